@@ -1,0 +1,2 @@
+//! The bbcp test double.
+fn main() {}

@@ -1,0 +1,4 @@
+//! A Celery-compatible worker and manager that move CCAT transfer packages between sites with bbcp.
+
+pub mod settings;
+pub mod transfer;

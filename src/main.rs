@@ -1,0 +1,2 @@
+//! The ccat-transfer binary.
+fn main() {}

@@ -1,0 +1,253 @@
+//! Rules that a value's type cannot express.
+
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use regex::Regex;
+use url::Url;
+
+use super::{Bbcp, Problem, Settings, Ssh};
+
+/// A size or rate as bbcp reads it (`bbcp -w`, `-x`).
+static BBCP_SIZE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"^=?[1-9]\d*[kmg]?$").ok());
+static PORT_RANGE: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"^(\d{1,5}):(\d{1,5})$").ok());
+/// Names that are safe on ssh's command line: nothing that it could take for an option.
+static USER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[a-z_][a-z0-9_-]*$").ok());
+
+/// Names of the task types, the keys of `celery.task_names`.
+const TASK_TYPES: [&str; 2] = ["transfer_files_bbcp", "transfer_transfer_packages"];
+
+/// Everything that is wrong with settings whose types are right.
+pub(super) fn check(settings: &Settings) -> Vec<Problem> {
+    let mut problems = Problems(Vec::new());
+    let Settings {
+        celery,
+        transfer,
+        log,
+        ..
+    } = settings;
+
+    problems.url("celery.broker_url", celery.broker_url(), &["amqp", "amqps"]);
+    if !celery.result_backend().is_empty() && celery.result_backend() != "rpc" {
+        problems.url(
+            "celery.result_backend",
+            celery.result_backend(),
+            &["rpc", "redis", "rediss"],
+        );
+    }
+    problems.require(
+        !celery.task_default_queue.is_empty(),
+        "celery.task_default_queue",
+        "must not be empty",
+    );
+    problems.require(
+        celery.max_body_bytes > 0,
+        "celery.max_body_bytes",
+        "must be above 0",
+    );
+    problems.require(
+        celery.broker_connection_timeout > 0,
+        "celery.broker_connection_timeout",
+        "must be above 0",
+    );
+    for (task, names) in &celery.task_names {
+        let key = format!("celery.task_names.{task}");
+        problems.require(
+            TASK_TYPES.contains(&task.as_str()),
+            &key,
+            "no such task; there are transfer_files_bbcp and transfer_transfer_packages",
+        );
+        problems.require(!names.is_empty(), &key, "needs one name at least");
+    }
+    for task in TASK_TYPES {
+        problems.require(
+            celery.task_names.contains_key(task),
+            &format!("celery.task_names.{task}"),
+            "must be given when task_names is",
+        );
+    }
+
+    let ttl = transfer.lease_ttl;
+    problems.require(
+        ttl >= transfer.lease_renew_interval * 3,
+        "transfer.lease_ttl",
+        "must be three times transfer.lease_renew_interval or more, so that two lost renewals do no harm",
+    );
+    problems.require(
+        transfer.lease_renew_interval >= Duration::from_millis(100),
+        "transfer.lease_renew_interval",
+        "must be 100ms or more",
+    );
+    problems.require(
+        !settings.manager.sleep_time.is_zero(),
+        "manager.sleep_time",
+        "must be above 0",
+    );
+    if let Err(e) = log.level.parse::<tracing_subscriber::filter::Targets>() {
+        problems.add("log.level", format!("{e}"));
+    }
+
+    bbcp("bbcp", &settings.bbcp, &mut problems);
+    ssh("ssh", &settings.ssh, &mut problems);
+    stall(
+        "transfer.stall_timeout",
+        transfer.stall_timeout,
+        &settings.bbcp,
+        &mut problems,
+    );
+    for (n, route) in settings.routes.iter().enumerate() {
+        let key = format!("routes[{n}]");
+        let same = |other: &&super::RouteOverride| {
+            other.origin == route.origin && other.destination == route.destination
+        };
+        problems.require(
+            settings.routes.iter().filter(same).count() == 1,
+            &key,
+            "the same link stands in another entry too; merge the two",
+        );
+        match settings.link(&route.origin, &route.destination) {
+            Ok(link) => {
+                bbcp(&format!("{key}.bbcp"), &link.bbcp, &mut problems);
+                ssh(&format!("{key}.ssh"), &link.ssh, &mut problems);
+                stall(
+                    &format!("{key}.stall_timeout"),
+                    link.stall_timeout,
+                    &link.bbcp,
+                    &mut problems,
+                );
+            }
+            Err(message) => problems.add(&key, message),
+        }
+    }
+    problems.0
+}
+
+fn bbcp(key: &str, bbcp: &Bbcp, problems: &mut Problems) {
+    problems.require(
+        (1..=64).contains(&bbcp.streams),
+        &format!("{key}.streams"),
+        "must be 1 to 64",
+    );
+    // With -P 1 bbcp floods its output with rates that are no numbers.
+    problems.require(
+        bbcp.progress_interval >= 2,
+        &format!("{key}.progress_interval"),
+        "must be 2 or more",
+    );
+    problems.require(
+        bbcp.window.is_empty() || matches(&BBCP_SIZE, &bbcp.window),
+        &format!("{key}.window"),
+        "must be a size such as \"8m\", or empty",
+    );
+    problems.require(
+        bbcp.max_rate.is_empty() || matches(&BBCP_SIZE, &bbcp.max_rate),
+        &format!("{key}.max_rate"),
+        "must be a rate such as \"100m\", or empty",
+    );
+    let ports = bbcp
+        .port_range
+        .split_once(':')
+        .and_then(|(first, last)| Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?)));
+    problems.require(
+        bbcp.port_range.is_empty()
+            || matches(&PORT_RANGE, &bbcp.port_range)
+                && ports.is_some_and(|(first, last)| first > 0 && first <= last),
+        &format!("{key}.port_range"),
+        "must be \"first:last\", or empty",
+    );
+    problems.require(
+        ["", "c32c", "md5"].contains(&bbcp.in_flight_checksum.as_str()),
+        &format!("{key}.in_flight_checksum"),
+        "must be \"c32c\", \"md5\" or empty",
+    );
+    // bbcp splits the start command at blanks, without quoting.
+    problems.require(
+        is_word(&bbcp.remote_program.to_string_lossy()),
+        &format!("{key}.remote_program"),
+        "must hold no blanks and not begin with `-`",
+    );
+}
+
+fn ssh(key: &str, ssh: &Ssh, problems: &mut Problems) {
+    problems.require(
+        ssh.user.is_empty() || matches(&USER, &ssh.user),
+        &format!("{key}.user"),
+        "must be a login name: small letters, digits, `_` and `-`, not beginning with `-`",
+    );
+    problems.require(ssh.port > 0, &format!("{key}.port"), "must be above 0");
+    problems.require(
+        ssh.connect_timeout >= Duration::from_secs(1),
+        &format!("{key}.connect_timeout"),
+        "must be 1s or more",
+    );
+    for (name, value) in [
+        ("program", ssh.program.to_string_lossy().as_ref()),
+        ("identity_file", &ssh.identity_file),
+        ("known_hosts_file", &ssh.known_hosts_file),
+    ] {
+        problems.require(
+            value.is_empty() || is_word(value),
+            &format!("{key}.{name}"),
+            "must hold no blanks and not begin with `-`: bbcp splits its start command at blanks",
+        );
+    }
+    for option in &ssh.options {
+        problems.require(
+            is_word(option) && option.contains('='),
+            &format!("{key}.options"),
+            "each must be `Name=value` without blanks",
+        );
+    }
+}
+
+fn stall(key: &str, timeout: Duration, bbcp: &Bbcp, problems: &mut Problems) {
+    problems.require(
+        timeout >= Duration::from_secs(u64::from(bbcp.progress_interval)) * 2,
+        key,
+        "must be twice bbcp.progress_interval or more: between two progress lines nothing can be seen to move",
+    );
+}
+
+fn matches(regex: &LazyLock<Option<Regex>>, text: &str) -> bool {
+    regex.as_ref().is_some_and(|r| r.is_match(text))
+}
+
+fn is_word(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('-')
+        && !text.contains(|c: char| c.is_whitespace() || c.is_control())
+}
+
+struct Problems(Vec<Problem>);
+
+impl Problems {
+    fn add(&mut self, key: &str, message: String) {
+        self.0.push(Problem {
+            key: key.into(),
+            message,
+            source: String::new(),
+        });
+    }
+
+    fn require(&mut self, holds: bool, key: &str, message: &str) {
+        if !holds {
+            self.add(key, message.into());
+        }
+    }
+
+    /// The URL itself is not shown: it may hold a password.
+    fn url(&mut self, key: &str, text: &str, schemes: &[&str]) {
+        let message = match Url::parse(text) {
+            Ok(url) if schemes.contains(&url.scheme()) => return,
+            Ok(url) => format!(
+                "scheme `{}` is not supported; use {}",
+                url.scheme(),
+                schemes.join(", ")
+            ),
+            Err(e) => format!("not a URL: {e}"),
+        };
+        self.add(key, message);
+    }
+}

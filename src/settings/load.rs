@@ -1,0 +1,315 @@
+//! Layering and checking.
+//!
+//! Every key that a layer sets is tried alone on top of the defaults, so that each bad value is
+//! reported under its own key and none hides another. Only what passed is merged; rules that span
+//! keys ([`check`]) see the merged result.
+
+use std::fmt;
+use std::path::Path;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Value};
+use figment::{Profile, Provider};
+use serde::de::DeserializeOwned;
+
+use super::check::check;
+use super::{LinkSettings, Settings};
+
+/// `config.default.toml`, the embedded reference.
+pub const DEFAULTS: &str = include_str!("../../config.default.toml");
+
+/// Prefix of our own environment variables; `__` separates section and key.
+const PREFIX: &str = "CCAT_DATA_TRANSFER_";
+
+/// Prefix of the operations database's variables, shared with the Python packages.
+const OPS_DB_PREFIX: &str = "CCAT_OPS_DB_";
+
+/// Tables whose keys are data, not names of settings, and the list of routes: taken whole.
+const WHOLE: [&str; 2] = ["celery.task_names", "routes"];
+
+/// One thing that is wrong with the settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Dotted key; empty when a whole file is meant.
+    pub key: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+    /// File or environment variable that the value came from; empty for a rule across keys.
+    pub source: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.message)?;
+        if !self.source.is_empty() {
+            write!(f, " (from {})", self.source)?;
+        }
+        Ok(())
+    }
+}
+
+/// The settings cannot be used; lists every problem found.
+#[derive(Debug, thiserror::Error)]
+#[error("{} in the settings:{}", count(.problems.len()), list(.problems))]
+pub struct SettingsError {
+    /// All of them, in the order of the layers.
+    pub problems: Vec<Problem>,
+}
+
+fn count(n: usize) -> String {
+    if n == 1 {
+        "1 problem".into()
+    } else {
+        format!("{n} problems")
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    problems.iter().map(|p| format!("\n  {p}")).collect()
+}
+
+/// A value that some layer gives to a key.
+struct Setting {
+    key: String,
+    value: Value,
+    source: String,
+}
+
+/// Loads the settings: the defaults, then `file`, then `environment` (as of [`std::env::vars`]).
+///
+/// # Errors
+/// [`SettingsError`] with every unknown key, bad value and broken rule.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Settings, SettingsError> {
+    let mut problems = Vec::new();
+    let defaults = parse(DEFAULTS).map_err(|message| SettingsError {
+        problems: vec![problem("", message, "the embedded defaults")],
+    })?;
+
+    let mut given = Vec::new();
+    if let Some(path) = file {
+        match read(path) {
+            Ok(dict) => flatten("", dict, &path.display().to_string(), &mut given),
+            Err(message) => problems.push(problem("", message, &path.display().to_string())),
+        }
+    }
+    given.extend(from_environment(&defaults, environment, &mut problems));
+
+    let mut merged = defaults.clone();
+    for setting in given {
+        if find(&defaults, &setting.key).is_none() && !WHOLE.contains(&setting.key.as_str()) {
+            problems.push(problem(
+                &setting.key,
+                unknown(&defaults, &setting.key),
+                &setting.source,
+            ));
+            continue;
+        }
+        let mut alone = defaults.clone();
+        set(&mut alone, &setting.key, setting.value.clone());
+        match extract::<Settings>(alone) {
+            Ok(_) => set(&mut merged, &setting.key, setting.value),
+            Err(message) => problems.push(problem(&setting.key, message, &setting.source)),
+        }
+    }
+
+    match extract::<Settings>(merged) {
+        Ok(settings) => {
+            problems.extend(check(&settings));
+            if problems.is_empty() {
+                Ok(settings)
+            } else {
+                Err(SettingsError { problems })
+            }
+        }
+        Err(message) => {
+            problems.push(problem("", message, ""));
+            Err(SettingsError { problems })
+        }
+    }
+}
+
+fn problem(key: &str, message: String, source: &str) -> Problem {
+    Problem {
+        key: key.into(),
+        message,
+        source: source.into(),
+    }
+}
+
+fn parse(text: &str) -> Result<Dict, String> {
+    Toml::string(text)
+        .data()
+        .map(|mut profiles| profiles.remove(&Profile::Default).unwrap_or_default())
+        .map_err(|e| e.to_string())
+}
+
+fn read(path: &Path) -> Result<Dict, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read the file: {e}"))?;
+    parse(&text)
+}
+
+fn extract<T: DeserializeOwned>(dict: Dict) -> Result<T, String> {
+    Value::from(dict)
+        .deserialize()
+        .map_err(|e| e.kind.to_string())
+}
+
+/// Lists the leaves of a file's tables as dotted keys.
+fn flatten(prefix: &str, dict: Dict, source: &str, into: &mut Vec<Setting>) {
+    for (name, value) in dict {
+        let key = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}.{name}")
+        };
+        match value {
+            Value::Dict(_, inner) if !WHOLE.contains(&key.as_str()) => {
+                flatten(&key, inner, source, into);
+            }
+            value => into.push(Setting {
+                key,
+                value,
+                source: source.into(),
+            }),
+        }
+    }
+}
+
+/// The settings among the environment's variables.
+///
+/// The Python system's own `CCAT_DATA_TRANSFER_…` variables may be set beside ours, so a variable
+/// that names none of our sections is not an error.
+fn from_environment(
+    defaults: &Dict,
+    environment: impl IntoIterator<Item = (String, String)>,
+    problems: &mut Vec<Problem>,
+) -> Vec<Setting> {
+    let mut shared = Vec::new();
+    let mut own = Vec::new();
+    for (name, raw) in environment {
+        let (key, list) = match name.as_str() {
+            "CELERY_BROKER_URL" => ("celery.broker_url".to_owned(), &mut shared),
+            "CELERY_RESULT_BACKEND" => ("celery.result_backend".to_owned(), &mut shared),
+            _ => {
+                if let Some(rest) = name.strip_prefix(OPS_DB_PREFIX) {
+                    let key = format!("ops_db.{}", rest.to_lowercase());
+                    if find(defaults, &key).is_none() {
+                        continue;
+                    }
+                    (key, &mut shared)
+                } else if let Some(rest) = name.strip_prefix(PREFIX) {
+                    let key = rest.to_lowercase().replace("__", ".");
+                    let section = key.split('.').next().unwrap_or_default();
+                    if !key.contains('.') || find(defaults, section).is_none() {
+                        continue;
+                    }
+                    (key, &mut own)
+                } else {
+                    continue;
+                }
+            }
+        };
+        // Text stays text: a password of digits is no number.
+        let value = match find(defaults, &key) {
+            Some(Value::String(..)) => Ok(Value::from(raw)),
+            _ => raw.parse::<Value>().map_err(|e| e.to_string()),
+        };
+        match value {
+            Ok(value) => list.push(Setting {
+                key,
+                value,
+                source: name,
+            }),
+            Err(message) => problems.push(problem(&key, message, &name)),
+        }
+    }
+    shared.append(&mut own);
+    shared
+}
+
+fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
+    let (head, rest) = key
+        .split_once('.')
+        .map_or((key, None), |(h, r)| (h, Some(r)));
+    match (dict.get(head)?, rest) {
+        (value, None) => Some(value),
+        (Value::Dict(_, inner), Some(rest)) => find(inner, rest),
+        _ => None,
+    }
+}
+
+fn set(dict: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            dict.insert(key.into(), value);
+        }
+        Some((head, rest)) => {
+            let mut inner = match dict.remove(head) {
+                Some(Value::Dict(_, inner)) => inner,
+                _ => Dict::new(),
+            };
+            set(&mut inner, rest, value);
+            dict.insert(head.into(), inner.into());
+        }
+    }
+}
+
+/// Says that a key is unknown and which known one is nearest.
+fn unknown(defaults: &Dict, key: &str) -> String {
+    let mut known = Vec::new();
+    flatten("", defaults.clone(), "", &mut known);
+    let nearest = known
+        .iter()
+        .map(|setting| {
+            (
+                strsim::jaro_winkler(&setting.key, key),
+                setting.key.as_str(),
+            )
+        })
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .filter(|(likeness, _)| *likeness > 0.8);
+    match nearest {
+        Some((_, name)) => format!("unknown key; the nearest one is `{name}`"),
+        None => "unknown key".into(),
+    }
+}
+
+/// The general settings with one route's differences laid over them.
+///
+/// # Errors
+/// What is wrong with the route's own keys. [`check`] has tried every route, so settings that came
+/// from [`load`] give none.
+pub(super) fn link(
+    settings: &Settings,
+    origin: &str,
+    destination: &str,
+) -> Result<LinkSettings, String> {
+    let mut link = LinkSettings {
+        bbcp: settings.bbcp.clone(),
+        ssh: settings.ssh.clone(),
+        stall_timeout: settings.transfer.stall_timeout,
+    };
+    for route in &settings.routes {
+        if route.origin != origin || route.destination != destination {
+            continue;
+        }
+        link.bbcp = overlay(&link.bbcp, &route.bbcp)?;
+        link.ssh = overlay(&link.ssh, &route.ssh)?;
+        link.stall_timeout = route.stall_timeout.unwrap_or(link.stall_timeout);
+    }
+    Ok(link)
+}
+
+fn overlay<T: serde::Serialize + DeserializeOwned>(base: &T, over: &Dict) -> Result<T, String> {
+    let Value::Dict(_, mut dict) = Value::serialize(base).map_err(|e| e.to_string())? else {
+        return Err("not a table".into());
+    };
+    dict.extend(over.clone());
+    extract(dict)
+}

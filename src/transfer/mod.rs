@@ -1,0 +1,1 @@
+//! The domain: leases, copies with bbcp, verification. Knows nothing of Celery.
