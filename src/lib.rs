@@ -5,3 +5,4 @@ pub mod settings;
 pub mod telemetry;
 pub mod transfer;
 pub mod wire;
+pub mod worker;

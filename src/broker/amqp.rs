@@ -450,6 +450,10 @@ impl Settlement for Acker {
             Err(error) => Err(self.link.error(error, "to settle a delivery")),
         }
     }
+
+    fn is_void(&self) -> bool {
+        !self.acker.usable()
+    }
 }
 
 impl Link {

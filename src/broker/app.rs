@@ -164,31 +164,30 @@ fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, Broker
         .and_then(Value::as_object)
         .cloned()
         .unwrap_or_default();
-    let Value::Object(headers) = json!({
-        "lang": "py",
-        "task": task,
-        "id": h.id,
-        "shadow": h.shadow,
-        "eta": h.eta.map(isoformat),
-        "expires": h.expires.map(isoformat),
-        "group": h.group,
-        "group_index": null,
-        "retries": h.retries.unwrap_or(0),
-        "timelimit": [h.timelimit.0, h.timelimit.1],
-        "root_id": h.root_id.as_deref().unwrap_or(&h.id),
-        "parent_id": h.parent_id,
-        "argsrepr": h.argsrepr.clone().unwrap_or_else(|| repr::shorten(repr::tuple(&args))),
-        "kwargsrepr": h.kwargsrepr.clone().unwrap_or_else(|| repr::shorten(repr::dict(&kwargs))),
-        "origin": h.origin,
-        "ignore_result": null,
-        "replaced_task_nesting": 0,
-        "stamped_headers": null,
-        "stamps": Map::new(),
-    }) else {
-        return Err(BrokerError::NotConnected);
-    };
+    let headers = [
+        ("lang", json!("py")),
+        ("task", json!(task)),
+        ("id", json!(h.id)),
+        ("shadow", json!(h.shadow)),
+        ("eta", json!(h.eta.map(isoformat))),
+        ("expires", json!(h.expires.map(isoformat))),
+        ("group", json!(h.group)),
+        ("group_index", Value::Null),
+        ("retries", json!(h.retries.unwrap_or(0))),
+        ("timelimit", json!(h.timelimit)),
+        ("root_id", json!(h.root_id.as_ref().unwrap_or(&h.id))),
+        ("parent_id", json!(h.parent_id)),
+        ("argsrepr", json!(repr::shorten(repr::tuple(&args)))),
+        ("kwargsrepr", json!(repr::shorten(repr::dict(&kwargs)))),
+        ("origin", json!(h.origin)),
+        ("ignore_result", Value::Null),
+        ("replaced_task_nesting", json!(0)),
+        ("stamped_headers", Value::Null),
+        ("stamps", json!({})),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
     Ok(RawMessage {
-        headers,
+        headers: Map::from_iter(headers),
         properties: Properties {
             content_type: Some(message.properties.content_type.clone()),
             content_encoding: Some(message.properties.content_encoding.clone()),

@@ -144,6 +144,9 @@ pub enum Verdict {
 pub trait Settlement: Send + Sync {
     /// Settles it.
     async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError>;
+
+    /// Whether the broker has taken the delivery back, because its connection is gone.
+    fn is_void(&self) -> bool;
 }
 
 /// A received message, which must be settled once.
@@ -179,6 +182,14 @@ impl Delivery {
             redelivered,
             settlement: Some(settlement),
         }
+    }
+
+    /// Whether the broker has taken it back, because its connection is gone; it comes again.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.settlement
+            .as_ref()
+            .is_none_or(|settlement| settlement.is_void())
     }
 
     /// Settles it. A failure means that the connection is gone, and the broker has the message
