@@ -202,7 +202,7 @@ impl Transport for Amqp {
         // One place is enough: the broker's prefetch is the buffer.
         let (sender, deliveries) = mpsc::channel(1);
         let (connected, connection) = watch::channel(false);
-        let cancelled = CancellationToken::new();
+        let cancelled = self.closing.child_token();
         let supervisor = Supervisor {
             link: self.link.clone(),
             subscription,

@@ -235,7 +235,8 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// A running subscription. Connections come and go beneath it; it ends only when it is cancelled.
+/// A running subscription. Connections come and go beneath it; it ends only when it is
+/// cancelled or dropped.
 #[derive(Debug)]
 pub struct Consumer {
     deliveries: mpsc::Receiver<Delivery>,
@@ -276,6 +277,12 @@ impl Consumer {
     }
 }
 
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.cancelled.cancel();
+    }
+}
+
 /// A connection to a broker, with reconnection built in.
 #[async_trait]
 pub trait Transport: Send + Sync {
@@ -295,6 +302,7 @@ pub trait Transport: Send + Sync {
     /// is down, goes away or refuses is tried again, with a log line that says why.
     fn consume(&self, subscription: Subscription) -> Consumer;
 
-    /// Closes every connection. Consumers must have been cancelled and their deliveries settled.
+    /// Cancels every consumer and closes every connection; unsettled deliveries return to their
+    /// queues.
     async fn close(&self);
 }
