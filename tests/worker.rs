@@ -456,14 +456,20 @@ async fn a_lost_connection_does_not_run_a_task_twice() {
         let output = Command::new(&ctl).args(arguments).output().unwrap();
         String::from_utf8(output.stdout).unwrap()
     };
-    let connections = rabbitmqctl(&["-q", "list_connections", "pid", "user_provided_name"]);
-    let worker = format!("worker-{} consumer", bench.queue);
-    let (pid, _) = connections
-        .lines()
-        .filter_map(|line| line.split_once('\t'))
-        .find(|(_, name)| *name == worker)
-        .unwrap();
-    rabbitmqctl(&["close_connection", pid, "test"]);
+    let name = format!("worker-{} consumer", bench.queue);
+    let mut pid = String::new();
+    // The broker lists a connection a moment after it has accepted it.
+    until("the connection is listed", async || {
+        let connections = rabbitmqctl(&["-q", "list_connections", "pid", "client_properties"]);
+        let mut rows = connections.lines().filter_map(|line| line.split_once('\t'));
+        pid = rows
+            .find(|row| row.1.contains(&name))
+            .map(|row| row.0.to_owned())
+            .unwrap_or_default();
+        !pid.is_empty()
+    })
+    .await;
+    rabbitmqctl(&["close_connection", &pid, "test"]);
     until("the worker consumes again", async || {
         rabbitmqctl(&[
             "-q",
