@@ -680,12 +680,17 @@ async fn spelling_in_use<E: DatabaseEnum>(
 
 async fn columns(db: &DatabaseConnection, table: &str) -> Result<FoundColumns, DbErr> {
     let backend = db.get_database_backend();
-    let (sql, read): (_, fn(&QueryResult) -> Result<(String, Found), DbErr>) = match backend {
-        DbBackend::Postgres => (POSTGRES_COLUMNS, postgres_column),
-        _ => (SQLITE_COLUMNS, sqlite_column),
-    };
-    let rows = db.query_all_raw(Statement::from_sql_and_values(backend, sql, [table.into()])).await?;
-    rows.iter().map(read).collect()
+    let query = |sql| Statement::from_sql_and_values(backend, sql, [table.into()]);
+    match backend {
+        DbBackend::Postgres => {
+            let rows = db.query_all_raw(query(POSTGRES_COLUMNS)).await?;
+            rows.iter().map(postgres_column).collect()
+        }
+        _ => {
+            let rows = db.query_all_raw(query(SQLITE_COLUMNS)).await?;
+            rows.iter().map(sqlite_column).collect()
+        }
+    }
 }
 
 /// Labels are joined by line feeds, so that no array needs to be decoded. Types are looked up

@@ -21,7 +21,9 @@ use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
 use entity::{Outcome, Status, data_transfer, transfer_worker_attempt, transfer_worker_lease};
-use sea_orm::sea_query::{Expr, ExprTrait as _, LockType, Query, SelectStatement};
+use sea_orm::sea_query::{
+    DynIden, Expr, ExprTrait as _, InsertStatement, IntoTableRef, LockType, Query, SelectStatement,
+};
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QuerySelect,
     UpdateMany,
@@ -181,6 +183,18 @@ async fn end_attempt(
         .exec(db)
         .await
         .map(drop)
+}
+
+/// An insert of one row. Not by an active model where a column needs a cast of its own.
+pub(super) fn insert_into(
+    table: impl IntoTableRef,
+    cells: Vec<(DynIden, Expr)>,
+) -> InsertStatement {
+    let (columns, values): (Vec<_>, Vec<_>) = cells.into_iter().unzip();
+    let mut insert = Query::insert();
+    // As many values as columns, so this cannot fail.
+    insert.into_table(table).columns(columns).values_panic(values);
+    insert
 }
 
 fn retry_count(row: &data_transfer::Model) -> u32 {

@@ -6,11 +6,11 @@ use chrono::{DateTime, Utc};
 use entity::{
     Outcome, Status, Timestamp, data_transfer, data_transfer_log, transfer_worker_attempt,
 };
-use sea_orm::sea_query::{Expr, Query};
+use sea_orm::sea_query::{Expr, IntoIden as _};
 use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter};
 
 use super::{
-    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, lock, retry_count,
+    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, insert_into, lock, retry_count,
     storable, storable_path,
 };
 use crate::transfer::database;
@@ -235,24 +235,15 @@ impl Repository {
         now: DateTime<Utc>,
     ) -> Result<(), DbErr> {
         use data_transfer_log::{Column, Entity, Optional};
-        use sea_orm::sea_query::IntoIden;
-        let mut columns = vec![
-            Column::DataTransferId.into_iden(),
-            Column::Timestamp.into_iden(),
-            Column::LogPath.into_iden(),
-        ];
-        let mut values = vec![
-            Expr::val(id),
-            Expr::val(Timestamp(now)),
-            Expr::val(storable_path(log_path)),
+        let mut cells = vec![
+            (Column::DataTransferId.into_iden(), Expr::val(id)),
+            (Column::Timestamp.into_iden(), Expr::val(Timestamp(now))),
+            (Column::LogPath.into_iden(), Expr::val(storable_path(log_path))),
         ];
         if let Some(column) = &self.schema.log_status {
-            columns.push(Optional::Status.into_iden());
-            values.push(column.write(status));
+            cells.push((Optional::Status.into_iden(), column.write(status)));
         }
-        let mut insert = Query::insert();
-        insert.into_table(Entity).columns(columns).values_panic(values);
-        tx.execute(&insert).await.map(drop)
+        tx.execute(&insert_into(Entity, cells)).await.map(drop)
     }
 }
 
