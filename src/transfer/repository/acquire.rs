@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entity::{Status, Timestamp, data_transfer, transfer_worker_attempt, transfer_worker_lease};
-use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
+use sea_orm::sea_query::Expr;
 use sea_orm::{
     ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Set,
 };
@@ -189,15 +189,6 @@ impl Repository {
         use transfer_worker_lease::{Column, Entity};
         let db = self.database.connection();
         let now = database::now(db).await?;
-        let in_progress = Query::select()
-            .expr(Expr::val(1))
-            .from(data_transfer::Entity)
-            .and_where(
-                Expr::col((data_transfer::Entity, data_transfer::Column::Id))
-                    .eq(lease.data_transfer_id),
-            )
-            .and_where(self.status_is(&[Status::InProgress]))
-            .to_owned();
         let renewed = Entity::update_many()
             .col_expr(Column::RenewedAt, Expr::val(now))
             .col_expr(Column::ExpiresAt, Expr::val(expiry(now, lease.ttl)))
@@ -206,7 +197,7 @@ impl Repository {
             .col_expr(Column::RateBytesPerS, Expr::val(column_value(progress.rate_bytes_per_s)))
             .filter(Column::DataTransferId.eq(lease.data_transfer_id))
             .filter(Column::Token.eq(lease.token.to_string()))
-            .filter(Expr::exists(in_progress))
+            .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
             .exec(db)
             .await?;
         if renewed.rows_affected == 0 { Err(LeaseError::Lost) } else { Ok(()) }
@@ -232,6 +223,7 @@ impl Repository {
                 .filter(Column::Attempt.eq(lease.attempt))
                 .filter(Column::Outcome.is_null())
                 .filter(Expr::exists(standing(lease)))
+                .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
                 .exec(self.database.connection())
                 .await?;
             if noted.rows_affected == 0 { Err(LeaseError::Lost) } else { Ok(()) }

@@ -94,6 +94,17 @@ impl Repository {
             .is_in(self.schema.transfer_status.one_of(statuses))
     }
 
+    /// "The transfer is IN_PROGRESS", as a subquery.
+    fn in_progress(&self, id: i64) -> SelectStatement {
+        use data_transfer::{Column, Entity};
+        Query::select()
+            .expr(Expr::val(1))
+            .from(Entity)
+            .and_where(Expr::col((Entity, Column::Id)).eq(id))
+            .and_where(self.status_is(&[Status::InProgress]))
+            .to_owned()
+    }
+
     /// An update of one transfer's status, to be completed by the caller.
     fn set_status(&self, id: i64, status: Status) -> UpdateMany<data_transfer::Entity> {
         data_transfer::Entity::update_many()
