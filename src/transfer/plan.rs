@@ -310,3 +310,193 @@ fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), TransferErr
     }
     Ok(())
 }
+
+/// Plans for the tests of this crate.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(super) mod examples {
+    use super::*;
+
+    pub(in crate::transfer) fn attempt() -> Attempt {
+        Attempt {
+            transfer_id: 42,
+            number: 2,
+            lease_token: Uuid::from_u128(0xdead_beef_u128 << 96),
+        }
+    }
+
+    pub(in crate::transfer) fn location(site: &str, host: &str, root: &str) -> Location {
+        Location {
+            site: site.into(),
+            name: "buffer".into(),
+            storage: StorageKind::Disk,
+            host: Some(host.into()),
+            root: root.into(),
+        }
+    }
+
+    pub(in crate::transfer) fn package(relative_path: &str, file_name: &str) -> Package {
+        Package {
+            relative_path: relative_path.into(),
+            file_name: file_name.into(),
+            size: 1000,
+            checksum: None,
+        }
+    }
+
+    pub(in crate::transfer) fn link() -> LinkSettings {
+        let settings = crate::settings::load(None, []).unwrap();
+        settings.link("ccat", "cologne").unwrap()
+    }
+
+    /// From `from` to `to` with `link`; "here" is this host.
+    pub(in crate::transfer) fn between(
+        from: &Location,
+        to: &Location,
+        package: &Package,
+        link: &LinkSettings,
+    ) -> Result<Plan, TransferError> {
+        let local = LocalHost::new("here", []);
+        plan(attempt(), from, to, package, Some("bbcp"), link, &local)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::examples::{between, link, location, package};
+    use super::*;
+
+    fn push(package: &Package) -> Result<Plan, TransferError> {
+        let from = location("ccat", "here", "/data/fyst/");
+        let to = location("cologne", "far.example.org", "/archive");
+        between(&from, &to, package, &link())
+    }
+
+    #[test]
+    fn a_push() {
+        let plan = push(&package("2026/11", "p.tar")).unwrap();
+        assert_eq!(plan.source.path().as_str(), "/data/fyst/2026/11/p.tar");
+        assert!(plan.source.endpoint().remote().is_none());
+        assert_eq!(plan.target.path().as_str(), "/archive/2026/11/p.tar");
+        assert_eq!(
+            plan.target.temporary_path().as_str(),
+            "/archive/2026/11/.ccat-transfer-42-2-deadbeef.part"
+        );
+        let remote = plan.target.endpoint().remote().unwrap();
+        assert_eq!(remote.host.as_ssh(), "far.example.org");
+        assert_eq!(plan.target.watched(), None);
+    }
+
+    #[rstest]
+    #[case::directory("a/b", "f", "/archive/a/b/f")]
+    #[case::none("", "f", "/archive/f")]
+    #[case::dot(".", "f", "/archive/f")]
+    #[case::whole_path("a/f", "f", "/archive/a/f")]
+    #[case::slashes("a//b/", "f", "/archive/a/b/f")]
+    #[case::odd_names("-a:b@c", "-f:x@y", "/archive/-a:b@c/-f:x@y")]
+    fn target_paths(#[case] relative: &str, #[case] name: &str, #[case] path: &str) {
+        let plan = push(&package(relative, name)).unwrap();
+        assert_eq!(plan.target.path().as_str(), path);
+    }
+
+    #[rstest]
+    #[case("..", "f")]
+    #[case("a/../../etc", "f")]
+    #[case("/etc", "f")]
+    #[case("a", "")]
+    #[case("a", ".")]
+    #[case("a", "..")]
+    #[case("a", "b/f")]
+    #[case("a\nb", "f")]
+    #[case("a", "f\t")]
+    #[case("a", ".ccat-transfer-1-1-00000000.part")]
+    #[case("a", &"x".repeat(256))]
+    #[case(&"0123456789/".repeat(100), "f")]
+    fn unsafe_paths(#[case] relative: &str, #[case] name: &str) {
+        let error = push(&package(relative, name)).unwrap_err();
+        assert_eq!(error.code(), "path_invalid", "{error}");
+    }
+
+    #[test]
+    fn the_longest_name_still_has_a_temporary() {
+        let plan = push(&package("a", &"x".repeat(255))).unwrap();
+        assert!(plan.target.temporary_path().file_name().unwrap().len() <= 255);
+    }
+
+    #[rstest]
+    #[case::same(("here", "/a"), ("HERE.", "/a/"), "same_place")]
+    #[case::both_remote(("x", "/a"), ("y", "/b"), "both_ends_remote")]
+    #[case::option(("here", "/a"), ("-oProxyCommand=id", "/b"), "host_invalid")]
+    #[case::login_in_host(("root@x", "/a"), ("here", "/b"), "host_invalid")]
+    #[case::relative_root(("here", "data"), ("x", "/b"), "path_invalid")]
+    fn refused(#[case] from: (&str, &str), #[case] to: (&str, &str), #[case] code: &str) {
+        let from = location("ccat", from.0, from.1);
+        let to = location("cologne", to.0, to.1);
+        let error = between(&from, &to, &package("", "f"), &link()).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+
+    #[test]
+    fn other_storage() {
+        let from = location("ccat", "here", "/a");
+        let mut to = location("cologne", "here", "/b");
+        to.storage = StorageKind::Tape;
+        let error = between(&from, &to, &package("", "f"), &link()).unwrap_err();
+        assert_eq!(error.code(), "location_unsupported");
+        assert_eq!(error.scope(), crate::transfer::error::Scope::Destination);
+    }
+
+    #[rstest]
+    #[case(None, "route_missing")]
+    #[case(Some("rsync"), "route_method")]
+    fn methods(#[case] method: Option<&str>, #[case] code: &str) {
+        let (from, to) = (location("a", "here", "/a"), location("b", "here", "/b"));
+        let (package, local) = (package("", "f"), LocalHost::new("here", []));
+        let attempt = examples::attempt();
+        let error = plan(attempt, &from, &to, &package, method, &link(), &local).unwrap_err();
+        assert_eq!(error.code(), code);
+    }
+
+    #[test]
+    fn a_bad_login() {
+        let mut link = link();
+        link.ssh.user = "-oProxyCommand=id".into();
+        let (from, to) = (location("a", "here", "/a"), location("b", "x", "/b"));
+        let error = between(&from, &to, &package("", "f"), &link).unwrap_err();
+        assert_eq!(error.code(), "user_invalid");
+    }
+
+    #[test]
+    fn names_of_this_host() {
+        let local = LocalHost::new("fyst.ccat.cl", ["::1"]);
+        for name in [
+            "FYST.ccat.cl",
+            "fyst",
+            "fyst.ccat.cl.",
+            "localhost",
+            "[::1]",
+        ] {
+            assert!(local.is(name), "{name}");
+        }
+        for name in ["fyst.other.cl", "ccat.cl", "", "127.0.0.1"] {
+            assert!(!local.is(name), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_leaves_its_location(relative in "\\PC{0,40}", name in "\\PC{0,40}") {
+            if let Ok(plan) = push(&package(&relative, &name)) {
+                prop_assert!(plan.source.path().as_str().starts_with("/data/fyst/"));
+                prop_assert!(plan.target.path().as_str().starts_with("/archive/"));
+                prop_assert_eq!(plan.target.path().file_name(), Some(name.as_str()));
+                prop_assert_eq!(plan.target.path().parent(), plan.target.temporary_path().parent());
+                prop_assert_ne!(plan.target.path(), &plan.target.temporary_path());
+            }
+        }
+    }
+}

@@ -134,3 +134,148 @@ fn spec(endpoint: &Endpoint, path: &AbsolutePath) -> String {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::settings::LinkSettings;
+    use crate::transfer::plan::Location;
+    use crate::transfer::plan::examples::{between, link, location, package};
+
+    fn line(from: &Location, to: &Location, link: &LinkSettings) -> Vec<String> {
+        arguments(&between(from, to, &package("d", "p.tar"), link).unwrap())
+    }
+
+    fn here(root: &str) -> Location {
+        location("here", "here", root)
+    }
+
+    fn far(root: &str) -> Location {
+        location("far", "far.example.org", root)
+    }
+
+    #[test]
+    fn a_local_copy_with_the_defaults() {
+        let expected = "-v -P 10 -s 16 -w 8m -y dd -e -E c32c=/dev/stdout -n -- \
+                        /a/d/p.tar /b/d/.ccat-transfer-42-2-deadbeef.part";
+        assert_eq!(line(&here("/a"), &here("/b"), &link()).join(" "), expected);
+    }
+
+    #[test]
+    fn a_push_with_everything() {
+        let mut link = link();
+        link.bbcp.progress_interval = 1;
+        link.bbcp.in_flight_checksum = String::new();
+        link.bbcp.window = String::new();
+        link.bbcp.reverse_connection = true;
+        link.bbcp.no_dns = false;
+        link.bbcp.port_range = "5031:5099".into();
+        link.bbcp.max_rate = "100m".into();
+        link.bbcp.remote_program = "/opt/bbcp".into();
+        link.ssh.user = "transfer".into();
+        link.ssh.port = 2222;
+        link.ssh.identity_file = "/k/id".into();
+        link.ssh.known_hosts_file = "/k/known".into();
+        link.ssh.options = vec!["ServerAliveInterval=5".into()];
+        let start = "ssh -x -a -oBatchMode=yes -oControlMaster=no -oControlPath=none \
+                     -oServerAliveInterval=5 -oConnectTimeout=15 -oServerAliveInterval=15 \
+                     -oServerAliveCountMax=4 -oPort=2222 -oIdentityFile=/k/id \
+                     -oIdentitiesOnly=yes -oUserKnownHostsFile=/k/known -l %U %H /opt/bbcp";
+        let expected = [
+            "-v",
+            "-P",
+            "2",
+            "-s",
+            "16",
+            "-y",
+            "dd",
+            "-z",
+            "-Z",
+            "5031:5099",
+            "-x",
+            "100m",
+            "-T",
+            start,
+            "--",
+            "/a/d/p.tar",
+            "transfer@far.example.org:/b/d/.ccat-transfer-42-2-deadbeef.part",
+        ];
+        assert_eq!(line(&here("/a"), &far("/b"), &link), expected);
+    }
+
+    #[test]
+    fn a_pull_without_a_login() {
+        let line = line(&far("/a"), &here("/b"), &link());
+        let at = line.iter().position(|word| word == "-S").unwrap();
+        assert!(
+            line[at + 1].ends_with(" -oPort=22 %H bbcp"),
+            "{}",
+            line[at + 1]
+        );
+        assert!(!line.contains(&"-T".to_owned()));
+        assert_eq!(line[line.len() - 2], "far.example.org:/a/d/p.tar");
+    }
+
+    #[test]
+    fn an_address_stands_in_brackets() {
+        let line = line(&here("/a"), &location("far", "fe80::1", "/b"), &link());
+        assert!(line[line.len() - 1].starts_with("[fe80::1]:/b/"));
+    }
+
+    #[test]
+    fn a_missing_program() {
+        let mut link = link();
+        link.bbcp.program = "no-such-bbcp".into();
+        let plan = between(&here("/a"), &here("/b"), &package("", "f"), &link).unwrap();
+        let error = Invocation::new(&plan).unwrap_err();
+        assert_eq!(error.code(), "program_missing");
+    }
+
+    #[test]
+    fn is_shown_as_one_would_type_it() {
+        let invocation = Invocation {
+            program: "/opt/bbcp".into(),
+            arguments: vec!["-T".into(), "a b".into(), "/x'y".into()],
+        };
+        assert_eq!(invocation.to_string(), r#"/opt/bbcp -T 'a b' '/x'\''y'"#);
+    }
+
+    proptest! {
+        /// Whatever the rows hold: two operands, each an absolute path behind an optional checked
+        /// host, and nothing that could be taken for an option.
+        #[test]
+        fn data_are_never_options(
+            host in "[-a-zA-Z0-9.@:\\[\\] ]{1,12}",
+            root in "/?[-\\PC]{0,20}",
+            relative in "[-\\PC]{0,20}",
+            name in "-?\\PC{1,20}",
+            pull: bool,
+        ) {
+            let other = location("far", &host, &root);
+            let (from, to) = if pull { (other, here("/b")) } else { (here("/a"), other) };
+            let Ok(plan) = between(&from, &to, &package(&relative, &name), &link()) else {
+                return Ok(());
+            };
+            let line = arguments(&plan);
+            let end = line.iter().position(|word| word == "--").unwrap();
+            prop_assert_eq!(line.len(), end + 3);
+            for operand in &line[end + 1..] {
+                prop_assert!(!operand.starts_with('-'));
+                prop_assert!(!operand.contains(char::is_control));
+                let remote = !operand.starts_with('/');
+                if remote {
+                    let (host, path) = operand.split_once(":/").unwrap();
+                    prop_assert!(!host.contains(['@', '/', ' ']));
+                    prop_assert!(!path.split('/').any(|c| c == ".."));
+                }
+            }
+            // Nothing of the rows stands before the operands.
+            for forbidden in ["-f", "-r", "-l", "-t", "-O", "-N", "-F", "-a", "-k"] {
+                prop_assert!(!line[..end].contains(&forbidden.to_owned()));
+            }
+        }
+    }
+}

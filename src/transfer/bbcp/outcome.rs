@@ -478,9 +478,11 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
         #[test]
         fn any_text_is_bounded_and_no_failure_is_lost(
-            lines in proptest::collection::vec("\\PC{0,2000}", 0..100),
+            lines in proptest::collection::vec("\\PC{0,600}", 0..50),
             exit in 1..256i32,
         ) {
             let mut evidence = Evidence::new(ends(Some(Role::Origin)));
