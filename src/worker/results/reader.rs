@@ -1,5 +1,6 @@
 //! The other side of a result backend: a producer that waits for a result.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub enum ResultReader {
         queue: String,
         /// Reads it.
         consumer: Consumer,
+        /// Results that came before they were asked for.
+        early: HashMap<String, Value>,
     },
     /// Looks at the keys in Redis.
     Redis(redis::aio::ConnectionManager),
@@ -54,7 +57,11 @@ impl ResultReader {
                     queues,
                     prefetch: 0,
                 });
-                Ok(Self::Rpc { queue, consumer })
+                Ok(Self::Rpc {
+                    queue,
+                    consumer,
+                    early: HashMap::new(),
+                })
             }
             "redis" | "rediss" => Ok(Self::Redis(connection(url)?)),
             other => Err(ResultError::Unsupported(other.to_owned())),
@@ -83,20 +90,25 @@ impl ResultReader {
 
     async fn read(&mut self, task_id: &str) -> Result<Value, ResultError> {
         match self {
-            Self::Rpc { consumer, .. } => loop {
+            Self::Rpc {
+                consumer, early, ..
+            } => loop {
+                if let Some(meta) = early.remove(task_id) {
+                    return Ok(meta);
+                }
                 let Some(delivery) = consumer.next().await else {
                     std::future::pending().await
                 };
                 let meta = serde_json::from_slice(&delivery.message.body);
                 delivery.settle(Verdict::Ack).await;
-                if let Some(meta) = meta.ok().and_then(|meta| ended(meta, task_id)) {
-                    return Ok(meta);
+                if let Some((id, meta)) = meta.ok().and_then(ended) {
+                    early.insert(id, meta);
                 }
             },
             Self::Redis(connection) => loop {
                 let stored: Option<String> = connection.get(key(task_id)).await?;
                 let meta = stored.and_then(|text| serde_json::from_str(&text).ok());
-                if let Some(meta) = meta.and_then(|meta| ended(meta, task_id)) {
+                if let Some((_, meta)) = meta.and_then(ended) {
                     return Ok(meta);
                 }
                 sleep(POLL).await;
@@ -105,11 +117,12 @@ impl ResultReader {
     }
 }
 
-/// The mapping, if it is this task's and final.
-fn ended(meta: Value, task_id: &str) -> Option<Value> {
+/// The mapping and whose it is, if it is final.
+fn ended(meta: Value) -> Option<(String, Value)> {
     let is_final = matches!(
         meta["status"].as_str(),
         Some("SUCCESS" | "FAILURE" | "REVOKED")
     );
-    (is_final && meta["task_id"] == task_id).then_some(meta)
+    let id = meta["task_id"].as_str()?.to_owned();
+    is_final.then_some((id, meta))
 }
