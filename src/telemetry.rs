@@ -1,5 +1,6 @@
 //! Logging, and how errors are shown.
 
+use std::any::Any;
 use std::error::Error;
 use std::fmt;
 
@@ -28,4 +29,14 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + use<'a
     }
 
     Chain(error)
+}
+
+/// What a panic said.
+#[must_use]
+pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
 }

@@ -321,6 +321,9 @@ pub enum TransferError {
 
     #[error("the operations database did not answer as it should")]
     Database { source: Cause },
+
+    #[error("the attempt broke down inside this worker, which is a bug of it: {what}")]
+    Internal { what: String },
 }
 
 /// Whether and how often an error may be tried again.
@@ -419,6 +422,7 @@ impl TransferError {
             Self::Storage { role, .. }          => Class("storage", role.scope(), General, exc::STORAGE),
             Self::LogFile { .. }                => Class("log_file", Agent, General, exc::STORAGE),
             Self::Database { .. }               => Class("database", Database, Uncounted, exc::DATABASE),
+            Self::Internal { .. }               => Class("internal", Agent, General, exc::TRANSFER),
         }
     }
 
@@ -457,14 +461,7 @@ impl TransferError {
 
     /// The whole chain of causes in one line, for a database column or a Celery message.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(e) = cause {
-            text.push_str(": ");
-            text.push_str(&e.to_string());
-            cause = e.source();
-        }
-        text
+        crate::telemetry::chain(self).to_string()
     }
 }
 

@@ -11,4 +11,5 @@ pub mod repository;
 pub mod retry;
 pub mod routing;
 pub mod schema;
+pub mod service;
 pub mod topology;

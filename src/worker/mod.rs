@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, panic_text};
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
 use crate::wire::result::{ResultMeta, State};
@@ -313,7 +313,7 @@ impl Worker {
         // A panic outside the task's own body, e.g. in its `on_failure`.
         tokio::spawn(run).await.unwrap_or_else(|error| {
             let text = match error.try_into_panic() {
-                Ok(panic) => format!("task panicked: {}", task::panic_text(&*panic)),
+                Ok(panic) => format!("task panicked: {}", panic_text(&*panic)),
                 Err(error) => error.to_string(),
             };
             Outcome::Failed(Failure::Raised(Exception::new(

@@ -4,7 +4,6 @@
 //! [`WorkerTask`] adds them. A worker runs a task through [`Registry`], never through the crate's
 //! own tracer, which loses messages whose arguments do not fit and leaks those that panic.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -19,6 +18,7 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::panic_text;
 use crate::wire::arguments::Signature;
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::TaskMessage;
@@ -196,15 +196,6 @@ async fn run<T: WorkerTask>(invocation: Invocation, context: T::Context) -> Outc
             Outcome::Failed(task.judge(&error))
         }
     }
-}
-
-/// What a panic said.
-pub(super) fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }
 
 /// A task's own options, completed from the app's.
