@@ -41,7 +41,9 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         Ok(match request {
             Request::Help => Order::Say(options::usage()),
             Request::Version => Order::Say(knobs.version.clone()),
-            Request::Copy(options, operands) => Order::Copy(Operation::plan(*options, &operands)?),
+            Request::Copy(options, operands) => {
+                Order::Copy(Box::new(Operation::plan(*options, &operands)?))
+            }
         })
     });
     let lot = match &order {
@@ -63,7 +65,7 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         (Ok(Order::Copy(operation)), Some(lot)) => Agent {
             knobs,
             program,
-            operation,
+            operation: *operation,
             lot,
         }
         .copy(),
@@ -104,7 +106,7 @@ fn refuse(refusal: &Refusal) -> u8 {
 /// What a command line comes down to.
 enum Order {
     Say(String),
-    Copy(Operation),
+    Copy(Box<Operation>),
 }
 
 /// A copy, understood.
@@ -278,6 +280,7 @@ impl Agent {
                 .is_some_and(|append| append.directory.is_some())
         {
             // The original puts the checkpoint directory after -A, where nothing takes it.
+            // Its source side then has no port to connect to.
             console::message("Connection refused unable to connect to port [::]:0");
             scene.nobody_connects()
         } else {

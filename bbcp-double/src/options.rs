@@ -385,10 +385,8 @@ fn apply(options: &mut Options, letter: char, value: Option<&str>) -> Result<(),
         'S' => options.source_command = Some(text.to_owned()),
         't' => options.time_limit = Some(size("time limit", text, 1)?),
         'T' => options.target_command = Some(text.to_owned()),
-        'u' => {
-            if !matches!(text, "s" | "t" | "st" | "ts") {
-                return Err(invalid("unbuffered options", text));
-            }
+        'u' if !matches!(text, "s" | "t" | "st" | "ts") => {
+            return Err(invalid("unbuffered options", text));
         }
         'U' => {
             size("forced window size", text, 8192)?;
@@ -422,7 +420,7 @@ fn apply(options: &mut Options, letter: char, value: Option<&str>) -> Result<(),
             }
         }
         '~' => options.preserve = Preserve::Times,
-        // -i -l -z and the empty option: in the record, and without effect.
+        // -i -l -u -z and the empty option: in the record, and without effect.
         _ => {}
     }
     Ok(())
