@@ -8,6 +8,7 @@ use crate::failure::Failure;
 use crate::options::{Flush, Preserve};
 use crate::wire::{Job, Offer};
 use nix::sys::statvfs::statvfs;
+use nix::unistd::{User, geteuid};
 use std::fs::{self, File, FileTimes, OpenOptions, Permissions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
@@ -363,8 +364,12 @@ fn checkpoint_directory(given: Option<&str>) -> Result<PathBuf, Failure> {
     if let Some(directory) = given {
         return Ok(directory.into());
     }
-    let home = std::env::var_os("HOME").unwrap_or_else(|| "/".into());
-    let directory = Path::new(&home).join(".bbcp");
+    // The home of the account, as in the original: $HOME is not looked at.
+    let home = User::from_uid(geteuid())
+        .ok()
+        .flatten()
+        .map_or_else(|| PathBuf::from("/"), |user| user.dir);
+    let directory = home.join(".bbcp");
     match fs::create_dir(&directory) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(Failure::system(
             &error,

@@ -676,12 +676,6 @@ const CASES: &[Case] = &[
         after: &[After::Absent("dst/x")],
     },
     Case {
-        name: "-a by default keeps its checkpoints in the home directory",
-        before: &[A],
-        steps: &[Step::new(&["-a", "--", "{}/src/a", "{}/dst/x"]).silent()],
-        after: &[After::Copied("dst/x", "src/a"), After::Entries(".bbcp", 0)],
-    },
-    Case {
         name: "the command line that the project uses",
         before: &[A],
         steps: &[Step::new(&[
