@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 use support::{Bench, Running, children, eventually, lives};
 
 const SIZE: usize = 400_000;
+/// Knobs and their values.
+type Knobs = &'static [(&'static str, &'static str)];
 /// Long enough for any test to act upon the copy.
-const SLOW: &[(&str, &str)] = &[("RATE", "20000")];
+const SLOW: Knobs = &[("RATE", "20000")];
 
 fn slow<'a>(bench: &'a Bench, arguments: &[&str], knobs: &[(&str, &str)]) -> Running<'a> {
     let mut call = bench.call(arguments);
@@ -75,8 +77,9 @@ fn a_local_copy_is_one_group() {
 
 #[test]
 fn a_remote_child_has_its_own_session_and_feels_the_loss_of_the_other() {
-    // Target operand, knobs, whether the sink is the remote one, whether the partial stays.
-    let table: &[(&[&str], &[(&str, &str)], bool, bool)] = &[
+    // Arguments, knobs, whether the sink is the remote one, whether the partial stays.
+    type Row = (&'static [&'static str], Knobs, bool, bool);
+    let table: &[Row] = &[
         (
             &["{}/src/a", "b:{}/dst/x"],
             &[("ANYHOST", "1")],
@@ -118,8 +121,8 @@ fn a_remote_child_has_its_own_session_and_feels_the_loss_of_the_other() {
 #[test]
 fn children_outlive_an_agent_that_dies_alone_until_they_look() {
     for (knobs, stays) in [
-        (&[("POLL", "1")][..], true),
-        (&[("POLL", "1"), ("REMOTE", "1")], false),
+        (&[("POLL", "2")][..], true),
+        (&[("POLL", "2"), ("REMOTE", "1")], false),
     ] {
         let bench = Bench::with_source(SIZE);
         let running = slow(&bench, &["{}/src/a", "{}/dst/x"], knobs);
@@ -260,7 +263,7 @@ fn fork_stderr_leaves_a_holder() {
 
 #[test]
 fn an_orphan_unlinks_what_has_the_targets_name() {
-    for (plan, stays) in [("orphan:0.4:unlink", false), ("orphan:0.1", true)] {
+    for (plan, stays) in [("orphan:2:unlink", false), ("orphan:1", true)] {
         let bench = Bench::with_source(SIZE);
         let running = slow(&bench, &["{}/src/a", "{}/dst/x"], &[("PLAN", plan)]);
         let (sink, source) = pair(&running);
