@@ -43,9 +43,16 @@ use std::time::Duration;
 const HOLDER: &str = "DOUBLE-HOLD";
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os()
-        .map(|argument| argument.to_string_lossy().into_owned())
+    let arguments: Result<Vec<String>, _> = std::env::args_os()
+        .map(std::ffi::OsString::into_string)
         .collect();
+    let arguments = match arguments {
+        Ok(arguments) => arguments,
+        Err(other) => {
+            console::line(&format!("DOUBLE: no UTF-8: {}", other.display()));
+            return ExitCode::from(failure::MISUSE);
+        }
+    };
     let code = match arguments.get(1).map(String::as_str) {
         Some("SNK") => sink::run(),
         Some("SRC") => source::run(),
