@@ -2,7 +2,7 @@
 //! and chooses the exit code. It never reads standard input and leaves all signals alone.
 
 use crate::checksum::Output;
-use crate::early::{Ending, Scene};
+use crate::early::{Ending, Scene, is_connected};
 use crate::effects::{Early, Effect};
 use crate::failure::{Failure, MISUSE, errno_text};
 use crate::knobs::{self, Knobs};
@@ -264,10 +264,7 @@ impl Agent {
             _ => None,
         });
         let ending = if let Some(early) = injected {
-            if matches!(
-                early,
-                Early::Exists | Early::NoSource | Early::NoDirectory | Early::Skip | Early::NoSpace
-            ) {
+            if is_connected(early) {
                 self.say_redirect();
             }
             scene.ending(early)

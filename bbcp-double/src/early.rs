@@ -112,9 +112,8 @@ impl Scene<'_> {
                 ..said(*code, [])
             },
             Early::NoSsh => {
-                let (command, side) = self.remote_side();
+                let (side, command) = self.remote_side();
                 let program = command
-                    .as_deref()
                     .and_then(|command| command.split_whitespace().next())
                     .unwrap_or("ssh");
                 let host = side.host_name();
@@ -136,19 +135,24 @@ impl Scene<'_> {
         }
     }
 
-    /// The side that ssh is used for. With two remote sides the target's is started first.
-    fn remote_side(&self) -> (&Option<String>, &Spec) {
-        if self.target.host.is_none() && self.source.host.is_some() {
-            (&self.options.source_command, self.source)
+    /// Whether ssh is used for the source. With two remote sides the target's is started first.
+    fn pulls(&self) -> bool {
+        self.target.host.is_none() && self.source.host.is_some()
+    }
+
+    /// The side that ssh is used for, and its command.
+    fn remote_side(&self) -> (&Spec, Option<&str>) {
+        if self.pulls() {
+            (self.source, self.options.source_command.as_deref())
         } else {
-            (&self.options.target_command, self.target)
+            (self.target, self.options.target_command.as_deref())
         }
     }
 
     /// ssh came to nothing. The agent notices at once when the target is remote; when the source is, the sink
     /// here waits in vain for its connections.
     fn unreachable(&self, early: &Early) -> Ending {
-        let (_, side) = self.remote_side();
+        let (side, _) = self.remote_side();
         let host = side.host_name();
         let user = side.user.as_deref().unwrap_or("bbcp");
         let foreign = match early {
@@ -158,16 +162,16 @@ impl Scene<'_> {
             Early::TimedOut(_) => Some(format!(
                 "ssh: connect to host {host} port 22: Connection timed out"
             )),
-            Early::Unresolved => Some(unresolved(host)),
+            Early::Unresolved => Some(format!(
+                "ssh: Could not resolve hostname {host}: Name or service not known"
+            )),
             Early::Authentication => Some(format!("{user}@{host}: Permission denied (publickey).")),
             Early::HostKey => Some("Host key verification failed.".to_owned()),
             Early::NoBbcp => Some("bash: line 1: bbcp: command not found".to_owned()),
             _ => None,
         };
-        let mut ending = if std::ptr::eq(side, self.source) {
-            let mut ending = self.nobody_connects();
-            ending.after = self.accept;
-            ending
+        let mut ending = if self.pulls() {
+            self.nobody_connects()
         } else {
             said(255, [format!("bbcp unexpectedly terminated on {host}")])
         };
@@ -196,9 +200,31 @@ impl Scene<'_> {
     }
 }
 
-/// What ssh says of a host that it cannot find.
-fn unresolved(host: &str) -> String {
-    format!("ssh: Could not resolve hostname {host}: Name or service not known")
+/// Whether both sides have found each other when a copy ends like this.
+pub(crate) fn is_connected(early: &Early) -> bool {
+    match early {
+        Early::Exists
+        | Early::NoSource
+        | Early::SourcePermission
+        | Early::SourceDirectory
+        | Early::NoDirectory
+        | Early::TargetPermission
+        | Early::NoSpace
+        | Early::CheckpointChanged
+        | Early::NoAppend
+        | Early::Skip => true,
+        Early::Refused
+        | Early::TimedOut(_)
+        | Early::Unresolved
+        | Early::Authentication
+        | Early::HostKey
+        | Early::NoBbcp
+        | Early::NoSsh
+        | Early::Banner
+        | Early::Streams(_)
+        | Early::PortBusy
+        | Early::Exit(..) => false,
+    }
 }
 
 fn said<const N: usize>(code: u8, lines: [String; N]) -> Ending {

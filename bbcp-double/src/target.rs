@@ -406,7 +406,7 @@ fn write_checkpoint(checkpoint: &Path, offer: &Offer) -> Result<(), Failure> {
         })
 }
 
-/// Whether a checkpoint is of this source: identity, size, modification time and name count.
+/// Whether a checkpoint is of this source: what counts is identity, size, modification time and name.
 fn same_source(checkpoint: &str, offer: &Offer) -> bool {
     let fields: Vec<&str> = checkpoint.trim_end_matches('\n').splitn(9, ' ').collect();
     let [_, _, identity, _, size, _, modified, _, name] = fields.as_slice() else {
