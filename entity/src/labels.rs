@@ -26,7 +26,10 @@ pub trait DatabaseEnum: fmt::Debug + Copy + Eq + 'static {
 
     /// The member that a label means; names and values are both understood, in any case.
     fn from_label(label: &str) -> Option<Self> {
-        Self::ALL.iter().copied().find(|member| member.name().eq_ignore_ascii_case(label.trim()))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|member| member.name().eq_ignore_ascii_case(label.trim()))
     }
 }
 

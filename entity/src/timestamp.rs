@@ -54,7 +54,8 @@ impl Serialize for Timestamp {
 impl TryGetable for Timestamp {
     fn try_get_by<I: ColIdx>(row: &QueryResult, index: I) -> Result<Self, TryGetError> {
         let text = String::try_get_by(row, index)?;
-        text.parse().map_err(|error: TimestampError| DbErr::Type(error.to_string()).into())
+        text.parse()
+            .map_err(|error: TimestampError| DbErr::Type(error.to_string()).into())
     }
 }
 

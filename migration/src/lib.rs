@@ -128,7 +128,9 @@ pub async fn table_exists(db: &impl ConnectionTrait, table: &str) -> Result<bool
         DbBackend::Postgres => "SELECT to_regclass(quote_ident($1)) IS NOT NULL",
         _ => "SELECT count(*) > 0 FROM sqlite_master WHERE name = $1",
     };
-    let row = db.query_one_raw(Statement::from_sql_and_values(backend, sql, [table.into()])).await?;
+    let row = db
+        .query_one_raw(Statement::from_sql_and_values(backend, sql, [table.into()]))
+        .await?;
     row.map_or(Ok(false), |row| row.try_get_by_index(0))
 }
 
@@ -141,7 +143,9 @@ async fn refuse_alembic(db: &DatabaseConnection) -> Result<(), MigrationError> {
 
 /// Whether the books say that the ops-db tables were made here.
 async fn made_here(db: &DatabaseConnection) -> Result<bool, DbErr> {
-    Ok(!OpsDbSubset::get_applied_migrations_read_only(db).await?.is_empty())
+    Ok(!OpsDbSubset::get_applied_migrations_read_only(db)
+        .await?
+        .is_empty())
 }
 
 async fn existing(db: &DatabaseConnection, tables: &[&str]) -> Result<Vec<String>, DbErr> {

@@ -17,7 +17,9 @@ pub(crate) struct Migration;
 #[async_trait::async_trait]
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        let enums = Enums { native: manager.get_database_backend() == DbBackend::Postgres };
+        let enums = Enums {
+            native: manager.get_database_backend() == DbBackend::Postgres,
+        };
         if enums.native {
             create_type::<Status>(manager).await?;
             create_type::<LocationType>(manager).await?;
@@ -41,7 +43,9 @@ impl MigrationTrait for Migration {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for table in entity::OPS_DB_TABLES.into_iter().rev() {
-            manager.drop_table(Table::drop().table(table).to_owned()).await?;
+            manager
+                .drop_table(Table::drop().table(table).to_owned())
+                .await?;
         }
         if manager.get_database_backend() == DbBackend::Postgres {
             for name in [
@@ -51,7 +55,9 @@ impl MigrationTrait for Migration {
                 RouteType::TYPE_NAME,
                 PackageState::TYPE_NAME,
             ] {
-                manager.drop_type(Type::drop().name(name).to_owned()).await?;
+                manager
+                    .drop_type(Type::drop().name(name).to_owned())
+                    .await?;
             }
         }
         Ok(())
@@ -64,7 +70,14 @@ impl MigrationTrait for Migration {
 
 async fn create_type<E: DatabaseEnum>(manager: &SchemaManager<'_>) -> Result<(), DbErr> {
     let labels = E::ALL.iter().map(|member| member.name());
-    manager.create_type(Type::create().as_enum(E::TYPE_NAME).values(labels).to_owned()).await
+    manager
+        .create_type(
+            Type::create()
+                .as_enum(E::TYPE_NAME)
+                .values(labels)
+                .to_owned(),
+        )
+        .await
 }
 
 /// How enum columns are made.
@@ -87,11 +100,20 @@ impl Enums {
 }
 
 fn key(name: impl IntoIden) -> ColumnDef {
-    ColumnDef::new(name).integer().not_null().auto_increment().primary_key().to_owned()
+    ColumnDef::new(name)
+        .integer()
+        .not_null()
+        .auto_increment()
+        .primary_key()
+        .to_owned()
 }
 
 fn created_at(name: impl IntoIden) -> ColumnDef {
-    ColumnDef::new(name).date_time().not_null().default(Expr::current_timestamp()).to_owned()
+    ColumnDef::new(name)
+        .date_time()
+        .not_null()
+        .default(Expr::current_timestamp())
+        .to_owned()
 }
 
 /// A foreign key column's constraint.
@@ -100,7 +122,10 @@ fn refers<C: IntoIden, T: IntoTableRef, K: IntoIden>(
     table: T,
     key: K,
 ) -> ForeignKeyCreateStatement {
-    ForeignKey::create().from_col(column).to(table, key).to_owned()
+    ForeignKey::create()
+        .from_col(column)
+        .to(table, key)
+        .to_owned()
 }
 
 fn site() -> TableCreateStatement {
@@ -109,7 +134,12 @@ fn site() -> TableCreateStatement {
         .table(site::Entity)
         .col(key(Column::Id))
         .col(ColumnDef::new(Column::Name).string().not_null())
-        .col(ColumnDef::new(Column::ShortName).string().not_null().unique_key())
+        .col(
+            ColumnDef::new(Column::ShortName)
+                .string()
+                .not_null()
+                .unique_key(),
+        )
         .col(ColumnDef::new(Column::Location).string())
         .to_owned()
 }
@@ -122,11 +152,26 @@ fn data_location(enums: Enums) -> TableCreateStatement {
         .col(ColumnDef::new(Column::Name).string().not_null())
         .col(enums.column::<LocationType>(Column::LocationType))
         .col(enums.column::<StorageType>(Column::StorageType))
-        .col(ColumnDef::new(Column::Priority).integer().not_null().default(0))
-        .col(ColumnDef::new(Optional::Active).boolean().not_null().default(true))
+        .col(
+            ColumnDef::new(Column::Priority)
+                .integer()
+                .not_null()
+                .default(0),
+        )
+        .col(
+            ColumnDef::new(Optional::Active)
+                .boolean()
+                .not_null()
+                .default(true),
+        )
         .col(ColumnDef::new(Column::SiteId).integer().not_null())
         .foreign_key(&mut refers(Column::SiteId, site::Entity, site::Column::Id))
-        .index(Index::create().unique().col(Column::SiteId).col(Column::Name))
+        .index(
+            Index::create()
+                .unique()
+                .col(Column::SiteId)
+                .col(Column::Name),
+        )
         .to_owned()
 }
 
@@ -134,7 +179,12 @@ fn disk_data_location() -> TableCreateStatement {
     use disk_data_location::Column;
     Table::create()
         .table(disk_data_location::Entity)
-        .col(ColumnDef::new(Column::DataLocationId).integer().not_null().primary_key())
+        .col(
+            ColumnDef::new(Column::DataLocationId)
+                .integer()
+                .not_null()
+                .primary_key(),
+        )
         .col(ColumnDef::new(Column::Host).string())
         .col(ColumnDef::new(Column::Path).string().not_null())
         .foreign_key(&mut refers(
@@ -151,13 +201,25 @@ fn data_transfer_route(enums: Enums) -> TableCreateStatement {
         .table(data_transfer_route::Entity)
         .col(key(Column::Id))
         .col(ColumnDef::new(Column::OriginSiteId).integer().not_null())
-        .col(ColumnDef::new(Column::DestinationSiteId).integer().not_null())
+        .col(
+            ColumnDef::new(Column::DestinationSiteId)
+                .integer()
+                .not_null(),
+        )
         .col(ColumnDef::new(Column::Method).string().not_null())
         .col(enums.column::<RouteType>(Column::RouteType))
         .col(ColumnDef::new(Column::OriginLocationId).integer())
         .col(ColumnDef::new(Column::DestinationLocationId).integer())
-        .foreign_key(&mut refers(Column::OriginSiteId, site::Entity, site::Column::Id))
-        .foreign_key(&mut refers(Column::DestinationSiteId, site::Entity, site::Column::Id))
+        .foreign_key(&mut refers(
+            Column::OriginSiteId,
+            site::Entity,
+            site::Column::Id,
+        ))
+        .foreign_key(&mut refers(
+            Column::DestinationSiteId,
+            site::Entity,
+            site::Column::Id,
+        ))
         .foreign_key(&mut refers(
             Column::OriginLocationId,
             data_location::Entity,
@@ -190,11 +252,28 @@ fn data_transfer(enums: Enums) -> TableCreateStatement {
     Table::create()
         .table(data_transfer::Entity)
         .col(key(Column::Id))
-        .col(ColumnDef::new(Column::DataTransferPackageId).integer().not_null())
-        .col(ColumnDef::new(Column::OriginLocationId).integer().not_null())
-        .col(ColumnDef::new(Column::DestinationLocationId).integer().not_null())
+        .col(
+            ColumnDef::new(Column::DataTransferPackageId)
+                .integer()
+                .not_null(),
+        )
+        .col(
+            ColumnDef::new(Column::OriginLocationId)
+                .integer()
+                .not_null(),
+        )
+        .col(
+            ColumnDef::new(Column::DestinationLocationId)
+                .integer()
+                .not_null(),
+        )
         .col(enums.column::<Status>(Column::Status))
-        .col(ColumnDef::new(Column::RetryCount).integer().not_null().default(0))
+        .col(
+            ColumnDef::new(Column::RetryCount)
+                .integer()
+                .not_null()
+                .default(0),
+        )
         .col(enums.column::<Status>(Optional::UnpackStatus))
         .col(ColumnDef::new(Column::StartTime).date_time())
         .col(ColumnDef::new(Column::EndTime).date_time())

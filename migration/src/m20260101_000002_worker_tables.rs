@@ -25,7 +25,9 @@ impl MigrationTrait for Migration {
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         for table in entity::WORKER_TABLES {
-            manager.drop_table(Table::drop().table(table).to_owned()).await?;
+            manager
+                .drop_table(Table::drop().table(table).to_owned())
+                .await?;
         }
         Ok(())
     }
@@ -40,14 +42,22 @@ fn text(name: impl IntoIden) -> ColumnDef {
 }
 
 fn time(name: impl IntoIden) -> ColumnDef {
-    ColumnDef::new(name).timestamp_with_time_zone().not_null().to_owned()
+    ColumnDef::new(name)
+        .timestamp_with_time_zone()
+        .not_null()
+        .to_owned()
 }
 
 fn lease() -> TableCreateStatement {
     use transfer_worker_lease::Column;
     Table::create()
         .table(transfer_worker_lease::Entity)
-        .col(ColumnDef::new(Column::DataTransferId).big_integer().not_null().primary_key())
+        .col(
+            ColumnDef::new(Column::DataTransferId)
+                .big_integer()
+                .not_null()
+                .primary_key(),
+        )
         .col(text(Column::Token))
         .col(ColumnDef::new(Column::Attempt).integer().not_null())
         .col(text(Column::TaskId))
@@ -61,7 +71,11 @@ fn lease() -> TableCreateStatement {
         .col(time(Column::ExpiresAt))
         .col(ColumnDef::new(Column::BytesDone).big_integer().not_null())
         .col(ColumnDef::new(Column::BytesTotal).big_integer())
-        .col(ColumnDef::new(Column::RateBytesPerS).big_integer().not_null())
+        .col(
+            ColumnDef::new(Column::RateBytesPerS)
+                .big_integer()
+                .not_null(),
+        )
         .to_owned()
 }
 
@@ -78,7 +92,11 @@ fn attempt() -> TableCreateStatement {
                 .auto_increment()
                 .primary_key(),
         )
-        .col(ColumnDef::new(Column::DataTransferId).big_integer().not_null())
+        .col(
+            ColumnDef::new(Column::DataTransferId)
+                .big_integer()
+                .not_null(),
+        )
         .col(ColumnDef::new(Column::Attempt).integer().not_null())
         .col(text(Column::TaskId))
         .col(text(Column::Worker))

@@ -73,7 +73,11 @@ impl DatabaseError {
 
 impl From<DbErr> for DatabaseError {
     fn from(error: DbErr) -> Self {
-        if is_transient(&error) { Self::Unreachable(error) } else { Self::Refused(error) }
+        if is_transient(&error) {
+            Self::Unreachable(error)
+        } else {
+            Self::Refused(error)
+        }
     }
 }
 
@@ -122,9 +126,12 @@ impl Database {
             };
             connected.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())).into())
         };
-        let connection = bounded(limit, connecting).await.map_err(|source: DatabaseError| {
-            DatabaseError::Connect { database: describe(settings), source: Box::new(source) }
-        })?;
+        let connection = bounded(limit, connecting)
+            .await
+            .map_err(|source: DatabaseError| DatabaseError::Connect {
+                database: describe(settings),
+                source: Box::new(source),
+            })?;
         Ok(Self { connection, limit })
     }
 
@@ -143,7 +150,8 @@ impl Database {
     /// # Errors
     /// What the database says.
     pub async fn now(&self) -> Result<DateTime<Utc>, DatabaseError> {
-        self.bounded(async { Ok(now(&self.connection).await?) }).await
+        self.bounded(async { Ok(now(&self.connection).await?) })
+            .await
     }
 
     /// Begins a transaction that writes.
@@ -178,7 +186,10 @@ async fn bounded<T, E: From<DatabaseError>>(
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        let reason = DbErr::Custom(format!("no answer within {}", humantime::Duration::from(limit)));
+        let reason = DbErr::Custom(format!(
+            "no answer within {}",
+            humantime::Duration::from(limit)
+        ));
         Err(DatabaseError::Unreachable(reason).into())
     })
 }
@@ -195,7 +206,8 @@ pub(crate) async fn now(db: &impl ConnectionTrait) -> Result<DateTime<Utc>, DbEr
         .query_one_raw(Statement::from_string(backend, sql))
         .await?
         .ok_or_else(|| DbErr::RecordNotFound("the database's clock".to_owned()))?;
-    row.try_get_by_index::<Timestamp>(0).map(|Timestamp(now)| now)
+    row.try_get_by_index::<Timestamp>(0)
+        .map(|Timestamp(now)| now)
 }
 
 async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnection, sqlx::Error> {
@@ -254,7 +266,10 @@ fn postgres_options(settings: &OpsDb) -> PgConnectOptions {
 /// back before TCP finds out, hours later.
 fn postgres_session(acquire_timeout: Duration) -> String {
     let lock = acquire_timeout.as_millis();
-    let idle = acquire_timeout.saturating_mul(2).max(MIN_IDLE_IN_TRANSACTION).as_millis();
+    let idle = acquire_timeout
+        .saturating_mul(2)
+        .max(MIN_IDLE_IN_TRANSACTION)
+        .as_millis();
     format!("SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {idle}")
 }
 
@@ -262,7 +277,10 @@ fn postgres_session(acquire_timeout: Duration) -> String {
 fn describe(settings: &OpsDb) -> String {
     match settings.database_type {
         DatabaseType::Sqlite => {
-            format!("the SQLite file {}", settings.database_sqlite_database.display())
+            format!(
+                "the SQLite file {}",
+                settings.database_sqlite_database.display()
+            )
         }
         DatabaseType::Postgresql => format!(
             "postgresql://{}@{}:{}/{}",
@@ -310,7 +328,9 @@ fn is_transient_in_sqlx(error: &sqlx::Error) -> bool {
 /// By PostgreSQL's appendix A: connection exceptions, lack of resources, an operator's shutdown, a
 /// lost race for a lock, and a standby (in the middle of a fail-over).
 fn is_transient_sqlstate(code: &str) -> bool {
-    ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class))
+    ["08", "40", "53", "57"]
+        .iter()
+        .any(|class| code.starts_with(class))
         || ["25006", "25P03", "25P04", "55P03"].contains(&code)
 }
 
@@ -318,5 +338,6 @@ fn is_transient_sqlstate(code: &str) -> bool {
 /// disk, and a file that cannot be opened just now.
 fn is_transient_sqlite(code: &str) -> bool {
     const TRANSIENT: [u32; 5] = [5, 6, 10, 13, 14];
-    code.parse::<u32>().is_ok_and(|code| TRANSIENT.contains(&(code & 0xff)))
+    code.parse::<u32>()
+        .is_ok_and(|code| TRANSIENT.contains(&(code & 0xff)))
 }

@@ -48,7 +48,8 @@ impl Owner {
     pub fn of_process(node: impl Into<String>, pid: u32) -> Self {
         Self {
             node: node.into(),
-            host: gethostname().map_or_else(|_| String::new(), |h| h.to_string_lossy().into_owned()),
+            host: gethostname()
+                .map_or_else(|_| String::new(), |h| h.to_string_lossy().into_owned()),
             pid,
             pid_scope: pid_scope().unwrap_or_default(),
             started: process_start(pid).unwrap_or_default(),
@@ -96,7 +97,9 @@ fn parse_process_start(stat: &str) -> Option<&str> {
 /// Whether a process runs that began at `started`. In doubt it does: with `hidepid`, a foreign
 /// user's process answers to signal 0 but has no readable `/proc/PID/stat`.
 fn process_lives(pid: u32, started: &str) -> bool {
-    let Ok(raw) = i32::try_from(pid) else { return false };
+    let Ok(raw) = i32::try_from(pid) else {
+        return false;
+    };
     // 0 and below would mean process groups.
     if raw <= 0 || kill(Pid::from_raw(raw), None) == Err(Errno::ESRCH) {
         return false;
@@ -255,7 +258,12 @@ impl From<DbErr> for LeaseError {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 mod tests {
     use std::process::Command;
 
@@ -292,22 +300,43 @@ mod tests {
     #[test]
     fn a_reused_process_id_is_another_process() {
         let me = Owner::current("celery@here");
-        assert!(me.is_provably_dead(&Owner { started: "1".to_owned(), ..me.clone() }));
+        assert!(me.is_provably_dead(&Owner {
+            started: "1".to_owned(),
+            ..me.clone()
+        }));
     }
 
     #[test]
     fn what_is_out_of_sight_is_never_dead() {
         let me = Owner::current("celery@here");
-        let gone = Owner { started: "1".to_owned(), ..me.clone() };
+        let gone = Owner {
+            started: "1".to_owned(),
+            ..me.clone()
+        };
         for other in [
-            Owner { host: "elsewhere".to_owned(), ..gone.clone() },
-            Owner { pid_scope: "another boot or container".to_owned(), ..gone.clone() },
-            Owner { started: String::new(), ..gone.clone() },
+            Owner {
+                host: "elsewhere".to_owned(),
+                ..gone.clone()
+            },
+            Owner {
+                pid_scope: "another boot or container".to_owned(),
+                ..gone.clone()
+            },
+            Owner {
+                started: String::new(),
+                ..gone.clone()
+            },
         ] {
             assert!(!me.is_provably_dead(&other), "{other:?}");
         }
-        let blind = Owner { pid_scope: String::new(), ..me };
-        assert!(!blind.is_provably_dead(&Owner { pid_scope: String::new(), ..gone }));
+        let blind = Owner {
+            pid_scope: String::new(),
+            ..me
+        };
+        assert!(!blind.is_provably_dead(&Owner {
+            pid_scope: String::new(),
+            ..gone
+        }));
     }
 
     proptest! {

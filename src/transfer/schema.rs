@@ -54,9 +54,11 @@ impl Schema {
     /// from being recorded.
     pub(super) fn fit_failure_message(&self, message: String) -> String {
         match self.failure_message_limit {
-            Some(limit) if message.chars().count() > limit => {
-                message.chars().take(limit.saturating_sub(1)).chain(['…']).collect()
-            }
+            Some(limit) if message.chars().count() > limit => message
+                .chars()
+                .take(limit.saturating_sub(1))
+                .chain(['…'])
+                .collect(),
             _ => message,
         }
     }
@@ -66,7 +68,7 @@ impl Schema {
 ///
 /// A native PostgreSQL type has its own labels, and a value needs a cast to it. A text column
 /// holds names or values; both are looked for, and that one is written which the column's rows
-/// show. (There must be no cast on SQLite: there, `CAST(x AS status)` makes a number of any text.)
+/// show, or those of another column if it has none. (There must be no cast on SQLite: there, `CAST(x AS status)` makes a number of any text.)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnumColumn<E> {
     spelling: Spelling,
@@ -75,19 +77,28 @@ pub struct EnumColumn<E> {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Spelling {
-    Native { type_name: String, labels: Vec<String> },
+    Native {
+        type_name: String,
+        labels: Vec<String>,
+    },
     Text(EnumLabels),
 }
 
 impl<E: DatabaseEnum> EnumColumn<E> {
     /// A native PostgreSQL type. The name is used as it is, so it must be quoted where it has to.
     pub(super) fn native(type_name: String, labels: Vec<String>) -> Self {
-        Self { spelling: Spelling::Native { type_name, labels }, member: PhantomData }
+        Self {
+            spelling: Spelling::Native { type_name, labels },
+            member: PhantomData,
+        }
     }
 
     /// A text column.
     pub(super) fn text(labels: EnumLabels) -> Self {
-        Self { spelling: Spelling::Text(labels), member: PhantomData }
+        Self {
+            spelling: Spelling::Text(labels),
+            member: PhantomData,
+        }
     }
 
     /// The label that is written for a member.
@@ -186,11 +197,26 @@ impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MissingTable { table } => write!(f, "table {table} is missing"),
-            Self::MissingColumn { table, column } => write!(f, "column {table}.{column} is missing"),
-            Self::WrongType { table, column, found, needed } => {
-                write!(f, "column {table}.{column} is of type `{found}`, and {needed} is needed")
+            Self::MissingColumn { table, column } => {
+                write!(f, "column {table}.{column} is missing")
             }
-            Self::MissingLabels { table, column, members, found } => write!(
+            Self::WrongType {
+                table,
+                column,
+                found,
+                needed,
+            } => {
+                write!(
+                    f,
+                    "column {table}.{column} is of type `{found}`, and {needed} is needed"
+                )
+            }
+            Self::MissingLabels {
+                table,
+                column,
+                members,
+                found,
+            } => write!(
                 f,
                 "the type of column {table}.{column} has no label for {}, only {}",
                 members.join(", "),
@@ -234,7 +260,9 @@ fn explain(differences: &[Difference]) -> String {
         );
     }
     let no_ops_db = entity::OPS_DB_TABLES.into_iter().all(|table| {
-        differences.contains(&Difference::MissingTable { table: table.to_owned() })
+        differences.contains(&Difference::MissingTable {
+            table: table.to_owned(),
+        })
     });
     if no_ops_db {
         text.push_str(
@@ -324,30 +352,47 @@ impl Needed {
     fn of<C: Iden>(table: impl Iden, columns: impl IntoIterator<Item = (C, Use)>) -> Self {
         Self {
             table: table.to_string(),
-            columns: columns.into_iter().map(|(column, usage)| (column.to_string(), usage)).collect(),
+            columns: columns
+                .into_iter()
+                .map(|(column, usage)| (column.to_string(), usage))
+                .collect(),
             optional: Vec::new(),
             inserted: false,
         }
     }
 
     fn optional<C: Iden>(mut self, columns: impl IntoIterator<Item = (C, Use)>) -> Self {
-        self.optional
-            .extend(columns.into_iter().map(|(column, usage)| (column.to_string(), usage)));
+        self.optional.extend(
+            columns
+                .into_iter()
+                .map(|(column, usage)| (column.to_string(), usage)),
+        );
         self
     }
 
     fn inserted(self) -> Self {
-        Self { inserted: true, ..self }
+        Self {
+            inserted: true,
+            ..self
+        }
     }
 
     fn compare(&self, found: &FoundColumns) -> Vec<Difference> {
         let table = &self.table;
         if found.is_empty() {
-            return vec![Difference::MissingTable { table: table.clone() }];
+            return vec![Difference::MissingTable {
+                table: table.clone(),
+            }];
         }
         let mut differences = Vec::new();
-        let expected = self.columns.iter().map(|(column, usage)| (column, *usage, true));
-        let possible = self.optional.iter().map(|(column, usage)| (column, *usage, false));
+        let expected = self
+            .columns
+            .iter()
+            .map(|(column, usage)| (column, *usage, true));
+        let possible = self
+            .optional
+            .iter()
+            .map(|(column, usage)| (column, *usage, false));
         for (column, usage, must_exist) in expected.chain(possible) {
             match found.get(column) {
                 None if must_exist => differences.push(Difference::MissingColumn {
@@ -371,7 +416,10 @@ impl Needed {
 
     fn unknown_required(&self, found: &FoundColumns) -> Vec<Difference> {
         let known = |name: &str| {
-            self.columns.iter().chain(&self.optional).any(|(column, _)| column == name)
+            self.columns
+                .iter()
+                .chain(&self.optional)
+                .any(|(column, _)| column == name)
         };
         let mut names: Vec<_> = found
             .iter()
@@ -381,7 +429,10 @@ impl Needed {
         names.sort();
         names
             .into_iter()
-            .map(|column| Difference::UnknownRequired { table: self.table.clone(), column })
+            .map(|column| Difference::UnknownRequired {
+                table: self.table.clone(),
+                column,
+            })
             .collect()
     }
 }
@@ -419,8 +470,11 @@ fn ops_db_needed() -> Vec<Needed> {
         },
         {
             use disk_data_location::Column::{DataLocationId, Host, Path};
-            let columns =
-                [(DataLocationId, Use::Integer), (Host, Use::Text), (Path, Use::Text)];
+            let columns = [
+                (DataLocationId, Use::Integer),
+                (Host, Use::Text),
+                (Path, Use::Text),
+            ];
             Needed::of(disk_data_location::Entity, columns)
         },
         {
@@ -542,7 +596,7 @@ fn worker_needed() -> Vec<Needed> {
 
 /// Compares the live database with what is needed, and learns how its enums are stored.
 ///
-/// `text_enum_labels` decides the spelling in text columns without rows.
+/// `text_enum_labels` decides the spelling in text columns of a database without rows.
 ///
 /// # Errors
 /// [`SchemaError::Differs`] with every difference; [`SchemaError::Database`] if the catalog could
@@ -551,7 +605,9 @@ pub async fn check(
     database: &Database,
     text_enum_labels: EnumLabels,
 ) -> Result<Schema, SchemaError> {
-    database.bounded(inspect(database.connection(), text_enum_labels)).await
+    database
+        .bounded(inspect(database.connection(), text_enum_labels))
+        .await
 }
 
 async fn inspect(
@@ -565,24 +621,29 @@ async fn inspect(
         differences.extend(needed.compare(&found));
         live.insert(needed.table, found);
     }
-    let catalog = Catalog { db, live, text_enum_labels };
+    let catalog = Catalog { db, live };
     differences.extend(catalog.missing_status_labels());
     if !differences.is_empty() {
         return Err(SchemaError::Differs(differences));
     }
-    Ok(catalog.schema().await?)
+    let elsewhere = catalog
+        .spelling_elsewhere()
+        .await?
+        .unwrap_or(text_enum_labels);
+    Ok(catalog.schema(elsewhere).await?)
 }
 
 /// The live columns, by table.
 struct Catalog<'a> {
     db: &'a DatabaseConnection,
     live: HashMap<String, FoundColumns>,
-    text_enum_labels: EnumLabels,
 }
 
 impl Catalog<'_> {
     fn column(&self, table: impl Iden, column: impl Iden) -> Option<&Found> {
-        self.live.get(table.to_string().as_str())?.get(column.to_string().as_str())
+        self.live
+            .get(table.to_string().as_str())?
+            .get(column.to_string().as_str())
     }
 
     /// Statuses are written in regular work, so the type must have all of them.
@@ -593,7 +654,10 @@ impl Catalog<'_> {
             return None;
         }
         let known = |status: &Status| {
-            found.labels.iter().any(|label| Status::from_label(label) == Some(*status))
+            found
+                .labels
+                .iter()
+                .any(|label| Status::from_label(label) == Some(*status))
         };
         let members: Vec<_> = Status::ALL
             .iter()
@@ -608,24 +672,53 @@ impl Catalog<'_> {
         })
     }
 
-    async fn schema(&self) -> Result<Schema, DbErr> {
+    /// How the database spells labels where there are rows for certain: one that has anything to
+    /// transfer has locations. A table of logs may be empty.
+    async fn spelling_elsewhere(&self) -> Result<Option<EnumLabels>, DbErr> {
+        use data_location::{Column, Entity};
+        match self.column(Entity, Column::LocationType) {
+            Some(found) if found.kind != Kind::Enum => {
+                spelling_in_use::<LocationType>(self.db, Entity, Column::LocationType).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// `elsewhere` is the spelling in text columns without rows.
+    async fn schema(&self, elsewhere: EnumLabels) -> Result<Schema, DbErr> {
         use data_location::{Column as Location, Entity as Locations};
         use data_transfer::{Column as Transfer, Entity as Transfers, Optional as MaybeTransfer};
         use data_transfer_log::{Entity as Logs, Optional as MaybeLog};
         use data_transfer_package::{Entity as Packages, Optional as MaybePackage};
         use data_transfer_route::{Column as Route, Entity as Routes};
         Ok(Schema {
-            transfer_status: self.enum_column(Transfers, Transfer::Status).await?,
-            unpack_status: self.maybe_enum_column(Transfers, MaybeTransfer::UnpackStatus).await?,
-            log_status: self.maybe_enum_column(Logs, MaybeLog::Status).await?,
-            package_state: self.maybe_enum_column(Packages, MaybePackage::Status).await?,
-            location_type: self.enum_column(Locations, Location::LocationType).await?,
-            storage_type: self.enum_column(Locations, Location::StorageType).await?,
-            route_type: self.enum_column(Routes, Route::RouteType).await?,
+            transfer_status: self
+                .enum_column(Transfers, Transfer::Status, elsewhere)
+                .await?,
+            unpack_status: self
+                .maybe_enum_column(Transfers, MaybeTransfer::UnpackStatus, elsewhere)
+                .await?,
+            log_status: self
+                .maybe_enum_column(Logs, MaybeLog::Status, elsewhere)
+                .await?,
+            package_state: self
+                .maybe_enum_column(Packages, MaybePackage::Status, elsewhere)
+                .await?,
+            location_type: self
+                .enum_column(Locations, Location::LocationType, elsewhere)
+                .await?,
+            storage_type: self
+                .enum_column(Locations, Location::StorageType, elsewhere)
+                .await?,
+            route_type: self
+                .enum_column(Routes, Route::RouteType, elsewhere)
+                .await?,
             failure_message_limit: self
                 .column(Transfers, Transfer::FailureErrorMessage)
                 .and_then(|found| found.limit),
-            has_active: self.column(Locations, data_location::Optional::Active).is_some(),
+            has_active: self
+                .column(Locations, data_location::Optional::Active)
+                .is_some(),
             has_package_created_at: self.column(Packages, MaybePackage::CreatedAt).is_some(),
             has_transfer_created_at: self.column(Transfers, MaybeTransfer::CreatedAt).is_some(),
         })
@@ -635,25 +728,28 @@ impl Catalog<'_> {
         &self,
         table: impl Iden + Copy,
         column: impl Iden + Copy,
+        elsewhere: EnumLabels,
     ) -> Result<Option<EnumColumn<E>>, DbErr> {
         if self.column(table, column).is_none() {
             return Ok(None);
         }
-        self.enum_column(table, column).await.map(Some)
+        self.enum_column(table, column, elsewhere).await.map(Some)
     }
 
     async fn enum_column<E: DatabaseEnum>(
         &self,
         table: impl Iden + Copy,
         column: impl Iden + Copy,
+        elsewhere: EnumLabels,
     ) -> Result<EnumColumn<E>, DbErr> {
         match self.column(table, column) {
-            Some(found) if found.kind == Kind::Enum => {
-                Ok(EnumColumn::native(found.type_name.clone(), found.labels.clone()))
-            }
+            Some(found) if found.kind == Kind::Enum => Ok(EnumColumn::native(
+                found.type_name.clone(),
+                found.labels.clone(),
+            )),
             _ => {
                 let shown = spelling_in_use::<E>(self.db, table, column).await?;
-                Ok(EnumColumn::text(shown.unwrap_or(self.text_enum_labels)))
+                Ok(EnumColumn::text(shown.unwrap_or(elsewhere)))
             }
         }
     }
@@ -671,10 +767,16 @@ async fn spelling_in_use<E: DatabaseEnum>(
         .and_where(Expr::col(column).is_not_null())
         .limit(1)
         .to_owned();
-    let Some(row) = db.query_one(&query).await? else { return Ok(None) };
+    let Some(row) = db.query_one(&query).await? else {
+        return Ok(None);
+    };
     let label: String = row.try_get_by_index(0)?;
     Ok(E::from_label(&label).map(|member| {
-        if label == member.value() { EnumLabels::Values } else { EnumLabels::Names }
+        if label == member.value() {
+            EnumLabels::Values
+        } else {
+            EnumLabels::Names
+        }
     }))
 }
 
@@ -725,7 +827,11 @@ fn postgres_column(row: &QueryResult) -> Result<(String, Found), DbErr> {
     let found = Found {
         kind,
         type_name,
-        labels: labels.unwrap_or_default().lines().map(str::to_owned).collect(),
+        labels: labels
+            .unwrap_or_default()
+            .lines()
+            .map(str::to_owned)
+            .collect(),
         limit: limit.and_then(|limit| usize::try_from(limit).ok()),
         required: row.try_get("", "required")?,
     };

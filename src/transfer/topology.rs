@@ -132,9 +132,10 @@ impl FromStr for LocationName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match text.split_once('/') {
-            Some((site, location)) if !site.is_empty() && !location.is_empty() => {
-                Ok(Self { site: site.to_owned(), location: location.to_owned() })
-            }
+            Some((site, location)) if !site.is_empty() && !location.is_empty() => Ok(Self {
+                site: site.to_owned(),
+                location: location.to_owned(),
+            }),
             _ => Err(TopologyError::LocationName(text.to_owned())),
         }
     }
@@ -211,14 +212,15 @@ impl From<DbErr> for TopologyError {
 ///
 /// # Errors
 /// See [`TopologyError`].
-pub async fn seed(
-    repository: &Repository,
-    topology: &Topology,
-) -> Result<Seeded, TopologyError> {
+pub async fn seed(repository: &Repository, topology: &Topology) -> Result<Seeded, TopologyError> {
     let seeding = async {
         let tx = repository.database().begin().await?;
         refuse_alembic(&tx).await?;
-        let mut seeder = Seeder { repository, tx: &tx, seeded: Seeded::default() };
+        let mut seeder = Seeder {
+            repository,
+            tx: &tx,
+            seeded: Seeded::default(),
+        };
         for site in &topology.sites {
             seeder.site(site).await?;
         }
@@ -278,15 +280,26 @@ fn package_cells(
 ) -> Vec<Cell> {
     use data_transfer_package::{Column, Optional};
     let schema = repository.schema();
-    let size = new.size_bytes.map(|size| i64::try_from(size).unwrap_or(i64::MAX));
+    let size = new
+        .size_bytes
+        .map(|size| i64::try_from(size).unwrap_or(i64::MAX));
     let mut cells: Vec<Cell> = vec![
         (Column::FileName.into_iden(), Expr::val(file_name)),
-        (Column::RelativePath.into_iden(), Expr::val(new.relative_path.as_str())),
+        (
+            Column::RelativePath.into_iden(),
+            Expr::val(new.relative_path.as_str()),
+        ),
         (Column::Size.into_iden(), Expr::val(size)),
-        (Column::Checksum.into_iden(), Expr::val(new.checksum.clone())),
+        (
+            Column::Checksum.into_iden(),
+            Expr::val(new.checksum.clone()),
+        ),
     ];
     if let Some(column) = &schema.package_state {
-        cells.push((Optional::Status.into_iden(), column.write(PackageState::Waiting)));
+        cells.push((
+            Optional::Status.into_iden(),
+            column.write(PackageState::Waiting),
+        ));
     }
     if schema.has_package_created_at {
         cells.push((Optional::CreatedAt.into_iden(), Expr::val(now)));
@@ -304,14 +317,26 @@ fn transfer_cells(
     use data_transfer::{Column, Optional};
     let schema = repository.schema();
     let mut cells: Vec<Cell> = vec![
-        (Column::DataTransferPackageId.into_iden(), Expr::val(package)),
+        (
+            Column::DataTransferPackageId.into_iden(),
+            Expr::val(package),
+        ),
         (Column::OriginLocationId.into_iden(), Expr::val(origin)),
-        (Column::DestinationLocationId.into_iden(), Expr::val(destination)),
-        (Column::Status.into_iden(), schema.transfer_status.write(Status::Pending)),
+        (
+            Column::DestinationLocationId.into_iden(),
+            Expr::val(destination),
+        ),
+        (
+            Column::Status.into_iden(),
+            schema.transfer_status.write(Status::Pending),
+        ),
         (Column::RetryCount.into_iden(), Expr::val(0)),
     ];
     if let Some(column) = &schema.unpack_status {
-        cells.push((Optional::UnpackStatus.into_iden(), column.write(Status::Pending)));
+        cells.push((
+            Optional::UnpackStatus.into_iden(),
+            column.write(Status::Pending),
+        ));
     }
     if schema.has_transfer_created_at {
         cells.push((Optional::CreatedAt.into_iden(), Expr::val(now)));
@@ -322,7 +347,9 @@ fn transfer_cells(
 /// The last part of a path that stays below its root.
 fn file_name(relative_path: &str) -> Result<&str, TopologyError> {
     let path = Path::new(relative_path);
-    let stays_below = path.components().all(|part| matches!(part, Component::Normal(_)));
+    let stays_below = path
+        .components()
+        .all(|part| matches!(part, Component::Normal(_)));
     path.file_name()
         .and_then(|name| name.to_str())
         .filter(|_| stays_below && !relative_path.ends_with('/'))
@@ -346,14 +373,14 @@ async fn insert<T: EntityTrait>(
 ) -> Result<i64, DbErr> {
     let mut statement = insert_into(table, cells);
     statement.returning(Query::returning().expr(Expr::col(key).cast_as("bigint")));
-    let row = tx.query_one(&statement).await?.ok_or(DbErr::RecordNotInserted)?;
+    let row = tx
+        .query_one(&statement)
+        .await?
+        .ok_or(DbErr::RecordNotInserted)?;
     row.try_get_by_index(0)
 }
 
-async fn location_id(
-    tx: &DatabaseTransaction,
-    name: &LocationName,
-) -> Result<i64, TopologyError> {
+async fn location_id(tx: &DatabaseTransaction, name: &LocationName) -> Result<i64, TopologyError> {
     let locations = data_location::Entity::find()
         .find_also_related(site::Entity)
         .order_by_asc(data_location::Column::Id)
@@ -367,7 +394,10 @@ async fn location_id(
         }
         known.push(format!("{}/{}", site.short_name, location.name));
     }
-    Err(TopologyError::UnknownLocation { name: name.clone(), known })
+    Err(TopologyError::UnknownLocation {
+        name: name.clone(),
+        known,
+    })
 }
 
 /// A seed in progress.
@@ -392,8 +422,14 @@ impl Seeder<'_> {
         };
         let cells: Vec<Cell> = vec![
             (Column::Name.into_iden(), Expr::val(spec.name.as_str())),
-            (Column::ShortName.into_iden(), Expr::val(spec.short_name.as_str())),
-            (Column::Location.into_iden(), Expr::val(spec.location.clone())),
+            (
+                Column::ShortName.into_iden(),
+                Expr::val(spec.short_name.as_str()),
+            ),
+            (
+                Column::Location.into_iden(),
+                Expr::val(spec.location.clone()),
+            ),
         ];
         let existing = existing.map(|row| (row.id, row == wanted(row.id)));
         let id = self.put(Entity, Column::Id, existing, cells).await?;
@@ -413,8 +449,14 @@ impl Seeder<'_> {
         let schema = self.repository.schema();
         let mut cells: Vec<Cell> = vec![
             (Column::Name.into_iden(), Expr::val(spec.name.as_str())),
-            (Column::LocationType.into_iden(), schema.location_type.write(spec.location_type)),
-            (Column::StorageType.into_iden(), schema.storage_type.write(spec.storage_type)),
+            (
+                Column::LocationType.into_iden(),
+                schema.location_type.write(spec.location_type),
+            ),
+            (
+                Column::StorageType.into_iden(),
+                schema.storage_type.write(spec.storage_type),
+            ),
             (Column::Priority.into_iden(), Expr::val(spec.priority)),
             (Column::SiteId.into_iden(), Expr::val(site_id)),
         ];
@@ -428,7 +470,11 @@ impl Seeder<'_> {
             (row.id, is_wanted)
         });
         let id = self.put(Entity, Column::Id, existing, cells).await?;
-        if spec.storage_type == StorageType::Disk { self.disk(id, spec).await } else { Ok(()) }
+        if spec.storage_type == StorageType::Disk {
+            self.disk(id, spec).await
+        } else {
+            Ok(())
+        }
     }
 
     async fn disk(&mut self, location_id: i64, spec: &LocationSpec) -> Result<(), DbErr> {
@@ -445,7 +491,9 @@ impl Seeder<'_> {
         ];
         let existing = Entity::find_by_id(location_id).one(self.tx).await?;
         let existing = existing.map(|row| (location_id, row == wanted));
-        self.put(Entity, Column::DataLocationId, existing, cells).await.map(drop)
+        self.put(Entity, Column::DataLocationId, existing, cells)
+            .await
+            .map(drop)
     }
 
     async fn route(&mut self, spec: &RouteSpec) -> Result<(), TopologyError> {
@@ -462,13 +510,19 @@ impl Seeder<'_> {
         let route_type = &self.repository.schema().route_type;
         let cells: Vec<Cell> = vec![
             (Column::OriginSiteId.into_iden(), Expr::val(origin)),
-            (Column::DestinationSiteId.into_iden(), Expr::val(destination)),
+            (
+                Column::DestinationSiteId.into_iden(),
+                Expr::val(destination),
+            ),
             (Column::Method.into_iden(), Expr::val(spec.method.as_str())),
-            (Column::RouteType.into_iden(), route_type.write(spec.route_type)),
+            (
+                Column::RouteType.into_iden(),
+                route_type.write(spec.route_type),
+            ),
         ];
         let existing = existing.map(|row| {
-            let is_wanted = row.method.as_ref() == Some(&spec.method)
-                && row.route_type.means(spec.route_type);
+            let is_wanted =
+                row.method.as_ref() == Some(&spec.method) && row.route_type.means(spec.route_type);
             (row.id, is_wanted)
         });
         self.put(Entity, Column::Id, existing, cells).await?;
@@ -476,14 +530,18 @@ impl Seeder<'_> {
     }
 
     async fn site_id(&self, short_name: &str) -> Result<i64, TopologyError> {
-        let sites =
-            site::Entity::find().order_by_asc(site::Column::ShortName).all(self.tx).await?;
-        sites.iter().find(|site| site.short_name == short_name).map(|site| site.id).ok_or_else(
-            || TopologyError::UnknownSite {
+        let sites = site::Entity::find()
+            .order_by_asc(site::Column::ShortName)
+            .all(self.tx)
+            .await?;
+        sites
+            .iter()
+            .find(|site| site.short_name == short_name)
+            .map(|site| site.id)
+            .ok_or_else(|| TopologyError::UnknownSite {
                 name: short_name.to_owned(),
                 known: sites.iter().map(|site| site.short_name.clone()).collect(),
-            },
-        )
+            })
     }
 
     /// Makes a row, or changes the existing one (its key, and whether it is as wanted).
@@ -502,7 +560,10 @@ impl Seeder<'_> {
             Some((id, false)) => {
                 self.seeded.updated += 1;
                 let mut update = Query::update();
-                update.table(table).values(cells).and_where(Expr::col(key).eq(id));
+                update
+                    .table(table)
+                    .values(cells)
+                    .and_where(Expr::col(key).eq(id));
                 self.tx.execute(&update).await?;
                 Ok(id)
             }
@@ -515,14 +576,27 @@ impl Seeder<'_> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_file_stays_below_its_root() {
         assert_eq!(file_name("2026/a.tar").unwrap(), "a.tar");
-        for path in ["", "/a.tar", "../a.tar", "x/../a.tar", "./a.tar", "x/", "x/.."] {
+        for path in [
+            "",
+            "/a.tar",
+            "../a.tar",
+            "x/../a.tar",
+            "./a.tar",
+            "x/",
+            "x/..",
+        ] {
             assert!(file_name(path).is_err(), "{path}");
         }
     }
@@ -542,7 +616,10 @@ mod tests {
     #[test]
     fn a_location_has_two_names() {
         let name: LocationName = "cologne/buffer".parse().unwrap();
-        assert_eq!((name.site.as_str(), name.location.as_str()), ("cologne", "buffer"));
+        assert_eq!(
+            (name.site.as_str(), name.location.as_str()),
+            ("cologne", "buffer")
+        );
         for text in ["cologne", "/buffer", "cologne/", ""] {
             assert!(text.parse::<LocationName>().is_err(), "{text}");
         }

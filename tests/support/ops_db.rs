@@ -2,14 +2,14 @@
 //! `TEST_POSTGRES_URL` names.
 
 // Every test program uses a part of this.
-#![allow(dead_code, reason = "shared by several test programs")]
+#![allow(dead_code, unreachable_pub, reason = "shared by several test programs")]
 
 use std::time::Duration;
 
 use ccat_transfer::settings::{DatabaseType, EnumLabels, OpsDb};
 use ccat_transfer::transfer::database::Database;
-use ccat_transfer::transfer::repository::{Acquired, Acquisition, Repository};
 use ccat_transfer::transfer::lease::Owner;
+use ccat_transfer::transfer::repository::{Acquired, Acquisition, Repository};
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
 use sea_orm::sqlx::postgres::PgConnectOptions;
 use sea_orm::sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection};
@@ -73,7 +73,11 @@ impl TestDatabase {
         let directory = TempDir::new().unwrap();
         let mut settings = settings();
         settings.database_sqlite_database = directory.path().join("ops_db.sqlite");
-        Self { settings, _directory: Some(directory), server: None }
+        Self {
+            settings,
+            _directory: Some(directory),
+            server: None,
+        }
     }
 
     /// An empty database; none, with a line that says so, where there is no server.
@@ -94,17 +98,25 @@ impl TestDatabase {
             database_postgresql_port: url.port().unwrap_or(5432),
             ..settings()
         };
-        Some(Self { settings, _directory: None, server: Some(url) })
+        Some(Self {
+            settings,
+            _directory: None,
+            server: Some(url),
+        })
     }
 
     /// A URL as SQLAlchemy wants it.
     pub fn python_url(&self) -> String {
         match &self.server {
-            None => format!("sqlite:///{}", self.settings.database_sqlite_database.display()),
+            None => format!(
+                "sqlite:///{}",
+                self.settings.database_sqlite_database.display()
+            ),
             Some(server) => {
                 let mut url = server.clone();
                 url.set_path(&self.settings.database_postgresql_database);
-                url.to_string().replacen("postgres://", "postgresql+psycopg2://", 1)
+                url.to_string()
+                    .replacen("postgres://", "postgresql+psycopg2://", 1)
             }
         }
     }
@@ -117,11 +129,18 @@ impl TestDatabase {
 
 impl Drop for TestDatabase {
     fn drop(&mut self) {
-        let Some(server) = self.server.take() else { return };
-        let sql = format!("DROP DATABASE {} (FORCE)", self.settings.database_postgresql_database);
+        let Some(server) = self.server.take() else {
+            return;
+        };
+        let sql = format!(
+            "DROP DATABASE {} (FORCE)",
+            self.settings.database_postgresql_database
+        );
         // A runtime of its own: the test's is busy with this drop.
         let dropping = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
             runtime.unwrap().block_on(execute(&server, &sql));
         });
         let _ = dropping.join();
@@ -171,11 +190,23 @@ impl Fixture {
 
     async fn on(test: TestDatabase) -> Self {
         let database = test.connect().await;
-        migration::create_ops_db(database.connection()).await.unwrap();
-        migration::create_worker_tables(database.connection()).await.unwrap();
-        let repository = Repository::open(database.clone(), EnumLabels::Names).await.unwrap();
-        topology::seed(&repository, &TOPOLOGY.parse::<Topology>().unwrap()).await.unwrap();
-        Self { repository, database, test }
+        migration::create_ops_db(database.connection())
+            .await
+            .unwrap();
+        migration::create_worker_tables(database.connection())
+            .await
+            .unwrap();
+        let repository = Repository::open(database.clone(), EnumLabels::Names)
+            .await
+            .unwrap();
+        topology::seed(&repository, &TOPOLOGY.parse::<Topology>().unwrap())
+            .await
+            .unwrap();
+        Self {
+            repository,
+            database,
+            test,
+        }
     }
 
     /// A new PENDING transfer.
@@ -187,7 +218,9 @@ impl Fixture {
             origin: "ccat/telescope_computer".parse().unwrap(),
             destination: "cologne/buffer".parse().unwrap(),
         };
-        topology::create_transfer(&self.repository, &new).await.unwrap()
+        topology::create_transfer(&self.repository, &new)
+            .await
+            .unwrap()
     }
 
     /// Takes a transfer that is free.
@@ -196,7 +229,12 @@ impl Fixture {
     }
 
     pub async fn acquire_as(&self, id: i64, owner: &Owner) -> Acquired {
-        match self.repository.acquire(id, owner, "task-1", TTL).await.unwrap() {
+        match self
+            .repository
+            .acquire(id, owner, "task-1", TTL)
+            .await
+            .unwrap()
+        {
             Acquisition::Acquired(acquired) => acquired,
             other => panic!("not acquired: {other:?}"),
         }
@@ -204,7 +242,12 @@ impl Fixture {
 
     /// Something that somebody else does to the database.
     pub async fn sql(&self, sql: &str) -> u64 {
-        self.database.connection().execute_unprepared(sql).await.unwrap().rows_affected()
+        self.database
+            .connection()
+            .execute_unprepared(sql)
+            .await
+            .unwrap()
+            .rows_affected()
     }
 
     /// One text of one row.
@@ -223,7 +266,10 @@ impl Fixture {
     }
 
     pub async fn set_status(&self, id: i64, status: &str) {
-        self.sql(&format!("UPDATE data_transfer SET status = '{status}' WHERE id = {id}")).await;
+        self.sql(&format!(
+            "UPDATE data_transfer SET status = '{status}' WHERE id = {id}"
+        ))
+        .await;
     }
 
     /// Lets a lease end.
@@ -247,7 +293,9 @@ impl Fixture {
     }
 
     pub async fn leases(&self) -> String {
-        self.text("SELECT CAST(count(*) AS text) FROM transfer_worker_lease").await.unwrap()
+        self.text("SELECT CAST(count(*) AS text) FROM transfer_worker_lease")
+            .await
+            .unwrap()
     }
 }
 
@@ -258,12 +306,20 @@ pub fn me() -> Owner {
 
 /// A process of this host that is gone.
 pub fn dead() -> Owner {
-    Owner { node: "celery@dead".to_owned(), started: "1".to_owned(), ..me() }
+    Owner {
+        node: "celery@dead".to_owned(),
+        started: "1".to_owned(),
+        ..me()
+    }
 }
 
 /// A process of another host.
 pub fn stranger() -> Owner {
-    Owner { node: "celery@far".to_owned(), host: "far.away".to_owned(), ..dead() }
+    Owner {
+        node: "celery@far".to_owned(),
+        host: "far.away".to_owned(),
+        ..dead()
+    }
 }
 
 /// Runs each of the named functions on both databases.

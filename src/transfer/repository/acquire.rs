@@ -88,7 +88,9 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        self.database.bounded(self.acquire_unbounded(id, owner, task_id, ttl)).await
+        self.database
+            .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
+            .await
     }
 
     async fn acquire_unbounded(
@@ -99,7 +101,9 @@ impl Repository {
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
         let tx = self.database.begin().await?;
-        let Some(row) = lock(&tx, id).await? else { return Ok(Acquisition::Missing) };
+        let Some(row) = lock(&tx, id).await? else {
+            return Ok(Acquisition::Missing);
+        };
         let now = database::now(&tx).await?;
         let held = find_lease(&tx, id).await?;
         let displaced = match judge(&row, held.as_ref().map(LeaseInfo::from), now, owner) {
@@ -120,10 +124,16 @@ impl Repository {
             let ending = Ending::interrupted(&displaced.lease, displaced.demise);
             end_attempt(&tx, id, held.attempt, now, &ending).await?;
         }
-        let lease = self.begin_attempt(&tx, id, owner, task_id, ttl, now).await?;
+        let lease = self
+            .begin_attempt(&tx, id, owner, task_id, ttl, now)
+            .await?;
         let leftovers = leftovers(&tx, &lease).await?;
         tx.commit().await?;
-        Ok(Acquisition::Acquired(Acquired { lease, displaced, leftovers }))
+        Ok(Acquisition::Acquired(Acquired {
+            lease,
+            displaced,
+            leftovers,
+        }))
     }
 
     /// Writes that an attempt begins: the row, the lease, the history.
@@ -137,7 +147,12 @@ impl Repository {
         now: DateTime<Utc>,
     ) -> Result<Lease, DbErr> {
         let attempt = last_attempt(tx, id).await?.saturating_add(1);
-        let lease = Lease { data_transfer_id: id, attempt, token: Uuid::new_v4(), ttl };
+        let lease = Lease {
+            data_transfer_id: id,
+            attempt,
+            token: Uuid::new_v4(),
+            ttl,
+        };
         self.set_status(id, Status::InProgress)
             .col_expr(data_transfer::Column::StartTime, Expr::val(Timestamp(now)))
             .col_expr(data_transfer::Column::EndTime, Expr::val(None::<Timestamp>))
@@ -160,7 +175,9 @@ impl Repository {
             bytes_total: Set(None),
             rate_bytes_per_s: Set(0),
         };
-        transfer_worker_lease::Entity::insert(row).exec_without_returning(tx).await?;
+        transfer_worker_lease::Entity::insert(row)
+            .exec_without_returning(tx)
+            .await?;
         let row = transfer_worker_attempt::ActiveModel {
             data_transfer_id: Set(id),
             attempt: Set(attempt),
@@ -169,7 +186,9 @@ impl Repository {
             started_at: Set(now),
             ..Default::default()
         };
-        transfer_worker_attempt::Entity::insert(row).exec_without_returning(tx).await?;
+        transfer_worker_attempt::Entity::insert(row)
+            .exec_without_returning(tx)
+            .await?;
         Ok(lease)
     }
 
@@ -182,7 +201,9 @@ impl Repository {
     /// IN_PROGRESS; [`LeaseError::Database`] if that cannot be found out: the lease goes on living
     /// until its end.
     pub async fn renew(&self, lease: &Lease, progress: Progress) -> Result<(), LeaseError> {
-        self.database.bounded(self.renew_unbounded(lease, progress)).await
+        self.database
+            .bounded(self.renew_unbounded(lease, progress))
+            .await
     }
 
     async fn renew_unbounded(&self, lease: &Lease, progress: Progress) -> Result<(), LeaseError> {
@@ -192,15 +213,28 @@ impl Repository {
         let renewed = Entity::update_many()
             .col_expr(Column::RenewedAt, Expr::val(now))
             .col_expr(Column::ExpiresAt, Expr::val(expiry(now, lease.ttl)))
-            .col_expr(Column::BytesDone, Expr::val(column_value(progress.bytes_done)))
-            .col_expr(Column::BytesTotal, Expr::val(progress.bytes_total.map(column_value)))
-            .col_expr(Column::RateBytesPerS, Expr::val(column_value(progress.rate_bytes_per_s)))
+            .col_expr(
+                Column::BytesDone,
+                Expr::val(column_value(progress.bytes_done)),
+            )
+            .col_expr(
+                Column::BytesTotal,
+                Expr::val(progress.bytes_total.map(column_value)),
+            )
+            .col_expr(
+                Column::RateBytesPerS,
+                Expr::val(column_value(progress.rate_bytes_per_s)),
+            )
             .filter(Column::DataTransferId.eq(lease.data_transfer_id))
             .filter(Column::Token.eq(lease.token.to_string()))
             .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
             .exec(db)
             .await?;
-        if renewed.rows_affected == 0 { Err(LeaseError::Lost) } else { Ok(()) }
+        if renewed.rows_affected == 0 {
+            Err(LeaseError::Lost)
+        } else {
+            Ok(())
+        }
     }
 
     /// Notes the files of an attempt before they are made, so that whoever comes after a crash
@@ -226,7 +260,11 @@ impl Repository {
                 .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
                 .exec(self.database.connection())
                 .await?;
-            if noted.rows_affected == 0 { Err(LeaseError::Lost) } else { Ok(()) }
+            if noted.rows_affected == 0 {
+                Err(LeaseError::Lost)
+            } else {
+                Ok(())
+            }
         };
         self.database.bounded(noting).await
     }
@@ -267,12 +305,13 @@ fn judge(
     };
     match (status, held) {
         (Status::Completed, _) => Verdict::Refuse(Acquisition::Completed),
-        (Status::Failed, _) => {
-            Verdict::Refuse(Acquisition::Failed { message: row.failure_error_message.clone() })
-        }
-        (Status::Pending | Status::Scheduled, held) => Verdict::Take(
-            held.map(|lease| Displaced { lease, demise: Demise::StatusChanged }),
-        ),
+        (Status::Failed, _) => Verdict::Refuse(Acquisition::Failed {
+            message: row.failure_error_message.clone(),
+        }),
+        (Status::Pending | Status::Scheduled, held) => Verdict::Take(held.map(|lease| Displaced {
+            lease,
+            demise: Demise::StatusChanged,
+        })),
         (Status::InProgress, None) => Verdict::Refuse(Acquisition::Untracked),
         (Status::InProgress, Some(lease)) => match lease.demise(now, observer) {
             Some(demise) => Verdict::Take(Some(Displaced { lease, demise })),
@@ -328,7 +367,10 @@ async fn leftovers(tx: &DatabaseTransaction, lease: &Lease) -> Result<Vec<Leftov
         .all(tx)
         .await?;
     let leftover = |row: transfer_worker_attempt::Model| {
-        row.temporary_name.map(|temporary_name| Leftover { attempt: row.attempt, temporary_name })
+        row.temporary_name.map(|temporary_name| Leftover {
+            attempt: row.attempt,
+            temporary_name,
+        })
     };
     Ok(attempts.into_iter().filter_map(leftover).collect())
 }

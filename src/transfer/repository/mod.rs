@@ -25,8 +25,8 @@ use sea_orm::sea_query::{
     DynIden, Expr, ExprTrait as _, InsertStatement, IntoTableRef, LockType, Query, SelectStatement,
 };
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QuerySelect,
-    UpdateMany,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
+    QuerySelect, UpdateMany,
 };
 
 use super::database::{Database, DatabaseError};
@@ -61,9 +61,15 @@ impl Repository {
     ///
     /// # Errors
     /// See [`schema::check`].
-    pub async fn open(database: Database, text_enum_labels: EnumLabels) -> Result<Self, SchemaError> {
+    pub async fn open(
+        database: Database,
+        text_enum_labels: EnumLabels,
+    ) -> Result<Self, SchemaError> {
         let schema = schema::check(&database, text_enum_labels).await?;
-        Ok(Self { database, schema: Arc::new(schema) })
+        Ok(Self {
+            database,
+            schema: Arc::new(schema),
+        })
     }
 
     /// The database.
@@ -81,11 +87,15 @@ impl Repository {
     /// # Errors
     /// What the database says.
     pub async fn get_retry_count(&self, id: i64) -> Result<Option<u32>, DatabaseError> {
-        self.database.bounded(async { Ok(self.row(id).await?.as_ref().map(retry_count)) }).await
+        self.database
+            .bounded(async { Ok(self.row(id).await?.as_ref().map(retry_count)) })
+            .await
     }
 
     async fn row(&self, id: i64) -> Result<Option<data_transfer::Model>, DbErr> {
-        data_transfer::Entity::find_by_id(id).one(self.database.connection()).await
+        data_transfer::Entity::find_by_id(id)
+            .one(self.database.connection())
+            .await
     }
 
     /// "The transfer's status is one of these."
@@ -108,7 +118,10 @@ impl Repository {
     /// An update of one transfer's status, to be completed by the caller.
     fn set_status(&self, id: i64, status: Status) -> UpdateMany<data_transfer::Entity> {
         data_transfer::Entity::update_many()
-            .col_expr(data_transfer::Column::Status, self.schema.transfer_status.write(status))
+            .col_expr(
+                data_transfer::Column::Status,
+                self.schema.transfer_status.write(status),
+            )
             .filter(data_transfer::Column::Id.eq(id))
     }
 }
@@ -116,7 +129,10 @@ impl Repository {
 /// Locks a transfer's row until the transaction ends, and reads it as it is then.
 async fn lock(tx: &DatabaseTransaction, id: i64) -> Result<Option<data_transfer::Model>, DbErr> {
     // Not the stronger `FOR UPDATE`: rows that refer to this one may be inserted meanwhile.
-    data_transfer::Entity::find_by_id(id).lock(LockType::NoKeyUpdate).one(tx).await
+    data_transfer::Entity::find_by_id(id)
+        .lock(LockType::NoKeyUpdate)
+        .one(tx)
+        .await
 }
 
 async fn find_lease(
@@ -183,11 +199,20 @@ async fn end_attempt(
     Entity::update_many()
         .col_expr(Column::EndedAt, Expr::val(now))
         .col_expr(Column::Outcome, Expr::val(ending.outcome))
-        .col_expr(Column::ErrorCode, Expr::val(ending.error_code.as_deref().map(storable)))
-        .col_expr(Column::Message, Expr::val(ending.message.as_deref().map(storable)))
+        .col_expr(
+            Column::ErrorCode,
+            Expr::val(ending.error_code.as_deref().map(storable)),
+        )
+        .col_expr(
+            Column::Message,
+            Expr::val(ending.message.as_deref().map(storable)),
+        )
         .col_expr(Column::Bytes, Expr::val(ending.bytes))
         .col_expr(Column::RateBytesPerS, Expr::val(ending.rate_bytes_per_s))
-        .col_expr(Column::Digest, Expr::val(ending.digest.as_deref().map(storable)))
+        .col_expr(
+            Column::Digest,
+            Expr::val(ending.digest.as_deref().map(storable)),
+        )
         .filter(Column::DataTransferId.eq(id))
         .filter(Column::Attempt.eq(attempt))
         .filter(Column::Outcome.is_null())
@@ -204,12 +229,16 @@ pub(super) fn insert_into(
     let (columns, values): (Vec<_>, Vec<_>) = cells.into_iter().unzip();
     let mut insert = Query::insert();
     // As many values as columns, so this cannot fail.
-    insert.into_table(table).columns(columns).values_panic(values);
+    insert
+        .into_table(table)
+        .columns(columns)
+        .values_panic(values);
     insert
 }
 
 fn retry_count(row: &data_transfer::Model) -> u32 {
-    row.retry_count.map_or(0, |count| u32::try_from(count).unwrap_or(0))
+    row.retry_count
+        .map_or(0, |count| u32::try_from(count).unwrap_or(0))
 }
 
 /// A count as a column holds it. No file is larger.

@@ -189,7 +189,9 @@ impl Repository {
     /// # Errors
     /// What the database says.
     pub async fn transfer(&self, id: i64) -> Result<Option<TransferRecord>, DatabaseError> {
-        self.database.bounded(async { Ok(self.read_transfer(id).await?) }).await
+        self.database
+            .bounded(async { Ok(self.read_transfer(id).await?) })
+            .await
     }
 
     /// Transfers, those with the highest ids first.
@@ -197,7 +199,9 @@ impl Repository {
     /// # Errors
     /// What the database says.
     pub async fn list(&self, filter: Filter) -> Result<Vec<TransferSummary>, DatabaseError> {
-        self.database.bounded(async { Ok(self.read_list(filter).await?) }).await
+        self.database
+            .bounded(async { Ok(self.read_list(filter).await?) })
+            .await
     }
 
     /// A transfer with its lease and all attempts; none if there is no such transfer.
@@ -206,7 +210,9 @@ impl Repository {
     /// What the database says.
     pub async fn show(&self, id: i64) -> Result<Option<TransferDetail>, DatabaseError> {
         let reading = async {
-            let Some(transfer) = self.read_transfer(id).await? else { return Ok(None) };
+            let Some(transfer) = self.read_transfer(id).await? else {
+                return Ok(None);
+            };
             let db = self.database.connection();
             let lease = find_lease(db, id).await?.as_ref().map(LeaseInfo::from);
             let attempts = transfer_worker_attempt::Entity::find()
@@ -215,13 +221,19 @@ impl Repository {
                 .all(db)
                 .await?;
             let attempts = attempts.into_iter().map(AttemptRecord::from).collect();
-            Ok(Some(TransferDetail { transfer, lease, attempts }))
+            Ok(Some(TransferDetail {
+                transfer,
+                lease,
+                attempts,
+            }))
         };
         self.database.bounded(reading).await
     }
 
     async fn read_transfer(&self, id: i64) -> Result<Option<TransferRecord>, DbErr> {
-        let Some(row) = self.row(id).await? else { return Ok(None) };
+        let Some(row) = self.row(id).await? else {
+            return Ok(None);
+        };
         let retry_count = retry_count(&row);
         let package = self.package(row.data_transfer_package_id).await?;
         let origin = self.location(row.origin_location_id).await?;
@@ -278,7 +290,10 @@ impl Repository {
                 name: row.name,
                 short_name: row.short_name,
             }),
-            disk: disk.map(|row| Disk { host: row.host, path: row.path }),
+            disk: disk.map(|row| Disk {
+                host: row.host,
+                path: row.path,
+            }),
         }))
     }
 
@@ -293,7 +308,10 @@ impl Repository {
             .and_where(Expr::col(data_location::Column::Id).eq(location_id))
             .to_owned();
         let row = self.database.connection().query_one(&query).await?;
-        let active: Option<bool> = row.map(|row| row.try_get_by_index(0)).transpose()?.flatten();
+        let active: Option<bool> = row
+            .map(|row| row.try_get_by_index(0))
+            .transpose()?
+            .flatten();
         Ok(active.unwrap_or(true))
     }
 
@@ -303,18 +321,22 @@ impl Repository {
         destination: &Location,
     ) -> Result<Option<Route>, DbErr> {
         use data_transfer_route::{Column, Entity};
-        let (Some(from), Some(to)) = (&origin.site, &destination.site) else { return Ok(None) };
+        let (Some(from), Some(to)) = (&origin.site, &destination.site) else {
+            return Ok(None);
+        };
         let routes = Entity::find()
             .filter(Column::OriginSiteId.eq(from.id))
             .filter(Column::DestinationSiteId.eq(to.id))
             .order_by_asc(Column::Id)
             .all(self.database.connection())
             .await?;
-        Ok(best_route(routes, origin.id, destination.id).map(|row| Route {
-            id: row.id,
-            method: row.method,
-            route_type: row.route_type,
-        }))
+        Ok(
+            best_route(routes, origin.id, destination.id).map(|row| Route {
+                id: row.id,
+                method: row.method,
+                route_type: row.route_type,
+            }),
+        )
     }
 
     async fn read_list(&self, filter: Filter) -> Result<Vec<TransferSummary>, DbErr> {
@@ -328,11 +350,23 @@ impl Repository {
                 Expr::col((Packages, PackageColumn::Id))
                     .equals((Entity, Column::DataTransferPackageId)),
             )
-            .expr_as(Expr::col((Entity, Column::Status)).cast_as("text"), "status")
-            .expr_as(Expr::col((Entity, Column::RetryCount)).cast_as("bigint"), "retry_count")
-            .expr_as(Expr::col((Entity, Column::FailureErrorMessage)), "failure_error_message")
+            .expr_as(
+                Expr::col((Entity, Column::Status)).cast_as("text"),
+                "status",
+            )
+            .expr_as(
+                Expr::col((Entity, Column::RetryCount)).cast_as("bigint"),
+                "retry_count",
+            )
+            .expr_as(
+                Expr::col((Entity, Column::FailureErrorMessage)),
+                "failure_error_message",
+            )
             .expr_as(Expr::col((Packages, PackageColumn::FileName)), "file_name")
-            .expr_as(Expr::col((Packages, PackageColumn::Size)).cast_as("bigint"), "size_bytes")
+            .expr_as(
+                Expr::col((Packages, PackageColumn::Size)).cast_as("bigint"),
+                "size_bytes",
+            )
             .order_by((Entity, Column::Id), Order::Desc);
         if let Some(status) = filter.status {
             query.and_where(self.status_is(&[status]));
@@ -358,13 +392,18 @@ fn summary(
     Ok(TransferSummary {
         id,
         status: row.try_get("", "status")?,
-        retry_count: retry_count.and_then(|count| u32::try_from(count).ok()).unwrap_or(0),
+        retry_count: retry_count
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(0),
         origin,
         destination,
         file_name: row.try_get("", "file_name")?,
         size_bytes: row.try_get("", "size_bytes")?,
         failure_error_message: row.try_get("", "failure_error_message")?,
-        lease: leases.iter().find(|lease| lease.data_transfer_id == id).map(LeaseInfo::from),
+        lease: leases
+            .iter()
+            .find(|lease| lease.data_transfer_id == id)
+            .map(LeaseInfo::from),
     })
 }
 

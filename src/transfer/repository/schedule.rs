@@ -2,7 +2,9 @@
 
 use entity::{Status, data_location, data_transfer, site};
 use sea_orm::sea_query::{Expr, ExprTrait as _, IntoIden, JoinType, Order, Query, SelectStatement};
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult,
+};
 use serde::Serialize;
 
 use super::{Repository, lock};
@@ -71,7 +73,11 @@ impl From<DbErr> for SiteError {
 }
 
 fn list(names: &[String]) -> String {
-    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    if names.is_empty() {
+        "none".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 impl Repository {
@@ -87,12 +93,14 @@ impl Repository {
         let mut query = with_endpoints();
         query
             .and_where(self.status_is(&[Status::Pending]))
-            .order_by((data_transfer::Entity, data_transfer::Column::Id), Order::Asc)
+            .order_by(
+                (data_transfer::Entity, data_transfer::Column::Id),
+                Order::Asc,
+            )
             .limit(limit);
         if let Some(after) = after {
-            query.and_where(
-                Expr::col((data_transfer::Entity, data_transfer::Column::Id)).gt(after),
-            );
+            query
+                .and_where(Expr::col((data_transfer::Entity, data_transfer::Column::Id)).gt(after));
         }
         let reading = async {
             let rows = self.database.connection().query_all(&query).await?;
@@ -100,7 +108,11 @@ impl Repository {
                 .iter()
                 .map(|row| {
                     let (origin, destination) = endpoints(row)?;
-                    Ok(PendingTransfer { id: row.try_get("", ID)?, origin, destination })
+                    Ok(PendingTransfer {
+                        id: row.try_get("", ID)?,
+                        origin,
+                        destination,
+                    })
                 })
                 .collect();
             Ok(pending?)
@@ -147,10 +159,15 @@ impl Repository {
         if let Err(error) = publish().await {
             // Explicit, so that the lock is gone when this returns. If it fails, the connection is
             // gone, and the lock with it.
-            let _ = self.database.bounded(async { Ok::<_, DatabaseError>(tx.rollback().await?) }).await;
+            let _ = self
+                .database
+                .bounded(async { Ok::<_, DatabaseError>(tx.rollback().await?) })
+                .await;
             return Err(ScheduleError::Publish(error));
         }
-        self.database.bounded(async { Ok::<_, DatabaseError>(tx.commit().await?) }).await?;
+        self.database
+            .bounded(async { Ok::<_, DatabaseError>(tx.commit().await?) })
+            .await?;
         Ok(Scheduled::Scheduled)
     }
 
@@ -161,10 +178,16 @@ impl Repository {
     pub async fn locations_of_site(&self, short_name: &str) -> Result<Vec<String>, SiteError> {
         let reading = async {
             let db = self.database.connection();
-            let sites = site::Entity::find().order_by_asc(site::Column::ShortName).all(db).await?;
+            let sites = site::Entity::find()
+                .order_by_asc(site::Column::ShortName)
+                .all(db)
+                .await?;
             let Some(site) = sites.iter().find(|site| site.short_name == short_name) else {
                 let known = sites.into_iter().map(|site| site.short_name).collect();
-                return Err(SiteError::Unknown { name: short_name.to_owned(), known });
+                return Err(SiteError::Unknown {
+                    name: short_name.to_owned(),
+                    known,
+                });
             };
             let locations = data_location::Entity::find()
                 .filter(data_location::Column::SiteId.eq(site.id))
@@ -172,7 +195,10 @@ impl Repository {
                 .order_by_asc(data_location::Column::Id)
                 .all(db)
                 .await?;
-            Ok(locations.into_iter().map(|location| location.name).collect())
+            Ok(locations
+                .into_iter()
+                .map(|location| location.name)
+                .collect())
         };
         self.database.bounded(reading).await
     }
@@ -182,19 +208,31 @@ impl Repository {
 pub(super) const ID: &str = "id";
 
 /// The two ends: aliases of the location and of its site, and names of the selected columns.
-const ORIGIN: [&str; 4] = ["origin", "origin_site", "origin_location", "origin_site_name"];
-const DESTINATION: [&str; 4] =
-    ["destination", "destination_site", "destination_location", "destination_site_name"];
+const ORIGIN: [&str; 4] = [
+    "origin",
+    "origin_site",
+    "origin_location",
+    "origin_site_name",
+];
+const DESTINATION: [&str; 4] = [
+    "destination",
+    "destination_site",
+    "destination_location",
+    "destination_site_name",
+];
 
 /// Transfers with the names of both ends. Rows that lead nowhere are not left out: they would
 /// wait for ever without anybody knowing.
 pub(super) fn with_endpoints() -> SelectStatement {
     use data_transfer::{Column, Entity};
     let mut query = Query::select();
-    query.from(Entity).expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
-    for ([location, site, location_name, site_name], key) in
-        [(ORIGIN, Column::OriginLocationId), (DESTINATION, Column::DestinationLocationId)]
-    {
+    query
+        .from(Entity)
+        .expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
+    for ([location, site, location_name, site_name], key) in [
+        (ORIGIN, Column::OriginLocationId),
+        (DESTINATION, Column::DestinationLocationId),
+    ] {
         query
             .join_as(
                 JoinType::LeftJoin,
@@ -209,8 +247,14 @@ pub(super) fn with_endpoints() -> SelectStatement {
                 Expr::col((site, site::Column::Id))
                     .equals((location, data_location::Column::SiteId)),
             )
-            .expr_as(Expr::col((location, data_location::Column::Name)), location_name.into_iden())
-            .expr_as(Expr::col((site, site::Column::ShortName)), site_name.into_iden());
+            .expr_as(
+                Expr::col((location, data_location::Column::Name)),
+                location_name.into_iden(),
+            )
+            .expr_as(
+                Expr::col((site, site::Column::ShortName)),
+                site_name.into_iden(),
+            );
     }
     query
 }
@@ -220,7 +264,10 @@ pub(super) fn endpoints(row: &QueryResult) -> Result<(Option<Endpoint>, Option<E
     let read = |[_, _, location, site]: [&str; 4]| {
         let location: Option<String> = row.try_get("", location)?;
         let site: Option<String> = row.try_get("", site)?;
-        Ok::<_, DbErr>(site.zip(location).map(|(site, location)| Endpoint { site, location }))
+        Ok::<_, DbErr>(
+            site.zip(location)
+                .map(|(site, location)| Endpoint { site, location }),
+        )
     };
     Ok((read(ORIGIN)?, read(DESTINATION)?))
 }

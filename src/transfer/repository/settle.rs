@@ -10,8 +10,8 @@ use sea_orm::sea_query::{Expr, IntoIden as _};
 use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter};
 
 use super::{
-    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, insert_into, lock, retry_count,
-    storable, storable_path,
+    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, insert_into, lock,
+    retry_count, storable, storable_path,
 };
 use crate::transfer::database;
 use crate::transfer::lease::{Lease, LeaseError};
@@ -176,7 +176,9 @@ impl Repository {
     async fn settle(&self, lease: &Lease, settlement: &Settlement<'_>) -> Result<(), LeaseError> {
         let id = lease.data_transfer_id;
         let tx = self.database.begin().await?;
-        let row = lock(&tx, id).await?.filter(|row| row.status.means(Status::InProgress));
+        let row = lock(&tx, id)
+            .await?
+            .filter(|row| row.status.means(Status::InProgress));
         let stands = match &row {
             Some(_) => delete_lease(&tx, id, &lease.token.to_string()).await?,
             None => false,
@@ -192,7 +194,8 @@ impl Repository {
         self.change_row(&tx, &row, settlement, now).await?;
         end_attempt(&tx, id, lease.attempt, now, &settlement.ending).await?;
         if let Some(log_path) = settlement.log_path {
-            self.insert_log(&tx, id, settlement.status, log_path, now).await?;
+            self.insert_log(&tx, id, settlement.status, log_path, now)
+                .await?;
         }
         Ok(tx.commit().await?)
     }
@@ -238,7 +241,10 @@ impl Repository {
         let mut cells = vec![
             (Column::DataTransferId.into_iden(), Expr::val(id)),
             (Column::Timestamp.into_iden(), Expr::val(Timestamp(now))),
-            (Column::LogPath.into_iden(), Expr::val(storable_path(log_path))),
+            (
+                Column::LogPath.into_iden(),
+                Expr::val(storable_path(log_path)),
+            ),
         ];
         if let Some(column) = &self.schema.log_status {
             cells.push((Optional::Status.into_iden(), column.write(status)));

@@ -66,23 +66,30 @@ impl Repository {
             .filter(Expr::col(Column::DataTransferId).not_in_subquery(in_progress))
             .all(db)
             .await?;
-        let leases = Entity::find().order_by_asc(Column::DataTransferId).all(db).await?;
+        let leases = Entity::find()
+            .order_by_asc(Column::DataTransferId)
+            .all(db)
+            .await?;
         let is_candidate = |lease: &transfer_worker_lease::Model| {
             LeaseInfo::from(lease).demise(now, observer).is_some()
-                || orphans.iter().any(|orphan| orphan.data_transfer_id == lease.data_transfer_id)
+                || orphans
+                    .iter()
+                    .any(|orphan| orphan.data_transfer_id == lease.data_transfer_id)
         };
-        Ok(leases.iter().filter(|lease| is_candidate(lease)).map(|l| l.data_transfer_id).collect())
+        Ok(leases
+            .iter()
+            .filter(|lease| is_candidate(lease))
+            .map(|l| l.data_transfer_id)
+            .collect())
     }
 
-    async fn recover(
-        &self,
-        id: i64,
-        observer: &Owner,
-    ) -> Result<Option<Recovered>, DatabaseError> {
+    async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {
         let tx = self.database.begin().await?;
         let row = lock(&tx, id).await?;
         let now = database::now(&tx).await?;
-        let Some(held) = find_lease(&tx, id).await? else { return Ok(None) };
+        let Some(held) = find_lease(&tx, id).await? else {
+            return Ok(None);
+        };
         let lease = LeaseInfo::from(&held);
         let in_progress = row.is_some_and(|row| row.status.means(Status::InProgress));
         let demise = if in_progress {
@@ -90,7 +97,9 @@ impl Repository {
         } else {
             Some(Demise::StatusChanged)
         };
-        let Some(demise) = demise else { return Ok(None) };
+        let Some(demise) = demise else {
+            return Ok(None);
+        };
         let removed = match demise {
             Demise::Expired => delete_unrenewed(&tx, &held).await?,
             Demise::OwnerDead | Demise::StatusChanged => delete_lease(&tx, id, &held.token).await?,
@@ -101,8 +110,18 @@ impl Repository {
         if in_progress {
             self.set_status(id, Status::Pending).exec(&tx).await?;
         }
-        end_attempt(&tx, id, held.attempt, now, &Ending::interrupted(&lease, demise)).await?;
+        end_attempt(
+            &tx,
+            id,
+            held.attempt,
+            now,
+            &Ending::interrupted(&lease, demise),
+        )
+        .await?;
         tx.commit().await?;
-        Ok(Some(Recovered { displaced: Displaced { lease, demise }, is_pending: in_progress }))
+        Ok(Some(Recovered {
+            displaced: Displaced { lease, demise },
+            is_pending: in_progress,
+        }))
     }
 }
