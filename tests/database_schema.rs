@@ -219,6 +219,21 @@ async fn a_native_type_must_have_every_status() {
 }
 
 #[tokio::test]
+async fn a_key_without_a_default_is_a_difference() {
+    let Some(db) = Fixture::postgres().await else {
+        return;
+    };
+    let sql = "ALTER TABLE data_transfer_log ALTER id DROP IDENTITY";
+    exec(&db.database, sql).await;
+    let found = differences(&db.database).await;
+    let expected = Difference::Unwritten {
+        table: "data_transfer_log".to_owned(),
+        column: "id".to_owned(),
+    };
+    assert_eq!(found, [expected]);
+}
+
+#[tokio::test]
 async fn types_may_be_quoted_domains_and_in_another_schema() {
     let Some(db) = Fixture::postgres().await else {
         return;
