@@ -18,7 +18,7 @@ pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
-        .load_preset(presets::NOTHING)
+        .load_style(presets::NOTHING)
         .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
     table

@@ -1,6 +1,5 @@
 //! `transfers`: see, make and run transfers.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -254,12 +253,14 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
         snapshots: watch::Sender::new(Snapshot::default()),
     };
     let bar = tokio::spawn(show_progress(request.snapshots.subscribe(), context.json));
-    let attempt = transfers.run(&request);
-    tokio::pin!(attempt);
-    let outcome = loop {
-        tokio::select! {
-            outcome = &mut attempt => break outcome,
-            () = signals.any() => cancelled.cancel(),
+    let outcome = {
+        let attempt = transfers.run(&request);
+        tokio::pin!(attempt);
+        loop {
+            tokio::select! {
+                outcome = &mut attempt => break outcome,
+                () = signals.any() => cancelled.cancel(),
+            }
         }
     };
     bar.abort();
