@@ -123,7 +123,7 @@ pub enum TransferError {
         "data transfer {id} was taken from this worker by another worker or an operator; what was copied is left unpublished"
     )]
     LeaseLost { id: i64 },
-    #[error("the copy was stopped because {cause}; it will be done again from the start")]
+    #[error("the copy was stopped because {cause}; nothing was published")]
     Interrupted { cause: Interruption },
 
     // What the rows ask for cannot be done.

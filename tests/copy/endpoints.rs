@@ -89,6 +89,22 @@ async fn looks_at_a_source(#[values(Way::Local, Way::Ssh)] way: Way) {
     assert_eq!(error.code(), "origin_not_a_file", "{error}");
 }
 
+#[tokio::test]
+async fn a_destination_that_is_the_source_is_refused() {
+    let bench = Bench::new(&[]);
+    let plan = bench.plan();
+    let source = plan.source.inspect().await.unwrap();
+    let path = plan.target.path().as_path();
+    fs::copy(plan.source.path().as_path(), path).unwrap();
+    let existing = plan.target.inspect().await.unwrap().unwrap();
+    plan.refuse_same_file(&source, &existing).unwrap();
+    fs::remove_file(path).unwrap();
+    std::os::unix::fs::symlink(plan.source.path().as_path(), path).unwrap();
+    let existing = plan.target.inspect().await.unwrap().unwrap();
+    let error = plan.refuse_same_file(&source, &existing).unwrap_err();
+    assert_eq!(error.code(), "same_place");
+}
+
 #[rstest]
 #[tokio::test]
 async fn digests_are_the_same_everywhere(#[values(Way::Local, Way::Ssh)] way: Way) {

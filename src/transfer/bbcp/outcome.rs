@@ -162,7 +162,7 @@ impl Sign {
         } else if begins("Permission denied processing ") {
             Self::OriginDenied
         } else if let Some(what) = message.strip_prefix("Permission denied ") {
-            if ends_with(&ends.source) && what != ends.target {
+            if what.ends_with(&ends.source) {
                 Self::OriginDenied
             } else {
                 Self::DestinationDenied

@@ -291,3 +291,27 @@ pub(super) async fn temporaries(
     })
     .await
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// Where the kernel cannot rename without overwriting.
+    #[test]
+    fn linking_is_as_safe() {
+        let directory = tempfile::tempdir().unwrap();
+        let path =
+            |name: &str| AbsolutePath::new(directory.path().join(name).to_str().unwrap()).unwrap();
+        let (from, to) = (path("from"), path("to"));
+        fs::write(from.as_path(), "new").unwrap();
+        link_and_unlink(&from, &to).unwrap();
+        assert!(!from.as_path().exists());
+
+        fs::write(from.as_path(), "newer").unwrap();
+        let error = link_and_unlink(&from, &to).unwrap_err();
+        assert_eq!(error.code(), "destination_exists");
+        assert_eq!(fs::read(to.as_path()).unwrap(), b"new");
+        assert_eq!(fs::read(from.as_path()).unwrap(), b"newer");
+    }
+}

@@ -9,9 +9,6 @@
     reason = "tests"
 )]
 
-#[path = "copy/bench.rs"]
 mod bench;
-#[path = "copy/endpoints.rs"]
 mod endpoints;
-#[path = "copy/runs.rs"]
 mod runs;
