@@ -85,14 +85,11 @@ impl Group {
     /// The group of a child started from [`command`].
     ///
     /// # Errors
-    /// If the child has no id any more, or one that must never be signalled: 0, 1 and our own
-    /// group would hit this worker or everything.
+    /// If the child has no id any more, or one that must never be signalled.
     pub fn of(child: &Child) -> io::Result<Self> {
         let id = child
             .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .map(Pid::from_raw)
-            .filter(|id| id.as_raw() > 1 && *id != getpgrp())
+            .and_then(signalled_safely)
             .ok_or_else(|| io::Error::other("the child has no process group of its own"))?;
         Ok(Self { id: Some(id) })
     }
@@ -145,6 +142,12 @@ impl Drop for Group {
     }
 }
 
+/// None for what would hit this worker or everything.
+fn signalled_safely(id: u32) -> Option<Pid> {
+    let id = Pid::from_raw(i32::try_from(id).ok()?);
+    (id.as_raw() > 1 && id != getpgrp()).then_some(id)
+}
+
 /// Whether all that is left of a group is dead and only waits to be reaped.
 ///
 /// In a container whose first process does not reap, orphans stay zombies for ever, and signal 0
@@ -179,6 +182,15 @@ mod tests {
         let stat = "77 (a) b) Z 1 4711 4711 0 -1 4228100 0";
         assert_eq!(state_and_group(stat), Some(('Z', 4711)));
         assert_eq!(state_and_group("77 (a"), None);
+    }
+
+    #[test]
+    fn never_signals_itself_or_everything() {
+        let own = u32::try_from(getpgrp().as_raw()).unwrap_or(0);
+        for id in [0, 1, own, u32::MAX] {
+            assert_eq!(signalled_safely(id), None, "{id}");
+        }
+        assert_eq!(signalled_safely(2), Some(Pid::from_raw(2)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What can go wrong with a transfer, and what follows from it.
 //!
-//! Two tables define everything: the enum (what an operator reads) and [`TransferError::class`]
+//! Two tables define everything: the enum (what an operator reads) and its method `class`
 //! (what the worker does with it). Every message says what, where, why, and what to do next.
 
 use std::error::Error;
@@ -101,7 +101,7 @@ pub type Cause = Box<dyn Error + Send + Sync>;
 ///
 /// `line` fields hold the line of bbcp's, ssh's or a remote shell's output that told.
 #[derive(Debug, thiserror::Error)]
-#[allow(
+#[expect(
     missing_docs,
     reason = "the messages name every field; a second wording beside them would only drift"
 )]

@@ -110,8 +110,8 @@ async fn what_does_not_move_is_stopped(#[case] entry: &str) {
 
 #[tokio::test]
 async fn a_slow_copy_is_not_a_stalled_one() {
-    let mut bench = Bench::new(&[("RATE", "2000000")]);
-    bench.link.stall_timeout = Duration::from_millis(500);
+    let mut bench = Bench::new(&[("RATE", "1500000")]);
+    bench.link.stall_timeout = Duration::from_secs(1);
     bench.copy(&bench.plan()).await.unwrap();
 }
 
