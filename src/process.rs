@@ -14,12 +14,13 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, killpg};
-use nix::unistd::{Pid, getpgrp};
+use nix::unistd::{AccessFlags, Pid, eaccess, getpgrp};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-/// What a program may see of our environment. The agent's socket is for ssh keys held there.
-const PASSED_ON: [&str; 3] = ["PATH", "HOME", "SSH_AUTH_SOCK"];
+/// What a program may see of our environment besides `PATH`. The socket is for keys that ssh's
+/// agent holds.
+const PASSED_ON: [&str; 2] = ["HOME", "SSH_AUTH_SOCK"];
 
 /// Where programs are looked up when we have no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -34,6 +35,7 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 pub fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
+    command.env("PATH", search_path());
     for name in PASSED_ON {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
@@ -55,19 +57,22 @@ pub fn command(program: &Path) -> Command {
 ///
 /// None if there is none.
 pub fn find_program(program: &Path) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from(DEFAULT_PATH));
     if program.components().count() > 1 {
         let absolute = std::path::absolute(program).ok()?;
         return is_executable(&absolute).then_some(absolute);
     }
-    std::env::split_paths(&path)
+    std::env::split_paths(&search_path())
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join(program))
         .find(|candidate| is_executable(candidate))
 }
 
+fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into())
+}
+
 fn is_executable(path: &Path) -> bool {
-    path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+    path.is_file() && eaccess(path, AccessFlags::X_OK).is_ok()
 }
 
 /// A process group that we started; killed when dropped, unless it is known to be gone.
@@ -80,14 +85,11 @@ impl Group {
     /// The group of a child started from [`command`].
     ///
     /// # Errors
-    /// If the child has no id any more, or one that must never be signalled: 0, 1 and our own
-    /// group would hit this worker or everything.
+    /// If the child has no id any more, or one that must never be signalled.
     pub fn of(child: &Child) -> io::Result<Self> {
         let id = child
             .id()
-            .and_then(|id| i32::try_from(id).ok())
-            .map(Pid::from_raw)
-            .filter(|id| id.as_raw() > 1 && *id != getpgrp())
+            .and_then(signalled_safely)
             .ok_or_else(|| io::Error::other("the child has no process group of its own"))?;
         Ok(Self { id: Some(id) })
     }
@@ -95,7 +97,8 @@ impl Group {
     /// Ends every process of the group: SIGTERM, `kill_after` later SIGKILL. Returns when none is
     /// left, at once if that is so already.
     ///
-    /// The first process must be waited for at the same time or before, else its remains count.
+    /// The first process must be waited for meanwhile, or have been waited for just before: its id
+    /// is ours as long as any of the group lives, but after that it may become another's.
     ///
     /// False if something survived even that, which only a hanging system call does.
     pub async fn end(mut self, kill_after: Duration) -> bool {
@@ -139,6 +142,12 @@ impl Drop for Group {
     }
 }
 
+/// None for what would hit this worker or everything.
+fn signalled_safely(id: u32) -> Option<Pid> {
+    let id = Pid::from_raw(i32::try_from(id).ok()?);
+    (id.as_raw() > 1 && id != getpgrp()).then_some(id)
+}
+
 /// Whether all that is left of a group is dead and only waits to be reaped.
 ///
 /// In a container whose first process does not reap, orphans stay zombies for ever, and signal 0
@@ -173,6 +182,15 @@ mod tests {
         let stat = "77 (a) b) Z 1 4711 4711 0 -1 4228100 0";
         assert_eq!(state_and_group(stat), Some(('Z', 4711)));
         assert_eq!(state_and_group("77 (a"), None);
+    }
+
+    #[test]
+    fn never_signals_itself_or_everything() {
+        let own = u32::try_from(getpgrp().as_raw()).unwrap_or(0);
+        for id in [0, 1, own, u32::MAX] {
+            assert_eq!(signalled_safely(id), None, "{id}");
+        }
+        assert_eq!(signalled_safely(2), Some(Pid::from_raw(2)));
     }
 
     #[test]

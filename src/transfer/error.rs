@@ -1,6 +1,6 @@
 //! What can go wrong with a transfer, and what follows from it.
 //!
-//! Two tables define everything: the enum (what an operator reads) and [`TransferError::class`]
+//! Two tables define everything: the enum (what an operator reads) and its method `class`
 //! (what the worker does with it). Every message says what, where, why, and what to do next.
 
 use std::error::Error;
@@ -101,7 +101,7 @@ pub type Cause = Box<dyn Error + Send + Sync>;
 ///
 /// `line` fields hold the line of bbcp's, ssh's or a remote shell's output that told.
 #[derive(Debug, thiserror::Error)]
-#[allow(
+#[expect(
     missing_docs,
     reason = "the messages name every field; a second wording beside them would only drift"
 )]
@@ -123,7 +123,7 @@ pub enum TransferError {
         "data transfer {id} was taken from this worker by another worker or an operator; what was copied is left unpublished"
     )]
     LeaseLost { id: i64 },
-    #[error("the copy was stopped because {cause}; it will be done again from the start")]
+    #[error("the copy was stopped because {cause}; nothing was published")]
     Interrupted { cause: Interruption },
 
     // What the rows ask for cannot be done.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::endpoint::{
-    AbsolutePath, Endpoint, Host, Remote, Source, Target, TemporaryName, is_login,
+    AbsolutePath, Endpoint, Facts, Host, Remote, Source, Target, TemporaryName, is_login,
 };
 use super::error::{Role, TransferError};
 use crate::settings::{Bbcp, LinkSettings, Ssh};
@@ -129,6 +129,27 @@ pub struct Plan {
     pub bbcp: Bbcp,
     /// A copy that moves nothing for so long is stopped.
     pub stall_timeout: Duration,
+}
+
+impl Plan {
+    /// Refuses a destination that already is the source, by another path or a link: it would pass
+    /// every comparison, and the only copy be taken for two.
+    ///
+    /// Only ends on the same host can be told apart.
+    ///
+    /// # Errors
+    /// [`TransferError::SamePlace`].
+    pub fn refuse_same_file(&self, source: &Facts, existing: &Facts) -> Result<(), TransferError> {
+        let same = source.identity.is_some() && source.identity == existing.identity;
+        let one_host =
+            self.source.endpoint().remote().is_none() && self.target.endpoint().remote().is_none();
+        if same && one_host {
+            return Err(TransferError::SamePlace {
+                path: self.source.path().to_string(),
+            });
+        }
+        Ok(())
+    }
 }
 
 /// Makes the plan of one attempt.

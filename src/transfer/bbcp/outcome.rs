@@ -1,7 +1,7 @@
 //! What bbcp's end means.
 //!
 //! Its exit codes are no classification: the same full disk ends with 128 or 228 by chance, and 22
-//! is more than "exists". So the text decides, in the order of [`Sign`], and the code only where
+//! is more than "exists". So the text decides, in the order of `Sign`, and the code only where
 //! there is no text. [`Evidence`] looks at one line at a time and keeps little, however much bbcp
 //! and the network's noise print.
 //!
@@ -162,7 +162,7 @@ impl Sign {
         } else if begins("Permission denied processing ") {
             Self::OriginDenied
         } else if let Some(what) = message.strip_prefix("Permission denied ") {
-            if ends_with(&ends.source) && what != ends.target {
+            if what.ends_with(&ends.source) {
                 Self::OriginDenied
             } else {
                 Self::DestinationDenied

@@ -43,6 +43,11 @@ const QUEUE_LINES: usize = 256;
 /// Unit of a file's allocated blocks, whatever the file system's own is.
 const BLOCK_BYTES: u64 = 512;
 
+/// All that a cancellation token can tell; whoever cancelled it knows more.
+const INTERRUPTED: TransferError = TransferError::Interrupted {
+    cause: Interruption::Cancelled,
+};
+
 /// What is read from a pipe at once.
 const CHUNK_BYTES: usize = 8 << 10;
 
@@ -100,6 +105,9 @@ pub async fn copy(
     cancel: &CancellationToken,
     progress: &watch::Sender<Progress>,
 ) -> Result<Report, TransferError> {
+    if cancel.is_cancelled() {
+        return Err(INTERRUPTED);
+    }
     let invocation = Invocation::new(plan)?;
     let (log, writer) = Log::open(log_file).await?;
     log.note(&invocation.to_string()).await;
@@ -217,7 +225,8 @@ impl<'a> Running<'a> {
         // The queue closes when both readers are done.
         drop(self.looker.take());
         let gone = match ended {
-            // Its children may be about to say why it ended.
+            // Its children may be about to say why it ended. As long as they hold the pipes, and
+            // so this takes time, the group's id is theirs.
             Ended::ByItself(_) => {
                 drain(&mut self.sights, &mut self.said).await;
                 self.group.end(kill_after).await
@@ -406,9 +415,7 @@ impl Finished {
                 });
             }
             Ended::Cancelled => {
-                return Err(TransferError::Interrupted {
-                    cause: Interruption::Cancelled,
-                });
+                return Err(INTERRUPTED);
             }
         };
         self.said.evidence.conclude(Exit::from(status))?;

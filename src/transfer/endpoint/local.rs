@@ -154,7 +154,7 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
     let (moved, mut movement) = watch::channel(());
     let algorithm = how.algorithm;
     let of = path.clone();
-    let mut reading = spawn_blocking(move || {
+    let reading = spawn_blocking(move || {
         let file = File::open(of.as_path())?;
         // What was just written is to be read from the disk, not from memory.
         let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -164,24 +164,33 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
             !stop.load(Ordering::Relaxed)
         })
     });
+    // The channel closes when the reader ends, however it ends.
     loop {
-        tokio::select! {
-            done = &mut reading => return match done {
-                Ok(result) => result.map_err(|e| denied_or(role, "read", path, e)),
-                Err(e) => Err(storage("read", role, path, e)),
-            },
-            waited = timeout(how.stall_timeout, movement.changed()) => match waited {
-                Ok(Ok(())) => {}
-                // The reader is at its end; its result follows at once.
-                Ok(Err(_)) => std::future::pending().await,
-                Err(_) => return Err(TransferError::Stalled {
+        match timeout(how.stall_timeout, movement.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => break,
+            Err(_) => {
+                return Err(TransferError::Stalled {
                     idle: how.stall_timeout,
                     bytes_done: *how.progress.borrow(),
                     bytes_total: how.size,
-                }),
-            },
+                });
+            }
         }
     }
+    match reading.await {
+        Ok(result) => result.map_err(|e| unreadable(role, path, e)),
+        Err(e) => Err(storage("read", role, path, e)),
+    }
+}
+
+fn unreadable(role: Role, path: &AbsolutePath, e: io::Error) -> TransferError {
+    if role == Role::Origin && is_absent(&e) {
+        return TransferError::OriginMissing {
+            path: path.to_string(),
+        };
+    }
+    denied_or(role, "read", path, e)
 }
 
 pub(super) async fn rename_no_overwrite(
@@ -281,4 +290,28 @@ pub(super) async fn temporaries(
             .collect())
     })
     .await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    /// Where the kernel cannot rename without overwriting.
+    #[test]
+    fn linking_is_as_safe() {
+        let directory = tempfile::tempdir().unwrap();
+        let path =
+            |name: &str| AbsolutePath::new(directory.path().join(name).to_str().unwrap()).unwrap();
+        let (from, to) = (path("from"), path("to"));
+        fs::write(from.as_path(), "new").unwrap();
+        link_and_unlink(&from, &to).unwrap();
+        assert!(!from.as_path().exists());
+
+        fs::write(from.as_path(), "newer").unwrap();
+        let error = link_and_unlink(&from, &to).unwrap_err();
+        assert_eq!(error.code(), "destination_exists");
+        assert_eq!(fs::read(to.as_path()).unwrap(), b"new");
+        assert_eq!(fs::read(from.as_path()).unwrap(), b"newer");
+    }
 }

@@ -287,11 +287,12 @@ impl Target {
 
     /// Renames the temporary to the final name unless that exists, and makes the rename durable.
     ///
-    /// May be repeated: a rename that was done, but whose answer got lost, counts as done.
+    /// One that was interrupted half-way, when both names are the same file, is completed.
     ///
     /// # Errors
     /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], or that the end
-    /// could not be asked; in the last case the rename may have been done.
+    /// could not be asked. In the last case it may have been done, and a repetition then finds that
+    /// the destination exists: compare the digests.
     pub async fn publish(&self) -> Result<(), TransferError> {
         let temporary = self.temporary_path();
         match &self.endpoint {

@@ -1,0 +1,183 @@
+//! A directory with a package, a destination and a bbcp double of its own.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use ccat_transfer::settings::{self, LinkSettings};
+use ccat_transfer::transfer::bbcp::{self, Progress, Report};
+use ccat_transfer::transfer::error::TransferError;
+use ccat_transfer::transfer::plan::{
+    Attempt, LocalHost, Location, Package, Plan, StorageKind, plan,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// Size of the package.
+pub(crate) const SIZE: u64 = 4 << 20;
+
+/// The double's executable.
+pub(crate) fn double() -> &'static Path {
+    static DOUBLE: OnceLock<PathBuf> = OnceLock::new();
+    DOUBLE.get_or_init(|| {
+        if let Some(path) = std::env::var_os("BBCP_DOUBLE") {
+            return path.into();
+        }
+        let built = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--package", "bbcp-double"])
+            .status()
+            .expect("cargo runs");
+        assert!(built.success(), "the double does not build");
+        // target/debug/deps/copy-0123 → target/debug/bbcp
+        let test = std::env::current_exe().expect("a test has a path");
+        let directory = test
+            .ancestors()
+            .nth(2)
+            .expect("it lies in the target directory");
+        directory.join("bbcp")
+    })
+}
+
+/// Everything for one copy.
+pub(crate) struct Bench {
+    pub(crate) directory: tempfile::TempDir,
+    pub(crate) link: LinkSettings,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) origin_host: Option<&'static str>,
+    pub(crate) destination_host: Option<&'static str>,
+    pub(crate) relative_path: String,
+    pub(crate) file_name: String,
+}
+
+impl Bench {
+    /// With a package of [`SIZE`] and these knobs for the double (without their prefix).
+    pub(crate) fn new(knobs: &[(&str, &str)]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        for name in ["bin", "origin", "destination"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
+        symlink(double(), path.join("bin/bbcp")).unwrap();
+        let log = path.join("record").display().to_string();
+        let knobs: String = [("LOG", log.as_str()), ("TICK", "0.05")]
+            .iter()
+            .chain(knobs)
+            .map(|(name, value)| format!("BBCP_DOUBLE_{name}={value}\n"))
+            .collect();
+        fs::write(path.join("bin/bbcp-double.env"), knobs).unwrap();
+        let content: Vec<u8> = (0..SIZE).map(|n| (n / 7) as u8).collect();
+        fs::write(path.join("origin/p.tar"), content).unwrap();
+
+        let settings = settings::load(None, []).unwrap();
+        let mut link = settings.link("ccat", "cologne").unwrap();
+        link.bbcp.program = path.join("bin/bbcp");
+        link.bbcp.kill_after = Duration::from_millis(300);
+        link.stall_timeout = Duration::from_secs(20);
+        Self {
+            directory,
+            link,
+            cancel: CancellationToken::new(),
+            progress: watch::Sender::new(Progress::none(SIZE)),
+            origin_host: None,
+            destination_host: None,
+            relative_path: String::new(),
+            file_name: "p.tar".into(),
+        }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub(crate) fn plan(&self) -> Plan {
+        let location = |site: &str, host: Option<&str>, root: PathBuf| Location {
+            site: site.into(),
+            name: "buffer".into(),
+            storage: StorageKind::Disk,
+            host: host.map(Into::into),
+            root: root.display().to_string(),
+        };
+        let attempt = Attempt {
+            transfer_id: 7,
+            number: 1,
+            lease_token: Uuid::new_v4(),
+        };
+        let package = Package {
+            relative_path: self.relative_path.clone(),
+            file_name: self.file_name.clone(),
+            size: SIZE,
+            checksum: None,
+        };
+        plan(
+            attempt,
+            &location("ccat", self.origin_host, self.path("origin")),
+            &location("cologne", self.destination_host, self.path("destination")),
+            &package,
+            Some("bbcp"),
+            &self.link,
+            &LocalHost::new("here", []),
+        )
+        .unwrap()
+    }
+
+    pub(crate) async fn copy(&self, plan: &Plan) -> Result<Report, TransferError> {
+        bbcp::copy(plan, &self.path("logs/7.log"), &self.cancel, &self.progress).await
+    }
+
+    /// What the attempt's log file holds.
+    pub(crate) fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.path("logs/7.log")).unwrap()).into_owned()
+    }
+
+    /// What the double recorded of its last run.
+    pub(crate) fn record(&self) -> serde_json::Value {
+        let text = fs::read_to_string(self.path("record")).unwrap_or_default();
+        let last = text.lines().last().unwrap_or("null");
+        serde_json::from_str(last).unwrap()
+    }
+
+    /// Waits until the double has been started and gives its process group.
+    pub(crate) async fn group(&self) -> i64 {
+        for _ in 0..200 {
+            if let Some(group) = self.record()["pgid"].as_i64() {
+                return group;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("the double was not started");
+    }
+}
+
+/// The living processes of a group, as their command lines.
+pub(crate) fn living(group: i64) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").unwrap().flatten() {
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else {
+            continue;
+        };
+        let fields: Vec<&str> = stat
+            .rsplit_once(')')
+            .unwrap()
+            .1
+            .split_whitespace()
+            .collect();
+        if fields[2] == group.to_string() && fields[0] != "Z" {
+            found.push(fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default());
+        }
+    }
+    found
+}
+
+/// Waits until `holds`, or fails after some seconds.
+pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(5);
+    while !holds() {
+        assert!(Instant::now() < end, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

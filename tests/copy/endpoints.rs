@@ -1,0 +1,393 @@
+//! Both kinds of ends: this host, and this host by way of a real sshd.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use ccat_transfer::settings::DigestAlgorithm;
+use ccat_transfer::transfer::bbcp;
+use ccat_transfer::transfer::endpoint::{FileKind, Reading, TemporaryName};
+use ccat_transfer::transfer::error::{Role, TransferError};
+use rstest::rstest;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::bench::{Bench, SIZE, eventually};
+
+/// By this name, no location is local.
+const LOOPBACK: &str = "127.0.0.1";
+
+/// How an end is reached.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Local,
+    Ssh,
+}
+
+/// A bench that can reach [`LOOPBACK`], or none where there is no sshd to test with.
+fn with_sshd() -> Option<Bench> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let Some(port) = variable("TEST_SSHD_PORT") else {
+        println!("skipped: TEST_SSHD_PORT is not set");
+        return None;
+    };
+    let mut bench = Bench::new(&[]);
+    bench.link.ssh.port = port.parse().unwrap();
+    bench.link.ssh.identity_file = variable("TEST_SSH_IDENTITY").unwrap_or_default();
+    bench.link.ssh.known_hosts_file = variable("TEST_SSH_KNOWN_HOSTS").unwrap_or_default();
+    bench.link.ssh.user = variable("TEST_SSH_USER").unwrap_or_default();
+    Some(bench)
+}
+
+/// A bench whose destination (or origin) is reached in this way.
+fn bench(role: Role, way: Way) -> Option<Bench> {
+    let mut bench = match way {
+        Way::Local => Bench::new(&[]),
+        Way::Ssh => with_sshd()?,
+    };
+    let host = (way == Way::Ssh).then_some(LOOPBACK);
+    match role {
+        Role::Origin => bench.origin_host = host,
+        Role::Destination => bench.destination_host = host,
+    }
+    Some(bench)
+}
+
+fn reading(progress: &watch::Sender<u64>) -> Reading<'_> {
+    Reading {
+        algorithm: DigestAlgorithm::Sha256,
+        size: SIZE,
+        stall_timeout: Duration::from_secs(10),
+        progress,
+    }
+}
+
+/// Names that a shell, ssh or bbcp would stumble over.
+const ODD: &str = "-a b;c'd\"e$(touch oops)`f`*?[g]&|<>#~!{h}\\i:j@k é";
+
+#[rstest]
+#[tokio::test]
+async fn looks_at_a_source(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(mut bench) = bench(Role::Origin, way) else {
+        return;
+    };
+    let facts = bench.plan().source.inspect().await.unwrap();
+    let metadata = fs::metadata(bench.path("origin/p.tar")).unwrap();
+    assert_eq!(
+        (facts.size, facts.kind, facts.readable),
+        (SIZE, FileKind::File, true)
+    );
+    assert_eq!(facts.identity, Some((metadata.dev(), metadata.ino())));
+    assert_eq!(facts.modified, Some(metadata.mtime()));
+
+    bench.file_name = "nothing".into();
+    let error = bench.plan().source.inspect().await.unwrap_err();
+    assert_eq!(error.code(), "origin_missing", "{error}");
+    fs::create_dir(bench.path("origin/nothing")).unwrap();
+    let error = bench.plan().source.inspect().await.unwrap_err();
+    assert_eq!(error.code(), "origin_not_a_file", "{error}");
+}
+
+#[tokio::test]
+async fn a_destination_that_is_the_source_is_refused() {
+    let bench = Bench::new(&[]);
+    let plan = bench.plan();
+    let source = plan.source.inspect().await.unwrap();
+    let path = plan.target.path().as_path();
+    fs::copy(plan.source.path().as_path(), path).unwrap();
+    let existing = plan.target.inspect().await.unwrap().unwrap();
+    plan.refuse_same_file(&source, &existing).unwrap();
+    fs::remove_file(path).unwrap();
+    std::os::unix::fs::symlink(plan.source.path().as_path(), path).unwrap();
+    let existing = plan.target.inspect().await.unwrap().unwrap();
+    let error = plan.refuse_same_file(&source, &existing).unwrap_err();
+    assert_eq!(error.code(), "same_place");
+}
+
+#[rstest]
+#[tokio::test]
+async fn digests_are_the_same_everywhere(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(mut bench) = bench(Role::Origin, way) else {
+        return;
+    };
+    bench.file_name = ODD.into();
+    fs::write(bench.path("origin").join(ODD), "abc").unwrap();
+    let progress = watch::Sender::new(0);
+    let source = bench.plan().source;
+    assert_eq!(source.inspect().await.unwrap().size, 3);
+    let digest = source.digest(reading(&progress)).await.unwrap();
+    assert_eq!(
+        digest.hex(),
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    );
+    if way == Way::Local {
+        assert_eq!(*progress.borrow(), 3);
+    }
+    bench.file_name = "nothing".into();
+    let error = bench
+        .plan()
+        .source
+        .digest(reading(&progress))
+        .await
+        .unwrap_err();
+    assert_eq!(error.code(), "origin_missing", "{error}");
+}
+
+#[rstest]
+#[tokio::test]
+async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(mut bench) = bench(Role::Destination, way) else {
+        return;
+    };
+    bench.relative_path = format!("{ODD}/2026");
+    bench.file_name = ODD.into();
+    let target = bench.plan().target;
+    let directory = bench.path("destination").join(ODD).join("2026");
+
+    assert_eq!(target.temporaries().await.unwrap(), []);
+    target.ensure_directory().await.unwrap();
+    target.ensure_directory().await.unwrap();
+    assert!(directory.is_dir());
+    assert!(target.free_space().await.unwrap() > 0);
+    assert_eq!(target.inspect().await.unwrap(), None);
+
+    fs::write(target.temporary_path().as_path(), "new").unwrap();
+    assert_eq!(target.temporaries().await.unwrap(), [target.temporary()]);
+    let progress = watch::Sender::new(0);
+    let before = target.digest_temporary(reading(&progress)).await.unwrap();
+    target.publish().await.unwrap();
+    assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
+    assert_eq!(target.inspect_temporary().await.unwrap(), None);
+    assert_eq!(target.digest(reading(&progress)).await.unwrap(), before);
+
+    fs::write(target.temporary_path().as_path(), "newer").unwrap();
+    let error = target.publish().await.unwrap_err();
+    assert_eq!(error.code(), "destination_exists", "{error}");
+    assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+
+    // A publication that ended half-way, both names being the file, is completed.
+    fs::remove_file(directory.join(ODD)).unwrap();
+    fs::hard_link(target.temporary_path().as_path(), directory.join(ODD)).unwrap();
+    target.publish().await.unwrap();
+    assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"newer");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+}
+
+/// A directory or a dangling link under the final name is in the way like a file.
+#[rstest]
+#[tokio::test]
+async fn publishes_into_nothing(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(bench) = bench(Role::Destination, way) else {
+        return;
+    };
+    let target = bench.plan().target;
+    let path = target.path().as_path();
+    fs::write(target.temporary_path().as_path(), "new").unwrap();
+    fs::create_dir(path).unwrap();
+    assert_eq!(
+        target.publish().await.unwrap_err().code(),
+        "destination_exists"
+    );
+    fs::remove_dir(path).unwrap();
+    std::os::unix::fs::symlink("/nowhere/at/all", path).unwrap();
+    assert_eq!(
+        target.publish().await.unwrap_err().code(),
+        "destination_exists"
+    );
+    assert!(target.temporary_path().as_path().exists());
+}
+
+#[rstest]
+#[tokio::test]
+async fn removes_only_what_is_ours(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(bench) = bench(Role::Destination, way) else {
+        return;
+    };
+    let target = bench.plan().target;
+    let older = TemporaryName::new(7, 0, Uuid::new_v4());
+    let others = TemporaryName::new(77, 0, Uuid::new_v4());
+    let foreign = ".ccat-transfer-7-1-nonsense.part".to_owned();
+    for name in [older.to_string(), others.to_string(), foreign.clone()] {
+        fs::write(bench.path("destination").join(name), "x").unwrap();
+    }
+    fs::write(target.temporary_path().as_path(), "x").unwrap();
+
+    let mut found = target.temporaries().await.unwrap();
+    found.sort_by_key(TemporaryName::attempt);
+    assert_eq!(found, [older, target.temporary()]);
+    target.remove_leftover(older).await.unwrap();
+    target.remove_temporary().await.unwrap();
+    target.remove_temporary().await.unwrap();
+    let mut left: Vec<String> = fs::read_dir(bench.path("destination"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    let mut expected = [foreign, others.to_string()];
+    expected.sort();
+    assert_eq!(left, expected);
+}
+
+#[rstest]
+#[tokio::test]
+async fn a_missing_location_is_not_made(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(mut bench) = bench(Role::Destination, way) else {
+        return;
+    };
+    bench.relative_path = "a/b".into();
+    fs::write(bench.path("destination/a"), "in the way").unwrap();
+    let error = bench.plan().target.ensure_directory().await.unwrap_err();
+    assert_eq!(error.code(), "storage", "{}", error.chain());
+
+    fs::remove_dir_all(bench.path("destination")).unwrap();
+    let error = bench.plan().target.ensure_directory().await.unwrap_err();
+    assert_eq!(error.code(), "destination_root_missing", "{error}");
+    assert!(!bench.path("destination").exists());
+}
+
+#[tokio::test]
+async fn a_reader_that_hangs_is_given_up() {
+    let bench = Bench::new(&[]);
+    let fifo = bench.path("origin/p.tar");
+    fs::remove_file(&fifo).unwrap();
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let progress = watch::Sender::new(0);
+    let how = Reading {
+        stall_timeout: Duration::from_millis(200),
+        ..reading(&progress)
+    };
+    let error = bench.plan().source.digest(how).await.unwrap_err();
+    assert_eq!(error.code(), "stalled", "{error}");
+    // Lets the thread that is left behind end.
+    drop(fs::OpenOptions::new().write(true).open(&fifo));
+}
+
+#[tokio::test]
+async fn a_dropped_local_digest_stops() {
+    let bench = Bench::new(&[]);
+    let plan = endless(&bench, None);
+    let progress = watch::Sender::new(0);
+    let reading = plan.source.digest(reading(&progress));
+    assert!(
+        tokio::time::timeout(Duration::from_millis(100), reading)
+            .await
+            .is_err()
+    );
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let then = *progress.borrow();
+    assert!(then > 0);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(*progress.borrow(), then);
+}
+
+/// A plan whose source has no end.
+fn endless(bench: &Bench, host: Option<&'static str>) -> ccat_transfer::transfer::plan::Plan {
+    let origin = bench.path("origin/p.tar");
+    fs::remove_file(&origin).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &origin).unwrap();
+    let mut plan = bench.plan();
+    assert_eq!(plan.source.endpoint().remote().is_some(), host.is_some());
+    plan.size = SIZE;
+    plan
+}
+
+/// Whether some process reads what has no end.
+fn something_reads_zeros() -> bool {
+    fs::read_dir("/proc").unwrap().flatten().any(|process| {
+        let reads = fs::read_link(process.path().join("fd/0"));
+        let command = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        reads.is_ok_and(|to| to == Path::new("/dev/zero")) && command.starts_with("sha256sum")
+    })
+}
+
+#[tokio::test]
+async fn a_dropped_remote_digest_stops_there_too() {
+    let Some(mut bench) = with_sshd() else { return };
+    bench.origin_host = Some(LOOPBACK);
+    let plan = endless(&bench, bench.origin_host);
+    let progress = watch::Sender::new(0);
+    {
+        let digest = std::pin::pin!(plan.source.digest(reading(&progress)));
+        tokio::select! {
+            _ = digest => panic!("it has no end"),
+            () = eventually("it reads", something_reads_zeros) => {}
+        }
+    }
+    eventually("it has stopped", || !something_reads_zeros()).await;
+
+    let how = Reading {
+        size: 0,
+        stall_timeout: Duration::from_secs(2),
+        ..reading(&progress)
+    };
+    let error = plan.source.digest(how).await.unwrap_err();
+    assert_eq!(error.code(), "operation_timeout", "{error}");
+    eventually("it has stopped", || !something_reads_zeros()).await;
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there() {
+    let Some(mut bench) = with_sshd() else { return };
+    bench.origin_host = Some(LOOPBACK);
+    let progress = watch::Sender::new(0);
+    let how = Reading {
+        algorithm: DigestAlgorithm::Blake3,
+        ..reading(&progress)
+    };
+    match bench.plan().source.digest(how).await {
+        Err(error) => assert_eq!(error.code(), "remote_program_missing", "{error}"),
+        Ok(digest) => assert_eq!(digest.algorithm(), "blake3"),
+    }
+}
+
+#[rstest]
+#[case("refused", "network")]
+#[case("login", "ssh_denied")]
+#[case("host_key", "ssh_host_key")]
+#[case("unresolved", "network")]
+#[case("no_ssh", "program_missing")]
+#[tokio::test]
+async fn ssh_that_does_not_get_through(#[case] trouble: &str, #[case] code: &str) {
+    let Some(mut bench) = with_sshd() else { return };
+    bench.destination_host = Some(LOOPBACK);
+    match trouble {
+        "refused" => bench.link.ssh.port = 1,
+        "login" => bench.link.ssh.user = "nobody".into(),
+        "host_key" => bench.link.ssh.known_hosts_file = "/dev/null".into(),
+        "unresolved" => bench.destination_host = Some("no-such-host.invalid"),
+        _ => bench.link.ssh.program = "no-such-ssh".into(),
+    }
+    let error = bench.plan().target.inspect().await.unwrap_err();
+    assert_eq!(error.code(), code, "{error}");
+    assert!(!matches!(error, TransferError::Storage { .. }));
+}
+
+/// The double is no ssh client, but its record shows what bbcp would be told to run.
+#[tokio::test]
+async fn bbcp_is_told_how_to_reach_the_other_end() {
+    let mut bench = Bench::new(&[("ANYHOST", "1")]);
+    bench.destination_host = Some(LOOPBACK);
+    bench.link.ssh.user = "transfer".into();
+    let plan = bench.plan();
+    bbcp::copy(&plan, &bench.path("log"), &bench.cancel, &bench.progress)
+        .await
+        .unwrap();
+    let argv = bench.record()["argv"].clone();
+    let words: Vec<&str> = argv
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|w| w.as_str().unwrap())
+        .collect();
+    let at = words.iter().position(|word| *word == "-T").unwrap();
+    assert!(
+        words[at + 1].starts_with("ssh -x -a -oBatchMode=yes"),
+        "{words:?}"
+    );
+    assert!(
+        words.last().unwrap().starts_with("transfer@127.0.0.1:/"),
+        "{words:?}"
+    );
+}

@@ -1,0 +1,265 @@
+//! Runs of the double.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::time::{Duration, Instant};
+
+use ccat_transfer::transfer::error::TransferError;
+use rstest::rstest;
+use tokio::time::timeout;
+
+use crate::bench::{Bench, SIZE, eventually, living};
+
+/// Nothing here may take longer.
+const LIMIT: Duration = Duration::from_secs(15);
+
+#[tokio::test]
+async fn ok_with_progress() {
+    let bench = Bench::new(&[("RATE", "8000000")]);
+    let plan = bench.plan();
+    let mut seen = bench.progress.subscribe();
+    let watching = tokio::spawn(async move {
+        let mut all = Vec::new();
+        while seen.changed().await.is_ok() {
+            all.push(*seen.borrow_and_update());
+        }
+        all
+    });
+    let report = bench.copy(&plan).await.unwrap();
+
+    assert_eq!(report.bytes, Some(SIZE));
+    let (algorithm, hex) = report.checksum.unwrap();
+    assert_eq!((algorithm.as_str(), hex.len()), ("c32c", 8));
+    assert_eq!(
+        fs::read(bench.path("origin/p.tar")).unwrap(),
+        fs::read(plan.target.temporary_path().as_path()).unwrap()
+    );
+    assert!(!plan.target.path().as_path().exists());
+
+    let record = bench.record();
+    assert_eq!(record["pgid"], record["pid"]);
+    assert_eq!(record["stdin_is_null"], true);
+    let known = ["HOME", "LC_ALL", "PATH", "SSH_AUTH_SOCK", "bbcp_CONFIGFN"];
+    for name in record["env"].as_array().unwrap() {
+        assert!(known.contains(&name.as_str().unwrap()), "{name}");
+    }
+
+    let log = bench.log();
+    let first = log.lines().next().unwrap();
+    assert!(
+        first.starts_with("# 20") && first.contains("/bin/bbcp -v -P 10"),
+        "{first}"
+    );
+    assert!(log.contains("Checksum: c32c"), "{log}");
+    assert!(
+        log.lines()
+            .last()
+            .unwrap()
+            .contains("ended with exit code 0"),
+        "{log}"
+    );
+
+    drop(bench.progress);
+    let all = watching.await.unwrap();
+    assert!(all.len() > 3, "{all:?}");
+    assert!(all.is_sorted_by_key(|p| p.bytes_done), "{all:?}");
+    assert!(
+        all.iter()
+            .any(|p| p.rate_bytes_per_s.is_some_and(|r| r > 1e6)),
+        "{all:?}"
+    );
+}
+
+#[rstest]
+#[case::stall("stall@40%")]
+#[case::never_starts("hang-start")]
+#[case::never_ends("hang-exit")]
+#[case::deaf_to_term("ignore-term+stall@40%")]
+#[tokio::test]
+async fn what_does_not_move_is_stopped(#[case] entry: &str) {
+    let mut bench = Bench::new(&[("PLAN", entry), ("RATE", "20000000")]);
+    bench.link.stall_timeout = Duration::from_millis(600);
+    let plan = bench.plan();
+    let start = Instant::now();
+    let error = timeout(LIMIT, bench.copy(&plan))
+        .await
+        .unwrap()
+        .unwrap_err();
+    let TransferError::Stalled {
+        bytes_done,
+        bytes_total,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert!(bytes_done <= bytes_total);
+    assert!(start.elapsed() >= Duration::from_millis(600));
+    assert!(
+        start.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(living(bench.group().await), Vec::<String>::new());
+    assert!(
+        bench.log().contains("stopped, no byte moved"),
+        "{}",
+        bench.log()
+    );
+}
+
+#[tokio::test]
+async fn a_slow_copy_is_not_a_stalled_one() {
+    let mut bench = Bench::new(&[("RATE", "1500000")]);
+    bench.link.stall_timeout = Duration::from_secs(1);
+    bench.copy(&bench.plan()).await.unwrap();
+}
+
+#[rstest]
+#[case::ordinary("slow:500000")]
+#[case::deaf_to_term("ignore-term+slow:500000")]
+#[tokio::test]
+async fn a_cancelled_copy_leaves_no_process(#[case] entry: &str) {
+    let bench = Bench::new(&[("PLAN", entry)]);
+    let plan = bench.plan();
+    let cancel = async {
+        let group = bench.group().await;
+        eventually("it copies", || living(group).len() >= 3).await;
+        bench.cancel.cancel();
+        group
+    };
+    let (result, group) = timeout(LIMIT, async { tokio::join!(bench.copy(&plan), cancel) })
+        .await
+        .unwrap();
+    assert_eq!(result.unwrap_err().code(), "interrupted");
+    assert_eq!(living(group), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_dropped_copy_leaves_no_process() {
+    let bench = Bench::new(&[("PLAN", "ignore-term+slow:500000")]);
+    let plan = bench.plan();
+    let group = tokio::select! {
+        _ = bench.copy(&plan) => panic!("it should still run"),
+        group = bench.group() => group,
+    };
+    eventually("nothing lives", || living(group).is_empty()).await;
+}
+
+#[rstest]
+#[case::enospc("enospc@40%", "storage_full")]
+#[case::exists("exists", "destination_exists")]
+#[case::no_source("nosrc", "origin_missing")]
+#[case::unreadable("srcperm", "origin_unreadable")]
+#[case::directory("srcdir", "origin_not_a_file")]
+#[case::no_directory("nodir", "destination_directory")]
+#[case::denied("dstperm", "destination_denied")]
+#[case::no_space("nospace", "storage_full")]
+#[case::changed("srcchanged", "origin_changed")]
+#[case::reset("reset@30%", "network")]
+#[case::ports("portbusy", "port_busy")]
+#[case::time_limit("timelimit", "time_limit")]
+#[case::sink("segv-sink@30%", "segfault")]
+#[case::agent("segv-agent@30%", "segfault")]
+#[case::killed("kill@30%", "bbcp_failed")]
+#[case::other("rc:7:bbcp: something new", "bbcp_failed")]
+#[tokio::test]
+async fn failures_are_classified(#[case] entry: &str, #[case] code: &str) {
+    let bench = Bench::new(&[("PLAN", entry), ("RATE", "20000000")]);
+    let result = timeout(LIMIT, bench.copy(&bench.plan())).await.unwrap();
+    let error = result.unwrap_err();
+    assert_eq!(error.code(), code, "{error}\n{}", bench.log());
+    assert_eq!(living(bench.group().await), Vec::<String>::new());
+}
+
+#[rstest]
+#[case::refused("refused", "network")]
+#[case::unresolved("noresolve", "network")]
+#[case::login("auth", "ssh_denied")]
+#[case::host_key("hostkey", "ssh_host_key")]
+#[case::no_bbcp("nobbcp", "remote_program_missing")]
+#[case::no_ssh("nossh", "program_missing")]
+#[case::banner("banner", "remote_died")]
+#[case::remote_crash("segv-remote@30%", "remote_died")]
+#[case::streams("streams:2", "network")]
+#[tokio::test]
+async fn failures_of_a_push_are_classified(#[case] entry: &str, #[case] code: &str) {
+    let mut bench = Bench::new(&[("PLAN", entry), ("ANYHOST", "1"), ("ACCEPT", "0.1")]);
+    bench.destination_host = Some("far.example.org");
+    let result = timeout(LIMIT, bench.copy(&bench.plan())).await.unwrap();
+    let error = result.unwrap_err();
+    assert_eq!(error.code(), code, "{error}\n{}", bench.log());
+}
+
+#[rstest]
+#[case::noise("noise:200000")]
+#[case::long_line("longline:100000000")]
+#[case::binary("binary")]
+#[case::junk("stdout-junk")]
+#[case::line_ends("crlf")]
+#[case::not_numbers("nan")]
+#[case::infinite("inf")]
+#[case::flood("flood:20000")]
+#[case::other_version("version-warn")]
+#[tokio::test]
+async fn odd_output_does_no_harm(#[case] entry: &str) {
+    let bench = Bench::new(&[("PLAN", entry)]);
+    let before = peak_memory_kib();
+    let report = timeout(LIMIT, bench.copy(&bench.plan()))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(
+        report.bytes,
+        Some(SIZE),
+        "{}",
+        &bench.log()[..1000.min(bench.log().len())]
+    );
+    let log = fs::metadata(bench.path("logs/7.log")).unwrap().len();
+    assert!(log < (64 << 20) + 1000, "{log}");
+    let grown = peak_memory_kib().saturating_sub(before);
+    assert!(grown < 48 << 10, "grew by {grown} KiB");
+}
+
+/// The most memory that this process ever had.
+fn peak_memory_kib() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn a_grandchild_with_our_pipe_does_not_hold_us_up() {
+    let bench = Bench::new(&[("PLAN", "fork-stderr")]);
+    let start = Instant::now();
+    bench.copy(&bench.plan()).await.unwrap();
+    assert!(
+        start.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        start.elapsed()
+    );
+    assert_eq!(living(bench.group().await), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_log_that_cannot_be_opened_starts_nothing() {
+    let bench = Bench::new(&[]);
+    fs::write(bench.path("logs"), "a file").unwrap();
+    let error = bench.copy(&bench.plan()).await.unwrap_err();
+    assert_eq!(error.code(), "log_file");
+    assert!(bench.record().is_null());
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_started() {
+    let mut bench = Bench::new(&[]);
+    let broken = bench.path("bin/broken");
+    fs::write(&broken, "\x7fELF nonsense").unwrap();
+    fs::set_permissions(&broken, fs::Permissions::from_mode(0o755)).unwrap();
+    bench.link.bbcp.program = broken;
+    let error = bench.copy(&bench.plan()).await.unwrap_err();
+    assert_eq!(error.code(), "spawn", "{error}");
+}
