@@ -155,16 +155,17 @@ run_begin() {
   trap 'exit 143' TERM
 }
 
-# RUN_PROCESSES: ids of the processes that have the private directory in their environment or command line.
+# RUN_PROCESSES: ids of the processes that know the private directory: by environment, command line, working
+# directory or open files. The last two are for those with a clean environment, as bbcp's.
 find_run_processes() {
-  local file pid files
+  local file pid found clean=(env -i "PATH=$PATH") # or else grep would find itself
   RUN_PROCESSES=()
-  # `env -i`: or else grep would find itself.
-  files=$(env -i "$(type -P grep)" -lsaFf /dev/stdin /proc/[0-9]*/environ /proc/[0-9]*/cmdline <<<"$RUN_DIR") || true
-  for file in $files; do
+  found=$("${clean[@]}" grep -lsaFf /dev/stdin /proc/[0-9]*/environ /proc/[0-9]*/cmdline <<<"$RUN_DIR") || true
+  found+=$'\n'$("${clean[@]}" find /proc/[0-9]*/cwd /proc/[0-9]*/fd -maxdepth 1 -lname "$RUN_DIR*" 2>/dev/null) || true
+  for file in $found; do
     pid=${file#/proc/}
     pid=${pid%%/*}
-    [[ $pid == "$$" || $pid == "$PPID" ]] || RUN_PROCESSES+=("$pid")
+    [[ $pid == "$$" || $pid == "$PPID" || " ${RUN_PROCESSES[*]} " == *" $pid "* ]] || RUN_PROCESSES+=("$pid")
   done
 }
 
@@ -173,6 +174,7 @@ run_end() {
   trap '' HUP INT TERM
   trap - EXIT
   set +e
+  cd /
   allow_service_starts
   [[ -n $RUN_FOREGROUND ]] && kill -TERM -- "-$RUN_FOREGROUND" 2>/dev/null
   for group in "${RUN_GROUPS[@]}"; do kill -TERM -- "-$group" 2>/dev/null; done
