@@ -1,6 +1,9 @@
 """The manager: from PENDING to a message in the right queue, and what follows from a failure."""
 
-from support import MB, TRANSFER, until
+import signal
+import sqlite3
+
+from support import MB, TRANSFER, Deployment, Process, clean_environment, service, until
 
 
 def test_schedules_what_is_pending(deployment, broker):
@@ -26,7 +29,9 @@ def test_schedules_what_is_pending(deployment, broker):
 
 def test_each_origin_has_its_own_queue(deployment, broker, tmp_path, bbcp):
     """The queue is the origin's, from its site's short name and its own name."""
-    other = type(deployment)(tmp_path.joinpath("other").resolve().mkdir() or tmp_path / "other", bbcp, broker)
+    directory = tmp_path / "other"
+    directory.mkdir()
+    other = Deployment(directory, bbcp, broker)
     try:
         other.package()
         other.schedule()
@@ -72,8 +77,6 @@ def test_a_failure_then_success(deployment):
 
 def test_one_bad_row_does_not_stop_the_others(deployment, broker):
     bad, good = deployment.package(), deployment.package()
-    import sqlite3
-
     with sqlite3.connect(deployment.database, timeout=20) as connection:
         connection.execute("UPDATE data_transfer SET origin_location_id = NULL WHERE id = ?", (bad,))
     deployment.cli("manager", "--once", check=False)
@@ -83,8 +86,6 @@ def test_one_bad_row_does_not_stop_the_others(deployment, broker):
 
 def test_the_loop(deployment):
     """`ccat-transfer manager` and a worker on all queues of the site: nobody needs to send anything."""
-    from support import Process, clean_environment, service
-
     transfer = deployment.package()
     program = [service("CCAT_TRANSFER_BIN"), "--config", deployment.config]
     for name, command in {
@@ -104,7 +105,7 @@ def test_the_loop(deployment):
     later = deployment.package()
     deployment.reaches(later, "COMPLETED")
     for process in deployment.processes:
-        process.signal(15)
+        process.signal(signal.SIGTERM)
     assert [process.ended() for process in deployment.processes] == [0, 0]
 
 
