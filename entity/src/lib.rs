@@ -1,1 +1,44 @@
-//! SeaORM entities.
+//! SeaORM entities: the part of the ops-db that a transfer needs, and this project's own tables.
+//!
+//! The ops-db belongs to the Python package `ccat_ops_db`, whose source is not public. **Every
+//! table and column name that this project assumes about it is in this crate and nowhere else**;
+//! the program compares them with the live database when it starts.
+//!
+//! Models hold only what is read. They are read through casts (`select_as`), because the owner of
+//! the schema chooses the exact types: an id may be `integer` or `bigint`, an enum may be a native
+//! type or text, a time may have a zone or none. Columns that a schema may lack are listed in an
+//! `Optional` enum beside the model.
+
+mod labels;
+mod timestamp;
+
+pub mod data_location;
+pub mod data_transfer;
+pub mod data_transfer_log;
+pub mod data_transfer_package;
+pub mod data_transfer_route;
+pub mod disk_data_location;
+pub mod site;
+pub mod transfer_worker_attempt;
+pub mod transfer_worker_lease;
+
+pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
+pub use timestamp::{Timestamp, TimestampError};
+pub use transfer_worker_attempt::Outcome;
+
+/// Tables of the ops-db that this project uses, in the order in which they can be created.
+pub const OPS_DB_TABLES: [&str; 7] = [
+    "site",
+    "data_location",
+    "disk_data_location",
+    "data_transfer_route",
+    "data_transfer_package",
+    "data_transfer",
+    "data_transfer_log",
+];
+
+/// This project's own tables.
+pub const WORKER_TABLES: [&str; 2] = ["transfer_worker_lease", "transfer_worker_attempt"];
+
+/// Where Alembic keeps the version of a schema; who has this table owns the ops-db.
+pub const ALEMBIC_TABLE: &str = "alembic_version";

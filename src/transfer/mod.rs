@@ -1,1 +1,15 @@
 //! The domain: leases, copies with bbcp, verification. Knows nothing of Celery.
+
+pub mod bbcp;
+pub mod database;
+pub mod digest;
+pub mod endpoint;
+pub mod error;
+pub mod lease;
+pub mod plan;
+pub mod repository;
+pub mod retry;
+pub mod routing;
+pub mod schema;
+pub mod service;
+pub mod topology;

@@ -1,0 +1,488 @@
+//! The process that the user started: understands the command line, starts sink and source, prints the total
+//! and chooses the exit code. It never reads standard input and leaves all signals alone.
+
+use crate::checksum::Output;
+use crate::early::{Ending, Scene, is_connected};
+use crate::effects::{Early, Effect};
+use crate::failure::{Failure, MISUSE, errno_text};
+use crate::knobs::{self, Knobs};
+use crate::options::{self, Options, Refusal, Request};
+use crate::plan::{self, Lot};
+use crate::progress::rate;
+use crate::record::Record;
+use crate::spec::Spec;
+use crate::wire::{Job, Peer, Report};
+use crate::{HOLDER, console, watch};
+use nix::libc::SIGKILL;
+use nix::sys::stat::{Mode, umask};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+/// Code for anything that the original ends so vaguely.
+const BROKEN: u8 = 255;
+/// Code where a reader, rather than a writer, has died.
+const READER_DIED: u8 = 128;
+
+/// Runs the agent. Returns its exit code.
+pub(crate) fn run(arguments: &[String]) -> u8 {
+    let called = arguments.first().map_or("bbcp", String::as_str);
+    let program = knobs::program_as_called(called).unwrap_or_else(|| PathBuf::from(called));
+    let knobs = match Knobs::read(&program) {
+        Ok(knobs) => knobs,
+        Err(problem) => return misuse(&problem),
+    };
+    let order = options::parse(arguments.get(1..).unwrap_or_default()).and_then(|request| {
+        Ok(match request {
+            Request::Help => Order::Say(options::usage()),
+            Request::Version => Order::Say(knobs.version.clone()),
+            Request::Copy(options, operands) => {
+                Order::Copy(Box::new(Operation::plan(*options, &operands)?))
+            }
+        })
+    });
+    let lot = match &order {
+        Ok(Order::Copy(_)) => match plan::draw(&knobs) {
+            Ok(lot) => Some(lot),
+            Err(problem) => return misuse(&problem),
+        },
+        _ => None,
+    };
+    let entry = lot.as_ref().and_then(|lot| lot.entry.as_deref());
+    let record = match &knobs.log {
+        Some(log) => match Record::begin(log.clone(), arguments, entry) {
+            Ok(record) => Some(record),
+            Err(error) => return misuse(&format!("cannot write {}: {error}", log.display())),
+        },
+        None => None,
+    };
+    let code = match (order, lot) {
+        (Ok(Order::Copy(operation)), Some(lot)) => Agent {
+            knobs,
+            program,
+            operation: *operation,
+            lot,
+        }
+        .copy(),
+        (Ok(Order::Say(text)), _) => {
+            console::standard_output(&text);
+            0
+        }
+        (Ok(Order::Copy(_)), None) => misuse("no lot was drawn"),
+        (Err(refusal), _) => refuse(&refusal),
+    };
+    match record.map(|record| record.end(code)) {
+        Some(Err(error)) => misuse(&format!("cannot complete the record: {error}")),
+        _ => code,
+    }
+}
+
+fn misuse(problem: &str) -> u8 {
+    console::line(&format!("DOUBLE: {problem}"));
+    MISUSE
+}
+
+fn refuse(refusal: &Refusal) -> u8 {
+    if refusal.failure.code == MISUSE {
+        refusal
+            .failure
+            .lines
+            .iter()
+            .for_each(|line| console::line(line));
+    } else {
+        console::failure(&refusal.failure);
+    }
+    if refusal.usage {
+        console::standard_output(&options::usage());
+    }
+    refusal.failure.code
+}
+
+/// What a command line comes down to.
+enum Order {
+    Say(String),
+    Copy(Box<Operation>),
+}
+
+/// A copy, understood.
+struct Operation {
+    options: Options,
+    sources: Vec<Spec>,
+    target: Spec,
+    /// More than one source
+    into_directory: bool,
+    /// Opened before anything starts, as in the original
+    checksum_file: Option<File>,
+}
+
+impl Operation {
+    fn plan(options: Options, operands: &[String]) -> Result<Self, Refusal> {
+        let mut names = Vec::new();
+        if let Some(list) = &options.list {
+            let text = std::fs::read_to_string(list)
+                .map_err(|error| Failure::system(&error, "opening", list).with_code(2))?;
+            names.extend(
+                text.lines()
+                    .take_while(|line| !line.is_empty())
+                    .map(str::to_owned),
+            );
+        }
+        names.extend(operands.iter().cloned());
+        let mut specs = Vec::new();
+        for name in &names {
+            specs.push(Spec::parse(name).map_err(|failure| Refusal {
+                usage: failure.code == 1,
+                failure,
+            })?);
+        }
+        let target = specs.pop();
+        let missing = |what: &str| Refusal {
+            failure: Failure::new(1, format!("Copy {what} not specified.")),
+            usage: true,
+        };
+        let target = target.ok_or_else(|| missing("source"))?;
+        let first = specs.first().ok_or_else(|| missing("target"))?;
+        if specs.iter().any(|source| source.host != first.host) {
+            return Err(Failure {
+                code: MISUSE,
+                lines: vec!["DOUBLE: sources on several hosts are not supported".into()],
+            }
+            .into());
+        }
+        let checksum_file = match options.checksum.output() {
+            Some(Output::File(path)) => Some(
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(path)
+                    .map_err(|error| {
+                        Failure::system(&error, "opening checksum file", path).with_code(2)
+                    })?,
+            ),
+            _ => None,
+        };
+        Ok(Self {
+            into_directory: specs.len() > 1,
+            options,
+            sources: specs,
+            target,
+            checksum_file,
+        })
+    }
+
+    /// The target file as messages show it.
+    fn target_file(&self) -> String {
+        let shown = &self.target.path;
+        match self.sources.first() {
+            Some(source) if Path::new(&self.target.place).is_dir() => {
+                format!("{}/{}", shown.trim_end_matches('/'), source.file_name())
+            }
+            _ => shown.clone(),
+        }
+    }
+}
+
+struct Agent {
+    knobs: Knobs,
+    program: PathBuf,
+    operation: Operation,
+    lot: Lot,
+}
+
+impl Agent {
+    fn copy(mut self) -> u8 {
+        let started = Instant::now();
+        self.set_scene();
+        let knobs = &self.knobs;
+        let mut all_known = self.operation.target.locate(knobs);
+        for source in &mut self.operation.sources {
+            all_known &= source.locate(knobs);
+        }
+        let code = match self.early_end(all_known) {
+            Some(code) => code,
+            None => self.transfer(started).unwrap_or_else(|error| {
+                console::message(&format!(
+                    "{} executing {}",
+                    errno_text(&error),
+                    self.program.display()
+                ));
+                console::message(&self.terminated());
+                BROKEN
+            }),
+        };
+        self.take_leave();
+        code
+    }
+
+    fn suffers(&self, effect: &Effect) -> bool {
+        self.lot.effects.contains(effect)
+    }
+
+    /// What an injection does before anything else.
+    fn set_scene(&self) {
+        for effect in &self.lot.effects {
+            match effect {
+                Effect::IgnoreTerm => watch::shrug_off_term(),
+                Effect::CarriageReturn => console::end_lines_with_carriage_return(),
+                Effect::Noise(lines) => {
+                    for number in 0..*lines {
+                        console::line(&format!("noise {number}: not a line of bbcp's"));
+                    }
+                }
+                Effect::LongLine(bytes) => console::raw(&vec![b'x'; *bytes]),
+                Effect::Binary => {
+                    console::raw(b"\xff\xfe\x00binary\x80 \xc3\x28 bbcp: \xf0\x9f");
+                    console::raw(b"bbcp: Creating /d/\xe9t\xe9");
+                }
+                Effect::StandardOutputJunk => console::standard_output("junk on standard output"),
+                _ => {}
+            }
+        }
+        if self.suffers(&Effect::HangAtStart) {
+            hang();
+        }
+    }
+
+    /// Ends that need no children.
+    fn early_end(&self, all_hosts_known: bool) -> Option<u8> {
+        let target_file = self.operation.target_file();
+        let options = &self.operation.options;
+        let scene = Scene {
+            options,
+            source: self.operation.sources.first()?,
+            target: &self.operation.target,
+            target_file: &target_file,
+            accept: self.knobs.accept,
+        };
+        let injected = self.lot.effects.iter().find_map(|effect| match effect {
+            Effect::Early(early) => Some(early),
+            _ => None,
+        });
+        let ending = if let Some(early) = injected {
+            if is_connected(early) {
+                self.say_redirect();
+            }
+            scene.ending(early)
+        } else if !all_hosts_known {
+            scene.ending(&Early::Unresolved)
+        } else if options.make_directory
+            && options
+                .append
+                .as_ref()
+                .is_some_and(|append| append.directory.is_some())
+        {
+            // The original puts the checkpoint directory after -A, where nothing takes it.
+            // Its source side then has no port to connect to.
+            console::message("Connection refused unable to connect to port [::]:0");
+            scene.nobody_connects()
+        } else {
+            return None;
+        };
+        Some(end(&ending))
+    }
+
+    fn terminated(&self) -> String {
+        format!(
+            "bbcp unexpectedly terminated on {}",
+            self.operation.target.host_name()
+        )
+    }
+
+    /// With `-v` and without `-n` the original always finds that the host has another name.
+    fn say_redirect(&self) {
+        if self.operation.options.verbose && !self.operation.options.no_dns {
+            let host = self.operation.target.host_name();
+            let address = match self.operation.target.host {
+                Some(_) => "[::ffff:127.0.0.1]",
+                None => "127.0.0.1",
+            };
+            console::message(&format!(
+                "Host {address} redirect connection to {host} 127.0.0.1"
+            ));
+        }
+    }
+
+    fn warn_of_version(&self) {
+        let own = &self.knobs.version;
+        let age = match &self.knobs.peer_version {
+            Some(peer) if peer > own => "a newer",
+            Some(peer) if peer < own => "an older",
+            _ if self.suffers(&Effect::VersionWarning) => "a newer",
+            _ => return,
+        };
+        let host = match self.operation.sources.first() {
+            Some(source) if source.host.is_some() => source.host_name(),
+            _ => self.operation.target.host_name(),
+        };
+        console::message(&format!("Warning: {host} is running {age} version of bbcp"));
+    }
+
+    fn job(&self) -> Job {
+        let Operation {
+            options,
+            sources,
+            target,
+            into_directory,
+            ..
+        } = &self.operation;
+        let slow = self.lot.effects.iter().find_map(|effect| match effect {
+            Effect::Slow(rate) => Some(*rate),
+            _ => None,
+        });
+        let source_is_remote = sources.iter().any(|source| source.host.is_some());
+        Job {
+            options: options.clone(),
+            sources: sources.clone(),
+            target: target.clone(),
+            into_directory: *into_directory,
+            sink_is_remote: target.host.is_some() || (self.knobs.remote && !source_is_remote),
+            source_is_remote,
+            mode: options.mode.unwrap_or_else(|| 0o644 & !current_umask()),
+            agent: nix::unistd::getpid().as_raw(),
+            poll: self.knobs.poll.as_secs_f64(),
+            progress: options.progress.map(|seconds| {
+                self.knobs
+                    .tick
+                    .map_or((seconds - 1) as f64, |tick| tick.as_secs_f64())
+            }),
+            rate: slow.or(options.rate).or(self.knobs.rate),
+            fake_size: self.knobs.fake_size,
+            number: self.lot.number,
+            effects: self.lot.effects.clone(),
+        }
+    }
+
+    /// Starts both children and sees them through.
+    ///
+    /// # Errors
+    /// They cannot be started.
+    fn transfer(&mut self, started: Instant) -> io::Result<u8> {
+        let job = self.job();
+        let (sink_end, source_end) = UnixStream::pair()?;
+        let mut to_sink = Peer::new(source_end.try_clone()?);
+        let mut to_source = Peer::new(sink_end.try_clone()?);
+        let mut sink = self.child("SNK", sink_end, Stdio::piped())?;
+        let mut source = self.child("SRC", source_end, Stdio::null())?;
+        self.warn_of_version();
+        self.say_redirect();
+        // A child that is dead already shows when it is waited for.
+        let _ = to_sink.send(&job);
+        let _ = to_source.send(&job);
+        drop((to_sink, to_source));
+
+        let (mut files, mut bytes) = (0, 0);
+        if let Some(reports) = sink.stdout.take() {
+            for line in BufReader::new(reports).lines().map_while(Result::ok) {
+                match serde_json::from_str(&line) {
+                    Ok(Report::Checksum(sum, path)) => self.say_checksum(&sum, &path),
+                    Ok(Report::End(copied, size)) => (files, bytes) = (copied, size),
+                    Ok(Report::Die(signal)) => watch::die(signal),
+                    Err(_) => {}
+                }
+            }
+        }
+        let ended = sink.wait()?;
+        let of_sink = code_of(&sink, ended, job.sink_is_remote, BROKEN);
+        let ended = source.wait()?;
+        let of_source = code_of(&source, ended, job.source_is_remote, READER_DIED);
+        let code = if of_sink == 0 { of_source } else { of_sink };
+        if code == 0 && self.operation.options.verbose && files > 0 && bytes > 0 {
+            let shown = (bytes * self.knobs.fake_size) as f64;
+            let plural = if files == 1 { "" } else { "s" };
+            console::line(&format!(
+                "{files} file{plural} copied at effectively {}",
+                rate(shown / started.elapsed().as_secs_f64())
+            ));
+        }
+        Ok(code)
+    }
+
+    fn child(&self, role: &str, end: UnixStream, output: Stdio) -> io::Result<Child> {
+        Command::new(&self.program)
+            .arg(role)
+            .stdin(OwnedFd::from(end))
+            .stdout(output)
+            .spawn()
+    }
+
+    fn say_checksum(&mut self, sum: &str, path: &str) {
+        // The original cuts the path at its first blank.
+        let cut = path.split(' ').next().unwrap_or(path);
+        let line = format!(
+            "Checksum: {} {sum} {}:{cut}",
+            self.operation.options.checksum.algorithm().name(),
+            self.operation.target.host_name()
+        );
+        match &mut self.operation.checksum_file {
+            Some(file) => {
+                let _ = writeln!(file, "{line}");
+            }
+            None => console::line(&line),
+        }
+    }
+
+    /// What an injection does after everything else.
+    fn take_leave(&self) {
+        for effect in &self.lot.effects {
+            match effect {
+                Effect::HeldStandardError(seconds) => {
+                    let holder = Command::new(&self.program)
+                        .args([HOLDER, &seconds.to_string()])
+                        .stdin(Stdio::null())
+                        .stdout(Stdio::null())
+                        .spawn();
+                    if let Err(error) = holder {
+                        misuse(&format!("cannot start the holder: {error}"));
+                    }
+                }
+                Effect::HangAtEnd => hang(),
+                _ => {}
+            }
+        }
+        std::thread::sleep(self.knobs.end_sleep);
+    }
+}
+
+fn hang() -> ! {
+    loop {
+        std::thread::park();
+    }
+}
+
+/// Plays an ending.
+fn end(ending: &Ending) -> u8 {
+    std::thread::sleep(ending.before);
+    ending.foreign.iter().for_each(|line| console::line(line));
+    std::thread::sleep(ending.after);
+    ending.lines.iter().for_each(|line| console::raw(line));
+    ending.code
+}
+
+/// A child's code; one that a signal ended is named, except where nobody was left on that host to tell.
+fn code_of(child: &Child, status: ExitStatus, remote: bool, when_killed: u8) -> u8 {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => u8::try_from(code).unwrap_or(BROKEN),
+        (None, Some(signal)) => {
+            if !(remote && signal == SIGKILL) {
+                console::message(&format!(
+                    "Copy process {} was killed via signal {signal}",
+                    child.id()
+                ));
+            }
+            when_killed
+        }
+        (None, None) => BROKEN,
+    }
+}
+
+/// The file mode mask. It can only be read by setting it; no other thread runs yet.
+fn current_umask() -> u32 {
+    let mask = umask(Mode::from_bits_truncate(0o022));
+    umask(mask);
+    mask.bits()
+}

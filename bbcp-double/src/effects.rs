@@ -1,0 +1,315 @@
+//! What an entry of a plan does to one copy, and how entries are read.
+//!
+//! Entry = effects joined by `+`; effect = `name[:argument…][@position]`; position = bytes from the start of
+//! the file, or `N%` of its size (50 % where none is given). `rc:N:text` takes the rest of the entry as text,
+//! in which `\n` stands for a line's end.
+
+use serde::{Deserialize, Serialize};
+
+/// A place in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) enum At {
+    /// Bytes from the start
+    Offset(u64),
+    /// Part of the size
+    Percent(f64),
+}
+
+impl At {
+    /// The offset in a file of that size; never beyond its end.
+    pub(crate) fn within(self, size: u64) -> u64 {
+        match self {
+            Self::Offset(offset) => offset.min(size),
+            Self::Percent(percent) => ((size as f64 * percent / 100.0) as u64).min(size),
+        }
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        match text.strip_suffix('%') {
+            Some(percent) => percent
+                .parse()
+                .ok()
+                .filter(|percent| (0.0..=100.0).contains(percent))
+                .map(Self::Percent),
+            None => text.parse().ok().map(Self::Offset),
+        }
+    }
+}
+
+/// Copies that end before a byte flows: all of them are decided by the agent, see [`crate::early`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Early {
+    /// Target exists
+    Exists,
+    /// Source missing
+    NoSource,
+    /// Source not readable
+    SourcePermission,
+    /// Source is a directory
+    SourceDirectory,
+    /// Target directory missing
+    NoDirectory,
+    /// Target directory not writable
+    TargetPermission,
+    /// Space check fails
+    NoSpace,
+    /// `-a`: source changed
+    CheckpointChanged,
+    /// `-a`: target changed
+    NoAppend,
+    /// `-a`: same size
+    Skip,
+    /// ssh: connection refused
+    Refused,
+    /// ssh: connection timed out, after so many seconds
+    TimedOut(f64),
+    /// ssh: unknown host
+    Unresolved,
+    /// ssh: authentication
+    Authentication,
+    /// ssh: host key
+    HostKey,
+    /// No bbcp on the other side
+    NoBbcp,
+    /// No ssh here
+    NoSsh,
+    /// Chatty login
+    Banner,
+    /// Only so many data streams
+    Streams(u64),
+    /// No port to listen on
+    PortBusy,
+    /// Any code and text
+    Exit(u8, Option<String>),
+}
+
+/// What happens when the target has grown to a certain size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Event {
+    /// ENOSPC
+    DiskFull,
+    /// Data connections reset
+    Reset,
+    /// The sink's writer dies by SIGSEGV
+    SinkSegv,
+    /// The remote side vanishes; the agent ends with this code
+    RemoteDeath(u8),
+    /// The agent dies by SIGSEGV
+    AgentSegv,
+    /// The agent dies by SIGKILL
+    AgentKill,
+    /// `-t`
+    TimeLimit,
+    /// Source truncated or grown
+    SourceChanged,
+}
+
+/// One effect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) enum Effect {
+    /// Ends before the copy
+    Early(Early),
+    /// Ends (or is orphaned) at a point of the copy
+    At(At, Event),
+    /// Data stop here, for so many seconds or for ever
+    Stall(At, Option<f64>),
+    /// Bytes per second
+    Slow(u64),
+    /// Progress lines, and no file behind them
+    ProgressOnly,
+    /// A sink that outlives its agent by so many seconds, and then unlinks the target
+    Orphan {
+        /// Life after the agent's death
+        seconds: f64,
+        /// Unlink by name at the end
+        unlink: bool,
+    },
+    /// The checksum comparison fails
+    BadSum,
+    /// One byte differs on disk
+    Corrupt(At),
+    /// So many bytes too few on disk
+    Short(u64),
+    /// So many bytes too many on disk
+    Long(u64),
+    /// So many junk lines
+    Noise(u64),
+    /// A line of so many bytes
+    LongLine(usize),
+    /// Lines that are no UTF-8
+    Binary,
+    /// Text on standard output
+    StandardOutputJunk,
+    /// Lines end in `\r\n`
+    CarriageReturn,
+    /// Rates are `-nan`
+    NotANumber,
+    /// Rates are `inf`
+    Infinite,
+    /// So many progress lines at once
+    Flood(u64),
+    /// Never starts
+    HangAtStart,
+    /// Never ends
+    HangAtEnd,
+    /// Ends while a grandchild holds standard error for so many seconds
+    HeldStandardError(f64),
+    /// SIGTERM is ignored
+    IgnoreTerm,
+    /// The other side is of another version
+    VersionWarning,
+}
+
+/// Reads an entry.
+///
+/// # Errors
+/// What cannot be read, for the test's author.
+pub(crate) fn parse_entry(entry: &str) -> Result<Vec<Effect>, String> {
+    let mut effects = Vec::new();
+    let mut rest = entry.trim();
+    while !rest.is_empty() {
+        let text;
+        (text, rest) = if rest.starts_with("rc:") {
+            (rest, "")
+        } else {
+            rest.split_once('+').unwrap_or((rest, ""))
+        };
+        effects.extend(parse_effect(text).ok_or_else(|| format!("no such injection: {text}"))?);
+    }
+    Ok(effects)
+}
+
+/// An effect or several; `None` for what cannot be read.
+fn parse_effect(text: &str) -> Option<Vec<Effect>> {
+    if let Some(arguments) = text.strip_prefix("rc:") {
+        let (code, line) = match arguments.split_once(':') {
+            Some((code, line)) => (code, Some(line.replace("\\n", "\n"))),
+            None => (arguments, None),
+        };
+        return Some(vec![Effect::Early(Early::Exit(code.parse().ok()?, line))]);
+    }
+    let (call, at) = match text.split_once('@') {
+        Some((call, at)) => (call, Some(At::parse(at)?)),
+        None => (text, None),
+    };
+    let mut words = call.split(':');
+    let name = words.next()?;
+    let arguments: Vec<&str> = words.collect();
+    let position = at.unwrap_or(At::Percent(50.0));
+    let event = |event| Effect::At(position, event);
+    let effect = match (name, arguments.as_slice()) {
+        ("ok", []) => return Some(Vec::new()),
+        ("ignore-term", []) => {
+            let stall = at.map(|at| Effect::Stall(at, None));
+            return Some(std::iter::once(Effect::IgnoreTerm).chain(stall).collect());
+        }
+
+        ("exists", []) => Effect::Early(Early::Exists),
+        ("nosrc", []) => Effect::Early(Early::NoSource),
+        ("srcperm", []) => Effect::Early(Early::SourcePermission),
+        ("srcdir", []) => Effect::Early(Early::SourceDirectory),
+        ("nodir", []) => Effect::Early(Early::NoDirectory),
+        ("dstperm", []) => Effect::Early(Early::TargetPermission),
+        ("nospace", []) => Effect::Early(Early::NoSpace),
+        ("ckpchanged", []) => Effect::Early(Early::CheckpointChanged),
+        ("noappend", []) => Effect::Early(Early::NoAppend),
+        ("skip", []) => Effect::Early(Early::Skip),
+        ("refused", []) => Effect::Early(Early::Refused),
+        ("timeout", []) => Effect::Early(Early::TimedOut(0.0)),
+        ("timeout", [seconds]) => Effect::Early(Early::TimedOut(seconds_of(seconds)?)),
+        ("noresolve", []) => Effect::Early(Early::Unresolved),
+        ("auth", []) => Effect::Early(Early::Authentication),
+        ("hostkey", []) => Effect::Early(Early::HostKey),
+        ("nobbcp", []) => Effect::Early(Early::NoBbcp),
+        ("nossh", []) => Effect::Early(Early::NoSsh),
+        ("banner", []) => Effect::Early(Early::Banner),
+        ("streams", [count]) => Effect::Early(Early::Streams(count.parse().ok()?)),
+        ("portbusy", []) => Effect::Early(Early::PortBusy),
+
+        ("enospc", []) => event(Event::DiskFull),
+        ("reset", []) => event(Event::Reset),
+        ("segv-sink", []) => event(Event::SinkSegv),
+        ("segv-remote", []) => event(Event::RemoteDeath(255)),
+        ("segv-remote", [code]) => event(Event::RemoteDeath(code.parse().ok()?)),
+        ("segv-agent", []) => event(Event::AgentSegv),
+        ("kill", []) => event(Event::AgentKill),
+        ("timelimit", []) => event(Event::TimeLimit),
+        ("srcchanged", []) => event(Event::SourceChanged),
+
+        ("stall", []) => Effect::Stall(position, None),
+        ("stall", [seconds]) => Effect::Stall(position, Some(seconds_of(seconds)?)),
+        ("slow", [rate]) => Effect::Slow(rate.parse().ok()?),
+        ("progress-only", []) => Effect::ProgressOnly,
+        ("orphan", [seconds]) => Effect::Orphan {
+            seconds: seconds_of(seconds)?,
+            unlink: false,
+        },
+        ("orphan", [seconds, "unlink"]) => Effect::Orphan {
+            seconds: seconds_of(seconds)?,
+            unlink: true,
+        },
+
+        ("badsum", []) => Effect::BadSum,
+        ("corrupt", []) => Effect::Corrupt(position),
+        ("corrupt", [offset]) => Effect::Corrupt(At::parse(offset)?),
+        ("short", [bytes]) => Effect::Short(bytes.parse().ok()?),
+        ("long", [bytes]) => Effect::Long(bytes.parse().ok()?),
+
+        ("noise", [lines]) => Effect::Noise(lines.parse().ok()?),
+        ("longline", [bytes]) => Effect::LongLine(bytes.parse().ok()?),
+        ("binary", []) => Effect::Binary,
+        ("stdout-junk", []) => Effect::StandardOutputJunk,
+        ("crlf", []) => Effect::CarriageReturn,
+        ("nan", []) => Effect::NotANumber,
+        ("inf", []) => Effect::Infinite,
+        ("flood", [lines]) => Effect::Flood(lines.parse().ok()?),
+
+        ("hang-start", []) => Effect::HangAtStart,
+        ("hang-exit", []) => Effect::HangAtEnd,
+        ("fork-stderr", []) => Effect::HeldStandardError(10.0),
+        ("fork-stderr", [seconds]) => Effect::HeldStandardError(seconds_of(seconds)?),
+        ("version-warn", []) => Effect::VersionWarning,
+        _ => return None,
+    };
+    // A position is no part of effects that have none: a test that gives one is mistaken.
+    let positioned = matches!(
+        effect,
+        Effect::At(..) | Effect::Stall(..) | Effect::Corrupt(_)
+    );
+    (at.is_none() || positioned).then(|| vec![effect])
+}
+
+fn seconds_of(text: &str) -> Option<f64> {
+    text.parse()
+        .ok()
+        .filter(|seconds: &f64| (0.0..1e9).contains(seconds))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries() {
+        assert_eq!(parse_entry("ok").unwrap(), []);
+        assert_eq!(
+            parse_entry("enospc@40%").unwrap(),
+            [Effect::At(At::Percent(40.0), Event::DiskFull)]
+        );
+        assert_eq!(
+            parse_entry("slow:1000+stall:2@7").unwrap(),
+            [Effect::Slow(1000), Effect::Stall(At::Offset(7), Some(2.0))]
+        );
+        assert_eq!(
+            parse_entry("crlf+rc:255:u@h: no+entry\\nagain").unwrap(),
+            [
+                Effect::CarriageReturn,
+                Effect::Early(Early::Exit(255, Some("u@h: no+entry\nagain".into())))
+            ]
+        );
+        for bad in ["stal", "streams", "exists@5", "stall@101%", "rc:x", "short"] {
+            assert!(parse_entry(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! How a process of the double ends when it does not end well: a code, and the lines that say why.
+
+use nix::errno::Errno;
+use std::io;
+
+/// Exit code of a test that misuses the double.
+pub(crate) const MISUSE: u8 = 99;
+
+/// A process's end. The lines are printed by whoever ends the process, without the `bbcp: ` they begin with
+/// in the output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// Exit code, as the shell sees it.
+    pub(crate) code: u8,
+    /// Messages for standard error, in order.
+    pub(crate) lines: Vec<String>,
+}
+
+impl Failure {
+    /// One line, one code.
+    pub(crate) fn new(code: u8, line: impl Into<String>) -> Self {
+        Self {
+            code,
+            lines: vec![line.into()],
+        }
+    }
+
+    /// A code that nothing explains, as when the other side has said it already.
+    pub(crate) fn silent(code: u8) -> Self {
+        Self {
+            code,
+            lines: Vec::new(),
+        }
+    }
+
+    /// A system error in bbcp's wording: `No space left on device writing /d/x`. The code is the errno.
+    pub(crate) fn system(error: &io::Error, doing: &str, path: &str) -> Self {
+        let errno = error.raw_os_error().unwrap_or(5);
+        Self::new(
+            u8::try_from(errno).unwrap_or(255),
+            format!("{} {doing} {path}", errno_text(error)),
+        )
+    }
+
+    /// The same failure under another code.
+    pub(crate) fn with_code(mut self, code: u8) -> Self {
+        self.code = code;
+        self
+    }
+
+    /// The same failure under 256 − code: bbcp hands out many of its errnos negative.
+    pub(crate) fn negative(mut self) -> Self {
+        self.code = 0_u8.wrapping_sub(self.code);
+        self
+    }
+}
+
+/// `strerror` of an error, without Rust's `(os error N)`.
+pub(crate) fn errno_text(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => Errno::from_raw(errno).desc().to_owned(),
+        None => error.to_string(),
+    }
+}

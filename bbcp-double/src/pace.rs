@@ -1,0 +1,44 @@
+//! Keeping a rate, and sleeping in slices so that a lost peer is noticed in between.
+
+use std::time::{Duration, Instant};
+
+/// No sleep is longer than this without a look around.
+pub(crate) const SLICE: Duration = Duration::from_millis(40);
+
+/// A limit on bytes per second, counted from the start of a file.
+pub(crate) struct Pace {
+    rate: Option<u64>,
+    started: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    /// `None`: as fast as it goes.
+    pub(crate) fn new(rate: Option<u64>) -> Self {
+        Self {
+            rate: rate.filter(|rate| *rate > 0),
+            started: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// How much to read at a time: a twentieth of a second's worth, so that a slow copy is a smooth one.
+    pub(crate) fn portion(&self, largest: usize) -> usize {
+        match self.rate {
+            Some(rate) => usize::try_from(rate / 20)
+                .unwrap_or(largest)
+                .clamp(1, largest),
+            None => largest,
+        }
+    }
+
+    /// How long to wait after so many more bytes.
+    pub(crate) fn owed(&mut self, bytes: usize) -> Duration {
+        let Some(rate) = self.rate else {
+            return Duration::ZERO;
+        };
+        self.bytes += bytes as u64;
+        let due = Duration::from_secs_f64(self.bytes as f64 / rate as f64);
+        due.saturating_sub(self.started.elapsed())
+    }
+}

@@ -1,0 +1,256 @@
+//! The child `SRC`: reads the source, at the pace that is asked for, and sends it to the sink.
+//!
+//! While it waits it sends a sign of life every few hundredths of a second: that is how it notices that the
+//! sink is gone, wherever that runs.
+
+use crate::console;
+use crate::effects::Effect;
+use crate::failure::Failure;
+use crate::pace::{Pace, SLICE};
+use crate::sink::differing;
+use crate::spec::{LOCAL_HOST, Spec};
+use crate::target::identity_of;
+use crate::watch;
+use crate::wire::{FromSink, FromSource, Job, LARGEST_PIECE, Offer, Peer};
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// Code of a source whose sink is gone.
+const SINK_IS_GONE: u8 = 128;
+/// EILSEQ
+const WRONG_CHECKSUM: u8 = 84;
+
+/// Runs the source. Returns its exit code.
+pub(crate) fn run() -> u8 {
+    let Ok(mut peer) = Peer::on_standard_input() else {
+        return SINK_IS_GONE;
+    };
+    let Ok(job) = peer.message::<Job>() else {
+        return SINK_IS_GONE;
+    };
+    if job.source_is_remote {
+        // Fails only for the leader of a group, which a fresh child is not.
+        let _ = nix::unistd::setsid();
+    }
+    if job.suffers(&Effect::IgnoreTerm) {
+        watch::shrug_off_term();
+    }
+    if job.suffers(&Effect::CarriageReturn) {
+        console::end_lines_with_carriage_return();
+    }
+    watch::for_agent(&job, || {});
+    serve(&job, &mut peer).unwrap_or(SINK_IS_GONE)
+}
+
+/// Answers the sink until it has had enough.
+///
+/// # Errors
+/// The sink is gone.
+fn serve(job: &Job, peer: &mut Peer) -> io::Result<u8> {
+    let Some(offers) = offers(job) else {
+        peer.send(&FromSource::Nothing)?;
+        return Ok(2);
+    };
+    if job.options.very_verbose {
+        console::line(&format!(
+            "Source {LOCAL_HOST} using initial send window of 3939840"
+        ));
+    }
+    peer.send(&FromSource::Offers(offers.clone()))?;
+    let mut code = 0;
+    while let FromSink::Get(index, offset) = peer.message()? {
+        let (Some(offer), Some(source)) = (offers.get(index), job.sources.get(index)) else {
+            return Ok(2);
+        };
+        let sending = Sending {
+            job,
+            peer,
+            offer,
+            source,
+            deadline: job
+                .options
+                .time_limit
+                .map(|seconds| Instant::now() + Duration::from_secs(seconds)),
+        };
+        match sending.run(offset) {
+            Ok(checked) => code = code.max(checked),
+            Err(Stopped::PeerGone(error)) => return Err(error),
+            Err(Stopped::Failed(failure)) => {
+                console::failure(&failure);
+                peer.send(&FromSource::Failed(failure.code))?;
+                return Ok(failure.code);
+            }
+        }
+        if job.options.very_verbose {
+            console::line(&watch::cpu_line("Source"));
+        }
+    }
+    if job.options.very_verbose {
+        console::line(&format!(
+            "Source {LOCAL_HOST} using a final send window of 3939840"
+        ));
+    }
+    Ok(code)
+}
+
+/// Looks at all sources; `None` after the reasons have been printed.
+fn offers(job: &Job) -> Option<Vec<Offer>> {
+    let mut offers = Vec::new();
+    for source in &job.sources {
+        match fs::metadata(&source.place) {
+            Ok(metadata) if metadata.is_dir() => {
+                console::message(&format!("{} is a directory.", source.path));
+                return None;
+            }
+            Ok(metadata) => offers.push(Offer {
+                name: source.file_name().to_owned(),
+                path: source.path.clone(),
+                identity: identity_of(&metadata),
+                mode: metadata.mode() & 0o7777,
+                size: metadata.len(),
+                accessed: metadata.atime(),
+                modified: metadata.mtime(),
+                group: metadata.gid(),
+            }),
+            Err(error) => {
+                console::failure(&Failure::system(&error, "processing", &source.path));
+            }
+        }
+    }
+    (offers.len() == job.sources.len()).then_some(offers)
+}
+
+/// Why a file was not sent to its end.
+enum Stopped {
+    Failed(Failure),
+    PeerGone(io::Error),
+}
+
+impl From<Failure> for Stopped {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// One file on its way.
+struct Sending<'a> {
+    job: &'a Job,
+    peer: &'a mut Peer,
+    offer: &'a Offer,
+    source: &'a Spec,
+    /// `-t`
+    deadline: Option<Instant>,
+}
+
+impl Sending<'_> {
+    /// Returns the code for a source that was sent, but whose checksum may be wrong: the sink keeps it.
+    fn run(mut self, offset: u64) -> Result<u8, Stopped> {
+        let opening =
+            |error: io::Error| Failure::system(&error, "opening", &self.source.path).with_code(2);
+        let mut file = File::open(&self.source.place).map_err(opening)?;
+        file.seek(SeekFrom::Start(offset)).map_err(opening)?;
+
+        let checksum = &self.job.options.checksum;
+        let mut running = checksum
+            .computed_at_source()
+            .then(|| checksum.algorithm().start());
+        let mut stall = self.stall(offset);
+        let mut pace = Pace::new(self.job.rate);
+        let mut buffer = vec![0; pace.portion(LARGEST_PIECE)];
+        let mut sent = offset;
+        loop {
+            if let Some((at, seconds)) = stall
+                && at <= sent
+            {
+                self.wait(seconds)?;
+                stall = None;
+            }
+            let until_stall = stall
+                .and_then(|(at, _)| usize::try_from(at - sent).ok())
+                .unwrap_or(usize::MAX);
+            let portion = buffer.len().min(until_stall);
+            let read = match file.read(&mut buffer[..portion]) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    return Err(Failure::system(&error, "reading", &self.source.path).into());
+                }
+            };
+            if let Some(running) = &mut running {
+                running.update(&buffer[..read]);
+            }
+            self.peer
+                .send_data(&buffer[..read])
+                .map_err(Stopped::PeerGone)?;
+            sent += read as u64;
+            if sent > self.offer.size {
+                break;
+            }
+            let owed = pace.owed(read);
+            self.wait(Some(owed))?;
+        }
+        if sent != self.offer.size {
+            return Err(
+                Failure::new(128, format!("Error -143808 writing {}", self.source.path)).into(),
+            );
+        }
+        let sum = running.map(crate::checksum::Running::finish);
+        let code = self.check(sum.as_deref());
+        self.peer
+            .send(&FromSource::Sent(sum))
+            .map_err(Stopped::PeerGone)?;
+        Ok(code)
+    }
+
+    /// Where the data are to stop, and for how long.
+    fn stall(&self, offset: u64) -> Option<(u64, Option<Duration>)> {
+        self.job.effects.iter().find_map(|effect| match effect {
+            Effect::Stall(at, seconds) => Some((
+                at.within(self.offer.size).max(offset),
+                seconds.map(Duration::from_secs_f64),
+            )),
+            Effect::ProgressOnly => Some((offset, None)),
+            _ => None,
+        })
+    }
+
+    /// Waits so long, or for ever; not beyond the time limit nor beyond the sink's life.
+    fn wait(&mut self, duration: Option<Duration>) -> Result<(), Stopped> {
+        let end = duration.map(|duration| Instant::now() + duration);
+        loop {
+            let now = Instant::now();
+            if self.deadline.is_some_and(|deadline| deadline <= now) {
+                return Err(Failure::new(128, "Time limit exceeded").into());
+            }
+            let left = end.map_or(SLICE, |end| end.saturating_duration_since(now));
+            if left.is_zero() {
+                return Ok(());
+            }
+            std::thread::sleep(left.min(SLICE));
+            if left >= SLICE {
+                self.peer
+                    .send(&FromSource::Alive)
+                    .map_err(Stopped::PeerGone)?;
+            }
+        }
+    }
+
+    /// Compares the sum with the given value.
+    fn check(&self, sum: Option<&str>) -> u8 {
+        let (Some(sum), Some(expected)) = (sum, self.job.options.checksum.expected()) else {
+            return 0;
+        };
+        let sum = differing(sum.to_owned(), expected, self.job.suffers(&Effect::BadSum));
+        if sum == expected {
+            return 0;
+        }
+        console::message(&format!(
+            "{} source checksum {expected} does not match {sum}",
+            self.source.path
+        ));
+        WRONG_CHECKSUM
+    }
+}

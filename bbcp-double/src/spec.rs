@@ -1,0 +1,138 @@
+//! `[user@][host:]path`, and where on this machine that is.
+
+use crate::failure::{Failure, MISUSE};
+use crate::knobs::Knobs;
+use serde::{Deserialize, Serialize};
+
+/// How the double calls the machine it runs on, in every message.
+pub(crate) const LOCAL_HOST: &str = "localhost";
+
+/// One operand, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Spec {
+    /// As written before `@`
+    pub(crate) user: Option<String>,
+    /// As written before the first `:` that no `/` precedes; brackets of an IPv6 address included
+    pub(crate) host: Option<String>,
+    /// As written: this is what messages show
+    pub(crate) path: String,
+    /// Where it is on this machine, under the root of its host
+    pub(crate) place: String,
+}
+
+impl Spec {
+    /// Takes an operand apart. [`Self::locate`] is still to be called.
+    ///
+    /// # Errors
+    /// A user without a host, code 1. A user or host that ssh would take for an option, code 99.
+    pub(crate) fn parse(operand: &str) -> Result<Self, Failure> {
+        let (before_slash, _) = operand.split_once('/').unwrap_or((operand, ""));
+        let colon = match before_slash.rfind(']') {
+            Some(bracket) if before_slash.contains('[') => before_slash[bracket..]
+                .starts_with("]:")
+                .then_some(bracket + 1),
+            _ => before_slash.find(':'),
+        };
+        let (login, path) = match colon {
+            Some(colon) => (Some(&operand[..colon]), &operand[colon + 1..]),
+            None => (None, operand),
+        };
+        let (user, host, path) = match login {
+            Some(login) => match login.split_once('@') {
+                Some((user, host)) => (Some(user), Some(host), path),
+                None => (None, Some(login), path),
+            },
+            None => match before_slash.split_once('@') {
+                Some((user, _)) => {
+                    return Err(Failure::new(
+                        1,
+                        format!("Missing host name for user {user}"),
+                    ));
+                }
+                None => (None, None, path),
+            },
+        };
+        if [user, host]
+            .into_iter()
+            .flatten()
+            .any(|name| name.starts_with('-'))
+        {
+            return Err(Failure {
+                code: MISUSE,
+                lines: vec![format!("DOUBLE: option injection by {operand}")],
+            });
+        }
+        let given = |name: Option<&str>| name.filter(|name| !name.is_empty()).map(str::to_owned);
+        Ok(Self {
+            user: given(user),
+            host: given(host),
+            path: path.to_owned(),
+            place: path.to_owned(),
+        })
+    }
+
+    /// Finds the path on this machine. Returns false when no such host is known.
+    pub(crate) fn locate(&mut self, knobs: &Knobs) -> bool {
+        let Some(host) = &self.host else { return true };
+        match knobs.hosts.iter().find(|(name, _)| name == host) {
+            Some((_, root)) => {
+                self.place = format!(
+                    "{}/{}",
+                    root.trim_end_matches('/'),
+                    self.path.trim_start_matches('/')
+                );
+                true
+            }
+            None => knobs.any_host,
+        }
+    }
+
+    /// The host as messages name it.
+    pub(crate) fn host_name(&self) -> &str {
+        self.host.as_deref().unwrap_or(LOCAL_HOST)
+    }
+
+    /// What bbcp takes for the file's name: the last part of an absolute path, but *all* of a relative one.
+    pub(crate) fn file_name(&self) -> &str {
+        if self.path.starts_with('/') {
+            self.path.rsplit('/').next().unwrap_or(&self.path)
+        } else {
+            &self.path
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn operands() {
+        for (operand, user, host, path) in [
+            ("/a/b", None, None, "/a/b"),
+            ("h:/a:b@c", None, Some("h"), "/a:b@c"),
+            ("u@h:/a", Some("u"), Some("h"), "/a"),
+            ("u@[::1]:/a", Some("u"), Some("[::1]"), "/a"),
+            ("./c:x", None, None, "./c:x"),
+            ("c:x", None, Some("c"), "x"),
+            ("/a@b", None, None, "/a@b"),
+        ] {
+            let spec = Spec::parse(operand).unwrap();
+            assert_eq!(
+                (
+                    spec.user.as_deref(),
+                    spec.host.as_deref(),
+                    spec.path.as_str()
+                ),
+                (user, host, path),
+                "{operand}"
+            );
+        }
+        assert_eq!(
+            Spec::parse("x@-oProxyCommand=y:/p").unwrap_err().code,
+            MISUSE
+        );
+        assert_eq!(Spec::parse("u@foo").unwrap_err().code, 1);
+    }
+}

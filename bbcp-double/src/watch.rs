@@ -1,0 +1,60 @@
+//! Life and death of processes: children that look whether their agent lives, and injected ends.
+
+use crate::wire::Job;
+use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::time::TimeValLike;
+use nix::unistd::{Pid, getpid, getppid};
+use std::time::Duration;
+
+/// Code of a child that ends because its agent has.
+pub(crate) const AGENT_IS_GONE: u8 = 8;
+
+/// Starts the look-out of a child. When the agent is gone, `last_act` runs and the process ends.
+pub(crate) fn for_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
+    let agent = job.agent;
+    let poll = Duration::from_secs_f64(job.poll);
+    std::thread::spawn(move || {
+        while agent_lives(agent) {
+            std::thread::sleep(poll);
+        }
+        last_act();
+        std::process::exit(i32::from(AGENT_IS_GONE));
+    });
+}
+
+/// Whether the agent still is this process's parent.
+pub(crate) fn agent_lives(agent: i32) -> bool {
+    getppid() == Pid::from_raw(agent)
+}
+
+/// From now on SIGTERM does nothing to this process. It is blocked, not ignored: that needs no unsafe code,
+/// and nobody outside can tell the difference.
+pub(crate) fn shrug_off_term() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    let _ = signals.thread_block();
+}
+
+/// Ends this process by a signal, without a core file.
+pub(crate) fn die(signal: i32) -> ! {
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let signal = Signal::try_from(signal).unwrap_or(Signal::SIGKILL);
+    loop {
+        // More than once: Rust's own handler for SIGSEGV takes the first one and then stands aside.
+        let _ = kill(getpid(), signal);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The line `Source cpu=… (sys=… usr=…).`
+pub(crate) fn cpu_line(who: &str) -> String {
+    let (system, user) = getrusage(UsageWho::RUSAGE_SELF).map_or((0.0, 0.0), |usage| {
+        let seconds = |time: nix::sys::time::TimeVal| time.num_milliseconds() as f64 / 1e3;
+        (seconds(usage.system_time()), seconds(usage.user_time()))
+    });
+    format!(
+        "{who} cpu={:.3} (sys={system:.3} usr={user:.3}).",
+        system + user
+    )
+}

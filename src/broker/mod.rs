@@ -1,0 +1,308 @@
+//! The message transport, behind one trait.
+//!
+//! A [`Transport`] carries [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is the
+//! one for RabbitMQ; a Redis transport in kombu's layout can stand beside it. [`app`] makes a
+//! [`celery::Celery`] app that produces through any of them.
+//!
+//! Two promises hold for every transport: a publication is reported as done only when the broker
+//! has taken responsibility for it, and a delivery is settled exactly once.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::wire::RawMessage;
+
+pub mod amqp;
+pub mod app;
+
+/// A queue, as it is declared before it is used.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Queue {
+    /// Its name; Celery's default routing gives its exchange and binding key the same name.
+    pub name: String,
+    /// Whether it has an exchange of its name, as task queues have.
+    pub exchange: bool,
+    /// Whether it vanishes with its last consumer.
+    pub auto_delete: bool,
+    /// Queue arguments, e.g. `x-expires`.
+    pub arguments: Map<String, Value>,
+}
+
+impl Queue {
+    /// A task queue as Celery declares it: durable, with a direct exchange of the same name.
+    pub fn tasks(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            exchange: true,
+            auto_delete: false,
+            arguments: Map::new(),
+        }
+    }
+
+    /// A reply queue as an `rpc://` client declares it; it expires a day after its last use.
+    pub fn replies(name: impl Into<String>) -> Self {
+        let mut arguments = Map::new();
+        arguments.insert("x-expires".into(), Value::from(86_400_000_i32));
+        Self {
+            name: name.into(),
+            exchange: false,
+            auto_delete: true,
+            arguments,
+        }
+    }
+}
+
+/// A message on its way out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Publication {
+    /// Exchange; empty for the default one, which routes by queue name.
+    pub exchange: String,
+    /// Routing key.
+    pub routing_key: String,
+    /// The message.
+    pub message: RawMessage,
+    /// Queue to declare first, so that the message cannot fall into nowhere.
+    pub declare: Option<Queue>,
+    /// Whether it is an error that no queue takes the message.
+    pub mandatory: bool,
+}
+
+/// What a worker wants to receive.
+#[derive(Debug, Clone)]
+pub struct Subscription {
+    /// Queues; declared where they are missing.
+    pub queues: Vec<Queue>,
+    /// Unsettled deliveries that each queue's consumer may hold; 0 is no limit.
+    pub prefetch: u16,
+}
+
+/// Why the transport could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The URL cannot be used.
+    #[error("broker URL is not usable: {0}")]
+    Url(String),
+    /// No answer, or the connection broke. Worth a retry.
+    #[error("broker at {broker} is not reachable")]
+    Unreachable {
+        /// Where, without password.
+        broker: String,
+        /// The transport's error.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The broker said no.
+    #[error("broker at {broker} refused {what}")]
+    Refused {
+        /// Where, without password.
+        broker: String,
+        /// What was asked.
+        what: String,
+        /// The broker's answer.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A mandatory message that no queue took.
+    #[error("no queue took the message: exchange `{exchange}`, routing key `{routing_key}`")]
+    Unroutable {
+        /// Exchange it was published to.
+        exchange: String,
+        /// Its routing key.
+        routing_key: String,
+    },
+    /// The broker did not answer in time; it may have the message or not.
+    #[error("broker at {broker} did not confirm within {}", humantime::format_duration(*.waited))]
+    Timeout {
+        /// Where, without password.
+        broker: String,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// A queue or exchange name, or a routing key, that the protocol cannot carry.
+    #[error("name is longer than 255 bytes: `{0}…`")]
+    Name(String),
+}
+
+/// What is done with a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done with: it leaves the queue.
+    Ack,
+    /// Refused for good: to the dead-letter exchange, if the queue has one.
+    Reject,
+    /// Given back, for this or another worker.
+    Requeue,
+}
+
+/// The transport's handle to settle one delivery.
+#[async_trait]
+pub trait Settlement: Send + Sync {
+    /// Settles it.
+    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError>;
+
+    /// Whether the broker has taken the delivery back, because its connection is gone.
+    fn is_void(&self) -> bool;
+}
+
+/// A received message, which must be settled once.
+///
+/// One that is dropped unsettled is given back to the queue, so that no path through a worker
+/// can leak it.
+pub struct Delivery {
+    /// The message.
+    pub message: RawMessage,
+    /// Exchange it came through.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
+    /// Whether it, or so the broker thinks, was delivered before.
+    pub redelivered: bool,
+    settlement: Option<Box<dyn Settlement>>,
+}
+
+impl Delivery {
+    /// A delivery that `settlement` settles.
+    #[must_use]
+    pub fn new(
+        message: RawMessage,
+        exchange: String,
+        routing_key: String,
+        redelivered: bool,
+        settlement: Box<dyn Settlement>,
+    ) -> Self {
+        Self {
+            message,
+            exchange,
+            routing_key,
+            redelivered,
+            settlement: Some(settlement),
+        }
+    }
+
+    /// Whether the broker has taken it back, because its connection is gone; it comes again.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.settlement
+            .as_ref()
+            .is_none_or(|settlement| settlement.is_void())
+    }
+
+    /// Settles it. A failure means that the connection is gone, and the broker has the message
+    /// back already or will when it notices; so it is logged, and that is all there is to do.
+    pub async fn settle(mut self, verdict: Verdict) {
+        if let Some(settlement) = self.settlement.take() {
+            report(settlement.settle(verdict).await, verdict);
+        }
+    }
+}
+
+fn report(outcome: Result<(), BrokerError>, verdict: Verdict) {
+    if let Err(error) = outcome {
+        tracing::warn!(
+            ?verdict,
+            error = %crate::telemetry::chain(&error),
+            "delivery could not be settled; the broker will deliver it again"
+        );
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        let Some(settlement) = self.settlement.take() else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            report(settlement.settle(Verdict::Requeue).await, Verdict::Requeue);
+        });
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("redelivered", &self.redelivered)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A running subscription. Connections come and go beneath it; it ends only when it is
+/// cancelled or dropped.
+#[derive(Debug)]
+pub struct Consumer {
+    deliveries: mpsc::Receiver<Delivery>,
+    cancelled: CancellationToken,
+    connected: watch::Receiver<bool>,
+}
+
+impl Consumer {
+    /// A consumer fed through `deliveries` until `cancelled`; `connected` says whether the
+    /// broker is serving it.
+    #[must_use]
+    pub fn new(
+        deliveries: mpsc::Receiver<Delivery>,
+        cancelled: CancellationToken,
+        connected: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            deliveries,
+            cancelled,
+            connected,
+        }
+    }
+
+    /// The next delivery; `None` once cancelled and drained.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.deliveries.recv().await
+    }
+
+    /// Stops receiving. What the broker had already sent still comes out of [`Consumer::next`].
+    pub fn cancel(&self) {
+        self.cancelled.cancel();
+    }
+
+    /// Whether the broker is serving this subscription right now, and its changes.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.connected.clone()
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.cancelled.cancel();
+    }
+}
+
+/// A connection to a broker, with reconnection built in.
+#[async_trait]
+pub trait Transport: Send + Sync {
+    /// The broker's URL without a password, for people.
+    fn masked_url(&self) -> String;
+
+    /// Publishes and waits until the broker has taken responsibility. A lost connection is
+    /// made anew and the publication repeated until `within` has passed; so a message can arrive
+    /// twice, but is not lost.
+    ///
+    /// # Errors
+    /// The last [`BrokerError`] once `within` has passed, and at once those that no retry mends.
+    async fn publish(&self, publication: &Publication, within: Duration)
+    -> Result<(), BrokerError>;
+
+    /// Starts to consume, at once or as soon as there is a connection. Never fails: a broker that
+    /// is down, goes away or refuses is tried again, with a log line that says why.
+    fn consume(&self, subscription: Subscription) -> Consumer;
+
+    /// Cancels every consumer and closes every connection; unsettled deliveries return to their
+    /// queues.
+    async fn close(&self);
+}

@@ -1,0 +1,216 @@
+//! The one place that starts programs and ends them.
+//!
+//! Every program runs in a process group of its own with a clean environment and nothing on its
+//! standard input. bbcp is five processes, and its children go on copying for seconds when only
+//! the first of them dies; so it is always the *group* that is signalled, and a [`Group`] that is
+//! dropped kills what is left of it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::{Pid, getpgrp};
+use tokio::process::{Child, Command};
+use tokio::time::{Instant, sleep};
+
+/// What a program may see of our environment. The agent's socket is for ssh keys held there.
+const PASSED_ON: [&str; 3] = ["PATH", "HOME", "SSH_AUTH_SOCK"];
+
+/// Where programs are looked up when we have no `PATH`.
+const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+
+/// How often a dying group is looked at.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a killed group may take to vanish; more only in an uninterruptible system call.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// A command that runs as described above, with both outputs piped.
+pub fn command(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear();
+    for name in PASSED_ON {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    // Its messages are parsed.
+    command.env("LC_ALL", "C");
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        // The group's guard does the work; this only has the runtime reap what it killed.
+        .kill_on_drop(true);
+    command
+}
+
+/// The absolute path of a program: itself, or the first executable of that name on `PATH`.
+///
+/// None if there is none.
+pub fn find_program(program: &Path) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from(DEFAULT_PATH));
+    if program.components().count() > 1 {
+        let absolute = std::path::absolute(program).ok()?;
+        return is_executable(&absolute).then_some(absolute);
+    }
+    std::env::split_paths(&path)
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(program))
+        .find(|candidate| is_executable(candidate))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && nix::unistd::access(path, nix::unistd::AccessFlags::X_OK).is_ok()
+}
+
+/// A process group that we started; killed when dropped, unless it is known to be gone.
+#[derive(Debug)]
+pub struct Group {
+    id: Option<Pid>,
+}
+
+impl Group {
+    /// The group of a child started from [`command`].
+    ///
+    /// # Errors
+    /// If the child has no id any more, or one that must never be signalled: 0, 1 and our own
+    /// group would hit this worker or everything.
+    pub fn of(child: &Child) -> io::Result<Self> {
+        let id = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .map(Pid::from_raw)
+            .filter(|id| id.as_raw() > 1 && *id != getpgrp())
+            .ok_or_else(|| io::Error::other("the child has no process group of its own"))?;
+        Ok(Self { id: Some(id) })
+    }
+
+    /// Ends every process of the group: SIGTERM, `kill_after` later SIGKILL. Returns when none is
+    /// left, at once if that is so already.
+    ///
+    /// The first process must be waited for at the same time or before, else its remains count.
+    ///
+    /// False if something survived even that, which only a hanging system call does.
+    pub async fn end(mut self, kill_after: Duration) -> bool {
+        for (signal, limit) in [(Signal::SIGTERM, kill_after), (Signal::SIGKILL, KILL_LIMIT)] {
+            if !self.signal(signal) || self.vanishes(limit).await {
+                self.id = None;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Whether there was anything to signal.
+    fn signal(&self, signal: Signal) -> bool {
+        self.id
+            .is_some_and(|id| killpg(id, signal) != Err(Errno::ESRCH))
+    }
+
+    async fn vanishes(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        loop {
+            if !self.is_alive() {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    fn is_alive(&self) -> bool {
+        self.id
+            .is_some_and(|id| killpg(id, None) != Err(Errno::ESRCH) && !only_zombies(id))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.signal(Signal::SIGKILL);
+    }
+}
+
+/// Whether all that is left of a group is dead and only waits to be reaped.
+///
+/// In a container whose first process does not reap, orphans stay zombies for ever, and signal 0
+/// cannot tell them from the living.
+fn only_zombies(group: Pid) -> bool {
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return false;
+    };
+    processes
+        .flatten()
+        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
+        .filter_map(|stat| state_and_group(&stat))
+        .filter(|(_, of)| *of == group.as_raw())
+        .all(|(state, _)| matches!(state, 'Z' | 'X'))
+}
+
+/// State and process group from `/proc/PID/stat`. The command, in parentheses, may hold anything.
+fn state_and_group(stat: &str) -> Option<(char, i32)> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next()?.chars().next()?;
+    let group = fields.nth(1)?.parse().ok()?;
+    Some((state, group))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_stat() {
+        let stat = "77 (a) b) Z 1 4711 4711 0 -1 4228100 0";
+        assert_eq!(state_and_group(stat), Some(('Z', 4711)));
+        assert_eq!(state_and_group("77 (a"), None);
+    }
+
+    #[test]
+    fn finds_programs() {
+        let found = find_program(Path::new("sh"));
+        assert!(found.as_deref().is_some_and(Path::is_absolute), "{found:?}");
+        assert_eq!(find_program(Path::new("/nowhere/bbcp")), None);
+        assert_eq!(find_program(Path::new("no-such-program")), None);
+        assert_eq!(find_program(Path::new("/etc/passwd")), None);
+    }
+
+    #[tokio::test]
+    async fn ends_a_group_that_ignores_term() -> io::Result<()> {
+        let mut child = command(Path::new("/bin/sh"))
+            .args(["-c", "trap '' TERM; sleep 60 & sleep 60; sleep 60"])
+            .spawn()?;
+        let group = Group::of(&child)?;
+        let id = group.id.map_or(0, Pid::as_raw);
+        sleep(Duration::from_millis(100)).await;
+        let start = Instant::now();
+        let (gone, status) = tokio::join!(group.end(Duration::from_millis(200)), child.wait());
+        assert!(gone);
+        assert!(!status?.success());
+        assert!(start.elapsed() < Duration::from_secs(2));
+        assert!(killpg(Pid::from_raw(id), None).is_err() || only_zombies(Pid::from_raw(id)));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_dropped_group_is_killed() -> io::Result<()> {
+        let child = command(Path::new("/bin/sh"))
+            .args(["-c", "trap '' TERM; sleep 60 & sleep 60"])
+            .spawn()?;
+        let group = Group::of(&child)?;
+        let watch = Group { id: group.id };
+        drop(group);
+        drop(child);
+        assert!(watch.vanishes(Duration::from_secs(2)).await);
+        Ok(())
+    }
+}

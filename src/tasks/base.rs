@@ -1,0 +1,229 @@
+//! What all tasks about one transfer have in common: running it, and settling its row when it
+//! fails. The counterpart of Python's `DataTransferTask`.
+
+use std::fmt;
+
+use crate::transfer::database::DatabaseError;
+use crate::transfer::error::TransferError;
+use crate::transfer::lease::Lease;
+use crate::transfer::repository::{Failure, ReleaseTo};
+use crate::transfer::retry::{Decision, decide};
+use crate::transfer::service::{Done, Failed, Request, TransferService};
+
+/// Runs transfers and settles the rows of those that fail. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct DataTransferTask {
+    service: TransferService,
+    /// Where an interrupted transfer goes: SCHEDULED if a message for it stays in a queue.
+    release_to: ReleaseTo,
+}
+
+/// What became of the row of a failed transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// PENDING again, counted as a failure: the manager will schedule it anew.
+    Reset {
+        /// Failures so far, this one included.
+        retry_count: u32,
+    },
+    /// FAILED for good.
+    Failed,
+    /// Given back as it was, not counted as a failure.
+    Released,
+    /// Not touched: it belongs to somebody else, or there is none.
+    Untouched,
+    /// It could not be written before the process had to end. The lease will run out, and the
+    /// transfer is taken up again.
+    Unwritten,
+}
+
+/// What a log line about a task should say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OperationInfo {
+    /// The operation, as Python calls it.
+    pub operation: &'static str,
+    /// The transfer.
+    pub data_transfer_id: i64,
+}
+
+impl fmt::Display for OperationInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} of data transfer {}",
+            self.operation, self.data_transfer_id
+        )
+    }
+}
+
+impl DataTransferTask {
+    /// On top of `service`; an interrupted transfer goes back to `release_to`.
+    #[must_use]
+    pub fn new(service: TransferService, release_to: ReleaseTo) -> Self {
+        Self {
+            service,
+            release_to,
+        }
+    }
+
+    /// Does one attempt. A failed one must be handed to [`DataTransferTask::on_failure`].
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
+        self.service.run(request).await
+    }
+
+    /// Context for logs.
+    #[must_use]
+    pub fn get_operation_info(&self, data_transfer_id: i64) -> OperationInfo {
+        OperationInfo {
+            operation: "data_transfer",
+            data_transfer_id,
+        }
+    }
+
+    /// Failures of a transfer so far.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn get_retry_count(&self, data_transfer_id: i64) -> Result<u32, DatabaseError> {
+        let count = self
+            .service
+            .repository()
+            .get_retry_count(data_transfer_id)
+            .await?;
+        Ok(count.unwrap_or(0))
+    }
+
+    /// Decides what a failure means and writes it, for as long as it takes to reach the database
+    /// or until `request` is cancelled.
+    pub async fn on_failure(&self, request: &Request, failed: &Failed) -> Settled {
+        let settled = match &failed.lease {
+            Some(lease) => self.settle(request, failed, lease).await,
+            None => Settled::Untouched,
+        };
+        let operation = self.get_operation_info(request.id);
+        tracing::warn!(
+            data_transfer_id = operation.data_transfer_id,
+            operation = operation.operation,
+            task_id = request.task_id,
+            error_code = failed.error.code(),
+            error_scope = failed.error.scope().as_str(),
+            error = failed.error.chain(),
+            bytes = failed.progress.bytes_done,
+            row = ?settled,
+            "transfer did not complete"
+        );
+        settled
+    }
+
+    async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
+        let retry_count = match self.get_retry_count(request.id).await {
+            Ok(count) => count,
+            // Then the row cannot be written either; what follows will wait for the database.
+            Err(_) => 0,
+        };
+        let max_retries = self.service.settings().transfer.max_retries;
+        let (written, settled) = match decide(&failed.error, retry_count, max_retries) {
+            Decision::Retry { counted: true } => (
+                self.reset_state_on_failure(request, lease, failed).await,
+                Settled::Reset {
+                    retry_count: retry_count + 1,
+                },
+            ),
+            Decision::Retry { counted: false } => (
+                self.release(request, lease, &failed.error).await,
+                Settled::Released,
+            ),
+            Decision::Permanent { reason } => (
+                self.mark_permanent_failure(request, lease, failed, reason)
+                    .await,
+                Settled::Failed,
+            ),
+            Decision::Leave => (Ok(()), Settled::Untouched),
+        };
+        match written {
+            Ok(()) => settled,
+            Err(TransferError::LeaseLost { .. }) => Settled::Untouched,
+            Err(error) => {
+                tracing::error!(
+                    data_transfer_id = request.id,
+                    error = error.chain(),
+                    "the row could not be settled; the transfer is taken up again when its lease has run out"
+                );
+                Settled::Unwritten
+            }
+        }
+    }
+
+    /// PENDING and `retry_count + 1`: the manager will schedule the transfer anew.
+    ///
+    /// # Errors
+    /// [`TransferError::LeaseLost`], or that the database could not be reached in time.
+    pub async fn reset_state_on_failure(
+        &self,
+        request: &Request,
+        lease: &Lease,
+        failed: &Failed,
+    ) -> Result<(), TransferError> {
+        let failure = record(failed, failed.error.chain());
+        let repository = self.service.repository();
+        self.service
+            .settle(lease, &request.cancelled, || {
+                repository.reset_for_retry(lease, &failure)
+            })
+            .await
+    }
+
+    /// FAILED, with the reason.
+    ///
+    /// # Errors
+    /// As [`DataTransferTask::reset_state_on_failure`].
+    pub async fn mark_permanent_failure(
+        &self,
+        request: &Request,
+        lease: &Lease,
+        failed: &Failed,
+        reason: String,
+    ) -> Result<(), TransferError> {
+        let failure = record(failed, reason);
+        let repository = self.service.repository();
+        self.service
+            .settle(lease, &request.cancelled, || {
+                repository.mark_permanent_failure(lease, &failure)
+            })
+            .await
+    }
+
+    /// Stopping is not failing: back as it was, with its `retry_count`.
+    async fn release(
+        &self,
+        request: &Request,
+        lease: &Lease,
+        error: &TransferError,
+    ) -> Result<(), TransferError> {
+        let to = match error {
+            TransferError::Interrupted { .. } => self.release_to,
+            // The message is answered with a failure, so it is the manager's turn.
+            _ => ReleaseTo::Pending,
+        };
+        let reason = error.chain();
+        let repository = self.service.repository();
+        self.service
+            .settle(lease, &request.cancelled, || {
+                repository.release(lease, to, &reason)
+            })
+            .await
+    }
+}
+
+fn record(failed: &Failed, message: String) -> Failure {
+    Failure {
+        error_code: failed.error.code().into(),
+        message,
+        bytes: failed.progress.bytes_done,
+        rate_bytes_per_s: failed.progress.rate_bytes_per_s,
+        log_path: failed.log_path.clone(),
+    }
+}

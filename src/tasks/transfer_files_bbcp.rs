@@ -1,0 +1,166 @@
+//! `transfer_files_bbcp(data_transfer_id, session=None)`: moves the package of one data transfer.
+
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use celery::error::TaskError;
+use celery::task::{Request, Task, TaskOptions, TaskResult};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::watch;
+
+use super::base::{DataTransferTask, Settled};
+use super::exception;
+use crate::transfer::error::TransferError;
+use crate::transfer::service::{self, Failed, Snapshot};
+use crate::wire::arguments::{Parameter, Signature};
+use crate::worker::{Control, Failure, WorkerTask};
+
+/// Arguments.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransferFilesBbcpParams {
+    /// Id of the row in `data_transfer`.
+    pub data_transfer_id: i64,
+    /// A database session in Python; never one on the wire. Taken and not used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Value>,
+}
+
+/// The task. Returns nothing, like Python's; what it did stands in the row and in the attempt
+/// history.
+pub struct TransferFilesBbcp {
+    request: Request<Self>,
+    options: TaskOptions,
+    prepared: Option<(DataTransferTask, Control)>,
+    /// How the run failed, and what became of the row: from `run` over `on_failure` to `judge`.
+    failed: Mutex<Option<(Failed, Settled)>>,
+}
+
+impl TransferFilesBbcp {
+    /// Key in the setting `celery.task_names`.
+    pub const KEY: &str = "transfer_files_bbcp";
+
+    fn attempt(&self, control: &Control) -> service::Request {
+        service::Request {
+            id: self.request.params.data_transfer_id,
+            task_id: self.request.id.clone(),
+            cancelled: control.cancelled.clone(),
+            redelivered: control.redelivered,
+            snapshots: watch::Sender::new(Snapshot::default()),
+        }
+    }
+
+    fn take_failed(&self) -> Option<(Failed, Settled)> {
+        self.failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
+    fn put_failed(&self, failed: Failed, settled: Settled) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some((failed, settled));
+    }
+}
+
+#[async_trait]
+impl Task for TransferFilesBbcp {
+    const NAME: &'static str = "ccat_data_transfer.transfer_manager.transfer_files_bbcp";
+    const ARGS: &'static [&'static str] = &["data_transfer_id", "session"];
+    const DEFAULTS: TaskOptions = TaskOptions {
+        time_limit: None,
+        hard_time_limit: None,
+        // A failed transfer goes back through the manager, not through Celery.
+        max_retries: Some(0),
+        min_retry_delay: None,
+        max_retry_delay: None,
+        retry_for_unexpected: Some(false),
+        acks_late: Some(true),
+        content_type: None,
+    };
+    type Params = TransferFilesBbcpParams;
+    type Returns = ();
+
+    fn from_request(request: Request<Self>, options: TaskOptions) -> Self {
+        Self {
+            request,
+            options,
+            prepared: None,
+            failed: Mutex::new(None),
+        }
+    }
+
+    fn request(&self) -> &Request<Self> {
+        &self.request
+    }
+
+    fn options(&self) -> &TaskOptions {
+        &self.options
+    }
+
+    async fn run(&self, _params: Self::Params) -> TaskResult<()> {
+        let Some((transfers, control)) = &self.prepared else {
+            return Err(TaskError::UnexpectedError(NOT_PREPARED.into()));
+        };
+        match transfers.run(&self.attempt(control)).await {
+            Ok(_) => Ok(()),
+            Err(failed) => {
+                let text = failed.error.chain();
+                self.put_failed(failed, Settled::Unwritten);
+                Err(TaskError::UnexpectedError(text))
+            }
+        }
+    }
+
+    async fn on_failure(&self, _error: &TaskError) {
+        let (Some((transfers, control)), Some((failed, _))) = (&self.prepared, self.take_failed())
+        else {
+            return;
+        };
+        // An interrupted attempt still has to give its row back.
+        let mut request = self.attempt(control);
+        if matches!(failed.error, TransferError::Interrupted { .. }) {
+            request.cancelled = Default::default();
+        }
+        let settled = transfers.on_failure(&request, &failed).await;
+        self.put_failed(failed, settled);
+    }
+}
+
+/// Only a worker's registry gives a task its context.
+const NOT_PREPARED: &str = "the task was started outside of ccat_transfer::worker";
+
+impl WorkerTask for TransferFilesBbcp {
+    const SIGNATURE: Signature = Signature {
+        function: "transfer_files_bbcp",
+        parameters: &[
+            Parameter {
+                name: "data_transfer_id",
+                required: true,
+            },
+            Parameter {
+                name: "session",
+                required: false,
+            },
+        ],
+        bound: true,
+    };
+    type Context = DataTransferTask;
+
+    fn prepare(mut self, context: DataTransferTask, control: Control) -> Self {
+        self.prepared = Some((context, control));
+        self
+    }
+
+    fn judge(&self, error: &TaskError) -> Failure {
+        let Some((failed, settled)) = self.take_failed() else {
+            return Failure::Raised(exception("DataTransferError", error.to_string()));
+        };
+        match (&failed.error, settled) {
+            _ if failed.held_for_same_task => Failure::Ignored,
+            (TransferError::Interrupted { .. }, _) => Failure::Interrupted,
+            // The row does not tell of the failure, so the message must not be gone.
+            (_, Settled::Unwritten) => Failure::Interrupted,
+            (error, _) => Failure::Raised(exception(error.exc_type(), error.chain())),
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The log file of an attempt: bbcp's whole output, between a line that says what was run and one
+//! that says how it ended.
+//!
+//! It may lose text, but never hold up or fail a copy: only opening it can fail.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tokio::fs::{File, OpenOptions, create_dir_all};
+use tokio::io::{AsyncWriteExt, BufWriter};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::transfer::error::TransferError;
+
+/// More output than this is noise.
+const MAX_BYTES: usize = 64 << 20;
+
+/// Chunks on their way to the disk.
+const QUEUE_CHUNKS: usize = 64;
+
+/// How long the disk may take for a chunk before the rest is not logged.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A way into the log file.
+#[derive(Debug, Clone)]
+pub(super) struct Log(mpsc::Sender<Vec<u8>>);
+
+impl Log {
+    /// Opens (appends to, makes) the file and starts its writer.
+    pub(super) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
+        let file = open(path).await.map_err(|source| TransferError::LogFile {
+            path: path.into(),
+            source,
+        })?;
+        let (sender, chunks) = mpsc::channel(QUEUE_CHUNKS);
+        let task = tokio::spawn(write(file, chunks, path.to_owned()));
+        let log = Self(sender);
+        Ok((log.clone(), LogWriter { log, task }))
+    }
+
+    /// False if it was not taken in time; then the rest should not be offered either.
+    pub(super) async fn write(&self, chunk: &[u8]) -> bool {
+        let sent = timeout(PATIENCE, self.0.send(chunk.to_vec())).await;
+        matches!(sent, Ok(Ok(())))
+    }
+
+    /// Writes a line of our own.
+    pub(super) async fn note(&self, text: &str) -> bool {
+        let now = humantime::format_rfc3339_seconds(SystemTime::now());
+        self.write(format!("# {now} {text}\n").as_bytes()).await
+    }
+}
+
+/// Its writer, to be closed.
+#[derive(Debug)]
+pub(super) struct LogWriter {
+    log: Log,
+    task: JoinHandle<()>,
+}
+
+impl LogWriter {
+    /// Writes the last line and waits, not for long, until it is written.
+    pub(super) async fn close(self, last: &str) {
+        self.log.note(last).await;
+        drop(self.log);
+        // A disk that hangs goes on without us.
+        let _late = timeout(PATIENCE, self.task).await;
+    }
+}
+
+async fn open(path: &Path) -> io::Result<File> {
+    if let Some(directory) = path.parent() {
+        create_dir_all(directory).await?;
+    }
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .await
+}
+
+async fn write(file: File, mut chunks: mpsc::Receiver<Vec<u8>>, path: PathBuf) {
+    if let Err(error) = write_all(file, &mut chunks).await {
+        tracing::warn!(path = %path.display(), %error, "cannot write the log file of an attempt");
+        // Take the rest, so that nobody waits for us.
+        while chunks.recv().await.is_some() {}
+    }
+}
+
+async fn write_all(file: File, chunks: &mut mpsc::Receiver<Vec<u8>>) -> io::Result<()> {
+    let mut file = BufWriter::new(file);
+    let mut room = MAX_BYTES;
+    while let Some(chunk) = chunks.recv().await {
+        if chunk.len() <= room {
+            room -= chunk.len();
+            file.write_all(&chunk).await?;
+        } else if room > 0 {
+            room = 0;
+            file.write_all(format!("\n# more than {MAX_BYTES} bytes are not kept\n").as_bytes())
+                .await?;
+        }
+        // Whoever follows the file sees each line when it comes.
+        if chunks.is_empty() {
+            file.flush().await?;
+        }
+    }
+    file.flush().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn keeps_order_and_has_an_end() -> Result<(), Box<dyn std::error::Error>> {
+        let directory = tempfile::tempdir()?;
+        let path = directory.path().join("a/b.log");
+        let (log, writer) = Log::open(&path).await?;
+        assert!(log.note("start").await);
+        let chunk = vec![b'x'; 1 << 20];
+        for _ in 0..70 {
+            assert!(log.write(&chunk).await);
+        }
+        drop(log);
+        writer.close("end").await;
+        let text = std::fs::read_to_string(&path)?;
+        assert!(text.starts_with("# 20"), "{}", &text[..30]);
+        assert!(text.ends_with(" bytes are not kept\n"));
+        assert!(text.len() < MAX_BYTES + 200);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn cannot_be_opened() {
+        let error = Log::open(Path::new("/proc/nowhere/a.log")).await.err();
+        assert_eq!(error.map(|e| e.code()), Some("log_file"));
+    }
+}

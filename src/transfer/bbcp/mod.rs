@@ -1,0 +1,13 @@
+//! bbcp: its command line, its output, what its end means, and the running program.
+//!
+//! All but [`process`] and its log file is pure.
+
+pub mod command;
+mod log;
+pub mod outcome;
+pub mod output;
+pub mod process;
+mod watchdog;
+
+pub use command::Invocation;
+pub use process::{Progress, Report, copy};

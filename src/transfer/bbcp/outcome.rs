@@ -1,0 +1,505 @@
+//! What bbcp's end means.
+//!
+//! Its exit codes are no classification: the same full disk ends with 128 or 228 by chance, and 22
+//! is more than "exists". So the text decides, in the order of [`Sign`], and the code only where
+//! there is no text. [`Evidence`] looks at one line at a time and keeps little, however much bbcp
+//! and the network's noise print.
+//!
+//! Exit code 0 is not proof of a good file; verification is, and it is not done here.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use crate::transfer::endpoint::{Refusal, ssh_refusal};
+use crate::transfer::error::{Role, TransferError};
+use crate::transfer::plan::Plan;
+
+/// Lines that did not tell anything and are kept for the log.
+const TAIL_LINES: usize = 20;
+
+/// A line in a message is cut here, so that it fits a database column and a log line.
+const LINE_CHARS: usize = 500;
+
+/// SIGSEGV, and how a shell reports it.
+const SEGV: i32 = 11;
+const SEGV_BY_SHELL: i32 = 128 + SEGV;
+
+/// With no text, these mean that the remote side crashed.
+const REMOTE_DIED: [i32; 2] = [255, 32];
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// By itself.
+    Code(i32),
+    /// By a signal.
+    Signal(i32),
+}
+
+impl From<ExitStatus> for Exit {
+    fn from(status: ExitStatus) -> Self {
+        match (status.code(), status.signal()) {
+            (Some(code), _) => Self::Code(code),
+            (None, signal) => Self::Signal(signal.unwrap_or_default()),
+        }
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit code {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// What a classification needs to know of a copy.
+#[derive(Debug, Clone)]
+pub struct Ends {
+    /// Path at the origin.
+    pub source: String,
+    /// Temporary path at the destination.
+    pub target: String,
+    /// The remote end and its host, if one is remote.
+    pub remote: Option<(Role, String)>,
+}
+
+impl Ends {
+    /// Those of a plan.
+    pub fn of(plan: &Plan) -> Self {
+        let ends = [
+            (Role::Origin, plan.source.endpoint()),
+            (Role::Destination, plan.target.endpoint()),
+        ];
+        let remote = ends
+            .into_iter()
+            .find_map(|(role, end)| end.remote().map(|remote| (role, remote.host.to_string())));
+        Self {
+            source: plan.source.path().to_string(),
+            target: plan.target.temporary_path().to_string(),
+            remote,
+        }
+    }
+
+    fn peer(&self) -> String {
+        match &self.remote {
+            Some((_, host)) => host.clone(),
+            None => "this host".into(),
+        }
+    }
+
+    fn remote_role(&self) -> Role {
+        match self.remote {
+            Some((role, _)) => role,
+            None => Role::Destination,
+        }
+    }
+}
+
+/// What a line tells, the most telling first: where several lines tell something, the first of
+/// these is the cause and the others follow from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Sign {
+    Exists,
+    Segfault,
+    Full,
+    Damaged,
+    HostKey,
+    LoginDenied,
+    OriginDenied,
+    DestinationDenied,
+    Network,
+    RemoteProgram,
+    LocalProgram,
+    BadOption,
+    OriginMissing,
+    OriginDirectory,
+    OriginPathTooLong,
+    NoDirectory,
+    OriginChanged,
+    PortBusy,
+    TimeLimit,
+    // What a side says that only sees the other one fail. When the source is remote, bbcp says the
+    // first of these half a minute after any failure of ssh.
+    NoStreams,
+    PeerGone,
+    Follower,
+}
+
+impl Sign {
+    fn of(line: &str, ends: &Ends) -> Option<Self> {
+        match line.strip_prefix("bbcp: ") {
+            Some(message) => Self::of_bbcp(message, ends),
+            None => Self::of_others(line),
+        }
+    }
+
+    fn of_bbcp(message: &str, ends: &Ends) -> Option<Self> {
+        let holds = |text: &str| message.contains(text);
+        let begins = |text: &str| message.starts_with(text);
+        let ends_with = |text: &str| message.ends_with(text);
+
+        let sign = if ends_with("Broken pipe writing to stream.")
+            || ends_with("Connection reset by peer writing to stream.")
+        {
+            Self::Follower
+        } else if ends_with("already exists.") {
+            Self::Exists
+        } else if ends_with("killed via signal 11") {
+            Self::Segfault
+        } else if begins("No space left on device") || begins("Insufficient space") {
+            Self::Full
+        } else if (holds(" checksum ") && holds(" does not match "))
+            || holds("checksum error")
+            || begins("Invalid checksum from")
+        {
+            Self::Damaged
+        } else if holds(" executing ") {
+            Self::LocalProgram
+        } else if begins("Permission denied processing ") {
+            Self::OriginDenied
+        } else if let Some(what) = message.strip_prefix("Permission denied ") {
+            if ends_with(&ends.source) && what != ends.target {
+                Self::OriginDenied
+            } else {
+                Self::DestinationDenied
+            }
+        } else if holds(" failed to create ") {
+            Self::DestinationDenied
+        } else if begins("Connection refused")
+            || begins("Connection timed out")
+            || begins("Connection reset")
+            || begins("No route to host")
+            || begins("Network is unreachable")
+        {
+            Self::Network
+        } else if begins("Invalid option")
+            || (begins("Invalid ") && holds(" - ") && !begins("Invalid return code"))
+            || holds("not specified")
+            || holds("opening config file")
+        {
+            Self::BadOption
+        } else if begins("No such file or directory processing ") {
+            Self::OriginMissing
+        } else if ends_with("is a directory.") {
+            Self::OriginDirectory
+        } else if begins("Message too long") {
+            Self::OriginPathTooLong
+        } else if (begins("Target directory ") && holds(" not found"))
+            || begins("No such file or directory opening ")
+        {
+            Self::NoDirectory
+        } else if holds("changed since the copy completed")
+            || holds("appears to have changed")
+            || begins("Cannot append to ")
+            || (begins("Error -") && holds(" writing "))
+        {
+            Self::OriginChanged
+        } else if begins("Address already in use") {
+            Self::PortBusy
+        } else if begins("Time limit exceeded") {
+            Self::TimeLimit
+        } else if begins("Accept timed out")
+            || begins("Unable to allocate more than")
+            || begins("Unable to connect to ")
+        {
+            Self::NoStreams
+        } else if begins("Unexpected end of control stream") || holds("unexpectedly terminated") {
+            Self::PeerGone
+        } else {
+            return None;
+        };
+        Some(sign)
+    }
+
+    /// Lines of ssh and of the remote shell.
+    fn of_others(line: &str) -> Option<Self> {
+        if line.contains("Segmentation fault") {
+            return Some(Self::Segfault);
+        }
+        match ssh_refusal(line) {
+            Some(Refusal::Denied) => return Some(Self::LoginDenied),
+            Some(Refusal::HostKey) => return Some(Self::HostKey),
+            Some(Refusal::Network) => return Some(Self::Network),
+            None => {}
+        }
+        let no_program = line.contains("command not found")
+            || [
+                ": not found",
+                ": No such file or directory",
+                ": Permission denied",
+            ]
+            .iter()
+            .any(|text| line.ends_with(text));
+        no_program.then_some(Self::RemoteProgram)
+    }
+}
+
+/// What bbcp's lines told so far. Bounded.
+#[derive(Debug)]
+pub struct Evidence {
+    ends: Ends,
+    cause: Option<(Sign, String)>,
+    tail: VecDeque<String>,
+}
+
+impl Evidence {
+    /// Before the first line.
+    pub fn new(ends: Ends) -> Self {
+        Self {
+            ends,
+            cause: None,
+            tail: VecDeque::new(),
+        }
+    }
+
+    /// Takes a line that is neither progress nor a result.
+    pub fn observe(&mut self, line: &str) {
+        let line = line.trim();
+        if line.is_empty() {
+            return;
+        }
+        if self.tail.len() == TAIL_LINES {
+            self.tail.pop_front();
+        }
+        self.tail.push_back(shortened(line));
+        let Some(sign) = Sign::of(line, &self.ends) else {
+            return;
+        };
+        if self.cause.as_ref().is_none_or(|(before, _)| sign < *before) {
+            self.cause = Some((sign, shortened(line)));
+        }
+    }
+
+    /// The last lines, for a log.
+    pub fn tail(&self) -> impl Iterator<Item = &str> {
+        self.tail.iter().map(String::as_str)
+    }
+
+    /// What it all means.
+    ///
+    /// # Errors
+    /// The classified failure, for every end but exit code 0.
+    pub fn conclude(mut self, exit: Exit) -> Result<(), TransferError> {
+        if exit == Exit::Code(0) {
+            return Ok(());
+        }
+        let crashed = matches!(exit, Exit::Signal(SEGV) | Exit::Code(SEGV_BY_SHELL));
+        match self.cause.take() {
+            Some((Sign::Exists, line)) => Err(self.error(Sign::Exists, line)),
+            _ if crashed => Err(self.error(Sign::Segfault, exit.to_string())),
+            Some((sign, line)) => Err(self.error(sign, line)),
+            None => Err(self.unexplained(exit)),
+        }
+    }
+
+    fn unexplained(self, exit: Exit) -> TransferError {
+        match (self.tail.back(), exit, &self.ends.remote) {
+            (None, Exit::Code(code), Some(_)) if REMOTE_DIED.contains(&code) => {
+                self.error(Sign::PeerGone, exit.to_string())
+            }
+            (last, ..) => TransferError::BbcpFailed {
+                exit: exit.to_string(),
+                line: last.map_or_else(|| "it said nothing".into(), Clone::clone),
+            },
+        }
+    }
+
+    fn error(self, sign: Sign, line: String) -> TransferError {
+        let host = self.ends.peer();
+        let role = self.ends.remote_role();
+        let Ends { source, target, .. } = self.ends;
+        match sign {
+            Sign::Exists => TransferError::DestinationExists { path: target },
+            Sign::Segfault => TransferError::Segfault { line },
+            Sign::Full => TransferError::StorageFull { path: target, line },
+            Sign::Damaged => TransferError::DamagedInFlight { line },
+            Sign::HostKey => TransferError::HostKey { host, line },
+            Sign::LoginDenied => TransferError::SshDenied { host, line },
+            Sign::OriginDenied => TransferError::OriginUnreadable { path: source, line },
+            Sign::DestinationDenied => TransferError::DestinationDenied { path: target, line },
+            Sign::Network | Sign::NoStreams | Sign::Follower => {
+                TransferError::Network { host, line }
+            }
+            Sign::RemoteProgram => TransferError::RemoteProgramMissing { role, host, line },
+            Sign::LocalProgram => TransferError::ProgramMissing { program: line },
+            Sign::BadOption => TransferError::BadOption { line },
+            Sign::OriginMissing => TransferError::OriginMissing { path: source },
+            Sign::OriginDirectory => TransferError::OriginNotAFile { path: source },
+            Sign::OriginPathTooLong => TransferError::BadPath {
+                role: Role::Origin,
+                path: source,
+                problem: "bbcp finds it too long",
+            },
+            Sign::NoDirectory => TransferError::DestinationDirectory { path: target, line },
+            Sign::OriginChanged => TransferError::OriginChanged { path: source, line },
+            Sign::PortBusy => TransferError::PortBusy { line },
+            Sign::TimeLimit => TransferError::TimeLimit { line },
+            Sign::PeerGone => TransferError::RemoteDied { host, line },
+        }
+    }
+}
+
+fn shortened(line: &str) -> String {
+    line.chars().take(LINE_CHARS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn ends(remote: Option<Role>) -> Ends {
+        Ends {
+            source: "/d/src/a.tar".into(),
+            target: "/d/dst/.t.part".into(),
+            remote: remote.map(|role| (role, "H".into())),
+        }
+    }
+
+    fn code(remote: Option<Role>, exit: Exit, lines: &[&str]) -> &'static str {
+        let mut evidence = Evidence::new(ends(remote));
+        for line in lines {
+            evidence.observe(line);
+        }
+        match evidence.conclude(exit) {
+            Ok(()) => "ok",
+            Err(e) => e.code(),
+        }
+    }
+
+    const PIPE: &str = "bbcp: Broken pipe writing to stream.";
+    const RESET: &str = "bbcp: Connection reset by peer writing to stream.";
+    const ACCEPT: &str = "bbcp: Accept timed out on port 5031";
+    const ALLOCATE: &str = "bbcp: Unable to allocate more than 0 of 4 data streams.";
+    const GONE: &str = "bbcp: bbcp unexpectedly terminated on H";
+
+    /// Every row of the table of outcomes in the notes on bbcp, with its real text.
+    #[rstest]
+    #[case::success(0, &[], "ok")]
+    #[case::no_arguments(1, &["bbcp: Copy arguments not specified."], "bad_option")]
+    #[case::no_target(1, &["bbcp: Copy target not specified."], "bad_option")]
+    #[case::streams(1, &["bbcp: Invalid streams - 65"], "bad_option")]
+    #[case::checksum_type(1, &["bbcp: Invalid checksum type - sha256"], "bad_option")]
+    #[case::unknown_option(255, &["bbcp: Invalid option, '-Q'."], "bad_option")]
+    #[case::missing_value(255, &["bbcp: Value not specified for '-s'."], "bad_option")]
+    #[case::config_file(1, &["bbcp: No such file or directory opening config file F"], "bad_option")]
+    #[case::source_missing(2, &["bbcp: No such file or directory processing /d/src/nope", PIPE], "origin_missing")]
+    #[case::source_missing_reset(2, &[RESET, "bbcp: No such file or directory processing /d/src/nope"], "origin_missing")]
+    #[case::not_searchable(2, &["bbcp: Permission denied processing /d/priv/zz"], "origin_unreadable")]
+    #[case::not_readable(128, &["bbcp: Permission denied opening /d/src/a.tar"], "origin_unreadable")]
+    #[case::source_directory(2, &["bbcp: /d/src is a directory.", PIPE], "origin_not_a_file")]
+    #[case::target_directory(2, &["bbcp: Target directory /d/nodir/x.tar not found"], "destination_directory")]
+    #[case::target_directory_dot(2, &["bbcp: Target directory /d/nodir/x.tar not found."], "destination_directory")]
+    #[case::exists(22, &["bbcp: File /d/dst/a.tar already exists."], "destination_exists")]
+    #[case::target_denied(13, &["bbcp: Permission denied opening /d/ro/x"], "destination_denied")]
+    #[case::device(1, &["bbcp: Invalid file offset - -1", "bbcp: get from H failed to create P"], "destination_denied")]
+    #[case::no_space(28, &["bbcp: Insufficient space to copy all the files from HOST"], "storage_full")]
+    #[case::disk_full(228, &["bbcp: No space left on device writing /d/small/x", RESET], "storage_full")]
+    #[case::disk_full_128(128, &["bbcp: No space left on device writing /d/small/x"], "storage_full")]
+    #[case::checkpoint(254, &["bbcp: No such file or directory opening /d/ckp/bbcp.HOST.HEX.NAME"], "destination_directory")]
+    #[case::append_size(22, &["bbcp: File P changed since the copy completed; append not possible."], "origin_changed")]
+    #[case::append_source(
+        22,
+        &["bbcp: Source file ' a.tar ' on HOST appears to have changed after the previous copy ended.", "bbcp: Cannot append to  k"],
+        "origin_changed"
+    )]
+    #[case::skipped(0, &["bbcp: File P appears to have already been copied; copy skipped."], "ok")]
+    #[case::checksum(
+        172,
+        &["bbcp: /d/src/a source checksum 000 does not match da4f", "bbcp: /d/dst/x target checksum 000 does not match da4f"],
+        "damaged_in_flight"
+    )]
+    #[case::checksum_link(128, &["bbcp: Invalid checksum from HOST"], "damaged_in_flight")]
+    #[case::checksum_offset(128, &["bbcp: xfr checksum error at offset 5"], "damaged_in_flight")]
+    #[case::time_limit(128, &["bbcp: Time limit exceeded"], "time_limit")]
+    #[case::source_changed(128, &["bbcp: Error -143808 writing /d/src/t.tar"], "origin_changed")]
+    #[case::data_reset(128, &["bbcp: Connection reset by peer reading data from HOST"; 4], "network")]
+    #[case::firewall(2, &[ACCEPT, ALLOCATE], "network")]
+    #[case::data_refused(2, &["bbcp: Connection refused unable to connect to port HOST:5031", ALLOCATE], "network")]
+    #[case::ports(255, &["bbcp: Address already in use binding socket", GONE], "port_busy")]
+    #[case::ssh_refused(255, &["ssh: connect to host H port 22: Connection refused", GONE], "network")]
+    #[case::ssh_timeout(255, &["ssh: connect to host H port 22: Connection timed out", GONE], "network")]
+    #[case::ssh_resolve(255, &["ssh: Could not resolve hostname H: Name or service not known", GONE], "network")]
+    #[case::ssh_auth(255, &["U@H: Permission denied (publickey).", GONE], "ssh_denied")]
+    #[case::ssh_host_key(255, &["Host key verification failed.", GONE], "ssh_host_key")]
+    #[case::pull_auth(2, &["U@H: Permission denied (publickey).", ACCEPT, ALLOCATE], "ssh_denied")]
+    #[case::no_bbcp(255, &["bash: line 1: bbcp: command not found", GONE], "remote_program_missing")]
+    #[case::no_bbcp_pull(2, &["bash: line 1: bbcp: command not found", ACCEPT, ALLOCATE], "remote_program_missing")]
+    #[case::no_bbcp_dash(255, &["sh: 1: /opt/bbcp: not found", GONE], "remote_program_missing")]
+    #[case::no_ssh(255, &["bbcp: No such file or directory executing nosuchssh H", GONE], "program_missing")]
+    #[case::descriptors(
+        2,
+        &["bbcp: Unable to connect to  localhost ;  System error", "bbcp: Unable to allocate more than 13 of 16 data streams.\u{fffd}\u{fffd}"],
+        "network"
+    )]
+    #[case::long_source(2, &["bbcp: Message too long record truncated.", ACCEPT], "path_invalid")]
+    #[case::segfault_text(255, &["bbcp: Copy process 10016 was killed via signal 11"], "segfault")]
+    #[case::segfault_shell(255, &["bash: line 1:  4711 Segmentation fault      bbcp", GONE], "segfault")]
+    #[case::version(0, &["bbcp: Warning: HOST is running a newer version of bbcp"], "ok")]
+    #[case::remote_crash(255, &[], "remote_died")]
+    #[case::remote_crash_long_path(32, &[], "remote_died")]
+    #[case::control_stream(255, &["bbcp: Unexpected end of control stream from H"], "remote_died")]
+    #[case::banner(255, &["Welcome to H!", GONE], "remote_died")]
+    #[case::only_followers(2, &[PIPE, RESET], "network")]
+    #[case::unlinked_by_an_orphan(2, &["bbcp: No such file or directory finding P"], "bbcp_failed")]
+    #[case::recursive(197, &["bbcp: Invalid return code - 21957"], "bbcp_failed")]
+    #[case::silent(1, &[], "bbcp_failed")]
+    fn rows(#[case] exit: i32, #[case] lines: &[&str], #[case] expected: &str) {
+        let found = code(Some(Role::Destination), Exit::Code(exit), lines);
+        assert_eq!(found, expected);
+    }
+
+    #[rstest]
+    #[case(Exit::Signal(11), &[], "segfault")]
+    #[case(Exit::Code(139), &[], "segfault")]
+    #[case(Exit::Signal(11), &["bbcp: File /d/dst/x already exists."], "destination_exists")]
+    #[case(Exit::Signal(11), &["bbcp: No space left on device writing /x"], "segfault")]
+    #[case(Exit::Signal(9), &[], "bbcp_failed")]
+    #[case(Exit::Code(255), &[], "bbcp_failed")]
+    fn local(#[case] exit: Exit, #[case] lines: &[&str], #[case] expected: &str) {
+        assert_eq!(code(None, exit, lines), expected);
+    }
+
+    #[test]
+    fn says_what_bbcp_said() {
+        let mut evidence = Evidence::new(ends(None));
+        evidence.observe("bbcp: something new");
+        let error = evidence.conclude(Exit::Code(7)).err();
+        assert_eq!(
+            error.map(|e| e.to_string()).as_deref(),
+            Some("bbcp failed (exit code 7): bbcp: something new")
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn any_text_is_bounded_and_no_failure_is_lost(
+            lines in proptest::collection::vec("\\PC{0,600}", 0..50),
+            exit in 1..256i32,
+        ) {
+            let mut evidence = Evidence::new(ends(Some(Role::Origin)));
+            for line in &lines {
+                evidence.observe(line);
+            }
+            prop_assert!(evidence.tail().count() <= TAIL_LINES);
+            prop_assert!(evidence.tail().all(|line| line.chars().count() <= LINE_CHARS));
+            prop_assert!(evidence.conclude(Exit::Code(exit)).is_err());
+        }
+
+        #[test]
+        fn followers_never_hide_a_cause(before in 0..5usize, after in 0..5usize) {
+            let mut lines = vec![PIPE; before];
+            lines.push("bbcp: Permission denied processing /d/priv/zz");
+            lines.extend(vec![RESET; after]);
+            prop_assert_eq!(code(None, Exit::Code(2), &lines), "origin_unreadable");
+        }
+    }
+}

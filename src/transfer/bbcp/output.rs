@@ -1,0 +1,332 @@
+//! What bbcp prints: bytes to lines to events.
+//!
+//! Lines of up to four processes and ssh interleave, and may hold anything. A line that is not
+//! understood is [`Event::Other`]; nothing here fails.
+
+/// Longest line that is kept; bbcp's own are shorter, since paths are.
+const MAX_LINE_BYTES: usize = 8 << 10;
+
+/// One line of output.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// A progress line, from the sink.
+    Progress {
+        /// Whole percent done; none when bbcp does not know the size (`not done`).
+        percent: Option<u32>,
+        /// Bytes per second since the last progress line; none for `nan` and `inf`.
+        rate: Option<f64>,
+        /// Bytes per second since the start; only with `-v`.
+        average: Option<f64>,
+    },
+    /// The target was created.
+    Creating,
+    /// A file is complete.
+    Created {
+        /// Bytes of this session.
+        bytes: u64,
+        /// Disk to disk, in bytes per second.
+        rate: Option<f64>,
+    },
+    /// The last line: how many files were copied, and how fast with everything counted.
+    Total {
+        /// Files.
+        files: u64,
+        /// In bytes per second.
+        rate: Option<f64>,
+    },
+    /// Checksum of the whole file, by the target, over what it received.
+    Checksum {
+        /// bbcp's name of it.
+        algorithm: String,
+        /// The value.
+        hex: String,
+    },
+    /// Anything else, without line end.
+    Other(String),
+}
+
+/// Understands one line, with or without its end.
+pub fn parse(line: &[u8]) -> Event {
+    let text = String::from_utf8_lossy(line);
+    let text = text.trim_end_matches(['\n', '\r']);
+    progress(text)
+        .or_else(|| creating(text))
+        .or_else(|| created(text))
+        .or_else(|| total(text))
+        .or_else(|| checksum(text))
+        .unwrap_or_else(|| Event::Other(text.to_owned()))
+}
+
+/// `bbcp: 261124 04:11:43  19% done; 259.5 MB/s, avg 259.5 MB/s compressed 0.9`; the stamp, the
+/// average and the compression may be lacking.
+fn progress(text: &str) -> Option<Event> {
+    let (head, rates) = text.strip_prefix("bbcp: ")?.split_once(" done; ")?;
+    let done = match head.len().checked_sub(STAMP_CHARS) {
+        Some(_) if is_stamp(head.get(..STAMP_CHARS)?) => head.get(STAMP_CHARS..)?,
+        _ => head,
+    };
+    let percent = match done.trim_start() {
+        "not" => None,
+        done => Some(done.strip_suffix('%')?.parse().ok()?),
+    };
+    let rates = without_compression(rates)?;
+    let (rate, average) = match rates.split_once(", avg ") {
+        Some((rate, average)) => (self::rate(rate)?, self::rate(average)?),
+        None => (self::rate(rates)?, None),
+    };
+    Some(Event::Progress {
+        percent,
+        rate,
+        average,
+    })
+}
+
+/// Length of `261124 04:11:43 `.
+const STAMP_CHARS: usize = 16;
+
+fn is_stamp(text: &str) -> bool {
+    let like = |(found, wanted): (u8, u8)| match wanted {
+        b'0' => found.is_ascii_digit(),
+        exact => found == exact,
+    };
+    text.bytes().zip(*b"000000 00:00:00 ").all(like)
+}
+
+/// `bbcp: Creating /d/dst/x`
+fn creating(text: &str) -> Option<Event> {
+    let path = text.strip_prefix("bbcp: Creating ")?;
+    (!path.is_empty()).then_some(Event::Creating)
+}
+
+/// `File /d/tm/out created; 2400000000 bytes at 259.4 MB/s`
+fn created(text: &str) -> Option<Event> {
+    // From the right: the path may hold anything.
+    let (path, rest) = text.strip_prefix("File ")?.rsplit_once(" created; ")?;
+    let (bytes, rate) = without_compression(rest)?.split_once(" bytes at ")?;
+    (!path.is_empty()).then_some(())?;
+    Some(Event::Created {
+        bytes: bytes.parse().ok()?,
+        rate: self::rate(rate)?,
+    })
+}
+
+/// `1 file copied at effectively 225.1 MB/s`
+fn total(text: &str) -> Option<Event> {
+    let (files, rest) = text.split_once(" file")?;
+    let rest = rest.strip_prefix('s').unwrap_or(rest);
+    Some(Event::Total {
+        files: files.parse().ok()?,
+        rate: rate(rest.strip_prefix(" copied at effectively ")?)?,
+    })
+}
+
+/// `Checksum: c32c 9ef60ae6 host:/d/dst/x`
+fn checksum(text: &str) -> Option<Event> {
+    let mut words = text.strip_prefix("Checksum: ")?.splitn(3, ' ');
+    let (algorithm, hex, place) = (words.next()?, words.next()?, words.next()?);
+    let well_formed = !algorithm.is_empty()
+        && algorithm.bytes().all(|b| b.is_ascii_alphanumeric())
+        && !hex.is_empty()
+        && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        && place.contains(':');
+    well_formed.then(|| Event::Checksum {
+        algorithm: algorithm.into(),
+        hex: hex.into(),
+    })
+}
+
+/// Cuts ` compressed 0.9` off the end. None if something else follows the word.
+fn without_compression(text: &str) -> Option<&str> {
+    match text.split_once(" compressed ") {
+        None => Some(text),
+        Some((text, factor)) => factor.parse::<f64>().is_ok().then_some(text),
+    }
+}
+
+/// `259.5 MB/s` in bytes per second: the outer none is no rate at all, the inner one a rate that
+/// is no number.
+fn rate(text: &str) -> Option<Option<f64>> {
+    let (value, unit) = text.split_once(' ')?;
+    // Steps of 1024 though they are written as if of 1000, and after T comes E.
+    let exponent = match unit.strip_suffix("B/s")? {
+        "" => 0,
+        "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        "P" | "E" => 5,
+        "Z" => 6,
+        "Y" => 7,
+        _ => return None,
+    };
+    if matches!(value.trim_start_matches('-'), "nan" | "inf") {
+        return Some(None);
+    }
+    let plain = value.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let value: f64 = plain.then(|| value.parse().ok()).flatten()?;
+    Some(Some(value * 1024_f64.powi(exponent)).filter(|rate| rate.is_finite()))
+}
+
+/// Cuts a stream of bytes into lines of bounded length.
+#[derive(Debug, Default)]
+pub struct Lines {
+    pending: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes the next bytes and gives `line` every line that they complete, without its end. Of a
+    /// line that is too long, only the beginning is kept.
+    pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
+        let mut rest = bytes;
+        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+            self.keep(&rest[..end]);
+            line(&self.pending);
+            self.pending.clear();
+            rest = &rest[end + 1..];
+        }
+        self.keep(rest);
+    }
+
+    /// Gives `line` what came after the last line end, if anything.
+    pub fn finish(self, mut line: impl FnMut(&[u8])) {
+        if !self.pending.is_empty() {
+            line(&self.pending);
+        }
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = MAX_LINE_BYTES.saturating_sub(self.pending.len());
+        self.pending
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    const MIB: f64 = 1024.0 * 1024.0;
+
+    fn progress(percent: Option<u32>, rate: Option<f64>, average: Option<f64>) -> Event {
+        Event::Progress {
+            percent,
+            rate,
+            average,
+        }
+    }
+
+    #[rstest]
+    #[case("bbcp: 261124 03:59:47  35% done; 4.0 MB/s", progress(Some(35), Some(4.0 * MIB), None))]
+    #[case(
+        "bbcp: 261124 04:11:43  19% done; 259.5 MB/s, avg 259.5 MB/s",
+        progress(Some(19), Some(259.5 * MIB), Some(259.5 * MIB))
+    )]
+    #[case(
+        "bbcp: 261124 03:59:52  17% done; -nan B/s, avg 8.2 MB/s",
+        progress(Some(17), None, Some(8.2 * MIB))
+    )]
+    #[case("bbcp: 261124 04:00:00  61% done; inf B/s, avg 8.1 MB/s", progress(Some(61), None, Some(8.1 * MIB)))]
+    #[case(
+        "bbcp: 261124 03:59:57  79% done; 8.0 MB/s, avg 7.8 MB/s compressed 0.9",
+        progress(Some(79), Some(8.0 * MIB), Some(7.8 * MIB))
+    )]
+    #[case(
+        "bbcp: 261124 03:59:57 100% done; 0.0 B/s",
+        progress(Some(100), Some(0.0), None)
+    )]
+    #[case("bbcp:  7% done; 1.0 KB/s", progress(Some(7), Some(1024.0), None))]
+    #[case("bbcp: 7% done; 1.0 EB/s", progress(Some(7), Some(1024_f64.powi(5)), None))]
+    #[case(
+        "bbcp: 261124 03:59:57 not done; 1.0 B/s",
+        progress(None, Some(1.0), None)
+    )]
+    #[case("bbcp: 1% done; 1.0 KB/s\r\n", progress(Some(1), Some(1024.0), None))]
+    #[case("bbcp: Creating /d/dst/x", Event::Creating)]
+    #[case(
+        "File /d/tm/out created; 2400000000 bytes at 259.4 MB/s",
+        Event::Created { bytes: 2_400_000_000, rate: Some(259.4 * MIB) }
+    )]
+    #[case(
+        "File /d/a created; 1 bytes at 1.0 B/s created; 7 bytes at inf B/s compressed 1.0",
+        Event::Created { bytes: 7, rate: None }
+    )]
+    #[case("File /d/dst/empty created; 0 bytes at 0.0 B/s", Event::Created { bytes: 0, rate: Some(0.0) })]
+    #[case("1 file copied at effectively 225.1 MB/s", Event::Total { files: 1, rate: Some(225.1 * MIB) })]
+    #[case("2 files copied at effectively 18.1 B/s", Event::Total { files: 2, rate: Some(18.1) })]
+    #[case(
+        "Checksum: md5 da4f157b8d4fcddbce7b9699e8ac3f6a localhost:/d/dst/x",
+        Event::Checksum { algorithm: "md5".into(), hex: "da4f157b8d4fcddbce7b9699e8ac3f6a".into() }
+    )]
+    fn understood(#[case] line: &str, #[case] event: Event) {
+        assert_eq!(parse(line.as_bytes()), event);
+    }
+
+    #[rstest]
+    #[case("")]
+    #[case("bbcp: Creating ")]
+    #[case("bbcp: 261124 03:59:47  35% done; fast")]
+    #[case("bbcp: 261124 03:59:47  x% done; 4.0 MB/s")]
+    #[case("bbcp: 261124 03:59:47  35% done; 4.0 XB/s")]
+    #[case("bbcp: File /d/dst/a.tar already exists.")]
+    #[case("Source localhost using initial send window of 3939840")]
+    #[case("12 buffers used with 0 reorders; peaking at 0.")]
+    #[case("Checksum: md5 none of:this")]
+    fn not_understood(#[case] line: &str) {
+        assert_eq!(parse(line.as_bytes()), Event::Other(line.into()));
+    }
+
+    #[test]
+    fn long_lines_are_cut_and_the_next_is_whole() {
+        let mut lines = Lines::default();
+        let mut seen = Vec::new();
+        for _ in 0..100 {
+            lines.push(&[b'x'; 4096], |line| seen.push(line.to_vec()));
+            assert!(lines.pending.capacity() <= 2 * MAX_LINE_BYTES);
+        }
+        lines.push(b"\nnext\nrest", |line| seen.push(line.to_vec()));
+        lines.finish(|line| seen.push(line.to_vec()));
+        assert_eq!(seen[0].len(), MAX_LINE_BYTES);
+        assert_eq!(&seen[1..], [b"next".to_vec(), b"rest".to_vec()]);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+            parse(&bytes);
+        }
+
+        #[test]
+        fn nothing_near_the_grammar_makes_it_panic(
+            line in "(bbcp: )?([0-9é ]{0,18})([0-9]{0,12}%|not)? ?(done; )?(-?nan|inf|[0-9.]{0,6}) ?[KMGTEZYX]?B?/?s?(, avg [0-9.]{0,4} MB/s)?( compressed [0-9.]{0,4})?"
+        ) {
+            parse(line.as_bytes());
+        }
+
+        #[test]
+        fn rates_are_numbers(value in "[0-9.]{1,400}", unit in "[KMGTEZY]?") {
+            if let Event::Progress { rate: Some(rate), .. } =
+                parse(format!("bbcp: 1% done; {value} {unit}B/s").as_bytes())
+            {
+                prop_assert!(rate.is_finite() && rate >= 0.0);
+            }
+        }
+
+        #[test]
+        fn lines_do_not_depend_on_the_cuts(bytes: Vec<u8>, cut in 0usize..64) {
+            let cut = cut.min(bytes.len());
+            let collect = |parts: &[&[u8]]| {
+                let mut lines = Lines::default();
+                let mut seen = Vec::new();
+                for part in parts {
+                    lines.push(part, |line| seen.push(line.to_vec()));
+                }
+                lines.finish(|line| seen.push(line.to_vec()));
+                seen
+            };
+            prop_assert_eq!(collect(&[&bytes]), collect(&[&bytes[..cut], &bytes[cut..]]));
+        }
+    }
+}

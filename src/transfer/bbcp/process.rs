@@ -1,0 +1,422 @@
+//! The running bbcp: started, watched, logged, and ended whatever happens.
+//!
+//! bbcp has no time-out for data that stand still, so the watchdog here is the only one. Its
+//! outputs are read by tasks of their own into bounded queues; a log disk or a grandchild that
+//! hangs can hold these up, but never the watchdog.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::command::{CONFIG_VARIABLE, Invocation};
+use super::log::Log;
+use super::outcome::{Ends, Evidence, Exit};
+use super::output::{Event, Lines, parse};
+use super::watchdog::{Footprint, Watchdog};
+use crate::process::{Group, command};
+use crate::transfer::endpoint::AbsolutePath;
+use crate::transfer::error::{Interruption, TransferError};
+use crate::transfer::plan::Plan;
+
+/// How long the outputs may stay open after bbcp has ended.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// How long an agent may take to die of SIGKILL.
+const REAP: Duration = Duration::from_secs(5);
+
+/// How often the watchdog looks, at the most.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Lines between the readers and the watchdog.
+const QUEUE_LINES: usize = 256;
+
+/// Unit of a file's allocated blocks, whatever the file system's own is.
+const BLOCK_BYTES: u64 = 512;
+
+/// What is read from a pipe at once.
+const CHUNK_BYTES: usize = 8 << 10;
+
+/// How far a copy is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// Bytes that have arrived, as far as is known: bbcp tells whole per cent only.
+    pub bytes_done: u64,
+    /// Size of the file in bytes.
+    pub bytes_total: u64,
+    /// Bytes per second lately, if known.
+    pub rate_bytes_per_s: Option<f64>,
+    /// When this was learned.
+    pub at: DateTime<Utc>,
+}
+
+impl Progress {
+    /// Before the first byte.
+    pub fn none(bytes_total: u64) -> Self {
+        Self {
+            bytes_done: 0,
+            bytes_total,
+            rate_bytes_per_s: None,
+            at: Utc::now(),
+        }
+    }
+}
+
+/// What bbcp said of a copy that it calls good; not verified.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Report {
+    /// Bytes that it says it wrote; none if it did not say.
+    pub bytes: Option<u64>,
+    /// From start to end, in our time.
+    pub elapsed: Duration,
+    /// Disk to disk, in bytes per second, by bbcp.
+    pub rate_bytes_per_s: Option<f64>,
+    /// Algorithm and value of the checksum in flight, by the target.
+    pub checksum: Option<(String, String)>,
+}
+
+/// Copies a file to its temporary name.
+///
+/// `log_file` gets bbcp's whole output. `progress` always holds the latest state; its receiver can
+/// be slow. When this returns, no process of the copy is left on this host; when its future is
+/// dropped, they are killed at once. What lies under the temporary name after an error is not
+/// removed: bbcp may or may not have done that.
+///
+/// # Errors
+/// The classified failure; [`TransferError::Stalled`] and [`TransferError::Interrupted`] after the
+/// copy was stopped.
+pub async fn copy(
+    plan: &Plan,
+    log_file: &Path,
+    cancel: &CancellationToken,
+    progress: &watch::Sender<Progress>,
+) -> Result<Report, TransferError> {
+    let invocation = Invocation::new(plan)?;
+    let (log, writer) = Log::open(log_file).await?;
+    log.note(&invocation.to_string()).await;
+    let running = Running::start(plan, &invocation, log)?;
+    let finished = running.run(cancel, progress).await;
+    writer.close(&finished.summary()).await;
+    finished.conclude()
+}
+
+/// What the tasks beside the watchdog see.
+enum Sight {
+    /// A line of output.
+    Line(Vec<u8>),
+    /// The growing file.
+    Footprint(Footprint),
+}
+
+/// A bbcp that runs. Its fields are dropped in this order: the group is killed before the runtime
+/// gets to reap the agent, so that the group's id still is ours.
+struct Running<'a> {
+    plan: &'a Plan,
+    group: Group,
+    agent: Child,
+    /// Looks at the growing file, if that is on this host.
+    looker: Option<AbortOnDropHandle<()>>,
+    readers: [AbortOnDropHandle<()>; 2],
+    sights: mpsc::Receiver<Sight>,
+    started: Instant,
+    watchdog: Watchdog,
+    said: Said,
+}
+
+/// How the watch over a running bbcp ended.
+enum Ended {
+    ByItself(io::Result<ExitStatus>),
+    Stalled(Duration),
+    Cancelled,
+}
+
+impl<'a> Running<'a> {
+    fn start(plan: &'a Plan, invocation: &Invocation, log: Log) -> Result<Self, TransferError> {
+        let spawn = |source| TransferError::Spawn {
+            program: invocation.program.display().to_string(),
+            source,
+        };
+        let (name, value) = CONFIG_VARIABLE;
+        let mut agent = command(&invocation.program)
+            .args(&invocation.arguments)
+            .env(name, value)
+            .spawn()
+            .map_err(spawn)?;
+        let group = Group::of(&agent).map_err(spawn)?;
+
+        let (sender, sights) = mpsc::channel(QUEUE_LINES);
+        let stdout = read(agent.stdout.take(), log.clone(), sender.clone());
+        let stderr = read(agent.stderr.take(), log, sender.clone());
+        let looker = plan.target.watched().map(|path| {
+            let pause = tick(plan.stall_timeout);
+            AbortOnDropHandle::new(tokio::spawn(look_at(path, pause, sender)))
+        });
+        let started = Instant::now();
+        Ok(Self {
+            plan,
+            group,
+            agent,
+            looker,
+            readers: [
+                AbortOnDropHandle::new(tokio::spawn(stdout)),
+                AbortOnDropHandle::new(tokio::spawn(stderr)),
+            ],
+            sights,
+            started,
+            watchdog: Watchdog::new(plan.size, plan.stall_timeout, started),
+            said: Said::new(Ends::of(plan)),
+        })
+    }
+
+    async fn run(
+        mut self,
+        cancel: &CancellationToken,
+        progress: &watch::Sender<Progress>,
+    ) -> Finished {
+        let ended = self.watch(cancel, progress).await;
+        self.finish(ended).await
+    }
+
+    async fn watch(
+        &mut self,
+        cancel: &CancellationToken,
+        progress: &watch::Sender<Progress>,
+    ) -> Ended {
+        let mut ticks = interval(tick(self.plan.stall_timeout));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                status = self.agent.wait() => return Ended::ByItself(status),
+                () = cancel.cancelled() => return Ended::Cancelled,
+                Some(sight) = self.sights.recv() => {
+                    if self.see(sight) {
+                        progress.send_replace(self.progress());
+                    }
+                }
+                _ = ticks.tick() => {
+                    if let Some(idle) = self.watchdog.stalled(Instant::now()) {
+                        return Ended::Stalled(idle);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends what still runs and hears what was still to be said.
+    async fn finish(mut self, ended: Ended) -> Finished {
+        let kill_after = self.plan.bbcp.kill_after;
+        // The queue closes when both readers are done.
+        drop(self.looker.take());
+        let gone = match ended {
+            // Its children may be about to say why it ended.
+            Ended::ByItself(_) => {
+                drain(&mut self.sights, &mut self.said).await;
+                self.group.end(kill_after).await
+            }
+            Ended::Stalled(_) | Ended::Cancelled => {
+                // Reaped meanwhile, but not for ever: it may hang in a system call.
+                let reaped = timeout(kill_after + REAP, self.agent.wait());
+                let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
+                drain(&mut self.sights, &mut self.said).await;
+                gone
+            }
+        };
+        // What did not close its pipe by now is not heard.
+        drop(self.readers);
+        if !gone {
+            tracing::warn!(
+                data_transfer_id = self.plan.attempt.transfer_id,
+                attempt = self.plan.attempt.number,
+                "a process of bbcp survived SIGKILL, it hangs in a system call"
+            );
+        }
+        Finished {
+            ended,
+            elapsed: self.started.elapsed(),
+            bytes_done: self.watchdog.bytes_done(),
+            bytes_total: self.plan.size,
+            said: self.said,
+        }
+    }
+
+    /// Whether the progress has changed.
+    fn see(&mut self, sight: Sight) -> bool {
+        let now = Instant::now();
+        match sight {
+            Sight::Footprint(footprint) => {
+                let before = self.watchdog.bytes_done();
+                self.watchdog.footprint(footprint, now);
+                self.watchdog.bytes_done() != before
+            }
+            Sight::Line(line) => match self.said.hear(&line) {
+                Some((percent, rate)) => {
+                    self.watchdog.progress(percent, rate, now);
+                    true
+                }
+                None => false,
+            },
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        Progress {
+            bytes_done: self.watchdog.bytes_done(),
+            bytes_total: self.plan.size,
+            rate_bytes_per_s: self.watchdog.rate(),
+            at: Utc::now(),
+        }
+    }
+}
+
+/// A short time-out must not be missed by much.
+fn tick(stall_timeout: Duration) -> Duration {
+    (stall_timeout / 4).clamp(Duration::from_millis(10), TICK)
+}
+
+/// Hears what is still in the pipes, until they close or [`DRAIN`] has passed: a grandchild may
+/// hold them open for ever.
+async fn drain(sights: &mut mpsc::Receiver<Sight>, said: &mut Said) {
+    let end = Instant::now() + DRAIN;
+    while let Ok(Some(sight)) = timeout_at(end, sights.recv()).await {
+        if let Sight::Line(line) = sight {
+            said.hear(&line);
+        }
+    }
+}
+
+/// Reads a pipe to its end, for the log and for the watchdog.
+async fn read(pipe: Option<impl AsyncRead + Unpin>, log: Log, sights: mpsc::Sender<Sight>) {
+    let Some(mut pipe) = pipe else { return };
+    let mut log = Some(log);
+    let mut lines = Lines::default();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    // A pipe that breaks is at its end.
+    while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
+        if let Some(open) = &log
+            && !open.write(&chunk[..n]).await
+        {
+            tracing::warn!("the log file of an attempt is too slow, the rest is not logged");
+            log = None;
+        }
+        let mut complete = Vec::new();
+        lines.push(&chunk[..n], |line| complete.push(line.to_vec()));
+        for line in complete {
+            if sights.send(Sight::Line(line)).await.is_err() {
+                return;
+            }
+        }
+    }
+    let mut last = None;
+    lines.finish(|line| last = Some(line.to_vec()));
+    if let Some(line) = last {
+        // Nobody listens any more when this fails.
+        let _closed = sights.send(Sight::Line(line)).await;
+    }
+}
+
+/// Looks at the growing file until nobody listens.
+async fn look_at(path: AbsolutePath, pause: Duration, sights: mpsc::Sender<Sight>) {
+    loop {
+        sleep(pause).await;
+        let Ok(found) = tokio::fs::metadata(path.as_path()).await else {
+            continue;
+        };
+        let footprint = Footprint {
+            size: found.len(),
+            allocated: found.blocks() * BLOCK_BYTES,
+        };
+        if sights.send(Sight::Footprint(footprint)).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// What bbcp said so far. Bounded.
+struct Said {
+    evidence: Evidence,
+    created: Option<(u64, Option<f64>)>,
+    checksum: Option<(String, String)>,
+}
+
+impl Said {
+    fn new(ends: Ends) -> Self {
+        Self {
+            evidence: Evidence::new(ends),
+            created: None,
+            checksum: None,
+        }
+    }
+
+    /// Per cent and rate, if the line is about progress.
+    fn hear(&mut self, line: &[u8]) -> Option<(Option<u32>, Option<f64>)> {
+        match parse(line) {
+            Event::Progress { percent, rate, .. } => return Some((percent, rate)),
+            Event::Created { bytes, rate } => self.created = Some((bytes, rate)),
+            Event::Checksum { algorithm, hex } => self.checksum = Some((algorithm, hex)),
+            Event::Creating | Event::Total { .. } => {}
+            Event::Other(line) => self.evidence.observe(&line),
+        }
+        None
+    }
+}
+
+/// A copy of which no process is left.
+struct Finished {
+    ended: Ended,
+    elapsed: Duration,
+    bytes_done: u64,
+    bytes_total: u64,
+    said: Said,
+}
+
+impl Finished {
+    /// For the log file.
+    fn summary(&self) -> String {
+        let how = match &self.ended {
+            Ended::ByItself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
+            Ended::ByItself(Err(e)) => format!("lost: {e}"),
+            Ended::Stalled(idle) => {
+                format!("stopped, no byte moved for {:.1} s", idle.as_secs_f64())
+            }
+            Ended::Cancelled => "stopped on request".into(),
+        };
+        format!("{how}, after {:.1} s", self.elapsed.as_secs_f64())
+    }
+
+    fn conclude(self) -> Result<Report, TransferError> {
+        let status = match self.ended {
+            Ended::ByItself(status) => status.map_err(|source| TransferError::Spawn {
+                program: "bbcp".into(),
+                source,
+            })?,
+            Ended::Stalled(idle) => {
+                return Err(TransferError::Stalled {
+                    idle: Duration::from_secs(idle.as_secs()),
+                    bytes_done: self.bytes_done,
+                    bytes_total: self.bytes_total,
+                });
+            }
+            Ended::Cancelled => {
+                return Err(TransferError::Interrupted {
+                    cause: Interruption::Cancelled,
+                });
+            }
+        };
+        self.said.evidence.conclude(Exit::from(status))?;
+        Ok(Report {
+            bytes: self.said.created.map(|(bytes, _)| bytes),
+            elapsed: self.elapsed,
+            rate_bytes_per_s: self.said.created.and_then(|(_, rate)| rate),
+            checksum: self.said.checksum,
+        })
+    }
+}

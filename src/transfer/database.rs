@@ -1,0 +1,343 @@
+//! The connection to the ops-db: SQLite or PostgreSQL.
+//!
+//! What every statement relies on is set here, once:
+//!
+//! * **One clock.** [`Database::now`] is the database's clock. Workers' clocks may disagree, and a
+//!   lease must not live longer because its reader's clock is slow.
+//! * **No upgrade of a lock.** A transaction that writes begins with `BEGIN IMMEDIATE` on SQLite.
+//!   One that began by reading could fail with `SQLITE_BUSY_SNAPSHOT` at its first write, and no
+//!   waiting helps against that. Worker, manager and command line write to one file at once.
+//! * **No endless wait.** Waiting for a connection, a row lock or an answer ends; the error is
+//!   [`DatabaseError::Unreachable`] then.
+//! * **No secret in sight.** The password is never part of a URL, and statements are not logged.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use entity::Timestamp;
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sea_orm::sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
+};
+use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel,
+    RuntimeErr, SqliteTransactionMode, SqlxPostgresError, SqlxSqliteError, Statement,
+    TransactionOptions, TransactionTrait,
+};
+use secrecy::ExposeSecret;
+
+use crate::settings::{DatabaseType, OpsDb};
+
+/// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
+/// message inside of one, and a broker may take its time.
+const MIN_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
+
+/// Why the database did not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// No connection, or no answer in time, or somebody else holds a lock. Worth another try.
+    #[error("the database cannot be reached at the moment")]
+    Unreachable(#[source] DbErr),
+    /// The SQLite file is missing.
+    #[error(
+        "the database {} does not exist; `ccat-transfer db migrate` makes one",
+        .0.display()
+    )]
+    Missing(PathBuf),
+    /// The database answered, and the answer is no: another try gives the same answer.
+    #[error("the database refused a statement")]
+    Refused(#[source] DbErr),
+    /// One of the above, while connecting.
+    #[error("cannot connect to {database}")]
+    Connect {
+        /// Which database, without its password.
+        database: String,
+        /// Why.
+        source: Box<DatabaseError>,
+    },
+}
+
+impl DatabaseError {
+    /// Whether the same call may succeed later.
+    pub fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Missing(_) | Self::Refused(_) => false,
+            Self::Connect { source, .. } => source.is_unreachable(),
+        }
+    }
+}
+
+impl From<DbErr> for DatabaseError {
+    fn from(error: DbErr) -> Self {
+        if is_transient(&error) {
+            Self::Unreachable(error)
+        } else {
+            Self::Refused(error)
+        }
+    }
+}
+
+/// A pool of connections to the ops-db. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Database {
+    connection: DatabaseConnection,
+    /// Longest time for one piece of work.
+    limit: Duration,
+}
+
+impl Database {
+    /// Connects to the database that the settings name.
+    ///
+    /// PostgreSQL's TLS is chosen as by `psql`: `PGSSLMODE`, `PGSSLROOTCERT`, `PGSSLCERT`,
+    /// `PGSSLKEY`; a password may also come from `PGPASSWORD` or `~/.pgpass`.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Missing`] if there is no such SQLite file; else [`DatabaseError::Connect`],
+    /// with the cause.
+    pub async fn connect(settings: &OpsDb) -> Result<Self, DatabaseError> {
+        if settings.database_type == DatabaseType::Sqlite {
+            let path = &settings.database_sqlite_database;
+            if !path.exists() {
+                return Err(DatabaseError::Missing(path.clone()));
+            }
+        }
+        Self::open(settings, false).await
+    }
+
+    /// As [`Self::connect`], but creates a SQLite file (empty, not its directory) if it is missing.
+    ///
+    /// # Errors
+    /// [`DatabaseError::Connect`], with the cause.
+    pub async fn connect_or_create(settings: &OpsDb) -> Result<Self, DatabaseError> {
+        Self::open(settings, true).await
+    }
+
+    async fn open(settings: &OpsDb, create: bool) -> Result<Self, DatabaseError> {
+        // Twice the wait for a connection or a lock: what takes longer hangs on a dead connection.
+        let limit = settings.acquire_timeout.saturating_mul(2);
+        let connecting = async {
+            let connected = match settings.database_type {
+                DatabaseType::Sqlite => open_sqlite(settings, create).await,
+                DatabaseType::Postgresql => open_postgres(settings).await,
+            };
+            connected.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())).into())
+        };
+        let connection = bounded(limit, connecting)
+            .await
+            .map_err(|source: DatabaseError| DatabaseError::Connect {
+                database: describe(settings),
+                source: Box::new(source),
+            })?;
+        Ok(Self { connection, limit })
+    }
+
+    /// The connection itself, e.g. for migrations.
+    pub fn connection(&self) -> &DatabaseConnection {
+        &self.connection
+    }
+
+    /// The kind of database.
+    pub fn backend(&self) -> DbBackend {
+        self.connection.get_database_backend()
+    }
+
+    /// The time by the database's clock, in UTC.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn now(&self) -> Result<DateTime<Utc>, DatabaseError> {
+        self.bounded(async { Ok(now(&self.connection).await?) })
+            .await
+    }
+
+    /// Begins a transaction that writes.
+    pub(crate) async fn begin(&self) -> Result<DatabaseTransaction, DatabaseError> {
+        let options = match self.backend() {
+            // Whatever the server's default is: a row is locked first and read after, and what
+            // was committed while we waited for the lock must be seen.
+            DbBackend::Postgres => TransactionOptions {
+                isolation_level: Some(IsolationLevel::ReadCommitted),
+                ..Default::default()
+            },
+            _ => TransactionOptions {
+                sqlite_transaction_mode: Some(SqliteTransactionMode::Immediate),
+                ..Default::default()
+            },
+        };
+        Ok(self.connection.begin_with_options(options).await?)
+    }
+
+    /// Does the work, but not for longer than makes sense: neither sqlx nor TCP notices soon that
+    /// the other end of a connection is gone without a word.
+    pub(crate) async fn bounded<T, E: From<DatabaseError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        bounded(self.limit, work).await
+    }
+}
+
+async fn bounded<T, E: From<DatabaseError>>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        let reason = DbErr::Custom(format!(
+            "no answer within {}",
+            humantime::Duration::from(limit)
+        ));
+        Err(DatabaseError::Unreachable(reason).into())
+    })
+}
+
+/// The database's clock, as a connection or a transaction sees it. Not the time at which a
+/// transaction began: that lies before the locks it had to wait for.
+pub(crate) async fn now(db: &impl ConnectionTrait) -> Result<DateTime<Utc>, DbErr> {
+    let backend = db.get_database_backend();
+    let sql = match backend {
+        DbBackend::Postgres => "SELECT CAST(clock_timestamp() AS text)",
+        _ => "SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')",
+    };
+    let row = db
+        .query_one_raw(Statement::from_string(backend, sql))
+        .await?
+        .ok_or_else(|| DbErr::RecordNotFound("the database's clock".to_owned()))?;
+    row.try_get_by_index::<Timestamp>(0)
+        .map(|Timestamp(now)| now)
+}
+
+async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnection, sqlx::Error> {
+    let options = SqliteConnectOptions::new()
+        .filename(&settings.database_sqlite_database)
+        .create_if_missing(create)
+        // Readers and one writer at a time, without blocking each other.
+        .journal_mode(SqliteJournalMode::Wal)
+        // NORMAL could lose the last commits at a power cut. A COMPLETED whose message is already
+        // acknowledged must not come back as IN_PROGRESS.
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        .busy_timeout(settings.acquire_timeout)
+        .disable_statement_logging();
+    let pool = SqlitePoolOptions::new()
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .connect_with(options)
+        .await?;
+    Ok(pool.into())
+}
+
+async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Error> {
+    let options = postgres_options(settings);
+    // A pool goes on trying for as long as it may wait, and then does not tell why it failed.
+    options.connect().await?.close().await?;
+    let session = postgres_session(settings.acquire_timeout);
+    let pool = PgPoolOptions::new()
+        .max_connections(settings.max_connections)
+        .acquire_timeout(settings.acquire_timeout)
+        .after_connect(move |connection, _| {
+            let session = AssertSqlSafe(session.clone());
+            Box::pin(async move { connection.execute(session).await.map(drop) })
+        })
+        .connect_with(options)
+        .await?;
+    Ok(pool.into())
+}
+
+fn postgres_options(settings: &OpsDb) -> PgConnectOptions {
+    let options = PgConnectOptions::new()
+        .host(&settings.database_postgresql_host)
+        .port(settings.database_postgresql_port)
+        .username(&settings.database_postgresql_user)
+        .database(&settings.database_postgresql_database)
+        .application_name("ccat-transfer")
+        .disable_statement_logging();
+    match settings.database_postgresql_password.expose_secret() {
+        "" => options,
+        password => options.password(password),
+    }
+}
+
+/// What is set in every session: a row lock is not waited for without end, and a transaction
+/// whose client vanished in its middle (a host that lost power while it published) gives its locks
+/// back before TCP finds out, hours later.
+fn postgres_session(acquire_timeout: Duration) -> String {
+    let lock = acquire_timeout.as_millis();
+    let idle = acquire_timeout
+        .saturating_mul(2)
+        .max(MIN_IDLE_IN_TRANSACTION)
+        .as_millis();
+    format!("SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {idle}")
+}
+
+/// The database's address, for messages.
+fn describe(settings: &OpsDb) -> String {
+    match settings.database_type {
+        DatabaseType::Sqlite => {
+            format!(
+                "the SQLite file {}",
+                settings.database_sqlite_database.display()
+            )
+        }
+        DatabaseType::Postgresql => format!(
+            "postgresql://{}@{}:{}/{}",
+            settings.database_postgresql_user,
+            settings.database_postgresql_host,
+            settings.database_postgresql_port,
+            settings.database_postgresql_database
+        ),
+    }
+}
+
+/// Whether the same statement may succeed later.
+fn is_transient(error: &DbErr) -> bool {
+    match error {
+        DbErr::ConnectionAcquire(_) => true,
+        DbErr::Conn(RuntimeErr::SqlxError(error))
+        | DbErr::Exec(RuntimeErr::SqlxError(error))
+        | DbErr::Query(RuntimeErr::SqlxError(error)) => is_transient_in_sqlx(error),
+        _ => false,
+    }
+}
+
+fn is_transient_in_sqlx(error: &sqlx::Error) -> bool {
+    use sqlx::Error;
+    match error {
+        Error::Io(_)
+        | Error::Protocol(_)
+        | Error::PoolTimedOut
+        | Error::PoolClosed
+        | Error::WorkerCrashed => true,
+        Error::Database(error) => {
+            let code = error.code().unwrap_or_default();
+            if error.try_downcast_ref::<SqlxPostgresError>().is_some() {
+                is_transient_sqlstate(&code)
+            } else if error.try_downcast_ref::<SqlxSqliteError>().is_some() {
+                is_transient_sqlite(&code)
+            } else {
+                false
+            }
+        }
+        _ => false,
+    }
+}
+
+/// By PostgreSQL's appendix A: connection exceptions, lack of resources, an operator's shutdown, a
+/// lost race for a lock, and a standby (in the middle of a fail-over).
+fn is_transient_sqlstate(code: &str) -> bool {
+    ["08", "40", "53", "57"]
+        .iter()
+        .any(|class| code.starts_with(class))
+        || ["25006", "25P03", "25P04", "55P03"].contains(&code)
+}
+
+/// By SQLite's result codes, whose low byte is the primary one: busy, locked, an I/O error, a full
+/// disk, and a file that cannot be opened just now.
+fn is_transient_sqlite(code: &str) -> bool {
+    const TRANSIENT: [u32; 5] = [5, 6, 10, 13, 14];
+    code.parse::<u32>()
+        .is_ok_and(|code| TRANSIENT.contains(&(code & 0xff)))
+}

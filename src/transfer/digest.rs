@@ -1,0 +1,209 @@
+//! Digests of whole files, by which origin and destination are compared.
+
+use std::fmt;
+use std::io::{self, Read};
+
+use sha2::Digest as _;
+
+use crate::settings::DigestAlgorithm;
+
+/// Large enough that system calls do not count, small enough for four at a time.
+const BUFFER_BYTES: usize = 1 << 20;
+
+/// A digest and the algorithm that made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digest {
+    algorithm: DigestAlgorithm,
+    hex: String,
+}
+
+impl Digest {
+    /// From its hexadecimal spelling, in either case.
+    ///
+    /// None if that is not what `algorithm` makes.
+    pub fn from_hex(algorithm: DigestAlgorithm, hex: &str) -> Option<Self> {
+        let well_formed =
+            hex.len() == hex_len(algorithm) && hex.bytes().all(|b| b.is_ascii_hexdigit());
+        well_formed.then(|| Self {
+            algorithm,
+            hex: hex.to_ascii_lowercase(),
+        })
+    }
+
+    /// The algorithm's name.
+    pub fn algorithm(&self) -> &'static str {
+        name(self.algorithm)
+    }
+
+    /// The value, in lower case.
+    pub fn hex(&self) -> &str {
+        &self.hex
+    }
+
+    /// Whether it is the checksum that the database recorded; none if the two cannot be compared.
+    ///
+    /// Recorded checksums are `algorithm:hex`, or bare hex, which is SHA-256 when it is as long:
+    /// what other bare values are is not known, and guessing would condemn good files.
+    pub fn agrees_with(&self, recorded: &str) -> Option<bool> {
+        let (algorithm, hex) = match recorded.trim().split_once(':') {
+            Some((algorithm, hex)) => (algorithm.trim().to_ascii_lowercase(), hex.trim()),
+            None => (name(DigestAlgorithm::Sha256).to_owned(), recorded.trim()),
+        };
+        let same = algorithm == self.algorithm() || algorithm.replace('-', "") == self.algorithm();
+        let recorded = same
+            .then(|| Self::from_hex(self.algorithm, hex))
+            .flatten()?;
+        Some(recorded == *self)
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.algorithm(), self.hex)
+    }
+}
+
+/// An algorithm's name, as settings and messages spell it.
+fn name(algorithm: DigestAlgorithm) -> &'static str {
+    match algorithm {
+        DigestAlgorithm::Sha256 => "sha256",
+        DigestAlgorithm::Blake3 => "blake3",
+        DigestAlgorithm::Xxh3 => "xxh3",
+    }
+}
+
+fn hex_len(algorithm: DigestAlgorithm) -> usize {
+    match algorithm {
+        DigestAlgorithm::Sha256 | DigestAlgorithm::Blake3 => 64,
+        DigestAlgorithm::Xxh3 => 16,
+    }
+}
+
+/// A digest in the making.
+enum State {
+    Sha256(sha2::Sha256),
+    Blake3(Box<blake3::Hasher>),
+    Xxh3(Box<xxhash_rust::xxh3::Xxh3>),
+}
+
+impl State {
+    fn new(algorithm: DigestAlgorithm) -> Self {
+        match algorithm {
+            DigestAlgorithm::Sha256 => Self::Sha256(sha2::Sha256::new()),
+            DigestAlgorithm::Blake3 => Self::Blake3(Box::default()),
+            DigestAlgorithm::Xxh3 => Self::Xxh3(Box::default()),
+        }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(state) => state.update(bytes),
+            Self::Blake3(state) => {
+                state.update(bytes);
+            }
+            Self::Xxh3(state) => state.update(bytes),
+        }
+    }
+
+    fn finish(self) -> String {
+        match self {
+            Self::Sha256(state) => {
+                let mut hex = String::with_capacity(64);
+                for byte in state.finalize() {
+                    hex.push_str(&format!("{byte:02x}"));
+                }
+                hex
+            }
+            Self::Blake3(state) => state.finalize().to_hex().to_string(),
+            Self::Xxh3(state) => format!("{:016x}", state.digest()),
+        }
+    }
+}
+
+/// Digest of everything that `reader` gives.
+///
+/// `read` is called after each buffer with the number of bytes so far; when it says no, reading
+/// ends with [`io::ErrorKind::Interrupted`].
+///
+/// # Errors
+/// Those of the reader.
+pub fn of(
+    algorithm: DigestAlgorithm,
+    mut reader: impl Read,
+    mut read: impl FnMut(u64) -> bool,
+) -> io::Result<Digest> {
+    let mut state = State::new(algorithm);
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut total = 0;
+    loop {
+        let n = match reader.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        state.update(&buffer[..n]);
+        total += n as u64;
+        if !read(total) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+    }
+    Ok(Digest {
+        algorithm,
+        hex: state.finish(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    const ABC_SHA256: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[rstest]
+    #[case(DigestAlgorithm::Sha256, ABC_SHA256)]
+    #[case(
+        DigestAlgorithm::Blake3,
+        "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
+    )]
+    #[case(DigestAlgorithm::Xxh3, "78af5f94892f3950")]
+    fn known_answers(#[case] algorithm: DigestAlgorithm, #[case] hex: &str) -> io::Result<()> {
+        let mut seen = 0;
+        let digest = of(algorithm, &b"abc"[..], |n| {
+            seen = n;
+            true
+        })?;
+        assert_eq!(digest.hex(), hex);
+        assert_eq!(seen, 3);
+        assert_eq!(
+            Digest::from_hex(algorithm, &hex.to_uppercase()),
+            Some(digest)
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn stops_when_told() {
+        let stopped = of(DigestAlgorithm::Xxh3, io::repeat(0), |n| n < 5_000_000);
+        assert_eq!(
+            stopped.map_err(|e| e.kind()),
+            Err(io::ErrorKind::Interrupted)
+        );
+    }
+
+    #[rstest]
+    #[case(ABC_SHA256, Some(true))]
+    #[case(&format!("sha256:{}", ABC_SHA256.to_uppercase()), Some(true))]
+    #[case(&format!("SHA-256:{ABC_SHA256}"), Some(true))]
+    #[case(&format!("sha256:{}", "0".repeat(64)), Some(false))]
+    #[case(&format!("md5:{}", "0".repeat(32)), None)]
+    #[case("78af5f94892f3950", None)]
+    #[case("", None)]
+    fn recorded(#[case] text: &str, #[case] agrees: Option<bool>) -> io::Result<()> {
+        let digest = of(DigestAlgorithm::Sha256, &b"abc"[..], |_| true)?;
+        assert_eq!(digest.agrees_with(text), agrees);
+        Ok(())
+    }
+}

@@ -1,0 +1,284 @@
+//! An end on this host.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, eaccess};
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use super::{
+    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Reading, TemporaryName, storage,
+};
+use crate::transfer::digest;
+use crate::transfer::error::{Role, TransferError};
+
+/// How messages call this host.
+const HERE: &str = "this host";
+
+/// Runs `work` where it may block, for [`OPERATION_LIMIT`] at the most.
+async fn blocking<T, F>(operation: &'static str, work: F) -> Result<T, TransferError>
+where
+    T: Send + 'static,
+    F: FnOnce() -> Result<T, TransferError> + Send + 'static,
+{
+    match timeout(OPERATION_LIMIT, spawn_blocking(work)).await {
+        Ok(Ok(result)) => result,
+        Ok(Err(e)) => Err(TransferError::Spawn {
+            program: operation.into(),
+            source: io::Error::other(e),
+        }),
+        Err(_) => Err(TransferError::OperationTimeout {
+            operation,
+            host: HERE.into(),
+            limit: OPERATION_LIMIT,
+        }),
+    }
+}
+
+pub(super) async fn stat(role: Role, path: &AbsolutePath) -> Result<Option<Facts>, TransferError> {
+    let path = path.clone();
+    blocking("stat", move || match fs::metadata(path.as_path()) {
+        Ok(metadata) => Ok(Some(facts(path.as_path(), &metadata))),
+        Err(e) if is_absent(&e) => Ok(None),
+        Err(e) => Err(denied_or(role, "stat", &path, e)),
+    })
+    .await
+}
+
+fn facts(path: &Path, metadata: &fs::Metadata) -> Facts {
+    Facts {
+        size: metadata.len(),
+        kind: if metadata.is_file() {
+            FileKind::File
+        } else if metadata.is_dir() {
+            FileKind::Directory
+        } else {
+            FileKind::Other
+        },
+        readable: eaccess(path, AccessFlags::R_OK).is_ok(),
+        modified: Some(metadata.mtime()),
+        identity: Some((metadata.dev(), metadata.ino())),
+    }
+}
+
+fn is_absent(e: &io::Error) -> bool {
+    matches!(
+        e.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Permission and space have errors of their own; the rest is [`TransferError::Storage`].
+fn denied_or(
+    role: Role,
+    operation: &'static str,
+    path: &AbsolutePath,
+    e: io::Error,
+) -> TransferError {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let line = format!("{operation}: {e}");
+    let path_text = path.to_string();
+    match (e.kind(), role) {
+        (PermissionDenied, Role::Origin) => TransferError::OriginUnreadable {
+            path: path_text,
+            line,
+        },
+        (PermissionDenied | ReadOnlyFilesystem, Role::Destination) => {
+            TransferError::DestinationDenied {
+                path: path_text,
+                line,
+            }
+        }
+        (StorageFull | QuotaExceeded, Role::Destination) => TransferError::StorageFull {
+            path: path_text,
+            line,
+        },
+        _ => storage(operation, role, path, e),
+    }
+}
+
+/// The same for an end that may be written.
+fn refused(operation: &'static str, path: &AbsolutePath, e: impl Into<io::Error>) -> TransferError {
+    denied_or(Role::Destination, operation, path, e.into())
+}
+
+pub(super) async fn ensure_directory(
+    root: &AbsolutePath,
+    directory: &AbsolutePath,
+) -> Result<(), TransferError> {
+    let (root, directory) = (root.clone(), directory.clone());
+    blocking("mkdir", move || {
+        if !root.as_path().is_dir() {
+            return Err(TransferError::DestinationRootMissing {
+                path: root.to_string(),
+            });
+        }
+        fs::create_dir_all(directory.as_path()).map_err(|e| refused("mkdir", &directory, e))?;
+        eaccess(directory.as_path(), AccessFlags::W_OK | AccessFlags::X_OK)
+            .map_err(|e| refused("access", &directory, e))
+    })
+    .await
+}
+
+pub(super) async fn free_space(directory: &AbsolutePath) -> Result<u64, TransferError> {
+    let directory = directory.clone();
+    blocking("statvfs", move || {
+        let found = statvfs(directory.as_path()).map_err(|e| refused("statvfs", &directory, e))?;
+        Ok(found.blocks_available() * found.fragment_size())
+    })
+    .await
+}
+
+/// Tells the reading thread to stop when the future that waits for it is dropped.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) -> DigestResult {
+    let guard = StopOnDrop(Arc::default());
+    let stop = Arc::clone(&guard.0);
+    let progress = how.progress.clone();
+    let (moved, mut movement) = watch::channel(());
+    let algorithm = how.algorithm;
+    let of = path.clone();
+    let mut reading = spawn_blocking(move || {
+        let file = File::open(of.as_path())?;
+        // What was just written is to be read from the disk, not from memory.
+        let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        digest::of(algorithm, file, |bytes| {
+            progress.send_replace(bytes);
+            moved.send_replace(());
+            !stop.load(Ordering::Relaxed)
+        })
+    });
+    loop {
+        tokio::select! {
+            done = &mut reading => return match done {
+                Ok(result) => result.map_err(|e| denied_or(role, "read", path, e)),
+                Err(e) => Err(storage("read", role, path, e)),
+            },
+            waited = timeout(how.stall_timeout, movement.changed()) => match waited {
+                Ok(Ok(())) => {}
+                // The reader is at its end; its result follows at once.
+                Ok(Err(_)) => std::future::pending().await,
+                Err(_) => return Err(TransferError::Stalled {
+                    idle: how.stall_timeout,
+                    bytes_done: *how.progress.borrow(),
+                    bytes_total: how.size,
+                }),
+            },
+        }
+    }
+}
+
+pub(super) async fn rename_no_overwrite(
+    from: &AbsolutePath,
+    to: &AbsolutePath,
+) -> Result<(), TransferError> {
+    let (from, to) = (from.clone(), to.clone());
+    blocking("rename", move || {
+        match renameat2(
+            AT_FDCWD,
+            from.as_path(),
+            AT_FDCWD,
+            to.as_path(),
+            RenameFlags::RENAME_NOREPLACE,
+        ) {
+            Ok(()) => {}
+            Err(Errno::EEXIST) => unlink_second_name(&from, &to)?,
+            // NFS and others know no such flag.
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => link_and_unlink(&from, &to)?,
+            Err(Errno::ENOENT) if !from.as_path().exists() && to.as_path().exists() => {
+                return Err(TransferError::DestinationExists {
+                    path: to.to_string(),
+                });
+            }
+            Err(e) => return Err(refused("rename", &to, e)),
+        }
+        // Only now does a power failure not undo it.
+        let directory = to.parent();
+        File::open(directory.as_path())
+            .and_then(|d| d.sync_all())
+            .map_err(|e| refused("fsync", &directory, e))
+    })
+    .await
+}
+
+/// The next best thing: as safe, though for a moment the file has both names.
+fn link_and_unlink(from: &AbsolutePath, to: &AbsolutePath) -> Result<(), TransferError> {
+    match fs::hard_link(from.as_path(), to.as_path()) {
+        Ok(()) => fs::remove_file(from.as_path()).map_err(|e| refused("unlink", from, e)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => unlink_second_name(from, to),
+        // EPERM is how link(2) says that a file system has no hard links.
+        Err(e)
+            if matches!(
+                e.raw_os_error().map(Errno::from_raw),
+                Some(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS)
+            ) =>
+        {
+            Err(TransferError::RenameUnsupported {
+                path: to.to_string(),
+            })
+        }
+        Err(e) => Err(refused("link", to, e)),
+    }
+}
+
+/// After an interrupted [`link_and_unlink`], or one that NFS did but reported as failed, both names
+/// are the same file: the rename is done but for the old name.
+fn unlink_second_name(from: &AbsolutePath, to: &AbsolutePath) -> Result<(), TransferError> {
+    let identity = |path: &AbsolutePath| {
+        fs::symlink_metadata(path.as_path())
+            .map(|m| (m.dev(), m.ino()))
+            .map_err(|e| refused("stat", path, e))
+    };
+    if identity(from)? != identity(to)? {
+        return Err(TransferError::DestinationExists {
+            path: to.to_string(),
+        });
+    }
+    fs::remove_file(from.as_path()).map_err(|e| refused("unlink", from, e))
+}
+
+pub(super) async fn remove(path: &AbsolutePath) -> Result<(), TransferError> {
+    let path = path.clone();
+    blocking("unlink", move || match fs::remove_file(path.as_path()) {
+        Ok(()) => Ok(()),
+        Err(e) if is_absent(&e) => Ok(()),
+        Err(e) => Err(refused("unlink", &path, e)),
+    })
+    .await
+}
+
+pub(super) async fn temporaries(
+    directory: &AbsolutePath,
+    transfer_id: i64,
+) -> Result<Vec<TemporaryName>, TransferError> {
+    let directory = directory.clone();
+    blocking("list", move || {
+        let entries = match fs::read_dir(directory.as_path()) {
+            Ok(entries) => entries,
+            Err(e) if is_absent(&e) => return Ok(Vec::new()),
+            Err(e) => return Err(refused("list", &directory, e)),
+        };
+        Ok(entries
+            .flatten()
+            .filter_map(|entry| TemporaryName::parse(entry.file_name().to_str()?))
+            .filter(|name| name.transfer_id() == transfer_id)
+            .collect())
+    })
+    .await
+}

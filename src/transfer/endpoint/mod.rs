@@ -1,0 +1,359 @@
+//! The two ends of a copy, here or reached by ssh.
+//!
+//! [`Source`] can only be looked at: this project never deletes or overwrites anything at an
+//! origin, and there is no operation here that could. [`Target`] can publish its own copy without
+//! overwriting, and remove files with our temporary names, nothing else.
+//!
+//! Every operation has a time limit and stops what it started when its future is dropped (a local
+//! system call that hangs cannot be stopped; its thread is left behind).
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::digest::Digest;
+use super::error::{Role, TransferError};
+use crate::settings::{DigestAlgorithm, Ssh};
+
+mod address;
+mod local;
+mod remote;
+mod ssh;
+mod temporary;
+
+pub use address::{AbsolutePath, Host, is_login};
+pub(super) use ssh::{Refusal, options as ssh_options, refusal as ssh_refusal};
+pub use temporary::TemporaryName;
+
+/// Time limit of every operation but the digest.
+const OPERATION_LIMIT: Duration = Duration::from_secs(60);
+
+/// Slowest storage that a digest of a whole file waits for.
+const SLOWEST_DIGEST_BYTES_PER_S: u64 = 10_000_000;
+
+/// A host that is reached by ssh.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// Which one.
+    pub host: Host,
+    /// How.
+    pub ssh: Ssh,
+}
+
+/// Where one end of a copy is.
+#[derive(Debug, Clone)]
+pub enum Endpoint {
+    /// On this host.
+    Local,
+    /// On another one.
+    Remote(Remote),
+}
+
+impl Endpoint {
+    /// The other host, if it is one.
+    pub fn remote(&self) -> Option<&Remote> {
+        match self {
+            Self::Local => None,
+            Self::Remote(remote) => Some(remote),
+        }
+    }
+
+    async fn stat(&self, role: Role, path: &AbsolutePath) -> Result<Option<Facts>, TransferError> {
+        match self {
+            Self::Local => local::stat(role, path).await,
+            Self::Remote(remote) => remote.stat(role, path).await,
+        }
+    }
+
+    async fn digest(&self, role: Role, path: &AbsolutePath, how: Reading<'_>) -> DigestResult {
+        match self {
+            Self::Local => local::digest(role, path, how).await,
+            Self::Remote(remote) => remote.digest(role, path, how).await,
+        }
+    }
+}
+
+type DigestResult = Result<Digest, TransferError>;
+
+/// What a file system says about a path, links followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Size in bytes.
+    pub size: u64,
+    /// What it is.
+    pub kind: FileKind,
+    /// Whether we may read it.
+    pub readable: bool,
+    /// Last change of the content, in seconds since 1970; unknown where the remote host has no
+    /// `stat` program.
+    pub modified: Option<i64>,
+    /// Device and inode; unknown likewise.
+    pub identity: Option<(u64, u64)>,
+}
+
+/// What a path names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// Anything else.
+    Other,
+}
+
+/// How a file is read for its digest.
+#[derive(Debug, Clone, Copy)]
+pub struct Reading<'a> {
+    /// Algorithm.
+    pub algorithm: DigestAlgorithm,
+    /// Expected size in bytes; decides how long a remote end may take.
+    pub size: u64,
+    /// A reader that gets no byte for so long has failed. A remote end tells nothing before its
+    /// end, so there it is added to the time that [`Self::size`] allows.
+    pub stall_timeout: Duration,
+    /// Gets the number of bytes read, at a local end only.
+    pub progress: &'a watch::Sender<u64>,
+}
+
+impl Reading<'_> {
+    /// Longest time that a remote end may take.
+    fn limit(&self) -> Duration {
+        self.stall_timeout + Duration::from_secs(self.size / SLOWEST_DIGEST_BYTES_PER_S)
+    }
+}
+
+/// The file to copy: can be looked at and read.
+#[derive(Debug, Clone)]
+pub struct Source {
+    endpoint: Endpoint,
+    path: AbsolutePath,
+}
+
+impl Source {
+    pub(super) fn new(endpoint: Endpoint, path: AbsolutePath) -> Self {
+        Self { endpoint, path }
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &AbsolutePath {
+        &self.path
+    }
+
+    /// What the file system says about it.
+    ///
+    /// # Errors
+    /// [`TransferError::OriginMissing`], [`TransferError::OriginNotAFile`],
+    /// [`TransferError::OriginUnreadable`], or that the end could not be asked.
+    pub async fn inspect(&self) -> Result<Facts, TransferError> {
+        let path = || self.path.to_string();
+        match self.endpoint.stat(Role::Origin, &self.path).await? {
+            None => Err(TransferError::OriginMissing { path: path() }),
+            Some(facts) if facts.kind != FileKind::File => {
+                Err(TransferError::OriginNotAFile { path: path() })
+            }
+            Some(facts) if !facts.readable => Err(TransferError::OriginUnreadable {
+                path: path(),
+                line: "permission denied".into(),
+            }),
+            Some(facts) => Ok(facts),
+        }
+    }
+
+    /// Digest of its content. Dropping the future stops the reading, at both kinds of ends.
+    ///
+    /// # Errors
+    /// That it cannot be read, stalled, or lacks the program for the digest.
+    pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+        self.endpoint.digest(Role::Origin, &self.path, how).await
+    }
+}
+
+/// Where a copy goes: its final name, and the temporary name in the same directory.
+#[derive(Debug, Clone)]
+pub struct Target {
+    endpoint: Endpoint,
+    root: AbsolutePath,
+    path: AbsolutePath,
+    temporary: TemporaryName,
+}
+
+impl Target {
+    pub(super) fn new(
+        endpoint: Endpoint,
+        root: AbsolutePath,
+        path: AbsolutePath,
+        temporary: TemporaryName,
+    ) -> Self {
+        Self {
+            endpoint,
+            root,
+            path,
+            temporary,
+        }
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The final path.
+    pub fn path(&self) -> &AbsolutePath {
+        &self.path
+    }
+
+    /// The name that the copy has until it is published.
+    pub fn temporary(&self) -> TemporaryName {
+        self.temporary
+    }
+
+    /// The path that the copy has until it is published.
+    pub fn temporary_path(&self) -> AbsolutePath {
+        self.beside(self.temporary)
+    }
+
+    fn beside(&self, name: TemporaryName) -> AbsolutePath {
+        self.path.sibling(&name)
+    }
+
+    /// Makes the directory of the final path, below the location's own directory.
+    ///
+    /// The latter must be there: making it would fill the wrong disk when it is a mount point with
+    /// nothing mounted.
+    ///
+    /// # Errors
+    /// [`TransferError::DestinationRootMissing`], [`TransferError::DestinationDenied`], or that the
+    /// end could not be asked.
+    pub async fn ensure_directory(&self) -> Result<(), TransferError> {
+        let directory = self.path.parent();
+        match &self.endpoint {
+            Endpoint::Local => local::ensure_directory(&self.root, &directory).await,
+            Endpoint::Remote(remote) => remote.ensure_directory(&self.root, &directory).await,
+        }
+    }
+
+    /// Bytes that we may still write in the directory of the final path, which must exist.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn free_space(&self) -> Result<u64, TransferError> {
+        let directory = self.path.parent();
+        match &self.endpoint {
+            Endpoint::Local => local::free_space(&directory).await,
+            Endpoint::Remote(remote) => remote.free_space(&directory).await,
+        }
+    }
+
+    /// What is at the final path, if anything.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn inspect(&self) -> Result<Option<Facts>, TransferError> {
+        self.endpoint.stat(Role::Destination, &self.path).await
+    }
+
+    /// What is at the temporary path, if anything.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn inspect_temporary(&self) -> Result<Option<Facts>, TransferError> {
+        let path = self.temporary_path();
+        self.endpoint.stat(Role::Destination, &path).await
+    }
+
+    /// Digest of what is at the final path; as [`Source::digest`].
+    ///
+    /// # Errors
+    /// As [`Source::digest`].
+    pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+        let (role, path) = (Role::Destination, &self.path);
+        self.endpoint.digest(role, path, how).await
+    }
+
+    /// Digest of what is at the temporary path; as [`Source::digest`].
+    ///
+    /// # Errors
+    /// As [`Source::digest`].
+    pub async fn digest_temporary(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+        let path = self.temporary_path();
+        self.endpoint.digest(Role::Destination, &path, how).await
+    }
+
+    /// Renames the temporary to the final name unless that exists, and makes the rename durable.
+    ///
+    /// May be repeated: a rename that was done, but whose answer got lost, counts as done.
+    ///
+    /// # Errors
+    /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], or that the end
+    /// could not be asked; in the last case the rename may have been done.
+    pub async fn publish(&self) -> Result<(), TransferError> {
+        let temporary = self.temporary_path();
+        match &self.endpoint {
+            Endpoint::Local => local::rename_no_overwrite(&temporary, &self.path).await,
+            Endpoint::Remote(remote) => remote.rename_no_overwrite(&temporary, &self.path).await,
+        }
+    }
+
+    /// Removes this attempt's temporary, if it is there.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn remove_temporary(&self) -> Result<(), TransferError> {
+        self.remove_leftover(self.temporary).await
+    }
+
+    /// Removes a temporary of any attempt, if it is there.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn remove_leftover(&self, name: TemporaryName) -> Result<(), TransferError> {
+        let path = self.beside(name);
+        match &self.endpoint {
+            Endpoint::Local => local::remove(&path).await,
+            Endpoint::Remote(remote) => remote.remove(&path).await,
+        }
+    }
+
+    /// The temporaries of this transfer's attempts in the directory of the final path, this
+    /// attempt's own among them. None when there is no such directory.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn temporaries(&self) -> Result<Vec<TemporaryName>, TransferError> {
+        let directory = self.path.parent();
+        let id = self.temporary.transfer_id();
+        match &self.endpoint {
+            Endpoint::Local => local::temporaries(&directory, id).await,
+            Endpoint::Remote(remote) => remote.temporaries(&directory, id).await,
+        }
+    }
+
+    /// Where this host's file system shows the growing copy; none when it is remote.
+    pub(super) fn watched(&self) -> Option<AbsolutePath> {
+        match self.endpoint {
+            Endpoint::Local => Some(self.temporary_path()),
+            Endpoint::Remote(_) => None,
+        }
+    }
+}
+
+/// The error for something that a file system did not do.
+fn storage(
+    operation: &'static str,
+    role: Role,
+    path: &AbsolutePath,
+    source: impl Into<super::error::Cause>,
+) -> TransferError {
+    TransferError::Storage {
+        operation,
+        role,
+        path: path.to_string(),
+        source: source.into(),
+    }
+}

@@ -1,0 +1,81 @@
+//! ssh: the options we start it with, and what its complaints mean.
+
+use crate::settings::Ssh;
+
+/// Words that stand between the program and the host, without the login.
+///
+/// Each is one word without blanks, since bbcp splits its start command at blanks. ssh takes the
+/// first value it meets for an option: ours that must hold come first, then the operator's, then
+/// defaults that the operator may have changed.
+pub(in crate::transfer) fn options(ssh: &Ssh) -> Vec<String> {
+    let mut words = vec![
+        "-x".to_owned(),
+        "-a".to_owned(),
+        // Never ask: nobody is there to answer.
+        "-oBatchMode=yes".to_owned(),
+        // A shared connection would outlive the process group that we kill.
+        "-oControlMaster=no".to_owned(),
+        "-oControlPath=none".to_owned(),
+    ];
+    words.extend(ssh.options.iter().map(|option| format!("-o{option}")));
+    let connect_timeout = ssh.connect_timeout.as_secs().max(1);
+    words.extend([
+        format!("-oConnectTimeout={connect_timeout}"),
+        // A host that vanished without a word is noticed after a minute.
+        "-oServerAliveInterval=15".to_owned(),
+        "-oServerAliveCountMax=4".to_owned(),
+        format!("-oPort={}", ssh.port),
+    ]);
+    if !ssh.identity_file.is_empty() {
+        words.push(format!("-oIdentityFile={}", ssh.identity_file));
+        words.push("-oIdentitiesOnly=yes".to_owned());
+    }
+    if !ssh.known_hosts_file.is_empty() {
+        words.push(format!("-oUserKnownHostsFile={}", ssh.known_hosts_file));
+    }
+    words
+}
+
+/// Why ssh did not get through, the most telling first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::transfer) enum Refusal {
+    /// The host is not the one we know.
+    HostKey,
+    /// The login was refused.
+    Denied,
+    /// It could not be reached, or the connection broke.
+    Network,
+}
+
+/// What a line of ssh's own output tells, if it tells why ssh did not get through.
+pub(in crate::transfer) fn refusal(line: &str) -> Option<Refusal> {
+    const DENIED: [&str; 2] = ["Permission denied (", "Too many authentication failures"];
+    const HOST_KEY: [&str; 3] = [
+        "Host key verification failed",
+        "REMOTE HOST IDENTIFICATION HAS CHANGED",
+        "host key is known for",
+    ];
+    const NETWORK: [&str; 11] = [
+        "Connection refused",
+        "Connection timed out",
+        "Operation timed out",
+        "Connection reset by",
+        "Connection closed by",
+        "Could not resolve",
+        "No route to host",
+        "Network is unreachable",
+        "not responding.",
+        "kex_exchange_identification",
+        "Broken pipe",
+    ];
+    let holds = |texts: &[&str]| texts.iter().any(|text| line.contains(text));
+    if holds(&HOST_KEY) {
+        Some(Refusal::HostKey)
+    } else if holds(&DENIED) {
+        Some(Refusal::Denied)
+    } else if holds(&NETWORK) {
+        Some(Refusal::Network)
+    } else {
+        None
+    }
+}

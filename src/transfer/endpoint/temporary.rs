@@ -1,0 +1,113 @@
+//! The name a copy has until it is verified.
+//!
+//! New for every attempt, because an orphaned sink of an earlier attempt may still unlink *its*
+//! name seconds later; recognisable, so that leftovers can be swept and nothing else ever is.
+
+use std::fmt;
+
+use uuid::Uuid;
+
+const PREFIX: &str = ".ccat-transfer-";
+const SUFFIX: &str = ".part";
+
+/// `.ccat-transfer-{transfer id}-{attempt}-{8 hex of the lease token}.part`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct TemporaryName {
+    transfer_id: i64,
+    attempt: u32,
+    token: u32,
+}
+
+impl TemporaryName {
+    /// The name for one attempt under one lease.
+    pub fn new(transfer_id: i64, attempt: u32, lease_token: Uuid) -> Self {
+        let (token, ..) = lease_token.as_fields();
+        Self {
+            transfer_id,
+            attempt,
+            token,
+        }
+    }
+
+    /// Recognises a file name as ours; none for every name that [`fmt::Display`] would not give.
+    pub fn parse(name: &str) -> Option<Self> {
+        let mut parts = name
+            .strip_prefix(PREFIX)?
+            .strip_suffix(SUFFIX)?
+            .rsplitn(3, '-');
+        let token = u32::from_str_radix(parts.next()?, 16).ok()?;
+        let attempt = parts.next()?.parse().ok()?;
+        let transfer_id = parts.next()?.parse().ok()?;
+        let found = Self {
+            transfer_id,
+            attempt,
+            token,
+        };
+        // Leading zeros, signs and the like parse too, but are not ours.
+        (found.to_string() == name).then_some(found)
+    }
+
+    /// The transfer it belongs to.
+    pub fn transfer_id(&self) -> i64 {
+        self.transfer_id
+    }
+
+    /// The attempt it belongs to.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+}
+
+impl fmt::Display for TemporaryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            transfer_id,
+            attempt,
+            token,
+        } = self;
+        write!(f, "{PREFIX}{transfer_id}-{attempt}-{token:08x}{SUFFIX}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[test]
+    fn form() {
+        let token = Uuid::from_u128(0x00ab_cdef_0000_0000_0000_0000_0000_0000);
+        let name = TemporaryName::new(42, 2, token);
+        assert_eq!(name.to_string(), ".ccat-transfer-42-2-00abcdef.part");
+    }
+
+    #[rstest]
+    #[case(".ccat-transfer-42-2-00abcdef.part.tar")]
+    #[case(".ccat-transfer-42-2-abcdef.part")]
+    #[case(".ccat-transfer-42-2-00ABCDEF.part")]
+    #[case(".ccat-transfer-+42-2-00abcdef.part")]
+    #[case(".ccat-transfer-42-00abcdef.part")]
+    #[case(".ccat-transfer-42-2-00abcdef.part/../../x")]
+    #[case("package.tar")]
+    #[case("")]
+    fn not_ours(#[case] name: &str) {
+        assert_eq!(TemporaryName::parse(name), None);
+    }
+
+    proptest! {
+        #[test]
+        fn round_trip(id: i64, attempt: u32, token: u128) {
+            let name = TemporaryName::new(id, attempt, Uuid::from_u128(token));
+            prop_assert_eq!(TemporaryName::parse(&name.to_string()), Some(name));
+        }
+
+        #[test]
+        fn whatever_parses_is_one_plain_component(name in "\\PC*") {
+            if TemporaryName::parse(&name).is_some() {
+                prop_assert!(!name.contains('/'));
+            }
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Who may work on a transfer: leases and their owners.
+//!
+//! A lease is a row with a secret token and an end. Its holder renews it while bytes move; it
+//! loses it when somebody else writes another token, or when an operator changes the transfer. A
+//! lease is **dead** in two cases only: its end has passed by the database's clock, or its owner is
+//! a process of this very host that provably no longer exists.
+
+use std::fmt;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use entity::transfer_worker_lease;
+use nix::errno::Errno;
+use nix::sys::signal::kill;
+use nix::unistd::{Pid, gethostname};
+use sea_orm::DbErr;
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::database::DatabaseError;
+
+/// A process that can hold leases.
+///
+/// A process id alone is worth little: it is used again, and another container on the same host
+/// has a process of the same number. It means something together with the boot, the PID namespace
+/// and the start time of the process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Owner {
+    /// Celery's name of the worker, `celery@host`.
+    pub node: String,
+    /// Host name.
+    pub host: String,
+    /// Process id.
+    pub pid: u32,
+    /// Boot and PID namespace in which the process id counts; empty if the system does not tell.
+    pub pid_scope: String,
+    /// Start time of the process in the kernel's units; empty if the system does not tell.
+    pub started: String,
+}
+
+impl Owner {
+    /// This process.
+    pub fn current(node: impl Into<String>) -> Self {
+        Self::of_process(node, std::process::id())
+    }
+
+    /// A process of this host.
+    pub fn of_process(node: impl Into<String>, pid: u32) -> Self {
+        Self {
+            node: node.into(),
+            host: gethostname()
+                .map_or_else(|_| String::new(), |h| h.to_string_lossy().into_owned()),
+            pid,
+            pid_scope: pid_scope().unwrap_or_default(),
+            started: process_start(pid).unwrap_or_default(),
+        }
+    }
+
+    /// Whether `other` was a process within this one's sight and is certainly gone.
+    ///
+    /// `false` means "alive, or cannot be told": another host, another container, another boot.
+    /// (A host that was booted anew is no proof: two hosts may have one name.)
+    pub fn is_provably_dead(&self, other: &Self) -> bool {
+        let in_sight = !self.pid_scope.is_empty()
+            && self.pid_scope == other.pid_scope
+            && self.host == other.host
+            && !other.started.is_empty();
+        in_sight && !process_lives(other.pid, &other.started)
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (process {} on {})", self.node, self.pid, self.host)
+    }
+}
+
+/// Boot and PID namespace of this process.
+fn pid_scope() -> Option<String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
+    Some(format!("{} {}", boot.trim(), namespace.to_str()?))
+}
+
+/// Field 22 of `/proc/PID/stat`, see proc(5). The second field is a name that may hold blanks and
+/// parentheses, so fields are counted behind the last parenthesis.
+fn process_start(pid: u32) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    parse_process_start(&stat).map(str::to_owned)
+}
+
+fn parse_process_start(stat: &str) -> Option<&str> {
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_ascii_whitespace().nth(19)
+}
+
+/// Whether a process runs that began at `started`. In doubt it does: with `hidepid`, a foreign
+/// user's process answers to signal 0 but has no readable `/proc/PID/stat`.
+fn process_lives(pid: u32, started: &str) -> bool {
+    let Ok(raw) = i32::try_from(pid) else {
+        return false;
+    };
+    // 0 and below would mean process groups.
+    if raw <= 0 || kill(Pid::from_raw(raw), None) == Err(Errno::ESRCH) {
+        return false;
+    }
+    process_start(pid).is_none_or(|now| now == started)
+}
+
+/// The right to work on one transfer, as its holder has it.
+///
+/// Every write that depends on it is conditional on the token, so a holder that lost it without
+/// noticing (it was suspended, say) can change nothing any more.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    pub(super) data_transfer_id: i64,
+    pub(super) attempt: i32,
+    pub(super) token: Uuid,
+    pub(super) ttl: Duration,
+}
+
+impl Lease {
+    /// The transfer.
+    pub fn data_transfer_id(&self) -> i64 {
+        self.data_transfer_id
+    }
+
+    /// Number of the attempt: 1, 2, …; interrupted ones count. No two leases of a transfer share
+    /// one.
+    pub fn attempt(&self) -> i32 {
+        self.attempt
+    }
+
+    /// How long the lease lives from each renewal.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// A word that no other lease has, in any database: fit for names of temporary files and logs.
+    pub fn tag(&self) -> String {
+        let token = self.token.simple().to_string();
+        let (head, _) = token.split_at(8);
+        format!("{}-{}-{head}", self.data_transfer_id, self.attempt)
+    }
+}
+
+/// How far a copy is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes copied.
+    pub bytes_done: u64,
+    /// Bytes to copy, once known.
+    pub bytes_total: Option<u64>,
+    /// Current rate.
+    pub rate_bytes_per_s: u64,
+}
+
+/// A lease as everybody may see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LeaseInfo {
+    /// The transfer.
+    pub data_transfer_id: i64,
+    /// Number of the attempt.
+    pub attempt: i32,
+    /// Celery's id of the task.
+    pub task_id: String,
+    /// The holder.
+    pub owner: Owner,
+    /// Begin, by the database's clock.
+    pub acquired_at: DateTime<Utc>,
+    /// Last renewal.
+    pub renewed_at: DateTime<Utc>,
+    /// End, unless it is renewed.
+    pub expires_at: DateTime<Utc>,
+    /// Bytes copied.
+    pub bytes_done: i64,
+    /// Bytes to copy, once known.
+    pub bytes_total: Option<i64>,
+    /// Current rate.
+    pub rate_bytes_per_s: i64,
+}
+
+impl From<&transfer_worker_lease::Model> for LeaseInfo {
+    fn from(row: &transfer_worker_lease::Model) -> Self {
+        Self {
+            data_transfer_id: row.data_transfer_id,
+            attempt: row.attempt,
+            task_id: row.task_id.clone(),
+            owner: Owner {
+                node: row.owner_node.clone(),
+                host: row.owner_host.clone(),
+                // Out of range is no process: such an owner is dead where it would be in sight.
+                pid: u32::try_from(row.owner_pid).unwrap_or_default(),
+                pid_scope: row.owner_pid_scope.clone(),
+                started: row.owner_started.clone(),
+            },
+            acquired_at: row.acquired_at,
+            renewed_at: row.renewed_at,
+            expires_at: row.expires_at,
+            bytes_done: row.bytes_done,
+            bytes_total: row.bytes_total,
+            rate_bytes_per_s: row.rate_bytes_per_s,
+        }
+    }
+}
+
+/// Why a lease is of no more use to its holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Demise {
+    /// Not renewed in time.
+    Expired,
+    /// The owner's process is gone.
+    OwnerDead,
+    /// Somebody changed the transfer's status while the lease stood.
+    StatusChanged,
+}
+
+impl fmt::Display for Demise {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Expired => "its lease was not renewed in time",
+            Self::OwnerDead => "its worker's process is gone",
+            Self::StatusChanged => "the transfer's status was changed by somebody else",
+        })
+    }
+}
+
+impl LeaseInfo {
+    /// Whether the lease is dead, as `observer` sees it at `now` by the database's clock.
+    pub fn demise(&self, now: DateTime<Utc>, observer: &Owner) -> Option<Demise> {
+        if self.expires_at <= now {
+            Some(Demise::Expired)
+        } else if observer.is_provably_dead(&self.owner) {
+            Some(Demise::OwnerDead)
+        } else {
+            None
+        }
+    }
+}
+
+/// Why a holder could not do what its lease allows.
+#[derive(Debug, thiserror::Error)]
+pub enum LeaseError {
+    /// The lease is no longer ours: taken over, or the transfer was changed by an operator. Stop
+    /// the copy, remove its temporary file, write nothing.
+    #[error("the lease was lost: the transfer was taken over, reset or cancelled")]
+    Lost,
+    /// Nothing is known about the lease; the same call may be made again.
+    #[error("the lease could not be checked")]
+    Database(#[from] DatabaseError),
+}
+
+impl From<DbErr> for LeaseError {
+    fn from(error: DbErr) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+mod tests {
+    use std::process::Command;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn start_time_is_found_behind_any_name() {
+        let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 8315 0 0";
+        assert_eq!(parse_process_start(stat), Some("8315"));
+        assert_eq!(parse_process_start(""), None);
+        assert_eq!(parse_process_start("7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn this_process_is_alive() {
+        let me = Owner::current("celery@here");
+        assert!(!me.pid_scope.is_empty() && !me.started.is_empty());
+        assert!(!me.is_provably_dead(&me));
+    }
+
+    #[test]
+    fn a_child_is_dead_once_it_was_reaped() {
+        let me = Owner::current("celery@here");
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let other = Owner::of_process("celery@there", child.id());
+        assert!(!me.is_provably_dead(&other));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(me.is_provably_dead(&other));
+    }
+
+    #[test]
+    fn a_reused_process_id_is_another_process() {
+        let me = Owner::current("celery@here");
+        assert!(me.is_provably_dead(&Owner {
+            started: "1".to_owned(),
+            ..me.clone()
+        }));
+    }
+
+    #[test]
+    fn what_is_out_of_sight_is_never_dead() {
+        let me = Owner::current("celery@here");
+        let gone = Owner {
+            started: "1".to_owned(),
+            ..me.clone()
+        };
+        for other in [
+            Owner {
+                host: "elsewhere".to_owned(),
+                ..gone.clone()
+            },
+            Owner {
+                pid_scope: "another boot or container".to_owned(),
+                ..gone.clone()
+            },
+            Owner {
+                started: String::new(),
+                ..gone.clone()
+            },
+        ] {
+            assert!(!me.is_provably_dead(&other), "{other:?}");
+        }
+        let blind = Owner {
+            pid_scope: String::new(),
+            ..me
+        };
+        assert!(!blind.is_provably_dead(&Owner {
+            pid_scope: String::new(),
+            ..gone
+        }));
+    }
+
+    proptest! {
+        #[test]
+        fn any_stat_line_is_read_without_panic(stat in ".*") {
+            let _ = parse_process_start(&stat);
+        }
+    }
+}

@@ -1,0 +1,502 @@
+//! From rows to a copy that can be started, or the reason why it must not be.
+//!
+//! Pure: everything that is unsafe or impossible on paper is refused here, before any process
+//! starts. What only the file systems know (existence, size, room) is asked later, of
+//! [`Source`] and [`Target`].
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::endpoint::{
+    AbsolutePath, Endpoint, Host, Remote, Source, Target, TemporaryName, is_login,
+};
+use super::error::{Role, TransferError};
+use crate::settings::{Bbcp, LinkSettings, Ssh};
+
+/// The one method this worker does.
+const METHOD: &str = "bbcp";
+
+/// bbcp's sink crashes on directory paths above 1023 bytes; stay well below.
+const MAX_TARGET_BYTES: usize = 999;
+
+/// bbcp's source truncates its records above about 2400 bytes.
+const MAX_SOURCE_BYTES: usize = 1999;
+
+/// Names that mean the host this worker runs on.
+#[derive(Debug, Clone, Default)]
+pub struct LocalHost(BTreeSet<String>);
+
+impl LocalHost {
+    /// From this host's own name and further ones (`transfer.local_hosts`).
+    ///
+    /// A full name stands for its first label too: what a row calls `telescope` is found on
+    /// `telescope.ccat.cl` by every resolver with a search domain.
+    pub fn new<'a>(own_name: &'a str, further: impl IntoIterator<Item = &'a str>) -> Self {
+        let label = own_name.split('.').next().unwrap_or_default();
+        let names = [own_name, label, "localhost"].into_iter().chain(further);
+        Self(names.map(Self::normal).filter(|n| !n.is_empty()).collect())
+    }
+
+    /// Whether `host` is this host.
+    pub fn is(&self, host: &str) -> bool {
+        self.0.contains(&Self::normal(host))
+    }
+
+    fn normal(host: &str) -> String {
+        host.trim_matches(['[', ']'])
+            .trim_end_matches('.')
+            .to_ascii_lowercase()
+    }
+}
+
+/// What a location stores on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StorageKind {
+    /// A directory of some host.
+    Disk,
+    /// An object store.
+    S3,
+    /// A tape library.
+    Tape,
+}
+
+impl StorageKind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Disk => "disk",
+            Self::S3 => "S3",
+            Self::Tape => "tape",
+        }
+    }
+}
+
+/// A data location, as far as a copy needs it.
+#[derive(Debug, Clone)]
+pub struct Location {
+    /// The site's short name.
+    pub site: String,
+    /// The location's name.
+    pub name: String,
+    /// What it stores on.
+    pub storage: StorageKind,
+    /// Where its directory is; none is the worker's own host.
+    pub host: Option<String>,
+    /// Its directory.
+    pub root: String,
+}
+
+/// The file to move.
+#[derive(Debug, Clone)]
+pub struct Package {
+    /// Directory below a location's root, the same at both ends; may be empty. A path that already
+    /// ends with the file name is taken as the file's own.
+    pub relative_path: String,
+    /// Name of the file.
+    pub file_name: String,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its digest as recorded when it was made, if it was.
+    pub checksum: Option<String>,
+}
+
+/// One attempt at one transfer.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempt {
+    /// The transfer's id.
+    pub transfer_id: i64,
+    /// Number of the attempt.
+    pub number: u32,
+    /// Token of the lease it runs under.
+    pub lease_token: Uuid,
+}
+
+/// A copy that can be started.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Whose copy it is.
+    pub attempt: Attempt,
+    /// The file to read.
+    pub source: Source,
+    /// Where it goes, and under which temporary name.
+    pub target: Target,
+    /// Size by the database, in bytes.
+    pub size: u64,
+    /// Digest by the database.
+    pub checksum: Option<String>,
+    /// bbcp's command line, for this link.
+    pub bbcp: Bbcp,
+    /// A copy that moves nothing for so long is stopped.
+    pub stall_timeout: Duration,
+}
+
+/// Makes the plan of one attempt.
+///
+/// `method` is that of the route from origin to destination, or none where there is no route.
+///
+/// # Errors
+/// The first reason why this copy must not be started; always a permanent one.
+pub fn plan(
+    attempt: Attempt,
+    origin: &Location,
+    destination: &Location,
+    package: &Package,
+    method: Option<&str>,
+    link: &LinkSettings,
+    local: &LocalHost,
+) -> Result<Plan, TransferError> {
+    check_method(origin, destination, method)?;
+    let source_endpoint = endpoint(Role::Origin, origin, &link.ssh, local)?;
+    let target_endpoint = endpoint(Role::Destination, destination, &link.ssh, local)?;
+    if let (Endpoint::Remote(from), Endpoint::Remote(to)) = (&source_endpoint, &target_endpoint) {
+        return Err(TransferError::BothRemote {
+            origin_host: from.host.to_string(),
+            destination_host: to.host.to_string(),
+        });
+    }
+
+    let source_path = file_path(Role::Origin, &origin.root, package, MAX_SOURCE_BYTES)?;
+    let target_path = file_path(
+        Role::Destination,
+        &destination.root,
+        package,
+        MAX_TARGET_BYTES,
+    )?;
+    let one_host = matches!(
+        (&source_endpoint, &target_endpoint),
+        (Endpoint::Local, Endpoint::Local)
+    );
+    if one_host && source_path == target_path {
+        return Err(TransferError::SamePlace {
+            path: source_path.to_string(),
+        });
+    }
+
+    let temporary = TemporaryName::new(attempt.transfer_id, attempt.number, attempt.lease_token);
+    let target = Target::new(
+        target_endpoint,
+        checked_path(Role::Destination, &destination.root)?,
+        target_path,
+        temporary,
+    );
+    limit(
+        Role::Destination,
+        &target.temporary_path(),
+        MAX_TARGET_BYTES,
+    )?;
+    Ok(Plan {
+        attempt,
+        source: Source::new(source_endpoint, source_path),
+        target,
+        size: package.size,
+        checksum: package.checksum.clone(),
+        bbcp: link.bbcp.clone(),
+        stall_timeout: link.stall_timeout,
+    })
+}
+
+fn check_method(
+    origin: &Location,
+    destination: &Location,
+    method: Option<&str>,
+) -> Result<(), TransferError> {
+    let (origin, destination) = (origin.site.clone(), destination.site.clone());
+    match method {
+        None => Err(TransferError::NoRoute {
+            origin,
+            destination,
+        }),
+        Some(method) if !method.trim().eq_ignore_ascii_case(METHOD) => {
+            Err(TransferError::OtherMethod {
+                origin,
+                destination,
+                method: method.into(),
+            })
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn endpoint(
+    role: Role,
+    location: &Location,
+    ssh: &Ssh,
+    local: &LocalHost,
+) -> Result<Endpoint, TransferError> {
+    if location.storage != StorageKind::Disk {
+        return Err(TransferError::UnsupportedLocation {
+            role,
+            location: location.name.clone(),
+            kind: location.storage.as_str().into(),
+        });
+    }
+    let host = location.host.as_deref().map(str::trim).unwrap_or_default();
+    if host.is_empty() || local.is(host) {
+        return Ok(Endpoint::Local);
+    }
+    let host = Host::new(host).map_err(|problem| TransferError::BadHost {
+        role,
+        location: location.name.clone(),
+        host: host.into(),
+        problem,
+    })?;
+    if !ssh.user.is_empty() && !is_login(&ssh.user) {
+        return Err(TransferError::BadUser {
+            role,
+            location: location.name.clone(),
+            user: ssh.user.clone(),
+        });
+    }
+    Ok(Endpoint::Remote(Remote {
+        host,
+        ssh: ssh.clone(),
+    }))
+}
+
+fn file_path(
+    role: Role,
+    root: &str,
+    package: &Package,
+    most: usize,
+) -> Result<AbsolutePath, TransferError> {
+    let bad = |path: &str, problem| TransferError::BadPath {
+        role,
+        path: path.into(),
+        problem,
+    };
+    let name = package.file_name.as_str();
+    if name.is_empty() || name == "." || name.contains('/') {
+        return Err(bad(name, "a file name is one component"));
+    }
+    if TemporaryName::parse(name).is_some() {
+        return Err(bad(
+            name,
+            "it has the form of this worker's temporary names",
+        ));
+    }
+    let relative = package.relative_path.as_str();
+    if relative.starts_with('/') {
+        return Err(bad(relative, "it must be relative to the location"));
+    }
+    let beneath = checked_path(role, root)?
+        .join(relative)
+        .map_err(|problem| bad(relative, problem))?;
+    let names_the_file = relative.trim_end_matches('/').rsplit('/').next() == Some(name);
+    let path = if names_the_file {
+        beneath
+    } else {
+        beneath.join(name).map_err(|problem| bad(name, problem))?
+    };
+    limit(role, &path, most)?;
+    Ok(path)
+}
+
+fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
+    AbsolutePath::new(path).map_err(|problem| TransferError::BadPath {
+        role,
+        path: path.into(),
+        problem,
+    })
+}
+
+fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), TransferError> {
+    if path.as_str().len() > most {
+        return Err(TransferError::BadPath {
+            role,
+            path: path.to_string(),
+            problem: "it is longer than bbcp can stand (999 bytes at the destination, 1999 at the origin)",
+        });
+    }
+    Ok(())
+}
+
+/// Plans for the tests of this crate.
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+pub(super) mod examples {
+    use super::*;
+
+    pub(in crate::transfer) fn attempt() -> Attempt {
+        Attempt {
+            transfer_id: 42,
+            number: 2,
+            lease_token: Uuid::from_u128(0xdead_beef_u128 << 96),
+        }
+    }
+
+    pub(in crate::transfer) fn location(site: &str, host: &str, root: &str) -> Location {
+        Location {
+            site: site.into(),
+            name: "buffer".into(),
+            storage: StorageKind::Disk,
+            host: Some(host.into()),
+            root: root.into(),
+        }
+    }
+
+    pub(in crate::transfer) fn package(relative_path: &str, file_name: &str) -> Package {
+        Package {
+            relative_path: relative_path.into(),
+            file_name: file_name.into(),
+            size: 1000,
+            checksum: None,
+        }
+    }
+
+    pub(in crate::transfer) fn link() -> LinkSettings {
+        let settings = crate::settings::load(None, []).unwrap();
+        settings.link("ccat", "cologne").unwrap()
+    }
+
+    /// From `from` to `to` with `link`; "here" is this host.
+    pub(in crate::transfer) fn between(
+        from: &Location,
+        to: &Location,
+        package: &Package,
+        link: &LinkSettings,
+    ) -> Result<Plan, TransferError> {
+        let local = LocalHost::new("here", []);
+        plan(attempt(), from, to, package, Some("bbcp"), link, &local)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::examples::{between, link, location, package};
+    use super::*;
+
+    fn push(package: &Package) -> Result<Plan, TransferError> {
+        let from = location("ccat", "here", "/data/fyst/");
+        let to = location("cologne", "far.example.org", "/archive");
+        between(&from, &to, package, &link())
+    }
+
+    #[test]
+    fn a_push() {
+        let plan = push(&package("2026/11", "p.tar")).unwrap();
+        assert_eq!(plan.source.path().as_str(), "/data/fyst/2026/11/p.tar");
+        assert!(plan.source.endpoint().remote().is_none());
+        assert_eq!(plan.target.path().as_str(), "/archive/2026/11/p.tar");
+        assert_eq!(
+            plan.target.temporary_path().as_str(),
+            "/archive/2026/11/.ccat-transfer-42-2-deadbeef.part"
+        );
+        let remote = plan.target.endpoint().remote().unwrap();
+        assert_eq!(remote.host.as_ssh(), "far.example.org");
+        assert_eq!(plan.target.watched(), None);
+    }
+
+    #[rstest]
+    #[case::directory("a/b", "f", "/archive/a/b/f")]
+    #[case::none("", "f", "/archive/f")]
+    #[case::dot(".", "f", "/archive/f")]
+    #[case::whole_path("a/f", "f", "/archive/a/f")]
+    #[case::slashes("a//b/", "f", "/archive/a/b/f")]
+    #[case::odd_names("-a:b@c", "-f:x@y", "/archive/-a:b@c/-f:x@y")]
+    fn target_paths(#[case] relative: &str, #[case] name: &str, #[case] path: &str) {
+        let plan = push(&package(relative, name)).unwrap();
+        assert_eq!(plan.target.path().as_str(), path);
+    }
+
+    #[rstest]
+    #[case("..", "f")]
+    #[case("a/../../etc", "f")]
+    #[case("/etc", "f")]
+    #[case("a", "")]
+    #[case("a", ".")]
+    #[case("a", "..")]
+    #[case("a", "b/f")]
+    #[case("a\nb", "f")]
+    #[case("a", "f\t")]
+    #[case("a", ".ccat-transfer-1-1-00000000.part")]
+    #[case("a", &"x".repeat(256))]
+    #[case(&"0123456789/".repeat(100), "f")]
+    fn unsafe_paths(#[case] relative: &str, #[case] name: &str) {
+        let error = push(&package(relative, name)).unwrap_err();
+        assert_eq!(error.code(), "path_invalid", "{error}");
+    }
+
+    #[test]
+    fn the_longest_name_still_has_a_temporary() {
+        let plan = push(&package("a", &"x".repeat(255))).unwrap();
+        assert!(plan.target.temporary_path().file_name().unwrap().len() <= 255);
+    }
+
+    #[rstest]
+    #[case::same(("here", "/a"), ("HERE.", "/a/"), "same_place")]
+    #[case::both_remote(("x", "/a"), ("y", "/b"), "both_ends_remote")]
+    #[case::option(("here", "/a"), ("-oProxyCommand=id", "/b"), "host_invalid")]
+    #[case::login_in_host(("root@x", "/a"), ("here", "/b"), "host_invalid")]
+    #[case::relative_root(("here", "data"), ("x", "/b"), "path_invalid")]
+    fn refused(#[case] from: (&str, &str), #[case] to: (&str, &str), #[case] code: &str) {
+        let from = location("ccat", from.0, from.1);
+        let to = location("cologne", to.0, to.1);
+        let error = between(&from, &to, &package("", "f"), &link()).unwrap_err();
+        assert_eq!(error.code(), code, "{error}");
+    }
+
+    #[test]
+    fn other_storage() {
+        let from = location("ccat", "here", "/a");
+        let mut to = location("cologne", "here", "/b");
+        to.storage = StorageKind::Tape;
+        let error = between(&from, &to, &package("", "f"), &link()).unwrap_err();
+        assert_eq!(error.code(), "location_unsupported");
+        assert_eq!(error.scope(), crate::transfer::error::Scope::Destination);
+    }
+
+    #[rstest]
+    #[case(None, "route_missing")]
+    #[case(Some("rsync"), "route_method")]
+    fn methods(#[case] method: Option<&str>, #[case] code: &str) {
+        let (from, to) = (location("a", "here", "/a"), location("b", "here", "/b"));
+        let (package, local) = (package("", "f"), LocalHost::new("here", []));
+        let attempt = examples::attempt();
+        let error = plan(attempt, &from, &to, &package, method, &link(), &local).unwrap_err();
+        assert_eq!(error.code(), code);
+    }
+
+    #[test]
+    fn a_bad_login() {
+        let mut link = link();
+        link.ssh.user = "-oProxyCommand=id".into();
+        let (from, to) = (location("a", "here", "/a"), location("b", "x", "/b"));
+        let error = between(&from, &to, &package("", "f"), &link).unwrap_err();
+        assert_eq!(error.code(), "user_invalid");
+    }
+
+    #[test]
+    fn names_of_this_host() {
+        let local = LocalHost::new("fyst.ccat.cl", ["::1"]);
+        for name in [
+            "FYST.ccat.cl",
+            "fyst",
+            "fyst.ccat.cl.",
+            "localhost",
+            "[::1]",
+        ] {
+            assert!(local.is(name), "{name}");
+        }
+        for name in ["fyst.other.cl", "ccat.cl", "", "127.0.0.1"] {
+            assert!(!local.is(name), "{name}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_leaves_its_location(relative in "\\PC{0,40}", name in "\\PC{0,40}") {
+            if let Ok(plan) = push(&package(&relative, &name)) {
+                prop_assert!(plan.source.path().as_str().starts_with("/data/fyst/"));
+                prop_assert!(plan.target.path().as_str().starts_with("/archive/"));
+                prop_assert_eq!(plan.target.path().file_name(), Some(name.as_str()));
+                prop_assert_eq!(plan.target.path().parent(), plan.target.temporary_path().parent());
+                prop_assert_ne!(plan.target.path(), &plan.target.temporary_path());
+            }
+        }
+    }
+}

@@ -1,0 +1,376 @@
+//! Beginning an attempt.
+
+use std::path::Path;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use entity::{Status, Timestamp, data_transfer, transfer_worker_attempt, transfer_worker_lease};
+use sea_orm::sea_query::Expr;
+use sea_orm::{
+    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Set,
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{
+    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, lock, standing,
+    storable, storable_path,
+};
+use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Progress};
+
+/// What became of the wish to work on a transfer.
+#[derive(Debug)]
+pub enum Acquisition {
+    /// The transfer is the caller's, and its row says IN_PROGRESS.
+    Acquired(Acquired),
+    /// There is no such transfer.
+    Missing,
+    /// It is done already: the message was delivered again.
+    Completed,
+    /// It was given up.
+    Failed {
+        /// Why.
+        message: Option<String>,
+    },
+    /// Somebody else is at it, and alive.
+    Held(LeaseInfo),
+    /// The row says IN_PROGRESS and there is no lease: a worker that knows nothing of leases may
+    /// be at it. Such a row is never touched.
+    Untracked,
+    /// The row has a status that this program does not know.
+    UnknownStatus(String),
+}
+
+/// A lease, and what was found on the way to it.
+#[derive(Debug)]
+pub struct Acquired {
+    /// The lease.
+    pub lease: Lease,
+    /// The lease that was there before.
+    pub displaced: Option<Displaced>,
+    /// Temporary files that earlier attempts may have left at the destination.
+    pub leftovers: Vec<Leftover>,
+}
+
+/// A lease that was taken from its holder.
+#[derive(Debug, Clone, Serialize)]
+pub struct Displaced {
+    /// The lease.
+    pub lease: LeaseInfo,
+    /// Why it was of no more use.
+    pub demise: Demise,
+}
+
+/// A temporary file of an earlier attempt; see [`Repository::forget_temporary`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Leftover {
+    /// The attempt.
+    pub attempt: i32,
+    /// The name, as it was recorded.
+    pub temporary_name: String,
+}
+
+impl Repository {
+    /// Takes a transfer for an attempt, for `ttl` from now by the database's clock.
+    ///
+    /// A row that is PENDING or SCHEDULED is free, even if a lease stands: an operator has reset
+    /// the row, and the operator's word counts. A row that is IN_PROGRESS is taken over if its
+    /// lease is [dead](LeaseInfo::demise), and then stays IN_PROGRESS. In either case the old
+    /// holder's attempt is closed as interrupted and its token is worth nothing from then on.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn acquire(
+        &self,
+        id: i64,
+        owner: &Owner,
+        task_id: &str,
+        ttl: Duration,
+    ) -> Result<Acquisition, DatabaseError> {
+        self.database
+            .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
+            .await
+    }
+
+    async fn acquire_unbounded(
+        &self,
+        id: i64,
+        owner: &Owner,
+        task_id: &str,
+        ttl: Duration,
+    ) -> Result<Acquisition, DatabaseError> {
+        let tx = self.database.begin().await?;
+        let Some(row) = lock(&tx, id).await? else {
+            return Ok(Acquisition::Missing);
+        };
+        let now = database::now(&tx).await?;
+        let held = find_lease(&tx, id).await?;
+        let displaced = match judge(&row, held.as_ref().map(LeaseInfo::from), now, owner) {
+            Verdict::Refuse(answer) => return Ok(answer),
+            Verdict::Take(displaced) => displaced,
+        };
+        if let (Some(held), Some(displaced)) = (&held, &displaced) {
+            let taken = match displaced.demise {
+                // A renewal does not take the row lock, so it may come between our look and this.
+                Demise::Expired => delete_unrenewed(&tx, held).await?,
+                Demise::OwnerDead | Demise::StatusChanged => {
+                    delete_lease(&tx, id, &held.token).await?
+                }
+            };
+            if !taken {
+                return Ok(Acquisition::Held(displaced.lease.clone()));
+            }
+            let ending = Ending::interrupted(&displaced.lease, displaced.demise);
+            end_attempt(&tx, id, held.attempt, now, &ending).await?;
+        }
+        let lease = self
+            .begin_attempt(&tx, id, owner, task_id, ttl, now)
+            .await?;
+        let leftovers = leftovers(&tx, &lease).await?;
+        tx.commit().await?;
+        Ok(Acquisition::Acquired(Acquired {
+            lease,
+            displaced,
+            leftovers,
+        }))
+    }
+
+    /// Writes that an attempt begins: the row, the lease, the history.
+    async fn begin_attempt(
+        &self,
+        tx: &DatabaseTransaction,
+        id: i64,
+        owner: &Owner,
+        task_id: &str,
+        ttl: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<Lease, DbErr> {
+        let attempt = last_attempt(tx, id).await?.saturating_add(1);
+        let lease = Lease {
+            data_transfer_id: id,
+            attempt,
+            token: Uuid::new_v4(),
+            ttl,
+        };
+        self.set_status(id, Status::InProgress)
+            .col_expr(data_transfer::Column::StartTime, Expr::val(Timestamp(now)))
+            .col_expr(data_transfer::Column::EndTime, Expr::val(None::<Timestamp>))
+            .exec(tx)
+            .await?;
+        let row = transfer_worker_lease::ActiveModel {
+            data_transfer_id: Set(id),
+            token: Set(lease.token.to_string()),
+            attempt: Set(attempt),
+            task_id: Set(storable(task_id)),
+            owner_node: Set(owner.node.clone()),
+            owner_host: Set(owner.host.clone()),
+            owner_pid: Set(owner.pid.into()),
+            owner_pid_scope: Set(owner.pid_scope.clone()),
+            owner_started: Set(owner.started.clone()),
+            acquired_at: Set(now),
+            renewed_at: Set(now),
+            expires_at: Set(expiry(now, ttl)),
+            bytes_done: Set(0),
+            bytes_total: Set(None),
+            rate_bytes_per_s: Set(0),
+        };
+        transfer_worker_lease::Entity::insert(row)
+            .exec_without_returning(tx)
+            .await?;
+        let row = transfer_worker_attempt::ActiveModel {
+            data_transfer_id: Set(id),
+            attempt: Set(attempt),
+            task_id: Set(storable(task_id)),
+            worker: Set(owner.node.clone()),
+            started_at: Set(now),
+            ..Default::default()
+        };
+        transfer_worker_attempt::Entity::insert(row)
+            .exec_without_returning(tx)
+            .await?;
+        Ok(lease)
+    }
+
+    /// Renews a lease and notes how far the copy is.
+    ///
+    /// A lease that has expired, but that nobody has taken, is renewed too.
+    ///
+    /// # Errors
+    /// [`LeaseError::Lost`] if the token is no longer the own one, or if the transfer is no longer
+    /// IN_PROGRESS; [`LeaseError::Database`] if that cannot be found out: the lease goes on living
+    /// until its end.
+    pub async fn renew(&self, lease: &Lease, progress: Progress) -> Result<(), LeaseError> {
+        self.database
+            .bounded(self.renew_unbounded(lease, progress))
+            .await
+    }
+
+    async fn renew_unbounded(&self, lease: &Lease, progress: Progress) -> Result<(), LeaseError> {
+        use transfer_worker_lease::{Column, Entity};
+        let db = self.database.connection();
+        let now = database::now(db).await?;
+        let renewed = Entity::update_many()
+            .col_expr(Column::RenewedAt, Expr::val(now))
+            .col_expr(Column::ExpiresAt, Expr::val(expiry(now, lease.ttl)))
+            .col_expr(
+                Column::BytesDone,
+                Expr::val(column_value(progress.bytes_done)),
+            )
+            .col_expr(
+                Column::BytesTotal,
+                Expr::val(progress.bytes_total.map(column_value)),
+            )
+            .col_expr(
+                Column::RateBytesPerS,
+                Expr::val(column_value(progress.rate_bytes_per_s)),
+            )
+            .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+            .filter(Column::Token.eq(lease.token.to_string()))
+            .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
+            .exec(db)
+            .await?;
+        if renewed.rows_affected == 0 {
+            Err(LeaseError::Lost)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Notes the files of an attempt before they are made, so that whoever comes after a crash
+    /// finds them.
+    ///
+    /// # Errors
+    /// [`LeaseError::Lost`], and then no file must be made; or what the database says.
+    pub async fn record_files(
+        &self,
+        lease: &Lease,
+        temporary_name: &str,
+        log_path: &Path,
+    ) -> Result<(), LeaseError> {
+        use transfer_worker_attempt::{Column, Entity};
+        let noting = async {
+            let noted = Entity::update_many()
+                .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)))
+                .col_expr(Column::LogPath, Expr::val(storable_path(log_path)))
+                .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+                .filter(Column::Attempt.eq(lease.attempt))
+                .filter(Column::Outcome.is_null())
+                .filter(Expr::exists(standing(lease)))
+                .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
+                .exec(self.database.connection())
+                .await?;
+            if noted.rows_affected == 0 {
+                Err(LeaseError::Lost)
+            } else {
+                Ok(())
+            }
+        };
+        self.database.bounded(noting).await
+    }
+
+    /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn forget_temporary(&self, id: i64, attempt: i32) -> Result<(), DatabaseError> {
+        use transfer_worker_attempt::{Column, Entity};
+        let noting = async {
+            Entity::update_many()
+                .col_expr(Column::TemporaryName, Expr::val(None::<String>))
+                .filter(Column::DataTransferId.eq(id))
+                .filter(Column::Attempt.eq(attempt))
+                .exec(self.database.connection())
+                .await?;
+            Ok(())
+        };
+        self.database.bounded(noting).await
+    }
+}
+
+/// Whether a transfer can be taken.
+enum Verdict {
+    Take(Option<Displaced>),
+    Refuse(Acquisition),
+}
+
+fn judge(
+    row: &data_transfer::Model,
+    held: Option<LeaseInfo>,
+    now: DateTime<Utc>,
+    observer: &Owner,
+) -> Verdict {
+    let Some(status) = row.status.known() else {
+        return Verdict::Refuse(Acquisition::UnknownStatus(row.status.to_string()));
+    };
+    match (status, held) {
+        (Status::Completed, _) => Verdict::Refuse(Acquisition::Completed),
+        (Status::Failed, _) => Verdict::Refuse(Acquisition::Failed {
+            message: row.failure_error_message.clone(),
+        }),
+        (Status::Pending | Status::Scheduled, held) => Verdict::Take(held.map(|lease| Displaced {
+            lease,
+            demise: Demise::StatusChanged,
+        })),
+        (Status::InProgress, None) => Verdict::Refuse(Acquisition::Untracked),
+        (Status::InProgress, Some(lease)) => match lease.demise(now, observer) {
+            Some(demise) => Verdict::Take(Some(Displaced { lease, demise })),
+            None => Verdict::Refuse(Acquisition::Held(lease)),
+        },
+    }
+}
+
+/// Deletes a lease if nobody has renewed it since it was read.
+pub(super) async fn delete_unrenewed(
+    tx: &DatabaseTransaction,
+    lease: &transfer_worker_lease::Model,
+) -> Result<bool, DbErr> {
+    use transfer_worker_lease::{Column, Entity};
+    let deleted = Entity::delete_many()
+        .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+        .filter(Column::Token.eq(lease.token.as_str()))
+        .filter(Column::RenewedAt.eq(lease.renewed_at))
+        .exec(tx)
+        .await?;
+    Ok(deleted.rows_affected == 1)
+}
+
+/// The end of a lease that is renewed now; far away where `ttl` is beyond the calendar.
+fn expiry(now: DateTime<Utc>, ttl: Duration) -> DateTime<Utc> {
+    TimeDelta::from_std(ttl)
+        .ok()
+        .and_then(|ttl| now.checked_add_signed(ttl))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// Number of the latest attempt; 0 if there was none.
+async fn last_attempt(tx: &DatabaseTransaction, id: i64) -> Result<i32, DbErr> {
+    use transfer_worker_attempt::{Column, Entity};
+    let last: Option<Option<i32>> = Entity::find()
+        .select_only()
+        .column_as(Column::Attempt.max(), "last")
+        .filter(Column::DataTransferId.eq(id))
+        .into_tuple()
+        .one(tx)
+        .await?;
+    Ok(last.flatten().unwrap_or(0))
+}
+
+/// Temporary files that attempts before this one have noted.
+async fn leftovers(tx: &DatabaseTransaction, lease: &Lease) -> Result<Vec<Leftover>, DbErr> {
+    use transfer_worker_attempt::{Column, Entity};
+    let attempts = Entity::find()
+        .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+        .filter(Column::Attempt.lt(lease.attempt))
+        .filter(Column::TemporaryName.is_not_null())
+        .order_by_asc(Column::Attempt)
+        .all(tx)
+        .await?;
+    let leftover = |row: transfer_worker_attempt::Model| {
+        row.temporary_name.map(|temporary_name| Leftover {
+            attempt: row.attempt,
+            temporary_name,
+        })
+    };
+    Ok(attempts.into_iter().filter_map(leftover).collect())
+}

@@ -1,0 +1,257 @@
+//! Reading and changing transfers.
+//!
+//! How a transfer changes, everywhere in here: **lock its row, look, write, commit.** The row lock
+//! (`SELECT … FOR NO KEY UPDATE` on PostgreSQL, the database's write lock on SQLite) makes
+//! everybody who changes a transfer wait for each other, also those who know nothing of leases: an
+//! operator, a Python worker. So what was looked at is still true when it is written, and a write
+//! that depends on a lease is made only if the lease's token is still the own one.
+//!
+//! Only [`Repository::renew`] works without the row lock, in one statement, since it is called
+//! often and changes nothing but the lease.
+//!
+//! [`DatabaseError`] is a variant of its own everywhere: it says nothing about the transfer, and
+//! must never use up a retry. Where it is [unreachable](DatabaseError::is_unreachable), the same
+//! call can be made again. What then follows if the lost answer was a "yes":
+//! [`complete`](Repository::complete) and its like know their own work and say yes again;
+//! [`acquire`](Repository::acquire) finds the lease held (by nobody that renews it), so the
+//! transfer is taken up again when that lease has expired.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use entity::{Outcome, Status, data_transfer, transfer_worker_attempt, transfer_worker_lease};
+use sea_orm::sea_query::{
+    DynIden, Expr, ExprTrait as _, InsertStatement, IntoTableRef, LockType, Query, SelectStatement,
+};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
+    QuerySelect, UpdateMany,
+};
+
+use super::database::{Database, DatabaseError};
+use super::lease::{Demise, Lease, LeaseInfo};
+use super::schema::{self, Schema, SchemaError};
+use crate::settings::EnumLabels;
+
+mod acquire;
+mod record;
+mod schedule;
+mod settle;
+mod sweep;
+
+pub use acquire::{Acquired, Acquisition, Displaced, Leftover};
+pub use record::{
+    AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
+    TransferSummary,
+};
+pub use schedule::{Endpoint, PendingTransfer, ScheduleError, Scheduled, SiteError};
+pub use settle::{Failure, Finished, ReleaseTo};
+pub use sweep::{Recovered, Sweep};
+
+/// The transfers of one database. Clones share its connections.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    database: Database,
+    schema: Arc<Schema>,
+}
+
+impl Repository {
+    /// Checks the database's schema and opens the repository on it.
+    ///
+    /// # Errors
+    /// See [`schema::check`].
+    pub async fn open(
+        database: Database,
+        text_enum_labels: EnumLabels,
+    ) -> Result<Self, SchemaError> {
+        let schema = schema::check(&database, text_enum_labels).await?;
+        Ok(Self {
+            database,
+            schema: Arc::new(schema),
+        })
+    }
+
+    /// The database.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What the schema check found.
+    pub(super) fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// Failures of a transfer so far; none if there is no such transfer.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn get_retry_count(&self, id: i64) -> Result<Option<u32>, DatabaseError> {
+        self.database
+            .bounded(async { Ok(self.row(id).await?.as_ref().map(retry_count)) })
+            .await
+    }
+
+    async fn row(&self, id: i64) -> Result<Option<data_transfer::Model>, DbErr> {
+        data_transfer::Entity::find_by_id(id)
+            .one(self.database.connection())
+            .await
+    }
+
+    /// "The transfer's status is one of these."
+    fn status_is(&self, statuses: &[Status]) -> Expr {
+        Expr::col((data_transfer::Entity, data_transfer::Column::Status))
+            .is_in(self.schema.transfer_status.one_of(statuses))
+    }
+
+    /// "The transfer is IN_PROGRESS", as a subquery.
+    fn in_progress(&self, id: i64) -> SelectStatement {
+        use data_transfer::{Column, Entity};
+        Query::select()
+            .expr(Expr::val(1))
+            .from(Entity)
+            .and_where(Expr::col((Entity, Column::Id)).eq(id))
+            .and_where(self.status_is(&[Status::InProgress]))
+            .to_owned()
+    }
+
+    /// An update of one transfer's status, to be completed by the caller.
+    fn set_status(&self, id: i64, status: Status) -> UpdateMany<data_transfer::Entity> {
+        data_transfer::Entity::update_many()
+            .col_expr(
+                data_transfer::Column::Status,
+                self.schema.transfer_status.write(status),
+            )
+            .filter(data_transfer::Column::Id.eq(id))
+    }
+}
+
+/// Locks a transfer's row until the transaction ends, and reads it as it is then.
+async fn lock(tx: &DatabaseTransaction, id: i64) -> Result<Option<data_transfer::Model>, DbErr> {
+    // Not the stronger `FOR UPDATE`: rows that refer to this one may be inserted meanwhile.
+    data_transfer::Entity::find_by_id(id)
+        .lock(LockType::NoKeyUpdate)
+        .one(tx)
+        .await
+}
+
+async fn find_lease(
+    db: &impl ConnectionTrait,
+    id: i64,
+) -> Result<Option<transfer_worker_lease::Model>, DbErr> {
+    transfer_worker_lease::Entity::find_by_id(id).one(db).await
+}
+
+async fn delete_lease(db: &impl ConnectionTrait, id: i64, token: &str) -> Result<bool, DbErr> {
+    let result = transfer_worker_lease::Entity::delete_many()
+        .filter(transfer_worker_lease::Column::DataTransferId.eq(id))
+        .filter(transfer_worker_lease::Column::Token.eq(token))
+        .exec(db)
+        .await?;
+    Ok(result.rows_affected == 1)
+}
+
+/// "This lease stands", as a subquery.
+fn standing(lease: &Lease) -> SelectStatement {
+    use transfer_worker_lease::{Column, Entity};
+    Query::select()
+        .expr(Expr::val(1))
+        .from(Entity)
+        .and_where(Expr::col((Entity, Column::DataTransferId)).eq(lease.data_transfer_id))
+        .and_where(Expr::col((Entity, Column::Token)).eq(lease.token.to_string()))
+        .to_owned()
+}
+
+/// How an attempt ended.
+#[derive(Debug, Clone)]
+struct Ending {
+    outcome: Outcome,
+    error_code: Option<String>,
+    message: Option<String>,
+    bytes: i64,
+    rate_bytes_per_s: i64,
+    digest: Option<String>,
+}
+
+impl Ending {
+    /// The end of an attempt whose worker is not there to tell.
+    fn interrupted(lease: &LeaseInfo, demise: Demise) -> Self {
+        Self {
+            outcome: Outcome::Interrupted,
+            error_code: None,
+            message: Some(demise.to_string()),
+            bytes: lease.bytes_done,
+            rate_bytes_per_s: lease.rate_bytes_per_s,
+            digest: None,
+        }
+    }
+}
+
+/// Writes the end of an attempt, unless it has one.
+async fn end_attempt(
+    db: &impl ConnectionTrait,
+    id: i64,
+    attempt: i32,
+    now: DateTime<Utc>,
+    ending: &Ending,
+) -> Result<(), DbErr> {
+    use transfer_worker_attempt::{Column, Entity};
+    Entity::update_many()
+        .col_expr(Column::EndedAt, Expr::val(now))
+        .col_expr(Column::Outcome, Expr::val(ending.outcome))
+        .col_expr(
+            Column::ErrorCode,
+            Expr::val(ending.error_code.as_deref().map(storable)),
+        )
+        .col_expr(
+            Column::Message,
+            Expr::val(ending.message.as_deref().map(storable)),
+        )
+        .col_expr(Column::Bytes, Expr::val(ending.bytes))
+        .col_expr(Column::RateBytesPerS, Expr::val(ending.rate_bytes_per_s))
+        .col_expr(
+            Column::Digest,
+            Expr::val(ending.digest.as_deref().map(storable)),
+        )
+        .filter(Column::DataTransferId.eq(id))
+        .filter(Column::Attempt.eq(attempt))
+        .filter(Column::Outcome.is_null())
+        .exec(db)
+        .await
+        .map(drop)
+}
+
+/// An insert of one row. Not by an active model where a column needs a cast of its own.
+pub(super) fn insert_into(
+    table: impl IntoTableRef,
+    cells: Vec<(DynIden, Expr)>,
+) -> InsertStatement {
+    let (columns, values): (Vec<_>, Vec<_>) = cells.into_iter().unzip();
+    let mut insert = Query::insert();
+    // As many values as columns, so this cannot fail.
+    insert
+        .into_table(table)
+        .columns(columns)
+        .values_panic(values);
+    insert
+}
+
+fn retry_count(row: &data_transfer::Model) -> u32 {
+    row.retry_count
+        .map_or(0, |count| u32::try_from(count).unwrap_or(0))
+}
+
+/// A count as a column holds it. No file is larger.
+fn column_value(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// A text that PostgreSQL stores: it has no NUL. What a program printed may have one, and must not
+/// keep a failure from being recorded.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+fn storable_path(path: &Path) -> String {
+    storable(&path.to_string_lossy())
+}

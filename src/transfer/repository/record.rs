@@ -1,0 +1,483 @@
+//! What is known about a transfer, for the worker that copies it and for people.
+
+use chrono::{DateTime, Utc};
+use entity::{
+    Label, LocationType, Outcome, RouteType, Status, StorageType, Timestamp, data_location,
+    data_transfer, data_transfer_package, data_transfer_route, disk_data_location, site,
+    transfer_worker_attempt, transfer_worker_lease,
+};
+use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Order, Query};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult,
+};
+use serde::Serialize;
+
+use super::schedule::{Endpoint, ID, endpoints, with_endpoints};
+use super::{Repository, find_lease, retry_count};
+use crate::transfer::database::DatabaseError;
+use crate::transfer::lease::LeaseInfo;
+
+/// A transfer with all that it refers to. What is missing in the database is missing here.
+#[derive(Debug, Clone, Serialize)]
+pub struct TransferRecord {
+    /// Its id.
+    pub id: i64,
+    /// How far it is.
+    pub status: Label<Status>,
+    /// Failures so far.
+    pub retry_count: u32,
+    /// Begin of the latest attempt.
+    pub start_time: Option<DateTime<Utc>>,
+    /// End of the last attempt, once there is no further one.
+    pub end_time: Option<DateTime<Utc>>,
+    /// Why the latest attempt failed.
+    pub failure_error_message: Option<String>,
+    /// What is transferred.
+    pub package: Option<Package>,
+    /// From here.
+    pub origin: Option<Location>,
+    /// To there.
+    pub destination: Option<Location>,
+    /// How.
+    pub route: Option<Route>,
+}
+
+/// A file that is transferred.
+#[derive(Debug, Clone, Serialize)]
+pub struct Package {
+    /// Its id.
+    pub id: i64,
+    /// Name of the file.
+    pub file_name: String,
+    /// Path below the location's root, with the file's name.
+    pub relative_path: String,
+    /// Size, as the database has it.
+    pub size_bytes: Option<i64>,
+    /// Checksum, in whichever form its producer wrote it.
+    pub checksum: Option<String>,
+}
+
+/// One end of a transfer.
+#[derive(Debug, Clone, Serialize)]
+pub struct Location {
+    /// Its id.
+    pub id: i64,
+    /// Its name.
+    pub name: String,
+    /// What it is for.
+    pub location_type: Label<LocationType>,
+    /// What it is made of.
+    pub storage_type: Label<StorageType>,
+    /// Order of use among the site's locations.
+    pub priority: Option<i64>,
+    /// Whether it is in use.
+    pub active: bool,
+    /// Where it is.
+    pub site: Option<Site>,
+    /// Host and path; only a disk has them.
+    pub disk: Option<Disk>,
+}
+
+/// A site.
+#[derive(Debug, Clone, Serialize)]
+pub struct Site {
+    /// Its id.
+    pub id: i64,
+    /// Name for people.
+    pub name: String,
+    /// Name in queue names.
+    pub short_name: String,
+}
+
+/// Where a location's disk is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Disk {
+    /// The host; none where it is the one that looks.
+    pub host: Option<String>,
+    /// The root directory.
+    pub path: String,
+}
+
+/// The way from the origin's site to the destination's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Route {
+    /// Its id.
+    pub id: i64,
+    /// The program, e.g. `bbcp`.
+    pub method: Option<String>,
+    /// How it leads.
+    pub route_type: Label<RouteType>,
+}
+
+/// A transfer in a list.
+#[derive(Debug, Clone, Serialize)]
+pub struct TransferSummary {
+    /// Its id.
+    pub id: i64,
+    /// How far it is.
+    pub status: Label<Status>,
+    /// Failures so far.
+    pub retry_count: u32,
+    /// From here.
+    pub origin: Option<Endpoint>,
+    /// To there.
+    pub destination: Option<Endpoint>,
+    /// Name of the file.
+    pub file_name: Option<String>,
+    /// Its size.
+    pub size_bytes: Option<i64>,
+    /// Why the latest attempt failed.
+    pub failure_error_message: Option<String>,
+    /// Who is at it.
+    pub lease: Option<LeaseInfo>,
+}
+
+/// A transfer with its whole history.
+#[derive(Debug, Clone, Serialize)]
+pub struct TransferDetail {
+    /// The transfer.
+    pub transfer: TransferRecord,
+    /// Who is at it.
+    pub lease: Option<LeaseInfo>,
+    /// Its attempts, oldest first.
+    pub attempts: Vec<AttemptRecord>,
+}
+
+/// One attempt.
+#[derive(Debug, Clone, Serialize)]
+pub struct AttemptRecord {
+    /// Its number.
+    pub attempt: i32,
+    /// Celery's id of the task.
+    pub task_id: String,
+    /// Celery's name of the worker.
+    pub worker: String,
+    /// Begin.
+    pub started_at: DateTime<Utc>,
+    /// End; none while it runs.
+    pub ended_at: Option<DateTime<Utc>>,
+    /// How it ended; none while it runs.
+    pub outcome: Option<Outcome>,
+    /// Class of the error.
+    pub error_code: Option<String>,
+    /// What happened.
+    pub message: Option<String>,
+    /// Bytes copied.
+    pub bytes: Option<i64>,
+    /// Mean rate.
+    pub rate_bytes_per_s: Option<i64>,
+    /// Digest that both ends agreed upon.
+    pub digest: Option<String>,
+    /// The log file, on the worker's host.
+    pub log_path: Option<String>,
+    /// A temporary file that may still be at the destination.
+    pub temporary_name: Option<String>,
+}
+
+/// Which transfers to list.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Filter {
+    /// Only with this status.
+    pub status: Option<Status>,
+    /// So many at most, those with the highest ids.
+    pub limit: Option<u64>,
+}
+
+impl Repository {
+    /// A transfer with all that it refers to; none if there is no such transfer.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn transfer(&self, id: i64) -> Result<Option<TransferRecord>, DatabaseError> {
+        self.database
+            .bounded(async { Ok(self.read_transfer(id).await?) })
+            .await
+    }
+
+    /// Transfers, those with the highest ids first.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn list(&self, filter: Filter) -> Result<Vec<TransferSummary>, DatabaseError> {
+        self.database
+            .bounded(async { Ok(self.read_list(filter).await?) })
+            .await
+    }
+
+    /// A transfer with its lease and all attempts; none if there is no such transfer.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn show(&self, id: i64) -> Result<Option<TransferDetail>, DatabaseError> {
+        let reading = async {
+            let Some(transfer) = self.read_transfer(id).await? else {
+                return Ok(None);
+            };
+            let db = self.database.connection();
+            let lease = find_lease(db, id).await?.as_ref().map(LeaseInfo::from);
+            let attempts = transfer_worker_attempt::Entity::find()
+                .filter(transfer_worker_attempt::Column::DataTransferId.eq(id))
+                .order_by_asc(transfer_worker_attempt::Column::Attempt)
+                .all(db)
+                .await?;
+            let attempts = attempts.into_iter().map(AttemptRecord::from).collect();
+            Ok(Some(TransferDetail {
+                transfer,
+                lease,
+                attempts,
+            }))
+        };
+        self.database.bounded(reading).await
+    }
+
+    async fn read_transfer(&self, id: i64) -> Result<Option<TransferRecord>, DbErr> {
+        let Some(row) = self.row(id).await? else {
+            return Ok(None);
+        };
+        let retry_count = retry_count(&row);
+        let package = self.package(row.data_transfer_package_id).await?;
+        let origin = self.location(row.origin_location_id).await?;
+        let destination = self.location(row.destination_location_id).await?;
+        let route = match (&origin, &destination) {
+            (Some(origin), Some(destination)) => self.route(origin, destination).await?,
+            _ => None,
+        };
+        Ok(Some(TransferRecord {
+            id: row.id,
+            status: row.status,
+            retry_count,
+            start_time: row.start_time.map(|Timestamp(time)| time),
+            end_time: row.end_time.map(|Timestamp(time)| time),
+            failure_error_message: row.failure_error_message,
+            package,
+            origin,
+            destination,
+            route,
+        }))
+    }
+
+    async fn package(&self, id: Option<i64>) -> Result<Option<Package>, DbErr> {
+        let Some(id) = id else { return Ok(None) };
+        let row = data_transfer_package::Entity::find_by_id(id)
+            .one(self.database.connection())
+            .await?;
+        Ok(row.map(|row| Package {
+            id: row.id,
+            file_name: row.file_name,
+            relative_path: row.relative_path,
+            size_bytes: row.size,
+            checksum: row.checksum,
+        }))
+    }
+
+    async fn location(&self, id: Option<i64>) -> Result<Option<Location>, DbErr> {
+        let Some(id) = id else { return Ok(None) };
+        let db = self.database.connection();
+        let Some(row) = data_location::Entity::find_by_id(id).one(db).await? else {
+            return Ok(None);
+        };
+        let site = site::Entity::find_by_id(row.site_id).one(db).await?;
+        let disk = disk_data_location::Entity::find_by_id(id).one(db).await?;
+        Ok(Some(Location {
+            id: row.id,
+            name: row.name,
+            location_type: row.location_type,
+            storage_type: row.storage_type,
+            priority: row.priority,
+            active: self.is_active(id).await?,
+            site: site.map(|row| Site {
+                id: row.id,
+                name: row.name,
+                short_name: row.short_name,
+            }),
+            disk: disk.map(|row| Disk {
+                host: row.host,
+                path: row.path,
+            }),
+        }))
+    }
+
+    /// A location is in use unless the database says that it is not.
+    async fn is_active(&self, location_id: i64) -> Result<bool, DbErr> {
+        if !self.schema.has_active {
+            return Ok(true);
+        }
+        let query = Query::select()
+            .column(data_location::Optional::Active)
+            .from(data_location::Entity)
+            .and_where(Expr::col(data_location::Column::Id).eq(location_id))
+            .to_owned();
+        let row = self.database.connection().query_one(&query).await?;
+        let active: Option<bool> = row
+            .map(|row| row.try_get_by_index(0))
+            .transpose()?
+            .flatten();
+        Ok(active.unwrap_or(true))
+    }
+
+    async fn route(
+        &self,
+        origin: &Location,
+        destination: &Location,
+    ) -> Result<Option<Route>, DbErr> {
+        use data_transfer_route::{Column, Entity};
+        let (Some(from), Some(to)) = (&origin.site, &destination.site) else {
+            return Ok(None);
+        };
+        let routes = Entity::find()
+            .filter(Column::OriginSiteId.eq(from.id))
+            .filter(Column::DestinationSiteId.eq(to.id))
+            .order_by_asc(Column::Id)
+            .all(self.database.connection())
+            .await?;
+        Ok(
+            best_route(routes, origin.id, destination.id).map(|row| Route {
+                id: row.id,
+                method: row.method,
+                route_type: row.route_type,
+            }),
+        )
+    }
+
+    async fn read_list(&self, filter: Filter) -> Result<Vec<TransferSummary>, DbErr> {
+        use data_transfer::{Column, Entity};
+        use data_transfer_package::{Column as PackageColumn, Entity as Packages};
+        let mut query = with_endpoints();
+        query
+            .join(
+                JoinType::LeftJoin,
+                Packages,
+                Expr::col((Packages, PackageColumn::Id))
+                    .equals((Entity, Column::DataTransferPackageId)),
+            )
+            .expr_as(
+                Expr::col((Entity, Column::Status)).cast_as("text"),
+                "status",
+            )
+            .expr_as(
+                Expr::col((Entity, Column::RetryCount)).cast_as("bigint"),
+                "retry_count",
+            )
+            .expr_as(
+                Expr::col((Entity, Column::FailureErrorMessage)),
+                "failure_error_message",
+            )
+            .expr_as(Expr::col((Packages, PackageColumn::FileName)), "file_name")
+            .expr_as(
+                Expr::col((Packages, PackageColumn::Size)).cast_as("bigint"),
+                "size_bytes",
+            )
+            .order_by((Entity, Column::Id), Order::Desc);
+        if let Some(status) = filter.status {
+            query.and_where(self.status_is(&[status]));
+        }
+        if let Some(limit) = filter.limit {
+            query.limit(limit);
+        }
+        let db = self.database.connection();
+        let rows = db.query_all(&query).await?;
+        // Few: one for each copy that runs.
+        let leases = transfer_worker_lease::Entity::find().all(db).await?;
+        rows.iter().map(|row| summary(row, &leases)).collect()
+    }
+}
+
+fn summary(
+    row: &QueryResult,
+    leases: &[transfer_worker_lease::Model],
+) -> Result<TransferSummary, DbErr> {
+    let id = row.try_get("", ID)?;
+    let (origin, destination) = endpoints(row)?;
+    let retry_count: Option<i64> = row.try_get("", "retry_count")?;
+    Ok(TransferSummary {
+        id,
+        status: row.try_get("", "status")?,
+        retry_count: retry_count
+            .and_then(|count| u32::try_from(count).ok())
+            .unwrap_or(0),
+        origin,
+        destination,
+        file_name: row.try_get("", "file_name")?,
+        size_bytes: row.try_get("", "size_bytes")?,
+        failure_error_message: row.try_get("", "failure_error_message")?,
+        lease: leases
+            .iter()
+            .find(|lease| lease.data_transfer_id == id)
+            .map(LeaseInfo::from),
+    })
+}
+
+/// The route that fits two locations best: one that names both, then one that names either, then
+/// one that holds for the sites; the oldest of equals.
+fn best_route(
+    routes: Vec<data_transfer_route::Model>,
+    origin_id: i64,
+    destination_id: i64,
+) -> Option<data_transfer_route::Model> {
+    let fits = |named: Option<i64>, id: i64| named.is_none_or(|named| named == id);
+    let names = |route: &data_transfer_route::Model| {
+        usize::from(route.origin_location_id.is_some())
+            + usize::from(route.destination_location_id.is_some())
+    };
+    routes
+        .into_iter()
+        .filter(|route| {
+            fits(route.origin_location_id, origin_id)
+                && fits(route.destination_location_id, destination_id)
+        })
+        .min_by_key(|route| (std::cmp::Reverse(names(route)), route.id))
+}
+
+impl From<transfer_worker_attempt::Model> for AttemptRecord {
+    fn from(row: transfer_worker_attempt::Model) -> Self {
+        Self {
+            attempt: row.attempt,
+            task_id: row.task_id,
+            worker: row.worker,
+            started_at: row.started_at,
+            ended_at: row.ended_at,
+            outcome: row.outcome,
+            error_code: row.error_code,
+            message: row.message,
+            bytes: row.bytes,
+            rate_bytes_per_s: row.rate_bytes_per_s,
+            digest: row.digest,
+            log_path: row.log_path,
+            temporary_name: row.temporary_name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(id: i64, from: Option<i64>, to: Option<i64>) -> data_transfer_route::Model {
+        data_transfer_route::Model {
+            id,
+            origin_site_id: 1,
+            destination_site_id: 2,
+            method: Some("bbcp".to_owned()),
+            route_type: Label::Known(RouteType::Direct),
+            origin_location_id: from,
+            destination_location_id: to,
+        }
+    }
+
+    #[test]
+    fn the_most_particular_route_counts() {
+        let all = vec![
+            route(1, None, None),
+            route(2, None, None),
+            route(3, Some(10), None),
+            route(4, Some(10), Some(20)),
+            route(5, Some(11), Some(20)),
+        ];
+        let best = |from, to| best_route(all.clone(), from, to).map(|route| route.id);
+        assert_eq!(best(10, 20), Some(4));
+        assert_eq!(best(10, 21), Some(3));
+        assert_eq!(best(11, 20), Some(5));
+        assert_eq!(best(12, 20), Some(1));
+        assert_eq!(best_route(vec![route(3, Some(10), None)], 11, 20), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! Recovering transfers whose worker is gone.
+
+use entity::{Status, data_transfer, transfer_worker_lease};
+use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
+use sea_orm::{EntityTrait, QueryFilter, QueryOrder};
+use serde::Serialize;
+
+use super::acquire::delete_unrenewed;
+use super::{Displaced, Ending, Repository, delete_lease, end_attempt, find_lease, lock};
+use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::lease::{Demise, LeaseInfo, Owner};
+
+/// What a sweep has done.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Transfers that are PENDING again, and leases that were removed since the transfer's status
+    /// had been changed already.
+    pub recovered: Vec<Recovered>,
+    /// Transfers that could not be recovered this time, and why.
+    pub failed: Vec<(i64, DatabaseError)>,
+}
+
+/// A lease that was removed.
+#[derive(Debug, Clone, Serialize)]
+pub struct Recovered {
+    /// The lease, and why it was dead.
+    #[serde(flatten)]
+    pub displaced: Displaced,
+    /// Whether the transfer went back to PENDING: not where somebody had changed it before.
+    pub is_pending: bool,
+}
+
+impl Repository {
+    /// Removes every dead lease and puts its transfer back to PENDING.
+    ///
+    /// Stopping is not failing: the count of failures stays. Dead is what
+    /// [`LeaseInfo::demise`] says, as `observer` sees it, and never an age alone; a transfer
+    /// without a lease is never touched. One transfer that cannot be recovered does not keep the
+    /// others from it.
+    ///
+    /// # Errors
+    /// What the database says when it is asked for the leases.
+    pub async fn sweep(&self, observer: &Owner) -> Result<Sweep, DatabaseError> {
+        let candidates = self.database.bounded(self.candidates(observer)).await?;
+        let mut sweep = Sweep::default();
+        for id in candidates {
+            match self.database.bounded(self.recover(id, observer)).await {
+                Ok(recovered) => sweep.recovered.extend(recovered),
+                Err(error) => sweep.failed.push((id, error)),
+            }
+        }
+        Ok(sweep)
+    }
+
+    /// Transfers whose lease seems dead. Looked at without a lock, so [`Self::recover`] looks again.
+    async fn candidates(&self, observer: &Owner) -> Result<Vec<i64>, DatabaseError> {
+        use transfer_worker_lease::{Column, Entity};
+        let db = self.database.connection();
+        let now = database::now(db).await?;
+        let in_progress = Query::select()
+            .column((data_transfer::Entity, data_transfer::Column::Id))
+            .from(data_transfer::Entity)
+            .and_where(self.status_is(&[Status::InProgress]))
+            .to_owned();
+        let orphans = Entity::find()
+            .filter(Expr::col(Column::DataTransferId).not_in_subquery(in_progress))
+            .all(db)
+            .await?;
+        let leases = Entity::find()
+            .order_by_asc(Column::DataTransferId)
+            .all(db)
+            .await?;
+        let is_candidate = |lease: &transfer_worker_lease::Model| {
+            LeaseInfo::from(lease).demise(now, observer).is_some()
+                || orphans
+                    .iter()
+                    .any(|orphan| orphan.data_transfer_id == lease.data_transfer_id)
+        };
+        Ok(leases
+            .iter()
+            .filter(|lease| is_candidate(lease))
+            .map(|l| l.data_transfer_id)
+            .collect())
+    }
+
+    async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {
+        let tx = self.database.begin().await?;
+        let row = lock(&tx, id).await?;
+        let now = database::now(&tx).await?;
+        let Some(held) = find_lease(&tx, id).await? else {
+            return Ok(None);
+        };
+        let lease = LeaseInfo::from(&held);
+        let in_progress = row.is_some_and(|row| row.status.means(Status::InProgress));
+        let demise = if in_progress {
+            lease.demise(now, observer)
+        } else {
+            Some(Demise::StatusChanged)
+        };
+        let Some(demise) = demise else {
+            return Ok(None);
+        };
+        let removed = match demise {
+            Demise::Expired => delete_unrenewed(&tx, &held).await?,
+            Demise::OwnerDead | Demise::StatusChanged => delete_lease(&tx, id, &held.token).await?,
+        };
+        if !removed {
+            return Ok(None);
+        }
+        if in_progress {
+            self.set_status(id, Status::Pending).exec(&tx).await?;
+        }
+        end_attempt(
+            &tx,
+            id,
+            held.attempt,
+            now,
+            &Ending::interrupted(&lease, demise),
+        )
+        .await?;
+        tx.commit().await?;
+        Ok(Some(Recovered {
+            displaced: Displaced { lease, demise },
+            is_pending: in_progress,
+        }))
+    }
+}

@@ -1,0 +1,926 @@
+//! One attempt at one transfer, from the lease to the last commit.
+//!
+//! acquire → plan → prepare → copy → verify → publish → commit. Every step may be repeated, and a
+//! process that dies between any two of them leaves either nothing under the final name or the
+//! verified file, which the next attempt recognizes.
+//!
+//! While an attempt runs, a keeper renews its lease, independently of what the attempt waits for.
+//! If the lease is lost the attempt is stopped; if the database cannot be reached it goes on,
+//! since only the database can tell whose the transfer is, and it is asked again before anything
+//! is published.
+//!
+//! What a failure means for the row is not decided here: [`Failed`] hands the lease on to who
+//! knows the policy.
+
+use std::ops::ControlFlow;
+use std::panic::AssertUnwindSafe;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures_util::FutureExt;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::bbcp;
+use super::database::DatabaseError;
+use super::digest::Digest;
+use super::endpoint::{Facts, Reading};
+use super::error::{Interruption, TransferError};
+use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
+use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
+use super::repository::{Acquired, Acquisition, Finished, Location, Repository, TransferRecord};
+
+use crate::settings::Settings;
+use crate::telemetry::{chain, panic_text};
+
+/// How long tidying up after a failed attempt may take.
+const TIDY_WITHIN: Duration = Duration::from_secs(15);
+
+/// First and longest pause between two tries to reach the database.
+const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// What an attempt is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Looking at both ends.
+    Preparing,
+    /// bbcp runs.
+    Copying,
+    /// Digests are computed.
+    Verifying,
+    /// Renaming and committing.
+    Publishing,
+}
+
+/// What an attempt is doing and how far it is, for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot {
+    /// What it is doing.
+    pub phase: Phase,
+    /// How far the copy is.
+    pub progress: Progress,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Preparing,
+            progress: Progress::default(),
+        }
+    }
+}
+
+/// What a caller wants done.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// The transfer.
+    pub id: i64,
+    /// Celery's id of the task, or any word that tells the caller.
+    pub task_id: String,
+    /// Cancelled when the attempt has to stop.
+    pub cancelled: CancellationToken,
+    /// The message came before, so a lease that is found may be that of a worker that died with
+    /// it: worth waiting to see whether it is renewed.
+    pub redelivered: bool,
+    /// Gets what the attempt is doing.
+    pub snapshots: watch::Sender<Snapshot>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Done {
+    /// The transfer had been completed before.
+    AlreadyCompleted,
+    /// The file had been at its destination before, with the same content.
+    AlreadyThere(Summary),
+    /// The file was copied.
+    Copied(Summary),
+}
+
+/// Facts of a completed transfer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Number of the attempt.
+    pub attempt: i32,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Time from lease to commit.
+    pub elapsed: Duration,
+    /// What both ends agree on.
+    pub digest: String,
+}
+
+/// An attempt that did not end well.
+#[derive(Debug)]
+pub struct Failed {
+    /// Why.
+    pub error: TransferError,
+    /// The lease it still holds; the row has to be settled with it.
+    pub lease: Option<Lease>,
+    /// How far the copy came.
+    pub progress: Progress,
+    /// bbcp's output, if it came to that.
+    pub log_path: Option<PathBuf>,
+    /// The lease is held for the very task that asked: its result is the holder's to tell.
+    pub held_for_same_task: bool,
+}
+
+impl Failed {
+    fn before_the_lease(error: TransferError) -> Self {
+        let progress = Progress::default();
+        Self {
+            error,
+            lease: None,
+            progress,
+            log_path: None,
+            held_for_same_task: false,
+        }
+    }
+}
+
+/// Runs attempts. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct TransferService {
+    repository: Repository,
+    settings: Arc<Settings>,
+    owner: Owner,
+    local: LocalHost,
+}
+
+impl TransferService {
+    /// A service that works as `owner`.
+    #[must_use]
+    pub fn new(repository: Repository, settings: Arc<Settings>, owner: Owner) -> Self {
+        let further = settings.transfer.local_hosts.iter().map(String::as_str);
+        let local = LocalHost::new(&owner.host, further);
+        Self {
+            repository,
+            settings,
+            owner,
+            local,
+        }
+    }
+
+    /// The transfers.
+    #[must_use]
+    pub fn repository(&self) -> &Repository {
+        &self.repository
+    }
+
+    /// Who holds the leases.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// All settings.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Does one attempt.
+    ///
+    /// # Errors
+    /// [`Failed`]; its lease, if any, is not renewed any more and has to be settled.
+    pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
+        let acquired = match self.acquire(request).await? {
+            Some(acquired) => acquired,
+            None => return Ok(Done::AlreadyCompleted),
+        };
+        let lease = acquired.lease.clone();
+        let running = Running {
+            service: self,
+            request,
+            lease: &lease,
+            stop: request.cancelled.child_token(),
+            started: Instant::now(),
+        };
+        let (lost, keeper) = running.keep();
+        let mut log_path = None;
+        // A panic is a failed attempt like any other: its row must be settled, or it would come
+        // back for ever.
+        let attempt = AssertUnwindSafe(running.attempt(&acquired, &mut log_path));
+        let outcome = attempt.catch_unwind().await.unwrap_or_else(|panic| {
+            Err(TransferError::Internal {
+                what: panic_text(&*panic).to_owned(),
+            })
+        });
+        drop(keeper);
+        outcome.map_err(|error| {
+            let error = match error {
+                _ if lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
+                // bbcp knows only that it was stopped.
+                TransferError::Interrupted { .. } if request.cancelled.is_cancelled() => {
+                    TransferError::Interrupted {
+                        cause: Interruption::Shutdown,
+                    }
+                }
+                error => error,
+            };
+            let ours = !matches!(error, TransferError::LeaseLost { .. });
+            let progress = request.snapshots.borrow().progress;
+            Failed {
+                lease: ours.then_some(lease),
+                error,
+                progress,
+                log_path,
+                held_for_same_task: false,
+            }
+        })
+    }
+
+    /// Takes the lease; none if the transfer is completed already.
+    async fn acquire(&self, request: &Request) -> Result<Option<Acquired>, Failed> {
+        let id = request.id;
+        let ttl = self.settings.transfer.lease_ttl;
+        let mut waiting = Waiting::new(ttl);
+        loop {
+            let acquisition = self
+                .patiently(&request.cancelled, || {
+                    self.repository
+                        .acquire(id, &self.owner, &request.task_id, ttl)
+                })
+                .await
+                .map_err(Failed::before_the_lease)?;
+            let error = match acquisition {
+                Acquisition::Acquired(acquired) => return Ok(Some(acquired)),
+                Acquisition::Completed => return Ok(None),
+                Acquisition::Held(held) => {
+                    let same_task = held.task_id == request.task_id;
+                    if (same_task || request.redelivered) && waiting.worth_it(&held) {
+                        tokio::select! {
+                            () = request.cancelled.cancelled() => {
+                                let cause = Interruption::Shutdown;
+                                let error = TransferError::Interrupted { cause };
+                                return Err(Failed::before_the_lease(error));
+                            }
+                            () = sleep(waiting.pause()) => continue,
+                        }
+                    }
+                    let owner = held.owner.to_string();
+                    let failed = Failed::before_the_lease(TransferError::Held { id, owner });
+                    return Err(Failed {
+                        held_for_same_task: same_task,
+                        ..failed
+                    });
+                }
+                Acquisition::Missing => TransferError::UnknownTransfer { id },
+                Acquisition::Failed { .. } => TransferError::AlreadyFailed { id },
+                Acquisition::Untracked => TransferError::Untracked { id },
+                Acquisition::UnknownStatus(status) => TransferError::Database {
+                    source: format!("data transfer {id} has the unknown status `{status}`").into(),
+                },
+            };
+            return Err(Failed::before_the_lease(error));
+        }
+    }
+
+    /// Asks the database until it answers, or until the caller gives up.
+    async fn patiently<T, F>(
+        &self,
+        cancelled: &CancellationToken,
+        mut ask: impl FnMut() -> F,
+    ) -> Result<T, TransferError>
+    where
+        F: Future<Output = Result<T, DatabaseError>>,
+    {
+        let mut pauses = pauses();
+        loop {
+            let error = match ask().await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !error.is_unreachable() {
+                return Err(TransferError::Database {
+                    source: error.into(),
+                });
+            }
+            let pause = pauses.next().unwrap_or(DATABASE_PAUSES.1);
+            tracing::warn!(
+                error = %chain(&error),
+                retry_in = %humantime::format_duration(pause),
+                "the database cannot be reached"
+            );
+            tokio::select! {
+                () = cancelled.cancelled() => {
+                    return Err(TransferError::Interrupted { cause: Interruption::Shutdown });
+                }
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Makes a change that a lease allows, for as long as it takes to reach the database.
+    ///
+    /// # Errors
+    /// [`TransferError::LeaseLost`], [`TransferError::Interrupted`] when `cancelled` while the
+    /// database cannot be reached, [`TransferError::Database`] when it says no.
+    pub async fn settle<F>(
+        &self,
+        lease: &Lease,
+        cancelled: &CancellationToken,
+        mut change: impl FnMut() -> F,
+    ) -> Result<(), TransferError>
+    where
+        F: Future<Output = Result<(), LeaseError>>,
+    {
+        let answer = self
+            .patiently(cancelled, || {
+                let changing = change();
+                async {
+                    match changing.await {
+                        Ok(()) => Ok(ControlFlow::Continue(())),
+                        Err(LeaseError::Lost) => Ok(ControlFlow::Break(())),
+                        Err(LeaseError::Database(error)) => Err(error),
+                    }
+                }
+            })
+            .await?;
+        match answer {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(TransferError::LeaseLost {
+                id: lease.data_transfer_id(),
+            }),
+        }
+    }
+}
+
+/// One attempt under way.
+struct Running<'a> {
+    service: &'a TransferService,
+    request: &'a Request,
+    lease: &'a Lease,
+    /// Cancelled by the caller or by the keeper.
+    stop: CancellationToken,
+    started: Instant,
+}
+
+impl Running<'_> {
+    /// Starts to renew the lease. The token is cancelled when it is lost.
+    fn keep(&self) -> (CancellationToken, AbortOnDropHandle<()>) {
+        let lost = CancellationToken::new();
+        let keeper = keep(
+            self.service.repository.clone(),
+            self.lease.clone(),
+            self.service.settings.transfer.lease_renew_interval,
+            self.request.snapshots.subscribe(),
+            self.stop.clone(),
+            lost.clone(),
+        );
+        (lost, AbortOnDropHandle::new(tokio::spawn(keeper)))
+    }
+
+    async fn attempt(
+        &self,
+        acquired: &Acquired,
+        log_path: &mut Option<PathBuf>,
+    ) -> Result<Done, TransferError> {
+        if let Some(displaced) = &acquired.displaced {
+            tracing::warn!(
+                data_transfer_id = self.request.id,
+                attempt = self.lease.attempt(),
+                previous_owner = %displaced.lease.owner,
+                reason = %displaced.demise,
+                "transfer taken over from a dead attempt"
+            );
+        }
+        let mut plan = self.plan().await?;
+        let facts = self.stoppable(self.prepare(&mut plan)).await?;
+        self.sweep(&plan, acquired).await;
+
+        if let Some(there) = self.stoppable(plan.target.inspect()).await? {
+            let digest = self.stoppable(self.recognize(&plan, facts, there)).await?;
+            let summary = self.commit(&plan, &digest, None).await?;
+            return Ok(Done::AlreadyThere(summary));
+        }
+        self.stoppable(self.check_room(&plan)).await?;
+
+        let path = self.log_path();
+        let name = plan.target.temporary().to_string();
+        let (service, lease) = (self.service, self.lease);
+        service
+            .settle(lease, &self.stop, || {
+                service.repository.record_files(lease, &name, &path)
+            })
+            .await?;
+        *log_path = Some(path.clone());
+
+        let copied = self.copy_and_publish(&plan, facts, path).await;
+        if copied.is_err() {
+            self.tidy(&plan).await;
+        }
+        copied.map(Done::Copied)
+    }
+
+    /// Reads the rows and makes the plan.
+    async fn plan(&self) -> Result<Plan, TransferError> {
+        let id = self.request.id;
+        let record = self
+            .service
+            .patiently(&self.stop, || self.service.repository.transfer(id))
+            .await?
+            .ok_or(TransferError::UnknownTransfer { id })?;
+        let TransferRecord {
+            package,
+            origin,
+            destination,
+            route,
+            ..
+        } = record;
+        let missing = |what: &str| TransferError::Database {
+            source: format!("data transfer {id} has no {what}; the row refers to one that is gone")
+                .into(),
+        };
+        let package = package.ok_or_else(|| missing("package"))?;
+        let origin = location(origin.ok_or_else(|| missing("origin location"))?)?;
+        let destination = location(destination.ok_or_else(|| missing("destination location"))?)?;
+        let link = self
+            .service
+            .settings
+            .link(&origin.site, &destination.site)
+            .map_err(|problem| TransferError::LinkSettings {
+                origin: origin.site.clone(),
+                destination: destination.site.clone(),
+                problem,
+            })?;
+        let attempt = Attempt {
+            transfer_id: id,
+            number: u32::try_from(self.lease.attempt()).unwrap_or_default(),
+            lease_token: self.lease.token,
+        };
+        let package = plan::Package {
+            relative_path: package.relative_path,
+            file_name: package.file_name,
+            size: package
+                .size_bytes
+                .and_then(|n| u64::try_from(n).ok())
+                .unwrap_or(0),
+            checksum: package.checksum,
+        };
+        let method = route.map(|route| route.method.unwrap_or_default());
+        plan(
+            attempt,
+            &origin,
+            &destination,
+            &package,
+            method.as_deref(),
+            &link,
+            &self.service.local,
+        )
+    }
+
+    /// Looks at the origin and makes the directory at the destination.
+    async fn prepare(&self, plan: &mut Plan) -> Result<Facts, TransferError> {
+        let facts = plan.source.inspect().await?;
+        // A package whose size was never recorded is as large as it is.
+        if plan.size != 0 && plan.size != facts.size {
+            return Err(TransferError::OriginSize {
+                path: plan.source.path().to_string(),
+                recorded: plan.size,
+                found: facts.size,
+            });
+        }
+        plan.size = facts.size;
+        self.show(
+            Phase::Preparing,
+            Progress {
+                bytes_total: Some(facts.size),
+                ..Default::default()
+            },
+        );
+        plan.target.ensure_directory().await?;
+        Ok(facts)
+    }
+
+    /// Removes what dead attempts at this transfer left. Ours is the lease, so theirs is nothing;
+    /// but leftovers that cannot be removed now are no reason not to copy.
+    async fn sweep(&self, plan: &Plan, acquired: &Acquired) {
+        let tidying = async {
+            for name in plan.target.temporaries().await? {
+                if name != plan.target.temporary() {
+                    plan.target.remove_leftover(name).await?;
+                    tracing::info!(
+                        data_transfer_id = self.request.id,
+                        name = %name,
+                        "temporary file of a dead attempt removed"
+                    );
+                }
+            }
+            Ok::<_, TransferError>(())
+        };
+        if let Ok(Err(error)) = timeout(TIDY_WITHIN, tidying).await {
+            return tracing::warn!(error = error.chain(), "leftovers stay for now");
+        }
+        for leftover in &acquired.leftovers {
+            let id = self.request.id;
+            let forgotten = self
+                .service
+                .repository
+                .forget_temporary(id, leftover.attempt)
+                .await;
+            if let Err(error) = forgotten {
+                tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
+            }
+        }
+    }
+
+    /// Whether what is at the final path is what would be copied.
+    async fn recognize(
+        &self,
+        plan: &Plan,
+        source: Facts,
+        there: Facts,
+    ) -> Result<Digest, TransferError> {
+        let one_host =
+            plan.source.endpoint().remote().is_none() && plan.target.endpoint().remote().is_none();
+        if one_host && source.identity.is_some() && source.identity == there.identity {
+            return Err(TransferError::SamePlace {
+                path: plan.target.path().to_string(),
+            });
+        }
+        let other = || TransferError::DestinationExists {
+            path: plan.target.path().to_string(),
+        };
+        if there.size != source.size {
+            return Err(other());
+        }
+        self.show(Phase::Verifying, self.progress());
+        let nobody = watch::Sender::new(0);
+        let how = self.reading(plan, &nobody);
+        let (origin, destination) =
+            tokio::try_join!(plan.source.digest(how), plan.target.digest(how))?;
+        check_recorded(plan, &origin)?;
+        if origin == destination {
+            Ok(origin)
+        } else {
+            Err(other())
+        }
+    }
+
+    async fn check_room(&self, plan: &Plan) -> Result<(), TransferError> {
+        let needed = plan
+            .size
+            .saturating_add(self.service.settings.transfer.free_space_margin);
+        let available = plan.target.free_space().await?;
+        if available >= needed {
+            return Ok(());
+        }
+        Err(TransferError::StorageLow {
+            path: plan.target.path().parent().to_string(),
+            available,
+            needed,
+        })
+    }
+
+    async fn copy_and_publish(
+        &self,
+        plan: &Plan,
+        source: Facts,
+        log_path: PathBuf,
+    ) -> Result<Summary, TransferError> {
+        self.copy(plan, &log_path).await?;
+        let digest = self.stoppable(self.verify(plan, source)).await?;
+        self.publish(plan).await?;
+        self.commit(plan, &digest, Some(log_path)).await
+    }
+
+    async fn copy(&self, plan: &Plan, log_path: &std::path::Path) -> Result<(), TransferError> {
+        self.show(Phase::Copying, self.progress());
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            bytes = plan.size,
+            source = %plan.source.path(),
+            destination = %plan.target.path(),
+            log_path = %log_path.display(),
+            "copy started"
+        );
+        let seen = watch::Sender::new(bbcp::Progress::none(plan.size));
+        let copying = bbcp::copy(plan, log_path, &self.stop, &seen);
+        let mut changes = seen.subscribe();
+        tokio::pin!(copying);
+        let report = loop {
+            tokio::select! {
+                report = &mut copying => break report?,
+                Ok(()) = changes.changed() => self.show(Phase::Copying, progress(&changes.borrow())),
+            }
+        };
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            bytes = plan.size,
+            elapsed_s = report.elapsed.as_secs_f64(),
+            rate_bytes_per_s = report.rate_bytes_per_s,
+            "copy finished; verifying"
+        );
+        let rate = report
+            .rate_bytes_per_s
+            .map_or(self.progress().rate_bytes_per_s, whole);
+        self.show(
+            Phase::Verifying,
+            Progress {
+                bytes_done: plan.size,
+                bytes_total: Some(plan.size),
+                rate_bytes_per_s: rate,
+            },
+        );
+        Ok(())
+    }
+
+    /// bbcp's word is no proof: it can end with 0 and a wrong file. Size and digest at both ends
+    /// are; and the origin must not have changed meanwhile.
+    async fn verify(&self, plan: &Plan, before: Facts) -> Result<Digest, TransferError> {
+        let path = || plan.target.path().to_string();
+        let found = plan
+            .target
+            .inspect_temporary()
+            .await?
+            .map_or(0, |facts| facts.size);
+        if found != plan.size {
+            return Err(TransferError::TargetSize {
+                path: path(),
+                expected: plan.size,
+                found,
+            });
+        }
+        let nobody = watch::Sender::new(0);
+        let how = self.reading(plan, &nobody);
+        let (origin, destination) =
+            tokio::try_join!(plan.source.digest(how), plan.target.digest_temporary(how))?;
+        let after = plan.source.inspect().await?;
+        if (after.size, after.modified) != (before.size, before.modified) {
+            return Err(TransferError::OriginChanged {
+                path: plan.source.path().to_string(),
+                line: "size or time of last change is not what it was before the copy".into(),
+            });
+        }
+        check_recorded(plan, &origin)?;
+        if origin == destination {
+            return Ok(origin);
+        }
+        Err(TransferError::ChecksumMismatch {
+            path: path(),
+            algorithm: origin.algorithm(),
+            expected: origin.hex().into(),
+            found: destination.hex().into(),
+        })
+    }
+
+    /// Gives the copy its final name, if the transfer is still ours by the database.
+    async fn publish(&self, plan: &Plan) -> Result<(), TransferError> {
+        self.show(Phase::Publishing, self.progress());
+        let (service, lease) = (self.service, self.lease);
+        let progress = self.progress();
+        service
+            .settle(lease, &self.stop, || {
+                service.repository.renew(lease, progress)
+            })
+            .await?;
+        plan.target.publish().await
+    }
+
+    /// Writes COMPLETED. From here on only a cold shutdown ends the wait for the database: the
+    /// file is at its place, and the next attempt would find it there.
+    async fn commit(
+        &self,
+        plan: &Plan,
+        digest: &Digest,
+        log_path: Option<PathBuf>,
+    ) -> Result<Summary, TransferError> {
+        let (service, lease) = (self.service, self.lease);
+        let finished = Finished {
+            bytes: plan.size,
+            rate_bytes_per_s: self.progress().rate_bytes_per_s,
+            digest: Some(digest.to_string()),
+            log_path,
+        };
+        service
+            .settle(lease, &self.request.cancelled, || {
+                service.repository.complete(lease, &finished)
+            })
+            .await?;
+        let summary = Summary {
+            attempt: lease.attempt(),
+            bytes: plan.size,
+            elapsed: self.started.elapsed(),
+            digest: digest.to_string(),
+        };
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = summary.attempt,
+            bytes = summary.bytes,
+            elapsed_s = summary.elapsed.as_secs_f64(),
+            digest = summary.digest,
+            "transfer completed"
+        );
+        Ok(summary)
+    }
+
+    /// Removes what this attempt left under its temporary name.
+    async fn tidy(&self, plan: &Plan) {
+        let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
+        let error = match removed {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.chain(),
+            Err(_) => "not in time".into(),
+        };
+        tracing::warn!(
+            data_transfer_id = self.request.id,
+            path = %plan.target.temporary_path(),
+            error,
+            "the temporary file stays; the next attempt removes it"
+        );
+    }
+
+    /// Does something that is dropped when the attempt has to stop.
+    async fn stoppable<T>(
+        &self,
+        doing: impl Future<Output = Result<T, TransferError>>,
+    ) -> Result<T, TransferError> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {
+                Err(TransferError::Interrupted { cause: Interruption::Cancelled })
+            }
+            done = doing => done,
+        }
+    }
+
+    fn reading<'p>(&self, plan: &Plan, progress: &'p watch::Sender<u64>) -> Reading<'p> {
+        Reading {
+            algorithm: self.service.settings.transfer.digest,
+            size: plan.size,
+            stall_timeout: plan.stall_timeout,
+            progress,
+        }
+    }
+
+    /// `transfer.log_dir`/ID/ID-ATTEMPT-TAG.log
+    fn log_path(&self) -> PathBuf {
+        let directory = &self.service.settings.transfer.log_dir;
+        // Absolute, since the database's readers work elsewhere.
+        let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
+        directory
+            .join(self.request.id.to_string())
+            .join(format!("{}.log", self.lease.tag()))
+    }
+
+    fn progress(&self) -> Progress {
+        self.request.snapshots.borrow().progress
+    }
+
+    fn show(&self, phase: Phase, progress: Progress) {
+        self.request
+            .snapshots
+            .send_replace(Snapshot { phase, progress });
+    }
+}
+
+/// Renews a lease until it is lost or the handle is dropped.
+async fn keep(
+    repository: Repository,
+    lease: Lease,
+    every: Duration,
+    snapshots: watch::Receiver<Snapshot>,
+    stop: CancellationToken,
+    lost: CancellationToken,
+) {
+    loop {
+        sleep(every).await;
+        let progress = snapshots.borrow().progress;
+        match repository.renew(&lease, progress).await {
+            Ok(()) => tracing::debug!(
+                data_transfer_id = lease.data_transfer_id(),
+                attempt = lease.attempt(),
+                bytes = progress.bytes_done,
+                bytes_total = progress.bytes_total,
+                rate_bytes_per_s = progress.rate_bytes_per_s,
+                "progress"
+            ),
+            Err(LeaseError::Lost) => {
+                tracing::warn!(
+                    data_transfer_id = lease.data_transfer_id(),
+                    attempt = lease.attempt(),
+                    "lease lost: another worker or an operator took the transfer; stopping"
+                );
+                lost.cancel();
+                return stop.cancel();
+            }
+            Err(LeaseError::Database(error)) => tracing::warn!(
+                data_transfer_id = lease.data_transfer_id(),
+                error = %chain(&error),
+                "the lease could not be renewed; the copy goes on"
+            ),
+        }
+    }
+}
+
+/// Waiting for a lease's holder to show that it lives.
+struct Waiting {
+    ttl: Duration,
+    until: Instant,
+    first_seen: Option<chrono::DateTime<chrono::Utc>>,
+}
+
+impl Waiting {
+    fn new(ttl: Duration) -> Self {
+        // A little longer than the lease can live without its holder.
+        Self {
+            ttl,
+            until: Instant::now() + ttl + ttl / 4,
+            first_seen: None,
+        }
+    }
+
+    /// Whether the holder may still be dead: it has not renewed since we first looked.
+    fn worth_it(&mut self, held: &LeaseInfo) -> bool {
+        let first = *self.first_seen.get_or_insert(held.renewed_at);
+        first == held.renewed_at && Instant::now() < self.until
+    }
+
+    fn pause(&self) -> Duration {
+        (self.ttl / 20).clamp(Duration::from_millis(50), Duration::from_secs(5))
+    }
+}
+
+/// The package's recorded checksum is the judge, where it can be compared.
+fn check_recorded(plan: &Plan, origin: &Digest) -> Result<(), TransferError> {
+    match &plan.checksum {
+        Some(recorded) if origin.agrees_with(recorded) == Some(false) => {
+            Err(TransferError::OriginCorrupt {
+                path: plan.source.path().to_string(),
+                algorithm: origin.algorithm(),
+                recorded: recorded.clone(),
+                found: origin.hex().into(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A location's row, as the plan wants it.
+fn location(row: Location) -> Result<plan::Location, TransferError> {
+    let storage = match row.storage_type.known() {
+        Some(entity::StorageType::S3) => StorageKind::S3,
+        Some(entity::StorageType::Tape) => StorageKind::Tape,
+        Some(entity::StorageType::Disk) | None => StorageKind::Disk,
+    };
+    let incomplete = |what: &str| TransferError::Database {
+        source: format!("data location `{}` has no {what}", row.name).into(),
+    };
+    let site = row
+        .site
+        .as_ref()
+        .ok_or_else(|| incomplete("site"))?
+        .short_name
+        .clone();
+    let (host, root) = match (&row.disk, storage) {
+        (Some(disk), _) => (disk.host.clone(), disk.path.clone()),
+        (None, StorageKind::Disk) => {
+            return Err(incomplete(
+                "row in disk_data_location, so no host and no path",
+            ));
+        }
+        (None, _) => (None, String::new()),
+    };
+    Ok(plan::Location {
+        site,
+        name: row.name,
+        storage,
+        host,
+        root,
+    })
+}
+
+fn progress(seen: &bbcp::Progress) -> Progress {
+    Progress {
+        bytes_done: seen.bytes_done,
+        bytes_total: Some(seen.bytes_total),
+        rate_bytes_per_s: seen.rate_bytes_per_s.map_or(0, whole),
+    }
+}
+
+fn whole(rate: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "casts saturate"
+    )]
+    {
+        rate as u64
+    }
+}
+
+fn pauses() -> impl Iterator<Item = Duration> {
+    ExponentialBuilder::default()
+        .with_min_delay(DATABASE_PAUSES.0)
+        .with_max_delay(DATABASE_PAUSES.1)
+        .without_max_times()
+        .with_jitter()
+        .build()
+}

@@ -1,0 +1,107 @@
+//! Python exceptions, as they travel in results.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::repr;
+
+/// Module of Python's own exceptions.
+pub const BUILTINS: &str = "builtins";
+
+/// An exception that a Python reader re-creates: class, module and constructor arguments.
+///
+/// A Celery client imports `exc_module` and calls the class with the arguments; where it cannot,
+/// it makes up a class of that name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Exception {
+    /// Class name inside the module.
+    pub exc_type: String,
+    /// The exception's `args`.
+    pub exc_message: Vec<Value>,
+    /// Module of the class.
+    pub exc_module: String,
+}
+
+impl Exception {
+    /// An exception with one text as its argument.
+    pub fn new(module: &str, class: &str, message: impl Into<String>) -> Self {
+        Self {
+            exc_type: class.into(),
+            exc_message: vec![Value::String(message.into())],
+            exc_module: module.into(),
+        }
+    }
+
+    /// A `TypeError`, as Python raises for wrong arguments.
+    pub fn type_error(message: impl Into<String>) -> Self {
+        Self::new(BUILTINS, "TypeError", message)
+    }
+
+    /// `NotRegistered`, for a message that names an unknown task.
+    #[must_use]
+    pub fn not_registered(task: &str) -> Self {
+        Self::new("celery.exceptions", "NotRegistered", task)
+    }
+
+    /// `InvalidTaskError`, for a message that carries an id but is no usable task.
+    pub fn invalid_task(message: impl Into<String>) -> Self {
+        Self::new("celery.exceptions", "InvalidTaskError", message)
+    }
+
+    /// `TaskRevokedError`, the result of a task that will not run; `reason` is `revoked`,
+    /// `expired` or `terminated`.
+    #[must_use]
+    pub fn revoked(reason: &str) -> Self {
+        Self::new("celery.exceptions", "TaskRevokedError", reason)
+    }
+
+    /// The last line of a Python traceback: `module.Class: message`, without the module for
+    /// builtins.
+    #[must_use]
+    pub fn headline(&self) -> String {
+        let class = if self.exc_module == BUILTINS {
+            self.exc_type.clone()
+        } else {
+            format!("{}.{}", self.exc_module, self.exc_type)
+        };
+        match self.exc_message.as_slice() {
+            [] => class,
+            [Value::String(text)] => format!("{class}: {text}"),
+            [one] => format!("{class}: {}", repr::value(one)),
+            many => format!("{class}: {}", repr::tuple(many)),
+        }
+    }
+
+    /// A text in the form of a Python traceback, which readers expect of a failure. Where Python
+    /// lists stack frames it has one line that says where the exception arose.
+    #[must_use]
+    pub fn traceback(&self, place: &str) -> String {
+        format!(
+            "Traceback (most recent call last):\n  {place}\n{}\n",
+            self.headline()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn headlines_are_those_of_python() {
+        let of = |module: &str, args: Value| {
+            Exception {
+                exc_type: "E".into(),
+                exc_message: serde_json::from_value(args).unwrap_or_default(),
+                exc_module: module.into(),
+            }
+            .headline()
+        };
+        assert_eq!(of("builtins", json!(["it broke"])), "E: it broke");
+        assert_eq!(of("a.b", json!(["it broke"])), "a.b.E: it broke");
+        assert_eq!(of("builtins", json!([])), "E");
+        assert_eq!(of("builtins", json!([1])), "E: 1");
+        assert_eq!(of("builtins", json!(["a", false])), "E: ('a', False)");
+    }
+}

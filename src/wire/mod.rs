@@ -1,0 +1,43 @@
+//! The Celery protocol as data: bytes in, types out. No IO and no clock.
+//!
+//! What is read here comes from a network and is treated as hostile: every function returns a
+//! typed refusal for what it cannot use, and none panics. Rules are those of Celery 5.7 with
+//! kombu 5.7, seen on the wire.
+
+use serde_json::{Map, Value};
+
+pub mod arguments;
+pub mod exception;
+pub mod message;
+pub mod repr;
+pub mod result;
+
+/// A message as any transport carries it: headers, properties and an encoded body.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RawMessage {
+    /// Application headers. AMQP values are mapped to their nearest JSON form.
+    pub headers: Map<String, Value>,
+    /// The properties that Celery uses.
+    pub properties: Properties,
+    /// The body as it was on the wire.
+    pub body: Vec<u8>,
+}
+
+/// The message properties that Celery reads or writes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties {
+    /// MIME type of the serializer.
+    pub content_type: Option<String>,
+    /// Character set of the body; `binary` for binary serializers.
+    pub content_encoding: Option<String>,
+    /// The task's id, by which an `rpc://` client finds its result.
+    pub correlation_id: Option<String>,
+    /// Queue that an `rpc://` client reads its results from.
+    pub reply_to: Option<String>,
+    /// Message priority, 0 to 255.
+    pub priority: Option<u8>,
+    /// Time to live in milliseconds, as text.
+    pub expiration: Option<String>,
+    /// Whether the broker writes the message to disk (`delivery_mode` 2).
+    pub persistent: bool,
+}

@@ -1,0 +1,178 @@
+//! The result of a task, as backends store it and clients read it.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Map, Value, json};
+
+use super::exception::Exception;
+use super::message::TaskMessage;
+
+/// State of a task, with what belongs to it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    /// It runs.
+    Started {
+        /// Process that runs it.
+        pid: u32,
+        /// Node name of the worker.
+        hostname: String,
+    },
+    /// It returned.
+    Success(Value),
+    /// It raised.
+    Failure {
+        /// What it raised.
+        exception: Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<String>,
+    },
+    /// It will not run, or was stopped.
+    Revoked(Exception),
+}
+
+impl State {
+    /// Celery's name of the state.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "STARTED",
+            Self::Success(_) => "SUCCESS",
+            Self::Failure { .. } => "FAILURE",
+            Self::Revoked(_) => "REVOKED",
+        }
+    }
+
+    /// Whether no other state follows.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        !matches!(self, Self::Started { .. })
+    }
+}
+
+/// A task's result as a mapping with exactly the keys that Python writes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResultMeta {
+    /// The task.
+    pub task_id: String,
+    /// Its state.
+    pub state: State,
+    /// When a final state was reached.
+    pub date_done: Option<DateTime<Utc>>,
+    /// The message's group.
+    pub group_id: Option<String>,
+    /// The task that sent this one.
+    pub parent_id: Option<String>,
+}
+
+impl ResultMeta {
+    /// The result of `message`, reached at `now`.
+    #[must_use]
+    pub fn new(message: &TaskMessage, state: State, now: DateTime<Utc>) -> Self {
+        Self {
+            task_id: message.id.clone(),
+            date_done: state.is_final().then_some(now),
+            state,
+            group_id: message.group.clone(),
+            parent_id: message.parent_id.clone(),
+        }
+    }
+
+    /// The mapping.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let (result, traceback) = match &self.state {
+            State::Started { pid, hostname } => (json!({"pid": pid, "hostname": hostname}), None),
+            State::Success(value) => (value.clone(), None),
+            State::Failure {
+                exception,
+                traceback,
+            } => (json!(exception), traceback.clone()),
+            State::Revoked(exception) => (json!(exception), None),
+        };
+        let mut meta = Map::new();
+        meta.insert("status".into(), json!(self.state.name()));
+        meta.insert("result".into(), result);
+        meta.insert("traceback".into(), json!(traceback));
+        meta.insert("children".into(), json!([]));
+        meta.insert("date_done".into(), json!(self.date_done.map(isoformat)));
+        if let Some(group) = &self.group_id {
+            meta.insert("group_id".into(), json!(group));
+        }
+        if let Some(parent) = &self.parent_id {
+            meta.insert("parent_id".into(), json!(parent));
+        }
+        meta.insert("task_id".into(), json!(self.task_id));
+        Value::Object(meta)
+    }
+}
+
+/// Python's `datetime.isoformat()` of an aware UTC time: microseconds and `+00:00`.
+fn isoformat(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(state: State) -> Value {
+        let now = DateTime::from_timestamp(1_795_493_153, 751_852_000).unwrap_or_default();
+        let message = TaskMessage {
+            id: "91ee9000".into(),
+            ..TaskMessage::default()
+        };
+        ResultMeta::new(&message, state, now).to_json()
+    }
+
+    #[test]
+    fn success_has_the_six_keys() {
+        assert_eq!(
+            meta(State::Success(json!(true))),
+            json!({
+                "status": "SUCCESS", "result": true, "traceback": null, "children": [],
+                "date_done": "2026-11-24T04:05:53.751852+00:00", "task_id": "91ee9000",
+            })
+        );
+    }
+
+    #[test]
+    fn started_is_not_done() {
+        let started = meta(State::Started {
+            pid: 7,
+            hostname: "celery@h".into(),
+        });
+        assert_eq!(started["date_done"], Value::Null);
+        assert_eq!(started["result"], json!({"pid": 7, "hostname": "celery@h"}));
+    }
+
+    #[test]
+    fn failure_carries_the_exception() {
+        let exception = Exception::type_error("no");
+        let traceback = Some(exception.traceback("in f"));
+        let failed = meta(State::Failure {
+            exception,
+            traceback,
+        });
+        assert_eq!(
+            failed["result"],
+            json!({"exc_type": "TypeError", "exc_message": ["no"], "exc_module": "builtins"})
+        );
+        assert_eq!(
+            failed["traceback"],
+            "Traceback (most recent call last):\n  in f\nTypeError: no\n"
+        );
+    }
+
+    #[test]
+    fn group_and_parent_only_if_the_message_has_them() {
+        let message = TaskMessage {
+            id: "a".into(),
+            group: Some("g".into()),
+            parent_id: Some("p".into()),
+            ..TaskMessage::default()
+        };
+        let meta =
+            ResultMeta::new(&message, State::Success(Value::Null), DateTime::default()).to_json();
+        assert_eq!(meta["group_id"], "g");
+        assert_eq!(meta["parent_id"], "p");
+    }
+}

@@ -1,0 +1,128 @@
+//! The other side of a result backend: a producer that waits for a result.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+use super::redis::{connection, key};
+use super::{ResultError, scheme};
+use crate::broker::{Consumer, Queue, Subscription, Transport, Verdict};
+
+/// Pause between two looks at Redis.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Waits for the results of tasks that this process sent.
+pub enum ResultReader {
+    /// Reads its own reply queue.
+    Rpc {
+        /// Name of the queue; producers put it into `reply_to`.
+        queue: String,
+        /// Reads it.
+        consumer: Consumer,
+        /// Results that came before they were asked for.
+        early: HashMap<String, Value>,
+    },
+    /// Looks at the keys in Redis.
+    Redis(redis::aio::ConnectionManager),
+}
+
+/// Why there is no result.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The backend.
+    #[error(transparent)]
+    Backend(#[from] ResultError),
+    /// It takes too long; the task may still run.
+    #[error("no result within {}", humantime::format_duration(*.0))]
+    Timeout(Duration),
+}
+
+impl ResultReader {
+    /// A reader for the backend that `url` names. With `rpc://` it must be opened before the task
+    /// is sent.
+    ///
+    /// # Errors
+    /// [`ResultError`] where `url` names no backend that can be read.
+    pub fn open(url: &str, transport: &Arc<dyn Transport>) -> Result<Self, ResultError> {
+        match scheme(url) {
+            "rpc" => {
+                let queue = Uuid::new_v4().to_string();
+                let queues = vec![Queue::replies(&queue)];
+                let consumer = transport.consume(Subscription {
+                    queues,
+                    prefetch: 0,
+                });
+                Ok(Self::Rpc {
+                    queue,
+                    consumer,
+                    early: HashMap::new(),
+                })
+            }
+            "redis" | "rediss" => Ok(Self::Redis(connection(url)?)),
+            other => Err(ResultError::Unsupported(other.to_owned())),
+        }
+    }
+
+    /// What a producer puts into `reply_to`.
+    #[must_use]
+    pub fn reply_to(&self) -> Option<&str> {
+        match self {
+            Self::Rpc { queue, .. } => Some(queue),
+            Self::Redis(_) => None,
+        }
+    }
+
+    /// Waits for the final result of a task: the mapping of [`crate::wire::result`].
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub async fn wait(&mut self, task_id: &str, within: Duration) -> Result<Value, ReadError> {
+        match timeout(within, self.read(task_id)).await {
+            Ok(read) => Ok(read?),
+            Err(_) => Err(ReadError::Timeout(within)),
+        }
+    }
+
+    async fn read(&mut self, task_id: &str) -> Result<Value, ResultError> {
+        match self {
+            Self::Rpc {
+                consumer, early, ..
+            } => loop {
+                if let Some(meta) = early.remove(task_id) {
+                    return Ok(meta);
+                }
+                let Some(delivery) = consumer.next().await else {
+                    std::future::pending().await
+                };
+                let meta = serde_json::from_slice(&delivery.message.body);
+                delivery.settle(Verdict::Ack).await;
+                if let Some((id, meta)) = meta.ok().and_then(ended) {
+                    early.insert(id, meta);
+                }
+            },
+            Self::Redis(connection) => loop {
+                let stored: Option<String> = connection.get(key(task_id)).await?;
+                let meta = stored.and_then(|text| serde_json::from_str(&text).ok());
+                if let Some((_, meta)) = meta.and_then(ended) {
+                    return Ok(meta);
+                }
+                sleep(POLL).await;
+            },
+        }
+    }
+}
+
+/// The mapping and whose it is, if it is final.
+fn ended(meta: Value) -> Option<(String, Value)> {
+    let is_final = matches!(
+        meta["status"].as_str(),
+        Some("SUCCESS" | "FAILURE" | "REVOKED")
+    );
+    let id = meta["task_id"].as_str()?.to_owned();
+    is_final.then_some((id, meta))
+}

@@ -1,0 +1,56 @@
+//! `rpc://`: results as messages to the caller's reply queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{ResultBackend, ResultError};
+use crate::broker::{Publication, Transport};
+use crate::wire::message::{JSON, TaskMessage};
+use crate::wire::result::ResultMeta;
+use crate::wire::{Properties, RawMessage};
+
+/// How long one try to send may take.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// Sends results through the broker. The reply queue is the caller's: it is not declared here,
+/// and when it is gone the broker drops the result, as it does Python's.
+pub struct Rpc {
+    transport: Arc<dyn Transport>,
+}
+
+impl Rpc {
+    /// A backend on the worker's own transport.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>) -> Self {
+        Self { transport }
+    }
+}
+
+#[async_trait]
+impl ResultBackend for Rpc {
+    async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError> {
+        let Some(reply_to) = &message.reply_to else {
+            return Ok(());
+        };
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: reply_to.clone(),
+            message: RawMessage {
+                properties: Properties {
+                    content_type: Some(JSON.into()),
+                    content_encoding: Some("utf-8".into()),
+                    correlation_id: Some(message.correlation_id.clone()),
+                    priority: Some(0),
+                    ..Properties::default()
+                },
+                body: meta.to_json().to_string().into_bytes(),
+                ..RawMessage::default()
+            },
+            declare: None,
+            mandatory: false,
+        };
+        Ok(self.transport.publish(&publication, WITHIN).await?)
+    }
+}

@@ -1,0 +1,496 @@
+//! The worker against a real RabbitMQ and Redis, with tasks that have nothing to do with transfers.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use ccat_transfer::broker::app::{Producing, build};
+use ccat_transfer::broker::{Publication, Queue, Subscription, Transport, Verdict};
+use ccat_transfer::wire::{Properties, RawMessage};
+use ccat_transfer::worker::results::{self, ResultReader};
+use ccat_transfer::worker::{Config, Registry, Shutdown, Worker};
+use celery::Celery;
+use celery::task::Signature;
+use serde_json::{Value, json};
+use support::tasks::{Do, Params, Probe};
+use support::{amqp, service, unique, until};
+use tokio::task::JoinHandle;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A worker on a queue of its own, and a producer that waits for results.
+struct Bench {
+    queue: String,
+    probe: Arc<Probe>,
+    shutdown: Shutdown,
+    worker: JoinHandle<()>,
+    transport: Arc<dyn Transport>,
+    reader: ResultReader,
+    producer: Celery,
+}
+
+impl Bench {
+    async fn new(amqp_url: &str, backend: &str, concurrency: usize) -> Self {
+        let queue = unique("tests");
+        let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, "producer"));
+        let reader = ResultReader::open(backend, &transport).unwrap();
+        let producer = build(
+            transport.clone(),
+            Producing {
+                hostname: "gen@tests".into(),
+                default_queue: queue.clone(),
+                names: Default::default(),
+                reply_to: reader.reply_to().map(str::to_owned),
+                within: PATIENCE,
+            },
+        )
+        .await
+        .unwrap();
+        let probe = Arc::new(Probe::default());
+        let shutdown = Shutdown::default();
+        let worker = worker(amqp_url, backend, &queue, concurrency, &probe, &shutdown).await;
+        Self {
+            queue,
+            probe,
+            shutdown,
+            worker,
+            transport,
+            reader,
+            producer,
+        }
+    }
+
+    async fn send(&self, what: &str, value: Value) -> String {
+        let signature = Signature::<Do>::new(Params {
+            what: what.into(),
+            value,
+        });
+        self.producer.send_task(signature).await.unwrap().task_id
+    }
+
+    async fn publish(&self, message: RawMessage) {
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: self.queue.clone(),
+            message,
+            declare: Some(Queue::tasks(&self.queue)),
+            mandatory: true,
+        };
+        self.transport
+            .publish(&publication, PATIENCE)
+            .await
+            .unwrap();
+    }
+
+    async fn result(&mut self, id: &str) -> Value {
+        self.reader.wait(id, PATIENCE).await.unwrap()
+    }
+
+    async fn call(&mut self, what: &str, value: Value) -> Value {
+        let id = self.send(what, value).await;
+        self.result(&id).await
+    }
+
+    async fn stop(self) {
+        self.shutdown.warm();
+        self.worker.await.unwrap();
+        self.transport.close().await;
+    }
+}
+
+async fn worker(
+    amqp_url: &str,
+    backend: &str,
+    queue: &str,
+    concurrency: usize,
+    probe: &Arc<Probe>,
+    shutdown: &Shutdown,
+) -> JoinHandle<()> {
+    let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, &format!("worker-{queue}")));
+    let producing = Producing {
+        hostname: "celery@tests".into(),
+        default_queue: queue.into(),
+        names: Default::default(),
+        reply_to: None,
+        within: PATIENCE,
+    };
+    let app = Arc::new(build(transport.clone(), producing).await.unwrap());
+    let mut registry = Registry::default();
+    registry
+        .register::<Do>(&app, &["tests.do".into()], probe.clone())
+        .await
+        .unwrap();
+    let results = results::open(backend, 60, transport.clone()).unwrap();
+    let config = Config {
+        hostname: "celery@tests".into(),
+        queues: vec![queue.into()],
+        concurrency,
+        prefetch: u16::try_from(concurrency).unwrap(),
+        max_body_bytes: 10_000,
+        track_started: true,
+    };
+    tokio::spawn(Worker::new(app, registry, transport, results, config, shutdown.clone()).run())
+}
+
+/// A queue whose rejects end in a queue of the same name with `.dead`.
+async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
+    let dead = format!("{queue}.dead");
+    let mut letters = Queue::tasks(queue);
+    letters
+        .arguments
+        .insert("x-dead-letter-exchange".into(), json!(""));
+    letters
+        .arguments
+        .insert("x-dead-letter-routing-key".into(), json!(dead));
+    for queue in [Queue::tasks(&dead), letters] {
+        let consumer = transport.consume(Subscription {
+            queues: vec![queue],
+            prefetch: 1,
+        });
+        let mut connected = consumer.connected();
+        connected.wait_for(|up| *up).await.unwrap();
+        consumer.cancel();
+    }
+    dead
+}
+
+fn task_message(id: &str, body: &[u8]) -> RawMessage {
+    let headers = json!({"task": "tests.do", "id": id});
+    RawMessage {
+        headers: serde_json::from_value(headers).unwrap(),
+        properties: Properties {
+            content_type: Some("application/json".into()),
+            ..Properties::default()
+        },
+        body: body.into(),
+    }
+}
+
+#[tokio::test]
+async fn results_by_rpc_and_redis() {
+    let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
+        return;
+    };
+    for backend in ["rpc://", &redis] {
+        let mut bench = Bench::new(&url, backend, 2).await;
+        let meta = bench.call("echo", json!({"a": [1, null]})).await;
+        assert_eq!(meta["status"], "SUCCESS");
+        assert_eq!(meta["result"], json!({"a": [1, null]}));
+
+        let meta = bench.call("fail", Value::Null).await;
+        assert_eq!(meta["status"], "FAILURE");
+        assert_eq!(
+            meta["result"],
+            json!({"exc_type": "ValueError", "exc_message": ["as asked"], "exc_module": "builtins"})
+        );
+        assert!(
+            meta["traceback"]
+                .as_str()
+                .unwrap()
+                .starts_with("Traceback (most recent call last):")
+        );
+        bench.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_panic_is_a_failure_and_frees_its_slot() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let mut bench = Bench::new(&url, "rpc://", 1).await;
+    for _ in 0..3 {
+        let meta = bench.call("panic", Value::Null).await;
+        assert_eq!(meta["status"], "FAILURE");
+        assert_eq!(
+            meta["result"]["exc_message"],
+            json!(["task panicked: as asked"])
+        );
+    }
+    assert_eq!(bench.probe.failures_heard.load(Ordering::SeqCst), 3);
+    assert_eq!(bench.call("echo", json!(1)).await["result"], json!(1));
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
+    let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
+        return;
+    };
+    let queue = unique("tests-dead");
+    let transport: Arc<dyn Transport> = Arc::new(amqp(&url, "tests"));
+    let dead = with_dead_letters(&*transport, &queue).await;
+    let (probe, shutdown) = (Arc::new(Probe::default()), Shutdown::default());
+    let worker = worker(&url, &redis, &queue, 2, &probe, &shutdown).await;
+
+    let good = br#"[["echo"], {}, null]"#;
+    let changed = |change: &dyn Fn(&mut RawMessage)| {
+        let mut message = task_message("x", good);
+        change(&mut message);
+        message
+    };
+    let acked = [
+        task_message("not-json", b"{"),
+        task_message("not-utf8", b"[\"\xff\"]"),
+    ];
+    let rejected = [
+        changed(&|m| m.properties.content_type = Some("application/x-python-serialize".into())),
+        changed(&|m| drop(m.headers.remove("task"))),
+        changed(&|m| drop(m.headers.remove("id"))),
+        changed(&|m| drop(m.headers.insert("eta".into(), json!(1.5)))),
+        changed(&|m| m.body = vec![b' '; 20_000]),
+        task_message("malformed", b"[[], {}]"),
+        changed(&|m| {
+            m.headers.insert("task".into(), json!("no.such.task"));
+            m.headers.insert("id".into(), json!("unknown"));
+            m.body = b"{".into();
+        }),
+    ];
+    for message in acked.iter().chain(&rejected) {
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: queue.clone(),
+            message: message.clone(),
+            declare: None,
+            mandatory: true,
+        };
+        transport.publish(&publication, PATIENCE).await.unwrap();
+    }
+
+    let mut letters = transport.consume(Subscription {
+        queues: vec![Queue::tasks(&dead)],
+        prefetch: 0,
+    });
+    for _ in 0..rejected.len() {
+        let letter = tokio::time::timeout(PATIENCE, letters.next())
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(
+            acked
+                .iter()
+                .all(|m| m.headers.get("id") != letter.message.headers.get("id"))
+        );
+        letter.settle(Verdict::Ack).await;
+    }
+    let mut reader = ResultReader::open(&redis, &transport).unwrap();
+    let meta = reader.wait("unknown", PATIENCE).await.unwrap();
+    assert_eq!(
+        meta["result"],
+        json!({"exc_type": "NotRegistered", "exc_message": ["no.such.task"], "exc_module": "celery.exceptions"})
+    );
+    let meta = reader.wait("malformed", PATIENCE).await.unwrap();
+    assert_eq!(meta["result"]["exc_type"], "InvalidTaskError");
+    assert_eq!(probe.started(), 0);
+
+    letters.cancel();
+    shutdown.warm();
+    worker.await.unwrap();
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn wrong_arguments_are_a_type_error() {
+    let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
+        return;
+    };
+    let mut bench = Bench::new(&url, &redis, 1).await;
+    for (body, text) in [
+        (
+            "[[], {}, null]",
+            "do() missing 1 required positional argument: 'what'",
+        ),
+        (
+            "[[1, 2, 3], {}, null]",
+            "do() takes from 1 to 2 positional arguments but 3 were given",
+        ),
+        (
+            "[[\"echo\"], {\"x\": 1}, null]",
+            "do() got an unexpected keyword argument 'x'",
+        ),
+        (
+            "[5, {}, null]",
+            "do() argument after * must be an iterable, not int",
+        ),
+    ] {
+        let id = unique("id");
+        bench.publish(task_message(&id, body.as_bytes())).await;
+        let meta = bench.result(&id).await;
+        assert_eq!(meta["result"]["exc_type"], "TypeError");
+        assert_eq!(meta["result"]["exc_message"], json!([text]));
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn no_more_tasks_than_slots_run_at_once() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let mut bench = Bench::new(&url, "rpc://", 2).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(bench.send("wait", Value::Null).await);
+    }
+    until("two tasks run", async || bench.probe.started() == 2).await;
+    for done in 1..=5 {
+        bench.probe.gate.notify_one();
+        until("one more is done", async || bench.probe.finished() == done).await;
+        assert!(bench.probe.started() <= done + 2);
+    }
+    for id in ids {
+        assert_eq!(bench.result(&id).await["result"], "opened");
+    }
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_id_twice_runs_once_at_a_time() {
+    let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
+        return;
+    };
+    let mut bench = Bench::new(&url, &redis, 4).await;
+    let id = unique("id");
+    for _ in 0..3 {
+        bench
+            .publish(task_message(&id, br#"[["wait"], {}, null]"#))
+            .await;
+    }
+    until("it runs", async || bench.probe.started() == 1).await;
+    // A later message of the same queue has been received, and so have the copies before it.
+    bench.call("echo", Value::Null).await;
+    bench.probe.gate.notify_one();
+    assert_eq!(bench.result(&id).await["status"], "SUCCESS");
+    assert_eq!(bench.probe.started(), 2, "one wait and one echo");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn warm_shutdown_finishes_what_runs_and_gives_back_what_waits() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let mut bench = Bench::new(&url, "rpc://", 1).await;
+    let running = bench.send("wait", Value::Null).await;
+    until("it runs", async || bench.probe.started() == 1).await;
+    let waiting = bench.send("echo", json!("later")).await;
+
+    bench.shutdown.warm();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(
+        !bench.worker.is_finished(),
+        "a running task must be waited for"
+    );
+    bench.probe.gate.notify_one();
+    (&mut bench.worker).await.unwrap();
+    assert_eq!(bench.result(&running).await["status"], "SUCCESS");
+    assert_eq!(bench.probe.started(), 1);
+
+    bench.shutdown = Shutdown::default();
+    bench.worker = worker(
+        &url,
+        "rpc://",
+        &bench.queue,
+        1,
+        &bench.probe,
+        &bench.shutdown,
+    )
+    .await;
+    assert_eq!(bench.result(&waiting).await["result"], "later");
+    bench.stop().await;
+}
+
+#[tokio::test]
+async fn cold_shutdown_stops_tasks_and_gives_their_messages_back() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let mut bench = Bench::new(&url, "rpc://", 1).await;
+    let id = bench.send("wait", Value::Null).await;
+    until("it runs", async || bench.probe.started() == 1).await;
+    bench.shutdown.cold();
+    (&mut bench.worker).await.unwrap();
+    assert_eq!(bench.probe.finished(), 0);
+
+    bench.shutdown = Shutdown::default();
+    bench.worker = worker(
+        &url,
+        "rpc://",
+        &bench.queue,
+        1,
+        &bench.probe,
+        &bench.shutdown,
+    )
+    .await;
+    until("it runs again", async || bench.probe.started() == 2).await;
+    bench.probe.gate.notify_one();
+    assert_eq!(bench.result(&id).await["status"], "SUCCESS");
+    bench.stop().await;
+}
+
+/// The broker closes the connection while a task runs: the task goes on, the message that comes
+/// back joins it, and it is acknowledged.
+#[tokio::test]
+async fn a_lost_connection_does_not_run_a_task_twice() {
+    let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
+        return;
+    };
+    let Some(ctl) = service("RABBITMQCTL") else {
+        return;
+    };
+    let mut bench = Bench::new(&url, &redis, 1).await;
+    let id = bench.send("wait", Value::Null).await;
+    until("it runs", async || bench.probe.started() == 1).await;
+
+    let rabbitmqctl = |arguments: &[&str]| {
+        let output = Command::new(&ctl).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let name = format!("worker-{} consumer", bench.queue);
+    let mut pid = String::new();
+    // The broker lists a connection a moment after it has accepted it.
+    until("the connection is listed", async || {
+        let connections = rabbitmqctl(&["-q", "list_connections", "pid", "client_properties"]);
+        let mut rows = connections.lines().filter_map(|line| line.split_once('\t'));
+        pid = rows
+            .find(|row| row.1.contains(&name))
+            .map(|row| row.0.to_owned())
+            .unwrap_or_default();
+        !pid.is_empty()
+    })
+    .await;
+    rabbitmqctl(&["close_connection", &pid, "test"]);
+    until("the worker consumes again", async || {
+        rabbitmqctl(&[
+            "-q",
+            "list_queues",
+            "name",
+            "messages_unacknowledged",
+            "consumers",
+        ])
+        .lines()
+        .any(|line| line.split('\t').eq([bench.queue.as_str(), "1", "1"]))
+    })
+    .await;
+    bench.probe.gate.notify_one();
+    assert_eq!(bench.result(&id).await["status"], "SUCCESS");
+    assert_eq!(bench.call("echo", json!(1)).await["result"], json!(1));
+    assert_eq!(bench.probe.started(), 2, "one wait and one echo");
+    until("the queue is empty", async || {
+        rabbitmqctl(&["-q", "list_queues", "name", "messages"])
+            .lines()
+            .any(|line| line.split('\t').eq([bench.queue.as_str(), "0"]))
+    })
+    .await;
+    bench.stop().await;
+}
