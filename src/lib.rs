@@ -1,6 +1,7 @@
 //! A Celery-compatible worker and manager that move CCAT transfer packages between sites with bbcp.
 
 pub mod broker;
+pub mod cli;
 pub mod manager;
 pub mod process;
 pub mod settings;

@@ -1,2 +1,7 @@
-//! The ccat-transfer binary.
-fn main() {}
+//! The `ccat-transfer` program; everything is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ccat_transfer::cli::main()
+}

@@ -84,9 +84,7 @@ pub enum ManagerError {
     #[error("the transfers that wait could not be read")]
     Database(#[from] DatabaseError),
     /// The broker. Rows without a message stay PENDING.
-    #[error(
-        "{GIVE_UP_AFTER} messages in a row could not be sent, so the pass ended; the transfers stay pending"
-    )]
+    #[error("messages could not be sent; their transfers stay pending")]
     Broker(#[source] SubmitError),
 }
 
@@ -151,20 +149,18 @@ impl Manager {
             ..Pass::default()
         };
         let mut after = None;
-        let mut failures = 0;
-        loop {
+        let mut failures = Vec::new();
+        'pass: loop {
             let rows = self.repository.pending(after, BATCH).await?;
             let Some(last) = rows.last() else { break };
             after = Some(last.id);
             for row in &rows {
                 match self.schedule(row, &mut pass, verbose).await {
-                    Ok(()) => failures = 0,
-                    Err(error) => {
-                        failures += 1;
-                        if failures == GIVE_UP_AFTER {
-                            return Err(ManagerError::Broker(error));
-                        }
-                    }
+                    Ok(()) => failures.clear(),
+                    Err(error) => failures.push(error),
+                }
+                if failures.len() == GIVE_UP_AFTER {
+                    break 'pass;
                 }
             }
         }
@@ -175,7 +171,11 @@ impl Manager {
             recovered = pass.recovered.len(),
             "pass finished"
         );
-        Ok(pass)
+        // A failure that no success followed is the broker's, not a row's.
+        match failures.pop() {
+            Some(error) => Err(ManagerError::Broker(error)),
+            None => Ok(pass),
+        }
     }
 
     /// Puts transfers of dead workers back.

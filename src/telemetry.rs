@@ -3,6 +3,54 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt;
+use std::io::IsTerminal;
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::prelude::*;
+
+use crate::settings::{Log, LogFormat};
+
+/// What a log setting lets through. A bare level is meant for this program; of the libraries
+/// only warnings are wanted, unless a full filter names them.
+///
+/// # Errors
+/// That the text is neither a level nor a filter.
+pub fn filter(level: &str) -> Result<Targets, ParseError> {
+    match level.to_lowercase().parse::<LevelFilter>() {
+        Ok(own) => Ok(Targets::new()
+            .with_default(own.min(LevelFilter::WARN))
+            .with_target(env!("CARGO_CRATE_NAME"), own)),
+        Err(_) => level.parse(),
+    }
+}
+
+/// Starts logging to standard error. `RUST_LOG`, where it is set and valid, wins over the settings.
+/// Only the first call in a process has an effect.
+pub fn init(log: &Log) {
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|text| !text.is_empty())
+        .and_then(|text| filter(&text).ok())
+        .or_else(|| filter(&log.level).ok())
+        .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let human = match log.format {
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry().with(filter);
+    // An error means that there is a subscriber already, which then stays.
+    let _ = if human {
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        registry
+            .with(lines.with_target(false).with_ansi(colour))
+            .try_init()
+    } else {
+        registry.with(lines.json().flatten_event(true)).try_init()
+    };
+}
 
 /// Shows an error with its causes, `a: b: c`. Errors are otherwise passed on by `source()`; this
 /// is for the edge, where a person reads them.

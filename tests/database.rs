@@ -25,6 +25,7 @@ use ccat_transfer::transfer::repository::{
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology, TopologyError};
 use entity::{Outcome, Status};
 use ops_db::{Fixture, TOPOLOGY, TTL, TestDatabase, dead, me, stranger};
+use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
 
 on_both_databases!(
     a_transfer_is_acquired_renewed_and_completed,
@@ -47,6 +48,7 @@ on_both_databases!(
     a_sweep_recovers_what_is_dead_only,
     a_sweep_and_a_renewal_do_not_meet,
     a_sweep_removes_leases_without_a_cause,
+    a_row_that_cannot_be_recovered_is_in_nobodys_way,
     a_row_is_scheduled_with_its_message,
     a_message_that_is_not_published_changes_nothing,
     a_worker_may_get_the_message_before_the_commit,
@@ -95,6 +97,7 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
         (lease.data_transfer_id(), lease.attempt(), lease.ttl()),
         (id, 1, TTL)
     );
+    assert!(lease.tag().starts_with(&format!("{id}-1-")));
     assert_eq!(db.status(id).await, "IN_PROGRESS");
 
     repository
@@ -625,6 +628,32 @@ async fn a_sweep_removes_leases_without_a_cause(db: Fixture) {
     assert_eq!(db.leases().await, "0");
 }
 
+async fn a_row_that_cannot_be_recovered_is_in_nobodys_way(db: Fixture) {
+    let [bad, good] = [db.transfer().await, db.transfer().await];
+    db.acquire_as(bad, &dead()).await;
+    db.acquire_as(good, &dead()).await;
+    let trigger = format!(
+        "CREATE TRIGGER bad BEFORE UPDATE ON data_transfer FOR EACH ROW WHEN (NEW.id = {bad})"
+    );
+    db.sql(&if db.database.backend() == sea_orm::DbBackend::Postgres {
+        format!(
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+             $$ BEGIN RAISE EXCEPTION 'bad row'; END $$; {trigger} EXECUTE FUNCTION refuse()"
+        )
+    } else {
+        format!("{trigger} BEGIN SELECT RAISE(ABORT, 'bad row'); END")
+    })
+    .await;
+    let sweep = db.repository.sweep(&me()).await.unwrap();
+    assert_eq!(sweep.recovered.len(), 1);
+    assert_eq!(sweep.failed.len(), 1);
+    assert_eq!(sweep.failed[0].0, bad);
+    assert!(!sweep.failed[0].1.is_unreachable());
+    assert_eq!(db.status(bad).await, "IN_PROGRESS");
+    assert_eq!(db.status(good).await, "PENDING");
+    assert_eq!(db.leases().await, "1");
+}
+
 async fn a_row_is_scheduled_with_its_message(db: Fixture) {
     let id = db.transfer().await;
     let published = AtomicUsize::new(0);
@@ -961,7 +990,6 @@ async fn a_busy_sqlite_file_is_unreachable_and_nothing_else() {
     test.settings.acquire_timeout = Duration::from_millis(200);
     let writer = test.connect().await;
     let other = test.connect().await;
-    use sea_orm::ConnectionTrait;
     writer
         .connection()
         .execute_unprepared("CREATE TABLE t (x INTEGER)")
@@ -1049,6 +1077,42 @@ async fn a_postgres_row_lock_is_not_waited_for_without_end() {
         impatient.acquire(id, &me(), "t", TTL).await.unwrap(),
         Acquisition::Acquired(_)
     ));
+}
+
+/// A renewal that is on its way while somebody else has found the lease expired.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_beats_whoever_found_the_lease_expired() {
+    let Some(db) = Fixture::postgres().await else {
+        return;
+    };
+    for sweeps in [true, false] {
+        let id = db.transfer().await;
+        db.acquire_as(id, &stranger()).await;
+        db.expire(id).await;
+        let renewal = db.database.connection().begin().await.unwrap();
+        let sql = format!(
+            "UPDATE transfer_worker_lease SET renewed_at = now(), expires_at = now() + '1 h' \
+             WHERE data_transfer_id = {id}"
+        );
+        renewal.execute_unprepared(&sql).await.unwrap();
+        let repository = db.repository.clone();
+        let rival = tokio::spawn(async move {
+            if sweeps {
+                repository.sweep(&me()).await.unwrap().recovered.is_empty()
+            } else {
+                let answer = repository.acquire(id, &me(), "t", TTL).await.unwrap();
+                matches!(answer, Acquisition::Held(_))
+            }
+        });
+        // Now the rival waits for the lease's row.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!rival.is_finished());
+        renewal.commit().await.unwrap();
+        assert!(rival.await.unwrap());
+        let detail = db.repository.show(id).await.unwrap().unwrap();
+        assert!(detail.transfer.status.means(Status::InProgress));
+        assert!(detail.lease.is_some() && detail.attempts[0].outcome.is_none());
+    }
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "manager.sleep_time",
         "must be above 0",
     );
-    if let Err(e) = log.level.parse::<tracing_subscriber::filter::Targets>() {
+    if let Err(e) = crate::telemetry::filter(&log.level) {
         problems.add("log.level", format!("{e}"));
     }
 

@@ -214,7 +214,8 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
     let options = SqliteConnectOptions::new()
         .filename(&settings.database_sqlite_database)
         .create_if_missing(create)
-        // Readers and one writer at a time, without blocking each other.
+        // Readers and one writer at a time, without blocking each other. The file remembers it, for
+        // Python too. It needs shared memory: not for a file on a network file system.
         .journal_mode(SqliteJournalMode::Wal)
         // NORMAL could lose the last commits at a power cut. A COMPLETED whose message is already
         // acknowledged must not come back as IN_PROGRESS.

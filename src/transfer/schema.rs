@@ -68,7 +68,7 @@ impl Schema {
 ///
 /// A native PostgreSQL type has its own labels, and a value needs a cast to it. A text column
 /// holds names or values; both are looked for, and that one is written which the column's rows
-/// show. (There must be no cast on SQLite: there, `CAST(x AS status)` makes a number of any text.)
+/// show, or those of another column if it has none. (There must be no cast on SQLite: there, `CAST(x AS status)` makes a number of any text.)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnumColumn<E> {
     spelling: Spelling,
@@ -171,8 +171,8 @@ pub enum Difference {
         /// The labels that there are.
         found: Vec<String>,
     },
-    /// A column that must be filled when a row is inserted, and of which nothing is known here.
-    UnknownRequired {
+    /// A column that must be given a value when a row is inserted, and that this program gives none.
+    Unwritten {
         /// The table.
         table: String,
         /// The column.
@@ -188,7 +188,7 @@ impl Difference {
             | Self::MissingColumn { table, .. }
             | Self::WrongType { table, .. }
             | Self::MissingLabels { table, .. }
-            | Self::UnknownRequired { table, .. } => table,
+            | Self::Unwritten { table, .. } => table,
         }
     }
 }
@@ -222,9 +222,9 @@ impl fmt::Display for Difference {
                 members.join(", "),
                 found.join(", ")
             ),
-            Self::UnknownRequired { table, column } => write!(
+            Self::Unwritten { table, column } => write!(
                 f,
-                "column {table}.{column} must be given a value, and this program does not know it"
+                "column {table}.{column} must be given a value, and this program gives it none"
             ),
         }
     }
@@ -344,8 +344,9 @@ struct Needed {
     table: String,
     columns: Vec<(String, Use)>,
     optional: Vec<(String, Use)>,
-    /// Whether rows are inserted in regular work, so that a required unknown column does harm.
-    inserted: bool,
+    /// Where rows are inserted in regular work: the columns that the database fills by itself. Any
+    /// other one that must be given a value, and is unknown here, does harm.
+    generated: Option<Vec<String>>,
 }
 
 impl Needed {
@@ -357,7 +358,7 @@ impl Needed {
                 .map(|(column, usage)| (column.to_string(), usage))
                 .collect(),
             optional: Vec::new(),
-            inserted: false,
+            generated: None,
         }
     }
 
@@ -370,9 +371,10 @@ impl Needed {
         self
     }
 
-    fn inserted(self) -> Self {
+    fn inserted<C: Iden>(self, generated: impl IntoIterator<Item = C>) -> Self {
+        let generated = generated.into_iter().map(|column| column.to_string());
         Self {
-            inserted: true,
+            generated: Some(generated.collect()),
             ..self
         }
     }
@@ -408,195 +410,204 @@ impl Needed {
                 _ => {}
             }
         }
-        if self.inserted {
-            differences.extend(self.unknown_required(found));
+        if let Some(generated) = &self.generated {
+            differences.extend(self.unwritten(found, generated));
         }
         differences
     }
 
-    fn unknown_required(&self, found: &FoundColumns) -> Vec<Difference> {
-        let known = |name: &str| {
-            self.columns
-                .iter()
-                .chain(&self.optional)
-                .any(|(column, _)| column == name)
+    /// Columns that must be given a value and are given none.
+    fn unwritten(&self, found: &FoundColumns, generated: &[String]) -> Vec<Difference> {
+        let written = self
+            .columns
+            .iter()
+            .chain(&self.optional)
+            .map(|(column, _)| column);
+        let is_written = |name: &String| {
+            !generated.contains(name) && written.clone().any(|column| column == name)
         };
         let mut names: Vec<_> = found
             .iter()
-            .filter(|(name, live)| live.required && !known(name))
+            .filter(|(name, live)| live.required && !is_written(name))
             .map(|(name, _)| name.clone())
             .collect();
         names.sort();
-        names
-            .into_iter()
-            .map(|column| Difference::UnknownRequired {
-                table: self.table.clone(),
-                column,
-            })
-            .collect()
+        let difference = |column| Difference::Unwritten {
+            table: self.table.clone(),
+            column,
+        };
+        names.into_iter().map(difference).collect()
     }
 }
 
-fn needed() -> Vec<Needed> {
-    let mut tables = ops_db_needed();
-    tables.extend(worker_needed());
-    tables
-}
-
-fn ops_db_needed() -> Vec<Needed> {
-    vec![
-        {
-            use site::Column::{Id, Location, Name, ShortName};
-            let columns = [
-                (Id, Use::Integer),
-                (Name, Use::Text),
-                (ShortName, Use::Text),
-                (Location, Use::Text),
-            ];
-            Needed::of(site::Entity, columns)
-        },
-        {
-            use data_location::Column::{Id, LocationType, Name, Priority, SiteId, StorageType};
-            let columns = [
-                (Id, Use::Integer),
-                (Name, Use::Text),
-                (LocationType, Use::Label),
-                (StorageType, Use::Label),
-                (Priority, Use::Integer),
-                (SiteId, Use::Integer),
-            ];
-            Needed::of(data_location::Entity, columns)
-                .optional([(data_location::Optional::Active, Use::Flag)])
-        },
-        {
-            use disk_data_location::Column::{DataLocationId, Host, Path};
-            let columns = [
-                (DataLocationId, Use::Integer),
-                (Host, Use::Text),
-                (Path, Use::Text),
-            ];
-            Needed::of(disk_data_location::Entity, columns)
-        },
-        {
-            use data_transfer_route::Column::{
-                DestinationLocationId, DestinationSiteId, Id, Method, OriginLocationId,
-                OriginSiteId, RouteType,
-            };
-            let columns = [
-                (Id, Use::Integer),
-                (OriginSiteId, Use::Integer),
-                (DestinationSiteId, Use::Integer),
-                (Method, Use::Label),
-                (RouteType, Use::Label),
-                (OriginLocationId, Use::Integer),
-                (DestinationLocationId, Use::Integer),
-            ];
-            Needed::of(data_transfer_route::Entity, columns)
-        },
-        {
-            use data_transfer_package::Column::{Checksum, FileName, Id, RelativePath, Size};
-            use data_transfer_package::Optional::{CreatedAt, Status};
-            let columns = [
-                (Id, Use::Integer),
-                (FileName, Use::Text),
-                (RelativePath, Use::Text),
-                (Size, Use::Integer),
-                (Checksum, Use::Text),
-            ];
-            Needed::of(data_transfer_package::Entity, columns)
-                .optional([(Status, Use::Label), (CreatedAt, Use::Time)])
-        },
-        {
-            use data_transfer::Column::{
-                DataTransferPackageId, DestinationLocationId, EndTime, FailureErrorMessage, Id,
-                OriginLocationId, RetryCount, StartTime, Status,
-            };
-            use data_transfer::Optional::{CreatedAt, UnpackStatus};
-            let columns = [
-                (Id, Use::Integer),
-                (DataTransferPackageId, Use::Integer),
-                (OriginLocationId, Use::Integer),
-                (DestinationLocationId, Use::Integer),
-                (Status, Use::Label),
-                (RetryCount, Use::Integer),
-                (StartTime, Use::Time),
-                (EndTime, Use::Time),
-                (FailureErrorMessage, Use::Text),
-            ];
-            Needed::of(data_transfer::Entity, columns)
-                .optional([(UnpackStatus, Use::Label), (CreatedAt, Use::Time)])
-        },
-        {
-            use data_transfer_log::Column::{DataTransferId, Id, LogPath, Timestamp};
-            let columns = [
-                (Id, Use::Integer),
-                (DataTransferId, Use::Integer),
-                (Timestamp, Use::Time),
-                (LogPath, Use::Text),
-            ];
-            Needed::of(data_transfer_log::Entity, columns)
-                .optional([(data_transfer_log::Optional::Status, Use::Label)])
-                .inserted()
-        },
+/// In the order in which differences are reported.
+fn needed() -> [Needed; 9] {
+    [
+        site_needed(),
+        data_location_needed(),
+        disk_data_location_needed(),
+        data_transfer_route_needed(),
+        data_transfer_package_needed(),
+        data_transfer_needed(),
+        data_transfer_log_needed(),
+        lease_needed(),
+        attempt_needed(),
     ]
 }
 
-fn worker_needed() -> Vec<Needed> {
-    let lease = {
-        use transfer_worker_lease::Column::{
-            AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, ExpiresAt, OwnerHost,
-            OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, RateBytesPerS, RenewedAt, TaskId,
-            Token,
-        };
-        let columns = [
-            (DataTransferId, Use::Integer),
-            (Token, Use::Text),
-            (Attempt, Use::Integer),
-            (TaskId, Use::Text),
-            (OwnerNode, Use::Text),
-            (OwnerHost, Use::Text),
-            (OwnerPid, Use::Integer),
-            (OwnerPidScope, Use::Text),
-            (OwnerStarted, Use::Text),
-            (AcquiredAt, Use::Time),
-            (RenewedAt, Use::Time),
-            (ExpiresAt, Use::Time),
-            (BytesDone, Use::Integer),
-            (BytesTotal, Use::Integer),
-            (RateBytesPerS, Use::Integer),
-        ];
-        Needed::of(transfer_worker_lease::Entity, columns).inserted()
+fn site_needed() -> Needed {
+    use site::Column::{Id, Location, Name, ShortName};
+    let columns = [
+        (Id, Use::Integer),
+        (Name, Use::Text),
+        (ShortName, Use::Text),
+        (Location, Use::Text),
+    ];
+    Needed::of(site::Entity, columns)
+}
+
+fn data_location_needed() -> Needed {
+    use data_location::Column::{Id, LocationType, Name, Priority, SiteId, StorageType};
+    let columns = [
+        (Id, Use::Integer),
+        (Name, Use::Text),
+        (LocationType, Use::Label),
+        (StorageType, Use::Label),
+        (Priority, Use::Integer),
+        (SiteId, Use::Integer),
+    ];
+    Needed::of(data_location::Entity, columns)
+        .optional([(data_location::Optional::Active, Use::Flag)])
+}
+
+fn disk_data_location_needed() -> Needed {
+    use disk_data_location::Column::{DataLocationId, Host, Path};
+    let columns = [
+        (DataLocationId, Use::Integer),
+        (Host, Use::Text),
+        (Path, Use::Text),
+    ];
+    Needed::of(disk_data_location::Entity, columns)
+}
+
+fn data_transfer_route_needed() -> Needed {
+    use data_transfer_route::Column::{
+        DestinationLocationId, DestinationSiteId, Id, Method, OriginLocationId, OriginSiteId,
+        RouteType,
     };
-    let attempt = {
-        use transfer_worker_attempt::Column::{
-            Attempt, Bytes, DataTransferId, Digest, EndedAt, ErrorCode, Id, LogPath, Message,
-            Outcome, RateBytesPerS, StartedAt, TaskId, TemporaryName, Worker,
-        };
-        let columns = [
-            (Id, Use::Integer),
-            (DataTransferId, Use::Integer),
-            (Attempt, Use::Integer),
-            (TaskId, Use::Text),
-            (Worker, Use::Text),
-            (StartedAt, Use::Time),
-            (EndedAt, Use::Time),
-            (Outcome, Use::Text),
-            (ErrorCode, Use::Text),
-            (Message, Use::Text),
-            (Bytes, Use::Integer),
-            (RateBytesPerS, Use::Integer),
-            (Digest, Use::Text),
-            (LogPath, Use::Text),
-            (TemporaryName, Use::Text),
-        ];
-        Needed::of(transfer_worker_attempt::Entity, columns).inserted()
+    let columns = [
+        (Id, Use::Integer),
+        (OriginSiteId, Use::Integer),
+        (DestinationSiteId, Use::Integer),
+        (Method, Use::Label),
+        (RouteType, Use::Label),
+        (OriginLocationId, Use::Integer),
+        (DestinationLocationId, Use::Integer),
+    ];
+    Needed::of(data_transfer_route::Entity, columns)
+}
+
+fn data_transfer_package_needed() -> Needed {
+    use data_transfer_package::Column::{Checksum, FileName, Id, RelativePath, Size};
+    use data_transfer_package::Optional::{CreatedAt, Status};
+    let columns = [
+        (Id, Use::Integer),
+        (FileName, Use::Text),
+        (RelativePath, Use::Text),
+        (Size, Use::Integer),
+        (Checksum, Use::Text),
+    ];
+    Needed::of(data_transfer_package::Entity, columns)
+        .optional([(Status, Use::Label), (CreatedAt, Use::Time)])
+}
+
+fn data_transfer_needed() -> Needed {
+    use data_transfer::Column::{
+        DataTransferPackageId, DestinationLocationId, EndTime, FailureErrorMessage, Id,
+        OriginLocationId, RetryCount, StartTime, Status,
     };
-    vec![lease, attempt]
+    use data_transfer::Optional::{CreatedAt, UnpackStatus};
+    let columns = [
+        (Id, Use::Integer),
+        (DataTransferPackageId, Use::Integer),
+        (OriginLocationId, Use::Integer),
+        (DestinationLocationId, Use::Integer),
+        (Status, Use::Label),
+        (RetryCount, Use::Integer),
+        (StartTime, Use::Time),
+        (EndTime, Use::Time),
+        (FailureErrorMessage, Use::Text),
+    ];
+    Needed::of(data_transfer::Entity, columns)
+        .optional([(UnpackStatus, Use::Label), (CreatedAt, Use::Time)])
+}
+
+fn data_transfer_log_needed() -> Needed {
+    use data_transfer_log::Column::{DataTransferId, Id, LogPath, Timestamp};
+    let columns = [
+        (Id, Use::Integer),
+        (DataTransferId, Use::Integer),
+        (Timestamp, Use::Time),
+        (LogPath, Use::Text),
+    ];
+    Needed::of(data_transfer_log::Entity, columns)
+        .optional([(data_transfer_log::Optional::Status, Use::Label)])
+        .inserted([Id])
+}
+
+fn lease_needed() -> Needed {
+    use transfer_worker_lease::Column::{
+        AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, ExpiresAt, OwnerHost,
+        OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, RateBytesPerS, RenewedAt, TaskId, Token,
+    };
+    let columns = [
+        (DataTransferId, Use::Integer),
+        (Token, Use::Text),
+        (Attempt, Use::Integer),
+        (TaskId, Use::Text),
+        (OwnerNode, Use::Text),
+        (OwnerHost, Use::Text),
+        (OwnerPid, Use::Integer),
+        (OwnerPidScope, Use::Text),
+        (OwnerStarted, Use::Text),
+        (AcquiredAt, Use::Time),
+        (RenewedAt, Use::Time),
+        (ExpiresAt, Use::Time),
+        (BytesDone, Use::Integer),
+        (BytesTotal, Use::Integer),
+        (RateBytesPerS, Use::Integer),
+    ];
+    Needed::of(transfer_worker_lease::Entity, columns).inserted::<transfer_worker_lease::Column>([])
+}
+
+fn attempt_needed() -> Needed {
+    use transfer_worker_attempt::Column::{
+        Attempt, Bytes, DataTransferId, Digest, EndedAt, ErrorCode, Id, LogPath, Message, Outcome,
+        RateBytesPerS, StartedAt, TaskId, TemporaryName, Worker,
+    };
+    let columns = [
+        (Id, Use::Integer),
+        (DataTransferId, Use::Integer),
+        (Attempt, Use::Integer),
+        (TaskId, Use::Text),
+        (Worker, Use::Text),
+        (StartedAt, Use::Time),
+        (EndedAt, Use::Time),
+        (Outcome, Use::Text),
+        (ErrorCode, Use::Text),
+        (Message, Use::Text),
+        (Bytes, Use::Integer),
+        (RateBytesPerS, Use::Integer),
+        (Digest, Use::Text),
+        (LogPath, Use::Text),
+        (TemporaryName, Use::Text),
+    ];
+    Needed::of(transfer_worker_attempt::Entity, columns).inserted([Id])
 }
 
 /// Compares the live database with what is needed, and learns how its enums are stored.
 ///
-/// `text_enum_labels` decides the spelling in text columns without rows.
+/// `text_enum_labels` decides the spelling in text columns of a database without rows.
 ///
 /// # Errors
 /// [`SchemaError::Differs`] with every difference; [`SchemaError::Database`] if the catalog could
@@ -621,23 +632,22 @@ async fn inspect(
         differences.extend(needed.compare(&found));
         live.insert(needed.table, found);
     }
-    let catalog = Catalog {
-        db,
-        live,
-        text_enum_labels,
-    };
+    let catalog = Catalog { db, live };
     differences.extend(catalog.missing_status_labels());
     if !differences.is_empty() {
         return Err(SchemaError::Differs(differences));
     }
-    Ok(catalog.schema().await?)
+    let elsewhere = catalog
+        .spelling_elsewhere()
+        .await?
+        .unwrap_or(text_enum_labels);
+    Ok(catalog.schema(elsewhere).await?)
 }
 
 /// The live columns, by table.
 struct Catalog<'a> {
     db: &'a DatabaseConnection,
     live: HashMap<String, FoundColumns>,
-    text_enum_labels: EnumLabels,
 }
 
 impl Catalog<'_> {
@@ -673,24 +683,47 @@ impl Catalog<'_> {
         })
     }
 
-    async fn schema(&self) -> Result<Schema, DbErr> {
+    /// How the database spells labels where there are rows for certain: one that has anything to
+    /// transfer has locations. A table of logs may be empty.
+    async fn spelling_elsewhere(&self) -> Result<Option<EnumLabels>, DbErr> {
+        use data_location::{Column, Entity};
+        match self.column(Entity, Column::LocationType) {
+            Some(found) if found.kind != Kind::Enum => {
+                spelling_in_use::<LocationType>(self.db, Entity, Column::LocationType).await
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// `elsewhere` is the spelling in text columns without rows.
+    async fn schema(&self, elsewhere: EnumLabels) -> Result<Schema, DbErr> {
         use data_location::{Column as Location, Entity as Locations};
         use data_transfer::{Column as Transfer, Entity as Transfers, Optional as MaybeTransfer};
         use data_transfer_log::{Entity as Logs, Optional as MaybeLog};
         use data_transfer_package::{Entity as Packages, Optional as MaybePackage};
         use data_transfer_route::{Column as Route, Entity as Routes};
         Ok(Schema {
-            transfer_status: self.enum_column(Transfers, Transfer::Status).await?,
+            transfer_status: self
+                .enum_column(Transfers, Transfer::Status, elsewhere)
+                .await?,
             unpack_status: self
-                .maybe_enum_column(Transfers, MaybeTransfer::UnpackStatus)
+                .maybe_enum_column(Transfers, MaybeTransfer::UnpackStatus, elsewhere)
                 .await?,
-            log_status: self.maybe_enum_column(Logs, MaybeLog::Status).await?,
+            log_status: self
+                .maybe_enum_column(Logs, MaybeLog::Status, elsewhere)
+                .await?,
             package_state: self
-                .maybe_enum_column(Packages, MaybePackage::Status)
+                .maybe_enum_column(Packages, MaybePackage::Status, elsewhere)
                 .await?,
-            location_type: self.enum_column(Locations, Location::LocationType).await?,
-            storage_type: self.enum_column(Locations, Location::StorageType).await?,
-            route_type: self.enum_column(Routes, Route::RouteType).await?,
+            location_type: self
+                .enum_column(Locations, Location::LocationType, elsewhere)
+                .await?,
+            storage_type: self
+                .enum_column(Locations, Location::StorageType, elsewhere)
+                .await?,
+            route_type: self
+                .enum_column(Routes, Route::RouteType, elsewhere)
+                .await?,
             failure_message_limit: self
                 .column(Transfers, Transfer::FailureErrorMessage)
                 .and_then(|found| found.limit),
@@ -706,17 +739,19 @@ impl Catalog<'_> {
         &self,
         table: impl Iden + Copy,
         column: impl Iden + Copy,
+        elsewhere: EnumLabels,
     ) -> Result<Option<EnumColumn<E>>, DbErr> {
         if self.column(table, column).is_none() {
             return Ok(None);
         }
-        self.enum_column(table, column).await.map(Some)
+        self.enum_column(table, column, elsewhere).await.map(Some)
     }
 
     async fn enum_column<E: DatabaseEnum>(
         &self,
         table: impl Iden + Copy,
         column: impl Iden + Copy,
+        elsewhere: EnumLabels,
     ) -> Result<EnumColumn<E>, DbErr> {
         match self.column(table, column) {
             Some(found) if found.kind == Kind::Enum => Ok(EnumColumn::native(
@@ -725,7 +760,7 @@ impl Catalog<'_> {
             )),
             _ => {
                 let shown = spelling_in_use::<E>(self.db, table, column).await?;
-                Ok(EnumColumn::text(shown.unwrap_or(self.text_enum_labels)))
+                Ok(EnumColumn::text(shown.unwrap_or(elsewhere)))
             }
         }
     }
@@ -845,5 +880,62 @@ fn sqlite_kind(declared: &str) -> Kind {
         Kind::Text
     } else {
         Kind::Any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sea_orm::sea_query::{PostgresQueryBuilder, SqliteQueryBuilder};
+
+    use super::*;
+
+    fn where_status(column: &EnumColumn<Status>) -> sea_orm::sea_query::SelectStatement {
+        Query::select()
+            .expr(Expr::val(1))
+            .from(data_transfer::Entity)
+            .and_where(Expr::col("status").is_in(column.one_of(&[Status::Pending])))
+            .to_owned()
+    }
+
+    #[test]
+    fn native_labels_are_the_types_own_and_cast_to_it() {
+        let labels = ["pending", "Scheduled", "IN_PROGRESS"];
+        let labels = labels.map(str::to_owned).to_vec();
+        let column = EnumColumn::native("types.\"Status\"".to_owned(), labels);
+        assert_eq!(column.label(Status::Scheduled), "Scheduled");
+        let sql = where_status(&column).to_string(PostgresQueryBuilder);
+        assert!(
+            sql.ends_with("IN (CAST('pending' AS types.\"Status\"))"),
+            "{sql}"
+        );
+    }
+
+    #[test]
+    fn text_is_never_cast_and_found_in_both_spellings() {
+        for (labels, written) in [
+            (EnumLabels::Names, "PENDING"),
+            (EnumLabels::Values, "pending"),
+        ] {
+            let column = EnumColumn::text(labels);
+            assert_eq!(column.label(Status::Pending), written);
+            let sql = where_status(&column).to_string(SqliteQueryBuilder);
+            assert!(sql.ends_with("IN ('PENDING', 'pending')"), "{sql}");
+        }
+    }
+
+    #[test]
+    fn sqlites_declared_types_are_understood() {
+        for (declared, kind) in [
+            ("INTEGER", Kind::Number),
+            ("bigint", Kind::Number),
+            ("VARCHAR(250)", Kind::Text),
+            ("DATETIME", Kind::Time),
+            ("timestamp_with_timezone_text", Kind::Time),
+            ("BOOLEAN", Kind::Flag),
+            ("NUMERIC", Kind::Any),
+            ("", Kind::Any),
+        ] {
+            assert_eq!(sqlite_kind(declared), kind, "{declared}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! `TEST_POSTGRES_URL` names.
 
 // Every test program uses a part of this.
-#![allow(dead_code, reason = "shared by several test programs")]
+#![allow(dead_code, unreachable_pub, reason = "shared by several test programs")]
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! Beginning an attempt.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Duration;
 
@@ -13,8 +14,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, lock, standing,
-    storable, storable_path,
+    Repository, column_value, displace, find_lease, lock, standing, storable, storable_path,
 };
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Progress};
@@ -101,34 +101,37 @@ impl Repository {
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
         let tx = self.database.begin().await?;
-        let Some(row) = lock(&tx, id).await? else {
+        let answer = self.acquire_in(&tx, id, owner, task_id, ttl).await?;
+        // Also after a refusal, which has written nothing: so the locks are gone for certain.
+        tx.commit().await?;
+        Ok(answer)
+    }
+
+    async fn acquire_in(
+        &self,
+        tx: &DatabaseTransaction,
+        id: i64,
+        owner: &Owner,
+        task_id: &str,
+        ttl: Duration,
+    ) -> Result<Acquisition, DbErr> {
+        let Some(row) = lock(tx, id).await? else {
             return Ok(Acquisition::Missing);
         };
-        let now = database::now(&tx).await?;
-        let held = find_lease(&tx, id).await?;
-        let displaced = match judge(&row, held.as_ref().map(LeaseInfo::from), now, owner) {
-            Verdict::Refuse(answer) => return Ok(answer),
-            Verdict::Take(displaced) => displaced,
-        };
-        if let (Some(held), Some(displaced)) = (&held, &displaced) {
-            let taken = match displaced.demise {
-                // A renewal does not take the row lock, so it may come between our look and this.
-                Demise::Expired => delete_unrenewed(&tx, held).await?,
-                Demise::OwnerDead | Demise::StatusChanged => {
-                    delete_lease(&tx, id, &held.token).await?
+        let now = database::now(tx).await?;
+        let held = find_lease(tx, id).await?;
+        let displaced = match judge(&row, held.as_ref(), now, owner) {
+            ControlFlow::Break(answer) => return Ok(answer),
+            ControlFlow::Continue(None) => None,
+            ControlFlow::Continue(Some((held, demise))) => {
+                match displace(tx, held, demise, now).await? {
+                    Some(displaced) => Some(displaced),
+                    None => return Ok(Acquisition::Held(held.into())),
                 }
-            };
-            if !taken {
-                return Ok(Acquisition::Held(displaced.lease.clone()));
             }
-            let ending = Ending::interrupted(&displaced.lease, displaced.demise);
-            end_attempt(&tx, id, held.attempt, now, &ending).await?;
-        }
-        let lease = self
-            .begin_attempt(&tx, id, owner, task_id, ttl, now)
-            .await?;
-        let leftovers = leftovers(&tx, &lease).await?;
-        tx.commit().await?;
+        };
+        let lease = self.begin_attempt(tx, id, owner, task_id, ttl, now).await?;
+        let leftovers = leftovers(tx, &lease).await?;
         Ok(Acquisition::Acquired(Acquired {
             lease,
             displaced,
@@ -288,51 +291,30 @@ impl Repository {
     }
 }
 
-/// Whether a transfer can be taken.
-enum Verdict {
-    Take(Option<Displaced>),
-    Refuse(Acquisition),
-}
-
-fn judge(
+/// Whether a transfer can be taken, and which lease is in the way.
+fn judge<'a>(
     row: &data_transfer::Model,
-    held: Option<LeaseInfo>,
+    held: Option<&'a transfer_worker_lease::Model>,
     now: DateTime<Utc>,
     observer: &Owner,
-) -> Verdict {
+) -> ControlFlow<Acquisition, Option<(&'a transfer_worker_lease::Model, Demise)>> {
     let Some(status) = row.status.known() else {
-        return Verdict::Refuse(Acquisition::UnknownStatus(row.status.to_string()));
+        return ControlFlow::Break(Acquisition::UnknownStatus(row.status.to_string()));
     };
     match (status, held) {
-        (Status::Completed, _) => Verdict::Refuse(Acquisition::Completed),
-        (Status::Failed, _) => Verdict::Refuse(Acquisition::Failed {
+        (Status::Completed, _) => ControlFlow::Break(Acquisition::Completed),
+        (Status::Failed, _) => ControlFlow::Break(Acquisition::Failed {
             message: row.failure_error_message.clone(),
         }),
-        (Status::Pending | Status::Scheduled, held) => Verdict::Take(held.map(|lease| Displaced {
-            lease,
-            demise: Demise::StatusChanged,
-        })),
-        (Status::InProgress, None) => Verdict::Refuse(Acquisition::Untracked),
-        (Status::InProgress, Some(lease)) => match lease.demise(now, observer) {
-            Some(demise) => Verdict::Take(Some(Displaced { lease, demise })),
-            None => Verdict::Refuse(Acquisition::Held(lease)),
+        (Status::Pending | Status::Scheduled, held) => {
+            ControlFlow::Continue(held.map(|held| (held, Demise::StatusChanged)))
+        }
+        (Status::InProgress, None) => ControlFlow::Break(Acquisition::Untracked),
+        (Status::InProgress, Some(held)) => match LeaseInfo::from(held).demise(now, observer) {
+            Some(demise) => ControlFlow::Continue(Some((held, demise))),
+            None => ControlFlow::Break(Acquisition::Held(held.into())),
         },
     }
-}
-
-/// Deletes a lease if nobody has renewed it since it was read.
-pub(super) async fn delete_unrenewed(
-    tx: &DatabaseTransaction,
-    lease: &transfer_worker_lease::Model,
-) -> Result<bool, DbErr> {
-    use transfer_worker_lease::{Column, Entity};
-    let deleted = Entity::delete_many()
-        .filter(Column::DataTransferId.eq(lease.data_transfer_id))
-        .filter(Column::Token.eq(lease.token.as_str()))
-        .filter(Column::RenewedAt.eq(lease.renewed_at))
-        .exec(tx)
-        .await?;
-    Ok(deleted.rows_affected == 1)
 }
 
 /// The end of a lease that is renewed now; far away where `ttl` is beyond the calendar.

@@ -142,13 +142,29 @@ async fn find_lease(
     transfer_worker_lease::Entity::find_by_id(id).one(db).await
 }
 
-async fn delete_lease(db: &impl ConnectionTrait, id: i64, token: &str) -> Result<bool, DbErr> {
-    let result = transfer_worker_lease::Entity::delete_many()
-        .filter(transfer_worker_lease::Column::DataTransferId.eq(id))
-        .filter(transfer_worker_lease::Column::Token.eq(token))
-        .exec(db)
-        .await?;
-    Ok(result.rows_affected == 1)
+/// Takes a dead lease from its holder and closes the holder's attempt as interrupted; none if the
+/// lease turns out to be alive.
+async fn displace(
+    tx: &DatabaseTransaction,
+    held: &transfer_worker_lease::Model,
+    demise: Demise,
+    now: DateTime<Utc>,
+) -> Result<Option<Displaced>, DbErr> {
+    use transfer_worker_lease::{Column, Entity};
+    let mut delete = Entity::delete_many()
+        .filter(Column::DataTransferId.eq(held.data_transfer_id))
+        .filter(Column::Token.eq(held.token.as_str()));
+    if demise == Demise::Expired {
+        // A renewal does not take the row lock, so it may come between our look and this.
+        delete = delete.filter(Column::RenewedAt.eq(held.renewed_at));
+    }
+    if delete.exec(tx).await?.rows_affected == 0 {
+        return Ok(None);
+    }
+    let lease = LeaseInfo::from(held);
+    let ending = Ending::interrupted(&lease, demise);
+    end_attempt(tx, held.data_transfer_id, held.attempt, now, &ending).await?;
+    Ok(Some(Displaced { lease, demise }))
 }
 
 /// "This lease stands", as a subquery.

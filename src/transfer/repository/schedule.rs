@@ -148,6 +148,7 @@ impl Repository {
             let tx = self.database.begin().await?;
             let row = lock(&tx, id).await?;
             if !row.is_some_and(|row| row.status.means(Status::Pending)) {
+                tx.rollback().await?;
                 return Ok(None);
             }
             self.set_status(id, Status::Scheduled).exec(&tx).await?;

@@ -5,13 +5,14 @@ use std::path::{Path, PathBuf};
 use chrono::{DateTime, Utc};
 use entity::{
     Outcome, Status, Timestamp, data_transfer, data_transfer_log, transfer_worker_attempt,
+    transfer_worker_lease,
 };
 use sea_orm::sea_query::{Expr, IntoIden as _};
 use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter};
 
 use super::{
-    Ending, Repository, column_value, delete_lease, end_attempt, find_lease, insert_into, lock,
-    retry_count, storable, storable_path,
+    Ending, Repository, column_value, end_attempt, find_lease, insert_into, lock, retry_count,
+    storable, storable_path,
 };
 use crate::transfer::database;
 use crate::transfer::lease::{Lease, LeaseError};
@@ -174,30 +175,41 @@ impl Repository {
     }
 
     async fn settle(&self, lease: &Lease, settlement: &Settlement<'_>) -> Result<(), LeaseError> {
-        let id = lease.data_transfer_id;
         let tx = self.database.begin().await?;
-        let row = lock(&tx, id)
-            .await?
-            .filter(|row| row.status.means(Status::InProgress));
-        let stands = match &row {
-            Some(_) => delete_lease(&tx, id, &lease.token.to_string()).await?,
-            None => false,
+        let settled = self.settle_in(&tx, lease, settlement).await?
+            || is_settled(&tx, lease, settlement.ending.outcome).await?;
+        // Also where nothing was written: so the locks are gone for certain.
+        tx.commit().await?;
+        if settled {
+            Ok(())
+        } else {
+            Err(LeaseError::Lost)
+        }
+    }
+
+    /// Whether the lease stood; nothing is written if it did not.
+    async fn settle_in(
+        &self,
+        tx: &DatabaseTransaction,
+        lease: &Lease,
+        settlement: &Settlement<'_>,
+    ) -> Result<bool, DbErr> {
+        let id = lease.data_transfer_id;
+        let row = lock(tx, id).await?;
+        let Some(row) = row.filter(|row| row.status.means(Status::InProgress)) else {
+            return Ok(false);
         };
-        let (Some(row), true) = (row, stands) else {
-            return if is_settled(&tx, lease, settlement.ending.outcome).await? {
-                Ok(())
-            } else {
-                Err(LeaseError::Lost)
-            };
-        };
-        let now = database::now(&tx).await?;
-        self.change_row(&tx, &row, settlement, now).await?;
-        end_attempt(&tx, id, lease.attempt, now, &settlement.ending).await?;
+        if !delete_lease(tx, lease).await? {
+            return Ok(false);
+        }
+        let now = database::now(tx).await?;
+        self.change_row(tx, &row, settlement, now).await?;
+        end_attempt(tx, id, lease.attempt, now, &settlement.ending).await?;
         if let Some(log_path) = settlement.log_path {
-            self.insert_log(&tx, id, settlement.status, log_path, now)
+            self.insert_log(tx, id, settlement.status, log_path, now)
                 .await?;
         }
-        Ok(tx.commit().await?)
+        Ok(true)
     }
 
     async fn change_row(
@@ -262,6 +274,17 @@ fn failed(outcome: Outcome, failure: &Failure) -> Ending {
         rate_bytes_per_s: column_value(failure.rate_bytes_per_s),
         digest: None,
     }
+}
+
+/// Deletes a lease, if it is still its holder's.
+async fn delete_lease(tx: &DatabaseTransaction, lease: &Lease) -> Result<bool, DbErr> {
+    use transfer_worker_lease::{Column, Entity};
+    let deleted = Entity::delete_many()
+        .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+        .filter(Column::Token.eq(lease.token.to_string()))
+        .exec(tx)
+        .await?;
+    Ok(deleted.rows_affected == 1)
 }
 
 /// Whether the holder itself has settled its attempt in this way, in a call whose answer it did

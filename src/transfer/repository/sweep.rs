@@ -2,11 +2,10 @@
 
 use entity::{Status, data_transfer, transfer_worker_lease};
 use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
-use sea_orm::{EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder};
 use serde::Serialize;
 
-use super::acquire::delete_unrenewed;
-use super::{Displaced, Ending, Repository, delete_lease, end_attempt, find_lease, lock};
+use super::{Displaced, Repository, displace, find_lease, lock};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, LeaseInfo, Owner};
 
@@ -85,43 +84,38 @@ impl Repository {
 
     async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {
         let tx = self.database.begin().await?;
-        let row = lock(&tx, id).await?;
-        let now = database::now(&tx).await?;
-        let Some(held) = find_lease(&tx, id).await? else {
+        let recovered = self.recover_in(&tx, id, observer).await?;
+        tx.commit().await?;
+        Ok(recovered)
+    }
+
+    async fn recover_in(
+        &self,
+        tx: &DatabaseTransaction,
+        id: i64,
+        observer: &Owner,
+    ) -> Result<Option<Recovered>, DbErr> {
+        let row = lock(tx, id).await?;
+        let now = database::now(tx).await?;
+        let Some(held) = find_lease(tx, id).await? else {
             return Ok(None);
         };
-        let lease = LeaseInfo::from(&held);
-        let in_progress = row.is_some_and(|row| row.status.means(Status::InProgress));
-        let demise = if in_progress {
-            lease.demise(now, observer)
+        let is_pending = row.is_some_and(|row| row.status.means(Status::InProgress));
+        let demise = if is_pending {
+            LeaseInfo::from(&held).demise(now, observer)
         } else {
             Some(Demise::StatusChanged)
         };
-        let Some(demise) = demise else {
-            return Ok(None);
+        let displaced = match demise {
+            Some(demise) => displace(tx, &held, demise, now).await?,
+            None => None,
         };
-        let removed = match demise {
-            Demise::Expired => delete_unrenewed(&tx, &held).await?,
-            Demise::OwnerDead | Demise::StatusChanged => delete_lease(&tx, id, &held.token).await?,
-        };
-        if !removed {
-            return Ok(None);
+        if displaced.is_some() && is_pending {
+            self.set_status(id, Status::Pending).exec(tx).await?;
         }
-        if in_progress {
-            self.set_status(id, Status::Pending).exec(&tx).await?;
-        }
-        end_attempt(
-            &tx,
-            id,
-            held.attempt,
-            now,
-            &Ending::interrupted(&lease, demise),
-        )
-        .await?;
-        tx.commit().await?;
-        Ok(Some(Recovered {
-            displaced: Displaced { lease, demise },
-            is_pending: in_progress,
+        Ok(displaced.map(|displaced| Recovered {
+            displaced,
+            is_pending,
         }))
     }
 }

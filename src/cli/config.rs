@@ -1,0 +1,30 @@
+//! `config`: check the settings, print the defaults.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::CliError;
+use crate::settings::{DEFAULTS, Settings, SettingsError};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Say what is wrong with the settings, all of it at once.
+    Check,
+    /// Print every setting with its default and what it means.
+    Default,
+}
+
+pub(super) fn run(
+    command: &Command,
+    loaded: Result<Settings, SettingsError>,
+) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Check => {
+            loaded?;
+            println!("the settings are good");
+        }
+        Command::Default => print!("{DEFAULTS}"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

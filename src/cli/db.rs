@@ -1,0 +1,153 @@
+//! `db`: sets up and checks the operations database.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde::Serialize;
+
+use super::{CliError, Context, output};
+use crate::telemetry::chain;
+use crate::transfer::database::Database;
+use crate::transfer::topology::{self, Topology, TopologyError};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Make this program's own tables; in an empty database also those of the ops-db that it uses.
+    Migrate {
+        /// Drop this program's own tables, with every lease and the history of attempts.
+        #[arg(long)]
+        down: bool,
+        /// With --down: do not ask.
+        #[arg(long, requires = "down")]
+        yes: bool,
+    },
+    /// Say which tables there are.
+    Status,
+    /// Compare the schema with what is needed.
+    Check,
+    /// Make the sites, locations and routes of a file; not where the Python system does that.
+    Seed {
+        /// File in TOML.
+        file: PathBuf,
+    },
+}
+
+pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
+    match command {
+        Command::Migrate { down: false, .. } => up(context).await?,
+        Command::Migrate { down: true, yes } => down(context, yes).await?,
+        Command::Status => status(context).await?,
+        Command::Check => {
+            context.repository().await?;
+            println!("the schema is as it should be");
+        }
+        Command::Seed { file } => seed(context, file).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn up(context: &Context) -> Result<(), CliError> {
+    let database = Database::connect_or_create(&context.settings.ops_db).await?;
+    let db = database.connection();
+    let mut tables = Vec::new();
+    for table in entity::OPS_DB_TABLES {
+        if migration::table_exists(db, table)
+            .await
+            .map_err(migration::MigrationError::from)?
+        {
+            tables.push(table);
+        }
+    }
+    if tables.is_empty() {
+        migration::create_ops_db(db).await?;
+        println!(
+            "made the tables of the ops-db: {}",
+            entity::OPS_DB_TABLES.join(", ")
+        );
+    } else {
+        println!("the ops-db is there already and was not touched");
+    }
+    migration::create_worker_tables(db).await?;
+    println!(
+        "this program's own tables are there: {}",
+        entity::WORKER_TABLES.join(", ")
+    );
+    Ok(())
+}
+
+async fn down(context: &Context, yes: bool) -> Result<(), CliError> {
+    if !yes {
+        return Err(CliError::Refused(
+            "this drops every lease and the history of all attempts; say --yes, too, and stop the workers before".into(),
+        ));
+    }
+    let database = Database::connect(&context.settings.ops_db).await?;
+    migration::drop_worker_tables(database.connection()).await?;
+    println!("dropped: {}", entity::WORKER_TABLES.join(", "));
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct TableStatus {
+    table: &'static str,
+    owner: &'static str,
+    exists: bool,
+}
+
+async fn status(context: &Context) -> Result<(), CliError> {
+    let database = Database::connect(&context.settings.ops_db).await?;
+    let mut tables = Vec::new();
+    let known = entity::OPS_DB_TABLES
+        .map(|table| (table, "ops-db"))
+        .into_iter()
+        .chain(entity::WORKER_TABLES.map(|table| (table, "ccat-transfer")))
+        .chain([(entity::ALEMBIC_TABLE, "alembic")]);
+    for (table, owner) in known {
+        let exists = migration::table_exists(database.connection(), table)
+            .await
+            .map_err(migration::MigrationError::from)?;
+        tables.push(TableStatus {
+            table,
+            owner,
+            exists,
+        });
+    }
+    if context.json {
+        return output::json(&tables);
+    }
+    let mut shown = output::table(&["TABLE", "OWNER", "THERE"]);
+    for status in tables {
+        let there = if status.exists { "yes" } else { "no" };
+        shown.add_row([status.table, status.owner, there]);
+    }
+    println!("{shown}");
+    Ok(())
+}
+
+async fn seed(context: &Context, file: PathBuf) -> Result<(), CliError> {
+    let text = std::fs::read_to_string(&file)
+        .map_err(|e| CliError::NotFound(format!("cannot read {}: {e}", file.display())))?;
+    let topology: Topology = text.parse().map_err(topology_error)?;
+    let repository = context.repository().await?;
+    let seeded = topology::seed(&repository, &topology)
+        .await
+        .map_err(topology_error)?;
+    println!(
+        "{} created, {} changed, {} as they were",
+        seeded.created, seeded.updated, seeded.unchanged
+    );
+    Ok(())
+}
+
+/// A topology's error with the exit code that fits it.
+pub(super) fn topology_error(error: TopologyError) -> CliError {
+    match error {
+        TopologyError::Database(error) => error.into(),
+        TopologyError::UnknownSite { .. } | TopologyError::UnknownLocation { .. } => {
+            CliError::NotFound(chain(&error).to_string())
+        }
+        TopologyError::OwnedByAlembic => CliError::Refused(chain(&error).to_string()),
+        error => CliError::Usage(chain(&error).to_string()),
+    }
+}

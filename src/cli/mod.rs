@@ -1,0 +1,203 @@
+//! The command line: one file for each command.
+//!
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
+//! 2 wrong usage, 3 not found, 4 settings or schema, 5 database or broker not reachable, 6 refused
+//! because of the state of things.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::broker::BrokerError;
+use crate::broker::amqp::{Amqp, Options};
+use crate::broker::app::Producing;
+use crate::settings::{self, Settings, SettingsError};
+use crate::tasks;
+use crate::telemetry::{self, chain};
+use crate::transfer::database::{Database, DatabaseError};
+use crate::transfer::repository::Repository;
+use crate::transfer::schema::SchemaError;
+
+mod config;
+mod db;
+mod manager;
+mod node;
+mod output;
+mod signals;
+mod transfers;
+mod worker;
+
+/// How long a producer tries to send one message.
+const SEND_WITHIN: Duration = Duration::from_secs(10);
+
+/// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
+#[derive(Debug, Parser)]
+#[command(name = "ccat-transfer", version, max_term_width = 100)]
+struct Cli {
+    /// File of settings; see config.default.toml or `ccat-transfer config default`.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "CCAT_DATA_TRANSFER_CONFIG"
+    )]
+    config: Option<PathBuf>,
+
+    /// Print results as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+
+    /// Log level, or a filter such as `info,ccat_transfer=debug`.
+    #[arg(short = 'l', long = "loglevel", global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a worker: receive transfers from queues and do them.
+    Worker(worker::Arguments),
+    /// Schedule the transfers that wait, for ever or once.
+    Manager(manager::Arguments),
+    /// Set up and check the operations database.
+    #[command(subcommand)]
+    Db(db::Command),
+    /// See, make and run transfers.
+    #[command(subcommand)]
+    Transfers(transfers::Command),
+    /// Check the settings, or print the defaults.
+    #[command(subcommand)]
+    Config(config::Command),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("ccat-transfer: {}", chain(&error));
+            error.code()
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, CliError> {
+    let loaded = settings::load(cli.config.as_deref(), std::env::vars());
+    if let Command::Config(command) = &cli.command {
+        return config::run(command, loaded);
+    }
+    let mut settings = loaded?;
+    if let Some(level) = cli.log_level {
+        telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;
+        settings.log.level = level;
+    }
+    telemetry::init(&settings.log);
+    let context = Context {
+        settings: Arc::new(settings),
+        json: cli.json,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| CliError::Failed(format!("cannot start threads: {e}")))?;
+    let code = runtime.block_on(async {
+        match cli.command {
+            Command::Worker(arguments) => worker::run(&context, arguments).await,
+            Command::Manager(arguments) => manager::run(&context, &arguments).await,
+            Command::Db(command) => db::run(&context, command).await,
+            Command::Transfers(command) => transfers::run(&context, command).await,
+            // Was run above, without services.
+            Command::Config(_) => Ok(ExitCode::SUCCESS),
+        }
+    });
+    // A local system call that hangs (a dead file server) must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    code
+}
+
+/// What every command needs.
+struct Context {
+    settings: Arc<Settings>,
+    json: bool,
+}
+
+impl Context {
+    async fn repository(&self) -> Result<Repository, CliError> {
+        let database = Database::connect(&self.settings.ops_db).await?;
+        Ok(Repository::open(database, self.settings.ops_db.text_enum_labels).await?)
+    }
+
+    /// A transport to the broker; connects when it is used.
+    fn transport(&self, name: &str) -> Result<Amqp, CliError> {
+        let celery = &self.settings.celery;
+        Ok(Amqp::new(&Options {
+            url: celery.broker_url().to_owned(),
+            heartbeat: celery.broker_heartbeat,
+            connection_timeout: Duration::from_secs(celery.broker_connection_timeout),
+            name: name.to_owned(),
+        })?)
+    }
+
+    fn producing(&self, hostname: &str) -> Producing {
+        Producing {
+            hostname: hostname.to_owned(),
+            default_queue: self.settings.celery.task_default_queue.clone(),
+            names: tasks::wire_names(&self.settings.celery),
+            reply_to: None,
+            within: SEND_WITHIN,
+        }
+    }
+}
+
+/// Why a command did not do what it should.
+#[derive(Debug, thiserror::Error)]
+enum CliError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    #[error(transparent)]
+    Migration(#[from] migration::MigrationError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("{0}")]
+    Usage(String),
+    #[error("{0}")]
+    NotFound(String),
+    #[error("{0}")]
+    Configuration(String),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl CliError {
+    fn code(&self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Failed(_) | Self::Migration(_) => 1,
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
+            Self::Settings(_)
+            | Self::Configuration(_)
+            | Self::Schema(SchemaError::Differs(_))
+            | Self::Broker(BrokerError::Url(_)) => 4,
+            Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {
+                if error.is_unreachable() { 5 } else { 4 }
+            }
+            Self::Broker(_) | Self::Unreachable(_) => 5,
+            Self::Refused(_) => 6,
+        })
+    }
+}

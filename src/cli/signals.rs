@@ -1,0 +1,71 @@
+//! Signals, with the meaning that Celery gives them.
+//!
+//! TERM: warm, exit status 0; again: nothing new. INT: warm, but exit status 1; again: cold. QUIT:
+//! cold at once. With `REMAP_SIGTERM=SIGQUIT` in the environment TERM means QUIT.
+
+use std::process::ExitCode;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::CliError;
+use crate::worker::Shutdown;
+
+/// The signals that a worker listens to.
+pub(super) struct Signals {
+    term: Signal,
+    int: Signal,
+    quit: Signal,
+    term_is_quit: bool,
+}
+
+impl Signals {
+    /// Listens from now on.
+    pub(super) fn listen() -> Result<Self, CliError> {
+        let listen = |kind| {
+            signal(kind).map_err(|e| CliError::Failed(format!("cannot listen to signals: {e}")))
+        };
+        Ok(Self {
+            term: listen(SignalKind::terminate())?,
+            int: listen(SignalKind::interrupt())?,
+            quit: listen(SignalKind::quit())?,
+            term_is_quit: std::env::var("REMAP_SIGTERM").is_ok_and(|to| to == "SIGQUIT"),
+        })
+    }
+
+    /// Passes signals on to `shutdown` while `working` lasts; returns the exit status.
+    pub(super) async fn during(
+        mut self,
+        shutdown: &Shutdown,
+        working: impl Future<Output = ()>,
+    ) -> ExitCode {
+        let mut interrupted = false;
+        tokio::pin!(working);
+        loop {
+            tokio::select! {
+                () = &mut working => break,
+                Some(()) = self.term.recv() => {
+                    if self.term_is_quit { shutdown.cold() } else { shutdown.warm() }
+                }
+                Some(()) = self.int.recv() => {
+                    if interrupted { shutdown.cold() } else { shutdown.warm() }
+                    interrupted = true;
+                }
+                Some(()) = self.quit.recv() => shutdown.cold(),
+            }
+        }
+        if interrupted {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+
+    /// Waits for the first request to stop.
+    pub(super) async fn any(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+            _ = self.quit.recv() => {}
+        }
+    }
+}
