@@ -1,0 +1,182 @@
+#!/usr/bin/env bash
+#
+# The whole of it on one machine: two sites, a broker, a manager, a worker, and three packages that travel.
+# Private and temporary: nothing is left when it ends. Needs Debian 12 or newer, Rust and a C compiler.
+#
+#   BBCP=/path/to/bbcp   the bbcp to use; else the one on PATH, else the project's test double
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/services.sh
+. scripts/lib/services.sh
+
+SIZE_MB=150
+RATE=30m # bytes per second of each copy, so that there is something to see
+QUEUE=ccat_buffer_data_transfer
+
+chapter() { printf '\n%s\n' "$1"; }
+shown() { printf '   $ %s\n' "$*"; }
+ended() { ! kill -0 "$1" 2>/dev/null; }
+indent() { sed 's/^/   /'; }
+
+failed() {
+  local log
+  for log in manager worker rabbitmq; do
+    if [[ -s $RUN_DIR/$log.log ]]; then
+      printf '\nend of %s.log:\n' "$log" >&2
+      tail -n 15 "$RUN_DIR/$log.log" >&2
+    fi
+  done
+  die "the demo failed: $1"
+}
+
+say "ccat-transfer demo: packages travel from a telescope to an archive"
+
+chapter "1. What is missing"
+run_begin
+install_missing
+make_python
+
+chapter "2. Build"
+run cargo build --locked --bins --examples
+run cargo build --locked -p bbcp-double
+TARGET=$(target_dir)
+export PATH=$TARGET/debug:$PATH # for `ccat-transfer`
+
+if [[ -n ${BBCP:-} ]]; then
+  BBCP=$(command -v "$BBCP") || die "BBCP=$BBCP is no program"
+  note "bbcp: $BBCP, as BBCP says"
+elif BBCP=$(PATH=${PATH#*:} command -v bbcp); then
+  note "bbcp: $BBCP, found on PATH"
+else
+  BBCP=$TARGET/debug/bbcp
+  note "bbcp: the project's test double, since there is none on PATH (BBCP=/path/to/bbcp takes another)"
+fi
+
+chapter "3. Two sites, three packages"
+cd "$RUN_DIR"
+mkdir -p ccat/packages cologne
+for n in 1 2 3; do head -c "${SIZE_MB}MB" /dev/urandom >"ccat/packages/night-$n.tar"; done
+cat >config.toml <<END
+[ops_db]
+database_sqlite_database = "$RUN_DIR/ops.sqlite"
+
+[transfer]
+log_dir = "$RUN_DIR/logs"
+lease_ttl = "10s"
+lease_renew_interval = "500ms"
+free_space_margin = 0
+
+[bbcp]
+program = "$BBCP"
+progress_interval = 2
+max_rate = "$RATE"
+END
+cat >topology.toml <<END
+[[sites]]
+name = "CCAT observatory"
+short_name = "ccat"
+location = "Cerro Chajnantor, Chile"
+
+[[sites.locations]]
+name = "buffer"
+type = "buffer"
+storage = "disk"
+host = ""
+path = "$RUN_DIR/ccat"
+priority = 1
+
+[[sites]]
+name = "University of Cologne"
+short_name = "cologne"
+location = "Cologne, Germany"
+
+[[sites.locations]]
+name = "buffer"
+type = "buffer"
+storage = "disk"
+host = ""
+path = "$RUN_DIR/cologne"
+priority = 1
+
+[[routes]]
+origin = "ccat"
+destination = "cologne"
+method = "bbcp"
+type = "direct"
+END
+transfer() { ccat-transfer --config config.toml "$@"; }
+# Prints the new transfer's id.
+create() { transfer transfers create --package "packages/night-$1.tar" --from ccat/buffer --to cologne/buffer; }
+
+shown "ccat-transfer db migrate"
+transfer db migrate | indent
+shown "ccat-transfer db seed topology.toml"
+transfer db seed topology.toml | indent
+note "ccat     buffer  $RUN_DIR/ccat, 3 packages of $SIZE_MB MB"
+note "cologne  buffer  $RUN_DIR/cologne, empty"
+
+chapter "4. Broker, worker, manager"
+start_rabbitmq
+export CELERY_BROKER_URL=$TEST_AMQP_URL CELERY_RESULT_BACKEND=rpc://
+note "RabbitMQ at ${TEST_AMQP_URL##*@}"
+shown "ccat-transfer worker --site ccat -c 3"
+spawn worker ccat-transfer --config config.toml worker --site ccat -c 3
+AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/worker.log await 20 "the worker did not start" \
+  grep -q 'worker ready' "$RUN_DIR/worker.log"
+note "ready, listening to queue $QUEUE"
+
+chapter "5. Three ways to start a transfer"
+shown "ccat-transfer transfers create --package packages/night-1.tar --from ccat/buffer --to cologne/buffer"
+first=$(create 1)
+note "Transfer $first: the manager finds it by itself."
+shown "ccat-transfer manager"
+spawn manager ccat-transfer --config config.toml manager
+taken() { [[ $("$TEST_PYTHON" -c "$TAKEN" "$RUN_DIR/ops.sqlite" "$first") != PENDING ]]; }
+TAKEN='import sqlite3, sys
+print(*sqlite3.connect(sys.argv[1], timeout=10).execute("SELECT status FROM data_transfer WHERE id = ?", sys.argv[2:]).fetchone())'
+AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/manager.log await 20 "the manager does not take up the transfer" taken
+
+second=$(create 2)
+third=$(create 3)
+note "Transfer $second: a message by name, from Python."
+shown "examples/enqueue.py transfer_files_bbcp --id $second --queue $QUEUE --wait"
+spawn python "$TEST_PYTHON" "$REPO/examples/enqueue.py" transfer_files_bbcp --id "$second" --queue "$QUEUE" --wait
+producers=("python $SPAWNED_PID")
+note "Transfer $third: the same from Rust."
+shown "cargo run --example enqueue -- transfer_files_bbcp --id $third --queue $QUEUE --wait"
+# The broker's address comes by the environment; cargo wants to be in the repository.
+spawn rust env -C "$REPO" cargo run --locked --quiet --example enqueue -- transfer_files_bbcp --id "$third" --queue "$QUEUE" --wait
+producers+=("rust $SPAWNED_PID")
+
+chapter "6. Copying, at ${RATE%m} MB/s each"
+run "$TEST_PYTHON" "$REPO/scripts/lib/progress.py" "$RUN_DIR/ops.sqlite" 120 \
+  "$first=by the manager" "$second=from Python" "$third=from Rust" || failed "a transfer was not done"
+
+for producer in "${producers[@]}"; do
+  read -r language pid <<<"$producer"
+  AWAIT_LOG=$RUN_DIR/$language.log await 20 "the $language producer got no result" ended "$pid"
+  grep -q SUCCESS "$RUN_DIR/$language.log" || { cat "$RUN_DIR/$language.log" >&2; failed "the $language producer's task"; }
+done
+note "Python got: $(tail -n 1 "$RUN_DIR/python.log")"
+note "Rust got:   $(tail -n 1 "$RUN_DIR/rust.log")"
+
+chapter "7. What the database says"
+shown "ccat-transfer transfers list"
+transfer transfers list | indent
+
+chapter "8. What sha256sum says"
+same=yes
+for n in 1 2 3; do
+  package=packages/night-$n.tar
+  here=$(cd ccat && sha256sum "$package")
+  there=$(cd cologne && sha256sum "$package") || failed "$package did not arrive"
+  note "ccat     $here"
+  note "cologne  $there"
+  [[ $here == "$there" ]] || same=no
+done
+[[ $same == yes ]] || failed "the digests differ"
+left=$(find cologne -name '.*' -type f)
+[[ -z $left ]] || failed "temporary files are left: $left"
+
+say
+say "demo: ok"

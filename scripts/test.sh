@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+#
+# Every check of the project, as CI runs them. Needs Debian 12 or newer, Rust and a C compiler; installs
+# the rest. Its servers are private, and nothing is left running. See scripts/lib/services.sh.
+#
+#   KEEP_RUN_DIR=1   keep the servers' logs when a check fails
+#   BBCP_REAL=/path  run the conformance cases against a real bbcp too
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/services.sh
+. scripts/lib/services.sh
+
+FAILED=()
+PASSED=0
+BEGAN=$SECONDS
+
+# check TITLE CMD… : a step whose failure does not stop the others.
+check() {
+  local title=$1 began=$SECONDS status=0
+  shift
+  printf '\n== %s\n' "$title"
+  run "$@" || status=$?
+  if ((status)); then
+    FAILED+=("$title")
+    printf -- '-- %s: FAILED (%s s)\n' "$title" $((SECONDS - began))
+  else
+    PASSED=$((PASSED + 1))
+    printf -- '-- %s: ok (%s s)\n' "$title" $((SECONDS - began))
+  fi
+  return "$status"
+}
+
+summary() {
+  local took=$((SECONDS - BEGAN)) title
+  printf '\n'
+  for title in "${FAILED[@]}"; do printf 'failed: %s\n' "$title"; done
+  printf 'test.sh: %s checks ok, %s failed, in %s min %s s\n' "$PASSED" "${#FAILED[@]}" $((took / 60)) $((took % 60))
+  ((${#FAILED[@]} == 0)) || exit 1
+}
+
+# What follows needs this step: sum up and stop if it fails.
+must() { check "$@" || summary; }
+
+run_begin
+export CARGO_NET_RETRY=${CARGO_NET_RETRY:-5}
+if [[ -n ${CI:-} ]]; then export CARGO_INCREMENTAL=0; fi # of no use to a clone that is built once
+
+printf '== what is missing\n'
+install_missing
+make_python
+note "$("$TEST_PYTHON" --version), Celery $("$TEST_PYTHON" -c 'import celery; print(celery.__version__)'), $(rustc --version)"
+
+check "format" cargo fmt --all --check || true
+must "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
+must "build" cargo build --locked --workspace --all-targets
+
+TARGET=$(target_dir)
+export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-transfer
+
+printf '\n== servers\n'
+began=$SECONDS
+start_services rabbitmq redis postgres sshd
+note "RabbitMQ ${TEST_AMQP_URL##*@}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"
+printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
+
+# The time limits only keep a hang from becoming CI's.
+check "unit, property, integration and documentation tests" \
+  timeout --kill-after 10 1500 cargo test --locked --workspace || true
+check "Python interoperability" \
+  timeout --kill-after 10 900 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q tests/python || true
+check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true
+check "demo" timeout --kill-after 10 600 scripts/demo.sh || true
+
+summary

@@ -1,0 +1,475 @@
+"""What the tests stand on: a deployment of two sites, workers of both languages, a look into the broker.
+
+Nothing here sleeps to let something happen; `until` polls for it, with a deadline.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import amqp
+import kombu
+from amqp.exceptions import NotFound
+from celery import Celery
+
+HERE = Path(__file__).resolve().parent
+REPO = HERE.parent.parent
+MODULE = "ccat_data_transfer.transfer_manager"
+TRANSFER = f"{MODULE}.transfer_files_bbcp"
+SCHEDULE = f"{MODULE}.transfer_transfer_packages"
+MB = 1024 * 1024
+
+
+def service(name):
+    """A service's address, as scripts/lib/services.sh exports it."""
+    try:
+        return os.environ[name]
+    except KeyError:
+        raise RuntimeError(f"{name} is not set: run these tests by scripts/test.sh") from None
+
+
+def backend_url(kind):
+    return {"rpc": "rpc://", "redis": service("TEST_REDIS_URL")}[kind]
+
+
+def until(condition, what, seconds=20):
+    """Polls until `condition()` is true, and returns its value."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what}")
+        time.sleep(0.02)
+
+
+def clean_environment(**more):
+    """Our environment without anything that a program under test would take for a setting."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY", "CCAT_DATA", "CCAT_OPS", "BBCP"))}
+    return kept | {k: str(v) for k, v in more.items()}
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- the broker
+
+
+class Broker:
+    """The private RabbitMQ: its queues, raw messages, and turning it off and on."""
+
+    DEAD = "test-dead"
+
+    def __init__(self):
+        self.url = service("TEST_AMQP_URL")
+
+    @contextlib.contextmanager
+    def channel(self):
+        with kombu.Connection(self.url) as connection, connection.channel() as channel:
+            yield channel
+
+    def _declared(self, queue):
+        with self.channel() as channel:
+            try:
+                return channel.queue_declare(queue, passive=True)
+            except NotFound:
+                return None
+
+    def ready(self, queue):
+        """Messages that wait in a queue; those that a worker holds are not counted."""
+        declared = self._declared(queue)
+        return declared.message_count if declared else 0
+
+    def consumers(self, queue):
+        declared = self._declared(queue)
+        return declared.consumer_count if declared else 0
+
+    def declare(self, queue):
+        """As a Celery producer does, with a queue beside it for what is rejected."""
+        with self.channel() as channel:
+            channel.exchange_declare(queue, "direct", durable=True, auto_delete=False)
+            channel.queue_declare(queue, durable=True, auto_delete=False)
+            channel.queue_bind(queue, queue, queue)
+            channel.exchange_declare(self.DEAD, "direct", durable=True, auto_delete=False)
+            channel.queue_declare(f"{queue}.dead", durable=True, auto_delete=False)
+            channel.queue_bind(f"{queue}.dead", self.DEAD, queue)
+
+    def publish(self, queue, body, headers=None, **properties):
+        """One message exactly as given."""
+        with self.channel() as channel:
+            message = amqp.Message(body, application_headers=headers or {}, **properties)
+            channel.basic_publish(message, exchange="", routing_key=queue)
+
+    def get(self, queue):
+        """Takes one message off a queue: (body decoded from JSON, headers, properties), or None."""
+        with self.channel() as channel:
+            message = channel.basic_get(queue, no_ack=True)
+            if message is None:
+                return None
+            return json.loads(message.body), message.headers, message.properties
+
+    def unsettled(self, queue):
+        """Messages that wait or are held by a worker. Slow: a second or two."""
+        listed = self.ctl("list_queues", "-q", "--no-table-headers", "name", "messages")
+        for line in listed.splitlines():
+            name, _, count = line.rpartition("\t")
+            if name == queue:
+                return int(count)
+        return 0
+
+    def all_settled(self, *queues):
+        for queue in queues:
+            until(lambda: self.unsettled(queue) == 0, f"{queue} is empty")
+
+    def delete(self, queue):
+        with self.channel() as channel:
+            channel.queue_delete(queue)
+            channel.queue_delete(f"{queue}.dead")
+            channel.exchange_delete(queue)
+
+    @staticmethod
+    def ctl(*args):
+        return subprocess.run(
+            [service("RABBITMQCTL"), *args], check=True, capture_output=True, text=True, timeout=60
+        ).stdout
+
+    @staticmethod
+    def power(action):
+        """start, stop or restart; returns when it is done."""
+        subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=120)
+
+
+# ---------------------------------------------------------------- workers
+
+
+class Process:
+    """A program under test, with its log in a file."""
+
+    def __init__(self, command, log, **options):
+        self.log_path = log
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(
+                [str(word) for word in command],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **options,
+            )
+        self.pid = self.process.pid
+
+    def log(self):
+        return self.log_path.read_text(errors="replace")
+
+    def running(self):
+        return self.process.poll() is None
+
+    def says(self, text, seconds=20):
+        """Waits for `text` in the log."""
+
+        def said():
+            assert self.running() or text in self.log(), f"ended early:\n{self.log()[-3000:]}"
+            return text in self.log()
+
+        until(said, f"{text!r} in {self.log_path}", seconds)
+        return self
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def ended(self, seconds=20):
+        """Waits for the end; the exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"still running after {seconds} s:\n{self.log()[-3000:]}") from None
+
+    def kill(self):
+        if self.running():
+            self.process.kill()
+        self.process.wait()
+
+    def stop(self):
+        """Ends it however it can be ended."""
+        if self.running():
+            self.signal(signal.SIGTERM)
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+
+def python_worker(directory, queue, broker, backend):
+    """A real Celery worker, see peer.py."""
+    worker = Process(
+        [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
+        + ["-P", "solo", "-l", "INFO", "--without-mingle", "--without-gossip"],
+        directory / "peer.log",
+        cwd=HERE,
+        env=clean_environment(CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend),
+    )
+    until(lambda: broker.consumers(queue) or not worker.running(), "the Python worker listens", 60)
+    assert worker.running(), worker.log()
+    return worker
+
+
+# ---------------------------------------------------------------- a deployment
+
+
+class Deployment:
+    """Two sites on this host, their database, the settings, and a bbcp of their own.
+
+    Every deployment has its own site names, and by that its own queue.
+    """
+
+    def __init__(self, directory, bbcp, broker):
+        self.directory = directory
+        self.broker = broker
+        self.bbcp = bbcp
+        tag = uuid.uuid4().hex[:8]
+        self.origin_site, self.destination_site = f"o{tag}", f"d{tag}"
+        self.queue = f"{self.origin_site}_buffer_data_transfer"
+        self.origin, self.destination = directory / "origin", directory / "destination"
+        self.database = directory / "ops.sqlite"
+        self.config = directory / "config.toml"
+        self.double_log = directory / "bbcp.log"
+        self.processes = []
+
+        for made in (self.origin, self.destination, directory / "bin"):
+            made.mkdir()
+        self.program = directory / "bin" / "bbcp"
+        self.program.symlink_to(bbcp)
+        self.double()
+        self.settings()
+        topology = directory / "topology.toml"
+        topology.write_text(
+            f"""
+[[sites]]
+name = "Observatory {tag}"
+short_name = "{self.origin_site}"
+location = "Chile"
+[[sites.locations]]
+name = "buffer"
+type = "buffer"
+storage = "disk"
+host = ""
+path = "{self.origin}"
+priority = 1
+
+[[sites]]
+name = "Archive {tag}"
+short_name = "{self.destination_site}"
+location = "Germany"
+[[sites.locations]]
+name = "buffer"
+type = "buffer"
+storage = "disk"
+host = ""
+path = "{self.destination}"
+priority = 1
+
+[[routes]]
+origin = "{self.origin_site}"
+destination = "{self.destination_site}"
+method = "bbcp"
+type = "direct"
+"""
+        )
+        self.cli("db", "migrate")
+        self.cli("db", "seed", topology)
+        broker.declare(self.queue)
+
+    # --- settings
+
+    def settings(self, backend="redis", **sections):
+        """Writes the worker's settings; `sections` are further keys, e.g. transfer={"max_retries": 1}."""
+        settings = {
+            "celery": {"broker_url": self.broker.url, "result_backend": backend_url(backend)},
+            "ops_db": {"database_type": "sqlite", "database_sqlite_database": str(self.database)},
+            "transfer": {
+                "log_dir": str(self.directory / "logs"),
+                "free_space_margin": 0,
+                # Short, for the tests that wait for a lease to die.
+                "lease_ttl": "3s",
+                "lease_renew_interval": "500ms",
+            },
+            "bbcp": {"program": str(self.program), "streams": 2, "progress_interval": 2, "kill_after": "1s"},
+            "manager": {"sleep_time": "1s"},
+            "log": {"level": "info", "format": "json"},
+        }
+        for section, keys in sections.items():
+            settings[section].update(keys)
+        with open(self.config, "w") as file:
+            for section, keys in settings.items():
+                print(f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), sep="\n", file=file)
+
+    def double(self, **knobs):
+        """Sets the test double's knobs anew, e.g. PLAN="stall@50%", RATE=MB."""
+        knobs = {"LOG": self.double_log, "TICK": 0.1, "POLL": 0.2} | knobs
+        lines = "".join(f"BBCP_DOUBLE_{name}={value}\n" for name, value in knobs.items())
+        (self.program.parent / "bbcp-double.state").unlink(missing_ok=True)
+        (self.program.parent / "bbcp-double.env").write_text(lines)
+
+    # --- programs
+
+    def cli(self, *args, timeout=60, check=True):
+        """Runs ccat-transfer; its standard output, or the finished process with check=False."""
+        done = subprocess.run(
+            [service("CCAT_TRANSFER_BIN"), "--config", self.config, *map(str, args)],
+            cwd=self.directory,
+            env=clean_environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        if not check:
+            return done
+        assert done.returncode == 0, f"{args}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def worker(self, concurrency=2, ready=True, name="rust"):
+        """Starts a worker on this deployment's queue."""
+        log = self.directory / f"worker-{len(self.processes)}.log"
+        worker = Process(
+            [service("CCAT_TRANSFER_BIN"), "--config", self.config]
+            + ["worker", "-Q", self.queue, "-n", f"{name}-{self.origin_site}@%h", "-c", concurrency],
+            log,
+            cwd=self.directory,
+            env=clean_environment(),
+        )
+        self.processes.append(worker)
+        return worker.says("worker ready") if ready else worker
+
+    def schedule(self):
+        """One pass of the manager."""
+        return self.cli("manager", "--once")
+
+    @contextlib.contextmanager
+    def app(self, backend="redis"):
+        """A Python producer."""
+        app = Celery(broker=self.broker.url, backend=backend_url(backend), set_as_current=False)
+        app.conf.task_default_queue = self.queue
+        try:
+            yield app
+        finally:
+            app.close()
+
+    # --- transfers
+
+    def package(self, name=None, size=MB):
+        """A file at the origin, and a transfer of it: the transfer's id."""
+        name = name or f"packages/{uuid.uuid4().hex[:8]}.tar"
+        path = self.origin / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(random.Random(name).randbytes(size))
+        return self.transfer(name)
+
+    def transfer(self, name):
+        printed = self.cli(
+            *("transfers", "create", "--package", name),
+            *("--from", f"{self.origin_site}/buffer", "--to", f"{self.destination_site}/buffer"),
+        )
+        ids = re.findall(r"\d+", printed)
+        assert len(ids) == 1, f"`transfers create` should print the id, but printed {printed!r}"
+        return int(ids[0])
+
+    def rows(self, sql, *values):
+        with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
+            connection.row_factory = sqlite3.Row
+            return [dict(row) for row in connection.execute(sql, values)]
+
+    def row(self, transfer):
+        """The transfer's row, with the file's path below a location's root."""
+        (row,) = self.rows(
+            "SELECT t.*, p.relative_path FROM data_transfer t"
+            " JOIN data_transfer_package p ON p.id = t.data_transfer_package_id WHERE t.id = ?",
+            transfer,
+        )
+        return row
+
+    def status(self, transfer):
+        return self.row(transfer)["status"]
+
+    def reaches(self, transfer, status, seconds=30):
+        until(lambda: self.status(transfer) == status, f"transfer {transfer} is {status}", seconds)
+
+    def outcomes(self, transfer):
+        """How each attempt ended."""
+        rows = self.rows(
+            "SELECT outcome FROM transfer_worker_attempt WHERE data_transfer_id = ? ORDER BY attempt", transfer
+        )
+        return [row["outcome"] for row in rows]
+
+    def leases(self):
+        return self.rows("SELECT * FROM transfer_worker_lease")
+
+    def assert_moved(self, transfer):
+        """COMPLETED, the file is there and right, and nothing else is."""
+        row = self.row(transfer)
+        assert row["status"] == "COMPLETED", row
+        name = row["relative_path"]
+        assert sha256(self.origin / name) == sha256(self.destination / name)
+        assert self.temporary_files() == []
+        assert not [lease for lease in self.leases() if lease["data_transfer_id"] == transfer]
+
+    # --- bbcp
+
+    def temporary_files(self):
+        return sorted(self.destination.rglob(".ccat-transfer-*"))
+
+    def copied(self):
+        """Bytes in temporary files."""
+        total = 0
+        for path in self.temporary_files():
+            with contextlib.suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    def mid_copy(self, size=MB // 2):
+        """Waits until a copy is under way."""
+        until(lambda: self.copied() >= size, "a copy is under way")
+
+    def bbcp_processes(self):
+        """Process ids of bbcp: agent, source, sink. Its executable is this test run's own."""
+        found = []
+        for exe in Path("/proc").glob("[0-9]*/exe"):
+            with contextlib.suppress(OSError):
+                if os.readlink(exe) == str(self.bbcp) and exe.parent.joinpath("cmdline").read_bytes():
+                    found.append(int(exe.parent.name))
+        return found
+
+    def no_bbcp_left(self, seconds=15):
+        until(lambda: not self.bbcp_processes(), "no bbcp is left", seconds)
+
+    def copies(self):
+        """The double's records of its copies; asking for the version is none."""
+        if not self.double_log.exists():
+            return []
+        records = [json.loads(line) for line in self.double_log.read_text().splitlines()]
+        return [record for record in records if "-#" not in record["argv"]]
+
+    # --- the end
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+        for pid in self.bbcp_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.broker.delete(self.queue)
+        shutil.rmtree(self.directory, ignore_errors=True)

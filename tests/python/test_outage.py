@@ -1,0 +1,69 @@
+"""The broker goes away and comes back. These tests turn the private RabbitMQ off and on."""
+
+import pytest
+
+from support import MB, TRANSFER
+
+pytestmark = pytest.mark.timeout(150)
+
+
+@pytest.fixture(autouse=True)
+def broker_is_up_again(broker):
+    yield
+    broker.power("start")
+
+
+def test_restart_in_mid_copy(deployment, broker):
+    """The copy goes on, the delivery that comes back is adopted, and the result arrives."""
+    deployment.double(RATE=MB)
+    transfer = deployment.package(size=20 * MB)
+    worker = deployment.worker()
+    with deployment.app() as app:
+        result = app.send_task(TRANSFER, [transfer], queue=deployment.queue)
+        deployment.mid_copy()
+        copying = set(deployment.bbcp_processes())
+        broker.power("restart")
+        worker.says("connected to the broker again")
+        assert copying and copying <= set(deployment.bbcp_processes()), "the copy went on"
+        assert deployment.status(transfer) == "IN_PROGRESS"
+        assert result.get(timeout=60) is None
+    deployment.assert_moved(transfer)
+    broker.all_settled(deployment.queue)
+    assert len(deployment.copies()) == 1
+    assert deployment.outcomes(transfer) == ["completed"]
+    assert worker.running()
+
+
+def test_worker_and_manager_before_the_broker(deployment, broker):
+    """A worker waits for its broker; a manager that cannot send puts the row back."""
+    transfer = deployment.package()
+    broker.power("stop")
+    worker = deployment.worker(ready=False)
+    done = deployment.cli("manager", "--once", check=False, timeout=90)
+    assert done.returncode != 0
+    assert "broker" in done.stderr.lower() or "amqp" in done.stderr.lower()
+    row = deployment.row(transfer)
+    assert (row["status"], row["retry_count"]) == ("PENDING", 0)
+    assert worker.running()
+
+    broker.power("start")
+    worker.says("worker ready", 40)
+    deployment.schedule()
+    deployment.reaches(transfer, "COMPLETED")
+    deployment.assert_moved(transfer)
+
+
+def test_lost_connection(deployment, broker):
+    """The broker closes the connection, as it does when `consumer_timeout` is over."""
+    deployment.double(RATE=MB)
+    transfer = deployment.package(size=10 * MB)
+    worker = deployment.worker()
+    with deployment.app() as app:
+        result = app.send_task(TRANSFER, [transfer], queue=deployment.queue)
+        deployment.mid_copy()
+        broker.ctl("close_all_connections", "test")
+        worker.says("connected to the broker again")
+        assert result.get(timeout=60) is None
+    deployment.assert_moved(transfer)
+    broker.all_settled(deployment.queue)
+    assert len(deployment.copies()) == 1
