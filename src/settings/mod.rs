@@ -164,7 +164,7 @@ pub struct Transfer {
     pub queue_location: QueueLocation,
     /// Prefix of every queue name.
     pub queue_prefix: String,
-    /// Failures after which a transfer is failed for good.
+    /// Further attempts after the first failed one.
     pub max_retries: u32,
     /// Age of the last renewal at which a lease is dead.
     #[serde(with = "humantime_serde")]

@@ -513,19 +513,29 @@ impl Running<'_> {
             }
             Ok::<_, TransferError>(())
         };
-        if let Ok(Err(error)) = timeout(TIDY_WITHIN, tidying).await {
-            return tracing::warn!(error = error.chain(), "leftovers stay for now");
+        let failure = match timeout(TIDY_WITHIN, tidying).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.chain()),
+            Err(_) => Some("not in time".into()),
+        };
+        if let Some(error) = failure {
+            return tracing::warn!(
+                data_transfer_id = self.request.id,
+                error,
+                "leftovers of dead attempts stay for now"
+            );
         }
         for leftover in &acquired.leftovers {
-            let id = self.request.id;
-            let forgotten = self
-                .service
-                .repository
-                .forget_temporary(id, leftover.attempt)
-                .await;
-            if let Err(error) = forgotten {
-                tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
-            }
+            self.forget_temporary(leftover.attempt).await;
+        }
+    }
+
+    /// Strikes a temporary file that is gone from the record of its attempt.
+    async fn forget_temporary(&self, attempt: i32) {
+        let id = self.request.id;
+        let forgotten = self.service.repository.forget_temporary(id, attempt).await;
+        if let Err(error) = forgotten {
+            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
         }
     }
 
@@ -536,13 +546,7 @@ impl Running<'_> {
         source: Facts,
         there: Facts,
     ) -> Result<Digest, TransferError> {
-        let one_host =
-            plan.source.endpoint().remote().is_none() && plan.target.endpoint().remote().is_none();
-        if one_host && source.identity.is_some() && source.identity == there.identity {
-            return Err(TransferError::SamePlace {
-                path: plan.target.path().to_string(),
-            });
-        }
+        plan.refuse_same_file(&source, &there)?;
         let other = || TransferError::DestinationExists {
             path: plan.target.path().to_string(),
         };
@@ -585,7 +589,7 @@ impl Running<'_> {
     ) -> Result<Summary, TransferError> {
         self.copy(plan, &log_path).await?;
         let digest = self.stoppable(self.verify(plan, source)).await?;
-        self.publish(plan).await?;
+        self.publish(plan, source).await?;
         self.commit(plan, &digest, Some(log_path)).await
     }
 
@@ -672,7 +676,7 @@ impl Running<'_> {
     }
 
     /// Gives the copy its final name, if the transfer is still ours by the database.
-    async fn publish(&self, plan: &Plan) -> Result<(), TransferError> {
+    async fn publish(&self, plan: &Plan, source: Facts) -> Result<(), TransferError> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease) = (self.service, self.lease);
         let progress = self.progress();
@@ -681,7 +685,16 @@ impl Running<'_> {
                 service.repository.renew(lease, progress)
             })
             .await?;
-        plan.target.publish().await
+        match plan.target.publish().await {
+            // Perhaps by us: the answer to a rename can get lost on its way.
+            Err(error @ TransferError::DestinationExists { .. }) => {
+                let there = plan.target.inspect().await?.ok_or(error)?;
+                self.recognize(plan, source, there).await?;
+                self.tidy(plan).await;
+                Ok(())
+            }
+            published => published,
+        }
     }
 
     /// Writes COMPLETED. From here on only a cold shutdown ends the wait for the database: the
@@ -725,7 +738,7 @@ impl Running<'_> {
     async fn tidy(&self, plan: &Plan) {
         let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
         let error = match removed {
-            Ok(Ok(())) => return,
+            Ok(Ok(())) => return self.forget_temporary(self.lease.attempt()).await,
             Ok(Err(error)) => error.chain(),
             Err(_) => "not in time".into(),
         };

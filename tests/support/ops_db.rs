@@ -1,7 +1,7 @@
 //! A fresh ops-db for one test: a SQLite file, or a database in the server that
 //! `TEST_POSTGRES_URL` names.
 
-// Every test program uses a part of this.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use std::time::Duration;
 
