@@ -119,10 +119,11 @@ impl DataTransferTask {
     }
 
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
-        let retry_count = match self.get_retry_count(request.id).await {
-            Ok(count) => count,
-            // Then the row cannot be written either; what follows will wait for the database.
-            Err(_) => 0,
+        let repository = self.service.repository();
+        let counting = || repository.get_retry_count(request.id);
+        let retry_count = match self.service.patiently(&request.cancelled, counting).await {
+            Ok(count) => count.unwrap_or(0),
+            Err(error) => return unwritten(request, &error),
         };
         let max_retries = self.service.settings().transfer.max_retries;
         let (written, settled) = match decide(&failed.error, retry_count, max_retries) {
@@ -146,14 +147,7 @@ impl DataTransferTask {
         match written {
             Ok(()) => settled,
             Err(TransferError::LeaseLost { .. }) => Settled::Untouched,
-            Err(error) => {
-                tracing::error!(
-                    data_transfer_id = request.id,
-                    error = error.chain(),
-                    "the row could not be settled; the transfer is taken up again when its lease has run out"
-                );
-                Settled::Unwritten
-            }
+            Err(error) => unwritten(request, &error),
         }
     }
 
@@ -216,6 +210,15 @@ impl DataTransferTask {
             })
             .await
     }
+}
+
+fn unwritten(request: &Request, error: &TransferError) -> Settled {
+    tracing::error!(
+        data_transfer_id = request.id,
+        error = error.chain(),
+        "the row could not be settled; the transfer is taken up again when its lease has run out"
+    );
+    Settled::Unwritten
 }
 
 fn record(failed: &Failed, message: String) -> Failure {

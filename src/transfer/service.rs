@@ -281,7 +281,11 @@ impl TransferService {
     }
 
     /// Asks the database until it answers, or until the caller gives up.
-    async fn patiently<T, F>(
+    ///
+    /// # Errors
+    /// [`TransferError::Interrupted`] when `cancelled` while the database cannot be reached,
+    /// [`TransferError::Database`] when it says no.
+    pub async fn patiently<T, F>(
         &self,
         cancelled: &CancellationToken,
         mut ask: impl FnMut() -> F,
