@@ -58,6 +58,7 @@ TARGET=$(target_dir)
 export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-transfer
 
 printf '\n== servers\n'
+export TEST_SERVICES=required # a test that finds no server fails
 began=$SECONDS
 start_services rabbitmq redis postgres sshd
 note "RabbitMQ ${TEST_AMQP_URL##*@}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"

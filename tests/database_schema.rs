@@ -340,10 +340,7 @@ async fn text_columns_without_rows_are_written_as_set() {
 
 /// Runs `tests/python/ops_db_models.py`; none, with a line that says so, without a Python.
 fn python(arguments: &[&str]) -> Option<String> {
-    let Some(python) = std::env::var_os("TEST_PYTHON") else {
-        println!("skipped: TEST_PYTHON not set");
-        return None;
-    };
+    let python = ops_db::service("TEST_PYTHON")?;
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/ops_db_models.py");
     let output = Command::new(python)
         .arg("-B")

@@ -1,5 +1,6 @@
 //! `transfers`: see, make and run transfers.
 
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -18,8 +19,9 @@ use super::{CliError, Context, output};
 use crate::tasks::DataTransferTask;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::{LeaseInfo, Owner};
+use crate::transfer::plan::LocalHost;
 use crate::transfer::repository::{
-    AttemptRecord, Endpoint, Filter, ReleaseTo, TransferDetail, TransferSummary,
+    AttemptRecord, Endpoint, Filter, Location, ReleaseTo, TransferDetail, TransferSummary,
 };
 use crate::transfer::service::{Done, Phase, Request, Snapshot, TransferService};
 use crate::transfer::topology::{self, LocationName, NewTransfer};
@@ -121,9 +123,13 @@ async fn create(context: &Context, create: Create) -> Result<(), CliError> {
     let repository = context.repository().await?;
     let origin: LocationName = create.from.parse().map_err(topology_error)?;
     let destination: LocationName = create.to.parse().map_err(topology_error)?;
+    let at = topology::locate(&repository, &origin)
+        .await
+        .map_err(topology_error)?;
+    let size_bytes = local_size(context, &at, &create.package)?;
     let new = NewTransfer {
         relative_path: create.package,
-        size_bytes: None,
+        size_bytes,
         checksum: create.checksum,
         origin,
         destination,
@@ -136,6 +142,36 @@ async fn create(context: &Context, create: Create) -> Result<(), CliError> {
     }
     println!("{id}");
     Ok(())
+}
+
+/// Size of a package that lies on this host; none where another host has it.
+fn local_size(context: &Context, at: &Location, package: &str) -> Result<Option<u64>, CliError> {
+    let Some(disk) = &at.disk else {
+        return Ok(None);
+    };
+    let further = context
+        .settings
+        .transfer
+        .local_hosts
+        .iter()
+        .map(String::as_str);
+    let own = host();
+    let here = LocalHost::new(&own, further);
+    if disk
+        .host
+        .as_deref()
+        .is_some_and(|host| !host.is_empty() && !here.is(host))
+    {
+        return Ok(None);
+    }
+    let path = Path::new(&disk.path).join(package);
+    let facts = std::fs::metadata(&path)
+        .map_err(|e| CliError::NotFound(format!("the package {}: {e}", path.display())))?;
+    if facts.is_file() {
+        Ok(Some(facts.len()))
+    } else {
+        Err(CliError::Usage(format!("{} is not a file", path.display())))
+    }
 }
 
 fn print_list(transfers: &[TransferSummary]) {

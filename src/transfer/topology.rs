@@ -21,7 +21,7 @@ use sea_orm::{
 use serde::{Deserialize, Deserializer, de};
 
 use super::database::{self, DatabaseError};
-use super::repository::{Repository, insert_into};
+use super::repository::{Location, Repository, insert_into};
 
 /// Sites, their locations and the routes between them, as a TOML file has them.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -234,6 +234,26 @@ pub async fn seed(repository: &Repository, topology: &Topology) -> Result<Seeded
     repository.database().bounded(seeding).await
 }
 
+/// The location of that name.
+///
+/// # Errors
+/// [`TopologyError::UnknownLocation`], or what the database says.
+pub async fn locate(
+    repository: &Repository,
+    name: &LocationName,
+) -> Result<Location, TopologyError> {
+    let locating = async {
+        let id = location_id(repository.database().connection(), name).await?;
+        let location = repository.location(Some(id)).await?;
+        // Gone since.
+        location.ok_or_else(|| TopologyError::UnknownLocation {
+            name: name.clone(),
+            known: Vec::new(),
+        })
+    };
+    repository.database().bounded(locating).await
+}
+
 /// Makes a package and its PENDING transfer, and returns the transfer's id.
 ///
 /// # Errors
@@ -380,11 +400,11 @@ async fn insert<T: EntityTrait>(
     row.try_get_by_index(0)
 }
 
-async fn location_id(tx: &DatabaseTransaction, name: &LocationName) -> Result<i64, TopologyError> {
+async fn location_id(db: &impl ConnectionTrait, name: &LocationName) -> Result<i64, TopologyError> {
     let locations = data_location::Entity::find()
         .find_also_related(site::Entity)
         .order_by_asc(data_location::Column::Id)
-        .all(tx)
+        .all(db)
         .await?;
     let mut known = Vec::new();
     for (location, site) in locations {

@@ -28,10 +28,7 @@ enum Way {
 /// A bench that can reach [`LOOPBACK`], or none where there is no sshd to test with.
 fn with_sshd() -> Option<Bench> {
     let variable = |name: &str| std::env::var(name).ok();
-    let Some(port) = variable("TEST_SSHD_PORT") else {
-        println!("skipped: TEST_SSHD_PORT is not set");
-        return None;
-    };
+    let port = crate::service::service("TEST_SSHD_PORT")?;
     let mut bench = Bench::new(&[]);
     bench.link.ssh.port = port.parse().unwrap();
     bench.link.ssh.identity_file = variable("TEST_SSH_IDENTITY").unwrap_or_default();

@@ -12,3 +12,5 @@
 mod bench;
 mod endpoints;
 mod runs;
+#[path = "../support/service.rs"]
+mod service;

@@ -8,26 +8,14 @@
     reason = "tests"
 )]
 
+mod service;
 pub mod tasks;
+
+pub use service::service;
 
 use std::time::Duration;
 
 use ccat_transfer::broker::amqp::{Amqp, Options};
-
-/// A service's URL from the environment. Where there is none the test is skipped and says so,
-/// unless `TEST_SERVICES=required`, as in `scripts/test.sh`.
-pub fn service(name: &str) -> Option<String> {
-    let url = std::env::var(name).ok().filter(|url| !url.is_empty());
-    if url.is_none() {
-        assert_ne!(
-            std::env::var("TEST_SERVICES").as_deref(),
-            Ok("required"),
-            "{name} is not set, but TEST_SERVICES=required"
-        );
-        eprintln!("skipped: {name} is not set; scripts/test.sh starts the service and sets it");
-    }
-    url
-}
 
 /// A transport to the test broker.
 pub fn amqp(url: &str, name: &str) -> Amqp {

@@ -3,6 +3,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+#[path = "service.rs"]
+mod services;
+
 use std::time::Duration;
 
 use ccat_transfer::settings::{DatabaseType, EnumLabels, OpsDb};
@@ -16,6 +19,8 @@ use sea_orm::{ConnectionTrait, Statement};
 use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
+
+pub use services::service;
 
 /// Long enough never to pass in a test.
 pub const TTL: Duration = Duration::from_secs(3600);
@@ -81,10 +86,7 @@ impl TestDatabase {
 
     /// An empty database; none, with a line that says so, where there is no server.
     pub async fn postgres() -> Option<Self> {
-        let Ok(url) = std::env::var("TEST_POSTGRES_URL") else {
-            println!("skipped: TEST_POSTGRES_URL not set");
-            return None;
-        };
+        let url = service("TEST_POSTGRES_URL")?;
         let url = Url::parse(&url).unwrap();
         let name = format!("test_{}", Uuid::new_v4().simple());
         execute(&url, &format!("CREATE DATABASE {name}")).await;

@@ -270,7 +270,10 @@ impl Repository {
         }))
     }
 
-    async fn location(&self, id: Option<i64>) -> Result<Option<Location>, DbErr> {
+    pub(in crate::transfer) async fn location(
+        &self,
+        id: Option<i64>,
+    ) -> Result<Option<Location>, DbErr> {
         let Some(id) = id else { return Ok(None) };
         let db = self.database.connection();
         let Some(row) = data_location::Entity::find_by_id(id).one(db).await? else {
