@@ -53,6 +53,38 @@ pub fn command(program: &Path) -> Command {
     command
 }
 
+/// Runs the program that its arguments name, and kills the whole group as soon as standard input
+/// ends.
+///
+/// The pipe on standard input is held by the worker alone, so it ends with the worker, however that
+/// dies; a bbcp without its worker would go on copying for hours, for nobody. The script is fixed:
+/// data come as arguments only.
+const GUARD: &str = r#"
+exec 3<&0 </dev/null
+unset PWD
+"$@" 3<&- &
+program=$!
+{ read -r _ <&3; kill -KILL 0; } >/dev/null 2>&1 &
+guard=$!
+exec 3<&-
+wait "$program"
+status=$?
+kill -KILL "$guard"
+exit "$status"
+"#;
+
+/// As [`command`], for a program that must not outlive this process: it runs as long as the pipe
+/// on its standard input is held. Ended by a signal, it exits with 128 and the signal's number, as
+/// by a shell.
+pub fn guarded(program: &Path) -> Command {
+    let mut guard = command(Path::new("/bin/sh"));
+    guard
+        .args(["-c", GUARD, "ccat-transfer-guard"])
+        .arg(program)
+        .stdin(Stdio::piped());
+    guard
+}
+
 /// The absolute path of a program: itself, or the first executable of that name on `PATH`.
 ///
 /// None if there is none.
@@ -175,6 +207,8 @@ fn state_and_group(stat: &str) -> Option<(char, i32)> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::process::ExitStatusExt;
+
     use super::*;
 
     #[test]
@@ -200,6 +234,31 @@ mod tests {
         assert_eq!(find_program(Path::new("/nowhere/bbcp")), None);
         assert_eq!(find_program(Path::new("no-such-program")), None);
         assert_eq!(find_program(Path::new("/etc/passwd")), None);
+    }
+
+    /// What closes the pipe, a worker's death or a drop, makes no difference to its other end.
+    #[tokio::test]
+    async fn a_guarded_program_dies_with_the_pipe() -> io::Result<()> {
+        let mut guard = guarded(Path::new("/bin/sh"))
+            .args(["-c", "trap '' TERM HUP; sleep 60 & sleep 60; sleep 60"])
+            .spawn()?;
+        let _group = Group::of(&guard)?;
+        drop(guard.stdin.take());
+        let status = tokio::time::timeout(KILL_LIMIT, guard.wait()).await??;
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_guarded_program_ends_as_it_wants() -> io::Result<()> {
+        for (script, code) in [("exit 7", 7), ("kill -SEGV $$", 139)] {
+            let mut guard = guarded(Path::new("/bin/sh")).args(["-c", script]).spawn()?;
+            let _group = Group::of(&guard)?;
+            let _lifeline = guard.stdin.take();
+            let status = tokio::time::timeout(KILL_LIMIT, guard.wait()).await??;
+            assert_eq!(status.code(), Some(code), "{script}");
+        }
+        Ok(())
     }
 
     #[tokio::test]

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::io::{AsyncRead, AsyncReadExt};
-use tokio::process::Child;
+use tokio::process::{Child, ChildStdin};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use super::log::Log;
 use super::outcome::{Ends, Evidence, Exit};
 use super::output::{Event, Lines, parse};
 use super::watchdog::{Footprint, Watchdog};
-use crate::process::{Group, command};
+use crate::process::{Group, guarded};
 use crate::transfer::endpoint::AbsolutePath;
 use crate::transfer::error::{Interruption, TransferError};
 use crate::transfer::plan::Plan;
@@ -131,6 +131,8 @@ struct Running<'a> {
     plan: &'a Plan,
     group: Group,
     agent: Child,
+    /// What ends the copy when this process dies; see [`guarded`].
+    _lifeline: Option<ChildStdin>,
     /// Looks at the growing file, if that is on this host.
     looker: Option<AbortOnDropHandle<()>>,
     readers: [AbortOnDropHandle<()>; 2],
@@ -154,12 +156,14 @@ impl<'a> Running<'a> {
             source,
         };
         let (name, value) = CONFIG_VARIABLE;
-        let mut agent = command(&invocation.program)
+        let mut agent = guarded(&invocation.program)
             .args(&invocation.arguments)
             .env(name, value)
             .spawn()
             .map_err(spawn)?;
         let group = Group::of(&agent).map_err(spawn)?;
+        // Taken, since waiting for the agent would close it.
+        let lifeline = agent.stdin.take();
 
         let (sender, sights) = mpsc::channel(QUEUE_LINES);
         let stdout = read(agent.stdout.take(), log.clone(), sender.clone());
@@ -173,6 +177,7 @@ impl<'a> Running<'a> {
             plan,
             group,
             agent,
+            _lifeline: lifeline,
             looker,
             readers: [
                 AbortOnDropHandle::new(tokio::spawn(stdout)),
