@@ -174,7 +174,7 @@ def test_one_sigint_is_warm(deployment, broker):
 
 def test_a_stalled_copy_is_stopped(deployment, broker):
     """No byte for stall_timeout: the copy is ended, also when it ignores SIGTERM, and counts as a failure."""
-    deployment.settings(transfer={"stall_timeout": "3s"})
+    deployment.settings(transfer={"stall_timeout": "4s"})
     deployment.double(PLAN="stall@50%")
     transfer = deployment.package(size=2 * MB)
     deployment.worker()

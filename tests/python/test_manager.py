@@ -78,7 +78,7 @@ def test_a_failure_then_success(deployment):
 def test_one_bad_row_does_not_stop_the_others(deployment, broker):
     bad, good = deployment.package(), deployment.package()
     with sqlite3.connect(deployment.database, timeout=20) as connection:
-        connection.execute("UPDATE data_transfer SET origin_location_id = NULL WHERE id = ?", (bad,))
+        connection.execute("UPDATE data_transfer SET origin_location_id = 999 WHERE id = ?", (bad,))
     deployment.cli("manager", "--once", check=False)
     assert deployment.status(good) == "SCHEDULED"
     assert broker.ready(deployment.queue) == 1
