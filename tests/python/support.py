@@ -312,7 +312,7 @@ type = "direct"
             "log": {"level": "info", "format": "json"},
         }
         for section, keys in sections.items():
-            settings[section].update(keys)
+            settings.setdefault(section, {}).update(keys)
         with open(self.config, "w") as file:
             for section, keys in settings.items():
                 print(f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), sep="\n", file=file)
