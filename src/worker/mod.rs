@@ -24,6 +24,7 @@ use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
 use crate::telemetry::{chain, panic_text};
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
+use crate::wire::repr;
 use crate::wire::result::{ResultMeta, State};
 
 pub mod results;
@@ -181,11 +182,19 @@ impl Worker {
         tracing::info!(
             task = message.task,
             task_id = message.id,
-            args = message.argsrepr,
-            kwargs = message.kwargsrepr,
+            args = message.argsrepr.as_deref().map(repr::shorten),
+            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
             redelivered,
             "task received"
         );
+        let extras: Vec<&str> = message.extras().collect();
+        if !extras.is_empty() {
+            tracing::warn!(
+                task_id = message.id,
+                ?extras,
+                "the message asks for what this worker cannot do; the task runs without it"
+            );
+        }
         if !self.accept(&message.id, delivery) {
             return;
         }
