@@ -278,14 +278,15 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
     let repository = context.repository().await?;
     let owner = Owner::current(node_name(Some("transfers-run"), &host()));
     let service = TransferService::new(repository, context.settings.clone(), owner);
-    // No message stays behind, so an interrupted transfer waits for the manager.
-    let transfers = DataTransferTask::new(service, ReleaseTo::Pending);
+    let transfers = DataTransferTask::new(service);
     let cancelled = CancellationToken::new();
     let request = Request {
         id,
         task_id: Uuid::new_v4().to_string(),
         cancelled: cancelled.clone(),
         redelivered: false,
+        // No message stays behind, so an interrupted transfer waits for the manager.
+        release_to: ReleaseTo::Pending,
         snapshots: watch::Sender::new(Snapshot::default()),
     };
     let bar = tokio::spawn(show_progress(request.snapshots.subscribe(), context.json));

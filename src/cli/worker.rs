@@ -15,7 +15,7 @@ use crate::broker::app;
 use crate::manager::{Manager, keep_recovering};
 use crate::tasks::{self, DataTransferTask, Producer};
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::{ReleaseTo, Repository, SiteError};
+use crate::transfer::repository::{Repository, SiteError};
 use crate::transfer::routing::queue_name;
 use crate::transfer::service::TransferService;
 use crate::worker::{Config, Shutdown, Worker, results};
@@ -78,8 +78,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
         producer,
     );
     let context = tasks::Context {
-        // An interrupted transfer's message goes back to its queue, so its row is SCHEDULED.
-        transfers: DataTransferTask::new(service, ReleaseTo::Scheduled),
+        transfers: DataTransferTask::new(service),
         manager: Arc::new(manager),
     };
     let registry = tasks::register(&app, celery, &context)

@@ -14,8 +14,6 @@ use crate::transfer::service::{Done, Failed, Request, TransferService};
 #[derive(Debug, Clone)]
 pub struct DataTransferTask {
     service: TransferService,
-    /// Where an interrupted transfer goes: SCHEDULED if a message for it stays in a queue.
-    release_to: ReleaseTo,
 }
 
 /// What became of the row of a failed transfer.
@@ -57,13 +55,10 @@ impl fmt::Display for OperationInfo {
 }
 
 impl DataTransferTask {
-    /// On top of `service`; an interrupted transfer goes back to `release_to`.
+    /// On top of `service`.
     #[must_use]
-    pub fn new(service: TransferService, release_to: ReleaseTo) -> Self {
-        Self {
-            service,
-            release_to,
-        }
+    pub fn new(service: TransferService) -> Self {
+        Self { service }
     }
 
     /// Does one attempt. A failed one must be handed to [`DataTransferTask::on_failure`].
@@ -198,7 +193,7 @@ impl DataTransferTask {
         error: &TransferError,
     ) -> Result<(), TransferError> {
         let to = match error {
-            TransferError::Interrupted { .. } => self.release_to,
+            TransferError::Interrupted { .. } => request.release_to,
             // The message is answered with a failure, so it is the manager's turn.
             _ => ReleaseTo::Pending,
         };

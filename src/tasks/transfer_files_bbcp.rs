@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use super::base::{DataTransferTask, Settled};
 use super::exception;
 use crate::transfer::error::TransferError;
+use crate::transfer::repository::ReleaseTo;
 use crate::transfer::service::{self, Failed, Snapshot};
 use crate::wire::arguments::{Parameter, Signature};
 use crate::worker::{Control, Failure, WorkerTask};
@@ -46,6 +47,12 @@ impl TransferFilesBbcp {
             task_id: self.request.id.clone(),
             cancelled: control.cancelled.clone(),
             redelivered: control.redelivered,
+            // The message goes back to its queue, unless somebody terminated the task.
+            release_to: if control.terminated.is_cancelled() {
+                ReleaseTo::Pending
+            } else {
+                ReleaseTo::Scheduled
+            },
             snapshots: watch::Sender::new(Snapshot::default()),
         }
     }

@@ -31,7 +31,9 @@ use super::endpoint::{Facts, Reading};
 use super::error::{Interruption, TransferError};
 use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
-use super::repository::{Acquired, Acquisition, Finished, Location, Repository, TransferRecord};
+use super::repository::{
+    Acquired, Acquisition, Finished, Location, ReleaseTo, Repository, TransferRecord,
+};
 
 use crate::pauses::Pauses;
 use crate::settings::Settings;
@@ -86,6 +88,8 @@ pub struct Request {
     /// The message came before, so a lease that is found may be that of a worker that died with
     /// it: worth waiting to see whether it is renewed.
     pub redelivered: bool,
+    /// Where the transfer goes if it is interrupted: SCHEDULED if a message for it stays in a queue.
+    pub release_to: ReleaseTo,
     /// Gets what the attempt is doing.
     pub snapshots: watch::Sender<Snapshot>,
 }

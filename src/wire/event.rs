@@ -20,6 +20,29 @@ pub struct Load {
     pub loadavg: [f64; 3],
 }
 
+/// Why a task does not run, or not to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It came too late.
+    Expired,
+    /// Somebody revoked it before it began.
+    Revoked,
+    /// Somebody stopped it while it ran.
+    Terminated,
+}
+
+impl Cause {
+    /// The word that the result's exception has for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
 /// Something that happened.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
@@ -51,12 +74,12 @@ pub enum Event<'a> {
         /// Text in the form of a Python traceback.
         traceback: Option<&'a str>,
     },
-    /// It will not run.
+    /// It will not run, or was stopped.
     TaskRevoked {
         /// Its id.
         id: &'a str,
-        /// Because it came too late, not because somebody said so.
-        expired: bool,
+        /// Why.
+        cause: Cause,
     },
 }
 
@@ -167,11 +190,12 @@ impl Event<'_> {
                 "exception": exception.repr(),
                 "traceback": traceback,
             }),
-            Self::TaskRevoked { id, expired } => json!({
+            Self::TaskRevoked { id, cause } => json!({
                 "uuid": id,
-                "terminated": false,
-                "signum": null,
-                "expired": expired,
+                "terminated": *cause == Cause::Terminated,
+                // Python names the signal that it sends; here it is always SIGTERM first.
+                "signum": (*cause == Cause::Terminated).then_some(15),
+                "expired": *cause == Cause::Expired,
             }),
         }
     }

@@ -95,16 +95,19 @@ fn matches(pattern: &str, text: &str) -> bool {
     built.is_ok_and(|regex| regex.is_match(text))
 }
 
-/// A shell pattern as a regular expression: `*`, `?` and `[...]`.
+/// A shell pattern as a regular expression: `*`, `?`, `[...]` and `[!...]`.
 fn glob(pattern: &str) -> String {
     let mut regex = String::from("^(?s:");
+    let mut before = None;
     for c in pattern.chars() {
         match c {
+            '!' if before == Some('[') => regex.push('^'),
             '*' => regex.push_str(".*"),
             '?' => regex.push('.'),
             '[' | ']' | '-' => regex.push(c),
             c => regex.push_str(&regex::escape(&c.to_string())),
         }
+        before = Some(c);
     }
     regex.push_str(")$");
     regex
@@ -131,6 +134,7 @@ mod tests {
     #[case(json!({"destination": []}), false)]
     #[case(json!({"pattern": "celery@*", "matcher": "glob"}), true)]
     #[case(json!({"pattern": "c?lery@[ab]", "matcher": "glob"}), true)]
+    #[case(json!({"pattern": "celery@[!b]", "matcher": "glob"}), true)]
     #[case(json!({"pattern": "celery", "matcher": "glob"}), false)]
     #[case(json!({"pattern": "cel.*@a$", "matcher": "pcre"}), true)]
     #[case(json!({"pattern": "(", "matcher": "pcre"}), false)]

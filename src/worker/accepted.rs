@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::broker::Delivery;
 use crate::wire::message::TaskMessage;
@@ -26,6 +27,16 @@ struct Accepted {
     phase: Phase,
     deliveries: Vec<Delivery>,
     delivery_info: Value,
+    stop: Stop,
+}
+
+/// How a task is told to stop.
+#[derive(Debug, Clone)]
+pub(super) struct Stop {
+    /// Now.
+    pub(super) now: CancellationToken,
+    /// And for good: it is not run again.
+    pub(super) for_good: CancellationToken,
 }
 
 /// The accepted messages.
@@ -33,8 +44,14 @@ struct Accepted {
 pub(super) struct AcceptedTasks(Mutex<HashMap<String, Accepted>>);
 
 impl AcceptedTasks {
-    /// Enters a delivery under its task's id; false if it joined one that is there already.
-    pub(super) fn accept(&self, message: &Arc<TaskMessage>, delivery: Delivery) -> bool {
+    /// Enters a delivery under its task's id, to be stopped by `stop`; false if it joined one that is
+    /// there already.
+    pub(super) fn accept(
+        &self,
+        message: &Arc<TaskMessage>,
+        delivery: Delivery,
+        stop: &Stop,
+    ) -> bool {
         match self.lock().entry(message.id.clone()) {
             Entry::Vacant(entry) => {
                 entry.insert(Accepted {
@@ -47,6 +64,7 @@ impl AcceptedTasks {
                         "redelivered": delivery.redelivered,
                     }),
                     deliveries: vec![delivery],
+                    stop: stop.clone(),
                 });
                 true
             }
@@ -64,6 +82,18 @@ impl AcceptedTasks {
     pub(super) fn enter(&self, id: &str, phase: Phase) {
         if let Some(accepted) = self.lock().get_mut(id) {
             accepted.phase = phase;
+        }
+    }
+
+    /// Stops a task that runs, for good; false if it does not run here.
+    pub(super) fn terminate(&self, id: &str) -> bool {
+        match self.lock().get(id) {
+            Some(accepted) if matches!(accepted.phase, Phase::Active(_)) => {
+                accepted.stop.for_good.cancel();
+                accepted.stop.now.cancel();
+                true
+            }
+            _ => false,
         }
     }
 

@@ -113,7 +113,7 @@ impl Worker {
                 env!("CARGO_PKG_VERSION"),
                 self.transport.masked_url(),
             )}),
-            "revoke" => self.revoke(request)?,
+            "revoke" | "terminate" => self.revoke(request)?,
             "enable_events" => ok_if(self.events.enable_tasks(true), "enabled"),
             "disable_events" => ok_if(self.events.enable_tasks(false), "disabled"),
             "heartbeat" => {
@@ -125,7 +125,7 @@ impl Worker {
                 self.shutdown.warm();
                 Value::Null
             }
-            method if UNSUPPORTED.contains(&method) || method == "terminate" => {
+            method if UNSUPPORTED.contains(&method) => {
                 return Err(unsupported(method));
             }
             method => return Err(Exception::new(BUILTINS, "KeyError", method)),
@@ -184,22 +184,28 @@ impl Worker {
         Value::Object(found.collect())
     }
 
+    /// `revoke`, and `terminate`, which is the same with `terminate=True`.
     fn revoke(&self, request: &Request) -> Result<Value, Exception> {
         let ids = ids(request.argument("task_id"));
-        let shown = match ids.as_slice() {
-            [] => return Err(Exception::new(BUILTINS, "KeyError", "task_id")),
-            ids => ids
-                .iter()
-                .map(|id| format!("'{id}'"))
-                .collect::<Vec<_>>()
-                .join(", "),
-        };
-        tracing::warn!(ids = shown, "tasks revoked by remote control");
-        self.revoked.add(ids);
-        if *request.argument("terminate") == Value::Bool(true) {
-            return Err(unsupported("revoke(terminate=True)"));
+        if ids.is_empty() {
+            return Err(Exception::new(BUILTINS, "KeyError", "task_id"));
         }
-        Ok(json!({"ok": format!("tasks {{{shown}}} flagged as revoked")}))
+        let terminate =
+            request.method == "terminate" || *request.argument("terminate") == Value::Bool(true);
+        tracing::warn!(?ids, terminate, "tasks revoked by remote control");
+        self.revoked.add(ids.iter().cloned());
+        if terminate {
+            let stopped: Vec<String> = ids
+                .into_iter()
+                .filter(|id| self.accepted.terminate(id))
+                .collect();
+            return Ok(match stopped.as_slice() {
+                [] => json!({"ok": "terminate: tasks unknown"}),
+                ids => json!({"ok": format!("terminate: {}", ids.join(", "))}),
+            });
+        }
+        let shown: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
+        Ok(json!({"ok": format!("tasks {{{}}} flagged as revoked", shown.join(", "))}))
     }
 
     fn stats(&self) -> Value {
@@ -222,7 +228,7 @@ impl Worker {
             "broker": {
                 "hostname": broker.and_then(Url::host_str),
                 "userid": broker.map(Url::username),
-                "virtual_host": broker.map(|url| url.path().trim_start_matches('/')),
+                "virtual_host": broker.and_then(|url| url.path().strip_prefix('/')),
                 "port": broker.and_then(Url::port),
                 "insist": false,
                 "ssl": broker.is_some_and(|url| url.scheme() == "amqps"),

@@ -21,7 +21,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
 use crate::pauses::Pauses;
 use crate::telemetry::{chain, panic_text};
-use crate::wire::event::{Event, HEARTBEAT_SECONDS, Load};
+use crate::wire::event::{Cause, Event, HEARTBEAT_SECONDS, Load};
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
 use crate::wire::repr;
@@ -36,7 +36,7 @@ mod task;
 
 pub use task::{Control, Failure, Outcome, Registry, WorkerTask};
 
-use accepted::{AcceptedTasks, Phase};
+use accepted::{AcceptedTasks, Phase, Stop};
 use events::Events;
 use results::ResultBackend;
 use revoked::Revoked;
@@ -252,20 +252,24 @@ impl Worker {
         }
         self.events.send(&Event::TaskReceived(&message));
         let message = Arc::new(message);
-        if !self.accepted.accept(&message, delivery) {
+        let stop = Stop {
+            now: self.shutdown.cold.child_token(),
+            for_good: CancellationToken::new(),
+        };
+        if !self.accepted.accept(&message, delivery, &stop) {
             return tracing::info!(
                 task_id = message.id,
                 "task runs here already; the new delivery joins it"
             );
         }
-        let verdict = self.process(&message, redelivered).await;
+        let verdict = self.process(&message, redelivered, stop).await;
         for delivery in self.accepted.release(&message.id) {
             delivery.settle(verdict).await;
         }
     }
 
     /// Waits for the task's time and for a slot, runs it and stores its result.
-    async fn process(&self, message: &Arc<TaskMessage>, redelivered: bool) -> Verdict {
+    async fn process(&self, message: &Arc<TaskMessage>, redelivered: bool, stop: Stop) -> Verdict {
         let stopped = self.shutdown.warm.cancelled();
         let begun = async {
             wait_until(message.eta).await;
@@ -289,7 +293,7 @@ impl Worker {
         *self.totals().entry(message.task.clone()).or_default() += 1;
         self.events.send(&Event::TaskStarted(&message.id));
         let started = Instant::now();
-        let outcome = self.execute(message, redelivered).await;
+        let outcome = self.execute(message, redelivered, &stop).await;
         drop(slot);
         let runtime_s = started.elapsed().as_secs_f64();
         let state = match outcome {
@@ -317,6 +321,15 @@ impl Worker {
                 );
                 self.failure(message, exception)
             }
+            Outcome::Failed(Failure::Interrupted) if stop.for_good.is_cancelled() => {
+                tracing::warn!(
+                    task = message.task,
+                    task_id = message.id,
+                    runtime_s,
+                    "task was terminated"
+                );
+                self.revoked_state(message, Cause::Terminated)
+            }
             Outcome::Failed(Failure::Interrupted) => {
                 tracing::warn!(
                     task = message.task,
@@ -342,19 +355,24 @@ impl Worker {
     /// Why a task must not begin any more, if so.
     fn unwanted(&self, message: &TaskMessage) -> Option<State> {
         let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
-        if !expired && !self.revoked.contains(&message.id) {
-            return None;
-        }
-        tracing::info!(task_id = message.id, expired, "task is expired or revoked");
-        self.events.send(&Event::TaskRevoked {
-            id: &message.id,
-            expired,
-        });
-        let reason = if expired { "expired" } else { "revoked" };
-        Some(State::Revoked(Exception::revoked(reason)))
+        let cause = match expired {
+            true => Cause::Expired,
+            false if self.revoked.contains(&message.id) => Cause::Revoked,
+            false => return None,
+        };
+        tracing::info!(task_id = message.id, ?cause, "task does not run");
+        Some(self.revoked_state(message, cause))
     }
 
-    async fn execute(&self, message: &Arc<TaskMessage>, redelivered: bool) -> Outcome {
+    fn revoked_state(&self, message: &TaskMessage, cause: Cause) -> State {
+        self.events.send(&Event::TaskRevoked {
+            id: &message.id,
+            cause,
+        });
+        State::Revoked(Exception::revoked(cause.as_str()))
+    }
+
+    async fn execute(&self, message: &Arc<TaskMessage>, redelivered: bool, stop: &Stop) -> Outcome {
         let Some(entry) = self.registry.get(&message.task) else {
             return Outcome::Failed(Failure::Raised(Exception::not_registered(&message.task)));
         };
@@ -366,7 +384,8 @@ impl Worker {
             message: message.clone(),
             control: Control {
                 hostname: self.hostname.clone(),
-                cancelled: self.shutdown.cold.child_token(),
+                cancelled: stop.now.clone(),
+                terminated: stop.for_good.clone(),
                 redelivered,
             },
         });

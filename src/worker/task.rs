@@ -54,6 +54,9 @@ pub struct Control {
     pub hostname: Arc<str>,
     /// Cancelled when the task has to stop now.
     pub cancelled: CancellationToken,
+    /// Cancelled before [`Control::cancelled`] when its message does not go back to the queue:
+    /// somebody terminated it.
+    pub terminated: CancellationToken,
     /// Whether the broker delivered the message before, so that another run may have begun.
     pub redelivered: bool,
 }

@@ -173,3 +173,27 @@ def test_garbage_is_survived(deployment):
                 body, exchange="celery.pidbox", routing_key="", content_type="application/json", content_encoding="utf-8"
             )
         assert app.control.ping([node], timeout=3) == [{node: {"ok": "pong"}}]
+
+
+def test_terminated_in_mid_copy(deployment, broker):
+    """The copy is stopped, whole; the message is gone, and the row waits for the manager or an operator."""
+    deployment.double(RATE=MB)
+    transfer = deployment.package(size=20 * MB)
+    node = node_of(deployment.worker())
+    with deployment.app() as app, events(app) as seen:
+        app.control.enable_events(destination=[node], reply=True)
+        result = app.send_task(TRANSFER, [transfer], queue=deployment.queue)
+        deployment.mid_copy()
+        replies = app.control.terminate(result.id, destination=[node], reply=True)
+        assert replies == [{node: {"ok": f"terminate: {result.id}"}}]
+        until(lambda: result.state == "REVOKED", "the task is revoked")
+        assert str(result.result) == "terminated"
+        until(lambda: "task-revoked" in types(seen, uuid=result.id, terminated=True, signum=15), "the event has come")
+        again = app.control.revoke("unknown", terminate=True, destination=[node], reply=True)
+        assert again == [{node: {"ok": "terminate: tasks unknown"}}]
+    broker.all_settled(deployment.queue)
+    deployment.no_bbcp_left(5)
+    row = deployment.row(transfer)
+    assert (row["status"], row["retry_count"]) == ("PENDING", 0)
+    assert deployment.outcomes(transfer) == ["interrupted"]
+    assert deployment.temporary_files() == [] and deployment.leases() == []
