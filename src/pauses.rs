@@ -28,7 +28,9 @@ impl Pauses {
     /// The next one.
     pub fn next_pause(&mut self) -> Duration {
         // Jitter comes on top of the longest pause.
-        self.inner.next().unwrap_or(self.longest).min(self.longest)
+        let pause = self.inner.next().unwrap_or(self.longest).min(self.longest);
+        // Finer than this is noise, in a log line too.
+        Duration::from_millis(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX))
     }
 }
 

@@ -12,7 +12,8 @@ use tracing_subscriber::prelude::*;
 use crate::settings::{Log, LogFormat};
 
 /// What a log setting lets through. A bare level is meant for this program; of the libraries
-/// only warnings are wanted, unless a full filter names them.
+/// only warnings are wanted, unless a full filter names them, and of lapin nothing: every error of
+/// its that matters is reported by `broker::amqp`, with what to make of it.
 ///
 /// # Errors
 /// That the text is neither a level nor a filter.
@@ -20,6 +21,7 @@ pub fn filter(level: &str) -> Result<Targets, ParseError> {
     match level.to_lowercase().parse::<LevelFilter>() {
         Ok(own) => Ok(Targets::new()
             .with_default(own.min(LevelFilter::WARN))
+            .with_target("lapin", LevelFilter::OFF)
             .with_target(env!("CARGO_CRATE_NAME"), own)),
         Err(_) => level.parse(),
     }

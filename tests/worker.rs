@@ -156,6 +156,7 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
         .insert("x-dead-letter-routing-key".into(), json!(dead));
     for queue in [Queue::tasks(&dead), letters] {
         let consumer = transport.consume(Subscription {
+            purpose: "a test",
             queues: vec![queue],
             prefetch: 1,
         });
@@ -270,6 +271,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
     }
 
     let mut letters = transport.consume(Subscription {
+        purpose: "a test",
         queues: vec![Queue::tasks(&dead)],
         prefetch: 0,
     });

@@ -289,9 +289,10 @@ impl Supervisor {
             let pause = pauses.next_pause();
             tracing::warn!(
                 broker = self.link.masked,
+                purpose = self.subscription.purpose,
                 error = %chain(&error),
                 retry_in = %humantime::format_duration(pause),
-                "no connection to the broker; running tasks go on"
+                "no connection to the broker; it is tried again, and running tasks go on"
             );
             tokio::select! {
                 () = self.cancelled.cancelled() => {}

@@ -179,6 +179,8 @@ pub struct Publication {
 /// What a worker wants to receive.
 #[derive(Debug, Clone)]
 pub struct Subscription {
+    /// What for, in a word or two; for log lines.
+    pub purpose: &'static str,
     /// Queues; declared where they are missing.
     pub queues: Vec<Queue>,
     /// Unsettled deliveries that each queue's consumer may hold; 0 is no limit.

@@ -169,7 +169,7 @@ pub enum TopologyError {
     #[error("the topology is not valid")]
     Syntax(#[source] Box<figment::Error>),
     /// A route names a site that is neither in the file nor in the database.
-    #[error("a route names the site `{name}`; there are {}", .known.join(", "))]
+    #[error("a route names the site `{name}`; there are {}", listed(.known))]
     UnknownSite {
         /// The short name.
         name: String,
@@ -180,7 +180,7 @@ pub enum TopologyError {
     #[error("`{0}` is not of the form SITE/LOCATION")]
     LocationName(String),
     /// No such location.
-    #[error("there is no location {name}; there are {}", .known.join(", "))]
+    #[error("there is no location {name}; there are {}", listed(.known))]
     UnknownLocation {
         /// What was asked for.
         name: LocationName,
@@ -199,6 +199,15 @@ pub enum TopologyError {
     /// The database.
     #[error("the ops-db could not be filled")]
     Database(#[from] DatabaseError),
+}
+
+/// Names for the end of a sentence that says "there are".
+fn listed(names: &[String]) -> String {
+    if names.is_empty() {
+        "none yet; `ccat-transfer db seed` makes them".to_owned()
+    } else {
+        names.join(", ")
+    }
 }
 
 impl From<DbErr> for TopologyError {

@@ -144,6 +144,7 @@ impl Worker {
     pub async fn run(self) {
         let worker = Arc::new(self);
         let mut consumer = worker.transport.consume(Subscription {
+            purpose: "tasks",
             queues: worker.config.queues.iter().map(Queue::tasks).collect(),
             prefetch: worker.config.prefetch,
         });

@@ -54,6 +54,7 @@ impl ResultReader {
                 let queue = Uuid::new_v4().to_string();
                 let queues = vec![Queue::replies(&queue)];
                 let consumer = transport.consume(Subscription {
+                    purpose: "results",
                     queues,
                     prefetch: 0,
                 });
