@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::CliError;
+use super::{CliError, SETTINGS, output};
 use crate::settings::{DEFAULTS, Settings, SettingsError};
 
 #[derive(Debug, Subcommand)]
@@ -17,9 +17,17 @@ pub(super) enum Command {
 
 pub(super) fn run(
     command: &Command,
+    json: bool,
     loaded: Result<Settings, SettingsError>,
 ) -> Result<ExitCode, CliError> {
     match command {
+        Command::Check if json => {
+            let problems = loaded.err().map_or_else(Vec::new, |error| error.problems);
+            output::json(&serde_json::json!({ "problems": problems }))?;
+            if !problems.is_empty() {
+                return Ok(ExitCode::from(SETTINGS));
+            }
+        }
         Command::Check => {
             loaded?;
             println!("the settings are good");

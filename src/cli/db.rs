@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use serde::Serialize;
+use serde_json::json;
 
 use super::{CliError, Context, output};
 use crate::telemetry::chain;
@@ -40,7 +41,9 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode,
         Command::Status => status(context).await?,
         Command::Check => {
             context.repository().await?;
-            println!("the schema is as it should be");
+            say(context, &json!({"ok": true}), || {
+                "the schema is as it should be".into()
+            })?;
         }
         Command::Seed { file } => seed(context, file).await?,
     }
@@ -59,21 +62,27 @@ async fn up(context: &Context) -> Result<(), CliError> {
             tables.push(table);
         }
     }
-    if tables.is_empty() {
+    let made = tables.is_empty();
+    if made {
         migration::create_ops_db(db).await?;
-        println!(
-            "made the tables of the ops-db: {}",
-            entity::OPS_DB_TABLES.join(", ")
-        );
-    } else {
-        println!("the ops-db is there already and was not touched");
     }
     migration::create_worker_tables(db).await?;
-    println!(
-        "this program's own tables are there: {}",
-        entity::WORKER_TABLES.join(", ")
-    );
-    Ok(())
+    let result = json!({
+        "ops_db": if made { "made" } else { "not touched" },
+        "own_tables": entity::WORKER_TABLES,
+    });
+    say(context, &result, || {
+        let ops_db = if made {
+            format!(
+                "made the tables of the ops-db: {}",
+                entity::OPS_DB_TABLES.join(", ")
+            )
+        } else {
+            "the ops-db is there already and was not touched".to_owned()
+        };
+        let own = entity::WORKER_TABLES.join(", ");
+        format!("{ops_db}\nthis program's own tables are there: {own}")
+    })
 }
 
 async fn down(context: &Context, yes: bool) -> Result<(), CliError> {
@@ -84,8 +93,10 @@ async fn down(context: &Context, yes: bool) -> Result<(), CliError> {
     }
     let database = Database::connect(&context.settings.ops_db).await?;
     migration::drop_worker_tables(database.connection()).await?;
-    println!("dropped: {}", entity::WORKER_TABLES.join(", "));
-    Ok(())
+    let result = json!({"dropped": entity::WORKER_TABLES});
+    say(context, &result, || {
+        format!("dropped: {}", entity::WORKER_TABLES.join(", "))
+    })
 }
 
 #[derive(Serialize)]
@@ -133,10 +144,29 @@ async fn seed(context: &Context, file: PathBuf) -> Result<(), CliError> {
     let seeded = topology::seed(&repository, &topology)
         .await
         .map_err(topology_error)?;
-    println!(
-        "{} created, {} changed, {} as they were",
-        seeded.created, seeded.updated, seeded.unchanged
-    );
+    let result = json!({
+        "created": seeded.created,
+        "changed": seeded.updated,
+        "unchanged": seeded.unchanged,
+    });
+    say(context, &result, || {
+        format!(
+            "{} created, {} changed, {} as they were",
+            seeded.created, seeded.updated, seeded.unchanged
+        )
+    })
+}
+
+/// A result, as JSON or in words.
+fn say(
+    context: &Context,
+    result: &serde_json::Value,
+    words: impl FnOnce() -> String,
+) -> Result<(), CliError> {
+    if context.json {
+        return output::json(result);
+    }
+    println!("{}", words());
     Ok(())
 }
 

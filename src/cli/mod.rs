@@ -34,6 +34,9 @@ mod worker;
 /// on SQLite holds up every other writer; so not for long.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
+/// Exit code for settings and schemas that do not fit.
+const SETTINGS: u8 = 4;
+
 /// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
 #[derive(Debug, Parser)]
 #[command(name = "ccat-transfer", version, max_term_width = 100)]
@@ -92,7 +95,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, CliError> {
     let loaded = settings::load(cli.config.as_deref(), std::env::vars());
     if let Command::Config(command) = &cli.command {
-        return config::run(command, loaded);
+        return config::run(command, cli.json, loaded);
     }
     let mut settings = loaded?;
     if let Some(level) = cli.log_level {
@@ -193,9 +196,9 @@ impl CliError {
             Self::Settings(_)
             | Self::Configuration(_)
             | Self::Schema(SchemaError::Differs(_))
-            | Self::Broker(BrokerError::Url(_)) => 4,
+            | Self::Broker(BrokerError::Url(_)) => SETTINGS,
             Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {
-                if error.is_unreachable() { 5 } else { 4 }
+                if error.is_unreachable() { 5 } else { SETTINGS }
             }
             Self::Broker(_) | Self::Unreachable(_) => 5,
             Self::Refused(_) => 6,

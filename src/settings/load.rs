@@ -10,6 +10,7 @@ use std::path::Path;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 use figment::{Profile, Provider};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::check::check;
@@ -28,7 +29,7 @@ const OPS_DB_PREFIX: &str = "CCAT_OPS_DB_";
 const WHOLE: [&str; 2] = ["celery.task_names", "routes"];
 
 /// One thing that is wrong with the settings.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
     /// Dotted key; empty when a whole file is meant.
     pub key: String,
@@ -306,7 +307,7 @@ pub(super) fn link(
     Ok(link)
 }
 
-fn overlay<T: serde::Serialize + DeserializeOwned>(base: &T, over: &Dict) -> Result<T, String> {
+fn overlay<T: Serialize + DeserializeOwned>(base: &T, over: &Dict) -> Result<T, String> {
     let Value::Dict(_, mut dict) = Value::serialize(base).map_err(|e| e.to_string())? else {
         return Err("not a table".into());
     };
