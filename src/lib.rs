@@ -3,6 +3,7 @@
 pub mod broker;
 pub mod cli;
 pub mod manager;
+pub mod pauses;
 pub mod process;
 pub mod settings;
 pub mod tasks;

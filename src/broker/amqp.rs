@@ -13,7 +13,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::stream::{self, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
@@ -33,6 +32,7 @@ use super::{
     BrokerError, Consumer, Delivery, Publication, Queue, Settlement, Subscription, Transport,
     Verdict,
 };
+use crate::pauses::Pauses;
 use crate::telemetry::chain;
 
 mod convert;
@@ -188,7 +188,7 @@ impl Transport for Amqp {
                     });
                 }
             };
-            let pause = pauses.next().unwrap_or(RECONNECT.1);
+            let pause = pauses.next_pause();
             let hopeless = !matches!(error, BrokerError::Unreachable { .. });
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(error);
@@ -283,7 +283,7 @@ impl Supervisor {
                 }
                 Err(error) => error,
             };
-            let pause = pauses.next().unwrap_or(RECONNECT.1);
+            let pause = pauses.next_pause();
             tracing::warn!(
                 broker = self.link.masked,
                 error = %chain(&error),
@@ -579,13 +579,8 @@ async fn goodbye(connection: &Connection) {
     }
 }
 
-fn pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(RECONNECT.0)
-        .with_max_delay(RECONNECT.1)
-        .without_max_times()
-        .with_jitter()
-        .build()
+fn pauses() -> Pauses {
+    Pauses::new(RECONNECT.0, RECONNECT.1)
 }
 
 fn short(name: &str) -> Result<ShortString, BrokerError> {

@@ -30,8 +30,9 @@ mod signals;
 mod transfers;
 mod worker;
 
-/// How long a producer tries to send one message.
-const SEND_WITHIN: Duration = Duration::from_secs(10);
+/// How long a producer tries to send one message. A manager does so inside of a transaction, which
+/// on SQLite holds up every other writer; so not for long.
+const SEND_WITHIN: Duration = Duration::from_secs(5);
 
 /// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
 #[derive(Debug, Parser)]

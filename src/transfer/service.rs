@@ -18,7 +18,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use futures_util::FutureExt;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,6 +33,7 @@ use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
 use super::repository::{Acquired, Acquisition, Finished, Location, Repository, TransferRecord};
 
+use crate::pauses::Pauses;
 use crate::settings::Settings;
 use crate::telemetry::{chain, panic_text};
 
@@ -293,7 +293,7 @@ impl TransferService {
     where
         F: Future<Output = Result<T, DatabaseError>>,
     {
-        let mut pauses = pauses();
+        let mut pauses = Pauses::new(DATABASE_PAUSES.0, DATABASE_PAUSES.1);
         loop {
             let error = match ask().await {
                 Ok(answer) => return Ok(answer),
@@ -304,7 +304,7 @@ impl TransferService {
                     source: error.into(),
                 });
             }
-            let pause = pauses.next().unwrap_or(DATABASE_PAUSES.1);
+            let pause = pauses.next_pause();
             tracing::warn!(
                 error = %chain(&error),
                 retry_in = %humantime::format_duration(pause),
@@ -931,13 +931,4 @@ fn whole(rate: f64) -> u64 {
     {
         rate as u64
     }
-}
-
-fn pauses() -> impl Iterator<Item = Duration> {
-    ExponentialBuilder::default()
-        .with_min_delay(DATABASE_PAUSES.0)
-        .with_max_delay(DATABASE_PAUSES.1)
-        .without_max_times()
-        .with_jitter()
-        .build()
 }

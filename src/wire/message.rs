@@ -52,13 +52,20 @@ pub struct TaskMessage {
 }
 
 impl TaskMessage {
-    /// Name to show: `shadow`, or the task's.
-    #[must_use]
-    pub fn display_name(&self) -> &str {
-        self.shadow
-            .as_deref()
-            .filter(|s| !s.is_empty())
-            .unwrap_or(&self.task)
+    /// What the message asks for beyond running the task: callbacks and the like, by the names of
+    /// its embed, and `timelimit`.
+    pub fn extras(&self) -> impl Iterator<Item = &str> {
+        let embedded = self.embed.as_object().into_iter().flatten();
+        let asked = |value: &Value| match value {
+            Value::Null => false,
+            Value::Array(signatures) => !signatures.is_empty(),
+            _ => true,
+        };
+        let limited = (self.time_limit != (None, None)).then_some("timelimit");
+        embedded
+            .filter(move |(_, value)| asked(value))
+            .map(|(name, _)| name.as_str())
+            .chain(limited)
     }
 }
 
@@ -390,6 +397,15 @@ mod tests {
                 ..TaskMessage::default()
             })
         );
+    }
+
+    #[test]
+    fn extras_are_what_is_asked_for() {
+        let mut message = decode(&captured(), 1000).unwrap_or_default();
+        assert_eq!(message.extras().count(), 0);
+        message.embed = json!({"callbacks": [], "chain": [{"task": "next"}], "chord": null});
+        message.time_limit = (Some(5.0), None);
+        assert_eq!(message.extras().collect::<Vec<_>>(), ["chain", "timelimit"]);
     }
 
     #[test]

@@ -37,9 +37,9 @@ pub fn dict(map: &Map<String, Value>) -> String {
 
 /// Cuts a text at [`MAX_CHARS`], marking the cut with `...`.
 #[must_use]
-pub fn shorten(text: String) -> String {
+pub fn shorten(text: &str) -> String {
     if text.chars().count() <= MAX_CHARS {
-        return text;
+        return text.to_owned();
     }
     text.chars()
         .take(MAX_CHARS - 3)
@@ -172,8 +172,8 @@ mod tests {
 
     #[test]
     fn long_text_is_cut() {
-        assert_eq!(shorten("x".repeat(1024)).len(), 1024);
-        let cut = shorten("é".repeat(1025));
+        assert_eq!(shorten(&"x".repeat(1024)).len(), 1024);
+        let cut = shorten(&"é".repeat(1025));
         assert_eq!(cut.chars().count(), 1024);
         assert!(cut.ends_with("é..."));
     }

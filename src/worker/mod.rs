@@ -13,7 +13,6 @@ use std::collections::hash_map::Entry as MapEntry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
 use celery::Celery;
 use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
@@ -21,9 +20,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
+use crate::pauses::Pauses;
 use crate::telemetry::{chain, panic_text};
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
+use crate::wire::repr;
 use crate::wire::result::{ResultMeta, State};
 
 pub mod results;
@@ -36,6 +37,9 @@ use task::Invocation;
 
 /// How long STARTED may hold up a task.
 const STARTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// First and longest pause between two tries to store a result.
+const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
 
 /// How long stopped tasks may take to put things in order.
 const COLD_WITHIN: Duration = Duration::from_secs(30);
@@ -181,11 +185,19 @@ impl Worker {
         tracing::info!(
             task = message.task,
             task_id = message.id,
-            args = message.argsrepr,
-            kwargs = message.kwargsrepr,
+            args = message.argsrepr.as_deref().map(repr::shorten),
+            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
             redelivered,
             "task received"
         );
+        let extras: Vec<&str> = message.extras().collect();
+        if !extras.is_empty() {
+            tracing::warn!(
+                task_id = message.id,
+                ?extras,
+                "the message asks for what this worker cannot do; the task runs without it"
+            );
+        }
         if !self.accept(&message.id, delivery) {
             return;
         }
@@ -361,17 +373,12 @@ impl Worker {
             return Verdict::Ack;
         }
         let meta = ResultMeta::new(message, state, Utc::now());
-        let mut pauses = ExponentialBuilder::default()
-            .with_min_delay(Duration::from_millis(100))
-            .with_max_delay(Duration::from_secs(15))
-            .without_max_times()
-            .with_jitter()
-            .build();
+        let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
             let Err(error) = self.results.store(&meta, message).await else {
                 return Verdict::Ack;
             };
-            let pause = pauses.next().unwrap_or(Duration::from_secs(15));
+            let pause = pauses.next_pause();
             tracing::warn!(
                 task_id = message.id,
                 error = %chain(&error),
