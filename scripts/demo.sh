@@ -140,10 +140,12 @@ AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/manager.log await 20 "the manager does
 
 second=$(create 2)
 third=$(create 3)
+printf '\n'
 note "Python Celery sends a message, by the task's name:"
 shown "examples/enqueue.py transfer_files_bbcp --id $second --queue $QUEUE --wait"
 spawn python "$TEST_PYTHON" "$REPO/examples/enqueue.py" transfer_files_bbcp --id "$second" --queue "$QUEUE" --wait
 producers=("python $SPAWNED_PID")
+printf '\n'
 note "Rust does the same:"
 shown "cargo run --example enqueue -- transfer_files_bbcp --id $third --queue $QUEUE --wait"
 # Cargo wants to be in the repository; the broker's address comes by the environment.
