@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ccat_transfer::broker::app::{Producing, build};
-use ccat_transfer::broker::{Publication, Queue, Subscription, Transport, Verdict};
+use ccat_transfer::broker::{Declaration, Publication, Queue, Subscription, Transport, Verdict};
 use ccat_transfer::wire::{Properties, RawMessage};
 use ccat_transfer::worker::results::{self, ResultReader};
 use ccat_transfer::worker::{Config, Registry, Shutdown, Worker};
@@ -83,7 +83,7 @@ impl Bench {
             exchange: String::new(),
             routing_key: self.queue.clone(),
             message,
-            declare: Some(Queue::tasks(&self.queue)),
+            declare: Some(Declaration::Queue(Queue::tasks(&self.queue))),
             mandatory: true,
         };
         self.transport
@@ -138,6 +138,8 @@ async fn worker(
         prefetch: u16::try_from(concurrency).unwrap(),
         max_body_bytes: 10_000,
         track_started: true,
+        task_events: true,
+        remote_control: true,
     };
     tokio::spawn(Worker::new(app, registry, transport, results, config, shutdown.clone()).run())
 }

@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{
-    BrokerError, Consumer, Delivery, Publication, Queue, Settlement, Subscription, Transport,
-    Verdict,
+    Binding, BrokerError, Consumer, Declaration, Delivery, Exchange, Publication, Queue,
+    Settlement, Subscription, Transport, Verdict,
 };
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
@@ -138,9 +138,12 @@ impl Amqp {
         }
     }
 
-    /// The channel to publish on, with `queue` declared. Only this is done under the lock:
+    /// The channel to publish on, with everything declared. Only this is done under the lock:
     /// confirms are awaited by many publishers at once.
-    async fn publishing_channel(&self, queue: Option<&Queue>) -> Result<Channel, BrokerError> {
+    async fn publishing_channel(
+        &self,
+        declaration: Option<&Declaration>,
+    ) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
         if session
             .as_ref()
@@ -152,11 +155,11 @@ impl Amqp {
             Some(open) => open,
             none => none.insert(PublisherSession::open(&self.link).await?),
         };
-        if let Some(queue) = queue
-            && !open.declared.contains(&queue.name)
+        if let Some(declaration) = declaration
+            && !open.declared.contains(declaration.name())
         {
-            self.link.declare(&open.connection, queue).await?;
-            open.declared.insert(queue.name.clone());
+            self.link.declare(&open.connection, declaration).await?;
+            open.declared.insert(declaration.name().to_owned());
         }
         Ok(open.channel.clone())
     }
@@ -374,7 +377,8 @@ impl ConsumerSession {
     async fn open(link: &Arc<Link>, subscription: &Subscription) -> Result<Self, BrokerError> {
         let connection = link.connect("consumer").await?;
         for queue in &subscription.queues {
-            link.declare(&connection, queue).await?;
+            let declaration = Declaration::Queue(queue.clone());
+            link.declare(&connection, &declaration).await?;
         }
         let error = |e| link.error(e, "a channel for consuming");
         let channel = connection.create_channel().await.map_err(error)?;
@@ -476,16 +480,22 @@ impl Link {
         }
     }
 
-    /// Declares a queue as Celery does: exchange, queue, binding. One that exists with other
-    /// arguments is used as it is: a throw-away channel takes the broker's refusal.
-    async fn declare(&self, connection: &Connection, queue: &Queue) -> Result<(), BrokerError> {
-        let name = short(&queue.name)?;
-        let what = format!("to declare queue `{}`", queue.name);
-        let channel = connection
-            .create_channel()
-            .await
-            .map_err(|e| self.error(e, &what))?;
-        match declare_on(&channel, name, queue).await {
+    /// Declares something as Celery does. What exists with other arguments is used as it is: a
+    /// throw-away channel takes the broker's refusal.
+    async fn declare(
+        &self,
+        connection: &Connection,
+        declaration: &Declaration,
+    ) -> Result<(), BrokerError> {
+        let what = format!("to declare `{}`", declaration.name());
+        let error = |e| self.error(e, &what);
+        short(declaration.name())?;
+        let channel = connection.create_channel().await.map_err(error)?;
+        let declared = match declaration {
+            Declaration::Queue(queue) => declare_queue(&channel, queue).await,
+            Declaration::Exchange(exchange) => declare_exchange(&channel, exchange).await,
+        };
+        match declared {
             Ok(()) => {
                 // The channel goes either way; its closing tells nothing new.
                 let _ = channel.close(200, "declared".into()).await;
@@ -493,13 +503,13 @@ impl Link {
             }
             Err(error) if is_precondition_failed(&error) => {
                 tracing::warn!(
-                    queue = queue.name,
+                    name = declaration.name(),
                     difference = %error,
                     "the queue or its exchange exists with other arguments; it is used as it is"
                 );
                 Ok(())
             }
-            Err(error) => Err(self.error(error, &what)),
+            Err(e) => Err(error(e)),
         }
     }
 
@@ -527,38 +537,46 @@ impl Link {
     }
 }
 
-async fn declare_on(channel: &Channel, name: ShortString, queue: &Queue) -> lapin::Result<()> {
-    if queue.exchange {
-        let durable = ExchangeDeclareOptions {
-            durable: true,
-            ..Default::default()
-        };
-        let none = FieldTable::default();
-        channel
-            .exchange_declare(name.clone(), ExchangeKind::Direct, durable, none)
-            .await?;
+/// Exchange, queue, binding, in the order in which Celery makes them. Names were checked.
+async fn declare_queue(channel: &Channel, queue: &Queue) -> lapin::Result<()> {
+    if let Some(binding) = &queue.binding {
+        declare_exchange(channel, &binding.exchange).await?;
     }
+    let name = queue.name.as_str();
     let options = QueueDeclareOptions {
-        durable: true,
+        durable: queue.durable,
+        exclusive: queue.exclusive,
         auto_delete: queue.auto_delete,
         ..Default::default()
     };
+    let arguments = convert::table(&queue.arguments);
     channel
-        .queue_declare(name.clone(), options, convert::table(&queue.arguments))
+        .queue_declare(name.into(), options, arguments)
         .await?;
-    if queue.exchange {
-        let none = FieldTable::default();
+    if let Some(Binding { exchange, key }) = &queue.binding {
+        let exchange = exchange.name.as_str().into();
+        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
         channel
-            .queue_bind(
-                name.clone(),
-                name.clone(),
-                name,
-                QueueBindOptions::default(),
-                none,
-            )
+            .queue_bind(name.into(), exchange, key.as_str().into(), options, none)
             .await?;
     }
     Ok(())
+}
+
+async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> lapin::Result<()> {
+    let kind = match exchange.kind {
+        super::ExchangeKind::Direct => ExchangeKind::Direct,
+        super::ExchangeKind::Fanout => ExchangeKind::Fanout,
+        super::ExchangeKind::Topic => ExchangeKind::Topic,
+    };
+    let options = ExchangeDeclareOptions {
+        durable: exchange.durable,
+        ..Default::default()
+    };
+    let none = FieldTable::default();
+    channel
+        .exchange_declare(exchange.name.as_str().into(), kind, options, none)
+        .await
 }
 
 fn is_precondition_failed(error: &lapin::Error) -> bool {

@@ -18,12 +18,12 @@ use celery::CeleryBuilder;
 use celery::broker::{Broker, Delivery, DeliveryStream};
 use celery::error::{BrokerError, CeleryError};
 use celery::protocol::Message;
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
-use super::{Publication, Queue, Transport};
+use super::{Declaration, Publication, Queue, Transport};
 use crate::telemetry::chain;
-use crate::wire::{Properties, RawMessage, repr};
+use crate::wire::{Properties, RawMessage, isoformat, repr};
 
 /// How messages of an app are sent.
 #[derive(Debug, Clone)]
@@ -92,7 +92,7 @@ impl Broker for Producer {
             exchange: String::new(),
             routing_key: queue.to_owned(),
             message: encode(message, &self.producing)?,
-            declare: Some(Queue::tasks(queue)),
+            declare: Some(Declaration::Queue(Queue::tasks(queue))),
             mandatory: true,
         };
         // The crate's error type knows lapin 2 only; the text with all its causes is kept.
@@ -205,10 +205,6 @@ fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, Broker
     })
 }
 
-fn isoformat(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Micros, false)
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -300,7 +296,10 @@ mod tests {
             (publication.routing_key.as_str(), publication.mandatory),
             ("q", true)
         );
-        assert_eq!(publication.declare, Some(Queue::tasks("q")));
+        assert_eq!(
+            publication.declare,
+            Some(Declaration::Queue(Queue::tasks("q")))
+        );
         let message = decode(&publication.message, 1 << 20).unwrap();
         assert_eq!(message.id, result.task_id);
         assert_eq!(message.task, "package.add");

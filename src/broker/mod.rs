@@ -20,39 +20,143 @@ use crate::wire::RawMessage;
 pub mod amqp;
 pub mod app;
 
+/// Kind of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExchangeKind {
+    /// By equal routing key.
+    Direct,
+    /// To every bound queue.
+    Fanout,
+    /// By pattern.
+    Topic,
+}
+
+/// An exchange, as it is declared before it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: ExchangeKind,
+    /// Whether it survives a restart of the broker.
+    pub durable: bool,
+}
+
+/// A queue's binding to an exchange.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Binding {
+    /// The exchange; declared before the queue.
+    pub exchange: Exchange,
+    /// Binding key.
+    pub key: String,
+}
+
 /// A queue, as it is declared before it is used.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// Its name; Celery's default routing gives its exchange and binding key the same name.
+    /// Its name; the default exchange routes to it by this name.
     pub name: String,
-    /// Whether it has an exchange of its name, as task queues have.
-    pub exchange: bool,
+    /// Whether it survives a restart of the broker.
+    pub durable: bool,
+    /// Whether it belongs to one connection.
+    pub exclusive: bool,
     /// Whether it vanishes with its last consumer.
     pub auto_delete: bool,
     /// Queue arguments, e.g. `x-expires`.
     pub arguments: Map<String, Value>,
+    /// Its binding, if any.
+    pub binding: Option<Binding>,
 }
 
 impl Queue {
     /// A task queue as Celery declares it: durable, with a direct exchange of the same name.
     pub fn tasks(name: impl Into<String>) -> Self {
+        let name = name.into();
+        let exchange = Exchange {
+            name: name.clone(),
+            kind: ExchangeKind::Direct,
+            durable: true,
+        };
         Self {
-            name: name.into(),
-            exchange: true,
+            durable: true,
+            exclusive: false,
             auto_delete: false,
             arguments: Map::new(),
+            binding: Some(Binding {
+                exchange,
+                key: name.clone(),
+            }),
+            name,
         }
     }
 
     /// A reply queue as an `rpc://` client declares it; it expires a day after its last use.
     pub fn replies(name: impl Into<String>) -> Self {
-        let mut arguments = Map::new();
-        arguments.insert("x-expires".into(), Value::from(86_400_000_i32));
+        let arguments = [("x-expires".to_owned(), Value::from(86_400_000_i32))];
         Self {
             name: name.into(),
-            exchange: false,
+            durable: true,
+            exclusive: false,
             auto_delete: true,
-            arguments,
+            arguments: Map::from_iter(arguments),
+            binding: None,
+        }
+    }
+
+    /// A worker's queue for remote control. Celery names it after the node alone; two starts of
+    /// one node in quick succession would then lock each other out, so `tag` makes it unique.
+    #[must_use]
+    pub fn control(hostname: &str, tag: &str) -> Self {
+        let arguments = [
+            ("x-expires".to_owned(), Value::from(10_000)),
+            ("x-message-ttl".to_owned(), Value::from(300_000)),
+        ];
+        Self {
+            name: format!("{hostname}.{tag}.celery.pidbox"),
+            durable: false,
+            exclusive: true,
+            auto_delete: true,
+            arguments: Map::from_iter(arguments),
+            binding: Some(Binding {
+                exchange: Exchange {
+                    name: "celery.pidbox".into(),
+                    kind: ExchangeKind::Fanout,
+                    durable: false,
+                },
+                key: String::new(),
+            }),
+        }
+    }
+}
+
+impl Exchange {
+    /// The exchange of events.
+    #[must_use]
+    pub fn events() -> Self {
+        Self {
+            name: "celeryev".into(),
+            kind: ExchangeKind::Topic,
+            durable: true,
+        }
+    }
+}
+
+/// What is declared before a message is published, so that it cannot fall into nowhere.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Declaration {
+    /// The queue that it goes to.
+    Queue(Queue),
+    /// The exchange that it goes through.
+    Exchange(Exchange),
+}
+
+impl Declaration {
+    /// Name of what is declared.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Queue(queue) => &queue.name,
+            Self::Exchange(exchange) => &exchange.name,
         }
     }
 }
@@ -66,8 +170,8 @@ pub struct Publication {
     pub routing_key: String,
     /// The message.
     pub message: RawMessage,
-    /// Queue to declare first, so that the message cannot fall into nowhere.
-    pub declare: Option<Queue>,
+    /// What is declared first.
+    pub declare: Option<Declaration>,
     /// Whether it is an error that no queue takes the message.
     pub mandatory: bool,
 }

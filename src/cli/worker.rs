@@ -37,6 +37,10 @@ pub(super) struct Arguments {
     /// Transfers at a time; 0 is one for each processor.
     #[arg(short = 'c', long, value_name = "N")]
     concurrency: Option<u16>,
+
+    /// Send the events of tasks, for monitors such as Flower.
+    #[arg(short = 'E', long)]
+    task_events: bool,
 }
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
@@ -91,6 +95,8 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
             .saturating_mul(celery.worker_prefetch_multiplier),
         max_body_bytes: celery.max_body_bytes,
         track_started: celery.task_track_started,
+        task_events: arguments.task_events || celery.worker_send_task_events,
+        remote_control: celery.worker_enable_remote_control,
     };
     let shutdown = Shutdown::default();
     let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());

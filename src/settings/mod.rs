@@ -55,6 +55,10 @@ pub struct Celery {
     pub worker_concurrency: u16,
     /// Prefetched deliveries for each slot; 0 is no limit.
     pub worker_prefetch_multiplier: u16,
+    /// Whether the events of tasks are sent.
+    pub worker_send_task_events: bool,
+    /// Whether remote control is answered.
+    pub worker_enable_remote_control: bool,
     /// Whether STARTED is stored.
     pub task_track_started: bool,
     /// Seconds between AMQP heartbeats; 0 for none.

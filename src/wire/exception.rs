@@ -72,6 +72,15 @@ impl Exception {
         }
     }
 
+    /// `repr(exception)`: the bare class name and the arguments.
+    #[must_use]
+    pub fn repr(&self) -> String {
+        match self.exc_message.as_slice() {
+            [one] => format!("{}({})", self.exc_type, repr::value(one)),
+            many => format!("{}{}", self.exc_type, repr::tuple(many)),
+        }
+    }
+
     /// A text in the form of a Python traceback, which readers expect of a failure. Where Python
     /// lists stack frames it has one line that says where the exception arose.
     #[must_use]

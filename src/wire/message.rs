@@ -52,6 +52,12 @@ pub struct TaskMessage {
 }
 
 impl TaskMessage {
+    /// Name to show: `shadow`, or the task's.
+    #[must_use]
+    pub fn display_name(&self) -> &str {
+        self.shadow.as_deref().unwrap_or(&self.task)
+    }
+
     /// What the message asks for beyond running the task: callbacks and the like, by the names of
     /// its embed, and `timelimit`.
     pub fn extras(&self) -> impl Iterator<Item = &str> {

@@ -4,11 +4,14 @@
 //! typed refusal for what it cannot use, and none panics. Rules are those of Celery 5.7 with
 //! kombu 5.7, seen on the wire.
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
 pub mod arguments;
+pub mod event;
 pub mod exception;
 pub mod message;
+pub mod pidbox;
 pub mod repr;
 pub mod result;
 
@@ -40,4 +43,9 @@ pub struct Properties {
     pub expiration: Option<String>,
     /// Whether the broker writes the message to disk (`delivery_mode` 2).
     pub persistent: bool,
+}
+
+/// Python's `datetime.isoformat()` of an aware UTC time: microseconds and `+00:00`.
+pub(crate) fn isoformat(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, false)
 }

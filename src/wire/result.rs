@@ -1,9 +1,10 @@
 //! The result of a task, as backends store it and clients read it.
 
-use chrono::{DateTime, SecondsFormat, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
 use super::exception::Exception;
+use super::isoformat;
 use super::message::TaskMessage;
 
 /// State of a task, with what belongs to it.
@@ -103,11 +104,6 @@ impl ResultMeta {
         meta.insert("task_id".into(), json!(self.task_id));
         Value::Object(meta)
     }
-}
-
-/// Python's `datetime.isoformat()` of an aware UTC time: microseconds and `+00:00`.
-fn isoformat(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(SecondsFormat::Micros, false)
 }
 
 #[cfg(test)]

@@ -8,8 +8,7 @@
 //! task is accepted here already (the broker gave it again after a lost connection, or a producer
 //! sent it twice) joins that entry instead of running beside it, and is settled with it.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,22 +16,30 @@ use celery::Celery;
 use chrono::{DateTime, Utc};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
 use crate::pauses::Pauses;
 use crate::telemetry::{chain, panic_text};
+use crate::wire::event::{Event, HEARTBEAT_SECONDS, Load};
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
 use crate::wire::repr;
 use crate::wire::result::{ResultMeta, State};
 
+mod accepted;
+mod control;
+mod events;
 pub mod results;
+mod revoked;
 mod task;
 
 pub use task::{Control, Failure, Outcome, Registry, WorkerTask};
 
+use accepted::{AcceptedTasks, Phase};
+use events::Events;
 use results::ResultBackend;
+use revoked::Revoked;
 use task::Invocation;
 
 /// How long STARTED may hold up a task.
@@ -59,6 +66,10 @@ pub struct Config {
     pub max_body_bytes: usize,
     /// Whether STARTED is stored.
     pub track_started: bool,
+    /// Whether the events of tasks are sent from the start.
+    pub task_events: bool,
+    /// Whether remote control is answered.
+    pub remote_control: bool,
 }
 
 /// How a worker is asked to stop.
@@ -91,7 +102,12 @@ pub struct Worker {
     hostname: Arc<str>,
     shutdown: Shutdown,
     slots: Arc<Semaphore>,
-    accepted: Mutex<HashMap<String, Vec<Delivery>>>,
+    accepted: AcceptedTasks,
+    revoked: Revoked,
+    events: Events,
+    /// Tasks begun since the start, by name.
+    totals: Mutex<BTreeMap<String, u64>>,
+    started: Instant,
 }
 
 impl Worker {
@@ -105,29 +121,39 @@ impl Worker {
         config: Config,
         shutdown: Shutdown,
     ) -> Self {
+        let hostname: Arc<str> = config.hostname.as_str().into();
+        let events = Events::new(hostname.clone(), config.task_events, transport.clone());
         Self {
             app,
             registry,
             transport,
             results,
-            hostname: config.hostname.as_str().into(),
+            hostname,
             slots: Arc::new(Semaphore::new(config.concurrency)),
             config,
             shutdown,
-            accepted: Mutex::default(),
+            accepted: AcceptedTasks::default(),
+            revoked: Revoked::default(),
+            events,
+            totals: Mutex::default(),
+            started: Instant::now(),
         }
     }
 
     /// Runs until it is told to stop, and until everything accepted is settled.
     pub async fn run(self) {
-        let started = Instant::now();
         let worker = Arc::new(self);
         let mut consumer = worker.transport.consume(Subscription {
             queues: worker.config.queues.iter().map(Queue::tasks).collect(),
             prefetch: worker.config.prefetch,
         });
         let tasks = TaskTracker::new();
-        tasks.spawn(announce(consumer.connected(), worker.clone(), started));
+        tasks.spawn(announce(consumer.connected(), worker.clone()));
+        let heart = AbortOnDropHandle::new(tokio::spawn(worker.clone().beat()));
+        let control = worker
+            .config
+            .remote_control
+            .then(|| AbortOnDropHandle::new(tokio::spawn(control::serve(worker.clone()))));
 
         let mut stopping = false;
         loop {
@@ -153,8 +179,34 @@ impl Worker {
             () = tasks.wait() => {}
             () = worker.stopped_cold(&tasks) => {}
         }
+        drop((heart, control));
+        worker.events.send(&Event::WorkerOffline(worker.load()));
+        worker.events.close().await;
         worker.transport.close().await;
         tracing::info!("worker stopped");
+    }
+
+    /// Tells monitors that the worker is there, and that it still is.
+    async fn beat(self: Arc<Self>) {
+        self.events.send(&Event::WorkerOnline(self.load()));
+        let mut beats = tokio::time::interval(Duration::from_secs_f64(HEARTBEAT_SECONDS));
+        loop {
+            beats.tick().await;
+            self.events.send(&Event::WorkerHeartbeat(self.load()));
+        }
+    }
+
+    fn load(&self) -> Load {
+        Load {
+            active: self.accepted.active(),
+            processed: self.totals().values().sum(),
+            loadavg: load_average().unwrap_or_default(),
+        }
+    }
+
+    fn totals(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        // No code panics while it holds the lock, and the map would still be whole.
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a cold shutdown and then, for a limited time, for the stopped tasks.
@@ -198,43 +250,18 @@ impl Worker {
                 "the message asks for what this worker cannot do; the task runs without it"
             );
         }
-        if !self.accept(&message.id, delivery) {
-            return;
-        }
+        self.events.send(&Event::TaskReceived(&message));
         let message = Arc::new(message);
+        if !self.accepted.accept(&message, delivery) {
+            return tracing::info!(
+                task_id = message.id,
+                "task runs here already; the new delivery joins it"
+            );
+        }
         let verdict = self.process(&message, redelivered).await;
-        for delivery in self.release(&message.id) {
+        for delivery in self.accepted.release(&message.id) {
             delivery.settle(verdict).await;
         }
-    }
-
-    /// Enters a delivery under its task's id; false if it joined one that is there already.
-    fn accept(&self, id: &str, delivery: Delivery) -> bool {
-        match self.accepted().entry(id.to_owned()) {
-            MapEntry::Vacant(entry) => {
-                entry.insert(vec![delivery]);
-                true
-            }
-            MapEntry::Occupied(mut entry) => {
-                tracing::info!(
-                    task_id = id,
-                    "task runs here already; the new delivery joins it"
-                );
-                // Those of a lost connection need no settling any more.
-                entry.get_mut().retain(|earlier| !earlier.is_void());
-                entry.get_mut().push(delivery);
-                false
-            }
-        }
-    }
-
-    fn release(&self, id: &str) -> Vec<Delivery> {
-        self.accepted().remove(id).unwrap_or_default()
-    }
-
-    fn accepted(&self) -> MutexGuard<'_, HashMap<String, Vec<Delivery>>> {
-        // No code panics while it holds the lock, and the map would still be whole.
-        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for the task's time and for a slot, runs it and stores its result.
@@ -242,6 +269,7 @@ impl Worker {
         let stopped = self.shutdown.warm.cancelled();
         let begun = async {
             wait_until(message.eta).await;
+            self.accepted.enter(&message.id, Phase::Reserved);
             self.slots.acquire().await
         };
         let slot = tokio::select! {
@@ -249,17 +277,17 @@ impl Worker {
             () = stopped => return Verdict::Requeue,
             slot = begun => slot,
         };
-        // Before it is checked whether the task has expired: it may have waited for long.
+        // Only now, since the task may have waited for long.
         let Ok(slot) = slot else {
             return Verdict::Requeue;
         };
-        if message.expires.is_some_and(|expires| expires <= Utc::now()) {
-            tracing::info!(task_id = message.id, expires = ?message.expires, "task has expired");
-            return self
-                .conclude(message, State::Revoked(Exception::revoked("expired")))
-                .await;
+        if let Some(state) = self.unwanted(message) {
+            return self.conclude(message, state).await;
         }
 
+        self.accepted.enter(&message.id, Phase::Active(Utc::now()));
+        *self.totals().entry(message.task.clone()).or_default() += 1;
+        self.events.send(&Event::TaskStarted(&message.id));
         let started = Instant::now();
         let outcome = self.execute(message, redelivered).await;
         drop(slot);
@@ -272,6 +300,11 @@ impl Worker {
                     runtime_s,
                     "task succeeded"
                 );
+                self.events.send(&Event::TaskSucceeded {
+                    id: &message.id,
+                    result: &value,
+                    runtime: runtime_s,
+                });
                 State::Success(value)
             }
             Outcome::Failed(Failure::Raised(exception)) => {
@@ -304,6 +337,21 @@ impl Worker {
             }
         };
         self.conclude(message, state).await
+    }
+
+    /// Why a task must not begin any more, if so.
+    fn unwanted(&self, message: &TaskMessage) -> Option<State> {
+        let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
+        if !expired && !self.revoked.contains(&message.id) {
+            return None;
+        }
+        tracing::info!(task_id = message.id, expired, "task is expired or revoked");
+        self.events.send(&Event::TaskRevoked {
+            id: &message.id,
+            expired,
+        });
+        let reason = if expired { "expired" } else { "revoked" };
+        Some(State::Revoked(Exception::revoked(reason)))
     }
 
     async fn execute(&self, message: &Arc<TaskMessage>, redelivered: bool) -> Outcome {
@@ -359,8 +407,14 @@ impl Worker {
             .get(&message.task)
             .map_or(message.task.as_str(), |entry| entry.function);
         let place = format!("ccat-transfer on {}, in {function}", self.hostname);
+        let traceback = exception.traceback(&place);
+        self.events.send(&Event::TaskFailed {
+            id: &message.id,
+            exception: &exception,
+            traceback: Some(&traceback),
+        });
         State::Failure {
-            traceback: Some(exception.traceback(&place)),
+            traceback: Some(traceback),
             exception,
         }
     }
@@ -479,12 +533,20 @@ async fn wait_until(eta: Option<DateTime<Utc>>) {
     }
 }
 
+/// Seconds since 1970.
+fn unix_seconds(time: DateTime<Utc>) -> f64 {
+    time.timestamp_micros() as f64 / 1e6
+}
+
+/// Load averages of the host over 1, 5 and 15 minutes.
+fn load_average() -> Option<[f64; 3]> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let mut averages = text.split(' ').map_while(|word| word.parse().ok());
+    Some([averages.next()?, averages.next()?, averages.next()?])
+}
+
 /// Says when the worker is first served, and when it is again.
-async fn announce(
-    mut connected: tokio::sync::watch::Receiver<bool>,
-    worker: Arc<Worker>,
-    started: Instant,
-) {
+async fn announce(mut connected: tokio::sync::watch::Receiver<bool>, worker: Arc<Worker>) {
     let mut before = false;
     loop {
         let up = *connected.borrow_and_update();
@@ -495,7 +557,7 @@ async fn announce(
                 broker = worker.transport.masked_url(),
                 queues = ?worker.config.queues,
                 concurrency = worker.config.concurrency,
-                after_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                after_ms = u64::try_from(worker.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "worker ready"
             );
         } else if up {

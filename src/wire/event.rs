@@ -1,0 +1,227 @@
+//! Events: what a worker tells monitors such as Flower.
+
+use serde_json::{Map, Value, json};
+
+use super::exception::Exception;
+use super::message::TaskMessage;
+use super::repr;
+
+/// Seconds between two heartbeats, as it is announced.
+pub const HEARTBEAT_SECONDS: f64 = 2.0;
+
+/// What the worker itself looks like at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Load {
+    /// Tasks that run.
+    pub active: usize,
+    /// Tasks that were begun since the start.
+    pub processed: u64,
+    /// Load averages of the host over 1, 5 and 15 minutes.
+    pub loadavg: [f64; 3],
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Event<'a> {
+    /// The worker is there.
+    WorkerOnline(Load),
+    /// It still is.
+    WorkerHeartbeat(Load),
+    /// It goes.
+    WorkerOffline(Load),
+    /// A task came.
+    TaskReceived(&'a TaskMessage),
+    /// It runs.
+    TaskStarted(&'a str),
+    /// It returned.
+    TaskSucceeded {
+        /// Its id.
+        id: &'a str,
+        /// What it returned.
+        result: &'a Value,
+        /// How long it ran, in seconds.
+        runtime: f64,
+    },
+    /// It raised.
+    TaskFailed {
+        /// Its id.
+        id: &'a str,
+        /// What it raised.
+        exception: &'a Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<&'a str>,
+    },
+    /// It will not run.
+    TaskRevoked {
+        /// Its id.
+        id: &'a str,
+        /// Because it came too late, not because somebody said so.
+        expired: bool,
+    },
+}
+
+/// What every event carries.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Stamp<'a> {
+    /// Node name.
+    pub hostname: &'a str,
+    /// Process id of the worker.
+    pub pid: u32,
+    /// The node's Lamport clock.
+    pub clock: u64,
+    /// Seconds since 1970.
+    pub timestamp: f64,
+    /// Hours that the worker's local zone lies *west* of UTC: -1.0 in Cologne in winter.
+    pub utcoffset: f64,
+}
+
+impl Event<'_> {
+    /// The event's type.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::WorkerOnline(_) => "worker-online",
+            Self::WorkerHeartbeat(_) => "worker-heartbeat",
+            Self::WorkerOffline(_) => "worker-offline",
+            Self::TaskReceived(_) => "task-received",
+            Self::TaskStarted(_) => "task-started",
+            Self::TaskSucceeded { .. } => "task-succeeded",
+            Self::TaskFailed { .. } => "task-failed",
+            Self::TaskRevoked { .. } => "task-revoked",
+        }
+    }
+
+    /// Whether it tells of the worker; such events are always sent.
+    #[must_use]
+    pub fn is_worker(&self) -> bool {
+        matches!(
+            self,
+            Self::WorkerOnline(_) | Self::WorkerHeartbeat(_) | Self::WorkerOffline(_)
+        )
+    }
+
+    /// Routing key on the exchange of events.
+    #[must_use]
+    pub fn routing_key(&self) -> String {
+        self.name().replace('-', ".")
+    }
+
+    /// The event as monitors read it.
+    #[must_use]
+    pub fn to_json(&self, stamp: Stamp<'_>) -> Value {
+        let mut event = Map::new();
+        event.insert("hostname".into(), json!(stamp.hostname));
+        event.insert("utcoffset".into(), json!(stamp.utcoffset));
+        event.insert("pid".into(), json!(stamp.pid));
+        event.insert("clock".into(), json!(stamp.clock));
+        let Value::Object(fields) = self.fields() else {
+            return Value::Object(event);
+        };
+        event.extend(fields);
+        event.insert("timestamp".into(), json!(stamp.timestamp));
+        event.insert("type".into(), json!(self.name()));
+        Value::Object(event)
+    }
+
+    fn fields(&self) -> Value {
+        match self {
+            Self::WorkerOnline(load) | Self::WorkerHeartbeat(load) | Self::WorkerOffline(load) => {
+                json!({
+                    "freq": HEARTBEAT_SECONDS,
+                    "active": load.active,
+                    "processed": load.processed,
+                    "loadavg": load.loadavg,
+                    // Monitors decide by these what they may ask of a worker.
+                    "sw_ident": "py-celery",
+                    "sw_ver": "5.7.0",
+                    "sw_sys": "Linux",
+                })
+            }
+            Self::TaskReceived(message) => json!({
+                "uuid": message.id,
+                "name": message.display_name(),
+                "args": message.argsrepr,
+                "kwargs": message.kwargsrepr,
+                "root_id": message.root_id,
+                "parent_id": message.parent_id,
+                "retries": message.retries,
+                "eta": message.eta.map(super::isoformat),
+                "expires": message.expires.map(super::isoformat),
+            }),
+            Self::TaskStarted(id) => json!({ "uuid": id }),
+            Self::TaskSucceeded {
+                id,
+                result,
+                runtime,
+            } => json!({
+                "uuid": id,
+                "result": repr::shorten(&repr::value(result)),
+                "runtime": runtime,
+            }),
+            Self::TaskFailed {
+                id,
+                exception,
+                traceback,
+            } => json!({
+                "uuid": id,
+                "exception": exception.repr(),
+                "traceback": traceback,
+            }),
+            Self::TaskRevoked { id, expired } => json!({
+                "uuid": id,
+                "terminated": false,
+                "signum": null,
+                "expired": expired,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STAMP: Stamp<'_> = Stamp {
+        hostname: "w@h",
+        pid: 7,
+        clock: 4,
+        timestamp: 1.5,
+        utcoffset: -1.0,
+    };
+
+    #[test]
+    fn received_has_the_keys_of_a_capture() {
+        let message = TaskMessage {
+            id: "a".into(),
+            task: "t.f".into(),
+            argsrepr: Some("(1,)".into()),
+            kwargsrepr: Some("{}".into()),
+            ..TaskMessage::default()
+        };
+        let event = Event::TaskReceived(&message);
+        assert_eq!(event.routing_key(), "task.received");
+        assert_eq!(
+            event.to_json(STAMP),
+            json!({
+                "hostname": "w@h", "utcoffset": -1.0, "pid": 7, "clock": 4, "uuid": "a",
+                "name": "t.f", "args": "(1,)", "kwargs": "{}", "root_id": null,
+                "parent_id": null, "retries": 0, "eta": null, "expires": null,
+                "timestamp": 1.5, "type": "task-received",
+            })
+        );
+    }
+
+    #[test]
+    fn exceptions_are_shown_as_python_shows_them() {
+        let exception = Exception::not_registered("no.such.task");
+        let event = Event::TaskFailed {
+            id: "a",
+            exception: &exception,
+            traceback: None,
+        };
+        assert_eq!(
+            event.to_json(STAMP)["exception"],
+            "NotRegistered('no.such.task')"
+        );
+    }
+}

@@ -1,0 +1,155 @@
+//! Remote control: requests that are broadcast to all workers, and their replies.
+
+use regex::{Regex, RegexBuilder};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use super::message::JSON;
+use super::{Properties, RawMessage};
+
+/// Largest pattern that is compiled, in bytes of the compiled form: it comes from the network.
+const MAX_PATTERN: usize = 1 << 16;
+
+/// A request.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Request {
+    /// What is asked, e.g. `ping`.
+    pub method: String,
+    /// Its arguments.
+    #[serde(default)]
+    pub arguments: Option<Map<String, Value>>,
+    /// Nodes that are meant; all where there are none.
+    #[serde(default)]
+    pub destination: Option<Vec<String>>,
+    /// Pattern of the nodes that are meant.
+    #[serde(default)]
+    pub pattern: Option<String>,
+    /// How the pattern is read: `glob` or `pcre`.
+    #[serde(default)]
+    pub matcher: Option<String>,
+    /// Word by which the asker knows its replies.
+    #[serde(default)]
+    pub ticket: Option<String>,
+    /// Where replies go; none are wanted where it is missing.
+    #[serde(default)]
+    pub reply_to: Option<ReplyTo>,
+}
+
+/// Address of a reply.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ReplyTo {
+    /// Exchange.
+    pub exchange: String,
+    /// Routing key.
+    pub routing_key: String,
+}
+
+impl Request {
+    /// Reads a request; none if the message is none.
+    #[must_use]
+    pub fn decode(message: &RawMessage) -> Option<Self> {
+        serde_json::from_slice(&message.body).ok()
+    }
+
+    /// Whether a node is meant.
+    #[must_use]
+    pub fn addresses(&self, hostname: &str) -> bool {
+        match (&self.destination, &self.pattern, self.matcher.as_deref()) {
+            (Some(nodes), _, _) => nodes.iter().any(|node| node == hostname),
+            (None, Some(pattern), Some("glob")) => matches(&glob(pattern), hostname),
+            (None, Some(pattern), Some("pcre")) => matches(&format!("^(?:{pattern})"), hostname),
+            _ => true,
+        }
+    }
+
+    /// An argument.
+    #[must_use]
+    pub fn argument(&self, name: &str) -> &Value {
+        self.arguments
+            .as_ref()
+            .and_then(|arguments| arguments.get(name))
+            .unwrap_or(&Value::Null)
+    }
+}
+
+/// A reply to a request with a ticket: `{node: reply}`.
+#[must_use]
+pub fn reply(hostname: &str, ticket: Option<&str>, clock: u64, reply: &Value) -> RawMessage {
+    let headers = [
+        ("ticket".to_owned(), json!(ticket)),
+        ("clock".to_owned(), json!(clock)),
+    ];
+    RawMessage {
+        headers: Map::from_iter(headers),
+        properties: Properties {
+            content_type: Some(JSON.into()),
+            content_encoding: Some("utf-8".into()),
+            ..Properties::default()
+        },
+        body: json!({ hostname: reply }).to_string().into_bytes(),
+    }
+}
+
+fn matches(pattern: &str, text: &str) -> bool {
+    let built: Result<Regex, _> = RegexBuilder::new(pattern).size_limit(MAX_PATTERN).build();
+    built.is_ok_and(|regex| regex.is_match(text))
+}
+
+/// A shell pattern as a regular expression: `*`, `?` and `[...]`.
+fn glob(pattern: &str) -> String {
+    let mut regex = String::from("^(?s:");
+    for c in pattern.chars() {
+        match c {
+            '*' => regex.push_str(".*"),
+            '?' => regex.push('.'),
+            '[' | ']' | '-' => regex.push(c),
+            c => regex.push_str(&regex::escape(&c.to_string())),
+        }
+    }
+    regex.push_str(")$");
+    regex
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    fn request(fields: Value) -> Option<Request> {
+        Request::decode(&RawMessage {
+            body: fields.to_string().into_bytes(),
+            ..RawMessage::default()
+        })
+    }
+
+    #[rstest]
+    #[case(json!({"destination": null}), true)]
+    #[case(json!({"destination": ["celery@a"]}), true)]
+    #[case(json!({"destination": ["celery@b"]}), false)]
+    #[case(json!({"destination": []}), false)]
+    #[case(json!({"pattern": "celery@*", "matcher": "glob"}), true)]
+    #[case(json!({"pattern": "c?lery@[ab]", "matcher": "glob"}), true)]
+    #[case(json!({"pattern": "celery", "matcher": "glob"}), false)]
+    #[case(json!({"pattern": "cel.*@a$", "matcher": "pcre"}), true)]
+    #[case(json!({"pattern": "(", "matcher": "pcre"}), false)]
+    fn who_is_meant(#[case] mut fields: Value, #[case] is: bool) {
+        fields["method"] = json!("ping");
+        assert_eq!(request(fields).map(|r| r.addresses("celery@a")), Some(is));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Request::decode(&RawMessage { body, ..RawMessage::default() });
+        }
+
+        #[test]
+        fn no_pattern_makes_it_panic(pattern in ".{0,30}", matcher in "glob|pcre|x") {
+            let fields = json!({"method": "ping", "pattern": pattern, "matcher": matcher});
+            let addressed = request(fields).map(|request| request.addresses("celery@a"));
+            prop_assert!(addressed.is_some());
+        }
+    }
+}

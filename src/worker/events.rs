@@ -1,0 +1,137 @@
+//! Sends events to monitors.
+//!
+//! Events are news: they are sent in order, as far as the broker takes them in time, and dropped
+//! when it is away. Nothing a task does waits for them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::{Local, Offset, Utc};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::broker::{Declaration, Exchange, Publication, Transport};
+use crate::telemetry::chain;
+use crate::wire::event::{Event, Stamp};
+use crate::wire::message::JSON;
+use crate::wire::{Properties, RawMessage};
+
+/// Events on their way to the broker.
+const QUEUE: usize = 1000;
+
+/// How long the broker may take for one.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// How long the last ones may take.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Stamps events and puts them in line.
+pub(super) struct Events {
+    hostname: Arc<str>,
+    tasks: AtomicBool,
+    clock: AtomicU64,
+    line: mpsc::Sender<(String, Value)>,
+    closing: CancellationToken,
+    sending: TaskTracker,
+}
+
+impl Events {
+    /// Events of a node; those of tasks only if `tasks`.
+    pub(super) fn new(hostname: Arc<str>, tasks: bool, transport: Arc<dyn Transport>) -> Self {
+        let (line, events) = mpsc::channel(QUEUE);
+        let closing = CancellationToken::new();
+        let sending = TaskTracker::new();
+        sending.spawn(send(events, hostname.clone(), transport, closing.clone()));
+        sending.close();
+        Self {
+            hostname,
+            tasks: AtomicBool::new(tasks),
+            clock: AtomicU64::new(0),
+            line,
+            closing,
+            sending,
+        }
+    }
+
+    /// Sends what is in line, and then nothing more; for a limited time.
+    pub(super) async fn close(&self) {
+        self.closing.cancel();
+        if timeout(CLOSING, self.sending.wait()).await.is_err() {
+            tracing::debug!("the last events were not sent in time");
+        }
+    }
+
+    /// Sends an event, if it is wanted and there is room.
+    pub(super) fn send(&self, event: &Event<'_>) {
+        if !event.is_worker() && !self.tasks.load(Ordering::Relaxed) {
+            return;
+        }
+        let stamp = Stamp {
+            hostname: &self.hostname,
+            pid: std::process::id(),
+            clock: self.tick(),
+            timestamp: super::unix_seconds(Utc::now()),
+            utcoffset: -f64::from(Local::now().offset().fix().local_minus_utc()) / 3600.0,
+        };
+        // A full line means that the broker is away, and the news old.
+        let _ = self
+            .line
+            .try_send((event.routing_key(), event.to_json(stamp)));
+    }
+
+    /// Turns the events of tasks on or off; whether that changed anything.
+    pub(super) fn enable_tasks(&self, on: bool) -> bool {
+        self.tasks.swap(on, Ordering::Relaxed) != on
+    }
+
+    /// The node's Lamport clock, moved on by one.
+    pub(super) fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// Moves the clock past that of another node.
+    pub(super) fn observe(&self, clock: u64) {
+        self.clock.fetch_max(clock, Ordering::Relaxed);
+    }
+}
+
+async fn send(
+    mut events: mpsc::Receiver<(String, Value)>,
+    hostname: Arc<str>,
+    transport: Arc<dyn Transport>,
+    closing: CancellationToken,
+) {
+    let exchange = Exchange::events();
+    loop {
+        let (routing_key, event) = tokio::select! {
+            // First, so that the line is empty at the end.
+            biased;
+            Some(next) = events.recv() => next,
+            () = closing.cancelled() => return,
+        };
+        let headers = [("hostname".to_owned(), json!(&*hostname))];
+        let publication = Publication {
+            exchange: exchange.name.clone(),
+            routing_key,
+            message: RawMessage {
+                headers: headers.into_iter().collect(),
+                properties: Properties {
+                    content_type: Some(JSON.into()),
+                    content_encoding: Some("utf-8".into()),
+                    priority: Some(0),
+                    ..Properties::default()
+                },
+                body: event.to_string().into_bytes(),
+            },
+            declare: Some(Declaration::Exchange(exchange.clone())),
+            mandatory: false,
+        };
+        if let Err(error) = transport.publish(&publication, WITHIN).await {
+            tracing::debug!(error = %chain(&error), "an event was not sent");
+        }
+    }
+}

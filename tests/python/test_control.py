@@ -1,0 +1,175 @@
+"""Monitors: `celery inspect`, `celery control` and event receivers see a worker like any other."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from support import MB, TRANSFER, clean_environment, python_worker, until
+
+
+def node_of(worker):
+    """The node name, from the worker's own log."""
+    [ready] = [line for line in worker.log().splitlines() if "worker ready" in line]
+    return json.loads(ready)["hostname"]
+
+
+def celery(deployment, *arguments):
+    """Celery's own command line; its standard output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-b", deployment.broker.url, *arguments],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def events(app):
+    """Collects events from now on."""
+    seen, stop = [], threading.Event()
+
+    def receive(connection):
+        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+        while not stop.is_set():
+            with contextlib.suppress(TimeoutError, OSError):
+                receiver.capture(limit=None, timeout=0.5, wakeup=False)
+
+    with app.connection() as connection:
+        thread = threading.Thread(target=receive, args=[connection], daemon=True)
+        thread.start()
+        try:
+            yield seen
+        finally:
+            stop.set()
+            thread.join(10)
+
+
+def types(seen, **fields):
+    return [event["type"] for event in seen if all(event.get(k) == v for k, v in fields.items())]
+
+
+def test_the_command_line(deployment):
+    node = node_of(deployment.worker())
+    status = celery(deployment, "status")
+    assert f"{node}: OK" in status, status
+    for command, text in {
+        "ping": "pong",
+        "registered": TRANSFER,
+        "active_queues": deployment.queue,
+        "stats": "max-concurrency",
+        "conf": "worker_concurrency",
+        "report": "ccat-transfer",
+        "clock": "clock",
+        "active": "- empty -",
+        "reserved": "- empty -",
+        "scheduled": "- empty -",
+        "revoked": "- empty -",
+    }.items():
+        shown = celery(deployment, "inspect", command, "-d", node)
+        assert node in shown and text in shown, shown
+    assert deployment.broker.url.split("@")[1].split("/")[0] in celery(deployment, "inspect", "conf", "-d", node)
+
+
+def test_what_runs_and_what_waits(deployment):
+    deployment.double(RATE=MB)
+    running, waiting = deployment.package(size=8 * MB), deployment.package()
+    worker = deployment.worker(concurrency=1)
+    node = node_of(worker)
+    with deployment.app() as app:
+        inspect = app.control.inspect([node])
+        first = app.send_task(TRANSFER, [running], queue=deployment.queue)
+        deployment.mid_copy()
+        [request] = inspect.active()[node]
+        assert (request["id"], request["args"], request["type"]) == (first.id, [running], TRANSFER)
+        assert request["time_start"] <= time.time() and request["delivery_info"]["routing_key"] == deployment.queue
+        assert inspect.query_task(first.id)[node][first.id][0] == "active"
+
+        later = app.send_task(TRANSFER, [waiting], queue=deployment.queue, countdown=600)
+        # The one slot is taken, so the broker holds this back until there is room.
+        until(lambda: not inspect.active()[node], "the first is done", 40)
+        until(lambda: inspect.scheduled()[node], "the second waits for its time")
+        [scheduled] = inspect.scheduled()[node]
+        assert scheduled["request"]["id"] == later.id
+        assert inspect.stats()[node]["total"] == {TRANSFER: 1}
+
+
+def test_revoked(deployment):
+    transfer = deployment.package()
+    node = node_of(deployment.worker())
+    with deployment.app() as app:
+        replies = app.control.revoke("11111111-dead", destination=[node], reply=True)
+        assert replies == [{node: {"ok": "tasks {'11111111-dead'} flagged as revoked"}}]
+        result = app.send_task(TRANSFER, [transfer], queue=deployment.queue, task_id="11111111-dead")
+        until(lambda: result.state == "REVOKED", "the task is revoked")
+        assert app.control.inspect([node]).revoked() == {node: ["11111111-dead"]}
+    assert deployment.copies() == []
+
+
+def test_shapes_are_those_of_python(deployment, tmp_path):
+    """The same keys as a Python worker's replies."""
+    node = node_of(deployment.worker())
+    queue = f"{deployment.queue}.peer"
+    peer = python_worker(tmp_path, queue, deployment.broker, "rpc://")
+    try:
+        with deployment.app() as app:
+            nodes = lambda: [n for reply in app.control.ping(timeout=2) for n in reply]
+            until(lambda: any(n.startswith(f"peer-{queue}") for n in nodes()), "the peer answers")
+            [other] = [n for n in nodes() if n.startswith(f"peer-{queue}")]
+            inspect = app.control.inspect([node, other], timeout=3)
+            stats = inspect.stats()
+            assert set(stats[node]) == set(stats[other])
+            assert set(stats[node]["broker"]) == set(stats[other]["broker"])
+            assert set(stats[node]["rusage"]) == set(stats[other]["rusage"])
+            queues = inspect.active_queues()
+            assert set(queues[node][0]) == set(queues[other][0])
+            assert set(queues[node][0]["exchange"]) == set(queues[other][0]["exchange"])
+            for method in ["no_such_command", "enable_events", "enable_events", "disable_events"]:
+                replies = app.control.broadcast(method, destination=[node, other], reply=True, timeout=2)
+                replies = {name: reply for answer in replies for name, reply in answer.items()}
+                assert replies[node] == replies[other], method
+    finally:
+        peer.stop()
+        deployment.broker.delete(queue)
+
+
+def test_events(deployment):
+    good, bad = deployment.package(), deployment.package()
+    (deployment.origin / deployment.row(bad)["relative_path"]).unlink()
+    with deployment.app() as app, events(app) as seen:
+        worker = deployment.worker()
+        node = node_of(worker)
+        until(lambda: "worker-heartbeat" in types(seen, hostname=node), "the worker is heard of")
+        app.control.enable_events(destination=[node], reply=True)
+        app.send_task(TRANSFER, [good], queue=deployment.queue, task_id="good").get(timeout=30)
+        with pytest.raises(Exception):
+            app.send_task(TRANSFER, [bad], queue=deployment.queue, task_id="bad").get(timeout=30)
+        until(lambda: "task-failed" in types(seen, uuid="bad"), "the last event has come")
+        app.control.shutdown(destination=[node])
+        until(lambda: "worker-offline" in types(seen, hostname=node), "the worker says goodbye")
+        assert worker.ended() == 0
+    assert types(seen, uuid="good") == ["task-received", "task-started", "task-succeeded"]
+    assert types(seen, uuid="bad") == ["task-received", "task-started", "task-failed"]
+    [failed] = [event for event in seen if event["type"] == "task-failed"]
+    assert failed["exception"].startswith("DataTransferError(") and failed["traceback"]
+    [received] = [event for event in seen if event["type"] == "task-received" and event["uuid"] == "good"]
+    assert (received["name"], received["args"], received["hostname"]) == (TRANSFER, f"[{good}]", node)
+    clocks = [event["clock"] for event in seen if event["hostname"] == node]
+    assert clocks == sorted(set(clocks))
+
+
+def test_garbage_is_survived(deployment):
+    node = node_of(deployment.worker())
+    with deployment.app() as app, app.connection() as connection:
+        producer = connection.Producer()
+        for body in [b"", b"\xff", b"[]", b"{}", b'{"method": 1}', b'{"method": "revoke", "arguments": []}']:
+            producer.publish(
+                body, exchange="celery.pidbox", routing_key="", content_type="application/json", content_encoding="utf-8"
+            )
+        assert app.control.ping([node], timeout=3) == [{node: {"ok": "pong"}}]
