@@ -37,8 +37,7 @@ install_missing
 make_python
 
 chapter "2. Build"
-run cargo build --locked --bins --examples
-run cargo build --locked -p bbcp-double
+run cargo build --locked --workspace --bins --examples
 TARGET=$(target_dir)
 export PATH=$TARGET/debug:$PATH # for `ccat-transfer`
 
@@ -118,7 +117,8 @@ note "cologne  buffer  $RUN_DIR/cologne, empty"
 chapter "4. Broker, worker, manager"
 start_rabbitmq
 export CELERY_BROKER_URL=$TEST_AMQP_URL CELERY_RESULT_BACKEND=rpc://
-note "RabbitMQ at ${TEST_AMQP_URL##*@}"
+broker=${TEST_AMQP_URL##*@}
+note "RabbitMQ at ${broker%//}"
 shown "ccat-transfer worker --site ccat -c 3"
 spawn worker ccat-transfer --config config.toml worker --site ccat -c 3
 AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/worker.log await 20 "the worker did not start" \
@@ -126,25 +126,29 @@ AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/worker.log await 20 "the worker did no
 note "ready, listening to queue $QUEUE"
 
 chapter "5. Three ways to start a transfer"
+note "The manager finds one that waits:"
 shown "ccat-transfer transfers create --package packages/night-1.tar --from ccat/buffer --to cologne/buffer"
 first=$(create 1)
-note "Transfer $first: the manager finds it by itself."
+note "$first"
 shown "ccat-transfer manager"
 spawn manager ccat-transfer --config config.toml manager
-taken() { [[ $("$TEST_PYTHON" -c "$TAKEN" "$RUN_DIR/ops.sqlite" "$first") != PENDING ]]; }
-TAKEN='import sqlite3, sys
-print(*sqlite3.connect(sys.argv[1], timeout=10).execute("SELECT status FROM data_transfer WHERE id = ?", sys.argv[2:]).fetchone())'
+STATUS='import sqlite3, sys
+database, id = sys.argv[1:]
+print(*sqlite3.connect(database, timeout=10).execute("SELECT status FROM data_transfer WHERE id = ?", [id]).fetchone())'
+taken() { [[ $("$TEST_PYTHON" -c "$STATUS" "$RUN_DIR/ops.sqlite" "$first") != PENDING ]]; }
 AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/manager.log await 20 "the manager does not take up the transfer" taken
 
 second=$(create 2)
 third=$(create 3)
-note "Transfer $second: a message by name, from Python."
+printf '\n'
+note "Python Celery sends a message, by the task's name:"
 shown "examples/enqueue.py transfer_files_bbcp --id $second --queue $QUEUE --wait"
 spawn python "$TEST_PYTHON" "$REPO/examples/enqueue.py" transfer_files_bbcp --id "$second" --queue "$QUEUE" --wait
 producers=("python $SPAWNED_PID")
-note "Transfer $third: the same from Rust."
+printf '\n'
+note "Rust does the same:"
 shown "cargo run --example enqueue -- transfer_files_bbcp --id $third --queue $QUEUE --wait"
-# The broker's address comes by the environment; cargo wants to be in the repository.
+# Cargo wants to be in the repository; the broker's address comes by the environment.
 spawn rust env -C "$REPO" cargo run --locked --quiet --example enqueue -- transfer_files_bbcp --id "$third" --queue "$QUEUE" --wait
 producers+=("rust $SPAWNED_PID")
 

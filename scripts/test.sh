@@ -61,7 +61,8 @@ printf '\n== servers\n'
 export TEST_SERVICES=required # a test that finds no server fails
 began=$SECONDS
 start_services rabbitmq redis postgres sshd
-note "RabbitMQ ${TEST_AMQP_URL##*@}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"
+broker=${TEST_AMQP_URL##*@}
+note "RabbitMQ ${broker%//}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"
 printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 
 # The time limits only keep a hang from becoming CI's.

@@ -419,18 +419,18 @@ type = "direct"
         return self.rows("SELECT * FROM transfer_worker_lease")
 
     def assert_moved(self, transfer):
-        """COMPLETED, the file is there and right, and nothing else is."""
+        """COMPLETED, the file is there and right, and nothing of this transfer is left."""
         row = self.row(transfer)
         assert row["status"] == "COMPLETED", row
         name = row["relative_path"]
         assert sha256(self.origin / name) == sha256(self.destination / name)
-        assert self.temporary_files() == []
+        assert self.temporary_files(transfer) == []
         assert not [lease for lease in self.leases() if lease["data_transfer_id"] == transfer]
 
     # --- bbcp
 
-    def temporary_files(self):
-        return sorted(self.destination.rglob(".ccat-transfer-*"))
+    def temporary_files(self, transfer="*"):
+        return sorted(self.destination.rglob(f".ccat-transfer-{transfer}-*"))
 
     def copied(self):
         """Bytes in temporary files."""

@@ -59,7 +59,7 @@ def test_killed_in_mid_copy(deployment, broker):
         deployment.double()
         deployment.worker(name="next")
         assert result.get(timeout=60) is None
-    # What the killed worker left behind may take a moment to notice.
+    # A copy does not outlive its worker, though it may take a moment to notice.
     deployment.no_bbcp_left()
     until(lambda: not deployment.temporary_files(), "no temporary file is left")
     deployment.assert_moved(transfer)

@@ -35,22 +35,26 @@ def test_restart_in_mid_copy(deployment, broker):
 
 
 def test_worker_and_manager_before_the_broker(deployment, broker):
-    """A worker waits for its broker; a manager that cannot send puts the row back."""
-    transfer = deployment.package()
+    """A worker waits for its broker; a manager that cannot send leaves the rows pending and says so."""
+    transfers = [deployment.package() for _ in range(3)]
     broker.power("stop")
-    worker = deployment.worker(ready=False)
     done = deployment.cli("manager", "--once", check=False, timeout=90)
-    assert done.returncode != 0
+    assert done.returncode == 5, done
     assert "broker" in done.stderr.lower() or "amqp" in done.stderr.lower()
-    row = deployment.row(transfer)
-    assert (row["status"], row["retry_count"]) == ("PENDING", 0)
-    assert worker.running()
+    assert "Traceback" not in done.stderr and "panicked" not in done.stderr
+    for transfer in transfers:
+        row = deployment.row(transfer)
+        assert (row["status"], row["retry_count"]) == ("PENDING", 0)
 
+    worker = deployment.worker(ready=False).says("no connection to the broker")
     broker.power("start")
     worker.says("worker ready", 40)
     deployment.schedule()
-    deployment.reaches(transfer, "COMPLETED")
-    deployment.assert_moved(transfer)
+    for transfer in transfers:
+        deployment.reaches(transfer, "COMPLETED")
+    for transfer in transfers:
+        deployment.assert_moved(transfer)
+    assert len(deployment.copies()) == 3
 
 
 def test_lost_connection(deployment, broker):
