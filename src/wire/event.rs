@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::exception::Exception;
 use super::message::TaskMessage;
 use super::repr;
+use super::result::{Cause, State};
 
 /// Seconds between two heartbeats, as it is announced.
 pub const HEARTBEAT_SECONDS: f64 = 2.0;
@@ -18,29 +19,6 @@ pub struct Load {
     pub processed: u64,
     /// Load averages of the host over 1, 5 and 15 minutes.
     pub loadavg: [f64; 3],
-}
-
-/// Why a task does not run, or not to its end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Cause {
-    /// It came too late.
-    Expired,
-    /// Somebody revoked it before it began.
-    Revoked,
-    /// Somebody stopped it while it ran.
-    Terminated,
-}
-
-impl Cause {
-    /// The word that the result's exception has for it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Revoked => "revoked",
-            Self::Terminated => "terminated",
-        }
-    }
 }
 
 /// Something that happened.
@@ -98,7 +76,29 @@ pub struct Stamp<'a> {
     pub utcoffset: f64,
 }
 
-impl Event<'_> {
+impl<'a> Event<'a> {
+    /// What is told of a task that reached a final state after `runtime` seconds.
+    #[must_use]
+    pub fn of_end(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
+        match state {
+            State::Started { .. } => None,
+            State::Success(result) => Some(Self::TaskSucceeded {
+                id,
+                result,
+                runtime,
+            }),
+            State::Failure {
+                exception,
+                traceback,
+            } => Some(Self::TaskFailed {
+                id,
+                exception,
+                traceback: traceback.as_deref(),
+            }),
+            State::Revoked(cause) => Some(Self::TaskRevoked { id, cause: *cause }),
+        }
+    }
+
     /// The event's type.
     #[must_use]
     pub fn name(&self) -> &'static str {

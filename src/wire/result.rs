@@ -7,6 +7,29 @@ use super::exception::Exception;
 use super::isoformat;
 use super::message::TaskMessage;
 
+/// Why a task does not run, or not to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It came too late.
+    Expired,
+    /// Somebody revoked it before it began.
+    Revoked,
+    /// Somebody stopped it while it ran.
+    Terminated,
+}
+
+impl Cause {
+    /// The word that the result's exception has for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
 /// State of a task, with what belongs to it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
@@ -27,7 +50,7 @@ pub enum State {
         traceback: Option<String>,
     },
     /// It will not run, or was stopped.
-    Revoked(Exception),
+    Revoked(Cause),
 }
 
 impl State {
@@ -87,7 +110,7 @@ impl ResultMeta {
                 exception,
                 traceback,
             } => (json!(exception), traceback.clone()),
-            State::Revoked(exception) => (json!(exception), None),
+            State::Revoked(cause) => (json!(Exception::revoked(cause.as_str())), None),
         };
         let mut meta = Map::new();
         meta.insert("status".into(), json!(self.state.name()));

@@ -21,11 +21,11 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
 use crate::pauses::Pauses;
 use crate::telemetry::{chain, panic_text};
-use crate::wire::event::{Cause, Event, HEARTBEAT_SECONDS, Load};
+use crate::wire::event::{Event, HEARTBEAT_SECONDS, Load};
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
 use crate::wire::repr;
-use crate::wire::result::{ResultMeta, State};
+use crate::wire::result::{Cause, ResultMeta, State};
 
 mod accepted;
 mod control;
@@ -287,7 +287,7 @@ impl Worker {
             return Verdict::Requeue;
         };
         if let Some(state) = self.unwanted(message) {
-            return self.conclude(message, state).await;
+            return self.conclude(message, state, Duration::ZERO).await;
         }
 
         self.accepted.enter(&message.id, Phase::Active(Utc::now()));
@@ -296,7 +296,8 @@ impl Worker {
         let started = Instant::now();
         let outcome = self.execute(message, redelivered, &stop).await;
         drop(slot);
-        let runtime_s = started.elapsed().as_secs_f64();
+        let runtime = started.elapsed();
+        let runtime_s = runtime.as_secs_f64();
         let state = match outcome {
             Outcome::Returned(value) => {
                 tracing::info!(
@@ -305,11 +306,6 @@ impl Worker {
                     runtime_s,
                     "task succeeded"
                 );
-                self.events.send(&Event::TaskSucceeded {
-                    id: &message.id,
-                    result: &value,
-                    runtime: runtime_s,
-                });
                 State::Success(value)
             }
             Outcome::Failed(Failure::Raised(exception)) => {
@@ -329,7 +325,7 @@ impl Worker {
                     runtime_s,
                     "task was terminated"
                 );
-                self.revoked_state(message, Cause::Terminated)
+                State::Revoked(Cause::Terminated)
             }
             Outcome::Failed(Failure::Interrupted) => {
                 tracing::warn!(
@@ -350,7 +346,7 @@ impl Worker {
                 return Verdict::Ack;
             }
         };
-        self.conclude(message, state).await
+        self.conclude(message, state, runtime).await
     }
 
     /// Why a task must not begin any more, if so.
@@ -362,15 +358,7 @@ impl Worker {
             false => return None,
         };
         tracing::info!(task_id = message.id, ?cause, "task does not run");
-        Some(self.revoked_state(message, cause))
-    }
-
-    fn revoked_state(&self, message: &TaskMessage, cause: Cause) -> State {
-        self.events.send(&Event::TaskRevoked {
-            id: &message.id,
-            cause,
-        });
-        State::Revoked(Exception::revoked(cause.as_str()))
+        Some(State::Revoked(cause))
     }
 
     async fn execute(&self, message: &Arc<TaskMessage>, redelivered: bool, stop: &Stop) -> Outcome {
@@ -427,29 +415,33 @@ impl Worker {
             .get(&message.task)
             .map_or(message.task.as_str(), |entry| entry.function);
         let place = format!("ccat-transfer on {}, in {function}", self.hostname);
-        let traceback = exception.traceback(&place);
-        self.events.send(&Event::TaskFailed {
-            id: &message.id,
-            exception: &exception,
-            traceback: Some(&traceback),
-        });
         State::Failure {
-            traceback: Some(traceback),
+            traceback: Some(exception.traceback(&place)),
             exception,
         }
+    }
+
+    /// Stores a final state, where one is wanted, and then tells monitors.
+    async fn conclude(&self, message: &TaskMessage, state: State, runtime: Duration) -> Verdict {
+        let meta = ResultMeta::new(message, state, Utc::now());
+        let verdict = match message.ignore_result {
+            Some(true) => Verdict::Ack,
+            _ => self.store(message, &meta).await,
+        };
+        let event = Event::of_end(&message.id, &meta.state, runtime.as_secs_f64());
+        if let (Verdict::Ack, Some(event)) = (verdict, event) {
+            self.events.send(&event);
+        }
+        verdict
     }
 
     /// Stores a final state, for as long as it takes: until then the message is not acknowledged.
     /// Only a cold shutdown ends the wait; the message then goes back, and the task, run again,
     /// finds its work done.
-    async fn conclude(&self, message: &TaskMessage, state: State) -> Verdict {
-        if message.ignore_result == Some(true) {
-            return Verdict::Ack;
-        }
-        let meta = ResultMeta::new(message, state, Utc::now());
+    async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Verdict {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
-            let Err(error) = self.results.store(&meta, message).await else {
+            let Err(error) = self.results.store(meta, message).await else {
                 return Verdict::Ack;
             };
             let pause = pauses.next_pause();
@@ -482,6 +474,7 @@ impl Worker {
                     exception,
                     traceback: None,
                 },
+                Duration::ZERO,
             )
             .await
         {
@@ -534,6 +527,7 @@ impl Worker {
                             exception,
                             traceback: None,
                         },
+                        Duration::ZERO,
                     )
                     .await;
                 }
