@@ -28,6 +28,9 @@ use celery::task::Signature;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 
+/// How long the broker may take to take a message.
+const SEND_WITHIN: Duration = Duration::from_secs(10);
+
 /// Send a task of the transfer stage.
 #[derive(Parser)]
 struct Cli {
@@ -91,7 +94,9 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         name: "enqueue".into(),
     })?);
     let mut reader = match sending.wait {
-        Some(_) => Some(ResultReader::open(result_backend(&settings), &transport)?),
+        Some(_) => {
+            Some(ResultReader::open(result_backend(&settings), &transport, SEND_WITHIN).await?)
+        }
         None => None,
     };
     let app = app::build(
@@ -104,7 +109,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
                 .as_ref()
                 .and_then(ResultReader::reply_to)
                 .map(str::to_owned),
-            within: Duration::from_secs(10),
+            within: SEND_WITHIN,
         },
     )
     .await?;

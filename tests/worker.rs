@@ -43,7 +43,9 @@ impl Bench {
     async fn new(amqp_url: &str, backend: &str, concurrency: usize) -> Self {
         let queue = unique("tests");
         let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, "producer"));
-        let reader = ResultReader::open(backend, &transport).unwrap();
+        let reader = ResultReader::open(backend, &transport, PATIENCE)
+            .await
+            .unwrap();
         let producer = build(
             transport.clone(),
             Producing {
@@ -287,7 +289,9 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         );
         letter.settle(Verdict::Ack).await;
     }
-    let mut reader = ResultReader::open(&redis, &transport).unwrap();
+    let mut reader = ResultReader::open(&redis, &transport, PATIENCE)
+        .await
+        .unwrap();
     let meta = reader.wait("unknown", PATIENCE).await.unwrap();
     assert_eq!(
         meta["result"],

@@ -37,35 +37,58 @@ pub enum ReadError {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] ResultError),
+    /// The broker is not reachable, or refuses.
+    #[error(
+        "no reply queue at {broker} within {}; is the broker up, and celery.broker_url right?",
+        humantime::format_duration(*.within)
+    )]
+    NoReplyQueue {
+        /// Where, without password.
+        broker: String,
+        /// How long was waited.
+        within: Duration,
+    },
     /// It takes too long; the task may still run.
     #[error("no result within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
 }
 
 impl ResultReader {
-    /// A reader for the backend that `url` names. With `rpc://` it must be opened before the task
-    /// is sent.
+    /// A reader for the backend that `url` names. With `rpc://` it is open only once the reply queue
+    /// exists: a result that comes before is dropped by the broker.
     ///
     /// # Errors
-    /// [`ResultError`] where `url` names no backend that can be read.
-    pub fn open(url: &str, transport: &Arc<dyn Transport>) -> Result<Self, ResultError> {
+    /// [`ReadError::Backend`] where `url` names no backend that can be read,
+    /// [`ReadError::NoReplyQueue`] if the broker does not give one `within` that time.
+    pub async fn open(
+        url: &str,
+        transport: &Arc<dyn Transport>,
+        within: Duration,
+    ) -> Result<Self, ReadError> {
         match scheme(url) {
             "rpc" => {
                 let queue = Uuid::new_v4().to_string();
-                let queues = vec![Queue::replies(&queue)];
                 let consumer = transport.consume(Subscription {
                     purpose: "results",
-                    queues,
+                    queues: vec![Queue::replies(&queue)],
                     prefetch: 0,
                 });
+                let mut connected = consumer.connected();
+                match timeout(within, connected.wait_for(|served| *served)).await {
+                    Ok(Ok(_)) => {}
+                    _ => {
+                        let broker = transport.masked_url();
+                        return Err(ReadError::NoReplyQueue { broker, within });
+                    }
+                }
                 Ok(Self::Rpc {
                     queue,
                     consumer,
                     early: HashMap::new(),
                 })
             }
-            "redis" | "rediss" => Ok(Self::Redis(connection(url)?)),
-            other => Err(ResultError::Unsupported(other.to_owned())),
+            "redis" | "rediss" => Ok(Self::Redis(connection(url).map_err(ResultError::Redis)?)),
+            other => Err(ResultError::Unsupported(other.to_owned()).into()),
         }
     }
 
