@@ -40,6 +40,10 @@ mod convert;
 /// Pause before the first new attempt to connect, and the longest one.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
 
+/// Frame size where messages are small, in bytes. lapin's buffers are 64 frames for each connection, and
+/// RabbitMQ's own frames 128 KiB. Bodies are cut to frames; only headers must fit into one.
+const SMALL_FRAME: u32 = 16 << 10;
+
 /// How long a polite goodbye may take.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -237,7 +241,7 @@ struct PublisherSession {
 
 impl PublisherSession {
     async fn open(link: &Link) -> Result<Self, BrokerError> {
-        let connection = link.connect("publisher").await?;
+        let connection = link.connect("publisher", true).await?;
         let error = |e| link.error(e, "a channel for publishing");
         let channel = connection.create_channel().await.map_err(error)?;
         channel
@@ -376,7 +380,7 @@ struct ConsumerSession {
 
 impl ConsumerSession {
     async fn open(link: &Arc<Link>, subscription: &Subscription) -> Result<Self, BrokerError> {
-        let connection = link.connect("consumer").await?;
+        let connection = link.connect("consumer", subscription.small).await?;
         for queue in &subscription.queues {
             let declaration = Declaration::Queue(queue.clone());
             link.declare(&connection, &declaration).await?;
@@ -462,14 +466,18 @@ impl Settlement for Acker {
 }
 
 impl Link {
-    async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
+    async fn connect(&self, role: &str, small: bool) -> Result<Connection, BrokerError> {
+        let mut uri = self.uri.clone();
+        if small {
+            uri.query.frame_max.get_or_insert(SMALL_FRAME);
+        }
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", self.name).into())
             .with_client_property("product".into(), "ccat-transfer".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         match timeout(
             self.connection_timeout,
-            Connection::connect_uri(self.uri.clone(), properties),
+            Connection::connect_uri(uri, properties),
         )
         .await
         {

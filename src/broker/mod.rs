@@ -181,6 +181,9 @@ pub struct Publication {
 pub struct Subscription {
     /// What for, in a word or two; for log lines.
     pub purpose: &'static str,
+    /// Whether all messages have small headers. The connection then needs 1 MB instead of 8; one
+    /// with larger headers breaks it.
+    pub small: bool,
     /// Queues; declared where they are missing.
     pub queues: Vec<Queue>,
     /// Unsettled deliveries that each queue's consumer may hold; 0 is no limit.

@@ -44,6 +44,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
     let tag = Uuid::new_v4().simple().to_string();
     let mut consumer = worker.transport.consume(Subscription {
         purpose: "remote control",
+        small: true,
         queues: vec![Queue::control(&worker.hostname, &tag)],
         prefetch: 0,
     });

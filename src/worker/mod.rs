@@ -145,6 +145,7 @@ impl Worker {
         let worker = Arc::new(self);
         let mut consumer = worker.transport.consume(Subscription {
             purpose: "tasks",
+            small: false,
             queues: worker.config.queues.iter().map(Queue::tasks).collect(),
             prefetch: worker.config.prefetch,
         });
