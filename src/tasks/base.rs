@@ -114,10 +114,9 @@ impl DataTransferTask {
     }
 
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
-        let repository = self.service.repository();
-        let counting = || repository.get_retry_count(request.id);
+        let counting = || self.get_retry_count(request.id);
         let retry_count = match self.service.patiently(&request.cancelled, counting).await {
-            Ok(count) => count.unwrap_or(0),
+            Ok(count) => count,
             Err(error) => return unwritten(request, &error),
         };
         let max_retries = self.service.settings().transfer.max_retries;

@@ -252,7 +252,6 @@ impl Worker {
                 "the message asks for what this worker cannot do; the task runs without it"
             );
         }
-        self.events.send(&Event::TaskReceived(&message));
         let message = Arc::new(message);
         let stop = Stop {
             now: self.shutdown.cold.child_token(),
@@ -264,6 +263,8 @@ impl Worker {
                 "task runs here already; the new delivery joins it"
             );
         }
+        // Not of one that joined: monitors would take a running task for a waiting one.
+        self.events.send(&Event::TaskReceived(&message));
         let verdict = self.process(&message, redelivered, stop).await;
         for delivery in self.accepted.release(&message.id) {
             delivery.settle(verdict).await;
