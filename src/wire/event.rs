@@ -52,6 +52,15 @@ pub enum Event<'a> {
         /// Text in the form of a Python traceback.
         traceback: Option<&'a str>,
     },
+    /// It raised and will be run again.
+    TaskRetried {
+        /// Its id.
+        id: &'a str,
+        /// What it raised.
+        exception: &'a Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<&'a str>,
+    },
     /// It will not run, or was stopped.
     TaskRevoked {
         /// Its id.
@@ -59,6 +68,22 @@ pub enum Event<'a> {
         /// Why.
         cause: Cause,
     },
+    /// It refused its message.
+    TaskRejected {
+        /// Its id.
+        id: &'a str,
+        /// Whether the message went back to its queue.
+        requeue: bool,
+    },
+    /// How far it is. Celery has no such event; monitors show or skip it.
+    TaskProgress {
+        /// Its id.
+        id: &'a str,
+        /// The same mapping that the state PROGRESS has as its result.
+        progress: &'a Value,
+    },
+    /// The answer to a node that wants an election.
+    WorkerElectAck(&'a str),
 }
 
 /// What every event carries.
@@ -77,11 +102,20 @@ pub struct Stamp<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// What is told of a task that reached a final state after `runtime` seconds.
+    /// What is told of a task that reached a state after `runtime` seconds.
     #[must_use]
-    pub fn of_end(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
+    pub fn of(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
         match state {
             State::Started { .. } => None,
+            State::Progress(progress) => Some(Self::TaskProgress { id, progress }),
+            State::Retry {
+                exception,
+                traceback,
+            } => Some(Self::TaskRetried {
+                id,
+                exception,
+                traceback: traceback.as_deref(),
+            }),
             State::Success(result) => Some(Self::TaskSucceeded {
                 id,
                 result,
@@ -110,7 +144,11 @@ impl<'a> Event<'a> {
             Self::TaskStarted(_) => "task-started",
             Self::TaskSucceeded { .. } => "task-succeeded",
             Self::TaskFailed { .. } => "task-failed",
+            Self::TaskRetried { .. } => "task-retried",
             Self::TaskRevoked { .. } => "task-revoked",
+            Self::TaskRejected { .. } => "task-rejected",
+            Self::TaskProgress { .. } => "task-progress",
+            Self::WorkerElectAck(_) => "worker-elect-ack",
         }
     }
 
@@ -119,7 +157,10 @@ impl<'a> Event<'a> {
     pub fn is_worker(&self) -> bool {
         matches!(
             self,
-            Self::WorkerOnline(_) | Self::WorkerHeartbeat(_) | Self::WorkerOffline(_)
+            Self::WorkerOnline(_)
+                | Self::WorkerHeartbeat(_)
+                | Self::WorkerOffline(_)
+                | Self::WorkerElectAck(_)
         )
     }
 
@@ -172,6 +213,13 @@ impl<'a> Event<'a> {
                 "expires": message.expires.map(super::isoformat),
             }),
             Self::TaskStarted(id) => json!({ "uuid": id }),
+            Self::TaskRejected { id, requeue } => json!({"uuid": id, "requeue": requeue}),
+            Self::TaskProgress { id, progress } => {
+                let mut fields = progress.as_object().cloned().unwrap_or_default();
+                fields.insert("uuid".into(), json!(id));
+                Value::Object(fields)
+            }
+            Self::WorkerElectAck(id) => json!({ "id": id }),
             Self::TaskSucceeded {
                 id,
                 result,
@@ -182,6 +230,11 @@ impl<'a> Event<'a> {
                 "runtime": runtime,
             }),
             Self::TaskFailed {
+                id,
+                exception,
+                traceback,
+            }
+            | Self::TaskRetried {
                 id,
                 exception,
                 traceback,

@@ -1,7 +1,7 @@
 //! Task messages: protocol 2 (headers) and protocol 1 (everything in the body).
 
 use chrono::{DateTime, NaiveDate, NaiveDateTime, Utc};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::RawMessage;
 
@@ -19,14 +19,16 @@ pub struct TaskMessage {
     pub args: Value,
     /// Keyword arguments; a mapping, unless the producer is broken.
     pub kwargs: Value,
-    /// Callbacks, errbacks, chain and chord; a mapping or null.
-    pub embed: Value,
+    /// What follows the task.
+    pub embed: Embed,
     /// First task of the workflow.
     pub root_id: Option<String>,
     /// Task that sent this one.
     pub parent_id: Option<String>,
     /// Group of the task.
     pub group: Option<String>,
+    /// Place in the group, from 0.
+    pub group_index: Option<i64>,
     /// How often the task was retried before.
     pub retries: u32,
     /// Not to be run before this time.
@@ -49,6 +51,58 @@ pub struct TaskMessage {
     pub reply_to: Option<String>,
     /// Correlation id for `rpc://` results: the message's, or the task's id.
     pub correlation_id: String,
+    /// Priority of the message.
+    pub priority: Option<u8>,
+    /// Everything that the producer put beside the arguments, known or not: the headers, or, with
+    /// protocol 1, the body's other fields. A retry sends them again.
+    pub headers: Map<String, Value>,
+}
+
+/// Signatures that a message carries. They are checked when they are applied, not before: a
+/// broken callback is a failure of the task, as in Python, and no reason to refuse it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Embed {
+    /// Applied when the task succeeds (`link`).
+    pub callbacks: Vec<Value>,
+    /// Applied when it fails (`link_error`).
+    pub errbacks: Vec<Value>,
+    /// The rest of the chain, *reversed*: the next step is the last element. `None` and empty are
+    /// told apart, as Python hands both on as they are.
+    pub chain: Option<Vec<Value>>,
+    /// Body of the chord whose header the task is a part of.
+    pub chord: Option<Value>,
+}
+
+impl Embed {
+    /// Reads the mapping of a message; unknown keys are of no concern.
+    fn take(fields: &mut Map<String, Value>) -> Self {
+        let mut list = |key: &str| match fields.remove(key) {
+            Some(Value::Array(signatures)) => Some(signatures),
+            Some(one @ Value::Object(_)) => Some(vec![one]),
+            _ => None,
+        };
+        Self {
+            callbacks: list("callbacks").unwrap_or_default(),
+            errbacks: list("errbacks").unwrap_or_default(),
+            chain: list("chain"),
+            chord: fields.remove("chord").filter(Value::is_object),
+        }
+    }
+
+    /// As the third element of a protocol 2 body.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let list = |signatures: &Vec<Value>| match signatures.as_slice() {
+            [] => Value::Null,
+            some => some.into(),
+        };
+        json!({
+            "callbacks": list(&self.callbacks),
+            "errbacks": list(&self.errbacks),
+            "chain": self.chain,
+            "chord": self.chord,
+        })
+    }
 }
 
 impl TaskMessage {
@@ -56,22 +110,6 @@ impl TaskMessage {
     #[must_use]
     pub fn display_name(&self) -> &str {
         self.shadow.as_deref().unwrap_or(&self.task)
-    }
-
-    /// What the message asks for beyond running the task: callbacks and the like, by the names of
-    /// its embed, and `timelimit`.
-    pub fn extras(&self) -> impl Iterator<Item = &str> {
-        let embedded = self.embed.as_object().into_iter().flatten();
-        let asked = |value: &Value| match value {
-            Value::Null => false,
-            Value::Array(signatures) => !signatures.is_empty(),
-            _ => true,
-        };
-        let limited = (self.time_limit != (None, None)).then_some("timelimit");
-        embedded
-            .filter(move |(_, value)| asked(value))
-            .map(|(name, _)| name.as_str())
-            .chain(limited)
     }
 }
 
@@ -204,13 +242,15 @@ fn protocol_2(
     let id = id.ok_or(Reason::NoId)?;
     let [args, kwargs, embed] = <[Value; 3]>::try_from(parts)
         .map_err(|_| Reason::Malformed("body is no list of args, kwargs and embed"))?;
-    if !matches!(embed, Value::Object(_) | Value::Null) {
-        return Err(Reason::Malformed("the body's third element is no mapping"));
-    }
-    let mut message = common(raw, &raw.headers, id, task.to_owned())?;
+    let mut embed = match embed {
+        Value::Object(embed) => embed,
+        Value::Null => Map::new(),
+        _ => return Err(Reason::Malformed("the body's third element is no mapping")),
+    };
+    let mut message = common(raw, raw.headers.clone(), id, task.to_owned())?;
     message.args = args;
     message.kwargs = kwargs;
-    message.embed = embed;
+    message.embed = Embed::take(&mut embed);
     Ok(message)
 }
 
@@ -221,10 +261,11 @@ fn protocol_1(raw: &RawMessage, mut fields: Map<String, Value>) -> Result<TaskMe
     let kwargs = fields
         .remove("kwargs")
         .unwrap_or_else(|| Value::Object(Map::new()));
-    let mut embed = Map::new();
-    for key in ["callbacks", "errbacks", "chord"] {
-        embed.insert(key.into(), fields.remove(key).unwrap_or_default());
-    }
+    let embed = Embed {
+        // Protocol 1 has none.
+        chain: None,
+        ..Embed::take(&mut fields)
+    };
     if let Some(group) = fields.remove("taskset") {
         fields.entry("group").or_insert(group);
     }
@@ -234,23 +275,25 @@ fn protocol_1(raw: &RawMessage, mut fields: Map<String, Value>) -> Result<TaskMe
     if !kwargs.is_object() {
         return Err(Reason::Malformed("keyword arguments are no mapping"));
     }
-    let mut message = common(raw, &fields, id, task)?;
+    let mut message = common(raw, fields, id, task)?;
     message.args = args;
     message.kwargs = kwargs;
-    message.embed = Value::Object(embed);
+    message.embed = embed;
     Ok(message)
 }
 
 fn common(
     raw: &RawMessage,
-    headers: &Map<String, Value>,
+    all: Map<String, Value>,
     id: String,
     task: String,
 ) -> Result<TaskMessage, Reason> {
+    let headers = &all;
     Ok(TaskMessage {
         root_id: text(headers, "root_id"),
         parent_id: text(headers, "parent_id"),
         group: text(headers, "group"),
+        group_index: headers.get("group_index").and_then(Value::as_i64),
         retries: headers
             .get("retries")
             .and_then(Value::as_u64)
@@ -275,9 +318,13 @@ fn common(
             .clone()
             .filter(|correlation| !correlation.is_empty())
             .unwrap_or_else(|| id.clone()),
+        priority: raw.properties.priority,
         id,
         task,
-        ..TaskMessage::default()
+        args: Value::Null,
+        kwargs: Value::Null,
+        embed: Embed::default(),
+        headers: all,
     })
 }
 
@@ -393,7 +440,7 @@ mod tests {
                 task: "t.f".into(),
                 args: json!([549362609]),
                 kwargs: json!({}),
-                embed: json!({"callbacks": null, "errbacks": null, "chain": null, "chord": null}),
+                headers: captured().headers,
                 root_id: Some("8f8de068".into()),
                 argsrepr: Some("[549362609]".into()),
                 kwargsrepr: Some("{}".into()),
@@ -406,12 +453,17 @@ mod tests {
     }
 
     #[test]
-    fn extras_are_what_is_asked_for() {
-        let mut message = decode(&captured(), 1000).unwrap_or_default();
-        assert_eq!(message.extras().count(), 0);
-        message.embed = json!({"callbacks": [], "chain": [{"task": "next"}], "chord": null});
-        message.time_limit = (Some(5.0), None);
-        assert_eq!(message.extras().collect::<Vec<_>>(), ["chain", "timelimit"]);
+    fn what_follows_is_read_and_written_alike() {
+        let embed = json!({"callbacks": [{"task": "a"}], "errbacks": null, "chain": [], "chord": {"task": "b"}});
+        let message = raw(captured().headers.into(), &json!([[], {}, embed]));
+        let read = decode(&message, 1000).unwrap_or_default().embed;
+        assert_eq!(read.callbacks, [json!({"task": "a"})]);
+        assert_eq!(read.chain, Some(Vec::new()));
+        assert_eq!(read.to_json(), embed);
+        assert_eq!(
+            Embed::default().to_json(),
+            json!({"callbacks": null, "errbacks": null, "chain": null, "chord": null})
+        );
     }
 
     #[test]

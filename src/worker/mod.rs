@@ -244,14 +244,6 @@ impl Worker {
             redelivered,
             "task received"
         );
-        let extras: Vec<&str> = message.extras().collect();
-        if !extras.is_empty() {
-            tracing::warn!(
-                task_id = message.id,
-                ?extras,
-                "the message asks for what this worker cannot do; the task runs without it"
-            );
-        }
         let message = Arc::new(message);
         let stop = Stop {
             now: self.shutdown.cold.child_token(),
@@ -430,7 +422,7 @@ impl Worker {
             Some(true) => Verdict::Ack,
             _ => self.store(message, &meta).await,
         };
-        let event = Event::of_end(&message.id, &meta.state, runtime.as_secs_f64());
+        let event = Event::of(&message.id, &meta.state, runtime.as_secs_f64());
         if let (Verdict::Ack, Some(event)) = (verdict, event) {
             self.events.send(&event);
         }
