@@ -52,6 +52,30 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "celery.broker_connection_timeout",
         "must be above 0",
     );
+    for (key, value) in [
+        ("celery.task_time_limit", celery.task_time_limit),
+        ("celery.task_soft_time_limit", celery.task_soft_time_limit),
+        (
+            "celery.worker_soft_shutdown_timeout",
+            celery.worker_soft_shutdown_timeout,
+        ),
+    ] {
+        problems.require(
+            value >= 0.0 && Duration::try_from_secs_f64(value).is_ok(),
+            key,
+            "must be a number of seconds",
+        );
+    }
+    problems.require(
+        (0.1..=60.0).contains(&celery.worker_heartbeat_interval),
+        "celery.worker_heartbeat_interval",
+        "must be between 0.1 and 60 seconds",
+    );
+    problems.require(
+        celery.worker_eta_hold >= Duration::from_secs(1),
+        "celery.worker_eta_hold",
+        "must be 1s or more",
+    );
     for (task, names) in &celery.task_names {
         let key = format!("celery.task_names.{task}");
         problems.require(

@@ -135,6 +135,20 @@ pub fn load(
     }
 }
 
+impl Settings {
+    /// Checks the rules that span keys, after something was changed by other means than a file.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with every broken rule.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        let problems = check(self);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(SettingsError { problems }),
+        }
+    }
+}
+
 fn problem(key: &str, message: String, source: &str) -> Problem {
     Problem {
         key: key.into(),

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 mod check;
 mod load;
@@ -40,15 +41,19 @@ pub struct Settings {
 }
 
 /// `[celery]`. Keys have the names that Celery gives them.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Celery {
     /// `amqp://` or `amqps://` URL; a secret, since it may hold a password.
+    #[serde(skip_serializing)]
     pub broker_url: SecretString,
     /// Empty, `rpc://` or a `redis://` URL; a secret for the same reason.
+    #[serde(skip_serializing)]
     pub result_backend: SecretString,
     /// Seconds that Redis keeps a result; 0 for ever.
     pub result_expires: u64,
+    /// Whether results name the task, its arguments and the worker.
+    pub result_extended: bool,
     /// Queue for producers and workers that name none.
     pub task_default_queue: String,
     /// Tasks at a time; 0 is the number of processors.
@@ -61,6 +66,39 @@ pub struct Celery {
     pub worker_enable_remote_control: bool,
     /// Whether STARTED is stored.
     pub task_track_started: bool,
+    /// Whether a message is acknowledged after its task rather than before, where the task does not
+    /// say. The transfer tasks say: after.
+    pub task_acks_late: bool,
+    /// Whether, with late acknowledgement, a failure is acknowledged rather than rejected.
+    pub task_acks_on_failure: bool,
+    /// Whether, with late acknowledgement, a task that ran too long is acknowledged rather than
+    /// requeued.
+    pub task_acks_on_timeout: bool,
+    /// Whether no results are stored, where neither message nor task says.
+    pub task_ignore_result: bool,
+    /// Whether failures are stored even so.
+    pub task_store_errors_even_if_ignored: bool,
+    /// Seconds that a task may run; 0 is no limit.
+    pub task_time_limit: f64,
+    /// Seconds after which a task is asked to stop; 0 is no limit.
+    pub task_soft_time_limit: f64,
+    /// How many tasks of one name may begin, e.g. `10/m`; empty is no limit.
+    pub task_default_rate_limit: String,
+    /// Whether rate limits are ignored, those of the tasks, too.
+    pub worker_disable_rate_limits: bool,
+    /// Whether a task that is delivered again is not run if its stored state is SUCCESS.
+    pub worker_deduplicate_successful_tasks: bool,
+    /// Seconds that running tasks get to end when the worker has to stop at once.
+    pub worker_soft_shutdown_timeout: f64,
+    /// Messages that may wait for their eta beyond the prefetch limit.
+    pub worker_eta_task_limit: usize,
+    /// How long a message that waits for its eta is held before it is published anew.
+    #[serde(with = "humantime_serde")]
+    pub worker_eta_hold: Duration,
+    /// Requests of the remote control that change what the worker does, as far as they are obeyed.
+    pub worker_remote_control_allowed: Vec<String>,
+    /// Seconds between the heartbeats that monitors see.
+    pub worker_heartbeat_interval: f64,
     /// Seconds between AMQP heartbeats; 0 for none.
     pub broker_heartbeat: u16,
     /// Seconds to wait for one connection attempt.
@@ -80,6 +118,16 @@ impl Celery {
         }
     }
 
+    /// Everything as a mapping with Celery's names, for `celery inspect conf`; passwords in URLs are
+    /// masked.
+    #[must_use]
+    pub fn shown(&self) -> serde_json::Value {
+        let mut shown = serde_json::to_value(self).unwrap_or_default();
+        shown["broker_url"] = masked(self.broker_url()).into();
+        shown["result_backend"] = masked(self.result_backend()).into();
+        shown
+    }
+
     /// The broker URL with its password, for connecting only.
     pub fn broker_url(&self) -> &str {
         self.broker_url.expose_secret()
@@ -88,6 +136,18 @@ impl Celery {
     /// The result backend URL with its password, for connecting only.
     pub fn result_backend(&self) -> &str {
         self.result_backend.expose_secret()
+    }
+}
+
+/// A URL with its password as `********`, as Celery shows it.
+fn masked(url: &str) -> String {
+    match Url::parse(url) {
+        Ok(mut parsed) if parsed.password().is_some() => {
+            // Only a URL without a host refuses, and that has no password.
+            let _ = parsed.set_password(Some("********"));
+            parsed.into()
+        }
+        _ => url.to_owned(),
     }
 }
 

@@ -15,7 +15,7 @@ use crate::transfer::error::TransferError;
 use crate::transfer::repository::ReleaseTo;
 use crate::transfer::service::{self, Failed, Snapshot};
 use crate::wire::arguments::{Parameter, Signature};
-use crate::worker::{Control, Failure, WorkerTask};
+use crate::worker::{Attributes, Control, Failure, WorkerTask};
 
 /// Arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -150,6 +150,12 @@ impl WorkerTask for TransferFilesBbcp {
             },
         ],
         bound: true,
+    };
+    const ATTRIBUTES: Attributes = Attributes {
+        acks_late: Some(true),
+        // A copy has to be stopped, and its row put back.
+        stops_itself: true,
+        ..Attributes::NONE
     };
     type Context = DataTransferTask;
 

@@ -106,6 +106,40 @@ impl Embed {
 }
 
 impl TaskMessage {
+    /// The message for the next run of a task that is retried: the same one, due at `eta`. What the
+    /// broker added to `raw` on its way is left out.
+    #[must_use]
+    pub fn retry(&self, raw: &RawMessage, eta: DateTime<Utc>) -> RawMessage {
+        let mut headers = self.headers.clone();
+        headers
+            .retain(|name, _| !name.starts_with("x-death") && !name.starts_with("x-first-death"));
+        headers.insert("retries".into(), json!(self.retries.saturating_add(1)));
+        headers.insert("eta".into(), json!(super::isoformat(eta)));
+        // Python's rule.
+        let parent = self.parent_id.as_ref().unwrap_or(&self.id);
+        headers.insert("parent_id".into(), json!(parent));
+        RawMessage {
+            headers,
+            properties: raw.properties.clone(),
+            body: raw.body.clone(),
+        }
+    }
+
+    /// `stamped_headers`, and the stamps under their own names; empty for a task without.
+    #[must_use]
+    pub fn stamps(&self) -> Map<String, Value> {
+        let mut stamps = Map::new();
+        let (Some(names @ Value::Array(_)), Some(Value::Object(values))) = (
+            self.headers.get("stamped_headers"),
+            self.headers.get("stamps"),
+        ) else {
+            return stamps;
+        };
+        stamps.insert("stamped_headers".into(), names.clone());
+        stamps.extend(values.clone());
+        stamps
+    }
+
     /// Name to show: `shadow`, or the task's.
     #[must_use]
     pub fn display_name(&self) -> &str {
