@@ -81,6 +81,8 @@ mod tests {
         let pool = Pool::new(2);
         let (first, second) = (pool.place().await, pool.place().await);
         assert_eq!(pool.shrink(1), 1);
+        // What takes the place away is in line now, before the next task.
+        tokio::task::yield_now().await;
         drop(first);
         let mut next = std::pin::pin!(pool.place());
         assert!(futures_util::poll!(&mut next).is_pending());
