@@ -32,7 +32,7 @@ def celery(deployment, *arguments):
 
 @contextlib.contextmanager
 def events(app):
-    """Collects events from now on."""
+    """Collects events from now on; some worker has to run, whose heartbeats tell that the collecting has begun."""
     seen, stop = [], threading.Event()
 
     def receive(connection):
@@ -45,6 +45,7 @@ def events(app):
         thread = threading.Thread(target=receive, args=[connection], daemon=True)
         thread.start()
         try:
+            until(lambda: seen, "a heartbeat is seen")
             yield seen
         finally:
             stop.set()
