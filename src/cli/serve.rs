@@ -63,6 +63,10 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS")]
     pub soft_time_limit: Option<f64>,
 
+    /// Neither greet the other workers nor listen to them.
+    #[arg(long)]
+    pub without_gossip: bool,
+
     /// File that holds the process id while the worker runs.
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
@@ -90,8 +94,6 @@ struct WithoutEffect {
     #[arg(long, value_name = "KIB")]
     max_memory_per_child: Option<u64>,
     #[arg(long)]
-    without_gossip: bool,
-    #[arg(long)]
     without_mingle: bool,
     #[arg(long)]
     without_heartbeat: bool,
@@ -117,7 +119,6 @@ impl WithoutEffect {
                 self.max_memory_per_child.is_some(),
                 "--max-memory-per-child",
             ),
-            (self.without_gossip, "--without-gossip"),
             (self.without_mingle, "--without-mingle"),
             (self.without_heartbeat, "--without-heartbeat"),
             (self.disable_prefetch, "--disable-prefetch"),
@@ -223,7 +224,10 @@ where
     .await?;
 
     let queues = selected(queues, arguments, &celery.task_default_queue);
-    let config = config(settings, hostname, queues);
+    let config = Config {
+        gossip: !arguments.without_gossip,
+        ..config(settings, hostname, queues)
+    };
     let shutdown = Shutdown::default();
     let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
     Ok(signals.during(&shutdown, worker.run()).await)
@@ -277,5 +281,6 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         remote_control: celery.worker_enable_remote_control,
         control_allowed: celery.worker_remote_control_allowed.clone(),
         settings: celery.shown(),
+        gossip: true,
     }
 }

@@ -22,6 +22,7 @@ use crate::broker::{Queue, Subscription, Subscriptions, Transport};
 use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod cluster;
 mod control;
 mod events;
 mod policy;
@@ -92,6 +93,8 @@ pub struct Config {
     pub task_events: bool,
     /// Whether remote control is answered.
     pub remote_control: bool,
+    /// Whether, with remote control, the other workers are heard as well: mingle and gossip.
+    pub gossip: bool,
 }
 
 impl Config {
@@ -116,6 +119,7 @@ impl Config {
             soft_shutdown: Duration::ZERO,
             task_events: false,
             remote_control: true,
+            gossip: true,
         }
     }
 }
