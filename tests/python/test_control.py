@@ -143,9 +143,9 @@ def test_shapes_are_those_of_python(deployment, tmp_path):
 def test_events(deployment):
     good, bad = deployment.package(), deployment.package()
     (deployment.origin / deployment.row(bad)["relative_path"]).unlink()
+    worker = deployment.worker()
+    node = node_of(worker)
     with deployment.app() as app, events(app) as seen:
-        worker = deployment.worker()
-        node = node_of(worker)
         until(lambda: "worker-heartbeat" in types(seen, hostname=node), "the worker is heard of")
         app.control.enable_events(destination=[node], reply=True)
         app.send_task(TRANSFER, [good], queue=deployment.queue, task_id="good").get(timeout=30)
