@@ -17,6 +17,7 @@ use super::signals::Signals;
 use super::{CliError, Context};
 use crate::broker::{Transport, app};
 use crate::settings::Settings;
+use crate::wire::content::Accept;
 use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker, results};
 
 /// The flags of `celery worker`. Those that mean nothing for a process without child processes and
@@ -258,7 +259,7 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         queues,
         concurrency: celery.concurrency(),
         prefetch_multiplier: celery.worker_prefetch_multiplier,
-        max_body_bytes: celery.max_body_bytes,
+        accept: Accept::new(&celery.accept_content, celery.max_body_bytes),
         tasks: TaskDefaults {
             acks_late: celery.task_acks_late,
             acks_on_failure: celery.task_acks_on_failure,

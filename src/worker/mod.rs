@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{Queue, Subscription, Subscriptions, Transport};
+use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
 mod accepted;
@@ -66,8 +67,8 @@ pub struct Config {
     pub concurrency: usize,
     /// Unsettled deliveries for each queue and for each task that can run; 0 is no limit.
     pub prefetch_multiplier: u16,
-    /// Largest accepted body, in bytes.
-    pub max_body_bytes: usize,
+    /// What is accepted as a message body.
+    pub accept: Accept,
     /// What holds for tasks that say nothing else.
     pub tasks: TaskDefaults,
     /// Whether rate limits are obeyed.
@@ -106,7 +107,7 @@ impl Config {
             queues,
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_multiplier: 4,
-            max_body_bytes: 4 << 20,
+            accept: Accept::json(4 << 20),
             tasks: TaskDefaults::default(),
             rate_limits: true,
             heartbeat_interval: Duration::from_secs(2),

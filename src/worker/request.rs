@@ -28,6 +28,7 @@ use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
 use crate::wire::repr;
 use crate::wire::result::{Cause, Extended, ResultMeta, State};
+use crate::wire::retry::Changes;
 
 /// How long a state that is only news, STARTED or PROGRESS, may hold things up.
 const NEWS_WITHIN: Duration = Duration::from_secs(5);
@@ -47,7 +48,7 @@ struct Requeue;
 impl Worker {
     /// One delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, mut delivery: Delivery) {
-        let message = match message::decode(&delivery.message, self.config.max_body_bytes) {
+        let message = match message::decode(&delivery.message, &self.config.accept) {
             Ok(message) => message,
             Err(refused) => return self.refuse(delivery, refused).await,
         };
@@ -535,23 +536,33 @@ impl Worker {
         if concluded == Verdict::Requeue {
             return concluded;
         }
-        let publication = self.retry_publication(received, eta);
+        let publication = self.retry_publication(received, eta, &retry.changes);
         match self.publish(message, &publication).await {
             Ok(()) => Verdict::Ack,
             Err(Requeue) => Verdict::Requeue,
         }
     }
 
-    /// A task's message for its next run, by the way that it came.
-    fn retry_publication(&self, received: &Received, eta: DateTime<Utc>) -> Publication {
-        let (exchange, routing_key) = match received.exchange.as_str() {
-            "" => (String::new(), received.queue.clone()),
-            exchange => (exchange.to_owned(), received.routing_key.clone()),
+    /// A task's message for its next run, by the way that it came or to the queue that the task
+    /// chose.
+    fn retry_publication(
+        &self,
+        received: &Received,
+        eta: DateTime<Utc>,
+        changes: &Changes,
+    ) -> Publication {
+        let (exchange, routing_key) = match (&changes.queue, received.exchange.as_str()) {
+            (Some(queue), _) => (String::new(), queue.clone()),
+            (None, "") => (String::new(), received.queue.clone()),
+            (None, exchange) => (exchange.to_owned(), received.routing_key.clone()),
         };
+        let message = received
+            .message
+            .retry(&received.raw, Some(eta), Utc::now(), changes);
         Publication {
             exchange,
             routing_key,
-            message: received.message.retry(&received.raw, eta),
+            message,
             declare: None,
             mandatory: true,
         }
