@@ -218,8 +218,8 @@ def tasks_worker(directory, queue, broker, backend, *flags, **settings):
     environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()}
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
-        + ["-Q", queue, "-n", f"tasks-{queue}@%h", "-E", *flags],
-        directory / f"tasks-{queue}.log",
+        + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
+        directory / f"tasks-{queue[:40]}.log",
         cwd=directory,
         env=clean_environment(
             CELERY_BROKER_URL=broker.url,
