@@ -319,10 +319,8 @@ fn protocol_1(
     if named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    if !kwargs
-        .as_object()
-        .is_some_and(|map| envelope::open(map).is_none())
-    {
+    let is_mapping = |map: &Map<String, Value>| envelope::open(map).is_none();
+    if kwargs.as_object().is_none_or(|map| !is_mapping(map)) {
         return Err(Reason::KeywordArguments);
     }
     let mut message = common(raw, named, fields)?;

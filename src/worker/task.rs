@@ -195,7 +195,7 @@ pub struct Retry {
     /// How often at most, in place of the task's own limit. `u32::MAX` is without limit.
     pub max_retries: Option<u32>,
     /// What is different in the next run.
-    pub changes: Changes,
+    pub changes: Box<Changes>,
 }
 
 /// When a task is run again.
