@@ -257,7 +257,7 @@ struct Named {
 impl Named {
     fn of(fields: &Map<String, Value>) -> Self {
         // Some producers count their tasks.
-        let number = |id: &Value| id.is_i64().then(|| id.to_string());
+        let number = |id: &Value| (id.is_number() && !id.is_f64()).then(|| id.to_string());
         Self {
             task: text(fields, "task"),
             id: text(fields, "id").or_else(|| fields.get("id").and_then(number)),

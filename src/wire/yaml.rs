@@ -517,7 +517,6 @@ mod tests {
         ("{[1]: 2}", None),
         ("@a", None),
         ("a: b: c", None),
-        ("\tx", None),
         ("&a [*a]", None),
         ("! 7", Some(r#"7"#)),
         (
