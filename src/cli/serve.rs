@@ -1,6 +1,6 @@
 //! A worker with the flags and settings of `celery worker`, for any tasks.
 //!
-//! [`Arguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
+//! [`WorkerArguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
 //! register tasks, and runs it until a signal or the remote control ends it.
 
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker,
 /// The flags of `celery worker`. Those that mean nothing for a process without child processes and
 /// without Python are taken, too, and answered with one line: start scripts need not be changed.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct WorkerArguments {
     /// Queues to listen to.
     #[arg(short = 'Q', long, value_delimiter = ',', value_name = "QUEUE")]
     pub queues: Vec<String>,
@@ -64,6 +64,10 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS")]
     pub soft_time_limit: Option<f64>,
 
+    /// Neither greet the other workers nor listen to them.
+    #[arg(long)]
+    pub without_gossip: bool,
+
     /// File that holds the process id while the worker runs.
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
@@ -91,8 +95,6 @@ struct WithoutEffect {
     #[arg(long, value_name = "KIB")]
     max_memory_per_child: Option<u64>,
     #[arg(long)]
-    without_gossip: bool,
-    #[arg(long)]
     without_mingle: bool,
     #[arg(long)]
     without_heartbeat: bool,
@@ -118,7 +120,6 @@ impl WithoutEffect {
                 self.max_memory_per_child.is_some(),
                 "--max-memory-per-child",
             ),
-            (self.without_gossip, "--without-gossip"),
             (self.without_mingle, "--without-mingle"),
             (self.without_heartbeat, "--without-heartbeat"),
             (self.disable_prefetch, "--disable-prefetch"),
@@ -141,7 +142,7 @@ pub struct Service {
     pub app: Arc<Celery>,
 }
 
-impl Arguments {
+impl WorkerArguments {
     /// Puts the flags into the settings, where they win.
     pub(super) fn apply(&self, context: &mut Context) -> Result<(), CliError> {
         let mut settings = (*context.settings).clone();
@@ -184,7 +185,7 @@ impl Arguments {
 /// `register` makes.
 pub(super) async fn serve<R>(
     context: &Context,
-    arguments: &Arguments,
+    arguments: &WorkerArguments,
     queues: Vec<String>,
     register: impl FnOnce(Service) -> R,
 ) -> Result<ExitCode, CliError>
@@ -224,13 +225,16 @@ where
     .await?;
 
     let queues = selected(queues, arguments, &celery.task_default_queue);
-    let config = config(settings, hostname, queues);
+    let config = Config {
+        gossip: !arguments.without_gossip,
+        ..config(settings, hostname, queues)
+    };
     let shutdown = Shutdown::default();
     let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
     Ok(signals.during(&shutdown, worker.run()).await)
 }
 
-fn selected(mut queues: Vec<String>, arguments: &Arguments, default: &str) -> Vec<String> {
+fn selected(mut queues: Vec<String>, arguments: &WorkerArguments, default: &str) -> Vec<String> {
     queues.extend(arguments.queues.iter().cloned());
     if queues.is_empty() {
         queues.push(default.to_owned());
@@ -278,5 +282,6 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         remote_control: celery.worker_enable_remote_control,
         control_allowed: celery.worker_remote_control_allowed.clone(),
         settings: celery.shown(),
+        gossip: true,
     }
 }

@@ -319,8 +319,10 @@ fn protocol_1(
     if named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    let is_mapping = |map: &Map<String, Value>| envelope::open(map).is_none();
-    if kwargs.as_object().is_none_or(|map| !is_mapping(map)) {
+    if kwargs
+        .as_object()
+        .is_none_or(|map| envelope::open(map).is_some())
+    {
         return Err(Reason::KeywordArguments);
     }
     let mut message = common(raw, named, fields)?;

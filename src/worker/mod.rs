@@ -23,6 +23,7 @@ use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod cluster;
 mod control;
 mod events;
 mod policy;
@@ -93,6 +94,8 @@ pub struct Config {
     pub task_events: bool,
     /// Whether remote control is answered.
     pub remote_control: bool,
+    /// Whether, with remote control, the other workers are heard as well: mingle and gossip.
+    pub gossip: bool,
 }
 
 impl Config {
@@ -117,6 +120,7 @@ impl Config {
             soft_shutdown: Duration::ZERO,
             task_events: false,
             remote_control: true,
+            gossip: true,
         }
     }
 }

@@ -352,7 +352,7 @@ impl Worker {
         };
         match failure {
             Failure::Raised(exception) => self.fail(received, policy, exception, runtime).await,
-            Failure::Retry(retry) => self.retry(received, policy, retry, runtime).await,
+            Failure::Retry(retry) => self.retry(received, policy, *retry, runtime).await,
             Failure::Rejected { reason, requeue } => {
                 self.reject(received, policy, reason, requeue, runtime)
                     .await
@@ -514,10 +514,6 @@ impl Worker {
             When::In(delay) => Utc::now() + delay,
             When::At(eta) => eta,
         };
-        let publication = self.retry_publication(received, eta, &retry.changes);
-        if self.publish(message, &publication).await.is_err() {
-            return Verdict::Requeue;
-        }
         let exception = Exception::retry(&when.to_string(), retry.exception.as_ref());
         tracing::info!(
             task = message.task,
@@ -530,7 +526,21 @@ impl Worker {
             traceback: Some(exception.traceback(&self.place(message))),
             exception: retry.exception.unwrap_or_else(Exception::none),
         };
-        self.conclude(received, policy, state, runtime).await
+        // The next run counts as a child of this one.
+        let next = json!([[message.id, null], null]);
+        // Before the next run is published, other than in Python: that one may be quick, and its
+        // result must not be followed by this state.
+        let concluded = self
+            .conclude_with(received, policy, state, vec![next], runtime)
+            .await;
+        if concluded == Verdict::Requeue {
+            return concluded;
+        }
+        let publication = self.retry_publication(received, eta, &retry.changes);
+        match self.publish(message, &publication).await {
+            Ok(()) => Verdict::Ack,
+            Err(Requeue) => Verdict::Requeue,
+        }
     }
 
     /// A task's message for its next run, by the way that it came or to the queue that the task
@@ -600,7 +610,6 @@ impl Worker {
         format!("ccat-transfer on {}, in {function}", self.hostname)
     }
 
-    /// Does what follows the task, stores its state where that is wanted, and tells monitors.
     async fn conclude(
         &self,
         received: &Arc<Received>,
@@ -608,8 +617,22 @@ impl Worker {
         state: State,
         runtime: Duration,
     ) -> Verdict {
+        self.conclude_with(received, policy, state, Vec::new(), runtime)
+            .await
+    }
+
+    /// Stores a state where that is wanted, does what follows from it, and tells monitors.
+    async fn conclude_with(
+        &self,
+        received: &Arc<Received>,
+        policy: &Policy,
+        state: State,
+        children: Vec<Value>,
+        runtime: Duration,
+    ) -> Verdict {
         let message = &received.message;
         let mut meta = ResultMeta::new(message, state, Utc::now());
+        meta.children = children;
         if self.config.result_extended {
             meta.extended = Some(self.extended(received));
         }

@@ -51,10 +51,11 @@ pub trait WorkerTask: Task<Returns: Serialize> + 'static {
     /// else an exception of Python's own kind.
     fn judge(&self, error: &TaskError) -> Failure {
         match error {
-            TaskError::Retry(eta) => Failure::Retry(Retry {
+            TaskError::Retry(eta) => Retry {
                 when: eta.map(When::At),
                 ..Retry::default()
-            }),
+            }
+            .into(),
             TaskError::ExpectedError(text) | TaskError::UnexpectedError(text) => {
                 Failure::Raised(Exception::new(BUILTINS, "RuntimeError", text))
             }
@@ -164,7 +165,7 @@ pub enum Failure {
     /// It raised: the result is FAILURE.
     Raised(Exception),
     /// It wants to be run again later.
-    Retry(Retry),
+    Retry(Box<Retry>),
     /// It refuses its message: to the dead-letter exchange, or back to the queue.
     Rejected {
         /// Why.
@@ -185,6 +186,12 @@ impl From<Exception> for Failure {
     }
 }
 
+impl From<Retry> for Failure {
+    fn from(retry: Retry) -> Self {
+        Self::Retry(Box::new(retry))
+    }
+}
+
 /// A wish to be run again.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Retry {
@@ -195,7 +202,7 @@ pub struct Retry {
     /// How often at most, in place of the task's own limit. `u32::MAX` is without limit.
     pub max_retries: Option<u32>,
     /// What is different in the next run.
-    pub changes: Box<Changes>,
+    pub changes: Changes,
 }
 
 /// When a task is run again.
