@@ -399,7 +399,7 @@ fn time(
 }
 
 /// ISO 8601 with an offset, with `Z`, or without either, which means UTC.
-fn parse_time(text: &str) -> Option<DateTime<Utc>> {
+pub(super) fn parse_time(text: &str) -> Option<DateTime<Utc>> {
     let text = text.replacen(' ', "T", 1);
     DateTime::parse_from_str(&text, "%Y-%m-%dT%H:%M:%S%.f%#z")
         .or_else(|_| DateTime::parse_from_rfc3339(&text))

@@ -8,6 +8,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
 pub mod arguments;
+pub mod canvas;
 pub mod event;
 pub mod exception;
 pub mod message;
