@@ -113,6 +113,7 @@ async fn retry(
         exception: Some(Exception::new(BUILTINS, "OSError", "temporary failure")),
         when: Some(When::In(seconds(countdown)?)),
         max_retries: Some(max_retries.unwrap_or(3)),
+        ..Retry::default()
     }))
 }
 

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use ccat_transfer::broker::app::{Producing, build};
 use ccat_transfer::broker::{Declaration, Publication, Queue, Subscription, Transport, Verdict};
+use ccat_transfer::wire::content::Accept;
 use ccat_transfer::wire::{Properties, RawMessage};
 use ccat_transfer::worker::results::{self, ResultReader};
 use ccat_transfer::worker::{Config, Registry, Shutdown, TaskDefaults, Worker};
@@ -136,7 +137,7 @@ async fn worker(
     let config = Config {
         concurrency,
         prefetch_multiplier: 1,
-        max_body_bytes: 10_000,
+        accept: Accept::json(10_000),
         tasks: TaskDefaults {
             track_started: true,
             ..TaskDefaults::default()

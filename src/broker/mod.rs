@@ -131,7 +131,7 @@ impl Queue {
             arguments: Map::from_iter(arguments),
             binding: Some(Binding {
                 exchange: Exchange {
-                    name: "celery.pidbox".into(),
+                    name: crate::wire::pidbox::EXCHANGE.into(),
                     kind: ExchangeKind::Fanout,
                     durable: false,
                 },

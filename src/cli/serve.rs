@@ -17,6 +17,7 @@ use super::signals::Signals;
 use super::{CliError, Context};
 use crate::broker::{Transport, app};
 use crate::settings::Settings;
+use crate::wire::content::Accept;
 use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker, results};
 
 /// The flags of `celery worker`. Those that mean nothing for a process without child processes and
@@ -63,6 +64,10 @@ pub struct Arguments {
     #[arg(long, value_name = "SECONDS")]
     pub soft_time_limit: Option<f64>,
 
+    /// Neither greet the other workers nor listen to them.
+    #[arg(long)]
+    pub without_gossip: bool,
+
     /// File that holds the process id while the worker runs.
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
@@ -90,8 +95,6 @@ struct WithoutEffect {
     #[arg(long, value_name = "KIB")]
     max_memory_per_child: Option<u64>,
     #[arg(long)]
-    without_gossip: bool,
-    #[arg(long)]
     without_mingle: bool,
     #[arg(long)]
     without_heartbeat: bool,
@@ -117,7 +120,6 @@ impl WithoutEffect {
                 self.max_memory_per_child.is_some(),
                 "--max-memory-per-child",
             ),
-            (self.without_gossip, "--without-gossip"),
             (self.without_mingle, "--without-mingle"),
             (self.without_heartbeat, "--without-heartbeat"),
             (self.disable_prefetch, "--disable-prefetch"),
@@ -223,7 +225,10 @@ where
     .await?;
 
     let queues = selected(queues, arguments, &celery.task_default_queue);
-    let config = config(settings, hostname, queues);
+    let config = Config {
+        gossip: !arguments.without_gossip,
+        ..config(settings, hostname, queues)
+    };
     let shutdown = Shutdown::default();
     let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
     Ok(signals.during(&shutdown, worker.run()).await)
@@ -254,7 +259,7 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         queues,
         concurrency: celery.concurrency(),
         prefetch_multiplier: celery.worker_prefetch_multiplier,
-        max_body_bytes: celery.max_body_bytes,
+        accept: Accept::new(&celery.accept_content, celery.max_body_bytes),
         tasks: TaskDefaults {
             acks_late: celery.task_acks_late,
             acks_on_failure: celery.task_acks_on_failure,
@@ -277,5 +282,6 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         remote_control: celery.worker_enable_remote_control,
         control_allowed: celery.worker_remote_control_allowed.clone(),
         settings: celery.shown(),
+        gossip: true,
     }
 }

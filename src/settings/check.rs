@@ -16,6 +16,17 @@ static PORT_RANGE: LazyLock<Option<Regex>> =
 /// Names that are safe on ssh's command line: nothing that it could take for an option.
 static USER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[a-z_][a-z0-9_-]*$").ok());
 
+/// Serializers, by name and by MIME type.
+const ACCEPTABLE: [&str; 6] = [
+    "json",
+    "msgpack",
+    "yaml",
+    "application/json",
+    "application/x-msgpack",
+    "application/x-yaml",
+];
+const PICKLE: [&str; 2] = ["pickle", "application/x-python-serialize"];
+
 /// Names of the task types, the keys of `celery.task_names`.
 const TASK_TYPES: [&str; 2] = ["transfer_files_bbcp", "transfer_transfer_packages"];
 
@@ -46,6 +57,23 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         celery.max_body_bytes > 0,
         "celery.max_body_bytes",
         "must be above 0",
+    );
+    for name in &celery.accept_content {
+        problems.require(
+            ACCEPTABLE.contains(&name.as_str()),
+            "celery.accept_content",
+            &match PICKLE.contains(&name.as_str()) {
+                true => {
+                    "pickle is never accepted: reading it runs code that the sender chose".into()
+                }
+                false => format!("`{name}` is no serializer; there are json, msgpack and yaml"),
+            },
+        );
+    }
+    problems.require(
+        !celery.accept_content.is_empty(),
+        "celery.accept_content",
+        "must name one serializer at least",
     );
     problems.require(
         celery.broker_connection_timeout > 0,

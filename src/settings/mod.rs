@@ -103,7 +103,9 @@ pub struct Celery {
     pub broker_heartbeat: u16,
     /// Seconds to wait for one connection attempt.
     pub broker_connection_timeout: u64,
-    /// Largest accepted message body, in bytes.
+    /// Serializers that are accepted, by name or MIME type.
+    pub accept_content: Vec<String>,
+    /// Largest accepted message body, in bytes, before and after decompression.
     pub max_body_bytes: usize,
     /// Task type → wire names; the first is sent, all are answered.
     pub task_names: BTreeMap<String, Vec<String>>,

@@ -58,6 +58,19 @@ pub enum Phase {
     Publishing,
 }
 
+impl Phase {
+    /// A word for it, stable and for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Verifying => "verifying",
+            Self::Publishing => "publishing",
+        }
+    }
+}
+
 /// What an attempt is doing and how far it is, for people.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot {

@@ -92,10 +92,13 @@ impl Signature {
         }
     }
 
-    /// What [`Signature::bind`] bound as a list in the order of the parameters, with null for what
-    /// was not given.
+    /// What [`Signature::bind`] bound in the form of a tuple: a list in the order of the parameters,
+    /// with null for what was not given; and null for the empty tuple.
     #[must_use]
     pub fn in_order(&self, mut bound: Map<String, Value>) -> Value {
+        if self.parameters.is_empty() {
+            return Value::Null;
+        }
         let value = |p: &Parameter| bound.remove(p.name).unwrap_or_default();
         self.parameters.iter().map(value).collect()
     }

@@ -127,6 +127,8 @@ impl Exception {
         };
         match self.exc_message.as_slice() {
             [] => class,
+            // The one class of Python's whose text is the `repr` of its argument.
+            [key] if class == "KeyError" => format!("{class}: {}", repr::value(key)),
             [Value::String(text)] => format!("{class}: {text}"),
             [one] => format!("{class}: {}", repr::value(one)),
             many => format!("{class}: {}", repr::tuple(many)),
@@ -137,6 +139,15 @@ impl Exception {
     #[must_use]
     pub fn repr(&self) -> String {
         match self.exc_message.as_slice() {
+            // Classes that show themselves otherwise.
+            [reason, requeue] if self.exc_type == "Reject" => format!(
+                "reject requeue={}: {}",
+                repr::value(requeue),
+                reason
+                    .as_str()
+                    .map_or_else(|| repr::value(reason), str::to_owned)
+            ),
+            [] if self.exc_type == "NoneType" => "None".into(),
             [one] => format!("{}({})", self.exc_type, repr::value(one)),
             many => format!("{}{}", self.exc_type, repr::tuple(many)),
         }

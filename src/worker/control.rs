@@ -15,6 +15,7 @@ use url::Url;
 use uuid::Uuid;
 
 use super::accepted::Phase;
+use super::cluster::Ears;
 use super::policy::{Limits, Policy};
 use super::{RateLimit, Worker};
 use crate::broker::{Publication, Queue, Subscription, Subscriptions, Verdict};
@@ -27,7 +28,7 @@ use crate::wire::repr;
 use crate::wire::result::{Cause, ResultMeta, State};
 
 /// How long the broker may take for a reply.
-const WITHIN: Duration = Duration::from_secs(5);
+pub(super) const WITHIN: Duration = Duration::from_secs(5);
 
 /// What Celery has for debugging Python itself.
 const UNSUPPORTED: [&str; 3] = ["memdump", "memsample", "objgraph"];
@@ -49,13 +50,38 @@ pub const DANGEROUS: [&str; 9] = [
 /// Answers requests until the worker stops.
 pub(super) async fn serve(worker: Arc<Worker>) {
     let tag = Uuid::new_v4().simple().to_string();
+    let ears = worker.config.gossip.then(Ears::new);
+    let own = [Queue::control(&worker.hostname, &tag)];
     let mut consumer = worker.transport.consume(Subscription {
         purpose: "remote control",
         small: true,
-        queues: vec![Queue::control(&worker.hostname, &tag)],
+        queues: own
+            .into_iter()
+            .chain(ears.iter().flat_map(Ears::queues))
+            .collect(),
         prefetch: 0,
     });
-    while let Some(delivery) = consumer.next().await {
+    let mut connected = consumer.connected();
+    let greeting = async {
+        // Ends without a connection only with the worker.
+        let served = connected.wait_for(|up| *up).await.is_ok();
+        if let (true, Some(ears)) = (served, &ears) {
+            ears.greet(&worker).await;
+        }
+    };
+    let mut greeting = std::pin::pin!(greeting);
+    let mut greeted = false;
+    loop {
+        let delivery = tokio::select! {
+            () = &mut greeting, if !greeted => {
+                greeted = true;
+                continue;
+            }
+            delivery = consumer.next() => match delivery {
+                Some(delivery) => delivery,
+                None => return,
+            },
+        };
         if let Some(clock) = delivery
             .message
             .headers
@@ -63,6 +89,12 @@ pub(super) async fn serve(worker: Arc<Worker>) {
             .and_then(Value::as_u64)
         {
             worker.events.observe(clock);
+        }
+        if let Some(ears) = &ears
+            && ears.hear(&worker, &delivery.exchange, &delivery.message)
+        {
+            delivery.settle(Verdict::Ack).await;
+            continue;
         }
         let request = Request::decode(&delivery.message);
         delivery.settle(Verdict::Ack).await;
@@ -152,7 +184,7 @@ impl Worker {
                     "Pool restarts not enabled",
                 ));
             }
-            // Held by those who have a say in them; see `gossip`.
+            // This node answers those of others (see `cluster`) and wants none itself.
             "election" => Value::Null,
             "shutdown" => {
                 self.shutdown.warm();
@@ -585,7 +617,7 @@ fn is_true(value: &Value) -> bool {
 }
 
 /// One id, or a list of them; anything else is none.
-fn ids(value: &Value) -> Vec<String> {
+pub(super) fn ids(value: &Value) -> Vec<String> {
     match value {
         Value::String(id) => vec![id.clone()],
         Value::Array(ids) => ids

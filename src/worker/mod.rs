@@ -19,9 +19,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{Queue, Subscription, Subscriptions, Transport};
+use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod cluster;
 mod control;
 mod events;
 mod policy;
@@ -65,8 +67,8 @@ pub struct Config {
     pub concurrency: usize,
     /// Unsettled deliveries for each queue and for each task that can run; 0 is no limit.
     pub prefetch_multiplier: u16,
-    /// Largest accepted body, in bytes.
-    pub max_body_bytes: usize,
+    /// What is accepted as a message body.
+    pub accept: Accept,
     /// What holds for tasks that say nothing else.
     pub tasks: TaskDefaults,
     /// Whether rate limits are obeyed.
@@ -92,6 +94,8 @@ pub struct Config {
     pub task_events: bool,
     /// Whether remote control is answered.
     pub remote_control: bool,
+    /// Whether, with remote control, the other workers are heard as well: mingle and gossip.
+    pub gossip: bool,
 }
 
 impl Config {
@@ -103,7 +107,7 @@ impl Config {
             queues,
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_multiplier: 4,
-            max_body_bytes: 4 << 20,
+            accept: Accept::json(4 << 20),
             tasks: TaskDefaults::default(),
             rate_limits: true,
             heartbeat_interval: Duration::from_secs(2),
@@ -116,6 +120,7 @@ impl Config {
             soft_shutdown: Duration::ZERO,
             task_events: false,
             remote_control: true,
+            gossip: true,
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
 use crate::wire::repr;
 use crate::wire::result::{Cause, Extended, ResultMeta, State};
+use crate::wire::retry::Changes;
 
 /// How long a state that is only news, STARTED or PROGRESS, may hold things up.
 const NEWS_WITHIN: Duration = Duration::from_secs(5);
@@ -47,7 +48,7 @@ struct Requeue;
 impl Worker {
     /// One delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, mut delivery: Delivery) {
-        let message = match message::decode(&delivery.message, self.config.max_body_bytes) {
+        let message = match message::decode(&delivery.message, &self.config.accept) {
             Ok(message) => message,
             Err(refused) => return self.refuse(delivery, refused).await,
         };
@@ -513,10 +514,6 @@ impl Worker {
             When::In(delay) => Utc::now() + delay,
             When::At(eta) => eta,
         };
-        let publication = self.retry_publication(received, eta);
-        if self.publish(message, &publication).await.is_err() {
-            return Verdict::Requeue;
-        }
         let exception = Exception::retry(&when.to_string(), retry.exception.as_ref());
         tracing::info!(
             task = message.task,
@@ -529,19 +526,43 @@ impl Worker {
             traceback: Some(exception.traceback(&self.place(message))),
             exception: retry.exception.unwrap_or_else(Exception::none),
         };
-        self.conclude(received, policy, state, runtime).await
+        // The next run counts as a child of this one.
+        let next = json!([[message.id, null], null]);
+        // Before the next run is published, other than in Python: that one may be quick, and its
+        // result must not be followed by this state.
+        let concluded = self
+            .conclude_with(received, policy, state, vec![next], runtime)
+            .await;
+        if concluded == Verdict::Requeue {
+            return concluded;
+        }
+        let publication = self.retry_publication(received, eta, &retry.changes);
+        match self.publish(message, &publication).await {
+            Ok(()) => Verdict::Ack,
+            Err(Requeue) => Verdict::Requeue,
+        }
     }
 
-    /// A task's message for its next run, by the way that it came.
-    fn retry_publication(&self, received: &Received, eta: DateTime<Utc>) -> Publication {
-        let (exchange, routing_key) = match received.exchange.as_str() {
-            "" => (String::new(), received.queue.clone()),
-            exchange => (exchange.to_owned(), received.routing_key.clone()),
+    /// A task's message for its next run, by the way that it came or to the queue that the task
+    /// chose.
+    fn retry_publication(
+        &self,
+        received: &Received,
+        eta: DateTime<Utc>,
+        changes: &Changes,
+    ) -> Publication {
+        let (exchange, routing_key) = match (&changes.queue, received.exchange.as_str()) {
+            (Some(queue), _) => (String::new(), queue.clone()),
+            (None, "") => (String::new(), received.queue.clone()),
+            (None, exchange) => (exchange.to_owned(), received.routing_key.clone()),
         };
+        let message = received
+            .message
+            .retry(&received.raw, Some(eta), Utc::now(), changes);
         Publication {
             exchange,
             routing_key,
-            message: received.message.retry(&received.raw, eta),
+            message,
             declare: None,
             mandatory: true,
         }
@@ -589,7 +610,6 @@ impl Worker {
         format!("ccat-transfer on {}, in {function}", self.hostname)
     }
 
-    /// Does what follows the task, stores its state where that is wanted, and tells monitors.
     async fn conclude(
         &self,
         received: &Arc<Received>,
@@ -597,8 +617,22 @@ impl Worker {
         state: State,
         runtime: Duration,
     ) -> Verdict {
+        self.conclude_with(received, policy, state, Vec::new(), runtime)
+            .await
+    }
+
+    /// Stores a state where that is wanted, does what follows from it, and tells monitors.
+    async fn conclude_with(
+        &self,
+        received: &Arc<Received>,
+        policy: &Policy,
+        state: State,
+        children: Vec<Value>,
+        runtime: Duration,
+    ) -> Verdict {
         let message = &received.message;
         let mut meta = ResultMeta::new(message, state, Utc::now());
+        meta.children = children;
         if self.config.result_extended {
             meta.extended = Some(self.extended(received));
         }

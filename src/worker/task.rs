@@ -29,6 +29,7 @@ use crate::wire::arguments::Signature;
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::isoformat;
 use crate::wire::message::TaskMessage;
+use crate::wire::retry::Changes;
 
 /// A [`Task`] that this worker can run.
 pub trait WorkerTask: Task<Returns: Serialize> + 'static {
@@ -193,6 +194,8 @@ pub struct Retry {
     pub when: Option<When>,
     /// How often at most, in place of the task's own limit. `u32::MAX` is without limit.
     pub max_retries: Option<u32>,
+    /// What is different in the next run.
+    pub changes: Changes,
 }
 
 /// When a task is run again.

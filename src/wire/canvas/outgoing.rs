@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 use super::apply::Call;
 use super::signature::{listed, names, text};
 use super::{Error, Signature};
-use crate::wire::message::{JSON, parse_time};
-use crate::wire::{Properties, RawMessage, isoformat, repr};
+use crate::wire::message::JSON;
+use crate::wire::{Properties, RawMessage, isoformat, repr, time};
 
 /// Levels of JSON in a body. Deeper ones are not read by serde_json, so not by a worker like this.
 const MAX_LEVELS: usize = 120;
@@ -240,7 +240,7 @@ fn eta(options: &Map<String, Value>, now: DateTime<Utc>) -> Result<Value, Error>
     }
     match options.get("eta") {
         None | Some(Value::Null) => Ok(Value::Null),
-        Some(Value::String(eta)) if parse_time(eta).is_some() => Ok(json!(eta)),
+        Some(Value::String(eta)) if time::parse(eta).is_some() => Ok(json!(eta)),
         Some(_) => Err(number("eta")),
     }
 }
@@ -253,7 +253,7 @@ fn expires(
     let (header, left) = match options.get("expires") {
         None | Some(Value::Null) => return Ok((Value::Null, None)),
         Some(Value::String(text)) => {
-            let at = parse_time(text).ok_or(number("expires"))?;
+            let at = time::parse(text).ok_or(number("expires"))?;
             (json!(text), at - now)
         }
         Some(value) => {

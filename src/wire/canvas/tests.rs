@@ -11,6 +11,7 @@ use rstest::rstest;
 use serde_json::{Map, Value, json};
 
 use super::*;
+use crate::wire::content::Accept;
 use crate::wire::message::{JSON, TaskMessage, decode};
 use crate::wire::{Properties, RawMessage};
 
@@ -226,7 +227,7 @@ fn what_follows_is_what_celery_sends() {
     let goldens: Vec<Value> = serde_json::from_str(GOLDENS).unwrap();
     let mut wrong = Vec::new();
     for golden in &goldens {
-        let message = decode(&raw(&golden["message"]), 1 << 20).unwrap();
+        let message = decode(&raw(&golden["message"]), &Accept::json(1 << 20)).unwrap();
         let reply_to = golden["sent"][0]["reply_to"].as_str().unwrap();
         let origin = golden["sent"][0]["headers"]["origin"].as_str().unwrap();
         let call = call(&message, reply_to, origin);
