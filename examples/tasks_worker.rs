@@ -109,12 +109,13 @@ async fn retry(
     if retries >= times {
         return Ok(retries);
     }
-    Err(Failure::Retry(Retry {
+    Err(Retry {
         exception: Some(Exception::new(BUILTINS, "OSError", "temporary failure")),
         when: Some(When::In(seconds(countdown)?)),
         max_retries: Some(max_retries.unwrap_or(3)),
         ..Retry::default()
-    }))
+    }
+    .into())
 }
 
 /// Sleeps, and says how far it is.

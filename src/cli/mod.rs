@@ -87,7 +87,7 @@ struct TasksWorker {
     common: Common,
 
     #[command(flatten)]
-    worker: serve::Arguments,
+    worker: serve::WorkerArguments,
 }
 
 #[derive(Debug, Subcommand)]
@@ -262,5 +262,18 @@ impl CliError {
             Self::Broker(_) | Self::Unreachable(_) => 5,
             Self::Refused(_) => 6,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_sound() {
+        Cli::command().debug_assert();
+        TasksWorker::command().debug_assert();
     }
 }

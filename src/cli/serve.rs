@@ -1,6 +1,6 @@
 //! A worker with the flags and settings of `celery worker`, for any tasks.
 //!
-//! [`Arguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
+//! [`WorkerArguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
 //! register tasks, and runs it until a signal or the remote control ends it.
 
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker,
 /// The flags of `celery worker`. Those that mean nothing for a process without child processes and
 /// without Python are taken, too, and answered with one line: start scripts need not be changed.
 #[derive(Debug, Args)]
-pub struct Arguments {
+pub struct WorkerArguments {
     /// Queues to listen to.
     #[arg(short = 'Q', long, value_delimiter = ',', value_name = "QUEUE")]
     pub queues: Vec<String>,
@@ -142,7 +142,7 @@ pub struct Service {
     pub app: Arc<Celery>,
 }
 
-impl Arguments {
+impl WorkerArguments {
     /// Puts the flags into the settings, where they win.
     pub(super) fn apply(&self, context: &mut Context) -> Result<(), CliError> {
         let mut settings = (*context.settings).clone();
@@ -185,7 +185,7 @@ impl Arguments {
 /// `register` makes.
 pub(super) async fn serve<R>(
     context: &Context,
-    arguments: &Arguments,
+    arguments: &WorkerArguments,
     queues: Vec<String>,
     register: impl FnOnce(Service) -> R,
 ) -> Result<ExitCode, CliError>
@@ -234,7 +234,7 @@ where
     Ok(signals.during(&shutdown, worker.run()).await)
 }
 
-fn selected(mut queues: Vec<String>, arguments: &Arguments, default: &str) -> Vec<String> {
+fn selected(mut queues: Vec<String>, arguments: &WorkerArguments, default: &str) -> Vec<String> {
     queues.extend(arguments.queues.iter().cloned());
     if queues.is_empty() {
         queues.push(default.to_owned());

@@ -23,7 +23,7 @@ pub(super) struct Arguments {
     site: Vec<String>,
 
     #[command(flatten)]
-    pub(super) worker: serve::Arguments,
+    pub(super) worker: serve::WorkerArguments,
 }
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {

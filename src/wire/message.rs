@@ -319,9 +319,9 @@ fn protocol_1(
     if named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    if !kwargs
+    if kwargs
         .as_object()
-        .is_some_and(|map| envelope::open(map).is_none())
+        .is_none_or(|map| envelope::open(map).is_some())
     {
         return Err(Reason::KeywordArguments);
     }

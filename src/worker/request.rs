@@ -362,7 +362,7 @@ impl Worker {
         };
         match failure {
             Failure::Raised(exception) => self.fail(received, policy, exception, runtime).await,
-            Failure::Retry(retry) => self.retry(received, policy, retry, runtime).await,
+            Failure::Retry(retry) => self.retry(received, policy, *retry, runtime).await,
             Failure::Rejected { reason, requeue } => {
                 self.reject(received, policy, reason, requeue, runtime)
                     .await

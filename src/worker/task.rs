@@ -51,10 +51,11 @@ pub trait WorkerTask: Task<Returns: Serialize> + 'static {
     /// else an exception of Python's own kind.
     fn judge(&self, error: &TaskError) -> Failure {
         match error {
-            TaskError::Retry(eta) => Failure::Retry(Retry {
+            TaskError::Retry(eta) => Retry {
                 when: eta.map(When::At),
                 ..Retry::default()
-            }),
+            }
+            .into(),
             TaskError::ExpectedError(text) | TaskError::UnexpectedError(text) => {
                 Failure::Raised(Exception::new(BUILTINS, "RuntimeError", text))
             }
@@ -164,7 +165,7 @@ pub enum Failure {
     /// It raised: the result is FAILURE.
     Raised(Exception),
     /// It wants to be run again later.
-    Retry(Retry),
+    Retry(Box<Retry>),
     /// It refuses its message: to the dead-letter exchange, or back to the queue.
     Rejected {
         /// Why.
@@ -182,6 +183,12 @@ pub enum Failure {
 impl From<Exception> for Failure {
     fn from(exception: Exception) -> Self {
         Self::Raised(exception)
+    }
+}
+
+impl From<Retry> for Failure {
+    fn from(retry: Retry) -> Self {
+        Self::Retry(Box::new(retry))
     }
 }
 
