@@ -103,11 +103,11 @@ async fn unlock_chord(
     let interval = interval
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
         .unwrap_or(retry_interval);
-    Err(Failure::Retry(Retry {
+    Err(Failure::Retry(Box::new(Retry {
         when: Some(When::In(interval)),
         max_retries: Some(max_retries),
         ..Retry::default()
-    }))
+    })))
 }
 
 async fn cleanup(results: Arc<dyn ResultBackend>) -> Result<(), Failure> {

@@ -604,12 +604,7 @@ impl Canvas {
     }
 
     /// The results of a chord's parts, or with what its body fails, and the cause of that.
-    async fn join(
-        &self,
-        chords: &Chords,
-        task_id: &str,
-        claim: &Claim,
-    ) -> Result<Joined, Stopped> {
+    async fn join(&self, chords: &Chords, task_id: &str, claim: &Claim) -> Result<Joined, Stopped> {
         let saved = || chords.saved(claim);
         let saved = self
             .patiently(task_id, "a chord's header is not read", hopeless, saved)
@@ -627,10 +622,7 @@ impl Canvas {
 
     /// The results of a header with groups in it, in lists as they are. They are stored by the time
     /// that they are counted, but a replica may be behind.
-    async fn join_groups(
-        &self,
-        header: &ResultNode,
-    ) -> Result<Joined, Stopped> {
+    async fn join_groups(&self, header: &ResultNode) -> Result<Joined, Stopped> {
         let until = Instant::now() + self.options.join_timeout;
         loop {
             if let Some(found) = self.look(header).await {
