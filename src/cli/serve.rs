@@ -257,6 +257,9 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
     Config {
         hostname,
         queues,
+        default_queue: celery.task_default_queue.clone(),
+        chord_join_timeout: seconds(celery.result_chord_join_timeout),
+        chord_retry_interval: seconds(celery.result_chord_retry_interval),
         concurrency: celery.concurrency(),
         prefetch_multiplier: celery.worker_prefetch_multiplier,
         accept: Accept::new(&celery.accept_content, celery.max_body_bytes),

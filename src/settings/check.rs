@@ -87,6 +87,14 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
             "celery.worker_soft_shutdown_timeout",
             celery.worker_soft_shutdown_timeout,
         ),
+        (
+            "celery.result_chord_join_timeout",
+            celery.result_chord_join_timeout,
+        ),
+        (
+            "celery.result_chord_retry_interval",
+            celery.result_chord_retry_interval,
+        ),
     ] {
         problems.require(
             value >= 0.0 && Duration::try_from_secs_f64(value).is_ok(),

@@ -54,6 +54,10 @@ pub struct Celery {
     pub result_expires: u64,
     /// Whether results name the task, its arguments and the worker.
     pub result_extended: bool,
+    /// Seconds that results of a chord's header may be on their way when its parts have returned.
+    pub result_chord_join_timeout: f64,
+    /// Seconds between two looks at a chord, where the backend does not count its parts.
+    pub result_chord_retry_interval: f64,
     /// Queue for producers and workers that name none.
     pub task_default_queue: String,
     /// Tasks at a time; 0 is the number of processors.

@@ -23,6 +23,8 @@ use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod builtin;
+mod canvas;
 mod cluster;
 mod control;
 mod events;
@@ -43,6 +45,7 @@ pub use task::{
 };
 
 use accepted::AcceptedTasks;
+use canvas::Canvas;
 use events::Events;
 use policy::TimeLimits;
 use pool::Pool;
@@ -63,6 +66,12 @@ pub struct Config {
     pub hostname: String,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// Queue of the tasks that follow others and name none.
+    pub default_queue: String,
+    /// How long the results of a chord's header may be on their way when its parts have returned.
+    pub chord_join_timeout: Duration,
+    /// How often a chord is looked at, where the result backend does not count.
+    pub chord_retry_interval: Duration,
     /// Tasks that run at once.
     pub concurrency: usize,
     /// Unsettled deliveries for each queue and for each task that can run; 0 is no limit.
@@ -105,6 +114,9 @@ impl Config {
         Self {
             hostname: hostname.into(),
             queues,
+            default_queue: "celery".into(),
+            chord_join_timeout: Duration::from_secs(3),
+            chord_retry_interval: Duration::from_secs(1),
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_multiplier: 4,
             accept: Accept::json(4 << 20),
@@ -151,6 +163,7 @@ pub struct Worker {
     registry: Registry,
     transport: Arc<dyn Transport>,
     results: Arc<dyn ResultBackend>,
+    canvas: Arc<Canvas>,
     config: Config,
     hostname: Arc<str>,
     shutdown: Shutdown,
@@ -174,7 +187,7 @@ impl Worker {
     #[must_use]
     pub fn new(
         app: Arc<Celery>,
-        registry: Registry,
+        mut registry: Registry,
         transport: Arc<dyn Transport>,
         results: Arc<dyn ResultBackend>,
         config: Config,
@@ -182,12 +195,32 @@ impl Worker {
     ) -> Self {
         let hostname: Arc<str> = config.hostname.as_str().into();
         let events = Events::new(hostname.clone(), config.task_events, transport.clone());
+        let stopping = CancellationToken::new();
+        let options = canvas::Options {
+            hostname: hostname.clone(),
+            default_queue: config.default_queue.clone(),
+            join_timeout: config.chord_join_timeout,
+        };
+        let canvas = Canvas::new(
+            transport.clone(),
+            results.clone(),
+            options,
+            stopping.clone(),
+        );
+        let canvas = Arc::new(canvas);
+        builtin::register(
+            &mut registry,
+            &canvas,
+            &results,
+            config.chord_retry_interval,
+        );
         Self {
             app,
             transport,
             results,
+            canvas,
             hostname,
-            stopping: CancellationToken::new(),
+            stopping,
             pool: Pool::new(config.concurrency),
             rates: rates(&registry, &config),
             time_limits: TimeLimits::default(),

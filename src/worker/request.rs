@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::accepted::{Phase, Received};
+use super::canvas::{CanvasError, Stopped};
 use super::policy::Policy;
 use super::stop::{Reason as StopReason, Stop};
 use super::task::{Control, Entry, Failure, Invocation, Outcome, Progress, Retry, When, panicked};
@@ -127,12 +128,17 @@ impl Worker {
             drop(place);
             return self.conclude(received, policy, state, Duration::ZERO).await;
         }
-        if self.is_done(received, policy).await {
+        if let Some(returned) = self.done_before(received, policy).await {
             tracing::info!(
                 task_id = message.id,
                 "task was delivered again and had succeeded; it is not run"
             );
-            return Verdict::Ack;
+            // What followed it was sent before that was stored; but it may not have been counted.
+            let state = State::Success(returned);
+            return match self.canvas.returned(message, &state).await {
+                Ok(()) => Verdict::Ack,
+                Err(Stopped) => Verdict::Requeue,
+            };
         }
 
         self.accepted.enter(received, Phase::Active(Utc::now()));
@@ -219,20 +225,24 @@ impl Worker {
         Some(State::Revoked(cause))
     }
 
-    /// Whether a task that is delivered again has succeeded before (`worker_deduplicate_successful_tasks`).
-    async fn is_done(&self, received: &Received, policy: &Policy) -> bool {
+    /// What a task that is delivered again has returned before
+    /// (`worker_deduplicate_successful_tasks`).
+    async fn done_before(&self, received: &Received, policy: &Policy) -> Option<Value> {
         if !(self.config.deduplicate && received.redelivered && policy.acks_late) {
-            return false;
+            return None;
         }
         match self.results.get(&received.message.id).await {
-            Ok(stored) => stored.is_some_and(|stored| stored["status"] == "SUCCESS"),
+            Ok(stored) => {
+                let mut stored = stored.filter(|stored| stored["status"] == "SUCCESS")?;
+                Some(stored["result"].take())
+            }
             Err(error) => {
                 tracing::warn!(
                     task_id = received.message.id,
                     error = %chain(&error),
                     "cannot tell whether the task has succeeded before; it is run"
                 );
-                false
+                None
             }
         }
     }
@@ -419,13 +429,28 @@ impl Worker {
         runtime: Duration,
     ) -> Verdict {
         let message = &received.message;
+        let children = match self.canvas.succeeded(message, &value).await {
+            Ok(children) => children,
+            Err(CanvasError::Stopped) => return Verdict::Requeue,
+            Err(error) => {
+                tracing::error!(
+                    task = message.task,
+                    task_id = message.id,
+                    %error,
+                    "what follows the task cannot be sent, so the task fails"
+                );
+                return self
+                    .fail(received, policy, error.exception(), runtime)
+                    .await;
+            }
+        };
         tracing::info!(
             task = message.task,
             task_id = message.id,
             runtime_s = runtime.as_secs_f64(),
             "task succeeded"
         );
-        self.conclude(received, policy, State::Success(value), runtime)
+        self.conclude_with(received, policy, State::Success(value), children, runtime)
             .await
     }
 
@@ -641,9 +666,29 @@ impl Worker {
         {
             return Verdict::Requeue;
         }
+        if let Err(Stopped) = self.follow(message, &meta.state).await {
+            return Verdict::Requeue;
+        }
         self.events
             .send_of(&message.id, &meta.state, runtime.as_secs_f64());
         Verdict::Ack
+    }
+
+    /// Does what follows from a state that is stored.
+    async fn follow(&self, message: &TaskMessage, state: &State) -> Result<(), Stopped> {
+        if state.is_final() {
+            self.canvas.returned(message, state).await?;
+        }
+        if let State::Failure {
+            exception,
+            traceback,
+        } = state
+        {
+            self.canvas
+                .failed(message, exception, traceback.as_deref())
+                .await?;
+        }
+        Ok(())
     }
 
     fn extended(&self, received: &Received) -> Extended {
