@@ -69,6 +69,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         );
     }
 
+    problems.require(
+        (0.0..=1.0).contains(&transfer.retry_delay_jitter),
+        "transfer.retry_delay_jitter",
+        "must be 0 to 1",
+    );
     let ttl = transfer.lease_ttl;
     problems.require(
         ttl >= transfer.lease_renew_interval * 3,

@@ -170,6 +170,17 @@ pub struct Transfer {
     pub queue_prefix: String,
     /// Further attempts after the first failed one.
     pub max_retries: u32,
+    /// Wait before the first further attempt; each failure doubles it.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_first: Duration,
+    /// The same after a failure for lack of storage.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_storage: Duration,
+    /// Longest wait.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_max: Duration,
+    /// Share by which a wait may be shorter, 0 to 1.
+    pub retry_delay_jitter: f64,
     /// Age of the last renewal at which a lease is dead.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,

@@ -129,9 +129,26 @@ pub struct Plan {
     pub bbcp: Bbcp,
     /// A copy that moves nothing for so long is stopped.
     pub stall_timeout: Duration,
+    /// The destination's host as its location names it; empty where that is the worker's own.
+    destination_host: String,
 }
 
 impl Plan {
+    /// What tells this copy's destination from every other: host and path, where `here` is the
+    /// name of the worker's own host.
+    ///
+    /// The host is spelled as its location spells it, so that workers at both ends have one key.
+    /// (Two locations that spell one host in two ways are not recognised; the file that is there
+    /// is still never overwritten.)
+    pub fn destination_key(&self, here: &str) -> String {
+        let host = if self.destination_host.is_empty() {
+            here
+        } else {
+            &self.destination_host
+        };
+        format!("{}:{}", LocalHost::normal(host), self.target.path())
+    }
+
     /// Refuses a destination that already is the source, by another path or a link: it would pass
     /// every comparison, and the only copy be taken for two.
     ///
@@ -214,6 +231,7 @@ pub fn plan(
         checksum: package.checksum.clone(),
         bbcp: link.bbcp.clone(),
         stall_timeout: link.stall_timeout,
+        destination_host: named_host(destination).to_owned(),
     })
 }
 
@@ -236,6 +254,16 @@ fn check_method(
             })
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// The host that a location names; empty where it names none, or `localhost`.
+fn named_host(location: &Location) -> &str {
+    let host = location.host.as_deref().map(str::trim).unwrap_or_default();
+    if host.eq_ignore_ascii_case("localhost") {
+        ""
+    } else {
+        host
     }
 }
 

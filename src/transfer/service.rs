@@ -32,7 +32,7 @@ use super::error::{Interruption, TransferError};
 use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
 use super::repository::{
-    Acquired, Acquisition, Finished, Location, ReleaseTo, Repository, TransferRecord,
+    Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Repository, TransferRecord,
 };
 
 use crate::pauses::Pauses;
@@ -275,6 +275,7 @@ impl TransferService {
                 }
                 Acquisition::Missing => TransferError::UnknownTransfer { id },
                 Acquisition::Failed { .. } => TransferError::AlreadyFailed { id },
+                Acquisition::NotDue { not_before } => TransferError::NotDue { id, not_before },
                 Acquisition::Untracked => TransferError::Untracked { id },
                 Acquisition::UnknownStatus(status) => TransferError::Database {
                     source: format!("data transfer {id} has the unknown status `{status}`").into(),
@@ -398,6 +399,7 @@ impl Running<'_> {
             );
         }
         let mut plan = self.plan().await?;
+        self.claim(&plan).await?;
         let facts = self.stoppable(self.prepare(&mut plan)).await?;
         self.sweep(&plan, acquired).await;
 
@@ -480,6 +482,36 @@ impl Running<'_> {
             &link,
             &self.service.local,
         )
+    }
+
+    /// Claims the destination, so that no other transfer copies to it meanwhile.
+    async fn claim(&self, plan: &Plan) -> Result<(), TransferError> {
+        let (service, lease) = (self.service, self.lease);
+        let destination = plan.destination_key(&service.owner.host);
+        let claimed = service
+            .patiently(&self.stop, || async {
+                match service
+                    .repository
+                    .claim_destination(lease, &destination)
+                    .await
+                {
+                    Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
+                    answer => Ok(answer),
+                }
+            })
+            .await?;
+        claimed.map_err(|error| match error {
+            ClaimError::Taken(holder) => TransferError::DestinationBusy {
+                path: plan.target.path().to_string(),
+                by: holder.map_or_else(
+                    || "another worker".into(),
+                    |held| format!("{} of {}", held.data_transfer_id, held.owner),
+                ),
+            },
+            ClaimError::Lease(_) => TransferError::LeaseLost {
+                id: self.request.id,
+            },
+        })
     }
 
     /// Looks at the origin and makes the directory at the destination.

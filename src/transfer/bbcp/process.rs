@@ -417,6 +417,7 @@ impl Finished {
                     idle: Duration::from_secs(idle.as_secs()),
                     bytes_done: self.bytes_done,
                     bytes_total: self.bytes_total,
+                    storage: None,
                 });
             }
             Ended::Cancelled => {

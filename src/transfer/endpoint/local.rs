@@ -174,6 +174,7 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
                     idle: how.stall_timeout,
                     bytes_done: *how.progress.borrow(),
                     bytes_total: how.size,
+                    storage: Some(role),
                 });
             }
         }

@@ -22,7 +22,7 @@ mod ssh;
 mod temporary;
 
 pub use address::{AbsolutePath, Host, is_login};
-pub(super) use ssh::{Refusal, options as ssh_options, refusal as ssh_refusal};
+pub(super) use ssh::options as ssh_options;
 pub use temporary::TemporaryName;
 
 /// Time limit of every operation but the digest.
