@@ -143,11 +143,18 @@ impl DataTransferTask {
                 self.give_back(request, lease, failed, delay).await,
                 Settled::Released,
             ),
-            Decision::Permanent { reason } => (
-                self.mark_permanent_failure(request, lease, failed, reason)
-                    .await,
-                Settled::Failed,
-            ),
+            Decision::Permanent { reason } => {
+                // Nobody will complete it. Before the row says so: if we die in between, it is
+                // still an attempt that has to be settled.
+                if let Some(partial) = &failed.partial {
+                    self.service.discard(partial).await;
+                }
+                (
+                    self.mark_permanent_failure(request, lease, failed, reason)
+                        .await,
+                    Settled::Failed,
+                )
+            }
             Decision::Leave => (Ok(()), Settled::Untouched),
         };
         match written {

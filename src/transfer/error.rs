@@ -456,19 +456,21 @@ impl TransferError {
     /// could go on.
     pub(super) fn leaves_a_sound_partial(&self) -> bool {
         self.retryable()
-            && !self.spoils_the_partial()
-            && !matches!(self, Self::StorageFull { .. } | Self::Database { .. })
+            && !self.condemns_the_partial()
+            && !matches!(
+                self,
+                Self::DamagedInFlight { .. }
+                    | Self::OriginChanged { .. }
+                    | Self::StorageFull { .. }
+            )
     }
 
-    /// Whether a partial copy that was completed is to be thrown away, and the copy begun anew.
-    pub(super) fn spoils_the_partial(&self) -> bool {
+    /// Whether this may be due to a partial copy that was completed, so that the copy is to be begun
+    /// anew before it counts.
+    pub(super) fn condemns_the_partial(&self) -> bool {
         matches!(
             self,
-            Self::ResumeRefused { .. }
-                | Self::ChecksumMismatch { .. }
-                | Self::TargetSize { .. }
-                | Self::DamagedInFlight { .. }
-                | Self::OriginChanged { .. }
+            Self::ResumeRefused { .. } | Self::ChecksumMismatch { .. } | Self::TargetSize { .. }
         )
     }
 
