@@ -324,6 +324,9 @@ type = "direct"
                 # Short, for the tests that wait for a lease to die.
                 "lease_ttl": "3s",
                 "lease_renew_interval": "500ms",
+                # At once; tests/python/test_delays.py has waits.
+                "retry_delay_first": "0s",
+                "retry_delay_storage": "0s",
             },
             "bbcp": {"program": str(self.program), "streams": 2, "progress_interval": 2, "kill_after": "1s"},
             "manager": {"sleep_time": "1s"},
