@@ -272,11 +272,15 @@ fn read(raw: &RawMessage, accept: &Accept, named: &mut Named) -> Result<TaskMess
     if by_header && named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    match content::value(raw, &body, accept)? {
-        Value::Array(parts) if by_header => protocol_2(raw, named, parts),
-        Value::Object(fields) if by_header || fields.contains_key("task") => {
-            protocol_1(raw, named, fields)
-        }
+    let value = content::value(raw, &body, accept).map_err(|reason| match reason {
+        // Python has to decode a message without the header to know what it is, and treats all that
+        // goes wrong then alike.
+        Reason::ContentType(_) if !by_header => Reason::Body(reason.to_string()),
+        reason => reason,
+    })?;
+    match envelope::mapping(value) {
+        Err(Value::Array(parts)) if by_header => protocol_2(raw, named, parts),
+        Ok(fields) if by_header || fields.contains_key("task") => protocol_1(raw, named, fields),
         _ if !by_header => Err(Reason::NotATask),
         _ if named.id.is_none() => Err(Reason::NoId),
         _ => Err(Reason::Malformed("body is neither a list nor a mapping")),
@@ -287,9 +291,9 @@ fn protocol_2(raw: &RawMessage, named: &Named, parts: Vec<Value>) -> Result<Task
     let mut message = common(raw, named, raw.headers.clone())?;
     let [args, kwargs, embed] = <[Value; 3]>::try_from(parts)
         .map_err(|_| Reason::Malformed("body is no list of args, kwargs and embed"))?;
-    message.embed = match embed {
-        Value::Object(mut embed) => Embed::take(&mut embed),
-        Value::Null => Embed::default(),
+    message.embed = match envelope::mapping(embed) {
+        Ok(mut embed) => Embed::take(&mut embed),
+        Err(other) if is_falsy(&other) => Embed::default(),
         _ => return Err(Reason::Malformed("the body's third element is no mapping")),
     };
     let repr = |name: &str| message.headers.get(name).and_then(Value::as_str);
@@ -319,10 +323,7 @@ fn protocol_1(
     if named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    if kwargs
-        .as_object()
-        .is_none_or(|map| envelope::open(map).is_some())
-    {
+    if envelope::mapping(kwargs.clone()).is_err() {
         return Err(Reason::KeywordArguments);
     }
     let mut message = common(raw, named, fields)?;
@@ -341,10 +342,10 @@ fn with_arguments(mut message: TaskMessage, args: Value, kwargs: Value) -> TaskM
     message.args = match args {
         // Whatever Python can iterate over.
         Value::String(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
-        Value::Object(map) if envelope::open(&map).is_none() => {
-            map.into_iter().map(|(key, _)| Value::from(key)).collect()
-        }
-        other => envelope::plain(other),
+        other => match envelope::mapping(other) {
+            Ok(map) => map.into_iter().map(|(key, _)| Value::from(key)).collect(),
+            Err(other) => envelope::plain(other),
+        },
     };
     message.kwargs = envelope::plain(kwargs);
     message
@@ -397,9 +398,22 @@ fn text(headers: &Map<String, Value>, key: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// What Python takes for false: nothing, none or empty.
+pub(super) fn is_falsy(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
 fn time_limit(headers: &Map<String, Value>) -> Result<(Option<f64>, Option<f64>), Reason> {
     match headers.get("timelimit") {
-        None | Some(Value::Null) => Ok((None, None)),
+        None => Ok((None, None)),
+        Some(other) if is_falsy(other) => Ok((None, None)),
         Some(Value::Array(pair)) if pair.len() == 2 => Ok((pair[0].as_f64(), pair[1].as_f64())),
         Some(_) => Err(Reason::Malformed("`timelimit` is no pair")),
     }
@@ -548,7 +562,9 @@ mod tests {
     #[case::empty(b"", Fate::Reject)]
     #[case::null(b"null", Fate::Reject)]
     #[case::two_elements(b"[[], {}]", Fate::Reject)]
-    #[case::embed_a_list(b"[[], {}, []]", Fate::Reject)]
+    #[case::embed_a_list(b"[[], {}, [1]]", Fate::Reject)]
+    #[case::embed_an_envelope(br#"[[], {}, {"__type__": "bytes", "__value__": ""}]"#, Fate::Reject)]
+    #[case::an_envelope(br#"{"__type__": "bytes", "__value__": ""}"#, Fate::Reject)]
     fn bad_bodies(#[case] body: &[u8], #[case] fate: Fate) {
         let mut message = captured();
         message.body = body.into();
@@ -609,6 +625,14 @@ mod tests {
         assert_eq!(message.args, args);
         let typed = message.typed.unwrap_or_default();
         assert!(typed.0[0].is_object(), "{typed:?}");
+    }
+
+    #[test]
+    fn protocol_1_in_a_content_type_that_is_not_accepted() {
+        let mut message = captured();
+        message.properties.content_type = Some("application/x-python-serialize".into());
+        message.headers.clear();
+        assert_eq!(refused(&message).reason.fate(), Fate::Ack);
     }
 
     #[test]

@@ -124,7 +124,7 @@ impl<'a> Reader<'a> {
             };
             map.insert(key, self.value(depth)?);
         }
-        Ok(map.into())
+        Ok(envelope::table(map))
     }
 
     fn extension(&mut self, length: usize) -> Result<Value, MsgpackError> {

@@ -225,7 +225,7 @@ impl Content {
                 one => vec![one],
             };
             for source in sources {
-                let Value::Object(source) = source else {
+                let Ok(source) = envelope::mapping(source) else {
                     return error("`<<` wants a mapping, or a list of mappings");
                 };
                 all.extend(source);
@@ -234,7 +234,7 @@ impl Content {
         all.extend(pairs);
         Ok(match is_set {
             true => all.into_iter().map(|(key, _)| Value::from(key)).collect(),
-            false => all.into(),
+            false => envelope::table(all),
         })
     }
 }
@@ -519,10 +519,6 @@ mod tests {
         ("a: b: c", None),
         ("&a [*a]", None),
         ("! 7", Some(r#"7"#)),
-        (
-            "{__type__: datetime, __value__: soon}",
-            Some(r#"{"__type__": "datetime", "__value__": "soon"}"#),
-        ),
         ("[<<]", None),
         ("{<<: 1}", None),
         ("0b", Some(r#""0b""#)),
@@ -547,6 +543,13 @@ mod tests {
                 None => assert!(value.is_err(), "{text}: {value:?}"),
             }
         }
+    }
+
+    #[test]
+    fn no_mapping_is_an_envelope() {
+        let value = read("{__type__: datetime, __value__: soon}", 100).unwrap();
+        let map = envelope::mapping(value).unwrap();
+        assert_eq!(map["__value__"], "soon");
     }
 
     #[test]

@@ -803,8 +803,9 @@ impl Worker {
                     "message is no task"
                 );
                 let verdict = match reason.fate() {
-                    Fate::Ack => Verdict::Ack,
-                    Fate::Reject => Verdict::Reject,
+                    Fate::Ack if known => Verdict::Ack,
+                    // For another worker's task, whatever else is wrong.
+                    Fate::Ack | Fate::Reject => Verdict::Reject,
                 };
                 match (&reason, message) {
                     (Reason::Malformed(text), Some(message)) => {
