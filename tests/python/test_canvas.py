@@ -7,10 +7,13 @@ import uuid
 import pytest
 from celery import chain, chord, group
 
-from support import until
+from support import backend_url, tasks_worker, until
 from test_tasks import Workers, ended
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [
+    pytest.mark.timeout(180),
+    pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +181,7 @@ def outcome(result):
 
 
 FAILURES = {
-    "chain": lambda s: chain(s("echo", 1), s("fail"), s("echo"), s("echo")),
+    "chain": lambda s: chain(s("echo", "no"), s("fail"), s("echo"), s("echo")),
     "chord": lambda s: chord([s("echo", 1), s("fail", "no"), s("echo", 2)], s("echo")),
     "chord of two failures": lambda s: chord([s("fail", "one"), s("echo", 1), s("fail", "two", "KeyError")], s("echo")),
     "chord with a chain that fails": lambda s: chord([chain(s("fail", "no"), s("echo")), s("echo", 1)], s("echo")),
@@ -202,7 +205,7 @@ def test_failures_arrive_as_with_python(workers, name):
             return found, sorted(message[1]["task"] for message in messages)
 
     expected = run("p")
-    assert expected[0][0] == "FAILURE"
+    assert (expected[0][0], expected[1]) == ("FAILURE", ["errback"])
     for mix in ["r", "pr", "rp"]:
         assert run(mix) == expected, mix
 
@@ -289,6 +292,52 @@ def test_builtin_tasks_are_not_shown(workers):
         if workers.queues["rust"] in node
     )
     assert not [name for name in names if name.startswith("celery.")]
+
+
+# ---------------------------------------------------------------- workers and brokers that go away
+
+
+def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
+    """Its parts are run again by the next one, and are counted once."""
+    queue = f"dies{uuid.uuid4().hex[:8]}"
+    url = backend_url("redis")
+
+    def s(task, *args):
+        return workers.app.signature(f"tasks.{task}", args=args, options={"queue": queue})
+
+    first = tasks_worker(tmp_path, queue, workers.broker, url, "-c", "4")
+    try:
+        result = chord([s("echo", "a"), s("sleep", 2), s("echo", "b"), s("sleep", 2)], s("echo")).apply_async()
+        parts = result.parent.results
+        until(lambda: parts[0].state == parts[2].state == "SUCCESS", "the quick ones are done")
+        first.kill()
+        assert not result.ready()
+        first = tasks_worker(tmp_path, queue, workers.broker, url, "-c", "4")
+        assert result.get(timeout=30) == ["a", 2, "b", 2]
+    finally:
+        first.stop()
+        workers.broker.delete(queue)
+
+
+def test_what_follows_waits_for_the_broker(tmp_path, workers):
+    """A task ends while the broker is away: its callback is sent, once, when it is there again."""
+    queue = f"away{uuid.uuid4().hex[:8]}"
+    worker = tasks_worker(tmp_path, queue, workers.broker, backend_url("redis"))
+    try:
+        with record(workers) as (signature, take):
+            main = workers.app.signature("tasks.sleep", args=(2,), options={"queue": queue})
+            result = linked(main, [signature("callback")]).apply_async()
+            until(lambda: result.state == "STARTED", "it runs")
+            workers.broker.power("stop")
+            worker.says("was not sent", 30)
+            assert result.state != "SUCCESS", "the callback comes first"
+            workers.broker.power("start")
+            assert result.get(timeout=60) == 2
+            assert len(take(1)) == 1
+    finally:
+        workers.broker.power("start")
+        worker.stop()
+        workers.broker.delete(queue)
 
 
 # ---------------------------------------------------------------- rpc
