@@ -224,6 +224,8 @@ pub enum DigestAlgorithm {
     Blake3,
     /// XXH3, 64 bits: fast, finds accidents but no attack.
     Xxh3,
+    /// MD5, RFC 1321: finds accidents but no attack; many archives record it.
+    Md5,
 }
 
 /// `[transfer]`.
@@ -236,6 +238,17 @@ pub struct Transfer {
     pub queue_prefix: String,
     /// Further attempts after the first failed one.
     pub max_retries: u32,
+    /// Wait before the first further attempt; each failure doubles it.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_first: Duration,
+    /// The same after a failure for lack of storage.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_storage: Duration,
+    /// Longest wait.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_max: Duration,
+    /// Share by which a wait may be shorter, 0 to 1.
+    pub retry_delay_jitter: f64,
     /// Age of the last renewal at which a lease is dead.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
@@ -245,6 +258,20 @@ pub struct Transfer {
     /// A copy that moves nothing for so long is stopped.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
+    /// Bytes per second that a copy must move; 0 for no such limit.
+    pub min_rate: u64,
+    /// Over this time.
+    #[serde(with = "humantime_serde")]
+    pub min_rate_window: Duration,
+    /// Bytes per second from which the longest time for a copy follows; 0 for no such limit.
+    pub deadline_rate: u64,
+    /// Added to that time.
+    #[serde(with = "humantime_serde")]
+    pub deadline_grace: Duration,
+    /// Whether partial copies are kept for the next attempt.
+    pub resume: bool,
+    /// Of packages of this size and above.
+    pub resume_above: u64,
     /// Algorithm of the verification.
     pub digest: DigestAlgorithm,
     /// Bytes that must stay free at the destination.
@@ -303,6 +330,14 @@ pub struct Ssh {
     pub connect_timeout: Duration,
     /// Further `-o` options, `Name=value`.
     pub options: Vec<String>,
+    /// Program at a remote end, with its arguments, that prints the SHA-256 of its standard input.
+    pub sha256_command: Vec<String>,
+    /// The same for BLAKE3.
+    pub blake3_command: Vec<String>,
+    /// The same for XXH3.
+    pub xxh3_command: Vec<String>,
+    /// The same for MD5.
+    pub md5_command: Vec<String>,
 }
 
 /// `[[routes]]`: what differs for one link.
@@ -316,6 +351,24 @@ pub struct RouteOverride {
     /// Instead of `transfer.stall_timeout`.
     #[serde(default, with = "humantime_serde")]
     pub stall_timeout: Option<Duration>,
+    /// Instead of `transfer.min_rate`.
+    #[serde(default)]
+    pub min_rate: Option<u64>,
+    /// Instead of `transfer.min_rate_window`.
+    #[serde(default, with = "humantime_serde")]
+    pub min_rate_window: Option<Duration>,
+    /// Instead of `transfer.deadline_rate`.
+    #[serde(default)]
+    pub deadline_rate: Option<u64>,
+    /// Instead of `transfer.deadline_grace`.
+    #[serde(default, with = "humantime_serde")]
+    pub deadline_grace: Option<Duration>,
+    /// Instead of `transfer.resume`.
+    #[serde(default)]
+    pub resume: Option<bool>,
+    /// Instead of `transfer.resume_above`.
+    #[serde(default)]
+    pub resume_above: Option<u64>,
     /// Keys of `[bbcp]`.
     #[serde(default)]
     pub bbcp: figment::value::Dict,
@@ -364,6 +417,39 @@ pub struct LinkSettings {
     pub ssh: Ssh,
     /// A copy that moves nothing for so long is stopped.
     pub stall_timeout: Duration,
+    /// Algorithm by which the ends are compared.
+    pub digest: DigestAlgorithm,
+    /// What is too slow.
+    pub slowness: Slowness,
+    /// Whether partial copies are kept for the next attempt.
+    pub resume: bool,
+    /// Of packages of this size in bytes and above.
+    pub resume_above: u64,
+}
+
+/// When a copy that moves is stopped nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slowness {
+    /// Bytes per second that it must move, over `window`; 0 for no such limit.
+    pub min_rate: u64,
+    /// See `min_rate`.
+    pub window: Duration,
+    /// Bytes per second from which the longest time follows; 0 for no such limit.
+    pub deadline_rate: u64,
+    /// Added to that time.
+    pub deadline_grace: Duration,
+}
+
+impl Slowness {
+    /// The longest time that a copy of `bytes` may take.
+    #[must_use]
+    pub fn deadline(&self, bytes: u64) -> Option<Duration> {
+        let seconds = bytes.checked_div(self.deadline_rate)?;
+        Some(
+            self.deadline_grace
+                .saturating_add(Duration::from_secs(seconds)),
+        )
+    }
 }
 
 impl Settings {

@@ -7,7 +7,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chrono::{DateTime, Datelike};
+use chrono::{DateTime, Datelike, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -27,6 +27,15 @@ pub(crate) fn bytes(bytes: &[u8]) -> Value {
         Ok(text) => sealed("bytes", text),
         Err(_) => sealed("base64", STANDARD.encode(bytes)),
     }
+}
+
+/// A time, as kombu writes a Python one in UTC.
+pub(super) fn utc(time: DateTime<Utc>) -> Value {
+    let format = match time.timestamp_subsec_micros() {
+        0 => "%Y-%m-%dT%H:%M:%S+00:00",
+        _ => "%Y-%m-%dT%H:%M:%S%.6f+00:00",
+    };
+    sealed("datetime", time.format(format).to_string())
 }
 
 /// A time, as kombu writes a Python one without an offset; from seconds since 1970. `None` beyond

@@ -257,7 +257,7 @@ struct Named {
 impl Named {
     fn of(fields: &Map<String, Value>) -> Self {
         // Some producers count their tasks.
-        let number = |id: &Value| id.is_i64().then(|| id.to_string());
+        let number = |id: &Value| (id.is_number() && !id.is_f64()).then(|| id.to_string());
         Self {
             task: text(fields, "task"),
             id: text(fields, "id").or_else(|| fields.get("id").and_then(number)),
@@ -571,6 +571,128 @@ mod tests {
         assert_eq!(refused.reason.fate(), Fate::Reject);
     }
 
+    #[rstest]
+    #[case(None, "a text body")]
+    #[case(Some("application/data"), "bytes")]
+    #[case(Some("application/json"), "")]
+    fn bodies_that_would_kill_python(#[case] content_type: Option<&str>, #[case] body: &str) {
+        let mut message = captured();
+        message.properties.content_type = content_type.map(str::to_owned);
+        message.body = body.into();
+        assert!(matches!(refused(&message).reason, Reason::Malformed(_)));
+    }
+
+    #[rstest]
+    #[case("application/x-python-serialize")]
+    #[case("application/x-msgpack")]
+    #[case("text/plain")]
+    fn content_types_that_are_not_accepted(#[case] content_type: &str) {
+        let mut message = captured();
+        message.properties.content_type = Some(content_type.into());
+        assert_eq!(
+            refused(&message).reason,
+            Reason::ContentType(content_type.into())
+        );
+    }
+
+    #[rstest]
+    #[case("application/x-msgpack", b"\x93\x91\xc4\x02\xff\x00\x80\xc0", json!(["/wA="]))]
+    #[case("application/x-yaml", b"[[2026-11-24], {}, null]", json!(["2026-11-24"]))]
+    #[case("application/json", br#"[[{"__type__": "bytes", "__value__": "b"}], {}, {}]"#, json!(["b"]))]
+    fn every_serializer(#[case] content_type: &str, #[case] body: &[u8], #[case] args: Value) {
+        let mut message = captured();
+        message.properties.content_type = Some(content_type.into());
+        message.properties.content_encoding = Some("BINARY".into());
+        message.body = body.into();
+        let names = ["json", "application/x-msgpack", "yaml", "pickle"].map(str::to_owned);
+        let message = decode(&message, &Accept::new(&names, 1000)).unwrap_or_default();
+        assert_eq!(message.args, args);
+        let typed = message.typed.unwrap_or_default();
+        assert!(typed.0[0].is_object(), "{typed:?}");
+    }
+
+    #[test]
+    fn an_envelope_of_an_unknown_type_does_not_decode() {
+        let body = json!([[], {}, {"callbacks": [{"__type__": "set", "__value__": []}]}]);
+        let refused = refused(&raw(captured().headers.into(), &body));
+        assert_eq!(refused.reason.fate(), Fate::Ack);
+    }
+
+    #[test]
+    fn what_follows_keeps_its_envelopes() {
+        let signature = json!({"task": "a", "args": [{"__type__": "decimal", "__value__": "1"}]});
+        let body = json!([[], {}, {"callbacks": [signature]}]);
+        let message = raw(captured().headers.into(), &body);
+        let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
+        assert_eq!(message.embed.callbacks, [signature]);
+        assert_eq!(message.typed, None);
+    }
+
+    /// Python decompresses first; an unknown task is told from a known one only afterwards.
+    #[test]
+    fn what_does_not_decompress_is_nobodys() {
+        let mut message = captured();
+        message.headers.insert("compression".into(), json!("gzip"));
+        let refused = refused(&message);
+        assert_eq!(refused.reason.fate(), Fate::Ack);
+        assert_eq!((refused.task, refused.id), (None, None));
+    }
+
+    #[test]
+    fn header_times_of_amqps_own_type() {
+        let stamp = json!({"__type__": "datetime", "__value__": "2026-11-24T04:13:55"});
+        let headers = json!({"task": "t", "id": "a", "eta": stamp});
+        let message = decode(&raw(headers, &json!([[], {}, {}])), &Accept::json(1000));
+        let eta = message.unwrap_or_default().eta.map(|eta| eta.timestamp());
+        assert_eq!(eta, Some(1_795_493_635));
+    }
+
+    #[test]
+    fn protocol_1_that_is_wrong_is_known_by_name() {
+        for (body, reason) in [
+            (
+                json!({"task": "t", "id": "a", "kwargs": [1]}),
+                Reason::KeywordArguments,
+            ),
+            (
+                json!({"task": "t", "id": "a", "eta": 7}),
+                Reason::Time {
+                    header: "eta",
+                    value: "7".into(),
+                },
+            ),
+            (json!({"task": "t"}), Reason::NoId),
+        ] {
+            let id = body.get("id").and_then(Value::as_str).map(str::to_owned);
+            let refused = refused(&raw(json!({}), &body));
+            assert_eq!(
+                (refused.reason.clone(), refused.reason.fate()),
+                (reason, Fate::Reject)
+            );
+            assert_eq!((refused.task.as_deref(), refused.id), (Some("t"), id));
+        }
+    }
+
+    #[test]
+    fn reprs_are_absent_or_empty_by_protocol() {
+        let one = raw(json!({}), &json!({"task": "t", "id": "a"}));
+        let two = raw(json!({"task": "t", "id": 7}), &json!([[], {}, {}]));
+        for (raw, id, argsrepr) in [(one, "a", None), (two, "7", Some(String::new()))] {
+            let message = decode(&raw, &Accept::json(1000)).unwrap_or_default();
+            assert_eq!((message.id.as_str(), message.argsrepr), (id, argsrepr));
+        }
+    }
+
+    #[rstest]
+    #[case(json!("ab"), json!(["a", "b"]))]
+    #[case(json!({"k": 1}), json!(["k"]))]
+    #[case(json!(5), json!(5))]
+    fn arguments_are_whatever_python_iterates(#[case] given: Value, #[case] args: Value) {
+        let message = raw(captured().headers.into(), &json!([given, {}, {}]));
+        let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
+        assert_eq!(message.args, args);
+    }
+
     #[test]
     fn large_bodies_are_not_read() {
         let refused = decode(&captured(), &Accept::json(10))
@@ -581,12 +703,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn no_message_makes_it_panic(
+            body in proptest::collection::vec(any::<u8>(), 0..300),
+            content_type in proptest::option::of("application/(json|x-msgpack|x-yaml|data)|.{0,20}"),
+            header in proptest::sample::select(&["task", "id", "eta", "expires", "compression", "timelimit", "retries"][..]),
+            value in proptest::sample::select(vec![
+                Value::Null, json!(true), json!(-1), json!(1.5), json!(""), json!("gzip"), json!("xz"), json!([1, "a"]),
+                json!({"__type__": "datetime", "__value__": "2026"}), json!({"__type__": [], "__value__": 1}),
+            ]),
+        ) {
+            let accept = Accept::new(&["json", "msgpack", "yaml"].map(str::to_owned), 1000);
             let mut message = captured();
             message.body = body;
-            let _ = decode(&message, &Accept::json(1000));
+            message.properties.content_type = content_type;
+            message.headers.insert(header.into(), value);
+            let _ = decode(&message, &accept);
             message.headers.clear();
-            let _ = decode(&message, &Accept::json(1000));
+            let _ = decode(&message, &accept);
         }
     }
 }

@@ -218,8 +218,8 @@ def tasks_worker(directory, queue, broker, backend, *flags, **settings):
     environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()}
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
-        + ["-Q", queue, "-n", f"tasks-{queue}@%h", "-E", *flags],
-        directory / f"tasks-{queue}.log",
+        + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
+        directory / f"tasks-{queue[:40]}.log",
         cwd=directory,
         env=clean_environment(
             CELERY_BROKER_URL=broker.url,
@@ -324,6 +324,9 @@ type = "direct"
                 # Short, for the tests that wait for a lease to die.
                 "lease_ttl": "3s",
                 "lease_renew_interval": "500ms",
+                # At once; tests/python/test_delays.py has waits.
+                "retry_delay_first": "0s",
+                "retry_delay_storage": "0s",
             },
             "bbcp": {"program": str(self.program), "streams": 2, "progress_interval": 2, "kill_after": "1s"},
             "manager": {"sleep_time": "1s"},
