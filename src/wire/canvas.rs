@@ -3,9 +3,9 @@
 //! A message carries signatures of the tasks that follow it ([`super::message::Embed`]): callbacks,
 //! errbacks, the rest of its chain, the body of its chord. Any of them can be a chain, a group or a
 //! chord itself, and whoever applies it has to do all that a Python client does: give ids to its
-//! parts, make a chord of a group that something follows, hand the rest on. [`apply`] does that, by
-//! the rules of `celery.canvas`, and says what is to be sent and what is to be noted; it sends
-//! nothing.
+//! parts, make a chord of a group that something follows, hand the rest on. This does it by the rules
+//! of `celery.canvas`: [`after_success`], [`after_failure`] and [`chord_body`] say what is to be sent
+//! and what is to be noted ([`Plan`]), and send nothing.
 //!
 //! Ids that a signature leaves open are derived from the id of the task that applies it
 //! ([`Call::parent_id`]), not drawn. A task that is run again, because its worker died before the
@@ -21,7 +21,7 @@ mod outgoing;
 mod results;
 mod signature;
 
-pub use apply::{Call, Effect, Header, Plan, after_failure, after_success, apply, chord_body};
+pub use apply::{Call, Effect, Header, Plan, after_failure, after_success, chord_body};
 pub use failure::{BodyFailure, body_failures, chord_error, failed_steps};
 pub use outgoing::{Outgoing, Route};
 pub use results::ResultNode;

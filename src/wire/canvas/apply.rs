@@ -138,7 +138,13 @@ pub fn after_failure(task_id: &str, errbacks: &[Value], call: &Call<'_>) -> Resu
     }
     let errbacks = errbacks.iter().map(Signature::parse);
     let group = Signature::group(errbacks.collect::<Result<_, _>>()?);
-    apply(group, vec![json!(task_id)], call)
+    let mut applying = Applying::new(*call);
+    let partial = Partial {
+        args: vec![json!(task_id)],
+        kwargs: Map::new(),
+    };
+    applying.apply_child(group, &partial, inherited(call))?;
+    Ok(applying.plan)
 }
 
 /// Applies the body of a chord to the results of its header.
@@ -152,17 +158,6 @@ pub fn chord_body(body: &Value, results: Value, call: &Call<'_>) -> Result<Plan,
         kwargs: Map::new(),
     };
     applying.apply_child(Signature::parse(body)?, &partial, Options::new())?;
-    Ok(applying.plan)
-}
-
-/// Applies a signature with some more arguments, as a task does.
-///
-/// # Errors
-/// [`Error`] if it cannot be applied. Nothing is to be sent then.
-pub fn apply(signature: Signature, args: Vec<Value>, call: &Call<'_>) -> Result<Plan, Error> {
-    let mut applying = Applying::new(*call);
-    let kwargs = Map::new();
-    applying.apply_child(signature, &Partial { args, kwargs }, inherited(call))?;
     Ok(applying.plan)
 }
 
