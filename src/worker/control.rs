@@ -47,6 +47,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
         small: true,
         queues: vec![Queue::control(&worker.hostname, &tag)],
         prefetch: 0,
+        delayed: None,
     });
     while let Some(delivery) = consumer.next().await {
         if let Some(clock) = delivery

@@ -148,6 +148,7 @@ impl Worker {
             small: false,
             queues: worker.config.queues.iter().map(Queue::tasks).collect(),
             prefetch: worker.config.prefetch,
+            delayed: None,
         });
         let tasks = TaskTracker::new();
         tasks.spawn(announce(consumer.connected(), worker.clone()));
