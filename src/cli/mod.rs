@@ -13,6 +13,7 @@ use celery::error::CeleryError;
 use clap::{Parser, Subcommand};
 
 use crate::broker::BrokerError;
+use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::settings::{self, Settings, SettingsError};
@@ -200,12 +201,7 @@ impl Context {
     /// A transport to the broker; connects when it is used.
     fn transport(&self, name: &str) -> Result<Amqp, CliError> {
         let celery = &self.settings.celery;
-        Ok(Amqp::new(&Options {
-            url: celery.broker_url().to_owned(),
-            heartbeat: celery.broker_heartbeat,
-            connection_timeout: Duration::from_secs(celery.broker_connection_timeout),
-            name: name.to_owned(),
-        })?)
+        Ok(Amqp::new(&Options::configured(celery, name))?)
     }
 
     fn producing(&self, hostname: &str) -> Producing {
@@ -213,6 +209,7 @@ impl Context {
             hostname: hostname.to_owned(),
             default_queue: self.settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&self.settings.celery),
+            queues: TaskQueues::new(&self.settings.celery),
             reply_to: None,
             within: SEND_WITHIN,
         }

@@ -112,6 +112,23 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "celery.worker_eta_hold",
         "must be 1s or more",
     );
+    problems.require(
+        celery.broker_ssl_cert_file.is_empty() == celery.broker_ssl_key_file.is_empty(),
+        "celery.broker_ssl_key_file",
+        "must be given with broker_ssl_cert_file, and only with it",
+    );
+    for (name, queue) in &celery.task_queues {
+        let texts = [
+            Some(name),
+            queue.exchange.as_ref(),
+            queue.routing_key.as_ref(),
+        ];
+        problems.require(
+            !name.is_empty() && texts.into_iter().flatten().all(|text| text.len() <= 255),
+            &format!("celery.task_queues.{name}"),
+            "names and keys must be no longer than 255 bytes, and the queue's not empty",
+        );
+    }
     for (task, names) in &celery.task_names {
         let key = format!("celery.task_names.{task}");
         problems.require(

@@ -26,7 +26,7 @@ const PREFIX: &str = "CCAT_DATA_TRANSFER_";
 const OPS_DB_PREFIX: &str = "CCAT_OPS_DB_";
 
 /// Tables whose keys are data, not names of settings, and the list of routes: taken whole.
-const WHOLE: [&str; 2] = ["celery.task_names", "routes"];
+const WHOLE: [&str; 3] = ["celery.task_names", "celery.task_queues", "routes"];
 
 /// One thing that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -111,6 +111,42 @@ pub struct Celery {
     pub accept_content: Vec<String>,
     /// Largest accepted message body, in bytes, before and after decompression.
     pub max_body_bytes: usize,
+    /// Whether a lost connection is made anew; otherwise the worker ends.
+    pub broker_connection_retry: bool,
+    /// Whether the first connection is tried again until it is there.
+    pub broker_connection_retry_on_startup: bool,
+    /// Attempts in a row that may fail before the worker ends; 0 is no limit.
+    pub broker_connection_max_retries: u32,
+    /// PEM file of the authorities that may have signed the broker's certificate, besides those of
+    /// the system; empty for these alone.
+    pub broker_ssl_ca_file: String,
+    /// PEM file of our own certificate; empty for none.
+    pub broker_ssl_cert_file: String,
+    /// PEM file of its key.
+    pub broker_ssl_key_file: String,
+    /// Whether queues and exchanges are looked for instead of declared.
+    pub no_declare: bool,
+    /// Queues that are declared otherwise than the rest, by name.
+    #[serde(default)]
+    pub task_queues: BTreeMap<String, TaskQueue>,
+    /// Exchange of the default queue; empty for one of its own name.
+    pub task_default_exchange: String,
+    /// Its kind.
+    pub task_default_exchange_type: ExchangeKind,
+    /// Routing key of the default queue; empty for its name.
+    pub task_default_routing_key: String,
+    /// Type of the default queue.
+    pub task_default_queue_type: QueueType,
+    /// Type of queues that are named nowhere in the settings.
+    pub task_create_missing_queue_type: QueueType,
+    /// Kind of their exchanges.
+    pub task_create_missing_queue_exchange_type: ExchangeKind,
+    /// `x-max-priority` of queues that have none of their own; 0 for none.
+    pub task_queue_max_priority: u8,
+    /// Whether the queues for native delayed delivery are declared.
+    pub broker_native_delayed_delivery: DelayedDelivery,
+    /// Their type.
+    pub broker_native_delayed_delivery_queue_type: QueueType,
     /// Task type → wire names; the first is sent, all are answered.
     pub task_names: BTreeMap<String, Vec<String>>,
 }
@@ -155,6 +191,84 @@ fn masked(url: &str) -> String {
         }
         _ => url.to_owned(),
     }
+}
+
+/// Kind of an exchange, in AMQP's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeKind {
+    /// By equal routing key.
+    #[default]
+    Direct,
+    /// To every bound queue.
+    Fanout,
+    /// By pattern.
+    Topic,
+    /// By headers.
+    Headers,
+}
+
+impl ExchangeKind {
+    /// Its name in AMQP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+            Self::Headers => "headers",
+        }
+    }
+}
+
+/// Type of a queue, in RabbitMQ's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueType {
+    /// On one node.
+    #[default]
+    Classic,
+    /// Replicated.
+    Quorum,
+}
+
+impl QueueType {
+    /// Its name in `x-queue-type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Quorum => "quorum",
+        }
+    }
+}
+
+/// When the queues for native delayed delivery are declared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DelayedDelivery {
+    /// When a task queue is a quorum queue, as in Celery.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How one queue is declared.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskQueue {
+    /// Its exchange; otherwise the default exchange, or one of its own name.
+    pub exchange: Option<String>,
+    /// The exchange's kind.
+    pub exchange_type: Option<ExchangeKind>,
+    /// Binding key; otherwise its name.
+    pub routing_key: Option<String>,
+    /// Queue arguments, e.g. `x-max-priority`.
+    #[serde(default)]
+    pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Kind of the operations database.

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::STORE_PAUSES;
 use super::results::chord::{Chords, Claim, Counted, Part};
 use super::results::{ChordSupport, ResultBackend, ResultError};
-use crate::broker::{BrokerError, Declaration, Publication, Queue, Transport};
+use crate::broker::{BrokerError, Publication, TaskQueues, Transport};
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::canvas::{
@@ -110,6 +110,8 @@ pub(super) struct Options {
     pub(super) hostname: Arc<str>,
     /// Queue of tasks that name none.
     pub(super) default_queue: String,
+    /// How queues are declared.
+    pub(super) queues: TaskQueues,
     /// How long the results of a chord's header may be on their way when all its parts have
     /// returned.
     pub(super) join_timeout: Duration,
@@ -370,11 +372,13 @@ impl Canvas {
             Route::Queue(queue) => queue,
             Route::Default => self.options.default_queue.clone(),
         };
+        let delay = due_in(&message);
+        let route = self.options.queues.route(&queue, delay);
         Publication {
-            exchange: String::new(),
-            routing_key: queue.clone(),
+            exchange: route.exchange,
+            routing_key: route.routing_key,
             message,
-            declare: Some(Declaration::Queue(Queue::tasks(queue))),
+            declare: Some(route.declare),
             mandatory: true,
         }
     }
@@ -746,6 +750,17 @@ fn join_error(cause: Exception) -> Box<ChordFailure> {
 }
 
 /// Of a chord whose body cannot be sent.
+/// The time until a message is due.
+fn due_in(message: &crate::wire::RawMessage) -> Duration {
+    message
+        .headers
+        .get("eta")
+        .and_then(Value::as_str)
+        .and_then(|eta| DateTime::parse_from_rfc3339(eta).ok())
+        .and_then(|eta| (eta.to_utc() - Utc::now()).to_std().ok())
+        .unwrap_or_default()
+}
+
 fn callback_error(error: &CanvasError) -> Box<ChordFailure> {
     ChordFailure::new("Callback error: ", error.exception())
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::broker::{Queue, Subscription, Subscriptions, Transport};
+use crate::broker::{BrokerError, Queue, Subscription, Subscriptions, TaskQueues, Transport};
 use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
@@ -66,6 +66,8 @@ pub struct Config {
     pub hostname: String,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// How queues are declared.
+    pub task_queues: TaskQueues,
     /// Queue of the tasks that follow others and name none.
     pub default_queue: String,
     /// How long the results of a chord's header may be on their way when its parts have returned.
@@ -114,6 +116,7 @@ impl Config {
         Self {
             hostname: hostname.into(),
             queues,
+            task_queues: TaskQueues::default(),
             default_queue: "celery".into(),
             chord_join_timeout: Duration::from_secs(3),
             chord_retry_interval: Duration::from_secs(1),
@@ -199,6 +202,7 @@ impl Worker {
         let options = canvas::Options {
             hostname: hostname.clone(),
             default_queue: config.default_queue.clone(),
+            queues: config.task_queues.clone(),
             join_timeout: config.chord_join_timeout,
         };
         let canvas = Canvas::new(
@@ -237,12 +241,18 @@ impl Worker {
     }
 
     /// Runs until it is told to stop, and until everything accepted is settled.
-    pub async fn run(self) {
+    ///
+    /// # Errors
+    /// That the broker was given up, where the transport does that.
+    pub async fn run(self) -> Result<(), BrokerError> {
         let worker = Arc::new(self);
+        let queue = |name: &String| worker.config.task_queues.queue(name);
+        let queues: Vec<Queue> = worker.config.queues.iter().map(queue).collect();
         let mut consumer = worker.transport.consume(Subscription {
             purpose: "tasks",
             small: false,
-            queues: worker.config.queues.iter().map(Queue::tasks).collect(),
+            delayed: worker.config.task_queues.delayed(&queues),
+            queues,
             prefetch: worker.prefetch(),
         });
         // Nobody else sets it.
@@ -283,7 +293,13 @@ impl Worker {
         worker.events.send(&Event::WorkerOffline(worker.load()));
         worker.events.close().await;
         worker.transport.close().await;
-        tracing::info!("worker stopped");
+        match consumer.failure() {
+            Some(error) => Err(error.clone()),
+            None => {
+                tracing::info!("worker stopped");
+                Ok(())
+            }
+        }
     }
 
     /// Tells monitors that the worker is there, and that it still is.

@@ -21,7 +21,7 @@ use super::policy::Policy;
 use super::stop::{Reason as StopReason, Stop};
 use super::task::{Control, Entry, Failure, Invocation, Outcome, Progress, Retry, When, panicked};
 use super::{STORE_PAUSES, Worker};
-use crate::broker::{Delivery, Publication, Verdict};
+use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::event::Event;
@@ -165,24 +165,17 @@ impl Worker {
         let Ok(left) = (eta - Utc::now()).to_std() else {
             return Some(());
         };
+        // One that waits must not take a place among those that the broker delivers ahead.
+        let parked = self.accepted.scheduled() < self.config.eta_task_limit;
         self.accepted.enter(received, Phase::Scheduled(eta));
-        self.make_room(received).await;
+        self.accepted.park(received, parked);
         tokio::time::sleep(left.min(self.config.eta_hold)).await;
         if left <= self.config.eta_hold {
+            self.accepted.park(received, false);
             return Some(());
         }
         self.put_back(received).await;
         None
-    }
-
-    /// A message that waits must not take a place among those that the broker delivers ahead.
-    async fn make_room(&self, received: &Received) {
-        if self.accepted.scheduled() > self.config.eta_task_limit {
-            return;
-        }
-        if let Some(subscriptions) = self.subscriptions.get() {
-            subscriptions.renew(&received.queue).await;
-        }
     }
 
     /// Publishes a message that waits anew, and lets the one go that is held.
@@ -576,19 +569,37 @@ impl Worker {
         eta: DateTime<Utc>,
         changes: &Changes,
     ) -> Publication {
-        let (exchange, routing_key) = match (&changes.queue, received.exchange.as_str()) {
-            (Some(queue), _) => (String::new(), queue.clone()),
-            (None, "") => (String::new(), received.queue.clone()),
-            (None, exchange) => (exchange.to_owned(), received.routing_key.clone()),
-        };
+        let now = Utc::now();
         let message = received
             .message
-            .retry(&received.raw, Some(eta), Utc::now(), changes);
+            .retry(&received.raw, Some(eta), now, changes);
+        let exchange = received.exchange.as_str();
+        let queue = match (&changes.queue, exchange) {
+            (Some(queue), _) => Some(queue),
+            // It came to the queue alone, or by the way of what is delayed.
+            (None, "" | delayed::DELIVERY) => Some(&received.queue),
+            (None, _) => None,
+        };
+        let (exchange, routing_key, declare) = match queue {
+            Some(queue) => {
+                let delay = (eta - now).to_std().unwrap_or_default();
+                let Route {
+                    exchange,
+                    routing_key,
+                    declare,
+                } = self.config.task_queues.route(queue, delay);
+                (exchange, routing_key, Some(declare))
+            }
+            None => {
+                let key = delayed::strip(&received.routing_key);
+                (exchange.to_owned(), key.to_owned(), None)
+            }
+        };
         Publication {
             exchange,
             routing_key,
             message,
-            declare: None,
+            declare,
             mandatory: true,
         }
     }
