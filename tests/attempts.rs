@@ -122,7 +122,9 @@ async fn a_partial_copy_of_another_source_is_replaced(mut bench: Bench) {
     // Replaced by its owner, with a file of the same size.
     bench.write_origin("a.tar", 4 * MB, 99);
     let later = std::time::SystemTime::now() + Duration::from_secs(10);
-    let replaced = fs::File::options().append(true).open(bench.origin.join("a.tar"));
+    let replaced = fs::File::options()
+        .append(true)
+        .open(bench.origin.join("a.tar"));
     replaced.unwrap().set_modified(later).unwrap();
     bench.forget_delay(id).await;
     bench.attempt(id).await.done();
