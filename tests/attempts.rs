@@ -15,13 +15,16 @@ mod bench;
 mod double;
 #[path = "support/ops_db.rs"]
 mod ops_db;
+#[path = "attempts/proxy.rs"]
+mod proxy;
 
 use std::fs;
 use std::time::Duration;
 
-use bench::{Bench, Ended, MB};
+use bench::{Bench, MB};
 use ccat_transfer::transfer::service::Done;
 use entity::Outcome;
+use rstest::rstest;
 
 /// Runs each of the named functions on both databases.
 macro_rules! on_both {
@@ -312,27 +315,93 @@ async fn names_are_moved_rightly_or_refused(bench: Bench) {
     assert!(failed.error.to_string().contains("stage that assembles"));
 }
 
-/// The double's checkpoint is a stand-in; this is the real program's.
+/// The database is away from the middle of the copy on, for longer than the lease lives: the copy
+/// goes on, and is verified and committed once the database is back.
+///
+/// For some seconds; `TEST_DATABASE_OUTAGE=60` makes it a minute.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_real_bbcp_completes_a_renamed_copy() {
+async fn a_copy_outlives_the_database() {
+    let Some(mut bench) = Bench::postgres().await else {
+        return;
+    };
+    let seconds = std::env::var("TEST_DATABASE_OUTAGE").map_or(4, |text| text.parse().unwrap());
+    let outage = Duration::from_secs(seconds);
+    bench.settings.transfer.lease_ttl = Duration::from_secs(1);
+    let proxy = bench.behind_a_proxy().await;
+    bench.double(&[("RATE", "4000000")]);
+    let id = bench.package("a.tar", 8 * MB).await;
+    let (ended, away) = bench
+        .attempt_while(id, 2 * MB, async |bench: &Bench| {
+            proxy.cut();
+            tokio::time::sleep(outage).await;
+            let row = (
+                bench.db.status(id).await,
+                bench.destination.join("a.tar").exists(),
+            );
+            proxy.mend();
+            row
+        })
+        .await;
+    let done = ended.done();
+    assert!(matches!(done, Done::Copied(_)), "{done:?}");
+    // What was seen before it was back, by another way: nothing was published or committed.
+    assert_eq!(away.value, ("IN_PROGRESS".to_owned(), false));
+    bench.assert_moved(id, "a.tar").await;
+    assert_eq!((bench.copies(), bench.record(id).await.retry_count), (1, 0));
+}
+
+/// The same, but another worker takes the transfer over meanwhile: nothing of the copy remains.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_that_was_taken_over_is_not_published() {
+    let Some(mut bench) = Bench::postgres().await else {
+        return;
+    };
+    bench.settings.transfer.lease_ttl = Duration::from_secs(1);
+    let proxy = bench.behind_a_proxy().await;
+    bench.double(&[("RATE", "4000000")]);
+    let id = bench.package("a.tar", 8 * MB).await;
+    let (ended, _) = bench
+        .attempt_while(id, 2 * MB, async |bench: &Bench| {
+            proxy.cut();
+            tokio::time::sleep(Duration::from_secs(4)).await;
+            bench.db.acquire_as(id, &ops_db::stranger()).await;
+            proxy.mend();
+        })
+        .await;
+    assert_eq!(ended.code(), "lease_lost");
+    assert_eq!(bench.db.status(id).await, "IN_PROGRESS", "the stranger's");
+    assert_eq!(bench.db.leases().await, "1");
+    assert!(!bench.destination.join("a.tar").exists());
+    assert!(bench.leftovers().0.is_empty());
+}
+
+/// The double's checkpoint is a stand-in; this is the real program's, here and over ssh.
+#[rstest]
+#[case::here(false)]
+#[case::there(true)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_bbcp_completes_a_renamed_copy(#[case] remote: bool) {
     let Some(real) = std::env::var_os("BBCP_REAL") else {
         println!("skipped: BBCP_REAL is not set");
         return;
     };
     let mut bench = Bench::sqlite().await;
     bench.resume();
-    bench.settings.bbcp.program = real.into();
+    bench.settings.bbcp.program = real.clone().into();
+    bench.settings.bbcp.remote_program = real.into();
+    if remote && !bench.by_ssh().await {
+        return;
+    }
     bench.settings.bbcp.max_rate = "4m".into();
+    bench.settings.bbcp.progress_interval = 2;
     let id = bench.package("p q.tar", 24 * MB).await;
     let stopped = bench.attempt_stopped_at(id, 8 * MB).await;
     assert_eq!(stopped.code(), "interrupted");
     let there = fs::metadata(&bench.leftovers().0[0]).unwrap().len();
+    assert!(there >= 4 * MB, "{there}");
     bench.settings.bbcp.max_rate = String::new();
     bench.attempt(id).await.done();
     bench.assert_moved(id, "p q.tar").await;
     let log = bench.log(id, 2).await;
     assert!(log.contains(&format!("at offset {there}")), "{log}");
-    if let Ended::Failed(failed) = bench.attempt(id).await {
-        panic!("{failed:?}");
-    }
 }

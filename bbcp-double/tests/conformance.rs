@@ -744,6 +744,21 @@ impl Case {
 
     fn run_step(&self, step: &Step, bench: &Bench, program: &Path) {
         let name = format!("{} [{}]", self.name, step.arguments.join(" "));
+        if let Some((from, to)) = step.renamed {
+            let rename = |from: PathBuf, to: PathBuf| std::fs::rename(from, to).unwrap();
+            rename(
+                bench.path(&format!("dst/{from}")),
+                bench.path(&format!("dst/{to}")),
+            );
+            for entry in std::fs::read_dir(bench.path("ckp")).unwrap() {
+                let checkpoint = entry.unwrap().file_name().into_string().unwrap();
+                let stem = checkpoint.strip_suffix(from).unwrap();
+                rename(
+                    bench.path(&format!("ckp/{checkpoint}")),
+                    bench.path(&format!("ckp/{stem}{to}")),
+                );
+            }
+        }
         let mut running = bench.call_program(program, step.arguments).start();
         if let Some(file) = step.killed_at {
             running.await_size(file, 1);

@@ -554,3 +554,176 @@ impl Role {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use std::collections::HashSet;
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::*;
+    use crate::transfer::bbcp::outcome::{Ends, Evidence};
+
+    /// The page that is made from the tables.
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/failures.md");
+
+    /// Set to write the page anew.
+    const REWRITE: &str = "REWRITE_DOCS";
+
+    const INTRODUCTION: &str = "\
+# What can go wrong, and what happens then
+
+Every failure has a code. It stands in the log (`error_code`), in the history of attempts
+(`ccat-transfer transfers show ID`), and here. What is said about retries is what the worker does by
+itself; with the default settings, the waits are the ones that are written here.
+
+This page is made from the worker's own table, `src/transfer/failures.rs`, and a test compares the
+two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
+
+## What holds for all of them
+
+* Nothing is ever deleted or overwritten at the origin, and nothing of others at the destination. A
+  package has its final name at the destination only when its content is proven to be the origin's.
+* *Tried again* means: the row is PENDING with one more in `retry_count`, and the manager sends it
+  when its time has come; `transfers show` tells when. The first wait is `transfer.retry_delay_first`
+  (1 minute), each further one is twice as long, up to `transfer.retry_delay_max` (2 hours); where
+  somebody has to make room first, it begins with `transfer.retry_delay_storage` (30 minutes). Each
+  is shorter by up to a fifth, by chance.
+* *Up to the limit* is `transfer.max_retries` (3). Some failures have a limit of their own.
+* *Not counted* means that `retry_count` stays: nothing failed that is the transfer's fault.
+* *Given up* means: the row is FAILED with the reason, and an administrator is told. Set it to
+  PENDING to have it tried again.
+* Set a waiting transfer's `retry_count` to 0 to have it tried at once, or do it yourself with
+  `ccat-transfer transfers run ID`.
+* A Celery caller gets the Python exception, of `ccat_data_transfer.exceptions`.
+* *Whose matter* is the place to look: `source` and `destination` are the two locations, `link` is
+  what lies between, `agent` is the worker and its host, `request` is the message.
+
+";
+
+    fn follows(kind: &Kind) -> String {
+        let wait = match kind.wait {
+            Wait::None => "",
+            Wait::Backoff => ", after a wait",
+            Wait::Storage => ", after a long wait",
+        };
+        match kind.retry {
+            Never => "Given up at once.".into(),
+            General => format!("Tried again{wait}, up to the limit."),
+            AtMost(1) => format!("Tried again{wait}, once."),
+            AtMost(n) => format!("Tried again{wait}, {n} times at most."),
+            Uncounted => format!("Tried again{wait}; not counted."),
+            NotOurs => "The row is left as it is.".into(),
+        }
+    }
+
+    /// Code of the error that bbcp's or ssh's line leads to.
+    fn code_of(sign: Sign) -> &'static str {
+        let ends = Ends {
+            source: "/o".into(),
+            target: "/d".into(),
+            remote: None,
+        };
+        Evidence::new(ends).error(sign, String::new()).code()
+    }
+
+    fn shown(text: &Text) -> String {
+        let mut parts = vec![text.begins];
+        parts.extend(text.holds.iter().map(|part| part.trim()));
+        parts.push(text.ends);
+        parts.retain(|part| !part.is_empty());
+        let mut shown = parts
+            .iter()
+            .map(|part| part.trim_end())
+            .collect::<Vec<_>>()
+            .join(" … ");
+        if text.names_origin {
+            shown.push_str(" … (the package)");
+        }
+        match text.speaker {
+            Speaker::Bbcp => format!(
+                "`bbcp: {}{shown}`",
+                if text.begins.is_empty() { "… " } else { "" }
+            ),
+            Speaker::Others => format!("`{shown}`"),
+        }
+    }
+
+    fn page() -> String {
+        let mut page = INTRODUCTION.to_owned();
+        page.push_str("## The failures\n");
+        for kind in ALL {
+            let scope = kind.scope.map_or("the end in question", Scope::as_str);
+            let (code, exc, what, remedy) = (kind.code, kind.exc_type, kind.what, kind.remedy);
+            write!(
+                page,
+                "\n### `{code}`\n\n{what}\n\n* Then: {}\n* Whose matter: {scope}\n\
+                 * Python exception: `{exc}`\n* What to do: {remedy}\n",
+                follows(kind)
+            )
+            .unwrap();
+            let texts: Vec<String> = TEXTS
+                .iter()
+                .filter(|(sign, _)| code_of(*sign) == code)
+                .flat_map(|(_, texts)| texts.iter().map(shown))
+                .collect();
+            if !texts.is_empty() {
+                writeln!(page, "* Known by: {}", texts.join(", ")).unwrap();
+            }
+        }
+        page
+    }
+
+    #[test]
+    fn the_page_agrees_with_the_table() {
+        let page = page();
+        if std::env::var_os(REWRITE).is_some() {
+            std::fs::create_dir_all(Path::new(PAGE).parent().unwrap()).unwrap();
+            std::fs::write(PAGE, &page).unwrap();
+        }
+        let committed = std::fs::read_to_string(PAGE).unwrap_or_default();
+        assert!(
+            committed == page,
+            "docs/failures.md does not agree with the table; look at the change and write it anew \
+             with {REWRITE}=1 cargo test --lib failures"
+        );
+    }
+
+    #[test]
+    fn codes_are_names_and_unique() {
+        let codes: HashSet<&str> = ALL.iter().map(|kind| kind.code).collect();
+        assert_eq!(codes.len(), ALL.len());
+        for kind in ALL {
+            assert!(
+                kind.code
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'_'),
+                "{}",
+                kind.code
+            );
+            assert!(
+                kind.what.ends_with(['.', ')']) && kind.remedy.ends_with(['.', ')']),
+                "{}",
+                kind.code
+            );
+            // Nobody waits for what does not come.
+            assert!(
+                kind.retry != Never && kind.retry != NotOurs || kind.wait == Wait::None,
+                "{}",
+                kind.code
+            );
+        }
+    }
+
+    #[test]
+    fn texts_are_in_the_order_of_their_signs_and_lead_somewhere() {
+        let signs: Vec<Sign> = TEXTS.iter().map(|(sign, _)| *sign).collect();
+        assert!(signs.is_sorted() && signs.len() == Sign::Follower as usize + 1);
+        for (sign, texts) in TEXTS {
+            assert!(!texts.is_empty(), "{sign:?}");
+            let code = code_of(*sign);
+            assert!(ALL.iter().any(|kind| kind.code == code), "{sign:?}: {code}");
+        }
+    }
+}

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ccat_transfer::settings::{self, Settings};
+use ccat_transfer::settings::{self, EnumLabels, OpsDb, Settings};
 use ccat_transfer::tasks::DataTransferTask;
-use ccat_transfer::transfer::repository::{ReleaseTo, TransferRecord};
+use ccat_transfer::transfer::database::Database;
+use ccat_transfer::transfer::repository::{ReleaseTo, Repository, TransferRecord};
 use ccat_transfer::transfer::service::{Done, Failed, Phase, Request, Snapshot, TransferService};
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
 use tempfile::TempDir;
@@ -17,7 +18,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::double::double;
-use crate::ops_db::{Fixture, me};
+use crate::ops_db::{Fixture, me, service};
+use crate::proxy::Proxy;
 
 pub(crate) const MB: u64 = 1 << 20;
 
@@ -27,6 +29,8 @@ pub(crate) struct Bench {
     pub(crate) settings: Settings,
     pub(crate) origin: PathBuf,
     pub(crate) destination: PathBuf,
+    /// The database as the attempts reach it, if not as the test does.
+    workers_view: Option<Repository>,
     directory: TempDir,
 }
 
@@ -102,6 +106,7 @@ impl Bench {
             settings,
             origin: path("origin"),
             destination: path("destination"),
+            workers_view: None,
             directory,
         };
         bench.double(&[]);
@@ -111,6 +116,39 @@ impl Bench {
     /// Partial copies are kept, whatever the package's size is.
     pub(crate) fn resume(&mut self) {
         self.settings.transfer.resume_above = 0;
+    }
+
+    /// Puts a proxy between the attempts and their database, which the test goes on seeing.
+    pub(crate) async fn behind_a_proxy(&mut self) -> Proxy {
+        let server = self.db.test.settings.clone();
+        let proxy = Proxy::start(server.database_postgresql_port).await;
+        let settings = OpsDb {
+            database_postgresql_host: "127.0.0.1".into(),
+            database_postgresql_port: proxy.port(),
+            acquire_timeout: Duration::from_millis(500),
+            ..server
+        };
+        let database = Database::connect(&settings).await.unwrap();
+        let repository = Repository::open(database, EnumLabels::Names).await.unwrap();
+        self.workers_view = Some(repository);
+        proxy
+    }
+
+    /// Reaches the destination by ssh, if there is a server to test with.
+    pub(crate) async fn by_ssh(&mut self) -> bool {
+        let Some(port) = service("TEST_SSHD_PORT") else {
+            return false;
+        };
+        let variable = |name: &str| std::env::var(name).unwrap_or_default();
+        let ssh = &mut self.settings.ssh;
+        ssh.port = port.parse().unwrap();
+        ssh.identity_file = variable("TEST_SSH_IDENTITY");
+        ssh.known_hosts_file = variable("TEST_SSH_KNOWN_HOSTS");
+        ssh.user = variable("TEST_SSH_USER");
+        let path = self.destination.display();
+        let sql = format!("UPDATE disk_data_location SET host = '127.0.0.1' WHERE path = '{path}'");
+        assert_eq!(self.db.sql(&sql).await, 1);
+        true
     }
 
     /// Sets the double's knobs (without their prefix).
@@ -197,7 +235,10 @@ impl Bench {
 
     fn task(&self) -> DataTransferTask {
         let service = TransferService::new(
-            self.db.repository.clone(),
+            self.workers_view
+                .as_ref()
+                .unwrap_or(&self.db.repository)
+                .clone(),
             Arc::new(self.settings.clone()),
             me(),
         );

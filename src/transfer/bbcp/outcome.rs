@@ -169,7 +169,8 @@ impl Evidence {
         }
     }
 
-    fn error(self, sign: Sign, line: String) -> TransferError {
+    /// What a line means that tells this.
+    pub(in crate::transfer) fn error(self, sign: Sign, line: String) -> TransferError {
         let host = self.ends.peer();
         let role = self.ends.remote_role();
         let Ends { source, target, .. } = self.ends;

@@ -151,8 +151,8 @@ impl Watchdog {
         let (at, before) = self.samples.front()?;
         let gained = moved.saturating_sub(*before);
         let span = now.duration_since(*at);
-        let least = slowness.min_rate.saturating_mul(span.as_secs());
-        (old(at) && gained < least).then_some(Trouble::TooSlow(gained))
+        let least = u128::from(slowness.min_rate) * span.as_millis() / 1000;
+        (old(at) && u128::from(gained) < least).then_some(Trouble::TooSlow(gained))
     }
 
     /// Bytes that moved since the start, by whichever witness saw the most.
