@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::base::{DataTransferTask, Settled};
 use super::exception;
+use crate::faults::fault_point;
 use crate::transfer::error::TransferError;
 use crate::transfer::repository::ReleaseTo;
 use crate::transfer::service::{self, Failed, Snapshot};
@@ -109,7 +110,10 @@ impl Task for TransferFilesBbcp {
             return Err(TaskError::UnexpectedError(NOT_PREPARED.into()));
         };
         match transfers.run(&self.attempt(control)).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                fault_point!(TaskDone);
+                Ok(())
+            }
             Err(failed) => {
                 let text = failed.error.chain();
                 self.put_failed(failed, Settled::Unwritten);

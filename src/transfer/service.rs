@@ -35,6 +35,7 @@ use super::repository::{
     Acquired, Acquisition, Finished, Location, ReleaseTo, Repository, TransferRecord,
 };
 
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::settings::Settings;
 use crate::telemetry::{chain, panic_text};
@@ -398,8 +399,9 @@ impl Running<'_> {
             );
         }
         let mut plan = self.plan().await?;
-        let facts = self.stoppable(self.prepare(&mut plan)).await?;
+        let facts = fault_point!(Prepared, self.stoppable(self.prepare(&mut plan)).await)?;
         self.sweep(&plan, acquired).await;
+        fault_point!(LeftoversSwept);
 
         if let Some(there) = self.stoppable(plan.target.inspect()).await? {
             let digest = self.stoppable(self.recognize(&plan, facts, there)).await?;
@@ -430,7 +432,9 @@ impl Running<'_> {
         let id = self.request.id;
         let record = self
             .service
-            .patiently(&self.stop, || self.service.repository.transfer(id))
+            .patiently(&self.stop, || async {
+                fault_point!(PlanRead, self.service.repository.transfer(id).await)
+            })
             .await?
             .ok_or(TransferError::UnknownTransfer { id })?;
         let TransferRecord {
@@ -595,8 +599,8 @@ impl Running<'_> {
         source: Facts,
         log_path: PathBuf,
     ) -> Result<Summary, TransferError> {
-        self.copy(plan, &log_path).await?;
-        let digest = self.stoppable(self.verify(plan, source)).await?;
+        fault_point!(CopyEnded, self.copy(plan, &log_path).await)?;
+        let digest = fault_point!(Verified, self.stoppable(self.verify(plan, source)).await)?;
         self.publish(plan, source).await?;
         self.commit(plan, &digest, Some(log_path)).await
     }
@@ -619,7 +623,10 @@ impl Running<'_> {
         let report = loop {
             tokio::select! {
                 report = &mut copying => break report?,
-                Ok(()) = changes.changed() => self.show(Phase::Copying, progress(&changes.borrow())),
+                Ok(()) = changes.changed() => {
+                    self.show(Phase::Copying, progress(&changes.borrow()));
+                    fault_point!(FirstProgress, Ok::<(), TransferError>(()))?;
+                }
             }
         };
         tracing::info!(
@@ -662,8 +669,10 @@ impl Running<'_> {
         }
         let nobody = watch::Sender::new(0);
         let how = self.reading(plan, &nobody);
-        let (origin, destination) =
-            tokio::try_join!(plan.source.digest(how), plan.target.digest_temporary(how))?;
+        let (origin, destination) = tokio::try_join!(
+            async { fault_point!(OriginDigested, plan.source.digest(how).await) },
+            async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) },
+        )?;
         let after = plan.source.inspect().await?;
         if (after.size, after.modified) != (before.size, before.modified) {
             return Err(TransferError::OriginChanged {
@@ -689,11 +698,14 @@ impl Running<'_> {
         let (service, lease) = (self.service, self.lease);
         let progress = self.progress();
         service
-            .settle(lease, &self.stop, || {
-                service.repository.renew(lease, progress)
+            .settle(lease, &self.stop, || async {
+                fault_point!(
+                    LeaseConfirmed,
+                    service.repository.renew(lease, progress).await
+                )
             })
             .await?;
-        match plan.target.publish().await {
+        match fault_point!(Renamed, plan.target.publish().await) {
             // Perhaps by us: the answer to a rename can get lost on its way.
             Err(error @ TransferError::DestinationExists { .. }) => {
                 let there = plan.target.inspect().await?.ok_or(error)?;
@@ -746,7 +758,10 @@ impl Running<'_> {
     async fn tidy(&self, plan: &Plan) {
         let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
         let error = match removed {
-            Ok(Ok(())) => return self.forget_temporary(self.lease.attempt()).await,
+            Ok(Ok(())) => {
+                fault_point!(Tidied);
+                return self.forget_temporary(self.lease.attempt()).await;
+            }
             Ok(Err(error)) => error.chain(),
             Err(_) => "not in time".into(),
         };

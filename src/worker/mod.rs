@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::telemetry::{chain, panic_text};
 use crate::wire::event::{Event, HEARTBEAT_SECONDS, Load};
@@ -263,12 +264,14 @@ impl Worker {
                 "task runs here already; the new delivery joins it"
             );
         }
+        fault_point!(TaskAccepted);
         // Not of one that joined: monitors would take a running task for a waiting one.
         self.events.send(&Event::TaskReceived(&message));
         let verdict = self.process(&message, redelivered, stop).await;
         for delivery in self.accepted.release(&message.id) {
             delivery.settle(verdict).await;
         }
+        fault_point!(Acknowledged);
     }
 
     /// Waits for the task's time and for a slot, runs it and stores its result.
@@ -443,7 +446,8 @@ impl Worker {
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Verdict {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
-            let Err(error) = self.results.store(meta, message).await else {
+            let stored = fault_point!(ResultStored, self.results.store(meta, message).await);
+            let Err(error) = stored else {
                 return Verdict::Ack;
             };
             let pause = pauses.next_pause();
