@@ -22,6 +22,7 @@ use super::stop::{Reason as StopReason, Stop};
 use super::task::{Control, Entry, Failure, Invocation, Outcome, Progress, Retry, When, panicked};
 use super::{STORE_PAUSES, Worker};
 use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::event::Event;
@@ -80,6 +81,7 @@ impl Worker {
                 "task runs here already; the new delivery joins it"
             );
         }
+        fault_point!(TaskAccepted);
         let limits = self.time_limits.get(&message.task);
         let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
         let verdict = match self.unwanted(message) {
@@ -96,6 +98,7 @@ impl Worker {
         for delivery in self.accepted.release(&received) {
             delivery.settle(verdict).await;
         }
+        fault_point!(Acknowledged);
     }
 
     /// Waits for the task's turn, runs it, and does what follows.
@@ -721,7 +724,8 @@ impl Worker {
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
-            let Err(error) = self.results.store(meta, message).await else {
+            let stored = fault_point!(ResultStored, self.results.store(meta, message).await);
+            let Err(error) = stored else {
                 return Ok(());
             };
             let pause = pauses.next_pause();

@@ -98,3 +98,11 @@ pub fn open(
 fn scheme(url: &str) -> &str {
     url.split_once("://").map_or(url, |(scheme, _)| scheme)
 }
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for ResultError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        let cause = std::io::Error::other(lost);
+        Self::Redis(cause.into())
+    }
+}
