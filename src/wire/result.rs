@@ -40,6 +40,16 @@ pub enum State {
         /// Node name of the worker.
         hostname: String,
     },
+    /// It runs, and this is how far it is; a state of the project's own, which Celery's readers take
+    /// for a custom one.
+    Progress(Value),
+    /// It raised and will be run again.
+    Retry {
+        /// What it raised.
+        exception: Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<String>,
+    },
     /// It returned.
     Success(Value),
     /// It raised.
@@ -59,16 +69,32 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Started { .. } => "STARTED",
+            Self::Progress(_) => "PROGRESS",
+            Self::Retry { .. } => "RETRY",
             Self::Success(_) => "SUCCESS",
             Self::Failure { .. } => "FAILURE",
             Self::Revoked(_) => "REVOKED",
         }
     }
 
+    /// What is stored as the result: a value, or an exception as a mapping.
+    #[must_use]
+    pub fn result(&self) -> Value {
+        match self {
+            Self::Started { pid, hostname } => json!({"pid": pid, "hostname": hostname}),
+            Self::Success(value) | Self::Progress(value) => value.clone(),
+            Self::Retry { exception, .. } | Self::Failure { exception, .. } => json!(exception),
+            Self::Revoked(cause) => json!(Exception::revoked(cause.as_str())),
+        }
+    }
+
     /// Whether no other state follows.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Started { .. })
+        matches!(
+            self,
+            Self::Success(_) | Self::Failure { .. } | Self::Revoked(_)
+        )
     }
 }
 
@@ -85,6 +111,30 @@ pub struct ResultMeta {
     pub group_id: Option<String>,
     /// The task that sent this one.
     pub parent_id: Option<String>,
+    /// The results of the tasks that this one sent, each in the form of `AsyncResult.as_tuple()`:
+    /// `[[id, parent], null]`, or `[[group, parent], [child, …]]`.
+    pub children: Vec<Value>,
+    /// What `result_extended` adds.
+    pub extended: Option<Extended>,
+}
+
+/// The keys that `result_extended` adds to a result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Extended {
+    /// Name of the task.
+    pub name: String,
+    /// Its arguments.
+    pub args: Value,
+    /// Its keyword arguments.
+    pub kwargs: Value,
+    /// Node name of the worker.
+    pub worker: String,
+    /// How often it was retried before.
+    pub retries: u32,
+    /// The *routing key* that its message came by, which Celery calls `queue`.
+    pub queue: Option<String>,
+    /// `stamped_headers`, and the stamps under their own names; empty for a task without.
+    pub stamps: Map<String, Value>,
 }
 
 impl ResultMeta {
@@ -97,32 +147,38 @@ impl ResultMeta {
             state,
             group_id: message.group.clone(),
             parent_id: message.parent_id.clone(),
+            children: Vec::new(),
+            extended: None,
         }
     }
 
     /// The mapping.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let (result, traceback) = match &self.state {
-            State::Started { pid, hostname } => (json!({"pid": pid, "hostname": hostname}), None),
-            State::Success(value) => (value.clone(), None),
-            State::Failure {
-                exception,
-                traceback,
-            } => (json!(exception), traceback.clone()),
-            State::Revoked(cause) => (json!(Exception::revoked(cause.as_str())), None),
+        let traceback = match &self.state {
+            State::Retry { traceback, .. } | State::Failure { traceback, .. } => traceback.as_ref(),
+            _ => None,
         };
         let mut meta = Map::new();
         meta.insert("status".into(), json!(self.state.name()));
-        meta.insert("result".into(), result);
+        meta.insert("result".into(), self.state.result());
         meta.insert("traceback".into(), json!(traceback));
-        meta.insert("children".into(), json!([]));
+        meta.insert("children".into(), json!(self.children));
         meta.insert("date_done".into(), json!(self.date_done.map(isoformat)));
         if let Some(group) = &self.group_id {
             meta.insert("group_id".into(), json!(group));
         }
         if let Some(parent) = &self.parent_id {
             meta.insert("parent_id".into(), json!(parent));
+        }
+        if let Some(extended) = &self.extended {
+            meta.insert("name".into(), json!(extended.name));
+            meta.insert("args".into(), extended.args.clone());
+            meta.insert("kwargs".into(), extended.kwargs.clone());
+            meta.insert("worker".into(), json!(extended.worker));
+            meta.insert("retries".into(), json!(extended.retries));
+            meta.insert("queue".into(), json!(extended.queue));
+            meta.extend(extended.stamps.clone());
         }
         meta.insert("task_id".into(), json!(self.task_id));
         Value::Object(meta)
