@@ -26,6 +26,7 @@ mod db;
 mod manager;
 mod node;
 mod output;
+mod results;
 mod signals;
 mod transfers;
 mod worker;

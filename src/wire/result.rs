@@ -85,6 +85,22 @@ impl State {
             Self::Success(_) | Self::Failure { .. } | Self::Revoked(_)
         )
     }
+
+    /// Whether a stored state of that name stays when this one comes: a SUCCESS always, and against
+    /// mere news about the progress every final one. A task that failed may run once more.
+    #[must_use]
+    pub fn yields_to(&self, stored: &str) -> bool {
+        self.unyielding().contains(&stored)
+    }
+
+    /// The states that stay when this one comes.
+    #[must_use]
+    pub fn unyielding(&self) -> &'static [&'static str] {
+        match self {
+            Self::Progress(_) => &["SUCCESS", "FAILURE", "REVOKED"],
+            _ => &["SUCCESS"],
+        }
+    }
 }
 
 /// A task's result as a mapping with exactly the keys that Python writes.
@@ -180,6 +196,29 @@ impl ResultMeta {
         }
         meta.insert("task_id".into(), json!(self.task_id));
         Value::Object(meta)
+    }
+}
+
+/// Why stored bytes are no result.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReadable {
+    /// They are of another serializer, or broken.
+    #[error("it is no JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// They are something else.
+    #[error("it is no mapping with a status")]
+    NoStatus,
+}
+
+/// The mapping that a key-value store holds.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn read(stored: &[u8]) -> Result<Value, NotReadable> {
+    let meta: Value = serde_json::from_slice(stored)?;
+    match meta["status"].is_string() {
+        true => Ok(meta),
+        false => Err(NotReadable::NoStatus),
     }
 }
 
