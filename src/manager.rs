@@ -57,6 +57,8 @@ pub struct Pass {
     pub refused: Vec<Refusal>,
     /// Transfers that a dead worker left, PENDING again.
     pub recovered: Vec<i64>,
+    /// How many PENDING transfers wait to be tried again later.
+    pub waiting: u64,
 }
 
 /// A transfer and the queue that its message went to.
@@ -138,7 +140,7 @@ impl Manager {
         tracing::info!("manager stopped");
     }
 
-    /// One pass: recovers, then schedules every PENDING transfer. With `verbose` every row has a
+    /// One pass: recovers, then schedules every PENDING transfer that is due. With `verbose` every row has a
     /// line in the log.
     ///
     /// # Errors
@@ -146,6 +148,7 @@ impl Manager {
     pub async fn transfer_transfer_packages(&self, verbose: bool) -> Result<Pass, ManagerError> {
         let mut pass = Pass {
             recovered: self.recover().await?,
+            waiting: self.repository.waiting().await?,
             ..Pass::default()
         };
         let mut after = None;
@@ -169,6 +172,7 @@ impl Manager {
             refused = pass.refused.len(),
             taken = pass.taken,
             recovered = pass.recovered.len(),
+            waiting = pass.waiting,
             "pass finished"
         );
         // A failure that no success followed is the broker's, not a row's.

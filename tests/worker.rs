@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use ccat_transfer::broker::app::{Producing, build};
 use ccat_transfer::broker::{Declaration, Publication, Queue, Subscription, Transport, Verdict};
+use ccat_transfer::wire::content::Accept;
 use ccat_transfer::wire::{Properties, RawMessage};
 use ccat_transfer::worker::results::{self, ResultReader};
-use ccat_transfer::worker::{Config, Registry, Shutdown, Worker};
+use ccat_transfer::worker::{Config, Registry, Shutdown, TaskDefaults, Worker};
 use celery::Celery;
 use celery::task::Signature;
 use serde_json::{Value, json};
@@ -134,14 +135,15 @@ async fn worker(
         .unwrap();
     let results = results::open(&results::Options::new(backend), transport.clone()).unwrap();
     let config = Config {
-        hostname: "celery@tests".into(),
-        queues: vec![queue.into()],
         concurrency,
-        prefetch: u16::try_from(concurrency).unwrap(),
-        max_body_bytes: 10_000,
-        track_started: true,
+        prefetch_multiplier: 1,
+        accept: Accept::json(10_000),
+        tasks: TaskDefaults {
+            track_started: true,
+            ..TaskDefaults::default()
+        },
         task_events: true,
-        remote_control: true,
+        ..Config::new("celery@tests", vec![queue.into()])
     };
     tokio::spawn(Worker::new(app, registry, transport, results, config, shutdown.clone()).run())
 }

@@ -215,6 +215,7 @@ mod tests {
 
     use super::*;
     use crate::broker::{self, Consumer, Subscription};
+    use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
     #[derive(Clone, Serialize, Deserialize)]
@@ -300,7 +301,7 @@ mod tests {
             publication.declare,
             Some(Declaration::Queue(Queue::tasks("q")))
         );
-        let message = decode(&publication.message, 1 << 20).unwrap();
+        let message = decode(&publication.message, &Accept::json(1 << 20)).unwrap();
         assert_eq!(message.id, result.task_id);
         assert_eq!(message.task, "package.add");
         assert_eq!(message.kwargs, json!({"x": 4}));

@@ -31,6 +31,18 @@ pub enum ExchangeKind {
     Topic,
 }
 
+impl ExchangeKind {
+    /// Its name in AMQP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+        }
+    }
+}
+
 /// An exchange, as it is declared before it is used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exchange {
@@ -119,7 +131,7 @@ impl Queue {
             arguments: Map::from_iter(arguments),
             binding: Some(Binding {
                 exchange: Exchange {
-                    name: "celery.pidbox".into(),
+                    name: crate::wire::pidbox::EXCHANGE.into(),
                     kind: ExchangeKind::Fanout,
                     durable: false,
                 },
@@ -269,6 +281,8 @@ pub struct Delivery {
     pub exchange: String,
     /// Its routing key.
     pub routing_key: String,
+    /// Queue it was consumed from.
+    pub queue: String,
     /// Whether it, or so the broker thinks, was delivered before.
     pub redelivered: bool,
     settlement: Option<Box<dyn Settlement>>,
@@ -287,6 +301,7 @@ impl Delivery {
         Self {
             message,
             exchange,
+            queue: routing_key.clone(),
             routing_key,
             redelivered,
             settlement: Some(settlement),
@@ -383,6 +398,27 @@ impl Consumer {
     #[must_use]
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.connected.clone()
+    }
+}
+
+/// SHIM
+#[derive(Debug, Clone)]
+pub struct Subscriptions;
+#[allow(missing_docs, clippy::unused_async)]
+impl Subscriptions {
+    pub async fn renew(&self, _q: &str) {}
+    pub async fn add(&self, _q: Queue) {}
+    pub async fn cancel_queue(&self, _q: &str) {}
+    pub async fn set_prefetch(&self, _n: u16) {}
+    pub fn queues(&self) -> Vec<Queue> {
+        Vec::new()
+    }
+}
+impl Consumer {
+    /// SHIM
+    #[must_use]
+    pub fn handle(&self) -> Subscriptions {
+        Subscriptions
     }
 }
 

@@ -3,6 +3,7 @@
 use secrecy::SecretString;
 
 use crate::settings::Celery;
+use crate::wire::compression::Method;
 use crate::worker::results::{DatabaseOptions, Expires, Options, RedisOptions, TableName, Tls};
 
 impl From<&Celery> for Options {
@@ -23,6 +24,7 @@ impl From<&Celery> for Options {
                 chords: u64::try_from(celery.result_chord_expires).ok(),
             },
             persistent: celery.result_persistent,
+            compression: Method::of(&celery.result_compression),
             redis: RedisOptions {
                 key_prefix: transport.global_keyprefix.clone(),
                 master_name: transport.master_name.clone(),

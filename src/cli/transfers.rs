@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use entity::Status;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -23,7 +24,7 @@ use crate::transfer::plan::LocalHost;
 use crate::transfer::repository::{
     AttemptRecord, Endpoint, Filter, Location, ReleaseTo, TransferDetail, TransferSummary,
 };
-use crate::transfer::service::{Done, Phase, Request, Snapshot, TransferService};
+use crate::transfer::service::{Done, Request, Snapshot, TransferService};
 use crate::transfer::topology::{self, LocationName, NewTransfer};
 
 #[derive(Debug, Subcommand)]
@@ -187,10 +188,19 @@ fn print_list(transfers: &[TransferSummary]) {
             endpoint(transfer.destination.as_ref()),
             transfer.file_name.clone().unwrap_or_default(),
             transfer.size_bytes.map(output::size).unwrap_or_default(),
-            transfer.lease.as_ref().map(progress).unwrap_or_default(),
+            match (&transfer.lease, transfer.not_before) {
+                (Some(lease), _) => progress(lease),
+                (None, Some(time)) => format!("not before {}", second(time)),
+                (None, None) => String::new(),
+            },
         ]);
     }
     println!("{table}");
+}
+
+/// A time to the second, in UTC.
+fn second(time: DateTime<Utc>) -> impl std::fmt::Display {
+    time.format("%Y-%m-%d %H:%M:%S UTC")
 }
 
 fn endpoint(endpoint: Option<&Endpoint>) -> String {
@@ -230,6 +240,9 @@ fn print_detail(detail: &TransferDetail) {
     }
     if let Some(message) = &transfer.failure_error_message {
         println!("failure    {message}");
+    }
+    if let Some(time) = detail.not_before {
+        println!("next try   not before {}", second(time));
     }
     if let Some(lease) = &detail.lease {
         println!("held by    {}, {}", lease.owner, progress(lease));
@@ -277,6 +290,8 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
     let owner = Owner::current(node_name(Some("transfers-run"), &host()));
+    // Whoever starts it by hand does not want it to wait.
+    repository.forget_delay(id).await?;
     let service = TransferService::new(repository, context.settings.clone(), owner);
     let transfers = DataTransferTask::new(service);
     let cancelled = CancellationToken::new();
@@ -329,6 +344,7 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
                 TransferError::UnknownTransfer { .. } => CliError::NotFound(text),
                 TransferError::AlreadyFailed { .. }
                 | TransferError::Held { .. }
+                | TransferError::DestinationBusy { .. }
                 | TransferError::Untracked { .. } => CliError::Refused(text),
                 _ => CliError::Failed(text),
             })
@@ -378,12 +394,7 @@ async fn show_progress(mut snapshots: watch::Receiver<Snapshot>, quiet: bool) {
     bar.enable_steady_tick(Duration::from_millis(200));
     loop {
         let Snapshot { phase, progress } = *snapshots.borrow_and_update();
-        bar.set_message(match phase {
-            Phase::Preparing => "preparing",
-            Phase::Copying => "copying",
-            Phase::Verifying => "verifying",
-            Phase::Publishing => "publishing",
-        });
+        bar.set_message(phase.as_str());
         if let Some(total) = progress.bytes_total {
             bar.set_length(total);
         }

@@ -16,6 +16,17 @@ static PORT_RANGE: LazyLock<Option<Regex>> =
 /// Names that are safe on ssh's command line: nothing that it could take for an option.
 static USER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[a-z_][a-z0-9_-]*$").ok());
 
+/// Serializers, by name and by MIME type.
+const ACCEPTABLE: [&str; 6] = [
+    "json",
+    "msgpack",
+    "yaml",
+    "application/json",
+    "application/x-msgpack",
+    "application/x-yaml",
+];
+const PICKLE: [&str; 2] = ["pickle", "application/x-python-serialize"];
+
 /// Names of the task types, the keys of `celery.task_names`.
 const TASK_TYPES: [&str; 2] = ["transfer_files_bbcp", "transfer_transfer_packages"];
 
@@ -41,10 +52,59 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "celery.max_body_bytes",
         "must be above 0",
     );
+    for name in &celery.accept_content {
+        problems.require(
+            ACCEPTABLE.contains(&name.as_str()),
+            "celery.accept_content",
+            &match PICKLE.contains(&name.as_str()) {
+                true => {
+                    "pickle is never accepted: reading it runs code that the sender chose".into()
+                }
+                false => format!("`{name}` is no serializer; there are json, msgpack and yaml"),
+            },
+        );
+    }
+    problems.require(
+        !celery.accept_content.is_empty(),
+        "celery.accept_content",
+        "must name one serializer at least",
+    );
     problems.require(
         celery.broker_connection_timeout > 0,
         "celery.broker_connection_timeout",
         "must be above 0",
+    );
+    for (key, value) in [
+        ("celery.task_time_limit", celery.task_time_limit),
+        ("celery.task_soft_time_limit", celery.task_soft_time_limit),
+        (
+            "celery.worker_soft_shutdown_timeout",
+            celery.worker_soft_shutdown_timeout,
+        ),
+        (
+            "celery.result_chord_join_timeout",
+            celery.result_chord_join_timeout,
+        ),
+        (
+            "celery.result_chord_retry_interval",
+            celery.result_chord_retry_interval,
+        ),
+    ] {
+        problems.require(
+            value >= 0.0 && Duration::try_from_secs_f64(value).is_ok(),
+            key,
+            "must be a number of seconds",
+        );
+    }
+    problems.require(
+        (0.1..=60.0).contains(&celery.worker_heartbeat_interval),
+        "celery.worker_heartbeat_interval",
+        "must be between 0.1 and 60 seconds",
+    );
+    problems.require(
+        celery.worker_eta_hold >= Duration::from_secs(1),
+        "celery.worker_eta_hold",
+        "must be 1s or more",
     );
     for (task, names) in &celery.task_names {
         let key = format!("celery.task_names.{task}");
@@ -63,6 +123,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         );
     }
 
+    problems.require(
+        (0.0..=1.0).contains(&transfer.retry_delay_jitter),
+        "transfer.retry_delay_jitter",
+        "must be 0 to 1",
+    );
     let ttl = transfer.lease_ttl;
     problems.require(
         ttl >= transfer.lease_renew_interval * 3,
@@ -91,6 +156,12 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         &settings.bbcp,
         &mut problems,
     );
+    stall(
+        "transfer.min_rate_window",
+        transfer.min_rate_window,
+        &settings.bbcp,
+        &mut problems,
+    );
     for (n, route) in settings.routes.iter().enumerate() {
         let key = format!("routes[{n}]");
         let same = |other: &&super::RouteOverride| {
@@ -105,12 +176,12 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
             Ok(link) => {
                 bbcp(&format!("{key}.bbcp"), &link.bbcp, &mut problems);
                 ssh(&format!("{key}.ssh"), &link.ssh, &mut problems);
-                stall(
-                    &format!("{key}.stall_timeout"),
-                    link.stall_timeout,
-                    &link.bbcp,
-                    &mut problems,
-                );
+                for (name, time) in [
+                    ("stall_timeout", link.stall_timeout),
+                    ("min_rate_window", link.slowness.window),
+                ] {
+                    stall(&format!("{key}.{name}"), time, &link.bbcp, &mut problems);
+                }
             }
             Err(message) => problems.add(&key, message),
         }
@@ -129,6 +200,18 @@ const RESULT_BACKENDS: [&str; 7] = [
     "db+sqlite",
 ];
 
+/// Names of what results can be compressed with.
+const RESULT_COMPRESSIONS: [&str; 8] = [
+    "",
+    "gzip",
+    "zlib",
+    "bzip2",
+    "bzip",
+    "zstd",
+    "zstandard",
+    "application/zstd",
+];
+
 fn result_backend(celery: &Celery, problems: &mut Problems) {
     let key = "celery.result_backend";
     let url = celery.result_backend();
@@ -141,6 +224,11 @@ fn result_backend(celery: &Celery, problems: &mut Problems) {
         let schemes = [&RESULT_BACKENDS[..], &["db+postgresql"]].concat();
         problems.url(key, url, &schemes);
     }
+    problems.require(
+        RESULT_COMPRESSIONS.contains(&celery.result_compression.as_str()),
+        "celery.result_compression",
+        "must be gzip, bzip2 or zstd, or empty; the others are only read",
+    );
     if scheme == Some("sentinel") {
         problems.require(
             !celery
@@ -233,6 +321,19 @@ fn ssh(key: &str, ssh: &Ssh, problems: &mut Problems) {
             value.is_empty() || is_word(value),
             &format!("{key}.{name}"),
             "must hold no blanks and not begin with `-`: bbcp splits its start command at blanks",
+        );
+    }
+    for (name, command) in [
+        ("sha256_command", &ssh.sha256_command),
+        ("blake3_command", &ssh.blake3_command),
+        ("xxh3_command", &ssh.xxh3_command),
+        ("md5_command", &ssh.md5_command),
+    ] {
+        let usable = |word: &String| !word.is_empty() && !word.contains(char::is_control);
+        problems.require(
+            command.iter().all(usable) && command.first().is_some_and(|word| is_word(word)),
+            &format!("{key}.{name}"),
+            "must be a program and its arguments, e.g. [\"sha256sum\"]",
         );
     }
     for option in &ssh.options {

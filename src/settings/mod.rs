@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 mod check;
 mod load;
@@ -40,12 +41,14 @@ pub struct Settings {
 }
 
 /// `[celery]`. Keys have the names that Celery gives them.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Celery {
     /// `amqp://` or `amqps://` URL; a secret, since it may hold a password.
+    #[serde(skip_serializing)]
     pub broker_url: SecretString,
     /// Empty, or the URL of a backend as Celery writes it; a secret for the same reason.
+    #[serde(skip_serializing)]
     pub result_backend: SecretString,
     /// Seconds that a result is kept; 0 for ever.
     pub result_expires: u64,
@@ -59,6 +62,8 @@ pub struct Celery {
     pub result_persistent: bool,
     /// How results are written.
     pub result_serializer: ResultSerializer,
+    /// How results are compressed in Redis; empty for not.
+    pub result_compression: String,
     /// Whether tables of results are made where they are missing.
     pub database_create_tables_at_setup: bool,
     /// What only Redis needs to know.
@@ -69,6 +74,10 @@ pub struct Celery {
     pub database_table_names: ResultTables,
     /// Schemas of the tables of results.
     pub database_table_schemas: ResultTables,
+    /// Seconds that results of a chord's header may be on their way when its parts have returned.
+    pub result_chord_join_timeout: f64,
+    /// Seconds between two looks at a chord, where the backend does not count its parts.
+    pub result_chord_retry_interval: f64,
     /// Queue for producers and workers that name none.
     pub task_default_queue: String,
     /// Tasks at a time; 0 is the number of processors.
@@ -81,11 +90,46 @@ pub struct Celery {
     pub worker_enable_remote_control: bool,
     /// Whether STARTED is stored.
     pub task_track_started: bool,
+    /// Whether a message is acknowledged after its task rather than before, where the task does not
+    /// say. The transfer tasks say: after.
+    pub task_acks_late: bool,
+    /// Whether, with late acknowledgement, a failure is acknowledged rather than rejected.
+    pub task_acks_on_failure: bool,
+    /// Whether, with late acknowledgement, a task that ran too long is acknowledged rather than
+    /// requeued.
+    pub task_acks_on_timeout: bool,
+    /// Whether no results are stored, where neither message nor task says.
+    pub task_ignore_result: bool,
+    /// Whether failures are stored even so.
+    pub task_store_errors_even_if_ignored: bool,
+    /// Seconds that a task may run; 0 is no limit.
+    pub task_time_limit: f64,
+    /// Seconds after which a task is asked to stop; 0 is no limit.
+    pub task_soft_time_limit: f64,
+    /// How many tasks of one name may begin, e.g. `10/m`; empty is no limit.
+    pub task_default_rate_limit: String,
+    /// Whether rate limits are ignored, those of the tasks, too.
+    pub worker_disable_rate_limits: bool,
+    /// Whether a task that is delivered again is not run if its stored state is SUCCESS.
+    pub worker_deduplicate_successful_tasks: bool,
+    /// Seconds that running tasks get to end when the worker has to stop at once.
+    pub worker_soft_shutdown_timeout: f64,
+    /// Messages that may wait for their eta beyond the prefetch limit.
+    pub worker_eta_task_limit: usize,
+    /// How long a message that waits for its eta is held before it is published anew.
+    #[serde(with = "humantime_serde")]
+    pub worker_eta_hold: Duration,
+    /// Requests of the remote control that change what the worker does, as far as they are obeyed.
+    pub worker_remote_control_allowed: Vec<String>,
+    /// Seconds between the heartbeats that monitors see.
+    pub worker_heartbeat_interval: f64,
     /// Seconds between AMQP heartbeats; 0 for none.
     pub broker_heartbeat: u16,
     /// Seconds to wait for one connection attempt.
     pub broker_connection_timeout: u64,
-    /// Largest accepted message body, in bytes.
+    /// Serializers that are accepted, by name or MIME type.
+    pub accept_content: Vec<String>,
+    /// Largest accepted message body, in bytes, before and after decompression.
     pub max_body_bytes: usize,
     /// Task type → wire names; the first is sent, all are answered.
     pub task_names: BTreeMap<String, Vec<String>>,
@@ -98,6 +142,16 @@ impl Celery {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             n => usize::from(n),
         }
+    }
+
+    /// Everything as a mapping with Celery's names, for `celery inspect conf`; passwords in URLs are
+    /// masked.
+    #[must_use]
+    pub fn shown(&self) -> serde_json::Value {
+        let mut shown = serde_json::to_value(self).unwrap_or_default();
+        shown["broker_url"] = masked(self.broker_url()).into();
+        shown["result_backend"] = masked(self.result_backend()).into();
+        shown
     }
 
     /// The broker URL with its password, for connecting only.
@@ -153,6 +207,22 @@ pub struct ResultTables {
     pub task: String,
     /// Of groups.
     pub group: String,
+}
+
+/// A URL with its password as `********`, as Celery shows it; several, where sentinels are.
+fn masked(urls: &str) -> String {
+    let masked = |url: &str| match Url::parse(url) {
+        Ok(mut parsed) if parsed.password().is_some() => {
+            // Only a URL without a host refuses, and that has no password.
+            let _ = parsed.set_password(Some("********"));
+            parsed.into()
+        }
+        _ => url.to_owned(),
+    };
+    match urls.starts_with("sentinel://") {
+        true => urls.split(';').map(masked).collect::<Vec<_>>().join(";"),
+        false => masked(urls),
+    }
 }
 
 /// Kind of the operations database.
@@ -222,6 +292,8 @@ pub enum DigestAlgorithm {
     Blake3,
     /// XXH3, 64 bits: fast, finds accidents but no attack.
     Xxh3,
+    /// MD5, RFC 1321: finds accidents but no attack; many archives record it.
+    Md5,
 }
 
 /// `[transfer]`.
@@ -234,6 +306,17 @@ pub struct Transfer {
     pub queue_prefix: String,
     /// Further attempts after the first failed one.
     pub max_retries: u32,
+    /// Wait before the first further attempt; each failure doubles it.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_first: Duration,
+    /// The same after a failure for lack of storage.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_storage: Duration,
+    /// Longest wait.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_max: Duration,
+    /// Share by which a wait may be shorter, 0 to 1.
+    pub retry_delay_jitter: f64,
     /// Age of the last renewal at which a lease is dead.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
@@ -243,6 +326,20 @@ pub struct Transfer {
     /// A copy that moves nothing for so long is stopped.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
+    /// Bytes per second that a copy must move; 0 for no such limit.
+    pub min_rate: u64,
+    /// Over this time.
+    #[serde(with = "humantime_serde")]
+    pub min_rate_window: Duration,
+    /// Bytes per second from which the longest time for a copy follows; 0 for no such limit.
+    pub deadline_rate: u64,
+    /// Added to that time.
+    #[serde(with = "humantime_serde")]
+    pub deadline_grace: Duration,
+    /// Whether partial copies are kept for the next attempt.
+    pub resume: bool,
+    /// Of packages of this size and above.
+    pub resume_above: u64,
     /// Algorithm of the verification.
     pub digest: DigestAlgorithm,
     /// Bytes that must stay free at the destination.
@@ -301,6 +398,14 @@ pub struct Ssh {
     pub connect_timeout: Duration,
     /// Further `-o` options, `Name=value`.
     pub options: Vec<String>,
+    /// Program at a remote end, with its arguments, that prints the SHA-256 of its standard input.
+    pub sha256_command: Vec<String>,
+    /// The same for BLAKE3.
+    pub blake3_command: Vec<String>,
+    /// The same for XXH3.
+    pub xxh3_command: Vec<String>,
+    /// The same for MD5.
+    pub md5_command: Vec<String>,
 }
 
 /// `[[routes]]`: what differs for one link.
@@ -314,6 +419,24 @@ pub struct RouteOverride {
     /// Instead of `transfer.stall_timeout`.
     #[serde(default, with = "humantime_serde")]
     pub stall_timeout: Option<Duration>,
+    /// Instead of `transfer.min_rate`.
+    #[serde(default)]
+    pub min_rate: Option<u64>,
+    /// Instead of `transfer.min_rate_window`.
+    #[serde(default, with = "humantime_serde")]
+    pub min_rate_window: Option<Duration>,
+    /// Instead of `transfer.deadline_rate`.
+    #[serde(default)]
+    pub deadline_rate: Option<u64>,
+    /// Instead of `transfer.deadline_grace`.
+    #[serde(default, with = "humantime_serde")]
+    pub deadline_grace: Option<Duration>,
+    /// Instead of `transfer.resume`.
+    #[serde(default)]
+    pub resume: Option<bool>,
+    /// Instead of `transfer.resume_above`.
+    #[serde(default)]
+    pub resume_above: Option<u64>,
     /// Keys of `[bbcp]`.
     #[serde(default)]
     pub bbcp: figment::value::Dict,
@@ -362,6 +485,39 @@ pub struct LinkSettings {
     pub ssh: Ssh,
     /// A copy that moves nothing for so long is stopped.
     pub stall_timeout: Duration,
+    /// Algorithm by which the ends are compared.
+    pub digest: DigestAlgorithm,
+    /// What is too slow.
+    pub slowness: Slowness,
+    /// Whether partial copies are kept for the next attempt.
+    pub resume: bool,
+    /// Of packages of this size in bytes and above.
+    pub resume_above: u64,
+}
+
+/// When a copy that moves is stopped nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slowness {
+    /// Bytes per second that it must move, over `window`; 0 for no such limit.
+    pub min_rate: u64,
+    /// See `min_rate`.
+    pub window: Duration,
+    /// Bytes per second from which the longest time follows; 0 for no such limit.
+    pub deadline_rate: u64,
+    /// Added to that time.
+    pub deadline_grace: Duration,
+}
+
+impl Slowness {
+    /// The longest time that a copy of `bytes` may take.
+    #[must_use]
+    pub fn deadline(&self, bytes: u64) -> Option<Duration> {
+        let seconds = bytes.checked_div(self.deadline_rate)?;
+        Some(
+            self.deadline_grace
+                .saturating_add(Duration::from_secs(seconds)),
+        )
+    }
 }
 
 impl Settings {

@@ -7,12 +7,14 @@ use super::message::TaskMessage;
 use super::repr;
 use super::result::{Cause, State};
 
-/// Seconds between two heartbeats, as it is announced.
-pub const HEARTBEAT_SECONDS: f64 = 2.0;
+/// What the worker says that it is, its version and its system.
+const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
 
 /// What the worker itself looks like at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
+    /// Seconds between two heartbeats.
+    pub freq: f64,
     /// Tasks that run.
     pub active: usize,
     /// Tasks that were begun since the start.
@@ -28,6 +30,8 @@ pub enum Event<'a> {
     WorkerOnline(Load),
     /// It still is.
     WorkerHeartbeat(Load),
+    /// It still is, as it was asked to say; with fewer words, as Python's.
+    WorkerHeartbeatAsked,
     /// It goes.
     WorkerOffline(Load),
     /// A task came.
@@ -138,7 +142,7 @@ impl<'a> Event<'a> {
     pub fn name(&self) -> &'static str {
         match self {
             Self::WorkerOnline(_) => "worker-online",
-            Self::WorkerHeartbeat(_) => "worker-heartbeat",
+            Self::WorkerHeartbeat(_) | Self::WorkerHeartbeatAsked => "worker-heartbeat",
             Self::WorkerOffline(_) => "worker-offline",
             Self::TaskReceived(_) => "task-received",
             Self::TaskStarted(_) => "task-started",
@@ -159,6 +163,7 @@ impl<'a> Event<'a> {
             self,
             Self::WorkerOnline(_)
                 | Self::WorkerHeartbeat(_)
+                | Self::WorkerHeartbeatAsked
                 | Self::WorkerOffline(_)
                 | Self::WorkerElectAck(_)
         )
@@ -191,16 +196,22 @@ impl<'a> Event<'a> {
         match self {
             Self::WorkerOnline(load) | Self::WorkerHeartbeat(load) | Self::WorkerOffline(load) => {
                 json!({
-                    "freq": HEARTBEAT_SECONDS,
+                    "freq": load.freq,
                     "active": load.active,
                     "processed": load.processed,
                     "loadavg": load.loadavg,
                     // Monitors decide by these what they may ask of a worker.
-                    "sw_ident": "py-celery",
-                    "sw_ver": "5.7.0",
-                    "sw_sys": "Linux",
+                    "sw_ident": SOFTWARE.0,
+                    "sw_ver": SOFTWARE.1,
+                    "sw_sys": SOFTWARE.2,
                 })
             }
+            Self::WorkerHeartbeatAsked => json!({
+                "freq": 5,
+                "sw_ident": SOFTWARE.0,
+                "sw_ver": SOFTWARE.1,
+                "sw_sys": SOFTWARE.2,
+            }),
             Self::TaskReceived(message) => json!({
                 "uuid": message.id,
                 "name": message.display_name(),

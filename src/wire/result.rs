@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::compression::{self, Method};
 use super::exception::Exception;
-use super::isoformat;
-use super::message::TaskMessage;
+use super::message::{Reason, TaskMessage};
+use super::{isoformat, json};
 
 /// Why a task does not run, or not to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,17 @@ impl State {
             Self::Success(_) => "SUCCESS",
             Self::Failure { .. } => "FAILURE",
             Self::Revoked(_) => "REVOKED",
+        }
+    }
+
+    /// What is stored as the result: a value, or an exception as a mapping.
+    #[must_use]
+    pub fn result(&self) -> Value {
+        match self {
+            Self::Started { pid, hostname } => json!({"pid": pid, "hostname": hostname}),
+            Self::Success(value) | Self::Progress(value) => value.clone(),
+            Self::Retry { exception, .. } | Self::Failure { exception, .. } => json!(exception),
+            Self::Revoked(cause) => json!(Exception::revoked(cause.as_str())),
         }
     }
 
@@ -160,22 +172,13 @@ impl ResultMeta {
     /// The mapping.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let (result, traceback) = match &self.state {
-            State::Started { pid, hostname } => (json!({"pid": pid, "hostname": hostname}), None),
-            State::Success(value) | State::Progress(value) => (value.clone(), None),
-            State::Retry {
-                exception,
-                traceback,
-            }
-            | State::Failure {
-                exception,
-                traceback,
-            } => (json!(exception), traceback.clone()),
-            State::Revoked(cause) => (json!(Exception::revoked(cause.as_str())), None),
+        let traceback = match &self.state {
+            State::Retry { traceback, .. } | State::Failure { traceback, .. } => traceback.as_ref(),
+            _ => None,
         };
         let mut meta = Map::new();
         meta.insert("status".into(), json!(self.state.name()));
-        meta.insert("result".into(), result);
+        meta.insert("result".into(), self.state.result());
         meta.insert("traceback".into(), json!(traceback));
         meta.insert("children".into(), json!(self.children));
         meta.insert("date_done".into(), json!(self.date_done.map(isoformat)));
@@ -199,23 +202,63 @@ impl ResultMeta {
     }
 }
 
+/// What compressed values begin with; then come the MIME type of the compression, a NUL and the
+/// compressed bytes.
+const COMPRESSED: &[u8] = b"\0celery-compressed\0";
+
+/// Largest value that is read, in bytes, decompressed: whoever may write to Redis may store a bomb.
+const MAX_STORED: usize = 64 << 20;
+
 /// Why stored bytes are no result.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReadable {
+    /// They cannot be decompressed.
+    #[error("it cannot be decompressed")]
+    Compressed(#[from] Reason),
     /// They are of another serializer, or broken.
     #[error("it is no JSON: {0}")]
-    Json(#[from] serde_json::Error),
+    Json(String),
     /// They are something else.
     #[error("it is no mapping with a status")]
     NoStatus,
 }
 
-/// The mapping that a key-value store holds.
+/// A value as a key-value store holds it.
+#[must_use]
+pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
+    let plain = value.to_string().into_bytes();
+    let packed = compression.and_then(|method| {
+        let packed = method.compress(&plain)?;
+        let name = method.content_type().as_bytes();
+        Some([COMPRESSED, name, b"\0", &packed].concat())
+    });
+    packed.unwrap_or(plain)
+}
+
+/// The value that a store holds, compressed or not.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
+    let plain = match stored.strip_prefix(COMPRESSED) {
+        None => stored.into(),
+        Some(rest) => {
+            let mut parts = rest.splitn(2, |byte| *byte == 0);
+            let name = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+            let packed = parts.next().unwrap_or_default();
+            compression::undo(packed, Some(&name.into()), MAX_STORED)?
+        }
+    };
+    let text = std::str::from_utf8(&plain).map_err(|e| NotReadable::Json(e.to_string()))?;
+    json::read(text).map_err(|e| NotReadable::Json(e.to_string()))
+}
+
+/// The mapping of a result that a key-value store holds.
 ///
 /// # Errors
 /// [`NotReadable`].
 pub fn read(stored: &[u8]) -> Result<Value, NotReadable> {
-    let meta: Value = serde_json::from_slice(stored)?;
+    let meta = decode(stored)?;
     match meta["status"].is_string() {
         true => Ok(meta),
         false => Err(NotReadable::NoStatus),

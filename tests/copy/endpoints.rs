@@ -57,6 +57,7 @@ fn reading(progress: &watch::Sender<u64>) -> Reading<'_> {
         size: SIZE,
         stall_timeout: Duration::from_secs(10),
         progress,
+        behind: None,
     }
 }
 

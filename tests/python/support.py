@@ -213,12 +213,30 @@ class Process:
                 self.kill()
 
 
-def python_worker(directory, queue, broker, backend):
+def tasks_worker(directory, queue, broker, backend, *flags, **settings):
+    """The Rust worker of examples/tasks_worker.rs; `settings` are keys of [celery]."""
+    environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()}
+    worker = Process(
+        [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
+        + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
+        directory / f"tasks-{queue[:40]}.log",
+        cwd=directory,
+        env=clean_environment(
+            CELERY_BROKER_URL=broker.url,
+            CELERY_RESULT_BACKEND=backend,
+            CCAT_DATA_TRANSFER_LOG__FORMAT="json",
+            **environment,
+        ),
+    )
+    return worker.says("worker ready")
+
+
+def python_worker(directory, queue, broker, backend, *flags, pool="solo"):
     """A real Celery worker, see peer.py."""
     worker = Process(
         [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
-        + ["-P", "solo", "-l", "INFO", "--without-mingle", "--without-gossip"],
-        directory / "peer.log",
+        + ["-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip", *flags],
+        directory / f"peer-{queue}.log",
         cwd=HERE,
         env=clean_environment(CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend),
     )
@@ -306,6 +324,9 @@ type = "direct"
                 # Short, for the tests that wait for a lease to die.
                 "lease_ttl": "3s",
                 "lease_renew_interval": "500ms",
+                # At once; tests/python/test_delays.py has waits.
+                "retry_delay_first": "0s",
+                "retry_delay_storage": "0s",
             },
             "bbcp": {"program": str(self.program), "streams": 2, "progress_interval": 2, "kill_after": "1s"},
             "manager": {"sleep_time": "1s"},

@@ -27,10 +27,10 @@ use tokio::time::timeout;
 
 use super::options::TableName;
 use super::outage::Gate;
-use super::{Options, ResultBackend, ResultError};
+use super::{ChordSupport, Options, ResultBackend, ResultError};
 use crate::wire::isoformat;
 use crate::wire::message::TaskMessage;
-use crate::wire::result::{Extended, NotReadable, ResultMeta, State};
+use crate::wire::result::{self, Extended, NotReadable, ResultMeta, State};
 
 /// Time for a connection or a lock.
 const ACQUIRE: Duration = Duration::from_secs(5);
@@ -479,6 +479,10 @@ impl Database {
 
 #[async_trait]
 impl ResultBackend for Database {
+    fn chords(&self) -> ChordSupport {
+        ChordSupport::Polled
+    }
+
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         // Only a message that was made by hand has such an id. Nobody could store it, ever.
         if !is_id(&meta.task_id) {
@@ -570,9 +574,7 @@ impl Row<'_> {
     /// What a cell's bytes say; null for none.
     fn json(&self, column: &str) -> Result<Value, RowError> {
         match self.get::<Vec<u8>>(column)? {
-            Some(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|e| RowError::NotReadable(e.into()))
-            }
+            Some(bytes) => result::decode(&bytes).map_err(RowError::NotReadable),
             None => Ok(Value::Null),
         }
     }

@@ -14,6 +14,7 @@ use crate::broker::{BrokerError, Transport};
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{NotReadable, ResultMeta};
 
+pub mod chord;
 mod database;
 mod options;
 mod outage;
@@ -46,6 +47,22 @@ pub trait ResultBackend: Send + Sync {
     async fn cleanup(&self) -> Result<u64, ResultError> {
         Ok(0)
     }
+
+    /// How chords are done.
+    fn chords(&self) -> ChordSupport {
+        ChordSupport::None
+    }
+}
+
+/// How chords are done with a backend.
+#[derive(Clone)]
+pub enum ChordSupport {
+    /// Not at all.
+    None,
+    /// Their parts are counted as they return.
+    Counted(chord::Chords),
+    /// Somebody looks at the results of the parts every so often: `celery.chord_unlock`.
+    Polled,
 }
 
 type Cause = Box<dyn Error + Send + Sync>;
@@ -97,6 +114,17 @@ impl ResultError {
             place: place.to_owned(),
             source: source.into(),
         }
+    }
+
+    /// Whether no time mends it: Redis holds something else under the key.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { source, .. } if source
+                .downcast_ref::<::redis::RedisError>()
+                .is_some_and(|error| error.code() == Some("WRONGTYPE"))
+        )
     }
 
     fn refused(place: &str, source: impl Into<Cause>) -> Self {

@@ -2,6 +2,8 @@
 
 use secrecy::SecretString;
 
+use crate::wire::compression::Method;
+
 /// Where results go, and how they are kept there.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -11,6 +13,8 @@ pub struct Options {
     pub expires: Expires,
     /// Whether `rpc://` results survive a restart of the broker.
     pub persistent: bool,
+    /// How results are compressed, in Redis; `None` for not.
+    pub compression: Option<Method>,
     /// What concerns Redis only.
     pub redis: RedisOptions,
     /// What concerns databases only.
@@ -25,6 +29,7 @@ impl Options {
             url: url.into(),
             expires: Expires::default(),
             persistent: false,
+            compression: None,
             redis: RedisOptions::default(),
             database: DatabaseOptions::default(),
         }

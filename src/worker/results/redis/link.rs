@@ -16,7 +16,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 /// A connection that mends itself. Each command is tried once: a result that could not be stored is
 /// repeated by the worker.
-pub(super) struct Link {
+pub(in super::super) struct Link {
     place: String,
     gate: Gate,
     state: Mutex<State>,
@@ -46,7 +46,7 @@ impl Link {
     ///
     /// # Errors
     /// [`ResultError::Unreachable`], or [`ResultError::Refused`] where there is an answer.
-    pub(super) async fn with<T>(
+    pub(in super::super) async fn with<T>(
         &self,
         work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, ResultError> {

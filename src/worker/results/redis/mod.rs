@@ -1,14 +1,17 @@
 //! `redis://`: results as JSON under `celery-task-meta-<id>`, announced on a channel of that name.
 
+use std::sync::{Arc, LazyLock};
+
 use async_trait::async_trait;
-use redis::AsyncCommands;
-use redis::Script;
+use redis::{AsyncCommands as _, Script};
 use serde_json::Value;
 
 use self::address::Address;
-use self::link::Link;
+pub(super) use self::link::Link;
+use super::chord::{ChordOptions, Chords};
 use super::options::Expires;
-use super::{Options, ResultBackend, ResultError};
+use super::{ChordSupport, Options, ResultBackend, ResultError};
+use crate::wire::compression::Method;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, ResultMeta, State};
 
@@ -21,7 +24,9 @@ mod link;
 ///
 /// The beginning of a mapping tells a state that never has to stay: so a task that was STARTED
 /// before needs no second round trip. Python and this program write the status first.
-const STORE: &str = r#"
+static STORE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r#"
 local value, expires, known = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local head = redis.call('GETRANGE', KEYS[1], 0, 31)
 if head ~= '' then
@@ -38,14 +43,17 @@ else
 end
 redis.call('PUBLISH', KEYS[1], value)
 return false
-"#;
+"#,
+    )
+});
 
 /// Stores results in Redis.
 pub struct Redis {
-    link: Link,
-    store: Script,
+    link: Arc<Link>,
     prefix: String,
     expires: Expires,
+    compression: Option<Method>,
+    chord_ordered: bool,
 }
 
 impl Redis {
@@ -53,12 +61,13 @@ impl Redis {
     ///
     /// # Errors
     /// [`ResultError::Url`].
-    pub(super) fn new(url: &str, options: &Options) -> Result<Self, ResultError> {
+    pub fn new(url: &str, options: &Options) -> Result<Self, ResultError> {
         Ok(Self {
-            link: Link::new(&Address::parse(url, &options.redis)?)?,
-            store: Script::new(STORE),
+            link: Arc::new(Link::new(&Address::parse(url, &options.redis)?)?),
             prefix: key_prefix(&options.redis.key_prefix),
             expires: options.expires,
+            compression: options.compression,
+            chord_ordered: options.redis.chord_ordered,
         })
     }
 
@@ -78,9 +87,19 @@ fn key_prefix(prefix: &str) -> String {
 
 #[async_trait]
 impl ResultBackend for Redis {
+    fn chords(&self) -> ChordSupport {
+        let options = ChordOptions {
+            ordered: self.chord_ordered,
+            expires_seconds: self.expires.chords.unwrap_or(self.expires.results),
+            result_expires_seconds: self.expires.results,
+            compression: self.compression,
+        };
+        ChordSupport::Counted(Chords::new(self.link.clone(), &self.prefix, options))
+    }
+
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         let key = self.key(&meta.task_id);
-        let value = meta.to_json().to_string().into_bytes();
+        let value = result::encode(&meta.to_json(), self.compression);
         let expires = match meta.state {
             State::Failure { .. } => self.expires.failures.unwrap_or(self.expires.results),
             _ => self.expires.results,
@@ -90,7 +109,7 @@ impl ResultBackend for Redis {
             let stored: Option<Vec<u8>> = self
                 .link
                 .with(async |connection| {
-                    self.store
+                    STORE
                         .key(&key)
                         .arg(&value)
                         .arg(expires)
