@@ -724,10 +724,22 @@ impl Worker {
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
-            let stored = fault_point!(ResultStored, self.results.store(meta, message).await);
+            let storing =
+                async { fault_point!(ResultStored, self.results.store(meta, message).await) };
+            let Some(stored) = self.stopping.run_until_cancelled(storing).await else {
+                return Err(Requeue);
+            };
             let Err(error) = stored else {
                 return Ok(());
             };
+            if error.is_hopeless() {
+                tracing::error!(
+                    task_id = message.id,
+                    error = %chain(&error),
+                    "result cannot be stored, now or later; it is lost"
+                );
+                return Ok(());
+            }
             let pause = pauses.next_pause();
             tracing::warn!(
                 task_id = message.id,
