@@ -33,6 +33,7 @@ class OnPostgres(OwnBbcp):
         # Where workers find it; a test can put something in between.
         self.database_port = self.server.port
         self._administer(f"CREATE DATABASE {self.database_name}")
+        self.connection = self._connect(self.database_name)
         super().__init__(directory, bbcp, broker)
 
     def _connect(self, database):
@@ -60,11 +61,11 @@ class OnPostgres(OwnBbcp):
         }
 
     def rows(self, sql, *values):
-        with self._connect(self.database_name) as connection:
-            return connection.execute(sql.replace("?", "%s"), values).fetchall()
+        return self.connection.execute(sql.replace("?", "%s"), values).fetchall()
 
     def close(self):
         super().close()
+        self.connection.close()
         self._administer(f"DROP DATABASE IF EXISTS {self.database_name} WITH (FORCE)")
 
 
