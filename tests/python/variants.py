@@ -69,6 +69,16 @@ class OnPostgres(OwnBbcp):
         self._administer(f"DROP DATABASE IF EXISTS {self.database_name} WITH (FORCE)")
 
 
+def ssh_settings():
+    """How the private sshd is reached."""
+    return {
+        "port": int(service("TEST_SSHD_PORT")),
+        "identity_file": service("TEST_SSH_IDENTITY"),
+        "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
+        "user": service("TEST_SSH_USER"),
+    }
+
+
 class RealBbcp(OwnBbcp):
     """A real bbcp that pushes over the private sshd."""
 
@@ -85,13 +95,7 @@ class RealBbcp(OwnBbcp):
             connection.execute(sql, values)
 
     def settings(self, backend="redis", **sections):
-        ssh = {
-            "port": int(service("TEST_SSHD_PORT")),
-            "identity_file": service("TEST_SSH_IDENTITY"),
-            "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
-            "user": service("TEST_SSH_USER"),
-        }
-        sections["ssh"] = ssh | sections.get("ssh", {})
+        sections["ssh"] = ssh_settings() | sections.get("ssh", {})
         sections["bbcp"] = {"remote_program": str(self.program)} | sections.get("bbcp", {})
         super().settings(backend, **sections)
 
