@@ -62,8 +62,7 @@ mod points {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
+    use nix::sys::signal::{Signal, raise};
 
     /// What can happen at a point.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,8 +227,9 @@ mod points {
     /// Forgets what a step answered; a transaction in it is rolled back.
     pub fn lose<T>(_answer: T) {}
 
+    /// To this very thread, so that it does not go one step further before the process obeys.
     fn signal_self(signal: Signal) -> Option<Fault> {
-        if let Err(error) = kill(Pid::this(), signal) {
+        if let Err(error) = raise(signal) {
             tracing::error!(%error, "the fault could not be made");
         }
         None

@@ -33,6 +33,7 @@ class OnPostgres(OwnBbcp):
         # Where workers find it; a test can put something in between.
         self.database_port = self.server.port
         self._administer(f"CREATE DATABASE {self.database_name}")
+        self.connection = self._connect(self.database_name)
         super().__init__(directory, bbcp, broker)
 
     def _connect(self, database):
@@ -60,12 +61,22 @@ class OnPostgres(OwnBbcp):
         }
 
     def rows(self, sql, *values):
-        with self._connect(self.database_name) as connection:
-            return connection.execute(sql.replace("?", "%s"), values).fetchall()
+        return self.connection.execute(sql.replace("?", "%s"), values).fetchall()
 
     def close(self):
         super().close()
+        self.connection.close()
         self._administer(f"DROP DATABASE IF EXISTS {self.database_name} WITH (FORCE)")
+
+
+def ssh_settings():
+    """How the private sshd is reached."""
+    return {
+        "port": int(service("TEST_SSHD_PORT")),
+        "identity_file": service("TEST_SSH_IDENTITY"),
+        "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
+        "user": service("TEST_SSH_USER"),
+    }
 
 
 class RealBbcp(OwnBbcp):
@@ -84,13 +95,7 @@ class RealBbcp(OwnBbcp):
             connection.execute(sql, values)
 
     def settings(self, backend="redis", **sections):
-        ssh = {
-            "port": int(service("TEST_SSHD_PORT")),
-            "identity_file": service("TEST_SSH_IDENTITY"),
-            "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
-            "user": service("TEST_SSH_USER"),
-        }
-        sections["ssh"] = ssh | sections.get("ssh", {})
+        sections["ssh"] = ssh_settings() | sections.get("ssh", {})
         sections["bbcp"] = {"remote_program": str(self.program)} | sections.get("bbcp", {})
         super().settings(backend, **sections)
 
