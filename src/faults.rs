@@ -142,12 +142,16 @@ mod points {
         LeaseTaken = "lease_taken", STEP;
         /// The rows that the plan is made of have been read.
         PlanRead = "plan_read", STEP;
+        /// No other transfer can copy to the same place now.
+        Claimed = "claimed", STEP;
         /// Both ends have been looked at, and the directory is made.
         Prepared = "prepared", STEP;
         /// What dead attempts left has been removed.
         LeftoversSwept = "leftovers_swept", MOMENT;
         /// The names of the attempt's files are in the database, and there is no file.
         FilesRecorded = "files_recorded", STEP;
+        /// An earlier attempt's partial copy has this attempt's name.
+        PartialBegun = "partial_begun", STEP;
         /// bbcp runs.
         CopySpawned = "copy_spawned", PASSAGE;
         /// The first progress of the copy has been seen.

@@ -23,21 +23,20 @@ from variants import OnPostgres, OwnBbcp, RealBbcp
 pytestmark = pytest.mark.timeout(280)
 
 SIZE = MB
-# So many cases at once. They wait more than they work.
-AT_ONCE = 8
 
 # ---------------------------------------------------------------- what is to be expected
 
 # The way that leads to each point.
 MANAGER = ["manager_row_locked", "manager_published", "manager_committed"]
 SWEEP = ["sweep_written", "sweep_committed"]
-BEFORE_COPY = ["task_accepted", "lease_taken", "plan_read", "prepared", "leftovers_swept", "files_recorded"]
+BEFORE_COPY = ["task_accepted", "lease_taken", "plan_read", "claimed", "prepared", "leftovers_swept", "files_recorded"]
 COPYING = ["copy_spawned", "first_progress", "copy_ended", "origin_digested", "destination_digested"]
 COPIED = ["verified", "lease_confirmed"]
 RENAMED = ["renamed", "settlement_written", "completed", "task_done", "result_stored", "acknowledged"]
 RETRY = ["tidied", "failure_counted", "retry_written"]
 PERMANENT = ["failure_written"]
 RELEASE = ["released"]
+RESUME = ["partial_begun"]
 SCENARIOS = {
     "manager": MANAGER,
     "sweep": SWEEP,
@@ -45,15 +44,16 @@ SCENARIOS = {
     "retry": RETRY,
     "permanent": PERMANENT,
     "release": RELEASE,
+    "resume": RESUME,
 }
 
 # Steps outside of the database whose failure is the transfer's: it is counted, and there is another attempt.
-COUNTED = ["prepared", *COPYING, "verified", "renamed"]
+COUNTED = ["prepared", "partial_begun", *COPYING, "verified", "renamed"]
 
 
 def expected_retries(scenario, point, mode):
     retries = {"retry": 1}.get(scenario, 0)
-    if scenario == "good" and point in COUNTED and mode == "fail":
+    if scenario in ("good", "resume") and point in COUNTED and mode == "fail":
         retries += 1
     if (point, mode) == ("copy_ended", "twice"):
         # The second bbcp finds the first one's file under the attempt's own name.
@@ -68,7 +68,7 @@ def expected_copies(scenario, point, mode):
     """So many copies at least and at the most."""
     if (point, mode) == ("copy_ended", "twice"):
         return 3, 3
-    if scenario in ("retry", "release"):
+    if scenario in ("retry", "release", "resume"):
         return 2, 2
     if point == "copy_spawned" and mode in ("kill", "fail"):
         # A bbcp that is killed at once may not have got to its record.
@@ -135,11 +135,12 @@ class Case:
 
     def play(self):
         deployment, fault = self.deployment, f"{self.point}:{self.mode}"
+        deployment.settings()
         deployment.double_log = deployment.directory / f"bbcp-{self.point}-{self.mode}.log"
         getattr(self, f"prepare_{self.scenario}")()
         self.transfer = deployment.package(size=SIZE)
         victim = getattr(self, f"play_{self.scenario}")(fault)
-        until(lambda: '"fault injected"' in victim.log(), f"{fault} happens")
+        until(lambda: '"fault injected"' in victim.log(), f"{fault} happens", 20 * deployment.patience)
         if self.mode == "kill":
             assert victim.ended() == -signal.SIGKILL, victim.log()
         if self.mode == "pause":
@@ -155,7 +156,7 @@ class Case:
                 victim.signal(signal.SIGCONT)
         if victim not in self.workers and self.mode != "kill":
             assert victim.ended() in (0, 5), victim.log()
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 40 * deployment.patience
         while not self.over():
             assert time.monotonic() < deadline, self.deployment.row(self.transfer)
             if not any(worker.running() for worker in self.workers):
@@ -168,7 +169,7 @@ class Case:
         the middle of a transaction, whose lock keeps everybody off, or with a message and no lease."""
         if self.point in ("settlement_written", "task_accepted", "released"):
             return time.sleep(0.5)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 20 * self.deployment.patience
         while not self.over():
             assert time.monotonic() < deadline, f"nobody took it over\n{frozen.log()[-2000:]}"
             # Also the sweep of dead leases.
@@ -189,10 +190,10 @@ class Case:
         deployment = self.deployment
         if not any(worker.running() for worker in self.workers):
             self.worker().says("worker ready")
-        until(lambda: not deployment.broker.ready(deployment.queue), "the queue is empty")
+        until(lambda: not deployment.broker.ready(deployment.queue), "the queue is empty", 20 * deployment.patience)
         for worker in self.workers:
             if worker.running():
-                until(lambda: idle(worker), "the worker is idle")
+                until(lambda: idle(worker), "the worker is idle", 20 * deployment.patience)
                 worker.signal(signal.SIGTERM)
         for worker in self.workers:
             worker.ended()
@@ -201,7 +202,7 @@ class Case:
 
     def prepare_good(self):
         # Slow enough to be seen in the middle of it.
-        self.deployment.double(**({"RATE": 4 * MB} if self.point == "first_progress" else {}))
+        self.deployment.double(**({"RATE": SIZE // 2} if self.point == "first_progress" else {}))
 
     def play_good(self, fault):
         victim = self.worker(fault)
@@ -232,6 +233,20 @@ class Case:
         self.deployment.mid_copy(size=1)
         victim.signal(signal.SIGQUIT)
         return victim
+
+    # A worker completes what one before it has begun.
+
+    def prepare_resume(self):
+        self.deployment.settings(transfer={"resume_above": 0})
+        self.deployment.double(PLAN="slow:200000;ok")
+
+    def play_resume(self, fault):
+        first = self.play_good("")
+        self.deployment.mid_copy(size=1)
+        first.signal(signal.SIGQUIT)
+        assert first.ended() == 0
+        assert self.deployment.temporary_files(), "the partial copy is kept"
+        return self.worker(fault)
 
     # The manager.
 
@@ -356,12 +371,13 @@ class Deployments:
             deployment.close()
 
 
-def run(make, directory, cases):
+def run(make, directory, cases, at_once=8):
+    """So many at once: they wait more than they work."""
     deployments = Deployments(make, directory)
     # What waits for a lease to die begins first.
     cases = sorted(chosen(cases), key=lambda case: case[2] != "pause")
     try:
-        with ThreadPoolExecutor(AT_ONCE) as pool:
+        with ThreadPoolExecutor(at_once) as pool:
             return list(pool.map(lambda case: Case(*case).run(deployments), cases))
     finally:
         deployments.close()
@@ -393,8 +409,10 @@ def test_every_step(kind, tmp_path, bbcp, broker, capsys):
     report(capsys, f"{'SQLite' if kind is OwnBbcp else 'PostgreSQL'}, bbcp's double", done)
 
 
+@pytest.mark.timeout(1500)
 @pytest.mark.skipif("BBCP_REAL" not in os.environ, reason="BBCP_REAL does not name a real bbcp")
 def test_every_step_with_the_real_bbcp(tmp_path, broker, capsys):
     """The same over ssh. The real program fails when it likes, so there are no failures but our own faults."""
     cases = [case for case in all_cases() if case[0] in ("manager", "sweep", "good")]
-    report(capsys, "SQLite, real bbcp over ssh", run(lambda directory: RealBbcp(directory, broker), tmp_path, cases))
+    done = run(lambda directory: RealBbcp(directory, broker), tmp_path, cases, at_once=4)
+    report(capsys, "SQLite, real bbcp over ssh", done)

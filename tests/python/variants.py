@@ -17,6 +17,9 @@ from support import Deployment, service
 class OwnBbcp(Deployment):
     """Its bbcp is a file of its own, so that its processes are told from those of others that run at once."""
 
+    # How many times longer than usual something may take.
+    patience = 1
+
     def __init__(self, directory, bbcp, broker):
         super().__init__(directory, bbcp, broker)
         self.program.unlink()
@@ -82,6 +85,9 @@ def ssh_settings():
 class RealBbcp(OwnBbcp):
     """A real bbcp that pushes over the private sshd."""
 
+    # Every look at the other end is a login.
+    patience = 6
+
     def __init__(self, directory, broker):
         super().__init__(directory, os.environ["BBCP_REAL"], broker)
         self.execute(
@@ -98,6 +104,11 @@ class RealBbcp(OwnBbcp):
         sections["ssh"] = ssh_settings() | sections.get("ssh", {})
         sections["bbcp"] = {"remote_program": str(self.program)} | sections.get("bbcp", {})
         super().settings(backend, **sections)
+
+    def double(self, **knobs):
+        """Of the double's knobs the real one has but the pace."""
+        if "RATE" in knobs:
+            self.settings(bbcp={"max_rate": f"{knobs['RATE'] // 1024}k"})
 
     def copies(self):
         """The real one keeps no record."""

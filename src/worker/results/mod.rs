@@ -192,7 +192,6 @@ impl Kind {
 #[cfg(feature = "fault-points")]
 impl From<crate::faults::AnswerLost> for ResultError {
     fn from(lost: crate::faults::AnswerLost) -> Self {
-        let cause = std::io::Error::other(lost);
-        Self::Redis(cause.into())
+        Self::unreachable("nowhere", lost)
     }
 }
