@@ -13,6 +13,7 @@ use super::{CliError, Context};
 use crate::broker::Transport;
 use crate::broker::app;
 use crate::manager::{Manager, keep_recovering};
+use crate::notify::Notifier;
 use crate::tasks::{self, DataTransferTask, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
@@ -70,6 +71,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
     let app = Arc::new(app);
 
     let service = TransferService::new(repository.clone(), settings.clone(), owner.clone());
+    let notifier = Notifier::start(&settings.notifications);
     let producer = Arc::new(Producer(app.clone()));
     let manager = Manager::new(
         repository.clone(),
@@ -78,7 +80,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
         producer,
     );
     let context = tasks::Context {
-        transfers: DataTransferTask::new(service),
+        transfers: DataTransferTask::new(service).with_notifier(notifier.clone()),
         manager: Arc::new(manager),
     };
     let registry = tasks::register(&app, celery, &context)
@@ -102,6 +104,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
     let sweeping = sweep(repository, owner, settings.transfer.lease_ttl);
     let code = signals.during(&shutdown, worker.run()).await;
     drop(sweeping);
+    notifier.close().await;
     Ok(code)
 }
 
