@@ -142,6 +142,7 @@ async fn parked_deliveries_take_no_place() {
         nothing(&mut consumer).await;
         // One whose time has come counts again.
         held[0].unpark();
+        nothing(&mut consumer).await;
         held.pop().unwrap().settle(Verdict::Ack).await;
         nothing(&mut consumer).await;
         held.remove(0).settle(Verdict::Ack).await;

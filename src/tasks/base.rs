@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::faults::fault_point;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
@@ -117,7 +118,8 @@ impl DataTransferTask {
     }
 
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
-        let counting = || self.get_retry_count(request.id);
+        let counting =
+            || async { fault_point!(FailureCounted, self.get_retry_count(request.id).await) };
         let retry_count = match self.service.patiently(&request.cancelled, counting).await {
             Ok(count) => count,
             Err(error) => return unwritten(request, &error),

@@ -145,8 +145,10 @@ impl Link {
         steps: &[Step],
     ) -> Result<(), BrokerError> {
         let mut channel = None;
-        for step in steps.iter().flat_map(single_steps) {
-            let own = matches!(&step, Step::Queue(queue) if queue.is_transient());
+        let single = steps
+            .iter()
+            .flat_map(|step| single_steps(step, self.no_declare));
+        for (step, passive) in single {
             let open = match channel.take() {
                 Some(open) => open,
                 None => connection
@@ -154,11 +156,11 @@ impl Link {
                     .await
                     .map_err(|e| self.error(e, "a channel for declaring"))?,
             };
-            match declare(&open, &step, self.no_declare && !own).await {
+            match declare(&open, &step, passive).await {
                 Ok(()) => channel = Some(open),
                 // The refusal has ended the channel.
                 Err(error) if is_precondition_failed(&error) => difference(&step, &error),
-                Err(error) if self.no_declare && is_not_found(&error) => {
+                Err(error) if passive && is_not_found(&error) => {
                     let what = "; it is missing, and celery.no_declare forbids to declare it";
                     return Err(self.refused(error, format!("{step}{what}")));
                 }
@@ -199,25 +201,33 @@ impl Link {
     }
 }
 
-/// Exchange, queue, binding: the order in which Celery makes a queue.
-fn single_steps(step: &Step) -> Vec<Step> {
-    match step {
-        Step::Queue(queue) => match &queue.binding {
-            Some(Binding { exchange, key }) => vec![
-                Step::Exchange(exchange.clone()),
-                Step::Queue(Queue {
-                    binding: None,
-                    ..queue.clone()
-                }),
+/// Exchange, queue, binding: the order in which Celery makes a queue; and whether each is only
+/// looked for.
+fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
+    let Step::Queue(queue) = step else {
+        return vec![(step.clone(), no_declare)];
+    };
+    // A queue that goes with us is nobody else's to make.
+    let passive = no_declare && !queue.is_transient();
+    let bare = Queue {
+        binding: None,
+        ..queue.clone()
+    };
+    match &queue.binding {
+        Some(Binding { exchange, key }) if !passive => vec![
+            (Step::Exchange(exchange.clone()), false),
+            (Step::Queue(bare), false),
+            (
                 Step::BindQueue {
                     source: exchange.name.clone(),
                     destination: queue.name.clone(),
                     key: key.clone(),
                 },
-            ],
-            None => vec![step.clone()],
-        },
-        other => vec![other.clone()],
+                false,
+            ),
+        ],
+        // How it is bound makes no difference to who consumes from it.
+        _ => vec![(Step::Queue(bare), passive)],
     }
 }
 
