@@ -14,9 +14,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ccat_transfer::broker::Transport;
 use ccat_transfer::broker::amqp::{Amqp, Options};
 use ccat_transfer::broker::app::{self, Producing};
+use ccat_transfer::broker::{TaskQueues, Transport};
 use ccat_transfer::settings::{self, Settings};
 use ccat_transfer::tasks::{
     self, TransferFilesBbcp, TransferFilesBbcpParams, TransferTransferPackages,
@@ -87,12 +87,10 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     let (Task::TransferFilesBbcp { sending, .. } | Task::TransferTransferPackages { sending, .. }) =
         &cli.task;
 
-    let transport: Arc<dyn Transport> = Arc::new(Amqp::new(&Options {
-        url: settings.celery.broker_url().to_owned(),
-        heartbeat: settings.celery.broker_heartbeat,
-        connection_timeout: Duration::from_secs(settings.celery.broker_connection_timeout),
-        name: "enqueue".into(),
-    })?);
+    let transport: Arc<dyn Transport> = Arc::new(Amqp::new(&Options::configured(
+        &settings.celery,
+        "enqueue",
+    ))?);
     let mut reader = match sending.wait {
         Some(_) => {
             Some(ResultReader::open(result_backend(&settings), &transport, SEND_WITHIN).await?)
@@ -105,6 +103,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             hostname: "enqueue".into(),
             default_queue: settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&settings.celery),
+            queues: TaskQueues::new(&settings.celery),
             reply_to: reader
                 .as_ref()
                 .and_then(ResultReader::reply_to)

@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::faults::fault_point;
 use crate::settings::{QueueLocation, Settings};
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
@@ -57,6 +58,8 @@ pub struct Pass {
     pub refused: Vec<Refusal>,
     /// Transfers that a dead worker left, PENDING again.
     pub recovered: Vec<i64>,
+    /// How many PENDING transfers wait to be tried again later.
+    pub waiting: u64,
 }
 
 /// A transfer and the queue that its message went to.
@@ -138,7 +141,7 @@ impl Manager {
         tracing::info!("manager stopped");
     }
 
-    /// One pass: recovers, then schedules every PENDING transfer. With `verbose` every row has a
+    /// One pass: recovers, then schedules every PENDING transfer that is due. With `verbose` every row has a
     /// line in the log.
     ///
     /// # Errors
@@ -146,6 +149,7 @@ impl Manager {
     pub async fn transfer_transfer_packages(&self, verbose: bool) -> Result<Pass, ManagerError> {
         let mut pass = Pass {
             recovered: self.recover().await?,
+            waiting: self.repository.waiting().await?,
             ..Pass::default()
         };
         let mut after = None;
@@ -169,6 +173,7 @@ impl Manager {
             refused = pass.refused.len(),
             taken = pass.taken,
             recovered = pass.recovered.len(),
+            waiting = pass.waiting,
             "pass finished"
         );
         // A failure that no success followed is the broker's, not a row's.
@@ -208,8 +213,17 @@ impl Manager {
             refuse("its location or the location's site is missing; correct the row".into());
             return Ok(());
         };
-        let publish = || self.submit.submit(data_transfer_id, &queue);
-        match self.repository.schedule(data_transfer_id, publish).await {
+        let publish = || async {
+            fault_point!(
+                ManagerPublished,
+                self.submit.submit(data_transfer_id, &queue).await
+            )
+        };
+        let scheduled = fault_point!(
+            ManagerCommitted,
+            self.repository.schedule(data_transfer_id, publish).await
+        );
+        match scheduled {
             Ok(Scheduled::Scheduled) => {
                 if verbose {
                     tracing::info!(data_transfer_id, queue, "transfer scheduled");
@@ -292,5 +306,12 @@ pub async fn keep_recovering(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
+    }
+}
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for SubmitError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self(lost.into())
     }
 }

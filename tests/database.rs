@@ -19,8 +19,8 @@ use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
 use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Progress};
 use ccat_transfer::transfer::repository::{
-    Acquisition, Failure, Filter, Finished, Leftover, ReleaseTo, Repository, ScheduleError,
-    Scheduled, SiteError,
+    Acquisition, ClaimError, Failure, Filter, Finished, Leftover, ReleaseTo, Repository,
+    ScheduleError, Scheduled, SiteError,
 };
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology, TopologyError};
 use entity::{Outcome, Status};
@@ -31,6 +31,10 @@ on_both_databases!(
     a_transfer_is_acquired_renewed_and_completed,
     completing_twice_is_completing_once,
     a_failed_transfer_waits_for_its_next_attempt,
+    a_failed_transfer_waits_until_it_is_due,
+    what_an_operator_does_ends_the_wait,
+    a_postponed_transfer_has_not_failed,
+    no_two_copies_have_one_destination,
     a_transfer_is_given_up,
     what_is_over_is_not_acquired,
     a_live_lease_is_respected,
@@ -80,6 +84,15 @@ fn failure() -> Failure {
         bytes: 7,
         rate_bytes_per_s: 1,
         log_path: Some("/var/log/ccat/1-1.log".into()),
+        delay: Duration::ZERO,
+    }
+}
+
+/// A failure after which the transfer waits.
+fn delayed() -> Failure {
+    Failure {
+        delay: TTL,
+        ..failure()
     }
 }
 
@@ -214,6 +227,135 @@ async fn a_failed_transfer_waits_for_its_next_attempt(db: Fixture) {
     assert_eq!(
         (transfer.retry_count, transfer.failure_error_message),
         (3, None)
+    );
+}
+
+/// Ids of the transfers that the manager would send.
+async fn due(db: &Fixture) -> Vec<i64> {
+    let rows = db.repository.pending(None, 100).await.unwrap();
+    rows.iter().map(|row| row.id).collect()
+}
+
+async fn published(db: &Fixture, id: i64) -> Scheduled {
+    let publish = || async { Ok::<_, std::io::Error>(()) };
+    db.repository.schedule(id, publish).await.unwrap()
+}
+
+async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
+    let [id, other] = [db.transfer().await, db.transfer().await];
+    let lease = db.acquire(id).await.lease;
+    let before = db.database.now().await.unwrap();
+    db.repository
+        .reset_for_retry(&lease, &delayed())
+        .await
+        .unwrap();
+
+    assert_eq!(due(&db).await, [other]);
+    assert_eq!(db.repository.waiting().await.unwrap(), 1);
+    assert_eq!(published(&db, id).await, Scheduled::NotPending);
+    let shown = db.repository.show(id).await.unwrap().unwrap();
+    let not_before = shown.not_before.unwrap();
+    assert!(not_before >= before + TTL && not_before < before + TTL * 2);
+    let listed = db.repository.list(Filter::default()).await.unwrap();
+    let waits: Vec<_> = listed.iter().map(|t| (t.id, t.not_before)).collect();
+    assert_eq!(waits, [(other, None), (id, Some(not_before))]);
+    match db
+        .repository
+        .acquire(id, &me(), "by hand", TTL)
+        .await
+        .unwrap()
+    {
+        Acquisition::NotDue { not_before: told } => assert_eq!(told, not_before),
+        answer => panic!("{answer:?}"),
+    }
+    assert_eq!(db.status(id).await, "PENDING");
+
+    let past = "UPDATE transfer_worker_delay SET not_before = '2001-01-01T00:00:00+00:00'";
+    assert_eq!(db.sql(past).await, 1);
+    assert_eq!(due(&db).await, [id, other]);
+    assert_eq!(db.repository.waiting().await.unwrap(), 0);
+    assert_eq!(published(&db, id).await, Scheduled::Scheduled);
+    let lease = db.acquire(id).await.lease;
+    // Taken up again, it waits no more, whatever becomes of this attempt.
+    let release = db.repository.release(&lease, ReleaseTo::Pending, "stop");
+    release.await.unwrap();
+    assert_eq!(due(&db).await, [id, other]);
+}
+
+async fn what_an_operator_does_ends_the_wait(db: Fixture) {
+    let fail = async |id| {
+        let lease = db.acquire(id).await.lease;
+        let failure = delayed();
+        let failing = db.repository.reset_for_retry(&lease, &failure);
+        failing.await.unwrap();
+    };
+    let id = db.transfer().await;
+    // A reset, as the Python system's web interface does it.
+    fail(id).await;
+    assert!(due(&db).await.is_empty());
+    db.sql(&format!(
+        "UPDATE data_transfer SET retry_count = 0 WHERE id = {id}"
+    ))
+    .await;
+    assert_eq!(due(&db).await, [id]);
+    // A manager that knows nothing of waits.
+    fail(id).await;
+    assert!(due(&db).await.is_empty());
+    db.set_status(id, "SCHEDULED").await;
+    assert_eq!(
+        db.repository.show(id).await.unwrap().unwrap().not_before,
+        None
+    );
+    // `transfers run`.
+    fail(id).await;
+    db.repository.forget_delay(id).await.unwrap();
+    assert_eq!(due(&db).await, [id]);
+    // Given up and reset.
+    fail(id).await;
+    db.repository.forget_delay(id).await.unwrap();
+    let lease = db.acquire(id).await.lease;
+    let failure = delayed();
+    let failing = db.repository.mark_permanent_failure(&lease, &failure);
+    failing.await.unwrap();
+    db.set_status(id, "PENDING").await;
+    assert_eq!(due(&db).await, [id]);
+}
+
+async fn a_postponed_transfer_has_not_failed(db: Fixture) {
+    let id = db.transfer().await;
+    let lease = db.acquire(id).await.lease;
+    db.repository.postpone(&lease, &delayed()).await.unwrap();
+    let detail = db.repository.show(id).await.unwrap().unwrap();
+    assert_eq!(db.status(id).await, "PENDING");
+    assert_eq!(detail.transfer.retry_count, 0);
+    assert_eq!(detail.transfer.failure_error_message, None);
+    assert_eq!(detail.attempts[0].outcome, Some(Outcome::Interrupted));
+    assert!(detail.not_before.is_some() && due(&db).await.is_empty());
+    assert!(is_lost(db.repository.postpone(&lease, &delayed()).await));
+}
+
+async fn no_two_copies_have_one_destination(db: Fixture) {
+    let [first, second] = [db.transfer().await, db.transfer().await];
+    let [one, two] = [
+        db.acquire(first).await.lease,
+        db.acquire(second).await.lease,
+    ];
+    let claim = |lease, key| db.repository.claim_destination(lease, key);
+    claim(&one, "archive:/buffer/a.tar").await.unwrap();
+    claim(&one, "archive:/buffer/a.tar").await.unwrap();
+    match claim(&two, "archive:/buffer/a.tar").await {
+        Err(ClaimError::Taken(Some(holder))) => assert_eq!(holder.data_transfer_id, first),
+        answer => panic!("{answer:?}"),
+    }
+    claim(&two, "archive:/buffer/b.tar").await.unwrap();
+    // Free again when the first is done; and gone with a lost lease.
+    db.repository.complete(&one, &finished()).await.unwrap();
+    claim(&two, "archive:/buffer/a.tar").await.unwrap();
+    db.set_status(second, "FAILED").await;
+    let lost = claim(&two, "archive:/buffer/c.tar").await;
+    assert!(
+        matches!(lost, Err(ClaimError::Lease(LeaseError::Lost))),
+        "{lost:?}"
     );
 }
 

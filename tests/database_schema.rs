@@ -30,6 +30,7 @@ use sea_orm::ConnectionTrait;
 
 on_both_databases!(
     migrations_go_up_and_down_and_up,
+    a_database_of_before_is_brought_up_to_date,
     an_ops_db_of_others_is_left_alone,
     alembics_ops_db_is_left_alone,
     every_difference_is_reported_at_once,
@@ -59,7 +60,7 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     let missing: Vec<_> = differences(&db.database).await;
     assert_eq!(missing.len(), entity::WORKER_TABLES.len());
     migration::drop_ops_db(connection).await.unwrap();
-    assert_eq!(differences(&db.database).await.len(), 9);
+    assert_eq!(differences(&db.database).await.len(), 10);
     // What does not exist can be dropped.
     migration::drop_ops_db(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
@@ -68,6 +69,28 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     schema::check(&db.database, EnumLabels::Names)
         .await
         .unwrap();
+}
+
+async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
+    let id = db.transfer().await;
+    db.acquire(id).await;
+    // As the first release has made it.
+    let sql = [
+        "DROP TABLE transfer_worker_delay",
+        "DROP INDEX transfer_worker_lease_destination",
+        "ALTER TABLE transfer_worker_lease DROP COLUMN destination",
+        "DELETE FROM transfer_worker_migration WHERE version LIKE 'm20261124%'",
+    ];
+    exec(&db.database, &sql.join(";")).await;
+    let missing = differences(&db.database).await;
+    assert_eq!(missing.len(), 2, "{missing:?}");
+    migration::create_worker_tables(db.database.connection())
+        .await
+        .unwrap();
+    schema::check(&db.database, EnumLabels::Names)
+        .await
+        .unwrap();
+    assert_eq!(db.leases().await, "1", "what was there is kept");
 }
 
 async fn an_ops_db_of_others_is_left_alone(db: Fixture) {
@@ -377,7 +400,10 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
         serde_json::from_str(&python(&["show", &url, labels]).unwrap()).unwrap()
     };
     let database = Database::connect(&test.settings).await.unwrap();
-    assert_eq!(differences(&database).await.len(), 2);
+    assert_eq!(
+        differences(&database).await.len(),
+        entity::WORKER_TABLES.len()
+    );
     let refused = migration::create_ops_db(database.connection()).await;
     assert!(matches!(refused, Err(MigrationError::OwnedByAlembic)));
     migration::create_worker_tables(database.connection())

@@ -53,6 +53,7 @@ impl Bench {
                 hostname: "gen@tests".into(),
                 default_queue: queue.clone(),
                 names: Default::default(),
+                queues: Default::default(),
                 reply_to: reader.reply_to().map(str::to_owned),
                 within: PATIENCE,
             },
@@ -124,6 +125,7 @@ async fn worker(
         hostname: "celery@tests".into(),
         default_queue: queue.into(),
         names: Default::default(),
+        queues: Default::default(),
         reply_to: None,
         within: PATIENCE,
     };
@@ -164,6 +166,7 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
             small: false,
             queues: vec![queue],
             prefetch: 1,
+            delayed: None,
         });
         let mut connected = consumer.connected();
         connected.wait_for(|up| *up).await.unwrap();
@@ -280,6 +283,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         small: false,
         queues: vec![Queue::tasks(&dead)],
         prefetch: 0,
+        delayed: None,
     });
     for _ in 0..rejected.len() {
         let letter = tokio::time::timeout(PATIENCE, letters.next())

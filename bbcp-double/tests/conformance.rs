@@ -59,6 +59,8 @@ struct Step {
     arguments: &'static [&'static str],
     /// TERM the process group when this file has begun to grow
     killed_at: Option<&'static str>,
+    /// Before: a target file and its checkpoint in `ckp` get another name
+    renamed: Option<(&'static str, &'static str)>,
     /// Possible exit codes
     codes: &'static [i32],
     /// Each matches in standard error (multi-line mode, `{}` as above)
@@ -74,6 +76,7 @@ impl Step {
         Self {
             arguments,
             killed_at: None,
+            renamed: None,
             codes: &[0],
             stderr: &[],
             not_stderr: &[],
@@ -84,6 +87,11 @@ impl Step {
     const fn killed_at(mut self, file: &'static str) -> Self {
         self.killed_at = Some(file);
         self.codes = &[128 + 15];
+        self
+    }
+
+    const fn renamed(mut self, from: &'static str, to: &'static str) -> Self {
+        self.renamed = Some((from, to));
         self
     }
 
@@ -632,6 +640,23 @@ const CASES: &[Case] = &[
         after: &[After::Copied("dst/x", "src/a"), After::Entries("ckp", 0)],
     },
     Case {
+        // As the worker resumes: each attempt has a name of its own.
+        name: "-a -k -e, the group killed, the partial renamed with its checkpoint, resumed",
+        before: &[BIG],
+        steps: &[
+            Step::new(&["-e", "-E", "c32c", "-a", "{}/ckp", "-k", "-x", "1m", "{}/src/a", "{}/dst/x"])
+                .killed_at("dst/x"),
+            Step::new(&["-e", "-E", "c32c", "-a", "{}/ckp", "-k", "-P", "5", "{}/src/a", "{}/dst/y"])
+                .renamed("x", "y")
+                .stderr(&[r"^bbcp: Appending to {}/dst/y at offset [1-9]\d+$"]),
+        ],
+        after: &[
+            After::Copied("dst/y", "src/a"),
+            After::Absent("dst/x"),
+            After::Entries("ckp", 0),
+        ],
+    },
+    Case {
         name: "-a on a source that has changed",
         before: &[BIG],
         steps: &[
@@ -719,6 +744,21 @@ impl Case {
 
     fn run_step(&self, step: &Step, bench: &Bench, program: &Path) {
         let name = format!("{} [{}]", self.name, step.arguments.join(" "));
+        if let Some((from, to)) = step.renamed {
+            let rename = |from: PathBuf, to: PathBuf| std::fs::rename(from, to).unwrap();
+            rename(
+                bench.path(&format!("dst/{from}")),
+                bench.path(&format!("dst/{to}")),
+            );
+            for entry in std::fs::read_dir(bench.path("ckp")).unwrap() {
+                let checkpoint = entry.unwrap().file_name().into_string().unwrap();
+                let stem = checkpoint.strip_suffix(from).unwrap();
+                rename(
+                    bench.path(&format!("ckp/{checkpoint}")),
+                    bench.path(&format!("ckp/{stem}{to}")),
+                );
+            }
+        }
         let mut running = bench.call_program(program, step.arguments).start();
         if let Some(file) = step.killed_at {
             running.await_size(file, 1);

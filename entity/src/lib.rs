@@ -20,6 +20,7 @@ pub mod data_transfer_route;
 pub mod disk_data_location;
 pub mod site;
 pub mod transfer_worker_attempt;
+pub mod transfer_worker_delay;
 pub mod transfer_worker_lease;
 
 pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
@@ -38,7 +39,11 @@ pub const OPS_DB_TABLES: [&str; 7] = [
 ];
 
 /// This project's own tables.
-pub const WORKER_TABLES: [&str; 2] = ["transfer_worker_lease", "transfer_worker_attempt"];
+pub const WORKER_TABLES: [&str; 3] = [
+    "transfer_worker_lease",
+    "transfer_worker_attempt",
+    "transfer_worker_delay",
+];
 
 /// Where Alembic keeps the version of a schema; who has this table owns the ops-db.
 pub const ALEMBIC_TABLE: &str = "alembic_version";

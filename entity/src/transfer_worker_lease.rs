@@ -40,6 +40,9 @@ pub struct Model {
     pub bytes_total: Option<i64>,
     /// Current rate.
     pub rate_bytes_per_s: i64,
+    /// Where the copy goes, `host:path`, once it is planned. Unique: no two leases have one
+    /// destination.
+    pub destination: Option<String>,
 }
 
 /// Relations.

@@ -16,6 +16,7 @@ use sea_orm_migration::sea_orm::{DatabaseConnection, DbBackend, Statement};
 
 mod m20260101_000001_ops_db_subset;
 mod m20260101_000002_worker_tables;
+mod m20261124_000003_delays_and_destinations;
 
 /// Why a migration was not run.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +60,10 @@ pub struct Worker;
 #[async_trait::async_trait]
 impl MigratorTrait for Worker {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20260101_000002_worker_tables::Migration)]
+        vec![
+            Box::new(m20260101_000002_worker_tables::Migration),
+            Box::new(m20261124_000003_delays_and_destinations::Migration),
+        ]
     }
 
     fn migration_table_name() -> DynIden {

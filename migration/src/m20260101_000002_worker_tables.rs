@@ -24,12 +24,20 @@ impl MigrationTrait for Migration {
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        for table in entity::WORKER_TABLES {
-            manager
-                .drop_table(Table::drop().table(table).to_owned())
-                .await?;
-        }
-        Ok(())
+        manager
+            .drop_table(
+                Table::drop()
+                    .table(transfer_worker_attempt::Entity)
+                    .to_owned(),
+            )
+            .await?;
+        manager
+            .drop_table(
+                Table::drop()
+                    .table(transfer_worker_lease::Entity)
+                    .to_owned(),
+            )
+            .await
     }
 
     fn use_transaction(&self) -> Option<bool> {

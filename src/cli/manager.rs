@@ -69,10 +69,11 @@ fn print(context: &Context, pass: &Pass) -> Result<(), CliError> {
         return output::json(pass);
     }
     println!(
-        "{} scheduled, {} refused, {} recovered from dead workers",
+        "{} scheduled, {} refused, {} recovered from dead workers, {} wait to be tried again",
         pass.scheduled.len(),
         pass.refused.len(),
-        pass.recovered.len()
+        pass.recovered.len(),
+        pass.waiting
     );
     for assignment in &pass.scheduled {
         println!("  {} → {}", assignment.data_transfer_id, assignment.queue);

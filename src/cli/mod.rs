@@ -13,6 +13,7 @@ use celery::error::CeleryError;
 use clap::{Parser, Subcommand};
 
 use crate::broker::BrokerError;
+use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::settings::{self, Settings, SettingsError};
@@ -105,6 +106,10 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    /// List the fault points of this build and what can happen at each.
+    #[cfg(feature = "fault-points")]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 /// Runs the command that the process was started with.
@@ -123,6 +128,8 @@ pub fn main() -> ExitCode {
             Command::Transfers(command) => transfers::run(&context, command).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
+            #[cfg(feature = "fault-points")]
+            Command::FaultPoints => Ok(list_fault_points()),
         }),
     })
 }
@@ -185,6 +192,15 @@ impl Common {
     }
 }
 
+#[cfg(feature = "fault-points")]
+fn list_fault_points() -> ExitCode {
+    for point in crate::faults::FaultPoint::ALL {
+        let modes: Vec<_> = point.modes().iter().map(|mode| mode.name()).collect();
+        println!("{} {}", point.name(), modes.join(" "));
+    }
+    ExitCode::SUCCESS
+}
+
 /// What every command needs.
 struct Context {
     settings: Arc<Settings>,
@@ -200,12 +216,7 @@ impl Context {
     /// A transport to the broker; connects when it is used.
     fn transport(&self, name: &str) -> Result<Amqp, CliError> {
         let celery = &self.settings.celery;
-        Ok(Amqp::new(&Options {
-            url: celery.broker_url().to_owned(),
-            heartbeat: celery.broker_heartbeat,
-            connection_timeout: Duration::from_secs(celery.broker_connection_timeout),
-            name: name.to_owned(),
-        })?)
+        Ok(Amqp::new(&Options::configured(celery, name))?)
     }
 
     fn producing(&self, hostname: &str) -> Producing {
@@ -213,6 +224,7 @@ impl Context {
             hostname: hostname.to_owned(),
             default_queue: self.settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&self.settings.celery),
+            queues: TaskQueues::new(&self.settings.celery),
             reply_to: None,
             within: SEND_WITHIN,
         }

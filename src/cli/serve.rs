@@ -15,7 +15,7 @@ use super::node::{host, node_name};
 use super::pidfile::PidFile;
 use super::signals::Signals;
 use super::{CliError, Context};
-use crate::broker::{Transport, app};
+use crate::broker::{TaskQueues, Transport, app};
 use crate::settings::Settings;
 use crate::wire::content::Accept;
 use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker, results};
@@ -67,6 +67,10 @@ pub struct WorkerArguments {
     /// Neither greet the other workers nor listen to them.
     #[arg(long)]
     pub without_gossip: bool,
+
+    /// Declare no queues; use what is there.
+    #[arg(long)]
+    pub no_declare: bool,
 
     /// File that holds the process id while the worker runs.
     #[arg(long, value_name = "FILE")]
@@ -162,6 +166,7 @@ impl WorkerArguments {
             celery.worker_prefetch_multiplier = multiplier;
         }
         celery.worker_send_task_events |= self.task_events;
+        celery.no_declare |= self.no_declare;
         let numbers = [
             (self.time_limit, &mut celery.task_time_limit),
             (self.soft_time_limit, &mut celery.task_soft_time_limit),
@@ -231,7 +236,9 @@ where
     };
     let shutdown = Shutdown::default();
     let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
-    Ok(signals.during(&shutdown, worker.run()).await)
+    let (ended, code) = signals.during(&shutdown, worker.run()).await;
+    ended?;
+    Ok(code)
 }
 
 fn selected(mut queues: Vec<String>, arguments: &WorkerArguments, default: &str) -> Vec<String> {
@@ -257,6 +264,10 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
     Config {
         hostname,
         queues,
+        task_queues: TaskQueues::new(celery),
+        default_queue: celery.task_default_queue.clone(),
+        chord_join_timeout: seconds(celery.result_chord_join_timeout),
+        chord_retry_interval: seconds(celery.result_chord_retry_interval),
         concurrency: celery.concurrency(),
         prefetch_multiplier: celery.worker_prefetch_multiplier,
         accept: Accept::new(&celery.accept_content, celery.max_body_bytes),

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand, ValueEnum};
 use entity::Status;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -187,10 +188,19 @@ fn print_list(transfers: &[TransferSummary]) {
             endpoint(transfer.destination.as_ref()),
             transfer.file_name.clone().unwrap_or_default(),
             transfer.size_bytes.map(output::size).unwrap_or_default(),
-            transfer.lease.as_ref().map(progress).unwrap_or_default(),
+            match (&transfer.lease, transfer.not_before) {
+                (Some(lease), _) => progress(lease),
+                (None, Some(time)) => format!("not before {}", second(time)),
+                (None, None) => String::new(),
+            },
         ]);
     }
     println!("{table}");
+}
+
+/// A time to the second, in UTC.
+fn second(time: DateTime<Utc>) -> impl std::fmt::Display {
+    time.format("%Y-%m-%d %H:%M:%S UTC")
 }
 
 fn endpoint(endpoint: Option<&Endpoint>) -> String {
@@ -230,6 +240,9 @@ fn print_detail(detail: &TransferDetail) {
     }
     if let Some(message) = &transfer.failure_error_message {
         println!("failure    {message}");
+    }
+    if let Some(time) = detail.not_before {
+        println!("next try   not before {}", second(time));
     }
     if let Some(lease) = &detail.lease {
         println!("held by    {}, {}", lease.owner, progress(lease));
@@ -277,6 +290,8 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
     let owner = Owner::current(node_name(Some("transfers-run"), &host()));
+    // Whoever starts it by hand does not want it to wait.
+    repository.forget_delay(id).await?;
     let service = TransferService::new(repository, context.settings.clone(), owner);
     let transfers = DataTransferTask::new(service);
     let cancelled = CancellationToken::new();
@@ -329,6 +344,7 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
                 TransferError::UnknownTransfer { .. } => CliError::NotFound(text),
                 TransferError::AlreadyFailed { .. }
                 | TransferError::Held { .. }
+                | TransferError::DestinationBusy { .. }
                 | TransferError::Untracked { .. } => CliError::Refused(text),
                 _ => CliError::Failed(text),
             })

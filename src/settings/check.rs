@@ -87,6 +87,14 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
             "celery.worker_soft_shutdown_timeout",
             celery.worker_soft_shutdown_timeout,
         ),
+        (
+            "celery.result_chord_join_timeout",
+            celery.result_chord_join_timeout,
+        ),
+        (
+            "celery.result_chord_retry_interval",
+            celery.result_chord_retry_interval,
+        ),
     ] {
         problems.require(
             value >= 0.0 && Duration::try_from_secs_f64(value).is_ok(),
@@ -104,6 +112,23 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "celery.worker_eta_hold",
         "must be 1s or more",
     );
+    problems.require(
+        celery.broker_ssl_cert_file.is_empty() == celery.broker_ssl_key_file.is_empty(),
+        "celery.broker_ssl_key_file",
+        "must be given with broker_ssl_cert_file, and only with it",
+    );
+    for (name, queue) in &celery.task_queues {
+        let texts = [
+            Some(name),
+            queue.exchange.as_ref(),
+            queue.routing_key.as_ref(),
+        ];
+        problems.require(
+            !name.is_empty() && texts.into_iter().flatten().all(|text| text.len() <= 255),
+            &format!("celery.task_queues.{name}"),
+            "names and keys must be no longer than 255 bytes, and the queue's not empty",
+        );
+    }
     for (task, names) in &celery.task_names {
         let key = format!("celery.task_names.{task}");
         problems.require(
@@ -121,6 +146,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         );
     }
 
+    problems.require(
+        (0.0..=1.0).contains(&transfer.retry_delay_jitter),
+        "transfer.retry_delay_jitter",
+        "must be 0 to 1",
+    );
     let ttl = transfer.lease_ttl;
     problems.require(
         ttl >= transfer.lease_renew_interval * 3,
@@ -149,6 +179,12 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         &settings.bbcp,
         &mut problems,
     );
+    stall(
+        "transfer.min_rate_window",
+        transfer.min_rate_window,
+        &settings.bbcp,
+        &mut problems,
+    );
     for (n, route) in settings.routes.iter().enumerate() {
         let key = format!("routes[{n}]");
         let same = |other: &&super::RouteOverride| {
@@ -163,12 +199,12 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
             Ok(link) => {
                 bbcp(&format!("{key}.bbcp"), &link.bbcp, &mut problems);
                 ssh(&format!("{key}.ssh"), &link.ssh, &mut problems);
-                stall(
-                    &format!("{key}.stall_timeout"),
-                    link.stall_timeout,
-                    &link.bbcp,
-                    &mut problems,
-                );
+                for (name, time) in [
+                    ("stall_timeout", link.stall_timeout),
+                    ("min_rate_window", link.slowness.window),
+                ] {
+                    stall(&format!("{key}.{name}"), time, &link.bbcp, &mut problems);
+                }
             }
             Err(message) => problems.add(&key, message),
         }
@@ -243,6 +279,19 @@ fn ssh(key: &str, ssh: &Ssh, problems: &mut Problems) {
             value.is_empty() || is_word(value),
             &format!("{key}.{name}"),
             "must hold no blanks and not begin with `-`: bbcp splits its start command at blanks",
+        );
+    }
+    for (name, command) in [
+        ("sha256_command", &ssh.sha256_command),
+        ("blake3_command", &ssh.blake3_command),
+        ("xxh3_command", &ssh.xxh3_command),
+        ("md5_command", &ssh.md5_command),
+    ] {
+        let usable = |word: &String| !word.is_empty() && !word.contains(char::is_control);
+        problems.require(
+            command.iter().all(usable) && command.first().is_some_and(|word| is_word(word)),
+            &format!("{key}.{name}"),
+            "must be a program and its arguments, e.g. [\"sha256sum\"]",
         );
     }
     for option in &ssh.options {

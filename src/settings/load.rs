@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::check::check;
-use super::{LinkSettings, Settings};
+use super::{LinkSettings, Settings, Slowness};
 
 /// `config.default.toml`, the embedded reference.
 pub const DEFAULTS: &str = include_str!("../../config.default.toml");
@@ -26,7 +26,7 @@ const PREFIX: &str = "CCAT_DATA_TRANSFER_";
 const OPS_DB_PREFIX: &str = "CCAT_OPS_DB_";
 
 /// Tables whose keys are data, not names of settings, and the list of routes: taken whole.
-const WHOLE: [&str; 2] = ["celery.task_names", "routes"];
+const WHOLE: [&str; 3] = ["celery.task_names", "celery.task_queues", "routes"];
 
 /// One thing that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -309,6 +309,15 @@ pub(super) fn link(
         bbcp: settings.bbcp.clone(),
         ssh: settings.ssh.clone(),
         stall_timeout: settings.transfer.stall_timeout,
+        digest: settings.transfer.digest,
+        slowness: Slowness {
+            min_rate: settings.transfer.min_rate,
+            window: settings.transfer.min_rate_window,
+            deadline_rate: settings.transfer.deadline_rate,
+            deadline_grace: settings.transfer.deadline_grace,
+        },
+        resume: settings.transfer.resume,
+        resume_above: settings.transfer.resume_above,
     };
     for route in &settings.routes {
         if route.origin != origin || route.destination != destination {
@@ -317,6 +326,15 @@ pub(super) fn link(
         link.bbcp = overlay(&link.bbcp, &route.bbcp)?;
         link.ssh = overlay(&link.ssh, &route.ssh)?;
         link.stall_timeout = route.stall_timeout.unwrap_or(link.stall_timeout);
+        let slowness = link.slowness;
+        link.slowness = Slowness {
+            min_rate: route.min_rate.unwrap_or(slowness.min_rate),
+            window: route.min_rate_window.unwrap_or(slowness.window),
+            deadline_rate: route.deadline_rate.unwrap_or(slowness.deadline_rate),
+            deadline_grace: route.deadline_grace.unwrap_or(slowness.deadline_grace),
+        };
+        link.resume = route.resume.unwrap_or(link.resume);
+        link.resume_above = route.resume_above.unwrap_or(link.resume_above);
     }
     Ok(link)
 }

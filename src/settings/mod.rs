@@ -54,6 +54,10 @@ pub struct Celery {
     pub result_expires: u64,
     /// Whether results name the task, its arguments and the worker.
     pub result_extended: bool,
+    /// Seconds that results of a chord's header may be on their way when its parts have returned.
+    pub result_chord_join_timeout: f64,
+    /// Seconds between two looks at a chord, where the backend does not count its parts.
+    pub result_chord_retry_interval: f64,
     /// Queue for producers and workers that name none.
     pub task_default_queue: String,
     /// Tasks at a time; 0 is the number of processors.
@@ -107,6 +111,42 @@ pub struct Celery {
     pub accept_content: Vec<String>,
     /// Largest accepted message body, in bytes, before and after decompression.
     pub max_body_bytes: usize,
+    /// Whether a lost connection is made anew; otherwise the worker ends.
+    pub broker_connection_retry: bool,
+    /// Whether the first connection is tried again until it is there.
+    pub broker_connection_retry_on_startup: bool,
+    /// Attempts in a row that may fail before the worker ends; 0 is no limit.
+    pub broker_connection_max_retries: u32,
+    /// PEM file of the authorities that may have signed the broker's certificate, besides those of
+    /// the system; empty for these alone.
+    pub broker_ssl_ca_file: String,
+    /// PEM file of our own certificate; empty for none.
+    pub broker_ssl_cert_file: String,
+    /// PEM file of its key.
+    pub broker_ssl_key_file: String,
+    /// Whether queues and exchanges are looked for instead of declared.
+    pub no_declare: bool,
+    /// Queues that are declared otherwise than the rest, by name.
+    #[serde(default)]
+    pub task_queues: BTreeMap<String, TaskQueue>,
+    /// Exchange of the default queue; empty for one of its own name.
+    pub task_default_exchange: String,
+    /// Its kind.
+    pub task_default_exchange_type: ExchangeKind,
+    /// Routing key of the default queue; empty for its name.
+    pub task_default_routing_key: String,
+    /// Type of the default queue.
+    pub task_default_queue_type: QueueType,
+    /// Type of queues that are named nowhere in the settings.
+    pub task_create_missing_queue_type: QueueType,
+    /// Kind of their exchanges.
+    pub task_create_missing_queue_exchange_type: ExchangeKind,
+    /// `x-max-priority` of queues that have none of their own; 0 for none.
+    pub task_queue_max_priority: u8,
+    /// Whether the queues for native delayed delivery are declared.
+    pub broker_native_delayed_delivery: DelayedDelivery,
+    /// Their type.
+    pub broker_native_delayed_delivery_queue_type: QueueType,
     /// Task type → wire names; the first is sent, all are answered.
     pub task_names: BTreeMap<String, Vec<String>>,
 }
@@ -151,6 +191,84 @@ fn masked(url: &str) -> String {
         }
         _ => url.to_owned(),
     }
+}
+
+/// Kind of an exchange, in AMQP's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeKind {
+    /// By equal routing key.
+    #[default]
+    Direct,
+    /// To every bound queue.
+    Fanout,
+    /// By pattern.
+    Topic,
+    /// By headers.
+    Headers,
+}
+
+impl ExchangeKind {
+    /// Its name in AMQP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+            Self::Headers => "headers",
+        }
+    }
+}
+
+/// Type of a queue, in RabbitMQ's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueType {
+    /// On one node.
+    #[default]
+    Classic,
+    /// Replicated.
+    Quorum,
+}
+
+impl QueueType {
+    /// Its name in `x-queue-type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Quorum => "quorum",
+        }
+    }
+}
+
+/// When the queues for native delayed delivery are declared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DelayedDelivery {
+    /// When a task queue is a quorum queue, as in Celery.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How one queue is declared.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskQueue {
+    /// Its exchange; otherwise the default exchange, or one of its own name.
+    pub exchange: Option<String>,
+    /// The exchange's kind.
+    pub exchange_type: Option<ExchangeKind>,
+    /// Binding key; otherwise its name.
+    pub routing_key: Option<String>,
+    /// Queue arguments, e.g. `x-max-priority`.
+    #[serde(default)]
+    pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Kind of the operations database.
@@ -220,6 +338,8 @@ pub enum DigestAlgorithm {
     Blake3,
     /// XXH3, 64 bits: fast, finds accidents but no attack.
     Xxh3,
+    /// MD5, RFC 1321: finds accidents but no attack; many archives record it.
+    Md5,
 }
 
 /// `[transfer]`.
@@ -232,6 +352,17 @@ pub struct Transfer {
     pub queue_prefix: String,
     /// Further attempts after the first failed one.
     pub max_retries: u32,
+    /// Wait before the first further attempt; each failure doubles it.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_first: Duration,
+    /// The same after a failure for lack of storage.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_storage: Duration,
+    /// Longest wait.
+    #[serde(with = "humantime_serde")]
+    pub retry_delay_max: Duration,
+    /// Share by which a wait may be shorter, 0 to 1.
+    pub retry_delay_jitter: f64,
     /// Age of the last renewal at which a lease is dead.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
@@ -241,6 +372,20 @@ pub struct Transfer {
     /// A copy that moves nothing for so long is stopped.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
+    /// Bytes per second that a copy must move; 0 for no such limit.
+    pub min_rate: u64,
+    /// Over this time.
+    #[serde(with = "humantime_serde")]
+    pub min_rate_window: Duration,
+    /// Bytes per second from which the longest time for a copy follows; 0 for no such limit.
+    pub deadline_rate: u64,
+    /// Added to that time.
+    #[serde(with = "humantime_serde")]
+    pub deadline_grace: Duration,
+    /// Whether partial copies are kept for the next attempt.
+    pub resume: bool,
+    /// Of packages of this size and above.
+    pub resume_above: u64,
     /// Algorithm of the verification.
     pub digest: DigestAlgorithm,
     /// Bytes that must stay free at the destination.
@@ -299,6 +444,14 @@ pub struct Ssh {
     pub connect_timeout: Duration,
     /// Further `-o` options, `Name=value`.
     pub options: Vec<String>,
+    /// Program at a remote end, with its arguments, that prints the SHA-256 of its standard input.
+    pub sha256_command: Vec<String>,
+    /// The same for BLAKE3.
+    pub blake3_command: Vec<String>,
+    /// The same for XXH3.
+    pub xxh3_command: Vec<String>,
+    /// The same for MD5.
+    pub md5_command: Vec<String>,
 }
 
 /// `[[routes]]`: what differs for one link.
@@ -312,6 +465,24 @@ pub struct RouteOverride {
     /// Instead of `transfer.stall_timeout`.
     #[serde(default, with = "humantime_serde")]
     pub stall_timeout: Option<Duration>,
+    /// Instead of `transfer.min_rate`.
+    #[serde(default)]
+    pub min_rate: Option<u64>,
+    /// Instead of `transfer.min_rate_window`.
+    #[serde(default, with = "humantime_serde")]
+    pub min_rate_window: Option<Duration>,
+    /// Instead of `transfer.deadline_rate`.
+    #[serde(default)]
+    pub deadline_rate: Option<u64>,
+    /// Instead of `transfer.deadline_grace`.
+    #[serde(default, with = "humantime_serde")]
+    pub deadline_grace: Option<Duration>,
+    /// Instead of `transfer.resume`.
+    #[serde(default)]
+    pub resume: Option<bool>,
+    /// Instead of `transfer.resume_above`.
+    #[serde(default)]
+    pub resume_above: Option<u64>,
     /// Keys of `[bbcp]`.
     #[serde(default)]
     pub bbcp: figment::value::Dict,
@@ -360,6 +531,39 @@ pub struct LinkSettings {
     pub ssh: Ssh,
     /// A copy that moves nothing for so long is stopped.
     pub stall_timeout: Duration,
+    /// Algorithm by which the ends are compared.
+    pub digest: DigestAlgorithm,
+    /// What is too slow.
+    pub slowness: Slowness,
+    /// Whether partial copies are kept for the next attempt.
+    pub resume: bool,
+    /// Of packages of this size in bytes and above.
+    pub resume_above: u64,
+}
+
+/// When a copy that moves is stopped nevertheless.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slowness {
+    /// Bytes per second that it must move, over `window`; 0 for no such limit.
+    pub min_rate: u64,
+    /// See `min_rate`.
+    pub window: Duration,
+    /// Bytes per second from which the longest time follows; 0 for no such limit.
+    pub deadline_rate: u64,
+    /// Added to that time.
+    pub deadline_grace: Duration,
+}
+
+impl Slowness {
+    /// The longest time that a copy of `bytes` may take.
+    #[must_use]
+    pub fn deadline(&self, bytes: u64) -> Option<Duration> {
+        let seconds = bytes.checked_div(self.deadline_rate)?;
+        Some(
+            self.deadline_grace
+                .saturating_add(Duration::from_secs(seconds)),
+        )
+    }
 }
 
 impl Settings {

@@ -2,12 +2,14 @@
 //! fails. The counterpart of Python's `DataTransferTask`.
 
 use std::fmt;
+use std::time::Duration;
 
+use crate::faults::fault_point;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Failure, ReleaseTo};
-use crate::transfer::retry::{Decision, decide};
+use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
 
 /// Runs transfers and settles the rows of those that fail. Clones share everything.
@@ -23,6 +25,8 @@ pub enum Settled {
     Reset {
         /// Failures so far, this one included.
         retry_count: u32,
+        /// How long it waits before that.
+        delay: Duration,
     },
     /// FAILED for good.
     Failed,
@@ -114,28 +118,45 @@ impl DataTransferTask {
     }
 
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
-        let counting = || self.get_retry_count(request.id);
+        let counting =
+            || async { fault_point!(FailureCounted, self.get_retry_count(request.id).await) };
         let retry_count = match self.service.patiently(&request.cancelled, counting).await {
             Ok(count) => count,
             Err(error) => return unwritten(request, &error),
         };
-        let max_retries = self.service.settings().transfer.max_retries;
-        let (written, settled) = match decide(&failed.error, retry_count, max_retries) {
-            Decision::Retry { counted: true } => (
-                self.reset_state_on_failure(request, lease, failed).await,
+        let policy = RetryPolicy::from(&self.service.settings().transfer);
+        let decision = decide(&failed.error, retry_count, &policy, fastrand::f64());
+        let (written, settled) = match decision {
+            Decision::Retry {
+                counted: true,
+                delay,
+            } => (
+                self.reset_state_on_failure(request, lease, failed, delay)
+                    .await,
                 Settled::Reset {
                     retry_count: retry_count + 1,
+                    delay,
                 },
             ),
-            Decision::Retry { counted: false } => (
-                self.release(request, lease, &failed.error).await,
+            Decision::Retry {
+                counted: false,
+                delay,
+            } => (
+                self.give_back(request, lease, failed, delay).await,
                 Settled::Released,
             ),
-            Decision::Permanent { reason } => (
-                self.mark_permanent_failure(request, lease, failed, reason)
-                    .await,
-                Settled::Failed,
-            ),
+            Decision::Permanent { reason } => {
+                // Nobody will complete it. Before the row says so: if we die in between, it is
+                // still an attempt that has to be settled.
+                if let Some(partial) = &failed.partial {
+                    self.service.discard(partial).await;
+                }
+                (
+                    self.mark_permanent_failure(request, lease, failed, reason)
+                        .await,
+                    Settled::Failed,
+                )
+            }
             Decision::Leave => (Ok(()), Settled::Untouched),
         };
         match written {
@@ -145,7 +166,7 @@ impl DataTransferTask {
         }
     }
 
-    /// PENDING and `retry_count + 1`: the manager will schedule the transfer anew.
+    /// PENDING and `retry_count + 1`: the manager will schedule the transfer anew, after `delay`.
     ///
     /// # Errors
     /// [`TransferError::LeaseLost`], or that the database could not be reached in time.
@@ -154,8 +175,12 @@ impl DataTransferTask {
         request: &Request,
         lease: &Lease,
         failed: &Failed,
+        delay: Duration,
     ) -> Result<(), TransferError> {
-        let failure = record(failed, failed.error.chain());
+        let failure = Failure {
+            delay,
+            ..record(failed, failed.error.chain())
+        };
         let repository = self.service.repository();
         self.service
             .settle(lease, &request.cancelled, || {
@@ -185,19 +210,32 @@ impl DataTransferTask {
     }
 
     /// Stopping is not failing: back as it was, with its `retry_count`.
-    async fn release(
+    async fn give_back(
         &self,
         request: &Request,
         lease: &Lease,
-        error: &TransferError,
+        failed: &Failed,
+        delay: Duration,
     ) -> Result<(), TransferError> {
-        let to = match error {
+        let repository = self.service.repository();
+        if !delay.is_zero() {
+            let failure = Failure {
+                delay,
+                ..record(failed, failed.error.chain())
+            };
+            return self
+                .service
+                .settle(lease, &request.cancelled, || {
+                    repository.postpone(lease, &failure)
+                })
+                .await;
+        }
+        let to = match failed.error {
             TransferError::Interrupted { .. } => request.release_to,
             // The message is answered with a failure, so it is the manager's turn.
             _ => ReleaseTo::Pending,
         };
-        let reason = error.chain();
-        let repository = self.service.repository();
+        let reason = failed.error.chain();
         self.service
             .settle(lease, &request.cancelled, || {
                 repository.release(lease, to, &reason)
@@ -222,5 +260,6 @@ fn record(failed: &Failed, message: String) -> Failure {
         bytes: failed.progress.bytes_done,
         rate_bytes_per_s: failed.progress.rate_bytes_per_s,
         log_path: failed.log_path.clone(),
+        delay: Duration::ZERO,
     }
 }

@@ -40,22 +40,34 @@ impl Digest {
         &self.hex
     }
 
-    /// Whether it is the checksum that the database recorded; none if the two cannot be compared.
+    /// The checksum that the database recorded; none if it is of no known form.
     ///
-    /// Recorded checksums are `algorithm:hex`, or bare hex, which is SHA-256 when it is as long:
-    /// what other bare values are is not known, and guessing would condemn good files.
-    pub fn agrees_with(&self, recorded: &str) -> Option<bool> {
-        let (algorithm, hex) = match recorded.trim().split_once(':') {
-            Some((algorithm, hex)) => (algorithm.trim().to_ascii_lowercase(), hex.trim()),
-            None => (name(DigestAlgorithm::Sha256).to_owned(), recorded.trim()),
+    /// That is `algorithm:hex`, or bare hex, which is SHA-256 when it is as long: what other bare
+    /// values are is not known, and guessing would condemn good files.
+    pub fn recorded(text: &str) -> Option<Self> {
+        let (algorithm, hex) = match text.trim().split_once(':') {
+            None => (DigestAlgorithm::Sha256, text.trim()),
+            Some((algorithm, hex)) => {
+                let plain = algorithm.trim().to_ascii_lowercase().replace('-', "");
+                let known = ALGORITHMS.into_iter().find(|known| name(*known) == plain)?;
+                (known, hex.trim())
+            }
         };
-        let same = algorithm == self.algorithm() || algorithm.replace('-', "") == self.algorithm();
-        let recorded = same
-            .then(|| Self::from_hex(self.algorithm, hex))
-            .flatten()?;
-        Some(recorded == *self)
+        Self::from_hex(algorithm, hex)
+    }
+
+    /// What made it.
+    pub fn made_by(&self) -> DigestAlgorithm {
+        self.algorithm
     }
 }
+
+const ALGORITHMS: [DigestAlgorithm; 4] = [
+    DigestAlgorithm::Sha256,
+    DigestAlgorithm::Blake3,
+    DigestAlgorithm::Xxh3,
+    DigestAlgorithm::Md5,
+];
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -69,6 +81,7 @@ fn name(algorithm: DigestAlgorithm) -> &'static str {
         DigestAlgorithm::Sha256 => "sha256",
         DigestAlgorithm::Blake3 => "blake3",
         DigestAlgorithm::Xxh3 => "xxh3",
+        DigestAlgorithm::Md5 => "md5",
     }
 }
 
@@ -76,6 +89,7 @@ fn hex_len(algorithm: DigestAlgorithm) -> usize {
     match algorithm {
         DigestAlgorithm::Sha256 | DigestAlgorithm::Blake3 => 64,
         DigestAlgorithm::Xxh3 => 16,
+        DigestAlgorithm::Md5 => 32,
     }
 }
 
@@ -84,6 +98,7 @@ enum State {
     Sha256(sha2::Sha256),
     Blake3(Box<blake3::Hasher>),
     Xxh3(Box<xxhash_rust::xxh3::Xxh3>),
+    Md5(md5::Md5),
 }
 
 impl State {
@@ -92,6 +107,7 @@ impl State {
             DigestAlgorithm::Sha256 => Self::Sha256(sha2::Sha256::new()),
             DigestAlgorithm::Blake3 => Self::Blake3(Box::default()),
             DigestAlgorithm::Xxh3 => Self::Xxh3(Box::default()),
+            DigestAlgorithm::Md5 => Self::Md5(md5::Md5::new()),
         }
     }
 
@@ -102,22 +118,22 @@ impl State {
                 state.update(bytes);
             }
             Self::Xxh3(state) => state.update(bytes),
+            Self::Md5(state) => state.update(bytes),
         }
     }
 
     fn finish(self) -> String {
         match self {
-            Self::Sha256(state) => {
-                let mut hex = String::with_capacity(64);
-                for byte in state.finalize() {
-                    hex.push_str(&format!("{byte:02x}"));
-                }
-                hex
-            }
+            Self::Sha256(state) => hex_of(&state.finalize()),
+            Self::Md5(state) => hex_of(&state.finalize()),
             Self::Blake3(state) => state.finalize().to_hex().to_string(),
             Self::Xxh3(state) => format!("{:016x}", state.digest()),
         }
     }
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Digest of everything that `reader` gives.
@@ -169,6 +185,7 @@ mod tests {
         "6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
     )]
     #[case(DigestAlgorithm::Xxh3, "78af5f94892f3950")]
+    #[case(DigestAlgorithm::Md5, "900150983cd24fb0d6963f7d28e17f72")]
     fn known_answers(#[case] algorithm: DigestAlgorithm, #[case] hex: &str) -> io::Result<()> {
         let mut seen = 0;
         let digest = of(algorithm, &b"abc"[..], |n| {
@@ -194,16 +211,26 @@ mod tests {
     }
 
     #[rstest]
-    #[case(ABC_SHA256, Some(true))]
-    #[case(&format!("sha256:{}", ABC_SHA256.to_uppercase()), Some(true))]
-    #[case(&format!("SHA-256:{ABC_SHA256}"), Some(true))]
-    #[case(&format!("sha256:{}", "0".repeat(64)), Some(false))]
-    #[case(&format!("md5:{}", "0".repeat(32)), None)]
+    #[case(ABC_SHA256, Some(DigestAlgorithm::Sha256))]
+    #[case(&format!("sha256:{}", ABC_SHA256.to_uppercase()), Some(DigestAlgorithm::Sha256))]
+    #[case(&format!("SHA-256:{ABC_SHA256}"), Some(DigestAlgorithm::Sha256))]
+    #[case(&format!(" blake3: {ABC_SHA256} "), Some(DigestAlgorithm::Blake3))]
+    #[case("MD5:900150983cd24fb0d6963f7d28e17f72", Some(DigestAlgorithm::Md5))]
+    #[case("md5:78af5f94892f3950", None)]
     #[case("78af5f94892f3950", None)]
+    #[case("adler32:024d0127", None)]
     #[case("", None)]
-    fn recorded(#[case] text: &str, #[case] agrees: Option<bool>) -> io::Result<()> {
-        let digest = of(DigestAlgorithm::Sha256, &b"abc"[..], |_| true)?;
-        assert_eq!(digest.agrees_with(text), agrees);
+    fn recorded(#[case] text: &str, #[case] algorithm: Option<DigestAlgorithm>) -> io::Result<()> {
+        let recorded = Digest::recorded(text);
+        assert_eq!(recorded.as_ref().map(Digest::made_by), algorithm);
+        if algorithm.is_some_and(|a| a != DigestAlgorithm::Blake3) {
+            let made = of(
+                algorithm.unwrap_or(DigestAlgorithm::Md5),
+                &b"abc"[..],
+                |_| true,
+            )?;
+            assert_eq!(recorded, Some(made));
+        }
         Ok(())
     }
 }

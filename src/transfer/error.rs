@@ -1,7 +1,7 @@
-//! What can go wrong with a transfer, and what follows from it.
+//! What can go wrong with a transfer.
 //!
-//! Two tables define everything: the enum (what an operator reads) and its method `class`
-//! (what the worker does with it). Every message says what, where, why, and what to do next.
+//! The enum holds what an operator reads: every message says what, where, why, and what to do next.
+//! What follows from an error stands in the table of [`failures`].
 
 use std::error::Error;
 use std::fmt;
@@ -9,42 +9,10 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Where the reason lies, as in FTS3's error table: tells an operator whom to call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Scope {
-    /// The origin location or its data.
-    Source,
-    /// The destination location.
-    Destination,
-    /// What lies between: network, ssh, routes.
-    Link,
-    /// This worker and its host.
-    Agent,
-    /// The operations database.
-    Database,
-    /// The request itself: the transfer is not there to be done.
-    Request,
-}
+use chrono::{DateTime, Utc};
 
-impl Scope {
-    /// Stable lower-case name, for the attempt history.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Source => "source",
-            Self::Destination => "destination",
-            Self::Link => "link",
-            Self::Agent => "agent",
-            Self::Database => "database",
-            Self::Request => "request",
-        }
-    }
-}
-
-impl fmt::Display for Scope {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+use super::failures::{self, Kind, Retry};
+pub use super::failures::{Scope, Wait};
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,15 +21,6 @@ pub enum Role {
     Origin,
     /// The end that gets it.
     Destination,
-}
-
-impl Role {
-    fn scope(self) -> Scope {
-        match self {
-            Self::Origin => Scope::Source,
-            Self::Destination => Scope::Destination,
-        }
-    }
 }
 
 impl fmt::Display for Role {
@@ -94,6 +53,14 @@ impl fmt::Display for Interruption {
     }
 }
 
+/// What is known of where a copy stands still.
+fn standstill(storage: Option<Role>) -> String {
+    match storage {
+        None => String::new(),
+        Some(role) => format!(", and the storage at the {role} does not answer"),
+    }
+}
+
 /// A cause of any type.
 pub type Cause = Box<dyn Error + Send + Sync>;
 
@@ -113,6 +80,10 @@ pub enum TransferError {
         "data transfer {id} has failed for good before; reset it (status pending) to have it tried again"
     )]
     AlreadyFailed { id: i64 },
+    #[error(
+        "data transfer {id} failed before and waits until {not_before} to be tried again; the manager sends it then, `ccat-transfer transfers run {id}` does it now"
+    )]
+    NotDue { id: i64, not_before: DateTime<Utc> },
     #[error("data transfer {id} is being done by {owner}; left alone")]
     Held { id: i64, owner: String },
     #[error(
@@ -185,7 +156,9 @@ pub enum TransferError {
     OriginMissing { path: String },
     #[error("{path} cannot be read at the origin; check permissions: {line}")]
     OriginUnreadable { path: String, line: String },
-    #[error("{path} at the origin is not a file; correct the package's path")]
+    #[error(
+        "{path} at the origin is not a file but a directory or a device; a package is one archive, as the stage that assembles transfer packages makes it: correct the package's path there"
+    )]
     OriginNotAFile { path: String },
     #[error(
         "{path} at the origin has {found} bytes where the database says {recorded}; find out which is right"
@@ -212,6 +185,8 @@ pub enum TransferError {
         "{path} exists at the destination with other content; look at it and remove it, nothing was overwritten"
     )]
     DestinationExists { path: String },
+    #[error("{path} is being written by data transfer {by}; tried again when that is done")]
+    DestinationBusy { path: String, by: String },
     #[error("{path} does not exist at the destination; mount or make it, it is not made here")]
     DestinationRootMissing { path: String },
     #[error("the directory of {path} is missing at the destination though it was made: {line}")]
@@ -249,11 +224,34 @@ pub enum TransferError {
     #[error("the side at {host} ended without saying why ({line}); look for a crash there")]
     RemoteDied { host: String, line: String },
     #[error(
-        "no byte moved for {}, at {bytes_done} of {bytes_total} bytes; the copy was stopped",
-        humantime::format_duration(*.idle)
+        "no byte moved for {}, at {bytes_done} of {bytes_total} bytes{}; the copy was stopped",
+        humantime::format_duration(*.idle),
+        standstill(*.storage)
     )]
     Stalled {
         idle: Duration,
+        bytes_done: u64,
+        bytes_total: u64,
+        /// The end whose storage did not answer; none where both do, so that it is the link.
+        storage: Option<Role>,
+    },
+    #[error(
+        "{moved} bytes moved in the last {}, which is below {least} bytes/s, at {bytes_done} of {bytes_total} bytes; the copy was stopped (`transfer.min_rate`)",
+        humantime::format_duration(*.window)
+    )]
+    TooSlow {
+        moved: u64,
+        window: Duration,
+        least: u64,
+        bytes_done: u64,
+        bytes_total: u64,
+    },
+    #[error(
+        "the copy was not done after {}, at {bytes_done} of {bytes_total} bytes, and was stopped (`transfer.deadline_rate`)",
+        humantime::format_duration(*.limit)
+    )]
+    Deadline {
+        limit: Duration,
         bytes_done: u64,
         bytes_total: u64,
     },
@@ -292,6 +290,9 @@ pub enum TransferError {
         found: String,
     },
 
+    #[error("bbcp does not complete the partial copy: {line}")]
+    ResumeRefused { line: String },
+
     // Programs.
     #[error("`{program}` is not there on this host; install it or set its absolute path")]
     ProgramMissing { program: String },
@@ -326,114 +327,99 @@ pub enum TransferError {
     Internal { what: String },
 }
 
-/// Whether and how often an error may be tried again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Retry {
-    /// The same again would fail again.
-    Never,
-    /// Up to the general limit.
-    General,
-    /// Up to this many times, whatever the general limit is.
-    AtMost(u32),
-    /// As often as needed: nothing failed that is the transfer's fault.
-    Uncounted,
-    /// The row is not this worker's: it must not be touched.
-    NotOurs,
-}
-
-/// Python exception names (`ccat_data_transfer.exceptions`).
-mod exc {
-    pub(super) const BBCP: &str = "BBCPError";
-    pub(super) const CHECKSUM: &str = "ChecksumVerificationError";
-    pub(super) const CONFIGURATION: &str = "ConfigurationError";
-    pub(super) const CORRUPTION: &str = "DataCorruptionError";
-    pub(super) const DATABASE: &str = "DatabaseError";
-    pub(super) const EXISTS: &str = "DestinationFileExistsError";
-    pub(super) const EXIT: &str = "ServiceExit";
-    pub(super) const NETWORK: &str = "NetworkError";
-    pub(super) const SCHEDULE: &str = "ScheduleError";
-    pub(super) const SEGFAULT: &str = "SegmentationFaultError";
-    pub(super) const STORAGE: &str = "StorageError";
-    pub(super) const TRANSFER: &str = "DataTransferError";
-}
-
-/// What the worker does with an error; one line of the table.
-struct Class(&'static str, Scope, Retry, &'static str);
-
 impl TransferError {
-    /// The table. Codes are stored in the attempt history: add, but never rename.
-    #[rustfmt::skip]
-    fn class(&self) -> Class {
-        use Retry::{AtMost, General, Never, NotOurs, Uncounted};
-        use Scope::{Agent, Database, Destination, Link, Request, Source};
+    /// The error's row in the table.
+    fn kind(&self) -> &'static Kind {
         match self {
-            Self::UnknownTransfer { .. }        => Class("transfer_unknown", Request, NotOurs, exc::TRANSFER),
-            Self::AlreadyFailed { .. }          => Class("transfer_failed_before", Request, NotOurs, exc::TRANSFER),
-            Self::Held { .. }                   => Class("held_by_other", Request, NotOurs, exc::SCHEDULE),
-            Self::Untracked { .. }              => Class("in_progress_untracked", Request, NotOurs, exc::SCHEDULE),
-            Self::LeaseLost { .. }              => Class("lease_lost", Request, NotOurs, exc::SCHEDULE),
-            Self::Interrupted { .. }            => Class("interrupted", Agent, Uncounted, exc::EXIT),
+            Self::UnknownTransfer { .. } => &failures::UNKNOWN,
+            Self::AlreadyFailed { .. } => &failures::FAILED_BEFORE,
+            Self::NotDue { .. } => &failures::NOT_DUE,
+            Self::Held { .. } => &failures::HELD,
+            Self::Untracked { .. } => &failures::UNTRACKED,
+            Self::LeaseLost { .. } => &failures::LEASE_LOST,
+            Self::Interrupted { .. } => &failures::INTERRUPTED,
 
-            Self::UnsupportedLocation { role, .. } => Class("location_unsupported", role.scope(), Never, exc::CONFIGURATION),
-            Self::NoRoute { .. }                => Class("route_missing", Link, Never, exc::CONFIGURATION),
-            Self::OtherMethod { .. }            => Class("route_method", Link, Never, exc::CONFIGURATION),
-            Self::BadHost { role, .. }          => Class("host_invalid", role.scope(), Never, exc::CONFIGURATION),
-            Self::BadUser { role, .. }          => Class("user_invalid", role.scope(), Never, exc::CONFIGURATION),
-            Self::BadPath { role, .. }          => Class("path_invalid", role.scope(), Never, exc::CONFIGURATION),
-            Self::BothRemote { .. }             => Class("both_ends_remote", Link, Never, exc::CONFIGURATION),
-            Self::SamePlace { .. }              => Class("same_place", Link, Never, exc::CONFIGURATION),
-            Self::LinkSettings { .. }           => Class("link_settings", Link, Never, exc::CONFIGURATION),
+            Self::UnsupportedLocation { .. } => &failures::LOCATION_UNSUPPORTED,
+            Self::NoRoute { .. } => &failures::ROUTE_MISSING,
+            Self::OtherMethod { .. } => &failures::ROUTE_METHOD,
+            Self::BadHost { .. } => &failures::HOST_INVALID,
+            Self::BadUser { .. } => &failures::USER_INVALID,
+            Self::BadPath { .. } => &failures::PATH_INVALID,
+            Self::BothRemote { .. } => &failures::BOTH_ENDS_REMOTE,
+            Self::SamePlace { .. } => &failures::SAME_PLACE,
+            Self::LinkSettings { .. } => &failures::LINK_SETTINGS,
 
-            Self::OriginMissing { .. }          => Class("origin_missing", Source, Never, exc::TRANSFER),
-            Self::OriginUnreadable { .. }       => Class("origin_unreadable", Source, Never, exc::STORAGE),
-            Self::OriginNotAFile { .. }         => Class("origin_not_a_file", Source, Never, exc::TRANSFER),
-            Self::OriginSize { .. }             => Class("origin_size", Source, Never, exc::CORRUPTION),
-            // Once more, in case its writer was only late; a file that goes on changing is no package.
-            Self::OriginChanged { .. }          => Class("origin_changed", Source, AtMost(1), exc::CORRUPTION),
-            Self::OriginCorrupt { .. }          => Class("origin_corrupt", Source, Never, exc::CORRUPTION),
+            Self::OriginMissing { .. } => &failures::ORIGIN_MISSING,
+            Self::OriginUnreadable { .. } => &failures::ORIGIN_UNREADABLE,
+            Self::OriginNotAFile { .. } => &failures::ORIGIN_NOT_A_FILE,
+            Self::OriginSize { .. } => &failures::ORIGIN_SIZE,
+            Self::OriginChanged { .. } => &failures::ORIGIN_CHANGED,
+            Self::OriginCorrupt { .. } => &failures::ORIGIN_CORRUPT,
 
-            Self::DestinationExists { .. }      => Class("destination_exists", Destination, Never, exc::EXISTS),
-            Self::DestinationRootMissing { .. } => Class("destination_root_missing", Destination, General, exc::STORAGE),
-            Self::DestinationDirectory { .. }   => Class("destination_directory", Destination, AtMost(1), exc::STORAGE),
-            Self::DestinationDenied { .. }      => Class("destination_denied", Destination, Never, exc::STORAGE),
-            Self::StorageLow { .. }             => Class("storage_low", Destination, General, exc::STORAGE),
-            Self::StorageFull { .. }            => Class("storage_full", Destination, General, exc::STORAGE),
-            Self::RenameUnsupported { .. }      => Class("rename_unsupported", Destination, Never, exc::STORAGE),
+            Self::DestinationExists { .. } => &failures::DESTINATION_EXISTS,
+            Self::DestinationBusy { .. } => &failures::DESTINATION_BUSY,
+            Self::DestinationRootMissing { .. } => &failures::DESTINATION_ROOT_MISSING,
+            Self::DestinationDirectory { .. } => &failures::DESTINATION_DIRECTORY,
+            Self::DestinationDenied { .. } => &failures::DESTINATION_DENIED,
+            Self::StorageLow { .. } => &failures::STORAGE_LOW,
+            Self::StorageFull { .. } => &failures::STORAGE_FULL,
+            Self::RenameUnsupported { .. } => &failures::RENAME_UNSUPPORTED,
 
-            Self::SshDenied { .. }              => Class("ssh_denied", Link, Never, exc::CONFIGURATION),
-            Self::HostKey { .. }                => Class("ssh_host_key", Link, Never, exc::CONFIGURATION),
-            Self::Network { .. }                => Class("network", Link, General, exc::NETWORK),
-            Self::PortBusy { .. }               => Class("port_busy", Link, General, exc::NETWORK),
-            Self::RemoteDied { .. }             => Class("remote_died", Link, General, exc::BBCP),
-            Self::Stalled { .. }                => Class("stalled", Link, General, exc::NETWORK),
-            Self::TimeLimit { .. }              => Class("time_limit", Link, General, exc::BBCP),
-            Self::OperationTimeout { .. }       => Class("operation_timeout", Link, General, exc::NETWORK),
+            Self::SshDenied { .. } => &failures::SSH_DENIED,
+            Self::HostKey { .. } => &failures::SSH_HOST_KEY,
+            Self::Network { .. } => &failures::NETWORK,
+            Self::PortBusy { .. } => &failures::PORT_BUSY,
+            Self::RemoteDied { .. } => &failures::REMOTE_DIED,
+            Self::Stalled { storage: None, .. } => &failures::STALLED,
+            Self::Stalled { .. } => &failures::STALLED_STORAGE,
+            Self::TooSlow { .. } => &failures::TOO_SLOW,
+            Self::Deadline { .. } => &failures::DEADLINE,
+            Self::TimeLimit { .. } => &failures::TIME_LIMIT,
+            Self::OperationTimeout { .. } => &failures::OPERATION_TIMEOUT,
 
-            Self::DamagedInFlight { .. }        => Class("damaged_in_flight", Link, General, exc::CORRUPTION),
-            Self::TargetSize { .. }             => Class("target_size", Link, General, exc::CORRUPTION),
-            Self::ChecksumMismatch { .. }       => Class("checksum_mismatch", Link, General, exc::CHECKSUM),
+            Self::DamagedInFlight { .. } => &failures::DAMAGED_IN_FLIGHT,
+            Self::TargetSize { .. } => &failures::TARGET_SIZE,
+            Self::ChecksumMismatch { .. } => &failures::CHECKSUM_MISMATCH,
+            Self::ResumeRefused { .. } => &failures::RESUME_REFUSED,
 
-            Self::ProgramMissing { .. }         => Class("program_missing", Agent, Never, exc::CONFIGURATION),
-            Self::RemoteProgramMissing { role, .. } => Class("remote_program_missing", role.scope(), Never, exc::CONFIGURATION),
-            Self::Spawn { .. }                  => Class("spawn", Agent, General, exc::BBCP),
-            Self::BadOption { .. }              => Class("bad_option", Agent, Never, exc::CONFIGURATION),
-            Self::Segfault { .. }               => Class("segfault", Agent, General, exc::SEGFAULT),
-            Self::BbcpFailed { .. }             => Class("bbcp_failed", Link, General, exc::BBCP),
-            Self::Storage { role, .. }          => Class("storage", role.scope(), General, exc::STORAGE),
-            Self::LogFile { .. }                => Class("log_file", Agent, General, exc::STORAGE),
-            Self::Database { .. }               => Class("database", Database, Uncounted, exc::DATABASE),
-            Self::Internal { .. }               => Class("internal", Agent, General, exc::TRANSFER),
+            Self::ProgramMissing { .. } => &failures::PROGRAM_MISSING,
+            Self::RemoteProgramMissing { .. } => &failures::REMOTE_PROGRAM_MISSING,
+            Self::Spawn { .. } => &failures::SPAWN,
+            Self::BadOption { .. } => &failures::BAD_OPTION,
+            Self::Segfault { .. } => &failures::SEGFAULT,
+            Self::BbcpFailed { .. } => &failures::BBCP_FAILED,
+            Self::Storage { .. } => &failures::STORAGE,
+            Self::LogFile { .. } => &failures::LOG_FILE,
+            Self::Database { .. } => &failures::DATABASE,
+            Self::Internal { .. } => &failures::INTERNAL,
+        }
+    }
+
+    /// The end it happened at, where that makes a difference to whose matter it is.
+    fn role(&self) -> Option<Role> {
+        match self {
+            Self::UnsupportedLocation { role, .. }
+            | Self::BadHost { role, .. }
+            | Self::BadUser { role, .. }
+            | Self::BadPath { role, .. }
+            | Self::RemoteProgramMissing { role, .. }
+            | Self::Storage { role, .. } => Some(*role),
+            Self::Stalled { storage, .. } => *storage,
+            _ => None,
         }
     }
 
     /// Stable `snake_case` name for the attempt history, metrics and logs.
     pub fn code(&self) -> &'static str {
-        self.class().0
+        self.kind().code
     }
 
     /// Where the reason lies.
     pub fn scope(&self) -> Scope {
-        self.class().1
+        let kind = self.kind();
+        kind.scope
+            .or_else(|| self.role().map(Role::scope))
+            .unwrap_or(Scope::Link)
     }
 
     /// Whether another attempt can help. False too for a transfer that is not this worker's.
@@ -452,16 +438,57 @@ impl TransferError {
 
     /// Name of the Python exception that a Celery caller sees.
     pub fn exc_type(&self) -> &'static str {
-        self.class().3
+        self.kind().exc_type
     }
 
     pub(super) fn retry(&self) -> Retry {
-        self.class().2
+        self.kind().retry
+    }
+
+    /// How long the next attempt is waited for, if there is one.
+    pub fn wait(&self) -> Wait {
+        self.kind().wait
+    }
+
+    /// Whether a partial copy that this error left is worth being completed by the next attempt.
+    ///
+    /// Not where its content is in doubt, and not on a disk that is full: there, nobody else's work
+    /// could go on.
+    pub(super) fn leaves_a_sound_partial(&self) -> bool {
+        self.retryable()
+            && !self.condemns_the_partial()
+            && !matches!(
+                self,
+                Self::DamagedInFlight { .. }
+                    | Self::OriginChanged { .. }
+                    | Self::StorageFull { .. }
+            )
+    }
+
+    /// Whether this may be due to a partial copy that was completed, so that the copy is to be begun
+    /// anew before it counts.
+    pub(super) fn condemns_the_partial(&self) -> bool {
+        matches!(
+            self,
+            Self::ResumeRefused { .. } | Self::ChecksumMismatch { .. } | Self::TargetSize { .. }
+        )
     }
 
     /// The whole chain of causes in one line, for a database column or a Celery message.
     pub fn chain(&self) -> String {
         crate::telemetry::chain(self).to_string()
+    }
+}
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for TransferError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Storage {
+            operation: "a step",
+            role: Role::Destination,
+            path: String::new(),
+            source: lost.into(),
+        }
     }
 }
 

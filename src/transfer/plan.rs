@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+use super::digest::Digest;
 use super::endpoint::{
     AbsolutePath, Endpoint, Facts, Host, Remote, Source, Target, TemporaryName, is_login,
 };
 use super::error::{Role, TransferError};
-use crate::settings::{Bbcp, LinkSettings, Ssh};
+use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
 
 /// The one method this worker does.
 const METHOD: &str = "bbcp";
@@ -123,15 +124,45 @@ pub struct Plan {
     pub target: Target,
     /// Size by the database, in bytes.
     pub size: u64,
-    /// Digest by the database.
-    pub checksum: Option<String>,
+    /// Digest by the database; none if there is none, or in a form that is not known.
+    pub recorded: Option<Digest>,
+    /// By which algorithm the ends are compared: the recorded digest's, or the link's.
+    pub digest: DigestAlgorithm,
     /// bbcp's command line, for this link.
     pub bbcp: Bbcp,
     /// A copy that moves nothing for so long is stopped.
     pub stall_timeout: Duration,
+    /// What is too slow.
+    pub slowness: Slowness,
+    /// A partial copy of so many bytes or more is kept for the next attempt to complete; none never
+    /// is.
+    pub resume_above: Option<u64>,
+    /// The destination's host as its location names it; empty where that is the worker's own.
+    destination_host: String,
 }
 
 impl Plan {
+    /// Whether the copy can be completed by the next attempt, should this one not end well.
+    pub fn resumes(&self) -> bool {
+        self.resume_above.is_some_and(|least| self.size >= least)
+            && can_hold_checkpoints(&self.target.checkpoint_path())
+    }
+
+    /// What tells this copy's destination from every other: host and path, where `here` is the
+    /// name of the worker's own host.
+    ///
+    /// The host is spelled as its location spells it, so that workers at both ends have one key.
+    /// (Two locations that spell one host in two ways are not recognised; the file that is there
+    /// is still never overwritten.)
+    pub fn destination_key(&self, here: &str) -> String {
+        let host = if self.destination_host.is_empty() {
+            here
+        } else {
+            &self.destination_host
+        };
+        format!("{}:{}", LocalHost::normal(host), self.target.path())
+    }
+
     /// Refuses a destination that already is the source, by another path or a link: it would pass
     /// every comparison, and the only copy be taken for two.
     ///
@@ -206,14 +237,19 @@ pub fn plan(
         &target.temporary_path(),
         MAX_TARGET_BYTES,
     )?;
+    let recorded = package.checksum.as_deref().and_then(Digest::recorded);
     Ok(Plan {
         attempt,
         source: Source::new(source_endpoint, source_path),
         target,
         size: package.size,
-        checksum: package.checksum.clone(),
+        digest: recorded.as_ref().map_or(link.digest, Digest::made_by),
+        recorded,
         bbcp: link.bbcp.clone(),
         stall_timeout: link.stall_timeout,
+        slowness: link.slowness,
+        resume_above: link.resume.then_some(link.resume_above),
+        destination_host: named_host(destination).to_owned(),
     })
 }
 
@@ -236,6 +272,16 @@ fn check_method(
             })
         }
         Some(_) => Ok(()),
+    }
+}
+
+/// The host that a location names; empty where it names none, or `localhost`.
+fn named_host(location: &Location) -> &str {
+    let host = location.host.as_deref().map(str::trim).unwrap_or_default();
+    if host.eq_ignore_ascii_case("localhost") {
+        ""
+    } else {
+        host
     }
 }
 
@@ -290,7 +336,7 @@ fn file_path(
     if name.is_empty() || name == "." || name.contains('/') {
         return Err(bad(name, "a file name is one component"));
     }
-    if TemporaryName::parse(name).is_some() {
+    if TemporaryName::of_entry(name).is_some() {
         return Err(bad(
             name,
             "it has the form of this worker's temporary names",
@@ -319,6 +365,14 @@ fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
         path: path.into(),
         problem,
     })
+}
+
+/// bbcp hands the directory to its other end in a line that is split at blanks, and puts the name
+/// of a file behind it, with a host and a temporary name of ours, that may not become too long.
+fn can_hold_checkpoints(directory: &AbsolutePath) -> bool {
+    const MAX_BYTES: usize = 640;
+    let text = directory.as_str();
+    text.len() <= MAX_BYTES && !text.contains(char::is_whitespace)
 }
 
 fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), TransferError> {

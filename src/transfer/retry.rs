@@ -1,10 +1,16 @@
-//! Whether a failed transfer is tried again.
+//! Whether a failed transfer is tried again, and when.
 //!
-//! A retry goes back through the manager (status pending, `retry_count + 1`), so that the pause
-//! between two attempts is the manager's. Stopping is not failing, and neither is a database that
-//! was away: such attempts are given back without being counted.
+//! A retry goes back through the manager (status pending, `retry_count + 1`), which sends no
+//! message before its time. Stopping is not failing, and neither is a database that was away: such
+//! attempts are given back without being counted.
+//!
+//! Pure: chance comes in as a number.
 
-use super::error::{Retry, TransferError};
+use std::time::Duration;
+
+use super::error::{TransferError, Wait};
+use super::failures::Retry;
+use crate::settings::Transfer;
 
 /// What becomes of the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +19,8 @@ pub enum Decision {
     Retry {
         /// Whether this attempt was a failure of the transfer.
         counted: bool,
+        /// How long it waits there.
+        delay: Duration,
     },
     /// Failed for good.
     Permanent {
@@ -23,24 +31,77 @@ pub enum Decision {
     Leave,
 }
 
-/// Decides about `error` after `retry_count` failures before this one.
-///
-/// `max_retries` is the number of further attempts after the first failed one; an error's own
-/// limit takes its place.
-pub fn decide(error: &TransferError, retry_count: u32, max_retries: u32) -> Decision {
+/// The settings that retries follow.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RetryPolicy {
+    /// Further attempts after the first failed one; an error's own limit takes its place.
+    pub max_retries: u32,
+    /// Delay after the first failure; each further one doubles it.
+    pub first: Duration,
+    /// The same after a failure for lack of storage.
+    pub storage: Duration,
+    /// No delay is longer, unless the first one is.
+    pub longest: Duration,
+    /// Share by which a delay may be shorter, 0 to 1, so that transfers that failed together do not
+    /// come back together.
+    pub jitter: f64,
+}
+
+impl From<&Transfer> for RetryPolicy {
+    fn from(settings: &Transfer) -> Self {
+        Self {
+            max_retries: settings.max_retries,
+            first: settings.retry_delay_first,
+            storage: settings.retry_delay_storage,
+            longest: settings.retry_delay_max,
+            jitter: settings.retry_delay_jitter,
+        }
+    }
+}
+
+impl RetryPolicy {
+    /// How long to wait after a failure that followed `failures` others; `luck` is a number from 0
+    /// up to 1 by chance.
+    #[must_use]
+    pub fn delay(&self, wait: Wait, failures: u32, luck: f64) -> Duration {
+        let first = match wait {
+            Wait::None => return Duration::ZERO,
+            Wait::Backoff => self.first,
+            Wait::Storage => self.storage,
+        };
+        let doubled = first.saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX));
+        let whole = doubled.min(self.longest.max(first));
+        let share = 1.0 - self.jitter.clamp(0.0, 1.0) * luck.clamp(0.0, 1.0);
+        whole.mul_f64(share)
+    }
+}
+
+/// Decides about `error` after `retry_count` failures before this one; for `luck` see
+/// [`RetryPolicy::delay`].
+#[must_use]
+pub fn decide(
+    error: &TransferError,
+    retry_count: u32,
+    policy: &RetryPolicy,
+    luck: f64,
+) -> Decision {
+    let retry = |counted| Decision::Retry {
+        counted,
+        delay: policy.delay(error.wait(), retry_count, luck),
+    };
     let limit = match error.retry() {
         Retry::NotOurs => return Decision::Leave,
-        Retry::Uncounted => return Decision::Retry { counted: false },
+        Retry::Uncounted => return retry(false),
         Retry::Never => {
             return Decision::Permanent {
                 reason: error.chain(),
             };
         }
-        Retry::General => max_retries,
+        Retry::General => policy.max_retries,
         Retry::AtMost(own) => own,
     };
     if retry_count < limit {
-        Decision::Retry { counted: true }
+        retry(true)
     } else {
         Decision::Permanent {
             reason: format!("{} (given up after {limit} retries)", error.chain()),
@@ -49,12 +110,30 @@ pub fn decide(error: &TransferError, retry_count: u32, max_retries: u32) -> Deci
 }
 
 #[cfg(test)]
+#[allow(clippy::panic, reason = "tests")]
 mod tests {
     use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
     use crate::transfer::error::Interruption;
+
+    fn policy(max_retries: u32) -> RetryPolicy {
+        RetryPolicy {
+            max_retries,
+            first: Duration::from_secs(60),
+            storage: Duration::from_secs(1800),
+            longest: Duration::from_secs(7200),
+            jitter: 0.2,
+        }
+    }
+
+    fn full() -> TransferError {
+        TransferError::StorageFull {
+            path: "/d".into(),
+            line: String::new(),
+        }
+    }
 
     fn network() -> TransferError {
         TransferError::Network {
@@ -84,19 +163,16 @@ mod tests {
         #[case] max: u32,
         #[case] again: bool,
     ) {
-        let decision = decide(&error, before, max);
-        assert_eq!(
-            decision == (Decision::Retry { counted: true }),
-            again,
-            "{decision:?}"
-        );
+        let decision = decide(&error, before, &policy(max), 0.5);
+        let counted = matches!(decision, Decision::Retry { counted: true, .. });
+        assert_eq!(counted, again, "{decision:?}");
     }
 
     #[test]
     fn permanent_errors_are_never_retried() {
         let error = TransferError::OriginMissing { path: "/a".into() };
         assert_eq!(
-            decide(&error, 0, 3),
+            decide(&error, 0, &policy(3), 0.0),
             Decision::Permanent {
                 reason:
                     "/a does not exist at the origin; put it back or correct the package's path"
@@ -105,19 +181,65 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_full_disk_is_not_tried_again_soon() {
+        let Decision::Retry {
+            counted: true,
+            delay,
+        } = decide(&full(), 0, &policy(0), 1.0)
+        else {
+            panic!("a full disk has its own limit");
+        };
+        assert_eq!(delay, Duration::from_secs(1440));
+        assert_eq!(
+            policy(3).delay(Wait::Storage, 5, 0.0),
+            Duration::from_secs(7200)
+        );
+        assert!(matches!(
+            decide(&full(), 12, &policy(20), 0.0),
+            Decision::Permanent { .. }
+        ));
+    }
+
     proptest! {
         #[test]
         fn stopping_and_infrastructure_never_count(before: u32, max: u32) {
             let stopped = TransferError::Interrupted { cause: Interruption::Shutdown };
             let database = TransferError::Database { source: "gone".into() };
             for error in [stopped, database] {
-                prop_assert_eq!(decide(&error, before, max), Decision::Retry { counted: false });
+                let decision = decide(&error, before, &policy(max), 0.5);
+                prop_assert_eq!(decision, Decision::Retry { counted: false, delay: Duration::ZERO });
             }
         }
 
         #[test]
         fn a_row_of_another_worker_is_left(before: u32, max: u32) {
-            prop_assert_eq!(decide(&TransferError::LeaseLost { id: 1 }, before, max), Decision::Leave);
+            let lost = TransferError::LeaseLost { id: 1 };
+            prop_assert_eq!(decide(&lost, before, &policy(max), 0.5), Decision::Leave);
+        }
+
+        /// Whatever the settings: no delay is above its limit, more failures never shorten it, and
+        /// luck takes no more than its share.
+        #[test]
+        fn delays_grow_to_a_limit(
+            first in 0..100_000_u64,
+            longest in 0..1_000_000_u64,
+            jitter in 0.0..=1.0_f64,
+            failures in 0..200_u32,
+            luck in 0.0..1.0_f64,
+        ) {
+            let policy = RetryPolicy {
+                first: Duration::from_secs(first),
+                longest: Duration::from_secs(longest),
+                jitter,
+                ..policy(3)
+            };
+            let whole = policy.delay(Wait::Backoff, failures, 0.0);
+            let some = policy.delay(Wait::Backoff, failures, luck);
+            prop_assert!(whole <= policy.longest.max(policy.first));
+            prop_assert!(whole <= policy.delay(Wait::Backoff, failures + 1, 0.0));
+            prop_assert!(some <= whole);
+            prop_assert!(some.as_secs_f64() + 0.001 >= whole.as_secs_f64() * (1.0 - jitter));
         }
     }
 }

@@ -14,7 +14,8 @@ use std::marker::PhantomData;
 use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
     data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
-    disk_data_location, site, transfer_worker_attempt, transfer_worker_lease,
+    disk_data_location, site, transfer_worker_attempt, transfer_worker_delay,
+    transfer_worker_lease,
 };
 use sea_orm::sea_query::{Expr, ExprTrait as _, Iden, Query};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement};
@@ -441,7 +442,7 @@ impl Needed {
 }
 
 /// In the order in which differences are reported.
-fn needed() -> [Needed; 9] {
+fn needed() -> [Needed; 10] {
     [
         site_needed(),
         data_location_needed(),
@@ -452,6 +453,7 @@ fn needed() -> [Needed; 9] {
         data_transfer_log_needed(),
         lease_needed(),
         attempt_needed(),
+        delay_needed(),
     ]
 }
 
@@ -557,8 +559,9 @@ fn data_transfer_log_needed() -> Needed {
 
 fn lease_needed() -> Needed {
     use transfer_worker_lease::Column::{
-        AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, ExpiresAt, OwnerHost,
-        OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, RateBytesPerS, RenewedAt, TaskId, Token,
+        AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, Destination, ExpiresAt,
+        OwnerHost, OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, RateBytesPerS, RenewedAt,
+        TaskId, Token,
     };
     let columns = [
         (DataTransferId, Use::Integer),
@@ -576,8 +579,20 @@ fn lease_needed() -> Needed {
         (BytesDone, Use::Integer),
         (BytesTotal, Use::Integer),
         (RateBytesPerS, Use::Integer),
+        (Destination, Use::Text),
     ];
     Needed::of(transfer_worker_lease::Entity, columns).inserted::<transfer_worker_lease::Column>([])
+}
+
+fn delay_needed() -> Needed {
+    use transfer_worker_delay::Column::{DataTransferId, ErrorCode, NotBefore, RetryCount};
+    let columns = [
+        (DataTransferId, Use::Integer),
+        (NotBefore, Use::Time),
+        (RetryCount, Use::Integer),
+        (ErrorCode, Use::Text),
+    ];
+    Needed::of(transfer_worker_delay::Entity, columns).inserted::<transfer_worker_delay::Column>([])
 }
 
 fn attempt_needed() -> Needed {

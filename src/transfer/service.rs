@@ -27,20 +27,25 @@ use tokio_util::task::AbortOnDropHandle;
 use super::bbcp;
 use super::database::DatabaseError;
 use super::digest::Digest;
-use super::endpoint::{Facts, Reading};
-use super::error::{Interruption, TransferError};
+use super::endpoint::{Facts, Reading, TemporaryName};
+use super::error::{Interruption, Role, TransferError};
 use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
 use super::repository::{
-    Acquired, Acquisition, Finished, Location, ReleaseTo, Repository, TransferRecord,
+    Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Repository, TransferRecord,
 };
 
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::settings::Settings;
 use crate::telemetry::{chain, panic_text};
 
 /// How long tidying up after a failed attempt may take.
 const TIDY_WITHIN: Duration = Duration::from_secs(15);
+
+/// How long a storage may take for something small before it counts as hanging: longer than ssh may
+/// take to find out that a host cannot be reached.
+const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -142,6 +147,9 @@ pub struct Failed {
     pub progress: Progress,
     /// bbcp's output, if it came to that.
     pub log_path: Option<PathBuf>,
+    /// What has arrived and is kept for the next attempt. If there will be none, it has to be
+    /// [discarded](TransferService::discard).
+    pub partial: Option<Box<Plan>>,
     /// The lease is held for the very task that asked: its result is the holder's to tell.
     pub held_for_same_task: bool,
 }
@@ -154,6 +162,7 @@ impl Failed {
             lease: None,
             progress,
             log_path: None,
+            partial: None,
             held_for_same_task: false,
         }
     }
@@ -215,13 +224,14 @@ impl TransferService {
             request,
             lease: &lease,
             stop: request.cancelled.child_token(),
+            lost: CancellationToken::new(),
             started: Instant::now(),
         };
-        let (lost, keeper) = running.keep();
-        let mut log_path = None;
+        let keeper = running.keep();
+        let mut left = Left::default();
         // A panic is a failed attempt like any other: its row must be settled, or it would come
         // back for ever.
-        let attempt = AssertUnwindSafe(running.attempt(&acquired, &mut log_path));
+        let attempt = AssertUnwindSafe(running.attempt(&acquired, &mut left));
         let outcome = attempt.catch_unwind().await.unwrap_or_else(|panic| {
             Err(TransferError::Internal {
                 what: panic_text(&*panic).to_owned(),
@@ -230,7 +240,7 @@ impl TransferService {
         drop(keeper);
         outcome.map_err(|error| {
             let error = match error {
-                _ if lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
+                _ if running.lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
                 // bbcp knows only that it was stopped.
                 TransferError::Interrupted { .. } if request.cancelled.is_cancelled() => {
                     TransferError::Interrupted {
@@ -245,7 +255,8 @@ impl TransferService {
                 lease: ours.then_some(lease),
                 error,
                 progress,
-                log_path,
+                log_path: left.log_path,
+                partial: left.partial,
                 held_for_same_task: false,
             }
         })
@@ -288,12 +299,45 @@ impl TransferService {
                 }
                 Acquisition::Missing => TransferError::UnknownTransfer { id },
                 Acquisition::Failed { .. } => TransferError::AlreadyFailed { id },
+                Acquisition::NotDue { not_before } => TransferError::NotDue { id, not_before },
                 Acquisition::Untracked => TransferError::Untracked { id },
                 Acquisition::UnknownStatus(status) => TransferError::Database {
                     source: format!("data transfer {id} has the unknown status `{status}`").into(),
                 },
             };
             return Err(Failed::before_the_lease(error));
+        }
+    }
+
+    /// Removes what an attempt has left under its temporary name.
+    pub async fn discard(&self, plan: &Plan) {
+        let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
+        let Attempt {
+            transfer_id,
+            number,
+            ..
+        } = plan.attempt;
+        let error = match removed {
+            Ok(Ok(())) => {
+                fault_point!(Tidied);
+                let attempt = i32::try_from(number).unwrap_or(i32::MAX);
+                return self.forget_temporary(transfer_id, attempt).await;
+            }
+            Ok(Err(error)) => error.chain(),
+            Err(_) => "not in time".into(),
+        };
+        tracing::warn!(
+            data_transfer_id = transfer_id,
+            path = %plan.target.temporary_path(),
+            error,
+            "the temporary file stays; a later attempt at this transfer would remove it"
+        );
+    }
+
+    /// Strikes a temporary file that is gone from the record of its attempt.
+    async fn forget_temporary(&self, id: i64, attempt: i32) {
+        if let Err(error) = self.repository.forget_temporary(id, attempt).await {
+            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
         }
     }
 
@@ -371,6 +415,22 @@ impl TransferService {
     }
 }
 
+/// What an attempt leaves that is not in its error.
+#[derive(Default)]
+struct Left {
+    log_path: Option<PathBuf>,
+    partial: Option<Box<Plan>>,
+}
+
+/// The origin's digest in the making.
+type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
+
+/// What a comparison says.
+enum Verdict {
+    Same,
+    Differs { origin: Digest },
+}
+
 /// One attempt under way.
 struct Running<'a> {
     service: &'a TransferService,
@@ -378,29 +438,26 @@ struct Running<'a> {
     lease: &'a Lease,
     /// Cancelled by the caller or by the keeper.
     stop: CancellationToken,
+    /// Cancelled by the keeper when the lease is lost.
+    lost: CancellationToken,
     started: Instant,
 }
 
 impl Running<'_> {
-    /// Starts to renew the lease. The token is cancelled when it is lost.
-    fn keep(&self) -> (CancellationToken, AbortOnDropHandle<()>) {
-        let lost = CancellationToken::new();
+    /// Starts to renew the lease.
+    fn keep(&self) -> AbortOnDropHandle<()> {
         let keeper = keep(
             self.service.repository.clone(),
             self.lease.clone(),
             self.service.settings.transfer.lease_renew_interval,
             self.request.snapshots.subscribe(),
             self.stop.clone(),
-            lost.clone(),
+            self.lost.clone(),
         );
-        (lost, AbortOnDropHandle::new(tokio::spawn(keeper)))
+        AbortOnDropHandle::new(tokio::spawn(keeper))
     }
 
-    async fn attempt(
-        &self,
-        acquired: &Acquired,
-        log_path: &mut Option<PathBuf>,
-    ) -> Result<Done, TransferError> {
+    async fn attempt(&self, acquired: &Acquired, left: &mut Left) -> Result<Done, TransferError> {
         if let Some(displaced) = &acquired.displaced {
             tracing::warn!(
                 data_transfer_id = self.request.id,
@@ -411,15 +468,23 @@ impl Running<'_> {
             );
         }
         let mut plan = self.plan().await?;
-        let facts = self.stoppable(self.prepare(&mut plan)).await?;
-        self.sweep(&plan, acquired).await;
+        self.claim(&plan).await?;
+        let facts = fault_point!(Prepared, self.stoppable(self.prepare(&mut plan)).await)?;
+        let mut earlier = self.stoppable(self.earlier(&plan, acquired)).await?;
+        self.sweep(&plan, acquired, earlier.map(|(name, _)| name))
+            .await;
+        fault_point!(LeftoversSwept);
 
         if let Some(there) = self.stoppable(plan.target.inspect()).await? {
             let digest = self.stoppable(self.recognize(&plan, facts, there)).await?;
+            if earlier.take().is_some() {
+                self.sweep(&plan, acquired, None).await;
+            }
             let summary = self.commit(&plan, &digest, None).await?;
             return Ok(Done::AlreadyThere(summary));
         }
-        self.stoppable(self.check_room(&plan)).await?;
+        let there = earlier.map_or(0, |(_, bytes)| bytes);
+        self.stoppable(self.check_room(&plan, there)).await?;
 
         let path = self.log_path();
         let name = plan.target.temporary().to_string();
@@ -429,13 +494,35 @@ impl Running<'_> {
                 service.repository.record_files(lease, &name, &path)
             })
             .await?;
-        *log_path = Some(path.clone());
+        left.log_path = Some(path.clone());
 
-        let copied = self.copy_and_publish(&plan, facts, path).await;
-        if copied.is_err() {
-            self.tidy(&plan).await;
+        let copied = self.copy_and_publish(&plan, facts, earlier, path).await;
+        if let Err(error) = &copied {
+            let worth_keeping = plan.resumes() && error.leaves_a_sound_partial();
+            if worth_keeping && !self.lost.is_cancelled() {
+                left.partial = Some(Box::new(plan));
+            } else {
+                service.discard(&plan).await;
+            }
         }
         copied.map(Done::Copied)
+    }
+
+    /// The partial copy of an earlier attempt that this one can complete, and its size.
+    async fn earlier(
+        &self,
+        plan: &Plan,
+        acquired: &Acquired,
+    ) -> Result<Option<(TemporaryName, u64)>, TransferError> {
+        if !plan.resumes() {
+            return Ok(None);
+        }
+        let latest = acquired.leftovers.last();
+        let Some(name) = latest.and_then(|left| TemporaryName::parse(&left.temporary_name)) else {
+            return Ok(None);
+        };
+        let bytes = plan.target.leftover_size(name).await?;
+        Ok((bytes > 0).then_some((name, bytes)))
     }
 
     /// Reads the rows and makes the plan.
@@ -443,7 +530,9 @@ impl Running<'_> {
         let id = self.request.id;
         let record = self
             .service
-            .patiently(&self.stop, || self.service.repository.transfer(id))
+            .patiently(&self.stop, || async {
+                fault_point!(PlanRead, self.service.repository.transfer(id).await)
+            })
             .await?
             .ok_or(TransferError::UnknownTransfer { id })?;
         let TransferRecord {
@@ -484,7 +573,7 @@ impl Running<'_> {
             checksum: package.checksum,
         };
         let method = route.map(|route| route.method.unwrap_or_default());
-        plan(
+        let plan = plan(
             attempt,
             &origin,
             &destination,
@@ -492,7 +581,45 @@ impl Running<'_> {
             method.as_deref(),
             &link,
             &self.service.local,
-        )
+        )?;
+        if let (Some(checksum), None) = (&package.checksum, &plan.recorded) {
+            tracing::warn!(
+                data_transfer_id = id,
+                checksum,
+                "the recorded checksum has no form that is known here; the ends are compared with each other only"
+            );
+        }
+        Ok(plan)
+    }
+
+    /// Claims the destination, so that no other transfer copies to it meanwhile.
+    async fn claim(&self, plan: &Plan) -> Result<(), TransferError> {
+        let (service, lease) = (self.service, self.lease);
+        let destination = plan.destination_key(&service.owner.host);
+        let claimed = service
+            .patiently(&self.stop, || async {
+                match service
+                    .repository
+                    .claim_destination(lease, &destination)
+                    .await
+                {
+                    Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
+                    answer => Ok(answer),
+                }
+            })
+            .await?;
+        claimed.map_err(|error| match error {
+            ClaimError::Taken(holder) => TransferError::DestinationBusy {
+                path: plan.target.path().to_string(),
+                by: holder.map_or_else(
+                    || "another worker".into(),
+                    |held| format!("{} of {}", held.data_transfer_id, held.owner),
+                ),
+            },
+            ClaimError::Lease(_) => TransferError::LeaseLost {
+                id: self.request.id,
+            },
+        })
     }
 
     /// Looks at the origin and makes the directory at the destination.
@@ -518,17 +645,17 @@ impl Running<'_> {
         Ok(facts)
     }
 
-    /// Removes what dead attempts at this transfer left. Ours is the lease, so theirs is nothing;
-    /// but leftovers that cannot be removed now are no reason not to copy.
-    async fn sweep(&self, plan: &Plan, acquired: &Acquired) {
+    /// Removes what earlier attempts at this transfer left, except for `spared`. Ours is the lease,
+    /// so theirs is nothing; but leftovers that cannot be removed now are no reason not to copy.
+    async fn sweep(&self, plan: &Plan, acquired: &Acquired, spared: Option<TemporaryName>) {
         let tidying = async {
             for name in plan.target.temporaries().await? {
-                if name != plan.target.temporary() {
+                if name != plan.target.temporary() && Some(name) != spared {
                     plan.target.remove_leftover(name).await?;
                     tracing::info!(
                         data_transfer_id = self.request.id,
                         name = %name,
-                        "temporary file of a dead attempt removed"
+                        "temporary file of an earlier attempt removed"
                     );
                 }
             }
@@ -543,20 +670,15 @@ impl Running<'_> {
             return tracing::warn!(
                 data_transfer_id = self.request.id,
                 error,
-                "leftovers of dead attempts stay for now"
+                "leftovers of earlier attempts stay for now"
             );
         }
+        let spared = spared.map(|name| name.to_string());
         for leftover in &acquired.leftovers {
-            self.forget_temporary(leftover.attempt).await;
-        }
-    }
-
-    /// Strikes a temporary file that is gone from the record of its attempt.
-    async fn forget_temporary(&self, attempt: i32) {
-        let id = self.request.id;
-        let forgotten = self.service.repository.forget_temporary(id, attempt).await;
-        if let Err(error) = forgotten {
-            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
+            if Some(&leftover.temporary_name) != spared.as_ref() {
+                let id = self.request.id;
+                self.service.forget_temporary(id, leftover.attempt).await;
+            }
         }
     }
 
@@ -577,19 +699,55 @@ impl Running<'_> {
         self.show(Phase::Verifying, self.progress());
         let nobody = watch::Sender::new(0);
         let how = self.reading(plan, &nobody);
-        let (origin, destination) =
-            tokio::try_join!(plan.source.digest(how), plan.target.digest(how))?;
-        check_recorded(plan, &origin)?;
-        if origin == destination {
-            Ok(origin)
-        } else {
-            Err(other())
+        let (origin, destination) = match &plan.recorded {
+            Some(_) => (None, plan.target.digest(how).await?),
+            None => {
+                let both = tokio::try_join!(plan.source.digest(how), plan.target.digest(how))?;
+                (Some(both.0), both.1)
+            }
+        };
+        match self.compare(plan, origin, &destination).await? {
+            Verdict::Same => Ok(destination),
+            Verdict::Differs { .. } => Err(other()),
         }
     }
 
-    async fn check_room(&self, plan: &Plan) -> Result<(), TransferError> {
+    /// Whether what arrived is what was sent. The package's recorded checksum is the judge, where
+    /// there is one: what agrees with it is right, and the origin is read only to find out which
+    /// end is wrong.
+    async fn compare(
+        &self,
+        plan: &Plan,
+        origin: Option<Digest>,
+        destination: &Digest,
+    ) -> Result<Verdict, TransferError> {
+        if plan.recorded.as_ref() == Some(destination) {
+            return Ok(Verdict::Same);
+        }
+        let origin = match origin {
+            Some(origin) => origin,
+            None => {
+                let nobody = watch::Sender::new(0);
+                plan.source.digest(self.reading(plan, &nobody)).await?
+            }
+        };
+        match &plan.recorded {
+            Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {
+                path: plan.source.path().to_string(),
+                algorithm: origin.algorithm(),
+                recorded: recorded.hex().into(),
+                found: origin.hex().into(),
+            }),
+            _ if origin == *destination => Ok(Verdict::Same),
+            _ => Ok(Verdict::Differs { origin }),
+        }
+    }
+
+    /// Whether the package fits, of which so many bytes are there.
+    async fn check_room(&self, plan: &Plan, there: u64) -> Result<(), TransferError> {
         let needed = plan
             .size
+            .saturating_sub(there)
             .saturating_add(self.service.settings.transfer.free_space_margin);
         let available = plan.target.free_space().await?;
         if available >= needed {
@@ -606,15 +764,102 @@ impl Running<'_> {
         &self,
         plan: &Plan,
         source: Facts,
+        earlier: Option<(TemporaryName, u64)>,
         log_path: PathBuf,
     ) -> Result<Summary, TransferError> {
-        self.copy(plan, &log_path).await?;
-        let digest = self.stoppable(self.verify(plan, source)).await?;
+        let mut there = 0;
+        if plan.resumes() {
+            let earlier = earlier.map(|(name, _)| name);
+            there = self.stoppable(self.begin_partial(plan, earlier)).await?;
+        }
+        let digest = match self.copy_and_verify(plan, source, &log_path).await {
+            // What was there was not worth completing. bbcp would complete anything.
+            Err(error) if there > 0 && error.condemns_the_partial() => {
+                tracing::warn!(
+                    data_transfer_id = self.request.id,
+                    attempt = self.lease.attempt(),
+                    error = error.chain(),
+                    bytes = there,
+                    "the partial copy of an earlier attempt is thrown away; copying from the start"
+                );
+                self.stoppable(plan.target.remove_temporary()).await?;
+                self.stoppable(self.begin_partial(plan, None)).await?;
+                self.copy_and_verify(plan, source, &log_path).await?
+            }
+            verified => verified?,
+        };
         self.publish(plan, source).await?;
         self.commit(plan, &digest, Some(log_path)).await
     }
 
-    async fn copy(&self, plan: &Plan, log_path: &std::path::Path) -> Result<(), TransferError> {
+    /// Makes the partial copy of `earlier` ours, if there is one; returns its bytes.
+    async fn begin_partial(
+        &self,
+        plan: &Plan,
+        earlier: Option<TemporaryName>,
+    ) -> Result<u64, TransferError> {
+        let there = plan.target.begin_partial(earlier).await?;
+        let Some(earlier) = earlier else {
+            return Ok(there);
+        };
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            bytes = there,
+            earlier_attempt = earlier.attempt(),
+            "completing the partial copy of an earlier attempt"
+        );
+        let attempt = i32::try_from(earlier.attempt()).unwrap_or(i32::MAX);
+        let id = self.request.id;
+        self.service.forget_temporary(id, attempt).await;
+        Ok(there)
+    }
+
+    /// Copies to the temporary name and proves that what arrived is what was sent.
+    async fn copy_and_verify(
+        &self,
+        plan: &Plan,
+        source: Facts,
+        log_path: &std::path::Path,
+    ) -> Result<Digest, TransferError> {
+        let copied = watch::Sender::new(0);
+        let origin = plan
+            .recorded
+            .is_none()
+            .then(|| self.read_along(plan, &copied));
+        fault_point!(CopyEnded, self.copy(plan, log_path, &copied).await)?;
+        // The reader need not hold back any more.
+        drop(copied);
+        let digest = self.stoppable(self.verify(plan, source, origin)).await?;
+        fault_point!(Verified, Ok::<(), TransferError>(()))?;
+        Ok(digest)
+    }
+
+    /// Computes the origin's digest while the copy runs: what bbcp has just read is still in
+    /// memory, and need not be read from the disk again.
+    fn read_along(&self, plan: &Plan, copied: &watch::Sender<u64>) -> ReadAlong {
+        let (source, copied) = (plan.source.clone(), copied.subscribe());
+        let (algorithm, size, stall_timeout) = (plan.digest, plan.size, plan.stall_timeout);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            let nobody = watch::Sender::new(0);
+            let how = Reading {
+                algorithm,
+                size,
+                stall_timeout,
+                progress: &nobody,
+                behind: Some(&copied),
+            };
+            source.digest(how).await
+        }))
+    }
+
+    /// Runs bbcp. `copied` is told how many bytes are done.
+    async fn copy(
+        &self,
+        plan: &Plan,
+        log_path: &std::path::Path,
+        copied: &watch::Sender<u64>,
+    ) -> Result<(), TransferError> {
         self.show(Phase::Copying, self.progress());
         tracing::info!(
             data_transfer_id = self.request.id,
@@ -631,9 +876,18 @@ impl Running<'_> {
         tokio::pin!(copying);
         let report = loop {
             tokio::select! {
-                report = &mut copying => break report?,
-                Ok(()) = changes.changed() => self.show(Phase::Copying, progress(&changes.borrow())),
+                report = &mut copying => break report,
+                Ok(()) = changes.changed() => {
+                    let progress = progress(&changes.borrow());
+                    copied.send_replace(progress.bytes_done);
+                    self.show(Phase::Copying, progress);
+                    fault_point!(FirstProgress, Ok::<(), TransferError>(()))?;
+                }
             }
+        };
+        let report = match report {
+            Ok(report) => report,
+            Err(error) => return Err(self.locate(plan, error).await),
         };
         tracing::info!(
             data_transfer_id = self.request.id,
@@ -657,9 +911,44 @@ impl Running<'_> {
         Ok(())
     }
 
+    /// Tells a link that stands still from a storage that does: asks both ends for something small.
+    async fn locate(&self, plan: &Plan, error: TransferError) -> TransferError {
+        let TransferError::Stalled {
+            idle,
+            bytes_done,
+            bytes_total,
+            storage: None,
+        } = error
+        else {
+            return error;
+        };
+        // An end that answers, if only by saying no, or that cannot be reached, has no storage that
+        // hangs.
+        let (origin, destination) = tokio::join!(
+            timeout(PROBE_WITHIN, plan.source.inspect()),
+            timeout(PROBE_WITHIN, plan.target.free_space()),
+        );
+        let storage = match (origin, destination) {
+            (_, Err(_)) => Some(Role::Destination),
+            (Err(_), _) => Some(Role::Origin),
+            (Ok(_), Ok(_)) => None,
+        };
+        TransferError::Stalled {
+            idle,
+            bytes_done,
+            bytes_total,
+            storage,
+        }
+    }
+
     /// bbcp's word is no proof: it can end with 0 and a wrong file. Size and digest at both ends
     /// are; and the origin must not have changed meanwhile.
-    async fn verify(&self, plan: &Plan, before: Facts) -> Result<Digest, TransferError> {
+    async fn verify(
+        &self,
+        plan: &Plan,
+        before: Facts,
+        origin: Option<ReadAlong>,
+    ) -> Result<Digest, TransferError> {
         let path = || plan.target.path().to_string();
         let found = plan
             .target
@@ -675,8 +964,19 @@ impl Running<'_> {
         }
         let nobody = watch::Sender::new(0);
         let how = self.reading(plan, &nobody);
-        let (origin, destination) =
-            tokio::try_join!(plan.source.digest(how), plan.target.digest_temporary(how))?;
+        let origin = async {
+            let Some(origin) = origin else {
+                return Ok(None);
+            };
+            let digest = origin.await.map_err(|e| TransferError::Internal {
+                what: e.to_string(),
+            })??;
+            fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
+            Ok(Some(digest))
+        };
+        let destination =
+            async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) };
+        let (origin, destination) = tokio::try_join!(origin, destination)?;
         let after = plan.source.inspect().await?;
         if (after.size, after.modified) != (before.size, before.modified) {
             return Err(TransferError::OriginChanged {
@@ -684,16 +984,15 @@ impl Running<'_> {
                 line: "size or time of last change is not what it was before the copy".into(),
             });
         }
-        check_recorded(plan, &origin)?;
-        if origin == destination {
-            return Ok(origin);
+        match self.compare(plan, origin, &destination).await? {
+            Verdict::Same => Ok(destination),
+            Verdict::Differs { origin } => Err(TransferError::ChecksumMismatch {
+                path: path(),
+                algorithm: origin.algorithm(),
+                expected: origin.hex().into(),
+                found: destination.hex().into(),
+            }),
         }
-        Err(TransferError::ChecksumMismatch {
-            path: path(),
-            algorithm: origin.algorithm(),
-            expected: origin.hex().into(),
-            found: destination.hex().into(),
-        })
     }
 
     /// Gives the copy its final name, if the transfer is still ours by the database.
@@ -702,16 +1001,19 @@ impl Running<'_> {
         let (service, lease) = (self.service, self.lease);
         let progress = self.progress();
         service
-            .settle(lease, &self.stop, || {
-                service.repository.renew(lease, progress)
+            .settle(lease, &self.stop, || async {
+                fault_point!(
+                    LeaseConfirmed,
+                    service.repository.renew(lease, progress).await
+                )
             })
             .await?;
-        match plan.target.publish().await {
+        match fault_point!(Renamed, plan.target.publish().await) {
             // Perhaps by us: the answer to a rename can get lost on its way.
             Err(error @ TransferError::DestinationExists { .. }) => {
                 let there = plan.target.inspect().await?.ok_or(error)?;
                 self.recognize(plan, source, there).await?;
-                self.tidy(plan).await;
+                self.service.discard(plan).await;
                 Ok(())
             }
             published => published,
@@ -755,22 +1057,6 @@ impl Running<'_> {
         Ok(summary)
     }
 
-    /// Removes what this attempt left under its temporary name.
-    async fn tidy(&self, plan: &Plan) {
-        let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
-        let error = match removed {
-            Ok(Ok(())) => return self.forget_temporary(self.lease.attempt()).await,
-            Ok(Err(error)) => error.chain(),
-            Err(_) => "not in time".into(),
-        };
-        tracing::warn!(
-            data_transfer_id = self.request.id,
-            path = %plan.target.temporary_path(),
-            error,
-            "the temporary file stays; the next attempt removes it"
-        );
-    }
-
     /// Does something that is dropped when the attempt has to stop.
     async fn stoppable<T>(
         &self,
@@ -787,10 +1073,11 @@ impl Running<'_> {
 
     fn reading<'p>(&self, plan: &Plan, progress: &'p watch::Sender<u64>) -> Reading<'p> {
         Reading {
-            algorithm: self.service.settings.transfer.digest,
+            algorithm: plan.digest,
             size: plan.size,
             stall_timeout: plan.stall_timeout,
             progress,
+            behind: None,
         }
     }
 
@@ -879,21 +1166,6 @@ impl Waiting {
 
     fn pause(&self) -> Duration {
         (self.ttl / 20).clamp(Duration::from_millis(50), Duration::from_secs(5))
-    }
-}
-
-/// The package's recorded checksum is the judge, where it can be compared.
-fn check_recorded(plan: &Plan, origin: &Digest) -> Result<(), TransferError> {
-    match &plan.checksum {
-        Some(recorded) if origin.agrees_with(recorded) == Some(false) => {
-            Err(TransferError::OriginCorrupt {
-                path: plan.source.path().to_string(),
-                algorithm: origin.algorithm(),
-                recorded: recorded.clone(),
-                found: origin.hex().into(),
-            })
-        }
-        _ => Ok(()),
     }
 }
 

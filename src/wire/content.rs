@@ -133,3 +133,44 @@ pub(super) fn value(raw: &RawMessage, body: &[u8], accept: &Accept) -> Result<Va
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::wire::{Properties, envelope, repr};
+
+    /// The deepest body that is accepted needs less than half of a thread's stack, even unoptimised.
+    #[test]
+    fn the_deepest_bodies_fit_the_stack() {
+        let depth = json::MAX_DEPTH;
+        let text = "{\"a\":".repeat(depth) + "1" + &"}".repeat(depth);
+        let lists = [vec![0x91; depth], vec![0xc0]].concat();
+        let flow = "[".repeat(depth) + &"]".repeat(depth);
+        for (serializer, body) in [
+            (Serializer::Json, text.into_bytes()),
+            (Serializer::Msgpack, lists),
+            (Serializer::Yaml, flow.into_bytes()),
+        ] {
+            let walk = move || {
+                let content_type = Some(serializer.content_type().to_owned());
+                let properties = Properties {
+                    content_type,
+                    ..Properties::default()
+                };
+                let raw = RawMessage {
+                    properties,
+                    ..RawMessage::default()
+                };
+                let accept = Accept::new(&["json", "msgpack", "yaml"].map(str::to_owned), 10_000);
+                let value = value(&raw, &body, &accept).unwrap();
+                assert!(!envelope::is_in(&value));
+                let plain = envelope::plain(value.clone());
+                assert_eq!(plain, value);
+                (repr::value(&plain).len(), plain.to_string().len())
+            };
+            let small = std::thread::Builder::new().stack_size(1 << 20);
+            small.spawn(walk).unwrap().join().unwrap();
+        }
+    }
+}

@@ -7,7 +7,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use chrono::{DateTime, Datelike};
+use chrono::{DateTime, Datelike, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -15,6 +15,9 @@ use super::time;
 
 const TYPE: &str = "__type__";
 const VALUE: &str = "__value__";
+
+/// Our own kind, see [`table`]. It is nothing that JSON could bring in.
+const TABLE: &str = "table";
 
 /// Puts a value into an envelope.
 pub(crate) fn sealed(kind: &str, value: impl Into<Value>) -> Value {
@@ -27,6 +30,15 @@ pub(crate) fn bytes(bytes: &[u8]) -> Value {
         Ok(text) => sealed("bytes", text),
         Err(_) => sealed("base64", STANDARD.encode(bytes)),
     }
+}
+
+/// A time, as kombu writes a Python one in UTC.
+pub(super) fn utc(time: DateTime<Utc>) -> Value {
+    let format = match time.timestamp_subsec_micros() {
+        0 => "%Y-%m-%dT%H:%M:%S+00:00",
+        _ => "%Y-%m-%dT%H:%M:%S%.6f+00:00",
+    };
+    sealed("datetime", time.format(format).to_string())
 }
 
 /// A time, as kombu writes a Python one without an offset; from seconds since 1970. `None` beyond
@@ -46,6 +58,32 @@ pub(crate) fn timestamp(text: &str) -> Option<i64> {
 /// The bytes in an envelope.
 pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
+}
+
+/// A mapping of anything but JSON, which has no envelopes: one that looks like one is put into one.
+pub(crate) fn table(map: Map<String, Value>) -> Value {
+    match open(&map) {
+        Some(_) => sealed(TABLE, map),
+        None => map.into(),
+    }
+}
+
+/// The mapping that a value is.
+///
+/// # Errors
+/// The value, where it is none or something else in an envelope.
+pub(super) fn mapping(value: Value) -> Result<Map<String, Value>, Value> {
+    match value {
+        Value::Object(mut map) => match open(&map) {
+            None => Ok(map),
+            Some((kind, _)) if kind == TABLE => match map.remove(VALUE) {
+                Some(Value::Object(inner)) => Ok(inner),
+                _ => Err(map.into()),
+            },
+            Some(_) => Err(map.into()),
+        },
+        other => Err(other),
+    }
 }
 
 /// Type and content of an envelope; `None` for any other mapping.
@@ -83,15 +121,16 @@ pub(super) fn check(map: &Map<String, Value>) -> Result<(), String> {
 /// The value for a task: every envelope is replaced by the text that it holds.
 #[must_use]
 pub(super) fn plain(value: Value) -> Value {
-    match value {
-        Value::Array(values) => values.into_iter().map(plain).collect(),
-        Value::Object(map) => match open(&map) {
-            Some((_, Value::String(text))) => text.as_str().into(),
-            Some((_, Value::Number(number))) => number.to_string().into(),
-            Some((_, held)) => uuid(held).map_or(Value::Null, |id| id.to_string().into()),
-            None => map.into_iter().map(|(key, v)| (key, plain(v))).collect(),
-        },
-        other => other,
+    let held = match mapping(value) {
+        Ok(map) => return map.into_iter().map(|(key, v)| (key, plain(v))).collect(),
+        Err(Value::Array(values)) => return values.into_iter().map(plain).collect(),
+        Err(Value::Object(mut map)) => map.remove(VALUE).unwrap_or_default(),
+        Err(other) => return other,
+    };
+    match held {
+        Value::Number(number) => number.to_string().into(),
+        Value::Object(_) => uuid(&held).map_or(Value::Null, |id| id.to_string().into()),
+        text => text,
     }
 }
 
@@ -213,6 +252,23 @@ mod tests {
             assert_eq!(check(&map), Ok(()));
             assert!(!is_in(&value));
         }
+    }
+
+    #[test]
+    fn a_mapping_that_looks_like_an_envelope() {
+        let map = Map::from_iter([
+            (TYPE.to_owned(), json!("date")),
+            (VALUE.to_owned(), json!(7)),
+        ]);
+        let value = table(map.clone());
+        assert_eq!(mapping(value.clone()), Ok(map.clone()));
+        assert_eq!(plain(json!([value])), json!([map]));
+        assert_eq!(
+            mapping(sealed("date", "2026-11-24")),
+            Err(sealed("date", "2026-11-24"))
+        );
+        let forged = value.as_object().map(check);
+        assert!(forged.is_some_and(|checked| checked.is_err()));
     }
 
     #[test]

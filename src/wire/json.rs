@@ -11,8 +11,8 @@ use serde_json::{Map, Number, Value};
 use super::envelope;
 
 /// How deep values may nest. Python's own limit is near 1000 and varies; what is accepted here is
-/// walked recursively by everything that shows or stores it.
-pub(super) const MAX_DEPTH: usize = 500;
+/// walked recursively by everything that shows, stores or drops it, on stacks of 2 MiB.
+pub(super) const MAX_DEPTH: usize = 250;
 
 /// Digits that CPython reads as an integer (`sys.int_info.default_max_str_digits`).
 const MAX_INT_DIGITS: usize = 4300;

@@ -257,7 +257,7 @@ struct Named {
 impl Named {
     fn of(fields: &Map<String, Value>) -> Self {
         // Some producers count their tasks.
-        let number = |id: &Value| id.is_i64().then(|| id.to_string());
+        let number = |id: &Value| (id.is_number() && !id.is_f64()).then(|| id.to_string());
         Self {
             task: text(fields, "task"),
             id: text(fields, "id").or_else(|| fields.get("id").and_then(number)),
@@ -272,11 +272,15 @@ fn read(raw: &RawMessage, accept: &Accept, named: &mut Named) -> Result<TaskMess
     if by_header && named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    match content::value(raw, &body, accept)? {
-        Value::Array(parts) if by_header => protocol_2(raw, named, parts),
-        Value::Object(fields) if by_header || fields.contains_key("task") => {
-            protocol_1(raw, named, fields)
-        }
+    let value = content::value(raw, &body, accept).map_err(|reason| match reason {
+        // Python has to decode a message without the header to know what it is, and treats all that
+        // goes wrong then alike.
+        Reason::ContentType(_) if !by_header => Reason::Body(reason.to_string()),
+        reason => reason,
+    })?;
+    match envelope::mapping(value) {
+        Err(Value::Array(parts)) if by_header => protocol_2(raw, named, parts),
+        Ok(fields) if by_header || fields.contains_key("task") => protocol_1(raw, named, fields),
         _ if !by_header => Err(Reason::NotATask),
         _ if named.id.is_none() => Err(Reason::NoId),
         _ => Err(Reason::Malformed("body is neither a list nor a mapping")),
@@ -287,9 +291,9 @@ fn protocol_2(raw: &RawMessage, named: &Named, parts: Vec<Value>) -> Result<Task
     let mut message = common(raw, named, raw.headers.clone())?;
     let [args, kwargs, embed] = <[Value; 3]>::try_from(parts)
         .map_err(|_| Reason::Malformed("body is no list of args, kwargs and embed"))?;
-    message.embed = match embed {
-        Value::Object(mut embed) => Embed::take(&mut embed),
-        Value::Null => Embed::default(),
+    message.embed = match envelope::mapping(embed) {
+        Ok(mut embed) => Embed::take(&mut embed),
+        Err(other) if is_falsy(&other) => Embed::default(),
         _ => return Err(Reason::Malformed("the body's third element is no mapping")),
     };
     let repr = |name: &str| message.headers.get(name).and_then(Value::as_str);
@@ -319,10 +323,7 @@ fn protocol_1(
     if named.task.is_none() {
         return Err(Reason::NotATask);
     }
-    if kwargs
-        .as_object()
-        .is_none_or(|map| envelope::open(map).is_some())
-    {
+    if envelope::mapping(kwargs.clone()).is_err() {
         return Err(Reason::KeywordArguments);
     }
     let mut message = common(raw, named, fields)?;
@@ -341,10 +342,10 @@ fn with_arguments(mut message: TaskMessage, args: Value, kwargs: Value) -> TaskM
     message.args = match args {
         // Whatever Python can iterate over.
         Value::String(text) => text.chars().map(|c| Value::from(c.to_string())).collect(),
-        Value::Object(map) if envelope::open(&map).is_none() => {
-            map.into_iter().map(|(key, _)| Value::from(key)).collect()
-        }
-        other => envelope::plain(other),
+        other => match envelope::mapping(other) {
+            Ok(map) => map.into_iter().map(|(key, _)| Value::from(key)).collect(),
+            Err(other) => envelope::plain(other),
+        },
     };
     message.kwargs = envelope::plain(kwargs);
     message
@@ -397,9 +398,22 @@ fn text(headers: &Map<String, Value>, key: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+/// What Python takes for false: nothing, none or empty.
+pub(super) fn is_falsy(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Bool(true) => false,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(values) => values.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
 fn time_limit(headers: &Map<String, Value>) -> Result<(Option<f64>, Option<f64>), Reason> {
     match headers.get("timelimit") {
-        None | Some(Value::Null) => Ok((None, None)),
+        None => Ok((None, None)),
+        Some(other) if is_falsy(other) => Ok((None, None)),
         Some(Value::Array(pair)) if pair.len() == 2 => Ok((pair[0].as_f64(), pair[1].as_f64())),
         Some(_) => Err(Reason::Malformed("`timelimit` is no pair")),
     }
@@ -548,7 +562,9 @@ mod tests {
     #[case::empty(b"", Fate::Reject)]
     #[case::null(b"null", Fate::Reject)]
     #[case::two_elements(b"[[], {}]", Fate::Reject)]
-    #[case::embed_a_list(b"[[], {}, []]", Fate::Reject)]
+    #[case::embed_a_list(b"[[], {}, [1]]", Fate::Reject)]
+    #[case::embed_an_envelope(br#"[[], {}, {"__type__": "bytes", "__value__": ""}]"#, Fate::Reject)]
+    #[case::an_envelope(br#"{"__type__": "bytes", "__value__": ""}"#, Fate::Reject)]
     fn bad_bodies(#[case] body: &[u8], #[case] fate: Fate) {
         let mut message = captured();
         message.body = body.into();
@@ -571,6 +587,136 @@ mod tests {
         assert_eq!(refused.reason.fate(), Fate::Reject);
     }
 
+    #[rstest]
+    #[case(None, "a text body")]
+    #[case(Some("application/data"), "bytes")]
+    #[case(Some("application/json"), "")]
+    fn bodies_that_would_kill_python(#[case] content_type: Option<&str>, #[case] body: &str) {
+        let mut message = captured();
+        message.properties.content_type = content_type.map(str::to_owned);
+        message.body = body.into();
+        assert!(matches!(refused(&message).reason, Reason::Malformed(_)));
+    }
+
+    #[rstest]
+    #[case("application/x-python-serialize")]
+    #[case("application/x-msgpack")]
+    #[case("text/plain")]
+    fn content_types_that_are_not_accepted(#[case] content_type: &str) {
+        let mut message = captured();
+        message.properties.content_type = Some(content_type.into());
+        assert_eq!(
+            refused(&message).reason,
+            Reason::ContentType(content_type.into())
+        );
+    }
+
+    #[rstest]
+    #[case("application/x-msgpack", b"\x93\x91\xc4\x02\xff\x00\x80\xc0", json!(["/wA="]))]
+    #[case("application/x-yaml", b"[[2026-11-24], {}, null]", json!(["2026-11-24"]))]
+    #[case("application/json", br#"[[{"__type__": "bytes", "__value__": "b"}], {}, {}]"#, json!(["b"]))]
+    fn every_serializer(#[case] content_type: &str, #[case] body: &[u8], #[case] args: Value) {
+        let mut message = captured();
+        message.properties.content_type = Some(content_type.into());
+        message.properties.content_encoding = Some("BINARY".into());
+        message.body = body.into();
+        let names = ["json", "application/x-msgpack", "yaml", "pickle"].map(str::to_owned);
+        let message = decode(&message, &Accept::new(&names, 1000)).unwrap_or_default();
+        assert_eq!(message.args, args);
+        let typed = message.typed.unwrap_or_default();
+        assert!(typed.0[0].is_object(), "{typed:?}");
+    }
+
+    #[test]
+    fn protocol_1_in_a_content_type_that_is_not_accepted() {
+        let mut message = captured();
+        message.properties.content_type = Some("application/x-python-serialize".into());
+        message.headers.clear();
+        assert_eq!(refused(&message).reason.fate(), Fate::Ack);
+    }
+
+    #[test]
+    fn an_envelope_of_an_unknown_type_does_not_decode() {
+        let body = json!([[], {}, {"callbacks": [{"__type__": "set", "__value__": []}]}]);
+        let refused = refused(&raw(captured().headers.into(), &body));
+        assert_eq!(refused.reason.fate(), Fate::Ack);
+    }
+
+    #[test]
+    fn what_follows_keeps_its_envelopes() {
+        let signature = json!({"task": "a", "args": [{"__type__": "decimal", "__value__": "1"}]});
+        let body = json!([[], {}, {"callbacks": [signature]}]);
+        let message = raw(captured().headers.into(), &body);
+        let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
+        assert_eq!(message.embed.callbacks, [signature]);
+        assert_eq!(message.typed, None);
+    }
+
+    /// Python decompresses first; an unknown task is told from a known one only afterwards.
+    #[test]
+    fn what_does_not_decompress_is_nobodys() {
+        let mut message = captured();
+        message.headers.insert("compression".into(), json!("gzip"));
+        let refused = refused(&message);
+        assert_eq!(refused.reason.fate(), Fate::Ack);
+        assert_eq!((refused.task, refused.id), (None, None));
+    }
+
+    #[test]
+    fn header_times_of_amqps_own_type() {
+        let stamp = json!({"__type__": "datetime", "__value__": "2026-11-24T04:13:55"});
+        let headers = json!({"task": "t", "id": "a", "eta": stamp});
+        let message = decode(&raw(headers, &json!([[], {}, {}])), &Accept::json(1000));
+        let eta = message.unwrap_or_default().eta.map(|eta| eta.timestamp());
+        assert_eq!(eta, Some(1_795_493_635));
+    }
+
+    #[test]
+    fn protocol_1_that_is_wrong_is_known_by_name() {
+        for (body, reason) in [
+            (
+                json!({"task": "t", "id": "a", "kwargs": [1]}),
+                Reason::KeywordArguments,
+            ),
+            (
+                json!({"task": "t", "id": "a", "eta": 7}),
+                Reason::Time {
+                    header: "eta",
+                    value: "7".into(),
+                },
+            ),
+            (json!({"task": "t"}), Reason::NoId),
+        ] {
+            let id = body.get("id").and_then(Value::as_str).map(str::to_owned);
+            let refused = refused(&raw(json!({}), &body));
+            assert_eq!(
+                (refused.reason.clone(), refused.reason.fate()),
+                (reason, Fate::Reject)
+            );
+            assert_eq!((refused.task.as_deref(), refused.id), (Some("t"), id));
+        }
+    }
+
+    #[test]
+    fn reprs_are_absent_or_empty_by_protocol() {
+        let one = raw(json!({}), &json!({"task": "t", "id": "a"}));
+        let two = raw(json!({"task": "t", "id": 7}), &json!([[], {}, {}]));
+        for (raw, id, argsrepr) in [(one, "a", None), (two, "7", Some(String::new()))] {
+            let message = decode(&raw, &Accept::json(1000)).unwrap_or_default();
+            assert_eq!((message.id.as_str(), message.argsrepr), (id, argsrepr));
+        }
+    }
+
+    #[rstest]
+    #[case(json!("ab"), json!(["a", "b"]))]
+    #[case(json!({"k": 1}), json!(["k"]))]
+    #[case(json!(5), json!(5))]
+    fn arguments_are_whatever_python_iterates(#[case] given: Value, #[case] args: Value) {
+        let message = raw(captured().headers.into(), &json!([given, {}, {}]));
+        let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
+        assert_eq!(message.args, args);
+    }
+
     #[test]
     fn large_bodies_are_not_read() {
         let refused = decode(&captured(), &Accept::json(10))
@@ -581,12 +727,23 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+        fn no_message_makes_it_panic(
+            body in proptest::collection::vec(any::<u8>(), 0..300),
+            content_type in proptest::option::of("application/(json|x-msgpack|x-yaml|data)|.{0,20}"),
+            header in proptest::sample::select(&["task", "id", "eta", "expires", "compression", "timelimit", "retries"][..]),
+            value in proptest::sample::select(vec![
+                Value::Null, json!(true), json!(-1), json!(1.5), json!(""), json!("gzip"), json!("xz"), json!([1, "a"]),
+                json!({"__type__": "datetime", "__value__": "2026"}), json!({"__type__": [], "__value__": 1}),
+            ]),
+        ) {
+            let accept = Accept::new(&["json", "msgpack", "yaml"].map(str::to_owned), 1000);
             let mut message = captured();
             message.body = body;
-            let _ = decode(&message, &Accept::json(1000));
+            message.properties.content_type = content_type;
+            message.headers.insert(header.into(), value);
+            let _ = decode(&message, &accept);
             message.headers.clear();
-            let _ = decode(&message, &Accept::json(1000));
+            let _ = decode(&message, &accept);
         }
     }
 }

@@ -8,6 +8,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
 pub mod arguments;
+pub mod canvas;
 mod compression;
 pub mod content;
 pub(crate) mod envelope;

@@ -77,6 +77,17 @@ impl State {
         }
     }
 
+    /// What is stored as the result: a value, or an exception as a mapping.
+    #[must_use]
+    pub fn result(&self) -> Value {
+        match self {
+            Self::Started { pid, hostname } => json!({"pid": pid, "hostname": hostname}),
+            Self::Success(value) | Self::Progress(value) => value.clone(),
+            Self::Retry { exception, .. } | Self::Failure { exception, .. } => json!(exception),
+            Self::Revoked(cause) => json!(Exception::revoked(cause.as_str())),
+        }
+    }
+
     /// Whether no other state follows.
     #[must_use]
     pub fn is_final(&self) -> bool {
@@ -144,22 +155,13 @@ impl ResultMeta {
     /// The mapping.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let (result, traceback) = match &self.state {
-            State::Started { pid, hostname } => (json!({"pid": pid, "hostname": hostname}), None),
-            State::Success(value) | State::Progress(value) => (value.clone(), None),
-            State::Retry {
-                exception,
-                traceback,
-            }
-            | State::Failure {
-                exception,
-                traceback,
-            } => (json!(exception), traceback.clone()),
-            State::Revoked(cause) => (json!(Exception::revoked(cause.as_str())), None),
+        let traceback = match &self.state {
+            State::Retry { traceback, .. } | State::Failure { traceback, .. } => traceback.as_ref(),
+            _ => None,
         };
         let mut meta = Map::new();
         meta.insert("status".into(), json!(self.state.name()));
-        meta.insert("result".into(), result);
+        meta.insert("result".into(), self.state.result());
         meta.insert("traceback".into(), json!(traceback));
         meta.insert("children".into(), json!(self.children));
         meta.insert("date_done".into(), json!(self.date_done.map(isoformat)));

@@ -110,8 +110,11 @@ impl Builder {
             Event::Scalar(text, style, anchor, tag) => {
                 let is_plain = style == ScalarStyle::Plain;
                 let value = scalar(&text, is_plain, tag.as_deref())?;
-                let is_merge = is_plain && tag.is_none() && text == "<<";
-                self.node(value, anchor, is_merge)
+                let is_special = is_plain && tag.is_none() && (text == "<<" || text == "=");
+                if is_special && !self.expects_key() {
+                    return error(format!("`{text}` in a place where it means nothing"));
+                }
+                self.node(value, anchor, is_special && text == "<<")
             }
             Event::Alias(anchor) => {
                 let Some(value) = self.anchored.get(&anchor) else {
@@ -160,6 +163,11 @@ impl Builder {
             Event::DocumentStart(..) if self.document.is_some() => error("more than one document"),
             _ => Ok(()),
         }
+    }
+
+    fn expects_key(&self) -> bool {
+        let content = self.open.last().map(|open| &open.content);
+        matches!(content, Some(Content::Mapping { key: None, .. }))
     }
 
     fn begin(&mut self, anchor: usize, content: Content) -> Result<(), YamlError> {
@@ -217,7 +225,7 @@ impl Content {
                 one => vec![one],
             };
             for source in sources {
-                let Value::Object(source) = source else {
+                let Ok(source) = envelope::mapping(source) else {
                     return error("`<<` wants a mapping, or a list of mappings");
                 };
                 all.extend(source);
@@ -226,7 +234,7 @@ impl Content {
         all.extend(pairs);
         Ok(match is_set {
             true => all.into_iter().map(|(key, _)| Value::from(key)).collect(),
-            false => all.into(),
+            false => envelope::table(all),
         })
     }
 }
@@ -278,9 +286,12 @@ fn core(tag: Option<&Tag>) -> Option<Option<&str>> {
 
 fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, YamlError> {
     let value = match core(tag) {
-        // `!` alone: not to be interpreted.
+        // `!` alone says nothing.
         None if tag.is_some_and(|tag| tag.handle().is_empty() && tag.suffix() == "!") => {
-            Some(text.into())
+            match is_plain {
+                true => Some(resolved(text)?),
+                false => Some(text.into()),
+            }
         }
         None => return error("a scalar with a tag that is not safe or not known"),
         Some(None) if is_plain => Some(resolved(text)?),
@@ -308,7 +319,6 @@ fn resolved(text: &str) -> Result<Value, YamlError> {
         _ if matches(&FLOAT) => real(text),
         _ if matches(&INTEGER) => whole(text),
         _ if matches(&TIME) && is_implicit_time(text) => moment(text),
-        // A key that stands for the value itself: PyYAML cannot construct it either.
         _ => Some(text.into()),
     };
     value.ok_or_else(|| YamlError(format!("`{text:.40}` is out of range")))
@@ -415,4 +425,167 @@ fn moment(text: &str) -> Option<Value> {
 fn binary(text: &str) -> Option<Value> {
     let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     envelope::from_base64(&text).map(|bytes| envelope::bytes(&bytes))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What PyYAML 6.0's `safe_load` makes of these, written by kombu's JSON encoder.
+    const DOCUMENTS: &[(&str, Option<&str>)] = &[
+        ("[1, a, 'b', \"c\\n\"]", Some(r#"[1, "a", "b", "c\n"]"#)),
+        ("{a: 1, 'b': [x, y]}", Some(r#"{"a": 1, "b": ["x", "y"]}"#)),
+        ("- 1\n- two\n- {k: v}\n", Some(r#"[1, "two", {"k": "v"}]"#)),
+        (
+            "- [1, 2]\n- {}\n- {callbacks: null, chain: null, chord: null, errbacks: null}\n",
+            Some(
+                r#"[[1, 2], {}, {"callbacks": null, "chain": null, "chord": null, "errbacks": null}]"#,
+            ),
+        ),
+        (
+            "[yes, No, TRUE, off, y, yEs, On]",
+            Some(r#"[true, false, true, false, "y", "yEs", true]"#),
+        ),
+        (
+            "[~, null, NULL, '', nuLL]",
+            Some(r#"[null, null, null, "", "nuLL"]"#),
+        ),
+        (
+            "[0, -0, +7, 017, 09, 0x1F, -0b101, 1_000, 190:20:30, 123456789012345678901234567890]",
+            Some(r#"[0, 0, 7, 15, "09", 31, -5, 1000, 685230, 123456789012345678901234567890]"#),
+        ),
+        (
+            "[1.5, -1.5e+3, 1e5, 1.e+5, .5, 6.8523015e+5, 685_230.15, 190:20:30.15, .inf, -.INF, .NaN]",
+            Some(
+                r#"[1.5, -1500.0, "1e5", 100000.0, 0.5, 685230.15, 685230.15, 685230.15, "Infinity", "-Infinity", "NaN"]"#,
+            ),
+        ),
+        (
+            "[2026-11-24, 2026-1-2, 2026-11-24T04:13:55Z, 2026-11-24 04:13:55.5 +05:30, 2026-1-2t4:13:55, 2026-11-24 04:13:55, 2026-11-24T04:13:55.123456789-05]",
+            Some(
+                r#"[{"__type__": "date", "__value__": "2026-11-24"}, "2026-1-2", {"__type__": "datetime", "__value__": "2026-11-24T04:13:55+00:00"}, {"__type__": "datetime", "__value__": "2026-11-24T04:13:55.500000+05:30"}, {"__type__": "datetime", "__value__": "2026-01-02T04:13:55"}, {"__type__": "datetime", "__value__": "2026-11-24T04:13:55"}, {"__type__": "datetime", "__value__": "2026-11-24T04:13:55.123456-05:00"}]"#,
+            ),
+        ),
+        ("[&a [1, 2], *a, *a]", Some(r#"[[1, 2], [1, 2], [1, 2]]"#)),
+        (
+            "{base: &b {x: 1, y: 2}, more: {<<: *b, y: 3}}",
+            Some(r#"{"base": {"x": 1, "y": 2}, "more": {"x": 1, "y": 3}}"#),
+        ),
+        (
+            "[{<<: [{x: 1}, {x: 2, y: 2}], z: 3}]",
+            Some(r#"[{"x": 1, "y": 2, "z": 3}]"#),
+        ),
+        (
+            "!!binary /wA=",
+            Some(r#"{"__type__": "base64", "__value__": "/wA="}"#),
+        ),
+        (
+            "!!binary YWJj",
+            Some(r#"{"__type__": "bytes", "__value__": "abc"}"#),
+        ),
+        (
+            "[!!str 1, !!int '7', !!float '1.5', !!bool 'yes', !!null '']",
+            Some(r#"["1", 7, 1.5, true, null]"#),
+        ),
+        ("!!set {a, b}", Some(r#"["a", "b"]"#)),
+        (
+            "{7: a, true: b, null: c, 1.5: d}",
+            Some(r#"{"7": "a", "true": "b", "null": "c", "1.5": "d"}"#),
+        ),
+        ("--- [a]\n...\n", Some(r#"["a"]"#)),
+        ("# nothing\n", Some(r#"null"#)),
+        ("", Some(r#"null"#)),
+        ("|\n  two\n  lines\n", Some(r#""two\nlines\n""#)),
+        ("=", None),
+        ("[a: 1]", Some(r#"[{"a": 1}]"#)),
+        ("'it''s'", Some(r#""it's""#)),
+        ("\"\\u00e9\\x41\"", Some(r#""\u00e9A""#)),
+        ("{a: 1, a: 2}", Some(r#"{"a": 2}"#)),
+        ("[1, 2", None),
+        ("{a", None),
+        ("!!python/tuple [1]", None),
+        ("!!python/object/apply:os.system ['x']", None),
+        ("!own x", None),
+        ("*nope", None),
+        ("--- a\n--- b\n", None),
+        ("[!!int x]", None),
+        ("2026-13-01", None),
+        ("2026-02-30", None),
+        ("[[1], {}, ]", Some(r#"[[1], {}]"#)),
+        ("{[1]: 2}", None),
+        ("@a", None),
+        ("a: b: c", None),
+        ("&a [*a]", None),
+        ("! 7", Some(r#"7"#)),
+        ("[<<]", None),
+        ("{<<: 1}", None),
+        ("0b", Some(r#""0b""#)),
+        ("0x", Some(r#""0x""#)),
+        ("1__0", Some(r#"10"#)),
+        ("+.inf", Some(r#""Infinity""#)),
+        ("12e03", Some(r#""12e03""#)),
+        ("1.0e5", Some(r#""1.0e5""#)),
+        ("-.5", Some(r#""-.5""#)),
+        ("+1:30", Some(r#"90"#)),
+    ];
+
+    #[test]
+    fn as_pyyaml_reads_them() {
+        for (text, expected) in DOCUMENTS {
+            let value = read(text, 10_000);
+            match expected {
+                Some(json) => {
+                    let expected: Value = serde_json::from_str(json).unwrap();
+                    assert_eq!(value, Ok(expected), "{text}");
+                }
+                None => assert!(value.is_err(), "{text}: {value:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn no_mapping_is_an_envelope() {
+        let value = read("{__type__: datetime, __value__: soon}", 100).unwrap();
+        let map = envelope::mapping(value).unwrap();
+        assert_eq!(map["__value__"], "soon");
+    }
+
+    #[test]
+    fn aliases_are_bounded() {
+        let mut laughs = String::from("- &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for n in 1..10 {
+            let one = format!("*a{}, ", n - 1);
+            laughs += &format!("- &a{n} [{}]\n", one.repeat(10));
+        }
+        assert_eq!(read(&laughs, 1 << 20), error("aliases stand for too much"));
+
+        let mut deep = String::from("- &a0 [[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]\n");
+        for n in 1..100 {
+            deep += &format!(
+                "- &a{n} [[[[[[[[[[[[[[[[[[[[[[*a{}]]]]]]]]]]]]]]]]]]]]]]\n",
+                n - 1
+            );
+        }
+        assert_eq!(read(&deep, 1 << 30), error("nested too deep"));
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        for text in [
+            "[".repeat(100_000),
+            "{a: ".repeat(100_000),
+            "- ".repeat(100_000),
+        ] {
+            assert!(read(&text, 1 << 20).is_err());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(text in "[\\[\\]{}:,&*!<|>\"'a1. \n-]{0,60}|.{0,40}") {
+            let _ = read(&text, 1000);
+        }
+    }
 }

@@ -94,6 +94,18 @@ impl AcceptedTasks {
         }
     }
 
+    /// Lets a task's deliveries count against the prefetch limit, or not while it waits.
+    pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
+        if let Some(accepted) = find(&mut self.lock(), received) {
+            for delivery in &accepted.deliveries {
+                match parked {
+                    true => delivery.park(),
+                    false => delivery.unpark(),
+                }
+            }
+        }
+    }
+
     /// Stops the task of an id where it runs, for good; false if it does not run here.
     pub(super) fn terminate(&self, id: &str) -> bool {
         let mut found = false;

@@ -18,7 +18,9 @@ use super::accepted::Phase;
 use super::cluster::Ears;
 use super::policy::{Limits, Policy};
 use super::{RateLimit, Worker};
-use crate::broker::{Publication, Queue, Subscription, Subscriptions, Verdict};
+use crate::broker::{
+    Binding, Exchange, ExchangeKind, Publication, Queue, Subscription, Subscriptions, Verdict,
+};
 use crate::telemetry::chain;
 use crate::wire::event::Event;
 use crate::wire::exception::{BUILTINS, Exception};
@@ -60,6 +62,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
             .chain(ears.iter().flat_map(Ears::queues))
             .collect(),
         prefetch: 0,
+        delayed: None,
     });
     let mut connected = consumer.connected();
     let greeting = async {
@@ -163,11 +166,11 @@ impl Worker {
             "add_consumer" => self.add_consumer(request).await?,
             "cancel_consumer" => self.cancel_consumer(request).await?,
             "pool_grow" => {
-                self.resize(self.pool.grow(places(request)?)).await;
+                self.resize(self.pool.grow(places(request)?));
                 json!({"ok": "pool will grow"})
             }
             "pool_shrink" => {
-                self.resize(self.pool.shrink(places(request)?)).await;
+                self.resize(self.pool.shrink(places(request)?));
                 json!({"ok": "pool will shrink"})
             }
             "autoscale" => {
@@ -500,7 +503,17 @@ impl Worker {
         let Some(name) = text("queue") else {
             return Err(missing_argument("add_consumer", "queue"));
         };
-        let queue = Queue::tasks(name);
+        let mut queue = self.config.task_queues.queue(name);
+        if let Some(exchange) = text("exchange") {
+            let kind = text("exchange_type").unwrap_or("direct");
+            let kind = serde_json::from_value::<ExchangeKind>(json!(kind)).map_err(|_| {
+                Exception::new(BUILTINS, "ValueError", format!("no exchange type: {kind}"))
+            })?;
+            queue.binding = Some(Binding {
+                exchange: Exchange::durable(exchange, kind),
+                key: text("routing_key").unwrap_or(name).to_owned(),
+            });
+        }
         self.subscriptions()?.add(queue).await;
         Ok(json!({"ok": format!("add consumer {name}")}))
     }
@@ -514,10 +527,10 @@ impl Worker {
     }
 
     /// Adapts the prefetch limit to a pool of `size` places.
-    async fn resize(&self, size: usize) {
+    fn resize(&self, size: usize) {
         tracing::info!(concurrency = size, "pool resized by remote control");
         if let Some(subscriptions) = self.subscriptions.get() {
-            subscriptions.set_prefetch(self.prefetch()).await;
+            subscriptions.set_prefetch(self.prefetch());
         }
     }
 

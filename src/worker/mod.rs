@@ -18,11 +18,13 @@ use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::broker::{Queue, Subscription, Subscriptions, Transport};
+use crate::broker::{BrokerError, Queue, Subscription, Subscriptions, TaskQueues, Transport};
 use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod builtin;
+mod canvas;
 mod cluster;
 mod control;
 mod events;
@@ -43,6 +45,7 @@ pub use task::{
 };
 
 use accepted::AcceptedTasks;
+use canvas::Canvas;
 use events::Events;
 use policy::TimeLimits;
 use pool::Pool;
@@ -63,6 +66,14 @@ pub struct Config {
     pub hostname: String,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// How queues are declared.
+    pub task_queues: TaskQueues,
+    /// Queue of the tasks that follow others and name none.
+    pub default_queue: String,
+    /// How long the results of a chord's header may be on their way when its parts have returned.
+    pub chord_join_timeout: Duration,
+    /// How often a chord is looked at, where the result backend does not count.
+    pub chord_retry_interval: Duration,
     /// Tasks that run at once.
     pub concurrency: usize,
     /// Unsettled deliveries for each queue and for each task that can run; 0 is no limit.
@@ -105,6 +116,10 @@ impl Config {
         Self {
             hostname: hostname.into(),
             queues,
+            task_queues: TaskQueues::default(),
+            default_queue: "celery".into(),
+            chord_join_timeout: Duration::from_secs(3),
+            chord_retry_interval: Duration::from_secs(1),
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_multiplier: 4,
             accept: Accept::json(4 << 20),
@@ -151,6 +166,7 @@ pub struct Worker {
     registry: Registry,
     transport: Arc<dyn Transport>,
     results: Arc<dyn ResultBackend>,
+    canvas: Arc<Canvas>,
     config: Config,
     hostname: Arc<str>,
     shutdown: Shutdown,
@@ -174,7 +190,7 @@ impl Worker {
     #[must_use]
     pub fn new(
         app: Arc<Celery>,
-        registry: Registry,
+        mut registry: Registry,
         transport: Arc<dyn Transport>,
         results: Arc<dyn ResultBackend>,
         config: Config,
@@ -182,12 +198,33 @@ impl Worker {
     ) -> Self {
         let hostname: Arc<str> = config.hostname.as_str().into();
         let events = Events::new(hostname.clone(), config.task_events, transport.clone());
+        let stopping = CancellationToken::new();
+        let options = canvas::Options {
+            hostname: hostname.clone(),
+            default_queue: config.default_queue.clone(),
+            queues: config.task_queues.clone(),
+            join_timeout: config.chord_join_timeout,
+        };
+        let canvas = Canvas::new(
+            transport.clone(),
+            results.clone(),
+            options,
+            stopping.clone(),
+        );
+        let canvas = Arc::new(canvas);
+        builtin::register(
+            &mut registry,
+            &canvas,
+            &results,
+            config.chord_retry_interval,
+        );
         Self {
             app,
             transport,
             results,
+            canvas,
             hostname,
-            stopping: CancellationToken::new(),
+            stopping,
             pool: Pool::new(config.concurrency),
             rates: rates(&registry, &config),
             time_limits: TimeLimits::default(),
@@ -204,12 +241,18 @@ impl Worker {
     }
 
     /// Runs until it is told to stop, and until everything accepted is settled.
-    pub async fn run(self) {
+    ///
+    /// # Errors
+    /// That the broker was given up, where the transport does that.
+    pub async fn run(self) -> Result<(), BrokerError> {
         let worker = Arc::new(self);
+        let queue = |name: &String| worker.config.task_queues.queue(name);
+        let queues: Vec<Queue> = worker.config.queues.iter().map(queue).collect();
         let mut consumer = worker.transport.consume(Subscription {
             purpose: "tasks",
             small: false,
-            queues: worker.config.queues.iter().map(Queue::tasks).collect(),
+            delayed: worker.config.task_queues.delayed(&queues),
+            queues,
             prefetch: worker.prefetch(),
         });
         // Nobody else sets it.
@@ -250,7 +293,13 @@ impl Worker {
         worker.events.send(&Event::WorkerOffline(worker.load()));
         worker.events.close().await;
         worker.transport.close().await;
-        tracing::info!("worker stopped");
+        match consumer.failure() {
+            Some(error) => Err(error.clone()),
+            None => {
+                tracing::info!("worker stopped");
+                Ok(())
+            }
+        }
     }
 
     /// Tells monitors that the worker is there, and that it still is.

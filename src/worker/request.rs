@@ -16,11 +16,13 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::accepted::{Phase, Received};
+use super::canvas::{CanvasError, Stopped};
 use super::policy::Policy;
 use super::stop::{Reason as StopReason, Stop};
 use super::task::{Control, Entry, Failure, Invocation, Outcome, Progress, Retry, When, panicked};
 use super::{STORE_PAUSES, Worker};
-use crate::broker::{Delivery, Publication, Verdict};
+use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::event::Event;
@@ -79,6 +81,7 @@ impl Worker {
                 "task runs here already; the new delivery joins it"
             );
         }
+        fault_point!(TaskAccepted);
         let limits = self.time_limits.get(&message.task);
         let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
         let verdict = match self.unwanted(message) {
@@ -95,6 +98,7 @@ impl Worker {
         for delivery in self.accepted.release(&received) {
             delivery.settle(verdict).await;
         }
+        fault_point!(Acknowledged);
     }
 
     /// Waits for the task's turn, runs it, and does what follows.
@@ -127,12 +131,17 @@ impl Worker {
             drop(place);
             return self.conclude(received, policy, state, Duration::ZERO).await;
         }
-        if self.is_done(received, policy).await {
+        if let Some(returned) = self.done_before(received, policy).await {
             tracing::info!(
                 task_id = message.id,
                 "task was delivered again and had succeeded; it is not run"
             );
-            return Verdict::Ack;
+            // What followed it was sent before that was stored; but it may not have been counted.
+            let state = State::Success(returned);
+            return match self.canvas.returned(message, &state).await {
+                Ok(()) => Verdict::Ack,
+                Err(Stopped) => Verdict::Requeue,
+            };
         }
 
         self.accepted.enter(received, Phase::Active(Utc::now()));
@@ -159,24 +168,17 @@ impl Worker {
         let Ok(left) = (eta - Utc::now()).to_std() else {
             return Some(());
         };
+        // One that waits must not take a place among those that the broker delivers ahead.
+        let parked = self.accepted.scheduled() < self.config.eta_task_limit;
         self.accepted.enter(received, Phase::Scheduled(eta));
-        self.make_room(received).await;
+        self.accepted.park(received, parked);
         tokio::time::sleep(left.min(self.config.eta_hold)).await;
         if left <= self.config.eta_hold {
+            self.accepted.park(received, false);
             return Some(());
         }
         self.put_back(received).await;
         None
-    }
-
-    /// A message that waits must not take a place among those that the broker delivers ahead.
-    async fn make_room(&self, received: &Received) {
-        if self.accepted.scheduled() > self.config.eta_task_limit {
-            return;
-        }
-        if let Some(subscriptions) = self.subscriptions.get() {
-            subscriptions.renew(&received.queue).await;
-        }
     }
 
     /// Publishes a message that waits anew, and lets the one go that is held.
@@ -219,20 +221,24 @@ impl Worker {
         Some(State::Revoked(cause))
     }
 
-    /// Whether a task that is delivered again has succeeded before (`worker_deduplicate_successful_tasks`).
-    async fn is_done(&self, received: &Received, policy: &Policy) -> bool {
+    /// What a task that is delivered again has returned before
+    /// (`worker_deduplicate_successful_tasks`).
+    async fn done_before(&self, received: &Received, policy: &Policy) -> Option<Value> {
         if !(self.config.deduplicate && received.redelivered && policy.acks_late) {
-            return false;
+            return None;
         }
         match self.results.get(&received.message.id).await {
-            Ok(stored) => stored.is_some_and(|stored| stored["status"] == "SUCCESS"),
+            Ok(stored) => {
+                let mut stored = stored.filter(|stored| stored["status"] == "SUCCESS")?;
+                Some(stored["result"].take())
+            }
             Err(error) => {
                 tracing::warn!(
                     task_id = received.message.id,
                     error = %chain(&error),
                     "cannot tell whether the task has succeeded before; it is run"
                 );
-                false
+                None
             }
         }
     }
@@ -419,13 +425,28 @@ impl Worker {
         runtime: Duration,
     ) -> Verdict {
         let message = &received.message;
+        let children = match self.canvas.succeeded(message, &value).await {
+            Ok(children) => children,
+            Err(CanvasError::Stopped) => return Verdict::Requeue,
+            Err(error) => {
+                tracing::error!(
+                    task = message.task,
+                    task_id = message.id,
+                    %error,
+                    "what follows the task cannot be sent, so the task fails"
+                );
+                return self
+                    .fail(received, policy, error.exception(), runtime)
+                    .await;
+            }
+        };
         tracing::info!(
             task = message.task,
             task_id = message.id,
             runtime_s = runtime.as_secs_f64(),
             "task succeeded"
         );
-        self.conclude(received, policy, State::Success(value), runtime)
+        self.conclude_with(received, policy, State::Success(value), children, runtime)
             .await
     }
 
@@ -551,19 +572,37 @@ impl Worker {
         eta: DateTime<Utc>,
         changes: &Changes,
     ) -> Publication {
-        let (exchange, routing_key) = match (&changes.queue, received.exchange.as_str()) {
-            (Some(queue), _) => (String::new(), queue.clone()),
-            (None, "") => (String::new(), received.queue.clone()),
-            (None, exchange) => (exchange.to_owned(), received.routing_key.clone()),
-        };
+        let now = Utc::now();
         let message = received
             .message
-            .retry(&received.raw, Some(eta), Utc::now(), changes);
+            .retry(&received.raw, Some(eta), now, changes);
+        let exchange = received.exchange.as_str();
+        let queue = match (&changes.queue, exchange) {
+            (Some(queue), _) => Some(queue),
+            // It came to the queue alone, or by the way of what is delayed.
+            (None, "" | delayed::DELIVERY) => Some(&received.queue),
+            (None, _) => None,
+        };
+        let (exchange, routing_key, declare) = match queue {
+            Some(queue) => {
+                let delay = (eta - now).to_std().unwrap_or_default();
+                let Route {
+                    exchange,
+                    routing_key,
+                    declare,
+                } = self.config.task_queues.route(queue, delay);
+                (exchange, routing_key, Some(declare))
+            }
+            None => {
+                let key = delayed::strip(&received.routing_key);
+                (exchange.to_owned(), key.to_owned(), None)
+            }
+        };
         Publication {
             exchange,
             routing_key,
             message,
-            declare: None,
+            declare,
             mandatory: true,
         }
     }
@@ -641,9 +680,29 @@ impl Worker {
         {
             return Verdict::Requeue;
         }
+        if let Err(Stopped) = self.follow(message, &meta.state).await {
+            return Verdict::Requeue;
+        }
         self.events
             .send_of(&message.id, &meta.state, runtime.as_secs_f64());
         Verdict::Ack
+    }
+
+    /// Does what follows from a state that is stored.
+    async fn follow(&self, message: &TaskMessage, state: &State) -> Result<(), Stopped> {
+        if state.is_final() {
+            self.canvas.returned(message, state).await?;
+        }
+        if let State::Failure {
+            exception,
+            traceback,
+        } = state
+        {
+            self.canvas
+                .failed(message, exception, traceback.as_deref())
+                .await?;
+        }
+        Ok(())
     }
 
     fn extended(&self, received: &Received) -> Extended {
@@ -665,7 +724,8 @@ impl Worker {
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
-            let Err(error) = self.results.store(meta, message).await else {
+            let stored = fault_point!(ResultStored, self.results.store(meta, message).await);
+            let Err(error) = stored else {
                 return Ok(());
             };
             let pause = pauses.next_pause();
@@ -758,8 +818,9 @@ impl Worker {
                     "message is no task"
                 );
                 let verdict = match reason.fate() {
-                    Fate::Ack => Verdict::Ack,
-                    Fate::Reject => Verdict::Reject,
+                    Fate::Ack if known => Verdict::Ack,
+                    // For another worker's task, whatever else is wrong.
+                    Fate::Ack | Fate::Reject => Verdict::Reject,
                 };
                 match (&reason, message) {
                     (Reason::Malformed(text), Some(message)) => {

@@ -4,7 +4,7 @@
 //! [`WorkerTask`] adds them. A worker runs a task through [`Registry`], never through the crate's
 //! own tracer, which loses messages whose arguments do not fit and leaks those that panic.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map};
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -339,9 +339,14 @@ impl Registry {
     }
 
     fn enter(&mut self, name: &str, entry: Entry) -> Result<(), CeleryError> {
-        match self.tasks.insert(name.to_owned(), entry) {
-            Some(_) => Err(CeleryError::TaskRegistrationError(name.to_owned())),
-            None => Ok(()),
+        match self.tasks.entry(name.to_owned()) {
+            hash_map::Entry::Occupied(_) => {
+                Err(CeleryError::TaskRegistrationError(name.to_owned()))
+            }
+            hash_map::Entry::Vacant(free) => {
+                free.insert(entry);
+                Ok(())
+            }
         }
     }
 

@@ -2,9 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ccat_transfer::settings::{self, LinkSettings};
@@ -17,30 +15,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::double::double;
+
 /// Size of the package.
 pub(crate) const SIZE: u64 = 4 << 20;
-
-/// The double's executable.
-pub(crate) fn double() -> &'static Path {
-    static DOUBLE: OnceLock<PathBuf> = OnceLock::new();
-    DOUBLE.get_or_init(|| {
-        if let Some(path) = std::env::var_os("BBCP_DOUBLE") {
-            return path.into();
-        }
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--package", "bbcp-double"])
-            .status()
-            .expect("cargo runs");
-        assert!(built.success(), "the double does not build");
-        // target/debug/deps/copy-0123 → target/debug/bbcp
-        let test = std::env::current_exe().expect("a test has a path");
-        let directory = test
-            .ancestors()
-            .nth(2)
-            .expect("it lies in the target directory");
-        directory.join("bbcp")
-    })
-}
 
 /// Everything for one copy.
 pub(crate) struct Bench {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ccat_transfer::settings::DigestAlgorithm;
 use ccat_transfer::transfer::bbcp;
-use ccat_transfer::transfer::endpoint::{FileKind, Reading, TemporaryName};
+use ccat_transfer::transfer::endpoint::{FileKind, Reading, Target, TemporaryName};
 use ccat_transfer::transfer::error::{Role, TransferError};
 use rstest::rstest;
 use tokio::sync::watch;
@@ -57,6 +57,7 @@ fn reading(progress: &watch::Sender<u64>) -> Reading<'_> {
         size: SIZE,
         stall_timeout: Duration::from_secs(10),
         progress,
+        behind: None,
     }
 }
 
@@ -172,6 +173,57 @@ async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way)
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
 }
 
+/// An attempt makes the partial copy of an earlier one its own, with bbcp's checkpoint.
+#[rstest]
+#[tokio::test]
+async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(mut bench) = bench(Role::Destination, way) else {
+        return;
+    };
+    bench.relative_path = format!("{ODD}/2026");
+    bench.file_name = ODD.into();
+    let [earlier, target] = [bench.plan().target, bench.plan().target];
+    target.ensure_directory().await.unwrap();
+    let directory = bench.path("destination").join(ODD).join("2026");
+    let checkpoint = |target: &Target| {
+        let name = format!("bbcp.host name.0f.{}", target.temporary());
+        target.checkpoint_path().as_path().join(name)
+    };
+
+    assert_eq!(earlier.begin_partial(None).await.unwrap(), 0);
+    fs::write(earlier.temporary_path().as_path(), "par").unwrap();
+    fs::write(checkpoint(&earlier), "0 f").unwrap();
+    let name = earlier.temporary();
+    assert_eq!(target.leftover_size(name).await.unwrap(), 3);
+    assert_eq!(target.temporaries().await.unwrap(), [name]);
+
+    assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 3);
+    assert_eq!(target.leftover_size(name).await.unwrap(), 0);
+    assert_eq!(fs::read(target.temporary_path().as_path()).unwrap(), b"par");
+    assert_eq!(fs::read(checkpoint(&target)).unwrap(), b"0 f");
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
+    // Again, as after an answer that was lost: there is nothing to adopt any more.
+    assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 0);
+    // Who still knows it by its old name does it no harm.
+    earlier.remove_temporary().await.unwrap();
+    assert!(target.temporary_path().as_path().exists());
+
+    target.publish().await.unwrap();
+    assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"par");
+    assert_eq!(
+        fs::read_dir(&directory).unwrap().count(),
+        1,
+        "no checkpoints"
+    );
+
+    // A directory of checkpoints alone is a leftover too.
+    fs::create_dir(earlier.checkpoint_path().as_path()).unwrap();
+    fs::write(checkpoint(&earlier), "0 f").unwrap();
+    assert_eq!(target.temporaries().await.unwrap(), [name]);
+    target.remove_leftover(name).await.unwrap();
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+}
+
 /// A directory or a dangling link under the final name is in the way like a file.
 #[rstest]
 #[tokio::test]
@@ -256,7 +308,7 @@ async fn a_reader_that_hangs_is_given_up() {
         ..reading(&progress)
     };
     let error = bench.plan().source.digest(how).await.unwrap_err();
-    assert_eq!(error.code(), "stalled", "{error}");
+    assert_eq!(error.code(), "stalled_storage", "{error}");
     // Lets the thread that is left behind end.
     drop(fs::OpenOptions::new().write(true).open(&fifo));
 }

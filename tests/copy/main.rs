@@ -10,6 +10,8 @@
 )]
 
 mod bench;
+#[path = "../support/double.rs"]
+mod double;
 mod endpoints;
 mod runs;
 #[path = "../support/service.rs"]

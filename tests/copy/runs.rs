@@ -112,6 +112,35 @@ async fn what_does_not_move_is_stopped(#[case] entry: &str) {
     );
 }
 
+#[rstest]
+#[case::below_its_rate(true, "too_slow")]
+#[case::past_its_deadline(false, "deadline")]
+#[tokio::test]
+async fn a_copy_that_is_too_slow_is_stopped(#[case] by_rate: bool, #[case] code: &str) {
+    let mut bench = Bench::new(&[("RATE", "200000")]);
+    let slowness = &mut bench.link.slowness;
+    if by_rate {
+        (slowness.min_rate, slowness.window) = (1_000_000, Duration::from_secs(1));
+    } else {
+        (slowness.deadline_rate, slowness.deadline_grace) = (4_000_000, Duration::ZERO);
+    }
+    let plan = bench.plan();
+    let error = timeout(LIMIT, bench.copy(&plan))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.code(), code, "{error}");
+    assert_eq!(living(bench.group().await), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_copy_that_is_fast_enough_goes_on() {
+    let mut bench = Bench::new(&[("RATE", "2000000")]);
+    bench.link.slowness.min_rate = 500_000;
+    bench.link.slowness.window = Duration::from_millis(500);
+    bench.copy(&bench.plan()).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_slow_copy_is_not_a_stalled_one() {
     let mut bench = Bench::new(&[("RATE", "1500000")]);

@@ -218,8 +218,8 @@ def tasks_worker(directory, queue, broker, backend, *flags, **settings):
     environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()}
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
-        + ["-Q", queue, "-n", f"tasks-{queue}@%h", "-E", *flags],
-        directory / f"tasks-{queue}.log",
+        + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
+        directory / f"tasks-{queue[:40]}.log",
         cwd=directory,
         env=clean_environment(
             CELERY_BROKER_URL=broker.url,
@@ -317,13 +317,16 @@ type = "direct"
         """Writes the worker's settings; `sections` are further keys, e.g. transfer={"max_retries": 1}."""
         settings = {
             "celery": {"broker_url": self.broker.url, "result_backend": backend_url(backend)},
-            "ops_db": {"database_type": "sqlite", "database_sqlite_database": str(self.database)},
+            "ops_db": self.ops_db(),
             "transfer": {
                 "log_dir": str(self.directory / "logs"),
                 "free_space_margin": 0,
                 # Short, for the tests that wait for a lease to die.
                 "lease_ttl": "3s",
                 "lease_renew_interval": "500ms",
+                # At once; tests/python/test_delays.py has waits.
+                "retry_delay_first": "0s",
+                "retry_delay_storage": "0s",
             },
             "bbcp": {"program": str(self.program), "streams": 2, "progress_interval": 2, "kill_after": "1s"},
             "manager": {"sleep_time": "1s"},
@@ -334,6 +337,10 @@ type = "direct"
         with open(self.config, "w") as file:
             for section, keys in settings.items():
                 print(f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), sep="\n", file=file)
+
+    def ops_db(self):
+        """Settings of the database."""
+        return {"database_type": "sqlite", "database_sqlite_database": str(self.database)}
 
     def double(self, **knobs):
         """Sets the test double's knobs anew, e.g. PLAN="stall@50%", RATE=MB."""
@@ -360,7 +367,7 @@ type = "direct"
         assert done.returncode == 0, f"{args}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def worker(self, concurrency=2, ready=True, name="rust"):
+    def worker(self, concurrency=2, ready=True, name="rust", **environment):
         """Starts a worker on this deployment's queue."""
         log = self.directory / f"worker-{len(self.processes)}.log"
         worker = Process(
@@ -368,7 +375,7 @@ type = "direct"
             + ["worker", "-Q", self.queue, "-n", f"{name}-{self.origin_site}@%h", "-c", concurrency],
             log,
             cwd=self.directory,
-            env=clean_environment(),
+            env=clean_environment(**environment),
         )
         self.processes.append(worker)
         return worker.says("worker ready") if ready else worker

@@ -179,14 +179,8 @@ fn to_json(value: &AMQPValue) -> Value {
         AMQPValue::Timestamp(seconds) => envelope::datetime(*seconds)
             // Beyond the calendar it is only a number.
             .unwrap_or_else(|| Value::from(*seconds)),
-        AMQPValue::FieldTable(table) => {
-            let map = map(table);
-            match envelope::open(&map) {
-                // Not one of ours: it must not be taken for one on its way back.
-                Some(_) => envelope::sealed("table", map),
-                None => map.into(),
-            }
-        }
+        // One that looks like an envelope must not be taken for one on its way back.
+        AMQPValue::FieldTable(table) => envelope::table(map(table)),
         AMQPValue::ByteArray(bytes) => envelope::bytes(bytes.as_slice()),
         AMQPValue::Void => Value::Null,
     }

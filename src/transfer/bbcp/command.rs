@@ -67,10 +67,20 @@ pub fn arguments(plan: &Plan) -> Vec<String> {
     }
     // Both the file and its directory are on disk before bbcp says that it is done.
     line.option("-y", "dd");
+    if plan.resumes() {
+        // In this order: a word that follows `-a` is its directory.
+        line.option("-a", plan.target.checkpoint_path());
+        line.flag("-k");
+    }
     if !bbcp.in_flight_checksum.is_empty() {
         line.flag("-e");
-        // Alone on the other output, where nothing can be mistaken for it.
-        line.option("-E", format!("{}=/dev/stdout", bbcp.in_flight_checksum));
+        if plan.resumes() {
+            // bbcp cannot tell the checksum of a file of which it copies the end only.
+            line.option("-E", &bbcp.in_flight_checksum);
+        } else {
+            // Alone on the other output, where nothing can be mistaken for it.
+            line.option("-E", format!("{}=/dev/stdout", bbcp.in_flight_checksum));
+        }
     }
     if bbcp.no_dns {
         line.flag("-n");

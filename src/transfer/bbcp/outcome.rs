@@ -1,7 +1,7 @@
 //! What bbcp's end means.
 //!
 //! Its exit codes are no classification: the same full disk ends with 128 or 228 by chance, and 22
-//! is more than "exists". So the text decides, in the order of `Sign`, and the code only where
+//! is more than "exists". So the text decides, in the order of [`Sign`], and the code only where
 //! there is no text. [`Evidence`] looks at one line at a time and keeps little, however much bbcp
 //! and the network's noise print.
 //!
@@ -12,8 +12,8 @@ use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use crate::transfer::endpoint::{Refusal, ssh_refusal};
 use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::Sign;
 use crate::transfer::plan::Plan;
 
 /// Lines that did not tell anything and are kept for the log.
@@ -99,145 +99,6 @@ impl Ends {
     }
 }
 
-/// What a line tells, the most telling first: where several lines tell something, the first of
-/// these is the cause and the others follow from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Sign {
-    Exists,
-    Segfault,
-    Full,
-    Damaged,
-    HostKey,
-    LoginDenied,
-    OriginDenied,
-    DestinationDenied,
-    Network,
-    RemoteProgram,
-    LocalProgram,
-    BadOption,
-    OriginMissing,
-    OriginDirectory,
-    OriginPathTooLong,
-    NoDirectory,
-    OriginChanged,
-    PortBusy,
-    TimeLimit,
-    // What a side says that only sees the other one fail. When the source is remote, bbcp says the
-    // first of these half a minute after any failure of ssh.
-    NoStreams,
-    PeerGone,
-    Follower,
-}
-
-impl Sign {
-    fn of(line: &str, ends: &Ends) -> Option<Self> {
-        match line.strip_prefix("bbcp: ") {
-            Some(message) => Self::of_bbcp(message, ends),
-            None => Self::of_others(line),
-        }
-    }
-
-    fn of_bbcp(message: &str, ends: &Ends) -> Option<Self> {
-        let holds = |text: &str| message.contains(text);
-        let begins = |text: &str| message.starts_with(text);
-        let ends_with = |text: &str| message.ends_with(text);
-
-        let sign = if ends_with("Broken pipe writing to stream.")
-            || ends_with("Connection reset by peer writing to stream.")
-        {
-            Self::Follower
-        } else if ends_with("already exists.") {
-            Self::Exists
-        } else if ends_with("killed via signal 11") {
-            Self::Segfault
-        } else if begins("No space left on device") || begins("Insufficient space") {
-            Self::Full
-        } else if (holds(" checksum ") && holds(" does not match "))
-            || holds("checksum error")
-            || begins("Invalid checksum from")
-        {
-            Self::Damaged
-        } else if holds(" executing ") {
-            Self::LocalProgram
-        } else if begins("Permission denied processing ") {
-            Self::OriginDenied
-        } else if let Some(what) = message.strip_prefix("Permission denied ") {
-            if what.ends_with(&ends.source) {
-                Self::OriginDenied
-            } else {
-                Self::DestinationDenied
-            }
-        } else if holds(" failed to create ") {
-            Self::DestinationDenied
-        } else if begins("Connection refused")
-            || begins("Connection timed out")
-            || begins("Connection reset")
-            || begins("No route to host")
-            || begins("Network is unreachable")
-        {
-            Self::Network
-        } else if begins("Invalid option")
-            || (begins("Invalid ") && holds(" - ") && !begins("Invalid return code"))
-            || holds("not specified")
-            || holds("opening config file")
-        {
-            Self::BadOption
-        } else if begins("No such file or directory processing ") {
-            Self::OriginMissing
-        } else if ends_with("is a directory.") {
-            Self::OriginDirectory
-        } else if begins("Message too long") {
-            Self::OriginPathTooLong
-        } else if (begins("Target directory ") && holds(" not found"))
-            || begins("No such file or directory opening ")
-        {
-            Self::NoDirectory
-        } else if holds("changed since the copy completed")
-            || holds("appears to have changed")
-            || begins("Cannot append to ")
-            || (begins("Error -") && holds(" writing "))
-        {
-            Self::OriginChanged
-        } else if begins("Address already in use") {
-            Self::PortBusy
-        } else if begins("Time limit exceeded") {
-            Self::TimeLimit
-        } else if begins("Accept timed out")
-            || begins("Unable to allocate more than")
-            || begins("Unable to connect to ")
-        {
-            Self::NoStreams
-        } else if begins("Unexpected end of control stream") || holds("unexpectedly terminated") {
-            Self::PeerGone
-        } else {
-            return None;
-        };
-        Some(sign)
-    }
-
-    /// Lines of ssh and of the remote shell.
-    fn of_others(line: &str) -> Option<Self> {
-        if line.contains("Segmentation fault") {
-            return Some(Self::Segfault);
-        }
-        match ssh_refusal(line) {
-            Some(Refusal::Denied) => return Some(Self::LoginDenied),
-            Some(Refusal::HostKey) => return Some(Self::HostKey),
-            Some(Refusal::Network) => return Some(Self::Network),
-            None => {}
-        }
-        let no_program = line.contains("command not found")
-            || [
-                ": not found",
-                ": No such file or directory",
-                ": Permission denied",
-            ]
-            .iter()
-            .any(|text| line.ends_with(text));
-        no_program.then_some(Self::RemoteProgram)
-    }
-}
-
 /// What bbcp's lines told so far. Bounded.
 #[derive(Debug)]
 pub struct Evidence {
@@ -266,7 +127,7 @@ impl Evidence {
             self.tail.pop_front();
         }
         self.tail.push_back(shortened(line));
-        let Some(sign) = Sign::of(line, &self.ends) else {
+        let Some(sign) = Sign::of(line, &self.ends.source) else {
             return;
         };
         if self.cause.as_ref().is_none_or(|(before, _)| sign < *before) {
@@ -308,7 +169,8 @@ impl Evidence {
         }
     }
 
-    fn error(self, sign: Sign, line: String) -> TransferError {
+    /// What a line means that tells this.
+    pub(in crate::transfer) fn error(self, sign: Sign, line: String) -> TransferError {
         let host = self.ends.peer();
         let role = self.ends.remote_role();
         let Ends { source, target, .. } = self.ends;
@@ -335,6 +197,7 @@ impl Evidence {
                 problem: "bbcp finds it too long",
             },
             Sign::NoDirectory => TransferError::DestinationDirectory { path: target, line },
+            Sign::ResumeRefused => TransferError::ResumeRefused { line },
             Sign::OriginChanged => TransferError::OriginChanged { path: source, line },
             Sign::PortBusy => TransferError::PortBusy { line },
             Sign::TimeLimit => TransferError::TimeLimit { line },
@@ -403,11 +266,11 @@ mod tests {
     #[case::disk_full(228, &["bbcp: No space left on device writing /d/small/x", RESET], "storage_full")]
     #[case::disk_full_128(128, &["bbcp: No space left on device writing /d/small/x"], "storage_full")]
     #[case::checkpoint(254, &["bbcp: No such file or directory opening /d/ckp/bbcp.HOST.HEX.NAME"], "destination_directory")]
-    #[case::append_size(22, &["bbcp: File P changed since the copy completed; append not possible."], "origin_changed")]
+    #[case::append_size(22, &["bbcp: File P changed since the copy completed; append not possible."], "resume_refused")]
     #[case::append_source(
         22,
         &["bbcp: Source file ' a.tar ' on HOST appears to have changed after the previous copy ended.", "bbcp: Cannot append to  k"],
-        "origin_changed"
+        "resume_refused"
     )]
     #[case::skipped(0, &["bbcp: File P appears to have already been copied; copy skipped."], "ok")]
     #[case::checksum(

@@ -20,6 +20,11 @@ pub enum Event {
     },
     /// The target was created.
     Creating,
+    /// A partial target is completed (or, with `-a`, a new one begun at 0).
+    Appending {
+        /// Bytes that are there.
+        offset: u64,
+    },
     /// A file is complete.
     Created {
         /// Bytes of this session.
@@ -51,6 +56,7 @@ pub fn parse(line: &[u8]) -> Event {
     let text = text.trim_end_matches(['\n', '\r']);
     progress(text)
         .or_else(|| creating(text))
+        .or_else(|| appending(text))
         .or_else(|| created(text))
         .or_else(|| total(text))
         .or_else(|| checksum(text))
@@ -96,6 +102,18 @@ fn is_stamp(text: &str) -> bool {
 fn creating(text: &str) -> Option<Event> {
     let path = text.strip_prefix("bbcp: Creating ")?;
     (!path.is_empty()).then_some(Event::Creating)
+}
+
+/// `bbcp: Appending to /d/dst/k at offset 5750784`
+fn appending(text: &str) -> Option<Event> {
+    // From the right: the path may hold anything.
+    let (path, offset) = text
+        .strip_prefix("bbcp: Appending to ")?
+        .rsplit_once(" at offset ")?;
+    (!path.is_empty()).then_some(())?;
+    Some(Event::Appending {
+        offset: offset.parse().ok()?,
+    })
 }
 
 /// `File /d/tm/out created; 2400000000 bytes at 259.4 MB/s`

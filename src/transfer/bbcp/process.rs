@@ -22,8 +22,10 @@ use super::command::{CONFIG_VARIABLE, Invocation};
 use super::log::Log;
 use super::outcome::{Ends, Evidence, Exit};
 use super::output::{Event, Lines, parse};
-use super::watchdog::{Footprint, Watchdog};
+use super::watchdog::{Footprint, Limits, Trouble, Watchdog};
+use crate::faults::fault_point;
 use crate::process::{Group, guarded};
+use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
 use crate::transfer::error::{Interruption, TransferError};
 use crate::transfer::plan::Plan;
@@ -97,8 +99,8 @@ pub struct Report {
 /// removed: bbcp may or may not have done that.
 ///
 /// # Errors
-/// The classified failure; [`TransferError::Stalled`] and [`TransferError::Interrupted`] after the
-/// copy was stopped.
+/// The classified failure; [`TransferError::Stalled`], [`TransferError::TooSlow`],
+/// [`TransferError::Deadline`] and [`TransferError::Interrupted`] after the copy was stopped.
 pub async fn copy(
     plan: &Plan,
     log_file: &Path,
@@ -112,6 +114,7 @@ pub async fn copy(
     let (log, writer) = Log::open(log_file).await?;
     log.note(&invocation.to_string()).await;
     let running = Running::start(plan, &invocation, log)?;
+    fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
     let finished = running.run(cancel, progress).await;
     writer.close(&finished.summary()).await;
     finished.conclude()
@@ -145,7 +148,7 @@ struct Running<'a> {
 /// How the watch over a running bbcp ended.
 enum Ended {
     ByItself(io::Result<ExitStatus>),
-    Stalled(Duration),
+    InTrouble(Trouble),
     Cancelled,
 }
 
@@ -173,6 +176,10 @@ impl<'a> Running<'a> {
             AbortOnDropHandle::new(tokio::spawn(look_at(path, pause, sender)))
         });
         let started = Instant::now();
+        let limits = Limits {
+            stall_timeout: plan.stall_timeout,
+            slowness: plan.slowness,
+        };
         Ok(Self {
             plan,
             group,
@@ -185,7 +192,7 @@ impl<'a> Running<'a> {
             ],
             sights,
             started,
-            watchdog: Watchdog::new(plan.size, plan.stall_timeout, started),
+            watchdog: Watchdog::new(plan.size, limits, started),
             said: Said::new(Ends::of(plan)),
         })
     }
@@ -216,8 +223,8 @@ impl<'a> Running<'a> {
                     }
                 }
                 _ = ticks.tick() => {
-                    if let Some(idle) = self.watchdog.stalled(Instant::now()) {
-                        return Ended::Stalled(idle);
+                    if let Some(trouble) = self.watchdog.trouble(Instant::now()) {
+                        return Ended::InTrouble(trouble);
                     }
                 }
             }
@@ -236,7 +243,7 @@ impl<'a> Running<'a> {
                 drain(&mut self.sights, &mut self.said).await;
                 self.group.end(kill_after).await
             }
-            Ended::Stalled(_) | Ended::Cancelled => {
+            Ended::InTrouble(_) | Ended::Cancelled => {
                 // Reaped meanwhile, but not for ever: it may hang in a system call.
                 let reaped = timeout(kill_after + REAP, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
@@ -258,6 +265,7 @@ impl<'a> Running<'a> {
             elapsed: self.started.elapsed(),
             bytes_done: self.watchdog.bytes_done(),
             bytes_total: self.plan.size,
+            slowness: self.plan.slowness,
             said: self.said,
         }
     }
@@ -272,8 +280,12 @@ impl<'a> Running<'a> {
                 self.watchdog.bytes_done() != before
             }
             Sight::Line(line) => match self.said.hear(&line) {
-                Some((percent, rate)) => {
+                Some(Heard::Progress(percent, rate)) => {
                     self.watchdog.progress(percent, rate, now);
+                    true
+                }
+                Some(Heard::Appending(offset)) => {
+                    self.watchdog.resumed_at(offset);
                     true
                 }
                 None => false,
@@ -354,6 +366,14 @@ async fn look_at(path: AbsolutePath, pause: Duration, sights: mpsc::Sender<Sight
     }
 }
 
+/// A line that is about how far the copy is.
+enum Heard {
+    /// Per cent, and bytes per second.
+    Progress(Option<u32>, Option<f64>),
+    /// Bytes that were there before.
+    Appending(u64),
+}
+
 /// What bbcp said so far. Bounded.
 struct Said {
     evidence: Evidence,
@@ -370,10 +390,11 @@ impl Said {
         }
     }
 
-    /// Per cent and rate, if the line is about progress.
-    fn hear(&mut self, line: &[u8]) -> Option<(Option<u32>, Option<f64>)> {
+    /// What the watchdog has to know of a line, if anything.
+    fn hear(&mut self, line: &[u8]) -> Option<Heard> {
         match parse(line) {
-            Event::Progress { percent, rate, .. } => return Some((percent, rate)),
+            Event::Progress { percent, rate, .. } => return Some(Heard::Progress(percent, rate)),
+            Event::Appending { offset } => return Some(Heard::Appending(offset)),
             Event::Created { bytes, rate } => self.created = Some((bytes, rate)),
             Event::Checksum { algorithm, hex } => self.checksum = Some((algorithm, hex)),
             Event::Creating | Event::Total { .. } => {}
@@ -389,6 +410,7 @@ struct Finished {
     elapsed: Duration,
     bytes_done: u64,
     bytes_total: u64,
+    slowness: Slowness,
     said: Said,
 }
 
@@ -398,9 +420,13 @@ impl Finished {
         let how = match &self.ended {
             Ended::ByItself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
             Ended::ByItself(Err(e)) => format!("lost: {e}"),
-            Ended::Stalled(idle) => {
+            Ended::InTrouble(Trouble::Stalled(idle)) => {
                 format!("stopped, no byte moved for {:.1} s", idle.as_secs_f64())
             }
+            Ended::InTrouble(Trouble::TooSlow(moved)) => {
+                format!("stopped, {moved} bytes in the last window are too few")
+            }
+            Ended::InTrouble(Trouble::Late(_)) => "stopped at its deadline".into(),
             Ended::Cancelled => "stopped on request".into(),
         };
         format!("{how}, after {:.1} s", self.elapsed.as_secs_f64())
@@ -412,11 +438,27 @@ impl Finished {
                 program: "bbcp".into(),
                 source,
             })?,
-            Ended::Stalled(idle) => {
-                return Err(TransferError::Stalled {
-                    idle: Duration::from_secs(idle.as_secs()),
-                    bytes_done: self.bytes_done,
-                    bytes_total: self.bytes_total,
+            Ended::InTrouble(trouble) => {
+                let (bytes_done, bytes_total) = (self.bytes_done, self.bytes_total);
+                return Err(match trouble {
+                    Trouble::Stalled(idle) => TransferError::Stalled {
+                        idle: Duration::from_secs(idle.as_secs()),
+                        bytes_done,
+                        bytes_total,
+                        storage: None,
+                    },
+                    Trouble::TooSlow(moved) => TransferError::TooSlow {
+                        moved,
+                        window: self.slowness.window,
+                        least: self.slowness.min_rate,
+                        bytes_done,
+                        bytes_total,
+                    },
+                    Trouble::Late(limit) => TransferError::Deadline {
+                        limit,
+                        bytes_done,
+                        bytes_total,
+                    },
                 });
             }
             Ended::Cancelled => {

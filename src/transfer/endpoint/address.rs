@@ -140,6 +140,15 @@ impl AbsolutePath {
 
     /// The path of one of our temporaries in the same directory.
     pub(super) fn sibling(&self, name: &TemporaryName) -> Self {
+        self.beside(&name.to_string())
+    }
+
+    /// The path of a temporary's checkpoint directory in the same directory.
+    pub(super) fn checkpoints(&self, name: &TemporaryName) -> Self {
+        self.beside(&name.checkpoints())
+    }
+
+    fn beside(&self, name: &str) -> Self {
         let directory = self.parent();
         Self(format!("{}/{name}", directory.0.trim_end_matches('/')))
     }

@@ -1,11 +1,13 @@
 //! An end on this host.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
@@ -16,10 +18,18 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Reading, TemporaryName, storage,
+    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Partial, Reading, TemporaryName,
+    storage,
 };
 use crate::transfer::digest;
 use crate::transfer::error::{Role, TransferError};
+
+/// How far a reader may be ahead of whom it stays near: far enough that neither waits for the other,
+/// near enough that the system still has in memory what either has read.
+const LEAD_BYTES: u64 = 256 << 20;
+
+/// How often it looks whether it may go on.
+const LEAD_PAUSE: Duration = Duration::from_millis(50);
 
 /// How messages call this host.
 const HERE: &str = "this host";
@@ -151,16 +161,26 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
     let guard = StopOnDrop(Arc::default());
     let stop = Arc::clone(&guard.0);
     let progress = how.progress.clone();
+    let behind = how.behind.cloned();
     let (moved, mut movement) = watch::channel(());
     let algorithm = how.algorithm;
     let of = path.clone();
     let reading = spawn_blocking(move || {
         let file = File::open(of.as_path())?;
         // What was just written is to be read from the disk, not from memory.
-        let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        if role == Role::Destination {
+            let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+        }
         digest::of(algorithm, file, |bytes| {
             progress.send_replace(bytes);
             moved.send_replace(());
+            let too_far = |behind: &watch::Receiver<u64>| {
+                behind.has_changed().is_ok() && bytes > behind.borrow().saturating_add(LEAD_BYTES)
+            };
+            while behind.as_ref().is_some_and(too_far) && !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(LEAD_PAUSE);
+                moved.send_replace(());
+            }
             !stop.load(Ordering::Relaxed)
         })
     });
@@ -174,6 +194,7 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
                     idle: how.stall_timeout,
                     bytes_done: *how.progress.borrow(),
                     bytes_total: how.size,
+                    storage: Some(role),
                 });
             }
         }
@@ -194,11 +215,13 @@ fn unreadable(role: Role, path: &AbsolutePath, e: io::Error) -> TransferError {
 }
 
 pub(super) async fn rename_no_overwrite(
-    from: &AbsolutePath,
+    own: Partial,
     to: &AbsolutePath,
 ) -> Result<(), TransferError> {
-    let (from, to) = (from.clone(), to.clone());
+    let to = to.clone();
     blocking("rename", move || {
+        remove_checkpoints(&own.checkpoints)?;
+        let from = own.copy;
         match renameat2(
             AT_FDCWD,
             from.as_path(),
@@ -262,14 +285,72 @@ fn unlink_second_name(from: &AbsolutePath, to: &AbsolutePath) -> Result<(), Tran
     fs::remove_file(from.as_path()).map_err(|e| refused("unlink", from, e))
 }
 
-pub(super) async fn remove(path: &AbsolutePath) -> Result<(), TransferError> {
-    let path = path.clone();
-    blocking("unlink", move || match fs::remove_file(path.as_path()) {
-        Ok(()) => Ok(()),
-        Err(e) if is_absent(&e) => Ok(()),
-        Err(e) => Err(refused("unlink", &path, e)),
+pub(super) async fn remove(partial: Partial) -> Result<(), TransferError> {
+    blocking("unlink", move || {
+        present(fs::remove_file(partial.copy.as_path()))
+            .map_err(|e| refused("unlink", &partial.copy, e))?;
+        remove_checkpoints(&partial.checkpoints)
     })
     .await
+}
+
+/// Removes a directory of checkpoints, if it is there, and nothing in it that is not one.
+fn remove_checkpoints(directory: &AbsolutePath) -> Result<(), TransferError> {
+    let removing = || -> io::Result<()> {
+        for entry in fs::read_dir(directory.as_path())? {
+            let entry = entry?;
+            if entry.file_name().as_encoded_bytes().starts_with(b"bbcp.") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        fs::remove_dir(directory.as_path())
+    };
+    present(removing()).map_err(|e| refused("unlink", directory, e))
+}
+
+/// What is not there need not be removed.
+fn present(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(e) if is_absent(&e) => Ok(()),
+        removed => removed,
+    }
+}
+
+pub(super) async fn begin_partial(
+    earlier: Option<Partial>,
+    own: Partial,
+) -> Result<u64, TransferError> {
+    blocking("adopt", move || {
+        adopt(earlier.as_ref(), &own).map_err(|e| refused("adopt", &own.copy, e))
+    })
+    .await
+}
+
+/// The copy itself last: what an interruption leaves is no copy with its checkpoint, and not used.
+fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
+    let earlier = earlier.filter(|earlier| earlier.copy.as_path().is_file());
+    if let Some(earlier) = earlier
+        && earlier.checkpoints.as_path().is_dir()
+    {
+        fs::rename(earlier.checkpoints.as_path(), own.checkpoints.as_path())?;
+        let (before, now) = (earlier.name.to_string(), own.name.to_string());
+        for entry in fs::read_dir(own.checkpoints.as_path())? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(&before)) {
+                let renamed = own.checkpoints.as_path().join(format!("{stem}{now}"));
+                fs::rename(entry.path(), renamed)?;
+            }
+        }
+    }
+    fs::create_dir_all(own.checkpoints.as_path())?;
+    match earlier {
+        None => Ok(0),
+        Some(earlier) => {
+            fs::rename(earlier.copy.as_path(), own.copy.as_path())?;
+            Ok(fs::metadata(own.copy.as_path())?.len())
+        }
+    }
 }
 
 pub(super) async fn temporaries(
@@ -285,8 +366,10 @@ pub(super) async fn temporaries(
         };
         Ok(entries
             .flatten()
-            .filter_map(|entry| TemporaryName::parse(entry.file_name().to_str()?))
+            .filter_map(|entry| TemporaryName::of_entry(entry.file_name().to_str()?))
             .filter(|name| name.transfer_id() == transfer_id)
+            .collect::<HashSet<_>>()
+            .into_iter()
             .collect())
     })
     .await

@@ -22,7 +22,7 @@ mod ssh;
 mod temporary;
 
 pub use address::{AbsolutePath, Host, is_login};
-pub(super) use ssh::{Refusal, options as ssh_options, refusal as ssh_refusal};
+pub(super) use ssh::options as ssh_options;
 pub use temporary::TemporaryName;
 
 /// Time limit of every operation but the digest.
@@ -114,6 +114,9 @@ pub struct Reading<'a> {
     pub stall_timeout: Duration,
     /// Gets the number of bytes read, at a local end only.
     pub progress: &'a watch::Sender<u64>,
+    /// Bytes that somebody else has read, at a local end only: the reader stays near them, as long
+    /// as somebody tells.
+    pub behind: Option<&'a watch::Receiver<u64>>,
 }
 
 impl Reading<'_> {
@@ -174,6 +177,14 @@ impl Source {
     }
 }
 
+/// What one attempt has at the destination before it is published.
+#[derive(Debug, Clone)]
+struct Partial {
+    name: TemporaryName,
+    copy: AbsolutePath,
+    checkpoints: AbsolutePath,
+}
+
 /// Where a copy goes: its final name, and the temporary name in the same directory.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -216,6 +227,20 @@ impl Target {
     /// The path that the copy has until it is published.
     pub fn temporary_path(&self) -> AbsolutePath {
         self.beside(self.temporary)
+    }
+
+    /// The directory in which bbcp keeps the checkpoint of this copy.
+    pub fn checkpoint_path(&self) -> AbsolutePath {
+        self.path.checkpoints(&self.temporary)
+    }
+
+    /// Both files of a temporary.
+    fn partial(&self, name: TemporaryName) -> Partial {
+        Partial {
+            name,
+            copy: self.beside(name),
+            checkpoints: self.path.checkpoints(&name),
+        }
     }
 
     fn beside(&self, name: TemporaryName) -> AbsolutePath {
@@ -267,6 +292,37 @@ impl Target {
         self.endpoint.stat(Role::Destination, &path).await
     }
 
+    /// Bytes of a temporary of any attempt; 0 where there is none.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn leftover_size(&self, name: TemporaryName) -> Result<u64, TransferError> {
+        let path = self.beside(name);
+        let facts = self.endpoint.stat(Role::Destination, &path).await?;
+        Ok(facts.map_or(0, |facts| facts.size))
+    }
+
+    /// Makes this attempt's checkpoint directory, and makes the partial copy of `earlier`, an
+    /// attempt at the same transfer, its own by renaming: whoever may still know it by its old name
+    /// can do it no harm. Returns the bytes that are there.
+    ///
+    /// # Errors
+    /// That the end could not be asked. It may have been done in part; what is there then is a
+    /// leftover.
+    pub async fn begin_partial(
+        &self,
+        earlier: Option<TemporaryName>,
+    ) -> Result<u64, TransferError> {
+        let earlier = earlier
+            .filter(|name| name.transfer_id() == self.temporary.transfer_id())
+            .map(|name| self.partial(name));
+        let own = self.partial(self.temporary);
+        match &self.endpoint {
+            Endpoint::Local => local::begin_partial(earlier, own).await,
+            Endpoint::Remote(remote) => remote.begin_partial(earlier.as_ref(), &own).await,
+        }
+    }
+
     /// Digest of what is at the final path; as [`Source::digest`].
     ///
     /// # Errors
@@ -286,6 +342,7 @@ impl Target {
     }
 
     /// Renames the temporary to the final name unless that exists, and makes the rename durable.
+    /// Its checkpoints are removed before.
     ///
     /// One that was interrupted half-way, when both names are the same file, is completed.
     ///
@@ -294,14 +351,14 @@ impl Target {
     /// could not be asked. In the last case it may have been done, and a repetition then finds that
     /// the destination exists: compare the digests.
     pub async fn publish(&self) -> Result<(), TransferError> {
-        let temporary = self.temporary_path();
+        let own = self.partial(self.temporary);
         match &self.endpoint {
-            Endpoint::Local => local::rename_no_overwrite(&temporary, &self.path).await,
-            Endpoint::Remote(remote) => remote.rename_no_overwrite(&temporary, &self.path).await,
+            Endpoint::Local => local::rename_no_overwrite(own, &self.path).await,
+            Endpoint::Remote(remote) => remote.rename_no_overwrite(&own, &self.path).await,
         }
     }
 
-    /// Removes this attempt's temporary, if it is there.
+    /// Removes this attempt's temporary with its checkpoints, if it is there.
     ///
     /// # Errors
     /// That the end could not be asked.
@@ -309,15 +366,15 @@ impl Target {
         self.remove_leftover(self.temporary).await
     }
 
-    /// Removes a temporary of any attempt, if it is there.
+    /// Removes a temporary of any attempt with its checkpoints, if it is there.
     ///
     /// # Errors
     /// That the end could not be asked.
     pub async fn remove_leftover(&self, name: TemporaryName) -> Result<(), TransferError> {
-        let path = self.beside(name);
+        let partial = self.partial(name);
         match &self.endpoint {
-            Endpoint::Local => local::remove(&path).await,
-            Endpoint::Remote(remote) => remote.remove(&path).await,
+            Endpoint::Local => local::remove(partial).await,
+            Endpoint::Remote(remote) => remote.remove(&partial).await,
         }
     }
 

@@ -5,6 +5,7 @@
 //! takes a line break inside quotes. An answer is a line that begins with [`MARK`]; what a chatty
 //! start-up file prints is passed over. Known troubles are exit codes of our own.
 
+use std::collections::HashSet;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -13,11 +14,11 @@ use tokio::time::timeout;
 
 use super::ssh::{Refusal, options, refusal};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Reading, Remote, TemporaryName,
-    storage,
+    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Partial, Reading, Remote,
+    TemporaryName, storage,
 };
 use crate::process::{Group, command, find_program};
-use crate::settings::DigestAlgorithm;
+use crate::settings::{DigestAlgorithm, Ssh};
 use crate::transfer::digest::Digest;
 use crate::transfer::error::{Role, TransferError};
 
@@ -45,19 +46,24 @@ const MKDIR: &str = r#"export LC_ALL=C; test -d "$1" || exit 66; mkdir -p "$2" |
 /// $1 directory. Answers df's last line.
 const DF: &str = r#"export LC_ALL=C; echo "ccat-transfer $(df -P -k "$1" | tail -n 1)""#;
 
-/// $1 temporary, $2 final name, $3 their directory. `sync` with a name is not POSIX, but where it
+/// $1 temporary, $2 final name, $3 their directory, $4 the temporary's checkpoints. `sync` with a name is not POSIX, but where it
 /// takes none it does more, not less.
-const RENAME: &str = r#"export LC_ALL=C; if test -e "$2" || test -L "$2"; then test "$1" -ef "$2" 2>/dev/null || exit 73; else e=$(ln "$1" "$2" 2>&1) || { test -e "$2" && exit 73; echo "$e" >&2; case $e in *"not permitted"*|*"not supported"*|*"not implemented"*) exit 72;; *"ermission denied"*|*"Read-only"*) exit 77;; esac; exit 1; }; fi; rm -f "$1" || exit 1; sync "$3" >/dev/null 2>&1; echo "ccat-transfer renamed""#;
+const RENAME: &str = r#"export LC_ALL=C; if test -d "$4" && ! test -L "$4"; then rm -f "$4"/bbcp.*; rmdir "$4" || exit 1; fi; if test -e "$2" || test -L "$2"; then test "$1" -ef "$2" 2>/dev/null || exit 73; else e=$(ln "$1" "$2" 2>&1) || { test -e "$2" && exit 73; echo "$e" >&2; case $e in *"not permitted"*|*"not supported"*|*"not implemented"*) exit 72;; *"ermission denied"*|*"Read-only"*) exit 77;; esac; exit 1; }; fi; rm -f "$1" || exit 1; sync "$3" >/dev/null 2>&1; echo "ccat-transfer renamed""#;
 
-/// $1 temporary.
-const REMOVE: &str = r#"rm -f "$1" && echo "ccat-transfer removed""#;
+/// $1 temporary, $2 its checkpoints.
+const REMOVE: &str = r#"rm -f "$1" || exit 1; if test -d "$2" && ! test -L "$2"; then rm -f "$2"/bbcp.*; rmdir "$2" || exit 1; fi; echo "ccat-transfer removed""#;
+
+/// $1 our temporary, $2 its checkpoints; the rest is an earlier attempt's, or not there: $3
+/// temporary, $4 its checkpoints, $5 its name, $6 our name. Answers the bytes that are there. The
+/// copy itself is renamed last, as at a local end.
+const ADOPT: &str = r#"export LC_ALL=C; n=0; if test -n "$3" && test -f "$3" && test -d "$4"; then mv "$4" "$2" || exit 1; for f in "$2"/bbcp.*"$5"; do if test -e "$f"; then mv "$f" "${f%"$5"}$6" || exit 1; fi; done; fi; mkdir -p "$2" || exit 1; if test -n "$3" && test -f "$3"; then mv "$3" "$1" || exit 1; set -- $(ls -lnd "$1"); n=$5; fi; echo "ccat-transfer $n""#;
 
 /// $1 directory, $2 transfer id.
-const LIST: &str = r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part; do test -e "$f" && echo "ccat-transfer $f"; done; exit 0"#;
+const LIST: &str = r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do test -e "$f" && echo "ccat-transfer $f"; done; exit 0"#;
 
-/// $1 path, $2 program, $3 its option or nothing. Reads until done, or until its own standard input
+/// $1 path; then the program and its arguments. Reads until done, or until its own standard input
 /// ends: that is how it learns that we gave up, and else it would go on for hours.
-const DIGEST: &str = r#"export LC_ALL=C; command -v "$2" >/dev/null 2>&1 || exit 69; test -e "$1" || exit 66; test -r "$1" || exit 77; exec 3<&0; printf "ccat-transfer "; "$2" ${3:+"$3"} <"$1" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#;
+const DIGEST: &str = r#"export LC_ALL=C; f=$1; shift; command -v "$1" >/dev/null 2>&1 || exit 69; test -e "$f" || exit 66; test -r "$f" || exit 77; exec 3<&0; printf "ccat-transfer "; "$@" <"$f" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#;
 
 /// What is kept of an answer; the longest is a list of leftovers.
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
@@ -179,8 +185,10 @@ impl Remote {
         path: &AbsolutePath,
         how: Reading<'_>,
     ) -> DigestResult {
-        let (program, option) = program(how.algorithm);
-        let arguments = [path.as_str(), program, option];
+        let command = digest_command(&self.ssh, how.algorithm);
+        let arguments: Vec<&str> = std::iter::once(path.as_str())
+            .chain(command.iter().map(String::as_str))
+            .collect();
         let request = Request {
             limit: how.limit(),
             stdin: Stdio::piped(),
@@ -194,7 +202,7 @@ impl Remote {
             (NO_PROGRAM, _) => Err(TransferError::RemoteProgramMissing {
                 role,
                 host: self.host.to_string(),
-                line: format!("{program}: not found"),
+                line: format!("{}: not found", shell_words::join(command)),
             }),
             (0, answers) => Err(request.garbled(answers)),
             _ => Err(request.failure(reply)),
@@ -203,11 +211,16 @@ impl Remote {
 
     pub(super) async fn rename_no_overwrite(
         &self,
-        from: &AbsolutePath,
+        own: &Partial,
         to: &AbsolutePath,
     ) -> Result<(), TransferError> {
         let directory = to.parent();
-        let arguments = [from.as_str(), to.as_str(), directory.as_str()];
+        let arguments = [
+            own.copy.as_str(),
+            to.as_str(),
+            directory.as_str(),
+            own.checkpoints.as_str(),
+        ];
         let request = Request::new(Role::Destination, "rename", to, RENAME, &arguments);
         let (request, reply) = self.run(request).await?;
         let path = || to.to_string();
@@ -219,11 +232,39 @@ impl Remote {
     }
 
     /// Removes a temporary; only [`super::Target`] calls this, and only with such names.
-    pub(super) async fn remove(&self, path: &AbsolutePath) -> Result<(), TransferError> {
-        let arguments = [path.as_str()];
+    pub(super) async fn remove(&self, partial: &Partial) -> Result<(), TransferError> {
+        let path = &partial.copy;
+        let arguments = [path.as_str(), partial.checkpoints.as_str()];
         let request = Request::new(Role::Destination, "unlink", path, REMOVE, &arguments);
         let (request, reply) = self.run(request).await?;
         done(&request, reply, "removed")
+    }
+
+    pub(super) async fn begin_partial(
+        &self,
+        earlier: Option<&Partial>,
+        own: &Partial,
+    ) -> Result<u64, TransferError> {
+        let names = (
+            earlier.map(|earlier| earlier.name.to_string()),
+            own.name.to_string(),
+        );
+        let mut arguments = vec![own.copy.as_str(), own.checkpoints.as_str()];
+        if let (Some(earlier), (Some(before), now)) = (earlier, &names) {
+            arguments.extend([
+                earlier.copy.as_str(),
+                earlier.checkpoints.as_str(),
+                before,
+                now,
+            ]);
+        }
+        let request = Request::new(Role::Destination, "adopt", &own.copy, ADOPT, &arguments);
+        let (request, reply) = self.run(request).await?;
+        match (reply.code, reply.answers.as_slice()) {
+            (0, [answer]) => answer.parse().map_err(|_| request.garbled(&reply.answers)),
+            (0, answers) => Err(request.garbled(answers)),
+            _ => Err(request.failure(reply)),
+        }
     }
 
     pub(super) async fn temporaries(
@@ -241,8 +282,10 @@ impl Remote {
         Ok(reply
             .answers
             .iter()
-            .filter_map(|name| TemporaryName::parse(name))
+            .filter_map(|name| TemporaryName::of_entry(name))
             .filter(|name| name.transfer_id() == transfer_id)
+            .collect::<HashSet<_>>()
+            .into_iter()
             .collect())
     }
 
@@ -427,12 +470,13 @@ fn available(line: &str) -> Option<u64> {
     })
 }
 
-/// The program for a digest, and its option.
-fn program(algorithm: DigestAlgorithm) -> (&'static str, &'static str) {
+/// The program for a digest, with its arguments.
+fn digest_command(ssh: &Ssh, algorithm: DigestAlgorithm) -> &[String] {
     match algorithm {
-        DigestAlgorithm::Sha256 => ("sha256sum", ""),
-        DigestAlgorithm::Blake3 => ("b3sum", ""),
-        DigestAlgorithm::Xxh3 => ("xxhsum", "-H3"),
+        DigestAlgorithm::Sha256 => &ssh.sha256_command,
+        DigestAlgorithm::Blake3 => &ssh.blake3_command,
+        DigestAlgorithm::Xxh3 => &ssh.xxh3_command,
+        DigestAlgorithm::Md5 => &ssh.md5_command,
     }
 }
 

@@ -1,6 +1,7 @@
 //! ssh: the options we start it with, and what its complaints mean.
 
 use crate::settings::Ssh;
+use crate::transfer::failures::Sign;
 
 /// Words that stand between the program and the host, without the login.
 ///
@@ -49,33 +50,10 @@ pub(in crate::transfer) enum Refusal {
 
 /// What a line of ssh's own output tells, if it tells why ssh did not get through.
 pub(in crate::transfer) fn refusal(line: &str) -> Option<Refusal> {
-    const DENIED: [&str; 2] = ["Permission denied (", "Too many authentication failures"];
-    const HOST_KEY: [&str; 3] = [
-        "Host key verification failed",
-        "REMOTE HOST IDENTIFICATION HAS CHANGED",
-        "host key is known for",
-    ];
-    const NETWORK: [&str; 11] = [
-        "Connection refused",
-        "Connection timed out",
-        "Operation timed out",
-        "Connection reset by",
-        "Connection closed by",
-        "Could not resolve",
-        "No route to host",
-        "Network is unreachable",
-        "not responding.",
-        "kex_exchange_identification",
-        "Broken pipe",
-    ];
-    let holds = |texts: &[&str]| texts.iter().any(|text| line.contains(text));
-    if holds(&HOST_KEY) {
-        Some(Refusal::HostKey)
-    } else if holds(&DENIED) {
-        Some(Refusal::Denied)
-    } else if holds(&NETWORK) {
-        Some(Refusal::Network)
-    } else {
-        None
+    match Sign::of(line, "") {
+        Some(Sign::HostKey) => Some(Refusal::HostKey),
+        Some(Sign::LoginDenied) => Some(Refusal::Denied),
+        Some(Sign::Network) => Some(Refusal::Network),
+        _ => None,
     }
 }

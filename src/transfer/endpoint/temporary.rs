@@ -1,7 +1,11 @@
 //! The name a copy has until it is verified.
 //!
 //! New for every attempt, because an orphaned sink of an earlier attempt may still unlink *its*
-//! name seconds later; recognisable, so that leftovers can be swept and nothing else ever is.
+//! name seconds later; recognisable, so that leftovers can be swept and nothing else ever is. An
+//! attempt that completes the partial copy of an earlier one renames that first.
+//!
+//! Beside a copy that can be completed lies a directory of the same name but for its end, in which
+//! bbcp keeps its checkpoint.
 
 use std::fmt;
 
@@ -9,6 +13,7 @@ use uuid::Uuid;
 
 const PREFIX: &str = ".ccat-transfer-";
 const SUFFIX: &str = ".part";
+const CHECKPOINTS: &str = ".ckpt";
 
 /// `.ccat-transfer-{transfer id}-{attempt}-{8 hex of the lease token}.part`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,6 +32,23 @@ impl TemporaryName {
             attempt,
             token,
         }
+    }
+
+    /// Recognises a directory entry as ours: a copy, or the directory of its checkpoints.
+    pub fn of_entry(name: &str) -> Option<Self> {
+        match name.strip_suffix(CHECKPOINTS) {
+            Some(stem) => Self::parse(&format!("{stem}{SUFFIX}")),
+            None => Self::parse(name),
+        }
+    }
+
+    /// Name of the directory in which bbcp keeps its checkpoint.
+    pub fn checkpoints(&self) -> String {
+        let name = self.to_string();
+        format!(
+            "{}{CHECKPOINTS}",
+            name.strip_suffix(SUFFIX).unwrap_or(&name)
+        )
     }
 
     /// Recognises a file name as ours; none for every name that [`fmt::Display`] would not give.
@@ -101,6 +123,9 @@ mod tests {
         fn round_trip(id: i64, attempt: u32, token: u128) {
             let name = TemporaryName::new(id, attempt, Uuid::from_u128(token));
             prop_assert_eq!(TemporaryName::parse(&name.to_string()), Some(name));
+            prop_assert_eq!(TemporaryName::of_entry(&name.to_string()), Some(name));
+            prop_assert_eq!(TemporaryName::of_entry(&name.checkpoints()), Some(name));
+            prop_assert_eq!(TemporaryName::parse(&name.checkpoints()), None);
         }
 
         #[test]

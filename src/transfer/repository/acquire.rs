@@ -8,14 +8,16 @@ use chrono::{DateTime, TimeDelta, Utc};
 use entity::{Status, Timestamp, data_transfer, transfer_worker_attempt, transfer_worker_lease};
 use sea_orm::sea_query::Expr;
 use sea_orm::{
-    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect, Set,
+    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+    Set, SqlErr,
 };
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Repository, column_value, displace, find_lease, lock, standing, storable, storable_path,
+    Repository, column_value, delay, displace, find_lease, lock, standing, storable, storable_path,
 };
+use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Progress};
 
@@ -35,6 +37,11 @@ pub enum Acquisition {
     },
     /// Somebody else is at it, and alive.
     Held(LeaseInfo),
+    /// It failed a while ago and waits to be tried again; its row is PENDING.
+    NotDue {
+        /// Until when, by the database's clock.
+        not_before: DateTime<Utc>,
+    },
     /// The row says IN_PROGRESS and there is no lease: a worker that knows nothing of leases may
     /// be at it. Such a row is never touched.
     Untracked,
@@ -51,6 +58,23 @@ pub struct Acquired {
     pub displaced: Option<Displaced>,
     /// Temporary files that earlier attempts may have left at the destination.
     pub leftovers: Vec<Leftover>,
+}
+
+/// Why a lease's destination could not be claimed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another copy goes there; whose, unless that has ended since.
+    #[error("another copy has this destination")]
+    Taken(Option<LeaseInfo>),
+    /// The lease is lost, or that could not be found out.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+}
+
+impl From<DatabaseError> for ClaimError {
+    fn from(error: DatabaseError) -> Self {
+        Self::Lease(error.into())
+    }
 }
 
 /// A lease that was taken from its holder.
@@ -75,7 +99,8 @@ impl Repository {
     /// Takes a transfer for an attempt, for `ttl` from now by the database's clock.
     ///
     /// A row that is PENDING or SCHEDULED is free, even if a lease stands: an operator has reset
-    /// the row, and the operator's word counts. A row that is IN_PROGRESS is taken over if its
+    /// the row, and the operator's word counts. A PENDING row that [waits](Acquisition::NotDue) is
+    /// not: the manager sends a message when it is due. One that somebody has made SCHEDULED is. A row that is IN_PROGRESS is taken over if its
     /// lease is [dead](LeaseInfo::demise), and then stays IN_PROGRESS. In either case the old
     /// holder's attempt is closed as interrupted and its token is worth nothing from then on.
     ///
@@ -88,9 +113,12 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        self.database
-            .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
-            .await
+        fault_point!(
+            LeaseTaken,
+            self.database
+                .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
+                .await
+        )
     }
 
     async fn acquire_unbounded(
@@ -120,6 +148,11 @@ impl Repository {
         };
         let now = database::now(tx).await?;
         let held = find_lease(tx, id).await?;
+        if row.status.means(Status::Pending)
+            && let Some(not_before) = delay::standing(tx, &row, now).await?
+        {
+            return Ok(Acquisition::NotDue { not_before });
+        }
         let displaced = match judge(&row, held.as_ref(), now, owner) {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(None) => None,
@@ -130,6 +163,7 @@ impl Repository {
                 }
             }
         };
+        delay::forget(tx, id).await?;
         let lease = self.begin_attempt(tx, id, owner, task_id, ttl, now).await?;
         let leftovers = leftovers(tx, &lease).await?;
         Ok(Acquisition::Acquired(Acquired {
@@ -177,6 +211,7 @@ impl Repository {
             bytes_done: Set(0),
             bytes_total: Set(None),
             rate_bytes_per_s: Set(0),
+            destination: Set(None),
         };
         transfer_worker_lease::Entity::insert(row)
             .exec_without_returning(tx)
@@ -240,6 +275,45 @@ impl Repository {
         }
     }
 
+    /// Claims the place that a lease's copy goes to. No two leases have one destination, so that two
+    /// transfers of one file never run side by side.
+    ///
+    /// # Errors
+    /// [`ClaimError::Taken`], [`ClaimError::Lease`].
+    pub async fn claim_destination(
+        &self,
+        lease: &Lease,
+        destination: &str,
+    ) -> Result<(), ClaimError> {
+        use transfer_worker_lease::{Column, Entity};
+        let claiming = async {
+            let db = self.database.connection();
+            let claimed = Entity::update_many()
+                .col_expr(Column::Destination, Expr::val(storable(destination)))
+                .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+                .filter(Column::Token.eq(lease.token.to_string()))
+                .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
+                .exec(db)
+                .await;
+            match claimed {
+                Ok(claimed) if claimed.rows_affected == 0 => Err(LeaseError::Lost.into()),
+                Ok(_) => Ok(()),
+                Err(error) => match error.sql_err() {
+                    Some(SqlErr::UniqueConstraintViolation(_)) => {
+                        let holder = Entity::find()
+                            .filter(Column::Destination.eq(storable(destination)))
+                            .one(db)
+                            .await
+                            .map_err(LeaseError::from)?;
+                        Err(ClaimError::Taken(holder.as_ref().map(LeaseInfo::from)))
+                    }
+                    _ => Err(LeaseError::from(error).into()),
+                },
+            }
+        };
+        self.database.bounded(claiming).await
+    }
+
     /// Notes the files of an attempt before they are made, so that whoever comes after a crash
     /// finds them.
     ///
@@ -252,7 +326,7 @@ impl Repository {
         log_path: &Path,
     ) -> Result<(), LeaseError> {
         use transfer_worker_attempt::{Column, Entity};
-        let noting = async {
+        let noting = || async {
             let noted = Entity::update_many()
                 .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)))
                 .col_expr(Column::LogPath, Expr::val(storable_path(log_path)))
@@ -269,7 +343,7 @@ impl Repository {
                 Ok(())
             }
         };
-        self.database.bounded(noting).await
+        fault_point!(FilesRecorded, self.database.bounded(noting()).await)
     }
 
     /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].

@@ -35,12 +35,13 @@ use super::schema::{self, Schema, SchemaError};
 use crate::settings::EnumLabels;
 
 mod acquire;
+mod delay;
 mod record;
 mod schedule;
 mod settle;
 mod sweep;
 
-pub use acquire::{Acquired, Acquisition, Displaced, Leftover};
+pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
 pub use record::{
     AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
     TransferSummary,

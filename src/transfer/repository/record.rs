@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use entity::{
     Label, LocationType, Outcome, RouteType, Status, StorageType, Timestamp, data_location,
     data_transfer, data_transfer_package, data_transfer_route, disk_data_location, site,
-    transfer_worker_attempt, transfer_worker_lease,
+    transfer_worker_attempt, transfer_worker_delay, transfer_worker_lease,
 };
 use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Order, Query};
 use sea_orm::{
@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::schedule::{Endpoint, ID, endpoints, with_endpoints};
 use super::{Repository, find_lease, retry_count};
-use crate::transfer::database::DatabaseError;
+use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::LeaseInfo;
 
 /// A transfer with all that it refers to. What is missing in the database is missing here.
@@ -130,6 +130,8 @@ pub struct TransferSummary {
     pub failure_error_message: Option<String>,
     /// Who is at it.
     pub lease: Option<LeaseInfo>,
+    /// Until when it waits to be tried again.
+    pub not_before: Option<DateTime<Utc>>,
 }
 
 /// A transfer with its whole history.
@@ -139,6 +141,8 @@ pub struct TransferDetail {
     pub transfer: TransferRecord,
     /// Who is at it.
     pub lease: Option<LeaseInfo>,
+    /// Until when it waits to be tried again.
+    pub not_before: Option<DateTime<Utc>>,
     /// Its attempts, oldest first.
     pub attempts: Vec<AttemptRecord>,
 }
@@ -221,9 +225,14 @@ impl Repository {
                 .all(db)
                 .await?;
             let attempts = attempts.into_iter().map(AttemptRecord::from).collect();
+            let not_before = match self.row(id).await? {
+                Some(row) => self.not_before(&row).await?,
+                None => None,
+            };
             Ok(Some(TransferDetail {
                 transfer,
                 lease,
+                not_before,
                 attempts,
             }))
         };
@@ -381,23 +390,38 @@ impl Repository {
         let rows = db.query_all(&query).await?;
         // Few: one for each copy that runs.
         let leases = transfer_worker_lease::Entity::find().all(db).await?;
-        rows.iter().map(|row| summary(row, &leases)).collect()
+        let delays = transfer_worker_delay::Entity::find()
+            .filter(transfer_worker_delay::Column::NotBefore.gt(database::now(db).await?))
+            .all(db)
+            .await?;
+        rows.iter()
+            .map(|row| summary(row, &leases, &delays))
+            .collect()
     }
 }
 
 fn summary(
     row: &QueryResult,
     leases: &[transfer_worker_lease::Model],
+    delays: &[transfer_worker_delay::Model],
 ) -> Result<TransferSummary, DbErr> {
     let id = row.try_get("", ID)?;
     let (origin, destination) = endpoints(row)?;
     let retry_count: Option<i64> = row.try_get("", "retry_count")?;
+    let status: Label<Status> = row.try_get("", "status")?;
+    let retry_count = retry_count
+        .and_then(|count| u32::try_from(count).ok())
+        .unwrap_or(0);
+    let waits = |delay: &&transfer_worker_delay::Model| {
+        status.means(Status::Pending)
+            && delay.data_transfer_id == id
+            && delay.retry_count == i64::from(retry_count)
+    };
     Ok(TransferSummary {
         id,
-        status: row.try_get("", "status")?,
-        retry_count: retry_count
-            .and_then(|count| u32::try_from(count).ok())
-            .unwrap_or(0),
+        not_before: delays.iter().find(waits).map(|delay| delay.not_before),
+        retry_count,
+        status,
         origin,
         destination,
         file_name: row.try_get("", "file_name")?,

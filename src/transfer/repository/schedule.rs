@@ -3,12 +3,14 @@
 use entity::{Status, data_location, data_transfer, site};
 use sea_orm::sea_query::{Expr, ExprTrait as _, IntoIden, JoinType, Order, Query, SelectStatement};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult,
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
+    QueryResult,
 };
 use serde::Serialize;
 
-use super::{Repository, lock};
-use crate::transfer::database::DatabaseError;
+use super::{Repository, delay, lock};
+use crate::faults::fault_point;
+use crate::transfer::database::{self, DatabaseError};
 
 /// One end of a transfer, as far as a queue's name needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,7 +37,7 @@ pub struct PendingTransfer {
 pub enum Scheduled {
     /// A message is out and the row says SCHEDULED.
     Scheduled,
-    /// The row is not PENDING (any more); nothing was published.
+    /// The row is not PENDING (any more), or waits; nothing was published.
     NotPending,
 }
 
@@ -81,7 +83,7 @@ fn list(names: &[String]) -> String {
 }
 
 impl Repository {
-    /// PENDING transfers with an id above `after`, lowest first, `limit` at most.
+    /// PENDING transfers that are due and have an id above `after`, lowest first, `limit` at most.
     ///
     /// # Errors
     /// What the database says.
@@ -90,20 +92,23 @@ impl Repository {
         after: Option<i64>,
         limit: u64,
     ) -> Result<Vec<PendingTransfer>, DatabaseError> {
-        let mut query = with_endpoints();
-        query
-            .and_where(self.status_is(&[Status::Pending]))
-            .order_by(
-                (data_transfer::Entity, data_transfer::Column::Id),
-                Order::Asc,
-            )
-            .limit(limit);
-        if let Some(after) = after {
-            query
-                .and_where(Expr::col((data_transfer::Entity, data_transfer::Column::Id)).gt(after));
-        }
         let reading = async {
-            let rows = self.database.connection().query_all(&query).await?;
+            let db = self.database.connection();
+            let mut query = with_endpoints();
+            query
+                .and_where(self.status_is(&[Status::Pending]))
+                .and_where(Expr::exists(delay::stands(database::now(db).await?)).not())
+                .order_by(
+                    (data_transfer::Entity, data_transfer::Column::Id),
+                    Order::Asc,
+                )
+                .limit(limit);
+            if let Some(after) = after {
+                query.and_where(
+                    Expr::col((data_transfer::Entity, data_transfer::Column::Id)).gt(after),
+                );
+            }
+            let rows = db.query_all(&query).await?;
             let pending: Result<_, DbErr> = rows
                 .iter()
                 .map(|row| {
@@ -118,6 +123,24 @@ impl Repository {
             Ok(pending?)
         };
         self.database.bounded(reading).await
+    }
+
+    /// How many PENDING transfers wait for a time that has not come.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn waiting(&self) -> Result<u64, DatabaseError> {
+        let counting = async {
+            let db = self.database.connection();
+            let now = database::now(db).await?;
+            let waiting = data_transfer::Entity::find()
+                .filter(self.status_is(&[Status::Pending]))
+                .filter(Expr::exists(delay::stands(now)))
+                .count(db)
+                .await?;
+            Ok(waiting)
+        };
+        self.database.bounded(counting).await
     }
 
     /// Publishes a PENDING transfer's message and makes its row SCHEDULED, in this order of effect:
@@ -144,17 +167,25 @@ impl Repository {
         E: std::error::Error + 'static,
         F: Future<Output = Result<(), E>>,
     {
-        let changing = async {
+        let changing = || async {
             let tx = self.database.begin().await?;
             let row = lock(&tx, id).await?;
-            if !row.is_some_and(|row| row.status.means(Status::Pending)) {
+            let is_due = match row.filter(|row| row.status.means(Status::Pending)) {
+                Some(row) => {
+                    let now = database::now(&tx).await?;
+                    delay::standing(&tx, &row, now).await?.is_none()
+                }
+                None => false,
+            };
+            if !is_due {
                 tx.rollback().await?;
                 return Ok(None);
             }
             self.set_status(id, Status::Scheduled).exec(&tx).await?;
             Ok::<_, DatabaseError>(Some(tx))
         };
-        let Some(tx) = self.database.bounded(changing).await? else {
+        let locked = fault_point!(ManagerRowLocked, self.database.bounded(changing()).await);
+        let Some(tx) = locked? else {
             return Ok(Scheduled::NotPending);
         };
         if let Err(error) = publish().await {
@@ -271,4 +302,11 @@ pub(super) fn endpoints(row: &QueryResult) -> Result<(Option<Endpoint>, Option<E
         )
     };
     Ok((read(ORIGIN)?, read(DESTINATION)?))
+}
+
+#[cfg(feature = "fault-points")]
+impl<E: std::error::Error + 'static> From<crate::faults::AnswerLost> for ScheduleError<E> {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Database(lost.into())
+    }
 }

@@ -1,6 +1,7 @@
 //! Ending an attempt, by its holder.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entity::{
@@ -11,9 +12,10 @@ use sea_orm::sea_query::{Expr, IntoIden as _};
 use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter};
 
 use super::{
-    Ending, Repository, column_value, end_attempt, find_lease, insert_into, lock, retry_count,
-    storable, storable_path,
+    Ending, Repository, column_value, delay, end_attempt, find_lease, insert_into, lock,
+    retry_count, storable, storable_path,
 };
+use crate::faults::fault_point;
 use crate::transfer::database;
 use crate::transfer::lease::{Lease, LeaseError};
 
@@ -43,6 +45,8 @@ pub struct Failure {
     pub rate_bytes_per_s: u64,
     /// The attempt's log file; none makes no log row.
     pub log_path: Option<PathBuf>,
+    /// How long the transfer waits before it is tried again, if it is.
+    pub delay: Duration,
 }
 
 /// Where a transfer goes whose worker stops.
@@ -62,6 +66,8 @@ struct Settlement<'a> {
     message: Message<'a>,
     ending: Ending,
     log_path: Option<&'a Path>,
+    /// Zero: due at once.
+    delay: Duration,
 }
 
 /// What becomes of `failure_error_message`.
@@ -93,11 +99,16 @@ impl Repository {
                 digest: finished.digest.clone(),
             },
             log_path: finished.log_path.as_deref(),
+            delay: Duration::ZERO,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            Completed,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
-    /// The copy failed and is to be tried again: the row says PENDING with one more failure.
+    /// The copy failed and is to be tried again: the row says PENDING with one more failure, and
+    /// waits for [`Failure::delay`].
     ///
     /// # Errors
     /// As [`Self::complete`].
@@ -113,8 +124,12 @@ impl Repository {
             message: Message::Write(&failure.message),
             ending: failed(Outcome::Retried, failure),
             log_path: failure.log_path.as_deref(),
+            delay: failure.delay,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            RetryWritten,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// The copy failed for good: the row says FAILED.
@@ -133,8 +148,30 @@ impl Repository {
             message: Message::Write(&failure.message),
             ending: failed(Outcome::Failed, failure),
             log_path: failure.log_path.as_deref(),
+            delay: Duration::ZERO,
         };
         self.database.bounded(self.settle(lease, &settlement)).await
+    }
+
+    /// Something kept the transfer from being done that is no failure of its own: the row says
+    /// PENDING, with the count of failures as it is, and waits for [`Failure::delay`].
+    ///
+    /// # Errors
+    /// As [`Self::release`].
+    pub async fn postpone(&self, lease: &Lease, failure: &Failure) -> Result<(), LeaseError> {
+        let settlement = Settlement {
+            status: Status::Pending,
+            is_final: false,
+            counts_as_retry: false,
+            message: Message::Keep,
+            ending: failed(Outcome::Interrupted, failure),
+            log_path: None,
+            delay: failure.delay,
+        };
+        fault_point!(
+            FailureWritten,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// The worker stops, and the copy with it. That is no failure: the count of failures and the
@@ -149,7 +186,7 @@ impl Repository {
         back_to: ReleaseTo,
         reason: &str,
     ) -> Result<(), LeaseError> {
-        let releasing = async {
+        let releasing = || async {
             let progress = find_lease(self.database.connection(), lease.data_transfer_id).await?;
             let settlement = Settlement {
                 status: match back_to {
@@ -168,16 +205,19 @@ impl Repository {
                     digest: None,
                 },
                 log_path: None,
+                delay: Duration::ZERO,
             };
             self.settle(lease, &settlement).await
         };
-        self.database.bounded(releasing).await
+        fault_point!(Released, self.database.bounded(releasing()).await)
     }
 
     async fn settle(&self, lease: &Lease, settlement: &Settlement<'_>) -> Result<(), LeaseError> {
         let tx = self.database.begin().await?;
-        let settled = self.settle_in(&tx, lease, settlement).await?
-            || is_settled(&tx, lease, settlement.ending.outcome).await?;
+        let settled = fault_point!(
+            SettlementWritten,
+            self.settle_in(&tx, lease, settlement).await
+        )? || is_settled(&tx, lease, settlement.ending.outcome).await?;
         // Also where nothing was written: so the locks are gone for certain.
         tx.commit().await?;
         if settled {
@@ -204,6 +244,9 @@ impl Repository {
         }
         let now = database::now(tx).await?;
         self.change_row(tx, &row, settlement, now).await?;
+        let failures = retry_count(&row).saturating_add(settlement.counts_as_retry.into());
+        let code = settlement.ending.error_code.as_deref().unwrap_or_default();
+        delay::write(tx, id, now, settlement.delay, failures, code).await?;
         end_attempt(tx, id, lease.attempt, now, &settlement.ending).await?;
         if let Some(log_path) = settlement.log_path {
             self.insert_log(tx, id, settlement.status, log_path, now)

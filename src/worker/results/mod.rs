@@ -8,6 +8,7 @@ use crate::broker::{BrokerError, Transport};
 use crate::wire::message::TaskMessage;
 use crate::wire::result::ResultMeta;
 
+pub mod chord;
 mod reader;
 mod redis;
 mod rpc;
@@ -21,10 +22,34 @@ pub use self::rpc::Rpc;
 pub trait ResultBackend: Send + Sync {
     /// Stores one state of a task; `message` says who wants it. Repeating it does no harm.
     async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError>;
+    /// How chords are done.
+    fn chords(&self) -> ChordSupport {
+        ChordSupport::None
+    }
+
+    /// Deletes results that are too old, where the backend does not do so by itself.
+    ///
+    /// # Errors
+    /// [`ResultError`].
+    async fn cleanup(&self) -> Result<(), ResultError> {
+        Ok(())
+    }
+
     /// SHIM
     async fn get(&self, _id: &str) -> Result<Option<serde_json::Value>, ResultError> {
         Ok(None)
     }
+}
+
+/// How chords are done with a backend.
+#[derive(Clone)]
+pub enum ChordSupport {
+    /// Not at all.
+    None,
+    /// Their parts are counted as they return.
+    Counted(chord::Chords),
+    /// Somebody looks at the results of the parts every so often: `celery.chord_unlock`.
+    Polled,
 }
 
 /// Why a result could not be stored.
@@ -72,4 +97,12 @@ pub fn open(
 /// A URL's scheme; Celery also takes the bare word `rpc`.
 fn scheme(url: &str) -> &str {
     url.split_once("://").map_or(url, |(scheme, _)| scheme)
+}
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for ResultError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        let cause = std::io::Error::other(lost);
+        Self::Redis(cause.into())
+    }
 }

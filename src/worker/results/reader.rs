@@ -73,6 +73,7 @@ impl ResultReader {
                     small: false,
                     queues: vec![Queue::replies(&queue)],
                     prefetch: 0,
+                    delayed: None,
                 });
                 let mut connected = consumer.connected();
                 match timeout(within, connected.wait_for(|served| *served)).await {

@@ -7,7 +7,8 @@ use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{AsyncCommands, Client};
 use serde_json::Value;
 
-use super::{ResultBackend, ResultError};
+use super::chord::{ChordOptions, Chords};
+use super::{ChordSupport, ResultBackend, ResultError};
 use crate::wire::message::TaskMessage;
 use crate::wire::result::ResultMeta;
 
@@ -50,6 +51,20 @@ impl Redis {
 
 #[async_trait]
 impl ResultBackend for Redis {
+    fn chords(&self) -> ChordSupport {
+        let options = ChordOptions {
+            ordered: true,
+            expires_seconds: self.expires_seconds,
+            result_expires_seconds: self.expires_seconds,
+        };
+        ChordSupport::Counted(Chords::new(self.connection.clone(), "", options))
+    }
+
+    async fn get(&self, id: &str) -> Result<Option<Value>, ResultError> {
+        let stored: Option<String> = self.connection.clone().get(key(id)).await?;
+        Ok(stored.and_then(|text| serde_json::from_str(&text).ok()))
+    }
+
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         let mut connection = self.connection.clone();
         let key = key(&meta.task_id);

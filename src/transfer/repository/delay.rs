@@ -1,0 +1,108 @@
+//! How long a failed transfer waits before it is tried again.
+//!
+//! The wait is in the database, not in a manager's memory: managers restart, and there may be
+//! several. It holds only while the transfer is PENDING with the `retry_count` that it was written
+//! with, so that whatever an operator does about the row ends it.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use entity::{data_transfer, transfer_worker_delay};
+use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectStatement};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Set};
+
+use super::{Repository, retry_count, storable};
+use crate::transfer::database::{self, DatabaseError};
+
+/// A transfer's row waits for `wait` from `now` on; where that is zero, it is due at once.
+pub(super) async fn write(
+    db: &impl ConnectionTrait,
+    id: i64,
+    now: DateTime<Utc>,
+    wait: Duration,
+    retry_count: u32,
+    error_code: &str,
+) -> Result<(), DbErr> {
+    use transfer_worker_delay::{ActiveModel, Column, Entity};
+    if wait.is_zero() {
+        return forget(db, id).await;
+    }
+    let not_before = TimeDelta::from_std(wait)
+        .ok()
+        .and_then(|wait| now.checked_add_signed(wait))
+        .unwrap_or(DateTime::<Utc>::MAX_UTC);
+    let row = ActiveModel {
+        data_transfer_id: Set(id),
+        not_before: Set(not_before),
+        retry_count: Set(retry_count.into()),
+        error_code: Set(storable(error_code)),
+    };
+    let again = OnConflict::column(Column::DataTransferId)
+        .update_columns([Column::NotBefore, Column::RetryCount, Column::ErrorCode])
+        .to_owned();
+    Entity::insert(row)
+        .on_conflict(again)
+        .exec_without_returning(db)
+        .await
+        .map(drop)
+}
+
+/// The transfer waits no more.
+pub(super) async fn forget(db: &impl ConnectionTrait, id: i64) -> Result<(), DbErr> {
+    transfer_worker_delay::Entity::delete_by_id(id)
+        .exec(db)
+        .await
+        .map(drop)
+}
+
+/// When the transfer of this row may be tried again, if that is not now.
+pub(super) async fn standing(
+    db: &impl ConnectionTrait,
+    row: &data_transfer::Model,
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DbErr> {
+    use transfer_worker_delay::{Column, Entity};
+    let delay = Entity::find_by_id(row.id)
+        .filter(Column::RetryCount.eq(i64::from(retry_count(row))))
+        .filter(Column::NotBefore.gt(now))
+        .one(db)
+        .await?;
+    Ok(delay.map(|delay| delay.not_before))
+}
+
+/// "A wait stands at `now` for the transfer of the outer query", as a subquery.
+pub(super) fn stands(now: DateTime<Utc>) -> SelectStatement {
+    use data_transfer::{Column as Transfer, Entity as Transfers};
+    use transfer_worker_delay::{Column, Entity};
+    let count = Func::coalesce([Expr::col((Transfers, Transfer::RetryCount)), Expr::val(0)]);
+    Query::select()
+        .expr(Expr::val(1))
+        .from(Entity)
+        .and_where(Expr::col((Entity, Column::DataTransferId)).equals((Transfers, Transfer::Id)))
+        .and_where(Expr::col((Entity, Column::NotBefore)).gt(now))
+        .and_where(Expr::col((Entity, Column::RetryCount)).eq(count))
+        .to_owned()
+}
+
+impl Repository {
+    /// Makes a transfer due at once, as somebody wants who starts it by hand.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn forget_delay(&self, id: i64) -> Result<(), DatabaseError> {
+        let forgetting = async { Ok(forget(self.database.connection(), id).await?) };
+        self.database.bounded(forgetting).await
+    }
+
+    /// When a transfer may be tried again, if it waits.
+    pub(super) async fn not_before(
+        &self,
+        row: &data_transfer::Model,
+    ) -> Result<Option<DateTime<Utc>>, DbErr> {
+        if !row.status.means(entity::Status::Pending) {
+            return Ok(None);
+        }
+        let db = self.database.connection();
+        standing(db, row, database::now(db).await?).await
+    }
+}
