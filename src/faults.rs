@@ -62,8 +62,7 @@ mod points {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use nix::sys::signal::{Signal, kill};
-    use nix::unistd::Pid;
+    use nix::sys::signal::{Signal, raise};
 
     /// What can happen at a point.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,12 +142,16 @@ mod points {
         LeaseTaken = "lease_taken", STEP;
         /// The rows that the plan is made of have been read.
         PlanRead = "plan_read", STEP;
+        /// No other transfer can copy to the same place now.
+        Claimed = "claimed", STEP;
         /// Both ends have been looked at, and the directory is made.
         Prepared = "prepared", STEP;
         /// What dead attempts left has been removed.
         LeftoversSwept = "leftovers_swept", MOMENT;
         /// The names of the attempt's files are in the database, and there is no file.
         FilesRecorded = "files_recorded", STEP;
+        /// An earlier attempt's partial copy has this attempt's name.
+        PartialBegun = "partial_begun", STEP;
         /// bbcp runs.
         CopySpawned = "copy_spawned", PASSAGE;
         /// The first progress of the copy has been seen.
@@ -228,8 +231,9 @@ mod points {
     /// Forgets what a step answered; a transaction in it is rolled back.
     pub fn lose<T>(_answer: T) {}
 
+    /// To this very thread, so that it does not go one step further before the process obeys.
     fn signal_self(signal: Signal) -> Option<Fault> {
-        if let Err(error) = kill(Pid::this(), signal) {
+        if let Err(error) = raise(signal) {
             tracing::error!(%error, "the fault could not be made");
         }
         None

@@ -30,6 +30,7 @@ mod manager;
 mod node;
 mod output;
 mod pidfile;
+mod results;
 mod serve;
 mod signals;
 mod transfers;

@@ -222,12 +222,8 @@ where
     }
 
     let transport: Arc<dyn Transport> = Arc::new(context.transport(&hostname)?);
-    let results = results::open(
-        celery.result_backend(),
-        celery.result_expires,
-        transport.clone(),
-    )
-    .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
+    let results = results::open(&celery.into(), transport.clone())
+        .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
     let app = app::build(transport.clone(), context.producing(&hostname))
         .await
         .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;

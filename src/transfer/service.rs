@@ -798,7 +798,7 @@ impl Running<'_> {
         plan: &Plan,
         earlier: Option<TemporaryName>,
     ) -> Result<u64, TransferError> {
-        let there = plan.target.begin_partial(earlier).await?;
+        let there = fault_point!(PartialBegun, plan.target.begin_partial(earlier).await)?;
         let Some(earlier) = earlier else {
             return Ok(there);
         };

@@ -4,7 +4,7 @@
 //! gigabytes.
 
 use std::borrow::Cow;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
 use serde_json::Value;
@@ -14,6 +14,62 @@ use super::message::{Reason, is_falsy};
 /// Memory that LZMA and zstd may take for their dictionary, in bytes, beyond which a body is refused.
 /// Python's `lzma` takes 8 MiB by default (preset 6), and 64 MiB for preset 9.
 const MAX_DICTIONARY: u32 = 64 << 20;
+
+/// A method that can also compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Zlib (RFC 1950), which kombu calls gzip.
+    Gzip,
+    /// bzip2.
+    Bzip2,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Method {
+    /// The method of that name, of kombu's.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            "application/x-gzip" | "gzip" | "zlib" => Some(Self::Gzip),
+            "application/x-bz2" | "bzip2" | "bzip" => Some(Self::Bzip2),
+            "application/zstd" | "zstd" | "zstandard" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// Kombu's MIME type of it.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Gzip => "application/x-gzip",
+            Self::Bzip2 => "application/x-bz2",
+            Self::Zstd => "application/zstd",
+        }
+    }
+
+    /// Compresses; `None` would be for an encoder that cannot write to memory.
+    pub(super) fn compress(self, bytes: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Gzip => {
+                let level = flate2::Compression::default();
+                let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+                encoder.write_all(bytes).ok()?;
+                encoder.finish().ok()
+            }
+            Self::Bzip2 => {
+                let level = bzip2::Compression::default();
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), level);
+                encoder.write_all(bytes).ok()?;
+                encoder.finish().ok()
+            }
+            Self::Zstd => {
+                use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+                Some(compress_to_vec(bytes, CompressionLevel::Fastest))
+            }
+        }
+    }
+}
 
 /// Undoes what the header `compression` says, up to `limit` bytes.
 ///
@@ -293,6 +349,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_compressed_comes_back(
+            method in proptest::sample::select(&[Method::Gzip, Method::Bzip2, Method::Zstd][..]),
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+        ) {
+            let compressed = method.compress(&bytes).unwrap();
+            prop_assert_eq!(undone(method.content_type(), &compressed, 3000).unwrap(), bytes);
+        }
+
         #[test]
         fn nothing_makes_it_panic(
             name in proptest::sample::select(&["gzip", "bzip2", "xz", "brotli", "zstd"][..]),

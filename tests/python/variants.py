@@ -17,6 +17,9 @@ from support import Deployment, service
 class OwnBbcp(Deployment):
     """Its bbcp is a file of its own, so that its processes are told from those of others that run at once."""
 
+    # How many times longer than usual something may take.
+    patience = 1
+
     def __init__(self, directory, bbcp, broker):
         super().__init__(directory, bbcp, broker)
         self.program.unlink()
@@ -33,6 +36,7 @@ class OnPostgres(OwnBbcp):
         # Where workers find it; a test can put something in between.
         self.database_port = self.server.port
         self._administer(f"CREATE DATABASE {self.database_name}")
+        self.connection = self._connect(self.database_name)
         super().__init__(directory, bbcp, broker)
 
     def _connect(self, database):
@@ -60,16 +64,29 @@ class OnPostgres(OwnBbcp):
         }
 
     def rows(self, sql, *values):
-        with self._connect(self.database_name) as connection:
-            return connection.execute(sql.replace("?", "%s"), values).fetchall()
+        return self.connection.execute(sql.replace("?", "%s"), values).fetchall()
 
     def close(self):
         super().close()
+        self.connection.close()
         self._administer(f"DROP DATABASE IF EXISTS {self.database_name} WITH (FORCE)")
+
+
+def ssh_settings():
+    """How the private sshd is reached."""
+    return {
+        "port": int(service("TEST_SSHD_PORT")),
+        "identity_file": service("TEST_SSH_IDENTITY"),
+        "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
+        "user": service("TEST_SSH_USER"),
+    }
 
 
 class RealBbcp(OwnBbcp):
     """A real bbcp that pushes over the private sshd."""
+
+    # Every look at the other end is a login.
+    patience = 6
 
     def __init__(self, directory, broker):
         super().__init__(directory, os.environ["BBCP_REAL"], broker)
@@ -84,15 +101,14 @@ class RealBbcp(OwnBbcp):
             connection.execute(sql, values)
 
     def settings(self, backend="redis", **sections):
-        ssh = {
-            "port": int(service("TEST_SSHD_PORT")),
-            "identity_file": service("TEST_SSH_IDENTITY"),
-            "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
-            "user": service("TEST_SSH_USER"),
-        }
-        sections["ssh"] = ssh | sections.get("ssh", {})
+        sections["ssh"] = ssh_settings() | sections.get("ssh", {})
         sections["bbcp"] = {"remote_program": str(self.program)} | sections.get("bbcp", {})
         super().settings(backend, **sections)
+
+    def double(self, **knobs):
+        """Of the double's knobs the real one has but the pace."""
+        if "RATE" in knobs:
+            self.settings(bbcp={"max_rate": f"{knobs['RATE'] // 1024}k"})
 
     def copies(self):
         """The real one keeps no record."""

@@ -71,6 +71,13 @@ pub enum ClaimError {
     Lease(#[from] LeaseError),
 }
 
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for ClaimError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Lease(lost.into())
+    }
+}
+
 impl From<DatabaseError> for ClaimError {
     fn from(error: DatabaseError) -> Self {
         Self::Lease(error.into())
@@ -286,7 +293,7 @@ impl Repository {
         destination: &str,
     ) -> Result<(), ClaimError> {
         use transfer_worker_lease::{Column, Entity};
-        let claiming = async {
+        let claiming = || async {
             let db = self.database.connection();
             let claimed = Entity::update_many()
                 .col_expr(Column::Destination, Expr::val(storable(destination)))
@@ -311,7 +318,7 @@ impl Repository {
                 },
             }
         };
-        self.database.bounded(claiming).await
+        fault_point!(Claimed, self.database.bounded(claiming()).await)
     }
 
     /// Notes the files of an attempt before they are made, so that whoever comes after a crash
