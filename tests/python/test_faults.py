@@ -37,6 +37,7 @@ RETRY = ["tidied", "failure_counted", "retry_written"]
 PERMANENT = ["failure_written"]
 RELEASE = ["released"]
 RESUME = ["partial_begun"]
+BUSY = ["postponed"]
 SCENARIOS = {
     "manager": MANAGER,
     "sweep": SWEEP,
@@ -45,6 +46,7 @@ SCENARIOS = {
     "permanent": PERMANENT,
     "release": RELEASE,
     "resume": RESUME,
+    "busy": BUSY,
 }
 
 # Steps outside of the database whose failure is the transfer's: it is counted, and there is another attempt.
@@ -242,11 +244,27 @@ class Case:
 
     def play_resume(self, fault):
         first = self.play_good("")
-        self.deployment.mid_copy(size=1)
+        growing = self.deployment.destination
+        until(lambda: any(path.is_file() and path.stat().st_size for path in growing.rglob("*")), "bytes are there")
         first.signal(signal.SIGQUIT)
         assert first.ended() == 0
         assert self.deployment.temporary_files(), "the partial copy is kept"
         return self.worker(fault)
+
+    # Another transfer copies to the same place: this one has to wait, and then finds the file.
+
+    def prepare_busy(self):
+        self.deployment.settings(transfer={"retry_delay_first": "300ms"})
+        self.deployment.double(RATE=SIZE // 2)
+
+    def play_busy(self, fault):
+        first = self.transfer
+        self.play_good("")
+        self.deployment.mid_copy(size=1)
+        self.transfer = self.deployment.transfer(self.deployment.row(first)["relative_path"])
+        victim = self.worker(fault)
+        assert self.manager().ended() == 0
+        return victim
 
     # The manager.
 
