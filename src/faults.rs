@@ -187,6 +187,8 @@ mod points {
         RetryWritten = "retry_written", STEP;
         /// FAILED is committed.
         FailureWritten = "failure_written", STEP;
+        /// A transfer that something kept from being done has been put off.
+        Postponed = "postponed", STEP;
         /// A stopped transfer has been given back.
         Released = "released", STEP;
     }
