@@ -14,16 +14,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ccat_transfer::broker::Transport;
 use ccat_transfer::broker::amqp::{Amqp, Options};
 use ccat_transfer::broker::app::{self, Producing};
+use ccat_transfer::broker::{TaskQueues, Transport};
 use ccat_transfer::settings::{self, Settings};
 use ccat_transfer::tasks::{
     self, TransferFilesBbcp, TransferFilesBbcpParams, TransferTransferPackages,
     TransferTransferPackagesParams,
 };
 use ccat_transfer::telemetry::chain;
-use ccat_transfer::worker::results::ResultReader;
+use ccat_transfer::worker::results::{self, ResultReader};
 use celery::task::Signature;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
@@ -87,16 +87,12 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     let (Task::TransferFilesBbcp { sending, .. } | Task::TransferTransferPackages { sending, .. }) =
         &cli.task;
 
-    let transport: Arc<dyn Transport> = Arc::new(Amqp::new(&Options {
-        url: settings.celery.broker_url().to_owned(),
-        heartbeat: settings.celery.broker_heartbeat,
-        connection_timeout: Duration::from_secs(settings.celery.broker_connection_timeout),
-        name: "enqueue".into(),
-    })?);
+    let transport: Arc<dyn Transport> = Arc::new(Amqp::new(&Options::configured(
+        &settings.celery,
+        "enqueue",
+    ))?);
     let mut reader = match sending.wait {
-        Some(_) => {
-            Some(ResultReader::open(result_backend(&settings), &transport, SEND_WITHIN).await?)
-        }
+        Some(_) => Some(ResultReader::open(&results(&settings), &transport, SEND_WITHIN).await?),
         None => None,
     };
     let app = app::build(
@@ -105,6 +101,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             hostname: "enqueue".into(),
             default_queue: settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&settings.celery),
+            queues: TaskQueues::new(&settings.celery),
             reply_to: reader
                 .as_ref()
                 .and_then(ResultReader::reply_to)
@@ -151,10 +148,10 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// `rpc://` needs nothing that is not there, so it is what `--wait` uses where nothing is set.
-fn result_backend(settings: &Settings) -> &str {
+fn results(settings: &Settings) -> results::Options {
     match settings.celery.result_backend() {
-        "" => "rpc://",
-        url => url,
+        "" => results::Options::new("rpc://"),
+        _ => (&settings.celery).into(),
     }
 }
 

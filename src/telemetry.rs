@@ -3,10 +3,14 @@
 use std::any::Any;
 use std::error::Error;
 use std::fmt;
-use std::io::IsTerminal;
+use std::fs::OpenOptions;
+use std::io::{self, IsTerminal};
+use std::path::Path;
+use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::{ParseError, Targets};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::prelude::*;
 
 use crate::settings::{Log, LogFormat};
@@ -27,31 +31,43 @@ pub fn filter(level: &str) -> Result<Targets, ParseError> {
     }
 }
 
-/// Starts logging to standard error. `RUST_LOG`, where it is set and valid, wins over the settings.
-/// Only the first call in a process has an effect.
-pub fn init(log: &Log) {
+/// Starts logging to standard error, or to the end of `file`. `RUST_LOG`, where it is set and
+/// valid, wins over the settings. Only the first call in a process has an effect.
+///
+/// # Errors
+/// That the file cannot be written.
+pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
     let filter = std::env::var("RUST_LOG")
         .ok()
         .filter(|text| !text.is_empty())
         .and_then(|text| filter(&text).ok())
         .or_else(|| filter(&log.level).ok())
         .unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
+    let on_terminal = file.is_none() && io::stderr().is_terminal();
     let human = match log.format {
         LogFormat::Human => true,
         LogFormat::Json => false,
-        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Auto => on_terminal,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let writer = match file {
+        None => BoxMakeWriter::new(io::stderr),
+        Some(path) => {
+            let file = OpenOptions::new().create(true).append(true).open(path)?;
+            BoxMakeWriter::new(Mutex::new(file))
+        }
+    };
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry().with(filter);
     // An error means that there is a subscriber already, which then stays.
     let _ = if human {
-        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let colour = on_terminal && std::env::var_os("NO_COLOR").is_none();
         registry
             .with(lines.with_target(false).with_ansi(colour))
             .try_init()
     } else {
         registry.with(lines.json().flatten_event(true)).try_init()
     };
+    Ok(())
 }
 
 /// Shows an error with its causes, `a: b: c`. Errors are otherwise passed on by `source()`; this

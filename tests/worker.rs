@@ -16,9 +16,10 @@ use std::time::Duration;
 
 use ccat_transfer::broker::app::{Producing, build};
 use ccat_transfer::broker::{Declaration, Publication, Queue, Subscription, Transport, Verdict};
+use ccat_transfer::wire::content::Accept;
 use ccat_transfer::wire::{Properties, RawMessage};
 use ccat_transfer::worker::results::{self, ResultReader};
-use ccat_transfer::worker::{Config, Registry, Shutdown, Worker};
+use ccat_transfer::worker::{Config, Registry, Shutdown, TaskDefaults, Worker};
 use celery::Celery;
 use celery::task::Signature;
 use serde_json::{Value, json};
@@ -43,7 +44,7 @@ impl Bench {
     async fn new(amqp_url: &str, backend: &str, concurrency: usize) -> Self {
         let queue = unique("tests");
         let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, "producer"));
-        let reader = ResultReader::open(backend, &transport, PATIENCE)
+        let reader = ResultReader::open(&results::Options::new(backend), &transport, PATIENCE)
             .await
             .unwrap();
         let producer = build(
@@ -52,6 +53,7 @@ impl Bench {
                 hostname: "gen@tests".into(),
                 default_queue: queue.clone(),
                 names: Default::default(),
+                queues: Default::default(),
                 reply_to: reader.reply_to().map(str::to_owned),
                 within: PATIENCE,
             },
@@ -123,6 +125,7 @@ async fn worker(
         hostname: "celery@tests".into(),
         default_queue: queue.into(),
         names: Default::default(),
+        queues: Default::default(),
         reply_to: None,
         within: PATIENCE,
     };
@@ -132,16 +135,17 @@ async fn worker(
         .register::<Do>(&app, &["tests.do".into()], probe.clone())
         .await
         .unwrap();
-    let results = results::open(backend, 60, transport.clone()).unwrap();
+    let results = results::open(&results::Options::new(backend), transport.clone()).unwrap();
     let config = Config {
-        hostname: "celery@tests".into(),
-        queues: vec![queue.into()],
         concurrency,
-        prefetch: u16::try_from(concurrency).unwrap(),
-        max_body_bytes: 10_000,
-        track_started: true,
+        prefetch_multiplier: 1,
+        accept: Accept::json(10_000),
+        tasks: TaskDefaults {
+            track_started: true,
+            ..TaskDefaults::default()
+        },
         task_events: true,
-        remote_control: true,
+        ..Config::new("celery@tests", vec![queue.into()])
     };
     tokio::spawn(Worker::new(app, registry, transport, results, config, shutdown.clone()).run())
 }
@@ -162,6 +166,7 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
             small: false,
             queues: vec![queue],
             prefetch: 1,
+            delayed: None,
         });
         let mut connected = consumer.connected();
         connected.wait_for(|up| *up).await.unwrap();
@@ -278,6 +283,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         small: false,
         queues: vec![Queue::tasks(&dead)],
         prefetch: 0,
+        delayed: None,
     });
     for _ in 0..rejected.len() {
         let letter = tokio::time::timeout(PATIENCE, letters.next())
@@ -291,7 +297,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         );
         letter.settle(Verdict::Ack).await;
     }
-    let mut reader = ResultReader::open(&redis, &transport, PATIENCE)
+    let mut reader = ResultReader::open(&results::Options::new(redis), &transport, PATIENCE)
         .await
         .unwrap();
     let meta = reader.wait("unknown", PATIENCE).await.unwrap();

@@ -16,6 +16,7 @@
 # when the script ends, however it ends. What has been started is exported for the tests:
 #
 #   TEST_AMQP_URL  TEST_RABBITMQ_CTL (a program: stop | start | restart)  RABBITMQCTL (rabbitmqctl for this node)
+#   TEST_AMQPS_PORT (TLS, for `localhost` only)  TEST_TLS (directory: ca.pem client.pem client.key, for user tls-client)
 #   TEST_REDIS_URL  TEST_POSTGRES_URL (a superuser, so that tests make their own databases)
 #   TEST_SSHD_PORT  TEST_SSH_IDENTITY  TEST_SSH_KNOWN_HOSTS  TEST_SSH_USER
 
@@ -81,6 +82,7 @@ install_missing() {
   postgres_bin >/dev/null || packages+=(postgresql)
   command -v sshd >/dev/null || packages+=(openssh-server)
   command -v ssh >/dev/null || packages+=(openssh-client)
+  command -v openssl >/dev/null || packages+=(openssl)
   command -v ps >/dev/null || packages+=(procps)
   find_python >/dev/null || packages+=(python3-venv)
   if ((${#packages[@]} == 0)); then
@@ -289,9 +291,24 @@ launch_rabbitmq() {
   export TEST_AMQP_URL="amqp://guest:guest@127.0.0.1:$amqp//"
   export TEST_RABBITMQ_CTL=$dir/broker RABBITMQCTL=$dir/rabbitmqctl
 
-  printf '[].\n' >"$dir/enabled_plugins"
+  free_port; export TEST_AMQPS_PORT=$PORT TEST_TLS=$dir/tls
+  make_certificates "$TEST_TLS"
+
+  printf '[rabbitmq_auth_mechanism_ssl].\n' >"$dir/enabled_plugins"
   : >"$dir/rabbitmq-env.conf"
-  printf 'disk_free_limit.absolute = 50MB\n' >"$dir/rabbitmq.conf"
+  cat >"$dir/rabbitmq.conf" <<END
+disk_free_limit.absolute = 50MB
+listeners.ssl.1 = 127.0.0.1:$TEST_AMQPS_PORT
+ssl_options.cacertfile = $TEST_TLS/ca.pem
+ssl_options.certfile = $TEST_TLS/server.pem
+ssl_options.keyfile = $TEST_TLS/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = false
+ssl_cert_login_from = common_name
+auth_mechanisms.1 = PLAIN
+auth_mechanisms.2 = AMQPLAIN
+auth_mechanisms.3 = EXTERNAL
+END
   head -c 20 /dev/urandom | od -An -vtx1 | tr -d ' \n' >"$dir/home/.erlang.cookie"
   chmod 400 "$dir/home/.erlang.cookie"
   cat >"$dir/env" <<END
@@ -364,6 +381,23 @@ END
   AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/epmd.log await 10 "Erlang's port mapper did not start" port_answers "$epmd"
   "$TEST_RABBITMQ_CTL" launch
   RUN_GROUPS+=("$(<"$dir/pid")")
+}
+
+# An authority of our own, and what it signed: the broker's certificate for `localhost`, and a client's.
+make_certificates() {
+  local dir=$1 who
+  mkdir -m 700 "$dir"
+  (
+    cd "$dir"
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj '/CN=test authority' \
+      -addext 'keyUsage=critical,keyCertSign' -keyout ca.key -out ca.pem
+    for who in server:localhost client:tls-client; do
+      openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "/CN=${who#*:}" \
+        -keyout "${who%:*}.key" -out request.pem
+      openssl x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -out "${who%:*}.pem" \
+        -extfile <(printf 'subjectAltName=DNS:%s\nextendedKeyUsage=serverAuth,clientAuth\n' "${who#*:}")
+    done
+  ) >"$dir.log" 2>&1 || die "openssl could not make certificates" "See $dir.log."
 }
 
 epmd_program() {

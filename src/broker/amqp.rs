@@ -3,99 +3,151 @@
 //! Consuming and publishing have a connection each: a broker that is short of memory stops
 //! reading from connections that publish, and must not thereby hold up acknowledgements.
 //!
-//! lapin's own recovery is not used. A consumer's session (connection, channel, consumers) is
-//! built as a whole and torn down as a whole whenever any part of it ends, whatever the reason:
-//! closed connection or channel, missed heartbeat, a queue that was deleted. An ended consumer
-//! stream is thus never mistaken for an idle queue.
+//! Every queue has a channel of its own on the consuming connection. Whatever the broker closes a
+//! channel for (a delivery held for longer than `consumer_timeout`, a queue that may not be read)
+//! then voids the deliveries of that queue only, and is mended by opening one channel; the limit on
+//! unsettled deliveries is a queue's own, too.
+//!
+//! lapin's own recovery is not used. A channel with its consumer, or a connection with its
+//! channels, is built as a whole and torn down as a whole whenever any part of it ends, whatever
+//! the reason. An ended consumer stream is thus never mistaken for an idle queue.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::stream::{self, StreamExt};
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions,
-    BasicPublishOptions, BasicQosOptions, BasicRejectOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
-};
-use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
-use lapin::types::{FieldTable, ShortString};
-use lapin::uri::AMQPUri;
-use lapin::{Channel, Confirmation, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
-use tokio::sync::{Mutex, mpsc, watch};
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation, Connection};
+use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{
-    Binding, BrokerError, Consumer, Declaration, Delivery, Exchange, Publication, Queue,
-    Settlement, Subscription, Transport, Verdict,
-};
+use super::consumer::Feed;
+use super::{BrokerError, Consumer, Publication, Subscription, Transport};
 use crate::pauses::Pauses;
+use crate::settings;
 use crate::telemetry::chain;
+use link::{Link, goodbye};
+use supervisor::Supervisor;
 
 mod convert;
+mod lane;
+mod link;
+mod supervisor;
+mod window;
 
 /// Pause before the first new attempt to connect, and the longest one.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
-
-/// Frame size where messages are small, in bytes. lapin's buffers are 64 frames for each connection, and
-/// RabbitMQ's own frames 128 KiB. Bodies are cut to frames; only headers must fit into one.
-const SMALL_FRAME: u32 = 16 << 10;
-
-/// How long a polite goodbye may take.
-const CLOSING: Duration = Duration::from_secs(5);
 
 /// What is known about a broker before connecting.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `amqp://` or `amqps://` URL, with password.
     pub url: String,
+    /// How the connection is called in the broker's management.
+    pub name: String,
     /// Heartbeat in seconds; 0 for none.
     pub heartbeat: u16,
     /// Time for one attempt to connect.
     pub connection_timeout: Duration,
-    /// How the connection is called in the broker's management.
-    pub name: String,
+    /// Certificates for `amqps://`.
+    pub tls: Tls,
+    /// Whether queues and exchanges are looked for instead of declared, our own aside.
+    pub no_declare: bool,
+    /// When a consumer's connection is given up.
+    pub reconnect: Reconnect,
+}
+
+impl Options {
+    /// As the settings say.
+    #[must_use]
+    pub fn configured(settings: &settings::Celery, name: &str) -> Self {
+        Self {
+            url: settings.broker_url().to_owned(),
+            name: name.to_owned(),
+            heartbeat: settings.broker_heartbeat,
+            connection_timeout: Duration::from_secs(settings.broker_connection_timeout),
+            tls: Tls {
+                ca_file: settings.broker_ssl_ca_file.clone(),
+                cert_file: settings.broker_ssl_cert_file.clone(),
+                key_file: settings.broker_ssl_key_file.clone(),
+            },
+            no_declare: settings.no_declare,
+            reconnect: Reconnect {
+                retry: settings.broker_connection_retry,
+                on_startup: settings.broker_connection_retry_on_startup,
+                max_retries: settings.broker_connection_max_retries,
+            },
+        }
+    }
+
+    /// Celery's defaults for a broker.
+    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            name: name.into(),
+            heartbeat: 120,
+            connection_timeout: Duration::from_secs(4),
+            tls: Tls::default(),
+            no_declare: false,
+            reconnect: Reconnect::default(),
+        }
+    }
+}
+
+/// PEM files for TLS; empty paths for none.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Authorities that are trusted besides the system's.
+    pub ca_file: String,
+    /// Our certificate.
+    pub cert_file: String,
+    /// Its key.
+    pub key_file: String,
+}
+
+/// When a lost connection is made anew.
+#[derive(Debug, Clone, Copy)]
+pub struct Reconnect {
+    /// After it was there.
+    pub retry: bool,
+    /// Before it was there.
+    pub on_startup: bool,
+    /// Attempts in a row that may fail; 0 is no limit.
+    pub max_retries: u32,
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self {
+            retry: true,
+            on_startup: true,
+            max_retries: 0,
+        }
+    }
 }
 
 /// A [`Transport`] to one RabbitMQ virtual host.
 pub struct Amqp {
     link: Arc<Link>,
+    reconnect: Reconnect,
     publisher: Mutex<Option<PublisherSession>>,
     sessions: TaskTracker,
     closing: CancellationToken,
-}
-
-/// Where to connect and how.
-struct Link {
-    uri: AMQPUri,
-    masked: String,
-    name: String,
-    connection_timeout: Duration,
 }
 
 impl Amqp {
     /// A transport; connects when it is first used.
     ///
     /// # Errors
-    /// [`BrokerError::Url`].
+    /// [`BrokerError::Url`] and [`BrokerError::Tls`].
     pub fn new(options: &Options) -> Result<Self, BrokerError> {
-        let mut uri: AMQPUri = options.url.parse().map_err(BrokerError::Url)?;
-        // kombu takes `amqp://host/` for the default virtual host, AMQP for the one named "".
-        if uri.vhost.is_empty() {
-            uri.vhost = "/".into();
-        }
-        uri.query.heartbeat.get_or_insert(options.heartbeat);
-        let masked = mask(&uri);
         Ok(Self {
-            link: Arc::new(Link {
-                uri,
-                masked,
-                name: options.name.clone(),
-                connection_timeout: options.connection_timeout,
-            }),
+            link: Arc::new(Link::new(options)?),
+            reconnect: options.reconnect,
             publisher: Mutex::new(None),
             sessions: TaskTracker::new(),
             closing: CancellationToken::new(),
@@ -106,14 +158,21 @@ impl Amqp {
     async fn publish_once(&self, publication: &Publication) -> Result<(), BrokerError> {
         let exchange = short(&publication.exchange)?;
         let routing_key = short(&publication.routing_key)?;
-        let channel = self
-            .publishing_channel(publication.declare.as_ref())
-            .await?;
+        let channel = self.publishing_channel(publication).await?;
         let options = BasicPublishOptions {
             mandatory: publication.mandatory,
             ..Default::default()
         };
         let what = || format!("a message for `{}`", publication.routing_key);
+        let refused = |error: lapin::Error| {
+            // The channel is shared, and ends for all with one message to a missing exchange.
+            match link::missing_exchange(&error) {
+                Some(missing) if missing != publication.exchange => self
+                    .link
+                    .lost("the channel was closed on account of another message"),
+                _ => self.link.error(error, &what()),
+            }
+        };
         let confirmation = channel
             .basic_publish(
                 exchange,
@@ -123,9 +182,9 @@ impl Amqp {
                 convert::properties(&publication.message)?,
             )
             .await
-            .map_err(|e| self.link.error(e, &what()))?
+            .map_err(refused)?
             .await
-            .map_err(|e| self.link.error(e, &what()))?;
+            .map_err(refused)?;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
@@ -137,21 +196,18 @@ impl Amqp {
             Confirmation::Nack(None) | Confirmation::NotRequested => Err(BrokerError::Refused {
                 broker: self.link.masked.clone(),
                 what: what(),
-                source: "negative acknowledgement".into(),
+                source: Arc::from(Box::from("negative acknowledgement")),
             }),
         }
     }
 
     /// The channel to publish on, with everything declared. Only this is done under the lock:
     /// confirms are awaited by many publishers at once.
-    async fn publishing_channel(
-        &self,
-        declaration: Option<&Declaration>,
-    ) -> Result<Channel, BrokerError> {
+    async fn publishing_channel(&self, publication: &Publication) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
         if session
             .as_ref()
-            .is_some_and(|open| !open.channel.status().connected())
+            .is_some_and(|open| !open.connection.status().connected())
         {
             *session = None;
         }
@@ -159,13 +215,32 @@ impl Amqp {
             Some(open) => open,
             none => none.insert(PublisherSession::open(&self.link).await?),
         };
-        if let Some(declaration) = declaration
-            && !open.declared.contains(declaration.name())
-        {
-            self.link.declare(&open.connection, declaration).await?;
-            open.declared.insert(declaration.name().to_owned());
+        if let Some(declaration) = &publication.declare {
+            let (kind, name) = declaration.key();
+            let key = (kind, name.to_owned());
+            if !open.declared.contains(&key) {
+                self.link.declare(&open.connection, declaration).await?;
+                open.declared.insert(key);
+            }
         }
-        Ok(open.channel.clone())
+        // An exchange that somebody else names may be missing, which ends the channel: such
+        // messages must not do that to all others.
+        let known = publication.exchange.is_empty()
+            || publication
+                .declare
+                .as_ref()
+                .is_some_and(|declaration| declaration.brings(&publication.exchange));
+        let channel = match known {
+            true => &mut open.channel,
+            false => &mut open.foreign,
+        };
+        match channel {
+            Some(channel) if channel.status().connected() => Ok(channel.clone()),
+            gone => {
+                let anew = confirming(&self.link, &open.connection).await?;
+                Ok(gone.insert(anew).clone())
+            }
+        }
     }
 }
 
@@ -206,20 +281,17 @@ impl Transport for Amqp {
     }
 
     fn consume(&self, subscription: Subscription) -> Consumer {
-        // One place is enough: the broker's prefetch is the buffer.
-        let (sender, deliveries) = mpsc::channel(1);
-        let (connected, connection) = watch::channel(false);
-        let cancelled = self.closing.child_token();
+        let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
         let supervisor = Supervisor {
             link: self.link.clone(),
-            subscription,
-            sender,
-            connected,
-            cancelled: cancelled.clone(),
+            reconnect: self.reconnect,
+            purpose: subscription.purpose,
+            small: subscription.small,
+            delayed: subscription.delayed,
             closing: self.closing.clone(),
         };
-        self.sessions.spawn(supervisor.run());
-        Consumer::new(deliveries, cancelled, connection)
+        self.sessions.spawn(supervisor.run(feed));
+        consumer
     }
 
     async fn close(&self) {
@@ -235,375 +307,33 @@ impl Transport for Amqp {
 /// The connection that messages go out on.
 struct PublisherSession {
     connection: Connection,
-    channel: Channel,
-    declared: HashSet<String>,
+    /// For the default exchange and those that were declared.
+    channel: Option<Channel>,
+    /// For other exchanges.
+    foreign: Option<Channel>,
+    /// What was declared over it.
+    declared: HashSet<(&'static str, String)>,
 }
 
 impl PublisherSession {
     async fn open(link: &Link) -> Result<Self, BrokerError> {
-        let connection = link.connect("publisher", true).await?;
-        let error = |e| link.error(e, "a channel for publishing");
-        let channel = connection.create_channel().await.map_err(error)?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await
-            .map_err(error)?;
         Ok(Self {
-            connection,
-            channel,
+            connection: link.connect("publisher", true).await?,
+            channel: None,
+            foreign: None,
             declared: HashSet::new(),
         })
     }
 }
 
-/// Keeps a subscription served for as long as it is wanted.
-struct Supervisor {
-    link: Arc<Link>,
-    subscription: Subscription,
-    sender: mpsc::Sender<Delivery>,
-    connected: watch::Sender<bool>,
-    cancelled: CancellationToken,
-    closing: CancellationToken,
-}
-
-impl Supervisor {
-    async fn run(self) {
-        let mut pauses = pauses();
-        while !self.cancelled.is_cancelled() {
-            let opened = tokio::select! {
-                () = self.cancelled.cancelled() => return,
-                opened = ConsumerSession::open(&self.link, &self.subscription) => opened,
-            };
-            let error = match opened {
-                Ok(mut session) => {
-                    self.connected.send_replace(true);
-                    let ended = self.pump(&mut session).await;
-                    self.connected.send_replace(false);
-                    match ended {
-                        None => return self.finish(session).await,
-                        Some(error) => {
-                            pauses = self::pauses();
-                            goodbye(&session.connection).await;
-                            error
-                        }
-                    }
-                }
-                Err(error) => error,
-            };
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                broker = self.link.masked,
-                purpose = self.subscription.purpose,
-                error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
-                "no connection to the broker; it is tried again, and running tasks go on"
-            );
-            tokio::select! {
-                () = self.cancelled.cancelled() => {}
-                () = sleep(pause) => {}
-            }
-        }
-    }
-
-    /// Hands deliveries on until the subscription is cancelled (`None`) or the session broke.
-    async fn pump(&self, session: &mut ConsumerSession) -> Option<BrokerError> {
-        loop {
-            tokio::select! {
-                biased;
-                () = self.cancelled.cancelled() => return None,
-                item = session.deliveries.next() => match item {
-                    Some(Ok(delivery)) => self.hand_on(delivery).await,
-                    Some(Err(error)) => return Some(error),
-                    None => return Some(self.link.lost("every consumer ended")),
-                },
-            }
-        }
-    }
-
-    async fn hand_on(&self, delivery: lapin::message::Delivery) {
-        let (message, acker) = convert::delivery(delivery);
-        let settlement = Box::new(Acker {
-            acker,
-            link: self.link.clone(),
-        });
-        let delivery = Delivery::new(
-            message.raw,
-            message.exchange,
-            message.routing_key,
-            message.redelivered,
-            settlement,
-        );
-        // A receiver that is gone drops the delivery, which gives it back.
-        let _ = self.sender.send(delivery).await;
-    }
-
-    /// Ends a healthy session: no new deliveries, what had already been sent is handed on, and
-    /// the channel stays open for acknowledgements until the transport is closed.
-    async fn finish(self, session: ConsumerSession) {
-        let Self {
-            link,
-            sender,
-            closing,
-            ..
-        } = self;
-        for tag in &session.tags {
-            let cancelled = session
-                .channel
-                .basic_cancel(tag.clone(), BasicCancelOptions::default())
-                .await;
-            if let Err(error) = cancelled {
-                tracing::debug!(error = %link.error(error, "basic.cancel"), "no polite end");
-            }
-        }
-        // Deliveries that were on their way are dropped with the consumers, unacknowledged;
-        // the broker takes them back when the channel closes.
-        drop(session.deliveries);
-        drop(sender);
-        closing.cancelled().await;
-        if let Err(error) = timeout(CLOSING, session.channel.close(200, "bye".into())).await {
-            tracing::debug!(%error, "channel did not close in time");
-        }
-        goodbye(&session.connection).await;
-    }
-}
-
-type Deliveries =
-    stream::SelectAll<stream::BoxStream<'static, Result<lapin::message::Delivery, BrokerError>>>;
-
-/// A connection with one channel and a consumer for each queue.
-struct ConsumerSession {
-    connection: Connection,
-    channel: Channel,
-    tags: Vec<ShortString>,
-    deliveries: Deliveries,
-}
-
-impl ConsumerSession {
-    async fn open(link: &Arc<Link>, subscription: &Subscription) -> Result<Self, BrokerError> {
-        let connection = link.connect("consumer", subscription.small).await?;
-        for queue in &subscription.queues {
-            let declaration = Declaration::Queue(queue.clone());
-            link.declare(&connection, &declaration).await?;
-        }
-        let error = |e| link.error(e, "a channel for consuming");
-        let channel = connection.create_channel().await.map_err(error)?;
-        // Not global: a limit for each consumer is the only kind that quorum queues and
-        // RabbitMQ 4 allow.
-        let global = BasicQosOptions { global: false };
-        channel
-            .basic_qos(subscription.prefetch, global)
-            .await
-            .map_err(error)?;
-
-        let mut tags = Vec::new();
-        let mut deliveries = stream::SelectAll::new();
-        for queue in &subscription.queues {
-            let consumer = channel
-                .basic_consume(
-                    short(&queue.name)?,
-                    ShortString::default(),
-                    BasicConsumeOptions::default(),
-                    FieldTable::default(),
-                )
-                .await
-                .map_err(|e| link.error(e, &format!("to consume from `{}`", queue.name)))?;
-            tags.push(consumer.tag());
-            let what = format!(
-                "consumer of queue `{}` ended; was the queue deleted?",
-                queue.name
-            );
-            let of = link.clone();
-            let items = consumer.map(move |item| item.map_err(|e| of.error(e, "to deliver")));
-            let of = link.clone();
-            let end = stream::once(async move { Err(of.lost(&what)) });
-            deliveries.push(items.chain(end).boxed());
-        }
-        Ok(Self {
-            connection,
-            channel,
-            tags,
-            deliveries,
-        })
-    }
-}
-
-/// Settles one delivery on the channel it came by.
-struct Acker {
-    acker: lapin::Acker,
-    link: Arc<Link>,
-}
-
-#[async_trait]
-impl Settlement for Acker {
-    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError> {
-        let settled = match verdict {
-            Verdict::Ack => self.acker.ack(BasicAckOptions::default()).await,
-            Verdict::Reject => {
-                self.acker
-                    .reject(BasicRejectOptions { requeue: false })
-                    .await
-            }
-            // Not basic.reject: quorum queues count that against the message.
-            Verdict::Requeue => {
-                self.acker
-                    .nack(BasicNackOptions {
-                        multiple: false,
-                        requeue: true,
-                    })
-                    .await
-            }
-        };
-        match settled {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(self.link.lost("the channel of the delivery is closed")),
-            Err(error) => Err(self.link.error(error, "to settle a delivery")),
-        }
-    }
-
-    fn is_void(&self) -> bool {
-        !self.acker.usable()
-    }
-}
-
-impl Link {
-    async fn connect(&self, role: &str, small: bool) -> Result<Connection, BrokerError> {
-        let mut uri = self.uri.clone();
-        if small {
-            uri.query.frame_max.get_or_insert(SMALL_FRAME);
-        }
-        let properties = ConnectionProperties::default()
-            .with_connection_name(format!("{} {role}", self.name).into())
-            .with_client_property("product".into(), "ccat-transfer".into())
-            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
-        match timeout(
-            self.connection_timeout,
-            Connection::connect_uri(uri, properties),
-        )
-        .await
-        {
-            Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => {
-                Err(self.error(error, "the connection (user, password, virtual host?)"))
-            }
-            Err(_) => Err(self.lost("no answer in time; see celery.broker_connection_timeout")),
-        }
-    }
-
-    /// Declares something as Celery does. What exists with other arguments is used as it is: a
-    /// throw-away channel takes the broker's refusal.
-    async fn declare(
-        &self,
-        connection: &Connection,
-        declaration: &Declaration,
-    ) -> Result<(), BrokerError> {
-        let what = format!("to declare `{}`", declaration.name());
-        let error = |e| self.error(e, &what);
-        short(declaration.name())?;
-        let channel = connection.create_channel().await.map_err(error)?;
-        let declared = match declaration {
-            Declaration::Queue(queue) => declare_queue(&channel, queue).await,
-            Declaration::Exchange(exchange) => declare_exchange(&channel, exchange).await,
-        };
-        match declared {
-            Ok(()) => {
-                // The channel goes either way; its closing tells nothing new.
-                let _ = channel.close(200, "declared".into()).await;
-                Ok(())
-            }
-            Err(error) if is_precondition_failed(&error) => {
-                tracing::warn!(
-                    name = declaration.name(),
-                    difference = %error,
-                    "the queue or its exchange exists with other arguments; it is used as it is"
-                );
-                Ok(())
-            }
-            Err(e) => Err(error(e)),
-        }
-    }
-
-    fn error(&self, error: lapin::Error, what: &str) -> BrokerError {
-        let broker = self.masked.clone();
-        if error.is_amqp_error() && !is_shutdown(&error) {
-            BrokerError::Refused {
-                broker,
-                what: what.into(),
-                source: Box::new(error),
-            }
-        } else {
-            BrokerError::Unreachable {
-                broker,
-                source: Box::new(error),
-            }
-        }
-    }
-
-    fn lost(&self, why: &str) -> BrokerError {
-        BrokerError::Unreachable {
-            broker: self.masked.clone(),
-            source: why.into(),
-        }
-    }
-}
-
-/// Exchange, queue, binding, in the order in which Celery makes them. Names were checked.
-async fn declare_queue(channel: &Channel, queue: &Queue) -> lapin::Result<()> {
-    if let Some(binding) = &queue.binding {
-        declare_exchange(channel, &binding.exchange).await?;
-    }
-    let name = queue.name.as_str();
-    let options = QueueDeclareOptions {
-        durable: queue.durable,
-        exclusive: queue.exclusive,
-        auto_delete: queue.auto_delete,
-        ..Default::default()
-    };
-    let arguments = convert::table(&queue.arguments);
+async fn confirming(link: &Link, connection: &Connection) -> Result<Channel, BrokerError> {
+    let error = |e| link.error(e, "a channel for publishing");
+    let channel = connection.create_channel().await.map_err(error)?;
     channel
-        .queue_declare(name.into(), options, arguments)
-        .await?;
-    if let Some(Binding { exchange, key }) = &queue.binding {
-        let exchange = exchange.name.as_str().into();
-        let (options, none) = (QueueBindOptions::default(), FieldTable::default());
-        channel
-            .queue_bind(name.into(), exchange, key.as_str().into(), options, none)
-            .await?;
-    }
-    Ok(())
-}
-
-async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> lapin::Result<()> {
-    let kind = match exchange.kind {
-        super::ExchangeKind::Direct => ExchangeKind::Direct,
-        super::ExchangeKind::Fanout => ExchangeKind::Fanout,
-        super::ExchangeKind::Topic => ExchangeKind::Topic,
-    };
-    let options = ExchangeDeclareOptions {
-        durable: exchange.durable,
-        ..Default::default()
-    };
-    let none = FieldTable::default();
-    channel
-        .exchange_declare(exchange.name.as_str().into(), kind, options, none)
+        .confirm_select(ConfirmSelectOptions::default())
         .await
-}
-
-fn is_precondition_failed(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(e)
-        if *e.kind() == AMQPErrorKind::Soft(AMQPSoftError::PRECONDITIONFAILED))
-}
-
-/// Whether the broker closed the connection because it goes down, which is no refusal.
-fn is_shutdown(error: &lapin::Error) -> bool {
-    matches!(error.kind(), ErrorKind::ProtocolError(e)
-        if *e.kind() == AMQPErrorKind::Hard(lapin::protocol::AMQPHardError::CONNECTIONFORCED))
-}
-
-async fn goodbye(connection: &Connection) {
-    if connection.status().connected() {
-        // Whether it hears us makes no difference.
-        let _ = timeout(CLOSING, connection.close(200, "bye".into())).await;
-    }
+        .map_err(error)?;
+    Ok(channel)
 }
 
 fn pauses() -> Pauses {
@@ -614,32 +344,12 @@ fn short(name: &str) -> Result<ShortString, BrokerError> {
     ShortString::try_new(name).map_err(|_| BrokerError::Name(name.chars().take(40).collect()))
 }
 
-/// The URL as kombu shows it: the password as `**`.
-fn mask(uri: &AMQPUri) -> String {
-    let mut masked = uri.clone();
-    masked.authority.userinfo.password = "**".into();
-    let lapin::uri::AMQPAuthority {
-        userinfo,
-        host,
-        port,
-    } = masked.authority;
-    format!(
-        "{}://{}:**@{host}:{port}/{}",
-        masked.scheme, userinfo.username, masked.vhost
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn amqp(url: &str) -> Result<Amqp, BrokerError> {
-        Amqp::new(&Options {
-            url: url.into(),
-            heartbeat: 60,
-            connection_timeout: Duration::from_secs(1),
-            name: "test".into(),
-        })
+        Amqp::new(&Options::new(url, "test"))
     }
 
     #[test]

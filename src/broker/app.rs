@@ -21,7 +21,7 @@ use celery::protocol::Message;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
-use super::{Declaration, Publication, Queue, Transport};
+use super::{Publication, TaskQueues, Transport};
 use crate::telemetry::chain;
 use crate::wire::{Properties, RawMessage, isoformat, repr};
 
@@ -34,6 +34,8 @@ pub struct Producing {
     pub default_queue: String,
     /// A task type's `NAME` → the name that goes on the wire, where the two differ.
     pub names: HashMap<&'static str, String>,
+    /// How queues are declared.
+    pub queues: TaskQueues,
     /// Queue that `rpc://` results are to be sent to.
     pub reply_to: Option<String>,
     /// How long a publication is tried before it fails.
@@ -88,11 +90,19 @@ impl Broker for Producer {
     }
 
     async fn send(&self, message: &Message, queue: &str) -> Result<(), BrokerError> {
+        let delay = message
+            .headers
+            .eta
+            .and_then(|eta| (eta - Utc::now()).to_std().ok());
+        let route = self
+            .producing
+            .queues
+            .route(queue, delay.unwrap_or_default());
         let publication = Publication {
-            exchange: String::new(),
-            routing_key: queue.to_owned(),
+            exchange: route.exchange,
+            routing_key: route.routing_key,
             message: encode(message, &self.producing)?,
-            declare: Some(Declaration::Queue(Queue::tasks(queue))),
+            declare: Some(route.declare),
             mandatory: true,
         };
         // The crate's error type knows lapin 2 only; the text with all its causes is kept.
@@ -214,7 +224,9 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::broker::{self, Consumer, Subscription};
+    use crate::broker::consumer::Feed;
+    use crate::broker::{self, Consumer, Declaration, Queue, Subscription};
+    use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
     #[derive(Clone, Serialize, Deserialize)]
@@ -262,13 +274,8 @@ mod tests {
             self.0.lock().unwrap().push(publication.clone());
             Ok(())
         }
-        fn consume(&self, _subscription: Subscription) -> Consumer {
-            let (_, deliveries) = tokio::sync::mpsc::channel(1);
-            Consumer::new(
-                deliveries,
-                Default::default(),
-                tokio::sync::watch::channel(false).1,
-            )
+        fn consume(&self, subscription: Subscription) -> Consumer {
+            Feed::new(&subscription, Default::default()).1
         }
         async fn close(&self) {}
     }
@@ -282,6 +289,7 @@ mod tests {
             hostname: "celery@test".into(),
             default_queue: "q".into(),
             names: HashMap::from([("add", "package.add".to_owned())]),
+            queues: TaskQueues::default(),
             reply_to: Some("replies".into()),
             within: Duration::from_secs(1),
         };
@@ -300,7 +308,7 @@ mod tests {
             publication.declare,
             Some(Declaration::Queue(Queue::tasks("q")))
         );
-        let message = decode(&publication.message, 1 << 20).unwrap();
+        let message = decode(&publication.message, &Accept::json(1 << 20)).unwrap();
         assert_eq!(message.id, result.task_id);
         assert_eq!(message.task, "package.add");
         assert_eq!(message.kwargs, json!({"x": 4}));

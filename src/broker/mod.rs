@@ -2,164 +2,28 @@
 //!
 //! A [`Transport`] carries [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is the
 //! one for RabbitMQ; a Redis transport in kombu's layout can stand beside it. [`app`] makes a
-//! [`celery::Celery`] app that produces through any of them.
+//! [`celery::Celery`] app that produces through any of them. [`topology`] says what queues look
+//! like, [`delayed`] how messages are delayed, [`consumer`] is what a subscription gives.
 //!
 //! Two promises hold for every transport: a publication is reported as done only when the broker
 //! has taken responsibility for it, and a delivery is settled exactly once.
 
-use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use serde_json::{Map, Value};
-use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 
+use crate::settings::QueueType;
 use crate::wire::RawMessage;
 
 pub mod amqp;
 pub mod app;
+pub mod consumer;
+pub mod delayed;
+pub mod topology;
 
-/// Kind of an exchange.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ExchangeKind {
-    /// By equal routing key.
-    Direct,
-    /// To every bound queue.
-    Fanout,
-    /// By pattern.
-    Topic,
-}
-
-/// An exchange, as it is declared before it is used.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Exchange {
-    /// Its name.
-    pub name: String,
-    /// Its kind.
-    pub kind: ExchangeKind,
-    /// Whether it survives a restart of the broker.
-    pub durable: bool,
-}
-
-/// A queue's binding to an exchange.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Binding {
-    /// The exchange; declared before the queue.
-    pub exchange: Exchange,
-    /// Binding key.
-    pub key: String,
-}
-
-/// A queue, as it is declared before it is used.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Queue {
-    /// Its name; the default exchange routes to it by this name.
-    pub name: String,
-    /// Whether it survives a restart of the broker.
-    pub durable: bool,
-    /// Whether it belongs to one connection.
-    pub exclusive: bool,
-    /// Whether it vanishes with its last consumer.
-    pub auto_delete: bool,
-    /// Queue arguments, e.g. `x-expires`.
-    pub arguments: Map<String, Value>,
-    /// Its binding, if any.
-    pub binding: Option<Binding>,
-}
-
-impl Queue {
-    /// A task queue as Celery declares it: durable, with a direct exchange of the same name.
-    pub fn tasks(name: impl Into<String>) -> Self {
-        let name = name.into();
-        let exchange = Exchange {
-            name: name.clone(),
-            kind: ExchangeKind::Direct,
-            durable: true,
-        };
-        Self {
-            durable: true,
-            exclusive: false,
-            auto_delete: false,
-            arguments: Map::new(),
-            binding: Some(Binding {
-                exchange,
-                key: name.clone(),
-            }),
-            name,
-        }
-    }
-
-    /// A reply queue as an `rpc://` client declares it; it expires a day after its last use.
-    pub fn replies(name: impl Into<String>) -> Self {
-        let arguments = [("x-expires".to_owned(), Value::from(86_400_000_i32))];
-        Self {
-            name: name.into(),
-            durable: true,
-            exclusive: false,
-            auto_delete: true,
-            arguments: Map::from_iter(arguments),
-            binding: None,
-        }
-    }
-
-    /// A worker's queue for remote control. Celery names it after the node alone; two starts of
-    /// one node in quick succession would then lock each other out, so `tag` makes it unique.
-    #[must_use]
-    pub fn control(hostname: &str, tag: &str) -> Self {
-        let arguments = [
-            ("x-expires".to_owned(), Value::from(10_000)),
-            ("x-message-ttl".to_owned(), Value::from(300_000)),
-        ];
-        Self {
-            name: format!("{hostname}.{tag}.celery.pidbox"),
-            durable: false,
-            exclusive: true,
-            auto_delete: true,
-            arguments: Map::from_iter(arguments),
-            binding: Some(Binding {
-                exchange: Exchange {
-                    name: "celery.pidbox".into(),
-                    kind: ExchangeKind::Fanout,
-                    durable: false,
-                },
-                key: String::new(),
-            }),
-        }
-    }
-}
-
-impl Exchange {
-    /// The exchange of events.
-    #[must_use]
-    pub fn events() -> Self {
-        Self {
-            name: "celeryev".into(),
-            kind: ExchangeKind::Topic,
-            durable: true,
-        }
-    }
-}
-
-/// What is declared before a message is published, so that it cannot fall into nowhere.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Declaration {
-    /// The queue that it goes to.
-    Queue(Queue),
-    /// The exchange that it goes through.
-    Exchange(Exchange),
-}
-
-impl Declaration {
-    /// Name of what is declared.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Queue(queue) => &queue.name,
-            Self::Exchange(exchange) => &exchange.name,
-        }
-    }
-}
+pub use consumer::{Consumer, Delivery, Settlement, Subscriptions, Verdict};
+pub use topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, Route, TaskQueues};
 
 /// A message on its way out.
 #[derive(Debug, Clone, PartialEq)]
@@ -186,12 +50,14 @@ pub struct Subscription {
     pub small: bool,
     /// Queues; declared where they are missing.
     pub queues: Vec<Queue>,
-    /// Unsettled deliveries that each queue's consumer may hold; 0 is no limit.
+    /// Unsettled deliveries of each queue that are held at a time, parked ones aside; 0 is no limit.
     pub prefetch: u16,
+    /// Type of the queues for native delayed delivery, if these are to be declared, too.
+    pub delayed: Option<QueueType>,
 }
 
 /// Why the transport could not do what was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     /// The URL cannot be used.
     #[error("broker URL is not usable: {0}")]
@@ -203,7 +69,7 @@ pub enum BrokerError {
         broker: String,
         /// The transport's error.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// The broker said no.
     #[error("broker at {broker} refused {what}")]
@@ -214,7 +80,7 @@ pub enum BrokerError {
         what: String,
         /// The broker's answer.
         #[source]
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
     /// A mandatory message that no queue took.
     #[error("no queue took the message: exchange `{exchange}`, routing key `{routing_key}`")]
@@ -232,164 +98,30 @@ pub enum BrokerError {
         /// How long was waited.
         waited: Duration,
     },
+    /// A file for TLS cannot be used.
+    #[error("{setting}: `{path}` cannot be used for TLS: {reason}")]
+    Tls {
+        /// Key of the setting.
+        setting: &'static str,
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// No further attempts to connect are wanted.
+    #[error("the broker is given up after {attempts} failed attempts to connect; see {setting}")]
+    GivenUp {
+        /// Attempts in a row.
+        attempts: u32,
+        /// Key of the setting that says so.
+        setting: &'static str,
+        /// Why the last one failed.
+        #[source]
+        source: Arc<BrokerError>,
+    },
     /// A queue or exchange name, or a routing key, that the protocol cannot carry.
     #[error("name is longer than 255 bytes: `{0}…`")]
     Name(String),
-}
-
-/// What is done with a delivery.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Done with: it leaves the queue.
-    Ack,
-    /// Refused for good: to the dead-letter exchange, if the queue has one.
-    Reject,
-    /// Given back, for this or another worker.
-    Requeue,
-}
-
-/// The transport's handle to settle one delivery.
-#[async_trait]
-pub trait Settlement: Send + Sync {
-    /// Settles it.
-    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError>;
-
-    /// Whether the broker has taken the delivery back, because its connection is gone.
-    fn is_void(&self) -> bool;
-}
-
-/// A received message, which must be settled once.
-///
-/// One that is dropped unsettled is given back to the queue, so that no path through a worker
-/// can leak it.
-pub struct Delivery {
-    /// The message.
-    pub message: RawMessage,
-    /// Exchange it came through.
-    pub exchange: String,
-    /// Its routing key.
-    pub routing_key: String,
-    /// Whether it, or so the broker thinks, was delivered before.
-    pub redelivered: bool,
-    settlement: Option<Box<dyn Settlement>>,
-}
-
-impl Delivery {
-    /// A delivery that `settlement` settles.
-    #[must_use]
-    pub fn new(
-        message: RawMessage,
-        exchange: String,
-        routing_key: String,
-        redelivered: bool,
-        settlement: Box<dyn Settlement>,
-    ) -> Self {
-        Self {
-            message,
-            exchange,
-            routing_key,
-            redelivered,
-            settlement: Some(settlement),
-        }
-    }
-
-    /// Whether the broker has taken it back, because its connection is gone; it comes again.
-    #[must_use]
-    pub fn is_void(&self) -> bool {
-        self.settlement
-            .as_ref()
-            .is_none_or(|settlement| settlement.is_void())
-    }
-
-    /// Settles it. A failure means that the connection is gone, and the broker has the message
-    /// back already or will when it notices; so it is logged, and that is all there is to do.
-    pub async fn settle(mut self, verdict: Verdict) {
-        if let Some(settlement) = self.settlement.take() {
-            report(settlement.settle(verdict).await, verdict);
-        }
-    }
-}
-
-fn report(outcome: Result<(), BrokerError>, verdict: Verdict) {
-    if let Err(error) = outcome {
-        tracing::warn!(
-            ?verdict,
-            error = %crate::telemetry::chain(&error),
-            "delivery could not be settled; the broker will deliver it again"
-        );
-    }
-}
-
-impl Drop for Delivery {
-    fn drop(&mut self) {
-        let Some(settlement) = self.settlement.take() else {
-            return;
-        };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        runtime.spawn(async move {
-            report(settlement.settle(Verdict::Requeue).await, Verdict::Requeue);
-        });
-    }
-}
-
-impl fmt::Debug for Delivery {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery")
-            .field("exchange", &self.exchange)
-            .field("routing_key", &self.routing_key)
-            .field("redelivered", &self.redelivered)
-            .finish_non_exhaustive()
-    }
-}
-
-/// A running subscription. Connections come and go beneath it; it ends only when it is
-/// cancelled or dropped.
-#[derive(Debug)]
-pub struct Consumer {
-    deliveries: mpsc::Receiver<Delivery>,
-    cancelled: CancellationToken,
-    connected: watch::Receiver<bool>,
-}
-
-impl Consumer {
-    /// A consumer fed through `deliveries` until `cancelled`; `connected` says whether the
-    /// broker is serving it.
-    #[must_use]
-    pub fn new(
-        deliveries: mpsc::Receiver<Delivery>,
-        cancelled: CancellationToken,
-        connected: watch::Receiver<bool>,
-    ) -> Self {
-        Self {
-            deliveries,
-            cancelled,
-            connected,
-        }
-    }
-
-    /// The next delivery; `None` once cancelled and drained.
-    pub async fn next(&mut self) -> Option<Delivery> {
-        self.deliveries.recv().await
-    }
-
-    /// Stops receiving. What the broker had already sent still comes out of [`Consumer::next`].
-    pub fn cancel(&self) {
-        self.cancelled.cancel();
-    }
-
-    /// Whether the broker is serving this subscription right now, and its changes.
-    #[must_use]
-    pub fn connected(&self) -> watch::Receiver<bool> {
-        self.connected.clone()
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.cancelled.cancel();
-    }
 }
 
 /// A connection to a broker, with reconnection built in.

@@ -9,9 +9,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use celery::error::CeleryError;
 use clap::{Parser, Subcommand};
 
 use crate::broker::BrokerError;
+use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::settings::{self, Settings, SettingsError};
@@ -20,15 +22,21 @@ use crate::telemetry::{self, chain};
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::Repository;
 use crate::transfer::schema::SchemaError;
+use crate::worker::Registry;
 
 mod config;
 mod db;
 mod manager;
 mod node;
 mod output;
+mod pidfile;
+mod results;
+mod serve;
 mod signals;
 mod transfers;
 mod worker;
+
+pub use serve::Service;
 
 /// How long a producer tries to send one message. A manager does so inside of a transaction, which
 /// on SQLite holds up every other writer; so not for long.
@@ -41,6 +49,16 @@ const SETTINGS: u8 = 4;
 #[derive(Debug, Parser)]
 #[command(name = "ccat-transfer", version, max_term_width = 100)]
 struct Cli {
+    #[command(flatten)]
+    common: Common,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command has.
+#[derive(Debug, clap::Args)]
+struct Common {
     /// File of settings; see config.default.toml or `ccat-transfer config default`.
     #[arg(
         long,
@@ -58,14 +76,26 @@ struct Cli {
     #[arg(short = 'l', long = "loglevel", global = true, value_name = "LEVEL")]
     log_level: Option<String>,
 
-    #[command(subcommand)]
-    command: Command,
+    /// File to log to, instead of standard error.
+    #[arg(short = 'f', long = "logfile", global = true, value_name = "FILE")]
+    log_file: Option<PathBuf>,
+}
+
+/// A worker without transfers.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100)]
+struct TasksWorker {
+    #[command(flatten)]
+    common: Common,
+
+    #[command(flatten)]
+    worker: serve::WorkerArguments,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a worker: receive transfers from queues and do them.
-    Worker(worker::Arguments),
+    Worker(Box<worker::Arguments>),
     /// Schedule the transfers that wait, for ever or once.
     Manager(manager::Arguments),
     /// Set up and check the operations database.
@@ -77,53 +107,99 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    /// List the fault points of this build and what can happen at each.
+    #[cfg(feature = "fault-points")]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("ccat-transfer: {}", chain(&error));
-            error.code()
-        }
-    }
-}
-
-fn run(cli: Cli) -> Result<ExitCode, CliError> {
-    let loaded = settings::load(cli.config.as_deref(), std::env::vars());
-    if let Command::Config(command) = &cli.command {
-        return config::run(command, cli.json, loaded);
-    }
-    let mut settings = loaded?;
-    if let Some(level) = cli.log_level {
-        telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;
-        settings.log.level = level;
-    }
-    telemetry::init(&settings.log);
-    let context = Context {
-        settings: Arc::new(settings),
-        json: cli.json,
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| CliError::Failed(format!("cannot start threads: {e}")))?;
-    let code = runtime.block_on(async {
-        match cli.command {
-            Command::Worker(arguments) => worker::run(&context, arguments).await,
+    let Cli { common, command } = Cli::parse();
+    ended(match command {
+        Command::Config(command) => config::run(&command, common.json, common.load()),
+        command => common.run(async |mut context| match command {
+            Command::Worker(arguments) => {
+                arguments.worker.apply(&mut context)?;
+                worker::run(&context, *arguments).await
+            }
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
             Command::Transfers(command) => transfers::run(&context, command).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
+            #[cfg(feature = "fault-points")]
+            Command::FaultPoints => Ok(list_fault_points()),
+        }),
+    })
+}
+
+/// Runs a worker with the flags and settings of `ccat-transfer worker`, but with other tasks: those
+/// that `register` makes. For programs of their own, such as the example `tasks_worker`.
+#[must_use]
+pub fn tasks_worker<R>(register: impl FnOnce(Service) -> R) -> ExitCode
+where
+    R: Future<Output = Result<Registry, CeleryError>>,
+{
+    let TasksWorker { common, worker } = TasksWorker::parse();
+    ended(common.run(async |mut context| {
+        worker.apply(&mut context)?;
+        let register = async |service| {
+            register(service)
+                .await
+                .map_err(|e| CliError::Configuration(e.to_string()))
+        };
+        serve::serve(&context, &worker, Vec::new(), register).await
+    }))
+}
+
+fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        eprintln!("ccat-transfer: {}", chain(&error));
+        error.code()
+    })
+}
+
+impl Common {
+    fn load(&self) -> Result<Settings, SettingsError> {
+        settings::load(self.config.as_deref(), std::env::vars())
+    }
+
+    /// Loads the settings, starts logging and threads, and runs a command.
+    fn run<R>(self, command: impl FnOnce(Context) -> R) -> Result<ExitCode, CliError>
+    where
+        R: Future<Output = Result<ExitCode, CliError>>,
+    {
+        let mut settings = self.load()?;
+        if let Some(level) = self.log_level {
+            telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;
+            settings.log.level = level;
         }
-    });
-    // A local system call that hangs (a dead file server) must not keep the process.
-    runtime.shutdown_timeout(Duration::from_secs(1));
-    code
+        telemetry::init(&settings.log, self.log_file.as_deref())
+            .map_err(|e| CliError::Failed(format!("--logfile: {e}")))?;
+        let context = Context {
+            settings: Arc::new(settings),
+            json: self.json,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| CliError::Failed(format!("cannot start threads: {e}")))?;
+        let code = runtime.block_on(command(context));
+        // A local system call that hangs (a dead file server) must not keep the process.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        code
+    }
+}
+
+#[cfg(feature = "fault-points")]
+fn list_fault_points() -> ExitCode {
+    for point in crate::faults::FaultPoint::ALL {
+        let modes: Vec<_> = point.modes().iter().map(|mode| mode.name()).collect();
+        println!("{} {}", point.name(), modes.join(" "));
+    }
+    ExitCode::SUCCESS
 }
 
 /// What every command needs.
@@ -141,12 +217,7 @@ impl Context {
     /// A transport to the broker; connects when it is used.
     fn transport(&self, name: &str) -> Result<Amqp, CliError> {
         let celery = &self.settings.celery;
-        Ok(Amqp::new(&Options {
-            url: celery.broker_url().to_owned(),
-            heartbeat: celery.broker_heartbeat,
-            connection_timeout: Duration::from_secs(celery.broker_connection_timeout),
-            name: name.to_owned(),
-        })?)
+        Ok(Amqp::new(&Options::configured(celery, name))?)
     }
 
     fn producing(&self, hostname: &str) -> Producing {
@@ -154,6 +225,7 @@ impl Context {
             hostname: hostname.to_owned(),
             default_queue: self.settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&self.settings.celery),
+            queues: TaskQueues::new(&self.settings.celery),
             reply_to: None,
             within: SEND_WITHIN,
         }
@@ -203,5 +275,18 @@ impl CliError {
             Self::Broker(_) | Self::Unreachable(_) => 5,
             Self::Refused(_) => 6,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_lines_are_sound() {
+        Cli::command().debug_assert();
+        TasksWorker::command().debug_assert();
     }
 }

@@ -32,17 +32,18 @@ impl Signals {
         })
     }
 
-    /// Passes signals on to `shutdown` while `working` lasts; returns the exit status.
-    pub(super) async fn during(
+    /// Passes signals on to `shutdown` while `working` lasts; returns what came of it, and the exit
+    /// status.
+    pub(super) async fn during<R>(
         mut self,
         shutdown: &Shutdown,
-        working: impl Future<Output = ()>,
-    ) -> ExitCode {
+        working: impl Future<Output = R>,
+    ) -> (R, ExitCode) {
         let mut interrupted = false;
         tokio::pin!(working);
-        loop {
+        let ended = loop {
             tokio::select! {
-                () = &mut working => break,
+                ended = &mut working => break ended,
                 Some(()) = self.term.recv() => {
                     if self.term_is_quit { shutdown.cold() } else { shutdown.warm() }
                 }
@@ -52,12 +53,13 @@ impl Signals {
                 }
                 Some(()) = self.quit.recv() => shutdown.cold(),
             }
-        }
-        if interrupted {
+        };
+        let code = if interrupted {
             ExitCode::FAILURE
         } else {
             ExitCode::SUCCESS
-        }
+        };
+        (ended, code)
     }
 
     /// Waits for the first request to stop.

@@ -25,7 +25,7 @@ use crate::transfer::plan::LocalHost;
 use crate::transfer::repository::{
     AttemptRecord, Endpoint, Filter, Location, ReleaseTo, TransferDetail, TransferSummary,
 };
-use crate::transfer::service::{Done, Phase, Request, Snapshot, TransferService};
+use crate::transfer::service::{Done, Request, Snapshot, TransferService};
 use crate::transfer::topology::{self, LocationName, NewTransfer};
 
 #[derive(Debug, Subcommand)]
@@ -398,12 +398,7 @@ async fn show_progress(mut snapshots: watch::Receiver<Snapshot>, quiet: bool) {
     bar.enable_steady_tick(Duration::from_millis(200));
     loop {
         let Snapshot { phase, progress } = *snapshots.borrow_and_update();
-        bar.set_message(match phase {
-            Phase::Preparing => "preparing",
-            Phase::Copying => "copying",
-            Phase::Verifying => "verifying",
-            Phase::Publishing => "publishing",
-        });
+        bar.set_message(phase.as_str());
         if let Some(total) = progress.bytes_total {
             bar.set_length(total);
         }

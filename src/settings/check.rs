@@ -7,7 +7,7 @@ use regex::Regex;
 use secrecy::ExposeSecret;
 use url::Url;
 
-use super::{Bbcp, Problem, Settings, Ssh};
+use super::{Bbcp, Celery, Problem, Settings, Ssh};
 
 /// A size or rate as bbcp reads it (`bbcp -w`, `-x`).
 static BBCP_SIZE: LazyLock<Option<Regex>> =
@@ -16,6 +16,17 @@ static PORT_RANGE: LazyLock<Option<Regex>> =
     LazyLock::new(|| Regex::new(r"^(\d{1,5}):(\d{1,5})$").ok());
 /// Names that are safe on ssh's command line: nothing that it could take for an option.
 static USER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"^[a-z_][a-z0-9_-]*$").ok());
+
+/// Serializers, by name and by MIME type.
+const ACCEPTABLE: [&str; 6] = [
+    "json",
+    "msgpack",
+    "yaml",
+    "application/json",
+    "application/x-msgpack",
+    "application/x-yaml",
+];
+const PICKLE: [&str; 2] = ["pickle", "application/x-python-serialize"];
 
 /// Names of the task types, the keys of `celery.task_names`.
 const TASK_TYPES: [&str; 2] = ["transfer_files_bbcp", "transfer_transfer_packages"];
@@ -31,13 +42,7 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
     } = settings;
 
     problems.url("celery.broker_url", celery.broker_url(), &["amqp", "amqps"]);
-    if !celery.result_backend().is_empty() && celery.result_backend() != "rpc" {
-        problems.url(
-            "celery.result_backend",
-            celery.result_backend(),
-            &["rpc", "redis", "rediss"],
-        );
-    }
+    result_backend(celery, &mut problems);
     problems.require(
         !celery.task_default_queue.is_empty(),
         "celery.task_default_queue",
@@ -48,11 +53,77 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "celery.max_body_bytes",
         "must be above 0",
     );
+    for name in &celery.accept_content {
+        problems.require(
+            ACCEPTABLE.contains(&name.as_str()),
+            "celery.accept_content",
+            &match PICKLE.contains(&name.as_str()) {
+                true => {
+                    "pickle is never accepted: reading it runs code that the sender chose".into()
+                }
+                false => format!("`{name}` is no serializer; there are json, msgpack and yaml"),
+            },
+        );
+    }
+    problems.require(
+        !celery.accept_content.is_empty(),
+        "celery.accept_content",
+        "must name one serializer at least",
+    );
     problems.require(
         celery.broker_connection_timeout > 0,
         "celery.broker_connection_timeout",
         "must be above 0",
     );
+    for (key, value) in [
+        ("celery.task_time_limit", celery.task_time_limit),
+        ("celery.task_soft_time_limit", celery.task_soft_time_limit),
+        (
+            "celery.worker_soft_shutdown_timeout",
+            celery.worker_soft_shutdown_timeout,
+        ),
+        (
+            "celery.result_chord_join_timeout",
+            celery.result_chord_join_timeout,
+        ),
+        (
+            "celery.result_chord_retry_interval",
+            celery.result_chord_retry_interval,
+        ),
+    ] {
+        problems.require(
+            value >= 0.0 && Duration::try_from_secs_f64(value).is_ok(),
+            key,
+            "must be a number of seconds",
+        );
+    }
+    problems.require(
+        (0.1..=60.0).contains(&celery.worker_heartbeat_interval),
+        "celery.worker_heartbeat_interval",
+        "must be between 0.1 and 60 seconds",
+    );
+    problems.require(
+        celery.worker_eta_hold >= Duration::from_secs(1),
+        "celery.worker_eta_hold",
+        "must be 1s or more",
+    );
+    problems.require(
+        celery.broker_ssl_cert_file.is_empty() == celery.broker_ssl_key_file.is_empty(),
+        "celery.broker_ssl_key_file",
+        "must be given with broker_ssl_cert_file, and only with it",
+    );
+    for (name, queue) in &celery.task_queues {
+        let texts = [
+            Some(name),
+            queue.exchange.as_ref(),
+            queue.routing_key.as_ref(),
+        ];
+        problems.require(
+            !name.is_empty() && texts.into_iter().flatten().all(|text| text.len() <= 255),
+            &format!("celery.task_queues.{name}"),
+            "names and keys must be no longer than 255 bytes, and the queue's not empty",
+        );
+    }
     for (task, names) in &celery.task_names {
         let key = format!("celery.task_names.{task}");
         problems.require(
@@ -152,6 +223,71 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         }
     }
     problems.0
+}
+
+/// Kinds of result backends, by the schemes of their URLs.
+const RESULT_BACKENDS: [&str; 7] = [
+    "rpc",
+    "redis",
+    "rediss",
+    "redis+socket",
+    "socket",
+    "sentinel",
+    "db+sqlite",
+];
+
+/// Names of what results can be compressed with.
+const RESULT_COMPRESSIONS: [&str; 8] = [
+    "",
+    "gzip",
+    "zlib",
+    "bzip2",
+    "bzip",
+    "zstd",
+    "zstandard",
+    "application/zstd",
+];
+
+fn result_backend(celery: &Celery, problems: &mut Problems) {
+    let key = "celery.result_backend";
+    let url = celery.result_backend();
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    let is_postgres = scheme.is_some_and(|scheme| {
+        // Any driver: Python's clients of the same database each have their own.
+        scheme == "db+postgresql" || scheme.starts_with("db+postgresql+")
+    });
+    if !["", "rpc"].contains(&url) && !is_postgres {
+        let schemes = [&RESULT_BACKENDS[..], &["db+postgresql"]].concat();
+        problems.url(key, url, &schemes);
+    }
+    problems.require(
+        RESULT_COMPRESSIONS.contains(&celery.result_compression.as_str()),
+        "celery.result_compression",
+        "must be gzip, bzip2 or zstd, or empty; the others are only read",
+    );
+    if scheme == Some("sentinel") {
+        problems.require(
+            !celery
+                .result_backend_transport_options
+                .master_name
+                .is_empty(),
+            "celery.result_backend_transport_options.master_name",
+            "must be given for sentinel://: the name that the sentinels know the server by",
+        );
+    }
+    for (key, seconds) in [
+        (
+            "celery.result_failure_expires",
+            celery.result_failure_expires,
+        ),
+        ("celery.result_chord_expires", celery.result_chord_expires),
+    ] {
+        problems.require(
+            seconds >= -1,
+            key,
+            "must be a number of seconds, 0 for ever, or -1 for as long as celery.result_expires",
+        );
+    }
 }
 
 fn bbcp(key: &str, bbcp: &Bbcp, problems: &mut Problems) {

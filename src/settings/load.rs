@@ -26,7 +26,7 @@ const PREFIX: &str = "CCAT_DATA_TRANSFER_";
 const OPS_DB_PREFIX: &str = "CCAT_OPS_DB_";
 
 /// Tables whose keys are data, not names of settings, and the list of routes: taken whole.
-const WHOLE: [&str; 2] = ["celery.task_names", "routes"];
+const WHOLE: [&str; 3] = ["celery.task_names", "celery.task_queues", "routes"];
 
 /// One thing that is wrong with the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -131,6 +131,20 @@ pub fn load(
         Err(message) => {
             problems.push(problem("", message, ""));
             Err(SettingsError { problems })
+        }
+    }
+}
+
+impl Settings {
+    /// Checks the rules that span keys, after something was changed by other means than a file.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with every broken rule.
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        let problems = check(self);
+        match problems.is_empty() {
+            true => Ok(()),
+            false => Err(SettingsError { problems }),
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 mod check;
 mod load;
@@ -42,15 +43,43 @@ pub struct Settings {
 }
 
 /// `[celery]`. Keys have the names that Celery gives them.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Celery {
     /// `amqp://` or `amqps://` URL; a secret, since it may hold a password.
+    #[serde(skip_serializing)]
     pub broker_url: SecretString,
-    /// Empty, `rpc://` or a `redis://` URL; a secret for the same reason.
+    /// Empty, or the URL of a backend as Celery writes it; a secret for the same reason.
+    #[serde(skip_serializing)]
     pub result_backend: SecretString,
-    /// Seconds that Redis keeps a result; 0 for ever.
+    /// Seconds that a result is kept; 0 for ever.
     pub result_expires: u64,
+    /// The same for the results of tasks that failed; -1 as `result_expires`.
+    pub result_failure_expires: i64,
+    /// The same for what is noted of the parts of a chord; -1 as `result_expires`.
+    pub result_chord_expires: i64,
+    /// Whether results name the task, its arguments and the worker.
+    pub result_extended: bool,
+    /// Whether `rpc://` results survive a restart of the broker.
+    pub result_persistent: bool,
+    /// How results are written.
+    pub result_serializer: ResultSerializer,
+    /// How results are compressed in Redis; empty for not.
+    pub result_compression: String,
+    /// Whether tables of results are made where they are missing.
+    pub database_create_tables_at_setup: bool,
+    /// What only Redis needs to know.
+    pub result_backend_transport_options: ResultTransport,
+    /// TLS for Redis.
+    pub redis_backend_use_ssl: RedisTls,
+    /// Names of the tables of results.
+    pub database_table_names: ResultTables,
+    /// Schemas of the tables of results.
+    pub database_table_schemas: ResultTables,
+    /// Seconds that results of a chord's header may be on their way when its parts have returned.
+    pub result_chord_join_timeout: f64,
+    /// Seconds between two looks at a chord, where the backend does not count its parts.
+    pub result_chord_retry_interval: f64,
     /// Queue for producers and workers that name none.
     pub task_default_queue: String,
     /// Tasks at a time; 0 is the number of processors.
@@ -63,12 +92,83 @@ pub struct Celery {
     pub worker_enable_remote_control: bool,
     /// Whether STARTED is stored.
     pub task_track_started: bool,
+    /// Whether a message is acknowledged after its task rather than before, where the task does not
+    /// say. The transfer tasks say: after.
+    pub task_acks_late: bool,
+    /// Whether, with late acknowledgement, a failure is acknowledged rather than rejected.
+    pub task_acks_on_failure: bool,
+    /// Whether, with late acknowledgement, a task that ran too long is acknowledged rather than
+    /// requeued.
+    pub task_acks_on_timeout: bool,
+    /// Whether no results are stored, where neither message nor task says.
+    pub task_ignore_result: bool,
+    /// Whether failures are stored even so.
+    pub task_store_errors_even_if_ignored: bool,
+    /// Seconds that a task may run; 0 is no limit.
+    pub task_time_limit: f64,
+    /// Seconds after which a task is asked to stop; 0 is no limit.
+    pub task_soft_time_limit: f64,
+    /// How many tasks of one name may begin, e.g. `10/m`; empty is no limit.
+    pub task_default_rate_limit: String,
+    /// Whether rate limits are ignored, those of the tasks, too.
+    pub worker_disable_rate_limits: bool,
+    /// Whether a task that is delivered again is not run if its stored state is SUCCESS.
+    pub worker_deduplicate_successful_tasks: bool,
+    /// Seconds that running tasks get to end when the worker has to stop at once.
+    pub worker_soft_shutdown_timeout: f64,
+    /// Messages that may wait for their eta beyond the prefetch limit.
+    pub worker_eta_task_limit: usize,
+    /// How long a message that waits for its eta is held before it is published anew.
+    #[serde(with = "humantime_serde")]
+    pub worker_eta_hold: Duration,
+    /// Requests of the remote control that change what the worker does, as far as they are obeyed.
+    pub worker_remote_control_allowed: Vec<String>,
+    /// Seconds between the heartbeats that monitors see.
+    pub worker_heartbeat_interval: f64,
     /// Seconds between AMQP heartbeats; 0 for none.
     pub broker_heartbeat: u16,
     /// Seconds to wait for one connection attempt.
     pub broker_connection_timeout: u64,
-    /// Largest accepted message body, in bytes.
+    /// Serializers that are accepted, by name or MIME type.
+    pub accept_content: Vec<String>,
+    /// Largest accepted message body, in bytes, before and after decompression.
     pub max_body_bytes: usize,
+    /// Whether a lost connection is made anew; otherwise the worker ends.
+    pub broker_connection_retry: bool,
+    /// Whether the first connection is tried again until it is there.
+    pub broker_connection_retry_on_startup: bool,
+    /// Attempts in a row that may fail before the worker ends; 0 is no limit.
+    pub broker_connection_max_retries: u32,
+    /// PEM file of the authorities that may have signed the broker's certificate, besides those of
+    /// the system; empty for these alone.
+    pub broker_ssl_ca_file: String,
+    /// PEM file of our own certificate; empty for none.
+    pub broker_ssl_cert_file: String,
+    /// PEM file of its key.
+    pub broker_ssl_key_file: String,
+    /// Whether queues and exchanges are looked for instead of declared.
+    pub no_declare: bool,
+    /// Queues that are declared otherwise than the rest, by name.
+    #[serde(default)]
+    pub task_queues: BTreeMap<String, TaskQueue>,
+    /// Exchange of the default queue; empty for one of its own name.
+    pub task_default_exchange: String,
+    /// Its kind.
+    pub task_default_exchange_type: ExchangeKind,
+    /// Routing key of the default queue; empty for its name.
+    pub task_default_routing_key: String,
+    /// Type of the default queue.
+    pub task_default_queue_type: QueueType,
+    /// Type of queues that are named nowhere in the settings.
+    pub task_create_missing_queue_type: QueueType,
+    /// Kind of their exchanges.
+    pub task_create_missing_queue_exchange_type: ExchangeKind,
+    /// `x-max-priority` of queues that have none of their own; 0 for none.
+    pub task_queue_max_priority: u8,
+    /// Whether the queues for native delayed delivery are declared.
+    pub broker_native_delayed_delivery: DelayedDelivery,
+    /// Their type.
+    pub broker_native_delayed_delivery_queue_type: QueueType,
     /// Task type → wire names; the first is sent, all are answered.
     pub task_names: BTreeMap<String, Vec<String>>,
 }
@@ -82,6 +182,16 @@ impl Celery {
         }
     }
 
+    /// Everything as a mapping with Celery's names, for `celery inspect conf`; passwords in URLs are
+    /// masked.
+    #[must_use]
+    pub fn shown(&self) -> serde_json::Value {
+        let mut shown = serde_json::to_value(self).unwrap_or_default();
+        shown["broker_url"] = masked(self.broker_url()).into();
+        shown["result_backend"] = masked(self.result_backend()).into();
+        shown
+    }
+
     /// The broker URL with its password, for connecting only.
     pub fn broker_url(&self) -> &str {
         self.broker_url.expose_secret()
@@ -91,6 +201,144 @@ impl Celery {
     pub fn result_backend(&self) -> &str {
         self.result_backend.expose_secret()
     }
+}
+
+/// Ways to write a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultSerializer {
+    /// Celery's default.
+    Json,
+}
+
+/// `[celery.result_backend_transport_options]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultTransport {
+    /// Prefix of every key in Redis; empty for none.
+    pub global_keyprefix: String,
+    /// Name of the server that sentinels are asked for.
+    pub master_name: String,
+    /// Whether the results of a chord's parts are kept in the order of its header.
+    pub result_chord_ordered: bool,
+}
+
+/// `[celery.redis_backend_use_ssl]`: files in PEM format.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedisTls {
+    /// `required`, `none`, or empty for the former.
+    pub ssl_cert_reqs: String,
+    /// Authorities to trust; empty for the public ones.
+    pub ssl_ca_certs: String,
+    /// Our own certificate; empty for none.
+    pub ssl_certfile: String,
+    /// Its key.
+    pub ssl_keyfile: String,
+}
+
+/// Names for the two tables of results.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultTables {
+    /// Of tasks.
+    pub task: String,
+    /// Of groups.
+    pub group: String,
+}
+
+/// A URL with its password as `********`, as Celery shows it; several, where sentinels are.
+fn masked(urls: &str) -> String {
+    let masked = |url: &str| match Url::parse(url) {
+        Ok(mut parsed) if parsed.password().is_some() => {
+            // Only a URL without a host refuses, and that has no password.
+            let _ = parsed.set_password(Some("********"));
+            parsed.into()
+        }
+        _ => url.to_owned(),
+    };
+    match urls.starts_with("sentinel://") {
+        true => urls.split(';').map(masked).collect::<Vec<_>>().join(";"),
+        false => masked(urls),
+    }
+}
+
+/// Kind of an exchange, in AMQP's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExchangeKind {
+    /// By equal routing key.
+    #[default]
+    Direct,
+    /// To every bound queue.
+    Fanout,
+    /// By pattern.
+    Topic,
+    /// By headers.
+    Headers,
+}
+
+impl ExchangeKind {
+    /// Its name in AMQP.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Fanout => "fanout",
+            Self::Topic => "topic",
+            Self::Headers => "headers",
+        }
+    }
+}
+
+/// Type of a queue, in RabbitMQ's terms.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueueType {
+    /// On one node.
+    #[default]
+    Classic,
+    /// Replicated.
+    Quorum,
+}
+
+impl QueueType {
+    /// Its name in `x-queue-type`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Quorum => "quorum",
+        }
+    }
+}
+
+/// When the queues for native delayed delivery are declared.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DelayedDelivery {
+    /// When a task queue is a quorum queue, as in Celery.
+    #[default]
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// How one queue is declared.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskQueue {
+    /// Its exchange; otherwise the default exchange, or one of its own name.
+    pub exchange: Option<String>,
+    /// The exchange's kind.
+    pub exchange_type: Option<ExchangeKind>,
+    /// Binding key; otherwise its name.
+    pub routing_key: Option<String>,
+    /// Queue arguments, e.g. `x-max-priority`.
+    #[serde(default)]
+    pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Kind of the operations database.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::notices::{self, BrokenLinks};
+use crate::faults::fault_point;
 use crate::notify::Notifier;
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
@@ -143,7 +144,8 @@ impl DataTransferTask {
     }
 
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
-        let counting = || self.get_retry_count(request.id);
+        let counting =
+            || async { fault_point!(FailureCounted, self.get_retry_count(request.id).await) };
         let retry_count = match self.service.patiently(&request.cancelled, counting).await {
             Ok(count) => count,
             Err(error) => return unwritten(request, &error),

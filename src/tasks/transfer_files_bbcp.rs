@@ -1,21 +1,24 @@
 //! `transfer_files_bbcp(data_transfer_id, session=None)`: moves the package of one data transfer.
 
+use std::convert::Infallible;
 use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use celery::error::TaskError;
 use celery::task::{Request, Task, TaskOptions, TaskResult};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::base::{DataTransferTask, Settled};
 use super::exception;
+use crate::faults::fault_point;
 use crate::transfer::error::TransferError;
+use crate::transfer::lease;
 use crate::transfer::repository::ReleaseTo;
 use crate::transfer::service::{self, Failed, Snapshot};
 use crate::wire::arguments::{Parameter, Signature};
-use crate::worker::{Control, Failure, WorkerTask};
+use crate::worker::{Attributes, Control, Failure, Progress, WorkerTask};
 
 /// Arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -108,8 +111,17 @@ impl Task for TransferFilesBbcp {
         let Some((transfers, control)) = &self.prepared else {
             return Err(TaskError::UnexpectedError(NOT_PREPARED.into()));
         };
-        match transfers.run(&self.attempt(control)).await {
-            Ok(_) => Ok(()),
+        let attempt = self.attempt(control);
+        let snapshots = attempt.snapshots.subscribe();
+        let ended = tokio::select! {
+            ended = transfers.run(&attempt) => ended,
+            never = pass_on(snapshots, &control.progress) => match never {},
+        };
+        match ended {
+            Ok(_) => {
+                fault_point!(TaskDone);
+                Ok(())
+            }
             Err(failed) => {
                 let text = failed.error.chain();
                 self.put_failed(failed, Settled::Unwritten);
@@ -133,6 +145,35 @@ impl Task for TransferFilesBbcp {
     }
 }
 
+/// Passes on how far an attempt is, for as long as it is polled.
+async fn pass_on(mut snapshots: watch::Receiver<Snapshot>, progress: &Progress) -> Infallible {
+    while snapshots.changed().await.is_ok() {
+        let snapshot = *snapshots.borrow_and_update();
+        progress.report(shown(&snapshot));
+    }
+    std::future::pending().await
+}
+
+/// The result of the state PROGRESS: bytes, bytes per second, and seconds.
+fn shown(snapshot: &Snapshot) -> Map<String, Value> {
+    let lease::Progress {
+        bytes_done,
+        bytes_total,
+        rate_bytes_per_s,
+    } = snapshot.progress;
+    let left = bytes_total.map(|total| total.saturating_sub(bytes_done));
+    Map::from_iter([
+        ("phase".to_owned(), json!(snapshot.phase.as_str())),
+        ("bytes".to_owned(), json!(bytes_done)),
+        ("total".to_owned(), json!(bytes_total)),
+        ("rate".to_owned(), json!(rate_bytes_per_s)),
+        (
+            "eta".to_owned(),
+            json!(left.and_then(|left| left.checked_div(rate_bytes_per_s))),
+        ),
+    ])
+}
+
 /// Only a worker's registry gives a task its context.
 const NOT_PREPARED: &str = "the task was started outside of ccat_transfer::worker";
 
@@ -150,6 +191,12 @@ impl WorkerTask for TransferFilesBbcp {
             },
         ],
         bound: true,
+    };
+    const ATTRIBUTES: Attributes = Attributes {
+        acks_late: Some(true),
+        // A copy has to be stopped, and its row put back.
+        stops_itself: true,
+        ..Attributes::NONE
     };
     type Context = DataTransferTask;
 

@@ -13,7 +13,7 @@ use crate::manager::Manager;
 use crate::telemetry::chain;
 use crate::wire::arguments::{Parameter, Signature};
 use crate::wire::exception::Exception;
-use crate::worker::{Control, Failure, WorkerTask};
+use crate::worker::{Attributes, Control, Failure, WorkerTask};
 
 /// Arguments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -97,6 +97,12 @@ impl WorkerTask for TransferTransferPackages {
             },
         ],
         bound: false,
+    };
+    const ATTRIBUTES: Attributes = Attributes {
+        acks_late: Some(true),
+        // A pass is short, and must not be left in the middle.
+        stops_itself: true,
+        ..Attributes::NONE
     };
     type Context = Arc<Manager>;
 

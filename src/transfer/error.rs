@@ -485,6 +485,18 @@ impl TransferError {
     }
 }
 
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for TransferError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Storage {
+            operation: "a step",
+            role: Role::Destination,
+            path: String::new(),
+            source: lost.into(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

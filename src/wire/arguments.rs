@@ -15,6 +15,22 @@ pub struct Parameter {
     pub required: bool,
 }
 
+impl Parameter {
+    /// One that a call must give.
+    #[must_use]
+    pub const fn required(name: &'static str) -> Self {
+        let required = true;
+        Self { name, required }
+    }
+
+    /// One whose default is `None`.
+    #[must_use]
+    pub const fn optional(name: &'static str) -> Self {
+        let required = false;
+        Self { name, required }
+    }
+}
+
 /// The signature of a task function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signature {
@@ -74,6 +90,17 @@ impl Signature {
         } else {
             Err(self.says(missing_text(&missing)))
         }
+    }
+
+    /// What [`Signature::bind`] bound in the form of a tuple: a list in the order of the parameters,
+    /// with null for what was not given; and null for the empty tuple.
+    #[must_use]
+    pub fn in_order(&self, mut bound: Map<String, Value>) -> Value {
+        if self.parameters.is_empty() {
+            return Value::Null;
+        }
+        let value = |p: &Parameter| bound.remove(p.name).unwrap_or_default();
+        self.parameters.iter().map(value).collect()
     }
 
     fn says(&self, message: String) -> String {

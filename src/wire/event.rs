@@ -7,12 +7,14 @@ use super::message::TaskMessage;
 use super::repr;
 use super::result::{Cause, State};
 
-/// Seconds between two heartbeats, as it is announced.
-pub const HEARTBEAT_SECONDS: f64 = 2.0;
+/// What the worker says that it is, its version and its system.
+const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
 
 /// What the worker itself looks like at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
+    /// Seconds between two heartbeats.
+    pub freq: f64,
     /// Tasks that run.
     pub active: usize,
     /// Tasks that were begun since the start.
@@ -28,6 +30,8 @@ pub enum Event<'a> {
     WorkerOnline(Load),
     /// It still is.
     WorkerHeartbeat(Load),
+    /// It still is, as it was asked to say; with fewer words, as Python's.
+    WorkerHeartbeatAsked,
     /// It goes.
     WorkerOffline(Load),
     /// A task came.
@@ -52,6 +56,15 @@ pub enum Event<'a> {
         /// Text in the form of a Python traceback.
         traceback: Option<&'a str>,
     },
+    /// It raised and will be run again.
+    TaskRetried {
+        /// Its id.
+        id: &'a str,
+        /// What it raised.
+        exception: &'a Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<&'a str>,
+    },
     /// It will not run, or was stopped.
     TaskRevoked {
         /// Its id.
@@ -59,6 +72,22 @@ pub enum Event<'a> {
         /// Why.
         cause: Cause,
     },
+    /// It refused its message.
+    TaskRejected {
+        /// Its id.
+        id: &'a str,
+        /// Whether the message went back to its queue.
+        requeue: bool,
+    },
+    /// How far it is. Celery has no such event; monitors show or skip it.
+    TaskProgress {
+        /// Its id.
+        id: &'a str,
+        /// The same mapping that the state PROGRESS has as its result.
+        progress: &'a Value,
+    },
+    /// The answer to a node that wants an election.
+    WorkerElectAck(&'a str),
 }
 
 /// What every event carries.
@@ -77,11 +106,20 @@ pub struct Stamp<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// What is told of a task that reached a final state after `runtime` seconds.
+    /// What is told of a task that reached a state after `runtime` seconds.
     #[must_use]
-    pub fn of_end(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
+    pub fn of(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
         match state {
             State::Started { .. } => None,
+            State::Progress(progress) => Some(Self::TaskProgress { id, progress }),
+            State::Retry {
+                exception,
+                traceback,
+            } => Some(Self::TaskRetried {
+                id,
+                exception,
+                traceback: traceback.as_deref(),
+            }),
             State::Success(result) => Some(Self::TaskSucceeded {
                 id,
                 result,
@@ -104,13 +142,17 @@ impl<'a> Event<'a> {
     pub fn name(&self) -> &'static str {
         match self {
             Self::WorkerOnline(_) => "worker-online",
-            Self::WorkerHeartbeat(_) => "worker-heartbeat",
+            Self::WorkerHeartbeat(_) | Self::WorkerHeartbeatAsked => "worker-heartbeat",
             Self::WorkerOffline(_) => "worker-offline",
             Self::TaskReceived(_) => "task-received",
             Self::TaskStarted(_) => "task-started",
             Self::TaskSucceeded { .. } => "task-succeeded",
             Self::TaskFailed { .. } => "task-failed",
+            Self::TaskRetried { .. } => "task-retried",
             Self::TaskRevoked { .. } => "task-revoked",
+            Self::TaskRejected { .. } => "task-rejected",
+            Self::TaskProgress { .. } => "task-progress",
+            Self::WorkerElectAck(_) => "worker-elect-ack",
         }
     }
 
@@ -119,7 +161,11 @@ impl<'a> Event<'a> {
     pub fn is_worker(&self) -> bool {
         matches!(
             self,
-            Self::WorkerOnline(_) | Self::WorkerHeartbeat(_) | Self::WorkerOffline(_)
+            Self::WorkerOnline(_)
+                | Self::WorkerHeartbeat(_)
+                | Self::WorkerHeartbeatAsked
+                | Self::WorkerOffline(_)
+                | Self::WorkerElectAck(_)
         )
     }
 
@@ -150,16 +196,22 @@ impl<'a> Event<'a> {
         match self {
             Self::WorkerOnline(load) | Self::WorkerHeartbeat(load) | Self::WorkerOffline(load) => {
                 json!({
-                    "freq": HEARTBEAT_SECONDS,
+                    "freq": load.freq,
                     "active": load.active,
                     "processed": load.processed,
                     "loadavg": load.loadavg,
                     // Monitors decide by these what they may ask of a worker.
-                    "sw_ident": "py-celery",
-                    "sw_ver": "5.7.0",
-                    "sw_sys": "Linux",
+                    "sw_ident": SOFTWARE.0,
+                    "sw_ver": SOFTWARE.1,
+                    "sw_sys": SOFTWARE.2,
                 })
             }
+            Self::WorkerHeartbeatAsked => json!({
+                "freq": 5,
+                "sw_ident": SOFTWARE.0,
+                "sw_ver": SOFTWARE.1,
+                "sw_sys": SOFTWARE.2,
+            }),
             Self::TaskReceived(message) => json!({
                 "uuid": message.id,
                 "name": message.display_name(),
@@ -172,6 +224,13 @@ impl<'a> Event<'a> {
                 "expires": message.expires.map(super::isoformat),
             }),
             Self::TaskStarted(id) => json!({ "uuid": id }),
+            Self::TaskRejected { id, requeue } => json!({"uuid": id, "requeue": requeue}),
+            Self::TaskProgress { id, progress } => {
+                let mut fields = progress.as_object().cloned().unwrap_or_default();
+                fields.insert("uuid".into(), json!(id));
+                Value::Object(fields)
+            }
+            Self::WorkerElectAck(id) => json!({ "id": id }),
             Self::TaskSucceeded {
                 id,
                 result,
@@ -182,6 +241,11 @@ impl<'a> Event<'a> {
                 "runtime": runtime,
             }),
             Self::TaskFailed {
+                id,
+                exception,
+                traceback,
+            }
+            | Self::TaskRetried {
                 id,
                 exception,
                 traceback,

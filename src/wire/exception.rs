@@ -3,10 +3,14 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::message::TaskMessage;
 use super::repr;
 
 /// Module of Python's own exceptions.
 pub const BUILTINS: &str = "builtins";
+
+/// Module of the exceptions of time limits.
+const BILLIARD: &str = "billiard.exceptions";
 
 /// An exception that a Python reader re-creates: class, module and constructor arguments.
 ///
@@ -55,6 +59,63 @@ impl Exception {
         Self::new("celery.exceptions", "TaskRevokedError", reason)
     }
 
+    /// `SoftTimeLimitExceeded`, which Python raises within the task.
+    #[must_use]
+    pub fn soft_time_limit_exceeded() -> Self {
+        Self {
+            exc_type: "SoftTimeLimitExceeded".into(),
+            exc_message: Vec::new(),
+            exc_module: BILLIARD.into(),
+        }
+    }
+
+    /// `TimeLimitExceeded`, of a task that was stopped by force. Its argument is the limit as it
+    /// was given, in seconds: `1`, not `1.0`.
+    #[must_use]
+    pub fn time_limit_exceeded(seconds: f64) -> Self {
+        Self {
+            exc_type: "TimeLimitExceeded".into(),
+            exc_message: vec![seconds_as_given(seconds)],
+            exc_module: BILLIARD.into(),
+        }
+    }
+
+    /// `Retry`, which a task raises to be run again `when` (`in 1.5s`), because of `cause`.
+    #[must_use]
+    pub fn retry(when: &str, cause: Option<&Self>) -> Self {
+        let text = match cause {
+            Some(cause) => format!("Retry {when}: {}", cause.repr()),
+            None => format!("Retry {when}"),
+        };
+        Self::new("celery.exceptions", "Retry", text)
+    }
+
+    /// `MaxRetriesExceededError`, where a task names no cause of its own.
+    #[must_use]
+    pub fn max_retries_exceeded(message: &TaskMessage) -> Self {
+        Self::new(
+            "celery.exceptions",
+            "MaxRetriesExceededError",
+            format!(
+                "Can't retry {}[{}] args:{} kwargs:{}",
+                message.task,
+                message.id,
+                repr::value(&message.args),
+                repr::value(&message.kwargs),
+            ),
+        )
+    }
+
+    /// What stands for `None`, where Python stores the exception of a retry that has none.
+    #[must_use]
+    pub fn none() -> Self {
+        Self {
+            exc_type: "NoneType".into(),
+            exc_message: Vec::new(),
+            exc_module: BUILTINS.into(),
+        }
+    }
+
     /// The last line of a Python traceback: `module.Class: message`, without the module for
     /// builtins.
     #[must_use]
@@ -66,6 +127,8 @@ impl Exception {
         };
         match self.exc_message.as_slice() {
             [] => class,
+            // The one class of Python's whose text is the `repr` of its argument.
+            [key] if class == "KeyError" => format!("{class}: {}", repr::value(key)),
             [Value::String(text)] => format!("{class}: {text}"),
             [one] => format!("{class}: {}", repr::value(one)),
             many => format!("{class}: {}", repr::tuple(many)),
@@ -76,6 +139,15 @@ impl Exception {
     #[must_use]
     pub fn repr(&self) -> String {
         match self.exc_message.as_slice() {
+            // Classes that show themselves otherwise.
+            [reason, requeue] if self.exc_type == "Reject" => format!(
+                "reject requeue={}: {}",
+                repr::value(requeue),
+                reason
+                    .as_str()
+                    .map_or_else(|| repr::value(reason), str::to_owned)
+            ),
+            [] if self.exc_type == "NoneType" => "None".into(),
             [one] => format!("{}({})", self.exc_type, repr::value(one)),
             many => format!("{}{}", self.exc_type, repr::tuple(many)),
         }
@@ -89,6 +161,18 @@ impl Exception {
             "Traceback (most recent call last):\n  {place}\n{}\n",
             self.headline()
         )
+    }
+}
+
+/// A number of seconds as a producer wrote it: whole ones are integers.
+fn seconds_as_given(seconds: f64) -> Value {
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "it has no fraction, and a cast saturates"
+    )]
+    match seconds.fract() == 0.0 {
+        true => (seconds as i64).into(),
+        false => seconds.into(),
     }
 }
 

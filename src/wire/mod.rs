@@ -8,17 +8,27 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 
 pub mod arguments;
+pub mod canvas;
+pub mod compression;
+pub mod content;
+pub(crate) mod envelope;
 pub mod event;
 pub mod exception;
+mod json;
 pub mod message;
+mod msgpack;
 pub mod pidbox;
 pub mod repr;
 pub mod result;
+pub mod retry;
+mod time;
+mod yaml;
 
 /// A message as any transport carries it: headers, properties and an encoded body.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RawMessage {
-    /// Application headers. AMQP values are mapped to their nearest JSON form.
+    /// Application headers. What AMQP has and JSON has not is in kombu's envelopes, see
+    /// [`envelope`], so that a header goes out again as it came in.
     pub headers: Map<String, Value>,
     /// The properties that Celery uses.
     pub properties: Properties,

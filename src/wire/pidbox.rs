@@ -10,6 +10,9 @@ use super::{Properties, RawMessage};
 /// Largest pattern that is compiled, in bytes of the compiled form: it comes from the network.
 const MAX_PATTERN: usize = 1 << 16;
 
+/// The exchange that requests are broadcast by.
+pub const EXCHANGE: &str = "celery.pidbox";
+
 /// A request.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Request {
@@ -69,6 +72,39 @@ impl Request {
             .as_ref()
             .and_then(|arguments| arguments.get(name))
             .unwrap_or(&Value::Null)
+    }
+}
+
+/// A request to all nodes.
+#[must_use]
+pub fn request(
+    method: &str,
+    arguments: &Value,
+    ticket: &str,
+    reply_to: &ReplyTo,
+    clock: u64,
+) -> RawMessage {
+    let headers = [
+        ("clock".to_owned(), json!(clock)),
+        ("expires".to_owned(), json!(0)),
+    ];
+    let body = json!({
+        "method": method,
+        "arguments": arguments,
+        "destination": null,
+        "pattern": null,
+        "matcher": null,
+        "ticket": ticket,
+        "reply_to": {"exchange": reply_to.exchange, "routing_key": reply_to.routing_key},
+    });
+    RawMessage {
+        headers: Map::from_iter(headers),
+        properties: Properties {
+            content_type: Some(JSON.into()),
+            content_encoding: Some("utf-8".into()),
+            ..Properties::default()
+        },
+        body: body.to_string().into_bytes(),
     }
 }
 

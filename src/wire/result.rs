@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::compression::{self, Method};
 use super::exception::Exception;
-use super::isoformat;
-use super::message::TaskMessage;
+use super::message::{Reason, TaskMessage};
+use super::{isoformat, json};
 
 /// Why a task does not run, or not to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +41,16 @@ pub enum State {
         /// Node name of the worker.
         hostname: String,
     },
+    /// It runs, and this is how far it is; a state of the project's own, which Celery's readers take
+    /// for a custom one.
+    Progress(Value),
+    /// It raised and will be run again.
+    Retry {
+        /// What it raised.
+        exception: Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<String>,
+    },
     /// It returned.
     Success(Value),
     /// It raised.
@@ -59,16 +70,48 @@ impl State {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Started { .. } => "STARTED",
+            Self::Progress(_) => "PROGRESS",
+            Self::Retry { .. } => "RETRY",
             Self::Success(_) => "SUCCESS",
             Self::Failure { .. } => "FAILURE",
             Self::Revoked(_) => "REVOKED",
         }
     }
 
+    /// What is stored as the result: a value, or an exception as a mapping.
+    #[must_use]
+    pub fn result(&self) -> Value {
+        match self {
+            Self::Started { pid, hostname } => json!({"pid": pid, "hostname": hostname}),
+            Self::Success(value) | Self::Progress(value) => value.clone(),
+            Self::Retry { exception, .. } | Self::Failure { exception, .. } => json!(exception),
+            Self::Revoked(cause) => json!(Exception::revoked(cause.as_str())),
+        }
+    }
+
     /// Whether no other state follows.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        !matches!(self, Self::Started { .. })
+        matches!(
+            self,
+            Self::Success(_) | Self::Failure { .. } | Self::Revoked(_)
+        )
+    }
+
+    /// Whether a stored state of that name stays when this one comes: a SUCCESS always, and against
+    /// mere news about the progress every final one. A task that failed may run once more.
+    #[must_use]
+    pub fn yields_to(&self, stored: &str) -> bool {
+        self.unyielding().contains(&stored)
+    }
+
+    /// The states that stay when this one comes.
+    #[must_use]
+    pub fn unyielding(&self) -> &'static [&'static str] {
+        match self {
+            Self::Progress(_) => &["SUCCESS", "FAILURE", "REVOKED"],
+            _ => &["SUCCESS"],
+        }
     }
 }
 
@@ -85,6 +128,30 @@ pub struct ResultMeta {
     pub group_id: Option<String>,
     /// The task that sent this one.
     pub parent_id: Option<String>,
+    /// The results of the tasks that this one sent, each in the form of `AsyncResult.as_tuple()`:
+    /// `[[id, parent], null]`, or `[[group, parent], [child, …]]`.
+    pub children: Vec<Value>,
+    /// What `result_extended` adds.
+    pub extended: Option<Extended>,
+}
+
+/// The keys that `result_extended` adds to a result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Extended {
+    /// Name of the task.
+    pub name: String,
+    /// Its arguments.
+    pub args: Value,
+    /// Its keyword arguments.
+    pub kwargs: Value,
+    /// Node name of the worker.
+    pub worker: String,
+    /// How often it was retried before.
+    pub retries: u32,
+    /// The *routing key* that its message came by, which Celery calls `queue`.
+    pub queue: Option<String>,
+    /// `stamped_headers`, and the stamps under their own names; empty for a task without.
+    pub stamps: Map<String, Value>,
 }
 
 impl ResultMeta {
@@ -97,26 +164,23 @@ impl ResultMeta {
             state,
             group_id: message.group.clone(),
             parent_id: message.parent_id.clone(),
+            children: Vec::new(),
+            extended: None,
         }
     }
 
     /// The mapping.
     #[must_use]
     pub fn to_json(&self) -> Value {
-        let (result, traceback) = match &self.state {
-            State::Started { pid, hostname } => (json!({"pid": pid, "hostname": hostname}), None),
-            State::Success(value) => (value.clone(), None),
-            State::Failure {
-                exception,
-                traceback,
-            } => (json!(exception), traceback.clone()),
-            State::Revoked(cause) => (json!(Exception::revoked(cause.as_str())), None),
+        let traceback = match &self.state {
+            State::Retry { traceback, .. } | State::Failure { traceback, .. } => traceback.as_ref(),
+            _ => None,
         };
         let mut meta = Map::new();
         meta.insert("status".into(), json!(self.state.name()));
-        meta.insert("result".into(), result);
+        meta.insert("result".into(), self.state.result());
         meta.insert("traceback".into(), json!(traceback));
-        meta.insert("children".into(), json!([]));
+        meta.insert("children".into(), json!(self.children));
         meta.insert("date_done".into(), json!(self.date_done.map(isoformat)));
         if let Some(group) = &self.group_id {
             meta.insert("group_id".into(), json!(group));
@@ -124,8 +188,80 @@ impl ResultMeta {
         if let Some(parent) = &self.parent_id {
             meta.insert("parent_id".into(), json!(parent));
         }
+        if let Some(extended) = &self.extended {
+            meta.insert("name".into(), json!(extended.name));
+            meta.insert("args".into(), extended.args.clone());
+            meta.insert("kwargs".into(), extended.kwargs.clone());
+            meta.insert("worker".into(), json!(extended.worker));
+            meta.insert("retries".into(), json!(extended.retries));
+            meta.insert("queue".into(), json!(extended.queue));
+            meta.extend(extended.stamps.clone());
+        }
         meta.insert("task_id".into(), json!(self.task_id));
         Value::Object(meta)
+    }
+}
+
+/// What compressed values begin with; then come the MIME type of the compression, a NUL and the
+/// compressed bytes.
+const COMPRESSED: &[u8] = b"\0celery-compressed\0";
+
+/// Largest value that is read, in bytes, decompressed: whoever may write to Redis may store a bomb.
+const MAX_STORED: usize = 64 << 20;
+
+/// Why stored bytes are no result.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReadable {
+    /// They cannot be decompressed.
+    #[error("it cannot be decompressed")]
+    Compressed(#[from] Reason),
+    /// They are of another serializer, or broken.
+    #[error("it is no JSON: {0}")]
+    Json(String),
+    /// They are something else.
+    #[error("it is no mapping with a status")]
+    NoStatus,
+}
+
+/// A value as a key-value store holds it.
+#[must_use]
+pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
+    let plain = value.to_string().into_bytes();
+    let packed = compression.and_then(|method| {
+        let packed = method.compress(&plain)?;
+        let name = method.content_type().as_bytes();
+        Some([COMPRESSED, name, b"\0", &packed].concat())
+    });
+    packed.unwrap_or(plain)
+}
+
+/// The value that a store holds, compressed or not.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
+    let plain = match stored.strip_prefix(COMPRESSED) {
+        None => stored.into(),
+        Some(rest) => {
+            let mut parts = rest.splitn(2, |byte| *byte == 0);
+            let name = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+            let packed = parts.next().unwrap_or_default();
+            compression::undo(packed, Some(&name.into()), MAX_STORED)?
+        }
+    };
+    let text = std::str::from_utf8(&plain).map_err(|e| NotReadable::Json(e.to_string()))?;
+    json::read(text).map_err(|e| NotReadable::Json(e.to_string()))
+}
+
+/// The mapping of a result that a key-value store holds.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn read(stored: &[u8]) -> Result<Value, NotReadable> {
+    let meta = decode(stored)?;
+    match meta["status"].is_string() {
+        true => Ok(meta),
+        false => Err(NotReadable::NoStatus),
     }
 }
 

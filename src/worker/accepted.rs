@@ -1,4 +1,4 @@
-//! The messages that a worker has accepted and not yet settled, by task id.
+//! The messages that a worker has accepted and not yet settled.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -6,64 +6,73 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
+use super::stop::{Reason, Stop};
 use crate::broker::Delivery;
+use crate::wire::RawMessage;
 use crate::wire::message::TaskMessage;
+use crate::wire::repr;
+
+/// A task message, and the way it came.
+pub(super) struct Received {
+    /// What it asks for.
+    pub(super) message: Arc<TaskMessage>,
+    /// As it was on the wire.
+    pub(super) raw: RawMessage,
+    /// Exchange it came through.
+    pub(super) exchange: String,
+    /// Its routing key.
+    pub(super) routing_key: String,
+    /// Queue it came from.
+    pub(super) queue: String,
+    /// Whether the broker thinks that it was delivered before.
+    pub(super) redelivered: bool,
+}
+
+/// What tells accepted messages apart: a retry has the id of the run before it, and can come
+/// before that one is settled.
+type Key = (String, u32);
+
+impl Received {
+    fn key(&self) -> Key {
+        (self.message.id.clone(), self.message.retries)
+    }
+}
 
 /// How far an accepted task is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Phase {
     /// It waits for its time.
     Scheduled(DateTime<Utc>),
-    /// It waits for a slot.
+    /// It waits for its turn or for a place.
     Reserved,
     /// It runs since.
     Active(DateTime<Utc>),
 }
 
 struct Accepted {
-    message: Arc<TaskMessage>,
+    received: Arc<Received>,
     phase: Phase,
     deliveries: Vec<Delivery>,
-    delivery_info: Value,
+    acknowledged: bool,
     stop: Stop,
-}
-
-/// How a task is told to stop.
-#[derive(Debug, Clone)]
-pub(super) struct Stop {
-    /// Now.
-    pub(super) now: CancellationToken,
-    /// And for good: it is not run again.
-    pub(super) for_good: CancellationToken,
 }
 
 /// The accepted messages.
 #[derive(Default)]
-pub(super) struct AcceptedTasks(Mutex<HashMap<String, Accepted>>);
+pub(super) struct AcceptedTasks(Mutex<HashMap<Key, Accepted>>);
 
 impl AcceptedTasks {
-    /// Enters a delivery under its task's id, to be stopped by `stop`; false if it joined one that is
+    /// Enters a delivery, to be stopped by `stop`; false if it joined one of the same task that is
     /// there already.
-    pub(super) fn accept(
-        &self,
-        message: &Arc<TaskMessage>,
-        delivery: Delivery,
-        stop: &Stop,
-    ) -> bool {
-        match self.lock().entry(message.id.clone()) {
+    pub(super) fn accept(&self, received: &Arc<Received>, delivery: Delivery, stop: &Stop) -> bool {
+        match self.lock().entry(received.key()) {
             Entry::Vacant(entry) => {
                 entry.insert(Accepted {
-                    message: message.clone(),
-                    phase: message.eta.map_or(Phase::Reserved, Phase::Scheduled),
-                    delivery_info: json!({
-                        "exchange": delivery.exchange,
-                        "routing_key": delivery.routing_key,
-                        "priority": delivery.message.properties.priority,
-                        "redelivered": delivery.redelivered,
-                    }),
+                    received: received.clone(),
+                    phase: Phase::Reserved,
                     deliveries: vec![delivery],
+                    acknowledged: false,
                     stop: stop.clone(),
                 });
                 true
@@ -79,29 +88,65 @@ impl AcceptedTasks {
     }
 
     /// Notes how far a task is.
-    pub(super) fn enter(&self, id: &str, phase: Phase) {
-        if let Some(accepted) = self.lock().get_mut(id) {
+    pub(super) fn enter(&self, received: &Arc<Received>, phase: Phase) {
+        if let Some(accepted) = find(&mut self.lock(), received) {
             accepted.phase = phase;
         }
     }
 
-    /// Stops a task that runs, for good; false if it does not run here.
-    pub(super) fn terminate(&self, id: &str) -> bool {
-        match self.lock().get(id) {
-            Some(accepted) if matches!(accepted.phase, Phase::Active(_)) => {
-                accepted.stop.for_good.cancel();
-                accepted.stop.now.cancel();
-                true
+    /// Lets a task's deliveries count against the prefetch limit, or not while it waits.
+    pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
+        if let Some(accepted) = find(&mut self.lock(), received) {
+            for delivery in &accepted.deliveries {
+                match parked {
+                    true => delivery.park(),
+                    false => delivery.unpark(),
+                }
             }
-            _ => false,
         }
     }
 
-    /// Takes out everything that has to be settled with a task.
-    pub(super) fn release(&self, id: &str) -> Vec<Delivery> {
-        self.lock()
-            .remove(id)
-            .map_or_else(Vec::new, |accepted| accepted.deliveries)
+    /// Stops the task of an id where it runs, for good; false if it does not run here.
+    pub(super) fn terminate(&self, id: &str) -> bool {
+        let mut found = false;
+        for accepted in self.lock().values() {
+            let runs = matches!(accepted.phase, Phase::Active(_));
+            if runs && accepted.received.message.id == id {
+                accepted.stop.stop(Reason::Terminated);
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// Whether the task of an id runs here.
+    pub(super) fn runs(&self, id: &str) -> bool {
+        self.lock().values().any(|accepted| {
+            matches!(accepted.phase, Phase::Active(_)) && accepted.received.message.id == id
+        })
+    }
+
+    /// The deliveries of a task that is acknowledged before its end. It stays in the list.
+    pub(super) fn acknowledge(&self, received: &Arc<Received>) -> Vec<Delivery> {
+        find(&mut self.lock(), received).map_or_else(Vec::new, |accepted| {
+            accepted.acknowledged = true;
+            std::mem::take(&mut accepted.deliveries)
+        })
+    }
+
+    /// Takes out everything that has to be settled with a task. Nothing, if it was taken out
+    /// before.
+    pub(super) fn release(&self, received: &Arc<Received>) -> Vec<Delivery> {
+        let mut all = self.lock();
+        let deliveries =
+            find(&mut all, received).map(|accepted| std::mem::take(&mut accepted.deliveries));
+        match deliveries {
+            Some(deliveries) => {
+                all.remove(&received.key());
+                deliveries
+            }
+            None => Vec::new(),
+        }
     }
 
     /// How many tasks run.
@@ -110,36 +155,78 @@ impl AcceptedTasks {
         self.lock().values().filter(is_active).count()
     }
 
-    /// The tasks as `celery inspect` shows them, with how far each is.
-    pub(super) fn requests(&self, hostname: &str) -> Vec<(Phase, Value)> {
+    /// How many tasks wait for their time.
+    pub(super) fn scheduled(&self) -> usize {
+        let waits = |accepted: &&Accepted| matches!(accepted.phase, Phase::Scheduled(_));
+        self.lock().values().filter(waits).count()
+    }
+
+    /// The ids of the accepted tasks whose message `wanted` wants.
+    pub(super) fn ids(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         self.lock()
             .values()
-            .map(|accepted| (accepted.phase, accepted.request(hostname)))
+            .filter(|accepted| wanted(&accepted.received.message))
+            .map(|accepted| accepted.received.message.id.clone())
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Accepted>> {
+    /// The tasks as `celery inspect` shows them, with how far each is; their arguments as Python
+    /// would print them where `safe`.
+    pub(super) fn requests(&self, hostname: &str, safe: bool) -> Vec<(Phase, Value)> {
+        self.lock()
+            .values()
+            .map(|accepted| (accepted.phase, accepted.request(hostname, safe)))
+            .collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Accepted>> {
         // No code panics while it holds the lock, and the map would still be whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+/// The entry of this very message, not of another one of the same task.
+fn find<'a>(
+    all: &'a mut HashMap<Key, Accepted>,
+    received: &Arc<Received>,
+) -> Option<&'a mut Accepted> {
+    all.get_mut(&received.key())
+        .filter(|accepted| Arc::ptr_eq(&accepted.received, received))
+}
+
 impl Accepted {
-    fn request(&self, hostname: &str) -> Value {
+    fn request(&self, hostname: &str, safe: bool) -> Value {
         let started = match self.phase {
             Phase::Active(since) => Some(super::unix_seconds(since)),
             Phase::Scheduled(_) | Phase::Reserved => None,
         };
+        let Received {
+            message,
+            raw,
+            exchange,
+            routing_key,
+            redelivered,
+            ..
+        } = &*self.received;
+        let shown = |value: &Value, repr: &Option<String>| match safe {
+            true => json!(repr.clone().unwrap_or_else(|| repr::value(value))),
+            false => value.clone(),
+        };
         json!({
-            "id": self.message.id,
-            "name": self.message.display_name(),
-            "args": self.message.args,
-            "kwargs": self.message.kwargs,
-            "type": self.message.task,
+            "id": message.id,
+            "name": message.display_name(),
+            "args": shown(&message.args, &message.argsrepr),
+            "kwargs": shown(&message.kwargs, &message.kwargsrepr),
+            "type": message.task,
             "hostname": hostname,
             "time_start": started,
-            "acknowledged": false,
-            "delivery_info": self.delivery_info,
+            "acknowledged": self.acknowledged,
+            "delivery_info": {
+                "exchange": exchange,
+                "routing_key": routing_key,
+                "priority": raw.properties.priority,
+                "redelivered": redelivered,
+            },
             "worker_pid": started.map(|_| std::process::id()),
         })
     }

@@ -9,41 +9,49 @@
 //! sent it twice) joins that entry instead of running beside it, and is settled with it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use celery::Celery;
 use chrono::{DateTime, Utc};
-use tokio::sync::Semaphore;
+use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::broker::{Delivery, Queue, Subscription, Transport, Verdict};
-use crate::pauses::Pauses;
-use crate::telemetry::{chain, panic_text};
-use crate::wire::event::{Event, HEARTBEAT_SECONDS, Load};
-use crate::wire::exception::{BUILTINS, Exception};
-use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
-use crate::wire::repr;
-use crate::wire::result::{Cause, ResultMeta, State};
+use crate::broker::{BrokerError, Queue, Subscription, Subscriptions, TaskQueues, Transport};
+use crate::wire::content::Accept;
+use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod builtin;
+mod canvas;
+mod cluster;
 mod control;
 mod events;
+mod policy;
+mod pool;
+mod rate;
+mod request;
 pub mod results;
 mod revoked;
+mod stop;
 mod task;
 
-pub use task::{Control, Failure, Outcome, Registry, WorkerTask};
+pub use control::DANGEROUS;
+pub use policy::TaskDefaults;
+pub use rate::RateLimit;
+pub use task::{
+    Attributes, Control, Failure, Outcome, Progress, Registry, Retry, When, WorkerTask,
+};
 
-use accepted::{AcceptedTasks, Phase, Stop};
+use accepted::AcceptedTasks;
+use canvas::Canvas;
 use events::Events;
+use policy::TimeLimits;
+use pool::Pool;
+use rate::RateLimits;
 use results::ResultBackend;
 use revoked::Revoked;
-use task::Invocation;
-
-/// How long STARTED may hold up a task.
-const STARTED_WITHIN: Duration = Duration::from_secs(5);
 
 /// First and longest pause between two tries to store a result.
 const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
@@ -58,18 +66,78 @@ pub struct Config {
     pub hostname: String,
     /// Names of the queues.
     pub queues: Vec<String>,
+    /// How queues are declared.
+    pub task_queues: TaskQueues,
+    /// Queue of the tasks that follow others and name none.
+    pub default_queue: String,
+    /// How long the results of a chord's header may be on their way when its parts have returned.
+    pub chord_join_timeout: Duration,
+    /// How often a chord is looked at, where the result backend does not count.
+    pub chord_retry_interval: Duration,
     /// Tasks that run at once.
     pub concurrency: usize,
-    /// Unsettled deliveries for each queue; 0 is no limit.
-    pub prefetch: u16,
-    /// Largest accepted body, in bytes.
-    pub max_body_bytes: usize,
-    /// Whether STARTED is stored.
-    pub track_started: bool,
+    /// Unsettled deliveries for each queue and for each task that can run; 0 is no limit.
+    pub prefetch_multiplier: u16,
+    /// What is accepted as a message body.
+    pub accept: Accept,
+    /// What holds for tasks that say nothing else.
+    pub tasks: TaskDefaults,
+    /// Whether rate limits are obeyed.
+    pub rate_limits: bool,
+    /// Time between two heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Requests of the remote control that change what the worker does, as far as they are obeyed.
+    pub control_allowed: Vec<String>,
+    /// What `celery inspect conf` shows.
+    pub settings: Value,
+    /// Whether results name the task, its arguments and the worker.
+    pub result_extended: bool,
+    /// Whether a task that is delivered again is not run if it has succeeded before.
+    pub deduplicate: bool,
+    /// How long a message that waits for its time is held before it is published anew. Has to be
+    /// shorter than the broker's `consumer_timeout`.
+    pub eta_hold: Duration,
+    /// Messages that may wait for their time beyond the prefetch limit.
+    pub eta_task_limit: usize,
+    /// How long running tasks may go on after a cold shutdown was asked for.
+    pub soft_shutdown: Duration,
     /// Whether the events of tasks are sent from the start.
     pub task_events: bool,
     /// Whether remote control is answered.
     pub remote_control: bool,
+    /// Whether, with remote control, the other workers are heard as well: mingle and gossip.
+    pub gossip: bool,
+}
+
+impl Config {
+    /// Celery's defaults, for a node and its queues.
+    #[must_use]
+    pub fn new(hostname: impl Into<String>, queues: Vec<String>) -> Self {
+        Self {
+            hostname: hostname.into(),
+            queues,
+            task_queues: TaskQueues::default(),
+            default_queue: "celery".into(),
+            chord_join_timeout: Duration::from_secs(3),
+            chord_retry_interval: Duration::from_secs(1),
+            concurrency: std::thread::available_parallelism().map_or(1, usize::from),
+            prefetch_multiplier: 4,
+            accept: Accept::json(4 << 20),
+            tasks: TaskDefaults::default(),
+            rate_limits: true,
+            heartbeat_interval: Duration::from_secs(2),
+            control_allowed: DANGEROUS.map(str::to_owned).to_vec(),
+            settings: Value::Object(Default::default()),
+            result_extended: false,
+            deduplicate: false,
+            eta_hold: Duration::from_secs(600),
+            eta_task_limit: 10_000,
+            soft_shutdown: Duration::ZERO,
+            task_events: false,
+            remote_control: true,
+            gossip: true,
+        }
+    }
 }
 
 /// How a worker is asked to stop.
@@ -98,10 +166,17 @@ pub struct Worker {
     registry: Registry,
     transport: Arc<dyn Transport>,
     results: Arc<dyn ResultBackend>,
+    canvas: Arc<Canvas>,
     config: Config,
     hostname: Arc<str>,
     shutdown: Shutdown,
-    slots: Arc<Semaphore>,
+    /// Cancelled when the running tasks have to stop: a cold shutdown, after its soft part.
+    stopping: CancellationToken,
+    pool: Pool,
+    rates: RateLimits,
+    time_limits: TimeLimits,
+    /// The queues that are consumed, once they are.
+    subscriptions: OnceLock<Subscriptions>,
     accepted: AcceptedTasks,
     revoked: Revoked,
     events: Events,
@@ -115,7 +190,7 @@ impl Worker {
     #[must_use]
     pub fn new(
         app: Arc<Celery>,
-        registry: Registry,
+        mut registry: Registry,
         transport: Arc<dyn Transport>,
         results: Arc<dyn ResultBackend>,
         config: Config,
@@ -123,13 +198,38 @@ impl Worker {
     ) -> Self {
         let hostname: Arc<str> = config.hostname.as_str().into();
         let events = Events::new(hostname.clone(), config.task_events, transport.clone());
+        let stopping = CancellationToken::new();
+        let options = canvas::Options {
+            hostname: hostname.clone(),
+            default_queue: config.default_queue.clone(),
+            queues: config.task_queues.clone(),
+            join_timeout: config.chord_join_timeout,
+        };
+        let canvas = Canvas::new(
+            transport.clone(),
+            results.clone(),
+            options,
+            stopping.clone(),
+        );
+        let canvas = Arc::new(canvas);
+        builtin::register(
+            &mut registry,
+            &canvas,
+            &results,
+            config.chord_retry_interval,
+        );
         Self {
             app,
-            registry,
             transport,
             results,
+            canvas,
             hostname,
-            slots: Arc::new(Semaphore::new(config.concurrency)),
+            stopping,
+            pool: Pool::new(config.concurrency),
+            rates: rates(&registry, &config),
+            time_limits: TimeLimits::default(),
+            subscriptions: OnceLock::new(),
+            registry,
             config,
             shutdown,
             accepted: AcceptedTasks::default(),
@@ -141,14 +241,22 @@ impl Worker {
     }
 
     /// Runs until it is told to stop, and until everything accepted is settled.
-    pub async fn run(self) {
+    ///
+    /// # Errors
+    /// That the broker was given up, where the transport does that.
+    pub async fn run(self) -> Result<(), BrokerError> {
         let worker = Arc::new(self);
+        let queue = |name: &String| worker.config.task_queues.queue(name);
+        let queues: Vec<Queue> = worker.config.queues.iter().map(queue).collect();
         let mut consumer = worker.transport.consume(Subscription {
             purpose: "tasks",
             small: false,
-            queues: worker.config.queues.iter().map(Queue::tasks).collect(),
-            prefetch: worker.config.prefetch,
+            delayed: worker.config.task_queues.delayed(&queues),
+            queues,
+            prefetch: worker.prefetch(),
         });
+        // Nobody else sets it.
+        let _ = worker.subscriptions.set(consumer.handle());
         let tasks = TaskTracker::new();
         tasks.spawn(announce(consumer.connected(), worker.clone()));
         let heart = AbortOnDropHandle::new(tokio::spawn(worker.clone().beat()));
@@ -185,13 +293,19 @@ impl Worker {
         worker.events.send(&Event::WorkerOffline(worker.load()));
         worker.events.close().await;
         worker.transport.close().await;
-        tracing::info!("worker stopped");
+        match consumer.failure() {
+            Some(error) => Err(error.clone()),
+            None => {
+                tracing::info!("worker stopped");
+                Ok(())
+            }
+        }
     }
 
     /// Tells monitors that the worker is there, and that it still is.
     async fn beat(self: Arc<Self>) {
         self.events.send(&Event::WorkerOnline(self.load()));
-        let mut beats = tokio::time::interval(Duration::from_secs_f64(HEARTBEAT_SECONDS));
+        let mut beats = tokio::time::interval(self.config.heartbeat_interval);
         loop {
             beats.tick().await;
             self.events.send(&Event::WorkerHeartbeat(self.load()));
@@ -200,6 +314,7 @@ impl Worker {
 
     fn load(&self) -> Load {
         Load {
+            freq: self.config.heartbeat_interval.as_secs_f64(),
             active: self.accepted.active(),
             processed: self.totals().values().sum(),
             loadavg: load_average().unwrap_or_default(),
@@ -211,9 +326,38 @@ impl Worker {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Deliveries that each queue's consumer may hold.
+    fn prefetch(&self) -> u16 {
+        u16::try_from(self.pool.size())
+            .unwrap_or(u16::MAX)
+            .saturating_mul(self.config.prefetch_multiplier)
+    }
+
+    /// Counts a task that begins.
+    fn count(&self, task: &str) {
+        let mut totals = self.totals();
+        match totals.get_mut(task) {
+            Some(count) => *count += 1,
+            None => {
+                totals.insert(task.to_owned(), 1);
+            }
+        }
+    }
+
     /// Waits for a cold shutdown and then, for a limited time, for the stopped tasks.
     async fn stopped_cold(&self, tasks: &TaskTracker) {
         self.shutdown.cold.cancelled().await;
+        let soft = self.config.soft_shutdown;
+        if !soft.is_zero() && !tasks.is_empty() {
+            tracing::warn!(
+                tasks = tasks.len(),
+                wait = %humantime::format_duration(soft),
+                "worker waits for its running tasks before it stops them"
+            );
+            // Either way the rest is stopped.
+            let _ = tokio::time::timeout(soft, tasks.wait()).await;
+        }
+        self.stopping.cancel();
         tracing::warn!(tasks = tasks.len(), "worker stops its running tasks");
         if tokio::time::timeout(COLD_WITHIN, tasks.wait())
             .await
@@ -225,328 +369,20 @@ impl Worker {
             );
         }
     }
-
-    /// One delivery, from receipt to settlement.
-    async fn receive(self: Arc<Self>, delivery: Delivery) {
-        let message = match message::decode(&delivery.message, self.config.max_body_bytes) {
-            Ok(message) => message,
-            Err(refused) => return self.refuse(delivery, refused).await,
-        };
-        if self.registry.get(&message.task).is_none() {
-            return self.not_registered(delivery, message).await;
-        }
-        let redelivered = delivery.redelivered;
-        tracing::info!(
-            task = message.task,
-            task_id = message.id,
-            args = message.argsrepr.as_deref().map(repr::shorten),
-            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
-            redelivered,
-            "task received"
-        );
-        let extras: Vec<&str> = message.extras().collect();
-        if !extras.is_empty() {
-            tracing::warn!(
-                task_id = message.id,
-                ?extras,
-                "the message asks for what this worker cannot do; the task runs without it"
-            );
-        }
-        let message = Arc::new(message);
-        let stop = Stop {
-            now: self.shutdown.cold.child_token(),
-            for_good: CancellationToken::new(),
-        };
-        if !self.accepted.accept(&message, delivery, &stop) {
-            return tracing::info!(
-                task_id = message.id,
-                "task runs here already; the new delivery joins it"
-            );
-        }
-        // Not of one that joined: monitors would take a running task for a waiting one.
-        self.events.send(&Event::TaskReceived(&message));
-        let verdict = self.process(&message, redelivered, stop).await;
-        for delivery in self.accepted.release(&message.id) {
-            delivery.settle(verdict).await;
-        }
-    }
-
-    /// Waits for the task's time and for a slot, runs it and stores its result.
-    async fn process(&self, message: &Arc<TaskMessage>, redelivered: bool, stop: Stop) -> Verdict {
-        let stopped = self.shutdown.warm.cancelled();
-        let begun = async {
-            wait_until(message.eta).await;
-            self.accepted.enter(&message.id, Phase::Reserved);
-            self.slots.acquire().await
-        };
-        let slot = tokio::select! {
-            biased;
-            () = stopped => return Verdict::Requeue,
-            slot = begun => slot,
-        };
-        // Only now, since the task may have waited for long.
-        let Ok(slot) = slot else {
-            return Verdict::Requeue;
-        };
-        if let Some(state) = self.unwanted(message) {
-            return self.conclude(message, state, Duration::ZERO).await;
-        }
-
-        self.accepted.enter(&message.id, Phase::Active(Utc::now()));
-        *self.totals().entry(message.task.clone()).or_default() += 1;
-        self.events.send(&Event::TaskStarted(&message.id));
-        let started = Instant::now();
-        let outcome = self.execute(message, redelivered, &stop).await;
-        drop(slot);
-        let runtime = started.elapsed();
-        let runtime_s = runtime.as_secs_f64();
-        let state = match outcome {
-            Outcome::Returned(value) => {
-                tracing::info!(
-                    task = message.task,
-                    task_id = message.id,
-                    runtime_s,
-                    "task succeeded"
-                );
-                State::Success(value)
-            }
-            Outcome::Failed(Failure::Raised(exception)) => {
-                tracing::error!(
-                    task = message.task,
-                    task_id = message.id,
-                    runtime_s,
-                    exception = exception.headline(),
-                    "task failed"
-                );
-                self.failure(message, exception)
-            }
-            Outcome::Failed(Failure::Interrupted) if stop.for_good.is_cancelled() => {
-                tracing::warn!(
-                    task = message.task,
-                    task_id = message.id,
-                    runtime_s,
-                    "task was terminated"
-                );
-                State::Revoked(Cause::Terminated)
-            }
-            Outcome::Failed(Failure::Interrupted) => {
-                tracing::warn!(
-                    task = message.task,
-                    task_id = message.id,
-                    runtime_s,
-                    "task was interrupted; its message goes back to the queue"
-                );
-                return Verdict::Requeue;
-            }
-            Outcome::Failed(Failure::Ignored) => {
-                tracing::info!(
-                    task = message.task,
-                    task_id = message.id,
-                    runtime_s,
-                    "task ignored"
-                );
-                return Verdict::Ack;
-            }
-        };
-        self.conclude(message, state, runtime).await
-    }
-
-    /// Why a task must not begin any more, if so.
-    fn unwanted(&self, message: &TaskMessage) -> Option<State> {
-        let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
-        let cause = match expired {
-            true => Cause::Expired,
-            false if self.revoked.contains(&message.id) => Cause::Revoked,
-            false => return None,
-        };
-        tracing::info!(task_id = message.id, ?cause, "task does not run");
-        Some(State::Revoked(cause))
-    }
-
-    async fn execute(&self, message: &Arc<TaskMessage>, redelivered: bool, stop: &Stop) -> Outcome {
-        let Some(entry) = self.registry.get(&message.task) else {
-            return Outcome::Failed(Failure::Raised(Exception::not_registered(&message.task)));
-        };
-        if self.config.track_started && message.ignore_result != Some(true) {
-            self.store_started(message).await;
-        }
-        let run = (entry.run)(Invocation {
-            app: self.app.clone(),
-            message: message.clone(),
-            control: Control {
-                hostname: self.hostname.clone(),
-                cancelled: stop.now.clone(),
-                terminated: stop.for_good.clone(),
-                redelivered,
-            },
-        });
-        // A panic outside the task's own body, e.g. in its `on_failure`.
-        tokio::spawn(run).await.unwrap_or_else(|error| {
-            let text = match error.try_into_panic() {
-                Ok(panic) => format!("task panicked: {}", panic_text(&*panic)),
-                Err(error) => error.to_string(),
-            };
-            Outcome::Failed(Failure::Raised(Exception::new(
-                BUILTINS,
-                "RuntimeError",
-                text,
-            )))
-        })
-    }
-
-    /// STARTED is news, not truth: when it cannot be stored the task runs all the same.
-    async fn store_started(&self, message: &TaskMessage) {
-        let state = State::Started {
-            pid: std::process::id(),
-            hostname: self.hostname.to_string(),
-        };
-        let meta = ResultMeta::new(message, state, Utc::now());
-        let stored = tokio::time::timeout(STARTED_WITHIN, self.results.store(&meta, message)).await;
-        match stored {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(task_id = message.id, error = %chain(&error), "STARTED was not stored");
-            }
-            Err(_) => tracing::warn!(task_id = message.id, "STARTED was not stored in time"),
-        }
-    }
-
-    fn failure(&self, message: &TaskMessage, exception: Exception) -> State {
-        let function = self
-            .registry
-            .get(&message.task)
-            .map_or(message.task.as_str(), |entry| entry.function);
-        let place = format!("ccat-transfer on {}, in {function}", self.hostname);
-        State::Failure {
-            traceback: Some(exception.traceback(&place)),
-            exception,
-        }
-    }
-
-    /// Stores a final state, where one is wanted, and then tells monitors.
-    async fn conclude(&self, message: &TaskMessage, state: State, runtime: Duration) -> Verdict {
-        let meta = ResultMeta::new(message, state, Utc::now());
-        let verdict = match message.ignore_result {
-            Some(true) => Verdict::Ack,
-            _ => self.store(message, &meta).await,
-        };
-        let event = Event::of_end(&message.id, &meta.state, runtime.as_secs_f64());
-        if let (Verdict::Ack, Some(event)) = (verdict, event) {
-            self.events.send(&event);
-        }
-        verdict
-    }
-
-    /// Stores a final state, for as long as it takes: until then the message is not acknowledged.
-    /// Only a cold shutdown ends the wait; the message then goes back, and the task, run again,
-    /// finds its work done.
-    async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Verdict {
-        let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
-        loop {
-            let Err(error) = self.results.store(meta, message).await else {
-                return Verdict::Ack;
-            };
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                task_id = message.id,
-                error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
-                "result was not stored; the message stays unacknowledged until it is"
-            );
-            tokio::select! {
-                () = self.shutdown.cold.cancelled() => return Verdict::Requeue,
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    }
-
-    /// A message for a task that this worker does not have.
-    async fn not_registered(&self, delivery: Delivery, message: TaskMessage) {
-        tracing::error!(
-            task = message.task,
-            task_id = message.id,
-            known = ?self.registry.names(),
-            "message for a task that is not registered; it is rejected"
-        );
-        let exception = Exception::not_registered(&message.task);
-        let verdict = match self
-            .conclude(
-                &message,
-                State::Failure {
-                    exception,
-                    traceback: None,
-                },
-                Duration::ZERO,
-            )
-            .await
-        {
-            Verdict::Requeue => Verdict::Requeue,
-            _ => Verdict::Reject,
-        };
-        delivery.settle(verdict).await;
-    }
-
-    /// A message that is no task.
-    async fn refuse(&self, delivery: Delivery, refused: Refused) {
-        let Refused {
-            reason,
-            task,
-            id,
-            reply_to,
-        } = refused;
-        let known = task
-            .as_deref()
-            .is_none_or(|task| self.registry.get(task).is_some());
-        let message = id.map(|id| TaskMessage {
-            correlation_id: delivery
-                .message
-                .properties
-                .correlation_id
-                .clone()
-                .unwrap_or(id.clone()),
-            id,
-            task: task.clone().unwrap_or_default(),
-            reply_to: reply_to.filter(|queue| !queue.is_empty()),
-            ..TaskMessage::default()
-        });
-        match message {
-            Some(message) if !known => self.not_registered(delivery, message).await,
-            message => {
-                tracing::error!(
-                    task,
-                    task_id = message.as_ref().map(|m| &m.id),
-                    routing_key = delivery.routing_key,
-                    body_bytes = delivery.message.body.len(),
-                    reason = %reason,
-                    fate = ?reason.fate(),
-                    "message is no task"
-                );
-                if let (Reason::Malformed(text), Some(message)) = (&reason, message) {
-                    let exception = Exception::invalid_task(*text);
-                    self.conclude(
-                        &message,
-                        State::Failure {
-                            exception,
-                            traceback: None,
-                        },
-                        Duration::ZERO,
-                    )
-                    .await;
-                }
-                let verdict = match reason.fate() {
-                    Fate::Ack => Verdict::Ack,
-                    Fate::Reject => Verdict::Reject,
-                };
-                delivery.settle(verdict).await;
-            }
-        }
-    }
 }
 
-async fn wait_until(eta: Option<DateTime<Utc>>) {
-    if let Some(wait) = eta.and_then(|eta| (eta - Utc::now()).to_std().ok()) {
-        tokio::time::sleep(wait).await;
+/// The rate limits that tasks begin with.
+fn rates(registry: &Registry, config: &Config) -> RateLimits {
+    let rates = RateLimits::default();
+    if config.rate_limits {
+        for (name, entry) in registry.entries() {
+            let limit = entry.attributes.rate_limit.or(config.tasks.rate_limit);
+            if limit.is_some() {
+                rates.set(name, limit);
+            }
+        }
     }
+    rates
 }
 
 /// Seconds since 1970.

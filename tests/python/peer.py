@@ -4,9 +4,12 @@ Started by the tests as `python -m celery -A peer worker`; broker and backend ar
 CELERY_RESULT_BACKEND.
 """
 
+import builtins
 import os
+import time
 
 from celery import Celery
+from celery.exceptions import Ignore, Reject
 
 MODULE = "ccat_data_transfer.transfer_manager"
 
@@ -22,3 +25,52 @@ def transfer_files_bbcp(self, data_transfer_id, session=None):
 @app.task(name=f"{MODULE}.transfer_transfer_packages")
 def transfer_transfer_packages(verbose=False, session=None):
     """The same for the manager's task."""
+
+
+# The tasks of examples/tasks_worker.rs.
+
+
+@app.task(name="tasks.add")
+def add(x, y):
+    return x + y
+
+
+@app.task(name="tasks.echo")
+def echo(value):
+    return value
+
+
+@app.task(name="tasks.fail")
+def fail(message, exc_type="ValueError"):
+    raise getattr(builtins, exc_type)(message)
+
+
+@app.task(name="tasks.retry", bind=True)
+def retry(self, times, countdown, max_retries=3):
+    if self.request.retries >= times:
+        return self.request.retries
+    raise self.retry(exc=OSError("temporary failure"), countdown=countdown, max_retries=max_retries)
+
+
+@app.task(name="tasks.sleep")
+def sleep(seconds):
+    # In small steps, for the soft time limit of a pool without processes.
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        time.sleep(0.05)
+    return seconds
+
+
+@app.task(name="tasks.reject")
+def reject(requeue=False):
+    raise Reject("as asked", requeue=requeue)
+
+
+@app.task(name="tasks.ignore")
+def ignore():
+    raise Ignore()
+
+
+@app.task(name="tasks.panic")
+def panic():
+    raise RuntimeError("as asked")

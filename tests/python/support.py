@@ -213,12 +213,30 @@ class Process:
                 self.kill()
 
 
-def python_worker(directory, queue, broker, backend):
+def tasks_worker(directory, queue, broker, backend, *flags, **settings):
+    """The Rust worker of examples/tasks_worker.rs; `settings` are keys of [celery]."""
+    environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()}
+    worker = Process(
+        [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
+        + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
+        directory / f"tasks-{queue[:40]}.log",
+        cwd=directory,
+        env=clean_environment(
+            CELERY_BROKER_URL=broker.url,
+            CELERY_RESULT_BACKEND=backend,
+            CCAT_DATA_TRANSFER_LOG__FORMAT="json",
+            **environment,
+        ),
+    )
+    return worker.says("worker ready")
+
+
+def python_worker(directory, queue, broker, backend, *flags, pool="solo"):
     """A real Celery worker, see peer.py."""
     worker = Process(
         [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
-        + ["-P", "solo", "-l", "INFO", "--without-mingle", "--without-gossip"],
-        directory / "peer.log",
+        + ["-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip", *flags],
+        directory / f"peer-{queue}.log",
         cwd=HERE,
         env=clean_environment(CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend),
     )
@@ -299,7 +317,7 @@ type = "direct"
         """Writes the worker's settings; `sections` are further keys, e.g. transfer={"max_retries": 1}."""
         settings = {
             "celery": {"broker_url": self.broker.url, "result_backend": backend_url(backend)},
-            "ops_db": {"database_type": "sqlite", "database_sqlite_database": str(self.database)},
+            "ops_db": self.ops_db(),
             "transfer": {
                 "log_dir": str(self.directory / "logs"),
                 "free_space_margin": 0,
@@ -319,6 +337,10 @@ type = "direct"
         with open(self.config, "w") as file:
             for section, keys in settings.items():
                 print(f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), sep="\n", file=file)
+
+    def ops_db(self):
+        """Settings of the database."""
+        return {"database_type": "sqlite", "database_sqlite_database": str(self.database)}
 
     def double(self, **knobs):
         """Sets the test double's knobs anew, e.g. PLAN="stall@50%", RATE=MB."""
@@ -345,7 +367,7 @@ type = "direct"
         assert done.returncode == 0, f"{args}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def worker(self, concurrency=2, ready=True, name="rust"):
+    def worker(self, concurrency=2, ready=True, name="rust", **environment):
         """Starts a worker on this deployment's queue."""
         log = self.directory / f"worker-{len(self.processes)}.log"
         worker = Process(
@@ -353,7 +375,7 @@ type = "direct"
             + ["worker", "-Q", self.queue, "-n", f"{name}-{self.origin_site}@%h", "-c", concurrency],
             log,
             cwd=self.directory,
-            env=clean_environment(),
+            env=clean_environment(**environment),
         )
         self.processes.append(worker)
         return worker.says("worker ready") if ready else worker

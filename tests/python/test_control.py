@@ -32,7 +32,7 @@ def celery(deployment, *arguments):
 
 @contextlib.contextmanager
 def events(app):
-    """Collects events from now on."""
+    """Collects events from now on; some worker has to run, whose heartbeats tell that the collecting has begun."""
     seen, stop = [], threading.Event()
 
     def receive(connection):
@@ -45,6 +45,7 @@ def events(app):
         thread = threading.Thread(target=receive, args=[connection], daemon=True)
         thread.start()
         try:
+            until(lambda: seen, "a heartbeat is seen")
             yield seen
         finally:
             stop.set()
@@ -142,9 +143,9 @@ def test_shapes_are_those_of_python(deployment, tmp_path):
 def test_events(deployment):
     good, bad = deployment.package(), deployment.package()
     (deployment.origin / deployment.row(bad)["relative_path"]).unlink()
+    worker = deployment.worker()
+    node = node_of(worker)
     with deployment.app() as app, events(app) as seen:
-        worker = deployment.worker()
-        node = node_of(worker)
         until(lambda: "worker-heartbeat" in types(seen, hostname=node), "the worker is heard of")
         app.control.enable_events(destination=[node], reply=True)
         app.send_task(TRANSFER, [good], queue=deployment.queue, task_id="good").get(timeout=30)

@@ -19,13 +19,7 @@ use ccat_transfer::broker::amqp::{Amqp, Options};
 
 /// A transport to the test broker.
 pub fn amqp(url: &str, name: &str) -> Amqp {
-    Amqp::new(&Options {
-        url: url.into(),
-        heartbeat: 20,
-        connection_timeout: Duration::from_secs(5),
-        name: name.into(),
-    })
-    .unwrap()
+    Amqp::new(&Options::new(url, name)).unwrap()
 }
 
 /// A name that no other test uses.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ccat_transfer::wire::arguments::{Parameter, Signature};
-use ccat_transfer::worker::{Control, Failure, WorkerTask};
+use ccat_transfer::worker::{Attributes, Control, Failure, WorkerTask};
 use celery::error::TaskError;
 use celery::task::{Request, Task, TaskOptions, TaskResult};
 use serde::{Deserialize, Serialize};
@@ -108,6 +108,11 @@ impl WorkerTask for Do {
             },
         ],
         bound: false,
+    };
+    const ATTRIBUTES: Attributes = Attributes {
+        acks_late: Some(true),
+        stops_itself: true,
+        ..Attributes::NONE
     };
     type Context = Arc<Probe>;
 

@@ -1,12 +1,18 @@
 //! AMQP's types to and from those of [`crate::wire`].
+//!
+//! A header goes out again as the type that it came in as, in a retry above all. AMQP types that
+//! JSON has not are kept in kombu's envelopes, as kombu itself writes the Python values that these
+//! headers are to it: `datetime`, `decimal`, `bytes`, `base64`. Two kinds of our own, `float` and
+//! `table`, are for what kombu has none for. Of integers and floats, as in Python, only the value
+//! is kept and not the width.
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
-use serde_json::{Map, Value};
+use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, ShortString};
+use serde_json::{Map, Number, Value};
 
 use super::short;
 use crate::broker::BrokerError;
-use crate::wire::{Properties, RawMessage};
+use crate::wire::{Properties, RawMessage, envelope};
 
 /// A delivery without its settlement.
 pub(super) struct Received {
@@ -86,14 +92,59 @@ fn to_amqp(value: &Value) -> AMQPValue {
         // The smallest of the two integer types that py-amqp writes.
         Value::Number(n) => match (n.as_i64(), n.as_f64()) {
             (Some(i), _) => i32::try_from(i).map_or(AMQPValue::LongLongInt(i), AMQPValue::LongInt),
-            (None, Some(x)) => AMQPValue::Double(x),
-            (None, None) => AMQPValue::LongString(n.to_string().into()),
+            (None, Some(x)) if n.is_f64() => AMQPValue::Double(x),
+            // An integer that AMQP has no type for.
+            _ => AMQPValue::LongString(n.to_string().into()),
         },
         Value::String(s) => AMQPValue::LongString(s.as_str().into()),
         Value::Array(values) => AMQPValue::FieldArray(FieldArray::from(
             values.iter().map(to_amqp).collect::<Vec<_>>(),
         )),
-        Value::Object(map) => AMQPValue::FieldTable(table(map)),
+        Value::Object(map) => opened(map).unwrap_or_else(|| AMQPValue::FieldTable(table(map))),
+    }
+}
+
+/// What an envelope holds; `None` if the mapping is none, or not one of ours.
+fn opened(map: &Map<String, Value>) -> Option<AMQPValue> {
+    let (kind, value) = envelope::open(map)?;
+    match (kind.as_str()?, value) {
+        ("datetime", Value::String(text)) => {
+            let seconds = envelope::timestamp(text)?;
+            u64::try_from(seconds).ok().map(AMQPValue::Timestamp)
+        }
+        ("decimal", Value::String(text)) => decimal(text).map(AMQPValue::DecimalValue),
+        ("bytes", Value::String(text)) => Some(bytes(text.as_bytes())),
+        ("base64", Value::String(text)) => envelope::from_base64(text).map(|data| bytes(&data)),
+        ("float", Value::String(text)) => text.parse().ok().map(AMQPValue::Double),
+        ("table", Value::Object(inner)) => Some(AMQPValue::FieldTable(table(inner))),
+        _ => None,
+    }
+}
+
+fn bytes(data: &[u8]) -> AMQPValue {
+    AMQPValue::ByteArray(data.into())
+}
+
+/// `-1.50` as 150 and 2 digits after the point.
+fn decimal(text: &str) -> Option<DecimalValue> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let value: i32 = format!("{whole}{fraction}").parse().ok()?;
+    Some(DecimalValue {
+        scale: fraction.len().try_into().ok()?,
+        // The type says unsigned; the wire is signed.
+        value: value.cast_unsigned(),
+    })
+}
+
+fn decimal_text(decimal: DecimalValue) -> String {
+    let value = decimal.value.cast_signed();
+    let scale = usize::from(decimal.scale);
+    let sign = if value < 0 { "-" } else { "" };
+    // At least one digit before the point.
+    let digits = format!("{:0>width$}", value.unsigned_abs(), width = scale + 1);
+    match digits.split_at_checked(digits.len() - scale) {
+        Some((whole, fraction)) if scale > 0 => format!("{sign}{whole}.{fraction}"),
+        _ => format!("{sign}{digits}"),
     }
 }
 
@@ -115,19 +166,28 @@ fn to_json(value: &AMQPValue) -> Value {
         AMQPValue::LongInt(n) => Value::from(*n),
         AMQPValue::LongUInt(n) => Value::from(*n),
         AMQPValue::LongLongInt(n) => Value::from(*n),
-        AMQPValue::Float(x) => Value::from(*x),
-        AMQPValue::Double(x) => Value::from(*x),
-        AMQPValue::DecimalValue(d) => {
-            Value::from(f64::from(d.value) / 10_f64.powi(i32::from(d.scale)))
-        }
+        AMQPValue::Float(x) => float((*x).into()),
+        AMQPValue::Double(x) => float(*x),
+        AMQPValue::DecimalValue(d) => envelope::sealed("decimal", decimal_text(*d)),
         AMQPValue::ShortString(s) => Value::from(s.as_str()),
-        AMQPValue::LongString(s) => Value::from(String::from_utf8_lossy(s.as_bytes())),
+        // As Python reads it, bytes where it is no text.
+        AMQPValue::LongString(s) => match std::str::from_utf8(s.as_bytes()) {
+            Ok(text) => text.into(),
+            Err(_) => envelope::bytes(s.as_bytes()),
+        },
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(to_json).collect(),
-        AMQPValue::Timestamp(t) => Value::from(*t),
-        AMQPValue::FieldTable(table) => Value::Object(map(table)),
-        AMQPValue::ByteArray(bytes) => Value::from(String::from_utf8_lossy(bytes.as_slice())),
+        AMQPValue::Timestamp(seconds) => envelope::datetime(*seconds)
+            // Beyond the calendar it is only a number.
+            .unwrap_or_else(|| Value::from(*seconds)),
+        // One that looks like an envelope must not be taken for one on its way back.
+        AMQPValue::FieldTable(table) => envelope::table(map(table)),
+        AMQPValue::ByteArray(bytes) => envelope::bytes(bytes.as_slice()),
         AMQPValue::Void => Value::Null,
     }
+}
+
+fn float(x: f64) -> Value {
+    Number::from_f64(x).map_or_else(|| envelope::sealed("float", x.to_string()), Value::Number)
 }
 
 #[cfg(test)]
@@ -145,6 +205,67 @@ mod tests {
             return;
         };
         assert_eq!(map(&table(&headers)), headers);
+    }
+
+    /// From AMQP and back: the same, but for the width of numbers and for which of the two types of
+    /// text it was.
+    #[test]
+    fn types_survive_the_way_there_and_back() {
+        let mut inner = FieldTable::default();
+        inner.insert("__type__".into(), AMQPValue::LongString("datetime".into()));
+        inner.insert("__value__".into(), AMQPValue::Boolean(true));
+        let decimal = |value: i32, scale| {
+            let value = value.cast_unsigned();
+            AMQPValue::DecimalValue(DecimalValue { scale, value })
+        };
+        let mut headers = FieldTable::default();
+        for (name, value) in [
+            ("timestamp", AMQPValue::Timestamp(1_795_493_635)),
+            ("far", AMQPValue::Timestamp(253_402_300_799)),
+            ("decimal", decimal(-150, 2)),
+            ("small", decimal(5, 3)),
+            ("whole", decimal(7, 0)),
+            ("bytes", bytes(b"abc")),
+            ("binary", bytes(b"\xff\0")),
+            ("infinite", AMQPValue::Double(f64::NEG_INFINITY)),
+            ("float", AMQPValue::Double(0.1)),
+            ("long", AMQPValue::LongLongInt(i64::MIN)),
+            ("int", AMQPValue::LongInt(-7)),
+            ("void", AMQPValue::Void),
+            ("like an envelope", AMQPValue::FieldTable(inner)),
+            (
+                "list",
+                AMQPValue::FieldArray(vec![AMQPValue::Timestamp(0)].into()),
+            ),
+        ] {
+            headers.insert(name.into(), value);
+        }
+        assert_eq!(table(&map(&headers)), headers);
+        assert_eq!(
+            map(&headers)["timestamp"],
+            json!({"__type__": "datetime", "__value__": "2026-11-24T04:13:55"})
+        );
+        assert_eq!(map(&headers)["decimal"]["__value__"], "-1.50");
+        assert_eq!(map(&headers)["small"]["__value__"], "0.005");
+    }
+
+    #[test]
+    fn what_is_no_envelope_is_a_table() {
+        for value in [
+            json!({"__type__": "datetime", "__value__": "soon"}),
+            json!({"__type__": "decimal", "__value__": "1e5"}),
+            json!({"__type__": [], "__value__": 1}),
+        ] {
+            assert!(
+                matches!(to_amqp(&value), AMQPValue::FieldTable(_)),
+                "{value}"
+            );
+        }
+        let large = json!(u64::MAX);
+        assert_eq!(
+            to_amqp(&large),
+            AMQPValue::LongString("18446744073709551615".into())
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     Repository, column_value, delay, displace, find_lease, lock, standing, storable, storable_path,
 };
+use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Progress};
 
@@ -112,9 +113,12 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        self.database
-            .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
-            .await
+        fault_point!(
+            LeaseTaken,
+            self.database
+                .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
+                .await
+        )
     }
 
     async fn acquire_unbounded(
@@ -322,7 +326,7 @@ impl Repository {
         log_path: &Path,
     ) -> Result<(), LeaseError> {
         use transfer_worker_attempt::{Column, Entity};
-        let noting = async {
+        let noting = || async {
             let noted = Entity::update_many()
                 .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)))
                 .col_expr(Column::LogPath, Expr::val(storable_path(log_path)))
@@ -339,7 +343,7 @@ impl Repository {
                 Ok(())
             }
         };
-        self.database.bounded(noting).await
+        fault_point!(FilesRecorded, self.database.bounded(noting()).await)
     }
 
     /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].

@@ -1,0 +1,389 @@
+//! Connecting and declaring.
+
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::FieldTable;
+use lapin::uri::AMQPUri;
+use lapin::{
+    Channel, Connection, ConnectionBuilder, ConnectionProperties, DefaultConnectionBuilder,
+    ErrorKind, ExchangeKind,
+};
+use regex::Regex;
+use tokio::time::timeout;
+
+use super::{Options, Tls, convert, short};
+use crate::broker::topology::Step;
+use crate::broker::{Binding, BrokerError, Declaration, Queue, topology};
+
+/// Frame size where messages are small, in bytes. lapin's buffers are 64 frames for each connection, and
+/// RabbitMQ's own frames 128 KiB. Bodies are cut to frames; only headers must fit into one.
+const SMALL_FRAME: u32 = 16 << 10;
+
+/// How long a polite goodbye may take.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Where to connect and how.
+pub(super) struct Link {
+    pub(super) uri: AMQPUri,
+    pub(super) masked: String,
+    name: String,
+    connection_timeout: Duration,
+    tls: Tls,
+    no_declare: bool,
+}
+
+impl Link {
+    pub(super) fn new(options: &Options) -> Result<Self, BrokerError> {
+        let mut uri: AMQPUri = options.url.parse().map_err(BrokerError::Url)?;
+        // kombu takes `amqp://host/` for the default virtual host, AMQP for the one named "".
+        if uri.vhost.is_empty() {
+            uri.vhost = "/".into();
+        }
+        uri.query.heartbeat.get_or_insert(options.heartbeat);
+        let link = Self {
+            masked: mask(&uri),
+            uri,
+            name: options.name.clone(),
+            connection_timeout: options.connection_timeout,
+            tls: options.tls.clone(),
+            no_declare: options.no_declare,
+        };
+        // Files that cannot be read are told at the start, not at the first message.
+        link.certificates()?;
+        Ok(link)
+    }
+
+    /// Read anew for each connection, so that certificates can be exchanged under a running worker.
+    fn certificates(&self) -> Result<OwnedTLSConfig, BrokerError> {
+        let read = |setting, path: &str| match path {
+            "" => Ok(None),
+            path => std::fs::read_to_string(path)
+                .map_err(|e| e.to_string())
+                .and_then(|text| match text.contains("-----BEGIN ") {
+                    true => Ok(Some(text)),
+                    false => Err("no PEM block in it".into()),
+                })
+                .map_err(|reason| BrokerError::Tls {
+                    setting,
+                    path: path.into(),
+                    reason,
+                }),
+        };
+        let pem = read("celery.broker_ssl_cert_file", &self.tls.cert_file)?;
+        let key = read("celery.broker_ssl_key_file", &self.tls.key_file)?;
+        Ok(OwnedTLSConfig {
+            cert_chain: read("celery.broker_ssl_ca_file", &self.tls.ca_file)?,
+            identity: pem.zip(key).map(|(pem, key)| OwnedIdentity::PKCS8 {
+                pem: pem.into_bytes(),
+                key: key.into_bytes(),
+            }),
+        })
+    }
+
+    /// A new connection. `small` is for one whose messages all have small headers.
+    pub(super) async fn connect(&self, role: &str, small: bool) -> Result<Connection, BrokerError> {
+        let mut uri = self.uri.clone();
+        if small {
+            uri.query.frame_max.get_or_insert(SMALL_FRAME);
+        }
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("{} {role}", self.name).into())
+            .with_client_property("product".into(), "ccat-transfer".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let builder: DefaultConnectionBuilder = ConnectionBuilder::new()
+            .map_err(|e| self.error(e, "a connection"))?
+            .with_uri(uri)
+            .with_properties(properties)
+            .with_tls_config(self.certificates()?);
+        match timeout(self.connection_timeout, builder.connect()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) if is_access_refused(&error) => Err(self.error(
+                error,
+                "the login; check user, password and virtual host in celery.broker_url",
+            )),
+            Ok(Err(error)) => Err(self.error(error, "the connection")),
+            Err(_) => Err(self.lost("no answer in time; see celery.broker_connection_timeout")),
+        }
+    }
+
+    /// Declares something as Celery does, or looks whether it is there. What exists with other
+    /// arguments is used as it is: a throw-away channel takes the broker's refusal.
+    pub(super) async fn declare(
+        &self,
+        connection: &Connection,
+        declaration: &Declaration,
+    ) -> Result<(), BrokerError> {
+        self.make(connection, &declaration.steps()).await
+    }
+
+    /// Declares a task queue, and what brings delayed messages to it.
+    pub(super) async fn declare_with_delay(
+        &self,
+        connection: &Connection,
+        queue: &Queue,
+        delayed: bool,
+    ) -> Result<(), BrokerError> {
+        self.make(connection, &[Step::Queue(queue.clone())]).await?;
+        if delayed && !queue.is_transient() {
+            self.make(connection, &topology::behind_delay(queue))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a topology. What exists with other arguments stops nothing: the steps that follow may
+    /// well be possible.
+    pub(super) async fn make(
+        &self,
+        connection: &Connection,
+        steps: &[Step],
+    ) -> Result<(), BrokerError> {
+        let mut channel = None;
+        let single = steps
+            .iter()
+            .flat_map(|step| single_steps(step, self.no_declare));
+        for (step, passive) in single {
+            let open = match channel.take() {
+                Some(open) => open,
+                None => connection
+                    .create_channel()
+                    .await
+                    .map_err(|e| self.error(e, "a channel for declaring"))?,
+            };
+            match declare(&open, &step, passive).await {
+                Ok(()) => channel = Some(open),
+                // The refusal has ended the channel.
+                Err(error) if is_precondition_failed(&error) => difference(&step, &error),
+                Err(error) if passive && is_not_found(&error) => {
+                    let what = "; it is missing, and celery.no_declare forbids to declare it";
+                    return Err(self.refused(error, format!("{step}{what}")));
+                }
+                Err(error) => return Err(self.error(error, &format!("to declare {step}"))),
+            }
+        }
+        if let Some(channel) = channel {
+            // The channel goes either way; its closing tells nothing new.
+            let _ = channel.close(200, "declared".into()).await;
+        }
+        Ok(())
+    }
+
+    pub(super) fn error(&self, error: lapin::Error, what: &str) -> BrokerError {
+        if error.is_amqp_error() && !is_shutdown(&error) {
+            self.refused(error, what.into())
+        } else {
+            BrokerError::Unreachable {
+                broker: self.masked.clone(),
+                source: Arc::new(error),
+            }
+        }
+    }
+
+    fn refused(&self, error: lapin::Error, what: String) -> BrokerError {
+        BrokerError::Refused {
+            broker: self.masked.clone(),
+            what,
+            source: Arc::new(error),
+        }
+    }
+
+    pub(super) fn lost(&self, why: &str) -> BrokerError {
+        BrokerError::Unreachable {
+            broker: self.masked.clone(),
+            source: Arc::from(Box::from(why)),
+        }
+    }
+}
+
+/// Exchange, queue, binding: the order in which Celery makes a queue; and whether each is only
+/// looked for.
+fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
+    let Step::Queue(queue) = step else {
+        return vec![(step.clone(), no_declare)];
+    };
+    // A queue that goes with us is nobody else's to make.
+    let passive = no_declare && !queue.is_transient();
+    let bare = Queue {
+        binding: None,
+        ..queue.clone()
+    };
+    match &queue.binding {
+        Some(Binding { exchange, key }) if !passive => vec![
+            (Step::Exchange(exchange.clone()), false),
+            (Step::Queue(bare), false),
+            (
+                Step::BindQueue {
+                    source: exchange.name.clone(),
+                    destination: queue.name.clone(),
+                    key: key.clone(),
+                },
+                false,
+            ),
+        ],
+        // How it is bound makes no difference to who consumes from it.
+        _ => vec![(Step::Queue(bare), passive)],
+    }
+}
+
+/// Does one step, or with `passive` only looks for what has a name.
+async fn declare(channel: &Channel, step: &Step, passive: bool) -> lapin::Result<()> {
+    let none = FieldTable::default();
+    let text = |name: &str| short(name).map_err(|e| lapin::Error::from(std::io::Error::other(e)));
+    match step {
+        Step::Exchange(exchange) => {
+            let kind = match exchange.kind {
+                topology::ExchangeKind::Direct => ExchangeKind::Direct,
+                topology::ExchangeKind::Fanout => ExchangeKind::Fanout,
+                topology::ExchangeKind::Topic => ExchangeKind::Topic,
+                topology::ExchangeKind::Headers => ExchangeKind::Headers,
+            };
+            let options = ExchangeDeclareOptions {
+                passive,
+                durable: exchange.durable,
+                ..Default::default()
+            };
+            channel
+                .exchange_declare(text(&exchange.name)?, kind, options, none)
+                .await
+        }
+        Step::Queue(queue) => {
+            let options = QueueDeclareOptions {
+                passive,
+                durable: queue.durable,
+                exclusive: queue.exclusive,
+                auto_delete: queue.auto_delete,
+                ..Default::default()
+            };
+            let arguments = convert::table(&queue.arguments);
+            let declared = channel.queue_declare(text(&queue.name)?, options, arguments);
+            declared.await.map(drop)
+        }
+        Step::BindExchange { .. } | Step::BindQueue { .. } if passive => Ok(()),
+        Step::BindExchange {
+            source,
+            destination,
+            key,
+        } => {
+            let (to, from, key) = (text(destination)?, text(source)?, text(key)?);
+            channel
+                .exchange_bind(to, from, key, ExchangeBindOptions::default(), none)
+                .await
+        }
+        Step::BindQueue {
+            source,
+            destination,
+            key,
+        } => {
+            let (to, from, key) = (text(destination)?, text(source)?, text(key)?);
+            channel
+                .queue_bind(to, from, key, QueueBindOptions::default(), none)
+                .await
+        }
+    }
+}
+
+/// RabbitMQ's text for a declaration that differs from what is there.
+static INEQUIVALENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"inequivalent arg '(?P<argument>[^']+)' for .+: received (?P<wanted>.+) but current is (?P<found>.+)",
+    )
+    .ok()
+});
+
+/// Says how a declaration differs from what is there.
+fn difference(step: &Step, error: &lapin::Error) {
+    let text = error.to_string();
+    let parts = INEQUIVALENT
+        .as_ref()
+        .and_then(|regex| regex.captures(&text));
+    match parts {
+        Some(parts) => tracing::warn!(
+            what = %step,
+            argument = &parts["argument"],
+            wanted = &parts["wanted"],
+            found = &parts["found"],
+            "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
+        ),
+        None => tracing::warn!(
+            what = %step,
+            difference = text,
+            "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
+        ),
+    }
+}
+
+fn soft(error: &lapin::Error) -> Option<(&AMQPSoftError, &str)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(e) => match e.kind() {
+            AMQPErrorKind::Soft(soft) => Some((soft, e.get_message().as_str())),
+            AMQPErrorKind::Hard(_) => None,
+        },
+        _ => None,
+    }
+}
+
+fn is_precondition_failed(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, _)))
+}
+
+fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some((AMQPSoftError::NOTFOUND, _)))
+}
+
+/// Wrong user, password or virtual host. RabbitMQ says so in a closing of the connection, as 403.
+fn is_access_refused(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e)
+        if matches!(e.kind(), AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
+            | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)))
+}
+
+/// The exchange that a channel was closed for, since there is none of that name.
+pub(super) fn missing_exchange(error: &lapin::Error) -> Option<String> {
+    let (AMQPSoftError::NOTFOUND, text) = soft(error)? else {
+        return None;
+    };
+    let (_, rest) = text.split_once("no exchange '")?;
+    let (name, _) = rest.rsplit_once("' in vhost")?;
+    Some(name.to_owned())
+}
+
+/// Whether the broker closed a channel since a delivery was held for too long. RabbitMQ 3.8.15 and
+/// newer; the limit is the broker's `consumer_timeout`.
+pub(super) fn is_held_too_long(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, text))
+        if text.contains("timed out"))
+}
+
+/// Whether the broker closed the connection because it goes down, which is no refusal.
+fn is_shutdown(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e)
+        if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED))
+}
+
+pub(super) async fn goodbye(connection: &Connection) {
+    if connection.status().connected() {
+        // Whether it hears us makes no difference.
+        let _ = timeout(CLOSING, connection.close(200, "bye".into())).await;
+    }
+}
+
+/// The URL as kombu shows it: the password as `**`.
+fn mask(uri: &AMQPUri) -> String {
+    let mut masked = uri.clone();
+    masked.authority.userinfo.password = "**".into();
+    let lapin::uri::AMQPAuthority {
+        userinfo,
+        host,
+        port,
+    } = masked.authority;
+    format!(
+        "{}://{}:**@{host}:{port}/{}",
+        masked.scheme, userinfo.username, masked.vhost
+    )
+}

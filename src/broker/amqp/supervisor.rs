@@ -1,0 +1,216 @@
+//! Keeps a subscription served for as long as it is wanted.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use lapin::{Connection, Event};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::lane::Lane;
+use super::link::{Link, goodbye};
+use super::{Reconnect, pauses};
+use crate::broker::consumer::{Feed, Reports, Served};
+use crate::broker::{BrokerError, Delivery, Queue, delayed};
+use crate::settings::QueueType;
+use crate::telemetry::chain;
+
+/// What serves a subscription, connection after connection.
+pub(super) struct Supervisor {
+    pub(super) link: Arc<Link>,
+    pub(super) reconnect: Reconnect,
+    pub(super) purpose: &'static str,
+    pub(super) small: bool,
+    pub(super) delayed: Option<QueueType>,
+    pub(super) closing: CancellationToken,
+}
+
+impl Supervisor {
+    /// Runs until the subscription is cancelled and settled, or the broker is given up.
+    pub(super) async fn run(self, feed: Feed) {
+        let Feed {
+            deliveries,
+            reports,
+            cancelled,
+        } = feed;
+        let mut pauses = pauses();
+        let mut attempts = 0;
+        let mut was_connected = false;
+        loop {
+            let opened = tokio::select! {
+                () = cancelled.cancelled() => return,
+                opened = self.link.connect("consumer", self.small) => opened,
+            };
+            let error = match opened {
+                Ok(connection) => {
+                    was_connected = true;
+                    attempts = 0;
+                    pauses = super::pauses();
+                    let mut session = Session {
+                        supervisor: &self,
+                        connection: Arc::new(connection),
+                        reports: &reports,
+                        lanes: JoinSet::new(),
+                        tokens: HashMap::new(),
+                    };
+                    match session.serve(&deliveries, &cancelled).await {
+                        Some(error) => {
+                            session.give_up().await;
+                            error
+                        }
+                        None => {
+                            // The consumer ends when the lanes have let go of it, too.
+                            drop(deliveries);
+                            return session.finish().await;
+                        }
+                    }
+                }
+                Err(error) => {
+                    attempts += 1;
+                    error
+                }
+            };
+            if let Some(setting) = self.given_up(was_connected, attempts) {
+                return reports.fail(BrokerError::GivenUp {
+                    attempts,
+                    setting,
+                    source: Arc::new(error),
+                });
+            }
+            let pause = pauses.next_pause();
+            tracing::warn!(
+                broker = self.link.masked,
+                purpose = self.purpose,
+                error = %chain(&error),
+                retry_in = %humantime::format_duration(pause),
+                "no connection to the broker; it is tried again, and running tasks go on"
+            );
+            tokio::select! {
+                () = cancelled.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// The setting that forbids another attempt, if one does.
+    fn given_up(&self, was_connected: bool, attempts: u32) -> Option<&'static str> {
+        let Reconnect {
+            retry,
+            on_startup,
+            max_retries,
+        } = self.reconnect;
+        match was_connected {
+            true if !retry => Some("celery.broker_connection_retry"),
+            false if !on_startup => Some("celery.broker_connection_retry_on_startup"),
+            _ if max_retries > 0 && attempts > max_retries => {
+                Some("celery.broker_connection_max_retries")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One connection with a lane for each queue.
+struct Session<'a> {
+    supervisor: &'a Supervisor,
+    connection: Arc<Connection>,
+    reports: &'a Arc<Reports>,
+    lanes: JoinSet<Option<BrokerError>>,
+    /// What ends the lane of a queue that is wanted.
+    tokens: HashMap<String, CancellationToken>,
+}
+
+impl Session<'_> {
+    /// Serves what is wanted until nothing is (`None`) or the connection is gone.
+    async fn serve(
+        &mut self,
+        deliveries: &mpsc::Sender<Delivery>,
+        cancelled: &CancellationToken,
+    ) -> Option<BrokerError> {
+        let link = &self.supervisor.link;
+        let mut events = self.connection.events_listener();
+        if let Some(kind) = self.supervisor.delayed {
+            let made = link.make(&self.connection, &delayed::topology(kind)).await;
+            if let Err(error) = made {
+                tracing::warn!(
+                    error = %chain(&error),
+                    "delayed delivery is not set up; delayed tasks are held by the worker"
+                );
+            }
+        }
+        self.reports.update(|served| served.connected = true);
+        let mut wanted = self.reports.wanted();
+        loop {
+            let queues = wanted.borrow_and_update().queues.clone();
+            self.reconcile(queues, deliveries, cancelled);
+            let ended = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => return None,
+                Ok(()) = wanted.changed() => None,
+                Some(lane) = self.lanes.join_next() => {
+                    lane.unwrap_or_else(|error| Some(link.lost(&error.to_string())))
+                }
+                event = events.next() => match event {
+                    Some(Event::Error(error)) => Some(link.error(error, "the connection")),
+                    Some(_) => None,
+                    None => Some(link.lost("the connection is closed")),
+                },
+            };
+            // A lane mends its own channel.
+            if !self.connection.status().connected() {
+                return Some(ended.unwrap_or_else(|| link.lost("the connection is closed")));
+            }
+        }
+    }
+
+    /// Starts the lanes that are missing and ends those that are not wanted.
+    fn reconcile(
+        &mut self,
+        queues: Vec<Queue>,
+        deliveries: &mpsc::Sender<Delivery>,
+        cancelled: &CancellationToken,
+    ) {
+        self.tokens.retain(|name, token| {
+            let wanted = queues.iter().any(|queue| queue.name == *name);
+            if !wanted {
+                token.cancel();
+            }
+            wanted
+        });
+        for queue in queues {
+            if self.tokens.contains_key(&queue.name) {
+                continue;
+            }
+            let token = cancelled.child_token();
+            self.tokens.insert(queue.name.clone(), token.clone());
+            let lane = Lane {
+                link: self.supervisor.link.clone(),
+                connection: self.connection.clone(),
+                queue,
+                delayed: self.supervisor.delayed.is_some(),
+                reports: self.reports.clone(),
+                deliveries: deliveries.clone(),
+                cancelled: token,
+                closing: self.supervisor.closing.clone(),
+            };
+            self.lanes.spawn(lane.run());
+        }
+    }
+
+    /// Lets go of a connection that is gone.
+    async fn give_up(mut self) {
+        self.reports.update(|served| *served = Served::default());
+        self.lanes.shutdown().await;
+        goodbye(&self.connection).await;
+    }
+
+    /// Ends a healthy connection, when everything is settled.
+    async fn finish(mut self) {
+        while self.lanes.join_next().await.is_some() {}
+        self.reports.update(|served| *served = Served::default());
+        goodbye(&self.connection).await;
+    }
+}

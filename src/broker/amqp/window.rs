@@ -1,0 +1,304 @@
+//! How many deliveries of one queue are held.
+//!
+//! RabbitMQ fixes a consumer's limit when it is made and counts everything that the consumer has
+//! got and nobody has settled. To keep others coming while some are parked, a new consumer takes
+//! over from the old one; the deliveries of the old one stay valid. Its limit is chosen so that
+//! what is held, parked deliveries aside, and what may still come never exceed the prefetch limit:
+//! a worker that parked much would otherwise drain the queue into its memory.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// The deliveries of one channel.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Deliveries that may be held; 0 is no limit.
+    target: u32,
+    /// Number of the consumer that gets deliveries; those before it get none.
+    consumer: u32,
+    /// Its limit; 0 is none, where `target` is 0, too, and otherwise means that there is no
+    /// consumer.
+    limit: u32,
+    /// What it has got and nobody has settled.
+    got: u32,
+    /// Unsettled deliveries of all consumers.
+    held: u32,
+    /// Those among them that do not count.
+    parked: u32,
+    /// Whether the consumer's limit is not the one that is wanted.
+    stale: bool,
+}
+
+impl State {
+    /// Deliveries that count.
+    fn counted(&self) -> u32 {
+        self.held.saturating_sub(self.parked)
+    }
+
+    /// Deliveries that the consumer may still get.
+    fn coming(&self) -> u32 {
+        self.limit.saturating_sub(self.got)
+    }
+}
+
+impl Window {
+    /// A window for `target` deliveries.
+    pub(super) fn new(target: u16) -> Arc<Self> {
+        let window = Self::default();
+        window.lock().target = target.into();
+        Arc::new(window)
+    }
+
+    /// The limit for a new consumer, if there has to be one; 0 is no limit.
+    pub(super) fn due(&self) -> Option<u16> {
+        let state = self.lock();
+        if state.target == 0 {
+            return state.stale.then_some(0);
+        }
+        let room = state.target.saturating_sub(state.counted());
+        let due = room > 0 && (state.stale || room > state.coming());
+        due.then(|| u16::try_from(room).unwrap_or(u16::MAX))
+    }
+
+    /// Whether the consumer may go on. False if it has to be ended before a new one is due: it may
+    /// get more than is wanted by now.
+    pub(super) fn may_go_on(&self) -> bool {
+        let state = self.lock();
+        !(state.stale && state.target > 0 && state.counted() >= state.target)
+    }
+
+    /// A new consumer has taken over; its number.
+    pub(super) fn renewed(&self, limit: u16) -> u32 {
+        let mut state = self.lock();
+        state.consumer += 1;
+        state.limit = limit.into();
+        state.got = 0;
+        state.stale = false;
+        state.consumer
+    }
+
+    /// The consumer was ended, and none has taken over.
+    pub(super) fn ended(&self) {
+        let mut state = self.lock();
+        state.consumer += 1;
+        state.limit = 0;
+        state.got = 0;
+        state.stale = false;
+    }
+
+    /// Sets how many deliveries may be held.
+    pub(super) fn set_target(&self, target: u16) {
+        let mut state = self.lock();
+        if state.target != u32::from(target) {
+            state.target = target.into();
+            state.stale = true;
+        }
+    }
+
+    /// A consumer got a delivery.
+    pub(super) fn take(self: &Arc<Self>, consumer: u32) -> Held {
+        let mut state = self.lock();
+        state.held += 1;
+        if state.consumer == consumer {
+            state.got += 1;
+        }
+        Held {
+            window: self.clone(),
+            consumer,
+            parked: Mutex::new(false),
+        }
+    }
+
+    /// Whether everything is settled.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lock().held == 0
+    }
+
+    /// Waits for a change. One that came before is not missed.
+    pub(super) async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock, and the numbers would still be whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One delivery's place in the window; free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Held {
+    window: Arc<Window>,
+    consumer: u32,
+    parked: Mutex<bool>,
+}
+
+impl Held {
+    pub(super) fn park(&self, parked: bool) {
+        let mut before = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before == parked {
+            return;
+        }
+        *before = parked;
+        let mut state = self.window.lock();
+        match parked {
+            true => state.parked += 1,
+            false => {
+                state.parked -= 1;
+                // It takes the place of one that may still come.
+                state.stale |= state.target > 0 && state.counted() + state.coming() > state.target;
+            }
+        }
+        drop(state);
+        self.window.changed.notify_one();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let parked = *self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.window.lock();
+        state.held -= 1;
+        state.parked -= u32::from(parked);
+        if state.consumer == self.consumer {
+            state.got -= 1;
+        }
+        // A parked one of the present consumer leaves it a place that has been given away.
+        state.stale |=
+            parked && state.target > 0 && state.counted() + state.coming() > state.target;
+        drop(state);
+        self.window.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A queue that always has messages, with a broker that gives them out by the rules.
+    struct Broker {
+        window: Arc<Window>,
+        held: Vec<(Held, u32)>,
+        consumer: u32,
+        limit: u16,
+    }
+
+    impl Broker {
+        fn new(target: u16) -> Self {
+            let window = Window::new(target);
+            let limit = window.due().unwrap_or(0);
+            let consumer = window.renewed(limit);
+            Self {
+                window,
+                held: Vec::new(),
+                consumer,
+                limit,
+            }
+        }
+
+        fn deliver(&mut self) {
+            let got = |held: &[(Held, u32)], of| held.iter().filter(|(_, by)| *by == of).count();
+            while got(&self.held, self.consumer) < self.limit.into() {
+                let held = self.window.take(self.consumer);
+                self.held.push((held, self.consumer));
+            }
+        }
+
+        fn renew(&mut self) {
+            if !self.window.may_go_on() {
+                self.window.ended();
+                (self.consumer, self.limit) = (u32::MAX, 0);
+            }
+            if let Some(limit) = self.window.due() {
+                self.consumer = self.window.renewed(limit);
+                self.limit = limit;
+            }
+        }
+
+        fn counted(&self) -> usize {
+            let parked = |held: &Held| *held.parked.lock().unwrap_or_else(PoisonError::into_inner);
+            self.held.iter().filter(|(held, _)| !parked(held)).count()
+        }
+    }
+
+    proptest! {
+        /// Whatever is parked, comes back and is settled: as many deliveries as wanted are held, and
+        /// no other is taken beyond that.
+        #[test]
+        fn as_many_as_wanted_are_held(
+            target in 1_u16..8,
+            steps in prop::collection::vec((0_u8..3, any::<prop::sample::Index>()), 0..60),
+        ) {
+            let mut broker = Broker::new(target);
+            broker.deliver();
+            for (step, which) in steps {
+                let which = which.index(broker.held.len());
+                match step {
+                    0 => drop(broker.held.swap_remove(which)),
+                    1 => broker.held[which].0.park(true),
+                    _ => broker.held[which].0.park(false),
+                }
+                broker.renew();
+                let before = broker.counted();
+                broker.deliver();
+                prop_assert_eq!(broker.counted(), before.max(usize::from(target)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_smaller_window_waits_until_there_is_room() {
+        let mut broker = Broker::new(4);
+        broker.deliver();
+        broker.window.set_target(2);
+        broker.renew();
+        broker.deliver();
+        assert_eq!(broker.held.len(), 4);
+        for expected in [3, 2, 2, 2] {
+            broker.held.pop();
+            broker.renew();
+            broker.deliver();
+            assert_eq!(broker.held.len(), expected);
+        }
+        broker.window.set_target(6);
+        broker.renew();
+        broker.deliver();
+        assert_eq!(broker.held.len(), 6);
+    }
+
+    #[test]
+    fn those_that_come_back_from_parking_are_counted() {
+        let mut broker = Broker::new(2);
+        broker.deliver();
+        broker.held[0].0.park(true);
+        broker.renew();
+        broker.deliver();
+        assert_eq!((broker.held.len(), broker.counted()), (3, 2));
+        broker.held[0].0.park(false);
+        for expected in [3, 2, 2] {
+            broker.renew();
+            broker.deliver();
+            assert_eq!(broker.counted(), expected);
+            broker.held.pop();
+        }
+    }
+
+    #[test]
+    fn no_limit_is_no_limit() {
+        let window = Window::new(0);
+        assert_eq!(window.renewed(0), 1);
+        window.take(1).park(true);
+        assert_eq!(window.due(), None);
+        window.set_target(3);
+        assert_eq!(window.due(), Some(3));
+    }
+}

@@ -1,0 +1,361 @@
+//! What a subscription gives: deliveries, and a handle to change what is subscribed to.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::{BrokerError, Queue, Subscription};
+use crate::wire::RawMessage;
+
+/// What is done with a delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Done with: it leaves the queue.
+    Ack,
+    /// Refused for good: to the dead-letter exchange, if the queue has one.
+    Reject,
+    /// Given back, for this or another worker.
+    Requeue,
+}
+
+/// The transport's handle to settle one delivery.
+#[async_trait]
+pub trait Settlement: Send + Sync {
+    /// Settles it.
+    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError>;
+
+    /// Whether the broker has taken the delivery back, because its connection is gone.
+    fn is_void(&self) -> bool;
+
+    /// Whether it counts against the prefetch limit from now on.
+    fn park(&self, parked: bool);
+}
+
+/// A received message, which must be settled once.
+///
+/// One that is dropped unsettled is given back to the queue, so that no path through a worker
+/// can leak it.
+pub struct Delivery {
+    /// The message.
+    pub message: RawMessage,
+    /// Queue it was consumed from.
+    pub queue: String,
+    /// Exchange it came through.
+    pub exchange: String,
+    /// Its routing key.
+    pub routing_key: String,
+    /// Whether it, or so the broker thinks, was delivered before.
+    pub redelivered: bool,
+    /// What settles it; taken when that is done.
+    settlement: Option<Box<dyn Settlement>>,
+}
+
+impl Delivery {
+    /// A delivery from `queue` that `settlement` settles.
+    #[must_use]
+    pub fn new(
+        message: RawMessage,
+        queue: String,
+        (exchange, routing_key): (String, String),
+        redelivered: bool,
+        settlement: Box<dyn Settlement>,
+    ) -> Self {
+        Self {
+            message,
+            queue,
+            exchange,
+            routing_key,
+            redelivered,
+            settlement: Some(settlement),
+        }
+    }
+
+    /// Whether the broker has taken it back, because its connection is gone; it comes again.
+    #[must_use]
+    pub fn is_void(&self) -> bool {
+        self.settlement
+            .as_ref()
+            .is_none_or(|settlement| settlement.is_void())
+    }
+
+    /// Keeps it unsettled without letting it count against the prefetch limit: it waits for
+    /// something, and others are to be delivered meanwhile.
+    pub fn park(&self) {
+        if let Some(settlement) = &self.settlement {
+            settlement.park(true);
+        }
+    }
+
+    /// Lets it count again: its time has come.
+    pub fn unpark(&self) {
+        if let Some(settlement) = &self.settlement {
+            settlement.park(false);
+        }
+    }
+
+    /// Settles it. A failure means that the connection is gone, and the broker has the message
+    /// back already or will when it notices; so it is logged, and that is all there is to do.
+    pub async fn settle(mut self, verdict: Verdict) {
+        if let Some(settlement) = self.settlement.take() {
+            report(settlement.settle(verdict).await, verdict);
+        }
+    }
+}
+
+fn report(outcome: Result<(), BrokerError>, verdict: Verdict) {
+    if let Err(error) = outcome {
+        tracing::warn!(
+            ?verdict,
+            error = %crate::telemetry::chain(&error),
+            "delivery could not be settled; the broker will deliver it again"
+        );
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        let Some(settlement) = self.settlement.take() else {
+            return;
+        };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            return;
+        };
+        runtime.spawn(async move {
+            report(settlement.settle(Verdict::Requeue).await, Verdict::Requeue);
+        });
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("queue", &self.queue)
+            .field("exchange", &self.exchange)
+            .field("routing_key", &self.routing_key)
+            .field("redelivered", &self.redelivered)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is to be consumed.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The queues, each once.
+    pub queues: Vec<Queue>,
+    /// Deliveries of each queue that are held at a time, parked ones aside; 0 is no limit.
+    pub prefetch: u16,
+}
+
+/// What is consumed.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Queues that are consumed from.
+    pub queues: BTreeSet<String>,
+    /// Queues that could not be, at the last try.
+    pub failed: BTreeSet<String>,
+}
+
+/// A running subscription. Connections come and go beneath it; it ends only when it is
+/// cancelled or dropped, or when the transport gives its broker up.
+#[derive(Debug)]
+pub struct Consumer {
+    deliveries: mpsc::Receiver<Delivery>,
+    cancelled: CancellationToken,
+    ready: watch::Receiver<bool>,
+    handle: Subscriptions,
+    failure: Arc<OnceLock<BrokerError>>,
+}
+
+impl Consumer {
+    /// The next delivery; `None` once cancelled and drained, and when the broker was given up, of
+    /// which [`Consumer::failure`] tells.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        self.deliveries.recv().await
+    }
+
+    /// Stops receiving. What the broker had already sent comes out of [`Consumer::next`] or goes
+    /// back.
+    pub fn cancel(&self) {
+        self.cancelled.cancel();
+    }
+
+    /// Whether the broker is serving the whole of this subscription right now, and its changes.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.ready.clone()
+    }
+
+    /// What changes this subscription, from any task.
+    #[must_use]
+    pub fn handle(&self) -> Subscriptions {
+        self.handle.clone()
+    }
+
+    /// Why it ended of itself, if it did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&BrokerError> {
+        self.failure.get()
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.cancelled.cancel();
+    }
+}
+
+/// Changes what a [`Consumer`] consumes. Changes outlive connections: what cannot be done now is
+/// done when there is one again.
+#[derive(Debug, Clone)]
+pub struct Subscriptions {
+    wanted: Arc<watch::Sender<Wanted>>,
+    served: watch::Receiver<Served>,
+}
+
+impl Subscriptions {
+    /// Consumes from a queue, too, or otherwise. Returns when that has begun or has failed once,
+    /// or when there is no connection.
+    pub async fn add(&self, queue: Queue) {
+        let name = queue.name.clone();
+        self.wanted.send_modify(|wanted| {
+            match wanted.queues.iter_mut().find(|known| known.name == name) {
+                Some(known) => *known = queue,
+                None => wanted.queues.push(queue),
+            }
+        });
+        self.until(|served| served.queues.contains(&name) || served.failed.contains(&name))
+            .await;
+    }
+
+    /// Consumes no longer from a queue. What was delivered can still be settled. Returns when that
+    /// is so, or when there is no connection.
+    pub async fn cancel_queue(&self, name: &str) {
+        self.wanted
+            .send_modify(|wanted| wanted.queues.retain(|queue| queue.name != name));
+        self.until(|served| !served.queues.contains(name)).await;
+    }
+
+    /// Deliveries of each queue that may be held at a time, parked ones aside; 0 is no limit.
+    pub fn set_prefetch(&self, prefetch: u16) {
+        self.wanted.send_if_modified(|wanted| {
+            let changed = wanted.prefetch != prefetch;
+            wanted.prefetch = prefetch;
+            changed
+        });
+    }
+
+    /// The queues.
+    #[must_use]
+    pub fn queues(&self) -> Vec<Queue> {
+        self.wanted.borrow().queues.clone()
+    }
+
+    async fn until(&self, reached: impl Fn(&Served) -> bool) {
+        let mut served = self.served.clone();
+        // An error means that the subscription has ended.
+        let _ = served
+            .wait_for(|served| !served.connected || reached(served))
+            .await;
+    }
+}
+
+/// The transport's side of a [`Consumer`].
+#[derive(Debug)]
+pub struct Feed {
+    /// Where deliveries go. The consumer ends when every sender is gone.
+    pub deliveries: mpsc::Sender<Delivery>,
+    /// What is reported.
+    pub reports: Arc<Reports>,
+    /// Cancelled when nothing more is wanted.
+    pub cancelled: CancellationToken,
+}
+
+/// What a transport reports of a subscription.
+#[derive(Debug)]
+pub struct Reports {
+    wanted: watch::Receiver<Wanted>,
+    served: watch::Sender<Served>,
+    ready: watch::Sender<bool>,
+    failure: Arc<OnceLock<BrokerError>>,
+}
+
+impl Feed {
+    /// Both sides of a new subscription, which ends with `cancelled`.
+    #[must_use]
+    pub fn new(subscription: &Subscription, cancelled: CancellationToken) -> (Self, Consumer) {
+        let mut queues: Vec<Queue> = Vec::new();
+        for queue in &subscription.queues {
+            if !queues.iter().any(|known| known.name == queue.name) {
+                queues.push(queue.clone());
+            }
+        }
+        let prefetch = subscription.prefetch;
+        let (wanting, wanted) = watch::channel(Wanted { queues, prefetch });
+        let (served, serving) = watch::channel(Served::default());
+        let (ready, readiness) = watch::channel(false);
+        // One place is enough: the broker's prefetch is the buffer.
+        let (sender, deliveries) = mpsc::channel(1);
+        let failure = Arc::new(OnceLock::new());
+        let feed = Self {
+            deliveries: sender,
+            reports: Arc::new(Reports {
+                wanted,
+                served,
+                ready,
+                failure: failure.clone(),
+            }),
+            cancelled: cancelled.clone(),
+        };
+        let consumer = Consumer {
+            deliveries,
+            cancelled,
+            ready: readiness,
+            handle: Subscriptions {
+                wanted: Arc::new(wanting),
+                served: serving,
+            },
+            failure,
+        };
+        (feed, consumer)
+    }
+}
+
+impl Reports {
+    /// What is wanted, and its changes.
+    #[must_use]
+    pub fn wanted(&self) -> watch::Receiver<Wanted> {
+        self.wanted.clone()
+    }
+
+    /// Reports what is consumed.
+    pub fn update(&self, change: impl FnOnce(&mut Served)) {
+        self.served.send_modify(change);
+        let served = self.served.borrow();
+        let wanted = self.wanted.borrow();
+        // A queue that fails later is not taken for a lost connection.
+        let all = served.connected
+            && (*self.ready.borrow()
+                || wanted
+                    .queues
+                    .iter()
+                    .all(|q| served.queues.contains(&q.name)));
+        drop((served, wanted));
+        self.ready.send_if_modified(|ready| {
+            let changed = *ready != all;
+            *ready = all;
+            changed
+        });
+    }
+
+    /// Reports why the subscription ends of itself.
+    pub fn fail(&self, error: BrokerError) {
+        // The first reason is the reason.
+        let _ = self.failure.set(error);
+    }
+}

@@ -1,0 +1,294 @@
+//! A worker with the flags and settings of `celery worker`, for any tasks.
+//!
+//! [`WorkerArguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
+//! register tasks, and runs it until a signal or the remote control ends it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use celery::Celery;
+use clap::Args;
+
+use super::node::{host, node_name};
+use super::pidfile::PidFile;
+use super::signals::Signals;
+use super::{CliError, Context};
+use crate::broker::{TaskQueues, Transport, app};
+use crate::settings::Settings;
+use crate::wire::content::Accept;
+use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker, results};
+
+/// The flags of `celery worker`. Those that mean nothing for a process without child processes and
+/// without Python are taken, too, and answered with one line: start scripts need not be changed.
+#[derive(Debug, Args)]
+pub struct WorkerArguments {
+    /// Queues to listen to.
+    #[arg(short = 'Q', long, value_delimiter = ',', value_name = "QUEUE")]
+    pub queues: Vec<String>,
+
+    /// Queues not to listen to.
+    #[arg(short = 'X', long, value_delimiter = ',', value_name = "QUEUE")]
+    pub exclude_queues: Vec<String>,
+
+    /// Node name; %h is the host, %n its first label, %d its domain [default: celery@%h].
+    #[arg(short = 'n', long, value_name = "NODE")]
+    pub hostname: Option<String>,
+
+    /// Tasks at a time; 0 is one for each processor.
+    #[arg(short = 'c', long, value_name = "N")]
+    pub concurrency: Option<u16>,
+
+    /// As -c with the larger number: places cost nothing here while they are empty.
+    #[arg(long, value_name = "MAX,MIN")]
+    pub autoscale: Option<String>,
+
+    /// Deliveries held per place.
+    #[arg(long, value_name = "N")]
+    pub prefetch_multiplier: Option<u16>,
+
+    /// Send the events of tasks, for monitors such as Flower.
+    #[arg(short = 'E', long)]
+    pub task_events: bool,
+
+    /// Seconds between the heartbeats that monitors see.
+    #[arg(long, value_name = "SECONDS")]
+    pub heartbeat_interval: Option<f64>,
+
+    /// Seconds that a task may run.
+    #[arg(long, value_name = "SECONDS")]
+    pub time_limit: Option<f64>,
+
+    /// Seconds after which a task is asked to stop.
+    #[arg(long, value_name = "SECONDS")]
+    pub soft_time_limit: Option<f64>,
+
+    /// Neither greet the other workers nor listen to them.
+    #[arg(long)]
+    pub without_gossip: bool,
+
+    /// Declare no queues; use what is there.
+    #[arg(long)]
+    pub no_declare: bool,
+
+    /// File that holds the process id while the worker runs.
+    #[arg(long, value_name = "FILE")]
+    pub pidfile: Option<PathBuf>,
+
+    #[command(flatten)]
+    without_effect: WithoutEffect,
+}
+
+/// Flags that are taken for the sake of start scripts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Flags of `celery worker` without an effect here")]
+struct WithoutEffect {
+    #[arg(short = 'A', long, value_name = "APP")]
+    app: Option<String>,
+    #[arg(short = 'P', long, value_name = "POOL")]
+    pool: Option<String>,
+    #[arg(short = 'O', long, value_name = "PROFILE")]
+    optimization: Option<String>,
+    #[arg(short = 'I', long, value_name = "MODULES")]
+    include: Option<String>,
+    #[arg(short = 'S', long, value_name = "FILE")]
+    statedb: Option<String>,
+    #[arg(long, value_name = "N")]
+    max_tasks_per_child: Option<u64>,
+    #[arg(long, value_name = "KIB")]
+    max_memory_per_child: Option<u64>,
+    #[arg(long)]
+    without_mingle: bool,
+    #[arg(long)]
+    without_heartbeat: bool,
+    #[arg(long)]
+    disable_prefetch: bool,
+    #[arg(long, value_name = "FILE")]
+    executable: Option<String>,
+    #[arg(long, value_name = "MASK")]
+    umask: Option<String>,
+}
+
+impl WithoutEffect {
+    /// The flags that were given.
+    fn given(&self) -> Vec<&'static str> {
+        [
+            (self.app.is_some(), "--app"),
+            (self.pool.is_some(), "--pool"),
+            (self.optimization.is_some(), "--optimization"),
+            (self.include.is_some(), "--include"),
+            (self.statedb.is_some(), "--statedb"),
+            (self.max_tasks_per_child.is_some(), "--max-tasks-per-child"),
+            (
+                self.max_memory_per_child.is_some(),
+                "--max-memory-per-child",
+            ),
+            (self.without_mingle, "--without-mingle"),
+            (self.without_heartbeat, "--without-heartbeat"),
+            (self.disable_prefetch, "--disable-prefetch"),
+            (self.executable.is_some(), "--executable"),
+            (self.umask.is_some(), "--umask"),
+        ]
+        .into_iter()
+        .filter_map(|(given, flag)| given.then_some(flag))
+        .collect()
+    }
+}
+
+/// What the tasks of a worker can be made of.
+pub struct Service {
+    /// All settings, with the flags in them.
+    pub settings: Arc<Settings>,
+    /// The worker's node name.
+    pub hostname: String,
+    /// The app that tasks are registered with and send messages by.
+    pub app: Arc<Celery>,
+}
+
+impl WorkerArguments {
+    /// Puts the flags into the settings, where they win.
+    pub(super) fn apply(&self, context: &mut Context) -> Result<(), CliError> {
+        let mut settings = (*context.settings).clone();
+        let celery = &mut settings.celery;
+        let autoscale = self.autoscale.as_deref().map(|text| {
+            text.split(',')
+                .map(|n| n.trim().parse::<u16>())
+                .collect::<Result<Vec<_>, _>>()
+                .map(|numbers| numbers.into_iter().max())
+                .map_err(|_| CliError::Usage("--autoscale: two numbers, as in 10,3".into()))
+        });
+        let autoscale = autoscale.transpose()?.flatten();
+        if let Some(concurrency) = autoscale.or(self.concurrency) {
+            celery.worker_concurrency = concurrency;
+        }
+        if let Some(multiplier) = self.prefetch_multiplier {
+            celery.worker_prefetch_multiplier = multiplier;
+        }
+        celery.worker_send_task_events |= self.task_events;
+        celery.no_declare |= self.no_declare;
+        let numbers = [
+            (self.time_limit, &mut celery.task_time_limit),
+            (self.soft_time_limit, &mut celery.task_soft_time_limit),
+            (
+                self.heartbeat_interval,
+                &mut celery.worker_heartbeat_interval,
+            ),
+        ];
+        for (given, setting) in numbers {
+            if let Some(given) = given {
+                *setting = given;
+            }
+        }
+        settings.validate()?;
+        context.settings = Arc::new(settings);
+        Ok(())
+    }
+}
+
+/// Runs a worker for `queues`, or for those of the flags or the default one, with the tasks that
+/// `register` makes.
+pub(super) async fn serve<R>(
+    context: &Context,
+    arguments: &WorkerArguments,
+    queues: Vec<String>,
+    register: impl FnOnce(Service) -> R,
+) -> Result<ExitCode, CliError>
+where
+    R: Future<Output = Result<Registry, CliError>>,
+{
+    let signals = Signals::listen()?;
+    let settings = &context.settings;
+    let celery = &settings.celery;
+    let hostname = node_name(arguments.hostname.as_deref(), &host());
+    let _pidfile = arguments
+        .pidfile
+        .as_deref()
+        .map(PidFile::create)
+        .transpose()?;
+    let ignored = arguments.without_effect.given();
+    if !ignored.is_empty() {
+        tracing::warn!(flags = ?ignored, "flags of celery worker that do nothing here");
+    }
+
+    let transport: Arc<dyn Transport> = Arc::new(context.transport(&hostname)?);
+    let results = results::open(&celery.into(), transport.clone())
+        .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
+    let app = app::build(transport.clone(), context.producing(&hostname))
+        .await
+        .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
+    let app = Arc::new(app);
+    let registry = register(Service {
+        settings: settings.clone(),
+        hostname: hostname.clone(),
+        app: app.clone(),
+    })
+    .await?;
+
+    let queues = selected(queues, arguments, &celery.task_default_queue);
+    let config = Config {
+        gossip: !arguments.without_gossip,
+        ..config(settings, hostname, queues)
+    };
+    let shutdown = Shutdown::default();
+    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
+    let (ended, code) = signals.during(&shutdown, worker.run()).await;
+    ended?;
+    Ok(code)
+}
+
+fn selected(mut queues: Vec<String>, arguments: &WorkerArguments, default: &str) -> Vec<String> {
+    queues.extend(arguments.queues.iter().cloned());
+    if queues.is_empty() {
+        queues.push(default.to_owned());
+    }
+    queues.retain(|queue| !arguments.exclude_queues.contains(queue));
+    queues.sort_unstable();
+    queues.dedup();
+    queues
+}
+
+/// The largest thing a float of seconds can be; checked settings never come near it.
+fn seconds(number: f64) -> Duration {
+    Duration::try_from_secs_f64(number).unwrap_or(Duration::MAX)
+}
+
+fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config {
+    let celery = &settings.celery;
+    let limit = |seconds: f64| (seconds > 0.0).then_some(seconds);
+    let rate_limit = celery.task_default_rate_limit.parse::<RateLimit>().ok();
+    Config {
+        hostname,
+        queues,
+        task_queues: TaskQueues::new(celery),
+        default_queue: celery.task_default_queue.clone(),
+        chord_join_timeout: seconds(celery.result_chord_join_timeout),
+        chord_retry_interval: seconds(celery.result_chord_retry_interval),
+        concurrency: celery.concurrency(),
+        prefetch_multiplier: celery.worker_prefetch_multiplier,
+        accept: Accept::new(&celery.accept_content, celery.max_body_bytes),
+        tasks: TaskDefaults {
+            acks_late: celery.task_acks_late,
+            acks_on_failure: celery.task_acks_on_failure,
+            acks_on_timeout: celery.task_acks_on_timeout,
+            ignore_result: celery.task_ignore_result,
+            store_errors_even_if_ignored: celery.task_store_errors_even_if_ignored,
+            track_started: celery.task_track_started,
+            time_limit: limit(celery.task_time_limit),
+            soft_time_limit: limit(celery.task_soft_time_limit),
+            rate_limit,
+        },
+        rate_limits: !celery.worker_disable_rate_limits,
+        result_extended: celery.result_extended,
+        deduplicate: celery.worker_deduplicate_successful_tasks,
+        eta_hold: celery.worker_eta_hold,
+        eta_task_limit: celery.worker_eta_task_limit,
+        soft_shutdown: seconds(celery.worker_soft_shutdown_timeout),
+        heartbeat_interval: seconds(celery.worker_heartbeat_interval),
+        task_events: celery.worker_send_task_events,
+        remote_control: celery.worker_enable_remote_control,
+        control_allowed: celery.worker_remote_control_allowed.clone(),
+        settings: celery.shown(),
+        gossip: true,
+    }
+}

@@ -1,0 +1,81 @@
+//! Canvas: what follows a task, from signatures to messages.
+//!
+//! A message carries signatures of the tasks that follow it ([`super::message::Embed`]): callbacks,
+//! errbacks, the rest of its chain, the body of its chord. Any of them can be a chain, a group or a
+//! chord itself, and whoever applies it has to do all that a Python client does: give ids to its
+//! parts, make a chord of a group that something follows, hand the rest on. This does it by the rules
+//! of `celery.canvas`: [`after_success`], [`after_failure`] and [`chord_body`] say what is to be sent
+//! and what is to be noted ([`Plan`]), and send nothing.
+//!
+//! Ids that a signature leaves open are derived from the id of the task that applies it
+//! ([`Call::parent_id`]), not drawn. A task that is run again, because its worker died before the
+//! message was acknowledged, sends what follows it again; with the same ids, so that results do not
+//! multiply and the parts of a chord are counted once.
+//!
+//! Signatures come from the network. How deep they are nested, and how much one of them can be made
+//! to send, is limited.
+
+mod apply;
+mod failure;
+mod outgoing;
+mod results;
+mod signature;
+
+pub use apply::{Call, Effect, Header, Plan, after_failure, after_success, chord_body};
+pub use failure::{BodyFailure, body_failures, chord_error, failed_steps};
+pub use outgoing::{Outgoing, Route};
+pub use results::ResultNode;
+pub use signature::{Form, Signature};
+
+/// Signatures within signatures.
+const MAX_DEPTH: usize = 64;
+
+/// Messages that applying one signature may send.
+const MAX_MESSAGES: usize = 100_000;
+
+/// Bytes of bodies that applying one signature may send; every part of a chord carries the body
+/// of the chord.
+const MAX_BYTES: usize = 256 << 20;
+
+/// Why a signature cannot be applied.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// Not what a signature looks like.
+    #[error("{what} of a signature is not {expected}")]
+    Form {
+        /// Which part.
+        what: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A kind of signature that there is not.
+    #[error("signature has unknown type `{0}`")]
+    Type(String),
+    /// Nested too deep.
+    #[error("signatures are nested more than {MAX_DEPTH} deep")]
+    Depth,
+    /// It would send too much.
+    #[error(
+        "signature would send more than {MAX_MESSAGES} messages or {} MB",
+        MAX_BYTES >> 20
+    )]
+    Size,
+    /// The messages are to be written in a way that this worker does not write.
+    #[error("signature of `{task}` asks for serializer `{serializer}`; there is only `json`")]
+    Serializer {
+        /// The task.
+        task: String,
+        /// The serializer.
+        serializer: String,
+    },
+    /// A chord, where nobody would count its parts.
+    #[error(
+        "chords (and groups that something follows) need a result backend that counts their parts: redis or a database"
+    )]
+    NoChords,
+}
+
+use SignatureError as Error;
+
+#[cfg(test)]
+mod tests;

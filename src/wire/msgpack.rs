@@ -1,0 +1,297 @@
+//! MessagePack as Python's `msgpack` reads it for kombu (`unpackb(body, raw=False)`).
+//!
+//! What JSON has no form for is put into kombu's envelopes: bytes and timestamps. Another extension
+//! becomes the pair of its code and its data that it is in Python. Lengths are believed only as far
+//! as the body goes, so that nothing is allocated for what is not there.
+
+use chrono::DateTime;
+use rmp::Marker;
+use serde_json::{Map, Value};
+
+use super::envelope;
+use super::json::{MAX_DEPTH, float};
+
+/// Code of the extension that holds a time.
+const TIMESTAMP: i8 = -1;
+
+/// Why bytes are not MessagePack.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct MsgpackError(&'static str);
+
+const TOO_SHORT: MsgpackError = MsgpackError("ends too early");
+
+/// Reads one value.
+pub(super) fn read(body: &[u8]) -> Result<Value, MsgpackError> {
+    let mut reader = Reader(body);
+    let value = reader.value(0)?;
+    match reader.0 {
+        [] => Ok(value),
+        _ => Err(MsgpackError("more than one value")),
+    }
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, length: usize) -> Result<&'a [u8], MsgpackError> {
+        let (taken, rest) = self.0.split_at_checked(length).ok_or(TOO_SHORT)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], MsgpackError> {
+        self.take(N)?.try_into().map_err(|_| TOO_SHORT)
+    }
+
+    /// A length of 1, 2 or 4 bytes.
+    fn length<const N: usize>(&mut self) -> Result<usize, MsgpackError> {
+        let bytes = self.array::<N>()?;
+        Ok(bytes.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
+    }
+
+    fn value(&mut self, depth: usize) -> Result<Value, MsgpackError> {
+        let [first] = self.array()?;
+        match Marker::from_u8(first) {
+            Marker::FixArray(length) => self.list(length.into(), depth),
+            Marker::Array16 => self.length::<2>().and_then(|n| self.list(n, depth)),
+            Marker::Array32 => self.length::<4>().and_then(|n| self.list(n, depth)),
+            Marker::FixMap(length) => self.map(length.into(), depth),
+            Marker::Map16 => self.length::<2>().and_then(|n| self.map(n, depth)),
+            Marker::Map32 => self.length::<4>().and_then(|n| self.map(n, depth)),
+            // Apart, to keep the recursion's frames small.
+            single => self.single(single),
+        }
+    }
+
+    fn single(&mut self, marker: Marker) -> Result<Value, MsgpackError> {
+        Ok(match marker {
+            Marker::Null => Value::Null,
+            Marker::True => true.into(),
+            Marker::False => false.into(),
+            Marker::FixPos(n) => n.into(),
+            Marker::FixNeg(n) => n.into(),
+            Marker::U8 => u8::from_be_bytes(self.array()?).into(),
+            Marker::U16 => u16::from_be_bytes(self.array()?).into(),
+            Marker::U32 => u32::from_be_bytes(self.array()?).into(),
+            Marker::U64 => u64::from_be_bytes(self.array()?).into(),
+            Marker::I8 => i8::from_be_bytes(self.array()?).into(),
+            Marker::I16 => i16::from_be_bytes(self.array()?).into(),
+            Marker::I32 => i32::from_be_bytes(self.array()?).into(),
+            Marker::I64 => i64::from_be_bytes(self.array()?).into(),
+            Marker::F32 => float(f32::from_be_bytes(self.array()?).into()),
+            Marker::F64 => float(f64::from_be_bytes(self.array()?)),
+            Marker::FixStr(length) => self.text(length.into())?.into(),
+            Marker::Str8 => self.length::<1>().and_then(|n| self.text(n))?.into(),
+            Marker::Str16 => self.length::<2>().and_then(|n| self.text(n))?.into(),
+            Marker::Str32 => self.length::<4>().and_then(|n| self.text(n))?.into(),
+            Marker::Bin8 => envelope::bytes(self.length::<1>().and_then(|n| self.take(n))?),
+            Marker::Bin16 => envelope::bytes(self.length::<2>().and_then(|n| self.take(n))?),
+            Marker::Bin32 => envelope::bytes(self.length::<4>().and_then(|n| self.take(n))?),
+            Marker::FixExt1 => self.extension(1)?,
+            Marker::FixExt2 => self.extension(2)?,
+            Marker::FixExt4 => self.extension(4)?,
+            Marker::FixExt8 => self.extension(8)?,
+            Marker::FixExt16 => self.extension(16)?,
+            Marker::Ext8 => self.length::<1>().and_then(|n| self.extension(n))?,
+            Marker::Ext16 => self.length::<2>().and_then(|n| self.extension(n))?,
+            Marker::Ext32 => self.length::<4>().and_then(|n| self.extension(n))?,
+            _ => return Err(MsgpackError("reserved byte")),
+        })
+    }
+
+    fn text(&mut self, length: usize) -> Result<&'a str, MsgpackError> {
+        std::str::from_utf8(self.take(length)?).map_err(|_| MsgpackError("text is no UTF-8"))
+    }
+
+    fn list(&mut self, length: usize, depth: usize) -> Result<Value, MsgpackError> {
+        let depth = deeper(depth)?;
+        (0..length).map(|_| self.value(depth)).collect()
+    }
+
+    fn map(&mut self, length: usize, depth: usize) -> Result<Value, MsgpackError> {
+        let depth = deeper(depth)?;
+        let mut map = Map::new();
+        for _ in 0..length {
+            let key = match self.value(depth)? {
+                Value::String(key) => key,
+                // Bytes may be keys, too.
+                Value::Object(key) => match envelope::open(&key) {
+                    Some((kind, Value::String(text))) if kind == "bytes" => text.clone(),
+                    _ => return Err(MsgpackError("a key is no text")),
+                },
+                _ => return Err(MsgpackError("a key is no text")),
+            };
+            map.insert(key, self.value(depth)?);
+        }
+        Ok(envelope::table(map))
+    }
+
+    fn extension(&mut self, length: usize) -> Result<Value, MsgpackError> {
+        let code = i8::from_be_bytes(self.array()?);
+        let data = self.take(length)?;
+        if code != TIMESTAMP {
+            return Ok(Value::Array(vec![code.into(), envelope::bytes(data)]));
+        }
+        let (seconds, nanoseconds) = timestamp(data).ok_or(MsgpackError("no timestamp"))?;
+        // One beyond the calendar is still a number of seconds.
+        Ok(match DateTime::from_timestamp(seconds, nanoseconds) {
+            Some(time) => envelope::utc(time),
+            None => seconds.into(),
+        })
+    }
+}
+
+/// Seconds since 1970 and nanoseconds.
+fn timestamp(data: &[u8]) -> Option<(i64, u32)> {
+    let (seconds, nanoseconds) = if let Ok(seconds) = data.try_into() {
+        (u32::from_be_bytes(seconds).into(), 0)
+    } else if let Ok(both) = data.try_into() {
+        let both = u64::from_be_bytes(both);
+        let seconds = i64::try_from(both & 0x3_FFFF_FFFF).ok()?;
+        (seconds, u32::try_from(both >> 34).ok()?)
+    } else {
+        let (nanoseconds, seconds) = data.split_first_chunk()?;
+        let seconds = i64::from_be_bytes(seconds.try_into().ok()?);
+        (seconds, u32::from_be_bytes(*nanoseconds))
+    };
+    (nanoseconds < 1_000_000_000).then_some((seconds, nanoseconds))
+}
+
+fn deeper(depth: usize) -> Result<usize, MsgpackError> {
+    match depth < MAX_DEPTH {
+        true => Ok(depth + 1),
+        false => Err(MsgpackError("nested too deep")),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// What Python's msgpack 1.2 writes, and the same value by kombu's JSON encoder.
+    const VALUES: &[(&str, &str)] = &[
+        ("c0", r#"null"#),
+        ("c3", r#"true"#),
+        ("00", r#"0"#),
+        ("7f", r#"127"#),
+        ("cc80", r#"128"#),
+        ("ccff", r#"255"#),
+        ("cd0100", r#"256"#),
+        ("ce00010000", r#"65536"#),
+        ("cf0000000100000000", r#"4294967296"#),
+        ("cf8000000000000000", r#"9223372036854775808"#),
+        ("cfffffffffffffffff", r#"18446744073709551615"#),
+        ("ff", r#"-1"#),
+        ("e0", r#"-32"#),
+        ("d0df", r#"-33"#),
+        ("d1ff7f", r#"-129"#),
+        ("d2ffff7fff", r#"-32769"#),
+        ("d3ffffffff7fffffff", r#"-2147483649"#),
+        ("d38000000000000000", r#"-9223372036854775808"#),
+        ("cb3ff8000000000000", r#"1.5"#),
+        ("cb7ff8000000000000", r#""NaN""#),
+        ("a161", r#""a""#),
+        (
+            "d928c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9c3a9",
+            r#""\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9\u00e9""#,
+        ),
+        ("c403616263", r#"{"__type__": "bytes", "__value__": "abc"}"#),
+        ("c402ff00", r#"{"__type__": "base64", "__value__": "/wA="}"#),
+        ("90", r#"[]"#),
+        ("920192029103", r#"[1, [2, [3]]]"#),
+        (
+            "dc0014000102030405060708090a0b0c0d0e0f10111213",
+            r#"[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]"#,
+        ),
+        ("80", r#"{}"#),
+        ("82a16101a16291c0", r#"{"a": 1, "b": [null]}"#),
+        (
+            "de0014a13000a13101a13202a13303a13404a13505a13606a13707a13808a13909a231300aa231310ba231320ca231330da231340ea231350fa2313610a2313711a2313812a2313913",
+            r#"{"0": 0, "1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6": 6, "7": 7, "8": 8, "9": 9, "10": 10, "11": 11, "12": 12, "13": 13, "14": 14, "15": 15, "16": 16, "17": 17, "18": 18, "19": 19}"#,
+        ),
+        (
+            "9391cd12678084a963616c6c6261636b73c0a86572726261636b73c0a5636861696ec0a563686f7264c0",
+            r#"[[4711], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]"#,
+        ),
+        (
+            "d7ff730f04606b050f03",
+            r#"{"__type__": "datetime", "__value__": "2026-11-24T04:13:55.482591+00:00"}"#,
+        ),
+        (
+            "d6ff00000001",
+            r#"{"__type__": "datetime", "__value__": "1970-01-01T00:00:01+00:00"}"#,
+        ),
+        (
+            "c70cff00000007fffffffffffffffb",
+            r#"{"__type__": "datetime", "__value__": "1969-12-31T23:59:55+00:00"}"#,
+        ),
+        (
+            "d5056162",
+            r#"[5, {"__type__": "bytes", "__value__": "ab"}]"#,
+        ),
+        (
+            "c750056162636461626364616263646162636461626364616263646162636461626364616263646162636461626364616263646162636461626364616263646162636461626364616263646162636461626364",
+            r#"[5, {"__type__": "bytes", "__value__": "abcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcdabcd"}]"#,
+        ),
+        ("81c4016b01", r#"{"k": 1}"#),
+    ];
+
+    const BROKEN: &[&[u8]] = &[
+        b"",
+        b"\x91",
+        b"\xc1",
+        b"\xa2\xff\xfe",
+        b"\x81\x01\x02",
+        b"\x81\xc0\x01",
+        b"\x81\x90\x01",
+        b"\x01\x02",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xdd\xff\xff\xff\xff\x00",
+        b"\xc6\xff\xff\xff\xff\x00",
+        b"\xd7\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\xc7\x03\xff\x00\x00\x00",
+    ];
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn as_python_writes_them() {
+        for (hex, json) in VALUES {
+            let expected: Value = serde_json::from_str(json).unwrap();
+            assert_eq!(read(&bytes(hex)), Ok(expected), "{hex}");
+        }
+    }
+
+    #[test]
+    fn refused_as_in_python() {
+        for body in BROKEN {
+            assert!(read(body).is_err(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn nesting_is_bounded() {
+        let nested = |depth| [vec![0x91; depth], vec![0xc0]].concat();
+        assert!(read(&nested(MAX_DEPTH)).is_ok());
+        assert_eq!(
+            read(&nested(MAX_DEPTH + 1)),
+            Err(MsgpackError("nested too deep"))
+        );
+        assert!(read(&nested(1_000_000)).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_panic(body in proptest::collection::vec(any::<u8>(), 0..100)) {
+            let _ = read(&body);
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Rate limits: how many tasks of one name may begin in a time, on this worker.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// Tasks per time; Celery's `"10/m"`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RateLimit {
+    number: f64,
+    /// One of [`UNITS`].
+    unit: char,
+}
+
+/// The units, with their seconds.
+const UNITS: [(char, f64); 3] = [('s', 1.0), ('m', 60.0), ('h', 3600.0)];
+
+impl fmt::Display for RateLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.unit)
+    }
+}
+
+impl RateLimit {
+    /// The pause between two tasks.
+    fn interval(self) -> Duration {
+        let seconds = UNITS
+            .iter()
+            .find(|(unit, _)| *unit == self.unit)
+            .map_or(1.0, |(_, seconds)| *seconds);
+        Duration::try_from_secs_f64(seconds / self.number).unwrap_or(Duration::MAX)
+    }
+}
+
+impl FromStr for RateLimit {
+    type Err = String;
+
+    /// A number, and after it `/s` (as where it is missing), `/m` or `/h`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (number, unit) = text.split_once('/').unwrap_or((text, "s"));
+        let unit = UNITS
+            .iter()
+            .map(|(unit, _)| *unit)
+            .find(|known| unit.trim().chars().eq([*known]));
+        let number = number.trim().parse::<f64>().ok();
+        match (number.filter(|n| *n > 0.0 && n.is_finite()), unit) {
+            (Some(number), Some(unit)) => Ok(Self { number, unit }),
+            _ => Err(format!("`{text}` is no rate such as 2/s, 10/m or 1/h")),
+        }
+    }
+}
+
+/// The limits of a worker's tasks, by name.
+#[derive(Default)]
+pub(super) struct RateLimits(Mutex<HashMap<String, Arc<Turnstile>>>);
+
+/// Lets the tasks of one name pass, in the order in which they came.
+struct Turnstile {
+    limit: watch::Sender<Option<RateLimit>>,
+    /// When the last one passed. Fair: who waits longest is next.
+    last: tokio::sync::Mutex<Option<Instant>>,
+}
+
+impl RateLimits {
+    /// Sets a task's limit, or takes it away; also for the tasks that wait already.
+    pub(super) fn set(&self, task: &str, limit: Option<RateLimit>) {
+        self.turnstile(task).limit.send_replace(limit);
+    }
+
+    /// A task's limit.
+    pub(super) fn get(&self, task: &str) -> Option<RateLimit> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known
+            .get(task)
+            .and_then(|turnstile| *turnstile.limit.borrow())
+    }
+
+    /// Waits until a task may begin.
+    pub(super) async fn pass(&self, task: &str) {
+        let turnstile = {
+            // No code panics while it holds the lock, and the map would still be whole.
+            let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match known.get(task) {
+                Some(turnstile) => turnstile.clone(),
+                None => return,
+            }
+        };
+        let mut last = turnstile.last.lock().await;
+        let mut limit = turnstile.limit.subscribe();
+        loop {
+            let Some(rate) = *limit.borrow_and_update() else {
+                break;
+            };
+            let due = last.and_then(|last| last.checked_add(rate.interval()));
+            let Some(due) = due.filter(|due| *due > Instant::now()) else {
+                break;
+            };
+            tokio::select! {
+                () = tokio::time::sleep_until(due) => {}
+                _ = limit.changed() => {}
+            }
+        }
+        *last = Some(Instant::now());
+    }
+
+    fn turnstile(&self, task: &str) -> Arc<Turnstile> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = || {
+            Arc::new(Turnstile {
+                limit: watch::Sender::new(None),
+                last: tokio::sync::Mutex::new(None),
+            })
+        };
+        known.entry(task.to_owned()).or_insert_with(new).clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_read_as_celery_reads_them() {
+        let interval = |text: &str| text.parse::<RateLimit>().map(RateLimit::interval);
+        assert_eq!(interval("2/s"), Ok(Duration::from_millis(500)));
+        assert_eq!(interval("10/m"), Ok(Duration::from_secs(6)));
+        assert_eq!(interval("1/h"), Ok(Duration::from_secs(3600)));
+        assert_eq!(interval("4"), Ok(Duration::from_millis(250)));
+        for bad in ["", "x", "1/d", "-1/s", "0/s", "inf", "nan/m"] {
+            assert!(interval(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn tasks_pass_one_interval_apart() {
+        let limits = RateLimits::default();
+        limits.set("t", "50/s".parse().ok());
+        let begin = Instant::now();
+        for _ in 0..5 {
+            limits.pass("t").await;
+            limits.pass("other").await;
+        }
+        assert!(begin.elapsed() >= Duration::from_millis(80));
+    }
+
+    #[tokio::test]
+    async fn a_new_limit_holds_for_those_that_wait() {
+        let limits = RateLimits::default();
+        limits.set("t", "1/h".parse().ok());
+        limits.pass("t").await;
+        let mut waiting = std::pin::pin!(limits.pass("t"));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        limits.set("t", None);
+        waiting.await;
+    }
+}

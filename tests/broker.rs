@@ -1,0 +1,596 @@
+//! The transport against a real RabbitMQ.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod support;
+
+use std::process::Command;
+use std::time::Duration;
+
+use ccat_transfer::broker::amqp::{Amqp, Options, Reconnect, Tls};
+use ccat_transfer::broker::{
+    BrokerError, Consumer, Declaration, Delivery, Publication, Queue, Subscription, Transport,
+    Verdict,
+};
+use ccat_transfer::wire::RawMessage;
+use serde_json::json;
+use support::{amqp, service, unique};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Long enough for a delivery that must not come.
+const QUIET: Duration = Duration::from_millis(300);
+
+fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
+    Subscription {
+        purpose: "a test",
+        small: false,
+        queues: queues.iter().copied().cloned().collect(),
+        prefetch,
+        delayed: None,
+    }
+}
+
+async fn consume(transport: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer {
+    let consumer = transport.consume(subscription(queues, prefetch));
+    let mut connected = consumer.connected();
+    timeout(PATIENCE, connected.wait_for(|up| *up))
+        .await
+        .expect("served in time")
+        .unwrap();
+    consumer
+}
+
+async fn publish(transport: &Amqp, queue: &Queue, body: &str) {
+    let publication = Publication {
+        exchange: String::new(),
+        routing_key: queue.name.clone(),
+        message: RawMessage {
+            body: body.into(),
+            ..RawMessage::default()
+        },
+        declare: Some(Declaration::Queue(queue.clone())),
+        mandatory: true,
+    };
+    transport.publish(&publication, PATIENCE).await.unwrap();
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    timeout(PATIENCE, consumer.next())
+        .await
+        .expect("a delivery in time")
+        .expect("a delivery")
+}
+
+async fn nothing(consumer: &mut Consumer) {
+    let delivery = timeout(QUIET, consumer.next()).await;
+    assert!(delivery.is_err(), "got {delivery:?}");
+}
+
+fn body(delivery: &Delivery) -> &str {
+    std::str::from_utf8(&delivery.message.body).unwrap()
+}
+
+fn quorum(name: &str) -> Queue {
+    let mut queue = Queue::tasks(name);
+    queue
+        .arguments
+        .insert("x-queue-type".into(), json!("quorum"));
+    queue
+}
+
+async fn ctl(words: &[&str]) -> String {
+    let program = service("RABBITMQCTL").unwrap();
+    let words: Vec<String> = words.iter().map(|word| (*word).into()).collect();
+    tokio::task::spawn_blocking(move || {
+        let done = Command::new(program).args(words).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    })
+    .await
+    .unwrap()
+}
+
+/// Closes the connections of one transport.
+async fn close_connections(name: &str) {
+    let listed = ctl(&[
+        "list_connections",
+        "-q",
+        "--no-table-headers",
+        "pid",
+        "client_properties",
+    ])
+    .await;
+    for line in listed.lines().filter(|line| line.contains(name)) {
+        let (pid, _) = line.split_once('\t').unwrap();
+        ctl(&["close_connection", pid, "a test"]).await;
+    }
+}
+
+#[tokio::test]
+async fn parked_deliveries_take_no_place() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "parking");
+    for queue in [Queue::tasks(unique("park")), quorum(&unique("park"))] {
+        for n in 0..8 {
+            publish(&transport, &queue, &n.to_string()).await;
+        }
+        let mut consumer = consume(&transport, &[&queue], 2).await;
+        let mut held = vec![next(&mut consumer).await, next(&mut consumer).await];
+        nothing(&mut consumer).await;
+        for _ in 0..3 {
+            held.last().unwrap().park();
+            held.push(next(&mut consumer).await);
+            nothing(&mut consumer).await;
+        }
+        // The first one, of the first consumer, frees the place of one of the last.
+        let first = held.remove(0);
+        assert_eq!(
+            (body(&first), first.queue.as_str()),
+            ("0", queue.name.as_str())
+        );
+        first.settle(Verdict::Ack).await;
+        held.push(next(&mut consumer).await);
+        nothing(&mut consumer).await;
+        // One whose time has come counts again.
+        held[0].unpark();
+        nothing(&mut consumer).await;
+        held.pop().unwrap().settle(Verdict::Ack).await;
+        nothing(&mut consumer).await;
+        held.remove(0).settle(Verdict::Ack).await;
+        held.push(next(&mut consumer).await);
+        let bodies: Vec<&str> = held.iter().map(body).collect();
+        assert_eq!(bodies, ["2", "3", "4", "6"]);
+        for delivery in held {
+            delivery.settle(Verdict::Ack).await;
+        }
+        next(&mut consumer).await.settle(Verdict::Ack).await;
+        consumer.cancel();
+        assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+    }
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn queues_come_and_go_under_a_running_consumer() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let name = unique("dynamic");
+    let transport = amqp(&url, &name);
+    let [first, second] = [Queue::tasks(unique("one")), Queue::tasks(unique("two"))];
+    let mut consumer = consume(&transport, &[&first], 1).await;
+    let handle = consumer.handle();
+    handle.add(second.clone()).await;
+    assert_eq!(handle.queues(), [first.clone(), second.clone()]);
+
+    publish(&transport, &second, "a").await;
+    let held = next(&mut consumer).await;
+    assert_eq!(held.queue, second.name);
+    publish(&transport, &second, "b").await;
+    nothing(&mut consumer).await;
+    // A larger window.
+    handle.set_prefetch(2);
+    let other = next(&mut consumer).await;
+    assert_eq!(body(&other), "b");
+
+    handle.cancel_queue(&second.name).await;
+    publish(&transport, &second, "c").await;
+    other.settle(Verdict::Ack).await;
+    nothing(&mut consumer).await;
+    held.settle(Verdict::Ack).await;
+    publish(&transport, &first, "d").await;
+    next(&mut consumer).await.settle(Verdict::Ack).await;
+
+    // Both changes outlive the connection.
+    let mut connected = consumer.connected();
+    connected.borrow_and_update();
+    close_connections(&name).await;
+    handle.add(second.clone()).await;
+    handle.cancel_queue(&first.name).await;
+    let back = next(&mut consumer).await;
+    assert_eq!((body(&back), &back.queue), ("c", &second.name));
+    back.settle(Verdict::Ack).await;
+    publish(&transport, &first, "e").await;
+    nothing(&mut consumer).await;
+    assert_eq!(handle.queues(), [second]);
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn deleted_queues_are_declared_anew() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "deleted");
+    let [queue, other] = [
+        Queue::tasks(unique("deleted")),
+        Queue::tasks(unique("beside")),
+    ];
+    let mut consumer = consume(&transport, &[&queue, &other], 1).await;
+    publish(&transport, &other, "held").await;
+    let held = next(&mut consumer).await;
+    let connected = consumer.connected();
+    for n in 0..2 {
+        ctl(&["delete_queue", &queue.name]).await;
+        let producer = amqp(&url, "deleted-producer");
+        publish(&producer, &queue, &n.to_string()).await;
+        let delivery = next(&mut consumer).await;
+        assert_eq!(body(&delivery), n.to_string());
+        delivery.settle(Verdict::Ack).await;
+        producer.close().await;
+    }
+    // The other queue has seen nothing of it.
+    assert!(!held.is_void() && *connected.borrow());
+    held.settle(Verdict::Ack).await;
+    transport.close().await;
+}
+
+/// What one message closes a channel for is not another's failure.
+#[tokio::test]
+async fn a_missing_exchange_fails_its_own_message_only() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "foreign");
+    let queue = Queue::tasks(unique("own"));
+    let wrong = Publication {
+        exchange: unique("nowhere"),
+        routing_key: "x".into(),
+        message: RawMessage::default(),
+        declare: None,
+        mandatory: false,
+    };
+    publish(&transport, &queue, "first").await;
+    let good = async {
+        for n in 0..50 {
+            publish(&transport, &queue, &n.to_string()).await;
+        }
+    };
+    let bad = async {
+        for _ in 0..20 {
+            let refused = transport.publish(&wrong, PATIENCE).await;
+            assert!(
+                matches!(refused, Err(BrokerError::Refused { .. })),
+                "{refused:?}"
+            );
+        }
+    };
+    // One that is there shares the channel with those that are not.
+    let topic = Publication {
+        exchange: "amq.topic".into(),
+        ..wrong.clone()
+    };
+    let known = async {
+        for _ in 0..20 {
+            transport.publish(&topic, PATIENCE).await.unwrap();
+        }
+    };
+    tokio::join!(good, bad, known);
+    let mut consumer = consume(&transport, &[&queue], 0).await;
+    for expected in ["first", "0", "1"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(body(&delivery), expected);
+        delivery.settle(Verdict::Ack).await;
+    }
+    transport.close().await;
+}
+
+/// Publishers do not wait for each other's confirms.
+#[tokio::test]
+async fn many_publications_are_under_way_at_once() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "pipeline");
+    let queue = quorum(&unique("pipeline"));
+    publish(&transport, &queue, "0").await;
+    let began = std::time::Instant::now();
+    for _ in 0..50 {
+        publish(&transport, &queue, "x").await;
+    }
+    let one_by_one = began.elapsed();
+    let began = std::time::Instant::now();
+    futures_util::future::join_all((0..50).map(|_| publish(&transport, &queue, "x"))).await;
+    let together = began.elapsed();
+    assert!(together < one_by_one, "{together:?} against {one_by_one:?}");
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn rejects_reach_the_dead_letter_exchange() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "dead");
+    for mut queue in [Queue::tasks(unique("alive")), quorum(&unique("alive"))] {
+        let dead = Queue::tasks(unique("dead"));
+        let exchange = dead.binding.as_ref().unwrap().exchange.name.clone();
+        queue
+            .arguments
+            .insert("x-dead-letter-exchange".into(), exchange.into());
+        queue
+            .arguments
+            .insert("x-dead-letter-routing-key".into(), dead.name.clone().into());
+        let mut graves = consume(&transport, &[&dead], 1).await;
+        let mut consumer = consume(&transport, &[&queue], 1).await;
+        publish(&transport, &queue, "poison").await;
+        next(&mut consumer).await.settle(Verdict::Reject).await;
+        let buried = next(&mut graves).await;
+        assert_eq!(body(&buried), "poison");
+        assert_eq!(buried.message.headers["x-death"][0]["reason"], "rejected");
+        assert_eq!(buried.message.headers["x-death"][0]["queue"], queue.name);
+        buried.settle(Verdict::Ack).await;
+        // What is given back is not.
+        publish(&transport, &queue, "again").await;
+        next(&mut consumer).await.settle(Verdict::Requeue).await;
+        let back = next(&mut consumer).await;
+        assert!(back.redelivered);
+        back.settle(Verdict::Ack).await;
+        nothing(&mut graves).await;
+    }
+    transport.close().await;
+}
+
+/// A queue that exists otherwise is used as it is.
+#[tokio::test]
+async fn other_arguments_are_lived_with() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "other-arguments");
+    let mut there = Queue::tasks(unique("priority"));
+    there.arguments.insert("x-max-priority".into(), 3.into());
+    publish(&transport, &there, "1").await;
+    transport.close().await;
+
+    let transport = amqp(&url, "other-arguments");
+    let mut wanted = Queue::tasks(&there.name);
+    let binding = wanted.binding.as_mut().unwrap();
+    binding.exchange.kind = ccat_transfer::broker::ExchangeKind::Topic;
+    publish(&transport, &wanted, "2").await;
+    let mut consumer = consume(&transport, &[&wanted], 2).await;
+    for expected in ["1", "2"] {
+        let delivery = next(&mut consumer).await;
+        assert_eq!(body(&delivery), expected);
+        delivery.settle(Verdict::Ack).await;
+    }
+    transport.close().await;
+}
+
+#[tokio::test]
+async fn without_declaring_a_missing_queue_is_waited_for() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let options = Options {
+        no_declare: true,
+        ..Options::new(&url, "passive")
+    };
+    let transport = Amqp::new(&options).unwrap();
+    let [there, missing] = [
+        Queue::tasks(unique("there")),
+        Queue::tasks(unique("missing")),
+    ];
+    let declaring = amqp(&url, "declaring");
+    publish(&declaring, &there, "1").await;
+
+    let publication = Publication {
+        exchange: String::new(),
+        routing_key: missing.name.clone(),
+        message: RawMessage::default(),
+        declare: Some(Declaration::Queue(missing.clone())),
+        mandatory: true,
+    };
+    let refused = transport.publish(&publication, PATIENCE).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(
+        text.contains(&missing.name) && text.contains("celery.no_declare"),
+        "{text}"
+    );
+
+    let mut consumer = transport.consume(subscription(&[&there, &missing], 1));
+    next(&mut consumer).await.settle(Verdict::Ack).await;
+    assert!(!*consumer.connected().borrow());
+    publish(&declaring, &missing, "2").await;
+    let delivery = next(&mut consumer).await;
+    assert_eq!(body(&delivery), "2");
+    delivery.settle(Verdict::Ack).await;
+    // Our own queues are made all the same.
+    let own = Queue::control("celery@passive", &unique("tag"));
+    drop(consume(&transport, &[&own], 0).await);
+    transport.close().await;
+    declaring.close().await;
+}
+
+#[tokio::test]
+async fn what_was_not_begun_goes_back_at_once() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "back");
+    let queue = Queue::tasks(unique("back"));
+    for n in 0..6 {
+        publish(&transport, &queue, &n.to_string()).await;
+    }
+    let mut consumer = consume(&transport, &[&queue], 6).await;
+    let held = next(&mut consumer).await;
+    consumer.cancel();
+    while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
+        drop(delivery);
+    }
+    // Another gets the rest while the first one is still held, and that can still be settled.
+    let other = amqp(&url, "back-other");
+    let mut rest = consume(&other, &[&queue], 0).await;
+    for _ in 0..5 {
+        next(&mut rest).await.settle(Verdict::Ack).await;
+    }
+    assert!(!held.is_void());
+    held.settle(Verdict::Ack).await;
+    transport.close().await;
+    nothing(&mut rest).await;
+    other.close().await;
+}
+
+#[tokio::test]
+async fn a_broker_is_given_up_where_the_settings_say_so() {
+    // Nobody listens there.
+    let port = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().port()
+    };
+    let reconnect = Reconnect::default();
+    for (reconnect, setting) in [
+        (
+            Reconnect {
+                on_startup: false,
+                ..reconnect
+            },
+            "celery.broker_connection_retry_on_startup",
+        ),
+        (
+            Reconnect {
+                max_retries: 1,
+                ..reconnect
+            },
+            "celery.broker_connection_max_retries",
+        ),
+    ] {
+        let options = Options {
+            reconnect,
+            ..Options::new(format!("amqp://127.0.0.1:{port}"), "given-up")
+        };
+        let transport = Amqp::new(&options).unwrap();
+        let mut consumer = transport.consume(subscription(&[&Queue::tasks("q")], 1));
+        assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
+        let failure = consumer.failure().unwrap();
+        assert!(failure.to_string().contains(setting), "{failure}");
+    }
+}
+
+/// A password that changes under a running consumer: said, and tried again until it is right.
+#[tokio::test]
+async fn a_changed_password_is_waited_for() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let user = unique("user");
+    ctl(&["add_user", &user, "first"]).await;
+    ctl(&["set_permissions", &user, ".*", ".*", ".*"]).await;
+    let url = url.replace("guest:guest", &format!("{user}:first"));
+    let transport = amqp(&url, &user);
+    let queue = Queue::tasks(unique("password"));
+    let mut consumer = consume(&transport, &[&queue], 1).await;
+    ctl(&["change_password", &user, "second"]).await;
+    close_connections(&user).await;
+    let mut connected = consumer.connected();
+    timeout(PATIENCE, connected.wait_for(|up| !up))
+        .await
+        .unwrap()
+        .unwrap();
+
+    let other = amqp(&url, &format!("{user}-other"));
+    let publication = Publication {
+        exchange: String::new(),
+        routing_key: queue.name.clone(),
+        message: RawMessage::default(),
+        declare: None,
+        mandatory: true,
+    };
+    let refused = other.publish(&publication, PATIENCE).await.unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("check user, password"), "{text}");
+    assert!(
+        !format!("{refused:?}{text}").contains("first"),
+        "{refused:?}"
+    );
+
+    ctl(&["change_password", &user, "first"]).await;
+    publish(&other, &queue, "x").await;
+    next(&mut consumer).await.settle(Verdict::Ack).await;
+    transport.close().await;
+    other.close().await;
+    ctl(&["delete_user", &user]).await;
+}
+
+#[tokio::test]
+async fn tls_with_and_without_a_certificate_of_our_own() {
+    let (Some(port), Some(files)) = (service("TEST_AMQPS_PORT"), service("TEST_TLS")) else {
+        return;
+    };
+    let file = |name: &str| format!("{files}/{name}");
+    let trusting = Tls {
+        ca_file: file("ca.pem"),
+        ..Tls::default()
+    };
+    let client = Tls {
+        cert_file: file("client.pem"),
+        key_file: file("client.key"),
+        ..trusting.clone()
+    };
+    // The user that the broker takes from the certificate.
+    let users = ctl(&["list_users", "-q"]).await;
+    if !users.contains("tls-client") {
+        ctl(&["add_user", "tls-client", &unique("unknown")]).await;
+        ctl(&["set_permissions", "tls-client", ".*", ".*", ".*"]).await;
+    }
+    let guest = format!("amqps://guest:guest@localhost:{port}//");
+    let external = format!("amqps://localhost:{port}//?auth_mechanism=external");
+    let wrong_host = format!("amqps://guest:guest@127.0.0.1:{port}//");
+    for (url, tls, works) in [
+        (&guest, &trusting, true),
+        (&guest, &client, true),
+        (&external, &client, true),
+        (&external, &trusting, false),
+        (&guest, &Tls::default(), false),
+        (&wrong_host, &trusting, false),
+    ] {
+        let options = Options {
+            tls: tls.clone(),
+            ..Options::new(url, "tls")
+        };
+        let transport = Amqp::new(&options).unwrap();
+        let queue = Queue::tasks(unique("tls"));
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: queue.name.clone(),
+            message: RawMessage::default(),
+            declare: Some(Declaration::Queue(queue.clone())),
+            mandatory: true,
+        };
+        let within = if works {
+            PATIENCE
+        } else {
+            Duration::from_secs(2)
+        };
+        let published = transport.publish(&publication, within).await;
+        assert_eq!(published.is_ok(), works, "{url} {tls:?}: {published:?}");
+        if works {
+            let mut consumer = consume(&transport, &[&queue], 1).await;
+            next(&mut consumer).await.settle(Verdict::Ack).await;
+        }
+        transport.close().await;
+    }
+    let missing = Options {
+        tls: Tls {
+            ca_file: file("none.pem"),
+            ..Tls::default()
+        },
+        ..Options::new(&guest, "tls")
+    };
+    let Err(error) = Amqp::new(&missing) else {
+        panic!("a missing file is told");
+    };
+    assert!(
+        error.to_string().contains("celery.broker_ssl_ca_file"),
+        "{error}"
+    );
+}

@@ -1,0 +1,247 @@
+"""A Rust and a Python worker side by side: every inspect and control command answers alike, revoked ids travel, elections
+are answered.
+"""
+
+import json
+import subprocess
+import sys
+import uuid
+
+import pytest
+from kombu import Exchange
+
+from support import clean_environment, until
+from test_control import events
+from test_tasks import KINDS, Workers, ended
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory, broker):
+    workers = Workers(tmp_path_factory.mktemp("cluster"), broker, "-c", "2", "--prefetch-multiplier", "2")
+    workers.nodes = {
+        kind: until(lambda: node(workers, kind), f"the {kind} worker answers", 30) for kind in KINDS
+    }
+    yield workers
+    workers.close()
+
+
+def node(workers, kind):
+    names = [name for reply in workers.app.control.ping(timeout=1) for name in reply]
+    return next((name for name in names if workers.queues[kind] in name), None)
+
+
+def command(workers, kind, *words):
+    """What `celery` itself prints as JSON for one node."""
+    verb, method, *arguments = words
+    done = subprocess.run(
+        [sys.executable, "-m", "celery", "-b", workers.broker.url, verb]
+        + ["-j", "-t", "3", "-d", workers.nodes[kind], method, *map(str, arguments)],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout)[workers.nodes[kind]]
+
+
+def ask(workers, kind, method, **arguments):
+    replies = workers.app.control.broadcast(
+        method, arguments=arguments, destination=[workers.nodes[kind]], reply=True, timeout=5
+    )
+    return replies[0][workers.nodes[kind]] if replies else None
+
+
+def shape(value):
+    """Keys and types; numbers are numbers, and of a list the first element counts."""
+    match value:
+        case dict():
+            return {key: shape(one) for key, one in value.items()}
+        case [first, *_]:
+            return [shape(first)]
+        case list():
+            return []
+        case bool() | None | str():
+            return type(value).__name__
+        case _:
+            return "number"
+
+
+@pytest.fixture(scope="module")
+def busy(workers):
+    """On either worker two tasks that run, one that waits for a place and one for its time."""
+    tasks = {}
+    for kind in KINDS:
+        later = workers.send(kind, "echo", {"a": None}, countdown=600, shadow="shown")
+        until(lambda: len(ask(workers, kind, "scheduled")) == 1, "one waits for its time")
+        running = [workers.send(kind, "sleep", 25) for _ in range(2)]
+        until(lambda: len(ask(workers, kind, "active")) == 2, "two run")
+        waiting = workers.send(kind, "echo", "x")
+        until(lambda: len(ask(workers, kind, "reserved")) >= 1, "one waits for a place")
+        tasks[kind] = {"running": running[0].id, "waiting": waiting.id, "later": later.id}
+    return tasks
+
+
+@pytest.mark.parametrize("method", ["ping", "clock", "active", "reserved", "scheduled", "stats", "active_queues", "report"])
+def test_inspect(workers, busy, method):
+    python, rust = (command(workers, kind, "inspect", method) for kind in KINDS)
+    python, rust = shape(python), shape(rust)
+    if method == "stats":
+        # The pool is its own: Python counts what it wrote to which child process.
+        for stats in (python, rust):
+            stats["total"] = stats["pool"]["writes"] = None
+    assert rust == python
+
+
+def test_inspect_revoked_and_registered(workers):
+    task_id = str(uuid.uuid4())
+    for kind in KINDS:
+        ask(workers, kind, "revoke", task_id=task_id)
+        assert task_id in command(workers, kind, "inspect", "revoked")
+    python, rust = (command(workers, kind, "inspect", "registered") for kind in KINDS)
+    assert rust == [name for name in python if name.startswith("tasks.")]
+    python, rust = (ask(workers, kind, "registered", taskinfoitems=["acks_late", "max_retries"]) for kind in KINDS)
+    assert rust == [name for name in python if name.startswith("tasks.")]
+
+
+def test_inspect_conf(workers):
+    """The values differ; what both have must have the same type, and no password may be there."""
+    python, rust = (command(workers, kind, "inspect", "conf") for kind in KINDS)
+    for key in set(python) & set(rust):
+        assert shape(rust[key]) == shape(python[key]), key
+    for shown in (python, rust):
+        assert "guest:guest" not in json.dumps(shown)
+
+
+def test_query_task(workers, busy):
+    answers = {}
+    for kind in KINDS:
+        found = command(workers, kind, "inspect", "query_task", *busy[kind].values(), "unknown")
+        answers[kind] = {name: (found[task_id][0], shape(found[task_id])) for name, task_id in busy[kind].items()}
+        assert set(found) == set(busy[kind].values())
+    assert answers["rust"] == answers["python"]
+
+
+@pytest.mark.parametrize(
+    "method, arguments",
+    [
+        ("rate_limit", {"task_name": "tasks.add", "rate_limit": "100/s"}),
+        ("rate_limit", {"task_name": "tasks.add", "rate_limit": 0}),
+        ("rate_limit", {"task_name": "no.such.task", "rate_limit": "1/m"}),
+        ("time_limit", {"task_name": "tasks.add", "soft": 10, "hard": 20}),
+        ("time_limit", {"task_name": "no.such.task", "soft": 10}),
+        ("pool_grow", {"n": 1}),
+        ("autoscale", {"max": 3, "min": 1}),
+        ("pool_restart", {}),
+        ("heartbeat", {}),
+        ("revoke", {"task_id": "some-id"}),
+        ("revoke", {"task_id": "some-id", "terminate": True}),
+        ("terminate", {"task_id": "some-id", "signal": "TERM"}),
+        ("revoke_by_stamped_headers", {"headers": {"batch": ["v"]}}),
+        ("add_consumer", {"queue": "another_data_transfer"}),
+        ("cancel_consumer", {"queue": "another_data_transfer"}),
+        ("no_such_command", {}),
+    ],
+)
+def test_control(workers, method, arguments):
+    python, rust = (ask(workers, kind, method, **arguments) for kind in KINDS)
+    assert rust == python
+
+
+def test_bad_rate(workers):
+    """Python's text names its own parser's error, so only the beginning is compared."""
+    for kind in KINDS:
+        reply = ask(workers, kind, "rate_limit", task_name="tasks.add", rate_limit="often")
+        assert reply["error"].startswith("Invalid rate limit string: ValueError("), reply
+
+
+def test_pool_size(workers):
+    size = lambda: ask(workers, "rust", "stats")["pool"]["max-concurrency"]
+    before = size()
+    ask(workers, "rust", "pool_grow", n=2)
+    assert size() == before + 2
+    ask(workers, "rust", "pool_shrink", n=3)
+    assert size() == max(before - 1, 1)
+    ask(workers, "rust", "pool_grow", n=1)
+
+
+def test_consumers_come_and_go(workers, broker):
+    queue = f"more{uuid.uuid4().hex[:8]}_data_transfer"
+    ask(workers, "rust", "add_consumer", queue=queue)
+    until(lambda: broker.consumers(queue), "the queue is consumed")
+    result = workers.app.send_task("tasks.add", [1, 2], queue=queue)
+    assert ended(result, 60)["result"] == 3
+    names = [entry["name"] for entry in ask(workers, "rust", "active_queues")]
+    assert queue in names
+    ask(workers, "rust", "cancel_consumer", queue=queue)
+    until(lambda: not broker.consumers(queue), "the queue is not consumed any more")
+    assert queue not in [entry["name"] for entry in ask(workers, "rust", "active_queues")]
+    broker.delete(queue)
+
+
+def test_revoked_by_a_stamp(workers):
+    ask(workers, "rust", "revoke_by_stamped_headers", headers={"batch": ["bad"]})
+    bad = workers.send("rust", "add", 1, 2, stamped_headers=["batch"], batch="bad")
+    good = workers.send("rust", "add", 1, 2, stamped_headers=["batch"], batch="good")
+    assert ended(good, 60)["result"] == 3
+    assert ended(bad)["status"] == "REVOKED"
+
+
+def test_an_election_is_answered(workers):
+    with events(workers.app) as seen, workers.app.connection() as connection:
+        producer = connection.Producer(exchange=Exchange("celeryev", "topic"))
+        election = str(uuid.uuid4())
+        producer.publish(
+            {
+                "type": "worker-elect",
+                "hostname": "somebody@else",
+                "id": election,
+                "topic": "task",
+                "action": {},
+                "cver": 1,
+                "clock": 100000,
+                "timestamp": 0,
+                "utcoffset": 0,
+                "pid": 1,
+            },
+            routing_key="worker.elect",
+        )
+
+        def acked():
+            return [e for e in seen if e["type"] == "worker-elect-ack" and e["hostname"] == workers.nodes["rust"]]
+
+        until(acked, "the election is answered")
+        assert acked()[0]["id"] == election and acked()[0]["clock"] > 100000
+
+
+def test_a_new_node_learns_what_is_revoked(workers, tmp_path):
+    from support import backend_url, tasks_worker
+
+    task_id = str(uuid.uuid4())
+    ask(workers, "python", "revoke", task_id=task_id)
+    newcomer = tasks_worker(tmp_path, f"{workers.queues['rust']}.new", workers.broker, backend_url("redis"))
+    try:
+        name = json.loads(next(line for line in newcomer.log().splitlines() if "worker ready" in line))["hostname"]
+        until(
+            lambda: task_id in workers.app.control.inspect([name]).revoked()[name],
+            "the new node knows what the Python worker knows",
+        )
+    finally:
+        newcomer.stop()
+        workers.broker.delete(f"{workers.queues['rust']}.new")
+
+
+def test_what_is_not_allowed(tmp_path, broker):
+    workers = None
+    from test_tasks import only
+
+    with only(tmp_path, broker, worker_remote_control_allowed='["terminate"]') as send:
+        app = send("echo", 1).app
+        [reply] = app.control.broadcast("shutdown", reply=True, timeout=2, pattern="tasks-t*", matcher="glob") or [None]
+        assert reply is None
+        replies = app.control.broadcast("pool_grow", reply=True, timeout=2, pattern="tasks-t*", matcher="glob")
+        [answer] = [a for r in replies for a in r.values()]
+        assert answer["error"].startswith("PermissionError('pool_grow is not among"), answer
+        assert ended(send("add", 1, 1))["result"] == 2

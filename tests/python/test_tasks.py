@@ -1,0 +1,286 @@
+"""Ordinary tasks on the Rust worker of examples/tasks_worker.rs and on a Python worker: the same results, the same
+events, the same messages left behind.
+"""
+
+import contextlib
+import re
+import uuid
+
+import pytest
+from celery import Celery
+
+from support import backend_url, python_worker, tasks_worker, until
+from test_control import events
+
+pytestmark = pytest.mark.timeout(120)
+
+KINDS = ["python", "rust"]
+
+
+class Workers:
+    """A worker of each kind, each on a queue of its own."""
+
+    def __init__(self, directory, broker, *flags, backend="redis", pool="prefork", **settings):
+        self.broker = broker
+        self.app = Celery(broker=broker.url, backend=backend_url(backend), set_as_current=False)
+        tag = uuid.uuid4().hex[:8]
+        # The policy of conftest.py gives queues of this name a dead-letter queue.
+        self.queues = {kind: f"{kind}{tag}_data_transfer" for kind in KINDS}
+        for queue in self.queues.values():
+            broker.declare(queue)
+        url = backend_url(backend)
+        self.processes = {
+            "rust": tasks_worker(directory, self.queues["rust"], broker, url, *flags, **settings),
+            "python": python_worker(directory, self.queues["python"], broker, url, "-E", "-c", "2", *flags, pool=pool),
+        }
+
+    def send(self, kind, task, *args, **options):
+        return self.app.send_task(f"tasks.{task}", args, queue=self.queues[kind], **options)
+
+    def close(self):
+        for process in self.processes.values():
+            process.stop()
+        self.app.close()
+        for queue in self.queues.values():
+            self.broker.delete(queue)
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory, broker):
+    workers = Workers(tmp_path_factory.mktemp("tasks"), broker, task_track_started="true")
+    yield workers
+    workers.close()
+
+
+@contextlib.contextmanager
+def only(directory, broker, *flags, **settings):
+    """A Rust worker with settings of its own."""
+    app = Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False)
+    queue = f"t{uuid.uuid4().hex[:8]}_data_transfer"
+    broker.declare(queue)
+    worker = tasks_worker(directory, queue, broker, backend_url("redis"), *flags, **settings)
+    try:
+        yield lambda task, *args, **options: app.send_task(f"tasks.{task}", args, queue=queue, **options)
+    finally:
+        worker.stop()
+        app.close()
+        broker.delete(queue)
+
+
+def meta(result):
+    """What is stored, without what differs from run to run."""
+    stored = result.backend.get_task_meta(result.id)
+    result_value = stored["result"]
+    if isinstance(result_value, BaseException):
+        result_value = (type(result_value).__module__, type(result_value).__name__, result_value.args)
+    lines = (stored["traceback"] or "").strip().splitlines()
+    return {
+        "status": stored["status"],
+        "result": result_value,
+        "keys": sorted(stored),
+        "first": lines[:1],
+        "last": lines[-1:],
+        "children": stored["children"],
+        "done": stored["date_done"] is not None,
+    }
+
+
+def ended(result, seconds=20):
+    until(lambda: result.state in ("SUCCESS", "FAILURE", "REVOKED"), f"{result.id} ends", seconds)
+    return meta(result)
+
+
+def both(workers, task, *args, **options):
+    """The outcome on either worker, which has to be the same."""
+    python, rust = (ended(workers.send(kind, task, *args, **options)) for kind in KINDS)
+    assert rust == python
+    return rust
+
+
+@pytest.mark.parametrize(
+    "task, args",
+    [
+        ("add", [2, 3]),
+        ("echo", [{"a": [1, None, "é"]}]),
+        ("fail", ["it broke"]),
+        ("fail", ["it broke", "KeyError"]),
+        ("retry", [2, 0.1]),
+        ("retry", [2, 0.1, 1]),
+        ("reject", []),
+        ("add", [1]),
+    ],
+)
+def test_results(workers, task, args):
+    both(workers, task, *args)
+
+
+def test_retry_state(workers):
+    seen = []
+    for kind in KINDS:
+        result = workers.send(kind, "retry", 1, 3)
+        until(lambda: result.state == "RETRY", "the task is retried")
+        retried = meta(result)
+        assert retried.pop("children") == [[[result.id, None], None]]
+        seen.append(retried)
+        assert ended(result)["result"] == 1
+    python, rust = seen
+    assert rust == python
+    assert rust["last"] == ["celery.exceptions.Retry: Retry in 3s: OSError('temporary failure')"]
+
+
+def revoked(workers):
+    """The id of a task that no worker will run."""
+    task_id = str(uuid.uuid4())
+    replies = workers.app.control.revoke(task_id, reply=True, timeout=2)
+    assert len(replies) == len(KINDS), replies
+    return task_id
+
+
+def test_events_of_each_end(workers):
+    shown = {}
+    with events(workers.app) as seen:
+        for kind in KINDS:
+            results = {
+                "add": workers.send(kind, "add", 1, 2),
+                "fail": workers.send(kind, "fail", "x"),
+                "retry": workers.send(kind, "retry", 1, 0.1),
+                "reject": workers.send(kind, "reject"),
+                "ignore": workers.send(kind, "ignore"),
+                "revoked": workers.send(kind, "add", 1, 2, task_id=revoked(workers)),
+            }
+
+            def types(result):
+                return [event["type"] for event in seen if event.get("uuid") == result.id]
+
+            ends = {
+                "add": "task-succeeded",
+                "fail": "task-failed",
+                "retry": "task-succeeded",
+                "reject": "task-rejected",
+                "ignore": "task-started",
+                "revoked": "task-revoked",
+            }
+            for name, end in ends.items():
+                until(lambda: end in types(results[name]), f"{kind}: {name} ends with {end}, got {types(results[name])}")
+            fields = {
+                # Sorted, as Python may tell of a retry after its next run has been received.
+                name: sorted(
+                    (event["type"], sorted(event), str(event.get("exception")), str(event.get("result")))
+                    for event in seen
+                    if event.get("uuid") == result.id and event["type"] != "task-sent"
+                )
+                for name, result in results.items()
+            }
+            shown[kind] = fields
+    for name in ends:
+        assert shown["rust"][name] == shown["python"][name], name
+
+
+def test_the_retry_message(workers, broker):
+    """What a worker publishes for the next run, seen on a queue that nobody consumes."""
+    seen = []
+    for kind in KINDS:
+        result = workers.send(
+            kind,
+            "retry",
+            1,
+            2,
+            headers={"mine": {"a": [1, True]}},
+            priority=3,
+            shadow="shown",
+            argsrepr="<args>",
+            stamped_headers=["batch"],
+            batch="7",
+        )
+        scheduled = until(lambda: scheduled_of(workers, kind, result.id), "it is scheduled again")
+        seen.append(scheduled)
+        assert ended(result)["result"] == 1
+    python, rust = seen
+    assert rust == python
+
+
+def scheduled_of(workers, kind, task_id):
+    for node, requests in (workers.app.control.inspect().scheduled() or {}).items():
+        if workers.queues[kind] in node:
+            for entry in requests:
+                request = entry["request"]
+                if request["id"] == task_id:
+                    return {
+                        "args": request["args"],
+                        "name": request["name"],
+                        "type": request["type"],
+                        "info": {**request["delivery_info"], "routing_key": None},
+                        "priority": entry["priority"],
+                        "acknowledged": request["acknowledged"],
+                        "eta": re.sub(r"[\d.]+", "0", entry["eta"]),
+                    }
+    return None
+
+
+def test_ignored_results_are_not_stored(workers):
+    for kind in KINDS:
+        result = workers.send(kind, "add", 1, 2, ignore_result=True)
+        marker = workers.send(kind, "add", 1, 1)
+        assert ended(marker)["result"] == 2
+        assert workers.app.backend.get_task_meta(result.id)["status"] == "PENDING"
+
+
+def test_a_panic_is_a_failure(workers):
+    assert ended(workers.send("rust", "panic"))["result"][1] == "RuntimeError"
+
+
+def test_time_limits(workers):
+    """Soft: asked to stop. Hard: stopped."""
+    soft = ended(workers.send("rust", "sleep", 30, soft_time_limit=0.3))
+    assert soft["result"] == ("billiard.exceptions", "SoftTimeLimitExceeded", ())
+    hard = ended(workers.send("rust", "sleep", 30, time_limit=1))
+    assert hard["result"] == ("billiard.exceptions", "TimeLimitExceeded", (1,))
+    assert hard["first"] == []
+
+
+def test_eta_does_not_hold_up_others(tmp_path, broker):
+    """Many that wait, with room for two, and one that does not."""
+    with only(tmp_path, broker, "-c", "1", worker_prefetch_multiplier="2") as send:
+        later = [send("add", 1, n, countdown=6) for n in range(12)]
+        now = send("add", 1, 1)
+        assert ended(now, 5)["result"] == 2
+        assert all(result.state == "PENDING" for result in later)
+        for result in later:
+            ended(result, 20)
+
+
+def test_eta_is_given_back_before_the_broker_takes_it(tmp_path, broker):
+    """A message that waits longer than it may be held is published anew, and runs once."""
+    with only(tmp_path, broker, worker_eta_hold="1s") as send, events(send("echo", 0).app) as seen:
+        result = send("add", 1, 1, countdown=4.5)
+        assert ended(result)["result"] == 2
+        types = [event["type"] for event in seen if event.get("uuid") == result.id]
+        assert types.count("task-started") == 1
+        assert types.count("task-received") >= 3
+
+
+def test_rate_limit(tmp_path, broker):
+    with only(tmp_path, broker, "-c", "4", task_default_rate_limit="2/s") as send:
+        results = [send("add", n, 1) for n in range(6)]
+        done = [ended(result) and result.date_done for result in results]
+        assert (max(done) - min(done)).total_seconds() >= 2.3
+
+
+def test_early_acknowledgement(tmp_path, broker):
+    """The tasks of the example are late ones; rejects go to the dead-letter queue."""
+    with only(tmp_path, broker) as send:
+        result = send("reject")
+        assert ended(result)["status"] == "FAILURE"
+        queue = result.app.amqp  # noqa: F841
+    # The queue is gone with the block; what it rejected is checked in test_messages.py.
+
+
+def test_progress(workers):
+    """A state and an event that Python workers lack."""
+    with events(workers.app) as seen:
+        result = workers.send("rust", "sleep", 5)
+        until(lambda: result.state == "PROGRESS", "the task reports its progress")
+        assert result.info["total"] == 5
+        assert ended(result)["result"] == 5
+        progress = [event for event in seen if event["type"] == "task-progress" and event["uuid"] == result.id]
+        assert progress and progress[0]["total"] == 5
