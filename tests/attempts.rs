@@ -71,7 +71,7 @@ async fn an_interrupted_copy_is_completed(mut bench: Bench) {
     let (kept, _) = bench.leftovers();
     assert_eq!(kept.len(), 1, "{kept:?}");
     let there = fs::metadata(&kept[0]).unwrap().len();
-    assert!(there >= 2 * MB && there < 8 * MB, "{there}");
+    assert!((2 * MB..8 * MB).contains(&there), "{there}");
 
     bench.double(&[]);
     let done = bench.attempt(id).await.done();
