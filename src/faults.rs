@@ -289,8 +289,9 @@ mod points {
             assert_eq!(names.len(), FaultPoint::ALL.len());
             for point in FaultPoint::ALL {
                 for mode in point.modes() {
-                    let order = parse(&format!("{}:{}:7", point.name(), mode.name())).unwrap();
-                    assert_eq!((order.point, order.mode), (*point, *mode));
+                    let order = parse(&format!("{}:{}:7", point.name(), mode.name()));
+                    let read = order.map(|order| (order.point, order.mode));
+                    assert_eq!(read, Some((*point, *mode)));
                 }
             }
         }
