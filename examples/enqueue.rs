@@ -23,7 +23,7 @@ use ccat_transfer::tasks::{
     TransferTransferPackagesParams,
 };
 use ccat_transfer::telemetry::chain;
-use ccat_transfer::worker::results::ResultReader;
+use ccat_transfer::worker::results::{self, ResultReader};
 use celery::task::Signature;
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
@@ -92,9 +92,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         "enqueue",
     ))?);
     let mut reader = match sending.wait {
-        Some(_) => {
-            Some(ResultReader::open(result_backend(&settings), &transport, SEND_WITHIN).await?)
-        }
+        Some(_) => Some(ResultReader::open(&results(&settings), &transport, SEND_WITHIN).await?),
         None => None,
     };
     let app = app::build(
@@ -150,10 +148,10 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// `rpc://` needs nothing that is not there, so it is what `--wait` uses where nothing is set.
-fn result_backend(settings: &Settings) -> &str {
+fn results(settings: &Settings) -> results::Options {
     match settings.celery.result_backend() {
-        "" => "rpc://",
-        url => url,
+        "" => results::Options::new("rpc://"),
+        _ => (&settings.celery).into(),
     }
 }
 

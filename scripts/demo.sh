@@ -37,7 +37,8 @@ install_missing
 make_python
 
 chapter "2. Build"
-run cargo build --locked --workspace --bins --examples
+# shellcheck disable=SC2086 # test.sh's features are words; with others everything would be built once more
+run cargo build --locked --workspace --bins --examples ${CCAT_FEATURES:-}
 TARGET=$(target_dir)
 export PATH=$TARGET/debug:$PATH # for `ccat-transfer`
 
@@ -149,7 +150,8 @@ printf '\n'
 note "Rust does the same:"
 shown "cargo run --example enqueue -- transfer_files_bbcp --id $third --queue $QUEUE --wait"
 # Cargo wants to be in the repository; the broker's address comes by the environment.
-spawn rust env -C "$REPO" cargo run --locked --quiet --example enqueue -- transfer_files_bbcp --id "$third" --queue "$QUEUE" --wait
+# shellcheck disable=SC2086
+spawn rust env -C "$REPO" cargo run --locked --quiet ${CCAT_FEATURES:-} --example enqueue -- transfer_files_bbcp --id "$third" --queue "$QUEUE" --wait
 producers+=("rust $SPAWNED_PID")
 
 chapter "6. Copying, at ${RATE%m} MB/s each"

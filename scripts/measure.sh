@@ -20,6 +20,7 @@ fi
 say "Building the release"
 run cargo build --locked --release --bin ccat-transfer
 BIN=$(target_dir)/release/ccat-transfer
+if grep -aq CCAT_TRANSFER_FAULT "$BIN"; then die "the release has the tests' fault points" "See src/faults.rs."; fi
 
 mkdir "$RUN_DIR/measure"
 cd "$RUN_DIR/measure"

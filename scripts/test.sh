@@ -4,7 +4,10 @@
 # the rest. Its servers are private, and nothing is left running. See scripts/lib/services.sh.
 #
 #   KEEP_RUN_DIR=1   keep the servers' logs when a check fails
-#   BBCP_REAL=/path  run the conformance cases against a real bbcp too
+#   BBCP_REAL=/path  run the conformance cases, and a fault at every step, with a real bbcp too
+#   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30
+#                    longer than the default, see the tests of these names
+# shellcheck disable=SC2086 # CCAT_FEATURES is words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
@@ -50,9 +53,12 @@ install_missing
 make_python
 note "$("$TEST_PYTHON" --version), Celery $("$TEST_PYTHON" -c 'import celery; print(celery.__version__)'), $(rustc --version)"
 
+# What is tested has named faults (src/faults.rs); what is shipped has none, and is checked by itself.
+export CCAT_FEATURES="--features ccat-transfer/fault-points"
 check "format" cargo fmt --all --check || true
-must "clippy" cargo clippy --locked --workspace --all-targets -- -D warnings
-must "build" cargo build --locked --workspace --all-targets
+must "clippy" cargo clippy --locked --workspace --all-targets $CCAT_FEATURES -- -D warnings
+must "clippy, as shipped" cargo clippy --locked -- -D warnings
+must "build" cargo build --locked --workspace --all-targets $CCAT_FEATURES
 
 TARGET=$(target_dir)
 export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-transfer
@@ -67,7 +73,7 @@ printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 
 # The time limits only keep a hang from becoming CI's.
 check "unit, property, integration and documentation tests" \
-  timeout --kill-after 10 1500 cargo test --locked --workspace || true
+  timeout --kill-after 10 1500 cargo test --locked --workspace $CCAT_FEATURES || true
 check "Python interoperability" \
   timeout --kill-after 10 900 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q tests/python || true
 check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true

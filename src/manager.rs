@@ -13,6 +13,7 @@ use async_trait::async_trait;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::faults::fault_point;
 use crate::settings::{QueueLocation, Settings};
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
@@ -212,8 +213,17 @@ impl Manager {
             refuse("its location or the location's site is missing; correct the row".into());
             return Ok(());
         };
-        let publish = || self.submit.submit(data_transfer_id, &queue);
-        match self.repository.schedule(data_transfer_id, publish).await {
+        let publish = || async {
+            fault_point!(
+                ManagerPublished,
+                self.submit.submit(data_transfer_id, &queue).await
+            )
+        };
+        let scheduled = fault_point!(
+            ManagerCommitted,
+            self.repository.schedule(data_transfer_id, publish).await
+        );
+        match scheduled {
             Ok(Scheduled::Scheduled) => {
                 if verbose {
                     tracing::info!(data_transfer_id, queue, "transfer scheduled");
@@ -296,5 +306,12 @@ pub async fn keep_recovering(
             () = stop.cancelled() => return,
             () = tokio::time::sleep(every) => {}
         }
+    }
+}
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for SubmitError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self(lost.into())
     }
 }

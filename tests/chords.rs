@@ -7,33 +7,49 @@ mod support;
 use ccat_transfer::wire::canvas::ResultNode;
 use ccat_transfer::wire::message::TaskMessage;
 use ccat_transfer::wire::result::State;
-use ccat_transfer::worker::results::chord::{ChordOptions, Chords, Claim, Counted};
+use ccat_transfer::worker::results::chord::{Chords, Claim, Counted};
+use ccat_transfer::worker::results::{
+    ChordSupport, Expires, Options, Redis, RedisOptions, ResultBackend as _,
+};
 use redis::AsyncCommands;
-use redis::aio::ConnectionManager;
+use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
 use support::{service, unique, until};
 
-const ORDERED: ChordOptions = ChordOptions {
-    ordered: true,
-    expires_seconds: 60,
-    result_expires_seconds: 120,
-};
+/// Chords of 60 seconds, results of 120.
+fn ordered() -> Options {
+    Options {
+        expires: Expires {
+            results: 120,
+            chords: Some(60),
+            ..Expires::default()
+        },
+        redis: RedisOptions {
+            key_prefix: "prefix".into(),
+            ..RedisOptions::default()
+        },
+        ..Options::new("")
+    }
+}
+
 /// Redis does not take shorter ones, so tests that wait for one take this long.
 const CLAIM_SECONDS: u64 = 5;
 
 /// A chord of some size, and the keys of its group.
 struct Bench {
-    redis: ConnectionManager,
+    redis: MultiplexedConnection,
     chords: Chords,
     group_id: String,
 }
 
 impl Bench {
-    async fn new(size: usize, options: ChordOptions) -> Option<Self> {
+    async fn new(size: usize, options: Options) -> Option<Self> {
         let url = service("TEST_REDIS_URL")?;
-        let client = redis::Client::open(url).unwrap();
-        let redis = client.get_connection_manager().await.unwrap();
-        let chords = Chords::new(redis.clone(), "prefix_", options);
+        let client = redis::Client::open(url.as_str()).unwrap();
+        let redis = client.get_multiplexed_async_connection().await.unwrap();
+        let ChordSupport::Counted(chords) = Redis::new(&url, &options).unwrap().chords() else {
+            panic!("Redis counts");
+        };
         let group_id = unique("group");
         chords.begin(&group_id, size, &[]).await.unwrap();
         Some(Self {
@@ -82,7 +98,7 @@ impl Bench {
 
 #[tokio::test]
 async fn parts_count_once_and_come_in_order() {
-    let Some(bench) = Bench::new(3, ORDERED).await else {
+    let Some(bench) = Bench::new(3, ordered()).await else {
         return;
     };
     assert_eq!(bench.count(2, json!("c")).await, Counted::NotLast);
@@ -118,10 +134,16 @@ async fn parts_count_once_and_come_in_order() {
 
 #[tokio::test]
 async fn without_order_as_they_come() {
-    let options = ChordOptions {
-        ordered: false,
-        expires_seconds: 0,
-        ..ORDERED
+    let options = Options {
+        expires: Expires {
+            chords: Some(0),
+            ..ordered().expires
+        },
+        redis: RedisOptions {
+            chord_ordered: false,
+            ..ordered().redis
+        },
+        ..ordered()
     };
     let Some(bench) = Bench::new(3, options).await else {
         return;
@@ -138,7 +160,7 @@ async fn without_order_as_they_come() {
 
 #[tokio::test]
 async fn who_dies_with_a_claim_is_followed() {
-    let Some(bench) = Bench::new(1, ORDERED).await else {
+    let Some(bench) = Bench::new(1, ordered()).await else {
         return;
     };
     let lost = bench.last(0, json!(0)).await;
@@ -163,7 +185,7 @@ async fn who_dies_with_a_claim_is_followed() {
 
 #[tokio::test]
 async fn a_claim_that_ended_is_taken_anew_if_nobody_has_it() {
-    let Some(bench) = Bench::new(1, ORDERED).await else {
+    let Some(bench) = Bench::new(1, ordered()).await else {
         return;
     };
     let claim = bench.last(0, json!(0)).await;
@@ -180,7 +202,7 @@ async fn a_claim_that_ended_is_taken_anew_if_nobody_has_it() {
 #[tokio::test]
 async fn one_of_many_is_the_last() {
     const PARTS: i64 = 200;
-    let Some(bench) = Bench::new(PARTS as usize, ORDERED).await else {
+    let Some(bench) = Bench::new(PARTS as usize, ordered()).await else {
         return;
     };
     let counted = (0..PARTS).map(|index| bench.count(index, json!(index)));
@@ -191,7 +213,7 @@ async fn one_of_many_is_the_last() {
 
 #[tokio::test]
 async fn groups_within_are_noted() {
-    let Some(bench) = Bench::new(2, ORDERED).await else {
+    let Some(bench) = Bench::new(2, ordered()).await else {
         return;
     };
     let inner = json!([["inner", null], [[["a", null], null], [["b", null], null]]]);

@@ -44,7 +44,7 @@ impl Bench {
     async fn new(amqp_url: &str, backend: &str, concurrency: usize) -> Self {
         let queue = unique("tests");
         let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, "producer"));
-        let reader = ResultReader::open(backend, &transport, PATIENCE)
+        let reader = ResultReader::open(&results::Options::new(backend), &transport, PATIENCE)
             .await
             .unwrap();
         let producer = build(
@@ -135,7 +135,7 @@ async fn worker(
         .register::<Do>(&app, &["tests.do".into()], probe.clone())
         .await
         .unwrap();
-    let results = results::open(backend, 60, transport.clone()).unwrap();
+    let results = results::open(&results::Options::new(backend), transport.clone()).unwrap();
     let config = Config {
         concurrency,
         prefetch_multiplier: 1,
@@ -147,7 +147,8 @@ async fn worker(
         task_events: true,
         ..Config::new("celery@tests", vec![queue.into()])
     };
-    tokio::spawn(Worker::new(app, registry, transport, results, config, shutdown.clone()).run())
+    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
+    tokio::spawn(async move { worker.run().await.unwrap() })
 }
 
 /// A queue whose rejects end in a queue of the same name with `.dead`.
@@ -297,7 +298,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         );
         letter.settle(Verdict::Ack).await;
     }
-    let mut reader = ResultReader::open(&redis, &transport, PATIENCE)
+    let mut reader = ResultReader::open(&results::Options::new(redis), &transport, PATIENCE)
         .await
         .unwrap();
     let meta = reader.wait("unknown", PATIENCE).await.unwrap();

@@ -11,10 +11,12 @@
 //! | `pid`, `pgid`, `sid` | of the agent |
 //! | `stdin_is_null` | whether standard input is `/dev/null` |
 //! | `plan` | the entry that applied, or null |
+//! | `beside` | agents' ids of earlier invocations of which a process lives at the start: no end on record, group not gone |
 //! | `start`, `end` | seconds since 1970, with fraction |
 //! | `rc` | exit code |
 
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -46,7 +48,7 @@ impl Record {
             .map(|(name, _)| name.to_string_lossy().into_owned())
             .collect();
         names.sort();
-        let entry = json!({
+        let mut entry = json!({
             "argv": arguments,
             "cwd": std::env::current_dir().ok(),
             "env": names,
@@ -55,13 +57,19 @@ impl Record {
             "sid": nix::unistd::getsid(None).map(nix::unistd::Pid::as_raw).ok(),
             "stdin_is_null": standard_input_is_null(),
             "plan": plan,
-            "start": now(),
+            "beside": [],
+            "start": null,
             "end": null,
             "rc": null,
         });
+        // Under the lock: of two invocations, one sees the other.
+        let mut log = open(&file)?;
+        let mut earlier = String::new();
+        log.read_to_string(&mut earlier)?;
+        entry["beside"] = json!(living(&earlier));
+        entry["start"] = json!(now());
         let text = entry.to_string();
         let length = text.len() + ROOM;
-        let mut log = open(&file)?;
         let offset = log.seek(SeekFrom::End(0))?;
         log.write_all(padded(&text, length).as_bytes())?;
         Ok(Self {
@@ -91,6 +99,41 @@ impl Record {
         })?;
         log.write_all(padded(&self.entry.to_string(), self.length).as_bytes())
     }
+}
+
+/// Of the invocations on record, those that have no end there and a process that lives.
+fn living(log: &str) -> Vec<i64> {
+    let open: Vec<(i64, i64)> = log
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|entry| entry["end"].is_null())
+        .filter_map(|entry| Some((entry["pid"].as_i64()?, entry["pgid"].as_i64()?)))
+        .collect();
+    if open.is_empty() {
+        return Vec::new();
+    }
+    let groups = living_groups();
+    open.into_iter()
+        .filter(|(_, group)| groups.contains(group))
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+/// Process groups of which a process is no zombie.
+fn living_groups() -> HashSet<i64> {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return HashSet::new();
+    };
+    processes
+        .filter_map(|process| {
+            let stat = std::fs::read_to_string(process.ok()?.path().join("stat")).ok()?;
+            // Behind the name, which may hold anything: state, parent, group.
+            let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
+            let state = fields.next()?;
+            let group = fields.nth(1)?.parse().ok()?;
+            (!matches!(state, "Z" | "X")).then_some(group)
+        })
+        .collect()
 }
 
 fn open(path: &PathBuf) -> io::Result<File> {

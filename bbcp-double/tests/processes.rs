@@ -374,6 +374,32 @@ fn every_invocation_is_recorded_once() {
 }
 
 #[test]
+fn a_record_names_the_copies_that_live_beside() {
+    let bench = Bench::with_source(SIZE);
+    let log = [("LOG", "{}/log")];
+    let first = slow(&bench, &["{}/src/a", "{}/dst/x"], &log);
+    let other = || {
+        let call = bench.call(&["{}/src/a", "{}/dst/y"]).knob("LOG", "{}/log");
+        call.run().expect(0, &[]);
+        fs::remove_file(bench.path("dst/y")).unwrap();
+        let text = String::from_utf8(bench.read("log")).unwrap();
+        let last: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        last["beside"].clone()
+    };
+    assert_eq!(other(), serde_json::json!([first.id()]));
+    // The agent's death is not that of its children.
+    let (sink, source) = pair(&first);
+    first.signal_agent(Signal::SIGKILL);
+    eventually("the agent is gone", || !lives(first.id()));
+    assert_eq!(other(), serde_json::json!([first.id()]));
+    first.signal_group(Signal::SIGKILL);
+    first.finish();
+    gone(&[sink, source]);
+    // No end on record, and nothing that lives.
+    assert_eq!(other(), serde_json::json!([]));
+}
+
+#[test]
 fn many_at_once_are_all_recorded() {
     let bench = Bench::with_source(10);
     let running: Vec<_> = (0..16)

@@ -30,6 +30,7 @@ mod manager;
 mod node;
 mod output;
 mod pidfile;
+mod results;
 mod serve;
 mod signals;
 mod transfers;
@@ -106,6 +107,10 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    /// List the fault points of this build and what can happen at each.
+    #[cfg(feature = "fault-points")]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 /// Runs the command that the process was started with.
@@ -124,6 +129,8 @@ pub fn main() -> ExitCode {
             Command::Transfers(command) => transfers::run(&context, command).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
+            #[cfg(feature = "fault-points")]
+            Command::FaultPoints => Ok(list_fault_points()),
         }),
     })
 }
@@ -184,6 +191,15 @@ impl Common {
         runtime.shutdown_timeout(Duration::from_secs(1));
         code
     }
+}
+
+#[cfg(feature = "fault-points")]
+fn list_fault_points() -> ExitCode {
+    for point in crate::faults::FaultPoint::ALL {
+        let modes: Vec<_> = point.modes().iter().map(|mode| mode.name()).collect();
+        println!("{} {}", point.name(), modes.join(" "));
+    }
+    ExitCode::SUCCESS
 }
 
 /// What every command needs.

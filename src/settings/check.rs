@@ -4,9 +4,10 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use regex::Regex;
+use secrecy::ExposeSecret;
 use url::Url;
 
-use super::{Bbcp, Problem, Settings, Ssh};
+use super::{Bbcp, Celery, Problem, Settings, Ssh};
 
 /// A size or rate as bbcp reads it (`bbcp -w`, `-x`).
 static BBCP_SIZE: LazyLock<Option<Regex>> =
@@ -41,13 +42,7 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
     } = settings;
 
     problems.url("celery.broker_url", celery.broker_url(), &["amqp", "amqps"]);
-    if !celery.result_backend().is_empty() && celery.result_backend() != "rpc" {
-        problems.url(
-            "celery.result_backend",
-            celery.result_backend(),
-            &["rpc", "redis", "rediss"],
-        );
-    }
+    result_backend(celery, &mut problems);
     problems.require(
         !celery.task_default_queue.is_empty(),
         "celery.task_default_queue",
@@ -167,6 +162,24 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "manager.sleep_time",
         "must be above 0",
     );
+    let webhook = settings.notifications.webhook_url.expose_secret();
+    if !webhook.is_empty() {
+        problems.url("notifications.webhook_url", webhook, &["https", "http"]);
+    }
+    problems.require(
+        !settings
+            .notifications
+            .command
+            .first()
+            .is_some_and(String::is_empty),
+        "notifications.command",
+        "must be a program and its arguments, or empty",
+    );
+    problems.require(
+        !settings.notifications.timeout.is_zero(),
+        "notifications.timeout",
+        "must be above 0",
+    );
     if let Err(e) = crate::telemetry::filter(&log.level) {
         problems.add("log.level", format!("{e}"));
     }
@@ -210,6 +223,71 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         }
     }
     problems.0
+}
+
+/// Kinds of result backends, by the schemes of their URLs.
+const RESULT_BACKENDS: [&str; 7] = [
+    "rpc",
+    "redis",
+    "rediss",
+    "redis+socket",
+    "socket",
+    "sentinel",
+    "db+sqlite",
+];
+
+/// Names of what results can be compressed with.
+const RESULT_COMPRESSIONS: [&str; 8] = [
+    "",
+    "gzip",
+    "zlib",
+    "bzip2",
+    "bzip",
+    "zstd",
+    "zstandard",
+    "application/zstd",
+];
+
+fn result_backend(celery: &Celery, problems: &mut Problems) {
+    let key = "celery.result_backend";
+    let url = celery.result_backend();
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    let is_postgres = scheme.is_some_and(|scheme| {
+        // Any driver: Python's clients of the same database each have their own.
+        scheme == "db+postgresql" || scheme.starts_with("db+postgresql+")
+    });
+    if !["", "rpc"].contains(&url) && !is_postgres {
+        let schemes = [&RESULT_BACKENDS[..], &["db+postgresql"]].concat();
+        problems.url(key, url, &schemes);
+    }
+    problems.require(
+        RESULT_COMPRESSIONS.contains(&celery.result_compression.as_str()),
+        "celery.result_compression",
+        "must be gzip, bzip2 or zstd, or empty; the others are only read",
+    );
+    if scheme == Some("sentinel") {
+        problems.require(
+            !celery
+                .result_backend_transport_options
+                .master_name
+                .is_empty(),
+            "celery.result_backend_transport_options.master_name",
+            "must be given for sentinel://: the name that the sentinels know the server by",
+        );
+    }
+    for (key, seconds) in [
+        (
+            "celery.result_failure_expires",
+            celery.result_failure_expires,
+        ),
+        ("celery.result_chord_expires", celery.result_chord_expires),
+    ] {
+        problems.require(
+            seconds >= -1,
+            key,
+            "must be a number of seconds, 0 for ever, or -1 for as long as celery.result_expires",
+        );
+    }
 }
 
 fn bbcp(key: &str, bbcp: &Bbcp, problems: &mut Problems) {

@@ -36,6 +36,8 @@ pub struct Settings {
     pub routes: Vec<RouteOverride>,
     /// The manager's loop.
     pub manager: Manager,
+    /// Who is told what.
+    pub notifications: Notifications,
     /// Logging.
     pub log: Log,
 }
@@ -47,13 +49,33 @@ pub struct Celery {
     /// `amqp://` or `amqps://` URL; a secret, since it may hold a password.
     #[serde(skip_serializing)]
     pub broker_url: SecretString,
-    /// Empty, `rpc://` or a `redis://` URL; a secret for the same reason.
+    /// Empty, or the URL of a backend as Celery writes it; a secret for the same reason.
     #[serde(skip_serializing)]
     pub result_backend: SecretString,
-    /// Seconds that Redis keeps a result; 0 for ever.
+    /// Seconds that a result is kept; 0 for ever.
     pub result_expires: u64,
+    /// The same for the results of tasks that failed; -1 as `result_expires`.
+    pub result_failure_expires: i64,
+    /// The same for what is noted of the parts of a chord; -1 as `result_expires`.
+    pub result_chord_expires: i64,
     /// Whether results name the task, its arguments and the worker.
     pub result_extended: bool,
+    /// Whether `rpc://` results survive a restart of the broker.
+    pub result_persistent: bool,
+    /// How results are written.
+    pub result_serializer: ResultSerializer,
+    /// How results are compressed in Redis; empty for not.
+    pub result_compression: String,
+    /// Whether tables of results are made where they are missing.
+    pub database_create_tables_at_setup: bool,
+    /// What only Redis needs to know.
+    pub result_backend_transport_options: ResultTransport,
+    /// TLS for Redis.
+    pub redis_backend_use_ssl: RedisTls,
+    /// Names of the tables of results.
+    pub database_table_names: ResultTables,
+    /// Schemas of the tables of results.
+    pub database_table_schemas: ResultTables,
     /// Seconds that results of a chord's header may be on their way when its parts have returned.
     pub result_chord_join_timeout: f64,
     /// Seconds between two looks at a chord, where the backend does not count its parts.
@@ -181,15 +203,63 @@ impl Celery {
     }
 }
 
-/// A URL with its password as `********`, as Celery shows it.
-fn masked(url: &str) -> String {
-    match Url::parse(url) {
+/// Ways to write a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResultSerializer {
+    /// Celery's default.
+    Json,
+}
+
+/// `[celery.result_backend_transport_options]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultTransport {
+    /// Prefix of every key in Redis; empty for none.
+    pub global_keyprefix: String,
+    /// Name of the server that sentinels are asked for.
+    pub master_name: String,
+    /// Whether the results of a chord's parts are kept in the order of its header.
+    pub result_chord_ordered: bool,
+}
+
+/// `[celery.redis_backend_use_ssl]`: files in PEM format.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedisTls {
+    /// `required`, `none`, or empty for the former.
+    pub ssl_cert_reqs: String,
+    /// Authorities to trust; empty for the public ones.
+    pub ssl_ca_certs: String,
+    /// Our own certificate; empty for none.
+    pub ssl_certfile: String,
+    /// Its key.
+    pub ssl_keyfile: String,
+}
+
+/// Names for the two tables of results.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResultTables {
+    /// Of tasks.
+    pub task: String,
+    /// Of groups.
+    pub group: String,
+}
+
+/// A URL with its password as `********`, as Celery shows it; several, where sentinels are.
+fn masked(urls: &str) -> String {
+    let masked = |url: &str| match Url::parse(url) {
         Ok(mut parsed) if parsed.password().is_some() => {
             // Only a URL without a host refuses, and that has no password.
             let _ = parsed.set_password(Some("********"));
             parsed.into()
         }
         _ => url.to_owned(),
+    };
+    match urls.starts_with("sentinel://") {
+        true => urls.split(';').map(masked).collect::<Vec<_>>().join(";"),
+        false => masked(urls),
     }
 }
 
@@ -498,6 +568,22 @@ pub struct Manager {
     /// Pause between two passes.
     #[serde(with = "humantime_serde")]
     pub sleep_time: Duration,
+}
+
+/// `[notifications]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notifications {
+    /// Program and arguments; empty for none.
+    pub command: Vec<String>,
+    /// Where texts are posted; empty for nowhere. A secret: who knows it may post there.
+    pub webhook_url: SecretString,
+    /// Shortest time between two notifications.
+    #[serde(with = "humantime_serde")]
+    pub min_interval: Duration,
+    /// For one notification by one way.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
 }
 
 /// How log lines look.

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::base::{DataTransferTask, Settled};
 use super::exception;
+use crate::faults::fault_point;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease;
 use crate::transfer::repository::ReleaseTo;
@@ -117,7 +118,10 @@ impl Task for TransferFilesBbcp {
             never = pass_on(snapshots, &control.progress) => match never {},
         };
         match ended {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                fault_point!(TaskDone);
+                Ok(())
+            }
             Err(failed) => {
                 let text = failed.error.chain();
                 self.put_failed(failed, Settled::Unwritten);

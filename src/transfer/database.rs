@@ -342,3 +342,18 @@ fn is_transient_sqlite(code: &str) -> bool {
     code.parse::<u32>()
         .is_ok_and(|code| TRANSIENT.contains(&(code & 0xff)))
 }
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for DatabaseError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Unreachable(DbErr::Custom(lost.to_string()))
+    }
+}
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for DbErr {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        let cause = sqlx::Error::Io(std::io::Error::other(lost));
+        Self::Conn(RuntimeErr::SqlxError(cause.into()))
+    }
+}

@@ -185,6 +185,10 @@ pub enum TransferError {
         "{path} exists at the destination with other content; look at it and remove it, nothing was overwritten"
     )]
     DestinationExists { path: String },
+    #[error(
+        "bbcp found a file at {path}, a name that only this attempt has; the next attempt has another one"
+    )]
+    TemporaryExists { path: String },
     #[error("{path} is being written by data transfer {by}; tried again when that is done")]
     DestinationBusy { path: String, by: String },
     #[error("{path} does not exist at the destination; mount or make it, it is not made here")]
@@ -357,6 +361,7 @@ impl TransferError {
             Self::OriginCorrupt { .. } => &failures::ORIGIN_CORRUPT,
 
             Self::DestinationExists { .. } => &failures::DESTINATION_EXISTS,
+            Self::TemporaryExists { .. } => &failures::TEMPORARY_EXISTS,
             Self::DestinationBusy { .. } => &failures::DESTINATION_BUSY,
             Self::DestinationRootMissing { .. } => &failures::DESTINATION_ROOT_MISSING,
             Self::DestinationDirectory { .. } => &failures::DESTINATION_DIRECTORY,
@@ -445,6 +450,11 @@ impl TransferError {
         self.kind().retry
     }
 
+    /// What an operator can do about it, in whole sentences.
+    pub fn remedy(&self) -> &'static str {
+        self.kind().remedy
+    }
+
     /// How long the next attempt is waited for, if there is one.
     pub fn wait(&self) -> Wait {
         self.kind().wait
@@ -459,7 +469,8 @@ impl TransferError {
             && !self.condemns_the_partial()
             && !matches!(
                 self,
-                Self::DamagedInFlight { .. }
+                Self::TemporaryExists { .. }
+                    | Self::DamagedInFlight { .. }
                     | Self::OriginChanged { .. }
                     | Self::StorageFull { .. }
             )
@@ -477,6 +488,18 @@ impl TransferError {
     /// The whole chain of causes in one line, for a database column or a Celery message.
     pub fn chain(&self) -> String {
         crate::telemetry::chain(self).to_string()
+    }
+}
+
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for TransferError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Storage {
+            operation: "a step",
+            role: Role::Destination,
+            path: String::new(),
+            source: lost.into(),
+        }
     }
 }
 

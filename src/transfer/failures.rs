@@ -90,11 +90,7 @@ pub(super) struct Kind {
         expect(dead_code, reason = "the documentation is made by a test")
     )]
     pub(super) what: &'static str,
-    /// What an operator can do about it, likewise.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the documentation is made by a test")
-    )]
+    /// What an operator can do about it.
     pub(super) remedy: &'static str,
 }
 
@@ -168,6 +164,9 @@ mod table {
     DESTINATION_EXISTS = "destination_exists", DESTINATION, Never, None, EXISTS,
         "Another file has the package's name at the destination. Nothing was overwritten. (A file with the same content is no failure: the transfer is COMPLETED.)",
         "Look at it, remove or rename it, and reset the transfer.";
+    TEMPORARY_EXISTS = "temporary_exists", DESTINATION, General, Backoff, EXISTS,
+        "bbcp found a file under the attempt's own temporary name, which no other attempt has. It says nothing about the package's own name.",
+        "If it comes again, see what else writes names that begin with `.ccat-transfer-`.";
     DESTINATION_BUSY = "destination_busy", DESTINATION, Uncounted, Backoff, SCHEDULE,
         "Another transfer is copying to the same path.", "Nothing. When that one is done, this one finds the file, and either agrees with it or fails clearly.";
     DESTINATION_ROOT_MISSING = "destination_root_missing", DESTINATION, General, Storage, STORAGE,

@@ -346,3 +346,9 @@ mod tests {
         }
     }
 }
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for LeaseError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Database(lost.into())
+    }
+}

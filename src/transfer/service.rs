@@ -35,6 +35,7 @@ use super::repository::{
     Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Repository, TransferRecord,
 };
 
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::settings::Settings;
 use crate::telemetry::{chain, panic_text};
@@ -318,6 +319,7 @@ impl TransferService {
         } = plan.attempt;
         let error = match removed {
             Ok(Ok(())) => {
+                fault_point!(Tidied);
                 let attempt = i32::try_from(number).unwrap_or(i32::MAX);
                 return self.forget_temporary(transfer_id, attempt).await;
             }
@@ -467,10 +469,11 @@ impl Running<'_> {
         }
         let mut plan = self.plan().await?;
         self.claim(&plan).await?;
-        let facts = self.stoppable(self.prepare(&mut plan)).await?;
+        let facts = fault_point!(Prepared, self.stoppable(self.prepare(&mut plan)).await)?;
         let mut earlier = self.stoppable(self.earlier(&plan, acquired)).await?;
         self.sweep(&plan, acquired, earlier.map(|(name, _)| name))
             .await;
+        fault_point!(LeftoversSwept);
 
         if let Some(there) = self.stoppable(plan.target.inspect()).await? {
             let digest = self.stoppable(self.recognize(&plan, facts, there)).await?;
@@ -527,7 +530,9 @@ impl Running<'_> {
         let id = self.request.id;
         let record = self
             .service
-            .patiently(&self.stop, || self.service.repository.transfer(id))
+            .patiently(&self.stop, || async {
+                fault_point!(PlanRead, self.service.repository.transfer(id).await)
+            })
             .await?
             .ok_or(TransferError::UnknownTransfer { id })?;
         let TransferRecord {
@@ -793,7 +798,7 @@ impl Running<'_> {
         plan: &Plan,
         earlier: Option<TemporaryName>,
     ) -> Result<u64, TransferError> {
-        let there = plan.target.begin_partial(earlier).await?;
+        let there = fault_point!(PartialBegun, plan.target.begin_partial(earlier).await)?;
         let Some(earlier) = earlier else {
             return Ok(there);
         };
@@ -822,10 +827,12 @@ impl Running<'_> {
             .recorded
             .is_none()
             .then(|| self.read_along(plan, &copied));
-        self.copy(plan, log_path, &copied).await?;
+        fault_point!(CopyEnded, self.copy(plan, log_path, &copied).await)?;
         // The reader need not hold back any more.
         drop(copied);
-        self.stoppable(self.verify(plan, source, origin)).await
+        let digest = self.stoppable(self.verify(plan, source, origin)).await?;
+        fault_point!(Verified, Ok::<(), TransferError>(()))?;
+        Ok(digest)
     }
 
     /// Computes the origin's digest while the copy runs: what bbcp has just read is still in
@@ -874,6 +881,7 @@ impl Running<'_> {
                     let progress = progress(&changes.borrow());
                     copied.send_replace(progress.bytes_done);
                     self.show(Phase::Copying, progress);
+                    fault_point!(FirstProgress, Ok::<(), TransferError>(()))?;
                 }
             }
         };
@@ -963,9 +971,12 @@ impl Running<'_> {
             let digest = origin.await.map_err(|e| TransferError::Internal {
                 what: e.to_string(),
             })??;
+            fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
             Ok(Some(digest))
         };
-        let (origin, destination) = tokio::try_join!(origin, plan.target.digest_temporary(how))?;
+        let destination =
+            async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) };
+        let (origin, destination) = tokio::try_join!(origin, destination)?;
         let after = plan.source.inspect().await?;
         if (after.size, after.modified) != (before.size, before.modified) {
             return Err(TransferError::OriginChanged {
@@ -990,11 +1001,14 @@ impl Running<'_> {
         let (service, lease) = (self.service, self.lease);
         let progress = self.progress();
         service
-            .settle(lease, &self.stop, || {
-                service.repository.renew(lease, progress)
+            .settle(lease, &self.stop, || async {
+                fault_point!(
+                    LeaseConfirmed,
+                    service.repository.renew(lease, progress).await
+                )
             })
             .await?;
-        match plan.target.publish().await {
+        match fault_point!(Renamed, plan.target.publish().await) {
             // Perhaps by us: the answer to a rename can get lost on its way.
             Err(error @ TransferError::DestinationExists { .. }) => {
                 let there = plan.target.inspect().await?.ok_or(error)?;

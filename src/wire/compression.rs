@@ -4,9 +4,10 @@
 //! gigabytes.
 
 use std::borrow::Cow;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use serde_json::Value;
 
 use super::message::{Reason, is_falsy};
@@ -14,6 +15,62 @@ use super::message::{Reason, is_falsy};
 /// Memory that LZMA and zstd may take for their dictionary, in bytes, beyond which a body is refused.
 /// Python's `lzma` takes 8 MiB by default (preset 6), and 64 MiB for preset 9.
 const MAX_DICTIONARY: u32 = 64 << 20;
+
+/// A method that can also compress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// Zlib (RFC 1950), which kombu calls gzip.
+    Gzip,
+    /// bzip2.
+    Bzip2,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Method {
+    /// The method of that name, of kombu's.
+    #[must_use]
+    pub fn of(name: &str) -> Option<Self> {
+        match name {
+            "application/x-gzip" | "gzip" | "zlib" => Some(Self::Gzip),
+            "application/x-bz2" | "bzip2" | "bzip" => Some(Self::Bzip2),
+            "application/zstd" | "zstd" | "zstandard" => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+
+    /// Kombu's MIME type of it.
+    #[must_use]
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Self::Gzip => "application/x-gzip",
+            Self::Bzip2 => "application/x-bz2",
+            Self::Zstd => "application/zstd",
+        }
+    }
+
+    /// Compresses; `None` would be for an encoder that cannot write to memory.
+    pub(super) fn compress(self, bytes: &[u8]) -> Option<Vec<u8>> {
+        match self {
+            Self::Gzip => {
+                let level = flate2::Compression::default();
+                let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), level);
+                encoder.write_all(bytes).ok()?;
+                encoder.finish().ok()
+            }
+            Self::Bzip2 => {
+                let level = bzip2::Compression::default();
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), level);
+                encoder.write_all(bytes).ok()?;
+                encoder.finish().ok()
+            }
+            Self::Zstd => {
+                use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+                Some(compress_to_vec(bytes, CompressionLevel::Fastest))
+            }
+        }
+    }
+}
 
 /// Undoes what the header `compression` says, up to `limit` bytes.
 ///
@@ -139,9 +196,28 @@ fn lzma<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
 
 fn zstd<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
     let window = MAX_DICTIONARY.into();
-    ruzstd::decoding::StreamingDecoder::new_with_max_window_size(body, window)
-        .map(|decoder| Box::new(decoder) as Box<dyn Read>)
-        .map_err(|e| invalid(e.to_string()))
+    let decoder = StreamingDecoder::new_with_max_window_size(body, window)
+        .map_err(|e| invalid(e.to_string()))?;
+    Ok(Box::new(Frame { decoder, read: 0 }))
+}
+
+/// A zstd frame, whose content has to be as long as its header says.
+struct Frame<'a, 'body> {
+    decoder: StreamingDecoder<&'a mut &'body [u8], FrameDecoder>,
+    read: u64,
+}
+
+impl Read for Frame<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.decoder.read(buffer)?;
+        self.read += read as u64;
+        // 0 is also what the crate says where the header says nothing.
+        let said = self.decoder.decoder.content_size();
+        if read == 0 && !buffer.is_empty() && said != 0 && said != self.read {
+            return Err(invalid("the content is not as long as it should be"));
+        }
+        Ok(read)
+    }
 }
 
 /// By hand, since the crate's reader ignores what follows the data, and allows windows of gigabytes.
@@ -264,6 +340,15 @@ mod tests {
         assert_eq!(undone(name, &body, 1000).is_ok(), is_ignored);
     }
 
+    #[test]
+    fn a_zstd_frame_of_another_length() {
+        let body = bytes("28b52ffd20b71100003231");
+        assert!(matches!(
+            undone("zstd", &body, 1000),
+            Err(Reason::Compression(_))
+        ));
+    }
+
     #[rstest]
     #[case("bzip2", BZ2)]
     #[case("xz", XZ)]
@@ -293,6 +378,15 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_compressed_comes_back(
+            method in proptest::sample::select(&[Method::Gzip, Method::Bzip2, Method::Zstd][..]),
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+        ) {
+            let compressed = method.compress(&bytes).unwrap();
+            prop_assert_eq!(undone(method.content_type(), &compressed, 3000).unwrap(), bytes);
+        }
+
         #[test]
         fn nothing_makes_it_panic(
             name in proptest::sample::select(&["gzip", "bzip2", "xz", "brotli", "zstd"][..]),

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 pub mod arguments;
 pub mod canvas;
-mod compression;
+pub mod compression;
 pub mod content;
 pub(crate) mod envelope;
 pub mod event;

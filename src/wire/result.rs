@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::compression::{self, Method};
 use super::exception::Exception;
-use super::isoformat;
-use super::message::TaskMessage;
+use super::message::{Reason, TaskMessage};
+use super::{isoformat, json};
 
 /// Why a task does not run, or not to its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,22 @@ impl State {
             Self::Success(_) | Self::Failure { .. } | Self::Revoked(_)
         )
     }
+
+    /// Whether a stored state of that name stays when this one comes: a SUCCESS always, and against
+    /// mere news about the progress every final one. A task that failed may run once more.
+    #[must_use]
+    pub fn yields_to(&self, stored: &str) -> bool {
+        self.unyielding().contains(&stored)
+    }
+
+    /// The states that stay when this one comes.
+    #[must_use]
+    pub fn unyielding(&self) -> &'static [&'static str] {
+        match self {
+            Self::Progress(_) => &["SUCCESS", "FAILURE", "REVOKED"],
+            _ => &["SUCCESS"],
+        }
+    }
 }
 
 /// A task's result as a mapping with exactly the keys that Python writes.
@@ -185,6 +202,69 @@ impl ResultMeta {
     }
 }
 
+/// What compressed values begin with; then come the MIME type of the compression, a NUL and the
+/// compressed bytes.
+const COMPRESSED: &[u8] = b"\0celery-compressed\0";
+
+/// Largest value that is read, in bytes, decompressed: whoever may write to Redis may store a bomb.
+const MAX_STORED: usize = 64 << 20;
+
+/// Why stored bytes are no result.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReadable {
+    /// They cannot be decompressed.
+    #[error("it cannot be decompressed")]
+    Compressed(#[from] Reason),
+    /// They are of another serializer, or broken.
+    #[error("it is no JSON: {0}")]
+    Json(String),
+    /// They are something else.
+    #[error("it is no mapping with a status")]
+    NoStatus,
+}
+
+/// A value as a key-value store holds it.
+#[must_use]
+pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
+    let plain = value.to_string().into_bytes();
+    let packed = compression.and_then(|method| {
+        let packed = method.compress(&plain)?;
+        let name = method.content_type().as_bytes();
+        Some([COMPRESSED, name, b"\0", &packed].concat())
+    });
+    packed.unwrap_or(plain)
+}
+
+/// The value that a store holds, compressed or not.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
+    let plain = match stored.strip_prefix(COMPRESSED) {
+        None => stored.into(),
+        Some(rest) => {
+            let mut parts = rest.splitn(2, |byte| *byte == 0);
+            let name = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+            let packed = parts.next().unwrap_or_default();
+            compression::undo(packed, Some(&name.into()), MAX_STORED)?
+        }
+    };
+    let text = std::str::from_utf8(&plain).map_err(|e| NotReadable::Json(e.to_string()))?;
+    json::read(text).map_err(|e| NotReadable::Json(e.to_string()))
+}
+
+/// The mapping of a result that a key-value store holds.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn read(stored: &[u8]) -> Result<Value, NotReadable> {
+    let meta = decode(stored)?;
+    match meta["status"].is_string() {
+        true => Ok(meta),
+        false => Err(NotReadable::NoStatus),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +287,64 @@ mod tests {
                 "date_done": "2026-11-24T04:05:53.751852+00:00", "task_id": "91ee9000",
             })
         );
+    }
+
+    #[test]
+    fn what_is_stored_compressed_tells_how() {
+        let value = json!({"status": "SUCCESS", "result": "é".repeat(1000)});
+        for method in [
+            None,
+            Some(Method::Gzip),
+            Some(Method::Bzip2),
+            Some(Method::Zstd),
+        ] {
+            let stored = encode(&value, method);
+            assert_eq!(stored.starts_with(COMPRESSED), method.is_some());
+            assert_eq!(read(&stored).ok(), Some(value.clone()));
+        }
+        // Celery 5.7's `compress_payload('{"status": "SUCCESS"}', "gzip")`.
+        let hex = "789cab562a2e492c292d56b252500a0e7576760d0e56aa05004cda0698";
+        let packed: Vec<u8> = (0..hex.len() / 2)
+            .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap_or_default())
+            .collect();
+        let stored = [COMPRESSED, b"application/x-gzip\0", &packed].concat();
+        assert_eq!(read(&stored).ok(), Some(json!({"status": "SUCCESS"})));
+    }
+
+    #[test]
+    fn what_is_no_result_is_no_result() {
+        for stored in [
+            &b""[..],
+            b"7",
+            b"[]",
+            b"{}",
+            b"{\"status\": 7}",
+            b"\x80\x04pickle",
+            b"\0celery-compressed\0",
+            b"\0celery-compressed\0no/such\0abc",
+            b"\0celery-compressed\0application/zstd\0abc",
+        ] {
+            assert!(read(stored).is_err(), "{stored:?}");
+        }
+    }
+
+    #[test]
+    fn only_news_about_progress_give_way_to_failures() {
+        let progress = State::Progress(json!({"bytes": 1}));
+        let started = State::Started {
+            pid: 7,
+            hostname: "celery@h".into(),
+        };
+        for (stored, by_progress, by_started) in [
+            ("SUCCESS", true, true),
+            ("FAILURE", true, false),
+            ("REVOKED", true, false),
+            ("STARTED", false, false),
+            ("RETRY", false, false),
+        ] {
+            assert_eq!(progress.yields_to(stored), by_progress, "{stored}");
+            assert_eq!(started.yields_to(stored), by_started, "{stored}");
+        }
     }
 
     #[test]

@@ -111,7 +111,13 @@ async fn unlock_chord(
 }
 
 async fn cleanup(results: Arc<dyn ResultBackend>) -> Result<(), Failure> {
-    let cleaned = results.cleanup().await;
-    cleaned
-        .map_err(|error| Exception::new(BUILTINS, "RuntimeError", chain(&error).to_string()).into())
+    match results.cleanup().await {
+        Ok(deleted) => {
+            tracing::info!(deleted, "results that were too old are deleted");
+            Ok(())
+        }
+        Err(error) => {
+            Err(Exception::new(BUILTINS, "RuntimeError", chain(&error).to_string()).into())
+        }
+    }
 }

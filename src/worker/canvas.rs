@@ -704,8 +704,8 @@ impl Canvas {
 }
 
 /// Whether Redis holds something else under a chord's key: no time mends that.
-fn hopeless(error: &redis::RedisError) -> bool {
-    error.code() == Some("WRONGTYPE")
+fn hopeless(error: &ResultError) -> bool {
+    error.is_hopeless()
 }
 
 fn never(_: &ResultError) -> bool {

@@ -22,6 +22,7 @@ use super::stop::{Reason as StopReason, Stop};
 use super::task::{Control, Entry, Failure, Invocation, Outcome, Progress, Retry, When, panicked};
 use super::{STORE_PAUSES, Worker};
 use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
+use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::event::Event;
@@ -80,6 +81,7 @@ impl Worker {
                 "task runs here already; the new delivery joins it"
             );
         }
+        fault_point!(TaskAccepted);
         let limits = self.time_limits.get(&message.task);
         let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
         let verdict = match self.unwanted(message) {
@@ -96,6 +98,7 @@ impl Worker {
         for delivery in self.accepted.release(&received) {
             delivery.settle(verdict).await;
         }
+        fault_point!(Acknowledged);
     }
 
     /// Waits for the task's turn, runs it, and does what follows.
@@ -252,7 +255,7 @@ impl Worker {
                 pid: std::process::id(),
                 hostname: self.hostname.to_string(),
             };
-            self.tell(&received.message, state).await;
+            self.tell(received, state).await;
         }
         let (progress, reports) = watch::channel(None);
         let run = (entry.run)(Invocation {
@@ -274,7 +277,7 @@ impl Worker {
             biased;
             ended = &mut running => ended,
             // Reports for as long as the task runs, and is gone before its result is stored.
-            never = self.pass_on(&received.message, policy, reports) => match never {},
+            never = self.pass_on(received, policy, reports) => match never {},
             () = limited => {
                 running.abort();
                 tracing::error!(
@@ -297,7 +300,7 @@ impl Worker {
     /// Passes a task's progress on.
     async fn pass_on(
         &self,
-        message: &TaskMessage,
+        received: &Received,
         policy: &Policy,
         mut reports: watch::Receiver<Option<Map<String, Value>>>,
     ) -> std::convert::Infallible {
@@ -309,9 +312,9 @@ impl Worker {
             let report = reports.borrow_and_update().clone();
             if let Some(report) = report {
                 let state = State::Progress(Value::Object(report));
-                self.events.send_of(&message.id, &state, 0.0);
+                self.events.send_of(&received.message.id, &state, 0.0);
                 if policy.stores(&state) {
-                    self.tell(message, state).await;
+                    self.tell(received, state).await;
                 }
             }
             tokio::time::sleep(PROGRESS_EVERY).await;
@@ -320,9 +323,10 @@ impl Worker {
 
     /// Stores a state that is news, not truth: when it cannot be stored the task runs all the
     /// same.
-    async fn tell(&self, message: &TaskMessage, state: State) {
+    async fn tell(&self, received: &Received, state: State) {
+        let message = &received.message;
         let name = state.name();
-        let meta = ResultMeta::new(message, state, Utc::now());
+        let meta = self.meta(received, state, Vec::new());
         let error =
             match tokio::time::timeout(NEWS_WITHIN, self.results.store(&meta, message)).await {
                 Ok(Ok(())) => return,
@@ -667,11 +671,7 @@ impl Worker {
         runtime: Duration,
     ) -> Verdict {
         let message = &received.message;
-        let mut meta = ResultMeta::new(message, state, Utc::now());
-        meta.children = children;
-        if self.config.result_extended {
-            meta.extended = Some(self.extended(received));
-        }
+        let meta = self.meta(received, state, children);
         if policy.stores(&meta.state)
             && let Err(Requeue) = self.store(message, &meta).await
         {
@@ -702,6 +702,14 @@ impl Worker {
         Ok(())
     }
 
+    /// A state as it is stored.
+    fn meta(&self, received: &Received, state: State, children: Vec<Value>) -> ResultMeta {
+        let mut meta = ResultMeta::new(&received.message, state, Utc::now());
+        meta.children = children;
+        meta.extended = self.config.result_extended.then(|| self.extended(received));
+        meta
+    }
+
     fn extended(&self, received: &Received) -> Extended {
         let message = &received.message;
         Extended {
@@ -721,9 +729,22 @@ impl Worker {
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         loop {
-            let Err(error) = self.results.store(meta, message).await else {
+            let storing =
+                async { fault_point!(ResultStored, self.results.store(meta, message).await) };
+            let Some(stored) = self.stopping.run_until_cancelled(storing).await else {
+                return Err(Requeue);
+            };
+            let Err(error) = stored else {
                 return Ok(());
             };
+            if error.is_hopeless() {
+                tracing::error!(
+                    task_id = message.id,
+                    error = %chain(&error),
+                    "result cannot be stored, now or later; it is lost"
+                );
+                return Ok(());
+            }
             let pause = pauses.next_pause();
             tracing::warn!(
                 task_id = message.id,

@@ -181,7 +181,7 @@ async fn a_dropped_copy_leaves_no_process() {
 
 #[rstest]
 #[case::enospc("enospc@40%", "storage_full")]
-#[case::exists("exists", "destination_exists")]
+#[case::exists("exists", "temporary_exists")]
 #[case::no_source("nosrc", "origin_missing")]
 #[case::unreadable("srcperm", "origin_unreadable")]
 #[case::directory("srcdir", "origin_not_a_file")]

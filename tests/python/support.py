@@ -231,14 +231,16 @@ def tasks_worker(directory, queue, broker, backend, *flags, **settings):
     return worker.says("worker ready")
 
 
-def python_worker(directory, queue, broker, backend, *flags, pool="solo"):
-    """A real Celery worker, see peer.py."""
+def python_worker(directory, queue, broker, backend, *flags, pool="solo", settings=None):
+    """A real Celery worker, see peer.py; `settings` are further ones of Celery."""
     worker = Process(
         [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
         + ["-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip", *flags],
         directory / f"peer-{queue}.log",
         cwd=HERE,
-        env=clean_environment(CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend),
+        env=clean_environment(
+            CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend, PEER_SETTINGS=json.dumps(settings or {})
+        ),
     )
     until(lambda: broker.consumers(queue) or not worker.running(), "the Python worker listens", 60)
     assert worker.running(), worker.log()
@@ -317,7 +319,7 @@ type = "direct"
         """Writes the worker's settings; `sections` are further keys, e.g. transfer={"max_retries": 1}."""
         settings = {
             "celery": {"broker_url": self.broker.url, "result_backend": backend_url(backend)},
-            "ops_db": {"database_type": "sqlite", "database_sqlite_database": str(self.database)},
+            "ops_db": self.ops_db(),
             "transfer": {
                 "log_dir": str(self.directory / "logs"),
                 "free_space_margin": 0,
@@ -337,6 +339,10 @@ type = "direct"
         with open(self.config, "w") as file:
             for section, keys in settings.items():
                 print(f"[{section}]", *(f"{k} = {json.dumps(v)}" for k, v in keys.items()), sep="\n", file=file)
+
+    def ops_db(self):
+        """Settings of the database."""
+        return {"database_type": "sqlite", "database_sqlite_database": str(self.database)}
 
     def double(self, **knobs):
         """Sets the test double's knobs anew, e.g. PLAN="stall@50%", RATE=MB."""
@@ -363,7 +369,7 @@ type = "direct"
         assert done.returncode == 0, f"{args}: code {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
-    def worker(self, concurrency=2, ready=True, name="rust"):
+    def worker(self, concurrency=2, ready=True, name="rust", **environment):
         """Starts a worker on this deployment's queue."""
         log = self.directory / f"worker-{len(self.processes)}.log"
         worker = Process(
@@ -371,7 +377,7 @@ type = "direct"
             + ["worker", "-Q", self.queue, "-n", f"{name}-{self.origin_site}@%h", "-c", concurrency],
             log,
             cwd=self.directory,
-            env=clean_environment(),
+            env=clean_environment(**environment),
         )
         self.processes.append(worker)
         return worker.says("worker ready") if ready else worker

@@ -1,15 +1,34 @@
-"""Everything goes wrong at once, and still every transfer ends in one of the two permitted ways."""
+"""Everything goes wrong at once, and still every transfer ends in one of the two permitted ways.
+
+Four workers on PostgreSQL, one manager. Each worker lives until a fault drawn for it kills it, freezes it or has a step
+fail or made twice, or until it is killed, stopped or told to end from outside; the broker's connections are closed
+again and again; and a quarter of all copies fails in one of ten ways. All of that is drawn from one seed, which is
+printed. SOAK_TRANSFERS=500 makes it long, SOAK_SEED another one.
+"""
 
 import collections
+import os
 import random
 import re
 import signal
+import subprocess
+import threading
 import time
 
-from support import MB, Process, clean_environment, service, sha256
+import pytest
 
-TRANSFERS = 50
-WORKERS = 3
+from support import MB, Process, clean_environment, service, sha256, until
+from test_faults import state
+from variants import OnPostgres
+
+TRANSFERS = int(os.environ.get("SOAK_TRANSFERS", "120"))
+SEED = int(os.environ.get("SOAK_SEED", "7"))
+WORKERS = 4
+CONCURRENCY = 3
+SIZE = MB // 2
+
+pytestmark = pytest.mark.timeout(120 + 2 * TRANSFERS)
+
 FAILURES = [
     "refused",
     "reset@30%",
@@ -18,64 +37,223 @@ FAILURES = [
     "enospc@40%",
     "corrupt:1000",
     "short:10",
+    "long:10",
     "stall@50%",
     "fork-stderr",
 ]
 
 
-def test_soak(deployment):
-    """Three workers are killed and stopped at random while a quarter of all copies fails; seeded."""
-    chance = random.Random(7)
-    deployment.settings(transfer={"stall_timeout": "4s", "max_retries": 8}, manager={"sleep_time": "500ms"})
-    deployment.double(RATE=MB // 2, FAIL_RATE=0.25, SEED=11, FAIL_SET=";".join(FAILURES), ACCEPT=0.1)
-    transfers = [deployment.package() for _ in range(TRANSFERS)]
-    workers = [deployment.worker(concurrency=3, ready=False, name=f"w{i}") for i in range(WORKERS)]
-    manager = [service("CCAT_TRANSFER_BIN"), "--config", deployment.config, "manager"]
-    deployment.processes.append(
-        Process(manager, deployment.directory / "manager.log", cwd=deployment.directory, env=clean_environment())
+class Mischief:
+    """What happens to the processes, drawn from one seed."""
+
+    def __init__(self, deployment, broker):
+        self.deployment, self.broker = deployment, broker
+        self.chance = random.Random(SEED)
+        listed = subprocess.run(
+            [service("CCAT_TRANSFER_BIN"), "fault-points"],
+            capture_output=True,
+            text=True,
+            env=clean_environment(),
+            check=True,
+        ).stdout
+        self.points = [(words[0], mode) for words in map(str.split, listed.splitlines()) for mode in words[1:]]
+        self.done = collections.Counter()
+        self.lives = []
+        self.workers = [self.born(n) for n in range(WORKERS)]
+        self.manager = self.managing()
+
+    def fault(self):
+        point, mode = self.chance.choice(self.points)
+        return f"{point}:{mode}:{self.chance.randint(1, 6)}"
+
+    def born(self, n):
+        fault = self.fault()
+        worker = self.deployment.worker(concurrency=CONCURRENCY, ready=False, name=f"w{n}", CCAT_TRANSFER_FAULT=fault)
+        self.lives.append(worker)
+        return worker
+
+    def managing(self):
+        log = self.deployment.directory / f"manager-{len(self.deployment.processes)}.log"
+        manager = Process(
+            [service("CCAT_TRANSFER_BIN"), "--config", self.deployment.config, "manager"],
+            log,
+            cwd=self.deployment.directory,
+            env=clean_environment(CCAT_TRANSFER_FAULT=self.fault()),
+        )
+        self.deployment.processes.append(manager)
+        self.lives.append(manager)
+        return manager
+
+    def round(self):
+        """One piece of mischief, and the dead replaced."""
+        kind = self.chance.choices(["kill", "QUIT", "TERM", "connections", "manager"], [6, 2, 2, 1, 1])[0]
+        victim = self.chance.randrange(WORKERS)
+        signals = {"kill": signal.SIGKILL, "QUIT": signal.SIGQUIT, "TERM": signal.SIGTERM}
+        self.done[kind] += 1
+        if kind in signals:
+            self.workers[victim].signal(signals[kind])
+        elif kind == "manager":
+            self.manager.kill()
+        else:
+            self.broker.ctl("close_all_connections", "soak")
+        self.mend()
+
+    def mend(self):
+        """What is dead comes back, and what is frozen goes on: before its lease dies, for a worker that is frozen for
+        longer cannot stop its bbcp, and there would be two copies at once. test_faults.py has that."""
+        for n, worker in enumerate(self.workers):
+            if not worker.running():
+                self.workers[n] = self.born(n)
+        if not self.manager.running():
+            self.manager = self.managing()
+        for process in [*self.workers, self.manager]:
+            if state(process.pid) == "T":
+                process.signal(signal.SIGCONT)
+
+    def faults(self):
+        """How many faults of each mode came about."""
+        counted = collections.Counter()
+        for process in self.lives:
+            counted.update(re.findall(r'"fault injected","point":"\w+","mode":"(\w+)"', process.log()))
+        return counted
+
+
+def test_soak(tmp_path, bbcp, broker, capsys):
+    deployment = OnPostgres(tmp_path, bbcp, broker)
+    try:
+        soak(deployment, broker, capsys)
+    finally:
+        deployment.close()
+
+
+def soak(deployment, broker, capsys):
+    began = time.monotonic()
+    deployment.settings(
+        transfer={"stall_timeout": "4s", "max_retries": 8, "digest": "blake3"}, manager={"sleep_time": "300ms"}
     )
+    deployment.double(RATE=MB, FAIL_RATE=0.25, SEED=SEED, FAIL_SET=";".join(FAILURES), ACCEPT=0.1)
+    transfers = packages(deployment, TRANSFERS)
+    mischief = Mischief(deployment, broker)
 
-    def ended():
-        return all(deployment.status(transfer) in ("COMPLETED", "FAILED") for transfer in transfers)
+    deadline = time.monotonic() + 60 + 1.5 * TRANSFERS
+    rounds = TRANSFERS // 6
+    while not all(status in ("COMPLETED", "FAILED") for status in statuses(deployment)):
+        assert time.monotonic() < deadline, collections.Counter(statuses(deployment))
+        time.sleep(0.7)  # the pace of the mischief
+        if rounds:
+            rounds -= 1
+            mischief.round()
+        else:
+            mischief.mend()
+    seconds = time.monotonic() - began
 
-    deadline, stopped = time.monotonic() + 120, 0
-    while not ended():
-        assert time.monotonic() < deadline, collections.Counter(map(deployment.status, transfers))
-        time.sleep(1.5)  # the pace of the mischief
-        if stopped < 20:
-            victim = chance.randrange(WORKERS)
-            how = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGQUIT, signal.SIGTERM])
-            workers[victim].signal(how)
-            workers[victim].process.wait(30)
-            workers[victim] = deployment.worker(concurrency=3, ready=False, name=f"w{victim}")
-            stopped += 1
+    # Everybody ends in peace: what is left over then is a leftover.
+    for process in [*mischief.workers, mischief.manager]:
+        if process.running():
+            process.signal(signal.SIGCONT)
+    until(lambda: not broker.ready(deployment.queue), "the queue is empty", 30)
+    for process in [*mischief.workers, mischief.manager]:
+        if process.running():
+            process.signal(signal.SIGTERM)
+    for process in [*mischief.workers, mischief.manager]:
+        process.ended(60)
 
-    outcomes = collections.Counter(
+    violations = judge(deployment, transfers, broker)
+    attempts = collections.Counter(
         row["error_code"] or row["outcome"]
         for row in deployment.rows("SELECT outcome, error_code FROM transfer_worker_attempt")
     )
-    print(f"{TRANSFERS} transfers, {stopped} workers killed or stopped, attempts: {dict(outcomes)}")
-    assert outcomes["interrupted"] > 0 and len(outcomes) > 4, "the mischief did not happen"
+    ends = collections.Counter(statuses(deployment))
+    with capsys.disabled():
+        print(f"\n\nsoak: seed {SEED}, {TRANSFERS} transfers, {WORKERS} workers, {seconds:.0f} s")
+        for title, counted in [
+            ("ended", ends),
+            ("attempts ended", attempts),
+            ("from outside", mischief.done),
+            ("from inside", mischief.faults()),
+        ]:
+            print(f"  {title:<16}{', '.join(f'{n} {what}' for what, n in counted.most_common())}")
+        print(f"  {'process lives':<16}{len(mischief.lives)}, bbcp runs {len(deployment.copies())}")
+        print(f"  {'violations':<16}{len(violations)}")
+    assert not violations, "\n".join(violations)
+    assert attempts["interrupted"] and len(attempts) > 6 and mischief.faults(), "the mischief did not happen"
+
+
+def packages(deployment, count):
+    """Transfers, made like one that the program made: not by one program each."""
+    first = deployment.package(size=SIZE)
+    row = deployment.row(first)
+    chance, made = random.Random(SEED), [first]
+    for n in range(1, count):
+        name = f"packages/soak-{n}.tar"
+        (deployment.origin / name).write_bytes(chance.randbytes(SIZE))
+        made.append(copied(deployment, row, name))
+    return made
+
+
+def copied(deployment, row, name):
+    """Another package and transfer with the same values but for the name."""
+
+    def again(table, number, **other):
+        (old,) = deployment.rows(f"SELECT * FROM {table} WHERE id = ?", number)
+        new = {k: v for k, v in (old | other).items() if k != "id"}
+        columns, marks = ", ".join(new), ", ".join("?" for _ in new)
+        (made,) = deployment.rows(f"INSERT INTO {table} ({columns}) VALUES ({marks}) RETURNING id", *new.values())
+        return made["id"]
+
+    package = again(
+        "data_transfer_package", row["data_transfer_package_id"], relative_path=name, file_name=name.rpartition("/")[2]
+    )
+    return again("data_transfer", row["id"], data_transfer_package_id=package)
+
+
+def statuses(deployment):
+    return [row["status"] for row in deployment.rows("SELECT CAST(status AS text) AS status FROM data_transfer")]
+
+
+def judge(deployment, transfers, broker):
+    """Everything that is not as it has to be."""
+    violations = []
+
+    def expect(holds, what):
+        if not holds:
+            violations.append(what)
 
     deployment.no_bbcp_left()
-    assert deployment.temporary_files() == [] and deployment.leases() == []
+    expect(not deployment.temporary_files(), f"temporary files: {deployment.temporary_files()}")
+    expect(not deployment.leases(), f"leases: {deployment.leases()}")
+    expect(not broker.ready(deployment.queue), "messages in the queue")
+    expect(not broker.ready(f"{deployment.queue}.dead"), "rejected messages")
+    files = {path for path in deployment.destination.rglob("*") if path.is_file()}
     for transfer in transfers:
         row = deployment.row(transfer)
-        there = deployment.destination / row["relative_path"]
+        there, outcomes = deployment.destination / row["relative_path"], deployment.outcomes(transfer)
         if row["status"] == "COMPLETED":
-            assert sha256(there) == sha256(deployment.origin / row["relative_path"])
+            expect(there in files, f"{transfer} is COMPLETED and there is no file")
+            if there in files:
+                expect(sha256(there) == sha256(deployment.origin / row["relative_path"]), f"{transfer}: other bytes")
+            expect(outcomes.count("completed") == 1, f"{transfer}: {outcomes}")
         else:
-            assert not there.exists() and row["failure_error_message"]
-    assert_one_at_a_time(deployment.copies())
+            expect(there not in files, f"{transfer} is {row['status']} and there is a file")
+            expect(row["failure_error_message"], f"{transfer} is {row['status']} and nobody knows why")
+        files.discard(there)
+        expect(None not in outcomes, f"{transfer}: an attempt without an end")
+        expect(row["retry_count"] == outcomes.count("retried"), f"{transfer}: retry_count {row['retry_count']}, {outcomes}")
+    expect(not files, f"files that nobody asked for: {files}")
+    violations += two_at_once(deployment.copies())
+    return violations
 
 
-def assert_one_at_a_time(copies):
-    """No two copies of one transfer ran at once; those that were killed have no end on record."""
-    by_transfer = collections.defaultdict(list)
-    for copy in copies:
-        transfer = re.search(r"\.ccat-transfer-(\d+)-", copy["argv"][-1])[1]
-        by_transfer[transfer].append(copy)
-    for runs in by_transfer.values():
-        runs.sort(key=lambda run: run["start"])
-        for earlier, later in zip(runs, runs[1:]):
-            assert earlier["end"] is None or earlier["end"] <= later["start"], (earlier, later)
+def two_at_once(copies):
+    """Copies of one transfer that ran at once."""
+    of = {copy["pid"]: transfer_of(copy) for copy in copies}
+    return [
+        f"two copies of transfer {transfer_of(copy)} at once: {copy['argv'][-1]} beside {pid}"
+        for copy in copies
+        for pid in copy["beside"]
+        if of.get(pid) == transfer_of(copy)
+    ]
+
+
+def transfer_of(copy):
+    return re.search(r"\.ccat-transfer-(\d+)-", copy["argv"][-1])[1]

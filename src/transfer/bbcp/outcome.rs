@@ -175,7 +175,7 @@ impl Evidence {
         let role = self.ends.remote_role();
         let Ends { source, target, .. } = self.ends;
         match sign {
-            Sign::Exists => TransferError::DestinationExists { path: target },
+            Sign::Exists => TransferError::TemporaryExists { path: target },
             Sign::Segfault => TransferError::Segfault { line },
             Sign::Full => TransferError::StorageFull { path: target, line },
             Sign::Damaged => TransferError::DamagedInFlight { line },
@@ -259,7 +259,7 @@ mod tests {
     #[case::source_directory(2, &["bbcp: /d/src is a directory.", PIPE], "origin_not_a_file")]
     #[case::target_directory(2, &["bbcp: Target directory /d/nodir/x.tar not found"], "destination_directory")]
     #[case::target_directory_dot(2, &["bbcp: Target directory /d/nodir/x.tar not found."], "destination_directory")]
-    #[case::exists(22, &["bbcp: File /d/dst/a.tar already exists."], "destination_exists")]
+    #[case::exists(22, &["bbcp: File /d/dst/a.tar already exists."], "temporary_exists")]
     #[case::target_denied(13, &["bbcp: Permission denied opening /d/ro/x"], "destination_denied")]
     #[case::device(1, &["bbcp: Invalid file offset - -1", "bbcp: get from H failed to create P"], "destination_denied")]
     #[case::no_space(28, &["bbcp: Insufficient space to copy all the files from HOST"], "storage_full")]
@@ -321,7 +321,7 @@ mod tests {
     #[rstest]
     #[case(Exit::Signal(11), &[], "segfault")]
     #[case(Exit::Code(139), &[], "segfault")]
-    #[case(Exit::Signal(11), &["bbcp: File /d/dst/x already exists."], "destination_exists")]
+    #[case(Exit::Signal(11), &["bbcp: File /d/dst/x already exists."], "temporary_exists")]
     #[case(Exit::Signal(11), &["bbcp: No space left on device writing /x"], "segfault")]
     #[case(Exit::Signal(9), &[], "bbcp_failed")]
     #[case(Exit::Code(255), &[], "bbcp_failed")]

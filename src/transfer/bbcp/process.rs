@@ -23,6 +23,7 @@ use super::log::Log;
 use super::outcome::{Ends, Evidence, Exit};
 use super::output::{Event, Lines, parse};
 use super::watchdog::{Footprint, Limits, Trouble, Watchdog};
+use crate::faults::fault_point;
 use crate::process::{Group, guarded};
 use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
@@ -113,6 +114,7 @@ pub async fn copy(
     let (log, writer) = Log::open(log_file).await?;
     log.note(&invocation.to_string()).await;
     let running = Running::start(plan, &invocation, log)?;
+    fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
     let finished = running.run(cancel, progress).await;
     writer.close(&finished.summary()).await;
     finished.conclude()

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use super::{
     Repository, column_value, delay, displace, find_lease, lock, standing, storable, storable_path,
 };
+use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Progress};
 
@@ -70,6 +71,13 @@ pub enum ClaimError {
     Lease(#[from] LeaseError),
 }
 
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for ClaimError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Lease(lost.into())
+    }
+}
+
 impl From<DatabaseError> for ClaimError {
     fn from(error: DatabaseError) -> Self {
         Self::Lease(error.into())
@@ -112,9 +120,12 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        self.database
-            .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
-            .await
+        fault_point!(
+            LeaseTaken,
+            self.database
+                .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
+                .await
+        )
     }
 
     async fn acquire_unbounded(
@@ -282,7 +293,7 @@ impl Repository {
         destination: &str,
     ) -> Result<(), ClaimError> {
         use transfer_worker_lease::{Column, Entity};
-        let claiming = async {
+        let claiming = || async {
             let db = self.database.connection();
             let claimed = Entity::update_many()
                 .col_expr(Column::Destination, Expr::val(storable(destination)))
@@ -307,7 +318,7 @@ impl Repository {
                 },
             }
         };
-        self.database.bounded(claiming).await
+        fault_point!(Claimed, self.database.bounded(claiming()).await)
     }
 
     /// Notes the files of an attempt before they are made, so that whoever comes after a crash
@@ -322,7 +333,7 @@ impl Repository {
         log_path: &Path,
     ) -> Result<(), LeaseError> {
         use transfer_worker_attempt::{Column, Entity};
-        let noting = async {
+        let noting = || async {
             let noted = Entity::update_many()
                 .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)))
                 .col_expr(Column::LogPath, Expr::val(storable_path(log_path)))
@@ -339,7 +350,7 @@ impl Repository {
                 Ok(())
             }
         };
-        self.database.bounded(noting).await
+        fault_point!(FilesRecorded, self.database.bounded(noting()).await)
     }
 
     /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].

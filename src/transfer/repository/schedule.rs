@@ -9,6 +9,7 @@ use sea_orm::{
 use serde::Serialize;
 
 use super::{Repository, delay, lock};
+use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 
 /// One end of a transfer, as far as a queue's name needs it.
@@ -166,7 +167,7 @@ impl Repository {
         E: std::error::Error + 'static,
         F: Future<Output = Result<(), E>>,
     {
-        let changing = async {
+        let changing = || async {
             let tx = self.database.begin().await?;
             let row = lock(&tx, id).await?;
             let is_due = match row.filter(|row| row.status.means(Status::Pending)) {
@@ -183,7 +184,8 @@ impl Repository {
             self.set_status(id, Status::Scheduled).exec(&tx).await?;
             Ok::<_, DatabaseError>(Some(tx))
         };
-        let Some(tx) = self.database.bounded(changing).await? else {
+        let locked = fault_point!(ManagerRowLocked, self.database.bounded(changing()).await);
+        let Some(tx) = locked? else {
             return Ok(Scheduled::NotPending);
         };
         if let Err(error) = publish().await {
@@ -300,4 +302,11 @@ pub(super) fn endpoints(row: &QueryResult) -> Result<(Option<Endpoint>, Option<E
         )
     };
     Ok((read(ORIGIN)?, read(DESTINATION)?))
+}
+
+#[cfg(feature = "fault-points")]
+impl<E: std::error::Error + 'static> From<crate::faults::AnswerLost> for ScheduleError<E> {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Database(lost.into())
+    }
 }

@@ -15,6 +15,7 @@ use super::{
     Ending, Repository, column_value, delay, end_attempt, find_lease, insert_into, lock,
     retry_count, storable, storable_path,
 };
+use crate::faults::fault_point;
 use crate::transfer::database;
 use crate::transfer::lease::{Lease, LeaseError};
 
@@ -100,7 +101,10 @@ impl Repository {
             log_path: finished.log_path.as_deref(),
             delay: Duration::ZERO,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            Completed,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// The copy failed and is to be tried again: the row says PENDING with one more failure, and
@@ -122,7 +126,10 @@ impl Repository {
             log_path: failure.log_path.as_deref(),
             delay: failure.delay,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            RetryWritten,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// The copy failed for good: the row says FAILED.
@@ -143,7 +150,10 @@ impl Repository {
             log_path: failure.log_path.as_deref(),
             delay: Duration::ZERO,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            FailureWritten,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// Something kept the transfer from being done that is no failure of its own: the row says
@@ -161,7 +171,10 @@ impl Repository {
             log_path: None,
             delay: failure.delay,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            Postponed,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// The worker stops, and the copy with it. That is no failure: the count of failures and the
@@ -176,7 +189,7 @@ impl Repository {
         back_to: ReleaseTo,
         reason: &str,
     ) -> Result<(), LeaseError> {
-        let releasing = async {
+        let releasing = || async {
             let progress = find_lease(self.database.connection(), lease.data_transfer_id).await?;
             let settlement = Settlement {
                 status: match back_to {
@@ -199,13 +212,15 @@ impl Repository {
             };
             self.settle(lease, &settlement).await
         };
-        self.database.bounded(releasing).await
+        fault_point!(Released, self.database.bounded(releasing()).await)
     }
 
     async fn settle(&self, lease: &Lease, settlement: &Settlement<'_>) -> Result<(), LeaseError> {
         let tx = self.database.begin().await?;
-        let settled = self.settle_in(&tx, lease, settlement).await?
-            || is_settled(&tx, lease, settlement.ending.outcome).await?;
+        let settled = fault_point!(
+            SettlementWritten,
+            self.settle_in(&tx, lease, settlement).await
+        )? || is_settled(&tx, lease, settlement.ending.outcome).await?;
         // Also where nothing was written: so the locks are gone for certain.
         tx.commit().await?;
         if settled {

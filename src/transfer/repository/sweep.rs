@@ -6,6 +6,7 @@ use sea_orm::{DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder};
 use serde::Serialize;
 
 use super::{Displaced, Repository, displace, find_lease, lock};
+use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, LeaseInfo, Owner};
 
@@ -43,7 +44,8 @@ impl Repository {
         let candidates = self.database.bounded(self.candidates(observer)).await?;
         let mut sweep = Sweep::default();
         for id in candidates {
-            match self.database.bounded(self.recover(id, observer)).await {
+            let recovering = || self.database.bounded(self.recover(id, observer));
+            match fault_point!(SweepCommitted, recovering().await) {
                 Ok(recovered) => sweep.recovered.extend(recovered),
                 Err(error) => sweep.failed.push((id, error)),
             }
@@ -84,7 +86,7 @@ impl Repository {
 
     async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {
         let tx = self.database.begin().await?;
-        let recovered = self.recover_in(&tx, id, observer).await?;
+        let recovered = fault_point!(SweepWritten, self.recover_in(&tx, id, observer).await)?;
         tx.commit().await?;
         Ok(recovered)
     }

@@ -7,16 +7,18 @@
 //! worker that dies with a claim leaves its own message unacknowledged: whoever gets that again
 //! waits for the claim to end, and takes over.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use redis::aio::ConnectionManager;
-use redis::{AsyncCommands, RedisError, Script, Value as RedisValue};
+use redis::{AsyncCommands, Script, Value as RedisValue};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::ResultError;
+use super::redis::Link;
 use crate::wire::canvas::ResultNode;
+use crate::wire::compression::Method;
 use crate::wire::message::TaskMessage;
-use crate::wire::result::State;
+use crate::wire::result::{self, State};
 
 /// Prefix of the keys.
 const PREFIX: &str = "celery-taskset-meta-";
@@ -106,7 +108,7 @@ static FINISH: LazyLock<Script> = LazyLock::new(|| {
 
 /// How chords are counted.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ChordOptions {
+pub(super) struct ChordOptions {
     /// Whether the body gets the results in the header's order (`result_chord_ordered`).
     pub ordered: bool,
     /// How long a chord may take, in seconds; 0 is for ever (`result_chord_expires`, by default
@@ -114,12 +116,14 @@ pub struct ChordOptions {
     pub expires_seconds: u64,
     /// How long results are kept, in seconds; 0 is for ever (`result_expires`).
     pub result_expires_seconds: u64,
+    /// How parts are compressed (`result_compression`).
+    pub compression: Option<Method>,
 }
 
 /// The chords of one Redis.
 #[derive(Clone)]
 pub struct Chords {
-    connection: ConnectionManager,
+    link: Arc<Link>,
     prefix: String,
     options: ChordOptions,
 }
@@ -156,10 +160,9 @@ pub struct Claim {
 
 impl Chords {
     /// Chords on a connection; `keyprefix` is what comes before all keys.
-    #[must_use]
-    pub fn new(connection: ConnectionManager, keyprefix: &str, options: ChordOptions) -> Self {
+    pub(super) fn new(link: Arc<Link>, keyprefix: &str, options: ChordOptions) -> Self {
         Self {
-            connection,
+            link,
             prefix: format!("{keyprefix}{PREFIX}"),
             options,
         }
@@ -169,21 +172,25 @@ impl Chords {
         format!("{}{group_id}{suffix}", self.prefix)
     }
 
+    fn encode(&self, value: &Value) -> Vec<u8> {
+        result::encode(value, self.options.compression)
+    }
+
     /// Notes a chord before its header is sent: how many parts return, and the form of their
     /// results if there are groups among them.
     ///
     /// # Errors
-    /// Redis's. Repeating it does no harm.
+    /// The backend's. Repeating it does no harm.
     pub async fn begin(
         &self,
         group_id: &str,
         size: usize,
         results: &[ResultNode],
-    ) -> Result<(), RedisError> {
+    ) -> Result<(), ResultError> {
         let expires = self.options.expires_seconds;
         let mut pipe = redis::pipe();
         pipe.atomic();
-        let mut set = |key: String, value: String| {
+        let mut set = |key: String, value: Vec<u8>| {
             match expires {
                 0 => pipe.set(key, value),
                 seconds => pipe.set_ex(key, value, seconds),
@@ -193,24 +200,26 @@ impl Chords {
         if results.iter().any(|result| result.members.is_some()) {
             let results: Vec<Value> = results.iter().map(ResultNode::to_json).collect();
             let saved = json!({"result": [[group_id, null], results]});
-            set(self.key(group_id, ""), saved.to_string());
+            set(self.key(group_id, ""), self.encode(&saved));
         }
-        set(self.key(group_id, ".s"), size.to_string());
+        set(self.key(group_id, ".s"), size.to_string().into_bytes());
         // A chord that is applied again is a new run.
         pipe.del(self.key(group_id, ".c")).ignore();
-        pipe.query_async(&mut self.connection.clone()).await
+        self.link
+            .with(async |connection| pipe.query_async(connection).await)
+            .await
     }
 
     /// Counts a part. One that is no part of a group is none of a chord either.
     ///
     /// # Errors
-    /// Redis's. Repeating it does no harm.
+    /// The backend's. Repeating it does no harm.
     pub async fn count(
         &self,
         message: &TaskMessage,
         state: &State,
         claim_seconds: u64,
-    ) -> Result<Counted, RedisError> {
+    ) -> Result<Counted, ResultError> {
         let Some(group_id) = message.group.as_deref() else {
             return Ok(Counted::NotLast);
         };
@@ -225,18 +234,19 @@ impl Chords {
             0 => 0,
             seconds => seconds.max(expires),
         };
-        let found: String = COUNT
-            .prepare_invoke()
-            .key(&keys)
+        let mut call = COUNT.prepare_invoke();
+        call.key(&keys)
             .arg(format!("{}:{index}", message.id))
-            .arg(value.to_string())
+            .arg(self.encode(&value))
             .arg(place)
             .arg(expires)
             .arg(group_expires)
             .arg(claim_seconds.max(MIN_CLAIM_SECONDS))
-            .arg(&token)
-            .invoke_async(&mut self.connection.clone())
-            .await?;
+            .arg(&token);
+        let counting = self
+            .link
+            .with(async |connection| call.invoke_async(connection).await);
+        let found: String = counting.await?;
         Ok(match found.as_str() {
             "claimed" => Counted::Last(Claim {
                 group_id: group_id.to_owned(),
@@ -250,30 +260,32 @@ impl Chords {
     /// The form of the results, where groups are among them.
     ///
     /// # Errors
-    /// Redis's.
-    pub async fn saved(&self, claim: &Claim) -> Result<Option<ResultNode>, RedisError> {
+    /// The backend's.
+    pub async fn saved(&self, claim: &Claim) -> Result<Option<ResultNode>, ResultError> {
         let key = self.key(&claim.group_id, "");
-        let saved: Option<Vec<u8>> = self.connection.clone().get(key).await?;
+        let getting = self.link.with(async |connection| connection.get(key).await);
+        let saved: Option<Vec<u8>> = getting.await?;
         Ok(saved
-            .and_then(|text| serde_json::from_slice::<Value>(&text).ok())
+            .and_then(|stored| result::decode(&stored).ok())
             .and_then(|saved| ResultNode::parse(&saved["result"])))
     }
 
     /// All parts, in order.
     ///
     /// # Errors
-    /// Redis's.
-    pub async fn parts(&self, claim: &Claim) -> Result<Vec<Part>, RedisError> {
+    /// The backend's.
+    pub async fn parts(&self, claim: &Claim) -> Result<Vec<Part>, ResultError> {
         let key = self.key(&claim.group_id, ".j");
-        let mut connection = self.connection.clone();
-        let parts: Vec<RedisValue> = match self.options.ordered {
-            true => connection.zrange(key, 0, -1).await?,
-            false => connection.lrange(key, 0, -1).await?,
-        };
+        let ordered = self.options.ordered;
+        let getting = self.link.with(async |connection| match ordered {
+            true => connection.zrange(key, 0, -1).await,
+            false => connection.lrange(key, 0, -1).await,
+        });
+        let parts: Vec<RedisValue> = getting.await?;
         let read = |value: RedisValue| {
-            let text: Vec<u8> = redis::from_redis_value(value).ok()?;
+            let stored: Vec<u8> = redis::from_redis_value(value).ok()?;
             let (_, task_id, state, result): (Value, String, String, Value) =
-                serde_json::from_slice(&text).ok()?;
+                serde_json::from_value(result::decode(&stored).ok()?).ok()?;
             Some(Part {
                 task_id,
                 state,
@@ -296,29 +308,30 @@ impl Chords {
     /// Prolongs a claim; whether it still holds.
     ///
     /// # Errors
-    /// Redis's.
-    pub async fn keep(&self, claim: &Claim, seconds: u64) -> Result<bool, RedisError> {
-        KEEP.prepare_invoke()
-            .key(self.key(&claim.group_id, ".c"))
+    /// The backend's.
+    pub async fn keep(&self, claim: &Claim, seconds: u64) -> Result<bool, ResultError> {
+        let mut call = KEEP.prepare_invoke();
+        call.key(self.key(&claim.group_id, ".c"))
             .key(self.key(&claim.group_id, ".s"))
             .arg(&claim.token)
-            .arg(seconds)
-            .invoke_async(&mut self.connection.clone())
+            .arg(seconds);
+        self.link
+            .with(async |connection| call.invoke_async(connection).await)
             .await
     }
 
     /// Clears a chord away whose body is applied.
     ///
     /// # Errors
-    /// Redis's.
-    pub async fn finish(&self, claim: &Claim, claim_seconds: u64) -> Result<bool, RedisError> {
+    /// The backend's.
+    pub async fn finish(&self, claim: &Claim, claim_seconds: u64) -> Result<bool, ResultError> {
         let keys = [".c", ".j", ".t", ".s", ".d"].map(|suffix| self.key(&claim.group_id, suffix));
-        FINISH
-            .prepare_invoke()
-            .key(&keys)
+        let mut call = FINISH.prepare_invoke();
+        call.key(&keys)
             .arg(&claim.token)
-            .arg(claim_seconds.saturating_mul(2).max(MIN_DONE_SECONDS))
-            .invoke_async(&mut self.connection.clone())
+            .arg(claim_seconds.saturating_mul(2).max(MIN_DONE_SECONDS));
+        self.link
+            .with(async |connection| call.invoke_async(connection).await)
             .await
     }
 
@@ -326,9 +339,11 @@ impl Chords {
     /// returned stays, as with Python.
     ///
     /// # Errors
-    /// Redis's.
-    pub async fn fail(&self, claim: &Claim) -> Result<(), RedisError> {
+    /// The backend's.
+    pub async fn fail(&self, claim: &Claim) -> Result<(), ResultError> {
         let key = self.key(&claim.group_id, ".s");
-        self.connection.clone().del(key).await
+        self.link
+            .with(async |connection| connection.del(key).await)
+            .await
     }
 }

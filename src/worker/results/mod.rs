@@ -1,43 +1,56 @@
 //! Result backends: where a task's state and result go.
+//!
+//! All of them keep these rules, whoever else writes at the same time: nothing replaces a SUCCESS,
+//! and news about the progress of a task replaces no final state.
 
+use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use secrecy::ExposeSecret as _;
+use serde_json::Value;
 
 use crate::broker::{BrokerError, Transport};
 use crate::wire::message::TaskMessage;
-use crate::wire::result::ResultMeta;
+use crate::wire::result::{NotReadable, ResultMeta};
 
 pub mod chord;
+mod database;
+mod options;
+mod outage;
 mod reader;
 mod redis;
 mod rpc;
 
+pub use self::database::Database;
+pub use self::options::{DatabaseOptions, Expires, Options, RedisOptions, TableName, Tls};
 pub use self::reader::{ReadError, ResultReader};
 pub use self::redis::Redis;
 pub use self::rpc::Rpc;
 
-/// Stores results.
+/// Stores results. Every method tries once and may be repeated, and may be dropped while it waits.
+/// While a backend is away, calls take longer: they wait their turn.
 #[async_trait]
 pub trait ResultBackend: Send + Sync {
-    /// Stores one state of a task; `message` says who wants it. Repeating it does no harm.
+    /// Stores one state of a task, unless one is stored that has to stay; `message` says who wants
+    /// it. Repeating it does no harm.
     async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError>;
+
+    /// What is stored: the mapping of [`crate::wire::result`]. `None` if nothing is, or if this
+    /// backend keeps nothing that could be read again.
+    async fn get(&self, _task_id: &str) -> Result<Option<Value>, ResultError> {
+        Ok(None)
+    }
+
+    /// Deletes what is older than `result_expires`, where it does not vanish by itself; how many
+    /// results that were.
+    async fn cleanup(&self) -> Result<u64, ResultError> {
+        Ok(0)
+    }
+
     /// How chords are done.
     fn chords(&self) -> ChordSupport {
         ChordSupport::None
-    }
-
-    /// Deletes results that are too old, where the backend does not do so by itself.
-    ///
-    /// # Errors
-    /// [`ResultError`].
-    async fn cleanup(&self) -> Result<(), ResultError> {
-        Ok(())
-    }
-
-    /// SHIM
-    async fn get(&self, _id: &str) -> Result<Option<serde_json::Value>, ResultError> {
-        Ok(None)
     }
 }
 
@@ -52,18 +65,74 @@ pub enum ChordSupport {
     Polled,
 }
 
-/// Why a result could not be stored.
+type Cause = Box<dyn Error + Send + Sync>;
+
+/// Why a result could not be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
     /// The URL names no backend that there is.
-    #[error("result backend `{0}` is not supported; use `rpc://` or `redis://host:port/db`")]
+    #[error(
+        "result backend `{0}` is not supported; there are rpc://, redis://, rediss://, \
+         redis+socket://, sentinel://, db+postgresql:// and db+sqlite:///"
+    )]
     Unsupported(String),
-    /// Redis did not take it.
-    #[error("result backend redis")]
-    Redis(#[from] ::redis::RedisError),
+    /// There is something wrong with the URL, which is not shown: it may hold a password.
+    #[error("the result backend's URL: {0}")]
+    Url(String),
+    /// There is no answer.
+    #[error("the result backend {place} cannot be reached")]
+    Unreachable {
+        /// Where it should be, without password.
+        place: String,
+        /// Why.
+        source: Cause,
+    },
+    /// The answer is no.
+    #[error("the result backend {place} refuses")]
+    Refused {
+        /// Which one, without password.
+        place: String,
+        /// Why.
+        source: Cause,
+    },
+    /// Somebody stored something that is no result.
+    #[error("what is stored for the task {task_id} cannot be read")]
+    Unreadable {
+        /// The task.
+        task_id: String,
+        /// Why.
+        source: NotReadable,
+    },
     /// The broker did not take it.
     #[error("result backend rpc")]
     Rpc(#[from] BrokerError),
+}
+
+impl ResultError {
+    fn unreachable(place: &str, source: impl Into<Cause>) -> Self {
+        Self::Unreachable {
+            place: place.to_owned(),
+            source: source.into(),
+        }
+    }
+
+    /// Whether no time mends it: Redis holds something else under the key.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        matches!(
+            self,
+            Self::Refused { source, .. } if source
+                .downcast_ref::<::redis::RedisError>()
+                .is_some_and(|error| error.code() == Some("WRONGTYPE"))
+        )
+    }
+
+    fn refused(place: &str, source: impl Into<Cause>) -> Self {
+        Self::Refused {
+            place: place.to_owned(),
+            source: source.into(),
+        }
+    }
 }
 
 /// No results at all.
@@ -77,24 +146,52 @@ impl ResultBackend for Disabled {
     }
 }
 
-/// The backend that `url` names; opens no connection yet.
+/// The backend that the options name; opens no connection yet. To be called in a tokio runtime.
 ///
 /// # Errors
-/// [`ResultError::Unsupported`], or what is wrong with a Redis URL.
+/// [`ResultError::Unsupported`], [`ResultError::Url`].
 pub fn open(
-    url: &str,
-    expires_seconds: u64,
+    options: &Options,
     transport: Arc<dyn Transport>,
 ) -> Result<Arc<dyn ResultBackend>, ResultError> {
-    match scheme(url) {
-        "" => Ok(Arc::new(Disabled)),
-        "rpc" => Ok(Arc::new(Rpc::new(transport))),
-        "redis" | "rediss" => Ok(Arc::new(Redis::new(url, expires_seconds)?)),
-        other => Err(ResultError::Unsupported(other.to_owned())),
+    let url = options.url.expose_secret();
+    Ok(match Kind::of(url)? {
+        Kind::Disabled => Arc::new(Disabled),
+        Kind::Rpc => Arc::new(Rpc::new(transport, options.persistent)),
+        Kind::Redis => Arc::new(Redis::new(url, options)?),
+        Kind::Database => Arc::new(Database::new(url, options)?),
+    })
+}
+
+/// Kinds of backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Disabled,
+    Rpc,
+    Redis,
+    Database,
+}
+
+impl Kind {
+    /// By the URL's scheme; Celery also takes the bare word `rpc`.
+    fn of(url: &str) -> Result<Self, ResultError> {
+        let scheme = url.split_once("://").map_or(url, |(scheme, _)| scheme);
+        match scheme {
+            "" | "disabled" => Ok(Self::Disabled),
+            "rpc" => Ok(Self::Rpc),
+            "redis" | "rediss" | "sentinel" | "socket" => Ok(Self::Redis),
+            _ if scheme.starts_with("redis+") => Ok(Self::Redis),
+            _ if scheme.starts_with("db+") || scheme.starts_with("database+") => Ok(Self::Database),
+            // What is no scheme may be anything, a password too.
+            _ if url.contains("://") => Err(ResultError::Unsupported(scheme.to_owned())),
+            _ => Err(ResultError::Url("it has no scheme".into())),
+        }
     }
 }
 
-/// A URL's scheme; Celery also takes the bare word `rpc`.
-fn scheme(url: &str) -> &str {
-    url.split_once("://").map_or(url, |(scheme, _)| scheme)
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for ResultError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::unreachable("nowhere", lost)
+    }
 }

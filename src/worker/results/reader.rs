@@ -4,16 +4,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::AsyncCommands;
+use secrecy::ExposeSecret as _;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use super::redis::{connection, key};
-use super::{ResultError, scheme};
+use super::{Kind, Options, ResultBackend, ResultError};
 use crate::broker::{Consumer, Queue, Subscription, Transport, Verdict};
 
-/// Pause between two looks at Redis.
+/// Pause between two looks at a backend that keeps results.
 const POLL: Duration = Duration::from_millis(100);
 
 /// Waits for the results of tasks that this process sent.
@@ -27,8 +26,8 @@ pub enum ResultReader {
         /// Results that came before they were asked for.
         early: HashMap<String, Value>,
     },
-    /// Looks at the keys in Redis.
-    Redis(redis::aio::ConnectionManager),
+    /// Looks at what is stored.
+    Stored(Arc<dyn ResultBackend>),
 }
 
 /// Why there is no result.
@@ -37,6 +36,9 @@ pub enum ReadError {
     /// The backend.
     #[error(transparent)]
     Backend(#[from] ResultError),
+    /// There is none.
+    #[error("results are stored nowhere; celery.result_backend says where they should be")]
+    Disabled,
     /// The broker is not reachable, or refuses.
     #[error(
         "no reply queue at {broker} within {}; is the broker up, and celery.broker_url right?",
@@ -54,19 +56,20 @@ pub enum ReadError {
 }
 
 impl ResultReader {
-    /// A reader for the backend that `url` names. With `rpc://` it is open only once the reply queue
-    /// exists: a result that comes before is dropped by the broker.
+    /// A reader for the backend that the options name. With `rpc://` it is open only once the reply
+    /// queue exists: a result that comes before is dropped by the broker.
     ///
     /// # Errors
-    /// [`ReadError::Backend`] where `url` names no backend that can be read,
-    /// [`ReadError::NoReplyQueue`] if the broker does not give one `within` that time.
+    /// [`ReadError::Backend`] or [`ReadError::Disabled`] where the URL names no backend that can be
+    /// read, [`ReadError::NoReplyQueue`] if the broker does not give one `within` that time.
     pub async fn open(
-        url: &str,
+        options: &Options,
         transport: &Arc<dyn Transport>,
         within: Duration,
     ) -> Result<Self, ReadError> {
-        match scheme(url) {
-            "rpc" => {
+        match Kind::of(options.url.expose_secret())? {
+            Kind::Disabled => Err(ReadError::Disabled),
+            Kind::Rpc => {
                 let queue = Uuid::new_v4().to_string();
                 let consumer = transport.consume(Subscription {
                     purpose: "results",
@@ -89,8 +92,9 @@ impl ResultReader {
                     early: HashMap::new(),
                 })
             }
-            "redis" | "rediss" => Ok(Self::Redis(connection(url).map_err(ResultError::Redis)?)),
-            other => Err(ResultError::Unsupported(other.to_owned()).into()),
+            Kind::Redis | Kind::Database => {
+                Ok(Self::Stored(super::open(options, transport.clone())?))
+            }
         }
     }
 
@@ -99,7 +103,7 @@ impl ResultReader {
     pub fn reply_to(&self) -> Option<&str> {
         match self {
             Self::Rpc { queue, .. } => Some(queue),
-            Self::Redis(_) => None,
+            Self::Stored(_) => None,
         }
     }
 
@@ -131,10 +135,8 @@ impl ResultReader {
                     early.insert(id, meta);
                 }
             },
-            Self::Redis(connection) => loop {
-                let stored: Option<String> = connection.get(key(task_id)).await?;
-                let meta = stored.and_then(|text| serde_json::from_str(&text).ok());
-                if let Some((_, meta)) = meta.and_then(ended) {
+            Self::Stored(backend) => loop {
+                if let Some((_, meta)) = backend.get(task_id).await?.and_then(ended) {
                     return Ok(meta);
                 }
                 sleep(POLL).await;

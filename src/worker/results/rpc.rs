@@ -14,26 +14,42 @@ use crate::wire::{Properties, RawMessage};
 /// How long one try to send may take.
 const WITHIN: Duration = Duration::from_secs(10);
 
+/// Longest short string of AMQP 0-9-1, which routing keys and correlation ids are, in bytes.
+const SHORT: usize = 255;
+
 /// Sends results through the broker. The reply queue is the caller's: it is not declared here,
 /// and when it is gone the broker drops the result, as it does Python's.
 pub struct Rpc {
     transport: Arc<dyn Transport>,
+    persistent: bool,
 }
 
 impl Rpc {
-    /// A backend on the worker's own transport.
+    /// A backend on the worker's own transport. `persistent` messages survive a restart of the
+    /// broker, if their queue does.
     #[must_use]
-    pub fn new(transport: Arc<dyn Transport>) -> Self {
-        Self { transport }
+    pub fn new(transport: Arc<dyn Transport>, persistent: bool) -> Self {
+        Self {
+            transport,
+            persistent,
+        }
     }
 }
 
 #[async_trait]
 impl ResultBackend for Rpc {
     async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError> {
-        let Some(reply_to) = &message.reply_to else {
+        let Some(reply_to) = message.reply_to.as_ref().filter(|queue| !queue.is_empty()) else {
             return Ok(());
         };
+        // Only a message that was made by hand has such: no broker would take the result, ever.
+        if reply_to.len() > SHORT || message.correlation_id.len() > SHORT {
+            tracing::warn!(
+                task_id = meta.task_id,
+                "the task's reply_to or correlation_id is longer than AMQP allows; its result is dropped"
+            );
+            return Ok(());
+        }
         let publication = Publication {
             exchange: String::new(),
             routing_key: reply_to.clone(),
@@ -43,6 +59,7 @@ impl ResultBackend for Rpc {
                     content_encoding: Some("utf-8".into()),
                     correlation_id: Some(message.correlation_id.clone()),
                     priority: Some(0),
+                    persistent: self.persistent,
                     ..Properties::default()
                 },
                 body: meta.to_json().to_string().into_bytes(),

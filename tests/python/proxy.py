@@ -1,0 +1,75 @@
+"""A TCP proxy in front of a server, to cut it off from those that go through it."""
+
+import contextlib
+import selectors
+import socket
+import threading
+
+
+class Proxy:
+    """Forwards what comes to `port`. `pull` ends that, `plug` takes it up again."""
+
+    def __init__(self, host, port):
+        self.server = (host, port)
+        self.port = 0
+        self.connections = []
+        self.lock = threading.Lock()
+        self.silent = False
+        self.listener = None
+        self.plug()
+
+    def plug(self):
+        """Forwards, for new connections."""
+        self.silent = False
+        # Those that were forgotten by a silent cut are told so now.
+        self._close_connections()
+        if self.listener is None:
+            self.listener = socket.create_server(("127.0.0.1", self.port))
+            self.port = self.listener.getsockname()[1]
+            threading.Thread(target=self._accept, args=[self.listener], daemon=True).start()
+
+    def pull(self, silently=False):
+        """As when the server ends: connections are reset and refused. Or silently, as a firewall or a dead switch
+        does it: nothing comes through any more, and nobody says so."""
+        self.silent = silently
+        if not silently:
+            self.close()
+
+    def close(self):
+        if self.listener is not None:
+            # Else the accepting thread keeps it.
+            with contextlib.suppress(OSError):
+                self.listener.shutdown(socket.SHUT_RDWR)
+            self.listener.close()
+            self.listener = None
+        self._close_connections()
+
+    def _close_connections(self):
+        with self.lock:
+            for connection in self.connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self.connections.clear()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._forward, args=[client], daemon=True).start()
+
+    def _forward(self, client):
+        with client, contextlib.suppress(OSError), socket.create_connection(self.server) as server:
+            with self.lock:
+                self.connections += [client, server]
+            with selectors.DefaultSelector() as ready:
+                ready.register(client, selectors.EVENT_READ, server)
+                ready.register(server, selectors.EVENT_READ, client)
+                while True:
+                    for key, _ in ready.select():
+                        data = key.fileobj.recv(65536)
+                        if not data:
+                            return
+                        if not self.silent:
+                            key.data.sendall(data)

@@ -1,0 +1,103 @@
+"""The database goes away in the middle of a copy. DATABASE_OUTAGE=60 makes it as long as it is in real life."""
+
+import os
+import time
+
+import pytest
+
+from proxy import Proxy
+from support import MB, until
+from variants import OnPostgres
+
+OUTAGE = float(os.environ.get("DATABASE_OUTAGE", "8"))
+LEASE_TTL = 3
+
+pytestmark = pytest.mark.timeout(90 + 2 * OUTAGE)
+
+
+@pytest.fixture
+def deployment(tmp_path, bbcp, broker):
+    deployment = OnPostgres(tmp_path, bbcp, broker)
+    # What waits for an answer must find out in time that none comes.
+    deployment.settings(ops_db={**deployment.ops_db(), "acquire_timeout": "1s"})
+    yield deployment
+    deployment.close()
+
+
+@pytest.fixture
+def proxy(deployment):
+    proxy = Proxy(deployment.server.host, deployment.server.port)
+    yield proxy
+    proxy.close()
+
+
+def worker_behind(proxy, deployment):
+    return deployment.worker(
+        concurrency=1, name="cut-off", CCAT_DATA_TRANSFER_OPS_DB__DATABASE_POSTGRESQL_PORT=proxy.port
+    )
+
+
+def final(deployment, transfer):
+    return deployment.destination / deployment.row(transfer)["relative_path"]
+
+
+@pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
+def test_the_copy_goes_on(deployment, proxy, silently):
+    """The copy ends while there is no database; it is verified, and committed when there is one again."""
+    deployment.double(RATE=MB)
+    transfer = deployment.package(size=3 * MB)
+    worker = worker_behind(proxy, deployment)
+    deployment.schedule()
+    deployment.mid_copy()
+    began = time.monotonic()
+    proxy.pull(silently)
+    until(lambda: deployment.copies()[0]["end"], "the copy ends")
+    worker.says("copy finished; verifying")
+    while time.monotonic() - began < OUTAGE:
+        assert worker.running()
+        assert deployment.status(transfer) == "IN_PROGRESS"
+        # Whose the transfer is cannot be known, so nothing is published.
+        assert not final(deployment, transfer).exists() and deployment.temporary_files(transfer)
+        time.sleep(0.2)
+    assert "cannot be reached" in worker.log()
+    proxy.plug()
+    # The lease had run out; nobody took it, so it is still the worker's own.
+    deployment.reaches(transfer, "COMPLETED", 30)
+    deployment.assert_moved(transfer)
+    assert len(deployment.copies()) == 1
+    assert deployment.outcomes(transfer) == ["completed"]
+    assert deployment.row(transfer)["retry_count"] == 0
+    deployment.broker.all_settled(deployment.queue)
+
+
+def test_taken_over_meanwhile(deployment, proxy):
+    """Another worker, which has a database, takes the transfer when the lease has run out. The first one comes back
+    with a verified copy in its hands, and must neither publish nor commit it."""
+    deployment.double(RATE=MB)
+    transfer = deployment.package(size=3 * MB)
+    cut_off = worker_behind(proxy, deployment)
+    deployment.schedule()
+    deployment.mid_copy()
+    proxy.pull(silently=True)
+    began = time.monotonic()
+    cut_off.says("copy finished; verifying")
+    deployment.worker(concurrency=1, name="other")
+
+    def taken_over():
+        deployment.schedule()
+        return deployment.status(transfer) == "COMPLETED"
+
+    until(taken_over, "the other worker does it", 40)
+    assert time.monotonic() - began > LEASE_TTL - 1, "not before the lease has run out"
+    done = deployment.row(transfer)
+    published = final(deployment, transfer).stat()
+    assert len(deployment.copies()) == 2
+    assert len(deployment.temporary_files(transfer)) <= 1
+
+    proxy.plug()
+    cut_off.says('"error_code":"lease_lost"', 40)
+    deployment.broker.all_settled(deployment.queue)
+    assert deployment.row(transfer) == done, "the row is as the other worker left it"
+    assert final(deployment, transfer).stat().st_ino == published.st_ino, "the file is the other worker's"
+    assert deployment.outcomes(transfer) == ["interrupted", "completed"]
+    deployment.assert_moved(transfer)

@@ -1,0 +1,436 @@
+"""Every step of a transfer: the worker is killed at it, the step fails once, is made twice, the worker freezes at it.
+
+Whatever happens, the transfer ends in one of two ways: one verified file and COMPLETED, or no file under the final
+name and a row that tells why; with the right count of failures, never two copies at once, and nothing left over.
+The points are those that the program itself lists (src/faults.rs); one that this file has no scenario for fails.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from support import MB, Process, clean_environment, service, sha256, until
+from variants import OnPostgres, OwnBbcp, RealBbcp
+
+pytestmark = pytest.mark.timeout(280)
+
+SIZE = MB
+
+# ---------------------------------------------------------------- what is to be expected
+
+# The way that leads to each point.
+MANAGER = ["manager_row_locked", "manager_published", "manager_committed"]
+SWEEP = ["sweep_written", "sweep_committed"]
+BEFORE_COPY = ["task_accepted", "lease_taken", "plan_read", "claimed", "prepared", "leftovers_swept", "files_recorded"]
+COPYING = ["copy_spawned", "first_progress", "copy_ended", "origin_digested", "destination_digested"]
+COPIED = ["verified", "lease_confirmed"]
+RENAMED = ["renamed", "settlement_written", "completed", "task_done", "result_stored", "acknowledged"]
+RETRY = ["tidied", "failure_counted", "retry_written"]
+PERMANENT = ["failure_written"]
+RELEASE = ["released"]
+RESUME = ["partial_begun"]
+BUSY = ["postponed"]
+SCENARIOS = {
+    "manager": MANAGER,
+    "sweep": SWEEP,
+    "good": BEFORE_COPY + COPYING + COPIED + RENAMED,
+    "retry": RETRY,
+    "permanent": PERMANENT,
+    "release": RELEASE,
+    "resume": RESUME,
+    "busy": BUSY,
+}
+
+# Steps outside of the database whose failure is the transfer's: it is counted, and there is another attempt.
+COUNTED = ["prepared", "partial_begun", *COPYING, "verified", "renamed"]
+
+
+def expected_retries(scenario, point, mode):
+    retries = {"retry": 1}.get(scenario, 0)
+    if scenario in ("good", "resume") and point in COUNTED and mode == "fail":
+        retries += 1
+    if (point, mode) == ("copy_ended", "twice"):
+        # The second bbcp finds the first one's file under the attempt's own name.
+        retries += 1
+    if scenario == "retry" and mode in ("kill", "pause") and point != "retry_written":
+        # That it failed did not get on record: an attempt that was interrupted.
+        retries -= 1
+    return retries
+
+
+def expected_copies(scenario, point, mode):
+    """So many copies at least and at the most."""
+    if (point, mode) == ("copy_ended", "twice"):
+        return 3, 3
+    # A worker that wakes up just before it starts a copy may have done so before its keeper learns that the lease is
+    # gone, and stops it.
+    wakes_up = point in ("files_recorded", "partial_begun") and mode == "pause"
+    if scenario in ("retry", "release", "resume"):
+        return 2, 2 + wakes_up
+    if point == "copy_spawned" and mode in ("kill", "fail"):
+        # A bbcp that is killed at once may not have got to its record.
+        return 1, 2
+    if point in COPYING + COPIED and (mode in ("kill", "pause") or (mode == "fail" and point in COUNTED)):
+        return 2, 2
+    return 1, 1 + wakes_up
+
+
+# ---------------------------------------------------------------- a case
+
+
+class Case:
+    """One fault at one point."""
+
+    def __init__(self, scenario, point, mode):
+        self.scenario, self.point, self.mode = scenario, point, mode
+        self.workers = []
+        self.outcome = self.problem = ""
+        self.retries = self.attempts = self.copied = self.seconds = "-"
+
+    def run(self, deployments):
+        """In a deployment that nobody else uses meanwhile. One that a problem has soiled is not used again."""
+        began = time.monotonic()
+        try:
+            self.deployment = deployments.take()
+            self.play()
+            self.judge()
+            deployments.give_back(self.deployment)
+        except Exception:
+            self.problem = traceback.format_exc()
+            for worker in self.workers:
+                self.problem += f"\n{worker.log_path}\n{worker.log()[-3000:]}"
+        self.seconds = f"{time.monotonic() - began:.1f}"
+        return self
+
+    # --- programs
+
+    def program(self, *arguments, fault=""):
+        deployment = self.deployment
+        process = Process(
+            [service("CCAT_TRANSFER_BIN"), "--config", deployment.config, *arguments],
+            deployment.directory / f"program-{len(deployment.processes)}.log",
+            cwd=deployment.directory,
+            env=clean_environment(CCAT_TRANSFER_FAULT=fault),
+        )
+        deployment.processes.append(process)
+        return process
+
+    def worker(self, fault=""):
+        # One message each: what a frozen worker had in its hands besides would have to wait for it.
+        name = f"w{len(self.workers)}"
+        worker = self.deployment.worker(concurrency=1, ready=False, name=name, CCAT_TRANSFER_FAULT=fault)
+        self.workers.append(worker)
+        return worker
+
+    def manager(self, fault=""):
+        return self.program("manager", "--once", fault=fault)
+
+    # --- the story
+
+    def play(self):
+        deployment, fault = self.deployment, f"{self.point}:{self.mode}"
+        deployment.settings()
+        deployment.double_log = deployment.directory / f"bbcp-{self.point}-{self.mode}.log"
+        getattr(self, f"prepare_{self.scenario}")()
+        self.transfer = deployment.package(size=SIZE)
+        victim = getattr(self, f"play_{self.scenario}")(fault)
+        until(lambda: '"fault injected"' in victim.log(), f"{fault} happens", 20 * deployment.patience)
+        if self.mode == "kill":
+            assert victim.ended() == -signal.SIGKILL, victim.log()
+        if self.mode == "pause":
+            until(lambda: state(victim.pid) == "T", "the process stands still")
+            if self.scenario in ("manager", "sweep"):
+                other = self.manager()
+                time.sleep(0.3)  # as long as it stands still
+                victim.signal(signal.SIGCONT)
+                assert other.ended() == 0, other.log()
+            else:
+                self.worker()
+                self.until_over(victim)
+                victim.signal(signal.SIGCONT)
+        if victim not in self.workers and self.mode != "kill":
+            assert victim.ended() in (0, 5), victim.log()
+        deadline = time.monotonic() + 40 * deployment.patience
+        while not self.over():
+            assert time.monotonic() < deadline, self.deployment.row(self.transfer)
+            if not any(worker.running() for worker in self.workers):
+                self.worker()
+            self.push()
+        self.stop_workers()
+
+    def until_over(self, frozen):
+        """Somebody else does what the frozen one had in its hands, once its lease is dead. Not where it is frozen in
+        the middle of a transaction, whose lock keeps everybody off, or with a message and no lease."""
+        if self.point in ("settlement_written", "task_accepted", "released"):
+            return time.sleep(0.5)
+        deadline = time.monotonic() + 20 * self.deployment.patience
+        while not self.over():
+            assert time.monotonic() < deadline, f"nobody took it over\n{frozen.log()[-2000:]}"
+            # Also the sweep of dead leases.
+            assert self.manager().ended() == 0
+            time.sleep(0.3)
+
+    def over(self):
+        return self.deployment.status(self.transfer) in ("COMPLETED", "FAILED")
+
+    def push(self):
+        """What a manager does once in a while."""
+        if self.deployment.status(self.transfer) == "PENDING":
+            assert self.manager().ended() == 0
+        time.sleep(0.1)
+
+    def stop_workers(self):
+        """Lets them end what they have in their hands, also the messages that are of no more use."""
+        deployment = self.deployment
+        if not any(worker.running() for worker in self.workers):
+            self.worker().says("worker ready")
+        until(lambda: not deployment.broker.ready(deployment.queue), "the queue is empty", 20 * deployment.patience)
+        for worker in self.workers:
+            if worker.running():
+                until(lambda: idle(worker), "the worker is idle", 20 * deployment.patience)
+                worker.signal(signal.SIGTERM)
+        for worker in self.workers:
+            worker.ended()
+
+    # Good: nothing else goes wrong.
+
+    def prepare_good(self):
+        # Slow enough to be seen in the middle of it.
+        self.deployment.double(**({"RATE": SIZE // 2} if self.point == "first_progress" else {}))
+
+    def play_good(self, fault):
+        victim = self.worker(fault)
+        assert self.manager().ended() == 0
+        return victim
+
+    # The first copy fails, the second does not.
+
+    def prepare_retry(self):
+        self.deployment.double(PLAN="reset@30%;ok")
+
+    play_retry = play_good
+
+    # The copy fails for good.
+
+    def prepare_permanent(self):
+        self.deployment.double(PLAN="srcperm")
+
+    play_permanent = play_good
+
+    # A worker is stopped in the middle of a copy.
+
+    def prepare_release(self):
+        self.deployment.double(PLAN="slow:200000;ok")
+
+    def play_release(self, fault):
+        victim = self.play_good(fault)
+        self.deployment.mid_copy(size=1)
+        victim.signal(signal.SIGQUIT)
+        return victim
+
+    # A worker completes what one before it has begun.
+
+    def prepare_resume(self):
+        self.deployment.settings(transfer={"resume_above": 0})
+        self.deployment.double(PLAN="slow:200000;ok")
+
+    def play_resume(self, fault):
+        first = self.play_good("")
+        growing = self.deployment.destination
+        until(lambda: any(path.is_file() and path.stat().st_size for path in growing.rglob("*")), "bytes are there")
+        first.signal(signal.SIGQUIT)
+        assert first.ended() == 0
+        assert self.deployment.temporary_files(), "the partial copy is kept"
+        return self.worker(fault)
+
+    # Another transfer copies to the same place: this one has to wait, and then finds the file.
+
+    def prepare_busy(self):
+        self.deployment.settings(transfer={"retry_delay_first": "300ms"})
+        self.deployment.double(RATE=SIZE // 2)
+
+    def play_busy(self, fault):
+        first = self.transfer
+        self.play_good("")
+        self.deployment.mid_copy(size=1)
+        self.transfer = self.deployment.transfer(self.deployment.row(first)["relative_path"])
+        victim = self.worker(fault)
+        assert self.manager().ended() == 0
+        return victim
+
+    # The manager.
+
+    def prepare_manager(self):
+        self.deployment.double()
+
+    def play_manager(self, fault):
+        return self.manager(fault)
+
+    # Somebody sweeps the lease of a dead worker.
+
+    def prepare_sweep(self):
+        self.deployment.double()
+
+    def play_sweep(self, fault):
+        dead = self.play_good("lease_taken:kill")
+        assert dead.ended() == -signal.SIGKILL
+        return self.manager(fault)
+
+    # --- the judgement
+
+    def judge(self):
+        deployment = self.deployment
+        row = deployment.row(self.transfer)
+        there = deployment.destination / row["relative_path"]
+        copies = deployment.copies()
+        self.outcome = row["status"]
+        self.retries, self.copied = row["retry_count"], len(copies)
+        self.attempts = ",".join(outcome[:4] for outcome in deployment.outcomes(self.transfer))
+
+        if row["status"] == "COMPLETED":
+            assert self.scenario != "permanent"
+            assert sha256(there) == sha256(deployment.origin / row["relative_path"])
+            assert row["failure_error_message"] is None
+        else:
+            assert self.scenario == "permanent", row
+            assert not there.exists() and "cannot be read" in row["failure_error_message"]
+        assert row["retry_count"] == expected_retries(self.scenario, self.point, self.mode), "retry_count"
+
+        # At most one copy at any moment. A frozen worker cannot stop its bbcp: it has lost its lease, and will
+        # not publish, but what it has started goes on.
+        if self.mode != "pause":
+            assert [copy for copy in copies if copy["beside"]] == [], "two copies at once"
+        if copies:
+            least, most = expected_copies(self.scenario, self.point, self.mode)
+            assert least <= len(copies) <= most, f"{len(copies)} copies, not {least} to {most}"
+
+        # Nothing is left.
+        deployment.no_bbcp_left()
+        files = [path for path in deployment.destination.rglob("*") if path.is_file()]
+        assert files == ([there] if row["status"] == "COMPLETED" else [])
+        assert deployment.leases() == []
+        assert None not in deployment.outcomes(self.transfer), "an attempt without an end"
+        assert deployment.broker.ready(deployment.queue) == 0
+        there.unlink(missing_ok=True)
+
+
+def state(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+ENDS = ["task succeeded", "task failed", "task was interrupted", "task ignored", "task does not run", "task runs here"]
+
+
+def idle(worker):
+    """Everything that it received has come to an end."""
+    log = worker.log()
+    return not worker.running() or log.count('"task received"') <= sum(log.count(end) for end in ENDS)
+
+
+# ---------------------------------------------------------------- all of them
+
+
+def listed():
+    """What the program under test can do at each point."""
+    done = subprocess.run(
+        [service("CCAT_TRANSFER_BIN"), "fault-points"], capture_output=True, text=True, env=clean_environment()
+    )
+    if done.returncode:
+        pytest.fail("this ccat-transfer has no fault points: build it with --features fault-points, as scripts/test.sh does")
+    return {words[0]: words[1:] for words in map(str.split, done.stdout.splitlines())}
+
+
+def scenario_of(point):
+    found = [scenario for scenario, points in SCENARIOS.items() if point in points]
+    assert len(found) == 1, f"{point}: every fault point needs one scenario, and has {found}"
+    return found[0]
+
+
+def chosen(cases):
+    """Only some, by FAULTS=renamed:kill,…"""
+    only = [word for word in os.environ.get("FAULTS", "").split(",") if word]
+    return [case for case in cases if not only or f"{case[1]}:{case[2]}" in only or case[1] in only]
+
+
+class Deployments:
+    """As many deployments as are used at once."""
+
+    def __init__(self, make, directory):
+        self.make, self.directory = make, directory
+        self.free, self.all, self.lock = [], [], threading.Lock()
+
+    def take(self):
+        with self.lock:
+            if self.free:
+                return self.free.pop()
+            directory = self.directory / str(len(self.all))
+            directory.mkdir()
+            self.all.append(None)
+        deployment = self.make(directory)
+        with self.lock:
+            self.all[int(directory.name)] = deployment
+        return deployment
+
+    def give_back(self, deployment):
+        with self.lock:
+            self.free.append(deployment)
+
+    def close(self):
+        for deployment in filter(None, self.all):
+            deployment.close()
+
+
+def run(make, directory, cases, at_once=8):
+    """So many at once: they wait more than they work."""
+    deployments = Deployments(make, directory)
+    # What waits for a lease to die begins first.
+    cases = sorted(chosen(cases), key=lambda case: case[2] != "pause")
+    try:
+        with ThreadPoolExecutor(at_once) as pool:
+            return list(pool.map(lambda case: Case(*case).run(deployments), cases))
+    finally:
+        deployments.close()
+
+
+def report(capsys, title, cases):
+    order = {point: n for n, point in enumerate(sum(SCENARIOS.values(), []))}
+    cases = sorted(cases, key=lambda case: (order[case.point], case.mode))
+    with capsys.disabled():
+        print(f"\n\n{title}: {len(cases)} faults")
+        print(f"{'step':<21}{'mode':<7}{'way':<10}{'outcome':<11}{'retries':<8}{'copies':<7}{'seconds':<8}attempts")
+        for case in cases:
+            print(
+                f"{case.point:<21}{case.mode:<7}{case.scenario:<10}{case.outcome or 'PROBLEM':<11}{case.retries:<8}"
+                f"{case.copied:<7}{case.seconds:<8}{case.attempts}{'  <-- ' if case.problem else ''}"
+            )
+    problems = [f"{case.point}:{case.mode}\n{case.problem}" for case in cases if case.problem]
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def all_cases():
+    return [(scenario_of(point), point, mode) for point, modes in listed().items() for mode in modes]
+
+
+@pytest.mark.parametrize("kind", [OwnBbcp, OnPostgres], ids=["sqlite", "postgresql"])
+def test_every_step(kind, tmp_path, bbcp, broker, capsys):
+    done = run(lambda directory: kind(directory, bbcp, broker), tmp_path, all_cases())
+    report(capsys, f"{'SQLite' if kind is OwnBbcp else 'PostgreSQL'}, bbcp's double", done)
+
+
+@pytest.mark.timeout(1500)
+@pytest.mark.skipif("BBCP_REAL" not in os.environ, reason="BBCP_REAL does not name a real bbcp")
+def test_every_step_with_the_real_bbcp(tmp_path, broker, capsys):
+    """The same over ssh. The real program fails when it likes, so there are no failures but our own faults."""
+    cases = [case for case in all_cases() if case[0] in ("manager", "sweep", "good")]
+    done = run(lambda directory: RealBbcp(directory, broker), tmp_path, cases, at_once=4)
+    report(capsys, "SQLite, real bbcp over ssh", done)
