@@ -147,7 +147,8 @@ async fn worker(
         task_events: true,
         ..Config::new("celery@tests", vec![queue.into()])
     };
-    tokio::spawn(Worker::new(app, registry, transport, results, config, shutdown.clone()).run())
+    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
+    tokio::spawn(async move { worker.run().await.unwrap() })
 }
 
 /// A queue whose rejects end in a queue of the same name with `.dead`.

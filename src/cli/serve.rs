@@ -36,8 +36,8 @@ pub struct WorkerArguments {
     #[arg(short = 'n', long, value_name = "NODE")]
     pub hostname: Option<String>,
 
-    /// Tasks at a time; 0 is one for each processor.
-    #[arg(short = 'c', long, value_name = "N")]
+    /// Tasks at a time; 0 or `auto` is one for each processor.
+    #[arg(short = 'c', long, value_name = "N", value_parser = places)]
     pub concurrency: Option<u16>,
 
     /// As -c with the larger number: places cost nothing here while they are empty.
@@ -49,7 +49,7 @@ pub struct WorkerArguments {
     pub prefetch_multiplier: Option<u16>,
 
     /// Send the events of tasks, for monitors such as Flower.
-    #[arg(short = 'E', long)]
+    #[arg(short = 'E', long, visible_alias = "events")]
     pub task_events: bool,
 
     /// Seconds between the heartbeats that monitors see.
@@ -88,6 +88,8 @@ struct WithoutEffect {
     app: Option<String>,
     #[arg(short = 'P', long, value_name = "POOL")]
     pool: Option<String>,
+    #[arg(long, value_name = "METHOD")]
+    pool_start_method: Option<String>,
     #[arg(short = 'O', long, value_name = "PROFILE")]
     optimization: Option<String>,
     #[arg(short = 'I', long, value_name = "MODULES")]
@@ -116,6 +118,7 @@ impl WithoutEffect {
         [
             (self.app.is_some(), "--app"),
             (self.pool.is_some(), "--pool"),
+            (self.pool_start_method.is_some(), "--pool-start-method"),
             (self.optimization.is_some(), "--optimization"),
             (self.include.is_some(), "--include"),
             (self.statedb.is_some(), "--statedb"),
@@ -183,6 +186,13 @@ impl WorkerArguments {
         settings.validate()?;
         context.settings = Arc::new(settings);
         Ok(())
+    }
+}
+
+fn places(text: &str) -> Result<u16, std::num::ParseIntError> {
+    match text {
+        "auto" => Ok(0),
+        number => number.parse(),
     }
 }
 

@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::io::{self, Read, Write as _};
 
 use brotli_decompressor::{BrotliDecompressStream, BrotliResult, BrotliState, StandardAlloc};
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use serde_json::Value;
 
 use super::message::{Reason, is_falsy};
@@ -195,9 +196,28 @@ fn lzma<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
 
 fn zstd<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
     let window = MAX_DICTIONARY.into();
-    ruzstd::decoding::StreamingDecoder::new_with_max_window_size(body, window)
-        .map(|decoder| Box::new(decoder) as Box<dyn Read>)
-        .map_err(|e| invalid(e.to_string()))
+    let decoder = StreamingDecoder::new_with_max_window_size(body, window)
+        .map_err(|e| invalid(e.to_string()))?;
+    Ok(Box::new(Frame { decoder, read: 0 }))
+}
+
+/// A zstd frame, whose content has to be as long as its header says.
+struct Frame<'a, 'body> {
+    decoder: StreamingDecoder<&'a mut &'body [u8], FrameDecoder>,
+    read: u64,
+}
+
+impl Read for Frame<'_, '_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.decoder.read(buffer)?;
+        self.read += read as u64;
+        // 0 is also what the crate says where the header says nothing.
+        let said = self.decoder.decoder.content_size();
+        if read == 0 && !buffer.is_empty() && said != 0 && said != self.read {
+            return Err(invalid("the content is not as long as it should be"));
+        }
+        Ok(read)
+    }
 }
 
 /// By hand, since the crate's reader ignores what follows the data, and allows windows of gigabytes.
@@ -318,6 +338,15 @@ mod tests {
     fn what_follows_a_stream(#[case] name: &str, #[case] hex: &str, #[case] is_ignored: bool) {
         let body = [bytes(hex), b"something else that is long enough".to_vec()].concat();
         assert_eq!(undone(name, &body, 1000).is_ok(), is_ignored);
+    }
+
+    #[test]
+    fn a_zstd_frame_of_another_length() {
+        let body = bytes("28b52ffd20b71100003231");
+        assert!(matches!(
+            undone("zstd", &body, 1000),
+            Err(Reason::Compression(_))
+        ));
     }
 
     #[rstest]

@@ -307,6 +307,9 @@ fn protocol_1(
     named: &mut Named,
     mut fields: Map<String, Value>,
 ) -> Result<TaskMessage, Reason> {
+    // Protocol 2 headers over a protocol 1 body: the headers win. They are nothing to a body that has
+    // neither a header `task` above it nor arguments in it.
+    let is_hybrid = raw.headers.contains_key("task") || fields.contains_key("args");
     let args = fields.remove("args").unwrap_or_else(|| json!([]));
     let kwargs = fields.remove("kwargs").unwrap_or_else(|| json!({}));
     let embed = Embed {
@@ -317,8 +320,9 @@ fn protocol_1(
     if let Some(group) = fields.remove("taskset") {
         fields.entry("group").or_insert(group);
     }
-    // Protocol 2 headers over a protocol 1 body: the headers win.
-    fields.extend(raw.headers.clone());
+    if is_hybrid {
+        fields.extend(raw.headers.clone());
+    }
     *named = Named::of(&fields);
     if named.task.is_none() {
         return Err(Reason::NotATask);
@@ -399,7 +403,7 @@ fn text(headers: &Map<String, Value>, key: &str) -> Option<String> {
 }
 
 /// What Python takes for false: nothing, none or empty.
-pub(super) fn is_falsy(value: &Value) -> bool {
+pub(crate) fn is_falsy(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,
@@ -694,6 +698,17 @@ mod tests {
                 (reason, Fate::Reject)
             );
             assert_eq!((refused.task.as_deref(), refused.id), (Some("t"), id));
+        }
+    }
+
+    #[test]
+    fn headers_beside_protocol_1() {
+        for (body, retries) in [
+            (json!({"task": "t", "id": "a"}), 0),
+            (json!({"task": "t", "id": "a", "args": []}), 7),
+        ] {
+            let message = decode(&raw(json!({"retries": 7}), &body), &Accept::json(1000));
+            assert_eq!(message.unwrap_or_default().retries, retries);
         }
     }
 

@@ -130,6 +130,9 @@ impl<'a> Reader<'a> {
     fn extension(&mut self, length: usize) -> Result<Value, MsgpackError> {
         let code = i8::from_be_bytes(self.array()?);
         let data = self.take(length)?;
+        if code < 0 && code != TIMESTAMP {
+            return Err(MsgpackError("an extension that is reserved"));
+        }
         if code != TIMESTAMP {
             return Ok(Value::Array(vec![code.into(), envelope::bytes(data)]));
         }
@@ -253,6 +256,7 @@ mod tests {
         b"\xc6\xff\xff\xff\xff\x00",
         b"\xd7\xff\xff\xff\xff\xff\xff\xff\xff\xff",
         b"\xc7\x03\xff\x00\x00\x00",
+        b"\xd6\xa4task",
     ];
 
     fn bytes(hex: &str) -> Vec<u8> {

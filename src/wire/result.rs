@@ -290,6 +290,64 @@ mod tests {
     }
 
     #[test]
+    fn what_is_stored_compressed_tells_how() {
+        let value = json!({"status": "SUCCESS", "result": "é".repeat(1000)});
+        for method in [
+            None,
+            Some(Method::Gzip),
+            Some(Method::Bzip2),
+            Some(Method::Zstd),
+        ] {
+            let stored = encode(&value, method);
+            assert_eq!(stored.starts_with(COMPRESSED), method.is_some());
+            assert_eq!(read(&stored).ok(), Some(value.clone()));
+        }
+        // Celery 5.7's `compress_payload('{"status": "SUCCESS"}', "gzip")`.
+        let hex = "789cab562a2e492c292d56b252500a0e7576760d0e56aa05004cda0698";
+        let packed: Vec<u8> = (0..hex.len() / 2)
+            .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap_or_default())
+            .collect();
+        let stored = [COMPRESSED, b"application/x-gzip\0", &packed].concat();
+        assert_eq!(read(&stored).ok(), Some(json!({"status": "SUCCESS"})));
+    }
+
+    #[test]
+    fn what_is_no_result_is_no_result() {
+        for stored in [
+            &b""[..],
+            b"7",
+            b"[]",
+            b"{}",
+            b"{\"status\": 7}",
+            b"\x80\x04pickle",
+            b"\0celery-compressed\0",
+            b"\0celery-compressed\0no/such\0abc",
+            b"\0celery-compressed\0application/zstd\0abc",
+        ] {
+            assert!(read(stored).is_err(), "{stored:?}");
+        }
+    }
+
+    #[test]
+    fn only_news_about_progress_give_way_to_failures() {
+        let progress = State::Progress(json!({"bytes": 1}));
+        let started = State::Started {
+            pid: 7,
+            hostname: "celery@h".into(),
+        };
+        for (stored, by_progress, by_started) in [
+            ("SUCCESS", true, true),
+            ("FAILURE", true, false),
+            ("REVOKED", true, false),
+            ("STARTED", false, false),
+            ("RETRY", false, false),
+        ] {
+            assert_eq!(progress.yields_to(stored), by_progress, "{stored}");
+            assert_eq!(started.yields_to(stored), by_started, "{stored}");
+        }
+    }
+
+    #[test]
     fn started_is_not_done() {
         let started = meta(State::Started {
             pid: 7,

@@ -38,7 +38,11 @@ fn date_time(text: &str) -> Option<(DateTime<Utc>, bool)> {
         return None;
     }
     let text = text.as_bytes();
-    let (day, rest) = calendar_date(text).or_else(|| other_date(text))?;
+    let (day, rest) = match calendar_date(text) {
+        // Of that form, so it is not tried in another, even if there is no such day.
+        Some((day, rest)) => (day?, rest),
+        None => other_date(text)?,
+    };
     let midnight = day.date.and_time(NaiveTime::MIN);
     let time = match rest.split_first() {
         None => midnight,
@@ -56,24 +60,26 @@ fn date_time(text: &str) -> Option<(DateTime<Utc>, bool)> {
 }
 
 /// `YYYY`, `YYYY-MM`, `YYYY-MM-DD`, `YYYYMMDD`, and what follows.
-fn calendar_date(text: &[u8]) -> Option<(Day, &[u8])> {
+fn calendar_date(text: &[u8]) -> Option<(Option<Day>, &[u8])> {
     let (year, rest) = year(text)?;
-    let day = |month, day| NaiveDate::from_ymd_opt(year, month, day);
-    let date = |date: Option<NaiveDate>, is_named| date.map(|date| Day { date, is_named });
+    let day = |month, day, is_named| {
+        let date = NaiveDate::from_ymd_opt(year, month, day)?;
+        Some(Day { date, is_named })
+    };
     if rest.is_empty() {
-        return Some((date(day(1, 1), false)?, rest));
+        return Some((day(1, 1, false), rest));
     }
     let (separated, rest) = after(rest, b'-');
     let (month, rest) = number(rest, 2)?;
     if separated && rest.is_empty() {
-        return Some((date(day(month, 1), false)?, rest));
+        return Some((day(month, 1, false), rest));
     }
     let (again, rest) = after(rest, b'-');
     if again != separated {
         return None;
     }
     let (of_month, rest) = number(rest, 2)?;
-    Some((date(day(month, of_month), true)?, rest))
+    Some((day(month, of_month, true), rest))
 }
 
 /// `YYYY-Www`, `YYYY-Www-D`, `YYYY-DDD` and the same without dashes, and what follows.
@@ -272,6 +278,8 @@ mod tests {
         ("2026-11", Some("2026-11-01T00:00:00.000000+00:00")),
         ("2026", Some("2026-01-01T00:00:00.000000+00:00")),
         ("202611", None),
+        ("200101000000", None),
+        ("20010100", None),
         ("2026-W48", Some("2026-11-23T00:00:00.000000+00:00")),
         ("2026-W48-2", Some("2026-11-24T00:00:00.000000+00:00")),
         ("2026W482", Some("2026-11-24T00:00:00.000000+00:00")),

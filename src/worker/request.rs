@@ -255,7 +255,7 @@ impl Worker {
                 pid: std::process::id(),
                 hostname: self.hostname.to_string(),
             };
-            self.tell(&received.message, state).await;
+            self.tell(received, state).await;
         }
         let (progress, reports) = watch::channel(None);
         let run = (entry.run)(Invocation {
@@ -277,7 +277,7 @@ impl Worker {
             biased;
             ended = &mut running => ended,
             // Reports for as long as the task runs, and is gone before its result is stored.
-            never = self.pass_on(&received.message, policy, reports) => match never {},
+            never = self.pass_on(received, policy, reports) => match never {},
             () = limited => {
                 running.abort();
                 tracing::error!(
@@ -300,7 +300,7 @@ impl Worker {
     /// Passes a task's progress on.
     async fn pass_on(
         &self,
-        message: &TaskMessage,
+        received: &Received,
         policy: &Policy,
         mut reports: watch::Receiver<Option<Map<String, Value>>>,
     ) -> std::convert::Infallible {
@@ -312,9 +312,9 @@ impl Worker {
             let report = reports.borrow_and_update().clone();
             if let Some(report) = report {
                 let state = State::Progress(Value::Object(report));
-                self.events.send_of(&message.id, &state, 0.0);
+                self.events.send_of(&received.message.id, &state, 0.0);
                 if policy.stores(&state) {
-                    self.tell(message, state).await;
+                    self.tell(received, state).await;
                 }
             }
             tokio::time::sleep(PROGRESS_EVERY).await;
@@ -323,9 +323,10 @@ impl Worker {
 
     /// Stores a state that is news, not truth: when it cannot be stored the task runs all the
     /// same.
-    async fn tell(&self, message: &TaskMessage, state: State) {
+    async fn tell(&self, received: &Received, state: State) {
+        let message = &received.message;
         let name = state.name();
-        let meta = ResultMeta::new(message, state, Utc::now());
+        let meta = self.meta(received, state, Vec::new());
         let error =
             match tokio::time::timeout(NEWS_WITHIN, self.results.store(&meta, message)).await {
                 Ok(Ok(())) => return,
@@ -670,11 +671,7 @@ impl Worker {
         runtime: Duration,
     ) -> Verdict {
         let message = &received.message;
-        let mut meta = ResultMeta::new(message, state, Utc::now());
-        meta.children = children;
-        if self.config.result_extended {
-            meta.extended = Some(self.extended(received));
-        }
+        let meta = self.meta(received, state, children);
         if policy.stores(&meta.state)
             && let Err(Requeue) = self.store(message, &meta).await
         {
@@ -703,6 +700,14 @@ impl Worker {
                 .await?;
         }
         Ok(())
+    }
+
+    /// A state as it is stored.
+    fn meta(&self, received: &Received, state: State, children: Vec<Value>) -> ResultMeta {
+        let mut meta = ResultMeta::new(&received.message, state, Utc::now());
+        meta.children = children;
+        meta.extended = self.config.result_extended.then(|| self.extended(received));
+        meta
     }
 
     fn extended(&self, received: &Received) -> Extended {

@@ -22,6 +22,7 @@ InvalidTaskError where an id is known. The exceptions:
 """
 
 import logging
+import math
 
 import amqp
 from celery import Celery
@@ -158,7 +159,9 @@ class Judge(Consumer):
 
 
 def is_id(value):
-    """Whether our worker takes it for an id: results are stored under its text."""
+    """Whether our worker takes it for an id: results are stored under its text. What JSON has no number for is text."""
+    if isinstance(value, float):
+        return not math.isfinite(value)
     return isinstance(value, str) and value != "" or isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -5,6 +5,7 @@ CELERY_RESULT_BACKEND.
 """
 
 import builtins
+import json
 import os
 import time
 
@@ -15,6 +16,7 @@ MODULE = "ccat_data_transfer.transfer_manager"
 
 app = Celery("peer", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
 app.conf.update(task_acks_late=True, task_track_started=True, worker_prefetch_multiplier=1)
+app.conf.update(json.loads(os.environ.get("PEER_SETTINGS", "{}")))
 
 
 @app.task(name=f"{MODULE}.transfer_files_bbcp", bind=True, reject_on_worker_lost=True)

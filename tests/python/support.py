@@ -231,14 +231,16 @@ def tasks_worker(directory, queue, broker, backend, *flags, **settings):
     return worker.says("worker ready")
 
 
-def python_worker(directory, queue, broker, backend, *flags, pool="solo"):
-    """A real Celery worker, see peer.py."""
+def python_worker(directory, queue, broker, backend, *flags, pool="solo", settings=None):
+    """A real Celery worker, see peer.py; `settings` are further ones of Celery."""
     worker = Process(
         [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
         + ["-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip", *flags],
         directory / f"peer-{queue}.log",
         cwd=HERE,
-        env=clean_environment(CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend),
+        env=clean_environment(
+            CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend, PEER_SETTINGS=json.dumps(settings or {})
+        ),
     )
     until(lambda: broker.consumers(queue) or not worker.running(), "the Python worker listens", 60)
     assert worker.running(), worker.log()

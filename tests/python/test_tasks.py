@@ -282,5 +282,5 @@ def test_progress(workers):
         until(lambda: result.state == "PROGRESS", "the task reports its progress")
         assert result.info["total"] == 5
         assert ended(result)["result"] == 5
-        progress = [event for event in seen if event["type"] == "task-progress" and event["uuid"] == result.id]
-        assert progress and progress[0]["total"] == 5
+        progress = [event for event in seen if event["type"] == "progress-reported" and event["uuid"] == result.id]
+        assert progress and progress[0]["progress"]["total"] == 5

@@ -687,9 +687,9 @@ fn is_unreachable(error: &DbErr) -> bool {
     match sqlx_error(error) {
         Some(sqlx::Error::Database(answer)) => {
             let code = answer.code().unwrap_or_default();
-            // PostgreSQL: connection exceptions, too many connections, and an operator's shutdown.
-            // SQLite: a file that cannot be opened.
-            ["08", "53", "57", "28"]
+            // PostgreSQL: connection exceptions, login refused, lack of resources, a database that takes no
+            // connections now, an operator's shutdown. SQLite: a file that cannot be opened.
+            ["08", "28", "53", "55", "57"]
                 .iter()
                 .any(|class| code.starts_with(class) && code.len() == 5)
                 || code == "14"
@@ -775,5 +775,57 @@ impl Address {
             ),
             Self::Sqlite(path) => format!("sqlite:///{path}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("db+postgresql://u:p%40@h:7/d", "postgresql://h:7/d")]
+    #[case("db+postgresql+psycopg2://u:p@h/d", "postgresql://h:5432/d")]
+    #[case(
+        "db+postgresql+psycopg://u:p@h/d?sslmode=require",
+        "postgresql://h:5432/d"
+    )]
+    #[case("database+postgres://u@h/d", "postgresql://h:5432/d")]
+    #[case("db+sqlite:///results.db", "sqlite:///results.db")]
+    #[case("db+sqlite:////var/results.db?timeout=5", "sqlite:////var/results.db")]
+    fn urls(#[case] url: &str, #[case] place: &str) {
+        let address = Address::parse(url);
+        assert_eq!(
+            address.map(|address| address.place()).ok().as_deref(),
+            Some(place)
+        );
+    }
+
+    #[rstest]
+    #[case("db+mysql://u:secret@h/d", "db+mysql")]
+    #[case("db+oracle+cx://u:secret@h/d", "db+oracle")]
+    #[case("db+postgresql://u:secret@h:port/d", "percent-encoded")]
+    #[case("db+sqlite://", "memory")]
+    #[case("db+sqlite:///:memory:", "memory")]
+    #[case("db+secret", "scheme")]
+    fn wrong_urls_are_explained_without_their_password(#[case] url: &str, #[case] why: &str) {
+        let error = Address::parse(url)
+            .err()
+            .map(|e| e.to_string())
+            .unwrap_or_default();
+        assert!(error.contains(why), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+
+    #[test]
+    fn names_are_quoted() {
+        let named = TableName {
+            schema: "a\"b".into(),
+            name: "Outcomes".into(),
+        };
+        let table = Table::new(&named, "celery_taskmeta", "task_id_sequence", "task_id");
+        assert_eq!(table.quoted(), "\"a\"\"b\".\"Outcomes\"");
+        assert_eq!(table.quoted_sequence(), "\"a\"\"b\".\"task_id_sequence\"");
     }
 }
