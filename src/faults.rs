@@ -278,6 +278,7 @@ mod points {
     }
 
     #[cfg(test)]
+    #[allow(clippy::unwrap_used, reason = "tests")]
     mod tests {
         use std::collections::HashSet;
 

@@ -188,17 +188,23 @@ class Case:
         time.sleep(0.1)
 
     def stop_workers(self):
-        """Lets them end what they have in their hands, also the messages that are of no more use."""
-        deployment = self.deployment
+        """Lets them end what they have in their hands, also the messages that are of no more use. One that a worker
+        holds, and has not begun when it is stopped, goes back: then another one gets it."""
+        broker, queue, patience = self.deployment.broker, self.deployment.queue, self.deployment.patience
         if not any(worker.running() for worker in self.workers):
             self.worker().says("worker ready")
-        until(lambda: not deployment.broker.ready(deployment.queue), "the queue is empty", 20 * deployment.patience)
-        for worker in self.workers:
-            if worker.running():
-                until(lambda: idle(worker), "the worker is idle", 20 * deployment.patience)
-                worker.signal(signal.SIGTERM)
-        for worker in self.workers:
-            worker.ended()
+        for _ in range(5):
+            until(lambda: not broker.ready(queue), "the queue is empty", 20 * patience)
+            for worker in self.workers:
+                if worker.running():
+                    until(lambda: idle(worker), "the worker is idle", 20 * patience)
+                    worker.signal(signal.SIGTERM)
+            for worker in self.workers:
+                worker.ended()
+            if not broker.ready(queue):
+                return
+            self.worker().says('"task received"')
+        raise AssertionError("a message is left in the queue")
 
     # Good: nothing else goes wrong.
 
