@@ -100,6 +100,14 @@ struct WithoutEffect {
     max_tasks_per_child: Option<u64>,
     #[arg(long, value_name = "KIB")]
     max_memory_per_child: Option<u64>,
+    #[arg(short = 'D', long)]
+    detach: bool,
+    #[arg(short = 'B', long)]
+    beat: bool,
+    #[arg(short = 's', long, value_name = "FILE")]
+    schedule_filename: Option<String>,
+    #[arg(long, value_name = "CLASS")]
+    scheduler: Option<String>,
     #[arg(long)]
     without_mingle: bool,
     #[arg(long)]
@@ -127,6 +135,10 @@ impl WithoutEffect {
                 self.max_memory_per_child.is_some(),
                 "--max-memory-per-child",
             ),
+            (self.detach, "--detach"),
+            (self.beat, "--beat"),
+            (self.schedule_filename.is_some(), "--schedule-filename"),
+            (self.scheduler.is_some(), "--scheduler"),
             (self.without_mingle, "--without-mingle"),
             (self.without_heartbeat, "--without-heartbeat"),
             (self.disable_prefetch, "--disable-prefetch"),
