@@ -75,7 +75,7 @@ printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 check "unit, property, integration and documentation tests" \
   timeout --kill-after 10 1500 cargo test --locked --workspace $CCAT_FEATURES || true
 check "Python interoperability" \
-  timeout --kill-after 10 900 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q tests/python || true
+  timeout --kill-after 10 1500 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q tests/python || true
 check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true
 check "demo" timeout --kill-after 10 600 scripts/demo.sh || true
 

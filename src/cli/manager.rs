@@ -45,11 +45,17 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
             .await
             .map(Some)
     } else {
+        let alive = context
+            .health()?
+            .service(&context.settings.health.manager_name);
         let stop = CancellationToken::new();
         tokio::join!(manager.transfer_manager_service(&stop), async {
             signals.any().await;
             stop.cancel();
         });
+        if let Some(alive) = alive {
+            alive.end().await;
+        }
         Ok(None)
     };
     transport.close().await;

@@ -16,6 +16,7 @@ use crate::broker::BrokerError;
 use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
+use crate::health::Health;
 use crate::settings::{self, Settings, SettingsError};
 use crate::tasks;
 use crate::telemetry::{self, chain};
@@ -174,6 +175,9 @@ impl Common {
     where
         R: Future<Output = Result<ExitCode, CliError>>,
     {
+        // Several are built in, by several crates, and rustls then wants one to be named. An error means
+        // that somebody has.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut settings = self.load()?;
         if let Some(level) = self.log_level {
             telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;
@@ -221,6 +225,11 @@ impl Context {
     fn transport(&self, name: &str) -> Result<Amqp, CliError> {
         let celery = &self.settings.celery;
         Ok(Amqp::new(&Options::configured(celery, name))?)
+    }
+
+    fn health(&self) -> Result<Health, CliError> {
+        Health::new(&self.settings.health)
+            .map_err(|e| CliError::Configuration(format!("health.redis_url: {e}")))
     }
 
     fn producing(&self, hostname: &str) -> Producing {

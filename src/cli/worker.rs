@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::{self, Service};
 use super::{CliError, Context};
+use crate::health::Health;
 use crate::manager::{Manager, keep_recovering};
 use crate::notify::Notifier;
 use crate::tasks::{self, DataTransferTask, Producer};
@@ -30,10 +31,15 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
     let repository = context.repository().await?;
     let queues = queues(context, &repository, &arguments.site).await?;
+    let health = context.health()?;
+    let alive = health.service(&context.settings.health.worker_name);
     let notifier = Notifier::start(&context.settings.notifications);
-    let register = async |service| register(service, repository, notifier.clone()).await;
+    let register = async |service| register(service, repository, notifier.clone(), health).await;
     let code = serve::serve(context, &arguments.worker, queues, register).await;
     notifier.close().await;
+    if let Some(alive) = alive {
+        alive.end().await;
+    }
     code
 }
 
@@ -42,6 +48,7 @@ async fn register(
     service: Service,
     repository: Repository,
     notifier: Notifier,
+    health: Health,
 ) -> Result<Registry, CliError> {
     let Service {
         settings,
@@ -59,7 +66,9 @@ async fn register(
         producer,
     );
     let context = tasks::Context {
-        transfers: DataTransferTask::new(transfers).with_notifier(notifier),
+        transfers: DataTransferTask::new(transfers)
+            .with_notifier(notifier)
+            .with_health(health),
         manager: Arc::new(manager),
     };
     // For as long as the process lives.

@@ -180,6 +180,24 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "notifications.timeout",
         "must be above 0",
     );
+    let health = &settings.health;
+    if !health.redis_url.expose_secret().is_empty() {
+        problems.url(
+            "health.redis_url",
+            health.redis_url.expose_secret(),
+            &["redis", "rediss", "redis+unix"],
+        );
+    }
+    problems.require(
+        !health.interval.is_zero() && health.ttl >= health.interval * 2,
+        "health.ttl",
+        "must be twice health.interval or more, and that above 0",
+    );
+    problems.require(
+        health.task_key.is_empty() || health.task_key.contains("{task_id}"),
+        "health.task_key",
+        "must have {task_id} in it, or be empty",
+    );
     if let Err(e) = crate::telemetry::filter(&log.level) {
         problems.add("log.level", format!("{e}"));
     }

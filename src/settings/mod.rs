@@ -38,6 +38,8 @@ pub struct Settings {
     pub manager: Manager,
     /// Who is told what.
     pub notifications: Notifications,
+    /// Signs of life.
+    pub health: Health,
     /// Logging.
     pub log: Log,
 }
@@ -584,6 +586,28 @@ pub struct Notifications {
     /// For one notification by one way.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
+}
+
+/// `[health]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// Where signs of life are written; empty for nowhere. A secret, since it may hold a password.
+    pub redis_url: SecretString,
+    /// The word between `health:` and the name.
+    pub service_type: String,
+    /// Name of the manager.
+    pub manager_name: String,
+    /// Name of a worker.
+    pub worker_name: String,
+    /// Key of a running task, with `{task_id}` in it; empty for none.
+    pub task_key: String,
+    /// Pause between two signs.
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// How long one holds.
+    #[serde(with = "humantime_serde")]
+    pub ttl: Duration,
 }
 
 /// How log lines look.

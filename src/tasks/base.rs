@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::notices::{self, BrokenLinks};
 use crate::faults::fault_point;
+use crate::health::Health;
 use crate::notify::Notifier;
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
@@ -17,10 +18,11 @@ use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
 
 /// Runs transfers and settles the rows of those that fail. Clones share everything.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct DataTransferTask {
     service: TransferService,
     notifier: Option<Notifier>,
+    health: Health,
     broken_links: Arc<BrokenLinks>,
 }
 
@@ -71,6 +73,7 @@ impl DataTransferTask {
         Self {
             service,
             notifier: None,
+            health: Health::default(),
             broken_links: Arc::default(),
         }
     }
@@ -84,11 +87,18 @@ impl DataTransferTask {
         }
     }
 
+    /// Gives signs of life while a task runs.
+    #[must_use]
+    pub fn with_health(self, health: Health) -> Self {
+        Self { health, ..self }
+    }
+
     /// Does one attempt. A failed one must be handed to [`DataTransferTask::on_failure`].
     ///
     /// # Errors
     /// [`Failed`].
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
+        let _alive = self.health.task(&request.task_id);
         let done = self.service.run(request).await?;
         if !matches!(done, Done::AlreadyCompleted) {
             self.tell_of_recovery(request.id).await;

@@ -4,8 +4,9 @@ import signal
 import uuid
 
 import pytest
+import redis
 
-from support import MB, TRANSFER, until
+from support import MB, TRANSFER, service, until
 
 
 def test_five_times_the_same_message(deployment, broker):
@@ -185,3 +186,31 @@ def test_a_stalled_copy_is_stopped(deployment, broker):
     row = deployment.row(transfer)
     assert (row["status"], row["retry_count"]) == ("PENDING", 1)
     assert deployment.temporary_files() == []
+
+
+def test_signs_of_life(deployment):
+    """CCAT's monitors find a key for the worker while it lives, and one for a task while it runs."""
+    client = redis.Redis.from_url(service("TEST_REDIS_URL"))
+    name = f"worker-{deployment.origin_site}"
+    health = {
+        "redis_url": service("TEST_REDIS_URL"),
+        "worker_name": name,
+        "task_key": "running:{task_id}",
+        "interval": "200ms",
+        "ttl": "2s",
+    }
+    deployment.settings(health=health)
+    deployment.double(RATE=MB)
+    worker = deployment.worker()
+    key = f"health:data_transfer:{name}"
+    until(lambda: client.get(key) == b"alive", "the worker gives signs of life")
+    assert 0 < client.ttl(key) <= 2
+    with deployment.app() as app:
+        result = app.send_task(TRANSFER, [deployment.package(size=3 * MB)], queue=deployment.queue)
+        until(lambda: client.get(f"running:{result.id}") == b"alive", "so does the task")
+        assert result.get(timeout=30) is None
+        until(lambda: client.get(f"running:{result.id}") is None, "the task's key is gone")
+    worker.signal(signal.SIGTERM)
+    assert worker.ended() == 0
+    assert client.get(key) is None
+    client.close()

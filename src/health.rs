@@ -1,0 +1,260 @@
+//! Signs of life for CCAT's monitors: keys in Redis that are there while a service or a task lives.
+//!
+//! `health:{service_type}:{service_name}` = `alive` is what the Python services keep, written anew
+//! every 30 s and gone after 90 s; whoever misses it takes the service for dead. Off unless the
+//! settings name a Redis. Nothing waits for these keys, and one that cannot be written is only
+//! worth a line in the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use redis::AsyncCommands;
+use secrecy::ExposeSecret;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::settings;
+use crate::telemetry::chain;
+
+/// How long one sign may take.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// A cause of any type.
+type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Writes signs of life somewhere. [`RedisKeys`] is what CCAT has; a monitor that wants something
+/// else gets an implementation of its own.
+#[async_trait]
+pub trait Heartbeat: Send + Sync {
+    /// Whatever goes by `key` is alive.
+    ///
+    /// # Errors
+    /// That it could not be written. It is tried again at the next beat.
+    async fn beat(&self, key: &str) -> Result<(), Cause>;
+
+    /// It has ended as it should.
+    ///
+    /// # Errors
+    /// That it could not be written. Its last sign runs out.
+    async fn end(&self, key: &str) -> Result<(), Cause>;
+}
+
+/// Keys with the value `alive` that run out. Signs are rare: each has a connection of its own.
+pub struct RedisKeys {
+    client: redis::Client,
+    ttl: Duration,
+}
+
+impl RedisKeys {
+    /// Opens no connection yet.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn new(url: &str, ttl: Duration) -> Result<Self, redis::RedisError> {
+        let client = redis::Client::open(url)?;
+        Ok(Self { client, ttl })
+    }
+}
+
+#[async_trait]
+impl Heartbeat for RedisKeys {
+    async fn beat(&self, key: &str) -> Result<(), Cause> {
+        let seconds = self.ttl.as_secs().max(1);
+        let mut connection = self.client.get_multiplexed_async_connection().await?;
+        Ok(connection.set_ex(key, "alive", seconds).await?)
+    }
+
+    async fn end(&self, key: &str) -> Result<(), Cause> {
+        let mut connection = self.client.get_multiplexed_async_connection().await?;
+        Ok(connection.del(key).await?)
+    }
+}
+
+/// What the settings say of signs of life.
+#[derive(Clone, Default)]
+pub struct Health {
+    writer: Option<Arc<dyn Heartbeat>>,
+    service_type: String,
+    task_key: String,
+    every: Duration,
+}
+
+impl Health {
+    /// As the settings say.
+    ///
+    /// # Errors
+    /// What is wrong with the URL.
+    pub fn new(settings: &settings::Health) -> Result<Self, redis::RedisError> {
+        let url = settings.redis_url.expose_secret();
+        let writer = match url {
+            "" => None,
+            url => Some(Arc::new(RedisKeys::new(url, settings.ttl)?) as Arc<dyn Heartbeat>),
+        };
+        Ok(Self {
+            writer,
+            service_type: settings.service_type.clone(),
+            task_key: settings.task_key.clone(),
+            every: settings.interval,
+        })
+    }
+
+    /// With signs of life written by `writer`.
+    #[must_use]
+    pub fn with_writer(mut self, writer: Arc<dyn Heartbeat>) -> Self {
+        self.writer = Some(writer);
+        self
+    }
+
+    /// Gives signs of life of a service until the answer is dropped.
+    #[must_use]
+    pub fn service(&self, name: &str) -> Option<Beating> {
+        self.keep(format!("health:{}:{name}", self.service_type))
+    }
+
+    /// Gives signs of life of a task until the answer is dropped; only if the settings have a key
+    /// for it.
+    #[must_use]
+    pub fn task(&self, task_id: &str) -> Option<Beating> {
+        match self.task_key.as_str() {
+            "" => None,
+            key => self.keep(key.replace("{task_id}", task_id)),
+        }
+    }
+
+    fn keep(&self, key: String) -> Option<Beating> {
+        let writer = self.writer.clone()?;
+        let beats = tokio::spawn(beat(writer.clone(), key.clone(), self.every));
+        Some(Beating {
+            beats: Some(AbortOnDropHandle::new(beats)),
+            writer,
+            key,
+        })
+    }
+}
+
+/// Signs of life that go on until this is dropped; the key is then removed.
+pub struct Beating {
+    beats: Option<AbortOnDropHandle<()>>,
+    writer: Arc<dyn Heartbeat>,
+    key: String,
+}
+
+impl Beating {
+    /// Ends it, and waits for the key to be gone.
+    pub async fn end(mut self) {
+        if let Some(beats) = self.beats.take() {
+            beats.abort();
+            let _ = beats.await;
+            remove(&*self.writer, &self.key).await;
+        }
+    }
+}
+
+impl Drop for Beating {
+    fn drop(&mut self) {
+        let (Some(beats), Ok(runtime)) = (self.beats.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        let (writer, key) = (self.writer.clone(), std::mem::take(&mut self.key));
+        runtime.spawn(async move {
+            beats.abort();
+            let _ = beats.await;
+            remove(&*writer, &key).await;
+        });
+    }
+}
+
+async fn beat(writer: Arc<dyn Heartbeat>, key: String, every: Duration) {
+    let mut beats = interval(every);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        report(&key, timeout(WITHIN, writer.beat(&key)).await);
+    }
+}
+
+async fn remove(writer: &dyn Heartbeat, key: &str) {
+    report(key, timeout(WITHIN, writer.end(key)).await);
+}
+
+fn report(key: &str, written: Result<Result<(), Cause>, tokio::time::error::Elapsed>) {
+    let error = match written {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&*error).to_string(),
+        Err(_) => "no answer in time".into(),
+    };
+    tracing::warn!(
+        key,
+        error,
+        "no sign of life could be given; monitors may take this for dead"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Kept(Mutex<Vec<String>>);
+
+    impl Kept {
+        fn note(&self, what: &str, key: &str) {
+            if let Ok(mut notes) = self.0.lock() {
+                notes.push(format!("{what} {key}"));
+            }
+        }
+        fn count(&self, note: &str) -> usize {
+            self.0
+                .lock()
+                .map_or(0, |notes| notes.iter().filter(|n| *n == note).count())
+        }
+    }
+
+    #[async_trait]
+    impl Heartbeat for Kept {
+        async fn beat(&self, key: &str) -> Result<(), Cause> {
+            self.note("beat", key);
+            Err("a failure does not end it".into())
+        }
+        async fn end(&self, key: &str) -> Result<(), Cause> {
+            self.note("end", key);
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn signs_are_given_until_the_end() {
+        let kept = Arc::new(Kept::default());
+        let health = Health {
+            service_type: "data_transfer".into(),
+            task_key: "task:{task_id}".into(),
+            every: Duration::from_millis(1),
+            ..Health::default()
+        }
+        .with_writer(kept.clone());
+        let (service, task) = (health.service("transfer_manager"), health.task("a"));
+        while kept.count("beat health:data_transfer:transfer_manager") < 3
+            || kept.count("beat task:a") < 3
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(task);
+        if let Some(service) = service {
+            service.end().await;
+        }
+        while kept.count("end task:a") == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(kept.count("end health:data_transfer:transfer_manager"), 1);
+    }
+
+    #[test]
+    fn without_a_redis_there_is_nothing() {
+        assert!(Health::default().service("x").is_none());
+        assert!(Health::default().task("x").is_none());
+    }
+}
