@@ -33,6 +33,7 @@ mod pidfile;
 mod results;
 mod serve;
 mod signals;
+mod stacks;
 mod transfers;
 mod worker;
 
@@ -116,6 +117,7 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    stacks::deepen();
     let Cli { common, command } = Cli::parse();
     ended(match command {
         Command::Config(command) => config::run(&command, common.json, common.load()),
@@ -142,6 +144,7 @@ pub fn tasks_worker<R>(register: impl FnOnce(Service) -> R) -> ExitCode
 where
     R: Future<Output = Result<Registry, CeleryError>>,
 {
+    stacks::deepen();
     let TasksWorker { common, worker } = TasksWorker::parse();
     ended(common.run(async |mut context| {
         worker.apply(&mut context)?;

@@ -9,6 +9,7 @@ import json
 import lzma
 import os
 import random
+import sys
 import time
 import uuid
 import zlib
@@ -308,6 +309,28 @@ def test_messages_of_all_kinds(broker, tmp_path):
     assert not wrong, f"{len(wrong)} of {count}, seed {seed}"
     worker.stop()
     broker.delete(queue)
+
+
+def test_headers_that_nest_deep(broker, tmp_path):
+    """A few kilobytes that a library reads by recursion: a worker with usual stacks would be gone, and so would the next."""
+    queue = f"deep{uuid.uuid4().hex[:8]}_data_transfer"
+    broker.declare(queue)
+    worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "1")
+    limit = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(100_000)
+        for depth in (300, 3000, 20_000):
+            nested = []
+            for _ in range(depth):
+                nested = [nested]
+            headers = {"task": "tasks.echo", "id": str(uuid.uuid4()), "x-nested": nested}
+            broker.publish(queue, json.dumps([[depth], {}, {}]), headers, content_type="application/json")
+        until(lambda: worker.log().count("task succeeded") == 3 or not worker.running(), "all three are run", 60)
+        assert worker.running(), worker.log()[-2000:]
+    finally:
+        sys.setrecursionlimit(limit)
+        worker.stop()
+        broker.delete(queue)
 
 
 def drained(broker, queue):
