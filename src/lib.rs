@@ -2,13 +2,14 @@
 //!
 //! Layers, each knowing only those below it: [`cli`]; [`manager`] and [`tasks`]; on one side [`transfer`]
 //! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
-//! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`pauses`] and [`faults`]
-//! are used from everywhere and know nothing of the layers.
+//! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`notify`], [`pauses`]
+//! and [`faults`] are used from everywhere and know nothing of the layers.
 
 pub mod broker;
 pub mod cli;
 pub mod faults;
 pub mod manager;
+pub mod notify;
 pub mod pauses;
 pub mod process;
 pub mod settings;

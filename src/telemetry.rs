@@ -22,7 +22,13 @@ use crate::settings::{Log, LogFormat};
 /// # Errors
 /// That the text is neither a level nor a filter.
 pub fn filter(level: &str) -> Result<Targets, ParseError> {
-    match level.to_lowercase().parse::<LevelFilter>() {
+    let name = match level.to_lowercase() {
+        // Python's names, as start scripts have them; to a filter they would be modules.
+        name if name == "warning" => "warn".to_owned(),
+        name if matches!(&*name, "critical" | "fatal") => "error".to_owned(),
+        name => name,
+    };
+    match name.parse::<LevelFilter>() {
         Ok(own) => Ok(Targets::new()
             .with_default(own.min(LevelFilter::WARN))
             .with_target("lapin", LevelFilter::OFF)
@@ -105,4 +111,20 @@ pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
         .unwrap_or("no message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::filter;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("WARNING", "warn")]
+    #[case("CRITICAL", "error")]
+    #[case("FATAL", "error")]
+    #[case("INFO", "info")]
+    fn levels_by_pythons_names(#[case] python: &str, #[case] own: &str) {
+        let shown = |level| filter(level).map(|targets| targets.to_string()).ok();
+        assert_eq!(shown(python), shown(own));
+    }
 }

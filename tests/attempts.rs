@@ -59,6 +59,7 @@ on_both!(
     a_message_before_its_time_is_refused,
     the_recorded_checksum_is_the_judge,
     names_are_moved_rightly_or_refused,
+    administrators_are_told,
 );
 
 async fn an_interrupted_copy_is_completed(mut bench: Bench) {
@@ -70,7 +71,7 @@ async fn an_interrupted_copy_is_completed(mut bench: Bench) {
     let (kept, _) = bench.leftovers();
     assert_eq!(kept.len(), 1, "{kept:?}");
     let there = fs::metadata(&kept[0]).unwrap().len();
-    assert!(there >= 2 * MB && there < 8 * MB, "{there}");
+    assert!((2 * MB..8 * MB).contains(&there), "{there}");
 
     bench.double(&[]);
     let done = bench.attempt(id).await.done();
@@ -313,6 +314,32 @@ async fn names_are_moved_rightly_or_refused(bench: Bench) {
     let failed = bench.attempt(id).await.failed();
     assert_eq!(failed.error.code(), "origin_not_a_file");
     assert!(failed.error.to_string().contains("stage that assembles"));
+}
+
+async fn administrators_are_told(mut bench: Bench) {
+    let sent = bench.origin.join("notices");
+    let sent_to = sent.display().to_string();
+    let script = r#"cat >>"$0""#.to_owned();
+    bench.settings.notifications.command = vec!["sh".into(), "-c".into(), script, sent_to];
+    let id = bench.transfer("late.tar", None).await;
+    assert_eq!(bench.attempt(id).await.code(), "origin_missing");
+    let text = fs::read_to_string(&sent).unwrap();
+    let path = bench.origin.join("late.tar").display().to_string();
+    for part in [
+        format!("data transfer {id} has FAILED and is not tried again: origin_missing").as_str(),
+        &format!("{path} does not exist at the origin"),
+        "what to do  Put it back",
+        "from        here/from",
+        "attempt     1 by celery@here",
+    ] {
+        assert!(text.contains(part), "`{part}` is not in\n{text}");
+    }
+    bench.write_origin("late.tar", 1000, 1);
+    bench.db.set_status(id, "PENDING").await;
+    bench.attempt(id).await.done();
+    let text = fs::read_to_string(&sent).unwrap();
+    let recovered = format!("data transfer {id} has completed after it had FAILED");
+    assert!(text.contains(&recovered), "{text}");
 }
 
 /// The database is away from the middle of the copy on, for longer than the lease lives: the copy

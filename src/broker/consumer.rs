@@ -118,7 +118,8 @@ fn report(outcome: Result<(), BrokerError>, verdict: Verdict) {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        let Some(settlement) = self.settlement.take() else {
+        // One that the broker has taken back needs nothing more.
+        let Some(settlement) = self.settlement.take().filter(|held| !held.is_void()) else {
             return;
         };
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {

@@ -36,8 +36,8 @@ pub struct WorkerArguments {
     #[arg(short = 'n', long, value_name = "NODE")]
     pub hostname: Option<String>,
 
-    /// Tasks at a time; 0 is one for each processor.
-    #[arg(short = 'c', long, value_name = "N")]
+    /// Tasks at a time; 0 or `auto` is one for each processor.
+    #[arg(short = 'c', long, value_name = "N", value_parser = places)]
     pub concurrency: Option<u16>,
 
     /// As -c with the larger number: places cost nothing here while they are empty.
@@ -49,7 +49,7 @@ pub struct WorkerArguments {
     pub prefetch_multiplier: Option<u16>,
 
     /// Send the events of tasks, for monitors such as Flower.
-    #[arg(short = 'E', long)]
+    #[arg(short = 'E', long, visible_alias = "events")]
     pub task_events: bool,
 
     /// Seconds between the heartbeats that monitors see.
@@ -88,6 +88,8 @@ struct WithoutEffect {
     app: Option<String>,
     #[arg(short = 'P', long, value_name = "POOL")]
     pool: Option<String>,
+    #[arg(long, value_name = "METHOD")]
+    pool_start_method: Option<String>,
     #[arg(short = 'O', long, value_name = "PROFILE")]
     optimization: Option<String>,
     #[arg(short = 'I', long, value_name = "MODULES")]
@@ -98,6 +100,14 @@ struct WithoutEffect {
     max_tasks_per_child: Option<u64>,
     #[arg(long, value_name = "KIB")]
     max_memory_per_child: Option<u64>,
+    #[arg(short = 'D', long)]
+    detach: bool,
+    #[arg(short = 'B', long)]
+    beat: bool,
+    #[arg(short = 's', long, value_name = "FILE")]
+    schedule_filename: Option<String>,
+    #[arg(long, value_name = "CLASS")]
+    scheduler: Option<String>,
     #[arg(long)]
     without_mingle: bool,
     #[arg(long)]
@@ -116,6 +126,7 @@ impl WithoutEffect {
         [
             (self.app.is_some(), "--app"),
             (self.pool.is_some(), "--pool"),
+            (self.pool_start_method.is_some(), "--pool-start-method"),
             (self.optimization.is_some(), "--optimization"),
             (self.include.is_some(), "--include"),
             (self.statedb.is_some(), "--statedb"),
@@ -124,6 +135,10 @@ impl WithoutEffect {
                 self.max_memory_per_child.is_some(),
                 "--max-memory-per-child",
             ),
+            (self.detach, "--detach"),
+            (self.beat, "--beat"),
+            (self.schedule_filename.is_some(), "--schedule-filename"),
+            (self.scheduler.is_some(), "--scheduler"),
             (self.without_mingle, "--without-mingle"),
             (self.without_heartbeat, "--without-heartbeat"),
             (self.disable_prefetch, "--disable-prefetch"),
@@ -183,6 +198,13 @@ impl WorkerArguments {
         settings.validate()?;
         context.settings = Arc::new(settings);
         Ok(())
+    }
+}
+
+fn places(text: &str) -> Result<u16, std::num::ParseIntError> {
+    match text {
+        "auto" => Ok(0),
+        number => number.parse(),
     }
 }
 

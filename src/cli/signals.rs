@@ -1,7 +1,8 @@
 //! Signals, with the meaning that Celery gives them.
 //!
 //! TERM: warm, exit status 0; again: nothing new. INT: warm, but exit status 1; again: cold. QUIT:
-//! cold at once. With `REMAP_SIGTERM=SIGQUIT` in the environment TERM means QUIT.
+//! cold at once. With `REMAP_SIGTERM=SIGQUIT` in the environment TERM means QUIT. HUP: as TERM; a
+//! detached Python worker would start itself anew, which is the service manager's part here.
 
 use std::process::ExitCode;
 
@@ -13,6 +14,7 @@ use crate::worker::Shutdown;
 /// The signals that a worker listens to.
 pub(super) struct Signals {
     term: Signal,
+    hup: Signal,
     int: Signal,
     quit: Signal,
     term_is_quit: bool,
@@ -26,6 +28,7 @@ impl Signals {
         };
         Ok(Self {
             term: listen(SignalKind::terminate())?,
+            hup: listen(SignalKind::hangup())?,
             int: listen(SignalKind::interrupt())?,
             quit: listen(SignalKind::quit())?,
             term_is_quit: std::env::var("REMAP_SIGTERM").is_ok_and(|to| to == "SIGQUIT"),
@@ -47,6 +50,7 @@ impl Signals {
                 Some(()) = self.term.recv() => {
                     if self.term_is_quit { shutdown.cold() } else { shutdown.warm() }
                 }
+                Some(()) = self.hup.recv() => shutdown.warm(),
                 Some(()) = self.int.recv() => {
                     if interrupted { shutdown.cold() } else { shutdown.warm() }
                     interrupted = true;
@@ -66,6 +70,7 @@ impl Signals {
     pub(super) async fn any(&mut self) {
         tokio::select! {
             _ = self.term.recv() => {}
+            _ = self.hup.recv() => {}
             _ = self.int.recv() => {}
             _ = self.quit.recv() => {}
         }

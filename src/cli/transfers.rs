@@ -17,6 +17,7 @@ use super::db::topology_error;
 use super::node::{host, node_name};
 use super::signals::Signals;
 use super::{CliError, Context, output};
+use crate::notify::Notifier;
 use crate::tasks::DataTransferTask;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::{LeaseInfo, Owner};
@@ -293,7 +294,8 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
     // Whoever starts it by hand does not want it to wait.
     repository.forget_delay(id).await?;
     let service = TransferService::new(repository, context.settings.clone(), owner);
-    let transfers = DataTransferTask::new(service);
+    let notifier = Notifier::start(&context.settings.notifications);
+    let transfers = DataTransferTask::new(service).with_notifier(notifier.clone());
     let cancelled = CancellationToken::new();
     let request = Request {
         id,
@@ -320,6 +322,7 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
     let _ = bar.await;
     match outcome {
         Ok(done) => {
+            notifier.close().await;
             print_done(context, id, &done)?;
             Ok(ExitCode::SUCCESS)
         }
@@ -330,6 +333,7 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
                 ..request
             };
             let settled = transfers.on_failure(&request, &failed).await;
+            notifier.close().await;
             let text = failed.error.chain();
             if context.json {
                 output::json(&json!({

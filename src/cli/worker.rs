@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::serve::{self, Service};
 use super::{CliError, Context};
 use crate::manager::{Manager, keep_recovering};
+use crate::notify::Notifier;
 use crate::tasks::{self, DataTransferTask, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
@@ -29,12 +30,19 @@ pub(super) struct Arguments {
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
     let repository = context.repository().await?;
     let queues = queues(context, &repository, &arguments.site).await?;
-    let register = async |service: Service| register(service, repository).await;
-    serve::serve(context, &arguments.worker, queues, register).await
+    let notifier = Notifier::start(&context.settings.notifications);
+    let register = async |service| register(service, repository, notifier.clone()).await;
+    let code = serve::serve(context, &arguments.worker, queues, register).await;
+    notifier.close().await;
+    code
 }
 
 /// The tasks of this stage, and beside them what keeps the table in order.
-async fn register(service: Service, repository: Repository) -> Result<Registry, CliError> {
+async fn register(
+    service: Service,
+    repository: Repository,
+    notifier: Notifier,
+) -> Result<Registry, CliError> {
     let Service {
         settings,
         hostname,
@@ -51,7 +59,7 @@ async fn register(service: Service, repository: Repository) -> Result<Registry, 
         producer,
     );
     let context = tasks::Context {
-        transfers: DataTransferTask::new(transfers),
+        transfers: DataTransferTask::new(transfers).with_notifier(notifier),
         manager: Arc::new(manager),
     };
     // For as long as the process lives.

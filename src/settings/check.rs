@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use regex::Regex;
+use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{Bbcp, Celery, Problem, Settings, Ssh};
@@ -159,6 +160,24 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
     problems.require(
         !settings.manager.sleep_time.is_zero(),
         "manager.sleep_time",
+        "must be above 0",
+    );
+    let webhook = settings.notifications.webhook_url.expose_secret();
+    if !webhook.is_empty() {
+        problems.url("notifications.webhook_url", webhook, &["https", "http"]);
+    }
+    problems.require(
+        !settings
+            .notifications
+            .command
+            .first()
+            .is_some_and(String::is_empty),
+        "notifications.command",
+        "must be a program and its arguments, or empty",
+    );
+    problems.require(
+        !settings.notifications.timeout.is_zero(),
+        "notifications.timeout",
         "must be above 0",
     );
     if let Err(e) = crate::telemetry::filter(&log.level) {

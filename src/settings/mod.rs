@@ -36,6 +36,8 @@ pub struct Settings {
     pub routes: Vec<RouteOverride>,
     /// The manager's loop.
     pub manager: Manager,
+    /// Who is told what.
+    pub notifications: Notifications,
     /// Logging.
     pub log: Log,
 }
@@ -566,6 +568,22 @@ pub struct Manager {
     /// Pause between two passes.
     #[serde(with = "humantime_serde")]
     pub sleep_time: Duration,
+}
+
+/// `[notifications]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notifications {
+    /// Program and arguments; empty for none.
+    pub command: Vec<String>,
+    /// Where texts are posted; empty for nowhere. A secret: who knows it may post there.
+    pub webhook_url: SecretString,
+    /// Shortest time between two notifications.
+    #[serde(with = "humantime_serde")]
+    pub min_interval: Duration,
+    /// For one notification by one way.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
 }
 
 /// How log lines look.

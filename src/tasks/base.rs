@@ -2,13 +2,17 @@
 //! fails. The counterpart of Python's `DataTransferTask`.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::notices::{self, BrokenLinks};
 use crate::faults::fault_point;
+use crate::notify::Notifier;
+use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
-use crate::transfer::repository::{Failure, ReleaseTo};
+use crate::transfer::repository::{Failure, ReleaseTo, TransferDetail};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
 
@@ -16,6 +20,8 @@ use crate::transfer::service::{Done, Failed, Request, TransferService};
 #[derive(Debug, Clone)]
 pub struct DataTransferTask {
     service: TransferService,
+    notifier: Option<Notifier>,
+    broken_links: Arc<BrokenLinks>,
 }
 
 /// What became of the row of a failed transfer.
@@ -62,7 +68,20 @@ impl DataTransferTask {
     /// On top of `service`.
     #[must_use]
     pub fn new(service: TransferService) -> Self {
-        Self { service }
+        Self {
+            service,
+            notifier: None,
+            broken_links: Arc::default(),
+        }
+    }
+
+    /// Has administrators told of what is given up, and of what recovers.
+    #[must_use]
+    pub fn with_notifier(self, notifier: Notifier) -> Self {
+        Self {
+            notifier: Some(notifier),
+            ..self
+        }
     }
 
     /// Does one attempt. A failed one must be handed to [`DataTransferTask::on_failure`].
@@ -70,7 +89,11 @@ impl DataTransferTask {
     /// # Errors
     /// [`Failed`].
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
-        self.service.run(request).await
+        let done = self.service.run(request).await?;
+        if !matches!(done, Done::AlreadyCompleted) {
+            self.tell_of_recovery(request.id).await;
+        }
+        Ok(done)
     }
 
     /// Context for logs.
@@ -114,6 +137,9 @@ impl DataTransferTask {
             row = ?settled,
             "transfer did not complete"
         );
+        if settled == Settled::Failed {
+            self.tell_of_failure(request.id, &failed.error).await;
+        }
         settled
     }
 
@@ -163,6 +189,36 @@ impl DataTransferTask {
             Ok(()) => settled,
             Err(TransferError::LeaseLost { .. }) => Settled::Untouched,
             Err(error) => unwritten(request, &error),
+        }
+    }
+
+    async fn tell_of_failure(&self, id: i64, error: &TransferError) {
+        let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
+            return;
+        };
+        self.broken_links.blame(&detail.transfer, error.scope());
+        notifier.notify(notices::failed(&detail, error));
+    }
+
+    async fn tell_of_recovery(&self, id: i64) {
+        let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
+            return;
+        };
+        let works_again = self.broken_links.absolve(&detail.transfer);
+        if let Some(notice) = notices::recovered(&detail, works_again) {
+            notifier.notify(notice);
+        }
+    }
+
+    /// What a notice tells. The transfer is settled already: that this cannot be read now costs the
+    /// notice, and nothing else.
+    async fn detail(&self, id: i64) -> Option<TransferDetail> {
+        match self.service.repository().show(id).await {
+            Ok(detail) => detail,
+            Err(error) => {
+                tracing::warn!(data_transfer_id = id, error = %chain(&error), "no notice is sent");
+                None
+            }
         }
     }
 

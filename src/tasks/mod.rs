@@ -13,6 +13,7 @@ use crate::wire::exception::Exception;
 use crate::worker::Registry;
 
 mod base;
+mod notices;
 mod producer;
 mod transfer_files_bbcp;
 mod transfer_transfer_packages;

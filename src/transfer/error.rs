@@ -450,6 +450,11 @@ impl TransferError {
         self.kind().retry
     }
 
+    /// What an operator can do about it, in whole sentences.
+    pub fn remedy(&self) -> &'static str {
+        self.kind().remedy
+    }
+
     /// How long the next attempt is waited for, if there is one.
     pub fn wait(&self) -> Wait {
         self.kind().wait

@@ -90,11 +90,7 @@ pub(super) struct Kind {
         expect(dead_code, reason = "the documentation is made by a test")
     )]
     pub(super) what: &'static str,
-    /// What an operator can do about it, likewise.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the documentation is made by a test")
-    )]
+    /// What an operator can do about it.
     pub(super) remedy: &'static str,
 }
 

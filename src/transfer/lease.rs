@@ -257,6 +257,13 @@ impl From<DbErr> for LeaseError {
     }
 }
 
+#[cfg(feature = "fault-points")]
+impl From<crate::faults::AnswerLost> for LeaseError {
+    fn from(lost: crate::faults::AnswerLost) -> Self {
+        Self::Database(lost.into())
+    }
+}
+
 #[cfg(test)]
 #[allow(
     clippy::unwrap_used,
@@ -344,11 +351,5 @@ mod tests {
         fn any_stat_line_is_read_without_panic(stat in ".*") {
             let _ = parse_process_start(&stat);
         }
-    }
-}
-#[cfg(feature = "fault-points")]
-impl From<crate::faults::AnswerLost> for LeaseError {
-    fn from(lost: crate::faults::AnswerLost) -> Self {
-        Self::Database(lost.into())
     }
 }

@@ -317,7 +317,7 @@ fn endpoint(
     }
     Ok(Endpoint::Remote(Remote {
         host,
-        ssh: ssh.clone(),
+        ssh: Box::new(ssh.clone()),
     }))
 }
 

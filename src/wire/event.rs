@@ -79,8 +79,10 @@ pub enum Event<'a> {
         /// Whether the message went back to its queue.
         requeue: bool,
     },
-    /// How far it is. Celery has no such event; monitors show or skip it.
-    TaskProgress {
+    /// How far it is. Celery has no such event. Its name must not begin with `task-`: monitors take what
+    /// follows for the task's state, do not offer to terminate what is not STARTED, and keep a state of
+    /// their own making over REVOKED.
+    Progress {
         /// Its id.
         id: &'a str,
         /// The same mapping that the state PROGRESS has as its result.
@@ -111,7 +113,7 @@ impl<'a> Event<'a> {
     pub fn of(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
         match state {
             State::Started { .. } => None,
-            State::Progress(progress) => Some(Self::TaskProgress { id, progress }),
+            State::Progress(progress) => Some(Self::Progress { id, progress }),
             State::Retry {
                 exception,
                 traceback,
@@ -151,7 +153,7 @@ impl<'a> Event<'a> {
             Self::TaskRetried { .. } => "task-retried",
             Self::TaskRevoked { .. } => "task-revoked",
             Self::TaskRejected { .. } => "task-rejected",
-            Self::TaskProgress { .. } => "task-progress",
+            Self::Progress { .. } => "progress-reported",
             Self::WorkerElectAck(_) => "worker-elect-ack",
         }
     }
@@ -225,11 +227,8 @@ impl<'a> Event<'a> {
             }),
             Self::TaskStarted(id) => json!({ "uuid": id }),
             Self::TaskRejected { id, requeue } => json!({"uuid": id, "requeue": requeue}),
-            Self::TaskProgress { id, progress } => {
-                let mut fields = progress.as_object().cloned().unwrap_or_default();
-                fields.insert("uuid".into(), json!(id));
-                Value::Object(fields)
-            }
+            // In a field of its own: the names in it are the task's.
+            Self::Progress { id, progress } => json!({"uuid": id, "progress": progress}),
             Self::WorkerElectAck(id) => json!({ "id": id }),
             Self::TaskSucceeded {
                 id,
@@ -297,6 +296,20 @@ mod tests {
                 "timestamp": 1.5, "type": "task-received",
             })
         );
+    }
+
+    #[test]
+    fn progress_is_no_state_of_a_task_and_hides_no_field() {
+        let progress = json!({"clock": "mine", "eta": 12.5});
+        let event = Event::Progress {
+            id: "a",
+            progress: &progress,
+        };
+        assert!(!event.name().starts_with("task-") && !event.is_worker());
+        let shown = event.to_json(STAMP);
+        assert_eq!(shown["clock"], 4);
+        assert_eq!(shown["progress"], progress);
+        assert_eq!(shown["eta"], Value::Null);
     }
 
     #[test]

@@ -403,7 +403,7 @@ fn text(headers: &Map<String, Value>, key: &str) -> Option<String> {
 }
 
 /// What Python takes for false: nothing, none or empty.
-pub(super) fn is_falsy(value: &Value) -> bool {
+pub(crate) fn is_falsy(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
         Value::Bool(true) => false,

@@ -24,7 +24,7 @@ use crate::broker::{
 use crate::telemetry::chain;
 use crate::wire::event::Event;
 use crate::wire::exception::{BUILTINS, Exception};
-use crate::wire::message::TaskMessage;
+use crate::wire::message::{self, TaskMessage};
 use crate::wire::pidbox::{self, Request};
 use crate::wire::repr;
 use crate::wire::result::{Cause, ResultMeta, State};
@@ -141,7 +141,7 @@ impl Worker {
             "clock" => json!({"clock": self.events.tick()}),
             "hello" => self.hello(request),
             "active" | "dump_active" => {
-                let safe = *request.argument("safe") == Value::Bool(true);
+                let safe = is_true(request.argument("safe"));
                 self.tasks(safe, |phase| matches!(phase, Phase::Active(_)))
             }
             "reserved" | "dump_reserved" => self.tasks(false, |phase| phase == Phase::Reserved),
@@ -473,9 +473,11 @@ impl Worker {
             None => json!({"error": "unknown task"}),
             Some(task) => {
                 self.rates.set(task, limit);
-                json!({"ok": match limit {
-                    None => "rate limit disabled successfully",
-                    Some(_) => "new rate limit set successfully",
+                // Flower sends text, and to Python "0" is as good a text as any.
+                let disabled = limit.is_none() && *request.argument("rate_limit") != json!("0");
+                json!({"ok": match disabled {
+                    true => "rate limit disabled successfully",
+                    false => "new rate limit set successfully",
                 }})
             }
         }
@@ -625,8 +627,9 @@ fn places(request: &Request) -> Result<usize, Exception> {
     }
 }
 
+/// As Python takes it: Flower asks to terminate by the number 1.
 fn is_true(value: &Value) -> bool {
-    *value == Value::Bool(true)
+    !message::is_falsy(value)
 }
 
 /// One id, or a list of them; anything else is none.

@@ -54,7 +54,7 @@ use results::ResultBackend;
 use revoked::Revoked;
 
 /// First and longest pause between two tries to store a result.
-const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(15));
+const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
 /// How long stopped tasks may take to put things in order.
 const COLD_WITHIN: Duration = Duration::from_secs(30);

@@ -147,7 +147,7 @@ pub struct Control {
 }
 
 /// Takes a running task's progress: a mapping, which becomes the result of the state PROGRESS and
-/// the fields of a `task-progress` event.
+/// the field `progress` of a `progress-reported` event.
 #[derive(Debug, Clone)]
 pub struct Progress(pub(super) watch::Sender<Option<Map<String, Value>>>);
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ccat_transfer::notify::Notifier;
 use ccat_transfer::settings::{self, EnumLabels, OpsDb, Settings};
 use ccat_transfer::tasks::DataTransferTask;
 use ccat_transfer::transfer::database::Database;
@@ -233,7 +234,7 @@ impl Bench {
         }
     }
 
-    fn task(&self) -> DataTransferTask {
+    fn task(&self) -> (DataTransferTask, Notifier) {
         let service = TransferService::new(
             self.workers_view
                 .as_ref()
@@ -242,7 +243,11 @@ impl Bench {
             Arc::new(self.settings.clone()),
             me(),
         );
-        DataTransferTask::new(service)
+        let notifier = Notifier::start(&self.settings.notifications);
+        (
+            DataTransferTask::new(service).with_notifier(notifier.clone()),
+            notifier,
+        )
     }
 
     /// One attempt, its row settled.
@@ -251,8 +256,8 @@ impl Bench {
     }
 
     async fn carry_out(&self, request: &Request) -> Ended {
-        let task = self.task();
-        match task.run(request).await {
+        let (task, notifier) = self.task();
+        let ended = match task.run(request).await {
             Ok(done) => Ended::Done(done),
             Err(failed) => {
                 let settling = Request {
@@ -262,7 +267,9 @@ impl Bench {
                 task.on_failure(&settling, &failed).await;
                 Ended::Failed(failed)
             }
-        }
+        };
+        notifier.close().await;
+        ended
     }
 
     /// One attempt that is stopped when so much has arrived.

@@ -76,7 +76,7 @@ def busy(workers):
     for kind in KINDS:
         later = workers.send(kind, "echo", {"a": None}, countdown=600, shadow="shown")
         until(lambda: len(ask(workers, kind, "scheduled")) == 1, "one waits for its time")
-        running = [workers.send(kind, "sleep", 25) for _ in range(2)]
+        running = [workers.send(kind, "sleep", 120) for _ in range(2)]
         until(lambda: len(ask(workers, kind, "active")) == 2, "two run")
         waiting = workers.send(kind, "echo", "x")
         until(lambda: len(ask(workers, kind, "reserved")) >= 1, "one waits for a place")
@@ -93,6 +93,15 @@ def test_inspect(workers, busy, method):
         for stats in (python, rust):
             stats["total"] = stats["pool"]["writes"] = None
     assert rust == python
+
+
+def test_query_task(workers, busy):
+    answers = {}
+    for kind in KINDS:
+        found = command(workers, kind, "inspect", "query_task", *busy[kind].values(), "unknown")
+        answers[kind] = {name: (found[task_id][0], shape(found[task_id])) for name, task_id in busy[kind].items()}
+        assert set(found) == set(busy[kind].values())
+    assert answers["rust"] == answers["python"]
 
 
 def test_inspect_revoked_and_registered(workers):
@@ -115,13 +124,14 @@ def test_inspect_conf(workers):
         assert "guest:guest" not in json.dumps(shown)
 
 
-def test_query_task(workers, busy):
-    answers = {}
+@pytest.fixture(scope="module")
+def idle(workers):
+    """Nothing runs any more, and nothing waits for a place."""
     for kind in KINDS:
-        found = command(workers, kind, "inspect", "query_task", *busy[kind].values(), "unknown")
-        answers[kind] = {name: (found[task_id][0], shape(found[task_id])) for name, task_id in busy[kind].items()}
-        assert set(found) == set(busy[kind].values())
-    assert answers["rust"] == answers["python"]
+        for request in ask(workers, kind, "active"):
+            ask(workers, kind, "revoke", task_id=request["id"], terminate=True)
+        until(lambda: not ask(workers, kind, "active") and not ask(workers, kind, "reserved"), f"{kind} is idle")
+    return workers
 
 
 @pytest.mark.parametrize(
@@ -157,7 +167,7 @@ def test_bad_rate(workers):
         assert reply["error"].startswith("Invalid rate limit string: ValueError("), reply
 
 
-def test_pool_size(workers):
+def test_pool_size(idle, workers):
     size = lambda: ask(workers, "rust", "stats")["pool"]["max-concurrency"]
     before = size()
     ask(workers, "rust", "pool_grow", n=2)
@@ -167,7 +177,7 @@ def test_pool_size(workers):
     ask(workers, "rust", "pool_grow", n=1)
 
 
-def test_consumers_come_and_go(workers, broker):
+def test_consumers_come_and_go(idle, workers, broker):
     queue = f"more{uuid.uuid4().hex[:8]}_data_transfer"
     ask(workers, "rust", "add_consumer", queue=queue)
     until(lambda: broker.consumers(queue), "the queue is consumed")
@@ -181,7 +191,7 @@ def test_consumers_come_and_go(workers, broker):
     broker.delete(queue)
 
 
-def test_revoked_by_a_stamp(workers):
+def test_revoked_by_a_stamp(idle, workers):
     ask(workers, "rust", "revoke_by_stamped_headers", headers={"batch": ["bad"]})
     bad = workers.send("rust", "add", 1, 2, stamped_headers=["batch"], batch="bad")
     good = workers.send("rust", "add", 1, 2, stamped_headers=["batch"], batch="good")

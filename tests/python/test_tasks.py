@@ -4,6 +4,7 @@ events, the same messages left behind.
 
 import contextlib
 import re
+import signal
 import uuid
 
 import pytest
@@ -59,8 +60,13 @@ def only(directory, broker, *flags, **settings):
     queue = f"t{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     worker = tasks_worker(directory, queue, broker, backend_url("redis"), *flags, **settings)
+
+    def send(task, *args, **options):
+        return app.send_task(f"tasks.{task}", args, queue=queue, **options)
+
+    send.worker = worker
     try:
-        yield lambda task, *args, **options: app.send_task(f"tasks.{task}", args, queue=queue, **options)
+        yield send
     finally:
         worker.stop()
         app.close()
@@ -266,13 +272,36 @@ def test_rate_limit(tmp_path, broker):
         assert (max(done) - min(done)).total_seconds() >= 2.3
 
 
-def test_early_acknowledgement(tmp_path, broker):
-    """The tasks of the example are late ones; rejects go to the dead-letter queue."""
+def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
+    """`worker_deduplicate_successful_tasks`: a message that comes again, and its result is there."""
+    app = Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False)
+    queue = f"t{uuid.uuid4().hex[:8]}_data_transfer"
+    broker.declare(queue)
+    result = app.send_task("tasks.add", [1, 2], queue=queue)
+    with broker.channel() as channel:
+        # Taken and not settled: the broker marks it as delivered before.
+        until(lambda: channel.basic_get(queue), "the message is there")
+    app.backend.store_result(result.id, "the first run's", "SUCCESS")
+    worker = tasks_worker(
+        tmp_path, queue, broker, backend_url("redis"), worker_deduplicate_successful_tasks="true"
+    )
+    try:
+        worker.says("had succeeded")
+        broker.all_settled(queue)
+        assert result.get(timeout=5) == "the first run's"
+    finally:
+        worker.stop()
+        app.close()
+        broker.delete(queue)
+
+
+def test_hup_is_a_warm_end(tmp_path, broker):
     with only(tmp_path, broker) as send:
-        result = send("reject")
-        assert ended(result)["status"] == "FAILURE"
-        queue = result.app.amqp  # noqa: F841
-    # The queue is gone with the block; what it rejected is checked in test_messages.py.
+        running = send("sleep", 2)
+        until(lambda: running.state in ("STARTED", "PROGRESS"), "the task runs")
+        send.worker.signal(signal.SIGHUP)
+        assert ended(running)["result"] == 2
+        assert send.worker.ended() == 0
 
 
 def test_progress(workers):
@@ -282,5 +311,5 @@ def test_progress(workers):
         until(lambda: result.state == "PROGRESS", "the task reports its progress")
         assert result.info["total"] == 5
         assert ended(result)["result"] == 5
-        progress = [event for event in seen if event["type"] == "task-progress" and event["uuid"] == result.id]
-        assert progress and progress[0]["total"] == 5
+        progress = [event for event in seen if event["type"] == "progress-reported" and event["uuid"] == result.id]
+        assert progress and progress[0]["progress"]["total"] == 5

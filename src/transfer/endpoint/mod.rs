@@ -37,7 +37,7 @@ pub struct Remote {
     /// Which one.
     pub host: Host,
     /// How.
-    pub ssh: Ssh,
+    pub ssh: Box<Ssh>,
 }
 
 /// Where one end of a copy is.

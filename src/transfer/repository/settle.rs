@@ -150,7 +150,10 @@ impl Repository {
             log_path: failure.log_path.as_deref(),
             delay: Duration::ZERO,
         };
-        self.database.bounded(self.settle(lease, &settlement)).await
+        fault_point!(
+            FailureWritten,
+            self.database.bounded(self.settle(lease, &settlement)).await
+        )
     }
 
     /// Something kept the transfer from being done that is no failure of its own: the row says
@@ -169,7 +172,7 @@ impl Repository {
             delay: failure.delay,
         };
         fault_point!(
-            FailureWritten,
+            Postponed,
             self.database.bounded(self.settle(lease, &settlement)).await
         )
     }

@@ -1,0 +1,162 @@
+//! What administrators are told about transfers: one that has failed for good, one that has
+//! completed after it had, and a link that works again.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::sync::{Mutex, PoisonError};
+
+use entity::Outcome;
+
+use crate::notify::Notice;
+use crate::transfer::error::{Scope, TransferError};
+use crate::transfer::repository::{AttemptRecord, Location, TransferDetail, TransferRecord};
+
+/// Attempts that a text lists, the latest.
+const ATTEMPTS: usize = 10;
+
+/// The links on which a transfer was given up since this process began, and none completed since:
+/// the sites' short names.
+#[derive(Debug, Default)]
+pub(super) struct BrokenLinks(Mutex<HashSet<(String, String)>>);
+
+impl BrokenLinks {
+    /// Notes that a transfer was given up, and on which link, if the link is to blame.
+    pub(super) fn blame(&self, transfer: &TransferRecord, scope: Scope) {
+        if let (Scope::Link, Some(link)) = (scope, link(transfer)) {
+            self.lock().insert(link);
+        }
+    }
+
+    /// Whether a transfer that has completed shows that its link works again.
+    pub(super) fn absolve(&self, transfer: &TransferRecord) -> bool {
+        link(transfer).is_some_and(|link| self.lock().remove(&link))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(String, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn link(transfer: &TransferRecord) -> Option<(String, String)> {
+    let site = |location: &Option<Location>| {
+        let site = location.as_ref()?.site.as_ref()?;
+        Some(site.short_name.clone())
+    };
+    Some((site(&transfer.origin)?, site(&transfer.destination)?))
+}
+
+/// A transfer was given up.
+pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
+    let id = detail.transfer.id;
+    let mut text = format!(
+        "why         {}\n\
+         what to do  {} Then set the row to PENDING with retry_count 0, to have it tried again.\n",
+        error.chain(),
+        error.remedy()
+    );
+    describe(&mut text, detail);
+    Notice {
+        subject: format!(
+            "data transfer {id} has FAILED and is not tried again: {}",
+            error.code()
+        ),
+        text,
+    }
+}
+
+/// What is to be told of a transfer that has completed, if anything.
+pub(super) fn recovered(detail: &TransferDetail, link_works_again: bool) -> Option<Notice> {
+    let TransferRecord { id, .. } = detail.transfer;
+    let had_failed = detail
+        .attempts
+        .iter()
+        .any(|attempt| attempt.outcome == Some(Outcome::Failed));
+    let mut subjects = Vec::new();
+    if had_failed {
+        subjects.push(format!(
+            "data transfer {id} has completed after it had FAILED"
+        ));
+    }
+    if let (true, Some((origin, destination))) = (link_works_again, link(&detail.transfer)) {
+        subjects.push(format!(
+            "the link from {origin} to {destination} works again"
+        ));
+    }
+    if subjects.is_empty() {
+        return None;
+    }
+    let mut text = String::new();
+    describe(&mut text, detail);
+    Some(Notice {
+        subject: subjects.join("; "),
+        text,
+    })
+}
+
+fn describe(text: &mut String, detail: &TransferDetail) {
+    let transfer = &detail.transfer;
+    let mut line = |label: &str, value: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{label:<11} {value}");
+    };
+    line(
+        "transfer",
+        format!(
+            "{}, {}, retry_count {}",
+            transfer.id, transfer.status, transfer.retry_count
+        ),
+    );
+    if let Some(package) = &transfer.package {
+        let size = package
+            .size_bytes
+            .map_or_else(|| "of unknown size".into(), |size| format!("{size} bytes"));
+        line("package", format!("{}, {size}", package.relative_path));
+    }
+    for (label, location) in [("from", &transfer.origin), ("to", &transfer.destination)] {
+        if let Some(location) = location {
+            line(label, place(location));
+        }
+    }
+    let skipped = detail.attempts.len().saturating_sub(ATTEMPTS);
+    for attempt in detail.attempts.iter().skip(skipped) {
+        line("attempt", describe_attempt(attempt));
+    }
+}
+
+fn place(location: &Location) -> String {
+    let site = location
+        .site
+        .as_ref()
+        .map_or("?", |site| site.short_name.as_str());
+    let disk = location.disk.as_ref().map_or_else(String::new, |disk| {
+        format!(
+            ", {}:{}",
+            disk.host.as_deref().unwrap_or("(the worker's host)"),
+            disk.path
+        )
+    });
+    format!("{site}/{}{disk}", location.name)
+}
+
+fn describe_attempt(attempt: &AttemptRecord) -> String {
+    let outcome = attempt.outcome.map_or_else(
+        || "running".into(),
+        |outcome| format!("{outcome:?}").to_lowercase(),
+    );
+    let mut text = format!(
+        "{} by {} at {}: {outcome}",
+        attempt.attempt,
+        attempt.worker,
+        attempt.started_at.format("%Y-%m-%d %H:%M:%S UTC")
+    );
+    for (label, value) in [
+        ("", &attempt.error_code),
+        ("", &attempt.message),
+        ("log ", &attempt.log_path),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(text, ", {label}{value}");
+        }
+    }
+    text
+}
