@@ -50,11 +50,12 @@ impl TransferFilesBbcp {
             task_id: self.request.id.clone(),
             cancelled: control.cancelled.clone(),
             redelivered: control.redelivered,
-            // The message goes back to its queue, unless somebody terminated the task.
-            release_to: if control.terminated.is_cancelled() {
-                ReleaseTo::Pending
-            } else {
+            // A row that says SCHEDULED must have a message. The task's goes back to its queue, unless
+            // somebody terminated the task, or the message is not this worker's any more.
+            release_to: if control.message.goes_back() && !control.terminated.is_cancelled() {
                 ReleaseTo::Scheduled
+            } else {
+                ReleaseTo::Pending
             },
             snapshots: watch::Sender::new(Snapshot::default()),
         }

@@ -94,6 +94,17 @@ impl AcceptedTasks {
         }
     }
 
+    /// Whether the broker still leaves a task's message to this worker. Otherwise it comes again, or
+    /// has come to somebody else and is gone.
+    pub(super) fn is_held(&self, received: &Arc<Received>) -> bool {
+        find(&mut self.lock(), received).is_some_and(|accepted| {
+            accepted
+                .deliveries
+                .iter()
+                .any(|delivery| !delivery.is_void())
+        })
+    }
+
     /// Lets a task's deliveries count against the prefetch limit, or not while it waits.
     pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
         if let Some(accepted) = find(&mut self.lock(), received) {

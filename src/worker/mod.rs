@@ -41,7 +41,7 @@ pub use control::DANGEROUS;
 pub use policy::TaskDefaults;
 pub use rate::RateLimit;
 pub use task::{
-    Attributes, Control, Failure, Outcome, Progress, Registry, Retry, When, WorkerTask,
+    Attributes, Control, Failure, Message, Outcome, Progress, Registry, Retry, When, WorkerTask,
 };
 
 use accepted::AcceptedTasks;
@@ -177,7 +177,7 @@ pub struct Worker {
     time_limits: TimeLimits,
     /// The queues that are consumed, once they are.
     subscriptions: OnceLock<Subscriptions>,
-    accepted: AcceptedTasks,
+    accepted: Arc<AcceptedTasks>,
     revoked: Revoked,
     events: Events,
     /// Tasks begun since the start, by name.
@@ -232,7 +232,7 @@ impl Worker {
             registry,
             config,
             shutdown,
-            accepted: AcceptedTasks::default(),
+            accepted: Arc::default(),
             revoked: Revoked::default(),
             events,
             totals: Mutex::default(),

@@ -19,7 +19,9 @@ use super::accepted::{Phase, Received};
 use super::canvas::{CanvasError, Stopped};
 use super::policy::Policy;
 use super::stop::{Reason as StopReason, Stop};
-use super::task::{Control, Entry, Failure, Invocation, Outcome, Progress, Retry, When, panicked};
+use super::task::{
+    Control, Entry, Failure, Invocation, Message, Outcome, Progress, Retry, When, panicked,
+};
 use super::{STORE_PAUSES, Worker};
 use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
 use crate::faults::fault_point;
@@ -268,6 +270,7 @@ impl Worker {
                 terminated: stop.for_good.clone(),
                 redelivered: received.redelivered,
                 progress: Progress(progress),
+                message: self.message_of(received),
             },
         });
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
@@ -295,6 +298,11 @@ impl Worker {
             };
             Outcome::Failed(Failure::Raised(exception))
         })
+    }
+
+    fn message_of(&self, received: &Arc<Received>) -> Message {
+        let (accepted, received) = (self.accepted.clone(), received.clone());
+        Message(Arc::new(move || accepted.is_held(&received)))
     }
 
     /// Passes a task's progress on.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use celery::Celery;
 use celery::error::{CeleryError, TaskError};
-use celery::protocol::{Message, MessageHeaders, MessageProperties};
+use celery::protocol::{MessageHeaders, MessageProperties};
 use celery::task::{Request, Task, TaskOptions};
 use chrono::{DateTime, Utc};
 use futures_util::FutureExt;
@@ -144,6 +144,30 @@ pub struct Control {
     pub redelivered: bool,
     /// Takes how far the task is.
     pub progress: Progress,
+    /// Tells what becomes of the message if the task is interrupted.
+    pub message: Message,
+}
+
+/// The message of a running task, as far as the task may want to know of it.
+#[derive(Clone)]
+pub struct Message(pub(super) Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl Message {
+    /// Whether it goes back to its queue if the task is interrupted now. False once it was
+    /// acknowledged, and when the connection that it came by is lost: the broker has then given it
+    /// to somebody, who may have found the task running and let it go.
+    #[must_use]
+    pub fn goes_back(&self) -> bool {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("goes_back", &self.goes_back())
+            .finish()
+    }
 }
 
 /// Takes a running task's progress: a mapping, which becomes the result of the state PROGRESS and
@@ -468,8 +492,8 @@ fn merged(own: TaskOptions, app: &TaskOptions) -> TaskOptions {
 
 /// The message in the crate's own form, which [`Request::new`] reads. The body stays behind: it is
 /// bound already.
-fn crate_message(message: &TaskMessage) -> Message {
-    Message {
+fn crate_message(message: &TaskMessage) -> celery::protocol::Message {
+    celery::protocol::Message {
         properties: MessageProperties {
             correlation_id: message.correlation_id.clone(),
             content_type: crate::wire::message::JSON.into(),
