@@ -126,13 +126,6 @@ impl Queue {
         }
     }
 
-    /// A queue argument in whole numbers: `x-expires` and `x-message-ttl` in milliseconds,
-    /// `x-max-length`, `x-max-length-bytes`, `x-max-priority`.
-    #[must_use]
-    pub fn number(&self, argument: &str) -> Option<u64> {
-        self.arguments.get(argument)?.as_u64()
-    }
-
     /// Whether it is a quorum queue, as far as its declaration says.
     #[must_use]
     pub fn is_quorum(&self) -> bool {

@@ -251,7 +251,9 @@ impl<'a> Reader<'a> {
     }
 
     fn unicode_escape(&mut self) -> Result<char, JsonError> {
-        let first = self.code_unit().ok_or_else(|| self.error("no \\uXXXX"))?;
+        let first = self
+            .code_unit()
+            .ok_or_else(|| self.error("no four digits after \\u"))?;
         self.at += 6;
         if (0xD800..0xDC00).contains(&first)
             && let Some(second @ 0xDC00..0xE000) = self.code_unit()
@@ -263,7 +265,7 @@ impl<'a> Reader<'a> {
         Ok(char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER))
     }
 
-    /// The `\uXXXX` that comes next.
+    /// The `\u` with four hexadecimal digits that comes next.
     fn code_unit(&self) -> Option<u32> {
         let digits = self.rest().strip_prefix("\\u")?.get(..4)?;
         let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());

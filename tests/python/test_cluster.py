@@ -10,9 +10,9 @@ import uuid
 import pytest
 from kombu import Exchange
 
-from support import clean_environment, until
+from support import backend_url, clean_environment, tasks_worker, until
 from test_control import events
-from test_tasks import KINDS, Workers, ended
+from test_tasks import KINDS, Workers, ended, only
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -227,8 +227,6 @@ def test_an_election_is_answered(workers):
 
 
 def test_a_new_node_learns_what_is_revoked(workers, tmp_path):
-    from support import backend_url, tasks_worker
-
     task_id = str(uuid.uuid4())
     ask(workers, "python", "revoke", task_id=task_id)
     newcomer = tasks_worker(tmp_path, f"{workers.queues['rust']}.new", workers.broker, backend_url("redis"))
@@ -244,9 +242,6 @@ def test_a_new_node_learns_what_is_revoked(workers, tmp_path):
 
 
 def test_what_is_not_allowed(tmp_path, broker):
-    workers = None
-    from test_tasks import only
-
     with only(tmp_path, broker, worker_remote_control_allowed='["terminate"]') as send:
         app = send("echo", 1).app
         [reply] = app.control.broadcast("shutdown", reply=True, timeout=2, pattern="tasks-t*", matcher="glob") or [None]
