@@ -332,13 +332,23 @@ impl Canvas {
         Ok(children.iter().map(ResultNode::to_json).collect())
     }
 
-    /// Sends one message, for as long as it takes.
     async fn send(&self, outgoing: Outgoing, task_id: &str) -> Result<(), CanvasError> {
-        let publication = self.publication(outgoing);
+        self.publish(&self.publication(outgoing), task_id).await
+    }
+
+    /// Publishes what a task leads to, for as long as it takes to reach the broker.
+    ///
+    /// # Errors
+    /// [`CanvasError::Refused`] for what the broker will never take, and [`CanvasError::Stopped`].
+    pub(super) async fn publish(
+        &self,
+        publication: &Publication,
+        task_id: &str,
+    ) -> Result<(), CanvasError> {
         let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
         let mut refusals = 0;
         loop {
-            let Err(error) = self.transport.publish(&publication, PUBLISH_WITHIN).await else {
+            let Err(error) = self.transport.publish(publication, PUBLISH_WITHIN).await else {
                 return Ok(());
             };
             match error {

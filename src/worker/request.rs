@@ -567,9 +567,14 @@ impl Worker {
             return concluded;
         }
         let publication = self.retry_publication(received, eta, &retry.changes);
-        match self.publish(message, &publication).await {
+        match self.canvas.publish(&publication, &message.id).await {
             Ok(()) => Verdict::Ack,
-            Err(Requeue) => Verdict::Requeue,
+            Err(CanvasError::Stopped) => Verdict::Requeue,
+            // Nobody can take the next run: its queue or exchange is gone.
+            Err(error) => {
+                self.fail(received, policy, error.exception(), runtime)
+                    .await
+            }
         }
     }
 
@@ -613,31 +618,6 @@ impl Worker {
             message,
             declare,
             mandatory: true,
-        }
-    }
-
-    /// Publishes something that a task leads to, for as long as it takes.
-    async fn publish(
-        &self,
-        message: &TaskMessage,
-        publication: &Publication,
-    ) -> Result<(), Requeue> {
-        let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
-        loop {
-            let Err(error) = self.transport.publish(publication, PUBLISH_WITHIN).await else {
-                return Ok(());
-            };
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                task_id = message.id,
-                error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
-                "the next run was not published; the message stays unacknowledged until it is"
-            );
-            tokio::select! {
-                () = self.stopping.cancelled() => return Err(Requeue),
-                () = tokio::time::sleep(pause) => {}
-            }
         }
     }
 
