@@ -73,7 +73,7 @@ printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 
 # The time limits only keep a hang from becoming CI's.
 check "unit, property, integration and documentation tests" \
-  timeout --kill-after 10 1500 cargo test --locked --workspace $CCAT_FEATURES || true
+  timeout --kill-after 10 1500 cargo test --locked --workspace --no-fail-fast $CCAT_FEATURES || true
 check "Python interoperability" \
   timeout --kill-after 10 1500 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q tests/python || true
 check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true

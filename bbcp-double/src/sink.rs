@@ -219,6 +219,14 @@ impl<'a> Copy<'a> {
         }
     }
 
+    /// Whether the agent is gone, and the source noticed it first. A local orphan leaves its partial behind; which
+    /// of the two children looks first makes no difference.
+    fn is_orphaned(&self, failure: &Failure) -> bool {
+        failure.code == SOURCE_IS_GONE
+            && !self.job.sink_is_remote
+            && !watch::agent_lives(self.job.agent)
+    }
+
     fn run(mut self, index: usize, peer: &mut Peer, partial: &Partial) -> Result<(), Failure> {
         let options = &self.job.options;
         let shown = &self.target.shown;
@@ -244,7 +252,9 @@ impl<'a> Copy<'a> {
             {
                 wait_for_haunting(self.job);
             }
-            self.target.fail();
+            if !self.is_orphaned(&failure) {
+                self.target.fail();
+            }
             return Err(failure);
         }
         *partial.lock().unwrap_or_else(PoisonError::into_inner) = None;
