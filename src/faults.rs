@@ -17,6 +17,8 @@
 //! | `fail` | the step answers with its infrastructure error: its own answer is lost |
 //! | `twice` | the step is made again, at once |
 //! | `pause` | SIGSTOP to this process: it goes on when somebody sends SIGCONT, as if nothing had been |
+//!
+//! And a loop can be made to stand still, by [`hang_point!`]: `sweeper:hang`, `manager_loop:hang`.
 
 #[cfg(all(feature = "fault-points", not(debug_assertions)))]
 compile_error!("fault points are for tests: a build without debug assertions must not have them");
@@ -52,7 +54,23 @@ macro_rules! fault_point {
     };
 }
 
-pub(crate) use fault_point;
+/// Names a loop that can be made to hang here for ever.
+#[cfg(not(feature = "fault-points"))]
+macro_rules! hang_point {
+    ($point:ident) => {};
+}
+
+/// Names a loop that can be made to hang here for ever.
+#[cfg(feature = "fault-points")]
+macro_rules! hang_point {
+    ($point:ident) => {
+        if $crate::faults::FaultPoint::$point.hangs() {
+            std::future::pending::<()>().await;
+        }
+    };
+}
+
+pub(crate) use {fault_point, hang_point};
 
 #[cfg(feature = "fault-points")]
 pub use points::*;
@@ -75,6 +93,8 @@ mod points {
         Twice,
         /// The process stands still until it is told to go on.
         Pause,
+        /// A loop stands still for ever.
+        Hang,
     }
 
     impl Mode {
@@ -86,6 +106,7 @@ mod points {
                 Self::Fail => "fail",
                 Self::Twice => "twice",
                 Self::Pause => "pause",
+                Self::Hang => "hang",
             }
         }
     }
@@ -96,6 +117,8 @@ mod points {
     const PASSAGE: &[Mode] = &[Mode::Kill, Mode::Fail, Mode::Pause];
     /// For places where nothing can fail.
     const MOMENT: &[Mode] = &[Mode::Kill, Mode::Pause];
+    /// For loops.
+    const LOOP: &[Mode] = &[Mode::Hang];
 
     macro_rules! points {
         ($($(#[$doc:meta])* $point:ident = $name:literal, $modes:ident;)*) => {
@@ -106,7 +129,7 @@ mod points {
             }
 
             impl FaultPoint {
-                /// Every one, in the order of a transfer's life.
+                /// Every one, in the order of a transfer's life, and then the loops.
                 pub const ALL: &[Self] = &[$(Self::$point),*];
 
                 /// As in `CCAT_TRANSFER_FAULT`.
@@ -191,6 +214,11 @@ mod points {
         Postponed = "postponed", STEP;
         /// A stopped transfer has been given back.
         Released = "released", STEP;
+
+        /// The loop that sweeps dead leases.
+        Sweeper = "sweeper", LOOP;
+        /// The loop of the manager.
+        ManagerLoop = "manager_loop", LOOP;
     }
 
     /// The answer of a step is lost. Every kind of error that a step can have is made from it: the
@@ -212,6 +240,30 @@ mod points {
         /// Called wherever the point is; dies and stops here and now.
         #[must_use]
         pub fn reached(self) -> Option<Fault> {
+            match self.due()? {
+                Mode::Kill => signal_self(Signal::SIGKILL),
+                Mode::Pause => signal_self(Signal::SIGSTOP),
+                Mode::Fail => Some(Fault::Fail(AnswerLost(self))),
+                Mode::Twice => Some(Fault::Twice),
+                // A step is no loop.
+                Mode::Hang => None,
+            }
+        }
+
+        /// Called in a loop's every round: whether it has to stand still.
+        #[must_use]
+        pub fn hangs(self) -> bool {
+            self.due() == Some(Mode::Hang)
+        }
+
+        /// Whether it is a loop and no step.
+        #[must_use]
+        pub fn is_loop(self) -> bool {
+            self.modes() == LOOP
+        }
+
+        /// What is to happen here and now.
+        fn due(self) -> Option<Mode> {
             let order = orders().iter().find(|order| order.point == self)?;
             if order.countdown.fetch_sub(1, Ordering::Relaxed) != 1 {
                 return None;
@@ -221,12 +273,7 @@ mod points {
                 mode = order.mode.name(),
                 "fault injected"
             );
-            match order.mode {
-                Mode::Kill => signal_self(Signal::SIGKILL),
-                Mode::Pause => signal_self(Signal::SIGSTOP),
-                Mode::Fail => Some(Fault::Fail(AnswerLost(self))),
-                Mode::Twice => Some(Fault::Twice),
-            }
+            Some(order.mode)
         }
     }
 
@@ -306,6 +353,7 @@ mod points {
                 "renamed:kill:1:2",
                 "nowhere:kill",
                 "tidied:twice",
+                "sweeper:kill",
             ] {
                 assert!(parse(word).is_none(), "{word}");
             }

@@ -2,18 +2,21 @@
 //!
 //! Layers, each knowing only those below it: [`cli`]; [`manager`] and [`tasks`]; on one side [`transfer`]
 //! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
-//! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`]
-//! and [`faults`] are used from everywhere and know nothing of the layers.
+//! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`],
+//! [`pulse`], [`metrics`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
 
 pub mod broker;
 pub mod cli;
 pub mod faults;
 pub mod health;
 pub mod manager;
+pub mod metrics;
 pub mod notify;
 pub mod pauses;
 pub mod process;
+pub mod pulse;
 pub mod settings;
+pub mod sideport;
 pub mod tasks;
 pub mod telemetry;
 pub mod transfer;

@@ -7,13 +7,15 @@
 //! takes PENDING rows, too, and the second message finds the work done.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::faults::fault_point;
+use crate::faults::{fault_point, hang_point};
+use crate::metrics::{ManagerMetrics, PassCounts};
+use crate::pulse::{self, Pulse};
 use crate::settings::{QueueLocation, Settings};
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
@@ -45,6 +47,8 @@ pub struct Manager {
     settings: Arc<Settings>,
     owner: Owner,
     submit: Arc<dyn Submit>,
+    pulse: Pulse,
+    metrics: Option<ManagerMetrics>,
 }
 
 /// What one pass did.
@@ -116,7 +120,26 @@ impl Manager {
             settings,
             owner,
             submit,
+            pulse: Pulse::default(),
+            metrics: None,
         }
+    }
+
+    /// Ticks while it gets on with its passes, and counts them.
+    #[must_use]
+    pub fn watched(self, pulse: Pulse, metrics: ManagerMetrics) -> Self {
+        Self {
+            pulse,
+            metrics: Some(metrics),
+            ..self
+        }
+    }
+
+    /// How long a manager's pulse may not tick: as long as it sleeps, and as a step of a pass may take that
+    /// waits for the database again and again.
+    #[must_use]
+    pub fn pulse_limit(settings: &Settings) -> Duration {
+        settings.manager.sleep_time + settings.ops_db.acquire_timeout * 10 + pulse::AT_LEAST
     }
 
     /// Runs passes for ever, with a pause between them, until `stop`. A pass that fails is logged;
@@ -125,9 +148,11 @@ impl Manager {
         let pause = self.settings.manager.sleep_time;
         tracing::info!(sleep_time = %humantime::format_duration(pause), "manager ready");
         loop {
+            self.pulse.tick();
             tokio::select! {
                 () = stop.cancelled() => break,
-                pass = self.transfer_transfer_packages(false) => {
+                pass = self.counted_pass() => {
+                    self.pulse.tick();
                     if let Err(error) = pass {
                         tracing::error!(error = %chain(&error), "pass failed; the next one tries again");
                     }
@@ -138,7 +163,23 @@ impl Manager {
                 () = tokio::time::sleep(pause) => {}
             }
         }
+        self.pulse.rest();
         tracing::info!("manager stopped");
+    }
+
+    async fn counted_pass(&self) -> Result<Pass, ManagerError> {
+        hang_point!(ManagerLoop);
+        let began = Instant::now();
+        let pass = self.transfer_transfer_packages(false).await;
+        if let Some(metrics) = &self.metrics {
+            let did = pass.as_ref().ok().map(|pass| PassCounts {
+                scheduled: pass.scheduled.len(),
+                refused: pass.refused.len(),
+                recovered: pass.recovered.len(),
+            });
+            metrics.pass(began.elapsed(), did);
+        }
+        pass
     }
 
     /// One pass: recovers, then schedules every PENDING transfer that is due. With `verbose` every row has a
@@ -197,6 +238,7 @@ impl Manager {
         pass: &mut Pass,
         verbose: bool,
     ) -> Result<(), SubmitError> {
+        self.pulse.tick();
         let data_transfer_id = row.id;
         let mut refuse = |reason: String| {
             tracing::error!(
@@ -297,8 +339,11 @@ pub async fn keep_recovering(
     observer: &Owner,
     every: Duration,
     stop: &CancellationToken,
+    pulse: &Pulse,
 ) {
     loop {
+        pulse.tick();
+        hang_point!(Sweeper);
         if let Err(error) = recover(repository, observer).await {
             tracing::warn!(error = %chain(&error), "dead leases could not be swept");
         }

@@ -26,8 +26,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::consumer::Feed;
-use super::{BrokerError, Consumer, Publication, Subscription, Transport};
+use super::{BrokerError, Consumer, Publication, QueueDepth, Subscription, Transport};
 use crate::pauses::Pauses;
+use crate::pulse::{self, Pulses};
 use crate::settings;
 use crate::telemetry::chain;
 use link::{Link, goodbye};
@@ -137,6 +138,7 @@ pub struct Amqp {
     publisher: Mutex<Option<PublisherSession>>,
     sessions: TaskTracker,
     closing: CancellationToken,
+    pulses: Pulses,
 }
 
 impl Amqp {
@@ -151,7 +153,20 @@ impl Amqp {
             publisher: Mutex::new(None),
             sessions: TaskTracker::new(),
             closing: CancellationToken::new(),
+            pulses: Pulses::default(),
         })
+    }
+
+    /// Gives every subscription a pulse there.
+    #[must_use]
+    pub fn with_pulses(self, pulses: Pulses) -> Self {
+        Self { pulses, ..self }
+    }
+
+    /// How long the loop that keeps a subscription served may not tick: it may wait for a
+    /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
+    fn pulse_limit(&self) -> Duration {
+        self.link.connection_timeout + RECONNECT.1 + self.link.heartbeat() * 3 + pulse::AT_LEAST
     }
 
     /// Publishes once, on the open session or a new one.
@@ -201,20 +216,36 @@ impl Amqp {
         }
     }
 
-    /// The channel to publish on, with everything declared. Only this is done under the lock:
-    /// confirms are awaited by many publishers at once.
-    async fn publishing_channel(&self, publication: &Publication) -> Result<Channel, BrokerError> {
-        let mut session = self.publisher.lock().await;
+    /// The session, made anew if its connection is gone.
+    async fn opened<'a>(
+        &self,
+        session: &'a mut Option<PublisherSession>,
+    ) -> Result<&'a mut PublisherSession, BrokerError> {
         if session
             .as_ref()
             .is_some_and(|open| !open.connection.status().connected())
         {
             *session = None;
         }
-        let open = match &mut *session {
+        Ok(match session {
             Some(open) => open,
             none => none.insert(PublisherSession::open(&self.link).await?),
-        };
+        })
+    }
+
+    /// A channel of its own for questions whose answer may end it.
+    async fn spare_channel(&self) -> Result<Channel, BrokerError> {
+        let mut session = self.publisher.lock().await;
+        let open = self.opened(&mut session).await?;
+        let error = |e| self.link.error(e, "a channel to look at queues");
+        open.connection.create_channel().await.map_err(error)
+    }
+
+    /// The channel to publish on, with everything declared. Only this is done under the lock:
+    /// confirms are awaited by many publishers at once.
+    async fn publishing_channel(&self, publication: &Publication) -> Result<Channel, BrokerError> {
+        let mut session = self.publisher.lock().await;
+        let open = self.opened(&mut session).await?;
         if let Some(declaration) = &publication.declare {
             let (kind, name) = declaration.key();
             let key = (kind, name.to_owned());
@@ -280,6 +311,25 @@ impl Transport for Amqp {
         }
     }
 
+    async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError> {
+        let mut channel = self.spare_channel().await?;
+        let mut depths = Vec::with_capacity(queues.len());
+        for queue in queues {
+            match link::depth(&channel, queue).await {
+                Ok(depth) => depths.push(depth),
+                // The refusal has ended the channel.
+                Err(error) if link::is_not_found(&error) => channel = self.spare_channel().await?,
+                Err(error) => {
+                    let what = format!("to look at queue `{queue}`");
+                    return Err(self.link.error(error, &what));
+                }
+            }
+        }
+        // The channel goes either way; its closing tells nothing new.
+        let _ = channel.close(200, "seen".into()).await;
+        Ok(depths)
+    }
+
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
         let supervisor = Supervisor {
@@ -290,7 +340,12 @@ impl Transport for Amqp {
             delayed: subscription.delayed,
             closing: self.closing.clone(),
         };
-        self.sessions.spawn(supervisor.run(feed));
+        let name = format!("connection for {}", subscription.purpose);
+        let pulse = self.pulses.start(name, self.pulse_limit());
+        self.sessions.spawn(async move {
+            supervisor.run(feed, &pulse).await;
+            pulse.rest();
+        });
         consumer
     }
 

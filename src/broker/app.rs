@@ -225,7 +225,7 @@ mod tests {
 
     use super::*;
     use crate::broker::consumer::Feed;
-    use crate::broker::{self, Consumer, Declaration, Queue, Subscription};
+    use crate::broker::{self, Consumer, Declaration, Queue, QueueDepth, Subscription};
     use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
@@ -276,6 +276,9 @@ mod tests {
         }
         fn consume(&self, subscription: Subscription) -> Consumer {
             Feed::new(&subscription, Default::default()).1
+        }
+        async fn survey(&self, _queues: &[String]) -> Result<Vec<QueueDepth>, broker::BrokerError> {
+            Ok(Vec::new())
         }
         async fn close(&self) {}
     }

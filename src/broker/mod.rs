@@ -56,6 +56,17 @@ pub struct Subscription {
     pub delayed: Option<QueueType>,
 }
 
+/// How full a queue is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueDepth {
+    /// Its name.
+    pub queue: String,
+    /// Messages that wait; those that a worker holds are not counted.
+    pub messages: u32,
+    /// Consumers.
+    pub consumers: u32,
+}
+
 /// Why the transport could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
@@ -142,6 +153,13 @@ pub trait Transport: Send + Sync {
     /// Starts to consume, at once or as soon as there is a connection. Never fails: a broker that
     /// is down, goes away or refuses is tried again, with a log line that says why.
     fn consume(&self, subscription: Subscription) -> Consumer;
+
+    /// How full queues are; those that are missing are left out. Asks the broker, so it also tells
+    /// whether that is there: with no queues, nothing else. May be dropped while it waits.
+    ///
+    /// # Errors
+    /// What the broker says, or that it cannot be reached.
+    async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError>;
 
     /// Cancels every consumer and closes every connection; unsettled deliveries return to their
     /// queues.

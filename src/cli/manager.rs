@@ -2,19 +2,32 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use celery::Celery;
 use clap::Args;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::node::{host, node_name};
+use super::patience::Patience;
+use super::restart::{self, End};
 use super::signals::Signals;
-use super::{CliError, Context, output};
-use crate::broker::Transport;
-use crate::broker::app;
+use super::supervision::supervise;
+use super::{CliError, Context, output, table};
+use crate::broker::{Transport, app};
 use crate::manager::{Manager, ManagerError, Pass};
+use crate::metrics::{ManagerMetrics, TaskMetrics};
+use crate::pulse::Pulses;
+use crate::sideport::{Board, Phase, Probe};
 use crate::tasks::Producer;
 use crate::telemetry::chain;
 use crate::transfer::lease::Owner;
+use crate::transfer::repository::Repository;
+use crate::worker::Shutdown;
+
+/// How long it holds that the broker answers.
+const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -25,49 +38,149 @@ pub(super) struct Arguments {
     /// Log every row.
     #[arg(short, long)]
     verbose: bool,
+
+    /// Wait so many seconds at the start for the database and the broker, instead of failing
+    /// [without a number: 60].
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60"
+    )]
+    wait_for: Option<u32>,
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
-    let mut signals = Signals::listen()?;
-    let name = node_name(Some("transfer_manager"), &host());
-    let repository = context.repository().await?;
-    let transport: Arc<dyn Transport> = Arc::new(context.transport(&name)?);
-    let app = app::build(transport.clone(), context.producing(&name))
-        .await
-        .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
-    let producer = Arc::new(Producer(Arc::new(app)));
-    let owner = Owner::current(name.as_str());
-    let manager = Manager::new(repository, context.settings.clone(), owner, producer);
+    match arguments.once {
+        true => once(context, arguments).await,
+        false => service(context, arguments).await,
+    }
+}
 
-    let outcome = if arguments.once {
-        manager
-            .transfer_transfer_packages(arguments.verbose)
-            .await
-            .map(Some)
-    } else {
-        let alive = context
-            .health()?
-            .service(&context.settings.health.manager_name);
-        let stop = CancellationToken::new();
-        tokio::join!(manager.transfer_manager_service(&stop), async {
-            signals.any().await;
-            stop.cancel();
-        });
-        if let Some(alive) = alive {
-            alive.end().await;
-        }
-        Ok(None)
-    };
-    transport.close().await;
-    match outcome {
-        Ok(Some(pass)) => print(context, &pass)?,
-        Ok(None) => {}
+async fn once(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
+    let parts = Parts::connect(context, arguments, Pulses::default()).await?;
+    let manager = parts.manager(context, None);
+    let pass = manager.transfer_transfer_packages(arguments.verbose).await;
+    parts.transport.close().await;
+    match pass {
+        Ok(pass) => print(context, &pass)?,
         Err(ManagerError::Database(error)) => return Err(error.into()),
         Err(error @ ManagerError::Broker(_)) => {
             return Err(CliError::Unreachable(chain(&error).to_string()));
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
+    let signals = Signals::listen()?;
+    let (board, _port) = context.board().await?;
+    let parts = Parts::connect(context, arguments, board.pulses.clone()).await?;
+    let (passes, sent) = (ManagerMetrics::new()?, TaskMetrics::new(&parts.name)?);
+    board.show(&passes.all())?;
+    board.show(&sent.of_producer())?;
+    table::watch(&board, &parts.repository)?;
+    watch_broker(&board, &parts.transport);
+    board.describe({
+        let passes = passes.clone();
+        move || format!("{} transfers scheduled since the start", passes.scheduled())
+    });
+    let limit = Manager::pulse_limit(&context.settings);
+    let manager = parts
+        .manager(context, Some(sent))
+        .watched(board.pulses.start("manager", limit), passes);
+
+    let alive = context
+        .health()?
+        .service(&context.settings.health.manager_name);
+    let _supervision = supervise(&board, watch::Sender::new(true).subscribe());
+    board.enter(Phase::Running);
+    let shutdown = Shutdown::default();
+    let stop = CancellationToken::new();
+    let working = async {
+        tokio::join!(manager.transfer_manager_service(&stop), async {
+            shutdown.requested().await;
+            board.enter(Phase::Stopping);
+            stop.cancel();
+        });
+    };
+    let can_restart = || restart::is_possible(context);
+    let ((), end) = signals.during(&shutdown, can_restart, working).await;
+    if let Some(alive) = alive {
+        alive.end().await;
+    }
+    parts.transport.close().await;
+    match end {
+        // It has nothing that an INT could break.
+        End::Exit(_) => Ok(ExitCode::SUCCESS),
+        End::Restart => end.conclude(),
+    }
+}
+
+/// What a manager is made of.
+struct Parts {
+    name: String,
+    repository: Repository,
+    transport: Arc<dyn Transport>,
+    app: Arc<Celery>,
+}
+
+impl Parts {
+    async fn connect(
+        context: &Context,
+        arguments: &Arguments,
+        pulses: Pulses,
+    ) -> Result<Self, CliError> {
+        let name = node_name(Some("transfer_manager"), &host());
+        let patience = Patience::new(arguments.wait_for);
+        let repository = patience
+            .reach("the database", async || context.repository().await)
+            .await?;
+        let transport = context.transport(&name)?.with_pulses(pulses);
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        if arguments.wait_for.is_some() {
+            let ask = async || Ok(transport.survey(&[]).await.map(drop)?);
+            patience.reach("the broker", ask).await?;
+        }
+        let app = app::build(transport.clone(), context.producing(&name))
+            .await
+            .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
+        Ok(Self {
+            name,
+            repository,
+            transport,
+            app: Arc::new(app),
+        })
+    }
+
+    fn manager(&self, context: &Context, sent: Option<TaskMetrics>) -> Manager {
+        let producer = Producer::new(self.app.clone(), &context.settings.celery);
+        let producer = match sent {
+            Some(sent) => producer.with_metrics(sent),
+            None => producer,
+        };
+        Manager::new(
+            self.repository.clone(),
+            context.settings.clone(),
+            Owner::current(self.name.as_str()),
+            Arc::new(producer),
+        )
+    }
+}
+
+/// The manager is ready while the broker answers.
+fn watch_broker(board: &Board, transport: &Arc<dyn Transport>) {
+    let transport = transport.clone();
+    board.ready_if(Probe::new("broker", FRESH, move || {
+        let transport = transport.clone();
+        async move {
+            let answered = transport.survey(&[]).await;
+            answered
+                .map(drop)
+                .map_err(|error| chain(&error).to_string())
+        }
+    }));
 }
 
 fn print(context: &Context, pass: &Pass) -> Result<(), CliError> {

@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use celery::error::CeleryError;
 use clap::{Parser, Subcommand};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::broker::BrokerError;
 use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::health::Health;
+use crate::metrics;
 use crate::settings::{self, Settings, SettingsError};
+use crate::sideport::{BindError, Board};
 use crate::tasks;
 use crate::telemetry::{self, chain};
 use crate::transfer::database::{Database, DatabaseError};
@@ -30,11 +33,15 @@ mod db;
 mod manager;
 mod node;
 mod output;
+mod patience;
 mod pidfile;
+mod restart;
 mod results;
 mod serve;
 mod signals;
 mod stacks;
+mod supervision;
+mod table;
 mod transfers;
 mod worker;
 
@@ -109,7 +116,7 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
-    /// List the fault points of this build and what can happen at each.
+    /// List the steps at which this build can make faults, and what can happen at each.
     #[cfg(feature = "fault-points")]
     #[command(hide = true)]
     FaultPoints,
@@ -154,7 +161,9 @@ where
                 .await
                 .map_err(|e| CliError::Configuration(e.to_string()))
         };
-        serve::serve(&context, &worker, Vec::new(), register).await
+        let (board, _port) = context.board().await?;
+        let end = serve::serve(&context, &worker, &board, Vec::new(), register).await?;
+        end.conclude()
     }))
 }
 
@@ -188,6 +197,7 @@ impl Common {
         let context = Context {
             settings: Arc::new(settings),
             json: self.json,
+            config: self.config,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -202,7 +212,10 @@ impl Common {
 
 #[cfg(feature = "fault-points")]
 fn list_fault_points() -> ExitCode {
-    for point in crate::faults::FaultPoint::ALL {
+    let steps = crate::faults::FaultPoint::ALL
+        .iter()
+        .filter(|point| !point.is_loop());
+    for point in steps {
         let modes: Vec<_> = point.modes().iter().map(|mode| mode.name()).collect();
         println!("{} {}", point.name(), modes.join(" "));
     }
@@ -213,6 +226,8 @@ fn list_fault_points() -> ExitCode {
 struct Context {
     settings: Arc<Settings>,
     json: bool,
+    /// The file of settings, to be read again.
+    config: Option<PathBuf>,
 }
 
 impl Context {
@@ -225,6 +240,16 @@ impl Context {
     fn transport(&self, name: &str) -> Result<Amqp, CliError> {
         let celery = &self.settings.celery;
         Ok(Amqp::new(&Options::configured(celery, name))?)
+    }
+
+    /// What the process shows, on the side port if the settings want one.
+    async fn board(&self) -> Result<(Board, Option<AbortOnDropHandle<()>>), CliError> {
+        let board = Board::new()?;
+        let port = match self.settings.http.address() {
+            Some(address) => Some(board.serve(address).await?),
+            None => None,
+        };
+        Ok((board, port))
     }
 
     fn health(&self) -> Result<Health, CliError> {
@@ -257,6 +282,10 @@ enum CliError {
     Migration(#[from] migration::MigrationError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    #[error(transparent)]
+    SidePort(#[from] BindError),
+    #[error("metrics")]
+    Metrics(#[from] metrics::Error),
     #[error("{0}")]
     Usage(String),
     #[error("{0}")]
@@ -272,9 +301,21 @@ enum CliError {
 }
 
 impl CliError {
+    /// Whether the same may work later, without anybody's doing.
+    fn is_unreachable(&self) -> bool {
+        match self {
+            Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {
+                error.is_unreachable()
+            }
+            Self::Broker(BrokerError::Unreachable { .. } | BrokerError::Timeout { .. })
+            | Self::Unreachable(_) => true,
+            _ => false,
+        }
+    }
+
     fn code(&self) -> ExitCode {
         ExitCode::from(match self {
-            Self::Failed(_) | Self::Migration(_) => 1,
+            Self::Failed(_) | Self::Migration(_) | Self::SidePort(_) | Self::Metrics(_) => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
             Self::Settings(_)

@@ -4,21 +4,31 @@
 //! register tasks, and runs it until a signal or the remote control ends it.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use celery::Celery;
 use clap::Args;
+use tokio::sync::watch;
 
 use super::node::{host, node_name};
+use super::patience::Patience;
 use super::pidfile::PidFile;
+use super::restart::{self, End};
 use super::signals::Signals;
+use super::supervision::supervise;
 use super::{CliError, Context};
 use crate::broker::{TaskQueues, Transport, app};
+use crate::metrics::{QueueMetrics, TaskMetrics};
 use crate::settings::Settings;
+use crate::sideport::{Board, Phase, Probe};
+use crate::telemetry::chain;
 use crate::wire::content::Accept;
+use crate::worker::results::ResultBackend;
 use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker, results};
+
+/// How long the answers of broker and result backend hold, for monitors that ask often.
+const FRESH: Duration = Duration::from_secs(2);
 
 /// The flags of `celery worker`. Those that mean nothing for a process without child processes and
 /// without Python are taken, too, and answered with one line: start scripts need not be changed.
@@ -75,6 +85,17 @@ pub struct WorkerArguments {
     /// File that holds the process id while the worker runs.
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
+
+    /// Wait so many seconds at the start for the broker and the database, instead of failing
+    /// [without a number: 60].
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60"
+    )]
+    pub wait_for: Option<u32>,
 
     #[command(flatten)]
     without_effect: WithoutEffect,
@@ -159,6 +180,10 @@ pub struct Service {
     pub hostname: String,
     /// The app that tasks are registered with and send messages by.
     pub app: Arc<Celery>,
+    /// What the process shows of itself.
+    pub board: Board,
+    /// What is counted of tasks.
+    pub tasks: TaskMetrics,
 }
 
 impl WorkerArguments {
@@ -213,9 +238,10 @@ fn places(text: &str) -> Result<u16, std::num::ParseIntError> {
 pub(super) async fn serve<R>(
     context: &Context,
     arguments: &WorkerArguments,
+    board: &Board,
     queues: Vec<String>,
     register: impl FnOnce(Service) -> R,
-) -> Result<ExitCode, CliError>
+) -> Result<End, CliError>
 where
     R: Future<Output = Result<Registry, CliError>>,
 {
@@ -233,17 +259,29 @@ where
         tracing::warn!(flags = ?ignored, "flags of celery worker that do nothing here");
     }
 
-    let transport: Arc<dyn Transport> = Arc::new(context.transport(&hostname)?);
+    let transport = context
+        .transport(&hostname)?
+        .with_pulses(board.pulses.clone());
+    let transport: Arc<dyn Transport> = Arc::new(transport);
+    if arguments.wait_for.is_some() {
+        let patience = Patience::new(arguments.wait_for);
+        let ask = async || Ok(transport.survey(&[]).await.map(drop)?);
+        patience.reach("the broker", ask).await?;
+    }
     let results = results::open(&celery.into(), transport.clone())
         .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
     let app = app::build(transport.clone(), context.producing(&hostname))
         .await
         .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
     let app = Arc::new(app);
+    let tasks = TaskMetrics::new(&hostname)?;
+    board.show(&tasks.of_worker())?;
     let registry = register(Service {
         settings: settings.clone(),
         hostname: hostname.clone(),
         app: app.clone(),
+        board: board.clone(),
+        tasks: tasks.clone(),
     })
     .await?;
 
@@ -253,10 +291,72 @@ where
         ..config(settings, hostname, queues)
     };
     let shutdown = Shutdown::default();
-    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
-    let (ended, code) = signals.during(&shutdown, worker.run()).await;
+    watch_backend(board, &results);
+    watch_queues(board, &transport, config.queues.clone())?;
+    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone())
+        .with_metrics(tasks)
+        .with_pulses(board.pulses.clone());
+    watch_broker(board, worker.served());
+    let _supervision = supervise(board, worker.served());
+    board.enter(Phase::Running);
+    let working = async {
+        let working = worker.run();
+        tokio::pin!(working);
+        tokio::select! {
+            ended = &mut working => return ended,
+            () = shutdown.requested() => board.enter(Phase::Stopping),
+        }
+        working.await
+    };
+    let can_restart = || restart::is_possible(context);
+    let (ended, end) = signals.during(&shutdown, can_restart, working).await;
     ended?;
-    Ok(code)
+    Ok(end)
+}
+
+/// The worker is ready while the broker serves all of its queues.
+fn watch_broker(board: &Board, served: watch::Receiver<bool>) {
+    board.ready_if(Probe::new("broker", Duration::ZERO, move || {
+        let is_served = *served.borrow();
+        async move {
+            match is_served {
+                true => Ok(()),
+                false => {
+                    Err("not connected, or not all queues can be consumed; the log says why".into())
+                }
+            }
+        }
+    }));
+}
+
+/// The worker is ready while its results can be stored.
+fn watch_backend(board: &Board, results: &Arc<dyn ResultBackend>) {
+    let results = results.clone();
+    board.ready_if(Probe::new("result backend", FRESH, move || {
+        let results = results.clone();
+        async move { results.check().await.map_err(|e| chain(&e).to_string()) }
+    }));
+}
+
+/// The depth of the queues is shown.
+fn watch_queues(
+    board: &Board,
+    transport: &Arc<dyn Transport>,
+    queues: Vec<String>,
+) -> Result<(), CliError> {
+    let depths = QueueMetrics::new()?;
+    board.show(&depths.all())?;
+    let (transport, queues) = (transport.clone(), Arc::new(queues));
+    board.ask_before_scrape(Probe::new("broker", FRESH, move || {
+        let (transport, queues, depths) = (transport.clone(), queues.clone(), depths.clone());
+        async move {
+            let found = transport.survey(&queues).await;
+            let found = found.map_err(|error| chain(&error).to_string())?;
+            depths.set(found.iter().map(|q| (&*q.queue, q.messages, q.consumers)));
+            Ok(())
+        }
+    }));
+    Ok(())
 }
 
 fn selected(mut queues: Vec<String>, arguments: &WorkerArguments, default: &str) -> Vec<String> {
@@ -305,6 +405,7 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         deduplicate: celery.worker_deduplicate_successful_tasks,
         eta_hold: celery.worker_eta_hold,
         eta_task_limit: celery.worker_eta_task_limit,
+        warm_shutdown: Some(settings.transfer.shutdown_timeout).filter(|limit| !limit.is_zero()),
         soft_shutdown: seconds(celery.worker_soft_shutdown_timeout),
         heartbeat_interval: seconds(celery.worker_heartbeat_interval),
         task_events: celery.worker_send_task_events,

@@ -1,14 +1,16 @@
 //! Signals, with the meaning that Celery gives them.
 //!
 //! TERM: warm, exit status 0; again: nothing new. INT: warm, but exit status 1; again: cold. QUIT:
-//! cold at once. With `REMAP_SIGTERM=SIGQUIT` in the environment TERM means QUIT. HUP: as TERM; a
-//! detached Python worker would start itself anew, which is the service manager's part here.
+//! cold at once. With `REMAP_SIGTERM=SIGQUIT` in the environment TERM means QUIT. HUP: warm, and then the
+//! service starts itself anew; on a terminal as TERM, since there it tells that the terminal is gone.
 
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::CliError;
+use super::restart::End;
 use crate::worker::Shutdown;
 
 /// The signals that a worker listens to.
@@ -35,35 +37,51 @@ impl Signals {
         })
     }
 
-    /// Passes signals on to `shutdown` while `working` lasts; returns what came of it, and the exit
-    /// status.
+    /// Passes signals on to `shutdown` while `working` lasts; returns what came of it, and how the
+    /// process is to end. Whether it can begin anew is asked when somebody wants it to.
     pub(super) async fn during<R>(
         mut self,
         shutdown: &Shutdown,
+        can_restart: impl Fn() -> bool,
         working: impl Future<Output = R>,
-    ) -> (R, ExitCode) {
+    ) -> (R, End) {
         let mut interrupted = false;
+        let (mut stopped, mut restart) = (false, false);
         tokio::pin!(working);
         let ended = loop {
             tokio::select! {
                 ended = &mut working => break ended,
                 Some(()) = self.term.recv() => {
+                    stopped = true;
                     if self.term_is_quit { shutdown.cold() } else { shutdown.warm() }
                 }
-                Some(()) = self.hup.recv() => shutdown.warm(),
+                Some(()) = self.hup.recv() => {
+                    if on_terminal() {
+                        stopped = true;
+                        shutdown.warm();
+                    } else if !stopped && can_restart() {
+                        tracing::info!("restart: no new tasks, and a new beginning when the running ones have ended");
+                        restart = true;
+                        shutdown.warm();
+                    }
+                }
                 Some(()) = self.int.recv() => {
+                    stopped = true;
                     if interrupted { shutdown.cold() } else { shutdown.warm() }
                     interrupted = true;
                 }
-                Some(()) = self.quit.recv() => shutdown.cold(),
+                Some(()) = self.quit.recv() => {
+                    stopped = true;
+                    shutdown.cold();
+                }
             }
         };
-        let code = if interrupted {
-            ExitCode::FAILURE
-        } else {
-            ExitCode::SUCCESS
+        let end = match (restart && !stopped, interrupted) {
+            (true, _) => End::Restart,
+            (false, true) => End::Exit(ExitCode::FAILURE),
+            (false, false) => End::Exit(ExitCode::SUCCESS),
         };
-        (ended, code)
+        (ended, end)
     }
 
     /// Waits for the first request to stop.
@@ -75,4 +93,8 @@ impl Signals {
             _ = self.quit.recv() => {}
         }
     }
+}
+
+fn on_terminal() -> bool {
+    io::stdin().is_terminal() || io::stderr().is_terminal()
 }

@@ -6,11 +6,14 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::patience::Patience;
 use super::serve::{self, Service};
-use super::{CliError, Context};
+use super::{CliError, Context, output, table};
 use crate::health::Health;
 use crate::manager::{Manager, keep_recovering};
+use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
+use crate::pulse;
 use crate::tasks::{self, DataTransferTask, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
@@ -29,18 +32,23 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
-    let repository = context.repository().await?;
+    let (board, _port) = context.board().await?;
+    let patience = Patience::new(arguments.worker.wait_for);
+    let repository = patience
+        .reach("the database", async || context.repository().await)
+        .await?;
+    table::watch(&board, &repository)?;
     let queues = queues(context, &repository, &arguments.site).await?;
     let health = context.health()?;
     let alive = health.service(&context.settings.health.worker_name);
     let notifier = Notifier::start(&context.settings.notifications);
     let register = async |service| register(service, repository, notifier.clone(), health).await;
-    let code = serve::serve(context, &arguments.worker, queues, register).await;
+    let end = serve::serve(context, &arguments.worker, &board, queues, register).await;
     notifier.close().await;
     if let Some(alive) = alive {
         alive.end().await;
     }
-    code
+    end?.conclude()
 }
 
 /// The tasks of this stage, and beside them what keeps the table in order.
@@ -54,11 +62,28 @@ async fn register(
         settings,
         hostname,
         app,
+        board,
+        tasks: counted,
     } = service;
     let celery = settings.celery.clone();
     let owner = Owner::current(hostname.as_str());
-    let transfers = TransferService::new(repository.clone(), settings.clone(), owner.clone());
-    let producer = Arc::new(Producer(app.clone()));
+    let copies = TransferMetrics::new()?;
+    board.show(&copies.all())?;
+    board.describe({
+        let copies = copies.clone();
+        move || {
+            let (running, bytes_per_s) = copies.running();
+            let rate = output::rate(i64::try_from(bytes_per_s).unwrap_or(i64::MAX));
+            match running {
+                0 => "no copy runs".to_owned(),
+                1 => format!("1 copy runs, {rate}"),
+                n => format!("{n} copies run, {rate}"),
+            }
+        }
+    });
+    let transfers = TransferService::new(repository.clone(), settings.clone(), owner.clone())
+        .with_metrics(copies);
+    let producer = Arc::new(Producer::new(app.clone(), &celery).with_metrics(counted));
     let manager = Manager::new(
         repository.clone(),
         settings.clone(),
@@ -74,7 +99,16 @@ async fn register(
     // For as long as the process lives.
     tokio::spawn(async move {
         let every = settings.transfer.lease_ttl;
-        keep_recovering(&repository, &owner, every, &CancellationToken::new()).await;
+        let limit = every + settings.ops_db.acquire_timeout * 10 + pulse::AT_LEAST;
+        let pulse = board.pulses.start("sweeper", limit);
+        keep_recovering(
+            &repository,
+            &owner,
+            every,
+            &CancellationToken::new(),
+            &pulse,
+        )
+        .await;
     });
     tasks::register(&app, &celery, &context)
         .await

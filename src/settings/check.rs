@@ -198,6 +198,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "health.task_key",
         "must have {task_id} in it, or be empty",
     );
+    problems.require(
+        settings.http.listen.is_empty() || settings.http.address().is_some(),
+        "http.listen",
+        "must be an IP address and a port, e.g. \"127.0.0.1:9808\" or \"[::1]:9808\", or empty",
+    );
     if let Err(e) = crate::telemetry::filter(&log.level) {
         problems.add("log.level", format!("{e}"));
     }

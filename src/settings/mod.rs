@@ -5,6 +5,7 @@
 //! nothing in them reads a file or the clock.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -40,6 +41,8 @@ pub struct Settings {
     pub notifications: Notifications,
     /// Signs of life.
     pub health: Health,
+    /// The side port.
+    pub http: Http,
     /// Logging.
     pub log: Log,
 }
@@ -435,6 +438,10 @@ pub struct Transfer {
     pub retry_delay_max: Duration,
     /// Share by which a wait may be shorter, 0 to 1.
     pub retry_delay_jitter: f64,
+    /// How long running tasks may go on when the worker was told to stop; zero for as long as they
+    /// take.
+    #[serde(with = "humantime_serde")]
+    pub shutdown_timeout: Duration,
     /// Age of the last renewal at which a lease is dead.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
@@ -608,6 +615,22 @@ pub struct Health {
     /// How long one holds.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
+}
+
+/// `[http]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Where `/livez`, `/readyz` and `/metrics` are answered; empty for nowhere.
+    pub listen: String,
+}
+
+impl Http {
+    /// The address; none for nowhere, and for a text that is no address, which [`load`] refuses.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listen.parse().ok()
+    }
 }
 
 /// How log lines look.

@@ -101,6 +101,9 @@ impl DataTransferTask {
         let _alive = self.health.task(&request.task_id);
         let done = self.service.run(request).await?;
         if !matches!(done, Done::AlreadyCompleted) {
+            if let Some(metrics) = self.service.metrics() {
+                metrics.attempt("completed", "");
+            }
             self.tell_of_recovery(request.id).await;
         }
         Ok(done)
@@ -135,6 +138,9 @@ impl DataTransferTask {
             Some(lease) => self.settle(request, failed, lease).await,
             None => Settled::Untouched,
         };
+        if let Some(metrics) = self.service.metrics() {
+            metrics.attempt(outcome(failed, settled), failed.error.code());
+        }
         let operation = self.get_operation_info(request.id);
         tracing::warn!(
             data_transfer_id = operation.data_transfer_id,
@@ -307,6 +313,20 @@ impl DataTransferTask {
                 repository.release(lease, to, &reason)
             })
             .await
+    }
+}
+
+/// What became of an attempt, in the words of its history where it has one.
+fn outcome(failed: &Failed, settled: Settled) -> &'static str {
+    match settled {
+        Settled::Reset { .. } => "retried",
+        Settled::Failed => "failed",
+        Settled::Released => "interrupted",
+        Settled::Unwritten => "unsettled",
+        Settled::Untouched => match failed.error {
+            TransferError::LeaseLost { .. } => "interrupted",
+            _ => "refused",
+        },
     }
 }
 

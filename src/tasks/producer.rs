@@ -4,13 +4,42 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use celery::Celery;
-use celery::task::Signature;
+use celery::task::{Signature, Task as _};
 
 use super::{TransferFilesBbcp, TransferFilesBbcpParams};
 use crate::manager::{Submit, SubmitError};
+use crate::metrics::TaskMetrics;
+use crate::settings;
 
 /// Sends `transfer_files_bbcp` through an app.
-pub struct Producer(pub Arc<Celery>);
+pub struct Producer {
+    app: Arc<Celery>,
+    /// The task's name on the wire.
+    task: String,
+    metrics: Option<TaskMetrics>,
+}
+
+impl Producer {
+    /// Through `app`, which has the settings' names.
+    #[must_use]
+    pub fn new(app: Arc<Celery>, settings: &settings::Celery) -> Self {
+        let task = super::wire_names(settings).remove(TransferFilesBbcp::NAME);
+        Self {
+            app,
+            task: task.unwrap_or_else(|| TransferFilesBbcp::NAME.to_owned()),
+            metrics: None,
+        }
+    }
+
+    /// Counts what it sends there.
+    #[must_use]
+    pub fn with_metrics(self, metrics: TaskMetrics) -> Self {
+        Self {
+            metrics: Some(metrics),
+            ..self
+        }
+    }
+}
 
 #[async_trait]
 impl Submit for Producer {
@@ -20,10 +49,13 @@ impl Submit for Producer {
             session: None,
         };
         let signature = Signature::<TransferFilesBbcp>::new(params).with_queue(queue);
-        self.0
+        self.app
             .send_task(signature)
             .await
-            .map(drop)
-            .map_err(|e| SubmitError(Box::new(e)))
+            .map_err(|e| SubmitError(Box::new(e)))?;
+        if let Some(metrics) = &self.metrics {
+            metrics.sent(&self.task, queue);
+        }
+        Ok(())
     }
 }

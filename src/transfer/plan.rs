@@ -113,11 +113,22 @@ pub struct Attempt {
     pub lease_token: Uuid,
 }
 
+/// The way between two sites, by their short names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// The origin's.
+    pub origin: String,
+    /// The destination's.
+    pub destination: String,
+}
+
 /// A copy that can be started.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Whose copy it is.
     pub attempt: Attempt,
+    /// From which site to which, for whoever counts.
+    pub link: Link,
     /// The file to read.
     pub source: Source,
     /// Where it goes, and under which temporary name.
@@ -240,6 +251,10 @@ pub fn plan(
     let recorded = package.checksum.as_deref().and_then(Digest::recorded);
     Ok(Plan {
         attempt,
+        link: Link {
+            origin: origin.site.clone(),
+            destination: destination.site.clone(),
+        },
         source: Source::new(source_endpoint, source_path),
         target,
         size: package.size,

@@ -36,6 +36,7 @@ use super::repository::{
 };
 
 use crate::faults::fault_point;
+use crate::metrics::TransferMetrics;
 use crate::pauses::Pauses;
 use crate::settings::Settings;
 use crate::telemetry::{chain, panic_text};
@@ -175,6 +176,7 @@ pub struct TransferService {
     settings: Arc<Settings>,
     owner: Owner,
     local: LocalHost,
+    metrics: Option<TransferMetrics>,
 }
 
 impl TransferService {
@@ -188,7 +190,23 @@ impl TransferService {
             settings,
             owner,
             local,
+            metrics: None,
         }
+    }
+
+    /// Counts what is copied there.
+    #[must_use]
+    pub fn with_metrics(self, metrics: TransferMetrics) -> Self {
+        Self {
+            metrics: Some(metrics),
+            ..self
+        }
+    }
+
+    /// Where it is counted what becomes of transfers, if anywhere.
+    #[must_use]
+    pub fn metrics(&self) -> Option<&TransferMetrics> {
+        self.metrics.as_ref()
     }
 
     /// The transfers.
@@ -789,7 +807,11 @@ impl Running<'_> {
             verified => verified?,
         };
         self.publish(plan, source).await?;
-        self.commit(plan, &digest, Some(log_path)).await
+        let summary = self.commit(plan, &digest, Some(log_path)).await?;
+        if let Some(metrics) = &self.service.metrics {
+            metrics.copied(&plan.link.origin, &plan.link.destination, summary.bytes);
+        }
+        Ok(summary)
     }
 
     /// Makes the partial copy of `earlier` ours, if there is one; returns its bytes.
@@ -870,6 +892,9 @@ impl Running<'_> {
             log_path = %log_path.display(),
             "copy started"
         );
+        let metrics = self.service.metrics.as_ref();
+        let counted =
+            metrics.map(|metrics| metrics.copying(&plan.link.origin, &plan.link.destination));
         let seen = watch::Sender::new(bbcp::Progress::none(plan.size));
         let copying = bbcp::copy(plan, log_path, &self.stop, &seen);
         let mut changes = seen.subscribe();
@@ -880,6 +905,9 @@ impl Running<'_> {
                 Ok(()) = changes.changed() => {
                     let progress = progress(&changes.borrow());
                     copied.send_replace(progress.bytes_done);
+                    if let Some(counted) = &counted {
+                        counted.rate(progress.rate_bytes_per_s);
+                    }
                     self.show(Phase::Copying, progress);
                     fault_point!(FirstProgress, Ok::<(), TransferError>(()))?;
                 }

@@ -18,7 +18,6 @@ use crate::broker::{Declaration, Exchange, Publication, Transport};
 use crate::telemetry::chain;
 use crate::wire::event::{Event, Stamp};
 use crate::wire::message::JSON;
-use crate::wire::result::State;
 use crate::wire::{Properties, RawMessage};
 
 /// Events on their way to the broker.
@@ -82,13 +81,6 @@ impl Events {
         let _ = self
             .line
             .try_send((event.routing_key(), event.to_json(stamp)));
-    }
-
-    /// Sends what is told of a task that reached a state after `runtime` seconds, if anything is.
-    pub(super) fn send_of(&self, id: &str, state: &State, runtime: f64) {
-        if let Some(event) = Event::of(id, state, runtime) {
-            self.send(&event);
-        }
     }
 
     /// Turns the events of tasks on or off; whether that changed anything.

@@ -15,10 +15,13 @@ use std::time::{Duration, Instant};
 use celery::Celery;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{BrokerError, Queue, Subscription, Subscriptions, TaskQueues, Transport};
+use crate::metrics::TaskMetrics;
+use crate::pulse::{self, Pulses};
 use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
@@ -99,6 +102,9 @@ pub struct Config {
     pub eta_hold: Duration,
     /// Messages that may wait for their time beyond the prefetch limit.
     pub eta_task_limit: usize,
+    /// How long running tasks may go on after a warm shutdown was asked for, before it turns cold; none
+    /// for as long as they take.
+    pub warm_shutdown: Option<Duration>,
     /// How long running tasks may go on after a cold shutdown was asked for.
     pub soft_shutdown: Duration,
     /// Whether the events of tasks are sent from the start.
@@ -132,6 +138,7 @@ impl Config {
             deduplicate: false,
             eta_hold: Duration::from_secs(600),
             eta_task_limit: 10_000,
+            warm_shutdown: None,
             soft_shutdown: Duration::ZERO,
             task_events: false,
             remote_control: true,
@@ -151,6 +158,11 @@ impl Shutdown {
     /// No new tasks; the running ones finish.
     pub fn warm(&self) {
         self.warm.cancel();
+    }
+
+    /// Waits until somebody asks for either.
+    pub async fn requested(&self) {
+        self.warm.cancelled().await;
     }
 
     /// The running ones are stopped, too, and their messages given back.
@@ -183,6 +195,10 @@ pub struct Worker {
     /// Tasks begun since the start, by name.
     totals: Mutex<BTreeMap<String, u64>>,
     started: Instant,
+    /// Whether the broker serves all queues.
+    served: watch::Sender<bool>,
+    metrics: Option<TaskMetrics>,
+    pulses: Pulses,
 }
 
 impl Worker {
@@ -237,7 +253,36 @@ impl Worker {
             events,
             totals: Mutex::default(),
             started: Instant::now(),
+            served: watch::Sender::new(false),
+            metrics: None,
+            pulses: Pulses::default(),
         }
+    }
+
+    /// Counts what becomes of its tasks there.
+    #[must_use]
+    pub fn with_metrics(self, metrics: TaskMetrics) -> Self {
+        for (task, _) in self.registry.entries() {
+            for queue in &self.config.queues {
+                metrics.expect(task, queue);
+            }
+        }
+        Self {
+            metrics: Some(metrics),
+            ..self
+        }
+    }
+
+    /// Gives its loops pulses there.
+    #[must_use]
+    pub fn with_pulses(self, pulses: Pulses) -> Self {
+        Self { pulses, ..self }
+    }
+
+    /// Whether the broker serves all queues of the worker, and its changes, while it runs.
+    #[must_use]
+    pub fn served(&self) -> watch::Receiver<bool> {
+        self.served.subscribe()
     }
 
     /// Runs until it is told to stop, and until everything accepted is settled.
@@ -266,8 +311,12 @@ impl Worker {
             .then(|| AbortOnDropHandle::new(tokio::spawn(control::serve(worker.clone()))));
 
         let mut stopping = false;
+        let pulse = worker.pulses.start("consumer", pulse::AT_LEAST);
+        let mut ticks = tokio::time::interval(pulse::EVERY);
         loop {
+            pulse.tick();
             tokio::select! {
+                _ = ticks.tick() => {}
                 () = worker.shutdown.warm.cancelled(), if !stopping => {
                     stopping = true;
                     consumer.cancel();
@@ -284,12 +333,16 @@ impl Worker {
             }
         }
 
+        pulse.rest();
         tasks.close();
         tokio::select! {
             () = tasks.wait() => {}
             () = worker.stopped_cold(&tasks) => {}
         }
         drop((heart, control));
+        if let Some(metrics) = &worker.metrics {
+            metrics.worker(false, 0);
+        }
         worker.events.send(&Event::WorkerOffline(worker.load()));
         worker.events.close().await;
         worker.transport.close().await;
@@ -305,10 +358,17 @@ impl Worker {
     /// Tells monitors that the worker is there, and that it still is.
     async fn beat(self: Arc<Self>) {
         self.events.send(&Event::WorkerOnline(self.load()));
-        let mut beats = tokio::time::interval(self.config.heartbeat_interval);
+        let every = self.config.heartbeat_interval;
+        let pulse = self.pulses.start("heartbeat", every + pulse::AT_LEAST);
+        let mut beats = tokio::time::interval(every);
         loop {
             beats.tick().await;
-            self.events.send(&Event::WorkerHeartbeat(self.load()));
+            pulse.tick();
+            let load = self.load();
+            if let Some(metrics) = &self.metrics {
+                metrics.worker(true, load.active);
+            }
+            self.events.send(&Event::WorkerHeartbeat(load));
         }
     }
 
@@ -346,7 +406,19 @@ impl Worker {
 
     /// Waits for a cold shutdown and then, for a limited time, for the stopped tasks.
     async fn stopped_cold(&self, tasks: &TaskTracker) {
-        self.shutdown.cold.cancelled().await;
+        let over = async {
+            match self.config.warm_shutdown {
+                Some(limit) => tokio::time::sleep(limit).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.shutdown.cold.cancelled() => {}
+            () = over => tracing::warn!(
+                tasks = tasks.len(),
+                "the time for running tasks is over; the worker stops at once"
+            ),
+        }
         let soft = self.config.soft_shutdown;
         if !soft.is_zero() && !tasks.is_empty() {
             tracing::warn!(
@@ -402,6 +474,10 @@ async fn announce(mut connected: tokio::sync::watch::Receiver<bool>, worker: Arc
     let mut before = false;
     loop {
         let up = *connected.borrow_and_update();
+        worker.served.send_replace(up);
+        if let Some(metrics) = &worker.metrics {
+            metrics.broker(up, before);
+        }
         if up && !before {
             before = true;
             tracing::info!(

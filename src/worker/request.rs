@@ -25,6 +25,7 @@ use super::task::{
 use super::{STORE_PAUSES, Worker};
 use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
 use crate::faults::fault_point;
+use crate::metrics::tasks::UNKNOWN;
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::event::Event;
@@ -93,7 +94,7 @@ impl Worker {
             }
             None => {
                 // Not of one that joined: monitors would take a running task for a waiting one.
-                self.events.send(&Event::TaskReceived(message));
+                self.news(&received, &Event::TaskReceived(message));
                 self.process(&received, entry, &policy, stop).await
             }
         };
@@ -153,7 +154,7 @@ impl Worker {
                 delivery.settle(Verdict::Ack).await;
             }
         }
-        self.events.send(&Event::TaskStarted(&message.id));
+        self.news(received, &Event::TaskStarted(&message.id));
         let started = Instant::now();
         let outcome = self.execute(received, entry, policy, &stop).await;
         drop(place);
@@ -320,7 +321,9 @@ impl Worker {
             let report = reports.borrow_and_update().clone();
             if let Some(report) = report {
                 let state = State::Progress(Value::Object(report));
-                self.events.send_of(&received.message.id, &state, 0.0);
+                if let Some(event) = Event::of(&received.message.id, &state, 0.0) {
+                    self.news(received, &event);
+                }
                 if policy.stores(&state) {
                     self.tell(received, state).await;
                 }
@@ -516,7 +519,7 @@ impl Worker {
         }
         if policy.acks_late {
             let id = &message.id;
-            self.events.send(&Event::TaskRejected { id, requeue });
+            self.news(received, &Event::TaskRejected { id, requeue });
         }
         match requeue {
             true => Verdict::Requeue,
@@ -621,6 +624,20 @@ impl Worker {
         }
     }
 
+    /// Counts what is new of a task, and tells monitors.
+    fn news(&self, received: &Received, event: &Event<'_>) {
+        self.count_event(&received.message.task, &received.queue, event);
+        self.events.send(event);
+    }
+
+    fn count_event(&self, task: &str, queue: &str, event: &Event<'_>) {
+        if let Some(metrics) = &self.metrics {
+            // Others' names are the sender's invention, and each would be counted for ever.
+            let known = self.registry.get(task).map_or(UNKNOWN, |_| task);
+            metrics.task(known, queue, event);
+        }
+    }
+
     fn failure(&self, message: &TaskMessage, exception: Exception) -> State {
         let has_traceback = exception.exc_type != "TimeLimitExceeded";
         State::Failure {
@@ -668,8 +685,9 @@ impl Worker {
         if let Err(Stopped) = self.follow(message, &meta.state).await {
             return Verdict::Requeue;
         }
-        self.events
-            .send_of(&message.id, &meta.state, runtime.as_secs_f64());
+        if let Some(event) = Event::of(&message.id, &meta.state, runtime.as_secs_f64()) {
+            self.news(received, &event);
+        }
         Verdict::Ack
     }
 
@@ -780,7 +798,10 @@ impl Worker {
         };
         match stored {
             Ok(()) => {
-                self.events.send_of(&message.id, &meta.state, 0.0);
+                if let Some(event) = Event::of(&message.id, &meta.state, 0.0) {
+                    self.count_event(&message.task, &delivery.queue, &event);
+                    self.events.send(&event);
+                }
                 delivery.settle(verdict).await;
             }
             Err(Requeue) => delivery.settle(Verdict::Requeue).await,

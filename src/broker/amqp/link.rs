@@ -19,7 +19,7 @@ use tokio::time::timeout;
 
 use super::{Options, Tls, convert, short};
 use crate::broker::topology::Step;
-use crate::broker::{Binding, BrokerError, Declaration, Queue, topology};
+use crate::broker::{Binding, BrokerError, Declaration, Queue, QueueDepth, topology};
 
 /// Frame size where messages are small, in bytes. lapin's buffers are 64 frames for each connection, and
 /// RabbitMQ's own frames 128 KiB. Bodies are cut to frames; only headers must fit into one.
@@ -33,7 +33,7 @@ pub(super) struct Link {
     pub(super) uri: AMQPUri,
     pub(super) masked: String,
     name: String,
-    connection_timeout: Duration,
+    pub(super) connection_timeout: Duration,
     tls: Tls,
     no_declare: bool,
 }
@@ -57,6 +57,11 @@ impl Link {
         // Files that cannot be read are told at the start, not at the first message.
         link.certificates()?;
         Ok(link)
+    }
+
+    /// Time between two heartbeats; zero for none.
+    pub(super) fn heartbeat(&self) -> Duration {
+        Duration::from_secs(u64::from(self.uri.query.heartbeat.unwrap_or_default()))
     }
 
     /// Read anew for each connection, so that certificates can be exchanged under a running worker.
@@ -231,6 +236,23 @@ fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
     }
 }
 
+/// How full a queue is. One that is missing ends the channel.
+pub(super) async fn depth(channel: &Channel, queue: &str) -> lapin::Result<QueueDepth> {
+    let name = short(queue).map_err(|e| lapin::Error::from(std::io::Error::other(e)))?;
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    let found = channel
+        .queue_declare(name, options, FieldTable::default())
+        .await?;
+    Ok(QueueDepth {
+        queue: queue.to_owned(),
+        messages: found.message_count(),
+        consumers: found.consumer_count(),
+    })
+}
+
 /// Does one step, or with `passive` only looks for what has a name.
 async fn declare(channel: &Channel, step: &Step, passive: bool) -> lapin::Result<()> {
     let none = FieldTable::default();
@@ -332,7 +354,7 @@ fn is_precondition_failed(error: &lapin::Error) -> bool {
     matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, _)))
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
+pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     matches!(soft(error), Some((AMQPSoftError::NOTFOUND, _)))
 }
 

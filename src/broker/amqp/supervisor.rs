@@ -15,6 +15,7 @@ use super::link::{Link, goodbye};
 use super::{Reconnect, pauses};
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
+use crate::pulse::{self, Pulse};
 use crate::settings::QueueType;
 use crate::telemetry::chain;
 
@@ -30,7 +31,7 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Runs until the subscription is cancelled and settled, or the broker is given up.
-    pub(super) async fn run(self, feed: Feed) {
+    pub(super) async fn run(self, feed: Feed, pulse: &Pulse) {
         let Feed {
             deliveries,
             reports,
@@ -40,6 +41,7 @@ impl Supervisor {
         let mut attempts = 0;
         let mut was_connected = false;
         loop {
+            pulse.tick();
             let opened = tokio::select! {
                 () = cancelled.cancelled() => return,
                 opened = self.link.connect("consumer", self.small) => opened,
@@ -51,6 +53,7 @@ impl Supervisor {
                     pauses = super::pauses();
                     let mut session = Session {
                         supervisor: &self,
+                        pulse,
                         connection: Arc::new(connection),
                         reports: &reports,
                         lanes: JoinSet::new(),
@@ -116,6 +119,7 @@ impl Supervisor {
 /// One connection with a lane for each queue.
 struct Session<'a> {
     supervisor: &'a Supervisor,
+    pulse: &'a Pulse,
     connection: Arc<Connection>,
     reports: &'a Arc<Reports>,
     lanes: JoinSet<Option<BrokerError>>,
@@ -143,13 +147,16 @@ impl Session<'_> {
         }
         self.reports.update(|served| served.connected = true);
         let mut wanted = self.reports.wanted();
+        let mut ticks = tokio::time::interval(pulse::EVERY);
         loop {
+            self.pulse.tick();
             let queues = wanted.borrow_and_update().queues.clone();
             self.reconcile(queues, deliveries, cancelled);
             let ended = tokio::select! {
                 biased;
                 () = cancelled.cancelled() => return None,
                 Ok(()) = wanted.changed() => None,
+                _ = ticks.tick() => None,
                 Some(lane) = self.lanes.join_next() => {
                     lane.unwrap_or_else(|error| Some(link.lost(&error.to_string())))
                 }

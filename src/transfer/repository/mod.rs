@@ -35,6 +35,7 @@ use super::schema::{self, Schema, SchemaError};
 use crate::settings::EnumLabels;
 
 mod acquire;
+mod census;
 mod delay;
 mod record;
 mod schedule;
@@ -42,6 +43,7 @@ mod settle;
 mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
+pub use census::Census;
 pub use record::{
     AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
     TransferSummary,

@@ -28,6 +28,9 @@ pub use self::reader::{ReadError, ResultReader};
 pub use self::redis::Redis;
 pub use self::rpc::Rpc;
 
+/// An id that no task has, to ask for.
+const NOBODYS_TASK: &str = "00000000-0000-0000-0000-000000000000";
+
 /// Stores results. Every method tries once and may be repeated, and may be dropped while it waits.
 /// While a backend is away, calls take longer: they wait their turn.
 #[async_trait]
@@ -40,6 +43,14 @@ pub trait ResultBackend: Send + Sync {
     /// backend keeps nothing that could be read again.
     async fn get(&self, _task_id: &str) -> Result<Option<Value>, ResultError> {
         Ok(None)
+    }
+
+    /// Whether the backend answers. One that keeps nothing always does.
+    ///
+    /// # Errors
+    /// Why not.
+    async fn check(&self) -> Result<(), ResultError> {
+        self.get(NOBODYS_TASK).await.map(drop)
     }
 
     /// Deletes what is older than `result_expires`, where it does not vanish by itself; how many

@@ -1,0 +1,39 @@
+//! What a service shows of its database.
+
+use std::time::Duration;
+
+use super::CliError;
+use crate::metrics::TableMetrics;
+use crate::sideport::{Board, Probe};
+use crate::telemetry::chain;
+use crate::transfer::database::DatabaseError;
+use crate::transfer::repository::Repository;
+
+/// How long it holds that the database answers.
+const FRESH: Duration = Duration::from_secs(2);
+
+/// How long a count of all transfers holds: about as long as between two scrapes.
+const COUNT_HOLDS: Duration = Duration::from_secs(15);
+
+/// The service is ready while the database answers, and shows how its transfers are.
+pub(super) fn watch(board: &Board, repository: &Repository) -> Result<(), CliError> {
+    let why = |error: DatabaseError| chain(&error).to_string();
+    let database = repository.database().clone();
+    board.ready_if(Probe::new("database", FRESH, move || {
+        let database = database.clone();
+        async move { database.now().await.map(drop).map_err(why) }
+    }));
+    let table = TableMetrics::new()?;
+    board.show(&table.all())?;
+    let repository = repository.clone();
+    board.ask_before_scrape(Probe::new("database", COUNT_HOLDS, move || {
+        let (repository, table) = (repository.clone(), table.clone());
+        async move {
+            let census = repository.census().await.map_err(why)?;
+            let transfers = census.transfers.iter().map(|(name, count)| (*name, *count));
+            table.set(transfers, census.oldest_pending, census.oldest_renewal);
+            Ok(())
+        }
+    }));
+    Ok(())
+}

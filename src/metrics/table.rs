@@ -1,0 +1,69 @@
+//! What the table of transfers says as a whole. Every process that shows it shows the same: a
+//! dashboard takes the largest, not the sum.
+
+use std::time::Duration;
+
+use prometheus::{Error, Gauge, IntGaugeVec, Opts};
+
+use super::Registered;
+
+/// Gauges of the table.
+#[derive(Debug, Clone)]
+pub struct TableMetrics {
+    transfers: IntGaugeVec,
+    oldest_pending: Gauge,
+    lease_age: Gauge,
+}
+
+impl TableMetrics {
+    /// For one database.
+    ///
+    /// # Errors
+    /// See [`super::Metrics::new`].
+    pub fn new() -> Result<Self, Error> {
+        Ok(Self {
+            transfers: IntGaugeVec::new(
+                Opts::new(
+                    "ccat_transfer_transfers",
+                    "Transfers in the database, by status.",
+                ),
+                &["status"],
+            )?,
+            oldest_pending: Gauge::new(
+                "ccat_transfer_oldest_pending_seconds",
+                "Age of the oldest transfer that is PENDING, in seconds; 0 for none, and where the table does not tell when a row was made.",
+            )?,
+            lease_age: Gauge::new(
+                "ccat_transfer_lease_age_seconds",
+                "Time since the renewal of that lease that was renewed longest ago, in seconds; 0 for none.",
+            )?,
+        })
+    }
+
+    /// What is shown.
+    #[must_use]
+    pub fn all(&self) -> [Box<dyn Registered>; 3] {
+        [
+            Box::new(self.transfers.clone()),
+            Box::new(self.oldest_pending.clone()),
+            Box::new(self.lease_age.clone()),
+        ]
+    }
+
+    /// Notes how the table is now.
+    pub fn set<'a>(
+        &self,
+        transfers: impl IntoIterator<Item = (&'a str, u64)>,
+        oldest_pending: Option<Duration>,
+        oldest_renewal: Option<Duration>,
+    ) {
+        for (status, count) in transfers {
+            self.transfers
+                .with_label_values(&[status])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let seconds = |age: Option<Duration>| age.unwrap_or_default().as_secs_f64();
+        self.oldest_pending.set(seconds(oldest_pending));
+        self.lease_age.set(seconds(oldest_renewal));
+    }
+}

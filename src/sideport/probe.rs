@@ -1,0 +1,160 @@
+//! Questions to other servers, asked on behalf of whoever looks at the side port.
+//!
+//! However many look, and however slow the answers are: a question is on its way once at a time,
+//! its answer holds for some seconds, and nobody waits longer than [`WITHIN`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+/// The longest wait for an answer.
+pub const WITHIN: Duration = Duration::from_secs(2);
+
+/// A dear answer holds for so many times the time that it took: a server spends no more than a
+/// twentieth of its time on it.
+const SHARE: u32 = 20;
+
+type Answer = Result<(), String>;
+type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// A question.
+pub struct Probe {
+    name: &'static str,
+    fresh: Duration,
+    ask: Box<dyn Fn() -> Asking + Send + Sync>,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Probe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Probe")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+struct State {
+    answer: Answer,
+    /// Until when it holds.
+    holds: Option<Instant>,
+    asked: Option<(Instant, AbortOnDropHandle<Answer>)>,
+}
+
+impl Probe {
+    /// A question whose answer is `Ok` or why not, and holds for `fresh`.
+    pub fn new<F>(
+        name: &'static str,
+        fresh: Duration,
+        ask: impl Fn() -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = Answer> + Send + 'static,
+    {
+        Self {
+            name,
+            fresh,
+            ask: Box::new(move || Box::pin(ask())),
+            state: Mutex::new(State {
+                answer: Ok(()),
+                holds: None,
+                asked: None,
+            }),
+        }
+    }
+
+    /// What it asks.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The answer, new or still holding. One that takes longer than [`WITHIN`] is none; it is
+    /// awaited by whoever asks next.
+    ///
+    /// # Errors
+    /// What the answer says.
+    pub async fn answer(&self) -> Answer {
+        timeout(WITHIN, self.fetch()).await.unwrap_or_else(|_| {
+            let within = humantime::format_duration(WITHIN);
+            Err(format!("no answer within {within}"))
+        })
+    }
+
+    /// May be dropped at any time.
+    async fn fetch(&self) -> Answer {
+        let mut state = self.state.lock().await;
+        if state.asked.is_none() && state.holds.is_some_and(|until| Instant::now() < until) {
+            return state.answer.clone();
+        }
+        let (since, asked) = state.asked.get_or_insert_with(|| {
+            let asking = tokio::spawn((self.ask)());
+            (Instant::now(), AbortOnDropHandle::new(asking))
+        });
+        let answer = asked
+            .await
+            .unwrap_or_else(|_| Err("the question itself has failed".into()));
+        let now = Instant::now();
+        let took = now.duration_since(*since);
+        state.asked = None;
+        state.holds = Some(now + self.fresh.max(took * SHARE));
+        state.answer = answer.clone();
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    const FRESH: Duration = Duration::from_secs(5);
+
+    fn counting(takes: Duration) -> (Probe, Arc<AtomicU32>) {
+        let count = Arc::new(AtomicU32::new(0));
+        let asked = count.clone();
+        let probe = Probe::new("test", FRESH, move || {
+            let n = asked.fetch_add(1, Ordering::Relaxed) + 1;
+            async move {
+                tokio::time::sleep(takes).await;
+                Err(n.to_string())
+            }
+        });
+        (probe, count)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_everybodys_for_a_while() {
+        let (probe, count) = counting(Duration::from_millis(10));
+        let (one, two) = tokio::join!(probe.answer(), probe.answer());
+        assert_eq!((one, two), (Err("1".into()), Err("1".into())));
+        tokio::time::advance(FRESH).await;
+        assert_eq!(probe.answer().await, Err("2".into()));
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_long_and_nothing_is_asked_twice_at_once() {
+        let takes = Duration::from_secs(5);
+        let (probe, count) = counting(takes);
+        for _ in 0..2 {
+            let began = Instant::now();
+            assert_eq!(probe.answer().await, Err("no answer within 2s".into()));
+            assert_eq!(began.elapsed(), WITHIN);
+        }
+        // The first question goes on, and its answer is found.
+        assert_eq!(probe.answer().await, Err("1".into()));
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        // A dear answer holds for longer.
+        tokio::time::advance(FRESH * 2).await;
+        assert_eq!(probe.answer().await, Err("1".into()));
+        tokio::time::advance(takes * SHARE).await;
+        let _ = probe.answer().await;
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+    }
+}

@@ -1,0 +1,91 @@
+//! The table as a whole, for monitors.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use entity::{DatabaseEnum as _, Label, Status, Timestamp, data_transfer, transfer_worker_lease};
+use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
+use sea_orm::{ConnectionTrait, DbErr, EntityTrait, QuerySelect};
+
+use super::Repository;
+use crate::transfer::database::{self, DatabaseError};
+
+/// How the table of transfers is at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Census {
+    /// Transfers by status; every status is there. What the database has besides counts as nothing.
+    pub transfers: BTreeMap<&'static str, u64>,
+    /// Age of the oldest PENDING transfer; none if there is none, and where the table has no
+    /// `created_at`.
+    pub oldest_pending: Option<Duration>,
+    /// Time since the renewal of that lease that was renewed longest ago.
+    pub oldest_renewal: Option<Duration>,
+}
+
+impl Repository {
+    /// Counts. Reads the whole table of transfers once, and takes no lock that anybody waits for:
+    /// on 100,000 rows some 10 ms of PostgreSQL and of SQLite. So not to be asked for in every moment.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn census(&self) -> Result<Census, DatabaseError> {
+        let counting = async {
+            let db = self.database.connection();
+            let now = database::now(db).await?;
+            let age = |then: chrono::DateTime<chrono::Utc>| {
+                // The clock of whoever made the row may be ahead.
+                (now - then).to_std().unwrap_or_default()
+            };
+            let renewals: Vec<_> = transfer_worker_lease::Entity::find()
+                .select_only()
+                .column(transfer_worker_lease::Column::RenewedAt)
+                .into_tuple::<chrono::DateTime<chrono::Utc>>()
+                .all(db)
+                .await?;
+            Ok(Census {
+                transfers: self.by_status().await?,
+                oldest_pending: self.oldest_pending().await?.map(age),
+                oldest_renewal: renewals.into_iter().min().map(age),
+            })
+        };
+        self.database.bounded(counting).await
+    }
+
+    async fn by_status(&self) -> Result<BTreeMap<&'static str, u64>, DbErr> {
+        use data_transfer::{Column, Entity};
+        let mut counts: BTreeMap<_, _> = Status::ALL.iter().map(|s| (s.name(), 0)).collect();
+        let grouped = Query::select()
+            .expr(Expr::col(Column::Status).cast_as("text"))
+            .expr(Expr::col(Column::Id).count())
+            .from(Entity)
+            .group_by_col(Column::Status)
+            .to_owned();
+        for row in self.database.connection().query_all(&grouped).await? {
+            let status: Option<Label<Status>> = row.try_get_by_index(0)?;
+            let count: i64 = row.try_get_by_index(1)?;
+            if let Some(status) = status.and_then(|label| label.known()) {
+                // Rows of both spellings are one status.
+                *counts.entry(status.name()).or_default() += u64::try_from(count).unwrap_or(0);
+            }
+        }
+        Ok(counts)
+    }
+
+    async fn oldest_pending(&self) -> Result<Option<chrono::DateTime<chrono::Utc>>, DbErr> {
+        if !self.schema.has_transfer_created_at {
+            return Ok(None);
+        }
+        let oldest = Query::select()
+            .expr(
+                Expr::col(data_transfer::Optional::CreatedAt)
+                    .min()
+                    .cast_as("text"),
+            )
+            .from(data_transfer::Entity)
+            .and_where(self.status_is(&[Status::Pending]))
+            .to_owned();
+        let row = self.database.connection().query_one(&oldest).await?;
+        let oldest = row.map(|row| row.try_get_by_index::<Option<Timestamp>>(0));
+        Ok(oldest.transpose()?.flatten().map(|Timestamp(time)| time))
+    }
+}
