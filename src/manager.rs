@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::faults::{fault_point, hang_point};
 use crate::metrics::{ManagerMetrics, PassCounts};
-use crate::pulse::{self, Pulse};
+use crate::pulse::Pulse;
 use crate::settings::{QueueLocation, Settings};
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
@@ -135,11 +135,10 @@ impl Manager {
         }
     }
 
-    /// How long a manager's pulse may not tick: as long as it sleeps, and as a step of a pass may take that
-    /// waits for the database again and again.
+    /// How long a manager may go without a tick: as long as it sleeps and a round takes.
     #[must_use]
-    pub fn pulse_limit(settings: &Settings) -> Duration {
-        settings.manager.sleep_time + settings.ops_db.acquire_timeout * 10 + pulse::AT_LEAST
+    pub fn longest_round(settings: &Settings) -> Duration {
+        settings.manager.sleep_time + longest_sweep(settings)
     }
 
     /// Runs passes for ever, with a pause between them, until `stop`. A pass that fails is logged;
@@ -331,6 +330,13 @@ pub async fn recover(repository: &Repository, observer: &Owner) -> Result<Vec<i6
         }
     }
     Ok(pending)
+}
+
+/// How long a sweep may take, or any other step of a manager, that waits for the database again and
+/// again.
+#[must_use]
+pub fn longest_sweep(settings: &Settings) -> Duration {
+    settings.ops_db.acquire_timeout.saturating_mul(10)
 }
 
 /// Sweeps dead leases again and again until `stop`: at once, and then whenever one could have died.

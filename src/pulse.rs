@@ -7,20 +7,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::time::Instant;
-
-/// How often a loop that waits for something else should tick.
-pub const EVERY: Duration = Duration::from_secs(5);
-
-/// The shortest time after which a loop that ticks [`EVERY`] so often is taken for stopped: several
-/// ticks, for a host that is short of processors.
-pub const AT_LEAST: Duration = Duration::from_secs(30);
+/// How often a loop ticks that may have to wait for longer.
+pub const EVERY: Duration = Duration::from_secs(1);
 
 /// All pulses of a process. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Pulses(Arc<Mutex<Vec<Arc<Kept>>>>);
+pub struct Pulses {
+    all: Arc<Mutex<Vec<Arc<Kept>>>>,
+    grace: Duration,
+}
 
 #[derive(Debug)]
 struct Kept {
@@ -59,12 +56,22 @@ impl Reading {
 }
 
 impl Pulses {
-    /// A new pulse, which has just ticked; it has stopped when it does not tick for `limit`.
+    /// Pulses that may be late by `grace`, for a host that is short of processors.
     #[must_use]
-    pub fn start(&self, name: impl Into<String>, limit: Duration) -> Pulse {
+    pub fn new(grace: Duration) -> Self {
+        Self {
+            all: Arc::default(),
+            grace,
+        }
+    }
+
+    /// A new pulse, which has just ticked. Between two ticks may lie `longest`, and the grace; then
+    /// it has stopped.
+    #[must_use]
+    pub fn start(&self, name: impl Into<String>, longest: Duration) -> Pulse {
         let kept = Arc::new(Kept {
             name: name.into(),
-            limit,
+            limit: longest.saturating_add(self.grace),
             began: Instant::now(),
             ticked: AtomicU64::new(0),
             at_rest: AtomicBool::new(false),
@@ -96,7 +103,7 @@ impl Pulses {
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Kept>>> {
         // No code panics while it holds the lock, and the list would still be whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -132,30 +139,45 @@ impl Pulse {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(30);
+    const AGES: Duration = Duration::from_secs(3600);
+    const NOTHING: Duration = Duration::ZERO;
 
-    #[tokio::test(start_paused = true)]
-    async fn what_does_not_tick_has_stopped_and_says_since_when() {
+    fn pass_some_time() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+
+    #[test]
+    fn what_does_not_tick_has_stopped_and_says_since_when() {
         let pulses = Pulses::default();
-        let (idle, busy) = (pulses.start("idle", LIMIT), pulses.start("busy", LIMIT));
-        tokio::time::advance(LIMIT).await;
-        assert_eq!(pulses.stopped(), []);
+        let (idle, busy) = (pulses.start("idle", NOTHING), pulses.start("busy", AGES));
+        pass_some_time();
         busy.tick();
         // As a panic would.
         drop(idle);
-        tokio::time::advance(Duration::from_secs(1)).await;
         let stopped = pulses.stopped();
-        let stopped: Vec<_> = stopped.iter().map(|s| (&*s.name, s.since)).collect();
-        assert_eq!(stopped, [("idle", LIMIT + Duration::from_secs(1))]);
+        let names: Vec<_> = stopped.iter().map(|stopped| &*stopped.name).collect();
+        assert_eq!(names, ["idle"]);
+        assert!(stopped.iter().all(|s| s.since >= Duration::from_millis(5)));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_has_come_to_rest_is_forgotten() {
+    #[test]
+    fn a_tick_begins_the_time_anew() {
         let pulses = Pulses::default();
-        pulses.start("ended", LIMIT).rest();
-        tokio::time::advance(LIMIT * 2).await;
+        let pulse = pulses.start("ticks", AGES);
+        let age = || pulses.readings().first().map(|reading| reading.since);
+        pass_some_time();
+        let before = age();
+        pulse.tick();
+        assert!(age() < before, "{:?} {before:?}", age());
+    }
+
+    #[test]
+    fn what_has_come_to_rest_is_forgotten() {
+        let pulses = Pulses::default();
+        pulses.start("ended", NOTHING).rest();
+        pass_some_time();
         assert_eq!(pulses.readings(), []);
-        let next = pulses.start("next", LIMIT);
+        let next = pulses.start("next", AGES);
         assert_eq!(pulses.lock().len(), 1);
         next.tick();
         // Nobody's pulse does nothing.

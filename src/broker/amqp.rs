@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::consumer::Feed;
 use super::{BrokerError, Consumer, Publication, QueueDepth, Subscription, Transport};
 use crate::pauses::Pauses;
-use crate::pulse::{self, Pulses};
+use crate::pulse::Pulses;
 use crate::settings;
 use crate::telemetry::chain;
 use link::{Link, goodbye};
@@ -163,10 +163,10 @@ impl Amqp {
         Self { pulses, ..self }
     }
 
-    /// How long the loop that keeps a subscription served may not tick: it may wait for a
+    /// How long the loop that keeps a subscription served may go without a tick: it may wait for a
     /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
     fn pulse_limit(&self) -> Duration {
-        self.link.connection_timeout + RECONNECT.1 + self.link.heartbeat() * 3 + pulse::AT_LEAST
+        self.link.connection_timeout + RECONNECT.1 + self.link.heartbeat() * 3
     }
 
     /// Publishes once, on the open session or a new one.

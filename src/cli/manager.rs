@@ -86,10 +86,10 @@ async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, C
         let passes = passes.clone();
         move || format!("{} transfers scheduled since the start", passes.scheduled())
     });
-    let limit = Manager::pulse_limit(&context.settings);
+    let longest = Manager::longest_round(&context.settings);
     let manager = parts
         .manager(context, Some(sent))
-        .watched(board.pulses.start("manager", limit), passes);
+        .watched(board.pulses.start("manager", longest), passes);
 
     let alive = context
         .health()?

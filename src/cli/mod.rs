@@ -244,7 +244,7 @@ impl Context {
 
     /// What the process shows, on the side port if the settings want one.
     async fn board(&self) -> Result<(Board, Option<AbortOnDropHandle<()>>), CliError> {
-        let board = Board::new()?;
+        let board = Board::new(self.settings.http.stopped_after)?;
         let port = match self.settings.http.address() {
             Some(address) => Some(board.serve(address).await?),
             None => None,

@@ -10,10 +10,9 @@ use super::patience::Patience;
 use super::serve::{self, Service};
 use super::{CliError, Context, output, table};
 use crate::health::Health;
-use crate::manager::{Manager, keep_recovering};
+use crate::manager::{Manager, keep_recovering, longest_sweep};
 use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
-use crate::pulse;
 use crate::tasks::{self, DataTransferTask, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
@@ -99,8 +98,9 @@ async fn register(
     // For as long as the process lives.
     tokio::spawn(async move {
         let every = settings.transfer.lease_ttl;
-        let limit = every + settings.ops_db.acquire_timeout * 10 + pulse::AT_LEAST;
-        let pulse = board.pulses.start("sweeper", limit);
+        let pulse = board
+            .pulses
+            .start("sweeper", every + longest_sweep(&settings));
         keep_recovering(
             &repository,
             &owner,

@@ -203,6 +203,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "http.listen",
         "must be an IP address and a port, e.g. \"127.0.0.1:9808\" or \"[::1]:9808\", or empty",
     );
+    problems.require(
+        settings.http.stopped_after >= Duration::from_secs(1),
+        "http.stopped_after",
+        "must be 1s or more",
+    );
     if let Err(e) = crate::telemetry::filter(&log.level) {
         problems.add("log.level", format!("{e}"));
     }

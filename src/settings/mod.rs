@@ -623,6 +623,9 @@ pub struct Health {
 pub struct Http {
     /// Where `/livez`, `/readyz` and `/metrics` are answered; empty for nowhere.
     pub listen: String,
+    /// A loop that is late by so long is taken for stopped.
+    #[serde(with = "humantime_serde")]
+    pub stopped_after: Duration,
 }
 
 impl Http {

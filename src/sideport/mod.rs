@@ -12,6 +12,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -77,13 +78,13 @@ pub struct BindError {
 }
 
 impl Board {
-    /// An empty one.
+    /// An empty one, for loops that may be late by `grace`.
     ///
     /// # Errors
     /// See [`Metrics::new`].
-    pub fn new() -> Result<Self, crate::metrics::Error> {
+    pub fn new(grace: Duration) -> Result<Self, crate::metrics::Error> {
         Ok(Self {
-            pulses: Pulses::default(),
+            pulses: Pulses::new(grace),
             metrics: Metrics::new()?,
             probes: Arc::default(),
             phase: watch::Sender::new(Phase::Starting),

@@ -25,6 +25,7 @@ type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
 pub struct Probe {
     name: &'static str,
     fresh: Duration,
+    within: Duration,
     ask: Box<dyn Fn() -> Asking + Send + Sync>,
     state: Mutex<State>,
 }
@@ -57,6 +58,7 @@ impl Probe {
         Self {
             name,
             fresh,
+            within: WITHIN,
             ask: Box::new(move || Box::pin(ask())),
             state: Mutex::new(State {
                 answer: Ok(()),
@@ -78,10 +80,12 @@ impl Probe {
     /// # Errors
     /// What the answer says.
     pub async fn answer(&self) -> Answer {
-        timeout(WITHIN, self.fetch()).await.unwrap_or_else(|_| {
-            let within = humantime::format_duration(WITHIN);
-            Err(format!("no answer within {within}"))
-        })
+        timeout(self.within, self.fetch())
+            .await
+            .unwrap_or_else(|_| {
+                let within = humantime::format_duration(self.within);
+                Err(format!("no answer within {within}"))
+            })
     }
 
     /// May be dropped at any time.
@@ -113,48 +117,49 @@ mod tests {
 
     use super::*;
 
-    const FRESH: Duration = Duration::from_secs(5);
+    const AGES: Duration = Duration::from_secs(3600);
 
-    fn counting(takes: Duration) -> (Probe, Arc<AtomicU32>) {
+    fn counting(takes: Duration, fresh: Duration) -> (Probe, Arc<AtomicU32>) {
         let count = Arc::new(AtomicU32::new(0));
         let asked = count.clone();
-        let probe = Probe::new("test", FRESH, move || {
+        let probe = Probe::new("test", fresh, move || {
             let n = asked.fetch_add(1, Ordering::Relaxed) + 1;
             async move {
                 tokio::time::sleep(takes).await;
                 Err(n.to_string())
             }
         });
-        (probe, count)
+        let within = AGES;
+        (Probe { within, ..probe }, count)
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_answer_is_everybodys_for_a_while() {
-        let (probe, count) = counting(Duration::from_millis(10));
+    #[tokio::test]
+    async fn an_answer_is_everybodys_while_it_holds() {
+        let (probe, count) = counting(Duration::from_millis(1), AGES);
         let (one, two) = tokio::join!(probe.answer(), probe.answer());
         assert_eq!((one, two), (Err("1".into()), Err("1".into())));
-        tokio::time::advance(FRESH).await;
-        assert_eq!(probe.answer().await, Err("2".into()));
-        assert_eq!(count.load(Ordering::Relaxed), 2);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn nobody_waits_for_long_and_nothing_is_asked_twice_at_once() {
-        let takes = Duration::from_secs(5);
-        let (probe, count) = counting(takes);
-        for _ in 0..2 {
-            let began = Instant::now();
-            assert_eq!(probe.answer().await, Err("no answer within 2s".into()));
-            assert_eq!(began.elapsed(), WITHIN);
-        }
-        // The first question goes on, and its answer is found.
         assert_eq!(probe.answer().await, Err("1".into()));
         assert_eq!(count.load(Ordering::Relaxed), 1);
-        // A dear answer holds for longer.
-        tokio::time::advance(FRESH * 2).await;
+
+        let (probe, _) = counting(Duration::ZERO, Duration::ZERO);
         assert_eq!(probe.answer().await, Err("1".into()));
-        tokio::time::advance(takes * SHARE).await;
-        let _ = probe.answer().await;
-        assert_eq!(count.load(Ordering::Relaxed), 2);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(probe.answer().await, Err("2".into()));
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_long_and_nothing_is_asked_twice_at_once() {
+        let takes = Duration::from_millis(300);
+        let (mut probe, count) = counting(takes, Duration::ZERO);
+        probe.within = Duration::from_millis(50);
+        for _ in 0..2 {
+            assert_eq!(probe.answer().await, Err("no answer within 50ms".into()));
+        }
+        // The first question goes on, and its answer is found.
+        tokio::time::sleep(takes).await;
+        assert_eq!(probe.answer().await, Err("1".into()));
+        // A dear answer holds for longer: 20 times 300 ms.
+        assert_eq!(probe.answer().await, Err("1".into()));
+        assert_eq!(count.load(Ordering::Relaxed), 1);
     }
 }

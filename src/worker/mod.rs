@@ -311,7 +311,7 @@ impl Worker {
             .then(|| AbortOnDropHandle::new(tokio::spawn(control::serve(worker.clone()))));
 
         let mut stopping = false;
-        let pulse = worker.pulses.start("consumer", pulse::AT_LEAST);
+        let pulse = worker.pulses.start("consumer", pulse::EVERY);
         let mut ticks = tokio::time::interval(pulse::EVERY);
         loop {
             pulse.tick();
@@ -359,7 +359,7 @@ impl Worker {
     async fn beat(self: Arc<Self>) {
         self.events.send(&Event::WorkerOnline(self.load()));
         let every = self.config.heartbeat_interval;
-        let pulse = self.pulses.start("heartbeat", every + pulse::AT_LEAST);
+        let pulse = self.pulses.start("heartbeat", every);
         let mut beats = tokio::time::interval(every);
         loop {
             beats.tick().await;

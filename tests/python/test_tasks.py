@@ -296,12 +296,16 @@ def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
         broker.delete(queue)
 
 
-def test_hup_is_a_warm_end(tmp_path, broker):
+def test_hup_begins_anew(tmp_path, broker):
+    """As in Python: a warm end, and then the same program again, in the same process."""
     with only(tmp_path, broker) as send:
         running = send("sleep", 2)
         until(lambda: running.state in ("STARTED", "PROGRESS"), "the task runs")
         send.worker.signal(signal.SIGHUP)
         assert ended(running)["result"] == 2
+        until(lambda: send.worker.log().count("worker ready") == 2, "the worker is ready again")
+        assert ended(send("add", 1, 2))["result"] == 3
+        send.worker.signal(signal.SIGTERM)
         assert send.worker.ended() == 0
 
 

@@ -1,0 +1,465 @@
+"""The side port and what a service tells systemd: while everything works, while something is away, and when a loop of
+the process stands still."""
+
+import contextlib
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import sqlalchemy as sa
+
+from proxy import Proxy
+from support import MB, REPO, TRANSFER, Process, clean_environment, service, until
+from variants import OnPostgres
+
+pytestmark = pytest.mark.timeout(120)
+
+# celery-exporter's name, which promtool does not like.
+KNOWN_TO_PROMTOOL = "celery_active_consumer_count non-histogram and non-summary metrics should not have"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class SidePort:
+    def __init__(self, port=None):
+        self.address = f"127.0.0.1:{port or free_port()}"
+
+    def get(self, path, method="GET"):
+        """Status and text; (0, why) where nobody answers."""
+        request = urllib.request.Request(f"http://{self.address}{path}", method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except OSError as error:
+            return 0, str(error)
+
+    def is_(self, path, status, text="", seconds=20):
+        until(lambda: self.answers(path, status, text), f"{path} is {status} {text!r}", seconds)
+
+    def answers(self, path, status, text=""):
+        self.last = self.get(path)
+        return self.last[0] == status and text in self.last[1]
+
+    def metrics(self):
+        """{'name{labels}': value}, the labels as they stand."""
+        status, text = self.get("/metrics")
+        assert status == 200, text
+        lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
+        return {name: float(value) for name, value in lines}
+
+    def metric(self, metric, /, **labels):
+        """The sum of the values that have these labels; None if there is none."""
+        found = [
+            value
+            for key, value in self.metrics().items()
+            if key.partition("{")[0] == metric and all(f'{k}="{v}"' in key for k, v in labels.items())
+        ]
+        return sum(found) if found else None
+
+
+class Systemd:
+    """The other end of NOTIFY_SOCKET."""
+
+    def __init__(self, directory):
+        self.path = str(directory / "notify")
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(self.path)
+        self.socket.setblocking(False)
+        self.said = []
+
+    def environment(self, watchdog=None):
+        # A watchdog for whoever has the environment: without WATCHDOG_PID.
+        limit = {"WATCHDOG_USEC": int(watchdog * 1e6)} if watchdog else {}
+        return {"NOTIFY_SOCKET": self.path, **limit}
+
+    def heard(self, word):
+        """How often it was said up to now."""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.said += self.socket.recv(4096).decode().splitlines()
+        return sum(said.startswith(word) for said in self.said)
+
+    def hears(self, word):
+        until(lambda: self.heard(word), f"systemd is told {word}; it was {self.said[-3:]}")
+
+
+class Watched(OnPostgres):
+    """A deployment whose workers reach broker, database and Redis through proxies."""
+
+    def __init__(self, directory, bbcp, broker):
+        super().__init__(directory, bbcp, broker)
+        url, redis = sa.make_url(broker.url.replace("//", "//", 1)), sa.make_url(service("TEST_REDIS_URL"))
+        self.proxies = {
+            "broker": Proxy(url.host, url.port),
+            "database": Proxy(self.server.host, self.server.port),
+            "result backend": Proxy(redis.host, redis.port),
+        }
+        self.database_port = self.proxies["database"].port
+        self.settings()
+        self.behind = {
+            "CELERY_BROKER_URL": broker.url.replace(f":{url.port}/", f":{self.proxies['broker'].port}/"),
+            "CELERY_RESULT_BACKEND": f"redis://127.0.0.1:{self.proxies['result backend'].port}/0",
+            "CCAT_DATA_TRANSFER_OPS_DB__ACQUIRE_TIMEOUT": "1s",
+            "CCAT_DATA_TRANSFER_HTTP__STOPPED_AFTER": "3s",
+        }
+
+    def service(self, *arguments, port=None, **environment):
+        """A worker or manager."""
+        if port:
+            environment["CCAT_DATA_TRANSFER_HTTP__LISTEN"] = port.address
+        process = Process(
+            [service("CCAT_TRANSFER_BIN"), "--config", self.config, *arguments],
+            self.directory / f"service-{len(self.processes)}.log",
+            cwd=self.directory,
+            env=clean_environment(**self.behind | environment),
+        )
+        self.processes.append(process)
+        return process
+
+    def watched_worker(self, *arguments, port=None, **environment):
+        name = f"watched{len(self.processes)}-{self.queue}@somewhere"
+        return self.service("worker", "-Q", self.queue, "-n", name, "-c", "2", *arguments, port=port, **environment)
+
+    def close(self):
+        super().close()
+        for proxy in self.proxies.values():
+            proxy.close()
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, bbcp, broker):
+    deployment = Watched(tmp_path_factory.mktemp("watched"), bbcp, broker)
+    yield deployment
+    deployment.close()
+
+
+@pytest.fixture
+def own(tmp_path, bbcp, broker):
+    deployment = Watched(tmp_path, bbcp, broker)
+    yield deployment
+    deployment.close()
+
+
+@pytest.fixture(scope="module")
+def worker(watched):
+    """One for the tests that leave it as it was."""
+    port = SidePort()
+    worker = watched.watched_worker(port=port)
+    worker.port = port
+    port.is_("/readyz", 200)
+    return worker
+
+
+@pytest.fixture(scope="module")
+def manager(watched):
+    port = SidePort()
+    manager = watched.service("manager", port=port)
+    manager.port = port
+    port.is_("/readyz", 200)
+    return manager
+
+
+def test_a_port_for_nothing_else(worker):
+    """GET of three paths, from an address that the settings name."""
+    port = worker.port
+    assert port.get("/livez") == (200, "alive\n")
+    assert port.get("/readyz") == (200, "ready\n")
+    assert port.get("/")[0] == port.get("/metrics/x")[0] == 404
+    assert port.get("/livez", "POST")[0] == port.get("/metrics", "DELETE")[0] == 405
+    # A connection that says nothing does not keep the others, nor does one that never ends its request.
+    host, number = port.address.split(":")
+    idle = [socket.create_connection((host, int(number))) for _ in range(10)]
+    for connection in idle:
+        connection.sendall(b"GET /livez HTTP/1.1\r\nX: ")
+    assert port.get("/livez")[0] == 200
+    for connection in idle:
+        connection.close()
+
+
+def test_a_port_in_use_is_a_clear_error(watched, worker):
+    second = watched.watched_worker(port=worker.port)
+    assert second.ended() == 1
+    assert f"http.listen: cannot listen on {worker.port.address}" in second.log()
+    assert "Address already in use" in second.log()
+
+
+def test_tasks_and_transfers_are_counted(watched, worker, manager):
+    """What the counters say is what was done, no more and no less."""
+    port, link = worker.port, {"origin": watched.origin_site, "destination": watched.destination_site}
+    labels = {"hostname": "somewhere", "queue_name": watched.queue, "name": TRANSFER}
+    assert port.metric("celery_task_succeeded_total", **labels) == 0
+    sizes = [MB, 2 * MB]
+    transfers = [watched.package(size=size) for size in sizes]
+    for transfer in transfers:
+        watched.reaches(transfer, "COMPLETED")
+    until(lambda: port.metric("celery_task_succeeded_total", **labels) == 2, "two tasks have succeeded")
+    metrics = port.metrics()
+    assert port.metric("celery_task_received_total", **labels) == 2
+    assert port.metric("celery_task_started_total", **labels) == 2
+    assert port.metric("celery_task_failed_total", **labels) == 0
+    assert port.metric("celery_task_runtime_count", **labels) == 2
+    assert port.metric("ccat_transfer_bytes_total", **link) == sum(sizes)
+    assert port.metric("ccat_transfer_attempts_total", outcome="completed", error="") == 2
+    assert port.metric("ccat_transfer_copies_running", **link) == 0
+    assert port.metric("ccat_transfer_rate_bytes_per_second", **link) == 0
+
+    # One that fails, and its error.
+    watched.double(PLAN="refused", ACCEPT=0.1)
+    failing = watched.package()
+    until(lambda: watched.row(failing)["retry_count"] == 1, "it has failed once")
+    until(lambda: port.metric("celery_task_failed_total", **labels), "a task has failed")
+    (failed,) = [key for key, value in port.metrics().items() if key.startswith("celery_task_failed") and value]
+    assert re.search(r'exception="\w+"', failed)
+    assert port.metric("ccat_transfer_attempts_total", outcome="retried") >= 1
+    watched.double()
+    watched.reaches(failing, "COMPLETED")
+
+    # A name that nobody knows is not shown: anybody could send any number of them.
+    watched.broker.publish(
+        watched.queue,
+        b"[[], {}, {}]",
+        {"task": "made.up.by.someone", "id": "x1", "lang": "py"},
+        content_type="application/json",
+        content_encoding="utf-8",
+        correlation_id="x1",
+    )
+    until(lambda: port.metric("celery_task_failed_total", name="unknown"), "the unknown task is counted")
+    assert "made.up" not in port.get("/metrics")[1]
+
+    # The process and the program.
+    assert metrics["process_resident_memory_bytes"] > 1e6 and metrics["process_open_fds"] > 5
+    assert abs(metrics["process_start_time_seconds"] - time.time()) < 600
+    assert port.metric("ccat_transfer_build_info") == 1
+    assert port.metric("celery_worker_up", hostname="somewhere") == 1
+    assert port.metric("celery_queue_length", queue_name=watched.queue) == 0
+    assert port.metric("celery_active_consumer_count", queue_name=watched.queue) == 1
+
+    # The manager's.
+    port = manager.port
+    assert port.metric("ccat_transfer_manager_scheduled_total") >= 4
+    assert port.metric("celery_task_sent_total", name=TRANSFER, queue_name=watched.queue) >= 4
+    assert port.metric("ccat_transfer_manager_pass_duration_seconds_count") >= 3
+    assert port.metric("ccat_transfer_manager_passes_failed_total") == 0
+    assert time.time() - port.metrics()["ccat_transfer_manager_last_pass_timestamp_seconds"] < 30
+
+
+def test_the_table_is_counted(own):
+    """By status, and how old the oldest is; by a worker and a manager alike."""
+    port = SidePort()
+    waiting = own.package()
+    own.watched_worker(port=port)
+    port.is_("/readyz", 200)
+    assert port.metric("ccat_transfer_transfers", status="PENDING") == 1
+    assert port.metric("ccat_transfer_transfers", status="COMPLETED") == 0
+    assert port.metric("ccat_transfer_oldest_pending_seconds") >= 0
+    assert port.metric("ccat_transfer_scrape_error", source="database") == 0
+    assert own.status(waiting) == "PENDING"
+
+
+@pytest.mark.parametrize("server", ["broker", "database", "result backend"])
+@pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
+def test_what_is_away_is_not_dead(watched, worker, server, silently):
+    """Not ready, with the reason; alive all the while; ready again when it is back."""
+    if silently and server == "broker":
+        pytest.skip("heartbeats tell of it, minutes later")
+    port = worker.port
+    port.is_("/readyz", 200)
+    reconnects = port.metric("ccat_transfer_broker_reconnects_total")
+    watched.proxies[server].pull(silently)
+    try:
+        port.is_("/readyz", 503, f"{server}: ")
+        others = {"broker", "database", "result backend"} - {server}
+        assert not any(f"{other}: " in port.last[1] for other in others), port.last
+        began = time.monotonic()
+        metrics = port.metrics()
+        assert time.monotonic() - began < 10
+        assert metrics["process_start_time_seconds"]
+        # Longer than a loop may be late.
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            assert port.get("/livez") == (200, "alive\n")
+            time.sleep(0.2)
+        if server == "broker":
+            assert port.metric("ccat_transfer_broker_connected") == 0
+            assert port.metric("ccat_transfer_scrape_error", source="broker") == 1
+    finally:
+        watched.proxies[server].plug()
+    port.is_("/readyz", 200, seconds=60)
+    if server == "broker":
+        assert port.metric("ccat_transfer_broker_reconnects_total") == reconnects + 1
+    assert worker.running()
+
+
+@pytest.mark.parametrize("server", ["broker", "database"])
+def test_the_manager_too(watched, manager, server):
+    port = manager.port
+    port.is_("/readyz", 200)
+    watched.proxies[server].pull()
+    try:
+        port.is_("/readyz", 503, f"{server}: ")
+        assert port.get("/livez")[0] == 200
+    finally:
+        watched.proxies[server].plug()
+    port.is_("/readyz", 200, seconds=60)
+
+
+def test_a_loop_that_stands_still(own, tmp_path):
+    """/livez says which, and systemd's watchdog is fed no longer."""
+    ports = SidePort(), SidePort()
+    lease = {"CCAT_DATA_TRANSFER_TRANSFER__LEASE_TTL": "1s", "CCAT_DATA_TRANSFER_TRANSFER__LEASE_RENEW_INTERVAL": "300ms"}
+    short = {"CCAT_DATA_TRANSFER_OPS_DB__ACQUIRE_TIMEOUT": "100ms", **lease}
+    systemd = Systemd(tmp_path)
+    worker = own.watched_worker(
+        port=ports[0], CCAT_TRANSFER_FAULT="sweeper:hang:2", **systemd.environment(watchdog=0.5), **short
+    )
+    manager = own.service("manager", port=ports[1], CCAT_TRANSFER_FAULT="manager_loop:hang:2", **short)
+    ports[0].is_("/readyz", 200)
+    systemd.hears("WATCHDOG=1")
+    ports[0].is_("/livez", 503, "sweeper: stands still since 20")
+    ports[1].is_("/livez", 503, "manager: stands still since 20")
+    assert ports[0].last[1].count("\n") == 1, "no other loop does"
+    systemd.hears("STATUS=the loop `sweeper` stands still")
+    fed = systemd.heard("WATCHDOG=1")
+    time.sleep(1)
+    assert systemd.heard("WATCHDOG=1") == fed
+    assert worker.running() and manager.running()
+
+
+def test_systemd_is_told(own, tmp_path):
+    """Ready when it consumes and not before; what it does; that it stops, as long as that takes."""
+    own.proxies["broker"].pull()
+    own.double(RATE=MB)
+    systemd = Systemd(tmp_path)
+    port = SidePort()
+    worker = own.watched_worker(port=port, **systemd.environment(watchdog=1))
+    systemd.hears("STATUS=waiting for the broker")
+    systemd.hears("WATCHDOG=1")
+    assert not systemd.heard("READY=1")
+    assert port.get("/livez")[0] == 200 and port.get("/readyz")[0] == 503
+    own.proxies["broker"].plug()
+    systemd.hears("READY=1")
+    transfer = own.package(size=4 * MB)
+    own.schedule()
+    own.mid_copy()
+    systemd.hears("STATUS=1 copy runs, ")
+    until(lambda: port.metric("ccat_transfer_rate_bytes_per_second"), "the rate is shown")
+    assert port.metric("ccat_transfer_copies_running") == 1
+    worker.signal(signal.SIGTERM)
+    systemd.hears("STOPPING=1")
+    port.is_("/readyz", 503, "stopping")
+    systemd.hears("STATUS=stopping; 1 copy runs")
+    fed = systemd.heard("WATCHDOG=1")
+    until(lambda: systemd.heard("WATCHDOG=1") > fed, "the watchdog is fed to the end")
+    assert worker.ended() == 0
+    own.assert_moved(transfer)
+    assert systemd.heard("READY=1") == 1
+
+
+def test_running_copies_get_so_much_time(own):
+    """transfer.shutdown_timeout: then they are given back, and the next worker goes on where they were."""
+    own.double(RATE=MB)
+    worker = own.watched_worker(CCAT_DATA_TRANSFER_TRANSFER__SHUTDOWN_TIMEOUT="500ms")
+    worker.says("worker ready")
+    transfer = own.package(size=30 * MB)
+    own.schedule()
+    own.mid_copy()
+    worker.signal(signal.SIGTERM)
+    assert worker.ended(15) == 0
+    assert "the time for running tasks is over" in worker.log()
+    assert own.outcomes(transfer) == ["interrupted"]
+    assert own.row(transfer)["retry_count"] == 0
+    assert own.broker.ready(own.queue) == 1
+
+
+def test_hup_begins_anew(own):
+    """The copy that runs is finished first; then the same process has the settings as they are now. With settings that
+    cannot be used it goes on as it is."""
+    own.double(RATE=MB)
+    port = SidePort()
+    worker = own.watched_worker(port=port)
+    worker.says("worker ready")
+    good = own.config.read_text()
+    own.config.write_text(good + "\n[nonsense]\nkey = 1\n")
+    worker.signal(signal.SIGHUP)
+    worker.says("not starting anew, since the settings cannot be used")
+    own.config.write_text(good.replace('"level": "info"', "").replace('level = "info"', 'level = "debug"'))
+    transfer = own.package(size=3 * MB)
+    own.cli("manager", "--once")
+    own.mid_copy()
+    worker.signal(signal.SIGHUP)
+    worker.says("starting anew")
+    own.assert_moved(transfer)
+    until(lambda: worker.log().count("worker ready") == 2, "it is ready again")
+    assert worker.running()
+    assert '"level":"DEBUG"' in worker.log().split("starting anew")[1]
+    port.is_("/readyz", 200)
+    assert len(own.copies()) == 1
+    worker.signal(signal.SIGTERM)
+    assert worker.ended() == 0
+
+
+def test_waiting_at_the_start(own):
+    """--wait-for: for a broker and a database that are not there yet, and not for ever."""
+    for proxy in own.proxies.values():
+        proxy.pull()
+    impatient = own.watched_worker()
+    assert impatient.ended() == 5
+    late = own.watched_worker("--wait-for=1"), own.service("manager", "--wait-for=1")
+    assert [process.ended() for process in late] == [5, 5]
+    port = SidePort()
+    patient = own.watched_worker("--wait-for", port=port)
+    patient.says("waiting for the database")
+    assert port.get("/livez")[0] == 200
+    assert port.get("/readyz") == (503, "starting\n")
+    own.proxies["database"].plug()
+    patient.says("waiting for the broker")
+    own.proxies["broker"].plug()
+    own.proxies["result backend"].plug()
+    port.is_("/readyz", 200)
+
+
+# ---------------------------------------------------------------- what reads it
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian's package prometheus)")
+def test_promtool_has_nothing_to_say(worker, manager):
+    for process in (worker, manager):
+        _, text = process.port.get("/metrics")
+        checked = subprocess.run(
+            ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, timeout=30
+        )
+        said = [line for line in (checked.stdout + checked.stderr).splitlines() if not line.startswith(KNOWN_TO_PROMTOOL)]
+        assert said == []
+
+
+def test_the_dashboard_asks_for_what_there_is(watched, worker, manager):
+    """Every metric in packaging/grafana is one of a scrape, and the file is one that Grafana imports."""
+    dashboard = json.loads((REPO / "packaging/grafana/ccat-transfer.json").read_text())
+    assert dashboard["id"] is None and dashboard["uid"] and dashboard["title"]
+    variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    queries = []
+    for panel in panels:
+        assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+        queries += [target["expr"] for target in panel["targets"]]
+    queries += [variable["query"] for variable in variables.values() if variable["type"] == "query"]
+    # A copy, so that those which exist only then do.
+    transfer = watched.package()
+    watched.reaches(transfer, "COMPLETED")
+    there = {key.partition("{")[0] for process in (worker, manager) for key in process.port.metrics()}
+    asked = set(re.findall(r"\b(?:celery|ccat_transfer|process)_\w+", " ".join(map(str, queries))))
+    assert len(asked) > 10 and asked <= there, asked - there
