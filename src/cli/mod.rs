@@ -31,6 +31,7 @@ use crate::worker::Registry;
 mod config;
 mod db;
 mod manager;
+mod manual;
 mod node;
 mod output;
 mod patience;
@@ -116,6 +117,10 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    /// Print a script by which a shell completes this command line.
+    Completions(manual::Completions),
+    /// Write the manual pages.
+    Man(manual::Man),
     /// List the steps at which this build can make faults, and what can happen at each.
     #[cfg(feature = "fault-points")]
     #[command(hide = true)]
@@ -129,6 +134,8 @@ pub fn main() -> ExitCode {
     let Cli { common, command } = Cli::parse();
     ended(match command {
         Command::Config(command) => config::run(&command, common.json, common.load()),
+        Command::Completions(arguments) => manual::completions(&arguments),
+        Command::Man(arguments) => manual::man(&arguments),
         command => common.run(async |mut context| match command {
             Command::Worker(arguments) => {
                 arguments.worker.apply(&mut context)?;
@@ -137,8 +144,8 @@ pub fn main() -> ExitCode {
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
             Command::Transfers(command) => transfers::run(&context, command).await,
-            // Was run above, without services.
-            Command::Config(_) => Ok(ExitCode::SUCCESS),
+            // Were run above, without settings that have to be good.
+            Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
             #[cfg(feature = "fault-points")]
             Command::FaultPoints => Ok(list_fault_points()),
         }),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::interval;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -59,9 +60,22 @@ async fn tell(board: Board, mut ready: watch::Receiver<bool>) {
             None if !told_ready => "waiting for the broker".to_owned(),
             None => board.doing(),
         };
-        states.push(NotifyState::Status(&status));
-        if let Err(error) = sd_notify::notify(&states) {
-            tracing::debug!(%error, "systemd could not be told");
-        }
+        say(states, status).await;
     }
+}
+
+/// Tells it. Not on a thread of the runtime: a systemd that does not listen just now makes this
+/// wait, and must not stop anything else.
+async fn say(states: Vec<NotifyState<'static>>, status: String) {
+    let said = spawn_blocking(move || {
+        let mut all: Vec<NotifyState<'_>> = states;
+        all.push(NotifyState::Status(&status));
+        sd_notify::notify(&all)
+    });
+    let error = match said.await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    tracing::debug!(error, "systemd could not be told");
 }

@@ -18,6 +18,9 @@ pub const WITHIN: Duration = Duration::from_secs(2);
 /// twentieth of its time on it.
 const SHARE: u32 = 20;
 
+/// How long a bad answer holds at most: what is mended should be seen soon.
+const BAD: Duration = Duration::from_secs(2);
+
 type Answer = Result<(), String>;
 type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
@@ -104,7 +107,11 @@ impl Probe {
         let now = Instant::now();
         let took = now.duration_since(*since);
         state.asked = None;
-        state.holds = Some(now + self.fresh.max(took * SHARE));
+        let holds = match answer {
+            Ok(()) => self.fresh.max(took * SHARE),
+            Err(_) => self.fresh.min(BAD),
+        };
+        state.holds = Some(now + holds);
         state.answer = answer.clone();
         answer
     }
@@ -119,14 +126,15 @@ mod tests {
 
     const AGES: Duration = Duration::from_secs(3600);
 
-    fn counting(takes: Duration, fresh: Duration) -> (Probe, Arc<AtomicU32>) {
+    /// Answers well, or badly with how often it was asked.
+    fn counting(takes: Duration, fresh: Duration, well: bool) -> (Probe, Arc<AtomicU32>) {
         let count = Arc::new(AtomicU32::new(0));
         let asked = count.clone();
         let probe = Probe::new("test", fresh, move || {
             let n = asked.fetch_add(1, Ordering::Relaxed) + 1;
             async move {
                 tokio::time::sleep(takes).await;
-                Err(n.to_string())
+                if well { Ok(()) } else { Err(n.to_string()) }
             }
         });
         let within = AGES;
@@ -134,32 +142,36 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_is_everybodys_while_it_holds() {
-        let (probe, count) = counting(Duration::from_millis(1), AGES);
+    async fn a_good_answer_is_everybodys_while_it_holds() {
+        let (probe, count) = counting(Duration::from_millis(1), AGES, true);
         let (one, two) = tokio::join!(probe.answer(), probe.answer());
-        assert_eq!((one, two), (Err("1".into()), Err("1".into())));
-        assert_eq!(probe.answer().await, Err("1".into()));
+        assert_eq!((one, two), (Ok(()), Ok(())));
+        assert_eq!(probe.answer().await, Ok(()));
         assert_eq!(count.load(Ordering::Relaxed), 1);
+    }
 
-        let (probe, _) = counting(Duration::ZERO, Duration::ZERO);
+    #[tokio::test]
+    async fn a_bad_answer_does_not_hold_for_long() {
+        let (probe, _) = counting(Duration::ZERO, AGES, false);
         assert_eq!(probe.answer().await, Err("1".into()));
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert_eq!(probe.answer().await, Err("1".into()));
+        tokio::time::sleep(BAD).await;
         assert_eq!(probe.answer().await, Err("2".into()));
     }
 
     #[tokio::test]
     async fn nobody_waits_for_long_and_nothing_is_asked_twice_at_once() {
         let takes = Duration::from_millis(300);
-        let (mut probe, count) = counting(takes, Duration::ZERO);
+        let (mut probe, count) = counting(takes, Duration::ZERO, true);
         probe.within = Duration::from_millis(50);
         for _ in 0..2 {
             assert_eq!(probe.answer().await, Err("no answer within 50ms".into()));
         }
         // The first question goes on, and its answer is found.
         tokio::time::sleep(takes).await;
-        assert_eq!(probe.answer().await, Err("1".into()));
+        assert_eq!(probe.answer().await, Ok(()));
         // A dear answer holds for longer: 20 times 300 ms.
-        assert_eq!(probe.answer().await, Err("1".into()));
+        assert_eq!(probe.answer().await, Ok(()));
         assert_eq!(count.load(Ordering::Relaxed), 1);
     }
 }

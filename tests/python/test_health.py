@@ -46,7 +46,10 @@ class SidePort:
             return 0, str(error)
 
     def is_(self, path, status, text="", seconds=20):
-        until(lambda: self.answers(path, status, text), f"{path} is {status} {text!r}", seconds)
+        try:
+            until(lambda: self.answers(path, status, text), f"{path} is {status} {text!r}", seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it is {self.last}") from None
 
     def answers(self, path, status, text=""):
         self.last = self.get(path)
@@ -268,63 +271,54 @@ def test_the_table_is_counted(own):
     assert own.status(waiting) == "PENDING"
 
 
-@pytest.mark.parametrize("server", ["broker", "database", "result backend"])
 @pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
-def test_what_is_away_is_not_dead(watched, worker, server, silently):
-    """Not ready, with the reason; alive all the while; ready again when it is back."""
-    if silently and server == "broker":
-        pytest.skip("heartbeats tell of it, minutes later")
+def test_what_is_away_is_not_dead(watched, worker, manager, silently):
+    """Not ready, with a line for each reason; alive all the while; ready again when it is back."""
     port = worker.port
     port.is_("/readyz", 200)
     reconnects = port.metric("ccat_transfer_broker_reconnects_total")
-    watched.proxies[server].pull(silently)
+    # That a broker is gone without a word is told by heartbeats, minutes later.
+    away = ["database", "result backend"] if silently else ["broker", "database", "result backend"]
     try:
-        port.is_("/readyz", 503, f"{server}: ")
-        others = {"broker", "database", "result backend"} - {server}
-        assert not any(f"{other}: " in port.last[1] for other in others), port.last
-        began = time.monotonic()
-        metrics = port.metrics()
-        assert time.monotonic() - began < 10
-        assert metrics["process_start_time_seconds"]
-        # Longer than a loop may be late.
-        end = time.monotonic() + 4
+        for server in away:
+            watched.proxies[server].pull(silently)
+            port.is_("/readyz", 503, f"{server}: ")
+            reasons = {line.partition(": ")[0] for line in port.last[1].splitlines()}
+            assert reasons == set(away[: away.index(server) + 1]), port.last
+        manager.port.is_("/readyz", 503, "database: ")
+        assert ("broker: " in manager.port.last[1]) == (not silently)
+        # Longer than a loop may be late; and however slow the answers of others are, a scrape is not.
+        end = time.monotonic() + 5
         while time.monotonic() < end:
-            assert port.get("/livez") == (200, "alive\n")
+            assert port.get("/livez") == manager.port.get("/livez") == (200, "alive\n")
+            began = time.monotonic()
+            assert (port.get("/metrics")[0], port.get("/readyz")[0]) == (200, 503)
+            assert time.monotonic() - began < 8
             time.sleep(0.2)
-        if server == "broker":
+        if not silently:
             assert port.metric("ccat_transfer_broker_connected") == 0
             assert port.metric("ccat_transfer_scrape_error", source="broker") == 1
     finally:
-        watched.proxies[server].plug()
+        for server in away:
+            watched.proxies[server].plug()
     port.is_("/readyz", 200, seconds=60)
-    if server == "broker":
-        assert port.metric("ccat_transfer_broker_reconnects_total") == reconnects + 1
-    assert worker.running()
-
-
-@pytest.mark.parametrize("server", ["broker", "database"])
-def test_the_manager_too(watched, manager, server):
-    port = manager.port
-    port.is_("/readyz", 200)
-    watched.proxies[server].pull()
-    try:
-        port.is_("/readyz", 503, f"{server}: ")
-        assert port.get("/livez")[0] == 200
-    finally:
-        watched.proxies[server].plug()
-    port.is_("/readyz", 200, seconds=60)
+    manager.port.is_("/readyz", 200, seconds=60)
+    lost = 0 if silently else 1
+    assert port.metric("ccat_transfer_broker_reconnects_total") == reconnects + lost
+    assert worker.running() and manager.running()
 
 
 def test_a_loop_that_stands_still(own, tmp_path):
     """/livez says which, and systemd's watchdog is fed no longer."""
     ports = SidePort(), SidePort()
     lease = {"CCAT_DATA_TRANSFER_TRANSFER__LEASE_TTL": "1s", "CCAT_DATA_TRANSFER_TRANSFER__LEASE_RENEW_INTERVAL": "300ms"}
-    short = {"CCAT_DATA_TRANSFER_OPS_DB__ACQUIRE_TIMEOUT": "100ms", **lease}
+    short = {"CCAT_DATA_TRANSFER_OPS_DB__ACQUIRE_TIMEOUT": "300ms", **lease}
     systemd = Systemd(tmp_path)
+    # So short a time to connect may be too short on a busy host: they try again.
     worker = own.watched_worker(
-        port=ports[0], CCAT_TRANSFER_FAULT="sweeper:hang:2", **systemd.environment(watchdog=0.5), **short
+        "--wait-for", port=ports[0], CCAT_TRANSFER_FAULT="sweeper:hang:2", **systemd.environment(watchdog=0.5), **short
     )
-    manager = own.service("manager", port=ports[1], CCAT_TRANSFER_FAULT="manager_loop:hang:2", **short)
+    manager = own.service("manager", "--wait-for", port=ports[1], CCAT_TRANSFER_FAULT="manager_loop:hang:2", **short)
     ports[0].is_("/readyz", 200)
     systemd.hears("WATCHDOG=1")
     ports[0].is_("/livez", 503, "sweeper: stands still since 20")
@@ -387,25 +381,23 @@ def test_hup_begins_anew(own):
     """The copy that runs is finished first; then the same process has the settings as they are now. With settings that
     cannot be used it goes on as it is."""
     own.double(RATE=MB)
-    port = SidePort()
-    worker = own.watched_worker(port=port)
+    before, after = SidePort(), SidePort()
+    own.settings(http={"listen": before.address})
+    worker = own.watched_worker()
     worker.says("worker ready")
-    good = own.config.read_text()
-    own.config.write_text(good + "\n[nonsense]\nkey = 1\n")
+    own.settings(http={"listen": "everywhere"})
     worker.signal(signal.SIGHUP)
     worker.says("not starting anew, since the settings cannot be used")
-    own.config.write_text(good.replace('"level": "info"', "").replace('level = "info"', 'level = "debug"'))
+    own.settings(http={"listen": after.address})
     transfer = own.package(size=3 * MB)
-    own.cli("manager", "--once")
+    own.schedule()
     own.mid_copy()
     worker.signal(signal.SIGHUP)
-    worker.says("starting anew")
+    worker.says('"starting anew"')
     own.assert_moved(transfer)
-    until(lambda: worker.log().count("worker ready") == 2, "it is ready again")
-    assert worker.running()
-    assert '"level":"DEBUG"' in worker.log().split("starting anew")[1]
-    port.is_("/readyz", 200)
-    assert len(own.copies()) == 1
+    after.is_("/readyz", 200)
+    assert before.get("/livez")[0] == 0
+    assert worker.running() and len(own.copies()) == 1
     worker.signal(signal.SIGTERM)
     assert worker.ended() == 0
 
