@@ -21,6 +21,9 @@ pub(crate) struct Arguments {
     prefetch: u16,
     #[arg(long)]
     concurrency: usize,
+    /// Stay afterwards, until a signal comes: for whoever looks at this process.
+    #[arg(long)]
+    linger: bool,
 }
 
 /// # Errors
@@ -79,6 +82,9 @@ pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
         "{}",
         json!({"drained": arguments.count, "seconds": seconds})
     );
+    if arguments.linger {
+        std::future::pending::<()>().await;
+    }
     consuming.close(200, "done".into()).await?;
     publishing.close(200, "done".into()).await?;
     Ok(())
