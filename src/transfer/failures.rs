@@ -126,7 +126,6 @@ macro_rules! kinds {
         };)*
 
         /// Every kind there is.
-        #[cfg(test)]
         pub(in crate::transfer) static ALL: &[&Kind] = &[$(&$name),*];
     };
 }
@@ -280,6 +279,15 @@ mod table {
 }
 
 pub(super) use table::*;
+
+/// What an operator can do about a failure of this code; none for a code that is not known (any
+/// more).
+#[must_use]
+pub fn remedy(code: &str) -> Option<&'static str> {
+    ALL.iter()
+        .find(|kind| kind.code == code)
+        .map(|kind| kind.remedy)
+}
 
 /// What a line tells, the most telling first: where several lines tell something, the first of
 /// these is the cause and the others follow from it.
