@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+#[path = "database/operators.rs"]
+mod operators;
 #[path = "support/ops_db.rs"]
 mod ops_db;
 

@@ -32,11 +32,16 @@ pub(super) struct Outlook {
 }
 
 impl Outlook {
-    pub(super) fn of(detail: &TransferDetail, way: &Way<'_>, observer: &Owner) -> Self {
+    pub(super) fn of(
+        detail: &TransferDetail,
+        way: &Way<'_>,
+        observer: &Owner,
+        now: DateTime<Utc>,
+    ) -> Self {
         match detail.transfer.status.known() {
-            Some(Status::Pending) => pending(detail, way),
+            Some(Status::Pending) => pending(detail, way, now),
             Some(Status::Scheduled) => scheduled(detail, way),
-            Some(Status::InProgress) => in_progress(detail, observer),
+            Some(Status::InProgress) => in_progress(detail, observer, now),
             Some(Status::Completed) => completed(detail),
             Some(Status::Failed) => failed(detail),
             None => Self {
@@ -50,7 +55,7 @@ impl Outlook {
     }
 }
 
-fn pending(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
+fn pending(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outlook {
     let id = detail.transfer.id;
     if let Some(missing) = missing(detail) {
         return Outlook {
@@ -72,7 +77,7 @@ fn pending(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
     let mut why = format!(
         "waits until {}, in {}, after {}",
         output::second(time),
-        output::age(time - detail.read_at),
+        output::age(time - now),
         output::clean(code)
     );
     if let Some(rival) = &detail.rival {
@@ -125,7 +130,7 @@ fn scheduled(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
     }
 }
 
-fn in_progress(detail: &TransferDetail, observer: &Owner) -> Outlook {
+fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) -> Outlook {
     let id = detail.transfer.id;
     let Some(lease) = &detail.lease else {
         return Outlook {
@@ -137,7 +142,7 @@ fn in_progress(detail: &TransferDetail, observer: &Owner) -> Outlook {
         };
     };
     let holder = output::clean(&lease.owner.node).into_owned();
-    if let Some(demise) = lease.demise(detail.read_at, observer) {
+    if let Some(demise) = lease.demise(now, observer) {
         return Outlook {
             why: format!(
                 "{holder} had it, but {demise}; the next pass of a manager makes it PENDING"

@@ -20,7 +20,8 @@ struct Shown<'a> {
 }
 
 pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
-    let detail = context.repository().await?.show(id).await?;
+    let repository = context.repository().await?;
+    let detail = repository.show(id).await?;
     let detail = detail.ok_or_else(|| super::unknown(id))?;
     let settings = &context.settings;
     let way = Way {
@@ -29,7 +30,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
         sleep_time: settings.manager.sleep_time,
     };
     let observer = Owner::current(node_name(Some("transfers-show"), &host()));
-    let outlook = Outlook::of(&detail, &way, &observer);
+    let outlook = Outlook::of(&detail, &way, &observer, repository.database().now().await?);
     if context.json {
         return output::json(&Shown {
             detail: &detail,

@@ -125,8 +125,6 @@ pub struct TransferDetail {
     pub attempts: Vec<AttemptRecord>,
     /// What operators did about it, oldest first.
     pub actions: Vec<ActionRecord>,
-    /// When this was read, by the database's clock.
-    pub read_at: DateTime<Utc>,
 }
 
 /// Something that an operator did.
@@ -207,10 +205,9 @@ impl Repository {
                 .order_by_asc(transfer_worker_action::Column::Id)
                 .all(db)
                 .await?;
-            let read_at = database::now(db).await?;
             let delay = match self.row(id).await? {
                 Some(row) if row.status.means(Status::Pending) => {
-                    delay::standing(db, &row, read_at).await?
+                    delay::standing(db, &row, database::now(db).await?).await?
                 }
                 _ => None,
             };
@@ -222,7 +219,6 @@ impl Repository {
                 waits_for: delay.map(|delay| delay.error_code),
                 attempts: attempts.into_iter().map(AttemptRecord::from).collect(),
                 actions: actions.into_iter().map(ActionRecord::from).collect(),
-                read_at,
             }))
         };
         self.database.bounded(reading).await
