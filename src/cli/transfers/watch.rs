@@ -343,6 +343,10 @@ fn line(json: bool, seen: &Seen) -> Result<(), CliError> {
     output::put(&format!("{time}  {title}  {status}  {}\n", seen.details()))
 }
 
+/// What is too wide for the terminal is cut.
+const BAR: &str = "{prefix:<20!} {bar:24.cyan/blue} {wide_msg}";
+const SUM: &str = "{wide_msg}";
+
 /// A bar for each transfer, and a line for all of them, redrawn in place.
 struct Bars {
     all: MultiProgress,
@@ -356,7 +360,7 @@ impl Bars {
     fn new() -> Self {
         let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
         let sum = all.add(ProgressBar::no_length());
-        sum.set_style(style("{msg}"));
+        sum.set_style(style(SUM));
         Self {
             all,
             bars: BTreeMap::new(),
@@ -398,7 +402,7 @@ impl Bars {
     fn update(&mut self, seen: &Seen) {
         let bar = self.bars.entry(seen.id).or_insert_with(|| {
             let bar = self.all.insert_before(&self.sum, ProgressBar::new(0));
-            bar.set_style(style("{prefix:<20!} {bar:24.cyan/blue} {msg}").progress_chars("━╸─"));
+            bar.set_style(style(BAR).progress_chars("━╸─"));
             bar
         });
         let count = |bytes: Option<i64>| bytes.map_or(0, |n| u64::try_from(n).unwrap_or(0));
@@ -507,7 +511,7 @@ mod tests {
 
     #[test]
     fn the_templates_are_sound() {
-        for template in ["{msg}", "{prefix:<20!} {bar:24.cyan/blue} {msg}"] {
+        for template in [BAR, SUM] {
             ProgressStyle::with_template(template).unwrap();
         }
     }
