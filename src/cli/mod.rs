@@ -114,7 +114,7 @@ enum Command {
     Db(db::Command),
     /// Find, understand and steer transfers.
     #[command(subcommand)]
-    Transfers(transfers::Command),
+    Transfers(Box<transfers::Command>),
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
@@ -138,7 +138,7 @@ pub fn main() -> ExitCode {
             }
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
-            Command::Transfers(command) => transfers::run(&context, command).await,
+            Command::Transfers(command) => transfers::run(&context, *command).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
             #[cfg(feature = "fault-points")]

@@ -53,6 +53,11 @@ fn pause(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, CliError> {
+    if !watch.ids.is_empty() && !watch.filters.is_empty() {
+        return Err(CliError::Usage(
+            "name the transfers, or choose them with filters: one of both".into(),
+        ));
+    }
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
     let mut view = View::new(context.json);

@@ -79,7 +79,7 @@ pub struct Change {
     /// The status after.
     pub to: Status,
     /// Whose copy is stopped.
-    pub stopped: Option<LeaseInfo>,
+    pub stopped: Option<Box<LeaseInfo>>,
 }
 
 /// Why an instruction is not carried out.
@@ -96,7 +96,7 @@ pub enum Refusal {
     },
     /// A worker is at it.
     #[error("{} is at it; `transfers cancel` stops the copy", .0.owner)]
-    Running(LeaseInfo),
+    Running(Box<LeaseInfo>),
     /// A worker that knows nothing of leases may be at it, and would not notice the change.
     #[error("it is IN_PROGRESS without a lease: a Python worker may be at it; {}", untracked_remedy(*.action))]
     Untracked {
@@ -181,7 +181,7 @@ impl Findings {
             (Some(_), Action::Cancel) => Ok(()),
             // Its worker is gone, and whoever sweeps first would make it PENDING.
             (Some(held), _) if held.expires_at <= self.now => Ok(()),
-            (Some(held), _) => Err(Refusal::Running(held.into())),
+            (Some(held), _) => Err(Refusal::Running(Box::new(held.into()))),
         }
     }
 
@@ -189,7 +189,7 @@ impl Findings {
         Change {
             from: self.row.status.clone(),
             to,
-            stopped: self.held.as_ref().map(LeaseInfo::from),
+            stopped: self.held.as_ref().map(|held| Box::new(held.into())),
         }
     }
 }
@@ -260,7 +260,7 @@ impl Repository {
         if let Some(held) = &findings.held
             && !revoke(tx, held, instruction, findings.now).await?
         {
-            return Ok(Verdict::Refused(Refusal::Running(held.into())));
+            return Ok(Verdict::Refused(Refusal::Running(Box::new(held.into()))));
         }
         self.rewrite(tx, &findings, to, instruction).await?;
         delay::forget(tx, id).await?;
