@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import struct
 import subprocess
 import termios
 import time
@@ -19,7 +20,7 @@ from variants import OnPostgres, OwnBbcp
 
 # Seconds that one list may take, the whole process. A debug build on a busy machine is no measure;
 # LISTS_WITHIN=0.3 with a release build as CCAT_TRANSFER_BIN is the promise.
-LISTS_WITHIN = float(os.environ.get("LISTS_WITHIN", "10"))
+LISTS_WITHIN = float(os.environ.get("LISTS_WITHIN", "5"))
 
 
 def code(deployment, *args):
@@ -41,11 +42,12 @@ class Terminal:
 
     def __init__(self, deployment, *args):
         self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 160, 0, 0))
         self.text = ""
         self.process = subprocess.Popen(
             [service("CCAT_TRANSFER_BIN"), "--config", deployment.config, "transfers", *map(str, args)],
             cwd=deployment.directory,
-            env=clean_environment(TERM="xterm", COLUMNS="160", LINES="40"),
+            env=clean_environment(TERM="xterm"),
             stdin=slave,
             stdout=slave,
             stderr=slave,

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use entity::Outcome;
+use entity::{Outcome, Status};
 use serde::Serialize;
 
 use super::super::node::{host, node_name};
@@ -72,7 +72,10 @@ fn describe(text: &mut String, detail: &TransferDetail, outlook: &Outlook) -> st
         let place = format!("{site}/{}{place}", location.name);
         writeln!(text, "{label:<10} {}", output::clean(&place))?;
     }
-    if let Some(message) = &transfer.failure_error_message {
+    // Of one that is given up this is the reason, which follows.
+    if let Some(message) = &transfer.failure_error_message
+        && !transfer.status.means(Status::Failed)
+    {
         writeln!(text, "failure    {}", output::clean(message))?;
     }
     if let Some(lease) = &detail.lease {
