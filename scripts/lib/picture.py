@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "python"))
 from support import MB, Broker, Deployment, Process, clean_environment, service, until  # noqa: E402
 
-COLUMNS, ROWS = 136, 6
+COLUMNS, ROWS = 143, 6
 WIDTH, HEIGHT, MARGIN = 7.8, 19, 14
 BACKGROUND, FOREGROUND = "#1d2129", "#d8dee9"
 # Of the terminal's sixteen colours those that are used.
@@ -66,7 +66,7 @@ def svg(lines):
             # Its length is given, so that columns stand below each other with any font.
             parts.append(
                 f'<text x="{x:.1f}" y="{y}" fill="{colour}" textLength="{len(text) * WIDTH:.1f}"'
-                f' xml:space="preserve">{escape(text)}</text>'
+                f' lengthAdjust="spacingAndGlyphs">{escape(text)}</text>'
             )
     return "\n".join([*parts, "</g>", "</svg>", ""])
 
@@ -76,7 +76,7 @@ def main(directory, out):
     deployment = Deployment(directory, Path(service("BBCP_DOUBLE")).resolve(), Broker())
     screen = worker = None
     try:
-        deployment.double(RATE=24 * MB)
+        deployment.double(RATE=16 * MB)
         deployment.settings(bbcp={"streams": 16})
         program = [service("CCAT_TRANSFER_BIN"), "--config", deployment.config]
         worker = Process(
@@ -89,14 +89,14 @@ def main(directory, out):
         watch = " ".join(map(str, [*program, "transfers", "watch", "--interval", "500ms"]))
         shell = f"printf '\\033[32m$\\033[0m {command}\\n'; exec {watch}"
         screen = Screen(directory, ["sh", "-c", shell], clean_environment(TERM="xterm-256color", LANG="C.UTF-8"))
-        for night, size in enumerate([640, 512, 384], start=1):
+        for night, size in enumerate([256, 224, 192], start=1):
             path = deployment.origin / f"night-{night}.tar"
             with open(path, "wb") as file:
                 file.truncate(size * MB)
             deployment.transfer(path.name)
             deployment.schedule()
-            time.sleep(2)
-        half = lambda: re.findall(r"\b[3-6]\d% ", screen.shown())
+            time.sleep(1)
+        half = lambda: re.findall(r"\b[4-6]\d% ", screen.shown())
         until(lambda: len(half()) == 3, "three copies are half way", 60)
         lines = [line.rstrip() for line in screen.shown("-e").splitlines()]
         while lines and not lines[-1]:

@@ -9,7 +9,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::Args;
 use entity::{Label, Status};
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -242,21 +242,20 @@ impl Seen {
         !self.status.means(Status::Completed) && !self.status.means(Status::Failed)
     }
 
-    /// All that changes while it is copied.
+    /// All that changes while it is copied; what is told of each copy stands in columns.
     fn details(&self) -> String {
         let mut words = Vec::new();
-        let total = self.bytes_total.unwrap_or(0);
-        if let Some(done) = self.bytes_done {
-            let share = output::percent(done, total);
-            if !share.is_empty() {
-                words.push(format!("{share:>4}"));
-            }
-            words.push(format!("{} of {}", output::size(done), output::size(total)));
-        }
-        words.extend(self.rate_bytes_per_s.map(output::rate));
-        if let Some(seconds) = self.eta_s {
-            let eta = output::age(chrono::TimeDelta::seconds(seconds));
-            words.push(format!("ETA {eta}"));
+        if let (Some(done), Some(rate)) = (self.bytes_done, self.rate_bytes_per_s) {
+            let total = self.bytes_total.unwrap_or(0);
+            let bytes = format!("{} of {}", output::size(done), output::size(total));
+            let eta = self.eta_s.map_or_else(String::new, |seconds| {
+                format!("ETA {}", output::age(TimeDelta::seconds(seconds)))
+            });
+            words.push(format!(
+                "{:>4}  {bytes:>24}  {:>12}  {eta:<11}",
+                output::percent(done, total),
+                output::rate(rate)
+            ));
         }
         words.extend(self.streams.map(|streams| format!("{streams} streams")));
         words.extend(self.phase.clone());
@@ -456,8 +455,6 @@ fn style(template: &str) -> ProgressStyle {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use chrono::TimeDelta;
-
     use super::*;
     use crate::transfer::lease::{LeaseInfo, Owner};
 
@@ -498,7 +495,7 @@ mod tests {
         assert_eq!(seen.eta_s, Some(21));
         assert_eq!(
             seen.details(),
-            " 33%  1 MiB of 3 MiB  97.66 KiB/s  ETA 21s  16 streams  copying  celery@here"
+            " 33%            1 MiB of 3 MiB   97.66 KiB/s  ETA 21s      16 streams  copying  celery@here"
         );
         // What is not known is not guessed.
         assert_eq!(Seen::of(copying(0, 0), Utc::now()).eta_s, None);
