@@ -14,6 +14,8 @@ use url::Url;
 
 mod check;
 mod load;
+#[cfg(test)]
+mod reference;
 
 pub use load::{DEFAULTS, Problem, SettingsError, load};
 
