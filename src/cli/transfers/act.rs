@@ -292,7 +292,9 @@ fn answer(id: i64, instruction: &Instruction, verdict: Verdict, dry_run: bool) -
                 (Some(lease), Action::Cancel) => {
                     message.push_str(&format!(", and {} stops the copy", lease.owner));
                 }
-                (_, Action::Retry) => message.push_str(", due now: the manager's next pass sends it"),
+                (_, Action::Retry) => {
+                    message.push_str(", due now: the manager's next pass sends it")
+                }
                 _ => {}
             }
             if dry_run {

@@ -227,3 +227,181 @@ fn latest(detail: &TransferDetail) -> Option<DateTime<Utc>> {
     ];
     times.into_iter().flatten().max()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use chrono::TimeDelta;
+    use entity::{Label, LocationType, StorageType};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::transfer::lease::LeaseInfo;
+    use crate::transfer::repository::{AttemptRecord, Package, Site, TransferRecord};
+
+    const WAY: Way<'_> = Way {
+        queue_location: QueueLocation::Destination,
+        queue_prefix: "test.",
+        sleep_time: Duration::from_secs(60),
+    };
+
+    fn location(id: i64, site: &str) -> Location {
+        Location {
+            id,
+            name: "buffer".into(),
+            location_type: Label::Known(LocationType::Buffer),
+            storage_type: Label::Known(StorageType::Disk),
+            priority: None,
+            active: true,
+            site: Some(Site {
+                id,
+                name: site.into(),
+                short_name: site.into(),
+            }),
+            disk: None,
+        }
+    }
+
+    fn detail(status: Status) -> TransferDetail {
+        TransferDetail {
+            transfer: TransferRecord {
+                id: 7,
+                status: Label::Known(status),
+                retry_count: 0,
+                start_time: None,
+                end_time: None,
+                created_at: None,
+                failure_error_message: None,
+                package: Some(Package {
+                    id: 1,
+                    file_name: "a.tar".into(),
+                    relative_path: "a.tar".into(),
+                    size_bytes: None,
+                    checksum: None,
+                }),
+                origin: Some(location(1, "ccat")),
+                destination: Some(location(2, "cologne")),
+                route: None,
+            },
+            lease: None,
+            not_before: None,
+            waits_for: None,
+            rival: None,
+            attempts: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn lease(id: i64, expires_at: DateTime<Utc>) -> LeaseInfo {
+        LeaseInfo {
+            data_transfer_id: id,
+            attempt: 1,
+            task_id: "t".into(),
+            owner: Owner {
+                node: "celery@far".into(),
+                host: "far".into(),
+                pid: 1,
+                pid_scope: String::new(),
+                started: String::new(),
+            },
+            acquired_at: expires_at,
+            renewed_at: expires_at,
+            expires_at,
+            bytes_done: 0,
+            bytes_total: None,
+            rate_bytes_per_s: 0,
+            phase: None,
+            streams: None,
+        }
+    }
+
+    fn said(detail: &TransferDetail, now: DateTime<Utc>) -> String {
+        let Outlook { why, next } = Outlook::of(detail, &WAY, &Owner::current("me"), now);
+        format!("{why} | {}", next.join(" | "))
+    }
+
+    #[rstest]
+    #[case(Status::Pending, "due: a manager's next pass sends it, one every 1m")]
+    #[case(
+        Status::Scheduled,
+        "a message for it is in test.cologne_buffer_data_transfer"
+    )]
+    #[case(Status::InProgress, "transfers retry 7 --untracked")]
+    #[case(Status::Completed, "done |")]
+    #[case(
+        Status::Failed,
+        "its row does not say why | to have it tried again: `ccat-transfer transfers retry 7`"
+    )]
+    fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
+        let said = said(&detail(status), Utc::now());
+        assert!(said.contains(expected), "{said}");
+    }
+
+    #[test]
+    fn a_wait_has_its_end_its_cause_and_its_remedy() {
+        let now = Utc::now();
+        let mut detail = detail(Status::Pending);
+        detail.not_before = Some(now + TimeDelta::minutes(12));
+        detail.waits_for = Some("destination_busy".into());
+        detail.rival = Some(lease(9, now));
+        let said = said(&detail, now);
+        assert!(said.contains("in 12m, after destination_busy; transfer 9 is copied to the same path by celery@far"), "{said}");
+        assert!(said.contains("When that one is done"), "{said}");
+        assert!(said.contains("transfers retry 7"), "{said}");
+    }
+
+    #[test]
+    fn a_lease_is_alive_or_dead() {
+        let now = Utc::now();
+        let mut detail = detail(Status::InProgress);
+        detail.lease = Some(lease(7, now + TimeDelta::minutes(1)));
+        assert!(said(&detail, now).contains("transfers cancel 7"));
+        detail.lease = Some(lease(7, now - TimeDelta::minutes(1)));
+        let said = said(&detail, now);
+        assert!(
+            said.contains("not renewed in time") && said.contains("manager --once"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_row_that_leads_nowhere_is_for_a_person() {
+        let mut detail = detail(Status::Pending);
+        detail.transfer.package = None;
+        let said = said(&detail, Utc::now());
+        assert!(
+            said.contains("a package that is not there") && said.contains("transfers fail 7"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_failure_has_the_remedy_of_its_last_attempt_only() {
+        let mut detail = detail(Status::Failed);
+        let attempt = |outcome, error_code: Option<&str>| AttemptRecord {
+            attempt: 1,
+            task_id: "t".into(),
+            worker: "celery@far".into(),
+            started_at: Utc::now(),
+            ended_at: None,
+            outcome: Some(outcome),
+            error_code: error_code.map(Into::into),
+            message: None,
+            bytes: None,
+            rate_bytes_per_s: None,
+            digest: None,
+            log_path: Some("/log".into()),
+            temporary_name: None,
+        };
+        detail.attempts = vec![attempt(Outcome::Failed, Some("ssh_denied"))];
+        let text = said(&detail, Utc::now());
+        assert!(
+            text.contains("`ssh.user`") && text.contains("transfers log 7"),
+            "{text}"
+        );
+        // Somebody cancelled it: what had failed before is of no help.
+        detail.attempts.push(attempt(Outcome::Interrupted, None));
+        let text = said(&detail, Utc::now());
+        assert!(!text.contains("ssh.user"), "{text}");
+    }
+}
