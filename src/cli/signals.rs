@@ -66,6 +66,19 @@ impl Signals {
         (ended, code)
     }
 
+    /// Waits for the first request to stop; the exit code of a command that stops for it: 128 and the
+    /// signal's number, as a shell has it.
+    pub(super) async fn code(&mut self) -> ExitCode {
+        let signal = tokio::select! {
+            _ = self.term.recv() => SignalKind::terminate(),
+            _ = self.hup.recv() => SignalKind::hangup(),
+            _ = self.int.recv() => SignalKind::interrupt(),
+            _ = self.quit.recv() => SignalKind::quit(),
+        };
+        let number = u8::try_from(signal.as_raw_value()).unwrap_or_default();
+        ExitCode::from(number.saturating_add(128))
+    }
+
     /// Waits for the first request to stop.
     pub(super) async fn any(&mut self) {
         tokio::select! {
