@@ -36,8 +36,11 @@ use supervisor::Supervisor;
 mod convert;
 mod lane;
 mod link;
+mod probe;
 mod supervisor;
 mod window;
+
+pub use probe::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
 /// Pause before the first new attempt to connect, and the longest one.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));

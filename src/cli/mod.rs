@@ -17,7 +17,7 @@ use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::health::Health;
-use crate::settings::{self, Settings, SettingsError};
+use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::tasks;
 use crate::telemetry::{self, chain};
 use crate::transfer::database::{Database, DatabaseError};
@@ -216,6 +216,18 @@ struct Context {
 }
 
 impl Context {
+    /// Says once, where a service starts, what is risky about the settings.
+    fn tell_warnings(&self) {
+        for Problem {
+            key,
+            message,
+            source,
+        } in &self.settings.warnings
+        {
+            tracing::warn!(key, problem = message, source, "a secret is not safe");
+        }
+    }
+
     async fn repository(&self) -> Result<Repository, CliError> {
         let database = Database::connect(&self.settings.ops_db).await?;
         Ok(Repository::open(database, self.settings.ops_db.text_enum_labels).await?)
