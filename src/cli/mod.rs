@@ -27,6 +27,7 @@ use crate::worker::Registry;
 
 mod config;
 mod db;
+mod doctor;
 mod manager;
 mod node;
 mod output;
@@ -109,6 +110,7 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    Doctor(doctor::Arguments),
     /// List the fault points of this build and what can happen at each.
     #[cfg(feature = "fault-points")]
     #[command(hide = true)]
@@ -120,6 +122,10 @@ enum Command {
 pub fn main() -> ExitCode {
     stacks::deepen();
     let Cli { common, command } = Cli::parse();
+    if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
+        // Settings that cannot be used are a finding like any other.
+        return ended(doctor::without_settings(common.json, &error));
+    }
     ended(match command {
         Command::Config(command) => config::run(&command, common.json, common.load()),
         command => common.run(async |mut context| match command {
@@ -130,6 +136,7 @@ pub fn main() -> ExitCode {
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
             Command::Transfers(command) => transfers::run(&context, command).await,
+            Command::Doctor(arguments) => doctor::run(&context, arguments).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
             #[cfg(feature = "fault-points")]

@@ -1170,7 +1170,7 @@ impl Waiting {
 }
 
 /// A location's row, as the plan wants it.
-fn location(row: Location) -> Result<plan::Location, TransferError> {
+pub(super) fn location(row: Location) -> Result<plan::Location, TransferError> {
     let storage = match row.storage_type.known() {
         Some(entity::StorageType::S3) => StorageKind::S3,
         Some(entity::StorageType::Tape) => StorageKind::Tape,

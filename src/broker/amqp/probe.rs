@@ -160,6 +160,13 @@ impl Probe {
         &self.link.masked
     }
 
+    /// The user, and the virtual host.
+    #[must_use]
+    pub fn login(&self) -> (&str, &str) {
+        let user = &self.link.uri.authority.userinfo.username;
+        (user, &self.link.uri.vhost)
+    }
+
     /// What the broker said about itself.
     #[must_use]
     pub fn greeting(&self) -> Option<&Greeting> {

@@ -36,12 +36,14 @@ use crate::settings::EnumLabels;
 
 mod acquire;
 mod delay;
+mod map;
 mod record;
 mod schedule;
 mod settle;
 mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
+pub use map::{Link, Map};
 pub use record::{
     AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
     TransferSummary,
