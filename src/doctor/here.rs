@@ -6,6 +6,7 @@ use std::io;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{AccessFlags, eaccess};
 use uuid::Uuid;
@@ -90,7 +91,11 @@ fn look_at_log_dir(directory: &Path) -> Outcome {
             })
             .find(|path| path.exists())
             .unwrap_or(Path::new("/"));
-        return match eaccess(parent, AccessFlags::W_OK | AccessFlags::X_OK) {
+        let allowed = match parent.is_dir() {
+            true => eaccess(parent, AccessFlags::W_OK | AccessFlags::X_OK),
+            false => Err(Errno::ENOTDIR),
+        };
+        return match allowed {
             Ok(()) => Outcome::green(format!("{shown} will be made by the first transfer")),
             Err(error) => Outcome::red(
                 format!(

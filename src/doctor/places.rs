@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use entity::StorageType;
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join_all};
 use humansize::{BINARY, format_size};
 
 use super::database::judge_clock;
@@ -249,28 +249,42 @@ impl Doctor {
                 }
                 return findings;
             }
-            if let Some((seconds, asked, answered)) = clock
-                && let Some(theirs) = chrono::DateTime::from_timestamp(seconds, 0)
-            {
-                let judged = async { judge_clock(theirs, asked, answered, REMOTE_CLOCK_GRAIN) };
-                findings.extend(self.check(Check::Clock, name.clone(), judged).await);
-            }
-            let bbcp = self.look_at_remote_bbcp(remote, &host.program, version);
-            findings.extend(self.check(Check::RemoteBbcp, name.clone(), bbcp).await);
-            if let Some(algorithm) = host.digest {
-                let work = async {
-                    match remote.digest_of_nothing(algorithm).await {
-                        Ok(()) => Outcome::green(format!("{} works", digest::name(algorithm))),
-                        Err(error) => failed(&error),
-                    }
-                };
-                findings.extend(self.check(Check::Digest, name, work).await);
-            }
+            findings.extend(self.look_at_programs(host, remote, clock, version).await);
         }
-        for named in &host.places {
-            findings.extend(self.look_at_place(named).await);
-        }
+        let looking = host.places.iter().map(|named| self.look_at_place(named));
+        findings.extend(join_all(looking).await.concat());
         findings
+    }
+
+    /// What has to be on another host, and its clock, which was read between two times of ours.
+    async fn look_at_programs(
+        &self,
+        host: &Host,
+        remote: &Remote,
+        clock: Option<(i64, DateTime<Utc>, DateTime<Utc>)>,
+        version: Option<&str>,
+    ) -> Vec<Finding> {
+        let name = || remote.host.to_string();
+        let clock = clock.and_then(|(seconds, asked, answered)| {
+            let theirs = DateTime::from_timestamp(seconds, 0)?;
+            Some(async move { judge_clock(theirs, asked, answered, REMOTE_CLOCK_GRAIN) })
+        });
+        let digest = host.digest.map(|algorithm| async move {
+            match remote.digest_of_nothing(algorithm).await {
+                Ok(()) => Outcome::green(format!("{} works", digest::name(algorithm))),
+                Err(error) => failed(&error),
+            }
+        });
+        let bbcp = self.look_at_remote_bbcp(remote, &host.program, version);
+        let (clock, bbcp, digest) = tokio::join!(
+            OptionFuture::from(clock.map(|work| self.check(Check::Clock, name(), work))),
+            self.check(Check::RemoteBbcp, name(), bbcp),
+            OptionFuture::from(digest.map(|work| self.check(Check::Digest, name(), work))),
+        );
+        [clock.flatten(), bbcp, digest.flatten()]
+            .into_iter()
+            .flatten()
+            .collect()
     }
 
     async fn look_at_remote_bbcp(
@@ -290,25 +304,33 @@ impl Doctor {
     }
 
     async fn look_at_place(&self, named: &Named) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        for check in checks_of(named) {
-            let work = async {
-                match check {
-                    Check::Space => self.look_at_space(named).await,
-                    Check::Write => look_at_writing(named).await,
-                    _ => look_at_origin(named).await,
-                }
-            };
-            findings.extend(self.check(*check, named.name.clone(), work).await);
+        let name = || named.name.clone();
+        if named.place.role() == Role::Origin {
+            let origin = self.check(Check::Origin, name(), look_at_origin(named));
+            return origin.await.into_iter().collect();
         }
-        findings
+        let mut free = None;
+        let measuring = async {
+            match named.place.free_space().await {
+                Ok(bytes) => {
+                    free = Some(bytes);
+                    self.judge_space(named, bytes)
+                }
+                Err(error) => failed(&error),
+            }
+        };
+        let (mut space, write) = tokio::join!(
+            self.check(Check::Space, name(), measuring),
+            self.check(Check::Write, name(), look_at_writing(named)),
+        );
+        // One reason for both, and the latter tells it better.
+        if free.is_none() && write.as_ref().is_some_and(|f| f.verdict == Verdict::Red) {
+            space = self.skipped(Check::Space, name(), "it cannot be written");
+        }
+        [space, write].into_iter().flatten().collect()
     }
 
-    async fn look_at_space(&self, named: &Named) -> Outcome {
-        let free = match named.place.free_space().await {
-            Ok(free) => free,
-            Err(error) => return failed(&error),
-        };
+    fn judge_space(&self, named: &Named, free: u64) -> Outcome {
         let margin = self.settings.transfer.free_space_margin;
         let needed = named.largest.saturating_add(margin);
         let size = |bytes: u64| format_size(bytes, BINARY);

@@ -337,7 +337,12 @@ impl TransferService {
     /// Strikes a temporary file that is gone from the record of its attempt.
     async fn forget_temporary(&self, id: i64, attempt: i32) {
         if let Err(error) = self.repository.forget_temporary(id, attempt).await {
-            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
+            tracing::debug!(
+                data_transfer_id = id,
+                attempt,
+                error = %chain(&error),
+                "a removed temporary stays on record"
+            );
         }
     }
 
@@ -368,7 +373,7 @@ impl TransferService {
             let pause = pauses.next_pause();
             tracing::warn!(
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "the database cannot be reached"
             );
             tokio::select! {
@@ -654,7 +659,7 @@ impl Running<'_> {
                     plan.target.remove_leftover(name).await?;
                     tracing::info!(
                         data_transfer_id = self.request.id,
-                        name = %name,
+                        temporary = %name,
                         "temporary file of an earlier attempt removed"
                     );
                 }

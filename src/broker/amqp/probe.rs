@@ -5,8 +5,6 @@
 //! there is declared as the worker would do it, which changes nothing: the broker either agrees or
 //! says what differs.
 
-use std::time::Duration;
-
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
@@ -113,7 +111,12 @@ impl Probe {
         let link = Link::new(options).map_err(|e| stop(Hurdle::Settings, chain(&e).to_string()))?;
         let authority = &link.uri.authority;
         let at = (authority.host.as_str(), authority.port);
-        let late = || format!("no answer within {}", humantime_of(link.connection_timeout));
+        let late = || {
+            format!(
+                "no answer within {}",
+                humantime::format_duration(link.connection_timeout)
+            )
+        };
         let within = link.connection_timeout;
         let addresses: Vec<_> = match timeout(within, lookup_host(at)).await {
             Ok(Ok(addresses)) => addresses.collect(),
@@ -295,10 +298,6 @@ impl Probe {
             .await
             .map_err(|e| self.link.error(e, "a channel"))
     }
-}
-
-fn humantime_of(time: Duration) -> humantime::FormattedDuration {
-    humantime::format_duration(time)
 }
 
 /// Says hello by hand and reads what the broker says about itself; lapin hears it but does not tell.

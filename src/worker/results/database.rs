@@ -519,7 +519,8 @@ impl ResultBackend for Database {
         if !is_id(&meta.task_id) {
             tracing::warn!(
                 task_id = meta.task_id,
-                "a task id of more than {NAME} characters, or with a NUL, does not fit into the table of results; the result is dropped"
+                limit_chars = NAME,
+                "a task id that is too long, or has a NUL, does not fit into the table of results; the result is dropped"
             );
             return Ok(());
         }
