@@ -16,6 +16,9 @@ use tracing_subscriber::prelude::*;
 
 use crate::settings::{Log, LogFormat};
 
+#[cfg(test)]
+mod events;
+
 /// What a log setting lets through. A bare level is meant for this program; of the libraries
 /// only warnings are wanted, unless a full filter names them, and of lapin nothing: every error of
 /// its that matters is reported by `broker::amqp`, with what to make of it.
