@@ -122,6 +122,11 @@ pub fn load(
                 set(&mut merged, &setting.key, setting.value);
                 sources.insert(setting.key, setting.source);
             }
+            // Its message would show the value.
+            Err(_) if SECRETS.iter().any(|secret| secret.key == setting.key) => {
+                let message = "must be a text, in quotes".to_owned();
+                problems.push(problem(&setting.key, message, &setting.source));
+            }
             Err(message) => problems.push(problem(&setting.key, message, &setting.source)),
         }
     }
@@ -192,7 +197,21 @@ fn parse(text: &str) -> Result<Dict, String> {
     Toml::string(text)
         .data()
         .map(|mut profiles| profiles.remove(&Profile::Default).unwrap_or_default())
-        .map_err(|e| e.to_string())
+        .map_err(|e| without_excerpt(&e.to_string()))
+}
+
+/// A syntax error without the lines of the file that it shows: a secret may be in them.
+fn without_excerpt(message: &str) -> String {
+    let is_excerpt = |line: &str| {
+        line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ')
+            .starts_with('|')
+    };
+    let told: Vec<_> = message
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty() && !is_excerpt(line))
+        .collect();
+    told.join(": ")
 }
 
 fn read(path: &Path) -> Result<Dict, String> {

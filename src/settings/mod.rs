@@ -360,7 +360,7 @@ pub enum SslMode {
     Disable,
     /// TLS where the server has it; nothing is verified.
     Prefer,
-    /// TLS; the certificate is verified only if authorities are given.
+    /// TLS; as `verify-ca` if authorities are given, else nothing is verified.
     Require,
     /// TLS, with a certificate of a trusted authority.
     VerifyCa,

@@ -311,6 +311,16 @@ mod tests {
         "amqp://u:s3cret@h//",
         "celery.broker_password_file"
     )]
+    #[case(
+        "[ops_db]\ndatabase_postgresql_password = ['s3cret']",
+        "x",
+        "must be a text"
+    )]
+    #[case(
+        "[ops_db]\ndatabase_postgresql_password = 's3cret",
+        "x",
+        "TOML parse error at line 2"
+    )]
     #[case("[health]\nredis_url_file = 'FILE'", "\n", "is empty")]
     #[case(
         "[health]\nredis_url_file = 'FILE'",

@@ -261,6 +261,10 @@ fn postgres_options(settings: &OpsDb) -> PgConnectOptions {
         SslMode::Environment => options,
         SslMode::Disable => options.ssl_mode(PgSslMode::Disable),
         SslMode::Prefer => options.ssl_mode(PgSslMode::Prefer),
+        // As libpq does; sqlx would not look at the authorities.
+        SslMode::Require if !settings.database_postgresql_sslrootcert.is_empty() => {
+            options.ssl_mode(PgSslMode::VerifyCa)
+        }
         SslMode::Require => options.ssl_mode(PgSslMode::Require),
         SslMode::VerifyCa => options.ssl_mode(PgSslMode::VerifyCa),
         SslMode::VerifyFull => options.ssl_mode(PgSslMode::VerifyFull),

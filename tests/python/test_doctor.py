@@ -10,6 +10,7 @@ import pytest
 import redis
 
 from support import Deployment, service
+from variants import ssh_settings
 
 RED, GREEN, YELLOW, SKIPPED = "red", "green", "yellow", "skipped"
 
@@ -48,12 +49,7 @@ type = "direct"
         self.deployment.cli("db", "seed", topology)
 
     def settings(self, **sections):
-        ssh = {
-            "port": int(service("TEST_SSHD_PORT")),
-            "user": service("TEST_SSH_USER"),
-            "identity_file": service("TEST_SSH_IDENTITY"),
-            "known_hosts_file": service("TEST_SSH_KNOWN_HOSTS"),
-        }
+        ssh = ssh_settings()
         bbcp = {"remote_program": str(self.deployment.program)}
         merged = {"ssh": ssh | sections.pop("ssh", {}), "bbcp": bbcp | sections.pop("bbcp", {})}
         self.deployment.settings(**merged, **sections)
