@@ -31,7 +31,7 @@ def printed(command):
 
 
 def cells(text):
-    """Lines of (character, colour), wrapped as a terminal of this width with a hanging indent does."""
+    """Lines of (character, colour). Long ones are broken at a blank and go on below their text, to be read more easily."""
     lines = []
     for line in text.rstrip("\n").split("\n"):
         colour, row = PLAIN, []

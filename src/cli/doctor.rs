@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::node::host;
+use super::signals::Signals;
 use super::{CliError, Context, output};
 use crate::doctor::{Check, Doctor, Finding, Verdict, Wishes, unusable};
 use crate::settings::SettingsError;
@@ -43,8 +44,13 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
         skip: arguments.skip.into_iter().collect(),
         limit: arguments.timeout,
     };
+    let mut signals = Signals::listen()?;
     let doctor = Doctor::new(context.settings.clone(), host(), wishes);
-    tell(context.json, &doctor.examine().await)
+    // Other programs end with what waits for them; they would outlive a process that is just killed.
+    tokio::select! {
+        findings = doctor.examine() => tell(context.json, &findings),
+        code = signals.ending() => Ok(code),
+    }
 }
 
 /// Where there are no settings to look with.

@@ -2,14 +2,16 @@
 
 import contextlib
 import json
+import signal
 import socket
 import sqlite3
 import uuid
+from pathlib import Path
 
 import pytest
 import redis
 
-from support import Deployment, service
+from support import MB, Deployment, Process, clean_environment, descendants, service, until
 from variants import ssh_settings
 
 RED, GREEN, YELLOW, SKIPPED = "red", "green", "yellow", "skipped"
@@ -330,6 +332,33 @@ def test_what_hangs_holds_up_nothing_else(clinic):
     assert code == 1
     assert (verdicts["broker"], verdicts["queues"]) == (RED, SKIPPED)
     assert (verdicts["results"], verdicts["schema"], verdicts["write"]) == (GREEN, GREEN, GREEN)
+
+
+def test_the_largest_package_that_waits_has_to_fit(clinic):
+    clinic.settings(transfer={"free_space_margin": 1 << 60})
+    clinic.deployment.package(size=3 * MB)
+    clinic.deployment.package(size=MB)
+    _, findings = clinic.examine("--site", clinic.deployment.destination_site)
+    (space,) = [finding for finding in findings if finding["check"] == "space"]
+    assert "the largest package that waits has 3 MiB" in space["found"], space
+
+
+def test_stopped_by_a_signal(clinic):
+    """It ends at once, with the code that shells give it, and takes along what it started."""
+    sleep = clinic.deployment.directory / "ssh"
+    sleep.write_text("#!/bin/sh\nexec sleep 60\n")
+    sleep.chmod(0o755)
+    clinic.settings(ssh={"program": str(sleep)})
+    doctor = Process(
+        [service("CCAT_TRANSFER_BIN"), "--config", clinic.deployment.config, "doctor"],
+        clinic.deployment.directory / "doctor.log",
+        cwd=clinic.deployment.directory,
+        env=clean_environment(),
+    )
+    children = until(lambda: descendants(doctor.pid), "ssh runs")
+    doctor.signal(signal.SIGTERM)
+    assert doctor.ended(5) == 143
+    until(lambda: not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists()], "ssh is gone")
 
 
 def test_a_site_that_is_not_there(clinic):

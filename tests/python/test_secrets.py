@@ -17,7 +17,7 @@ import pytest
 import redis
 
 from guarded import certificates, guarded_postgres, guarded_redis
-from support import MB, Deployment, Process, clean_environment, service, until
+from support import MB, Deployment, Process, clean_environment, descendants, service, until
 
 # In passwords they stand between characters that a URL has to encode.
 MARKS = {name: f"{name}{uuid.uuid4().hex}" for name in ("broker", "redis", "postgres", "hook", "health")}
@@ -67,7 +67,7 @@ class Guarded(Deployment):
             "health": {"redis_url_file": str(self.files["health"]), "interval": "1s", "ttl": "5s"},
             "notifications": {
                 "webhook_url_file": str(self.files["hook"]),
-                "command": ["sh", "-c", "env; cat", "notice"],
+                "command": ["sh", "-c", "env >notice; cat >>notice"],
             },
         }
         for section, keys in sections.items():
@@ -110,16 +110,6 @@ def guarded(tmp_path_factory, bbcp, broker):
         deployment = Guarded(directory, bbcp, broker, tls, postgres, redis_port)
         yield deployment
         deployment.close()
-
-
-def descendants(pid):
-    """Ids of a process's children, and theirs."""
-    found = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in task.read_text().split():
-                found += [int(child), *descendants(int(child))]
-    return found
 
 
 def look_into(pid):
@@ -173,6 +163,7 @@ def test_nothing_tells_a_secret(guarded):
     until(lambda: {guarded.status(t) for t in transfers} == {"COMPLETED", "FAILED"}, f"both end, after {states}")
     worker.says("notice not delivered")
     worker.says("no sign of life could be given")
+    until(lambda: "PATH=" in (guarded.directory / "notice").read_text(), "the program for notices has run")
     doctor = guarded.cli("doctor", "--json", check=False)
     red = [finding for finding in json.loads(doctor.stdout)["checks"] if finding["verdict"] == "red"]
     assert [finding["check"] for finding in red] == ["health"], red
@@ -193,6 +184,7 @@ def test_nothing_tells_a_secret(guarded):
         "the database": str(rows),
         "bbcp's logs": logs,
         "the pid file": pidfile.read_text(),
+        "the program for notices": (guarded.directory / "notice").read_text(),
         "config check": guarded.cli("config", "check") + guarded.cli("config", "check", "--json"),
     }
     assert {where: found_in(text) for where, text in told.items() if found_in(text)} == {}

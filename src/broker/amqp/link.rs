@@ -16,6 +16,7 @@ use lapin::{
     ErrorKind, ExchangeKind,
 };
 use regex::Regex;
+use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
 use super::{Options, Tls, convert, short};
@@ -41,7 +42,10 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(options: &Options) -> Result<Self, BrokerError> {
-        let mut uri: AMQPUri = options.url.parse().map_err(BrokerError::Url)?;
+        let mut uri: AMQPUri = {
+            let url = options.url.expose_secret();
+            url.parse().map_err(BrokerError::Url)?
+        };
         // kombu takes `amqp://host/` for the default virtual host, AMQP for the one named "".
         if uri.vhost.is_empty() {
             uri.vhost = "/".into();
