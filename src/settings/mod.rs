@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 mod check;
 mod exposure;
 mod load;
+#[cfg(test)]
+mod reference;
 mod secrets;
 
 pub use load::{DEFAULTS, Problem, SettingsError, load};
