@@ -26,7 +26,8 @@ A setting can be given in several places; what comes later wins:
 5. options of the command line.
 
 `ccat-transfer config check` prints every problem at once. An unknown key is an error that names the nearest one.
-Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
+A secret can stand in a file of its own, which the key ending in `_file` beside it names; see
+[doctor, secrets](operations/doctor.md#secrets). Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
 ";
 
 /// The page as it has to be.
