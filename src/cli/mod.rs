@@ -45,8 +45,17 @@ pub use serve::Service;
 /// on SQLite holds up every other writer; so not for long.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
+/// Exit code where something is not there.
+const NOT_FOUND: u8 = 3;
+
 /// Exit code for settings and schemas that do not fit.
 const SETTINGS: u8 = 4;
+
+/// Exit code for what the state of things does not allow.
+const REFUSED: u8 = 6;
+
+/// Exit code where nobody reads the output any more: that of a program that SIGPIPE has ended.
+const UNREAD: u8 = 141;
 
 /// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
 #[derive(Debug, Parser)]
@@ -104,9 +113,9 @@ enum Command {
     /// Set up and check the operations database.
     #[command(subcommand)]
     Db(db::Command),
-    /// See, make and run transfers.
+    /// Find, understand and steer transfers.
     #[command(subcommand)]
-    Transfers(transfers::Command),
+    Transfers(Box<transfers::Command>),
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
@@ -135,7 +144,7 @@ pub fn main() -> ExitCode {
             }
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
-            Command::Transfers(command) => transfers::run(&context, command).await,
+            Command::Transfers(command) => transfers::run(&context, *command).await,
             Command::Doctor(arguments) => doctor::run(&context, arguments).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
@@ -167,7 +176,9 @@ where
 
 fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("ccat-transfer: {}", chain(&error));
+        if !matches!(error, CliError::Unread) {
+            eprintln!("ccat-transfer: {}", chain(&error));
+        }
         error.code()
     })
 }
@@ -288,6 +299,9 @@ enum CliError {
     Refused(String),
     #[error("{0}")]
     Failed(String),
+    /// Nobody reads standard output any more.
+    #[error("nobody reads the output any more")]
+    Unread,
 }
 
 impl CliError {
@@ -295,7 +309,7 @@ impl CliError {
         ExitCode::from(match self {
             Self::Failed(_) | Self::Migration(_) => 1,
             Self::Usage(_) => 2,
-            Self::NotFound(_) => 3,
+            Self::NotFound(_) => NOT_FOUND,
             Self::Settings(_)
             | Self::Configuration(_)
             | Self::Schema(SchemaError::Differs(_))
@@ -304,7 +318,8 @@ impl CliError {
                 if error.is_unreachable() { 5 } else { SETTINGS }
             }
             Self::Broker(_) | Self::Unreachable(_) => 5,
-            Self::Refused(_) => 6,
+            Self::Refused(_) => REFUSED,
+            Self::Unread => UNREAD,
         })
     }
 }

@@ -5,7 +5,7 @@ pub mod database;
 pub mod digest;
 pub mod endpoint;
 pub mod error;
-mod failures;
+pub(crate) mod failures;
 pub mod inspection;
 pub mod lease;
 pub mod plan;

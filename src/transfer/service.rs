@@ -35,6 +35,8 @@ use super::repository::{
     Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Repository, TransferRecord,
 };
 
+pub use super::lease::{Phase, Snapshot};
+
 use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::settings::Settings;
@@ -49,50 +51,6 @@ const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
-/// What an attempt is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Looking at both ends.
-    Preparing,
-    /// bbcp runs.
-    Copying,
-    /// Digests are computed.
-    Verifying,
-    /// Renaming and committing.
-    Publishing,
-}
-
-impl Phase {
-    /// A word for it, stable and for programs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Preparing => "preparing",
-            Self::Copying => "copying",
-            Self::Verifying => "verifying",
-            Self::Publishing => "publishing",
-        }
-    }
-}
-
-/// What an attempt is doing and how far it is, for people.
-#[derive(Debug, Clone, Copy)]
-pub struct Snapshot {
-    /// What it is doing.
-    pub phase: Phase,
-    /// How far the copy is.
-    pub progress: Progress,
-}
-
-impl Default for Snapshot {
-    fn default() -> Self {
-        Self {
-            phase: Phase::Preparing,
-            progress: Progress::default(),
-        }
-    }
-}
 
 /// What a caller wants done.
 #[derive(Debug, Clone)]
@@ -605,7 +563,7 @@ impl Running<'_> {
             .patiently(&self.stop, || async {
                 match service
                     .repository
-                    .claim_destination(lease, &destination)
+                    .claim_destination(lease, &destination, plan.bbcp.streams)
                     .await
                 {
                     Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
@@ -1004,13 +962,10 @@ impl Running<'_> {
     async fn publish(&self, plan: &Plan, source: Facts) -> Result<(), TransferError> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease) = (self.service, self.lease);
-        let progress = self.progress();
+        let seen = *self.request.snapshots.borrow();
         service
             .settle(lease, &self.stop, || async {
-                fault_point!(
-                    LeaseConfirmed,
-                    service.repository.renew(lease, progress).await
-                )
+                fault_point!(LeaseConfirmed, service.repository.renew(lease, seen).await)
             })
             .await?;
         match fault_point!(Renamed, plan.target.publish().await) {
@@ -1118,8 +1073,9 @@ async fn keep(
 ) {
     loop {
         sleep(every).await;
-        let progress = snapshots.borrow().progress;
-        match repository.renew(&lease, progress).await {
+        let seen = *snapshots.borrow();
+        let progress = seen.progress;
+        match repository.renew(&lease, seen).await {
             Ok(()) => tracing::debug!(
                 data_transfer_id = lease.data_transfer_id(),
                 attempt = lease.attempt(),

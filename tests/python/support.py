@@ -425,6 +425,16 @@ type = "direct"
         assert len(ids) == 1, f"`transfers create` should print the id, but printed {printed!r}"
         return int(ids[0])
 
+    def transfer_of_nothing(self):
+        """A transfer whose package is not there (any more)."""
+        transfer = self.package(size=1)
+        (self.origin / self.row(transfer)["relative_path"]).unlink()
+        return transfer
+
+    def execute(self, sql, *values):
+        with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection, connection:
+            connection.execute(sql, values)
+
     def rows(self, sql, *values):
         with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:
             connection.row_factory = sqlite3.Row
