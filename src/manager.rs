@@ -145,7 +145,7 @@ impl Manager {
     /// the next one tries again.
     pub async fn transfer_manager_service(&self, stop: &CancellationToken) {
         let pause = self.settings.manager.sleep_time;
-        tracing::info!(sleep_time = %humantime::format_duration(pause), "manager ready");
+        tracing::info!(sleep_s = pause.as_secs_f64(), "manager ready");
         loop {
             self.pulse.tick();
             tokio::select! {
@@ -153,7 +153,7 @@ impl Manager {
                 pass = self.counted_pass() => {
                     self.pulse.tick();
                     if let Err(error) = pass {
-                        tracing::error!(error = %chain(&error), "pass failed; the next one tries again");
+                        tracing::warn!(error = %chain(&error), "pass failed; the next one tries again");
                     }
                 }
             }

@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+#[path = "database/operators.rs"]
+mod operators;
 #[path = "support/ops_db.rs"]
 mod ops_db;
 
@@ -17,9 +19,9 @@ use std::time::Duration;
 
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
-use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Progress};
+use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{
-    Acquisition, ClaimError, Failure, Filter, Finished, Leftover, ReleaseTo, Repository,
+    Acquisition, ClaimError, Failure, Filter, Finished, Leftover, Listing, ReleaseTo, Repository,
     ScheduleError, Scheduled, SiteError,
 };
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology, TopologyError};
@@ -96,6 +98,13 @@ fn delayed() -> Failure {
     }
 }
 
+fn copying(progress: Progress) -> Snapshot {
+    Snapshot {
+        phase: Phase::Copying,
+        progress,
+    }
+}
+
 fn is_lost(result: Result<(), LeaseError>) -> bool {
     matches!(result, Err(LeaseError::Lost))
 }
@@ -122,7 +131,7 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
         bytes_total: Some(u64::MAX),
         rate_bytes_per_s: 3,
     };
-    repository.renew(&lease, progress).await.unwrap();
+    repository.renew(&lease, copying(progress)).await.unwrap();
     let detail = repository.show(id).await.unwrap().unwrap();
     let info = detail.lease.unwrap();
     assert_eq!(
@@ -184,7 +193,7 @@ async fn completing_twice_is_completing_once(db: Fixture) {
             .await
     ));
     assert!(is_lost(
-        db.repository.renew(&lease, Progress::default()).await
+        db.repository.renew(&lease, Snapshot::default()).await
     ));
     assert_eq!(db.everything(id).await, before);
 }
@@ -256,7 +265,7 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
     let shown = db.repository.show(id).await.unwrap().unwrap();
     let not_before = shown.not_before.unwrap();
     assert!(not_before >= before + TTL && not_before < before + TTL * 2);
-    let listed = db.repository.list(Filter::default()).await.unwrap();
+    let listed = db.repository.list(&Listing::default()).await.unwrap();
     let waits: Vec<_> = listed.iter().map(|t| (t.id, t.not_before)).collect();
     assert_eq!(waits, [(other, None), (id, Some(not_before))]);
     match db
@@ -340,7 +349,7 @@ async fn no_two_copies_have_one_destination(db: Fixture) {
         db.acquire(first).await.lease,
         db.acquire(second).await.lease,
     ];
-    let claim = |lease, key| db.repository.claim_destination(lease, key);
+    let claim = |lease, key| db.repository.claim_destination(lease, key, 16);
     claim(&one, "archive:/buffer/a.tar").await.unwrap();
     claim(&one, "archive:/buffer/a.tar").await.unwrap();
     match claim(&two, "archive:/buffer/a.tar").await {
@@ -441,7 +450,7 @@ async fn an_unknown_status_is_told(db: Fixture) {
         Acquisition::UnknownStatus(label) => assert_eq!(label, "CANCELLED"),
         other => panic!("{other:?}"),
     }
-    let all = db.repository.list(Filter::default()).await.unwrap();
+    let all = db.repository.list(&Listing::default()).await.unwrap();
     assert_eq!(all[0].status.as_str(), "CANCELLED");
 }
 
@@ -493,7 +502,7 @@ async fn a_dead_owner_loses_its_lease(db: Fixture) {
     let second = db.acquire(id).await;
     assert_eq!(second.displaced.unwrap().demise, Demise::OwnerDead);
     assert!(is_lost(
-        db.repository.renew(&first, Progress::default()).await
+        db.repository.renew(&first, Snapshot::default()).await
     ));
 }
 
@@ -502,7 +511,7 @@ async fn assert_powerless(db: &Fixture, lease: &Lease) {
     let id = lease.data_transfer_id();
     let before = db.everything(id).await;
     let repository = &db.repository;
-    assert!(is_lost(repository.renew(lease, Progress::default()).await));
+    assert!(is_lost(repository.renew(lease, Snapshot::default()).await));
     assert!(is_lost(
         repository
             .record_files(lease, ".evil", Path::new("/x"))
@@ -544,7 +553,7 @@ async fn an_operators_reset_wins(db: Fixture) {
     assert_eq!(second.displaced.unwrap().demise, Demise::StatusChanged);
     assert_powerless(&db, &first).await;
     db.repository
-        .renew(&second.lease, Progress::default())
+        .renew(&second.lease, Snapshot::default())
         .await
         .unwrap();
 }
@@ -568,7 +577,7 @@ async fn a_late_renewal_revives_a_lease_that_nobody_took(db: Fixture) {
     let lease = db.acquire_as(id, &stranger()).await.lease;
     db.expire(id).await;
     db.repository
-        .renew(&lease, Progress::default())
+        .renew(&lease, Snapshot::default())
         .await
         .unwrap();
     let answer = db.repository.acquire(id, &me(), "t", TTL).await.unwrap();
@@ -599,7 +608,10 @@ async fn stopping_is_not_failing(db: Fixture) {
             bytes_done: 11,
             ..Progress::default()
         };
-        db.repository.renew(&lease, progress).await.unwrap();
+        db.repository
+            .renew(&lease, copying(progress))
+            .await
+            .unwrap();
         db.repository
             .release(&lease, back_to, "worker stops")
             .await
@@ -736,7 +748,7 @@ async fn a_sweep_and_a_renewal_do_not_meet(db: Fixture) {
         let observer = me();
         let (sweep, renewal) = tokio::join!(
             db.repository.sweep(&observer),
-            db.repository.renew(&lease, Progress::default())
+            db.repository.renew(&lease, Snapshot::default())
         );
         let recovered = sweep.unwrap().recovered.len();
         // Exactly one of them, and the row tells which.
@@ -965,23 +977,27 @@ async fn texts_with_nul_are_stored(db: Fixture) {
 async fn transfers_are_listed(db: Fixture) {
     let [first, second] = [db.transfer().await, db.transfer().await];
     db.acquire(first).await;
-    let all = db.repository.list(Filter::default()).await.unwrap();
+    let all = db.repository.list(&Listing::default()).await.unwrap();
     assert_eq!(
         all.iter().map(|t| t.id).collect::<Vec<_>>(),
         [second, first]
     );
     assert!(all[0].lease.is_none() && all[1].lease.is_some());
     assert!(all[0].file_name.as_ref().unwrap().ends_with(".tar"));
-    let filter = Filter {
-        status: Some(Status::Pending),
+    let listing = Listing {
+        filter: Filter {
+            statuses: vec![Status::Pending],
+            ..Filter::default()
+        },
         limit: Some(5),
+        ..Listing::default()
     };
-    assert_eq!(db.repository.list(filter).await.unwrap().len(), 1);
-    let filter = Filter {
-        status: None,
+    assert_eq!(db.repository.list(&listing).await.unwrap().len(), 1);
+    let listing = Listing {
         limit: Some(1),
+        ..Listing::default()
     };
-    assert_eq!(db.repository.list(filter).await.unwrap()[0].id, second);
+    assert_eq!(db.repository.list(&listing).await.unwrap()[0].id, second);
 }
 
 async fn seeding_is_idempotent(db: Fixture) {
@@ -1062,7 +1078,7 @@ async fn work(repository: &Repository, ids: &[i64]) {
         match repository.acquire(id, &me(), "t", TTL).await.unwrap() {
             Acquisition::Acquired(acquired) => {
                 let lease = acquired.lease;
-                repository.renew(&lease, Progress::default()).await.unwrap();
+                repository.renew(&lease, Snapshot::default()).await.unwrap();
                 repository.complete(&lease, &finished()).await.unwrap();
             }
             Acquisition::Held(_) | Acquisition::Completed => {}

@@ -17,7 +17,7 @@ use std::process::Command;
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::repository::{
-    Acquisition, Failure, Filter, Finished, ReleaseTo, Repository, Scheduled,
+    Acquisition, Failure, Finished, Listing, ReleaseTo, Repository, Scheduled,
 };
 use ccat_transfer::transfer::schema::{self, Difference, SchemaError};
 use ccat_transfer::transfer::topology::{self, TopologyError};
@@ -60,7 +60,7 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     let missing: Vec<_> = differences(&db.database).await;
     assert_eq!(missing.len(), entity::WORKER_TABLES.len());
     migration::drop_ops_db(connection).await.unwrap();
-    assert_eq!(differences(&db.database).await.len(), 10);
+    assert_eq!(differences(&db.database).await.len(), 11);
     // What does not exist can be dropped.
     migration::drop_ops_db(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
@@ -76,6 +76,10 @@ async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
     db.acquire(id).await;
     // As the first release has made it.
     let sql = [
+        "DROP TABLE transfer_worker_action",
+        "DROP INDEX transfer_worker_attempt_error_code",
+        "ALTER TABLE transfer_worker_lease DROP COLUMN phase",
+        "ALTER TABLE transfer_worker_lease DROP COLUMN streams",
         "DROP TABLE transfer_worker_delay",
         "DROP INDEX transfer_worker_lease_destination",
         "ALTER TABLE transfer_worker_lease DROP COLUMN destination",
@@ -83,7 +87,7 @@ async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
     ];
     exec(&db.database, &sql.join(";")).await;
     let missing = differences(&db.database).await;
-    assert_eq!(missing.len(), 2, "{missing:?}");
+    assert_eq!(missing.len(), 5, "{missing:?}");
     migration::create_worker_tables(db.database.connection())
         .await
         .unwrap();
@@ -476,7 +480,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
         "logs": [["PENDING", "/log/1"], ["COMPLETED", "/log/3"]],
     });
     assert_eq!(shown(), expected);
-    let listed = repository.list(Filter::default()).await.unwrap();
+    let listed = repository.list(&Listing::default()).await.unwrap();
     assert!(listed[0].status.means(Status::Completed));
 }
 

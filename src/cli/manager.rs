@@ -52,6 +52,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
+    context.tell_warnings();
     match arguments.once {
         true => once(context, arguments).await,
         false => service(context, arguments).await,

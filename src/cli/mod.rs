@@ -19,7 +19,7 @@ use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::health::Health;
 use crate::metrics;
-use crate::settings::{self, Settings, SettingsError};
+use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::sideport::{BindError, Board};
 use crate::tasks;
 use crate::telemetry::{self, chain};
@@ -30,6 +30,7 @@ use crate::worker::Registry;
 
 mod config;
 mod db;
+mod doctor;
 mod manager;
 mod manual;
 mod node;
@@ -52,8 +53,17 @@ pub use serve::Service;
 /// on SQLite holds up every other writer; so not for long.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
+/// Exit code where something is not there.
+const NOT_FOUND: u8 = 3;
+
 /// Exit code for settings and schemas that do not fit.
 const SETTINGS: u8 = 4;
+
+/// Exit code for what the state of things does not allow.
+const REFUSED: u8 = 6;
+
+/// Exit code where nobody reads the output any more: that of a program that SIGPIPE has ended.
+const UNREAD: u8 = 141;
 
 /// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
 #[derive(Debug, Parser)]
@@ -111,12 +121,13 @@ enum Command {
     /// Set up and check the operations database.
     #[command(subcommand)]
     Db(db::Command),
-    /// See, make and run transfers.
+    /// Find, understand and steer transfers.
     #[command(subcommand)]
-    Transfers(transfers::Command),
+    Transfers(Box<transfers::Command>),
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    Doctor(doctor::Arguments),
     /// Print a script by which a shell completes this command line.
     Completions(manual::Completions),
     /// Write the manual pages.
@@ -132,6 +143,10 @@ enum Command {
 pub fn main() -> ExitCode {
     stacks::deepen();
     let Cli { common, command } = Cli::parse();
+    if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
+        // Settings that cannot be used are a finding like any other.
+        return ended(doctor::without_settings(common.json, &error));
+    }
     ended(match command {
         Command::Config(command) => config::run(&command, common.json, common.load()),
         Command::Completions(arguments) => manual::completions(&arguments),
@@ -143,7 +158,8 @@ pub fn main() -> ExitCode {
             }
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
-            Command::Transfers(command) => transfers::run(&context, command).await,
+            Command::Transfers(command) => transfers::run(&context, *command).await,
+            Command::Doctor(arguments) => doctor::run(&context, arguments).await,
             // Were run above, without settings that have to be good.
             Command::Config(_) | Command::Completions(_) | Command::Man(_) => Ok(ExitCode::SUCCESS),
             #[cfg(feature = "fault-points")]
@@ -176,7 +192,9 @@ where
 
 fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("ccat-transfer: {}", chain(&error));
+        if !matches!(error, CliError::Unread) {
+            eprintln!("ccat-transfer: {}", chain(&error));
+        }
         error.code()
     })
 }
@@ -238,6 +256,18 @@ struct Context {
 }
 
 impl Context {
+    /// Says once, where a service starts, what is risky about the settings.
+    fn tell_warnings(&self) {
+        for Problem {
+            key,
+            message,
+            source,
+        } in &self.settings.warnings
+        {
+            tracing::warn!(key, problem = message, source, "a secret is not safe");
+        }
+    }
+
     async fn repository(&self) -> Result<Repository, CliError> {
         let database = Database::connect(&self.settings.ops_db).await?;
         Ok(Repository::open(database, self.settings.ops_db.text_enum_labels).await?)
@@ -305,6 +335,9 @@ enum CliError {
     Refused(String),
     #[error("{0}")]
     Failed(String),
+    /// Nobody reads standard output any more.
+    #[error("nobody reads the output any more")]
+    Unread,
 }
 
 impl CliError {
@@ -324,7 +357,7 @@ impl CliError {
         ExitCode::from(match self {
             Self::Failed(_) | Self::Migration(_) | Self::SidePort(_) | Self::Metrics(_) => 1,
             Self::Usage(_) => 2,
-            Self::NotFound(_) => 3,
+            Self::NotFound(_) => NOT_FOUND,
             Self::Settings(_)
             | Self::Configuration(_)
             | Self::Schema(SchemaError::Differs(_))
@@ -333,7 +366,8 @@ impl CliError {
                 if error.is_unreachable() { 5 } else { SETTINGS }
             }
             Self::Broker(_) | Self::Unreachable(_) => 5,
-            Self::Refused(_) => 6,
+            Self::Refused(_) => REFUSED,
+            Self::Unread => UNREAD,
         })
     }
 }

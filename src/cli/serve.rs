@@ -246,6 +246,7 @@ where
     R: Future<Output = Result<Registry, CliError>>,
 {
     let signals = Signals::listen()?;
+    context.tell_warnings();
     let settings = &context.settings;
     let celery = &settings.celery;
     let hostname = node_name(arguments.hostname.as_deref(), &host());
@@ -334,7 +335,7 @@ fn watch_backend(board: &Board, results: &Arc<dyn ResultBackend>) {
     let results = results.clone();
     board.ready_if(Probe::new("result backend", FRESH, move || {
         let results = results.clone();
-        async move { results.check().await.map_err(|e| chain(&e).to_string()) }
+        async move { results.answers().await.map_err(|e| chain(&e).to_string()) }
     }));
 }
 

@@ -300,7 +300,7 @@ fn named_host(location: &Location) -> &str {
     }
 }
 
-fn endpoint(
+pub(super) fn endpoint(
     role: Role,
     location: &Location,
     ssh: &Ssh,
@@ -374,7 +374,7 @@ fn file_path(
     Ok(path)
 }
 
-fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
+pub(super) fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
     AbsolutePath::new(path).map_err(|problem| TransferError::BadPath {
         role,
         path: path.into(),

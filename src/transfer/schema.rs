@@ -14,8 +14,8 @@ use std::marker::PhantomData;
 use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
     data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
-    disk_data_location, site, transfer_worker_attempt, transfer_worker_delay,
-    transfer_worker_lease,
+    disk_data_location, site, transfer_worker_action, transfer_worker_attempt,
+    transfer_worker_delay, transfer_worker_lease,
 };
 use sea_orm::sea_query::{Expr, ExprTrait as _, Iden, Query};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement};
@@ -442,7 +442,7 @@ impl Needed {
 }
 
 /// In the order in which differences are reported.
-fn needed() -> [Needed; 10] {
+fn needed() -> [Needed; 11] {
     [
         site_needed(),
         data_location_needed(),
@@ -454,6 +454,7 @@ fn needed() -> [Needed; 10] {
         lease_needed(),
         attempt_needed(),
         delay_needed(),
+        action_needed(),
     ]
 }
 
@@ -560,8 +561,8 @@ fn data_transfer_log_needed() -> Needed {
 fn lease_needed() -> Needed {
     use transfer_worker_lease::Column::{
         AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, Destination, ExpiresAt,
-        OwnerHost, OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, RateBytesPerS, RenewedAt,
-        TaskId, Token,
+        OwnerHost, OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, Phase, RateBytesPerS,
+        RenewedAt, Streams, TaskId, Token,
     };
     let columns = [
         (DataTransferId, Use::Integer),
@@ -580,6 +581,8 @@ fn lease_needed() -> Needed {
         (BytesTotal, Use::Integer),
         (RateBytesPerS, Use::Integer),
         (Destination, Use::Text),
+        (Phase, Use::Text),
+        (Streams, Use::Integer),
     ];
     Needed::of(transfer_worker_lease::Entity, columns).inserted::<transfer_worker_lease::Column>([])
 }
@@ -593,6 +596,22 @@ fn delay_needed() -> Needed {
         (ErrorCode, Use::Text),
     ];
     Needed::of(transfer_worker_delay::Entity, columns).inserted::<transfer_worker_delay::Column>([])
+}
+
+fn action_needed() -> Needed {
+    use transfer_worker_action::Column::{
+        ActedAt, Action, DataTransferId, Id, Operator, PreviousStatus, Reason,
+    };
+    let columns = [
+        (Id, Use::Integer),
+        (DataTransferId, Use::Integer),
+        (ActedAt, Use::Time),
+        (Action, Use::Text),
+        (Operator, Use::Text),
+        (Reason, Use::Text),
+        (PreviousStatus, Use::Text),
+    ];
+    Needed::of(transfer_worker_action::Entity, columns).inserted([Id])
 }
 
 fn attempt_needed() -> Needed {

@@ -35,6 +35,8 @@ use super::repository::{
     Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Repository, TransferRecord,
 };
 
+pub use super::lease::{Phase, Snapshot};
+
 use crate::faults::fault_point;
 use crate::metrics::TransferMetrics;
 use crate::pauses::Pauses;
@@ -50,50 +52,6 @@ const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
-/// What an attempt is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Looking at both ends.
-    Preparing,
-    /// bbcp runs.
-    Copying,
-    /// Digests are computed.
-    Verifying,
-    /// Renaming and committing.
-    Publishing,
-}
-
-impl Phase {
-    /// A word for it, stable and for programs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Preparing => "preparing",
-            Self::Copying => "copying",
-            Self::Verifying => "verifying",
-            Self::Publishing => "publishing",
-        }
-    }
-}
-
-/// What an attempt is doing and how far it is, for people.
-#[derive(Debug, Clone, Copy)]
-pub struct Snapshot {
-    /// What it is doing.
-    pub phase: Phase,
-    /// How far the copy is.
-    pub progress: Progress,
-}
-
-impl Default for Snapshot {
-    fn default() -> Self {
-        Self {
-            phase: Phase::Preparing,
-            progress: Progress::default(),
-        }
-    }
-}
 
 /// What a caller wants done.
 #[derive(Debug, Clone)]
@@ -355,7 +313,12 @@ impl TransferService {
     /// Strikes a temporary file that is gone from the record of its attempt.
     async fn forget_temporary(&self, id: i64, attempt: i32) {
         if let Err(error) = self.repository.forget_temporary(id, attempt).await {
-            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
+            tracing::debug!(
+                data_transfer_id = id,
+                attempt,
+                error = %chain(&error),
+                "a removed temporary stays on record"
+            );
         }
     }
 
@@ -386,7 +349,7 @@ impl TransferService {
             let pause = pauses.next_pause();
             tracing::warn!(
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "the database cannot be reached"
             );
             tokio::select! {
@@ -618,7 +581,7 @@ impl Running<'_> {
             .patiently(&self.stop, || async {
                 match service
                     .repository
-                    .claim_destination(lease, &destination)
+                    .claim_destination(lease, &destination, plan.bbcp.streams)
                     .await
                 {
                     Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
@@ -672,7 +635,7 @@ impl Running<'_> {
                     plan.target.remove_leftover(name).await?;
                     tracing::info!(
                         data_transfer_id = self.request.id,
-                        name = %name,
+                        temporary = %name,
                         "temporary file of an earlier attempt removed"
                     );
                 }
@@ -1027,13 +990,10 @@ impl Running<'_> {
     async fn publish(&self, plan: &Plan, source: Facts) -> Result<(), TransferError> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease) = (self.service, self.lease);
-        let progress = self.progress();
+        let seen = *self.request.snapshots.borrow();
         service
             .settle(lease, &self.stop, || async {
-                fault_point!(
-                    LeaseConfirmed,
-                    service.repository.renew(lease, progress).await
-                )
+                fault_point!(LeaseConfirmed, service.repository.renew(lease, seen).await)
             })
             .await?;
         match fault_point!(Renamed, plan.target.publish().await) {
@@ -1141,8 +1101,9 @@ async fn keep(
 ) {
     loop {
         sleep(every).await;
-        let progress = snapshots.borrow().progress;
-        match repository.renew(&lease, progress).await {
+        let seen = *snapshots.borrow();
+        let progress = seen.progress;
+        match repository.renew(&lease, seen).await {
             Ok(()) => tracing::debug!(
                 data_transfer_id = lease.data_transfer_id(),
                 attempt = lease.attempt(),
@@ -1198,7 +1159,7 @@ impl Waiting {
 }
 
 /// A location's row, as the plan wants it.
-fn location(row: Location) -> Result<plan::Location, TransferError> {
+pub(super) fn location(row: Location) -> Result<plan::Location, TransferError> {
     let storage = match row.storage_type.known() {
         Some(entity::StorageType::S3) => StorageKind::S3,
         Some(entity::StorageType::Tape) => StorageKind::Tape,

@@ -12,7 +12,7 @@ use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectSt
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Set};
 
 use super::{Repository, retry_count, storable};
-use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::database::DatabaseError;
 
 /// A transfer's row waits for `wait` from `now` on; where that is zero, it is due at once.
 pub(super) async fn write(
@@ -55,19 +55,18 @@ pub(super) async fn forget(db: &impl ConnectionTrait, id: i64) -> Result<(), DbE
         .map(drop)
 }
 
-/// When the transfer of this row may be tried again, if that is not now.
+/// What keeps the transfer of this row from being tried now.
 pub(super) async fn standing(
     db: &impl ConnectionTrait,
     row: &data_transfer::Model,
     now: DateTime<Utc>,
-) -> Result<Option<DateTime<Utc>>, DbErr> {
+) -> Result<Option<transfer_worker_delay::Model>, DbErr> {
     use transfer_worker_delay::{Column, Entity};
-    let delay = Entity::find_by_id(row.id)
+    Entity::find_by_id(row.id)
         .filter(Column::RetryCount.eq(i64::from(retry_count(row))))
         .filter(Column::NotBefore.gt(now))
         .one(db)
-        .await?;
-    Ok(delay.map(|delay| delay.not_before))
+        .await
 }
 
 /// "A wait stands at `now` for the transfer of the outer query", as a subquery.
@@ -92,17 +91,5 @@ impl Repository {
     pub async fn forget_delay(&self, id: i64) -> Result<(), DatabaseError> {
         let forgetting = async { Ok(forget(self.database.connection(), id).await?) };
         self.database.bounded(forgetting).await
-    }
-
-    /// When a transfer may be tried again, if it waits.
-    pub(super) async fn not_before(
-        &self,
-        row: &data_transfer::Model,
-    ) -> Result<Option<DateTime<Utc>>, DbErr> {
-        if !row.status.means(entity::Status::Pending) {
-            return Ok(None);
-        }
-        let db = self.database.connection();
-        standing(db, row, database::now(db).await?).await
     }
 }

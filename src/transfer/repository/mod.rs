@@ -37,6 +37,9 @@ use crate::settings::EnumLabels;
 mod acquire;
 mod census;
 mod delay;
+mod list;
+mod map;
+mod operator;
 mod record;
 mod schedule;
 mod settle;
@@ -44,9 +47,12 @@ mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
 pub use census::Census;
+pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
+pub use map::{Link, Map};
+pub use operator::{Change, Instruction, Refusal, Verdict};
 pub use record::{
-    AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
-    TransferSummary,
+    ActionRecord, AttemptRecord, Disk, Location, Package, Route, Site, TransferDetail,
+    TransferRecord,
 };
 pub use schedule::{Endpoint, PendingTransfer, ScheduleError, Scheduled, SiteError};
 pub use settle::{Failure, Finished, ReleaseTo};

@@ -94,8 +94,8 @@ impl Repository {
     ) -> Result<Vec<PendingTransfer>, DatabaseError> {
         let reading = async {
             let db = self.database.connection();
-            let mut query = with_endpoints();
-            query
+            let mut query = Query::select();
+            with_endpoints(query.from(data_transfer::Entity))
                 .and_where(self.status_is(&[Status::Pending]))
                 .and_where(Expr::exists(delay::stands(database::now(db).await?)).not())
                 .order_by(
@@ -253,14 +253,11 @@ const DESTINATION: [&str; 4] = [
     "destination_site_name",
 ];
 
-/// Transfers with the names of both ends. Rows that lead nowhere are not left out: they would
-/// wait for ever without anybody knowing.
-pub(super) fn with_endpoints() -> SelectStatement {
+/// Adds the id and the names of both ends to a query of transfers. Rows that lead nowhere are not
+/// left out: they would wait for ever without anybody knowing.
+pub(super) fn with_endpoints(query: &mut SelectStatement) -> &mut SelectStatement {
     use data_transfer::{Column, Entity};
-    let mut query = Query::select();
-    query
-        .from(Entity)
-        .expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
+    query.expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
     for ([location, site, location_name, site_name], key) in [
         (ORIGIN, Column::OriginLocationId),
         (DESTINATION, Column::DestinationLocationId),

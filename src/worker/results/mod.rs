@@ -45,11 +45,11 @@ pub trait ResultBackend: Send + Sync {
         Ok(None)
     }
 
-    /// Whether the backend answers. One that keeps nothing always does.
+    /// Whether the backend answers, without writing anything. One that keeps nothing always does.
     ///
     /// # Errors
     /// Why not.
-    async fn check(&self) -> Result<(), ResultError> {
+    async fn answers(&self) -> Result<(), ResultError> {
         self.get(NOBODYS_TASK).await.map(drop)
     }
 
@@ -58,6 +58,10 @@ pub trait ResultBackend: Send + Sync {
     async fn cleanup(&self) -> Result<u64, ResultError> {
         Ok(0)
     }
+
+    /// Tries whether results can be stored, with a key of our own that is gone afterwards, or by
+    /// looking at the tables. In words, what was found.
+    async fn probe(&self) -> Result<String, ResultError>;
 
     /// How chords are done.
     fn chords(&self) -> ChordSupport {
@@ -154,6 +158,10 @@ pub struct Disabled;
 impl ResultBackend for Disabled {
     async fn store(&self, _meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         Ok(())
+    }
+
+    async fn probe(&self) -> Result<String, ResultError> {
+        Ok("results are not stored".into())
     }
 }
 
