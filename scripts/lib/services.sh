@@ -3,7 +3,7 @@
 # Private servers for tests and the demo: RabbitMQ, Redis, PostgreSQL, sshd, and a Python with Celery.
 # Source it; safe under `set -euo pipefail`.
 #
-#   install_missing                what the scripts need, by apt; nothing is left running by apt
+#   install_missing [CMD=PKG…]     what the scripts need, and PKG for CMD, by apt; nothing is left running by apt
 #   run_begin                      private directory $RUN_DIR, and the trap that ends everything
 #   start_services NAME…           several at once: rabbitmq redis postgres sshd
 #   start_rabbitmq start_redis start_postgres start_sshd
@@ -85,6 +85,8 @@ install_missing() {
   command -v openssl >/dev/null || packages+=(openssl)
   command -v ps >/dev/null || packages+=(procps)
   find_python >/dev/null || packages+=(python3-venv)
+  local wanted
+  for wanted in "$@"; do command -v "${wanted%%=*}" >/dev/null || packages+=("${wanted#*=}"); done
   if ((${#packages[@]} == 0)); then
     note "nothing is missing"
     return

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::node::{host, node_name};
 use super::patience::Patience;
-use super::restart::{self, End};
+use super::restart;
 use super::signals::Signals;
 use super::supervision::supervise;
 use super::{CliError, Context, output, table};
@@ -112,11 +112,7 @@ async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, C
         alive.end().await;
     }
     parts.transport.close().await;
-    match end {
-        // It has nothing that an INT could break.
-        End::Exit(_) => Ok(ExitCode::SUCCESS),
-        End::Restart => end.conclude(),
-    }
+    end.conclude()
 }
 
 /// What a manager is made of.

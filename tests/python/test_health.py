@@ -425,6 +425,15 @@ def test_waiting_at_the_start(own):
 # ---------------------------------------------------------------- what reads it
 
 
+def test_the_containers_health_check(worker):
+    """As the Dockerfile has it, on this worker's port and on one where nobody answers."""
+    dockerfile = (REPO / "packaging/docker/Dockerfile").read_text()
+    command = json.loads(re.search(r"^HEALTHCHECK.*\\\n  CMD (.*)$", dockerfile, re.M)[1])
+    for port, healthy in ((worker.port.address.split(":")[1], True), (free_port(), False)):
+        here = [word.replace("9808", str(port)) for word in command]
+        assert (subprocess.run(here, capture_output=True, timeout=20).returncode == 0) is healthy
+
+
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian's package prometheus)")
 def test_promtool_has_nothing_to_say(worker, manager):
     for process in (worker, manager):

@@ -1,0 +1,143 @@
+"""What is installed beside the program: units, completions, manual pages, and the Debian package that has them.
+scripts/check-package.sh installs that one in a clean Debian."""
+
+import hashlib
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from support import REPO, clean_environment, service
+
+UNITS = sorted((REPO / "packaging/systemd").glob("*.service"))
+
+
+def run(*command, **options):
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, timeout=80, env=clean_environment(), **options
+    )
+    assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def program(*arguments, **options):
+    return run(service("CCAT_TRANSFER_BIN"), *arguments, **options)
+
+
+def commands(*path):
+    """Every command of the program that its help shows."""
+    text = program(*path, "--help")
+    found = re.search(r"^Commands:\n((?:  .*\n)+)", text, re.M)
+    names = re.findall(r"^  (\w[\w-]*)", found[1], re.M) if found else []
+    for name in set(names) - {"help"}:
+        yield (*path, name)
+        yield from commands(*path, name)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_systemd_has_nothing_to_say(unit, tmp_path):
+    installed = tmp_path / unit.name
+    installed.write_text(unit.read_text().replace("/usr/bin/ccat-transfer", service("CCAT_TRANSFER_BIN")))
+    said = subprocess.run(["systemd-analyze", "--man=no", "verify", installed], capture_output=True, text=True, timeout=60)
+    assert (said.returncode, said.stdout + said.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_a_unit_starts_what_there_is(unit):
+    """The flags of ExecStart are the program's."""
+    (start,) = re.findall(r"^ExecStart=/usr/bin/ccat-transfer (\w+)(.*)$", unit.read_text(), re.M)
+    help_text = program(start[0], "--help")
+    for flag in re.findall(r"--[a-z-]+", start[1]):
+        assert flag in help_text
+
+
+def test_completions_know_every_command():
+    paths = list(commands())
+    assert len(paths) > 10
+    for shell in ("bash", "zsh", "fish"):
+        script = program("completions", shell)
+        missing = [path for path in paths if path[-1] not in script]
+        assert not missing, (shell, missing)
+    run("bash", "-n", input=program("completions", "bash"))
+    # What the shell would offer.
+    asked = program("completions", "bash") + (
+        "\nCOMP_WORDS=(ccat-transfer mana) COMP_CWORD=1; _ccat-transfer ccat-transfer mana ccat-transfer; echo \"${COMPREPLY[@]}\"\n"
+    )
+    assert run("bash", input=asked).split() == ["manager"]
+
+
+def test_there_is_a_page_for_every_command(tmp_path):
+    program("man", tmp_path / "man1")
+    pages = {page.name for page in (tmp_path / "man1").iterdir()}
+    assert pages == {"ccat-transfer.1"} | {"-".join(("ccat-transfer", *path)) + ".1" for path in commands()}
+    assert "fault" not in "".join(pages)
+
+
+def test_they_need_no_settings(tmp_path):
+    """A package is built where no service will run."""
+    (tmp_path / "bad.toml").write_text("[nonsense]\n")
+    assert program("--config", tmp_path / "bad.toml", "completions", "zsh")
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed")
+def test_the_package(tmp_path):
+    built = subprocess.run(
+        [REPO / "scripts/package.sh", tmp_path],
+        env=clean_environment(BINARY=service("CCAT_TRANSFER_BIN")),
+        capture_output=True,
+        text=True,
+        timeout=80,
+    )
+    assert built.returncode == 0, built.stderr
+    package = built.stdout.strip()
+    root = tmp_path / "root"
+    run("dpkg-deb", "--raw-extract", package, root)
+    there = {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+    assert there >= {
+        "usr/bin/ccat-transfer",
+        "etc/ccat-transfer/ccat-transfer.env",
+        "usr/lib/sysusers.d/ccat-transfer.conf",
+        "usr/share/man/man1/ccat-transfer.1.gz",
+        "usr/share/bash-completion/completions/ccat-transfer",
+        *(f"lib/systemd/system/{unit.name}" for unit in UNITS),
+    }
+    # What dpkg looks at later is right.
+    sums = dict(reversed(line.split("  ")) for line in (root / "DEBIAN/md5sums").read_text().splitlines())
+    assert set(sums) == {name for name in there if not name.startswith("DEBIAN/")}
+    for name, expected in sums.items():
+        assert hashlib.md5((root / name).read_bytes()).hexdigest() == expected, name
+    conffiles = (root / "DEBIAN/conffiles").read_text().split()
+    assert all((root / name.lstrip("/")).is_file() for name in conffiles)
+    assert {f"/{name}" for name in there if name.startswith("etc/")} == set(conffiles)
+    for script in ("postinst", "prerm", "postrm"):
+        run("sh", "-n", root / "DEBIAN" / script)
+    # The installed settings are good, and the program in the package runs.
+    run(root / "usr/bin/ccat-transfer", "--config", root / "etc/ccat-transfer/ccat-transfer.toml", "config", "check")
+    listing = run("dpkg-deb", "--contents", package).splitlines()
+    assert all(line.split()[1] == "root/root" for line in listing)
+    (secret,) = [line for line in listing if line.endswith("ccat-transfer.env")]
+    assert secret.startswith("-rw-r-----")
+
+
+def test_compose_has_only_what_is_defined():
+    """No Docker here: what can be seen without one."""
+    compose = yaml.safe_load((REPO / "packaging/compose/compose.yaml").read_text())
+    services = compose["services"]
+    for name, one in services.items():
+        assert set(one.get("depends_on", {})) <= set(services), name
+        for volume in one.get("volumes", []):
+            source = volume.split(":")[0] if not volume.startswith("${") else None
+            assert source is None or source in compose["volumes"] or source.startswith("./"), (name, volume)
+        assert all(port.startswith("127.0.0.1:") for port in one.get("ports", [])), f"{name} is open to everybody"
+        if one.get("image") == "ccat-transfer":
+            command, *flags = one["command"]
+            known = program(*([command] if command != "db" else ["db", flags.pop(0)]), "--help")
+            assert all(flag.partition("=")[0] in known for flag in flags), name
+    dockerfile = (REPO / "packaging/docker/Dockerfile").read_text()
+    assert re.search(r"^USER ccat-transfer$", dockerfile, re.M)
+    version = re.search(r'^rust-version = "(\d+\.\d+)"', (REPO / "Cargo.toml").read_text(), re.M)[1]
+    image = re.search(r"^FROM rust:(\d+\.\d+)-", dockerfile, re.M)[1]
+    assert tuple(map(int, image.split("."))) >= tuple(map(int, version.split(".")))
