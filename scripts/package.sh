@@ -6,6 +6,7 @@
 #
 #   BINARY=/path    package this program instead of building one: for tests
 #   REVISION=1      Debian's revision
+#   COMPRESSION=xz  of the package, see dpkg-deb(1)
 #
 # Needs dpkg-deb and, to build the program, Rust. tests/python/test_packaging.py looks at what comes out;
 # scripts/check-package.sh installs it in a clean Debian.
@@ -87,5 +88,5 @@ END
 chmod 644 "$root"/DEBIAN/{control,conffiles,md5sums}
 
 mkdir -p "$out"
-dpkg-deb --root-owner-group --build "$root" "$out" >&2
+dpkg-deb --root-owner-group -Z"${COMPRESSION:-xz}" --build "$root" "$out" >&2
 printf '%s\n' "$(cd "$out" && pwd)/ccat-transfer_${version}_${architecture}.deb"
