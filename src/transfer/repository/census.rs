@@ -24,7 +24,8 @@ pub struct Census {
 
 impl Repository {
     /// Counts. Reads the whole table of transfers once, and takes no lock that anybody waits for:
-    /// on 100,000 rows some 10 ms of PostgreSQL and of SQLite. So not to be asked for in every moment.
+    /// on 100,000 rows some 40 ms of PostgreSQL 15 and 100 ms of SQLite. So not to be asked for in
+    /// every moment.
     ///
     /// # Errors
     /// What the database says.
