@@ -123,13 +123,13 @@ impl Manager {
     /// the next one tries again.
     pub async fn transfer_manager_service(&self, stop: &CancellationToken) {
         let pause = self.settings.manager.sleep_time;
-        tracing::info!(sleep_time = %humantime::format_duration(pause), "manager ready");
+        tracing::info!(sleep_s = pause.as_secs_f64(), "manager ready");
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 pass = self.transfer_transfer_packages(false) => {
                     if let Err(error) = pass {
-                        tracing::error!(error = %chain(&error), "pass failed; the next one tries again");
+                        tracing::warn!(error = %chain(&error), "pass failed; the next one tries again");
                     }
                 }
             }

@@ -115,6 +115,15 @@ pub async fn create_worker_tables(db: &DatabaseConnection) -> Result<(), Migrati
     Ok(Worker::up(db, None).await?)
 }
 
+/// Names of the migrations of this project's own tables that were not applied. Changes nothing.
+///
+/// # Errors
+/// What the database says.
+pub async fn pending_worker_migrations(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    let pending = Worker::get_pending_migrations_read_only(db).await?;
+    Ok(pending.iter().map(|m| m.name().to_owned()).collect())
+}
+
 /// Drops this project's own tables, with leases and history.
 ///
 /// # Errors

@@ -17,7 +17,7 @@ use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::health::Health;
-use crate::settings::{self, Settings, SettingsError};
+use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::tasks;
 use crate::telemetry::{self, chain};
 use crate::transfer::database::{Database, DatabaseError};
@@ -27,6 +27,7 @@ use crate::worker::Registry;
 
 mod config;
 mod db;
+mod doctor;
 mod manager;
 mod node;
 mod output;
@@ -118,6 +119,7 @@ enum Command {
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    Doctor(doctor::Arguments),
     /// List the fault points of this build and what can happen at each.
     #[cfg(feature = "fault-points")]
     #[command(hide = true)]
@@ -129,6 +131,10 @@ enum Command {
 pub fn main() -> ExitCode {
     stacks::deepen();
     let Cli { common, command } = Cli::parse();
+    if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
+        // Settings that cannot be used are a finding like any other.
+        return ended(doctor::without_settings(common.json, &error));
+    }
     ended(match command {
         Command::Config(command) => config::run(&command, common.json, common.load()),
         command => common.run(async |mut context| match command {
@@ -139,6 +145,7 @@ pub fn main() -> ExitCode {
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
             Command::Transfers(command) => transfers::run(&context, *command).await,
+            Command::Doctor(arguments) => doctor::run(&context, arguments).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
             #[cfg(feature = "fault-points")]
@@ -227,6 +234,18 @@ struct Context {
 }
 
 impl Context {
+    /// Says once, where a service starts, what is risky about the settings.
+    fn tell_warnings(&self) {
+        for Problem {
+            key,
+            message,
+            source,
+        } in &self.settings.warnings
+        {
+            tracing::warn!(key, problem = message, source, "a secret is not safe");
+        }
+    }
+
     async fn repository(&self) -> Result<Repository, CliError> {
         let database = Database::connect(&self.settings.ops_db).await?;
         Ok(Repository::open(database, self.settings.ops_db.text_enum_labels).await?)

@@ -66,17 +66,16 @@ impl Signals {
         (ended, code)
     }
 
-    /// Waits for the first request to stop; the exit code of a command that stops for it: 128 and the
-    /// signal's number, as a shell has it.
-    pub(super) async fn code(&mut self) -> ExitCode {
-        let signal = tokio::select! {
-            _ = self.term.recv() => SignalKind::terminate(),
-            _ = self.hup.recv() => SignalKind::hangup(),
-            _ = self.int.recv() => SignalKind::interrupt(),
-            _ = self.quit.recv() => SignalKind::quit(),
+    /// Waits for the first request to stop; the exit code of a program that it ends, as shells have
+    /// it.
+    pub(super) async fn ending(&mut self) -> ExitCode {
+        let number = tokio::select! {
+            _ = self.term.recv() => 15,
+            _ = self.hup.recv() => 1,
+            _ = self.int.recv() => 2,
+            _ = self.quit.recv() => 3,
         };
-        let number = u8::try_from(signal.as_raw_value()).unwrap_or_default();
-        ExitCode::from(number.saturating_add(128))
+        ExitCode::from(128 + number)
     }
 
     /// Waits for the first request to stop.

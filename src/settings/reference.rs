@@ -26,7 +26,8 @@ A setting can be given in several places; what comes later wins:
 5. options of the command line.
 
 `ccat-transfer config check` prints every problem at once. An unknown key is an error that names the nearest one.
-Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
+A secret can stand in a file of its own, which the key ending in `_file` beside it names; see
+[doctor, secrets](operations/doctor.md#secrets). Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
 ";
 
 /// The page as it has to be.
@@ -79,14 +80,15 @@ fn explain(page: &mut String, comment: &mut Vec<&str>) {
 }
 
 #[test]
-fn the_page_is_made_from_the_defaults() {
+fn the_page_is_made_from_the_defaults() -> std::io::Result<()> {
     let made = page();
     if std::env::var_os(REWRITE).is_some() {
-        std::fs::write(PAGE, &made).unwrap();
+        std::fs::write(PAGE, &made)?;
     }
     let written = std::fs::read_to_string(Path::new(PAGE)).unwrap_or_default();
     assert!(
         written == made,
         "docs/configuration.md is not what config.default.toml says: REWRITE_DOCS=1 cargo test --lib settings::reference"
     );
+    Ok(())
 }

@@ -6,6 +6,7 @@ pub mod digest;
 pub mod endpoint;
 pub mod error;
 pub(crate) mod failures;
+pub mod inspection;
 pub mod lease;
 pub mod plan;
 pub mod repository;

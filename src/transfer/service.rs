@@ -295,7 +295,12 @@ impl TransferService {
     /// Strikes a temporary file that is gone from the record of its attempt.
     async fn forget_temporary(&self, id: i64, attempt: i32) {
         if let Err(error) = self.repository.forget_temporary(id, attempt).await {
-            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
+            tracing::debug!(
+                data_transfer_id = id,
+                attempt,
+                error = %chain(&error),
+                "a removed temporary stays on record"
+            );
         }
     }
 
@@ -326,7 +331,7 @@ impl TransferService {
             let pause = pauses.next_pause();
             tracing::warn!(
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "the database cannot be reached"
             );
             tokio::select! {
@@ -612,7 +617,7 @@ impl Running<'_> {
                     plan.target.remove_leftover(name).await?;
                     tracing::info!(
                         data_transfer_id = self.request.id,
-                        name = %name,
+                        temporary = %name,
                         "temporary file of an earlier attempt removed"
                     );
                 }
@@ -1126,7 +1131,7 @@ impl Waiting {
 }
 
 /// A location's row, as the plan wants it.
-fn location(row: Location) -> Result<plan::Location, TransferError> {
+pub(super) fn location(row: Location) -> Result<plan::Location, TransferError> {
     let storage = match row.storage_type.known() {
         Some(entity::StorageType::S3) => StorageKind::S3,
         Some(entity::StorageType::Tape) => StorageKind::Tape,

@@ -362,7 +362,7 @@ impl Canvas {
                 task_id,
                 routing_key = publication.routing_key,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "what follows the task was not sent; its message stays unacknowledged until it is"
             );
             self.pause(pause).await?;
@@ -699,7 +699,7 @@ impl Canvas {
                 task_id,
                 what,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "what follows the task is not done; its message stays unacknowledged until it is"
             );
             self.pause(pause).await?;

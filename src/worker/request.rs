@@ -743,7 +743,7 @@ impl Worker {
             tracing::warn!(
                 task_id = message.id,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "result was not stored; the message stays unacknowledged until it is"
             );
             tokio::select! {

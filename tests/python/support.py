@@ -247,6 +247,16 @@ def python_worker(directory, queue, broker, backend, *flags, pool="solo", settin
     return worker
 
 
+def descendants(pid):
+    """Ids of a process's children, and theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
 # ---------------------------------------------------------------- a deployment
 
 

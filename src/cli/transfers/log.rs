@@ -40,7 +40,7 @@ pub(super) async fn run(context: &Context, log: &Log) -> Result<ExitCode, CliErr
     let printing = print(context, log);
     tokio::select! {
         printed = printing => printed.map(|()| ExitCode::SUCCESS),
-        code = signals.code() => Ok(code),
+        code = signals.ending() => Ok(code),
     }
 }
 

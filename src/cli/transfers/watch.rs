@@ -64,7 +64,7 @@ pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, Cli
     let watching = watch_on(&repository, &watch, &mut view);
     let code = tokio::select! {
         code = watching => code?,
-        code = signals.code() => code,
+        code = signals.ending() => code,
     };
     view.close();
     Ok(code)

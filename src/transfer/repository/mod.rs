@@ -37,6 +37,7 @@ use crate::settings::EnumLabels;
 mod acquire;
 mod delay;
 mod list;
+mod map;
 mod operator;
 mod record;
 mod schedule;
@@ -45,6 +46,7 @@ mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
 pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
+pub use map::{Link, Map};
 pub use operator::{Change, Instruction, Refusal, Verdict};
 pub use record::{
     ActionRecord, AttemptRecord, Disk, Location, Package, Route, Site, TransferDetail,
