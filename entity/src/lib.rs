@@ -22,6 +22,7 @@ pub mod site;
 pub mod transfer_worker_attempt;
 pub mod transfer_worker_delay;
 pub mod transfer_worker_lease;
+pub mod transfer_worker_link;
 
 pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
 pub use timestamp::{Timestamp, TimestampError};
@@ -39,10 +40,11 @@ pub const OPS_DB_TABLES: [&str; 7] = [
 ];
 
 /// This project's own tables.
-pub const WORKER_TABLES: [&str; 3] = [
+pub const WORKER_TABLES: [&str; 4] = [
     "transfer_worker_lease",
     "transfer_worker_attempt",
     "transfer_worker_delay",
+    "transfer_worker_link",
 ];
 
 /// Where Alembic keeps the version of a schema; who has this table owns the ops-db.

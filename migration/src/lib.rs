@@ -17,6 +17,7 @@ use sea_orm_migration::sea_orm::{DatabaseConnection, DbBackend, Statement};
 mod m20260101_000001_ops_db_subset;
 mod m20260101_000002_worker_tables;
 mod m20261124_000003_delays_and_destinations;
+mod m20261124_000005_links;
 
 /// Why a migration was not run.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +64,7 @@ impl MigratorTrait for Worker {
         vec![
             Box::new(m20260101_000002_worker_tables::Migration),
             Box::new(m20261124_000003_delays_and_destinations::Migration),
+            Box::new(m20261124_000005_links::Migration),
         ]
     }
 

@@ -27,6 +27,7 @@ use crate::worker::Registry;
 
 mod config;
 mod db;
+mod links;
 mod manager;
 mod node;
 mod output;
@@ -40,8 +41,8 @@ mod worker;
 
 pub use serve::Service;
 
-/// How long a producer tries to send one message. A manager does so inside of a transaction, which
-/// on SQLite holds up every other writer; so not for long.
+/// How long a producer tries to send one message. A manager, which does so inside of a transaction,
+/// waits for less, see `manager`.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
 /// Exit code for settings and schemas that do not fit.
@@ -103,6 +104,9 @@ enum Command {
     /// Set up and check the operations database.
     #[command(subcommand)]
     Db(db::Command),
+    /// See, limit, pause and resume the links between sites.
+    #[command(subcommand)]
+    Links(links::Command),
     /// See, make and run transfers.
     #[command(subcommand)]
     Transfers(transfers::Command),
@@ -129,6 +133,7 @@ pub fn main() -> ExitCode {
             }
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
+            Command::Links(command) => links::run(&context, command).await,
             Command::Transfers(command) => transfers::run(&context, command).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),

@@ -349,6 +349,7 @@ async fn run_here(context: &Context, id: i64) -> Result<ExitCode, CliError> {
                 TransferError::AlreadyFailed { .. }
                 | TransferError::Held { .. }
                 | TransferError::DestinationBusy { .. }
+                | TransferError::LinkPaused { .. }
                 | TransferError::Untracked { .. } => CliError::Refused(text),
                 _ => CliError::Failed(text),
             })

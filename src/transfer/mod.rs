@@ -7,6 +7,7 @@ pub mod endpoint;
 pub mod error;
 mod failures;
 pub mod lease;
+pub mod link;
 pub mod plan;
 pub mod repository;
 pub mod retry;

@@ -4,12 +4,13 @@
 //! several. It holds only while the transfer is PENDING with the `retry_count` that it was written
 //! with, so that whatever an operator does about the row ends it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entity::{data_transfer, transfer_worker_delay};
-use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectStatement};
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Set};
+use sea_orm::sea_query::OnConflict;
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, Set};
 
 use super::{Repository, retry_count, storable};
 use crate::transfer::database::{self, DatabaseError};
@@ -70,18 +71,23 @@ pub(super) async fn standing(
     Ok(delay.map(|delay| delay.not_before))
 }
 
-/// "A wait stands at `now` for the transfer of the outer query", as a subquery.
-pub(super) fn stands(now: DateTime<Utc>) -> SelectStatement {
-    use data_transfer::{Column as Transfer, Entity as Transfers};
+/// Every wait that stands, or those of some transfers: the `retry_count` that it holds for, by transfer.
+pub(super) async fn all_standing(
+    db: &impl ConnectionTrait,
+    ids: Option<&[i64]>,
+) -> Result<HashMap<i64, i64>, DbErr> {
     use transfer_worker_delay::{Column, Entity};
-    let count = Func::coalesce([Expr::col((Transfers, Transfer::RetryCount)), Expr::val(0)]);
-    Query::select()
-        .expr(Expr::val(1))
-        .from(Entity)
-        .and_where(Expr::col((Entity, Column::DataTransferId)).equals((Transfers, Transfer::Id)))
-        .and_where(Expr::col((Entity, Column::NotBefore)).gt(now))
-        .and_where(Expr::col((Entity, Column::RetryCount)).eq(count))
-        .to_owned()
+    let now = database::now(db).await?;
+    let mut query = Entity::find()
+        .select_only()
+        .column(Column::DataTransferId)
+        .column(Column::RetryCount)
+        .filter(Column::NotBefore.gt(now));
+    if let Some(ids) = ids {
+        query = query.filter(Column::DataTransferId.is_in(ids.iter().copied()));
+    }
+    let rows: Vec<(i64, i64)> = query.into_tuple().all(db).await?;
+    Ok(rows.into_iter().collect())
 }
 
 impl Repository {

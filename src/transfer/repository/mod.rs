@@ -36,17 +36,19 @@ use crate::settings::EnumLabels;
 
 mod acquire;
 mod delay;
+mod links;
 mod record;
 mod schedule;
 mod settle;
 mod sweep;
 
-pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
+pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal};
+pub use links::{LinkChange, LinkError, Traffic};
 pub use record::{
     AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
     TransferSummary,
 };
-pub use schedule::{Endpoint, PendingTransfer, ScheduleError, Scheduled, SiteError};
+pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
 pub use settle::{Failure, Finished, ReleaseTo};
 pub use sweep::{Recovered, Sweep};
 
