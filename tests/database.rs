@@ -20,7 +20,7 @@ use std::time::Duration;
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
 use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Progress};
-use ccat_transfer::transfer::link::{Capacity, LinkName};
+use ccat_transfer::transfer::link::{Capacity, LinkName, Pause};
 use ccat_transfer::transfer::repository::{
     Acquisition, Allowance, Batch, Candidate, ClaimError, Failure, Filter, Finished, Leftover,
     LinkChange, LinkError, OpenTransfer, ReleaseTo, Renewal, Repository, SiteError, Traffic, Watch,
@@ -107,7 +107,7 @@ fn delayed() -> Failure {
     }
 }
 
-fn is_lost(result: Result<(), LeaseError>) -> bool {
+fn is_lost<T>(result: Result<T, LeaseError>) -> bool {
     matches!(result, Err(LeaseError::Lost))
 }
 
@@ -806,7 +806,7 @@ async fn a_sweep_and_a_renewal_do_not_meet(db: Fixture) {
         let recovered = sweep.unwrap().recovered.len();
         // Exactly one of them, and the row tells which.
         let (renewals, status) = match renewal {
-            Ok(()) => (1, "IN_PROGRESS"),
+            Ok(_) => (1, "IN_PROGRESS"),
             Err(LeaseError::Lost) => (0, "PENDING"),
             Err(error) => panic!("{error:?}"),
         };
@@ -1049,6 +1049,12 @@ fn link() -> LinkName {
     }
 }
 
+async fn pause(db: &Fixture, by: &str, stops_running: bool) -> Pause {
+    let name = link();
+    let pausing = db.repository.pause_link(&name, by, "storm", stops_running);
+    pausing.await.unwrap().pause.unwrap()
+}
+
 async fn limit(db: &Fixture, max_active: u32) {
     let change = LinkChange {
         max_active: Some(Some(max_active)),
@@ -1104,8 +1110,7 @@ async fn nothing_is_sent_over_a_link_that_was_paused_meanwhile(db: Fixture) {
         id,
         allowance: Some(allowance(&db, 5).await),
     }];
-    let pausing = db.repository.pause_link(&link(), "me@here", "storm", false);
-    pausing.await.unwrap();
+    pause(&db, "me@here", false).await;
     let batch = db
         .repository
         .schedule(&candidates, confirmed)
@@ -1118,12 +1123,11 @@ async fn nothing_is_sent_over_a_link_that_was_paused_meanwhile(db: Fixture) {
 async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
     let [id, other] = [db.transfer().await, db.transfer().await];
     db.set_status(id, "SCHEDULED").await;
-    let pausing = db.repository.pause_link(&link(), "me@here", "storm", false);
-    let pause = pausing.await.unwrap().pause.unwrap();
+    let pause_of_link = pause(&db, "me@here", false).await;
     for _ in 0..2 {
         match db.repository.acquire(id, &me(), "t", TTL).await.unwrap() {
             Acquisition::LinkPaused(paused) => {
-                assert_eq!((paused.name, paused.pause), (link(), pause.clone()));
+                assert_eq!((paused.name, paused.pause), (link(), pause_of_link.clone()));
             }
             answer => panic!("{answer:?}"),
         }
@@ -1136,8 +1140,7 @@ async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
 
     // What a dead worker left is not taken over either.
     db.acquire_as(other, &dead()).await;
-    let pausing = db.repository.pause_link(&link(), "me@here", "storm", false);
-    pausing.await.unwrap();
+    pause(&db, "me@here", false).await;
     let answer = db.repository.acquire(other, &me(), "t", TTL).await.unwrap();
     assert!(matches!(answer, Acquisition::LinkPaused(_)), "{answer:?}");
     assert_eq!(db.status(other).await, "PENDING");
@@ -1152,11 +1155,9 @@ async fn a_renewal_tells_to_make_way(db: Fixture) {
         db.repository.renew(&lease, progress).await.unwrap()
     };
     assert_eq!(renew().await, Renewal::GoOn);
-    let pausing = db.repository.pause_link(&link(), "me@here", "storm", false);
-    pausing.await.unwrap();
+    pause(&db, "me@here", false).await;
     assert_eq!(renew().await, Renewal::GoOn, "copies that run go on");
-    let pausing = db.repository.pause_link(&link(), "you@here", "fire", true);
-    pausing.await.unwrap();
+    pause(&db, "you@here", true).await;
     match renew().await {
         Renewal::Stop(paused) => assert_eq!(paused.pause.by, "you@here"),
         answer => panic!("{answer:?}"),
@@ -1200,7 +1201,8 @@ async fn links_are_changed_one_thing_at_a_time(db: Fixture) {
     let refused = db.repository.resume_link(&link()).await;
     assert!(matches!(refused, Err(LinkError::NotPaused(_))));
     let pause = async |reason, now| {
-        let pausing = db.repository.pause_link(&link(), "me@here", reason, now);
+        let name = link();
+        let pausing = db.repository.pause_link(&name, "me@here", reason, now);
         pausing.await
     };
     let paused = pause("storm", false).await.unwrap();
@@ -1257,7 +1259,8 @@ async fn a_database_without_links_works_as_before(db: Fixture) {
     assert!(!repository.has_links());
     assert_eq!(repository.links().await.unwrap(), []);
     assert_eq!(repository.link(&link()).await.unwrap().max_active, None);
-    let refused = repository.pause_link(&link(), "me@here", "storm", true);
+    let name = link();
+    let refused = repository.pause_link(&name, "me@here", "storm", true);
     assert!(matches!(refused.await, Err(LinkError::NoTable)));
     let batch = repository.schedule(&[wanted(id)], confirmed).await.unwrap();
     assert_eq!(batch, scheduled(&[id]));
@@ -1580,7 +1583,8 @@ async fn a_postgres_row_lock_is_not_waited_for_without_end() {
         assert!(answer.unwrap_err().is_unreachable());
         confirmed(ids).await
     };
-    let scheduling = db.repository.schedule(&[wanted(id)], publish);
+    let candidates = [wanted(id)];
+    let scheduling = db.repository.schedule(&candidates, publish);
     assert_eq!(scheduling.await.unwrap(), scheduled(&[id]));
     assert!(matches!(
         impatient.acquire(id, &me(), "t", TTL).await.unwrap(),
@@ -1645,6 +1649,7 @@ async fn a_killed_postgres_session_is_unreachable_and_replaced() {
     let error = single.schedule(&[wanted(id)], publish).await.unwrap_err();
     assert!(error.is_unreachable(), "{error:?}");
     assert_eq!(db.status(id).await, "PENDING");
-    let scheduling = single.schedule(&[wanted(id)], confirmed);
+    let candidates = [wanted(id)];
+    let scheduling = single.schedule(&candidates, confirmed);
     assert_eq!(scheduling.await.unwrap(), scheduled(&[id]));
 }

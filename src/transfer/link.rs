@@ -264,7 +264,9 @@ fn time_of_day(text: &str) -> Option<NaiveTime> {
         return Some(NaiveTime::MIN);
     }
     let (hours, minutes) = text.split_once(':')?;
-    let digits = |part: &str| (part.len() == 2).then(|| part.parse().ok()).flatten();
+    // A sign would be taken for a part of a number.
+    let is_number = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
+    let digits = |part: &str| is_number(part).then(|| part.parse().ok()).flatten();
     NaiveTime::from_hms_opt(digits(hours)?, digits(minutes)?, 0)
 }
 
