@@ -1236,11 +1236,17 @@ async fn traffic_is_counted_by_link(db: Fixture) {
     let running = db.transfer().await;
     db.acquire(running).await;
     let traffic = db.repository.traffic().await.unwrap();
+    let pending_since = traffic
+        .get(&link())
+        .and_then(|traffic| traffic.pending_since);
+    let age = db.database.now().await.unwrap() - pending_since.unwrap();
+    assert!((-1..60).contains(&age.num_seconds()), "{age}");
     let expected = Traffic {
         active: 1,
         scheduled: 1,
         pending: 2,
         oldest_pending: Some(ids[1]),
+        pending_since,
     };
     assert_eq!(
         traffic.into_iter().collect::<Vec<_>>(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
@@ -290,14 +291,30 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
             traffic.active.to_string(),
             traffic.scheduled.to_string(),
             traffic.pending.to_string(),
-            traffic
-                .oldest_pending
-                .map_or_else(|| "-".into(), |id| id.to_string()),
+            oldest(traffic, now),
             state(link, now),
         ]);
     }
     println!("{table}");
     Ok(())
+}
+
+/// The transfer that has waited longest, and for how long.
+fn oldest(traffic: &Traffic, now: DateTime<Utc>) -> String {
+    let Some(id) = traffic.oldest_pending else {
+        return "-".into();
+    };
+    let waited = traffic
+        .pending_since
+        .and_then(|since| (now - since).to_std().ok());
+    match waited {
+        // To the second is enough.
+        Some(waited) => {
+            let waited = Duration::from_secs(waited.as_secs());
+            format!("{id} ({})", humantime::format_duration(waited))
+        }
+        None => id.to_string(),
+    }
 }
 
 /// Whether copies may start, and why not.

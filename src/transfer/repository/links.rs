@@ -5,15 +5,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use chrono::{DateTime, Utc};
 use entity::{
-    Status, data_location, data_transfer, data_transfer_route, site, transfer_worker_link,
+    Status, Timestamp, data_location, data_transfer, data_transfer_route, site,
+    transfer_worker_link,
 };
 use sea_orm::sea_query::{
-    Expr, ExprTrait as _, Func, LockType, Query, SelectStatement, SimpleExpr,
+    Expr, ExprTrait as _, Func, JoinType, LockType, OnConflict, Query, SelectStatement, SimpleExpr,
 };
 use sea_orm::{
     ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder,
-    QuerySelect, Set,
+    QueryResult, QuerySelect, Set,
 };
 use serde::Serialize;
 
@@ -94,6 +96,8 @@ pub struct Traffic {
     pub pending: u64,
     /// The lowest id of those that are PENDING.
     pub oldest_pending: Option<i64>,
+    /// Since when the oldest of them waits; none where the ops-db does not keep when rows were made.
+    pub pending_since: Option<DateTime<Utc>>,
 }
 
 impl Repository {
@@ -188,16 +192,19 @@ impl Repository {
     }
 
     async fn read_traffic(&self) -> Result<BTreeMap<LinkName, Traffic>, DbErr> {
-        use data_transfer::{Column, Entity};
+        use data_transfer::{Column, Entity, Optional};
         let name = |location: &'static str| Expr::col((location, site::Column::ShortName));
         let count = |statuses: &[Status]| -> SimpleExpr {
             let one = Expr::case(self.status_is(statuses), 1).finally(0);
             Func::sum(one).cast_as("bigint")
         };
-        let oldest = Expr::case(
-            self.status_is(&[Status::Pending]),
-            Expr::col((Entity, Column::Id)),
-        );
+        let of_pending =
+            |column: Expr| Func::min(Expr::case(self.status_is(&[Status::Pending]), column));
+        let oldest = of_pending(Expr::col((Entity, Column::Id))).cast_as("bigint");
+        let since = match self.schema.has_transfer_created_at {
+            true => of_pending(Expr::col((Entity, Optional::CreatedAt))).cast_as("text"),
+            false => Expr::val(None::<String>),
+        };
         let mut query = Query::select();
         query
             .from(Entity)
@@ -206,7 +213,8 @@ impl Repository {
             .expr_as(count(&[Status::InProgress]), "active")
             .expr_as(count(&[Status::Scheduled]), "scheduled")
             .expr_as(count(&[Status::Pending]), "pending")
-            .expr_as(Func::min(oldest).cast_as("bigint"), "oldest")
+            .expr_as(oldest, "oldest")
+            .expr_as(since, "since")
             .and_where(self.status_is(&[Status::Pending, Status::Scheduled, Status::InProgress]))
             .add_group_by([name("origin_site"), name("destination_site")]);
         for (location, site, key) in [
@@ -219,20 +227,20 @@ impl Repository {
         ] {
             query
                 .join_as(
-                    sea_orm::sea_query::JoinType::InnerJoin,
+                    JoinType::InnerJoin,
                     data_location::Entity,
                     location,
                     Expr::col((location, data_location::Column::Id)).equals((Entity, key)),
                 )
                 .join_as(
-                    sea_orm::sea_query::JoinType::InnerJoin,
+                    JoinType::InnerJoin,
                     site::Entity,
                     site,
                     Expr::col((site, site::Column::Id))
                         .equals((location, data_location::Column::SiteId)),
                 );
         }
-        let count = |row: &sea_orm::QueryResult, column: &str| -> Result<u64, DbErr> {
+        let count = |row: &QueryResult, column: &str| -> Result<u64, DbErr> {
             let count: i64 = row.try_get("", column)?;
             Ok(u64::try_from(count).unwrap_or(0))
         };
@@ -247,6 +255,9 @@ impl Repository {
                 scheduled: count(&row, "scheduled")?,
                 pending: count(&row, "pending")?,
                 oldest_pending: row.try_get("", "oldest")?,
+                pending_since: row
+                    .try_get::<Option<Timestamp>>("", "since")?
+                    .map(|Timestamp(time)| time),
             };
             traffic.insert(name, of_link);
         }
@@ -331,10 +342,7 @@ impl Repository {
                 return Err(LinkError::NotPaused(name.clone()));
             }
             Entity::update_many()
-                .col_expr(
-                    Column::PausedAt,
-                    Expr::val(None::<chrono::DateTime<chrono::Utc>>),
-                )
+                .col_expr(Column::PausedAt, Expr::val(None::<DateTime<Utc>>))
                 .col_expr(Column::PausedBy, Expr::val(None::<String>))
                 .col_expr(Column::PauseReason, Expr::val(None::<String>))
                 .col_expr(Column::StopsRunning, Expr::val(false))
@@ -456,7 +464,7 @@ async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {
         issued: Set(0),
         ..Default::default()
     };
-    let already = sea_orm::sea_query::OnConflict::columns([Column::Origin, Column::Destination])
+    let already = OnConflict::columns([Column::Origin, Column::Destination])
         .do_nothing()
         .to_owned();
     Entity::insert(row)
