@@ -661,3 +661,135 @@ impl From<crate::faults::AnswerLost> for SubmitError {
         Self(lost.into())
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::transfer::link::Pause;
+
+    #[test]
+    fn batches_follow_what_they_take() {
+        let sizes = |took: u64, first| {
+            let mut sizes = vec![first];
+            for _ in 0..6 {
+                let last = sizes.last().copied().unwrap();
+                sizes.push(BATCH.next(last, Duration::from_millis(took)));
+            }
+            sizes
+        };
+        assert_eq!(sizes(20, 50), [50, 100, 200, 200, 200, 200, 200]);
+        assert_eq!(sizes(300, 50), [50; 7]);
+        assert_eq!(sizes(900, 200), [200, 100, 50, 25, 12, 10, 10]);
+    }
+
+    fn name(origin: &str, destination: &str) -> LinkName {
+        LinkName {
+            origin: origin.into(),
+            destination: destination.into(),
+        }
+    }
+
+    /// Locations 1, 2, 3 at the sites a, b, c.
+    fn survey(links: Vec<Link>, transfers: &[(i64, Status, i64, i64)]) -> (Vec<i64>, Pass) {
+        let places = [(1, "a"), (2, "b"), (3, "c")].map(|(id, site)| {
+            let endpoint = Endpoint {
+                site: site.into(),
+                location: "buffer".into(),
+            };
+            (id, endpoint)
+        });
+        let (places, settings) = (
+            HashMap::from(places),
+            crate::settings::load(None, []).unwrap(),
+        );
+        let mut survey = Survey::new(links, &places, Utc::now(), &settings);
+        for (id, status, origin, destination) in transfers {
+            survey.see(OpenTransfer {
+                id: *id,
+                status: *status,
+                origin_location_id: Some(*origin),
+                destination_location_id: Some(*destination),
+                waits: *id >= 100,
+            });
+        }
+        let mut pass = Pass::default();
+        let picks = survey.picks(&mut pass);
+        assert!(
+            picks
+                .iter()
+                .all(|pick| pick.queue.ends_with("_buffer_data_transfer"))
+        );
+        (picks.iter().map(|pick| pick.candidate.id).collect(), pass)
+    }
+
+    use Status::{InProgress, Pending, Scheduled};
+
+    #[test]
+    fn what_is_under_way_takes_from_the_limit() {
+        let limited = Link {
+            max_active: Some(3),
+            ..Link::unlimited(name("a", "b"))
+        };
+        let transfers = [
+            (1, InProgress, 1, 2),
+            (2, Scheduled, 1, 2),
+            (3, Pending, 1, 2),
+            (4, Pending, 1, 2),
+            (5, Pending, 2, 1),
+            (6, Pending, 2, 1),
+        ];
+        let (picked, pass) = survey(vec![limited.clone()], &transfers);
+        assert_eq!(picked, [3, 5, 6]);
+        assert_eq!(pass.held_back, 1);
+        // More under way than there may be, as after the limit was lowered.
+        let lowered = Link {
+            max_active: Some(1),
+            ..limited
+        };
+        assert_eq!(survey(vec![lowered], &transfers).0, [5, 6]);
+    }
+
+    #[test]
+    fn destinations_take_turns_and_a_paused_one_has_none() {
+        let transfers = [
+            (1, Pending, 1, 2),
+            (2, Pending, 1, 2),
+            (3, Pending, 1, 2),
+            (4, Pending, 1, 3),
+            (5, Pending, 3, 2),
+            (6, Pending, 3, 2),
+        ];
+        let (picked, pass) = survey(vec![], &transfers);
+        assert_eq!((picked, pass.held_back), (vec![1, 4, 5, 2, 6, 3], 0));
+        let first = Link {
+            priority: 1,
+            ..Link::unlimited(name("c", "b"))
+        };
+        let paused = Link {
+            pause: Some(Pause {
+                since: Utc::now(),
+                by: "me@here".into(),
+                reason: "storm".into(),
+                stops_running: false,
+            }),
+            ..Link::unlimited(name("a", "b"))
+        };
+        let (picked, pass) = survey(vec![paused, first], &transfers);
+        assert_eq!((picked, pass.held_back), (vec![5, 6, 4], 3));
+    }
+
+    #[test]
+    fn what_leads_nowhere_and_what_waits_is_told() {
+        let transfers = [
+            (1, Pending, 1, 9),
+            (2, InProgress, 9, 1),
+            (100, Pending, 1, 2),
+            (101, Pending, 1, 9),
+        ];
+        let (picked, pass) = survey(vec![], &transfers);
+        assert_eq!((picked, pass.waiting, pass.held_back), (vec![], 2, 0));
+        let refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
+        assert_eq!(refused, [1]);
+    }
+}

@@ -13,10 +13,12 @@ mod ops_db;
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use ccat_transfer::manager::{Manager, ManagerError, Submit, SubmitError};
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
 use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Progress};
@@ -68,6 +70,9 @@ on_both_databases!(
     a_renewal_tells_to_make_way,
     links_are_changed_one_thing_at_a_time,
     traffic_is_counted_by_link,
+    a_pass_schedules_all_but_what_is_refused,
+    a_silent_broker_holds_no_lock_for_long,
+    what_was_completed_and_is_reset_is_scheduled_by_a_full_look,
     a_database_without_links_works_as_before,
     locations_of_a_site,
     a_transfer_is_read_with_all_its_parts,
@@ -839,18 +844,7 @@ async fn a_row_that_cannot_be_recovered_is_in_nobodys_way(db: Fixture) {
     let [bad, good] = [db.transfer().await, db.transfer().await];
     db.acquire_as(bad, &dead()).await;
     db.acquire_as(good, &dead()).await;
-    let trigger = format!(
-        "CREATE TRIGGER bad BEFORE UPDATE ON data_transfer FOR EACH ROW WHEN (NEW.id = {bad})"
-    );
-    db.sql(&if db.database.backend() == sea_orm::DbBackend::Postgres {
-        format!(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-             $$ BEGIN RAISE EXCEPTION 'bad row'; END $$; {trigger} EXECUTE FUNCTION refuse()"
-        )
-    } else {
-        format!("{trigger} BEGIN SELECT RAISE(ABORT, 'bad row'); END")
-    })
-    .await;
+    db.refuse_updates_of(bad).await;
     let sweep = db.repository.sweep(&me()).await.unwrap();
     assert_eq!(sweep.recovered.len(), 1);
     assert_eq!(sweep.failed.len(), 1);
@@ -1277,6 +1271,124 @@ async fn a_database_without_links_works_as_before(db: Fixture) {
     let renewal = repository.renew(&lease, Progress::default()).await.unwrap();
     assert_eq!(renewal, Renewal::GoOn);
     repository.complete(&lease, &finished()).await.unwrap();
+}
+
+/// A broker that takes messages as it is told to.
+#[derive(Default)]
+struct Broker {
+    /// Messages of these are refused.
+    refuses: HashSet<i64>,
+    /// It never answers.
+    is_silent: bool,
+    sent: Mutex<Vec<i64>>,
+}
+
+#[async_trait]
+impl Submit for Broker {
+    async fn prepare(&self, _within: Duration) -> Result<(), SubmitError> {
+        Ok(())
+    }
+
+    async fn submit(&self, id: i64, _queue: &str) -> Result<(), SubmitError> {
+        if self.is_silent {
+            std::future::pending::<()>().await;
+        }
+        if self.refuses.contains(&id) {
+            return Err(SubmitError("refused".into()));
+        }
+        self.sent.lock().unwrap().push(id);
+        Ok(())
+    }
+}
+
+fn manager(db: &Fixture, broker: &Arc<Broker>) -> Manager {
+    let settings = ccat_transfer::settings::load(None, []).unwrap();
+    Manager::new(
+        db.repository.clone(),
+        Arc::new(settings),
+        me(),
+        broker.clone(),
+    )
+}
+
+async fn a_pass_schedules_all_but_what_is_refused(db: Fixture) {
+    let mut ids = Vec::new();
+    for _ in 0..9 {
+        ids.push(db.transfer().await);
+    }
+    let (bad_row, bad_message) = (ids[2], ids[6]);
+    db.refuse_updates_of(bad_row).await;
+    let broker = Arc::new(Broker {
+        refuses: HashSet::from([bad_message]),
+        ..Broker::default()
+    });
+    let manager = manager(&db, &broker);
+    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    let mut refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
+    refused.sort_unstable();
+    assert_eq!(refused, [bad_row, bad_message]);
+    assert_eq!(pass.scheduled.len(), 7);
+    let mut sent = broker.sent.lock().unwrap().clone();
+    sent.sort_unstable();
+    let good = |id: &&i64| **id != bad_row && **id != bad_message;
+    assert_eq!(sent, ids.iter().filter(good).copied().collect::<Vec<_>>());
+    for id in [bad_row, bad_message] {
+        assert_eq!(db.status(id).await, "PENDING");
+    }
+    // The next pass tries them again; only they are left.
+    let pass = manager.transfer_transfer_packages(false).await;
+    assert!(matches!(pass, Err(ManagerError::Broker(_))));
+}
+
+async fn a_silent_broker_holds_no_lock_for_long(db: Fixture) {
+    let [id, other] = [db.transfer().await, db.transfer().await];
+    db.set_status(other, "SCHEDULED").await;
+    let broker = Arc::new(Broker {
+        is_silent: true,
+        ..Broker::default()
+    });
+    let manager = manager(&db, &broker);
+    let began = std::time::Instant::now();
+    let (pass, ()) = tokio::join!(manager.transfer_transfer_packages(false), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // On SQLite it waits for the pass.
+        db.acquire(other).await;
+    });
+    assert!(matches!(pass, Err(ManagerError::Broker(_))));
+    // Two seconds, and what a busy machine adds; publishing itself would not end.
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(db.status(id).await, "PENDING");
+    db.acquire(id).await;
+}
+
+async fn what_was_completed_and_is_reset_is_scheduled_by_a_full_look(db: Fixture) {
+    let id = db.transfer().await;
+    let last = db.transfer().await;
+    // Not among the latest ones, which are always looked at.
+    let far = id + 5_000;
+    let sql = format!("UPDATE data_transfer SET id = {far} WHERE id = {last}");
+    assert_eq!(db.sql(&sql).await, 1);
+    db.set_status(id, "COMPLETED").await;
+    let broker = Arc::new(Broker::default());
+    let manager = manager(&db, &broker);
+    let scheduled = async || {
+        let pass = manager.transfer_transfer_packages(false).await.unwrap();
+        let ids = pass.scheduled.iter().map(|a| a.data_transfer_id);
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(scheduled().await, [far]);
+    db.set_status(id, "PENDING").await;
+    assert_eq!(
+        scheduled().await,
+        [] as [i64; 0],
+        "not before the time has come"
+    );
+    // As after a restart, or `--once`.
+    let pass = self::manager(&db, &broker)
+        .transfer_transfer_packages(false)
+        .await
+        .unwrap();
+    assert_eq!(pass.scheduled.len(), 1);
 }
 
 async fn locations_of_a_site(db: Fixture) {
