@@ -1,12 +1,13 @@
 //! A Celery-compatible worker and manager that move CCAT transfer packages between sites with bbcp.
 //!
-//! Layers, each knowing only those below it: [`cli`]; [`manager`] and [`tasks`]; on one side [`transfer`]
+//! Layers, each knowing only those below it: [`cli`]; [`manager`], [`doctor`] and [`tasks`]; on one side [`transfer`]
 //! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
 //! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`]
 //! and [`faults`] are used from everywhere and know nothing of the layers.
 
 pub mod broker;
 pub mod cli;
+pub mod doctor;
 pub mod faults;
 pub mod health;
 pub mod manager;

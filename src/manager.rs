@@ -169,13 +169,13 @@ impl Manager {
     /// the next one tries again.
     pub async fn transfer_manager_service(&self, stop: &CancellationToken) {
         let pause = self.settings.manager.sleep_time;
-        tracing::info!(sleep_time = %humantime::format_duration(pause), "manager ready");
+        tracing::info!(sleep_s = pause.as_secs_f64(), "manager ready");
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 pass = self.transfer_transfer_packages(false) => {
                     if let Err(error) = pass {
-                        tracing::error!(error = %chain(&error), "pass failed; the next one tries again");
+                        tracing::warn!(error = %chain(&error), "pass failed; the next one tries again");
                     }
                 }
             }
@@ -247,7 +247,7 @@ impl Manager {
         if origins.as_ref().is_some_and(Vec::is_empty) {
             tracing::error!(
                 ?sites,
-                "no location is at a site of manager.sites; nothing is scheduled"
+                "nothing is scheduled; no location is at a site of manager.sites"
             );
         }
         let mut survey = Survey::new(links, &places, now, &self.settings);
@@ -478,7 +478,7 @@ impl<'a> Survey<'a> {
                 tracing::error!(
                     link = %link.name,
                     error = %problem,
-                    "nothing is sent over this link; correct it with `ccat-transfer links set --capacity`"
+                    "nothing is sent over this link; its windows cannot be read"
                 );
             }
             survey.add(link);

@@ -9,11 +9,15 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{ParseError, Targets};
+use tracing::{Level, Metadata};
+use tracing_subscriber::filter::{ParseError, Targets, filter_fn};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::prelude::*;
 
 use crate::settings::{Log, LogFormat};
+
+#[cfg(test)]
+mod events;
 
 /// What a log setting lets through. A bare level is meant for this program; of the libraries
 /// only warnings are wanted, unless a full filter names them, and of lapin nothing: every error of
@@ -35,6 +39,15 @@ pub fn filter(level: &str) -> Result<Targets, ParseError> {
             .with_target(env!("CARGO_CRATE_NAME"), own)),
         Err(_) => level.parse(),
     }
+}
+
+/// Libraries that tell secrets at these levels: lapin the frames with the login, ureq the addresses of
+/// webhooks. No filter lets that through.
+fn tells_no_secret(metadata: &Metadata<'_>) -> bool {
+    let of = |library: &str| metadata.target().starts_with(library);
+    let level = *metadata.level();
+    !(level >= Level::TRACE && (of("lapin") || of("amq_protocol"))
+        || level >= Level::DEBUG && of("ureq"))
 }
 
 /// Starts logging to standard error, or to the end of `file`. `RUST_LOG`, where it is set and
@@ -63,7 +76,9 @@ pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
         }
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry()
+        .with(filter)
+        .with(filter_fn(tells_no_secret));
     // An error means that there is a subscriber already, which then stays.
     let _ = if human {
         let colour = on_terminal && std::env::var_os("NO_COLOR").is_none();

@@ -7,6 +7,8 @@
     reason = "tests"
 )]
 
+#[path = "database/operators.rs"]
+mod operators;
 #[path = "support/ops_db.rs"]
 mod ops_db;
 
@@ -21,11 +23,12 @@ use async_trait::async_trait;
 use ccat_transfer::manager::{Manager, ManagerError, Submit, SubmitError};
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
-use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Progress};
+use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::link::{Capacity, LinkName, Pause};
 use ccat_transfer::transfer::repository::{
     Acquisition, Allowance, Batch, Candidate, ClaimError, Failure, Filter, Finished, Leftover,
-    LinkChange, LinkError, OpenTransfer, ReleaseTo, Renewal, Repository, SiteError, Traffic, Watch,
+    LinkChange, LinkError, Listing, OpenTransfer, ReleaseTo, Renewal, Repository, SiteError,
+    Traffic, Watch,
 };
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology, TopologyError};
 use entity::{Outcome, Status};
@@ -112,6 +115,13 @@ fn delayed() -> Failure {
     }
 }
 
+fn copying(progress: Progress) -> Snapshot {
+    Snapshot {
+        phase: Phase::Copying,
+        progress,
+    }
+}
+
 fn is_lost<T>(result: Result<T, LeaseError>) -> bool {
     matches!(result, Err(LeaseError::Lost))
 }
@@ -138,7 +148,7 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
         bytes_total: Some(u64::MAX),
         rate_bytes_per_s: 3,
     };
-    repository.renew(&lease, progress).await.unwrap();
+    repository.renew(&lease, copying(progress)).await.unwrap();
     let detail = repository.show(id).await.unwrap().unwrap();
     let info = detail.lease.unwrap();
     assert_eq!(
@@ -200,7 +210,7 @@ async fn completing_twice_is_completing_once(db: Fixture) {
             .await
     ));
     assert!(is_lost(
-        db.repository.renew(&lease, Progress::default()).await
+        db.repository.renew(&lease, Snapshot::default()).await
     ));
     assert_eq!(db.everything(id).await, before);
 }
@@ -326,7 +336,7 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
     let shown = db.repository.show(id).await.unwrap().unwrap();
     let not_before = shown.not_before.unwrap();
     assert!(not_before >= before + TTL && not_before < before + TTL * 2);
-    let listed = db.repository.list(Filter::default()).await.unwrap();
+    let listed = db.repository.list(&Listing::default()).await.unwrap();
     let waits: Vec<_> = listed.iter().map(|t| (t.id, t.not_before)).collect();
     assert_eq!(waits, [(other, None), (id, Some(not_before))]);
     match db
@@ -410,7 +420,7 @@ async fn no_two_copies_have_one_destination(db: Fixture) {
         db.acquire(first).await.lease,
         db.acquire(second).await.lease,
     ];
-    let claim = |lease, key| db.repository.claim_destination(lease, key);
+    let claim = |lease, key| db.repository.claim_destination(lease, key, 16);
     claim(&one, "archive:/buffer/a.tar").await.unwrap();
     claim(&one, "archive:/buffer/a.tar").await.unwrap();
     match claim(&two, "archive:/buffer/a.tar").await {
@@ -511,7 +521,7 @@ async fn an_unknown_status_is_told(db: Fixture) {
         Acquisition::UnknownStatus(label) => assert_eq!(label, "CANCELLED"),
         other => panic!("{other:?}"),
     }
-    let all = db.repository.list(Filter::default()).await.unwrap();
+    let all = db.repository.list(&Listing::default()).await.unwrap();
     assert_eq!(all[0].status.as_str(), "CANCELLED");
 }
 
@@ -563,7 +573,7 @@ async fn a_dead_owner_loses_its_lease(db: Fixture) {
     let second = db.acquire(id).await;
     assert_eq!(second.displaced.unwrap().demise, Demise::OwnerDead);
     assert!(is_lost(
-        db.repository.renew(&first, Progress::default()).await
+        db.repository.renew(&first, Snapshot::default()).await
     ));
 }
 
@@ -572,7 +582,7 @@ async fn assert_powerless(db: &Fixture, lease: &Lease) {
     let id = lease.data_transfer_id();
     let before = db.everything(id).await;
     let repository = &db.repository;
-    assert!(is_lost(repository.renew(lease, Progress::default()).await));
+    assert!(is_lost(repository.renew(lease, Snapshot::default()).await));
     assert!(is_lost(
         repository
             .record_files(lease, ".evil", Path::new("/x"))
@@ -614,7 +624,7 @@ async fn an_operators_reset_wins(db: Fixture) {
     assert_eq!(second.displaced.unwrap().demise, Demise::StatusChanged);
     assert_powerless(&db, &first).await;
     db.repository
-        .renew(&second.lease, Progress::default())
+        .renew(&second.lease, Snapshot::default())
         .await
         .unwrap();
 }
@@ -638,7 +648,7 @@ async fn a_late_renewal_revives_a_lease_that_nobody_took(db: Fixture) {
     let lease = db.acquire_as(id, &stranger()).await.lease;
     db.expire(id).await;
     db.repository
-        .renew(&lease, Progress::default())
+        .renew(&lease, Snapshot::default())
         .await
         .unwrap();
     let answer = db.repository.acquire(id, &me(), "t", TTL).await.unwrap();
@@ -669,7 +679,10 @@ async fn stopping_is_not_failing(db: Fixture) {
             bytes_done: 11,
             ..Progress::default()
         };
-        db.repository.renew(&lease, progress).await.unwrap();
+        db.repository
+            .renew(&lease, copying(progress))
+            .await
+            .unwrap();
         db.repository
             .release(&lease, back_to, "worker stops")
             .await
@@ -806,7 +819,7 @@ async fn a_sweep_and_a_renewal_do_not_meet(db: Fixture) {
         let observer = me();
         let (sweep, renewal) = tokio::join!(
             db.repository.sweep(&observer),
-            db.repository.renew(&lease, Progress::default())
+            db.repository.renew(&lease, Snapshot::default())
         );
         let recovered = sweep.unwrap().recovered.len();
         // Exactly one of them, and the row tells which.
@@ -1145,8 +1158,8 @@ async fn a_renewal_tells_to_make_way(db: Fixture) {
     let id = db.transfer().await;
     let lease = db.acquire(id).await.lease;
     let renew = async || {
-        let progress = Progress::default();
-        db.repository.renew(&lease, progress).await.unwrap()
+        let seen = Snapshot::default();
+        db.repository.renew(&lease, seen).await.unwrap()
     };
     assert_eq!(renew().await, Renewal::GoOn);
     pause(&db, "me@here", false).await;
@@ -1268,7 +1281,7 @@ async fn a_database_without_links_works_as_before(db: Fixture) {
         Acquisition::Acquired(acquired) => acquired.lease,
         answer => panic!("{answer:?}"),
     };
-    let renewal = repository.renew(&lease, Progress::default()).await.unwrap();
+    let renewal = repository.renew(&lease, Snapshot::default()).await.unwrap();
     assert_eq!(renewal, Renewal::GoOn);
     repository.complete(&lease, &finished()).await.unwrap();
 }
@@ -1455,23 +1468,27 @@ async fn texts_with_nul_are_stored(db: Fixture) {
 async fn transfers_are_listed(db: Fixture) {
     let [first, second] = [db.transfer().await, db.transfer().await];
     db.acquire(first).await;
-    let all = db.repository.list(Filter::default()).await.unwrap();
+    let all = db.repository.list(&Listing::default()).await.unwrap();
     assert_eq!(
         all.iter().map(|t| t.id).collect::<Vec<_>>(),
         [second, first]
     );
     assert!(all[0].lease.is_none() && all[1].lease.is_some());
     assert!(all[0].file_name.as_ref().unwrap().ends_with(".tar"));
-    let filter = Filter {
-        status: Some(Status::Pending),
+    let listing = Listing {
+        filter: Filter {
+            statuses: vec![Status::Pending],
+            ..Filter::default()
+        },
         limit: Some(5),
+        ..Listing::default()
     };
-    assert_eq!(db.repository.list(filter).await.unwrap().len(), 1);
-    let filter = Filter {
-        status: None,
+    assert_eq!(db.repository.list(&listing).await.unwrap().len(), 1);
+    let listing = Listing {
         limit: Some(1),
+        ..Listing::default()
     };
-    assert_eq!(db.repository.list(filter).await.unwrap()[0].id, second);
+    assert_eq!(db.repository.list(&listing).await.unwrap()[0].id, second);
 }
 
 async fn seeding_is_idempotent(db: Fixture) {
@@ -1552,7 +1569,7 @@ async fn work(repository: &Repository, ids: &[i64]) {
         match repository.acquire(id, &me(), "t", TTL).await.unwrap() {
             Acquisition::Acquired(acquired) => {
                 let lease = acquired.lease;
-                repository.renew(&lease, Progress::default()).await.unwrap();
+                repository.renew(&lease, Snapshot::default()).await.unwrap();
                 repository.complete(&lease, &finished()).await.unwrap();
             }
             Acquisition::Held(_) | Acquisition::Completed => {}

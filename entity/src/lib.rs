@@ -19,6 +19,7 @@ pub mod data_transfer_package;
 pub mod data_transfer_route;
 pub mod disk_data_location;
 pub mod site;
+pub mod transfer_worker_action;
 pub mod transfer_worker_attempt;
 pub mod transfer_worker_delay;
 pub mod transfer_worker_lease;
@@ -26,6 +27,7 @@ pub mod transfer_worker_link;
 
 pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
 pub use timestamp::{Timestamp, TimestampError};
+pub use transfer_worker_action::Action;
 pub use transfer_worker_attempt::Outcome;
 
 /// Tables of the ops-db that this project uses, in the order in which they can be created.
@@ -40,10 +42,11 @@ pub const OPS_DB_TABLES: [&str; 7] = [
 ];
 
 /// This project's own tables.
-pub const WORKER_TABLES: [&str; 4] = [
+pub const WORKER_TABLES: [&str; 5] = [
     "transfer_worker_lease",
     "transfer_worker_attempt",
     "transfer_worker_delay",
+    "transfer_worker_action",
     "transfer_worker_link",
 ];
 

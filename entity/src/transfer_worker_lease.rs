@@ -43,6 +43,10 @@ pub struct Model {
     /// Where the copy goes, `host:path`, once it is planned. Unique: no two leases have one
     /// destination.
     pub destination: Option<String>,
+    /// What the holder is doing, once it has said so.
+    pub phase: Option<String>,
+    /// Data streams of the copy, once it is planned.
+    pub streams: Option<i32>,
 }
 
 /// Relations.

@@ -17,6 +17,7 @@ use sea_orm_migration::sea_orm::{DatabaseConnection, DbBackend, Statement};
 mod m20260101_000001_ops_db_subset;
 mod m20260101_000002_worker_tables;
 mod m20261124_000003_delays_and_destinations;
+mod m20261124_000004_operators;
 mod m20261124_000005_links;
 
 /// Why a migration was not run.
@@ -64,6 +65,7 @@ impl MigratorTrait for Worker {
         vec![
             Box::new(m20260101_000002_worker_tables::Migration),
             Box::new(m20261124_000003_delays_and_destinations::Migration),
+            Box::new(m20261124_000004_operators::Migration),
             Box::new(m20261124_000005_links::Migration),
         ]
     }
@@ -113,6 +115,15 @@ pub async fn drop_ops_db(db: &DatabaseConnection) -> Result<(), MigrationError> 
 /// What the database says.
 pub async fn create_worker_tables(db: &DatabaseConnection) -> Result<(), MigrationError> {
     Ok(Worker::up(db, None).await?)
+}
+
+/// Names of the migrations of this project's own tables that were not applied. Changes nothing.
+///
+/// # Errors
+/// What the database says.
+pub async fn pending_worker_migrations(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
+    let pending = Worker::get_pending_migrations_read_only(db).await?;
+    Ok(pending.iter().map(|m| m.name().to_owned()).collect())
 }
 
 /// Drops this project's own tables, with leases and history.

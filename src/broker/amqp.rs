@@ -20,6 +20,7 @@ use async_trait::async_trait;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection};
+use secrecy::SecretString;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -36,8 +37,11 @@ use supervisor::Supervisor;
 mod convert;
 mod lane;
 mod link;
+mod probe;
 mod supervisor;
 mod window;
+
+pub use probe::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
 /// Pause before the first new attempt to connect, and the longest one.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
@@ -46,7 +50,7 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 #[derive(Debug, Clone)]
 pub struct Options {
     /// `amqp://` or `amqps://` URL, with password.
-    pub url: String,
+    pub url: SecretString,
     /// How the connection is called in the broker's management.
     pub name: String,
     /// Heartbeat in seconds; 0 for none.
@@ -66,7 +70,7 @@ impl Options {
     #[must_use]
     pub fn configured(settings: &settings::Celery, name: &str) -> Self {
         Self {
-            url: settings.broker_url().to_owned(),
+            url: settings.broker_url.clone(),
             name: name.to_owned(),
             heartbeat: settings.broker_heartbeat,
             connection_timeout: Duration::from_secs(settings.broker_connection_timeout),
@@ -87,7 +91,7 @@ impl Options {
     /// Celery's defaults for a broker.
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
-            url: url.into(),
+            url: SecretString::from(url.into()),
             name: name.into(),
             heartbeat: 120,
             connection_timeout: Duration::from_secs(4),

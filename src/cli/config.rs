@@ -22,14 +22,19 @@ pub(super) fn run(
 ) -> Result<ExitCode, CliError> {
     match command {
         Command::Check if json => {
-            let problems = loaded.err().map_or_else(Vec::new, |error| error.problems);
-            output::json(&serde_json::json!({ "problems": problems }))?;
+            let (problems, warnings) = match loaded {
+                Ok(settings) => (Vec::new(), settings.warnings),
+                Err(error) => (error.problems, Vec::new()),
+            };
+            output::json(&serde_json::json!({ "problems": problems, "warnings": warnings }))?;
             if !problems.is_empty() {
                 return Ok(ExitCode::from(SETTINGS));
             }
         }
         Command::Check => {
-            loaded?;
+            for warning in loaded?.warnings {
+                eprintln!("warning: {warning}");
+            }
             println!("the settings are good");
         }
         Command::Default => print!("{DEFAULTS}"),

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
-use nix::unistd::{Uid, User};
 use serde::Serialize;
 
-use super::node::host;
+use super::operator::{operator, sound};
 use super::{CliError, Context, output};
 use crate::settings::LinkSettings;
 use crate::transfer::link::{Capacity, Link, LinkName, Window, nearest};
@@ -115,13 +114,10 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode,
         Command::Set(set) => self::set(context, &repository, set).await?,
         Command::Pause { name, reason, now } => {
             let name = known(&repository, name).await?;
-            let reason = reason.trim();
-            if reason.is_empty() {
-                return Err(CliError::Usage(
-                    "--reason must not be empty: others want to know why nothing moves".into(),
-                ));
-            }
-            let paused = repository.pause_link(&name, &login(), reason, now).await;
+            let reason = sound(&reason)?;
+            let paused = repository
+                .pause_link(&name, &operator(), &reason, now)
+                .await;
             let link = paused.map_err(refused)?;
             say(context, &link, || {
                 let running = match now {
@@ -191,14 +187,6 @@ pub(super) fn require_site(name: &str, sites: &[String]) -> Result<(), CliError>
     Err(CliError::NotFound(format!(
         "there is no site `{name}`{hint}"
     )))
-}
-
-/// Who is at work here, `login@host`.
-fn login() -> String {
-    let uid = Uid::current();
-    let user = User::from_uid(uid).ok().flatten();
-    let login = user.map_or_else(|| uid.to_string(), |user| user.name);
-    format!("{login}@{}", host())
 }
 
 fn refused(error: LinkError) -> CliError {
@@ -326,10 +314,11 @@ fn state(link: &Link, now: DateTime<Utc>) -> String {
             "paused"
         };
         let since = pause.since.format("%Y-%m-%d %H:%M UTC");
-        return format!("{how} since {since} by {}: {}", pause.by, pause.reason);
+        let text = format!("{how} since {since} by {}: {}", pause.by, pause.reason);
+        return output::clean(&text).into_owned();
     }
     if let Some(problem) = link.capacity.problem() {
-        return format!("closed: {problem}");
+        return output::clean(&format!("closed: {problem}")).into_owned();
     }
     match link.limit(now) {
         Some(0) => "closed at this time".into(),
@@ -412,14 +401,5 @@ mod tests {
         );
         let error = require_site("x", &sites).unwrap_err();
         assert!(error.to_string().ends_with("has ccat, cologne"), "{error}");
-    }
-
-    #[test]
-    fn somebody_is_at_work() {
-        let (login, host) = login()
-            .split_once('@')
-            .map(|(l, h)| (l.to_owned(), h.to_owned()))
-            .unwrap();
-        assert!(!login.is_empty() && !host.is_empty());
     }
 }

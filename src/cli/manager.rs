@@ -37,6 +37,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
     let mut signals = Signals::listen()?;
+    context.tell_warnings();
     let name = node_name(Some("transfer_manager"), &host());
     let repository = context.repository().await?;
     let transport: Arc<dyn Transport> = Arc::new(context.transport(&name)?);

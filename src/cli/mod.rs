@@ -17,7 +17,7 @@ use crate::broker::TaskQueues;
 use crate::broker::amqp::{Amqp, Options};
 use crate::broker::app::Producing;
 use crate::health::Health;
-use crate::settings::{self, Settings, SettingsError};
+use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::tasks;
 use crate::telemetry::{self, chain};
 use crate::transfer::database::{Database, DatabaseError};
@@ -27,9 +27,11 @@ use crate::worker::Registry;
 
 mod config;
 mod db;
+mod doctor;
 mod links;
 mod manager;
 mod node;
+mod operator;
 mod output;
 mod pidfile;
 mod results;
@@ -45,8 +47,17 @@ pub use serve::Service;
 /// waits for less, see `manager`.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
+/// Exit code where something is not there.
+const NOT_FOUND: u8 = 3;
+
 /// Exit code for settings and schemas that do not fit.
 const SETTINGS: u8 = 4;
+
+/// Exit code for what the state of things does not allow.
+const REFUSED: u8 = 6;
+
+/// Exit code where nobody reads the output any more: that of a program that SIGPIPE has ended.
+const UNREAD: u8 = 141;
 
 /// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
 #[derive(Debug, Parser)]
@@ -107,12 +118,13 @@ enum Command {
     /// See, limit, pause and resume the links between sites.
     #[command(subcommand)]
     Links(links::Command),
-    /// See, make and run transfers.
+    /// Find, understand and steer transfers.
     #[command(subcommand)]
-    Transfers(transfers::Command),
+    Transfers(Box<transfers::Command>),
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::Command),
+    Doctor(doctor::Arguments),
     /// List the fault points of this build and what can happen at each.
     #[cfg(feature = "fault-points")]
     #[command(hide = true)]
@@ -124,6 +136,10 @@ enum Command {
 pub fn main() -> ExitCode {
     stacks::deepen();
     let Cli { common, command } = Cli::parse();
+    if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
+        // Settings that cannot be used are a finding like any other.
+        return ended(doctor::without_settings(common.json, &error));
+    }
     ended(match command {
         Command::Config(command) => config::run(&command, common.json, common.load()),
         command => common.run(async |mut context| match command {
@@ -134,7 +150,8 @@ pub fn main() -> ExitCode {
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
             Command::Links(command) => links::run(&context, command).await,
-            Command::Transfers(command) => transfers::run(&context, command).await,
+            Command::Transfers(command) => transfers::run(&context, *command).await,
+            Command::Doctor(arguments) => doctor::run(&context, arguments).await,
             // Was run above, without services.
             Command::Config(_) => Ok(ExitCode::SUCCESS),
             #[cfg(feature = "fault-points")]
@@ -165,7 +182,9 @@ where
 
 fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
     result.unwrap_or_else(|error| {
-        eprintln!("ccat-transfer: {}", chain(&error));
+        if !matches!(error, CliError::Unread) {
+            eprintln!("ccat-transfer: {}", chain(&error));
+        }
         error.code()
     })
 }
@@ -221,6 +240,18 @@ struct Context {
 }
 
 impl Context {
+    /// Says once, where a service starts, what is risky about the settings.
+    fn tell_warnings(&self) {
+        for Problem {
+            key,
+            message,
+            source,
+        } in &self.settings.warnings
+        {
+            tracing::warn!(key, problem = message, source, "a secret is not safe");
+        }
+    }
+
     async fn repository(&self) -> Result<Repository, CliError> {
         let database = Database::connect(&self.settings.ops_db).await?;
         Ok(Repository::open(database, self.settings.ops_db.text_enum_labels).await?)
@@ -274,6 +305,9 @@ enum CliError {
     Refused(String),
     #[error("{0}")]
     Failed(String),
+    /// Nobody reads standard output any more.
+    #[error("nobody reads the output any more")]
+    Unread,
 }
 
 impl CliError {
@@ -281,7 +315,7 @@ impl CliError {
         ExitCode::from(match self {
             Self::Failed(_) | Self::Migration(_) => 1,
             Self::Usage(_) => 2,
-            Self::NotFound(_) => 3,
+            Self::NotFound(_) => NOT_FOUND,
             Self::Settings(_)
             | Self::Configuration(_)
             | Self::Schema(SchemaError::Differs(_))
@@ -290,7 +324,8 @@ impl CliError {
                 if error.is_unreachable() { 5 } else { SETTINGS }
             }
             Self::Broker(_) | Self::Unreachable(_) => 5,
-            Self::Refused(_) => 6,
+            Self::Refused(_) => REFUSED,
+            Self::Unread => UNREAD,
         })
     }
 }

@@ -1,17 +1,50 @@
 //! How results are shown.
 
+use std::borrow::Cow;
+use std::io::{ErrorKind, Write as _};
+
+use chrono::{DateTime, TimeDelta, Utc};
 use comfy_table::{ContentArrangement, Table, presets};
 use humansize::{BINARY, format_size};
 use serde::Serialize;
 
 use super::CliError;
 
+/// Writes to standard output.
+///
+/// # Errors
+/// [`CliError::Unread`] if nobody reads it any more, as `head` when it has seen enough; `println!`
+/// would panic.
+pub(super) fn put(text: &str) -> Result<(), CliError> {
+    put_bytes(text.as_bytes())
+}
+
+/// As [`put`], for what need not be text.
+pub(super) fn put_bytes(bytes: &[u8]) -> Result<(), CliError> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)
+        .and_then(|()| out.flush())
+        .map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => CliError::Unread,
+            _ => CliError::Failed(format!("cannot write to standard output: {error}")),
+        })
+}
+
 /// Prints a value as JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| CliError::Failed(format!("cannot show the result as JSON: {e}")))?;
-    println!("{text}");
-    Ok(())
+    let text = serde_json::to_string_pretty(value).map_err(no_json)?;
+    put(&format!("{text}\n"))
+}
+
+/// Prints a value as JSON, in one line.
+pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
+    let text = serde_json::to_string(value).map_err(no_json)?;
+    put(&format!("{text}\n"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "as `map_err` passes it")]
+fn no_json(error: serde_json::Error) -> CliError {
+    CliError::Failed(format!("cannot show the result as JSON: {error}"))
 }
 
 /// A table without lines, for reading and for `awk`.
@@ -22,6 +55,15 @@ pub(super) fn table(header: &[&str]) -> Table {
         .set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(header);
     table
+}
+
+/// A text from elsewhere in one line, without what a terminal would obey.
+pub(super) fn clean(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        text.replace(char::is_control, " ").into()
+    } else {
+        text.into()
+    }
 }
 
 /// A size in bytes for people.
@@ -40,5 +82,55 @@ pub(super) fn percent(done: i64, total: i64) -> String {
         format!("{}%", done.saturating_mul(100) / total)
     } else {
         String::new()
+    }
+}
+
+/// A time to the second, in UTC.
+pub(super) fn second(time: DateTime<Utc>) -> impl std::fmt::Display {
+    time.format("%Y-%m-%d %H:%M:%S UTC")
+}
+
+/// A span of time in its two largest units, such as `2d 3h`; nothing below zero.
+pub(super) fn age(span: TimeDelta) -> String {
+    const UNITS: [(i64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
+    let seconds = span.num_seconds().max(0);
+    let first = UNITS
+        .iter()
+        .position(|(unit, _)| seconds >= *unit)
+        .unwrap_or(UNITS.len() - 1);
+    let mut rest = seconds;
+    let mut words = Vec::new();
+    for (unit, name) in UNITS.iter().skip(first).take(2) {
+        let count = rest / unit;
+        rest %= unit;
+        if count > 0 || words.is_empty() {
+            words.push(format!("{count}{name}"));
+        }
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(-5, "0s")]
+    #[case(0, "0s")]
+    #[case(59, "59s")]
+    #[case(60, "1m")]
+    #[case(3_725, "1h 2m")]
+    #[case(86_400 * 3 + 59, "3d")]
+    #[case(86_400 * 400 + 7_200, "400d 2h")]
+    fn ages_have_two_units(#[case] seconds: i64, #[case] expected: &str) {
+        assert_eq!(age(TimeDelta::seconds(seconds)), expected);
+    }
+
+    #[test]
+    fn a_terminal_is_not_told_what_to_do() {
+        assert_eq!(clean("night\u{1b}[2J\n1.tar"), "night [2J 1.tar");
+        assert_eq!(clean("nächt-1.tar"), "nächt-1.tar");
     }
 }

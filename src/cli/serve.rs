@@ -220,6 +220,7 @@ where
     R: Future<Output = Result<Registry, CliError>>,
 {
     let signals = Signals::listen()?;
+    context.tell_warnings();
     let settings = &context.settings;
     let celery = &settings.celery;
     let hostname = node_name(arguments.hostname.as_deref(), &host());

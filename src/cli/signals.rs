@@ -66,6 +66,18 @@ impl Signals {
         (ended, code)
     }
 
+    /// Waits for the first request to stop; the exit code of a program that it ends, as shells have
+    /// it.
+    pub(super) async fn ending(&mut self) -> ExitCode {
+        let number = tokio::select! {
+            _ = self.term.recv() => 15,
+            _ = self.hup.recv() => 1,
+            _ = self.int.recv() => 2,
+            _ = self.quit.recv() => 3,
+        };
+        ExitCode::from(128 + number)
+    }
+
     /// Waits for the first request to stop.
     pub(super) async fn any(&mut self) {
         tokio::select! {

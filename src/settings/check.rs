@@ -142,6 +142,12 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
     }
 
     problems.require(
+        settings.ops_db.database_postgresql_sslcert.is_empty()
+            == settings.ops_db.database_postgresql_sslkey.is_empty(),
+        "ops_db.database_postgresql_sslkey",
+        "must be given with database_postgresql_sslcert, and only with it",
+    );
+    problems.require(
         (0.0..=1.0).contains(&transfer.retry_delay_jitter),
         "transfer.retry_delay_jitter",
         "must be 0 to 1",

@@ -4,6 +4,7 @@
 //! reported under its own key and none hides another. Only what passed is merged; rules that span
 //! keys ([`check`]) see the merged result.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 
@@ -14,6 +15,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::check::check;
+use super::exposure::exposures;
+use super::secrets::SECRETS;
 use super::{LinkSettings, Settings, Slowness};
 
 /// `config.default.toml`, the embedded reference.
@@ -102,6 +105,7 @@ pub fn load(
     given.extend(from_environment(&defaults, environment, &mut problems));
 
     let mut merged = defaults.clone();
+    let mut sources = BTreeMap::new();
     for setting in given {
         if find(&defaults, &setting.key).is_none() && !WHOLE.contains(&setting.key.as_str()) {
             problems.push(problem(
@@ -114,14 +118,46 @@ pub fn load(
         let mut alone = defaults.clone();
         set(&mut alone, &setting.key, setting.value.clone());
         match extract::<Settings>(alone) {
-            Ok(_) => set(&mut merged, &setting.key, setting.value),
+            Ok(_) => {
+                set(&mut merged, &setting.key, setting.value);
+                sources.insert(setting.key, setting.source);
+            }
+            // Its message would show the value.
+            Err(_) if SECRETS.iter().any(|secret| secret.key == setting.key) => {
+                let message = "must be a text, in quotes".to_owned();
+                problems.push(problem(&setting.key, message, &setting.source));
+            }
             Err(message) => problems.push(problem(&setting.key, message, &setting.source)),
         }
     }
 
+    let mut warnings = Vec::new();
+    for secret in &SECRETS {
+        let file = text_of(&merged, secret.file).to_owned();
+        if file.is_empty() {
+            continue;
+        }
+        let source = |key| sources.get(key).map_or("", String::as_str);
+        let stated = sources
+            .contains_key(secret.key)
+            .then(|| (text_of(&merged, secret.key), source(secret.key)));
+        match secret.filled(Path::new(&file), text_of(&merged, secret.key), stated) {
+            Ok(filled) => {
+                set(&mut merged, secret.key, filled.value.into());
+                let warning = filled.warning.into_iter();
+                warnings
+                    .extend(warning.map(|text| problem(secret.file, text, source(secret.file))));
+                sources.insert(secret.key.to_owned(), file);
+            }
+            Err(message) => problems.push(problem(secret.file, message, source(secret.file))),
+        }
+    }
+
     match extract::<Settings>(merged) {
-        Ok(settings) => {
+        Ok(mut settings) => {
             problems.extend(check(&settings));
+            warnings.extend(exposures(&settings));
+            settings.warnings = warnings;
             if problems.is_empty() {
                 Ok(settings)
             } else {
@@ -161,7 +197,21 @@ fn parse(text: &str) -> Result<Dict, String> {
     Toml::string(text)
         .data()
         .map(|mut profiles| profiles.remove(&Profile::Default).unwrap_or_default())
-        .map_err(|e| e.to_string())
+        .map_err(|e| without_excerpt(&e.to_string()))
+}
+
+/// A syntax error without the lines of the file that it shows: a secret may be in them.
+fn without_excerpt(message: &str) -> String {
+    let is_excerpt = |line: &str| {
+        line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ')
+            .starts_with('|')
+    };
+    let told: Vec<_> = message
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty() && !is_excerpt(line))
+        .collect();
+    told.join(": ")
 }
 
 fn read(path: &Path) -> Result<Dict, String> {
@@ -256,6 +306,14 @@ fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
         (value, None) => Some(value),
         (Value::Dict(_, inner), Some(rest)) => find(inner, rest),
         _ => None,
+    }
+}
+
+/// A text among the merged values; empty where it is none.
+fn text_of<'a>(dict: &'a Dict, key: &str) -> &'a str {
+    match find(dict, key) {
+        Some(Value::String(_, text)) => text,
+        _ => "",
     }
 }
 

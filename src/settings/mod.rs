@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
-use url::Url;
 
 mod check;
+mod exposure;
 mod load;
+#[cfg(test)]
+mod reference;
+mod secrets;
 
 pub use load::{DEFAULTS, Problem, SettingsError, load};
 
@@ -42,6 +45,9 @@ pub struct Settings {
     pub health: Health,
     /// Logging.
     pub log: Log,
+    /// What is not wrong but risky: secrets that others can read, here or on their way.
+    #[serde(skip)]
+    pub warnings: Vec<Problem>,
 }
 
 /// `[celery]`. Keys have the names that Celery gives them.
@@ -51,9 +57,17 @@ pub struct Celery {
     /// `amqp://` or `amqps://` URL; a secret, since it may hold a password.
     #[serde(skip_serializing)]
     pub broker_url: SecretString,
+    /// File that holds the whole URL instead; empty for none.
+    pub broker_url_file: String,
+    /// File that holds the URL's password; empty for none.
+    pub broker_password_file: String,
     /// Empty, or the URL of a backend as Celery writes it; a secret for the same reason.
     #[serde(skip_serializing)]
     pub result_backend: SecretString,
+    /// File that holds the whole URL instead; empty for none.
+    pub result_backend_file: String,
+    /// File that holds the URL's password; empty for none.
+    pub result_backend_password_file: String,
     /// Seconds that a result is kept; 0 for ever.
     pub result_expires: u64,
     /// The same for the results of tasks that failed; -1 as `result_expires`.
@@ -189,8 +203,8 @@ impl Celery {
     #[must_use]
     pub fn shown(&self) -> serde_json::Value {
         let mut shown = serde_json::to_value(self).unwrap_or_default();
-        shown["broker_url"] = masked(self.broker_url()).into();
-        shown["result_backend"] = masked(self.result_backend()).into();
+        shown["broker_url"] = secrets::masked(self.broker_url()).into();
+        shown["result_backend"] = secrets::masked(self.result_backend()).into();
         shown
     }
 
@@ -247,22 +261,6 @@ pub struct ResultTables {
     pub task: String,
     /// Of groups.
     pub group: String,
-}
-
-/// A URL with its password as `********`, as Celery shows it; several, where sentinels are.
-fn masked(urls: &str) -> String {
-    let masked = |url: &str| match Url::parse(url) {
-        Ok(mut parsed) if parsed.password().is_some() => {
-            // Only a URL without a host refuses, and that has no password.
-            let _ = parsed.set_password(Some("********"));
-            parsed.into()
-        }
-        _ => url.to_owned(),
-    };
-    match urls.starts_with("sentinel://") {
-        true => urls.split(';').map(masked).collect::<Vec<_>>().join(";"),
-        false => masked(urls),
-    }
 }
 
 /// Kind of an exchange, in AMQP's terms.
@@ -353,6 +351,25 @@ pub enum DatabaseType {
     Postgresql,
 }
 
+/// libpq's `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SslMode {
+    /// As the variable `PGSSLMODE` says; `prefer` where there is none.
+    #[serde(rename = "")]
+    Environment,
+    /// No TLS.
+    Disable,
+    /// TLS where the server has it; nothing is verified.
+    Prefer,
+    /// TLS; as `verify-ca` if authorities are given, else nothing is verified.
+    Require,
+    /// TLS, with a certificate of a trusted authority.
+    VerifyCa,
+    /// The same, and the certificate is for the host that was asked for.
+    VerifyFull,
+}
+
 /// Which of an enum member's two spellings is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -377,6 +394,17 @@ pub struct OpsDb {
     pub database_postgresql_user: String,
     /// Its password.
     pub database_postgresql_password: SecretString,
+    /// File that holds the password instead; empty for none.
+    pub database_postgresql_password_file: String,
+    /// Whether TLS is spoken and what is verified; libpq's `sslmode`.
+    pub database_postgresql_sslmode: SslMode,
+    /// PEM file of the authorities that may have signed the server's certificate; empty for
+    /// `PGSSLROOTCERT`, or else the public ones.
+    pub database_postgresql_sslrootcert: String,
+    /// PEM file of our own certificate; empty for `PGSSLCERT`, or else none.
+    pub database_postgresql_sslcert: String,
+    /// PEM file of its key.
+    pub database_postgresql_sslkey: String,
     /// Host name, or the directory of a Unix socket.
     pub database_postgresql_host: String,
     /// TCP port.
@@ -585,6 +613,8 @@ pub struct Notifications {
     pub command: Vec<String>,
     /// Where texts are posted; empty for nowhere. A secret: who knows it may post there.
     pub webhook_url: SecretString,
+    /// File that holds the address instead; empty for none.
+    pub webhook_url_file: String,
     /// Shortest time between two notifications.
     #[serde(with = "humantime_serde")]
     pub min_interval: Duration,
@@ -599,6 +629,8 @@ pub struct Notifications {
 pub struct Health {
     /// Where signs of life are written; empty for nowhere. A secret, since it may hold a password.
     pub redis_url: SecretString,
+    /// File that holds the URL instead; empty for none.
+    pub redis_url_file: String,
     /// The word between `health:` and the name.
     pub service_type: String,
     /// Name of the manager.

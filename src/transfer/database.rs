@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use entity::Timestamp;
-use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sea_orm::sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -29,7 +29,7 @@ use sea_orm::{
 };
 use secrecy::ExposeSecret;
 
-use crate::settings::{DatabaseType, OpsDb};
+use crate::settings::{DatabaseType, OpsDb, SslMode};
 
 /// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
 /// message inside of one, and a broker may take its time.
@@ -92,8 +92,9 @@ pub struct Database {
 impl Database {
     /// Connects to the database that the settings name.
     ///
-    /// PostgreSQL's TLS is chosen as by `psql`: `PGSSLMODE`, `PGSSLROOTCERT`, `PGSSLCERT`,
-    /// `PGSSLKEY`; a password may also come from `PGPASSWORD` or `~/.pgpass`.
+    /// Where the settings are silent about PostgreSQL's TLS, it is chosen as by `psql`: `PGSSLMODE`,
+    /// `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`; a password may also come from `PGPASSWORD` or
+    /// `~/.pgpass`.
     ///
     /// # Errors
     /// [`DatabaseError::Missing`] if there is no such SQLite file; else [`DatabaseError::Connect`],
@@ -249,13 +250,43 @@ async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Err
 }
 
 fn postgres_options(settings: &OpsDb) -> PgConnectOptions {
-    let options = PgConnectOptions::new()
+    let mut options = PgConnectOptions::new()
         .host(&settings.database_postgresql_host)
         .port(settings.database_postgresql_port)
         .username(&settings.database_postgresql_user)
         .database(&settings.database_postgresql_database)
         .application_name("ccat-transfer")
         .disable_statement_logging();
+    options = match settings.database_postgresql_sslmode {
+        SslMode::Environment => options,
+        SslMode::Disable => options.ssl_mode(PgSslMode::Disable),
+        SslMode::Prefer => options.ssl_mode(PgSslMode::Prefer),
+        // As libpq does; sqlx would not look at the authorities.
+        SslMode::Require if !settings.database_postgresql_sslrootcert.is_empty() => {
+            options.ssl_mode(PgSslMode::VerifyCa)
+        }
+        SslMode::Require => options.ssl_mode(PgSslMode::Require),
+        SslMode::VerifyCa => options.ssl_mode(PgSslMode::VerifyCa),
+        SslMode::VerifyFull => options.ssl_mode(PgSslMode::VerifyFull),
+    };
+    for (file, put) in [
+        (
+            &settings.database_postgresql_sslrootcert,
+            PgConnectOptions::ssl_root_cert as fn(_, _) -> _,
+        ),
+        (
+            &settings.database_postgresql_sslcert,
+            PgConnectOptions::ssl_client_cert,
+        ),
+        (
+            &settings.database_postgresql_sslkey,
+            PgConnectOptions::ssl_client_key,
+        ),
+    ] {
+        if !file.is_empty() {
+            options = put(options, file.as_str());
+        }
+    }
     match settings.database_postgresql_password.expose_secret() {
         "" => options,
         password => options.password(password),

@@ -76,7 +76,8 @@ impl fmt::Display for Digest {
 }
 
 /// An algorithm's name, as settings and messages spell it.
-fn name(algorithm: DigestAlgorithm) -> &'static str {
+#[must_use]
+pub fn name(algorithm: DigestAlgorithm) -> &'static str {
     match algorithm {
         DigestAlgorithm::Sha256 => "sha256",
         DigestAlgorithm::Blake3 => "blake3",

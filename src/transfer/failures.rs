@@ -126,7 +126,6 @@ macro_rules! kinds {
         };)*
 
         /// Every kind there is.
-        #[cfg(test)]
         pub(in crate::transfer) static ALL: &[&Kind] = &[$(&$name),*];
     };
 }
@@ -266,7 +265,7 @@ mod table {
     UNKNOWN = "transfer_unknown", REQUEST, NotOurs, None, TRANSFER,
         "There is no such transfer.", "The message is wrong, or the row was deleted.";
     FAILED_BEFORE = "transfer_failed_before", REQUEST, NotOurs, None, TRANSFER,
-        "The transfer has FAILED before.", "Reset it if it is to be tried again.";
+        "The transfer has FAILED before.", "If it is to be tried again: `ccat-transfer transfers retry ID`.";
     NOT_DUE = "not_due", REQUEST, NotOurs, None, SCHEDULE,
         "A message came for a transfer that waits to be tried again. The row, not the message, says when.",
         "Nothing: the manager sends a message in time. `ccat-transfer transfers run` does it at once, and so does a reset of its `retry_count`.";
@@ -276,13 +275,22 @@ mod table {
     HELD = "held_by_other", REQUEST, NotOurs, None, SCHEDULE,
         "Another worker is at it.", "Nothing.";
     UNTRACKED = "in_progress_untracked", REQUEST, NotOurs, None, SCHEDULE,
-        "The row says IN_PROGRESS, but no worker of this kind is at it.", "If no Python worker is either, reset it.";
+        "The row says IN_PROGRESS, but no worker of this kind is at it.", "If no Python worker is either: `ccat-transfer transfers retry ID --untracked`.";
     LEASE_LOST = "lease_lost", REQUEST, NotOurs, None, SCHEDULE,
         "An operator changed the row, or another worker took the transfer over. The copy was stopped and removed, and the row left as it is.", "Nothing.";
     }
 }
 
 pub(super) use table::*;
+
+/// What an operator can do about a failure of this code; none for a code that is not known (any
+/// more).
+#[must_use]
+pub fn remedy(code: &str) -> Option<&'static str> {
+    ALL.iter()
+        .find(|kind| kind.code == code)
+        .map(|kind| kind.remedy)
+}
 
 /// What a line tells, the most telling first: where several lines tell something, the first of
 /// these is the cause and the others follow from it.
@@ -594,10 +602,10 @@ two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
   is shorter by up to a fifth, by chance.
 * *Up to the limit* is `transfer.max_retries` (3). Some failures have a limit of their own.
 * *Not counted* means that `retry_count` stays: nothing failed that is the transfer's fault.
-* *Given up* means: the row is FAILED with the reason, and an administrator is told. Set it to
-  PENDING to have it tried again.
-* Set a waiting transfer's `retry_count` to 0 to have it tried at once, or do it yourself with
-  `ccat-transfer transfers run ID`.
+* *Given up* means: the row is FAILED with the reason, and an administrator is told.
+  `ccat-transfer transfers retry ID` has it tried again; so does a row that is set to PENDING.
+* To have a waiting transfer tried at once: `ccat-transfer transfers retry ID`, or its `retry_count`
+  set to 0; or do it yourself with `ccat-transfer transfers run ID`.
 * A Celery caller gets the Python exception, of `ccat_data_transfer.exceptions`.
 * *Whose matter* is the place to look: `source` and `destination` are the two locations, `link` is
   what lies between, `agent` is the worker and its host, `request` is the message.

@@ -155,6 +155,50 @@ pub struct Progress {
     pub rate_bytes_per_s: u64,
 }
 
+/// What an attempt is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Looking at both ends.
+    Preparing,
+    /// bbcp runs.
+    Copying,
+    /// Digests are computed.
+    Verifying,
+    /// Renaming and committing.
+    Publishing,
+}
+
+impl Phase {
+    /// A word for it, stable and for programs.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Copying => "copying",
+            Self::Verifying => "verifying",
+            Self::Publishing => "publishing",
+        }
+    }
+}
+
+/// What an attempt is doing and how far it is, for people.
+#[derive(Debug, Clone, Copy)]
+pub struct Snapshot {
+    /// What it is doing.
+    pub phase: Phase,
+    /// How far the copy is.
+    pub progress: Progress,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self {
+            phase: Phase::Preparing,
+            progress: Progress::default(),
+        }
+    }
+}
+
 /// A lease as everybody may see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeaseInfo {
@@ -178,6 +222,10 @@ pub struct LeaseInfo {
     pub bytes_total: Option<i64>,
     /// Current rate.
     pub rate_bytes_per_s: i64,
+    /// What the holder is doing, see [`Phase::as_str`]; none from a worker of before.
+    pub phase: Option<String>,
+    /// Data streams of the copy, once it is planned.
+    pub streams: Option<i32>,
 }
 
 impl From<&transfer_worker_lease::Model> for LeaseInfo {
@@ -200,6 +248,8 @@ impl From<&transfer_worker_lease::Model> for LeaseInfo {
             bytes_done: row.bytes_done,
             bytes_total: row.bytes_total,
             rate_bytes_per_s: row.rate_bytes_per_s,
+            phase: row.phase.clone(),
+            streams: row.streams,
         }
     }
 }

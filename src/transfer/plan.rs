@@ -285,7 +285,7 @@ fn named_host(location: &Location) -> &str {
     }
 }
 
-fn endpoint(
+pub(super) fn endpoint(
     role: Role,
     location: &Location,
     ssh: &Ssh,
@@ -359,7 +359,7 @@ fn file_path(
     Ok(path)
 }
 
-fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
+pub(super) fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
     AbsolutePath::new(path).map_err(|problem| TransferError::BadPath {
         role,
         path: path.into(),

@@ -14,8 +14,8 @@ use std::marker::PhantomData;
 use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
     data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
-    disk_data_location, site, transfer_worker_attempt, transfer_worker_delay,
-    transfer_worker_lease, transfer_worker_link,
+    disk_data_location, site, transfer_worker_action, transfer_worker_attempt,
+    transfer_worker_delay, transfer_worker_lease, transfer_worker_link,
 };
 use sea_orm::sea_query::{Expr, ExprTrait as _, Iden, Query};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement};
@@ -450,7 +450,7 @@ impl Needed {
 }
 
 /// In the order in which differences are reported.
-fn needed() -> [Needed; 11] {
+fn needed() -> [Needed; 12] {
     [
         site_needed(),
         data_location_needed(),
@@ -463,6 +463,7 @@ fn needed() -> [Needed; 11] {
         attempt_needed(),
         delay_needed(),
         link_needed(),
+        action_needed(),
     ]
 }
 
@@ -569,8 +570,8 @@ fn data_transfer_log_needed() -> Needed {
 fn lease_needed() -> Needed {
     use transfer_worker_lease::Column::{
         AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, Destination, ExpiresAt,
-        OwnerHost, OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, RateBytesPerS, RenewedAt,
-        TaskId, Token,
+        OwnerHost, OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, Phase, RateBytesPerS,
+        RenewedAt, Streams, TaskId, Token,
     };
     let columns = [
         (DataTransferId, Use::Integer),
@@ -589,6 +590,8 @@ fn lease_needed() -> Needed {
         (BytesTotal, Use::Integer),
         (RateBytesPerS, Use::Integer),
         (Destination, Use::Text),
+        (Phase, Use::Text),
+        (Streams, Use::Integer),
     ];
     Needed::of(transfer_worker_lease::Entity, columns).inserted::<transfer_worker_lease::Column>([])
 }
@@ -630,6 +633,22 @@ fn link_needed() -> Needed {
         ..Needed::of(transfer_worker_link::Entity, columns)
             .inserted::<transfer_worker_link::Column>([])
     }
+}
+
+fn action_needed() -> Needed {
+    use transfer_worker_action::Column::{
+        ActedAt, Action, DataTransferId, Id, Operator, PreviousStatus, Reason,
+    };
+    let columns = [
+        (Id, Use::Integer),
+        (DataTransferId, Use::Integer),
+        (ActedAt, Use::Time),
+        (Action, Use::Text),
+        (Operator, Use::Text),
+        (Reason, Use::Text),
+        (PreviousStatus, Use::Text),
+    ];
+    Needed::of(transfer_worker_action::Entity, columns).inserted([Id])
 }
 
 fn attempt_needed() -> Needed {

@@ -37,6 +37,8 @@ use super::repository::{
     TransferRecord,
 };
 
+pub use super::lease::{Phase, Snapshot};
+
 use crate::faults::fault_point;
 use crate::pauses::Pauses;
 use crate::settings::{LinkSettings, Settings};
@@ -51,50 +53,6 @@ const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
-/// What an attempt is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Looking at both ends.
-    Preparing,
-    /// bbcp runs.
-    Copying,
-    /// Digests are computed.
-    Verifying,
-    /// Renaming and committing.
-    Publishing,
-}
-
-impl Phase {
-    /// A word for it, stable and for programs.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Preparing => "preparing",
-            Self::Copying => "copying",
-            Self::Verifying => "verifying",
-            Self::Publishing => "publishing",
-        }
-    }
-}
-
-/// What an attempt is doing and how far it is, for people.
-#[derive(Debug, Clone, Copy)]
-pub struct Snapshot {
-    /// What it is doing.
-    pub phase: Phase,
-    /// How far the copy is.
-    pub progress: Progress,
-}
-
-impl Default for Snapshot {
-    fn default() -> Self {
-        Self {
-            phase: Phase::Preparing,
-            progress: Progress::default(),
-        }
-    }
-}
 
 /// What a caller wants done.
 #[derive(Debug, Clone)]
@@ -344,7 +302,12 @@ impl TransferService {
     /// Strikes a temporary file that is gone from the record of its attempt.
     async fn forget_temporary(&self, id: i64, attempt: i32) {
         if let Err(error) = self.repository.forget_temporary(id, attempt).await {
-            tracing::debug!(error = %chain(&error), "a removed temporary stays on record");
+            tracing::debug!(
+                data_transfer_id = id,
+                attempt,
+                error = %chain(&error),
+                "a removed temporary stays on record"
+            );
         }
     }
 
@@ -375,7 +338,7 @@ impl TransferService {
             let pause = pauses.next_pause();
             tracing::warn!(
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "the database cannot be reached"
             );
             tokio::select! {
@@ -635,7 +598,7 @@ impl Running<'_> {
             .patiently(&self.stop, || async {
                 match service
                     .repository
-                    .claim_destination(lease, &destination)
+                    .claim_destination(lease, &destination, plan.bbcp.streams)
                     .await
                 {
                     Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
@@ -689,7 +652,7 @@ impl Running<'_> {
                     plan.target.remove_leftover(name).await?;
                     tracing::info!(
                         data_transfer_id = self.request.id,
-                        name = %name,
+                        temporary = %name,
                         "temporary file of an earlier attempt removed"
                     );
                 }
@@ -1034,15 +997,11 @@ impl Running<'_> {
     async fn publish(&self, plan: &Plan, source: Facts) -> Result<(), TransferError> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease) = (self.service, self.lease);
-        let progress = self.progress();
+        let seen = *self.request.snapshots.borrow();
         service
             .settle(lease, &self.stop, || async {
-                fault_point!(
-                    LeaseConfirmed,
-                    service.repository.renew(lease, progress).await
-                )
                 // A copy that is complete is in nobody's way any more.
-                .map(drop)
+                fault_point!(LeaseConfirmed, service.repository.renew(lease, seen).await).map(drop)
             })
             .await?;
         match fault_point!(Renamed, plan.target.publish().await) {
@@ -1156,8 +1115,9 @@ impl Keeper {
         let lease = &self.lease;
         loop {
             sleep(self.every).await;
-            let progress = self.snapshots.borrow().progress;
-            match self.repository.renew(lease, progress).await {
+            let seen = *self.snapshots.borrow();
+            let progress = seen.progress;
+            match self.repository.renew(lease, seen).await {
                 Ok(renewal) => {
                     tracing::debug!(
                         data_transfer_id = lease.data_transfer_id(),
@@ -1238,7 +1198,7 @@ impl Waiting {
 }
 
 /// A location's row, as the plan wants it.
-fn location(row: Location) -> Result<plan::Location, TransferError> {
+pub(super) fn location(row: Location) -> Result<plan::Location, TransferError> {
     let storage = match row.storage_type.known() {
         Some(entity::StorageType::S3) => StorageKind::S3,
         Some(entity::StorageType::Tape) => StorageKind::Tape,

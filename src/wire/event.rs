@@ -10,6 +10,12 @@ use super::result::{Cause, State};
 /// What the worker says that it is, its version and its system.
 const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
 
+/// Routing key of a list of events.
+pub const LIST: &str = "task.multi";
+
+/// Events in one list at most; Python's own number.
+pub const LISTED: usize = 24;
+
 /// What the worker itself looks like at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
@@ -171,7 +177,13 @@ impl<'a> Event<'a> {
         )
     }
 
-    /// Routing key on the exchange of events.
+    /// Whether it goes in a list with its like, as Python sends those that tell of a task's state.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        self.name().starts_with("task-")
+    }
+
+    /// Routing key on the exchange of events, for one that goes by itself.
     #[must_use]
     pub fn routing_key(&self) -> String {
         self.name().replace('-', ".")

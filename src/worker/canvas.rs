@@ -190,7 +190,8 @@ impl Canvas {
             return Ok(Vec::new());
         }
         let plan = canvas::after_success(message, returned, &self.call(message, "link"))?;
-        self.carry_out(plan, &message.id).await
+        // Boxed, here and below: most tasks are followed by nothing, and need not carry the room for it.
+        Box::pin(self.carry_out(plan, &message.id)).await
     }
 
     /// Does what follows a task that failed, after its FAILURE is stored: the rest of its chain fails
@@ -242,7 +243,7 @@ impl Canvas {
             message: message.clone(),
             state: state.clone(),
         };
-        self.count(vec![part]).await
+        Box::pin(self.count(vec![part])).await
     }
 
     /// Looks whether the tasks of a chord's header are done, and applies the body if so:
@@ -361,7 +362,7 @@ impl Canvas {
                 task_id,
                 routing_key = publication.routing_key,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "what follows the task was not sent; its message stays unacknowledged until it is"
             );
             self.pause(pause).await?;
@@ -698,7 +699,7 @@ impl Canvas {
                 task_id,
                 what,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "what follows the task is not done; its message stays unacknowledged until it is"
             );
             self.pause(pause).await?;

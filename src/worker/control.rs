@@ -113,7 +113,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
 
 impl Worker {
     async fn answer(&self, request: &Request) {
-        tracing::debug!(method = request.method, "remote control");
+        tracing::debug!(method = request.method, "remote control request");
         let reply = match self.obey(request).await {
             Ok(reply) => reply,
             Err(error) => json!({ "error": error.repr() }),

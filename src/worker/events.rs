@@ -1,14 +1,15 @@
 //! Sends events to monitors.
 //!
 //! Events are news: they are sent in order, as far as the broker takes them in time, and dropped
-//! when it is away. Nothing a task does waits for them.
+//! when it is away. Nothing a task does waits for them. Those of tasks go in lists, as Python's: what
+//! has come while the broker confirmed the list before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{Local, Offset, Utc};
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -16,13 +17,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::broker::{Declaration, Exchange, Publication, Transport};
 use crate::telemetry::chain;
-use crate::wire::event::{Event, Stamp};
+use crate::wire::event::{self, Event, Stamp};
 use crate::wire::message::JSON;
 use crate::wire::result::State;
 use crate::wire::{Properties, RawMessage};
 
 /// Events on their way to the broker.
-const QUEUE: usize = 1000;
+const QUEUE: usize = 10_000;
 
 /// How long the broker may take for one.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -35,7 +36,7 @@ pub(super) struct Events {
     hostname: Arc<str>,
     tasks: AtomicBool,
     clock: AtomicU64,
-    line: mpsc::Sender<(String, Value)>,
+    line: mpsc::Sender<InLine>,
     closing: CancellationToken,
     sending: TaskTracker,
 }
@@ -79,9 +80,10 @@ impl Events {
             utcoffset: -f64::from(Local::now().offset().fix().local_minus_utc()) / 3600.0,
         };
         // A full line means that the broker is away, and the news old.
-        let _ = self
-            .line
-            .try_send((event.routing_key(), event.to_json(stamp)));
+        let _ = self.line.try_send(InLine {
+            alone: (!event.is_listed()).then(|| event.routing_key()),
+            body: event.to_json(stamp).to_string(),
+        });
     }
 
     /// Sends what is told of a task that reached a state after `runtime` seconds, if anything is.
@@ -107,39 +109,81 @@ impl Events {
     }
 }
 
+/// An event in line.
+struct InLine {
+    /// Its routing key, if it goes by itself.
+    alone: Option<String>,
+    /// As JSON.
+    body: String,
+}
+
 async fn send(
-    mut events: mpsc::Receiver<(String, Value)>,
+    mut events: mpsc::Receiver<InLine>,
     hostname: Arc<str>,
     transport: Arc<dyn Transport>,
     closing: CancellationToken,
 ) {
-    let exchange = Exchange::events();
+    let mut next = None;
     loop {
-        let (routing_key, event) = tokio::select! {
-            // First, so that the line is empty at the end.
-            biased;
-            Some(next) = events.recv() => next,
-            () = closing.cancelled() => return,
-        };
-        let headers = [("hostname".to_owned(), json!(&*hostname))];
-        let publication = Publication {
-            exchange: exchange.name.clone(),
-            routing_key,
-            message: RawMessage {
-                headers: headers.into_iter().collect(),
-                properties: Properties {
-                    content_type: Some(JSON.into()),
-                    content_encoding: Some("utf-8".into()),
-                    priority: Some(0),
-                    ..Properties::default()
-                },
-                body: event.to_string().into_bytes(),
+        let first = match next.take() {
+            Some(first) => first,
+            None => tokio::select! {
+                // First, so that the line is empty at the end.
+                biased;
+                Some(first) = events.recv() => first,
+                () = closing.cancelled() => return,
             },
-            declare: Some(Declaration::Exchange(exchange.clone())),
-            mandatory: false,
         };
+        let (routing_key, body) = match first {
+            InLine {
+                alone: Some(routing_key),
+                body,
+            } => (routing_key, body),
+            first => {
+                let mut body = format!("[{}", first.body);
+                for _ in 1..event::LISTED {
+                    match events.try_recv() {
+                        Ok(InLine {
+                            alone: None,
+                            body: more,
+                        }) => {
+                            body.push(',');
+                            body.push_str(&more);
+                        }
+                        other => {
+                            next = other.ok();
+                            break;
+                        }
+                    }
+                }
+                body.push(']');
+                (event::LIST.to_owned(), body)
+            }
+        };
+        let publication = publication(&hostname, routing_key, body);
         if let Err(error) = transport.publish(&publication, WITHIN).await {
-            tracing::debug!(error = %chain(&error), "an event was not sent");
+            tracing::debug!(error = %chain(&error), "events were not sent");
         }
+    }
+}
+
+fn publication(hostname: &str, routing_key: String, body: String) -> Publication {
+    let exchange = Exchange::events();
+    let headers = [("hostname".to_owned(), json!(hostname))];
+    Publication {
+        exchange: exchange.name.clone(),
+        routing_key,
+        message: RawMessage {
+            headers: headers.into_iter().collect(),
+            properties: Properties {
+                content_type: Some(JSON.into()),
+                content_encoding: Some("utf-8".into()),
+                priority: Some(0),
+                ..Properties::default()
+            },
+            body: body.into_bytes(),
+        },
+        declare: Some(Declaration::Exchange(exchange)),
+        mandatory: false,
     }
 }

@@ -351,7 +351,7 @@ impl Worker {
         if !soft.is_zero() && !tasks.is_empty() {
             tracing::warn!(
                 tasks = tasks.len(),
-                wait = %humantime::format_duration(soft),
+                wait_s = soft.as_secs_f64(),
                 "worker waits for its running tasks before it stops them"
             );
             // Either way the rest is stopped.

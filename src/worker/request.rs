@@ -54,10 +54,10 @@ impl Worker {
     pub(super) async fn receive(self: Arc<Self>, mut delivery: Delivery) {
         let message = match message::decode(&delivery.message, &self.config.accept) {
             Ok(message) => message,
-            Err(refused) => return self.refuse(delivery, refused).await,
+            Err(refused) => return Box::pin(self.refuse(delivery, refused)).await,
         };
         let Some(entry) = self.registry.get(&message.task) else {
-            return self.not_registered(delivery, message).await;
+            return Box::pin(self.not_registered(delivery, message)).await;
         };
         let received = Arc::new(Received {
             message: Arc::new(message),
@@ -87,10 +87,7 @@ impl Worker {
         let limits = self.time_limits.get(&message.task);
         let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
         let verdict = match self.unwanted(message) {
-            Some(state) => {
-                self.conclude(&received, &policy, state, Duration::ZERO)
-                    .await
-            }
+            Some(state) => Box::pin(self.conclude(&received, &policy, state, Duration::ZERO)).await,
             None => {
                 // Not of one that joined: monitors would take a running task for a waiting one.
                 self.events.send(&Event::TaskReceived(message));
@@ -114,7 +111,7 @@ impl Worker {
         let message = &received.message;
         let begun = async {
             if let Some(eta) = message.eta {
-                self.wait_until(received, eta).await?;
+                Box::pin(self.wait_until(received, eta)).await?;
             }
             self.accepted.enter(received, Phase::Reserved);
             self.rates.pass(&message.task).await;
@@ -131,7 +128,7 @@ impl Worker {
         // Again, since the task may have waited for long.
         if let Some(state) = self.unwanted(message) {
             drop(place);
-            return self.conclude(received, policy, state, Duration::ZERO).await;
+            return Box::pin(self.conclude(received, policy, state, Duration::ZERO)).await;
         }
         if let Some(returned) = self.done_before(received, policy).await {
             tracing::info!(
@@ -358,13 +355,25 @@ impl Worker {
         stop: &Stop,
         runtime: Duration,
     ) -> Verdict {
-        let message = &received.message;
-        let failure = match outcome {
-            Outcome::Returned(value) => {
-                return self.succeed(received, policy, value, runtime).await;
+        match outcome {
+            Outcome::Returned(value) => self.succeed(received, policy, value, runtime).await,
+            // What is rare has its room elsewhere.
+            Outcome::Failed(failure) => {
+                Box::pin(self.settle_failure(received, policy, failure, stop, runtime)).await
             }
-            Outcome::Failed(failure) => failure,
-        };
+        }
+    }
+
+    /// What the end of a run that did not return means for its message.
+    async fn settle_failure(
+        &self,
+        received: &Arc<Received>,
+        policy: &Policy,
+        failure: Failure,
+        stop: &Stop,
+        runtime: Duration,
+    ) -> Verdict {
+        let message = &received.message;
         match failure {
             Failure::Raised(exception) => self.fail(received, policy, exception, runtime).await,
             Failure::Retry(retry) => self.retry(received, policy, *retry, runtime).await,
@@ -444,9 +453,7 @@ impl Worker {
                     %error,
                     "what follows the task cannot be sent, so the task fails"
                 );
-                return self
-                    .fail(received, policy, error.exception(), runtime)
-                    .await;
+                return Box::pin(self.fail(received, policy, error.exception(), runtime)).await;
             }
         };
         tracing::info!(
@@ -683,9 +690,8 @@ impl Worker {
             traceback,
         } = state
         {
-            self.canvas
-                .failed(message, exception, traceback.as_deref())
-                .await?;
+            let failed = self.canvas.failed(message, exception, traceback.as_deref());
+            Box::pin(failed).await?;
         }
         Ok(())
     }
@@ -737,7 +743,7 @@ impl Worker {
             tracing::warn!(
                 task_id = message.id,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "result was not stored; the message stays unacknowledged until it is"
             );
             tokio::select! {

@@ -247,6 +247,16 @@ def python_worker(directory, queue, broker, backend, *flags, pool="solo", settin
     return worker
 
 
+def descendants(pid):
+    """Ids of a process's children, and theirs."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in task.read_text().split():
+                found += [int(child), *descendants(int(child))]
+    return found
+
+
 # ---------------------------------------------------------------- a deployment
 
 
@@ -414,6 +424,16 @@ type = "direct"
         ids = re.findall(r"\d+", printed)
         assert len(ids) == 1, f"`transfers create` should print the id, but printed {printed!r}"
         return int(ids[0])
+
+    def transfer_of_nothing(self):
+        """A transfer whose package is not there (any more)."""
+        transfer = self.package(size=1)
+        (self.origin / self.row(transfer)["relative_path"]).unlink()
+        return transfer
+
+    def execute(self, sql, *values):
+        with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection, connection:
+            connection.execute(sql, values)
 
     def rows(self, sql, *values):
         with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection:

@@ -132,7 +132,7 @@ def test_the_command_line(deployment, link):
     refused(3, f"the nearest one is `{origin}`", "pause", misspelt, destination, "--reason", "x")
     refused(2, "between two sites", "set", origin, origin, "--max-active", "1")
     refused(2, "--reason", "pause", origin, destination)
-    refused(2, "why nothing moves", "pause", origin, destination, "--reason", " ")
+    refused(2, "one line of text", "pause", origin, destination, "--reason", " ")
     refused(2, "18:00-06:00 UTC max_active=1", "set", origin, destination, "--capacity", "at night")
     refused(2, "must be 1 to 64", "set", origin, destination, "--streams", "0")
     refused(2, "must be a rate", "set", origin, destination, "--max-rate=-x; id")

@@ -1,9 +1,7 @@
 """Deployments of other kinds: their database in PostgreSQL, their bbcp the real one over ssh."""
 
-import contextlib
 import json
 import os
-import sqlite3
 import uuid
 from pathlib import Path
 
@@ -63,6 +61,9 @@ class OnPostgres(OwnBbcp):
             "max_connections": 4,
         }
 
+    def execute(self, sql, *values):
+        self.connection.execute(sql.replace("?", "%s"), values)
+
     def rows(self, sql, *values):
         return self.connection.execute(sql.replace("?", "%s"), values).fetchall()
 
@@ -95,10 +96,6 @@ class RealBbcp(OwnBbcp):
             " (SELECT l.id FROM data_location l JOIN site s ON s.id = l.site_id WHERE s.short_name = ?)",
             self.destination_site,
         )
-
-    def execute(self, sql, *values):
-        with contextlib.closing(sqlite3.connect(self.database, timeout=20)) as connection, connection:
-            connection.execute(sql, values)
 
     def settings(self, backend="redis", **sections):
         sections["ssh"] = ssh_settings() | sections.get("ssh", {})

@@ -8,7 +8,7 @@ mod services;
 
 use std::time::Duration;
 
-use ccat_transfer::settings::{DatabaseType, EnumLabels, OpsDb};
+use ccat_transfer::settings::{DatabaseType, EnumLabels, OpsDb, SslMode};
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::lease::Owner;
 use ccat_transfer::transfer::repository::{Acquired, Acquisition, Repository};
@@ -161,6 +161,11 @@ fn settings() -> OpsDb {
         database_postgresql_database: String::new(),
         database_postgresql_user: String::new(),
         database_postgresql_password: String::new().into(),
+        database_postgresql_password_file: String::new(),
+        database_postgresql_sslmode: SslMode::Environment,
+        database_postgresql_sslrootcert: String::new(),
+        database_postgresql_sslcert: String::new(),
+        database_postgresql_sslkey: String::new(),
         database_postgresql_host: String::new(),
         database_postgresql_port: 5432,
         max_connections: 8,

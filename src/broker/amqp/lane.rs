@@ -124,7 +124,7 @@ impl Lane {
             Ended::Error(error) => tracing::warn!(
                 queue,
                 error = %chain(error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "the queue is not served; it is tried again, and running tasks go on"
             ),
         }

@@ -1,5 +1,6 @@
 //! Connecting and declaring.
 
+use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use lapin::{
     ErrorKind, ExchangeKind,
 };
 use regex::Regex;
+use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
 use super::{Options, Tls, convert, short};
@@ -33,14 +35,17 @@ pub(super) struct Link {
     pub(super) uri: AMQPUri,
     pub(super) masked: String,
     name: String,
-    connection_timeout: Duration,
+    pub(super) connection_timeout: Duration,
     tls: Tls,
     no_declare: bool,
 }
 
 impl Link {
     pub(super) fn new(options: &Options) -> Result<Self, BrokerError> {
-        let mut uri: AMQPUri = options.url.parse().map_err(BrokerError::Url)?;
+        let mut uri: AMQPUri = {
+            let url = options.url.expose_secret();
+            url.parse().map_err(BrokerError::Url)?
+        };
         // kombu takes `amqp://host/` for the default virtual host, AMQP for the one named "".
         if uri.vhost.is_empty() {
             uri.vhost = "/".into();
@@ -159,7 +164,7 @@ impl Link {
             match declare(&open, &step, passive).await {
                 Ok(()) => channel = Some(open),
                 // The refusal has ended the channel.
-                Err(error) if is_precondition_failed(&error) => difference(&step, &error),
+                Err(error) if is_precondition_failed(&error) => tell_difference(&step, &error),
                 Err(error) if passive && is_not_found(&error) => {
                     let what = "; it is missing, and celery.no_declare forbids to declare it";
                     return Err(self.refused(error, format!("{step}{what}")));
@@ -232,7 +237,7 @@ fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
 }
 
 /// Does one step, or with `passive` only looks for what has a name.
-async fn declare(channel: &Channel, step: &Step, passive: bool) -> lapin::Result<()> {
+pub(super) async fn declare(channel: &Channel, step: &Step, passive: bool) -> lapin::Result<()> {
     let none = FieldTable::default();
     let text = |name: &str| short(name).map_err(|e| lapin::Error::from(std::io::Error::other(e)));
     match step {
@@ -296,26 +301,54 @@ static INEQUIVALENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// Says how a declaration differs from what is there.
-fn difference(step: &Step, error: &lapin::Error) {
+/// How a declaration differs from what is there.
+pub(super) enum Difference {
+    /// In this argument.
+    Argument {
+        argument: String,
+        wanted: String,
+        found: String,
+    },
+    /// In the broker's own words.
+    Other(String),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument {
+                argument,
+                wanted,
+                found,
+            } => write!(f, "{argument} is {found} and would be {wanted}"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Reads a refusal for the sake of a difference.
+pub(super) fn difference_of(error: &lapin::Error) -> Difference {
     let text = error.to_string();
     let parts = INEQUIVALENT
         .as_ref()
         .and_then(|regex| regex.captures(&text));
     match parts {
-        Some(parts) => tracing::warn!(
-            what = %step,
-            argument = &parts["argument"],
-            wanted = &parts["wanted"],
-            found = &parts["found"],
-            "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
-        ),
-        None => tracing::warn!(
-            what = %step,
-            difference = text,
-            "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
-        ),
+        Some(parts) => Difference::Argument {
+            argument: parts["argument"].to_owned(),
+            wanted: parts["wanted"].to_owned(),
+            found: parts["found"].to_owned(),
+        },
+        None => Difference::Other(text),
     }
+}
+
+/// Says how a declaration differs from what is there.
+fn tell_difference(step: &Step, error: &lapin::Error) {
+    tracing::warn!(
+        what = %step,
+        difference = %difference_of(error),
+        "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
+    );
 }
 
 fn soft(error: &lapin::Error) -> Option<(&AMQPSoftError, &str)> {
@@ -328,11 +361,11 @@ fn soft(error: &lapin::Error) -> Option<(&AMQPSoftError, &str)> {
     }
 }
 
-fn is_precondition_failed(error: &lapin::Error) -> bool {
+pub(super) fn is_precondition_failed(error: &lapin::Error) -> bool {
     matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, _)))
 }
 
-fn is_not_found(error: &lapin::Error) -> bool {
+pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     matches!(soft(error), Some((AMQPSoftError::NOTFOUND, _)))
 }
 

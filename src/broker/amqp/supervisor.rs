@@ -85,7 +85,7 @@ impl Supervisor {
                 broker = self.link.masked,
                 purpose = self.purpose,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
+                retry_in_s = pause.as_secs_f64(),
                 "no connection to the broker; it is tried again, and running tasks go on"
             );
             tokio::select! {

@@ -28,7 +28,7 @@ use crate::process::{Group, guarded};
 use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
 use crate::transfer::error::{Interruption, TransferError};
-use crate::transfer::plan::Plan;
+use crate::transfer::plan::{Attempt, Plan};
 
 /// How long the outputs may stay open after bbcp has ended.
 const DRAIN: Duration = Duration::from_secs(1);
@@ -169,8 +169,9 @@ impl<'a> Running<'a> {
         let lifeline = agent.stdin.take();
 
         let (sender, sights) = mpsc::channel(QUEUE_LINES);
-        let stdout = read(agent.stdout.take(), log.clone(), sender.clone());
-        let stderr = read(agent.stderr.take(), log, sender.clone());
+        let of = plan.attempt;
+        let stdout = read(agent.stdout.take(), log.clone(), sender.clone(), of);
+        let stderr = read(agent.stderr.take(), log, sender.clone(), of);
         let looker = plan.target.watched().map(|path| {
             let pause = tick(plan.stall_timeout);
             AbortOnDropHandle::new(tokio::spawn(look_at(path, pause, sender)))
@@ -320,7 +321,12 @@ async fn drain(sights: &mut mpsc::Receiver<Sight>, said: &mut Said) {
 }
 
 /// Reads a pipe to its end, for the log and for the watchdog.
-async fn read(pipe: Option<impl AsyncRead + Unpin>, log: Log, sights: mpsc::Sender<Sight>) {
+async fn read(
+    pipe: Option<impl AsyncRead + Unpin>,
+    log: Log,
+    sights: mpsc::Sender<Sight>,
+    of: Attempt,
+) {
     let Some(mut pipe) = pipe else { return };
     let mut log = Some(log);
     let mut lines = Lines::default();
@@ -330,7 +336,11 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, log: Log, sights: mpsc::Send
         if let Some(open) = &log
             && !open.write(&chunk[..n]).await
         {
-            tracing::warn!("the log file of an attempt is too slow, the rest is not logged");
+            tracing::warn!(
+                data_transfer_id = of.transfer_id,
+                attempt = of.number,
+                "the log file of an attempt is too slow, the rest is not logged"
+            );
             log = None;
         }
         let mut complete = Vec::new();

@@ -110,6 +110,11 @@ impl AbsolutePath {
         Self("/".into()).join(text)
     }
 
+    /// The root directory.
+    pub fn root() -> Self {
+        Self("/".into())
+    }
+
     /// The path below this one; `relative` may hold several components, or none.
     ///
     /// # Errors

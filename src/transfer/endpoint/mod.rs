@@ -58,14 +58,23 @@ impl Endpoint {
         }
     }
 
-    async fn stat(&self, role: Role, path: &AbsolutePath) -> Result<Option<Facts>, TransferError> {
+    pub(super) async fn stat(
+        &self,
+        role: Role,
+        path: &AbsolutePath,
+    ) -> Result<Option<Facts>, TransferError> {
         match self {
             Self::Local => local::stat(role, path).await,
             Self::Remote(remote) => remote.stat(role, path).await,
         }
     }
 
-    async fn digest(&self, role: Role, path: &AbsolutePath, how: Reading<'_>) -> DigestResult {
+    pub(super) async fn digest(
+        &self,
+        role: Role,
+        path: &AbsolutePath,
+        how: Reading<'_>,
+    ) -> DigestResult {
         match self {
             Self::Local => local::digest(role, path, how).await,
             Self::Remote(remote) => remote.digest(role, path, how).await,

@@ -65,6 +65,12 @@ const LIST: &str = r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; 
 /// ends: that is how it learns that we gave up, and else it would go on for hours.
 const DIGEST: &str = r#"export LC_ALL=C; f=$1; shift; command -v "$1" >/dev/null 2>&1 || exit 69; test -e "$f" || exit 66; test -r "$f" || exit 77; exec 3<&0; printf "ccat-transfer "; "$@" <"$f" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#;
 
+/// Answers the host's clock, in seconds since 1970. No `date` of POSIX tells them, every real one does.
+const CLOCK: &str = r#"echo "ccat-transfer $(date +%s)""#;
+
+/// $1 bbcp. Answers its version.
+const VERSION: &str = r#"export LC_ALL=C bbcp_CONFIGFN=/dev/null; command -v "$1" >/dev/null 2>&1 || exit 69; v=$("$1" "-#" 2>&1) || { echo "$v" >&2; exit 1; }; echo "ccat-transfer $v""#;
+
 /// What is kept of an answer; the longest is a list of leftovers.
 const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
@@ -287,6 +293,42 @@ impl Remote {
             .collect::<HashSet<_>>()
             .into_iter()
             .collect())
+    }
+
+    /// The host's clock, in seconds since 1970.
+    ///
+    /// # Errors
+    /// That ssh does not get through, or that there is no such clock.
+    pub async fn clock(&self) -> Result<i64, TransferError> {
+        let nowhere = AbsolutePath::root();
+        let request = Request::new(Role::Destination, "date", &nowhere, CLOCK, &[]);
+        let (request, reply) = self.run(request).await?;
+        match (reply.code, reply.answers.as_slice()) {
+            (0, [answer]) => answer.parse().map_err(|_| request.garbled(&reply.answers)),
+            (0, answers) => Err(request.garbled(answers)),
+            _ => Err(request.failure(reply)),
+        }
+    }
+
+    /// The version that bbcp tells there.
+    ///
+    /// # Errors
+    /// [`TransferError::RemoteProgramMissing`], or that it does not run.
+    pub async fn bbcp_version(&self, program: &str) -> Result<String, TransferError> {
+        let nowhere = AbsolutePath::root();
+        let arguments = [program];
+        let request = Request::new(Role::Destination, "bbcp", &nowhere, VERSION, &arguments);
+        let (request, reply) = self.run(request).await?;
+        match (reply.code, reply.answers.first()) {
+            (0, Some(version)) => Ok(version.clone()),
+            (0, None) => Err(request.garbled(&reply.answers)),
+            (NO_PROGRAM, _) => Err(TransferError::RemoteProgramMissing {
+                role: request.role,
+                host: self.host.to_string(),
+                line: format!("{program}: not found"),
+            }),
+            _ => Err(request.failure(reply)),
+        }
     }
 
     /// Runs a script to its end. An error says that it could not be run; what it said itself is in

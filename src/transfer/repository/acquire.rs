@@ -19,7 +19,7 @@ use super::{
 };
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
-use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Progress};
+use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
 use crate::transfer::link::PausedLink;
 
 /// What became of the wish to work on a transfer.
@@ -170,9 +170,11 @@ impl Repository {
         let now = database::now(tx).await?;
         let held = find_lease(tx, id).await?;
         if row.status.means(Status::Pending)
-            && let Some(not_before) = delay::standing(tx, &row, now).await?
+            && let Some(delay) = delay::standing(tx, &row, now).await?
         {
-            return Ok(Acquisition::NotDue { not_before });
+            return Ok(Acquisition::NotDue {
+                not_before: delay.not_before,
+            });
         }
         let displaced = match judge(&row, held.as_ref(), now, owner) {
             ControlFlow::Break(answer) => return Ok(answer),
@@ -239,6 +241,8 @@ impl Repository {
             bytes_total: Set(None),
             rate_bytes_per_s: Set(0),
             destination: Set(None),
+            phase: Set(Some(Phase::Preparing.as_str().to_owned())),
+            streams: Set(None),
         };
         transfer_worker_lease::Entity::insert(row)
             .exec_without_returning(tx)
@@ -257,7 +261,7 @@ impl Repository {
         Ok(lease)
     }
 
-    /// Renews a lease and notes how far the copy is.
+    /// Renews a lease and notes what its holder is doing and how far the copy is.
     ///
     /// A lease that has expired, but that nobody has taken, is renewed too.
     ///
@@ -265,22 +269,20 @@ impl Repository {
     /// [`LeaseError::Lost`] if the token is no longer the own one, or if the transfer is no longer
     /// IN_PROGRESS; [`LeaseError::Database`] if that cannot be found out: the lease goes on living
     /// until its end.
-    pub async fn renew(&self, lease: &Lease, progress: Progress) -> Result<Renewal, LeaseError> {
+    pub async fn renew(&self, lease: &Lease, seen: Snapshot) -> Result<Renewal, LeaseError> {
         self.database
-            .bounded(self.renew_unbounded(lease, progress))
+            .bounded(self.renew_unbounded(lease, seen))
             .await
     }
 
-    async fn renew_unbounded(
-        &self,
-        lease: &Lease,
-        progress: Progress,
-    ) -> Result<Renewal, LeaseError> {
+    async fn renew_unbounded(&self, lease: &Lease, seen: Snapshot) -> Result<Renewal, LeaseError> {
         use transfer_worker_lease::{Column, Entity};
+        let Snapshot { phase, progress } = seen;
         let db = self.database.connection();
         let now = database::now(db).await?;
         let renewed = Entity::update_many()
             .col_expr(Column::RenewedAt, Expr::val(now))
+            .col_expr(Column::Phase, Expr::val(phase.as_str()))
             .col_expr(Column::ExpiresAt, Expr::val(expiry(now, lease.ttl)))
             .col_expr(
                 Column::BytesDone,
@@ -306,7 +308,7 @@ impl Repository {
         Ok(paused.map_or(Renewal::GoOn, Renewal::Stop))
     }
 
-    /// Claims the place that a lease's copy goes to. No two leases have one destination, so that two
+    /// Claims the place that a lease's copy goes to, by so many data streams. No two leases have one destination, so that two
     /// transfers of one file never run side by side.
     ///
     /// # Errors
@@ -315,12 +317,14 @@ impl Repository {
         &self,
         lease: &Lease,
         destination: &str,
+        streams: u8,
     ) -> Result<(), ClaimError> {
         use transfer_worker_lease::{Column, Entity};
         let claiming = || async {
             let db = self.database.connection();
             let claimed = Entity::update_many()
                 .col_expr(Column::Destination, Expr::val(storable(destination)))
+                .col_expr(Column::Streams, Expr::val(i32::from(streams)))
                 .filter(Column::DataTransferId.eq(lease.data_transfer_id))
                 .filter(Column::Token.eq(lease.token.to_string()))
                 .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))

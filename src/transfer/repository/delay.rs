@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entity::{data_transfer, transfer_worker_delay};
-use sea_orm::sea_query::OnConflict;
+use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, Set};
 
 use super::{Repository, retry_count, storable};
@@ -56,19 +56,18 @@ pub(super) async fn forget(db: &impl ConnectionTrait, id: i64) -> Result<(), DbE
         .map(drop)
 }
 
-/// When the transfer of this row may be tried again, if that is not now.
+/// What keeps the transfer of this row from being tried now.
 pub(super) async fn standing(
     db: &impl ConnectionTrait,
     row: &data_transfer::Model,
     now: DateTime<Utc>,
-) -> Result<Option<DateTime<Utc>>, DbErr> {
+) -> Result<Option<transfer_worker_delay::Model>, DbErr> {
     use transfer_worker_delay::{Column, Entity};
-    let delay = Entity::find_by_id(row.id)
+    Entity::find_by_id(row.id)
         .filter(Column::RetryCount.eq(i64::from(retry_count(row))))
         .filter(Column::NotBefore.gt(now))
         .one(db)
-        .await?;
-    Ok(delay.map(|delay| delay.not_before))
+        .await
 }
 
 /// Every wait that stands, or those of some transfers: the `retry_count` that it holds for, by transfer.
@@ -90,6 +89,20 @@ pub(super) async fn all_standing(
     Ok(rows.into_iter().collect())
 }
 
+/// "A wait stands at `now` for the transfer of the outer query", as a subquery.
+pub(super) fn stands(now: DateTime<Utc>) -> SelectStatement {
+    use data_transfer::{Column as Transfer, Entity as Transfers};
+    use transfer_worker_delay::{Column, Entity};
+    let count = Func::coalesce([Expr::col((Transfers, Transfer::RetryCount)), Expr::val(0)]);
+    Query::select()
+        .expr(Expr::val(1))
+        .from(Entity)
+        .and_where(Expr::col((Entity, Column::DataTransferId)).equals((Transfers, Transfer::Id)))
+        .and_where(Expr::col((Entity, Column::NotBefore)).gt(now))
+        .and_where(Expr::col((Entity, Column::RetryCount)).eq(count))
+        .to_owned()
+}
+
 impl Repository {
     /// Makes a transfer due at once, as somebody wants who starts it by hand.
     ///
@@ -98,17 +111,5 @@ impl Repository {
     pub async fn forget_delay(&self, id: i64) -> Result<(), DatabaseError> {
         let forgetting = async { Ok(forget(self.database.connection(), id).await?) };
         self.database.bounded(forgetting).await
-    }
-
-    /// When a transfer may be tried again, if it waits.
-    pub(super) async fn not_before(
-        &self,
-        row: &data_transfer::Model,
-    ) -> Result<Option<DateTime<Utc>>, DbErr> {
-        if !row.status.means(entity::Status::Pending) {
-            return Ok(None);
-        }
-        let db = self.database.connection();
-        standing(db, row, database::now(db).await?).await
     }
 }

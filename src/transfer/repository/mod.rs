@@ -37,6 +37,9 @@ use crate::settings::EnumLabels;
 mod acquire;
 mod delay;
 mod links;
+mod list;
+mod map;
+mod operator;
 mod record;
 mod schedule;
 mod settle;
@@ -44,9 +47,12 @@ mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal};
 pub use links::{LinkChange, LinkError, Traffic};
+pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
+pub use map::{Link, Map};
+pub use operator::{Change, Instruction, Refusal, Verdict};
 pub use record::{
-    AttemptRecord, Disk, Filter, Location, Package, Route, Site, TransferDetail, TransferRecord,
-    TransferSummary,
+    ActionRecord, AttemptRecord, Disk, Location, Package, Route, Site, TransferDetail,
+    TransferRecord,
 };
 pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
 pub use settle::{Failure, Finished, ReleaseTo};

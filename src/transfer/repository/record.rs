@@ -2,18 +2,15 @@
 
 use chrono::{DateTime, Utc};
 use entity::{
-    Label, LocationType, Outcome, RouteType, Status, StorageType, Timestamp, data_location,
+    Action, Label, LocationType, Outcome, RouteType, Status, StorageType, Timestamp, data_location,
     data_transfer, data_transfer_package, data_transfer_route, disk_data_location, site,
-    transfer_worker_attempt, transfer_worker_delay, transfer_worker_lease,
+    transfer_worker_action, transfer_worker_attempt, transfer_worker_lease,
 };
-use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Order, Query};
-use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult,
-};
+use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Query};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder};
 use serde::Serialize;
 
-use super::schedule::{Endpoint, ID, endpoints, with_endpoints};
-use super::{Repository, find_lease, retry_count};
+use super::{Repository, delay, find_lease, retry_count};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::LeaseInfo;
 
@@ -30,6 +27,8 @@ pub struct TransferRecord {
     pub start_time: Option<DateTime<Utc>>,
     /// End of the last attempt, once there is no further one.
     pub end_time: Option<DateTime<Utc>>,
+    /// When the row was made, where the database has that.
+    pub created_at: Option<DateTime<Utc>>,
     /// Why the latest attempt failed.
     pub failure_error_message: Option<String>,
     /// What is transferred.
@@ -109,31 +108,6 @@ pub struct Route {
     pub route_type: Label<RouteType>,
 }
 
-/// A transfer in a list.
-#[derive(Debug, Clone, Serialize)]
-pub struct TransferSummary {
-    /// Its id.
-    pub id: i64,
-    /// How far it is.
-    pub status: Label<Status>,
-    /// Failures so far.
-    pub retry_count: u32,
-    /// From here.
-    pub origin: Option<Endpoint>,
-    /// To there.
-    pub destination: Option<Endpoint>,
-    /// Name of the file.
-    pub file_name: Option<String>,
-    /// Its size.
-    pub size_bytes: Option<i64>,
-    /// Why the latest attempt failed.
-    pub failure_error_message: Option<String>,
-    /// Who is at it.
-    pub lease: Option<LeaseInfo>,
-    /// Until when it waits to be tried again.
-    pub not_before: Option<DateTime<Utc>>,
-}
-
 /// A transfer with its whole history.
 #[derive(Debug, Clone, Serialize)]
 pub struct TransferDetail {
@@ -143,8 +117,29 @@ pub struct TransferDetail {
     pub lease: Option<LeaseInfo>,
     /// Until when it waits to be tried again.
     pub not_before: Option<DateTime<Utc>>,
+    /// Class of the error that is waited out.
+    pub waits_for: Option<String>,
+    /// Another transfer to the same path, that is being copied.
+    pub rival: Option<LeaseInfo>,
     /// Its attempts, oldest first.
     pub attempts: Vec<AttemptRecord>,
+    /// What operators did about it, oldest first.
+    pub actions: Vec<ActionRecord>,
+}
+
+/// Something that an operator did.
+#[derive(Debug, Clone, Serialize)]
+pub struct ActionRecord {
+    /// When.
+    pub acted_at: DateTime<Utc>,
+    /// What.
+    pub action: Action,
+    /// Who, `login@host`.
+    pub operator: String,
+    /// Why, if that was said.
+    pub reason: Option<String>,
+    /// The transfer's status before.
+    pub previous_status: String,
 }
 
 /// One attempt.
@@ -178,15 +173,6 @@ pub struct AttemptRecord {
     pub temporary_name: Option<String>,
 }
 
-/// Which transfers to list.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Filter {
-    /// Only with this status.
-    pub status: Option<Status>,
-    /// So many at most, those with the highest ids.
-    pub limit: Option<u64>,
-}
-
 impl Repository {
     /// A transfer with all that it refers to; none if there is no such transfer.
     ///
@@ -195,16 +181,6 @@ impl Repository {
     pub async fn transfer(&self, id: i64) -> Result<Option<TransferRecord>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_transfer(id).await?) })
-            .await
-    }
-
-    /// Transfers, those with the highest ids first.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn list(&self, filter: Filter) -> Result<Vec<TransferSummary>, DatabaseError> {
-        self.database
-            .bounded(async { Ok(self.read_list(filter).await?) })
             .await
     }
 
@@ -224,16 +200,25 @@ impl Repository {
                 .order_by_asc(transfer_worker_attempt::Column::Attempt)
                 .all(db)
                 .await?;
-            let attempts = attempts.into_iter().map(AttemptRecord::from).collect();
-            let not_before = match self.row(id).await? {
-                Some(row) => self.not_before(&row).await?,
-                None => None,
+            let actions = transfer_worker_action::Entity::find()
+                .filter(transfer_worker_action::Column::DataTransferId.eq(id))
+                .order_by_asc(transfer_worker_action::Column::Id)
+                .all(db)
+                .await?;
+            let delay = match self.row(id).await? {
+                Some(row) if row.status.means(Status::Pending) => {
+                    delay::standing(db, &row, database::now(db).await?).await?
+                }
+                _ => None,
             };
             Ok(Some(TransferDetail {
+                rival: self.rival(&transfer).await?,
                 transfer,
                 lease,
-                not_before,
-                attempts,
+                not_before: delay.as_ref().map(|delay| delay.not_before),
+                waits_for: delay.map(|delay| delay.error_code),
+                attempts: attempts.into_iter().map(AttemptRecord::from).collect(),
+                actions: actions.into_iter().map(ActionRecord::from).collect(),
             }))
         };
         self.database.bounded(reading).await
@@ -257,12 +242,51 @@ impl Repository {
             retry_count,
             start_time: row.start_time.map(|Timestamp(time)| time),
             end_time: row.end_time.map(|Timestamp(time)| time),
+            created_at: self.created_at(id).await?,
             failure_error_message: row.failure_error_message,
             package,
             origin,
             destination,
             route,
         }))
+    }
+
+    /// Another transfer that is being copied to the path that this one goes to.
+    async fn rival(&self, transfer: &TransferRecord) -> Result<Option<LeaseInfo>, DbErr> {
+        use data_transfer::{Column, Entity};
+        use data_transfer_package::{Column as PackageColumn, Entity as Packages};
+        let (Some(package), Some(destination)) = (&transfer.package, &transfer.destination) else {
+            return Ok(None);
+        };
+        let db = self.database.connection();
+        // Few: one for each copy that runs.
+        let leases = transfer_worker_lease::Entity::find()
+            .filter(transfer_worker_lease::Column::DataTransferId.ne(transfer.id))
+            .all(db)
+            .await?;
+        let held = leases.iter().map(|lease| lease.data_transfer_id);
+        let query = Query::select()
+            .expr(Expr::col((Entity, Column::Id)).cast_as("bigint"))
+            .from(Entity)
+            .join(
+                JoinType::InnerJoin,
+                Packages,
+                Expr::col((Packages, PackageColumn::Id))
+                    .equals((Entity, Column::DataTransferPackageId)),
+            )
+            .and_where(Expr::col((Entity, Column::Id)).is_in(held))
+            .and_where(Expr::col((Entity, Column::DestinationLocationId)).eq(destination.id))
+            .and_where(
+                Expr::col((Packages, PackageColumn::RelativePath)).eq(&*package.relative_path),
+            )
+            .limit(1)
+            .to_owned();
+        let Some(row) = db.query_one(&query).await? else {
+            return Ok(None);
+        };
+        let id: i64 = row.try_get_by_index(0)?;
+        let rival = leases.iter().find(|lease| lease.data_transfer_id == id);
+        Ok(rival.map(LeaseInfo::from))
     }
 
     async fn package(&self, id: Option<i64>) -> Result<Option<Package>, DbErr> {
@@ -309,6 +333,24 @@ impl Repository {
         }))
     }
 
+    /// When a transfer's row was made.
+    async fn created_at(&self, id: i64) -> Result<Option<DateTime<Utc>>, DbErr> {
+        if !self.schema.has_transfer_created_at {
+            return Ok(None);
+        }
+        let query = Query::select()
+            .expr(Expr::col(data_transfer::Optional::CreatedAt).cast_as("text"))
+            .from(data_transfer::Entity)
+            .and_where(Expr::col(data_transfer::Column::Id).eq(id))
+            .to_owned();
+        let row = self.database.connection().query_one(&query).await?;
+        let time: Option<Timestamp> = row
+            .map(|row| row.try_get_by_index(0))
+            .transpose()?
+            .flatten();
+        Ok(time.map(|Timestamp(time)| time))
+    }
+
     /// A location is in use unless the database says that it is not.
     async fn is_active(&self, location_id: i64) -> Result<bool, DbErr> {
         if !self.schema.has_active {
@@ -350,88 +392,6 @@ impl Repository {
             }),
         )
     }
-
-    async fn read_list(&self, filter: Filter) -> Result<Vec<TransferSummary>, DbErr> {
-        use data_transfer::{Column, Entity};
-        use data_transfer_package::{Column as PackageColumn, Entity as Packages};
-        let mut query = with_endpoints();
-        query
-            .join(
-                JoinType::LeftJoin,
-                Packages,
-                Expr::col((Packages, PackageColumn::Id))
-                    .equals((Entity, Column::DataTransferPackageId)),
-            )
-            .expr_as(
-                Expr::col((Entity, Column::Status)).cast_as("text"),
-                "status",
-            )
-            .expr_as(
-                Expr::col((Entity, Column::RetryCount)).cast_as("bigint"),
-                "retry_count",
-            )
-            .expr_as(
-                Expr::col((Entity, Column::FailureErrorMessage)),
-                "failure_error_message",
-            )
-            .expr_as(Expr::col((Packages, PackageColumn::FileName)), "file_name")
-            .expr_as(
-                Expr::col((Packages, PackageColumn::Size)).cast_as("bigint"),
-                "size_bytes",
-            )
-            .order_by((Entity, Column::Id), Order::Desc);
-        if let Some(status) = filter.status {
-            query.and_where(self.status_is(&[status]));
-        }
-        if let Some(limit) = filter.limit {
-            query.limit(limit);
-        }
-        let db = self.database.connection();
-        let rows = db.query_all(&query).await?;
-        // Few: one for each copy that runs.
-        let leases = transfer_worker_lease::Entity::find().all(db).await?;
-        let delays = transfer_worker_delay::Entity::find()
-            .filter(transfer_worker_delay::Column::NotBefore.gt(database::now(db).await?))
-            .all(db)
-            .await?;
-        rows.iter()
-            .map(|row| summary(row, &leases, &delays))
-            .collect()
-    }
-}
-
-fn summary(
-    row: &QueryResult,
-    leases: &[transfer_worker_lease::Model],
-    delays: &[transfer_worker_delay::Model],
-) -> Result<TransferSummary, DbErr> {
-    let id = row.try_get("", ID)?;
-    let (origin, destination) = endpoints(row)?;
-    let retry_count: Option<i64> = row.try_get("", "retry_count")?;
-    let status: Label<Status> = row.try_get("", "status")?;
-    let retry_count = retry_count
-        .and_then(|count| u32::try_from(count).ok())
-        .unwrap_or(0);
-    let waits = |delay: &&transfer_worker_delay::Model| {
-        status.means(Status::Pending)
-            && delay.data_transfer_id == id
-            && delay.retry_count == i64::from(retry_count)
-    };
-    Ok(TransferSummary {
-        id,
-        not_before: delays.iter().find(waits).map(|delay| delay.not_before),
-        retry_count,
-        status,
-        origin,
-        destination,
-        file_name: row.try_get("", "file_name")?,
-        size_bytes: row.try_get("", "size_bytes")?,
-        failure_error_message: row.try_get("", "failure_error_message")?,
-        lease: leases
-            .iter()
-            .find(|lease| lease.data_transfer_id == id)
-            .map(LeaseInfo::from),
-    })
 }
 
 /// The route that fits two locations best: one that names both, then one that names either, then
@@ -453,6 +413,18 @@ fn best_route(
                 && fits(route.destination_location_id, destination_id)
         })
         .min_by_key(|route| (std::cmp::Reverse(names(route)), route.id))
+}
+
+impl From<transfer_worker_action::Model> for ActionRecord {
+    fn from(row: transfer_worker_action::Model) -> Self {
+        Self {
+            acted_at: row.acted_at,
+            action: row.action,
+            operator: row.operator,
+            reason: row.reason,
+            previous_status: row.previous_status,
+        }
+    }
 }
 
 impl From<transfer_worker_attempt::Model> for AttemptRecord {

@@ -569,14 +569,11 @@ const DESTINATION: [&str; 4] = [
     "destination_site_name",
 ];
 
-/// Transfers with the names of both ends. Rows that lead nowhere are not left out: they would
-/// wait for ever without anybody knowing.
-pub(super) fn with_endpoints() -> SelectStatement {
+/// Adds the id and the names of both ends to a query of transfers. Rows that lead nowhere are not
+/// left out: they would wait for ever without anybody knowing.
+pub(super) fn with_endpoints(query: &mut SelectStatement) -> &mut SelectStatement {
     use data_transfer::{Column, Entity};
-    let mut query = Query::select();
-    query
-        .from(Entity)
-        .expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
+    query.expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
     for ([location, site, location_name, site_name], key) in [
         (ORIGIN, Column::OriginLocationId),
         (DESTINATION, Column::DestinationLocationId),

@@ -6,6 +6,7 @@
 //! needs no lock of its own whoever else writes.
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -52,6 +53,8 @@ const SQLITE_TIME: &str = "%Y-%m-%d %H:%M:%S%.6f";
 pub struct Database {
     connection: DatabaseConnection,
     server: Option<PgConnectOptions>,
+    /// SQLite's.
+    file: Option<PathBuf>,
     place: String,
     tasks: Table,
     groups: Table,
@@ -107,13 +110,13 @@ impl Database {
         let address = Address::parse(url)?;
         let place = address.place();
         let create_tables = options.database.create_tables;
-        let (connection, server) = match address {
+        let (connection, server, file) = match address {
             Address::Postgres(server) => {
                 let pool = PgPoolOptions::new()
                     .max_connections(CONNECTIONS)
                     .acquire_timeout(ACQUIRE)
                     .connect_lazy_with((*server).clone());
-                (pool.into(), Some(*server))
+                (pool.into(), Some(*server), None)
             }
             Address::Sqlite(path) => {
                 let file = SqliteConnectOptions::new()
@@ -126,12 +129,13 @@ impl Database {
                     .max_connections(1)
                     .acquire_timeout(ACQUIRE)
                     .connect_lazy_with(file);
-                (pool.into(), None)
+                (pool.into(), None, Some(path.into()))
             }
         };
         Ok(Self {
             connection,
             server,
+            file,
             tasks: Table::new(
                 &options.database.tasks,
                 "celery_taskmeta",
@@ -212,11 +216,7 @@ impl Database {
                 .await?;
         }
         if columns.is_empty() {
-            return Err(DbErr::RecordNotFound(format!(
-                "there is no table {}; Celery makes it, and so does \
-                 celery.database_create_tables_at_setup = true",
-                self.tasks.quoted()
-            )));
+            return Err(self.missing_table());
         }
         let layout = Arc::new(Layout {
             columns,
@@ -224,6 +224,14 @@ impl Database {
         });
         *self.known_layout() = Some(layout.clone());
         Ok(layout)
+    }
+
+    fn missing_table(&self) -> DbErr {
+        DbErr::RecordNotFound(format!(
+            "there is no table {}; Celery makes it, and so does \
+             celery.database_create_tables_at_setup = true",
+            self.tasks.quoted()
+        ))
     }
 
     /// The columns of a table; none if there is no such table.
@@ -479,6 +487,29 @@ impl Database {
 
 #[async_trait]
 impl ResultBackend for Database {
+    async fn probe(&self) -> Result<String, ResultError> {
+        let place = &self.place;
+        let to_come = format!("{place}: the tables will be made with the first result");
+        // To connect would make it.
+        if self.create_tables && self.file.as_ref().is_some_and(|file| !file.exists()) {
+            return Ok(to_come);
+        }
+        let looking = timeout(WITHIN, self.columns(&self.tasks));
+        let columns = match looking.await {
+            Ok(Ok(columns)) => columns,
+            Ok(Err(error)) => return Err(self.explained(error).await),
+            Err(_) => return Err(ResultError::unreachable(place, "no answer in time")),
+        };
+        match (columns.is_empty(), self.create_tables) {
+            (false, _) => Ok(format!(
+                "{place}: the table {} is there",
+                self.tasks.quoted()
+            )),
+            (true, true) => Ok(to_come),
+            (true, false) => Err(ResultError::refused(place, self.missing_table())),
+        }
+    }
+
     fn chords(&self) -> ChordSupport {
         ChordSupport::Polled
     }
@@ -488,7 +519,8 @@ impl ResultBackend for Database {
         if !is_id(&meta.task_id) {
             tracing::warn!(
                 task_id = meta.task_id,
-                "a task id of more than {NAME} characters, or with a NUL, does not fit into the table of results; the result is dropped"
+                limit_chars = NAME,
+                "a task id that is too long, or has a NUL, does not fit into the table of results; the result is dropped"
             );
             return Ok(());
         }

@@ -48,6 +48,10 @@ pub trait ResultBackend: Send + Sync {
         Ok(0)
     }
 
+    /// Tries whether results can be stored, with a key of our own that is gone afterwards, or by
+    /// looking at the tables. In words, what was found.
+    async fn probe(&self) -> Result<String, ResultError>;
+
     /// How chords are done.
     fn chords(&self) -> ChordSupport {
         ChordSupport::None
@@ -143,6 +147,10 @@ pub struct Disabled;
 impl ResultBackend for Disabled {
     async fn store(&self, _meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         Ok(())
+    }
+
+    async fn probe(&self) -> Result<String, ResultError> {
+        Ok("results are not stored".into())
     }
 }
 

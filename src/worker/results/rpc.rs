@@ -70,4 +70,8 @@ impl ResultBackend for Rpc {
         };
         Ok(self.transport.publish(&publication, WITHIN).await?)
     }
+
+    async fn probe(&self) -> Result<String, ResultError> {
+        Ok("results go back to the callers through the broker".into())
+    }
 }

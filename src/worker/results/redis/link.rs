@@ -42,6 +42,11 @@ impl Link {
         })
     }
 
+    /// Where Redis is, without password.
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
     /// Does something with the connection.
     ///
     /// # Errors

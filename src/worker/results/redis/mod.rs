@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 use async_trait::async_trait;
 use redis::{AsyncCommands as _, Script};
 use serde_json::Value;
+use uuid::Uuid;
 
 use self::address::Address;
 pub(super) use self::link::Link;
@@ -46,6 +47,9 @@ return false
 "#,
     )
 });
+
+/// How long a probe's key stays where the probe could not delete it.
+const PROBE_SECONDS: u64 = 60;
 
 /// Stores results in Redis.
 pub struct Redis {
@@ -130,6 +134,27 @@ impl ResultBackend for Redis {
                 return Ok(());
             }
             known = stored;
+        }
+    }
+
+    async fn probe(&self) -> Result<String, ResultError> {
+        let key = format!("{}ccat-transfer-probe-{}", self.prefix, Uuid::new_v4());
+        let read: Option<String> = self
+            .link
+            .with(async |connection| {
+                let _: () = connection.set_ex(&key, "1", PROBE_SECONDS).await?;
+                let read = connection.get(&key).await?;
+                let _: () = connection.del(&key).await?;
+                Ok(read)
+            })
+            .await?;
+        let place = self.link.place();
+        match read {
+            Some(_) => Ok(format!("{place}: a key was written, read and deleted")),
+            None => Err(ResultError::refused(
+                place,
+                "a key was written, and was gone when it was read",
+            )),
         }
     }
 

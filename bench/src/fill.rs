@@ -1,0 +1,46 @@
+//! Fills a queue.
+
+use clap::Args;
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use lapin::options::BasicPublishOptions;
+use serde_json::json;
+
+use crate::{Outcome, broker};
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[arg(long)]
+    queue: String,
+    /// Where results are to go.
+    #[arg(long)]
+    reply_to: String,
+    #[arg(long)]
+    count: usize,
+    #[arg(long, default_value = "tasks.add")]
+    task: String,
+}
+
+/// # Errors
+/// What the broker says.
+pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
+    let connection = broker::connect(url).await?;
+    let channel = broker::confirming(&connection).await?;
+    broker::declare_tasks(&channel, &arguments.queue).await?;
+    broker::declare_replies(&channel, &arguments.reply_to).await?;
+    stream::iter(0..arguments.count)
+        .map(Ok)
+        .try_for_each_concurrent(500, |_| async {
+            let (body, properties, _) = broker::task(&arguments.task, &arguments.reply_to);
+            let queue = arguments.queue.as_str();
+            let options = BasicPublishOptions::default();
+            channel
+                .basic_publish(queue.into(), queue.into(), options, &body, properties)
+                .await?
+                .await?;
+            Outcome::Ok(())
+        })
+        .await?;
+    println!("{}", json!({"filled": arguments.count}));
+    connection.close(200, "done".into()).await?;
+    Ok(())
+}

@@ -1,0 +1,120 @@
+//! From publish to result, at a steady rate.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, BasicPublishOptions};
+use lapin::types::FieldTable;
+use serde_json::json;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use crate::{Outcome, broker};
+
+/// Results of the first second are warm-up.
+const WARM: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[arg(long)]
+    queue: String,
+    #[arg(long)]
+    reply_to: String,
+    /// Tasks per second.
+    #[arg(long, default_value_t = 100)]
+    rate: u32,
+    /// How long, without the warm-up.
+    #[arg(long, default_value_t = 10)]
+    seconds: u32,
+    #[arg(long, default_value = "tasks.add")]
+    task: String,
+}
+
+/// # Errors
+/// That a result does not come, and what the broker says.
+pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
+    let connection = broker::connect(url).await?;
+    let channel = broker::confirming(&connection).await?;
+    broker::declare_tasks(&channel, &arguments.queue).await?;
+    broker::declare_replies(&channel, &arguments.reply_to).await?;
+    let mut results = channel
+        .basic_consume(
+            arguments.reply_to.as_str().into(),
+            "".into(),
+            BasicConsumeOptions {
+                no_ack: true,
+                ..BasicConsumeOptions::default()
+            },
+            FieldTable::default(),
+        )
+        .await?;
+    let sent = Arc::new(Mutex::new(HashMap::new()));
+    let count = (arguments.seconds + WARM.as_secs() as u32) * arguments.rate;
+    let began = Instant::now();
+    let sending = {
+        let (sent, channel) = (sent.clone(), channel.clone());
+        let (queue, reply_to, task) = (
+            arguments.queue.clone(),
+            arguments.reply_to.clone(),
+            arguments.task.clone(),
+        );
+        let mut ticks = interval(Duration::from_secs(1) / arguments.rate);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        tokio::spawn(async move {
+            for _ in 0..count {
+                ticks.tick().await;
+                let (body, properties, id) = broker::task(&task, &reply_to);
+                sent.lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .insert(id, Instant::now());
+                let options = BasicPublishOptions::default();
+                // Its confirmation is not part of what is measured.
+                channel
+                    .basic_publish(
+                        queue.as_str().into(),
+                        queue.as_str().into(),
+                        options,
+                        &body,
+                        properties,
+                    )
+                    .await?;
+            }
+            Outcome::Ok(())
+        })
+    };
+    let mut taken = Vec::new();
+    for _ in 0..count {
+        let result = timeout(Duration::from_secs(20), results.next())
+            .await
+            .map_err(|_| "a result does not come")?
+            .ok_or("the results ended")??;
+        let now = Instant::now();
+        let id = result
+            .properties
+            .correlation_id()
+            .clone()
+            .unwrap_or_default();
+        let at = sent
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(id.as_str())
+            .ok_or("a result that nobody asked for")?;
+        if at - began >= WARM {
+            taken.push((now - at).as_secs_f64() * 1e3);
+        }
+    }
+    sending.await??;
+    taken.sort_by(f64::total_cmp);
+    let quantile = |share: f64| {
+        let index = ((taken.len() as f64 * share).ceil() as usize).clamp(1, taken.len());
+        taken[index - 1]
+    };
+    println!(
+        "{}",
+        json!({"tasks": taken.len(), "median_ms": quantile(0.5), "p99_ms": quantile(0.99), "max_ms": quantile(1.0)})
+    );
+    connection.close(200, "done".into()).await?;
+    Ok(())
+}

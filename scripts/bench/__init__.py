@@ -1,0 +1,1 @@
+"""The comparisons of scripts/bench.sh."""

@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+#
+# Makes docs/images/doctor.svg: `ccat-transfer doctor` on a set-up in which some things are broken, as it
+# looks on a terminal. A real run, against private servers; see scripts/lib/services.sh.
+#
+#   CCAT_TRANSFER_BIN=… BBCP_DOUBLE=…   programs that are built already
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/services.sh
+. scripts/lib/services.sh
+
+run_begin
+install_missing
+make_python
+if [[ -z ${CCAT_TRANSFER_BIN:-} || -z ${BBCP_DOUBLE:-} ]]; then
+  # shellcheck disable=SC2086 # test.sh's features are words
+  run cargo build --locked --workspace --bins ${CCAT_FEATURES:-}
+  CCAT_TRANSFER_BIN=$(target_dir)/debug/ccat-transfer BBCP_DOUBLE=$(target_dir)/debug/bbcp
+fi
+start_services rabbitmq sshd
+
+# Short names, since they stand in the picture.
+DIR=$RUN_DIR/site
+mkdir -p "$DIR/fyst" "$DIR/archive"
+cd "$DIR"
+cat >topology.toml <<END
+[[sites]]
+name = "CCAT observatory"
+short_name = "ccat"
+[[sites.locations]]
+name = "telescope"
+type = "source"
+storage = "disk"
+path = "$DIR/fyst"
+
+[[sites]]
+name = "University of Cologne"
+short_name = "cologne"
+[[sites.locations]]
+name = "buffer"
+type = "buffer"
+storage = "disk"
+host = "127.0.0.1"
+path = "$DIR/archive"
+
+[[routes]]
+origin = "ccat"
+destination = "cologne"
+method = "bbcp"
+type = "direct"
+END
+# Broken: nobody listens where Redis should be, bbcp is missing at the other end, and there is too little room.
+free_port
+cat >config.toml <<END
+[celery]
+broker_url = "$TEST_AMQP_URL"
+result_backend = "redis://127.0.0.1:$PORT/0"
+[ops_db]
+database_sqlite_database = "$DIR/ops.sqlite"
+[transfer]
+log_dir = "logs"
+free_space_margin = 5000000000000
+[bbcp]
+program = "$BBCP_DOUBLE"
+remote_program = "/opt/bbcp/bin/bbcp"
+[ssh]
+port = $TEST_SSHD_PORT
+user = "$TEST_SSH_USER"
+identity_file = "$TEST_SSH_IDENTITY"
+known_hosts_file = "$TEST_SSH_KNOWN_HOSTS"
+END
+"$CCAT_TRANSFER_BIN" --config config.toml db migrate >/dev/null
+"$CCAT_TRANSFER_BIN" --config config.toml db seed topology.toml >/dev/null
+# Somebody has declared a queue in another way.
+"$TEST_PYTHON" - "$TEST_AMQP_URL" <<'END'
+import sys
+
+import kombu
+
+with kombu.Connection(sys.argv[1]) as connection, connection.channel() as channel:
+    channel.queue_declare("ccat_telescope_data_transfer", durable=True, auto_delete=False, arguments={"x-max-priority": 10})
+END
+"$TEST_PYTHON" "$REPO/scripts/lib/terminal_svg.py" "$REPO/docs/images/doctor.svg" \
+  "$DIR=/data" "$(dirname "$BBCP_DOUBLE")=/usr/local/bin" -- "$CCAT_TRANSFER_BIN" --config config.toml doctor
+note "docs/images/doctor.svg is made"

@@ -1,0 +1,316 @@
+//! `transfers retry`, `cancel` and `fail`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::process::ExitCode;
+
+use clap::Args;
+use entity::Action;
+use serde::Serialize;
+
+use super::super::operator::{operator, sound};
+use super::super::{CliError, Context, NOT_FOUND, REFUSED, output};
+use super::list;
+use super::selection::Filters;
+use crate::transfer::repository::{
+    Filter, Instruction, Listing, Repository, Sort, TransferSummary, Verdict,
+};
+
+/// So many of those that were chosen are shown before the question.
+const SHOWN_BEFORE_ASKING: usize = 20;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Retry {
+    #[command(flatten)]
+    which: Which,
+
+    /// Why; kept with your name.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+
+    /// Also transfers that are IN_PROGRESS without a lease, when no Python worker is at them.
+    #[arg(long)]
+    untracked: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Cancel {
+    #[command(flatten)]
+    which: Which,
+
+    /// Why; kept with your name, and written to the row.
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Fail {
+    #[command(flatten)]
+    which: Which,
+
+    /// Why; kept with your name, and written to the row.
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+
+    /// Also transfers that are IN_PROGRESS without a lease, when no Python worker is at them.
+    #[arg(long)]
+    untracked: bool,
+}
+
+/// Which transfers, and how it is made sure that they are meant.
+#[derive(Debug, Args)]
+struct Which {
+    /// Ids of the transfers; or else filters.
+    ids: Vec<i64>,
+
+    #[command(flatten)]
+    filters: Filters,
+
+    /// So many at most of those that the filters choose, the lowest ids.
+    #[arg(long)]
+    limit: Option<u64>,
+
+    /// Say what would happen, and do nothing.
+    #[arg(long)]
+    dry_run: bool,
+
+    /// Do not ask, even though the transfers were chosen by filters.
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// What is to be done.
+pub(super) struct Order {
+    which: Which,
+    action: Action,
+    reason: Option<String>,
+    untracked: bool,
+}
+
+impl From<Retry> for Order {
+    fn from(retry: Retry) -> Self {
+        Self {
+            which: retry.which,
+            action: Action::Retry,
+            reason: retry.reason,
+            untracked: retry.untracked,
+        }
+    }
+}
+
+impl From<Cancel> for Order {
+    fn from(cancel: Cancel) -> Self {
+        Self {
+            which: cancel.which,
+            action: Action::Cancel,
+            reason: cancel.reason,
+            untracked: false,
+        }
+    }
+}
+
+impl From<Fail> for Order {
+    fn from(fail: Fail) -> Self {
+        Self {
+            which: fail.which,
+            action: Action::Fail,
+            reason: Some(fail.reason),
+            untracked: fail.untracked,
+        }
+    }
+}
+
+/// What came of one transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    Done,
+    /// With --dry-run.
+    WouldBeDone,
+    Unchanged,
+    Refused,
+    Unknown,
+}
+
+/// What is told about one transfer.
+#[derive(Debug, Serialize)]
+struct Answer {
+    id: i64,
+    outcome: Outcome,
+    from: Option<String>,
+    to: Option<String>,
+    message: String,
+}
+
+pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, CliError> {
+    let Order {
+        which,
+        action,
+        reason,
+        untracked,
+    } = order;
+    let by_filter = !which.filters.is_empty();
+    if which.ids.is_empty() != by_filter || (which.limit.is_some() && !by_filter) {
+        return Err(CliError::Usage(
+            "name the transfers, or choose them with filters (and --limit): one of both".into(),
+        ));
+    }
+    let instruction = Instruction {
+        action,
+        operator: operator(),
+        reason: reason.as_deref().map(sound).transpose()?,
+        only: which.filters.statuses(),
+        untracked,
+    };
+    let repository = context.repository().await?;
+    let ids = if by_filter {
+        let chosen = choose(&repository, &which).await?;
+        if !which.dry_run && !which.yes && !chosen.is_empty() {
+            confirm(&repository, action, &chosen).await?;
+        }
+        chosen.iter().map(|transfer| transfer.id).collect()
+    } else {
+        which.ids
+    };
+    let mut answers = Vec::new();
+    let mut failure = None;
+    for id in ids {
+        let verdict = if which.dry_run {
+            repository.consider(id, &instruction).await
+        } else {
+            repository.instruct(id, &instruction).await
+        };
+        match verdict {
+            Ok(verdict) => {
+                let answer = answer(id, &instruction, verdict, which.dry_run);
+                if !context.json {
+                    output::put(&format!("{id}  {}\n", answer.message))?;
+                }
+                answers.push(answer);
+            }
+            // The others may well have been changed already, and that must be told.
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        }
+    }
+    if context.json {
+        output::json(&answers)?;
+    } else if answers.is_empty() && failure.is_none() {
+        eprintln!("no transfer was chosen");
+    }
+    if let Some(error) = failure {
+        return Err(error.into());
+    }
+    Ok(code(&answers))
+}
+
+/// An id that nobody has is a mistake in the command, so it counts before a refusal.
+fn code(answers: &[Answer]) -> ExitCode {
+    let any = |outcome| answers.iter().any(|answer| answer.outcome == outcome);
+    if any(Outcome::Unknown) {
+        NOT_FOUND.into()
+    } else if any(Outcome::Refused) {
+        REFUSED.into()
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+async fn choose(repository: &Repository, which: &Which) -> Result<Vec<TransferSummary>, CliError> {
+    let listing = Listing {
+        filter: Filter::from(&which.filters),
+        sort: Sort::Id,
+        is_reversed: true,
+        limit: which.limit,
+    };
+    Ok(repository.list(&listing).await?)
+}
+
+/// Asks whether it is meant.
+async fn confirm(
+    repository: &Repository,
+    action: Action,
+    chosen: &[TransferSummary],
+) -> Result<(), CliError> {
+    let what = format!("{} {} transfer(s)", action.as_str(), chosen.len());
+    if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+        return Err(CliError::Refused(format!(
+            "{what}, chosen by filters: nobody is here to be asked; look with --dry-run, then add --yes"
+        )));
+    }
+    let now = repository.database().now().await?;
+    let shown = chosen.get(..SHOWN_BEFORE_ASKING).unwrap_or(chosen);
+    eprint!("{}", list::table(shown, now));
+    if chosen.len() > shown.len() {
+        eprintln!("… and {} more", chosen.len() - shown.len());
+    }
+    eprint!("{what}? [y/N] ");
+    // Nothing can be done about a terminal that takes no question; the answer tells.
+    let _ = std::io::stderr().flush();
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).map(|_| line)
+    });
+    let line = match read.await {
+        Ok(Ok(line)) => line,
+        Ok(Err(error)) => return Err(CliError::Failed(format!("no answer: {error}"))),
+        Err(error) => return Err(CliError::Failed(format!("no answer: {error}"))),
+    };
+    if matches!(line.trim(), "y" | "Y" | "yes") {
+        Ok(())
+    } else {
+        Err(CliError::Refused(
+            "not confirmed; nothing was changed".into(),
+        ))
+    }
+}
+
+fn answer(id: i64, instruction: &Instruction, verdict: Verdict, dry_run: bool) -> Answer {
+    let (outcome, from, to, message) = match verdict {
+        Verdict::Unknown => (
+            Outcome::Unknown,
+            None,
+            None,
+            "unknown: there is no such transfer".into(),
+        ),
+        Verdict::Unchanged => (
+            Outcome::Unchanged,
+            None,
+            None,
+            "unchanged: it is due already, and the manager's next pass sends it".into(),
+        ),
+        Verdict::Refused(refusal) => (Outcome::Refused, None, None, format!("refused: {refusal}")),
+        Verdict::Changed(change) => {
+            let (done, would) = (Outcome::Done, Outcome::WouldBeDone);
+            let mut message = format!("{} → {}", change.from, change.to);
+            match (&change.stopped, instruction.action) {
+                (Some(lease), Action::Cancel) => {
+                    message.push_str(&format!(", and {} stops the copy", lease.owner));
+                }
+                (_, Action::Retry) => {
+                    message.push_str(", due now: the manager's next pass sends it")
+                }
+                _ => {}
+            }
+            if dry_run {
+                message.insert_str(0, "would be ");
+            }
+            let from = change.from.to_string();
+            let to = change.to.to_string();
+            (
+                if dry_run { would } else { done },
+                Some(from),
+                Some(to),
+                message,
+            )
+        }
+    };
+    Answer {
+        id,
+        outcome,
+        from,
+        to,
+        message: output::clean(&message).into_owned(),
+    }
+}

@@ -1,0 +1,194 @@
+//! `transfers log`: bbcp's output of an attempt.
+//!
+//! The log is a file on the host of the worker that made the attempt. Its name is the lease's, so a
+//! file that is here under this name is the right one, whoever wrote it (a shared file system).
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+use tokio::fs::File;
+use tokio::io::AsyncReadExt as _;
+use tokio::time::sleep;
+
+use super::super::node::host;
+use super::super::signals::Signals;
+use super::super::{CliError, Context, output};
+use crate::transfer::repository::{AttemptRecord, Repository};
+
+/// How often a log that is followed is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Log {
+    /// Id of the transfer.
+    id: i64,
+
+    /// Number of the attempt; without it the last one.
+    #[arg(long, value_name = "N")]
+    attempt: Option<i32>,
+
+    /// Go on until the attempt ends.
+    #[arg(long)]
+    follow: bool,
+}
+
+pub(super) async fn run(context: &Context, log: &Log) -> Result<ExitCode, CliError> {
+    let mut signals = Signals::listen()?;
+    let printing = print(context, log);
+    tokio::select! {
+        printed = printing => printed.map(|()| ExitCode::SUCCESS),
+        code = signals.ending() => Ok(code),
+    }
+}
+
+async fn print(context: &Context, log: &Log) -> Result<(), CliError> {
+    let repository = context.repository().await?;
+    let attempt = find(&repository, log).await?;
+    let Some(path) = &attempt.log_path else {
+        return Err(CliError::NotFound(no_log(log.id, &attempt)));
+    };
+    let mut file = match File::open(path).await {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Err(CliError::NotFound(elsewhere(path, &attempt)));
+        }
+        Err(error) => return Err(CliError::Failed(format!("cannot read {path}: {error}"))),
+    };
+    let mut printer = Printer::new(context.json, attempt.attempt);
+    loop {
+        // Asked before reading: what is written until then will be read.
+        let is_over = !log.follow || find(&repository, log).await?.outcome.is_some();
+        copy(&mut file, path, &mut printer).await?;
+        if is_over {
+            return printer.end();
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Prints what the file has from where it was read to.
+async fn copy(file: &mut File, path: &str, printer: &mut Printer) -> Result<(), CliError> {
+    let mut chunk = vec![0; 64 << 10];
+    loop {
+        let count = file
+            .read(&mut chunk)
+            .await
+            .map_err(|error| CliError::Failed(format!("cannot read {path}: {error}")))?;
+        match chunk.get(..count) {
+            None | Some([]) => return Ok(()),
+            Some(bytes) => printer.put(bytes)?,
+        }
+    }
+}
+
+/// The attempt that was asked for.
+async fn find(repository: &Repository, log: &Log) -> Result<AttemptRecord, CliError> {
+    let detail = repository.show(log.id).await?;
+    let mut attempts = detail.ok_or_else(|| super::unknown(log.id))?.attempts;
+    let Some(number) = log.attempt else {
+        return attempts.pop().ok_or_else(|| {
+            CliError::NotFound(format!("transfer {} has not been tried yet", log.id))
+        });
+    };
+    let last = attempts.last().map_or(0, |attempt| attempt.attempt);
+    attempts
+        .into_iter()
+        .find(|attempt| attempt.attempt == number)
+        .ok_or_else(|| {
+            CliError::NotFound(format!(
+                "transfer {} has no attempt {number}; its attempts are 1 to {last}",
+                log.id
+            ))
+        })
+}
+
+fn no_log(id: i64, attempt: &AttemptRecord) -> String {
+    let number = attempt.attempt;
+    let why = attempt
+        .message
+        .as_deref()
+        .map_or_else(String::new, |message| {
+            format!(": {}", output::clean(message))
+        });
+    format!(
+        "attempt {number} of transfer {id} has no log, as bbcp was not started{why}; \
+         --attempt N prints the log of another one"
+    )
+}
+
+fn elsewhere(path: &str, attempt: &AttemptRecord) -> String {
+    let here = host();
+    let worker = output::clean(&attempt.worker);
+    let of_here = worker
+        .rsplit_once('@')
+        .is_some_and(|(_, host)| host == here);
+    let path = output::clean(path);
+    if of_here {
+        format!("the log {path} of {worker} is not there any more: somebody has removed it")
+    } else {
+        format!(
+            "the log is not on this host, {here}: {worker} wrote it where it ran; read {path} there, \
+             or it was removed since"
+        )
+    }
+}
+
+/// Prints a log, in pieces as they come.
+struct Printer {
+    json: bool,
+    attempt: i32,
+    is_terminal: bool,
+    line: Vec<u8>,
+}
+
+impl Printer {
+    fn new(json: bool, attempt: i32) -> Self {
+        Self {
+            json,
+            attempt,
+            is_terminal: std::io::stdout().is_terminal(),
+            line: Vec::new(),
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<(), CliError> {
+        if self.json {
+            for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
+                self.line.extend_from_slice(piece);
+                if piece.ends_with(b"\n") {
+                    self.put_line()?;
+                }
+            }
+            return Ok(());
+        }
+        if !self.is_terminal {
+            return output::put_bytes(bytes);
+        }
+        // The other end wrote some of it, and a terminal obeys what it reads.
+        let harmless = |byte: &u8| match byte {
+            b'\n' | b'\t' => *byte,
+            0..=0x1f | 0x7f => b' ',
+            _ => *byte,
+        };
+        output::put_bytes(&bytes.iter().map(harmless).collect::<Vec<_>>())
+    }
+
+    fn put_line(&mut self) -> Result<(), CliError> {
+        let text = String::from_utf8_lossy(&self.line);
+        let line = json!({ "attempt": self.attempt, "line": text.trim_end_matches(['\r', '\n']) });
+        output::json_line(&line)?;
+        self.line.clear();
+        Ok(())
+    }
+
+    fn end(&mut self) -> Result<(), CliError> {
+        if self.line.is_empty() {
+            Ok(())
+        } else {
+            self.put_line()
+        }
+    }
+}

@@ -1,0 +1,407 @@
+//! Why a transfer is where it is, and what comes next: what `transfers show` says after the facts.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use entity::{Outcome, Status};
+use serde::Serialize;
+
+use super::super::output;
+use crate::settings::QueueLocation;
+use crate::transfer::failures;
+use crate::transfer::lease::Owner;
+use crate::transfer::repository::{Location, TransferDetail};
+use crate::transfer::routing::queue_name;
+
+/// What the settings say about a transfer's way.
+#[derive(Debug)]
+pub(super) struct Way<'a> {
+    pub(super) queue_location: QueueLocation,
+    pub(super) queue_prefix: &'a str,
+    /// Pause between a manager's passes.
+    pub(super) sleep_time: Duration,
+}
+
+/// See the module.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Outlook {
+    /// What it waits for, or why it ended.
+    pub(super) why: String,
+    /// What a person can do, if anything has to be done.
+    pub(super) next: Vec<String>,
+}
+
+impl Outlook {
+    pub(super) fn of(
+        detail: &TransferDetail,
+        way: &Way<'_>,
+        observer: &Owner,
+        now: DateTime<Utc>,
+    ) -> Self {
+        match detail.transfer.status.known() {
+            Some(Status::Pending) => pending(detail, way, now),
+            Some(Status::Scheduled) => scheduled(detail, way),
+            Some(Status::InProgress) => in_progress(detail, observer, now),
+            Some(Status::Completed) => completed(detail),
+            Some(Status::Failed) => failed(detail),
+            None => Self {
+                why: format!(
+                    "`{}` is a status that this program does not know, so nothing here touches the transfer",
+                    output::clean(detail.transfer.status.as_str())
+                ),
+                next: vec!["a newer ccat-transfer may know it".into()],
+            },
+        }
+    }
+}
+
+fn pending(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outlook {
+    let id = detail.transfer.id;
+    if let Some(missing) = missing(detail) {
+        return Outlook {
+            why: format!("it leads nowhere: its row refers to {missing} that is not there"),
+            next: vec![
+                "correct the row in the ops-db".into(),
+                format!("or give it up: `ccat-transfer transfers fail {id} --reason TEXT`"),
+            ],
+        };
+    }
+    let Some(time) = detail.not_before else {
+        let sleep = humantime::format_duration(way.sleep_time);
+        return Outlook {
+            why: format!("due: a manager's next pass sends it, one every {sleep}"),
+            next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
+        };
+    };
+    let code = detail.waits_for.as_deref().unwrap_or("a failure");
+    let mut why = format!(
+        "waits until {}, in {}, after {}",
+        output::second(time),
+        output::age(time - now),
+        output::clean(code)
+    );
+    if let Some(rival) = &detail.rival {
+        why.push_str(&format!(
+            "; transfer {} is copied to the same path by {}",
+            rival.data_transfer_id,
+            output::clean(&rival.owner.node)
+        ));
+    }
+    let mut next: Vec<String> = failures::remedy(code).map(Into::into).into_iter().collect();
+    next.push(format!(
+        "to have it tried now: `ccat-transfer transfers retry {id}`"
+    ));
+    Outlook { why, next }
+}
+
+fn scheduled(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
+    let id = detail.transfer.id;
+    let end = match way.queue_location {
+        QueueLocation::Origin => detail.transfer.origin.as_ref(),
+        QueueLocation::Destination => detail.transfer.destination.as_ref(),
+    };
+    let queue = end.and_then(|location: &Location| {
+        let site = location.site.as_ref()?;
+        Some(queue_name(
+            way.queue_prefix,
+            &site.short_name,
+            &location.name,
+        ))
+    });
+    let queue = queue.map_or_else(
+        || "a queue".into(),
+        |queue| output::clean(&queue).into_owned(),
+    );
+    let mut why = format!("a message for it is in {queue}, until a worker takes it");
+    if let Some(time) = latest(detail) {
+        why.push_str(&format!(
+            "; nothing happened since {}",
+            output::second(time)
+        ));
+    }
+    Outlook {
+        why,
+        next: vec![
+            format!("if no worker listens: `ccat-transfer worker -Q {queue}`"),
+            format!(
+                "if the message is lost: `ccat-transfer transfers retry {id}` has another sent; two do no harm"
+            ),
+        ],
+    }
+}
+
+fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) -> Outlook {
+    let id = detail.transfer.id;
+    let Some(lease) = &detail.lease else {
+        return Outlook {
+            why: "it has no lease, so it is no worker of this program that is at it".into(),
+            next: vec![
+                "see whether a Python worker is".into(),
+                format!("if none is: `ccat-transfer transfers retry {id} --untracked`"),
+            ],
+        };
+    };
+    let holder = output::clean(&lease.owner.node).into_owned();
+    if let Some(demise) = lease.demise(now, observer) {
+        return Outlook {
+            why: format!(
+                "{holder} had it, but {demise}; the next pass of a manager makes it PENDING"
+            ),
+            next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
+        };
+    }
+    Outlook {
+        why: format!(
+            "{holder} has it until {}, and renews that while it works",
+            output::second(lease.expires_at)
+        ),
+        next: vec![
+            format!("to see it move: `ccat-transfer transfers watch {id}`"),
+            format!("to stop it: `ccat-transfer transfers cancel {id} --reason TEXT`"),
+        ],
+    }
+}
+
+fn completed(detail: &TransferDetail) -> Outlook {
+    let digest = detail
+        .attempts
+        .iter()
+        .rev()
+        .find_map(|attempt| attempt.digest.as_deref());
+    Outlook {
+        why: digest.map_or_else(
+            || "done".into(),
+            |digest| format!("done: both ends have {}", output::clean(digest)),
+        ),
+        next: Vec::new(),
+    }
+}
+
+fn failed(detail: &TransferDetail) -> Outlook {
+    let id = detail.transfer.id;
+    let message = detail.transfer.failure_error_message.as_deref();
+    let why = message.map_or_else(
+        || "given up, and its row does not say why".into(),
+        |message| format!("given up: {}", output::clean(message)),
+    );
+    let last = detail.attempts.last();
+    let code = last
+        .filter(|attempt| attempt.outcome == Some(Outcome::Failed))
+        .and_then(|attempt| attempt.error_code.as_deref());
+    let mut next: Vec<String> = code
+        .and_then(failures::remedy)
+        .map(Into::into)
+        .into_iter()
+        .collect();
+    if last.is_some_and(|attempt| attempt.log_path.is_some()) {
+        next.push(format!("bbcp's output: `ccat-transfer transfers log {id}`"));
+    }
+    next.push(format!(
+        "to have it tried again: `ccat-transfer transfers retry {id}`"
+    ));
+    Outlook { why, next }
+}
+
+/// What the transfer's row refers to in vain.
+fn missing(detail: &TransferDetail) -> Option<&'static str> {
+    let transfer = &detail.transfer;
+    let parts = [
+        ("a package", transfer.package.is_some()),
+        ("an origin", transfer.origin.is_some()),
+        ("a destination", transfer.destination.is_some()),
+    ];
+    parts
+        .into_iter()
+        .find(|(_, is_there)| !is_there)
+        .map(|(part, _)| part)
+}
+
+/// When something was last done about the transfer, as far as anybody noted it.
+fn latest(detail: &TransferDetail) -> Option<DateTime<Utc>> {
+    let attempt = detail.attempts.last();
+    let times = [
+        detail.transfer.created_at,
+        detail.transfer.start_time,
+        attempt.and_then(|attempt| attempt.ended_at),
+        detail.actions.last().map(|action| action.acted_at),
+    ];
+    times.into_iter().flatten().max()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use chrono::TimeDelta;
+    use entity::{Label, LocationType, StorageType};
+    use rstest::rstest;
+
+    use super::*;
+    use crate::transfer::lease::LeaseInfo;
+    use crate::transfer::repository::{AttemptRecord, Package, Site, TransferRecord};
+
+    const WAY: Way<'_> = Way {
+        queue_location: QueueLocation::Destination,
+        queue_prefix: "test.",
+        sleep_time: Duration::from_secs(60),
+    };
+
+    fn location(id: i64, site: &str) -> Location {
+        Location {
+            id,
+            name: "buffer".into(),
+            location_type: Label::Known(LocationType::Buffer),
+            storage_type: Label::Known(StorageType::Disk),
+            priority: None,
+            active: true,
+            site: Some(Site {
+                id,
+                name: site.into(),
+                short_name: site.into(),
+            }),
+            disk: None,
+        }
+    }
+
+    fn detail(status: Status) -> TransferDetail {
+        TransferDetail {
+            transfer: TransferRecord {
+                id: 7,
+                status: Label::Known(status),
+                retry_count: 0,
+                start_time: None,
+                end_time: None,
+                created_at: None,
+                failure_error_message: None,
+                package: Some(Package {
+                    id: 1,
+                    file_name: "a.tar".into(),
+                    relative_path: "a.tar".into(),
+                    size_bytes: None,
+                    checksum: None,
+                }),
+                origin: Some(location(1, "ccat")),
+                destination: Some(location(2, "cologne")),
+                route: None,
+            },
+            lease: None,
+            not_before: None,
+            waits_for: None,
+            rival: None,
+            attempts: Vec::new(),
+            actions: Vec::new(),
+        }
+    }
+
+    fn lease(id: i64, expires_at: DateTime<Utc>) -> LeaseInfo {
+        LeaseInfo {
+            data_transfer_id: id,
+            attempt: 1,
+            task_id: "t".into(),
+            owner: Owner {
+                node: "celery@far".into(),
+                host: "far".into(),
+                pid: 1,
+                pid_scope: String::new(),
+                started: String::new(),
+            },
+            acquired_at: expires_at,
+            renewed_at: expires_at,
+            expires_at,
+            bytes_done: 0,
+            bytes_total: None,
+            rate_bytes_per_s: 0,
+            phase: None,
+            streams: None,
+        }
+    }
+
+    fn said(detail: &TransferDetail, now: DateTime<Utc>) -> String {
+        let Outlook { why, next } = Outlook::of(detail, &WAY, &Owner::current("me"), now);
+        format!("{why} | {}", next.join(" | "))
+    }
+
+    #[rstest]
+    #[case(Status::Pending, "due: a manager's next pass sends it, one every 1m")]
+    #[case(
+        Status::Scheduled,
+        "a message for it is in test.cologne_buffer_data_transfer"
+    )]
+    #[case(Status::InProgress, "transfers retry 7 --untracked")]
+    #[case(Status::Completed, "done |")]
+    #[case(
+        Status::Failed,
+        "its row does not say why | to have it tried again: `ccat-transfer transfers retry 7`"
+    )]
+    fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
+        let said = said(&detail(status), Utc::now());
+        assert!(said.contains(expected), "{said}");
+    }
+
+    #[test]
+    fn a_wait_has_its_end_its_cause_and_its_remedy() {
+        let now = Utc::now();
+        let mut detail = detail(Status::Pending);
+        detail.not_before = Some(now + TimeDelta::minutes(12));
+        detail.waits_for = Some("destination_busy".into());
+        detail.rival = Some(lease(9, now));
+        let said = said(&detail, now);
+        assert!(said.contains("in 12m, after destination_busy; transfer 9 is copied to the same path by celery@far"), "{said}");
+        assert!(said.contains("When that one is done"), "{said}");
+        assert!(said.contains("transfers retry 7"), "{said}");
+    }
+
+    #[test]
+    fn a_lease_is_alive_or_dead() {
+        let now = Utc::now();
+        let mut detail = detail(Status::InProgress);
+        detail.lease = Some(lease(7, now + TimeDelta::minutes(1)));
+        assert!(said(&detail, now).contains("transfers cancel 7"));
+        detail.lease = Some(lease(7, now - TimeDelta::minutes(1)));
+        let said = said(&detail, now);
+        assert!(
+            said.contains("not renewed in time") && said.contains("manager --once"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_row_that_leads_nowhere_is_for_a_person() {
+        let mut detail = detail(Status::Pending);
+        detail.transfer.package = None;
+        let said = said(&detail, Utc::now());
+        assert!(
+            said.contains("a package that is not there") && said.contains("transfers fail 7"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn a_failure_has_the_remedy_of_its_last_attempt_only() {
+        let mut detail = detail(Status::Failed);
+        let attempt = |outcome, error_code: Option<&str>| AttemptRecord {
+            attempt: 1,
+            task_id: "t".into(),
+            worker: "celery@far".into(),
+            started_at: Utc::now(),
+            ended_at: None,
+            outcome: Some(outcome),
+            error_code: error_code.map(Into::into),
+            message: None,
+            bytes: None,
+            rate_bytes_per_s: None,
+            digest: None,
+            log_path: Some("/log".into()),
+            temporary_name: None,
+        };
+        detail.attempts = vec![attempt(Outcome::Failed, Some("ssh_denied"))];
+        let text = said(&detail, Utc::now());
+        assert!(
+            text.contains("`ssh.user`") && text.contains("transfers log 7"),
+            "{text}"
+        );
+        // Somebody cancelled it: what had failed before is of no help.
+        detail.attempts.push(attempt(Outcome::Interrupted, None));
+        let text = said(&detail, Utc::now());
+        assert!(!text.contains("ssh.user"), "{text}");
+    }
+}

@@ -1,0 +1,169 @@
+//! `transfers show`.
+
+use std::fmt::Write as _;
+
+use entity::{Outcome, Status};
+use serde::Serialize;
+
+use super::super::node::{host, node_name};
+use super::super::{CliError, Context, output};
+use super::list::progress;
+use super::outlook::{Outlook, Way};
+use crate::transfer::lease::Owner;
+use crate::transfer::repository::{ActionRecord, AttemptRecord, TransferDetail};
+
+#[derive(Serialize)]
+struct Shown<'a> {
+    #[serde(flatten)]
+    detail: &'a TransferDetail,
+    outlook: &'a Outlook,
+}
+
+pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
+    let repository = context.repository().await?;
+    let detail = repository.show(id).await?;
+    let detail = detail.ok_or_else(|| super::unknown(id))?;
+    let settings = &context.settings;
+    let way = Way {
+        queue_location: settings.transfer.queue_location,
+        queue_prefix: &settings.transfer.queue_prefix,
+        sleep_time: settings.manager.sleep_time,
+    };
+    let observer = Owner::current(node_name(Some("transfers-show"), &host()));
+    let outlook = Outlook::of(&detail, &way, &observer, repository.database().now().await?);
+    if context.json {
+        return output::json(&Shown {
+            detail: &detail,
+            outlook: &outlook,
+        });
+    }
+    let mut text = String::new();
+    // Writing to a text does not fail.
+    let _ = describe(&mut text, &detail, &outlook);
+    output::put(&text)
+}
+
+fn describe(text: &mut String, detail: &TransferDetail, outlook: &Outlook) -> std::fmt::Result {
+    let transfer = &detail.transfer;
+    writeln!(text, "transfer   {}", transfer.id)?;
+    writeln!(
+        text,
+        "status     {}",
+        output::clean(transfer.status.as_str())
+    )?;
+    writeln!(text, "retries    {}", transfer.retry_count)?;
+    if let Some(package) = &transfer.package {
+        let size = package
+            .size_bytes
+            .map_or_else(|| "size not recorded".into(), output::size);
+        let path = output::clean(&package.relative_path);
+        writeln!(text, "package    {path} ({size})")?;
+    }
+    for (label, location) in [("from", &transfer.origin), ("to", &transfer.destination)] {
+        let Some(location) = location else { continue };
+        let site = location
+            .site
+            .as_ref()
+            .map_or("?", |site| site.short_name.as_str());
+        let place = location.disk.as_ref().map_or_else(String::new, |disk| {
+            let host = disk.host.as_deref().unwrap_or("(this host)");
+            format!(", {host}:{}", disk.path)
+        });
+        let place = format!("{site}/{}{place}", location.name);
+        writeln!(text, "{label:<10} {}", output::clean(&place))?;
+    }
+    // Of one that is given up this is the reason, which follows.
+    if let Some(message) = &transfer.failure_error_message
+        && !transfer.status.means(Status::Failed)
+    {
+        writeln!(text, "failure    {}", output::clean(message))?;
+    }
+    if let Some(lease) = &detail.lease {
+        let streams = lease
+            .streams
+            .map_or_else(String::new, |streams| format!(", {streams} streams"));
+        let owner = lease.owner.to_string();
+        writeln!(text, "held by    {}", output::clean(&owner))?;
+        writeln!(text, "progress   {}{streams}", progress(lease))?;
+        writeln!(
+            text,
+            "until      {} unless renewed",
+            output::second(lease.expires_at)
+        )?;
+    }
+    writeln!(text, "why        {}", outlook.why)?;
+    for (n, next) in outlook.next.iter().enumerate() {
+        let label = if n == 0 { "next" } else { "" };
+        writeln!(text, "{label:<10} {next}")?;
+    }
+    if !detail.attempts.is_empty() {
+        writeln!(text, "\nattempts")?;
+    }
+    for attempt in &detail.attempts {
+        describe_attempt(text, attempt)?;
+    }
+    if !detail.actions.is_empty() {
+        writeln!(text, "\noperators")?;
+    }
+    for action in &detail.actions {
+        describe_action(text, action)?;
+    }
+    Ok(())
+}
+
+fn describe_attempt(text: &mut String, attempt: &AttemptRecord) -> std::fmt::Result {
+    let outcome = match attempt.outcome {
+        None => "running",
+        Some(Outcome::Completed) => "completed",
+        Some(Outcome::Retried) => "retried",
+        Some(Outcome::Failed) => "failed",
+        Some(Outcome::Interrupted) => "interrupted",
+    };
+    let took = attempt.ended_at.map_or_else(String::new, |end| {
+        format!(" for {}", output::age(end - attempt.started_at))
+    });
+    writeln!(
+        text,
+        "  {}. {outcome}, {}{took} by {}",
+        attempt.attempt,
+        output::second(attempt.started_at),
+        output::clean(&attempt.worker)
+    )?;
+    match (&attempt.error_code, &attempt.message) {
+        (Some(code), Some(message)) => {
+            let told = format!("{code}: {message}");
+            writeln!(text, "     {}", output::clean(&told))?;
+        }
+        (None, Some(message)) => writeln!(text, "     {}", output::clean(message))?,
+        (_, None) => {}
+    }
+    if let Some(bytes) = attempt.bytes {
+        let rate = attempt
+            .rate_bytes_per_s
+            .map(output::rate)
+            .unwrap_or_default();
+        writeln!(text, "     {} at {rate}", output::size(bytes))?;
+    }
+    if let Some(digest) = &attempt.digest {
+        writeln!(text, "     {}", output::clean(digest))?;
+    }
+    if let Some(log) = &attempt.log_path {
+        writeln!(text, "     log {}", output::clean(log))?;
+    }
+    Ok(())
+}
+
+fn describe_action(text: &mut String, action: &ActionRecord) -> std::fmt::Result {
+    let reason = action
+        .reason
+        .as_deref()
+        .map_or_else(String::new, |reason| format!(": {reason}"));
+    let told = format!("{} by {}{reason}", action.action.as_str(), action.operator);
+    writeln!(
+        text,
+        "  {}, was {}, {}",
+        output::second(action.acted_at),
+        output::clean(&action.previous_status),
+        output::clean(&told)
+    )
+}

@@ -1,0 +1,526 @@
+//! `transfers watch`: copies while they run.
+//!
+//! What is shown is what the workers write when they renew their leases, so it is as fresh as
+//! `transfer.lease_renew_interval` allows, from whichever host one looks. Watching touches nothing:
+//! ending it ends no copy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use clap::Args;
+use entity::{Label, Status};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::super::signals::Signals;
+use super::super::{CliError, Context, output};
+use super::selection::Filters;
+use crate::telemetry::chain;
+use crate::transfer::repository::{Filter, ListError, Listing, Repository, Sort, TransferSummary};
+
+/// Where the rate says nothing, an estimate would not either: beyond this many seconds.
+const LONGEST_ETA_S: i64 = 100 * 86_400;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Watch {
+    /// Ids of the transfers; without any, and without --status, all copies that run.
+    ids: Vec<i64>,
+
+    #[command(flatten)]
+    filters: Filters,
+
+    /// Pause between two looks.
+    #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = pause)]
+    interval: Duration,
+
+    /// End when no transfer that was seen is on its way any more: with exit code 1 if one has
+    /// FAILED, else 0.
+    #[arg(long)]
+    until_done: bool,
+}
+
+/// A pause that leaves the database alone for a moment.
+fn pause(text: &str) -> Result<Duration, String> {
+    let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if pause < Duration::from_millis(100) {
+        return Err("less than 100ms".into());
+    }
+    Ok(pause)
+}
+
+pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, CliError> {
+    if !watch.ids.is_empty() && !watch.filters.is_empty() {
+        return Err(CliError::Usage(
+            "name the transfers, or choose them with filters: one of both".into(),
+        ));
+    }
+    let mut signals = Signals::listen()?;
+    let repository = context.repository().await?;
+    let mut view = View::new(context.json);
+    let watching = watch_on(&repository, &watch, &mut view);
+    let code = tokio::select! {
+        code = watching => code?,
+        code = signals.ending() => code,
+    };
+    view.close();
+    Ok(code)
+}
+
+async fn watch_on(
+    repository: &Repository,
+    watch: &Watch,
+    view: &mut View,
+) -> Result<ExitCode, CliError> {
+    let mut watched = Watched::new(watch);
+    let mut ticks = interval(watch.interval);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match watched.look(repository).await {
+            Ok(()) => {}
+            // Whoever watches for hours goes on when the database is back.
+            Err(ListError::Database(error)) if error.is_unreachable() && watched.has_looked => {
+                view.say(&format!("ccat-transfer: {}", chain(&error)));
+                continue;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(id) = watched.unknown() {
+            return Err(super::unknown(id));
+        }
+        view.show(&watched.now)?;
+        if watch.until_done && watched.is_over() {
+            return Ok(watched.code());
+        }
+    }
+}
+
+/// The transfers that are watched.
+struct Watched {
+    ids: Vec<i64>,
+    filter: Filter,
+    /// On their way when they were last seen.
+    tracked: BTreeSet<i64>,
+    now: BTreeMap<i64, Seen>,
+    has_failed: bool,
+    has_looked: bool,
+}
+
+impl Watched {
+    fn new(watch: &Watch) -> Self {
+        let filter = Filter::from(&watch.filters);
+        let by_state = watch.ids.is_empty() && watch.filters.statuses().is_empty();
+        Self {
+            ids: watch.ids.clone(),
+            filter: Filter {
+                ids: (!watch.ids.is_empty()).then(|| watch.ids.clone()),
+                is_held: by_state,
+                ..filter
+            },
+            tracked: BTreeSet::new(),
+            now: BTreeMap::new(),
+            has_failed: false,
+            has_looked: false,
+        }
+    }
+
+    async fn look(&mut self, repository: &Repository) -> Result<(), ListError> {
+        let now = repository.database().now().await?;
+        let mut found = read(repository, self.filter.clone()).await?;
+        let further: Vec<_> = self
+            .tracked
+            .iter()
+            .copied()
+            .filter(|id| !found.iter().any(|transfer| transfer.id == *id))
+            .collect();
+        if !further.is_empty() {
+            let filter = Filter {
+                ids: Some(further),
+                ..Filter::default()
+            };
+            found.extend(read(repository, filter).await?);
+        }
+        self.now = found
+            .into_iter()
+            .map(|transfer| (transfer.id, Seen::of(transfer, now)))
+            .collect();
+        let on_their_way = self.now.values().filter(|seen| seen.is_on_its_way());
+        self.tracked = on_their_way.map(|seen| seen.id).collect();
+        self.has_failed |= self
+            .now
+            .values()
+            .any(|seen| seen.status.means(Status::Failed));
+        self.has_looked = true;
+        Ok(())
+    }
+
+    /// An id that was asked for and is nobody's.
+    fn unknown(&self) -> Option<i64> {
+        let is_there = |id: &&i64| self.now.contains_key(id);
+        self.ids.iter().find(|id| !is_there(id)).copied()
+    }
+
+    fn is_over(&self) -> bool {
+        self.tracked.is_empty()
+    }
+
+    fn code(&self) -> ExitCode {
+        if self.has_failed {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+async fn read(repository: &Repository, filter: Filter) -> Result<Vec<TransferSummary>, ListError> {
+    repository
+        .list(&Listing {
+            filter,
+            sort: Sort::Id,
+            is_reversed: true,
+            limit: None,
+        })
+        .await
+}
+
+/// A transfer as it was seen.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Seen {
+    id: i64,
+    status: Label<Status>,
+    file_name: Option<String>,
+    phase: Option<String>,
+    bytes_done: Option<i64>,
+    bytes_total: Option<i64>,
+    rate_bytes_per_s: Option<i64>,
+    eta_s: Option<i64>,
+    streams: Option<i32>,
+    attempt: Option<i32>,
+    worker: Option<String>,
+    not_before: Option<DateTime<Utc>>,
+    error_code: Option<String>,
+}
+
+impl Seen {
+    fn of(transfer: TransferSummary, now: DateTime<Utc>) -> Self {
+        // One whose row says something else is about to be stopped.
+        let lease = transfer
+            .lease
+            .filter(|lease| transfer.status.means(Status::InProgress) && lease.expires_at > now);
+        let eta_s = lease.as_ref().and_then(|lease| {
+            let left = lease.bytes_total?.saturating_sub(lease.bytes_done);
+            let rate = (lease.rate_bytes_per_s > 0).then_some(lease.rate_bytes_per_s)?;
+            let seconds = left.max(0).saturating_add(rate - 1) / rate;
+            (left > 0 && seconds <= LONGEST_ETA_S).then_some(seconds)
+        });
+        Self {
+            id: transfer.id,
+            status: transfer.status,
+            file_name: transfer.file_name,
+            phase: lease.as_ref().and_then(|lease| lease.phase.clone()),
+            bytes_done: lease.as_ref().map(|lease| lease.bytes_done),
+            bytes_total: lease
+                .as_ref()
+                .map_or(transfer.size_bytes, |lease| lease.bytes_total),
+            rate_bytes_per_s: lease.as_ref().map(|lease| lease.rate_bytes_per_s),
+            eta_s,
+            streams: lease.as_ref().and_then(|lease| lease.streams),
+            attempt: lease.as_ref().map(|lease| lease.attempt),
+            worker: lease.map(|lease| lease.owner.node),
+            not_before: transfer.not_before,
+            error_code: transfer.error_code,
+        }
+    }
+
+    /// Not at an end that only a person changes.
+    fn is_on_its_way(&self) -> bool {
+        !self.status.means(Status::Completed) && !self.status.means(Status::Failed)
+    }
+
+    /// All that changes while it is copied; what is told of each copy stands in columns.
+    fn details(&self) -> String {
+        let mut words = Vec::new();
+        if let (Some(done), Some(rate)) = (self.bytes_done, self.rate_bytes_per_s) {
+            let total = self.bytes_total.unwrap_or(0);
+            let bytes = format!("{} of {}", output::size(done), output::size(total));
+            let eta = self.eta_s.map_or_else(String::new, |seconds| {
+                format!("ETA {}", output::age(TimeDelta::seconds(seconds)))
+            });
+            words.push(format!(
+                "{:>4}  {bytes:>24}  {:>12}  {eta:<11}",
+                output::percent(done, total),
+                output::rate(rate)
+            ));
+        }
+        words.extend(self.streams.map(|streams| format!("{streams} streams")));
+        words.extend(self.phase.clone());
+        words.extend(self.worker.clone());
+        if let Some(time) = self.not_before {
+            words.push(format!("not before {}", output::second(time)));
+        }
+        if self.worker.is_none() {
+            words.extend(self.error_code.clone());
+        }
+        output::clean(&words.join("  ")).into_owned()
+    }
+
+    fn title(&self) -> String {
+        let name = self.file_name.as_deref().unwrap_or_default();
+        output::clean(&format!("{} {name}", self.id)).into_owned()
+    }
+}
+
+/// Where it is shown.
+enum View {
+    Bars(Bars),
+    /// A line for each change.
+    Lines {
+        json: bool,
+        last: BTreeMap<i64, Seen>,
+    },
+}
+
+impl View {
+    fn new(json: bool) -> Self {
+        if !json && std::io::stdout().is_terminal() {
+            Self::Bars(Bars::new())
+        } else {
+            Self::Lines {
+                json,
+                last: BTreeMap::new(),
+            }
+        }
+    }
+
+    fn show(&mut self, now: &BTreeMap<i64, Seen>) -> Result<(), CliError> {
+        match self {
+            Self::Bars(bars) => {
+                bars.show(now);
+                Ok(())
+            }
+            Self::Lines { json, last } => {
+                let changed = now
+                    .values()
+                    .filter(|seen| last.get(&seen.id) != Some(*seen));
+                for seen in changed {
+                    line(*json, seen)?;
+                }
+                last.clone_from(now);
+                Ok(())
+            }
+        }
+    }
+
+    /// A line that is not about a transfer.
+    fn say(&self, text: &str) {
+        match self {
+            Self::Bars(bars) => bars.say(text),
+            Self::Lines { .. } => eprintln!("{text}"),
+        }
+    }
+
+    fn close(&self) {
+        if let Self::Bars(bars) = self {
+            bars.close();
+        }
+    }
+}
+
+fn line(json: bool, seen: &Seen) -> Result<(), CliError> {
+    #[derive(Serialize)]
+    struct At<'a> {
+        at: DateTime<Utc>,
+        #[serde(flatten)]
+        seen: &'a Seen,
+    }
+    let at = Utc::now();
+    if json {
+        return output::json_line(&At { at, seen });
+    }
+    let (time, title, status) = (output::second(at), seen.title(), seen.status.as_str());
+    let status = output::clean(status);
+    output::put(&format!("{time}  {title}  {status}  {}\n", seen.details()))
+}
+
+/// What is too wide for the terminal is cut.
+const BAR: &str = "{prefix:<20!} {bar:24.cyan/blue} {wide_msg}";
+const SUM: &str = "{wide_msg}";
+
+/// A bar for each transfer, and a line for all of them, redrawn in place.
+struct Bars {
+    all: MultiProgress,
+    bars: BTreeMap<i64, ProgressBar>,
+    /// Those whose end was told.
+    ended: BTreeSet<i64>,
+    sum: ProgressBar,
+}
+
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stdout());
+        let sum = all.add(ProgressBar::no_length());
+        sum.set_style(style(SUM));
+        Self {
+            all,
+            bars: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            sum,
+        }
+    }
+
+    fn show(&mut self, now: &BTreeMap<i64, Seen>) {
+        let gone: Vec<_> = self
+            .bars
+            .keys()
+            .copied()
+            .filter(|id| now.get(id).is_none_or(|seen| !seen.is_on_its_way()))
+            .collect();
+        for id in gone {
+            if let Some(bar) = self.bars.remove(&id) {
+                bar.finish_and_clear();
+                self.all.remove(&bar);
+            }
+        }
+        for seen in now.values() {
+            if seen.is_on_its_way() {
+                self.ended.remove(&seen.id);
+                self.update(seen);
+            } else if self.ended.insert(seen.id) {
+                let status = output::clean(seen.status.as_str()).into_owned();
+                let code = seen
+                    .error_code
+                    .as_deref()
+                    .map(output::clean)
+                    .unwrap_or_default();
+                self.say(&format!("{}  {status}  {code}", seen.title()));
+            }
+        }
+        self.sum_up(now);
+    }
+
+    fn update(&mut self, seen: &Seen) {
+        let bar = self.bars.entry(seen.id).or_insert_with(|| {
+            let bar = self.all.insert_before(&self.sum, ProgressBar::new(0));
+            bar.set_style(style(BAR).progress_chars("━╸─"));
+            bar
+        });
+        let count = |bytes: Option<i64>| bytes.map_or(0, |n| u64::try_from(n).unwrap_or(0));
+        bar.set_prefix(seen.title());
+        // Of a length of 0 everything is done.
+        bar.set_length(count(seen.bytes_total).max(1));
+        bar.set_position(count(seen.bytes_done));
+        bar.set_message(match &seen.worker {
+            Some(_) => seen.details(),
+            None => format!("{}  {}", seen.status, seen.details()),
+        });
+    }
+
+    fn sum_up(&self, now: &BTreeMap<i64, Seen>) {
+        let copies = now.values().filter(|seen| seen.worker.is_some()).count();
+        let rate: i64 = now.values().filter_map(|seen| seen.rate_bytes_per_s).sum();
+        self.sum.set_message(match copies {
+            0 => "no copy runs; Ctrl-C ends this view".into(),
+            _ => format!(
+                "{copies} running, {} together; Ctrl-C ends this view, not the copies",
+                output::rate(rate)
+            ),
+        });
+        self.sum.tick();
+    }
+
+    fn say(&self, text: &str) {
+        // A terminal that is gone cannot be told so.
+        let _ = self.all.println(text);
+    }
+
+    /// Leaves the last picture where it is.
+    fn close(&self) {
+        for bar in self.bars.values() {
+            bar.abandon();
+        }
+        self.sum.finish_and_clear();
+    }
+}
+
+/// A template that is known to be right; see the tests.
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::transfer::lease::{LeaseInfo, Owner};
+
+    fn copying(done: i64, rate: i64) -> TransferSummary {
+        let now = Utc::now();
+        TransferSummary {
+            id: 7,
+            status: Label::Known(Status::InProgress),
+            retry_count: 0,
+            changed_at: None,
+            origin: None,
+            destination: None,
+            file_name: Some("night-7.tar".into()),
+            size_bytes: Some(3 << 20),
+            failure_error_message: None,
+            error_code: None,
+            lease: Some(LeaseInfo {
+                data_transfer_id: 7,
+                attempt: 2,
+                task_id: "t".into(),
+                owner: Owner::current("celery@here"),
+                acquired_at: now,
+                renewed_at: now,
+                expires_at: now + TimeDelta::hours(1),
+                bytes_done: done,
+                bytes_total: Some(3 << 20),
+                rate_bytes_per_s: rate,
+                phase: Some("copying".into()),
+                streams: Some(16),
+            }),
+            not_before: None,
+        }
+    }
+
+    #[test]
+    fn a_copy_is_told_with_all_that_is_known() {
+        let seen = Seen::of(copying(1 << 20, 100_000), Utc::now());
+        assert_eq!(seen.eta_s, Some(21));
+        assert_eq!(
+            seen.details(),
+            " 33%            1 MiB of 3 MiB   97.66 KiB/s  ETA 21s      16 streams  copying  celery@here"
+        );
+        // What is not known is not guessed.
+        assert_eq!(Seen::of(copying(0, 0), Utc::now()).eta_s, None);
+        assert_eq!(Seen::of(copying(3 << 20, 1), Utc::now()).eta_s, None);
+    }
+
+    #[test]
+    fn a_lease_that_means_nothing_is_not_shown() {
+        let mut transfer = copying(1, 1);
+        transfer.status = Label::Known(Status::Failed);
+        assert_eq!(Seen::of(transfer, Utc::now()).worker, None);
+        let late = Utc::now() + TimeDelta::hours(2);
+        assert_eq!(Seen::of(copying(1, 1), late).bytes_done, None);
+    }
+
+    #[test]
+    fn the_templates_are_sound() {
+        for template in [BAR, SUM] {
+            ProgressStyle::with_template(template).unwrap();
+        }
+    }
+
+    #[test]
+    fn pauses_leave_the_database_alone() {
+        assert_eq!(pause("2s"), Ok(Duration::from_secs(2)));
+        assert!(pause("1ms").is_err() && pause("soon").is_err());
+    }
+}

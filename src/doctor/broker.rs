@@ -1,0 +1,268 @@
+//! The broker: the way there, what our user may do, and the queues.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use super::{Check, Doctor, Finding, Outcome, Verdict};
+use crate::broker::TaskQueues;
+use crate::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Options, Permissions, Probe};
+use crate::broker::topology::Queue;
+use crate::telemetry::chain;
+
+/// What RabbitMQ's `consumer_timeout` is where nobody has set it, from this version on (major, minor,
+/// patch); see its change log.
+const CONSUMER_TIMEOUTS: [((u32, u32, u32), Duration); 2] = [
+    ((3, 8, 17), Duration::from_secs(30 * 60)),
+    ((3, 8, 15), Duration::from_secs(15 * 60)),
+];
+
+impl Doctor {
+    /// `known` gets the names of the locations' queues, once the database has told.
+    pub(super) async fn look_at_broker(
+        &self,
+        known: oneshot::Receiver<Vec<String>>,
+    ) -> Vec<Finding> {
+        let celery = &self.settings.celery;
+        let options = Options::configured(celery, &format!("ccat-transfer@{}", self.host));
+        let mut probe = None;
+        let connecting = async {
+            match Probe::connect(&options).await {
+                Ok(connected) => {
+                    let outcome = Outcome::green(match connected.greeting() {
+                        Some(Greeting { product, version }) => {
+                            format!(
+                                "{} lets us in ({product} {version})",
+                                connected.masked_url()
+                            )
+                        }
+                        None => format!("{} lets us in", connected.masked_url()),
+                    });
+                    probe = Some(connected);
+                    outcome
+                }
+                Err(obstacle) => explain(&obstacle),
+            }
+        };
+        let mut findings = match self.wishes.skip.contains(&Check::Broker) {
+            // The wish is to leave it alone.
+            true => return Vec::new(),
+            false => Vec::from_iter(self.check(Check::Broker, "", connecting).await),
+        };
+        let Some(probe) = probe else {
+            let why = "the broker does not let us in";
+            for check in [Check::Permissions, Check::Queues, Check::ConsumerTimeout] {
+                findings.extend(self.skipped(check, "", why));
+            }
+            return findings;
+        };
+        let permissions = self.look_at_permissions(&probe);
+        findings.extend(self.check(Check::Permissions, "", permissions).await);
+        let names = self.queues(known.await.unwrap_or_default());
+        let queues = TaskQueues::new(celery);
+        for name in names {
+            let work = self.look_at_queue(&probe, queues.queue(&name));
+            findings.extend(self.check(Check::Queues, name, work).await);
+        }
+        let held = async { self.look_at_consumer_timeout(probe.greeting()) };
+        findings.extend(self.check(Check::ConsumerTimeout, "", held).await);
+        probe.close().await;
+        findings
+    }
+
+    /// The queues to look at: of locations, asked for, or the default one.
+    fn queues(&self, of_locations: Vec<String>) -> BTreeSet<String> {
+        let mut names: BTreeSet<_> = of_locations.into_iter().collect();
+        names.extend(self.wishes.queues.iter().cloned());
+        if names.is_empty() {
+            names.insert(self.settings.celery.task_default_queue.clone());
+        }
+        names
+    }
+
+    async fn look_at_permissions(&self, probe: &Probe) -> Outcome {
+        // As a worker's queue for remote control is called, which every worker declares.
+        let tag = Uuid::new_v4().simple().to_string();
+        let name = Queue::control(&format!("doctor@{}", self.host), &tag).name;
+        let Permissions {
+            configure,
+            write,
+            read,
+        } = match probe.permissions(&name).await {
+            Ok(permissions) => permissions,
+            Err(error) => return Outcome::red(chain(&error).to_string(), "try again"),
+        };
+        let tried = [
+            ("configure", Some(configure)),
+            ("write", Some(write)),
+            ("read", read),
+        ];
+        let refused: Vec<_> = tried
+            .into_iter()
+            .filter_map(|(name, tried)| Some(format!("{name}: {}", tried?.err()?)))
+            .collect();
+        if refused.is_empty() {
+            return Outcome::green("configure, write and read are granted");
+        }
+        let (user, vhost) = probe.login();
+        Outcome::red(
+            refused.join("; "),
+            format!(
+                "grant them: `rabbitmqctl set_permissions -p {vhost} {user} '.*' '.*' '.*'`, or patterns for the task \
+                 queues, celery.*, .*[.]celery[.]pidbox, celeryev.* and amq[.]default"
+            ),
+        )
+    }
+
+    async fn look_at_queue(&self, probe: &Probe, queue: Queue) -> Outcome {
+        let no_declare = self.settings.celery.no_declare;
+        let compared = match no_declare {
+            true => match probe.exists(&queue.name).await {
+                Ok(true) => return Outcome::green("it is there"),
+                Ok(false) => Ok(Comparison::Missing),
+                Err(error) => Err(error),
+            },
+            false => probe.compare(&queue).await,
+        };
+        match compared {
+            Ok(Comparison::Same {
+                messages,
+                consumers,
+            }) => Outcome::green(format!(
+                "as it would be declared; {messages} messages wait, {consumers} consumers listen"
+            )),
+            Ok(Comparison::Missing) if no_declare => Outcome::red(
+                "it is missing, and celery.no_declare forbids to declare it",
+                "have it declared by whoever may",
+            ),
+            Ok(Comparison::Missing) => {
+                Outcome::green("it is not there yet; whoever uses it first declares it")
+            }
+            Ok(Comparison::Differs(difference)) => Outcome::red(
+                format!(
+                    "it was declared otherwise: {difference}. The worker uses it as it is; a producer that declares it as \
+                     these settings say is refused"
+                ),
+                format!(
+                    "let celery.task_queues.{} say what is there, or stop its users and delete it: `rabbitmqctl \
+                     delete_queue {}`",
+                    queue.name, queue.name
+                ),
+            ),
+            Err(error) => Outcome::red(
+                chain(&error).to_string(),
+                "let the user configure, write and read it: `rabbitmqctl set_permissions`",
+            ),
+        }
+    }
+
+    fn look_at_consumer_timeout(&self, greeting: Option<&Greeting>) -> Outcome {
+        let default = match greeting {
+            Some(Greeting { product, version }) if product == "RabbitMQ" => {
+                match (version_of(version), default_timeout(version)) {
+                    (Some(_), None) => {
+                        return Outcome::green(format!(
+                            "RabbitMQ {version} has no consumer_timeout"
+                        ));
+                    }
+                    (_, default) => default,
+                }
+            }
+            _ => None,
+        };
+        let default = default.unwrap_or(CONSUMER_TIMEOUTS[0].1);
+        let shown = humantime::format_duration(default);
+        let hold = self.settings.celery.worker_eta_hold;
+        let outcome = Outcome::green(format!(
+            "it cannot be read over AMQP; RabbitMQ's default is {shown}. A transfer that takes longer goes on, and its \
+             message, which comes again, joins it"
+        ));
+        match hold >= default {
+            true => Outcome {
+                verdict: Verdict::Yellow,
+                advice: Some(format!(
+                    "unless consumer_timeout is raised in rabbitmq.conf, lower celery.worker_eta_hold ({}): messages that \
+                     wait for their time are taken back",
+                    humantime::format_duration(hold)
+                )),
+                ..outcome
+            },
+            false => outcome,
+        }
+    }
+}
+
+fn explain(Obstacle { hurdle, reason }: &Obstacle) -> Outcome {
+    let (what, advice) = match hurdle {
+        Hurdle::Settings => (
+            "settings",
+            "correct celery.broker_url and celery.broker_ssl_…",
+        ),
+        Hurdle::Name => (
+            "host name",
+            "correct the host in celery.broker_url, or the resolver: `getent hosts HOST`",
+        ),
+        Hurdle::Tcp => (
+            "connection",
+            "start the broker, or correct host and port in celery.broker_url, and the firewall",
+        ),
+        Hurdle::Tls => (
+            "TLS",
+            "see that the port is the one for TLS, that celery.broker_ssl_ca_file holds the authority of the broker's \
+             certificate, and that it is made out to this host name",
+        ),
+        Hurdle::Protocol => (
+            "AMQP",
+            "see that the port is RabbitMQ's for AMQP (5672; amqps:// for the one with TLS, 5671)",
+        ),
+        Hurdle::Login => (
+            "login",
+            "correct user and password in celery.broker_url, or `rabbitmqctl change_password USER`; `guest` may log in \
+             from the broker's own host only",
+        ),
+        Hurdle::VirtualHost => (
+            "virtual host",
+            "correct the path of celery.broker_url, or `rabbitmqctl add_vhost VHOST` and `rabbitmqctl set_permissions -p \
+             VHOST USER '.*' '.*' '.*'`",
+        ),
+    };
+    Outcome::red(format!("{what}: {reason}"), advice)
+}
+
+fn version_of(version: &str) -> Option<(u32, u32, u32)> {
+    let core = version.split(['-', '+']).next()?;
+    let mut parts = core.split('.').map(|part| part.parse().ok());
+    Some((
+        parts.next()??,
+        parts.next()??,
+        parts.next().flatten().unwrap_or(0),
+    ))
+}
+
+fn default_timeout(version: &str) -> Option<Duration> {
+    let version = version_of(version)?;
+    CONSUMER_TIMEOUTS
+        .into_iter()
+        .find(|(since, _)| version >= *since)
+        .map(|(_, timeout)| timeout)
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("3.8.14", None)]
+    #[case("3.8.16", Some(15))]
+    #[case("3.10.8", Some(30))]
+    #[case("4.3.0-rc.1", Some(30))]
+    #[case("unknown", None)]
+    fn timeouts_by_version(#[case] version: &str, #[case] minutes: Option<u64>) {
+        let expected = minutes.map(|minutes| Duration::from_secs(minutes * 60));
+        assert_eq!(default_timeout(version), expected);
+    }
+}

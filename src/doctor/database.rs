@@ -1,0 +1,238 @@
+//! The operations database.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use tokio::sync::oneshot;
+
+use super::{Check, Doctor, Finding, Outcome};
+use crate::settings::DatabaseType;
+use crate::telemetry::chain;
+use crate::transfer::database::{Database, DatabaseError};
+use crate::transfer::repository::{Map, Repository};
+use crate::transfer::routing::queue_name;
+use crate::transfer::schema::SchemaError;
+
+/// Clocks that differ by less agree; those that differ by more are wrong for certain.
+const CLOCKS_DIFFER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
+
+impl Doctor {
+    /// Also looks at the places that the database names. `names` gets the queues.
+    pub(super) async fn look_at_database_and_places(
+        &self,
+        names: oneshot::Sender<Vec<String>>,
+    ) -> (Vec<Finding>, Vec<Finding>) {
+        let (mut findings, map) = self.look_at_database().await;
+        let Some(map) = map else {
+            // Whoever waits for the names goes on without.
+            drop(names);
+            let places = self.look_at_no_places().await;
+            return (findings, places);
+        };
+        findings.extend(self.unknown_sites(&map));
+        // Nobody waits for them where the broker cannot be reached.
+        let _ = names.send(self.queues_of(&map));
+        let places = self.look_at_places(&map).await;
+        (findings, places)
+    }
+
+    async fn look_at_database(&self) -> (Vec<Finding>, Option<Map>) {
+        let settings = &self.settings.ops_db;
+        let mut database = None;
+        // Even where it is left out, what depends on it needs it.
+        let connecting = async {
+            match Database::connect(settings).await {
+                Ok(connected) => {
+                    database = Some(connected);
+                    Outcome::green("it answers")
+                }
+                Err(error) => explain(&error, settings.database_type),
+            }
+        };
+        let mut findings = self.always(Check::Database, connecting).await;
+        let Some(database) = database else {
+            let why = "the database cannot be reached";
+            findings.extend(self.skipped(Check::Schema, "", why));
+            findings.extend(self.skipped(Check::Clock, "database", why));
+            return (findings, None);
+        };
+
+        let mut map = None;
+        let looking = async {
+            let labels = settings.text_enum_labels;
+            let repository = match Repository::open(database.clone(), labels).await {
+                Ok(repository) => repository,
+                Err(error) => return misfit(&error),
+            };
+            match repository.map().await {
+                Ok(found) => map = Some(found),
+                Err(error) => {
+                    return Outcome::red(
+                        chain(&error).to_string(),
+                        "let this user read the tables of the ops-db",
+                    );
+                }
+            }
+            match migration::pending_worker_migrations(database.connection()).await {
+                Ok(pending) if pending.is_empty() => Outcome::green("all tables are as needed"),
+                Ok(pending) => Outcome::yellow(
+                    format!(
+                        "the tables fit, but migrations are pending: {}",
+                        pending.join(", ")
+                    ),
+                    "run `ccat-transfer db migrate`",
+                ),
+                Err(error) => Outcome::yellow(
+                    format!("which migrations were applied cannot be read: {error}"),
+                    "let this user read transfer_worker_migration",
+                ),
+            }
+        };
+        findings.extend(self.always(Check::Schema, looking).await);
+        let clock = async {
+            let asked = Utc::now();
+            match database.now().await {
+                Ok(theirs) => judge_clock(theirs, asked, Utc::now(), Duration::ZERO),
+                Err(error) => Outcome::red(chain(&error).to_string(), "see that it answers"),
+            }
+        };
+        findings.extend(self.check(Check::Clock, "database", clock).await);
+        (findings, map)
+    }
+
+    /// Does a check that others depend on, and tells about it only if that is wanted.
+    async fn always(&self, check: Check, work: impl Future<Output = Outcome>) -> Vec<Finding> {
+        if self.wishes.skip.contains(&check) {
+            let _ = tokio::time::timeout(self.wishes.limit, work).await;
+            return Vec::new();
+        }
+        self.check(check, "", work).await.into_iter().collect()
+    }
+
+    fn unknown_sites(&self, map: &Map) -> Vec<Finding> {
+        let known = || {
+            let mut names: Vec<_> = sites(map).collect();
+            names.sort_unstable();
+            names.dedup();
+            names
+        };
+        let unknown = |site: &&String| !sites(map).any(|known| known == site.as_str());
+        let finding = |site: &String| Finding {
+            check: Check::Database,
+            subject: site.clone(),
+            verdict: super::Verdict::Red,
+            found: "there is no location at a site of this short name".into(),
+            advice: Some(format!("the database has {}", known().join(", "))),
+        };
+        let sites = self.wishes.sites.iter();
+        sites.filter(unknown).map(finding).collect()
+    }
+
+    /// Whether a site is to be looked at.
+    pub(super) fn wants(&self, site: &str) -> bool {
+        self.wishes.sites.is_empty() || self.wishes.sites.iter().any(|wanted| wanted == site)
+    }
+
+    fn queues_of(&self, map: &Map) -> Vec<String> {
+        let prefix = &self.settings.transfer.queue_prefix;
+        map.locations
+            .iter()
+            .filter_map(|location| Some((location, location.site.as_ref()?)))
+            .filter(|(_, site)| self.wants(&site.short_name))
+            .map(|(location, site)| queue_name(prefix, &site.short_name, &location.name))
+            .collect()
+    }
+}
+
+fn sites(map: &Map) -> impl Iterator<Item = &str> {
+    let sites = map.locations.iter().filter_map(|l| l.site.as_ref());
+    sites.map(|site| site.short_name.as_str())
+}
+
+fn explain(error: &DatabaseError, kind: DatabaseType) -> Outcome {
+    let found = chain(error).to_string();
+    let advice = match (error, kind) {
+        (DatabaseError::Missing(_), _) => {
+            "correct ops_db.database_sqlite_database, or run `ccat-transfer db migrate` to have one made"
+        }
+        (_, DatabaseType::Sqlite) => "let this user read and write the file and its directory",
+        (error, DatabaseType::Postgresql) if error.is_unreachable() => {
+            "start it, or correct ops_db.database_postgresql_host and _port, and the firewall"
+        }
+        (_, DatabaseType::Postgresql) => {
+            "correct ops_db.database_postgresql_user, _password, _database or the _ssl… keys, or the server's pg_hba.conf"
+        }
+    };
+    Outcome::red(found, advice)
+}
+
+fn misfit(error: &SchemaError) -> Outcome {
+    let SchemaError::Differs(differences) = error else {
+        return Outcome::red(
+            chain(error).to_string(),
+            "let this user read the tables of the ops-db",
+        );
+    };
+    let is_own = |table: &str| entity::WORKER_TABLES.contains(&table);
+    let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    let advice = match differences.iter().all(|d| is_own(d.table())) {
+        true => "run `ccat-transfer db migrate`: these tables are this program's own",
+        false => {
+            "see that ops_db names the right database, and bring its schema up to date with ccat_ops_db's Alembic \
+             migrations; `ccat-transfer db migrate` makes it only where the database is empty"
+        }
+    };
+    Outcome::red(told.join("; "), advice)
+}
+
+/// Compares a clock that was read between two times of ours, to `grain`.
+pub(super) fn judge_clock(
+    theirs: DateTime<Utc>,
+    asked: DateTime<Utc>,
+    answered: DateTime<Utc>,
+    grain: Duration,
+) -> Outcome {
+    let grain = chrono::TimeDelta::from_std(grain).unwrap_or_default();
+    // Nothing between the two is a difference.
+    let difference = if theirs + grain < asked {
+        asked - theirs - grain
+    } else if theirs > answered {
+        theirs - answered
+    } else {
+        chrono::TimeDelta::zero()
+    };
+    let difference = difference.to_std().unwrap_or_default();
+    let side = if theirs < asked { "behind" } else { "ahead of" };
+    let shown = humantime::format_duration(Duration::from_secs(difference.as_secs()));
+    let found = format!("it is {shown} {side} this host's clock");
+    let advice = "synchronise both (chrony, ntpd): `chronyc tracking`, `timedatectl`";
+    match difference {
+        d if d > CLOCKS_DIFFER.1 => Outcome::red(found, advice),
+        d if d > CLOCKS_DIFFER.0 => Outcome::yellow(found, advice),
+        _ => Outcome::green("it agrees with this host's clock"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::super::Verdict;
+    use super::*;
+
+    #[rstest]
+    #[case(0, Verdict::Green)]
+    #[case(-3, Verdict::Green)]
+    #[case(7, Verdict::Green)]
+    #[case(20, Verdict::Yellow)]
+    #[case(-20, Verdict::Yellow)]
+    #[case(3600, Verdict::Red)]
+    #[case(-3600, Verdict::Red)]
+    fn clocks(#[case] seconds: i64, #[case] verdict: Verdict) {
+        let asked = Utc::now();
+        let answered = asked + chrono::TimeDelta::seconds(2);
+        let theirs = asked + chrono::TimeDelta::seconds(seconds);
+        let outcome = judge_clock(theirs, asked, answered, Duration::from_secs(1));
+        assert_eq!(outcome.verdict, verdict, "{}", outcome.found);
+    }
+}

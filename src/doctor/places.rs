@@ -1,0 +1,395 @@
+//! The ends of the links: other hosts with what has to be there, and the locations' directories.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use entity::StorageType;
+use futures_util::future::{OptionFuture, join_all};
+use humansize::{BINARY, format_size};
+
+use super::database::judge_clock;
+use super::{Check, Doctor, Finding, Outcome, Verdict};
+use crate::settings::{DigestAlgorithm, LinkSettings};
+use crate::transfer::digest;
+use crate::transfer::endpoint::Remote;
+use crate::transfer::error::{Role, TransferError};
+use crate::transfer::inspection::{Place, bbcp_version};
+use crate::transfer::repository::{Link, Location, Map};
+
+/// The one method that is done here.
+const METHOD: &str = "bbcp";
+
+/// `date +%s` tells whole seconds.
+const REMOTE_CLOCK_GRAIN: Duration = Duration::from_secs(1);
+
+/// A host with what is looked at there; this one, where there is no remote.
+#[derive(Default)]
+struct Host {
+    remote: Option<Remote>,
+    /// bbcp there.
+    program: String,
+    digest: Option<DigestAlgorithm>,
+    places: Vec<Named>,
+}
+
+/// A directory, by its location.
+struct Named {
+    name: String,
+    place: Place,
+    /// Bytes of the largest package that waits for it.
+    largest: u64,
+}
+
+/// Hosts by what tells one from another: name, way there and programs. This one comes first.
+type Hosts = BTreeMap<String, Host>;
+
+impl Doctor {
+    /// What can be looked at without a database: bbcp.
+    pub(super) async fn look_at_no_places(&self) -> Vec<Finding> {
+        let (bbcp, _) = self.look_at_bbcp().await;
+        let why = "the database does not tell what there is";
+        let rest = [
+            Check::Links,
+            Check::Ssh,
+            Check::RemoteBbcp,
+            Check::Digest,
+            Check::Origin,
+            Check::Space,
+            Check::Write,
+        ];
+        let skipped = rest.map(|check| self.skipped(check, "", why));
+        bbcp.into_iter()
+            .chain(skipped.into_iter().flatten())
+            .collect()
+    }
+
+    pub(super) async fn look_at_places(&self, map: &Map) -> Vec<Finding> {
+        let (links, hosts) = self.survey(map);
+        let (bbcp, version) = self.look_at_bbcp().await;
+        let looking = hosts
+            .values()
+            .map(|host| self.look_at_host(host, version.as_deref()));
+        let places = join_all(looking).await;
+        let bbcp = Vec::from_iter(bbcp);
+        [vec![bbcp, links], places].concat().concat()
+    }
+
+    /// The finding, and the version, which others are compared with.
+    async fn look_at_bbcp(&self) -> (Option<Finding>, Option<String>) {
+        let program = &self.settings.bbcp.program;
+        let mut version = None;
+        let work = async {
+            match bbcp_version(program).await {
+                Ok(told) => {
+                    let outcome = Outcome::green(format!("{}, {told}", program.display()));
+                    version = Some(told);
+                    outcome
+                }
+                Err(error) => failed(&error),
+            }
+        };
+        let finding = self.check(Check::Bbcp, "", work).await;
+        (finding, version)
+    }
+
+    /// Which links lead from or to here, and what is to be looked at for their sake.
+    fn survey(&self, map: &Map) -> (Vec<Finding>, Hosts) {
+        let mut findings = Vec::new();
+        let mut hosts = Hosts::new();
+        let links = map.links.iter().filter(|link| {
+            let method = link.method.as_deref().unwrap_or_default();
+            method.trim().eq_ignore_ascii_case(METHOD)
+                && (self.wants(&link.origin) || self.wants(&link.destination))
+        });
+        let mut any = false;
+        for link in links {
+            any = true;
+            let subject = format!("{} → {}", link.origin, link.destination);
+            match self.ends(map, link) {
+                Ok(ends) if ends.is_empty() => findings.extend(self.skipped(
+                    Check::Links,
+                    subject,
+                    "it has no end on this host; its transfers run elsewhere",
+                )),
+                Ok(ends) => {
+                    for (key, host) in ends {
+                        let known = hosts.entry(key).or_default();
+                        known.remote = host.remote;
+                        known.program = host.program;
+                        known.digest = host.digest;
+                        for named in host.places {
+                            let is_known = known.places.iter().any(|there| {
+                                there.name == named.name && there.place.role() == named.place.role()
+                            });
+                            if !is_known {
+                                known.places.push(named);
+                            }
+                        }
+                    }
+                }
+                Err(problems) if self.wishes.skip.contains(&Check::Links) => drop(problems),
+                Err(problems) => findings.extend(problems.iter().map(|error| Finding {
+                    check: Check::Links,
+                    subject: subject.clone(),
+                    verdict: Verdict::Red,
+                    found: error.chain(),
+                    advice: Some(error.remedy().to_owned()),
+                })),
+            }
+        }
+        if !any && !self.wishes.skip.contains(&Check::Links) {
+            findings.push(Finding {
+                check: Check::Links,
+                subject: String::new(),
+                verdict: Verdict::Yellow,
+                found: "the database has no route by bbcp, so there is nothing to transfer".into(),
+                advice: Some(
+                    "add one to data_transfer_route (for tests: `ccat-transfer db seed`)".into(),
+                ),
+            });
+        }
+        (findings, hosts)
+    }
+
+    /// The two ends of a link, by host; none if neither is on this one.
+    fn ends(&self, map: &Map, link: &Link) -> Result<Vec<(String, Host)>, Vec<TransferError>> {
+        let settings = self
+            .settings
+            .link(&link.origin, &link.destination)
+            .map_err(|problem| {
+                vec![TransferError::LinkSettings {
+                    origin: link.origin.clone(),
+                    destination: link.destination.clone(),
+                    problem,
+                }]
+            })?;
+        let mut problems = Vec::new();
+        let mut ends = Vec::new();
+        for (role, site) in [
+            (Role::Origin, &link.origin),
+            (Role::Destination, &link.destination),
+        ] {
+            for location in map.locations.iter().filter(|l| is_at(l, site)) {
+                match Place::new(role, location, &settings.ssh, &self.local) {
+                    Ok(place) => ends.push(Named {
+                        name: format!("{site}/{}", location.name),
+                        place,
+                        largest: map.largest_waiting.get(&location.id).copied().unwrap_or(0),
+                    }),
+                    Err(error) => problems.push(error),
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let is_here = |end: &Named| end.place.remote().is_none();
+        let here_at = |role| {
+            ends.iter()
+                .any(|end| end.place.role() == role && is_here(end))
+        };
+        let from_here = here_at(Role::Origin);
+        let to_here = here_at(Role::Destination);
+        // A copy has one end here at the least, so a remote end matters if the other one is here.
+        ends.retain(|end| {
+            is_here(end)
+                || match end.place.role() {
+                    Role::Origin => to_here,
+                    Role::Destination => from_here,
+                }
+        });
+        Ok(ends
+            .into_iter()
+            .map(|end| {
+                let host = Host {
+                    remote: end.place.remote().cloned(),
+                    program: settings.bbcp.remote_program.display().to_string(),
+                    digest: Some(settings.digest),
+                    places: Vec::new(),
+                };
+                let key = key(&end.place, &settings);
+                let places = vec![end];
+                (key, Host { places, ..host })
+            })
+            .collect())
+    }
+
+    async fn look_at_host(&self, host: &Host, version: Option<&str>) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        if let Some(remote) = &host.remote {
+            let name = remote.host.to_string();
+            let mut clock = None;
+            let ssh = if self.wishes.skip.contains(&Check::Ssh) {
+                None
+            } else {
+                let knocking = async {
+                    let asked = Utc::now();
+                    match remote.clock().await {
+                        Ok(seconds) => {
+                            clock = Some((seconds, asked, Utc::now()));
+                            Outcome::green("it lets us in without a password")
+                        }
+                        Err(error) => failed(&error),
+                    }
+                };
+                self.check(Check::Ssh, name.clone(), knocking).await
+            };
+            let is_closed = ssh.as_ref().is_some_and(|f| f.verdict == Verdict::Red);
+            findings.extend(ssh);
+            if is_closed {
+                let why = "ssh does not get there";
+                for check in [Check::Clock, Check::RemoteBbcp, Check::Digest] {
+                    findings.extend(self.skipped(check, name.clone(), why));
+                }
+                for named in &host.places {
+                    for check in checks_of(named) {
+                        findings.extend(self.skipped(*check, named.name.clone(), why));
+                    }
+                }
+                return findings;
+            }
+            findings.extend(self.look_at_programs(host, remote, clock, version).await);
+        }
+        let looking = host.places.iter().map(|named| self.look_at_place(named));
+        findings.extend(join_all(looking).await.concat());
+        findings
+    }
+
+    /// What has to be on another host, and its clock, which was read between two times of ours.
+    async fn look_at_programs(
+        &self,
+        host: &Host,
+        remote: &Remote,
+        clock: Option<(i64, DateTime<Utc>, DateTime<Utc>)>,
+        version: Option<&str>,
+    ) -> Vec<Finding> {
+        let name = || remote.host.to_string();
+        let clock = clock.and_then(|(seconds, asked, answered)| {
+            let theirs = DateTime::from_timestamp(seconds, 0)?;
+            Some(async move { judge_clock(theirs, asked, answered, REMOTE_CLOCK_GRAIN) })
+        });
+        let digest = host.digest.map(|algorithm| async move {
+            match remote.digest_of_nothing(algorithm).await {
+                Ok(()) => Outcome::green(format!("{} works", digest::name(algorithm))),
+                Err(error) => failed(&error),
+            }
+        });
+        let bbcp = self.look_at_remote_bbcp(remote, &host.program, version);
+        let (clock, bbcp, digest) = tokio::join!(
+            OptionFuture::from(clock.map(|work| self.check(Check::Clock, name(), work))),
+            self.check(Check::RemoteBbcp, name(), bbcp),
+            OptionFuture::from(digest.map(|work| self.check(Check::Digest, name(), work))),
+        );
+        [clock.flatten(), bbcp, digest.flatten()]
+            .into_iter()
+            .flatten()
+            .collect()
+    }
+
+    async fn look_at_remote_bbcp(
+        &self,
+        remote: &Remote,
+        program: &str,
+        here: Option<&str>,
+    ) -> Outcome {
+        match (remote.bbcp_version(program).await, here) {
+            (Ok(there), Some(here)) if there != here => Outcome::yellow(
+                format!("{program}, {there}, and {here} on this host; they may work together"),
+                "install the same version at both ends",
+            ),
+            (Ok(there), _) => Outcome::green(format!("{program}, {there}")),
+            (Err(error), _) => failed(&error),
+        }
+    }
+
+    async fn look_at_place(&self, named: &Named) -> Vec<Finding> {
+        let name = || named.name.clone();
+        if named.place.role() == Role::Origin {
+            let origin = self.check(Check::Origin, name(), look_at_origin(named));
+            return origin.await.into_iter().collect();
+        }
+        let mut free = None;
+        let measuring = async {
+            match named.place.free_space().await {
+                Ok(bytes) => {
+                    free = Some(bytes);
+                    self.judge_space(named, bytes)
+                }
+                Err(error) => failed(&error),
+            }
+        };
+        let (mut space, write) = tokio::join!(
+            self.check(Check::Space, name(), measuring),
+            self.check(Check::Write, name(), look_at_writing(named)),
+        );
+        // One reason for both, and the latter tells it better.
+        if free.is_none() && write.as_ref().is_some_and(|f| f.verdict == Verdict::Red) {
+            space = self.skipped(Check::Space, name(), "it cannot be written");
+        }
+        [space, write].into_iter().flatten().collect()
+    }
+
+    fn judge_space(&self, named: &Named, free: u64) -> Outcome {
+        let margin = self.settings.transfer.free_space_margin;
+        let needed = named.largest.saturating_add(margin);
+        let size = |bytes: u64| format_size(bytes, BINARY);
+        let found = format!("{} are free at {}", size(free), named.place.root());
+        if free >= needed {
+            return Outcome::green(found);
+        }
+        Outcome::red(
+            format!(
+                "{found}; the largest package that waits has {}, and {} are to stay free",
+                size(named.largest),
+                size(margin)
+            ),
+            "make room there, or lower transfer.free_space_margin",
+        )
+    }
+}
+
+fn is_at(location: &Location, site: &str) -> bool {
+    location.active
+        && location.storage_type.means(StorageType::Disk)
+        && location.site.as_ref().is_some_and(|s| s.short_name == site)
+}
+
+fn key(place: &Place, settings: &LinkSettings) -> String {
+    match place.remote() {
+        None => String::new(),
+        Some(remote) => {
+            // Without a name it would only be looked at twice.
+            let way = serde_json::to_string(&settings.ssh).unwrap_or_default();
+            let program = settings.bbcp.remote_program.display();
+            let digest = digest::name(settings.digest);
+            format!("{} {way} {program} {digest}", remote.host)
+        }
+    }
+}
+
+fn checks_of(named: &Named) -> &'static [Check] {
+    match named.place.role() {
+        Role::Origin => &[Check::Origin],
+        Role::Destination => &[Check::Space, Check::Write],
+    }
+}
+
+async fn look_at_origin(named: &Named) -> Outcome {
+    match named.place.readable().await {
+        Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
+        Err(error) => failed(&error),
+    }
+}
+
+async fn look_at_writing(named: &Named) -> Outcome {
+    match named.place.writable().await {
+        Ok(()) => Outcome::green(format!("{} can be written", named.place.root())),
+        Err(error) => failed(&error),
+    }
+}
+
+/// What a worker would say, and what is to be done in a worker's words.
+fn failed(error: &TransferError) -> Outcome {
+    Outcome::red(error.chain(), error.remedy())
+}

@@ -1,0 +1,78 @@
+//! Where results and signs of life go.
+
+use std::sync::Arc;
+
+use secrecy::ExposeSecret as _;
+use uuid::Uuid;
+
+use super::{Check, Doctor, Finding, Outcome};
+use crate::broker::Transport;
+use crate::broker::amqp::{Amqp, Options};
+use crate::health::{Heartbeat as _, RedisKeys};
+use crate::telemetry::chain;
+use crate::worker::results::{self, ResultBackend, ResultError};
+
+impl Doctor {
+    pub(super) async fn look_at_services(&self) -> Vec<Finding> {
+        let (results, health) = tokio::join!(
+            self.check(Check::Results, "", self.look_at_results()),
+            self.look_at_health(),
+        );
+        [results, health].into_iter().flatten().collect()
+    }
+
+    async fn look_at_results(&self) -> Outcome {
+        let backend = match self.result_backend() {
+            Ok(backend) => backend,
+            Err(error) => return Outcome::red(error, "correct celery.result_backend"),
+        };
+        match backend.probe().await {
+            Ok(found) => Outcome::green(found),
+            Err(error) => {
+                let advice = match &error {
+                    ResultError::Unreachable { .. } => {
+                        "start it, or correct celery.result_backend (host, port, password); until then results wait, and \
+                         messages stay unacknowledged"
+                    }
+                    _ => "let its user read and write there, or correct celery.result_backend",
+                };
+                Outcome::red(chain(&error).to_string(), advice)
+            }
+        }
+    }
+
+    fn result_backend(&self) -> Result<Arc<dyn ResultBackend>, String> {
+        let celery = &self.settings.celery;
+        let transport = Amqp::new(&Options::configured(celery, &self.host))
+            .map_err(|error| chain(&error).to_string())?;
+        let transport: Arc<dyn Transport> = Arc::new(transport);
+        results::open(&celery.into(), transport).map_err(|error| chain(&error).to_string())
+    }
+
+    async fn look_at_health(&self) -> Option<Finding> {
+        let health = &self.settings.health;
+        if health.redis_url.expose_secret().is_empty() {
+            return None;
+        }
+        let work = async {
+            let key = format!(
+                "health:{}:doctor-{}",
+                health.service_type,
+                Uuid::new_v4().simple()
+            );
+            let written = async {
+                let keys = RedisKeys::new(health.redis_url.expose_secret(), health.ttl)?;
+                keys.beat(&key).await?;
+                keys.end(&key).await
+            };
+            match written.await {
+                Ok(()) => Outcome::green("a key was written and deleted"),
+                Err(error) => Outcome::red(
+                    format!("no key can be written: {error}"),
+                    "start this Redis or correct health.redis_url; without it, monitors take the services for dead",
+                ),
+            }
+        };
+        self.check(Check::Health, "", work).await
+    }
+}

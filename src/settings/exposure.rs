@@ -1,0 +1,132 @@
+//! Passwords that would travel in plain text.
+
+use std::net::IpAddr;
+
+use secrecy::ExposeSecret;
+use url::Url;
+
+use super::{DatabaseType, Problem, Settings, SslMode};
+
+/// One warning for each service on another host that gets a password without TLS.
+pub(super) fn exposures(settings: &Settings) -> Vec<Problem> {
+    let mut found = Vec::new();
+    let celery = &settings.celery;
+    let tls = &celery.redis_backend_use_ssl;
+    let redis_has_tls = [
+        &tls.ssl_cert_reqs,
+        &tls.ssl_ca_certs,
+        &tls.ssl_certfile,
+        &tls.ssl_keyfile,
+    ]
+    .iter()
+    .any(|text| !text.is_empty());
+    let is_database = celery.result_backend().starts_with("db+");
+    for (key, urls) in [
+        ("celery.broker_url", celery.broker_url()),
+        (
+            "celery.result_backend",
+            match redis_has_tls && !is_database {
+                true => "",
+                false => celery.result_backend(),
+            },
+        ),
+        (
+            "health.redis_url",
+            settings.health.redis_url.expose_secret(),
+        ),
+    ] {
+        let exposed = urls
+            .split(';')
+            .filter_map(|url| Url::parse(url).ok())
+            .find(is_exposed);
+        if let Some(url) = exposed {
+            let secure = match url.scheme() {
+                "amqp" => "amqps://",
+                "redis" | "redis+redis" => "rediss://",
+                "sentinel" => "[celery.redis_backend_use_ssl]",
+                _ => "?sslmode=verify-full",
+            };
+            let host = url.host_str().unwrap_or_default();
+            found.push(warning(key, host, secure));
+        }
+    }
+    let database = &settings.ops_db;
+    let mode = match database.database_postgresql_sslmode {
+        SslMode::Environment => std::env::var("PGSSLMODE").unwrap_or_default(),
+        SslMode::Disable => "disable".into(),
+        SslMode::Prefer => "prefer".into(),
+        SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => return found,
+    };
+    let host = &database.database_postgresql_host;
+    if database.database_type == DatabaseType::Postgresql
+        && !database
+            .database_postgresql_password
+            .expose_secret()
+            .is_empty()
+        && may_be_plain(&mode)
+        && !is_local(host)
+    {
+        let secure = "ops_db.database_postgresql_sslmode = \"verify-full\"";
+        found.push(warning("ops_db.database_postgresql_sslmode", host, secure));
+    }
+    found
+}
+
+fn warning(key: &str, host: &str, secure: &str) -> Problem {
+    Problem {
+        key: key.into(),
+        message: format!(
+            "the password goes to {host} in plain text, for everybody on the way to read; use {secure}"
+        ),
+        source: String::new(),
+    }
+}
+
+fn is_exposed(url: &Url) -> bool {
+    let plain = match url.scheme() {
+        "amqp" | "redis" | "redis+redis" | "sentinel" => true,
+        scheme if scheme.starts_with("db+postgres") => {
+            let mode = url.query_pairs().find(|(name, _)| name == "sslmode");
+            mode.is_none_or(|(_, mode)| may_be_plain(&mode))
+        }
+        _ => false,
+    };
+    plain && url.password().is_some() && url.host_str().is_some_and(|host| !is_local(host))
+}
+
+/// Whether libpq's `sslmode` lets a server do without TLS.
+fn may_be_plain(mode: &str) -> bool {
+    matches!(mode, "" | "disable" | "allow" | "prefer")
+}
+
+/// Whether what is sent to a host stays on this one; a path is a Unix socket's.
+fn is_local(host: &str) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    host.is_empty()
+        || host.starts_with('/')
+        || host.eq_ignore_ascii_case("localhost")
+        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("amqp://u:p@far//", true)]
+    #[case("amqp://u@far//", false)]
+    #[case("amqps://u:p@far//", false)]
+    #[case("amqp://u:p@127.0.0.1:5672//", false)]
+    #[case("amqp://u:p@[::1]//", false)]
+    #[case("amqp://u:p@localhost//", false)]
+    #[case("redis://:p@10.0.0.1/0", true)]
+    #[case("rediss://:p@10.0.0.1/0", false)]
+    #[case("db+postgresql+psycopg2://u:p@far/d", true)]
+    #[case("db+postgresql://u:p@far/d?sslmode=require", false)]
+    #[case("db+sqlite:///x", false)]
+    fn plain_text_to_another_host(#[case] url: &str, #[case] exposed: bool) {
+        assert_eq!(Url::parse(url).map(|url| is_exposed(&url)), Ok(exposed));
+    }
+}

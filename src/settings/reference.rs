@@ -1,0 +1,93 @@
+//! `docs/configuration.md`, made from `config.default.toml`.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use super::DEFAULTS;
+
+/// The page.
+const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
+
+/// Set to write the page anew.
+const REWRITE: &str = "REWRITE_DOCS";
+
+const INTRODUCTION: &str = "\
+# Every setting
+
+This page is made from [`config.default.toml`](../config.default.toml), which is compiled into the program, and a test
+compares the two. To write it anew: `REWRITE_DOCS=1 cargo test --lib settings::reference`.
+
+A setting can be given in several places; what comes later wins:
+
+1. the defaults below;
+2. the file of `--config` or `CCAT_DATA_TRANSFER_CONFIG`, with only the keys that differ;
+3. `CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND` and `CCAT_OPS_DB_*`, as the Python system knows them;
+4. `CCAT_DATA_TRANSFER_<SECTION>__<KEY>`, such as `CCAT_DATA_TRANSFER_BBCP__STREAMS=32`;
+5. options of the command line.
+
+`ccat-transfer config check` prints every problem at once. An unknown key is an error that names the nearest one.
+A secret can stand in a file of its own, which the key ending in `_file` beside it names; see
+[doctor, secrets](operations/doctor.md#secrets). Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
+";
+
+/// The page as it has to be.
+fn page() -> String {
+    let mut page = INTRODUCTION.to_owned();
+    // What is said before the first section is in the introduction.
+    let sections = DEFAULTS
+        .split_once("\n[")
+        .map_or(String::new(), |(_, rest)| format!("[{rest}"));
+    let mut comment: Vec<&str> = Vec::new();
+    let mut lines = sections.lines();
+    while let Some(line) = lines.next() {
+        if let Some(text) = line.strip_prefix('#') {
+            comment.push(text.strip_prefix(' ').unwrap_or(text));
+        } else if line.starts_with('[') {
+            // A comment on what follows stands above it; examples stand by themselves.
+            explain(&mut page, &mut comment);
+            let _ = write!(page, "\n## `{line}`\n");
+        } else if line.contains('=') {
+            let mut value = line.to_owned();
+            // Arrays go over several lines.
+            while value.matches('[').count() > value.matches(']').count() {
+                let Some(more) = lines.next() else { break };
+                let _ = write!(value, "\n{more}");
+            }
+            explain(&mut page, &mut comment);
+            let _ = write!(page, "\n```toml\n{value}\n```\n");
+        } else {
+            explain(&mut page, &mut comment);
+        }
+    }
+    explain(&mut page, &mut comment);
+    page
+}
+
+/// Writes a comment as text, and what is an example in it as code.
+fn explain(page: &mut String, comment: &mut Vec<&str>) {
+    let example = comment
+        .iter()
+        .position(|line| line.starts_with('['))
+        .unwrap_or(comment.len());
+    let (text, example) = comment.split_at(example);
+    if !text.is_empty() {
+        let _ = write!(page, "\n{}\n", text.join("\n").trim_end());
+    }
+    if !example.is_empty() {
+        let _ = write!(page, "\n```toml\n{}\n```\n", example.join("\n"));
+    }
+    comment.clear();
+}
+
+#[test]
+fn the_page_is_made_from_the_defaults() {
+    let made = page();
+    if std::env::var_os(REWRITE).is_some() {
+        std::fs::write(PAGE, &made).unwrap();
+    }
+    let written = std::fs::read_to_string(Path::new(PAGE)).unwrap_or_default();
+    assert!(
+        written == made,
+        "docs/configuration.md is not what config.default.toml says: REWRITE_DOCS=1 cargo test --lib settings::reference"
+    );
+}

@@ -1,0 +1,344 @@
+//! Secrets that files hold, and how a URL is shown without its own.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use url::Url;
+
+/// No secret is longer; a wrong path may lead to a file that never ends.
+const MAX_BYTES: u64 = 64 << 10;
+
+/// Permissions of whoever is neither the file's owner nor in its group.
+const OTHERS: u32 = 0o007;
+
+/// What a secret's file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    /// The value.
+    Whole,
+    /// The password of the value, which is a URL.
+    Password,
+}
+
+/// A setting that is a secret, with the key of the file that may hold it.
+#[derive(Debug)]
+pub(super) struct Secret {
+    /// Key of the secret itself.
+    pub(super) key: &'static str,
+    /// Key of the file.
+    pub(super) file: &'static str,
+    content: Content,
+}
+
+/// All of them. A URL that a file holds is there before its password is filled in.
+pub(super) const SECRETS: [Secret; 7] = [
+    secret("celery.broker_url", "celery.broker_url_file"),
+    password("celery.broker_url", "celery.broker_password_file"),
+    secret("celery.result_backend", "celery.result_backend_file"),
+    password(
+        "celery.result_backend",
+        "celery.result_backend_password_file",
+    ),
+    secret(
+        "ops_db.database_postgresql_password",
+        "ops_db.database_postgresql_password_file",
+    ),
+    secret(
+        "notifications.webhook_url",
+        "notifications.webhook_url_file",
+    ),
+    secret("health.redis_url", "health.redis_url_file"),
+];
+
+const fn secret(key: &'static str, file: &'static str) -> Secret {
+    Secret {
+        key,
+        file,
+        content: Content::Whole,
+    }
+}
+
+const fn password(key: &'static str, file: &'static str) -> Secret {
+    Secret {
+        key,
+        file,
+        content: Content::Password,
+    }
+}
+
+/// A secret that was read.
+pub(super) struct Filled {
+    /// The setting's value from now on.
+    pub(super) value: String,
+    /// What is risky about its file.
+    pub(super) warning: Option<String>,
+}
+
+impl Secret {
+    /// The setting's value with what `file` holds. `current` is the value until now, `stated` the
+    /// same with its source where some layer has given it.
+    ///
+    /// # Errors
+    /// What is wrong, without the secret.
+    pub(super) fn filled(
+        &self,
+        file: &Path,
+        current: &str,
+        stated: Option<(&str, &str)>,
+    ) -> Result<Filled, String> {
+        let both = |source| {
+            let what = match self.content {
+                Content::Whole => "",
+                Content::Password => " with a password",
+            };
+            format!(
+                "{} is given{what}, too (from {source}); leave one of the two out",
+                self.key
+            )
+        };
+        match (self.content, stated) {
+            (Content::Whole, Some((text, source))) if !text.is_empty() => return Err(both(source)),
+            (Content::Password, Some((url, source))) if has_password(url) => {
+                return Err(both(source));
+            }
+            _ => {}
+        }
+        let (text, warning) = read(file)?;
+        let value = match self.content {
+            Content::Whole => text,
+            Content::Password => with_password(current, &text)
+                .ok_or_else(|| format!("{} has no host to log in to with it", self.key))?,
+        };
+        Ok(Filled { value, warning })
+    }
+}
+
+/// A file's content without the line break at its end, and what is risky about the file.
+fn read(path: &Path) -> Result<(String, Option<String>), String> {
+    let shown = path.display();
+    let failed = |error: std::io::Error| format!("cannot read {shown}: {error}");
+    let file = File::open(path).map_err(failed)?;
+    let mode = file.metadata().map_err(failed)?.permissions().mode();
+    let mut text = String::new();
+    file.take(MAX_BYTES + 1)
+        .read_to_string(&mut text)
+        .map_err(failed)?;
+    if text.len() as u64 > MAX_BYTES {
+        return Err(format!("{shown} is longer than any secret"));
+    }
+    let secret = text.strip_suffix('\n').unwrap_or(&text);
+    let secret = secret.strip_suffix('\r').unwrap_or(secret);
+    if secret.is_empty() {
+        return Err(format!("{shown} is empty"));
+    }
+    if secret.contains(char::is_control) {
+        return Err(format!(
+            "{shown} has more than one line, or control characters, in it"
+        ));
+    }
+    let warning = (mode & OTHERS != 0).then(|| {
+        format!(
+            "{shown} is open to every user of this host (mode {:o}); chmod o= {shown}",
+            mode & 0o777
+        )
+    });
+    Ok((secret.to_owned(), warning))
+}
+
+/// The first of several URLs, and the rest; only the first one has a login.
+fn split_first(urls: &str) -> (&str, &str) {
+    match urls.starts_with("sentinel://") {
+        true => urls.split_at(urls.find(';').unwrap_or(urls.len())),
+        false => (urls, ""),
+    }
+}
+
+fn has_password(urls: &str) -> bool {
+    Url::parse(split_first(urls).0).is_ok_and(|url| url.password().is_some())
+}
+
+/// A URL with this password. None where it has no place for one.
+fn with_password(urls: &str, password: &str) -> Option<String> {
+    let (first, rest) = split_first(urls);
+    let mut url = Url::parse(first).ok()?;
+    // `Url` leaves `%` as it is, so that a password which has one would be read as another.
+    let encoded = utf8_percent_encode(password, NON_ALPHANUMERIC).to_string();
+    url.set_password(Some(&encoded)).ok()?;
+    Some(format!("{url}{rest}"))
+}
+
+/// What stands for a secret, as Celery has it.
+const MASK: &str = "********";
+
+/// A URL without its passwords, as Celery shows it; several, where sentinels are. What is no URL
+/// but could hold a password is not shown at all.
+pub(super) fn masked(urls: &str) -> String {
+    let masked = |url: &str| match Url::parse(url) {
+        Ok(mut parsed) => {
+            if parsed.password().is_some() {
+                // Only a URL without a host refuses, and that has no password.
+                let _ = parsed.set_password(Some(MASK));
+            }
+            let is_secret = |name: &str| name.to_ascii_lowercase().contains("password");
+            if parsed.query_pairs().any(|(name, _)| is_secret(&name)) {
+                let pairs: Vec<_> = parsed.query_pairs().into_owned().collect();
+                let mut query = parsed.query_pairs_mut();
+                query.clear();
+                for (name, value) in pairs {
+                    let value = if is_secret(&name) { MASK } else { &value };
+                    query.append_pair(&name, value);
+                }
+            }
+            parsed.into()
+        }
+        Err(_) if url.contains('@') => MASK.to_owned(),
+        Err(_) => url.to_owned(),
+    };
+    match urls.starts_with("sentinel://") {
+        true => urls.split(';').map(masked).collect::<Vec<_>>().join(";"),
+        false => masked(urls),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::fs::{self, Permissions};
+
+    use rstest::rstest;
+
+    use super::*;
+    use crate::settings::{Settings, SettingsError, load};
+
+    /// Loads a file of settings in which `FILE` stands for one that holds `content`.
+    fn loaded(settings: &str, content: &str, mode: u32) -> Result<Settings, SettingsError> {
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        fs::write(&secret, content).unwrap();
+        fs::set_permissions(&secret, Permissions::from_mode(mode)).unwrap();
+        let config = folder.path().join("config.toml");
+        fs::write(&config, settings.replace("FILE", secret.to_str().unwrap())).unwrap();
+        load(Some(&config), [])
+    }
+
+    #[rstest]
+    #[case("amqp://ccat@h//", "s3cret", "amqp://ccat:s3cret@h//")]
+    #[case(
+        "amqp://ccat@h:1/v",
+        "a%40/b:c d\u{e9}",
+        "amqp://ccat:a%2540%2Fb%3Ac%20d%C3%A9@h:1/v"
+    )]
+    #[case("redis://h/0", "x", "redis://:x@h/0")]
+    #[case("sentinel://h/0;sentinel://g", "x", "sentinel://:x@h/0;sentinel://g")]
+    #[case(
+        "db+postgresql+psycopg2://u@h/d",
+        "x",
+        "db+postgresql+psycopg2://u:x@h/d"
+    )]
+    fn passwords_are_filled_in(#[case] url: &str, #[case] password: &str, #[case] whole: &str) {
+        assert_eq!(with_password(url, password).as_deref(), Some(whole));
+        assert!(has_password(whole) && !has_password(url));
+    }
+
+    #[test]
+    fn a_url_without_a_host_takes_no_password() {
+        assert_eq!(with_password("rpc://", "x"), None);
+        assert_eq!(with_password("", "x"), None);
+    }
+
+    #[rstest]
+    #[case("amqp://u:p@h//", "amqp://u:********@h//")]
+    #[case("redis://h/0", "redis://h/0")]
+    #[case(
+        "db+postgresql://u@h/d?password=p",
+        "db+postgresql://u@h/d?password=********"
+    )]
+    #[case(
+        "sentinel://:p@h;sentinel://:p@g",
+        "sentinel://:********@h;sentinel://:********@g"
+    )]
+    #[case("amqp://u:p@h:port/", "********")]
+    #[case("rpc://", "rpc://")]
+    #[case("", "")]
+    fn urls_are_masked(#[case] url: &str, #[case] shown: &str) {
+        assert_eq!(masked(url), shown);
+    }
+
+    #[test]
+    fn a_file_holds_a_secret() {
+        let settings = loaded(
+            "[ops_db]\ndatabase_postgresql_password_file = 'FILE'",
+            "s3cret \n",
+            0o640,
+        )
+        .unwrap();
+        let password = &settings.ops_db.database_postgresql_password;
+        assert_eq!(secrecy::ExposeSecret::expose_secret(password), "s3cret ");
+        assert_eq!(settings.warnings, []);
+        let settings = loaded(
+            "[celery]\nbroker_url = 'amqp://ccat@localhost//'\nbroker_password_file = 'FILE'",
+            "s3cret",
+            0o644,
+        )
+        .unwrap();
+        assert_eq!(
+            settings.celery.broker_url(),
+            "amqp://ccat:s3cret@localhost//"
+        );
+        let [warning] = settings.warnings.as_slice() else {
+            unreachable!("{:?}", settings.warnings)
+        };
+        assert_eq!(warning.key, "celery.broker_password_file");
+        assert!(warning.message.contains("mode 644"), "{warning}");
+    }
+
+    #[rstest]
+    #[case(
+        "[ops_db]\ndatabase_postgresql_password = 'a'\ndatabase_postgresql_password_file = 'FILE'",
+        "s3cret",
+        "database_postgresql_password is given, too"
+    )]
+    #[case(
+        "[celery]\nbroker_url = 'amqp://u:p@h//'\nbroker_password_file = 'FILE'",
+        "s3cret",
+        "broker_url is given with a password, too"
+    )]
+    #[case(
+        "[celery]\nbroker_url_file = 'FILE'\nbroker_password_file = 'FILE'",
+        "amqp://u:s3cret@h//",
+        "celery.broker_password_file"
+    )]
+    #[case(
+        "[ops_db]\ndatabase_postgresql_password = ['s3cret']",
+        "x",
+        "must be a text"
+    )]
+    #[case(
+        "[ops_db]\ndatabase_postgresql_password = 's3cret",
+        "x",
+        "TOML parse error at line 2"
+    )]
+    #[case("[health]\nredis_url_file = 'FILE'", "\n", "is empty")]
+    #[case(
+        "[health]\nredis_url_file = 'FILE'",
+        "s3cret\nx\n",
+        "more than one line"
+    )]
+    #[case("[health]\nredis_url_file = 'FILE.no'", "s3cret", "cannot read")]
+    #[case(
+        "[health]\nredis_url_file = 'FILE'",
+        "s3cret",
+        "health.redis_url: not a URL"
+    )]
+    fn what_is_wrong_is_told_without_the_secret(
+        #[case] settings: &str,
+        #[case] content: &str,
+        #[case] told: &str,
+    ) {
+        let error = loaded(settings, content, 0o600).unwrap_err().to_string();
+        assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+    }
+}

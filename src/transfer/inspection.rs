@@ -1,0 +1,199 @@
+//! Whether an end of transfers can be used, asked without a transfer.
+//!
+//! What a worker would run into is found here by the same operations: the same ssh, the same
+//! scripts, the same temporary names. Nothing stays behind at a destination, and nothing is ever
+//! written at an origin.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use super::bbcp::command::CONFIG_VARIABLE;
+use super::endpoint::{AbsolutePath, Endpoint, FileKind, Reading, Remote, Target, TemporaryName};
+use super::error::{Role, TransferError};
+use super::plan::{self, LocalHost};
+use super::repository::Location;
+use super::service;
+use crate::process::{Group, command, find_program};
+use crate::settings::{DigestAlgorithm, Ssh};
+
+/// How long a program may take to tell its version.
+const VERSION_WITHIN: Duration = Duration::from_secs(10);
+
+/// No transfer has this id, so that no sweep takes our trial for a leftover, or the other way round.
+const NO_TRANSFER: i64 = 0;
+
+/// A location's directory as one end of a link.
+#[derive(Debug, Clone)]
+pub struct Place {
+    role: Role,
+    endpoint: Endpoint,
+    root: AbsolutePath,
+}
+
+impl Place {
+    /// An end as a worker on a host with these names would use it.
+    ///
+    /// # Errors
+    /// What is unsafe or impossible about the location's row.
+    pub fn new(
+        role: Role,
+        location: &Location,
+        ssh: &Ssh,
+        local: &LocalHost,
+    ) -> Result<Self, TransferError> {
+        let location = &service::location(location.clone())?;
+        Ok(Self {
+            role,
+            endpoint: plan::endpoint(role, location, ssh, local)?,
+            root: plan::checked_path(role, &location.root)?,
+        })
+    }
+
+    /// Which end it is.
+    #[must_use]
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The other host, if it is on one.
+    #[must_use]
+    pub fn remote(&self) -> Option<&Remote> {
+        self.endpoint.remote()
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn root(&self) -> &AbsolutePath {
+        &self.root
+    }
+
+    /// Whether an origin's directory is there and can be read.
+    ///
+    /// # Errors
+    /// [`TransferError::OriginMissing`], [`TransferError::OriginUnreadable`], or that the end could
+    /// not be asked.
+    pub async fn readable(&self) -> Result<(), TransferError> {
+        let path = || self.root.to_string();
+        match self.endpoint.stat(self.role, &self.root).await? {
+            None => Err(TransferError::OriginMissing { path: path() }),
+            Some(facts) if facts.kind != FileKind::Directory => {
+                Err(TransferError::OriginUnreadable {
+                    path: path(),
+                    line: "it is no directory".into(),
+                })
+            }
+            Some(facts) if !facts.readable => Err(TransferError::OriginUnreadable {
+                path: path(),
+                line: "permission denied".into(),
+            }),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// Bytes that we may still write in a destination's directory.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn free_space(&self) -> Result<u64, TransferError> {
+        self.trial()?.free_space().await
+    }
+
+    /// Makes a directory at a destination, under one of our temporary names, and removes it.
+    ///
+    /// # Errors
+    /// That the directory is missing or may not be written, or that the end could not be asked.
+    pub async fn writable(&self) -> Result<(), TransferError> {
+        let trial = self.trial()?;
+        trial.ensure_directory().await?;
+        let made = trial.begin_partial(None).await;
+        // Also after an error: it may have been made, and only the answer be lost.
+        let removed = trial.remove_temporary().await;
+        made?;
+        removed
+    }
+
+    /// A copy that is never made.
+    fn trial(&self) -> Result<Target, TransferError> {
+        let name = TemporaryName::new(NO_TRANSFER, 0, Uuid::new_v4());
+        let path = self.root.join(&name.to_string());
+        let path = path.map_err(|problem| TransferError::BadPath {
+            role: self.role,
+            path: self.root.to_string(),
+            problem,
+        })?;
+        let endpoint = self.endpoint.clone();
+        Ok(Target::new(endpoint, self.root.clone(), path, name))
+    }
+}
+
+impl Remote {
+    /// Whether the program for a digest works there: it is given nothing to read.
+    ///
+    /// # Errors
+    /// [`TransferError::RemoteProgramMissing`], or what it said instead of a digest.
+    pub async fn digest_of_nothing(&self, algorithm: DigestAlgorithm) -> Result<(), TransferError> {
+        let nothing = AbsolutePath::new("/dev/null").map_err(|problem| TransferError::BadPath {
+            role: Role::Destination,
+            path: "/dev/null".into(),
+            problem,
+        })?;
+        let how = Reading {
+            algorithm,
+            size: 0,
+            stall_timeout: VERSION_WITHIN,
+            progress: &tokio::sync::watch::Sender::new(0),
+            behind: None,
+        };
+        let endpoint = Endpoint::Remote(self.clone());
+        endpoint
+            .digest(Role::Destination, &nothing, how)
+            .await
+            .map(drop)
+    }
+}
+
+/// The version that bbcp on this host tells, e.g. `17.12.00.00.0`.
+///
+/// # Errors
+/// [`TransferError::ProgramMissing`], or that it does not run.
+pub async fn bbcp_version(program: &Path) -> Result<String, TransferError> {
+    let shown = || program.display().to_string();
+    let spawn = |source| TransferError::Spawn {
+        program: shown(),
+        source,
+    };
+    let found =
+        find_program(program).ok_or_else(|| TransferError::ProgramMissing { program: shown() })?;
+    let (name, value) = CONFIG_VARIABLE;
+    let child = command(&found)
+        .arg("-#")
+        .env(name, value)
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(spawn)?;
+    let _group = Group::of(&child).map_err(spawn)?;
+    let Ok(ended) = timeout(VERSION_WITHIN, child.wait_with_output()).await else {
+        return Err(TransferError::OperationTimeout {
+            operation: "bbcp -#",
+            host: "this host".into(),
+            limit: VERSION_WITHIN,
+        });
+    };
+    let output = ended.map_err(spawn)?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    match text.lines().map(str::trim).find(|line| !line.is_empty()) {
+        Some(version) if output.status.success() => Ok(version.chars().take(80).collect()),
+        _ => Err(TransferError::BbcpFailed {
+            exit: output.status.to_string(),
+            line: String::from_utf8_lossy(&output.stderr)
+                .trim()
+                .chars()
+                .take(200)
+                .collect(),
+        }),
+    }
+}

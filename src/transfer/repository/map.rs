@@ -1,0 +1,127 @@
+//! The sites' locations and the links between them, for those who look at the whole.
+
+use std::collections::HashMap;
+
+use entity::{
+    Status, data_location, data_transfer, data_transfer_package, data_transfer_route, site,
+};
+use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Query};
+use sea_orm::{ConnectionTrait, DbErr, EntityTrait, QueryOrder};
+
+use super::{Location, Repository};
+use crate::transfer::database::DatabaseError;
+
+/// All locations and routes.
+#[derive(Debug, Clone)]
+pub struct Map {
+    /// Locations, by site and order of use.
+    pub locations: Vec<Location>,
+    /// Routes from site to site, each once.
+    pub links: Vec<Link>,
+    /// Bytes of the largest package that waits for each location, by the location's id.
+    pub largest_waiting: HashMap<i64, u64>,
+}
+
+/// A route, by the short names of its sites.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Link {
+    /// From here.
+    pub origin: String,
+    /// To there.
+    pub destination: String,
+    /// The program, e.g. `bbcp`.
+    pub method: Option<String>,
+}
+
+impl Repository {
+    /// What there is to be connected.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn map(&self) -> Result<Map, DatabaseError> {
+        self.database
+            .bounded(async { Ok(self.read_map().await?) })
+            .await
+    }
+
+    async fn read_map(&self) -> Result<Map, DbErr> {
+        let db = self.database.connection();
+        let rows = data_location::Entity::find()
+            .order_by_asc(data_location::Column::SiteId)
+            .order_by_asc(data_location::Column::Priority)
+            .order_by_asc(data_location::Column::Id)
+            .all(db)
+            .await?;
+        let mut locations = Vec::new();
+        for row in rows {
+            locations.extend(self.location(Some(row.id)).await?);
+        }
+        let sites: HashMap<i64, String> = site::Entity::find()
+            .all(db)
+            .await?
+            .into_iter()
+            .map(|site| (site.id, site.short_name))
+            .collect();
+        let routes = data_transfer_route::Entity::find()
+            .order_by_asc(data_transfer_route::Column::Id)
+            .all(db)
+            .await?;
+        let mut links: Vec<Link> = Vec::new();
+        for route in routes {
+            let ends = sites
+                .get(&route.origin_site_id)
+                .zip(sites.get(&route.destination_site_id));
+            let Some((origin, destination)) = ends else {
+                continue;
+            };
+            let link = Link {
+                origin: origin.clone(),
+                destination: destination.clone(),
+                method: route.method,
+            };
+            if !links.contains(&link) {
+                links.push(link);
+            }
+        }
+        Ok(Map {
+            locations,
+            links,
+            largest_waiting: self.largest_waiting().await?,
+        })
+    }
+
+    async fn largest_waiting(&self) -> Result<HashMap<i64, u64>, DbErr> {
+        use data_transfer::{Column, Entity};
+        use data_transfer_package::{Column as PackageColumn, Entity as Packages};
+        let query = Query::select()
+            .expr_as(
+                Expr::col((Entity, Column::DestinationLocationId)).cast_as("bigint"),
+                "location",
+            )
+            .expr_as(
+                Expr::col((Packages, PackageColumn::Size))
+                    .max()
+                    .cast_as("bigint"),
+                "size",
+            )
+            .from(Entity)
+            .join(
+                JoinType::InnerJoin,
+                Packages,
+                Expr::col((Packages, PackageColumn::Id))
+                    .equals((Entity, Column::DataTransferPackageId)),
+            )
+            .and_where(self.status_is(&[Status::Pending, Status::Scheduled]))
+            .and_where(Expr::col((Entity, Column::DestinationLocationId)).is_not_null())
+            .group_by_col((Entity, Column::DestinationLocationId))
+            .to_owned();
+        let rows = self.database.connection().query_all(&query).await?;
+        let mut largest = HashMap::new();
+        for row in rows {
+            let size: Option<i64> = row.try_get("", "size")?;
+            let size = size.and_then(|size| u64::try_from(size).ok());
+            largest.insert(row.try_get("", "location")?, size.unwrap_or(0));
+        }
+        Ok(largest)
+    }
+}

@@ -1,0 +1,92 @@
+"""Every command of the documentation is run as written, or is marked as not run here.
+
+A fenced block of the language `sh` is run; all those of a page in order, in one shell, in an empty directory, with a
+broker and a PATH that has ccat-transfer, bbcp and nothing prepared. `sh build` and `sh not-run` are not: the first are
+what scripts/test.sh does anyway, the second need hosts or systems that are not here.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+
+import pytest
+
+from support import clean_environment, service
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+PAGES = sorted([REPO / "README.md", *(REPO / "docs").rglob("*.md")])
+FENCE = re.compile(r"^( *)```(.*)$")
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(page):
+    """The fenced blocks of a page: first line's number, info string, text."""
+    inside, found = None, []
+    for number, line in enumerate(page.read_text().splitlines(), 1):
+        fence = FENCE.match(line)
+        if inside is None and fence:
+            inside = (number, fence[2].strip(), fence[1], [])
+        elif inside and line.strip() == "```":
+            found.append((inside[0], inside[1], "\n".join(inside[3])))
+            inside = None
+        elif inside:
+            inside[3].append(line.removeprefix(inside[2]))
+    assert inside is None, f"{page}: the block of line {inside[0]} does not end"
+    return found
+
+
+def runnable(page):
+    return [(number, text) for number, info, text in blocks(page) if info == "sh"]
+
+
+def test_every_block_of_commands_says_whether_it_is_run():
+    for page in PAGES:
+        for number, info, _ in blocks(page):
+            language, *rest = info.split() or [""]
+            assert language not in ("bash", "shell", "console", ""), f"{page}:{number}: `{info}`; commands are `sh`, output is `text`"
+            if language == "sh":
+                assert rest in ([], ["build"], ["not-run"]), f"{page}:{number}: `{info}`"
+
+
+def test_every_link_leads_somewhere():
+    for page in PAGES:
+        for target in LINK.findall(page.read_text()):
+            if "://" not in target and not target.startswith("#"):
+                assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+def test_the_table_of_contents_names_every_page():
+    summary = (REPO / "docs/SUMMARY.md").read_text()
+    for page in PAGES:
+        if page.name not in ("README.md", "SUMMARY.md"):
+            assert f"({page.relative_to(REPO / 'docs')})" in summary, page
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=lambda page: str(page.relative_to(REPO)))
+def test_commands_run_as_written(page, broker, tmp_path):
+    script = ["set -euo pipefail"]
+    for number, text in runnable(page):
+        script += [f"echo '--- {page.name}:{number}' >&2", text]
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "ccat-transfer").symlink_to(service("CCAT_TRANSFER_BIN"))
+    (programs / "bbcp").symlink_to(service("BBCP_DOUBLE"))
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = clean_environment(PATH=f"{programs}:{os.environ['PATH']}", HOME=str(tmp_path), CELERY_BROKER_URL=broker.url)
+    process = subprocess.Popen(
+        ["bash", "-c", "\n".join(script)],
+        cwd=work,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        told, _ = process.communicate(timeout=120)
+    finally:
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+    assert process.returncode == 0, f"{page.name}: exit code {process.returncode}\n{told}"
