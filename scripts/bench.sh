@@ -17,8 +17,7 @@ say "Installing what is missing"
 install_missing
 make_python
 say "Building the release"
-run cargo build --locked --release -p ccat-transfer -p ccat-bench -p bbcp-double --bins
-run cargo build --locked --release -p ccat-transfer --example tasks_worker
+run cargo build --locked --release --workspace --bins --examples
 BENCH_PROGRAMS=$(target_dir)/release
 export RUN_DIR BENCH_PROGRAMS BENCH_RESULTS=$(target_dir)/bench
 say "Starting servers"

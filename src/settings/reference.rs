@@ -80,14 +80,15 @@ fn explain(page: &mut String, comment: &mut Vec<&str>) {
 }
 
 #[test]
-fn the_page_is_made_from_the_defaults() {
+fn the_page_is_made_from_the_defaults() -> std::io::Result<()> {
     let made = page();
     if std::env::var_os(REWRITE).is_some() {
-        std::fs::write(PAGE, &made).unwrap();
+        std::fs::write(PAGE, &made)?;
     }
     let written = std::fs::read_to_string(Path::new(PAGE)).unwrap_or_default();
     assert!(
         written == made,
         "docs/configuration.md is not what config.default.toml says: REWRITE_DOCS=1 cargo test --lib settings::reference"
     );
+    Ok(())
 }

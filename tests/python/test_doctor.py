@@ -327,7 +327,7 @@ def test_what_hangs_holds_up_nothing_else(clinic):
     """A broker that takes connections and says nothing is red in time; the rest is looked at meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         clinic.settings(celery={"broker_url": broker_url(clinic, port=server.getsockname()[1])})
-        code, findings = clinic.examine("--timeout", "2s", "--site", clinic.deployment.destination_site)
+        code, findings = clinic.examine("--timeout", "3s", "--site", clinic.deployment.destination_site)
     verdicts = {finding["check"]: finding["verdict"] for finding in findings}
     assert code == 1
     assert (verdicts["broker"], verdicts["queues"]) == (RED, SKIPPED)
