@@ -9,6 +9,7 @@ use clap::Args;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::links::require_site;
 use super::node::{host, node_name};
 use super::patience::Patience;
 use super::restart;
@@ -19,6 +20,7 @@ use crate::broker::{Transport, app};
 use crate::manager::{Manager, ManagerError, Pass};
 use crate::metrics::{ManagerMetrics, TaskMetrics};
 use crate::pulse::Pulses;
+use crate::settings::Settings;
 use crate::sideport::{Board, Phase, Probe};
 use crate::tasks::Producer;
 use crate::telemetry::chain;
@@ -38,6 +40,11 @@ pub(super) struct Arguments {
     /// Log every row.
     #[arg(short, long)]
     verbose: bool,
+
+    /// Schedule only transfers whose origin is at one of these sites, by short name; else those of
+    /// manager.sites.
+    #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
+    site: Vec<String>,
 
     /// Wait so many seconds at the start for the database and the broker, instead of failing
     /// [without a number: 60].
@@ -61,7 +68,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
 
 async fn once(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
     let parts = Parts::connect(context, arguments, Pulses::default()).await?;
-    let manager = parts.manager(context, None);
+    let manager = parts.manager(None);
     let pass = manager.transfer_transfer_packages(arguments.verbose).await;
     parts.transport.close().await;
     match pass {
@@ -89,7 +96,7 @@ async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, C
     });
     let longest = Manager::longest_round(&context.settings);
     let manager = parts
-        .manager(context, Some(sent))
+        .manager(Some(sent))
         .watched(board.pulses.start("manager", longest), passes);
 
     let alive = context
@@ -118,6 +125,7 @@ async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, C
 /// What a manager is made of.
 struct Parts {
     name: String,
+    settings: Arc<Settings>,
     repository: Repository,
     transport: Arc<dyn Transport>,
     app: Arc<Celery>,
@@ -134,6 +142,7 @@ impl Parts {
         let repository = patience
             .reach("the database", async || context.repository().await)
             .await?;
+        let settings = settings(context, &repository, arguments).await?;
         let transport = context.transport(&name)?.with_pulses(pulses);
         let transport: Arc<dyn Transport> = Arc::new(transport);
         if arguments.wait_for.is_some() {
@@ -145,21 +154,22 @@ impl Parts {
             .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
         Ok(Self {
             name,
+            settings,
             repository,
             transport,
             app: Arc::new(app),
         })
     }
 
-    fn manager(&self, context: &Context, sent: Option<TaskMetrics>) -> Manager {
-        let producer = Producer::new(self.app.clone(), &context.settings.celery);
+    fn manager(&self, sent: Option<TaskMetrics>) -> Manager {
+        let producer = Producer::new(self.app.clone(), &self.settings.celery);
         let producer = match sent {
             Some(sent) => producer.with_metrics(sent),
             None => producer,
         };
         Manager::new(
             self.repository.clone(),
-            context.settings.clone(),
+            self.settings.clone(),
             Owner::current(self.name.as_str()),
             Arc::new(producer),
         )
@@ -180,16 +190,36 @@ fn watch_broker(board: &Board, transport: &Arc<dyn Transport>) {
     }));
 }
 
+/// The settings, with the sites of the command line.
+async fn settings(
+    context: &Context,
+    repository: &Repository,
+    arguments: &Arguments,
+) -> Result<Arc<Settings>, CliError> {
+    let mut settings = Settings::clone(&context.settings);
+    if !arguments.site.is_empty() {
+        settings.manager.sites.clone_from(&arguments.site);
+    }
+    if !settings.manager.sites.is_empty() {
+        let sites = repository.site_names().await?;
+        for site in &settings.manager.sites {
+            require_site(site, &sites)?;
+        }
+    }
+    Ok(Arc::new(settings))
+}
+
 fn print(context: &Context, pass: &Pass) -> Result<(), CliError> {
     if context.json {
         return output::json(pass);
     }
     println!(
-        "{} scheduled, {} refused, {} recovered from dead workers, {} wait to be tried again",
+        "{} scheduled, {} refused, {} recovered from dead workers, {} wait to be tried again, {} wait for their link",
         pass.scheduled.len(),
         pass.refused.len(),
         pass.recovered.len(),
-        pass.waiting
+        pass.waiting,
+        pass.held_back
     );
     for assignment in &pass.scheduled {
         println!("  {} → {}", assignment.data_transfer_id, assignment.queue);

@@ -46,9 +46,10 @@ impl Patience {
                 return Err(error);
             }
             tracing::warn!(
+                server = what,
                 error = %chain(&error),
-                retry_in = %humantime::format_duration(pause),
-                "waiting for {what}"
+                retry_in_s = pause.as_secs_f64(),
+                "waiting for a server (--wait-for)"
             );
             sleep(pause).await;
         }

@@ -412,11 +412,11 @@ def test_waiting_at_the_start(own):
     assert [process.ended() for process in late] == [5, 5]
     port = SidePort()
     patient = own.watched_worker("--wait-for", port=port)
-    patient.says("waiting for the database")
+    patient.says('"server":"the database"')
     assert port.get("/livez")[0] == 200
     assert port.get("/readyz") == (503, "starting\n")
     own.proxies["database"].plug()
-    patient.says("waiting for the broker")
+    patient.says('"server":"the broker"')
     own.proxies["broker"].plug()
     own.proxies["result backend"].plug()
     port.is_("/readyz", 200)
