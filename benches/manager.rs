@@ -141,11 +141,12 @@ impl Bench {
             within: Duration::from_secs(5),
         };
         let app = app::build(transport.clone(), producing).await?;
+        let producer = Producer::new(Arc::new(app), &settings.celery);
         let manager = Manager::new(
             repository.clone(),
             Arc::new(settings),
             Owner::current("bench"),
-            Arc::new(Producer(Arc::new(app))),
+            Arc::new(producer),
         );
         let broker = Connection::connect(broker, ConnectionProperties::default()).await?;
         let channel = broker.create_channel().await?;

@@ -101,6 +101,9 @@ arrived() { cmp -s "$root/data/here/night.tar" "$root/data/there/night.tar"; }
 AWAIT_PID=$worker AWAIT_LOG=$RUN_DIR/worker.log await 60 "the package did not arrive" arrived
 counted() { curl -s "http://$listen/metrics" | grep -qE '^ccat_transfer_bytes_total\{destination="there",origin="here"\} 5000000$'; }
 await 20 "the bytes were not counted" counted
+# A count of the table holds for 15 s.
+in_table() { curl -s "http://$listen/metrics" | grep -qxF 'ccat_transfer_transfers{status="COMPLETED"} 1'; }
+await 40 "the table was not counted" in_table
 
 say "== the end"
 # Its group: the namespace's shell, which has become the worker.
