@@ -12,17 +12,23 @@ mod operators;
 #[path = "support/ops_db.rs"]
 mod ops_db;
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use ccat_transfer::manager::{Manager, ManagerError, Submit, SubmitError};
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
 use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Phase, Progress, Snapshot};
+use ccat_transfer::transfer::link::{Capacity, LinkName, Pause};
 use ccat_transfer::transfer::repository::{
-    Acquisition, ClaimError, Failure, Filter, Finished, Leftover, Listing, ReleaseTo, Repository,
-    ScheduleError, Scheduled, SiteError,
+    Acquisition, Allowance, Batch, Candidate, ClaimError, Failure, Filter, Finished, Leftover,
+    LinkChange, LinkError, Listing, OpenTransfer, ReleaseTo, Renewal, Repository, SiteError,
+    Traffic, Watch,
 };
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology, TopologyError};
 use entity::{Outcome, Status};
@@ -56,10 +62,21 @@ on_both_databases!(
     a_sweep_removes_leases_without_a_cause,
     a_row_that_cannot_be_recovered_is_in_nobodys_way,
     a_row_is_scheduled_with_its_message,
-    a_message_that_is_not_published_changes_nothing,
+    only_what_is_published_is_scheduled,
     a_worker_may_get_the_message_before_the_commit,
     scheduling_is_exclusive,
-    pending_transfers_come_in_pages,
+    a_look_shows_what_is_not_over,
+    a_later_look_sees_every_change_but_one,
+    managers_that_work_at_once_keep_a_limit_together,
+    nothing_is_sent_over_a_link_that_was_paused_meanwhile,
+    a_message_of_a_paused_link_puts_its_row_back,
+    a_renewal_tells_to_make_way,
+    links_are_changed_one_thing_at_a_time,
+    traffic_is_counted_by_link,
+    a_pass_schedules_all_but_what_is_refused,
+    a_silent_broker_holds_no_lock_for_long,
+    what_was_completed_and_is_reset_is_scheduled_by_a_full_look,
+    a_database_without_links_works_as_before,
     locations_of_a_site,
     a_transfer_is_read_with_all_its_parts,
     a_transfer_is_read_without_its_parts,
@@ -105,7 +122,7 @@ fn copying(progress: Progress) -> Snapshot {
     }
 }
 
-fn is_lost(result: Result<(), LeaseError>) -> bool {
+fn is_lost<T>(result: Result<T, LeaseError>) -> bool {
     matches!(result, Err(LeaseError::Lost))
 }
 
@@ -240,14 +257,68 @@ async fn a_failed_transfer_waits_for_its_next_attempt(db: Fixture) {
 }
 
 /// Ids of the transfers that the manager would send.
-async fn due(db: &Fixture) -> Vec<i64> {
-    let rows = db.repository.pending(None, 100).await.unwrap();
-    rows.iter().map(|row| row.id).collect()
+/// Every transfer that is not over, and the watch for the next look.
+async fn look(db: &Fixture, before: Option<&Watch>) -> (Vec<OpenTransfer>, Option<Watch>) {
+    let mut seen = Vec::new();
+    let see = |transfer| seen.push(transfer);
+    let watch = db.repository.look(None, before, see).await.unwrap();
+    (seen, watch)
 }
 
-async fn published(db: &Fixture, id: i64) -> Scheduled {
-    let publish = || async { Ok::<_, std::io::Error>(()) };
-    db.repository.schedule(id, publish).await.unwrap()
+async fn pending(repository: &Repository) -> Vec<OpenTransfer> {
+    let mut seen = Vec::new();
+    let see = |transfer: OpenTransfer| {
+        if transfer.status == Status::Pending {
+            seen.push(transfer);
+        }
+    };
+    repository.look(None, None, see).await.unwrap();
+    seen
+}
+
+async fn due(db: &Fixture) -> Vec<i64> {
+    let pending = pending(&db.repository).await;
+    let due = pending.iter().filter(|transfer| !transfer.waits);
+    due.map(|transfer| transfer.id).collect()
+}
+
+async fn waiting(db: &Fixture) -> usize {
+    let pending = pending(&db.repository).await;
+    pending.iter().filter(|transfer| transfer.waits).count()
+}
+
+/// Without a limit of its link.
+fn wanted(id: i64) -> Candidate {
+    Candidate {
+        id,
+        allowance: None,
+    }
+}
+
+/// A broker that takes everything.
+async fn confirmed(ids: Vec<i64>) -> HashSet<i64> {
+    ids.into_iter().collect()
+}
+
+async fn published(db: &Fixture, id: i64) -> Batch {
+    db.repository
+        .schedule(&[wanted(id)], confirmed)
+        .await
+        .unwrap()
+}
+
+fn scheduled(ids: &[i64]) -> Batch {
+    Batch {
+        scheduled: ids.to_vec(),
+        ..Batch::default()
+    }
+}
+
+fn taken(ids: &[i64]) -> Batch {
+    Batch {
+        taken: ids.to_vec(),
+        ..Batch::default()
+    }
 }
 
 async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
@@ -260,8 +331,8 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
         .unwrap();
 
     assert_eq!(due(&db).await, [other]);
-    assert_eq!(db.repository.waiting().await.unwrap(), 1);
-    assert_eq!(published(&db, id).await, Scheduled::NotPending);
+    assert_eq!(waiting(&db).await, 1);
+    assert_eq!(published(&db, id).await, taken(&[id]));
     let shown = db.repository.show(id).await.unwrap().unwrap();
     let not_before = shown.not_before.unwrap();
     assert!(not_before >= before + TTL && not_before < before + TTL * 2);
@@ -282,8 +353,8 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
     let past = "UPDATE transfer_worker_delay SET not_before = '2001-01-01T00:00:00+00:00'";
     assert_eq!(db.sql(past).await, 1);
     assert_eq!(due(&db).await, [id, other]);
-    assert_eq!(db.repository.waiting().await.unwrap(), 0);
-    assert_eq!(published(&db, id).await, Scheduled::Scheduled);
+    assert_eq!(waiting(&db).await, 0);
+    assert_eq!(published(&db, id).await, scheduled(&[id]));
     let lease = db.acquire(id).await.lease;
     // Taken up again, it waits no more, whatever becomes of this attempt.
     let release = db.repository.release(&lease, ReleaseTo::Pending, "stop");
@@ -753,7 +824,7 @@ async fn a_sweep_and_a_renewal_do_not_meet(db: Fixture) {
         let recovered = sweep.unwrap().recovered.len();
         // Exactly one of them, and the row tells which.
         let (renewals, status) = match renewal {
-            Ok(()) => (1, "IN_PROGRESS"),
+            Ok(_) => (1, "IN_PROGRESS"),
             Err(LeaseError::Lost) => (0, "PENDING"),
             Err(error) => panic!("{error:?}"),
         };
@@ -786,18 +857,7 @@ async fn a_row_that_cannot_be_recovered_is_in_nobodys_way(db: Fixture) {
     let [bad, good] = [db.transfer().await, db.transfer().await];
     db.acquire_as(bad, &dead()).await;
     db.acquire_as(good, &dead()).await;
-    let trigger = format!(
-        "CREATE TRIGGER bad BEFORE UPDATE ON data_transfer FOR EACH ROW WHEN (NEW.id = {bad})"
-    );
-    db.sql(&if db.database.backend() == sea_orm::DbBackend::Postgres {
-        format!(
-            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
-             $$ BEGIN RAISE EXCEPTION 'bad row'; END $$; {trigger} EXECUTE FUNCTION refuse()"
-        )
-    } else {
-        format!("{trigger} BEGIN SELECT RAISE(ABORT, 'bad row'); END")
-    })
-    .await;
+    db.refuse_updates_of(bad).await;
     let sweep = db.repository.sweep(&me()).await.unwrap();
     assert_eq!(sweep.recovered.len(), 1);
     assert_eq!(sweep.failed.len(), 1);
@@ -810,39 +870,58 @@ async fn a_row_that_cannot_be_recovered_is_in_nobodys_way(db: Fixture) {
 
 async fn a_row_is_scheduled_with_its_message(db: Fixture) {
     let id = db.transfer().await;
-    let published = AtomicUsize::new(0);
-    let publish = || async {
-        published.fetch_add(1, Ordering::SeqCst);
-        Ok::<_, std::io::Error>(())
+    let messages = AtomicUsize::new(0);
+    let publish = async |ids: Vec<i64>| {
+        messages.fetch_add(ids.len(), Ordering::SeqCst);
+        confirmed(ids).await
     };
-    assert_eq!(
-        db.repository.schedule(id, publish).await.unwrap(),
-        Scheduled::Scheduled
-    );
+    let schedule = async |id| {
+        let candidates = [wanted(id)];
+        let scheduling = db.repository.schedule(&candidates, publish);
+        scheduling.await.unwrap()
+    };
+    assert_eq!(schedule(id).await, scheduled(&[id]));
     assert_eq!(db.status(id).await, "SCHEDULED");
-    assert_eq!(
-        db.repository.schedule(id, publish).await.unwrap(),
-        Scheduled::NotPending
-    );
-    assert_eq!(
-        db.repository.schedule(id + 1, publish).await.unwrap(),
-        Scheduled::NotPending
-    );
-    assert_eq!(published.load(Ordering::SeqCst), 1);
+    assert_eq!(schedule(id).await, taken(&[id]));
+    assert_eq!(schedule(id + 1).await, taken(&[id + 1]));
+    assert_eq!(messages.load(Ordering::SeqCst), 1);
     db.acquire(id).await;
 }
 
-async fn a_message_that_is_not_published_changes_nothing(db: Fixture) {
-    let id = db.transfer().await;
-    let before = db.everything(id).await;
-    let refused = db
-        .repository
-        .schedule(id, || async { Err(std::io::Error::other("no broker")) })
-        .await;
-    assert!(matches!(refused, Err(ScheduleError::Publish(_))));
-    assert_eq!(db.everything(id).await, before);
-    // The lock is gone: somebody else can go on at once.
-    db.acquire(id).await;
+async fn only_what_is_published_is_scheduled(db: Fixture) {
+    let ids = [
+        db.transfer().await,
+        db.transfer().await,
+        db.transfer().await,
+        db.transfer().await,
+    ];
+    db.set_status(ids[3], "COMPLETED").await;
+    let candidates = ids.map(wanted);
+    let refused = db.everything(ids[1]).await;
+    let publish = async |offered: Vec<i64>| {
+        assert_eq!(offered, ids[..3]);
+        HashSet::from([ids[0], ids[2]])
+    };
+    let batch = db.repository.schedule(&candidates, publish).await.unwrap();
+    let expected = Batch {
+        scheduled: vec![ids[0], ids[2]],
+        unpublished: vec![ids[1]],
+        taken: vec![ids[3]],
+        held_back: vec![],
+    };
+    assert_eq!(batch, expected);
+    let mut statuses = Vec::new();
+    for id in ids {
+        statuses.push(db.status(id).await);
+    }
+    assert_eq!(statuses, ["SCHEDULED", "PENDING", "SCHEDULED", "COMPLETED"]);
+    assert_eq!(db.everything(ids[1]).await, refused);
+    // No message at all: nothing changes, and the locks are gone.
+    let none = async |_| HashSet::new();
+    let batch = db.repository.schedule(&candidates, none).await.unwrap();
+    assert_eq!(batch.unpublished, [ids[1]]);
+    assert_eq!(db.everything(ids[1]).await, refused);
+    db.acquire(ids[1]).await;
 }
 
 async fn a_worker_may_get_the_message_before_the_commit(db: Fixture) {
@@ -853,15 +932,13 @@ async fn a_worker_may_get_the_message_before_the_commit(db: Fixture) {
         receive.await.unwrap();
         repository.acquire(id, &me(), "t", TTL).await.unwrap()
     });
-    let publish = || async {
+    let publish = |ids| async {
         send.send(()).unwrap();
         tokio::time::sleep(Duration::from_millis(300)).await;
-        Ok::<_, std::io::Error>(())
+        confirmed(ids).await
     };
-    assert_eq!(
-        db.repository.schedule(id, publish).await.unwrap(),
-        Scheduled::Scheduled
-    );
+    let batch = db.repository.schedule(&[wanted(id)], publish).await;
+    assert_eq!(batch.unwrap(), scheduled(&[id]));
     assert!(matches!(worker.await.unwrap(), Acquisition::Acquired(_)));
     assert_eq!(db.status(id).await, "IN_PROGRESS");
 }
@@ -871,46 +948,460 @@ async fn scheduling_is_exclusive(db: Fixture) {
     let managers = (0..8).map(|_| {
         let repository = db.repository.clone();
         tokio::spawn(async move {
-            repository
-                .schedule(id, || async { Ok::<_, std::io::Error>(()) })
-                .await
-                .unwrap()
+            let candidates = [wanted(id)];
+            repository.schedule(&candidates, confirmed).await.unwrap()
         })
     });
     let managers: Vec<_> = managers.collect();
-    let mut scheduled = 0;
+    let mut times = 0;
     for manager in managers {
-        scheduled += usize::from(manager.await.unwrap() == Scheduled::Scheduled);
+        times += manager.await.unwrap().scheduled.len();
     }
-    assert_eq!(scheduled, 1);
+    assert_eq!(times, 1);
 }
 
-async fn pending_transfers_come_in_pages(db: Fixture) {
+/// Ids and statuses of what a look shows.
+fn shown(seen: &[OpenTransfer]) -> Vec<(i64, Status)> {
+    seen.iter().map(|t| (t.id, t.status)).collect()
+}
+
+async fn a_look_shows_what_is_not_over(db: Fixture) {
+    use Status::{InProgress, Pending, Scheduled};
+    assert_eq!(look(&db, None).await.0, []);
     let mut ids = Vec::new();
-    for _ in 0..5 {
+    for status in [
+        "COMPLETED",
+        "PENDING",
+        "SCHEDULED",
+        "IN_PROGRESS",
+        "FAILED",
+        "COMPLETED",
+    ] {
+        let id = db.transfer().await;
+        db.set_status(id, status).await;
+        ids.push(id);
+    }
+    let open = [(ids[1], Pending), (ids[2], Scheduled), (ids[3], InProgress)];
+    let (seen, watch) = look(&db, None).await;
+    assert_eq!(shown(&seen), open);
+    assert_eq!(shown(&look(&db, watch.as_ref()).await.0), open);
+
+    let places = db.repository.places().await.unwrap();
+    let [origin, destination] = [
+        seen[0].origin_location_id.unwrap(),
+        seen[0].destination_location_id.unwrap(),
+    ];
+    let place = |id| (&places[&id].site[..], &places[&id].location[..]);
+    assert_eq!(place(origin), ("ccat", "telescope_computer"));
+    assert_eq!(place(destination), ("cologne", "buffer"));
+
+    // Of one site only.
+    let mut of_origin = Vec::new();
+    for origins in [vec![origin], vec![destination], vec![]] {
+        let mut count = 0;
+        let see = |_| count += 1;
+        let look = db.repository.look(Some(&origins), None, see);
+        look.await.unwrap();
+        of_origin.push(count);
+    }
+    assert_eq!(of_origin, [3, 0, 0]);
+}
+
+async fn a_later_look_sees_every_change_but_one(db: Fixture) {
+    // More than the ids that are looked at again in any case.
+    let [old, failed, open] = [
+        db.transfer().await,
+        db.transfer().await,
+        db.transfer().await,
+    ];
+    db.set_status(old, "COMPLETED").await;
+    db.set_status(failed, "FAILED").await;
+    let far = open + 5_000;
+    let last = db.transfer().await;
+    db.sql(&format!(
+        "UPDATE data_transfer SET id = {far} WHERE id = {last}"
+    ))
+    .await;
+    db.set_status(far, "COMPLETED").await;
+    let (seen, watch) = look(&db, None).await;
+    assert_eq!(shown(&seen), [(open, Status::Pending)]);
+
+    // An operator resets what has failed, and a new one comes late with a lower id.
+    let late = far - 1;
+    let last = db.transfer().await;
+    db.sql(&format!(
+        "UPDATE data_transfer SET id = {late} WHERE id = {last}"
+    ))
+    .await;
+    db.set_status(failed, "PENDING").await;
+    db.set_status(far, "PENDING").await;
+    let expected = [failed, open, late, far].map(|id| (id, Status::Pending));
+    assert_eq!(shown(&look(&db, watch.as_ref()).await.0), expected);
+
+    // What was COMPLETED long ago is seen by a look at all.
+    db.set_status(old, "PENDING").await;
+    assert_eq!(shown(&look(&db, watch.as_ref()).await.0), expected);
+    assert_eq!(look(&db, None).await.0.len(), 5);
+
+    // Another database: nothing of the watch holds.
+    db.sql(&format!("DELETE FROM data_transfer WHERE id >= {late}"))
+        .await;
+    assert_eq!(look(&db, watch.as_ref()).await.0.len(), 3);
+}
+
+fn link() -> LinkName {
+    LinkName {
+        origin: "ccat".into(),
+        destination: "cologne".into(),
+    }
+}
+
+async fn pause(db: &Fixture, by: &str, stops_running: bool) -> Pause {
+    let name = link();
+    let pausing = db.repository.pause_link(&name, by, "storm", stops_running);
+    pausing.await.unwrap().pause.unwrap()
+}
+
+async fn limit(db: &Fixture, max_active: u32) {
+    let change = LinkChange {
+        max_active: Some(Some(max_active)),
+        ..LinkChange::default()
+    };
+    db.repository.set_link(&link(), &change).await.unwrap();
+}
+
+/// What the link allows, as a manager finds it.
+async fn allowance(db: &Fixture, free: u64) -> Arc<Allowance> {
+    let issued = db.repository.link(&link()).await.unwrap().issued;
+    Arc::new(Allowance {
+        link: link(),
+        free,
+        issued,
+    })
+}
+
+async fn managers_that_work_at_once_keep_a_limit_together(db: Fixture) {
+    limit(&db, 5).await;
+    let mut ids = Vec::new();
+    for _ in 0..24 {
         ids.push(db.transfer().await);
     }
-    db.set_status(ids[1], "SCHEDULED").await;
-    let first = db.repository.pending(None, 2).await.unwrap();
+    // All have counted before any of them schedules.
+    let allowance = allowance(&db, 5).await;
+    let managers: Vec<_> = ids
+        .chunks(4)
+        .map(|ids| {
+            let repository = db.repository.clone();
+            let candidate = |id: &i64| Candidate {
+                id: *id,
+                allowance: Some(allowance.clone()),
+            };
+            let candidates: Vec<_> = ids.iter().map(candidate).collect();
+            tokio::spawn(async move { repository.schedule(&candidates, confirmed).await.unwrap() })
+        })
+        .collect();
+    let (mut sent, mut held_back) = (0, 0);
+    for manager in managers {
+        let batch = manager.await.unwrap();
+        sent += batch.scheduled.len();
+        held_back += batch.held_back.len();
+    }
+    assert_eq!((sent, held_back), (5, 19));
+    assert_eq!(db.repository.link(&link()).await.unwrap().issued, 5);
+}
+
+async fn nothing_is_sent_over_a_link_that_was_paused_meanwhile(db: Fixture) {
+    limit(&db, 5).await;
+    let id = db.transfer().await;
+    let candidates = [Candidate {
+        id,
+        allowance: Some(allowance(&db, 5).await),
+    }];
+    pause(&db, "me@here", false).await;
+    let batch = db
+        .repository
+        .schedule(&candidates, confirmed)
+        .await
+        .unwrap();
+    assert_eq!(batch.held_back, [id]);
+    assert_eq!(db.status(id).await, "PENDING");
+}
+
+async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
+    let [id, other] = [db.transfer().await, db.transfer().await];
+    db.set_status(id, "SCHEDULED").await;
+    let pause_of_link = pause(&db, "me@here", false).await;
+    for _ in 0..2 {
+        match db.repository.acquire(id, &me(), "t", TTL).await.unwrap() {
+            Acquisition::LinkPaused(paused) => {
+                assert_eq!((paused.name, paused.pause), (link(), pause_of_link.clone()));
+            }
+            answer => panic!("{answer:?}"),
+        }
+        assert_eq!(db.status(id).await, "PENDING");
+    }
+    assert_eq!(db.repository.get_retry_count(id).await.unwrap(), Some(0));
+    assert_eq!(db.leases().await, "0");
+    db.repository.resume_link(&link()).await.unwrap();
+    db.acquire(id).await;
+
+    // What a dead worker left is not taken over either.
+    db.acquire_as(other, &dead()).await;
+    pause(&db, "me@here", false).await;
+    let answer = db.repository.acquire(other, &me(), "t", TTL).await.unwrap();
+    assert!(matches!(answer, Acquisition::LinkPaused(_)), "{answer:?}");
+    assert_eq!(db.status(other).await, "PENDING");
+    assert_eq!(db.leases().await, "1");
+}
+
+async fn a_renewal_tells_to_make_way(db: Fixture) {
+    let id = db.transfer().await;
+    let lease = db.acquire(id).await.lease;
+    let renew = async || {
+        let seen = Snapshot::default();
+        db.repository.renew(&lease, seen).await.unwrap()
+    };
+    assert_eq!(renew().await, Renewal::GoOn);
+    pause(&db, "me@here", false).await;
+    assert_eq!(renew().await, Renewal::GoOn, "copies that run go on");
+    pause(&db, "you@here", true).await;
+    match renew().await {
+        Renewal::Stop(paused) => assert_eq!(paused.pause.by, "you@here"),
+        answer => panic!("{answer:?}"),
+    }
+    let release = db.repository.release(&lease, ReleaseTo::Pending, "paused");
+    release.await.unwrap();
+    assert_eq!(db.status(id).await, "PENDING");
+    assert_eq!(db.repository.get_retry_count(id).await.unwrap(), Some(0));
+}
+
+async fn links_are_changed_one_thing_at_a_time(db: Fixture) {
+    assert_eq!(db.repository.links().await.unwrap(), []);
+    let unlimited = db.repository.link(&link()).await.unwrap();
+    assert_eq!((unlimited.max_active, unlimited.pause), (None, None));
+    limit(&db, 4).await;
+    let windows = "18:00-06:00 UTC max_active=1\n12:00-13:00 UTC max_active=0";
+    let change = LinkChange {
+        priority: Some(-3),
+        capacity: Some(Capacity::stored(windows)),
+        streams: Some(Some(8)),
+        tcp_window: Some(Some("4m".into())),
+        max_rate: Some(Some("100m".into())),
+        ..LinkChange::default()
+    };
+    let changed = db.repository.set_link(&link(), &change).await.unwrap();
+    assert_eq!((changed.max_active, changed.priority), (Some(4), -3));
+    assert_eq!(changed.capacity.lines().join("\n"), windows);
+    let change = LinkChange {
+        max_active: Some(None),
+        streams: Some(None),
+        ..LinkChange::default()
+    };
+    let changed = db.repository.set_link(&link(), &change).await.unwrap();
     assert_eq!(
-        first.iter().map(|p| p.id).collect::<Vec<_>>(),
-        [ids[0], ids[2]]
+        (changed.max_active, changed.overrides.streams),
+        (None, None)
     );
-    let origin = first[0].origin.clone().unwrap();
+    assert_eq!(changed.overrides.max_rate.as_deref(), Some("100m"));
+    assert_eq!(db.repository.links().await.unwrap(), [changed]);
+
+    let refused = db.repository.resume_link(&link()).await;
+    assert!(matches!(refused, Err(LinkError::NotPaused(_))));
+    let pause = async |reason, now| {
+        let name = link();
+        let pausing = db.repository.pause_link(&name, "me@here", reason, now);
+        pausing.await
+    };
+    let paused = pause("storm", false).await.unwrap();
+    assert_eq!(paused.pause.as_ref().unwrap().reason, "storm");
+    match pause("again", false).await {
+        Err(LinkError::Paused { pause, .. }) => assert_eq!(pause.reason, "storm"),
+        answer => panic!("{answer:?}"),
+    }
+    // It may become a stricter one.
+    assert!(
+        pause("now", true)
+            .await
+            .unwrap()
+            .pause
+            .unwrap()
+            .stops_running
+    );
+    assert!(pause("later", false).await.is_err());
+    let open = db.repository.resume_link(&link()).await.unwrap();
+    assert_eq!((open.pause, open.priority), (None, -3));
+}
+
+async fn traffic_is_counted_by_link(db: Fixture) {
+    assert!(db.repository.traffic().await.unwrap().is_empty());
+    let mut ids = Vec::new();
+    for status in ["COMPLETED", "PENDING", "PENDING", "SCHEDULED", "FAILED"] {
+        let id = db.transfer().await;
+        db.set_status(id, status).await;
+        ids.push(id);
+    }
+    let running = db.transfer().await;
+    db.acquire(running).await;
+    let traffic = db.repository.traffic().await.unwrap();
+    let pending_since = traffic
+        .get(&link())
+        .and_then(|traffic| traffic.pending_since);
+    let age = db.database.now().await.unwrap() - pending_since.unwrap();
+    assert!((-1..60).contains(&age.num_seconds()), "{age}");
+    let expected = Traffic {
+        active: 1,
+        scheduled: 1,
+        pending: 2,
+        oldest_pending: Some(ids[1]),
+        pending_since,
+    };
     assert_eq!(
-        (origin.site.as_str(), origin.location.as_str()),
-        ("ccat", "telescope_computer")
+        traffic.into_iter().collect::<Vec<_>>(),
+        [(link(), expected)]
     );
-    let destination = first[0].destination.clone().unwrap();
+    assert_eq!(db.repository.routes().await.unwrap(), [link()]);
+}
+
+/// As it was before there were links.
+async fn a_database_without_links_works_as_before(db: Fixture) {
+    let id = db.transfer().await;
+    db.sql("DROP TABLE transfer_worker_link").await;
+    let repository = Repository::open(db.database.clone(), EnumLabels::Names)
+        .await
+        .unwrap();
+    assert!(!repository.has_links());
+    assert_eq!(repository.links().await.unwrap(), []);
+    assert_eq!(repository.link(&link()).await.unwrap().max_active, None);
+    let name = link();
+    let refused = repository.pause_link(&name, "me@here", "storm", true);
+    assert!(matches!(refused.await, Err(LinkError::NoTable)));
+    let batch = repository.schedule(&[wanted(id)], confirmed).await.unwrap();
+    assert_eq!(batch, scheduled(&[id]));
+    let lease = match repository.acquire(id, &me(), "t", TTL).await.unwrap() {
+        Acquisition::Acquired(acquired) => acquired.lease,
+        answer => panic!("{answer:?}"),
+    };
+    let renewal = repository.renew(&lease, Snapshot::default()).await.unwrap();
+    assert_eq!(renewal, Renewal::GoOn);
+    repository.complete(&lease, &finished()).await.unwrap();
+}
+
+/// A broker that takes messages as it is told to.
+#[derive(Default)]
+struct Broker {
+    /// Messages of these are refused.
+    refuses: HashSet<i64>,
+    /// It never answers.
+    is_silent: bool,
+    sent: Mutex<Vec<i64>>,
+}
+
+#[async_trait]
+impl Submit for Broker {
+    async fn prepare(&self, _within: Duration) -> Result<(), SubmitError> {
+        Ok(())
+    }
+
+    async fn submit(&self, id: i64, _queue: &str) -> Result<(), SubmitError> {
+        if self.is_silent {
+            std::future::pending::<()>().await;
+        }
+        if self.refuses.contains(&id) {
+            return Err(SubmitError("refused".into()));
+        }
+        self.sent.lock().unwrap().push(id);
+        Ok(())
+    }
+}
+
+fn manager(db: &Fixture, broker: &Arc<Broker>) -> Manager {
+    let settings = ccat_transfer::settings::load(None, []).unwrap();
+    Manager::new(
+        db.repository.clone(),
+        Arc::new(settings),
+        me(),
+        broker.clone(),
+    )
+}
+
+async fn a_pass_schedules_all_but_what_is_refused(db: Fixture) {
+    let mut ids = Vec::new();
+    for _ in 0..9 {
+        ids.push(db.transfer().await);
+    }
+    let (bad_row, bad_message) = (ids[2], ids[6]);
+    db.refuse_updates_of(bad_row).await;
+    let broker = Arc::new(Broker {
+        refuses: HashSet::from([bad_message]),
+        ..Broker::default()
+    });
+    let manager = manager(&db, &broker);
+    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    let mut refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
+    refused.sort_unstable();
+    assert_eq!(refused, [bad_row, bad_message]);
+    assert_eq!(pass.scheduled.len(), 7);
+    let mut sent = broker.sent.lock().unwrap().clone();
+    sent.sort_unstable();
+    let good = |id: &&i64| **id != bad_row && **id != bad_message;
+    assert_eq!(sent, ids.iter().filter(good).copied().collect::<Vec<_>>());
+    for id in [bad_row, bad_message] {
+        assert_eq!(db.status(id).await, "PENDING");
+    }
+    // The next pass tries them again; only they are left.
+    let pass = manager.transfer_transfer_packages(false).await;
+    assert!(matches!(pass, Err(ManagerError::Broker(_))));
+}
+
+async fn a_silent_broker_holds_no_lock_for_long(db: Fixture) {
+    let [id, other] = [db.transfer().await, db.transfer().await];
+    db.set_status(other, "SCHEDULED").await;
+    let broker = Arc::new(Broker {
+        is_silent: true,
+        ..Broker::default()
+    });
+    let manager = manager(&db, &broker);
+    let began = std::time::Instant::now();
+    let (pass, ()) = tokio::join!(manager.transfer_transfer_packages(false), async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // On SQLite it waits for the pass.
+        db.acquire(other).await;
+    });
+    assert!(matches!(pass, Err(ManagerError::Broker(_))));
+    // Two seconds, and what a busy machine adds; publishing itself would not end.
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(db.status(id).await, "PENDING");
+    db.acquire(id).await;
+}
+
+async fn what_was_completed_and_is_reset_is_scheduled_by_a_full_look(db: Fixture) {
+    let id = db.transfer().await;
+    let last = db.transfer().await;
+    // Not among the latest ones, which are always looked at.
+    let far = id + 5_000;
+    let sql = format!("UPDATE data_transfer SET id = {far} WHERE id = {last}");
+    assert_eq!(db.sql(&sql).await, 1);
+    db.set_status(id, "COMPLETED").await;
+    let broker = Arc::new(Broker::default());
+    let manager = manager(&db, &broker);
+    let scheduled = async || {
+        let pass = manager.transfer_transfer_packages(false).await.unwrap();
+        let ids = pass.scheduled.iter().map(|a| a.data_transfer_id);
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(scheduled().await, [far]);
+    db.set_status(id, "PENDING").await;
     assert_eq!(
-        (destination.site.as_str(), destination.location.as_str()),
-        ("cologne", "buffer")
+        scheduled().await,
+        [] as [i64; 0],
+        "not before the time has come"
     );
-    let rest = db.repository.pending(Some(ids[2]), 100).await.unwrap();
-    assert_eq!(
-        rest.iter().map(|p| p.id).collect::<Vec<_>>(),
-        [ids[3], ids[4]]
-    );
+    // As after a restart, or `--once`.
+    let pass = self::manager(&db, &broker)
+        .transfer_transfer_packages(false)
+        .await
+        .unwrap();
+    assert_eq!(pass.scheduled.len(), 1);
 }
 
 async fn locations_of_a_site(db: Fixture) {
@@ -1100,12 +1591,9 @@ async fn second_process() {
     test.settings.database_sqlite_database = path.into();
     let database = Database::connect(&test.settings).await.unwrap();
     let repository = Repository::open(database, EnumLabels::Names).await.unwrap();
-    let waiting = repository.pending(None, 1000).await.unwrap();
-    work(
-        &repository,
-        &waiting.iter().map(|pending| pending.id).collect::<Vec<_>>(),
-    )
-    .await;
+    let waiting = pending(&repository).await;
+    let ids: Vec<_> = waiting.iter().map(|pending| pending.id).collect();
+    work(&repository, &ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1225,12 +1713,14 @@ async fn a_postgres_row_lock_is_not_waited_for_without_end() {
     let impatient = Repository::open(impatient, EnumLabels::Names)
         .await
         .unwrap();
-    let publish = || async {
+    let publish = async |ids| {
         let answer = impatient.acquire(id, &me(), "t", TTL).await;
         assert!(answer.unwrap_err().is_unreachable());
-        Ok::<_, std::io::Error>(())
+        confirmed(ids).await
     };
-    db.repository.schedule(id, publish).await.unwrap();
+    let candidates = [wanted(id)];
+    let scheduling = db.repository.schedule(&candidates, publish);
+    assert_eq!(scheduling.await.unwrap(), scheduled(&[id]));
     assert!(matches!(
         impatient.acquire(id, &me(), "t", TTL).await.unwrap(),
         Acquisition::Acquired(_)
@@ -1283,23 +1773,18 @@ async fn a_killed_postgres_session_is_unreachable_and_replaced() {
     settings.max_connections = 1;
     let single = Database::connect(&settings).await.unwrap();
     let single = Repository::open(single, EnumLabels::Names).await.unwrap();
-    let publish = || async {
+    let publish = async |ids| {
         db.sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE datname = current_database() AND state = 'idle in transaction'",
         )
         .await;
-        Ok::<_, std::io::Error>(())
+        confirmed(ids).await
     };
-    match single.schedule(id, publish).await.unwrap_err() {
-        ScheduleError::Database(error) => assert!(error.is_unreachable(), "{error:?}"),
-        ScheduleError::Publish(_) => panic!("published"),
-    }
+    let error = single.schedule(&[wanted(id)], publish).await.unwrap_err();
+    assert!(error.is_unreachable(), "{error:?}");
     assert_eq!(db.status(id).await, "PENDING");
-    assert!(
-        single
-            .schedule(id, || async { Ok::<_, std::io::Error>(()) })
-            .await
-            .is_ok()
-    );
+    let candidates = [wanted(id)];
+    let scheduling = single.schedule(&candidates, confirmed);
+    assert_eq!(scheduling.await.unwrap(), scheduled(&[id]));
 }

@@ -17,7 +17,7 @@ use std::process::Command;
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::repository::{
-    Acquisition, Failure, Finished, Listing, ReleaseTo, Repository, Scheduled,
+    Acquisition, Candidate, Failure, Finished, Listing, OpenTransfer, ReleaseTo, Repository,
 };
 use ccat_transfer::transfer::schema::{self, Difference, SchemaError};
 use ccat_transfer::transfer::topology::{self, TopologyError};
@@ -51,6 +51,29 @@ async fn differences(database: &Database) -> Vec<Difference> {
     }
 }
 
+/// Ids of what waits.
+async fn pending(repository: &Repository) -> Vec<i64> {
+    let mut ids = Vec::new();
+    let see = |transfer: OpenTransfer| {
+        if transfer.status == Status::Pending {
+            ids.push(transfer.id);
+        }
+    };
+    repository.look(None, None, see).await.unwrap();
+    ids
+}
+
+/// Schedules a transfer; its id, if that was done.
+async fn scheduled(repository: &Repository, id: i64) -> Vec<i64> {
+    let candidate = Candidate {
+        id,
+        allowance: None,
+    };
+    let publish = async |ids: Vec<i64>| ids.into_iter().collect();
+    let scheduling = repository.schedule(std::slice::from_ref(&candidate), publish);
+    scheduling.await.unwrap().scheduled
+}
+
 async fn migrations_go_up_and_down_and_up(db: Fixture) {
     let connection = db.database.connection();
     // Again: nothing to do.
@@ -58,7 +81,8 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     migration::create_worker_tables(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
     let missing: Vec<_> = differences(&db.database).await;
-    assert_eq!(missing.len(), entity::WORKER_TABLES.len());
+    // Of links there need be none.
+    assert_eq!(missing.len(), entity::WORKER_TABLES.len() - 1);
     migration::drop_ops_db(connection).await.unwrap();
     assert_eq!(differences(&db.database).await.len(), 11);
     // What does not exist can be dropped.
@@ -81,6 +105,7 @@ async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
         "ALTER TABLE transfer_worker_lease DROP COLUMN phase",
         "ALTER TABLE transfer_worker_lease DROP COLUMN streams",
         "DROP TABLE transfer_worker_delay",
+        "DROP TABLE transfer_worker_link",
         "DROP INDEX transfer_worker_lease_destination",
         "ALTER TABLE transfer_worker_lease DROP COLUMN destination",
         "DELETE FROM transfer_worker_migration WHERE version LIKE 'm20261124%'",
@@ -307,15 +332,12 @@ async fn text_columns_are_written_as_their_rows_are() {
     let repository = Repository::open(db.database.clone(), EnumLabels::Names)
         .await
         .unwrap();
-    repository
-        .schedule(id, || async { Ok::<_, std::io::Error>(()) })
-        .await
-        .unwrap();
+    assert_eq!(scheduled(&repository, id).await, [id]);
     assert_eq!(db.status(id).await, "scheduled");
     // A row in the other spelling is found all the same.
     let other = db.transfer().await;
     assert_eq!(db.status(other).await, "PENDING");
-    assert_eq!(repository.pending(None, 10).await.unwrap()[0].id, other);
+    assert_eq!(pending(&repository).await, [other]);
 }
 
 #[tokio::test]
@@ -406,7 +428,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     let database = Database::connect(&test.settings).await.unwrap();
     assert_eq!(
         differences(&database).await.len(),
-        entity::WORKER_TABLES.len()
+        entity::WORKER_TABLES.len() - 1
     );
     let refused = migration::create_ops_db(database.connection()).await;
     assert!(matches!(refused, Err(MigrationError::OwnedByAlembic)));
@@ -419,9 +441,9 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     let refused = topology::seed(&repository, &TOPOLOGY.parse().unwrap()).await;
     assert!(matches!(refused, Err(TopologyError::OwnedByAlembic)));
 
-    let pending = repository.pending(None, 10).await.unwrap();
+    let pending = pending(&repository).await;
     assert_eq!(pending.len(), 1);
-    let id = pending[0].id;
+    let id = pending[0];
     let transfer = repository.transfer(id).await.unwrap().unwrap();
     assert_eq!(transfer.origin.unwrap().disk.unwrap().path, "/data");
     assert_eq!(transfer.package.unwrap().size_bytes, Some(50_000_000_000));
@@ -431,11 +453,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
         ["buffer", "tapes"]
     );
 
-    let publish = || async { Ok::<_, std::io::Error>(()) };
-    assert_eq!(
-        repository.schedule(id, publish).await.unwrap(),
-        Scheduled::Scheduled
-    );
+    assert_eq!(scheduled(&repository, id).await, [id]);
     assert_eq!(shown()["status"], "SCHEDULED");
 
     let lease = acquire(&repository, id).await;

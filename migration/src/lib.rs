@@ -18,6 +18,7 @@ mod m20260101_000001_ops_db_subset;
 mod m20260101_000002_worker_tables;
 mod m20261124_000003_delays_and_destinations;
 mod m20261124_000004_operators;
+mod m20261124_000005_links;
 
 /// Why a migration was not run.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,7 @@ impl MigratorTrait for Worker {
             Box::new(m20260101_000002_worker_tables::Migration),
             Box::new(m20261124_000003_delays_and_destinations::Migration),
             Box::new(m20261124_000004_operators::Migration),
+            Box::new(m20261124_000005_links::Migration),
         ]
     }
 

@@ -205,20 +205,67 @@ impl Amqp {
         }
     }
 
-    /// The channel to publish on, with everything declared. Only this is done under the lock:
-    /// confirms are awaited by many publishers at once.
-    async fn publishing_channel(&self, publication: &Publication) -> Result<Channel, BrokerError> {
-        let mut session = self.publisher.lock().await;
+    /// The session to publish in, connected.
+    async fn connected<'s>(
+        &self,
+        session: &'s mut Option<PublisherSession>,
+    ) -> Result<&'s mut PublisherSession, BrokerError> {
         if session
             .as_ref()
             .is_some_and(|open| !open.connection.status().connected())
         {
             *session = None;
         }
-        let open = match &mut *session {
-            Some(open) => open,
-            none => none.insert(PublisherSession::open(&self.link).await?),
-        };
+        match session {
+            Some(open) => Ok(open),
+            none => Ok(none.insert(PublisherSession::open(&self.link).await?)),
+        }
+    }
+
+    async fn prepare_once(&self) -> Result<(), BrokerError> {
+        let mut session = self.publisher.lock().await;
+        self.connected(&mut session).await.map(drop)
+    }
+
+    /// Tries what needs a connection, until `within` has passed.
+    async fn patiently<F>(
+        &self,
+        within: Duration,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<(), BrokerError>
+    where
+        F: Future<Output = Result<(), BrokerError>>,
+    {
+        let deadline = Instant::now() + within;
+        let mut pauses = pauses();
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match timeout(left, attempt()).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let broker = self.link.masked.clone();
+                    return Err(BrokerError::Timeout {
+                        broker,
+                        waited: within,
+                    });
+                }
+            };
+            let pause = pauses.next_pause();
+            let hopeless = !matches!(error, BrokerError::Unreachable { .. });
+            if hopeless || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(error = %chain(&error), "publishing is tried again");
+            sleep(pause).await;
+        }
+    }
+
+    /// The channel to publish on, with everything declared. Only this is done under the lock:
+    /// confirms are awaited by many publishers at once.
+    async fn publishing_channel(&self, publication: &Publication) -> Result<Channel, BrokerError> {
+        let mut session = self.publisher.lock().await;
+        let open = self.connected(&mut session).await?;
         if let Some(declaration) = &publication.declare {
             let (kind, name) = declaration.key();
             let key = (kind, name.to_owned());
@@ -259,29 +306,12 @@ impl Transport for Amqp {
         publication: &Publication,
         within: Duration,
     ) -> Result<(), BrokerError> {
-        let deadline = Instant::now() + within;
-        let mut pauses = pauses();
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let error = match timeout(left, self.publish_once(publication)).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    let broker = self.link.masked.clone();
-                    return Err(BrokerError::Timeout {
-                        broker,
-                        waited: within,
-                    });
-                }
-            };
-            let pause = pauses.next_pause();
-            let hopeless = !matches!(error, BrokerError::Unreachable { .. });
-            if hopeless || Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            tracing::debug!(error = %chain(&error), "publishing is tried again");
-            sleep(pause).await;
-        }
+        self.patiently(within, || self.publish_once(publication))
+            .await
+    }
+
+    async fn prepare(&self, within: Duration) -> Result<(), BrokerError> {
+        self.patiently(within, || self.prepare_once()).await
     }
 
     fn consume(&self, subscription: Subscription) -> Consumer {

@@ -149,8 +149,12 @@ impl Broker for Producer {
         Ok(())
     }
 
-    async fn reconnect(&self, _connection_timeout: u32) -> Result<(), BrokerError> {
-        self.unsupported("reconnecting")
+    /// Connects for publishing, unless that is done.
+    async fn reconnect(&self, connection_timeout: u32) -> Result<(), BrokerError> {
+        self.transport
+            .prepare(Duration::from_secs(connection_timeout.into()))
+            .await
+            .map_err(|e| BrokerError::IoError(io::Error::other(chain(&e).to_string())))
     }
 }
 
@@ -272,6 +276,9 @@ mod tests {
             _within: Duration,
         ) -> Result<(), broker::BrokerError> {
             self.0.lock().unwrap().push(publication.clone());
+            Ok(())
+        }
+        async fn prepare(&self, _within: Duration) -> Result<(), broker::BrokerError> {
             Ok(())
         }
         fn consume(&self, subscription: Subscription) -> Consumer {

@@ -139,6 +139,12 @@ pub trait Transport: Send + Sync {
     async fn publish(&self, publication: &Publication, within: Duration)
     -> Result<(), BrokerError>;
 
+    /// Connects for publishing, unless that is done; tried until `within` has passed.
+    ///
+    /// # Errors
+    /// As [`Transport::publish`].
+    async fn prepare(&self, within: Duration) -> Result<(), BrokerError>;
+
     /// Starts to consume, at once or as soon as there is a connection. Never fails: a broker that
     /// is down, goes away or refuses is tried again, with a log line that says why.
     fn consume(&self, subscription: Subscription) -> Consumer;

@@ -6,15 +6,18 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
+use super::links::require_site;
 use super::node::{host, node_name};
 use super::signals::Signals;
 use super::{CliError, Context, output};
 use crate::broker::Transport;
 use crate::broker::app;
 use crate::manager::{Manager, ManagerError, Pass};
+use crate::settings::Settings;
 use crate::tasks::Producer;
 use crate::telemetry::chain;
 use crate::transfer::lease::Owner;
+use crate::transfer::repository::Repository;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
@@ -25,6 +28,11 @@ pub(super) struct Arguments {
     /// Log every row.
     #[arg(short, long)]
     verbose: bool,
+
+    /// Schedule only transfers whose origin is at one of these sites, by short name; else those of
+    /// manager.sites.
+    #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
+    site: Vec<String>,
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
@@ -38,7 +46,8 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
         .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
     let producer = Arc::new(Producer(Arc::new(app)));
     let owner = Owner::current(name.as_str());
-    let manager = Manager::new(repository, context.settings.clone(), owner, producer);
+    let settings = settings(context, &repository, arguments).await?;
+    let manager = Manager::new(repository, settings, owner, producer);
 
     let outcome = if arguments.once {
         manager
@@ -71,16 +80,36 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
+/// The settings, with the sites of the command line.
+async fn settings(
+    context: &Context,
+    repository: &Repository,
+    arguments: &Arguments,
+) -> Result<Arc<Settings>, CliError> {
+    let mut settings = Settings::clone(&context.settings);
+    if !arguments.site.is_empty() {
+        settings.manager.sites.clone_from(&arguments.site);
+    }
+    if !settings.manager.sites.is_empty() {
+        let sites = repository.site_names().await?;
+        for site in &settings.manager.sites {
+            require_site(site, &sites)?;
+        }
+    }
+    Ok(Arc::new(settings))
+}
+
 fn print(context: &Context, pass: &Pass) -> Result<(), CliError> {
     if context.json {
         return output::json(pass);
     }
     println!(
-        "{} scheduled, {} refused, {} recovered from dead workers, {} wait to be tried again",
+        "{} scheduled, {} refused, {} recovered from dead workers, {} wait to be tried again, {} wait for their link",
         pass.scheduled.len(),
         pass.refused.len(),
         pass.recovered.len(),
-        pass.waiting
+        pass.waiting,
+        pass.held_back
     );
     for assignment in &pass.scheduled {
         println!("  {} → {}", assignment.data_transfer_id, assignment.queue);

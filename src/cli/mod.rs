@@ -28,8 +28,10 @@ use crate::worker::Registry;
 mod config;
 mod db;
 mod doctor;
+mod links;
 mod manager;
 mod node;
+mod operator;
 mod output;
 mod pidfile;
 mod results;
@@ -41,8 +43,8 @@ mod worker;
 
 pub use serve::Service;
 
-/// How long a producer tries to send one message. A manager does so inside of a transaction, which
-/// on SQLite holds up every other writer; so not for long.
+/// How long a producer tries to send one message. A manager, which does so inside of a transaction,
+/// waits for less, see `manager`.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
 /// Exit code where something is not there.
@@ -113,6 +115,9 @@ enum Command {
     /// Set up and check the operations database.
     #[command(subcommand)]
     Db(db::Command),
+    /// See, limit, pause and resume the links between sites.
+    #[command(subcommand)]
+    Links(links::Command),
     /// Find, understand and steer transfers.
     #[command(subcommand)]
     Transfers(Box<transfers::Command>),
@@ -144,6 +149,7 @@ pub fn main() -> ExitCode {
             }
             Command::Manager(arguments) => manager::run(&context, &arguments).await,
             Command::Db(command) => db::run(&context, command).await,
+            Command::Links(command) => links::run(&context, command).await,
             Command::Transfers(command) => transfers::run(&context, *command).await,
             Command::Doctor(arguments) => doctor::run(&context, arguments).await,
             // Was run above, without services.

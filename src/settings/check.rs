@@ -314,6 +314,15 @@ fn result_backend(celery: &Celery, problems: &mut Problems) {
     }
 }
 
+impl Bbcp {
+    /// What is wrong with values that came from elsewhere than a file; `key` names them.
+    pub(crate) fn problems(&self, key: &str) -> Vec<Problem> {
+        let mut problems = Problems(Vec::new());
+        bbcp(key, self, &mut problems);
+        problems.0
+    }
+}
+
 fn bbcp(key: &str, bbcp: &Bbcp, problems: &mut Problems) {
     problems.require(
         (1..=64).contains(&bbcp.streams),

@@ -598,6 +598,11 @@ pub struct Manager {
     /// Pause between two passes.
     #[serde(with = "humantime_serde")]
     pub sleep_time: Duration,
+    /// How often all transfers are looked at, also those that were COMPLETED before.
+    #[serde(with = "humantime_serde")]
+    pub full_look_interval: Duration,
+    /// Only transfers from these sites, by short name; empty for all.
+    pub sites: Vec<String>,
 }
 
 /// `[notifications]`.

@@ -13,6 +13,7 @@ use chrono::{DateTime, Utc};
 
 use super::failures::{self, Kind, Retry};
 pub use super::failures::{Scope, Wait};
+use super::link::PausedLink;
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,6 +85,15 @@ pub enum TransferError {
         "data transfer {id} failed before and waits until {not_before} to be tried again; the manager sends it then, `ccat-transfer transfers run {id}` does it now"
     )]
     NotDue { id: i64, not_before: DateTime<Utc> },
+    #[error(
+        "the link {link} is paused since {since} by {by}: {reason}; the transfer waits until it is resumed (`ccat-transfer links resume`)"
+    )]
+    LinkPaused {
+        link: String,
+        since: DateTime<Utc>,
+        by: String,
+        reason: String,
+    },
     #[error("data transfer {id} is being done by {owner}; left alone")]
     Held { id: i64, owner: String },
     #[error(
@@ -331,6 +341,17 @@ pub enum TransferError {
     Internal { what: String },
 }
 
+impl From<PausedLink> for TransferError {
+    fn from(paused: PausedLink) -> Self {
+        Self::LinkPaused {
+            link: paused.name.to_string(),
+            since: paused.pause.since,
+            by: paused.pause.by,
+            reason: paused.pause.reason,
+        }
+    }
+}
+
 impl TransferError {
     /// The error's row in the table.
     fn kind(&self) -> &'static Kind {
@@ -338,6 +359,7 @@ impl TransferError {
             Self::UnknownTransfer { .. } => &failures::UNKNOWN,
             Self::AlreadyFailed { .. } => &failures::FAILED_BEFORE,
             Self::NotDue { .. } => &failures::NOT_DUE,
+            Self::LinkPaused { .. } => &failures::LINK_PAUSED,
             Self::Held { .. } => &failures::HELD,
             Self::Untracked { .. } => &failures::UNTRACKED,
             Self::LeaseLost { .. } => &failures::LEASE_LOST,

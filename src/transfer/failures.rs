@@ -269,6 +269,9 @@ mod table {
     NOT_DUE = "not_due", REQUEST, NotOurs, None, SCHEDULE,
         "A message came for a transfer that waits to be tried again. The row, not the message, says when.",
         "Nothing: the manager sends a message in time. `ccat-transfer transfers run` does it at once, and so does a reset of its `retry_count`.";
+    LINK_PAUSED = "link_paused", LINK, Uncounted, None, SCHEDULE,
+        "Somebody has paused the link. The row waits, PENDING; a copy that ran was stopped only if the pause was meant for that.",
+        "Nothing: when the link is resumed (`ccat-transfer links resume`), the manager sends the transfer again.";
     HELD = "held_by_other", REQUEST, NotOurs, None, SCHEDULE,
         "Another worker is at it.", "Nothing.";
     UNTRACKED = "in_progress_untracked", REQUEST, NotOurs, None, SCHEDULE,

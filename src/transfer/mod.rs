@@ -8,6 +8,7 @@ pub mod error;
 pub(crate) mod failures;
 pub mod inspection;
 pub mod lease;
+pub mod link;
 pub mod plan;
 pub mod repository;
 pub mod retry;

@@ -15,7 +15,7 @@ use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
     data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
     disk_data_location, site, transfer_worker_action, transfer_worker_attempt,
-    transfer_worker_delay, transfer_worker_lease,
+    transfer_worker_delay, transfer_worker_lease, transfer_worker_link,
 };
 use sea_orm::sea_query::{Expr, ExprTrait as _, Iden, Query};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement};
@@ -44,6 +44,8 @@ pub struct Schema {
     failure_message_limit: Option<usize>,
     /// Whether `data_location.active` exists.
     pub(super) has_active: bool,
+    /// Whether `transfer_worker_link` exists: not where the last migration was not made.
+    pub(super) has_links: bool,
     /// Whether `data_transfer_package.created_at` exists.
     pub(super) has_package_created_at: bool,
     /// Whether `data_transfer.created_at` exists.
@@ -348,6 +350,8 @@ struct Needed {
     /// Where rows are inserted in regular work: the columns that the database fills by itself. Any
     /// other one that must be given a value, and is unknown here, does harm.
     generated: Option<Vec<String>>,
+    /// Whether everything works without the table.
+    may_be_missing: bool,
 }
 
 impl Needed {
@@ -360,6 +364,7 @@ impl Needed {
                 .collect(),
             optional: Vec::new(),
             generated: None,
+            may_be_missing: false,
         }
     }
 
@@ -382,6 +387,9 @@ impl Needed {
 
     fn compare(&self, found: &FoundColumns) -> Vec<Difference> {
         let table = &self.table;
+        if found.is_empty() && self.may_be_missing {
+            return Vec::new();
+        }
         if found.is_empty() {
             return vec![Difference::MissingTable {
                 table: table.clone(),
@@ -442,7 +450,7 @@ impl Needed {
 }
 
 /// In the order in which differences are reported.
-fn needed() -> [Needed; 11] {
+fn needed() -> [Needed; 12] {
     [
         site_needed(),
         data_location_needed(),
@@ -454,6 +462,7 @@ fn needed() -> [Needed; 11] {
         lease_needed(),
         attempt_needed(),
         delay_needed(),
+        link_needed(),
         action_needed(),
     ]
 }
@@ -596,6 +605,34 @@ fn delay_needed() -> Needed {
         (ErrorCode, Use::Text),
     ];
     Needed::of(transfer_worker_delay::Entity, columns).inserted::<transfer_worker_delay::Column>([])
+}
+
+/// A database that was migrated before there were links is worked with as it is.
+fn link_needed() -> Needed {
+    use transfer_worker_link::Column::{
+        Capacity, Destination, Issued, MaxActive, MaxRate, Origin, PauseReason, PausedAt, PausedBy,
+        Priority, StopsRunning, Streams, TcpWindow,
+    };
+    let columns = [
+        (Origin, Use::Text),
+        (Destination, Use::Text),
+        (MaxActive, Use::Integer),
+        (Priority, Use::Integer),
+        (Capacity, Use::Text),
+        (Streams, Use::Integer),
+        (TcpWindow, Use::Text),
+        (MaxRate, Use::Text),
+        (PausedAt, Use::Time),
+        (PausedBy, Use::Text),
+        (PauseReason, Use::Text),
+        (StopsRunning, Use::Flag),
+        (Issued, Use::Integer),
+    ];
+    Needed {
+        may_be_missing: true,
+        ..Needed::of(transfer_worker_link::Entity, columns)
+            .inserted::<transfer_worker_link::Column>([])
+    }
 }
 
 fn action_needed() -> Needed {
@@ -763,6 +800,12 @@ impl Catalog<'_> {
                 .and_then(|found| found.limit),
             has_active: self
                 .column(Locations, data_location::Optional::Active)
+                .is_some(),
+            has_links: self
+                .column(
+                    transfer_worker_link::Entity,
+                    transfer_worker_link::Column::Origin,
+                )
                 .is_some(),
             has_package_created_at: self.column(Packages, MaybePackage::CreatedAt).is_some(),
             has_transfer_created_at: self.column(Transfers, MaybeTransfer::CreatedAt).is_some(),

@@ -15,7 +15,7 @@
 use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -30,16 +30,18 @@ use super::digest::Digest;
 use super::endpoint::{Facts, Reading, TemporaryName};
 use super::error::{Interruption, Role, TransferError};
 use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
+use super::link::{LinkName, PausedLink};
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
 use super::repository::{
-    Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Repository, TransferRecord,
+    Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Renewal, Repository,
+    TransferRecord,
 };
 
 pub use super::lease::{Phase, Snapshot};
 
 use crate::faults::fault_point;
 use crate::pauses::Pauses;
-use crate::settings::Settings;
+use crate::settings::{LinkSettings, Settings};
 use crate::telemetry::{chain, panic_text};
 
 /// How long tidying up after a failed attempt may take.
@@ -183,6 +185,7 @@ impl TransferService {
             lease: &lease,
             stop: request.cancelled.child_token(),
             lost: CancellationToken::new(),
+            paused: Arc::default(),
             started: Instant::now(),
         };
         let keeper = running.keep();
@@ -200,6 +203,9 @@ impl TransferService {
             let error = match error {
                 _ if running.lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
                 // bbcp knows only that it was stopped.
+                TransferError::Interrupted { .. } if let Some(paused) = running.paused.get() => {
+                    paused.clone().into()
+                }
                 TransferError::Interrupted { .. } if request.cancelled.is_cancelled() => {
                     TransferError::Interrupted {
                         cause: Interruption::Shutdown,
@@ -258,6 +264,7 @@ impl TransferService {
                 Acquisition::Missing => TransferError::UnknownTransfer { id },
                 Acquisition::Failed { .. } => TransferError::AlreadyFailed { id },
                 Acquisition::NotDue { not_before } => TransferError::NotDue { id, not_before },
+                Acquisition::LinkPaused(paused) => paused.into(),
                 Acquisition::Untracked => TransferError::Untracked { id },
                 Acquisition::UnknownStatus(status) => TransferError::Database {
                     source: format!("data transfer {id} has the unknown status `{status}`").into(),
@@ -403,21 +410,24 @@ struct Running<'a> {
     stop: CancellationToken,
     /// Cancelled by the keeper when the lease is lost.
     lost: CancellationToken,
+    /// Set by the keeper when the link is paused and is to be free now.
+    paused: Arc<OnceLock<PausedLink>>,
     started: Instant,
 }
 
 impl Running<'_> {
     /// Starts to renew the lease.
     fn keep(&self) -> AbortOnDropHandle<()> {
-        let keeper = keep(
-            self.service.repository.clone(),
-            self.lease.clone(),
-            self.service.settings.transfer.lease_renew_interval,
-            self.request.snapshots.subscribe(),
-            self.stop.clone(),
-            self.lost.clone(),
-        );
-        AbortOnDropHandle::new(tokio::spawn(keeper))
+        let keeper = Keeper {
+            repository: self.service.repository.clone(),
+            lease: self.lease.clone(),
+            every: self.service.settings.transfer.lease_renew_interval,
+            snapshots: self.request.snapshots.subscribe(),
+            stop: self.stop.clone(),
+            lost: self.lost.clone(),
+            paused: self.paused.clone(),
+        };
+        AbortOnDropHandle::new(tokio::spawn(keeper.keep()))
     }
 
     async fn attempt(&self, acquired: &Acquired, left: &mut Left) -> Result<Done, TransferError> {
@@ -521,6 +531,9 @@ impl Running<'_> {
                 destination: destination.site.clone(),
                 problem,
             })?;
+        let link = self
+            .laid_over(link, &origin.site, &destination.site)
+            .await?;
         let attempt = Attempt {
             transfer_id: id,
             number: u32::try_from(self.lease.attempt()).unwrap_or_default(),
@@ -553,6 +566,28 @@ impl Running<'_> {
             );
         }
         Ok(plan)
+    }
+
+    /// The link's settings with what its row says laid over them.
+    async fn laid_over(
+        &self,
+        settings: LinkSettings,
+        origin: &str,
+        destination: &str,
+    ) -> Result<LinkSettings, TransferError> {
+        let name = LinkName {
+            origin: origin.to_owned(),
+            destination: destination.to_owned(),
+        };
+        let reading = || self.service.repository.link(&name);
+        let link = self.service.patiently(&self.stop, reading).await?;
+        link.overrides
+            .over(settings)
+            .map_err(|problem| TransferError::LinkSettings {
+                origin: name.origin,
+                destination: name.destination,
+                problem,
+            })
     }
 
     /// Claims the destination, so that no other transfer copies to it meanwhile.
@@ -965,7 +1000,8 @@ impl Running<'_> {
         let seen = *self.request.snapshots.borrow();
         service
             .settle(lease, &self.stop, || async {
-                fault_point!(LeaseConfirmed, service.repository.renew(lease, seen).await)
+                // A copy that is complete is in nobody's way any more.
+                fault_point!(LeaseConfirmed, service.repository.renew(lease, seen).await).map(drop)
             })
             .await?;
         match fault_point!(Renamed, plan.target.publish().await) {
@@ -1062,43 +1098,74 @@ impl Running<'_> {
     }
 }
 
-/// Renews a lease until it is lost or the handle is dropped.
-async fn keep(
+/// Renews a lease.
+struct Keeper {
     repository: Repository,
     lease: Lease,
     every: Duration,
     snapshots: watch::Receiver<Snapshot>,
     stop: CancellationToken,
     lost: CancellationToken,
-) {
-    loop {
-        sleep(every).await;
-        let seen = *snapshots.borrow();
-        let progress = seen.progress;
-        match repository.renew(&lease, seen).await {
-            Ok(()) => tracing::debug!(
-                data_transfer_id = lease.data_transfer_id(),
-                attempt = lease.attempt(),
-                bytes = progress.bytes_done,
-                bytes_total = progress.bytes_total,
-                rate_bytes_per_s = progress.rate_bytes_per_s,
-                "progress"
-            ),
-            Err(LeaseError::Lost) => {
-                tracing::warn!(
+    paused: Arc<OnceLock<PausedLink>>,
+}
+
+impl Keeper {
+    /// Until the lease is lost, or the handle is dropped.
+    async fn keep(self) {
+        let lease = &self.lease;
+        loop {
+            sleep(self.every).await;
+            let seen = *self.snapshots.borrow();
+            let progress = seen.progress;
+            match self.repository.renew(lease, seen).await {
+                Ok(renewal) => {
+                    tracing::debug!(
+                        data_transfer_id = lease.data_transfer_id(),
+                        attempt = lease.attempt(),
+                        bytes = progress.bytes_done,
+                        bytes_total = progress.bytes_total,
+                        rate_bytes_per_s = progress.rate_bytes_per_s,
+                        "progress"
+                    );
+                    if let Renewal::Stop(paused) = renewal {
+                        self.make_way(paused);
+                    }
+                }
+                Err(LeaseError::Lost) => {
+                    tracing::warn!(
+                        data_transfer_id = lease.data_transfer_id(),
+                        attempt = lease.attempt(),
+                        "lease lost: another worker or an operator took the transfer; stopping"
+                    );
+                    self.lost.cancel();
+                    return self.stop.cancel();
+                }
+                Err(LeaseError::Database(error)) => tracing::warn!(
                     data_transfer_id = lease.data_transfer_id(),
-                    attempt = lease.attempt(),
-                    "lease lost: another worker or an operator took the transfer; stopping"
-                );
-                lost.cancel();
-                return stop.cancel();
+                    error = %chain(&error),
+                    "the lease could not be renewed; the copy goes on"
+                ),
             }
-            Err(LeaseError::Database(error)) => tracing::warn!(
-                data_transfer_id = lease.data_transfer_id(),
-                error = %chain(&error),
-                "the lease could not be renewed; the copy goes on"
-            ),
         }
+    }
+
+    /// Stops the copy. The lease is renewed all the same: it takes a while, and the row is ours to
+    /// give back.
+    fn make_way(&self, paused: PausedLink) {
+        if self.paused.get().is_some() {
+            return;
+        }
+        tracing::warn!(
+            data_transfer_id = self.lease.data_transfer_id(),
+            attempt = self.lease.attempt(),
+            link = %paused.name,
+            paused_by = paused.pause.by,
+            reason = paused.pause.reason,
+            "the link is paused; stopping the copy"
+        );
+        // Nobody else sets it.
+        let _ = self.paused.set(paused);
+        self.stop.cancel();
     }
 }
 

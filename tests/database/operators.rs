@@ -179,8 +179,7 @@ async fn a_retried_transfer_begins_anew(db: Fixture) {
         assert_eq!(action.action, Action::Retry);
         assert_eq!(action.operator, "alice@here");
         assert_eq!(action.reason.as_deref(), Some("the wrong night"));
-        let pending = db.repository.pending(None, 100).await.unwrap();
-        assert!(pending.iter().any(|transfer| transfer.id == id));
+        assert!(super::due(&db).await.contains(&id));
         db.acquire(id).await;
     }
 }

@@ -278,6 +278,21 @@ impl Fixture {
         .await;
     }
 
+    /// Lets the database refuse every change of a transfer's row.
+    pub async fn refuse_updates_of(&self, id: i64) {
+        let trigger = format!(
+            "CREATE TRIGGER bad BEFORE UPDATE ON data_transfer FOR EACH ROW WHEN (NEW.id = {id})"
+        );
+        self.sql(&match self.database.backend() {
+            sea_orm::DbBackend::Postgres => format!(
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                 $$ BEGIN RAISE EXCEPTION 'bad row'; END $$; {trigger} EXECUTE FUNCTION refuse()"
+            ),
+            _ => format!("{trigger} BEGIN SELECT RAISE(ABORT, 'bad row'); END"),
+        })
+        .await;
+    }
+
     /// Lets a lease end.
     pub async fn expire(&self, id: i64) {
         let sql = format!(

@@ -5,19 +5,15 @@ use std::process::ExitCode;
 
 use clap::Args;
 use entity::Action;
-use nix::unistd::{Uid, User};
 use serde::Serialize;
 
-use super::super::node::host;
+use super::super::operator::{operator, sound};
 use super::super::{CliError, Context, NOT_FOUND, REFUSED, output};
 use super::list;
 use super::selection::Filters;
 use crate::transfer::repository::{
     Filter, Instruction, Listing, Repository, Sort, TransferSummary, Verdict,
 };
-
-/// Longer reasons are stories.
-const REASON_CHARACTERS: usize = 500;
 
 /// So many of those that were chosen are shown before the question.
 const SHOWN_BEFORE_ASKING: usize = 20;
@@ -161,7 +157,7 @@ pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, Cli
     let instruction = Instruction {
         action,
         operator: operator(),
-        reason: reason.map(sound).transpose()?,
+        reason: reason.as_deref().map(sound).transpose()?,
         only: which.filters.statuses(),
         untracked,
     };
@@ -317,29 +313,4 @@ fn answer(id: i64, instruction: &Instruction, verdict: Verdict, dry_run: bool) -
         to,
         message: output::clean(&message).into_owned(),
     }
-}
-
-/// A reason that can be shown in a line.
-fn sound(reason: String) -> Result<String, CliError> {
-    let reason = reason.trim();
-    if reason.is_empty() || reason.contains(char::is_control) {
-        return Err(CliError::Usage("--reason: one line of text".into()));
-    }
-    if reason.chars().count() > REASON_CHARACTERS {
-        return Err(CliError::Usage(format!(
-            "--reason: at most {REASON_CHARACTERS} characters"
-        )));
-    }
-    Ok(reason.to_owned())
-}
-
-/// Who is at the keyboard, `login@host`; behind `sudo`, who called it.
-fn operator() -> String {
-    let uid = Uid::current();
-    let called = std::env::var("SUDO_USER").ok();
-    let login = called
-        .filter(|name| uid.is_root() && !name.is_empty() && !name.contains(char::is_control))
-        .or_else(|| User::from_uid(uid).ok().flatten().map(|user| user.name))
-        .unwrap_or_else(|| format!("uid {uid}"));
-    format!("{login}@{}", host())
 }

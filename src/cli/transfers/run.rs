@@ -82,6 +82,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError
                 TransferError::AlreadyFailed { .. }
                 | TransferError::Held { .. }
                 | TransferError::DestinationBusy { .. }
+                | TransferError::LinkPaused { .. }
                 | TransferError::Untracked { .. } => CliError::Refused(text),
                 _ => CliError::Failed(text),
             })

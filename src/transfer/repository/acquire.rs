@@ -20,6 +20,7 @@ use super::{
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
+use crate::transfer::link::PausedLink;
 
 /// What became of the wish to work on a transfer.
 #[derive(Debug)]
@@ -42,11 +43,24 @@ pub enum Acquisition {
         /// Until when, by the database's clock.
         not_before: DateTime<Utc>,
     },
+    /// Its link is paused: the row is PENDING (again), with the count of failures as it was. The
+    /// manager sends a message when the link is open.
+    LinkPaused(PausedLink),
     /// The row says IN_PROGRESS and there is no lease: a worker that knows nothing of leases may
     /// be at it. Such a row is never touched.
     Untracked,
     /// The row has a status that this program does not know.
     UnknownStatus(String),
+}
+
+/// What the holder of a renewed lease is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Renewal {
+    /// Go on.
+    GoOn,
+    /// Stop the copy and give the row back: somebody has paused the link and wants it free now. The
+    /// lease is the holder's all the same.
+    Stop(PausedLink),
 }
 
 /// A lease, and what was found on the way to it.
@@ -172,6 +186,12 @@ impl Repository {
                 }
             }
         };
+        if let Some(paused) = self.paused_link(tx, id, false).await? {
+            if !row.status.means(Status::Pending) {
+                self.set_status(id, Status::Pending).exec(tx).await?;
+            }
+            return Ok(Acquisition::LinkPaused(paused));
+        }
         delay::forget(tx, id).await?;
         let lease = self.begin_attempt(tx, id, owner, task_id, ttl, now).await?;
         let leftovers = leftovers(tx, &lease).await?;
@@ -249,13 +269,13 @@ impl Repository {
     /// [`LeaseError::Lost`] if the token is no longer the own one, or if the transfer is no longer
     /// IN_PROGRESS; [`LeaseError::Database`] if that cannot be found out: the lease goes on living
     /// until its end.
-    pub async fn renew(&self, lease: &Lease, seen: Snapshot) -> Result<(), LeaseError> {
+    pub async fn renew(&self, lease: &Lease, seen: Snapshot) -> Result<Renewal, LeaseError> {
         self.database
             .bounded(self.renew_unbounded(lease, seen))
             .await
     }
 
-    async fn renew_unbounded(&self, lease: &Lease, seen: Snapshot) -> Result<(), LeaseError> {
+    async fn renew_unbounded(&self, lease: &Lease, seen: Snapshot) -> Result<Renewal, LeaseError> {
         use transfer_worker_lease::{Column, Entity};
         let Snapshot { phase, progress } = seen;
         let db = self.database.connection();
@@ -282,10 +302,10 @@ impl Repository {
             .exec(db)
             .await?;
         if renewed.rows_affected == 0 {
-            Err(LeaseError::Lost)
-        } else {
-            Ok(())
+            return Err(LeaseError::Lost);
         }
+        let paused = self.paused_link(db, lease.data_transfer_id, true).await?;
+        Ok(paused.map_or(Renewal::GoOn, Renewal::Stop))
     }
 
     /// Claims the place that a lease's copy goes to, by so many data streams. No two leases have one destination, so that two

@@ -4,15 +4,16 @@
 //! several. It holds only while the transfer is PENDING with the `retry_count` that it was written
 //! with, so that whatever an operator does about the row ends it.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entity::{data_transfer, transfer_worker_delay};
 use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectStatement};
-use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Set};
+use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, Set};
 
 use super::{Repository, retry_count, storable};
-use crate::transfer::database::DatabaseError;
+use crate::transfer::database::{self, DatabaseError};
 
 /// A transfer's row waits for `wait` from `now` on; where that is zero, it is due at once.
 pub(super) async fn write(
@@ -67,6 +68,25 @@ pub(super) async fn standing(
         .filter(Column::NotBefore.gt(now))
         .one(db)
         .await
+}
+
+/// Every wait that stands, or those of some transfers: the `retry_count` that it holds for, by transfer.
+pub(super) async fn all_standing(
+    db: &impl ConnectionTrait,
+    ids: Option<&[i64]>,
+) -> Result<HashMap<i64, i64>, DbErr> {
+    use transfer_worker_delay::{Column, Entity};
+    let now = database::now(db).await?;
+    let mut query = Entity::find()
+        .select_only()
+        .column(Column::DataTransferId)
+        .column(Column::RetryCount)
+        .filter(Column::NotBefore.gt(now));
+    if let Some(ids) = ids {
+        query = query.filter(Column::DataTransferId.is_in(ids.iter().copied()));
+    }
+    let rows: Vec<(i64, i64)> = query.into_tuple().all(db).await?;
+    Ok(rows.into_iter().collect())
 }
 
 /// "A wait stands at `now` for the transfer of the outer query", as a subquery.

@@ -36,6 +36,7 @@ use crate::settings::EnumLabels;
 
 mod acquire;
 mod delay;
+mod links;
 mod list;
 mod map;
 mod operator;
@@ -44,7 +45,8 @@ mod schedule;
 mod settle;
 mod sweep;
 
-pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover};
+pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal};
+pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
 pub use map::{Link, Map};
 pub use operator::{Change, Instruction, Refusal, Verdict};
@@ -52,7 +54,7 @@ pub use record::{
     ActionRecord, AttemptRecord, Disk, Location, Package, Route, Site, TransferDetail,
     TransferRecord,
 };
-pub use schedule::{Endpoint, PendingTransfer, ScheduleError, Scheduled, SiteError};
+pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
 pub use settle::{Failure, Finished, ReleaseTo};
 pub use sweep::{Recovered, Sweep};
 

@@ -1,16 +1,38 @@
 //! The manager's side: what waits, and sending it on its way.
 
-use entity::{Status, data_location, data_transfer, site};
-use sea_orm::sea_query::{Expr, ExprTrait as _, IntoIden, JoinType, Order, Query, SelectStatement};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use entity::{Label, Status, data_location, data_transfer, site};
+use sea_orm::sea_query::{
+    Expr, ExprTrait as _, Func, IntoIden, JoinType, LockBehavior, LockType, Order, Query,
+    SelectStatement,
+};
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder,
-    QueryResult,
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    QueryResult, UpdateMany,
 };
 use serde::Serialize;
 
-use super::{Repository, delay, lock};
+use super::links::{count_issued, lock_link};
+use super::{Repository, column_value, delay};
 use crate::faults::fault_point;
-use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::database::DatabaseError;
+use crate::transfer::link::LinkName;
+
+/// Rows that are read at once.
+const PAGE: u64 = 10_000;
+
+/// Ids that are asked for in one statement.
+const IDS_AT_ONCE: usize = 500;
+
+/// Ids below the highest one seen that are looked at again. Ids are given when a row is inserted and
+/// seen when that is committed, so a lower one may come after a higher one.
+const LATE_IDS: i64 = 1_000;
+
+/// So many single ids are worth being remembered; with more of them a look at all rows costs no more.
+const MOST_WATCHED: usize = 5_000;
 
 /// One end of a transfer, as far as a queue's name needs it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,35 +43,66 @@ pub struct Endpoint {
     pub location: String,
 }
 
-/// A transfer that waits for the manager.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PendingTransfer {
+/// A transfer that is not over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenTransfer {
     /// The transfer.
     pub id: i64,
-    /// From here; none if the row leads nowhere.
-    pub origin: Option<Endpoint>,
-    /// To there; none if the row leads nowhere.
-    pub destination: Option<Endpoint>,
+    /// How far it is: PENDING, SCHEDULED or IN_PROGRESS.
+    pub status: Status,
+    /// Its origin location.
+    pub origin_location_id: Option<i64>,
+    /// Its destination location.
+    pub destination_location_id: Option<i64>,
+    /// It is PENDING, and to be tried again later.
+    pub waits: bool,
 }
 
-/// What became of the wish to schedule a transfer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Scheduled {
+/// What a look has found, for the next one to know where to look.
+///
+/// COMPLETED rows grow without end, and the ops-db has no index by which they could be passed over.
+/// So they are looked at once: a later look goes to the rows that were not COMPLETED, and to those
+/// that have come since. What becomes of a COMPLETED row afterwards (an operator's reset) is seen by
+/// the next look at all rows.
+#[derive(Debug, Clone)]
+pub struct Watch {
+    highest: i64,
+    ids: Vec<i64>,
+}
+
+/// A transfer that is to be scheduled.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    /// The transfer.
+    pub id: i64,
+    /// What its link allows; none where that has no limit.
+    pub allowance: Option<Arc<Allowance>>,
+}
+
+/// How many transfers of a link may be scheduled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Allowance {
+    /// The link.
+    pub link: LinkName,
+    /// How many, if nobody else schedules one.
+    pub free: u64,
+    /// [`Link::issued`](crate::transfer::link::Link::issued), read before what is under way was
+    /// counted: what has been issued since takes from `free`.
+    pub issued: i64,
+}
+
+/// What became of candidates.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Batch {
     /// A message is out and the row says SCHEDULED.
-    Scheduled,
-    /// The row is not PENDING (any more), or waits; nothing was published.
-    NotPending,
-}
-
-/// Why a transfer was not scheduled.
-#[derive(Debug, thiserror::Error)]
-pub enum ScheduleError<E: std::error::Error + 'static> {
-    /// The message was not published; the row is PENDING.
-    #[error("the message could not be published")]
-    Publish(#[source] E),
-    /// The row is PENDING. If a message was published, the worker that gets it can start on it.
-    #[error("the transfer's status could not be written")]
-    Database(#[from] DatabaseError),
+    pub scheduled: Vec<i64>,
+    /// No message was confirmed; the row is PENDING. Where the broker's answer was lost, a worker
+    /// may get the message all the same, and can start on it.
+    pub unpublished: Vec<i64>,
+    /// The row is not PENDING (any more), waits, or somebody else is at it; nothing was published.
+    pub taken: Vec<i64>,
+    /// The link's limit is reached; the row is PENDING and nothing was published.
+    pub held_back: Vec<i64>,
 }
 
 /// Why a site's locations could not be listed.
@@ -82,125 +135,284 @@ fn list(names: &[String]) -> String {
     }
 }
 
+/// Rows that are locked and say SCHEDULED, in a transaction that is not committed.
+struct Taken {
+    tx: DatabaseTransaction,
+    ids: Vec<i64>,
+    /// The link of each that has a limit.
+    links: HashMap<i64, Arc<Allowance>>,
+    batch: Batch,
+}
+
 impl Repository {
-    /// PENDING transfers that are due and have an id above `after`, lowest first, `limit` at most.
+    /// Shows `see` every transfer that is not over, the lowest id first; those whose origin is one of
+    /// `origins`, if these are given.
+    ///
+    /// With the [`Watch`] of the look before, it looks only where something is to be expected, and
+    /// the cost does not grow with the number of COMPLETED rows. Returns the watch for the next look;
+    /// none where a look at all rows is as good.
     ///
     /// # Errors
     /// What the database says.
-    pub async fn pending(
+    pub async fn look(
         &self,
-        after: Option<i64>,
-        limit: u64,
-    ) -> Result<Vec<PendingTransfer>, DatabaseError> {
-        let reading = async {
-            let db = self.database.connection();
-            let mut query = Query::select();
-            with_endpoints(query.from(data_transfer::Entity))
-                .and_where(self.status_is(&[Status::Pending]))
-                .and_where(Expr::exists(delay::stands(database::now(db).await?)).not())
+        origins: Option<&[i64]>,
+        before: Option<&Watch>,
+        mut see: impl FnMut(OpenTransfer),
+    ) -> Result<Option<Watch>, DatabaseError> {
+        let (delays, highest) = self
+            .database
+            .bounded(async {
+                let delays = delay::all_standing(self.database.connection(), None).await?;
+                Ok::<_, DatabaseError>((delays, self.highest_id().await?))
+            })
+            .await?;
+        let mut seen = Seen::new(delays);
+        // Lower than before: it is not the database that was looked at.
+        let before = before.filter(|before| before.highest <= highest);
+        let mut after = before.map_or(i64::MIN, |before| before.highest - LATE_IDS);
+        let watched = before.map_or(&[][..], |before| &before.ids);
+        let watched: Vec<_> = watched.iter().copied().filter(|id| *id <= after).collect();
+        for ids in watched.chunks(IDS_AT_ONCE) {
+            let mut query = self.unfinished(origins);
+            query.and_where(id_column().is_in(ids.iter().copied()));
+            seen.page(&self.rows(&query).await?, &mut see)
+                .map_err(DatabaseError::from)?;
+        }
+        loop {
+            let mut query = self.unfinished(origins);
+            // Both ends are given: PostgreSQL then knows, without statistics too, that this is a part
+            // of the table, and goes by the key.
+            query
+                .and_where(id_column().gt(after))
+                .and_where(id_column().lte(highest))
                 .order_by(
                     (data_transfer::Entity, data_transfer::Column::Id),
                     Order::Asc,
                 )
-                .limit(limit);
-            if let Some(after) = after {
-                query.and_where(
-                    Expr::col((data_transfer::Entity, data_transfer::Column::Id)).gt(after),
-                );
+                .limit(PAGE);
+            let rows = self.rows(&query).await?;
+            let last = seen.page(&rows, &mut see).map_err(DatabaseError::from)?;
+            match last {
+                Some(last) if rows.len() as u64 == PAGE => after = last,
+                _ => break,
             }
-            let rows = db.query_all(&query).await?;
-            let pending: Result<_, DbErr> = rows
-                .iter()
-                .map(|row| {
-                    let (origin, destination) = endpoints(row)?;
-                    Ok(PendingTransfer {
-                        id: row.try_get("", ID)?,
-                        origin,
-                        destination,
-                    })
-                })
+        }
+        Ok(seen.watch(highest))
+    }
+
+    async fn rows(&self, query: &SelectStatement) -> Result<Vec<QueryResult>, DatabaseError> {
+        let reading = async { Ok(self.database.connection().query_all(query).await?) };
+        self.database.bounded(reading).await
+    }
+
+    /// Transfers that are not COMPLETED, without their order.
+    fn unfinished(&self, origins: Option<&[i64]>) -> SelectStatement {
+        use data_transfer::{Column, Entity};
+        let number = |column: Column| Expr::col((Entity, column)).cast_as("bigint");
+        let mut query = Query::select();
+        query
+            .from(Entity)
+            .expr_as(number(Column::Id), ID)
+            .expr_as(number(Column::OriginLocationId), ORIGIN_ID)
+            .expr_as(number(Column::DestinationLocationId), DESTINATION_ID)
+            .expr_as(number(Column::RetryCount), RETRY_COUNT)
+            .expr_as(Expr::col((Entity, Column::Status)).cast_as("text"), STATUS)
+            .and_where(self.status_is(&[
+                Status::Pending,
+                Status::Scheduled,
+                Status::InProgress,
+                Status::Failed,
+            ]));
+        if let Some(origins) = origins {
+            let origins = origins.iter().copied();
+            query.and_where(Expr::col((Entity, Column::OriginLocationId)).is_in(origins));
+        }
+        query
+    }
+
+    async fn highest_id(&self) -> Result<i64, DbErr> {
+        let query = Query::select()
+            .expr(Func::max(id_column()).cast_as("bigint"))
+            .from(data_transfer::Entity)
+            .to_owned();
+        let row = self.database.connection().query_one(&query).await?;
+        let highest: Option<i64> = row
+            .map(|row| row.try_get_by_index(0))
+            .transpose()?
+            .flatten();
+        Ok(highest.unwrap_or(0))
+    }
+
+    /// Every location that has a site, by id.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn places(&self) -> Result<HashMap<i64, Endpoint>, DatabaseError> {
+        let reading = async {
+            let db = self.database.connection();
+            let sites = site::Entity::find().all(db).await?;
+            let sites: HashMap<_, _> = sites
+                .into_iter()
+                .map(|site| (site.id, site.short_name))
                 .collect();
-            Ok(pending?)
+            let locations = data_location::Entity::find().all(db).await?;
+            let place = |location: data_location::Model| {
+                let endpoint = Endpoint {
+                    site: sites.get(&location.site_id)?.clone(),
+                    location: location.name,
+                };
+                Some((location.id, endpoint))
+            };
+            Ok(locations.into_iter().filter_map(place).collect())
         };
         self.database.bounded(reading).await
     }
 
-    /// How many PENDING transfers wait for a time that has not come.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn waiting(&self) -> Result<u64, DatabaseError> {
-        let counting = async {
-            let db = self.database.connection();
-            let now = database::now(db).await?;
-            let waiting = data_transfer::Entity::find()
-                .filter(self.status_is(&[Status::Pending]))
-                .filter(Expr::exists(delay::stands(now)))
-                .count(db)
-                .await?;
-            Ok(waiting)
-        };
-        self.database.bounded(counting).await
-    }
-
-    /// Publishes a PENDING transfer's message and makes its row SCHEDULED, in this order of effect:
-    /// the row is locked and changed, `publish` is awaited, and the change is committed if it
-    /// returns `Ok`, rolled back otherwise.
+    /// Publishes the messages of PENDING transfers and makes their rows SCHEDULED, in this order of
+    /// effect: the rows are locked and changed, `publish` is awaited, and the changes of those that it
+    /// returns are committed; the others stay PENDING.
     ///
     /// So no row is ever SCHEDULED without a message. The other way round does happen: after a
-    /// crash or a lost connection between publishing and committing, a message is out and the row
-    /// is PENDING. A worker takes a PENDING row just the same, and if the manager publishes again,
+    /// crash or a lost connection between publishing and committing, messages are out and the rows
+    /// are PENDING. A worker takes a PENDING row just the same, and if the manager publishes again,
     /// the second message finds the transfer held or completed. A worker that gets the message
     /// before the commit waits for the row lock, and then goes on.
     ///
-    /// While `publish` runs, the row is locked (SQLite: nobody else writes), so it must end in
-    /// seconds, by a time-out of its own.
+    /// A row that somebody else has locked is left to them. A link's row, where the link has a limit,
+    /// is locked first: managers that schedule over one link at once come one after the other, and
+    /// the later one sees what the earlier one has taken of the limit.
+    ///
+    /// While `publish` runs, the rows are locked (SQLite: nobody else writes), so it must end in a
+    /// second or two, by a time-out of its own.
     ///
     /// # Errors
-    /// [`ScheduleError::Publish`] with the error of `publish`; [`ScheduleError::Database`].
-    pub async fn schedule<E, F>(
+    /// What the database says. Every row is PENDING then, or SCHEDULED with its message.
+    pub async fn schedule<F>(
         &self,
-        id: i64,
-        publish: impl FnOnce() -> F,
-    ) -> Result<Scheduled, ScheduleError<E>>
+        candidates: &[Candidate],
+        publish: impl FnOnce(Vec<i64>) -> F,
+    ) -> Result<Batch, DatabaseError>
     where
-        E: std::error::Error + 'static,
-        F: Future<Output = Result<(), E>>,
+        F: Future<Output = HashSet<i64>>,
     {
-        let changing = || async {
-            let tx = self.database.begin().await?;
-            let row = lock(&tx, id).await?;
-            let is_due = match row.filter(|row| row.status.means(Status::Pending)) {
-                Some(row) => {
-                    let now = database::now(&tx).await?;
-                    delay::standing(&tx, &row, now).await?.is_none()
-                }
-                None => false,
-            };
-            if !is_due {
-                tx.rollback().await?;
-                return Ok(None);
+        let taking = || self.database.bounded(self.take(candidates));
+        let taken = fault_point!(ManagerRowLocked, taking().await)?;
+        let published = match taken.ids.is_empty() {
+            true => HashSet::new(),
+            false => publish(taken.ids.clone()).await,
+        };
+        self.database.bounded(self.close(taken, &published)).await
+    }
+
+    /// Locks what can be scheduled, and makes it SCHEDULED.
+    async fn take(&self, candidates: &[Candidate]) -> Result<Taken, DatabaseError> {
+        let tx = self.database.begin().await?;
+        let mut free = free(&tx, candidates).await?;
+        let due = self.lock_due(&tx, candidates).await?;
+        let mut taken = Taken {
+            tx,
+            ids: Vec::new(),
+            links: HashMap::new(),
+            batch: Batch::default(),
+        };
+        for candidate in candidates {
+            let id = candidate.id;
+            if !due.contains(&id) {
+                taken.batch.taken.push(id);
+                continue;
             }
-            self.set_status(id, Status::Scheduled).exec(&tx).await?;
-            Ok::<_, DatabaseError>(Some(tx))
-        };
-        let locked = fault_point!(ManagerRowLocked, self.database.bounded(changing()).await);
-        let Some(tx) = locked? else {
-            return Ok(Scheduled::NotPending);
-        };
-        if let Err(error) = publish().await {
-            // Explicit, so that the lock is gone when this returns. If it fails, the connection is
-            // gone, and the lock with it.
-            let _ = self
-                .database
-                .bounded(async { Ok::<_, DatabaseError>(tx.rollback().await?) })
-                .await;
-            return Err(ScheduleError::Publish(error));
+            if let Some(allowance) = &candidate.allowance {
+                let left = free.entry(&allowance.link).or_default();
+                if *left == 0 {
+                    taken.batch.held_back.push(id);
+                    continue;
+                }
+                *left -= 1;
+                taken.links.insert(id, allowance.clone());
+            }
+            taken.ids.push(id);
         }
-        self.database
-            .bounded(async { Ok::<_, DatabaseError>(tx.commit().await?) })
-            .await?;
-        Ok(Scheduled::Scheduled)
+        if !taken.ids.is_empty() {
+            self.set_statuses(&taken.ids, Status::Scheduled)
+                .exec(&taken.tx)
+                .await?;
+        }
+        Ok(taken)
+    }
+
+    /// Locks those that are PENDING and due, and that nobody else has locked.
+    async fn lock_due(
+        &self,
+        tx: &DatabaseTransaction,
+        candidates: &[Candidate],
+    ) -> Result<HashSet<i64>, DbErr> {
+        use data_transfer::{Column, Entity};
+        let ids: Vec<_> = candidates.iter().map(|candidate| candidate.id).collect();
+        let query = Query::select()
+            .expr_as(id_column().cast_as("bigint"), ID)
+            .expr_as(
+                Expr::col((Entity, Column::RetryCount)).cast_as("bigint"),
+                RETRY_COUNT,
+            )
+            .from(Entity)
+            .and_where(id_column().is_in(ids.iter().copied()))
+            .and_where(self.status_is(&[Status::Pending]))
+            // As in `lock`. Skipped, since who has locked a row is about to change it.
+            .lock_with_behavior(LockType::NoKeyUpdate, LockBehavior::SkipLocked)
+            .to_owned();
+        let rows = tx.query_all(&query).await?;
+        let delays = delay::all_standing(tx, Some(&ids)).await?;
+        let mut due = HashSet::with_capacity(rows.len());
+        for row in rows {
+            let id = row.try_get("", ID)?;
+            if !waits(&delays, id, row.try_get("", RETRY_COUNT)?) {
+                due.insert(id);
+            }
+        }
+        Ok(due)
+    }
+
+    /// Commits those that were published; the others are PENDING again.
+    async fn close(&self, taken: Taken, published: &HashSet<i64>) -> Result<Batch, DatabaseError> {
+        let Taken {
+            tx,
+            ids,
+            links,
+            mut batch,
+        } = taken;
+        (batch.scheduled, batch.unpublished) =
+            ids.into_iter().partition(|id| published.contains(id));
+        if batch.scheduled.is_empty() {
+            // Explicit, so that the locks are gone when this returns. If it fails, the connection is
+            // gone, and the locks with it.
+            let _ = tx.rollback().await;
+            return Ok(batch);
+        }
+        if !batch.unpublished.is_empty() {
+            self.set_statuses(&batch.unpublished, Status::Pending)
+                .exec(&tx)
+                .await?;
+        }
+        let mut issued: BTreeMap<&LinkName, u64> = BTreeMap::new();
+        for allowance in batch.scheduled.iter().filter_map(|id| links.get(id)) {
+            *issued.entry(&allowance.link).or_default() += 1;
+        }
+        for (link, count) in issued {
+            count_issued(&tx, link, column_value(count)).await?;
+        }
+        tx.commit().await?;
+        Ok(batch)
+    }
+
+    /// An update of some transfers' status.
+    fn set_statuses(&self, ids: &[i64], status: Status) -> UpdateMany<data_transfer::Entity> {
+        data_transfer::Entity::update_many()
+            .col_expr(
+                data_transfer::Column::Status,
+                self.schema.transfer_status.write(status),
+            )
+            .filter(data_transfer::Column::Id.is_in(ids.iter().copied()))
     }
 
     /// Names of a site's locations, in their order of use.
@@ -235,6 +447,110 @@ impl Repository {
         self.database.bounded(reading).await
     }
 }
+
+/// How many transfers of each limited link can be scheduled, now that the links' rows are locked: in
+/// the order of their names, so that two managers never wait for each other.
+async fn free<'a>(
+    tx: &DatabaseTransaction,
+    candidates: &'a [Candidate],
+) -> Result<BTreeMap<&'a LinkName, u64>, DbErr> {
+    let allowances = candidates.iter().filter_map(|c| c.allowance.as_deref());
+    let allowances: BTreeMap<_, _> = allowances.map(|a| (&a.link, a)).collect();
+    let mut free = BTreeMap::new();
+    for (link, allowance) in allowances {
+        let left = match lock_link(tx, link).await? {
+            Some(row) if row.paused_at.is_some() => 0,
+            Some(row) => {
+                let since = row.issued.saturating_sub(allowance.issued);
+                // Below 0 the row is another one than that which was read: the next look tells.
+                let since = u64::try_from(since).unwrap_or(u64::MAX);
+                allowance.free.saturating_sub(since)
+            }
+            // Somebody has just removed it, and the limit with it.
+            None => allowance.free,
+        };
+        free.insert(link, left);
+    }
+    Ok(free)
+}
+
+/// What a look has come across.
+struct Seen {
+    delays: HashMap<i64, i64>,
+    open: Vec<i64>,
+    failed: Vec<i64>,
+}
+
+impl Seen {
+    fn new(delays: HashMap<i64, i64>) -> Self {
+        Self {
+            delays,
+            open: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// Shows the rows of one statement; the id of the last one.
+    fn page(
+        &mut self,
+        rows: &[QueryResult],
+        see: &mut impl FnMut(OpenTransfer),
+    ) -> Result<Option<i64>, DbErr> {
+        let mut last = None;
+        for row in rows {
+            let id: i64 = row.try_get("", ID)?;
+            last = Some(id);
+            let status: Label<Status> = row.try_get("", STATUS)?;
+            match status.known() {
+                Some(Status::Failed) => self.failed.push(id),
+                Some(status) => {
+                    // One more than is remembered tells that there are too many.
+                    if self.open.len() <= MOST_WATCHED {
+                        self.open.push(id);
+                    }
+                    let retry_count = row.try_get("", RETRY_COUNT)?;
+                    see(OpenTransfer {
+                        id,
+                        status,
+                        origin_location_id: row.try_get("", ORIGIN_ID)?,
+                        destination_location_id: row.try_get("", DESTINATION_ID)?,
+                        waits: status == Status::Pending && waits(&self.delays, id, retry_count),
+                    });
+                }
+                None => {}
+            }
+        }
+        Ok(last)
+    }
+
+    /// FAILED rows are watched as far as there is room, the latest first: these are what an operator
+    /// resets.
+    fn watch(mut self, highest: i64) -> Option<Watch> {
+        let room = MOST_WATCHED.checked_sub(self.open.len())?;
+        self.failed.sort_unstable_by_key(|id| Reverse(*id));
+        self.failed.truncate(room);
+        let mut ids = self.open;
+        ids.append(&mut self.failed);
+        ids.sort_unstable();
+        Some(Watch { highest, ids })
+    }
+}
+
+/// Whether a wait stands for a transfer with this `retry_count`.
+fn waits(delays: &HashMap<i64, i64>, id: i64, retry_count: Option<i64>) -> bool {
+    // As `retry_count` of a row is read.
+    delays.get(&id) == Some(&Ord::max(retry_count.unwrap_or(0), 0))
+}
+
+fn id_column() -> Expr {
+    Expr::col((data_transfer::Entity, data_transfer::Column::Id))
+}
+
+/// Names under which the numbers of [`Repository::look`] are selected.
+const RETRY_COUNT: &str = "retry_count";
+const STATUS: &str = "status";
+const ORIGIN_ID: &str = "origin_id";
+const DESTINATION_ID: &str = "destination_id";
 
 /// Name under which [`with_endpoints`] selects the transfer's id.
 pub(super) const ID: &str = "id";
@@ -299,11 +615,4 @@ pub(super) fn endpoints(row: &QueryResult) -> Result<(Option<Endpoint>, Option<E
         )
     };
     Ok((read(ORIGIN)?, read(DESTINATION)?))
-}
-
-#[cfg(feature = "fault-points")]
-impl<E: std::error::Error + 'static> From<crate::faults::AnswerLost> for ScheduleError<E> {
-    fn from(lost: crate::faults::AnswerLost) -> Self {
-        Self::Database(lost.into())
-    }
 }

@@ -1,8 +1,9 @@
 //! Recovering transfers whose worker is gone.
 
 use entity::{Status, data_transfer, transfer_worker_lease};
-use sea_orm::sea_query::{Expr, ExprTrait as _, Query};
-use sea_orm::{DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder};
+use sea_orm::{
+    ColumnTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect,
+};
 use serde::Serialize;
 
 use super::{Displaced, Repository, displace, find_lease, lock};
@@ -58,30 +59,26 @@ impl Repository {
         use transfer_worker_lease::{Column, Entity};
         let db = self.database.connection();
         let now = database::now(db).await?;
-        let in_progress = Query::select()
-            .column((data_transfer::Entity, data_transfer::Column::Id))
-            .from(data_transfer::Entity)
-            .and_where(self.status_is(&[Status::InProgress]))
-            .to_owned();
-        let orphans = Entity::find()
-            .filter(Expr::col(Column::DataTransferId).not_in_subquery(in_progress))
-            .all(db)
-            .await?;
         let leases = Entity::find()
             .order_by_asc(Column::DataTransferId)
             .all(db)
             .await?;
-        let is_candidate = |lease: &transfer_worker_lease::Model| {
-            LeaseInfo::from(lease).demise(now, observer).is_some()
-                || orphans
-                    .iter()
-                    .any(|orphan| orphan.data_transfer_id == lease.data_transfer_id)
+        // By their keys: the table of transfers is long, and there are as many leases as copies run.
+        let ids = leases.iter().map(|lease| lease.data_transfer_id);
+        let in_progress: Vec<i64> = data_transfer::Entity::find()
+            .select_only()
+            .column(data_transfer::Column::Id)
+            .filter(data_transfer::Column::Id.is_in(ids))
+            .filter(self.status_is(&[Status::InProgress]))
+            .into_tuple()
+            .all(db)
+            .await?;
+        let is_candidate = |lease: &&transfer_worker_lease::Model| {
+            LeaseInfo::from(*lease).demise(now, observer).is_some()
+                || !in_progress.contains(&lease.data_transfer_id)
         };
-        Ok(leases
-            .iter()
-            .filter(|lease| is_candidate(lease))
-            .map(|l| l.data_transfer_id)
-            .collect())
+        let candidates = leases.iter().filter(is_candidate);
+        Ok(candidates.map(|lease| lease.data_transfer_id).collect())
     }
 
     async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {

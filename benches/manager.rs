@@ -1,0 +1,381 @@
+//! How long passes of the manager take, beside bare SQL and bare confirmed publishes.
+//!
+//! ```sh
+//! cargo bench --bench manager -- DATABASE BROKER SCENARIO ROWS
+//! ```
+//!
+//! `DATABASE` is `sqlite`, or the URL of a PostgreSQL server in which databases can be made; `BROKER`
+//! an `amqp://` URL. Everything that is made is removed again. Prints one JSON object a line: `name`,
+//! `side`, `seconds`, and how many rows it was about.
+//!
+//! | scenario | what is measured |
+//! | --- | --- |
+//! | `schedule` | `ROWS` PENDING rows that their links have room for; side `manager`: one pass, side `bare`: the same updates and messages by nothing but SQL and lapin |
+//! | `backlog` | one pass with `ROWS` PENDING rows of which ten links let 1000 through |
+//! | `steady` | a pass that sends 100 new rows, and one that sends nothing, beside `ROWS` COMPLETED ones: the median of several |
+#![allow(
+    clippy::expect_used,
+    reason = "a bench has nobody to tell but who runs it"
+)]
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ccat_transfer::broker::amqp::{Amqp, Options};
+use ccat_transfer::broker::app::{self, Producing};
+use ccat_transfer::broker::{TaskQueues, Transport};
+use ccat_transfer::manager::Manager;
+use ccat_transfer::settings::{self, DatabaseType, Settings};
+use ccat_transfer::tasks::{self, Producer};
+use ccat_transfer::transfer::database::Database;
+use ccat_transfer::transfer::lease::Owner;
+use ccat_transfer::transfer::link::LinkName;
+use ccat_transfer::transfer::repository::{LinkChange, Repository};
+use ccat_transfer::transfer::topology;
+use futures_util::future::try_join_all;
+use lapin::options::{
+    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
+    QueueDeleteOptions, QueuePurgeOptions,
+};
+use lapin::{Channel, Connection, ConnectionProperties};
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use serde_json::json;
+use tempfile::TempDir;
+use url::Url;
+use uuid::Uuid;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const LINKS: usize = 10;
+
+/// Rows in one transaction of the bare side: as many as the manager takes at the most.
+const BATCH: usize = 200;
+
+/// Passes of which the median counts.
+const PASSES: usize = 15;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    // Cargo adds flags of its own.
+    let words: Vec<_> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with("--"))
+        .collect();
+    let [database, broker, scenario, rows] = &words[..] else {
+        // `cargo test --benches` and the like run every bench without arguments.
+        eprintln!("manager DATABASE BROKER schedule|backlog|steady ROWS");
+        return Ok(());
+    };
+    let bench = Bench::new(database, broker).await?;
+    let rows: usize = rows.parse()?;
+    let measured = match scenario.as_str() {
+        "schedule" => bench.schedule(rows).await,
+        "backlog" => bench.backlog(rows).await,
+        "steady" => bench.steady(rows).await,
+        other => Err(format!("no scenario is called {other}").into()),
+    };
+    bench.remove().await?;
+    measured
+}
+
+/// A database, a queue, and a manager that works on both.
+struct Bench {
+    database: Database,
+    repository: Repository,
+    manager: Manager,
+    transport: Arc<Amqp>,
+    broker: Connection,
+    channel: Channel,
+    queue: String,
+    origin: String,
+    kind: &'static str,
+    server: Option<(Settings, String)>,
+    _directory: TempDir,
+}
+
+impl Bench {
+    async fn new(database: &str, broker: &str) -> Result<Self> {
+        let tag = Uuid::new_v4().simple().to_string();
+        let origin = format!("bench{}", &tag[..8]);
+        let directory = TempDir::new()?;
+        let mut settings = settings::load(None, [])?;
+        settings.celery.broker_url = broker.into();
+        let mut server = None;
+        let kind = if database == "sqlite" {
+            settings.ops_db.database_sqlite_database = directory.path().join("ops.sqlite");
+            "sqlite"
+        } else {
+            let url = Url::parse(database)?;
+            settings.ops_db.database_type = DatabaseType::Postgresql;
+            settings.ops_db.database_postgresql_host = url.host_str().unwrap_or("").into();
+            settings.ops_db.database_postgresql_port = url.port().unwrap_or(5432);
+            settings.ops_db.database_postgresql_user = url.username().into();
+            settings.ops_db.database_postgresql_password = url.password().unwrap_or("").into();
+            settings.ops_db.database_postgresql_database = url.path().trim_matches('/').into();
+            let name = format!("bench_{tag}");
+            let there = Database::connect(&settings.ops_db).await?;
+            let create = format!("CREATE DATABASE {name}");
+            there.connection().execute_unprepared(&create).await?;
+            server = Some((settings.clone(), name.clone()));
+            settings.ops_db.database_postgresql_database = name;
+            "postgresql"
+        };
+        let database = Database::connect_or_create(&settings.ops_db).await?;
+        migration::create_ops_db(database.connection()).await?;
+        migration::create_worker_tables(database.connection()).await?;
+        let repository =
+            Repository::open(database.clone(), settings.ops_db.text_enum_labels).await?;
+        topology::seed(&repository, &sites(&origin).parse()?).await?;
+        let package = "INSERT INTO data_transfer_package (file_name, relative_path, size, status) \
+                       VALUES ('p.tar', 'p.tar', 1, 'WAITING')";
+        database.connection().execute_unprepared(package).await?;
+
+        let transport = Arc::new(Amqp::new(&Options::configured(&settings.celery, "bench"))?);
+        let producing = Producing {
+            hostname: "bench".into(),
+            default_queue: settings.celery.task_default_queue.clone(),
+            names: tasks::wire_names(&settings.celery),
+            queues: TaskQueues::new(&settings.celery),
+            reply_to: None,
+            within: Duration::from_secs(5),
+        };
+        let app = app::build(transport.clone(), producing).await?;
+        let manager = Manager::new(
+            repository.clone(),
+            Arc::new(settings),
+            Owner::current("bench"),
+            Arc::new(Producer(Arc::new(app))),
+        );
+        let broker = Connection::connect(broker, ConnectionProperties::default()).await?;
+        let channel = broker.create_channel().await?;
+        channel
+            .confirm_select(ConfirmSelectOptions::default())
+            .await?;
+        Ok(Self {
+            database,
+            repository,
+            manager,
+            transport,
+            broker,
+            channel,
+            queue: format!("{origin}_buffer_data_transfer"),
+            origin,
+            kind,
+            server,
+            _directory: directory,
+        })
+    }
+
+    /// So many new rows, taking turns over the links.
+    async fn insert(&self, rows: usize, status: &str) -> Result<()> {
+        let sql = format!(
+            "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {rows}) \
+             INSERT INTO data_transfer (data_transfer_package_id, origin_location_id, \
+             destination_location_id, status, unpack_status, retry_count) \
+             SELECT 1, 1, 2 + i % {LINKS}, '{status}', 'PENDING', 0 FROM n"
+        );
+        self.sql(&sql).await
+    }
+
+    async fn sql(&self, sql: &str) -> Result<()> {
+        self.database.connection().execute_unprepared(sql).await?;
+        Ok(())
+    }
+
+    /// What a database in use knows of its tables.
+    async fn analyze(&self) -> Result<()> {
+        self.sql("ANALYZE").await
+    }
+
+    async fn limit(&self, max_active: usize) -> Result<()> {
+        let change = LinkChange {
+            max_active: Some(Some(u32::try_from(max_active)?)),
+            ..LinkChange::default()
+        };
+        for n in 0..LINKS {
+            let name = LinkName {
+                origin: self.origin.clone(),
+                destination: format!("{}to{n}", self.origin),
+            };
+            self.repository.set_link(&name, &change).await?;
+        }
+        Ok(())
+    }
+
+    async fn pass(&self, expected: usize) -> Result<f64> {
+        let began = Instant::now();
+        let pass = self.manager.transfer_transfer_packages(false).await?;
+        let seconds = began.elapsed().as_secs_f64();
+        if pass.scheduled.len() != expected {
+            let found = pass.scheduled.len();
+            return Err(format!("{found} rows were scheduled, not {expected}").into());
+        }
+        Ok(seconds)
+    }
+
+    fn report(&self, name: &str, side: &str, rows: usize, seconds: f64) {
+        let database = self.kind;
+        let line = json!({
+            "name": format!("manager/{name}/{database}"), "side": side, "rows": rows, "seconds": seconds,
+        });
+        println!("{line}");
+    }
+
+    async fn schedule(&self, rows: usize) -> Result<()> {
+        self.limit(rows.div_ceil(LINKS) + 1).await?;
+        // The first message makes the connection and the queue, as the first ones of a real manager did
+        // long ago.
+        self.insert(1, "PENDING").await?;
+        self.pass(1).await?;
+        let pattern = self.take_message().await?;
+        self.sql("UPDATE data_transfer SET status = 'COMPLETED'")
+            .await?;
+        self.insert(rows, "PENDING").await?;
+        self.analyze().await?;
+        let seconds = self.pass(rows).await?;
+        self.report("schedule", "manager", rows, seconds);
+
+        self.sql("DELETE FROM data_transfer").await?;
+        self.purge().await?;
+        self.insert(rows, "PENDING").await?;
+        self.analyze().await?;
+        let seconds = self.bare(rows, &pattern).await?;
+        self.report("schedule", "bare", rows, seconds);
+        Ok(())
+    }
+
+    /// A message of the manager's, for the bare side to send the same.
+    async fn take_message(&self) -> Result<lapin::message::Delivery> {
+        let options = BasicGetOptions { no_ack: true };
+        let message = self
+            .channel
+            .basic_get(self.queue.as_str().into(), options)
+            .await?;
+        Ok(message
+            .ok_or("the manager's message is not in its queue")?
+            .delivery)
+    }
+
+    /// Reads what waits, and makes it SCHEDULED with its messages, batch for batch.
+    async fn bare(&self, rows: usize, pattern: &lapin::message::Delivery) -> Result<f64> {
+        let began = Instant::now();
+        let db = self.database.connection();
+        let sql =
+            "SELECT CAST(id AS bigint) FROM data_transfer WHERE status = 'PENDING' ORDER BY id";
+        let statement = sea_orm::Statement::from_string(db.get_database_backend(), sql);
+        let found = db.query_all_raw(statement).await?;
+        let ids = found
+            .iter()
+            .map(|row| row.try_get_by_index::<i64>(0))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        if ids.len() != rows {
+            return Err(format!("{} rows wait, not {rows}", ids.len()).into());
+        }
+        for ids in ids.chunks(BATCH) {
+            let tx = db.begin().await?;
+            let list = ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+            let sql = format!(
+                "UPDATE data_transfer SET status = 'SCHEDULED' WHERE id IN ({list}) AND status = 'PENDING'"
+            );
+            tx.execute_unprepared(&sql).await?;
+            let sending = ids.iter().map(async |_| {
+                let sent = self.channel.basic_publish(
+                    self.queue.as_str().into(),
+                    self.queue.as_str().into(),
+                    BasicPublishOptions::default(),
+                    &pattern.data,
+                    pattern.properties.clone(),
+                );
+                sent.await?.await
+            });
+            let confirmed = try_join_all(sending).await?;
+            if !confirmed.iter().all(lapin::Confirmation::is_ack) {
+                return Err("the broker refused a message".into());
+            }
+            tx.commit().await?;
+        }
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    async fn backlog(&self, rows: usize) -> Result<()> {
+        self.insert(1, "PENDING").await?;
+        self.pass(1).await?;
+        self.sql("UPDATE data_transfer SET status = 'COMPLETED'")
+            .await?;
+        self.limit(100).await?;
+        self.insert(rows, "PENDING").await?;
+        self.analyze().await?;
+        let sent = rows.min(100 * LINKS);
+        let seconds = self.pass(sent).await?;
+        self.report("backlog", "manager", rows, seconds);
+        let seconds = self.pass(0).await?;
+        self.report("backlog_full", "manager", rows, seconds);
+        Ok(())
+    }
+
+    async fn steady(&self, rows: usize) -> Result<()> {
+        self.insert(rows, "COMPLETED").await?;
+        self.insert(1, "PENDING").await?;
+        self.analyze().await?;
+        self.pass(1).await?;
+        let mut sending = Vec::new();
+        for _ in 0..PASSES {
+            self.sql("UPDATE data_transfer SET status = 'COMPLETED' WHERE status = 'SCHEDULED'")
+                .await?;
+            self.insert(100, "PENDING").await?;
+            sending.push(self.pass(100).await?);
+        }
+        self.report("steady", "manager", rows, median(sending));
+        self.limit(0).await?;
+        self.insert(100, "PENDING").await?;
+        let mut looking = Vec::new();
+        for _ in 0..PASSES {
+            looking.push(self.pass(0).await?);
+        }
+        self.report("steady_idle", "manager", rows, median(looking));
+        Ok(())
+    }
+
+    async fn purge(&self) -> Result<()> {
+        let options = QueuePurgeOptions::default();
+        self.channel
+            .queue_purge(self.queue.as_str().into(), options)
+            .await?;
+        Ok(())
+    }
+
+    async fn remove(&self) -> Result<()> {
+        self.transport.close().await;
+        self.channel
+            .queue_delete(self.queue.as_str().into(), QueueDeleteOptions::default())
+            .await?;
+        self.channel
+            .exchange_delete(self.queue.as_str().into(), ExchangeDeleteOptions::default())
+            .await?;
+        self.broker.close(200, "bye".into()).await?;
+        if let Some((settings, name)) = &self.server {
+            let there = Database::connect(&settings.ops_db).await?;
+            let drop = format!("DROP DATABASE {name} (FORCE)");
+            there.connection().execute_unprepared(&drop).await?;
+        }
+        Ok(())
+    }
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds.get(seconds.len() / 2).copied().unwrap_or_default()
+}
+
+/// One origin, and a destination for each link.
+fn sites(origin: &str) -> String {
+    let site = |name: &str| {
+        format!(
+            "[[sites]]\nname = \"{name}\"\nshort_name = \"{name}\"\n[[sites.locations]]\n\
+             name = \"buffer\"\ntype = \"buffer\"\nstorage = \"disk\"\npath = \"/{name}\"\n"
+        )
+    };
+    let destinations = (0..LINKS).map(|n| site(&format!("{origin}to{n}")));
+    std::iter::once(site(origin)).chain(destinations).collect()
+}

@@ -1,0 +1,56 @@
+//! Who acts, and why: what is kept with every decision of a person.
+
+use nix::unistd::{Uid, User};
+
+use super::CliError;
+use super::node::host;
+
+/// Longer reasons are stories.
+const REASON_CHARACTERS: usize = 500;
+
+/// Who is at the keyboard, `login@host`; behind `sudo`, who called it.
+pub(super) fn operator() -> String {
+    let uid = Uid::current();
+    let called = std::env::var("SUDO_USER").ok();
+    let login = called
+        .filter(|name| uid.is_root() && !name.is_empty() && !name.contains(char::is_control))
+        .or_else(|| User::from_uid(uid).ok().flatten().map(|user| user.name))
+        .unwrap_or_else(|| format!("uid {uid}"));
+    format!("{login}@{}", host())
+}
+
+/// A reason that can be shown in a line.
+pub(super) fn sound(reason: &str) -> Result<String, CliError> {
+    let reason = reason.trim();
+    if reason.is_empty() || reason.contains(char::is_control) {
+        return Err(CliError::Usage("--reason: one line of text".into()));
+    }
+    if reason.chars().count() > REASON_CHARACTERS {
+        return Err(CliError::Usage(format!(
+            "--reason: at most {REASON_CHARACTERS} characters"
+        )));
+    }
+    Ok(reason.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn somebody_is_at_work() {
+        assert!(
+            operator()
+                .split_once('@')
+                .is_some_and(|(login, host)| !login.is_empty() && !host.is_empty())
+        );
+    }
+
+    #[test]
+    fn a_reason_is_one_line() {
+        assert_eq!(sound(" storm ").ok().as_deref(), Some("storm"));
+        for reason in ["", "  ", "a\nb", "a\u{1b}[2J", &"x".repeat(501)] {
+            assert!(sound(reason).is_err(), "{reason:?}");
+        }
+    }
+}
