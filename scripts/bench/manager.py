@@ -1,5 +1,69 @@
-"""The manager and its database. Filled in with the manager's own bench program."""
+"""The manager and its database: benches/manager.rs."""
+
+import json
+import os
+import subprocess
+
+from .sides import REPO, Comparison, Failed, Figures, Row, broker_uri
+
+
+def bench(database, scenario, rows):
+    """What the bench program measured: seconds by name and side."""
+    command = ["cargo", "bench", "--quiet", "--locked", "--bench", "manager", "--"]
+    where = database if database == "sqlite" else os.environ["TEST_POSTGRES_URL"]
+    done = subprocess.run(
+        [*command, where, broker_uri(), scenario, str(rows)],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=1800,
+        check=False,
+    )
+    if done.returncode:
+        raise Failed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}")
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {(line["name"].split("/")[1], line["side"]): line["seconds"] for line in lines}
+
+
+def both_sides(database, rows):
+    """Both sides come from one run of the program, one after the other."""
+    seconds = bench(database, "schedule", rows)
+    manager, bare = seconds["schedule", "manager"], seconds["schedule", "bare"]
+    return Figures(seconds=manager, rows_per_s=rows / manager, share_of_bare=bare / manager)
+
+
+def steady(database, few, many):
+    """The same pass beside few rows that are over, and beside many."""
+    beside_few, beside_many = bench(database, "steady", few), bench(database, "steady", many)
+    key = "steady", "manager"
+    return Figures(few_s=beside_few[key], many_s=beside_many[key], growth=beside_many[key] / beside_few[key])
+
+
+def backlog(database, rows):
+    return Figures(seconds=bench(database, "backlog", rows)["backlog", "manager"])
 
 
 def comparisons(quick):
-    return []
+    rows, many = (2_000, 20_000) if quick else (10_000, 100_000)
+    for database in ("sqlite", "postgresql"):
+        yield Comparison(
+            f"manager-{database}",
+            f"a pass that schedules {rows} rows, and the same updates and messages by bare SQL and lapin",
+            {"manager": lambda database=database: both_sides(database, rows)},
+            [
+                Row(f"schedule {rows} rows, {database}", "s", "seconds", "manager", target=10, at_most=True),
+                Row("  share of the bare rate", "", "share_of_bare", "manager", target=0.5, stretch=0.8),
+            ],
+        )
+        yield Comparison(
+            f"steady-{database}",
+            f"a pass that sends 100 rows beside 1000 and beside {many} COMPLETED ones",
+            {"manager": lambda database=database: steady(database, 1_000, many)},
+            [Row(f"growth, {database}", "", "growth", "manager", target=1.3, stretch=1.1, at_most=True)],
+        )
+        yield Comparison(
+            f"backlog-{database}",
+            f"a pass with {many} PENDING rows of which ten links let 1000 through",
+            {"manager": lambda database=database: backlog(database, many)},
+            [Row(f"backlog of {many} rows, {database}", "s", "seconds", "manager")],
+        )

@@ -3,7 +3,7 @@
 //! Where the table does not exist (a database that was migrated before there were links), no link
 //! has a limit, and none can be changed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use entity::{
@@ -14,8 +14,8 @@ use sea_orm::sea_query::{
     Expr, ExprTrait as _, Func, JoinType, LockType, OnConflict, Query, SelectStatement, SimpleExpr,
 };
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder,
-    QueryResult, QuerySelect, Set,
+    ColumnTrait, Condition, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
+    QueryOrder, QueryResult, QuerySelect, Set,
 };
 use serde::Serialize;
 
@@ -366,7 +366,7 @@ impl Repository {
         let changing = async {
             let tx = self.database.begin().await?;
             make(&tx, name).await?;
-            let before = lock_link(&tx, name).await?;
+            let before = lock_links(&tx, [name]).await?.pop();
             let before = before.map_or_else(|| Link::unlimited(name.clone()), Link::from);
             change(&tx, before).await?;
             let after = find(&tx, name).await?;
@@ -426,31 +426,45 @@ async fn find(
         .await
 }
 
-/// Locks a link's row until the transaction ends.
-pub(super) async fn lock_link(
+/// "A row of these links."
+fn one_of<'n>(names: impl IntoIterator<Item = &'n LinkName>) -> Condition {
+    names
+        .into_iter()
+        .fold(Condition::any(), |any, name| any.add(of(name)))
+}
+
+/// Locks links' rows until the transaction ends, always in the same order, so that two who lock several
+/// never wait for each other.
+pub(super) async fn lock_links<'n>(
     tx: &DatabaseTransaction,
-    name: &LinkName,
-) -> Result<Option<transfer_worker_link::Model>, DbErr> {
-    transfer_worker_link::Entity::find()
-        .filter(of(name))
+    names: impl IntoIterator<Item = &'n LinkName>,
+) -> Result<Vec<transfer_worker_link::Model>, DbErr> {
+    use transfer_worker_link::{Column, Entity};
+    Entity::find()
+        .filter(one_of(names))
+        .order_by_asc(Column::Origin)
+        .order_by_asc(Column::Destination)
         .lock(LockType::NoKeyUpdate)
-        .one(tx)
+        .all(tx)
         .await
 }
 
-/// Notes that so many transfers of a link were scheduled.
+/// Notes how many transfers of each link were scheduled: in one statement for all that have as many.
 pub(super) async fn count_issued(
     tx: &DatabaseTransaction,
-    name: &LinkName,
-    issued: i64,
+    issued: &BTreeMap<&LinkName, i64>,
 ) -> Result<(), DbErr> {
     use transfer_worker_link::{Column, Entity};
-    Entity::update_many()
-        .col_expr(Column::Issued, Expr::col(Column::Issued).add(issued))
-        .filter(of(name))
-        .exec(tx)
-        .await
-        .map(drop)
+    let counts: BTreeSet<i64> = issued.values().copied().collect();
+    for count in counts {
+        let alike = issued.iter().filter(|(_, issued)| **issued == count);
+        Entity::update_many()
+            .col_expr(Column::Issued, Expr::col(Column::Issued).add(count))
+            .filter(one_of(alike.map(|(name, _)| *name)))
+            .exec(tx)
+            .await?;
+    }
+    Ok(())
 }
 
 async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use entity::{Label, Status, data_location, data_transfer, site};
+use entity::{Label, Status, data_location, data_transfer, site, transfer_worker_link};
 use sea_orm::sea_query::{
     Expr, ExprTrait as _, Func, IntoIden, JoinType, LockBehavior, LockType, Order, Query,
     SelectStatement,
@@ -15,8 +15,8 @@ use sea_orm::{
 };
 use serde::Serialize;
 
-use super::links::{count_issued, lock_link};
-use super::{Repository, column_value, delay};
+use super::links::{count_issued, lock_links};
+use super::{Repository, delay};
 use crate::faults::fault_point;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::link::LinkName;
@@ -394,13 +394,11 @@ impl Repository {
                 .exec(&tx)
                 .await?;
         }
-        let mut issued: BTreeMap<&LinkName, u64> = BTreeMap::new();
+        let mut issued: BTreeMap<&LinkName, i64> = BTreeMap::new();
         for allowance in batch.scheduled.iter().filter_map(|id| links.get(id)) {
             *issued.entry(&allowance.link).or_default() += 1;
         }
-        for (link, count) in issued {
-            count_issued(&tx, link, column_value(count)).await?;
-        }
+        count_issued(&tx, &issued).await?;
         tx.commit().await?;
         Ok(batch)
     }
@@ -448,17 +446,22 @@ impl Repository {
     }
 }
 
-/// How many transfers of each limited link can be scheduled, now that the links' rows are locked: in
-/// the order of their names, so that two managers never wait for each other.
+/// How many transfers of each limited link can be scheduled, now that the links' rows are locked.
 async fn free<'a>(
     tx: &DatabaseTransaction,
     candidates: &'a [Candidate],
 ) -> Result<BTreeMap<&'a LinkName, u64>, DbErr> {
     let allowances = candidates.iter().filter_map(|c| c.allowance.as_deref());
     let allowances: BTreeMap<_, _> = allowances.map(|a| (&a.link, a)).collect();
-    let mut free = BTreeMap::new();
-    for (link, allowance) in allowances {
-        let left = match lock_link(tx, link).await? {
+    if allowances.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let rows = lock_links(tx, allowances.keys().copied()).await?;
+    let left = |(link, allowance): (&'a LinkName, &Allowance)| {
+        let is_of = |row: &&transfer_worker_link::Model| {
+            row.origin == link.origin && row.destination == link.destination
+        };
+        let left = match rows.iter().find(is_of) {
             Some(row) if row.paused_at.is_some() => 0,
             Some(row) => {
                 let since = row.issued.saturating_sub(allowance.issued);
@@ -469,9 +472,9 @@ async fn free<'a>(
             // Somebody has just removed it, and the limit with it.
             None => allowance.free,
         };
-        free.insert(link, left);
-    }
-    Ok(free)
+        (link, left)
+    };
+    Ok(allowances.into_iter().map(left).collect())
 }
 
 /// What a look has come across.
