@@ -271,7 +271,8 @@ def comparisons(quick):
     size = (200 if quick else 2000) * MB
     files = 100 if quick else 2000
     double = "" if os.environ.get("BBCP_REAL") else ", bbcp's double"
-    shutil.which("xargs") or exit("bench: there is no xargs; install findutils")
+    if shutil.which("xargs") is None:
+        raise SystemExit("bench: there is no xargs; install findutils")
     return [
         Comparison(
             "copy",
