@@ -10,6 +10,7 @@ use super::super::output;
 use crate::settings::QueueLocation;
 use crate::transfer::failures;
 use crate::transfer::lease::Owner;
+use crate::transfer::link::Link;
 use crate::transfer::repository::{Location, TransferDetail};
 use crate::transfer::routing::queue_name;
 
@@ -20,6 +21,8 @@ pub(super) struct Way<'a> {
     pub(super) queue_prefix: &'a str,
     /// Pause between a manager's passes.
     pub(super) sleep_time: Duration,
+    /// What is said about the link of a transfer that waits, and how many others are under way on it.
+    pub(super) link: Option<(Link, u64)>,
 }
 
 /// See the module.
@@ -67,6 +70,11 @@ fn pending(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outloo
         };
     }
     let Some(time) = detail.not_before else {
+        if let Some((link, under_way)) = &way.link
+            && let Some(outlook) = held_back(link, *under_way, now)
+        {
+            return outlook;
+        }
         let sleep = humantime::format_duration(way.sleep_time);
         return Outlook {
             why: format!("due: a manager's next pass sends it, one every {sleep}"),
@@ -92,6 +100,42 @@ fn pending(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outloo
         "to have it tried now: `ccat-transfer transfers retry {id}`"
     ));
     Outlook { why, next }
+}
+
+/// Why a link lets no more transfers start now, if so.
+fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook> {
+    let limit = u64::from(link.limit(now)?);
+    let name = output::clean(&link.name.to_string()).into_owned();
+    let words = format!(
+        "{} {}",
+        output::clean(&link.name.origin),
+        output::clean(&link.name.destination)
+    );
+    if let Some(pause) = &link.pause {
+        return Some(Outlook {
+            why: format!(
+                "its link {name} is paused since {} by {}: {}",
+                output::second(pause.since),
+                output::clean(&pause.by),
+                output::clean(&pause.reason)
+            ),
+            next: vec![format!(
+                "when that is over: `ccat-transfer links resume {words}`"
+            )],
+        });
+    }
+    let look = format!("what the link may carry, and when: `ccat-transfer links show {words}`");
+    let why = match limit {
+        0 => format!("its link {name} takes no copies now: its limit is 0"),
+        _ if under_way >= limit => format!(
+            "its link {name} has {under_way} under way, of {limit} at most; the oldest go first"
+        ),
+        _ => return None,
+    };
+    Some(Outlook {
+        why,
+        next: vec![look],
+    })
 }
 
 fn scheduled(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
@@ -237,12 +281,14 @@ mod tests {
 
     use super::*;
     use crate::transfer::lease::LeaseInfo;
+    use crate::transfer::link::{LinkName, Pause};
     use crate::transfer::repository::{AttemptRecord, Package, Site, TransferRecord};
 
     const WAY: Way<'_> = Way {
         queue_location: QueueLocation::Destination,
         queue_prefix: "test.",
         sleep_time: Duration::from_secs(60),
+        link: None,
     };
 
     fn location(id: i64, site: &str) -> Location {
@@ -335,6 +381,40 @@ mod tests {
     fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
         let said = said(&detail(status), Utc::now());
         assert!(said.contains(expected), "{said}");
+    }
+
+    #[test]
+    fn a_due_transfer_may_wait_for_its_link() {
+        let name = LinkName {
+            origin: "ccat".into(),
+            destination: "cologne".into(),
+        };
+        let mut link = Link {
+            max_active: Some(2),
+            ..Link::unlimited(name)
+        };
+        let said = |link: &Link, under_way| {
+            let way = Way {
+                link: Some((link.clone(), under_way)),
+                ..WAY
+            };
+            let detail = detail(Status::Pending);
+            Outlook::of(&detail, &way, &Owner::current("me"), Utc::now()).why
+        };
+        assert!(said(&link, 1).starts_with("due"));
+        assert!(said(&link, 2).contains("ccat → cologne has 2 under way, of 2 at most"));
+        link.max_active = Some(0);
+        assert!(said(&link, 0).contains("no copies now"));
+        link.pause = Some(Pause {
+            since: Utc::now(),
+            by: "me@here".into(),
+            reason: "observing".into(),
+            stops_running: false,
+        });
+        assert!(
+            said(&link, 0).contains("paused since")
+                && said(&link, 0).contains("by me@here: observing")
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use chrono::{DateTime, Utc};
 use entity::{Outcome, Status};
 use serde::Serialize;
 
@@ -9,8 +10,12 @@ use super::super::node::{host, node_name};
 use super::super::{CliError, Context, output};
 use super::list::progress;
 use super::outlook::{Outlook, Way};
+use crate::transfer::database::DatabaseError;
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::{ActionRecord, AttemptRecord, TransferDetail};
+use crate::transfer::link::{Link, LinkName};
+use crate::transfer::repository::{
+    ActionRecord, AttemptRecord, Location, Repository, TransferDetail,
+};
 
 #[derive(Serialize)]
 struct Shown<'a> {
@@ -24,13 +29,15 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
     let detail = repository.show(id).await?;
     let detail = detail.ok_or_else(|| super::unknown(id))?;
     let settings = &context.settings;
+    let now = repository.database().now().await?;
     let way = Way {
         queue_location: settings.transfer.queue_location,
         queue_prefix: &settings.transfer.queue_prefix,
         sleep_time: settings.manager.sleep_time,
+        link: link(&repository, &detail, now).await?,
     };
     let observer = Owner::current(node_name(Some("transfers-show"), &host()));
-    let outlook = Outlook::of(&detail, &way, &observer, repository.database().now().await?);
+    let outlook = Outlook::of(&detail, &way, &observer, now);
     if context.json {
         return output::json(&Shown {
             detail: &detail,
@@ -41,6 +48,40 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
     // Writing to a text does not fail.
     let _ = describe(&mut text, &detail, &outlook);
     output::put(&text)
+}
+
+/// The link of a transfer that waits, and how many others are under way on it.
+async fn link(
+    repository: &Repository,
+    detail: &TransferDetail,
+    now: DateTime<Utc>,
+) -> Result<Option<(Link, u64)>, DatabaseError> {
+    let site = |location: &Option<Location>| {
+        let site = location.as_ref()?.site.as_ref()?;
+        Some(site.short_name.clone())
+    };
+    let transfer = &detail.transfer;
+    let (Some(Status::Pending), Some(origin), Some(destination)) = (
+        transfer.status.known(),
+        site(&transfer.origin),
+        site(&transfer.destination),
+    ) else {
+        return Ok(None);
+    };
+    let name = LinkName {
+        origin,
+        destination,
+    };
+    let link = repository.link(&name).await?;
+    // Only a limit makes it worth the look at everything that is under way.
+    let under_way = match link.limit(now) {
+        None | Some(0) => 0,
+        Some(_) => {
+            let traffic = repository.traffic().await?;
+            traffic.get(&name).map_or(0, |t| t.active + t.scheduled)
+        }
+    };
+    Ok(Some((link, under_way)))
 }
 
 fn describe(text: &mut String, detail: &TransferDetail, outlook: &Outlook) -> std::fmt::Result {
