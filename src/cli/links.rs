@@ -237,7 +237,9 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
     let links = repository.links().await?;
     let mut links: BTreeMap<_, _> = links.into_iter().map(|l| (l.name.clone(), l)).collect();
     // Also those that nobody has limited, if they are used or are meant to be.
-    let others = traffic.keys().cloned().chain(repository.routes().await?);
+    let routed = repository.routed_links().await?;
+    let routed = routed.into_iter().map(|link| link.name);
+    let others = traffic.keys().cloned().chain(routed);
     for name in others.collect::<Vec<_>>() {
         links
             .entry(name)

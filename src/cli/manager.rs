@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::links::require_site;
 use super::node::{host, node_name};
-use super::patience::Patience;
+use super::patience::WaitFor;
 use super::restart;
 use super::signals::Signals;
 use super::supervision::supervise;
@@ -46,16 +46,8 @@ pub(super) struct Arguments {
     #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
     site: Vec<String>,
 
-    /// Wait so many seconds at the start for the database and the broker, instead of failing
-    /// [without a number: 60].
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "60"
-    )]
-    wait_for: Option<u32>,
+    #[command(flatten)]
+    wait_for: WaitFor,
 }
 
 pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
@@ -138,17 +130,14 @@ impl Parts {
         pulses: Pulses,
     ) -> Result<Self, CliError> {
         let name = node_name(Some("transfer_manager"), &host());
-        let patience = Patience::new(arguments.wait_for);
+        let patience = arguments.wait_for.patience();
         let repository = patience
             .reach("the database", async || context.repository().await)
             .await?;
         let settings = settings(context, &repository, arguments).await?;
         let transport = context.transport(&name)?.with_pulses(pulses);
         let transport: Arc<dyn Transport> = Arc::new(transport);
-        if arguments.wait_for.is_some() {
-            let ask = async || Ok(transport.survey(&[]).await.map(drop)?);
-            patience.reach("the broker", ask).await?;
-        }
+        patience.reach_broker(&*transport).await?;
         let app = app::build(transport.clone(), context.producing(&name))
             .await
             .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;

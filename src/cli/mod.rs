@@ -191,7 +191,8 @@ where
                 .map_err(|e| CliError::Configuration(e.to_string()))
         };
         let (board, _port) = context.board().await?;
-        let end = serve::serve(&context, &worker, &board, Vec::new(), register).await?;
+        let patience = worker.wait_for.patience();
+        let end = serve::serve(&context, &worker, &board, patience, Vec::new(), register).await?;
         end.conclude()
     }))
 }

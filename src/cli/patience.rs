@@ -5,11 +5,34 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CliError;
+use crate::broker::Transport;
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 
 /// First and longest pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// The flag.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct WaitFor {
+    /// Wait so many seconds at the start for the broker and the database, instead of failing
+    /// [without a number: 60].
+    #[arg(
+        long = "wait-for",
+        value_name = "SECONDS",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "60"
+    )]
+    seconds: Option<u32>,
+}
+
+impl WaitFor {
+    /// The time begins now.
+    pub(super) fn patience(self) -> Patience {
+        Patience::new(self.seconds)
+    }
+}
 
 /// How long the broker and the database may take to be there, both together.
 #[derive(Debug, Clone, Copy)]
@@ -17,8 +40,21 @@ pub(super) struct Patience(Option<Instant>);
 
 impl Patience {
     /// So many seconds from now; none is no patience at all.
-    pub(super) fn new(seconds: Option<u32>) -> Self {
+    fn new(seconds: Option<u32>) -> Self {
         Self(seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds.into())))
+    }
+
+    /// Asks until the broker answers, or the time is over. Without patience it is not asked at all: a
+    /// worker or a manager goes on trying by itself.
+    ///
+    /// # Errors
+    /// As [`Self::reach`].
+    pub(super) async fn reach_broker(self, transport: &dyn Transport) -> Result<(), CliError> {
+        if self.0.is_none() {
+            return Ok(());
+        }
+        let ask = async || Ok(transport.survey(&[]).await.map(drop)?);
+        self.reach("the broker", ask).await
     }
 
     /// Asks until `what` answers, or the time is over.

@@ -12,7 +12,7 @@ use clap::Args;
 use tokio::sync::watch;
 
 use super::node::{host, node_name};
-use super::patience::Patience;
+use super::patience::{Patience, WaitFor};
 use super::pidfile::PidFile;
 use super::restart::{self, End};
 use super::signals::Signals;
@@ -86,16 +86,8 @@ pub struct WorkerArguments {
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
 
-    /// Wait so many seconds at the start for the broker and the database, instead of failing
-    /// [without a number: 60].
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "60"
-    )]
-    pub wait_for: Option<u32>,
+    #[command(flatten)]
+    pub wait_for: WaitFor,
 
     #[command(flatten)]
     without_effect: WithoutEffect,
@@ -239,6 +231,7 @@ pub(super) async fn serve<R>(
     context: &Context,
     arguments: &WorkerArguments,
     board: &Board,
+    patience: Patience,
     queues: Vec<String>,
     register: impl FnOnce(Service) -> R,
 ) -> Result<End, CliError>
@@ -264,11 +257,7 @@ where
         .transport(&hostname)?
         .with_pulses(board.pulses.clone());
     let transport: Arc<dyn Transport> = Arc::new(transport);
-    if arguments.wait_for.is_some() {
-        let patience = Patience::new(arguments.wait_for);
-        let ask = async || Ok(transport.survey(&[]).await.map(drop)?);
-        patience.reach("the broker", ask).await?;
-    }
+    patience.reach_broker(&*transport).await?;
     let results = results::open(&celery.into(), transport.clone())
         .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
     let app = app::build(transport.clone(), context.producing(&hostname))

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::patience::Patience;
 use super::serve::{self, Service};
 use super::{CliError, Context, output, table};
 use crate::health::Health;
@@ -32,7 +31,7 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
     let (board, _port) = context.board().await?;
-    let patience = Patience::new(arguments.worker.wait_for);
+    let patience = arguments.worker.wait_for.patience();
     let repository = patience
         .reach("the database", async || context.repository().await)
         .await?;
@@ -42,7 +41,15 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
     let alive = health.service(&context.settings.health.worker_name);
     let notifier = Notifier::start(&context.settings.notifications);
     let register = async |service| register(service, repository, notifier.clone(), health).await;
-    let end = serve::serve(context, &arguments.worker, &board, queues, register).await;
+    let end = serve::serve(
+        context,
+        &arguments.worker,
+        &board,
+        patience,
+        queues,
+        register,
+    )
+    .await;
     notifier.close().await;
     if let Some(alive) = alive {
         alive.end().await;

@@ -15,7 +15,8 @@ use crate::transfer::digest;
 use crate::transfer::endpoint::Remote;
 use crate::transfer::error::{Role, TransferError};
 use crate::transfer::inspection::{Place, bbcp_version};
-use crate::transfer::repository::{Link, Location, Map};
+use crate::transfer::link::LinkName;
+use crate::transfer::repository::{Location, Map};
 
 /// The one method that is done here.
 const METHOD: &str = "bbcp";
@@ -100,12 +101,12 @@ impl Doctor {
         let links = map.links.iter().filter(|link| {
             let method = link.method.as_deref().unwrap_or_default();
             method.trim().eq_ignore_ascii_case(METHOD)
-                && (self.wants(&link.origin) || self.wants(&link.destination))
+                && (self.wants(&link.name.origin) || self.wants(&link.name.destination))
         });
         let mut any = false;
-        for link in links {
+        for link in links.map(|link| &link.name) {
             any = true;
-            let subject = format!("{} → {}", link.origin, link.destination);
+            let subject = link.to_string();
             match self.ends(map, link) {
                 Ok(ends) if ends.is_empty() => findings.extend(self.skipped(
                     Check::Links,
@@ -153,7 +154,7 @@ impl Doctor {
     }
 
     /// The two ends of a link, by host; none if neither is on this one.
-    fn ends(&self, map: &Map, link: &Link) -> Result<Vec<(String, Host)>, Vec<TransferError>> {
+    fn ends(&self, map: &Map, link: &LinkName) -> Result<Vec<(String, Host)>, Vec<TransferError>> {
         let settings = self
             .settings
             .link(&link.origin, &link.destination)

@@ -3,13 +3,10 @@
 //! Where the table does not exist (a database that was migrated before there were links), no link
 //! has a limit, and none can be changed.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use entity::{
-    Status, Timestamp, data_location, data_transfer, data_transfer_route, site,
-    transfer_worker_link,
-};
+use entity::{Status, Timestamp, data_location, data_transfer, site, transfer_worker_link};
 use sea_orm::sea_query::{
     Expr, ExprTrait as _, Func, JoinType, LockType, OnConflict, Query, SelectStatement, SimpleExpr,
 };
@@ -142,41 +139,15 @@ impl Repository {
         Ok(row.map_or_else(|| Link::unlimited(name.clone()), Link::from))
     }
 
-    /// Short names of all sites.
+    /// Short names of all sites, sorted.
     ///
     /// # Errors
     /// What the database says.
     pub async fn site_names(&self) -> Result<Vec<String>, DatabaseError> {
         let reading = async {
-            let sites = site::Entity::find()
-                .order_by_asc(site::Column::ShortName)
-                .all(self.database.connection())
-                .await?;
-            Ok(sites.into_iter().map(|site| site.short_name).collect())
-        };
-        self.database.bounded(reading).await
-    }
-
-    /// The links that routes go over, by the short names of their sites.
-    ///
-    /// # Errors
-    /// What the database says.
-    pub async fn routes(&self) -> Result<Vec<LinkName>, DatabaseError> {
-        let reading = async {
-            let db = self.database.connection();
-            let sites = site::Entity::find().all(db).await?;
-            let sites: HashMap<_, _> = sites
-                .into_iter()
-                .map(|site| (site.id, site.short_name))
-                .collect();
-            let routes = data_transfer_route::Entity::find().all(db).await?;
-            let name = |route: &data_transfer_route::Model| {
-                Some(LinkName {
-                    origin: sites.get(&route.origin_site_id)?.clone(),
-                    destination: sites.get(&route.destination_site_id)?.clone(),
-                })
-            };
-            Ok(routes.iter().filter_map(name).collect())
+            let mut names: Vec<_> = self.short_names().await?.into_values().collect();
+            names.sort_unstable();
+            Ok(names)
         };
         self.database.bounded(reading).await
     }

@@ -10,25 +10,24 @@ use sea_orm::{ConnectionTrait, DbErr, EntityTrait, QueryOrder};
 
 use super::{Location, Repository};
 use crate::transfer::database::DatabaseError;
+use crate::transfer::link::LinkName;
 
 /// All locations and routes.
 #[derive(Debug, Clone)]
 pub struct Map {
     /// Locations, by site and order of use.
     pub locations: Vec<Location>,
-    /// Routes from site to site, each once.
-    pub links: Vec<Link>,
+    /// What routes go over, each once.
+    pub links: Vec<RoutedLink>,
     /// Bytes of the largest package that waits for each location, by the location's id.
     pub largest_waiting: HashMap<i64, u64>,
 }
 
-/// A route, by the short names of its sites.
+/// A link that a route goes over.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// From here.
-    pub origin: String,
-    /// To there.
-    pub destination: String,
+pub struct RoutedLink {
+    /// Which link.
+    pub name: LinkName,
     /// The program, e.g. `bbcp`.
     pub method: Option<String>,
 }
@@ -56,17 +55,30 @@ impl Repository {
         for row in rows {
             locations.extend(self.location(Some(row.id)).await?);
         }
-        let sites: HashMap<i64, String> = site::Entity::find()
-            .all(db)
-            .await?
-            .into_iter()
-            .map(|site| (site.id, site.short_name))
-            .collect();
+        Ok(Map {
+            locations,
+            links: self.read_routed_links().await?,
+            largest_waiting: self.largest_waiting().await?,
+        })
+    }
+
+    /// The links that routes go over, each once for each of its methods.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn routed_links(&self) -> Result<Vec<RoutedLink>, DatabaseError> {
+        self.database
+            .bounded(async { Ok(self.read_routed_links().await?) })
+            .await
+    }
+
+    async fn read_routed_links(&self) -> Result<Vec<RoutedLink>, DbErr> {
+        let sites = self.short_names().await?;
         let routes = data_transfer_route::Entity::find()
             .order_by_asc(data_transfer_route::Column::Id)
-            .all(db)
+            .all(self.database.connection())
             .await?;
-        let mut links: Vec<Link> = Vec::new();
+        let mut links: Vec<RoutedLink> = Vec::new();
         for route in routes {
             let ends = sites
                 .get(&route.origin_site_id)
@@ -74,20 +86,27 @@ impl Repository {
             let Some((origin, destination)) = ends else {
                 continue;
             };
-            let link = Link {
-                origin: origin.clone(),
-                destination: destination.clone(),
+            let link = RoutedLink {
+                name: LinkName {
+                    origin: origin.clone(),
+                    destination: destination.clone(),
+                },
                 method: route.method,
             };
             if !links.contains(&link) {
                 links.push(link);
             }
         }
-        Ok(Map {
-            locations,
-            links,
-            largest_waiting: self.largest_waiting().await?,
-        })
+        Ok(links)
+    }
+
+    /// The sites' short names, by id.
+    pub(super) async fn short_names(&self) -> Result<HashMap<i64, String>, DbErr> {
+        let sites = site::Entity::find().all(self.database.connection()).await?;
+        Ok(sites
+            .into_iter()
+            .map(|site| (site.id, site.short_name))
+            .collect())
     }
 
     async fn largest_waiting(&self) -> Result<HashMap<i64, u64>, DbErr> {

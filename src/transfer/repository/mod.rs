@@ -50,7 +50,7 @@ pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewa
 pub use census::Census;
 pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
-pub use map::{Link, Map};
+pub use map::{Map, RoutedLink};
 pub use operator::{Change, Instruction, Refusal, Verdict};
 pub use record::{
     ActionRecord, AttemptRecord, Disk, Location, Package, Route, Site, TransferDetail,

@@ -251,11 +251,7 @@ impl Repository {
     pub async fn places(&self) -> Result<HashMap<i64, Endpoint>, DatabaseError> {
         let reading = async {
             let db = self.database.connection();
-            let sites = site::Entity::find().all(db).await?;
-            let sites: HashMap<_, _> = sites
-                .into_iter()
-                .map(|site| (site.id, site.short_name))
-                .collect();
+            let sites = self.short_names().await?;
             let locations = data_location::Entity::find().all(db).await?;
             let place = |location: data_location::Model| {
                 let endpoint = Endpoint {
