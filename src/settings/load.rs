@@ -255,12 +255,30 @@ fn from_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     problems: &mut Vec<Problem>,
 ) -> Vec<Setting> {
+    let mut general = Vec::new();
     let mut shared = Vec::new();
     let mut own = Vec::new();
-    for (name, raw) in environment {
+    for (name, mut raw) in environment {
         let (key, list) = match name.as_str() {
             "CELERY_BROKER_URL" => ("celery.broker_url".to_owned(), &mut shared),
             "CELERY_RESULT_BACKEND" => ("celery.result_backend".to_owned(), &mut shared),
+            _ if name.starts_with("OTEL_") => {
+                let Some((key, value)) = opentelemetry(&name, &raw) else {
+                    continue;
+                };
+                raw = value;
+                // What is said of traces wins over what is said of everything.
+                let is_general =
+                    name.starts_with("OTEL_EXPORTER_OTLP_") && !name.contains("TRACES");
+                (
+                    key.to_owned(),
+                    if is_general {
+                        &mut general
+                    } else {
+                        &mut shared
+                    },
+                )
+            }
             _ => {
                 if let Some(rest) = name.strip_prefix(OPS_DB_PREFIX) {
                     let key = format!("ops_db.{}", rest.to_lowercase());
@@ -294,8 +312,35 @@ fn from_environment(
             Err(message) => problems.push(problem(&key, message, &name)),
         }
     }
-    shared.append(&mut own);
-    shared
+    general.append(&mut shared);
+    general.append(&mut own);
+    general
+}
+
+/// The setting that one of OpenTelemetry's own variables means, with its value; none for those that
+/// are empty, which count as not set, and those that mean nothing here or are read by the SDK itself.
+fn opentelemetry(name: &str, raw: &str) -> Option<(&'static str, String)> {
+    let raw = raw.trim();
+    let is_off = match name {
+        "OTEL_SDK_DISABLED" => raw.eq_ignore_ascii_case("true"),
+        "OTEL_TRACES_EXPORTER" => raw.eq_ignore_ascii_case("none"),
+        _ => false,
+    };
+    if is_off {
+        return Some(("traces.enabled", "false".into()));
+    }
+    let key = match name {
+        _ if raw.is_empty() => return None,
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => {
+            let address = format!("{}/v1/traces", raw.trim_end_matches('/'));
+            return Some(("traces.endpoint", address));
+        }
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => "traces.endpoint",
+        "OTEL_EXPORTER_OTLP_HEADERS" | "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => "traces.headers",
+        "OTEL_SERVICE_NAME" => "traces.service_name",
+        _ => return None,
+    };
+    Some((key, raw.to_owned()))
 }
 
 fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
