@@ -42,9 +42,10 @@ impl Sending {
             KeyValue::new("messaging.rabbitmq.destination.routing_key", key.clone()),
             KeyValue::new("messaging.message.body.size", size),
         ];
-        if !exchange.is_empty() {
-            attributes.push(KeyValue::new("celery.exchange", exchange.clone()));
-        }
+        attributes.push(match exchange.as_str() {
+            "" => KeyValue::new("messaging.destination_kind", "queue"),
+            exchange => KeyValue::new("celery.exchange", exchange.to_owned()),
+        });
         let span = Span::begin(SpanKind::Producer, name, None, attributes);
         if let Some(span) = &span {
             span.write(&mut publication.message.headers);

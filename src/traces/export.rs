@@ -31,7 +31,9 @@ const MAX_ANSWER: u64 = 64 << 10;
 enum ExportError {
     #[error("{0}")]
     Unreachable(String),
-    #[error("it answered with status {0}; is this its port for OTLP over HTTP (4318, not 4317)?")]
+    #[error(
+        "it answered with status {0}; is this its address for OTLP over HTTP, with the path (http://…:4318/v1/traces)?"
+    )]
     Status(u16),
     #[error("it refused {spans} of them: {reason}")]
     Refused { spans: i64, reason: String },

@@ -19,6 +19,7 @@ use opentelemetry::trace::{
 };
 use opentelemetry::{Context, InstrumentationScope};
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkError;
 use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
 use serde_json::{Map, Value};
 
@@ -85,10 +86,9 @@ pub fn close() {
     let Some(tracing) = TRACING.get() else {
         return;
     };
-    if let Err(opentelemetry_sdk::error::OTelSdkError::Timeout(_)) =
-        tracing.provider.shutdown_with_timeout(FLUSHED_WITHIN)
-    {
-        tracing::warn!("the last traces could not be sent in time");
+    match tracing.provider.shutdown_with_timeout(FLUSHED_WITHIN) {
+        Ok(()) | Err(OTelSdkError::AlreadyShutdown) => {}
+        Err(_) => tracing::warn!("the last traces could not be sent in time"),
     }
 }
 
