@@ -698,6 +698,12 @@ pub struct Traces {
 }
 
 impl Traces {
+    /// Whether anything is to be traced.
+    #[must_use]
+    pub fn are_wanted(&self) -> bool {
+        self.enabled && !self.endpoint.is_empty()
+    }
+
     /// The headers, by name.
     ///
     /// # Errors

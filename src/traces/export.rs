@@ -28,7 +28,7 @@ const MAX_ANSWER: u64 = 64 << 10;
 
 /// Why a batch was not taken. Holds neither headers nor the query of the address: both may be secrets.
 #[derive(Debug, thiserror::Error)]
-enum ExportError {
+pub(super) enum ExportError {
     #[error("{0}")]
     Unreachable(String),
     #[error(
@@ -78,7 +78,8 @@ impl Collector {
         }
     }
 
-    fn post(&self, batch: Vec<SpanData>) -> Result<(), ExportError> {
+    /// Posts a batch; done when the collector has taken all of it.
+    pub(super) fn post(&self, batch: Vec<SpanData>) -> Result<(), ExportError> {
         let request = ExportTraceServiceRequest {
             resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
         };

@@ -49,7 +49,7 @@ struct Tracing {
 
 /// Starts to trace, if the settings name a collector. Only the first call in a process has an effect.
 pub fn start(settings: &Traces) {
-    if !settings.enabled || settings.endpoint.is_empty() {
+    if !settings.are_wanted() {
         return;
     }
     TRACING.get_or_init(|| {
@@ -79,6 +79,15 @@ pub fn start(settings: &Traces) {
             provider,
         }
     });
+}
+
+/// Asks the collector of the settings to take no spans. Blocks, for `settings.timeout` at most.
+///
+/// # Errors
+/// Why it does not, without secrets.
+pub fn probe(settings: &Traces) -> Result<(), String> {
+    let asked = Collector::new(settings).post(Vec::new());
+    asked.map_err(|error| error.to_string())
 }
 
 /// Sends the last spans, for a few seconds at most; to be called when no further one begins. Blocks.

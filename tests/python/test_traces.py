@@ -377,6 +377,20 @@ def test_a_collector_that_hangs_holds_up_no_stop_for_long(tmp_path, broker):
             tasks.close()
 
 
+def test_doctor_asks_the_collector(deployment):
+    def verdict():
+        done = deployment.cli("doctor", "--json", "--skip", "limits", check=False)
+        (finding,) = [finding for finding in json.loads(done.stdout)["checks"] if finding["check"] == "traces"]
+        return finding["verdict"], finding["found"]
+
+    with collecting() as collector:
+        deployment.settings(traces={"endpoint": collector.address})
+        assert verdict() == ("green", "the collector takes traces")
+        assert not collector.spans and len(collector.bodies) == 1
+    colour, found = verdict()
+    assert colour == "yellow" and "refused" in found
+
+
 def test_opentelemetrys_own_switch(deployment):
     """OTEL_SDK_DISABLED wins over an address; without one there is no thread for it."""
     deployment.settings(traces={"endpoint": "http://127.0.0.1:9/v1/traces"})
