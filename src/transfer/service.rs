@@ -52,6 +52,9 @@ const TIDY_WITHIN: Duration = Duration::from_secs(15);
 /// take to find out that a host cannot be reached.
 const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a phase has to last until it is worth a write of its own. Small packages are done before.
+const PHASE_SETTLES: Duration = Duration::from_millis(250);
+
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -1139,12 +1142,16 @@ struct Keeper {
 
 impl Keeper {
     /// Until the lease is lost, or the handle is dropped.
-    async fn keep(self) {
-        let lease = &self.lease;
+    async fn keep(mut self) {
+        // As the lease was written when it was taken.
+        let mut told = Phase::Preparing;
         loop {
-            sleep(self.every).await;
+            self.due(told).await;
+            let lease = &self.lease;
             let seen = *self.snapshots.borrow();
             let progress = seen.progress;
+            // Also if it fails: the next renewal tells it.
+            told = seen.phase;
             match self.repository.renew(lease, seen).await {
                 Ok(renewal) => {
                     tracing::debug!(
@@ -1174,6 +1181,22 @@ impl Keeper {
                     "the lease could not be renewed; the copy goes on"
                 ),
             }
+        }
+    }
+
+    /// Waits until the lease is to be renewed: in time, or because the attempt has been in another
+    /// phase than `told` for a while, so that people are not shown one that is long over.
+    async fn due(&mut self, told: Phase) {
+        let another_phase = async {
+            // The attempt itself renews its lease before it publishes.
+            let is_news = |seen: &Snapshot| ![told, Phase::Publishing].contains(&seen.phase);
+            let news = self.snapshots.wait_for(is_news).await.map(drop);
+            sleep(PHASE_SETTLES).await;
+            news
+        };
+        tokio::select! {
+            () = sleep(self.every) => {}
+            Ok(()) = another_phase => {}
         }
     }
 
