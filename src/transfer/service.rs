@@ -70,6 +70,8 @@ pub struct Request {
     /// The message came before, so a lease that is found may be that of a worker that died with
     /// it: worth waiting to see whether it is renewed.
     pub redelivered: bool,
+    /// Somebody wants it now, even if its link has as many copies as it may.
+    pub by_hand: bool,
     /// Where the transfer goes if it is interrupted: SCHEDULED if a message for it stays in a queue.
     pub release_to: ReleaseTo,
     /// Gets what the attempt is doing.
@@ -254,9 +256,16 @@ impl TransferService {
         let mut waiting = Waiting::new(ttl);
         loop {
             let acquisition = self
-                .patiently(&request.cancelled, || {
-                    self.repository
-                        .acquire(id, &self.owner, &request.task_id, ttl)
+                .patiently(&request.cancelled, async || {
+                    let (repository, task_id) = (&self.repository, &request.task_id);
+                    match request.by_hand {
+                        true => {
+                            repository
+                                .acquire_by_hand(id, &self.owner, task_id, ttl)
+                                .await
+                        }
+                        false => repository.acquire(id, &self.owner, task_id, ttl).await,
+                    }
                 })
                 .await
                 .map_err(Failed::before_the_lease)?;
@@ -285,7 +294,7 @@ impl TransferService {
                 Acquisition::Missing => TransferError::UnknownTransfer { id },
                 Acquisition::Failed { .. } => TransferError::AlreadyFailed { id },
                 Acquisition::NotDue { not_before } => TransferError::NotDue { id, not_before },
-                Acquisition::LinkPaused(paused) => paused.into(),
+                Acquisition::LinkClosed(closed) => closed.into(),
                 Acquisition::Untracked => TransferError::Untracked { id },
                 Acquisition::UnknownStatus(status) => TransferError::Database {
                     source: format!("data transfer {id} has the unknown status `{status}`").into(),

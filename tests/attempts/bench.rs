@@ -230,6 +230,7 @@ impl Bench {
             task_id: Uuid::new_v4().to_string(),
             cancelled: CancellationToken::new(),
             redelivered: false,
+            by_hand: false,
             release_to: ReleaseTo::Pending,
             snapshots: watch::Sender::new(Snapshot::default()),
         }
