@@ -11,6 +11,7 @@ use std::time::Duration;
 use celery::Celery;
 use clap::Args;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::node::{host, node_name};
 use super::patience::{Patience, WaitFor};
@@ -293,9 +294,9 @@ where
     watch_broker(board, worker.served());
     let _supervision = supervise(board, worker.served());
     board.enter(Phase::Running);
+    // Not on the main thread, which would have to be woken for each message.
+    let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
     let working = async {
-        let working = worker.run();
-        tokio::pin!(working);
         tokio::select! {
             ended = &mut working => return ended,
             () = shutdown.requested() => board.enter(Phase::Stopping),
@@ -304,7 +305,7 @@ where
     };
     let can_restart = || restart::is_possible(context);
     let (ended, end) = signals.during(&shutdown, can_restart, working).await;
-    ended?;
+    ended.map_err(|error| CliError::Failed(format!("the worker broke: {error}")))??;
     Ok(end)
 }
 
