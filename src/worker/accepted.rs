@@ -267,20 +267,19 @@ impl Accepted {
 
 #[cfg(test)]
 mod tests {
-    use async_trait::async_trait;
+    use tokio::sync::oneshot;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::broker::{BrokerError, Settlement, Verdict};
+    use crate::broker::{Settlement, Verdict};
     use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
     struct Nothing;
 
-    #[async_trait]
     impl Settlement for Nothing {
-        async fn settle(self: Box<Self>, _: Verdict) -> Result<(), BrokerError> {
-            Ok(())
+        fn settle(self: Box<Self>, _: Verdict) -> oneshot::Receiver<()> {
+            oneshot::channel().1
         }
 
         fn is_void(&self) -> bool {
