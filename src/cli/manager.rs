@@ -1,5 +1,6 @@
 //! `manager`: schedules the transfers that wait.
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,9 +75,13 @@ async fn once(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliE
 }
 
 async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
-    let signals = Signals::listen()?;
+    let mut signals = Signals::listen()?;
     let (board, _port) = context.board().await?;
-    let parts = Parts::connect(context, arguments, board.pulses.clone()).await?;
+    let connecting = Parts::connect(context, arguments, board.pulses.clone());
+    let parts = match signals.starting(connecting).await? {
+        ControlFlow::Continue(parts) => parts,
+        ControlFlow::Break(end) => return end.conclude(),
+    };
     let (passes, sent) = (ManagerMetrics::new()?, TaskMetrics::new(&parts.name)?);
     board.show(&passes.all())?;
     board.show(&sent.of_producer())?;

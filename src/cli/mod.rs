@@ -191,9 +191,12 @@ where
                 .await
                 .map_err(|e| CliError::Configuration(e.to_string()))
         };
+        let signals = signals::Signals::listen()?;
         let (board, _port) = context.board().await?;
         let patience = worker.wait_for.patience();
-        let end = serve::serve(&context, &worker, &board, patience, Vec::new(), register).await?;
+        let none = Vec::new();
+        let end =
+            serve::serve(&context, &worker, &board, signals, patience, none, register).await?;
         end.conclude()
     }))
 }

@@ -3,6 +3,7 @@
 //! [`WorkerArguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
 //! register tasks, and runs it until a signal or the remote control ends it.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,6 +233,7 @@ pub(super) async fn serve<R>(
     context: &Context,
     arguments: &WorkerArguments,
     board: &Board,
+    mut signals: Signals,
     patience: Patience,
     queues: Vec<String>,
     register: impl FnOnce(Service) -> R,
@@ -239,7 +241,6 @@ pub(super) async fn serve<R>(
 where
     R: Future<Output = Result<Registry, CliError>>,
 {
-    let signals = Signals::listen()?;
     context.tell_warnings();
     let settings = &context.settings;
     let celery = &settings.celery;
@@ -258,7 +259,10 @@ where
         .transport(&hostname)?
         .with_pulses(board.pulses.clone());
     let transport: Arc<dyn Transport> = Arc::new(transport);
-    patience.reach_broker(&*transport).await?;
+    let reaching = patience.reach_broker(&*transport);
+    if let ControlFlow::Break(end) = signals.starting(reaching).await? {
+        return Ok(end);
+    }
     let results = results::open(&celery.into(), transport.clone())
         .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
     let app = app::build(transport.clone(), context.producing(&hostname))

@@ -5,6 +5,7 @@
 //! service starts itself anew; on a terminal as TERM, since there it tells that the terminal is gone.
 
 use std::io::{self, IsTerminal};
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,6 +36,26 @@ impl Signals {
             quit: listen(SignalKind::quit())?,
             term_is_quit: std::env::var("REMAP_SIGTERM").is_ok_and(|to| to == "SIGQUIT"),
         })
+    }
+
+    /// What `starting` a service comes to, unless it is told to stop before: it may have to wait for its
+    /// servers. It ends as it would have ended later. A HUP waits until it has started.
+    ///
+    /// # Errors
+    /// Those of `starting`.
+    pub(super) async fn starting<R>(
+        &mut self,
+        starting: impl Future<Output = Result<R, CliError>>,
+    ) -> Result<ControlFlow<End, R>, CliError> {
+        let code = tokio::select! {
+            started = starting => return started.map(ControlFlow::Continue),
+            Some(()) = self.term.recv() => ExitCode::SUCCESS,
+            Some(()) = self.hup.recv(), if on_terminal() => ExitCode::SUCCESS,
+            Some(()) = self.int.recv() => ExitCode::FAILURE,
+            Some(()) = self.quit.recv() => ExitCode::SUCCESS,
+        };
+        tracing::info!("stopped before it had started");
+        Ok(ControlFlow::Break(End::Exit(code)))
     }
 
     /// Passes signals on to `shutdown` while `working` lasts; returns what came of it, and how the

@@ -1,5 +1,6 @@
 //! `worker`: receives transfers from queues and does them.
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::serve::{self, Service};
+use super::signals::Signals;
 use super::{CliError, Context, output, table};
 use crate::health::Health;
 use crate::manager::{Manager, keep_recovering, longest_sweep};
@@ -30,13 +32,21 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
+    let mut signals = Signals::listen()?;
     let (board, _port) = context.board().await?;
     let patience = arguments.worker.wait_for.patience();
-    let repository = patience
-        .reach("the database", async || context.repository().await)
-        .await?;
+    let opening = async {
+        let repository = patience
+            .reach("the database", async || context.repository().await)
+            .await?;
+        let queues = queues(context, &repository, &arguments.site).await?;
+        Ok((repository, queues))
+    };
+    let (repository, queues) = match signals.starting(opening).await? {
+        ControlFlow::Continue(opened) => opened,
+        ControlFlow::Break(end) => return end.conclude(),
+    };
     table::watch(&board, &repository)?;
-    let queues = queues(context, &repository, &arguments.site).await?;
     let health = context.health()?;
     let alive = health.service(&context.settings.health.worker_name);
     let notifier = Notifier::start(&context.settings.notifications);
@@ -45,6 +55,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitC
         context,
         &arguments.worker,
         &board,
+        signals,
         patience,
         queues,
         register,
