@@ -191,9 +191,17 @@ where
                 .map_err(|e| CliError::Configuration(e.to_string()))
         };
         let (board, _port) = context.board().await?;
-        let patience = worker.wait_for.patience();
-        let end = serve::serve(&context, &worker, &board, patience, Vec::new(), register).await?;
-        end.conclude()
+        let build = async |shutdown| {
+            let patience = worker.wait_for.patience();
+            let queues = Vec::new();
+            serve::build(
+                &context, &worker, &board, shutdown, patience, queues, register,
+            )
+            .await
+        };
+        serve::serve(&context, &worker, &board, build)
+            .await?
+            .conclude()
     }))
 }
 

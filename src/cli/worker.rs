@@ -31,25 +31,26 @@ pub(super) struct Arguments {
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
     let (board, _port) = context.board().await?;
-    let patience = arguments.worker.wait_for.patience();
-    let repository = patience
-        .reach("the database", async || context.repository().await)
-        .await?;
-    table::watch(&board, &repository)?;
-    let queues = queues(context, &repository, &arguments.site).await?;
-    let health = context.health()?;
-    let alive = health.service(&context.settings.health.worker_name);
+    let mut alive = None;
     let notifier = Notifier::start(&context.settings.notifications);
-    let register = async |service| register(service, repository, notifier.clone(), health).await;
-    let end = serve::serve(
-        context,
-        &arguments.worker,
-        &board,
-        patience,
-        queues,
-        register,
-    )
-    .await;
+    let build = async |shutdown| {
+        let patience = arguments.worker.wait_for.patience();
+        let repository = patience
+            .reach("the database", async || context.repository().await)
+            .await?;
+        table::watch(&board, &repository)?;
+        let queues = queues(context, &repository, &arguments.site).await?;
+        let health = context.health()?;
+        alive = health.service(&context.settings.health.worker_name);
+        let register =
+            async |service| register(service, repository, notifier.clone(), health).await;
+        let worker = &arguments.worker;
+        serve::build(
+            context, worker, &board, shutdown, patience, queues, register,
+        )
+        .await
+    };
+    let end = serve::serve(context, &arguments.worker, &board, build).await;
     notifier.close().await;
     if let Some(alive) = alive {
         alive.end().await;

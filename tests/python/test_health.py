@@ -338,7 +338,7 @@ def test_systemd_is_told(own, tmp_path):
     systemd = Systemd(tmp_path)
     port = SidePort()
     worker = own.watched_worker(port=port, **systemd.environment(watchdog=1))
-    systemd.hears("STATUS=waiting for the broker")
+    systemd.hears("STATUS=waiting for the database and the broker")
     systemd.hears("WATCHDOG=1")
     assert not systemd.heard("READY=1")
     assert port.get("/livez")[0] == 200 and port.get("/readyz")[0] == 503
@@ -377,14 +377,15 @@ def test_running_copies_get_so_much_time(own):
     assert own.broker.ready(own.queue) == 1
 
 
-def test_hup_begins_anew(own):
+def test_hup_begins_anew(own, tmp_path):
     """The copy that runs is finished first; then the same process has the settings as they are now. With settings that
     cannot be used it goes on as it is."""
     own.double(RATE=MB)
     before, after = SidePort(), SidePort()
     own.settings(http={"listen": before.address})
-    worker = own.watched_worker()
-    worker.says("worker ready")
+    systemd = Systemd(tmp_path)
+    worker = own.watched_worker(**systemd.environment(watchdog=1))
+    systemd.hears("READY=1")
     own.settings(http={"listen": "everywhere"})
     worker.signal(signal.SIGHUP)
     worker.says("not starting anew, since the settings cannot be used")
@@ -393,9 +394,13 @@ def test_hup_begins_anew(own):
     own.schedule()
     own.mid_copy()
     worker.signal(signal.SIGHUP)
+    systemd.hears("STATUS=begins anew when what runs has ended; 1 copy runs")
+    before.is_("/readyz", 503, "restarting")
     worker.says('"starting anew"')
     own.assert_moved(transfer)
     after.is_("/readyz", 200)
+    # Either would have systemd take the service for one that ends, or hold up `systemctl reload` for as long as copies run.
+    assert not systemd.heard("STOPPING=1") and not systemd.heard("RELOADING=1")
     assert before.get("/livez")[0] == 0
     assert worker.running() and len(own.copies()) == 1
     worker.signal(signal.SIGTERM)
@@ -420,6 +425,21 @@ def test_waiting_at_the_start(own):
     own.proxies["broker"].plug()
     own.proxies["result backend"].plug()
     port.is_("/readyz", 200)
+
+
+@pytest.mark.parametrize("away", ["database", "broker"])
+@pytest.mark.parametrize("command", ["worker", "manager"])
+def test_a_service_that_waits_can_be_stopped(own, tmp_path, command, away):
+    """Or a stop would last until the server comes, and systemd's watchdog, that runs on after a reload, would bite."""
+    own.proxies[away].pull()
+    systemd = Systemd(tmp_path)
+    waiting = own.service(command, "--wait-for=300", **systemd.environment(watchdog=1))
+    waiting.says(f'"server":"the {away}"')
+    fed = systemd.heard("WATCHDOG=1")
+    until(lambda: systemd.heard("WATCHDOG=1") > fed, "the watchdog is fed")
+    assert not systemd.heard("READY=1")
+    waiting.signal(signal.SIGTERM)
+    assert waiting.ended(10) == 0
 
 
 # ---------------------------------------------------------------- what reads it
