@@ -43,6 +43,7 @@ put 644 packaging/systemd/ccat-transfer-manager.service lib/systemd/system/ccat-
 put 644 packaging/systemd/ccat-transfer.sysusers usr/lib/sysusers.d/ccat-transfer.conf
 put 644 packaging/debian/ccat-transfer.toml etc/ccat-transfer/ccat-transfer.toml
 put 640 packaging/debian/ccat-transfer.env etc/ccat-transfer/ccat-transfer.env
+put 644 packaging/debian/manager.env etc/ccat-transfer/manager.env
 
 "$BINARY" man "$root/usr/share/man/man1"
 gzip --best --no-name "$root"/usr/share/man/man1/*.1
@@ -65,7 +66,7 @@ put 644 config.default.toml $doc/examples/config.default.toml
 chmod 644 "$root/$doc/changelog.Debian.gz"
 
 mkdir "$root/DEBIAN"
-printf '/etc/ccat-transfer/%s\n' ccat-transfer.toml ccat-transfer.env >"$root/DEBIAN/conffiles"
+printf '/etc/ccat-transfer/%s\n' ccat-transfer.toml ccat-transfer.env manager.env >"$root/DEBIAN/conffiles"
 install --mode 755 packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
 cat >"$root/DEBIAN/control" <<END
 Package: ccat-transfer
