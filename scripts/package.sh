@@ -56,6 +56,7 @@ rm "$root/completion"
 
 doc=usr/share/doc/ccat-transfer
 put 644 packaging/debian/copyright $doc/copyright
+put 644 packaging/debian/lintian-overrides usr/share/lintian/overrides/ccat-transfer
 put 644 packaging/debian/worker-example.env $doc/examples/worker-NAME.env
 put 644 packaging/grafana/ccat-transfer.json $doc/examples/grafana-ccat-transfer.json
 put 644 config.default.toml $doc/examples/config.default.toml
