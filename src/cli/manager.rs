@@ -107,7 +107,10 @@ async fn work(
     watch_broker(board, &parts.transport);
     board.describe({
         let passes = passes.clone();
-        move || format!("{} transfers scheduled since the start", passes.scheduled())
+        move || match passes.scheduled() {
+            1 => "1 transfer scheduled since the start".to_owned(),
+            n => format!("{n} transfers scheduled since the start"),
+        }
     });
     let longest = Manager::longest_round(&context.settings);
     let manager = parts
