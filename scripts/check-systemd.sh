@@ -271,6 +271,8 @@ for unit in ccat-transfer-worker@ ccat-transfer-manager; do
   mkdir -p "$root/etc/systemd/system/$unit.service.d"
   printf '[Service]\nWatchdogSec=4\nRestartSec=1\n' >"$root/etc/systemd/system/$unit.service.d/check.conf"
 done
+# The guest is the other host, too.
+[[ -z $remote ]] || printf '[Unit]\nAfter=ssh.service\n' >>"$root/etc/systemd/system/ccat-transfer-worker@.service.d/check.conf"
 printf '[Service]\nReadWritePaths=/data\n' >"$root/etc/systemd/system/ccat-transfer-worker@.service.d/override.conf"
 inside systemctl daemon-reload
 ccat db migrate >/dev/null
@@ -325,7 +327,7 @@ expect "$worker and $manager" "$(of "$worker" NRestarts) $(of "$manager" NRestar
 saw "the watchdog is fed after that"
 
 say "== stop"
-begin 20
+begin 12
 at_once stop "$worker"
 expect "$worker" "$(of "$worker" Result) $(state "$worker")" "success inactive"
 no_bbcp || failed "bbcp goes on without its worker"
@@ -341,7 +343,7 @@ arrives 0
 expect "$worker" "$(of "$worker" Result) $(state "$worker")" "success inactive"
 saw "stop in mid-copy without one: waits for the copy"
 at_once start "$worker"
-begin 20
+begin 12
 at_once kill --signal=QUIT --kill-whom=main "$worker"
 within 10 "QUIT does not end it" is "$worker" ActiveState inactive
 no_bbcp || failed "bbcp goes on without its worker"
@@ -351,7 +353,7 @@ saw "kill -s QUIT in mid-copy: ends at once, and stays stopped; the next worker 
 
 say "== what nobody asked for"
 inside systemctl reset-failed
-begin 20
+begin 12
 at_once kill --signal=KILL --kill-whom=main "$worker"
 within 10 "a killed worker does not come back" is "$worker" NRestarts 1
 within 10 "a killed worker is not active again" is "$worker" ActiveState active
@@ -445,7 +447,9 @@ begin 20
 inside timeout 30 dpkg --purge ccat-transfer >"$RUN_DIR/dpkg.log" 2>&1 || failed "the package cannot be removed: $(tail -n 3 "$RUN_DIR/dpkg.log")"
 no_bbcp || failed "bbcp is left"
 ! has "$transfer" IN_PROGRESS || failed "the transfer was not given back"
-left=$(cd "$root" && find etc usr lib run -name '*ccat-transfer*' ! -path '*.service.d*' ! -name 'worker-*.env')
+inside rm -r /etc/ccat-transfer/worker-buffer.env /etc/systemd/system/ccat-transfer-{worker@,manager}.service.d # ours
+inside rmdir /etc/ccat-transfer || failed "there is more in /etc/ccat-transfer"
+left=$(cd "$root" && find etc usr lib -name '*ccat-transfer*')
 expect "left by the package" "$left" ""
 saw "dpkg --purge in mid-copy: the copy is given back, nothing of the package is left"
 table
