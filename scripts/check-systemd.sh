@@ -271,8 +271,8 @@ for unit in ccat-transfer-worker@ ccat-transfer-manager; do
   mkdir -p "$root/etc/systemd/system/$unit.service.d"
   printf '[Service]\nWatchdogSec=4\nRestartSec=1\n' >"$root/etc/systemd/system/$unit.service.d/check.conf"
 done
-# The guest is the other host, too.
-[[ -z $remote ]] || printf '[Unit]\nAfter=ssh.service\n' >>"$root/etc/systemd/system/ccat-transfer-worker@.service.d/check.conf"
+# The guest is the other host, too, and lets nobody in any more when it ends.
+[[ -z $remote ]] || printf '[Unit]\nAfter=ssh.service systemd-user-sessions.service\n' >>"$root/etc/systemd/system/ccat-transfer-worker@.service.d/check.conf"
 printf '[Service]\nReadWritePaths=/data\n' >"$root/etc/systemd/system/ccat-transfer-worker@.service.d/override.conf"
 inside systemctl daemon-reload
 ccat db migrate >/dev/null

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -463,6 +464,68 @@ def test_promtool_has_nothing_to_say(worker, manager):
         )
         said = [line for line in (checked.stdout + checked.stderr).splitlines() if not line.startswith(KNOWN_TO_PROMTOOL)]
         assert said == []
+
+
+class Prometheus:
+    """A real one, with the configuration of packaging/compose, that looks at these ports instead, and more often."""
+
+    def __init__(self, directory, **targets):
+        self.address = f"127.0.0.1:{free_port()}"
+        configuration = (REPO / "packaging/compose/prometheus.yml").read_text()
+        for there, here in {"scrape_interval: 15s": "scrape_interval: 500ms", **targets}.items():
+            assert there in configuration
+            configuration = configuration.replace(there, here)
+        (directory / "prometheus.yml").write_text(configuration)
+        flags = {
+            "config.file": directory / "prometheus.yml",
+            "storage.tsdb.path": directory / "data",
+            "web.listen-address": self.address,
+        }
+        command = ["prometheus", *(f"--{flag}={value}" for flag, value in flags.items())]
+        self.process = Process(command, directory / "prometheus.log", cwd=directory, env=clean_environment())
+
+    def get(self, path, **parameters):
+        url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters, doseq=True)}"
+        with contextlib.suppress(urllib.error.URLError):  # it starts
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]
+
+    def query(self, expression):
+        """[({label: value}, number)], without what is no number."""
+        found = [(one["metric"], float(one["value"][1])) for one in (self.get("query", query=expression) or {"result": []})["result"]]
+        return [(labels, number) for labels, number in found if number == number]
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+def test_every_panel_has_data(watched, worker, manager, tmp_path):
+    """The queries of packaging/grafana, asked of a Prometheus while a package travels, and after."""
+    dashboard = json.loads((REPO / "packaging/grafana/ccat-transfer.json").read_text())
+    targets = [(panel["title"], target) for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    assert len(targets) > 20
+    ports = {"worker:9808": worker.port.address, "manager:9808": manager.port.address}
+    prometheus = Prometheus(tmp_path, **ports)
+    watched.double(RATE=MB)
+    try:
+        # What Grafana puts in for the variables: the data source's scrape interval four times, and all values of the other.
+        def asked(expression):
+            return prometheus.query(expression.replace("$__rate_interval", "10s").replace("$job", ".*"))
+
+        (job,) = [one["query"] for one in dashboard["templating"]["list"] if one["name"] == "job"]
+        series, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", job).groups()
+        until(lambda: prometheus.get(f"label/{label}/values", **{"match[]": series}) == ["ccat-transfer"], "the job is seen")
+        transfer = watched.package(size=5 * MB)
+        rate = 'sum(ccat_transfer_rate_bytes_per_second{job=~"$job"})'
+        assert rate in [target["expr"] for _, target in targets]
+        until(lambda: any(number > 0 for _, number in asked(rate)), "the rate of a copy is seen")
+        watched.reaches(transfer, "COMPLETED")
+        for title, target in targets:
+            found = until(lambda: asked(target["expr"]), f"{title}: there are data for {target['expr']}")
+            shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert all(shown <= set(labels) | {"error"} for labels, _ in found), (title, found)
+        until(lambda: any(number > 0 for _, number in asked("increase(ccat_transfer_bytes_total[1h])")), "the bytes are counted")
+    finally:
+        watched.double()
+        prometheus.process.stop()
 
 
 def test_the_dashboard_asks_for_what_there_is(watched, worker, manager):
