@@ -3,6 +3,7 @@ the process stands still."""
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import signal
@@ -492,8 +493,9 @@ class Prometheus:
 
     def query(self, expression):
         """[({label: value}, number)], without what is no number."""
-        found = [(one["metric"], float(one["value"][1])) for one in (self.get("query", query=expression) or {"result": []})["result"]]
-        return [(labels, number) for labels, number in found if number == number]
+        answer = self.get("query", query=expression) or {"result": []}
+        found = [(one["metric"], float(one["value"][1])) for one in answer["result"]]
+        return [(labels, number) for labels, number in found if not math.isnan(number)]
 
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
