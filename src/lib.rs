@@ -3,7 +3,7 @@
 //! Layers, each knowing only those below it: [`cli`]; [`manager`], [`doctor`] and [`tasks`]; on one side [`transfer`]
 //! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
 //! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`],
-//! [`pulse`], [`metrics`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
+//! [`pulse`], [`metrics`], [`traces`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
 
 pub mod broker;
 pub mod cli;
@@ -20,6 +20,7 @@ pub mod settings;
 pub mod sideport;
 pub mod tasks;
 pub mod telemetry;
+pub mod traces;
 pub mod transfer;
 pub mod wire;
 pub mod worker;

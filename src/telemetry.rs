@@ -9,12 +9,16 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Level, Metadata};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::{ParseError, Targets, filter_fn};
+use tracing_subscriber::fmt::FmtContext;
+use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::settings::{Log, LogFormat};
+use crate::traces;
 
 #[cfg(test)]
 mod events;
@@ -86,9 +90,44 @@ pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
             .with(lines.with_target(false).with_ansi(colour))
             .try_init()
     } else {
-        registry.with(lines.json().flatten_event(true)).try_init()
+        let json = format::format().json().flatten_event(true);
+        let lines = lines.fmt_fields(format::JsonFields::new());
+        registry.with(lines.event_format(Traced(json))).try_init()
     };
     Ok(())
+}
+
+/// Lines of JSON, with the trace that they are part of.
+struct Traced<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for Traced<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let Some((trace, span)) = traces::current() else {
+            return self.0.format_event(context, writer, event);
+        };
+        let mut line = String::new();
+        self.0
+            .format_event(context, Writer::new(&mut line), event)?;
+        match line.trim_end().strip_suffix('}') {
+            Some(open) => {
+                writeln!(
+                    writer,
+                    r#"{open},"trace_id":"{trace}","span_id":"{span}"}}"#
+                )
+            }
+            None => writer.write_str(&line),
+        }
+    }
 }
 
 /// Shows an error with its causes, `a: b: c`. Errors are otherwise passed on by `source()`; this

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation, Connection};
 use secrecy::SecretString;
@@ -32,13 +32,16 @@ use crate::pauses::Pauses;
 use crate::pulse::Pulses;
 use crate::settings;
 use crate::telemetry::chain;
+use courier::{Courier, Letter};
 use link::{Link, goodbye};
 use supervisor::Supervisor;
 
 mod convert;
+mod courier;
 mod lane;
 mod link;
 mod probe;
+mod settler;
 mod supervisor;
 mod window;
 
@@ -175,12 +178,12 @@ impl Amqp {
 
     /// Publishes once, on the open session or a new one.
     async fn publish_once(&self, publication: &Publication) -> Result<(), BrokerError> {
-        let exchange = short(&publication.exchange)?;
-        let routing_key = short(&publication.routing_key)?;
-        let channel = self.publishing_channel(publication).await?;
-        let options = BasicPublishOptions {
+        let letter = Letter {
+            exchange: short(&publication.exchange)?,
+            routing_key: short(&publication.routing_key)?,
             mandatory: publication.mandatory,
-            ..Default::default()
+            properties: convert::properties(&publication.message)?,
+            body: publication.message.body.clone(),
         };
         let what = || format!("a message for `{}`", publication.routing_key);
         let refused = |error: lapin::Error| {
@@ -192,18 +195,8 @@ impl Amqp {
                 _ => self.link.error(error, &what()),
             }
         };
-        let confirmation = channel
-            .basic_publish(
-                exchange,
-                routing_key,
-                options,
-                &publication.message.body,
-                convert::properties(&publication.message)?,
-            )
-            .await
-            .map_err(refused)?
-            .await
-            .map_err(refused)?;
+        let answer = self.post(publication, letter).await?;
+        let confirmation = answer.await.map_err(refused)?;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
@@ -284,9 +277,13 @@ impl Amqp {
         }
     }
 
-    /// The channel to publish on, with everything declared. Only this is done under the lock:
-    /// confirms are awaited by many publishers at once.
-    async fn publishing_channel(&self, publication: &Publication) -> Result<Channel, BrokerError> {
+    /// Gives a letter to the courier of its channel, with everything declared; what is returned is
+    /// the broker's answer. Only this is done under the lock: answers are awaited by many at once.
+    async fn post(
+        &self,
+        publication: &Publication,
+        letter: Letter,
+    ) -> Result<impl Future<Output = lapin::Result<Confirmation>> + use<>, BrokerError> {
         let mut session = self.publisher.lock().await;
         let open = self.connected(&mut session).await?;
         if let Some(declaration) = &publication.declare {
@@ -304,17 +301,18 @@ impl Amqp {
                 .declare
                 .as_ref()
                 .is_some_and(|declaration| declaration.brings(&publication.exchange));
-        let channel = match known {
-            true => &mut open.channel,
+        let courier = match known {
+            true => &mut open.courier,
             false => &mut open.foreign,
         };
-        match channel {
-            Some(channel) if channel.status().connected() => Ok(channel.clone()),
+        let courier = match courier {
+            Some(courier) if courier.is_open() => courier,
             gone => {
-                let anew = confirming(&self.link, &open.connection).await?;
-                Ok(gone.insert(anew).clone())
+                let channel = confirming(&self.link, &open.connection).await?;
+                gone.insert(Courier::new(channel))
             }
-        }
+        };
+        Ok(courier.publish(letter))
     }
 }
 
@@ -389,9 +387,9 @@ impl Transport for Amqp {
 struct PublisherSession {
     connection: Connection,
     /// For the default exchange and those that were declared.
-    channel: Option<Channel>,
+    courier: Option<Courier>,
     /// For other exchanges.
-    foreign: Option<Channel>,
+    foreign: Option<Courier>,
     /// What was declared over it.
     declared: HashSet<(&'static str, String)>,
 }
@@ -400,7 +398,7 @@ impl PublisherSession {
     async fn open(link: &Link) -> Result<Self, BrokerError> {
         Ok(Self {
             connection: link.connect("publisher", true).await?,
-            channel: None,
+            courier: None,
             foreign: None,
             declared: HashSet::new(),
         })

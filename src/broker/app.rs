@@ -21,6 +21,7 @@ use celery::protocol::Message;
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::sending::Sending;
 use super::{Publication, TaskQueues, Transport};
 use crate::telemetry::chain;
 use crate::wire::{Properties, RawMessage, isoformat, repr};
@@ -98,18 +99,20 @@ impl Broker for Producer {
             .producing
             .queues
             .route(queue, delay.unwrap_or_default());
-        let publication = Publication {
+        let mut publication = Publication {
             exchange: route.exchange,
             routing_key: route.routing_key,
             message: encode(message, &self.producing)?,
             declare: Some(route.declare),
             mandatory: true,
         };
+        let sending = Sending::begin(&mut publication);
+        let within = self.producing.within;
+        let sent = self.transport.publish(&publication, within).await;
         // The crate's error type knows lapin 2 only; the text with all its causes is kept.
-        self.transport
-            .publish(&publication, self.producing.within)
-            .await
-            .map_err(|e| BrokerError::IoError(io::Error::other(chain(&e).to_string())))
+        let sent = sent.map_err(|e| chain(&e).to_string());
+        sending.end(&sent);
+        sent.map_err(|text| BrokerError::IoError(io::Error::other(text)))
     }
 
     async fn consume(

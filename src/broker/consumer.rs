@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{BrokerError, Queue, Subscription};
 use crate::wire::RawMessage;
+
+/// Deliveries between whoever receives and whoever consumes: with a single place, each would cost
+/// both of them a wake-up.
+const HANDED_OVER: usize = 32;
 
 /// What is done with a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,11 +25,14 @@ pub enum Verdict {
     Requeue,
 }
 
+/// Comes when a verdict is told to the broker, or could not be.
+pub type Settled = oneshot::Receiver<()>;
+
 /// The transport's handle to settle one delivery.
-#[async_trait]
 pub trait Settlement: Send + Sync {
-    /// Settles it.
-    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError>;
+    /// Settles it, whether or not anybody waits for that. A failure is the transport's to report, by
+    /// [`not_settled`].
+    fn settle(self: Box<Self>, verdict: Verdict) -> Settled;
 
     /// Whether the broker has taken the delivery back, because its connection is gone.
     fn is_void(&self) -> bool;
@@ -101,33 +107,27 @@ impl Delivery {
     /// back already or will when it notices; so it is logged, and that is all there is to do.
     pub async fn settle(mut self, verdict: Verdict) {
         if let Some(settlement) = self.settlement.take() {
-            report(settlement.settle(verdict).await, verdict);
+            // An error means that the transport is gone altogether.
+            let _ = settlement.settle(verdict).await;
         }
     }
 }
 
-fn report(outcome: Result<(), BrokerError>, verdict: Verdict) {
-    if let Err(error) = outcome {
-        tracing::warn!(
-            ?verdict,
-            error = %crate::telemetry::chain(&error),
-            "delivery could not be settled; the broker will deliver it again"
-        );
-    }
+/// Reports a verdict that could not be told.
+pub fn not_settled(error: &BrokerError, verdict: Verdict) {
+    tracing::warn!(
+        ?verdict,
+        error = %crate::telemetry::chain(error),
+        "delivery could not be settled; the broker will deliver it again"
+    );
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
         // One that the broker has taken back needs nothing more.
-        let Some(settlement) = self.settlement.take().filter(|held| !held.is_void()) else {
-            return;
-        };
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return;
-        };
-        runtime.spawn(async move {
-            report(settlement.settle(Verdict::Requeue).await, Verdict::Requeue);
-        });
+        if let Some(settlement) = self.settlement.take().filter(|held| !held.is_void()) {
+            drop(settlement.settle(Verdict::Requeue));
+        }
     }
 }
 
@@ -300,8 +300,8 @@ impl Feed {
         let (wanting, wanted) = watch::channel(Wanted { queues, prefetch });
         let (served, serving) = watch::channel(Served::default());
         let (ready, readiness) = watch::channel(false);
-        // One place is enough: the broker's prefetch is the buffer.
-        let (sender, deliveries) = mpsc::channel(1);
+        // The buffer proper is the broker's prefetch.
+        let (sender, deliveries) = mpsc::channel(HANDED_OVER);
         let failure = Arc::new(OnceLock::new());
         let feed = Self {
             deliveries: sender,

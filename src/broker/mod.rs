@@ -20,9 +20,11 @@ pub mod amqp;
 pub mod app;
 pub mod consumer;
 pub mod delayed;
+mod sending;
 pub mod topology;
 
 pub use consumer::{Consumer, Delivery, Settlement, Subscriptions, Verdict};
+pub(crate) use sending::Sending;
 pub use topology::{Binding, Declaration, Exchange, ExchangeKind, Queue, Route, TaskQueues};
 
 /// A message on its way out.

@@ -23,6 +23,7 @@ use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::sideport::{BindError, Board};
 use crate::tasks;
 use crate::telemetry::{self, chain};
+use crate::traces;
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::Repository;
 use crate::transfer::schema::SchemaError;
@@ -234,6 +235,7 @@ impl Common {
         }
         telemetry::init(&settings.log, self.log_file.as_deref())
             .map_err(|e| CliError::Failed(format!("--logfile: {e}")))?;
+        traces::start(&settings.traces);
         let context = Context {
             settings: Arc::new(settings),
             json: self.json,
@@ -244,6 +246,7 @@ impl Common {
             .build()
             .map_err(|e| CliError::Failed(format!("cannot start threads: {e}")))?;
         let code = runtime.block_on(command(context));
+        traces::close();
         // A local system call that hangs (a dead file server) must not keep the process.
         runtime.shutdown_timeout(Duration::from_secs(1));
         code

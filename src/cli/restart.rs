@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode};
 use super::{CliError, Context};
 use crate::settings;
 use crate::telemetry::chain;
+use crate::traces;
 
 /// How a service has ended.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +30,7 @@ impl End {
                 let mut words = std::env::args_os();
                 let program = words.next().unwrap_or_else(|| "ccat-transfer".into());
                 tracing::info!("starting anew");
+                traces::close();
                 let error = Command::new(&program).args(words).exec();
                 Err(CliError::Failed(format!(
                     "cannot start {} anew: {error}",

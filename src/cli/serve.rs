@@ -10,6 +10,7 @@ use std::time::Duration;
 use celery::Celery;
 use clap::Args;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::node::{host, node_name};
 use super::patience::{Patience, WaitFor};
@@ -251,13 +252,16 @@ pub(super) async fn serve(
             () = shutdown.requested() => return Ok(()),
         };
         let mut served = worker.served();
-        let working = worker.run();
-        tokio::pin!(working);
-        tokio::select! {
-            ended = &mut working => return Ok(ended?),
-            Ok(_) = served.wait_for(|served| *served) => board.enter(Phase::Running),
-        }
-        Ok(working.await?)
+        // Not on the main thread, which would have to be woken for each message.
+        let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
+        let ended = tokio::select! {
+            ended = &mut working => ended,
+            Ok(_) = served.wait_for(|served| *served) => {
+                board.enter(Phase::Running);
+                working.await
+            }
+        };
+        Ok(ended.map_err(|error| CliError::Failed(format!("the worker broke: {error}")))??)
     };
     let can_restart = || restart::is_possible(context);
     let (ended, end) = signals.during(board, &shutdown, can_restart, working).await;

@@ -59,6 +59,8 @@ pub enum Check {
     Results,
     /// Signs of life can be written.
     Health,
+    /// The collector takes traces.
+    Traces,
     /// Links have an end on this host.
     Links,
     /// Other hosts let us in.

@@ -10,15 +10,17 @@ use crate::broker::Transport;
 use crate::broker::amqp::{Amqp, Options};
 use crate::health::{Heartbeat as _, RedisKeys};
 use crate::telemetry::chain;
+use crate::traces;
 use crate::worker::results::{self, ResultBackend, ResultError};
 
 impl Doctor {
     pub(super) async fn look_at_services(&self) -> Vec<Finding> {
-        let (results, health) = tokio::join!(
+        let (results, health, traces) = tokio::join!(
             self.check(Check::Results, "", self.look_at_results()),
             self.look_at_health(),
+            self.look_at_traces(),
         );
-        [results, health].into_iter().flatten().collect()
+        [results, health, traces].into_iter().flatten().collect()
     }
 
     async fn look_at_results(&self) -> Outcome {
@@ -74,5 +76,25 @@ impl Doctor {
             }
         };
         self.check(Check::Health, "", work).await
+    }
+
+    async fn look_at_traces(&self) -> Option<Finding> {
+        let mut traces = self.settings.traces.clone();
+        if !traces.are_wanted() {
+            return None;
+        }
+        // So that its own answer comes before the end of the check's time.
+        traces.timeout = traces.timeout.min(self.wishes.limit / 2);
+        let work = async {
+            let asked = tokio::task::spawn_blocking(move || traces::probe(&traces)).await;
+            match asked.unwrap_or_else(|error| Err(error.to_string())) {
+                Ok(()) => Outcome::green("the collector takes traces"),
+                Err(error) => Outcome::yellow(
+                    format!("the collector takes no traces: {error}"),
+                    "start it, or correct traces.endpoint or traces.headers; without it nothing but the traces is lost",
+                ),
+            }
+        };
+        self.check(Check::Traces, "", work).await
     }
 }

@@ -7,7 +7,7 @@ use regex::Regex;
 use secrecy::ExposeSecret;
 use url::Url;
 
-use super::{Bbcp, Celery, Problem, Settings, Ssh};
+use super::{Bbcp, Celery, Problem, Settings, Ssh, Traces};
 
 /// A size or rate as bbcp reads it (`bbcp -w`, `-x`).
 static BBCP_SIZE: LazyLock<Option<Regex>> =
@@ -218,6 +218,7 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         problems.add("log.level", format!("{e}"));
     }
 
+    traces(&settings.traces, &mut problems);
     bbcp("bbcp", &settings.bbcp, &mut problems);
     ssh("ssh", &settings.ssh, &mut problems);
     stall(
@@ -331,6 +332,35 @@ impl Bbcp {
         bbcp(key, self, &mut problems);
         problems.0
     }
+}
+
+fn traces(traces: &Traces, problems: &mut Problems) {
+    if !traces.endpoint.is_empty() {
+        problems.url("traces.endpoint", &traces.endpoint, &["http", "https"]);
+        let has_login = Url::parse(&traces.endpoint)
+            .is_ok_and(|url| !url.username().is_empty() || url.password().is_some());
+        problems.require(
+            !has_login,
+            "traces.endpoint",
+            "must have no login in it; use traces.headers, e.g. \"authorization=Basic%20…\"",
+        );
+    }
+    if let Err(message) = traces.header_pairs() {
+        problems.add(
+            "traces.headers",
+            format!("{message}; write name=value,name=value, with %20 for a blank"),
+        );
+    }
+    problems.require(
+        (0.0..=1.0).contains(&traces.ratio),
+        "traces.ratio",
+        "must be between 0 and 1",
+    );
+    problems.require(
+        traces.timeout >= Duration::from_millis(100),
+        "traces.timeout",
+        "must be 100ms or more",
+    );
 }
 
 fn bbcp(key: &str, bbcp: &Bbcp, problems: &mut Problems) {

@@ -50,6 +50,20 @@ pub(super) fn exposures(settings: &Settings) -> Vec<Problem> {
             found.push(warning(key, host, secure));
         }
     }
+    let traces = &settings.traces;
+    if let Ok(url) = Url::parse(&traces.endpoint)
+        && url.scheme() == "http"
+        && !traces.headers.expose_secret().is_empty()
+        && let Some(host) = url.host_str().filter(|host| !is_local(host))
+    {
+        found.push(Problem {
+            key: "traces.headers".into(),
+            message: format!(
+                "they go to {host} in plain text, for everybody on the way to read; use https://"
+            ),
+            source: String::new(),
+        });
+    }
     let database = &settings.ops_db;
     let mode = match database.database_postgresql_sslmode {
         SslMode::Environment => std::env::var("PGSSLMODE").unwrap_or_default(),

@@ -255,12 +255,30 @@ fn from_environment(
     environment: impl IntoIterator<Item = (String, String)>,
     problems: &mut Vec<Problem>,
 ) -> Vec<Setting> {
+    let mut general = Vec::new();
     let mut shared = Vec::new();
     let mut own = Vec::new();
-    for (name, raw) in environment {
+    for (name, mut raw) in environment {
         let (key, list) = match name.as_str() {
             "CELERY_BROKER_URL" => ("celery.broker_url".to_owned(), &mut shared),
             "CELERY_RESULT_BACKEND" => ("celery.result_backend".to_owned(), &mut shared),
+            _ if name.starts_with("OTEL_") => {
+                let Some((key, value)) = opentelemetry(&name, &raw) else {
+                    continue;
+                };
+                raw = value;
+                // What is said of traces wins over what is said of everything.
+                let is_general =
+                    name.starts_with("OTEL_EXPORTER_OTLP_") && !name.contains("TRACES");
+                (
+                    key.to_owned(),
+                    if is_general {
+                        &mut general
+                    } else {
+                        &mut shared
+                    },
+                )
+            }
             _ => {
                 if let Some(rest) = name.strip_prefix(OPS_DB_PREFIX) {
                     let key = format!("ops_db.{}", rest.to_lowercase());
@@ -294,8 +312,35 @@ fn from_environment(
             Err(message) => problems.push(problem(&key, message, &name)),
         }
     }
-    shared.append(&mut own);
-    shared
+    general.append(&mut shared);
+    general.append(&mut own);
+    general
+}
+
+/// The setting that one of OpenTelemetry's own variables means, with its value; none for those that
+/// are empty, which count as not set, and those that mean nothing here or are read by the SDK itself.
+fn opentelemetry(name: &str, raw: &str) -> Option<(&'static str, String)> {
+    let raw = raw.trim();
+    let is_off = match name {
+        "OTEL_SDK_DISABLED" => raw.eq_ignore_ascii_case("true"),
+        "OTEL_TRACES_EXPORTER" => raw.eq_ignore_ascii_case("none"),
+        _ => false,
+    };
+    if is_off {
+        return Some(("traces.enabled", "false".into()));
+    }
+    let key = match name {
+        _ if raw.is_empty() => return None,
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => {
+            let address = format!("{}/v1/traces", raw.trim_end_matches('/'));
+            return Some(("traces.endpoint", address));
+        }
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => "traces.endpoint",
+        "OTEL_EXPORTER_OTLP_HEADERS" | "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => "traces.headers",
+        "OTEL_SERVICE_NAME" => "traces.service_name",
+        _ => return None,
+    };
+    Some((key, raw.to_owned()))
 }
 
 fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
@@ -403,4 +448,89 @@ fn overlay<T: Serialize + DeserializeOwned>(base: &T, over: &Dict) -> Result<T, 
     };
     dict.extend(over.clone());
     extract(dict)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+
+    fn traces(environment: &[(&str, &str)]) -> super::super::Traces {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        load(None, environment.iter().map(owned)).unwrap().traces
+    }
+
+    #[test]
+    fn opentelemetrys_variables_count() {
+        let traces = traces(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+            ("OTEL_SERVICE_NAME", "s"),
+            ("OTEL_SDK_DISABLED", "false"),
+            ("OTEL_SOMETHING_NEW", "x"),
+        ]);
+        assert_eq!(traces.endpoint, "http://c:4318/v1/traces");
+        assert_eq!(traces.headers.expose_secret(), "a=1");
+        assert_eq!((traces.service_name.as_str(), traces.enabled), ("s", true));
+    }
+
+    #[test]
+    fn what_is_said_of_traces_wins_and_what_is_ours_over_all() {
+        let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://general:4318");
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces/x");
+        let ours = ("CCAT_DATA_TRANSFER_TRACES__ENDPOINT", "http://ours/y");
+        assert_eq!(traces(&[own, general]).endpoint, "http://traces/x");
+        assert_eq!(traces(&[ours, own, general]).endpoint, "http://ours/y");
+        assert_eq!(
+            traces(&[(own.0, ""), general]).endpoint,
+            "http://general:4318/v1/traces"
+        );
+    }
+
+    #[test]
+    fn traces_can_be_turned_off() {
+        for (name, value) in [
+            ("OTEL_SDK_DISABLED", "TRUE"),
+            ("OTEL_TRACES_EXPORTER", "none"),
+        ] {
+            assert!(!traces(&[(name, value)]).enabled, "{name}");
+        }
+        assert!(traces(&[("OTEL_TRACES_EXPORTER", "otlp")]).enabled);
+        assert!(
+            traces(&[("OTEL_TRACES_EXPORTER", "otlp")])
+                .endpoint
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_bad_collector_is_told_of() {
+        let said = |name: &str, value: &str| {
+            let set = [(
+                format!("CCAT_DATA_TRANSFER_TRACES__{name}"),
+                value.to_owned(),
+            )];
+            load(None, set).unwrap_err().to_string()
+        };
+        for (name, value, told) in [
+            (
+                "ENDPOINT",
+                "grpc://c:4317",
+                "scheme `grpc` is not supported",
+            ),
+            (
+                "ENDPOINT",
+                "http://u:s3cret@c/",
+                "traces.endpoint: must have no login",
+            ),
+            ("HEADERS", "s3cret", "traces.headers: header 1 has no `=`"),
+            ("RATIO", "1.5", "traces.ratio: must be between 0 and 1"),
+            ("TIMEOUT", "1ms", "traces.timeout: must be 100ms or more"),
+        ] {
+            let error = said(name, value);
+            assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+        }
+    }
 }

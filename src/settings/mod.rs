@@ -46,6 +46,8 @@ pub struct Settings {
     pub health: Health,
     /// The side port.
     pub http: Http,
+    /// Where spans are sent.
+    pub traces: Traces,
     /// Logging.
     pub log: Log,
     /// What is not wrong but risky: secrets that others can read, here or on their way.
@@ -670,6 +672,44 @@ impl Http {
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         self.listen.parse().ok()
+    }
+}
+
+/// `[traces]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// Whether anything is traced, if there is somebody to take it.
+    pub enabled: bool,
+    /// Where OTLP over HTTP is posted, with its path; empty for nowhere.
+    pub endpoint: String,
+    /// Headers of every post, `name=value,name=value`, values percent-encoded; a secret, since a key may
+    /// be among them.
+    pub headers: SecretString,
+    /// File that holds the headers instead; empty for none.
+    pub headers_file: String,
+    /// Name of the service in the traces; empty for OpenTelemetry's own default.
+    pub service_name: String,
+    /// Share of the traces begun here that are recorded, 0 to 1.
+    pub ratio: f64,
+    /// For one post.
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+}
+
+impl Traces {
+    /// Whether anything is to be traced.
+    #[must_use]
+    pub fn are_wanted(&self) -> bool {
+        self.enabled && !self.endpoint.is_empty()
+    }
+
+    /// The headers, by name.
+    ///
+    /// # Errors
+    /// What is wrong, without the value.
+    pub fn header_pairs(&self) -> Result<Vec<(String, SecretString)>, String> {
+        secrets::header_pairs(self.headers.expose_secret())
     }
 }
 

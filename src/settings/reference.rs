@@ -21,7 +21,8 @@ A setting can be given in several places; what comes later wins:
 
 1. the defaults below;
 2. the file of `--config` or `CCAT_DATA_TRANSFER_CONFIG`, with only the keys that differ;
-3. `CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND` and `CCAT_OPS_DB_*`, as the Python system knows them;
+3. `CELERY_BROKER_URL`, `CELERY_RESULT_BACKEND` and `CCAT_OPS_DB_*`, as the Python system knows them, and some of
+   OpenTelemetry's `OTEL_*`, see [traces](operations/traces.md#opentelemetrys-own-variables);
 4. `CCAT_DATA_TRANSFER_<SECTION>__<KEY>`, such as `CCAT_DATA_TRANSFER_BBCP__STREAMS=32`;
 5. options of the command line.
 

@@ -10,6 +10,7 @@ use crate::faults::fault_point;
 use crate::health::Health;
 use crate::notify::Notifier;
 use crate::telemetry::chain;
+use crate::traces::{self, KeyValue};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
@@ -99,7 +100,9 @@ impl DataTransferTask {
     /// [`Failed`].
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
         let _alive = self.health.task(&request.task_id);
+        traces::note(|| vec![KeyValue::new("ccat.transfer.id", request.id)]);
         let done = self.service.run(request).await?;
+        note_done(&done);
         if !matches!(done, Done::AlreadyCompleted) {
             if let Some(metrics) = self.service.metrics() {
                 metrics.attempt("completed", "");
@@ -138,9 +141,11 @@ impl DataTransferTask {
             Some(lease) => self.settle(request, failed, lease).await,
             None => Settled::Untouched,
         };
+        let outcome = outcome(failed, settled);
         if let Some(metrics) = self.service.metrics() {
-            metrics.attempt(outcome(failed, settled), failed.error.code());
+            metrics.attempt(outcome, failed.error.code());
         }
+        note_failed(failed, outcome);
         let operation = self.get_operation_info(request.id);
         tracing::warn!(
             data_transfer_id = operation.data_transfer_id,
@@ -328,6 +333,34 @@ fn outcome(failed: &Failed, settled: Settled) -> &'static str {
             _ => "refused",
         },
     }
+}
+
+/// Notes in the trace what an attempt has done.
+fn note_done(done: &Done) {
+    let (outcome, summary) = match done {
+        Done::AlreadyCompleted => ("already_completed", None),
+        Done::AlreadyThere(summary) => ("already_there", Some(summary)),
+        Done::Copied(summary) => ("copied", Some(summary)),
+    };
+    traces::note(|| {
+        let bytes = summary.map(|summary| i64::try_from(summary.bytes).unwrap_or(i64::MAX));
+        let bytes = bytes.map(|bytes| KeyValue::new("ccat.transfer.bytes", bytes));
+        let outcome = KeyValue::new("ccat.transfer.outcome", outcome);
+        bytes.into_iter().chain([outcome]).collect()
+    });
+}
+
+/// Notes in the trace what has become of an attempt that failed.
+fn note_failed(failed: &Failed, outcome: &'static str) {
+    traces::note(|| {
+        let bytes = i64::try_from(failed.progress.bytes_done).unwrap_or(i64::MAX);
+        vec![
+            KeyValue::new("ccat.transfer.outcome", outcome),
+            KeyValue::new("ccat.transfer.bytes", bytes),
+            KeyValue::new("ccat.transfer.error_code", failed.error.code()),
+            KeyValue::new("ccat.transfer.error_scope", failed.error.scope().as_str()),
+        ]
+    });
 }
 
 fn unwritten(request: &Request, error: &TransferError) -> Settled {

@@ -14,6 +14,7 @@ use chrono::{DateTime, Utc};
 use super::failures::{self, Kind, Retry};
 pub use super::failures::{Scope, Wait};
 use super::link::PausedLink;
+use crate::traces::Explain;
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -522,6 +523,16 @@ impl From<crate::faults::AnswerLost> for TransferError {
             path: String::new(),
             source: lost.into(),
         }
+    }
+}
+
+impl Explain for TransferError {
+    fn kind(&self) -> String {
+        self.code().to_owned()
+    }
+
+    fn message(&self) -> String {
+        self.chain()
     }
 }
 

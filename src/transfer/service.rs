@@ -44,6 +44,7 @@ use crate::metrics::TransferMetrics;
 use crate::pauses::Pauses;
 use crate::settings::{LinkSettings, Settings};
 use crate::telemetry::{chain, panic_text};
+use crate::traces::{self, Explain, KeyValue, step};
 
 /// How long tidying up after a failed attempt may take.
 const TIDY_WITHIN: Duration = Duration::from_secs(15);
@@ -192,11 +193,17 @@ impl TransferService {
     /// # Errors
     /// [`Failed`]; its lease, if any, is not renewed any more and has to be settled.
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
-        let acquired = match self.acquire(request).await? {
+        let acquired = match step("transfer/acquire", self.acquire(request)).await? {
             Some(acquired) => acquired,
             None => return Ok(Done::AlreadyCompleted),
         };
         let lease = acquired.lease.clone();
+        traces::note(|| {
+            vec![KeyValue::new(
+                "ccat.transfer.attempt",
+                i64::from(lease.attempt()),
+            )]
+        });
         let running = Running {
             service: self,
             request,
@@ -403,6 +410,21 @@ impl TransferService {
     }
 }
 
+/// A number as traces have it.
+fn count(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+impl Explain for Failed {
+    fn kind(&self) -> String {
+        self.error.kind()
+    }
+
+    fn message(&self) -> String {
+        self.error.message()
+    }
+}
+
 /// What an attempt leaves that is not in its error.
 #[derive(Default)]
 struct Left {
@@ -458,20 +480,35 @@ impl Running<'_> {
                 "transfer taken over from a dead attempt"
             );
         }
-        let mut plan = self.plan().await?;
-        self.claim(&plan).await?;
-        let facts = fault_point!(Prepared, self.stoppable(self.prepare(&mut plan)).await)?;
+        let mut plan = step("transfer/plan", self.plan()).await?;
+        traces::note(|| {
+            let plan::Link {
+                origin,
+                destination,
+            } = &plan.link;
+            vec![
+                KeyValue::new("ccat.transfer.origin", origin.clone()),
+                KeyValue::new("ccat.transfer.destination", destination.clone()),
+            ]
+        });
+        step("transfer/claim", self.claim(&plan)).await?;
+        let facts = fault_point!(
+            Prepared,
+            step("transfer/prepare", self.stoppable(self.prepare(&mut plan))).await
+        )?;
         let mut earlier = self.stoppable(self.earlier(&plan, acquired)).await?;
         self.sweep(&plan, acquired, earlier.map(|(name, _)| name))
             .await;
         fault_point!(LeftoversSwept);
 
         if let Some(there) = self.stoppable(plan.target.inspect()).await? {
-            let digest = self.stoppable(self.recognize(&plan, facts, there)).await?;
+            let recognizing = self.stoppable(self.recognize(&plan, facts, there));
+            let digest = step("transfer/verify", recognizing).await?;
             if earlier.take().is_some() {
                 self.sweep(&plan, acquired, None).await;
             }
-            let summary = self.commit(&plan, &digest, None).await?;
+            let committing = self.commit(&plan, &digest, None);
+            let summary = step("transfer/commit", committing).await?;
             return Ok(Done::AlreadyThere(summary));
         }
         let there = earlier.map_or(0, |(_, bytes)| bytes);
@@ -804,8 +841,9 @@ impl Running<'_> {
             }
             verified => verified?,
         };
-        self.publish(plan, source).await?;
-        let summary = self.commit(plan, &digest, Some(log_path)).await?;
+        step("transfer/publish", self.publish(plan, source)).await?;
+        let committing = self.commit(plan, &digest, Some(log_path));
+        let summary = step("transfer/commit", committing).await?;
         if let Some(metrics) = &self.service.metrics {
             metrics.copied(&plan.link.origin, &plan.link.destination, summary.bytes);
         }
@@ -847,10 +885,14 @@ impl Running<'_> {
             .recorded
             .is_none()
             .then(|| self.read_along(plan, &copied));
-        fault_point!(CopyEnded, self.copy(plan, log_path, &copied).await)?;
+        fault_point!(
+            CopyEnded,
+            step("transfer/copy", self.copy(plan, log_path, &copied)).await
+        )?;
         // The reader need not hold back any more.
         drop(copied);
-        let digest = self.stoppable(self.verify(plan, source, origin)).await?;
+        let verifying = self.stoppable(self.verify(plan, source, origin));
+        let digest = step("transfer/verify", verifying).await?;
         fault_point!(Verified, Ok::<(), TransferError>(()))?;
         Ok(digest)
     }
@@ -926,6 +968,12 @@ impl Running<'_> {
         let rate = report
             .rate_bytes_per_s
             .map_or(self.progress().rate_bytes_per_s, whole);
+        traces::note(|| {
+            vec![
+                KeyValue::new("ccat.transfer.bytes", count(plan.size)),
+                KeyValue::new("ccat.transfer.rate_bytes_per_s", count(rate)),
+            ]
+        });
         self.show(
             Phase::Verifying,
             Progress {

@@ -120,18 +120,32 @@ impl Exception {
     /// builtins.
     #[must_use]
     pub fn headline(&self) -> String {
-        let class = if self.exc_module == BUILTINS {
-            self.exc_type.clone()
-        } else {
-            format!("{}.{}", self.exc_module, self.exc_type)
-        };
+        let class = self.class();
         match self.exc_message.as_slice() {
             [] => class,
+            _ => format!("{class}: {}", self.text()),
+        }
+    }
+
+    /// The class, with its module unless that is builtins.
+    #[must_use]
+    pub fn class(&self) -> String {
+        match self.exc_module == BUILTINS {
+            true => self.exc_type.clone(),
+            false => format!("{}.{}", self.exc_module, self.exc_type),
+        }
+    }
+
+    /// `str(exception)`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self.exc_message.as_slice() {
+            [] => String::new(),
             // The one class of Python's whose text is the `repr` of its argument.
-            [key] if class == "KeyError" => format!("{class}: {}", repr::value(key)),
-            [Value::String(text)] => format!("{class}: {text}"),
-            [one] => format!("{class}: {}", repr::value(one)),
-            many => format!("{class}: {}", repr::tuple(many)),
+            [key] if self.class() == "KeyError" => repr::value(key),
+            [Value::String(text)] => text.clone(),
+            [one] => repr::value(one),
+            many => repr::tuple(many),
         }
     }
 

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::STORE_PAUSES;
 use super::results::chord::{Chords, Claim, Counted, Part};
 use super::results::{ChordSupport, ResultBackend, ResultError};
-use crate::broker::{BrokerError, Publication, TaskQueues, Transport};
+use crate::broker::{BrokerError, Publication, Sending, TaskQueues, Transport};
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
 use crate::wire::canvas::{
@@ -334,7 +334,11 @@ impl Canvas {
     }
 
     async fn send(&self, outgoing: Outgoing, task_id: &str) -> Result<(), CanvasError> {
-        self.publish(&self.publication(outgoing), task_id).await
+        let mut publication = self.publication(outgoing);
+        let sending = Sending::begin(&mut publication);
+        let sent = self.publish(&publication, task_id).await;
+        sending.end(&sent);
+        sent
     }
 
     /// Publishes what a task leads to, for as long as it takes to reach the broker.

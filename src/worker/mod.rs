@@ -37,6 +37,7 @@ mod rate;
 mod request;
 pub mod results;
 mod revoked;
+mod span;
 mod stop;
 mod task;
 

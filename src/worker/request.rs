@@ -7,6 +7,7 @@
 //! gone: a worker that dies in between leaves a message that is delivered again, and never a result
 //! that nobody acts upon.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::accepted::{Phase, Received};
 use super::canvas::{CanvasError, Stopped};
 use super::policy::Policy;
+use super::span;
 use super::stop::{Reason as StopReason, Stop};
 use super::task::{
     Control, Entry, Failure, Invocation, Message, Outcome, Progress, Retry, When, panicked,
@@ -28,6 +30,7 @@ use crate::faults::fault_point;
 use crate::metrics::tasks::UNKNOWN;
 use crate::pauses::Pauses;
 use crate::telemetry::chain;
+use crate::traces;
 use crate::wire::event::Event;
 use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
@@ -152,11 +155,21 @@ impl Worker {
             }
         }
         self.news(received, &Event::TaskStarted(&message.id));
-        let started = Instant::now();
-        let outcome = self.execute(received, entry, policy, &stop).await;
-        drop(place);
-        self.settle(received, policy, outcome, &stop, started.elapsed())
-            .await
+        let span = span::begin(received, &self.hostname);
+        let mut attempt = pin!(async {
+            let started = Instant::now();
+            let outcome = self.execute(received, entry, policy, &stop).await;
+            drop(place);
+            let verdict = self
+                .settle(received, policy, outcome, &stop, started.elapsed())
+                .await;
+            span::note_verdict(verdict);
+            verdict
+        });
+        match &span {
+            Some(span) => span.around(attempt.as_mut()).await,
+            None => attempt.await,
+        }
     }
 
     /// Waits for a task's time; `None` if the message was given to the broker meanwhile.
@@ -272,7 +285,7 @@ impl Worker {
             },
         });
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
-        let mut running = AbortOnDropHandle::new(tokio::spawn(run));
+        let mut running = AbortOnDropHandle::new(tokio::spawn(traces::carried(run)));
         let limited = enforce(policy, stop);
         let ended = tokio::select! {
             biased;
@@ -568,6 +581,7 @@ impl Worker {
         };
         // The next run counts as a child of this one.
         let next = json!([[message.id, null], null]);
+        span::note_retry(&exception);
         // Before the next run is published, other than in Python: that one may be quick, and its
         // result must not be followed by this state.
         let concluded = self
@@ -597,9 +611,14 @@ impl Worker {
         changes: &Changes,
     ) -> Publication {
         let now = Utc::now();
-        let message = received
+        let mut message = received
             .message
             .retry(&received.raw, Some(eta), now, changes);
+        // Runs of a task are beneath its producer, one beside the other; where that is not in any trace,
+        // beneath the first.
+        if span::sender(received).is_none() {
+            traces::write_current(&mut message.headers);
+        }
         let exchange = received.exchange.as_str();
         let queue = match (&changes.queue, exchange) {
             (Some(queue), _) => Some(queue),
@@ -683,6 +702,7 @@ impl Worker {
         runtime: Duration,
     ) -> Verdict {
         let message = &received.message;
+        span::note_state(&state);
         let meta = self.meta(received, state, children);
         if policy.stores(&meta.state)
             && let Err(Requeue) = self.store(message, &meta).await

@@ -57,7 +57,7 @@ def until(condition, what, seconds=20):
 
 def clean_environment(**more):
     """Our environment without anything that a program under test would take for a setting."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY", "CCAT_DATA", "CCAT_OPS", "BBCP"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY", "CCAT_DATA", "CCAT_OPS", "BBCP", "OTEL"))}
     return kept | {k: str(v) for k, v in more.items()}
 
 
@@ -213,9 +213,9 @@ class Process:
                 self.kill()
 
 
-def tasks_worker(directory, queue, broker, backend, *flags, **settings):
-    """The Rust worker of examples/tasks_worker.rs; `settings` are keys of [celery]."""
-    environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()}
+def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **settings):
+    """The Rust worker of examples/tasks_worker.rs; `settings` are keys of [celery], `variables` the environment's."""
+    environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()} | (variables or {})
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
         + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],

@@ -20,7 +20,7 @@ from guarded import certificates, guarded_postgres, guarded_redis
 from support import MB, Deployment, Process, clean_environment, descendants, service, until
 
 # In passwords they stand between characters that a URL has to encode.
-MARKS = {name: f"{name}{uuid.uuid4().hex}" for name in ("broker", "redis", "postgres", "hook", "health")}
+MARKS = {name: f"{name}{uuid.uuid4().hex}" for name in ("broker", "redis", "postgres", "hook", "health", "collector")}
 
 
 def password(name):
@@ -47,6 +47,7 @@ class Guarded(Deployment):
         contents = {name: password(name) for name in MARKS} | {
             "hook": f"http://127.0.0.1:1/{MARKS['hook']}",
             "health": f"redis://:{MARKS['health']}@127.0.0.1:{redis_port}/0",
+            "collector": f"api-key={MARKS['collector']}",
         }
         for name, content in contents.items():
             self.files[name] = self.secrets / name
@@ -65,6 +66,8 @@ class Guarded(Deployment):
                 "result_backend_password_file": str(self.files["redis"]),
             },
             "health": {"redis_url_file": str(self.files["health"]), "interval": "1s", "ttl": "5s"},
+            # Where nobody listens.
+            "traces": {"endpoint": "http://127.0.0.1:1/v1/traces", "headers_file": str(self.files["collector"])},
             "notifications": {
                 "webhook_url_file": str(self.files["hook"]),
                 "command": ["sh", "-c", "env >notice; cat >>notice"],
@@ -163,6 +166,7 @@ def test_nothing_tells_a_secret(guarded):
     until(lambda: {guarded.status(t) for t in transfers} == {"COMPLETED", "FAILED"}, f"both end, after {states}")
     worker.says("notice not delivered")
     worker.says("no sign of life could be given")
+    worker.says("traces do not arrive")
     until(lambda: "PATH=" in (guarded.directory / "notice").read_text(), "the program for notices has run")
     doctor = guarded.cli("doctor", "--json", check=False)
     red = [finding for finding in json.loads(doctor.stdout)["checks"] if finding["verdict"] == "red"]
@@ -211,6 +215,7 @@ FAILURES = {
     ),
     "both": ({"ops_db": {"database_postgresql_password": "{postgres}"}}, [["config", "check"]]),
     "webhook": ({"notifications": {"webhook_url_file": "", "webhook_url": "{hook}"}}, [["config", "check"]]),
+    "headers": ({"traces": {"headers_file": "", "headers": "{collector}"}}, [["config", "check"]]),
     "unknown-key": ({"ops_db": {"database_postgresql_pasword": "{postgres}"}}, [["config", "check"]]),
     "kind-of-value": ({"health": {"redis_url_file": "", "redis_url": ["{health}"]}}, [["config", "check"]]),
 }

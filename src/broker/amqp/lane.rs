@@ -3,22 +3,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
-use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    BasicRejectOptions,
-};
-use lapin::types::{FieldTable, ShortString};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{DeliveryTag, FieldTable, ShortString};
 use lapin::{Channel, Connection};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{self, Link};
+use super::settler::Settler;
 use super::window::{Held, Window};
 use super::{convert, pauses, short};
-use crate::broker::consumer::{Reports, Wanted};
+use crate::broker::consumer::{Reports, Settled, Wanted};
 use crate::broker::{BrokerError, Delivery, Queue, Settlement, Verdict};
 use crate::telemetry::chain;
 
@@ -55,6 +52,7 @@ enum Item {
 /// An open channel that is consumed on.
 struct Open {
     channel: Channel,
+    settler: Settler,
     window: Arc<Window>,
     items: Items,
     /// Number and tag of the consumer that gets deliveries, if there is one.
@@ -159,6 +157,7 @@ impl Lane {
             .map_err(|e| self.link.error(e, "a channel for consuming"))?;
         let prefetch = self.reports.wanted().borrow().prefetch;
         let mut open = Open {
+            settler: Settler::new(channel.clone(), self.link.clone()),
             channel,
             window: Window::new(prefetch),
             items: stream::SelectAll::new(),
@@ -221,7 +220,7 @@ impl Lane {
                 Some(item) = open.items.next() => match item {
                     Item::Delivery(number, delivery) => {
                         let held = window.take(number);
-                        self.hand_on(*delivery, held).await;
+                        self.hand_on(*delivery, held, &open.settler).await;
                     }
                     Item::Error(error) if link::is_held_too_long(&error) => {
                         return Err(Ended::HeldTooLong);
@@ -254,11 +253,13 @@ impl Lane {
         }
     }
 
-    async fn hand_on(&self, delivery: lapin::message::Delivery, held: Held) {
+    async fn hand_on(&self, delivery: lapin::message::Delivery, held: Held, settler: &Settler) {
+        let tag = delivery.delivery_tag;
         let (message, acker) = convert::delivery(delivery);
         let settlement = Box::new(Acker {
             acker,
-            link: self.link.clone(),
+            tag,
+            settler: settler.clone(),
             held,
         });
         let delivery = Delivery::new(
@@ -343,39 +344,18 @@ impl From<BrokerError> for Ended {
 /// Settles one delivery on the channel it came by.
 struct Acker {
     acker: lapin::Acker,
-    link: Arc<Link>,
+    tag: DeliveryTag,
+    settler: Settler,
     held: Held,
 }
 
-#[async_trait]
 impl Settlement for Acker {
-    async fn settle(self: Box<Self>, verdict: Verdict) -> Result<(), BrokerError> {
-        let settled = match verdict {
-            Verdict::Ack => self.acker.ack(BasicAckOptions::default()).await,
-            Verdict::Reject => {
-                self.acker
-                    .reject(BasicRejectOptions { requeue: false })
-                    .await
-            }
-            // Not basic.reject: quorum queues count that against the message.
-            Verdict::Requeue => {
-                self.acker
-                    .nack(BasicNackOptions {
-                        multiple: false,
-                        requeue: true,
-                    })
-                    .await
-            }
-        };
-        match settled {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(self.link.lost("the channel of the delivery is closed")),
-            Err(error) => Err(self.link.error(error, "to settle a delivery")),
-        }
+    fn settle(self: Box<Self>, verdict: Verdict) -> Settled {
+        self.settler.settle(self.tag, verdict, self.held)
     }
 
     fn is_void(&self) -> bool {
-        !self.acker.usable()
+        self.acker.poisoned()
     }
 
     fn park(&self, parked: bool) {
