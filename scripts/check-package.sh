@@ -9,7 +9,7 @@
 #   BASE=/path      a Debian that debootstrap has made, which is copied; without it one is made anew (two minutes)
 #   BBCP=/path      the bbcp of the clean Debian; by default the test double, which has to be built
 #
-# Needs root (chroot), debootstrap, and a way to the mirror. Its servers are private, see scripts/lib/services.sh; those
+# Needs root (chroot), debootstrap, and a way to the mirror; lintian is asked where it is installed. Its servers are private, see scripts/lib/services.sh; those
 # of TEST_AMQP_URL and TEST_REDIS_URL are used where they are set. Nothing is left behind.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -24,6 +24,11 @@ package=${1:-}
 [[ -n $package ]] || package=$(scripts/package.sh "$RUN_DIR")
 bbcp=${BBCP:-$(target_dir)/debug/bbcp}
 [[ -x $bbcp ]] || die "there is no $bbcp" "cargo build --package bbcp-double, or set BBCP"
+
+if command -v lintian >/dev/null; then
+  say "== what lintian says"
+  run lintian --allow-root --fail-on error,warning "$package" || die "lintian is not content"
+fi
 
 say "== a clean Debian"
 root=$RUN_DIR/root

@@ -43,6 +43,7 @@ put 644 packaging/systemd/ccat-transfer-manager.service lib/systemd/system/ccat-
 put 644 packaging/systemd/ccat-transfer.sysusers usr/lib/sysusers.d/ccat-transfer.conf
 put 644 packaging/debian/ccat-transfer.toml etc/ccat-transfer/ccat-transfer.toml
 put 640 packaging/debian/ccat-transfer.env etc/ccat-transfer/ccat-transfer.env
+put 644 packaging/debian/manager.env etc/ccat-transfer/manager.env
 
 "$BINARY" man "$root/usr/share/man/man1"
 gzip --best --no-name "$root"/usr/share/man/man1/*.1
@@ -55,6 +56,7 @@ rm "$root/completion"
 
 doc=usr/share/doc/ccat-transfer
 put 644 packaging/debian/copyright $doc/copyright
+put 644 packaging/debian/lintian-overrides usr/share/lintian/overrides/ccat-transfer
 put 644 packaging/debian/worker-example.env $doc/examples/worker-NAME.env
 put 644 packaging/grafana/ccat-transfer.json $doc/examples/grafana-ccat-transfer.json
 put 644 config.default.toml $doc/examples/config.default.toml
@@ -65,7 +67,7 @@ put 644 config.default.toml $doc/examples/config.default.toml
 chmod 644 "$root/$doc/changelog.Debian.gz"
 
 mkdir "$root/DEBIAN"
-printf '/etc/ccat-transfer/%s\n' ccat-transfer.toml ccat-transfer.env >"$root/DEBIAN/conffiles"
+printf '/etc/ccat-transfer/%s\n' ccat-transfer.toml ccat-transfer.env manager.env >"$root/DEBIAN/conffiles"
 install --mode 755 packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
 cat >"$root/DEBIAN/control" <<END
 Package: ccat-transfer

@@ -1,13 +1,11 @@
 //! `manager`: schedules the transfers that wait.
 
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use celery::Celery;
 use clap::Args;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::links::require_site;
@@ -75,21 +73,44 @@ async fn once(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliE
 }
 
 async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
-    let mut signals = Signals::listen()?;
+    let signals = Signals::listen()?;
     let (board, _port) = context.board().await?;
-    let connecting = Parts::connect(context, arguments, board.pulses.clone());
-    let parts = match signals.starting(connecting).await? {
-        ControlFlow::Continue(parts) => parts,
-        ControlFlow::Break(end) => return end.conclude(),
+    let _supervision = supervise(&board);
+    let shutdown = Shutdown::default();
+    let working = async {
+        // Signals count while it waits for servers, too.
+        let parts = tokio::select! {
+            parts = Parts::connect(context, arguments, board.pulses.clone()) => parts?,
+            () = shutdown.requested() => return Ok(()),
+        };
+        work(context, &board, &parts, &shutdown).await
     };
+    let can_restart = || restart::is_possible(context);
+    let (ended, end) = signals
+        .during(&board, &shutdown, can_restart, working)
+        .await;
+    ended?;
+    end.conclude()
+}
+
+/// Makes passes until it is to stop.
+async fn work(
+    context: &Context,
+    board: &Board,
+    parts: &Parts,
+    shutdown: &Shutdown,
+) -> Result<(), CliError> {
     let (passes, sent) = (ManagerMetrics::new()?, TaskMetrics::new(&parts.name)?);
     board.show(&passes.all())?;
     board.show(&sent.of_producer())?;
-    table::watch(&board, &parts.repository)?;
-    watch_broker(&board, &parts.transport);
+    table::watch(board, &parts.repository)?;
+    watch_broker(board, &parts.transport);
     board.describe({
         let passes = passes.clone();
-        move || format!("{} transfers scheduled since the start", passes.scheduled())
+        move || match passes.scheduled() {
+            1 => "1 transfer scheduled since the start".to_owned(),
+            n => format!("{n} transfers scheduled since the start"),
+        }
     });
     let longest = Manager::longest_round(&context.settings);
     let manager = parts
@@ -99,24 +120,17 @@ async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, C
     let alive = context
         .health()?
         .service(&context.settings.health.manager_name);
-    let _supervision = supervise(&board, watch::Sender::new(true).subscribe());
     board.enter(Phase::Running);
-    let shutdown = Shutdown::default();
     let stop = CancellationToken::new();
-    let working = async {
-        tokio::join!(manager.transfer_manager_service(&stop), async {
-            shutdown.requested().await;
-            board.enter(Phase::Stopping);
-            stop.cancel();
-        });
-    };
-    let can_restart = || restart::is_possible(context);
-    let ((), end) = signals.during(&shutdown, can_restart, working).await;
+    tokio::join!(manager.transfer_manager_service(&stop), async {
+        shutdown.requested().await;
+        stop.cancel();
+    });
     if let Some(alive) = alive {
         alive.end().await;
     }
     parts.transport.close().await;
-    end.conclude()
+    Ok(())
 }
 
 /// What a manager is made of.

@@ -191,13 +191,18 @@ where
                 .await
                 .map_err(|e| CliError::Configuration(e.to_string()))
         };
-        let signals = signals::Signals::listen()?;
         let (board, _port) = context.board().await?;
-        let patience = worker.wait_for.patience();
-        let none = Vec::new();
-        let end =
-            serve::serve(&context, &worker, &board, signals, patience, none, register).await?;
-        end.conclude()
+        let build = async |shutdown| {
+            let patience = worker.wait_for.patience();
+            let queues = Vec::new();
+            serve::build(
+                &context, &worker, &board, shutdown, patience, queues, register,
+            )
+            .await
+        };
+        serve::serve(&context, &worker, &board, build)
+            .await?
+            .conclude()
     }))
 }
 

@@ -1,9 +1,8 @@
 //! A worker with the flags and settings of `celery worker`, for any tasks.
 //!
-//! [`WorkerArguments`] are the flags; [`serve`] makes a worker of them and of the settings, lets the caller
-//! register tasks, and runs it until a signal or the remote control ends it.
+//! [`WorkerArguments`] are the flags; [`build`] makes a worker of them and of the settings, with the tasks that
+//! the caller registers; [`serve`] runs it until a signal or the remote control ends it.
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,24 +226,16 @@ fn places(text: &str) -> Result<u16, std::num::ParseIntError> {
     }
 }
 
-/// Runs a worker for `queues`, or for those of the flags or the default one, with the tasks that
-/// `register` makes.
-pub(super) async fn serve<R>(
+/// Runs the worker that `build` makes. A signal ends it at any time: also while it waits for servers.
+pub(super) async fn serve(
     context: &Context,
     arguments: &WorkerArguments,
     board: &Board,
-    mut signals: Signals,
-    patience: Patience,
-    queues: Vec<String>,
-    register: impl FnOnce(Service) -> R,
-) -> Result<End, CliError>
-where
-    R: Future<Output = Result<Registry, CliError>>,
-{
+    build: impl AsyncFnOnce(Shutdown) -> Result<Worker, CliError>,
+) -> Result<End, CliError> {
+    let signals = Signals::listen()?;
+    let _supervision = supervise(board);
     context.tell_warnings();
-    let settings = &context.settings;
-    let celery = &settings.celery;
-    let hostname = node_name(arguments.hostname.as_deref(), &host());
     let _pidfile = arguments
         .pidfile
         .as_deref()
@@ -254,15 +245,51 @@ where
     if !ignored.is_empty() {
         tracing::warn!(flags = ?ignored, "flags of celery worker that do nothing here");
     }
+    let shutdown = Shutdown::default();
+    let working = async {
+        let worker = tokio::select! {
+            worker = build(shutdown.clone()) => worker?,
+            () = shutdown.requested() => return Ok(()),
+        };
+        let mut served = worker.served();
+        // Not on the main thread, which would have to be woken for each message.
+        let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
+        let ended = tokio::select! {
+            ended = &mut working => ended,
+            Ok(_) = served.wait_for(|served| *served) => {
+                board.enter(Phase::Running);
+                working.await
+            }
+        };
+        Ok(ended.map_err(|error| CliError::Failed(format!("the worker broke: {error}")))??)
+    };
+    let can_restart = || restart::is_possible(context);
+    let (ended, end) = signals.during(board, &shutdown, can_restart, working).await;
+    ended.map(|()| end)
+}
 
+/// Makes a worker for `queues`, or for those of the flags or the default one, with the tasks that
+/// `register` makes.
+pub(super) async fn build<R>(
+    context: &Context,
+    arguments: &WorkerArguments,
+    board: &Board,
+    shutdown: Shutdown,
+    patience: Patience,
+    queues: Vec<String>,
+    register: impl FnOnce(Service) -> R,
+) -> Result<Worker, CliError>
+where
+    R: Future<Output = Result<Registry, CliError>>,
+{
+    let settings = &context.settings;
+    let celery = &settings.celery;
+    let hostname = node_name(arguments.hostname.as_deref(), &host());
     let transport = context
         .transport(&hostname)?
         .with_pulses(board.pulses.clone());
     let transport: Arc<dyn Transport> = Arc::new(transport);
-    let reaching = patience.reach_broker(&*transport);
-    if let ControlFlow::Break(end) = signals.starting(reaching).await? {
-        return Ok(end);
-    }
+    patience.reach_broker(&*transport).await?;
     let results = results::open(&celery.into(), transport.clone())
         .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
     let app = app::build(transport.clone(), context.producing(&hostname))
@@ -285,28 +312,13 @@ where
         gossip: !arguments.without_gossip,
         ..config(settings, hostname, queues)
     };
-    let shutdown = Shutdown::default();
     watch_backend(board, &results);
     watch_queues(board, &transport, config.queues.clone())?;
-    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone())
+    let worker = Worker::new(app, registry, transport, results, config, shutdown)
         .with_metrics(tasks)
         .with_pulses(board.pulses.clone());
     watch_broker(board, worker.served());
-    let _supervision = supervise(board, worker.served());
-    board.enter(Phase::Running);
-    // Not on the main thread, which would have to be woken for each message.
-    let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
-    let working = async {
-        tokio::select! {
-            ended = &mut working => return ended,
-            () = shutdown.requested() => board.enter(Phase::Stopping),
-        }
-        working.await
-    };
-    let can_restart = || restart::is_possible(context);
-    let (ended, end) = signals.during(&shutdown, can_restart, working).await;
-    ended.map_err(|error| CliError::Failed(format!("the worker broke: {error}")))??;
-    Ok(end)
+    Ok(worker)
 }
 
 /// The worker is ready while the broker serves all of its queues.

@@ -5,13 +5,13 @@
 //! service starts itself anew; on a terminal as TERM, since there it tells that the terminal is gone.
 
 use std::io::{self, IsTerminal};
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::CliError;
 use super::restart::End;
+use crate::sideport::{Board, Phase};
 use crate::worker::Shutdown;
 
 /// The signals that a worker listens to.
@@ -38,40 +38,29 @@ impl Signals {
         })
     }
 
-    /// What `starting` a service comes to, unless it is told to stop before: it may have to wait for its
-    /// servers. It ends as it would have ended later. A HUP waits until it has started.
-    ///
-    /// # Errors
-    /// Those of `starting`.
-    pub(super) async fn starting<R>(
-        &mut self,
-        starting: impl Future<Output = Result<R, CliError>>,
-    ) -> Result<ControlFlow<End, R>, CliError> {
-        let code = tokio::select! {
-            started = starting => return started.map(ControlFlow::Continue),
-            Some(()) = self.term.recv() => ExitCode::SUCCESS,
-            Some(()) = self.hup.recv(), if on_terminal() => ExitCode::SUCCESS,
-            Some(()) = self.int.recv() => ExitCode::FAILURE,
-            Some(()) = self.quit.recv() => ExitCode::SUCCESS,
-        };
-        tracing::info!("stopped before it had started");
-        Ok(ControlFlow::Break(End::Exit(code)))
-    }
-
-    /// Passes signals on to `shutdown` while `working` lasts; returns what came of it, and how the
-    /// process is to end. Whether it can begin anew is asked when somebody wants it to.
+    /// Passes signals on to `shutdown` while `working` lasts, and shows on the board that it ends, whoever
+    /// asked for it; returns what came of it, and how the process is to end. Whether it can begin anew is
+    /// asked when somebody wants it to.
     pub(super) async fn during<R>(
         mut self,
+        board: &Board,
         shutdown: &Shutdown,
         can_restart: impl Fn() -> bool,
         working: impl Future<Output = R>,
     ) -> (R, End) {
         let mut interrupted = false;
         let (mut stopped, mut restart) = (false, false);
-        tokio::pin!(working);
+        let requested = shutdown.requested();
+        let mut is_shown = false;
+        tokio::pin!(working, requested);
         let ended = loop {
             tokio::select! {
                 ended = &mut working => break ended,
+                // By the remote control, if by no signal.
+                () = &mut requested, if !is_shown => {
+                    is_shown = true;
+                    board.enter(if restart { Phase::Restarting } else { Phase::Stopping });
+                }
                 Some(()) = self.term.recv() => {
                     stopped = true;
                     if self.term_is_quit { shutdown.cold() } else { shutdown.warm() }
@@ -95,6 +84,9 @@ impl Signals {
                     stopped = true;
                     shutdown.cold();
                 }
+            }
+            if stopped {
+                board.enter(Phase::Stopping);
             }
         };
         let end = match (restart && !stopped, interrupted) {

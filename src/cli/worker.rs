@@ -1,6 +1,5 @@
 //! `worker`: receives transfers from queues and does them.
 
-use std::ops::ControlFlow;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -8,7 +7,6 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::serve::{self, Service};
-use super::signals::Signals;
 use super::{CliError, Context, output, table};
 use crate::health::Health;
 use crate::manager::{Manager, keep_recovering, longest_sweep};
@@ -32,35 +30,27 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
-    let mut signals = Signals::listen()?;
     let (board, _port) = context.board().await?;
-    let patience = arguments.worker.wait_for.patience();
-    let opening = async {
+    let mut alive = None;
+    let notifier = Notifier::start(&context.settings.notifications);
+    let build = async |shutdown| {
+        let patience = arguments.worker.wait_for.patience();
         let repository = patience
             .reach("the database", async || context.repository().await)
             .await?;
+        table::watch(&board, &repository)?;
         let queues = queues(context, &repository, &arguments.site).await?;
-        Ok((repository, queues))
+        let health = context.health()?;
+        alive = health.service(&context.settings.health.worker_name);
+        let register =
+            async |service| register(service, repository, notifier.clone(), health).await;
+        let worker = &arguments.worker;
+        serve::build(
+            context, worker, &board, shutdown, patience, queues, register,
+        )
+        .await
     };
-    let (repository, queues) = match signals.starting(opening).await? {
-        ControlFlow::Continue(opened) => opened,
-        ControlFlow::Break(end) => return end.conclude(),
-    };
-    table::watch(&board, &repository)?;
-    let health = context.health()?;
-    let alive = health.service(&context.settings.health.worker_name);
-    let notifier = Notifier::start(&context.settings.notifications);
-    let register = async |service| register(service, repository, notifier.clone(), health).await;
-    let end = serve::serve(
-        context,
-        &arguments.worker,
-        &board,
-        signals,
-        patience,
-        queues,
-        register,
-    )
-    .await;
+    let end = serve::serve(context, &arguments.worker, &board, build).await;
     notifier.close().await;
     if let Some(alive) = alive {
         alive.end().await;

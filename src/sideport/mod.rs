@@ -50,13 +50,15 @@ pub struct Board {
 /// Says what a process does just now, in a few words.
 type Describing = Box<dyn Fn() -> String + Send + Sync>;
 
-/// How far the process is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How far the process is. It only ever goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     /// Not yet at work.
     Starting,
     /// At work.
     Running,
+    /// Told to begin anew; what runs goes on to its end.
+    Restarting,
     /// Told to stop; what runs goes on to its end.
     Stopping,
 }
@@ -92,9 +94,16 @@ impl Board {
         })
     }
 
-    /// Notes how far the process is; only one that is [`Phase::Running`] can be ready.
+    /// Notes how far the process is, unless it was further already; only one that is
+    /// [`Phase::Running`] can be ready.
     pub fn enter(&self, phase: Phase) {
-        self.phase.send_replace(phase);
+        self.phase.send_if_modified(|now| {
+            let goes_on = phase > *now;
+            if goes_on {
+                *now = phase;
+            }
+            goes_on
+        });
     }
 
     /// Has `doing` say what the process does just now, in a few words. The first one counts.
@@ -195,6 +204,9 @@ async fn readyz(State(board): State<Board>) -> Response {
     match *board.phase.borrow() {
         Phase::Running => {}
         Phase::Starting => return (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response(),
+        Phase::Restarting => {
+            return (StatusCode::SERVICE_UNAVAILABLE, "restarting\n").into_response();
+        }
         Phase::Stopping => return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response(),
     }
     let probes = board.probes(|probes| probes.ready.clone());

@@ -3,6 +3,7 @@ the process stands still."""
 
 import contextlib
 import json
+import math
 import re
 import shutil
 import signal
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -338,7 +340,7 @@ def test_systemd_is_told(own, tmp_path):
     systemd = Systemd(tmp_path)
     port = SidePort()
     worker = own.watched_worker(port=port, **systemd.environment(watchdog=1))
-    systemd.hears("STATUS=waiting for the broker")
+    systemd.hears("STATUS=waiting for the database and the broker")
     systemd.hears("WATCHDOG=1")
     assert not systemd.heard("READY=1")
     assert port.get("/livez")[0] == 200 and port.get("/readyz")[0] == 503
@@ -377,14 +379,15 @@ def test_running_copies_get_so_much_time(own):
     assert own.broker.ready(own.queue) == 1
 
 
-def test_hup_begins_anew(own):
+def test_hup_begins_anew(own, tmp_path):
     """The copy that runs is finished first; then the same process has the settings as they are now. With settings that
     cannot be used it goes on as it is."""
     own.double(RATE=MB)
     before, after = SidePort(), SidePort()
     own.settings(http={"listen": before.address})
-    worker = own.watched_worker()
-    worker.says("worker ready")
+    systemd = Systemd(tmp_path)
+    worker = own.watched_worker(**systemd.environment(watchdog=1))
+    systemd.hears("READY=1")
     own.settings(http={"listen": "everywhere"})
     worker.signal(signal.SIGHUP)
     worker.says("not starting anew, since the settings cannot be used")
@@ -393,9 +396,13 @@ def test_hup_begins_anew(own):
     own.schedule()
     own.mid_copy()
     worker.signal(signal.SIGHUP)
+    systemd.hears("STATUS=begins anew when what runs has ended; 1 copy runs")
+    before.is_("/readyz", 503, "restarting")
     worker.says('"starting anew"')
     own.assert_moved(transfer)
     after.is_("/readyz", 200)
+    # Either would have systemd take the service for one that ends, or hold up `systemctl reload` for as long as copies run.
+    assert not systemd.heard("STOPPING=1") and not systemd.heard("RELOADING=1")
     assert before.get("/livez")[0] == 0
     assert worker.running() and len(own.copies()) == 1
     worker.signal(signal.SIGTERM)
@@ -422,6 +429,21 @@ def test_waiting_at_the_start(own):
     port.is_("/readyz", 200)
 
 
+@pytest.mark.parametrize("away", ["database", "broker"])
+@pytest.mark.parametrize("command", ["worker", "manager"])
+def test_a_service_that_waits_can_be_stopped(own, tmp_path, command, away):
+    """Or a stop would last until the server comes, and systemd's watchdog, that runs on after a reload, would bite."""
+    own.proxies[away].pull()
+    systemd = Systemd(tmp_path)
+    waiting = own.service(command, "--wait-for=300", **systemd.environment(watchdog=1))
+    waiting.says(f'"server":"the {away}"')
+    fed = systemd.heard("WATCHDOG=1")
+    until(lambda: systemd.heard("WATCHDOG=1") > fed, "the watchdog is fed")
+    assert not systemd.heard("READY=1")
+    waiting.signal(signal.SIGTERM)
+    assert waiting.ended(10) == 0
+
+
 # ---------------------------------------------------------------- what reads it
 
 
@@ -443,6 +465,69 @@ def test_promtool_has_nothing_to_say(worker, manager):
         )
         said = [line for line in (checked.stdout + checked.stderr).splitlines() if not line.startswith(KNOWN_TO_PROMTOOL)]
         assert said == []
+
+
+class Prometheus:
+    """A real one, with the configuration of packaging/compose, that looks at these ports instead, and more often."""
+
+    def __init__(self, directory, **targets):
+        self.address = f"127.0.0.1:{free_port()}"
+        configuration = (REPO / "packaging/compose/prometheus.yml").read_text()
+        for there, here in {"scrape_interval: 15s": "scrape_interval: 500ms", **targets}.items():
+            assert there in configuration
+            configuration = configuration.replace(there, here)
+        (directory / "prometheus.yml").write_text(configuration)
+        flags = {
+            "config.file": directory / "prometheus.yml",
+            "storage.tsdb.path": directory / "data",
+            "web.listen-address": self.address,
+        }
+        command = ["prometheus", *(f"--{flag}={value}" for flag, value in flags.items())]
+        self.process = Process(command, directory / "prometheus.log", cwd=directory, env=clean_environment())
+
+    def get(self, path, **parameters):
+        url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters, doseq=True)}"
+        with contextlib.suppress(urllib.error.URLError):  # it starts
+            with urllib.request.urlopen(url, timeout=10) as answer:
+                return json.load(answer)["data"]
+
+    def query(self, expression):
+        """[({label: value}, number)], without what is no number."""
+        answer = self.get("query", query=expression) or {"result": []}
+        found = [(one["metric"], float(one["value"][1])) for one in answer["result"]]
+        return [(labels, number) for labels, number in found if not math.isnan(number)]
+
+
+@pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
+def test_every_panel_has_data(watched, worker, manager, tmp_path):
+    """The queries of packaging/grafana, asked of a Prometheus while a package travels, and after."""
+    dashboard = json.loads((REPO / "packaging/grafana/ccat-transfer.json").read_text())
+    targets = [(panel["title"], target) for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    assert len(targets) > 20
+    ports = {"worker:9808": worker.port.address, "manager:9808": manager.port.address}
+    prometheus = Prometheus(tmp_path, **ports)
+    watched.double(RATE=MB)
+    try:
+        # What Grafana puts in for the variables: the data source's scrape interval four times, and all values of the other.
+        def asked(expression):
+            return prometheus.query(expression.replace("$__rate_interval", "10s").replace("$job", ".*"))
+
+        (job,) = [one["query"] for one in dashboard["templating"]["list"] if one["name"] == "job"]
+        series, label = re.fullmatch(r"label_values\((\w+), (\w+)\)", job).groups()
+        until(lambda: prometheus.get(f"label/{label}/values", **{"match[]": series}) == ["ccat-transfer"], "the job is seen")
+        transfer = watched.package(size=5 * MB)
+        rate = 'sum(ccat_transfer_rate_bytes_per_second{job=~"$job"})'
+        assert rate in [target["expr"] for _, target in targets]
+        until(lambda: any(number > 0 for _, number in asked(rate)), "the rate of a copy is seen")
+        watched.reaches(transfer, "COMPLETED")
+        for title, target in targets:
+            found = until(lambda: asked(target["expr"]), f"{title}: there are data for {target['expr']}")
+            shown = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
+            assert all(shown <= set(labels) | {"error"} for labels, _ in found), (title, found)
+        until(lambda: any(number > 0 for _, number in asked("increase(ccat_transfer_bytes_total[1h])")), "the bytes are counted")
+    finally:
+        watched.double()
+        prometheus.process.stop()
 
 
 def test_the_dashboard_asks_for_what_there_is(watched, worker, manager):
