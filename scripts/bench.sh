@@ -17,7 +17,7 @@ say "Installing what is missing"
 install_missing
 make_python
 say "Building the release"
-run cargo build --locked --release --workspace --bins --examples
+run cargo build --locked --release --workspace --bins --example tasks_worker
 BENCH_PROGRAMS=$(target_dir)/release
 export RUN_DIR BENCH_PROGRAMS BENCH_RESULTS=$(target_dir)/bench
 say "Starting servers"
