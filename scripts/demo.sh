@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
 . scripts/lib/services.sh
+# shellcheck source=scripts/lib/topology.sh
+. scripts/lib/topology.sh
 
 SIZE_MB=150
 RATE=30m # bytes per second of each copy, so that there is something to see
@@ -71,39 +73,7 @@ program = "$BBCP"
 progress_interval = 2
 max_rate = "$RATE"
 END
-cat >topology.toml <<END
-[[sites]]
-name = "CCAT observatory"
-short_name = "ccat"
-location = "Cerro Chajnantor, Chile"
-
-[[sites.locations]]
-name = "buffer"
-type = "buffer"
-storage = "disk"
-host = ""
-path = "$RUN_DIR/ccat"
-priority = 1
-
-[[sites]]
-name = "University of Cologne"
-short_name = "cologne"
-location = "Cologne, Germany"
-
-[[sites.locations]]
-name = "buffer"
-type = "buffer"
-storage = "disk"
-host = ""
-path = "$RUN_DIR/cologne"
-priority = 1
-
-[[routes]]
-origin = "ccat"
-destination = "cologne"
-method = "bbcp"
-type = "direct"
-END
+two_sites "$RUN_DIR/ccat" "$RUN_DIR/cologne" >topology.toml
 transfer() { ccat-transfer --config config.toml "$@"; }
 # Prints the new transfer's id.
 create() { transfer transfers create --package "packages/night-$1.tar" --from ccat/buffer --to cologne/buffer; }

@@ -8,6 +8,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
 . scripts/lib/services.sh
+# shellcheck source=scripts/lib/topology.sh
+. scripts/lib/topology.sh
 
 run_begin
 install_missing
@@ -23,32 +25,7 @@ start_services rabbitmq sshd
 DIR=$RUN_DIR/site
 mkdir -p "$DIR/fyst" "$DIR/archive"
 cd "$DIR"
-cat >topology.toml <<END
-[[sites]]
-name = "CCAT observatory"
-short_name = "ccat"
-[[sites.locations]]
-name = "telescope"
-type = "source"
-storage = "disk"
-path = "$DIR/fyst"
-
-[[sites]]
-name = "University of Cologne"
-short_name = "cologne"
-[[sites.locations]]
-name = "buffer"
-type = "buffer"
-storage = "disk"
-host = "127.0.0.1"
-path = "$DIR/archive"
-
-[[routes]]
-origin = "ccat"
-destination = "cologne"
-method = "bbcp"
-type = "direct"
-END
+two_sites "$DIR/fyst" "$DIR/archive" 127.0.0.1 >topology.toml
 # Broken: nobody listens where Redis should be, bbcp is missing at the other end, and there is too little room.
 free_port
 cat >config.toml <<END
@@ -78,7 +55,7 @@ import sys
 import kombu
 
 with kombu.Connection(sys.argv[1]) as connection, connection.channel() as channel:
-    channel.queue_declare("ccat_telescope_data_transfer", durable=True, auto_delete=False, arguments={"x-max-priority": 10})
+    channel.queue_declare("ccat_buffer_data_transfer", durable=True, auto_delete=False, arguments={"x-max-priority": 10})
 END
 "$TEST_PYTHON" "$REPO/scripts/lib/terminal_svg.py" "$REPO/docs/images/doctor.svg" \
   "$DIR=/data" "$(dirname "$BBCP_DOUBLE")=/usr/local/bin" -- "$CCAT_TRANSFER_BIN" --config config.toml doctor

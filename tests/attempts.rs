@@ -52,6 +52,7 @@ on_both!(
     a_partial_copy_of_another_source_is_replaced,
     a_transfer_that_is_given_up_leaves_nothing,
     without_resume_nothing_is_kept,
+    a_lease_tells_the_phase_before_it_is_renewed,
     a_reset_stops_the_copy,
     a_cancel_stops_the_copy,
     a_deletion_stops_the_copy,
@@ -84,6 +85,26 @@ async fn an_interrupted_copy_is_completed(mut bench: Bench) {
         .map(|(_, offset)| offset.parse::<u64>().unwrap());
     assert_eq!(appended, Some(there), "{log}");
     assert!(bench.record(id).await.retry_count == 0);
+}
+
+async fn a_lease_tells_the_phase_before_it_is_renewed(mut bench: Bench) {
+    bench.settings.transfer.lease_renew_interval = Duration::from_secs(60);
+    bench.double(&[("RATE", "1000000")]);
+    let id = bench.package("a.tar", 4 * MB).await;
+    let (ended, told) = bench
+        .attempt_while(id, 1, async |bench| {
+            // Until the copy has ended, and its lease with it.
+            while let Some(lease) = bench.lease(id).await {
+                if lease.phase.as_deref() == Some("copying") {
+                    return Some(lease.bytes_total);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            None
+        })
+        .await;
+    ended.done();
+    assert_eq!(told.value, Some(Some(4 * MB as i64)));
 }
 
 async fn a_failed_copy_is_completed(mut bench: Bench) {

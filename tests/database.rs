@@ -24,7 +24,7 @@ use ccat_transfer::manager::{Manager, ManagerError, Submit, SubmitError};
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
 use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Phase, Progress, Snapshot};
-use ccat_transfer::transfer::link::{Capacity, LinkName, Pause};
+use ccat_transfer::transfer::link::{Capacity, ClosedLink, FullLink, LinkName, Pause};
 use ccat_transfer::transfer::repository::{
     Acquisition, Allowance, Batch, Candidate, ClaimError, Failure, Filter, Finished, Leftover,
     LinkChange, LinkError, Listing, OpenTransfer, ReleaseTo, Renewal, Repository, SiteError,
@@ -70,6 +70,8 @@ on_both_databases!(
     managers_that_work_at_once_keep_a_limit_together,
     nothing_is_sent_over_a_link_that_was_paused_meanwhile,
     a_message_of_a_paused_link_puts_its_row_back,
+    a_message_of_a_full_link_puts_its_row_back,
+    workers_that_begin_at_once_keep_a_limit_together,
     a_renewal_tells_to_make_way,
     links_are_changed_one_thing_at_a_time,
     traffic_is_counted_by_link,
@@ -1133,7 +1135,7 @@ async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
     let pause_of_link = pause(&db, "me@here", false).await;
     for _ in 0..2 {
         match db.repository.acquire(id, &me(), "t", TTL).await.unwrap() {
-            Acquisition::LinkPaused(paused) => {
+            Acquisition::LinkClosed(ClosedLink::Paused(paused)) => {
                 assert_eq!((paused.name, paused.pause), (link(), pause_of_link.clone()));
             }
             answer => panic!("{answer:?}"),
@@ -1149,9 +1151,81 @@ async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
     db.acquire_as(other, &dead()).await;
     pause(&db, "me@here", false).await;
     let answer = db.repository.acquire(other, &me(), "t", TTL).await.unwrap();
-    assert!(matches!(answer, Acquisition::LinkPaused(_)), "{answer:?}");
+    let closed = matches!(answer, Acquisition::LinkClosed(ClosedLink::Paused(_)));
+    assert!(closed, "{answer:?}");
     assert_eq!(db.status(other).await, "PENDING");
     assert_eq!(db.leases().await, "1");
+}
+
+/// The limit was another one when the messages were sent.
+async fn a_message_of_a_full_link_puts_its_row_back(db: Fixture) {
+    let [running, left, id] = [
+        db.transfer().await,
+        db.transfer().await,
+        db.transfer().await,
+    ];
+    let lease = db.acquire(running).await.lease;
+    db.set_status(id, "SCHEDULED").await;
+    limit(&db, 1).await;
+    let full = FullLink {
+        name: link(),
+        limit: 1,
+        copies: 1,
+    };
+    match db.repository.acquire(id, &me(), "t", TTL).await.unwrap() {
+        Acquisition::LinkClosed(closed) => assert_eq!(closed, ClosedLink::Full(full)),
+        answer => panic!("{answer:?}"),
+    }
+    assert_eq!(db.status(id).await, "PENDING");
+    assert_eq!(db.repository.get_retry_count(id).await.unwrap(), Some(0));
+    assert_eq!(db.leases().await, "1");
+
+    // Another link's limit does not count, nor does one that a dead worker has left of this transfer.
+    db.repository.complete(&lease, &finished()).await.unwrap();
+    let back = LinkName {
+        origin: link().destination,
+        destination: link().origin,
+    };
+    let change = LinkChange {
+        max_active: Some(Some(0)),
+        ..LinkChange::default()
+    };
+    db.repository.set_link(&back, &change).await.unwrap();
+    db.acquire_as(left, &dead()).await;
+    db.acquire(left).await;
+
+    // By hand goes beyond the limit, but not through a pause.
+    let me = me();
+    let by_hand = || db.repository.acquire_by_hand(id, &me, "t", TTL);
+    pause(&db, "me@here", false).await;
+    let answer = by_hand().await.unwrap();
+    let closed = matches!(answer, Acquisition::LinkClosed(ClosedLink::Paused(_)));
+    assert!(closed, "{answer:?}");
+    db.repository.resume_link(&link()).await.unwrap();
+    let answer = by_hand().await.unwrap();
+    assert!(matches!(answer, Acquisition::Acquired(_)), "{answer:?}");
+}
+
+async fn workers_that_begin_at_once_keep_a_limit_together(db: Fixture) {
+    limit(&db, 3).await;
+    let mut workers = Vec::new();
+    for _ in 0..10 {
+        let id = db.transfer().await;
+        db.set_status(id, "SCHEDULED").await;
+        let repository = db.repository.clone();
+        workers.push(async move { repository.acquire(id, &me(), "t", TTL).await.unwrap() });
+    }
+    let answers: Vec<_> = workers.into_iter().map(tokio::spawn).collect();
+    let mut begun = 0;
+    for answer in answers {
+        match answer.await.unwrap() {
+            Acquisition::Acquired(_) => begun += 1,
+            Acquisition::LinkClosed(ClosedLink::Full(full)) => assert_eq!(full.copies, 3),
+            answer => panic!("{answer:?}"),
+        }
+    }
+    assert_eq!(begun, 3);
+    assert_eq!(db.leases().await, "3");
 }
 
 async fn a_renewal_tells_to_make_way(db: Fixture) {

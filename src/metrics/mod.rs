@@ -7,8 +7,8 @@
 //! nothing is computed before somebody asks.
 //!
 //! Label values never come from a message as they are: a task that is not registered counts as
-//! `unknown`, and queues, sites and hosts are those of the settings and the database. So nobody
-//! who may publish can make a registry grow.
+//! `unknown`, classes of exceptions beyond the first 64 as `other`, and queues, sites and hosts are
+//! those of the settings and the database. So nobody who may publish can make a registry grow.
 
 use std::sync::Arc;
 

@@ -4,6 +4,9 @@
 //! events are made, whether or not anybody wants events: a dashboard made for the exporter shows
 //! the same numbers, and nothing is lost between worker and exporter.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use prometheus::{
     Error, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
@@ -21,6 +24,16 @@ const RUNTIMES: [f64; 19] = [
 /// Stands for the names of tasks that a worker does not have: messages make them up.
 pub const UNKNOWN: &str = "unknown";
 
+/// Stands for the classes of exceptions beyond [`CLASSES_TOLD_APART`], and for names that are none.
+pub const OTHER: &str = "other";
+
+/// So many classes of exceptions have a counter of their own, those that come first. More than tasks
+/// raise by themselves; but a task may pass on a class that its caller, or a server, has named.
+const CLASSES_TOLD_APART: usize = 64;
+
+/// Longest name of a class that has a counter, in bytes.
+const LONGEST_CLASS: usize = 128;
+
 /// Counts what becomes of the tasks of one worker.
 #[derive(Debug, Clone)]
 pub struct TaskMetrics {
@@ -30,6 +43,7 @@ pub struct TaskMetrics {
     started: IntCounterVec,
     succeeded: IntCounterVec,
     failed: IntCounterVec,
+    classes: Classes,
     retried: IntCounterVec,
     rejected: IntCounterVec,
     revoked: IntCounterVec,
@@ -66,6 +80,7 @@ impl TaskMetrics {
                 ),
                 &["name", "hostname", "exception", "queue_name"],
             )?,
+            classes: Classes::default(),
             retried: counter(
                 "celery_task_retried_total",
                 "Tasks that have raised and are to run again.",
@@ -163,10 +178,12 @@ impl TaskMetrics {
                 self.succeeded.with_label_values(&labels).inc();
                 self.runtime.with_label_values(&labels).observe(*runtime);
             }
-            Event::TaskFailed { exception, .. } => self
-                .failed
-                .with_label_values(&[task, &self.hostname, &exception.exc_type, queue])
-                .inc(),
+            Event::TaskFailed { exception, .. } => {
+                let class = self.classes.label(&exception.exc_type);
+                self.failed
+                    .with_label_values(&[task, &self.hostname, class, queue])
+                    .inc();
+            }
             Event::TaskRetried { .. } => self.retried.with_label_values(&labels).inc(),
             Event::TaskRejected { .. } => self.rejected.with_label_values(&labels).inc(),
             Event::TaskRevoked { .. } => self.revoked.with_label_values(&labels).inc(),
@@ -199,6 +216,26 @@ impl TaskMetrics {
         if connected && again {
             self.reconnects.inc();
         }
+    }
+}
+
+/// The classes of exceptions that have a counter. Clones share them.
+#[derive(Debug, Clone, Default)]
+struct Classes(Arc<Mutex<BTreeSet<String>>>);
+
+impl Classes {
+    /// What a class is counted as.
+    fn label<'c>(&self, class: &'c str) -> &'c str {
+        // No code panics while it holds the lock.
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.contains(class) {
+            return class;
+        }
+        if class.len() > LONGEST_CLASS || seen.len() >= CLASSES_TOLD_APART {
+            return OTHER;
+        }
+        seen.insert(class.to_owned());
+        class
     }
 }
 
@@ -292,6 +329,44 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
+        Ok(())
+    }
+
+    #[test]
+    fn the_classes_that_are_told_apart_have_an_end() -> Result<(), Error> {
+        let (metrics, tasks) = (Metrics::new()?, TaskMetrics::new("name@host")?);
+        metrics.add(&tasks.of_worker())?;
+        let fail = |class: &str| {
+            let exception = Exception::new(BUILTINS, class, "x");
+            let failed = Event::TaskFailed {
+                id: "id",
+                exception: &exception,
+                traceback: None,
+            };
+            // A clone knows what the others have seen.
+            tasks.clone().task("t", "q", &failed);
+        };
+        fail(&"x".repeat(LONGEST_CLASS + 1));
+        for number in 0..CLASSES_TOLD_APART + 5 {
+            fail(&format!("Error{number}"));
+        }
+        fail("Error0");
+        let text = String::from_utf8_lossy(&metrics.text()?).into_owned();
+        let failed: Vec<_> = text
+            .lines()
+            .filter(|line| line.starts_with("celery_task_failed_total{"))
+            .collect();
+        assert_eq!(failed.len(), CLASSES_TOLD_APART + 1, "{text}");
+        let counts = |class: &str, count: &str| {
+            let line = failed
+                .iter()
+                .find(|l| l.contains(&format!("{{exception=\"{class}\"")));
+            line.is_some_and(|line| line.ends_with(count))
+        };
+        assert!(
+            counts("Error0", " 2") && counts("Error63", " 1") && counts(OTHER, " 6"),
+            "{text}"
+        );
         Ok(())
     }
 }

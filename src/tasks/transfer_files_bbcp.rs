@@ -50,6 +50,7 @@ impl TransferFilesBbcp {
             task_id: self.request.id.clone(),
             cancelled: control.cancelled.clone(),
             redelivered: control.redelivered,
+            by_hand: false,
             // A row that says SCHEDULED must have a message. The task's goes back to its queue, unless
             // somebody terminated the task, or the message is not this worker's any more.
             release_to: if control.message.goes_back() && !control.terminated.is_cancelled() {

@@ -13,7 +13,7 @@ use chrono::{DateTime, Utc};
 
 use super::failures::{self, Kind, Retry};
 pub use super::failures::{Scope, Wait};
-use super::link::PausedLink;
+use super::link::{ClosedLink, FullLink, PausedLink};
 use crate::traces::Explain;
 
 /// One end of a transfer.
@@ -94,6 +94,14 @@ pub enum TransferError {
         since: DateTime<Utc>,
         by: String,
         reason: String,
+    },
+    #[error(
+        "the link {link} has {copies} copies and may have {limit} at this time; the transfer waits until one ends (`ccat-transfer links list`)"
+    )]
+    LinkFull {
+        link: String,
+        limit: u32,
+        copies: u64,
     },
     #[error("data transfer {id} is being done by {owner}; left alone")]
     Held { id: i64, owner: String },
@@ -353,6 +361,23 @@ impl From<PausedLink> for TransferError {
     }
 }
 
+impl From<ClosedLink> for TransferError {
+    fn from(closed: ClosedLink) -> Self {
+        match closed {
+            ClosedLink::Paused(paused) => paused.into(),
+            ClosedLink::Full(FullLink {
+                name,
+                limit,
+                copies,
+            }) => Self::LinkFull {
+                link: name.to_string(),
+                limit,
+                copies,
+            },
+        }
+    }
+}
+
 impl TransferError {
     /// The error's row in the table.
     fn kind(&self) -> &'static Kind {
@@ -361,6 +386,7 @@ impl TransferError {
             Self::AlreadyFailed { .. } => &failures::FAILED_BEFORE,
             Self::NotDue { .. } => &failures::NOT_DUE,
             Self::LinkPaused { .. } => &failures::LINK_PAUSED,
+            Self::LinkFull { .. } => &failures::LINK_FULL,
             Self::Held { .. } => &failures::HELD,
             Self::Untracked { .. } => &failures::UNTRACKED,
             Self::LeaseLost { .. } => &failures::LEASE_LOST,

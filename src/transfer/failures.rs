@@ -272,6 +272,9 @@ mod table {
     LINK_PAUSED = "link_paused", LINK, Uncounted, None, SCHEDULE,
         "Somebody has paused the link. The row waits, PENDING; a copy that ran was stopped only if the pause was meant for that.",
         "Nothing: when the link is resumed (`ccat-transfer links resume`), the manager sends the transfer again.";
+    LINK_FULL = "link_full", LINK, Uncounted, None, SCHEDULE,
+        "A message came for a transfer whose link has as many copies as it may: the limit was made smaller after the message was sent, or its window of the day has begun. The row waits, PENDING.",
+        "Nothing: when the link has room, the manager sends the transfer again. `ccat-transfer transfers run` does it at once.";
     HELD = "held_by_other", REQUEST, NotOurs, None, SCHEDULE,
         "Another worker is at it.", "Nothing.";
     UNTRACKED = "in_progress_untracked", REQUEST, NotOurs, None, SCHEDULE,

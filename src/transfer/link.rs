@@ -129,6 +129,26 @@ pub struct Pause {
     pub stops_running: bool,
 }
 
+/// A link that takes no further copy now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClosedLink {
+    /// Somebody has paused it.
+    Paused(PausedLink),
+    /// It has as many copies as it may.
+    Full(FullLink),
+}
+
+/// A link that has as many copies as it may, or more, if it was allowed more before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FullLink {
+    /// Which link.
+    pub name: LinkName,
+    /// How many copies it may have at this time of the day.
+    pub limit: u32,
+    /// How many it has.
+    pub copies: u64,
+}
+
 /// A link that is paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PausedLink {

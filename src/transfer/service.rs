@@ -53,6 +53,9 @@ const TIDY_WITHIN: Duration = Duration::from_secs(15);
 /// take to find out that a host cannot be reached.
 const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a phase has to last until it is worth a write of its own. Small packages are done before.
+const PHASE_SETTLES: Duration = Duration::from_millis(250);
+
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -68,6 +71,8 @@ pub struct Request {
     /// The message came before, so a lease that is found may be that of a worker that died with
     /// it: worth waiting to see whether it is renewed.
     pub redelivered: bool,
+    /// Somebody wants it now, even if its link has as many copies as it may.
+    pub by_hand: bool,
     /// Where the transfer goes if it is interrupted: SCHEDULED if a message for it stays in a queue.
     pub release_to: ReleaseTo,
     /// Gets what the attempt is doing.
@@ -258,9 +263,16 @@ impl TransferService {
         let mut waiting = Waiting::new(ttl);
         loop {
             let acquisition = self
-                .patiently(&request.cancelled, || {
-                    self.repository
-                        .acquire(id, &self.owner, &request.task_id, ttl)
+                .patiently(&request.cancelled, async || {
+                    let (repository, task_id) = (&self.repository, &request.task_id);
+                    match request.by_hand {
+                        true => {
+                            repository
+                                .acquire_by_hand(id, &self.owner, task_id, ttl)
+                                .await
+                        }
+                        false => repository.acquire(id, &self.owner, task_id, ttl).await,
+                    }
                 })
                 .await
                 .map_err(Failed::before_the_lease)?;
@@ -289,7 +301,7 @@ impl TransferService {
                 Acquisition::Missing => TransferError::UnknownTransfer { id },
                 Acquisition::Failed { .. } => TransferError::AlreadyFailed { id },
                 Acquisition::NotDue { not_before } => TransferError::NotDue { id, not_before },
-                Acquisition::LinkPaused(paused) => paused.into(),
+                Acquisition::LinkClosed(closed) => closed.into(),
                 Acquisition::Untracked => TransferError::Untracked { id },
                 Acquisition::UnknownStatus(status) => TransferError::Database {
                     source: format!("data transfer {id} has the unknown status `{status}`").into(),
@@ -1187,12 +1199,16 @@ struct Keeper {
 
 impl Keeper {
     /// Until the lease is lost, or the handle is dropped.
-    async fn keep(self) {
-        let lease = &self.lease;
+    async fn keep(mut self) {
+        // As the lease was written when it was taken.
+        let mut told = Phase::Preparing;
         loop {
-            sleep(self.every).await;
+            self.due(told).await;
+            let lease = &self.lease;
             let seen = *self.snapshots.borrow();
             let progress = seen.progress;
+            // Also if it fails: the next renewal tells it.
+            told = seen.phase;
             match self.repository.renew(lease, seen).await {
                 Ok(renewal) => {
                     tracing::debug!(
@@ -1222,6 +1238,22 @@ impl Keeper {
                     "the lease could not be renewed; the copy goes on"
                 ),
             }
+        }
+    }
+
+    /// Waits until the lease is to be renewed: in time, or because the attempt has been in another
+    /// phase than `told` for a while, so that people are not shown one that is long over.
+    async fn due(&mut self, told: Phase) {
+        let another_phase = async {
+            // The attempt itself renews its lease before it publishes.
+            let is_news = |seen: &Snapshot| ![told, Phase::Publishing].contains(&seen.phase);
+            let news = self.snapshots.wait_for(is_news).await.map(drop);
+            sleep(PHASE_SETTLES).await;
+            news
+        };
+        tokio::select! {
+            () = sleep(self.every) => {}
+            Ok(()) = another_phase => {}
         }
     }
 

@@ -50,6 +50,12 @@ pub(super) enum Phase {
     Active(DateTime<Utc>),
 }
 
+impl Phase {
+    fn is_scheduled(self) -> bool {
+        matches!(self, Self::Scheduled(_))
+    }
+}
+
 struct Accepted {
     received: Arc<Received>,
     phase: Phase,
@@ -60,13 +66,21 @@ struct Accepted {
 
 /// The accepted messages.
 #[derive(Default)]
-pub(super) struct AcceptedTasks(Mutex<HashMap<Key, Accepted>>);
+pub(super) struct AcceptedTasks(Mutex<All>);
+
+#[derive(Default)]
+struct All {
+    tasks: HashMap<Key, Accepted>,
+    /// How many of them wait for their time. Kept, since each message with an `eta` asks for it, and
+    /// there may be many thousands of them.
+    scheduled: usize,
+}
 
 impl AcceptedTasks {
     /// Enters a delivery, to be stopped by `stop`; false if it joined one of the same task that is
     /// there already.
     pub(super) fn accept(&self, received: &Arc<Received>, delivery: Delivery, stop: &Stop) -> bool {
-        match self.lock().entry(received.key()) {
+        match self.lock().tasks.entry(received.key()) {
             Entry::Vacant(entry) => {
                 entry.insert(Accepted {
                     received: received.clone(),
@@ -89,15 +103,19 @@ impl AcceptedTasks {
 
     /// Notes how far a task is.
     pub(super) fn enter(&self, received: &Arc<Received>, phase: Phase) {
-        if let Some(accepted) = find(&mut self.lock(), received) {
-            accepted.phase = phase;
-        }
+        let mut all = self.lock();
+        let Some(accepted) = all.find(received) else {
+            return;
+        };
+        let before = std::mem::replace(&mut accepted.phase, phase);
+        all.scheduled += usize::from(phase.is_scheduled());
+        all.scheduled -= usize::from(before.is_scheduled());
     }
 
     /// Whether the broker still leaves a task's message to this worker. Otherwise it comes again, or
     /// has come to somebody else and is gone.
     pub(super) fn is_held(&self, received: &Arc<Received>) -> bool {
-        find(&mut self.lock(), received).is_some_and(|accepted| {
+        self.lock().find(received).is_some_and(|accepted| {
             accepted
                 .deliveries
                 .iter()
@@ -107,7 +125,7 @@ impl AcceptedTasks {
 
     /// Lets a task's deliveries count against the prefetch limit, or not while it waits.
     pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
-        if let Some(accepted) = find(&mut self.lock(), received) {
+        if let Some(accepted) = self.lock().find(received) {
             for delivery in &accepted.deliveries {
                 match parked {
                     true => delivery.park(),
@@ -120,7 +138,7 @@ impl AcceptedTasks {
     /// Stops the task of an id where it runs, for good; false if it does not run here.
     pub(super) fn terminate(&self, id: &str) -> bool {
         let mut found = false;
-        for accepted in self.lock().values() {
+        for accepted in self.lock().tasks.values() {
             let runs = matches!(accepted.phase, Phase::Active(_));
             if runs && accepted.received.message.id == id {
                 accepted.stop.stop(Reason::Terminated);
@@ -132,49 +150,48 @@ impl AcceptedTasks {
 
     /// Whether the task of an id runs here.
     pub(super) fn runs(&self, id: &str) -> bool {
-        self.lock().values().any(|accepted| {
+        self.lock().tasks.values().any(|accepted| {
             matches!(accepted.phase, Phase::Active(_)) && accepted.received.message.id == id
         })
     }
 
     /// The deliveries of a task that is acknowledged before its end. It stays in the list.
     pub(super) fn acknowledge(&self, received: &Arc<Received>) -> Vec<Delivery> {
-        find(&mut self.lock(), received).map_or_else(Vec::new, |accepted| {
-            accepted.acknowledged = true;
-            std::mem::take(&mut accepted.deliveries)
-        })
+        self.lock()
+            .find(received)
+            .map_or_else(Vec::new, |accepted| {
+                accepted.acknowledged = true;
+                std::mem::take(&mut accepted.deliveries)
+            })
     }
 
     /// Takes out everything that has to be settled with a task. Nothing, if it was taken out
     /// before.
     pub(super) fn release(&self, received: &Arc<Received>) -> Vec<Delivery> {
         let mut all = self.lock();
-        let deliveries =
-            find(&mut all, received).map(|accepted| std::mem::take(&mut accepted.deliveries));
-        match deliveries {
-            Some(deliveries) => {
-                all.remove(&received.key());
-                deliveries
-            }
-            None => Vec::new(),
-        }
+        let accepted = match all.tasks.entry(received.key()) {
+            Entry::Occupied(entry) if entry.get().is_of(received) => entry.remove(),
+            Entry::Occupied(_) | Entry::Vacant(_) => return Vec::new(),
+        };
+        all.scheduled -= usize::from(accepted.phase.is_scheduled());
+        accepted.deliveries
     }
 
     /// How many tasks run.
     pub(super) fn active(&self) -> usize {
         let is_active = |accepted: &&Accepted| matches!(accepted.phase, Phase::Active(_));
-        self.lock().values().filter(is_active).count()
+        self.lock().tasks.values().filter(is_active).count()
     }
 
     /// How many tasks wait for their time.
     pub(super) fn scheduled(&self) -> usize {
-        let waits = |accepted: &&Accepted| matches!(accepted.phase, Phase::Scheduled(_));
-        self.lock().values().filter(waits).count()
+        self.lock().scheduled
     }
 
     /// The ids of the accepted tasks whose message `wanted` wants.
     pub(super) fn ids(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         self.lock()
+            .tasks
             .values()
             .filter(|accepted| wanted(&accepted.received.message))
             .map(|accepted| accepted.received.message.id.clone())
@@ -185,27 +202,32 @@ impl AcceptedTasks {
     /// would print them where `safe`.
     pub(super) fn requests(&self, hostname: &str, safe: bool) -> Vec<(Phase, Value)> {
         self.lock()
+            .tasks
             .values()
             .map(|accepted| (accepted.phase, accepted.request(hostname, safe)))
             .collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Accepted>> {
+    fn lock(&self) -> MutexGuard<'_, All> {
         // No code panics while it holds the lock, and the map would still be whole.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The entry of this very message, not of another one of the same task.
-fn find<'a>(
-    all: &'a mut HashMap<Key, Accepted>,
-    received: &Arc<Received>,
-) -> Option<&'a mut Accepted> {
-    all.get_mut(&received.key())
-        .filter(|accepted| Arc::ptr_eq(&accepted.received, received))
+impl All {
+    /// The entry of this very message, not of another one of the same task.
+    fn find(&mut self, received: &Arc<Received>) -> Option<&mut Accepted> {
+        self.tasks
+            .get_mut(&received.key())
+            .filter(|accepted| accepted.is_of(received))
+    }
 }
 
 impl Accepted {
+    fn is_of(&self, received: &Arc<Received>) -> bool {
+        Arc::ptr_eq(&self.received, received)
+    }
+
     fn request(&self, hostname: &str, safe: bool) -> Value {
         let started = match self.phase {
             Phase::Active(since) => Some(super::unix_seconds(since)),
@@ -240,5 +262,88 @@ impl Accepted {
             },
             "worker_pid": started.map(|_| std::process::id()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::broker::{Settlement, Verdict};
+    use crate::wire::content::Accept;
+    use crate::wire::message::decode;
+
+    struct Nothing;
+
+    impl Settlement for Nothing {
+        fn settle(self: Box<Self>, _: Verdict) -> oneshot::Receiver<()> {
+            oneshot::channel().1
+        }
+
+        fn is_void(&self) -> bool {
+            false
+        }
+
+        fn park(&self, _: bool) {}
+    }
+
+    fn received(id: &str) -> Option<Arc<Received>> {
+        let headers = json!({"task": "t", "id": id, "lang": "py"});
+        let mut raw = RawMessage {
+            headers: serde_json::from_value(headers).ok()?,
+            body: b"[[], {}, {}]".to_vec(),
+            ..RawMessage::default()
+        };
+        raw.properties.content_type = Some("application/json".into());
+        raw.properties.content_encoding = Some("utf-8".into());
+        let message = decode(&raw, &Accept::json(1000)).ok()?;
+        Some(Arc::new(Received {
+            message: Arc::new(message),
+            raw,
+            exchange: String::new(),
+            routing_key: "q".into(),
+            queue: "q".into(),
+            redelivered: false,
+        }))
+    }
+
+    fn accept(accepted: &AcceptedTasks, received: &Arc<Received>) -> bool {
+        let way = (String::new(), "q".to_owned());
+        let raw = received.raw.clone();
+        let delivery = Delivery::new(raw, "q".into(), way, false, Box::new(Nothing));
+        accepted.accept(received, delivery, &Stop::new(&CancellationToken::new()))
+    }
+
+    #[tokio::test]
+    async fn those_that_wait_are_counted_as_they_come_and_go() -> Result<(), &'static str> {
+        let accepted = AcceptedTasks::default();
+        let later = Phase::Scheduled(Utc::now());
+        let [a, b, twin] = ["a", "b", "a"].map(received);
+        let (a, b) = (a.ok_or("a message")?, b.ok_or("a message")?);
+        let twin = twin.ok_or("a message")?;
+
+        assert!(accept(&accepted, &a) && accept(&accepted, &b));
+        assert_eq!(accepted.scheduled(), 0);
+        accepted.enter(&a, later);
+        accepted.enter(&a, later);
+        accepted.enter(&b, later);
+        assert_eq!(accepted.scheduled(), 2);
+        // A second message of the task joins the first one, and is not one more.
+        assert!(!accept(&accepted, &twin));
+        accepted.enter(&twin, later);
+        assert!(accepted.release(&twin).is_empty());
+        assert_eq!(accepted.scheduled(), 2);
+
+        accepted.enter(&b, Phase::Reserved);
+        assert_eq!(accepted.scheduled(), 1);
+        // It waits, and is given back to the broker.
+        assert_eq!(accepted.release(&a).len(), 2);
+        assert!(accepted.release(&a).is_empty());
+        assert_eq!(accepted.scheduled(), 0);
+        accepted.release(&b);
+        assert_eq!(accepted.scheduled(), 0);
+        Ok(())
     }
 }

@@ -10,6 +10,7 @@ use ccat_transfer::notify::Notifier;
 use ccat_transfer::settings::{self, EnumLabels, OpsDb, Settings};
 use ccat_transfer::tasks::DataTransferTask;
 use ccat_transfer::transfer::database::Database;
+use ccat_transfer::transfer::lease::LeaseInfo;
 use ccat_transfer::transfer::repository::{ReleaseTo, Repository, TransferRecord};
 use ccat_transfer::transfer::service::{Done, Failed, Phase, Request, Snapshot, TransferService};
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
@@ -229,6 +230,7 @@ impl Bench {
             task_id: Uuid::new_v4().to_string(),
             cancelled: CancellationToken::new(),
             redelivered: false,
+            by_hand: false,
             release_to: ReleaseTo::Pending,
             snapshots: watch::Sender::new(Snapshot::default()),
         }
@@ -302,6 +304,11 @@ impl Bench {
 
     pub(crate) async fn record(&self, id: i64) -> TransferRecord {
         self.db.repository.transfer(id).await.unwrap().unwrap()
+    }
+
+    /// A transfer's lease, as everybody may see it.
+    pub(crate) async fn lease(&self, id: i64) -> Option<LeaseInfo> {
+        self.db.repository.show(id).await.unwrap().unwrap().lease
     }
 
     /// bbcp's output in an attempt.

@@ -247,6 +247,52 @@ def python_worker(directory, queue, broker, backend, *flags, pool="solo", settin
     return worker
 
 
+KINDS = ["python", "rust"]
+
+
+class Workers:
+    """A worker of each kind, each on a queue of its own, and a client of both.
+
+    `backend` is an address; `python` are settings of Python's worker and of the client, `rust` are keys of [celery];
+    `flags` are for both workers. The other one is started when the `first` one has stored a result.
+    """
+
+    def __init__(
+        self, directory, broker, *flags, backend=None, python=None, rust=None, pool="prefork", first=None
+    ):
+        self.broker, self.processes = broker, {}
+        backend = backend or backend_url("redis")
+        tag = uuid.uuid4().hex[:8]
+        # The policy of conftest.py gives queues of this name a dead-letter queue.
+        self.queues = {kind: f"{kind}{tag}_data_transfer" for kind in KINDS}
+        for queue in self.queues.values():
+            broker.declare(queue)
+        self.app = Celery(broker=broker.url, backend=backend, set_as_current=False)
+        # Tables are for the workers to make.
+        self.app.conf.update(python or {}, database_create_tables_at_setup=False)
+        flags_of_python = ("-E", "-c", "2", *flags)
+        start = {
+            "python": lambda queue: python_worker(
+                directory, queue, broker, backend, *flags_of_python, pool=pool, settings=python
+            ),
+            "rust": lambda queue: tasks_worker(directory, queue, broker, backend, *flags, **(rust or {})),
+        }
+        for kind in sorted(KINDS, key=lambda kind: kind != first):
+            self.processes[kind] = start[kind](self.queues[kind])
+            if first:
+                assert self.send(kind, "add", 1, 1).get(timeout=30) == 2
+
+    def send(self, kind, task, *args, **options):
+        return self.app.send_task(f"tasks.{task}", args, queue=self.queues[kind], **options)
+
+    def close(self):
+        for process in self.processes.values():
+            process.stop()
+        self.app.close()
+        for queue in self.queues.values():
+            self.broker.delete(queue)
+
+
 def descendants(pid):
     """Ids of a process's children, and theirs."""
     found = []

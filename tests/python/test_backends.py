@@ -19,11 +19,10 @@ import redis
 import sqlalchemy
 from celery import Celery
 
-from support import python_worker, service, tasks_worker, until
+from support import KINDS, Workers, service, tasks_worker, until
 
 pytestmark = pytest.mark.timeout(240)
 
-KINDS = ["python", "rust"]
 OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "5"))
 
 
@@ -66,45 +65,11 @@ def place(kind, directory):
         yield service("TEST_REDIS_URL"), python, rust
 
 
-class Workers:
-    """A worker of each kind with the same backend, and a client."""
-
-    def __init__(self, directory, broker, url, python, rust, first="python", extended=True):
-        self.broker, self.processes = broker, {}
-        tag = uuid.uuid4().hex[:8]
-        self.queues = {kind: f"{kind}{tag}_data_transfer" for kind in KINDS}
-        for queue in self.queues.values():
-            broker.declare(queue)
-        self.app = Celery(broker=broker.url, backend=url, set_as_current=False)
-        self.app.conf.update(python, result_extended=extended, database_create_tables_at_setup=False)
-        start = {
-            "python": lambda: python_worker(
-                directory, self.queues["python"], broker, url, settings=python | {"result_extended": extended}
-            ),
-            "rust": lambda: tasks_worker(
-                directory,
-                self.queues["rust"],
-                broker,
-                url,
-                task_track_started="true",
-                result_extended=str(extended).lower(),
-                **rust,
-            ),
-        }
-        # Whoever is first makes the tables.
-        for kind in sorted(KINDS, key=lambda kind: kind != first):
-            self.processes[kind] = start[kind]()
-            assert self.send(kind, "add", 1, 1).get(timeout=30) == 2
-
-    def send(self, kind, task, *args, **options):
-        return self.app.send_task(f"tasks.{task}", args, queue=self.queues[kind], **options)
-
-    def close(self):
-        for process in self.processes.values():
-            process.stop()
-        self.app.close()
-        for queue in self.queues.values():
-            self.broker.delete(queue)
+def both(directory, broker, url, python, rust, first):
+    """A worker of each kind with the same backend, and all that results can have."""
+    python = python | {"result_extended": True}
+    rust = rust | {"result_extended": "true", "task_track_started": "true"}
+    return Workers(directory, broker, backend=url, python=python, rust=rust, pool="solo", first=first)
 
 
 @pytest.fixture(
@@ -124,7 +89,7 @@ def workers(request, tmp_path_factory, broker):
     kind, first = request.param
     directory = tmp_path_factory.mktemp("backends")
     with place(kind, directory) as (url, python, rust):
-        workers = Workers(directory, broker, url, python, rust, first)
+        workers = both(directory, broker, url, python, rust, first)
         yield workers
         workers.close()
 
@@ -234,7 +199,7 @@ def test_the_tables_are_celerys(tmp_path, broker, kind):
         directory = tmp_path / first
         directory.mkdir()
         with place(kind, directory) as (url, python, rust):
-            workers = Workers(directory, broker, url, python, rust, first)
+            workers = both(directory, broker, url, python, rust, first)
             made[first] = schema(url)
             workers.close()
     assert made["rust"] == made["python"]

@@ -7,8 +7,8 @@ import uuid
 import pytest
 from celery import chain, chord, group
 
-from support import backend_url, tasks_worker, until
-from test_tasks import Workers, ended
+from support import Workers, backend_url, tasks_worker, until
+from test_tasks import ended
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -345,7 +345,7 @@ def test_what_follows_waits_for_the_broker(tmp_path, workers):
 
 @pytest.fixture(scope="module")
 def rpc_workers(tmp_path_factory, broker):
-    workers = Workers(tmp_path_factory.mktemp("canvas-rpc"), broker, backend="rpc", pool="solo")
+    workers = Workers(tmp_path_factory.mktemp("canvas-rpc"), broker, backend=backend_url("rpc"), pool="solo")
     yield workers
     workers.close()
 

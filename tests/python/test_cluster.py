@@ -10,9 +10,9 @@ import uuid
 import pytest
 from kombu import Exchange
 
-from support import backend_url, clean_environment, tasks_worker, until
+from support import KINDS, Workers, backend_url, clean_environment, tasks_worker, until
 from test_control import events
-from test_tasks import KINDS, Workers, ended, only
+from test_tasks import ended, only
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -5,6 +5,7 @@ broker and a PATH that has ccat-transfer, bbcp and nothing prepared. `sh build` 
 what scripts/test.sh does anyway, the second need hosts or systems that are not here.
 """
 
+import itertools
 import os
 import pathlib
 import re
@@ -54,6 +55,41 @@ def test_every_link_leads_somewhere():
         for target in LINK.findall(page.read_text()):
             if "://" not in target and not target.startswith("#"):
                 assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
+
+
+def spans(text):
+    """What stands between backticks, outside of blocks."""
+    outside = re.sub(r"(?ms)^ *```.*?^ *```$", "", text)
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", outside)]
+
+
+def page_text(name):
+    return (REPO / "docs" / name).read_text()
+
+
+def test_what_troubleshooting_names_is_there():
+    """Error codes, messages and commands. Rust's tests compare the first two lists with the source."""
+    text = page_text("troubleshooting.md")
+    codes = set(re.findall(r"^### `(\w+)`$", page_text("failures.md"), re.M))
+    (table,) = re.findall(r"^\| code or text .*\n(?:\|.*\n)+", text, re.M)
+    named = re.findall(r"^\| `([^`]+)`", table, re.M) + re.findall(r"--error (\w+)", text)
+    assert len(named) > 3 and set(named) <= codes, set(named) - codes
+
+    sentences = {span for span in spans(text) if " " in span}
+    ours = {words for words in sentences if re.match(r"(ccat-transfer|transfers) ", words)}
+    others = {words for words in sentences if re.match(r"(celery|ssh) ", words)}
+    events = re.findall(r"^\| (.+?) \| ", page_text("LOGGING.md").split("\n## Events\n")[1], re.M)
+    messages = sentences - ours - others
+    assert len(messages) > 3
+    for message in messages:
+        assert any(message in event for event in events), f"no event says `{message}`"
+    for command in ours:
+        words = command.removeprefix("ccat-transfer ").split()
+        names = list(itertools.takewhile(re.compile("[a-z]+$").match, words))
+        done = subprocess.run([service("CCAT_TRANSFER_BIN"), *names, "--help"], capture_output=True, text=True, timeout=20)
+        assert done.returncode == 0, f"`{command}`: {done.stderr}"
+        for option in [word for word in words if word.startswith("--")]:
+            assert option in done.stdout.split(), f"`{command}`: there is no {option}"
 
 
 def test_the_table_of_contents_names_every_page():

@@ -12,9 +12,8 @@ import urllib.request
 
 import pytest
 
-from support import HERE, Process, backend_url, clean_environment, tasks_worker, until
+from support import HERE, KINDS, Process, Workers, backend_url, clean_environment, tasks_worker, until
 from test_cluster import shape
-from test_tasks import KINDS, Workers
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -79,7 +78,8 @@ class Flower:
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory, broker):
-    workers = Workers(tmp_path_factory.mktemp("flower"), broker, "-c", "2", task_track_started="true")
+    settings = {"task_track_started": "true"}
+    workers = Workers(tmp_path_factory.mktemp("flower"), broker, "-c", "2", rust=settings)
     yield workers
     workers.close()
 

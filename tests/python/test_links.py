@@ -63,6 +63,28 @@ def test_a_limit_holds_from_pass_to_pass(deployment, broker, link):
     assert worker.ended() == 0
 
 
+def test_a_limit_that_becomes_less_holds_for_messages_that_are_out(deployment, broker, link):
+    deployment.double(RATE=MB)
+    transfers = [deployment.package(size=4 * MB) for _ in range(3)]
+    deployment.schedule()
+    assert link.counts() == (0, 3, 0)
+    link("set", "--max-active", 1)
+    worker = deployment.worker(concurrency=3)
+    until(lambda: link.counts() == (1, 0, 2), "one runs, the others are PENDING")
+    # Whoever does one by hand wants it now.
+    deployment.double()
+    pending = [transfer for transfer in transfers if deployment.status(transfer) == "PENDING"]
+    deployment.cli("transfers", "run", pending[0])
+    worker.says("the transfer waits until one ends")
+    until(lambda: link.counts() == (0, 0, 1), "both are done")
+    deployment.schedule()
+    until(lambda: link.counts() == (0, 0, 0), "all are done")
+    broker.all_settled(deployment.queue)
+    for transfer in transfers:
+        deployment.assert_moved(transfer)
+        assert deployment.row(transfer)["retry_count"] == 0
+
+
 def test_a_window_of_the_day_closes_a_link(deployment, link):
     transfer = deployment.package(size=1000)
     now = datetime.now(timezone.utc)

@@ -109,6 +109,29 @@ def test_the_loop(deployment):
     assert [process.ended() for process in deployment.processes] == [0, 0]
 
 
+def test_signals_end_it_with_celerys_codes(deployment):
+    """TERM: 0, INT: 1. Also while it still waits for its servers, as for a worker."""
+    running = (["manager"], {}, "pass finished")
+    away = {"CCAT_DATA_TRANSFER_CELERY__BROKER_URL": "amqp://127.0.0.1:1//"}
+    waiting = (["manager", "--wait-for=300"], away, "waiting for a server")
+    waiting_worker = (["worker", "--wait-for=300", "-Q", deployment.queue], away, "waiting for a server")
+    started = []
+    for command, environment, says in (running, waiting, waiting_worker):
+        for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 1)):
+            process = Process(
+                [service("CCAT_TRANSFER_BIN"), "--config", deployment.config, *command],
+                deployment.directory / f"ended-by-{number}-{len(started)}.log",
+                cwd=deployment.directory,
+                env=clean_environment(**environment),
+            )
+            deployment.processes.append(process)
+            started.append((process, says, number, code))
+    for process, says, number, _ in started:
+        process.says(says).signal(number)
+    for process, _, _, code in started:
+        assert process.ended() == code, process.log()
+
+
 def test_a_dead_workers_transfer_is_recovered(deployment, broker):
     """Its message is lost, too: the manager finds the dead lease and has the transfer done again."""
     deployment.double(RATE=MB)

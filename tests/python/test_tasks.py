@@ -7,48 +7,19 @@ import re
 import signal
 import uuid
 
+import kombu
 import pytest
 from celery import Celery
 
-from support import backend_url, python_worker, tasks_worker, until
+from support import KINDS, Workers, backend_url, tasks_worker, until
 from test_control import events
 
 pytestmark = pytest.mark.timeout(120)
 
-KINDS = ["python", "rust"]
-
-
-class Workers:
-    """A worker of each kind, each on a queue of its own."""
-
-    def __init__(self, directory, broker, *flags, backend="redis", pool="prefork", **settings):
-        self.broker = broker
-        self.app = Celery(broker=broker.url, backend=backend_url(backend), set_as_current=False)
-        tag = uuid.uuid4().hex[:8]
-        # The policy of conftest.py gives queues of this name a dead-letter queue.
-        self.queues = {kind: f"{kind}{tag}_data_transfer" for kind in KINDS}
-        for queue in self.queues.values():
-            broker.declare(queue)
-        url = backend_url(backend)
-        self.processes = {
-            "rust": tasks_worker(directory, self.queues["rust"], broker, url, *flags, **settings),
-            "python": python_worker(directory, self.queues["python"], broker, url, "-E", "-c", "2", *flags, pool=pool),
-        }
-
-    def send(self, kind, task, *args, **options):
-        return self.app.send_task(f"tasks.{task}", args, queue=self.queues[kind], **options)
-
-    def close(self):
-        for process in self.processes.values():
-            process.stop()
-        self.app.close()
-        for queue in self.queues.values():
-            self.broker.delete(queue)
-
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory, broker):
-    workers = Workers(tmp_path_factory.mktemp("tasks"), broker, task_track_started="true")
+    workers = Workers(tmp_path_factory.mktemp("tasks"), broker, rust={"task_track_started": "true"})
     yield workers
     workers.close()
 
@@ -307,6 +278,56 @@ def test_hup_begins_anew(tmp_path, broker):
         assert ended(send("add", 1, 2))["result"] == 3
         send.worker.signal(signal.SIGTERM)
         assert send.worker.ended() == 0
+
+
+@contextlib.contextmanager
+def raw_events(broker):
+    """What goes through `celeryev`, as it is: (routing key, body) from now on."""
+    seen = []
+    with kombu.Connection(broker.url) as connection, connection.channel() as channel:
+        exchange = kombu.Exchange("celeryev", "topic")
+        queue = kombu.Queue("", exchange, routing_key="#", exclusive=True, auto_delete=True)
+
+        def drain():
+            """Whether something more has come."""
+            before = len(seen)
+            with contextlib.suppress(TimeoutError):
+                connection.drain_events(timeout=0.1)
+            return len(seen) > before
+
+        def receive(body, message):
+            seen.append((message.delivery_info["routing_key"], body))
+
+        with kombu.Consumer(channel, [queue], callbacks=[receive], no_ack=True):
+            yield seen, drain
+
+
+def test_events_of_tasks_go_in_lists(workers, broker):
+    """As Python's: many in one message, each seen by Celery's receiver, in the order in which they went."""
+    ends = {"task-received", "task-started", "task-succeeded"}
+    with events(workers.app) as received, raw_events(broker) as (raw, drain):
+        ids = {workers.send("rust", "add", 1, n).id for n in range(50)}
+
+        def of_burst(news):
+            return [event for event in news if event.get("uuid") in ids and event["type"] != "task-sent"]
+
+        def in_lists():
+            lists = [body for key, body in raw if key == "task.multi"]
+            assert all(isinstance(body, list) for body in lists)
+            return [of_burst(body) for body in lists]
+
+        until(lambda: not drain() and sum(map(len, in_lists())) == len(ids) * len(ends), "all events have come")
+        until(lambda: len(of_burst(received)) == len(ids) * len(ends), "Celery's receiver has them all")
+    assert max(map(len, in_lists())) > 1, "each was in a list of its own"
+    told = [event for body in in_lists() for event in body]
+    assert {(event["uuid"], event["type"]) for event in told} == {(task, end) for task in ids for end in ends}
+    clocks = [event["clock"] for event in told]
+    assert len(set(clocks)) == len(told)
+    assert [event["clock"] for event in of_burst(received)] == clocks
+    for task in ids:
+        of_task = [event for event in told if event["uuid"] == task]
+        assert [event["type"] for event in of_task] == ["task-received", "task-started", "task-succeeded"]
+        assert sorted(of_task, key=lambda event: event["clock"]) == of_task
 
 
 def test_progress(workers):

@@ -35,6 +35,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError
         task_id: Uuid::new_v4().to_string(),
         cancelled: cancelled.clone(),
         redelivered: false,
+        by_hand: true,
         // No message stays behind, so an interrupted transfer waits for the manager.
         release_to: ReleaseTo::Pending,
         snapshots: watch::Sender::new(Snapshot::default()),

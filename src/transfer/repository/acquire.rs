@@ -20,7 +20,7 @@ use super::{
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
-use crate::transfer::link::PausedLink;
+use crate::transfer::link::{ClosedLink, PausedLink};
 
 /// What became of the wish to work on a transfer.
 #[derive(Debug)]
@@ -43,9 +43,9 @@ pub enum Acquisition {
         /// Until when, by the database's clock.
         not_before: DateTime<Utc>,
     },
-    /// Its link is paused: the row is PENDING (again), with the count of failures as it was. The
-    /// manager sends a message when the link is open.
-    LinkPaused(PausedLink),
+    /// Its link is paused, or has as many copies as it may: the row is PENDING (again), with the count
+    /// of failures as it was. The manager sends a message when the link is open.
+    LinkClosed(ClosedLink),
     /// The row says IN_PROGRESS and there is no lease: a worker that knows nothing of leases may
     /// be at it. Such a row is never touched.
     Untracked,
@@ -61,6 +61,15 @@ pub enum Renewal {
     /// Stop the copy and give the row back: somebody has paused the link and wants it free now. The
     /// lease is the holder's all the same.
     Stop(PausedLink),
+}
+
+/// Who wants a lease.
+struct Taker<'a> {
+    owner: &'a Owner,
+    task_id: &'a str,
+    ttl: Duration,
+    /// Somebody wants this transfer now, whatever its link's limit is.
+    by_hand: bool,
 }
 
 /// A lease, and what was found on the way to it.
@@ -134,23 +143,48 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        fault_point!(
-            LeaseTaken,
-            self.database
-                .bounded(self.acquire_unbounded(id, owner, task_id, ttl))
-                .await
-        )
+        let taker = Taker {
+            owner,
+            task_id,
+            ttl,
+            by_hand: false,
+        };
+        self.acquire_for(id, &taker).await
     }
 
-    async fn acquire_unbounded(
+    /// As [`Self::acquire`], but also where the link has as many copies as it may: somebody wants this
+    /// one now. A pause holds all the same.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn acquire_by_hand(
         &self,
         id: i64,
         owner: &Owner,
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
+        let taker = Taker {
+            owner,
+            task_id,
+            ttl,
+            by_hand: true,
+        };
+        self.acquire_for(id, &taker).await
+    }
+
+    async fn acquire_for(&self, id: i64, taker: &Taker<'_>) -> Result<Acquisition, DatabaseError> {
+        let acquiring = || self.database.bounded(self.acquire_unbounded(id, taker));
+        fault_point!(LeaseTaken, acquiring().await)
+    }
+
+    async fn acquire_unbounded(
+        &self,
+        id: i64,
+        taker: &Taker<'_>,
+    ) -> Result<Acquisition, DatabaseError> {
         let tx = self.database.begin().await?;
-        let answer = self.acquire_in(&tx, id, owner, task_id, ttl).await?;
+        let answer = self.acquire_in(&tx, id, taker).await?;
         // Also after a refusal, which has written nothing: so the locks are gone for certain.
         tx.commit().await?;
         Ok(answer)
@@ -160,9 +194,7 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         id: i64,
-        owner: &Owner,
-        task_id: &str,
-        ttl: Duration,
+        taker: &Taker<'_>,
     ) -> Result<Acquisition, DbErr> {
         let Some(row) = lock(tx, id).await? else {
             return Ok(Acquisition::Missing);
@@ -176,7 +208,7 @@ impl Repository {
                 not_before: delay.not_before,
             });
         }
-        let displaced = match judge(&row, held.as_ref(), now, owner) {
+        let displaced = match judge(&row, held.as_ref(), now, taker.owner) {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(None) => None,
             ControlFlow::Continue(Some((held, demise))) => {
@@ -186,14 +218,14 @@ impl Repository {
                 }
             }
         };
-        if let Some(paused) = self.paused_link(tx, id, false).await? {
+        if let Some(closed) = self.closed_link(tx, id, now, !taker.by_hand).await? {
             if !row.status.means(Status::Pending) {
                 self.set_status(id, Status::Pending).exec(tx).await?;
             }
-            return Ok(Acquisition::LinkPaused(paused));
+            return Ok(Acquisition::LinkClosed(closed));
         }
         delay::forget(tx, id).await?;
-        let lease = self.begin_attempt(tx, id, owner, task_id, ttl, now).await?;
+        let lease = self.begin_attempt(tx, id, taker, now).await?;
         let leftovers = leftovers(tx, &lease).await?;
         Ok(Acquisition::Acquired(Acquired {
             lease,
@@ -207,11 +239,15 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         id: i64,
-        owner: &Owner,
-        task_id: &str,
-        ttl: Duration,
+        taker: &Taker<'_>,
         now: DateTime<Utc>,
     ) -> Result<Lease, DbErr> {
+        let Taker {
+            owner,
+            task_id,
+            ttl,
+            ..
+        } = *taker;
         let attempt = last_attempt(tx, id).await?.saturating_add(1);
         let lease = Lease {
             data_transfer_id: id,
@@ -304,7 +340,7 @@ impl Repository {
         if renewed.rows_affected == 0 {
             return Err(LeaseError::Lost);
         }
-        let paused = self.paused_link(db, lease.data_transfer_id, true).await?;
+        let paused = self.stopped_link(db, lease.data_transfer_id).await?;
         Ok(paused.map_or(Renewal::GoOn, Renewal::Stop))
     }
 

@@ -6,7 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
-use entity::{Status, Timestamp, data_location, data_transfer, site, transfer_worker_link};
+use entity::{
+    Status, Timestamp, data_location, data_transfer, site, transfer_worker_lease,
+    transfer_worker_link,
+};
 use sea_orm::sea_query::{
     Expr, ExprTrait as _, Func, JoinType, LockType, OnConflict, Query, SelectStatement, SimpleExpr,
 };
@@ -18,7 +21,9 @@ use serde::Serialize;
 
 use super::{Repository, storable};
 use crate::transfer::database::{self, DatabaseError};
-use crate::transfer::link::{Capacity, Link, LinkName, Overrides, Pause, PausedLink};
+use crate::transfer::link::{
+    Capacity, ClosedLink, FullLink, Link, LinkName, Overrides, Pause, PausedLink,
+};
 
 /// What is to be changed about a link; what is `None` stays as it is.
 #[derive(Debug, Clone, Default)]
@@ -347,35 +352,91 @@ impl Repository {
         self.database.bounded(changing).await
     }
 
-    /// The pause that stands against a copy of a transfer; only one that stops running copies where
-    /// `running`.
-    pub(super) async fn paused_link(
+    /// The pause that stops the copy of a transfer that runs.
+    pub(super) async fn stopped_link(
         &self,
         db: &impl ConnectionTrait,
         id: i64,
-        running: bool,
     ) -> Result<Option<PausedLink>, DbErr> {
         use transfer_worker_link::{Column, Entity};
         if !self.schema.has_links {
             return Ok(None);
         }
-        let mut query = Entity::find()
+        let row = Entity::find()
+            .filter(over_which(id))
             .filter(Column::PausedAt.is_not_null())
-            .filter(
-                Column::Origin.in_subquery(site_of(id, data_transfer::Column::OriginLocationId)),
-            )
-            .filter(
-                Column::Destination
-                    .in_subquery(site_of(id, data_transfer::Column::DestinationLocationId)),
-            );
-        if running {
-            query = query.filter(Column::StopsRunning.eq(true));
+            .filter(Column::StopsRunning.eq(true))
+            .one(db)
+            .await?;
+        Ok(row.map(Link::from).and_then(paused))
+    }
+
+    /// What stands against a copy of a transfer that is to begin `now`: a pause, or the link's limit,
+    /// where that is heeded.
+    ///
+    /// A limit was heeded when the transfer's message was sent; but it may have become less since. The
+    /// link's row is locked then until the transaction ends, so that workers that begin at once see
+    /// each other's copies. A manager that holds that lock never waits for a transfer's row, so the
+    /// caller may have locked one.
+    pub(super) async fn closed_link(
+        &self,
+        tx: &DatabaseTransaction,
+        id: i64,
+        now: DateTime<Utc>,
+        limit_is_heeded: bool,
+    ) -> Result<Option<ClosedLink>, DbErr> {
+        use transfer_worker_link::Entity;
+        if !self.schema.has_links {
+            return Ok(None);
         }
-        let row = query.one(db).await?.map(Link::from);
-        Ok(row.and_then(|link| {
-            let name = link.name;
-            link.pause.map(|pause| PausedLink { name, pause })
-        }))
+        let row = Entity::find().filter(over_which(id)).one(tx).await?;
+        let Some(link) = row.map(Link::from) else {
+            return Ok(None);
+        };
+        let has_limit = limit_is_heeded && link.limit(now).is_some();
+        if link.pause.is_some() || !has_limit {
+            return Ok(paused(link).map(ClosedLink::Paused));
+        }
+        // It may have been changed while we waited.
+        let row = lock_links(tx, [&link.name]).await?.pop();
+        let Some(link) = row.map(Link::from) else {
+            return Ok(None);
+        };
+        if link.pause.is_some() {
+            return Ok(paused(link).map(ClosedLink::Paused));
+        }
+        let Some(limit) = link.limit(now) else {
+            return Ok(None);
+        };
+        let copies = self.copies_over(tx, &link.name).await?;
+        let name = link.name;
+        let is_full = copies >= u64::from(limit);
+        Ok(is_full.then_some(ClosedLink::Full(FullLink {
+            name,
+            limit,
+            copies,
+        })))
+    }
+
+    /// How many copies of this program's workers run over a link. Not those of Python's workers: they
+    /// have no lease, and to find them would be a look at the whole table for each copy.
+    async fn copies_over(&self, tx: &DatabaseTransaction, name: &LinkName) -> Result<u64, DbErr> {
+        use data_transfer::{Column, Entity};
+        let leased = Query::select()
+            .column(transfer_worker_lease::Column::DataTransferId)
+            .from(transfer_worker_lease::Entity)
+            .to_owned();
+        let query = Query::select()
+            .expr(Func::count(Expr::col((Entity, Column::Id))).cast_as("bigint"))
+            .from(Entity)
+            .and_where(Expr::col((Entity, Column::Id)).in_subquery(leased))
+            .and_where(self.status_is(&[Status::InProgress]))
+            .and_where(Column::OriginLocationId.in_subquery(locations_of(&name.origin)))
+            .and_where(Column::DestinationLocationId.in_subquery(locations_of(&name.destination)))
+            .to_owned();
+        let row = tx.query_one(&query).await?;
+        let count: i64 = row.map_or(Ok(0), |row| row.try_get_by_index(0))?;
+        Ok(u64::try_from(count).unwrap_or(0))
     }
 }
 
@@ -457,6 +518,35 @@ async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {
         .exec_without_returning(tx)
         .await
         .map(drop)
+}
+
+/// "The row of the link that a transfer goes over."
+fn over_which(id: i64) -> Condition {
+    use data_transfer::Column as Transfer;
+    use transfer_worker_link::Column;
+    Condition::all()
+        .add(Column::Origin.in_subquery(site_of(id, Transfer::OriginLocationId)))
+        .add(Column::Destination.in_subquery(site_of(id, Transfer::DestinationLocationId)))
+}
+
+/// The pause of a link, if it is paused.
+fn paused(link: Link) -> Option<PausedLink> {
+    let name = link.name;
+    link.pause.map(|pause| PausedLink { name, pause })
+}
+
+/// Ids of a site's locations, as a subquery.
+fn locations_of(short_name: &str) -> SelectStatement {
+    use data_location::{Column, Entity};
+    Query::select()
+        .column((Entity, Column::Id))
+        .from(Entity)
+        .inner_join(
+            site::Entity,
+            Expr::col((site::Entity, site::Column::Id)).equals((Entity, Column::SiteId)),
+        )
+        .and_where(Expr::col((site::Entity, site::Column::ShortName)).eq(short_name))
+        .to_owned()
 }
 
 /// Short name of the site at one end of a transfer, as a subquery.
