@@ -254,9 +254,15 @@ pub(super) async fn serve(
         let mut served = worker.served();
         // Not on the main thread, which would have to be woken for each message.
         let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
+        // Dropped at once: what it answers with is a lock that the worker would wait for.
+        let is_served = async { served.wait_for(|served| *served).await.map(drop) };
         let ended = tokio::select! {
-            ended = &mut working => ended,
-            Ok(_) = served.wait_for(|served| *served) => {
+            ended = &mut working => Some(ended),
+            Ok(()) = is_served => None,
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
                 board.enter(Phase::Running);
                 working.await
             }
