@@ -1,0 +1,158 @@
+"""A flame graph of our worker under load: python -m scripts.bench.flame OUT.svg
+
+Called by scripts/flame.sh. No-op tasks from a full queue, -c 64 and prefetch 128, rpc://. What is looked at is time on
+a processor (perf's cpu-clock), the kernel's part included; a frame is as wide as its share of all samples.
+"""
+
+import collections
+import html
+import re
+import subprocess
+import sys
+import time
+
+from .sides import bench, broker_uri, running
+from .workers import delete, names, rust
+
+WIDTH, ROW, MARGIN = 1400, 17, 10
+TASKS = 60_000
+# Frames narrower than so many pixels are left out, and text that would not be read.
+NARROW, LETTER = 0.4, 6.3
+# By whose code it is; the first that fits.
+OWNERS = (
+    ("the kernel", "#bf8f8f", lambda frame, dso: "kernel" in dso or "vdso" in dso),
+    ("ours", "#88b0d0", lambda frame, dso: "ccat_transfer" in frame),
+    ("lapin and AMQP", "#a3be8c", lambda frame, dso: re.search(r"lapin|amq_protocol|nom::|cookie_factory", frame)),
+    ("tokio and futures", "#d9c58b", lambda frame, dso: re.search(r"tokio|futures|parking_lot|mio::|flume", frame)),
+    ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso),
+    ("other", "#c8ccd4", lambda frame, dso: True),
+)
+
+
+class Frame:
+    def __init__(self):
+        self.samples = 0
+        self.children = collections.defaultdict(Frame)
+
+    def depth(self):
+        return 1 + max((child.depth() for child in self.children.values()), default=0)
+
+
+def record(data):
+    """perf's samples of the worker while it does the tasks; how many it did in a second."""
+    queue, replies = names()
+    bench("fill", "--queue", queue, "--reply-to", replies, "--count", TASKS)
+    try:
+        command, environment = rust(queue, 64, 2)
+        with running(command, environment) as process:
+            perf = ["perf", "record", "-q", "-F", "499", "-e", "cpu-clock", "--call-graph", "dwarf,8192", "-p", str(process.pid), "-o", data]
+            with subprocess.Popen([*perf, "--", "sleep", "4"], stderr=subprocess.DEVNULL) as recorder:
+                figures = bench("watch", "--queue", replies, "--count", TASKS)
+                recorder.wait()
+        return figures["per_second"]
+    finally:
+        delete(queue, replies)
+
+
+def stacks(data):
+    """The samples as stacks, outermost frame first, each frame with the object it is in."""
+    command = ["perf", "script", "-i", data, "-F", "comm,ip,sym,dso"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True, errors="replace").stdout
+    for sample in text.split("\n\n"):
+        lines = sample.strip("\n").splitlines()
+        if len(lines) < 2:
+            continue
+        frames = [(lines[0].strip(), "")]
+        for line in reversed(lines[1:]):
+            found = re.match(r"\s*[0-9a-f]+ (.*) \((.*)\)$", line)
+            if found and found[1] != "[unknown]":
+                frames.append((found[1], found[2]))
+        yield frames
+
+
+def tree(samples):
+    root = Frame()
+    for frames in samples:
+        root.samples += 1
+        at = root
+        for frame in frames:
+            at = at.children[frame]
+            at.samples += 1
+    return root
+
+
+def short(name):
+    """A symbol without its hash and without what its generics are."""
+    name = re.sub(r"::h[0-9a-f]{16}$", "", name)
+    while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
+        name = shorter
+    return name.replace("{{closure}}", "{}").strip(":") or "?"
+
+
+def draw(root, rate):
+    height = MARGIN * 2 + ROW * (root.depth() + 2)
+    unit = (WIDTH - 2 * MARGIN) / root.samples
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}" font-family="monospace" font-size="10.5">',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+    ]
+    title = f"ccat-transfer's worker at {rate:,.0f} no-op tasks a second: time on a processor, {root.samples:,} samples"
+    parts.append(f'<text x="{MARGIN}" y="{MARGIN + 10}" font-size="12.5">{html.escape(title)}</text>')
+    x = MARGIN
+    for owner, colour, _ in OWNERS:
+        parts.append(f'<rect x="{x}" y="{MARGIN + ROW}" width="12" height="12" fill="{colour}"/><text x="{x + 16}" y="{MARGIN + ROW + 10}">{owner}</text>')
+        x += 40 + LETTER * len(owner)
+
+    def frame(node, x, row):
+        for (name, dso), child in sorted(node.children.items()):
+            width = child.samples * unit
+            if width >= NARROW:
+                colour = next(colour for _, colour, fits in OWNERS if fits(name, dso)) if row else "#e5e7eb"
+                y = height - MARGIN - ROW * (row + 1)
+                label = short(name) if row else name
+                told = html.escape(f"{label}: {child.samples / root.samples:.1%}")
+                parts.append(f'<g><title>{told}</title><rect x="{x:.1f}" y="{y}" width="{max(width - 0.3, 0.3):.1f}" height="{ROW - 1}" fill="{colour}"/>')
+                letters = int((width - 4) / LETTER)
+                if letters >= 4:
+                    shown = label if len(label) <= letters else "…" + label[-(letters - 1) :]
+                    parts.append(f'<text x="{x + 2:.1f}" y="{y + 12}">{html.escape(shown)}</text>')
+                parts.append("</g>")
+                frame(child, x, row + 1)
+                x += width
+            else:
+                x += width
+
+    frame(root, MARGIN, 0)
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main():
+    [out] = sys.argv[1:]
+    data = f"/tmp/ccat-flame-{time.monotonic_ns()}.data"
+    try:
+        rate = record(data)
+        root = tree(stacks(data))
+    finally:
+        subprocess.run(["rm", "-f", data], check=True)
+    with open(out, "w") as file:
+        file.write(draw(root, rate))
+    print(f"{root.samples} samples from {broker_uri().rpartition('@')[2]} at {rate:,.0f} tasks a second: {out}")
+    for owner, _, fits in OWNERS:
+        print(f"{share(root, fits):6.1%}  {owner}")
+
+
+def share(root, fits):
+    """The share of samples whose innermost frame is of that owner."""
+
+    def own(node, name, dso):
+        below = sum(child.samples for child in node.children.values())
+        mine = node.samples - below
+        owner = next(test for _, _, test in OWNERS if test(name, dso))
+        return (mine if owner is fits else 0) + sum(own(child, *key) for key, child in node.children.items())
+
+    return sum(own(child, *key) for key, child in root.children.items()) / root.samples
+
+
+if __name__ == "__main__":
+    sys.setrecursionlimit(10_000)
+    main()

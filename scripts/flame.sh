@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+#
+# Draws a flame graph of the worker under load, with perf: docs/images/worker-flame.svg, or the file named.
+# Installs and starts what it needs, privately; leaves nothing running.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=scripts/lib/services.sh
+. scripts/lib/services.sh
+
+run_begin
+say "Installing what is missing"
+install_missing perf=linux-perf
+make_python
+say "Building the release"
+run cargo build --locked --release --workspace --bins --example tasks_worker
+BENCH_PROGRAMS=$(target_dir)/release
+export RUN_DIR BENCH_PROGRAMS
+say "Starting servers"
+start_services rabbitmq
+run "$TEST_PYTHON" -m scripts.bench.flame "${1:-docs/images/worker-flame.svg}"
