@@ -18,6 +18,7 @@ install_missing
 make_python
 say "Building the release"
 run cargo build --locked --release --workspace --bins --example tasks_worker
+run cargo bench --locked --no-run --bench manager
 BENCH_PROGRAMS=$(target_dir)/release
 export RUN_DIR BENCH_PROGRAMS BENCH_RESULTS=$(target_dir)/bench
 say "Starting servers"

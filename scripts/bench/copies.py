@@ -1,6 +1,7 @@
 """Transfers: bbcp alone, and bbcp under the worker."""
 
 import contextlib
+import hashlib
 import json
 import os
 import pathlib
@@ -134,7 +135,8 @@ class Site:
 
 
 def sha256(path):
-    return "sha256:" + subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def arguments(source, target):
@@ -158,9 +160,11 @@ def bare_copy(size, digests):
             bare(source, target)
             figures = Figures(copy_s=time.monotonic() - began)
             if digests:
-                both = [subprocess.Popen(["sha256sum", path], stdout=subprocess.DEVNULL) for path in (source, target)]
+                # openssl, since Debian's sha256sum knows nothing of the processor's instructions for it.
+                digest = ["openssl", "dgst", "-sha256"]
+                both = [subprocess.Popen([*digest, path], stdout=subprocess.DEVNULL) for path in (source, target)]
                 if any(process.wait(300) for process in both):
-                    raise Failed("sha256sum failed")
+                    raise Failed("openssl dgst failed")
                 figures["verified_s"] = time.monotonic() - began
             here.close()
         return figures
@@ -281,11 +285,11 @@ def comparisons(quick):
                 "ccat-transfer, recorded": transfer(size, recorded=True),
                 "bbcp": bare_copy(size, digests=False),
                 "ccat-transfer": transfer(size, recorded=False),
-                "bbcp + sha256sum": bare_copy(size, digests=True),
+                "bbcp + digests": bare_copy(size, digests=True),
             },
             [
                 Row("bbcp's time under the worker, against bbcp alone", "s", "copy_s", "ccat-transfer, recorded", "bbcp", target=1.02, stretch=1.01, at_most=True),
-                Row("message to COMPLETED, against bbcp and both digests at once", "s", "verified_s", "ccat-transfer", "bbcp + sha256sum", target=1.05, stretch=0.9, at_most=True),
+                Row("message to COMPLETED, against bbcp and then both digests at once (openssl)", "s", "verified_s", "ccat-transfer", "bbcp + digests", target=1.05, stretch=0.9, at_most=True),
             ],
         ),
         Comparison(
@@ -299,7 +303,7 @@ def comparisons(quick):
         Comparison(
             "copies",
             "the worker while 32 copies run",
-            {"ccat-transfer": at_once(32, 5 if quick else 15)},
+            {"ccat-transfer": at_once(32, 5 if quick else 10)},
             [
                 Row("resident, idle", "MB", "idle_mb", "ccat-transfer", target=25, stretch=18, at_most=True),
                 Row("resident with 32 copies", "MB", "resident_mb", "ccat-transfer", target=60, stretch=35, at_most=True),

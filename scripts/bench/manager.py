@@ -60,10 +60,13 @@ def comparisons(quick):
             f"a pass that sends 100 rows beside 1000 and beside {many} COMPLETED ones",
             {"manager": lambda database=database: steady(database, 1_000, many)},
             [Row(f"growth, {database}", "", "growth", "manager", target=1.3, stretch=1.1, at_most=True)],
+            warm_ups=0,
         )
         yield Comparison(
             f"backlog-{database}",
             f"a pass with {many} PENDING rows of which ten links let 1000 through",
             {"manager": lambda database=database: backlog(database, many)},
             [Row(f"backlog of {many} rows, {database}", "s", "seconds", "manager")],
+            warm_ups=0,
+            pairs=2,
         )

@@ -197,8 +197,8 @@ def memory(count):
 
 def comparisons(quick):
     """All of this module. Python gets fewer tasks: as many as take as long."""
-    ours, theirs, limit = (12_000, 2_500, 15_000) if quick else (30_000, 6_000, 40_000)
-    few = (6_000, 8_000) if quick else (15_000, 20_000)
+    ours, theirs, limit = (12_000, 2_500, 15_000) if quick else (24_000, 5_000, 32_000)
+    few = (6_000, 8_000) if quick else (12_000, 16_000)
     return [
         Comparison(
             "rpc",
@@ -241,7 +241,7 @@ def comparisons(quick):
         Comparison(
             "latency",
             "from publish to result at 100 tasks a second",
-            {name: latency(worker, 3 if quick else 6) for name, worker in {"ccat-transfer": rust, "python": python, "lapin loop": loop}.items()},
+            {name: latency(worker, 3 if quick else 5) for name, worker in {"ccat-transfer": rust, "python": python, "lapin loop": loop}.items()},
             [
                 Row("publish to done, median", "ms", "median_ms", "ccat-transfer", "python", target=0.6, stretch=0.4, at_most=True),
                 Row("publish to done, p99", "ms", "p99_ms", "ccat-transfer", "python", target=0.6, stretch=0.4, at_most=True),

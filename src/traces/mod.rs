@@ -175,14 +175,16 @@ pub fn step<T, E: Explain>(
         .then(|| Span::begin(SpanKind::Internal, name, None, Vec::new()))
         .flatten();
     let context = span.as_ref().map(|span| span.0.clone()).unwrap_or_default();
-    // Composed rather than awaited in a function of its own, which would have room for `work` twice.
-    work.inspect(move |done| {
-        if let (Some(span), Err(error)) = (&span, done) {
-            span.fail(error);
-        }
-        drop(span);
-    })
-    .with_context(context)
+    // Composed rather than awaited in a function of its own, which would have room for `work` twice; and in a
+    // place of its own, so that whoever takes steps has no room for each of them.
+    Box::pin(work)
+        .inspect(move |done| {
+            if let (Some(span), Err(error)) = (&span, done) {
+                span.fail(error);
+            }
+            drop(span);
+        })
+        .with_context(context)
 }
 
 /// `work`, that is to be spawned, with the current span as its own.

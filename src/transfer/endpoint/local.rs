@@ -7,13 +7,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, eaccess};
-use tokio::sync::watch;
+use rustix::process::{getpriority_process, setpriority_process};
+use rustix::thread::gettid;
+use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
@@ -165,7 +168,13 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
     let (moved, mut movement) = watch::channel(());
     let algorithm = how.algorithm;
     let of = path.clone();
-    let reading = spawn_blocking(move || {
+    // What reads beside the copy takes only what the copy leaves: one that copies at the speed of memory
+    // needs all processors, and what is left to read is read with the other end, afterwards.
+    let modest = behind.is_some();
+    let reading = in_thread(move || {
+        if modest {
+            be_modest();
+        }
         let file = File::open(of.as_path())?;
         // What was just written is to be read from the disk, not from memory.
         if role == Role::Destination {
@@ -183,7 +192,8 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
             }
             !stop.load(Ordering::Relaxed)
         })
-    });
+    })
+    .map_err(|e| storage("read", role, path, e))?;
     // The channel closes when the reader ends, however it ends.
     loop {
         match timeout(how.stall_timeout, movement.changed()).await {
@@ -201,7 +211,36 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
     }
     match reading.await {
         Ok(result) => result.map_err(|e| unreadable(role, path, e)),
-        Err(e) => Err(storage("read", role, path, e)),
+        Err(_) => {
+            let broken = io::Error::other("the thread that reads broke");
+            Err(storage("read", role, path, broken))
+        }
+    }
+}
+
+/// Runs `work` in a thread of its own, which may change what only concerns the thread.
+fn in_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<oneshot::Receiver<T>> {
+    let (answer, answered) = oneshot::channel();
+    thread::Builder::new()
+        .name("digest".into())
+        .spawn(move || {
+            // Whoever asked may be gone.
+            let _ = answer.send(work());
+        })?;
+    Ok(answered)
+}
+
+/// How modest: nice 10 gets about a tenth of what an equal would.
+const MODEST: i32 = 10;
+
+/// Lets the calling thread give way to others. On Linux the priority is a thread's own (setpriority(2)).
+/// Where that is refused, it goes on as an equal.
+fn be_modest() {
+    let own = Some(gettid());
+    if getpriority_process(own).is_ok_and(|nice| nice < MODEST) {
+        let _advice_only = setpriority_process(own, MODEST);
     }
 }
 
@@ -379,6 +418,18 @@ pub(super) async fn temporaries(
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    #[test]
+    fn modesty_is_the_threads_own() {
+        let nice = || getpriority_process(Some(gettid())).unwrap();
+        let before = nice();
+        let of_thread = thread::spawn(move || {
+            be_modest();
+            nice()
+        });
+        assert_eq!(of_thread.join().unwrap(), before.max(MODEST));
+        assert_eq!(nice(), before);
+    }
 
     /// Where the kernel cannot rename without overwriting.
     #[test]
