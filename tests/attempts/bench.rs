@@ -259,14 +259,15 @@ impl Bench {
 
     async fn carry_out(&self, request: &Request) -> Ended {
         let (task, notifier) = self.task();
-        let ended = match task.run(request).await {
+        // On the heap, as a worker's are: unoptimised, several of them fill a test thread's stack.
+        let ended = match Box::pin(task.run(request)).await {
             Ok(done) => Ended::Done(done),
             Err(failed) => {
                 let settling = Request {
                     cancelled: CancellationToken::new(),
                     ..request.clone()
                 };
-                task.on_failure(&settling, &failed).await;
+                Box::pin(task.on_failure(&settling, &failed)).await;
                 Ended::Failed(failed)
             }
         };
