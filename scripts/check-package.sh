@@ -15,6 +15,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
 . scripts/lib/services.sh
+# shellcheck source=scripts/lib/topology.sh
+. scripts/lib/topology.sh
 
 ((EUID == 0)) || die "this needs root, for chroot" "sudo scripts/check-package.sh"
 command -v debootstrap >/dev/null || die "there is no debootstrap" "apt-get install debootstrap"
@@ -76,23 +78,11 @@ environment=(
 )
 inside install -d -o ccat-transfer /data /data/here /data/there
 head -c 5000000 /dev/urandom >"$root/data/here/night.tar"
-cat >"$root/data/topology.toml" <<'END'
-[[sites]]
-name = "Here"
-short_name = "here"
-location = "here"
-locations = [{ name = "buffer", type = "buffer", storage = "disk", host = "", path = "/data/here", priority = 1 }]
-[[sites]]
-name = "There"
-short_name = "there"
-location = "there"
-locations = [{ name = "buffer", type = "buffer", storage = "disk", host = "", path = "/data/there", priority = 1 }]
-[[routes]]
-origin = "here"
-destination = "there"
-method = "bbcp"
-type = "direct"
-END
+{
+  site here Here here /data/here
+  site there There there /data/there
+  route here there
+} >"$root/data/topology.toml"
 as_service ccat-transfer db migrate
 as_service ccat-transfer db seed /data/topology.toml
 # `as_service` is a function of this shell, so it is the function's process that is started and later told to stop.

@@ -19,6 +19,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
 . scripts/lib/services.sh
+# shellcheck source=scripts/lib/topology.sh
+. scripts/lib/topology.sh
 
 ((EUID == 0)) || die "this needs root, for namespaces" "sudo scripts/check-systemd.sh"
 command -v debootstrap >/dev/null || die "there is no debootstrap" "apt-get install debootstrap"
@@ -246,26 +248,12 @@ if [[ -n $remote ]]; then
     install -o receiver .ssh/id_ed25519.pub ~receiver/.ssh/authorized_keys
     printf "\n[ssh]\nuser = \"receiver\"\n" >>/etc/ccat-transfer/ccat-transfer.toml'
 fi
-cat >"$root/data/topology.toml" <<END
-[[sites]]
-name = "Here"
-short_name = "here"
-location = "here"
-locations = [{ name = "buffer", type = "buffer", storage = "disk", host = "", path = "/data/here", priority = 1 }]
-[[sites]]
-name = "There"
-short_name = "there"
-location = "there"
-locations = [
-  { name = "buffer", type = "buffer", storage = "disk", host = "$host", path = "/data/there", priority = 1 },
-  { name = "closed", type = "buffer", storage = "disk", host = "", path = "/elsewhere", priority = 2 },
-]
-[[routes]]
-origin = "here"
-destination = "there"
-method = "bbcp"
-type = "direct"
-END
+{
+  site here Here here /data/here
+  site there There there /data/there "$host"
+  location closed 2 /elsewhere
+  route here there
+} >"$root/data/topology.toml"
 # The units' own times, but for two: nobody wants to wait a minute for a watchdog.
 for unit in ccat-transfer-worker@ ccat-transfer-manager; do
   mkdir -p "$root/etc/systemd/system/$unit.service.d"

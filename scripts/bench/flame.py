@@ -9,7 +9,7 @@ import html
 import re
 import subprocess
 import sys
-import time
+import tempfile
 
 from .sides import bench, broker_uri, running
 from .workers import delete, names, rust
@@ -128,12 +128,9 @@ def draw(root, rate):
 
 def main():
     [out] = sys.argv[1:]
-    data = f"/tmp/ccat-flame-{time.monotonic_ns()}.data"
-    try:
-        rate = record(data)
-        root = tree(stacks(data))
-    finally:
-        subprocess.run(["rm", "-f", data], check=True)
+    with tempfile.NamedTemporaryFile(prefix="ccat-flame-", suffix=".data") as data:
+        rate = record(data.name)
+        root = tree(stacks(data.name))
     with open(out, "w") as file:
         file.write(draw(root, rate))
     print(f"{root.samples} samples from {broker_uri().rpartition('@')[2]} at {rate:,.0f} tasks a second: {out}")

@@ -1,40 +1,27 @@
 # shellcheck shell=bash
 #
-# The two sites of the demo and of the doctor's picture. Source it.
+# Sites and routes for `ccat-transfer db seed`. Source it.
 
-# two_sites CCAT_PATH COLOGNE_PATH [COLOGNE_HOST] : for `ccat-transfer db seed`. A site without a host is on this one.
+# site SHORT_NAME NAME PLACE PATH [HOST] : a site with a buffer. Without a host it is on this one.
+site() {
+  printf '[[sites]]\nshort_name = "%s"\nname = "%s"\nlocation = "%s"\n' "$1" "$2" "$3"
+  location buffer 1 "$4" "${5:-}"
+}
+
+# location NAME PRIORITY PATH [HOST] : one more for the site before.
+location() {
+  printf '[[sites.locations]]\nname = "%s"\ntype = "buffer"\nstorage = "disk"\n' "$1"
+  printf 'priority = %s\npath = "%s"\nhost = "%s"\n\n' "$2" "$3" "${4:-}"
+}
+
+# route ORIGIN DESTINATION : by bbcp, direct.
+route() {
+  printf '[[routes]]\norigin = "%s"\ndestination = "%s"\nmethod = "bbcp"\ntype = "direct"\n' "$1" "$2"
+}
+
+# two_sites CCAT_PATH COLOGNE_PATH [COLOGNE_HOST] : those of the demo and of the doctor's picture.
 two_sites() {
-  cat <<END
-[[sites]]
-name = "CCAT observatory"
-short_name = "ccat"
-location = "Cerro Chajnantor, Chile"
-
-[[sites.locations]]
-name = "buffer"
-type = "buffer"
-storage = "disk"
-host = ""
-path = "$1"
-priority = 1
-
-[[sites]]
-name = "University of Cologne"
-short_name = "cologne"
-location = "Cologne, Germany"
-
-[[sites.locations]]
-name = "buffer"
-type = "buffer"
-storage = "disk"
-host = "${3:-}"
-path = "$2"
-priority = 1
-
-[[routes]]
-origin = "ccat"
-destination = "cologne"
-method = "bbcp"
-type = "direct"
-END
+  site ccat "CCAT observatory" "Cerro Chajnantor, Chile" "$1"
+  site cologne "University of Cologne" "Cologne, Germany" "$2" "${3:-}"
+  route ccat cologne
 }

@@ -29,7 +29,7 @@ type Answer = lapin::Result<Confirmation>;
 /// any more and all are answered.
 pub(super) struct Courier {
     channel: Channel,
-    // Without a bound, since everybody waits for the answer to a letter before the next.
+    // Without a bound, as lapin's own line is: a letter that is given up waiting for is in either.
     letters: mpsc::UnboundedSender<(Letter, oneshot::Sender<Answer>)>,
 }
 
