@@ -128,9 +128,10 @@ def draw(root, rate):
 
 def main():
     [out] = sys.argv[1:]
-    with tempfile.NamedTemporaryFile(prefix="ccat-flame-", suffix=".data") as data:
-        rate = record(data.name)
-        root = tree(stacks(data.name))
+    with tempfile.TemporaryDirectory(prefix="ccat-flame-") as directory:
+        data = f"{directory}/perf.data"
+        rate = record(data)
+        root = tree(stacks(data))
     with open(out, "w") as file:
         file.write(draw(root, rate))
     print(f"{root.samples} samples from {broker_uri().rpartition('@')[2]} at {rate:,.0f} tasks a second: {out}")
