@@ -140,5 +140,5 @@ fn seconds(number: f64) -> Result<Duration, Failure> {
 }
 
 fn main() -> ExitCode {
-    cli::tasks_worker(tasks)
+    cli::tasks_worker(std::env::args_os(), tasks)
 }

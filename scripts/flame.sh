@@ -12,7 +12,7 @@ say "Installing what is missing"
 install_missing perf=linux-perf
 make_python
 say "Building the release"
-run cargo build --locked --release --workspace --bins --example tasks_worker
+run cargo build --locked --release --workspace --bins
 BENCH_PROGRAMS=$(target_dir)/release
 export RUN_DIR BENCH_PROGRAMS
 say "Starting servers"

@@ -13,18 +13,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
 . scripts/lib/services.sh
 
-FAILED=()
+FAILED=()   # titles
+FAILURES=() # their logs
 PASSED=0
 BEGAN=$SECONDS
 
 # check TITLE CMD… : a step whose failure does not stop the others.
 check() {
-  local title=$1 began=$SECONDS status=0
+  local title=$1 began=$SECONDS status=0 log
   shift
+  log=$RUN_DIR/check-$((PASSED + ${#FAILED[@]})).log
   printf '\n== %s\n' "$title"
-  run "$@" || status=$?
+  run "$@" > >(tee "$log") 2>&1 || status=$?
   if ((status)); then
+    if ((status == 124)); then title+=" (its time was up)"; fi
     FAILED+=("$title")
+    FAILURES+=("$log")
     printf -- '-- %s: FAILED (%s s)\n' "$title" $((SECONDS - began))
   else
     PASSED=$((PASSED + 1))
@@ -34,9 +38,13 @@ check() {
 }
 
 summary() {
-  local took=$((SECONDS - BEGAN)) title
+  local took=$((SECONDS - BEGAN)) i
   printf '\n'
-  for title in "${FAILED[@]}"; do printf 'failed: %s\n' "$title"; done
+  for ((i = 0; i < ${#FAILED[@]}; i++)); do
+    printf 'failed: %s\n' "${FAILED[i]}"
+    # Once more, since what stands far above is cut off by some.
+    grep -aE '^(test .* FAILED$|FAILED |ERROR |error(:|\[)|Diff in )' "${FAILURES[i]}" | sort -u | head -n 40 | sed 's/^/   /' || true
+  done
   printf 'test.sh: %s checks ok, %s failed, in %s min %s s\n' "$PASSED" "${#FAILED[@]}" $((took / 60)) $((took % 60))
   ((${#FAILED[@]} == 0)) || exit 1
 }
@@ -66,7 +74,7 @@ export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-trans
 printf '\n== servers\n'
 export TEST_SERVICES=required # a test that finds no server fails
 began=$SECONDS
-start_services rabbitmq redis postgres sshd
+start_services rabbitmq second_rabbitmq redis postgres sshd
 broker=${TEST_AMQP_URL##*@}
 note "RabbitMQ ${broker%//}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"
 printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
@@ -75,7 +83,7 @@ printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 check "unit, property, integration and documentation tests" \
   timeout --kill-after 10 1500 cargo test --locked --workspace --no-fail-fast $CCAT_FEATURES || true
 check "Python interoperability" \
-  timeout --kill-after 10 1500 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q tests/python || true
+  timeout --kill-after 10 1500 "$TEST_PYTHON" -m pytest -p no:cacheprovider -q -n 2 --dist loadfile tests/python || true
 check "memory and start-up time" timeout --kill-after 10 1500 scripts/measure.sh || true
 check "demo" timeout --kill-after 10 600 scripts/demo.sh || true
 

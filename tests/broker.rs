@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -30,7 +31,6 @@ const QUIET: Duration = Duration::from_millis(300);
 fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
     Subscription {
         purpose: "a test",
-        small: false,
         queues: queues.iter().copied().cloned().collect(),
         prefetch,
         delayed: None,
@@ -48,17 +48,23 @@ async fn consume(transport: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer
 }
 
 async fn publish(transport: &Amqp, queue: &Queue, body: &str) {
-    let publication = Publication {
+    let message = RawMessage {
+        body: body.into(),
+        ..RawMessage::default()
+    };
+    let publication = publication(queue, message);
+    transport.publish(&publication, PATIENCE).await.unwrap();
+}
+
+/// A message for a queue, which is declared.
+fn publication(queue: &Queue, message: RawMessage) -> Publication {
+    Publication {
         exchange: String::new(),
         routing_key: queue.name.clone(),
-        message: RawMessage {
-            body: body.into(),
-            ..RawMessage::default()
-        },
+        message,
         declare: Some(Declaration::Queue(queue.clone())),
         mandatory: true,
-    };
-    transport.publish(&publication, PATIENCE).await.unwrap();
+    }
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {
@@ -409,6 +415,47 @@ async fn without_declaring_a_missing_queue_is_waited_for() {
     drop(consume(&transport, &[&own], 0).await);
     transport.close().await;
     declaring.close().await;
+}
+
+/// Larger than the frames that a connection begins with, and almost as large as RabbitMQ takes.
+#[tokio::test]
+async fn large_headers_pass() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "headers");
+    let queue = Queue::tasks(unique("headers"));
+    let mut consumer = consume(&transport, &[&queue], 4).await;
+    publish(&transport, &queue, "before").await;
+    let held = next(&mut consumer).await;
+    let large = |size: usize| {
+        let header = ("large".to_owned(), json!("x".repeat(size)));
+        let message = RawMessage {
+            headers: [header].into_iter().collect(),
+            ..RawMessage::default()
+        };
+        publication(&queue, message)
+    };
+    // Several at once: all of them are on the connection that the first one ends.
+    let sizes = [20_000, 40_000, 130_000, 100];
+    let letters = sizes.map(large);
+    let sent = letters
+        .iter()
+        .map(|letter| transport.publish(letter, PATIENCE));
+    futures_util::future::try_join_all(sent).await.unwrap();
+    // What was held comes again. What was sent may come twice, too: whose confirmation was lost, is sent again.
+    let mut left = HashSet::from([0, 20_000, 40_000, 130_000, 100]);
+    while !left.is_empty() {
+        let delivery = next(&mut consumer).await;
+        let size = match body(&delivery) {
+            "before" => 0,
+            _ => delivery.message.headers["large"].as_str().unwrap().len(),
+        };
+        left.remove(&size);
+        delivery.settle(Verdict::Ack).await;
+    }
+    assert!(held.is_void());
+    transport.close().await;
 }
 
 #[tokio::test]

@@ -164,7 +164,6 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
     for queue in [Queue::tasks(&dead), letters] {
         let consumer = transport.consume(Subscription {
             purpose: "a test",
-            small: false,
             queues: vec![queue],
             prefetch: 1,
             delayed: None,
@@ -281,7 +280,6 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
 
     let mut letters = transport.consume(Subscription {
         purpose: "a test",
-        small: false,
         queues: vec![Queue::tasks(&dead)],
         prefetch: 0,
         delayed: None,

@@ -6,20 +6,27 @@
 //! * `watch` waits until so many results lie in a reply queue, and tells when, and what processor time the
 //!   processes that made them have used.
 //! * `latency` sends tasks at a steady rate and measures from publish to result.
+//! * `manager` measures passes of the manager, beside bare SQL and bare confirmed publishes.
+//! * `worker` is our worker with one task, and takes the flags of `ccat-transfer worker`. It is here and not a
+//!   program of its own since each that holds the worker takes minutes to link.
 //!
 //! Every figure is printed as one JSON object on a line.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use ccat_transfer::cli::tasks_worker;
 use clap::{Parser, Subcommand};
 
 mod broker;
 mod drain;
 mod fill;
 mod latency;
+mod manager;
 mod usage;
 mod watch;
+mod worker;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -35,6 +42,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Measure(Measure),
+    /// Run our worker with one task; the flags are those of `ccat-transfer worker`.
+    #[command(disable_help_flag = true)]
+    Worker {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Measure {
     /// Put task messages into a queue.
     Fill(fill::Arguments),
     /// Consume them by a bare loop, until so many are done.
@@ -43,22 +62,34 @@ enum Command {
     Watch(watch::Arguments),
     /// Send tasks at a steady rate and time their results.
     Latency(latency::Arguments),
+    /// Time passes of the manager.
+    Manager(manager::Arguments),
+}
+
+fn main() -> ExitCode {
+    let Cli { broker, command } = Cli::parse();
+    match command {
+        Command::Measure(measure) => match run(&broker, &measure) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("bench: {error}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Worker { flags } => {
+            let name = OsString::from("ccat-bench worker");
+            tasks_worker(std::iter::once(name).chain(flags), worker::tasks)
+        }
+    }
 }
 
 #[tokio::main]
-async fn main() -> ExitCode {
-    let Cli { broker, command } = Cli::parse();
-    let outcome = match command {
-        Command::Fill(arguments) => fill::run(&broker, &arguments).await,
-        Command::Drain(arguments) => drain::run(&broker, &arguments).await,
-        Command::Watch(arguments) => watch::run(&broker, &arguments).await,
-        Command::Latency(arguments) => latency::run(&broker, &arguments).await,
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error}");
-            ExitCode::FAILURE
-        }
+async fn run(broker: &str, measure: &Measure) -> Outcome {
+    match measure {
+        Measure::Fill(arguments) => fill::run(broker, arguments).await,
+        Measure::Drain(arguments) => drain::run(broker, arguments).await,
+        Measure::Watch(arguments) => watch::run(broker, arguments).await,
+        Measure::Latency(arguments) => latency::run(broker, arguments).await,
+        Measure::Manager(arguments) => manager::run(broker, arguments).await,
     }
 }

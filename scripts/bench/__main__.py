@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 
+import amqp
+
 from . import copies, manager, workers
 from .sides import Figures, Failed
 
@@ -24,14 +26,20 @@ def main():
     options = parser.parse_args()
     comparisons = [c for module in (workers, copies, manager) for c in module.comparisons(options.quick)]
     if options.list:
-        return print(*(c.name for c in comparisons), sep="\n")
-    wanted = [c for c in comparisons if not options.names or any(c.name.startswith(name) for name in options.names)]
+        return print(*(f"{c.name}{' (only when named)' if c.extra else ''}" for c in comparisons), sep="\n")
+    is_named = lambda c: any(c.name.startswith(name) for name in options.names)
+    wanted = [c for c in comparisons if is_named(c) or not (options.names or c.extra)]
     if not wanted:
         sys.exit(f"bench: no comparison of these names; there are {', '.join(c.name for c in comparisons)}")
     began = time.monotonic()
     done = []
     for comparison in wanted:
-        done.append(run(comparison, options.pairs or (1 if options.quick else comparison.pairs)))
+        since = time.monotonic()
+        try:
+            done.append(run(comparison, options.pairs or (1 if options.quick else comparison.pairs)))
+        finally:
+            comparison.close()
+        print(f"   {time.monotonic() - since:.0f} s", flush=True)
     rows = [row for comparison, runs in done for row in rows_of(comparison, runs)]
     print()
     print_table(rows)
@@ -50,7 +58,7 @@ def run(comparison, pairs):
             began = time.monotonic()
             try:
                 figures = measure()
-            except (Failed, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
+            except (Failed, amqp.AMQPError, subprocess.SubprocessError, OSError, ValueError, KeyError) as error:
                 figures = error
             shown = f"FAILED: {figures}" if isinstance(figures, Exception) else Figures.show(figures)
             label = "warm-up" if number < 0 else f"run {number + 1}"

@@ -13,7 +13,7 @@ import time
 
 import celery
 
-from .sides import Comparison, Failed, Figures, Row, cpu_s, program, resident_mb, running
+from .sides import Comparison, Failed, Figures, Row, channel, cpu_s, program, resident_mb, running
 
 TASK = "ccat_data_transfer.transfer_manager.transfer_files_bbcp"
 QUEUE = "ccat_buffer_data_transfer"
@@ -28,12 +28,49 @@ def bbcp_kind():
     return "real" if os.environ.get("BBCP_REAL") else "the tests' double"
 
 
+def in_memory():
+    """A directory of which no disk is measured."""
+    shared = pathlib.Path("/dev/shm")
+    return tempfile.TemporaryDirectory(prefix="ccat-bench-", dir=shared if shared.is_dir() else os.environ["RUN_DIR"])
+
+
 @contextlib.contextmanager
 def site(**bbcp_settings):
-    """Two directories in memory, a database and settings. In memory, so that no disk is measured."""
-    shared = pathlib.Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="ccat-bench-", dir=shared if shared.is_dir() else os.environ["RUN_DIR"]) as name:
+    """Two directories in memory, a database and settings."""
+    with in_memory() as name:
         yield Site(pathlib.Path(name), bbcp_settings)
+
+
+class Package:
+    """One package of noise for all runs of a comparison, made when the first one asks for it."""
+
+    def __init__(self, size):
+        self.size = size
+        self.directory = None
+
+    def path(self):
+        if self.directory is None:
+            self.directory = in_memory()
+            write_noise(self.kept(), 0, self.size)
+        return self.kept()
+
+    def kept(self):
+        return pathlib.Path(self.directory.name, "package.tar")
+
+    def close(self):
+        if self.directory is not None:
+            self.directory.cleanup()
+            self.directory = None
+
+
+def write_noise(path, number, size, noise=b""):
+    """A file that no other number's is like."""
+    noise = noise or os.urandom(min(size, 64 * MB))
+    with open(path, "wb") as file:
+        file.write(number.to_bytes(8))
+        left = size - 8
+        while left > 0:
+            left -= file.write(noise[:left])
 
 
 class Site:
@@ -59,6 +96,8 @@ class Site:
         ]
         route = '[[routes]]\norigin = "ccat"\ndestination = "cologne"\nmethod = "bbcp"\ntype = "direct"\n'
         (directory / "topology.toml").write_text("\n".join([*sites, route]))
+        with channel() as open_channel:  # what a worker before this one was killed with
+            open_channel.queue_delete(QUEUE)
         self.cli("db", "migrate")
         self.cli("db", "seed", str(directory / "topology.toml"))
         self.database = sqlite3.connect(directory / "ops.sqlite", timeout=30, isolation_level=None)
@@ -71,16 +110,30 @@ class Site:
             raise Failed(done.stderr.strip())
         return done.stdout
 
-    def packages(self, count, size, checksum=None):
-        """Makes packages of noise and their transfers; the transfers' ids."""
+    def packages(self, count, size, hollow=False):
+        """Makes packages of noise, or of nothing but a size, and their transfers; the transfers' ids."""
         noise = os.urandom(min(size, 64 * MB))
-        (self.directory / "origin/packages").mkdir(exist_ok=True)
         for number in range(count):
-            with open(self.directory / f"origin/packages/{number}.tar", "wb") as file:
-                file.write(number.to_bytes(8))
-                left = size - 8
-                while left > 0:
-                    left -= file.write(noise[:left])
+            path = self.origin() / f"{number}.tar"
+            if hollow:
+                path.touch()
+                os.truncate(path, size)
+            else:
+                write_noise(path, number, size, noise)
+        return self.transfers(count)
+
+    def package(self, package, checksum=None):
+        """Takes a package that is there, and makes its transfer; its id in a list."""
+        os.link(package.path(), self.origin() / "0.tar")
+        return self.transfers(1, checksum)
+
+    def origin(self):
+        directory = self.directory / "origin/packages"
+        directory.mkdir(exist_ok=True)
+        return directory
+
+    def transfers(self, count, checksum=None):
+        """Makes the transfers of the packages that there are."""
         recorded = [] if checksum is None else ["--checksum", checksum(self.directory / "origin/packages/0.tar")]
         create = ["transfers", "create", "--package", "packages/0.tar", "--from", "ccat/buffer", "--to", "cologne/buffer"]
         first = int(self.cli(*create, *recorded))
@@ -128,7 +181,7 @@ class Site:
                 return
             if states.get("FAILED") or time.monotonic() > deadline:
                 raise Failed(f"transfers are {states}: {self.cli('transfers', 'show', str(ids[0]))}")
-            time.sleep(0.05)  # a core that looks is a core that does not copy
+            time.sleep(0.02)  # a core that looks is a core that does not copy
 
     def close(self):
         self.database.close()
@@ -139,45 +192,44 @@ def sha256(path):
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def arguments(source, target):
+def arguments(source, target, rate=None):
     """What the worker gives bbcp, for a copy without resume."""
-    options = ["-v", "-P", "2", "-s", "4", "-w", "8m", "-y", "dd", "-e", "-E", "c32c=/dev/stdout", "-n", "--"]
+    options = ["-v", "-P", "2", "-s", "4", "-w", "8m", *(["-x", rate] if rate else []), "-y", "dd", "-e", "-E", "c32c=/dev/stdout", "-n", "--"]
     return [bbcp(), *options, str(source), str(target)]
 
 
-def bare(source, target):
-    subprocess.run(arguments(source, target), check=True, capture_output=True, timeout=300)
+def bare(source, target, rate=None):
+    subprocess.run(arguments(source, target, rate), check=True, capture_output=True, timeout=300)
 
 
-def bare_copy(size, digests):
-    """bbcp by hand; then, if wanted, both digests at once."""
+def bare_copy(package, rate=None):
+    """bbcp by hand; then both digests at once."""
 
     def measure():
         with site() as here:
-            here.packages(1, size)
+            here.package(package)
             source, target = here.directory / "origin/packages/0.tar", here.directory / "destination/0.tar"
             began = time.monotonic()
-            bare(source, target)
+            bare(source, target, rate)
             figures = Figures(copy_s=time.monotonic() - began)
-            if digests:
-                # openssl, since Debian's sha256sum knows nothing of the processor's instructions for it.
-                digest = ["openssl", "dgst", "-sha256"]
-                both = [subprocess.Popen([*digest, path], stdout=subprocess.DEVNULL) for path in (source, target)]
-                if any(process.wait(300) for process in both):
-                    raise Failed("openssl dgst failed")
-                figures["verified_s"] = time.monotonic() - began
+            # openssl, since Debian's sha256sum knows nothing of the processor's instructions for it.
+            digest = ["openssl", "dgst", "-sha256"]
+            both = [subprocess.Popen([*digest, path], stdout=subprocess.DEVNULL) for path in (source, target)]
+            if any(process.wait(300) for process in both):
+                raise Failed("openssl dgst failed")
+            figures["verified_s"] = time.monotonic() - began
             here.close()
         return figures
 
     return measure
 
 
-def transfer(size, recorded):
+def transfer(package, recorded, rate=None):
     """The same under the worker, from the message to COMPLETED; bbcp's own time as the worker's log has it."""
 
     def measure():
-        with site(**{"window": "8m"}) as here:
-            ids = here.packages(1, size, checksum=sha256 if recorded else None)
+        with site(window="8m", **({"max_rate": rate} if rate else {})) as here:
+            ids = here.package(package, checksum=sha256 if recorded else None)
             with here.worker(1, CCAT_DATA_TRANSFER_TRANSFER__RESUME="false") as process:
                 used = cpu_s(process.pid)
                 began = time.monotonic()
@@ -240,14 +292,15 @@ def many_transfers(count, size):
 
 
 def at_once(copies, seconds):
-    """The worker's own share while so many copies run, each at a pace that takes as long as is looked at."""
+    """The worker's own share while so many copies run, each at 1 MB/s."""
 
     def measure():
-        size = 16 * MB
-        with site(window="8m", max_rate=f"{size // (seconds + 10) // 1000}k") as here:
+        with site(window="8m", max_rate="1000k") as here:
             figures = Figures()
-            ids = here.packages(copies, size)
-            with here.worker(copies) as process:
+            # So large that whoever reads the origin beside the copy has to wait for it.
+            ids = here.packages(copies, 512 * MB, hollow=True)
+            # A digest that is made at once: what the worker does while nothing but copies goes on is looked at.
+            with here.worker(copies, CCAT_DATA_TRANSFER_TRANSFER__DIGEST="xxh3") as process:
                 time.sleep(1)
                 figures["idle_mb"] = resident_mb(process.pid)
                 here.send(ids)
@@ -277,21 +330,33 @@ def comparisons(quick):
     double = "" if os.environ.get("BBCP_REAL") else ", bbcp's double"
     if shutil.which("xargs") is None:
         raise SystemExit("bench: there is no xargs; install findutils")
-    return [
-        Comparison(
-            "copy",
-            f"a copy of {size // MB} MB{double}, in memory: alone and under the worker",
+
+    def copy(name, pace, package, sides, alone, rate=None, **more):
+        return Comparison(
+            name,
+            f"a copy of {size // MB} MB{double}, in memory, {pace}: alone and under the worker",
             {
-                "ccat-transfer, recorded": transfer(size, recorded=True),
-                "bbcp": bare_copy(size, digests=False),
-                "ccat-transfer": transfer(size, recorded=False),
-                "bbcp + digests": bare_copy(size, digests=True),
+                **sides,
+                "ccat-transfer": transfer(package, recorded=False, rate=rate),
+                "bbcp + digests": bare_copy(package, rate),
             },
             [
-                Row("bbcp's time under the worker, against bbcp alone", "s", "copy_s", "ccat-transfer, recorded", "bbcp", target=1.02, stretch=1.01, at_most=True),
-                Row("message to COMPLETED, against bbcp and then both digests at once (openssl)", "s", "verified_s", "ccat-transfer", "bbcp + digests", target=1.05, stretch=0.9, at_most=True),
+                Row(f"bbcp's time under the worker, {pace}, against bbcp alone", "s", "copy_s", alone, "bbcp + digests", target=1.02, stretch=1.01, at_most=True),
+                Row(f"message to COMPLETED, {pace}, against bbcp, then both digests at once (openssl)", "s", "verified_s", "ccat-transfer", "bbcp + digests", target=1.05, stretch=0.9, at_most=True),
             ],
-        ),
+            close=package.close,
+            **more,
+        )
+
+    package = Package(size)
+    recorded = "ccat-transfer, recorded"
+    return [
+        # With the origin's digest in the database nothing is read beside the copy, which takes both processors here.
+        # Two runs of the same bbcp differ by more than is asked about, so it is no part of a whole run.
+        copy("copy", "as fast as memory", package, {recorded: transfer(package, recorded=True)}, alone=recorded, extra=True),
+        # What a link of 2 Gbit/s carries. Nothing but the pace decides, so that a hundredth can be seen; the origin is read
+        # beside the copy.
+        copy("link", "at 250 MB/s", package, {}, alone="ccat-transfer", rate="250000k", warm_ups=0),
         Comparison(
             "files",
             f"{files} files of 1 MB as transfers, -c 4, against as many bare bbcp{double}, four at a time",
@@ -303,7 +368,7 @@ def comparisons(quick):
         Comparison(
             "copies",
             "the worker while 32 copies run",
-            {"ccat-transfer": at_once(32, 5 if quick else 10)},
+            {"ccat-transfer": at_once(32, 5)},
             [
                 Row("resident, idle", "MB", "idle_mb", "ccat-transfer", target=25, stretch=18, at_most=True),
                 Row("resident with 32 copies", "MB", "resident_mb", "ccat-transfer", target=60, stretch=35, at_most=True),

@@ -1,46 +1,33 @@
-"""The manager and its database: benches/manager.rs."""
+"""The manager and its database."""
 
-import json
 import os
-import subprocess
 
-from .sides import REPO, Comparison, Failed, Figures, Row, broker_uri
+from .sides import Comparison, Figures, Row, bench_lines
 
 
-def bench(database, scenario, rows):
-    """What the bench program measured: seconds by name and side."""
-    command = ["cargo", "bench", "--quiet", "--locked", "--bench", "manager", "--"]
+def measure(database, scenario, rows):
+    """What ccat-bench measured: seconds by name and side."""
     where = database if database == "sqlite" else os.environ["TEST_POSTGRES_URL"]
-    done = subprocess.run(
-        [*command, where, broker_uri(), scenario, str(rows)],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    if done.returncode:
-        raise Failed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}")
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    lines = bench_lines("manager", where, scenario, rows)
     return {(line["name"].split("/")[1], line["side"]): line["seconds"] for line in lines}
 
 
 def both_sides(database, rows):
     """Both sides come from one run of the program, one after the other."""
-    seconds = bench(database, "schedule", rows)
+    seconds = measure(database, "schedule", rows)
     manager, bare = seconds["schedule", "manager"], seconds["schedule", "bare"]
     return Figures(seconds=manager, rows_per_s=rows / manager, share_of_bare=bare / manager)
 
 
 def steady(database, few, many):
     """The same pass beside few rows that are over, and beside many."""
-    beside_few, beside_many = bench(database, "steady", few), bench(database, "steady", many)
+    beside_few, beside_many = measure(database, "steady", few), measure(database, "steady", many)
     key = "steady", "manager"
     return Figures(few_s=beside_few[key], many_s=beside_many[key], growth=beside_many[key] / beside_few[key])
 
 
 def backlog(database, rows):
-    return Figures(seconds=bench(database, "backlog", rows)["backlog", "manager"])
+    return Figures(seconds=measure(database, "backlog", rows)["backlog", "manager"])
 
 
 def comparisons(quick):

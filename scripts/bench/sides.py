@@ -58,19 +58,29 @@ class Comparison:
     rows: list[Row]
     warm_ups: int = 1
     pairs: int = 5
+    # Only when it is named.
+    extra: bool = False
+    # What puts away what all its runs had in common.
+    close: typing.Callable[[], None] = lambda: None
 
 
 def program(name):
     return os.path.join(os.environ["BENCH_PROGRAMS"], name)
 
 
-def bench(*arguments, timeout=600):
-    """Runs ccat-bench; what it printed."""
+def bench(*arguments):
+    """Runs ccat-bench; what it measured."""
+    [figures] = bench_lines(*arguments)
+    return figures
+
+
+def bench_lines(*arguments, timeout=600):
+    """Runs ccat-bench; the figures of every line that it printed."""
     command = [program("ccat-bench"), "--broker", broker_uri(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
         raise Failed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}")
-    return Figures(json.loads(done.stdout))
+    return [Figures(json.loads(line)) for line in done.stdout.splitlines()]
 
 
 def broker_uri():
@@ -80,7 +90,7 @@ def broker_uri():
 
 @contextlib.contextmanager
 def running(command, environment=None, log=None, ready=None):
-    """A process group, ended by TERM. Waits until `ready` stands in its log."""
+    """A process group, killed at the end. Waits until `ready` stands in its log."""
     with tempfile.NamedTemporaryFile("w+b", suffix=".log") as own:
         process = subprocess.Popen(
             command,
@@ -109,12 +119,7 @@ def tail(path):
 
 
 def stop(process):
-    if process.poll() is None:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            pass
+    """Ends it at once: what was to be measured is over, and a prefork pool would take four seconds to end by itself."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)

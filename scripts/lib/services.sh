@@ -5,9 +5,10 @@
 #
 #   install_missing [CMD=PKG…]     what the scripts need, and PKG for CMD, by apt; nothing is left running by apt
 #   run_begin                      private directory $RUN_DIR, and the trap that ends everything
-#   start_services NAME…           several at once: rabbitmq redis postgres sshd
+#   start_services NAME…           several at once: rabbitmq second_rabbitmq redis postgres sshd
 #   start_rabbitmq start_redis start_postgres start_sshd
 #   make_python                    .venv with tests/python/requirements.txt        → TEST_PYTHON
+#   at_end FUNCTION                what else is to be put back when the script ends
 #   run CMD…                       a foreground command that a signal can interrupt
 #   spawn NAME CMD…                a background command, logged to $RUN_DIR/NAME.log → SPAWNED_PID
 #   await SECONDS WHAT CMD…        polls until CMD succeeds
@@ -17,6 +18,7 @@
 #
 #   TEST_AMQP_URL  TEST_RABBITMQ_CTL (a program: stop | start | restart)  RABBITMQCTL (rabbitmqctl for this node)
 #   TEST_AMQPS_PORT (TLS, for `localhost` only)  TEST_TLS (directory: ca.pem client.pem client.key, for user tls-client)
+#   SECOND_TEST_AMQP_URL …         the same of a second broker, and SECOND_TEST_REDIS_URL (another database of the one Redis)
 #   TEST_REDIS_URL  TEST_POSTGRES_URL (a superuser, so that tests make their own databases)
 #   TEST_SSHD_PORT  TEST_SSH_IDENTITY  TEST_SSH_KNOWN_HOSTS  TEST_SSH_USER
 
@@ -26,6 +28,7 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # Debian gives these to root only
 RUN_DIR=
 RUN_GROUPS=()      # process groups we started, in order
 RUN_FOREGROUND=    # the group that `run` waits for
+RUN_AT_END=()      # functions to call at the end
 POLICY_PLACED=     # we put /usr/sbin/policy-rc.d there
 
 # ---------------------------------------------------------------- messages
@@ -173,13 +176,16 @@ find_run_processes() {
   done
 }
 
+at_end() { RUN_AT_END+=("$1"); }
+
 run_end() {
-  local status=$? group
+  local status=$? group last
   trap '' HUP INT TERM
   trap - EXIT
   set +e
   cd /
   allow_service_starts
+  for last in "${RUN_AT_END[@]}"; do "$last"; done
   [[ -n $RUN_FOREGROUND ]] && kill -TERM -- "-$RUN_FOREGROUND" 2>/dev/null
   for group in "${RUN_GROUPS[@]}"; do kill -TERM -- "-$group" 2>/dev/null; done
 
@@ -285,7 +291,8 @@ start_postgres() { start_services postgres; }
 start_sshd() { start_services sshd; }
 
 launch_rabbitmq() {
-  local dir=$RUN_DIR/rabbitmq amqp dist epmd
+  local name=${1:-rabbitmq} amqp dist epmd
+  local dir=$RUN_DIR/$name
   mkdir -p "$dir/home" "$dir/data" "$dir/log"
   free_port; amqp=$PORT
   free_port; dist=$PORT
@@ -345,14 +352,14 @@ answers() {
   ( exec 3<>/dev/tcp/127.0.0.1/$amqp && printf 'AMQP\0\0\11\1' >&3 && IFS= read -r -t 2 -n 1 -u 3 ) 2>/dev/null
 }
 launch() {
-  setsid '$RABBITMQ_SERVER_PROGRAM' >>'$RUN_DIR/rabbitmq.log' 2>&1 </dev/null &
+  setsid '$RABBITMQ_SERVER_PROGRAM' >>'$RUN_DIR/$name.log' 2>&1 </dev/null &
   echo \$! >'$dir/pid'
 }
 ready() {
   local deadline=\$((SECONDS + 60))
   until answers; do
     if ! running || ((SECONDS >= deadline)); then
-      tail -n 20 '$RUN_DIR/rabbitmq.log' >&2
+      tail -n 20 '$RUN_DIR/$name.log' >&2
       echo 'error: RabbitMQ did not start' >&2
       exit 1
     fi
@@ -379,8 +386,8 @@ END
   chmod 755 "$RABBITMQCTL" "$TEST_RABBITMQ_CTL"
 
   # Our own port mapper, in the foreground: Erlang would start one as a daemon that outlives it.
-  spawn epmd env -u NOTIFY_SOCKET HOME="$dir/home" "$(epmd_program)" -port "$epmd" -address 127.0.0.1
-  AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/epmd.log await 10 "Erlang's port mapper did not start" port_answers "$epmd"
+  spawn "$name-epmd" env -u NOTIFY_SOCKET HOME="$dir/home" "$(epmd_program)" -port "$epmd" -address 127.0.0.1
+  AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/$name-epmd.log await 10 "Erlang's port mapper did not start" port_answers "$epmd"
   "$TEST_RABBITMQ_CTL" launch
   RUN_GROUPS+=("$(<"$dir/pid")")
 }
@@ -411,12 +418,24 @@ epmd_program() {
 
 await_rabbitmq() { "$TEST_RABBITMQ_CTL" ready || die "RabbitMQ did not start" "Its last words are above."; }
 
+# Another broker, for tests that run beside others.
+launch_second_rabbitmq() {
+  local name
+  local TEST_AMQP_URL TEST_RABBITMQ_CTL RABBITMQCTL TEST_AMQPS_PORT TEST_TLS # what `launch_rabbitmq` sets are these
+  launch_rabbitmq second_rabbitmq
+  for name in TEST_AMQP_URL TEST_RABBITMQ_CTL RABBITMQCTL TEST_AMQPS_PORT TEST_TLS; do
+    export "SECOND_$name=${!name}"
+  done
+}
+
+await_second_rabbitmq() { TEST_RABBITMQ_CTL=$SECOND_TEST_RABBITMQ_CTL await_rabbitmq; }
+
 launch_redis() {
   local dir=$RUN_DIR/redis
   mkdir -p "$dir"
   free_port
   REDIS_PORT=$PORT
-  export TEST_REDIS_URL="redis://127.0.0.1:$PORT/0"
+  export TEST_REDIS_URL="redis://127.0.0.1:$PORT/0" SECOND_TEST_REDIS_URL="redis://127.0.0.1:$PORT/1"
   spawn redis redis-server --port "$PORT" --bind 127.0.0.1 --save '' --appendonly no --dir "$dir" --daemonize no
   REDIS_PID=$SPAWNED_PID
 }

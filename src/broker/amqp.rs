@@ -47,8 +47,9 @@ mod window;
 
 pub use probe::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
-/// Pause before the first new attempt to connect, and the longest one.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(30));
+/// Pause before the first new attempt to connect, and the longest one: how long a link may lie idle after
+/// the broker is back. Celery's grows to 30 s; RabbitMQ's own clients for Java and .NET wait for 5 s always.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// What is known about a broker before connecting.
 #[derive(Debug, Clone)]
@@ -360,7 +361,6 @@ impl Transport for Amqp {
             link: self.link.clone(),
             reconnect: self.reconnect,
             purpose: subscription.purpose,
-            small: subscription.small,
             delayed: subscription.delayed,
             closing: self.closing.clone(),
         };
@@ -397,7 +397,7 @@ struct PublisherSession {
 impl PublisherSession {
     async fn open(link: &Link) -> Result<Self, BrokerError> {
         Ok(Self {
-            connection: link.connect("publisher", true).await?,
+            connection: link.connect("publisher").await?,
             courier: None,
             foreign: None,
             declared: HashSet::new(),

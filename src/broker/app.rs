@@ -19,7 +19,7 @@ use celery::broker::{Broker, Delivery, DeliveryStream};
 use celery::error::{BrokerError, CeleryError};
 use celery::protocol::Message;
 use chrono::{DateTime, Utc};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::sending::Sending;
 use super::{Publication, TaskQueues, Transport};
@@ -204,7 +204,7 @@ fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, Broker
     ]
     .map(|(name, value)| (name.to_owned(), value));
     Ok(RawMessage {
-        headers: Map::from_iter(headers),
+        headers: headers.into_iter().collect(),
         properties: Properties {
             content_type: Some(message.properties.content_type.clone()),
             content_encoding: Some(message.properties.content_encoding.clone()),
@@ -225,14 +225,12 @@ fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, Broker
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use std::sync::Mutex;
-
     use celery::task::{Request, Signature, Task, TaskOptions, TaskResult};
     use serde::{Deserialize, Serialize};
 
     use super::*;
-    use crate::broker::consumer::Feed;
-    use crate::broker::{self, Consumer, Declaration, Queue, QueueDepth, Subscription};
+    use crate::broker::recorder::Recorder;
+    use crate::broker::{Declaration, Queue};
     use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
@@ -264,35 +262,6 @@ mod tests {
         }
     }
 
-    /// Keeps what was published, and answers as a broker that took it.
-    #[derive(Default)]
-    struct Recorder(Mutex<Vec<Publication>>);
-
-    #[async_trait]
-    impl Transport for Recorder {
-        fn masked_url(&self) -> String {
-            "recorder://".into()
-        }
-        async fn publish(
-            &self,
-            publication: &Publication,
-            _within: Duration,
-        ) -> Result<(), broker::BrokerError> {
-            self.0.lock().unwrap().push(publication.clone());
-            Ok(())
-        }
-        async fn prepare(&self, _within: Duration) -> Result<(), broker::BrokerError> {
-            Ok(())
-        }
-        fn consume(&self, subscription: Subscription) -> Consumer {
-            Feed::new(&subscription, Default::default()).1
-        }
-        async fn survey(&self, _queues: &[String]) -> Result<Vec<QueueDepth>, broker::BrokerError> {
-            Ok(Vec::new())
-        }
-        async fn close(&self) {}
-    }
-
     /// Guards the pinned version of the crate: an app is made without a Redis server, and sends
     /// through our transport.
     #[tokio::test]
@@ -312,7 +281,7 @@ mod tests {
             .await
             .unwrap();
 
-        let publication = recorder.0.lock().unwrap().pop().unwrap();
+        let publication = recorder.take().pop().unwrap();
         assert_eq!(
             (publication.routing_key.as_str(), publication.mandatory),
             ("q", true)

@@ -20,6 +20,8 @@ pub mod amqp;
 pub mod app;
 pub mod consumer;
 pub mod delayed;
+#[cfg(test)]
+pub(crate) mod recorder;
 mod sending;
 pub mod topology;
 
@@ -47,9 +49,6 @@ pub struct Publication {
 pub struct Subscription {
     /// What for, in a word or two; for log lines.
     pub purpose: &'static str,
-    /// Whether all messages have small headers. The connection then needs 1 MB instead of 8; one
-    /// with larger headers breaks it.
-    pub small: bool,
     /// Queues; declared where they are missing.
     pub queues: Vec<Queue>,
     /// Unsettled deliveries of each queue that are held at a time, parked ones aside; 0 is no limit.

@@ -4,6 +4,7 @@
 //! 2 wrong usage, 3 not found, 4 settings or schema, 5 database or broker not reachable, 6 refused
 //! because of the state of things.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use celery::error::CeleryError;
 use clap::{Parser, Subcommand};
+use futures_util::future::LocalBoxFuture;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::broker::BrokerError;
@@ -176,14 +178,29 @@ pub fn main() -> ExitCode {
 }
 
 /// Runs a worker with the flags and settings of `ccat-transfer worker`, but with other tasks: those
-/// that `register` makes. For programs of their own, such as the example `tasks_worker`.
+/// that `register` makes. For programs of their own, such as the example `tasks_worker`; `arguments`
+/// begin with the program's name, as [`std::env::args_os`] does. A program that builds in rustls with another provider of
+/// cryptography beside ring has to say which one is to be used before this (`CryptoProvider::install_default`).
 #[must_use]
-pub fn tasks_worker<R>(register: impl FnOnce(Service) -> R) -> ExitCode
+pub fn tasks_worker<R>(
+    arguments: impl IntoIterator<Item = OsString>,
+    register: impl FnOnce(Service) -> R,
+) -> ExitCode
 where
     R: Future<Output = Result<Registry, CeleryError>>,
 {
+    let arguments = arguments.into_iter().collect();
+    run_tasks_worker(arguments, Box::new(|service| Box::pin(register(service))))
+}
+
+/// What makes the tasks of a [`tasks_worker`].
+type Register<'a> = dyn FnOnce(Service) -> LocalBoxFuture<'a, Result<Registry, CeleryError>> + 'a;
+
+/// Not generic: a program that calls it is not to compile the whole worker once more.
+#[inline(never)]
+fn run_tasks_worker(arguments: Vec<OsString>, register: Box<Register<'_>>) -> ExitCode {
     stacks::deepen();
-    let TasksWorker { common, worker } = TasksWorker::parse();
+    let TasksWorker { common, worker } = TasksWorker::parse_from(arguments);
     ended(common.run(async |mut context| {
         worker.apply(&mut context)?;
         let register = async |service| {
@@ -225,9 +242,6 @@ impl Common {
     where
         R: Future<Output = Result<ExitCode, CliError>>,
     {
-        // Several are built in, by several crates, and rustls then wants one to be named. An error means
-        // that somebody has.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let mut settings = self.load()?;
         if let Some(level) = self.log_level {
             telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;

@@ -155,7 +155,27 @@ impl Database {
             .await
     }
 
-    /// Begins a transaction that writes.
+    /// Does `work` in a transaction that writes, and commits it. After an error it is rolled back, so
+    /// that either way its locks are gone when this returns: one that is only dropped is rolled back by
+    /// whoever uses its connection next, and whoever tries again at once meets its own locks.
+    ///
+    /// # Errors
+    /// That of `work`, or what the database says.
+    pub(crate) async fn write<T, E: From<DatabaseError>>(
+        &self,
+        work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let tx = self.begin().await?;
+        let done = work(&tx).await;
+        match done {
+            Ok(_) => tx.commit().await.map_err(DatabaseError::from)?,
+            // If this fails, the connection is gone, and the locks with it.
+            Err(_) => drop(tx.rollback().await),
+        }
+        done
+    }
+
+    /// Begins a transaction that writes. See [`Self::write`] for how to end it.
     pub(crate) async fn begin(&self) -> Result<DatabaseTransaction, DatabaseError> {
         let options = match self.backend() {
             // Whatever the server's default is: a row is locked first and read after, and what

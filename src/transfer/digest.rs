@@ -7,8 +7,13 @@ use sha2::Digest as _;
 
 use crate::settings::DigestAlgorithm;
 
-/// Large enough that system calls do not count, small enough for four at a time.
-const BUFFER_BYTES: usize = 1 << 20;
+/// Large enough that system calls do not count, small enough to stay in a core's own cache.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What the buffer's address is a multiple of, in bytes: a page. Pages of a file are copied to it, and AMD's Zen 3
+/// copies four times slower to an address 16 bytes after a page's beginning, as a large allocation's is
+/// with glibc (glibc's bug 30994; seen on an EPYC, Linux 6.18: 1.2 s for 2 GB in memory, and 0.25 s when aligned).
+const ALIGNMENT: usize = 4096;
 
 /// A digest and the algorithm that made it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -150,10 +155,12 @@ pub fn of(
     mut read: impl FnMut(u64) -> bool,
 ) -> io::Result<Digest> {
     let mut state = State::new(algorithm);
-    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut room = vec![0; BUFFER_BYTES + ALIGNMENT];
+    let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+    let buffer = &mut room[start..start + BUFFER_BYTES];
     let mut total = 0;
     loop {
-        let n = match reader.read(&mut buffer) {
+        let n = match reader.read(buffer) {
             Ok(0) => break,
             Ok(n) => n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,

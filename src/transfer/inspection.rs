@@ -145,7 +145,6 @@ impl Remote {
             algorithm,
             size: 0,
             stall_timeout: VERSION_WITHIN,
-            progress: &tokio::sync::watch::Sender::new(0),
             behind: None,
         };
         let endpoint = Endpoint::Remote(self.clone());

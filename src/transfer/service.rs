@@ -444,6 +444,16 @@ struct Left {
     partial: Option<Box<Plan>>,
 }
 
+/// Reading a file of a plan, with nobody beside.
+fn reading(plan: &Plan) -> Reading<'static> {
+    Reading {
+        algorithm: plan.digest,
+        size: plan.size,
+        stall_timeout: plan.stall_timeout,
+        behind: None,
+    }
+}
+
 /// The origin's digest in the making.
 type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
 
@@ -762,8 +772,7 @@ impl Running<'_> {
             return Err(other());
         }
         self.show(Phase::Verifying, self.progress());
-        let nobody = watch::Sender::new(0);
-        let how = self.reading(plan, &nobody);
+        let how = reading(plan);
         let (origin, destination) = match &plan.recorded {
             Some(_) => (None, plan.target.digest(how).await?),
             None => {
@@ -791,10 +800,7 @@ impl Running<'_> {
         }
         let origin = match origin {
             Some(origin) => origin,
-            None => {
-                let nobody = watch::Sender::new(0);
-                plan.source.digest(self.reading(plan, &nobody)).await?
-            }
+            None => plan.source.digest(reading(plan)).await?,
         };
         match &plan.recorded {
             Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {
@@ -913,15 +919,11 @@ impl Running<'_> {
     /// memory, and need not be read from the disk again.
     fn read_along(&self, plan: &Plan, copied: &watch::Sender<u64>) -> ReadAlong {
         let (source, copied) = (plan.source.clone(), copied.subscribe());
-        let (algorithm, size, stall_timeout) = (plan.digest, plan.size, plan.stall_timeout);
+        let how = reading(plan);
         AbortOnDropHandle::new(tokio::spawn(async move {
-            let nobody = watch::Sender::new(0);
             let how = Reading {
-                algorithm,
-                size,
-                stall_timeout,
-                progress: &nobody,
                 behind: Some(&copied),
+                ..how
             };
             source.digest(how).await
         }))
@@ -1048,8 +1050,7 @@ impl Running<'_> {
                 found,
             });
         }
-        let nobody = watch::Sender::new(0);
-        let how = self.reading(plan, &nobody);
+        let how = reading(plan);
         let origin = async {
             let Some(origin) = origin else {
                 return Ok(None);
@@ -1152,16 +1153,6 @@ impl Running<'_> {
                 Err(TransferError::Interrupted { cause: Interruption::Cancelled })
             }
             done = doing => done,
-        }
-    }
-
-    fn reading<'p>(&self, plan: &Plan, progress: &'p watch::Sender<u64>) -> Reading<'p> {
-        Reading {
-            algorithm: plan.digest,
-            size: plan.size,
-            stall_timeout: plan.stall_timeout,
-            progress,
-            behind: None,
         }
     }
 

@@ -222,12 +222,11 @@ impl From<DbErr> for TopologyError {
 /// # Errors
 /// See [`TopologyError`].
 pub async fn seed(repository: &Repository, topology: &Topology) -> Result<Seeded, TopologyError> {
-    let seeding = async {
-        let tx = repository.database().begin().await?;
-        refuse_alembic(&tx).await?;
+    let seeding = async |tx: &DatabaseTransaction| {
+        refuse_alembic(tx).await?;
         let mut seeder = Seeder {
             repository,
-            tx: &tx,
+            tx,
             seeded: Seeded::default(),
         };
         for site in &topology.sites {
@@ -236,11 +235,10 @@ pub async fn seed(repository: &Repository, topology: &Topology) -> Result<Seeded
         for route in &topology.routes {
             seeder.route(route).await?;
         }
-        let seeded = seeder.seeded;
-        tx.commit().await?;
-        Ok(seeded)
+        Ok(seeder.seeded)
     };
-    repository.database().bounded(seeding).await
+    let database = repository.database();
+    database.bounded(database.write(seeding)).await
 }
 
 /// The location of that name.
@@ -271,31 +269,30 @@ pub async fn create_transfer(
     repository: &Repository,
     new: &NewTransfer,
 ) -> Result<i64, TopologyError> {
-    let creating = async {
-        let file_name = file_name(&new.relative_path)?;
-        let tx = repository.database().begin().await?;
-        refuse_alembic(&tx).await?;
-        let origin = location_id(&tx, &new.origin).await?;
-        let destination = location_id(&tx, &new.destination).await?;
-        let now = Timestamp(database::now(&tx).await?);
+    let file_name = file_name(&new.relative_path)?;
+    let creating = async |tx: &DatabaseTransaction| {
+        refuse_alembic(tx).await?;
+        let origin = location_id(tx, &new.origin).await?;
+        let destination = location_id(tx, &new.destination).await?;
+        let now = Timestamp(database::now(tx).await?);
         let package = insert(
-            &tx,
+            tx,
             data_transfer_package::Entity,
             data_transfer_package::Column::Id,
             package_cells(repository, new, file_name, now),
         )
         .await?;
         let transfer = insert(
-            &tx,
+            tx,
             data_transfer::Entity,
             data_transfer::Column::Id,
             transfer_cells(repository, package, origin, destination, now),
         )
         .await?;
-        tx.commit().await?;
         Ok(transfer)
     };
-    repository.database().bounded(creating).await
+    let database = repository.database();
+    database.bounded(database.write(creating)).await
 }
 
 /// A column and what is written to it.

@@ -1,6 +1,7 @@
 //! Events: what a worker tells monitors such as Flower.
 
-use serde_json::{Map, Value, json};
+use serde::ser::{Serialize, SerializeMap, Serializer};
+use serde_json::Value;
 
 use super::exception::Exception;
 use super::message::TaskMessage;
@@ -13,8 +14,9 @@ const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
 /// Routing key of a list of events.
 pub const LIST: &str = "task.multi";
 
-/// Events in one list at most; Python's own number.
-pub const LISTED: usize = 24;
+/// Events in one list at most. Python's lists end at 24; Celery's receiver, and so Flower, takes any length, and
+/// what a fast worker has to tell fits no short ones.
+pub const LISTED: usize = 500;
 
 /// What the worker itself looks like at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -191,66 +193,55 @@ impl<'a> Event<'a> {
 
     /// The event as monitors read it.
     #[must_use]
-    pub fn to_json(&self, stamp: Stamp<'_>) -> Value {
-        let mut event = Map::new();
-        event.insert("hostname".into(), json!(stamp.hostname));
-        event.insert("utcoffset".into(), json!(stamp.utcoffset));
-        event.insert("pid".into(), json!(stamp.pid));
-        event.insert("clock".into(), json!(stamp.clock));
-        let Value::Object(fields) = self.fields() else {
-            return Value::Object(event);
-        };
-        event.extend(fields);
-        event.insert("timestamp".into(), json!(stamp.timestamp));
-        event.insert("type".into(), json!(self.name()));
-        Value::Object(event)
+    pub fn stamped(&'a self, stamp: Stamp<'a>) -> impl Serialize + use<'a> {
+        Stamped { event: self, stamp }
     }
 
-    fn fields(&self) -> Value {
+    /// Adds what only this kind of event carries.
+    fn fields<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match self {
             Self::WorkerOnline(load) | Self::WorkerHeartbeat(load) | Self::WorkerOffline(load) => {
-                json!({
-                    "freq": load.freq,
-                    "active": load.active,
-                    "processed": load.processed,
-                    "loadavg": load.loadavg,
-                    // Monitors decide by these what they may ask of a worker.
-                    "sw_ident": SOFTWARE.0,
-                    "sw_ver": SOFTWARE.1,
-                    "sw_sys": SOFTWARE.2,
-                })
+                map.serialize_entry("freq", &load.freq)?;
+                map.serialize_entry("active", &load.active)?;
+                map.serialize_entry("processed", &load.processed)?;
+                map.serialize_entry("loadavg", &load.loadavg)?;
+                software(map)
             }
-            Self::WorkerHeartbeatAsked => json!({
-                "freq": 5,
-                "sw_ident": SOFTWARE.0,
-                "sw_ver": SOFTWARE.1,
-                "sw_sys": SOFTWARE.2,
-            }),
-            Self::TaskReceived(message) => json!({
-                "uuid": message.id,
-                "name": message.display_name(),
-                "args": message.argsrepr,
-                "kwargs": message.kwargsrepr,
-                "root_id": message.root_id,
-                "parent_id": message.parent_id,
-                "retries": message.retries,
-                "eta": message.eta.map(super::isoformat),
-                "expires": message.expires.map(super::isoformat),
-            }),
-            Self::TaskStarted(id) => json!({ "uuid": id }),
-            Self::TaskRejected { id, requeue } => json!({"uuid": id, "requeue": requeue}),
-            // In a field of its own: the names in it are the task's.
-            Self::Progress { id, progress } => json!({"uuid": id, "progress": progress}),
-            Self::WorkerElectAck(id) => json!({ "id": id }),
+            Self::WorkerHeartbeatAsked => {
+                map.serialize_entry("freq", &5)?;
+                software(map)
+            }
+            Self::TaskReceived(message) => {
+                map.serialize_entry("uuid", &message.id)?;
+                map.serialize_entry("name", message.display_name())?;
+                map.serialize_entry("args", &message.argsrepr)?;
+                map.serialize_entry("kwargs", &message.kwargsrepr)?;
+                map.serialize_entry("root_id", &message.root_id)?;
+                map.serialize_entry("parent_id", &message.parent_id)?;
+                map.serialize_entry("retries", &message.retries)?;
+                map.serialize_entry("eta", &message.eta.map(super::isoformat))?;
+                map.serialize_entry("expires", &message.expires.map(super::isoformat))
+            }
+            Self::TaskStarted(id) => map.serialize_entry("uuid", id),
+            Self::TaskRejected { id, requeue } => {
+                map.serialize_entry("uuid", id)?;
+                map.serialize_entry("requeue", requeue)
+            }
+            Self::Progress { id, progress } => {
+                map.serialize_entry("uuid", id)?;
+                // In a field of its own: the names in it are the task's.
+                map.serialize_entry("progress", progress)
+            }
+            Self::WorkerElectAck(id) => map.serialize_entry("id", id),
             Self::TaskSucceeded {
                 id,
                 result,
                 runtime,
-            } => json!({
-                "uuid": id,
-                "result": repr::shorten(&repr::value(result)),
-                "runtime": runtime,
-            }),
+            } => {
+                map.serialize_entry("uuid", id)?;
+                map.serialize_entry("result", &repr::shorten(&repr::value(result)))?;
+                map.serialize_entry("runtime", runtime)
+            }
             Self::TaskFailed {
                 id,
                 exception,
@@ -260,25 +251,56 @@ impl<'a> Event<'a> {
                 id,
                 exception,
                 traceback,
-            } => json!({
-                "uuid": id,
-                "exception": exception.repr(),
-                "traceback": traceback,
-            }),
-            Self::TaskRevoked { id, cause } => json!({
-                "uuid": id,
-                "terminated": *cause == Cause::Terminated,
+            } => {
+                map.serialize_entry("uuid", id)?;
+                map.serialize_entry("exception", &exception.repr())?;
+                map.serialize_entry("traceback", traceback)
+            }
+            Self::TaskRevoked { id, cause } => {
+                let terminated = *cause == Cause::Terminated;
+                map.serialize_entry("uuid", id)?;
+                map.serialize_entry("terminated", &terminated)?;
                 // Python names the signal that it sends; here it is always SIGTERM first.
-                "signum": (*cause == Cause::Terminated).then_some(15),
-                "expired": *cause == Cause::Expired,
-            }),
+                map.serialize_entry("signum", &terminated.then_some(15))?;
+                map.serialize_entry("expired", &(*cause == Cause::Expired))
+            }
         }
+    }
+}
+
+/// Monitors decide by these what they may ask of a worker.
+fn software<M: SerializeMap>(map: &mut M) -> Result<(), M::Error> {
+    map.serialize_entry("sw_ident", SOFTWARE.0)?;
+    map.serialize_entry("sw_ver", SOFTWARE.1)?;
+    map.serialize_entry("sw_sys", SOFTWARE.2)
+}
+
+/// An event with its stamp. It is written as it is read off: there are three of them for each task, and
+/// a mapping of values on the way to their text cost more than the text.
+struct Stamped<'a> {
+    event: &'a Event<'a>,
+    stamp: Stamp<'a>,
+}
+
+impl Serialize for Stamped<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { event, stamp } = self;
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("hostname", stamp.hostname)?;
+        map.serialize_entry("utcoffset", &stamp.utcoffset)?;
+        map.serialize_entry("pid", &stamp.pid)?;
+        map.serialize_entry("clock", &stamp.clock)?;
+        event.fields(&mut map)?;
+        map.serialize_entry("timestamp", &stamp.timestamp)?;
+        map.serialize_entry("type", event.name())?;
+        map.end()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     const STAMP: Stamp<'_> = Stamp {
         hostname: "w@h",
@@ -287,6 +309,10 @@ mod tests {
         timestamp: 1.5,
         utcoffset: -1.0,
     };
+
+    fn shown(event: &Event<'_>) -> Value {
+        serde_json::to_value(event.stamped(STAMP)).unwrap_or_default()
+    }
 
     #[test]
     fn received_has_the_keys_of_a_capture() {
@@ -300,7 +326,7 @@ mod tests {
         let event = Event::TaskReceived(&message);
         assert_eq!(event.routing_key(), "task.received");
         assert_eq!(
-            event.to_json(STAMP),
+            shown(&event),
             json!({
                 "hostname": "w@h", "utcoffset": -1.0, "pid": 7, "clock": 4, "uuid": "a",
                 "name": "t.f", "args": "(1,)", "kwargs": "{}", "root_id": null,
@@ -318,7 +344,7 @@ mod tests {
             progress: &progress,
         };
         assert!(!event.name().starts_with("task-") && !event.is_worker());
-        let shown = event.to_json(STAMP);
+        let shown = shown(&event);
         assert_eq!(shown["clock"], 4);
         assert_eq!(shown["progress"], progress);
         assert_eq!(shown["eta"], Value::Null);
@@ -332,9 +358,6 @@ mod tests {
             exception: &exception,
             traceback: None,
         };
-        assert_eq!(
-            event.to_json(STAMP)["exception"],
-            "NotRegistered('no.such.task')"
-        );
+        assert_eq!(shown(&event)["exception"], "NotRegistered('no.such.task')");
     }
 }

@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
 use super::content::{self, Accept};
-use super::{RawMessage, envelope, time};
+use super::{Headers, RawMessage, envelope, time};
 
 pub use super::content::JSON;
 
@@ -70,7 +70,7 @@ pub struct TaskMessage {
     pub priority: Option<u8>,
     /// Everything that the producer put beside the arguments, known or not: the headers, or, with
     /// protocol 1, the body's other fields. A retry sends them again.
-    pub headers: Map<String, Value>,
+    pub headers: Headers,
 }
 
 /// Signatures that a message carries. They are checked when they are applied, not before: a
@@ -321,7 +321,7 @@ fn protocol_1(
         fields.entry("group").or_insert(group);
     }
     if is_hybrid {
-        fields.extend(raw.headers.clone());
+        fields.extend(Map::clone(&raw.headers));
     }
     *named = Named::of(&fields);
     if named.task.is_none() {
@@ -330,7 +330,7 @@ fn protocol_1(
     if envelope::mapping(kwargs.clone()).is_err() {
         return Err(Reason::KeywordArguments);
     }
-    let mut message = common(raw, named, fields)?;
+    let mut message = common(raw, named, fields.into())?;
     message.protocol = Protocol::One;
     message.argsrepr = text(&message.headers, "argsrepr");
     message.kwargsrepr = text(&message.headers, "kwargsrepr");
@@ -355,10 +355,10 @@ fn with_arguments(mut message: TaskMessage, args: Value, kwargs: Value) -> TaskM
     message
 }
 
-fn common(raw: &RawMessage, named: &Named, all: Map<String, Value>) -> Result<TaskMessage, Reason> {
+fn common(raw: &RawMessage, named: &Named, all: Headers) -> Result<TaskMessage, Reason> {
     let id = named.id.clone().ok_or(Reason::NoId)?;
     let task = named.task.clone().ok_or(Reason::NotATask)?;
-    let headers = &all;
+    let headers = &*all;
     Ok(TaskMessage {
         root_id: text(headers, "root_id"),
         parent_id: text(headers, "parent_id"),
@@ -457,6 +457,13 @@ mod tests {
     use rstest::rstest;
     use serde_json::json;
 
+    fn with_body(body: &Value) -> RawMessage {
+        RawMessage {
+            headers: captured().headers,
+            ..raw(json!({}), body)
+        }
+    }
+
     fn raw(headers: Value, body: &Value) -> RawMessage {
         RawMessage {
             headers: serde_json::from_value(headers).unwrap_or_default(),
@@ -520,7 +527,7 @@ mod tests {
     #[test]
     fn what_follows_is_read_and_written_alike() {
         let embed = json!({"callbacks": [{"task": "a"}], "errbacks": null, "chain": [], "chord": {"task": "b"}});
-        let message = raw(captured().headers.into(), &json!([[], {}, embed]));
+        let message = with_body(&json!([[], {}, embed]));
         let read = decode(&message, &Accept::json(1000))
             .unwrap_or_default()
             .embed;
@@ -642,7 +649,7 @@ mod tests {
     #[test]
     fn an_envelope_of_an_unknown_type_does_not_decode() {
         let body = json!([[], {}, {"callbacks": [{"__type__": "set", "__value__": []}]}]);
-        let refused = refused(&raw(captured().headers.into(), &body));
+        let refused = refused(&with_body(&body));
         assert_eq!(refused.reason.fate(), Fate::Ack);
     }
 
@@ -650,7 +657,7 @@ mod tests {
     fn what_follows_keeps_its_envelopes() {
         let signature = json!({"task": "a", "args": [{"__type__": "decimal", "__value__": "1"}]});
         let body = json!([[], {}, {"callbacks": [signature]}]);
-        let message = raw(captured().headers.into(), &body);
+        let message = with_body(&body);
         let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
         assert_eq!(message.embed.callbacks, [signature]);
         assert_eq!(message.typed, None);
@@ -727,7 +734,7 @@ mod tests {
     #[case(json!({"k": 1}), json!(["k"]))]
     #[case(json!(5), json!(5))]
     fn arguments_are_whatever_python_iterates(#[case] given: Value, #[case] args: Value) {
-        let message = raw(captured().headers.into(), &json!([given, {}, {}]));
+        let message = with_body(&json!([given, {}, {}]));
         let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
         assert_eq!(message.args, args);
     }

@@ -5,7 +5,6 @@
 //! kombu 5.7, seen on the wire.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use serde_json::{Map, Value};
 
 pub mod arguments;
 pub mod canvas;
@@ -14,6 +13,7 @@ pub mod content;
 pub(crate) mod envelope;
 pub mod event;
 pub mod exception;
+mod headers;
 mod json;
 pub mod message;
 mod msgpack;
@@ -24,12 +24,14 @@ pub mod retry;
 mod time;
 mod yaml;
 
+pub use headers::Headers;
+
 /// A message as any transport carries it: headers, properties and an encoded body.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RawMessage {
     /// Application headers. What AMQP has and JSON has not is in kombu's envelopes, see
     /// [`envelope`], so that a header goes out again as it came in.
-    pub headers: Map<String, Value>,
+    pub headers: Headers,
     /// The properties that Celery uses.
     pub properties: Properties,
     /// The body as it was on the wire.

@@ -98,7 +98,7 @@ pub fn request(
         "reply_to": {"exchange": reply_to.exchange, "routing_key": reply_to.routing_key},
     });
     RawMessage {
-        headers: Map::from_iter(headers),
+        headers: headers.into_iter().collect(),
         properties: Properties {
             content_type: Some(JSON.into()),
             content_encoding: Some("utf-8".into()),
@@ -116,7 +116,7 @@ pub fn reply(hostname: &str, ticket: Option<&str>, clock: u64, reply: &Value) ->
         ("clock".to_owned(), json!(clock)),
     ];
     RawMessage {
-        headers: Map::from_iter(headers),
+        headers: headers.into_iter().collect(),
         properties: Properties {
             content_type: Some(JSON.into()),
             content_encoding: Some("utf-8".into()),

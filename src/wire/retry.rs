@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::content::JSON;
 use super::message::{Protocol, TaskMessage};
-use super::{Properties, RawMessage, isoformat, repr};
+use super::{Headers, Properties, RawMessage, isoformat, repr};
 
 /// Headers that RabbitMQ adds to dead letters. It would take a message that has them for one that
 /// goes round in circles.
@@ -86,7 +86,7 @@ impl TaskMessage {
         raw: &RawMessage,
         eta: Option<DateTime<Utc>>,
         changes: &Changes,
-    ) -> Map<String, Value> {
+    ) -> Headers {
         let kept = |name: &str| self.headers.get(name).cloned().unwrap_or_default();
         // As the producer wrote it, where it still holds.
         let expires = match (changes.expires, kept("expires")) {
@@ -259,7 +259,7 @@ mod tests {
         first.properties.expiration = Some("7200000".into());
         let next = retried(&first, &Changes::default());
         assert_eq!(
-            Value::from(next.headers),
+            json!(*next.headers),
             json!({
                 "lang": "py", "task": "tasks.flaky", "id": id, "shadow": "Shown", "eta": ETA,
                 "expires": "2026-11-24T12:40:42.383478+00:00", "group": null, "group_index": null,
@@ -293,7 +293,7 @@ mod tests {
         first.properties.correlation_id = Some("v1-id".into());
         let next = retried(&first, &Changes::default());
         assert_eq!(
-            Value::from(next.headers.clone()),
+            json!(*next.headers),
             json!({
                 "x-mine": "y",
                 "lang": "py", "task": "tasks.flaky", "id": "v1-id", "shadow": null, "eta": ETA, "expires": null,

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -31,11 +32,31 @@ pub(super) struct Received {
 
 /// What tells accepted messages apart: a retry has the id of the run before it, and can come
 /// before that one is settled.
-type Key = (String, u32);
+struct Key(Arc<TaskMessage>);
+
+impl Key {
+    fn parts(&self) -> (&str, u32) {
+        (&self.0.id, self.0.retries)
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for Key {}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
+}
 
 impl Received {
     fn key(&self) -> Key {
-        (self.message.id.clone(), self.message.retries)
+        Key(self.message.clone())
     }
 }
 

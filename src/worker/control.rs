@@ -56,7 +56,6 @@ pub(super) async fn serve(worker: Arc<Worker>) {
     let own = [Queue::control(&worker.hostname, &tag)];
     let mut consumer = worker.transport.consume(Subscription {
         purpose: "remote control",
-        small: true,
         queues: own
             .into_iter()
             .chain(ears.iter().flat_map(Ears::queues))

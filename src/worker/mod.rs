@@ -296,7 +296,6 @@ impl Worker {
         let queues: Vec<Queue> = worker.config.queues.iter().map(queue).collect();
         let mut consumer = worker.transport.consume(Subscription {
             purpose: "tasks",
-            small: false,
             delayed: worker.config.task_queues.delayed(&queues),
             queues,
             prefetch: worker.prefetch(),

@@ -136,7 +136,9 @@ mod tests {
     fn stamps_revoke() {
         let revoked = Revoked::default();
         let stamped = |stamp: Value| TaskMessage {
-            headers: Map::from_iter([("stamps".to_owned(), json!({ "batch": stamp }))]),
+            headers: [("stamps".to_owned(), json!({ "batch": stamp }))]
+                .into_iter()
+                .collect(),
             ..TaskMessage::default()
         };
         revoked.add_stamps(&Map::from_iter([("batch".to_owned(), json!(["a", "b"]))]));

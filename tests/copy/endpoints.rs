@@ -51,15 +51,12 @@ fn bench(role: Role, way: Way) -> Option<Bench> {
     Some(bench)
 }
 
-fn reading(progress: &watch::Sender<u64>) -> Reading<'_> {
-    Reading {
-        algorithm: DigestAlgorithm::Sha256,
-        size: SIZE,
-        stall_timeout: Duration::from_secs(10),
-        progress,
-        behind: None,
-    }
-}
+const READING: Reading<'static> = Reading {
+    algorithm: DigestAlgorithm::Sha256,
+    size: SIZE,
+    stall_timeout: Duration::from_secs(10),
+    behind: None,
+};
 
 /// Names that a shell, ssh or bbcp would stumble over.
 const ODD: &str = "-a b;c'd\"e$(touch oops)`f`*?[g]&|<>#~!{h}\\i:j@k é";
@@ -111,24 +108,15 @@ async fn digests_are_the_same_everywhere(#[values(Way::Local, Way::Ssh)] way: Wa
     };
     bench.file_name = ODD.into();
     fs::write(bench.path("origin").join(ODD), "abc").unwrap();
-    let progress = watch::Sender::new(0);
     let source = bench.plan().source;
     assert_eq!(source.inspect().await.unwrap().size, 3);
-    let digest = source.digest(reading(&progress)).await.unwrap();
+    let digest = source.digest(READING).await.unwrap();
     assert_eq!(
         digest.hex(),
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     );
-    if way == Way::Local {
-        assert_eq!(*progress.borrow(), 3);
-    }
     bench.file_name = "nothing".into();
-    let error = bench
-        .plan()
-        .source
-        .digest(reading(&progress))
-        .await
-        .unwrap_err();
+    let error = bench.plan().source.digest(READING).await.unwrap_err();
     assert_eq!(error.code(), "origin_missing", "{error}");
 }
 
@@ -152,12 +140,11 @@ async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way)
 
     fs::write(target.temporary_path().as_path(), "new").unwrap();
     assert_eq!(target.temporaries().await.unwrap(), [target.temporary()]);
-    let progress = watch::Sender::new(0);
-    let before = target.digest_temporary(reading(&progress)).await.unwrap();
+    let before = target.digest_temporary(READING).await.unwrap();
     target.publish().await.unwrap();
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
     assert_eq!(target.inspect_temporary().await.unwrap(), None);
-    assert_eq!(target.digest(reading(&progress)).await.unwrap(), before);
+    assert_eq!(target.digest(READING).await.unwrap(), before);
 
     fs::write(target.temporary_path().as_path(), "newer").unwrap();
     let error = target.publish().await.unwrap_err();
@@ -302,10 +289,9 @@ async fn a_reader_that_hangs_is_given_up() {
     let fifo = bench.path("origin/p.tar");
     fs::remove_file(&fifo).unwrap();
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let progress = watch::Sender::new(0);
     let how = Reading {
         stall_timeout: Duration::from_millis(200),
-        ..reading(&progress)
+        ..READING
     };
     let error = bench.plan().source.digest(how).await.unwrap_err();
     assert_eq!(error.code(), "stalled_storage", "{error}");
@@ -317,18 +303,79 @@ async fn a_reader_that_hangs_is_given_up() {
 async fn a_dropped_local_digest_stops() {
     let bench = Bench::new(&[]);
     let plan = endless(&bench, None);
-    let progress = watch::Sender::new(0);
-    let reading = plan.source.digest(reading(&progress));
-    assert!(
-        tokio::time::timeout(Duration::from_millis(100), reading)
-            .await
-            .is_err()
-    );
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    let then = *progress.borrow();
-    assert!(then > 0);
-    tokio::time::sleep(Duration::from_millis(100)).await;
-    assert_eq!(*progress.borrow(), then);
+    {
+        let digest = std::pin::pin!(plan.source.digest(READING));
+        tokio::select! {
+            _ = digest => panic!("it has no end"),
+            () = eventually("it reads", we_read_zeros) => {}
+        }
+    }
+    eventually("it has stopped", || !we_read_zeros()).await;
+}
+
+/// As far ahead of a copy as it may be, a reader holds back, and is not taken for one that hangs. It need not look
+/// again to see that the copy goes on or is over, but is woken.
+#[rstest]
+#[case::does_not_hang(Duration::from_secs(2))]
+#[case::is_woken(Duration::from_secs(600))]
+#[tokio::test]
+async fn a_reader_stays_near_the_copy(#[case] stall_timeout: Duration) {
+    const LEAD: u64 = 256 << 20;
+    const BUFFER: u64 = 256 << 10;
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let bench = Bench::new(&[]);
+    let plan = bench.plan();
+    let path = bench.path("origin/p.tar");
+    let origin = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    let size = 2 * LEAD;
+    origin.set_len(size).unwrap();
+    drop(origin);
+    let copied = watch::Sender::new(0);
+    let behind = copied.subscribe();
+    let how = Reading {
+        size,
+        stall_timeout,
+        behind: Some(&behind),
+        ..READING
+    };
+    let mut digest = std::pin::pin!(plan.source.digest(how));
+    for done in [0, LEAD / 4] {
+        copied.send_replace(done);
+        // It gives way to all other tests, and may take its time.
+        let ahead = tokio::time::timeout(PATIENCE, async {
+            while read_until(&path).is_none_or(|at| at <= done + LEAD) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        tokio::select! {
+            result = &mut digest => panic!("it did not hold back: {result:?}"),
+            ahead = ahead => ahead.expect("it is ahead"),
+        }
+        tokio::select! {
+            result = &mut digest => panic!("it did not hold back: {result:?}"),
+            () = tokio::time::sleep(Duration::from_secs(3)) => {}
+        }
+        assert!(read_until(&path).is_some_and(|at| at <= done + LEAD + BUFFER));
+    }
+    drop(copied);
+    let alone = plan.source.digest(Reading {
+        behind: None,
+        ..how
+    });
+    let soon = tokio::time::timeout(PATIENCE, digest);
+    assert_eq!(soon.await.unwrap().unwrap(), alone.await.unwrap());
+}
+
+/// How far this process has read a file.
+fn read_until(path: &Path) -> Option<u64> {
+    let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let fd = open
+        .filter(|fd| fs::read_link(fd.path()).is_ok_and(|to| to == path))
+        .map(|fd| fd.file_name())
+        .next()?;
+    let info = fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd)).ok()?;
+    info.lines()
+        .find_map(|line| line.strip_prefix("pos:")?.trim().parse().ok())
 }
 
 /// A plan whose source has no end.
@@ -340,6 +387,11 @@ fn endless(bench: &Bench, host: Option<&'static str>) -> ccat_transfer::transfer
     assert_eq!(plan.source.endpoint().remote().is_some(), host.is_some());
     plan.size = SIZE;
     plan
+}
+
+/// Whether this process reads what has no end.
+fn we_read_zeros() -> bool {
+    read_until(Path::new("/dev/zero")).is_some()
 }
 
 /// Whether some process reads what has no end.
@@ -356,9 +408,8 @@ async fn a_dropped_remote_digest_stops_there_too() {
     let Some(mut bench) = with_sshd() else { return };
     bench.origin_host = Some(LOOPBACK);
     let plan = endless(&bench, bench.origin_host);
-    let progress = watch::Sender::new(0);
     {
-        let digest = std::pin::pin!(plan.source.digest(reading(&progress)));
+        let digest = std::pin::pin!(plan.source.digest(READING));
         tokio::select! {
             _ = digest => panic!("it has no end"),
             () = eventually("it reads", something_reads_zeros) => {}
@@ -369,7 +420,7 @@ async fn a_dropped_remote_digest_stops_there_too() {
     let how = Reading {
         size: 0,
         stall_timeout: Duration::from_secs(2),
-        ..reading(&progress)
+        ..READING
     };
     let error = plan.source.digest(how).await.unwrap_err();
     assert_eq!(error.code(), "operation_timeout", "{error}");
@@ -380,10 +431,9 @@ async fn a_dropped_remote_digest_stops_there_too() {
 async fn a_program_that_is_not_there() {
     let Some(mut bench) = with_sshd() else { return };
     bench.origin_host = Some(LOOPBACK);
-    let progress = watch::Sender::new(0);
     let how = Reading {
         algorithm: DigestAlgorithm::Blake3,
-        ..reading(&progress)
+        ..READING
     };
     match bench.plan().source.digest(how).await {
         Err(error) => assert_eq!(error.code(), "remote_program_missing", "{error}"),

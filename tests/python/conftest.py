@@ -1,5 +1,11 @@
-"""Fixtures. The services are scripts/lib/services.sh's; see support.py for what the fixtures give."""
+"""Fixtures. The services are scripts/lib/services.sh's; see support.py for what the fixtures give.
 
+With `-n 2 --dist loadfile` (pytest-xdist) two processes run the files side by side. A broker is stopped, asked for
+all its workers and so on by tests that mean to be alone with it; so the second process has a broker of its own,
+and a database of its own in the same Redis.
+"""
+
+import os
 import shutil
 import signal
 
@@ -39,7 +45,30 @@ def shared_deployment(tmp_path_factory, bbcp, broker):
     deployment.close()
 
 
+@pytest.fixture
+def tell(request):
+    """Shows a line to whoever runs the tests, whether a test failed or not."""
+    return lambda text: request.node.user_properties.append(("tells", text))
+
+
+def pytest_runtest_logreport(report):
+    """In the process that the others report to, or the only one."""
+    told = [text for name, text in report.user_properties if name == "tells"]
+    if report.when == "call" and told and "PYTEST_XDIST_WORKER" not in os.environ:
+        print("", *told, sep="\n")
+
+
+def take_second_broker():
+    for name in ("TEST_AMQP_URL", "TEST_AMQPS_PORT", "TEST_TLS", "TEST_RABBITMQ_CTL", "RABBITMQCTL", "TEST_REDIS_URL"):
+        os.environ[name] = service(f"SECOND_{name}")
+
+
 def pytest_configure(config):
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    if worker == "gw1":
+        take_second_broker()
+    elif worker != "gw0":
+        raise pytest.UsageError("there are two brokers: no more than -n 2")
     config.addinivalue_line("markers", "timeout: limit of one test (pytest-timeout)")
     # The tests' own children are to be interruptible, however this run was started.
     signal.signal(signal.SIGINT, signal.default_int_handler)

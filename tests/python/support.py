@@ -43,15 +43,16 @@ def backend_url(kind):
     return {"rpc": "rpc://", "redis": service("TEST_REDIS_URL")}[kind]
 
 
-def until(condition, what, seconds=20):
-    """Polls until `condition()` is true, and returns its value."""
+def until(condition, what, seconds=20, log=None):
+    """Polls until `condition()` is true, and returns its value. In vain, it shows the end of `log()`."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s: {what}")
+            said = f"; the log's end:\n{log()[-3000:]}" if log else ""
+            raise AssertionError(f"not within {seconds} s: {what}{said}")
         time.sleep(0.02)
 
 
@@ -185,7 +186,7 @@ class Process:
             assert self.running() or text in self.log(), f"ended early:\n{self.log()[-3000:]}"
             return text in self.log()
 
-        until(said, f"{text!r} in {self.log_path}", seconds)
+        until(said, f"{text!r} in {self.log_path}", seconds, log=self.log)
         return self
 
     def signal(self, number):
@@ -291,6 +292,19 @@ class Workers:
         self.app.close()
         for queue in self.queues.values():
             self.broker.delete(queue)
+
+
+@contextlib.contextmanager
+def held(processes):
+    """Stops processes, and lets them go on at the end."""
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGCONT)
 
 
 def descendants(pid):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from support import MB, Process, clean_environment, service, sha256, until
+from support import MB, Process, clean_environment, held, service, sha256, until
 from variants import OnPostgres, OwnBbcp, RealBbcp
 
 pytestmark = pytest.mark.timeout(280)
@@ -267,9 +267,12 @@ class Case:
         first = self.transfer
         self.play_good("")
         self.deployment.mid_copy(size=1)
-        self.transfer = self.deployment.transfer(self.deployment.row(first)["relative_path"])
-        victim = self.worker(fault)
-        assert self.manager().ended() == 0
+        # Held for so long, or else the place may be free before a slow machine's second worker is there.
+        with held(self.deployment.bbcp_processes()):
+            self.transfer = self.deployment.transfer(self.deployment.row(first)["relative_path"])
+            victim = self.worker(fault)
+            assert self.manager().ended() == 0
+            until(lambda: '"fault injected"' in victim.log(), f"{fault} happens")
         return victim
 
     # The manager.
@@ -407,17 +410,16 @@ def run(make, directory, cases, at_once=8):
         deployments.close()
 
 
-def report(capsys, title, cases):
+def report(tell, title, cases):
     order = {point: n for n, point in enumerate(sum(SCENARIOS.values(), []))}
     cases = sorted(cases, key=lambda case: (order[case.point], case.mode))
-    with capsys.disabled():
-        print(f"\n\n{title}: {len(cases)} faults")
-        print(f"{'step':<21}{'mode':<7}{'way':<10}{'outcome':<11}{'retries':<8}{'copies':<7}{'seconds':<8}attempts")
-        for case in cases:
-            print(
-                f"{case.point:<21}{case.mode:<7}{case.scenario:<10}{case.outcome or 'PROBLEM':<11}{case.retries:<8}"
-                f"{case.copied:<7}{case.seconds:<8}{case.attempts}{'  <-- ' if case.problem else ''}"
-            )
+    tell(f"{title}: {len(cases)} faults")
+    tell(f"{'step':<21}{'mode':<7}{'way':<10}{'outcome':<11}{'retries':<8}{'copies':<7}{'seconds':<8}attempts")
+    for case in cases:
+        tell(
+            f"{case.point:<21}{case.mode:<7}{case.scenario:<10}{case.outcome or 'PROBLEM':<11}{case.retries:<8}"
+            f"{case.copied:<7}{case.seconds:<8}{case.attempts}{'  <-- ' if case.problem else ''}"
+        )
     problems = [f"{case.point}:{case.mode}\n{case.problem}" for case in cases if case.problem]
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
@@ -428,15 +430,15 @@ def all_cases():
 
 
 @pytest.mark.parametrize("kind", [OwnBbcp, OnPostgres], ids=["sqlite", "postgresql"])
-def test_every_step(kind, tmp_path, bbcp, broker, capsys):
+def test_every_step(kind, tmp_path, bbcp, broker, tell):
     done = run(lambda directory: kind(directory, bbcp, broker), tmp_path, all_cases())
-    report(capsys, f"{'SQLite' if kind is OwnBbcp else 'PostgreSQL'}, bbcp's double", done)
+    report(tell, f"{'SQLite' if kind is OwnBbcp else 'PostgreSQL'}, bbcp's double", done)
 
 
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif("BBCP_REAL" not in os.environ, reason="BBCP_REAL does not name a real bbcp")
-def test_every_step_with_the_real_bbcp(tmp_path, broker, capsys):
+def test_every_step_with_the_real_bbcp(tmp_path, broker, tell):
     """The same over ssh. The real program fails when it likes, so there are no failures but our own faults."""
     cases = [case for case in all_cases() if case[0] in ("manager", "sweep", "good")]
     done = run(lambda directory: RealBbcp(directory, broker), tmp_path, cases, at_once=4)
-    report(capsys, "SQLite, real bbcp over ssh", done)
+    report(tell, "SQLite, real bbcp over ssh", done)

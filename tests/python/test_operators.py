@@ -266,7 +266,7 @@ def test_a_reader_that_has_seen_enough(shared_deployment):
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", [OwnBbcp, OnPostgres], ids=["sqlite", "postgresql"])
-def test_lists_of_very_many(tmp_path, bbcp, broker, kind, capsys):
+def test_lists_of_very_many(tmp_path, bbcp, broker, kind, tell):
     deployment = kind(tmp_path, bbcp, broker)
     try:
         big_lists.fill(deployment, kind is OnPostgres)
@@ -285,11 +285,11 @@ def test_lists_of_very_many(tmp_path, bbcp, broker, kind, capsys):
             found = int(of[2]) if of else rows
             assert expected is None or found == expected, (arguments, done.stderr)
             assert rows == min(found, 50), arguments
-        with capsys.disabled():
-            slowest = sorted(took, key=took.get)[-3:]
-            print(f"\n{kind.__name__}: " + ", ".join(f"{a or 'all'} {took[a]:.3f} s" for a in reversed(slowest)), end=" ")
-            if "LISTS_WITHIN" in os.environ:
-                print("\n" + "\n".join(f"  {seconds:.3f} s  list {a}" for a, seconds in took.items()))
+        slowest = sorted(took, key=took.get)[-3:]
+        tell(f"{kind.__name__}: " + ", ".join(f"{a or 'all'} {took[a]:.3f} s" for a in reversed(slowest)))
+        if "LISTS_WITHIN" in os.environ:
+            for a, seconds in took.items():
+                tell(f"  {seconds:.3f} s  list {a}")
         assert max(took.values()) < LISTS_WITHIN, took
     finally:
         deployment.close()

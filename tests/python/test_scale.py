@@ -120,14 +120,13 @@ def lines(process, message):
     return [line for line in map(json.loads, process.log().splitlines()) if line.get("message") == message]
 
 
-def test_exactly_once(tmp_path, bbcp, broker, capsys):
+def test_exactly_once(tmp_path, bbcp, broker, tell):
     deployment = Sites(tmp_path, bbcp, broker)
     try:
         summary = run(deployment)
     finally:
         deployment.close()
-    with capsys.disabled():
-        print(f"\n\n{summary}")
+    tell(summary)
 
 
 def run(deployment):

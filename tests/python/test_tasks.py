@@ -154,6 +154,14 @@ def test_events_of_each_end(workers):
         assert shown["rust"][name] == shown["python"][name], name
 
 
+def test_large_headers(workers):
+    """Larger than the frames that our connections begin with, received and, with the retry, sent."""
+    for kind in KINDS:
+        sent = [workers.send(kind, "retry", 1, 0.1, headers={"large": size * "x"}) for size in (100_000, 1, 60_000)]
+        assert [ended(result)["result"] for result in sent] == [1, 1, 1]
+    assert workers.processes["rust"].log().count("a message has large headers") == 1
+
+
 def test_the_retry_message(workers, broker):
     """What a worker publishes for the next run, seen on a queue that nobody consumes."""
     seen = []

@@ -35,7 +35,7 @@ pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Received, lapin::
         expiration: text(p.expiration()),
         persistent: *p.delivery_mode() == Some(2),
     };
-    let headers = p.headers().as_ref().map(map).unwrap_or_default();
+    let headers = p.headers().as_ref().map(map).unwrap_or_default().into();
     let received = Received {
         raw: RawMessage {
             headers,

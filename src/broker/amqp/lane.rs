@@ -156,10 +156,11 @@ impl Lane {
             .await
             .map_err(|e| self.link.error(e, "a channel for consuming"))?;
         let prefetch = self.reports.wanted().borrow().prefetch;
+        let window = Window::new(prefetch);
         let mut open = Open {
-            settler: Settler::new(channel.clone(), self.link.clone()),
+            settler: Settler::new(channel.clone(), self.link.clone(), window.clone()),
             channel,
-            window: Window::new(prefetch),
+            window,
             items: stream::SelectAll::new(),
             consumer: None,
         };

@@ -1,6 +1,7 @@
 //! Connecting and declaring.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -23,14 +24,15 @@ use super::{Options, Tls, convert, short};
 use crate::broker::topology::Step;
 use crate::broker::{Binding, BrokerError, Declaration, Queue, QueueDepth, topology};
 
-/// Largest frame, in bytes: RabbitMQ's default, and py-amqp's. Bodies are cut to frames; only headers
-/// must fit into one, and a connection that gets larger ones than it agreed to ends. Asked for from the
-/// start, since lapin's buffers, 64 frames for each connection, then are memory that nobody has
-/// touched; those that grow after the negotiation are written to the end (8 MB, lapin 4.12).
-const FRAME: u32 = 128 << 10;
+/// Largest frame that connections ask for, in bytes. lapin has two buffers of 32 frames for each
+/// connection, and in time touches all of them: 1 MB with this, 8 MB with RabbitMQ's default. Asked for
+/// from the start, since buffers that grow after the negotiation are written to the end (lapin 4.12).
+const FRAME: u32 = 16 << 10;
 
-/// Where messages and their headers are small.
-const SMALL_FRAME: u32 = 16 << 10;
+/// The same after the first message that is in need of it: RabbitMQ's default, and py-amqp's. Bodies
+/// are cut to frames, but headers must fit into one, and who gets a larger one than was agreed on ends
+/// the connection (RabbitMQ 3.10, lapin 4.12).
+const LARGE_FRAME: u32 = 128 << 10;
 
 /// How long a polite goodbye may take.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -43,6 +45,8 @@ pub(super) struct Link {
     pub(super) connection_timeout: Duration,
     tls: Tls,
     no_declare: bool,
+    /// Whether headers were met that need [`LARGE_FRAME`].
+    has_large_frames: AtomicBool,
 }
 
 impl Link {
@@ -63,6 +67,7 @@ impl Link {
             connection_timeout: options.connection_timeout,
             tls: options.tls.clone(),
             no_declare: options.no_declare,
+            has_large_frames: AtomicBool::new(false),
         };
         // Files that cannot be read are told at the start, not at the first message.
         link.certificates()?;
@@ -101,10 +106,13 @@ impl Link {
         })
     }
 
-    /// A new connection. `small` is for one whose messages all have small headers.
-    pub(super) async fn connect(&self, role: &str, small: bool) -> Result<Connection, BrokerError> {
+    /// A new connection.
+    pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
         let mut uri = self.uri.clone();
-        let frame = if small { SMALL_FRAME } else { FRAME };
+        let frame = match self.has_large_frames.load(Ordering::Relaxed) {
+            true => LARGE_FRAME,
+            false => FRAME,
+        };
         uri.query.frame_max.get_or_insert(frame);
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", self.name).into())
@@ -188,8 +196,10 @@ impl Link {
         Ok(())
     }
 
+    /// What an error means. One that is cured by connecting again is no refusal.
     pub(super) fn error(&self, error: lapin::Error, what: &str) -> BrokerError {
-        if error.is_amqp_error() && !is_shutdown(&error) {
+        let is_cured = is_shutdown(&error) || self.makes_frames_larger(&error);
+        if error.is_amqp_error() && !is_cured {
             self.refused(error, what.into())
         } else {
             BrokerError::Unreachable {
@@ -197,6 +207,22 @@ impl Link {
                 source: Arc::new(error),
             }
         }
+    }
+
+    /// Whether a connection ended since a frame was too large for it, and the next one has larger ones.
+    /// Everything that was under way on that connection ends with the same error.
+    fn makes_frames_larger(&self, error: &lapin::Error) -> bool {
+        if !is_frame_error(error) || self.uri.query.frame_max.is_some() {
+            return false;
+        }
+        if !self.has_large_frames.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                from = FRAME,
+                to = LARGE_FRAME,
+                "a message has large headers; connections have larger frames from now on"
+            );
+        }
+        true
     }
 
     fn refused(&self, error: lapin::Error, what: String) -> BrokerError {
@@ -423,6 +449,13 @@ pub(super) fn is_held_too_long(error: &lapin::Error) -> bool {
 fn is_shutdown(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(e)
         if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED))
+}
+
+/// Whether the connection ended over a frame, mostly one that is larger than was agreed on. Both the
+/// broker and lapin say so.
+fn is_frame_error(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e)
+        if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR))
 }
 
 pub(super) async fn goodbye(connection: &Connection) {

@@ -137,7 +137,7 @@ impl Probe {
                 Err(_) => return Err(stop(Hurdle::Protocol, late())),
             },
         };
-        match link.connect("doctor", true).await {
+        match link.connect("doctor").await {
             Ok(connection) => Ok(Self {
                 link,
                 connection,

@@ -7,20 +7,28 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions, BasicRejectOptions};
 use lapin::types::DeliveryTag;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::link::Link;
-use super::window::Held;
+use super::window::{Held, Window};
 use crate::broker::Verdict;
 use crate::broker::consumer::{self, Settled};
 
 /// Verdicts that go out together at most.
 const BATCH: usize = 256;
+
+/// How long verdicts wait for others, while more are to be expected.
+const GATHERING: Duration = Duration::from_millis(1);
+
+/// They wait until they are this part of what the worker holds: what is left keeps it busy.
+const PART: usize = 4;
 
 /// Takes the verdicts on one channel's deliveries. The task behind it ends with the last clone, when
 /// all of them are told.
@@ -38,9 +46,9 @@ struct Decided {
 
 impl Settler {
     /// A settler for a new channel, which has delivered nothing yet.
-    pub(super) fn new(channel: Channel, link: Arc<Link>) -> Self {
+    pub(super) fn new(channel: Channel, link: Arc<Link>, window: Arc<Window>) -> Self {
         let (decide, decided) = mpsc::unbounded_channel();
-        tokio::spawn(tell(channel, link, decided));
+        tokio::spawn(tell(channel, link, window, decided));
         Self(decide)
     }
 
@@ -58,10 +66,24 @@ impl Settler {
     }
 }
 
-async fn tell(channel: Channel, link: Arc<Link>, mut decided: mpsc::UnboundedReceiver<Decided>) {
+async fn tell(
+    channel: Channel,
+    link: Arc<Link>,
+    window: Arc<Window>,
+    mut decided: mpsc::UnboundedReceiver<Decided>,
+) {
     let mut ledger = Ledger::default();
     let mut batch = Vec::new();
     while decided.recv_many(&mut batch, BATCH).await > 0 {
+        let until = Instant::now() + GATHERING;
+        while batch.len() < BATCH && batch.len() * PART < window.counted() {
+            let room = BATCH - batch.len();
+            match timeout_at(until, decided.recv_many(&mut batch, room)).await {
+                Ok(1..) => {}
+                // No more come in time, or at all.
+                Ok(0) | Err(_) => break,
+            }
+        }
         let frames = ledger.frames(batch.iter().map(|one| (one.tag, one.verdict)));
         let sent = join_all(frames.into_iter().map(|frame| send(&channel, frame))).await;
         let failed = sent.into_iter().find_map(Result::err);

@@ -24,7 +24,6 @@ pub(super) struct Supervisor {
     pub(super) link: Arc<Link>,
     pub(super) reconnect: Reconnect,
     pub(super) purpose: &'static str,
-    pub(super) small: bool,
     pub(super) delayed: Option<QueueType>,
     pub(super) closing: CancellationToken,
 }
@@ -44,7 +43,7 @@ impl Supervisor {
             pulse.tick();
             let opened = tokio::select! {
                 () = cancelled.cancelled() => return,
-                opened = self.link.connect("consumer", self.small) => opened,
+                opened = self.link.connect("consumer") => opened,
             };
             let error = match opened {
                 Ok(connection) => {

@@ -102,6 +102,11 @@ impl Window {
         }
     }
 
+    /// How many unsettled deliveries count: those that are not parked.
+    pub(super) fn counted(&self) -> usize {
+        self.lock().counted() as usize
+    }
+
     /// A consumer got a delivery.
     pub(super) fn take(self: &Arc<Self>, consumer: u32) -> Held {
         let mut state = self.lock();

@@ -6,8 +6,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -18,21 +18,22 @@ use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::gettid;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
-use tokio::time::timeout;
+use tokio::time::{Instant, interval, timeout};
 
 use super::{
     AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Partial, Reading, TemporaryName,
     storage,
 };
-use crate::transfer::digest;
+use crate::settings::DigestAlgorithm;
+use crate::transfer::digest::{self, Digest};
 use crate::transfer::error::{Role, TransferError};
 
 /// How far a reader may be ahead of whom it stays near: far enough that neither waits for the other,
 /// near enough that the system still has in memory what either has read.
 const LEAD_BYTES: u64 = 256 << 20;
 
-/// How often it looks whether it may go on.
-const LEAD_PAUSE: Duration = Duration::from_millis(50);
+/// How often it is looked at within the time after which it has stalled.
+const LOOKS: u32 = 4;
 
 /// How messages call this host.
 const HERE: &str = "this host";
@@ -151,85 +152,139 @@ pub(super) async fn free_space(directory: &AbsolutePath) -> Result<u64, Transfer
     .await
 }
 
-/// Tells the reading thread to stop when the future that waits for it is dropped.
-struct StopOnDrop(Arc<AtomicBool>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+/// What a thread that reads and whoever waits for its digest know of each other.
+#[derive(Default)]
+struct Shared {
+    /// Bytes that were read.
+    bytes: AtomicU64,
+    /// Goes on counting for as long as the thread is well: it reads, or it holds back.
+    signs: AtomicU64,
+    /// Whether nobody wants the digest any more.
+    stop: AtomicBool,
 }
 
-pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) -> DigestResult {
-    let guard = StopOnDrop(Arc::default());
-    let stop = Arc::clone(&guard.0);
-    let progress = how.progress.clone();
-    let behind = how.behind.cloned();
-    let (moved, mut movement) = watch::channel(());
-    let algorithm = how.algorithm;
-    let of = path.clone();
-    // What reads beside the copy takes only what the copy leaves: one that copies at the speed of memory
-    // needs all processors, and what is left to read is read with the other end, afterwards.
-    let modest = behind.is_some();
-    let reading = in_thread(move || {
-        if modest {
+impl Shared {
+    /// The thread is well. False if it is to stop.
+    fn sign(&self, bytes: u64) -> bool {
+        self.bytes.store(bytes, Ordering::Relaxed);
+        self.signs.fetch_add(1, Ordering::Relaxed);
+        !self.stop.load(Ordering::Relaxed)
+    }
+
+    /// Reads a file to its end, in a thread of its own. Held back by the copy that it reads beside, if there is
+    /// one, the thread sleeps until it is woken; it gives a sign of life every so often.
+    fn read(
+        &self,
+        role: Role,
+        path: &Path,
+        algorithm: DigestAlgorithm,
+        behind: Option<&watch::Receiver<u64>>,
+        sign_every: Duration,
+    ) -> io::Result<Digest> {
+        // What reads beside the copy takes only what the copy leaves: one that copies at the speed of memory
+        // needs all processors, and what is left to read is read with the other end, afterwards.
+        if behind.is_some() {
             be_modest();
         }
-        let file = File::open(of.as_path())?;
+        let file = File::open(path)?;
         // What was just written is to be read from the disk, not from memory.
         if role == Role::Destination {
             let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
         digest::of(algorithm, file, |bytes| {
-            progress.send_replace(bytes);
-            moved.send_replace(());
-            let too_far = |behind: &watch::Receiver<u64>| {
-                behind.has_changed().is_ok() && bytes > behind.borrow().saturating_add(LEAD_BYTES)
+            let is_too_far = |copied: &watch::Receiver<u64>| {
+                copied.has_changed().is_ok() && bytes > copied.borrow().saturating_add(LEAD_BYTES)
             };
-            while behind.as_ref().is_some_and(too_far) && !stop.load(Ordering::Relaxed) {
-                std::thread::sleep(LEAD_PAUSE);
-                moved.send_replace(());
+            let mut is_wanted = self.sign(bytes);
+            while is_wanted && behind.is_some_and(is_too_far) {
+                thread::park_timeout(sign_every);
+                is_wanted = self.sign(bytes);
             }
-            !stop.load(Ordering::Relaxed)
+            is_wanted
         })
+    }
+}
+
+/// The reading thread, which stops when the future that waits for it is dropped.
+struct Reader {
+    shared: Arc<Shared>,
+    thread: Thread,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.thread.unpark();
+    }
+}
+
+pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) -> DigestResult {
+    let shared = Arc::<Shared>::default();
+    let mut copied = how.behind.cloned();
+    let look_every = how.stall_timeout / LOOKS;
+    let (thread, mut digest) = in_thread({
+        let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
+        move || {
+            let path = path.as_path();
+            shared.read(role, path, how.algorithm, behind.as_ref(), look_every)
+        }
     })
     .map_err(|e| storage("read", role, path, e))?;
-    // The channel closes when the reader ends, however it ends.
+    let reader = Reader { shared, thread };
+    let mut looks = interval(look_every.max(Duration::from_millis(1)));
+    let mut last = (0, Instant::now());
     loop {
-        match timeout(how.stall_timeout, movement.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => break,
-            Err(_) => {
-                return Err(TransferError::Stalled {
-                    idle: how.stall_timeout,
-                    bytes_done: *how.progress.borrow(),
-                    bytes_total: how.size,
-                    storage: Some(role),
-                });
+        tokio::select! {
+            // The channel closes when the reader ends, however it ends.
+            result = &mut digest => return match result {
+                Ok(result) => result.map_err(|e| unreadable(role, path, e)),
+                Err(_) => {
+                    let broken = io::Error::other("the thread that reads broke");
+                    Err(storage("read", role, path, broken))
+                }
+            },
+            going_on = further(&mut copied) => {
+                if !going_on {
+                    copied = None;
+                }
+                reader.thread.unpark();
             }
+            _ = looks.tick() => {}
+        }
+        let signs = reader.shared.signs.load(Ordering::Relaxed);
+        if signs != last.0 {
+            last = (signs, Instant::now());
+        } else if last.1.elapsed() >= how.stall_timeout {
+            return Err(TransferError::Stalled {
+                idle: how.stall_timeout,
+                bytes_done: reader.shared.bytes.load(Ordering::Relaxed),
+                bytes_total: how.size,
+                storage: Some(role),
+            });
         }
     }
-    match reading.await {
-        Ok(result) => result.map_err(|e| unreadable(role, path, e)),
-        Err(_) => {
-            let broken = io::Error::other("the thread that reads broke");
-            Err(storage("read", role, path, broken))
-        }
+}
+
+/// Waits until more is copied; false when that is over. Never ends without a copy.
+async fn further(copied: &mut Option<watch::Receiver<u64>>) -> bool {
+    match copied {
+        Some(copied) => copied.changed().await.is_ok(),
+        None => std::future::pending().await,
     }
 }
 
 /// Runs `work` in a thread of its own, which may change what only concerns the thread.
 fn in_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<oneshot::Receiver<T>> {
+) -> io::Result<(Thread, oneshot::Receiver<T>)> {
     let (answer, answered) = oneshot::channel();
-    thread::Builder::new()
+    let handle = thread::Builder::new()
         .name("digest".into())
         .spawn(move || {
             // Whoever asked may be gone.
             let _ = answer.send(work());
         })?;
-    Ok(answered)
+    Ok((handle.thread().clone(), answered))
 }
 
 /// How modest: nice 10 gets about a tenth of what an equal would.

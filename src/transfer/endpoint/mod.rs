@@ -121,8 +121,6 @@ pub struct Reading<'a> {
     /// A reader that gets no byte for so long has failed. A remote end tells nothing before its
     /// end, so there it is added to the time that [`Self::size`] allows.
     pub stall_timeout: Duration,
-    /// Gets the number of bytes read, at a local end only.
-    pub progress: &'a watch::Sender<u64>,
     /// Bytes that somebody else has read, at a local end only: the reader stays near them, as long
     /// as somebody tells.
     pub behind: Option<&'a watch::Receiver<u64>>,

@@ -174,20 +174,9 @@ impl Repository {
     }
 
     async fn acquire_for(&self, id: i64, taker: &Taker<'_>) -> Result<Acquisition, DatabaseError> {
-        let acquiring = || self.database.bounded(self.acquire_unbounded(id, taker));
+        let acquiring = async |tx: &DatabaseTransaction| Ok(self.acquire_in(tx, id, taker).await?);
+        let acquiring = || self.database.bounded(self.database.write(acquiring));
         fault_point!(LeaseTaken, acquiring().await)
-    }
-
-    async fn acquire_unbounded(
-        &self,
-        id: i64,
-        taker: &Taker<'_>,
-    ) -> Result<Acquisition, DatabaseError> {
-        let tx = self.database.begin().await?;
-        let answer = self.acquire_in(&tx, id, taker).await?;
-        // Also after a refusal, which has written nothing: so the locks are gone for certain.
-        tx.commit().await?;
-        Ok(answer)
     }
 
     async fn acquire_in(

@@ -339,17 +339,15 @@ impl Repository {
         if !self.schema.has_links {
             return Err(LinkError::NoTable);
         }
-        let changing = async {
-            let tx = self.database.begin().await?;
-            make(&tx, name).await?;
-            let before = lock_links(&tx, [name]).await?.pop();
+        let changing = async |tx: &DatabaseTransaction| {
+            make(tx, name).await?;
+            let before = lock_links(tx, [name]).await?.pop();
             let before = before.map_or_else(|| Link::unlimited(name.clone()), Link::from);
-            change(&tx, before).await?;
-            let after = find(&tx, name).await?;
-            tx.commit().await?;
+            change(tx, before).await?;
+            let after = find(tx, name).await?;
             Ok(after.map_or_else(|| Link::unlimited(name.clone()), Link::from))
         };
-        self.database.bounded(changing).await
+        self.database.bounded(self.database.write(changing)).await
     }
 
     /// The pause that stops the copy of a transfer that runs.

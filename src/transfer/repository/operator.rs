@@ -232,14 +232,11 @@ impl Repository {
         id: i64,
         instruction: &Instruction,
     ) -> Result<Verdict, DatabaseError> {
-        let instructing = async {
-            let tx = self.database.begin().await?;
-            let verdict = self.instruct_in(&tx, id, instruction).await?;
-            // Also where nothing was written: so the locks are gone for certain.
-            tx.commit().await?;
-            Ok(verdict)
-        };
-        self.database.bounded(instructing).await
+        let instructing =
+            async |tx: &DatabaseTransaction| Ok(self.instruct_in(tx, id, instruction).await?);
+        self.database
+            .bounded(self.database.write(instructing))
+            .await
     }
 
     async fn instruct_in(

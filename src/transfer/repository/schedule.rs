@@ -136,8 +136,8 @@ fn list(names: &[String]) -> String {
 }
 
 /// Rows that are locked and say SCHEDULED, in a transaction that is not committed.
+#[derive(Default)]
 struct Taken {
-    tx: DatabaseTransaction,
     ids: Vec<i64>,
     /// The link of each that has a limit.
     links: HashMap<i64, Arc<Allowance>>,
@@ -292,26 +292,51 @@ impl Repository {
     where
         F: Future<Output = HashSet<i64>>,
     {
-        let taking = || self.database.bounded(self.take(candidates));
+        let tx = self.database.bounded(self.database.begin()).await?;
+        let batch = self.schedule_in(&tx, candidates, publish).await;
+        let is_published = batch
+            .as_ref()
+            .is_ok_and(|batch| !batch.scheduled.is_empty());
+        let ending = async {
+            if is_published {
+                tx.commit().await?;
+            } else {
+                // As in `Database::write`: whoever tries again at once must not meet our locks.
+                let _ = tx.rollback().await;
+            }
+            batch
+        };
+        self.database.bounded(ending).await
+    }
+
+    async fn schedule_in<F>(
+        &self,
+        tx: &DatabaseTransaction,
+        candidates: &[Candidate],
+        publish: impl FnOnce(Vec<i64>) -> F,
+    ) -> Result<Batch, DatabaseError>
+    where
+        F: Future<Output = HashSet<i64>>,
+    {
+        let taking = || self.database.bounded(self.take(tx, candidates));
         let taken = fault_point!(ManagerRowLocked, taking().await)?;
         let published = match taken.ids.is_empty() {
             true => HashSet::new(),
             false => publish(taken.ids.clone()).await,
         };
-        self.database.bounded(self.close(taken, &published)).await
+        let closing = self.close(tx, taken, &published);
+        self.database.bounded(closing).await
     }
 
     /// Locks what can be scheduled, and makes it SCHEDULED.
-    async fn take(&self, candidates: &[Candidate]) -> Result<Taken, DatabaseError> {
-        let tx = self.database.begin().await?;
-        let mut free = free(&tx, candidates).await?;
-        let due = self.lock_due(&tx, candidates).await?;
-        let mut taken = Taken {
-            tx,
-            ids: Vec::new(),
-            links: HashMap::new(),
-            batch: Batch::default(),
-        };
+    async fn take(
+        &self,
+        tx: &DatabaseTransaction,
+        candidates: &[Candidate],
+    ) -> Result<Taken, DatabaseError> {
+        let mut free = free(tx, candidates).await?;
+        let due = self.lock_due(tx, candidates).await?;
+        let mut taken = Taken::default();
         for candidate in candidates {
             let id = candidate.id;
             if !due.contains(&id) {
@@ -331,7 +356,7 @@ impl Repository {
         }
         if !taken.ids.is_empty() {
             self.set_statuses(&taken.ids, Status::Scheduled)
-                .exec(&taken.tx)
+                .exec(tx)
                 .await?;
         }
         Ok(taken)
@@ -369,33 +394,34 @@ impl Repository {
         Ok(due)
     }
 
-    /// Commits those that were published; the others are PENDING again.
-    async fn close(&self, taken: Taken, published: &HashSet<i64>) -> Result<Batch, DatabaseError> {
+    /// Makes those that were not published PENDING again, and counts the others.
+    async fn close(
+        &self,
+        tx: &DatabaseTransaction,
+        taken: Taken,
+        published: &HashSet<i64>,
+    ) -> Result<Batch, DatabaseError> {
         let Taken {
-            tx,
             ids,
             links,
             mut batch,
         } = taken;
         (batch.scheduled, batch.unpublished) =
             ids.into_iter().partition(|id| published.contains(id));
+        // Where nothing was published, all of it is rolled back.
         if batch.scheduled.is_empty() {
-            // Explicit, so that the locks are gone when this returns. If it fails, the connection is
-            // gone, and the locks with it.
-            let _ = tx.rollback().await;
             return Ok(batch);
         }
         if !batch.unpublished.is_empty() {
             self.set_statuses(&batch.unpublished, Status::Pending)
-                .exec(&tx)
+                .exec(tx)
                 .await?;
         }
         let mut issued: BTreeMap<&LinkName, i64> = BTreeMap::new();
         for allowance in batch.scheduled.iter().filter_map(|id| links.get(id)) {
             *issued.entry(&allowance.link).or_default() += 1;
         }
-        count_issued(&tx, &issued).await?;
-        tx.commit().await?;
+        count_issued(tx, &issued).await?;
         Ok(batch)
     }
 

@@ -216,13 +216,14 @@ impl Repository {
     }
 
     async fn settle(&self, lease: &Lease, settlement: &Settlement<'_>) -> Result<(), LeaseError> {
-        let tx = self.database.begin().await?;
-        let settled = fault_point!(
-            SettlementWritten,
-            self.settle_in(&tx, lease, settlement).await
-        )? || is_settled(&tx, lease, settlement.ending.outcome).await?;
-        // Also where nothing was written: so the locks are gone for certain.
-        tx.commit().await?;
+        let settling = async |tx: &DatabaseTransaction| {
+            let settled = fault_point!(
+                SettlementWritten,
+                self.settle_in(tx, lease, settlement).await
+            )?;
+            Ok::<_, LeaseError>(settled || is_settled(tx, lease, settlement.ending.outcome).await?)
+        };
+        let settled = self.database.write(settling).await?;
         if settled {
             Ok(())
         } else {

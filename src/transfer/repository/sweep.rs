@@ -82,10 +82,13 @@ impl Repository {
     }
 
     async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {
-        let tx = self.database.begin().await?;
-        let recovered = fault_point!(SweepWritten, self.recover_in(&tx, id, observer).await)?;
-        tx.commit().await?;
-        Ok(recovered)
+        let recovering = async |tx: &DatabaseTransaction| {
+            Ok(fault_point!(
+                SweepWritten,
+                self.recover_in(tx, id, observer).await
+            )?)
+        };
+        self.database.write(recovering).await
     }
 
     async fn recover_in(

@@ -7,7 +7,7 @@ use super::apply::Call;
 use super::signature::{listed, names, text};
 use super::{Error, Signature};
 use crate::wire::message::JSON;
-use crate::wire::{Properties, RawMessage, isoformat, repr, time};
+use crate::wire::{Headers, Properties, RawMessage, isoformat, repr, time};
 
 /// Levels of JSON in a body. Deeper ones are not read by serde_json, so not by a worker like this.
 const MAX_LEVELS: usize = 120;
@@ -107,7 +107,7 @@ impl Outgoing {
             ("stamps", stamps.into()),
         ]
         .map(|(name, value)| (name.to_owned(), value));
-        let mut headers = Map::from_iter(headers);
+        let mut headers = Headers::from_iter(headers);
         if let Some(Value::Object(more)) = options.get("headers") {
             headers.extend(more.clone());
         }

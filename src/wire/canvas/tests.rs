@@ -19,7 +19,7 @@ const GOLDENS: &str = include_str!("../../../tests/golden/canvas.json");
 
 fn raw(message: &Value) -> RawMessage {
     RawMessage {
-        headers: message["headers"].as_object().unwrap().clone(),
+        headers: message["headers"].as_object().unwrap().clone().into(),
         properties: Properties {
             content_type: Some(JSON.into()),
             reply_to: message["reply_to"].as_str().map(str::to_owned),
@@ -47,7 +47,7 @@ fn shown(plan: &Plan) -> Value {
         let properties = &outgoing.message.properties;
         let body: Value = serde_json::from_slice(&outgoing.message.body).unwrap();
         json!({
-            "headers": outgoing.message.headers,
+            "headers": *outgoing.message.headers,
             "body": body,
             "reply_to": properties.reply_to,
             "correlation_id": properties.correlation_id,

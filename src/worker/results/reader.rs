@@ -73,7 +73,6 @@ impl ResultReader {
                 let queue = Uuid::new_v4().to_string();
                 let consumer = transport.consume(Subscription {
                     purpose: "results",
-                    small: false,
                     queues: vec![Queue::replies(&queue)],
                     prefetch: 0,
                     delayed: None,

@@ -117,12 +117,6 @@ impl Address {
     /// # Errors
     /// [`ResultError::Url`] if certificates are not of the form they should have.
     pub(super) fn open(&self) -> Result<Opened, ResultError> {
-        if self.certificates.is_some() {
-            // The redis crate asks rustls for the process' provider of cryptography. Where several are
-            // built in, as other crates have it, there is none unless one is named, and it panics. An
-            // error means that somebody has named one before.
-            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        }
         let opened = match &self.master {
             Some(master) => self.sentinels(master).map(Opened::Sentinels),
             None => self.server().map(Opened::Server),

@@ -1,24 +1,8 @@
 //! How long passes of the manager take, beside bare SQL and bare confirmed publishes.
 //!
-//! ```sh
-//! cargo bench --bench manager -- DATABASE BROKER SCENARIO ROWS
-//! ```
-//!
-//! `DATABASE` is `sqlite`, or the URL of a PostgreSQL server in which databases can be made; `BROKER`
-//! an `amqp://` URL. Everything that is made is removed again. Prints one JSON object a line: `name`,
-//! `side`, `seconds`, and how many rows it was about.
-//!
-//! | scenario | what is measured |
-//! | --- | --- |
-//! | `schedule` | `ROWS` PENDING rows that their links have room for; side `manager`: one pass, side `bare`: the same updates and messages by nothing but SQL and lapin |
-//! | `backlog` | one pass with `ROWS` PENDING rows of which ten links let 1000 through |
-//! | `steady` | a pass that sends 100 new rows, and one that sends nothing, beside `ROWS` COMPLETED ones: the median of several |
-#![allow(
-    clippy::expect_used,
-    reason = "a bench has nobody to tell but who runs it"
-)]
+//! Everything that is made is removed again. Prints one JSON object a line: `name`, `side`, `seconds`, and
+//! how many rows it was about.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,19 +17,20 @@ use ccat_transfer::transfer::lease::Owner;
 use ccat_transfer::transfer::link::LinkName;
 use ccat_transfer::transfer::repository::{LinkChange, Repository};
 use ccat_transfer::transfer::topology;
+use clap::{Args, ValueEnum};
 use futures_util::future::try_join_all;
 use lapin::options::{
-    BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeleteOptions,
-    QueueDeleteOptions, QueuePurgeOptions,
+    BasicGetOptions, BasicPublishOptions, ExchangeDeleteOptions, QueueDeleteOptions,
+    QueuePurgeOptions,
 };
-use lapin::{Channel, Connection, ConnectionProperties};
+use lapin::{Channel, Connection};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::json;
 use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+use crate::{Outcome, broker};
 
 const LINKS: usize = 10;
 
@@ -55,25 +40,34 @@ const BATCH: usize = 200;
 /// Passes of which the median counts.
 const PASSES: usize = 15;
 
-#[tokio::main]
-async fn main() -> Result<()> {
-    // Cargo adds flags of its own.
-    let words: Vec<_> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
-    let [database, broker, scenario, rows] = &words[..] else {
-        // `cargo test --benches` and the like run every bench without arguments.
-        eprintln!("manager DATABASE BROKER schedule|backlog|steady ROWS");
-        return Ok(());
-    };
-    let bench = Bench::new(database, broker).await?;
-    let rows: usize = rows.parse()?;
-    let measured = match scenario.as_str() {
-        "schedule" => bench.schedule(rows).await,
-        "backlog" => bench.backlog(rows).await,
-        "steady" => bench.steady(rows).await,
-        other => Err(format!("no scenario is called {other}").into()),
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// `sqlite`, or the URL of a PostgreSQL server in which databases can be made.
+    database: String,
+    scenario: Scenario,
+    rows: usize,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Scenario {
+    /// As many PENDING rows as the links have room for. Side `manager`: one pass; side `bare`: the same updates and
+    /// messages by nothing but SQL and lapin.
+    Schedule,
+    /// One pass with so many PENDING rows, of which ten links let 1000 through.
+    Backlog,
+    /// A pass that sends 100 new rows, and one that sends nothing, beside so many COMPLETED ones: the median of several.
+    Steady,
+}
+
+/// # Errors
+/// What the database or the broker says.
+pub(crate) async fn run(broker: &str, arguments: &Arguments) -> Outcome {
+    let bench = Bench::new(&arguments.database, broker).await?;
+    let rows = arguments.rows;
+    let measured = match arguments.scenario {
+        Scenario::Schedule => bench.schedule(rows).await,
+        Scenario::Backlog => bench.backlog(rows).await,
+        Scenario::Steady => bench.steady(rows).await,
     };
     bench.remove().await?;
     measured
@@ -95,7 +89,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new(database: &str, broker: &str) -> Result<Self> {
+    async fn new(database: &str, broker: &str) -> Outcome<Self> {
         let tag = Uuid::new_v4().simple().to_string();
         let origin = format!("bench{}", &tag[..8]);
         let directory = TempDir::new()?;
@@ -148,11 +142,8 @@ impl Bench {
             Owner::current("bench"),
             Arc::new(producer),
         );
-        let broker = Connection::connect(broker, ConnectionProperties::default()).await?;
-        let channel = broker.create_channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions::default())
-            .await?;
+        let broker = broker::connect(broker).await?;
+        let channel = broker::confirming(&broker).await?;
         Ok(Self {
             database,
             repository,
@@ -169,7 +160,7 @@ impl Bench {
     }
 
     /// So many new rows, taking turns over the links.
-    async fn insert(&self, rows: usize, status: &str) -> Result<()> {
+    async fn insert(&self, rows: usize, status: &str) -> Outcome {
         let sql = format!(
             "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {rows}) \
              INSERT INTO data_transfer (data_transfer_package_id, origin_location_id, \
@@ -179,17 +170,17 @@ impl Bench {
         self.sql(&sql).await
     }
 
-    async fn sql(&self, sql: &str) -> Result<()> {
+    async fn sql(&self, sql: &str) -> Outcome {
         self.database.connection().execute_unprepared(sql).await?;
         Ok(())
     }
 
     /// What a database in use knows of its tables.
-    async fn analyze(&self) -> Result<()> {
+    async fn analyze(&self) -> Outcome {
         self.sql("ANALYZE").await
     }
 
-    async fn limit(&self, max_active: usize) -> Result<()> {
+    async fn limit(&self, max_active: usize) -> Outcome {
         let change = LinkChange {
             max_active: Some(Some(u32::try_from(max_active)?)),
             ..LinkChange::default()
@@ -204,7 +195,7 @@ impl Bench {
         Ok(())
     }
 
-    async fn pass(&self, expected: usize) -> Result<f64> {
+    async fn pass(&self, expected: usize) -> Outcome<f64> {
         let began = Instant::now();
         let pass = self.manager.transfer_transfer_packages(false).await?;
         let seconds = began.elapsed().as_secs_f64();
@@ -223,7 +214,7 @@ impl Bench {
         println!("{line}");
     }
 
-    async fn schedule(&self, rows: usize) -> Result<()> {
+    async fn schedule(&self, rows: usize) -> Outcome {
         self.limit(rows.div_ceil(LINKS) + 1).await?;
         // The first message makes the connection and the queue, as the first ones of a real manager did
         // long ago.
@@ -247,7 +238,7 @@ impl Bench {
     }
 
     /// A message of the manager's, for the bare side to send the same.
-    async fn take_message(&self) -> Result<lapin::message::Delivery> {
+    async fn take_message(&self) -> Outcome<lapin::message::Delivery> {
         let options = BasicGetOptions { no_ack: true };
         let message = self
             .channel
@@ -259,7 +250,7 @@ impl Bench {
     }
 
     /// Reads what waits, and makes it SCHEDULED with its messages, batch for batch.
-    async fn bare(&self, rows: usize, pattern: &lapin::message::Delivery) -> Result<f64> {
+    async fn bare(&self, rows: usize, pattern: &lapin::message::Delivery) -> Outcome<f64> {
         let began = Instant::now();
         let db = self.database.connection();
         let sql =
@@ -269,7 +260,7 @@ impl Bench {
         let ids = found
             .iter()
             .map(|row| row.try_get_by_index::<i64>(0))
-            .collect::<std::result::Result<Vec<_>, _>>()?;
+            .collect::<Result<Vec<_>, _>>()?;
         if ids.len() != rows {
             return Err(format!("{} rows wait, not {rows}", ids.len()).into());
         }
@@ -299,7 +290,7 @@ impl Bench {
         Ok(began.elapsed().as_secs_f64())
     }
 
-    async fn backlog(&self, rows: usize) -> Result<()> {
+    async fn backlog(&self, rows: usize) -> Outcome {
         self.insert(1, "PENDING").await?;
         self.pass(1).await?;
         self.sql("UPDATE data_transfer SET status = 'COMPLETED'")
@@ -315,7 +306,7 @@ impl Bench {
         Ok(())
     }
 
-    async fn steady(&self, rows: usize) -> Result<()> {
+    async fn steady(&self, rows: usize) -> Outcome {
         self.insert(rows, "COMPLETED").await?;
         self.insert(1, "PENDING").await?;
         self.analyze().await?;
@@ -338,7 +329,7 @@ impl Bench {
         Ok(())
     }
 
-    async fn purge(&self) -> Result<()> {
+    async fn purge(&self) -> Outcome {
         let options = QueuePurgeOptions::default();
         self.channel
             .queue_purge(self.queue.as_str().into(), options)
@@ -346,7 +337,7 @@ impl Bench {
         Ok(())
     }
 
-    async fn remove(&self) -> Result<()> {
+    async fn remove(&self) -> Outcome {
         self.transport.close().await;
         self.channel
             .queue_delete(self.queue.as_str().into(), QueueDeleteOptions::default())
