@@ -356,7 +356,7 @@ launch() {
   echo \$! >'$dir/pid'
 }
 ready() {
-  local deadline=\$((SECONDS + 60))
+  local deadline=\$((SECONDS + 120)) # five are usual, twenty where tests take all processors
   until answers; do
     if ! running || ((SECONDS >= deadline)); then
       tail -n 20 '$RUN_DIR/$name.log' >&2

@@ -151,7 +151,7 @@ class Broker:
     @staticmethod
     def power(action):
         """start, stop or restart; returns when it is done."""
-        subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=120)
+        subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=180)
 
 
 # ---------------------------------------------------------------- workers
