@@ -31,16 +31,17 @@ give_free_memory() { report_from "$REPORTED"; }
 build=(cargo build --locked --release --workspace --bins)
 
 run_begin
-say "Installing what is missing"
-install_missing
 if [[ " $* " == *" --list "* ]]; then
+  install_missing
   make_python
   run "$TEST_PYTHON" -m scripts.bench --list
   exit
 fi
-say "Building the release, and meanwhile starting servers"
+say "Building the release, and meanwhile installing what is missing and starting servers"
+need_compiler
 spawn release "${build[@]}"
 built=$SPAWNED_PID
+install_missing
 make_python
 keep_free_memory
 start_services rabbitmq redis postgres

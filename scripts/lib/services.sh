@@ -3,6 +3,7 @@
 # Private servers for tests and the demo: RabbitMQ, Redis, PostgreSQL, sshd, and a Python with Celery.
 # Source it; safe under `set -euo pipefail`.
 #
+#   need_compiler                  ends the script where there is no cargo or no cc
 #   install_missing [CMD=PKG…]     what the scripts need, and PKG for CMD, by apt; nothing is left running by apt
 #   run_begin                      private directory $RUN_DIR, and the trap that ends everything
 #   start_services NAME…           several at once: rabbitmq second_rabbitmq redis postgres sshd
@@ -74,11 +75,14 @@ find_python() {
 
 RABBITMQ_SERVER_PROGRAM=/usr/lib/rabbitmq/bin/rabbitmq-server # /usr/sbin's switches to user rabbitmq
 
-install_missing() {
+need_compiler() {
   command -v cargo >/dev/null || die "cargo is not on PATH" \
     "Install Rust (https://rustup.rs) and open a new shell."
   command -v cc >/dev/null || die "there is no C compiler (cc)" "Install one: apt-get install gcc libc6-dev"
+}
 
+install_missing() {
+  need_compiler
   local -a packages=()
   [[ -x $RABBITMQ_SERVER_PROGRAM ]] || packages+=(rabbitmq-server)
   command -v redis-server >/dev/null || packages+=(redis-server)
