@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CliError;
 use crate::broker::Transport;
-use crate::pauses::Pauses;
+use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::telemetry::chain;
 
 /// First and longest pause between two tries.
@@ -69,7 +69,7 @@ impl Patience {
         let Some(until) = self.0 else {
             return ask().await;
         };
-        let mut pauses = Pauses::new(PAUSES.0, PAUSES.1);
+        let mut attempts = Attempts::new(PAUSES);
         loop {
             let answer = timeout_at(until, ask()).await;
             let error = match answer {
@@ -77,16 +77,18 @@ impl Patience {
                 Ok(answer) => return answer,
                 Err(_) => CliError::Unreachable(format!("{what} did not answer (--wait-for)")),
             };
-            let pause = pauses.next_pause();
+            let Setback { pause, is_news } = attempts.failed(&error);
             if Instant::now() + pause >= until {
                 return Err(error);
             }
-            tracing::warn!(
-                server = what,
-                error = %chain(&error),
-                retry_in_s = pause.as_secs_f64(),
-                "waiting for a server (--wait-for)"
-            );
+            if is_news {
+                tracing::warn!(
+                    server = what,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "waiting for a server (--wait-for)"
+                );
+            }
             sleep(pause).await;
         }
     }

@@ -41,7 +41,7 @@ pub use super::lease::{Phase, Snapshot};
 
 use crate::faults::fault_point;
 use crate::metrics::TransferMetrics;
-use crate::pauses::Pauses;
+use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::settings::{LinkSettings, Settings};
 use crate::telemetry::{chain, panic_text};
 use crate::traces::{self, Explain, KeyValue, step};
@@ -361,7 +361,7 @@ impl TransferService {
     where
         F: Future<Output = Result<T, DatabaseError>>,
     {
-        let mut pauses = Pauses::new(DATABASE_PAUSES.0, DATABASE_PAUSES.1);
+        let mut attempts = Attempts::new(DATABASE_PAUSES);
         loop {
             let error = match ask().await {
                 Ok(answer) => return Ok(answer),
@@ -372,12 +372,14 @@ impl TransferService {
                     source: error.into(),
                 });
             }
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                error = %chain(&error),
-                retry_in_s = pause.as_secs_f64(),
-                "the database cannot be reached"
-            );
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "the database cannot be reached"
+                );
+            }
             tokio::select! {
                 () = cancelled.cancelled() => {
                     return Err(TransferError::Interrupted { cause: Interruption::Shutdown });

@@ -21,7 +21,7 @@ use super::STORE_PAUSES;
 use super::results::chord::{Chords, Claim, Counted, Part};
 use super::results::{ChordSupport, ResultBackend, ResultError};
 use crate::broker::{BrokerError, Publication, Sending, TaskQueues, Transport};
-use crate::pauses::Pauses;
+use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::telemetry::chain;
 use crate::wire::canvas::{
     self, Call, Effect, Outgoing, Plan, ResultNode, Route, SignatureError, chord_error,
@@ -350,7 +350,7 @@ impl Canvas {
         publication: &Publication,
         task_id: &str,
     ) -> Result<(), CanvasError> {
-        let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
+        let mut attempts = Attempts::new(STORE_PAUSES);
         let mut refusals = 0;
         loop {
             let Err(error) = self.transport.publish(publication, PUBLISH_WITHIN).await else {
@@ -361,14 +361,16 @@ impl Canvas {
                 BrokerError::Refused { .. } if refusals + 1 < OFFERS => refusals += 1,
                 error => return Err(CanvasError::Refused(error)),
             }
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                task_id,
-                routing_key = publication.routing_key,
-                error = %chain(&error),
-                retry_in_s = pause.as_secs_f64(),
-                "what follows the task was not sent; its message stays unacknowledged until it is"
-            );
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    task_id,
+                    routing_key = publication.routing_key,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "what follows the task was not sent; its message stays unacknowledged until it is"
+                );
+            }
             self.pause(pause).await?;
         }
     }
@@ -688,7 +690,7 @@ impl Canvas {
         E: std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
-        let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
+        let mut attempts = Attempts::new(STORE_PAUSES);
         loop {
             let error = match attempt().await {
                 Ok(done) => return Ok(Some(done)),
@@ -698,14 +700,16 @@ impl Canvas {
                 tracing::error!(task_id, what, error = %chain(&error), "a chord cannot go on");
                 return Ok(None);
             }
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                task_id,
-                what,
-                error = %chain(&error),
-                retry_in_s = pause.as_secs_f64(),
-                "what follows the task is not done; its message stays unacknowledged until it is"
-            );
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    task_id,
+                    what,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "what follows the task is not done; its message stays unacknowledged until it is"
+                );
+            }
             self.pause(pause).await?;
         }
     }

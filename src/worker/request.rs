@@ -28,7 +28,7 @@ use super::{STORE_PAUSES, Worker};
 use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
 use crate::faults::fault_point;
 use crate::metrics::tasks::UNKNOWN;
-use crate::pauses::Pauses;
+use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::telemetry::chain;
 use crate::traces;
 use crate::wire::event::Event;
@@ -759,7 +759,7 @@ impl Worker {
     /// Only a cold shutdown ends the wait; the message then goes back, and the task, run again,
     /// finds its work done.
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
-        let mut pauses = Pauses::new(STORE_PAUSES.0, STORE_PAUSES.1);
+        let mut attempts = Attempts::new(STORE_PAUSES);
         loop {
             let storing =
                 async { fault_point!(ResultStored, self.results.store(meta, message).await) };
@@ -777,13 +777,15 @@ impl Worker {
                 );
                 return Ok(());
             }
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                task_id = message.id,
-                error = %chain(&error),
-                retry_in_s = pause.as_secs_f64(),
-                "result was not stored; the message stays unacknowledged until it is"
-            );
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    task_id = message.id,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "result was not stored; the message stays unacknowledged until it is"
+                );
+            }
             tokio::select! {
                 () = self.stopping.cancelled() => return Err(Requeue),
                 () = tokio::time::sleep(pause) => {}

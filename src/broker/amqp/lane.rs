@@ -14,9 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::link::{self, Link};
 use super::settler::Settler;
 use super::window::{Held, Window};
-use super::{convert, pauses, short};
+use super::{RECONNECT, convert, short};
 use crate::broker::consumer::{Reports, Settled, Wanted};
 use crate::broker::{BrokerError, Delivery, Queue, Settlement, Verdict};
+use crate::pauses::{Attempts, in_seconds};
 use crate::telemetry::chain;
 
 /// A channel that ends earlier than this is not opened anew at once.
@@ -63,7 +64,7 @@ impl Lane {
     /// Runs until the queue is not wanted any more and everything from it is settled, or until the
     /// connection is gone; then with the reason.
     pub(super) async fn run(self) -> Option<BrokerError> {
-        let mut pauses = pauses();
+        let mut attempts = Attempts::new(RECONNECT);
         loop {
             let began = Instant::now();
             let opened = tokio::select! {
@@ -95,14 +96,9 @@ impl Lane {
                 });
             }
             if began.elapsed() >= SHORT_LIVED {
-                pauses = super::pauses();
+                attempts = Attempts::new(RECONNECT);
             }
-            let pause = match &error {
-                Ended::HeldTooLong => Duration::ZERO,
-                Ended::Error(_) if began.elapsed() >= SHORT_LIVED => Duration::ZERO,
-                Ended::Error(_) => pauses.next_pause(),
-            };
-            self.say(&error, pause);
+            let pause = self.say(&error, began, &mut attempts);
             tokio::select! {
                 () = self.cancelled.cancelled() => return None,
                 () = sleep(pause) => {}
@@ -110,22 +106,34 @@ impl Lane {
         }
     }
 
-    fn say(&self, ended: &Ended, pause: Duration) {
+    /// Tells why a channel that was there since `began` ended; how long to wait before the next one.
+    fn say(&self, ended: &Ended, began: Instant, attempts: &mut Attempts) -> Duration {
         let queue = self.queue.name.as_str();
-        match ended {
-            Ended::HeldTooLong => tracing::warn!(
-                queue,
-                "the broker took back what was held for longer than its consumer_timeout; nothing is lost: running tasks \
-                 go on, and what is delivered again joins them. If tasks run for so long, raise consumer_timeout in \
-                 rabbitmq.conf or the queue argument x-consumer-timeout"
-            ),
-            Ended::Error(error) => tracing::warn!(
+        let error = match ended {
+            Ended::HeldTooLong => {
+                tracing::warn!(
+                    queue,
+                    "the broker took back what was held for longer than its consumer_timeout; nothing is lost: running \
+                     tasks go on, and what is delivered again joins them. If tasks run for so long, raise \
+                     consumer_timeout in rabbitmq.conf or the queue argument x-consumer-timeout"
+                );
+                return Duration::ZERO;
+            }
+            Ended::Error(error) => error,
+        };
+        let mut setback = attempts.failed(error);
+        if began.elapsed() >= SHORT_LIVED {
+            setback.pause = Duration::ZERO;
+        }
+        if setback.is_news {
+            tracing::warn!(
                 queue,
                 error = %chain(error),
-                retry_in_s = pause.as_secs_f64(),
+                retry_in_s = in_seconds(setback.pause),
                 "the queue is not served; it is tried again, and running tasks go on"
-            ),
+            );
         }
+        setback.pause
     }
 
     fn report(&self, served: bool) {

@@ -12,9 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::lane::Lane;
 use super::link::{Link, goodbye};
-use super::{Reconnect, pauses};
+use super::{RECONNECT, Reconnect};
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
+use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::pulse::{self, Pulse};
 use crate::settings::QueueType;
 use crate::telemetry::chain;
@@ -36,8 +37,8 @@ impl Supervisor {
             reports,
             cancelled,
         } = feed;
-        let mut pauses = pauses();
-        let mut attempts = 0;
+        let mut attempts = Attempts::new(RECONNECT);
+        let mut failed = 0;
         let mut was_connected = false;
         loop {
             pulse.tick();
@@ -48,8 +49,8 @@ impl Supervisor {
             let error = match opened {
                 Ok(connection) => {
                     was_connected = true;
-                    attempts = 0;
-                    pauses = super::pauses();
+                    attempts = Attempts::new(RECONNECT);
+                    failed = 0;
                     let mut session = Session {
                         supervisor: &self,
                         pulse,
@@ -71,25 +72,27 @@ impl Supervisor {
                     }
                 }
                 Err(error) => {
-                    attempts += 1;
+                    failed += 1;
                     error
                 }
             };
-            if let Some(setting) = self.given_up(was_connected, attempts) {
+            if let Some(setting) = self.given_up(was_connected, failed) {
                 return reports.fail(BrokerError::GivenUp {
-                    attempts,
+                    attempts: failed,
                     setting,
                     source: Arc::new(error),
                 });
             }
-            let pause = pauses.next_pause();
-            tracing::warn!(
-                broker = self.link.masked,
-                purpose = self.purpose,
-                error = %chain(&error),
-                retry_in_s = pause.as_secs_f64(),
-                "no connection to the broker; it is tried again, and running tasks go on"
-            );
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    broker = self.link.masked,
+                    purpose = self.purpose,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "no connection to the broker; it is tried again, and running tasks go on"
+                );
+            }
             tokio::select! {
                 () = cancelled.cancelled() => return,
                 () = sleep(pause) => {}
