@@ -82,7 +82,7 @@ class Site:
             "celery": {"broker_url": os.environ["TEST_AMQP_URL"], "result_backend": "rpc://"},
             "ops_db": {"database_type": "sqlite", "database_sqlite_database": str(directory / "ops.sqlite")},
             "transfer": {"log_dir": str(directory / "logs"), "free_space_margin": 0},
-            "bbcp": {"program": bbcp(), "streams": 4, "progress_interval": 2, **bbcp_settings},
+            "bbcp": {"program": bbcp(), "streams": 4, **bbcp_settings},
             "log": {"format": "json"},
         }
         self.config = directory / "config.toml"
@@ -194,7 +194,7 @@ def sha256(path):
 
 def arguments(source, target, rate=None):
     """What the worker gives bbcp, for a copy without resume."""
-    options = ["-v", "-P", "2", "-s", "4", "-w", "8m", *(["-x", rate] if rate else []), "-y", "dd", "-e", "-E", "c32c=/dev/stdout", "-n", "--"]
+    options = ["-v", "-P", "10", "-s", "4", "-w", "8m", *(["-x", rate] if rate else []), "-y", "dd", "-e", "-E", "c32c=/dev/stdout", "-n", "--"]
     return [bbcp(), *options, str(source), str(target)]
 
 
@@ -368,7 +368,7 @@ def comparisons(quick):
         Comparison(
             "copies",
             "the worker while 32 copies run",
-            {"ccat-transfer": at_once(32, 5)},
+            {"ccat-transfer": at_once(32, 10)},
             [
                 Row("resident, idle", "MB", "idle_mb", "ccat-transfer", target=25, stretch=18, at_most=True),
                 Row("resident with 32 copies", "MB", "resident_mb", "ccat-transfer", target=60, stretch=35, at_most=True),

@@ -247,6 +247,8 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
     let pool = SqlitePoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
+        // There is no server that could have gone away.
+        .test_before_acquire(false)
         .connect_with(options)
         .await?;
     Ok(pool.into())

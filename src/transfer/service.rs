@@ -56,6 +56,9 @@ const PROBE_WITHIN: Duration = Duration::from_secs(30);
 /// How long a phase has to last until it is worth a write of its own. Small packages are done before.
 const PHASE_SETTLES: Duration = Duration::from_millis(250);
 
+/// What a copy has gained before whoever reads beside it is woken, who is far ahead.
+const COPIED_STEP_BYTES: u64 = 4 << 20;
+
 /// First and longest pause between two tries to reach the database.
 const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
@@ -216,6 +219,7 @@ impl TransferService {
             stop: request.cancelled.child_token(),
             lost: CancellationToken::new(),
             paused: Arc::default(),
+            phases: watch::Sender::new(Phase::Preparing),
             started: Instant::now(),
         };
         let keeper = running.keep();
@@ -476,6 +480,8 @@ struct Running<'a> {
     lost: CancellationToken,
     /// Set by the keeper when the link is paused and is to be free now.
     paused: Arc<OnceLock<PausedLink>>,
+    /// The phase alone, for the keeper, whom progress does not concern.
+    phases: watch::Sender<Phase>,
     started: Instant,
 }
 
@@ -487,6 +493,7 @@ impl Running<'_> {
             lease: self.lease.clone(),
             every: self.service.settings.transfer.lease_renew_interval,
             snapshots: self.request.snapshots.subscribe(),
+            phases: self.phases.subscribe(),
             stop: self.stop.clone(),
             lost: self.lost.clone(),
             paused: self.paused.clone(),
@@ -931,7 +938,7 @@ impl Running<'_> {
         }))
     }
 
-    /// Runs bbcp. `copied` is told how many bytes are done.
+    /// Runs bbcp. `copied` is told how many bytes are done, by steps of [`COPIED_STEP_BYTES`].
     async fn copy(
         &self,
         plan: &Plan,
@@ -960,7 +967,13 @@ impl Running<'_> {
                 report = &mut copying => break report,
                 Ok(()) = changes.changed() => {
                     let progress = progress(&changes.borrow());
-                    copied.send_replace(progress.bytes_done);
+                    copied.send_if_modified(|told| {
+                        let is_more = progress.bytes_done >= told.saturating_add(COPIED_STEP_BYTES);
+                        if is_more {
+                            *told = progress.bytes_done;
+                        }
+                        is_more
+                    });
                     if let Some(counted) = &counted {
                         counted.rate(progress.rate_bytes_per_s);
                     }
@@ -1176,6 +1189,8 @@ impl Running<'_> {
         self.request
             .snapshots
             .send_replace(Snapshot { phase, progress });
+        self.phases
+            .send_if_modified(|told| std::mem::replace(told, phase) != phase);
     }
 }
 
@@ -1185,6 +1200,7 @@ struct Keeper {
     lease: Lease,
     every: Duration,
     snapshots: watch::Receiver<Snapshot>,
+    phases: watch::Receiver<Phase>,
     stop: CancellationToken,
     lost: CancellationToken,
     paused: Arc<OnceLock<PausedLink>>,
@@ -1239,8 +1255,8 @@ impl Keeper {
     async fn due(&mut self, told: Phase) {
         let another_phase = async {
             // The attempt itself renews its lease before it publishes.
-            let is_news = |seen: &Snapshot| ![told, Phase::Publishing].contains(&seen.phase);
-            let news = self.snapshots.wait_for(is_news).await.map(drop);
+            let is_news = |phase: &Phase| ![told, Phase::Publishing].contains(phase);
+            let news = self.phases.wait_for(is_news).await.map(drop);
             sleep(PHASE_SETTLES).await;
             news
         };

@@ -329,14 +329,13 @@ impl Worker {
                 std::future::pending::<()>().await;
             }
             let report = reports.borrow_and_update().clone();
-            if let Some(report) = report {
-                let state = State::Progress(Value::Object(report));
-                if let Some(event) = Event::of(&received.message.id, &state, 0.0) {
-                    self.news(received, &event);
-                }
-                if policy.stores(&state) {
-                    self.tell(received, state).await;
-                }
+            let Some(report) = report else { continue };
+            let state = State::Progress(Value::Object(report));
+            if let Some(event) = Event::of(&received.message.id, &state, 0.0) {
+                self.news(received, &event);
+            }
+            if policy.stores(&state) {
+                self.tell(received, state).await;
             }
             tokio::time::sleep(PROGRESS_EVERY).await;
         }

@@ -4,17 +4,21 @@
 //! outputs are read by tasks of their own into bounded queues; a log disk or a grandchild that
 //! hangs can hold these up, but never the watchdog.
 
+use std::fs;
+use std::future::pending;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -121,14 +125,6 @@ pub async fn copy(
     finished.conclude()
 }
 
-/// What the tasks beside the watchdog see.
-enum Sight {
-    /// A line of output.
-    Line(Vec<u8>),
-    /// The growing file.
-    Footprint(Footprint),
-}
-
 /// A bbcp that runs. Its fields are dropped in this order: the group is killed before the runtime
 /// gets to reap the agent, so that the group's id still is ours.
 struct Running<'a> {
@@ -137,10 +133,8 @@ struct Running<'a> {
     agent: Child,
     /// What ends the copy when this process dies; see [`guarded`].
     _lifeline: Option<ChildStdin>,
-    /// Looks at the growing file, if that is on this host.
-    looker: Option<AbortOnDropHandle<()>>,
     readers: [AbortOnDropHandle<()>; 2],
-    sights: mpsc::Receiver<Sight>,
+    lines: mpsc::Receiver<Vec<u8>>,
     started: Instant,
     watchdog: Watchdog,
     said: Said,
@@ -169,14 +163,10 @@ impl<'a> Running<'a> {
         // Taken, since waiting for the agent would close it.
         let lifeline = agent.stdin.take();
 
-        let (sender, sights) = mpsc::channel(QUEUE_LINES);
+        let (sender, lines) = mpsc::channel(QUEUE_LINES);
         let of = plan.attempt;
         let stdout = read(agent.stdout.take(), log.clone(), sender.clone(), of);
-        let stderr = read(agent.stderr.take(), log, sender.clone(), of);
-        let looker = plan.target.watched().map(|path| {
-            let pause = tick(plan.stall_timeout);
-            AbortOnDropHandle::new(tokio::spawn(look_at(path, pause, sender)))
-        });
+        let stderr = read(agent.stderr.take(), log, sender, of);
         let started = Instant::now();
         let limits = Limits {
             stall_timeout: plan.stall_timeout,
@@ -187,12 +177,11 @@ impl<'a> Running<'a> {
             group,
             agent,
             _lifeline: lifeline,
-            looker,
             readers: [
                 AbortOnDropHandle::new(tokio::spawn(stdout)),
                 AbortOnDropHandle::new(tokio::spawn(stderr)),
             ],
-            sights,
+            lines,
             started,
             watchdog: Watchdog::new(plan.size, limits, started),
             said: Said::new(Ends::of(plan)),
@@ -213,20 +202,31 @@ impl<'a> Running<'a> {
         cancel: &CancellationToken,
         progress: &watch::Sender<Progress>,
     ) -> Ended {
-        let mut ticks = interval(tick(self.plan.stall_timeout));
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = ticks(tick(self.plan.stall_timeout));
+        let watched = self.plan.target.watched();
+        // One at a time: a storage that hangs keeps it, and the watchdog goes on.
+        let mut look = None;
         loop {
             tokio::select! {
                 status = self.agent.wait() => return Ended::ByItself(status),
                 () = cancel.cancelled() => return Ended::Cancelled,
-                Some(sight) = self.sights.recv() => {
-                    if self.see(sight) {
+                Some(line) = self.lines.recv() => {
+                    if self.hear(&line) {
+                        progress.send_replace(self.progress());
+                    }
+                }
+                footprint = seen(&mut look), if look.is_some() => {
+                    look = None;
+                    if footprint.is_some_and(|footprint| self.see(footprint)) {
                         progress.send_replace(self.progress());
                     }
                 }
                 _ = ticks.tick() => {
                     if let Some(trouble) = self.watchdog.trouble(Instant::now()) {
                         return Ended::InTrouble(trouble);
+                    }
+                    if look.is_none() {
+                        look = watched.clone().map(look_at);
                     }
                 }
             }
@@ -236,20 +236,18 @@ impl<'a> Running<'a> {
     /// Ends what still runs and hears what was still to be said.
     async fn finish(mut self, ended: Ended) -> Finished {
         let kill_after = self.plan.bbcp.kill_after;
-        // The queue closes when both readers are done.
-        drop(self.looker.take());
         let gone = match ended {
             // Its children may be about to say why it ended. As long as they hold the pipes, and
             // so this takes time, the group's id is theirs.
             Ended::ByItself(_) => {
-                drain(&mut self.sights, &mut self.said).await;
+                drain(&mut self.lines, &mut self.said).await;
                 self.group.end(kill_after).await
             }
             Ended::InTrouble(_) | Ended::Cancelled => {
                 // Reaped meanwhile, but not for ever: it may hang in a system call.
                 let reaped = timeout(kill_after + REAP, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
-                drain(&mut self.sights, &mut self.said).await;
+                drain(&mut self.lines, &mut self.said).await;
                 gone
             }
         };
@@ -272,27 +270,26 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// Whether the progress has changed.
-    fn see(&mut self, sight: Sight) -> bool {
-        let now = Instant::now();
-        match sight {
-            Sight::Footprint(footprint) => {
-                let before = self.watchdog.bytes_done();
-                self.watchdog.footprint(footprint, now);
-                self.watchdog.bytes_done() != before
+    /// A line came. Whether the progress has changed.
+    fn hear(&mut self, line: &[u8]) -> bool {
+        match self.said.hear(line) {
+            Some(Heard::Progress(percent, rate)) => {
+                self.watchdog.progress(percent, rate, Instant::now());
+                true
             }
-            Sight::Line(line) => match self.said.hear(&line) {
-                Some(Heard::Progress(percent, rate)) => {
-                    self.watchdog.progress(percent, rate, now);
-                    true
-                }
-                Some(Heard::Appending(offset)) => {
-                    self.watchdog.resumed_at(offset);
-                    true
-                }
-                None => false,
-            },
+            Some(Heard::Appending(offset)) => {
+                self.watchdog.resumed_at(offset);
+                true
+            }
+            None => false,
         }
+    }
+
+    /// The growing file was looked at. Whether the progress has changed.
+    fn see(&mut self, footprint: Footprint) -> bool {
+        let before = self.watchdog.bytes_done();
+        self.watchdog.footprint(footprint, Instant::now());
+        self.watchdog.bytes_done() != before
     }
 
     fn progress(&self) -> Progress {
@@ -305,6 +302,18 @@ impl<'a> Running<'a> {
     }
 }
 
+/// Ticks that fall together with those of all other copies with the same pause, so that one wake-up serves all.
+fn ticks(pause: Duration) -> Interval {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let now = Instant::now();
+    let since = now.duration_since(*FIRST.get_or_init(|| now));
+    let over = since.as_nanos() % pause.as_nanos().max(1);
+    let next = pause.saturating_sub(Duration::from_nanos(u64::try_from(over).unwrap_or(0)));
+    let mut ticks = interval_at(now + next, pause);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks
+}
+
 /// A short time-out must not be missed by much.
 fn tick(stall_timeout: Duration) -> Duration {
     (stall_timeout / 4).clamp(Duration::from_millis(10), TICK)
@@ -312,12 +321,10 @@ fn tick(stall_timeout: Duration) -> Duration {
 
 /// Hears what is still in the pipes, until they close or [`DRAIN`] has passed: a grandchild may
 /// hold them open for ever.
-async fn drain(sights: &mut mpsc::Receiver<Sight>, said: &mut Said) {
+async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, said: &mut Said) {
     let end = Instant::now() + DRAIN;
-    while let Ok(Some(sight)) = timeout_at(end, sights.recv()).await {
-        if let Sight::Line(line) = sight {
-            said.hear(&line);
-        }
+    while let Ok(Some(line)) = timeout_at(end, lines.recv()).await {
+        said.hear(&line);
     }
 }
 
@@ -325,7 +332,7 @@ async fn drain(sights: &mut mpsc::Receiver<Sight>, said: &mut Said) {
 async fn read(
     pipe: Option<impl AsyncRead + Unpin>,
     log: Log,
-    sights: mpsc::Sender<Sight>,
+    heard: mpsc::Sender<Vec<u8>>,
     of: Attempt,
 ) {
     let Some(mut pipe) = pipe else { return };
@@ -347,7 +354,7 @@ async fn read(
         let mut complete = Vec::new();
         lines.push(&chunk[..n], |line| complete.push(line.to_vec()));
         for line in complete {
-            if sights.send(Sight::Line(line)).await.is_err() {
+            if heard.send(line).await.is_err() {
                 return;
             }
         }
@@ -356,24 +363,26 @@ async fn read(
     lines.finish(|line| last = Some(line.to_vec()));
     if let Some(line) = last {
         // Nobody listens any more when this fails.
-        let _closed = sights.send(Sight::Line(line)).await;
+        let _closed = heard.send(line).await;
     }
 }
 
-/// Looks at the growing file until nobody listens.
-async fn look_at(path: AbsolutePath, pause: Duration, sights: mpsc::Sender<Sight>) {
-    loop {
-        sleep(pause).await;
-        let Ok(found) = tokio::fs::metadata(path.as_path()).await else {
-            continue;
-        };
-        let footprint = Footprint {
+/// Begins to look at the growing file, which is not there at first.
+fn look_at(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
+    spawn_blocking(move || {
+        let found = fs::metadata(path.as_path()).ok()?;
+        Some(Footprint {
             size: found.len(),
             allocated: found.blocks() * BLOCK_BYTES,
-        };
-        if sights.send(Sight::Footprint(footprint)).await.is_err() {
-            return;
-        }
+        })
+    })
+}
+
+/// What a look saw; never without one.
+async fn seen(look: &mut Option<JoinHandle<Option<Footprint>>>) -> Option<Footprint> {
+    match look {
+        Some(look) => look.await.ok().flatten(),
+        None => pending().await,
     }
 }
 
