@@ -89,7 +89,7 @@ def broker_uri():
 
 
 @contextlib.contextmanager
-def running(command, environment=None, log=None, ready=None):
+def running(command, environment=None, ready=None):
     """A process group, killed at the end. Waits until `ready` stands in its log."""
     with tempfile.NamedTemporaryFile("w+b", suffix=".log") as own:
         process = subprocess.Popen(
