@@ -24,9 +24,18 @@ OWNERS = (
     ("ours", "#88b0d0", lambda frame, dso: "ccat_transfer" in frame),
     ("lapin and AMQP", "#a3be8c", lambda frame, dso: re.search(r"lapin|amq_protocol|nom::|cookie_factory", frame)),
     ("tokio and futures", "#d9c58b", lambda frame, dso: re.search(r"tokio|futures|parking_lot|mio::|flume", frame)),
-    ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso),
+    ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso or re.match(r"_*(GI_|libc|int_|mem|malloc|free)", frame)),
     ("other", "#c8ccd4", lambda frame, dso: True),
 )
+# What has no owner of its own: it is counted to whoever calls it.
+STANDARD = re.compile(r"[<&(]*(core|alloc|std|hashbrown)::")
+
+
+def owner_of(name, dso, caller):
+    """The entry of OWNERS that a frame belongs to, of which the caller's is known."""
+    if STANDARD.match(name):
+        return caller
+    return next(owner for owner in OWNERS if owner[2](name, dso))
 
 
 class Frame:
@@ -103,11 +112,12 @@ def draw(root, rate):
         parts.append(f'<rect x="{x}" y="{MARGIN + ROW}" width="12" height="12" fill="{colour}"/><text x="{x + 16}" y="{MARGIN + ROW + 10}">{owner}</text>')
         x += 40 + LETTER * len(owner)
 
-    def frame(node, x, row):
+    def frame(node, x, row, caller):
         for (name, dso), child in sorted(node.children.items()):
             width = child.samples * unit
             if width >= NARROW:
-                colour = next(colour for _, colour, fits in OWNERS if fits(name, dso)) if row else "#e5e7eb"
+                owner = owner_of(name, dso, caller)
+                colour = owner[1] if row else "#e5e7eb"
                 y = height - MARGIN - ROW * (row + 1)
                 label = short(name) if row else name
                 told = html.escape(f"{label}: {child.samples / root.samples:.1%}")
@@ -117,12 +127,12 @@ def draw(root, rate):
                     shown = label if len(label) <= letters else "…" + label[-(letters - 1) :]
                     parts.append(f'<text x="{x + 2:.1f}" y="{y + 12}">{html.escape(shown)}</text>')
                 parts.append("</g>")
-                frame(child, x, row + 1)
+                frame(child, x, row + 1, owner)
                 x += width
             else:
                 x += width
 
-    frame(root, MARGIN, 0)
+    frame(root, MARGIN, 0, OWNERS[-1])
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
@@ -135,20 +145,18 @@ def main():
     with open(out, "w") as file:
         file.write(draw(root, rate))
     print(f"{root.samples} samples from {broker_uri().rpartition('@')[2]} at {rate:,.0f} tasks a second: {out}")
-    for owner, _, fits in OWNERS:
-        print(f"{share(root, fits):6.1%}  {owner}")
+    for owner in OWNERS:
+        print(f"{share(root, owner):6.1%}  {owner[0]}")
 
 
-def share(root, fits):
+def share(root, owner):
     """The share of samples whose innermost frame is of that owner."""
 
-    def own(node, name, dso):
-        below = sum(child.samples for child in node.children.values())
-        mine = node.samples - below
-        owner = next(test for _, _, test in OWNERS if test(name, dso))
-        return (mine if owner is fits else 0) + sum(own(child, *key) for key, child in node.children.items())
+    def own(node, of):
+        mine = node.samples - sum(child.samples for child in node.children.values())
+        return (mine if of is owner else 0) + sum(own(child, owner_of(*key, of)) for key, child in node.children.items())
 
-    return sum(own(child, *key) for key, child in root.children.items()) / root.samples
+    return own(root, OWNERS[-1]) / root.samples
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ impl<'a> Running<'a> {
                         progress.send_replace(self.progress());
                     }
                 }
-                footprint = seen(&mut look), if look.is_some() => {
+                footprint = seen(&mut look) => {
                     look = None;
                     if footprint.is_some_and(|footprint| self.see(footprint)) {
                         progress.send_replace(self.progress());
