@@ -24,7 +24,7 @@ OWNERS = (
     ("ours", "#88b0d0", lambda frame, dso: "ccat_transfer" in frame),
     ("lapin and AMQP", "#a3be8c", lambda frame, dso: re.search(r"lapin|amq_protocol|nom::|cookie_factory", frame)),
     ("tokio and futures", "#d9c58b", lambda frame, dso: re.search(r"tokio|futures|parking_lot|mio::|flume", frame)),
-    ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso or re.match(r"_*(GI_|libc|int_|mem|malloc|free)", frame)),
+    ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso or re.match(r"_*(GI_|libc_|int_(malloc|free)|mem(cpy|move|set|cmp)|malloc|free$)", frame)),
     ("other", "#c8ccd4", lambda frame, dso: True),
 )
 # What has no owner of its own: it is counted to whoever calls it.

@@ -202,7 +202,7 @@ impl<'a> Running<'a> {
         cancel: &CancellationToken,
         progress: &watch::Sender<Progress>,
     ) -> Ended {
-        let mut ticks = ticks(tick(self.plan.stall_timeout));
+        let mut ticks = ticks(self.plan.stall_timeout);
         let watched = self.plan.target.watched();
         // One at a time: a storage that hangs keeps it, and the watchdog goes on.
         let mut look = None;
@@ -302,21 +302,18 @@ impl<'a> Running<'a> {
     }
 }
 
-/// Ticks that fall together with those of all other copies with the same pause, so that one wake-up serves all.
-fn ticks(pause: Duration) -> Interval {
+/// Ticks that fall together with those of all other copies with this time-out, so that one wake-up serves all.
+fn ticks(stall_timeout: Duration) -> Interval {
     static FIRST: OnceLock<Instant> = OnceLock::new();
+    // A short time-out must not be missed by much.
+    let pause = (stall_timeout / 4).clamp(Duration::from_millis(10), TICK);
     let now = Instant::now();
     let since = now.duration_since(*FIRST.get_or_init(|| now));
-    let over = since.as_nanos() % pause.as_nanos().max(1);
+    let over = since.as_nanos() % pause.as_nanos();
     let next = pause.saturating_sub(Duration::from_nanos(u64::try_from(over).unwrap_or(0)));
     let mut ticks = interval_at(now + next, pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     ticks
-}
-
-/// A short time-out must not be missed by much.
-fn tick(stall_timeout: Duration) -> Duration {
-    (stall_timeout / 4).clamp(Duration::from_millis(10), TICK)
 }
 
 /// Hears what is still in the pipes, until they close or [`DRAIN`] has passed: a grandchild may
@@ -492,5 +489,20 @@ impl Finished {
             rate_bytes_per_s: self.said.created.and_then(|(_, rate)| rate),
             checksum: self.said.checksum,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn copies_tick_together() {
+        let pause = Duration::from_millis(50);
+        let mut one = ticks(pause * 4);
+        tokio::time::sleep(Duration::from_millis(13)).await;
+        let mut other = ticks(pause * 4);
+        let apart = other.tick().await - one.tick().await;
+        assert_eq!(apart.as_nanos() % pause.as_nanos(), 0, "{apart:?}");
     }
 }
