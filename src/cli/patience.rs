@@ -69,7 +69,9 @@ impl Patience {
         let Some(until) = self.0 else {
             return ask().await;
         };
-        let mut attempts = Attempts::new(PAUSES);
+        // A last try comes near the end of a short time, too.
+        let whole = until.saturating_duration_since(Instant::now());
+        let mut attempts = Attempts::new((PAUSES.0, PAUSES.1.min(whole / 10).max(PAUSES.0)));
         loop {
             let answer = timeout_at(until, ask()).await;
             let error = match answer {
@@ -119,8 +121,14 @@ mod tests {
     #[tokio::test]
     async fn it_does_not_wait_for_ever() {
         let never = async || Err::<(), _>(unreachable());
-        let reached = Patience::new(Some(1)).reach("it", never).await;
+        let began = Instant::now();
+        let reached = Patience::new(Some(3)).reach("it", never).await;
         assert!(matches!(reached, Err(CliError::Unreachable(_))));
+        let waited = began.elapsed();
+        assert!(
+            (Duration::from_millis(2500)..Duration::from_secs(4)).contains(&waited),
+            "{waited:?}"
+        );
         let silent = async || std::future::pending::<Result<(), CliError>>().await;
         let reached = Patience::new(Some(1)).reach("it", silent).await;
         assert!(matches!(reached, Err(CliError::Unreachable(_))));
