@@ -374,7 +374,8 @@ async fn the_same_id_twice_runs_once_at_a_time() {
     let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
         return;
     };
-    let mut bench = Bench::new(&url, &redis, 4).await;
+    // Two places, and a prefetch limit of two: messages that join must not fill it.
+    let mut bench = Bench::new(&url, &redis, 2).await;
     let id = unique("id");
     for _ in 0..3 {
         bench
@@ -387,6 +388,91 @@ async fn the_same_id_twice_runs_once_at_a_time() {
     bench.probe.gate.notify_one();
     assert_eq!(bench.result(&id).await["status"], "SUCCESS");
     assert_eq!(bench.probe.started(), 2, "one wait and one echo");
+    bench.stop().await;
+}
+
+/// A task id is the sender's choice: other arguments or another caller make another task.
+#[tokio::test]
+async fn different_tasks_with_one_id_all_run_and_answer() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let bench = Bench::new(&url, "rpc://", 3).await;
+    let callers = [unique("reply"), unique("reply")];
+    let mut replies = bench.transport.consume(Subscription {
+        purpose: "a test",
+        queues: callers.iter().map(Queue::tasks).collect(),
+        prefetch: 0,
+        delayed: None,
+    });
+    replies.connected().wait_for(|up| *up).await.unwrap();
+    let id = unique("id");
+    let calls = [
+        (&callers[0], "waits", r#"[["wait"], {}, null]"#),
+        (&callers[0], "echoes", r#"[["echo", 1], {}, null]"#),
+        (&callers[1], "waits too", r#"[["wait"], {}, null]"#),
+    ];
+    for (reply_to, correlation_id, body) in calls {
+        let mut message = task_message(&id, body.as_bytes());
+        message.properties.reply_to = Some(reply_to.clone());
+        message.properties.correlation_id = Some(correlation_id.into());
+        bench.publish(message).await;
+    }
+    until("all run", async || bench.probe.started() == 3).await;
+    bench.probe.gate.notify_one();
+    bench.probe.gate.notify_one();
+
+    let mut answered = Vec::new();
+    while answered.len() < calls.len() {
+        let reply = tokio::time::timeout(PATIENCE, replies.next()).await;
+        let reply = reply.expect("in time").expect("a reply");
+        let meta: Value = serde_json::from_slice(&reply.message.body).unwrap();
+        // STARTED is a reply, too.
+        if meta["status"] == "SUCCESS" {
+            let to = reply.message.properties.correlation_id.clone().unwrap();
+            answered.push((reply.queue.clone(), to, meta["result"].clone()));
+        }
+        reply.settle(Verdict::Ack).await;
+    }
+    answered.sort_by(|a, b| a.1.cmp(&b.1));
+    let [first, second] = callers;
+    let expected = [
+        (first.clone(), "echoes".to_owned(), json!(1)),
+        (first, "waits".to_owned(), json!("opened")),
+        (second, "waits too".to_owned(), json!("opened")),
+    ];
+    assert_eq!(answered, expected);
+    bench.stop().await;
+}
+
+/// One message that waits for its time, three times, at a prefetch limit of one; then once more each, as the
+/// broker delivers again what it has lost the connection of.
+#[tokio::test]
+async fn deliveries_that_join_a_waiting_task_leave_room_for_others() {
+    let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
+        return;
+    };
+    let Some(ctl) = service("RABBITMQCTL") else {
+        return;
+    };
+    let mut bench = Bench::new(&url, &redis, 1).await;
+    let mut later = task_message(&unique("id"), br#"[["echo"], {}, null]"#);
+    let eta = chrono::Utc::now() + chrono::Duration::hours(1);
+    later.headers.insert("eta".into(), json!(eta.to_rfc3339()));
+    for _ in 0..3 {
+        bench.publish(later.clone()).await;
+    }
+    assert_eq!(bench.call("echo", json!(1)).await["result"], json!(1));
+
+    close_consumer(&ctl, &bench.queue).await;
+    assert_eq!(bench.call("echo", json!(2)).await["result"], json!(2));
+    until("all are delivered again", async || {
+        let held = rabbitmqctl(&ctl, &["list_queues", "name", "messages_unacknowledged"]);
+        let row = [bench.queue.as_str(), "3"];
+        held.lines().any(|line| line.split('\t').eq(row))
+    })
+    .await;
+    assert_eq!(bench.call("echo", json!(3)).await["result"], json!(3));
     bench.stop().await;
 }
 
@@ -453,6 +539,29 @@ async fn cold_shutdown_stops_tasks_and_gives_their_messages_back() {
     bench.stop().await;
 }
 
+fn rabbitmqctl(ctl: &str, arguments: &[&str]) -> String {
+    let output = Command::new(ctl).arg("-q").args(arguments).output();
+    String::from_utf8(output.unwrap().stdout).unwrap()
+}
+
+/// Closes the connection that a bench's worker consumes on, as a broker does.
+async fn close_consumer(ctl: &str, queue: &str) {
+    let name = format!("worker-{queue} consumer");
+    let mut pid = String::new();
+    // The broker lists a connection a moment after it has accepted it.
+    until("the connection is listed", async || {
+        let connections = rabbitmqctl(ctl, &["list_connections", "pid", "client_properties"]);
+        let mut rows = connections.lines().filter_map(|line| line.split_once('\t'));
+        pid = rows
+            .find(|row| row.1.contains(&name))
+            .map(|row| row.0.to_owned())
+            .unwrap_or_default();
+        !pid.is_empty()
+    })
+    .await;
+    rabbitmqctl(ctl, &["close_connection", &pid, "test"]);
+}
+
 /// The broker closes the connection while a task runs: the task goes on, the message that comes
 /// back joins it, and it is acknowledged.
 #[tokio::test]
@@ -467,32 +576,17 @@ async fn a_lost_connection_does_not_run_a_task_twice() {
     let id = bench.send("wait", Value::Null).await;
     until("it runs", async || bench.probe.started() == 1).await;
 
-    let rabbitmqctl = |arguments: &[&str]| {
-        let output = Command::new(&ctl).args(arguments).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let name = format!("worker-{} consumer", bench.queue);
-    let mut pid = String::new();
-    // The broker lists a connection a moment after it has accepted it.
-    until("the connection is listed", async || {
-        let connections = rabbitmqctl(&["-q", "list_connections", "pid", "client_properties"]);
-        let mut rows = connections.lines().filter_map(|line| line.split_once('\t'));
-        pid = rows
-            .find(|row| row.1.contains(&name))
-            .map(|row| row.0.to_owned())
-            .unwrap_or_default();
-        !pid.is_empty()
-    })
-    .await;
-    rabbitmqctl(&["close_connection", &pid, "test"]);
+    close_consumer(&ctl, &bench.queue).await;
     until("the worker consumes again", async || {
-        rabbitmqctl(&[
-            "-q",
-            "list_queues",
-            "name",
-            "messages_unacknowledged",
-            "consumers",
-        ])
+        rabbitmqctl(
+            &ctl,
+            &[
+                "list_queues",
+                "name",
+                "messages_unacknowledged",
+                "consumers",
+            ],
+        )
         .lines()
         .any(|line| line.split('\t').eq([bench.queue.as_str(), "1", "1"]))
     })
@@ -502,7 +596,7 @@ async fn a_lost_connection_does_not_run_a_task_twice() {
     assert_eq!(bench.call("echo", json!(1)).await["result"], json!(1));
     assert_eq!(bench.probe.started(), 2, "one wait and one echo");
     until("the queue is empty", async || {
-        rabbitmqctl(&["-q", "list_queues", "name", "messages"])
+        rabbitmqctl(&ctl, &["list_queues", "name", "messages"])
             .lines()
             .any(|line| line.split('\t').eq([bench.queue.as_str(), "0"]))
     })

@@ -285,7 +285,11 @@ impl TransferService {
                 Acquisition::Completed => return Ok(None),
                 Acquisition::Held(held) => {
                     let same_task = held.task_id == request.task_id;
-                    if (same_task || request.redelivered) && waiting.worth_it(&held) {
+                    // The same message would have joined that run. This is another one with its id, and
+                    // its caller waits for the outcome, too.
+                    let runs_here = same_task && held.owner == self.owner;
+                    let may_be_dead = same_task || request.redelivered;
+                    if runs_here || may_be_dead && waiting.worth_it(&held) {
                         tokio::select! {
                             () = request.cancelled.cancelled() => {
                                 let cause = Interruption::Shutdown;

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
+use super::identity::Identity;
 use super::stop::{Reason, Stop};
 use crate::broker::Delivery;
 use crate::wire::RawMessage;
@@ -16,6 +16,8 @@ use crate::wire::repr;
 
 /// A task message, and the way it came.
 pub(super) struct Received {
+    /// What makes it the same task as another delivery.
+    pub(super) identity: Identity,
     /// What it asks for.
     pub(super) message: Arc<TaskMessage>,
     /// As it was on the wire.
@@ -30,36 +32,6 @@ pub(super) struct Received {
     pub(super) redelivered: bool,
 }
 
-/// What tells accepted messages apart: a retry has the id of the run before it, and can come
-/// before that one is settled.
-struct Key(Arc<TaskMessage>);
-
-impl Key {
-    fn parts(&self) -> (&str, u32) {
-        (&self.0.id, self.0.retries)
-    }
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.parts() == other.parts()
-    }
-}
-
-impl Eq for Key {}
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
-    }
-}
-
-impl Received {
-    fn key(&self) -> Key {
-        Key(self.message.clone())
-    }
-}
-
 /// How far an accepted task is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Phase {
@@ -71,52 +43,81 @@ pub(super) enum Phase {
     Active(DateTime<Utc>),
 }
 
-impl Phase {
-    fn is_scheduled(self) -> bool {
-        matches!(self, Self::Scheduled(_))
-    }
-}
-
 struct Accepted {
     received: Arc<Received>,
     phase: Phase,
-    deliveries: Vec<Delivery>,
+    deliveries: Vec<Held>,
+    /// Whether none of the deliveries is to count against the prefetch limit.
+    parked: bool,
     acknowledged: bool,
     stop: Stop,
 }
 
+/// An unsettled delivery.
+struct Held {
+    delivery: Delivery,
+    /// Whether it does not count against the prefetch limit.
+    parked: bool,
+}
+
 /// The accepted messages.
-#[derive(Default)]
-pub(super) struct AcceptedTasks(Mutex<All>);
+///
+/// A task takes at most one place of the prefetch limit, and none while it waits for its time: every
+/// other delivery of it is parked. Deliveries that join a task could otherwise fill the window for as long
+/// as that task runs or waits, and nothing else would be delivered.
+pub(super) struct AcceptedTasks {
+    all: Mutex<All>,
+    /// Deliveries that may be parked: the broker would otherwise drain its queue into this process.
+    parking_limit: usize,
+}
 
 #[derive(Default)]
 struct All {
-    tasks: HashMap<Key, Accepted>,
-    /// How many of them wait for their time. Kept, since each message with an `eta` asks for it, and
-    /// there may be many thousands of them.
-    scheduled: usize,
+    tasks: HashMap<Identity, Accepted>,
+    /// Deliveries that are parked.
+    parked: usize,
 }
 
 impl AcceptedTasks {
+    /// No tasks yet; at most so many deliveries are parked.
+    pub(super) fn new(parking_limit: usize) -> Self {
+        Self {
+            all: Mutex::default(),
+            parking_limit,
+        }
+    }
+
     /// Enters a delivery, to be stopped by `stop`; false if it joined one of the same task that is
     /// there already.
     pub(super) fn accept(&self, received: &Arc<Received>, delivery: Delivery, stop: &Stop) -> bool {
-        match self.lock().tasks.entry(received.key()) {
+        let held = Held {
+            delivery,
+            parked: false,
+        };
+        let mut all = self.lock();
+        let All { tasks, parked, .. } = &mut *all;
+        match tasks.entry(received.identity) {
             Entry::Vacant(entry) => {
                 entry.insert(Accepted {
                     received: received.clone(),
                     phase: Phase::Reserved,
-                    deliveries: vec![delivery],
+                    deliveries: vec![held],
+                    parked: false,
                     acknowledged: false,
                     stop: stop.clone(),
                 });
                 true
             }
             Entry::Occupied(mut entry) => {
-                let deliveries = &mut entry.get_mut().deliveries;
+                let accepted = entry.get_mut();
                 // Those of a lost connection need no settling any more.
-                deliveries.retain(|earlier| !earlier.is_void());
-                deliveries.push(delivery);
+                accepted.deliveries.retain(|earlier| {
+                    let is_void = earlier.delivery.is_void();
+                    *parked -= usize::from(is_void && earlier.parked);
+                    !is_void
+                });
+                accepted.deliveries.push(held);
+                accepted.arrange(parked, self.parking_limit);
                 false
             }
         }
@@ -124,13 +125,9 @@ impl AcceptedTasks {
 
     /// Notes how far a task is.
     pub(super) fn enter(&self, received: &Arc<Received>, phase: Phase) {
-        let mut all = self.lock();
-        let Some(accepted) = all.find(received) else {
-            return;
-        };
-        let before = std::mem::replace(&mut accepted.phase, phase);
-        all.scheduled += usize::from(phase.is_scheduled());
-        all.scheduled -= usize::from(before.is_scheduled());
+        if let Some(accepted) = self.lock().find(received) {
+            accepted.phase = phase;
+        }
     }
 
     /// Whether the broker still leaves a task's message to this worker. Otherwise it comes again, or
@@ -140,19 +137,24 @@ impl AcceptedTasks {
             accepted
                 .deliveries
                 .iter()
-                .any(|delivery| !delivery.is_void())
+                .any(|held| !held.delivery.is_void())
         })
     }
 
-    /// Lets a task's deliveries count against the prefetch limit, or not while it waits.
+    /// Lets a task's deliveries count against the prefetch limit, or not while it waits; those that join it
+    /// are treated alike.
     pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
-        if let Some(accepted) = self.lock().find(received) {
-            for delivery in &accepted.deliveries {
-                match parked {
-                    true => delivery.park(),
-                    false => delivery.unpark(),
-                }
-            }
+        let mut all = self.lock();
+        let All {
+            tasks,
+            parked: count,
+            ..
+        } = &mut *all;
+        if let Some(accepted) = tasks.get_mut(&received.identity)
+            && accepted.is_of(received)
+        {
+            accepted.parked = parked;
+            accepted.arrange(count, self.parking_limit);
         }
     }
 
@@ -178,35 +180,30 @@ impl AcceptedTasks {
 
     /// The deliveries of a task that is acknowledged before its end. It stays in the list.
     pub(super) fn acknowledge(&self, received: &Arc<Received>) -> Vec<Delivery> {
-        self.lock()
-            .find(received)
-            .map_or_else(Vec::new, |accepted| {
-                accepted.acknowledged = true;
-                std::mem::take(&mut accepted.deliveries)
-            })
+        let mut all = self.lock();
+        let Some(accepted) = all.find(received) else {
+            return Vec::new();
+        };
+        accepted.acknowledged = true;
+        let deliveries = std::mem::take(&mut accepted.deliveries);
+        all.hand_out(deliveries)
     }
 
     /// Takes out everything that has to be settled with a task. Nothing, if it was taken out
     /// before.
     pub(super) fn release(&self, received: &Arc<Received>) -> Vec<Delivery> {
         let mut all = self.lock();
-        let accepted = match all.tasks.entry(received.key()) {
+        let accepted = match all.tasks.entry(received.identity) {
             Entry::Occupied(entry) if entry.get().is_of(received) => entry.remove(),
             Entry::Occupied(_) | Entry::Vacant(_) => return Vec::new(),
         };
-        all.scheduled -= usize::from(accepted.phase.is_scheduled());
-        accepted.deliveries
+        all.hand_out(accepted.deliveries)
     }
 
     /// How many tasks run.
     pub(super) fn active(&self) -> usize {
         let is_active = |accepted: &&Accepted| matches!(accepted.phase, Phase::Active(_));
         self.lock().tasks.values().filter(is_active).count()
-    }
-
-    /// How many tasks wait for their time.
-    pub(super) fn scheduled(&self) -> usize {
-        self.lock().scheduled
     }
 
     /// The ids of the accepted tasks whose message `wanted` wants.
@@ -231,20 +228,51 @@ impl AcceptedTasks {
 
     fn lock(&self) -> MutexGuard<'_, All> {
         // No code panics while it holds the lock, and the map would still be whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl All {
+    /// Deliveries that are about to be settled.
+    fn hand_out(&mut self, deliveries: Vec<Held>) -> Vec<Delivery> {
+        self.parked -= deliveries.iter().filter(|held| held.parked).count();
+        deliveries.into_iter().map(|held| held.delivery).collect()
+    }
+
     /// The entry of this very message, not of another one of the same task.
     fn find(&mut self, received: &Arc<Received>) -> Option<&mut Accepted> {
         self.tasks
-            .get_mut(&received.key())
+            .get_mut(&received.identity)
             .filter(|accepted| accepted.is_of(received))
     }
 }
 
 impl Accepted {
+    /// Parks every delivery but the first, and that too while the task waits, as far as the limit allows;
+    /// `parked` is the number of all that are parked.
+    fn arrange(&mut self, parked: &mut usize, limit: usize) {
+        let mut counted = usize::from(!self.parked);
+        for held in &mut self.deliveries {
+            if held.delivery.is_void() {
+                continue;
+            }
+            let is_counted = counted > 0;
+            counted -= usize::from(is_counted);
+            match (held.parked, is_counted) {
+                (true, true) => {
+                    held.delivery.unpark();
+                    *parked -= 1;
+                }
+                (false, false) if *parked < limit => {
+                    held.delivery.park();
+                    *parked += 1;
+                }
+                _ => continue,
+            }
+            held.parked = !held.parked;
+        }
+    }
+
     fn is_of(&self, received: &Arc<Received>) -> bool {
         Arc::ptr_eq(&self.received, received)
     }
@@ -288,6 +316,9 @@ impl Accepted {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
+
     use tokio::sync::oneshot;
     use tokio_util::sync::CancellationToken;
 
@@ -296,31 +327,39 @@ mod tests {
     use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
-    struct Nothing;
+    /// A delivery that tells whether it is parked.
+    #[derive(Clone, Default)]
+    struct Probe {
+        parked: Arc<AtomicBool>,
+        void: Arc<AtomicBool>,
+    }
 
-    impl Settlement for Nothing {
+    impl Settlement for Probe {
         fn settle(self: Box<Self>, _: Verdict) -> oneshot::Receiver<()> {
             oneshot::channel().1
         }
 
         fn is_void(&self) -> bool {
-            false
+            self.void.load(Relaxed)
         }
 
-        fn park(&self, _: bool) {}
+        fn park(&self, parked: bool) {
+            self.parked.store(parked, Relaxed);
+        }
     }
 
-    fn received(id: &str) -> Option<Arc<Received>> {
+    fn received(id: &str, argument: &str) -> Option<Arc<Received>> {
         let headers = json!({"task": "t", "id": id, "lang": "py"});
         let mut raw = RawMessage {
             headers: serde_json::from_value(headers).ok()?,
-            body: b"[[], {}, {}]".to_vec(),
+            body: format!("[[{argument:?}], {{}}, {{}}]").into_bytes(),
             ..RawMessage::default()
         };
         raw.properties.content_type = Some("application/json".into());
         raw.properties.content_encoding = Some("utf-8".into());
         let message = decode(&raw, &Accept::json(1000)).ok()?;
         Some(Arc::new(Received {
+            identity: Identity::of(&raw),
             message: Arc::new(message),
             raw,
             exchange: String::new(),
@@ -330,41 +369,92 @@ mod tests {
         }))
     }
 
-    fn accept(accepted: &AcceptedTasks, received: &Arc<Received>) -> bool {
+    /// Whether a delivery was the first of its task, and the delivery.
+    fn accept(accepted: &AcceptedTasks, received: &Arc<Received>) -> (bool, Probe) {
         let way = (String::new(), "q".to_owned());
+        let probe = Probe::default();
         let raw = received.raw.clone();
-        let delivery = Delivery::new(raw, "q".into(), way, false, Box::new(Nothing));
-        accepted.accept(received, delivery, &Stop::new(&CancellationToken::new()))
+        let delivery = Delivery::new(raw, "q".into(), way, false, Box::new(probe.clone()));
+        let stop = Stop::new(&CancellationToken::new());
+        (accepted.accept(received, delivery, &stop), probe)
     }
 
-    #[tokio::test]
-    async fn those_that_wait_are_counted_as_they_come_and_go() -> Result<(), &'static str> {
-        let accepted = AcceptedTasks::default();
-        let later = Phase::Scheduled(Utc::now());
-        let [a, b, twin] = ["a", "b", "a"].map(received);
-        let (a, b) = (a.ok_or("a message")?, b.ok_or("a message")?);
-        let twin = twin.ok_or("a message")?;
+    fn parked(probes: &[&Probe]) -> Vec<bool> {
+        let is_parked = |probe: &&Probe| probe.parked.load(Relaxed);
+        probes.iter().map(is_parked).collect()
+    }
 
-        assert!(accept(&accepted, &a) && accept(&accepted, &b));
-        assert_eq!(accepted.scheduled(), 0);
-        accepted.enter(&a, later);
-        accepted.enter(&a, later);
-        accepted.enter(&b, later);
-        assert_eq!(accepted.scheduled(), 2);
-        // A second message of the task joins the first one, and is not one more.
-        assert!(!accept(&accepted, &twin));
-        accepted.enter(&twin, later);
-        assert!(accepted.release(&twin).is_empty());
-        assert_eq!(accepted.scheduled(), 2);
+    const MISSING: &str = "no message";
 
-        accepted.enter(&b, Phase::Reserved);
-        assert_eq!(accepted.scheduled(), 1);
-        // It waits, and is given back to the broker.
-        assert_eq!(accepted.release(&a).len(), 2);
-        assert!(accepted.release(&a).is_empty());
-        assert_eq!(accepted.scheduled(), 0);
-        accepted.release(&b);
-        assert_eq!(accepted.scheduled(), 0);
+    #[test]
+    fn different_tasks_with_one_id_do_not_join() -> Result<(), &'static str> {
+        let accepted = AcceptedTasks::new(10);
+        let one = received("a", "one").ok_or(MISSING)?;
+        let other = received("a", "other").ok_or(MISSING)?;
+        let again = received("a", "one").ok_or(MISSING)?;
+        assert!(accept(&accepted, &one).0);
+        assert!(accept(&accepted, &other).0);
+        assert!(!accept(&accepted, &again).0);
+        // Settled by themselves.
+        assert_eq!(accepted.release(&one).len(), 2);
+        assert!(accepted.release(&one).is_empty());
+        assert_eq!(accepted.release(&other).len(), 1);
+        Ok(())
+    }
+
+    #[test]
+    fn at_most_one_delivery_of_a_task_counts() -> Result<(), &'static str> {
+        let accepted = AcceptedTasks::new(10);
+        let task = received("a", "").ok_or(MISSING)?;
+        let twin = received("a", "").ok_or(MISSING)?;
+        let (_, first) = accept(&accepted, &task);
+        let (_, second) = accept(&accepted, &twin);
+        assert_eq!(parked(&[&first, &second]), [false, true]);
+        accepted.park(&task, true);
+        let (_, third) = accept(&accepted, &twin);
+        assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
+        // Not by the message that joined: it waits for nothing.
+        accepted.park(&twin, false);
+        assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
+        accepted.park(&task, false);
+        assert_eq!(parked(&[&first, &second, &third]), [false, true, true]);
+        Ok(())
+    }
+
+    /// A broker that closes the connection delivers again, and that delivery is treated like the one
+    /// before it.
+    #[test]
+    fn what_is_delivered_again_is_parked_with_its_task() -> Result<(), &'static str> {
+        let accepted = AcceptedTasks::new(1);
+        let task = received("a", "").ok_or(MISSING)?;
+        let (_, lost) = accept(&accepted, &task);
+        accepted.park(&task, true);
+        lost.void.store(true, Relaxed);
+        let (_, again) = accept(&accepted, &task);
+        assert_eq!(parked(&[&again]), [true]);
+        accepted.park(&task, false);
+        assert_eq!(parked(&[&again]), [false]);
+        Ok(())
+    }
+
+    #[test]
+    fn no_more_than_the_limit_is_parked() -> Result<(), &'static str> {
+        let accepted = AcceptedTasks::new(2);
+        let task = received("a", "").ok_or(MISSING)?;
+        let other = received("b", "").ok_or(MISSING)?;
+        let (_, first) = accept(&accepted, &task);
+        let (_, second) = accept(&accepted, &other);
+        for each in [&task, &other] {
+            accepted.park(each, true);
+        }
+        let (_, third) = accept(&accepted, &task);
+        assert_eq!(parked(&[&first, &second, &third]), [true, true, false]);
+        // What is settled makes room.
+        accepted.release(&other);
+        let (_, fourth) = accept(&accepted, &task);
+        assert_eq!(parked(&[&third, &fourth]), [true, false]);
+        accepted.release(&task);
+        assert_eq!(accepted.lock().parked, 0);
         Ok(())
     }
 }

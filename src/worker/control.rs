@@ -276,20 +276,26 @@ impl Worker {
 
     fn query(&self, request: &Request) -> Value {
         let wanted = ids(request.argument("ids"));
-        let found = self
-            .accepted
-            .requests(&self.hostname, false)
-            .into_iter()
-            .filter_map(|(phase, request)| {
-                let id = request["id"].as_str()?.to_owned();
-                let state = match phase {
-                    Phase::Active(_) => "active",
-                    Phase::Reserved => "reserved",
-                    Phase::Scheduled(_) => "scheduled",
-                };
-                wanted.contains(&id).then(|| (id, json!([state, request])))
-            });
-        Value::Object(found.collect())
+        let mut found: BTreeMap<String, (u8, Value)> = BTreeMap::new();
+        for (phase, request) in self.accepted.requests(&self.hostname, false) {
+            let Some(id) = request["id"]
+                .as_str()
+                .filter(|id| wanted.iter().any(|w| w == id))
+            else {
+                continue;
+            };
+            let (rank, state) = match phase {
+                Phase::Active(_) => (2, "active"),
+                Phase::Reserved => (1, "reserved"),
+                Phase::Scheduled(_) => (0, "scheduled"),
+            };
+            // Different tasks may have one id; the reply has room for one of them.
+            if found.get(id).is_none_or(|(shown, _)| *shown < rank) {
+                found.insert(id.to_owned(), (rank, json!([state, request])));
+            }
+        }
+        let shown = found.into_iter().map(|(id, (_, shown))| (id, shown));
+        Value::Object(shown.collect())
     }
 
     fn registered(&self, request: &Request) -> Value {

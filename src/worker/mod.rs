@@ -4,9 +4,10 @@
 //! acknowledgement: STARTED, the run, its result stored, and only then the message acknowledged.
 //! A message is therefore never lost; it can be delivered twice, and tasks have to stand that.
 //!
-//! Every accepted message has an entry under its task id until it is settled. A delivery whose
-//! task is accepted here already (the broker gave it again after a lost connection, or a producer
-//! sent it twice) joins that entry instead of running beside it, and is settled with it.
+//! Every accepted message has an entry until it is settled. A delivery of a message that is accepted
+//! here already (the broker gave it again after a lost connection, or a producer sent it twice) joins
+//! that entry instead of running beside it, and is settled with it. Which messages are the same says
+//! [`identity`]; a task id alone does not, so different tasks with one id run beside each other.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -31,6 +32,7 @@ mod canvas;
 mod cluster;
 mod control;
 mod events;
+mod identity;
 mod policy;
 mod pool;
 mod rate;
@@ -244,12 +246,12 @@ impl Worker {
             stopping,
             pool: Pool::new(config.concurrency),
             rates: rates(&registry, &config),
+            accepted: Arc::new(AcceptedTasks::new(config.eta_task_limit)),
             time_limits: TimeLimits::default(),
             subscriptions: OnceLock::new(),
             registry,
             config,
             shutdown,
-            accepted: Arc::default(),
             revoked: Revoked::default(),
             events,
             totals: Mutex::default(),

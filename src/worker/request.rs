@@ -18,6 +18,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::accepted::{Phase, Received};
 use super::canvas::{CanvasError, Stopped};
+use super::identity::Identity;
 use super::policy::Policy;
 use super::span;
 use super::stop::{Reason as StopReason, Stop};
@@ -64,6 +65,7 @@ impl Worker {
             return Box::pin(self.not_registered(delivery, message)).await;
         };
         let received = Arc::new(Received {
+            identity: Identity::of(&delivery.message),
             message: Arc::new(message),
             raw: std::mem::take(&mut delivery.message),
             exchange: delivery.exchange.clone(),
@@ -182,9 +184,8 @@ impl Worker {
             return Some(());
         };
         // One that waits must not take a place among those that the broker delivers ahead.
-        let parked = self.accepted.scheduled() < self.config.eta_task_limit;
         self.accepted.enter(received, Phase::Scheduled(eta));
-        self.accepted.park(received, parked);
+        self.accepted.park(received, true);
         tokio::time::sleep(left.min(self.config.eta_hold)).await;
         if left <= self.config.eta_hold {
             self.accepted.park(received, false);

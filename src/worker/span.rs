@@ -47,6 +47,7 @@ fn attributes(received: &Received, hostname: &str) -> Vec<KeyValue> {
         routing_key,
         queue,
         redelivered,
+        ..
     } = received;
     let delivery_info = json!({
         "exchange": exchange,

@@ -47,6 +47,23 @@ def test_five_tasks_for_the_same_transfer(deployment, broker):
     assert deployment.row(transfer)["retry_count"] == 0
 
 
+def test_two_callers_with_one_task_id(deployment):
+    """The same call by two callers, and one for another transfer, all with one id: two copies, three answers."""
+    deployment.settings(backend="rpc")
+    deployment.double(RATE=2 * MB)
+    first, other = deployment.package(size=2 * MB), deployment.package()
+    task_id = str(uuid.uuid4())
+    with deployment.app("rpc") as one, deployment.app("rpc") as two, deployment.app("rpc") as three:
+        calls = {one: first, two: first, three: other}
+        results = [app.send_task(TRANSFER, [id], queue=deployment.queue, task_id=task_id) for app, id in calls.items()]
+        deployment.worker(concurrency=3)
+        assert [result.get(timeout=30) for result in results] == [None] * 3
+    for transfer in first, other:
+        deployment.assert_moved(transfer)
+        assert deployment.outcomes(transfer) == ["completed"]
+    assert len(deployment.copies()) == 2
+
+
 def test_killed_in_mid_copy(deployment, broker):
     """kill -9 and a restart: one COMPLETED row, one good file, nothing else."""
     deployment.double(RATE=MB)
