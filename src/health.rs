@@ -16,6 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::settings;
 use crate::telemetry::chain;
+use crate::worker::results::{self, ResultError};
 
 /// How long one sign may take.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -51,8 +52,8 @@ impl RedisKeys {
     ///
     /// # Errors
     /// What is wrong with the URL.
-    pub fn new(url: &str, ttl: Duration) -> Result<Self, redis::RedisError> {
-        let client = redis::Client::open(url)?;
+    pub fn new(url: &str, ttl: Duration) -> Result<Self, ResultError> {
+        let client = results::redis_client(url)?;
         Ok(Self { client, ttl })
     }
 }
@@ -85,7 +86,7 @@ impl Health {
     ///
     /// # Errors
     /// What is wrong with the URL.
-    pub fn new(settings: &settings::Health) -> Result<Self, redis::RedisError> {
+    pub fn new(settings: &settings::Health) -> Result<Self, ResultError> {
         let url = settings.redis_url.expose_secret();
         let writer = match url {
             "" => None,

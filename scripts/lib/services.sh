@@ -475,7 +475,7 @@ bin=$1 dir=$2 port=$3
 cd "$dir"
 "$bin/initdb" --no-sync --auth=trust --username=ccat --encoding=UTF8 --no-locale -D "$dir/data"
 echo 'CREATE DATABASE ccat_ops_db;' | "$bin/postgres" --single -D "$dir/data" postgres >/dev/null
-exec "$bin/postgres" -D "$dir/data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
+exec "$bin/postgres" -D "$dir/data" -p "$port" -c listen_addresses=127.0.0.1 -c unix_socket_directories="$dir" \
   -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200
 END
   spawn postgres "${as_user[@]}" bash "$dir.sh" "$POSTGRES_BIN" "$dir" "$PORT"

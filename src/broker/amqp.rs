@@ -36,6 +36,7 @@ use courier::{Courier, Letter};
 use link::{Link, goodbye};
 use supervisor::Supervisor;
 
+mod address;
 mod convert;
 mod courier;
 mod lane;
@@ -45,6 +46,7 @@ mod settler;
 mod supervisor;
 mod window;
 
+pub(crate) use address::{SCHEMES, check as check_urls};
 pub use probe::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
 /// Pause before the first new attempt to connect, and the longest one: how long a link may lie idle after
@@ -54,7 +56,8 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 /// What is known about a broker before connecting.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// `amqp://` or `amqps://` URL, with password.
+    /// `amqp://` or `amqps://` URL, with password; or several, with `;` between them, of which the next one is
+    /// tried when one fails.
     pub url: SecretString,
     /// How the connection is called in the broker's management.
     pub name: String,
@@ -174,7 +177,7 @@ impl Amqp {
     /// How long the loop that keeps a subscription served may go without a tick: it may wait for a
     /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
     fn pulse_limit(&self) -> Duration {
-        self.link.connection_timeout + RECONNECT.1 + self.link.heartbeat() * 3
+        self.link.connecting_timeout() + RECONNECT.1 + self.link.heartbeat() * 3
     }
 
     /// Publishes once, on the open session or a new one.
@@ -207,7 +210,7 @@ impl Amqp {
                 })
             }
             Confirmation::Nack(None) | Confirmation::NotRequested => Err(BrokerError::Refused {
-                broker: self.link.masked.clone(),
+                broker: self.link.masked(),
                 what: what(),
                 source: Arc::from(Box::from("negative acknowledgement")),
             }),
@@ -261,7 +264,7 @@ impl Amqp {
                 Ok(Ok(())) => return Ok(()),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    let broker = self.link.masked.clone();
+                    let broker = self.link.masked();
                     return Err(BrokerError::Timeout {
                         broker,
                         waited: within,
@@ -320,7 +323,15 @@ impl Amqp {
 #[async_trait]
 impl Transport for Amqp {
     fn masked_url(&self) -> String {
-        self.link.masked.clone()
+        self.link.masked()
+    }
+
+    fn masked_urls(&self) -> Vec<String> {
+        self.link
+            .addresses
+            .in_turn()
+            .map(|a| a.masked.clone())
+            .collect()
     }
 
     async fn publish(
@@ -421,39 +432,4 @@ fn pauses() -> Pauses {
 
 fn short(name: &str) -> Result<ShortString, BrokerError> {
     ShortString::try_new(name).map_err(|_| BrokerError::Name(name.chars().take(40).collect()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn amqp(url: &str) -> Result<Amqp, BrokerError> {
-        Amqp::new(&Options::new(url, "test"))
-    }
-
-    #[test]
-    fn urls_are_read_as_kombu_reads_them() {
-        for (url, vhost, masked) in [
-            ("amqp://u:secret@h:1//", "/", "amqp://u:**@h:1//"),
-            ("amqp://u:secret@h/", "/", "amqp://u:**@h:5672//"),
-            ("amqp://u:secret@h", "/", "amqp://u:**@h:5672//"),
-            (
-                "amqps://u:secret@h/ccat",
-                "ccat",
-                "amqps://u:**@h:5671/ccat",
-            ),
-        ] {
-            let amqp = amqp(url).ok();
-            let link = amqp
-                .as_ref()
-                .map(|a| (a.link.uri.vhost.as_str(), a.link.masked.as_str()));
-            assert_eq!(link, Some((vhost, masked)), "{url}");
-        }
-    }
-
-    #[test]
-    fn other_urls_are_refused() {
-        assert!(matches!(amqp("redis://h"), Err(BrokerError::Url(_))));
-        assert!(matches!(amqp("no url"), Err(BrokerError::Url(_))));
-    }
 }

@@ -142,6 +142,11 @@ pub trait Transport: Send + Sync {
     /// The broker's URL without a password, for people.
     fn masked_url(&self) -> String;
 
+    /// The same of all brokers, where there are others to turn to; the one in use first.
+    fn masked_urls(&self) -> Vec<String> {
+        vec![self.masked_url()]
+    }
+
     /// Publishes and waits until the broker has taken responsibility. A lost connection is
     /// made anew and the publication repeated until `within` has passed; so a message can arrive
     /// twice, but is not lost.

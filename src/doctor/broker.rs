@@ -29,21 +29,44 @@ impl Doctor {
         let options = Options::configured(celery, &format!("ccat-transfer@{}", self.host));
         let mut probe = None;
         let connecting = async {
-            match Probe::connect(&options).await {
-                Ok(connected) => {
-                    let outcome = Outcome::green(match connected.greeting() {
-                        Some(Greeting { product, version }) => {
-                            format!(
-                                "{} lets us in ({product} {version})",
-                                connected.masked_url()
-                            )
+            let brokers = match Probe::brokers(&options) {
+                Ok(brokers) => brokers,
+                Err(obstacle) => return explain(&obstacle),
+            };
+            let (mut good, mut bad) = (Vec::new(), None);
+            let several = brokers.len() > 1;
+            for (url, options) in brokers {
+                match Probe::connect(&options).await {
+                    Ok(connected) => {
+                        good.push(match connected.greeting() {
+                            Some(Greeting { product, version }) => {
+                                format!("{url} lets us in ({product} {version})")
+                            }
+                            None => format!("{url} lets us in"),
+                        });
+                        match probe {
+                            None => probe = Some(connected),
+                            Some(_) => connected.close().await,
                         }
-                        None => format!("{} lets us in", connected.masked_url()),
-                    });
-                    probe = Some(connected);
-                    outcome
+                    }
+                    Err(obstacle) => {
+                        let mut outcome = explain(&obstacle);
+                        if several {
+                            outcome.found = format!("{url}: {}", outcome.found);
+                        }
+                        bad = bad.or(Some(outcome));
+                    }
                 }
-                Err(obstacle) => explain(&obstacle),
+            }
+            match bad {
+                None => Outcome::green(good.join("; ")),
+                Some(outcome) if good.is_empty() => outcome,
+                // Another one takes its place.
+                Some(outcome) => Outcome {
+                    verdict: Verdict::Yellow,
+                    found: format!("{}; {}", good.join("; "), outcome.found),
+                    ..outcome
+                },
             }
         };
         let mut findings = match self.wishes.skip.contains(&Check::Broker) {

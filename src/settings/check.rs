@@ -8,6 +8,8 @@ use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{Bbcp, Celery, Problem, Settings, Ssh, Traces};
+use crate::broker::amqp;
+use crate::worker::results;
 
 /// A size or rate as bbcp reads it (`bbcp -w`, `-x`).
 static BBCP_SIZE: LazyLock<Option<Regex>> =
@@ -41,7 +43,9 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         ..
     } = settings;
 
-    problems.url("celery.broker_url", celery.broker_url(), &["amqp", "amqps"]);
+    if let Err(why) = amqp::check_urls(celery.broker_url()) {
+        problems.add("celery.broker_url", why);
+    }
     result_backend(celery, &mut problems);
     problems.require(
         !celery.task_default_queue.is_empty(),
@@ -187,12 +191,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
         "must be above 0",
     );
     let health = &settings.health;
-    if !health.redis_url.expose_secret().is_empty() {
-        problems.url(
-            "health.redis_url",
-            health.redis_url.expose_secret(),
-            &["redis", "rediss", "redis+unix"],
-        );
+    let redis = health.redis_url.expose_secret();
+    if !redis.is_empty()
+        && let Err(error) = results::redis_client(redis)
+    {
+        problems.add("health.redis_url", error.to_string());
     }
     problems.require(
         !health.interval.is_zero() && health.ttl >= health.interval * 2,
@@ -260,17 +263,6 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
     problems.0
 }
 
-/// Kinds of result backends, by the schemes of their URLs.
-const RESULT_BACKENDS: [&str; 7] = [
-    "rpc",
-    "redis",
-    "rediss",
-    "redis+socket",
-    "socket",
-    "sentinel",
-    "db+sqlite",
-];
-
 /// Names of what results can be compressed with.
 const RESULT_COMPRESSIONS: [&str; 8] = [
     "",
@@ -287,13 +279,8 @@ fn result_backend(celery: &Celery, problems: &mut Problems) {
     let key = "celery.result_backend";
     let url = celery.result_backend();
     let scheme = url.split_once("://").map(|(scheme, _)| scheme);
-    let is_postgres = scheme.is_some_and(|scheme| {
-        // Any driver: Python's clients of the same database each have their own.
-        scheme == "db+postgresql" || scheme.starts_with("db+postgresql+")
-    });
-    if !["", "rpc"].contains(&url) && !is_postgres {
-        let schemes = [&RESULT_BACKENDS[..], &["db+postgresql"]].concat();
-        problems.url(key, url, &schemes);
+    if let Err(why) = results::check_url(&celery.into()) {
+        problems.add(key, why);
     }
     problems.require(
         RESULT_COMPRESSIONS.contains(&celery.result_compression.as_str()),

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use ::url::Url;
 use secrecy::ExposeSecret;
-use url::Url;
 
 use super::{DatabaseType, Problem, Settings, SslMode};
+use crate::broker::amqp::SCHEMES;
+use crate::wire::url::{self, UrlParts};
 
 /// One warning for each service on another host that gets a password without TLS.
 pub(super) fn exposures(settings: &Settings) -> Vec<Problem> {
@@ -35,19 +37,15 @@ pub(super) fn exposures(settings: &Settings) -> Vec<Problem> {
             settings.health.redis_url.expose_secret(),
         ),
     ] {
-        let exposed = urls
-            .split(';')
-            .filter_map(|url| Url::parse(url).ok())
-            .find(is_exposed);
+        let exposed = parsed(urls).into_iter().find(is_exposed);
         if let Some(url) = exposed {
-            let secure = match url.scheme() {
-                "amqp" => "amqps://",
+            let secure = match url.scheme.as_str() {
+                scheme if SCHEMES.contains(&scheme) => "amqps://",
                 "redis" | "redis+redis" => "rediss://",
                 "sentinel" => "[celery.redis_backend_use_ssl]",
                 _ => "?sslmode=verify-full",
             };
-            let host = url.host_str().unwrap_or_default();
-            found.push(warning(key, host, secure));
+            found.push(warning(key, host_of(&url), secure));
         }
     }
     let traces = &settings.traces;
@@ -96,16 +94,36 @@ fn warning(key: &str, host: &str, secure: &str) -> Problem {
     }
 }
 
-fn is_exposed(url: &Url) -> bool {
-    let plain = match url.scheme() {
-        "amqp" | "redis" | "redis+redis" | "sentinel" => true,
-        scheme if scheme.starts_with("db+postgres") => {
-            let mode = url.query_pairs().find(|(name, _)| name == "sslmode");
-            mode.is_none_or(|(_, mode)| may_be_plain(&mode))
+/// The parts of a URL, or of several.
+fn parsed(urls: &str) -> Vec<UrlParts> {
+    let database = ["db+", "database+"];
+    match database.iter().find_map(|prefix| urls.strip_prefix(prefix)) {
+        Some(url) => url::sqlalchemy(url).into_iter().collect(),
+        None => {
+            let urls = urls.split(';').filter_map(|url| url::kombu(url).ok());
+            urls.collect()
+        }
+    }
+}
+
+/// The host; of a database, it may be a parameter.
+fn host_of(url: &UrlParts) -> &str {
+    let host = url.parameter("host").or(url.host.as_deref());
+    host.unwrap_or_default()
+}
+
+fn is_exposed(url: &UrlParts) -> bool {
+    let plain = match url.scheme.as_str() {
+        "amqps" => false,
+        "redis" | "redis+redis" | "sentinel" => true,
+        scheme if SCHEMES.contains(&scheme) => true,
+        scheme if scheme.starts_with("postgres") => {
+            may_be_plain(url.parameter("sslmode").unwrap_or_default())
         }
         _ => false,
     };
-    plain && url.password().is_some() && url.host_str().is_some_and(|host| !is_local(host))
+    let has_password = url.password.is_some() || url.parameter("password").is_some();
+    plain && has_password && !is_local(host_of(url))
 }
 
 /// Whether libpq's `sslmode` lets a server do without TLS.
@@ -116,10 +134,13 @@ fn may_be_plain(mode: &str) -> bool {
 /// Whether what is sent to a host stays on this one; a path is a Unix socket's.
 fn is_local(host: &str) -> bool {
     let bare = host.trim_matches(['[', ']']);
+    let bare = bare.split('%').next().unwrap_or(bare);
     host.is_empty()
         || host.starts_with('/')
         || host.eq_ignore_ascii_case("localhost")
-        || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+        || bare
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
 #[cfg(test)]
@@ -140,7 +161,12 @@ mod tests {
     #[case("db+postgresql+psycopg2://u:p@far/d", true)]
     #[case("db+postgresql://u:p@far/d?sslmode=require", false)]
     #[case("db+sqlite:///x", false)]
+    #[case("pyamqp://u:p@far//", true)]
+    #[case("amqp://u@near//;amqp://u:p@far//", true)]
+    #[case("amqp://u:p@[::ffff:127.0.0.1]//", false)]
+    #[case("db+postgresql://u:p@/d?host=/run", false)]
+    #[case("db+postgresql://u@/d?host=far&password=p", true)]
     fn plain_text_to_another_host(#[case] url: &str, #[case] exposed: bool) {
-        assert_eq!(Url::parse(url).map(|url| is_exposed(&url)), Ok(exposed));
+        assert_eq!(parsed(url).iter().any(is_exposed), exposed);
     }
 }

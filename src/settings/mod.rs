@@ -12,6 +12,8 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use crate::wire::url;
+
 mod check;
 mod exposure;
 mod load;
@@ -59,7 +61,7 @@ pub struct Settings {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Celery {
-    /// `amqp://` or `amqps://` URL; a secret, since it may hold a password.
+    /// `amqp://` or `amqps://` URL, or several, with `;` between them; a secret, since it may hold a password.
     #[serde(skip_serializing)]
     pub broker_url: SecretString,
     /// File that holds the whole URL instead; empty for none.
@@ -208,8 +210,8 @@ impl Celery {
     #[must_use]
     pub fn shown(&self) -> serde_json::Value {
         let mut shown = serde_json::to_value(self).unwrap_or_default();
-        shown["broker_url"] = secrets::masked(self.broker_url()).into();
-        shown["result_backend"] = secrets::masked(self.result_backend()).into();
+        shown["broker_url"] = url::masked(self.broker_url()).into();
+        shown["result_backend"] = url::masked(self.result_backend()).into();
         shown
     }
 

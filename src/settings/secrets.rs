@@ -5,9 +5,10 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
-use url::Url;
+
+use crate::wire::url::with_password;
 
 /// No secret is longer; a wrong path may lead to a file that never ends.
 const MAX_BYTES: u64 = 64 << 10;
@@ -111,8 +112,9 @@ impl Secret {
         let (text, warning) = read(file)?;
         let value = match self.content {
             Content::Whole => text,
-            Content::Password => with_password(current, &text)
-                .ok_or_else(|| format!("{} has no host to log in to with it", self.key))?,
+            Content::Password => with_password(current, &text).ok_or_else(|| {
+                format!("{} is no URL of a server to log in to with it", self.key)
+            })?,
         };
         Ok(Filled { value, warning })
     }
@@ -150,59 +152,10 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
     Ok((secret.to_owned(), warning))
 }
 
-/// The first of several URLs, and the rest; only the first one has a login.
-fn split_first(urls: &str) -> (&str, &str) {
-    match urls.starts_with("sentinel://") {
-        true => urls.split_at(urls.find(';').unwrap_or(urls.len())),
-        false => (urls, ""),
-    }
-}
-
+/// Whether a URL, or each one of several, has its password already.
 fn has_password(urls: &str) -> bool {
-    Url::parse(split_first(urls).0).is_ok_and(|url| url.password().is_some())
-}
-
-/// A URL with this password. None where it has no place for one.
-fn with_password(urls: &str, password: &str) -> Option<String> {
-    let (first, rest) = split_first(urls);
-    let mut url = Url::parse(first).ok()?;
-    // `Url` leaves `%` as it is, so that a password which has one would be read as another.
-    let encoded = utf8_percent_encode(password, NON_ALPHANUMERIC).to_string();
-    url.set_password(Some(&encoded)).ok()?;
-    Some(format!("{url}{rest}"))
-}
-
-/// What stands for a secret, as Celery has it.
-const MASK: &str = "********";
-
-/// A URL without its passwords, as Celery shows it; several, where sentinels are. What is no URL
-/// but could hold a password is not shown at all.
-pub(super) fn masked(urls: &str) -> String {
-    let masked = |url: &str| match Url::parse(url) {
-        Ok(mut parsed) => {
-            if parsed.password().is_some() {
-                // Only a URL without a host refuses, and that has no password.
-                let _ = parsed.set_password(Some(MASK));
-            }
-            let is_secret = |name: &str| name.to_ascii_lowercase().contains("password");
-            if parsed.query_pairs().any(|(name, _)| is_secret(&name)) {
-                let pairs: Vec<_> = parsed.query_pairs().into_owned().collect();
-                let mut query = parsed.query_pairs_mut();
-                query.clear();
-                for (name, value) in pairs {
-                    let value = if is_secret(&name) { MASK } else { &value };
-                    query.append_pair(&name, value);
-                }
-            }
-            parsed.into()
-        }
-        Err(_) if url.contains('@') => MASK.to_owned(),
-        Err(_) => url.to_owned(),
-    };
-    match urls.starts_with("sentinel://") {
-        true => urls.split(';').map(masked).collect::<Vec<_>>().join(";"),
-        false => masked(urls),
-    }
+    // With nothing left to fill in, the URL comes back as it is.
+    with_password(urls, "x").is_some_and(|filled| filled == urls)
 }
 
 /// HTTP headers as OpenTelemetry writes them in a variable: `name=value,name=value`, the values
@@ -257,46 +210,16 @@ mod tests {
     }
 
     #[rstest]
-    #[case("amqp://ccat@h//", "s3cret", "amqp://ccat:s3cret@h//")]
-    #[case(
-        "amqp://ccat@h:1/v",
-        "a%40/b:c d\u{e9}",
-        "amqp://ccat:a%2540%2Fb%3Ac%20d%C3%A9@h:1/v"
-    )]
-    #[case("redis://h/0", "x", "redis://:x@h/0")]
-    #[case("sentinel://h/0;sentinel://g", "x", "sentinel://:x@h/0;sentinel://g")]
-    #[case(
-        "db+postgresql+psycopg2://u@h/d",
-        "x",
-        "db+postgresql+psycopg2://u:x@h/d"
-    )]
-    fn passwords_are_filled_in(#[case] url: &str, #[case] password: &str, #[case] whole: &str) {
-        assert_eq!(with_password(url, password).as_deref(), Some(whole));
-        assert!(has_password(whole) && !has_password(url));
-    }
-
-    #[test]
-    fn a_url_without_a_host_takes_no_password() {
-        assert_eq!(with_password("rpc://", "x"), None);
-        assert_eq!(with_password("", "x"), None);
-    }
-
-    #[rstest]
-    #[case("amqp://u:p@h//", "amqp://u:********@h//")]
-    #[case("redis://h/0", "redis://h/0")]
-    #[case(
-        "db+postgresql://u@h/d?password=p",
-        "db+postgresql://u@h/d?password=********"
-    )]
-    #[case(
-        "sentinel://:p@h;sentinel://:p@g",
-        "sentinel://:********@h;sentinel://:********@g"
-    )]
-    #[case("amqp://u:p@h:port/", "********")]
-    #[case("rpc://", "rpc://")]
-    #[case("", "")]
-    fn urls_are_masked(#[case] url: &str, #[case] shown: &str) {
-        assert_eq!(masked(url), shown);
+    #[case("amqp://u:p@h//", true)]
+    #[case("amqp://u@h//", false)]
+    #[case("amqp://u:@h//", false)]
+    #[case("amqp://u:p@h//;amqp://v:q@g//", true)]
+    #[case("amqp://u:p@h//;amqp://v@g//", false)]
+    #[case("sentinel://:p@h;sentinel://g", true)]
+    #[case("db+postgresql://u:p@h/d", true)]
+    #[case("rpc://", false)]
+    fn passwords_are_found(#[case] urls: &str, #[case] has: bool) {
+        assert_eq!(has_password(urls), has);
     }
 
     #[rstest]
@@ -389,7 +312,7 @@ mod tests {
     #[case(
         "[health]\nredis_url_file = 'FILE'",
         "s3cret",
-        "health.redis_url: not a URL"
+        "health.redis_url: the URL cannot be used"
     )]
     fn what_is_wrong_is_told_without_the_secret(
         #[case] settings: &str,

@@ -13,6 +13,7 @@
 
 use std::future::Future;
 use std::path::PathBuf;
+use std::str::FromStr as _;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -30,6 +31,7 @@ use sea_orm::{
 use secrecy::ExposeSecret;
 
 use crate::settings::{DatabaseType, OpsDb, SslMode};
+use crate::wire::url;
 
 /// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
 /// message inside of one, and a broker may take its time.
@@ -255,7 +257,7 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
 }
 
 async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Error> {
-    let options = postgres_options(settings);
+    let options = postgres_options(settings)?;
     // A pool goes on trying for as long as it may wait, and then does not tell why it failed.
     options.connect().await?.close().await?;
     let session = postgres_session(settings.acquire_timeout);
@@ -271,12 +273,22 @@ async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Err
     Ok(pool.into())
 }
 
-fn postgres_options(settings: &OpsDb) -> PgConnectOptions {
-    let mut options = PgConnectOptions::new()
-        .host(&settings.database_postgresql_host)
-        .port(settings.database_postgresql_port)
-        .username(&settings.database_postgresql_user)
-        .database(&settings.database_postgresql_database)
+fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
+    let host = settings.database_postgresql_host.as_str();
+    let port = settings.database_postgresql_port.to_string();
+    let given = [
+        ("host", host),
+        ("port", &port),
+        ("user", &settings.database_postgresql_user),
+        ("dbname", &settings.database_postgresql_database),
+        (
+            "password",
+            settings.database_postgresql_password.expose_secret(),
+        ),
+    ];
+    let given = given.into_iter().filter(|(_, value)| !value.is_empty());
+    // As a whole: the password of `~/.pgpass` is that of this host, user and database.
+    let mut options = PgConnectOptions::from_str(&url::libpq(given))?
         .application_name("ccat-transfer")
         .disable_statement_logging();
     options = match settings.database_postgresql_sslmode {
@@ -309,10 +321,11 @@ fn postgres_options(settings: &OpsDb) -> PgConnectOptions {
             options = put(options, file.as_str());
         }
     }
-    match settings.database_postgresql_password.expose_secret() {
-        "" => options,
-        password => options.password(password),
-    }
+    // A Unix socket has no TLS, which libpq does not mind either.
+    Ok(match host.starts_with('/') {
+        true => options.ssl_mode(PgSslMode::Disable),
+        false => options,
+    })
 }
 
 /// What is set in every session: a row lock is not waited for without end, and a transaction

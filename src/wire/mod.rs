@@ -22,6 +22,7 @@ pub mod repr;
 pub mod result;
 pub mod retry;
 mod time;
+pub mod url;
 mod yaml;
 
 pub use headers::Headers;

@@ -11,7 +11,6 @@ use chrono::Utc;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::{Map, Value, json};
-use url::Url;
 use uuid::Uuid;
 
 use super::accepted::Phase;
@@ -28,6 +27,7 @@ use crate::wire::message::{self, TaskMessage};
 use crate::wire::pidbox::{self, Request};
 use crate::wire::repr;
 use crate::wire::result::{Cause, ResultMeta, State};
+use crate::wire::url;
 
 /// How long the broker may take for a reply.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
@@ -565,8 +565,9 @@ impl Worker {
     }
 
     fn stats(&self) -> Value {
-        let broker = Url::parse(&self.transport.masked_url()).ok();
-        let broker = broker.as_ref();
+        let urls = self.transport.masked_urls();
+        let broker = urls.first().and_then(|url| url::kombu(url).ok());
+        let broker = broker.unwrap_or_default();
         json!({
             "total": *self.totals(),
             "pid": std::process::id(),
@@ -582,12 +583,12 @@ impl Worker {
                 "writes": {},
             },
             "broker": {
-                "hostname": broker.and_then(Url::host_str),
-                "userid": broker.map(Url::username),
-                "virtual_host": broker.and_then(|url| url.path().strip_prefix('/')),
-                "port": broker.and_then(Url::port),
+                "hostname": broker.host,
+                "userid": broker.user,
+                "virtual_host": broker.path,
+                "port": broker.port,
                 "insist": false,
-                "ssl": broker.is_some_and(|url| url.scheme() == "amqps"),
+                "ssl": broker.scheme == "amqps",
                 "transport": "amqp",
                 "connect_timeout": self.config.settings["broker_connection_timeout"],
                 "transport_options": {},
@@ -595,7 +596,11 @@ impl Worker {
                 "uri_prefix": null,
                 "heartbeat": self.config.settings["broker_heartbeat"],
                 "failover_strategy": "round-robin",
-                "alternates": [],
+                // Those of the list, as kombu shows them; without their passwords.
+                "alternates": match urls.len() {
+                    0 | 1 => Vec::new(),
+                    _ => urls,
+                },
                 "credential_provider": null,
             },
             "prefetch_count": self.prefetch(),

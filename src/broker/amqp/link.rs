@@ -11,7 +11,6 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::FieldTable;
-use lapin::uri::AMQPUri;
 use lapin::{
     Channel, Connection, ConnectionBuilder, ConnectionProperties, DefaultConnectionBuilder,
     ErrorKind, ExchangeKind,
@@ -20,6 +19,7 @@ use regex::Regex;
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
+use super::address::{Address, Addresses};
 use super::{Options, Tls, convert, short};
 use crate::broker::topology::Step;
 use crate::broker::{Binding, BrokerError, Declaration, Queue, QueueDepth, topology};
@@ -39,8 +39,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Where to connect and how.
 pub(super) struct Link {
-    pub(super) uri: AMQPUri,
-    pub(super) masked: String,
+    pub(super) addresses: Addresses,
     name: String,
     pub(super) connection_timeout: Duration,
     tls: Tls,
@@ -51,18 +50,8 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(options: &Options) -> Result<Self, BrokerError> {
-        let mut uri: AMQPUri = {
-            let url = options.url.expose_secret();
-            url.parse().map_err(BrokerError::Url)?
-        };
-        // kombu takes `amqp://host/` for the default virtual host, AMQP for the one named "".
-        if uri.vhost.is_empty() {
-            uri.vhost = "/".into();
-        }
-        uri.query.heartbeat.get_or_insert(options.heartbeat);
         let link = Self {
-            masked: mask(&uri),
-            uri,
+            addresses: Addresses::parse(options.url.expose_secret(), options.heartbeat)?,
             name: options.name.clone(),
             connection_timeout: options.connection_timeout,
             tls: options.tls.clone(),
@@ -74,9 +63,22 @@ impl Link {
         Ok(link)
     }
 
+    /// URL of the broker in use, without its password.
+    pub(super) fn masked(&self) -> String {
+        let current = self.addresses.current();
+        current.map_or_else(String::new, |address| address.masked.clone())
+    }
+
     /// Time between two heartbeats; zero for none.
     pub(super) fn heartbeat(&self) -> Duration {
-        Duration::from_secs(u64::from(self.uri.query.heartbeat.unwrap_or_default()))
+        let current = self.addresses.current();
+        let seconds = current.and_then(|address| address.uri.query.heartbeat);
+        Duration::from_secs(u64::from(seconds.unwrap_or_default()))
+    }
+
+    /// Longest time for one attempt to connect: every broker gets its time.
+    pub(super) fn connecting_timeout(&self) -> Duration {
+        self.connection_timeout * self.addresses.count()
     }
 
     /// Read anew for each connection, so that certificates can be exchanged under a running worker.
@@ -106,9 +108,41 @@ impl Link {
         })
     }
 
-    /// A new connection.
+    /// A new connection, to the broker in use, or to the next one of the list that works.
+    ///
+    /// # Errors
+    /// Of several brokers, one that can be worth another attempt, if there is any.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
-        let mut uri = self.uri.clone();
+        let mut failure = None;
+        for address in self.addresses.in_turn() {
+            let error = match self.connect_to(address, role).await {
+                Ok(connection) => {
+                    if failure.is_some() {
+                        tracing::info!(
+                            broker = address.masked,
+                            "connected to the next broker of the list"
+                        );
+                    }
+                    return Ok(connection);
+                }
+                Err(error) => error,
+            };
+            self.addresses.leave(address);
+            tracing::debug!(
+                broker = address.masked,
+                error = %crate::telemetry::chain(&error),
+                "a broker cannot be connected to"
+            );
+            failure = match failure {
+                Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
+                _ => Some(error),
+            };
+        }
+        Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
+    }
+
+    async fn connect_to(&self, address: &Address, role: &str) -> Result<Connection, BrokerError> {
+        let mut uri = address.uri.clone();
         let frame = match self.has_large_frames.load(Ordering::Relaxed) {
             true => LARGE_FRAME,
             false => FRAME,
@@ -118,19 +152,25 @@ impl Link {
             .with_connection_name(format!("{} {role}", self.name).into())
             .with_client_property("product".into(), "ccat-transfer".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let error = |error, what: &str| self.error_at(&address.masked, error, what);
         let builder: DefaultConnectionBuilder = ConnectionBuilder::new()
-            .map_err(|e| self.error(e, "a connection"))?
+            .map_err(|e| error(e, "a connection"))?
             .with_uri(uri)
             .with_properties(properties)
             .with_tls_config(self.certificates()?);
         match timeout(self.connection_timeout, builder.connect()).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) if is_access_refused(&error) => Err(self.error(
-                error,
+            Ok(Err(refusal)) if is_access_refused(&refusal) => Err(error(
+                refusal,
                 "the login; check user, password and virtual host in celery.broker_url",
             )),
-            Ok(Err(error)) => Err(self.error(error, "the connection")),
-            Err(_) => Err(self.lost("no answer in time; see celery.broker_connection_timeout")),
+            Ok(Err(failure)) => Err(error(failure, "the connection")),
+            Err(_) => Err(BrokerError::Unreachable {
+                broker: address.masked.clone(),
+                source: Arc::from(Box::from(
+                    "no answer in time; see celery.broker_connection_timeout",
+                )),
+            }),
         }
     }
 
@@ -198,21 +238,28 @@ impl Link {
 
     /// What an error means. One that is cured by connecting again is no refusal.
     pub(super) fn error(&self, error: lapin::Error, what: &str) -> BrokerError {
+        self.error_at(&self.masked(), error, what)
+    }
+
+    fn error_at(&self, broker: &str, error: lapin::Error, what: &str) -> BrokerError {
         let is_cured = is_shutdown(&error) || self.makes_frames_larger(&error);
-        if error.is_amqp_error() && !is_cured {
-            self.refused(error, what.into())
-        } else {
-            BrokerError::Unreachable {
-                broker: self.masked.clone(),
-                source: Arc::new(error),
-            }
+        let broker = broker.to_owned();
+        let refused = error.is_amqp_error() && !is_cured;
+        let source = Arc::new(error);
+        match refused {
+            true => BrokerError::Refused {
+                broker,
+                what: what.into(),
+                source,
+            },
+            false => BrokerError::Unreachable { broker, source },
         }
     }
 
     /// Whether a connection ended since a frame was too large for it, and the next one has larger ones.
     /// Everything that was under way on that connection ends with the same error.
     fn makes_frames_larger(&self, error: &lapin::Error) -> bool {
-        if !is_frame_error(error) || self.uri.query.frame_max.is_some() {
+        if !is_frame_error(error) || self.has_own_frames() {
             return false;
         }
         if !self.has_large_frames.swap(true, Ordering::Relaxed) {
@@ -225,9 +272,15 @@ impl Link {
         true
     }
 
+    /// Whether the URL says how large frames are.
+    fn has_own_frames(&self) -> bool {
+        let current = self.addresses.current();
+        current.is_some_and(|address| address.uri.query.frame_max.is_some())
+    }
+
     fn refused(&self, error: lapin::Error, what: String) -> BrokerError {
         BrokerError::Refused {
-            broker: self.masked.clone(),
+            broker: self.masked(),
             what,
             source: Arc::new(error),
         }
@@ -235,7 +288,7 @@ impl Link {
 
     pub(super) fn lost(&self, why: &str) -> BrokerError {
         BrokerError::Unreachable {
-            broker: self.masked.clone(),
+            broker: self.masked(),
             source: Arc::from(Box::from(why)),
         }
     }
@@ -463,19 +516,4 @@ pub(super) async fn goodbye(connection: &Connection) {
         // Whether it hears us makes no difference.
         let _ = timeout(CLOSING, connection.close(200, "bye".into())).await;
     }
-}
-
-/// The URL as kombu shows it: the password as `**`.
-fn mask(uri: &AMQPUri) -> String {
-    let mut masked = uri.clone();
-    masked.authority.userinfo.password = "**".into();
-    let lapin::uri::AMQPAuthority {
-        userinfo,
-        host,
-        port,
-    } = masked.authority;
-    format!(
-        "{}://{}:**@{host}:{port}/{}",
-        masked.scheme, userinfo.username, masked.vhost
-    )
 }

@@ -11,6 +11,7 @@ use lapin::options::{
 use lapin::types::FieldTable;
 use lapin::uri::AMQPScheme;
 use lapin::{BasicProperties, Connection};
+use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -96,20 +97,47 @@ pub enum Comparison {
 
 /// A connection to look through.
 pub struct Probe {
+    masked: String,
+    /// User and virtual host.
+    login: (String, String),
     link: Link,
     connection: Connection,
     greeting: Option<Greeting>,
 }
 
 impl Probe {
-    /// Connects, and tells the steps on the way apart.
+    /// Options for each broker of a list, with its URL as it may be shown.
+    ///
+    /// # Errors
+    /// That a URL, or a file for TLS, cannot be used.
+    pub fn brokers(options: &Options) -> Result<Vec<(String, Options)>, Obstacle> {
+        let stop = |error: BrokerError| Obstacle {
+            hurdle: Hurdle::Settings,
+            reason: chain(&error).to_string(),
+        };
+        let link = Link::new(options).map_err(stop)?;
+        let urls = options.url.expose_secret().split(';');
+        let brokers = link.addresses.in_turn().zip(urls).map(|(address, url)| {
+            let alone = Options {
+                url: url.into(),
+                ..options.clone()
+            };
+            (address.masked.clone(), alone)
+        });
+        Ok(brokers.collect())
+    }
+
+    /// Connects to a single broker, and tells the steps on the way apart.
     ///
     /// # Errors
     /// The step that failed.
     pub async fn connect(options: &Options) -> Result<Self, Obstacle> {
         let stop = |hurdle, reason: String| Obstacle { hurdle, reason };
         let link = Link::new(options).map_err(|e| stop(Hurdle::Settings, chain(&e).to_string()))?;
-        let authority = &link.uri.authority;
+        let Some(address) = link.addresses.current() else {
+            return Err(stop(Hurdle::Settings, "no URL".into()));
+        };
+        let authority = &address.uri.authority;
         let at = (authority.host.as_str(), authority.port);
         let late = || {
             format!(
@@ -128,7 +156,7 @@ impl Probe {
             Ok(Err(error)) => return Err(stop(Hurdle::Tcp, error.to_string())),
             Err(_) => return Err(stop(Hurdle::Tcp, late())),
         };
-        let is_tls = link.uri.scheme == AMQPScheme::AMQPS;
+        let is_tls = address.uri.scheme == AMQPScheme::AMQPS;
         let greeting = match is_tls {
             true => None,
             false => match timeout(within, greet(stream)).await {
@@ -137,8 +165,17 @@ impl Probe {
                 Err(_) => return Err(stop(Hurdle::Protocol, late())),
             },
         };
+        let (masked, login) = (
+            address.masked.clone(),
+            (
+                authority.userinfo.username.clone(),
+                address.uri.vhost.clone(),
+            ),
+        );
         match link.connect("doctor").await {
             Ok(connection) => Ok(Self {
+                masked,
+                login,
                 link,
                 connection,
                 greeting,
@@ -160,14 +197,14 @@ impl Probe {
     /// The broker's URL without its password.
     #[must_use]
     pub fn masked_url(&self) -> &str {
-        &self.link.masked
+        &self.masked
     }
 
     /// The user, and the virtual host.
     #[must_use]
     pub fn login(&self) -> (&str, &str) {
-        let user = &self.link.uri.authority.userinfo.username;
-        (user, &self.link.uri.vhost)
+        let (user, vhost) = &self.login;
+        (user, vhost)
     }
 
     /// What the broker said about itself.

@@ -86,7 +86,7 @@ impl Supervisor {
             let Setback { pause, is_news } = attempts.failed(&error);
             if is_news {
                 tracing::warn!(
-                    broker = self.link.masked,
+                    broker = self.link.masked(),
                     purpose = self.purpose,
                     error = %chain(&error),
                     retry_in_s = in_seconds(pause),

@@ -7,7 +7,6 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
-use std::str::FromStr as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,12 +25,15 @@ use sea_orm::{
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
 
+use self::address::Address;
 use super::options::TableName;
 use super::outage::Gate;
 use super::{ChordSupport, Options, ResultBackend, ResultError};
 use crate::wire::isoformat;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, Extended, NotReadable, ResultMeta, State};
+
+mod address;
 
 /// Time for a connection or a lock.
 const ACQUIRE: Duration = Duration::from_secs(5);
@@ -739,6 +741,11 @@ fn is_unreachable(error: &DbErr) -> bool {
     }
 }
 
+/// Whether a URL can be used.
+pub(super) fn check(url: &str) -> Result<(), ResultError> {
+    Address::parse(url).map(drop)
+}
+
 fn is_pool_timeout(error: &DbErr) -> bool {
     matches!(error, DbErr::ConnectionAcquire(_))
         || matches!(sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
@@ -753,102 +760,9 @@ fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
     }
 }
 
-/// A database, by its URL.
-enum Address {
-    Postgres(Box<PgConnectOptions>),
-    Sqlite(String),
-}
-
-impl Address {
-    /// Reads SQLAlchemy's URLs, with any driver: `db+postgresql+psycopg2://user:password@host/db`,
-    /// `db+sqlite:///relative/path`, `db+sqlite:////absolute/path`.
-    fn parse(url: &str) -> Result<Self, ResultError> {
-        let url = url.split_once('+').map_or(url, |(_, url)| url);
-        let Some((scheme, rest)) = url.split_once("://") else {
-            return Err(ResultError::Url("it has no scheme".into()));
-        };
-        let dialect = scheme.split('+').next().unwrap_or_default();
-        match dialect {
-            "postgresql" | "postgres" => {
-                // Its errors may quote the URL.
-                let options = PgConnectOptions::from_str(&format!("postgresql://{rest}"))
-                    .map_err(|_| ResultError::Url("PostgreSQL's is postgresql://user:password@host:port/database, with reserved characters percent-encoded".into()))?;
-                Ok(Self::Postgres(Box::new(
-                    options
-                        .application_name("ccat-transfer results")
-                        .disable_statement_logging(),
-                )))
-            }
-            "sqlite" => {
-                let path = rest.split('?').next().unwrap_or_default();
-                match path.strip_prefix('/') {
-                    None | Some("" | ":memory:") => Err(ResultError::Url(
-                        "SQLite's is db+sqlite:///path; a database in memory is seen by nobody else"
-                            .into(),
-                    )),
-                    Some(path) => Ok(Self::Sqlite(path.to_owned())),
-                }
-            }
-            _ => Err(ResultError::Unsupported(format!("db+{dialect}"))),
-        }
-    }
-
-    /// Where it is, without login.
-    fn place(&self) -> String {
-        match self {
-            Self::Postgres(server) => format!(
-                "postgresql://{}:{}/{}",
-                server.get_socket().map_or_else(
-                    || server.get_host().to_owned(),
-                    |socket| socket.display().to_string()
-                ),
-                server.get_port(),
-                server.get_database().unwrap_or_default()
-            ),
-            Self::Sqlite(path) => format!("sqlite:///{path}"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use rstest::rstest;
-
     use super::*;
-
-    #[rstest]
-    #[case("db+postgresql://u:p%40@h:7/d", "postgresql://h:7/d")]
-    #[case("db+postgresql+psycopg2://u:p@h/d", "postgresql://h:5432/d")]
-    #[case(
-        "db+postgresql+psycopg://u:p@h/d?sslmode=require",
-        "postgresql://h:5432/d"
-    )]
-    #[case("database+postgres://u@h/d", "postgresql://h:5432/d")]
-    #[case("db+sqlite:///results.db", "sqlite:///results.db")]
-    #[case("db+sqlite:////var/results.db?timeout=5", "sqlite:////var/results.db")]
-    fn urls(#[case] url: &str, #[case] place: &str) {
-        let address = Address::parse(url);
-        assert_eq!(
-            address.map(|address| address.place()).ok().as_deref(),
-            Some(place)
-        );
-    }
-
-    #[rstest]
-    #[case("db+mysql://u:secret@h/d", "db+mysql")]
-    #[case("db+oracle+cx://u:secret@h/d", "db+oracle")]
-    #[case("db+postgresql://u:secret@h:port/d", "percent-encoded")]
-    #[case("db+sqlite://", "memory")]
-    #[case("db+sqlite:///:memory:", "memory")]
-    #[case("db+secret", "scheme")]
-    fn wrong_urls_are_explained_without_their_password(#[case] url: &str, #[case] why: &str) {
-        let error = Address::parse(url)
-            .err()
-            .map(|e| e.to_string())
-            .unwrap_or_default();
-        assert!(error.contains(why), "{error}");
-        assert!(!error.contains("secret"), "{error}");
-    }
 
     #[test]
     fn names_are_quoted() {

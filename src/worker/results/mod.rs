@@ -92,7 +92,7 @@ pub enum ResultError {
     )]
     Unsupported(String),
     /// There is something wrong with the URL, which is not shown: it may hold a password.
-    #[error("the result backend's URL: {0}")]
+    #[error("the URL cannot be used: {0}")]
     Url(String),
     /// There is no answer.
     #[error("the result backend {place} cannot be reached")]
@@ -180,6 +180,31 @@ pub fn open(
         Kind::Redis => Arc::new(Redis::new(url, options)?),
         Kind::Database => Arc::new(Database::new(url, options)?),
     })
+}
+
+/// Whether the options name a backend that there is, with a URL that can be used.
+///
+/// # Errors
+/// What is wrong, without the URL.
+pub(crate) fn check_url(options: &Options) -> Result<(), String> {
+    let url = options.url.expose_secret();
+    let checked = Kind::of(url).and_then(|kind| match kind {
+        Kind::Disabled | Kind::Rpc => Ok(()),
+        Kind::Redis => redis::check(url, options),
+        Kind::Database => database::check(url),
+    });
+    checked.map_err(|error| match error {
+        ResultError::Url(why) => why,
+        error => error.to_string(),
+    })
+}
+
+/// A client for a Redis server that is no result backend.
+///
+/// # Errors
+/// [`ResultError::Url`].
+pub(crate) fn redis_client(url: &str) -> Result<::redis::Client, ResultError> {
+    redis::client(url)
 }
 
 /// Kinds of backends.

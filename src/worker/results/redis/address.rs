@@ -3,16 +3,15 @@
 use std::fs;
 use std::path::PathBuf;
 
+use super::super::ResultError;
+use super::super::options::{RedisOptions, Tls};
+use crate::wire::url::{self, UrlParts, host_and_port};
 use percent_encoding::percent_decode_str;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
     TlsCertificates, TlsMode,
 };
-use url::Url;
-
-use super::super::ResultError;
-use super::super::options::{RedisOptions, Tls};
 
 /// A server, or sentinels that know one.
 #[derive(Debug)]
@@ -51,15 +50,23 @@ impl Address {
     /// [`ResultError::Url`] with what is wrong, without the URL.
     pub(super) fn parse(url: &str, options: &RedisOptions) -> Result<Self, ResultError> {
         let mut parts = Vec::new();
-        for part in url.split(';') {
+        for part in url::list(url).map_err(|e| wrong(e.to_string()))? {
             let part = part.strip_prefix("redis+").unwrap_or(part);
-            parts.push(Url::parse(part).map_err(|e| wrong(e.to_string()))?);
+            let part = url::kombu(part).map_err(|e| wrong(e.to_string()))?;
+            if !SCHEMES.contains(&part.scheme.as_str()) {
+                return Err(wrong(format!(
+                    "its scheme has to be one of {}",
+                    SCHEMES.join(", ")
+                )));
+            }
+            known(&part)?;
+            parts.push(part);
         }
         // Of several URLs, the first one has login and database.
         let Some(first) = parts.first() else {
             return Err(wrong("it is empty"));
         };
-        let scheme = first.scheme().to_owned();
+        let scheme = first.scheme.clone();
         if parts.len() > 1 && scheme != "sentinel" {
             return Err(wrong("only `sentinel://` URLs can be several"));
         }
@@ -102,7 +109,9 @@ impl Address {
             .endpoints
             .iter()
             .map(|endpoint| match endpoint {
-                Endpoint::Tcp(host, port) => format!("{scheme}://{host}:{port}"),
+                Endpoint::Tcp(host, port) => {
+                    format!("{scheme}://{}", host_and_port(host, *port))
+                }
                 Endpoint::Unix(path) => format!("redis+socket://{}", path.display()),
             })
             .collect();
@@ -183,61 +192,108 @@ fn wrong(what: impl Into<String>) -> ResultError {
     ResultError::Url(what.into())
 }
 
-fn endpoint(url: &Url, scheme: &str) -> Result<Endpoint, ResultError> {
-    if url.scheme() != scheme {
+/// Schemes, behind `redis+` where there is one. The last one is redis-py's.
+const SCHEMES: [&str; 5] = ["redis", "rediss", "sentinel", "socket", "unix"];
+
+/// Parameters with a meaning here.
+const MEANT: [&str; 6] = ["db", "virtual_host", "host", "port", "username", "password"];
+
+/// Parameters of redis-py's connections that need none here.
+const WITHOUT_EFFECT: [&str; 15] = [
+    "client_name",
+    "decode_responses",
+    "encoding",
+    "encoding_errors",
+    "health_check_interval",
+    "max_connections",
+    "protocol",
+    "retry_on_error",
+    "retry_on_timeout",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_read_size",
+    "socket_timeout",
+    "ssl_check_hostname",
+    "timeout",
+];
+
+/// Refuses parameters that are unknown, as redis-py does. Their names may be the end of a password.
+fn known(url: &UrlParts) -> Result<(), ResultError> {
+    let is_known = |name: &str| {
+        MEANT.contains(&name)
+            || WITHOUT_EFFECT.contains(&name)
+            || [
+                "ssl_cert_reqs",
+                "ssl_ca_certs",
+                "ssl_certfile",
+                "ssl_keyfile",
+            ]
+            .contains(&name)
+    };
+    match url.query.iter().all(|(name, _)| is_known(name)) {
+        true => Ok(()),
+        false => Err(wrong(format!(
+            "it has an unknown parameter; there are {} and those of TLS",
+            MEANT.join(", ")
+        ))),
+    }
+}
+
+/// Where a server is: parameters of the URL win, as in Celery.
+fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
+    if url.scheme != scheme {
         return Err(wrong("its parts have different schemes"));
     }
-    let port = match scheme {
-        "socket" => {
-            let path = decoded(url.path())?;
-            return match path.len() > 1 {
-                true => Ok(Endpoint::Unix(path.into())),
-                false => Err(wrong("`redis+socket://` needs the path of a socket")),
+    let default_port = match scheme {
+        "socket" | "unix" => {
+            return match url.path.is_empty() || url.host.is_some() {
+                false => Ok(Endpoint::Unix(format!("/{}", url.path).into())),
+                true => Err(wrong("`redis+socket:///` needs the path of a socket")),
             };
         }
         "sentinel" => SENTINEL_PORT,
         _ => REDIS_PORT,
     };
-    let host = match url.host_str() {
-        None | Some("") => "localhost".to_owned(),
-        // An IPv6 address is bracketed in a URL only.
-        Some(host) => decoded(host.trim_start_matches('[').trim_end_matches(']'))?,
+    let host = url.parameter("host").or(url.host.as_deref());
+    let port = match url.parameter("port") {
+        None => url.port.unwrap_or(default_port),
+        Some(port) => {
+            let port = port.parse().ok().filter(|port| *port > 0);
+            port.ok_or_else(|| wrong("its parameter `port` is no number from 1 to 65535"))?
+        }
     };
-    Ok(Endpoint::Tcp(host, url.port().unwrap_or(port)))
+    Ok(Endpoint::Tcp(host.unwrap_or("localhost").to_owned(), port))
 }
 
-fn login(url: &Url) -> Result<RedisConnectionInfo, ResultError> {
-    let query = |name: &str| {
-        url.query_pairs()
-            .find_map(|(key, value)| (key == name).then(|| value.into_owned()))
+/// Login and database: parameters of the URL win, as in Celery.
+fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
+    let is_socket = matches!(url.scheme.as_str(), "socket" | "unix");
+    let path = match is_socket {
+        true => url.parameter("virtual_host").unwrap_or_default(),
+        false => &url.path,
     };
-    let db = match url.scheme() {
-        "socket" => query("virtual_host").unwrap_or_default(),
-        _ => decoded(url.path())?,
-    };
+    let db = url.parameter("db").unwrap_or(path).trim_matches('/');
     let mut login = RedisConnectionInfo::default();
-    let db = db.trim_matches('/');
     if !db.is_empty() {
-        let number = db
-            .parse::<u32>()
-            .map_err(|_| wrong("its path has to be the number of a database, such as /0"))?;
+        let number = db.parse::<u32>().map_err(|_| {
+            wrong("its path, or its parameter `db`, has to be the number of a database, such as /0")
+        })?;
         login = login.set_db(number.into());
     }
-    let user = decoded(url.username())?;
-    if !user.is_empty() {
+    if let Some(user) = url.parameter("username").or(url.user.as_deref()) {
         login = login.set_username(user);
     }
-    if let Some(password) = url.password().filter(|password| !password.is_empty()) {
-        login = login.set_password(decoded(password)?);
+    if let Some(password) = url.parameter("password").or(url.password.as_deref()) {
+        login = login.set_password(password);
     }
     Ok(login)
 }
 
 /// The URL's own TLS parameters over those of the settings.
-fn tls(url: &Url, settings: &Tls) -> Result<Tls, ResultError> {
+fn tls(url: &UrlParts, settings: &Tls) -> Result<Tls, ResultError> {
     let mut tls = settings.clone();
-    for (key, value) in url.query_pairs() {
-        let field = match key.as_ref() {
+    for (key, value) in &url.query {
+        let field = match key.as_str() {
             "ssl_cert_reqs" => &mut tls.certificate,
             "ssl_ca_certs" => &mut tls.authorities,
             "ssl_certfile" => &mut tls.client_certificate,
@@ -249,11 +305,11 @@ fn tls(url: &Url, settings: &Tls) -> Result<Tls, ResultError> {
             }
             _ => continue,
         };
-        if url.scheme() != "rediss" {
+        if url.scheme != "rediss" {
             return Err(wrong(format!("`{key}` is for `rediss://`")));
         }
         // Celery writes them encoded twice, e.g. by `urlencode` of what is quoted already.
-        *field = decoded(&value)?;
+        *field = decoded(value)?;
     }
     Ok(tls)
 }
@@ -331,7 +387,35 @@ mod tests {
     #[case("redis://h:1/", "redis://h:1", 0, None, None)]
     #[case("redis://:secret@h:1/3", "redis://h:1", 3, None, Some("secret"))]
     #[case("redis://u:s%40%2Ft@h:1//3", "redis://h:1", 3, Some("u"), Some("s@/t"))]
-    #[case("redis://[::1]:7/2", "redis://::1:7", 2, None, None)]
+    #[case("redis://[::1]:7/2", "redis://[::1]:7", 2, None, None)]
+    #[case(
+        "redis://[::ffff:127.0.0.2]/2",
+        "redis://[::ffff:127.0.0.2]:6379",
+        2,
+        None,
+        None
+    )]
+    #[case("redis://h/0?db=8", "redis://h:6379", 8, None, None)]
+    #[case("redis://h/3?db=", "redis://h:6379", 3, None, None)]
+    #[case("redis://h/3?virtual_host=5", "redis://h:6379", 3, None, None)]
+    #[case("redis://h/0?db=1&db=2", "redis://h:6379", 2, None, None)]
+    #[case(
+        "redis://u:p@h/0?password=q&username=x",
+        "redis://h:6379",
+        0,
+        Some("x"),
+        Some("q")
+    )]
+    #[case("redis://h/0?host=g&port=7", "redis://g:7", 0, None, None)]
+    #[case("redis://h/0?socket_timeout=3", "redis://h:6379", 0, None, None)]
+    #[case("redis://u:@H/0/", "redis://h:6379", 0, Some("u"), None)]
+    #[case(
+        "redis+unix://:p@/r.sock?db=4",
+        "redis+socket:///r.sock",
+        4,
+        None,
+        Some("p")
+    )]
     #[case("rediss://:p@h:1/3", "rediss://h:1", 3, None, Some("p"))]
     #[case("rediss://h?ssl_cert_reqs=CERT_NONE", "rediss://h:6379", 0, None, None)]
     #[case(
@@ -372,6 +456,13 @@ mod tests {
 
     #[rstest]
     #[case("redis://:secret@h/x", "number of a database")]
+    #[case("redis://h/0?db=secret", "number of a database")]
+    #[case("redis://h/0?port=secret", "`port`")]
+    #[case("redis://h/0?secret=1", "unknown parameter")]
+    #[case("secret://h/0", "its scheme")]
+    #[case("redis://:a/secret@h/0", "%2F")]
+    #[case("redis://:1#secret@h/0", "%23")]
+    #[case("redis+socket://secret/r.sock", "socket")]
     #[case("redis://:secret@h/-1", "number of a database")]
     #[case("redis://:secret@h:port/0", "port")]
     #[case("redis://:secret@h;redis://g", "sentinel")]

@@ -7,10 +7,10 @@ use redis::{AsyncCommands as _, Script};
 use serde_json::Value;
 use uuid::Uuid;
 
-use self::address::Address;
+use self::address::{Address, Opened};
 pub(super) use self::link::Link;
 use super::chord::{ChordOptions, Chords};
-use super::options::Expires;
+use super::options::{Expires, RedisOptions, Tls};
 use super::{ChordSupport, Options, ResultBackend, ResultError};
 use crate::wire::compression::Method;
 use crate::wire::message::TaskMessage;
@@ -50,6 +50,25 @@ return false
 
 /// How long a probe's key stays where the probe could not delete it.
 const PROBE_SECONDS: u64 = 60;
+
+/// Whether a URL can be used.
+pub(super) fn check(url: &str, options: &Options) -> Result<(), ResultError> {
+    // Files may be put there later, and what sentinels need is a problem of its own.
+    let bare = RedisOptions {
+        master_name: "master".into(),
+        tls: Tls::default(),
+        ..options.redis.clone()
+    };
+    Address::parse(url, &bare).map(drop)
+}
+
+/// A client for a single server.
+pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
+    match Address::parse(url, &RedisOptions::default())?.open()? {
+        Opened::Server(client) => Ok(client),
+        Opened::Sentinels(_) => Err(ResultError::Url("sentinels are not supported here".into())),
+    }
+}
 
 /// Stores results in Redis.
 pub struct Redis {

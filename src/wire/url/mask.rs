@@ -1,0 +1,239 @@
+//! URLs and texts without the secrets in them.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::{Raw, cut_kombu, cut_sqlalchemy, kombu, list, sqlalchemy};
+
+/// What stands for a secret, as Celery has it.
+pub const MASK: &str = "********";
+
+/// Characters of a user name that need no encoding (RFC 3986, "unreserved").
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Parameters that are shown. Of all others the value could be a secret, and of a URL that was not meant to
+/// have any, the name too.
+const SHOWN: [&str; 29] = [
+    "application_name",
+    "auth_mechanism",
+    "channel_max",
+    "connect_timeout",
+    "connection_timeout",
+    "db",
+    "dbname",
+    "frame_max",
+    "health_check_interval",
+    "heartbeat",
+    "host",
+    "hostaddr",
+    "login_method",
+    "port",
+    "socket_connect_timeout",
+    "socket_keepalive",
+    "socket_timeout",
+    "ssl_ca_certs",
+    "ssl_cert_reqs",
+    "ssl_certfile",
+    "ssl_check_hostname",
+    "ssl_keyfile",
+    "sslcert",
+    "sslmode",
+    "sslrootcert",
+    "timeout",
+    "user",
+    "username",
+    "virtual_host",
+];
+
+/// Parameters whose name is shown, and whose value never is.
+const HIDDEN: [&str; 4] = ["password", "passfile", "sslkey", "sslpassword"];
+
+/// Words that Celery takes for a backend without being URLs.
+const WORDS: [&str; 3] = ["", "rpc", "disabled"];
+
+/// Schemes that a setting can have. Nothing is shown of a URL with another one: the end of a password may look
+/// like a URL, too.
+const SCHEMES: [&str; 12] = [
+    "amqp",
+    "amqps",
+    "librabbitmq",
+    "pyamqp",
+    "redis",
+    "redis+socket",
+    "redis+unix",
+    "rediss",
+    "rpc",
+    "sentinel",
+    "socket",
+    "unix",
+];
+
+/// Whether a URL is one of SQLAlchemy's behind Celery's prefix; the prefix, and the rest.
+fn database(url: &str) -> Option<(&str, &str)> {
+    let (prefix, rest) = url.split_at(url.find('+')? + 1);
+    matches!(prefix, "db+" | "database+" | "sqla+" | "sqlalchemy+").then_some((prefix, rest))
+}
+
+/// The prefix of a URL that is no part of its scheme, and its parts.
+fn cut(url: &str) -> Option<(&str, Raw<'_>)> {
+    match database(url) {
+        Some((prefix, rest)) => {
+            sqlalchemy(rest).ok()?;
+            Some((prefix, cut_sqlalchemy(rest).ok()?))
+        }
+        None => {
+            let parts = kombu(url).ok()?;
+            let raw = cut_kombu(url).ok()?;
+            SCHEMES
+                .contains(&parts.scheme.as_str())
+                .then_some(("", raw))
+        }
+    }
+}
+
+/// The URLs of a list; a database's URL is none.
+fn split(urls: &str) -> Option<Vec<&str>> {
+    match database(urls) {
+        Some(_) => Some(vec![urls]),
+        None => list(urls).ok(),
+    }
+}
+
+/// A URL, or several that `;` separates, without passwords. Nothing is shown of a text that is no URL.
+#[must_use]
+pub fn masked(urls: &str) -> String {
+    if WORDS.contains(&urls) {
+        return urls.to_owned();
+    }
+    let shown = split(urls).and_then(|urls| {
+        let shown = urls.into_iter().map(|url| cut(url).map(show));
+        shown.collect::<Option<Vec<_>>>()
+    });
+    shown.map_or_else(|| MASK.to_owned(), |shown| shown.join(";"))
+}
+
+fn show((prefix, raw): (&str, Raw<'_>)) -> String {
+    let mut text = format!("{prefix}{}://", raw.scheme);
+    text.push_str(raw.user.unwrap_or_default());
+    match raw.password {
+        None | Some("") => {}
+        Some(_) => {
+            text.push(':');
+            text.push_str(MASK);
+        }
+    }
+    if raw.user.is_some() {
+        text.push('@');
+    }
+    text.push_str(raw.place);
+    text.push_str(raw.path);
+    let pairs = raw.query.unwrap_or_default().split('&');
+    for (n, pair) in pairs.filter(|pair| !pair.is_empty()).enumerate() {
+        text.push(if n == 0 { '?' } else { '&' });
+        match pair.split_once('=') {
+            Some((name, _)) if SHOWN.contains(&name) => text.push_str(pair),
+            Some((name, _)) if HIDDEN.contains(&name) => {
+                text.push_str(name);
+                text.push('=');
+                text.push_str(MASK);
+            }
+            _ => text.push_str(MASK),
+        }
+    }
+    text
+}
+
+/// URLs with this password where they have none: in the first one of sentinels, whose login it is, and in each one
+/// of brokers. None where there is nothing to log in to.
+#[must_use]
+pub fn with_password(urls: &str, password: &str) -> Option<String> {
+    let encoded = utf8_percent_encode(password, RESERVED).to_string();
+    let filled = split(urls)?
+        .into_iter()
+        .enumerate()
+        .map(|(n, url)| {
+            let (prefix, raw) = cut(url)?;
+            let scheme = raw.scheme.to_ascii_lowercase();
+            if scheme == "rpc" || scheme.starts_with("sqlite") {
+                return None;
+            }
+            let is_first = n == 0 || !scheme.starts_with("sentinel");
+            if !is_first || raw.password.is_some_and(|password| !password.is_empty()) {
+                return Some(url.to_owned());
+            }
+            let query = raw
+                .query
+                .map_or_else(String::new, |query| format!("?{query}"));
+            let (user, place, path) = (raw.user.unwrap_or_default(), raw.place, raw.path);
+            Some(format!(
+                "{prefix}{}://{user}:{encoded}@{place}{path}{query}",
+                raw.scheme
+            ))
+        })
+        .collect::<Option<Vec<_>>>()?;
+    Some(filled.join(";"))
+}
+
+/// A text, such as an error of a library, without what looks like the login or a secret parameter of a URL in it.
+#[must_use]
+pub fn redacted(text: &str) -> Cow<'_, str> {
+    if !text.contains("://") {
+        return text.into();
+    }
+    let mut secrets: Vec<Range<usize>> = Vec::new();
+    let mut from = 0;
+    while let Some(at) = text.get(from..).and_then(|rest| rest.find("://")) {
+        let start = from + at + 3;
+        // A password that was not encoded may have anything in it but what ends a word.
+        let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '`' | '<' | '>');
+        let rest = text.get(start..).unwrap_or_default();
+        let word = rest.find(ends).map_or(rest, |end| &rest[..end]);
+        secrets.extend(login(word).map(|range| range.start + start..range.end + start));
+        secrets.extend(parameters(word).map(|range| range.start + start..range.end + start));
+        from = start + word.len();
+    }
+    if secrets.is_empty() {
+        return text.into();
+    }
+    secrets.sort_by_key(|range| range.start);
+    let mut shown = String::with_capacity(text.len());
+    let mut at = 0;
+    for secret in secrets {
+        if secret.start >= at {
+            shown.push_str(&text[at..secret.start]);
+            shown.push_str(MASK);
+        }
+        at = at.max(secret.end);
+    }
+    shown.push_str(&text[at..]);
+    shown.into()
+}
+
+/// Where a password is in what follows `://`: from the first colon to the last `@`.
+fn login(word: &str) -> Option<Range<usize>> {
+    let end = word.rfind('@')?;
+    let start = word.find(':')? + 1;
+    (start < end).then_some(start..end)
+}
+
+/// Where the values of secret parameters are.
+fn parameters(word: &str) -> impl Iterator<Item = Range<usize>> {
+    word.match_indices(['?', '&']).filter_map(|(at, _)| {
+        let pair = word.get(at + 1..)?;
+        let pair = &pair[..pair.find('&').unwrap_or(pair.len())];
+        let (name, value) = pair.split_once('=')?;
+        let name = name.to_ascii_lowercase();
+        let is_secret = HIDDEN.contains(&name.as_str())
+            || ["passw", "secret", "token", "sentinel_kwargs", "api_key"]
+                .iter()
+                .any(|part| name.contains(part));
+        let start = at + 1 + name.len() + 1;
+        (is_secret && !value.is_empty()).then(|| start..start + value.len())
+    })
+}

@@ -1,0 +1,212 @@
+"""Addresses of brokers, result backends and databases: each means what kombu, Celery and SQLAlchemy make of it, or is
+refused, and none shows a password."""
+
+import contextlib
+import json
+import socket
+import struct
+import subprocess
+import threading
+import uuid
+from urllib.parse import urlsplit
+
+import psycopg
+import pytest
+import redis
+from celery import Celery
+
+from support import Deployment, clean_environment, service, until
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, bbcp, broker):
+    deployment = Deployment(tmp_path_factory.mktemp("addresses"), bbcp, broker)
+    yield deployment
+    deployment.close()
+
+
+def port_of(url):
+    return urlsplit(url).port
+
+
+def examined(site, check, **celery):
+    """What doctor finds in one check, and all that it prints."""
+    site.settings(celery=celery)
+    done = site.cli("doctor", "--json", "--skip", "limits", check=False)
+    assert done.stdout, done.stderr
+    checks = json.loads(done.stdout)["checks"]
+    # The settings', where they are refused.
+    found = {finding["check"]: finding for finding in checks}
+    return found.get(check) or found["settings"], done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def socket_directory():
+    with psycopg.connect(service("TEST_POSTGRES_URL")) as connection:
+        (directory,) = connection.execute("SHOW unix_socket_directories").fetchone()
+    assert directory
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("host", "verdict"),
+    [
+        ("127.0.0.1", "green"),
+        ("[::ffff:127.0.0.1]", "green"),
+        # Where the broker does not listen: localhost, where it does, is not what the URL says.
+        ("[::ffff:127.0.0.2]", "red"),
+        ("127.0.0.2", "red"),
+        ("[fe80::1%25lo]", "red"),
+    ],
+)
+def test_the_broker_is_at_the_host_of_the_url(site, host, verdict):
+    url = f"amqp://guest:guest@{host}:{port_of(service('TEST_AMQP_URL'))}//"
+    finding, _ = examined(site, "broker", broker_url=url)
+    assert finding["verdict"] == verdict, finding
+    assert verdict == "red" or host.strip("[]") in finding["found"]
+
+
+@pytest.mark.parametrize("scheme", ["amqp", "pyamqp", "librabbitmq", "PYAMQP"])
+def test_kombus_names_of_amqp(site, scheme):
+    url = f"{scheme}://guest:guest@127.0.0.1:{port_of(service('TEST_AMQP_URL'))}/%2F"
+    finding, _ = examined(site, "broker", broker_url=url)
+    assert finding["verdict"] == "green", finding
+
+
+def test_the_next_broker_of_a_list_is_used(site):
+    """A worker gets its tasks from the second broker while the first one is away; no password is in sight."""
+    first, second = f"s1{uuid.uuid4().hex}", f"s2{uuid.uuid4().hex}"
+    user = f"u{uuid.uuid4().hex[:8]}"
+    site.broker.ctl("add_user", user, second)
+    site.broker.ctl("set_permissions", "-p", "/", user, ".*", ".*", ".*")
+    port = port_of(service("TEST_AMQP_URL"))
+    urls = f"amqp://a:{first}@127.0.0.1:1//;amqp://{user}:{second}@127.0.0.1:{port}//"
+    try:
+        finding, said = examined(site, "broker", broker_url=urls)
+        assert finding["verdict"] == "yellow" and "127.0.0.1:1" in finding["found"], finding
+        site.settings(celery={"broker_url": urls}, log={"level": "trace"})
+        worker = site.worker(name="list")
+        worker.says("connected to the next broker of the list")
+        with site.app() as app:
+            inspect = app.control.inspect(timeout=10, limit=1)
+            stats = inspect.stats()
+            answers = json.dumps([stats, inspect.conf(), inspect.report()])
+        (stats,) = stats.values()
+        assert stats["broker"]["userid"] == user and stats["broker"]["port"] == port
+        assert len(stats["broker"]["alternates"]) == 2
+        worker.stop()
+        for text in (said, answers, worker.log()):
+            assert first not in text and second not in text
+    finally:
+        site.broker.ctl("delete_user", user)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "amqp://a:s3cret@h//;",
+        "amqp://a:s3cret@h1//;amqp://b:s3cret@h2:x//",
+        "amqp://a:s3cret/x@h//",
+        "amqp://a:s3cret#x@h//",
+        "amqp://a:1#s3cret@h//",
+        "amqp://a:s3cret?x@h//",
+        "amqp://a:s3cret;x@h//",
+        "amqp://a:s3cret",
+        "amqp://h//?s3cret=1",
+        "a:s3cret@h//",
+    ],
+)
+def test_urls_that_are_refused_are_not_shown(site, url):
+    for key in ("broker_url", "result_backend"):
+        site.settings(celery={key: url})
+        for command in (["config", "check"], ["config", "check", "--json"], ["worker", "-Q", "x"], ["doctor", "--json"]):
+            done = site.cli(*command, "--loglevel", "trace", check=False)
+            said = done.stdout + done.stderr
+            assert done.returncode != 0 and f"celery.{key}" in said, command
+            assert "s3cret" not in said, command
+
+
+def test_redis_has_the_database_of_the_parameter(site):
+    """As Celery's backend: the parameter wins over the path."""
+    address = service("TEST_REDIS_URL").rsplit("/", 1)[0]
+    site.settings(celery={"result_backend": f"{address}/0?db=8"})
+    worker = site.worker(name="redis")
+    app = Celery(broker=site.broker.url, backend=f"{address}/0?db=8", set_as_current=False)
+    with contextlib.closing(app):
+        result = app.send_task("nobodys.task", queue=site.queue)
+        result.get(timeout=20, propagate=False)
+        with contextlib.closing(redis.Redis.from_url(f"{address}/8")) as there:
+            assert there.exists(f"celery-task-meta-{result.id}")
+        with contextlib.closing(redis.Redis.from_url(f"{address}/0")) as elsewhere:
+            assert not elsewhere.exists(f"celery-task-meta-{result.id}")
+    worker.stop()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "db+postgresql://{user}@/ccat_ops_db?host={dir}&port={port}",
+        "db+postgresql+psycopg2://{user}@:{port}/ccat_ops_db?host={dir}",
+    ],
+)
+def test_results_by_a_unix_socket(site, socket_directory, form):
+    url = urlsplit(service("TEST_POSTGRES_URL"))
+    backend = form.format(user=url.username, dir=socket_directory, port=url.port)
+    finding, _ = examined(site, "results", result_backend=backend)
+    assert finding["verdict"] == "green" and socket_directory in finding["found"], finding
+
+
+def test_the_ops_db_by_a_unix_socket(site, socket_directory):
+    """TLS is not asked for there: libpq does not either."""
+    url = urlsplit(service("TEST_POSTGRES_URL"))
+    site.settings(
+        ops_db={
+            "database_type": "postgresql",
+            "database_postgresql_database": "postgres",
+            "database_postgresql_user": url.username,
+            "database_postgresql_host": socket_directory,
+            "database_postgresql_port": url.port,
+            "database_postgresql_sslmode": "verify-full",
+        }
+    )
+    done = site.cli("db", "status", check=False)
+    assert "cannot connect" not in done.stderr, done.stderr
+
+
+def test_a_password_of_pgpass_is_that_of_its_host(site, tmp_path):
+    """Not that of the host, user and database which are used where none are given."""
+    pgpass = tmp_path / "pgpass"
+    pgpass.touch(0o600)
+    # A server that asks for a password and keeps what comes.
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        pgpass.write_text(f"127.0.0.1:{server.getsockname()[1]}:ops:carl:s3cret\n")
+        answered = []
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                size = struct.unpack("!i", connection.recv(4))[0]
+                connection.recv(size - 4)
+                connection.sendall(b"R" + struct.pack("!ii", 8, 3))  # the password in clear text
+                answered.append(connection.recv(200))
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        site.settings(
+            ops_db={
+                "database_type": "postgresql",
+                "database_postgresql_database": "ops",
+                "database_postgresql_user": "carl",
+                "database_postgresql_host": "127.0.0.1",
+                "database_postgresql_port": server.getsockname()[1],
+                "database_postgresql_sslmode": "disable",
+            }
+        )
+        subprocess.run(
+            [service("CCAT_TRANSFER_BIN"), "--config", site.config, "db", "status"],
+            env=clean_environment(PGPASSFILE=pgpass),
+            capture_output=True,
+            timeout=60,
+        )
+        until(lambda: answered, "the password was asked for")
+    assert answered[0][5:].rstrip(b"\0") == b"s3cret"
