@@ -43,6 +43,7 @@ impl Pauses {
 /// Attempts at one thing, each of which may fail.
 #[derive(Debug)]
 pub struct Attempts {
+    range: (Duration, Duration),
     pauses: Pauses,
     /// The reason that was told last, and when.
     told: Option<(String, Instant)>,
@@ -62,9 +63,20 @@ impl Attempts {
     #[must_use]
     pub fn new((first, longest): (Duration, Duration)) -> Self {
         Self {
+            range: (first, longest),
             pauses: Pauses::new(first, longest),
             told: None,
         }
+    }
+
+    /// One succeeded, and what it brought lasted for that long. Pauses begin anew only if that was a
+    /// while: what works and soon ends, again and again, has failed each time. Whether they do.
+    pub fn succeeded_for(&mut self, time: Duration) -> bool {
+        let is_good = time >= self.range.1 * 2;
+        if is_good {
+            *self = Self::new(self.range);
+        }
+        is_good
     }
 
     /// One failed.
@@ -123,6 +135,19 @@ mod tests {
         assert!(!is_news(69, "timed out"));
         assert!(is_news(70, "timed out"));
         assert!(is_news(71, "refused"));
+    }
+
+    #[test]
+    fn success_counts_when_it_lasts() {
+        let seconds = Duration::from_secs;
+        let mut attempts = Attempts::new((Duration::from_millis(250), seconds(5)));
+        let mut pause = |lasted| {
+            attempts.succeeded_for(lasted);
+            attempts.failed(&std::io::Error::other("gone")).pause
+        };
+        let pauses: Vec<_> = (0..10).map(|_| pause(seconds(1))).collect();
+        assert_eq!(pauses[9], seconds(5));
+        assert!(pause(seconds(10)) < Duration::from_millis(500));
     }
 
     #[test]

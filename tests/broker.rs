@@ -34,6 +34,7 @@ fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
         queues: queues.iter().copied().cloned().collect(),
         prefetch,
         delayed: None,
+        max_body_bytes: None,
     }
 }
 

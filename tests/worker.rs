@@ -167,6 +167,7 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
             queues: vec![queue],
             prefetch: 1,
             delayed: None,
+            max_body_bytes: None,
         });
         let mut connected = consumer.connected();
         connected.wait_for(|up| *up).await.unwrap();
@@ -283,6 +284,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         queues: vec![Queue::tasks(&dead)],
         prefetch: 0,
         delayed: None,
+        max_body_bytes: None,
     });
     for _ in 0..rejected.len() {
         let letter = tokio::time::timeout(PATIENCE, letters.next())
@@ -404,6 +406,7 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
         queues: callers.iter().map(Queue::tasks).collect(),
         prefetch: 0,
         delayed: None,
+        max_body_bytes: None,
     });
     replies.connected().wait_for(|up| *up).await.unwrap();
     let id = unique("id");

@@ -42,7 +42,9 @@ mod courier;
 mod lane;
 mod link;
 mod probe;
+mod screen;
 mod settler;
+mod stream;
 mod supervisor;
 mod window;
 
@@ -373,6 +375,7 @@ impl Transport for Amqp {
             reconnect: self.reconnect,
             purpose: subscription.purpose,
             delayed: subscription.delayed,
+            max_body_bytes: subscription.max_body_bytes,
             closing: self.closing.clone(),
         };
         let name = format!("connection for {}", subscription.purpose);

@@ -41,6 +41,32 @@ pub trait Settlement: Send + Sync {
     fn park(&self, parked: bool);
 }
 
+/// What a transport had to do to a message to be able to read it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// Bytes that are no UTF-8 became question marks: in names, in properties, or in the way that it came.
+    pub is_no_text: bool,
+    /// Values of headers that nest too deep became bytes.
+    pub is_too_deep: bool,
+    /// Why its properties and its body were left out.
+    pub unreadable: Option<&'static str>,
+    /// Size of a body that was left out for it.
+    pub body_bytes: Option<u64>,
+}
+
+impl Damage {
+    /// Together with what was noted before.
+    #[must_use]
+    pub fn and(self, before: Self) -> Self {
+        Self {
+            is_no_text: self.is_no_text || before.is_no_text,
+            is_too_deep: self.is_too_deep || before.is_too_deep,
+            unreadable: self.unreadable.or(before.unreadable),
+            body_bytes: self.body_bytes.or(before.body_bytes),
+        }
+    }
+}
+
 /// A received message, which must be settled once.
 ///
 /// One that is dropped unsettled is given back to the queue, so that no path through a worker
@@ -56,6 +82,8 @@ pub struct Delivery {
     pub routing_key: String,
     /// Whether it, or so the broker thinks, was delivered before.
     pub redelivered: bool,
+    /// What had to be done to read it.
+    pub damage: Option<Box<Damage>>,
     /// What settles it; taken when that is done.
     settlement: Option<Box<dyn Settlement>>,
 }
@@ -76,6 +104,7 @@ impl Delivery {
             exchange,
             routing_key,
             redelivered,
+            damage: None,
             settlement: Some(settlement),
         }
     }

@@ -55,6 +55,8 @@ pub struct Subscription {
     pub prefetch: u16,
     /// Type of the queues for native delayed delivery, if these are to be declared, too.
     pub delayed: Option<QueueType>,
+    /// Largest body, in bytes; one above it is left out, unread, see [`consumer::Damage`].
+    pub max_body_bytes: Option<usize>,
 }
 
 /// How full a queue is.

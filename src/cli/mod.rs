@@ -46,7 +46,6 @@ mod restart;
 mod results;
 mod serve;
 mod signals;
-mod stacks;
 mod supervision;
 mod table;
 mod transfers;
@@ -149,7 +148,6 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    stacks::deepen();
     let Cli { common, command } = Cli::parse();
     if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
         // Settings that cannot be used are a finding like any other.
@@ -199,7 +197,6 @@ type Register<'a> = dyn FnOnce(Service) -> LocalBoxFuture<'a, Result<Registry, C
 /// Not generic: a program that calls it is not to compile the whole worker once more.
 #[inline(never)]
 fn run_tasks_worker(arguments: Vec<OsString>, register: Box<Register<'_>>) -> ExitCode {
-    stacks::deepen();
     let TasksWorker { common, worker } = TasksWorker::parse_from(arguments);
     ended(common.run(async |mut context| {
         worker.apply(&mut context)?;

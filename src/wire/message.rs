@@ -163,6 +163,9 @@ pub enum Reason {
         /// The limit.
         limit: usize,
     },
+    /// The transport could not read the properties, and left them out together with the body.
+    #[error("properties of the message cannot be read: {0}")]
+    Properties(&'static str),
     /// The body grows above the limit when it is decompressed; in bytes.
     #[error("decompressed body is above celery.max_body_bytes ({limit})")]
     Inflated {
@@ -238,13 +241,14 @@ pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused>
         if matches!(reason, Reason::Compression(_)) {
             named = Named::default();
         }
-        Refused {
-            reason,
-            task: named.task,
-            id: named.id,
-            reply_to: raw.properties.reply_to.clone(),
-        }
+        named.refused(raw, reason)
     })
+}
+
+/// A message that is refused before it is read.
+#[must_use]
+pub fn refused(raw: &RawMessage, reason: Reason) -> Refused {
+    Named::of(&raw.headers).refused(raw, reason)
 }
 
 /// What a message says that it is.
@@ -255,6 +259,15 @@ struct Named {
 }
 
 impl Named {
+    fn refused(self, raw: &RawMessage, reason: Reason) -> Refused {
+        Refused {
+            reason,
+            task: self.task,
+            id: self.id,
+            reply_to: raw.properties.reply_to.clone(),
+        }
+    }
+
     fn of(fields: &Map<String, Value>) -> Self {
         // Some producers count their tasks.
         let number = |id: &Value| (id.is_number() && !id.is_f64()).then(|| id.to_string());

@@ -62,6 +62,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
             .collect(),
         prefetch: 0,
         delayed: None,
+        max_body_bytes: Some(worker.config.accept.max_body_bytes),
     });
     let mut connected = consumer.connected();
     let greeting = async {

@@ -33,6 +33,7 @@ mod cluster;
 mod control;
 mod events;
 mod identity;
+mod intake;
 mod policy;
 mod pool;
 mod rate;
@@ -301,6 +302,7 @@ impl Worker {
             delayed: worker.config.task_queues.delayed(&queues),
             queues,
             prefetch: worker.prefetch(),
+            max_body_bytes: Some(worker.config.accept.max_body_bytes),
         });
         // Nobody else sets it.
         let _ = worker.subscriptions.set(consumer.handle());

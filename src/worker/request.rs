@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::accepted::{Phase, Received};
 use super::canvas::{CanvasError, Stopped};
 use super::identity::Identity;
+use super::intake;
 use super::policy::Policy;
 use super::span;
 use super::stop::{Reason as StopReason, Stop};
@@ -34,7 +35,7 @@ use crate::telemetry::chain;
 use crate::traces;
 use crate::wire::event::Event;
 use crate::wire::exception::{BUILTINS, Exception};
-use crate::wire::message::{self, Fate, Reason, Refused, TaskMessage};
+use crate::wire::message::{Fate, Reason, Refused, TaskMessage};
 use crate::wire::repr;
 use crate::wire::result::{Cause, Extended, ResultMeta, State};
 use crate::wire::retry::Changes;
@@ -57,7 +58,7 @@ struct Requeue;
 impl Worker {
     /// One delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, mut delivery: Delivery) {
-        let message = match message::decode(&delivery.message, &self.config.accept) {
+        let message = match intake::read(&delivery, &self.config.accept) {
             Ok(message) => message,
             Err(refused) => return Box::pin(self.refuse(delivery, refused)).await,
         };

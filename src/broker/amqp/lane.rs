@@ -7,21 +7,20 @@ use futures_util::stream::{self, StreamExt};
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::{DeliveryTag, FieldTable, ShortString};
 use lapin::{Channel, Connection};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::link::{self, Link};
+use super::screen::Notes;
 use super::settler::Settler;
 use super::window::{Held, Window};
 use super::{RECONNECT, convert, short};
-use crate::broker::consumer::{Reports, Settled, Wanted};
+use crate::broker::consumer::{Damage, Reports, Settled, Wanted};
 use crate::broker::{BrokerError, Delivery, Queue, Settlement, Verdict};
 use crate::pauses::{Attempts, in_seconds};
 use crate::telemetry::chain;
-
-/// A channel that ends earlier than this is not opened anew at once.
-const SHORT_LIVED: Duration = Duration::from_secs(1);
 
 /// How long the closing of a channel may take.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -30,6 +29,8 @@ const CLOSING: Duration = Duration::from_secs(5);
 pub(super) struct Lane {
     pub(super) link: Arc<Link>,
     pub(super) connection: Arc<Connection>,
+    /// What had to be done to read a delivery.
+    pub(super) notes: Arc<Notes>,
     pub(super) queue: Queue,
     /// Whether delayed messages are to reach the queue.
     pub(super) delayed: bool,
@@ -95,10 +96,7 @@ impl Lane {
                     Ended::HeldTooLong => self.link.lost("a delivery was held for too long"),
                 });
             }
-            if began.elapsed() >= SHORT_LIVED {
-                attempts = Attempts::new(RECONNECT);
-            }
-            let pause = self.say(&error, began, &mut attempts);
+            let pause = self.say(&error, began.elapsed(), &mut attempts);
             tokio::select! {
                 () = self.cancelled.cancelled() => return None,
                 () = sleep(pause) => {}
@@ -106,8 +104,9 @@ impl Lane {
         }
     }
 
-    /// Tells why a channel that was there since `began` ended; how long to wait before the next one.
-    fn say(&self, ended: &Ended, began: Instant, attempts: &mut Attempts) -> Duration {
+    /// Tells why a channel ended that was there for a time; how long to wait before the next one.
+    fn say(&self, ended: &Ended, time: Duration, attempts: &mut Attempts) -> Duration {
+        let was_good = attempts.succeeded_for(time);
         let queue = self.queue.name.as_str();
         let error = match ended {
             Ended::HeldTooLong => {
@@ -122,7 +121,7 @@ impl Lane {
             Ended::Error(error) => error,
         };
         let mut setback = attempts.failed(error);
-        if began.elapsed() >= SHORT_LIVED {
+        if was_good {
             setback.pause = Duration::ZERO;
         }
         if setback.is_news {
@@ -229,7 +228,8 @@ impl Lane {
                 Some(item) = open.items.next() => match item {
                     Item::Delivery(number, delivery) => {
                         let held = window.take(number);
-                        self.hand_on(*delivery, held, &open.settler).await;
+                        let damage = self.notes.take(open.channel.id(), delivery.delivery_tag);
+                        self.hand_on(*delivery, damage, held, &open.settler).await;
                     }
                     Item::Error(error) if link::is_held_too_long(&error) => {
                         return Err(Ended::HeldTooLong);
@@ -262,7 +262,13 @@ impl Lane {
         }
     }
 
-    async fn hand_on(&self, delivery: lapin::message::Delivery, held: Held, settler: &Settler) {
+    async fn hand_on(
+        &self,
+        delivery: lapin::message::Delivery,
+        damage: Option<Damage>,
+        held: Held,
+        settler: &Settler,
+    ) {
         let tag = delivery.delivery_tag;
         let (message, acker) = convert::delivery(delivery);
         let settlement = Box::new(Acker {
@@ -271,13 +277,15 @@ impl Lane {
             settler: settler.clone(),
             held,
         });
-        let delivery = Delivery::new(
+        let mut delivery = Delivery::new(
             message.raw,
             self.queue.name.clone(),
             (message.exchange, message.routing_key),
             message.redelivered,
             settlement,
         );
+        delivery.damage = damage.map(Box::new);
+        report_damage(&delivery);
         // Dropping it gives it back: when there is no receiver any more, or it takes none.
         tokio::select! {
             biased;
@@ -325,6 +333,39 @@ impl Lane {
         if let Err(error) = timeout(CLOSING, open.channel.close(200, "bye".into())).await {
             tracing::debug!(%error, "channel did not close in time");
         }
+    }
+}
+
+/// Tells what had to be done to read a delivery.
+fn report_damage(delivery: &Delivery) {
+    let Some(damage) = delivery.damage.as_deref() else {
+        return;
+    };
+    let Delivery {
+        message,
+        queue,
+        exchange,
+        routing_key,
+        ..
+    } = delivery;
+    let task_id = message.headers.get("id").and_then(Value::as_str);
+    if damage.is_no_text {
+        tracing::warn!(
+            queue,
+            exchange,
+            routing_key,
+            task_id,
+            "names or properties of a message are not UTF-8; each byte that is none is read as a question mark"
+        );
+    }
+    if damage.is_too_deep {
+        tracing::warn!(
+            queue,
+            exchange,
+            routing_key,
+            task_id,
+            "headers of a message nest too deep; what is deeper is read as bytes"
+        );
     }
 }
 

@@ -11,16 +11,14 @@ use lapin::options::{
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
 use lapin::types::FieldTable;
-use lapin::{
-    Channel, Connection, ConnectionBuilder, ConnectionProperties, DefaultConnectionBuilder,
-    ErrorKind, ExchangeKind,
-};
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
 use regex::Regex;
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
 use super::address::{Address, Addresses};
-use super::{Options, Tls, convert, short};
+use super::screen::{Limits, Notes};
+use super::{Options, Tls, convert, short, stream};
 use crate::broker::topology::Step;
 use crate::broker::{Binding, BrokerError, Declaration, Queue, QueueDepth, topology};
 
@@ -32,7 +30,7 @@ const FRAME: u32 = 16 << 10;
 /// The same after the first message that is in need of it: RabbitMQ's default, and py-amqp's. Bodies
 /// are cut to frames, but headers must fit into one, and who gets a larger one than was agreed on ends
 /// the connection (RabbitMQ 3.10, lapin 4.12).
-const LARGE_FRAME: u32 = 128 << 10;
+pub(super) const LARGE_FRAME: u32 = 128 << 10;
 
 /// How long a polite goodbye may take.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -113,9 +111,21 @@ impl Link {
     /// # Errors
     /// Of several brokers, one that can be worth another attempt, if there is any.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
+        let notes = Arc::new(Notes::default());
+        self.connect_to_consume(role, None, &notes).await
+    }
+
+    /// The same, but bodies are left out that are larger than that, and what had to be done to read a
+    /// delivery is noted.
+    pub(super) async fn connect_to_consume(
+        &self,
+        role: &str,
+        max_body_bytes: Option<usize>,
+        notes: &Arc<Notes>,
+    ) -> Result<Connection, BrokerError> {
         let mut failure = None;
         for address in self.addresses.in_turn() {
-            let error = match self.connect_to(address, role).await {
+            let error = match self.connect_to(address, role, max_body_bytes, notes).await {
                 Ok(connection) => {
                     if failure.is_some() {
                         tracing::info!(
@@ -141,24 +151,32 @@ impl Link {
         Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
     }
 
-    async fn connect_to(&self, address: &Address, role: &str) -> Result<Connection, BrokerError> {
+    async fn connect_to(
+        &self,
+        address: &Address,
+        role: &str,
+        max_body_bytes: Option<usize>,
+        notes: &Arc<Notes>,
+    ) -> Result<Connection, BrokerError> {
         let mut uri = address.uri.clone();
-        let frame = match self.has_large_frames.load(Ordering::Relaxed) {
+        let has_large_frames = self.has_large_frames.load(Ordering::Relaxed);
+        let frame = match has_large_frames {
             true => LARGE_FRAME,
             false => FRAME,
         };
-        uri.query.frame_max.get_or_insert(frame);
+        let limits = Limits {
+            is_last: has_large_frames || uri.query.frame_max.is_some(),
+            frame: *uri.query.frame_max.get_or_insert(frame),
+            body: max_body_bytes.map_or(u64::MAX, |bytes| bytes as u64),
+        };
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", self.name).into())
             .with_client_property("product".into(), "ccat-transfer".into())
             .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
         let error = |error, what: &str| self.error_at(&address.masked, error, what);
-        let builder: DefaultConnectionBuilder = ConnectionBuilder::new()
-            .map_err(|e| error(e, "a connection"))?
-            .with_uri(uri)
-            .with_properties(properties)
-            .with_tls_config(self.certificates()?);
-        match timeout(self.connection_timeout, builder.connect()).await {
+        let connected =
+            stream::connect(uri, self.certificates()?, limits, notes.clone(), properties);
+        match timeout(self.connection_timeout, connected).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(refusal)) if is_access_refused(&refusal) => Err(error(
                 refusal,

@@ -7,11 +7,12 @@ use futures_util::StreamExt;
 use lapin::{Connection, Event};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::lane::Lane;
 use super::link::{Link, goodbye};
+use super::screen::Notes;
 use super::{RECONNECT, Reconnect};
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
@@ -26,6 +27,7 @@ pub(super) struct Supervisor {
     pub(super) reconnect: Reconnect,
     pub(super) purpose: &'static str,
     pub(super) delayed: Option<QueueType>,
+    pub(super) max_body_bytes: Option<usize>,
     pub(super) closing: CancellationToken,
 }
 
@@ -42,25 +44,28 @@ impl Supervisor {
         let mut was_connected = false;
         loop {
             pulse.tick();
+            let notes = Arc::new(Notes::default());
             let opened = tokio::select! {
                 () = cancelled.cancelled() => return,
-                opened = self.link.connect("consumer") => opened,
+                opened = self.link.connect_to_consume("consumer", self.max_body_bytes, &notes) => opened,
             };
             let error = match opened {
                 Ok(connection) => {
                     was_connected = true;
-                    attempts = Attempts::new(RECONNECT);
                     failed = 0;
+                    let began = Instant::now();
                     let mut session = Session {
                         supervisor: &self,
                         pulse,
                         connection: Arc::new(connection),
+                        notes,
                         reports: &reports,
                         lanes: JoinSet::new(),
                         tokens: HashMap::new(),
                     };
                     match session.serve(&deliveries, &cancelled).await {
                         Some(error) => {
+                            attempts.succeeded_for(began.elapsed());
                             session.give_up().await;
                             error
                         }
@@ -123,6 +128,7 @@ struct Session<'a> {
     supervisor: &'a Supervisor,
     pulse: &'a Pulse,
     connection: Arc<Connection>,
+    notes: Arc<Notes>,
     reports: &'a Arc<Reports>,
     lanes: JoinSet<Option<BrokerError>>,
     /// What ends the lane of a queue that is wanted.
@@ -198,6 +204,7 @@ impl Session<'_> {
             let lane = Lane {
                 link: self.supervisor.link.clone(),
                 connection: self.connection.clone(),
+                notes: self.notes.clone(),
                 queue,
                 delayed: self.supervisor.delayed.is_some(),
                 reports: self.reports.clone(),

@@ -76,6 +76,7 @@ impl ResultReader {
                     queues: vec![Queue::replies(&queue)],
                     prefetch: 0,
                     delayed: None,
+                    max_body_bytes: None,
                 });
                 let mut connected = consumer.connected();
                 match timeout(within, connected.wait_for(|served| *served)).await {

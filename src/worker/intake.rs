@@ -1,0 +1,27 @@
+//! Reading what a worker receives.
+
+use crate::broker::Delivery;
+use crate::wire::content::Accept;
+use crate::wire::message::{self, Reason, Refused, TaskMessage};
+
+/// Reads a delivery's task message.
+///
+/// # Errors
+/// [`Refused`] for everything that is none, and for what was left out on its way here.
+pub(super) fn read(delivery: &Delivery, accept: &Accept) -> Result<TaskMessage, Refused> {
+    match left_out(delivery, accept) {
+        Some(reason) => Err(message::refused(&delivery.message, reason)),
+        None => message::decode(&delivery.message, accept),
+    }
+}
+
+fn left_out(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
+    let damage = delivery.damage.as_deref()?;
+    if let Some(why) = damage.unreadable {
+        return Some(Reason::Properties(why));
+    }
+    damage.body_bytes.map(|bytes| Reason::TooLarge {
+        size: usize::try_from(bytes).unwrap_or(usize::MAX),
+        limit: accept.max_body_bytes,
+    })
+}
