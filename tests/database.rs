@@ -27,8 +27,7 @@ use ccat_transfer::transfer::lease::{Demise, Lease, LeaseError, Owner, Phase, Pr
 use ccat_transfer::transfer::link::{Capacity, ClosedLink, FullLink, LinkName, Pause};
 use ccat_transfer::transfer::repository::{
     Acquisition, Allowance, Batch, Candidate, ClaimError, Failure, Filter, Finished, Leftover,
-    LinkChange, LinkError, Listing, OpenTransfer, ReleaseTo, Renewal, Repository, SiteError,
-    Traffic, Watch,
+    LinkChange, LinkError, Listing, OpenTransfer, Renewal, Repository, SiteError, Traffic, Watch,
 };
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology, TopologyError};
 use entity::{Outcome, Status};
@@ -359,7 +358,7 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
     assert_eq!(published(&db, id).await, scheduled(&[id]));
     let lease = db.acquire(id).await.lease;
     // Taken up again, it waits no more, whatever becomes of this attempt.
-    let release = db.repository.release(&lease, ReleaseTo::Pending, "stop");
+    let release = db.repository.release(&lease, "stop");
     release.await.unwrap();
     assert_eq!(due(&db).await, [id, other]);
 }
@@ -555,10 +554,7 @@ async fn an_expired_lease_is_taken_over(db: Fixture) {
     assert_eq!(detail.attempts[1].outcome, None);
 
     db.repository.forget_temporary(id, 1).await.unwrap();
-    db.repository
-        .release(&second.lease, ReleaseTo::Pending, "stop")
-        .await
-        .unwrap();
+    db.repository.release(&second.lease, "stop").await.unwrap();
     assert!(db.acquire(id).await.leftovers.is_empty());
 }
 
@@ -595,14 +591,7 @@ async fn assert_powerless(db: &Fixture, lease: &Lease) {
     assert!(is_lost(
         repository.mark_permanent_failure(lease, &failure()).await
     ));
-    assert!(is_lost(
-        repository.release(lease, ReleaseTo::Pending, "stop").await
-    ));
-    assert!(is_lost(
-        repository
-            .release(lease, ReleaseTo::Scheduled, "stop")
-            .await
-    ));
+    assert!(is_lost(repository.release(lease, "stop").await));
     assert_eq!(db.everything(id).await, before);
 }
 
@@ -672,38 +661,31 @@ async fn stopping_is_not_failing(db: Fixture) {
         .reset_for_retry(&lease, &failure())
         .await
         .unwrap();
-    for (back_to, status) in [
-        (ReleaseTo::Pending, "PENDING"),
-        (ReleaseTo::Scheduled, "SCHEDULED"),
-    ] {
-        let lease = db.acquire(id).await.lease;
-        let progress = Progress {
-            bytes_done: 11,
-            ..Progress::default()
-        };
-        db.repository
-            .renew(&lease, copying(progress))
-            .await
-            .unwrap();
-        db.repository
-            .release(&lease, back_to, "worker stops")
-            .await
-            .unwrap();
-        assert_eq!(db.status(id).await, status);
-        let detail = db.repository.show(id).await.unwrap().unwrap();
-        assert_eq!(detail.transfer.retry_count, 1);
-        assert_eq!(
-            detail.transfer.failure_error_message.as_deref(),
-            Some("connection reset")
-        );
-        assert!(detail.lease.is_none());
-        let last = detail.attempts.last().unwrap();
-        assert_eq!(last.outcome, Some(Outcome::Interrupted));
-        assert_eq!(
-            (last.message.as_deref(), last.bytes),
-            (Some("worker stops"), Some(11))
-        );
-    }
+    // Only the manager makes a row SCHEDULED, and only with a message.
+    let lease = db.acquire(id).await.lease;
+    let progress = Progress {
+        bytes_done: 11,
+        ..Progress::default()
+    };
+    db.repository
+        .renew(&lease, copying(progress))
+        .await
+        .unwrap();
+    db.repository.release(&lease, "worker stops").await.unwrap();
+    assert_eq!(db.status(id).await, "PENDING");
+    let detail = db.repository.show(id).await.unwrap().unwrap();
+    assert_eq!(detail.transfer.retry_count, 1);
+    assert_eq!(
+        detail.transfer.failure_error_message.as_deref(),
+        Some("connection reset")
+    );
+    assert!(detail.lease.is_none());
+    let last = detail.attempts.last().unwrap();
+    assert_eq!(last.outcome, Some(Outcome::Interrupted));
+    assert_eq!(
+        (last.message.as_deref(), last.bytes),
+        (Some("worker stops"), Some(11))
+    );
 }
 
 /// Lets 16 tasks try at once and returns how many have acquired.
@@ -1243,7 +1225,7 @@ async fn a_renewal_tells_to_make_way(db: Fixture) {
         Renewal::Stop(paused) => assert_eq!(paused.pause.by, "you@here"),
         answer => panic!("{answer:?}"),
     }
-    let release = db.repository.release(&lease, ReleaseTo::Pending, "paused");
+    let release = db.repository.release(&lease, "paused");
     release.await.unwrap();
     assert_eq!(db.status(id).await, "PENDING");
     assert_eq!(db.repository.get_retry_count(id).await.unwrap(), Some(0));

@@ -17,7 +17,7 @@ use std::process::Command;
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::repository::{
-    Acquisition, Candidate, Failure, Finished, Listing, OpenTransfer, ReleaseTo, Repository,
+    Acquisition, Candidate, Failure, Finished, Listing, OpenTransfer, Repository,
 };
 use ccat_transfer::transfer::schema::{self, Difference, SchemaError};
 use ccat_transfer::transfer::topology::{self, TopologyError};
@@ -474,12 +474,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     let lease = acquire(&repository, id).await;
     assert_eq!(shown()["status"], "IN_PROGRESS");
     python(&["reset", &url, labels]);
-    assert!(
-        repository
-            .release(&lease, ReleaseTo::Scheduled, "stop")
-            .await
-            .is_err()
-    );
+    assert!(repository.release(&lease, "stop").await.is_err());
 
     let lease = acquire(&repository, id).await;
     let finished = Finished {

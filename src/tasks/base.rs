@@ -14,7 +14,7 @@ use crate::traces::{self, KeyValue};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
-use crate::transfer::repository::{Failure, ReleaseTo, TransferDetail};
+use crate::transfer::repository::{Failure, TransferDetail};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
 
@@ -39,7 +39,7 @@ pub enum Settled {
     },
     /// FAILED for good.
     Failed,
-    /// Given back as it was, not counted as a failure.
+    /// PENDING again, not counted as a failure.
     Released,
     /// Not touched: it belongs to somebody else, or there is none.
     Untouched,
@@ -286,7 +286,7 @@ impl DataTransferTask {
             .await
     }
 
-    /// Stopping is not failing: back as it was, with its `retry_count`.
+    /// PENDING with the `retry_count` as it is: stopping is not failing.
     async fn give_back(
         &self,
         request: &Request,
@@ -307,15 +307,10 @@ impl DataTransferTask {
                 })
                 .await;
         }
-        let to = match failed.error {
-            TransferError::Interrupted { .. } => request.release_to,
-            // The message is answered with a failure, so it is the manager's turn.
-            _ => ReleaseTo::Pending,
-        };
         let reason = failed.error.chain();
         self.service
             .settle(lease, &request.cancelled, || {
-                repository.release(lease, to, &reason)
+                repository.release(lease, &reason)
             })
             .await
     }

@@ -15,7 +15,6 @@ use super::exception;
 use crate::faults::fault_point;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease;
-use crate::transfer::repository::ReleaseTo;
 use crate::transfer::service::{self, Failed, Snapshot};
 use crate::wire::arguments::{Parameter, Signature};
 use crate::worker::{Attributes, Control, Failure, Progress, WorkerTask};
@@ -51,13 +50,6 @@ impl TransferFilesBbcp {
             cancelled: control.cancelled.clone(),
             redelivered: control.redelivered,
             by_hand: false,
-            // A row that says SCHEDULED must have a message. The task's goes back to its queue, unless
-            // somebody terminated the task, or the message is not this worker's any more.
-            release_to: if control.message.goes_back() && !control.terminated.is_cancelled() {
-                ReleaseTo::Scheduled
-            } else {
-                ReleaseTo::Pending
-            },
             snapshots: watch::Sender::new(Snapshot::default()),
         }
     }

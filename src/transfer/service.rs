@@ -33,8 +33,7 @@ use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
 use super::link::{LinkName, PausedLink};
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
 use super::repository::{
-    Acquired, Acquisition, ClaimError, Finished, Location, ReleaseTo, Renewal, Repository,
-    TransferRecord,
+    Acquired, Acquisition, ClaimError, Finished, Location, Renewal, Repository, TransferRecord,
 };
 
 pub use super::lease::{Phase, Snapshot};
@@ -76,8 +75,6 @@ pub struct Request {
     pub redelivered: bool,
     /// Somebody wants it now, even if its link has as many copies as it may.
     pub by_hand: bool,
-    /// Where the transfer goes if it is interrupted: SCHEDULED if a message for it stays in a queue.
-    pub release_to: ReleaseTo,
     /// Gets what the attempt is doing.
     pub snapshots: watch::Sender<Snapshot>,
 }

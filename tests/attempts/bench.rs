@@ -11,7 +11,7 @@ use ccat_transfer::settings::{self, EnumLabels, OpsDb, Settings};
 use ccat_transfer::tasks::DataTransferTask;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::lease::LeaseInfo;
-use ccat_transfer::transfer::repository::{ReleaseTo, Repository, TransferRecord};
+use ccat_transfer::transfer::repository::{Repository, TransferRecord};
 use ccat_transfer::transfer::service::{Done, Failed, Phase, Request, Snapshot, TransferService};
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
 use tempfile::TempDir;
@@ -231,7 +231,6 @@ impl Bench {
             cancelled: CancellationToken::new(),
             redelivered: false,
             by_hand: false,
-            release_to: ReleaseTo::Pending,
             snapshots: watch::Sender::new(Snapshot::default()),
         }
     }

@@ -16,7 +16,6 @@ use crate::notify::Notifier;
 use crate::tasks::DataTransferTask;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::ReleaseTo;
 use crate::transfer::service::{Done, Request, Snapshot, TransferService};
 
 /// Does one transfer here and now.
@@ -37,7 +36,6 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError
         redelivered: false,
         by_hand: true,
         // No message stays behind, so an interrupted transfer waits for the manager.
-        release_to: ReleaseTo::Pending,
         snapshots: watch::Sender::new(Snapshot::default()),
     };
     let bar = tokio::spawn(show_progress(request.snapshots.subscribe(), context.json));

@@ -57,7 +57,7 @@ pub use record::{
     TransferRecord,
 };
 pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
-pub use settle::{Failure, Finished, ReleaseTo};
+pub use settle::{Failure, Finished};
 pub use sweep::{Recovered, Sweep};
 
 /// The transfers of one database. Clones share its connections.

@@ -49,15 +49,6 @@ pub struct Failure {
     pub delay: Duration,
 }
 
-/// Where a transfer goes whose worker stops.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReleaseTo {
-    /// The manager sends a new message.
-    Pending,
-    /// The message goes back to its queue.
-    Scheduled,
-}
-
 /// What becomes of the transfer's row.
 struct Settlement<'a> {
     status: Status,
@@ -180,22 +171,19 @@ impl Repository {
     /// The worker stops, and the copy with it. That is no failure: the count of failures and the
     /// last failure's message stay as they are.
     ///
+    /// The row says PENDING, even where the worker's message goes back to its queue: a worker cannot
+    /// know that it does. The broker may have closed the connection long ago and have given the
+    /// message to another worker, which found the transfer held and acknowledged it. A redelivered
+    /// message takes a PENDING row all the same, and a second message from the manager does no harm.
+    ///
     /// # Errors
     /// [`LeaseError::Lost`], with nothing changed, unless the lease stands and the row says
     /// IN_PROGRESS.
-    pub async fn release(
-        &self,
-        lease: &Lease,
-        back_to: ReleaseTo,
-        reason: &str,
-    ) -> Result<(), LeaseError> {
+    pub async fn release(&self, lease: &Lease, reason: &str) -> Result<(), LeaseError> {
         let releasing = || async {
             let progress = find_lease(self.database.connection(), lease.data_transfer_id).await?;
             let settlement = Settlement {
-                status: match back_to {
-                    ReleaseTo::Pending => Status::Pending,
-                    ReleaseTo::Scheduled => Status::Scheduled,
-                },
+                status: Status::Pending,
                 is_final: false,
                 counts_as_retry: false,
                 message: Message::Keep,
