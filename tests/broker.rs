@@ -241,6 +241,45 @@ async fn deleted_queues_are_declared_anew() {
     transport.close().await;
 }
 
+/// A producer's connection outlives what it declared.
+#[tokio::test]
+async fn a_publication_declares_what_was_deleted() {
+    let Some(url) = service("TEST_AMQP_URL") else {
+        return;
+    };
+    let transport = amqp(&url, "declared-before");
+    let queue = Queue::tasks(unique("declared"));
+    publish(&transport, &queue, "first").await;
+    ctl(&["delete_queue", &queue.name]).await;
+    publish(&transport, &queue, "second").await;
+    let depth = transport.survey(std::slice::from_ref(&queue.name)).await;
+    assert_eq!(depth.unwrap()[0].messages, 1);
+    // Also by the way of the queue's own exchange, which the test's connection deletes.
+    let through_exchange = Publication {
+        exchange: queue.name.clone(),
+        routing_key: queue.name.clone(),
+        message: RawMessage::default(),
+        declare: Some(Declaration::Queue(queue.clone())),
+        mandatory: true,
+    };
+    transport
+        .publish(&through_exchange, PATIENCE)
+        .await
+        .unwrap();
+    let eval = format!(
+        "rabbit_exchange:delete(rabbit_misc:r(<<\"/\">>, exchange, <<\"{}\">>), false, <<\"test\">>).",
+        queue.name
+    );
+    ctl(&["eval", &eval]).await;
+    transport
+        .publish(&through_exchange, PATIENCE)
+        .await
+        .unwrap();
+    let depth = transport.survey(std::slice::from_ref(&queue.name)).await;
+    assert_eq!(depth.unwrap()[0].messages, 3);
+    transport.close().await;
+}
+
 /// What one message closes a channel for is not another's failure.
 #[tokio::test]
 async fn a_missing_exchange_fails_its_own_message_only() {

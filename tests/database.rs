@@ -75,6 +75,7 @@ on_both_databases!(
     links_are_changed_one_thing_at_a_time,
     traffic_is_counted_by_link,
     a_pass_schedules_all_but_what_is_refused,
+    a_full_queue_does_not_hold_up_the_others,
     a_silent_broker_holds_no_lock_for_long,
     what_was_completed_and_is_reset_is_scheduled_by_a_full_look,
     a_database_without_links_works_as_before,
@@ -1353,6 +1354,8 @@ struct Broker {
     refuses: HashSet<i64>,
     /// It never answers.
     is_silent: bool,
+    /// Queues that are full.
+    full: Mutex<HashSet<String>>,
     sent: Mutex<Vec<i64>>,
 }
 
@@ -1362,15 +1365,17 @@ impl Submit for Broker {
         Ok(())
     }
 
-    async fn submit(&self, id: i64, _queue: &str) -> Result<(), SubmitError> {
+    async fn submit(&self, id: i64, queue: &str) -> Result<String, SubmitError> {
         if self.is_silent {
             std::future::pending::<()>().await;
         }
-        if self.refuses.contains(&id) {
-            return Err(SubmitError("refused".into()));
+        if self.refuses.contains(&id) || self.full.lock().unwrap().contains(queue) {
+            return Err(SubmitError::refused("refused"));
         }
         self.sent.lock().unwrap().push(id);
-        Ok(())
+        // A confirmation takes longer than a refusal.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        Ok(format!("task-{id}"))
     }
 }
 
@@ -1408,9 +1413,40 @@ async fn a_pass_schedules_all_but_what_is_refused(db: Fixture) {
     for id in [bad_row, bad_message] {
         assert_eq!(db.status(id).await, "PENDING");
     }
-    // The next pass tries them again; only they are left.
-    let pass = manager.transfer_transfer_packages(false).await;
-    assert!(matches!(pass, Err(ManagerError::Broker(_))));
+    // The next pass tries them again; only they are left, and a refusal is no sign of a broker that
+    // is away.
+    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    assert_eq!((pass.scheduled.len(), pass.refused.len()), (0, 2));
+}
+
+/// A queue that refuses messages (`x-overflow=reject-publish`) costs the others nothing.
+async fn a_full_queue_does_not_hold_up_the_others(db: Fixture) {
+    let (mut full, mut good) = (Vec::new(), Vec::new());
+    for _ in 0..60 {
+        full.push(db.transfer().await);
+    }
+    for _ in 0..4 {
+        good.push(db.transfer_from("ccat/buffer").await);
+    }
+    let broker = Arc::new(Broker::default());
+    let queue = "ccat_telescope_computer_data_transfer".to_owned();
+    broker.full.lock().unwrap().insert(queue);
+    let manager = manager(&db, &broker);
+    for pass in 0..3 {
+        let pass = match manager.transfer_transfer_packages(false).await {
+            Ok(done) => done,
+            Err(error) => panic!("pass {pass}: {error:?}"),
+        };
+        assert_eq!(pass.refused.len(), full.len());
+    }
+    assert_eq!(*broker.sent.lock().unwrap(), good, "one message for each");
+    for id in &good {
+        assert_eq!(db.status(*id).await, "SCHEDULED");
+    }
+    assert_eq!(db.status(full[0]).await, "PENDING");
+    broker.full.lock().unwrap().clear();
+    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    assert_eq!((pass.scheduled.len(), pass.refused.len()), (full.len(), 0));
 }
 
 async fn a_silent_broker_holds_no_lock_for_long(db: Fixture) {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::consumer::Feed;
-use super::{BrokerError, Consumer, Publication, QueueDepth, Subscription, Transport};
+use super::{BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription, Transport};
 use crate::pauses::Pauses;
 use crate::pulse::Pulses;
 use crate::settings;
@@ -236,6 +236,14 @@ impl Amqp {
         }
     }
 
+    /// Has something declared again before the next publication that needs it.
+    async fn forget(&self, declaration: &Declaration) {
+        let (kind, name) = declaration.key();
+        if let Some(open) = self.publisher.lock().await.as_mut() {
+            open.declared.remove(&(kind, name.to_owned()));
+        }
+    }
+
     /// A channel of its own for questions whose answer may end it.
     async fn spare_channel(&self) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
@@ -341,8 +349,15 @@ impl Transport for Amqp {
         publication: &Publication,
         within: Duration,
     ) -> Result<(), BrokerError> {
-        self.patiently(within, || self.publish_once(publication))
-            .await
+        let publish = || self.patiently(within, || self.publish_once(publication));
+        match (publish().await, &publication.declare) {
+            // Somebody has deleted the queue or its exchange since this connection declared it.
+            (Err(error), Some(declaration)) if link::leads_nowhere(&error, publication) => {
+                self.forget(declaration).await;
+                publish().await
+            }
+            (published, _) => published,
+        }
     }
 
     async fn prepare(&self, within: Duration) -> Result<(), BrokerError> {

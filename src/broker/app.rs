@@ -109,10 +109,11 @@ impl Broker for Producer {
         let sending = Sending::begin(&mut publication);
         let within = self.producing.within;
         let sent = self.transport.publish(&publication, within).await;
-        // The crate's error type knows lapin 2 only; the text with all its causes is kept.
-        let sent = sent.map_err(|e| chain(&e).to_string());
-        sending.end(&sent);
-        sent.map_err(|text| BrokerError::IoError(io::Error::other(text)))
+        // The crate's error type knows lapin 2 only; the text with all its causes is kept, and
+        // whether the broker has answered.
+        let sent = sent.map_err(|e| (kind(&e), chain(&e).to_string()));
+        sending.end(&sent.as_ref().copied().map_err(|(_, text)| text));
+        sent.map_err(|(kind, text)| BrokerError::IoError(io::Error::new(kind, text)))
     }
 
     async fn consume(
@@ -159,6 +160,26 @@ impl Broker for Producer {
             .await
             .map_err(|e| BrokerError::IoError(io::Error::other(chain(&e).to_string())))
     }
+}
+
+/// The kind of error by which [`is_unanswered`] knows a publication without an answer.
+fn kind(error: &super::BrokerError) -> io::ErrorKind {
+    use super::BrokerError::{GivenUp, Timeout, Unreachable};
+    match error {
+        Unreachable { .. } | GivenUp { .. } => io::ErrorKind::NotConnected,
+        Timeout { .. } => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::Other,
+    }
+}
+
+/// Whether a publication of an app has failed without an answer of the broker; otherwise the broker
+/// has refused it.
+#[must_use]
+pub fn is_unanswered(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotConnected | io::ErrorKind::TimedOut
+    )
 }
 
 /// A protocol 2 message with every header that a Python producer sets, so that monitors show it

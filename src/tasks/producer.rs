@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use celery::Celery;
+use celery::error::{BrokerError, CeleryError};
 use celery::task::{Signature, Task as _};
 
 use super::{TransferFilesBbcp, TransferFilesBbcpParams};
+use crate::broker::app;
 use crate::manager::{Submit, SubmitError};
 use crate::metrics::TaskMetrics;
 use crate::settings;
@@ -51,22 +53,28 @@ impl Submit for Producer {
             .broker
             .reconnect(seconds)
             .await
-            .map_err(|e| SubmitError(Box::new(e)))
+            .map_err(SubmitError::unanswered)
     }
 
-    async fn submit(&self, data_transfer_id: i64, queue: &str) -> Result<(), SubmitError> {
+    async fn submit(&self, data_transfer_id: i64, queue: &str) -> Result<String, SubmitError> {
         let params = TransferFilesBbcpParams {
             data_transfer_id,
             session: None,
         };
         let signature = Signature::<TransferFilesBbcp>::new(params).with_queue(queue);
-        self.app
-            .send_task(signature)
-            .await
-            .map_err(|e| SubmitError(Box::new(e)))?;
+        let sent = self.app.send_task(signature).await.map_err(submit_error)?;
         if let Some(metrics) = &self.metrics {
             metrics.sent(&self.task, queue);
         }
-        Ok(())
+        Ok(sent.task_id)
+    }
+}
+
+fn submit_error(error: CeleryError) -> SubmitError {
+    match &error {
+        CeleryError::BrokerError(BrokerError::IoError(source)) if app::is_unanswered(source) => {
+            SubmitError::unanswered(error)
+        }
+        _ => SubmitError::refused(error),
     }
 }

@@ -217,11 +217,16 @@ impl Fixture {
 
     /// A new PENDING transfer.
     pub async fn transfer(&self) -> i64 {
+        self.transfer_from("ccat/telescope_computer").await
+    }
+
+    /// A new PENDING transfer of a location, `site/location`.
+    pub async fn transfer_from(&self, origin: &str) -> i64 {
         let new = NewTransfer {
             relative_path: format!("2026/{}.tar", Uuid::new_v4().simple()),
             size_bytes: Some(50_000_000_000),
             checksum: None,
-            origin: "ccat/telescope_computer".parse().unwrap(),
+            origin: origin.parse().unwrap(),
             destination: "cologne/buffer".parse().unwrap(),
         };
         topology::create_transfer(&self.repository, &new)

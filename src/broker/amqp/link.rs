@@ -20,7 +20,7 @@ use super::address::{Address, Addresses};
 use super::screen::{Limits, Notes};
 use super::{Options, Tls, convert, short, stream};
 use crate::broker::topology::Step;
-use crate::broker::{Binding, BrokerError, Declaration, Queue, QueueDepth, topology};
+use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
 
 /// Largest frame that connections ask for, in bytes. lapin has two buffers of 32 frames for each
 /// connection, and in time touches all of them: 1 MB with this, 8 MB with RabbitMQ's default. Asked for
@@ -507,6 +507,18 @@ pub(super) fn missing_exchange(error: &lapin::Error) -> Option<String> {
     let (_, rest) = text.split_once("no exchange '")?;
     let (name, _) = rest.rsplit_once("' in vhost")?;
     Some(name.to_owned())
+}
+
+/// Whether there is no queue for a publication, or not even its exchange.
+pub(super) fn leads_nowhere(error: &BrokerError, publication: &Publication) -> bool {
+    match error {
+        BrokerError::Unroutable { .. } => true,
+        BrokerError::Refused { source, .. } => {
+            let missing = source.downcast_ref().and_then(missing_exchange);
+            missing.is_some_and(|missing| missing == publication.exchange)
+        }
+        _ => false,
+    }
 }
 
 /// Whether the broker closed a channel since a delivery was held for too long. RabbitMQ 3.8.15 and

@@ -14,39 +14,29 @@
 //! Any number of managers may run, with or without a site of their own each: row locks keep them from
 //! scheduling a transfer twice, and the locks of the links' rows from exceeding a limit together.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::pin::pin;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use chrono::{DateTime, Utc};
-use entity::Status;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use serde::Serialize;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::publish::{Published, QueueFailures, publish};
+use self::survey::{Pick, Survey};
 use crate::faults::{fault_point, hang_point};
 use crate::metrics::{ManagerMetrics, PassCounts};
 use crate::pulse::Pulse;
-use crate::settings::{QueueLocation, Settings};
+use crate::settings::Settings;
 use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::lease::Owner;
-use crate::transfer::link::{self, Link, LinkName};
-use crate::transfer::repository::{
-    Allowance, Candidate, Endpoint, OpenTransfer, Repository, Watch,
-};
-use crate::transfer::routing::queue_name;
+use crate::transfer::repository::{Endpoint, Repository, Watch};
 
-/// So many publications that fail, with none between that succeeds, mean that the broker is away.
-const GIVE_UP_AFTER: usize = 3;
+mod publish;
+mod survey;
 
-/// Longest time that a batch waits for the broker's confirmations: its rows are locked meanwhile,
-/// and on SQLite the whole database.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
+pub use publish::{Submit, SubmitError};
 
 /// How long a pass tries to reach the broker, before it has locked anything.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
@@ -59,21 +49,6 @@ const BATCH: BatchSize = BatchSize {
     quick: Duration::from_millis(250),
     slow: Duration::from_millis(500),
 };
-
-/// Sends the message that starts a transfer.
-#[async_trait]
-pub trait Submit: Send + Sync {
-    /// Makes ready to send, so that nothing of it has to be done while rows are locked.
-    async fn prepare(&self, within: Duration) -> Result<(), SubmitError>;
-
-    /// Sends it to `queue`; done when the broker has taken responsibility for it.
-    async fn submit(&self, data_transfer_id: i64, queue: &str) -> Result<(), SubmitError>;
-}
-
-/// A message could not be sent.
-#[derive(Debug, thiserror::Error)]
-#[error("the message could not be sent")]
-pub struct SubmitError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// Schedules transfers.
 pub struct Manager {
@@ -142,13 +117,6 @@ impl ManagerError {
             Self::Broker(_) => "ScheduleError",
         }
     }
-}
-
-/// A transfer that is to be scheduled, and where its message goes.
-#[derive(Debug)]
-struct Pick {
-    candidate: Candidate,
-    queue: Arc<str>,
 }
 
 impl Manager {
@@ -237,18 +205,9 @@ impl Manager {
             recovered: self.recover().await?,
             ..Pass::default()
         };
-        let mut picks = VecDeque::from(self.pick(&mut pass).await?);
-        let mut broken = None;
-        if !picks.is_empty() {
-            broken = self.submit.prepare(REACHED_WITHIN).await.err();
-        }
-        let mut size = BATCH.first;
-        while broken.is_none() && !picks.is_empty() {
-            let batch: Vec<_> = picks.drain(..size.min(picks.len())).collect();
-            let began = Instant::now();
-            broken = self.schedule(batch, &mut pass, verbose).await?;
-            size = BATCH.next(size, began.elapsed());
-        }
+        let mut sending = Sending::default();
+        let picks = self.pick(&mut pass).await?;
+        self.send(picks, &mut pass, &mut sending, verbose).await?;
         tracing::info!(
             scheduled = pass.scheduled.len(),
             refused = pass.refused.len(),
@@ -258,10 +217,37 @@ impl Manager {
             held_back = pass.held_back,
             "pass finished"
         );
-        match broken {
+        match sending.broken {
             Some(error) => Err(ManagerError::Broker(error)),
             None => Ok(pass),
         }
+    }
+
+    /// Schedules what was picked, in batches, until the broker does not answer.
+    async fn send(
+        &self,
+        picks: Vec<Pick>,
+        pass: &mut Pass,
+        sending: &mut Sending,
+        verbose: bool,
+    ) -> Result<(), DatabaseError> {
+        let mut picks = VecDeque::from(picks);
+        if !picks.is_empty() {
+            sending.broken = self.submit.prepare(REACHED_WITHIN).await.err();
+        }
+        let mut size = BATCH.first;
+        while sending.broken.is_none() && !picks.is_empty() {
+            let batch: Vec<_> = picks.drain(..size.min(picks.len())).collect();
+            let began = Instant::now();
+            self.schedule(batch, pass, sending, verbose).await?;
+            size = BATCH.next(size, began.elapsed());
+            picks = pass.without_refused_queues(picks, &sending.queues);
+        }
+        // The last batch may have been the only one.
+        if pass.scheduled.is_empty() && sending.broken.is_none() {
+            sending.broken = sending.silence.take();
+        }
+        Ok(())
     }
 
     /// Puts transfers of dead workers back.
@@ -312,20 +298,20 @@ impl Manager {
         watch.take().filter(|(_, looked)| looked.elapsed() < every)
     }
 
-    /// Schedules a batch, or its parts where the database refuses the whole. Returns the error of the
-    /// broker, if it seems to be away.
+    /// Schedules a batch, or its parts where the database refuses the whole.
     async fn schedule(
         &self,
         batch: Vec<Pick>,
         pass: &mut Pass,
+        sending: &mut Sending,
         verbose: bool,
-    ) -> Result<Option<SubmitError>, DatabaseError> {
+    ) -> Result<(), DatabaseError> {
         let mut parts = vec![batch];
         while let Some(mut batch) = parts.pop() {
             self.pulse.tick();
-            match self.schedule_at_once(&batch, pass, verbose).await {
-                Ok(None) => {}
-                Ok(broken) => return Ok(broken),
+            match self.schedule_at_once(&batch, pass, sending, verbose).await {
+                Ok(()) if sending.broken.is_some() => return Ok(()),
+                Ok(()) => {}
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => match &batch[..] {
                     [pick] => pass.refuse(pick.candidate.id, chain(&error).to_string()),
@@ -337,102 +323,116 @@ impl Manager {
                 },
             }
         }
-        Ok(None)
+        Ok(())
     }
 
     async fn schedule_at_once(
         &self,
         batch: &[Pick],
         pass: &mut Pass,
+        sending: &mut Sending,
         verbose: bool,
-    ) -> Result<Option<SubmitError>, DatabaseError> {
+    ) -> Result<(), DatabaseError> {
         let candidates: Vec<_> = batch.iter().map(|pick| pick.candidate.clone()).collect();
         let queues: HashMap<_, _> = batch
             .iter()
             .map(|pick| (pick.candidate.id, pick.queue.clone()))
             .collect();
-        let failures = Mutex::new(HashMap::new());
-        let publish = |ids: Vec<i64>| async {
-            let (confirmed, failed) = self.publish(ids, &queues).await;
-            *failures.lock().unwrap_or_else(PoisonError::into_inner) = failed;
-            confirmed
+        let failures = Mutex::new(Published::default());
+        let publishing = |ids: Vec<i64>| async {
+            let mut published = publish(&*self.submit, ids, &queues).await;
+            let confirmed = std::mem::take(&mut published.confirmed);
+            *failures.lock().unwrap_or_else(PoisonError::into_inner) = published;
+            confirmed.into_keys().collect()
         };
         let done = fault_point!(
             ManagerCommitted,
-            self.repository.schedule(&candidates, publish).await
+            self.repository.schedule(&candidates, publishing).await
         )?;
         let mut failures = failures
             .into_inner()
             .unwrap_or_else(PoisonError::into_inner);
         pass.taken += done.taken.len();
         pass.held_back += done.held_back.len() as u64;
+        let queue_of = |id: &i64| queues.get(id).cloned().unwrap_or_default();
         for data_transfer_id in &done.scheduled {
-            let queue = queues.get(data_transfer_id).map_or("", |queue| queue);
+            let queue = &*queue_of(data_transfer_id);
             if verbose {
                 tracing::info!(data_transfer_id, queue, "transfer scheduled");
             } else {
                 tracing::debug!(data_transfer_id, queue, "transfer scheduled");
             }
+            sending.queues.succeeded(queue);
             pass.scheduled.push(Assignment {
                 data_transfer_id: *data_transfer_id,
                 queue: queue.to_owned(),
             });
         }
-        let mut last = None;
+        let mut unanswered = None;
         for id in &done.unpublished {
-            let error = failures.remove(id).unwrap_or_else(unconfirmed);
+            let error = failures.take_failure(*id);
             pass.refuse(*id, chain(&error).to_string());
-            last = Some(error);
-        }
-        // A failure that no success is beside of is the broker's, not a row's.
-        let is_broken = done.scheduled.is_empty();
-        Ok(last.filter(|_| is_broken))
-    }
-
-    /// Sends messages, all at once; those that were confirmed, and how the others failed.
-    async fn publish(
-        &self,
-        ids: Vec<i64>,
-        queues: &HashMap<i64, Arc<str>>,
-    ) -> (HashSet<i64>, HashMap<i64, SubmitError>) {
-        let mut sending: FuturesUnordered<_> = ids
-            .into_iter()
-            .map(|id| async move {
-                let queue = queues.get(&id).map_or("", |queue| queue);
-                let sent = fault_point!(ManagerPublished, self.submit.submit(id, queue).await);
-                (id, sent)
-            })
-            .collect();
-        let (mut confirmed, mut failed) = (HashSet::new(), HashMap::new());
-        let mut time_is_up = pin!(sleep(CONFIRMED_WITHIN));
-        loop {
-            tokio::select! {
-                biased;
-                next = sending.next() => match next {
-                    Some((id, Ok(()))) => {
-                        confirmed.insert(id);
-                    }
-                    Some((id, Err(error))) => {
-                        failed.insert(id, error);
-                        if confirmed.is_empty() && failed.len() >= GIVE_UP_AFTER {
-                            break;
-                        }
-                    }
-                    None => break,
-                },
-                () = &mut time_is_up => break,
+            sending.queues.failed(&queue_of(id));
+            if !error.is_refusal() {
+                unanswered = Some(error);
             }
         }
-        (confirmed, failed)
+        sending.note(!done.scheduled.is_empty(), unanswered);
+        Ok(())
     }
 }
 
-/// The broker has not answered in time, or seems to be away.
-fn unconfirmed() -> SubmitError {
-    SubmitError("the broker has not confirmed it; the next pass tries again".into())
+/// What the broker has answered in a pass so far.
+#[derive(Debug, Default)]
+struct Sending {
+    queues: QueueFailures,
+    /// The last batch had no success, and a message without an answer.
+    silence: Option<SubmitError>,
+    /// The broker does not answer: nothing more is sent.
+    broken: Option<SubmitError>,
+}
+
+impl Sending {
+    /// Notes a batch. One without any answer may be about queues that cannot take messages; with the
+    /// next such one it is the broker.
+    fn note(&mut self, has_success: bool, unanswered: Option<SubmitError>) {
+        let before = self.silence.take();
+        match unanswered {
+            Some(error) if !has_success && before.is_some() => self.broken = Some(error),
+            Some(error) if !has_success => self.silence = Some(error),
+            _ => {}
+        }
+    }
 }
 
 impl Pass {
+    /// Leaves out what would go to a queue that takes no messages.
+    fn without_refused_queues(
+        &mut self,
+        picks: VecDeque<Pick>,
+        queues: &QueueFailures,
+    ) -> VecDeque<Pick> {
+        let mut left_out: BTreeMap<Arc<str>, usize> = BTreeMap::new();
+        let (refused, left): (Vec<_>, Vec<_>) = picks
+            .into_iter()
+            .partition(|pick| queues.refuses(&pick.queue));
+        for pick in refused {
+            *left_out.entry(pick.queue).or_default() += 1;
+            self.refused.push(Refusal {
+                data_transfer_id: pick.candidate.id,
+                reason: "its queue takes no messages; the next pass tries again".into(),
+            });
+        }
+        for (queue, transfers) in left_out {
+            tracing::error!(
+                queue = &*queue,
+                transfers,
+                "queue takes no messages; its other transfers stay pending"
+            );
+        }
+        left.into()
+    }
+
     fn refuse(&mut self, data_transfer_id: i64, reason: String) {
         tracing::error!(
             data_transfer_id,
@@ -465,189 +465,6 @@ impl BatchSize {
         } else {
             size
         }
-    }
-}
-
-/// The locations at both ends of a transfer.
-type Ends = (Option<i64>, Option<i64>);
-
-/// The link that a transfer goes over, by its place in the survey, and the queue of its message.
-type Way = (usize, Arc<str>);
-
-/// What a look has shown of the links.
-struct Survey<'a> {
-    places: &'a HashMap<i64, Endpoint>,
-    settings: &'a Settings,
-    now: DateTime<Utc>,
-    links: Vec<OfLink>,
-    by_name: BTreeMap<LinkName, usize>,
-    /// None where the ends lead nowhere.
-    known: HashMap<Ends, Option<Way>>,
-    waiting: u64,
-    lost: Vec<i64>,
-}
-
-/// One link in a survey.
-struct OfLink {
-    link: Link,
-    limit: Option<u64>,
-    active: u64,
-    pending: u64,
-    /// The oldest that are due, no more than the limit.
-    queue: VecDeque<(i64, Arc<str>)>,
-}
-
-impl<'a> Survey<'a> {
-    fn new(
-        links: Vec<Link>,
-        places: &'a HashMap<i64, Endpoint>,
-        now: DateTime<Utc>,
-        settings: &'a Settings,
-    ) -> Self {
-        let mut survey = Self {
-            places,
-            settings,
-            now,
-            links: Vec::new(),
-            by_name: BTreeMap::new(),
-            known: HashMap::new(),
-            waiting: 0,
-            lost: Vec::new(),
-        };
-        for link in links {
-            if let Some(problem) = link.capacity.problem() {
-                tracing::error!(
-                    link = %link.name,
-                    error = %problem,
-                    "nothing is sent over this link; its windows cannot be read"
-                );
-            }
-            survey.add(link);
-        }
-        survey
-    }
-
-    fn add(&mut self, link: Link) -> usize {
-        let index = self.links.len();
-        self.by_name.insert(link.name.clone(), index);
-        self.links.push(OfLink {
-            limit: link.limit(self.now).map(u64::from),
-            link,
-            active: 0,
-            pending: 0,
-            queue: VecDeque::new(),
-        });
-        index
-    }
-
-    fn see(&mut self, transfer: OpenTransfer) {
-        let way = self.way(&transfer);
-        let is_pending = transfer.status == Status::Pending;
-        if is_pending && transfer.waits {
-            self.waiting += 1;
-            return;
-        }
-        let Some((index, queue)) = way else {
-            if is_pending {
-                self.lost.push(transfer.id);
-            }
-            return;
-        };
-        let Some(of_link) = self.links.get_mut(index) else {
-            return;
-        };
-        if !is_pending {
-            of_link.active += 1;
-            return;
-        }
-        of_link.pending += 1;
-        let has_room = |limit| (of_link.queue.len() as u64) < limit;
-        if of_link.limit.is_none_or(has_room) {
-            of_link.queue.push_back((transfer.id, queue));
-        }
-    }
-
-    fn way(&mut self, transfer: &OpenTransfer) -> Option<Way> {
-        let ends = (
-            transfer.origin_location_id,
-            transfer.destination_location_id,
-        );
-        if let Some(known) = self.known.get(&ends) {
-            return known.clone();
-        }
-        let way = self.find_way(ends);
-        self.known.insert(ends, way.clone());
-        way
-    }
-
-    fn find_way(&mut self, (origin, destination): Ends) -> Option<Way> {
-        let origin = self.places.get(&origin?)?;
-        let destination = self.places.get(&destination?)?;
-        let end = match self.settings.transfer.queue_location {
-            QueueLocation::Origin => origin,
-            QueueLocation::Destination => destination,
-        };
-        let queue = queue_name(
-            &self.settings.transfer.queue_prefix,
-            &end.site,
-            &end.location,
-        );
-        let name = LinkName {
-            origin: origin.site.clone(),
-            destination: destination.site.clone(),
-        };
-        let index = match self.by_name.get(&name) {
-            Some(index) => *index,
-            None => self.add(Link::unlimited(name)),
-        };
-        Some((index, queue.into()))
-    }
-
-    /// What is to be scheduled, in order; the rest is noted in `pass`.
-    fn picks(self, pass: &mut Pass) -> Vec<Pick> {
-        pass.waiting = self.waiting;
-        for id in self.lost {
-            let reason = "its location or the location's site is missing; correct the row";
-            pass.refuse(id, reason.into());
-        }
-        let mut queues = Vec::new();
-        for of_link in self.links {
-            let free = of_link
-                .limit
-                .map(|limit| limit.saturating_sub(of_link.active));
-            let mut queue = of_link.queue;
-            if let Some(free) = free {
-                queue.truncate(usize::try_from(free).unwrap_or(usize::MAX));
-            }
-            let held_back = of_link.pending.saturating_sub(queue.len() as u64);
-            pass.held_back += held_back;
-            if held_back > 0 {
-                tracing::debug!(
-                    link = %of_link.link.name,
-                    limit = of_link.limit,
-                    active = of_link.active,
-                    pending = of_link.pending,
-                    paused = of_link.link.pause.is_some(),
-                    "transfers wait for their link"
-                );
-            }
-            let allowance = free.map(|free| {
-                Arc::new(Allowance {
-                    link: of_link.link.name,
-                    free,
-                    issued: of_link.link.issued,
-                })
-            });
-            let picks = queue.into_iter().map(|(id, queue)| Pick {
-                candidate: Candidate {
-                    id,
-                    allowance: allowance.clone(),
-                },
-                queue,
-            });
-            queues.push((of_link.link.priority, picks.collect()));
-        }
-        link::in_turn(queues)
     }
 }
 
@@ -706,18 +523,10 @@ pub async fn keep_recovering(
     }
 }
 
-#[cfg(feature = "fault-points")]
-impl From<crate::faults::AnswerLost> for SubmitError {
-    fn from(lost: crate::faults::AnswerLost) -> Self {
-        Self(lost.into())
-    }
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
-    use crate::transfer::link::Pause;
 
     #[test]
     fn batches_follow_what_they_take() {
@@ -732,115 +541,5 @@ mod tests {
         assert_eq!(sizes(20, 50), [50, 100, 200, 200, 200, 200, 200]);
         assert_eq!(sizes(300, 50), [50; 7]);
         assert_eq!(sizes(900, 200), [200, 100, 50, 25, 12, 10, 10]);
-    }
-
-    fn name(origin: &str, destination: &str) -> LinkName {
-        LinkName {
-            origin: origin.into(),
-            destination: destination.into(),
-        }
-    }
-
-    /// Locations 1, 2, 3 at the sites a, b, c.
-    fn survey(links: Vec<Link>, transfers: &[(i64, Status, i64, i64)]) -> (Vec<i64>, Pass) {
-        let places = [(1, "a"), (2, "b"), (3, "c")].map(|(id, site)| {
-            let endpoint = Endpoint {
-                site: site.into(),
-                location: "buffer".into(),
-            };
-            (id, endpoint)
-        });
-        let (places, settings) = (
-            HashMap::from(places),
-            crate::settings::load(None, []).unwrap(),
-        );
-        let mut survey = Survey::new(links, &places, Utc::now(), &settings);
-        for (id, status, origin, destination) in transfers {
-            survey.see(OpenTransfer {
-                id: *id,
-                status: *status,
-                origin_location_id: Some(*origin),
-                destination_location_id: Some(*destination),
-                waits: *id >= 100,
-            });
-        }
-        let mut pass = Pass::default();
-        let picks = survey.picks(&mut pass);
-        assert!(
-            picks
-                .iter()
-                .all(|pick| pick.queue.ends_with("_buffer_data_transfer"))
-        );
-        (picks.iter().map(|pick| pick.candidate.id).collect(), pass)
-    }
-
-    use Status::{InProgress, Pending, Scheduled};
-
-    #[test]
-    fn what_is_under_way_takes_from_the_limit() {
-        let limited = Link {
-            max_active: Some(3),
-            ..Link::unlimited(name("a", "b"))
-        };
-        let transfers = [
-            (1, InProgress, 1, 2),
-            (2, Scheduled, 1, 2),
-            (3, Pending, 1, 2),
-            (4, Pending, 1, 2),
-            (5, Pending, 2, 1),
-            (6, Pending, 2, 1),
-        ];
-        let (picked, pass) = survey(vec![limited.clone()], &transfers);
-        assert_eq!(picked, [3, 5, 6]);
-        assert_eq!(pass.held_back, 1);
-        // More under way than there may be, as after the limit was lowered.
-        let lowered = Link {
-            max_active: Some(1),
-            ..limited
-        };
-        assert_eq!(survey(vec![lowered], &transfers).0, [5, 6]);
-    }
-
-    #[test]
-    fn destinations_take_turns_and_a_paused_one_has_none() {
-        let transfers = [
-            (1, Pending, 1, 2),
-            (2, Pending, 1, 2),
-            (3, Pending, 1, 2),
-            (4, Pending, 1, 3),
-            (5, Pending, 3, 2),
-            (6, Pending, 3, 2),
-        ];
-        let (picked, pass) = survey(vec![], &transfers);
-        assert_eq!((picked, pass.held_back), (vec![1, 4, 5, 2, 6, 3], 0));
-        let first = Link {
-            priority: 1,
-            ..Link::unlimited(name("c", "b"))
-        };
-        let paused = Link {
-            pause: Some(Pause {
-                since: Utc::now(),
-                by: "me@here".into(),
-                reason: "storm".into(),
-                stops_running: false,
-            }),
-            ..Link::unlimited(name("a", "b"))
-        };
-        let (picked, pass) = survey(vec![paused, first], &transfers);
-        assert_eq!((picked, pass.held_back), (vec![5, 6, 4], 3));
-    }
-
-    #[test]
-    fn what_leads_nowhere_and_what_waits_is_told() {
-        let transfers = [
-            (1, Pending, 1, 9),
-            (2, InProgress, 9, 1),
-            (100, Pending, 1, 2),
-            (101, Pending, 1, 9),
-        ];
-        let (picked, pass) = survey(vec![], &transfers);
-        assert_eq!((picked, pass.waiting, pass.held_back), (vec![], 2, 0));
-        let refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
-        assert_eq!(refused, [1]);
     }
 }

@@ -1,0 +1,320 @@
+//! The links as one look at the table shows them, and what may be scheduled over each.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use entity::Status;
+
+use super::Pass;
+use crate::settings::{QueueLocation, Settings};
+use crate::transfer::link::{self, Link, LinkName};
+use crate::transfer::repository::{Allowance, Candidate, Endpoint, OpenTransfer};
+use crate::transfer::routing::queue_name;
+
+/// A transfer that is to be scheduled, and where its message goes.
+#[derive(Debug)]
+pub(super) struct Pick {
+    pub(super) candidate: Candidate,
+    pub(super) queue: Arc<str>,
+}
+
+/// The locations at both ends of a transfer.
+type Ends = (Option<i64>, Option<i64>);
+
+/// The link that a transfer goes over, by its place in the survey, and the queue of its message.
+type Way = (usize, Arc<str>);
+
+/// What a look has shown of the links.
+pub(super) struct Survey<'a> {
+    places: &'a HashMap<i64, Endpoint>,
+    settings: &'a Settings,
+    now: DateTime<Utc>,
+    links: Vec<OfLink>,
+    by_name: BTreeMap<LinkName, usize>,
+    /// None where the ends lead nowhere.
+    known: HashMap<Ends, Option<Way>>,
+    waiting: u64,
+    lost: Vec<i64>,
+}
+
+/// One link in a survey.
+struct OfLink {
+    link: Link,
+    limit: Option<u64>,
+    active: u64,
+    pending: u64,
+    /// The oldest that are due, no more than the limit.
+    queue: VecDeque<(i64, Arc<str>)>,
+}
+
+impl<'a> Survey<'a> {
+    pub(super) fn new(
+        links: Vec<Link>,
+        places: &'a HashMap<i64, Endpoint>,
+        now: DateTime<Utc>,
+        settings: &'a Settings,
+    ) -> Self {
+        let mut survey = Self {
+            places,
+            settings,
+            now,
+            links: Vec::new(),
+            by_name: BTreeMap::new(),
+            known: HashMap::new(),
+            waiting: 0,
+            lost: Vec::new(),
+        };
+        for link in links {
+            if let Some(problem) = link.capacity.problem() {
+                tracing::error!(
+                    link = %link.name,
+                    error = %problem,
+                    "nothing is sent over this link; its windows cannot be read"
+                );
+            }
+            survey.add(link);
+        }
+        survey
+    }
+
+    fn add(&mut self, link: Link) -> usize {
+        let index = self.links.len();
+        self.by_name.insert(link.name.clone(), index);
+        self.links.push(OfLink {
+            limit: link.limit(self.now).map(u64::from),
+            link,
+            active: 0,
+            pending: 0,
+            queue: VecDeque::new(),
+        });
+        index
+    }
+
+    pub(super) fn see(&mut self, transfer: OpenTransfer) {
+        let way = self.way(&transfer);
+        let is_pending = transfer.status == Status::Pending;
+        if is_pending && transfer.waits {
+            self.waiting += 1;
+            return;
+        }
+        let Some((index, queue)) = way else {
+            if is_pending {
+                self.lost.push(transfer.id);
+            }
+            return;
+        };
+        let Some(of_link) = self.links.get_mut(index) else {
+            return;
+        };
+        if !is_pending {
+            of_link.active += 1;
+            return;
+        }
+        of_link.pending += 1;
+        let has_room = |limit| (of_link.queue.len() as u64) < limit;
+        if of_link.limit.is_none_or(has_room) {
+            of_link.queue.push_back((transfer.id, queue));
+        }
+    }
+
+    fn way(&mut self, transfer: &OpenTransfer) -> Option<Way> {
+        let ends = (
+            transfer.origin_location_id,
+            transfer.destination_location_id,
+        );
+        if let Some(known) = self.known.get(&ends) {
+            return known.clone();
+        }
+        let way = self.find_way(ends);
+        self.known.insert(ends, way.clone());
+        way
+    }
+
+    fn find_way(&mut self, (origin, destination): Ends) -> Option<Way> {
+        let origin = self.places.get(&origin?)?;
+        let destination = self.places.get(&destination?)?;
+        let end = match self.settings.transfer.queue_location {
+            QueueLocation::Origin => origin,
+            QueueLocation::Destination => destination,
+        };
+        let queue = queue_name(
+            &self.settings.transfer.queue_prefix,
+            &end.site,
+            &end.location,
+        );
+        let name = LinkName {
+            origin: origin.site.clone(),
+            destination: destination.site.clone(),
+        };
+        let index = match self.by_name.get(&name) {
+            Some(index) => *index,
+            None => self.add(Link::unlimited(name)),
+        };
+        Some((index, queue.into()))
+    }
+
+    /// What is to be scheduled, in order; the rest is noted in `pass`.
+    pub(super) fn picks(self, pass: &mut Pass) -> Vec<Pick> {
+        pass.waiting = self.waiting;
+        for id in self.lost {
+            let reason = "its location or the location's site is missing; correct the row";
+            pass.refuse(id, reason.into());
+        }
+        let mut queues = Vec::new();
+        for of_link in self.links {
+            let free = of_link
+                .limit
+                .map(|limit| limit.saturating_sub(of_link.active));
+            let mut queue = of_link.queue;
+            if let Some(free) = free {
+                queue.truncate(usize::try_from(free).unwrap_or(usize::MAX));
+            }
+            let held_back = of_link.pending.saturating_sub(queue.len() as u64);
+            pass.held_back += held_back;
+            if held_back > 0 {
+                tracing::debug!(
+                    link = %of_link.link.name,
+                    limit = of_link.limit,
+                    active = of_link.active,
+                    pending = of_link.pending,
+                    paused = of_link.link.pause.is_some(),
+                    "transfers wait for their link"
+                );
+            }
+            let allowance = free.map(|free| {
+                Arc::new(Allowance {
+                    link: of_link.link.name,
+                    free,
+                    issued: of_link.link.issued,
+                })
+            });
+            let picks = queue.into_iter().map(|(id, queue)| Pick {
+                candidate: Candidate {
+                    id,
+                    allowance: allowance.clone(),
+                },
+                queue,
+            });
+            queues.push((of_link.link.priority, picks.collect()));
+        }
+        link::in_turn(queues)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::transfer::link::Pause;
+
+    fn name(origin: &str, destination: &str) -> LinkName {
+        LinkName {
+            origin: origin.into(),
+            destination: destination.into(),
+        }
+    }
+
+    /// Locations 1, 2, 3 at the sites a, b, c.
+    fn survey(links: Vec<Link>, transfers: &[(i64, Status, i64, i64)]) -> (Vec<i64>, Pass) {
+        let places = [(1, "a"), (2, "b"), (3, "c")].map(|(id, site)| {
+            let endpoint = Endpoint {
+                site: site.into(),
+                location: "buffer".into(),
+            };
+            (id, endpoint)
+        });
+        let (places, settings) = (
+            HashMap::from(places),
+            crate::settings::load(None, []).unwrap(),
+        );
+        let mut survey = Survey::new(links, &places, Utc::now(), &settings);
+        for (id, status, origin, destination) in transfers {
+            survey.see(OpenTransfer {
+                id: *id,
+                status: *status,
+                origin_location_id: Some(*origin),
+                destination_location_id: Some(*destination),
+                waits: *id >= 100,
+            });
+        }
+        let mut pass = Pass::default();
+        let picks = survey.picks(&mut pass);
+        assert!(
+            picks
+                .iter()
+                .all(|pick| pick.queue.ends_with("_buffer_data_transfer"))
+        );
+        (picks.iter().map(|pick| pick.candidate.id).collect(), pass)
+    }
+
+    use Status::{InProgress, Pending, Scheduled};
+
+    #[test]
+    fn what_is_under_way_takes_from_the_limit() {
+        let limited = Link {
+            max_active: Some(3),
+            ..Link::unlimited(name("a", "b"))
+        };
+        let transfers = [
+            (1, InProgress, 1, 2),
+            (2, Scheduled, 1, 2),
+            (3, Pending, 1, 2),
+            (4, Pending, 1, 2),
+            (5, Pending, 2, 1),
+            (6, Pending, 2, 1),
+        ];
+        let (picked, pass) = survey(vec![limited.clone()], &transfers);
+        assert_eq!(picked, [3, 5, 6]);
+        assert_eq!(pass.held_back, 1);
+        // More under way than there may be, as after the limit was lowered.
+        let lowered = Link {
+            max_active: Some(1),
+            ..limited
+        };
+        assert_eq!(survey(vec![lowered], &transfers).0, [5, 6]);
+    }
+
+    #[test]
+    fn destinations_take_turns_and_a_paused_one_has_none() {
+        let transfers = [
+            (1, Pending, 1, 2),
+            (2, Pending, 1, 2),
+            (3, Pending, 1, 2),
+            (4, Pending, 1, 3),
+            (5, Pending, 3, 2),
+            (6, Pending, 3, 2),
+        ];
+        let (picked, pass) = survey(vec![], &transfers);
+        assert_eq!((picked, pass.held_back), (vec![1, 4, 5, 2, 6, 3], 0));
+        let first = Link {
+            priority: 1,
+            ..Link::unlimited(name("c", "b"))
+        };
+        let paused = Link {
+            pause: Some(Pause {
+                since: Utc::now(),
+                by: "me@here".into(),
+                reason: "storm".into(),
+                stops_running: false,
+            }),
+            ..Link::unlimited(name("a", "b"))
+        };
+        let (picked, pass) = survey(vec![paused, first], &transfers);
+        assert_eq!((picked, pass.held_back), (vec![5, 6, 4], 3));
+    }
+
+    #[test]
+    fn what_leads_nowhere_and_what_waits_is_told() {
+        let transfers = [
+            (1, Pending, 1, 9),
+            (2, InProgress, 9, 1),
+            (100, Pending, 1, 2),
+            (101, Pending, 1, 9),
+        ];
+        let (picked, pass) = survey(vec![], &transfers);
+        assert_eq!((picked, pass.waiting, pass.held_back), (vec![], 2, 0));
+        let refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
+        assert_eq!(refused, [1]);
+    }
+}
