@@ -15,7 +15,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use ccat_transfer::broker::app::{Producing, build};
-use ccat_transfer::broker::{Declaration, Publication, Queue, Subscription, Transport, Verdict};
+use ccat_transfer::broker::{
+    BrokerError, Declaration, Publication, Queue, Subscription, Transport, Verdict,
+};
 use ccat_transfer::wire::content::Accept;
 use ccat_transfer::wire::{Properties, RawMessage};
 use ccat_transfer::worker::results::{self, ResultReader};
@@ -540,6 +542,116 @@ async fn cold_shutdown_stops_tasks_and_gives_their_messages_back() {
     bench.probe.gate.notify_one();
     assert_eq!(bench.result(&id).await["status"], "SUCCESS");
     bench.stop().await;
+}
+
+/// A broker's memory alarm, until this is dropped.
+struct Alarm<'a>(&'a str);
+
+impl<'a> Alarm<'a> {
+    fn raise(ctl: &'a str) -> Self {
+        rabbitmqctl(ctl, &["set_vm_memory_high_watermark", "0.00001"]);
+        Self(ctl)
+    }
+}
+
+impl Drop for Alarm<'_> {
+    fn drop(&mut self) {
+        rabbitmqctl(self.0, &["set_vm_memory_high_watermark", "0.4"]);
+    }
+}
+
+/// Messages that wait in a queue.
+async fn depth(transport: &dyn Transport, queue: &str) -> u32 {
+    let found = transport.survey(&[queue.to_owned()]).await.unwrap();
+    found.first().map_or(0, |found| found.messages)
+}
+
+/// A broker with a memory alarm reads nothing from those who publish. What was tried several times
+/// meanwhile arrived as often.
+#[tokio::test]
+async fn a_broker_that_blocks_publishers_gets_every_message_once() {
+    // All connections to a broker are blocked, and other tests use the first one.
+    let (Some(url), Some(redis), Some(ctl)) = (
+        service("SECOND_TEST_AMQP_URL"),
+        service("TEST_REDIS_URL"),
+        service("SECOND_RABBITMQCTL"),
+    ) else {
+        return;
+    };
+    let mut bench = Bench::new(&url, &redis, 1).await;
+    let [callbacks, given_up] = ["callbacks", "given-up"].map(unique);
+    let callback = json!({"task": "tests.sink", "args": [], "kwargs": {}, "options": {"queue": callbacks},
+                          "subtype": null, "immutable": true, "chord_size": null});
+    let message = |what: &str| {
+        let embed =
+            json!({"callbacks": [callback], "errbacks": null, "chain": null, "chord": null});
+        let body = json!([[what], {}, embed]).to_string();
+        task_message(&unique("id"), body.as_bytes())
+    };
+    let publication = |queue: &str| Publication {
+        exchange: String::new(),
+        routing_key: queue.into(),
+        message: message("echo"),
+        declare: Some(Declaration::Queue(Queue::tasks(queue))),
+        mandatory: false,
+    };
+    let withdrawn = publication(&given_up);
+    // One of each before, so that both queues are declared.
+    let first = bench.transport.publish(&withdrawn, PATIENCE).await;
+    first.unwrap();
+    let before = message("echo");
+    bench.publish(before.clone()).await;
+    let id = before.headers["id"].as_str().unwrap();
+    assert_eq!(bench.result(id).await["status"], "SUCCESS");
+    let waits = message("wait");
+    bench.publish(waits.clone()).await;
+    until("it runs", async || bench.probe.started() == 2).await;
+
+    let alarm = Alarm::raise(&ctl);
+    let noise = unique("noise");
+    let moment = Duration::from_millis(200);
+    until("the producer is blocked", async || {
+        let _ = bench.transport.publish(&publication(&noise), moment).await;
+        bench.transport.blocked().is_some()
+    })
+    .await;
+    until("the worker is blocked", async || {
+        let connections = rabbitmqctl(&ctl, &["list_connections", "client_properties", "state"]);
+        let name = format!("worker-{} publisher", bench.queue);
+        let mut rows = connections.lines();
+        rows.any(|row| row.contains(&name) && row.ends_with("\tblocked"))
+    })
+    .await;
+
+    // Longer than anything that publishes used to be patient.
+    let long = tokio::time::Instant::now() + Duration::from_secs(11);
+    bench.probe.gate.notify_one();
+    for _ in 0..3 {
+        let answer = bench.transport.publish(&withdrawn, moment).await;
+        assert!(
+            matches!(answer, Err(BrokerError::Blocked { .. })),
+            "{answer:?}"
+        );
+    }
+    let survey = bench.transport.survey(&[]).await;
+    assert!(
+        matches!(survey, Err(BrokerError::Blocked { .. })),
+        "{survey:?}"
+    );
+    tokio::time::sleep_until(long).await;
+    assert_eq!(bench.probe.finished(), 2);
+    drop(alarm);
+
+    let id = waits.headers["id"].as_str().unwrap();
+    assert_eq!(bench.result(id).await["status"], "SUCCESS");
+    bench.shutdown.warm();
+    (&mut bench.worker).await.unwrap();
+    let last = bench.transport.publish(&withdrawn, PATIENCE).await;
+    last.unwrap();
+    // Whatever else was written is before it; with the first ones that makes two.
+    assert_eq!(depth(&*bench.transport, &given_up).await, 2);
+    assert_eq!(depth(&*bench.transport, &callbacks).await, 2);
+    bench.transport.close().await;
 }
 
 fn rabbitmqctl(ctl: &str, arguments: &[&str]) -> String {

@@ -12,14 +12,12 @@
 //! channels, is built as a whole and torn down as a whole whenever any part of it ends, whatever
 //! the reason. An ended consumer stream is thus never mistaken for an idle queue.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
-use lapin::{Channel, Confirmation, Connection};
+use lapin::{Channel, Confirmation};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -34,6 +32,7 @@ use crate::settings;
 use crate::telemetry::chain;
 use courier::{Courier, Letter};
 use link::{Link, goodbye};
+use publisher::{Blocked, PublisherSession, confirming};
 use supervisor::Supervisor;
 
 mod address;
@@ -42,6 +41,7 @@ mod courier;
 mod lane;
 mod link;
 mod probe;
+mod publisher;
 mod screen;
 mod settler;
 mod stream;
@@ -149,6 +149,7 @@ pub struct Amqp {
     link: Arc<Link>,
     reconnect: Reconnect,
     publisher: Mutex<Option<PublisherSession>>,
+    blocked: Blocked,
     sessions: TaskTracker,
     closing: CancellationToken,
     pulses: Pulses,
@@ -164,6 +165,7 @@ impl Amqp {
             link: Arc::new(Link::new(options)?),
             reconnect: options.reconnect,
             publisher: Mutex::new(None),
+            blocked: Blocked::default(),
             sessions: TaskTracker::new(),
             closing: CancellationToken::new(),
             pulses: Pulses::default(),
@@ -232,7 +234,7 @@ impl Amqp {
         }
         match session {
             Some(open) => Ok(open),
-            none => Ok(none.insert(PublisherSession::open(&self.link).await?)),
+            none => Ok(none.insert(PublisherSession::open(&self.link, &self.blocked).await?)),
         }
     }
 
@@ -248,6 +250,10 @@ impl Amqp {
     async fn spare_channel(&self) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
         let open = self.connected(&mut session).await?;
+        // It would not be answered.
+        if open.is_blocked() {
+            return Err(self.is_blocked());
+        }
         let error = |e| self.link.error(e, "a channel to look at queues");
         open.connection.create_channel().await.map_err(error)
     }
@@ -257,29 +263,20 @@ impl Amqp {
         self.connected(&mut session).await.map(drop)
     }
 
-    /// Tries what needs a connection, until `within` has passed.
+    /// Tries what needs a connection, again and again until `deadline`. An attempt under way is not ended
+    /// by it.
     async fn patiently<F>(
         &self,
-        within: Duration,
+        deadline: Instant,
         mut attempt: impl FnMut() -> F,
     ) -> Result<(), BrokerError>
     where
         F: Future<Output = Result<(), BrokerError>>,
     {
-        let deadline = Instant::now() + within;
         let mut pauses = pauses();
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let error = match timeout(left, attempt()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    let broker = self.link.masked();
-                    return Err(BrokerError::Timeout {
-                        broker,
-                        waited: within,
-                    });
-                }
+            let Err(error) = attempt().await else {
+                return Ok(());
             };
             let pause = pauses.next_pause();
             let hopeless = !matches!(error, BrokerError::Unreachable { .. });
@@ -291,6 +288,29 @@ impl Amqp {
         }
     }
 
+    /// Ends what takes longer than `within`.
+    async fn bounded(
+        &self,
+        within: Duration,
+        work: impl Future<Output = Result<(), BrokerError>>,
+    ) -> Result<(), BrokerError> {
+        match timeout(within, work).await {
+            Ok(done) => done,
+            Err(_) if self.blocked.reason().is_some() => Err(self.is_blocked()),
+            Err(_) => Err(BrokerError::Timeout {
+                broker: self.link.masked(),
+                waited: within,
+            }),
+        }
+    }
+
+    fn is_blocked(&self) -> BrokerError {
+        BrokerError::Blocked {
+            broker: self.link.masked(),
+            reason: self.blocked.reason().unwrap_or_default(),
+        }
+    }
+
     /// Gives a letter to the courier of its channel, with everything declared; what is returned is
     /// the broker's answer. Only this is done under the lock: answers are awaited by many at once.
     async fn post(
@@ -298,7 +318,15 @@ impl Amqp {
         publication: &Publication,
         letter: Letter,
     ) -> Result<impl Future<Output = lapin::Result<Confirmation>> + use<>, BrokerError> {
-        let mut session = self.publisher.lock().await;
+        let mut session = loop {
+            let changes = self.blocked.changes();
+            let mut session = self.publisher.lock().await;
+            if !self.connected(&mut session).await?.is_blocked() {
+                break session;
+            }
+            drop(session);
+            changes.next().await;
+        };
         let open = self.connected(&mut session).await?;
         if let Some(declaration) = &publication.declare {
             let (kind, name) = declaration.key();
@@ -349,7 +377,17 @@ impl Transport for Amqp {
         publication: &Publication,
         within: Duration,
     ) -> Result<(), BrokerError> {
-        let publish = || self.patiently(within, || self.publish_once(publication));
+        self.bounded(within, self.publish_until_confirmed(publication, within))
+            .await
+    }
+
+    async fn publish_until_confirmed(
+        &self,
+        publication: &Publication,
+        within: Duration,
+    ) -> Result<(), BrokerError> {
+        let deadline = Instant::now() + within;
+        let publish = || self.patiently(deadline, || self.publish_once(publication));
         match (publish().await, &publication.declare) {
             // Somebody has deleted the queue or its exchange since this connection declared it.
             (Err(error), Some(declaration)) if link::leads_nowhere(&error, publication) => {
@@ -361,7 +399,12 @@ impl Transport for Amqp {
     }
 
     async fn prepare(&self, within: Duration) -> Result<(), BrokerError> {
-        self.patiently(within, || self.prepare_once()).await
+        let preparing = self.patiently(Instant::now() + within, || self.prepare_once());
+        self.bounded(within, preparing).await
+    }
+
+    fn blocked(&self) -> Option<Arc<str>> {
+        self.blocked.reason()
     }
 
     async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError> {
@@ -410,38 +453,6 @@ impl Transport for Amqp {
             goodbye(&session.connection).await;
         }
     }
-}
-
-/// The connection that messages go out on.
-struct PublisherSession {
-    connection: Connection,
-    /// For the default exchange and those that were declared.
-    courier: Option<Courier>,
-    /// For other exchanges.
-    foreign: Option<Courier>,
-    /// What was declared over it.
-    declared: HashSet<(&'static str, String)>,
-}
-
-impl PublisherSession {
-    async fn open(link: &Link) -> Result<Self, BrokerError> {
-        Ok(Self {
-            connection: link.connect("publisher").await?,
-            courier: None,
-            foreign: None,
-            declared: HashSet::new(),
-        })
-    }
-}
-
-async fn confirming(link: &Link, connection: &Connection) -> Result<Channel, BrokerError> {
-    let error = |e| link.error(e, "a channel for publishing");
-    let channel = connection.create_channel().await.map_err(error)?;
-    channel
-        .confirm_select(ConfirmSelectOptions::default())
-        .await
-        .map_err(error)?;
-    Ok(channel)
 }
 
 fn pauses() -> Pauses {

@@ -112,6 +112,14 @@ pub enum BrokerError {
         /// How long was waited.
         waited: Duration,
     },
+    /// The broker is short of memory or disk space and takes no messages for now. Worth a retry.
+    #[error("broker at {broker} blocks connections that publish: {reason}")]
+    Blocked {
+        /// Where, without password.
+        broker: String,
+        /// The broker's words.
+        reason: Arc<str>,
+    },
     /// A file for TLS cannot be used.
     #[error("{setting}: `{path}` cannot be used for TLS: {reason}")]
     Tls {
@@ -149,14 +157,32 @@ pub trait Transport: Send + Sync {
         vec![self.masked_url()]
     }
 
-    /// Publishes and waits until the broker has taken responsibility. A lost connection is
-    /// made anew and the publication repeated until `within` has passed; so a message can arrive
-    /// twice, but is not lost.
+    /// Publishes and waits until the broker has taken responsibility, for `within` at most. A lost
+    /// connection is made anew and the publication repeated; so a message can arrive twice, but is
+    /// not lost. A publication that is given up, by this or by dropping the future, is withdrawn unless
+    /// it is on its way already; in that case it may still arrive.
     ///
     /// # Errors
     /// The last [`BrokerError`] once `within` has passed, and at once those that no retry mends.
     async fn publish(&self, publication: &Publication, within: Duration)
     -> Result<(), BrokerError>;
+
+    /// As [`Transport::publish`], but for as long as there is a connection: a broker that blocks
+    /// publishers, or takes its time to confirm, is waited for, since the publication is pending there
+    /// and must not be made twice. `within` limits only how long a connection is tried for.
+    ///
+    /// # Errors
+    /// As [`Transport::publish`]. The publication is not pending any more.
+    async fn publish_until_confirmed(
+        &self,
+        publication: &Publication,
+        within: Duration,
+    ) -> Result<(), BrokerError>;
+
+    /// Why the broker takes no publications for now, if it says so.
+    fn blocked(&self) -> Option<Arc<str>> {
+        None
+    }
 
     /// Connects for publishing, unless that is done; tried until `within` has passed.
     ///

@@ -29,6 +29,13 @@ impl Transport for Recorder {
         published.push(publication.clone());
         Ok(())
     }
+    async fn publish_until_confirmed(
+        &self,
+        publication: &Publication,
+        within: Duration,
+    ) -> Result<(), BrokerError> {
+        self.publish(publication, within).await
+    }
     async fn prepare(&self, _: Duration) -> Result<(), BrokerError> {
         Ok(())
     }

@@ -376,7 +376,11 @@ impl CliError {
             Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {
                 error.is_unreachable()
             }
-            Self::Broker(BrokerError::Unreachable { .. } | BrokerError::Timeout { .. })
+            Self::Broker(
+                BrokerError::Unreachable { .. }
+                | BrokerError::Timeout { .. }
+                | BrokerError::Blocked { .. },
+            )
             | Self::Unreachable(_) => true,
             _ => false,
         }

@@ -52,6 +52,7 @@ pub struct TaskMetrics {
     up: IntGaugeVec,
     active: IntGaugeVec,
     connected: IntGauge,
+    blocked: IntGauge,
     reconnects: IntCounter,
 }
 
@@ -114,6 +115,11 @@ impl TaskMetrics {
                 "ccat_transfer_broker_connected",
                 "Whether the broker serves all queues of the worker.",
             )?,
+            blocked: IntGauge::new(
+                "ccat_transfer_broker_blocked",
+                "Whether the broker is short of memory or disk space and takes no messages from the worker, as of the last \
+                 heartbeat.",
+            )?,
             reconnects: IntCounter::new(
                 "ccat_transfer_broker_reconnects_total",
                 "How often the broker served the worker again after it had not.",
@@ -139,6 +145,7 @@ impl TaskMetrics {
         all.push(Box::new(self.up.clone()));
         all.push(Box::new(self.active.clone()));
         all.push(Box::new(self.connected.clone()));
+        all.push(Box::new(self.blocked.clone()));
         all.push(Box::new(self.reconnects.clone()));
         all.extend(self.of_producer());
         all
@@ -208,6 +215,11 @@ impl TaskMetrics {
         let labels = [self.hostname.as_str()];
         self.up.with_label_values(&labels).set(i64::from(up));
         self.active.with_label_values(&labels).set(whole(active));
+    }
+
+    /// Notes whether the broker takes messages from the worker.
+    pub fn blocked(&self, blocked: bool) {
+        self.blocked.set(i64::from(blocked));
     }
 
     /// Notes whether the broker serves the worker.

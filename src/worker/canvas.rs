@@ -30,7 +30,7 @@ use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{ResultMeta, State};
 
-/// How long one try to publish may take.
+/// How long the broker is tried for before a failure is logged.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often a message is offered that the broker refuses, e.g. because its queue is full.
@@ -341,7 +341,8 @@ impl Canvas {
         sent
     }
 
-    /// Publishes what a task leads to, for as long as it takes to reach the broker.
+    /// Publishes what a task leads to, for as long as it takes to reach the broker and until the broker has
+    /// confirmed it. While it is pending, it is not published again.
     ///
     /// # Errors
     /// [`CanvasError::Refused`] for what the broker will never take, and [`CanvasError::Stopped`].
@@ -353,11 +354,17 @@ impl Canvas {
         let mut attempts = Attempts::new(STORE_PAUSES);
         let mut refusals = 0;
         loop {
-            let Err(error) = self.transport.publish(publication, PUBLISH_WITHIN).await else {
+            let publishing = self
+                .transport
+                .publish_until_confirmed(publication, PUBLISH_WITHIN);
+            let published = self.stopping.run_until_cancelled(publishing).await;
+            let Err(error) = published.ok_or(Stopped)? else {
                 return Ok(());
             };
             match error {
-                BrokerError::Unreachable { .. } | BrokerError::Timeout { .. } => {}
+                BrokerError::Unreachable { .. }
+                | BrokerError::Timeout { .. }
+                | BrokerError::Blocked { .. } => {}
                 BrokerError::Refused { .. } if refusals + 1 < OFFERS => refusals += 1,
                 error => return Err(CanvasError::Refused(error)),
             }
@@ -692,7 +699,8 @@ impl Canvas {
     {
         let mut attempts = Attempts::new(STORE_PAUSES);
         loop {
-            let error = match attempt().await {
+            let attempted = self.stopping.run_until_cancelled(attempt()).await;
+            let error = match attempted.ok_or(Stopped)? {
                 Ok(done) => return Ok(Some(done)),
                 Err(error) => error,
             };

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use chrono::{Local, Offset, Utc};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +23,9 @@ use crate::wire::{Properties, RawMessage};
 
 /// Events on their way to the broker.
 const QUEUE: usize = 10_000;
+
+/// The same in bytes: senders of tasks choose how long the arguments are that events show.
+const QUEUE_BYTES: usize = 8 << 20;
 
 /// How long events gather after a list, so that a busy worker sends few long lists and not many short ones:
 /// each costs the broker, the worker and every monitor the same. The first event of a quiet worker goes at once.
@@ -40,6 +43,7 @@ pub(super) struct Events {
     tasks: AtomicBool,
     clock: AtomicU64,
     line: mpsc::Sender<InLine>,
+    room: Arc<Semaphore>,
     closing: CancellationToken,
     sending: TaskTracker,
 }
@@ -57,6 +61,7 @@ impl Events {
             tasks: AtomicBool::new(tasks),
             clock: AtomicU64::new(0),
             line,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             closing,
             sending,
         }
@@ -87,9 +92,14 @@ impl Events {
             return;
         };
         // A full line means that the broker is away, and the news old.
+        let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
+        let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {
+            return;
+        };
         let _ = self.line.try_send(InLine {
             alone: (!event.is_listed()).then(|| event.routing_key()),
             body,
+            _room: room,
         });
     }
 
@@ -115,6 +125,7 @@ struct InLine {
     alone: Option<String>,
     /// As JSON.
     body: String,
+    _room: OwnedSemaphorePermit,
 }
 
 async fn send(
@@ -138,6 +149,7 @@ async fn send(
             InLine {
                 alone: Some(routing_key),
                 body,
+                ..
             } => (routing_key, body),
             first => {
                 let mut body = format!("[{}", first.body);
@@ -146,6 +158,7 @@ async fn send(
                         Ok(InLine {
                             alone: None,
                             body: more,
+                            ..
                         }) => {
                             body.push(',');
                             body.push_str(&more);
@@ -161,6 +174,10 @@ async fn send(
             }
         };
         let gather = routing_key == event::LIST && next.is_none() && events.is_empty();
+        // What cannot go out now is old when it can.
+        if transport.blocked().is_some() {
+            continue;
+        }
         let publication = publication(&hostname, routing_key, body);
         if let Err(error) = transport.publish(&publication, WITHIN).await {
             tracing::debug!(error = %chain(&error), "events were not sent");

@@ -371,6 +371,7 @@ impl Worker {
             let load = self.load();
             if let Some(metrics) = &self.metrics {
                 metrics.worker(true, load.active);
+                metrics.blocked(self.transport.blocked().is_some());
             }
             self.events.send(&Event::WorkerHeartbeat(load));
         }

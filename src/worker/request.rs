@@ -49,8 +49,11 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// How long a task that ran too long may take to put things in order.
 const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
-/// How long one try to publish may take.
+/// How long the broker is tried for before a publication fails.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often deliveries are looked at whose message is being published anew.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The message goes back to its queue: the worker has to end before it could do its part.
 struct Requeue;
@@ -208,7 +211,15 @@ impl Worker {
         // Taken out first: the new message may be here before its publication is confirmed, and
         // must not join the one that goes.
         let held = self.accepted.release(received);
-        let verdict = match self.transport.publish(&publication, PUBLISH_WITHIN).await {
+        let publishing = self
+            .transport
+            .publish_until_confirmed(&publication, PUBLISH_WITHIN);
+        let published = tokio::select! {
+            published = publishing => published,
+            // The broker delivers it again; published as well, there would be two of it.
+            () = taken_back(&held) => return,
+        };
+        let verdict = match published {
             Ok(()) => Verdict::Ack,
             Err(error) => {
                 tracing::warn!(
@@ -887,6 +898,13 @@ impl Worker {
                 }
             }
         }
+    }
+}
+
+/// Waits until the broker has taken all deliveries back.
+async fn taken_back(held: &[Delivery]) {
+    while !held.iter().all(Delivery::is_void) {
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

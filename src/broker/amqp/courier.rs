@@ -46,8 +46,8 @@ impl Courier {
         self.channel.status().connected()
     }
 
-    /// Publishes a letter; what comes is the broker's answer to it. It goes out even if nobody waits
-    /// for the answer.
+    /// Publishes a letter; what comes is the broker's answer to it. Once it is written, it goes out even
+    /// if the answer is not awaited; until then, dropping what is returned withdraws it.
     pub(super) fn publish(&self, letter: Letter) -> impl Future<Output = Answer> + use<> {
         let (answer, answered) = oneshot::channel();
         // If nobody takes it, nobody answers.
@@ -80,6 +80,10 @@ async fn work(
 }
 
 async fn post(channel: &Channel, letter: Letter, answer: oneshot::Sender<Answer>) {
+    // Given up meanwhile: whoever did may publish it anew.
+    if answer.is_closed() {
+        return;
+    }
     let Letter {
         exchange,
         routing_key,

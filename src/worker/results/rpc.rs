@@ -68,7 +68,10 @@ impl ResultBackend for Rpc {
             declare: None,
             mandatory: false,
         };
-        Ok(self.transport.publish(&publication, WITHIN).await?)
+        Ok(self
+            .transport
+            .publish_until_confirmed(&publication, WITHIN)
+            .await?)
     }
 
     async fn probe(&self) -> Result<String, ResultError> {

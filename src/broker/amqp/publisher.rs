@@ -1,0 +1,168 @@
+//! The connection that messages go out on, and whether the broker reads from it.
+//!
+//! A broker that is short of memory or disk space blocks connections that publish
+//! (`connection.blocked`): it reads nothing from them until the alarm is over. Whatever was written
+//! until then is published afterwards, whoever has given up waiting for it. So nothing is given to a
+//! blocked connection: publications wait in front of it, where they can be withdrawn, and none is
+//! queued twice.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection, Event};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::courier::Courier;
+use super::link::Link;
+use crate::broker::BrokerError;
+
+/// How often a blocked connection is looked at beside its events: it may end without any.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Why the broker blocks the publishing connection, if it does; shared by all who publish.
+#[derive(Debug, Clone)]
+pub(super) struct Blocked(watch::Sender<Option<Arc<str>>>);
+
+impl Default for Blocked {
+    fn default() -> Self {
+        Self(watch::Sender::new(None))
+    }
+}
+
+impl Blocked {
+    /// The broker's reason; none where publishing is possible or there is no connection.
+    pub(super) fn reason(&self) -> Option<Arc<str>> {
+        self.0.borrow().clone()
+    }
+
+    /// Changes from now on.
+    pub(super) fn changes(&self) -> Changes {
+        Changes(self.0.subscribe())
+    }
+}
+
+/// Tells of changes.
+pub(super) struct Changes(watch::Receiver<Option<Arc<str>>>);
+
+impl Changes {
+    /// Waits until it is time to look again.
+    pub(super) async fn next(mut self) {
+        // The connection is looked at in any case.
+        let _ = timeout(LOOK_EVERY, self.0.changed()).await;
+    }
+}
+
+/// An open connection for publishing.
+pub(super) struct PublisherSession {
+    pub(super) connection: Connection,
+    /// For the default exchange and those that were declared.
+    pub(super) courier: Option<Courier>,
+    /// For other exchanges.
+    pub(super) foreign: Option<Courier>,
+    /// What was declared over it.
+    pub(super) declared: HashSet<(&'static str, String)>,
+    _watch: AbortOnDropHandle<()>,
+}
+
+impl PublisherSession {
+    pub(super) async fn open(link: &Link, blocked: &Blocked) -> Result<Self, BrokerError> {
+        let connection = link.connect("publisher").await?;
+        let events = connection.events_listener();
+        let status = connection.status().clone();
+        let is_connected = move || status.connected();
+        let watching = watch_blocking(
+            events,
+            is_connected,
+            Watched {
+                broker: link.masked(),
+                blocked: blocked.clone(),
+                since: None,
+            },
+        );
+        Ok(Self {
+            connection,
+            courier: None,
+            foreign: None,
+            declared: HashSet::new(),
+            _watch: AbortOnDropHandle::new(tokio::spawn(watching)),
+        })
+    }
+
+    /// Whether the broker reads nothing from the connection.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.connection.status().blocked()
+    }
+}
+
+/// What is known of a connection; when it is gone, it is not blocked any more.
+struct Watched {
+    broker: String,
+    blocked: Blocked,
+    since: Option<Instant>,
+}
+
+impl Watched {
+    fn block(&mut self, reason: String) {
+        if self.since.is_none() {
+            self.since = Some(Instant::now());
+            tracing::warn!(
+                broker = self.broker,
+                reason,
+                "connection blocked by the broker; nothing is published until the broker has resources again"
+            );
+        }
+        self.blocked.0.send_replace(Some(reason.into()));
+    }
+
+    fn unblock(&mut self) {
+        if let Some(since) = self.since.take() {
+            tracing::info!(
+                broker = self.broker,
+                blocked_s = since.elapsed().as_secs_f64(),
+                "connection no longer blocked by the broker"
+            );
+        }
+        self.blocked.0.send_replace(None);
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.blocked.0.send_replace(None);
+    }
+}
+
+async fn watch_blocking(
+    events: impl futures_util::Stream<Item = Event>,
+    is_connected: impl Fn() -> bool,
+    mut watched: Watched,
+) {
+    let mut events = std::pin::pin!(events);
+    while let Some(event) = events.next().await {
+        match event {
+            Event::ConnectionBlocked(reason) => watched.block(reason),
+            Event::ConnectionUnblocked => watched.unblock(),
+            _ if !is_connected() => return,
+            _ => {}
+        }
+    }
+}
+
+/// A channel in confirm mode.
+pub(super) async fn confirming(
+    link: &Link,
+    connection: &Connection,
+) -> Result<Channel, BrokerError> {
+    let error = |e| link.error(e, "a channel for publishing");
+    let channel = connection.create_channel().await.map_err(error)?;
+    channel
+        .confirm_select(ConfirmSelectOptions::default())
+        .await
+        .map_err(error)?;
+    Ok(channel)
+}
