@@ -1,9 +1,9 @@
-//! The table of failures: by which text each is known, and what follows from it.
+//! The table of failures: what follows from each.
 //!
-//! Two lists, as in FTS3's table of scopes and codes. The first has a row for each kind of failure:
-//! whose matter it is, whether, how often and when it is tried again, and the Python exception that
-//! a Celery caller sees. The second has the texts of bbcp, ssh and remote shells by which kinds are
-//! told from each other, the most telling first.
+//! As in FTS3's table of scopes and codes, there is a row for each kind of failure: whose matter it
+//! is, whether, how often and when it is tried again, and the Python exception that a Celery caller
+//! sees. The texts of bbcp, ssh and remote shells by which kinds are recognized stand in
+//! [`patterns`](super::patterns).
 //!
 //! `docs/failures.md` is made from both; a test compares.
 
@@ -295,269 +295,6 @@ pub fn remedy(code: &str) -> Option<&'static str> {
         .map(|kind| kind.remedy)
 }
 
-/// What a line tells, the most telling first: where several lines tell something, the first of
-/// these is the cause and the others follow from it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Sign {
-    Exists,
-    Segfault,
-    Full,
-    Damaged,
-    HostKey,
-    LoginDenied,
-    OriginDenied,
-    DestinationDenied,
-    Network,
-    RemoteProgram,
-    LocalProgram,
-    BadOption,
-    OriginMissing,
-    OriginDirectory,
-    OriginPathTooLong,
-    NoDirectory,
-    ResumeRefused,
-    OriginChanged,
-    PortBusy,
-    TimeLimit,
-    // What a side says that only sees the other one fail. When the source is remote, bbcp says the
-    // first of these half a minute after any failure of ssh.
-    NoStreams,
-    PeerGone,
-    Follower,
-}
-
-/// Who prints a line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speaker {
-    /// bbcp: its lines begin with `bbcp: `, which is not part of a [`Text`].
-    Bbcp,
-    /// ssh, or a remote shell.
-    Others,
-}
-
-/// A line by what stands in it; empty parts always fit.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Text {
-    speaker: Speaker,
-    begins: &'static str,
-    holds: [&'static str; 2],
-    ends: &'static str,
-    /// The line ends with the path at the origin.
-    names_origin: bool,
-    /// Stands in lines that mean something else.
-    unless: &'static str,
-}
-
-const fn bbcp(begins: &'static str) -> Text {
-    Text {
-        speaker: Speaker::Bbcp,
-        begins,
-        holds: ["", ""],
-        ends: "",
-        names_origin: false,
-        unless: "",
-    }
-}
-
-const fn others(holds: &'static str) -> Text {
-    Text {
-        speaker: Speaker::Others,
-        ..bbcp("").holds(holds)
-    }
-}
-
-impl Text {
-    const fn holds(self, text: &'static str) -> Self {
-        Self {
-            holds: [text, self.holds[0]],
-            ..self
-        }
-    }
-
-    const fn ends(self, ends: &'static str) -> Self {
-        Self { ends, ..self }
-    }
-
-    const fn names_origin(self) -> Self {
-        Self {
-            names_origin: true,
-            ..self
-        }
-    }
-
-    const fn unless(self, unless: &'static str) -> Self {
-        Self { unless, ..self }
-    }
-
-    /// Whether it fits a line, without what marks bbcp's.
-    fn fits(&self, speaker: Speaker, line: &str, origin: &str) -> bool {
-        self.speaker == speaker
-            && line.starts_with(self.begins)
-            && self.holds.iter().all(|text| line.contains(text))
-            && line.ends_with(self.ends)
-            && (!self.names_origin || line.ends_with(origin))
-            && (self.unless.is_empty() || !line.contains(self.unless))
-    }
-}
-
-/// What a side says that sees the other one go; it looks like more, and never is.
-const FOLLOWS: &str = " writing to stream.";
-
-/// The texts. A line is what the first row says that it fits.
-pub(super) static TEXTS: &[(Sign, &[Text])] = &[
-    (Sign::Exists, &[bbcp("").ends("already exists.")]),
-    (
-        Sign::Segfault,
-        &[
-            bbcp("").ends("killed via signal 11"),
-            others("Segmentation fault"),
-        ],
-    ),
-    (
-        Sign::Full,
-        &[bbcp("No space left on device"), bbcp("Insufficient space")],
-    ),
-    (
-        Sign::Damaged,
-        &[
-            bbcp("").holds(" checksum ").holds(" does not match "),
-            bbcp("").holds("checksum error"),
-            bbcp("Invalid checksum from"),
-        ],
-    ),
-    (
-        Sign::HostKey,
-        &[
-            others("Host key verification failed"),
-            others("REMOTE HOST IDENTIFICATION HAS CHANGED"),
-            others("host key is known for"),
-        ],
-    ),
-    (
-        Sign::LoginDenied,
-        &[
-            others("Permission denied ("),
-            others("Too many authentication failures"),
-        ],
-    ),
-    (
-        Sign::OriginDenied,
-        &[
-            bbcp("Permission denied processing "),
-            bbcp("Permission denied ")
-                .names_origin()
-                .unless(" executing "),
-        ],
-    ),
-    (
-        Sign::DestinationDenied,
-        &[
-            bbcp("Permission denied ").unless(" executing "),
-            bbcp("").holds(" failed to create "),
-        ],
-    ),
-    (
-        Sign::Network,
-        &[
-            bbcp("Connection refused"),
-            bbcp("Connection timed out"),
-            bbcp("Connection reset").unless(FOLLOWS),
-            bbcp("No route to host"),
-            bbcp("Network is unreachable"),
-            others("Connection refused"),
-            others("Connection timed out"),
-            others("Operation timed out"),
-            others("Connection reset by"),
-            others("Connection closed by"),
-            others("Could not resolve"),
-            others("No route to host"),
-            others("Network is unreachable"),
-            others("not responding."),
-            others("kex_exchange_identification"),
-            others("Broken pipe"),
-        ],
-    ),
-    (
-        Sign::RemoteProgram,
-        &[
-            others("command not found"),
-            others("").ends(": not found"),
-            others("").ends(": No such file or directory"),
-            others("").ends(": Permission denied"),
-        ],
-    ),
-    (Sign::LocalProgram, &[bbcp("").holds(" executing ")]),
-    (
-        Sign::BadOption,
-        &[
-            bbcp("Invalid option"),
-            bbcp("Invalid ").holds(" - ").unless("return code"),
-            bbcp("").holds("not specified"),
-            bbcp("").holds("opening config file"),
-        ],
-    ),
-    (
-        Sign::OriginMissing,
-        &[bbcp("No such file or directory processing ")],
-    ),
-    (Sign::OriginDirectory, &[bbcp("").ends("is a directory.")]),
-    (Sign::OriginPathTooLong, &[bbcp("Message too long")]),
-    (
-        Sign::NoDirectory,
-        &[
-            bbcp("Target directory ").holds(" not found"),
-            bbcp("No such file or directory opening "),
-        ],
-    ),
-    (
-        Sign::ResumeRefused,
-        &[
-            bbcp("").holds("changed since the copy completed"),
-            bbcp("").holds("appears to have changed"),
-            bbcp("Cannot append to "),
-        ],
-    ),
-    (Sign::OriginChanged, &[bbcp("Error -").holds(" writing ")]),
-    (Sign::PortBusy, &[bbcp("Address already in use")]),
-    (Sign::TimeLimit, &[bbcp("Time limit exceeded")]),
-    (
-        Sign::NoStreams,
-        &[
-            bbcp("Accept timed out"),
-            bbcp("Unable to allocate more than"),
-            bbcp("Unable to connect to "),
-        ],
-    ),
-    (
-        Sign::PeerGone,
-        &[
-            bbcp("Unexpected end of control stream"),
-            bbcp("").holds("unexpectedly terminated"),
-        ],
-    ),
-    (
-        Sign::Follower,
-        &[
-            bbcp("").ends("Broken pipe writing to stream."),
-            bbcp("").ends("Connection reset by peer writing to stream."),
-        ],
-    ),
-];
-
-impl Sign {
-    /// What a line of the copy from `origin` tells, if anything.
-    pub(super) fn of(line: &str, origin: &str) -> Option<Self> {
-        let (speaker, line) = match line.strip_prefix("bbcp: ") {
-            Some(message) => (Speaker::Bbcp, message),
-            None => (Speaker::Others, line),
-        };
-        TEXTS
-            .iter()
-            .find(|(_, texts)| texts.iter().any(|text| text.fits(speaker, line, origin)))
-            .map(|(sign, _)| *sign)
-    }
-}
-
 impl Role {
     /// Whose matter something is that happened at this end.
     pub(super) fn scope(self) -> Scope {
@@ -577,6 +314,7 @@ mod tests {
 
     use super::*;
     use crate::transfer::bbcp::outcome::{Ends, Evidence};
+    use crate::transfer::patterns::{MATCHERS, Matcher, OutputSource, Pattern};
 
     /// The page that is made from the tables.
     const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/failures.md");
@@ -610,6 +348,8 @@ two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
 * To have a waiting transfer tried at once: `ccat-transfer transfers retry ID`, or its `retry_count`
   set to 0; or do it yourself with `ccat-transfer transfers run ID`.
 * A Celery caller gets the Python exception, of `ccat_data_transfer.exceptions`.
+* A text is taken for bbcp's, ssh's or a remote shell's by its form. Where bbcp itself says what is
+  wrong, nothing that a start-up file at the other end prints can say otherwise.
 * *Whose matter* is the place to look: `source` and `destination` are the two locations, `link` is
   what lies between, `agent` is the worker and its host, `request` is the message.
 
@@ -632,19 +372,22 @@ two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
     }
 
     /// Code of the error that bbcp's or ssh's line leads to.
-    fn code_of(sign: Sign) -> &'static str {
+    fn code_of(pattern: Pattern) -> &'static str {
         let ends = Ends {
             source: "/o".into(),
             target: "/d".into(),
+            program: "bbcp".into(),
             remote: None,
         };
-        Evidence::new(ends).error(sign, String::new()).code()
+        Evidence::new(ends).error(pattern, String::new()).code()
     }
 
-    fn shown(text: &Text) -> String {
+    fn shown(text: &Matcher) -> String {
         let mut parts = vec![text.begins];
         parts.extend(text.holds.iter().map(|part| part.trim()));
-        parts.push(text.ends);
+        if text.ends != text.begins {
+            parts.push(text.ends);
+        }
         parts.retain(|part| !part.is_empty());
         let mut shown = parts
             .iter()
@@ -654,13 +397,15 @@ two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
         if text.names_origin {
             shown.push_str(" … (the package)");
         }
-        match text.speaker {
-            Speaker::Bbcp => format!(
-                "`bbcp: {}{shown}`",
-                if text.begins.is_empty() { "… " } else { "" }
-            ),
-            Speaker::Others => format!("`{shown}`"),
-        }
+        let before = match (text.source, text.begins.is_empty()) {
+            (OutputSource::Bbcp, true) => "bbcp: … ",
+            (OutputSource::Bbcp, false) => "bbcp: ",
+            (OutputSource::Ssh, true) => "user@host … ",
+            (OutputSource::Ssh, false) => "",
+            (OutputSource::Shell, true) => "(the shell's name): (bbcp) … ",
+            (OutputSource::Shell, false) => "(the shell's name): … (bbcp) … ",
+        };
+        format!("`{before}{shown}`")
     }
 
     fn page() -> String {
@@ -676,9 +421,9 @@ two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
                 follows(kind)
             )
             .unwrap();
-            let texts: Vec<String> = TEXTS
+            let texts: Vec<String> = MATCHERS
                 .iter()
-                .filter(|(sign, _)| code_of(*sign) == code)
+                .filter(|(pattern, _)| code_of(*pattern) == code)
                 .flat_map(|(_, texts)| texts.iter().map(shown))
                 .collect();
             if !texts.is_empty() {
@@ -730,13 +475,16 @@ two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
     }
 
     #[test]
-    fn texts_are_in_the_order_of_their_signs_and_lead_somewhere() {
-        let signs: Vec<Sign> = TEXTS.iter().map(|(sign, _)| *sign).collect();
-        assert!(signs.is_sorted() && signs.len() == Sign::Follower as usize + 1);
-        for (sign, texts) in TEXTS {
-            assert!(!texts.is_empty(), "{sign:?}");
-            let code = code_of(*sign);
-            assert!(ALL.iter().any(|kind| kind.code == code), "{sign:?}: {code}");
+    fn matchers_are_in_the_order_of_their_patterns_and_lead_somewhere() {
+        let patterns: Vec<Pattern> = MATCHERS.iter().map(|(pattern, _)| *pattern).collect();
+        assert!(patterns.is_sorted() && patterns.len() == Pattern::Follower as usize + 1);
+        for (pattern, matchers) in MATCHERS {
+            assert!(!matchers.is_empty(), "{pattern:?}");
+            let code = code_of(*pattern);
+            assert!(
+                ALL.iter().any(|kind| kind.code == code),
+                "{pattern:?}: {code}"
+            );
         }
     }
 }

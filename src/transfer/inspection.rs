@@ -12,7 +12,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::bbcp::command::CONFIG_VARIABLE;
-use super::endpoint::{AbsolutePath, Endpoint, FileKind, Reading, Remote, Target, TemporaryName};
+use super::endpoint::{
+    AbsolutePath, Endpoint, FileKind, Links, Reading, Remote, Target, TemporaryName,
+};
 use super::error::{Role, TransferError};
 use super::plan::{self, LocalHost};
 use super::repository::Location;
@@ -78,7 +80,11 @@ impl Place {
     /// not be asked.
     pub async fn readable(&self) -> Result<(), TransferError> {
         let path = || self.root.to_string();
-        match self.endpoint.stat(self.role, &self.root).await? {
+        match self
+            .endpoint
+            .stat(self.role, &self.root, Links::Follow)
+            .await?
+        {
             None => Err(TransferError::OriginMissing { path: path() }),
             Some(facts) if facts.kind != FileKind::Directory => {
                 Err(TransferError::OriginUnreadable {
@@ -149,7 +155,7 @@ impl Remote {
         };
         let endpoint = Endpoint::Remote(self.clone());
         endpoint
-            .digest(Role::Destination, &nothing, how)
+            .digest(Role::Destination, &nothing, Links::Follow, how)
             .await
             .map(drop)
     }

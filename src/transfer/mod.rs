@@ -9,6 +9,7 @@ pub(crate) mod failures;
 pub mod inspection;
 pub mod lease;
 pub mod link;
+mod patterns;
 pub mod plan;
 pub mod repository;
 pub mod retry;

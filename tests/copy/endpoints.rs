@@ -20,7 +20,7 @@ const LOOPBACK: &str = "127.0.0.1";
 
 /// How an end is reached.
 #[derive(Clone, Copy, PartialEq)]
-enum Way {
+pub(crate) enum Way {
     Local,
     Ssh,
 }
@@ -38,7 +38,7 @@ fn with_sshd() -> Option<Bench> {
 }
 
 /// A bench whose destination (or origin) is reached in this way.
-fn bench(role: Role, way: Way) -> Option<Bench> {
+pub(crate) fn bench(role: Role, way: Way) -> Option<Bench> {
     let mut bench = match way {
         Way::Local => Bench::new(&[]),
         Way::Ssh => with_sshd()?,
@@ -51,7 +51,7 @@ fn bench(role: Role, way: Way) -> Option<Bench> {
     Some(bench)
 }
 
-const READING: Reading<'static> = Reading {
+pub(crate) const READING: Reading<'static> = Reading {
     algorithm: DigestAlgorithm::Sha256,
     size: SIZE,
     stall_timeout: Duration::from_secs(10),
@@ -74,7 +74,13 @@ async fn looks_at_a_source(#[values(Way::Local, Way::Ssh)] way: Way) {
         (SIZE, FileKind::File, true)
     );
     assert_eq!(facts.identity, Some((metadata.dev(), metadata.ino())));
-    assert_eq!(facts.modified, Some(metadata.mtime()));
+    let modified = facts.modified.unwrap();
+    assert_eq!(
+        (modified.seconds, i64::from(modified.nanoseconds)),
+        (metadata.mtime(), metadata.mtime_nsec())
+    );
+    assert_eq!(facts.names, Some(1));
+    assert!(facts.boot.is_some());
 
     bench.file_name = "nothing".into();
     let error = bench.plan().source.inspect().await.unwrap_err();

@@ -13,6 +13,8 @@ mod bench;
 #[path = "../support/double.rs"]
 mod double;
 mod endpoints;
+mod links;
+mod noise;
 mod runs;
 #[path = "../support/service.rs"]
 mod service;

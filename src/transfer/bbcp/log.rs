@@ -3,16 +3,18 @@
 //!
 //! It may lose text, but never hold up or fail a copy: only opening it can fail.
 
+use std::fs::create_dir_all;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use tokio::fs::{File, OpenOptions, create_dir_all};
+use tokio::fs::File;
 use tokio::io::{AsyncWriteExt, BufWriter};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
+use crate::transfer::endpoint::Directory;
 use crate::transfer::error::TransferError;
 
 /// More output than this is noise.
@@ -71,15 +73,24 @@ impl LogWriter {
     }
 }
 
+/// Opens the file in the directory of its transfer, both of which have names of our own: neither is
+/// opened through a symbolic link, which could lead to a file of others.
 async fn open(path: &Path) -> io::Result<File> {
-    if let Some(directory) = path.parent() {
-        create_dir_all(directory).await?;
-    }
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .open(path)
-        .await
+    let path = path.to_owned();
+    let opening = move || {
+        let name = |path: &Path| path.file_name()?.to_str().map(str::to_owned);
+        let directory = path.parent().unwrap_or(Path::new("."));
+        let (Some(file), Some(of_transfer)) = (name(&path), name(directory)) else {
+            return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        };
+        let logs = directory.parent().unwrap_or(Path::new("."));
+        create_dir_all(logs)?;
+        let logs = Directory::open(logs)?;
+        logs.make(&of_transfer)?;
+        logs.open_entry(&of_transfer)?.append_to(&file)
+    };
+    let opened = spawn_blocking(opening).await.map_err(io::Error::other)?;
+    opened.map(File::from_std)
 }
 
 async fn write(file: File, mut chunks: mpsc::Receiver<Vec<u8>>, path: PathBuf) {

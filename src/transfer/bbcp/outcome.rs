@@ -1,9 +1,10 @@
 //! What bbcp's end means.
 //!
 //! Its exit codes are no classification: the same full disk ends with 128 or 228 by chance, and 22
-//! is more than "exists". So the text decides, in the order of [`Sign`], and the code only where
-//! there is no text. [`Evidence`] looks at one line at a time and keeps little, however much bbcp
-//! and the network's noise print.
+//! is more than "exists". So the text decides, in the order of [`Pattern`], and the code only where
+//! there is no text. What bbcp itself says ranks above what ssh and the remote shell say, unless it
+//! says only that the other side is gone. [`Evidence`] looks at one line at a time and keeps little,
+//! however much bbcp and the network's noise print.
 //!
 //! Exit code 0 is not proof of a good file; verification is, and it is not done here.
 
@@ -13,7 +14,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use crate::transfer::error::{Role, TransferError};
-use crate::transfer::failures::Sign;
+use crate::transfer::patterns::{Names, Pattern};
 use crate::transfer::plan::Plan;
 
 /// Lines that did not tell anything and are kept for the log.
@@ -63,6 +64,8 @@ pub struct Ends {
     pub source: String,
     /// Temporary path at the destination.
     pub target: String,
+    /// bbcp at the remote end, as it is started.
+    pub program: String,
     /// The remote end and its host, if one is remote.
     pub remote: Option<(Role, String)>,
 }
@@ -80,6 +83,7 @@ impl Ends {
         Self {
             source: plan.source.path().to_string(),
             target: plan.target.temporary_path().to_string(),
+            program: plan.bbcp.remote_program.display().to_string(),
             remote,
         }
     }
@@ -103,7 +107,10 @@ impl Ends {
 #[derive(Debug)]
 pub struct Evidence {
     ends: Ends,
-    cause: Option<(Sign, String)>,
+    /// The cause that bbcp states.
+    stated: Option<(Pattern, String)>,
+    /// The cause that ssh or the remote shell states.
+    hinted: Option<(Pattern, String)>,
     tail: VecDeque<String>,
 }
 
@@ -112,7 +119,8 @@ impl Evidence {
     pub fn new(ends: Ends) -> Self {
         Self {
             ends,
-            cause: None,
+            stated: None,
+            hinted: None,
             tail: VecDeque::new(),
         }
     }
@@ -127,11 +135,30 @@ impl Evidence {
             self.tail.pop_front();
         }
         self.tail.push_back(shortened(line));
-        let Some(sign) = Sign::of(line, &self.ends.source) else {
+        let names = Names {
+            origin: &self.ends.source,
+            copy: &self.ends.target,
+            program: &self.ends.program,
+        };
+        let Some((pattern, by_bbcp)) = Pattern::of(line, names) else {
             return;
         };
-        if self.cause.as_ref().is_none_or(|(before, _)| sign < *before) {
-            self.cause = Some((sign, shortened(line)));
+        let cause = match by_bbcp {
+            true => &mut self.stated,
+            false => &mut self.hinted,
+        };
+        if cause.as_ref().is_none_or(|(before, _)| pattern < *before) {
+            *cause = Some((pattern, shortened(line)));
+        }
+    }
+
+    /// The cause, by all lines.
+    fn cause(&mut self) -> Option<(Pattern, String)> {
+        match (self.stated.take(), self.hinted.take()) {
+            (Some(stated), Some(hinted)) if stated.0.leaves_the_reason_open() => {
+                Some(if hinted.0 < stated.0 { hinted } else { stated })
+            }
+            (stated, hinted) => stated.or(hinted),
         }
     }
 
@@ -149,59 +176,63 @@ impl Evidence {
             return Ok(());
         }
         let crashed = matches!(exit, Exit::Signal(SEGV) | Exit::Code(SEGV_BY_SHELL));
-        match self.cause.take() {
-            Some((Sign::Exists, line)) => Err(self.error(Sign::Exists, line)),
-            _ if crashed => Err(self.error(Sign::Segfault, exit.to_string())),
-            Some((sign, line)) => Err(self.error(sign, line)),
+        match self.cause() {
+            Some((Pattern::Exists, line)) => Err(self.error(Pattern::Exists, line)),
+            _ if crashed => Err(self.error(Pattern::Segfault, exit.to_string())),
+            Some((pattern, line)) => Err(self.error(pattern, line)),
             None => Err(self.unexplained(exit)),
         }
     }
 
     fn unexplained(self, exit: Exit) -> TransferError {
-        match (self.tail.back(), exit, &self.ends.remote) {
+        // Others' lines are shown where bbcp has said nothing, and decide nothing.
+        let own = self.tail.iter().rfind(|line| line.starts_with("bbcp: "));
+        match (own, exit, &self.ends.remote) {
             (None, Exit::Code(code), Some(_)) if REMOTE_DIED.contains(&code) => {
-                self.error(Sign::PeerGone, exit.to_string())
+                self.error(Pattern::PeerGone, exit.to_string())
             }
-            (last, ..) => TransferError::BbcpFailed {
+            (own, ..) => TransferError::BbcpFailed {
                 exit: exit.to_string(),
-                line: last.map_or_else(|| "it said nothing".into(), Clone::clone),
+                line: own
+                    .or(self.tail.back())
+                    .map_or_else(|| "it said nothing".into(), Clone::clone),
             },
         }
     }
 
-    /// What a line means that tells this.
-    pub(in crate::transfer) fn error(self, sign: Sign, line: String) -> TransferError {
+    /// The error for a stated cause.
+    pub(in crate::transfer) fn error(self, pattern: Pattern, line: String) -> TransferError {
         let host = self.ends.peer();
         let role = self.ends.remote_role();
         let Ends { source, target, .. } = self.ends;
-        match sign {
-            Sign::Exists => TransferError::TemporaryExists { path: target },
-            Sign::Segfault => TransferError::Segfault { line },
-            Sign::Full => TransferError::StorageFull { path: target, line },
-            Sign::Damaged => TransferError::DamagedInFlight { line },
-            Sign::HostKey => TransferError::HostKey { host, line },
-            Sign::LoginDenied => TransferError::SshDenied { host, line },
-            Sign::OriginDenied => TransferError::OriginUnreadable { path: source, line },
-            Sign::DestinationDenied => TransferError::DestinationDenied { path: target, line },
-            Sign::Network | Sign::NoStreams | Sign::Follower => {
+        match pattern {
+            Pattern::Exists => TransferError::TemporaryExists { path: target },
+            Pattern::Segfault => TransferError::Segfault { line },
+            Pattern::Full => TransferError::StorageFull { path: target, line },
+            Pattern::Damaged => TransferError::DamagedInFlight { line },
+            Pattern::HostKey => TransferError::HostKey { host, line },
+            Pattern::LoginDenied => TransferError::SshDenied { host, line },
+            Pattern::OriginDenied => TransferError::OriginUnreadable { path: source, line },
+            Pattern::DestinationDenied => TransferError::DestinationDenied { path: target, line },
+            Pattern::Network | Pattern::NoStreams | Pattern::Follower => {
                 TransferError::Network { host, line }
             }
-            Sign::RemoteProgram => TransferError::RemoteProgramMissing { role, host, line },
-            Sign::LocalProgram => TransferError::ProgramMissing { program: line },
-            Sign::BadOption => TransferError::BadOption { line },
-            Sign::OriginMissing => TransferError::OriginMissing { path: source },
-            Sign::OriginDirectory => TransferError::OriginNotAFile { path: source },
-            Sign::OriginPathTooLong => TransferError::BadPath {
+            Pattern::RemoteProgram => TransferError::RemoteProgramMissing { role, host, line },
+            Pattern::LocalProgram => TransferError::ProgramMissing { program: line },
+            Pattern::BadOption => TransferError::BadOption { line },
+            Pattern::OriginMissing => TransferError::OriginMissing { path: source },
+            Pattern::OriginDirectory => TransferError::OriginNotAFile { path: source },
+            Pattern::OriginPathTooLong => TransferError::BadPath {
                 role: Role::Origin,
                 path: source,
                 problem: "bbcp finds it too long",
             },
-            Sign::NoDirectory => TransferError::DestinationDirectory { path: target, line },
-            Sign::ResumeRefused => TransferError::ResumeRefused { line },
-            Sign::OriginChanged => TransferError::OriginChanged { path: source, line },
-            Sign::PortBusy => TransferError::PortBusy { line },
-            Sign::TimeLimit => TransferError::TimeLimit { line },
-            Sign::PeerGone => TransferError::RemoteDied { host, line },
+            Pattern::NoDirectory => TransferError::DestinationDirectory { path: target, line },
+            Pattern::ResumeRefused => TransferError::ResumeRefused { line },
+            Pattern::OriginChanged => TransferError::OriginChanged { path: source, line },
+            Pattern::PortBusy => TransferError::PortBusy { line },
+            Pattern::TimeLimit => TransferError::TimeLimit { line },
+            Pattern::PeerGone => TransferError::RemoteDied { host, line },
         }
     }
 }
@@ -221,6 +252,7 @@ mod tests {
         Ends {
             source: "/d/src/a.tar".into(),
             target: "/d/dst/.t.part".into(),
+            program: "bbcp".into(),
             remote: remote.map(|role| (role, "H".into())),
         }
     }
@@ -306,6 +338,7 @@ mod tests {
     #[case::segfault_shell(255, &["bash: line 1:  4711 Segmentation fault      bbcp", GONE], "segfault")]
     #[case::version(0, &["bbcp: Warning: HOST is running a newer version of bbcp"], "ok")]
     #[case::remote_crash(255, &[], "remote_died")]
+    #[case::remote_crash_and_a_greeting(255, &["Welcome to H!"], "remote_died")]
     #[case::remote_crash_long_path(32, &[], "remote_died")]
     #[case::control_stream(255, &["bbcp: Unexpected end of control stream from H"], "remote_died")]
     #[case::banner(255, &["Welcome to H!", GONE], "remote_died")]
@@ -316,6 +349,39 @@ mod tests {
     fn rows(#[case] exit: i32, #[case] lines: &[&str], #[case] expected: &str) {
         let found = code(Some(Role::Destination), Exit::Code(exit), lines);
         assert_eq!(found, expected);
+    }
+
+    /// What a start-up file prints is no reason, and never another one than bbcp's.
+    #[rstest]
+    #[case::missing(
+        "bbcp: No such file or directory processing /d/src/a.tar",
+        "origin_missing"
+    )]
+    #[case::full("bbcp: No space left on device writing /d/dst/.t.part", "storage_full")]
+    #[case::changed("bbcp: Error -143808 writing /d/src/a.tar", "origin_changed")]
+    #[case::option("bbcp: Invalid option, '-Q'.", "bad_option")]
+    #[case::ports("bbcp: Address already in use binding socket", "port_busy")]
+    #[case::unknown("bbcp: No such file or directory finding P", "bbcp_failed")]
+    #[case::gone(GONE, "remote_died")]
+    fn noise_changes_nothing(#[case] line: &str, #[case] expected: &str) {
+        const NOISE: &[&str] = &[
+            "cat: /etc/motd.d/x: No such file or directory",
+            "/etc/profile: line 9: nosuch: command not found",
+            "ls: cannot open directory '/x': Permission denied",
+            "nc: connect to 10.0.0.1: Connection refused",
+            "mount.nfs: Permission denied (server)",
+            "Segmentation fault of the day",
+            "No space left on device",
+        ];
+        for exit in [1, 2, 128, 255] {
+            let exit = Exit::Code(exit);
+            let mut lines = NOISE.to_vec();
+            lines.push(line);
+            assert_eq!(code(Some(Role::Destination), exit, &lines), expected);
+            lines.rotate_left(NOISE.len());
+            assert_eq!(code(Some(Role::Destination), exit, &lines), expected);
+        }
+        assert_eq!(code(Some(Role::Destination), Exit::Code(0), NOISE), "ok");
     }
 
     #[rstest]

@@ -367,7 +367,7 @@ async fn read(
 /// Begins to look at the growing file, which is not there at first.
 fn look_at(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
     spawn_blocking(move || {
-        let found = fs::metadata(path.as_path()).ok()?;
+        let found = fs::symlink_metadata(path.as_path()).ok()?;
         Some(Footprint {
             size: found.len(),
             allocated: found.blocks() * BLOCK_BYTES,

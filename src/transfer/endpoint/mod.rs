@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::digest::Digest;
 use super::error::{Role, TransferError};
@@ -22,6 +23,7 @@ mod ssh;
 mod temporary;
 
 pub use address::{AbsolutePath, Host, is_login};
+pub(super) use local::directory::Directory;
 pub(super) use ssh::options as ssh_options;
 pub use temporary::TemporaryName;
 
@@ -62,10 +64,11 @@ impl Endpoint {
         &self,
         role: Role,
         path: &AbsolutePath,
+        links: Links,
     ) -> Result<Option<Facts>, TransferError> {
         match self {
-            Self::Local => local::stat(role, path).await,
-            Self::Remote(remote) => remote.stat(role, path).await,
+            Self::Local => local::stat(role, path, links).await,
+            Self::Remote(remote) => remote.stat(role, path, links).await,
         }
     }
 
@@ -73,18 +76,47 @@ impl Endpoint {
         &self,
         role: Role,
         path: &AbsolutePath,
+        links: Links,
         how: Reading<'_>,
     ) -> DigestResult {
         match self {
-            Self::Local => local::digest(role, path, how).await,
-            Self::Remote(remote) => remote.digest(role, path, how).await,
+            Self::Local => local::digest(role, path, links, how).await,
+            Self::Remote(remote) => remote.digest(role, path, links, how).await,
         }
     }
 }
 
 type DigestResult = Result<Digest, TransferError>;
 
-/// What a file system says about a path, links followed.
+/// Treatment of a symbolic link in the place of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Links {
+    /// The file that it leads to is meant.
+    Follow,
+    /// It is not a file. For names of our own, where any link was made by others.
+    Refuse,
+}
+
+/// A time stamp of a file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// Since 1970.
+    pub seconds: i64,
+    /// 0 where the file system or the remote host's `stat` has none.
+    pub nanoseconds: u32,
+}
+
+impl Moment {
+    fn new(seconds: i64, nanoseconds: i64) -> Option<Self> {
+        let nanoseconds = u32::try_from(nanoseconds).ok()?;
+        Some(Self {
+            seconds,
+            nanoseconds,
+        })
+    }
+}
+
+/// What a file system says about a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// Size in bytes.
@@ -93,11 +125,16 @@ pub struct Facts {
     pub kind: FileKind,
     /// Whether we may read it.
     pub readable: bool,
-    /// Last change of the content, in seconds since 1970; unknown where the remote host has no
-    /// `stat` program.
-    pub modified: Option<i64>,
+    /// Last change of the content; unknown where the remote host has no `stat` program.
+    pub modified: Option<Moment>,
+    /// Last change of anything, names and permissions included; unknown likewise.
+    pub changed: Option<Moment>,
     /// Device and inode; unknown likewise.
     pub identity: Option<(u64, u64)>,
+    /// Number of hard links.
+    pub names: Option<u64>,
+    /// Id of the host's start; unknown where it has no such thing.
+    pub boot: Option<Uuid>,
 }
 
 /// What a path names.
@@ -162,7 +199,11 @@ impl Source {
     /// [`TransferError::OriginUnreadable`], or that the end could not be asked.
     pub async fn inspect(&self) -> Result<Facts, TransferError> {
         let path = || self.path.to_string();
-        match self.endpoint.stat(Role::Origin, &self.path).await? {
+        match self
+            .endpoint
+            .stat(Role::Origin, &self.path, Links::Follow)
+            .await?
+        {
             None => Err(TransferError::OriginMissing { path: path() }),
             Some(facts) if facts.kind != FileKind::File => {
                 Err(TransferError::OriginNotAFile { path: path() })
@@ -180,7 +221,9 @@ impl Source {
     /// # Errors
     /// That it cannot be read, stalled, or lacks the program for the digest.
     pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
-        self.endpoint.digest(Role::Origin, &self.path, how).await
+        self.endpoint
+            .digest(Role::Origin, &self.path, Links::Follow, how)
+            .await
     }
 }
 
@@ -189,7 +232,13 @@ impl Source {
 struct Partial {
     name: TemporaryName,
     copy: AbsolutePath,
-    checkpoints: AbsolutePath,
+}
+
+impl Partial {
+    /// Names of the copy and of the directory of checkpoints.
+    fn names(&self) -> (String, String) {
+        (self.name.to_string(), self.name.checkpoints())
+    }
 }
 
 /// Where a copy goes: its final name, and the temporary name in the same directory.
@@ -246,7 +295,6 @@ impl Target {
         Partial {
             name,
             copy: self.beside(name),
-            checkpoints: self.path.checkpoints(&name),
         }
     }
 
@@ -287,7 +335,9 @@ impl Target {
     /// # Errors
     /// That the end could not be asked.
     pub async fn inspect(&self) -> Result<Option<Facts>, TransferError> {
-        self.endpoint.stat(Role::Destination, &self.path).await
+        self.endpoint
+            .stat(Role::Destination, &self.path, Links::Follow)
+            .await
     }
 
     /// What is at the temporary path, if anything.
@@ -296,7 +346,9 @@ impl Target {
     /// That the end could not be asked.
     pub async fn inspect_temporary(&self) -> Result<Option<Facts>, TransferError> {
         let path = self.temporary_path();
-        self.endpoint.stat(Role::Destination, &path).await
+        self.endpoint
+            .stat(Role::Destination, &path, Links::Refuse)
+            .await
     }
 
     /// Bytes of a temporary of any attempt; 0 where there is none.
@@ -305,8 +357,13 @@ impl Target {
     /// That the end could not be asked.
     pub async fn leftover_size(&self, name: TemporaryName) -> Result<u64, TransferError> {
         let path = self.beside(name);
-        let facts = self.endpoint.stat(Role::Destination, &path).await?;
-        Ok(facts.map_or(0, |facts| facts.size))
+        let facts = self
+            .endpoint
+            .stat(Role::Destination, &path, Links::Refuse)
+            .await?;
+        Ok(facts
+            .filter(|facts| facts.kind == FileKind::File && facts.names == Some(1))
+            .map_or(0, |facts| facts.size))
     }
 
     /// Makes this attempt's checkpoint directory, and makes the partial copy of `earlier`, an
@@ -325,7 +382,7 @@ impl Target {
             .map(|name| self.partial(name));
         let own = self.partial(self.temporary);
         match &self.endpoint {
-            Endpoint::Local => local::begin_partial(earlier, own).await,
+            Endpoint::Local => local::partial::begin(earlier, own).await,
             Endpoint::Remote(remote) => remote.begin_partial(earlier.as_ref(), &own).await,
         }
     }
@@ -336,7 +393,7 @@ impl Target {
     /// As [`Source::digest`].
     pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
         let (role, path) = (Role::Destination, &self.path);
-        self.endpoint.digest(role, path, how).await
+        self.endpoint.digest(role, path, Links::Follow, how).await
     }
 
     /// Digest of what is at the temporary path; as [`Source::digest`].
@@ -345,7 +402,9 @@ impl Target {
     /// As [`Source::digest`].
     pub async fn digest_temporary(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
         let path = self.temporary_path();
-        self.endpoint.digest(Role::Destination, &path, how).await
+        self.endpoint
+            .digest(Role::Destination, &path, Links::Refuse, how)
+            .await
     }
 
     /// Renames the temporary to the final name unless that exists, and makes the rename durable.
@@ -360,7 +419,7 @@ impl Target {
     pub async fn publish(&self) -> Result<(), TransferError> {
         let own = self.partial(self.temporary);
         match &self.endpoint {
-            Endpoint::Local => local::rename_no_overwrite(own, &self.path).await,
+            Endpoint::Local => local::partial::publish(own, &self.path).await,
             Endpoint::Remote(remote) => remote.rename_no_overwrite(&own, &self.path).await,
         }
     }
@@ -380,7 +439,7 @@ impl Target {
     pub async fn remove_leftover(&self, name: TemporaryName) -> Result<(), TransferError> {
         let partial = self.partial(name);
         match &self.endpoint {
-            Endpoint::Local => local::remove(partial).await,
+            Endpoint::Local => local::partial::remove(partial).await,
             Endpoint::Remote(remote) => remote.remove(&partial).await,
         }
     }
@@ -394,7 +453,7 @@ impl Target {
         let directory = self.path.parent();
         let id = self.temporary.transfer_id();
         match &self.endpoint {
-            Endpoint::Local => local::temporaries(&directory, id).await,
+            Endpoint::Local => local::partial::list(&directory, id).await,
             Endpoint::Remote(remote) => remote.temporaries(&directory, id).await,
         }
     }

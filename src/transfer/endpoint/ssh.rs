@@ -1,7 +1,7 @@
 //! ssh: the options we start it with, and what its complaints mean.
 
 use crate::settings::Ssh;
-use crate::transfer::failures::Sign;
+use crate::transfer::patterns::{Names, Pattern};
 
 /// Words that stand between the program and the host, without the login.
 ///
@@ -48,12 +48,17 @@ pub(in crate::transfer) enum Refusal {
     Network,
 }
 
-/// What a line of ssh's own output tells, if it tells why ssh did not get through.
+/// The reason that a line of ssh's own output states.
 pub(in crate::transfer) fn refusal(line: &str) -> Option<Refusal> {
-    match Sign::of(line, "") {
-        Some(Sign::HostKey) => Some(Refusal::HostKey),
-        Some(Sign::LoginDenied) => Some(Refusal::Denied),
-        Some(Sign::Network) => Some(Refusal::Network),
+    const NAMES: Names<'_> = Names {
+        origin: "",
+        copy: "",
+        program: "",
+    };
+    match Pattern::of(line, NAMES)? {
+        (Pattern::HostKey, false) => Some(Refusal::HostKey),
+        (Pattern::LoginDenied, false) => Some(Refusal::Denied),
+        (Pattern::Network, false) => Some(Refusal::Network),
         _ => None,
     }
 }

@@ -2,77 +2,35 @@
 //!
 //! ssh hands one string to the login shell there, so every word is quoted, and data are never part
 //! of a script but its positional arguments. Scripts are single lines, since not every login shell
-//! takes a line break inside quotes. An answer is a line that begins with [`MARK`]; what a chatty
-//! start-up file prints is passed over. Known troubles are exit codes of our own.
+//! takes a line break inside quotes. An answer is told from what a chatty start-up file prints by
+//! [a mark](Mark). Known troubles are exit codes of our own.
 
 use std::collections::HashSet;
 use std::process::Stdio;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
+use self::answer::{Answer, Mark};
+use self::scripts::{
+    ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MKDIR, NO_LINKS, NO_PROGRAM, REMOVE,
+    RENAME, STAT, VERSION,
+};
 use super::ssh::{Refusal, options, refusal};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Partial, Reading, Remote,
-    TemporaryName, storage,
+    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Partial, Reading,
+    Remote, TemporaryName, storage,
 };
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
 use crate::transfer::digest::Digest;
 use crate::transfer::error::{Role, TransferError};
 
-/// Begins every line of ours, and is the scripts' `$0`.
-const MARK: &str = "ccat-transfer";
+mod answer;
+mod scripts;
 
 /// ssh's own exit code for "did not get through"; also what a killed remote command gives.
 const SSH_FAILED: i32 = 255;
-
-// Exit codes of the scripts. They stand in the scripts as digits.
-const ABSENT: i32 = 66;
-const DENIED: i32 = 77;
-const EXISTS: i32 = 73;
-const NO_LINKS: i32 = 72;
-const NO_PROGRAM: i32 = 69;
-
-/// $1 path. Answers `size mtime device inode kind readable`; `-` is unknown. Without GNU's or
-/// busybox's `stat`, `ls` tells the size. An absent path below a directory that we may not search
-/// is no absent path.
-const STAT: &str = r#"export LC_ALL=C; if test -e "$1"; then :; else case $(ls -ld "$1" 2>&1) in *"ermission denied"*) exit 77;; esac; exit 66; fi; f=$(stat -L -c "%s %Y %d %i" "$1" 2>/dev/null) || { set -- "$1" $(ls -lndL "$1"); f="$6 - - -"; }; k=other; test -d "$1" && k=directory; test -f "$1" && k=file; r=no; test -r "$1" && r=yes; echo "ccat-transfer $f $k $r""#;
-
-/// $1 the location's directory, $2 the one to make.
-const MKDIR: &str = r#"export LC_ALL=C; test -d "$1" || exit 66; mkdir -p "$2" || { case $(mkdir -p "$2" 2>&1) in *"ermission denied"*|*"Read-only"*) exit 77;; esac; exit 1; }; test -w "$2" && test -x "$2" || exit 77; echo "ccat-transfer made""#;
-
-/// $1 directory. Answers df's last line.
-const DF: &str = r#"export LC_ALL=C; echo "ccat-transfer $(df -P -k "$1" | tail -n 1)""#;
-
-/// $1 temporary, $2 final name, $3 their directory, $4 the temporary's checkpoints. `sync` with a name is not POSIX, but where it
-/// takes none it does more, not less.
-const RENAME: &str = r#"export LC_ALL=C; if test -d "$4" && ! test -L "$4"; then rm -f "$4"/bbcp.*; rmdir "$4" || exit 1; fi; if test -e "$2" || test -L "$2"; then test "$1" -ef "$2" 2>/dev/null || exit 73; else e=$(ln "$1" "$2" 2>&1) || { test -e "$2" && exit 73; echo "$e" >&2; case $e in *"not permitted"*|*"not supported"*|*"not implemented"*) exit 72;; *"ermission denied"*|*"Read-only"*) exit 77;; esac; exit 1; }; fi; rm -f "$1" || exit 1; sync "$3" >/dev/null 2>&1; echo "ccat-transfer renamed""#;
-
-/// $1 temporary, $2 its checkpoints.
-const REMOVE: &str = r#"rm -f "$1" || exit 1; if test -d "$2" && ! test -L "$2"; then rm -f "$2"/bbcp.*; rmdir "$2" || exit 1; fi; echo "ccat-transfer removed""#;
-
-/// $1 our temporary, $2 its checkpoints; the rest is an earlier attempt's, or not there: $3
-/// temporary, $4 its checkpoints, $5 its name, $6 our name. Answers the bytes that are there. The
-/// copy itself is renamed last, as at a local end.
-const ADOPT: &str = r#"export LC_ALL=C; n=0; if test -n "$3" && test -f "$3" && test -d "$4"; then mv "$4" "$2" || exit 1; for f in "$2"/bbcp.*"$5"; do if test -e "$f"; then mv "$f" "${f%"$5"}$6" || exit 1; fi; done; fi; mkdir -p "$2" || exit 1; if test -n "$3" && test -f "$3"; then mv "$3" "$1" || exit 1; set -- $(ls -lnd "$1"); n=$5; fi; echo "ccat-transfer $n""#;
-
-/// $1 directory, $2 transfer id.
-const LIST: &str = r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do test -e "$f" && echo "ccat-transfer $f"; done; exit 0"#;
-
-/// $1 path; then the program and its arguments. Reads until done, or until its own standard input
-/// ends: that is how it learns that we gave up, and else it would go on for hours.
-const DIGEST: &str = r#"export LC_ALL=C; f=$1; shift; command -v "$1" >/dev/null 2>&1 || exit 69; test -e "$f" || exit 66; test -r "$f" || exit 77; exec 3<&0; printf "ccat-transfer "; "$@" <"$f" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#;
-
-/// Answers the host's clock, in seconds since 1970. No `date` of POSIX tells them, every real one does.
-const CLOCK: &str = r#"echo "ccat-transfer $(date +%s)""#;
-
-/// $1 bbcp. Answers its version.
-const VERSION: &str = r#"export LC_ALL=C bbcp_CONFIGFN=/dev/null; command -v "$1" >/dev/null 2>&1 || exit 69; v=$("$1" "-#" 2>&1) || { echo "$v" >&2; exit 1; }; echo "ccat-transfer $v""#;
-
-/// What is kept of an answer; the longest is a list of leftovers.
-const MAX_OUTPUT_BYTES: usize = 64 << 10;
 
 /// What a script answered.
 struct Reply {
@@ -143,8 +101,9 @@ impl Remote {
         &self,
         role: Role,
         path: &AbsolutePath,
+        links: Links,
     ) -> Result<Option<Facts>, TransferError> {
-        let arguments = [path.as_str()];
+        let arguments = [path.as_str(), word(links)];
         let request = Request::new(role, "stat", path, STAT, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
@@ -189,10 +148,12 @@ impl Remote {
         &self,
         role: Role,
         path: &AbsolutePath,
+        links: Links,
         how: Reading<'_>,
     ) -> DigestResult {
         let command = digest_command(&self.ssh, how.algorithm);
-        let arguments: Vec<&str> = std::iter::once(path.as_str())
+        let arguments: Vec<&str> = [path.as_str(), word(links)]
+            .into_iter()
             .chain(command.iter().map(String::as_str))
             .collect();
         let request = Request {
@@ -221,11 +182,12 @@ impl Remote {
         to: &AbsolutePath,
     ) -> Result<(), TransferError> {
         let directory = to.parent();
+        let (copy, checkpoints) = own.names();
         let arguments = [
-            own.copy.as_str(),
-            to.as_str(),
             directory.as_str(),
-            own.checkpoints.as_str(),
+            copy.as_str(),
+            to.file_name().unwrap_or_default(),
+            checkpoints.as_str(),
         ];
         let request = Request::new(Role::Destination, "rename", to, RENAME, &arguments);
         let (request, reply) = self.run(request).await?;
@@ -239,10 +201,15 @@ impl Remote {
 
     /// Removes a temporary; only [`super::Target`] calls this, and only with such names.
     pub(super) async fn remove(&self, partial: &Partial) -> Result<(), TransferError> {
+        let directory = partial.copy.parent();
+        let (copy, checkpoints) = partial.names();
+        let arguments = [directory.as_str(), copy.as_str(), checkpoints.as_str()];
         let path = &partial.copy;
-        let arguments = [path.as_str(), partial.checkpoints.as_str()];
         let request = Request::new(Role::Destination, "unlink", path, REMOVE, &arguments);
         let (request, reply) = self.run(request).await?;
+        if reply.code == ABSENT {
+            return Ok(());
+        }
         done(&request, reply, "removed")
     }
 
@@ -251,18 +218,12 @@ impl Remote {
         earlier: Option<&Partial>,
         own: &Partial,
     ) -> Result<u64, TransferError> {
-        let names = (
-            earlier.map(|earlier| earlier.name.to_string()),
-            own.name.to_string(),
-        );
-        let mut arguments = vec![own.copy.as_str(), own.checkpoints.as_str()];
-        if let (Some(earlier), (Some(before), now)) = (earlier, &names) {
-            arguments.extend([
-                earlier.copy.as_str(),
-                earlier.checkpoints.as_str(),
-                before,
-                now,
-            ]);
+        let directory = own.copy.parent();
+        let (copy, checkpoints) = own.names();
+        let earlier = earlier.map(Partial::names);
+        let mut arguments = vec![directory.as_str(), copy.as_str(), checkpoints.as_str()];
+        if let Some((copy, checkpoints)) = &earlier {
+            arguments.extend([copy.as_str(), checkpoints.as_str()]);
         }
         let request = Request::new(Role::Destination, "adopt", &own.copy, ADOPT, &arguments);
         let (request, reply) = self.run(request).await?;
@@ -345,8 +306,9 @@ impl Remote {
             program: program.display().to_string(),
             source,
         };
+        let mark = Mark::new();
         let mut ssh = command(&find_program(program).ok_or_else(missing)?);
-        ssh.args(self.arguments(&request));
+        ssh.args(self.arguments(&request, &mark));
         ssh.stdin(std::mem::replace(&mut request.stdin, Stdio::null()));
         let mut child = ssh.spawn().map_err(spawn)?;
         // Declared after the child, so that it is dropped before it.
@@ -361,8 +323,12 @@ impl Remote {
             group.end(Duration::ZERO).await;
             status
         };
-        let work = async { tokio::join!(ended, read(stdout), read(stderr)) };
-        let Ok((status, output, complaint)) = timeout(request.limit, work).await else {
+        let outputs = async {
+            let complaint = answer::complaint(stderr, &mark);
+            tokio::join!(Answer::read(stdout, &mark), complaint)
+        };
+        let work = async { tokio::join!(ended, outputs) };
+        let Ok((status, (answer, complaint))) = timeout(request.limit, work).await else {
             return Err(TransferError::OperationTimeout {
                 operation: request.operation,
                 host: self.host.to_string(),
@@ -373,16 +339,27 @@ impl Remote {
             Some(code) if code != SSH_FAILED => code,
             _ => return Err(self.not_through(request.role, &complaint)),
         };
+        let complaint = last_line(&complaint);
+        if !answer.begun {
+            let said = match complaint.is_empty() {
+                true => &answer.noise,
+                false => &complaint,
+            };
+            return Err(TransferError::RemoteDied {
+                host: self.host.to_string(),
+                line: format!("its login shell ended with {code} before our script: {said}"),
+            });
+        }
         let reply = Reply {
             code,
-            answers: answers(&output),
-            complaint: last_line(&complaint),
+            answers: answer.lines,
+            complaint,
         };
         Ok((request, reply))
     }
 
-    fn arguments(&self, request: &Request<'_>) -> Vec<String> {
-        let script = ["sh", "-c", request.script, MARK];
+    fn arguments(&self, request: &Request<'_>, mark: &Mark) -> Vec<String> {
+        let script = ["sh", "-c", request.script, mark.as_str()];
         let words = script.iter().chain(request.arguments);
         let mut arguments = options(&self.ssh);
         arguments.push("-T".into());
@@ -435,27 +412,12 @@ fn done(request: &Request<'_>, reply: Reply, word: &str) -> Result<(), TransferE
     Ok(())
 }
 
-/// Reads to the end, keeps the beginning.
-async fn read(pipe: Option<impl AsyncRead + Unpin>) -> String {
-    let Some(mut pipe) = pipe else {
-        return String::new();
-    };
-    let mut kept = Vec::new();
-    let mut buffer = vec![0; 8 << 10];
-    // A pipe that breaks is at its end; the exit code tells the rest.
-    while let Ok(n @ 1..) = pipe.read(&mut buffer).await {
-        let room = MAX_OUTPUT_BYTES - kept.len();
-        kept.extend_from_slice(&buffer[..n.min(room)]);
+/// The word for the scripts.
+fn word(links: Links) -> &'static str {
+    match links {
+        Links::Follow => "follow",
+        Links::Refuse => "keep",
     }
-    String::from_utf8_lossy(&kept).into_owned()
-}
-
-fn answers(output: &str) -> Vec<String> {
-    output
-        .lines()
-        .filter_map(|line| line.strip_prefix(MARK)?.strip_prefix(' '))
-        .map(|answer| answer.trim_end().to_owned())
-        .collect()
 }
 
 fn last_line(text: &str) -> String {
@@ -465,17 +427,25 @@ fn last_line(text: &str) -> String {
 
 /// Reads [`STAT`]'s answer.
 fn facts(answer: &str) -> Option<Facts> {
-    let words: Vec<&str> = answer.split(' ').collect();
-    let [size, modified, device, inode, kind, readable] = words.as_slice() else {
+    let mut parts = answer.split('|');
+    let words: Vec<&str> = parts.next()?.split(' ').collect();
+    let [
+        kind,
+        readable,
+        boot,
+        size,
+        device,
+        inode,
+        names,
+        modified,
+        changed,
+    ] = words.as_slice()
+    else {
         return None;
     };
     let identity = match (*device, *inode) {
         ("-", "-") => None,
         (device, inode) => Some((device.parse().ok()?, inode.parse().ok()?)),
-    };
-    let modified = match *modified {
-        "-" => None,
-        seconds => Some(seconds.parse().ok()?),
     };
     Some(Facts {
         size: size.parse().ok()?,
@@ -490,9 +460,33 @@ fn facts(answer: &str) -> Option<Facts> {
             "no" => false,
             _ => return None,
         },
-        modified,
+        modified: moment(modified, parts.next())?,
+        changed: moment(changed, parts.next())?,
         identity,
+        names: known(names)?,
+        boot: known(boot)?,
     })
+}
+
+/// A word of an answer; `-` is unknown.
+fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
+    match word {
+        "-" => Some(None),
+        word => word.parse().ok().map(Some),
+    }
+}
+
+/// A time, of which `text` (`2026-11-29 13:09:24.123456789 +0000`) has the nanoseconds.
+fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
+    let fraction = text.and_then(|text| {
+        let (_, rest) = text.split_once('.')?;
+        rest.get(..9)?.parse().ok()
+    });
+    let seconds = known::<i64>(seconds)?;
+    Some(seconds.map(|seconds| Moment {
+        seconds,
+        nanoseconds: fraction.unwrap_or(0),
+    }))
 }
 
 /// Available bytes from a line of `df -P -k`: device, total, used, available, per cent, mount point.
@@ -536,6 +530,7 @@ fn printed_digest(algorithm: DigestAlgorithm, answer: &str) -> Option<Digest> {
 mod tests {
     use proptest::prelude::*;
     use rstest::rstest;
+    use uuid::Uuid;
 
     use super::*;
 
@@ -543,16 +538,39 @@ mod tests {
         size: 12,
         kind: FileKind::File,
         readable: true,
-        modified: Some(1_790_000_000),
+        modified: Some(Moment {
+            seconds: 1_790_000_000,
+            nanoseconds: 123_456_789,
+        }),
+        changed: Some(Moment {
+            seconds: 1_790_000_001,
+            nanoseconds: 0,
+        }),
         identity: Some((64, 99)),
+        names: Some(1),
+        boot: Some(Uuid::from_u128(1)),
+    };
+
+    const BARE: Facts = Facts {
+        readable: false,
+        modified: None,
+        changed: None,
+        identity: None,
+        names: Some(2),
+        boot: None,
+        ..FACTS
     };
 
     #[rstest]
-    #[case("12 1790000000 64 99 file yes", Some(FACTS))]
-    #[case("12 - - - file no", Some(Facts { readable: false, modified: None, identity: None, ..FACTS }))]
-    #[case("12 - - - other", None)]
-    #[case("x - - - file yes", None)]
-    #[case("12 - - - socket yes", None)]
+    #[case::gnu(
+        "file yes 00000000-0000-0000-0000-000000000001 12 64 99 1 1790000000 1790000001\
+         |2026-09-21 14:13:20.123456789 +0000|2026-09-21 14:13:21.000000000 +0000",
+        Some(FACTS)
+    )]
+    #[case::ls("file no - 12 - - 2 - -", Some(BARE))]
+    #[case("other no - 12 - - - -", None)]
+    #[case("file yes - x - - - - -", None)]
+    #[case("socket yes - 12 - - - - -", None)]
     #[case("", None)]
     fn stat_answers(#[case] answer: &str, #[case] expected: Option<Facts>) {
         assert_eq!(facts(answer), expected);
@@ -580,12 +598,6 @@ mod tests {
     #[case(DigestAlgorithm::Sha256, "sha256sum: -: Input/output error", false)]
     fn digests(#[case] algorithm: DigestAlgorithm, #[case] answer: &str, #[case] good: bool) {
         assert_eq!(printed_digest(algorithm, answer).is_some(), good);
-    }
-
-    #[test]
-    fn only_marked_lines_are_answers() {
-        let output = "Welcome!\nccat-transfer made\nccat-transferred\n";
-        assert_eq!(answers(output), ["made"]);
     }
 
     proptest! {

@@ -1,32 +1,35 @@
 //! An end on this host.
 
-use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, PosixFadviseAdvice, RenameFlags, posix_fadvise, renameat2};
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, eaccess};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{getpriority_process, setpriority_process};
 use rustix::thread::gettid;
 use tokio::sync::{oneshot, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, interval, timeout};
+use uuid::Uuid;
 
+use self::directory::{Directory, is_regular, not_plain};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, OPERATION_LIMIT, Partial, Reading, TemporaryName,
-    storage,
+    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Reading, storage,
 };
 use crate::settings::DigestAlgorithm;
 use crate::transfer::digest::{self, Digest};
 use crate::transfer::error::{Role, TransferError};
+
+pub(in crate::transfer) mod directory;
+pub(super) mod partial;
 
 /// How far a reader may be ahead of whom it stays near: far enough that neither waits for the other,
 /// near enough that the system still has in memory what either has read.
@@ -58,12 +61,22 @@ where
     }
 }
 
-pub(super) async fn stat(role: Role, path: &AbsolutePath) -> Result<Option<Facts>, TransferError> {
+pub(super) async fn stat(
+    role: Role,
+    path: &AbsolutePath,
+    links: Links,
+) -> Result<Option<Facts>, TransferError> {
     let path = path.clone();
-    blocking("stat", move || match fs::metadata(path.as_path()) {
-        Ok(metadata) => Ok(Some(facts(path.as_path(), &metadata))),
-        Err(e) if is_absent(&e) => Ok(None),
-        Err(e) => Err(denied_or(role, "stat", &path, e)),
+    blocking("stat", move || {
+        let found = match links {
+            Links::Follow => fs::metadata(path.as_path()),
+            Links::Refuse => fs::symlink_metadata(path.as_path()),
+        };
+        match found {
+            Ok(metadata) => Ok(Some(facts(path.as_path(), &metadata))),
+            Err(e) if is_absent(&e) => Ok(None),
+            Err(e) => Err(denied_or(role, "stat", &path, e)),
+        }
     })
     .await
 }
@@ -79,9 +92,21 @@ fn facts(path: &Path, metadata: &fs::Metadata) -> Facts {
             FileKind::Other
         },
         readable: eaccess(path, AccessFlags::R_OK).is_ok(),
-        modified: Some(metadata.mtime()),
+        modified: Moment::new(metadata.mtime(), metadata.mtime_nsec()),
+        changed: Moment::new(metadata.ctime(), metadata.ctime_nsec()),
         identity: Some((metadata.dev(), metadata.ino())),
+        names: Some(metadata.nlink()),
+        boot: boot(),
     }
+}
+
+/// Id of the running kernel's start, which no other host has.
+fn boot() -> Option<Uuid> {
+    static BOOT: OnceLock<Option<Uuid>> = OnceLock::new();
+    *BOOT.get_or_init(|| {
+        let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        text.trim().parse().ok()
+    })
 }
 
 fn is_absent(e: &io::Error) -> bool {
@@ -136,11 +161,22 @@ pub(super) async fn ensure_directory(
                 path: root.to_string(),
             });
         }
-        fs::create_dir_all(directory.as_path()).map_err(|e| refused("mkdir", &directory, e))?;
+        make_below(&root, &directory).map_err(|e| refused("mkdir", &directory, e))?;
         eaccess(directory.as_path(), AccessFlags::W_OK | AccessFlags::X_OK)
             .map_err(|e| refused("access", &directory, e))
     })
     .await
+}
+
+/// Makes the directories between `root` and `directory`, and `directory` itself.
+fn make_below(root: &AbsolutePath, directory: &AbsolutePath) -> io::Result<()> {
+    let below = directory.as_path().strip_prefix(root.as_path());
+    let mut at = Directory::open(root.as_path())?;
+    for name in below.map_err(io::Error::other)? {
+        // Paths are made of text.
+        at = at.enter_or_make(&name.to_string_lossy())?;
+    }
+    Ok(())
 }
 
 pub(super) async fn free_space(directory: &AbsolutePath) -> Result<u64, TransferError> {
@@ -178,6 +214,7 @@ impl Shared {
         role: Role,
         path: &Path,
         algorithm: DigestAlgorithm,
+        links: Links,
         behind: Option<&watch::Receiver<u64>>,
         sign_every: Duration,
     ) -> io::Result<Digest> {
@@ -186,7 +223,7 @@ impl Shared {
         if behind.is_some() {
             be_modest();
         }
-        let file = File::open(path)?;
+        let file = open(path, links)?;
         // What was just written is to be read from the disk, not from memory.
         if role == Role::Destination {
             let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
@@ -218,7 +255,28 @@ impl Drop for Reader {
     }
 }
 
-pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) -> DigestResult {
+/// Opens a file for reading.
+fn open(path: &Path, links: Links) -> io::Result<File> {
+    match links {
+        Links::Follow => File::open(path),
+        Links::Refuse => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+            let file = rustix::fs::open(path, flags, Mode::empty())?;
+            if is_regular(&rustix::fs::fstat(&file)?) {
+                Ok(file.into())
+            } else {
+                Err(not_plain(&path.to_string_lossy()))
+            }
+        }
+    }
+}
+
+pub(super) async fn digest(
+    role: Role,
+    path: &AbsolutePath,
+    links: Links,
+    how: Reading<'_>,
+) -> DigestResult {
     let shared = Arc::<Shared>::default();
     let mut copied = how.behind.cloned();
     let look_every = how.stall_timeout / LOOKS;
@@ -226,7 +284,14 @@ pub(super) async fn digest(role: Role, path: &AbsolutePath, how: Reading<'_>) ->
         let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
         move || {
             let path = path.as_path();
-            shared.read(role, path, how.algorithm, behind.as_ref(), look_every)
+            shared.read(
+                role,
+                path,
+                how.algorithm,
+                links,
+                behind.as_ref(),
+                look_every,
+            )
         }
     })
     .map_err(|e| storage("read", role, path, e))?;
@@ -308,167 +373,6 @@ fn unreadable(role: Role, path: &AbsolutePath, e: io::Error) -> TransferError {
     denied_or(role, "read", path, e)
 }
 
-pub(super) async fn rename_no_overwrite(
-    own: Partial,
-    to: &AbsolutePath,
-) -> Result<(), TransferError> {
-    let to = to.clone();
-    blocking("rename", move || {
-        remove_checkpoints(&own.checkpoints)?;
-        let from = own.copy;
-        match renameat2(
-            AT_FDCWD,
-            from.as_path(),
-            AT_FDCWD,
-            to.as_path(),
-            RenameFlags::RENAME_NOREPLACE,
-        ) {
-            Ok(()) => {}
-            Err(Errno::EEXIST) => unlink_second_name(&from, &to)?,
-            // NFS and others know no such flag.
-            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => link_and_unlink(&from, &to)?,
-            Err(Errno::ENOENT) if !from.as_path().exists() && to.as_path().exists() => {
-                return Err(TransferError::DestinationExists {
-                    path: to.to_string(),
-                });
-            }
-            Err(e) => return Err(refused("rename", &to, e)),
-        }
-        // Only now does a power failure not undo it.
-        let directory = to.parent();
-        File::open(directory.as_path())
-            .and_then(|d| d.sync_all())
-            .map_err(|e| refused("fsync", &directory, e))
-    })
-    .await
-}
-
-/// The next best thing: as safe, though for a moment the file has both names.
-fn link_and_unlink(from: &AbsolutePath, to: &AbsolutePath) -> Result<(), TransferError> {
-    match fs::hard_link(from.as_path(), to.as_path()) {
-        Ok(()) => fs::remove_file(from.as_path()).map_err(|e| refused("unlink", from, e)),
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => unlink_second_name(from, to),
-        // EPERM is how link(2) says that a file system has no hard links.
-        Err(e)
-            if matches!(
-                e.raw_os_error().map(Errno::from_raw),
-                Some(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS)
-            ) =>
-        {
-            Err(TransferError::RenameUnsupported {
-                path: to.to_string(),
-            })
-        }
-        Err(e) => Err(refused("link", to, e)),
-    }
-}
-
-/// After an interrupted [`link_and_unlink`], or one that NFS did but reported as failed, both names
-/// are the same file: the rename is done but for the old name.
-fn unlink_second_name(from: &AbsolutePath, to: &AbsolutePath) -> Result<(), TransferError> {
-    let identity = |path: &AbsolutePath| {
-        fs::symlink_metadata(path.as_path())
-            .map(|m| (m.dev(), m.ino()))
-            .map_err(|e| refused("stat", path, e))
-    };
-    if identity(from)? != identity(to)? {
-        return Err(TransferError::DestinationExists {
-            path: to.to_string(),
-        });
-    }
-    fs::remove_file(from.as_path()).map_err(|e| refused("unlink", from, e))
-}
-
-pub(super) async fn remove(partial: Partial) -> Result<(), TransferError> {
-    blocking("unlink", move || {
-        present(fs::remove_file(partial.copy.as_path()))
-            .map_err(|e| refused("unlink", &partial.copy, e))?;
-        remove_checkpoints(&partial.checkpoints)
-    })
-    .await
-}
-
-/// Removes a directory of checkpoints, if it is there, and nothing in it that is not one.
-fn remove_checkpoints(directory: &AbsolutePath) -> Result<(), TransferError> {
-    let removing = || -> io::Result<()> {
-        for entry in fs::read_dir(directory.as_path())? {
-            let entry = entry?;
-            if entry.file_name().as_encoded_bytes().starts_with(b"bbcp.") {
-                fs::remove_file(entry.path())?;
-            }
-        }
-        fs::remove_dir(directory.as_path())
-    };
-    present(removing()).map_err(|e| refused("unlink", directory, e))
-}
-
-/// What is not there need not be removed.
-fn present(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(e) if is_absent(&e) => Ok(()),
-        removed => removed,
-    }
-}
-
-pub(super) async fn begin_partial(
-    earlier: Option<Partial>,
-    own: Partial,
-) -> Result<u64, TransferError> {
-    blocking("adopt", move || {
-        adopt(earlier.as_ref(), &own).map_err(|e| refused("adopt", &own.copy, e))
-    })
-    .await
-}
-
-/// The copy itself last: what an interruption leaves is no copy with its checkpoint, and not used.
-fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
-    let earlier = earlier.filter(|earlier| earlier.copy.as_path().is_file());
-    if let Some(earlier) = earlier
-        && earlier.checkpoints.as_path().is_dir()
-    {
-        fs::rename(earlier.checkpoints.as_path(), own.checkpoints.as_path())?;
-        let (before, now) = (earlier.name.to_string(), own.name.to_string());
-        for entry in fs::read_dir(own.checkpoints.as_path())? {
-            let entry = entry?;
-            let name = entry.file_name();
-            if let Some(stem) = name.to_str().and_then(|name| name.strip_suffix(&before)) {
-                let renamed = own.checkpoints.as_path().join(format!("{stem}{now}"));
-                fs::rename(entry.path(), renamed)?;
-            }
-        }
-    }
-    fs::create_dir_all(own.checkpoints.as_path())?;
-    match earlier {
-        None => Ok(0),
-        Some(earlier) => {
-            fs::rename(earlier.copy.as_path(), own.copy.as_path())?;
-            Ok(fs::metadata(own.copy.as_path())?.len())
-        }
-    }
-}
-
-pub(super) async fn temporaries(
-    directory: &AbsolutePath,
-    transfer_id: i64,
-) -> Result<Vec<TemporaryName>, TransferError> {
-    let directory = directory.clone();
-    blocking("list", move || {
-        let entries = match fs::read_dir(directory.as_path()) {
-            Ok(entries) => entries,
-            Err(e) if is_absent(&e) => return Ok(Vec::new()),
-            Err(e) => return Err(refused("list", &directory, e)),
-        };
-        Ok(entries
-            .flatten()
-            .filter_map(|entry| TemporaryName::of_entry(entry.file_name().to_str()?))
-            .filter(|name| name.transfer_id() == transfer_id)
-            .collect::<HashSet<_>>()
-            .into_iter()
-            .collect())
-    })
-    .await
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -484,23 +388,5 @@ mod tests {
         });
         assert_eq!(of_thread.join().unwrap(), before.max(MODEST));
         assert_eq!(nice(), before);
-    }
-
-    /// Where the kernel cannot rename without overwriting.
-    #[test]
-    fn linking_is_as_safe() {
-        let directory = tempfile::tempdir().unwrap();
-        let path =
-            |name: &str| AbsolutePath::new(directory.path().join(name).to_str().unwrap()).unwrap();
-        let (from, to) = (path("from"), path("to"));
-        fs::write(from.as_path(), "new").unwrap();
-        link_and_unlink(&from, &to).unwrap();
-        assert!(!from.as_path().exists());
-
-        fs::write(from.as_path(), "newer").unwrap();
-        let error = link_and_unlink(&from, &to).unwrap_err();
-        assert_eq!(error.code(), "destination_exists");
-        assert_eq!(fs::read(to.as_path()).unwrap(), b"new");
-        assert_eq!(fs::read(from.as_path()).unwrap(), b"newer");
     }
 }

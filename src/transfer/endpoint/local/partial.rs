@@ -1,0 +1,257 @@
+//! Partial copies on this host: adopted, published, removed.
+//!
+//! Everything happens in the destination's directory, held open, by our temporary names. What has
+//! such a name but is no plain file of ours (a symbolic link, a second name of another file) is
+//! removed by its name, and never read, renamed to a package or written to.
+
+use std::collections::HashSet;
+use std::io;
+
+use rustix::io::Errno;
+
+use super::super::{AbsolutePath, Partial, TemporaryName};
+use super::directory::{Directory, is_plain, is_regular, not_plain};
+use super::{blocking, is_absent, refused};
+use crate::transfer::error::TransferError;
+
+/// Renames a copy to its final name unless that exists.
+pub(in crate::transfer::endpoint) async fn publish(
+    own: Partial,
+    to: &AbsolutePath,
+) -> Result<(), TransferError> {
+    let to = to.clone();
+    blocking("rename", move || {
+        let parent = to.parent();
+        let directory = open(&parent)?;
+        remove_checkpoints(&directory, &own.name).map_err(|e| refused("unlink", &parent, e))?;
+        let from = own.name.to_string();
+        let name = to.file_name().unwrap_or_default();
+        let exists = || TransferError::DestinationExists {
+            path: to.to_string(),
+        };
+        let looked_at = |name: &str| {
+            directory
+                .stat(name)
+                .map_err(|e| refused("stat", &own.copy, e))
+        };
+        match looked_at(&from)? {
+            Some(found) if !is_regular(&found) => {
+                return Err(refused("rename", &own.copy, not_plain(&from)));
+            }
+            None if looked_at(name)?.is_some() => return Err(exists()),
+            _ => {}
+        }
+        match directory.rename_no_replace(&from, name) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => unlink_second_name(&directory, &from, &to)?,
+            // NFS and others know no such flag.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
+                link_and_unlink(&directory, &from, &to)?;
+            }
+            Err(e) => return Err(refused("rename", &to, e)),
+        }
+        // Only now does a power failure not undo it.
+        std::fs::File::open(parent.as_path())
+            .and_then(|d| d.sync_all())
+            .map_err(|e| refused("fsync", &parent, e))
+    })
+    .await
+}
+
+fn open(directory: &AbsolutePath) -> Result<Directory, TransferError> {
+    Directory::open(directory.as_path()).map_err(|e| refused("open", directory, e))
+}
+
+/// The next best thing: as safe, though for a moment the file has both names.
+fn link_and_unlink(
+    directory: &Directory,
+    from: &str,
+    to: &AbsolutePath,
+) -> Result<(), TransferError> {
+    match directory.link(from, to.file_name().unwrap_or_default()) {
+        Ok(()) => directory.remove(from).map_err(|e| refused("unlink", to, e)),
+        Err(Errno::EXIST) => unlink_second_name(directory, from, to),
+        // EPERM is how link(2) says that a file system has no hard links.
+        Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
+            Err(TransferError::RenameUnsupported {
+                path: to.to_string(),
+            })
+        }
+        Err(e) => Err(refused("link", to, e)),
+    }
+}
+
+/// After an interrupted [`link_and_unlink`], or one that NFS did but reported as failed, both names
+/// are the same file: the rename is done but for the old name.
+fn unlink_second_name(
+    directory: &Directory,
+    from: &str,
+    to: &AbsolutePath,
+) -> Result<(), TransferError> {
+    let identity = |name: &str| {
+        let found = directory.stat(name).map_err(|e| refused("stat", to, e))?;
+        Ok::<_, TransferError>(found.map(|found| (found.st_dev, found.st_ino)))
+    };
+    let old = identity(from)?;
+    if old.is_none() || old != identity(to.file_name().unwrap_or_default())? {
+        return Err(TransferError::DestinationExists {
+            path: to.to_string(),
+        });
+    }
+    directory.remove(from).map_err(|e| refused("unlink", to, e))
+}
+
+/// Removes a copy with its checkpoints, if it is there.
+pub(in crate::transfer::endpoint) async fn remove(partial: Partial) -> Result<(), TransferError> {
+    blocking("unlink", move || {
+        let removing = || -> io::Result<()> {
+            let directory = match Directory::open(partial.copy.parent().as_path()) {
+                Err(e) if is_absent(&e) => return Ok(()),
+                directory => directory?,
+            };
+            directory.remove(&partial.name.to_string())?;
+            remove_checkpoints(&directory, &partial.name)
+        };
+        removing().map_err(|e| refused("unlink", &partial.copy, e))
+    })
+    .await
+}
+
+/// Removes the directory of checkpoints, if it is there, and nothing in it that is not one.
+fn remove_checkpoints(directory: &Directory, of: &TemporaryName) -> io::Result<()> {
+    let name = of.checkpoints();
+    let checkpoints = match directory.open_entry(&name) {
+        Ok(checkpoints) => checkpoints,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // A link, or a file: only the name is ours.
+        Err(e) if is_no_directory(&e) => return directory.remove(&name),
+        Err(e) => return Err(e),
+    };
+    for entry in checkpoints.names()? {
+        if let Some(entry) = entry.to_str().filter(|name| name.starts_with("bbcp.")) {
+            checkpoints.remove(entry)?;
+        }
+    }
+    directory.remove_directory(&name)
+}
+
+/// Whether opening a directory failed because there is something else.
+fn is_no_directory(e: &io::Error) -> bool {
+    [Errno::LOOP, Errno::NOTDIR]
+        .iter()
+        .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// Makes the directory of an attempt's checkpoints, and makes an earlier attempt's copy its own.
+/// Returns the bytes that are there.
+pub(in crate::transfer::endpoint) async fn begin(
+    earlier: Option<Partial>,
+    own: Partial,
+) -> Result<u64, TransferError> {
+    blocking("adopt", move || {
+        adopt(earlier.as_ref(), &own).map_err(|e| refused("adopt", &own.copy, e))
+    })
+    .await
+}
+
+/// The copy itself last: what an interruption leaves is no copy with its checkpoint, and not used.
+fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
+    let directory = Directory::open(own.copy.parent().as_path())?;
+    let now = own.name.to_string();
+    if directory.stat(&now)?.is_some_and(|found| !is_plain(&found)) {
+        directory.remove(&now)?;
+    }
+    let adopted = match earlier {
+        Some(earlier) => adopt_checkpoints(&directory, earlier, own)?.then_some(earlier),
+        None => None,
+    };
+    let checkpoints = own.name.checkpoints();
+    if directory
+        .open_entry(&checkpoints)
+        .is_err_and(|e| is_no_directory(&e))
+    {
+        directory.remove(&checkpoints)?;
+    }
+    directory.make(&checkpoints)?;
+    // It is a directory.
+    directory.open_entry(&checkpoints)?;
+    let Some(earlier) = adopted else {
+        return Ok(0);
+    };
+    directory.rename(&earlier.name.to_string(), &now)?;
+    let found = directory.stat(&now)?;
+    Ok(found.map_or(0, |found| u64::try_from(found.st_size).unwrap_or(0)))
+}
+
+/// Makes an earlier attempt's checkpoints an attempt's own. False, with the earlier attempt's files
+/// gone, if there is no plain copy or no directory of checkpoints: then there is nothing to complete.
+fn adopt_checkpoints(directory: &Directory, earlier: &Partial, own: &Partial) -> io::Result<bool> {
+    let before = earlier.name.to_string();
+    let checkpoints = directory.open_entry(&earlier.name.checkpoints());
+    let is_copy = directory
+        .stat(&before)?
+        .is_some_and(|found| is_plain(&found));
+    let (Ok(checkpoints), true) = (checkpoints, is_copy) else {
+        directory.remove(&before)?;
+        remove_checkpoints(directory, &earlier.name)?;
+        return Ok(false);
+    };
+    remove_checkpoints(directory, &own.name)?;
+    directory.rename(&earlier.name.checkpoints(), &own.name.checkpoints())?;
+    for entry in checkpoints.names()? {
+        let stem = entry.to_str().and_then(|name| name.strip_suffix(&before));
+        if let (Some(entry), Some(stem)) = (entry.to_str(), stem) {
+            checkpoints.rename(entry, &format!("{stem}{}", own.name))?;
+        }
+    }
+    Ok(true)
+}
+
+/// Names of a transfer's copies and checkpoints in a directory; none if there is no directory.
+pub(in crate::transfer::endpoint) async fn list(
+    directory: &AbsolutePath,
+    transfer_id: i64,
+) -> Result<Vec<TemporaryName>, TransferError> {
+    let directory = directory.clone();
+    blocking("list", move || {
+        let names = match Directory::open(directory.as_path()).and_then(|open| open.names()) {
+            Ok(names) => names,
+            Err(e) if is_absent(&e) => return Ok(Vec::new()),
+            Err(e) => return Err(refused("list", &directory, e)),
+        };
+        Ok(names
+            .iter()
+            .filter_map(|name| TemporaryName::of_entry(name.to_str()?))
+            .filter(|name| name.transfer_id() == transfer_id)
+            .collect::<HashSet<_>>()
+            .into_iter()
+            .collect())
+    })
+    .await
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Where the kernel cannot rename without overwriting.
+    #[test]
+    fn linking_is_as_safe() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = Directory::open(folder.path()).unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let to = AbsolutePath::new(path("to").to_str().unwrap()).unwrap();
+        fs::write(path("from"), "new").unwrap();
+        link_and_unlink(&directory, "from", &to).unwrap();
+        assert!(!path("from").exists());
+
+        fs::write(path("from"), "newer").unwrap();
+        let error = link_and_unlink(&directory, "from", &to).unwrap_err();
+        assert_eq!(error.code(), "destination_exists");
+        assert_eq!(fs::read(to.as_path()).unwrap(), b"new");
+        assert_eq!(fs::read(path("from")).unwrap(), b"newer");
+    }
+}

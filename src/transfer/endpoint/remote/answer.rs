@@ -1,0 +1,173 @@
+//! Telling a script's answer from what else comes out of a remote shell.
+//!
+//! Login shells run start-up files, and these print: greetings, warnings, with or without a line
+//! end, any amount of it. Each request has a [`Mark`] that nobody can know in advance. A script
+//! prints it on both outputs when it begins; only marked lines after that are its answer, and only
+//! what its standard error holds after that is its complaint. An exit code without a beginning is
+//! not the script's.
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use crate::transfer::bbcp::output::Lines;
+
+/// Begins every mark.
+const PROGRAM: &str = "ccat-transfer";
+
+/// Bytes of an answer that are kept; the longest is a list of leftovers.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
+
+/// Bytes of standard error that are kept: the last ones, where ssh says why it ends.
+const MAX_COMPLAINT_BYTES: usize = 64 << 10;
+
+/// What is read from a pipe at once.
+const CHUNK_BYTES: usize = 8 << 10;
+
+/// The word by which a request knows its own output.
+#[derive(Debug, Clone)]
+pub(super) struct Mark(String);
+
+impl Mark {
+    pub(super) fn new() -> Self {
+        Self(format!("{PROGRAM}-{}", uuid::Uuid::new_v4().simple()))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// A marked line without its mark.
+    fn strip<'a>(&self, line: &'a str) -> Option<&'a str> {
+        line.strip_prefix(&self.0)?.strip_prefix(' ')
+    }
+
+    fn is_beginning(&self, line: &str) -> bool {
+        self.strip(line)
+            .is_some_and(|rest| rest.trim_end() == BEGUN)
+    }
+}
+
+/// What a script says first.
+const BEGUN: &str = "begin";
+
+/// The standard output of a request.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    /// Whether the script was started.
+    pub(super) begun: bool,
+    /// Its lines.
+    pub(super) lines: Vec<String>,
+    /// The last line that is not the script's.
+    pub(super) noise: String,
+    bytes: usize,
+}
+
+impl Answer {
+    fn take(&mut self, mark: &Mark, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        match mark.strip(&line) {
+            Some(rest) if !self.begun => self.begun = rest.trim_end() == BEGUN,
+            Some(rest) if self.bytes + rest.len() <= MAX_ANSWER_BYTES => {
+                self.bytes += rest.len();
+                self.lines.push(rest.trim_end().to_owned());
+            }
+            Some(_) => {}
+            None if line.trim().is_empty() => {}
+            None => self.noise = line.trim().chars().take(500).collect(),
+        }
+    }
+
+    /// Reads to the end.
+    pub(super) async fn read(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark) -> Self {
+        let mut answer = Self::default();
+        let Some(mut pipe) = pipe else {
+            return answer;
+        };
+        let mut lines = Lines::default();
+        let mut chunk = vec![0; CHUNK_BYTES];
+        // A pipe that breaks is at its end; the exit code tells the rest.
+        while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
+            lines.push(&chunk[..n], |line| answer.take(mark, line));
+        }
+        lines.finish(|line| answer.take(mark, line));
+        answer
+    }
+}
+
+/// Reads standard error to its end: what came after the script began, or all if it did not.
+pub(super) async fn complaint(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark) -> String {
+    let Some(mut pipe) = pipe else {
+        return String::new();
+    };
+    let mut kept = Vec::new();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
+        kept.extend_from_slice(&chunk[..n]);
+        if kept.len() > 2 * MAX_COMPLAINT_BYTES {
+            kept.drain(..kept.len() - MAX_COMPLAINT_BYTES);
+        }
+    }
+    let text = String::from_utf8_lossy(&kept);
+    let mut after = Vec::new();
+    for line in text.lines() {
+        if mark.is_beginning(line) {
+            after.clear();
+        } else {
+            after.push(line);
+        }
+    }
+    after.join("\n")
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(mark: &Mark, output: &[u8]) -> Answer {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        runtime.block_on(Answer::read(Some(output), mark))
+    }
+
+    #[test]
+    fn only_marked_lines_are_answers() {
+        let mark = Mark("m".into());
+        let found = read(
+            &mark,
+            b"Welcome!m begin\nm early\n\nm begin\nm made\nmm x\nnoise",
+        );
+        assert!(found.begun);
+        assert_eq!(found.lines, ["made"]);
+        assert_eq!(found.noise, "noise");
+        assert!(!read(&mark, b"m made\n").begun);
+    }
+
+    #[test]
+    fn a_beginning_hides_what_was_complained_before() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let mark = Mark("m".into());
+        let of = |text: &'static str| runtime.block_on(complaint(Some(text.as_bytes()), &mark));
+        assert_eq!(of("cat: x\n\nm begin\nmkdir: y\n"), "mkdir: y");
+        assert_eq!(of("ssh: refused"), "ssh: refused");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn noise_before_the_beginning_changes_nothing(noise: Vec<u8>, lines in 0..40usize) {
+            let mark = Mark::new();
+            let m = mark.as_str();
+            let mut output = noise.repeat(lines);
+            output.extend_from_slice(format!("\n{m} begin\n{m} 12 x\n").as_bytes());
+            let found = read(&mark, &output);
+            prop_assert!(found.begun);
+            prop_assert_eq!(found.lines, ["12 x"]);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The scripts that run at a remote end.
+//!
+//! For a POSIX shell, with plain POSIX programs; what more is used (`stat`, `sync` with a name, `-ef`)
+//! may be lacking. Data are positional arguments only. `$0` is the mark of the request: [`BEGIN`]
+//! prints it alone, so that whatever a start-up file prints before is told from the answer, and
+//! `say` prints it before each line of the answer. Names of our own are used relative to their
+//! directory, which `cd` holds, and never through a symbolic link.
+//!
+//! [`BEGIN`]: begin
+
+// Exit codes. They stand in the scripts as digits.
+pub(super) const ABSENT: i32 = 66;
+pub(super) const DENIED: i32 = 77;
+pub(super) const EXISTS: i32 = 73;
+pub(super) const NO_LINKS: i32 = 72;
+pub(super) const NO_PROGRAM: i32 = 69;
+
+/// Marks the beginning on both outputs, and defines `say`.
+macro_rules! begin {
+    () => {
+        r#"export LC_ALL=C; printf "\n%s begin\n" "$0"; printf "\n%s begin\n" "$0" >&2; say() { printf "%s %s\n" "$0" "$*"; }; "#
+    };
+}
+
+/// `absent PATH`: ends the script: a path below a directory that we may not search is no absent path.
+macro_rules! absent {
+    () => {
+        r#"absent() { d=$1; while test -n "$d" && ! test -e "$d"; do d=${d%/*}; done; d=${d:-/}; if test -d "$d" && ! test -x "$d"; then exit 77; fi; exit 66; }; "#
+    };
+}
+
+/// `plain NAME`: whether it is a regular file with one name.
+macro_rules! plain {
+    () => {
+        r#"plain() { test -f "$1" && ! test -L "$1" && test "$(ls -ldn "$1" | { read -r m n r; echo "$n"; })" = 1; }; "#
+    };
+}
+
+/// `clear ./NAME`: removes a directory of checkpoints, and nothing in it that is not one. Of
+/// anything else only the name is removed.
+macro_rules! clear {
+    () => {
+        r#"clear() { if test -d "$1" && ! test -L "$1"; then ( p=$(pwd -P) && cd "$1" && test "$(pwd -P)" = "${p%/}/${1#./}" && rm -f ./bbcp.* ) && rmdir "$1"; else rm -f "$1"; fi; }; "#
+    };
+}
+
+/// $1 path, $2 `keep` if a symbolic link is not to be followed. Answers `kind readable boot SIZE
+/// DEVICE INODE NAMES MODIFIED CHANGED|MODIFIED|CHANGED`, the times in seconds and as text; `-` is
+/// unknown. Without GNU's or busybox's `stat`, `ls` tells the size.
+pub(super) const STAT: &str = concat!(
+    begin!(),
+    absent!(),
+    r#"if test "$2" = keep && test -L "$1"; then say "other no - 0 - - - - -"; exit 0; fi; test -e "$1" || absent "$1"; k=other; test -d "$1" && k=directory; test -f "$1" && k=file; r=no; test -r "$1" && r=yes; b=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null); f=$(stat -L -c "%s %d %i %h %Y %Z|%y|%z" "$1" 2>/dev/null) || { set -- $(ls -lndL "$1"); f="$5 - - $2 - -"; }; say "$k $r ${b:--} $f""#
+);
+
+/// $1 the location's directory, $2 the one to make below it. A symbolic link on the way is followed
+/// only if it belongs to root, to us or to the owner of its directory.
+pub(super) const MKDIR: &str = concat!(
+    begin!(),
+    r#"test -d "$1" || exit 66; owner() { ls -ldn "$1" | { read -r m n u r; echo "$u"; }; }; p=$1; r=${2#"$1"}; while r=${r#/}; test -n "$r"; do c=${r%%/*}; l=$p; p=${p%/}/$c; r=${r#"$c"}; if test -L "$p"; then o=$(owner "$p"); case $o in 0|"$(id -u)"|"$(owner "$l/.")") ;; *) echo "$p is a symbolic link of user $o, which is not followed" >&2; exit 77;; esac; fi; done; "#,
+    r#"e=$(mkdir -p "$2" 2>&1) || { echo "$e" >&2; case $e in *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; test -w "$2" && test -x "$2" || exit 77; say made"#
+);
+
+/// $1 directory. Answers df's last line.
+pub(super) const DF: &str = concat!(begin!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
+
+/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints. `sync` with
+/// a name is not POSIX, but where it takes none it does more, not less.
+pub(super) const RENAME: &str = concat!(
+    begin!(),
+    clear!(),
+    r#"cd "$1" || exit 1; clear "./$4" || exit 1; "#,
+    r#"copy() { test -f "./$2" && ! test -L "./$2"; }; "#,
+    r#"if test -e "./$3" || test -L "./$3"; then copy "$@" && ! test -L "./$3" && test "./$2" -ef "./$3" 2>/dev/null || exit 73; "#,
+    r#"else copy "$@" || { echo "$2 is no regular file" >&2; exit 1; }; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
+    r#"rm -f "./$2" || exit 1; sync "$1" >/dev/null 2>&1; say renamed"#
+);
+
+/// $1 directory, $2 name of the copy, $3 name of its checkpoints.
+pub(super) const REMOVE: &str = concat!(
+    begin!(),
+    absent!(),
+    clear!(),
+    r#"cd "$1" 2>/dev/null || absent "$1"; rm -f "./$2" || exit 1; clear "./$3" || exit 1; say removed"#
+);
+
+/// $1 directory, $2 name of our copy, $3 of its checkpoints; the rest is an earlier attempt's, or not there: $4
+/// name of the copy, $5 of its checkpoints. Answers the bytes that are there. The copy itself is
+/// renamed last, as at a local end.
+pub(super) const ADOPT: &str = concat!(
+    begin!(),
+    plain!(),
+    clear!(),
+    r#"cd "$1" || exit 1; plain "./$2" || rm -f "./$2" || exit 1; e=; "#,
+    r#"if test -n "$4"; then if plain "./$4" && test -d "./$5" && ! test -L "./$5"; then e=$4; clear "./$3" && mv "./$5" "./$3" || exit 1; for f in "./$3"/bbcp.*"$4"; do if test -e "$f"; then mv "$f" "${f%"$4"}$2" || exit 1; fi; done; else rm -f "./$4" && clear "./$5" || exit 1; fi; fi; "#,
+    r#"if test -L "./$3" || ! test -d "./$3"; then clear "./$3" && mkdir "./$3" || exit 1; fi; "#,
+    r#"n=0; if test -n "$e"; then mv "./$e" "./$2" || exit 1; set -- $(ls -lnd "./$2"); n=$5; fi; say "$n""#
+);
+
+/// $1 directory, $2 transfer id.
+pub(super) const LIST: &str = concat!(
+    begin!(),
+    r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do if test -e "$f" || test -L "$f"; then say "$f"; fi; done; exit 0"#
+);
+
+/// $1 path, $2 `keep` if a symbolic link is not to be followed; then the program and its arguments.
+/// Reads until done, or until its own standard input ends: that is how it learns that we gave up,
+/// and else it would go on for hours.
+pub(super) const DIGEST: &str = concat!(
+    begin!(),
+    absent!(),
+    r#"f=$1; if test "$2" = keep && test -L "$1"; then echo "$1 is a symbolic link" >&2; exit 1; fi; shift 2; command -v "$1" >/dev/null 2>&1 || exit 69; test -e "$f" || absent "$f"; test -r "$f" || exit 77; exec 3<&0; printf "%s " "$0"; "$@" <"$f" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#
+);
+
+/// Answers the host's clock, in seconds since 1970. No `date` of POSIX tells them, every real one does.
+pub(super) const CLOCK: &str = concat!(begin!(), r#"say "$(date +%s)""#);
+
+/// $1 bbcp. Answers its version.
+pub(super) const VERSION: &str = concat!(
+    begin!(),
+    r#"export bbcp_CONFIGFN=/dev/null; command -v "$1" >/dev/null 2>&1 || exit 69; v=$("$1" "-#" 2>&1) || { echo "$v" >&2; exit 1; }; say "$v""#
+);

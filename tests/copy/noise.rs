@@ -1,0 +1,141 @@
+//! Remote shells whose start-up files print, fail or end: an ssh stand-in that runs the command here,
+//! after whatever a start-up file would do.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use ccat_transfer::transfer::endpoint::FileKind;
+use rstest::rstest;
+
+use crate::bench::{Bench, SIZE};
+use crate::endpoints::READING;
+
+/// By this name, no location is local.
+const FAR: &str = "far.example.org";
+
+/// A bench whose other end is a shell that does `startup` first. The command is run by `shell`.
+fn behind(startup: &str, shell: &str) -> Bench {
+    let mut bench = Bench::new(&[]);
+    let ssh = bench.path("bin/ssh");
+    let script = format!(
+        "#!/bin/bash\n{startup}\nfor command; do :; done\nmkdir -p {home}\nln -sf \"$(command -v {shell})\" {home}/sh\n\
+         PATH={home}:$PATH\neval \"$command\"\n",
+        home = bench.path("bin/shell").display(),
+    );
+    fs::write(&ssh, script).unwrap();
+    fs::set_permissions(&ssh, fs::Permissions::from_mode(0o755)).unwrap();
+    bench.link.ssh.program = ssh;
+    bench
+}
+
+#[rstest]
+#[case::no_line_end("printf 'Welcome to far'")]
+#[case::half_a_line("printf 'ccat-transfer '")]
+#[case::like_an_answer("echo 'ccat-transfer made'; echo 'ccat-transfer 5 1 1 1 file yes'")]
+#[case::much("head -c 300000 /dev/zero | tr '\\0' '\\n'; head -c 300000 /dev/zero | tr '\\0' x")]
+#[case::on_both("echo 'bash: x: No such file or directory' >&2; echo Hello")]
+#[tokio::test]
+async fn what_start_up_files_print_is_no_answer(#[case] startup: &str) {
+    let mut bench = behind(startup, "sh");
+    bench.origin_host = Some(FAR);
+    let plan = bench.plan();
+    let facts = plan.source.inspect().await.unwrap();
+    assert_eq!((facts.size, facts.kind), (SIZE, FileKind::File));
+    let digest = plan.source.digest(READING).await.unwrap();
+    bench.origin_host = None;
+    assert_eq!(digest, bench.plan().source.digest(READING).await.unwrap());
+
+    bench.destination_host = Some(FAR);
+    let target = bench.plan().target;
+    target.ensure_directory().await.unwrap();
+    assert!(target.free_space().await.unwrap() > 0);
+    assert_eq!(target.temporaries().await.unwrap(), []);
+    fs::write(target.temporary_path().as_path(), "new").unwrap();
+    target.publish().await.unwrap();
+    assert_eq!(target.inspect().await.unwrap().unwrap().size, 3);
+}
+
+/// The codes of our scripts mean something; the same ones of something else do not.
+#[rstest]
+#[tokio::test]
+async fn a_start_up_file_that_ends_is_no_answer(#[values(0, 1, 66, 69, 73, 77)] code: i32) {
+    let mut bench = behind(&format!("echo 'not today' >&2; exit {code}"), "sh");
+    bench.origin_host = Some(FAR);
+    let error = bench.plan().source.inspect().await.unwrap_err();
+    assert_eq!(error.code(), "remote_died", "{error}");
+    assert!(error.to_string().contains("not today"), "{error}");
+}
+
+/// Only what ssh itself says tells why it did not get through.
+#[rstest]
+#[case::noise(
+    "echo 'motd: Connection refused by yesterday' >&2; exit 255",
+    "remote_died"
+)]
+#[case::denied_elsewhere("echo 'mount: Permission denied (nfs)' >&2; exit 255", "remote_died")]
+#[case::refused(
+    "echo 'ssh: connect to host far port 22: Connection refused' >&2; exit 255",
+    "network"
+)]
+#[case::login(
+    "echo 'u@far: Permission denied (publickey).' >&2; exit 255",
+    "ssh_denied"
+)]
+#[tokio::test]
+async fn only_ssh_tells_why_it_failed(#[case] startup: &str, #[case] code: &str) {
+    let mut bench = behind(startup, "sh");
+    bench.origin_host = Some(FAR);
+    let error = bench.plan().source.inspect().await.unwrap_err();
+    assert_eq!(error.code(), code, "{error}");
+}
+
+/// A path that reads like a complaint.
+#[tokio::test]
+async fn names_are_no_complaints() {
+    let mut bench = behind("", "sh");
+    bench.origin_host = Some(FAR);
+    bench.relative_path = "ls: Permission denied/Read-only file system".into();
+    let error = bench.plan().source.inspect().await.unwrap_err();
+    assert_eq!(error.code(), "origin_missing", "{error}");
+
+    bench.origin_host = None;
+    bench.destination_host = Some(FAR);
+    fs::write(
+        bench.path("destination/ls: Permission denied"),
+        "in the way",
+    )
+    .unwrap();
+    let error = bench.plan().target.ensure_directory().await.unwrap_err();
+    assert_eq!(error.code(), "storage", "{}", error.chain());
+}
+
+/// The scripts need no more than POSIX.
+#[rstest]
+#[tokio::test]
+async fn any_posix_shell_will_do(
+    #[values("dash", "bash", "ksh", "mksh", "yash", "zsh")] shell: &str,
+) {
+    let found = std::process::Command::new("sh")
+        .args(["-c", &format!("command -v {shell}")])
+        .output();
+    if !found.unwrap().status.success() {
+        return eprintln!("skipped: there is no {shell}");
+    }
+    let mut bench = behind("", shell);
+    bench.destination_host = Some(FAR);
+    bench.relative_path = "a/b c".into();
+    let [earlier, target] = [bench.plan().target, bench.plan().target];
+    target.ensure_directory().await.unwrap();
+    assert_eq!(earlier.begin_partial(None).await.unwrap(), 0);
+    fs::write(earlier.temporary_path().as_path(), "par").unwrap();
+    let checkpoint = format!("bbcp.h.0f.{}", earlier.temporary());
+    fs::write(earlier.checkpoint_path().as_path().join(checkpoint), "c").unwrap();
+    let name = earlier.temporary();
+    assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 3);
+    assert_eq!(target.leftover_size(target.temporary()).await.unwrap(), 3);
+    target.publish().await.unwrap();
+    target.remove_leftover(name).await.unwrap();
+    assert_eq!(target.inspect().await.unwrap().unwrap().size, 3);
+    let directory = bench.path("destination/a/b c");
+    assert_eq!(fs::read_dir(directory).unwrap().count(), 1);
+}
