@@ -4,7 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
+use super::SETTLED_WITHIN;
 use super::canvas::{Canvas, Stopped, Unlock};
 use super::results::ResultBackend;
 use super::task::{Attributes, Control, Failure, Registry, Retry, When};
@@ -51,13 +54,31 @@ pub(super) fn register(
         bound: false,
     };
     let canvas = canvas.clone();
-    let unlock =
-        move |arguments, control| unlock_chord(canvas.clone(), arguments, control, retry_interval);
+    let unlock = move |arguments, control: Control| {
+        let shutting_down = control.shutting_down.clone();
+        let unlocking = unlock_chord(canvas.clone(), arguments, control, retry_interval);
+        until_shutdown(unlocking, shutting_down)
+    };
     let results = results.clone();
     let cleanup = move |(): (), _: Control| cleanup(results.clone());
     // The only error is that the name is taken.
     let _ = registry.function(CHORD_UNLOCK, UNLOCK, LATE, unlock);
     let _ = registry.function(BACKEND_CLEANUP, CLEANUP, Attributes::NONE, cleanup);
+}
+
+/// Does the work of a task that only waits for servers: a shutdown ends it as it ends what follows a task.
+async fn until_shutdown(
+    work: impl Future<Output = Result<(), Failure>>,
+    shutting_down: CancellationToken,
+) -> Result<(), Failure> {
+    let over = async {
+        shutting_down.cancelled().await;
+        sleep(SETTLED_WITHIN).await;
+    };
+    tokio::select! {
+        done = work => done,
+        () = over => Err(Failure::Interrupted),
+    }
 }
 
 type UnlockArguments = (

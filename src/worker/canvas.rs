@@ -3,8 +3,8 @@
 //! [`crate::wire::canvas`] says what is to be sent; this sends it, and keeps the books that chords
 //! need. Everything is confirmed by the broker before the task's result is stored, or, of what
 //! follows a failure, before the message is acknowledged. A broker or backend that is away is waited
-//! for, until a cold shutdown; the message then goes back to its queue, and whoever runs the task
-//! again sends the same ids again.
+//! for, until a shutdown ends the wait ([`super::SETTLED_WITHIN`]); the message then goes back to its
+//! queue, and the worker that runs the task again sends the same ids again.
 
 use std::fmt;
 use std::sync::Arc;

@@ -63,6 +63,10 @@ use revoked::Revoked;
 /// First and longest pause between two tries to store a result.
 const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
+/// How long, after the last running task of a worker that shuts down, the results and the follow-up tasks of
+/// those that have ended may wait for a result backend or a broker.
+pub(crate) const SETTLED_WITHIN: Duration = Duration::from_secs(10);
+
 /// How long stopped tasks may take to put things in order.
 const COLD_WITHIN: Duration = Duration::from_secs(30);
 
@@ -417,14 +421,28 @@ impl Worker {
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
-            () = self.shutdown.cold.cancelled() => {}
-            () = over => tracing::warn!(
-                tasks = tasks.len(),
-                "the time for running tasks is over; the worker stops at once"
-            ),
-        }
-        let soft = self.config.soft_shutdown;
+        let unsettled = async {
+            self.pool.empty().await;
+            tokio::time::sleep(SETTLED_WITHIN).await;
+        };
+        let soft = tokio::select! {
+            () = self.shutdown.cold.cancelled() => self.config.soft_shutdown,
+            () = over => {
+                tracing::warn!(
+                    tasks = tasks.len(),
+                    "the time for running tasks is over; the worker stops at once"
+                );
+                self.config.soft_shutdown
+            }
+            () = unsettled => {
+                tracing::warn!(
+                    tasks = tasks.len(),
+                    waited_s = SETTLED_WITHIN.as_secs(),
+                    "tasks have ended, but their results or follow-up tasks wait for a server; their messages go back to the queue"
+                );
+                Duration::ZERO
+            }
+        };
         if !soft.is_zero() && !tasks.is_empty() {
             tracing::warn!(
                 tasks = tasks.len(),

@@ -2,11 +2,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Largest concurrency; far beyond what a host does well, and a bound to what a request may ask.
 const MOST: usize = 10_000;
+
+/// Pause between two looks at whether all places are free.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A place to run in, given back when it is dropped.
 pub(super) type Place = OwnedSemaphorePermit;
@@ -36,6 +40,13 @@ impl Pool {
     pub(super) async fn place(&self) -> Option<Place> {
         // Only a closed semaphore has none, and this one is never closed.
         self.places.clone().acquire_owned().await.ok()
+    }
+
+    /// Waits until no place is taken. Looks every so often, since the size can change meanwhile.
+    pub(super) async fn empty(&self) {
+        while self.places.available_permits() < self.size() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     /// Adds places; the new size.
@@ -90,6 +101,7 @@ mod tests {
         assert!(futures_util::poll!(&mut next).is_pending());
         drop(second);
         assert!(next.await.is_some());
+        pool.empty().await;
         assert_eq!(pool.shrink(5), 1, "one stays");
         assert_eq!(pool.grow(3), 4);
     }

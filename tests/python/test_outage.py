@@ -1,8 +1,11 @@
 """The broker goes away and comes back. These tests turn the private RabbitMQ off and on."""
 
-import pytest
+import signal
 
-from support import MB, TRANSFER, held
+import pytest
+from celery import Celery
+
+from support import MB, TRANSFER, backend_url, held, tasks_worker
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -73,3 +76,31 @@ def test_lost_connection(deployment, broker):
     deployment.assert_moved(transfer)
     broker.all_settled(deployment.queue)
     assert len(deployment.copies()) == 1
+
+
+def test_a_shutdown_does_not_wait_for_the_broker(tmp_path, broker):
+    """A task has ended and its callback cannot be sent; the worker is told to stop, and does in time. Its message has
+    gone back by itself, and the next worker sends the callback."""
+    queue = "callbacks_data_transfer"
+    broker.declare(queue)
+    worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), task_acks_late="true")
+    app = Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False)
+    try:
+        callback = app.signature("tasks.add", [3], queue=queue)
+        result = app.send_task("tasks.sleep", [1], queue=queue, link=callback)
+        worker.says("task received")
+        # Frozen for so long, or else the task may be over before a slow machine's broker is down.
+        with held([worker.pid]):
+            broker.power("stop")
+        worker.signal(signal.SIGTERM)
+        assert worker.ended(30) == 0
+        broker.power("start")
+        assert not result.ready()
+        worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), task_acks_late="true")
+        result.get(timeout=60)
+        broker.all_settled(queue)
+    finally:
+        worker.stop()
+        app.close()
+        broker.power("start")
+        broker.delete(queue)
