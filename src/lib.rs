@@ -3,7 +3,7 @@
 //! Layers, each knowing only those below it: [`cli`]; [`manager`], [`doctor`] and [`tasks`]; on one side [`transfer`]
 //! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
 //! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`],
-//! [`pulse`], [`metrics`], [`traces`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
+//! [`pulse`], [`sql`], [`metrics`], [`traces`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
 
 pub mod broker;
 pub mod cli;
@@ -18,6 +18,7 @@ pub mod process;
 pub mod pulse;
 pub mod settings;
 pub mod sideport;
+pub mod sql;
 pub mod tasks;
 pub mod telemetry;
 pub mod traces;

@@ -754,7 +754,14 @@ async fn a_sweep_recovers_what_is_dead_only(db: Fixture) {
     .await;
     db.expire(expired).await;
 
-    let sweep = db.repository.sweep(&me()).await.unwrap();
+    let looks = AtomicUsize::new(0);
+    let progress = || _ = looks.fetch_add(1, Ordering::Relaxed);
+    let sweep = db.repository.sweep_watched(&me(), progress).await.unwrap();
+    assert_eq!(
+        looks.into_inner(),
+        2,
+        "each dead lease is a sign of progress"
+    );
     assert!(sweep.failed.is_empty());
     let recovered: Vec<_> = sweep
         .recovered

@@ -26,6 +26,7 @@ use self::publish::{Published, QueueFailures, publish};
 use self::survey::{Pick, Survey};
 use crate::faults::{fault_point, hang_point};
 use crate::metrics::{ManagerMetrics, PassCounts};
+use crate::pauses::Attempts;
 use crate::pulse::Pulse;
 use crate::settings::Settings;
 use crate::telemetry::chain;
@@ -255,7 +256,7 @@ impl Manager {
     /// # Errors
     /// What the database says.
     pub async fn recover(&self) -> Result<Vec<i64>, DatabaseError> {
-        recover(&self.repository, &self.owner).await
+        recover(&self.repository, &self.owner, &self.pulse).await
     }
 
     /// What this pass is to schedule, in order.
@@ -468,12 +469,16 @@ impl BatchSize {
     }
 }
 
-/// Sweeps dead leases, as every manager and every worker does.
+/// Sweeps dead leases, as every manager and every worker does; `pulse` ticks for each of them.
 ///
 /// # Errors
 /// What the database says.
-pub async fn recover(repository: &Repository, observer: &Owner) -> Result<Vec<i64>, DatabaseError> {
-    let sweep = repository.sweep(observer).await?;
+pub async fn recover(
+    repository: &Repository,
+    observer: &Owner,
+    pulse: &Pulse,
+) -> Result<Vec<i64>, DatabaseError> {
+    let sweep = repository.sweep_watched(observer, || pulse.tick()).await?;
     for (id, error) in &sweep.failed {
         tracing::warn!(data_transfer_id = id, error = %chain(error), "dead lease stays for now");
     }
@@ -510,10 +515,13 @@ pub async fn keep_recovering(
     stop: &CancellationToken,
     pulse: &Pulse,
 ) {
+    let mut attempts = Attempts::new((every, every));
     loop {
         pulse.tick();
         hang_point!(Sweeper);
-        if let Err(error) = recover(repository, observer).await {
+        if let Err(error) = recover(repository, observer, pulse).await
+            && attempts.failed(&error).is_news
+        {
             tracing::warn!(error = %chain(&error), "dead leases could not be swept");
         }
         tokio::select! {

@@ -3,7 +3,9 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use entity::{Action, Status};
 
 use super::notices::{self, BrokenLinks};
 use crate::faults::fault_point;
@@ -14,9 +16,16 @@ use crate::traces::{self, KeyValue};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
-use crate::transfer::repository::{Failure, TransferDetail};
+use crate::transfer::repository::{Failure, Instruction, Successor, TransferDetail, Verdict};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
+
+/// How soon after a pause of the process a dead connection to the broker is known.
+const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long another worker that has the message may take to begin, and how often that is looked at.
+const LONGEST_HANDOVER: Duration = Duration::from_secs(15);
+const HANDOVER_LOOK: Duration = Duration::from_millis(200);
 
 /// Runs transfers and settles the rows of those that fail. Clones share everything.
 #[derive(Clone)]
@@ -139,7 +148,7 @@ impl DataTransferTask {
     pub async fn on_failure(&self, request: &Request, failed: &Failed) -> Settled {
         let settled = match &failed.lease {
             Some(lease) => self.settle(request, failed, lease).await,
-            None => Settled::Untouched,
+            None => self.settle_without_lease(request, failed).await,
         };
         let outcome = outcome(failed, settled);
         if let Some(metrics) = self.service.metrics() {
@@ -162,6 +171,79 @@ impl DataTransferTask {
             self.tell_of_failure(request.id, &failed.error).await;
         }
         settled
+    }
+
+    /// Whether a lost lease is followed by another delivery of the same task, whose worker tells the
+    /// result. `is_gone` says whether the broker has taken the message back from this worker.
+    ///
+    /// A process that was frozen may learn of the lease before it learns of its dead connection to the
+    /// broker, and the other worker may not have begun yet: both are waited for a little.
+    pub async fn is_left_to_redelivery(
+        &self,
+        request: &Request,
+        lost: &Lease,
+        is_gone: impl Fn() -> bool,
+    ) -> bool {
+        let began = Instant::now();
+        let lease_ttl = self.service.settings().transfer.lease_ttl;
+        // The other worker looks at the lease more often than that, see the service's `Waiting`.
+        let takes_within = (lease_ttl / 4).clamp(CONNECTION_KNOWN_WITHIN, LONGEST_HANDOVER);
+        loop {
+            let repository = self.service.repository();
+            let look = || repository.successor(lost, &request.task_id);
+            let is_gone = is_gone();
+            match self.service.patiently(&request.cancelled, look).await {
+                Ok(Successor::SameTask) => return true,
+                // The other worker finds it completed, and says so.
+                Ok(Successor::Completed) if is_gone => return true,
+                Ok(Successor::Completed | Successor::None) => {}
+                Err(_) => return is_gone,
+            }
+            let limit = match is_gone {
+                true => takes_within,
+                false => CONNECTION_KNOWN_WITHIN,
+            };
+            if began.elapsed() >= limit {
+                return false;
+            }
+            tokio::time::sleep(HANDOVER_LOOK).await;
+        }
+    }
+
+    /// Gives up a transfer for which no lease can be taken, since the database refuses one of its
+    /// values. No message would come for its row any more.
+    async fn settle_without_lease(&self, request: &Request, failed: &Failed) -> Settled {
+        let TransferError::Database { source } = &failed.error else {
+            return Settled::Untouched;
+        };
+        let refusal = source.downcast_ref::<DatabaseError>();
+        if !refusal.is_some_and(DatabaseError::is_of_one_row) {
+            return Settled::Untouched;
+        }
+        let instruction = Instruction {
+            action: Action::Fail,
+            operator: self.service.owner().node.clone(),
+            reason: Some(failed.error.chain()),
+            only: vec![Status::Scheduled],
+            untracked: false,
+        };
+        let repository = self.service.repository();
+        let giving_up = || repository.instruct(request.id, &instruction);
+        match self.service.patiently(&request.cancelled, giving_up).await {
+            Ok(Verdict::Changed(_)) => Settled::Failed,
+            Ok(_) => Settled::Untouched,
+            Err(error) => {
+                tracing::error!(
+                    data_transfer_id = request.id,
+                    error = error.chain(),
+                    "the row could not be marked as failed"
+                );
+                match error {
+                    TransferError::Interrupted { .. } => Settled::Unwritten,
+                    _ => Settled::Untouched,
+                }
+            }
+        }
     }
 
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {

@@ -48,6 +48,7 @@ impl TransferFilesBbcp {
             id: self.request.params.data_transfer_id,
             task_id: self.request.id.clone(),
             cancelled: control.cancelled.clone(),
+            no_new_attempt: control.shutting_down.clone(),
             redelivered: control.redelivered,
             by_hand: false,
             snapshots: watch::Sender::new(Snapshot::default()),
@@ -135,6 +136,14 @@ impl Task for TransferFilesBbcp {
             request.cancelled = Default::default();
         }
         let settled = transfers.on_failure(&request, &failed).await;
+        let mut failed = failed;
+        // Lost before the attempt failed, or by the time its row was to be settled.
+        let lost = failed.lost.as_ref().or(failed.lease.as_ref());
+        if let (Settled::Untouched, Some(lost)) = (settled, lost) {
+            failed.held_for_same_task = transfers
+                .is_left_to_redelivery(&request, lost, || !control.message.goes_back())
+                .await;
+        }
         self.put_failed(failed, settled);
     }
 }

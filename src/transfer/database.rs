@@ -25,12 +25,12 @@ use sea_orm::sqlx::sqlite::{
 use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel,
-    RuntimeErr, SqliteTransactionMode, SqlxPostgresError, SqlxSqliteError, Statement,
-    TransactionOptions, TransactionTrait,
+    RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
 };
 use secrecy::ExposeSecret;
 
 use crate::settings::{DatabaseType, OpsDb, SslMode};
+use crate::sql::{self, ErrorClass};
 use crate::wire::url;
 
 /// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
@@ -40,7 +40,7 @@ const MIN_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
 /// Why the database did not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// No connection, or no answer in time, or somebody else holds a lock. Worth another try.
+    /// No connection, no answer in time, or a lock that another session holds. Worth another try.
     #[error("the database cannot be reached at the moment")]
     Unreachable(#[source] DbErr),
     /// The SQLite file is missing.
@@ -49,7 +49,8 @@ pub enum DatabaseError {
         .0.display()
     )]
     Missing(PathBuf),
-    /// The database answered, and the answer is no: another try gives the same answer.
+    /// The database refuses a session or a statement, until an administrator acts; or, by its
+    /// [class](Self::class), the values of one statement do not fit.
     #[error("the database refused a statement")]
     Refused(#[source] DbErr),
     /// One of the above, while connecting.
@@ -63,22 +64,31 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// Whether the same call may succeed later.
+    /// Whether the same call may succeed later without anyone's action.
     pub fn is_unreachable(&self) -> bool {
+        self.class() == ErrorClass::Transient
+    }
+
+    /// Whether the values of the statement are at fault: it fails each time, and others do not.
+    pub fn is_of_one_row(&self) -> bool {
+        self.class() == ErrorClass::Value
+    }
+
+    fn class(&self) -> ErrorClass {
         match self {
-            Self::Unreachable(_) => true,
-            Self::Missing(_) | Self::Refused(_) => false,
-            Self::Connect { source, .. } => source.is_unreachable(),
+            Self::Unreachable(_) => ErrorClass::Transient,
+            Self::Missing(_) => ErrorClass::Login,
+            Self::Refused(error) => sql::classify(error),
+            Self::Connect { source, .. } => source.class(),
         }
     }
 }
 
 impl From<DbErr> for DatabaseError {
     fn from(error: DbErr) -> Self {
-        if is_transient(&error) {
-            Self::Unreachable(error)
-        } else {
-            Self::Refused(error)
+        match sql::classify(&error) {
+            ErrorClass::Transient => Self::Unreachable(error),
+            ErrorClass::Login | ErrorClass::Refused | ErrorClass::Value => Self::Refused(error),
         }
     }
 }
@@ -268,6 +278,10 @@ async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Err
             let session = AssertSqlSafe(session.clone());
             Box::pin(async move { connection.execute(session).await.map(drop) })
         })
+        .before_acquire(|_, connection| {
+            let is_current = sql::is_current(&connection);
+            Box::pin(async move { Ok(is_current) })
+        })
         .connect_with(options)
         .await?;
     Ok(pool.into())
@@ -357,56 +371,6 @@ fn describe(settings: &OpsDb) -> String {
             settings.database_postgresql_database
         ),
     }
-}
-
-/// Whether the same statement may succeed later.
-fn is_transient(error: &DbErr) -> bool {
-    match error {
-        DbErr::ConnectionAcquire(_) => true,
-        DbErr::Conn(RuntimeErr::SqlxError(error))
-        | DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error)) => is_transient_in_sqlx(error),
-        _ => false,
-    }
-}
-
-fn is_transient_in_sqlx(error: &sqlx::Error) -> bool {
-    use sqlx::Error;
-    match error {
-        Error::Io(_)
-        | Error::Protocol(_)
-        | Error::PoolTimedOut
-        | Error::PoolClosed
-        | Error::WorkerCrashed => true,
-        Error::Database(error) => {
-            let code = error.code().unwrap_or_default();
-            if error.try_downcast_ref::<SqlxPostgresError>().is_some() {
-                is_transient_sqlstate(&code)
-            } else if error.try_downcast_ref::<SqlxSqliteError>().is_some() {
-                is_transient_sqlite(&code)
-            } else {
-                false
-            }
-        }
-        _ => false,
-    }
-}
-
-/// By PostgreSQL's appendix A: connection exceptions, lack of resources, an operator's shutdown, a
-/// lost race for a lock, and a standby (in the middle of a fail-over).
-fn is_transient_sqlstate(code: &str) -> bool {
-    ["08", "40", "53", "57"]
-        .iter()
-        .any(|class| code.starts_with(class))
-        || ["25006", "25P03", "25P04", "55P03"].contains(&code)
-}
-
-/// By SQLite's result codes, whose low byte is the primary one: busy, locked, an I/O error, a full
-/// disk, and a file that cannot be opened just now.
-fn is_transient_sqlite(code: &str) -> bool {
-    const TRANSIENT: [u32; 5] = [5, 6, 10, 13, 14];
-    code.parse::<u32>()
-        .is_ok_and(|code| TRANSIENT.contains(&(code & 0xff)))
 }
 
 #[cfg(feature = "fault-points")]

@@ -343,7 +343,9 @@ pub enum TransferError {
     #[error("cannot write the log file {}; check `transfer.log_dir`", .path.display())]
     LogFile { path: PathBuf, source: io::Error },
 
-    #[error("the operations database did not answer as it should")]
+    #[error(
+        "the operations database has no fitting row or refuses a value for this transfer; correct the row"
+    )]
     Database { source: Cause },
 
     #[error("the attempt broke down inside this worker, which is a bug of it: {what}")]

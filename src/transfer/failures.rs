@@ -260,8 +260,9 @@ mod table {
     // Not failures of the transfer.
     INTERRUPTED = "interrupted", AGENT, Uncounted, None, EXIT,
         "The worker was stopped. Where the link resumes, the partial copy is kept for the next attempt.", "Nothing.";
-    DATABASE = "database", DB, Uncounted, None, DATABASE,
-        "The operations database said no. (While it only cannot be reached, the worker waits and the copy goes on.)", "Look at the database.";
+    DATABASE = "database", DB, General, Backoff, DATABASE,
+        "The operations database refuses a value of this transfer, or a row that the transfer refers to is missing or incomplete. (While the database cannot be reached, or refuses everything, the worker waits and the copy goes on.)",
+        "Read the message; correct the row or the constraint that it names, and reset the transfer.";
     UNKNOWN = "transfer_unknown", REQUEST, NotOurs, None, TRANSFER,
         "There is no such transfer.", "The message is wrong, or the row was deleted.";
     FAILED_BEFORE = "transfer_failed_before", REQUEST, NotOurs, None, TRANSFER,

@@ -9,6 +9,7 @@ pub(crate) mod failures;
 pub mod inspection;
 pub mod lease;
 pub mod link;
+mod patience;
 mod patterns;
 pub mod plan;
 pub mod repository;

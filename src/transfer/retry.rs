@@ -1,8 +1,8 @@
 //! Whether a failed transfer is tried again, and when.
 //!
 //! A retry goes back through the manager (status pending, `retry_count + 1`), which sends no
-//! message before its time. Stopping is not failing, and neither is a database that was away: such
-//! attempts are given back without being counted.
+//! message before its time. Stopping is not failing: such an attempt is given back without being
+//! counted. A database that is away or refuses everything is waited for, and ends no attempt.
 //!
 //! Pure: chance comes in as a number.
 
@@ -203,13 +203,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn stopping_and_infrastructure_never_count(before: u32, max: u32) {
+        fn stopping_never_counts(before: u32, max: u32) {
             let stopped = TransferError::Interrupted { cause: Interruption::Shutdown };
-            let database = TransferError::Database { source: "gone".into() };
-            for error in [stopped, database] {
-                let decision = decide(&error, before, &policy(max), 0.5);
-                prop_assert_eq!(decision, Decision::Retry { counted: false, delay: Duration::ZERO });
-            }
+            let decision = decide(&stopped, before, &policy(max), 0.5);
+            prop_assert_eq!(decision, Decision::Retry { counted: false, delay: Duration::ZERO });
+        }
+
+        /// A row that cannot be worked on ends with a reason, and is not sent again without end.
+        #[test]
+        fn a_value_that_the_database_refuses_counts(before in 0..10_u32) {
+            let refused = TransferError::Database { source: "no package".into() };
+            let decision = decide(&refused, before, &policy(3), 0.5);
+            let ends = matches!(decision, Decision::Permanent { .. });
+            prop_assert_eq!(ends, before >= 3);
         }
 
         #[test]

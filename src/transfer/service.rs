@@ -5,14 +5,13 @@
 //! verified file, which the next attempt recognizes.
 //!
 //! While an attempt runs, a keeper renews its lease, independently of what the attempt waits for.
-//! If the lease is lost the attempt is stopped; if the database cannot be reached it goes on,
-//! since only the database can tell whose the transfer is, and it is asked again before anything
+//! If the lease is lost the attempt is stopped; if the database cannot be reached, or refuses, it goes
+//! on, since only the database can tell whose the transfer is, and it is asked again before anything
 //! is published.
 //!
 //! What a failure means for the row is not decided here: [`Failed`] hands the lease on to who
 //! knows the policy.
 
-use std::ops::ControlFlow;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -31,6 +30,7 @@ use super::endpoint::{Facts, Reading, TemporaryName};
 use super::error::{Interruption, Role, TransferError};
 use super::lease::{Lease, LeaseError, LeaseInfo, Owner, Progress};
 use super::link::{LinkName, PausedLink};
+use super::patience;
 use super::plan::{self, Attempt, LocalHost, Plan, StorageKind, plan};
 use super::repository::{
     Acquired, Acquisition, ClaimError, Finished, Location, Renewal, Repository, TransferRecord,
@@ -40,7 +40,6 @@ pub use super::lease::{Phase, Snapshot};
 
 use crate::faults::fault_point;
 use crate::metrics::TransferMetrics;
-use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::settings::{LinkSettings, Settings};
 use crate::telemetry::{chain, panic_text};
 use crate::traces::{self, Explain, KeyValue, step};
@@ -58,9 +57,6 @@ const PHASE_SETTLES: Duration = Duration::from_millis(250);
 /// What a copy has gained before whoever reads beside it is woken, who is far ahead.
 const COPIED_STEP_BYTES: u64 = 4 << 20;
 
-/// First and longest pause between two tries to reach the database.
-const DATABASE_PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
-
 /// What a caller wants done.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -70,6 +66,8 @@ pub struct Request {
     pub task_id: String,
     /// Cancelled when the attempt has to stop.
     pub cancelled: CancellationToken,
+    /// Cancelled when no attempt is to begin any more: one that waits for its lease is interrupted.
+    pub no_new_attempt: CancellationToken,
     /// The message came before, so a lease that is found may be that of a worker that died with
     /// it: worth waiting to see whether it is renewed.
     pub redelivered: bool,
@@ -110,6 +108,8 @@ pub struct Failed {
     pub error: TransferError,
     /// The lease it still holds; the row has to be settled with it.
     pub lease: Option<Lease>,
+    /// The lease that it has lost.
+    pub lost: Option<Lease>,
     /// How far the copy came.
     pub progress: Progress,
     /// bbcp's output, if it came to that.
@@ -117,7 +117,8 @@ pub struct Failed {
     /// What has arrived and is kept for the next attempt. If there will be none, it has to be
     /// [discarded](TransferService::discard).
     pub partial: Option<Box<Plan>>,
-    /// The lease is held for the very task that asked: its result is the holder's to tell.
+    /// The lease is or was held for the very task that asked, by another worker that has its message:
+    /// the result is that worker's to tell.
     pub held_for_same_task: bool,
 }
 
@@ -127,6 +128,7 @@ impl Failed {
         Self {
             error,
             lease: None,
+            lost: None,
             progress,
             log_path: None,
             partial: None,
@@ -230,30 +232,32 @@ impl TransferService {
             })
         });
         drop(keeper);
-        outcome.map_err(|error| {
-            let error = match error {
-                _ if running.lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
-                // bbcp knows only that it was stopped.
-                TransferError::Interrupted { .. } if let Some(paused) = running.paused.get() => {
-                    paused.clone().into()
-                }
-                TransferError::Interrupted { .. } if request.cancelled.is_cancelled() => {
-                    TransferError::Interrupted {
-                        cause: Interruption::Shutdown,
-                    }
-                }
-                error => error,
-            };
-            let ours = !matches!(error, TransferError::LeaseLost { .. });
-            let progress = request.snapshots.borrow().progress;
-            Failed {
-                lease: ours.then_some(lease),
-                error,
-                progress,
-                log_path: left.log_path,
-                partial: left.partial,
-                held_for_same_task: false,
+        let error = match outcome {
+            Ok(done) => return Ok(done),
+            Err(_) if running.lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
+            // bbcp knows only that it was stopped.
+            Err(TransferError::Interrupted { .. }) if let Some(paused) = running.paused.get() => {
+                paused.clone().into()
             }
+            Err(TransferError::Interrupted { .. }) if request.cancelled.is_cancelled() => {
+                TransferError::Interrupted {
+                    cause: Interruption::Shutdown,
+                }
+            }
+            Err(error) => error,
+        };
+        let (lease, lost) = match error {
+            TransferError::LeaseLost { .. } => (None, Some(lease)),
+            _ => (Some(lease), None),
+        };
+        Err(Failed {
+            lease,
+            lost,
+            error,
+            progress: request.snapshots.borrow().progress,
+            log_path: left.log_path,
+            partial: left.partial,
+            held_for_same_task: false,
         })
     }
 
@@ -262,19 +266,18 @@ impl TransferService {
         let id = request.id;
         let ttl = self.settings.transfer.lease_ttl;
         let mut waiting = Waiting::new(ttl);
+        let ends = [&request.cancelled, &request.no_new_attempt];
+        // At a terminal, a refusal is the answer.
+        let worth_waiting = |error: &DatabaseError| !request.by_hand || error.is_unreachable();
+        let (repository, owner, task_id) = (&self.repository, &self.owner, &request.task_id);
+        let ask = || async move {
+            match request.by_hand {
+                true => repository.acquire_by_hand(id, owner, task_id, ttl).await,
+                false => repository.acquire(id, owner, task_id, ttl).await,
+            }
+        };
         loop {
-            let acquisition = self
-                .patiently(&request.cancelled, async || {
-                    let (repository, task_id) = (&self.repository, &request.task_id);
-                    match request.by_hand {
-                        true => {
-                            repository
-                                .acquire_by_hand(id, &self.owner, task_id, ttl)
-                                .await
-                        }
-                        false => repository.acquire(id, &self.owner, task_id, ttl).await,
-                    }
-                })
+            let acquisition = patience::wait(&ends, worth_waiting, ask)
                 .await
                 .map_err(Failed::before_the_lease)?;
             let error = match acquisition {
@@ -288,7 +291,7 @@ impl TransferService {
                     let may_be_dead = same_task || request.redelivered;
                     if runs_here || may_be_dead && waiting.worth_it(&held) {
                         tokio::select! {
-                            () = request.cancelled.cancelled() => {
+                            () = patience::first_of(&ends) => {
                                 let cause = Interruption::Shutdown;
                                 let error = TransferError::Interrupted { cause };
                                 return Err(Failed::before_the_lease(error));
@@ -350,81 +353,6 @@ impl TransferService {
                 error = %chain(&error),
                 "a removed temporary stays on record"
             );
-        }
-    }
-
-    /// Asks the database until it answers, or until the caller gives up.
-    ///
-    /// # Errors
-    /// [`TransferError::Interrupted`] when `cancelled` while the database cannot be reached,
-    /// [`TransferError::Database`] when it says no.
-    pub async fn patiently<T, F>(
-        &self,
-        cancelled: &CancellationToken,
-        mut ask: impl FnMut() -> F,
-    ) -> Result<T, TransferError>
-    where
-        F: Future<Output = Result<T, DatabaseError>>,
-    {
-        let mut attempts = Attempts::new(DATABASE_PAUSES);
-        loop {
-            let error = match ask().await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
-            };
-            if !error.is_unreachable() {
-                return Err(TransferError::Database {
-                    source: error.into(),
-                });
-            }
-            let Setback { pause, is_news } = attempts.failed(&error);
-            if is_news {
-                tracing::warn!(
-                    error = %chain(&error),
-                    retry_in_s = in_seconds(pause),
-                    "the database cannot be reached"
-                );
-            }
-            tokio::select! {
-                () = cancelled.cancelled() => {
-                    return Err(TransferError::Interrupted { cause: Interruption::Shutdown });
-                }
-                () = sleep(pause) => {}
-            }
-        }
-    }
-
-    /// Makes a change that a lease allows, for as long as it takes to reach the database.
-    ///
-    /// # Errors
-    /// [`TransferError::LeaseLost`], [`TransferError::Interrupted`] when `cancelled` while the
-    /// database cannot be reached, [`TransferError::Database`] when it says no.
-    pub async fn settle<F>(
-        &self,
-        lease: &Lease,
-        cancelled: &CancellationToken,
-        mut change: impl FnMut() -> F,
-    ) -> Result<(), TransferError>
-    where
-        F: Future<Output = Result<(), LeaseError>>,
-    {
-        let answer = self
-            .patiently(cancelled, || {
-                let changing = change();
-                async {
-                    match changing.await {
-                        Ok(()) => Ok(ControlFlow::Continue(())),
-                        Err(LeaseError::Lost) => Ok(ControlFlow::Break(())),
-                        Err(LeaseError::Database(error)) => Err(error),
-                    }
-                }
-            })
-            .await?;
-        match answer {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(TransferError::LeaseLost {
-                id: lease.data_transfer_id(),
-            }),
         }
     }
 }

@@ -140,7 +140,11 @@ impl Worker {
             drop(place);
             return Box::pin(self.conclude(received, policy, state, Duration::ZERO)).await;
         }
-        if let Some(returned) = self.done_before(received, policy).await {
+        let done_before = self.done_before(received, policy);
+        let Some(done_before) = self.shutdown.warm.run_until_cancelled(done_before).await else {
+            return Verdict::Requeue;
+        };
+        if let Some(returned) = done_before {
             tracing::info!(
                 task_id = message.id,
                 "task was delivered again and had succeeded; it is not run"
@@ -292,6 +296,7 @@ impl Worker {
                 request: received.message.clone(),
                 cancelled: stop.now.clone(),
                 terminated: stop.for_good.clone(),
+                shutting_down: self.shutdown.warm.clone(),
                 redelivered: received.redelivered,
                 progress: Progress(progress),
                 message: self.message_of(received),
@@ -768,8 +773,8 @@ impl Worker {
     }
 
     /// Stores a final state, for as long as it takes: until then the message is not acknowledged.
-    /// Only a cold shutdown ends the wait; the message then goes back, and the task, run again,
-    /// finds its work done.
+    /// A shutdown ends the wait, a warm one after [`super::SETTLED_WITHIN`]; the message then goes back,
+    /// and the task, run again, finds its work done.
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
         let mut attempts = Attempts::new(STORE_PAUSES);
         loop {

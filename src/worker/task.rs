@@ -140,6 +140,9 @@ pub struct Control {
     /// Cancelled before [`Control::cancelled`] when its message does not go back to the queue:
     /// somebody terminated it, or it ran too long.
     pub terminated: CancellationToken,
+    /// Cancelled when a shutdown begins, warm or cold. A task that has not begun its work, and waits for
+    /// something, is interrupted then, so that another worker can do it.
+    pub shutting_down: CancellationToken,
     /// Whether the broker delivered the message before, so that another run may have begun.
     pub redelivered: bool,
     /// Takes how far the task is.

@@ -33,6 +33,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError
         id,
         task_id: Uuid::new_v4().to_string(),
         cancelled: cancelled.clone(),
+        no_new_attempt: cancelled.clone(),
         redelivered: false,
         by_hand: true,
         // No message stays behind, so an interrupted transfer waits for the manager.

@@ -83,6 +83,17 @@ pub struct Acquired {
     pub leftovers: Vec<Leftover>,
 }
 
+/// What followed a lost lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Successor {
+    /// An attempt for the same task: its message was delivered again.
+    SameTask,
+    /// The transfer is completed, for another task.
+    Completed,
+    /// Neither of them, so far.
+    None,
+}
+
 /// Why a lease's destination could not be claimed.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
@@ -404,6 +415,36 @@ impl Repository {
             }
         };
         fault_point!(FilesRecorded, self.database.bounded(noting()).await)
+    }
+
+    /// The state of a transfer after its lease was lost, as seen by the task that held the lease.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn successor(
+        &self,
+        lease: &Lease,
+        task_id: &str,
+    ) -> Result<Successor, DatabaseError> {
+        use transfer_worker_attempt::{Column, Entity};
+        let looking = async {
+            let db = self.database.connection();
+            let later = Entity::find()
+                .filter(Column::DataTransferId.eq(lease.data_transfer_id))
+                .filter(Column::Attempt.gt(lease.attempt))
+                .filter(Column::TaskId.eq(storable(task_id)))
+                .one(db)
+                .await?;
+            if later.is_some() {
+                return Ok(Successor::SameTask);
+            }
+            let row = self.row(lease.data_transfer_id).await?;
+            Ok(match row {
+                Some(row) if row.status.means(Status::Completed) => Successor::Completed,
+                _ => Successor::None,
+            })
+        };
+        self.database.bounded(looking).await
     }
 
     /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].

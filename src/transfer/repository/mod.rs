@@ -9,9 +9,9 @@
 //! Only [`Repository::renew`] works without the row lock, in one statement, since it is called
 //! often and changes nothing but the lease.
 //!
-//! [`DatabaseError`] is a variant of its own everywhere: it says nothing about the transfer, and
-//! must never use up a retry. Where it is [unreachable](DatabaseError::is_unreachable), the same
-//! call can be made again. What then follows if the lost answer was a "yes":
+//! [`DatabaseError`] is a variant of its own everywhere: unless it is [of one
+//! row](DatabaseError::is_of_one_row), it says nothing about the transfer, must never use up a retry, and
+//! the same call can be made again. What then follows if the lost answer was a "yes":
 //! [`complete`](Repository::complete) and its like know their own work and say yes again;
 //! [`acquire`](Repository::acquire) finds the lease held (by nobody that renews it), so the
 //! transfer is taken up again when that lease has expired.
@@ -46,7 +46,7 @@ mod schedule;
 mod settle;
 mod sweep;
 
-pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal};
+pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal, Successor};
 pub use census::Census;
 pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};

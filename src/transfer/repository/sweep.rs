@@ -40,15 +40,37 @@ impl Repository {
     /// others from it.
     ///
     /// # Errors
-    /// What the database says when it is asked for the leases.
+    /// What the database says when it is asked for the leases, or if it refuses to change any.
     pub async fn sweep(&self, observer: &Owner) -> Result<Sweep, DatabaseError> {
+        self.sweep_watched(observer, || {}).await
+    }
+
+    /// As [`Self::sweep`]; `progress` is called before each lease, since there may be many and each may
+    /// have to be waited for.
+    ///
+    /// # Errors
+    /// As [`Self::sweep`].
+    pub async fn sweep_watched(
+        &self,
+        observer: &Owner,
+        progress: impl Fn(),
+    ) -> Result<Sweep, DatabaseError> {
         let candidates = self.database.bounded(self.candidates(observer)).await?;
         let mut sweep = Sweep::default();
         for id in candidates {
+            progress();
             let recovering = || self.database.bounded(self.recover(id, observer));
             match fault_point!(SweepCommitted, recovering().await) {
                 Ok(recovered) => sweep.recovered.extend(recovered),
-                Err(error) => sweep.failed.push((id, error)),
+                // A row that another transaction has locked, or whose values do not fit.
+                Err(error) if error.is_unreachable() || error.is_of_one_row() => {
+                    sweep.failed.push((id, error));
+                }
+                Err(error) if sweep.recovered.is_empty() => return Err(error),
+                Err(error) => {
+                    sweep.failed.push((id, error));
+                    return Ok(sweep);
+                }
             }
         }
         Ok(sweep)

@@ -19,8 +19,8 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
 use sea_orm::sqlx::{self, ConnectOptions as _, Connection as _};
 use sea_orm::{
-    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, QueryResult, RuntimeErr, Statement,
-    TryGetable, Value as Cell,
+    ConnectionTrait as _, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement, TryGetable,
+    Value as Cell,
 };
 use serde_json::{Map, Value, json};
 use tokio::time::timeout;
@@ -29,6 +29,7 @@ use self::address::Address;
 use super::options::TableName;
 use super::outage::Gate;
 use super::{ChordSupport, Options, ResultBackend, ResultError};
+use crate::sql::{self, ErrorClass};
 use crate::wire::isoformat;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, Extended, NotReadable, ResultMeta, State};
@@ -117,6 +118,10 @@ impl Database {
                 let pool = PgPoolOptions::new()
                     .max_connections(CONNECTIONS)
                     .acquire_timeout(ACQUIRE)
+                    .before_acquire(|_, connection| {
+                        let is_current = sql::is_current(&connection);
+                        Box::pin(async move { Ok(is_current) })
+                    })
                     .connect_lazy_with((*server).clone());
                 (pool.into(), Some(*server), None)
             }
@@ -715,30 +720,12 @@ fn group_columns(backend: DbBackend) -> String {
     format!("{id}, taskset_id VARCHAR({NAME}), result {bytes}, date_done {time}")
 }
 
-/// Whether there was no answer, or none worth the name. With an answer, another try at once would
-/// get the same one.
+/// Whether no statement succeeds at the moment, so that the tasks that wait try it one at a time.
 fn is_unreachable(error: &DbErr) -> bool {
-    match sqlx_error(error) {
-        Some(sqlx::Error::Database(answer)) => {
-            let code = answer.code().unwrap_or_default();
-            // PostgreSQL: connection exceptions, login refused, lack of resources, a database that takes no
-            // connections now, an operator's shutdown. SQLite: a file that cannot be opened.
-            ["08", "28", "53", "55", "57"]
-                .iter()
-                .any(|class| code.starts_with(class) && code.len() == 5)
-                || code == "14"
-        }
-        Some(
-            sqlx::Error::Io(_)
-            | sqlx::Error::Tls(_)
-            | sqlx::Error::Protocol(_)
-            | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
-            | sqlx::Error::WorkerCrashed,
-        ) => true,
-        Some(_) => false,
-        None => matches!(error, DbErr::ConnectionAcquire(_) | DbErr::Conn(_)),
-    }
+    matches!(
+        sql::classify(error),
+        ErrorClass::Transient | ErrorClass::Login
+    )
 }
 
 /// Whether a URL can be used.
@@ -748,16 +735,7 @@ pub(super) fn check(url: &str) -> Result<(), ResultError> {
 
 fn is_pool_timeout(error: &DbErr) -> bool {
     matches!(error, DbErr::ConnectionAcquire(_))
-        || matches!(sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
-}
-
-fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
-    match error {
-        DbErr::Conn(RuntimeErr::SqlxError(error))
-        | DbErr::Exec(RuntimeErr::SqlxError(error))
-        | DbErr::Query(RuntimeErr::SqlxError(error)) => Some(error),
-        _ => None,
-    }
+        || matches!(sql::sqlx_error(error), Some(sqlx::Error::PoolTimedOut))
 }
 
 #[cfg(test)]

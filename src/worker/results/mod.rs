@@ -7,10 +7,12 @@ use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use sea_orm::DbErr;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
 use crate::broker::{BrokerError, Transport};
+use crate::sql::{self, ErrorClass};
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{NotReadable, ResultMeta};
 
@@ -131,15 +133,17 @@ impl ResultError {
         }
     }
 
-    /// Whether no time mends it: Redis holds something else under the key.
+    /// Whether no time mends it: Redis holds something else under the key, or the database has no room
+    /// for these values.
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
-        matches!(
-            self,
-            Self::Refused { source, .. } if source
-                .downcast_ref::<::redis::RedisError>()
-                .is_some_and(|error| error.code() == Some("WRONGTYPE"))
-        )
+        let Self::Refused { source, .. } = self else {
+            return false;
+        };
+        let redis = source.downcast_ref::<::redis::RedisError>();
+        let sql = source.downcast_ref::<DbErr>();
+        redis.is_some_and(|error| error.code() == Some("WRONGTYPE"))
+            || sql.is_some_and(|error| sql::classify(error) == ErrorClass::Value)
     }
 
     fn refused(place: &str, source: impl Into<Cause>) -> Self {

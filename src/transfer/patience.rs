@@ -1,0 +1,140 @@
+//! Waiting for the ops-db.
+//!
+//! Whatever the database answers, it says nothing about a transfer unless it is about the values of
+//! that transfer's rows. So an attempt waits: for a database that cannot be reached, with short pauses;
+//! for one that refuses a login or a statement, with longer ones, since an administrator has to act. A
+//! message is held meanwhile, and an attempt's lease stays its own until another worker takes it.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::database::DatabaseError;
+use super::error::{Interruption, TransferError};
+use super::lease::{Lease, LeaseError};
+use super::service::TransferService;
+use crate::pauses::{Attempts, Setback, in_seconds};
+use crate::telemetry::chain;
+
+/// First and longest pause between two tries to reach the database.
+const UNREACHABLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// First and longest pause between two statements that the database refuses.
+const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+
+impl TransferService {
+    /// Asks the database until it answers, or until the caller gives up.
+    ///
+    /// # Errors
+    /// [`TransferError::Interrupted`] when `cancelled` while the database is waited for,
+    /// [`TransferError::Database`] when a value of this transfer is refused.
+    pub async fn patiently<T, F>(
+        &self,
+        cancelled: &CancellationToken,
+        ask: impl FnMut() -> F,
+    ) -> Result<T, TransferError>
+    where
+        F: Future<Output = Result<T, DatabaseError>>,
+    {
+        wait(&[cancelled], |_| true, ask).await
+    }
+
+    /// Makes a change that a lease allows, for as long as the database has to be waited for.
+    ///
+    /// # Errors
+    /// [`TransferError::LeaseLost`], and those of [`Self::patiently`].
+    pub async fn settle<F>(
+        &self,
+        lease: &Lease,
+        cancelled: &CancellationToken,
+        mut change: impl FnMut() -> F,
+    ) -> Result<(), TransferError>
+    where
+        F: Future<Output = Result<(), LeaseError>>,
+    {
+        let answer = self
+            .patiently(cancelled, || {
+                let changing = change();
+                async {
+                    match changing.await {
+                        Ok(()) => Ok(ControlFlow::Continue(())),
+                        Err(LeaseError::Lost) => Ok(ControlFlow::Break(())),
+                        Err(LeaseError::Database(error)) => Err(error),
+                    }
+                }
+            })
+            .await?;
+        match answer {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(TransferError::LeaseLost {
+                id: lease.data_transfer_id(),
+            }),
+        }
+    }
+}
+
+/// Asks the database until it answers, until one of `ends` is cancelled, or until it refuses what is not
+/// `worth_waiting` for.
+///
+/// # Errors
+/// As [`TransferService::patiently`].
+pub(super) async fn wait<T, F>(
+    ends: &[&CancellationToken],
+    worth_waiting: impl Fn(&DatabaseError) -> bool,
+    mut ask: impl FnMut() -> F,
+) -> Result<T, TransferError>
+where
+    F: Future<Output = Result<T, DatabaseError>>,
+{
+    let (mut unreachable, mut refused) = (Attempts::new(UNREACHABLE), Attempts::new(REFUSED));
+    loop {
+        let error = match ask().await {
+            Ok(answer) => return Ok(answer),
+            Err(error) => error,
+        };
+        if error.is_of_one_row() || !worth_waiting(&error) {
+            return Err(TransferError::Database {
+                source: error.into(),
+            });
+        }
+        let pause = match error.is_unreachable() {
+            true => {
+                let Setback { pause, is_news } = unreachable.failed(&error);
+                if is_news {
+                    tracing::warn!(
+                        error = %chain(&error),
+                        retry_in_s = in_seconds(pause),
+                        "the database cannot be reached"
+                    );
+                }
+                pause
+            }
+            false => {
+                let Setback { pause, is_news } = refused.failed(&error);
+                if is_news {
+                    tracing::error!(
+                        error = %chain(&error),
+                        retry_in_s = in_seconds(pause),
+                        "the database refuses; waiting until it is corrected"
+                    );
+                }
+                pause
+            }
+        };
+        tokio::select! {
+            () = first_of(ends) => {
+                return Err(TransferError::Interrupted { cause: Interruption::Shutdown });
+            }
+            () = sleep(pause) => {}
+        }
+    }
+}
+
+/// Waits until one of them is cancelled.
+pub(super) async fn first_of(ends: &[&CancellationToken]) {
+    let cancelled = ends.iter().map(|end| Box::pin(end.cancelled()));
+    select_all(cancelled).await;
+}
