@@ -62,6 +62,7 @@ inside sh -ec '
   id ccat-transfer
   test "$(stat -c "%a %U %G" /etc/ccat-transfer/ccat-transfer.env)" = "640 root ccat-transfer"
   test "$(stat -c "%a %U" /var/lib/ccat-transfer)" = "750 ccat-transfer"
+  test "$(stat -c "%a %U" /etc/logrotate.d/ccat-transfer)" = "644 root"
   systemd-analyze --man=no verify /lib/systemd/system/ccat-transfer-worker@.service /lib/systemd/system/ccat-transfer-manager.service
   ccat-transfer --config /etc/ccat-transfer/ccat-transfer.toml config check
   dpkg --verify ccat-transfer'

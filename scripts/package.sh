@@ -44,6 +44,7 @@ put 644 packaging/systemd/ccat-transfer.sysusers usr/lib/sysusers.d/ccat-transfe
 put 644 packaging/debian/ccat-transfer.toml etc/ccat-transfer/ccat-transfer.toml
 put 640 packaging/debian/ccat-transfer.env etc/ccat-transfer/ccat-transfer.env
 put 644 packaging/debian/manager.env etc/ccat-transfer/manager.env
+put 644 packaging/debian/ccat-transfer.logrotate etc/logrotate.d/ccat-transfer
 
 "$BINARY" man "$root/usr/share/man/man1"
 gzip --best --no-name "$root"/usr/share/man/man1/*.1
@@ -67,7 +68,7 @@ put 644 config.default.toml $doc/examples/config.default.toml
 chmod 644 "$root/$doc/changelog.Debian.gz"
 
 mkdir "$root/DEBIAN"
-printf '/etc/ccat-transfer/%s\n' ccat-transfer.toml ccat-transfer.env manager.env >"$root/DEBIAN/conffiles"
+printf '/etc/%s\n' ccat-transfer/{ccat-transfer.toml,ccat-transfer.env,manager.env} logrotate.d/ccat-transfer >"$root/DEBIAN/conffiles"
 install --mode 755 packaging/debian/{postinst,prerm,postrm} "$root/DEBIAN/"
 cat >"$root/DEBIAN/control" <<END
 Package: ccat-transfer
@@ -76,7 +77,7 @@ Architecture: $architecture
 Maintainer: $maintainer
 Installed-Size: $(du --summarize --apparent-size --block-size=1K "$root" | cut -f1)
 Depends: libc6 (>= ${libc#GLIBC_}), libgcc-s1, ca-certificates, openssh-client, procps, systemd | systemd-standalone-sysusers
-Suggests: rabbitmq-server, postgresql, redis-server
+Suggests: logrotate, rabbitmq-server, postgresql, redis-server
 Section: net
 Priority: optional
 Description: worker and manager that move CCAT's data packages with bbcp

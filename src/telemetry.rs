@@ -1,27 +1,30 @@
 //! Logging, and how errors are shown.
 
 use std::any::Any;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::error::Error;
 use std::fmt;
-use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
 use std::path::Path;
-use std::sync::Mutex;
 
 use tracing::level_filters::LevelFilter;
-use tracing::{Event, Level, Metadata, Subscriber};
+use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{ParseError, Targets, filter_fn};
-use tracing_subscriber::fmt::FmtContext;
-use tracing_subscriber::fmt::format::{self, FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::format;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::prelude::*;
-use tracing_subscriber::registry::LookupSpan;
 
+use self::file::LogFile;
+use self::lines::{HumanFields, Json};
+use self::text::visible_lines;
 use crate::settings::{Log, LogFormat};
-use crate::traces;
+use crate::wire::url::redacted;
 
 #[cfg(test)]
 mod events;
+mod file;
+mod lines;
+pub mod text;
 
 /// What a log setting lets through. A bare level is meant for this program; of the libraries
 /// only warnings are wanted, unless a full filter names them, and of lapin nothing: every error of
@@ -74,10 +77,7 @@ pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
     };
     let writer = match file {
         None => BoxMakeWriter::new(io::stderr),
-        Some(path) => {
-            let file = OpenOptions::new().create(true).append(true).open(path)?;
-            BoxMakeWriter::new(Mutex::new(file))
-        }
+        Some(path) => BoxMakeWriter::new(LogFile::open(path)?),
     };
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     let registry = tracing_subscriber::registry()
@@ -86,52 +86,33 @@ pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
     // An error means that there is a subscriber already, which then stays.
     let _ = if human {
         let colour = on_terminal && std::env::var_os("NO_COLOR").is_none();
-        registry
-            .with(lines.with_target(false).with_ansi(colour))
-            .try_init()
+        let lines = lines.with_target(false).with_ansi(colour);
+        registry.with(lines.fmt_fields(HumanFields)).try_init()
     } else {
         let json = format::format().json().flatten_event(true);
         let lines = lines.fmt_fields(format::JsonFields::new());
-        registry.with(lines.event_format(Traced(json))).try_init()
+        registry.with(lines.event_format(Json(json))).try_init()
     };
     Ok(())
 }
 
-/// Lines of JSON, with the trace that they are part of.
-struct Traced<F>(F);
-
-impl<S, N, F> FormatEvent<S, N> for Traced<F>
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-    F: FormatEvent<S, N>,
-{
-    fn format_event(
-        &self,
-        context: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &Event<'_>,
-    ) -> fmt::Result {
-        let Some((trace, span)) = traces::current() else {
-            return self.0.format_event(context, writer, event);
-        };
-        let mut line = String::new();
-        self.0
-            .format_event(context, Writer::new(&mut line), event)?;
-        match line.trim_end().strip_suffix('}') {
-            Some(open) => {
-                writeln!(
-                    writer,
-                    r#"{open},"trace_id":"{trace}","span_id":"{span}"}}"#
-                )
-            }
-            None => writer.write_str(&line),
+/// Writes what a panic says to standard error as the standard library does, but without secrets and without what a
+/// terminal would obey: a library may panic with text from elsewhere in it.
+pub fn watch_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("<unnamed>");
+        let text = format!("thread '{name}' {panic}");
+        eprintln!("{}", visible_lines(&redacted(&text)));
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            eprintln!("{backtrace}");
         }
-    }
+    }));
 }
 
 /// Shows an error with its causes, `a: b: c`. Errors are otherwise passed on by `source()`; this
-/// is for the edge, where a person reads them.
+/// is for the edge, where a person reads them. What looks like a login in them is masked: some libraries quote URLs.
 #[must_use]
 pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + use<'a> {
     struct Chain<'a>(&'a (dyn Error + 'static));
@@ -139,13 +120,13 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + use<'a
     impl fmt::Display for Chain<'_> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             let mut last = self.0.to_string();
-            f.write_str(&last)?;
+            f.write_str(&redacted(&last))?;
             let mut next = self.0.source();
             while let Some(error) = next {
                 let text = error.to_string();
                 // Some libraries repeat their cause in their own text.
                 if !last.ends_with(&text) {
-                    write!(f, ": {text}")?;
+                    write!(f, ": {}", redacted(&text))?;
                 }
                 last = text;
                 next = error.source();

@@ -6,6 +6,7 @@ use clap::Subcommand;
 
 use super::{CliError, SETTINGS, output};
 use crate::settings::{DEFAULTS, Settings, SettingsError};
+use crate::telemetry::text::visible_lines;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -33,7 +34,7 @@ pub(super) fn run(
         }
         Command::Check => {
             for warning in loaded?.warnings {
-                eprintln!("warning: {warning}");
+                eprintln!("warning: {}", visible_lines(&warning.to_string()));
             }
             println!("the settings are good");
         }

@@ -93,23 +93,17 @@ fn shown(finding: &Finding, colour: bool) -> String {
     };
     let subject = match finding.subject.as_str() {
         "" => String::new(),
-        subject => format!("{subject}: "),
+        subject => format!("{}: ", output::clean(subject)),
     };
     let name = name(finding.check);
-    let mut text = format!("{verdict} {name:<16} {subject}{}\n", plain(&finding.found));
+    let mut text = format!(
+        "{verdict} {name:<16} {subject}{}\n",
+        output::clean(&finding.found)
+    );
     if let Some(advice) = &finding.advice {
-        text.push_str(&format!("{:<26} → {}\n", "", plain(advice)));
+        text.push_str(&format!("{:<26} → {}\n", "", output::clean(advice)));
     }
     text
-}
-
-/// In one line: what other programs said may be of several, and hold what moves a cursor.
-fn plain(text: &str) -> String {
-    let shown = |c: char| match c.is_control() {
-        true => ' ',
-        false => c,
-    };
-    text.chars().map(shown).collect()
 }
 
 fn name(check: Check) -> String {
@@ -145,7 +139,7 @@ mod tests {
         };
         assert_eq!(
             shown(&finding, false),
-            "✘ red     remote_bbcp      far: no [2J bbcp\n                           → install it\n"
+            "✘ red     remote_bbcp      far: no\\u{1b}[2J\\nbbcp\n                           → install it\n"
         );
         assert!(shown(&finding, true).starts_with("\x1b[31m✘ red    \x1b[0m remote_bbcp"));
     }

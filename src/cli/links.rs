@@ -201,8 +201,7 @@ fn say(context: &Context, link: &Link, words: impl FnOnce() -> String) -> Result
     if context.json {
         return output::json(link);
     }
-    println!("{}", words());
-    Ok(())
+    output::put(&format!("{}\n", output::clean(&words())))
 }
 
 /// A link in one line.
@@ -274,8 +273,8 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
     } in &listed
     {
         table.add_row([
-            link.name.origin.clone(),
-            link.name.destination.clone(),
+            output::clean(&link.name.origin).into_owned(),
+            output::clean(&link.name.destination).into_owned(),
             link.priority.to_string(),
             limit_now.map_or_else(|| "-".into(), |limit| limit.to_string()),
             traffic.active.to_string(),
@@ -285,8 +284,7 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
             state(link, now),
         ]);
     }
-    println!("{table}");
-    Ok(())
+    output::put(&format!("{table}\n"))
 }
 
 /// The transfer that has waited longest, and for how long.
@@ -340,13 +338,18 @@ async fn show(context: &Context, repository: &Repository, name: &LinkName) -> Re
             "link": link, "limit_now": limit_now, "bbcp": bbcp, "problem": effective.as_ref().err(),
         }));
     }
-    println!("link       {name}");
-    println!("state      {}", state(&link, now));
-    println!("priority   {}", link.priority);
+    let mut lines = vec![
+        format!("link       {name}"),
+        format!("state      {}", state(&link, now)),
+        format!("priority   {}", link.priority),
+    ];
     let max_active = link.max_active.map(|n| n.to_string());
-    println!("max_active {}", max_active.as_deref().unwrap_or("no limit"));
+    lines.push(format!(
+        "max_active {}",
+        max_active.as_deref().unwrap_or("no limit")
+    ));
     for window in link.capacity.lines() {
-        println!("           {window}");
+        lines.push(format!("           {window}"));
     }
     let overrides = &link.overrides;
     for (key, set, file) in [
@@ -359,15 +362,20 @@ async fn show(context: &Context, repository: &Repository, name: &LinkName) -> Re
         ("max_rate", overrides.max_rate.clone(), file.bbcp.max_rate),
     ] {
         let file = if file.is_empty() { "none" } else { &file };
-        match set {
-            Some(value) => println!(
-                "{key:<10} {value} (set with `links set`; the file's {file} does not count)"
-            ),
-            None => println!("{key:<10} {file} (from the settings)"),
-        }
+        lines.push(match set {
+            Some(value) => {
+                format!(
+                    "{key:<10} {value} (set with `links set`; the file's {file} does not count)"
+                )
+            }
+            None => format!("{key:<10} {file} (from the settings)"),
+        });
     }
     if let Err(problem) = effective {
-        println!("problem    {problem}");
+        lines.push(format!("problem    {problem}"));
+    }
+    for line in lines {
+        output::put(&format!("{}\n", output::clean(&line)))?;
     }
     Ok(())
 }

@@ -148,7 +148,7 @@ impl Parts {
         arguments: &Arguments,
         pulses: Pulses,
     ) -> Result<Self, CliError> {
-        let name = node_name(Some("transfer_manager"), &host());
+        let name = node_name(Some("transfer_manager"), &host())?;
         let patience = arguments.wait_for.patience();
         let repository = patience
             .reach("the database", async || context.repository().await)
@@ -230,12 +230,14 @@ fn print(context: &Context, pass: &Pass) -> Result<(), CliError> {
         pass.held_back
     );
     for assignment in &pass.scheduled {
-        println!("  {} → {}", assignment.data_transfer_id, assignment.queue);
+        let queue = output::clean(&assignment.queue);
+        println!("  {} → {queue}", assignment.data_transfer_id);
     }
     for refusal in &pass.refused {
         println!(
             "  {} stays pending: {}",
-            refusal.data_transfer_id, refusal.reason
+            refusal.data_transfer_id,
+            output::clean(&refusal.reason.to_string())
         );
     }
     Ok(())

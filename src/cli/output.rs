@@ -9,17 +9,21 @@ use humansize::{BINARY, format_size};
 use serde::Serialize;
 
 use super::CliError;
+use crate::telemetry::text::{visible, visible_json, visible_lines};
 
-/// Writes to standard output.
+/// Writes to standard output, with everything but lines and tabs made visible that a terminal would obey.
 ///
 /// # Errors
 /// [`CliError::Unread`] if nobody reads it any more, as `head` when it has seen enough; `println!`
 /// would panic.
 pub(super) fn put(text: &str) -> Result<(), CliError> {
-    put_bytes(text.as_bytes())
+    put_bytes(visible_lines(text).as_bytes())
 }
 
-/// As [`put`], for what need not be text.
+/// Writes bytes to standard output as they are.
+///
+/// # Errors
+/// As [`put`].
 pub(super) fn put_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)
@@ -33,13 +37,13 @@ pub(super) fn put_bytes(bytes: &[u8]) -> Result<(), CliError> {
 /// Prints a value as JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(no_json)?;
-    put(&format!("{text}\n"))
+    put_bytes(format!("{}\n", visible_json(&text)).as_bytes())
 }
 
 /// Prints a value as JSON, in one line.
 pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(no_json)?;
-    put(&format!("{text}\n"))
+    put_bytes(format!("{}\n", visible_json(&text)).as_bytes())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as `map_err` passes it")]
@@ -57,13 +61,9 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A text from elsewhere in one line, without what a terminal would obey.
+/// A text from elsewhere in one line, with what a terminal would obey made visible.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
-    if text.contains(char::is_control) {
-        text.replace(char::is_control, " ").into()
-    } else {
-        text.into()
-    }
+    visible(text)
 }
 
 /// A size in bytes for people.
@@ -126,11 +126,5 @@ mod tests {
     #[case(86_400 * 400 + 7_200, "400d 2h")]
     fn ages_have_two_units(#[case] seconds: i64, #[case] expected: &str) {
         assert_eq!(age(TimeDelta::seconds(seconds)), expected);
-    }
-
-    #[test]
-    fn a_terminal_is_not_told_what_to_do() {
-        assert_eq!(clean("night\u{1b}[2J\n1.tar"), "night [2J 1.tar");
-        assert_eq!(clean("nächt-1.tar"), "nächt-1.tar");
     }
 }

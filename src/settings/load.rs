@@ -18,6 +18,7 @@ use super::check::check;
 use super::exposure::exposures;
 use super::secrets::SECRETS;
 use super::{LinkSettings, Settings, Slowness};
+use crate::telemetry::text::visible;
 
 /// `config.default.toml`, the embedded reference.
 pub const DEFAULTS: &str = include_str!("../../config.default.toml");
@@ -45,11 +46,11 @@ pub struct Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", visible(&self.key))?;
         }
-        f.write_str(&self.message)?;
+        f.write_str(&visible(&self.message))?;
         if !self.source.is_empty() {
-            write!(f, " (from {})", self.source)?;
+            write!(f, " (from {})", visible(&self.source))?;
         }
         Ok(())
     }

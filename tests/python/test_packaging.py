@@ -100,6 +100,7 @@ def test_the_package(tmp_path):
     assert there >= {
         "usr/bin/ccat-transfer",
         "etc/ccat-transfer/ccat-transfer.env",
+        "etc/logrotate.d/ccat-transfer",
         "usr/lib/sysusers.d/ccat-transfer.conf",
         "usr/share/man/man1/ccat-transfer.1.gz",
         "usr/share/bash-completion/completions/ccat-transfer",
@@ -121,6 +122,22 @@ def test_the_package(tmp_path):
     assert all(line.split()[1] == "root/root" for line in listing)
     (secret,) = [line for line in listing if line.endswith("ccat-transfer.env")]
     assert secret.startswith("-rw-r-----")
+
+
+@pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
+def test_logrotate_reads_its_file(tmp_path):
+    """And renames a log, after which a worker makes a new one, see test_process.py."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    (logs / "worker.log").write_text("line\n")
+    rules = (REPO / "packaging/debian/ccat-transfer.logrotate").read_text()
+    rules = rules.replace("/var/log/ccat-transfer", str(logs))
+    # The user of the package is not here.
+    rules = re.sub(r"^ *su .*$", "", rules, flags=re.M)
+    (tmp_path / "rules").write_text(rules)
+    (tmp_path / "rules").chmod(0o600)
+    run(shutil.which("logrotate"), "--force", "--state", tmp_path / "state", tmp_path / "rules")
+    assert [path.name for path in logs.iterdir()] == ["worker.log.1"]
 
 
 def test_compose_has_only_what_is_defined():

@@ -168,12 +168,11 @@ impl Printer {
             return output::put_bytes(bytes);
         }
         // The other end wrote some of it, and a terminal obeys what it reads.
-        let harmless = |byte: &u8| match byte {
-            b'\n' | b'\t' => *byte,
-            0..=0x1f | 0x7f => b' ',
-            _ => *byte,
-        };
-        output::put_bytes(&bytes.iter().map(harmless).collect::<Vec<_>>())
+        self.line.extend_from_slice(bytes);
+        let whole = whole_characters(&self.line);
+        let rest = self.line.split_off(whole);
+        let text = std::mem::replace(&mut self.line, rest);
+        output::put(&String::from_utf8_lossy(&text))
     }
 
     fn put_line(&mut self) -> Result<(), CliError> {
@@ -185,10 +184,42 @@ impl Printer {
     }
 
     fn end(&mut self) -> Result<(), CliError> {
-        if self.line.is_empty() {
-            Ok(())
-        } else {
-            self.put_line()
+        match (self.line.is_empty(), self.json) {
+            (true, _) => Ok(()),
+            (false, true) => self.put_line(),
+            (false, false) => output::put(&String::from_utf8_lossy(&self.line)),
+        }
+    }
+}
+
+/// How many bytes there are before a character of UTF-8 that has only begun.
+fn whole_characters(bytes: &[u8]) -> usize {
+    let has_begun = |at: &usize| {
+        let rest = bytes.get(*at..).unwrap_or_default();
+        str::from_utf8(rest)
+            .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
+    };
+    // The longest has four bytes.
+    let tail = bytes.len().saturating_sub(3);
+    (tail..bytes.len()).find(has_begun).unwrap_or(bytes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::whole_characters;
+
+    #[test]
+    fn characters_are_not_cut() {
+        for (bytes, whole) in [
+            (&b"ab"[..], 2),
+            (b"a\xc2", 1),
+            (b"a\xe2\x80", 1),
+            (b"\xff\xe2\x80", 1),
+            (b"\xff\xe2\x80\xae", 4),
+            (b"a\xff", 2),
+            (b"", 0),
+        ] {
+            assert_eq!(whole_characters(bytes), whole, "{bytes:?}");
         }
     }
 }

@@ -320,7 +320,7 @@ impl View {
     fn say(&self, text: &str) {
         match self {
             Self::Bars(bars) => bars.say(text),
-            Self::Lines { .. } => eprintln!("{text}"),
+            Self::Lines { .. } => eprintln!("{}", output::clean(text)),
         }
     }
 

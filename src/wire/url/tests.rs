@@ -249,7 +249,8 @@ proptest! {
             8 => format!("amqp://u:{password}@h:port//"),
             9 => format!("amqp://u:{password}@[::1//"),
             10 => format!("sentinel://h/0?sentinel_kwargs={password}"),
-            _ => format!("rediss://u:{password}"),
+            // Without a host.
+            _ => format!("rediss://u:{mark}{after}"),
         };
         let readable = kombu(&url).map(|parts| format!("{parts:?}"));
         let readable = readable.unwrap_or_else(|error| error.to_string());
