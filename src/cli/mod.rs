@@ -24,6 +24,7 @@ use crate::metrics;
 use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::sideport::{BindError, Board};
 use crate::tasks;
+use crate::telemetry::text::visible_lines;
 use crate::telemetry::{self, chain};
 use crate::traces;
 use crate::transfer::database::{Database, DatabaseError};
@@ -100,7 +101,7 @@ struct Common {
     #[arg(short = 'l', long = "loglevel", global = true, value_name = "LEVEL")]
     log_level: Option<String>,
 
-    /// File to log to, instead of standard error.
+    /// File to log to, instead of standard error; it may be renamed or emptied at any time.
     #[arg(short = 'f', long = "logfile", global = true, value_name = "FILE")]
     log_file: Option<PathBuf>,
 }
@@ -148,7 +149,16 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
-    let Cli { common, command } = Cli::parse();
+    telemetry::watch_panics();
+    let Cli {
+        mut common,
+        command,
+    } = Cli::parse();
+    if let Command::Worker(arguments) = &command
+        && let Err(error) = common.name_files(&arguments.worker)
+    {
+        return ended(Err(error));
+    }
     if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
         // Settings that cannot be used are a finding like any other.
         return ended(doctor::without_settings(common.json, &error));
@@ -197,7 +207,11 @@ type Register<'a> = dyn FnOnce(Service) -> LocalBoxFuture<'a, Result<Registry, C
 /// Not generic: a program that calls it is not to compile the whole worker once more.
 #[inline(never)]
 fn run_tasks_worker(arguments: Vec<OsString>, register: Box<Register<'_>>) -> ExitCode {
-    let TasksWorker { common, worker } = TasksWorker::parse_from(arguments);
+    telemetry::watch_panics();
+    let TasksWorker { mut common, worker } = TasksWorker::parse_from(arguments);
+    if let Err(error) = common.name_files(&worker) {
+        return ended(Err(error));
+    }
     ended(common.run(async |mut context| {
         worker.apply(&mut context)?;
         let register = async |service| {
@@ -223,13 +237,23 @@ fn run_tasks_worker(arguments: Vec<OsString>, register: Box<Register<'_>>) -> Ex
 fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
     result.unwrap_or_else(|error| {
         if !matches!(error, CliError::Unread) {
-            eprintln!("ccat-transfer: {}", chain(&error));
+            let told = chain(&error).to_string();
+            eprintln!("ccat-transfer: {}", visible_lines(&told));
         }
         error.code()
     })
 }
 
 impl Common {
+    /// Expands what stands for a worker's name in the name of the log file.
+    fn name_files(&mut self, worker: &serve::WorkerArguments) -> Result<(), CliError> {
+        let node = worker.node_name()?;
+        if let Some(path) = &self.log_file {
+            self.log_file = Some(node::node_path("--logfile", path, &node)?);
+        }
+        Ok(())
+    }
+
     fn load(&self) -> Result<Settings, SettingsError> {
         settings::load(self.config.as_deref(), std::env::vars())
     }

@@ -1,41 +1,68 @@
 //! `--pidfile`: one worker at a time under one name.
+//!
+//! As in Celery, a file counts as long as a process with its id exists which we may send signals to: whether that is a
+//! worker cannot be seen. Our own id is that of an earlier worker, in a container that was restarted.
 
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
 use super::CliError;
+
+/// Longest content that is looked at: no process id is longer.
+const MAX_BYTES: u64 = 64;
 
 /// The file; removed when it is dropped.
 #[derive(Debug)]
 pub(super) struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes this process's id into a new file. One that a dead process left is replaced.
+    /// Writes this process's id into a new file. One that a dead process left is replaced, and so is one that
+    /// holds no process id.
+    ///
+    /// # Errors
+    /// [`CliError::Refused`] while another process has it; [`CliError::Failed`] where it cannot be read or
+    /// written.
     pub(super) fn create(path: &Path) -> Result<Self, CliError> {
-        let failed = |e| CliError::Failed(format!("--pidfile {}: {e}", path.display()));
+        let failed = |e: io::Error| CliError::Failed(format!("--pidfile {}: {e}", path.display()));
+        // Found again after a change of directory, too.
+        let path = std::path::absolute(path).map_err(failed)?;
         // Twice at most: a file that comes back at once belongs to somebody who lives.
         for _ in 0..2 {
-            match OpenOptions::new().write(true).create_new(true).open(path) {
+            let new = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o644)
+                .open(&path);
+            match new {
                 Ok(mut file) => {
-                    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-                    return Ok(Self(path.to_owned()));
+                    if let Err(error) = writeln!(file, "{}", std::process::id()) {
+                        // An empty one would be in nobody's way, but is of no use either.
+                        let _ = fs::remove_file(&path);
+                        return Err(failed(error));
+                    }
+                    return Ok(Self(path));
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    let text = fs::read_to_string(path).map_err(failed)?;
-                    if let Some(pid) = text.trim().parse().ok().filter(|pid| *pid > 0)
-                        && kill(Pid::from_raw(pid), None) != Err(nix::errno::Errno::ESRCH)
-                    {
+                    if let Some(pid) = held_by(&path).map_err(failed)? {
                         return Err(CliError::Refused(format!(
-                            "--pidfile {} exists and its process {pid} runs; stop it, or remove the file",
+                            "--pidfile {} exists and its process {pid} runs; stop it, or remove the file if that is \
+                             no worker",
                             path.display()
                         )));
                     }
                     tracing::warn!(path = %path.display(), "pid file of a dead process is replaced");
-                    fs::remove_file(path).map_err(failed)?;
+                    match fs::remove_file(&path) {
+                        Err(error) if error.kind() != ErrorKind::NotFound => {
+                            return Err(failed(error));
+                        }
+                        _ => {}
+                    }
                 }
                 Err(error) => return Err(failed(error)),
             }
@@ -47,29 +74,117 @@ impl PidFile {
     }
 }
 
+/// The process id in a file; none where it holds something else.
+fn content(path: &Path) -> io::Result<Option<i32>> {
+    // A pipe is not waited for.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(path)?;
+    let mut text = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut text)?;
+    let pid = str::from_utf8(&text)
+        .ok()
+        .and_then(|text| text.trim().parse().ok());
+    Ok(pid.filter(|pid| *pid > 0))
+}
+
+/// The other process that has a file. As in Celery, one of another user is none: a worker started again has the
+/// same user, and its old id may be anybody's by now.
+fn held_by(path: &Path) -> io::Result<Option<i32>> {
+    let Some(pid) = content(path)? else {
+        return Ok(None);
+    };
+    let is_other = pid.unsigned_abs() != std::process::id();
+    let runs = is_other && kill(Pid::from_raw(pid), None).is_ok();
+    Ok(runs.then_some(pid))
+}
+
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = fs::remove_file(&self.0);
+        // Somebody may have replaced it. Gone already is as good.
+        let is_ours = content(&self.0)
+            .is_ok_and(|pid| pid.map(i32::unsigned_abs) == Some(std::process::id()));
+        if is_ours {
+            let _ = fs::remove_file(&self.0);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::process::Command;
+
+    use rstest::rstest;
+
     use super::*;
 
     #[test]
-    fn a_live_process_keeps_its_file_and_a_dead_one_loses_it() -> std::io::Result<()> {
+    fn another_process_keeps_its_file() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("w.pid");
+        let mut other = Command::new("sleep").arg("60").spawn()?;
+        fs::write(&path, format!("{}\n", other.id()))?;
+        let refused = PidFile::create(&path);
+        other.kill()?;
+        other.wait()?;
+        assert!(matches!(refused, Err(CliError::Refused(_))));
+        let ours = PidFile::create(&path);
+        assert!(ours.is_ok());
+        let mode = fs::metadata(&path)?.permissions().mode();
+        assert_eq!(mode & 0o133, 0);
+        drop(ours);
+        assert!(!path.exists());
+        Ok(())
+    }
+
+    #[rstest]
+    // Above the kernel's largest process id.
+    #[case("4194305\n")]
+    #[case("")]
+    #[case("\n")]
+    #[case("worker\n")]
+    #[case("-1\n")]
+    #[case("0\n")]
+    #[case("99999999999999999999\n")]
+    #[case("\u{fffd}\n")]
+    fn what_names_no_process_is_replaced(#[case] content: &str) -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("w.pid");
+        fs::write(&path, content)?;
+        assert!(PidFile::create(&path).is_ok());
+        Ok(())
+    }
+
+    /// A container that was restarted: the worker has the id that it had before.
+    #[test]
+    fn our_own_id_is_that_of_an_earlier_worker() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("w.pid");
+        fs::write(&path, format!("{}\n", std::process::id()))?;
+        assert!(PidFile::create(&path).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_was_replaced_stays() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
         let ours = PidFile::create(&path);
-        assert!(ours.is_ok());
-        assert!(matches!(PidFile::create(&path), Err(CliError::Refused(_))));
-        drop(ours);
-        assert!(!path.exists());
-        // Above the kernel's largest process id.
         fs::write(&path, "4194305\n")?;
-        assert!(PidFile::create(&path).is_ok());
+        drop(ours);
+        assert!(path.exists());
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let made = PidFile::create(folder.path());
+        assert!(matches!(made, Err(CliError::Failed(_))));
+        let missing = PidFile::create(&folder.path().join("no/w.pid"));
+        assert!(matches!(missing, Err(CliError::Failed(_))));
         Ok(())
     }
 }

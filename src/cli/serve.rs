@@ -12,7 +12,7 @@ use clap::Args;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::node::{host, node_name};
+use super::node::{host, node_name, node_path};
 use super::patience::{Patience, WaitFor};
 use super::pidfile::PidFile;
 use super::restart::{self, End};
@@ -43,7 +43,7 @@ pub struct WorkerArguments {
     #[arg(short = 'X', long, value_delimiter = ',', value_name = "QUEUE")]
     pub exclude_queues: Vec<String>,
 
-    /// Node name; %h is the host, %n its first label, %d its domain [default: celery@%h].
+    /// Node name; %h is the host, %n its first label, %d its domain, %i is 0, %I nothing [default: celery@%h].
     #[arg(short = 'n', long, value_name = "NODE")]
     pub hostname: Option<String>,
 
@@ -83,7 +83,7 @@ pub struct WorkerArguments {
     #[arg(long)]
     pub no_declare: bool,
 
-    /// File that holds the process id while the worker runs.
+    /// File that holds the process id while the worker runs; in it, and in that of -f, %n is the name of the node, %h its host.
     #[arg(long, value_name = "FILE")]
     pub pidfile: Option<PathBuf>,
 
@@ -180,6 +180,14 @@ pub struct Service {
 }
 
 impl WorkerArguments {
+    /// The node's name.
+    ///
+    /// # Errors
+    /// [`CliError::Usage`].
+    pub(super) fn node_name(&self) -> Result<String, CliError> {
+        node_name(self.hostname.as_deref(), &host())
+    }
+
     /// Puts the flags into the settings, where they win.
     pub(super) fn apply(&self, context: &mut Context) -> Result<(), CliError> {
         let mut settings = (*context.settings).clone();
@@ -236,11 +244,13 @@ pub(super) async fn serve(
     let signals = Signals::listen()?;
     let _supervision = supervise(board);
     context.tell_warnings();
-    let _pidfile = arguments
-        .pidfile
-        .as_deref()
-        .map(PidFile::create)
-        .transpose()?;
+    let _pidfile = match &arguments.pidfile {
+        None => None,
+        Some(path) => {
+            let path = node_path("--pidfile", path, &arguments.node_name()?)?;
+            Some(PidFile::create(&path)?)
+        }
+    };
     let ignored = arguments.without_effect.given();
     if !ignored.is_empty() {
         tracing::warn!(flags = ?ignored, "flags of celery worker that do nothing here");
@@ -290,7 +300,7 @@ where
 {
     let settings = &context.settings;
     let celery = &settings.celery;
-    let hostname = node_name(arguments.hostname.as_deref(), &host());
+    let hostname = arguments.node_name()?;
     let transport = context
         .transport(&hostname)?
         .with_pulses(board.pulses.clone());

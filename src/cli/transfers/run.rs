@@ -22,7 +22,7 @@ use crate::transfer::service::{Done, Request, Snapshot, TransferService};
 pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError> {
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
-    let owner = Owner::current(node_name(Some("transfers-run"), &host()));
+    let owner = Owner::current(node_name(Some("transfers-run"), &host())?);
     // Whoever starts it by hand does not want it to wait.
     repository.forget_delay(id).await?;
     let service = TransferService::new(repository, context.settings.clone(), owner);

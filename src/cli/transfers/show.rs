@@ -36,7 +36,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
         sleep_time: settings.manager.sleep_time,
         link: link(&repository, &detail, now).await?,
     };
-    let observer = Owner::current(node_name(Some("transfers-show"), &host()));
+    let observer = Owner::current(node_name(Some("transfers-show"), &host())?);
     let outlook = Outlook::of(&detail, &way, &observer, now);
     if context.json {
         return output::json(&Shown {
