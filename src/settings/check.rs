@@ -146,6 +146,11 @@ pub(super) fn check(settings: &Settings) -> Vec<Problem> {
     }
 
     problems.require(
+        settings.ops_db.database_postgresql_port > 0,
+        "ops_db.database_postgresql_port",
+        "must be above 0",
+    );
+    problems.require(
         settings.ops_db.database_postgresql_sslcert.is_empty()
             == settings.ops_db.database_postgresql_sslkey.is_empty(),
         "ops_db.database_postgresql_sslkey",

@@ -193,6 +193,7 @@ pub(super) fn header_pairs(text: &str) -> Result<Vec<(String, SecretString)>, St
 mod tests {
     use std::fs::{self, Permissions};
 
+    use proptest::prelude::*;
     use rstest::rstest;
 
     use super::*;
@@ -321,5 +322,44 @@ mod tests {
     ) {
         let error = loaded(settings, content, 0o600).unwrap_err().to_string();
         assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+    }
+
+    proptest! {
+        /// Whatever settings come to, be it an error.
+        #[test]
+        fn no_secret_is_shown(
+            before in "[a-z0-9@:/;%#?&=+ \\[\\]]{0,5}",
+            after in "[a-z0-9@:/;%#?&=+\\[\\]]{0,5}",
+            encode: bool,
+            key in 0_usize..4,
+            shape in 0_usize..8,
+        ) {
+            let mark = "S3CRET";
+            let password = format!("{before}{mark}{after}");
+            let password = match encode {
+                true => percent_encoding::utf8_percent_encode(&password, percent_encoding::NON_ALPHANUMERIC).to_string(),
+                false => password,
+            };
+            let url = match shape {
+                0 => format!("amqp://u:{password}@far:1//v"),
+                1 => format!("amqp://a:{password}@far//;pyamqp://b:{password}@[::1]:1//"),
+                2 => format!("redis://:{password}@far/0"),
+                3 => format!("sentinel://:{password}@far;sentinel://:{password}@h"),
+                4 => format!("db+postgresql://u:{password}@far/d"),
+                5 => format!("rediss://u:{password}@far/0?ssl_cert_reqs=none"),
+                6 => format!("{mark}{password}"),
+                _ => format!("amqp://u:{password}@far:99999//"),
+            };
+            let key = ["celery.broker_url", "celery.result_backend", "health.redis_url", "ops_db.database_postgresql_password"][key];
+            let variable = format!("CCAT_DATA_TRANSFER_{}", key.replace('.', "__").to_uppercase());
+            let shown = match load(None, [(variable, url.clone())]) {
+                Err(error) => error.to_string(),
+                Ok(settings) => {
+                    let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();
+                    format!("{settings:?} {} {warnings:?}", settings.celery.shown())
+                }
+            };
+            prop_assert!(!shown.contains(mark), "{} = {}: {}", key, url, shown);
+        }
     }
 }

@@ -28,6 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::{Metrics, Registered};
 use crate::pulse::Pulses;
+use crate::telemetry::text::visible;
 use listener::Bounded;
 
 mod listener;
@@ -214,7 +215,9 @@ async fn readyz(State(board): State<Board>) -> Response {
     let lines: String = probes
         .iter()
         .zip(answers)
-        .filter_map(|(probe, answer)| Some(format!("{}: {}\n", probe.name(), answer.err()?)))
+        .filter_map(|(probe, answer)| Some((probe.name(), answer.err()?)))
+        // A person may ask, on a terminal.
+        .map(|(name, error)| format!("{name}: {}\n", visible(&error)))
         .collect();
     match lines.is_empty() {
         true => "ready\n".into_response(),

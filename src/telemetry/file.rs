@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A file that is written to its end. Before each line its name is looked up, which takes a microsecond: if the file
+/// A file that is written to its end. Before each line its name is looked up, which takes a few microseconds: if the file
 /// was renamed or removed, the line goes to a new one of this name. A file that is emptied instead, as logrotate's
 /// `copytruncate` does, is written from its beginning.
 pub(super) struct LogFile {

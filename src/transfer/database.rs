@@ -364,10 +364,12 @@ fn describe(settings: &OpsDb) -> String {
             )
         }
         DatabaseType::Postgresql => format!(
-            "postgresql://{}@{}:{}/{}",
+            "postgresql://{}@{}/{}",
             settings.database_postgresql_user,
-            settings.database_postgresql_host,
-            settings.database_postgresql_port,
+            url::host_and_port(
+                &settings.database_postgresql_host,
+                settings.database_postgresql_port
+            ),
             settings.database_postgresql_database
         ),
     }

@@ -15,6 +15,7 @@ import pytest
 import redis
 from celery import Celery
 
+from proxy import Proxy
 from support import Deployment, clean_environment, service, until
 
 
@@ -99,6 +100,28 @@ def test_the_next_broker_of_a_list_is_used(site):
             assert first not in text and second not in text
     finally:
         site.broker.ctl("delete_user", user)
+
+
+def test_a_worker_turns_to_the_next_broker(site):
+    """When the connection to the first one breaks, and no other can be made."""
+    direct = urlsplit(service("TEST_AMQP_URL"))
+    first = Proxy("127.0.0.1", direct.port)
+    urls = [f"amqp://guest:guest@127.0.0.1:{port}//" for port in (first.port, direct.port)]
+    with contextlib.closing(first), site.app() as app:
+        site.settings(celery={"broker_url": ";".join(urls)})
+        worker = site.worker(name="turns")
+
+        def broker_port():
+            (stats,) = app.control.inspect(timeout=10, limit=1).stats().values()
+            return stats["broker"]["port"]
+
+        assert broker_port() == first.port
+        first.pull()
+        worker.says("connected to the next broker of the list")
+        assert broker_port() == direct.port
+        result = app.send_task("nobodys.task", queue=site.queue)
+        result.get(timeout=20, propagate=False)
+        worker.stop()
 
 
 @pytest.mark.parametrize(

@@ -201,11 +201,24 @@ FAILURES = {
         {"celery": {"broker_url": "amqp://u:{broker}@127.0.0.1:1//", "broker_connection_retry_on_startup": False}},
         [["worker", "-Q", "none"]],
     ),
+    "brokers": (
+        {
+            "celery": {
+                "broker_url": "amqp://u:{broker}@127.0.0.1:1//;pyamqp://u:{broker}@[::1]:1//;amqp://u:{broker}@ADDRESS//",
+                "broker_connection_retry_on_startup": False,
+            }
+        },
+        [["worker", "-Q", "none"]],
+    ),
     "login": (
         {"celery": {"broker_url": "amqp://u:{broker}@ADDRESS//", "broker_connection_retry_on_startup": False}},
         [["worker", "-Q", "none"]],
     ),
     "broker-url": ({"celery": {"broker_url": "amqp://u:{broker}@h:port//"}}, [["config", "check"]]),
+    "cut-off": ({"celery": {"broker_url": "amqp://u:1#{broker}@h//", "result_backend": "redis://:1/{redis}@h/0"}}, [["config", "check"]]),
+    "parameter": ({"celery": {"broker_url": "amqp://h//?{broker}=1", "result_backend": "redis://h/0?x={redis}"}}, [["config", "check"]]),
+    "backend-database": ({"celery": {"result_backend": "db+postgresql://u:{postgres}@127.0.0.1:1/d?sslpassword={redis}"}}, []),
+    "health-url": ({"health": {"redis_url_file": "", "redis_url": "redis://:{health}@h:port/0"}}, [["config", "check"]]),
     "no-url": ({"celery": {"broker_url": "{broker}", "result_backend": "{redis}"}}, [["config", "check"]]),
     "results": ({"celery": {"result_backend": "redis://:{redis}@127.0.0.1:1/0"}}, []),
     "kind-of-results": ({"celery": {"result_backend": "mongodb://u:{redis}@h/"}}, [["config", "check"]]),

@@ -435,7 +435,7 @@ impl Bars {
 
     fn say(&self, text: &str) {
         // A terminal that is gone cannot be told so.
-        let _ = self.all.println(text);
+        let _ = self.all.println(output::clean(text));
     }
 
     /// Leaves the last picture where it is.

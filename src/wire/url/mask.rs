@@ -52,7 +52,7 @@ const SHOWN: [&str; 29] = [
 ];
 
 /// Parameters whose name is shown, and whose value never is.
-const HIDDEN: [&str; 4] = ["password", "passfile", "sslkey", "sslpassword"];
+const HIDDEN: [&str; 5] = ["pass", "passfile", "password", "sslkey", "sslpassword"];
 
 /// Words that Celery takes for a backend without being URLs.
 const WORDS: [&str; 3] = ["", "rpc", "disabled"];

@@ -280,10 +280,11 @@ fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
         })?;
         login = login.set_db(number.into());
     }
-    if let Some(user) = url.parameter("username").or(url.user.as_deref()) {
+    let parameter = |name, other| url.parameter(name).or(url.parameter(other));
+    if let Some(user) = parameter("username", "user").or(url.user.as_deref()) {
         login = login.set_username(user);
     }
-    if let Some(password) = url.parameter("password").or(url.password.as_deref()) {
+    if let Some(password) = parameter("password", "pass").or(url.password.as_deref()) {
         login = login.set_password(password);
     }
     Ok(login)
