@@ -132,6 +132,13 @@ impl Delivery {
         }
     }
 
+    /// Acknowledges it without waiting for that to be written.
+    pub fn acknowledge(mut self) {
+        if let Some(settlement) = self.settlement.take() {
+            drop(settlement.settle(Verdict::Ack));
+        }
+    }
+
     /// Settles it. A failure means that the connection is gone, and the broker has the message
     /// back already or will when it notices; so it is logged, and that is all there is to do.
     pub async fn settle(mut self, verdict: Verdict) {

@@ -197,7 +197,6 @@ impl TaskMetrics {
             Event::Progress { .. }
             | Event::WorkerOnline(_)
             | Event::WorkerHeartbeat(_)
-            | Event::WorkerHeartbeatAsked
             | Event::WorkerOffline(_)
             | Event::WorkerElectAck(_) => {}
         }

@@ -38,8 +38,6 @@ pub enum Event<'a> {
     WorkerOnline(Load),
     /// It still is.
     WorkerHeartbeat(Load),
-    /// It still is, as it was asked to say; with fewer words, as Python's.
-    WorkerHeartbeatAsked,
     /// It goes.
     WorkerOffline(Load),
     /// A task came.
@@ -152,7 +150,7 @@ impl<'a> Event<'a> {
     pub fn name(&self) -> &'static str {
         match self {
             Self::WorkerOnline(_) => "worker-online",
-            Self::WorkerHeartbeat(_) | Self::WorkerHeartbeatAsked => "worker-heartbeat",
+            Self::WorkerHeartbeat(_) => "worker-heartbeat",
             Self::WorkerOffline(_) => "worker-offline",
             Self::TaskReceived(_) => "task-received",
             Self::TaskStarted(_) => "task-started",
@@ -173,7 +171,6 @@ impl<'a> Event<'a> {
             self,
             Self::WorkerOnline(_)
                 | Self::WorkerHeartbeat(_)
-                | Self::WorkerHeartbeatAsked
                 | Self::WorkerOffline(_)
                 | Self::WorkerElectAck(_)
         )
@@ -205,10 +202,6 @@ impl<'a> Event<'a> {
                 map.serialize_entry("active", &load.active)?;
                 map.serialize_entry("processed", &load.processed)?;
                 map.serialize_entry("loadavg", &load.loadavg)?;
-                software(map)
-            }
-            Self::WorkerHeartbeatAsked => {
-                map.serialize_entry("freq", &5)?;
                 software(map)
             }
             Self::TaskReceived(message) => {

@@ -10,6 +10,13 @@ use super::{Properties, RawMessage};
 /// Largest pattern that is compiled, in bytes of the compiled form: it comes from the network.
 const MAX_PATTERN: usize = 1 << 16;
 
+/// Longest pattern, in bytes. Names of nodes are shorter.
+const MAX_PATTERN_TEXT: usize = 1 << 12;
+
+/// Values that a request may hold at most, more or less: each takes many times its bytes in memory. A list of all
+/// ids that Celery remembers has 50,000.
+const MAX_VALUES: usize = 200_000;
+
 /// The exchange that requests are broadcast by.
 pub const EXCHANGE: &str = "celery.pidbox";
 
@@ -51,7 +58,7 @@ impl Request {
     /// Reads a request; none if the message is none.
     #[must_use]
     pub fn decode(message: &RawMessage) -> Option<Self> {
-        serde_json::from_slice(&message.body).ok()
+        decode(&message.body)
     }
 
     /// Whether a node is meant.
@@ -73,6 +80,16 @@ impl Request {
             .and_then(|arguments| arguments.get(name))
             .unwrap_or(&Value::Null)
     }
+}
+
+/// Reads a JSON body that is to be small; none if it is none, or holds too much.
+#[must_use]
+pub fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Option<T> {
+    // Every value but the first stands behind one of these, or is alone in a list or a mapping.
+    let values = body.iter().filter(|byte| b",[{".contains(byte)).count();
+    (values < MAX_VALUES)
+        .then(|| serde_json::from_slice(body).ok())
+        .flatten()
 }
 
 /// A request to all nodes.
@@ -127,6 +144,9 @@ pub fn reply(hostname: &str, ticket: Option<&str>, clock: u64, reply: &Value) ->
 }
 
 fn matches(pattern: &str, text: &str) -> bool {
+    if pattern.len() > MAX_PATTERN_TEXT {
+        return false;
+    }
     let built: Result<Regex, _> = RegexBuilder::new(pattern).size_limit(MAX_PATTERN).build();
     built.is_ok_and(|regex| regex.is_match(text))
 }
@@ -177,6 +197,16 @@ mod tests {
     fn who_is_meant(#[case] mut fields: Value, #[case] is: bool) {
         fields["method"] = json!("ping");
         assert_eq!(request(fields).map(|r| r.addresses("celery@a")), Some(is));
+    }
+
+    #[test]
+    fn what_would_take_much_memory_is_no_request() {
+        let of = |values: usize| json!({"method": "revoke", "arguments": {"task_id": vec!["a"; values]}});
+        assert!(request(of(50_000)).is_some());
+        assert!(request(of(MAX_VALUES)).is_none());
+        let long = "a*".repeat(MAX_PATTERN_TEXT);
+        let addressed = request(json!({"method": "ping", "pattern": long, "matcher": "glob"}));
+        assert_eq!(addressed.map(|r| r.addresses("celery@a")), Some(false));
     }
 
     proptest! {

@@ -1,7 +1,7 @@
 //! The messages that a worker has accepted and not yet settled.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -13,6 +13,15 @@ use crate::broker::Delivery;
 use crate::wire::RawMessage;
 use crate::wire::message::TaskMessage;
 use crate::wire::repr;
+
+/// Bytes that a list of tasks may take in a reply.
+const SHOWN_BYTES: usize = 4 << 20;
+
+/// A message whose body is longer, in bytes, is shown with shortened arguments.
+const LONG_BODY: usize = 16 << 10;
+
+/// What is shown of a task beside its arguments, in bytes, more or less.
+const SHOWN_BESIDE: usize = 512;
 
 /// A task message, and the way it came.
 pub(super) struct Received {
@@ -158,24 +167,27 @@ impl AcceptedTasks {
         }
     }
 
-    /// Stops the task of an id where it runs, for good; false if it does not run here.
-    pub(super) fn terminate(&self, id: &str) -> bool {
-        let mut found = false;
+    /// Stops those that run here and whose message `wanted` wants, for good; their ids.
+    pub(super) fn terminate(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
+        let mut stopped = Vec::new();
         for accepted in self.lock().tasks.values() {
-            let runs = matches!(accepted.phase, Phase::Active(_));
-            if runs && accepted.received.message.id == id {
+            let message = &accepted.received.message;
+            if accepted.runs() && wanted(message) {
                 accepted.stop.stop(Reason::Terminated);
-                found = true;
+                stopped.push(message.id.clone());
             }
         }
-        found
+        stopped
     }
 
-    /// Whether the task of an id runs here.
-    pub(super) fn runs(&self, id: &str) -> bool {
-        self.lock().tasks.values().any(|accepted| {
-            matches!(accepted.phase, Phase::Active(_)) && accepted.received.message.id == id
-        })
+    /// The ids of the tasks that run here.
+    pub(super) fn running(&self) -> HashSet<String> {
+        self.lock()
+            .tasks
+            .values()
+            .filter(|accepted| accepted.runs())
+            .map(|accepted| accepted.received.message.id.clone())
+            .collect()
     }
 
     /// The deliveries of a task that is acknowledged before its end. It stays in the list.
@@ -202,28 +214,41 @@ impl AcceptedTasks {
 
     /// How many tasks run.
     pub(super) fn active(&self) -> usize {
-        let is_active = |accepted: &&Accepted| matches!(accepted.phase, Phase::Active(_));
-        self.lock().tasks.values().filter(is_active).count()
+        let all = self.lock();
+        all.tasks
+            .values()
+            .filter(|accepted| accepted.runs())
+            .count()
     }
 
-    /// The ids of the accepted tasks whose message `wanted` wants.
-    pub(super) fn ids(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
-        self.lock()
-            .tasks
-            .values()
-            .filter(|accepted| wanted(&accepted.received.message))
-            .map(|accepted| accepted.received.message.id.clone())
-            .collect()
-    }
-
-    /// The tasks as `celery inspect` shows them, with how far each is; their arguments as Python
-    /// would print them where `safe`.
-    pub(super) fn requests(&self, hostname: &str, safe: bool) -> Vec<(Phase, Value)> {
-        self.lock()
-            .tasks
-            .values()
-            .map(|accepted| (accepted.phase, accepted.request(hostname, safe)))
-            .collect()
+    /// The tasks that are `wanted`, as `celery inspect` shows them, with how far each is; their arguments as
+    /// Python would print them where `safe`, and where they are long. So many as [`SHOWN_BYTES`] allow.
+    pub(super) fn requests(
+        &self,
+        hostname: &str,
+        safe: bool,
+        wanted: impl Fn(Phase, &TaskMessage) -> bool,
+    ) -> Vec<(Phase, Value)> {
+        let mut room = SHOWN_BYTES;
+        let mut shown = Vec::new();
+        for accepted in self.lock().tasks.values() {
+            if !wanted(accepted.phase, &accepted.received.message) {
+                continue;
+            }
+            let message = &accepted.received.message;
+            let body = accepted.received.raw.body.len();
+            let long = body > LONG_BODY;
+            let names = message.id.len() + message.task.len() + message.display_name().len();
+            let Some(left) = room.checked_sub(body.min(LONG_BODY) + names + SHOWN_BESIDE) else {
+                tracing::warn!(
+                    "a reply of the remote control does not show all tasks: it would be too long"
+                );
+                break;
+            };
+            room = left;
+            shown.push((accepted.phase, accepted.request(hostname, safe || long)));
+        }
+        shown
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
@@ -277,6 +302,10 @@ impl Accepted {
         Arc::ptr_eq(&self.received, received)
     }
 
+    fn runs(&self) -> bool {
+        matches!(self.phase, Phase::Active(_))
+    }
+
     fn request(&self, hostname: &str, safe: bool) -> Value {
         let started = match self.phase {
             Phase::Active(since) => Some(super::unix_seconds(since)),
@@ -291,7 +320,10 @@ impl Accepted {
             ..
         } = &*self.received;
         let shown = |value: &Value, repr: &Option<String>| match safe {
-            true => json!(repr.clone().unwrap_or_else(|| repr::value(value))),
+            true => {
+                let repr = repr.clone().unwrap_or_else(|| repr::value(value));
+                json!(repr::shorten(&repr))
+            }
             false => value.clone(),
         };
         json!({

@@ -5,6 +5,10 @@
 //! to hold an election; a node that does not answer would stall it for all. This worker wants none
 //! itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
@@ -14,7 +18,13 @@ use crate::broker::{Binding, Exchange, ExchangeKind, Publication, Queue};
 use crate::telemetry::chain;
 use crate::wire::RawMessage;
 use crate::wire::event::Event;
-use crate::wire::pidbox;
+use crate::wire::pidbox::{self, Request};
+
+/// Largest event that is read, in bytes: those of workers have some hundred.
+const MAX_EVENT: usize = 64 << 10;
+
+/// How often a second worker with this one's name is reported.
+const REPORT_EVERY: Duration = Duration::from_secs(600);
 
 /// The exchange of replies to requests.
 const REPLIES: &str = "reply.celery.pidbox";
@@ -23,12 +33,35 @@ const REPLIES: &str = "reply.celery.pidbox";
 pub(super) struct Ears {
     /// Routing key of the replies to this node's greeting.
     replies: String,
+    /// Whether the node's answer to itself has come.
+    has_own_answer: AtomicBool,
+}
+
+/// Other workers that have this one's name.
+#[derive(Default)]
+pub(super) struct Namesakes(Mutex<Option<Instant>>);
+
+impl Namesakes {
+    /// Reports one, if the last report is a while ago.
+    fn report(&self, hostname: &str, pid: Option<u64>) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < REPORT_EVERY) {
+            return;
+        }
+        *last = Some(Instant::now());
+        tracing::warn!(
+            hostname,
+            pid,
+            "another worker has the same node name; monitors and remote control cannot tell them apart"
+        );
+    }
 }
 
 impl Ears {
     pub(super) fn new() -> Self {
         Self {
             replies: Uuid::new_v4().to_string(),
+            has_own_answer: AtomicBool::new(false),
         }
     }
 
@@ -86,21 +119,31 @@ impl Ears {
 
     /// Hears what came through one of the queues; whether it was for them at all.
     pub(super) fn hear(&self, worker: &Worker, exchange: &str, message: &RawMessage) -> bool {
-        let heard = match exchange {
-            REPLIES => Self::welcomed,
-            events if events == Exchange::events().name => Self::overheard,
-            _ => return false,
-        };
-        if let Ok(Value::Object(body)) = serde_json::from_slice(&message.body) {
-            heard(worker, &body);
+        let body = &message.body;
+        if exchange == REPLIES {
+            if let Some(reply) = pidbox::decode(body) {
+                self.welcomed(worker, &reply);
+            }
+        } else if exchange == Exchange::events().name {
+            if body.len() <= MAX_EVENT
+                && let Some(event) = pidbox::decode(body)
+            {
+                overheard(worker, &event);
+            }
+        } else {
+            return false;
         }
         true
     }
 
     /// The answer of another node: `{node: {"revoked": [id], "clock": n}}`.
-    fn welcomed(worker: &Worker, reply: &Map<String, Value>) {
+    fn welcomed(&self, worker: &Worker, reply: &Map<String, Value>) {
         for (node, told) in reply {
             if **node == *worker.hostname {
+                // The node hears its own greeting, too, and answers it once.
+                if self.has_own_answer.swap(true, Ordering::Relaxed) {
+                    worker.namesakes.report(node, None);
+                }
                 continue;
             }
             tracing::debug!(node, "another worker is here");
@@ -110,19 +153,41 @@ impl Ears {
             }
         }
     }
+}
 
-    /// An event of another node.
-    fn overheard(worker: &Worker, event: &Map<String, Value>) {
-        let text = |name: &str| event.get(name).and_then(Value::as_str);
-        if text("hostname") == Some(&worker.hostname) {
-            return;
+/// An event of another node.
+fn overheard(worker: &Worker, event: &Map<String, Value>) {
+    let text = |name: &str| event.get(name).and_then(Value::as_str);
+    let number = |name: &str| event.get(name).and_then(Value::as_u64);
+    if text("hostname") == Some(&worker.hostname) {
+        let pid = number("pid");
+        // Processes in containers may have one id; their greetings tell them apart.
+        if pid.is_some_and(|pid| pid != u64::from(std::process::id())) {
+            worker.namesakes.report(&worker.hostname, pid);
         }
-        if let Some(clock) = event.get("clock").and_then(Value::as_u64) {
-            worker.events.observe(clock);
+        return;
+    }
+    if let Some(clock) = number("clock") {
+        worker.events.observe(clock);
+    }
+    if let (Some("worker-elect"), Some(id)) = (text("type"), text("id")) {
+        worker.events.send(&Event::WorkerElectAck(id));
+    }
+}
+
+impl Worker {
+    /// A new node's greeting: it learns what is revoked here, and this one what is there.
+    pub(super) fn hello(&self, request: &Request, ears: Option<&Ears>) -> Value {
+        if *request.argument("from_node") == *self.hostname {
+            let reply_to = request.reply_to.as_ref().map(|to| to.routing_key.as_str());
+            if reply_to != ears.map(|ears| ears.replies.as_str()) {
+                self.namesakes.report(&self.hostname, None);
+            }
+            return Value::Null;
         }
-        if let (Some("worker-elect"), Some(id)) = (text("type"), text("id")) {
-            worker.events.send(&Event::WorkerElectAck(id));
-        }
+        let known = self.revoked.list();
+        self.revoked.add(ids(request.argument("revoked")));
+        json!({"revoked": known, "clock": self.events.tick()})
     }
 }
 

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use chrono::{Local, Offset, Utc};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::line::{Line, Queued};
 use crate::broker::{Declaration, Exchange, Publication, Transport};
 use crate::telemetry::chain;
 use crate::wire::event::{self, Event, Stamp};
@@ -26,6 +27,9 @@ const QUEUE: usize = 10_000;
 
 /// The same in bytes: senders of tasks choose how long the arguments are that events show.
 const QUEUE_BYTES: usize = 8 << 20;
+
+/// Integers above are not exact in every implementation of JSON; leaves a clock room to go on.
+const MAX_CLOCK: u64 = 1 << 52;
 
 /// How long events gather after a list, so that a busy worker sends few long lists and not many short ones:
 /// each costs the broker, the worker and every monitor the same. The first event of a quiet worker goes at once.
@@ -42,8 +46,7 @@ pub(super) struct Events {
     hostname: Arc<str>,
     tasks: AtomicBool,
     clock: AtomicU64,
-    line: mpsc::Sender<InLine>,
-    room: Arc<Semaphore>,
+    line: Line<InLine>,
     closing: CancellationToken,
     sending: TaskTracker,
 }
@@ -51,7 +54,7 @@ pub(super) struct Events {
 impl Events {
     /// Events of a node; those of tasks only if `tasks`.
     pub(super) fn new(hostname: Arc<str>, tasks: bool, transport: Arc<dyn Transport>) -> Self {
-        let (line, events) = mpsc::channel(QUEUE);
+        let (line, events) = Line::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
         let sending = TaskTracker::new();
         sending.spawn(send(events, hostname.clone(), transport, closing.clone()));
@@ -61,7 +64,6 @@ impl Events {
             tasks: AtomicBool::new(tasks),
             clock: AtomicU64::new(0),
             line,
-            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
             closing,
             sending,
         }
@@ -92,15 +94,9 @@ impl Events {
             return;
         };
         // A full line means that the broker is away, and the news old.
-        let bytes = u32::try_from(body.len()).unwrap_or(u32::MAX);
-        let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {
-            return;
-        };
-        let _ = self.line.try_send(InLine {
-            alone: (!event.is_listed()).then(|| event.routing_key()),
-            body,
-            _room: room,
-        });
+        let bytes = body.len();
+        let alone = (!event.is_listed()).then(|| event.routing_key());
+        self.line.put(InLine { alone, body }, bytes);
     }
 
     /// Turns the events of tasks on or off; whether that changed anything.
@@ -113,9 +109,12 @@ impl Events {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Moves the clock past that of another node.
+    /// Moves the clock past that of another node, unless that is beyond what numbers in JSON can count:
+    /// anyone can send one.
     pub(super) fn observe(&self, clock: u64) {
-        self.clock.fetch_max(clock, Ordering::Relaxed);
+        if clock < MAX_CLOCK {
+            self.clock.fetch_max(clock, Ordering::Relaxed);
+        }
     }
 }
 
@@ -125,11 +124,10 @@ struct InLine {
     alone: Option<String>,
     /// As JSON.
     body: String,
-    _room: OwnedSemaphorePermit,
 }
 
 async fn send(
-    mut events: mpsc::Receiver<InLine>,
+    mut events: mpsc::Receiver<Queued<InLine>>,
     hostname: Arc<str>,
     transport: Arc<dyn Transport>,
     closing: CancellationToken,
@@ -145,23 +143,18 @@ async fn send(
                 () = closing.cancelled() => return,
             },
         };
-        let (routing_key, body) = match first {
+        let (routing_key, body) = match first.item {
             InLine {
                 alone: Some(routing_key),
                 body,
-                ..
             } => (routing_key, body),
             first => {
                 let mut body = format!("[{}", first.body);
                 for _ in 1..event::LISTED {
                     match events.try_recv() {
-                        Ok(InLine {
-                            alone: None,
-                            body: more,
-                            ..
-                        }) => {
+                        Ok(Queued { item, .. }) if item.alone.is_none() => {
                             body.push(',');
-                            body.push_str(&more);
+                            body.push_str(&item.body);
                         }
                         other => {
                             next = other.ok();

@@ -34,6 +34,7 @@ mod control;
 mod events;
 mod identity;
 mod intake;
+mod line;
 mod policy;
 mod pool;
 mod rate;
@@ -53,6 +54,8 @@ pub use task::{
 
 use accepted::AcceptedTasks;
 use canvas::Canvas;
+use cluster::Namesakes;
+use control::replies::Replies;
 use events::Events;
 use policy::TimeLimits;
 use pool::Pool;
@@ -199,6 +202,9 @@ pub struct Worker {
     subscriptions: OnceLock<Subscriptions>,
     accepted: Arc<AcceptedTasks>,
     revoked: Revoked,
+    /// Replies of the remote control.
+    replies: Replies,
+    namesakes: Namesakes,
     events: Events,
     /// Tasks begun since the start, by name.
     totals: Mutex<BTreeMap<String, u64>>,
@@ -242,6 +248,7 @@ impl Worker {
             &results,
             config.chord_retry_interval,
         );
+        let replies = Replies::new(hostname.clone(), transport.clone());
         Self {
             app,
             transport,
@@ -258,6 +265,8 @@ impl Worker {
             config,
             shutdown,
             revoked: Revoked::default(),
+            replies,
+            namesakes: Namesakes::default(),
             events,
             totals: Mutex::default(),
             started: Instant::now(),
@@ -352,6 +361,7 @@ impl Worker {
             metrics.worker(false, 0);
         }
         worker.events.send(&Event::WorkerOffline(worker.load()));
+        worker.replies.close().await;
         worker.events.close().await;
         worker.transport.close().await;
         match consumer.failure() {

@@ -2,14 +2,19 @@
 
 import contextlib
 import json
+import re
+import socket
 import subprocess
 import sys
 import threading
 import time
+import uuid
+from pathlib import Path
 
 import pytest
+from celery import Celery
 
-from support import MB, TRANSFER, clean_environment, python_worker, until
+from support import MB, TRANSFER, backend_url, clean_environment, python_worker, tasks_worker, until
 
 
 def node_of(worker):
@@ -164,6 +169,81 @@ def test_events(deployment):
     assert (received["name"], received["args"], received["hostname"]) == (TRANSFER, f"[{good}]", node)
     clocks = [event["clock"] for event in seen if event["hostname"] == node]
     assert clocks == sorted(set(clocks))
+
+
+def test_a_requested_heartbeat_is_complete(deployment):
+    node = node_of(deployment.worker())
+    with deployment.app() as app, events(app) as seen:
+        # Of the regular ones, the frequency tells it apart: it is Python's.
+        asked = lambda: [event for event in seen if event["type"] == "worker-heartbeat" and event["freq"] == 5]
+        app.control.broadcast("heartbeat", destination=[node])
+        until(asked, "the heartbeat comes")
+        regular = next(event for event in seen if event["type"] == "worker-heartbeat" and event["freq"] != 5)
+    [event] = asked()
+    assert set(event) == set(regular)
+    assert (event["active"], event["processed"], len(event["loadavg"])) == (0, 0, 3)
+
+
+@pytest.fixture
+def silent_server():
+    """A server that accepts connections and never says a word: its port."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_nothing_delays_the_remote_control(tmp_path, broker, silent_server):
+    """Revocations while the result backend is away, long ones, huge ones: `ping` and `shutdown` come at once."""
+    queue = f"control{uuid.uuid4().hex[:8]}_data_transfer"
+    broker.declare(queue)
+    worker = tasks_worker(tmp_path, queue, broker, f"redis://127.0.0.1:{silent_server}/0")
+    node = node_of(worker)
+    ids = lambda count, length: [f"{n:0{length}}" for n in range(count)]
+    requests = {
+        "the backend is away": ("revoke", {"task_id": ids(100, 36)}),
+        "as many as are remembered": ("revoke", {"task_id": ids(50_000, 36)}),
+        "long ids": ("revoke", {"task_id": ids(3_500, 1000)}),
+        "longer than a request may be": ("revoke", {"task_id": ids(60_000, 1000)}),
+        "many values": ("revoke", {"task_id": [0] * 1_000_000}),
+        "stamps": ("revoke_by_stamped_headers", {"headers": {"batch": ids(3_500, 1000)}}),
+        "a greeting": ("hello", {"from_node": "celery@peer", "revoked": ids(50_000, 36)}),
+        "a pattern": ("query_task", {"ids": ids(50_000, 36)}),
+        "a consumer": ("cancel_consumer", {"queue": "a" * 1_000_000}),
+    }
+    with Celery(broker=broker.url, set_as_current=False) as app:
+        for what, (method, arguments) in requests.items():
+            app.control.broadcast(method, arguments=arguments, destination=[node])
+            # Within a second, where nothing else runs on this machine.
+            assert app.control.ping([node], timeout=5) == [{node: {"ok": "pong"}}], what
+        [revoked] = app.control.inspect([node], timeout=5).revoked().values()
+        assert sum(map(len, revoked)) <= 2 * MB
+        assert revoked[-1] == f"{49_999:036}"
+        peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())[1])
+        assert peak < 200 * 1024, f"{peak} kB"
+        assert len(worker.log()) < MB, "what is long is logged shortened"
+        app.control.shutdown(destination=[node])
+        assert worker.ended(10) == 0
+    broker.delete(queue)
+
+
+def test_two_workers_with_one_name(tmp_path, broker):
+    queue = f"names{uuid.uuid4().hex[:8]}_data_transfer"
+    broker.declare(queue)
+    workers = []
+    try:
+        for directory in ("one", "two"):
+            (tmp_path / directory).mkdir()
+            workers.append(tasks_worker(tmp_path / directory, queue, broker, backend_url("redis")))
+            if len(workers) == 1:
+                # It has heard its own greeting and its own events, and knows itself.
+                with Celery(broker=broker.url, set_as_current=False) as app, events(app) as seen:
+                    until(lambda: types(seen, hostname=node_of(workers[0])), "the worker is heard of")
+                assert "same node name" not in workers[0].log()
+        for worker in workers:
+            worker.says("another worker has the same node name")
+    finally:
+        for worker in workers:
+            worker.stop()
+        broker.delete(queue)
 
 
 def test_garbage_is_survived(deployment):

@@ -1,0 +1,53 @@
+//! A queue inside the worker that is bounded by items and by bytes.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// The sending end. What does not fit is refused at once, so that a sender never waits.
+#[derive(Debug)]
+pub(super) struct Line<T> {
+    sender: mpsc::Sender<Queued<T>>,
+    room: Arc<Semaphore>,
+}
+
+/// An item; its bytes are free again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Queued<T> {
+    pub(super) item: T,
+    _room: OwnedSemaphorePermit,
+}
+
+impl<T> Line<T> {
+    /// A line for so many items of so many bytes altogether, and its receiving end.
+    pub(super) fn new(items: usize, bytes: usize) -> (Self, mpsc::Receiver<Queued<T>>) {
+        let (sender, receiver) = mpsc::channel(items);
+        let room = Arc::new(Semaphore::new(bytes));
+        (Self { sender, room }, receiver)
+    }
+
+    /// Puts an item of so many bytes in line; false if there is no room.
+    pub(super) fn put(&self, item: T, bytes: usize) -> bool {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {
+            return false;
+        };
+        self.sender.try_send(Queued { item, _room: room }).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_and_bytes_are_bounded() {
+        let (line, mut receiver) = Line::new(2, 10);
+        assert!(line.put("a", 8));
+        assert!(!line.put("no bytes left", 3));
+        assert!(line.put("b", 2));
+        assert!(!line.put("no place left", 0));
+        drop(receiver.try_recv());
+        assert!(line.put("c", 8));
+    }
+}
