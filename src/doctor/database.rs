@@ -156,6 +156,9 @@ fn explain(error: &DatabaseError, kind: DatabaseType) -> Outcome {
             "correct ops_db.database_sqlite_database, or run `ccat-transfer db migrate` to have one made"
         }
         (_, DatabaseType::Sqlite) => "let this user read and write the file and its directory",
+        (error, DatabaseType::Postgresql) if error.is_pooled() => {
+            "point ops_db.database_postgresql_host and _port to the server, or set pool_mode = session in pgbouncer.ini"
+        }
         (error, DatabaseType::Postgresql) if error.is_unreachable() => {
             "start it, or correct ops_db.database_postgresql_host and _port, and the firewall"
         }

@@ -25,12 +25,12 @@ use sea_orm::sqlx::sqlite::{
 use sea_orm::sqlx::{self, AssertSqlSafe, ConnectOptions as _, Connection as _, Executor as _};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbBackend, DbErr, IsolationLevel,
-    RuntimeErr, SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
+    SqliteTransactionMode, Statement, TransactionOptions, TransactionTrait,
 };
 use secrecy::ExposeSecret;
 
 use crate::settings::{DatabaseType, OpsDb, SslMode};
-use crate::sql::{self, ErrorClass};
+use crate::sql::{self, ErrorClass, pooler};
 use crate::wire::url;
 
 /// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
@@ -72,6 +72,15 @@ impl DatabaseError {
     /// Whether the values of the statement are at fault: it fails each time, and others do not.
     pub fn is_of_one_row(&self) -> bool {
         self.class() == ErrorClass::Value
+    }
+
+    /// Whether a connection pooler gives each transaction another session.
+    pub fn is_pooled(&self) -> bool {
+        match self {
+            Self::Refused(error) => pooler::is_shared(error),
+            Self::Connect { source, .. } => source.is_pooled(),
+            Self::Unreachable(_) | Self::Missing(_) => false,
+        }
     }
 
     fn class(&self) -> ErrorClass {
@@ -137,7 +146,7 @@ impl Database {
                 DatabaseType::Sqlite => open_sqlite(settings, create).await,
                 DatabaseType::Postgresql => open_postgres(settings).await,
             };
-            connected.map_err(|error| DbErr::Conn(RuntimeErr::SqlxError(error.into())).into())
+            connected.map_err(|error| pooler::as_connection_error(error).into())
         };
         let connection = bounded(limit, connecting)
             .await
@@ -269,7 +278,7 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
 async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Error> {
     let options = postgres_options(settings)?;
     // A pool goes on trying for as long as it may wait, and then does not tell why it failed.
-    options.connect().await?.close().await?;
+    let mut first = options.connect().await?;
     let session = postgres_session(settings.acquire_timeout);
     let pool = PgPoolOptions::new()
         .max_connections(settings.max_connections)
@@ -284,6 +293,8 @@ async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Err
         })
         .connect_with(options)
         .await?;
+    pooler::require_own_sessions(&mut first, &mut *pool.acquire().await?).await?;
+    first.close().await?;
     Ok(pool.into())
 }
 
@@ -304,6 +315,8 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
     // As a whole: the password of `~/.pgpass` is that of this host, user and database.
     let mut options = PgConnectOptions::from_str(&url::libpq(given))?
         .application_name("ccat-transfer")
+        // No number comes as text, and PgBouncer refuses what it does not know.
+        .extra_float_digits(None)
         .disable_statement_logging();
     options = match settings.database_postgresql_sslmode {
         SslMode::Environment => options,
@@ -386,6 +399,6 @@ impl From<crate::faults::AnswerLost> for DatabaseError {
 impl From<crate::faults::AnswerLost> for DbErr {
     fn from(lost: crate::faults::AnswerLost) -> Self {
         let cause = sqlx::Error::Io(std::io::Error::other(lost));
-        Self::Conn(RuntimeErr::SqlxError(cause.into()))
+        crate::sql::pooler::as_connection_error(cause)
     }
 }

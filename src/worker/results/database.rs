@@ -29,7 +29,7 @@ use self::address::Address;
 use super::options::TableName;
 use super::outage::Gate;
 use super::{ChordSupport, Options, ResultBackend, ResultError};
-use crate::sql::{self, ErrorClass};
+use crate::sql::{self, ErrorClass, pooler};
 use crate::wire::isoformat;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, Extended, NotReadable, ResultMeta, State};
@@ -211,6 +211,9 @@ impl Database {
         if let Some(known) = self.known_layout().clone() {
             return Ok(known);
         }
+        self.require_own_sessions()
+            .await
+            .map_err(pooler::as_connection_error)?;
         let mut columns = self.columns(&self.tasks).await?;
         if columns.is_empty() && self.create_tables {
             self.create(&self.tasks, &result_columns(self.backend()))
@@ -231,6 +234,16 @@ impl Database {
         });
         *self.known_layout() = Some(layout.clone());
         Ok(layout)
+    }
+
+    async fn require_own_sessions(&self) -> Result<(), sqlx::Error> {
+        let Some(server) = &self.server else {
+            return Ok(());
+        };
+        let pool = self.connection.get_postgres_connection_pool();
+        let (mut first, mut second) = (server.connect().await?, pool.acquire().await?);
+        pooler::require_own_sessions(&mut first, &mut second).await?;
+        first.close().await
     }
 
     fn missing_table(&self) -> DbErr {

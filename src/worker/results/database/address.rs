@@ -158,6 +158,8 @@ fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
     Ok(Address::Postgres(Box::new(
         server
             .application_name(name.unwrap_or("ccat-transfer results"))
+            // No number comes as text, and PgBouncer refuses what it does not know.
+            .extra_float_digits(None)
             .disable_statement_logging(),
     )))
 }

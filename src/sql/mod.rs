@@ -3,6 +3,8 @@
 //! A class says what a caller that can wait should do. PostgreSQL's codes are those of its appendix A,
 //! SQLite's its primary result codes.
 
+pub mod pooler;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -95,6 +97,8 @@ fn of_sqlstate(code: &str, message: &str) -> ErrorClass {
         // Read-only: a standby in the middle of a fail-over. Idle for too long: the transaction, not the
         // statement.
         (_, "25006" | "25P03" | "25P04") => ErrorClass::Transient,
+        // A pooler in between does not know what we ask for.
+        (_, "08P01") => ErrorClass::Login,
         // Text that is no value of its type, such as a label that an enum lacks: the schema's fault.
         (_, "22P02" | "22P03") => ErrorClass::Refused,
         // A row that another writer has made meanwhile.
@@ -168,6 +172,7 @@ mod tests {
     #[case("58030", Transient)]
     #[case("25006", Transient)]
     #[case("25P03", Transient)]
+    #[case("08P01", Login)]
     #[case("28000", Login)]
     #[case("28P01", Login)]
     #[case("3D000", Login)]
