@@ -18,7 +18,8 @@
 //! | `twice` | the step is made again, at once |
 //! | `pause` | SIGSTOP to this process: it goes on when somebody sends SIGCONT, as if nothing had been |
 //!
-//! And a loop can be made to stand still, by [`hang_point!`]: `sweeper:hang`, `manager_loop:hang`.
+//! And a loop can be made to stand still, by [`hang_point!`]: `sweeper:hang`, `manager_loop:hang`; or to
+//! panic, by [`panic_point!`]: `lane:panic`, `subscription:panic`.
 
 #[cfg(all(feature = "fault-points", not(debug_assertions)))]
 compile_error!("fault points are for tests: a build without debug assertions must not have them");
@@ -70,7 +71,23 @@ macro_rules! hang_point {
     };
 }
 
-pub(crate) use {fault_point, hang_point};
+/// Names a loop that can be made to panic here.
+#[cfg(not(feature = "fault-points"))]
+macro_rules! panic_point {
+    ($point:ident) => {};
+}
+
+/// Names a loop that can be made to panic here.
+#[cfg(feature = "fault-points")]
+macro_rules! panic_point {
+    ($point:ident) => {
+        if $crate::faults::FaultPoint::$point.panics() {
+            std::panic::resume_unwind(Box::new("fault injected".to_owned()));
+        }
+    };
+}
+
+pub(crate) use {fault_point, hang_point, panic_point};
 
 #[cfg(feature = "fault-points")]
 pub use points::*;
@@ -95,6 +112,8 @@ mod points {
         Pause,
         /// A loop stands still for ever.
         Hang,
+        /// A loop panics.
+        Panic,
     }
 
     impl Mode {
@@ -107,6 +126,7 @@ mod points {
                 Self::Twice => "twice",
                 Self::Pause => "pause",
                 Self::Hang => "hang",
+                Self::Panic => "panic",
             }
         }
     }
@@ -119,6 +139,8 @@ mod points {
     const MOMENT: &[Mode] = &[Mode::Kill, Mode::Pause];
     /// For loops.
     const LOOP: &[Mode] = &[Mode::Hang];
+    /// For loops of a consumer.
+    const CONSUMER: &[Mode] = &[Mode::Panic];
 
     macro_rules! points {
         ($($(#[$doc:meta])* $point:ident = $name:literal, $modes:ident;)*) => {
@@ -219,6 +241,10 @@ mod points {
         Sweeper = "sweeper", LOOP;
         /// The loop of the manager.
         ManagerLoop = "manager_loop", LOOP;
+        /// The loop that hands the deliveries of one queue on.
+        Lane = "lane", CONSUMER;
+        /// The loop that keeps a subscription served.
+        Subscription = "subscription", CONSUMER;
     }
 
     /// The answer of a step is lost. Every kind of error that a step can have is made from it: the
@@ -246,7 +272,7 @@ mod points {
                 Mode::Fail => Some(Fault::Fail(AnswerLost(self))),
                 Mode::Twice => Some(Fault::Twice),
                 // A step is no loop.
-                Mode::Hang => None,
+                Mode::Hang | Mode::Panic => None,
             }
         }
 
@@ -256,10 +282,16 @@ mod points {
             self.due() == Some(Mode::Hang)
         }
 
+        /// Called in a loop's every round: whether it has to panic.
+        #[must_use]
+        pub fn panics(self) -> bool {
+            self.due() == Some(Mode::Panic)
+        }
+
         /// Whether it is a loop and no step.
         #[must_use]
         pub fn is_loop(self) -> bool {
-            self.modes() == LOOP
+            [LOOP, CONSUMER].contains(&self.modes())
         }
 
         /// What is to happen here and now.

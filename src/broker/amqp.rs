@@ -12,10 +12,12 @@
 //! channels, is built as a whole and torn down as a whole whenever any part of it ends, whatever
 //! the reason. An ended consumer stream is thus never mistaken for an idle queue.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use secrecy::SecretString;
@@ -24,12 +26,12 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::consumer::Feed;
+use super::consumer::{Feed, Reports, Served};
 use super::{BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription, Transport};
 use crate::pauses::Pauses;
 use crate::pulse::Pulses;
 use crate::settings;
-use crate::telemetry::chain;
+use crate::telemetry::{chain, panic_text};
 use courier::{Courier, Letter};
 use link::{Link, goodbye};
 use publisher::{Blocked, PublisherSession, confirming};
@@ -438,9 +440,14 @@ impl Transport for Amqp {
         };
         let name = format!("connection for {}", subscription.purpose);
         let pulse = self.pulses.start(name, self.pulse_limit());
+        let reports = feed.reports.clone();
         self.sessions.spawn(async move {
-            supervisor.run(feed, &pulse).await;
-            pulse.rest();
+            let running = AssertUnwindSafe(supervisor.run(feed, &pulse));
+            match running.catch_unwind().await {
+                Ok(()) => pulse.rest(),
+                // Its pulse stands still from now on.
+                Err(panic) => report_panic(&reports, subscription.purpose, panic_text(&*panic)),
+            }
         });
         consumer
     }
@@ -453,6 +460,20 @@ impl Transport for Amqp {
             goodbye(&session.connection).await;
         }
     }
+}
+
+/// Reports that a subscription is not served any more, and why.
+fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
+    tracing::error!(
+        purpose,
+        panic,
+        "a subscription panicked, which is a bug; it is not served any more"
+    );
+    reports.fail(BrokerError::Panicked {
+        purpose,
+        panic: panic.to_owned(),
+    });
+    reports.update(|served| *served = Served::default());
 }
 
 fn pauses() -> Pauses {

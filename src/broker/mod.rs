@@ -141,6 +141,14 @@ pub enum BrokerError {
         #[source]
         source: Arc<BrokerError>,
     },
+    /// What serves a subscription has a bug.
+    #[error("the subscription for {purpose} panicked, which is a bug of this program: {panic}")]
+    Panicked {
+        /// What it was for.
+        purpose: &'static str,
+        /// What the panic says.
+        panic: String,
+    },
     /// A queue or exchange name, or a routing key, that the protocol cannot carry.
     #[error("name is longer than 255 bytes: `{0}…`")]
     Name(String),

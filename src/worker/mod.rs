@@ -345,7 +345,11 @@ impl Worker {
                     Some(delivery) => {
                         tasks.spawn(worker.clone().receive(delivery));
                     }
-                    None => break,
+                    None => {
+                        // Of itself, or cancelled: nothing new begins.
+                        worker.shutdown.warm();
+                        break;
+                    }
                 },
             }
         }

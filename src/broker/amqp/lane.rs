@@ -19,6 +19,7 @@ use super::window::{Held, Window};
 use super::{RECONNECT, convert, short};
 use crate::broker::consumer::{Damage, Reports, Settled, Wanted};
 use crate::broker::{BrokerError, Delivery, Queue, Settlement, Verdict};
+use crate::faults::panic_point;
 use crate::pauses::{Attempts, in_seconds};
 use crate::telemetry::chain;
 
@@ -227,6 +228,7 @@ impl Lane {
                 () = window.changed() => {}
                 Some(item) = open.items.next() => match item {
                     Item::Delivery(number, delivery) => {
+                        panic_point!(Lane);
                         let held = window.take(number);
                         let damage = self.notes.take(open.channel.id(), delivery.delivery_tag);
                         self.hand_on(*delivery, damage, held, &open.settler).await;

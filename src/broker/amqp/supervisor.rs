@@ -1,9 +1,10 @@
 //! Keeps a subscription served for as long as it is wanted.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use lapin::{Connection, Event};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -16,10 +17,11 @@ use super::screen::Notes;
 use super::{RECONNECT, Reconnect};
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
+use crate::faults::panic_point;
 use crate::pauses::{Attempts, Setback, in_seconds};
 use crate::pulse::{self, Pulse};
 use crate::settings::QueueType;
-use crate::telemetry::chain;
+use crate::telemetry::{chain, panic_text};
 
 /// What serves a subscription, connection after connection.
 pub(super) struct Supervisor {
@@ -130,9 +132,28 @@ struct Session<'a> {
     connection: Arc<Connection>,
     notes: Arc<Notes>,
     reports: &'a Arc<Reports>,
-    lanes: JoinSet<Option<BrokerError>>,
+    lanes: JoinSet<LaneEnd>,
     /// What ends the lane of a queue that is wanted.
     tokens: HashMap<String, CancellationToken>,
+}
+
+/// How the lane of a queue ended.
+enum LaneEnd {
+    /// It is not wanted any more, or its connection is gone.
+    Ended(Option<BrokerError>),
+    /// By a bug. What it has not handed on is held by nobody, until its connection ends.
+    Panicked { queue: String, panic: String },
+}
+
+async fn run(lane: Lane) -> LaneEnd {
+    let queue = lane.queue.name.clone();
+    match AssertUnwindSafe(lane.run()).catch_unwind().await {
+        Ok(ended) => LaneEnd::Ended(ended),
+        Err(panic) => LaneEnd::Panicked {
+            queue,
+            panic: panic_text(&*panic).to_owned(),
+        },
+    }
 }
 
 impl Session<'_> {
@@ -158,6 +179,7 @@ impl Session<'_> {
         let mut ticks = tokio::time::interval(pulse::EVERY);
         loop {
             self.pulse.tick();
+            panic_point!(Subscription);
             let queues = wanted.borrow_and_update().queues.clone();
             self.reconcile(queues, deliveries, cancelled);
             let ended = tokio::select! {
@@ -165,9 +187,18 @@ impl Session<'_> {
                 () = cancelled.cancelled() => return None,
                 Ok(()) = wanted.changed() => None,
                 _ = ticks.tick() => None,
-                Some(lane) = self.lanes.join_next() => {
-                    lane.unwrap_or_else(|error| Some(link.lost(&error.to_string())))
-                }
+                Some(lane) = self.lanes.join_next() => match lane {
+                    Ok(LaneEnd::Ended(ended)) => ended,
+                    Ok(LaneEnd::Panicked { queue, panic }) => {
+                        tracing::error!(
+                            queue,
+                            panic,
+                            "the consumer of a queue panicked, which is a bug; the connection is made anew"
+                        );
+                        return Some(link.lost("the consumer of a queue panicked"));
+                    }
+                    Err(error) => return Some(link.lost(&error.to_string())),
+                },
                 event = events.next() => match event {
                     Some(Event::Error(error)) => Some(link.error(error, "the connection")),
                     Some(_) => None,
@@ -212,7 +243,7 @@ impl Session<'_> {
                 cancelled: token,
                 closing: self.supervisor.closing.clone(),
             };
-            self.lanes.spawn(lane.run());
+            self.lanes.spawn(run(lane));
         }
     }
 
