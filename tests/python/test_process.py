@@ -1,6 +1,7 @@
 """The worker as a process: its pid file, the names of its files, and what it writes where somebody looks."""
 
 import json
+import socket
 import subprocess
 
 import pytest
@@ -48,9 +49,9 @@ def test_files_named_as_celery_names_them(site, broker):
     until(lambda: log.exists() and "worker ready" in log.read_text(), "the worker is ready", log=worker.log)
     assert (logs / f"{node}.pid").read_text() == f"{worker.pid}\n"
     assert {path.name for path in logs.iterdir()} == {f"{node}.log", f"{node}.pid"}
+    named = f"{node}@{socket.gethostname()}"
     with site.app() as app:
-        (answering,) = app.control.inspect(timeout=10, limit=1).ping()
-    assert answering.startswith(f"{node}@")
+        assert set(app.control.inspect([named], timeout=10, limit=1).ping() or {}) == {named}
 
     # A line for each message that is none, with what its sender wrote.
     def is_logged():
@@ -63,7 +64,7 @@ def test_files_named_as_celery_names_them(site, broker):
     log.rename(old)
     is_logged()
     until(lambda: log.exists() and "gpj" in log.read_text(), "it is logged in a new file", log=old.read_text)
-    assert old.read_text() == before
+    assert old.read_text().count("gpj") == before.count("gpj")
     written = before + log.read_text()
     assert is_harmless(written) and "\nERROR forged" not in written
     assert "\\u{1b}[2J" in written and "\\u{202e}gpj" in written
