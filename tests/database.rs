@@ -11,8 +11,10 @@
 mod operators;
 #[path = "support/ops_db.rs"]
 mod ops_db;
+#[path = "database/scheduled.rs"]
+mod scheduled_rows;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -293,13 +295,15 @@ async fn waiting(db: &Fixture) -> usize {
 fn wanted(id: i64) -> Candidate {
     Candidate {
         id,
+        queue: "q".into(),
         allowance: None,
     }
 }
 
 /// A broker that takes everything.
-async fn confirmed(ids: Vec<i64>) -> HashSet<i64> {
-    ids.into_iter().collect()
+async fn confirmed(ids: Vec<i64>) -> HashMap<i64, String> {
+    let sent = ids.into_iter().map(|id| (id, format!("task-{id}")));
+    sent.collect()
 }
 
 async fn published(db: &Fixture, id: i64) -> Batch {
@@ -892,7 +896,7 @@ async fn only_what_is_published_is_scheduled(db: Fixture) {
     let refused = db.everything(ids[1]).await;
     let publish = async |offered: Vec<i64>| {
         assert_eq!(offered, ids[..3]);
-        HashSet::from([ids[0], ids[2]])
+        confirmed(vec![ids[0], ids[2]]).await
     };
     let batch = db.repository.schedule(&candidates, publish).await.unwrap();
     let expected = Batch {
@@ -909,7 +913,7 @@ async fn only_what_is_published_is_scheduled(db: Fixture) {
     assert_eq!(statuses, ["SCHEDULED", "PENDING", "SCHEDULED", "COMPLETED"]);
     assert_eq!(db.everything(ids[1]).await, refused);
     // No message at all: nothing changes, and the locks are gone.
-    let none = async |_| HashSet::new();
+    let none = async |_| HashMap::new();
     let batch = db.repository.schedule(&candidates, none).await.unwrap();
     assert_eq!(batch.unpublished, [ids[1]]);
     assert_eq!(db.everything(ids[1]).await, refused);
@@ -1086,6 +1090,7 @@ async fn managers_that_work_at_once_keep_a_limit_together(db: Fixture) {
             let repository = db.repository.clone();
             let candidate = |id: &i64| Candidate {
                 id: *id,
+                queue: "q".into(),
                 allowance: Some(allowance.clone()),
             };
             let candidates: Vec<_> = ids.iter().map(candidate).collect();
@@ -1107,6 +1112,7 @@ async fn nothing_is_sent_over_a_link_that_was_paused_meanwhile(db: Fixture) {
     let id = db.transfer().await;
     let candidates = [Candidate {
         id,
+        queue: "q".into(),
         allowance: Some(allowance(&db, 5).await),
     }];
     pause(&db, "me@here", false).await;

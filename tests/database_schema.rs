@@ -67,9 +67,13 @@ async fn pending(repository: &Repository) -> Vec<i64> {
 async fn scheduled(repository: &Repository, id: i64) -> Vec<i64> {
     let candidate = Candidate {
         id,
+        queue: "q".into(),
         allowance: None,
     };
-    let publish = async |ids: Vec<i64>| ids.into_iter().collect();
+    let publish = async |ids: Vec<i64>| {
+        let sent = ids.into_iter().map(|id| (id, format!("task-{id}")));
+        sent.collect()
+    };
     let scheduling = repository.schedule(std::slice::from_ref(&candidate), publish);
     scheduling.await.unwrap().scheduled
 }
@@ -81,8 +85,8 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     migration::create_worker_tables(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
     let missing: Vec<_> = differences(&db.database).await;
-    // Of links there need be none.
-    assert_eq!(missing.len(), entity::WORKER_TABLES.len() - 1);
+    // Of links and of what is SCHEDULED there need be none.
+    assert_eq!(missing.len(), entity::WORKER_TABLES.len() - 2);
     migration::drop_ops_db(connection).await.unwrap();
     assert_eq!(differences(&db.database).await.len(), 11);
     // What does not exist can be dropped.
@@ -106,9 +110,10 @@ async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
         "ALTER TABLE transfer_worker_lease DROP COLUMN streams",
         "DROP TABLE transfer_worker_delay",
         "DROP TABLE transfer_worker_link",
+        "DROP TABLE transfer_worker_schedule",
         "DROP INDEX transfer_worker_lease_destination",
         "ALTER TABLE transfer_worker_lease DROP COLUMN destination",
-        "DELETE FROM transfer_worker_migration WHERE version LIKE 'm20261124%'",
+        "DELETE FROM transfer_worker_migration WHERE version > 'm202611'",
     ];
     exec(&db.database, &sql.join(";")).await;
     let missing = differences(&db.database).await;
@@ -428,7 +433,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     let database = Database::connect(&test.settings).await.unwrap();
     assert_eq!(
         differences(&database).await.len(),
-        entity::WORKER_TABLES.len() - 1
+        entity::WORKER_TABLES.len() - 2
     );
     let refused = migration::create_ops_db(database.connection()).await;
     assert!(matches!(refused, Err(MigrationError::OwnedByAlembic)));

@@ -24,6 +24,7 @@ pub mod transfer_worker_attempt;
 pub mod transfer_worker_delay;
 pub mod transfer_worker_lease;
 pub mod transfer_worker_link;
+pub mod transfer_worker_schedule;
 
 pub use labels::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
 pub use timestamp::{Timestamp, TimestampError};
@@ -42,12 +43,13 @@ pub const OPS_DB_TABLES: [&str; 7] = [
 ];
 
 /// This project's own tables.
-pub const WORKER_TABLES: [&str; 5] = [
+pub const WORKER_TABLES: [&str; 6] = [
     "transfer_worker_lease",
     "transfer_worker_attempt",
     "transfer_worker_delay",
     "transfer_worker_action",
     "transfer_worker_link",
+    "transfer_worker_schedule",
 ];
 
 /// Where Alembic keeps the version of a schema; who has this table owns the ops-db.

@@ -19,6 +19,7 @@ mod m20260101_000002_worker_tables;
 mod m20261124_000003_delays_and_destinations;
 mod m20261124_000004_operators;
 mod m20261124_000005_links;
+mod m20261129_000006_schedule;
 
 /// Why a migration was not run.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,7 @@ impl MigratorTrait for Worker {
             Box::new(m20261124_000003_delays_and_destinations::Migration),
             Box::new(m20261124_000004_operators::Migration),
             Box::new(m20261124_000005_links::Migration),
+            Box::new(m20261129_000006_schedule::Migration),
         ]
     }
 

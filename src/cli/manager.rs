@@ -21,7 +21,7 @@ use crate::metrics::{ManagerMetrics, TaskMetrics};
 use crate::pulse::Pulses;
 use crate::settings::Settings;
 use crate::sideport::{Board, Phase, Probe};
-use crate::tasks::Producer;
+use crate::tasks::{Messages, Producer};
 use crate::telemetry::chain;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::Repository;
@@ -181,6 +181,10 @@ impl Parts {
             Owner::current(self.name.as_str()),
             Arc::new(producer),
         )
+        .reconciling(Arc::new(Messages::new(
+            self.transport.clone(),
+            &self.settings.celery,
+        )))
     }
 }
 
@@ -222,10 +226,11 @@ fn print(context: &Context, pass: &Pass) -> Result<(), CliError> {
         return output::json(pass);
     }
     println!(
-        "{} scheduled, {} refused, {} recovered from dead workers, {} wait to be tried again, {} wait for their link",
+        "{} scheduled, {} refused, {} recovered from dead workers, {} sent again, {} wait to be tried again, {} wait for their link",
         pass.scheduled.len(),
         pass.refused.len(),
         pass.recovered.len(),
+        pass.resent.len(),
         pass.waiting,
         pass.held_back
     );

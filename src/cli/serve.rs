@@ -173,6 +173,8 @@ pub struct Service {
     pub hostname: String,
     /// The app that tasks are registered with and send messages by.
     pub app: Arc<Celery>,
+    /// The connection to the broker.
+    pub transport: Arc<dyn Transport>,
     /// What the process shows of itself.
     pub board: Board,
     /// What is counted of tasks.
@@ -318,6 +320,7 @@ where
         settings: settings.clone(),
         hostname: hostname.clone(),
         app: app.clone(),
+        transport: transport.clone(),
         board: board.clone(),
         tasks: tasks.clone(),
     })

@@ -12,7 +12,7 @@ use crate::health::Health;
 use crate::manager::{Manager, keep_recovering, longest_sweep};
 use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
-use crate::tasks::{self, DataTransferTask, Producer};
+use crate::tasks::{self, DataTransferTask, Messages, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
 use crate::transfer::routing::queue_name;
@@ -69,6 +69,7 @@ async fn register(
         settings,
         hostname,
         app,
+        transport,
         board,
         tasks: counted,
     } = service;
@@ -96,7 +97,8 @@ async fn register(
         settings.clone(),
         owner.clone(),
         producer,
-    );
+    )
+    .reconciling(Arc::new(Messages::new(transport, &celery)));
     let context = tasks::Context {
         transfers: DataTransferTask::new(transfers)
             .with_notifier(notifier)

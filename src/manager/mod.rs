@@ -2,7 +2,8 @@
 //! dead workers left.
 //!
 //! A row becomes SCHEDULED in the same transaction in which its message is confirmed by the
-//! broker. So no row is ever SCHEDULED without a message; the other way round (a message whose
+//! broker. So no row becomes SCHEDULED without a message, and one whose message is lost afterwards is
+//! found and sent again (see `reconcile`); the other way round (a message whose
 //! row is still PENDING, after a crash between confirm and commit) does no harm, since a worker
 //! takes PENDING rows, too, and the second message finds the work done.
 //!
@@ -14,7 +15,7 @@
 //! Any number of managers may run, with or without a site of their own each: row locks keep them from
 //! scheduling a transfer twice, and the locks of the links' rows from exceeding a limit together.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,9 +36,11 @@ use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Endpoint, Repository, Watch};
 
 mod publish;
+mod reconcile;
 mod survey;
 
 pub use publish::{Submit, SubmitError};
+pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, patience};
 
 /// How long a pass tries to reach the broker, before it has locked anything.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
@@ -57,6 +60,7 @@ pub struct Manager {
     settings: Arc<Settings>,
     owner: Owner,
     submit: Arc<dyn Submit>,
+    find: Option<Arc<dyn FindMessages>>,
     /// What the look before has found, and when all rows were looked at.
     watch: Mutex<Option<(Watch, Instant)>>,
     pulse: Pulse,
@@ -74,6 +78,10 @@ pub struct Pass {
     pub refused: Vec<Refusal>,
     /// Transfers that a dead worker left, PENDING again.
     pub recovered: Vec<i64>,
+    /// Transfers whose message was lost: PENDING again, and sent again where their link allows it.
+    pub resent: Vec<i64>,
+    /// How many transfers are SCHEDULED for longer than `manager.reconcile_after`, and not taken.
+    pub overdue: usize,
     /// How many PENDING transfers wait to be tried again later.
     pub waiting: u64,
     /// How many PENDING transfers wait for their link: its limit is reached, or it is paused.
@@ -134,9 +142,19 @@ impl Manager {
             settings,
             owner,
             submit,
+            find: None,
             watch: Mutex::new(None),
             pulse: Pulse::default(),
             metrics: None,
+        }
+    }
+
+    /// Looks for messages through `find`, and sends again what was lost.
+    #[must_use]
+    pub fn reconciling(self, find: Arc<dyn FindMessages>) -> Self {
+        Self {
+            find: Some(find),
+            ..self
         }
     }
 
@@ -190,6 +208,8 @@ impl Manager {
                 scheduled: pass.scheduled.len(),
                 refused: pass.refused.len(),
                 recovered: pass.recovered.len(),
+                resent: pass.resent.len(),
+                overdue: pass.overdue,
             });
             metrics.pass(began.elapsed(), did);
         }
@@ -207,13 +227,22 @@ impl Manager {
             ..Pass::default()
         };
         let mut sending = Sending::default();
-        let picks = self.pick(&mut pass).await?;
+        let survey = self.survey(&mut pass).await?;
+        let (picks, scheduled) = (survey.picks, survey.scheduled);
         self.send(picks, &mut pass, &mut sending, verbose).await?;
+        // Not while the broker is away: it could not be asked.
+        if sending.broken.is_none() {
+            let again = self.reconcile(scheduled, &mut pass).await?;
+            self.send_again(&again, &mut pass, &mut sending, verbose)
+                .await?;
+        }
         tracing::info!(
             scheduled = pass.scheduled.len(),
             refused = pass.refused.len(),
             taken = pass.taken,
             recovered = pass.recovered.len(),
+            resent = pass.resent.len(),
+            overdue = pass.overdue,
             waiting = pass.waiting,
             held_back = pass.held_back,
             "pass finished"
@@ -222,6 +251,25 @@ impl Manager {
             Some(error) => Err(ManagerError::Broker(error)),
             None => Ok(pass),
         }
+    }
+
+    /// Schedules rows that reconciliation has just made PENDING.
+    async fn send_again(
+        &self,
+        again: &HashSet<i64>,
+        pass: &mut Pass,
+        sending: &mut Sending,
+        verbose: bool,
+    ) -> Result<(), DatabaseError> {
+        if again.is_empty() {
+            return Ok(());
+        }
+        let mut seen = Pass::default();
+        let mut picks = self.survey(&mut seen).await?.picks;
+        (pass.waiting, pass.held_back) = (seen.waiting, seen.held_back);
+        // What the first round has refused is not tried twice in a pass.
+        picks.retain(|pick| again.contains(&pick.candidate.id));
+        self.send(picks, pass, sending, verbose).await
     }
 
     /// Schedules what was picked, in batches, until the broker does not answer.
@@ -259,8 +307,8 @@ impl Manager {
         recover(&self.repository, &self.owner, &self.pulse).await
     }
 
-    /// What this pass is to schedule, in order.
-    async fn pick(&self, pass: &mut Pass) -> Result<Vec<Pick>, DatabaseError> {
+    /// What this pass is to schedule, in order, and what is SCHEDULED.
+    async fn survey(&self, pass: &mut Pass) -> Result<Seen, DatabaseError> {
         // Before what is under way is counted: see `Allowance::issued`.
         let links = self.repository.links().await?;
         let places = self.repository.places().await?;
@@ -288,7 +336,11 @@ impl Manager {
         let looked = before.map_or_else(Instant::now, |(_, looked)| looked);
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) =
             watch.map(|watch| (watch, looked));
-        Ok(survey.picks(pass))
+        let scheduled = survey.take_scheduled();
+        Ok(Seen {
+            picks: survey.picks(pass),
+            scheduled,
+        })
     }
 
     /// What is known from the look before, if it is not too old.
@@ -344,7 +396,7 @@ impl Manager {
             let mut published = publish(&*self.submit, ids, &queues).await;
             let confirmed = std::mem::take(&mut published.confirmed);
             *failures.lock().unwrap_or_else(PoisonError::into_inner) = published;
-            confirmed.into_keys().collect()
+            confirmed
         };
         let done = fault_point!(
             ManagerCommitted,
@@ -381,6 +433,12 @@ impl Manager {
         sending.note(!done.scheduled.is_empty(), unanswered);
         Ok(())
     }
+}
+
+/// What a look has found.
+struct Seen {
+    picks: Vec<Pick>,
+    scheduled: Vec<(i64, Option<Arc<str>>)>,
 }
 
 /// What the broker has answered in a pass so far.

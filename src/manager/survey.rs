@@ -36,6 +36,8 @@ pub(super) struct Survey<'a> {
     known: HashMap<Ends, Option<Way>>,
     waiting: u64,
     lost: Vec<i64>,
+    /// Rows that are SCHEDULED, and their queues.
+    scheduled: Vec<(i64, Option<Arc<str>>)>,
 }
 
 /// One link in a survey.
@@ -64,6 +66,7 @@ impl<'a> Survey<'a> {
             known: HashMap::new(),
             waiting: 0,
             lost: Vec::new(),
+            scheduled: Vec::new(),
         };
         for link in links {
             if let Some(problem) = link.capacity.problem() {
@@ -94,6 +97,10 @@ impl<'a> Survey<'a> {
     pub(super) fn see(&mut self, transfer: OpenTransfer) {
         let way = self.way(&transfer);
         let is_pending = transfer.status == Status::Pending;
+        if transfer.status == Status::Scheduled {
+            let queue = way.as_ref().map(|(_, queue)| queue.clone());
+            self.scheduled.push((transfer.id, queue));
+        }
         if is_pending && transfer.waits {
             self.waiting += 1;
             return;
@@ -154,6 +161,11 @@ impl<'a> Survey<'a> {
         Some((index, queue.into()))
     }
 
+    /// The rows that are SCHEDULED, with the queue that their locations lead to.
+    pub(super) fn take_scheduled(&mut self) -> Vec<(i64, Option<Arc<str>>)> {
+        std::mem::take(&mut self.scheduled)
+    }
+
     /// What is to be scheduled, in order; the rest is noted in `pass`.
     pub(super) fn picks(self, pass: &mut Pass) -> Vec<Pick> {
         pass.waiting = self.waiting;
@@ -192,6 +204,7 @@ impl<'a> Survey<'a> {
             let picks = queue.into_iter().map(|(id, queue)| Pick {
                 candidate: Candidate {
                     id,
+                    queue: queue.clone(),
                     allowance: allowance.clone(),
                 },
                 queue,

@@ -157,6 +157,8 @@ pub struct ManagerMetrics {
     scheduled: IntCounter,
     refused: IntCounter,
     recovered: IntCounter,
+    resent: IntCounter,
+    overdue: IntGauge,
 }
 
 /// What one pass did.
@@ -168,6 +170,10 @@ pub struct PassCounts {
     pub refused: usize,
     /// Transfers of dead workers that were put back.
     pub recovered: usize,
+    /// Transfers whose message was lost, and that were put back.
+    pub resent: usize,
+    /// Transfers that are SCHEDULED for longer than `manager.reconcile_after`.
+    pub overdue: usize,
 }
 
 impl ManagerMetrics {
@@ -205,12 +211,20 @@ impl ManagerMetrics {
                 "ccat_transfer_manager_recovered_total",
                 "Transfers of dead workers that the manager has put back to pending.",
             )?,
+            resent: counter(
+                "ccat_transfer_manager_resent_total",
+                "Transfers that were SCHEDULED and whose message was lost, which the manager has put back to pending.",
+            )?,
+            overdue: IntGauge::new(
+                "ccat_transfer_manager_overdue",
+                "Transfers that are SCHEDULED for longer than manager.reconcile_after and that no worker has taken, as the last pass has seen it.",
+            )?,
         })
     }
 
     /// What is shown.
     #[must_use]
-    pub fn all(&self) -> [Box<dyn Registered>; 6] {
+    pub fn all(&self) -> [Box<dyn Registered>; 8] {
         [
             Box::new(self.duration.clone()),
             Box::new(self.failed.clone()),
@@ -218,6 +232,8 @@ impl ManagerMetrics {
             Box::new(self.scheduled.clone()),
             Box::new(self.refused.clone()),
             Box::new(self.recovered.clone()),
+            Box::new(self.resent.clone()),
+            Box::new(self.overdue.clone()),
         ]
     }
 
@@ -235,10 +251,13 @@ impl ManagerMetrics {
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         self.last.set(now.unwrap_or_default().as_secs_f64());
+        self.overdue
+            .set(i64::try_from(did.overdue).unwrap_or(i64::MAX));
         for (counter, count) in [
             (&self.scheduled, did.scheduled),
             (&self.refused, did.refused),
             (&self.recovered, did.recovered),
+            (&self.resent, did.resent),
         ] {
             counter.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
         }

@@ -13,12 +13,14 @@ use crate::wire::exception::Exception;
 use crate::worker::Registry;
 
 mod base;
+mod messages;
 mod notices;
 mod producer;
 mod transfer_files_bbcp;
 mod transfer_transfer_packages;
 
 pub use base::{DataTransferTask, OperationInfo, Settled};
+pub use messages::Messages;
 pub use producer::Producer;
 pub use transfer_files_bbcp::{TransferFilesBbcp, TransferFilesBbcpParams};
 pub use transfer_transfer_packages::{TransferTransferPackages, TransferTransferPackagesParams};

@@ -15,7 +15,7 @@ use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
     data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
     disk_data_location, site, transfer_worker_action, transfer_worker_attempt,
-    transfer_worker_delay, transfer_worker_lease, transfer_worker_link,
+    transfer_worker_delay, transfer_worker_lease, transfer_worker_link, transfer_worker_schedule,
 };
 use sea_orm::sea_query::{Expr, ExprTrait as _, Iden, Query};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement};
@@ -46,6 +46,8 @@ pub struct Schema {
     pub(super) has_active: bool,
     /// Whether `transfer_worker_link` exists: not where the last migration was not made.
     pub(super) has_links: bool,
+    /// Whether `transfer_worker_schedule` exists.
+    pub(super) has_schedule: bool,
     /// Whether `data_transfer_package.created_at` exists.
     pub(super) has_package_created_at: bool,
     /// Whether `data_transfer.created_at` exists.
@@ -450,7 +452,7 @@ impl Needed {
 }
 
 /// In the order in which differences are reported.
-fn needed() -> [Needed; 12] {
+fn needed() -> [Needed; 13] {
     [
         site_needed(),
         data_location_needed(),
@@ -463,6 +465,7 @@ fn needed() -> [Needed; 12] {
         attempt_needed(),
         delay_needed(),
         link_needed(),
+        schedule_needed(),
         action_needed(),
     ]
 }
@@ -632,6 +635,23 @@ fn link_needed() -> Needed {
         may_be_missing: true,
         ..Needed::of(transfer_worker_link::Entity, columns)
             .inserted::<transfer_worker_link::Column>([])
+    }
+}
+
+/// A database that was migrated before SCHEDULED was recorded is worked with as it is.
+fn schedule_needed() -> Needed {
+    use transfer_worker_schedule::Column::{DataTransferId, Queue, Resent, ScheduledAt, TaskId};
+    let columns = [
+        (DataTransferId, Use::Integer),
+        (ScheduledAt, Use::Time),
+        (Queue, Use::Text),
+        (TaskId, Use::Text),
+        (Resent, Use::Integer),
+    ];
+    Needed {
+        may_be_missing: true,
+        ..Needed::of(transfer_worker_schedule::Entity, columns)
+            .inserted::<transfer_worker_schedule::Column>([])
     }
 }
 
@@ -805,6 +825,12 @@ impl Catalog<'_> {
                 .column(
                     transfer_worker_link::Entity,
                     transfer_worker_link::Column::Origin,
+                )
+                .is_some(),
+            has_schedule: self
+                .column(
+                    transfer_worker_schedule::Entity,
+                    transfer_worker_schedule::Column::ScheduledAt,
                 )
                 .is_some(),
             has_package_created_at: self.column(Packages, MaybePackage::CreatedAt).is_some(),

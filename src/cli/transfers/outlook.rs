@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use entity::{Outcome, Status};
 use serde::Serialize;
 
 use super::super::output;
+use crate::manager::patience;
 use crate::settings::QueueLocation;
 use crate::transfer::failures;
 use crate::transfer::lease::Owner;
@@ -21,6 +22,8 @@ pub(super) struct Way<'a> {
     pub(super) queue_prefix: &'a str,
     /// Pause between a manager's passes.
     pub(super) sleep_time: Duration,
+    /// After which time a manager looks for a message.
+    pub(super) reconcile_after: Duration,
     /// What is said about the link of a transfer that waits, and how many others are under way on it.
     pub(super) link: Option<(Link, u64)>,
 }
@@ -43,7 +46,7 @@ impl Outlook {
     ) -> Self {
         match detail.transfer.status.known() {
             Some(Status::Pending) => pending(detail, way, now),
-            Some(Status::Scheduled) => scheduled(detail, way),
+            Some(Status::Scheduled) => scheduled(detail, way, now),
             Some(Status::InProgress) => in_progress(detail, observer, now),
             Some(Status::Completed) => completed(detail),
             Some(Status::Failed) => failed(detail),
@@ -138,7 +141,7 @@ fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook>
     })
 }
 
-fn scheduled(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
+fn scheduled(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outlook {
     let id = detail.transfer.id;
     let end = match way.queue_location {
         QueueLocation::Origin => detail.transfer.origin.as_ref(),
@@ -156,22 +159,68 @@ fn scheduled(detail: &TransferDetail, way: &Way<'_>) -> Outlook {
         || "a queue".into(),
         |queue| output::clean(&queue).into_owned(),
     );
-    let mut why = format!("a message for it is in {queue}, until a worker takes it");
-    if let Some(time) = latest(detail) {
-        why.push_str(&format!(
-            "; nothing happened since {}",
-            output::second(time)
-        ));
-    }
     Outlook {
-        why,
+        why: format!(
+            "{}; {}",
+            since_when(detail, &queue, now),
+            lost_message(detail, way, now)
+        ),
         next: vec![
             format!("if no worker listens: `ccat-transfer worker -Q {queue}`"),
             format!(
-                "if the message is lost: `ccat-transfer transfers retry {id}` has another sent; two do no harm"
+                "to have another message sent now: `ccat-transfer transfers retry {id}`; two do no harm"
             ),
         ],
     }
+}
+
+/// Since when a transfer is SCHEDULED. Its message may be in a queue or at a worker, or be lost.
+fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> String {
+    let Some(record) = &detail.schedule else {
+        let last = latest(detail).map_or_else(String::new, |time| {
+            format!(", and nothing is on record since {}", output::second(time))
+        });
+        return format!(
+            "no worker has taken it, from {queue} or elsewhere; another program made it SCHEDULED{last}"
+        );
+    };
+    let sent = match (&record.queue, &record.task_id) {
+        (Some(queue), Some(task_id)) => format!(
+            "sent to {} as task {}",
+            output::clean(queue),
+            output::clean(task_id)
+        ),
+        _ => format!("sent by another program, and expected in {queue}"),
+    };
+    format!(
+        "SCHEDULED since {}, {}: {sent}; no worker has taken it yet",
+        output::second(record.scheduled_at),
+        output::age(now - record.scheduled_at)
+    )
+}
+
+/// What becomes of the transfer if its message is lost.
+fn lost_message(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> String {
+    if way.reconcile_after.is_zero() {
+        return "a lost message is not noticed (manager.reconcile_after is 0s)".into();
+    }
+    let Some(record) = &detail.schedule else {
+        return "a manager's next pass begins to watch it".into();
+    };
+    let patience = patience(way.reconcile_after, record.resent);
+    let due = TimeDelta::from_std(patience)
+        .ok()
+        .and_then(|patience| record.scheduled_at.checked_add_signed(patience));
+    let when = match due {
+        Some(due) if due > now => format!("from {} on", output::second(due)),
+        _ => "in each pass now".into(),
+    };
+    let so_far = match record.resent {
+        0 => String::new(),
+        1 => ", as once before".into(),
+        n => format!(", as {n} times before"),
+    };
+    format!("a manager looks for its message {when} and sends it again if it is lost{so_far}")
 }
 
 fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) -> Outlook {
@@ -275,19 +324,21 @@ fn latest(detail: &TransferDetail) -> Option<DateTime<Utc>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use chrono::TimeDelta;
     use entity::{Label, LocationType, StorageType};
     use rstest::rstest;
 
     use super::*;
     use crate::transfer::lease::LeaseInfo;
     use crate::transfer::link::{LinkName, Pause};
-    use crate::transfer::repository::{AttemptRecord, Package, Site, TransferRecord};
+    use crate::transfer::repository::{
+        AttemptRecord, Package, ScheduleRecord, Site, TransferRecord,
+    };
 
     const WAY: Way<'_> = Way {
         queue_location: QueueLocation::Destination,
         queue_prefix: "test.",
         sleep_time: Duration::from_secs(60),
+        reconcile_after: Duration::from_secs(300),
         link: None,
     };
 
@@ -330,6 +381,7 @@ mod tests {
                 route: None,
             },
             lease: None,
+            schedule: None,
             not_before: None,
             waits_for: None,
             rival: None,
@@ -370,7 +422,7 @@ mod tests {
     #[case(Status::Pending, "due: a manager's next pass sends it, one every 1m")]
     #[case(
         Status::Scheduled,
-        "a message for it is in test.cologne_buffer_data_transfer"
+        "no worker has taken it, from test.cologne_buffer_data_transfer or elsewhere; another program made it SCHEDULED; a manager's next pass begins to watch it"
     )]
     #[case(Status::InProgress, "transfers retry 7 --untracked")]
     #[case(Status::Completed, "done |")]
@@ -381,6 +433,29 @@ mod tests {
     fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
         let said = said(&detail(status), Utc::now());
         assert!(said.contains(expected), "{said}");
+    }
+
+    #[test]
+    fn a_scheduled_transfer_tells_since_when_and_what_follows() {
+        let now = Utc::now();
+        let mut detail = detail(Status::Scheduled);
+        detail.schedule = Some(ScheduleRecord {
+            data_transfer_id: 7,
+            scheduled_at: now - TimeDelta::minutes(2),
+            queue: Some("q".into()),
+            task_id: Some("abc".into()),
+            resent: 0,
+        });
+        let why = said(&detail, now);
+        assert!(why.contains("sent to q as task abc; no worker"), "{why}");
+        assert!(why.contains("looks for its message from 2"), "{why}");
+        detail.schedule.as_mut().unwrap().resent = 3;
+        detail.schedule.as_mut().unwrap().scheduled_at = now - TimeDelta::hours(1);
+        let why = said(&detail, now);
+        assert!(
+            why.contains("in each pass now and sends it again if it is lost, as 3 times before"),
+            "{why}"
+        );
     }
 
     #[test]

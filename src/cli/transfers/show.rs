@@ -34,6 +34,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
         queue_location: settings.transfer.queue_location,
         queue_prefix: &settings.transfer.queue_prefix,
         sleep_time: settings.manager.sleep_time,
+        reconcile_after: settings.manager.reconcile_after,
         link: link(&repository, &detail, now).await?,
     };
     let observer = Owner::current(node_name(Some("transfers-show"), &host())?);

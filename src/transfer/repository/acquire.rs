@@ -222,9 +222,11 @@ impl Repository {
             if !row.status.means(Status::Pending) {
                 self.set_status(id, Status::Pending).exec(tx).await?;
             }
+            self.forget_schedule(tx, id).await?;
             return Ok(Acquisition::LinkClosed(closed));
         }
         delay::forget(tx, id).await?;
+        self.forget_schedule(tx, id).await?;
         let lease = self.begin_attempt(tx, id, taker, now).await?;
         let leftovers = leftovers(tx, &lease).await?;
         Ok(Acquisition::Acquired(Acquired {

@@ -43,6 +43,7 @@ mod map;
 mod operator;
 mod record;
 mod schedule;
+mod scheduled;
 mod settle;
 mod sweep;
 
@@ -57,6 +58,7 @@ pub use record::{
     TransferRecord,
 };
 pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
+pub use scheduled::{ScheduleRecord, Withdrawal};
 pub use settle::{Failure, Finished};
 pub use sweep::{Recovered, Sweep};
 

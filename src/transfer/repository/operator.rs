@@ -261,6 +261,7 @@ impl Repository {
         }
         self.rewrite(tx, &findings, to, instruction).await?;
         delay::forget(tx, id).await?;
+        self.forget_schedule(tx, id).await?;
         note(tx, &findings, instruction).await?;
         Ok(Verdict::Changed(findings.change(to)))
     }

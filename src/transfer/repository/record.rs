@@ -10,7 +10,7 @@ use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Query};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QueryOrder};
 use serde::Serialize;
 
-use super::{Repository, delay, find_lease, retry_count};
+use super::{Repository, ScheduleRecord, delay, find_lease, retry_count};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::LeaseInfo;
 
@@ -115,6 +115,8 @@ pub struct TransferDetail {
     pub transfer: TransferRecord,
     /// Who is at it.
     pub lease: Option<LeaseInfo>,
+    /// Since when it is SCHEDULED, and by which message.
+    pub schedule: Option<ScheduleRecord>,
     /// Until when it waits to be tried again.
     pub not_before: Option<DateTime<Utc>>,
     /// Class of the error that is waited out.
@@ -211,7 +213,12 @@ impl Repository {
                 }
                 _ => None,
             };
+            let schedule = match transfer.status.means(Status::Scheduled) {
+                true => self.schedule_record(id).await?,
+                false => None,
+            };
             Ok(Some(TransferDetail {
+                schedule,
                 rival: self.rival(&transfer).await?,
                 transfer,
                 lease,

@@ -25,7 +25,7 @@ use crate::transfer::link::LinkName;
 const PAGE: u64 = 10_000;
 
 /// Ids that are asked for in one statement.
-const IDS_AT_ONCE: usize = 500;
+pub(super) const IDS_AT_ONCE: usize = 500;
 
 /// Ids below the highest one seen that are looked at again. Ids are given when a row is inserted and
 /// seen when that is committed, so a lower one may come after a higher one.
@@ -75,6 +75,8 @@ pub struct Watch {
 pub struct Candidate {
     /// The transfer.
     pub id: i64,
+    /// The queue of its message.
+    pub queue: Arc<str>,
     /// What its link allows; none where that has no limit.
     pub allowance: Option<Arc<Allowance>>,
 }
@@ -144,6 +146,17 @@ struct Taken {
     batch: Batch,
 }
 
+impl Taken {
+    /// How many of some transfers are of each limited link, times `sign`.
+    fn issued(&self, ids: &[i64], sign: i64) -> BTreeMap<&LinkName, i64> {
+        let mut issued = BTreeMap::new();
+        for allowance in ids.iter().filter_map(|id| self.links.get(id)) {
+            *issued.entry(&allowance.link).or_default() += sign;
+        }
+        issued
+    }
+}
+
 impl Repository {
     /// Shows `see` every transfer that is not over, the lowest id first; those whose origin is one of
     /// `origins`, if these are given.
@@ -201,7 +214,10 @@ impl Repository {
         Ok(seen.watch(highest))
     }
 
-    async fn rows(&self, query: &SelectStatement) -> Result<Vec<QueryResult>, DatabaseError> {
+    pub(super) async fn rows(
+        &self,
+        query: &SelectStatement,
+    ) -> Result<Vec<QueryResult>, DatabaseError> {
         let reading = async { Ok(self.database.connection().query_all(query).await?) };
         self.database.bounded(reading).await
     }
@@ -267,7 +283,7 @@ impl Repository {
 
     /// Publishes the messages of PENDING transfers and makes their rows SCHEDULED, in this order of
     /// effect: the rows are locked and changed, `publish` is awaited, and the changes of those that it
-    /// returns are committed; the others stay PENDING.
+    /// returns (with Celery's ids of their tasks) are committed; the others stay PENDING.
     ///
     /// So no row is ever SCHEDULED without a message. The other way round does happen: after a
     /// crash or a lost connection between publishing and committing, messages are out and the rows
@@ -290,7 +306,7 @@ impl Repository {
         publish: impl FnOnce(Vec<i64>) -> F,
     ) -> Result<Batch, DatabaseError>
     where
-        F: Future<Output = HashSet<i64>>,
+        F: Future<Output = HashMap<i64, String>>,
     {
         let tx = self.database.bounded(self.database.begin()).await?;
         let batch = self.schedule_in(&tx, candidates, publish).await;
@@ -316,12 +332,12 @@ impl Repository {
         publish: impl FnOnce(Vec<i64>) -> F,
     ) -> Result<Batch, DatabaseError>
     where
-        F: Future<Output = HashSet<i64>>,
+        F: Future<Output = HashMap<i64, String>>,
     {
         let taking = || self.database.bounded(self.take(tx, candidates));
         let taken = fault_point!(ManagerRowLocked, taking().await)?;
         let published = match taken.ids.is_empty() {
-            true => HashSet::new(),
+            true => HashMap::new(),
             false => publish(taken.ids.clone()).await,
         };
         let closing = self.close(tx, taken, &published);
@@ -337,6 +353,7 @@ impl Repository {
         let mut free = free(tx, candidates).await?;
         let due = self.lock_due(tx, candidates).await?;
         let mut taken = Taken::default();
+        let mut queues = Vec::with_capacity(candidates.len());
         for candidate in candidates {
             let id = candidate.id;
             if !due.contains(&id) {
@@ -353,11 +370,14 @@ impl Repository {
                 taken.links.insert(id, allowance.clone());
             }
             taken.ids.push(id);
+            queues.push((id, candidate.queue.clone()));
         }
         if !taken.ids.is_empty() {
             self.set_statuses(&taken.ids, Status::Scheduled)
                 .exec(tx)
                 .await?;
+            self.begin_schedule(tx, &queues).await?;
+            count_issued(tx, &taken.issued(&taken.ids, 1)).await?;
         }
         Ok(taken)
     }
@@ -394,20 +414,17 @@ impl Repository {
         Ok(due)
     }
 
-    /// Makes those that were not published PENDING again, and counts the others.
+    /// Makes those that were not published PENDING again. Messages are out by now, so nothing is
+    /// written here that was not written to the same rows before: it can hardly fail.
     async fn close(
         &self,
         tx: &DatabaseTransaction,
         taken: Taken,
-        published: &HashSet<i64>,
+        published: &HashMap<i64, String>,
     ) -> Result<Batch, DatabaseError> {
-        let Taken {
-            ids,
-            links,
-            mut batch,
-        } = taken;
+        let mut batch = taken.batch.clone();
         (batch.scheduled, batch.unpublished) =
-            ids.into_iter().partition(|id| published.contains(id));
+            taken.ids.iter().partition(|id| published.contains_key(id));
         // Where nothing was published, all of it is rolled back.
         if batch.scheduled.is_empty() {
             return Ok(batch);
@@ -416,12 +433,9 @@ impl Repository {
             self.set_statuses(&batch.unpublished, Status::Pending)
                 .exec(tx)
                 .await?;
+            count_issued(tx, &taken.issued(&batch.unpublished, -1)).await?;
         }
-        let mut issued: BTreeMap<&LinkName, i64> = BTreeMap::new();
-        for allowance in batch.scheduled.iter().filter_map(|id| links.get(id)) {
-            *issued.entry(&allowance.link).or_default() += 1;
-        }
-        count_issued(tx, &issued).await?;
+        self.complete_schedule(tx, published).await?;
         Ok(batch)
     }
 

@@ -1,0 +1,348 @@
+//! Reconciliation of SCHEDULED rows with the messages that exist.
+//!
+//! A row becomes SCHEDULED with a confirmed message, but messages get lost: a purged or deleted queue,
+//! a message that expires or is dead-lettered, a worker that acknowledges early and dies, a row that
+//! somebody set by hand. Such a row waits for ever and takes a slot of its link. So each pass looks
+//! for rows that nobody has taken for `manager.reconcile_after`, and makes those PENDING that no
+//! message can account for; they are then sent by the usual rules.
+//!
+//! A queue cannot be read without disturbing it, but it can be counted. Of the rows that wait in one
+//! queue, those whose message a worker holds (by its own answer) are accounted for one by one. The
+//! others need as many messages as they are: what is lacking is sent again, the oldest first. A wrong
+//! choice costs a second message, which does no harm: the first one finds the transfer held or done.
+//! Then there are as many messages as rows, and as the queue empties the lost ones are left over.
+//!
+//! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold nothing. So the
+//! time doubles with each message that was sent without effect, up to [`LONGEST`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+
+use super::{Manager, Pass};
+use crate::telemetry::chain;
+use crate::transfer::database::DatabaseError;
+use crate::transfer::repository::ScheduleRecord;
+
+/// Longest time after which a row that was sent again without effect is looked at once more.
+const LONGEST: Duration = Duration::from_secs(6 * 3600);
+
+/// Looks for the messages of transfers.
+#[async_trait]
+pub trait FindMessages: Send + Sync {
+    /// How many messages wait in each of these queues; 0 in one that is missing.
+    async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError>;
+
+    /// The messages that workers hold.
+    async fn held(&self) -> Result<HeldMessages, FindError>;
+}
+
+/// Messages could not be looked for.
+#[derive(Debug, thiserror::Error)]
+#[error("the broker could not be asked for messages")]
+pub struct FindError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// The transfers' messages that workers hold, as they say.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HeldMessages {
+    /// The transfers.
+    pub transfers: HashSet<i64>,
+    /// Celery's ids of the tasks.
+    pub task_ids: HashSet<String>,
+    /// How many workers have answered.
+    pub workers: usize,
+}
+
+impl HeldMessages {
+    fn has(&self, record: &ScheduleRecord) -> bool {
+        let by_task = |id: &String| self.task_ids.contains(id);
+        self.transfers.contains(&record.data_transfer_id)
+            || record.task_id.as_ref().is_some_and(by_task)
+    }
+}
+
+/// How long a row may be SCHEDULED before its message is looked for, after so many that were sent
+/// again without effect.
+#[must_use]
+pub fn patience(reconcile_after: Duration, resent: i64) -> Duration {
+    let doublings = u32::try_from(resent).unwrap_or(0).min(20);
+    reconcile_after
+        .saturating_mul(1 << doublings)
+        .min(LONGEST.max(reconcile_after))
+}
+
+/// Whether a row has been SCHEDULED for too long.
+#[must_use]
+pub fn is_overdue(record: &ScheduleRecord, now: DateTime<Utc>, reconcile_after: Duration) -> bool {
+    let age = (now - record.scheduled_at).to_std().unwrap_or_default();
+    age >= patience(reconcile_after, record.resent)
+}
+
+/// The rows that wait for a message of one queue.
+#[derive(Debug, Default)]
+struct InQueue {
+    /// Those that were scheduled and not taken, without those whose message a worker holds.
+    rows: u64,
+    /// Messages in the queue.
+    ready: u64,
+    /// The oldest first.
+    overdue: Vec<ScheduleRecord>,
+}
+
+impl InQueue {
+    /// As many overdue rows as messages are lacking.
+    fn lost(&self) -> &[ScheduleRecord] {
+        let lacking = usize::try_from(self.rows.saturating_sub(self.ready)).unwrap_or(usize::MAX);
+        self.overdue.get(..lacking).unwrap_or(&self.overdue)
+    }
+}
+
+/// The rows of each queue; those whose queue is not known have none, and no message.
+type Queues = BTreeMap<Option<String>, InQueue>;
+
+/// Where each row waits.
+struct Records {
+    records: Vec<ScheduleRecord>,
+    /// The queues of rows whose record does not say it, as their locations say it.
+    queues: HashMap<i64, Option<Arc<str>>>,
+    overdue: HashSet<i64>,
+}
+
+impl Records {
+    fn queue(&self, record: &ScheduleRecord) -> Option<String> {
+        let by_locations = || {
+            let queue = self.queues.get(&record.data_transfer_id)?;
+            queue.as_deref().map(str::to_owned)
+        };
+        record.queue.clone().or_else(by_locations)
+    }
+
+    /// Counts the rows of `of` in each queue where one is overdue; not those that are `held`.
+    fn count(
+        &self,
+        of: &HashSet<i64>,
+        ready: &HashMap<String, u64>,
+        held: &HeldMessages,
+    ) -> Queues {
+        let mut queues = Queues::new();
+        for record in &self.records {
+            let id = record.data_transfer_id;
+            if !of.contains(&id) || held.has(record) {
+                continue;
+            }
+            let name = self.queue(record);
+            let messages = name.as_ref().and_then(|name| ready.get(name));
+            let queue = queues.entry(name).or_default();
+            queue.ready = messages.copied().unwrap_or(0);
+            queue.rows += 1;
+            if self.overdue.contains(&id) {
+                queue.overdue.push(record.clone());
+            }
+        }
+        queues.retain(|_, queue| !queue.overdue.is_empty());
+        queues
+    }
+}
+
+impl Manager {
+    /// Makes rows PENDING whose message is lost, and returns them. `scheduled` are the rows that this
+    /// manager has seen SCHEDULED, with the queue that their locations lead to.
+    pub(super) async fn reconcile(
+        &self,
+        scheduled: Vec<(i64, Option<Arc<str>>)>,
+        pass: &mut Pass,
+    ) -> Result<HashSet<i64>, DatabaseError> {
+        let after = self.settings.manager.reconcile_after;
+        let nothing = HashSet::new();
+        if after.is_zero() || !self.repository.has_schedule() {
+            return Ok(nothing);
+        }
+        let records = self.records(scheduled, after).await?;
+        pass.overdue = records.overdue.len();
+        let (Some(find), false) = (&self.find, records.overdue.is_empty()) else {
+            return Ok(nothing);
+        };
+        self.pulse.tick();
+        let counted = self.count(&**find, &records).await?;
+        self.pulse.tick();
+        let (queues, held) = match counted {
+            Ok(counted) => counted,
+            Err(error) => {
+                tracing::warn!(
+                    overdue = pass.overdue,
+                    error = %chain(&error),
+                    "messages of overdue transfers could not be looked for; the next pass tries again"
+                );
+                return Ok(nothing);
+            }
+        };
+        let mut again = HashSet::new();
+        for (name, queue) in &queues {
+            for record in queue.lost() {
+                if self.repository.send_again(record).await? {
+                    tracing::warn!(
+                        data_transfer_id = record.data_transfer_id,
+                        queue = name.as_deref(),
+                        task_id = record.task_id,
+                        scheduled_at = %record.scheduled_at,
+                        resent = record.resent + 1,
+                        rows = queue.rows,
+                        messages = queue.ready,
+                        workers = held.workers,
+                        "transfer was SCHEDULED and its message is lost; it is sent again"
+                    );
+                    again.insert(record.data_transfer_id);
+                }
+            }
+        }
+        pass.resent.extend(again.iter().copied());
+        pass.resent.sort_unstable();
+        Ok(again)
+    }
+
+    /// Reads the records, completes them, and finds the overdue ones.
+    async fn records(
+        &self,
+        scheduled: Vec<(i64, Option<Arc<str>>)>,
+        after: Duration,
+    ) -> Result<Records, DatabaseError> {
+        // Read now and not with the rows: what was scheduled since has put messages into the queues.
+        let records = self.repository.schedule_records().await?;
+        let queues: HashMap<_, _> = scheduled.into_iter().collect();
+        let recorded: HashSet<_> = records.iter().map(|r| r.data_transfer_id).collect();
+        let missing: Vec<_> = queues
+            .keys()
+            .copied()
+            .filter(|id| !recorded.contains(id))
+            .collect();
+        if !missing.is_empty() {
+            self.repository.record_scheduled(&missing).await?;
+        }
+        if recorded.iter().any(|id| !queues.contains_key(id)) {
+            self.repository.forget_stale_schedules().await?;
+        }
+        let now = self.repository.database().now().await?;
+        let overdue = records
+            .iter()
+            .filter(|record| queues.contains_key(&record.data_transfer_id))
+            .filter(|record| is_overdue(record, now, after))
+            .map(|record| record.data_transfer_id)
+            .collect();
+        Ok(Records {
+            records,
+            queues,
+            overdue,
+        })
+    }
+
+    /// Compares rows and messages, queue by queue. First messages are counted, then rows: a message
+    /// that is taken in between has its row taken with it. Workers are asked only where messages are
+    /// lacking.
+    async fn count(
+        &self,
+        find: &dyn FindMessages,
+        records: &Records,
+    ) -> Result<Result<(Queues, HeldMessages), FindError>, DatabaseError> {
+        let all = records.records.iter();
+        let mut names: Vec<_> = all
+            .filter(|record| records.overdue.contains(&record.data_transfer_id))
+            .filter_map(|record| records.queue(record))
+            .collect();
+        names.sort_unstable();
+        names.dedup();
+        let ready = match find.ready(&names).await {
+            Ok(ready) => ready,
+            Err(error) => return Ok(Err(error)),
+        };
+        let waiting = |record: &&ScheduleRecord| {
+            records.overdue.contains(&record.data_transfer_id)
+                || records.queue(record).is_some_and(|q| names.contains(&q))
+        };
+        let ids: Vec<_> = records.records.iter().filter(waiting).collect();
+        let ids: Vec<_> = ids.into_iter().map(|r| r.data_transfer_id).collect();
+        let untaken = self.repository.still_scheduled(&ids).await?;
+        let none = HeldMessages::default();
+        let mut queues = records.count(&untaken, &ready, &none);
+        queues.retain(|_, queue| !queue.lost().is_empty());
+        if queues.is_empty() {
+            return Ok(Ok((queues, none)));
+        }
+        let held = match find.held().await {
+            Ok(held) => held,
+            Err(error) => return Ok(Err(error)),
+        };
+        let untaken = self.repository.still_scheduled(&ids).await?;
+        Ok(Ok((records.count(&untaken, &ready, &held), held)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+
+    use super::*;
+
+    const AFTER: Duration = Duration::from_secs(300);
+
+    fn record(id: i64, queue: &str) -> ScheduleRecord {
+        ScheduleRecord {
+            data_transfer_id: id,
+            scheduled_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(id),
+            queue: Some(queue.to_owned()),
+            task_id: Some(format!("task-{id}")),
+            resent: 0,
+        }
+    }
+
+    /// The lost ones of rows 1 to 6 in the queue `a`, of which 5 and 6 are not overdue, and 7 in `b`.
+    fn lost(ready: u64, held: &HeldMessages) -> Vec<i64> {
+        let mut all: Vec<_> = (1..=6).map(|id| record(id, "a")).collect();
+        all.push(record(7, "b"));
+        let records = Records {
+            overdue: HashSet::from([1, 2, 3, 4, 7]),
+            queues: HashMap::new(),
+            records: all,
+        };
+        let ready = HashMap::from([("a".to_owned(), ready), ("b".to_owned(), 1)]);
+        let queues = records.count(&(1..=7).collect(), &ready, held);
+        let lost = queues.values().flat_map(|queue| queue.lost());
+        lost.map(|record| record.data_transfer_id).collect()
+    }
+
+    #[test]
+    fn as_many_are_lost_as_messages_are_lacking() {
+        let none = HeldMessages::default();
+        assert_eq!(lost(6, &none), [] as [i64; 0]);
+        assert_eq!(lost(9, &none), [] as [i64; 0]);
+        assert_eq!(lost(5, &none), [1]);
+        // The fresh ones get their turn when they are overdue.
+        assert_eq!(lost(0, &none), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn what_a_worker_holds_is_accounted_for() {
+        let held = HeldMessages {
+            transfers: HashSet::from([1, 5]),
+            task_ids: HashSet::from(["task-2".to_owned(), "another".to_owned()]),
+            workers: 1,
+        };
+        assert_eq!(lost(3, &held), [] as [i64; 0]);
+        assert_eq!(lost(2, &held), [3]);
+    }
+
+    #[test]
+    fn patience_grows_and_ends() {
+        assert_eq!(patience(AFTER, 0), AFTER);
+        assert_eq!(patience(AFTER, 2), AFTER * 4);
+        assert_eq!(patience(AFTER, 50), LONGEST);
+        assert_eq!(patience(AFTER, -1), AFTER);
+        let long = LONGEST * 2;
+        assert_eq!(patience(long, 3), long);
+        let now = DateTime::UNIX_EPOCH + TimeDelta::seconds(301);
+        assert!(is_overdue(&record(1, "a"), now, AFTER));
+        assert!(!is_overdue(&record(2, "a"), now, AFTER));
+    }
+}

@@ -1,0 +1,320 @@
+//! The messages of transfers that exist: in queues, and at workers.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use tokio::time::{Instant, timeout, timeout_at};
+use uuid::Uuid;
+
+use super::TransferFilesBbcp;
+use crate::broker::{
+    Binding, BrokerError, Consumer, Declaration, Exchange, ExchangeKind, Publication, Queue,
+    Subscription, Transport, Verdict,
+};
+use crate::manager::{FindError, FindMessages, HeldMessages};
+use crate::settings;
+use crate::wire::RawMessage;
+use crate::wire::pidbox;
+
+/// Exchange of replies to remote control.
+const REPLIES: &str = "reply.celery.pidbox";
+
+/// The questions whose answers are all that a worker holds.
+const METHODS: [&str; 3] = ["active", "reserved", "scheduled"];
+
+/// How long workers may take to answer; Celery's `inspect` waits for one second.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(1500);
+
+/// How long the broker may take for anything else.
+const REACHED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Bytes of answers that are read. What is beyond is as if it had not been answered.
+const MOST_BYTES: usize = 32 << 20;
+
+/// Looks for messages through a transport.
+pub struct Messages {
+    transport: Arc<dyn Transport>,
+    /// Names of `transfer_files_bbcp` on the wire.
+    names: HashSet<String>,
+}
+
+impl Messages {
+    /// Through `transport`; tasks are known by the settings' names.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>, settings: &settings::Celery) -> Self {
+        let names = settings.task_names.get(TransferFilesBbcp::KEY);
+        Self {
+            transport,
+            names: names.into_iter().flatten().cloned().collect(),
+        }
+    }
+
+    async fn ask(&self, consumer: &mut Consumer, key: &str) -> Result<HeldMessages, FindError> {
+        let mut connected = consumer.connected();
+        match timeout(REACHED_WITHIN, connected.wait_for(|up| *up)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) | Err(_) => {
+                return Err(FindError("no connection for the workers' answers".into()));
+            }
+        }
+        for method in METHODS {
+            match self
+                .transport
+                .publish(&question(method, key), REACHED_WITHIN)
+                .await
+            {
+                Ok(()) => {}
+                // There is no exchange for remote control, so no worker listens to it.
+                Err(BrokerError::Refused { .. }) => return Ok(HeldMessages::default()),
+                Err(error) => return Err(FindError(error.into())),
+            }
+        }
+        let deadline = Instant::now() + ANSWERED_WITHIN;
+        let mut held = HeldMessages::default();
+        let mut nodes = HashSet::new();
+        let mut left = MOST_BYTES;
+        while let Ok(Some(delivery)) = timeout_at(deadline, consumer.next()).await {
+            let bytes = delivery.message.body.len();
+            if bytes > left {
+                tracing::warn!(
+                    bytes = MOST_BYTES,
+                    "workers' answers about their messages are too large; the rest is not read"
+                );
+                break;
+            }
+            left -= bytes;
+            self.read(&delivery.message, &mut held, &mut nodes);
+            delivery.settle(Verdict::Ack).await;
+        }
+        held.workers = nodes.len();
+        Ok(held)
+    }
+
+    /// Reads an answer: `{node: [task]}`. What is none is skipped.
+    fn read(&self, message: &RawMessage, held: &mut HeldMessages, nodes: &mut HashSet<String>) {
+        let Ok(Value::Object(answer)) = serde_json::from_slice(&message.body) else {
+            return;
+        };
+        for (node, tasks) in answer {
+            nodes.insert(node);
+            let Value::Array(tasks) = tasks else { continue };
+            for task in tasks {
+                let Ok(shown) = serde_json::from_value::<Shown>(task) else {
+                    continue;
+                };
+                // One that waits for its time is wrapped.
+                let shown = shown.request.map_or(shown.task, |wrapped| *wrapped);
+                if !self.names.contains(&shown.kind) && !self.names.contains(&shown.name) {
+                    continue;
+                }
+                held.transfers
+                    .extend(data_transfer_id(&shown.args, &shown.kwargs));
+                held.task_ids.insert(shown.id);
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl FindMessages for Messages {
+    async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError> {
+        let survey = timeout(REACHED_WITHIN, self.transport.survey(queues)).await;
+        let depths = match survey {
+            Ok(Ok(depths)) => depths,
+            Ok(Err(error)) => return Err(FindError(error.into())),
+            Err(_) => return Err(FindError("the broker did not count in time".into())),
+        };
+        let messages = depths.into_iter().map(|d| (d.queue, d.messages.into()));
+        Ok(messages.collect())
+    }
+
+    async fn held(&self) -> Result<HeldMessages, FindError> {
+        let key = Uuid::new_v4().to_string();
+        let mut consumer = self.transport.consume(Subscription {
+            purpose: "answers of workers",
+            queues: vec![replies(&key)],
+            prefetch: 0,
+            delayed: None,
+            max_body_bytes: Some(MOST_BYTES),
+        });
+        let held = self.ask(&mut consumer, &key).await;
+        consumer.cancel();
+        held
+    }
+}
+
+/// A task as a worker shows it, or one that is wrapped with its time.
+#[derive(Deserialize)]
+struct Shown {
+    #[serde(flatten)]
+    task: ShownTask,
+    request: Option<Box<ShownTask>>,
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct ShownTask {
+    id: String,
+    name: String,
+    #[serde(rename = "type")]
+    kind: String,
+    args: Value,
+    kwargs: Value,
+}
+
+/// The transfer that a message's arguments name, however little they fit otherwise. A worker may show
+/// them as Python prints them.
+pub(super) fn data_transfer_id(args: &Value, kwargs: &Value) -> Option<i64> {
+    let by_name = match kwargs {
+        Value::Object(kwargs) => kwargs.get("data_transfer_id").and_then(integer),
+        Value::String(printed) => printed
+            .split_once("'data_transfer_id':")
+            .and_then(|(_, value)| leading_integer(value)),
+        _ => None,
+    };
+    by_name.or_else(|| match args {
+        Value::Array(args) => args.first().and_then(integer),
+        Value::String(printed) => leading_integer(printed),
+        _ => None,
+    })
+}
+
+fn integer(value: &Value) -> Option<i64> {
+    value
+        .as_i64()
+        .or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()))
+}
+
+/// The number at the beginning of a printed sequence or value.
+fn leading_integer(printed: &str) -> Option<i64> {
+    let printed = printed.trim_start_matches(['(', '[', ' ', '\'', '"']);
+    let end = printed
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(printed.len());
+    printed.get(..end)?.parse().ok()
+}
+
+fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
+    Exchange {
+        name: name.into(),
+        kind,
+        durable: false,
+    }
+}
+
+/// A question to all workers.
+fn question(method: &str, key: &str) -> Publication {
+    let reply_to = pidbox::ReplyTo {
+        exchange: REPLIES.into(),
+        routing_key: key.into(),
+    };
+    Publication {
+        exchange: pidbox::EXCHANGE.into(),
+        routing_key: String::new(),
+        message: pidbox::request(method, &json!({}), key, &reply_to, 0),
+        declare: Some(Declaration::Exchange(exchange(
+            pidbox::EXCHANGE,
+            ExchangeKind::Fanout,
+        ))),
+        mandatory: false,
+    }
+}
+
+/// The queue of the answers, as Celery declares it.
+fn replies(key: &str) -> Queue {
+    let arguments = [
+        ("x-message-ttl".to_owned(), json!(300_000)),
+        ("x-expires".to_owned(), json!(10_000)),
+    ];
+    Queue {
+        name: format!("{key}.{REPLIES}"),
+        durable: false,
+        exclusive: true,
+        auto_delete: true,
+        arguments: Map::from_iter(arguments),
+        binding: Some(Binding {
+            exchange: exchange(REPLIES, ExchangeKind::Direct),
+            key: key.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case(json!([42]), json!({}), Some(42))]
+    #[case(json!([]), json!({"data_transfer_id": 42, "session": null}), Some(42))]
+    #[case(json!(["42"]), json!({}), Some(42))]
+    #[case(json!("(42,)"), json!("{}"), Some(42))]
+    #[case(json!("[42]"), json!("{}"), Some(42))]
+    #[case(json!("()"), json!("{'session': None, 'data_transfer_id': 42}"), Some(42))]
+    #[case(json!("()"), json!("{}"), None)]
+    #[case(json!([{}]), json!([]), None)]
+    #[case(json!(null), json!(null), None)]
+    fn arguments_name_a_transfer(
+        #[case] args: Value,
+        #[case] kwargs: Value,
+        #[case] expected: Option<i64>,
+    ) {
+        assert_eq!(data_transfer_id(&args, &kwargs), expected);
+    }
+
+    fn messages() -> Messages {
+        Messages {
+            transport: Arc::new(crate::broker::recorder::Recorder::default()),
+            names: HashSet::from(["transfer".to_owned()]),
+        }
+    }
+
+    fn read(body: &[u8]) -> (HeldMessages, HashSet<String>) {
+        let (mut held, mut nodes) = (HeldMessages::default(), HashSet::new());
+        let message = RawMessage {
+            body: body.to_vec(),
+            ..RawMessage::default()
+        };
+        messages().read(&message, &mut held, &mut nodes);
+        (held, nodes)
+    }
+
+    #[test]
+    fn answers_of_both_kinds_are_read() {
+        let answer = json!({
+            "celery@a": [
+                {"id": "1", "name": "transfer", "type": "transfer", "args": [7], "kwargs": {}},
+                {"id": "2", "name": "other", "type": "other", "args": [8], "kwargs": {}},
+                "no task",
+            ],
+            "celery@b": [
+                {"eta": "later", "priority": 6,
+                 "request": {"id": "3", "name": "transfer", "args": "(9,)", "kwargs": "{}"}},
+            ],
+            "celery@c": {"error": "KeyError('active')"},
+        });
+        let (held, nodes) = read(answer.to_string().as_bytes());
+        assert_eq!(held.transfers, HashSet::from([7, 9]));
+        assert_eq!(
+            held.task_ids,
+            HashSet::from(["1".to_owned(), "3".to_owned()])
+        );
+        assert_eq!(nodes.len(), 3);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(body: Vec<u8>, text in ".*") {
+            read(&body);
+            read(json!({"n": [{"args": text, "kwargs": text}]}).to_string().as_bytes());
+            leading_integer(&text);
+        }
+    }
+}

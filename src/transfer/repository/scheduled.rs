@@ -1,0 +1,351 @@
+//! Records of the rows that are SCHEDULED: since when, and by which message.
+//!
+//! Only a manager makes a row SCHEDULED, with a confirmed message and with its record. Messages get
+//! lost all the same (a purged queue, a message that expires, a worker that acknowledges early and
+//! dies), and other programs write SCHEDULED without a record. By the records the manager finds the
+//! rows that nobody has taken for too long, see [`crate::manager`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use entity::{Status, Timestamp, data_transfer, transfer_worker_lease, transfer_worker_schedule};
+use sea_orm::sea_query::{Expr, ExprTrait as _, OnConflict, Query};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder,
+    Set,
+};
+use serde::Serialize;
+
+use super::schedule::IDS_AT_ONCE;
+use super::{Repository, delay, find_lease, lock, storable};
+use crate::transfer::database::{self, DatabaseError};
+
+/// A row's record; it holds while the row says SCHEDULED.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ScheduleRecord {
+    /// The transfer.
+    pub data_transfer_id: i64,
+    /// Since when it is SCHEDULED, as far as that was seen. By the database's clock.
+    pub scheduled_at: DateTime<Utc>,
+    /// Queue of its message; none where another program sent it.
+    pub queue: Option<String>,
+    /// Celery's id of the task; none where another program sent it.
+    pub task_id: Option<String>,
+    /// How often it was made PENDING since its message was lost, without a worker taking it.
+    pub resent: i64,
+}
+
+impl From<transfer_worker_schedule::Model> for ScheduleRecord {
+    fn from(row: transfer_worker_schedule::Model) -> Self {
+        Self {
+            data_transfer_id: row.data_transfer_id,
+            scheduled_at: row.scheduled_at,
+            queue: row.queue,
+            task_id: row.task_id,
+            resent: row.resent,
+        }
+    }
+}
+
+/// What becomes of a transfer whose message ends without a run of its task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Withdrawal {
+    /// PENDING: the manager sends another message.
+    Pending,
+    /// FAILED, with this reason.
+    Failed(String),
+}
+
+impl Repository {
+    /// Whether SCHEDULED is recorded here: not where the last migration was not made.
+    pub fn has_schedule(&self) -> bool {
+        self.schema.has_schedule
+    }
+
+    /// All records, the oldest first; also those of rows that are no longer SCHEDULED.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn schedule_records(&self) -> Result<Vec<ScheduleRecord>, DatabaseError> {
+        use transfer_worker_schedule::{Column, Entity};
+        if !self.schema.has_schedule {
+            return Ok(Vec::new());
+        }
+        let reading = async {
+            let rows = Entity::find()
+                .order_by_asc(Column::ScheduledAt)
+                .order_by_asc(Column::DataTransferId)
+                .all(self.database.connection())
+                .await?;
+            Ok(rows.into_iter().map(ScheduleRecord::from).collect())
+        };
+        self.database.bounded(reading).await
+    }
+
+    /// The record of one transfer that is SCHEDULED.
+    pub(super) async fn schedule_record(&self, id: i64) -> Result<Option<ScheduleRecord>, DbErr> {
+        if !self.schema.has_schedule {
+            return Ok(None);
+        }
+        let row = transfer_worker_schedule::Entity::find_by_id(id)
+            .one(self.database.connection())
+            .await?;
+        Ok(row.map(ScheduleRecord::from))
+    }
+
+    /// Gives a record to rows that are SCHEDULED and have none, from now on.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn record_scheduled(&self, ids: &[i64]) -> Result<(), DatabaseError> {
+        use transfer_worker_schedule::{Column, Entity};
+        let recording = async {
+            let db = self.database.connection();
+            let now = database::now(db).await?;
+            for ids in ids.chunks(IDS_AT_ONCE) {
+                let rows = ids.iter().map(|id| record(*id, now, None));
+                let existing = OnConflict::column(Column::DataTransferId)
+                    .do_nothing()
+                    .to_owned();
+                Entity::insert_many(rows)
+                    .on_conflict(existing)
+                    .exec_without_returning(db)
+                    .await?;
+            }
+            Ok(())
+        };
+        self.database.bounded(recording).await
+    }
+
+    /// Those of some transfers that are SCHEDULED and that no worker has.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn still_scheduled(&self, ids: &[i64]) -> Result<HashSet<i64>, DatabaseError> {
+        use data_transfer::{Column, Entity};
+        let mut found = HashSet::new();
+        for ids in ids.chunks(IDS_AT_ONCE) {
+            let id = || Expr::col((Entity, Column::Id));
+            let leased = Query::select()
+                .expr(Expr::val(1))
+                .from(transfer_worker_lease::Entity)
+                .and_where(
+                    Expr::col((
+                        transfer_worker_lease::Entity,
+                        transfer_worker_lease::Column::DataTransferId,
+                    ))
+                    .equals((Entity, Column::Id)),
+                )
+                .to_owned();
+            let query = Query::select()
+                .expr(id().cast_as("bigint"))
+                .from(Entity)
+                .and_where(id().is_in(ids.iter().copied()))
+                .and_where(self.status_is(&[Status::Scheduled]))
+                .and_where(Expr::exists(leased).not())
+                .to_owned();
+            for row in self.rows(&query).await? {
+                found.insert(row.try_get_by_index(0).map_err(DatabaseError::from)?);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Makes a row PENDING whose message is lost, so that it is sent again by the rules of its link;
+    /// false if anything has happened to it since `seen` was read.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn send_again(&self, seen: &ScheduleRecord) -> Result<bool, DatabaseError> {
+        let changing = async |tx: &DatabaseTransaction| Ok(self.send_again_in(tx, seen).await?);
+        self.database.bounded(self.database.write(changing)).await
+    }
+
+    async fn send_again_in(
+        &self,
+        tx: &DatabaseTransaction,
+        seen: &ScheduleRecord,
+    ) -> Result<bool, DbErr> {
+        use transfer_worker_schedule::{Column, Entity};
+        let id = seen.data_transfer_id;
+        if !self.is_untaken(tx, id).await? {
+            return Ok(false);
+        }
+        let counted = Entity::update_many()
+            .col_expr(Column::Resent, Expr::val(seen.resent.saturating_add(1)))
+            .filter(Column::DataTransferId.eq(id))
+            .filter(Column::ScheduledAt.eq(seen.scheduled_at))
+            .filter(Column::Resent.eq(seen.resent))
+            .exec(tx)
+            .await?;
+        // Another manager was first.
+        if counted.rows_affected == 0 {
+            return Ok(false);
+        }
+        delay::forget(tx, id).await?;
+        self.set_status(id, Status::Pending).exec(tx).await?;
+        Ok(true)
+    }
+
+    /// Takes a row out of SCHEDULED whose message ends without a run of its task; false if the row is
+    /// not SCHEDULED, if a worker has it, or if its message is another one.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn withdraw(
+        &self,
+        id: i64,
+        task_id: &str,
+        withdrawal: &Withdrawal,
+    ) -> Result<bool, DatabaseError> {
+        let changing = async |tx: &DatabaseTransaction| {
+            Ok(self.withdraw_in(tx, id, task_id, withdrawal).await?)
+        };
+        self.database.bounded(self.database.write(changing)).await
+    }
+
+    async fn withdraw_in(
+        &self,
+        tx: &DatabaseTransaction,
+        id: i64,
+        task_id: &str,
+        withdrawal: &Withdrawal,
+    ) -> Result<bool, DbErr> {
+        use data_transfer::Column;
+        if !self.is_untaken(tx, id).await? {
+            return Ok(false);
+        }
+        if self.schema.has_schedule {
+            let record = transfer_worker_schedule::Entity::find_by_id(id)
+                .one(tx)
+                .await?;
+            let known = record.and_then(|record| record.task_id);
+            if known.is_some_and(|known| known != storable(task_id)) {
+                return Ok(false);
+            }
+        }
+        self.forget_schedule(tx, id).await?;
+        let update = match withdrawal {
+            Withdrawal::Pending => self.set_status(id, Status::Pending),
+            Withdrawal::Failed(reason) => {
+                let now = database::now(tx).await?;
+                let message = self.schema.fit_failure_message(storable(reason));
+                self.set_status(id, Status::Failed)
+                    .col_expr(Column::EndTime, Expr::val(Timestamp(now)))
+                    .col_expr(Column::FailureErrorMessage, Expr::val(message))
+            }
+        };
+        update.exec(tx).await?;
+        Ok(true)
+    }
+
+    /// Locks a row, and says whether it is SCHEDULED and no worker has it.
+    async fn is_untaken(&self, tx: &DatabaseTransaction, id: i64) -> Result<bool, DbErr> {
+        let row = lock(tx, id).await?;
+        let is_scheduled = row.is_some_and(|row| row.status.means(Status::Scheduled));
+        Ok(is_scheduled && find_lease(tx, id).await?.is_none())
+    }
+
+    /// Removes records of rows that are over or that a worker of another kind has taken.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn forget_stale_schedules(&self) -> Result<(), DatabaseError> {
+        use data_transfer::{Column, Entity};
+        use transfer_worker_schedule::{Column as Recorded, Entity as Records};
+        let open = Query::select()
+            .expr(Expr::val(1))
+            .from(Entity)
+            .and_where(Expr::col((Entity, Column::Id)).equals((Records, Recorded::DataTransferId)))
+            .and_where(self.status_is(&[Status::Pending, Status::Scheduled]))
+            .to_owned();
+        let removing = async {
+            Records::delete_many()
+                .filter(Expr::exists(open).not())
+                .exec(self.database.connection())
+                .await?;
+            Ok(())
+        };
+        self.database.bounded(removing).await
+    }
+
+    /// Removes a transfer's record: it leaves SCHEDULED.
+    pub(super) async fn forget_schedule(
+        &self,
+        db: &impl ConnectionTrait,
+        id: i64,
+    ) -> Result<(), DbErr> {
+        if self.schema.has_schedule {
+            transfer_worker_schedule::Entity::delete_by_id(id)
+                .exec(db)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Records rows that become SCHEDULED, before their messages are sent: what cannot be recorded
+    /// must not be sent.
+    pub(super) async fn begin_schedule(
+        &self,
+        tx: &DatabaseTransaction,
+        queues: &[(i64, Arc<str>)],
+    ) -> Result<(), DbErr> {
+        use transfer_worker_schedule::{Column, Entity};
+        if !self.schema.has_schedule || queues.is_empty() {
+            return Ok(());
+        }
+        let now = database::now(tx).await?;
+        let rows = queues
+            .iter()
+            .map(|(id, queue)| record(*id, now, Some(queue)));
+        // How often it was sent again stays, until a worker takes it.
+        let again = OnConflict::column(Column::DataTransferId)
+            .update_columns([Column::ScheduledAt, Column::Queue, Column::TaskId])
+            .to_owned();
+        Entity::insert_many(rows)
+            .on_conflict(again)
+            .exec_without_returning(tx)
+            .await
+            .map(drop)
+    }
+
+    /// Adds the ids of the tasks that were sent.
+    pub(super) async fn complete_schedule(
+        &self,
+        tx: &DatabaseTransaction,
+        sent: &HashMap<i64, String>,
+    ) -> Result<(), DbErr> {
+        use transfer_worker_schedule::{Column, Entity};
+        if !self.schema.has_schedule || sent.is_empty() {
+            return Ok(());
+        }
+        let task_id = sent.iter().fold(
+            sea_orm::sea_query::CaseStatement::new(),
+            |case, (id, task_id)| {
+                let is_it = Expr::col(Column::DataTransferId).eq(*id);
+                case.case(is_it, Expr::val(storable(task_id)))
+            },
+        );
+        Entity::update_many()
+            .col_expr(Column::TaskId, task_id.into())
+            .filter(Column::DataTransferId.is_in(sent.keys().copied()))
+            .exec(tx)
+            .await
+            .map(drop)
+    }
+}
+
+fn record(
+    id: i64,
+    now: DateTime<Utc>,
+    queue: Option<&str>,
+) -> transfer_worker_schedule::ActiveModel {
+    transfer_worker_schedule::ActiveModel {
+        data_transfer_id: Set(id),
+        scheduled_at: Set(now),
+        queue: Set(queue.map(storable)),
+        task_id: Set(None),
+        resent: Set(0),
+    }
+}
