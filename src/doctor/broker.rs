@@ -7,9 +7,9 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome, Verdict};
-use crate::broker::TaskQueues;
 use crate::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Options, Permissions, Probe};
 use crate::broker::topology::Queue;
+use crate::broker::{BrokerError, TaskQueues};
 use crate::telemetry::chain;
 
 /// What RabbitMQ's `consumer_timeout` is where nobody has set it, from this version on (major, minor,
@@ -115,6 +115,13 @@ impl Doctor {
             read,
         } = match probe.permissions(&name).await {
             Ok(permissions) => permissions,
+            Err(error @ BrokerError::Blocked { .. }) => {
+                return Outcome::red(
+                    chain(&error).to_string(),
+                    "give the broker memory or disk space, or empty its queues: `rabbitmq-diagnostics alarms` says what it \
+                     is short of. Until then results, follow-up tasks and the manager's messages wait",
+                );
+            }
             Err(error) => return Outcome::red(chain(&error).to_string(), "try again"),
         };
         let tried = [

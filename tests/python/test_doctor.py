@@ -137,6 +137,16 @@ def without_permission(clinic):
 
 
 @contextlib.contextmanager
+def memory_alarm(clinic):
+    clinic.settings()
+    clinic.deployment.broker.ctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        yield
+    finally:
+        clinic.deployment.broker.ctl("set_vm_memory_high_watermark", "0.4")
+
+
+@contextlib.contextmanager
 def queue_with_other_arguments(clinic):
     clinic.settings()
     queue = f"{clinic.deployment.destination_site}_buffer_data_transfer"
@@ -276,6 +286,7 @@ BREAKS = {
     unknown_host: ("broker", "host name", "resolver"),
     plain_port_for_tls: ("broker", "TLS", "broker_ssl_ca_file"),
     without_permission: ("permissions", "configure", "set_permissions"),
+    memory_alarm: ("permissions", "low on memory", "rabbitmq-diagnostics alarms"),
     queue_with_other_arguments: ("queues", "x-max-priority", "celery.task_queues"),
     redis_down: ("results", "cannot be reached", "celery.result_backend"),
     no_result_tables: ("results", "celery_taskmeta", "celery.result_backend"),

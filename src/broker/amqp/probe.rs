@@ -5,12 +5,13 @@
 //! there is declared as the worker would do it, which changes nothing: the broker either agrees or
 //! says what differs.
 
+use futures_util::StreamExt;
 use lapin::options::{
     BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
 };
 use lapin::types::FieldTable;
 use lapin::uri::AMQPScheme;
-use lapin::{BasicProperties, Connection};
+use lapin::{BasicProperties, Connection, Event};
 use secrecy::ExposeSecret as _;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
@@ -216,7 +217,7 @@ impl Probe {
     /// Tries what a worker does with queues of its own. `name` must be nobody else's.
     ///
     /// # Errors
-    /// That no channel could be opened.
+    /// That no channel could be opened, or that the broker takes no messages for now.
     pub async fn permissions(&self, name: &str) -> Result<Permissions, BrokerError> {
         let told = |error: lapin::Error| chain(&error).to_string();
         let queue = short(name)?;
@@ -247,24 +248,42 @@ impl Probe {
         })
     }
 
-    /// Publishes to a name that is ours, where nobody but we could get it.
+    /// Publishes to a name that is ours, where nobody but we could get it. Over another connection: a broker
+    /// that is short of memory or disk space answers nothing more on one that publishes.
     async fn write(&self, name: &str) -> Result<Result<(), String>, BrokerError> {
-        let channel = self.channel().await?;
+        let connection = self.link.connect("doctor").await?;
+        let mut events = connection.events_listener();
         let publishing = async {
+            let channel = connection.create_channel().await?;
             channel
                 .confirm_select(ConfirmSelectOptions::default())
                 .await?;
             let options = BasicPublishOptions::default();
             let nothing = BasicProperties::default();
-            channel
-                .basic_publish("".into(), name.into(), options, b"", nothing)
-                .await?
-                .await
+            let confirming = channel.basic_publish("".into(), name.into(), options, b"", nothing);
+            confirming.await?.await?;
+            // The first message is taken, and only then the connection blocked.
+            channel.close(200, "tried".into()).await
         };
-        let published = publishing.await;
-        Ok(published
-            .map(drop)
-            .map_err(|error| chain(&error).to_string()))
+        let blocked = async {
+            while let Some(event) = events.next().await {
+                if let Event::ConnectionBlocked(reason) = event {
+                    return reason;
+                }
+            }
+            std::future::pending().await
+        };
+        let published = tokio::select! {
+            published = publishing => published,
+            reason = blocked => {
+                return Err(BrokerError::Blocked {
+                    broker: self.masked.clone(),
+                    reason: reason.into(),
+                });
+            }
+        };
+        goodbye(&connection).await;
+        Ok(published.map_err(|error| chain(&error).to_string()))
     }
 
     /// Compares a queue with the one that is there. Never makes one that is missing.
