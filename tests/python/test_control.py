@@ -38,22 +38,24 @@ def celery(deployment, *arguments):
 @contextlib.contextmanager
 def events(app):
     """Collects events from now on; some worker has to run, whose heartbeats tell that the collecting has begun."""
-    seen, stop = [], threading.Event()
-
-    def receive(connection):
-        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
-        while not stop.is_set():
-            with contextlib.suppress(TimeoutError, OSError):
-                receiver.capture(limit=None, timeout=0.5, wakeup=False)
-
+    seen = []
     with app.connection() as connection:
-        thread = threading.Thread(target=receive, args=[connection], daemon=True)
+        receiver = app.events.Receiver(connection, handlers={"*": seen.append})
+
+        def receive():
+            # Without a limit in time: when one has passed, the queue goes, and with it what comes until the next one
+            # is there.
+            while not receiver.should_stop:
+                with contextlib.suppress(OSError):
+                    receiver.capture(limit=None, timeout=None, wakeup=False)
+
+        thread = threading.Thread(target=receive, daemon=True)
         thread.start()
         try:
             until(lambda: seen, "a heartbeat is seen")
             yield seen
         finally:
-            stop.set()
+            receiver.should_stop = True
             thread.join(10)
 
 
