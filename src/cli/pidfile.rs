@@ -49,20 +49,20 @@ impl PidFile {
                     return Ok(Self(path));
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                    if let Some(pid) = held_by(&path).map_err(failed)? {
-                        return Err(CliError::Refused(format!(
+                    let runs = |pid| {
+                        CliError::Refused(format!(
                             "--pidfile {} exists and its process {pid} runs; stop it, or remove the file if that is \
                              no worker",
                             path.display()
-                        )));
+                        ))
+                    };
+                    if let Some(pid) = held_by(&path).map_err(failed)? {
+                        return Err(runs(pid));
+                    }
+                    if let Some(pid) = take_away(&path).map_err(failed)? {
+                        return Err(runs(pid));
                     }
                     tracing::warn!(path = %path.display(), "pid file of a dead process is replaced");
-                    match fs::remove_file(&path) {
-                        Err(error) if error.kind() != ErrorKind::NotFound => {
-                            return Err(failed(error));
-                        }
-                        _ => {}
-                    }
                 }
                 Err(error) => return Err(failed(error)),
             }
@@ -98,6 +98,25 @@ fn held_by(path: &Path) -> io::Result<Option<i32>> {
     let is_other = pid.unsigned_abs() != std::process::id();
     let runs = is_other && kill(Pid::from_raw(pid), None).is_ok();
     Ok(runs.then_some(pid))
+}
+
+/// Removes a stale file, unless another process has replaced it in the meantime: whose file it then is. Only one of
+/// several that start at the same time gets hold of it.
+fn take_away(path: &Path) -> io::Result<Option<i32>> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}", std::process::id()));
+    match fs::rename(path, &aside) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        renamed => renamed?,
+    }
+    let aside = Path::new(&aside);
+    let pid = held_by(aside)?;
+    if pid.is_some() {
+        // There may be yet another one by now, which then has it.
+        let _ = fs::hard_link(aside, path);
+    }
+    fs::remove_file(aside)?;
+    Ok(pid)
 }
 
 impl Drop for PidFile {
@@ -164,6 +183,24 @@ mod tests {
         let path = folder.path().join("w.pid");
         fs::write(&path, format!("{}\n", std::process::id()))?;
         assert!(PidFile::create(&path).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_that_another_one_has_just_made_is_given_back() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("w.pid");
+        let mut other = Command::new("sleep").arg("60").spawn()?;
+        fs::write(&path, format!("{}\n", other.id()))?;
+        let taken = take_away(&path);
+        other.kill()?;
+        other.wait()?;
+        assert_eq!(taken?.map(i32::unsigned_abs), Some(other.id()));
+        assert_eq!(fs::read_to_string(&path)?, format!("{}\n", other.id()));
+        assert_eq!(fs::read_dir(folder.path())?.count(), 1);
+        assert_eq!(take_away(&path)?, None);
+        assert_eq!(take_away(&path)?, None);
+        assert_eq!(fs::read_dir(folder.path())?.count(), 0);
         Ok(())
     }
 
