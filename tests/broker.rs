@@ -35,6 +35,7 @@ fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
         prefetch,
         delayed: None,
         max_body_bytes: None,
+        max_waiting_body_bytes: None,
     }
 }
 

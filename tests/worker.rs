@@ -170,6 +170,7 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
             prefetch: 1,
             delayed: None,
             max_body_bytes: None,
+            max_waiting_body_bytes: None,
         });
         let mut connected = consumer.connected();
         connected.wait_for(|up| *up).await.unwrap();
@@ -287,6 +288,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         prefetch: 0,
         delayed: None,
         max_body_bytes: None,
+        max_waiting_body_bytes: None,
     });
     for _ in 0..rejected.len() {
         let letter = tokio::time::timeout(PATIENCE, letters.next())
@@ -409,6 +411,7 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
         prefetch: 0,
         delayed: None,
         max_body_bytes: None,
+        max_waiting_body_bytes: None,
     });
     replies.connected().wait_for(|up| *up).await.unwrap();
     let id = unique("id");

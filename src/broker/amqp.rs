@@ -35,6 +35,7 @@ use crate::telemetry::{chain, panic_text};
 use courier::{Courier, Letter};
 use link::{Link, goodbye};
 use publisher::{Blocked, PublisherSession, confirming};
+use screen::Bodies;
 use supervisor::Supervisor;
 
 mod address;
@@ -435,7 +436,14 @@ impl Transport for Amqp {
             reconnect: self.reconnect,
             purpose: subscription.purpose,
             delayed: subscription.delayed,
-            max_body_bytes: subscription.max_body_bytes,
+            bodies: Bodies {
+                max: subscription
+                    .max_body_bytes
+                    .map_or(u64::MAX, |max| max as u64),
+                max_waiting: subscription
+                    .max_waiting_body_bytes
+                    .map_or(u64::MAX, |max| max as u64),
+            },
             closing: self.closing.clone(),
         };
         let name = format!("connection for {}", subscription.purpose);

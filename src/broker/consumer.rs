@@ -52,6 +52,8 @@ pub struct Damage {
     pub unreadable: Option<&'static str>,
     /// Size of a body that was left out for it.
     pub body_bytes: Option<u64>,
+    /// Whether it was left out since the task has to wait for its time.
+    pub is_early: bool,
 }
 
 impl Damage {
@@ -63,6 +65,7 @@ impl Damage {
             is_too_deep: self.is_too_deep || before.is_too_deep,
             unreadable: self.unreadable.or(before.unreadable),
             body_bytes: self.body_bytes.or(before.body_bytes),
+            is_early: self.is_early || before.is_early,
         }
     }
 }

@@ -57,6 +57,9 @@ pub struct Subscription {
     pub delayed: Option<QueueType>,
     /// Largest body, in bytes; one above it is left out, unread, see [`consumer::Damage`].
     pub max_body_bytes: Option<usize>,
+    /// Bodies of tasks whose time is yet to come are left out if they are larger, in bytes: such a
+    /// message is read when it is delivered again.
+    pub max_waiting_body_bytes: Option<usize>,
 }
 
 /// How full a queue is.

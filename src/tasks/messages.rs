@@ -140,6 +140,7 @@ impl FindMessages for Messages {
             prefetch: 0,
             delayed: None,
             max_body_bytes: Some(MOST_BYTES),
+            max_waiting_body_bytes: None,
         });
         let held = self.ask(&mut consumer, &key).await;
         consumer.cancel();

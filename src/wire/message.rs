@@ -4,9 +4,12 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
 use super::content::{self, Accept};
-use super::{Headers, RawMessage, envelope, time};
+use super::{Headers, RawMessage, envelope, repr, time};
 
 pub use super::content::JSON;
+
+/// Characters of a text in an outline.
+const OUTLINED_CHARS: usize = 1000;
 
 /// How a message is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -136,6 +139,36 @@ impl TaskMessage {
         stamps
     }
 
+    /// What is to be known of a task whose message is left to the broker for now: no arguments, no
+    /// headers, nothing that follows, and texts of bounded size.
+    #[must_use]
+    pub fn outline(&self) -> Self {
+        let cut = |text: &str| -> String { text.chars().take(OUTLINED_CHARS).collect() };
+        let cut_one = |text: &Option<String>| text.as_deref().map(cut);
+        Self {
+            id: cut(&self.id),
+            task: cut(&self.task),
+            protocol: self.protocol,
+            root_id: cut_one(&self.root_id),
+            parent_id: cut_one(&self.parent_id),
+            group: cut_one(&self.group),
+            group_index: self.group_index,
+            retries: self.retries,
+            eta: self.eta,
+            expires: self.expires,
+            time_limit: self.time_limit,
+            shadow: cut_one(&self.shadow),
+            argsrepr: self.argsrepr.as_deref().map(repr::shorten),
+            kwargsrepr: self.kwargsrepr.as_deref().map(repr::shorten),
+            origin: cut_one(&self.origin),
+            ignore_result: self.ignore_result,
+            reply_to: cut_one(&self.reply_to),
+            correlation_id: cut(&self.correlation_id),
+            priority: self.priority,
+            ..Self::default()
+        }
+    }
+
     /// Name to show: `shadow`, or the task's.
     #[must_use]
     pub fn display_name(&self) -> &str {
@@ -243,6 +276,26 @@ pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused>
         }
         named.refused(raw, reason)
     })
+}
+
+/// A task message as far as its headers tell, without its body.
+///
+/// # Errors
+/// [`Refused`] for everything that is no task by its headers, as with protocol 1.
+pub fn head(raw: &RawMessage) -> Result<TaskMessage, Refused> {
+    let named = Named::of(&raw.headers);
+    let mut message = match common(raw, &named, raw.headers.clone()) {
+        Ok(message) => message,
+        Err(reason) => return Err(named.refused(raw, reason)),
+    };
+    message.argsrepr = text(&raw.headers, "argsrepr");
+    message.kwargsrepr = text(&raw.headers, "kwargsrepr");
+    Ok(message)
+}
+
+/// The time that an `eta` is, if it is any.
+pub(crate) fn eta(text: &str) -> Option<DateTime<Utc>> {
+    time::parse(text)
 }
 
 /// A message that is refused before it is read.

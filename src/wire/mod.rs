@@ -23,6 +23,7 @@ pub mod result;
 pub mod retry;
 mod time;
 pub mod url;
+pub mod weight;
 mod yaml;
 
 pub use headers::Headers;

@@ -41,6 +41,21 @@ pub(super) struct Received {
     pub(super) redelivered: bool,
 }
 
+impl Received {
+    /// A message that came by a delivery.
+    pub(super) fn of(delivery: &Delivery, message: TaskMessage) -> Self {
+        Self {
+            identity: Identity::of(&delivery.message),
+            message: Arc::new(message),
+            raw: delivery.message.clone(),
+            exchange: delivery.exchange.clone(),
+            routing_key: delivery.routing_key.clone(),
+            queue: delivery.queue.clone(),
+            redelivered: delivery.redelivered,
+        }
+    }
+}
+
 /// How far an accepted task is.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Phase {

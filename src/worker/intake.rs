@@ -20,8 +20,11 @@ fn left_out(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
     if let Some(why) = damage.unreadable {
         return Some(Reason::Properties(why));
     }
-    damage.body_bytes.map(|bytes| Reason::TooLarge {
-        size: usize::try_from(bytes).unwrap_or(usize::MAX),
-        limit: accept.max_body_bytes,
-    })
+    damage
+        .body_bytes
+        .filter(|_| !damage.is_early)
+        .map(|bytes| Reason::TooLarge {
+            size: usize::try_from(bytes).unwrap_or(usize::MAX),
+            limit: accept.max_body_bytes,
+        })
 }

@@ -41,9 +41,11 @@ mod rate;
 mod request;
 pub mod results;
 mod revoked;
+mod room;
 mod span;
 mod stop;
 mod task;
+mod waiting;
 
 pub use control::DANGEROUS;
 pub use policy::TaskDefaults;
@@ -201,6 +203,7 @@ pub struct Worker {
     /// The queues that are consumed, once they are.
     subscriptions: OnceLock<Subscriptions>,
     accepted: Arc<AcceptedTasks>,
+    room: room::Room,
     revoked: Revoked,
     /// Replies of the remote control.
     replies: Replies,
@@ -259,6 +262,7 @@ impl Worker {
             pool: Pool::new(config.concurrency),
             rates: rates(&registry, &config),
             accepted: Arc::new(AcceptedTasks::new(config.eta_task_limit)),
+            room: room::Room::default(),
             time_limits: TimeLimits::default(),
             subscriptions: OnceLock::new(),
             registry,
@@ -316,6 +320,7 @@ impl Worker {
             queues,
             prefetch: worker.prefetch(),
             max_body_bytes: Some(worker.config.accept.max_body_bytes),
+            max_waiting_body_bytes: Some(room::LIGHT),
         });
         // Nobody else sets it.
         let _ = worker.subscriptions.set(consumer.handle());

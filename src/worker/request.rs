@@ -19,13 +19,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::accepted::{Phase, Received};
 use super::canvas::{CanvasError, Stopped};
 use super::identity::Identity;
-use super::intake;
 use super::policy::Policy;
 use super::span;
 use super::stop::{Reason as StopReason, Stop};
 use super::task::{
     Control, Entry, Failure, Invocation, Message, Outcome, Progress, Retry, When, panicked,
 };
+use super::waiting::Admitted;
 use super::{STORE_PAUSES, Worker};
 use crate::broker::{Delivery, Publication, Route, Verdict, delayed};
 use crate::faults::fault_point;
@@ -49,19 +49,21 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// How long a task that ran too long may take to put things in order.
 const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
-/// How long the broker is tried for before a publication fails.
-const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
-
-/// How often deliveries are looked at whose message is being published anew.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
 /// The message goes back to its queue: the worker has to end before it could do its part.
 struct Requeue;
 
 impl Worker {
     /// One delivery, from receipt to settlement.
-    pub(super) async fn receive(self: Arc<Self>, mut delivery: Delivery) {
-        let message = match intake::read(&delivery, &self.config.accept) {
+    pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
+        let Some(Admitted {
+            mut delivery,
+            read,
+            share: _share,
+        }) = self.admit(delivery).await
+        else {
+            return;
+        };
+        let message = match *read {
             Ok(message) => message,
             Err(refused) => return Box::pin(self.refuse(delivery, refused)).await,
         };
@@ -182,65 +184,8 @@ impl Worker {
         }
     }
 
-    /// Waits for a task's time; `None` if the message was given to the broker meanwhile.
-    ///
-    /// The broker takes back what is held for too long (`consumer_timeout`, 30 minutes by default)
-    /// and closes the channel. A message that has to wait for longer is therefore published anew
-    /// every so often, as it is.
-    async fn wait_until(&self, received: &Arc<Received>, eta: DateTime<Utc>) -> Option<()> {
-        let Ok(left) = (eta - Utc::now()).to_std() else {
-            return Some(());
-        };
-        // One that waits must not take a place among those that the broker delivers ahead.
-        self.accepted.enter(received, Phase::Scheduled(eta));
-        self.accepted.park(received, true);
-        tokio::time::sleep(left.min(self.config.eta_hold)).await;
-        if left <= self.config.eta_hold {
-            self.accepted.park(received, false);
-            return Some(());
-        }
-        self.put_back(received).await;
-        None
-    }
-
-    /// Publishes a message that waits anew, and lets the one go that is held.
-    async fn put_back(&self, received: &Arc<Received>) {
-        let publication = Publication {
-            exchange: String::new(),
-            routing_key: received.queue.clone(),
-            message: received.raw.clone(),
-            declare: None,
-            mandatory: true,
-        };
-        // Taken out first: the new message may be here before its publication is confirmed, and
-        // must not join the one that goes.
-        let held = self.accepted.release(received);
-        let publishing = self
-            .transport
-            .publish_until_confirmed(&publication, PUBLISH_WITHIN);
-        let published = tokio::select! {
-            published = publishing => published,
-            // The broker delivers it again; published as well, there would be two of it.
-            () = taken_back(&held) => return,
-        };
-        let verdict = match published {
-            Ok(()) => Verdict::Ack,
-            Err(error) => {
-                tracing::warn!(
-                    task_id = received.message.id,
-                    error = %chain(&error),
-                    "a task that waits could not be published anew; its message goes back"
-                );
-                Verdict::Requeue
-            }
-        };
-        for delivery in held {
-            delivery.settle(verdict).await;
-        }
-    }
-
     /// Why a task must not begin any more, if so.
-    fn unwanted(&self, message: &TaskMessage) -> Option<State> {
+    pub(super) fn unwanted(&self, message: &TaskMessage) -> Option<State> {
         let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
         let cause = match expired {
             true => Cause::Expired,
@@ -668,7 +613,7 @@ impl Worker {
     }
 
     /// Counts what is new of a task, and tells monitors.
-    fn news(&self, received: &Received, event: &Event<'_>) {
+    pub(super) fn news(&self, received: &Received, event: &Event<'_>) {
         self.count_event(&received.message.task, &received.queue, event);
         self.events.send(event);
     }
@@ -698,7 +643,7 @@ impl Worker {
         format!("ccat-transfer on {}, in {function}", self.hostname)
     }
 
-    async fn conclude(
+    pub(super) async fn conclude(
         &self,
         received: &Arc<Received>,
         policy: &Policy,
@@ -811,7 +756,7 @@ impl Worker {
     }
 
     /// A message for a task that this worker does not have.
-    async fn not_registered(&self, delivery: Delivery, message: TaskMessage) {
+    pub(super) async fn not_registered(&self, delivery: Delivery, message: TaskMessage) {
         tracing::error!(
             task = message.task,
             task_id = message.id,
@@ -903,13 +848,6 @@ impl Worker {
                 }
             }
         }
-    }
-}
-
-/// Waits until the broker has taken all deliveries back.
-async fn taken_back(held: &[Delivery]) {
-    while !held.iter().all(Delivery::is_void) {
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -1,7 +1,9 @@
 """Messages that would end a connection, or more: each is settled, and what stands behind it runs."""
 
 import json
+import time
 import uuid
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import amqp
@@ -34,10 +36,14 @@ def send(channel, queue, headers, body, **properties):
     return headers["id"]
 
 
+def logged(worker, task_id, message):
+    lines = (json.loads(line) for line in worker.log().splitlines() if task_id in line)
+    return any(line["message"] == message for line in lines)
+
+
 def ran(worker, task_id):
     """Whether a task has succeeded."""
-    lines = (json.loads(line) for line in worker.log().splitlines() if task_id in line)
-    return any(line["message"] == "task succeeded" for line in lines)
+    return logged(worker, task_id, "task succeeded")
 
 
 def test_short_strings_that_are_no_utf8(tmp_path, broker, queue):
@@ -97,6 +103,47 @@ def test_bodies_above_the_limit(tmp_path, broker, queue):
         assert len(message.body) == 20_000_000
     finally:
         worker.stop()
+
+
+def in_future(**time):
+    return (datetime.now(timezone.utc) + timedelta(**time)).isoformat()
+
+
+# 4 MB that take 200 MB once they are decoded.
+HEAVY = [1] * 2_000_000
+
+
+def compact(args):
+    return json.dumps([args, {}, {}], separators=(",", ":"))
+
+
+def test_large_messages_that_wait_for_their_time(tmp_path, broker, queue):
+    """They stay with the broker. None of them delays what stands behind them, and each runs at its time."""
+    worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
+    try:
+        with broker.channel() as channel:
+            headers, _ = task("tasks.echo", eta=in_future(seconds=3))
+            soon = send(channel, queue, headers, compact([[1] * 20_000]))
+            body = compact([HEAVY])
+            for _ in range(30):
+                headers, _ = task("tasks.echo", eta=in_future(days=365))
+                send(channel, queue, headers, body)
+            headers, body = task()
+            sent = time.monotonic()
+            behind = send(channel, queue, headers, body)
+        until(lambda: ran(worker, behind), "what stands behind them is run", 60, log=worker.log)
+        took = time.monotonic() - sent
+        print(f"\nwaited for {took:.2f} s, {peak_mb(worker.pid):.0f} MB")
+        until(lambda: ran(worker, soon), "the one that is due is run", log=worker.log)
+        until(lambda: worker.log().count("stays with the broker") >= 31, "all have come", log=worker.log)
+        assert broker.unsettled(queue) == 30
+        assert peak_mb(worker.pid) < 150
+    finally:
+        worker.stop()
+    # They are still there, whole.
+    assert broker.ready(queue) == 30
+    with broker.channel() as channel:
+        assert len(channel.basic_get(queue, no_ack=True).body) > 4_000_000
 
 
 def peak_mb(pid):

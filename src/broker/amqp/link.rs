@@ -17,7 +17,7 @@ use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
 use super::address::{Address, Addresses};
-use super::screen::{Limits, Notes};
+use super::screen::{Bodies, Limits, Notes};
 use super::{Options, Tls, convert, short, stream};
 use crate::broker::topology::Step;
 use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
@@ -112,20 +112,19 @@ impl Link {
     /// Of several brokers, one that can be worth another attempt, if there is any.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
         let notes = Arc::new(Notes::default());
-        self.connect_to_consume(role, None, &notes).await
+        self.connect_to_consume(role, Bodies::ALL, &notes).await
     }
 
-    /// The same, but bodies are left out that are larger than that, and what had to be done to read a
-    /// delivery is noted.
+    /// The same, but some bodies are left out, and what had to be done to read a delivery is noted.
     pub(super) async fn connect_to_consume(
         &self,
         role: &str,
-        max_body_bytes: Option<usize>,
+        bodies: Bodies,
         notes: &Arc<Notes>,
     ) -> Result<Connection, BrokerError> {
         let mut failure = None;
         for address in self.addresses.in_turn() {
-            let error = match self.connect_to(address, role, max_body_bytes, notes).await {
+            let error = match self.connect_to(address, role, bodies, notes).await {
                 Ok(connection) => {
                     if failure.is_some() {
                         tracing::info!(
@@ -155,7 +154,7 @@ impl Link {
         &self,
         address: &Address,
         role: &str,
-        max_body_bytes: Option<usize>,
+        bodies: Bodies,
         notes: &Arc<Notes>,
     ) -> Result<Connection, BrokerError> {
         let mut uri = address.uri.clone();
@@ -167,7 +166,7 @@ impl Link {
         let limits = Limits {
             is_last: has_large_frames || uri.query.frame_max.is_some(),
             frame: *uri.query.frame_max.get_or_insert(frame),
-            body: max_body_bytes.map_or(u64::MAX, |bytes| bytes as u64),
+            bodies,
         };
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", self.name).into())

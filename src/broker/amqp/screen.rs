@@ -10,17 +10,22 @@
 //! * bytes of a short string that are no UTF-8 become `?`;
 //! * header values that nest too deep become bytes, which are written in the same way;
 //! * properties that cannot be read are left out, and so is the body that belongs to them;
-//! * a body above the limit is left out, before it takes memory. A heartbeat goes in the place of
-//!   each of its frames, so that a long one is not taken for silence.
+//! * a body above the limit is left out, before it takes memory; so is that of a task whose time is
+//!   yet to come, from some size on. A heartbeat goes in the place of each of its frames, so that a
+//!   long one is not taken for silence.
 //!
 //! No size changes but that of frames that are left out, so that all this is done in place. What was
 //! done to a delivery is noted by its channel and tag.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use chrono::Utc;
 
 use super::link::LARGE_FRAME;
 use crate::broker::consumer::Damage;
+use crate::wire::message as wire;
 
 /// How deep values of headers may nest: the library's recursion is to fit into any stack.
 const MAX_DEPTH: usize = 64;
@@ -71,8 +76,25 @@ pub(super) struct Limits {
     /// Whether a larger one that comes nevertheless is left out. Otherwise one of up to
     /// [`LARGE_FRAME`] goes through, and ends the connection for one with such frames.
     pub(super) is_last: bool,
-    /// Largest body, in bytes.
-    pub(super) body: u64,
+    /// Those of bodies.
+    pub(super) bodies: Bodies,
+}
+
+/// Limits of bodies, in bytes; larger ones are left out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bodies {
+    /// Largest one.
+    pub(super) max: u64,
+    /// Largest one of a task whose time is yet to come.
+    pub(super) max_waiting: u64,
+}
+
+impl Bodies {
+    /// None is left out.
+    pub(super) const ALL: Self = Self {
+        max: u64::MAX,
+        max_waiting: u64::MAX,
+    };
 }
 
 /// Follows the frames of one connection.
@@ -291,9 +313,12 @@ impl Screen {
         walk.skip(4).ok_or(CUT)?;
         let size = walk.long_long().ok_or(CUT)?;
         walk.properties()?;
+        let Bodies { max, max_waiting } = self.limits.bodies;
+        let is_early = size <= max && size > max_waiting && walk.is_early();
         let mut damage = walk.damage;
-        if size > self.limits.body {
+        if size > max || is_early {
             damage.body_bytes = Some(size);
+            damage.is_early = is_early;
             if let Some(field) = payload.get_mut(4..12) {
                 field.fill(0);
             }
@@ -378,6 +403,18 @@ struct Walk<'a> {
     data: &'a mut [u8],
     at: usize,
     damage: Damage,
+    headers: Seen,
+}
+
+/// The headers that tell a task which has to wait, as far as they were met.
+#[derive(Debug, Default)]
+struct Seen {
+    task: bool,
+    id: bool,
+    /// Where the time is written.
+    eta: Option<Range<usize>>,
+    /// Whether the broker counts how often the message is delivered: it must not be given back too often.
+    deliveries: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -386,7 +423,26 @@ impl<'a> Walk<'a> {
             data,
             at: 0,
             damage: Damage::default(),
+            headers: Seen::default(),
         }
+    }
+
+    /// Whether the headers are those of a task whose time is yet to come.
+    fn is_early(&self) -> bool {
+        let Seen {
+            task: true,
+            id: true,
+            eta: Some(eta),
+            deliveries: false,
+        } = &self.headers
+        else {
+            return false;
+        };
+        let text = self.data.get(eta.clone());
+        let eta = text
+            .and_then(|text| str::from_utf8(text).ok())
+            .and_then(wire::eta);
+        eta.is_some_and(|eta| eta > Utc::now())
     }
 
     fn skip(&mut self, count: usize) -> Option<()> {
@@ -481,10 +537,35 @@ impl<'a> Walk<'a> {
 
     fn table(&mut self, end: usize, depth: usize) -> Result<(), Unreadable> {
         while self.at < end {
+            let name = self.at + 1;
             self.text().ok_or(CUT)?;
+            let name = name..self.at;
             self.value(end, depth)?;
+            if depth == 1 {
+                self.see(name);
+            }
         }
         self.ends_at(end)
+    }
+
+    /// Notes a header that has been read up to here.
+    fn see(&mut self, name: Range<usize>) {
+        let Some((name, value)) = self
+            .data
+            .get(name.clone())
+            .zip(self.data.get(name.end..self.at))
+        else {
+            return;
+        };
+        // A long text, behind its tag and its length.
+        let text = value.first() == Some(&b'S') && value.len() > 5;
+        match name {
+            b"task" => self.headers.task = text,
+            b"id" => self.headers.id = text,
+            b"eta" => self.headers.eta = text.then_some(self.at - value.len() + 5..self.at),
+            b"x-delivery-count" => self.headers.deliveries = true,
+            _ => {}
+        }
     }
 
     fn array(&mut self, end: usize, depth: usize) -> Result<(), Unreadable> {

@@ -17,7 +17,7 @@ use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
-use super::screen::{Limits, Notes, Screen};
+use super::screen::{Bodies, Limits, Notes, Screen};
 
 /// Bytes that are read at a time where the library has less room than a frame has.
 const STEP: usize = 4096;
@@ -178,7 +178,7 @@ impl Reactor for ScreenedReactor {
             let limits = Limits {
                 frame: 0,
                 is_last: false,
-                body: u64::MAX,
+                bodies: Bodies::ALL,
             };
             let screen = Screen::new(limits, Arc::default());
             Ok(Screened::new(

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lane::Lane;
 use super::link::{Link, goodbye};
-use super::screen::Notes;
+use super::screen::{Bodies, Notes};
 use super::{RECONNECT, Reconnect};
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
@@ -29,7 +29,7 @@ pub(super) struct Supervisor {
     pub(super) reconnect: Reconnect,
     pub(super) purpose: &'static str,
     pub(super) delayed: Option<QueueType>,
-    pub(super) max_body_bytes: Option<usize>,
+    pub(super) bodies: Bodies,
     pub(super) closing: CancellationToken,
 }
 
@@ -49,7 +49,7 @@ impl Supervisor {
             let notes = Arc::new(Notes::default());
             let opened = tokio::select! {
                 () = cancelled.cancelled() => return,
-                opened = self.link.connect_to_consume("consumer", self.max_body_bytes, &notes) => opened,
+                opened = self.link.connect_to_consume("consumer", self.bodies, &notes) => opened,
             };
             let error = match opened {
                 Ok(connection) => {

@@ -87,6 +87,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
         prefetch: PREFETCH,
         delayed: None,
         max_body_bytes: Some(worker.config.accept.max_body_bytes.min(MAX_BODY)),
+        max_waiting_body_bytes: None,
     });
     let (revocations, revoked) = revoke::line();
     let (changes, changing) = Line::new(CHANGES.0, CHANGES.1);

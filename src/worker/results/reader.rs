@@ -77,6 +77,7 @@ impl ResultReader {
                     prefetch: 0,
                     delayed: None,
                     max_body_bytes: None,
+                    max_waiting_body_bytes: None,
                 });
                 let mut connected = consumer.connected();
                 match timeout(within, connected.wait_for(|served| *served)).await {

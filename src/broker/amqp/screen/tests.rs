@@ -13,7 +13,10 @@ fn screen(is_last: bool) -> Screen {
     let limits = Limits {
         frame: FRAME_MAX,
         is_last,
-        body: BODY_MAX,
+        bodies: Bodies {
+            max: BODY_MAX,
+            max_waiting: 100,
+        },
     };
     Screen::new(limits, Arc::default())
 }
@@ -153,7 +156,7 @@ fn what_nests_too_deep_becomes_bytes() {
         Limits {
             frame: 1 << 17,
             is_last: true,
-            body: 9,
+            bodies: Bodies::ALL,
         },
         Arc::default(),
     );
@@ -239,6 +242,59 @@ fn a_body_above_the_limit_is_left_out() {
         screen.notes.take(CHANNEL, 1).unwrap().body_bytes,
         Some(1200)
     );
+}
+
+#[test]
+fn a_body_waits_with_the_broker_until_the_tasks_time() {
+    let named =
+        |name: &str, value: &str| [text(name.as_bytes()), sized(b'S', value.as_bytes())].concat();
+    let task = [named("task", "t"), named("id", "a")].concat();
+    let later = named("eta", "2999-01-01T00:00:00+00:00");
+    for (table, size, is_early) in [
+        ([&task[..], &later].concat(), 101, true),
+        ([&task[..], &later].concat(), 100, false),
+        (later.clone(), 101, false),
+        (
+            [&task[..], &named("eta", "2001-01-01T00:00:00")].concat(),
+            101,
+            false,
+        ),
+        ([&task[..], &named("eta", "soon")].concat(), 101, false),
+        (
+            [
+                &task[..],
+                &later,
+                &text(b"x-delivery-count"),
+                b"l\0\0\0\0\0\0\0\x01",
+            ]
+            .concat(),
+            101,
+            false,
+        ),
+        (
+            [&text(b"x")[..], &sized(b'F', &[&task[..], &later].concat())].concat(),
+            101,
+            false,
+        ),
+    ] {
+        let stream = [
+            deliver(1, b"", b"q"),
+            header(size, &table, b"m"),
+            body(&vec![b'a'; size as usize]),
+        ]
+        .concat();
+        let mut screen = screen(true);
+        let through = run(&mut screen, &stream, &[]);
+        assert_eq!(
+            screen
+                .notes
+                .take(CHANNEL, 1)
+                .is_some_and(|damage| damage.is_early),
+            is_early
+        );
+        assert_eq!(through == stream, !is_early);
+        frames(&through).unwrap();
+    }
 }
 
 #[test]

@@ -1,0 +1,100 @@
+//! Memory for messages.
+//!
+//! The prefetch limit counts messages, whatever their size, and those that wait for their time do not
+//! even count. What they take once they are decoded is therefore limited as well. Most messages are
+//! light, and never notice. A heavy one is decoded only when there is room for it; one that has to wait
+//! stays with the broker: its delivery is held without the message, and given back when there is
+//! room for it or its time has come.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::identity::Identity;
+
+/// What weighs no more is light: as many as the prefetch limit allows are held.
+pub(super) const LIGHT: usize = 256 << 10;
+
+/// Bytes of heavy messages that are held at a time. A heavier one is held alone.
+const HEAVY: usize = 192 << 20;
+
+/// Bytes of light messages that wait for their time.
+const WAITING: usize = 64 << 20;
+
+/// Bytes of a permit.
+const UNIT: usize = 1 << 10;
+
+/// A message's part of the room, given back when it is dropped.
+pub(super) type Share = OwnedSemaphorePermit;
+
+/// The room.
+pub(super) struct Room {
+    heavy: Arc<Semaphore>,
+    waiting: Arc<Semaphore>,
+    /// Kept for messages that were given back and come again.
+    reserved: Mutex<HashMap<Identity, Share>>,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self {
+            heavy: Arc::new(Semaphore::new(HEAVY / UNIT)),
+            waiting: Arc::new(Semaphore::new(WAITING / UNIT)),
+            reserved: Mutex::default(),
+        }
+    }
+}
+
+impl Room {
+    /// Room for a heavy message, if there is any now or was reserved for it.
+    pub(super) fn take(&self, identity: &Identity, weight: usize) -> Option<Share> {
+        self.cancel(identity).or_else(|| {
+            self.heavy
+                .clone()
+                .try_acquire_many_owned(units(weight))
+                .ok()
+        })
+    }
+
+    /// Waits for room for a heavy message.
+    pub(super) async fn wait(&self, weight: usize) -> Option<Share> {
+        // Only a closed semaphore has none, and this one is never closed.
+        self.heavy
+            .clone()
+            .acquire_many_owned(units(weight))
+            .await
+            .ok()
+    }
+
+    /// Keeps room for a message that comes again.
+    pub(super) fn reserve(&self, identity: Identity, share: Share) {
+        self.lock().insert(identity, share);
+    }
+
+    /// Takes out what was reserved for a message.
+    pub(super) fn cancel(&self, identity: &Identity) -> Option<Share> {
+        self.lock().remove(identity)
+    }
+
+    /// Room for a light message that waits for its time, if there is any.
+    pub(super) fn keep(&self, weight: usize) -> Option<Share> {
+        match weight <= LIGHT {
+            true => self
+                .waiting
+                .clone()
+                .try_acquire_many_owned(units(weight))
+                .ok(),
+            false => None,
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Identity, Share>> {
+        // No code panics while it holds the lock, and the map would still be whole.
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn units(weight: usize) -> u32 {
+    u32::try_from(weight.min(HEAVY).div_ceil(UNIT)).unwrap_or(u32::MAX)
+}
