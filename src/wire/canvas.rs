@@ -33,9 +33,23 @@ const MAX_DEPTH: usize = 64;
 /// Messages that applying one signature may send.
 const MAX_MESSAGES: usize = 100_000;
 
-/// Bytes of bodies that applying one signature may send; every part of a chord carries the body
+/// Bytes of messages that applying one signature may send; every part of a chord carries the body
 /// of the chord.
-const MAX_BYTES: usize = 256 << 20;
+const MAX_BYTES: usize = 64 << 20;
+
+/// Bytes of memory that signatures may take once they are read; see [`super::weight`].
+const MAX_WEIGHT: usize = 64 << 20;
+
+/// Bytes of memory that their copies may take while they are applied. Whatever is copied is counted
+/// before it is.
+const MAX_MEMORY: usize = 128 << 20;
+
+/// Bytes of memory that are copied in all, one after the other.
+const MAX_COPIED: usize = 1 << 30;
+
+/// Callbacks or errbacks that one signature may hand to others. Each is compared with those that are
+/// there.
+const MAX_LINKS: usize = 1000;
 
 /// Why a signature cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +74,15 @@ pub enum SignatureError {
         MAX_BYTES >> 20
     )]
     Size,
+    /// It would take too much memory.
+    #[error(
+        "signature would take more than {} MB with all its copies",
+        MAX_MEMORY >> 20
+    )]
+    Memory,
+    /// It has too many callbacks or errbacks.
+    #[error("signature hands more than {MAX_LINKS} callbacks or errbacks to others")]
+    Links,
     /// The messages are to be written in a way that this worker does not write.
     #[error("signature of `{task}` asks for serializer `{serializer}`; there is only `json`")]
     Serializer {
@@ -77,5 +100,7 @@ pub enum SignatureError {
 
 use SignatureError as Error;
 
+#[cfg(test)]
+mod limits;
 #[cfg(test)]
 mod tests;

@@ -46,14 +46,14 @@ fn values(raw: &RawMessage, body: &[u8], accept: &Accept) -> usize {
 }
 
 /// Bytes of decoded values.
-fn of_map(map: &Map<String, Value>) -> usize {
+pub(super) fn of_map(map: &Map<String, Value>) -> usize {
     map.iter()
         .map(|(name, value)| name.len() + VALUE + of_value(value))
         .sum()
 }
 
 /// Bytes of a decoded value.
-fn of_value(value: &Value) -> usize {
+pub(super) fn of_value(value: &Value) -> usize {
     VALUE
         + match value {
             Value::Null | Value::Bool(_) | Value::Number(_) => 0,

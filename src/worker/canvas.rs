@@ -473,7 +473,7 @@ impl Canvas {
             Ok(failures) => failures,
             Err(error) => {
                 tracing::error!(task_id = part.id, %error, "the chord's body is no signature");
-                return Ok(Vec::new());
+                return self.fail_unread(body, failed).await;
             }
         };
         let place = format!("ccat-transfer on {}, in chord", self.options.hostname);
@@ -498,6 +498,25 @@ impl Canvas {
                 let state = state(error);
                 parts.extend(self.fail(Unsent { message, state }).await?);
             }
+        }
+        Ok(parts)
+    }
+
+    /// Fails the body of a chord that cannot be read as a signature, as far as it has an id: whoever
+    /// waits for it is to know.
+    async fn fail_unread(
+        &self,
+        body: &Value,
+        failed: &ChordFailure,
+    ) -> Result<Vec<Unsent>, Stopped> {
+        let state = State::Failure {
+            exception: failed.error.clone(),
+            traceback: None,
+        };
+        let mut parts = Vec::new();
+        for message in canvas::failed_steps(std::slice::from_ref(body)) {
+            let state = state.clone();
+            parts.extend(self.fail(Unsent { message, state }).await?);
         }
         Ok(parts)
     }

@@ -11,9 +11,13 @@ use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::signature::{listed, text};
-use super::{Error, Form, MAX_BYTES, MAX_DEPTH, MAX_MESSAGES, Outgoing, ResultNode, Signature};
+use super::signature::{links, listed, text};
+use super::{
+    Error, Form, MAX_BYTES, MAX_COPIED, MAX_DEPTH, MAX_MEMORY, MAX_MESSAGES, Outgoing, ResultNode,
+    Signature,
+};
 use crate::wire::message::TaskMessage;
+use crate::wire::weight;
 
 /// Options of a chain that it does not hand to its first task.
 const OF_THE_CHAIN: [&str; 8] = [
@@ -97,8 +101,7 @@ pub fn after_success(
         ..*call
     });
     let options = inherited(call);
-    let callbacks = message.embed.callbacks.iter().map(Signature::parse);
-    let mut callbacks = callbacks.collect::<Result<Vec<_>, _>>()?;
+    let mut callbacks = Signature::parse_all(&message.embed.callbacks)?;
     if callbacks.len() > 1 {
         // Several are one group, except for those that are groups already.
         let is_group = |one: &Signature| matches!(one.form, Form::Group(_));
@@ -118,6 +121,7 @@ pub fn after_success(
             role: "chain",
             ..*call
         });
+        applying.hold(rest.iter().map(weight::of_value).sum())?;
         let mut options = options;
         options.insert("chain".into(), rest.into());
         applying.apply_child(Signature::parse(next)?, &partial, options)?;
@@ -136,8 +140,7 @@ pub fn after_failure(task_id: &str, errbacks: &[Value], call: &Call<'_>) -> Resu
     if errbacks.is_empty() {
         return Ok(Plan::default());
     }
-    let errbacks = errbacks.iter().map(Signature::parse);
-    let group = Signature::group(errbacks.collect::<Result<_, _>>()?);
+    let group = Signature::group(Signature::parse_all(errbacks)?);
     let mut applying = Applying::new(*call);
     let partial = Partial {
         args: vec![json!(task_id)],
@@ -185,6 +188,11 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// Memory that a note takes.
+    fn weight(&self) -> usize {
+        self.chord.map_or(0, weight::of_value)
+    }
+
     fn note(&self, options: &mut Options) {
         if let Some(root_id) = self.root_id {
             options.insert("root_id".into(), root_id.into());
@@ -208,6 +216,10 @@ struct Applying<'a> {
     ids: u32,
     messages: usize,
     bytes: usize,
+    /// Bytes of memory that copies take at the moment.
+    held: usize,
+    /// Bytes that have been copied.
+    copied: usize,
 }
 
 impl<'a> Applying<'a> {
@@ -218,6 +230,8 @@ impl<'a> Applying<'a> {
             ids: 0,
             messages: 0,
             bytes: 0,
+            held: 0,
+            copied: 0,
         }
     }
 
@@ -226,6 +240,26 @@ impl<'a> Applying<'a> {
         let name = format!("{}/{}/{}", self.call.parent_id, self.call.role, self.ids);
         self.ids += 1;
         Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
+    }
+
+    /// Counts memory that copies are about to take.
+    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+        self.held = self.held.saturating_add(bytes);
+        self.copied = self.copied.saturating_add(bytes);
+        match self.held > MAX_MEMORY || self.copied > MAX_COPIED {
+            true => Err(Error::Memory),
+            false => Ok(()),
+        }
+    }
+
+    /// Hands errbacks to signatures.
+    fn link_errors(&mut self, errbacks: &[Value], to: &mut [Signature]) -> Result<(), Error> {
+        let copies: usize = to.iter().map(Signature::errback_copies).sum();
+        for errback in errbacks {
+            self.hold(weight::of_value(errback).saturating_mul(copies))?;
+            to.iter_mut().for_each(|one| one.link_error(errback));
+        }
+        Ok(())
     }
 
     /// Counts what is to be sent.
@@ -257,12 +291,18 @@ impl<'a> Applying<'a> {
         partial: &Partial,
         options: Options,
     ) -> Result<Option<ResultNode>, Error> {
-        match signature.form {
+        // They come with a copy of the caller's, and are merged with its own.
+        let held = self.held;
+        self.hold(weight::of_map(&options).saturating_mul(2))?;
+        let result = match signature.form {
             Form::Task => self.send(&signature, partial, &options).map(Some),
             Form::Chain(_) => self.apply_chain(signature, partial, options),
             Form::Group(_) => self.apply_group(signature, partial, &options),
             Form::Chord { .. } => self.apply_chord(signature, partial, options),
-        }
+        };
+        // All of it is sent by now, or written to messages.
+        self.held = held;
+        result
     }
 
     fn send(
@@ -283,7 +323,7 @@ impl<'a> Applying<'a> {
             None => self.fresh_id(),
         };
         let outgoing = Outgoing::new(&signature.task, &id, &args, &kwargs, &options, &self.call)?;
-        self.budget(1, outgoing.message.body.len())?;
+        self.budget(1, outgoing.bytes())?;
         self.plan.effects.push(Effect::Send(Box::new(outgoing)));
         Ok(ResultNode::task(id))
     }
@@ -310,7 +350,7 @@ impl<'a> Applying<'a> {
             root_id,
             task_id,
         ] = &mut own;
-        let mut steps = steps(tasks)?;
+        let mut steps = self.steps(tasks)?;
         let place = Place {
             id: task_id.as_str(),
             root_id: root_id.as_str(),
@@ -321,11 +361,9 @@ impl<'a> Applying<'a> {
         if self.freeze_steps(&mut steps, place)?.is_none() {
             return Ok(None);
         }
-        for errback in listed(Some(link_error.take())).unwrap_or_default() {
-            steps.iter_mut().for_each(|step| step.link_error(&errback));
-        }
+        self.link_errors(&links(Some(link_error.take()))?, &mut steps)?;
         if let Some(last) = steps.last_mut() {
-            for callback in listed(Some(link.take())).unwrap_or_default() {
+            for callback in links(Some(link.take()))? {
                 match &last.form {
                     Form::Chord { .. } => last.link(callback),
                     _ => link_option(&mut last.options, callback),
@@ -435,7 +473,9 @@ impl<'a> Applying<'a> {
 
         own.extend(options);
         let mut shared = own;
-        add_callbacks(&mut body, &mut shared)?;
+        // The body gets these, is written down for its parts, and written again for who watches it.
+        self.hold(weight::of_map(&shared).saturating_mul(3))?;
+        self.add_callbacks(&mut body, &mut shared)?;
         let to_body = shared.iter().filter(|(name, _)| *name != "parent_id");
         let to_body = to_body.map(|(name, value)| (name.clone(), value.clone()));
         body.options.extend(to_body.collect::<Vec<_>>());
@@ -459,6 +499,7 @@ impl<'a> Applying<'a> {
             return self.apply(body, &partial, Options::new());
         }
         let chord = body.to_json();
+        self.hold(weight::of_value(&chord).saturating_mul(2))?;
         // Before the body is copied into every part.
         let copies = chord.to_string().len().saturating_mul(tasks.len());
         if copies > MAX_BYTES || tasks.len() > MAX_MESSAGES {
@@ -470,7 +511,8 @@ impl<'a> Applying<'a> {
                 root_id: root_id.as_deref(),
                 group_id: Some(&group_id),
                 group_index: Some(index),
-                chord: Some(&chord),
+                // They get it when they are sent: as many copies need not be there at once.
+                chord: None,
                 id: None,
             };
             results.extend(self.freeze(task, place)?);
@@ -482,6 +524,7 @@ impl<'a> Applying<'a> {
             &body,
             &self.call,
         )?;
+        self.budget(0, unlock.bytes())?;
         self.plan.effects.push(Effect::Chord(Box::new(Header {
             group_id: group_id.clone(),
             size: tasks.iter().map(Signature::parts).sum(),
@@ -507,6 +550,7 @@ impl<'a> Applying<'a> {
         let options = &mut signature.options;
         match &mut signature.form {
             Form::Task => {
+                self.hold(place.weight())?;
                 place.note(options);
                 let id = match text(options, "task_id") {
                     Some(id) => id.to_owned(),
@@ -518,7 +562,7 @@ impl<'a> Applying<'a> {
                 Ok(Some(ResultNode::task(id)))
             }
             Form::Chain(tasks) => {
-                *tasks = steps(std::mem::take(tasks))?;
+                *tasks = self.steps(std::mem::take(tasks))?;
                 let result = self.freeze_steps(tasks, place)?;
                 if let Some(result) = &result {
                     options.insert("task_id".into(), json!(result.id));
@@ -526,6 +570,7 @@ impl<'a> Applying<'a> {
                 Ok(result)
             }
             Form::Group(tasks) => {
+                self.hold(place.weight())?;
                 place.note(options);
                 let id = match text(options, "task_id") {
                     Some(id) => id.to_owned(),
@@ -593,6 +638,104 @@ impl<'a> Applying<'a> {
         }
         Ok(result)
     }
+
+    /// The steps of a chain as they are run: chains in it spliced in, groups that something follows made
+    /// chords, empty groups left out.
+    fn steps(&mut self, tasks: Vec<Signature>) -> Result<Vec<Signature>, Error> {
+        let mut flat: Vec<Signature> = Vec::with_capacity(tasks.len());
+        let mut empty = None;
+        let mut waiting: VecDeque<Signature> = tasks.into();
+        while let Some(mut task) = waiting.pop_front() {
+            match task.form {
+                Form::Chain(inner) => prepend(&mut waiting, inner),
+                Form::Group(mut inner) if inner.len() == 1 => {
+                    prepend(&mut waiting, inner.drain(..))
+                }
+                Form::Group(ref inner) if inner.is_empty() => empty = Some(task),
+                Form::Chord { header, body } if is_led_by_a_task(&body) => {
+                    // The rest of the body need not be copied into every part of the header.
+                    let (first, rest) = self.unchain(*body)?;
+                    task.form = Form::Chord {
+                        header,
+                        body: Box::new(first),
+                    };
+                    prepend(&mut waiting, rest);
+                    waiting.push_front(task);
+                }
+                _ => flat.push(task),
+            }
+        }
+        if flat.is_empty() {
+            // Nothing but an empty group is that.
+            return Ok(empty.into_iter().collect());
+        }
+        let mut steps: VecDeque<Signature> = VecDeque::with_capacity(flat.len());
+        let mut nested = 0;
+        for mut task in flat.into_iter().rev() {
+            let follows = matches!(task.form, Form::Group(_))
+                .then(|| steps.pop_front())
+                .flatten();
+            if let (Form::Group(header), Some(body)) = (&mut task.form, follows) {
+                // Each in the body of the one before.
+                nested += 1;
+                if nested > MAX_DEPTH {
+                    return Err(Error::Depth);
+                }
+                task = Signature::chord(std::mem::take(header), body);
+            } else {
+                nested = 0;
+            }
+            steps.push_front(task);
+        }
+        Ok(steps.into())
+    }
+
+    /// A chain's first task and the others, with what the chain hands to them.
+    fn unchain(&mut self, chain: Signature) -> Result<(Signature, Vec<Signature>), Error> {
+        let Signature {
+            mut options,
+            form: Form::Chain(mut tasks),
+            ..
+        } = chain
+        else {
+            return Ok((chain, Vec::new()));
+        };
+        if let Some(last) = tasks.last_mut() {
+            let callbacks = links(options.remove("link"))?;
+            callbacks
+                .into_iter()
+                .for_each(|callback| last.link(callback));
+        }
+        self.link_errors(&links(options.remove("link_error"))?, &mut tasks)?;
+        let mut first = tasks.remove(0);
+        for name in OF_THE_CHAIN {
+            options.remove(name);
+        }
+        first.options = first.merged(&options);
+        Ok((first, tasks))
+    }
+
+    /// Moves the callbacks of a chord to its body.
+    fn add_callbacks(&mut self, body: &mut Signature, options: &mut Options) -> Result<(), Error> {
+        for callback in links(options.remove("link"))? {
+            if !callback.is_object() {
+                let (what, expected) = ("link", "a signature");
+                return Err(Error::Form { what, expected });
+            }
+            match body.is_empty() {
+                true => link_option(&mut body.options, callback),
+                false => body.link(callback),
+            }
+        }
+        for errback in links(options.remove("link_error"))? {
+            self.hold(weight::of_value(&errback).saturating_mul(1 + body.errback_copies()))?;
+            match body.form {
+                Form::Group(_) => link_error_to_tasks(body, &errback, true),
+                _ => append_errback(&mut body.options, &errback),
+            }
+        }
+        Ok(())
+    }
 }
 
 fn index(value: &Value) -> Option<usize> {
@@ -603,55 +746,6 @@ fn link_option(options: &mut Options, callback: Value) {
     let mut links = listed(options.remove("link")).unwrap_or_default();
     links.push(callback);
     options.insert("link".into(), links.into());
-}
-
-/// The steps of a chain as they are run: chains in it spliced in, groups that something follows made
-/// chords, empty groups left out.
-fn steps(tasks: Vec<Signature>) -> Result<Vec<Signature>, Error> {
-    let mut flat: Vec<Signature> = Vec::with_capacity(tasks.len());
-    let mut empty = None;
-    let mut waiting: VecDeque<Signature> = tasks.into();
-    while let Some(mut task) = waiting.pop_front() {
-        match task.form {
-            Form::Chain(inner) => prepend(&mut waiting, inner),
-            Form::Group(mut inner) if inner.len() == 1 => prepend(&mut waiting, inner.drain(..)),
-            Form::Group(ref inner) if inner.is_empty() => empty = Some(task),
-            Form::Chord { header, body } if is_led_by_a_task(&body) => {
-                // The rest of the body need not be copied into every part of the header.
-                let (first, rest) = unchain(*body);
-                task.form = Form::Chord {
-                    header,
-                    body: Box::new(first),
-                };
-                prepend(&mut waiting, rest);
-                waiting.push_front(task);
-            }
-            _ => flat.push(task),
-        }
-    }
-    if flat.is_empty() {
-        // Nothing but an empty group is that.
-        return Ok(empty.into_iter().collect());
-    }
-    let mut steps: VecDeque<Signature> = VecDeque::with_capacity(flat.len());
-    let mut nested = 0;
-    for mut task in flat.into_iter().rev() {
-        let follows = matches!(task.form, Form::Group(_))
-            .then(|| steps.pop_front())
-            .flatten();
-        if let (Form::Group(header), Some(body)) = (&mut task.form, follows) {
-            // Each in the body of the one before.
-            nested += 1;
-            if nested > MAX_DEPTH {
-                return Err(Error::Depth);
-            }
-            task = Signature::chord(std::mem::take(header), body);
-        } else {
-            nested = 0;
-        }
-        steps.push_front(task);
-    }
-    Ok(steps.into())
 }
 
 fn prepend<I>(waiting: &mut VecDeque<Signature>, tasks: I)
@@ -668,31 +762,6 @@ where
 fn is_led_by_a_task(body: &Signature) -> bool {
     matches!(&body.form, Form::Chain(tasks)
         if tasks.first().is_some_and(|first| !matches!(first.form, Form::Group(_))))
-}
-
-/// A chain's first task and the others, with what the chain hands to them.
-fn unchain(chain: Signature) -> (Signature, Vec<Signature>) {
-    let Signature {
-        mut options,
-        form: Form::Chain(mut tasks),
-        ..
-    } = chain
-    else {
-        return (chain, Vec::new());
-    };
-    if let Some(last) = tasks.last_mut() {
-        let links = listed(options.remove("link")).unwrap_or_default();
-        links.into_iter().for_each(|callback| last.link(callback));
-    }
-    for errback in listed(options.remove("link_error")).unwrap_or_default() {
-        tasks.iter_mut().for_each(|task| task.link_error(&errback));
-    }
-    let mut first = tasks.remove(0);
-    for name in OF_THE_CHAIN {
-        options.remove(name);
-    }
-    first.options = first.merged(&options);
-    (first, tasks)
 }
 
 /// A group's tasks with their places, groups in it taken apart. Python counts those anew.
@@ -724,25 +793,12 @@ fn flatten_for_chord(tasks: Vec<Signature>) -> Vec<Signature> {
     flat
 }
 
-/// Moves the callbacks of a chord to its body.
-fn add_callbacks(body: &mut Signature, options: &mut Options) -> Result<(), Error> {
-    for callback in listed(options.remove("link")).unwrap_or_default() {
-        if !callback.is_object() {
-            let (what, expected) = ("link", "a signature");
-            return Err(Error::Form { what, expected });
-        }
-        match body.is_empty() {
-            true => link_option(&mut body.options, callback),
-            false => body.link(callback),
-        }
+fn append_errback(options: &mut Options, errback: &Value) {
+    let mut errbacks = listed(options.remove("link_error")).unwrap_or_default();
+    if !errbacks.contains(errback) {
+        errbacks.push(errback.clone());
     }
-    for errback in listed(options.remove("link_error")).unwrap_or_default() {
-        match body.form {
-            Form::Group(_) => link_error_to_tasks(body, &errback, true),
-            _ => append_errback(&mut body.options, &errback),
-        }
-    }
-    Ok(())
+    options.insert("link_error".into(), errbacks.into());
 }
 
 /// An errback for each task of a group that is the body of a chord. A group that has errbacks of
@@ -764,12 +820,4 @@ fn link_error_to_tasks(signature: &mut Signature, errback: &Value, runs_as_group
         Form::Chord { body, .. } => link_error_to_tasks(body, errback, true),
         Form::Task | Form::Chain(_) => signature.link_error(errback),
     }
-}
-
-fn append_errback(options: &mut Options, errback: &Value) {
-    let mut errbacks = listed(options.remove("link_error")).unwrap_or_default();
-    if !errbacks.contains(errback) {
-        errbacks.push(errback.clone());
-    }
-    options.insert("link_error".into(), errbacks.into());
 }

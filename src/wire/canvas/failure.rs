@@ -2,10 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::signature::{listed, text};
-use super::{Error, Form, MAX_DEPTH, Signature};
+use super::signature::{links, text};
+use super::{Error, Form, MAX_DEPTH, MAX_MEMORY, Signature};
 use crate::wire::exception::Exception;
 use crate::wire::message::{Embed, TaskMessage};
+use crate::wire::weight;
 
 /// A task that fails without having been sent.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,14 +54,17 @@ pub fn body_failures(
     cause: &Exception,
 ) -> Result<Vec<BodyFailure>, Error> {
     let mut failures = Vec::new();
-    collect(
-        &Signature::parse(body)?,
-        error,
-        cause,
-        Vec::new(),
-        &mut failures,
-    );
+    let body = Signature::parse(body)?;
+    let mut room = MAX_MEMORY;
+    collect(&body, error, cause, Vec::new(), &mut failures, &mut room)?;
     Ok(failures)
+}
+
+/// Counts memory that copies are about to take.
+fn hold<'a>(room: &mut usize, values: impl Iterator<Item = &'a Value>) -> Result<(), Error> {
+    let bytes = values.map(weight::of_value).sum();
+    *room = room.checked_sub(bytes).ok_or(Error::Memory)?;
+    Ok(())
 }
 
 fn collect(
@@ -69,8 +73,15 @@ fn collect(
     cause: &Exception,
     mut errbacks: Vec<Value>,
     into: &mut Vec<BodyFailure>,
-) {
-    for errback in listed(body.options.get("link_error").cloned()).unwrap_or_default() {
+    room: &mut usize,
+) -> Result<(), Error> {
+    hold(
+        room,
+        ["link_error", "chord"]
+            .iter()
+            .filter_map(|name| body.options.get(*name)),
+    )?;
+    for errback in links(body.options.get("link_error").cloned())? {
         if !errbacks.contains(&errback) {
             errbacks.push(errback);
         }
@@ -88,15 +99,18 @@ fn collect(
         // The result of a chain is that of its last step, whose place it has, too.
         Form::Chain(tasks) => {
             if let Some(last) = tasks.last() {
+                // One copy of all that is in it.
+                hold(room, std::iter::once(&last.to_json()))?;
                 let mut last = last.clone();
                 last.options.remove("link_error");
-                collect(&last, error, cause, errbacks, into);
+                collect(&last, error, cause, errbacks, into, room)?;
             }
         }
-        Form::Chord { body, .. } => collect(body, error, cause, errbacks, into),
+        Form::Chord { body, .. } => collect(body, error, cause, errbacks, into, room)?,
         Form::Group(tasks) => {
             for task in tasks {
-                collect(task, cause, cause, errbacks.clone(), into);
+                hold(room, errbacks.iter())?;
+                collect(task, cause, cause, errbacks.clone(), into, room)?;
             }
             if let Some(mut message) = unsent(&body.options) {
                 // Its tasks are the parts of whatever is around it.
@@ -109,6 +123,7 @@ fn collect(
             }
         }
     }
+    Ok(())
 }
 
 /// What is known of a task that was not sent, if it has an id.

@@ -1,13 +1,14 @@
 //! A task that is sent: its message, and where to.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
 use super::apply::Call;
-use super::signature::{listed, names, text};
+use super::signature::{names, text};
 use super::{Error, Signature};
 use crate::wire::message::JSON;
-use crate::wire::{Headers, Properties, RawMessage, isoformat, repr, time};
+use crate::wire::{Headers, Properties, RawMessage, isoformat, repr, time, weight};
 
 /// Levels of JSON in a body. Deeper ones are not read by serde_json, so not by a worker like this.
 const MAX_LEVELS: usize = 120;
@@ -63,9 +64,13 @@ impl Outgoing {
         let stamped = options
             .get("stamped_headers")
             .filter(|list| list.is_array());
-        let stamps: Map<String, Value> = names(options, "stamped_headers")
-            .filter_map(|stamp| Some((stamp.to_owned(), options.get(stamp)?.clone())))
-            .collect();
+        // Each once, however often it is named.
+        let mut stamps = Map::new();
+        for stamp in names(options, "stamped_headers") {
+            if let (Some(value), false) = (options.get(stamp), stamps.contains_key(stamp)) {
+                stamps.insert(stamp.to_owned(), value.clone());
+            }
+        }
         let (expires, expiration) = expires(options, call.now)?;
         let headers = [
             ("lang", json!("py")),
@@ -111,13 +116,12 @@ impl Outgoing {
         if let Some(Value::Object(more)) = options.get("headers") {
             headers.extend(more.clone());
         }
-        let body = json!([args, kwargs, {
-            "callbacks": listed(options.get("link").cloned()),
-            "errbacks": listed(options.get("link_error").cloned()),
-            "chain": value("chain"),
-            "chord": value("chord"),
-        }]);
-        if !is_within(&body, MAX_LEVELS) {
+        let follows = Follows::of(options);
+        let arguments = args.iter().chain(kwargs.values());
+        // Within the body, and a list or a mapping in it.
+        let mut values = arguments.chain(follows.values());
+        let is_flat = values.all(|value| is_within(value, MAX_LEVELS - 2));
+        if !is_flat {
             return Err(Error::Depth);
         }
         let transient = matches!(options.get("delivery_mode"), Some(mode) if *mode == 1 || *mode == "transient");
@@ -138,10 +142,15 @@ impl Outgoing {
                     persistent: !transient,
                 },
                 // Sent as it is, also where a `compression` is asked for: every receiver reads it.
-                body: body.to_string().into_bytes(),
+                body: serde_json::to_vec(&(args, kwargs, &follows)).unwrap_or_default(),
             },
             route: route(options)?,
         })
+    }
+
+    /// Memory that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.message.body.len() + weight::of_map(&self.message.headers)
     }
 
     /// The message by which a database's chord is watched, as a client sends it: to the queue of the
@@ -178,6 +187,42 @@ impl Outgoing {
         let args = [json!(group_id), body.to_json()];
         let kwargs = Map::from_iter(kwargs);
         Self::new("celery.chord_unlock", id, &args, &kwargs, &options, call)
+    }
+}
+
+/// What follows a task, as the third element of a body; written from where it is, not copied.
+struct Follows<'a>([(&'static str, Option<&'a Value>); 4]);
+
+impl<'a> Follows<'a> {
+    fn of(options: &'a Map<String, Value>) -> Self {
+        let fields = [
+            ("callbacks", "link"),
+            ("errbacks", "link_error"),
+            ("chain", "chain"),
+            ("chord", "chord"),
+        ];
+        Self(fields.map(|(field, option)| (field, options.get(option))))
+    }
+
+    fn values(&self) -> impl Iterator<Item = &'a Value> {
+        self.0.iter().filter_map(|(_, value)| *value)
+    }
+}
+
+impl Serialize for Follows<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.0.len()))?;
+        for (field, value) in &self.0 {
+            match value {
+                // A list, or one that stands for a list of itself.
+                Some(value @ Value::Array(_)) => map.serialize_entry(field, value)?,
+                Some(one) if field.ends_with("backs") && !one.is_null() => {
+                    map.serialize_entry(field, &[one])?;
+                }
+                other => map.serialize_entry(field, other)?,
+            }
+        }
+        map.end()
     }
 }
 

@@ -1,8 +1,11 @@
 //! Signatures: a task that is not sent yet, or several of them in an order.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
-use super::{Error, MAX_DEPTH};
+use super::{Error, MAX_DEPTH, MAX_LINKS, MAX_WEIGHT};
+use crate::wire::weight;
 
 /// Options that a caller must not change, where a signature has them: the parts of a chord find
 /// together by them.
@@ -49,7 +52,21 @@ impl Signature {
     /// # Errors
     /// [`Error`] for everything that is none, and for one that is nested too deep.
     pub fn parse(value: &Value) -> Result<Self, Error> {
+        if weight::of_value(value) > MAX_WEIGHT {
+            return Err(Error::Memory);
+        }
         parse(value, MAX_DEPTH)
+    }
+
+    /// Reads several signatures.
+    ///
+    /// # Errors
+    /// Those of [`Signature::parse`]; together they may take no more than one.
+    pub fn parse_all(values: &[Value]) -> Result<Vec<Self>, Error> {
+        if values.iter().map(weight::of_value).sum::<usize>() > MAX_WEIGHT {
+            return Err(Error::Memory);
+        }
+        values.iter().map(|value| parse(value, MAX_DEPTH)).collect()
     }
 
     /// Several signatures as one group.
@@ -107,10 +124,10 @@ impl Signature {
 
     /// The options with those of a caller over them, as far as a caller may change them.
     pub(super) fn merged(&self, options: &Map<String, Value>) -> Map<String, Value> {
-        let stamps: Vec<&str> = names(&self.options, "stamped_headers").collect();
+        let stamps: HashSet<&str> = names(&self.options, "stamped_headers").collect();
         let mut merged = self.options.clone();
         for (name, value) in options {
-            let kept = (KEPT.contains(&name.as_str()) || stamps.contains(&name.as_str()))
+            let kept = (KEPT.contains(&name.as_str()) || stamps.contains(name.as_str()))
                 && self.options.contains_key(name);
             // Python drops what is `None`.
             if !kept && !value.is_null() {
@@ -148,6 +165,21 @@ impl Signature {
                     }
                 }
                 body.link_error(errback);
+            }
+        }
+    }
+
+    /// How many copies of an errback [`Signature::link_error`] makes.
+    pub(super) fn errback_copies(&self) -> usize {
+        match &self.form {
+            Form::Task | Form::Chain(_) => 1,
+            Form::Group(tasks) => tasks.iter().map(Self::errback_copies).sum(),
+            Form::Chord { header, body } => {
+                let in_header = header
+                    .iter()
+                    .filter(|task| matches!(task.form, Form::Chord { .. }))
+                    .map(Self::errback_copies);
+                in_header.sum::<usize>() + body.errback_copies()
             }
         }
     }
@@ -197,6 +229,15 @@ pub(super) fn listed(value: Option<Value>) -> Option<Vec<Value>> {
     }
 }
 
+/// The callbacks or errbacks that a signature hands to others.
+pub(super) fn links(value: Option<Value>) -> Result<Vec<Value>, Error> {
+    let links = listed(value).unwrap_or_default();
+    match links.len() > MAX_LINKS {
+        true => Err(Error::Links),
+        false => Ok(links),
+    }
+}
+
 fn append(options: &mut Map<String, Value>, name: &str, value: Value) {
     let mut list = listed(options.remove(name)).unwrap_or_default();
     if !list.contains(&value) {
@@ -211,9 +252,10 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
         what: "the whole",
         expected: "a mapping",
     })?;
+    let nothing = Map::new();
     let mapping = |what| match fields.get(what) {
-        None | Some(Value::Null) => Ok(Map::new()),
-        Some(Value::Object(map)) => Ok(map.clone()),
+        None | Some(Value::Null) => Ok(&nothing),
+        Some(Value::Object(map)) => Ok(map),
         Some(_) => Err(Error::Form {
             what,
             expected: "a mapping",
@@ -230,10 +272,11 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
         }
     };
     let (options, immutable) = (
-        mapping("options")?,
+        mapping("options")?.clone(),
         fields.get("immutable") == Some(&Value::Bool(true)),
     );
-    let mut kwargs = mapping("kwargs")?;
+    // Not copied: whatever is nested in it is read where it is.
+    let kwargs = mapping("kwargs")?;
     let kind = match fields.get("subtask_type") {
         None | Some(Value::Null) => "",
         Some(Value::String(kind)) => kind,
@@ -249,7 +292,7 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
                 })?
                 .to_owned(),
             args,
-            kwargs,
+            kwargs: kwargs.clone(),
             options,
             immutable,
             form: Form::Task,
@@ -274,8 +317,8 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
                 list => tasks(list, "header", depth)?,
             };
             let body = parse(kwargs.get("body").unwrap_or(&Value::Null), depth)?;
-            let inner = match kwargs.remove("kwargs") {
-                Some(Value::Object(inner)) => inner,
+            let inner = match kwargs.get("kwargs") {
+                Some(Value::Object(inner)) => inner.clone(),
                 _ => Map::new(),
             };
             Signature {
