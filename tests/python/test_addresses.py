@@ -31,6 +31,15 @@ def node(site, name):
     return f"{name}-{site.origin_site}@{socket.gethostname()}"
 
 
+@contextlib.contextmanager
+def stopped(worker):
+    """A worker that is gone afterwards: the next one has the same queue."""
+    try:
+        yield worker
+    finally:
+        worker.stop()
+
+
 def has_ipv6():
     try:
         socket.socket(socket.AF_INET6).close()
@@ -100,17 +109,15 @@ def test_the_next_broker_of_a_list_is_used(site):
     try:
         finding, said = examined(site, "broker", broker_url=urls)
         assert finding["verdict"] == "yellow" and "127.0.0.1:1" in finding["found"], finding
-        site.settings(celery={"broker_url": urls}, log={"level": "trace"})
-        worker = site.worker(name="list")
-        worker.says("connected to the next broker of the list")
-        with site.app() as app:
+        site.settings(celery={"broker_url": urls, "broker_connection_timeout": 30}, log={"level": "trace"})
+        with stopped(site.worker(name="list")) as worker, site.app() as app:
+            worker.says("connected to the next broker of the list")
             inspect = app.control.inspect([node(site, "list")], timeout=10, limit=1)
-            stats = inspect.stats()
+            stats = until(inspect.stats, "it answers", 60, log=worker.log)
             answers = json.dumps([stats, inspect.conf(), inspect.report()])
         (stats,) = stats.values()
         assert stats["broker"]["userid"] == user and stats["broker"]["port"] == port
         assert len(stats["broker"]["alternates"]) == 2
-        worker.stop()
         for text in (said, answers, worker.log()):
             assert first not in text and second not in text
     finally:
@@ -122,22 +129,21 @@ def test_a_worker_turns_to_the_next_broker(site):
     direct = urlsplit(service("TEST_AMQP_URL"))
     first = Proxy("127.0.0.1", direct.port)
     urls = [f"amqp://guest:guest@127.0.0.1:{port}//" for port in (first.port, direct.port)]
-    with contextlib.closing(first), site.app() as app:
-        site.settings(celery={"broker_url": ";".join(urls)})
-        worker = site.worker(name="turns")
+    # A slow machine is no reason to turn to another broker.
+    site.settings(celery={"broker_url": ";".join(urls), "broker_connection_timeout": 30})
+    with contextlib.closing(first), stopped(site.worker(name="turns")) as worker, site.app() as app:
 
         def broker_port():
             inspect = app.control.inspect([node(site, "turns")], timeout=10, limit=1)
-            (stats,) = inspect.stats().values()
-            return stats["broker"]["port"]
+            stats = until(inspect.stats, "it answers", 60, log=worker.log)
+            return stats[node(site, "turns")]["broker"]["port"]
 
-        assert broker_port() == first.port
+        assert broker_port() == first.port, worker.log()
         first.pull()
-        worker.says("connected to the next broker of the list")
-        assert broker_port() == direct.port
+        worker.says("connected to the next broker of the list", 60)
+        assert broker_port() == direct.port, worker.log()
         result = app.send_task("nobodys.task", queue=site.queue)
-        result.get(timeout=20, propagate=False)
-        worker.stop()
+        result.get(timeout=60, propagate=False)
 
 
 @pytest.mark.parametrize(
@@ -169,16 +175,14 @@ def test_redis_has_the_database_of_the_parameter(site):
     """As Celery's backend: the parameter wins over the path."""
     address = service("TEST_REDIS_URL").rsplit("/", 1)[0]
     site.settings(celery={"result_backend": f"{address}/0?db=8"})
-    worker = site.worker(name="redis")
     app = Celery(broker=site.broker.url, backend=f"{address}/0?db=8", set_as_current=False)
-    with contextlib.closing(app):
+    with stopped(site.worker(name="redis")), contextlib.closing(app):
         result = app.send_task("nobodys.task", queue=site.queue)
         result.get(timeout=20, propagate=False)
         with contextlib.closing(redis.Redis.from_url(f"{address}/8")) as there:
             assert there.exists(f"celery-task-meta-{result.id}")
         with contextlib.closing(redis.Redis.from_url(f"{address}/0")) as elsewhere:
             assert not elsewhere.exists(f"celery-task-meta-{result.id}")
-    worker.stop()
 
 
 @pytest.mark.parametrize(
