@@ -17,6 +17,8 @@ mod double;
 mod ops_db;
 #[path = "attempts/proxy.rs"]
 mod proxy;
+#[path = "attempts/safety.rs"]
+mod safety;
 
 use std::fs;
 use std::time::Duration;
@@ -343,6 +345,7 @@ async fn administrators_are_told(mut bench: Bench) {
     let script = r#"cat >>"$0""#.to_owned();
     bench.settings.notifications.command = vec!["sh".into(), "-c".into(), script, sent_to];
     let id = bench.transfer("late.tar", None).await;
+    bench.write_origin("another.tar", 1, 1);
     assert_eq!(bench.attempt(id).await.code(), "origin_missing");
     let text = fs::read_to_string(&sent).unwrap();
     let path = bench.origin.join("late.tar").display().to_string();

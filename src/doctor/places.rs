@@ -379,6 +379,10 @@ fn checks_of(named: &Named) -> &'static [Check] {
 async fn look_at_origin(named: &Named) -> Outcome {
     match named.place.readable().await {
         Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
+        // It may be new.
+        Err(error @ TransferError::OriginRootMissing { empty: true, .. }) => {
+            Outcome::yellow(error.chain(), error.remedy())
+        }
         Err(error) => failed(&error),
     }
 }

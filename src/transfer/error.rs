@@ -161,7 +161,9 @@ pub enum TransferError {
         origin_host: String,
         destination_host: String,
     },
-    #[error("origin and destination are the same file, {path}; correct the route")]
+    #[error(
+        "origin and destination are the same file, {path}, perhaps by another host name, a link or an exported directory; correct the locations"
+    )]
     SamePlace { path: String },
     #[error("bad settings for the link from `{origin}` to `{destination}`: {problem}")]
     LinkSettings {
@@ -173,6 +175,15 @@ pub enum TransferError {
     // The origin.
     #[error("{path} does not exist at the origin; put it back or correct the package's path")]
     OriginMissing { path: String },
+    #[error(
+        "{path}, the directory of the origin location, {problem}; mount it, the transfer waits"
+    )]
+    OriginRootMissing {
+        path: String,
+        problem: String,
+        /// It is there, with nothing in it.
+        empty: bool,
+    },
     #[error("{path} cannot be read at the origin; check permissions: {line}")]
     OriginUnreadable { path: String, line: String },
     #[error(
@@ -405,6 +416,7 @@ impl TransferError {
             Self::LinkSettings { .. } => &failures::LINK_SETTINGS,
 
             Self::OriginMissing { .. } => &failures::ORIGIN_MISSING,
+            Self::OriginRootMissing { .. } => &failures::ORIGIN_ROOT_MISSING,
             Self::OriginUnreadable { .. } => &failures::ORIGIN_UNREADABLE,
             Self::OriginNotAFile { .. } => &failures::ORIGIN_NOT_A_FILE,
             Self::OriginSize { .. } => &failures::ORIGIN_SIZE,

@@ -147,6 +147,9 @@ mod table {
     // The origin.
     ORIGIN_MISSING = "origin_missing", SOURCE, Never, None, TRANSFER,
         "The package is not at the origin.", "Put it back, or correct its path, and reset the transfer.";
+    ORIGIN_ROOT_MISSING = "origin_root_missing", SOURCE, Uncounted, Storage, STORAGE,
+        "The origin location's own directory is missing, empty or cannot be entered, as where its disk is not mounted.",
+        "Mount it; `ccat-transfer doctor` shows which. `ccat-transfer transfers retry` has the transfers tried at once.";
     ORIGIN_UNREADABLE = "origin_unreadable", SOURCE, Never, None, STORAGE,
         "The worker may not read the package.", "Correct the permissions and reset the transfer.";
     ORIGIN_NOT_A_FILE = "origin_not_a_file", SOURCE, Never, None, TRANSFER,
@@ -168,7 +171,7 @@ mod table {
         "If it comes again, see what else writes names that begin with `.ccat-transfer-`.";
     DESTINATION_BUSY = "destination_busy", DESTINATION, Uncounted, Backoff, SCHEDULE,
         "Another transfer is copying to the same path.", "Nothing. When that one is done, this one finds the file, and either agrees with it or fails clearly.";
-    DESTINATION_ROOT_MISSING = "destination_root_missing", DESTINATION, General, Storage, STORAGE,
+    DESTINATION_ROOT_MISSING = "destination_root_missing", DESTINATION, Uncounted, Storage, STORAGE,
         "The location's own directory is missing. It is never made, since it may be a mount point with nothing mounted.", "Mount or make it.";
     DESTINATION_DIRECTORY = "destination_directory", DESTINATION, AtMost(1), Backoff, STORAGE,
         "A directory that was made is missing when bbcp looks for it.", "See who removes directories there.";

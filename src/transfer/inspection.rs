@@ -12,9 +12,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::bbcp::command::CONFIG_VARIABLE;
-use super::endpoint::{
-    AbsolutePath, Endpoint, FileKind, Links, Reading, Remote, Target, TemporaryName,
-};
+use super::endpoint::{AbsolutePath, Endpoint, Links, Reading, Remote, Target, TemporaryName};
 use super::error::{Role, TransferError};
 use super::plan::{self, LocalHost};
 use super::repository::Location;
@@ -73,30 +71,26 @@ impl Place {
         &self.root
     }
 
-    /// Whether an origin's directory is there and can be read.
+    /// Whether an origin's directory is there, has something in it and can be read.
     ///
     /// # Errors
-    /// [`TransferError::OriginMissing`], [`TransferError::OriginUnreadable`], or that the end could
-    /// not be asked.
+    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginUnreadable`], or that the end
+    /// could not be asked.
     pub async fn readable(&self) -> Result<(), TransferError> {
         let path = || self.root.to_string();
-        match self
+        if let Some(problem) = self.endpoint.root_problem(&self.root).await? {
+            return Err(problem.of(&self.root));
+        }
+        let found = self
             .endpoint
             .stat(self.role, &self.root, Links::Follow)
-            .await?
-        {
-            None => Err(TransferError::OriginMissing { path: path() }),
-            Some(facts) if facts.kind != FileKind::Directory => {
-                Err(TransferError::OriginUnreadable {
-                    path: path(),
-                    line: "it is no directory".into(),
-                })
-            }
-            Some(facts) if !facts.readable => Err(TransferError::OriginUnreadable {
+            .await?;
+        match found {
+            Some(facts) if facts.readable => Ok(()),
+            _ => Err(TransferError::OriginUnreadable {
                 path: path(),
                 line: "permission denied".into(),
             }),
-            Some(_) => Ok(()),
         }
     }
 

@@ -174,23 +174,23 @@ impl Plan {
         format!("{}:{}", LocalHost::normal(host), self.target.path())
     }
 
-    /// Refuses a destination that already is the source, by another path or a link: it would pass
-    /// every comparison, and the only copy be taken for two.
-    ///
-    /// Only ends on the same host can be told apart.
+    /// Refuses a destination that already is the source, by another path, host name or link: it would
+    /// pass every comparison, and the only copy be taken for two.
     ///
     /// # Errors
     /// [`TransferError::SamePlace`].
     pub fn refuse_same_file(&self, source: &Facts, existing: &Facts) -> Result<(), TransferError> {
-        let same = source.identity.is_some() && source.identity == existing.identity;
-        let one_host =
-            self.source.endpoint().remote().is_none() && self.target.endpoint().remote().is_none();
-        if same && one_host {
-            return Err(TransferError::SamePlace {
-                path: self.source.path().to_string(),
-            });
+        if source.is_same_file(existing) {
+            return Err(self.same_place());
         }
         Ok(())
+    }
+
+    /// The error for ends that are one file.
+    pub(super) fn same_place(&self) -> TransferError {
+        TransferError::SamePlace {
+            path: self.source.path().to_string(),
+        }
     }
 }
 
@@ -255,7 +255,11 @@ pub fn plan(
             origin: origin.site.clone(),
             destination: destination.site.clone(),
         },
-        source: Source::new(source_endpoint, source_path),
+        source: Source::new(
+            source_endpoint,
+            checked_path(Role::Origin, &origin.root)?,
+            source_path,
+        ),
         target,
         size: package.size,
         digest: recorded.as_ref().map_or(link.digest, Digest::made_by),

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::attempt::{ReadAlong, reading};
 use super::bbcp;
 use super::database::DatabaseError;
 use super::digest::Digest;
@@ -379,27 +380,8 @@ struct Left {
     partial: Option<Box<Plan>>,
 }
 
-/// Reading a file of a plan, with nobody beside.
-fn reading(plan: &Plan) -> Reading<'static> {
-    Reading {
-        algorithm: plan.digest,
-        size: plan.size,
-        stall_timeout: plan.stall_timeout,
-        behind: None,
-    }
-}
-
-/// The origin's digest in the making.
-type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
-
-/// What a comparison says.
-enum Verdict {
-    Same,
-    Differs { origin: Digest },
-}
-
 /// One attempt under way.
-struct Running<'a> {
+pub(super) struct Running<'a> {
     service: &'a TransferService,
     request: &'a Request,
     lease: &'a Lease,
@@ -695,63 +677,6 @@ impl Running<'_> {
         }
     }
 
-    /// Whether what is at the final path is what would be copied.
-    async fn recognize(
-        &self,
-        plan: &Plan,
-        source: Facts,
-        there: Facts,
-    ) -> Result<Digest, TransferError> {
-        plan.refuse_same_file(&source, &there)?;
-        let other = || TransferError::DestinationExists {
-            path: plan.target.path().to_string(),
-        };
-        if there.size != source.size {
-            return Err(other());
-        }
-        self.show(Phase::Verifying, self.progress());
-        let how = reading(plan);
-        let (origin, destination) = match &plan.recorded {
-            Some(_) => (None, plan.target.digest(how).await?),
-            None => {
-                let both = tokio::try_join!(plan.source.digest(how), plan.target.digest(how))?;
-                (Some(both.0), both.1)
-            }
-        };
-        match self.compare(plan, origin, &destination).await? {
-            Verdict::Same => Ok(destination),
-            Verdict::Differs { .. } => Err(other()),
-        }
-    }
-
-    /// Whether what arrived is what was sent. The package's recorded checksum is the judge, where
-    /// there is one: what agrees with it is right, and the origin is read only to find out which
-    /// end is wrong.
-    async fn compare(
-        &self,
-        plan: &Plan,
-        origin: Option<Digest>,
-        destination: &Digest,
-    ) -> Result<Verdict, TransferError> {
-        if plan.recorded.as_ref() == Some(destination) {
-            return Ok(Verdict::Same);
-        }
-        let origin = match origin {
-            Some(origin) => origin,
-            None => plan.source.digest(reading(plan)).await?,
-        };
-        match &plan.recorded {
-            Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {
-                path: plan.source.path().to_string(),
-                algorithm: origin.algorithm(),
-                recorded: recorded.hex().into(),
-                found: origin.hex().into(),
-            }),
-            _ if origin == *destination => Ok(Verdict::Same),
-            _ => Ok(Verdict::Differs { origin }),
-        }
-    }
-
     /// Whether the package fits, of which so many bytes are there.
     async fn check_room(&self, plan: &Plan, there: u64) -> Result<(), TransferError> {
         let needed = plan
@@ -945,6 +870,7 @@ impl Running<'_> {
 
     /// Tells a link that stands still from a storage that does: asks both ends for something small.
     async fn locate(&self, plan: &Plan, error: TransferError) -> TransferError {
+        let error = plan.source.located(error).await;
         let TransferError::Stalled {
             idle,
             bytes_done,
@@ -970,59 +896,6 @@ impl Running<'_> {
             bytes_done,
             bytes_total,
             storage,
-        }
-    }
-
-    /// bbcp's word is no proof: it can end with 0 and a wrong file. Size and digest at both ends
-    /// are; and the origin must not have changed meanwhile.
-    async fn verify(
-        &self,
-        plan: &Plan,
-        before: Facts,
-        origin: Option<ReadAlong>,
-    ) -> Result<Digest, TransferError> {
-        let path = || plan.target.path().to_string();
-        let found = plan
-            .target
-            .inspect_temporary()
-            .await?
-            .map_or(0, |facts| facts.size);
-        if found != plan.size {
-            return Err(TransferError::TargetSize {
-                path: path(),
-                expected: plan.size,
-                found,
-            });
-        }
-        let how = reading(plan);
-        let origin = async {
-            let Some(origin) = origin else {
-                return Ok(None);
-            };
-            let digest = origin.await.map_err(|e| TransferError::Internal {
-                what: e.to_string(),
-            })??;
-            fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
-            Ok(Some(digest))
-        };
-        let destination =
-            async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) };
-        let (origin, destination) = tokio::try_join!(origin, destination)?;
-        let after = plan.source.inspect().await?;
-        if (after.size, after.modified) != (before.size, before.modified) {
-            return Err(TransferError::OriginChanged {
-                path: plan.source.path().to_string(),
-                line: "size or time of last change is not what it was before the copy".into(),
-            });
-        }
-        match self.compare(plan, origin, &destination).await? {
-            Verdict::Same => Ok(destination),
-            Verdict::Differs { origin } => Err(TransferError::ChecksumMismatch {
-                path: path(),
-                algorithm: origin.algorithm(),
-                expected: origin.hex().into(),
-                found: destination.hex().into(),
-            }),
         }
     }
 
@@ -1087,7 +960,7 @@ impl Running<'_> {
     }
 
     /// Does something that is dropped when the attempt has to stop.
-    async fn stoppable<T>(
+    pub(super) async fn stoppable<T>(
         &self,
         doing: impl Future<Output = Result<T, TransferError>>,
     ) -> Result<T, TransferError> {
@@ -1110,11 +983,11 @@ impl Running<'_> {
             .join(format!("{}.log", self.lease.tag()))
     }
 
-    fn progress(&self) -> Progress {
+    pub(super) fn progress(&self) -> Progress {
         self.request.snapshots.borrow().progress
     }
 
-    fn show(&self, phase: Phase, progress: Progress) {
+    pub(super) fn show(&self, phase: Phase, progress: Progress) {
         self.request
             .snapshots
             .send_replace(Snapshot { phase, progress });

@@ -153,6 +153,43 @@ impl Bench {
         true
     }
 
+    /// Reaches the destination by a stand-in for ssh that runs the command here, without the programs
+    /// of these names.
+    pub(crate) async fn by_a_shell_without(&mut self, programs: &[&str]) {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = self.directory.path().join("shell");
+        fs::create_dir(&folder).unwrap();
+        let write = |path: &Path, text: String| {
+            fs::write(path, text).unwrap();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+        };
+        for name in programs {
+            write(&folder.join(name), "#!/bin/sh\nexit 127\n".into());
+        }
+        let ssh = self.directory.path().join("bin/ssh");
+        let script = format!(
+            "#!/bin/sh\nfor command; do :; done\nPATH={}:$PATH\neval \"$command\"\n",
+            folder.display()
+        );
+        write(&ssh, script);
+        self.settings.ssh.program = ssh;
+        let path = self.destination.display();
+        let host = "far.example.org";
+        let sql = format!("UPDATE disk_data_location SET host = '{host}' WHERE path = '{path}'");
+        assert_eq!(self.db.sql(&sql).await, 1);
+    }
+
+    /// Has the destination's location name another directory.
+    pub(crate) async fn move_destination(&mut self, to: PathBuf) {
+        let sql = format!(
+            "UPDATE disk_data_location SET path = '{}' WHERE path = '{}'",
+            to.display(),
+            self.destination.display()
+        );
+        assert_eq!(self.db.sql(&sql).await, 1);
+        self.destination = to;
+    }
+
     /// Sets the double's knobs (without their prefix).
     pub(crate) fn double(&self, knobs: &[(&str, &str)]) {
         let log = self.directory.path().join("record").display().to_string();

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ccat_transfer::settings::DigestAlgorithm;
 use ccat_transfer::transfer::bbcp;
-use ccat_transfer::transfer::endpoint::{FileKind, Reading, Target, TemporaryName};
+use ccat_transfer::transfer::endpoint::{Facts, FileKind, Reading, Target, TemporaryName};
 use ccat_transfer::transfer::error::{Role, TransferError};
 use rstest::rstest;
 use tokio::sync::watch;
@@ -104,6 +104,59 @@ async fn a_destination_that_is_the_source_is_refused() {
     let existing = plan.target.inspect().await.unwrap().unwrap();
     let error = plan.refuse_same_file(&source, &existing).unwrap_err();
     assert_eq!(error.code(), "same_place");
+
+    // Each host has device numbers of its own for what it mounts from others.
+    let exported = |facts: Facts| Facts {
+        identity: facts.identity.map(|(device, inode)| (device + 1, inode)),
+        boot: Some(Uuid::new_v4()),
+        ..facts
+    };
+    let error = plan
+        .refuse_same_file(&source, &exported(existing))
+        .unwrap_err();
+    assert_eq!(error.code(), "same_place");
+    let other = Facts {
+        changed: None,
+        ..exported(existing)
+    };
+    plan.refuse_same_file(&source, &other).unwrap();
+}
+
+/// What is compared before and after a copy.
+#[rstest]
+#[tokio::test]
+async fn a_changed_source_is_noticed(#[values(Way::Local, Way::Ssh)] way: Way) {
+    let Some(bench) = bench(Role::Origin, way) else {
+        return;
+    };
+    let source = bench.plan().source;
+    let path = bench.path("origin/p.tar");
+    let before = source.inspect().await.unwrap();
+    let moment = fs::metadata(&path).unwrap().modified().unwrap();
+    let touch = |path: &Path, later: Duration| {
+        let file = fs::File::options().append(true).open(path).unwrap();
+        file.set_modified(moment + later).unwrap();
+    };
+    // A backup's hard link, a reader, a chmod change nothing.
+    fs::hard_link(&path, bench.path("backup")).unwrap();
+    fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
+    assert_eq!(before.difference(&source.inspect().await.unwrap()), None);
+
+    touch(&path, Duration::from_nanos(1));
+    let after = source.inspect().await.unwrap();
+    assert_eq!(before.difference(&after), Some("its time of last change"));
+    touch(&path, Duration::ZERO);
+    assert_eq!(before.difference(&source.inspect().await.unwrap()), None);
+
+    // Another file of the same size and time.
+    fs::copy(&path, bench.path("replacement")).unwrap();
+    touch(&bench.path("replacement"), Duration::ZERO);
+    fs::rename(bench.path("replacement"), &path).unwrap();
+    let after = source.inspect().await.unwrap();
+    assert_eq!(before.difference(&after), Some("its device or inode"));
+    fs::write(&path, "shorter").unwrap();
+    let after = source.inspect().await.unwrap();
+    assert_eq!(before.difference(&after), Some("its size"));
 }
 
 #[rstest]
@@ -287,6 +340,41 @@ async fn a_missing_location_is_not_made(#[values(Way::Local, Way::Ssh)] way: Way
     let error = bench.plan().target.ensure_directory().await.unwrap_err();
     assert_eq!(error.code(), "destination_root_missing", "{error}");
     assert!(!bench.path("destination").exists());
+}
+
+/// A disk that is not mounted: no package of the location can be read, and none is missing.
+#[rstest]
+#[tokio::test]
+async fn an_origin_that_is_not_mounted_is_told_from_a_missing_package(
+    #[values(Way::Local, Way::Ssh)] way: Way,
+) {
+    let Some(bench) = bench(Role::Origin, way) else {
+        return;
+    };
+    let source = bench.plan().source;
+    let package = bench.path("origin/p.tar");
+    let kept = bench.path("kept");
+    fs::rename(&package, &kept).unwrap();
+    let code = async || source.inspect().await.unwrap_err().code();
+    assert_eq!(code().await, "origin_root_missing", "empty");
+    let error = source.digest(READING).await.unwrap_err();
+    assert_eq!(error.code(), "origin_root_missing", "{error}");
+    fs::write(bench.path("origin/.other"), "").unwrap();
+    assert_eq!(code().await, "origin_missing");
+
+    let mounted = bench.path("mounted");
+    fs::rename(bench.path("origin"), &mounted).unwrap();
+    assert_eq!(code().await, "origin_root_missing", "missing");
+    fs::write(bench.path("origin"), "no directory").unwrap();
+    assert_eq!(code().await, "origin_root_missing", "no directory");
+    fs::remove_file(bench.path("origin")).unwrap();
+    std::os::unix::fs::symlink("/nowhere/at/all", bench.path("origin")).unwrap();
+    assert_eq!(code().await, "origin_root_missing", "a link to nothing");
+    fs::remove_file(bench.path("origin")).unwrap();
+
+    fs::rename(&mounted, bench.path("origin")).unwrap();
+    fs::rename(&kept, &package).unwrap();
+    source.inspect().await.unwrap();
 }
 
 #[tokio::test]

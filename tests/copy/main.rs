@@ -12,6 +12,7 @@
 mod bench;
 #[path = "../support/double.rs"]
 mod double;
+mod durable;
 mod endpoints;
 mod links;
 mod noise;

@@ -11,10 +11,10 @@ use crate::bench::{Bench, SIZE};
 use crate::endpoints::READING;
 
 /// By this name, no location is local.
-const FAR: &str = "far.example.org";
+pub(crate) const FAR: &str = "far.example.org";
 
 /// A bench whose other end is a shell that does `startup` first. The command is run by `shell`.
-fn behind(startup: &str, shell: &str) -> Bench {
+pub(crate) fn behind(startup: &str, shell: &str) -> Bench {
     let mut bench = Bench::new(&[]);
     let ssh = bench.path("bin/ssh");
     let script = format!(

@@ -423,12 +423,12 @@ type = "direct"
 
     # --- programs
 
-    def cli(self, *args, timeout=60, check=True):
+    def cli(self, *args, timeout=60, check=True, **environment):
         """Runs ccat-transfer; its standard output, or the finished process with check=False."""
         done = subprocess.run(
             [service("CCAT_TRANSFER_BIN"), "--config", self.config, *map(str, args)],
             cwd=self.directory,
-            env=clean_environment(),
+            env=clean_environment(**environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -72,6 +72,17 @@ impl Endpoint {
         }
     }
 
+    /// What keeps a location's directory from being one with packages in it, if anything.
+    pub(super) async fn root_problem(
+        &self,
+        root: &AbsolutePath,
+    ) -> Result<Option<RootProblem>, TransferError> {
+        match self {
+            Self::Local => local::root_problem(root).await,
+            Self::Remote(remote) => remote.root_problem(root).await,
+        }
+    }
+
     pub(super) async fn digest(
         &self,
         role: Role,
@@ -87,6 +98,30 @@ impl Endpoint {
 }
 
 type DigestResult = Result<Digest, TransferError>;
+
+/// What keeps a location's directory from being one with packages in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum RootProblem {
+    /// There is nothing in it: perhaps it is a mount point with nothing mounted.
+    Empty,
+    /// It is missing or cannot be used.
+    Unusable(String),
+}
+
+impl RootProblem {
+    /// As an error of an origin.
+    pub(super) fn of(self, root: &AbsolutePath) -> TransferError {
+        let empty = self == Self::Empty;
+        TransferError::OriginRootMissing {
+            path: root.to_string(),
+            problem: match self {
+                Self::Empty => "is empty, as where nothing is mounted".into(),
+                Self::Unusable(problem) => problem,
+            },
+            empty,
+        }
+    }
+}
 
 /// Treatment of a symbolic link in the place of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,6 +172,40 @@ pub struct Facts {
     pub boot: Option<Uuid>,
 }
 
+impl Facts {
+    /// What has changed between two looks at an origin, if anything.
+    ///
+    /// The time of the last change of anything (ctime) does not count: a backup that makes or removes
+    /// hard links, a chmod or a rename changes it, and the content is the same.
+    pub fn difference(&self, later: &Self) -> Option<&'static str> {
+        if self.size != later.size {
+            Some("its size")
+        } else if self.identity != later.identity {
+            Some("its device or inode")
+        } else if self.modified != later.modified {
+            Some("its time of last change")
+        } else {
+            None
+        }
+    }
+
+    /// Whether both are one file for sure: by device and inode on one running kernel, or, since each
+    /// host numbers the devices of what it mounts from others by itself, by inode and all times.
+    pub fn is_same_file(&self, other: &Self) -> bool {
+        let (Some(one), Some(two)) = (self.identity, other.identity) else {
+            return false;
+        };
+        let same_kernel = self.boot.is_some() && self.boot == other.boot;
+        let same_state = one.1 == two.1
+            && self.size == other.size
+            && self.modified.is_some()
+            && self.modified == other.modified
+            && self.changed.is_some()
+            && self.changed == other.changed;
+        same_state || (same_kernel && one == two)
+    }
+}
+
 /// What a path names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
@@ -174,12 +243,17 @@ impl Reading<'_> {
 #[derive(Debug, Clone)]
 pub struct Source {
     endpoint: Endpoint,
+    root: AbsolutePath,
     path: AbsolutePath,
 }
 
 impl Source {
-    pub(super) fn new(endpoint: Endpoint, path: AbsolutePath) -> Self {
-        Self { endpoint, path }
+    pub(super) fn new(endpoint: Endpoint, root: AbsolutePath, path: AbsolutePath) -> Self {
+        Self {
+            endpoint,
+            root,
+            path,
+        }
     }
 
     /// Where it is.
@@ -195,15 +269,23 @@ impl Source {
     /// What the file system says about it.
     ///
     /// # Errors
-    /// [`TransferError::OriginMissing`], [`TransferError::OriginNotAFile`],
-    /// [`TransferError::OriginUnreadable`], or that the end could not be asked.
+    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginMissing`],
+    /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or that the end could
+    /// not be asked.
     pub async fn inspect(&self) -> Result<Facts, TransferError> {
+        match self.look().await {
+            Ok(facts) => Ok(facts),
+            Err(error) => Err(self.located(error).await),
+        }
+    }
+
+    async fn look(&self) -> Result<Facts, TransferError> {
         let path = || self.path.to_string();
-        match self
+        let found = self
             .endpoint
             .stat(Role::Origin, &self.path, Links::Follow)
-            .await?
-        {
+            .await?;
+        match found {
             None => Err(TransferError::OriginMissing { path: path() }),
             Some(facts) if facts.kind != FileKind::File => {
                 Err(TransferError::OriginNotAFile { path: path() })
@@ -221,9 +303,39 @@ impl Source {
     /// # Errors
     /// That it cannot be read, stalled, or lacks the program for the digest.
     pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
-        self.endpoint
-            .digest(Role::Origin, &self.path, Links::Follow, how)
-            .await
+        let digesting = self
+            .endpoint
+            .digest(Role::Origin, &self.path, Links::Follow, how);
+        match digesting.await {
+            Ok(digest) => Ok(digest),
+            Err(error) => Err(self.located(error).await),
+        }
+    }
+
+    /// An error of reading the package, or [`TransferError::OriginRootMissing`] where it is not the
+    /// package that is missing but all of its location, as where a disk is not mounted.
+    pub(super) async fn located(&self, error: TransferError) -> TransferError {
+        let may_be_the_root = matches!(
+            error,
+            TransferError::OriginMissing { .. }
+                | TransferError::OriginUnreadable { .. }
+                | TransferError::Storage { .. }
+        );
+        if !may_be_the_root {
+            return error;
+        }
+        match self.endpoint.root_problem(&self.root).await {
+            Ok(Some(problem)) => problem.of(&self.root),
+            Ok(None) | Err(_) => error,
+        }
+    }
+
+    /// Whether an entry that was made in a destination's directory appears beside the package:
+    /// then both directories are one.
+    pub(super) async fn sees(&self, name: &TemporaryName) -> Result<bool, TransferError> {
+        let path = self.path.sibling(name);
+        let found = self.endpoint.stat(Role::Origin, &path, Links::Refuse);
+        Ok(found.await?.is_some())
     }
 }
 
@@ -407,8 +519,9 @@ impl Target {
             .await
     }
 
-    /// Renames the temporary to the final name unless that exists, and makes the rename durable.
-    /// Its checkpoints are removed before.
+    /// Renames the temporary to the final name unless that exists, with everything that a power
+    /// failure could undo on the disk: the content before, the directories afterwards. Its
+    /// checkpoints are removed before.
     ///
     /// One that was interrupted half-way, when both names are the same file, is completed.
     ///
@@ -419,8 +532,52 @@ impl Target {
     pub async fn publish(&self) -> Result<(), TransferError> {
         let own = self.partial(self.temporary);
         match &self.endpoint {
-            Endpoint::Local => local::partial::publish(own, &self.path).await,
-            Endpoint::Remote(remote) => remote.rename_no_overwrite(&own, &self.path).await,
+            Endpoint::Local => local::partial::publish(own, &self.path, self.directories()).await,
+            Endpoint::Remote(remote) => {
+                let directories = self.directories();
+                remote
+                    .rename_no_overwrite(&own, &self.path, &directories)
+                    .await
+            }
+        }
+    }
+
+    /// Has what is at the final path on the disk: the content, and its name in each directory up to
+    /// the location's.
+    ///
+    /// # Errors
+    /// That it could not be written, or that the end could not be asked.
+    pub async fn make_durable(&self) -> Result<(), TransferError> {
+        let directories = self.directories();
+        match &self.endpoint {
+            Endpoint::Local => local::make_durable(&self.path, directories).await,
+            Endpoint::Remote(remote) => remote.make_durable(&self.path, &directories).await,
+        }
+    }
+
+    /// The directory of the final path, and those above it up to the location's: any of them may have
+    /// been made for this copy.
+    fn directories(&self) -> Vec<AbsolutePath> {
+        let mut directories = vec![self.path.parent()];
+        while let Some(last) = directories.last().filter(|last| **last != self.root) {
+            let parent = last.parent();
+            if parent == *last {
+                break;
+            }
+            directories.push(parent);
+        }
+        directories
+    }
+
+    /// Makes an empty file under the temporary name, which nothing has had before.
+    ///
+    /// # Errors
+    /// That the end could not be asked or refused.
+    pub(super) async fn make_marker(&self) -> Result<(), TransferError> {
+        let own = self.partial(self.temporary);
+        match &self.endpoint {
+            Endpoint::Local => local::partial::make_marker(own).await,
+            Endpoint::Remote(remote) => remote.make_marker(&own).await,
         }
     }
 

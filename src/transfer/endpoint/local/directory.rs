@@ -104,6 +104,46 @@ impl Directory {
         }
     }
 
+    /// Opens a regular file for reading.
+    pub(in crate::transfer) fn read(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let opened = openat(&self.0, name, flags, Mode::empty())?;
+        if is_regular(&rustix::fs::fstat(&opened)?) {
+            Ok(opened.into())
+        } else {
+            Err(not_plain(name))
+        }
+    }
+
+    /// Makes an empty file that was not there.
+    pub(in crate::transfer) fn make_file(&self, name: &str) -> io::Result<()> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        openat(&self.0, name, flags, Mode::from_raw_mode(0o600))?;
+        Ok(())
+    }
+
+    /// Has the entries on the disk.
+    pub(in crate::transfer) fn sync(self) -> io::Result<()> {
+        match File::from(self.0).sync_all() {
+            // One that cannot be listed cannot be written through its handle: everything, then.
+            Err(error) if error.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {
+                rustix::fs::sync();
+                Ok(())
+            }
+            synced => synced,
+        }
+    }
+
+    /// Whether there is no entry.
+    pub(in crate::transfer) fn is_empty(&self) -> io::Result<bool> {
+        for entry in Dir::read_from(&self.0)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Removes a file or a symbolic link, if it is there.
     pub(in crate::transfer) fn remove(&self, name: &str) -> io::Result<()> {
         present(unlinkat(&self.0, name, AtFlags::empty()))

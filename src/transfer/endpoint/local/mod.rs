@@ -22,7 +22,8 @@ use uuid::Uuid;
 
 use self::directory::{Directory, is_regular, not_plain};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Reading, storage,
+    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Reading,
+    RootProblem, storage,
 };
 use crate::settings::DigestAlgorithm;
 use crate::transfer::digest::{self, Digest};
@@ -148,6 +149,51 @@ fn denied_or(
 /// The same for an end that may be written.
 fn refused(operation: &'static str, path: &AbsolutePath, e: impl Into<io::Error>) -> TransferError {
     denied_or(Role::Destination, operation, path, e.into())
+}
+
+pub(super) async fn root_problem(
+    root: &AbsolutePath,
+) -> Result<Option<RootProblem>, TransferError> {
+    let root = root.clone();
+    let unusable = |problem: &str| RootProblem::Unusable(problem.to_owned());
+    blocking("stat", move || {
+        let problem = match Directory::open(root.as_path()) {
+            Err(e) if is_absent(&e) => Some(unusable("does not exist")),
+            Err(e) => Some(unusable(&format!("cannot be opened ({e})"))),
+            Ok(_) if eaccess(root.as_path(), AccessFlags::X_OK).is_err() => {
+                Some(unusable("cannot be entered"))
+            }
+            // One that cannot be listed has something in it for all we know.
+            Ok(directory) if directory.is_empty().unwrap_or(false) => Some(RootProblem::Empty),
+            Ok(_) => None,
+        };
+        Ok(problem)
+    })
+    .await
+}
+
+/// Has a file and the entries of directories on the disk.
+pub(super) async fn make_durable(
+    path: &AbsolutePath,
+    directories: Vec<AbsolutePath>,
+) -> Result<(), TransferError> {
+    let path = path.clone();
+    blocking("fsync", move || {
+        File::open(path.as_path())
+            .and_then(|file| file.sync_all())
+            .map_err(|e| refused("fsync", &path, e))?;
+        sync_directories(&directories)
+    })
+    .await
+}
+
+fn sync_directories(directories: &[AbsolutePath]) -> Result<(), TransferError> {
+    for directory in directories {
+        Directory::open(directory.as_path())
+            .and_then(Directory::sync)
+            .map_err(|e| refused("fsync", directory, e))?;
+    }
+    Ok(())
 }
 
 pub(super) async fn ensure_directory(

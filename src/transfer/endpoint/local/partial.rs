@@ -11,13 +11,14 @@ use rustix::io::Errno;
 
 use super::super::{AbsolutePath, Partial, TemporaryName};
 use super::directory::{Directory, is_plain, is_regular, not_plain};
-use super::{blocking, is_absent, refused};
+use super::{blocking, is_absent, refused, sync_directories};
 use crate::transfer::error::TransferError;
 
 /// Renames a copy to its final name unless that exists.
 pub(in crate::transfer::endpoint) async fn publish(
     own: Partial,
     to: &AbsolutePath,
+    directories: Vec<AbsolutePath>,
 ) -> Result<(), TransferError> {
     let to = to.clone();
     blocking("rename", move || {
@@ -39,7 +40,11 @@ pub(in crate::transfer::endpoint) async fn publish(
                 return Err(refused("rename", &own.copy, not_plain(&from)));
             }
             None if looked_at(name)?.is_some() => return Err(exists()),
-            _ => {}
+            None => {}
+            Some(_) => directory
+                .read(&from)
+                .and_then(|copy| copy.sync_all())
+                .map_err(|e| refused("fsync", &own.copy, e))?,
         }
         match directory.rename_no_replace(&from, name) {
             Ok(()) => {}
@@ -51,9 +56,7 @@ pub(in crate::transfer::endpoint) async fn publish(
             Err(e) => return Err(refused("rename", &to, e)),
         }
         // Only now does a power failure not undo it.
-        std::fs::File::open(parent.as_path())
-            .and_then(|d| d.sync_all())
-            .map_err(|e| refused("fsync", &parent, e))
+        sync_directories(&directories)
     })
     .await
 }
@@ -99,6 +102,16 @@ fn unlink_second_name(
         });
     }
     directory.remove(from).map_err(|e| refused("unlink", to, e))
+}
+
+/// Makes an empty file under an attempt's temporary name.
+pub(in crate::transfer::endpoint) async fn make_marker(own: Partial) -> Result<(), TransferError> {
+    blocking("create", move || {
+        open(&own.copy.parent())?
+            .make_file(&own.name.to_string())
+            .map_err(|e| refused("create", &own.copy, e))
+    })
+    .await
 }
 
 /// Removes a copy with its checkpoints, if it is there.

@@ -13,13 +13,13 @@ use tokio::time::timeout;
 
 use self::answer::{Answer, Mark};
 use self::scripts::{
-    ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MKDIR, NO_LINKS, NO_PROGRAM, REMOVE,
-    RENAME, STAT, VERSION,
+    ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
+    REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
 };
 use super::ssh::{Refusal, options, refusal};
 use super::{
     AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Partial, Reading,
-    Remote, TemporaryName, storage,
+    Remote, RootProblem, TemporaryName, storage,
 };
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
@@ -180,15 +180,17 @@ impl Remote {
         &self,
         own: &Partial,
         to: &AbsolutePath,
+        directories: &[AbsolutePath],
     ) -> Result<(), TransferError> {
         let directory = to.parent();
         let (copy, checkpoints) = own.names();
-        let arguments = [
+        let mut arguments = vec![
             directory.as_str(),
             copy.as_str(),
             to.file_name().unwrap_or_default(),
             checkpoints.as_str(),
         ];
+        arguments.extend(directories.iter().map(AbsolutePath::as_str));
         let request = Request::new(Role::Destination, "rename", to, RENAME, &arguments);
         let (request, reply) = self.run(request).await?;
         let path = || to.to_string();
@@ -197,6 +199,45 @@ impl Remote {
             NO_LINKS => Err(TransferError::RenameUnsupported { path: path() }),
             _ => done(&request, reply, "renamed"),
         }
+    }
+
+    pub(super) async fn make_durable(
+        &self,
+        path: &AbsolutePath,
+        directories: &[AbsolutePath],
+    ) -> Result<(), TransferError> {
+        let paths = std::iter::once(path).chain(directories);
+        let arguments: Vec<&str> = paths.map(AbsolutePath::as_str).collect();
+        let request = Request::new(Role::Destination, "fsync", path, SYNC, &arguments);
+        let (request, reply) = self.run(request).await?;
+        done(&request, reply, "written")
+    }
+
+    pub(super) async fn make_marker(&self, own: &Partial) -> Result<(), TransferError> {
+        let directory = own.copy.parent();
+        let (copy, _) = own.names();
+        let arguments = [directory.as_str(), copy.as_str()];
+        let request = Request::new(Role::Destination, "create", &own.copy, MARKER, &arguments);
+        let (request, reply) = self.run(request).await?;
+        done(&request, reply, "made")
+    }
+
+    pub(super) async fn root_problem(
+        &self,
+        root: &AbsolutePath,
+    ) -> Result<Option<RootProblem>, TransferError> {
+        let arguments = [root.as_str()];
+        let request = Request::new(Role::Origin, "stat", root, ROOT, &arguments);
+        let (request, reply) = self.run(request).await?;
+        let problem = match (reply.code, reply.answers.first().map(String::as_str)) {
+            (0, Some("good")) => return Ok(None),
+            (0, Some("missing")) => "does not exist",
+            (0, Some("closed")) => "cannot be entered",
+            (0, Some("empty")) => return Ok(Some(RootProblem::Empty)),
+            (0, _) => return Err(request.garbled(&reply.answers)),
+            _ => return Err(request.failure(reply)),
+        };
+        Ok(Some(RootProblem::Unusable(problem.into())))
     }
 
     /// Removes a temporary; only [`super::Target`] calls this, and only with such names.

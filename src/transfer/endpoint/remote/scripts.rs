@@ -44,6 +44,14 @@ macro_rules! clear {
     };
 }
 
+/// `flush PATH…`: has files and directories on the disk. `sync` with names is not POSIX; where it takes
+/// none, or may not open them, everything is written. An error of the disk stays one.
+macro_rules! flush {
+    () => {
+        r#"flush() { e=$(sync "$@" 2>&1) || case $e in *"nput/output error"*|*"o space left on device"*|*"uota exceeded"*) echo "$e" >&2; return 1;; *) sync;; esac; }; "#
+    };
+}
+
 /// $1 path, $2 `keep` if a symbolic link is not to be followed. Answers `kind readable boot SIZE
 /// DEVICE INODE NAMES MODIFIED CHANGED|MODIFIED|CHANGED`, the times in seconds and as text; `-` is
 /// unknown. Without GNU's or busybox's `stat`, `ls` tells the size.
@@ -64,16 +72,38 @@ pub(super) const MKDIR: &str = concat!(
 /// $1 directory. Answers df's last line.
 pub(super) const DF: &str = concat!(begin!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
 
-/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints. `sync` with
-/// a name is not POSIX, but where it takes none it does more, not less.
+/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints; then the
+/// directories to be written to the disk.
 pub(super) const RENAME: &str = concat!(
     begin!(),
     clear!(),
+    flush!(),
     r#"cd "$1" || exit 1; clear "./$4" || exit 1; "#,
     r#"copy() { test -f "./$2" && ! test -L "./$2"; }; "#,
     r#"if test -e "./$3" || test -L "./$3"; then copy "$@" && ! test -L "./$3" && test "./$2" -ef "./$3" 2>/dev/null || exit 73; "#,
-    r#"else copy "$@" || { echo "$2 is no regular file" >&2; exit 1; }; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
-    r#"rm -f "./$2" || exit 1; sync "$1" >/dev/null 2>&1; say renamed"#
+    r#"else copy "$@" || { echo "$2 is no regular file" >&2; exit 1; }; flush "./$2" || exit 1; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
+    r#"rm -f "./$2" || exit 1; shift 4; flush "$@" || exit 1; say renamed"#
+);
+
+/// $1 a file; then the directories to be written to the disk with it.
+pub(super) const SYNC: &str = concat!(
+    begin!(),
+    absent!(),
+    flush!(),
+    r#"test -e "$1" || absent "$1"; flush "$@" || exit 1; say written"#
+);
+
+/// $1 directory, $2 name. Makes an empty file that was not there.
+pub(super) const MARKER: &str = concat!(
+    begin!(),
+    r#"cd "$1" || exit 1; set -C; umask 077; : >"./$2" || exit 1; say made"#
+);
+
+/// $1 a location's directory. Answers what keeps it from being one with packages in it. What cannot be listed is
+/// not empty for all we know.
+pub(super) const ROOT: &str = concat!(
+    begin!(),
+    r#"if ! test -d "$1"; then say missing; elif ! test -x "$1"; then say closed; elif test -z "$(ls -A "$1" 2>&1 | head -n 1)"; then say empty; else say good; fi"#
 );
 
 /// $1 directory, $2 name of the copy, $3 name of its checkpoints.

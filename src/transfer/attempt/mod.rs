@@ -1,0 +1,5 @@
+//! Steps of an attempt.
+
+mod verify;
+
+pub(super) use verify::{ReadAlong, reading};

@@ -1,0 +1,167 @@
+//! Proof that what arrived is what was sent.
+
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::faults::fault_point;
+use crate::transfer::digest::Digest;
+use crate::transfer::endpoint::{Facts, Reading};
+use crate::transfer::error::TransferError;
+use crate::transfer::lease::Phase;
+use crate::transfer::plan::Plan;
+use crate::transfer::service::Running;
+
+/// Reading a file of a plan, with nobody beside.
+pub(in crate::transfer) fn reading(plan: &Plan) -> Reading<'static> {
+    Reading {
+        algorithm: plan.digest,
+        size: plan.size,
+        stall_timeout: plan.stall_timeout,
+        behind: None,
+    }
+}
+
+/// The origin's digest in the making.
+pub(in crate::transfer) type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
+
+/// What a comparison says.
+enum Verdict {
+    Same,
+    Differs { origin: Digest },
+}
+
+/// Refuses an origin that changed between two looks.
+fn unchanged(plan: &Plan, before: &Facts, after: &Facts) -> Result<(), TransferError> {
+    match before.difference(after) {
+        None => Ok(()),
+        Some(what) => Err(TransferError::OriginChanged {
+            path: plan.source.path().to_string(),
+            line: format!("{what} is not what it was before the copy"),
+        }),
+    }
+}
+
+impl Running<'_> {
+    /// bbcp's word is no proof: it can end with 0 and a wrong file. Size and digest at both ends
+    /// are; and the origin must not have changed meanwhile.
+    pub(in crate::transfer) async fn verify(
+        &self,
+        plan: &Plan,
+        before: Facts,
+        origin: Option<ReadAlong>,
+    ) -> Result<Digest, TransferError> {
+        let path = || plan.target.path().to_string();
+        let found = plan
+            .target
+            .inspect_temporary()
+            .await?
+            .map_or(0, |facts| facts.size);
+        if found != plan.size {
+            return Err(TransferError::TargetSize {
+                path: path(),
+                expected: plan.size,
+                found,
+            });
+        }
+        let how = reading(plan);
+        let origin = async {
+            let Some(origin) = origin else {
+                return Ok(None);
+            };
+            let digest = origin.await.map_err(|e| TransferError::Internal {
+                what: e.to_string(),
+            })??;
+            fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
+            Ok(Some(digest))
+        };
+        let destination =
+            async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) };
+        let (origin, destination) = tokio::try_join!(origin, destination)?;
+        let after = plan.source.inspect().await?;
+        unchanged(plan, &before, &after)?;
+        match self.compare(plan, origin, &destination).await? {
+            Verdict::Same => Ok(destination),
+            Verdict::Differs { origin } => Err(TransferError::ChecksumMismatch {
+                path: path(),
+                algorithm: origin.algorithm(),
+                expected: origin.hex().into(),
+                found: destination.hex().into(),
+            }),
+        }
+    }
+
+    /// Whether what is at the final path is what would be copied.
+    pub(in crate::transfer) async fn recognize(
+        &self,
+        plan: &Plan,
+        source: Facts,
+        there: Facts,
+    ) -> Result<Digest, TransferError> {
+        plan.refuse_same_file(&source, &there)?;
+        let other = || TransferError::DestinationExists {
+            path: plan.target.path().to_string(),
+        };
+        if there.size != source.size {
+            return Err(other());
+        }
+        self.refuse_one_directory(plan).await?;
+        self.show(Phase::Verifying, self.progress());
+        let how = reading(plan);
+        let (origin, destination) = match &plan.recorded {
+            Some(_) => (None, plan.target.digest(how).await?),
+            None => {
+                let both = tokio::try_join!(plan.source.digest(how), plan.target.digest(how))?;
+                (Some(both.0), both.1)
+            }
+        };
+        match self.compare(plan, origin, &destination).await? {
+            Verdict::Same => {
+                unchanged(plan, &source, &plan.source.inspect().await?)?;
+                // Whoever wrote it need not have seen to that.
+                plan.target.make_durable().await?;
+                Ok(destination)
+            }
+            Verdict::Differs { .. } => Err(other()),
+        }
+    }
+
+    /// Refuses a file at the final path that is the package itself by way of an export: its host
+    /// has a file system of another kind or number there, and its identity proves nothing. A new name
+    /// in the destination's directory appears beside the package only if both are one.
+    async fn refuse_one_directory(&self, plan: &Plan) -> Result<(), TransferError> {
+        plan.target.make_marker().await?;
+        let seen = plan.source.sees(&plan.target.temporary()).await;
+        plan.target.remove_temporary().await?;
+        match seen? {
+            true => Err(plan.same_place()),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether what arrived is what was sent. The package's recorded checksum is the judge, where
+    /// there is one: what agrees with it is right, and the origin is read only to find out which
+    /// end is wrong.
+    async fn compare(
+        &self,
+        plan: &Plan,
+        origin: Option<Digest>,
+        destination: &Digest,
+    ) -> Result<Verdict, TransferError> {
+        if plan.recorded.as_ref() == Some(destination) {
+            return Ok(Verdict::Same);
+        }
+        let origin = match origin {
+            Some(origin) => origin,
+            None => plan.source.digest(reading(plan)).await?,
+        };
+        match &plan.recorded {
+            Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {
+                path: plan.source.path().to_string(),
+                algorithm: origin.algorithm(),
+                recorded: recorded.hex().into(),
+                found: origin.hex().into(),
+            }),
+            _ if origin == *destination => Ok(Verdict::Same),
+            _ => Ok(Verdict::Differs { origin }),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The only copy stays the only copy, and what waits does not fail.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::time::Duration;
+
+use rstest::rstest;
+
+use crate::bench::{Bench, MB};
+
+/// How the destination's host is reached.
+#[derive(Clone, Copy, PartialEq)]
+enum Way {
+    Local,
+    Ssh,
+    /// By a host whose `stat` is no help, as one that numbers the files of a mount by itself.
+    Opaque,
+}
+
+/// The destination is the origin's own directory. What is found there is no second copy.
+#[rstest]
+#[case::link(Way::Local, true)]
+#[case::host_name(Way::Ssh, false)]
+#[case::host_name_and_link(Way::Ssh, true)]
+#[case::export(Way::Opaque, false)]
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_copy_is_not_taken_for_two(#[case] way: Way, #[case] link: bool) {
+    let mut bench = Bench::sqlite().await;
+    match way {
+        Way::Local => {}
+        Way::Ssh if !bench.by_ssh().await => return,
+        Way::Ssh => {}
+        Way::Opaque => bench.by_a_shell_without(&["stat"]).await,
+    }
+    let id = bench.package("2026/a.tar", MB).await;
+    let same = if link {
+        let path = bench.origin.with_file_name("link");
+        symlink(&bench.origin, &path).unwrap();
+        path
+    } else {
+        bench.origin.clone()
+    };
+    bench.move_destination(same).await;
+    let before = fs::read(bench.origin.join("2026/a.tar")).unwrap();
+    assert_eq!(bench.attempt(id).await.code(), "same_place");
+    assert_eq!(bench.db.status(id).await, "FAILED");
+    assert_eq!(bench.copies(), 0);
+    assert!(fs::read(bench.origin.join("2026/a.tar")).unwrap() == before);
+    let entries = fs::read_dir(bench.origin.join("2026")).unwrap().count();
+    assert_eq!(entries, 1, "nothing else is left there");
+}
+
+/// A file that is there by other means is a second copy, wherever it is.
+#[rstest]
+#[case(Way::Local)]
+#[case(Way::Opaque)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_copy_is_one(#[case] way: Way) {
+    let mut bench = Bench::sqlite().await;
+    if way == Way::Opaque {
+        bench.by_a_shell_without(&["stat"]).await;
+    }
+    let id = bench.package("a.tar", MB).await;
+    fs::copy(bench.origin.join("a.tar"), bench.destination.join("a.tar")).unwrap();
+    bench.attempt(id).await.done();
+    bench.assert_moved(id, "a.tar").await;
+    assert_eq!(bench.copies(), 0);
+}
+
+/// A disk that is not mounted, at either end: the transfers wait, and none of their retries is used up.
+#[rstest]
+#[case::origin(true, "origin_root_missing")]
+#[case::destination(false, "destination_root_missing")]
+#[tokio::test(flavor = "multi_thread")]
+async fn transfers_wait_for_a_disk(#[case] origin: bool, #[case] code: &str) {
+    let mut bench = Bench::sqlite().await;
+    bench.settings.transfer.max_retries = 1;
+    let id = bench.package("a.tar", MB).await;
+    let root = if origin {
+        &bench.origin
+    } else {
+        &bench.destination
+    };
+    let away = root.with_file_name("away");
+    fs::rename(root, &away).unwrap();
+    for _ in 0..3 {
+        assert_eq!(bench.attempt(id).await.code(), code);
+        assert_eq!(bench.db.status(id).await, "PENDING");
+        assert_eq!(bench.record(id).await.retry_count, 0);
+        // It waits, as long as for room.
+        assert_eq!(bench.attempt(id).await.code(), "not_due");
+        bench.forget_delay(id).await;
+    }
+    fs::rename(&away, root).unwrap();
+    bench.attempt(id).await.done();
+    bench.assert_moved(id, "a.tar").await;
+}
+
+/// The disk goes in the middle of a copy.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_goes_is_no_missing_package() {
+    let bench = Bench::sqlite().await;
+    bench.double(&[("RATE", "4000000")]);
+    let id = bench.package("a.tar", 4 * MB).await;
+    let (ended, _) = bench
+        .attempt_while(id, MB, async |bench: &Bench| {
+            fs::rename(&bench.origin, bench.origin.with_file_name("away")).unwrap();
+            fs::create_dir(&bench.origin).unwrap();
+        })
+        .await;
+    let failed = ended.failed();
+    assert_eq!(failed.error.code(), "origin_root_missing", "{failed:?}");
+    assert_eq!(bench.db.status(id).await, "PENDING");
+}
+
+/// Replaced in the middle of the copy by a file of the same size that was changed in the same second.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replaced_package_is_noticed() {
+    let bench = Bench::sqlite().await;
+    bench.double(&[("RATE", "4000000")]);
+    let id = bench.package("a.tar", 4 * MB).await;
+    let (ended, _) = bench
+        .attempt_while(id, MB, async |bench: &Bench| {
+            let path = bench.origin.join("a.tar");
+            let before = fs::metadata(&path).unwrap().modified().unwrap();
+            bench.write_origin("b.tar", 4 * MB, 2);
+            let other = bench.origin.join("b.tar");
+            let file = fs::File::options().append(true).open(&other).unwrap();
+            let since = before.duration_since(std::time::UNIX_EPOCH).unwrap();
+            let second = Duration::from_secs(since.as_secs());
+            file.set_modified(std::time::UNIX_EPOCH + second).unwrap();
+            fs::rename(other, path).unwrap();
+        })
+        .await;
+    assert_eq!(ended.code(), "origin_changed");
+    bench.assert_nothing_at_destination(id).await;
+}
