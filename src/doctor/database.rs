@@ -53,17 +53,20 @@ impl Doctor {
         let Some(database) = database else {
             let why = "the database cannot be reached";
             findings.extend(self.skipped(Check::Schema, "", why));
+            findings.extend(self.skipped(Check::Partials, "", why));
             findings.extend(self.skipped(Check::Clock, "database", why));
             return (findings, None);
         };
 
         let mut map = None;
+        let mut open = None;
         let looking = async {
             let labels = settings.text_enum_labels;
             let repository = match Repository::open(database.clone(), labels).await {
                 Ok(repository) => repository,
                 Err(error) => return misfit(&error),
             };
+            let repository = open.insert(repository);
             match repository.map().await {
                 Ok(found) => map = Some(found),
                 Err(error) => {
@@ -89,6 +92,13 @@ impl Doctor {
             }
         };
         findings.extend(self.always(Check::Schema, looking).await);
+        findings.extend(match &open {
+            Some(repository) => {
+                let partials = look_at_partials(repository);
+                self.check(Check::Partials, "", partials).await
+            }
+            None => self.skipped(Check::Partials, "", "the tables do not fit"),
+        });
         let clock = async {
             let asked = Utc::now();
             match database.now().await {
@@ -142,6 +152,30 @@ impl Doctor {
             .map(|(location, site)| queue_name(prefix, &site.short_name, &location.name))
             .collect()
     }
+}
+
+/// Partial copies that nothing will complete.
+async fn look_at_partials(repository: &Repository) -> Outcome {
+    let leftovers = match repository.leftovers().await {
+        Ok(leftovers) => leftovers,
+        Err(error) => {
+            return Outcome::yellow(
+                chain(&error).to_string(),
+                "let this user read transfer_worker_attempt",
+            );
+        }
+    };
+    if leftovers.is_empty() {
+        return Outcome::green("no partial copy of an ended transfer is on record");
+    }
+    let bytes: u64 = leftovers.iter().map(|partial| partial.bytes).sum();
+    Outcome::yellow(
+        format!(
+            "{} partial copies of ended transfers are on record, with {bytes} bytes",
+            leftovers.len()
+        ),
+        "run `ccat-transfer transfers clean` on a host that reaches their destinations",
+    )
 }
 
 fn sites(map: &Map) -> impl Iterator<Item = &str> {

@@ -45,6 +45,8 @@ pub enum Check {
     Database,
     /// Its tables are what is needed.
     Schema,
+    /// No partial copies of ended transfers are left.
+    Partials,
     /// Clocks agree: the database's, and those of other hosts.
     Clock,
     /// The broker lets us in.

@@ -40,6 +40,8 @@ struct Named {
     place: Place,
     /// Bytes of the largest package that waits for it.
     largest: u64,
+    /// Whether packages wait to be copied from it.
+    has_waiting: bool,
 }
 
 /// Hosts by what tells one from another: name, way there and programs. This one comes first.
@@ -177,6 +179,7 @@ impl Doctor {
                         name: format!("{site}/{}", location.name),
                         place,
                         largest: map.largest_waiting.get(&location.id).copied().unwrap_or(0),
+                        has_waiting: map.waiting_origins.contains(&location.id),
                     }),
                     Err(error) => problems.push(error),
                 }
@@ -380,8 +383,8 @@ async fn look_at_origin(named: &Named) -> Outcome {
     match named.place.readable().await {
         Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
         // It may be new.
-        Err(error @ TransferError::OriginRootMissing { empty: true, .. }) => {
-            Outcome::yellow(error.chain(), error.remedy())
+        Err(TransferError::OriginRootMissing { empty: true, .. }) if !named.has_waiting => {
+            Outcome::green(format!("{} can be read; it is empty", named.place.root()))
         }
         Err(error) => failed(&error),
     }

@@ -280,6 +280,8 @@ impl DataTransferTask {
                 if let Some(partial) = &failed.partial {
                     self.service.discard(partial).await;
                 }
+                // Nor what earlier attempts kept, where this one did not come so far.
+                self.service.clear_partials(request.id).await;
                 (
                     self.mark_permanent_failure(request, lease, failed, reason)
                         .await,

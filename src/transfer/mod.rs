@@ -1,6 +1,6 @@
 //! The domain: leases, copies with bbcp, verification. Knows nothing of Celery.
 
-mod attempt;
+pub mod attempt;
 pub mod bbcp;
 pub mod database;
 pub mod digest;

@@ -220,29 +220,18 @@ pub fn plan(
     }
 
     let source_path = file_path(Role::Origin, &origin.root, package, MAX_SOURCE_BYTES)?;
-    let target_path = file_path(
-        Role::Destination,
-        &destination.root,
-        package,
-        MAX_TARGET_BYTES,
-    )?;
+    let temporary = TemporaryName::new(attempt.transfer_id, attempt.number, attempt.lease_token);
+    let target = self::target(destination, package, &link.ssh, local, temporary)?;
     let one_host = matches!(
         (&source_endpoint, &target_endpoint),
         (Endpoint::Local, Endpoint::Local)
     );
-    if one_host && source_path == target_path {
+    if one_host && source_path == *target.path() {
         return Err(TransferError::SamePlace {
             path: source_path.to_string(),
         });
     }
 
-    let temporary = TemporaryName::new(attempt.transfer_id, attempt.number, attempt.lease_token);
-    let target = Target::new(
-        target_endpoint,
-        checked_path(Role::Destination, &destination.root)?,
-        target_path,
-        temporary,
-    );
     limit(
         Role::Destination,
         &target.temporary_path(),
@@ -270,6 +259,31 @@ pub fn plan(
         resume_above: link.resume.then_some(link.resume_above),
         destination_host: named_host(destination).to_owned(),
     })
+}
+
+/// The place of a package at its destination.
+///
+/// # Errors
+/// That the location or the path is unsafe or not a disk's.
+pub(super) fn target(
+    destination: &Location,
+    package: &Package,
+    ssh: &Ssh,
+    local: &LocalHost,
+    temporary: TemporaryName,
+) -> Result<Target, TransferError> {
+    let path = file_path(
+        Role::Destination,
+        &destination.root,
+        package,
+        MAX_TARGET_BYTES,
+    )?;
+    Ok(Target::new(
+        endpoint(Role::Destination, destination, ssh, local)?,
+        checked_path(Role::Destination, &destination.root)?,
+        path,
+        temporary,
+    ))
 }
 
 fn check_method(

@@ -190,6 +190,11 @@ impl TransferService {
         &self.owner
     }
 
+    /// Names of this host.
+    pub(super) fn local(&self) -> &LocalHost {
+        &self.local
+    }
+
     /// All settings.
     #[must_use]
     pub fn settings(&self) -> &Settings {
@@ -346,7 +351,7 @@ impl TransferService {
     }
 
     /// Strikes a temporary file that is gone from the record of its attempt.
-    async fn forget_temporary(&self, id: i64, attempt: i32) {
+    pub(super) async fn forget_temporary(&self, id: i64, attempt: i32) {
         if let Err(error) = self.repository.forget_temporary(id, attempt).await {
             tracing::debug!(
                 data_transfer_id = id,

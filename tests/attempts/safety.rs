@@ -135,3 +135,36 @@ async fn a_replaced_package_is_noticed() {
     assert_eq!(ended.code(), "origin_changed");
     bench.assert_nothing_at_destination(id).await;
 }
+
+/// The attempt that gives a transfer up need not be the one that kept a partial copy.
+#[rstest]
+#[case::never_tried_again("origin_missing")]
+#[case::limit("origin_root_missing")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_that_is_given_up_leaves_no_earlier_copy(#[case] reason: &str) {
+    let mut bench = Bench::sqlite().await;
+    bench.resume();
+    bench.double(&[("PLAN", "reset@50%;ok")]);
+    let id = bench.package("a.tar", 4 * MB).await;
+    assert_eq!(bench.attempt(id).await.code(), "network");
+    assert_eq!(bench.leftovers().0.len(), 1);
+    bench.forget_delay(id).await;
+    fs::remove_file(bench.origin.join("a.tar")).unwrap();
+    let gives_up = reason == "origin_missing";
+    if gives_up {
+        bench.write_origin("b.tar", 1, 1);
+    }
+    assert_eq!(bench.attempt(id).await.code(), reason);
+    if gives_up {
+        assert_eq!(bench.db.status(id).await, "FAILED");
+        bench.assert_nothing_at_destination(id).await;
+        assert_eq!(bench.db.repository.partials_of(id).await.unwrap(), []);
+    } else {
+        assert_eq!(bench.db.status(id).await, "PENDING");
+        assert_eq!(
+            bench.leftovers().0.len(),
+            1,
+            "it waits, and is completed later"
+        );
+    }
+}

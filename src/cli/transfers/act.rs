@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::super::operator::{operator, sound};
 use super::super::{CliError, Context, NOT_FOUND, REFUSED, output};
-use super::list;
 use super::selection::Filters;
+use super::{clean, list};
 use crate::transfer::repository::{
     Filter, Instruction, Listing, Repository, Sort, TransferSummary, Verdict,
 };
@@ -171,6 +171,7 @@ pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, Cli
     } else {
         which.ids
     };
+    let service = clean::service(context, repository.clone())?;
     let mut answers = Vec::new();
     let mut failure = None;
     for id in ids {
@@ -181,7 +182,12 @@ pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, Cli
         };
         match verdict {
             Ok(verdict) => {
-                let answer = answer(id, &instruction, verdict, which.dry_run);
+                let has_ended = ends_unheld(&verdict) && !which.dry_run;
+                let mut answer = answer(id, &instruction, verdict, which.dry_run);
+                if has_ended {
+                    let cleared = service.clear_partials(id).await;
+                    answer.message.push_str(&clean::told(id, &cleared));
+                }
                 if !context.json {
                     output::put(&format!("{id}  {}\n", answer.message))?;
                 }
@@ -203,6 +209,12 @@ pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, Cli
         return Err(error.into());
     }
     Ok(code(&answers))
+}
+
+/// Whether a transfer is given up that no worker holds: one that does removes its copy itself.
+fn ends_unheld(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Changed(change)
+        if change.to == entity::Status::Failed && change.stopped.is_none())
 }
 
 /// An id that nobody has is a mistake in the command, so it counts before a refusal.

@@ -8,6 +8,7 @@ use super::{CliError, Context};
 use crate::transfer::repository::ListError;
 
 mod act;
+mod clean;
 mod create;
 mod list;
 mod log;
@@ -41,6 +42,8 @@ pub(super) enum Command {
     Cancel(act::Cancel),
     /// Give transfers up before they are tried (again); they end FAILED.
     Fail(act::Fail),
+    /// Remove partial copies of transfers that have ended.
+    Clean(clean::Clean),
     /// Print bbcp's output of an attempt.
     Log(log::Log),
     /// Make a package and a transfer that waits; not where the Python system does that.
@@ -60,6 +63,7 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode,
         Command::Retry(retry) => return act::run(context, retry.into()).await,
         Command::Cancel(cancel) => return act::run(context, cancel.into()).await,
         Command::Fail(fail) => return act::run(context, fail.into()).await,
+        Command::Clean(clean) => return clean::run(context, clean).await,
         Command::Log(log) => return log::run(context, &log).await,
         Command::Create(create) => create::run(context, create).await?,
         Command::Run { id } => return run::run(context, id).await,

@@ -186,6 +186,12 @@ fn describe_attempt(text: &mut String, attempt: &AttemptRecord) -> std::fmt::Res
             .unwrap_or_default();
         writeln!(text, "     {} at {rate}", output::size(bytes))?;
     }
+    if let Some(name) = &attempt.temporary_name
+        && !matches!(attempt.outcome, None | Some(Outcome::Completed))
+    {
+        let name = output::clean(name);
+        writeln!(text, "     partial copy {name} at the destination")?;
+    }
     if let Some(digest) = &attempt.digest {
         writeln!(text, "     {}", output::clean(digest))?;
     }

@@ -1,6 +1,6 @@
 //! The sites' locations and the links between them, for those who look at the whole.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use entity::{
     Status, data_location, data_transfer, data_transfer_package, data_transfer_route, site,
@@ -21,6 +21,8 @@ pub struct Map {
     pub links: Vec<RoutedLink>,
     /// Bytes of the largest package that waits for each location, by the location's id.
     pub largest_waiting: HashMap<i64, u64>,
+    /// Ids of the locations from which transfers wait.
+    pub waiting_origins: HashSet<i64>,
 }
 
 /// A link that a route goes over.
@@ -59,6 +61,7 @@ impl Repository {
             locations,
             links: self.read_routed_links().await?,
             largest_waiting: self.largest_waiting().await?,
+            waiting_origins: self.waiting_origins().await?,
         })
     }
 
@@ -107,6 +110,22 @@ impl Repository {
             .into_iter()
             .map(|site| (site.id, site.short_name))
             .collect())
+    }
+
+    async fn waiting_origins(&self) -> Result<HashSet<i64>, DbErr> {
+        use data_transfer::{Column, Entity};
+        let query = Query::select()
+            .distinct()
+            .expr_as(
+                Expr::col((Entity, Column::OriginLocationId)).cast_as("bigint"),
+                "location",
+            )
+            .from(Entity)
+            .and_where(self.status_is(&[Status::Pending, Status::Scheduled]))
+            .and_where(Expr::col((Entity, Column::OriginLocationId)).is_not_null())
+            .to_owned();
+        let rows = self.database.connection().query_all(&query).await?;
+        rows.iter().map(|row| row.try_get("", "location")).collect()
     }
 
     async fn largest_waiting(&self) -> Result<HashMap<i64, u64>, DbErr> {

@@ -37,6 +37,7 @@ use crate::settings::EnumLabels;
 mod acquire;
 mod census;
 mod delay;
+mod leftovers;
 mod links;
 mod list;
 mod map;
@@ -49,6 +50,7 @@ mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal, Successor};
 pub use census::Census;
+pub use leftovers::RecordedPartial;
 pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
 pub use map::{Map, RoutedLink};

@@ -1,0 +1,128 @@
+//! `transfers clean`: partial copies that nothing will complete.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::super::node::{host, node_name};
+use super::super::{CliError, Context, output};
+use crate::transfer::attempt::Cleared;
+use crate::transfer::lease::Owner;
+use crate::transfer::repository::{RecordedPartial, Repository};
+use crate::transfer::service::TransferService;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Clean {
+    /// Ids of the transfers; all that have ended if none are given.
+    ids: Vec<i64>,
+
+    /// List the partial copies, and remove nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// What came of the partial copies of one transfer.
+#[derive(Debug, Serialize)]
+struct Answer {
+    id: i64,
+    removed: Vec<RecordedPartial>,
+    kept: Vec<RecordedPartial>,
+    error: Option<String>,
+}
+
+pub(super) fn service(
+    context: &Context,
+    repository: Repository,
+) -> Result<TransferService, CliError> {
+    let owner = Owner::current(node_name(Some("transfers-clean"), &host())?);
+    Ok(TransferService::new(
+        repository,
+        context.settings.clone(),
+        owner,
+    ))
+}
+
+pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, CliError> {
+    let repository = context.repository().await?;
+    let mut by_transfer = BTreeMap::<i64, Vec<RecordedPartial>>::new();
+    for partial in repository.leftovers().await? {
+        let id = partial.data_transfer_id;
+        if clean.ids.is_empty() || clean.ids.contains(&id) {
+            by_transfer.entry(id).or_default().push(partial);
+        }
+    }
+    let service = service(context, repository)?;
+    let mut answers = Vec::new();
+    for (id, kept) in by_transfer {
+        let answer = if clean.dry_run {
+            Answer {
+                id,
+                removed: Vec::new(),
+                kept,
+                error: None,
+            }
+        } else {
+            let cleared = service.clear_partials(id).await;
+            let (kept, error) = cleared
+                .kept
+                .map_or((Vec::new(), None), |(kept, error)| (kept, Some(error)));
+            Answer {
+                id,
+                removed: cleared.removed,
+                kept,
+                error,
+            }
+        };
+        if !context.json {
+            output::put(&lines(&answer))?;
+        }
+        answers.push(answer);
+    }
+    if context.json {
+        output::json(&answers)?;
+    } else if answers.is_empty() {
+        eprintln!("no partial copy of an ended transfer is on record");
+    }
+    match answers.iter().any(|answer| answer.error.is_some()) {
+        true => Err(CliError::Failed("some partial copies stay".into())),
+        false => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn lines(answer: &Answer) -> String {
+    let Answer {
+        id,
+        removed,
+        kept,
+        error,
+    } = answer;
+    let line = |partial: &RecordedPartial, what: &str| {
+        let size = output::size(i64::try_from(partial.bytes).unwrap_or(i64::MAX));
+        let name = output::clean(&partial.temporary_name);
+        format!("{id}  {name} ({size}) {what}\n")
+    };
+    let removed = removed.iter().map(|partial| line(partial, "removed"));
+    let stays = match error {
+        Some(error) => format!("stays: {}", output::clean(error)),
+        None => "is on record".into(),
+    };
+    let kept = kept.iter().map(|partial| line(partial, &stays));
+    removed.chain(kept).collect()
+}
+
+/// What is added to the answer about a transfer that was given up.
+pub(super) fn told(id: i64, cleared: &Cleared) -> String {
+    match &cleared.kept {
+        Some((_, error)) => format!(
+            "; its partial copy stays ({}): `ccat-transfer transfers clean {id}`, where the destination can be reached",
+            output::clean(error)
+        ),
+        None if cleared.removed.is_empty() => String::new(),
+        None => format!(
+            "; its partial copy ({}) is removed",
+            output::size(i64::try_from(cleared.bytes()).unwrap_or(i64::MAX))
+        ),
+    }
+}

@@ -1,0 +1,131 @@
+//! Removal of partial copies that nothing will complete.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::telemetry::chain;
+use crate::transfer::endpoint::{Target, TemporaryName};
+use crate::transfer::error::TransferError;
+use crate::transfer::plan;
+use crate::transfer::repository::{RecordedPartial, TransferRecord};
+use crate::transfer::service::{TransferService, location};
+
+/// Longest time for the partial copies of one transfer.
+const WITHIN: Duration = Duration::from_secs(30);
+
+/// What became of the partial copies of a transfer.
+#[derive(Debug, Default)]
+pub struct Cleared {
+    /// Those that are gone, from the disk and from the record.
+    pub removed: Vec<RecordedPartial>,
+    /// Those that stay, and the reason.
+    pub kept: Option<(Vec<RecordedPartial>, String)>,
+}
+
+impl Cleared {
+    /// Bytes that were freed, by the record.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.removed.iter().map(|partial| partial.bytes).sum()
+    }
+}
+
+impl TransferService {
+    /// Removes the partial copies on record for a transfer that nobody works on, and strikes them off the
+    /// record. Only names of the form of this worker's temporary names, of this transfer, in the
+    /// directory of its package. What cannot be removed stays on record, and is logged.
+    pub async fn clear_partials(&self, id: i64) -> Cleared {
+        let partials = match self.repository().partials_of(id).await {
+            Ok(partials) if partials.is_empty() => return Cleared::default(),
+            Ok(partials) => partials,
+            Err(error) => return self.kept(id, Vec::new(), Vec::new(), chain(&error).to_string()),
+        };
+        let mut removed = Vec::new();
+        let clearing = async {
+            let target = self.target_of(id).await?;
+            for partial in &partials {
+                let name = TemporaryName::parse(&partial.temporary_name);
+                let mut partial = partial.clone();
+                if let Some(name) = name.filter(|name| name.transfer_id() == id) {
+                    // The record knows only what bbcp had told by then.
+                    partial.bytes = target.leftover_size(name).await?;
+                    target.remove_leftover(name).await?;
+                    tracing::info!(
+                        data_transfer_id = id,
+                        temporary = %name,
+                        bytes = partial.bytes,
+                        "partial copy of an ended transfer removed"
+                    );
+                }
+                self.forget_temporary(id, partial.attempt).await;
+                removed.push(partial);
+            }
+            Ok::<_, TransferError>(())
+        };
+        let problem = match timeout(WITHIN, clearing).await {
+            Ok(Ok(())) => {
+                return Cleared {
+                    removed,
+                    kept: None,
+                };
+            }
+            Ok(Err(error)) => error.chain(),
+            Err(_) => format!("no answer within {}", humantime::format_duration(WITHIN)),
+        };
+        let rest = partials[removed.len()..].to_vec();
+        self.kept(id, removed, rest, problem)
+    }
+
+    fn kept(
+        &self,
+        id: i64,
+        removed: Vec<RecordedPartial>,
+        rest: Vec<RecordedPartial>,
+        error: String,
+    ) -> Cleared {
+        tracing::warn!(
+            data_transfer_id = id,
+            error,
+            "a partial copy of an ended transfer stays"
+        );
+        Cleared {
+            removed,
+            kept: Some((rest, error)),
+        }
+    }
+
+    /// The place of a transfer's package at its destination, which need not be one that this host
+    /// could copy to.
+    async fn target_of(&self, id: i64) -> Result<Target, TransferError> {
+        let database = |source: crate::transfer::error::Cause| TransferError::Database { source };
+        let record = self.repository().transfer(id).await;
+        let Some(TransferRecord {
+            package: Some(package),
+            origin: Some(origin),
+            destination: Some(destination),
+            ..
+        }) = record.map_err(|e| database(e.into()))?
+        else {
+            let gone = "the transfer's row, package or location is gone".into();
+            return Err(database(gone));
+        };
+        let (origin, destination) = (location(origin)?, location(destination)?);
+        let link = self
+            .settings()
+            .link(&origin.site, &destination.site)
+            .map_err(|problem| TransferError::LinkSettings {
+                origin: origin.site.clone(),
+                destination: destination.site.clone(),
+                problem,
+            })?;
+        let package = plan::Package {
+            relative_path: package.relative_path,
+            file_name: package.file_name,
+            size: 0,
+            checksum: None,
+        };
+        let nameless = TemporaryName::new(id, 0, uuid::Uuid::nil());
+        plan::target(&destination, &package, &link.ssh, self.local(), nameless)
+    }
+}

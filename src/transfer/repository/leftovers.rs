@@ -1,0 +1,95 @@
+//! Partial copies of transfers that have ended: nothing will complete them.
+
+use std::collections::HashSet;
+
+use entity::{Outcome, Status, data_transfer, transfer_worker_attempt};
+use sea_orm::{ColumnTrait, DbErr, EntityTrait, QueryFilter, QueryOrder, QuerySelect};
+use serde::Serialize;
+
+use super::Repository;
+use crate::transfer::database::DatabaseError;
+
+/// Rows that are read at once: more leftovers than these are cleared in several runs.
+const MOST: u64 = 10_000;
+
+/// A temporary name on record whose attempt has ended without completing the transfer. What had it
+/// may be gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RecordedPartial {
+    /// The transfer.
+    pub data_transfer_id: i64,
+    /// The attempt.
+    pub attempt: i32,
+    /// The name.
+    pub temporary_name: String,
+    /// Bytes that the attempt had copied when it ended.
+    pub bytes: u64,
+}
+
+impl Repository {
+    /// Partial copies on record for a transfer, whatever its state.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn partials_of(&self, id: i64) -> Result<Vec<RecordedPartial>, DatabaseError> {
+        let reading = async { Ok(self.read_partials(Some(id)).await?) };
+        self.database.bounded(reading).await
+    }
+
+    /// Partial copies on record for transfers that are FAILED or COMPLETED, or whose rows are gone.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn leftovers(&self) -> Result<Vec<RecordedPartial>, DatabaseError> {
+        let reading = async {
+            let partials = self.read_partials(None).await?;
+            let ids: HashSet<i64> = partials.iter().map(|p| p.data_transfer_id).collect();
+            let (mut known, mut ended) = (HashSet::new(), HashSet::new());
+            let ids: Vec<i64> = ids.into_iter().collect();
+            for ids in ids.chunks(500) {
+                let of_these = || {
+                    data_transfer::Entity::find()
+                        .select_only()
+                        .column(data_transfer::Column::Id)
+                        .filter(data_transfer::Column::Id.is_in(ids.iter().copied()))
+                };
+                let db = self.database.connection();
+                let found: Vec<i64> = of_these().into_tuple().all(db).await?;
+                known.extend(found);
+                let is_over = self.status_is(&[Status::Completed, Status::Failed]);
+                let found: Vec<i64> = of_these().filter(is_over).into_tuple().all(db).await?;
+                ended.extend(found);
+            }
+            let is_left = |partial: &RecordedPartial| {
+                let id = &partial.data_transfer_id;
+                ended.contains(id) || !known.contains(id)
+            };
+            Ok(partials.into_iter().filter(is_left).collect())
+        };
+        self.database.bounded(reading).await
+    }
+
+    async fn read_partials(&self, id: Option<i64>) -> Result<Vec<RecordedPartial>, DbErr> {
+        use transfer_worker_attempt::{Column, Entity};
+        let mut query = Entity::find()
+            .filter(Column::TemporaryName.is_not_null())
+            .filter(Column::Outcome.is_not_null())
+            .filter(Column::Outcome.ne(Outcome::Completed))
+            .order_by_asc(Column::DataTransferId)
+            .order_by_asc(Column::Attempt)
+            .limit(MOST);
+        if let Some(id) = id {
+            query = query.filter(Column::DataTransferId.eq(id));
+        }
+        let rows = query.all(self.database.connection()).await?;
+        let partial = |row: transfer_worker_attempt::Model| {
+            Some(RecordedPartial {
+                data_transfer_id: row.data_transfer_id,
+                attempt: row.attempt,
+                temporary_name: row.temporary_name?,
+                bytes: row.bytes.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
+            })
+        };
+        Ok(rows.into_iter().filter_map(partial).collect())
+    }
+}
