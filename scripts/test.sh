@@ -5,7 +5,7 @@
 #
 #   KEEP_RUN_DIR=1   keep the servers' logs when a check fails
 #   BBCP_REAL=/path  run the conformance cases, and a fault at every step, with a real bbcp too
-#   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30
+#   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30 WALK_STEPS=10000 WALK_SEED=7
 #                    longer than the default, see the tests of these names
 # shellcheck disable=SC2086 # CCAT_FEATURES is words
 set -euo pipefail

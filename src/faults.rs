@@ -20,6 +20,8 @@
 //!
 //! And a loop can be made to stand still, by [`hang_point!`]: `sweeper:hang`, `manager_loop:hang`; or to
 //! panic, by [`panic_point!`]: `lane:panic`, `subscription:panic`.
+//!
+//! A test that runs in the same process plans faults for one call, by `with_faults`.
 
 #[cfg(all(feature = "fault-points", not(debug_assertions)))]
 compile_error!("fault points are for tests: a build without debug assertions must not have them");
@@ -94,6 +96,7 @@ pub use points::*;
 
 #[cfg(feature = "fault-points")]
 mod points {
+    use std::cell::RefCell;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -296,6 +299,9 @@ mod points {
 
         /// What is to happen here and now.
         fn due(self) -> Option<Mode> {
+            if let Some(mode) = take_planned(self) {
+                return Some(mode);
+            }
             let order = orders().iter().find(|order| order.point == self)?;
             if order.countdown.fetch_sub(1, Ordering::Relaxed) != 1 {
                 return None;
@@ -307,6 +313,29 @@ mod points {
             );
             Some(order.mode)
         }
+    }
+
+    tokio::task_local! {
+        static PLANNED: RefCell<Vec<(FaultPoint, Mode)>>;
+    }
+
+    /// Does `work` with faults that belong to it alone: each happens once, when its point is next
+    /// reached in the same task.
+    pub async fn with_faults<T>(
+        faults: impl IntoIterator<Item = (FaultPoint, Mode)>,
+        work: impl Future<Output = T>,
+    ) -> T {
+        let faults = RefCell::new(faults.into_iter().collect());
+        PLANNED.scope(faults, work).await
+    }
+
+    fn take_planned(point: FaultPoint) -> Option<Mode> {
+        let take = |planned: &RefCell<Vec<(FaultPoint, Mode)>>| {
+            let mut planned = planned.borrow_mut();
+            let index = planned.iter().position(|(at, _)| *at == point)?;
+            Some(planned.remove(index).1)
+        };
+        PLANNED.try_with(take).ok().flatten()
     }
 
     /// Forgets what a step answered; a transaction in it is rolled back.
