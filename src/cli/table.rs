@@ -9,19 +9,19 @@ use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::repository::Repository;
 
-/// How long it holds that the database answers.
+/// How long it holds that the database answers, and lets transfers be worked on.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// How long a count of all transfers holds: about as long as between two scrapes.
 const COUNT_HOLDS: Duration = Duration::from_secs(15);
 
-/// The service is ready while the database answers, and shows how its transfers are.
+/// The service is ready while the database lets it work, and shows how its transfers are.
 pub(super) fn watch(board: &Board, repository: &Repository) -> Result<(), CliError> {
     let why = |error: DatabaseError| chain(&error).to_string();
-    let database = repository.database().clone();
+    let asked = repository.clone();
     board.ready_if(Probe::new("database", FRESH, move || {
-        let database = database.clone();
-        async move { database.now().await.map(drop).map_err(why) }
+        let asked = asked.clone();
+        async move { asked.answers().await.map_err(why) }
     }));
     let table = TableMetrics::new()?;
     board.show(&table.all())?;

@@ -1,7 +1,9 @@
 """A database that answers, and refuses: no message is consumed, and everything goes on when it is corrected."""
 
 import signal
-import time
+import socket
+import urllib.error
+import urllib.request
 
 import pytest
 
@@ -64,6 +66,14 @@ def no_privilege(deployment):
 REFUSALS = [no_login, no_table, no_privilege]
 
 
+def readiness(address):
+    try:
+        with urllib.request.urlopen(f"http://{address}/readyz", timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
 def scheduled(deployment, app, transfers):
     """Rows and messages, as the manager makes them."""
     for transfer in transfers:
@@ -79,6 +89,43 @@ def assert_untroubled(deployment, worker, transfers):
         assert deployment.outcomes(transfer) == ["completed"]
     deployment.broker.all_settled(deployment.queue)
     assert "task failed" not in worker.log()
+
+
+def results_of(deployment):
+    """Results in the same database, by the worker's role."""
+    server = deployment.server
+    return f"db+postgresql://{deployment.role}@{server.host}:{server.port}/{deployment.database_name}"
+
+
+@pytest.mark.parametrize("refuse", ["no table", "no privilege"])
+def test_no_result_is_lost(deployment, refuse):
+    """The database of the results refuses while five tasks end: their messages are kept until it takes the results."""
+    deployment.settings(celery={"result_backend": results_of(deployment)})
+    deployment.execute(f"GRANT CREATE ON SCHEMA public TO {deployment.role}")
+    worker = deployment.worker(concurrency=5)
+    transfers = [deployment.package(size=1000) for _ in range(6)]
+    with deployment.app() as app:
+        sent = scheduled(deployment, app, transfers[:1])
+        until(lambda: deployment.rows("SELECT 1 FROM pg_tables WHERE tablename = 'celery_taskmeta'"), "the table is made")
+        deployment.broker.all_settled(deployment.queue)
+        # Or else no missing privilege keeps the role from it.
+        deployment.execute(f"ALTER TABLE celery_taskmeta OWNER TO {deployment.server.username}")
+        grant = f"GRANT ALL ON celery_taskmeta TO {deployment.role}"
+        if refuse == "no table":
+            deployment.execute(grant)
+            deployment.execute("ALTER TABLE celery_taskmeta RENAME TO renamed")
+            correct = "ALTER TABLE renamed RENAME TO celery_taskmeta"
+        else:
+            correct = grant
+        sent += scheduled(deployment, app, transfers[1:])
+        worker.says("result was not stored")
+        for transfer in transfers:
+            deployment.reaches(transfer, "COMPLETED")
+        assert deployment.broker.unsettled(deployment.queue) == 5
+        deployment.execute(correct)
+        deployment.broker.all_settled(deployment.queue)
+    stored = deployment.rows("SELECT task_id, status FROM celery_taskmeta")
+    assert {row["task_id"]: row["status"] for row in stored} == {result.id: "SUCCESS" for result in sent}
 
 
 @pytest.mark.parametrize("refuse", REFUSALS)
@@ -123,13 +170,19 @@ def test_statements_of_another_schema_are_prepared_anew(deployment):
 
 
 def test_a_warm_shutdown_gives_the_messages_back(deployment):
-    """A worker that waits for its database ends at once, and another one does the work."""
-    worker = deployment.worker(concurrency=2)
+    """A worker that waits for its database is not ready, ends at once when told to, and another one does the work."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = "127.0.0.1:{}".format(free.getsockname()[1])
+    worker = deployment.worker(concurrency=2, CCAT_DATA_TRANSFER_HTTP__LISTEN=address)
+    until(lambda: readiness(address) == (200, "ready\n"), "the worker is ready")
     transfers = [deployment.package(size=1000) for _ in range(3)]
     correct = no_privilege(deployment)
     with deployment.app() as app:
         results = scheduled(deployment, app, transfers)
         worker.says(WAITS)
+        until(lambda: readiness(address)[0] == 503, "the worker is not ready")
+        assert "permission denied" in readiness(address)[1]
         worker.signal(signal.SIGTERM)
         assert worker.ended(9) == 0
         until(lambda: deployment.broker.ready(deployment.queue) == 3, "the messages are back")

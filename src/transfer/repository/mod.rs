@@ -25,8 +25,8 @@ use sea_orm::sea_query::{
     DynIden, Expr, ExprTrait as _, InsertStatement, IntoTableRef, LockType, Query, SelectStatement,
 };
 use sea_orm::{
-    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter,
-    QuerySelect, UpdateMany,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait,
+    QueryFilter, QuerySelect, UpdateMany,
 };
 
 use super::database::{Database, DatabaseError};
@@ -72,6 +72,16 @@ pub struct Repository {
 }
 
 impl Repository {
+    /// Whether the database lets transfers be worked on: it answers, and the tables and privileges that
+    /// every attempt needs are there.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn answers(&self) -> Result<(), DatabaseError> {
+        let looking = async { Ok(look_at_nothing(self.database.connection()).await?) };
+        self.database.bounded(looking).await
+    }
+
     /// Checks the database's schema and opens the repository on it.
     ///
     /// # Errors
@@ -139,6 +149,17 @@ impl Repository {
             )
             .filter(data_transfer::Column::Id.eq(id))
     }
+}
+
+/// Asks for what every attempt needs: to read and to lock transfers and leases. Locks no row.
+async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
+    // No transfer has this number.
+    const NONE: i64 = -1;
+    data_transfer::Entity::find_by_id(NONE)
+        .lock(LockType::NoKeyUpdate)
+        .one(db)
+        .await?;
+    find_lease(db, NONE).await.map(drop)
 }
 
 /// Locks a transfer's row until the transaction ends, and reads it as it is then.

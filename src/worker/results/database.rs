@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ pub struct Database {
     expires_seconds: u64,
     /// What the table of the tasks looks like, once it was looked at.
     layout: Mutex<Option<Arc<Layout>>>,
+    /// Whether the tables were seen before.
+    was_there: AtomicBool,
     gate: Gate,
 }
 
@@ -158,6 +161,7 @@ impl Database {
             create_tables,
             expires_seconds: options.expires.results,
             layout: Mutex::new(None),
+            was_there: AtomicBool::new(false),
             gate: Gate::new(place.clone()),
             place,
         })
@@ -215,13 +219,16 @@ impl Database {
             .await
             .map_err(pooler::as_connection_error)?;
         let mut columns = self.columns(&self.tasks).await?;
-        if columns.is_empty() && self.create_tables {
+        // Once: a table that is gone later was renamed or dropped by someone, who would find another one
+        // in its place.
+        let may_create = self.create_tables && !self.was_there.load(Ordering::Relaxed);
+        if columns.is_empty() && may_create {
             self.create(&self.tasks, &result_columns(self.backend()))
                 .await?;
             columns = self.columns(&self.tasks).await?;
             tracing::info!(backend = self.place, table = %self.tasks.quoted(), "table of results made");
         }
-        if self.create_tables && self.columns(&self.groups).await?.is_empty() {
+        if may_create && self.columns(&self.groups).await?.is_empty() {
             self.create(&self.groups, &group_columns(self.backend()))
                 .await?;
         }
@@ -233,6 +240,7 @@ impl Database {
             has_sequence: self.has_sequence(&self.tasks).await?,
         });
         *self.known_layout() = Some(layout.clone());
+        self.was_there.store(true, Ordering::Relaxed);
         Ok(layout)
     }
 
