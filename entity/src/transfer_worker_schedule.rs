@@ -19,7 +19,7 @@ pub struct Model {
     pub queue: Option<String>,
     /// Celery's id of the task; none where another program sent it.
     pub task_id: Option<String>,
-    /// How often it was made PENDING since its message was lost, without a worker taking it.
+    /// Times that the row was made PENDING because its message was lost, since a worker last took it.
     pub resent: i64,
 }
 

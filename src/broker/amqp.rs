@@ -392,7 +392,7 @@ impl Transport for Amqp {
         let deadline = Instant::now() + within;
         let publish = || self.patiently(deadline, || self.publish_once(publication));
         match (publish().await, &publication.declare) {
-            // Somebody has deleted the queue or its exchange since this connection declared it.
+            // The queue or its exchange was deleted after this connection had declared it.
             (Err(error), Some(declaration)) if link::leads_nowhere(&error, publication) => {
                 self.forget(declaration).await;
                 publish().await

@@ -172,8 +172,8 @@ fn kind(error: &super::BrokerError) -> io::ErrorKind {
     }
 }
 
-/// Whether a publication of an app has failed without an answer of the broker; otherwise the broker
-/// has refused it.
+/// Returns true if a publication of an app failed without an answer of the broker, and false if the
+/// broker refused it.
 #[must_use]
 pub fn is_unanswered(error: &io::Error) -> bool {
     matches!(

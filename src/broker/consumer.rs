@@ -41,18 +41,18 @@ pub trait Settlement: Send + Sync {
     fn park(&self, parked: bool);
 }
 
-/// What a transport had to do to a message to be able to read it.
+/// Changes that a transport made to a message in order to read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Damage {
     /// Bytes that are no UTF-8 became question marks: in names, in properties, or in the way that it came.
     pub is_no_text: bool,
     /// Values of headers that nest too deep became bytes.
     pub is_too_deep: bool,
-    /// Why its properties and its body were left out.
+    /// Reason why its properties and its body were left out.
     pub unreadable: Option<&'static str>,
     /// Size of a body that was left out for it.
     pub body_bytes: Option<u64>,
-    /// Whether it was left out since the task has to wait for its time.
+    /// True if the body was left out because the task has to wait for its time.
     pub is_early: bool,
 }
 
@@ -85,7 +85,7 @@ pub struct Delivery {
     pub routing_key: String,
     /// Whether it, or so the broker thinks, was delivered before.
     pub redelivered: bool,
-    /// What had to be done to read it.
+    /// Changes that were made to the message in order to read it.
     pub damage: Option<Box<Damage>>,
     /// What settles it; taken when that is done.
     settlement: Option<Box<dyn Settlement>>,

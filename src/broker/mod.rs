@@ -144,12 +144,12 @@ pub enum BrokerError {
         #[source]
         source: Arc<BrokerError>,
     },
-    /// What serves a subscription has a bug.
+    /// A subscription ended because the code that serves it panicked.
     #[error("the subscription for {purpose} panicked, which is a bug of this program: {panic}")]
     Panicked {
-        /// What it was for.
+        /// Purpose of the subscription.
         purpose: &'static str,
-        /// What the panic says.
+        /// Text of the panic.
         panic: String,
     },
     /// A queue or exchange name, or a routing key, that the protocol cannot carry.
@@ -190,7 +190,7 @@ pub trait Transport: Send + Sync {
         within: Duration,
     ) -> Result<(), BrokerError>;
 
-    /// Why the broker takes no publications for now, if it says so.
+    /// Reason why the broker takes no publications for now, if it has sent one.
     fn blocked(&self) -> Option<Arc<str>> {
         None
     }

@@ -42,7 +42,7 @@ impl PidFile {
             match new {
                 Ok(mut file) => {
                     if let Err(error) = writeln!(file, "{}", std::process::id()) {
-                        // An empty one would be in nobody's way, but is of no use either.
+                        // An empty file would not keep a worker from starting, but it is of no use either.
                         let _ = fs::remove_file(&path);
                         return Err(failed(error));
                     }
@@ -121,7 +121,7 @@ fn take_away(path: &Path) -> io::Result<Option<i32>> {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        // Somebody may have replaced it. Gone already is as good.
+        // Another process may have replaced the file. A file that is already gone needs no removal.
         let is_ours = content(&self.0)
             .is_ok_and(|pid| pid.map(i32::unsigned_abs) == Some(std::process::id()));
         if is_ours {

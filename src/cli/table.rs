@@ -9,7 +9,7 @@ use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::repository::Repository;
 
-/// How long it holds that the database answers, and lets transfers be worked on.
+/// Validity of the last check that the database answers and lets transfers be worked on.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// How long a count of all transfers holds: about as long as between two scrapes.

@@ -40,7 +40,7 @@ struct Named {
     place: Place,
     /// Bytes of the largest package that waits for it.
     largest: u64,
-    /// Whether packages wait to be copied from it.
+    /// True if packages wait to be copied from the location.
     has_waiting: bool,
 }
 

@@ -80,7 +80,7 @@ pub struct Pass {
     pub recovered: Vec<i64>,
     /// Transfers whose message was lost: PENDING again, and sent again where their link allows it.
     pub resent: Vec<i64>,
-    /// How many transfers are SCHEDULED for longer than `manager.reconcile_after`, and not taken.
+    /// Number of transfers that are SCHEDULED for longer than `manager.reconcile_after` and that no worker has taken.
     pub overdue: usize,
     /// How many PENDING transfers wait to be tried again later.
     pub waiting: u64,
@@ -307,7 +307,7 @@ impl Manager {
         recover(&self.repository, &self.owner, &self.pulse).await
     }
 
-    /// What this pass is to schedule, in order, and what is SCHEDULED.
+    /// Reads the transfers to schedule in this pass, in order, and those that are SCHEDULED.
     async fn survey(&self, pass: &mut Pass) -> Result<Seen, DatabaseError> {
         // Before what is under way is counted: see `Allowance::issued`.
         let links = self.repository.links().await?;
@@ -435,13 +435,13 @@ impl Manager {
     }
 }
 
-/// What a look has found.
+/// Result of one survey.
 struct Seen {
     picks: Vec<Pick>,
     scheduled: Vec<(i64, Option<Arc<str>>)>,
 }
 
-/// What the broker has answered in a pass so far.
+/// Answers of the broker in a pass so far.
 #[derive(Debug, Default)]
 struct Sending {
     queues: QueueFailures,

@@ -42,7 +42,7 @@ pub struct SubmitError {
 
 impl SubmitError {
     /// The broker has answered and does not take this message: the queue is full or missing, say.
-    /// That tells nothing about other queues.
+    /// Other queues are not affected.
     pub fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self {
             source: source.into(),
@@ -58,7 +58,7 @@ impl SubmitError {
         }
     }
 
-    /// Whether the broker has answered.
+    /// Returns true if the broker has answered.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         self.is_refusal
@@ -72,7 +72,7 @@ impl From<crate::faults::AnswerLost> for SubmitError {
     }
 }
 
-/// What became of a batch's messages. Those in neither map were not confirmed in time.
+/// Outcome of publishing a batch. Messages in neither map were not confirmed in time.
 #[derive(Debug, Default)]
 pub(super) struct Published {
     /// Celery's ids of the tasks, by transfer.
@@ -88,13 +88,13 @@ impl Published {
         }
     }
 
-    /// Whether it is of no use to wait for the rest.
+    /// Returns true if waiting for the rest is of no use.
     fn is_hopeless(&self) -> bool {
         let unanswered = self.failed.values().filter(|error| !error.is_refusal());
         self.confirmed.is_empty() && unanswered.count() >= GIVE_UP_AFTER
     }
 
-    /// Why a message was not sent.
+    /// Takes the reason why a message was not sent.
     pub(super) fn take_failure(&mut self, id: i64) -> SubmitError {
         self.failed.remove(&id).unwrap_or_else(|| {
             SubmitError::unanswered("the broker has not confirmed it; the next pass tries again")
@@ -157,7 +157,7 @@ impl QueueFailures {
         *self.failures.entry(queue.clone()).or_default() += 1;
     }
 
-    /// Whether a queue gets no more messages in this pass.
+    /// Returns true if a queue gets no more messages in this pass.
     pub(super) fn refuses(&self, queue: &str) -> bool {
         self.failures
             .get(queue)

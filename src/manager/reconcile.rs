@@ -2,15 +2,15 @@
 //!
 //! A row becomes SCHEDULED with a confirmed message, but messages get lost: a purged or deleted queue,
 //! a message that expires or is dead-lettered, a worker that acknowledges early and dies, a row that
-//! somebody set by hand. Such a row waits for ever and takes a slot of its link. So each pass looks
-//! for rows that nobody has taken for `manager.reconcile_after`, and makes those PENDING that no
-//! message can account for; they are then sent by the usual rules.
+//! was set by hand. Such a row would wait for ever and take a slot of its link. So each pass looks
+//! for rows that no worker has taken for `manager.reconcile_after`, and makes those PENDING that have
+//! no message; they are then sent by the usual rules.
 //!
 //! A queue cannot be read without disturbing it, but it can be counted. Of the rows that wait in one
-//! queue, those whose message a worker holds (by its own answer) are accounted for one by one. The
-//! others need as many messages as they are: what is lacking is sent again, the oldest first. A wrong
-//! choice costs a second message, which does no harm: the first one finds the transfer held or done.
-//! Then there are as many messages as rows, and as the queue empties the lost ones are left over.
+//! queue, those whose message a worker holds (by its own answer) have their message. Each of the
+//! others needs one message in the queue. If the queue holds fewer, the oldest rows are sent again. A wrong
+//! choice costs a second message, which does no harm: it finds the transfer held or completed.
+//! Then there are as many messages as rows. When the queue is empty, the rows that remain have lost theirs.
 //!
 //! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold nothing. So the
 //! time doubles with each message that was sent without effect, up to [`LONGEST`].
@@ -33,7 +33,7 @@ const LONGEST: Duration = Duration::from_secs(6 * 3600);
 /// Looks for the messages of transfers.
 #[async_trait]
 pub trait FindMessages: Send + Sync {
-    /// How many messages wait in each of these queues; 0 in one that is missing.
+    /// Number of messages that wait in each of these queues; 0 for a queue that does not exist.
     async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError>;
 
     /// The messages that workers hold.
@@ -52,7 +52,7 @@ pub struct HeldMessages {
     pub transfers: HashSet<i64>,
     /// Celery's ids of the tasks.
     pub task_ids: HashSet<String>,
-    /// How many workers have answered.
+    /// Number of workers that have answered.
     pub workers: usize,
 }
 
@@ -64,8 +64,8 @@ impl HeldMessages {
     }
 }
 
-/// How long a row may be SCHEDULED before its message is looked for, after so many that were sent
-/// again without effect.
+/// Time that a row may be SCHEDULED before its message is looked for. It grows with `resent`, the
+/// number of messages that were sent again without effect.
 #[must_use]
 pub fn patience(reconcile_after: Duration, resent: i64) -> Duration {
     let doublings = u32::try_from(resent).unwrap_or(0).min(20);
@@ -74,7 +74,7 @@ pub fn patience(reconcile_after: Duration, resent: i64) -> Duration {
         .min(LONGEST.max(reconcile_after))
 }
 
-/// Whether a row has been SCHEDULED for too long.
+/// Returns true if a row has been SCHEDULED for too long.
 #[must_use]
 pub fn is_overdue(record: &ScheduleRecord, now: DateTime<Utc>, reconcile_after: Duration) -> bool {
     let age = (now - record.scheduled_at).to_std().unwrap_or_default();
@@ -103,7 +103,7 @@ impl InQueue {
 /// The rows of each queue; those whose queue is not known have none, and no message.
 type Queues = BTreeMap<Option<String>, InQueue>;
 
-/// Where each row waits.
+/// Schedule records of all rows, and the queue in which each row waits.
 struct Records {
     records: Vec<ScheduleRecord>,
     /// The queues of rows whose record does not say it, as their locations say it.

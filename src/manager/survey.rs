@@ -25,7 +25,7 @@ type Ends = (Option<i64>, Option<i64>);
 /// The link that a transfer goes over, by its place in the survey, and the queue of its message.
 type Way = (usize, Arc<str>);
 
-/// What a look has shown of the links.
+/// State of the links, as read at the start of a pass.
 pub(super) struct Survey<'a> {
     places: &'a HashMap<i64, Endpoint>,
     settings: &'a Settings,
@@ -166,7 +166,7 @@ impl<'a> Survey<'a> {
         std::mem::take(&mut self.scheduled)
     }
 
-    /// What is to be scheduled, in order; the rest is noted in `pass`.
+    /// Selects the transfers to schedule, in order; the others are counted in `pass`.
     pub(super) fn picks(self, pass: &mut Pass) -> Vec<Pick> {
         pass.waiting = self.waiting;
         for id in self.lost {

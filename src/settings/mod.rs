@@ -612,7 +612,7 @@ pub struct Manager {
     /// How often all transfers are looked at, also those that were COMPLETED before.
     #[serde(with = "humantime_serde")]
     pub full_look_interval: Duration,
-    /// How long a transfer may be SCHEDULED before its message is looked for; zero for never.
+    /// Time that a transfer may be SCHEDULED before its message is looked for; zero for never.
     #[serde(with = "humantime_serde")]
     pub reconcile_after: Duration,
     /// Only transfers from these sites, by short name; empty for all.

@@ -152,7 +152,7 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
     Ok((secret.to_owned(), warning))
 }
 
-/// Whether a URL, or each one of several, has its password already.
+/// Returns true if each URL of the setting has a password already.
 fn has_password(urls: &str) -> bool {
     // With nothing left to fill in, the URL comes back as it is.
     with_password(urls, "x").is_some_and(|filled| filled == urls)

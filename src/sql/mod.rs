@@ -112,8 +112,8 @@ fn of_sqlstate(code: &str, message: &str) -> ErrorClass {
     }
 }
 
-/// Whether a connection's prepared statements no longer fit what the server has: a table or a type was
-/// changed, or the statements are gone.
+/// Returns true if a connection's prepared statements no longer fit the server's state: a table or a type
+/// was changed, or the statements are gone.
 fn is_outdated(code: &str, message: &str) -> bool {
     match code {
         "0A000" => message.contains("cached plan must not change result type"),
@@ -139,9 +139,9 @@ fn of_sqlite(code: &str) -> ErrorClass {
     }
 }
 
-/// Whether a pooled connection can be used: it was opened after the last report that prepared statements
-/// were outdated. A statement that is planned anew needs a new connection, since a connection keeps its
-/// plans.
+/// Returns true if a pooled connection was opened after the last report of outdated prepared statements.
+/// An older one must not be used: a connection keeps its plans, so a statement that is planned anew needs a
+/// new connection.
 #[must_use]
 pub fn is_current(connection: &PoolConnectionMetadata) -> bool {
     is_newer(connection.age, *outdated(), Instant::now())

@@ -46,7 +46,7 @@ async fn session(
         .try_get(0)
 }
 
-/// Whether an error says that the sessions are shared.
+/// Returns true if an error says that the sessions are shared.
 #[must_use]
 pub fn is_shared(error: &DbErr) -> bool {
     let Some(sqlx::Error::Configuration(reason)) = super::sqlx_error(error) else {

@@ -20,10 +20,10 @@ use crate::transfer::repository::{Failure, Instruction, Successor, TransferDetai
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
 
-/// How soon after a pause of the process a dead connection to the broker is known.
+/// Time within which a dead connection to the broker is detected after a pause of the process.
 const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long another worker that has the message may take to begin, and how often that is looked at.
+/// Time limit for another worker that has the message to begin, and interval of the checks.
 const LONGEST_HANDOVER: Duration = Duration::from_secs(15);
 const HANDOVER_LOOK: Duration = Duration::from_millis(200);
 
@@ -173,8 +173,8 @@ impl DataTransferTask {
         settled
     }
 
-    /// Whether a lost lease is followed by another delivery of the same task, whose worker tells the
-    /// result. `is_gone` says whether the broker has taken the message back from this worker.
+    /// Returns true if a lost lease is followed by another delivery of the same task, whose worker stores
+    /// the result. `is_gone` reports that the broker has taken the message back from this worker.
     ///
     /// A process that was frozen may learn of the lease before it learns of its dead connection to the
     /// broker, and the other worker may not have begun yet: both are waited for a little.

@@ -26,10 +26,10 @@ const REPLIES: &str = "reply.celery.pidbox";
 /// The questions whose answers are all that a worker holds.
 const METHODS: [&str; 3] = ["active", "reserved", "scheduled"];
 
-/// How long workers may take to answer; Celery's `inspect` waits for one second.
+/// Time limit for the answers of workers; Celery's `inspect` waits for one second.
 const ANSWERED_WITHIN: Duration = Duration::from_millis(1500);
 
-/// How long the broker may take for anything else.
+/// Time limit for any other answer of the broker.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes of answers that are read. What is beyond is as if it had not been answered.

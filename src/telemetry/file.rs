@@ -1,4 +1,4 @@
-//! The log file, which somebody may rotate.
+//! The log file, which logrotate or an operator may rotate.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -44,7 +44,7 @@ impl Open {
         })
     }
 
-    /// Whether the name leads to another file, or to none.
+    /// Returns true if the path names another file by now, or none.
     fn is_renamed(&self, path: &Path) -> bool {
         match std::fs::metadata(path) {
             Ok(there) => (there.dev(), there.ino()) != self.identity,

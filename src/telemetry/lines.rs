@@ -1,4 +1,4 @@
-//! How a log line is written: without secrets, and without what a terminal would obey.
+//! Writing of log lines, without secrets and without characters that a terminal would obey.
 
 use std::fmt;
 
@@ -121,7 +121,7 @@ mod tests {
         }
     }
 
-    /// What `log` writes, in each format.
+    /// Output of `log` in each format.
     fn written(log: impl Fn()) -> [String; 2] {
         [true, false].map(|human| {
             let kept = Kept::default();

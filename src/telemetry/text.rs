@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Whether a terminal obeys a character instead of showing it, or shows it as nothing, or shows others in another
-/// order for it.
+/// Returns true for a character that a terminal obeys, that it does not show, or that changes the order of
+/// other characters.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,

@@ -64,17 +64,17 @@ pub enum DatabaseError {
 }
 
 impl DatabaseError {
-    /// Whether the same call may succeed later without anyone's action.
+    /// Returns true if the same call may succeed later without action by an operator.
     pub fn is_unreachable(&self) -> bool {
         self.class() == ErrorClass::Transient
     }
 
-    /// Whether the values of the statement are at fault: it fails each time, and others do not.
+    /// Returns true if the values of the statement cause the error: it fails each time, and others do not.
     pub fn is_of_one_row(&self) -> bool {
         self.class() == ErrorClass::Value
     }
 
-    /// Whether a connection pooler gives each transaction another session.
+    /// Returns true if a connection pooler gives each transaction another session.
     pub fn is_pooled(&self) -> bool {
         match self {
             Self::Refused(error) => pooler::is_shared(error),

@@ -71,11 +71,11 @@ impl Place {
         &self.root
     }
 
-    /// Whether an origin's directory is there, has something in it and can be read.
+    /// Checks that an origin's directory exists, is not empty and can be read.
     ///
     /// # Errors
-    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginUnreadable`], or that the end
-    /// could not be asked.
+    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginUnreadable`], or the error of an end
+    /// that could not be reached.
     pub async fn readable(&self) -> Result<(), TransferError> {
         let path = || self.root.to_string();
         if let Some(problem) = self.endpoint.root_problem(&self.root).await? {

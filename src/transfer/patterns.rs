@@ -125,7 +125,7 @@ impl Matcher {
         Self { unless, ..self }
     }
 
-    /// Whether it matches a line.
+    /// Returns true if the pattern matches a line.
     fn matches(&self, line: &Line<'_>) -> bool {
         let (Some(text), login) = (match self.source {
             OutputSource::Bbcp => (line.bbcp, true),
@@ -148,11 +148,11 @@ impl Matcher {
 
 /// A line, taken apart.
 struct Line<'a> {
-    /// What follows bbcp's mark.
+    /// Text after bbcp's mark.
     bbcp: Option<&'a str>,
     /// A line without bbcp's mark.
     other: Option<&'a str>,
-    /// What a shell says about bbcp.
+    /// Message of a shell about bbcp.
     shell: Option<&'a str>,
     begins_with_login: bool,
     names_origin: bool,
@@ -186,8 +186,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Whether what a shell says is about the program: it comes first (`bbcp: not found`) or stands in the
-/// last part (`command not found: bbcp`, `4711 Segmentation fault  bbcp SNK`).
+/// Returns true if a shell's message is about the program: its name comes first (`bbcp: not found`) or is in
+/// the last part (`command not found: bbcp`, `4711 Segmentation fault  bbcp SNK`).
 fn names(said: &str, program: &str) -> bool {
     // It may be called by its path where the settings have its name only.
     let file_name = |path: &str| path.rsplit('/').next().map(str::to_owned);
@@ -203,7 +203,7 @@ fn names(said: &str, program: &str) -> bool {
 const ORIGIN: &str = "<origin>";
 const COPY: &str = "<copy>";
 
-/// What a side says that sees the other one go; it looks like more, and never is.
+/// Ending of the message of a side that sees the other one go. It is a consequence, never the cause.
 const FOLLOWS: &str = " writing to stream.";
 
 /// All matchers. A line states the first pattern with one that matches it.
@@ -387,8 +387,8 @@ impl Pattern {
         Some((pattern, matcher.source == OutputSource::Bbcp))
     }
 
-    /// Whether bbcp says no more by this than that the other side is gone or was never there, so that
-    /// ssh or the remote shell may know the reason.
+    /// Returns true if bbcp reports only that the other side is gone or never existed, so that ssh or the
+    /// remote shell may have printed the reason.
     pub(super) fn leaves_the_reason_open(self) -> bool {
         matches!(
             self,

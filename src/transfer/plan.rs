@@ -264,7 +264,7 @@ pub fn plan(
 /// The place of a package at its destination.
 ///
 /// # Errors
-/// That the location or the path is unsafe or not a disk's.
+/// The location or the path is unsafe or does not belong to a disk.
 pub(super) fn target(
     destination: &Location,
     package: &Package,

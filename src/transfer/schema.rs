@@ -46,7 +46,7 @@ pub struct Schema {
     pub(super) has_active: bool,
     /// Whether `transfer_worker_link` exists: not where the last migration was not made.
     pub(super) has_links: bool,
-    /// Whether `transfer_worker_schedule` exists.
+    /// True if `transfer_worker_schedule` exists.
     pub(super) has_schedule: bool,
     /// Whether `data_transfer_package.created_at` exists.
     pub(super) has_package_created_at: bool,

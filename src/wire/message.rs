@@ -139,8 +139,8 @@ impl TaskMessage {
         stamps
     }
 
-    /// What is to be known of a task whose message is left to the broker for now: no arguments, no
-    /// headers, nothing that follows, and texts of bounded size.
+    /// Summary of a task whose message is left to the broker for now: without arguments, headers and
+    /// follow-up tasks, and with texts of bounded size.
     #[must_use]
     pub fn outline(&self) -> Self {
         let cut = |text: &str| -> String { text.chars().take(OUTLINED_CHARS).collect() };

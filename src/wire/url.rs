@@ -12,7 +12,7 @@ mod mask;
 
 pub use mask::{MASK, masked, redacted, with_password};
 
-/// Why a URL cannot be used. Never shows any part of it.
+/// Reason why a URL cannot be used. Never shows any part of the URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// There is no `scheme://`.

@@ -24,7 +24,7 @@ pub fn of(raw: &RawMessage, accept: &Accept) -> usize {
     raw.body.len().saturating_add(headers).saturating_add(body)
 }
 
-/// How many values a body holds at most, or nearly so.
+/// Approximate upper bound of the number of values in a body.
 fn values(raw: &RawMessage, body: &[u8], accept: &Accept) -> usize {
     let content_type = raw.properties.content_type.as_deref().unwrap_or_default();
     let count = |marks: &[u8]| body.iter().filter(|byte| marks.contains(byte)).count() + 1;

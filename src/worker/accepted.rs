@@ -20,12 +20,12 @@ const SHOWN_BYTES: usize = 4 << 20;
 /// A message whose body is longer, in bytes, is shown with shortened arguments.
 const LONG_BODY: usize = 16 << 10;
 
-/// What is shown of a task beside its arguments, in bytes, more or less.
+/// Approximate size of the description of a task without its arguments, in bytes.
 const SHOWN_BESIDE: usize = 512;
 
 /// A task message, and the way it came.
 pub(super) struct Received {
-    /// What makes it the same task as another delivery.
+    /// Identity of the task, which two deliveries of it share.
     pub(super) identity: Identity,
     /// What it asks for.
     pub(super) message: Arc<TaskMessage>,
@@ -71,7 +71,7 @@ struct Accepted {
     received: Arc<Received>,
     phase: Phase,
     deliveries: Vec<Held>,
-    /// Whether none of the deliveries is to count against the prefetch limit.
+    /// True if none of the deliveries counts against the prefetch limit.
     parked: bool,
     acknowledged: bool,
     stop: Stop,
@@ -80,7 +80,7 @@ struct Accepted {
 /// An unsettled delivery.
 struct Held {
     delivery: Delivery,
-    /// Whether it does not count against the prefetch limit.
+    /// True if the delivery does not count against the prefetch limit.
     parked: bool,
 }
 
@@ -416,7 +416,7 @@ mod tests {
         }))
     }
 
-    /// Whether a delivery was the first of its task, and the delivery.
+    /// Accepts a delivery; returns true with it if it was the first of its task.
     fn accept(accepted: &AcceptedTasks, received: &Arc<Received>) -> (bool, Probe) {
         let way = (String::new(), "q".to_owned());
         let probe = Probe::default();

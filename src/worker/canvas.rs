@@ -30,7 +30,7 @@ use crate::wire::exception::{BUILTINS, Exception};
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{ResultMeta, State};
 
-/// How long the broker is tried for before a failure is logged.
+/// Time limit for publishing before a failure is logged.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// How often a message is offered that the broker refuses, e.g. because its queue is full.
@@ -502,8 +502,8 @@ impl Canvas {
         Ok(parts)
     }
 
-    /// Fails the body of a chord that cannot be read as a signature, as far as it has an id: whoever
-    /// waits for it is to know.
+    /// Stores a failure for the body of a chord that cannot be read as a signature, if it has an id: a
+    /// caller that waits for it must get an answer.
     async fn fail_unread(
         &self,
         body: &Value,

@@ -23,7 +23,7 @@ use crate::wire::pidbox::{self, Request};
 /// Largest event that is read, in bytes: those of workers have some hundred.
 const MAX_EVENT: usize = 64 << 10;
 
-/// How often a second worker with this one's name is reported.
+/// Minimum interval of reports about a second worker with the same name.
 const REPORT_EVERY: Duration = Duration::from_secs(600);
 
 /// The exchange of replies to requests.
@@ -33,7 +33,7 @@ const REPLIES: &str = "reply.celery.pidbox";
 pub(super) struct Ears {
     /// Routing key of the replies to this node's greeting.
     replies: String,
-    /// Whether the node's answer to itself has come.
+    /// True if the node's answer to itself has arrived.
     has_own_answer: AtomicBool,
 }
 

@@ -68,8 +68,8 @@ use revoked::Revoked;
 /// First and longest pause between two tries to store a result.
 const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 
-/// How long, after the last running task of a worker that shuts down, the results and the follow-up tasks of
-/// those that have ended may wait for a result backend or a broker.
+/// Time limit for storing results and sending follow-up tasks after the last running task of a worker that
+/// shuts down, while the result backend or the broker is away.
 pub(crate) const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// How long stopped tasks may take to put things in order.

@@ -32,7 +32,7 @@ struct Stamp {
     value: String,
 }
 
-/// What came last, each once.
+/// Most recent entries, without duplicates.
 struct Recent<T> {
     known: HashSet<T>,
     /// The oldest first, with its bytes.
@@ -139,7 +139,7 @@ impl<'a> Stamps<'a> {
         )
     }
 
-    /// Whether a message bears one of them.
+    /// Returns true if a message has one of the revoked stamps.
     pub(super) fn are_on(&self, message: &TaskMessage) -> bool {
         stamps_of(message).any(|stamp| {
             let values = self.0.get(stamp.name.as_str());
@@ -157,7 +157,7 @@ impl Stamp {
     }
 }
 
-/// What a message is stamped with.
+/// Stamps of a message.
 fn stamps_of(message: &TaskMessage) -> impl Iterator<Item = Stamp> {
     let stamps = message.headers.get("stamps").and_then(Value::as_object);
     stamps

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::identity::Identity;
 
-/// What weighs no more is light: as many as the prefetch limit allows are held.
+/// Maximum weight of a light message. Only the prefetch limit bounds the number of light messages.
 pub(super) const LIGHT: usize = 256 << 10;
 
 /// Bytes of heavy messages that are held at a time. A heavier one is held alone.

@@ -22,13 +22,13 @@ use crate::wire::message::{self, TaskMessage};
 use crate::wire::result::State;
 use crate::wire::{repr, weight};
 
-/// How long the broker is tried for before a publication fails.
+/// Time limit for publishing before a publication fails.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often deliveries are looked at whose message is being published anew.
+/// Interval of the checks of deliveries whose message is being published again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long room is kept for a message that comes again. It may have gone to another worker.
+/// Time for which room is kept for a message that should come again. It may have gone to another worker.
 const RESERVED_FOR: Duration = Duration::from_secs(30);
 
 /// Header in which quorum queues count the deliveries of a message before this one.
@@ -175,7 +175,7 @@ impl Worker {
         })
     }
 
-    /// Whether the time of a task is yet to come, and nothing else is to be done with it first.
+    /// Returns true if the time of a task has not come and nothing else must be done with it first.
     fn has_to_wait(&self, message: &TaskMessage) -> bool {
         let is_expired = message.expires.is_some_and(|expires| expires <= Utc::now());
         message.eta.is_some_and(|eta| eta > Utc::now())
@@ -340,7 +340,7 @@ impl Worker {
     }
 }
 
-/// How often a message was delivered before, where its queue counts that.
+/// Number of earlier deliveries of a message, if its queue counts them.
 fn deliveries_before(message: &RawMessage) -> u64 {
     let count = message.headers.get(DELIVERIES);
     count.and_then(Value::as_u64).unwrap_or(0)

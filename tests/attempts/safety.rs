@@ -8,7 +8,7 @@ use rstest::rstest;
 
 use crate::bench::{Bench, MB};
 
-/// How the destination's host is reached.
+/// Way to reach the destination's host.
 #[derive(Clone, Copy, PartialEq)]
 enum Way {
     Local,

@@ -1,4 +1,4 @@
-//! What is on the disk of a remote end before a copy counts as complete. (A local end: `test_durable.py`.)
+//! Durability at a remote end before a copy counts as complete. (For a local end: `test_durable.py`.)
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -122,7 +122,7 @@ async fn a_destination_that_is_the_source_is_refused() {
     plan.refuse_same_file(&source, &other).unwrap();
 }
 
-/// What is compared before and after a copy.
+/// Properties of the origin that are compared before and after a copy.
 #[rstest]
 #[tokio::test]
 async fn a_changed_source_is_noticed(#[values(Way::Local, Way::Ssh)] way: Way) {

@@ -155,7 +155,7 @@ async fn a_record_begins_with_scheduled_and_ends_with_it(db: Fixture) {
     };
     db.repository.instruct(ids[0], &instruction).await.unwrap();
     assert!(recorded(&db).await.iter().all(|(id, _)| *id != ids[0]));
-    // Somebody without manners gives up the other one.
+    // The other row is given up directly in the database.
     db.repository
         .schedule(&[wanted(ids[2])], confirmed)
         .await
@@ -233,8 +233,8 @@ async fn messages_that_exist_are_not_sent_again(db: Fixture) {
     };
     let done = pass(&manager).await;
     assert_eq!(broker.asked(), ["ready", "held"]);
-    // The oldest of those that nobody holds: it has a second message then, and the one without is
-    // left when the queue is empty.
+    // The oldest row whose message no worker holds. It has a second message then, and the row without
+    // a message remains when the queue is empty.
     assert_eq!(done.resent, [ids[1]]);
     assert_eq!(pass(&manager).await.resent, [] as [i64; 0]);
     broker.purge();
@@ -333,7 +333,7 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
         let withdrawing = db.repository.withdraw(id, task_id, withdrawal);
         withdrawing.await.unwrap()
     };
-    let failed = Withdrawal::Failed("revoked by somebody".into());
+    let failed = Withdrawal::Failed("revoked by an operator".into());
     // PENDING: the message was an old one.
     assert!(!withdraw("t", &Withdrawal::Pending).await);
     db.repository
@@ -353,7 +353,7 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
     assert_eq!(db.status(id).await, "FAILED");
     assert_eq!(
         detail.transfer.failure_error_message.as_deref(),
-        Some("revoked by somebody")
+        Some("revoked by an operator")
     );
     assert!(detail.transfer.end_time.is_some());
     // A worker has it.

@@ -1,4 +1,4 @@
-//! What an operator, a broker, a database and the passage of time do.
+//! Actions of an operator, a broker, a database and the passage of time.
 
 use std::sync::Arc;
 
@@ -201,7 +201,7 @@ impl World {
         step
     }
 
-    /// What workers say that they hold.
+    /// Answers of the workers about the messages that they hold.
     fn answer_questions(&self) {
         let mut broker = self.broker.state();
         broker.held = Default::default();

@@ -40,7 +40,7 @@ pub struct State {
     pub ready: BTreeMap<String, VecDeque<Message>>,
     /// Delivered and not settled: by tag, with the worker's number.
     pub unsettled: BTreeMap<u64, (u64, Message)>,
-    /// What workers say that they hold.
+    /// Answers of the workers about the messages that they hold.
     pub held: HeldMessages,
     /// Fates of the next publications; then all are confirmed.
     pub plan: VecDeque<Publication>,
@@ -124,7 +124,7 @@ impl State {
         of_worker.map(|(tag, _)| *tag).collect()
     }
 
-    /// Whether a message of the transfer exists.
+    /// Returns true if a message of the transfer exists.
     pub fn has(&self, id: i64) -> bool {
         let of_it = |message: &Message| message.transfer == Some(id);
         self.ready.values().flatten().any(of_it) || self.unsettled.values().any(|(_, m)| of_it(m))

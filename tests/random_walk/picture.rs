@@ -1,4 +1,4 @@
-//! What the database says about the transfers, and what must hold between two pictures of it.
+//! State of the transfers in the database, and the rules between two pictures of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -93,7 +93,7 @@ impl Picture {
         self.rows.get(&id).map_or("", |row| &row.status)
     }
 
-    /// What has changed about a transfer since `before`, for its history.
+    /// Changes of a transfer since `before`, for its history.
     pub fn changes(&self, before: &Self, id: i64) -> Option<String> {
         let row = |picture: &Self| picture.rows.get(&id).map(Row::to_string);
         let lease = |picture: &Self| picture.leases.get(&id).cloned();
@@ -113,7 +113,7 @@ impl Picture {
     }
 }
 
-/// What a step has done, as far as it allows changes.
+/// Actions of a step that allow changes of the rows.
 #[derive(Debug, Default)]
 pub struct Step {
     pub text: String,
@@ -130,11 +130,11 @@ pub struct Step {
     pub unseen: BTreeSet<i64>,
     /// Transfers that a manager has sent.
     pub scheduled: BTreeSet<i64>,
-    /// How many rows a manager has made PENDING since their message was lost.
+    /// Number of rows that a manager has made PENDING because their message was lost.
     pub resent: usize,
-    /// How many leases a sweep has removed.
+    /// Number of leases that a sweep has removed.
     pub swept: usize,
-    /// How many leases were taken from others.
+    /// Number of leases that were taken from others.
     pub displaced: usize,
     /// A manager has looked at all rows.
     pub is_full_look: bool,
@@ -161,10 +161,10 @@ impl Step {
     }
 }
 
-/// What is wrong after a step, about which transfer.
+/// The transfer and the rule that is violated after a step.
 pub type Violation = (i64, String);
 
-/// What one step may do to the rows.
+/// Checks the changes of the rows by one step.
 pub fn check_step(before: &Picture, after: &Picture, step: &Step) -> Result<(), Violation> {
     for (id, new) in &after.rows {
         let Some(old) = before.rows.get(id) else {
@@ -194,8 +194,8 @@ pub fn check_step(before: &Picture, after: &Picture, step: &Step) -> Result<(), 
     Ok(())
 }
 
-/// What holds at any time. `has_message` tells whether a message of the transfer exists, `unseen` are
-/// rows that the next look at all rows shows.
+/// Checks the rules that hold at any time. `has_message` returns true if a message of the transfer exists;
+/// `unseen` are rows that the next read of all rows shows.
 pub fn check_state(
     after: &Picture,
     has_message: impl Fn(i64) -> bool,

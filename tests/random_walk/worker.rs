@@ -63,7 +63,7 @@ impl Worker {
     }
 }
 
-/// What becomes of a job.
+/// Next state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Next {
     Keep,
@@ -226,7 +226,7 @@ impl World {
                 assert!(!matches!(other, Acquisition::Untracked), "{}", step.text);
                 Next::Acknowledge
             }
-            // The task fails, and nobody has the row.
+            // The task fails, and no worker has the row.
             Err(error) if error.is_of_one_row() => {
                 step.add(&error.to_string());
                 Next::Acknowledge
@@ -343,7 +343,7 @@ impl World {
         }
     }
 
-    /// Whether a worker dies between a commit and the acknowledgement.
+    /// Returns true if the worker dies between a commit and the acknowledgement.
     fn dies(&mut self) -> bool {
         !self.is_well && self.rng.u8(0..20) == 0
     }
@@ -364,7 +364,7 @@ impl World {
         }
     }
 
-    /// How long a worker waits for the database: as long as it takes, or not at all since it ends. The
+    /// Patience of a worker with the database: as long as it takes, or none because the worker ends. The
     /// former takes real time, so it is rare.
     fn patience(&mut self, faults: &[(FaultPoint, Mode)]) -> CancellationToken {
         let token = CancellationToken::new();

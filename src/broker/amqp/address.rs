@@ -74,7 +74,7 @@ impl Address {
     }
 }
 
-/// What a URL's parameters say.
+/// Settings in the parameters of a URL.
 fn query(parts: &UrlParts, heartbeat: u16) -> Result<AMQPQueryString, String> {
     const KNOWN: &str =
         "heartbeat, frame_max, channel_max, connection_timeout (in ms) and auth_mechanism";
@@ -178,16 +178,16 @@ impl Addresses {
         }
     }
 
-    /// How many there are.
+    /// Number of addresses.
     pub(super) fn count(&self) -> u32 {
         u32::try_from(self.all.len()).unwrap_or(u32::MAX)
     }
 }
 
-/// Whether a setting is usable as the URL of a broker, or as several.
+/// Checks a setting for use as the URL of one broker or of several.
 ///
 /// # Errors
-/// What is wrong, without the URL.
+/// An explanation that does not contain the URL.
 pub(crate) fn check(urls: &str) -> Result<(), String> {
     match Addresses::parse(urls, 0) {
         Ok(_) => Ok(()),

@@ -80,7 +80,7 @@ async fn work(
 }
 
 async fn post(channel: &Channel, letter: Letter, answer: oneshot::Sender<Answer>) {
-    // Given up meanwhile: whoever did may publish it anew.
+    // Given up meanwhile: the caller may publish the message again.
     if answer.is_closed() {
         return;
     }

@@ -30,7 +30,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 pub(super) struct Lane {
     pub(super) link: Arc<Link>,
     pub(super) connection: Arc<Connection>,
-    /// What had to be done to read a delivery.
+    /// Changes that were made to deliveries in order to read them.
     pub(super) notes: Arc<Notes>,
     pub(super) queue: Queue,
     /// Whether delayed messages are to reach the queue.

@@ -289,7 +289,7 @@ impl Link {
         true
     }
 
-    /// Whether the URL says how large frames are.
+    /// Returns true if the URL sets the size of frames.
     fn has_own_frames(&self) -> bool {
         let current = self.addresses.current();
         current.is_some_and(|address| address.uri.query.frame_max.is_some())
@@ -508,7 +508,7 @@ pub(super) fn missing_exchange(error: &lapin::Error) -> Option<String> {
     Some(name.to_owned())
 }
 
-/// Whether there is no queue for a publication, or not even its exchange.
+/// Returns true if a publication failed because its queue or its exchange does not exist.
 pub(super) fn leads_nowhere(error: &BrokerError, publication: &Publication) -> bool {
     match error {
         BrokerError::Unroutable { .. } => true,

@@ -110,7 +110,7 @@ impl Probe {
     /// Options for each broker of a list, with its URL as it may be shown.
     ///
     /// # Errors
-    /// That a URL, or a file for TLS, cannot be used.
+    /// A URL or a file for TLS that cannot be used.
     pub fn brokers(options: &Options) -> Result<Vec<(String, Options)>, Obstacle> {
         let stop = |error: BrokerError| Obstacle {
             hurdle: Hurdle::Settings,
@@ -214,10 +214,10 @@ impl Probe {
         self.greeting.as_ref()
     }
 
-    /// Tries what a worker does with queues of its own. `name` must be nobody else's.
+    /// Tries what a worker does with queues of its own. No other program may use `name`.
     ///
     /// # Errors
-    /// That no channel could be opened, or that the broker takes no messages for now.
+    /// No channel could be opened, or the broker takes no messages for now.
     pub async fn permissions(&self, name: &str) -> Result<Permissions, BrokerError> {
         let told = |error: lapin::Error| chain(&error).to_string();
         let queue = short(name)?;
@@ -248,8 +248,8 @@ impl Probe {
         })
     }
 
-    /// Publishes to a name that is ours, where nobody but we could get it. Over another connection: a broker
-    /// that is short of memory or disk space answers nothing more on one that publishes.
+    /// Publishes to our own queue, which no other program reads. Uses another connection: a broker that is short
+    /// of memory or disk space gives no more answers on a connection that publishes.
     async fn write(&self, name: &str) -> Result<Result<(), String>, BrokerError> {
         let connection = self.link.connect("doctor").await?;
         let mut events = connection.events_listener();

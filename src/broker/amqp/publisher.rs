@@ -1,8 +1,8 @@
 //! The connection that messages go out on, and whether the broker reads from it.
 //!
 //! A broker that is short of memory or disk space blocks connections that publish
-//! (`connection.blocked`): it reads nothing from them until the alarm is over. Whatever was written
-//! until then is published afterwards, whoever has given up waiting for it. So nothing is given to a
+//! (`connection.blocked`): it reads nothing from them until the alarm is over. Bytes that were written
+//! until then are published afterwards, even if the caller has stopped waiting. So nothing is written to a
 //! blocked connection: publications wait in front of it, where they can be withdrawn, and none is
 //! queued twice.
 
@@ -21,10 +21,10 @@ use super::courier::Courier;
 use super::link::Link;
 use crate::broker::BrokerError;
 
-/// How often a blocked connection is looked at beside its events: it may end without any.
+/// Interval of the checks of a blocked connection, which may end without an event.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Why the broker blocks the publishing connection, if it does; shared by all who publish.
+/// Reason why the broker blocks the publishing connection, if it does; shared by all publishers.
 #[derive(Debug, Clone)]
 pub(super) struct Blocked(watch::Sender<Option<Arc<str>>>);
 
@@ -64,7 +64,7 @@ pub(super) struct PublisherSession {
     pub(super) courier: Option<Courier>,
     /// For other exchanges.
     pub(super) foreign: Option<Courier>,
-    /// What was declared over it.
+    /// Queues and exchanges that were declared over it.
     pub(super) declared: HashSet<(&'static str, String)>,
     _watch: AbortOnDropHandle<()>,
 }
@@ -93,13 +93,13 @@ impl PublisherSession {
         })
     }
 
-    /// Whether the broker reads nothing from the connection.
+    /// Returns true while the broker reads nothing from the connection.
     pub(super) fn is_blocked(&self) -> bool {
         self.connection.status().blocked()
     }
 }
 
-/// What is known of a connection; when it is gone, it is not blocked any more.
+/// Watched state of a connection. A connection that is gone is no longer blocked.
 struct Watched {
     broker: String,
     blocked: Blocked,

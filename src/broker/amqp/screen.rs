@@ -27,7 +27,7 @@ use super::link::LARGE_FRAME;
 use crate::broker::consumer::Damage;
 use crate::wire::message as wire;
 
-/// How deep values of headers may nest: the library's recursion is to fit into any stack.
+/// Maximum depth of nested header values, so that the library's recursion fits into any stack.
 const MAX_DEPTH: usize = 64;
 
 /// Largest frame that is held until it is complete, where connections have no limit.
@@ -51,7 +51,7 @@ const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, END];
 /// Bytes of a content header without properties: class, weight, size of the body, flags.
 const BARE: usize = 14;
 
-/// What was done to the deliveries of one connection, by channel and tag.
+/// Changes that were made to the deliveries of one connection, by channel and tag.
 #[derive(Debug, Default)]
 pub(super) struct Notes(Mutex<HashMap<(u16, u64), Damage>>);
 
@@ -73,8 +73,8 @@ impl Notes {
 pub(super) struct Limits {
     /// Largest frame that the library asks for; 0 is none.
     pub(super) frame: u32,
-    /// Whether a larger one that comes nevertheless is left out. Otherwise one of up to
-    /// [`LARGE_FRAME`] goes through, and ends the connection for one with such frames.
+    /// True if a larger frame that arrives nevertheless is left out. If false, a frame of up to
+    /// [`LARGE_FRAME`] passes, and the connection is replaced by one with frames of that size.
     pub(super) is_last: bool,
     /// Those of bodies.
     pub(super) bodies: Bodies,
@@ -102,9 +102,9 @@ impl Bodies {
 pub(super) struct Screen {
     limits: Limits,
     notes: Arc<Notes>,
-    /// What comes next and goes through as it is, in bytes.
+    /// Number of following bytes that pass unchanged.
     passing: u64,
-    /// What comes next and is left out, in bytes.
+    /// Number of following bytes that are left out.
     dropping: u64,
     /// The beginning of a frame whose end has not come yet.
     partial: Vec<u8>,
@@ -192,7 +192,7 @@ impl Screen {
         ready
     }
 
-    /// What becomes of a frame whose head has come.
+    /// Decides about a frame whose head has arrived.
     fn frame(&mut self, head: Head, data: &mut [u8]) -> Fate {
         match head.kind {
             METHOD | HEADER => {}
@@ -362,7 +362,7 @@ impl Screen {
     }
 }
 
-/// What becomes of a frame.
+/// Decision about a frame.
 enum Fate {
     /// More of it is to come first.
     Incomplete,
@@ -378,7 +378,7 @@ enum Field {
     Skip(usize),
 }
 
-/// Why properties cannot be read.
+/// Reason why properties cannot be read.
 struct Unreadable(&'static str);
 
 const CUT: Unreadable = Unreadable("they end too early");
@@ -411,9 +411,9 @@ struct Walk<'a> {
 struct Seen {
     task: bool,
     id: bool,
-    /// Where the time is written.
+    /// Position of the time in the headers.
     eta: Option<Range<usize>>,
-    /// Whether the broker counts how often the message is delivered: it must not be given back too often.
+    /// True if the broker counts the deliveries of the message: it must not be given back too often.
     deliveries: bool,
 }
 
@@ -427,7 +427,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Whether the headers are those of a task whose time is yet to come.
+    /// Returns true if the headers belong to a task whose time has not come.
     fn is_early(&self) -> bool {
         let Seen {
             task: true,

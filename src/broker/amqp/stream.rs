@@ -48,9 +48,9 @@ type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 pub(super) struct Screened {
     socket: Socket,
     screen: Screen,
-    /// What is screened and waits for room.
+    /// Screened bytes that wait for room.
     waiting: Vec<u8>,
-    /// How much of that is gone.
+    /// Number of these bytes that were handed on.
     gone: usize,
 }
 

@@ -137,11 +137,11 @@ struct Session<'a> {
     tokens: HashMap<String, CancellationToken>,
 }
 
-/// How the lane of a queue ended.
+/// Result of the lane of a queue.
 enum LaneEnd {
     /// It is not wanted any more, or its connection is gone.
     Ended(Option<BrokerError>),
-    /// By a bug. What it has not handed on is held by nobody, until its connection ends.
+    /// Ended by a bug. Deliveries that it has not handed on stay unacknowledged until its connection ends.
     Panicked { queue: String, panic: String },
 }
 

@@ -211,7 +211,7 @@ pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, Cli
     Ok(code(&answers))
 }
 
-/// Whether a transfer is given up that no worker holds: one that does removes its copy itself.
+/// Returns true if the transfer is given up and no worker holds it. A worker that holds it removes the copy itself.
 fn ends_unheld(verdict: &Verdict) -> bool {
     matches!(verdict, Verdict::Changed(change)
         if change.to == entity::Status::Failed && change.stopped.is_none())

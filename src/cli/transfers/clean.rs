@@ -23,7 +23,7 @@ pub(in crate::cli) struct Clean {
     dry_run: bool,
 }
 
-/// What came of the partial copies of one transfer.
+/// Result for the partial copies of one transfer.
 #[derive(Debug, Serialize)]
 struct Answer {
     id: i64,
@@ -112,7 +112,7 @@ fn lines(answer: &Answer) -> String {
     removed.chain(kept).collect()
 }
 
-/// What is added to the answer about a transfer that was given up.
+/// Sentence about partial copies, for the answer about a transfer that was given up.
 pub(super) fn told(id: i64, cleared: &Cleared) -> String {
     match &cleared.kept {
         Some((_, error)) => format!(

@@ -192,7 +192,7 @@ impl Printer {
     }
 }
 
-/// How many bytes there are before a character of UTF-8 that has only begun.
+/// Number of bytes before an incomplete UTF-8 character at the end.
 fn whole_characters(bytes: &[u8]) -> usize {
     let has_begun = |at: &usize| {
         let rest = bytes.get(*at..).unwrap_or_default();

@@ -199,7 +199,7 @@ fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> Strin
     )
 }
 
-/// What becomes of the transfer if its message is lost.
+/// Explanation of the next step if the message of the transfer is lost.
 fn lost_message(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> String {
     if way.reconcile_after.is_zero() {
         return "a lost message is not noticed (manager.reconcile_after is 0s)".into();

@@ -14,7 +14,7 @@ use crate::transfer::service::{TransferService, location};
 /// Longest time for the partial copies of one transfer.
 const WITHIN: Duration = Duration::from_secs(30);
 
-/// What became of the partial copies of a transfer.
+/// Outcome of removing the partial copies of a transfer.
 #[derive(Debug, Default)]
 pub struct Cleared {
     /// Those that are gone, from the disk and from the record.
@@ -32,9 +32,9 @@ impl Cleared {
 }
 
 impl TransferService {
-    /// Removes the partial copies on record for a transfer that nobody works on, and strikes them off the
-    /// record. Only names of the form of this worker's temporary names, of this transfer, in the
-    /// directory of its package. What cannot be removed stays on record, and is logged.
+    /// Removes the partial copies on record for a transfer that no worker holds, and deletes their records.
+    /// Removes only files in the directory of the package whose names have the form of this worker's temporary
+    /// names for this transfer. A copy that cannot be removed stays on record and is logged.
     pub async fn clear_partials(&self, id: i64) -> Cleared {
         let partials = match self.repository().partials_of(id).await {
             Ok(partials) if partials.is_empty() => return Cleared::default(),

@@ -10,7 +10,7 @@ use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
 use crate::transfer::service::Running;
 
-/// Reading a file of a plan, with nobody beside.
+/// Options for reading a file of a plan without a copy that runs at the same time.
 pub(in crate::transfer) fn reading(plan: &Plan) -> Reading<'static> {
     Reading {
         algorithm: plan.digest,
@@ -23,7 +23,7 @@ pub(in crate::transfer) fn reading(plan: &Plan) -> Reading<'static> {
 /// The origin's digest in the making.
 pub(in crate::transfer) type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
 
-/// What a comparison says.
+/// Result of a comparison.
 enum Verdict {
     Same,
     Differs { origin: Digest },
@@ -89,7 +89,7 @@ impl Running<'_> {
         }
     }
 
-    /// Whether what is at the final path is what would be copied.
+    /// Compares the file at the final path with the package that would be copied.
     pub(in crate::transfer) async fn recognize(
         &self,
         plan: &Plan,
@@ -116,7 +116,7 @@ impl Running<'_> {
         match self.compare(plan, origin, &destination).await? {
             Verdict::Same => {
                 unchanged(plan, &source, &plan.source.inspect().await?)?;
-                // Whoever wrote it need not have seen to that.
+                // The program that wrote the file may not have called fsync.
                 plan.target.make_durable().await?;
                 Ok(destination)
             }
@@ -137,9 +137,8 @@ impl Running<'_> {
         }
     }
 
-    /// Whether what arrived is what was sent. The package's recorded checksum is the judge, where
-    /// there is one: what agrees with it is right, and the origin is read only to find out which
-    /// end is wrong.
+    /// Compares the copy with the origin. If the package has a recorded checksum, it decides: a copy that
+    /// agrees with it is right, and the origin is read only to find out which end is wrong.
     async fn compare(
         &self,
         plan: &Plan,

@@ -351,7 +351,7 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// What a start-up file prints is no reason, and never another one than bbcp's.
+    /// Output of a start-up file is not a reason and does not replace bbcp's reason.
     #[rstest]
     #[case::missing(
         "bbcp: No such file or directory processing /d/src/a.tar",

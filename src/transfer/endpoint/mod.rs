@@ -72,7 +72,7 @@ impl Endpoint {
         }
     }
 
-    /// What keeps a location's directory from being one with packages in it, if anything.
+    /// Problem of a location's directory that prevents transfers from it, if any.
     pub(super) async fn root_problem(
         &self,
         root: &AbsolutePath,
@@ -99,7 +99,7 @@ impl Endpoint {
 
 type DigestResult = Result<Digest, TransferError>;
 
-/// What keeps a location's directory from being one with packages in it.
+/// Problem of a location's directory that prevents transfers from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RootProblem {
     /// There is nothing in it: perhaps it is a mount point with nothing mounted.
@@ -151,7 +151,7 @@ impl Moment {
     }
 }
 
-/// What a file system says about a path.
+/// Facts that a file system reports about a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// Size in bytes.
@@ -173,7 +173,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// What has changed between two looks at an origin, if anything.
+    /// First difference between two observations of an origin, if any.
     ///
     /// The time of the last change of anything (ctime) does not count: a backup that makes or removes
     /// hard links, a chmod or a rename changes it, and the content is the same.
@@ -189,8 +189,8 @@ impl Facts {
         }
     }
 
-    /// Whether both are one file for sure: by device and inode on one running kernel, or, since each
-    /// host numbers the devices of what it mounts from others by itself, by inode and all times.
+    /// Returns true if both are certainly one file. On one running kernel device and inode decide. Each host
+    /// numbers the devices that it mounts from others by itself, so between hosts inode and all times decide.
     pub fn is_same_file(&self, other: &Self) -> bool {
         let (Some(one), Some(two)) = (self.identity, other.identity) else {
             return false;
@@ -330,7 +330,7 @@ impl Source {
         }
     }
 
-    /// Whether an entry that was made in a destination's directory appears beside the package:
+    /// Returns true if an entry that was made in a destination's directory appears beside the package:
     /// then both directories are one.
     pub(super) async fn sees(&self, name: &TemporaryName) -> Result<bool, TransferError> {
         let path = self.path.sibling(name);
@@ -542,11 +542,11 @@ impl Target {
         }
     }
 
-    /// Has what is at the final path on the disk: the content, and its name in each directory up to
+    /// Writes the file at the final path to the disk: its content, and its name in each directory up to
     /// the location's.
     ///
     /// # Errors
-    /// That it could not be written, or that the end could not be asked.
+    /// The file could not be written to the disk, or the end could not be reached.
     pub async fn make_durable(&self) -> Result<(), TransferError> {
         let directories = self.directories();
         match &self.endpoint {
@@ -572,7 +572,7 @@ impl Target {
     /// Makes an empty file under the temporary name, which nothing has had before.
     ///
     /// # Errors
-    /// That the end could not be asked or refused.
+    /// The end could not be reached, or it refused.
     pub(super) async fn make_marker(&self) -> Result<(), TransferError> {
         let own = self.partial(self.temporary);
         match &self.endpoint {

@@ -83,7 +83,7 @@ pub struct Acquired {
     pub leftovers: Vec<Leftover>,
 }
 
-/// What followed a lost lease.
+/// State of a transfer after a lease on it was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Successor {
     /// An attempt for the same task: its message was delivered again.
@@ -146,7 +146,7 @@ impl Repository {
     /// holder's attempt is closed as interrupted and its token is worth nothing from then on.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn acquire(
         &self,
         id: i64,
@@ -167,7 +167,7 @@ impl Repository {
     /// one now. A pause holds all the same.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn acquire_by_hand(
         &self,
         id: i64,
@@ -422,7 +422,7 @@ impl Repository {
     /// The state of a transfer after its lease was lost, as seen by the task that held the lease.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn successor(
         &self,
         lease: &Lease,
@@ -452,7 +452,7 @@ impl Repository {
     /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn forget_temporary(&self, id: i64, attempt: i32) -> Result<(), DatabaseError> {
         use transfer_worker_attempt::{Column, Entity};
         let noting = async {

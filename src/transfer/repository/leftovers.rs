@@ -30,7 +30,7 @@ impl Repository {
     /// Partial copies on record for a transfer, whatever its state.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn partials_of(&self, id: i64) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let reading = async { Ok(self.read_partials(Some(id)).await?) };
         self.database.bounded(reading).await
@@ -39,7 +39,7 @@ impl Repository {
     /// Partial copies on record for transfers that are FAILED or COMPLETED, or whose rows are gone.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn leftovers(&self) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let reading = async {
             let partials = self.read_partials(None).await?;

@@ -72,11 +72,11 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Whether the database lets transfers be worked on: it answers, and the tables and privileges that
-    /// every attempt needs are there.
+    /// Checks that the database lets transfers be worked on: it answers, and the tables and privileges that
+    /// every attempt needs exist.
     ///
     /// # Errors
-    /// Why not.
+    /// The error of the database.
     pub async fn answers(&self) -> Result<(), DatabaseError> {
         let looking = async { Ok(look_at_nothing(self.database.connection()).await?) };
         self.database.bounded(looking).await

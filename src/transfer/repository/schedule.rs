@@ -147,7 +147,7 @@ struct Taken {
 }
 
 impl Taken {
-    /// How many of some transfers are of each limited link, times `sign`.
+    /// Number of these transfers per limited link, times `sign`.
     fn issued(&self, ids: &[i64], sign: i64) -> BTreeMap<&LinkName, i64> {
         let mut issued = BTreeMap::new();
         for allowance in ids.iter().filter_map(|id| self.links.get(id)) {

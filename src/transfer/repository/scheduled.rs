@@ -2,8 +2,8 @@
 //!
 //! Only a manager makes a row SCHEDULED, with a confirmed message and with its record. Messages get
 //! lost all the same (a purged queue, a message that expires, a worker that acknowledges early and
-//! dies), and other programs write SCHEDULED without a record. By the records the manager finds the
-//! rows that nobody has taken for too long, see [`crate::manager`].
+//! dies), and other programs write SCHEDULED without a record. With the records the manager finds the
+//! rows that no worker has taken for too long, see [`crate::manager`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub struct ScheduleRecord {
     pub queue: Option<String>,
     /// Celery's id of the task; none where another program sent it.
     pub task_id: Option<String>,
-    /// How often it was made PENDING since its message was lost, without a worker taking it.
+    /// Times that the row was made PENDING because its message was lost, since a worker last took it.
     pub resent: i64,
 }
 
@@ -48,7 +48,7 @@ impl From<transfer_worker_schedule::Model> for ScheduleRecord {
     }
 }
 
-/// What becomes of a transfer whose message ends without a run of its task.
+/// Next state of a transfer whose message ends without a run of its task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Withdrawal {
     /// PENDING: the manager sends another message.
@@ -58,7 +58,7 @@ pub enum Withdrawal {
 }
 
 impl Repository {
-    /// Whether SCHEDULED is recorded here: not where the last migration was not made.
+    /// Returns true if the database has the table of schedule records (the last migration was run).
     pub fn has_schedule(&self) -> bool {
         self.schema.has_schedule
     }
@@ -66,7 +66,7 @@ impl Repository {
     /// All records, the oldest first; also those of rows that are no longer SCHEDULED.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn schedule_records(&self) -> Result<Vec<ScheduleRecord>, DatabaseError> {
         use transfer_worker_schedule::{Column, Entity};
         if !self.schema.has_schedule {
@@ -94,10 +94,10 @@ impl Repository {
         Ok(row.map(ScheduleRecord::from))
     }
 
-    /// Gives a record to rows that are SCHEDULED and have none, from now on.
+    /// Adds records, with the current time, for rows that are SCHEDULED and have none.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn record_scheduled(&self, ids: &[i64]) -> Result<(), DatabaseError> {
         use transfer_worker_schedule::{Column, Entity};
         let recording = async {
@@ -118,10 +118,10 @@ impl Repository {
         self.database.bounded(recording).await
     }
 
-    /// Those of some transfers that are SCHEDULED and that no worker has.
+    /// Selects those of the transfers that are SCHEDULED and that no worker has.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn still_scheduled(&self, ids: &[i64]) -> Result<HashSet<i64>, DatabaseError> {
         use data_transfer::{Column, Entity};
         let mut found = HashSet::new();
@@ -156,7 +156,7 @@ impl Repository {
     /// false if anything has happened to it since `seen` was read.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn send_again(&self, seen: &ScheduleRecord) -> Result<bool, DatabaseError> {
         let changing = async |tx: &DatabaseTransaction| Ok(self.send_again_in(tx, seen).await?);
         self.database.bounded(self.database.write(changing)).await
@@ -192,7 +192,7 @@ impl Repository {
     /// not SCHEDULED, if a worker has it, or if its message is another one.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn withdraw(
         &self,
         id: i64,
@@ -250,7 +250,7 @@ impl Repository {
     /// Removes records of rows that are over or that a worker of another kind has taken.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn forget_stale_schedules(&self) -> Result<(), DatabaseError> {
         use data_transfer::{Column, Entity};
         use transfer_worker_schedule::{Column as Recorded, Entity as Records};

@@ -40,7 +40,7 @@ impl Repository {
     /// others from it.
     ///
     /// # Errors
-    /// What the database says when it is asked for the leases, or if it refuses to change any.
+    /// The error of the database if it cannot be asked for the leases or refuses to change any of them.
     pub async fn sweep(&self, observer: &Owner) -> Result<Sweep, DatabaseError> {
         self.sweep_watched(observer, || {}).await
     }

@@ -126,7 +126,7 @@ fn errbacks_times_steps_are_refused_before_they_are_copied() {
     );
 }
 
-/// What people send, and more, is no trouble.
+/// Canvases of a usual size, and larger ones, are within the limits.
 #[rstest]
 #[case::a_large_chord(chord(vec![json!({"task": "t", "args": [1, "some text"], "kwargs": {"a": 1}}); 1000], task(0), json!({})))]
 #[case::a_large_group(group(vec![json!({"task": "t", "args": [1, "some text"]}); 3000], json!({"link_error": [{"task": "e"}]})))]

@@ -190,7 +190,7 @@ impl Outgoing {
     }
 }
 
-/// What follows a task, as the third element of a body; written from where it is, not copied.
+/// Callbacks, errbacks, chain and chord of a task, the third element of a body; serialized without a copy.
 struct Follows<'a>([(&'static str, Option<&'a Value>); 4]);
 
 impl<'a> Follows<'a> {

@@ -169,7 +169,7 @@ impl Signature {
         }
     }
 
-    /// How many copies of an errback [`Signature::link_error`] makes.
+    /// Number of copies of an errback that [`Signature::link_error`] makes.
     pub(super) fn errback_copies(&self) -> usize {
         match &self.form {
             Form::Task | Form::Chain(_) => 1,

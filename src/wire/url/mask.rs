@@ -7,7 +7,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{Raw, cut_kombu, cut_sqlalchemy, kombu, list, sqlalchemy};
 
-/// What stands for a secret, as Celery has it.
+/// Replacement for a secret, the same as in Celery.
 pub const MASK: &str = "********";
 
 /// Characters of a user name that need no encoding (RFC 3986, "unreserved").
@@ -74,7 +74,7 @@ const SCHEMES: [&str; 12] = [
     "unix",
 ];
 
-/// Whether a URL is one of SQLAlchemy's behind Celery's prefix; the prefix, and the rest.
+/// Splits a URL into Celery's prefix and SQLAlchemy's URL, if it has that form.
 fn database(url: &str) -> Option<(&str, &str)> {
     let (prefix, rest) = url.split_at(url.find('+')? + 1);
     matches!(prefix, "db+" | "database+" | "sqla+" | "sqlalchemy+").then_some((prefix, rest))
@@ -215,14 +215,14 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Where a password is in what follows `://`: from the first colon to the last `@`.
+/// Position of the password in the text after `://`: from the first colon to the last `@`.
 fn login(word: &str) -> Option<Range<usize>> {
     let end = word.rfind('@')?;
     let start = word.find(':')? + 1;
     (start < end).then_some(start..end)
 }
 
-/// Where the values of secret parameters are.
+/// Positions of the values of secret parameters.
 fn parameters(word: &str) -> impl Iterator<Item = Range<usize>> {
     word.match_indices(['?', '&']).filter_map(|(at, _)| {
         let pair = word.get(at + 1..)?;

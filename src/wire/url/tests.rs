@@ -276,7 +276,7 @@ proptest! {
         let _ = with_password(&text, "x");
     }
 
-    /// What is filled in is what is read.
+    /// A password that was filled in is read back unchanged.
     #[test]
     fn every_password_can_be_filled_in(password in "[^\\p{Cc}]{1,12}") {
         let amqp = with_password("amqp://u@h//", &password).unwrap_or_default();

@@ -32,7 +32,7 @@ mod inspect;
 pub(super) mod replies;
 mod revoke;
 
-/// How long the broker may take.
+/// Time limit for an answer of the broker.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
 
 /// Largest request, in bytes: as many ids as are remembered fit in.
@@ -50,7 +50,7 @@ const MAX_SHOWN: usize = 1024;
 /// Frequency in seconds that a requested heartbeat states, as Python's does.
 const ASKED_FREQ: f64 = 5.0;
 
-/// What Celery has for debugging Python itself.
+/// Celery's methods for debugging Python itself.
 const UNSUPPORTED: [&str; 3] = ["memdump", "memsample", "objgraph"];
 
 /// Requests by which anybody on the virtual host can keep a worker from its work. They are logged,
@@ -67,7 +67,7 @@ pub const DANGEROUS: [&str; 9] = [
     "time_limit",
 ];
 
-/// Where what takes time is done.
+/// Revocations and changes, which take time and are handled beside the other requests.
 struct Desk {
     revocations: Revocations,
     changes: Line<Request>,

@@ -1,4 +1,4 @@
-//! Replies on their way to whoever asked.
+//! Sending of replies to the callers of remote control.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ const MAX_BYTES: usize = 8 << 20;
 /// Longest ticket: it is repeated in a header, and headers must fit into a frame. Celery's are UUIDs.
 const MAX_TICKET: usize = 255;
 
-/// How long the last ones may take.
+/// Time limit for the last replies when the worker ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// A reply and the method that it is for.
@@ -105,7 +105,7 @@ async fn send(
             () = closing.cancelled() => return,
         };
         let (method, publication) = item;
-        // Whoever asks does not wait for as long as an alarm lasts.
+        // A caller does not wait for as long as an alarm lasts.
         if let Some(reason) = transport.blocked() {
             not_sent(&method, &format!("the broker blocks publishers: {reason}"));
             continue;

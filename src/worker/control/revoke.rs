@@ -25,7 +25,7 @@ use crate::worker::revoked;
 const QUEUE: usize = 1000;
 const QUEUE_BYTES: usize = 4 << 20;
 
-/// How long the result backend may take for one task.
+/// Time limit for storing the state of one task in the result backend.
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// Tasks whose REVOKED is stored at a time.

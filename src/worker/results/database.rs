@@ -66,7 +66,7 @@ pub struct Database {
     expires_seconds: u64,
     /// What the table of the tasks looks like, once it was looked at.
     layout: Mutex<Option<Arc<Layout>>>,
-    /// Whether the tables were seen before.
+    /// True if the tables were seen before.
     was_there: AtomicBool,
     gate: Gate,
 }
@@ -741,7 +741,7 @@ fn group_columns(backend: DbBackend) -> String {
     format!("{id}, taskset_id VARCHAR({NAME}), result {bytes}, date_done {time}")
 }
 
-/// Whether no statement succeeds at the moment, so that the tasks that wait try it one at a time.
+/// Returns true if no statement succeeds at the moment, so that waiting tasks try it one at a time.
 fn is_unreachable(error: &DbErr) -> bool {
     matches!(
         sql::classify(error),
@@ -749,7 +749,7 @@ fn is_unreachable(error: &DbErr) -> bool {
     )
 }
 
-/// Whether a URL can be used.
+/// Checks a URL for use as a result backend.
 pub(super) fn check(url: &str) -> Result<(), ResultError> {
     Address::parse(url).map(drop)
 }

@@ -133,8 +133,8 @@ impl ResultError {
         }
     }
 
-    /// Whether no time mends it: Redis holds something else under the key, or the database has no room
-    /// for these values.
+    /// Returns true for an error that lasts: Redis holds something else under the key, or the database has no
+    /// room for these values.
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
         let Self::Refused { source, .. } = self else {
@@ -186,10 +186,10 @@ pub fn open(
     })
 }
 
-/// Whether the options name a backend that there is, with a URL that can be used.
+/// Checks that the options name a known backend with a usable URL.
 ///
 /// # Errors
-/// What is wrong, without the URL.
+/// An explanation that does not contain the URL.
 pub(crate) fn check_url(options: &Options) -> Result<(), String> {
     let url = options.url.expose_secret();
     let checked = Kind::of(url).and_then(|kind| match kind {

@@ -73,7 +73,7 @@ fn body(content: &[u8]) -> Vec<u8> {
     frame(BODY, content)
 }
 
-/// What comes through, cut into pieces on its way.
+/// Output of the screen for a stream that arrives in pieces.
 fn run(screen: &mut Screen, stream: &[u8], pieces: &[usize]) -> Vec<u8> {
     let mut through = Vec::new();
     let mut rest = stream;

@@ -134,7 +134,7 @@ impl Directory {
         }
     }
 
-    /// Whether there is no entry.
+    /// Returns true if the directory has no entry.
     pub(in crate::transfer) fn is_empty(&self) -> io::Result<bool> {
         for entry in Dir::read_from(&self.0)? {
             if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
@@ -182,18 +182,18 @@ impl Directory {
     }
 }
 
-/// Whether it is a symbolic link.
+/// Returns true for a symbolic link.
 fn is_link(found: &Stat) -> bool {
     FileType::from_raw_mode(found.st_mode) == FileType::Symlink
 }
 
-/// Whether it is a regular file with one name. What is written to one with several appears under
+/// Returns true for a regular file with one name. Data written to a file with several names appear under
 /// all of them.
 pub(in crate::transfer) fn is_plain(found: &Stat) -> bool {
     is_regular(found) && found.st_nlink == 1
 }
 
-/// Whether it is a regular file.
+/// Returns true for a regular file.
 pub(in crate::transfer) fn is_regular(found: &Stat) -> bool {
     FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
 }
@@ -203,7 +203,7 @@ pub(in crate::transfer) fn not_plain(name: &str) -> io::Error {
     io::Error::other(format!("`{name}` is no regular file with one name"))
 }
 
-/// What is not there need not be removed.
+/// Treats the removal of a missing entry as done.
 fn present(removed: Result<(), Errno>) -> io::Result<()> {
     match removed {
         Err(Errno::NOENT) => Ok(()),

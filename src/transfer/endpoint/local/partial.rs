@@ -148,7 +148,7 @@ fn remove_checkpoints(directory: &Directory, of: &TemporaryName) -> io::Result<(
     directory.remove_directory(&name)
 }
 
-/// Whether opening a directory failed because there is something else.
+/// Returns true if opening a directory failed because the entry is not a directory.
 fn is_no_directory(e: &io::Error) -> bool {
     [Errno::LOOP, Errno::NOTDIR]
         .iter()
@@ -250,7 +250,7 @@ mod tests {
 
     use super::*;
 
-    /// Where the kernel cannot rename without overwriting.
+    /// Publication by a hard link, for a kernel that cannot rename without overwriting.
     #[test]
     fn linking_is_as_safe() {
         let folder = tempfile::tempdir().unwrap();

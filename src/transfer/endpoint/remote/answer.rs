@@ -1,9 +1,9 @@
-//! Telling a script's answer from what else comes out of a remote shell.
+//! Separation of a script's answer from other output of a remote shell.
 //!
 //! Login shells run start-up files, and these print: greetings, warnings, with or without a line
-//! end, any amount of it. Each request has a [`Mark`] that nobody can know in advance. A script
-//! prints it on both outputs when it begins; only marked lines after that are its answer, and only
-//! what its standard error holds after that is its complaint. An exit code without a beginning is
+//! end, any amount of it. Each request has a [`Mark`] that cannot be known in advance. A script
+//! prints it on both outputs when it begins. Only marked lines after that are its answer, and only
+//! text on its standard error after that is its error text. An exit code without that beginning is
 //! not the script's.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -19,7 +19,7 @@ const MAX_ANSWER_BYTES: usize = 64 << 10;
 /// Bytes of standard error that are kept: the last ones, where ssh says why it ends.
 const MAX_COMPLAINT_BYTES: usize = 64 << 10;
 
-/// What is read from a pipe at once.
+/// Maximum number of bytes per read from a pipe.
 const CHUNK_BYTES: usize = 8 << 10;
 
 /// The word by which a request knows its own output.
@@ -46,13 +46,13 @@ impl Mark {
     }
 }
 
-/// What a script says first.
+/// First word that a script prints.
 const BEGUN: &str = "begin";
 
 /// The standard output of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Answer {
-    /// Whether the script was started.
+    /// True if the script was started.
     pub(super) begun: bool,
     /// Its lines.
     pub(super) lines: Vec<String>,

@@ -2,8 +2,8 @@
 //!
 //! ssh hands one string to the login shell there, so every word is quoted, and data are never part
 //! of a script but its positional arguments. Scripts are single lines, since not every login shell
-//! takes a line break inside quotes. An answer is told from what a chatty start-up file prints by
-//! [a mark](Mark). Known troubles are exit codes of our own.
+//! takes a line break inside quotes. [A mark](Mark) separates the answer from the output of start-up
+//! files. Known errors have exit codes of our own.
 
 use std::collections::HashSet;
 use std::process::Stdio;

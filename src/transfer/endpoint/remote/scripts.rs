@@ -1,9 +1,9 @@
 //! The scripts that run at a remote end.
 //!
-//! For a POSIX shell, with plain POSIX programs; what more is used (`stat`, `sync` with a name, `-ef`)
-//! may be lacking. Data are positional arguments only. `$0` is the mark of the request: [`BEGIN`]
-//! prints it alone, so that whatever a start-up file prints before is told from the answer, and
-//! `say` prints it before each line of the answer. Names of our own are used relative to their
+//! The scripts are for a POSIX shell with POSIX programs. Other features that they use (`stat`, `sync` with
+//! a name, `-ef`) may be missing. Data are positional arguments only. `$0` is the mark of the request: [`BEGIN`]
+//! prints it alone, so that earlier output of a start-up file is not part of the answer, and
+//! `say` prints it before each line of the answer. Our own file names are used relative to their
 //! directory, which `cd` holds, and never through a symbolic link.
 //!
 //! [`BEGIN`]: begin

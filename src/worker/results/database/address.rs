@@ -64,7 +64,7 @@ impl Address {
         }
     }
 
-    /// Where it is, without login.
+    /// Location of the database, without login.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Postgres(server) => {

@@ -239,7 +239,7 @@ fn known(url: &UrlParts) -> Result<(), ResultError> {
     }
 }
 
-/// Where a server is: parameters of the URL win, as in Celery.
+/// Address of a server. Parameters of the URL take precedence, as in Celery.
 fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
     if url.scheme != scheme {
         return Err(wrong("its parts have different schemes"));

@@ -51,7 +51,7 @@ return false
 /// How long a probe's key stays where the probe could not delete it.
 const PROBE_SECONDS: u64 = 60;
 
-/// Whether a URL can be used.
+/// Checks a URL for use as a result backend.
 pub(super) fn check(url: &str, options: &Options) -> Result<(), ResultError> {
     // Files may be put there later, and what sentinels need is a problem of its own.
     let bare = RedisOptions {
