@@ -278,7 +278,8 @@ impl World {
             workers: Vec::new(),
             started: 0,
             rows: BTreeMap::new(),
-            highest: 0,
+            // Far above what a sequence gives.
+            highest: 1_000_000,
             links: LINKS.map(link).into(),
             before: Picture::default(),
             unseen: BTreeSet::new(),
