@@ -165,6 +165,8 @@ impl World {
         faults: Vec<(FaultPoint, Mode)>,
     ) -> Step {
         let mut step = Step::new(format!("pass, {plan:?}, {faults:?}"));
+        // A pass that fails later may have looked, too.
+        let looks_at_all = std::mem::take(&mut self.looks_at_all);
         self.answer_questions();
         self.broker.state().plan = plan.into();
         let passing = self.manager.transfer_transfer_packages(false);
@@ -179,8 +181,7 @@ impl World {
         let _ = self.broker.manager_died.notified().now_or_never();
         match ended {
             Some(Ok(pass)) => {
-                step.is_full_look = self.looks_at_all;
-                self.looks_at_all = false;
+                step.is_full_look = looks_at_all;
                 for assignment in &pass.scheduled {
                     step.about.insert(assignment.data_transfer_id);
                     step.scheduled.insert(assignment.data_transfer_id);
