@@ -121,6 +121,10 @@ impl DataTransferTask {
         Ok(done)
     }
 
+    pub(super) fn service(&self) -> &TransferService {
+        &self.service
+    }
+
     /// Context for logs.
     #[must_use]
     pub fn get_operation_info(&self, data_transfer_id: i64) -> OperationInfo {

@@ -18,6 +18,7 @@ mod notices;
 mod producer;
 mod transfer_files_bbcp;
 mod transfer_transfer_packages;
+mod withdraw;
 
 pub use base::{DataTransferTask, OperationInfo, Settled};
 pub use messages::Messages;

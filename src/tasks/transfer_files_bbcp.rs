@@ -15,9 +15,11 @@ use super::exception;
 use crate::faults::fault_point;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease;
+use crate::transfer::repository::Withdrawal;
 use crate::transfer::service::{self, Failed, Snapshot};
 use crate::wire::arguments::{Parameter, Signature};
-use crate::worker::{Attributes, Control, Failure, Progress, WorkerTask};
+use crate::wire::message::TaskMessage;
+use crate::worker::{Attributes, Control, Discarded, Failure, Progress, WorkerTask};
 
 /// Arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -137,6 +139,13 @@ impl Task for TransferFilesBbcp {
         }
         let settled = transfers.on_failure(&request, &failed).await;
         let mut failed = failed;
+        // Its message is acknowledged all the same, so the row must not wait for it.
+        if failed.lease.is_none() && control.terminated.is_cancelled() {
+            let (id, task_id) = (request.id, &request.task_id);
+            transfers
+                .withdraw(id, task_id, &Withdrawal::Pending, "terminated")
+                .await;
+        }
         // Lost before the attempt failed, or by the time its row was to be settled.
         let lost = failed.lost.as_ref().or(failed.lease.as_ref());
         if let (Settled::Untouched, Some(lost)) = (settled, lost) {
@@ -206,6 +215,10 @@ impl WorkerTask for TransferFilesBbcp {
     fn prepare(mut self, context: DataTransferTask, control: Control) -> Self {
         self.prepared = Some((context, control));
         self
+    }
+
+    async fn discard(message: &TaskMessage, context: &DataTransferTask, reason: &Discarded) {
+        context.discarded(message, reason).await;
     }
 
     fn judge(&self, error: &TaskError) -> Failure {

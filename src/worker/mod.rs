@@ -31,6 +31,7 @@ mod builtin;
 mod canvas;
 mod cluster;
 mod control;
+mod discard;
 mod events;
 mod identity;
 mod intake;
@@ -48,6 +49,7 @@ mod task;
 mod waiting;
 
 pub use control::DANGEROUS;
+pub use discard::Discarded;
 pub use policy::TaskDefaults;
 pub use rate::RateLimit;
 pub use task::{

@@ -50,7 +50,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
 /// The message goes back to its queue: the worker has to end before it could do its part.
-struct Requeue;
+pub(super) struct Requeue;
 
 impl Worker {
     /// One delivery, from receipt to settlement.
@@ -99,7 +99,7 @@ impl Worker {
         let limits = self.time_limits.get(&message.task);
         let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
         let verdict = match self.unwanted(message) {
-            Some(state) => Box::pin(self.conclude(&received, &policy, state, Duration::ZERO)).await,
+            Some(cause) => Box::pin(self.not_run(&received, entry, &policy, cause)).await,
             None => {
                 // Not of one that joined: monitors would take a running task for a waiting one.
                 self.news(&received, &Event::TaskReceived(message));
@@ -138,9 +138,9 @@ impl Worker {
             return Verdict::Requeue;
         };
         // Again, since the task may have waited for long.
-        if let Some(state) = self.unwanted(message) {
+        if let Some(cause) = self.unwanted(message) {
             drop(place);
-            return Box::pin(self.conclude(received, policy, state, Duration::ZERO)).await;
+            return Box::pin(self.not_run(received, entry, policy, cause)).await;
         }
         let done_before = self.done_before(received, policy);
         let Some(done_before) = self.shutdown.warm.run_until_cancelled(done_before).await else {
@@ -185,7 +185,7 @@ impl Worker {
     }
 
     /// Why a task must not begin any more, if so.
-    pub(super) fn unwanted(&self, message: &TaskMessage) -> Option<State> {
+    pub(super) fn unwanted(&self, message: &TaskMessage) -> Option<Cause> {
         let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
         let cause = match expired {
             true => Cause::Expired,
@@ -193,7 +193,24 @@ impl Worker {
             false => return None,
         };
         tracing::info!(task_id = message.id, ?cause, "task does not run");
-        Some(State::Revoked(cause))
+        Some(cause)
+    }
+
+    /// Ends a message whose task must not begin.
+    pub(super) async fn not_run(
+        &self,
+        received: &Arc<Received>,
+        entry: &Entry,
+        policy: &Policy,
+        cause: Cause,
+    ) -> Verdict {
+        match self.discard(received, entry, &cause).await {
+            Ok(()) => {
+                let state = State::Revoked(cause);
+                self.conclude(received, policy, state, Duration::ZERO).await
+            }
+            Err(Requeue) => Verdict::Requeue,
+        }
     }
 
     /// What a task that is delivered again has returned before

@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::discard::{Discard, Discarded};
 use super::rate::RateLimit;
 use crate::telemetry::panic_text;
 use crate::wire::arguments::Signature;
@@ -45,6 +46,17 @@ pub trait WorkerTask: Task<Returns: Serialize> + 'static {
     /// Completes what [`Task::from_request`] made.
     #[must_use]
     fn prepare(self, context: Self::Context, control: Control) -> Self;
+
+    /// Does the task's part in the end of a message that is not run: it is revoked, it has expired, or
+    /// its arguments do not fit. Called before the message is acknowledged, which waits for this; where
+    /// the worker stops meanwhile, the message goes back.
+    fn discard(
+        _message: &TaskMessage,
+        _context: &Self::Context,
+        _reason: &Discarded,
+    ) -> impl Future<Output = ()> + Send {
+        async {}
+    }
 
     /// What a failed [`Task::run`] means. Called after [`Task::on_failure`], so that a task can
     /// say here whether that went well. By default [`TaskError::Retry`] is a retry, and everything
@@ -287,6 +299,8 @@ pub(super) struct Entry {
     pub(super) function: &'static str,
     pub(super) attributes: Attributes,
     pub(super) run: Run,
+    /// None where the task has no part in the end of messages that are not run.
+    pub(super) discard: Option<Discard>,
 }
 
 impl Registry {
@@ -301,6 +315,13 @@ impl Registry {
         context: T::Context,
     ) -> Result<(), CeleryError> {
         app.register_task::<T>().await?;
+        let discard: Discard = {
+            let context = context.clone();
+            Arc::new(move |message, reason| {
+                let context = context.clone();
+                async move { T::discard(&message, &context, &reason).await }.boxed()
+            })
+        };
         let run: Run = Arc::new(move |invocation| run::<T>(invocation, context.clone()).boxed());
         for name in names {
             self.enter(
@@ -309,6 +330,7 @@ impl Registry {
                     function: T::SIGNATURE.function,
                     attributes: T::ATTRIBUTES.or(&T::DEFAULTS),
                     run: run.clone(),
+                    discard: Some(discard.clone()),
                 },
             )?;
         }
@@ -361,6 +383,7 @@ impl Registry {
                 function: signature.function,
                 attributes,
                 run,
+                discard: None,
             },
         )
     }
@@ -404,7 +427,14 @@ async fn run<T: WorkerTask>(invocation: Invocation, context: T::Context) -> Outc
     } = invocation;
     let params: T::Params = match arguments(&T::SIGNATURE, &message, |_, bound| bound.into()) {
         Ok(params) => params,
-        Err(exception) => return Outcome::raised(exception),
+        Err(exception) => {
+            let reason = Discarded::WrongArguments(exception.headline());
+            let discarding = T::discard(&message, &context, &reason);
+            return match control.cancelled.run_until_cancelled(discarding).await {
+                Some(()) => Outcome::raised(exception),
+                None => Outcome::Failed(Failure::Interrupted),
+            };
+        }
     };
     let stop = (!T::ATTRIBUTES.stops_itself).then(|| control.cancelled.clone());
     let options = merged(T::DEFAULTS, &app.task_options);

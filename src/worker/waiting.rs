@@ -19,7 +19,7 @@ use crate::wire::RawMessage;
 use crate::wire::content::Accept;
 use crate::wire::event::Event;
 use crate::wire::message::{self, TaskMessage};
-use crate::wire::result::State;
+use crate::wire::result::Cause;
 use crate::wire::{repr, weight};
 
 /// Time limit for publishing before a publication fails.
@@ -83,14 +83,14 @@ impl Worker {
             }
         };
         let unwanted = match self.registry.get(&head.task) {
-            Some(entry) => self.unwanted(&head).map(|state| (entry, state)),
+            Some(entry) => self.unwanted(&head).map(|cause| (entry, cause)),
             None => {
                 self.not_registered(delivery, head).await;
                 return None;
             }
         };
         match unwanted {
-            Some((entry, state)) => self.turn_down(delivery, head, entry, state).await,
+            Some((entry, cause)) => self.turn_down(delivery, head, entry, cause).await,
             None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
             // Its time has come meanwhile.
             None => delivery.settle(Verdict::Requeue).await,
@@ -99,12 +99,11 @@ impl Worker {
     }
 
     /// Ends a task that is not wanted any more, without its body.
-    async fn turn_down(&self, delivery: Delivery, head: TaskMessage, entry: &Entry, state: State) {
+    async fn turn_down(&self, delivery: Delivery, head: TaskMessage, entry: &Entry, cause: Cause) {
         let limits = self.time_limits.get(&head.task);
         let policy = Policy::new(&head, &entry.attributes, limits, &self.config.tasks);
         let received = Arc::new(Received::of(&delivery, head));
-        let ended = self.conclude(&received, &policy, state, Duration::ZERO);
-        let verdict = ended.await;
+        let verdict = self.not_run(&received, entry, &policy, cause).await;
         delivery.settle(verdict).await;
     }
 

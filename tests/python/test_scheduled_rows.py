@@ -5,7 +5,7 @@ import signal
 from urllib.parse import urlsplit
 
 from proxy import Proxy
-from support import MB, TRANSFER, until
+from support import MB, TRANSFER, Process, clean_environment, service, until
 
 
 def through(broker, proxy):
@@ -92,3 +92,159 @@ def _back(deployment):
         *("--from", f"{deployment.destination_site}/buffer", "--to", f"{deployment.origin_site}/buffer"),
     )
     return json.loads(printed)["id"]
+
+
+def _schedule_by_hand(deployment, transfer):
+    """As another program or an operator makes a row SCHEDULED."""
+    deployment.execute("UPDATE data_transfer SET status = 'SCHEDULED' WHERE id = ?", transfer)
+
+
+def _reason(deployment, transfer):
+    return deployment.row(transfer)["failure_error_message"]
+
+
+def test_a_message_that_is_not_run_takes_its_row_along(deployment, broker):
+    """Revoked by id and by stamp, expired, and with wrong arguments: the row leaves SCHEDULED with its message."""
+    deployment.double(RATE=4 * MB)
+    deployment.settings(celery={"worker_prefetch_multiplier": 16})
+    running = deployment.package(size=16 * MB)
+    by_id, by_stamp, expired, wrong, other = (deployment.package() for _ in range(5))
+    worker = deployment.worker(concurrency=1)
+    with deployment.app() as app:
+        app.send_task(TRANSFER, [running], queue=deployment.queue)
+        deployment.mid_copy()
+        for transfer in (by_id, by_stamp, expired, wrong, other):
+            _schedule_by_hand(deployment, transfer)
+        revoked = app.send_task(TRANSFER, [by_id], queue=deployment.queue)
+        stamps = {"stamped_headers": ["batch"], "stamps": {"batch": ["x"]}}
+        app.send_task(TRANSFER, kwargs={"data_transfer_id": by_stamp}, queue=deployment.queue, headers=stamps)
+        late = app.send_task(TRANSFER, [expired], queue=deployment.queue, expires=1)
+        bad = app.send_task(TRANSFER, [wrong], {"bogus": 1}, queue=deployment.queue)
+        app.send_task(TRANSFER, [other], queue=deployment.queue)
+        until(lambda: broker.ready(deployment.queue) == 0, "the worker holds all of them")
+        app.control.revoke(revoked.id)
+        app.control.broadcast("revoke_by_stamped_headers", arguments={"headers": {"batch": ["x"]}})
+        worker.says("tasks revoked by their stamps")
+        for transfer in (by_id, by_stamp):
+            deployment.reaches(transfer, "FAILED")
+            reason = _reason(deployment, transfer)
+            assert "revoked by an operator through remote control" in reason
+            assert f"transfers retry {transfer}" in reason
+        for transfer in (expired, wrong):
+            deployment.reaches(transfer, "PENDING")
+        deployment.reaches(other, "COMPLETED")
+        for task, state in ((revoked, "REVOKED"), (late, "REVOKED"), (bad, "FAILURE")):
+            until(lambda task=task, state=state: task.state == state, f"{task.id} is {state}")
+    broker.all_settled(deployment.queue)
+    assert {deployment.row(transfer)["retry_count"] for transfer in (by_id, by_stamp, expired, wrong)} == {0}
+    # And what is not given up is done by the usual way.
+    deployment.cli("transfers", "retry", by_id)
+    deployment.schedule()
+    for transfer in (by_id, expired, wrong):
+        deployment.reaches(transfer, "COMPLETED")
+        deployment.assert_moved(transfer)
+
+
+def test_a_revoked_duplicate_leaves_the_row_alone(deployment, broker):
+    """The row's own message is another one, and still to come."""
+    transfer = deployment.package()
+    deployment.schedule()
+    message = broker.get(deployment.queue)
+    worker = deployment.worker()
+    with deployment.app() as app:
+        app.send_task(TRANSFER, [transfer], queue=deployment.queue, expires=-10, task_id="an-old-one")
+        worker.says("task does not run")
+        broker.all_settled(deployment.queue)
+    assert deployment.status(transfer) == "SCHEDULED"
+    assert message[1]["id"] == deployment.rows("SELECT task_id FROM transfer_worker_schedule")[0]["task_id"]
+
+
+def _lose_by_purge(broker, queue):
+    with broker.channel() as channel:
+        channel.queue_purge(queue)
+
+
+def _lose_by_delete(broker, queue):
+    with broker.channel() as channel:
+        channel.queue_delete(queue)
+
+
+def _lose_by_dead_letter(broker, queue):
+    with broker.channel() as channel:
+        channel.basic_reject(channel.basic_get(queue).delivery_tag, requeue=False)
+
+
+def _lose_by_expiry(broker, queue):
+    policy = {"message-ttl": 1, "dead-letter-exchange": broker.DEAD}
+    broker.ctl("set_policy", "--priority", "9", f"ttl-{queue}", f"^{queue}$", json.dumps(policy))
+    until(lambda: broker.ready(queue) == 0, "the message has expired")
+    broker.ctl("clear_policy", f"ttl-{queue}")
+
+
+def _lose_at_a_dead_worker(broker, queue):
+    """One that acknowledges early, and is killed."""
+    assert broker.get(queue)
+
+
+LOSSES = [_lose_by_purge, _lose_by_delete, _lose_by_dead_letter, _lose_by_expiry, _lose_at_a_dead_worker]
+
+
+def test_whatever_loses_a_message_the_row_moves(deployment, broker):
+    """Rows without a message, made in every way: a manager finds them, and they are COMPLETED or FAILED with a reason."""
+    deployment.settings(manager={"sleep_time": "500ms", "reconcile_after": "2s"})
+    rows = {}
+    for lose in LOSSES:
+        rows[lose.__name__] = deployment.package()
+        deployment.schedule()
+        until(lambda: broker.ready(deployment.queue) == 1, "its message is there")
+        lose(broker, deployment.queue)
+    # A purge of the deleted queue's successor has come to nothing: each row has lost its own.
+    assert {deployment.status(transfer) for transfer in rows.values()} == {"SCHEDULED"}
+    for name in ("by hand", "Python's manager", "expired", "of no package"):
+        rows[name] = deployment.transfer_of_nothing() if name == "of no package" else deployment.package()
+        _schedule_by_hand(deployment, rows[name])
+    deployment.worker()
+    manager = _manager(deployment)
+    with deployment.app() as app:
+        # Python's manager sends by its own client; this message is there.
+        app.send_task(TRANSFER, [rows["Python's manager"]], queue=deployment.queue)
+        app.send_task(TRANSFER, [rows["expired"]], queue=deployment.queue, expires=-10)
+    for name, transfer in rows.items():
+        if name == "of no package":
+            deployment.reaches(transfer, "FAILED")
+            assert _reason(deployment, transfer)
+        else:
+            deployment.reaches(transfer, "COMPLETED")
+            deployment.assert_moved(transfer)
+    assert deployment.leases() == []
+    assert deployment.rows("SELECT * FROM transfer_worker_schedule") == []
+    assert "its message is lost; it is sent again" in manager.log()
+    assert len(deployment.copies()) == len(rows) - 1, "each was copied once"
+
+
+def test_a_message_at_a_busy_worker_is_not_lost(deployment, broker):
+    """What a worker holds is accounted for by its own answer, and not sent again."""
+    deployment.double(RATE=2 * MB)
+    deployment.settings(
+        celery={"worker_prefetch_multiplier": 4}, manager={"sleep_time": "200ms", "reconcile_after": "300ms"}
+    )
+    transfers = [deployment.package(size=24 * MB), deployment.package()]
+    deployment.worker(concurrency=1)
+    manager = _manager(deployment)
+    deployment.mid_copy()
+    until(lambda: manager.log().count('"overdue":1') > 1, "it is looked for again and again", log=manager.log)
+    for transfer in transfers:
+        deployment.reaches(transfer, "COMPLETED")
+    broker.all_settled(deployment.queue)
+    assert "its message is lost" not in manager.log()
+
+
+def _manager(deployment):
+    manager = Process(
+        [service("CCAT_TRANSFER_BIN"), "--config", deployment.config, "manager"],
+        deployment.directory / "manager.log",
+        cwd=deployment.directory,
+        env=clean_environment(),
+    )
+    deployment.processes.append(manager)
+    return manager.says("manager ready")

@@ -103,14 +103,21 @@ pub(super) fn table(transfers: &[TransferSummary], now: DateTime<Utc>) -> String
             endpoint(transfer.destination.as_ref()),
             output::clean(transfer.file_name.as_deref().unwrap_or_default()).into_owned(),
             transfer.size_bytes.map(output::size).unwrap_or_default(),
-            detail(transfer),
+            detail(transfer, now),
         ]);
     }
     format!("{table}\n")
 }
 
 /// What is most worth knowing beyond the state.
-fn detail(transfer: &TransferSummary) -> String {
+fn detail(transfer: &TransferSummary, now: DateTime<Utc>) -> String {
+    if let (None, Some(record)) = (&transfer.lease, &transfer.schedule) {
+        let age = output::age(now - record.scheduled_at);
+        return match record.resent {
+            0 => format!("sent {age} ago"),
+            n => format!("sent {age} ago, again for the {n}. time"),
+        };
+    }
     match (&transfer.lease, transfer.not_before, &transfer.error_code) {
         (Some(lease), _, _) => progress(lease),
         (None, Some(time), Some(code)) => {

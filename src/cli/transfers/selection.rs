@@ -48,6 +48,10 @@ pub(super) struct Filters {
     /// Waiting for the time of their next attempt.
     #[arg(long)]
     waiting: bool,
+
+    /// SCHEDULED for longer than this, e.g. 10m, and taken by no worker: their messages may be lost.
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    scheduled_for: Option<Duration>,
 }
 
 /// The states of a transfer.
@@ -103,6 +107,7 @@ impl From<&Filters> for Filter {
             held_by: filters.held_by.clone(),
             is_held: false,
             is_waiting: filters.waiting,
+            scheduled_for: filters.scheduled_for,
         }
     }
 }

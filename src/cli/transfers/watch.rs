@@ -486,6 +486,7 @@ mod tests {
                 streams: Some(16),
             }),
             not_before: None,
+            schedule: None,
         }
     }
 

@@ -23,7 +23,7 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult};
 use serde::Serialize;
 
 use super::schedule::{Endpoint, ID, endpoints, with_endpoints};
-use super::{Repository, delay};
+use super::{Repository, ScheduleRecord, delay};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::LeaseInfo;
 
@@ -55,6 +55,8 @@ pub struct TransferSummary {
     pub lease: Option<LeaseInfo>,
     /// Until when it waits to be tried again.
     pub not_before: Option<DateTime<Utc>>,
+    /// Since when it is SCHEDULED, and by which message.
+    pub schedule: Option<ScheduleRecord>,
 }
 
 /// A site, or a location at a site, written `SITE` or `SITE/LOCATION`.
@@ -123,6 +125,8 @@ pub struct Filter {
     pub is_held: bool,
     /// PENDING, and waiting for a time that has not come.
     pub is_waiting: bool,
+    /// SCHEDULED for longer than this, and taken by no worker.
+    pub scheduled_for: Option<Duration>,
 }
 
 /// What a list is ordered by. Those that are equal, and those without a time or a size, follow with
@@ -231,9 +235,11 @@ impl Repository {
             .iter()
             .map(|lease| (lease.data_transfer_id, lease.into()))
             .collect();
-        let summaries: Result<_, DbErr> =
+        let summaries: Result<Vec<_>, DbErr> =
             rows.iter().map(|row| summary(row, &leases, now)).collect();
-        Ok(summaries?)
+        let mut summaries = summaries?;
+        self.add_schedules(&mut summaries).await?;
+        Ok(summaries)
     }
 
     async fn list_query(
@@ -382,6 +388,13 @@ impl Repository {
             query
                 .and_where(self.status_is(&[Status::Pending]))
                 .and_where(Expr::exists(delay::stands(database::now(db).await?)));
+        }
+        if let Some(age) = filter.scheduled_for {
+            let now = database::now(db).await?;
+            query
+                .and_where(self.status_is(&[Status::Scheduled]))
+                .and_where(id().not_in_subquery(held(None)))
+                .and_where(self.is_scheduled_since(age, now));
         }
         Ok(())
     }
@@ -605,6 +618,7 @@ fn summary(
         failure_error_message: row.try_get("", "failure_error_message")?,
         error_code: row.try_get("", "error_code")?,
         lease: leases.get(&id).cloned(),
+        schedule: None,
     })
 }
 

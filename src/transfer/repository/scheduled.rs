@@ -7,8 +7,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use entity::{Status, Timestamp, data_transfer, transfer_worker_lease, transfer_worker_schedule};
 use sea_orm::sea_query::{Expr, ExprTrait as _, OnConflict, Query};
 use sea_orm::{
@@ -18,7 +19,7 @@ use sea_orm::{
 use serde::Serialize;
 
 use super::schedule::IDS_AT_ONCE;
-use super::{Repository, delay, find_lease, lock, storable};
+use super::{Repository, TransferSummary, delay, find_lease, lock, storable};
 use crate::transfer::database::{self, DatabaseError};
 
 /// A row's record; it holds while the row says SCHEDULED.
@@ -81,6 +82,44 @@ impl Repository {
             Ok(rows.into_iter().map(ScheduleRecord::from).collect())
         };
         self.database.bounded(reading).await
+    }
+
+    /// Adds the records of those that are SCHEDULED.
+    pub(super) async fn add_schedules(&self, to: &mut [TransferSummary]) -> Result<(), DbErr> {
+        let is_scheduled = |transfer: &TransferSummary| transfer.status.means(Status::Scheduled);
+        if !self.schema.has_schedule || !to.iter().any(is_scheduled) {
+            return Ok(());
+        }
+        // As many as wait for a worker.
+        let rows = transfer_worker_schedule::Entity::find()
+            .all(self.database.connection())
+            .await?;
+        let mut records: HashMap<_, _> = rows
+            .into_iter()
+            .map(|row| (row.data_transfer_id, ScheduleRecord::from(row)))
+            .collect();
+        for transfer in to.iter_mut().filter(|transfer| is_scheduled(transfer)) {
+            transfer.schedule = records.remove(&transfer.id);
+        }
+        Ok(())
+    }
+
+    /// "The transfer has been SCHEDULED for so long", as far as that is on record.
+    pub(super) fn is_scheduled_since(&self, age: Duration, now: DateTime<Utc>) -> Expr {
+        use transfer_worker_schedule::{Column, Entity};
+        if !self.schema.has_schedule {
+            return Expr::val(1).eq(0);
+        }
+        let since = TimeDelta::from_std(age)
+            .ok()
+            .and_then(|age| now.checked_sub_signed(age))
+            .unwrap_or(DateTime::<Utc>::MIN_UTC);
+        let recorded = Query::select()
+            .column(Column::DataTransferId)
+            .from(Entity)
+            .and_where(Expr::col(Column::ScheduledAt).lte(since))
+            .to_owned();
+        Expr::col((data_transfer::Entity, data_transfer::Column::Id)).in_subquery(recorded)
     }
 
     /// The record of one transfer that is SCHEDULED.

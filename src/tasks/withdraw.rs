@@ -1,0 +1,75 @@
+//! The row of a transfer whose message ends without an attempt.
+
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+use super::base::DataTransferTask;
+use super::messages::data_transfer_id;
+use crate::transfer::repository::Withdrawal;
+use crate::wire::message::TaskMessage;
+use crate::worker::Discarded;
+
+impl DataTransferTask {
+    /// Takes a transfer out of SCHEDULED whose message is not run, so that the row does not wait for it.
+    ///
+    /// A revoked message means that an operator does not want the transfer: FAILED. One that has
+    /// expired, or that its sender has spoiled, says nothing about the transfer: PENDING, and the
+    /// manager sends a proper message.
+    pub async fn discarded(&self, message: &TaskMessage, reason: &Discarded) {
+        // A large body is not read of a message that is not run; its headers show the arguments.
+        let shown = |repr: &Option<String>| repr.clone().map_or(Value::Null, Value::String);
+        let id = data_transfer_id(&message.args, &message.kwargs)
+            .or_else(|| data_transfer_id(&shown(&message.argsrepr), &shown(&message.kwargsrepr)));
+        let Some(id) = id else {
+            // Nobody knows which row it was for. The manager's reconciliation finds that.
+            return;
+        };
+        let (why, withdrawal) = match reason {
+            Discarded::Revoked => ("revoked", Withdrawal::Failed(revoked(id, &message.id))),
+            Discarded::Expired => ("expired", Withdrawal::Pending),
+            Discarded::WrongArguments(_) => ("wrong_arguments", Withdrawal::Pending),
+        };
+        self.withdraw(id, &message.id, &withdrawal, why).await;
+    }
+
+    /// Takes a transfer out of SCHEDULED, for as long as it takes to reach the database; only if no
+    /// worker has it, and not if another message was sent since. Dropped where the worker stops.
+    pub(super) async fn withdraw(
+        &self,
+        id: i64,
+        task_id: &str,
+        withdrawal: &Withdrawal,
+        reason: &'static str,
+    ) {
+        let repository = self.service().repository();
+        let withdrawing = || repository.withdraw(id, task_id, withdrawal);
+        let never = CancellationToken::new();
+        match self.service().patiently(&never, withdrawing).await {
+            Ok(true) => tracing::warn!(
+                data_transfer_id = id,
+                task_id,
+                reason,
+                row = match withdrawal {
+                    Withdrawal::Pending => "PENDING",
+                    Withdrawal::Failed(_) => "FAILED",
+                },
+                "message ended without an attempt; its transfer no longer waits for it"
+            ),
+            Ok(false) => {}
+            Err(error) => tracing::error!(
+                data_transfer_id = id,
+                task_id,
+                reason,
+                error = error.chain(),
+                "message ended without an attempt and its row could not be changed"
+            ),
+        }
+    }
+}
+
+fn revoked(id: i64, task_id: &str) -> String {
+    format!(
+        "revoked by an operator through remote control, before it began (task {task_id}); \
+         `ccat-transfer transfers retry {id}` sends it again"
+    )
+}
