@@ -18,8 +18,8 @@
 //! | `twice` | the step is made again, at once |
 //! | `pause` | SIGSTOP to this process: it goes on when somebody sends SIGCONT, as if nothing had been |
 //!
-//! And a loop can be made to stand still, by [`hang_point!`]: `sweeper:hang`, `manager_loop:hang`; or to
-//! panic, by [`panic_point!`]: `lane:panic`, `subscription:panic`.
+//! [`hang_point!`] makes a loop stand still: `sweeper:hang`, `manager_loop:hang`. [`panic_point!`] makes it
+//! panic: `lane:panic`, `subscription:panic`.
 //!
 //! A test that runs in the same process plans faults for one call, by `with_faults`.
 
@@ -142,7 +142,7 @@ mod points {
     const MOMENT: &[Mode] = &[Mode::Kill, Mode::Pause];
     /// For loops.
     const LOOP: &[Mode] = &[Mode::Hang];
-    /// For loops of a consumer.
+    /// Panics of the loops of a consumer.
     const CONSUMER: &[Mode] = &[Mode::Panic];
 
     macro_rules! points {
@@ -285,7 +285,7 @@ mod points {
             self.due() == Some(Mode::Hang)
         }
 
-        /// Called in a loop's every round: whether it has to panic.
+        /// Returns true if the loop has to panic. Called in every round of a loop.
         #[must_use]
         pub fn panics(self) -> bool {
             self.due() == Some(Mode::Panic)
@@ -319,7 +319,7 @@ mod points {
         static PLANNED: RefCell<Vec<(FaultPoint, Mode)>>;
     }
 
-    /// Does `work` with faults that belong to it alone: each happens once, when its point is next
+    /// Runs `work` with faults that belong to it alone: each happens once, when its point is next
     /// reached in the same task.
     pub async fn with_faults<T>(
         faults: impl IntoIterator<Item = (FaultPoint, Mode)>,

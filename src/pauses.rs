@@ -69,8 +69,9 @@ impl Attempts {
         }
     }
 
-    /// One succeeded, and what it brought lasted for that long. Pauses begin anew only if that was a
-    /// while: what works and soon ends, again and again, has failed each time. Whether they do.
+    /// Notes a success whose result (a connection, say) lasted for a time. Resets the pauses only if that time
+    /// was long enough: a connection that ends soon after it was opened counts as a failure. Returns true if
+    /// the pauses were reset.
     pub fn succeeded_for(&mut self, time: Duration) -> bool {
         let is_good = time >= self.range.1 * 2;
         if is_good {

@@ -96,8 +96,8 @@ pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes what a panic says to standard error as the standard library does, but without secrets and without what a
-/// terminal would obey: a library may panic with text from elsewhere in it.
+/// Writes the message of a panic to standard error as the standard library does, but without secrets and control
+/// characters: a library may panic with text from elsewhere in its message.
 pub fn watch_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

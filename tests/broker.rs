@@ -242,7 +242,7 @@ async fn deleted_queues_are_declared_anew() {
     transport.close().await;
 }
 
-/// A producer's connection outlives what it declared.
+/// A queue is deleted while the connection of its producer stays open.
 #[tokio::test]
 async fn a_publication_declares_what_was_deleted() {
     let Some(url) = service("TEST_AMQP_URL") else {
@@ -255,7 +255,7 @@ async fn a_publication_declares_what_was_deleted() {
     publish(&transport, &queue, "second").await;
     let depth = transport.survey(std::slice::from_ref(&queue.name)).await;
     assert_eq!(depth.unwrap()[0].messages, 1);
-    // Also by the way of the queue's own exchange, which the test's connection deletes.
+    // Also for the queue's own exchange, which the test's connection deletes.
     let through_exchange = Publication {
         exchange: queue.name.clone(),
         routing_key: queue.name.clone(),

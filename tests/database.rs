@@ -1367,7 +1367,7 @@ struct Broker {
     refuses: HashSet<i64>,
     /// It never answers.
     is_silent: bool,
-    /// Queues that are full.
+    /// Names of full queues.
     full: Mutex<HashSet<String>>,
     sent: Mutex<Vec<i64>>,
 }
@@ -1426,13 +1426,13 @@ async fn a_pass_schedules_all_but_what_is_refused(db: Fixture) {
     for id in [bad_row, bad_message] {
         assert_eq!(db.status(id).await, "PENDING");
     }
-    // The next pass tries them again; only they are left, and a refusal is no sign of a broker that
+    // The next pass tries them again. Only they are left, and refusals do not count as a broker that
     // is away.
     let pass = manager.transfer_transfer_packages(false).await.unwrap();
     assert_eq!((pass.scheduled.len(), pass.refused.len()), (0, 2));
 }
 
-/// A queue that refuses messages (`x-overflow=reject-publish`) costs the others nothing.
+/// A queue that refuses messages (`x-overflow=reject-publish`) does not affect other queues.
 async fn a_full_queue_does_not_hold_up_the_others(db: Fixture) {
     let (mut full, mut good) = (Vec::new(), Vec::new());
     for _ in 0..60 {

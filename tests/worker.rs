@@ -397,7 +397,7 @@ async fn the_same_id_twice_runs_once_at_a_time() {
     bench.stop().await;
 }
 
-/// A task id is the sender's choice: other arguments or another caller make another task.
+/// The sender chooses a task id: other arguments or another caller make another task.
 #[tokio::test]
 async fn different_tasks_with_one_id_all_run_and_answer() {
     let Some(url) = service("TEST_AMQP_URL") else {
@@ -453,8 +453,8 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
     bench.stop().await;
 }
 
-/// One message that waits for its time, three times, at a prefetch limit of one; then once more each, as the
-/// broker delivers again what it has lost the connection of.
+/// A message with an `eta` is delivered three times at a prefetch limit of one, and then once more each, as
+/// after a lost connection.
 #[tokio::test]
 async fn deliveries_that_join_a_waiting_task_leave_room_for_others() {
     let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
@@ -569,8 +569,8 @@ async fn depth(transport: &dyn Transport, queue: &str) -> u32 {
     found.first().map_or(0, |found| found.messages)
 }
 
-/// A broker with a memory alarm reads nothing from those who publish. What was tried several times
-/// meanwhile arrived as often.
+/// A broker with a memory alarm reads nothing from publishers. Each publication during the alarm arrives
+/// once, not once per try.
 #[tokio::test]
 async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     // All connections to a broker are blocked, and other tests use the first one.
@@ -626,7 +626,7 @@ async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     })
     .await;
 
-    // Longer than anything that publishes used to be patient.
+    // Longer than every former time limit for publishing.
     let long = tokio::time::Instant::now() + Duration::from_secs(11);
     bench.probe.gate.notify_one();
     for _ in 0..3 {
@@ -651,7 +651,7 @@ async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     (&mut bench.worker).await.unwrap();
     let last = bench.transport.publish(&withdrawn, PATIENCE).await;
     last.unwrap();
-    // Whatever else was written is before it; with the first ones that makes two.
+    // All other publications arrive before it; together with the first ones there are two.
     assert_eq!(depth(&*bench.transport, &given_up).await, 2);
     assert_eq!(depth(&*bench.transport, &callbacks).await, 2);
     bench.transport.close().await;

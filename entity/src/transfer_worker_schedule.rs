@@ -1,8 +1,8 @@
-//! Since when a transfer is SCHEDULED, and by which message.
+//! Time since which a transfer is SCHEDULED, and its message.
 //!
-//! Written with SCHEDULED, in one transaction, and gone when a worker takes the transfer. A row that
-//! another program made SCHEDULED gets its record when a manager first sees it. Outside of SCHEDULED a
-//! record means nothing but how often the transfer was sent again.
+//! A record is written with SCHEDULED, in one transaction, and removed when a worker takes the transfer. A row
+//! that another program made SCHEDULED gets its record when a manager first sees it. In other states a record
+//! holds only the number of times that the transfer was sent again.
 
 use sea_orm::entity::prelude::*;
 
@@ -13,7 +13,7 @@ pub struct Model {
     /// The transfer.
     #[sea_orm(primary_key, auto_increment = false)]
     pub data_transfer_id: i64,
-    /// When it became SCHEDULED, or was first seen so. By the database's clock.
+    /// Time at which it became SCHEDULED, or was first seen so. By the database's clock.
     pub scheduled_at: DateTimeUtc,
     /// Queue of its message; none where another program sent it.
     pub queue: Option<String>,

@@ -1,4 +1,4 @@
-//! Since when transfers are SCHEDULED.
+//! Table of the times since which transfers are SCHEDULED.
 
 use entity::transfer_worker_schedule;
 use sea_orm_migration::prelude::*;

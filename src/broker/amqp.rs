@@ -241,7 +241,7 @@ impl Amqp {
         }
     }
 
-    /// Has something declared again before the next publication that needs it.
+    /// Forgets a declaration, so that it is made again before the next publication that needs it.
     async fn forget(&self, declaration: &Declaration) {
         let (kind, name) = declaration.key();
         if let Some(open) = self.publisher.lock().await.as_mut() {
@@ -253,7 +253,7 @@ impl Amqp {
     async fn spare_channel(&self) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
         let open = self.connected(&mut session).await?;
-        // It would not be answered.
+        // The broker would not answer it.
         if open.is_blocked() {
             return Err(self.is_blocked());
         }
@@ -266,8 +266,8 @@ impl Amqp {
         self.connected(&mut session).await.map(drop)
     }
 
-    /// Tries what needs a connection, again and again until `deadline`. An attempt under way is not ended
-    /// by it.
+    /// Repeats an operation that needs a connection until `deadline`. The deadline does not end an attempt that
+    /// runs.
     async fn patiently<F>(
         &self,
         deadline: Instant,
@@ -291,7 +291,7 @@ impl Amqp {
         }
     }
 
-    /// Ends what takes longer than `within`.
+    /// Ends an operation that takes longer than `within`.
     async fn bounded(
         &self,
         within: Duration,
@@ -453,7 +453,7 @@ impl Transport for Amqp {
             let running = AssertUnwindSafe(supervisor.run(feed, &pulse));
             match running.catch_unwind().await {
                 Ok(()) => pulse.rest(),
-                // Its pulse stands still from now on.
+                // The pulse of the subscription does not tick from now on.
                 Err(panic) => report_panic(&reports, subscription.purpose, panic_text(&*panic)),
             }
         });
@@ -470,12 +470,12 @@ impl Transport for Amqp {
     }
 }
 
-/// Reports that a subscription is not served any more, and why.
+/// Reports that a subscription is no longer served, with the reason.
 fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
     tracing::error!(
         purpose,
         panic,
-        "a subscription panicked, which is a bug; it is not served any more"
+        "a subscription panicked, which is a bug; it is no longer served"
     );
     reports.fail(BrokerError::Panicked {
         purpose,

@@ -109,8 +109,8 @@ impl Broker for Producer {
         let sending = Sending::begin(&mut publication);
         let within = self.producing.within;
         let sent = self.transport.publish(&publication, within).await;
-        // The crate's error type knows lapin 2 only; the text with all its causes is kept, and
-        // whether the broker has answered.
+        // The crate's error type knows lapin 2 only. The text with all its causes is kept, and the
+        // kind of error states whether the broker has answered.
         let sent = sent.map_err(|e| (kind(&e), chain(&e).to_string()));
         sending.end(&sent.as_ref().copied().map_err(|(_, text)| text));
         sent.map_err(|(kind, text)| BrokerError::IoError(io::Error::new(kind, text)))

@@ -44,20 +44,20 @@ pub trait Settlement: Send + Sync {
 /// Changes that a transport made to a message in order to read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Damage {
-    /// Bytes that are no UTF-8 became question marks: in names, in properties, or in the way that it came.
+    /// Bytes that are not UTF-8 became question marks: in names, in properties, in the exchange or the routing key.
     pub is_no_text: bool,
-    /// Values of headers that nest too deep became bytes.
+    /// Header values that were nested too deeply became bytes.
     pub is_too_deep: bool,
     /// Reason why its properties and its body were left out.
     pub unreadable: Option<&'static str>,
-    /// Size of a body that was left out for it.
+    /// Size of a body that was left out because of its size.
     pub body_bytes: Option<u64>,
     /// True if the body was left out because the task has to wait for its time.
     pub is_early: bool,
 }
 
 impl Damage {
-    /// Together with what was noted before.
+    /// Merges these changes with earlier ones.
     #[must_use]
     pub fn and(self, before: Self) -> Self {
         Self {

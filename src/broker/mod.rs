@@ -82,7 +82,7 @@ pub enum BrokerError {
     /// No answer, or the connection broke. Worth a retry.
     #[error("broker at {broker} is not reachable")]
     Unreachable {
-        /// Where, without password.
+        /// Address of the broker, without password.
         broker: String,
         /// The transport's error.
         #[source]
@@ -91,7 +91,7 @@ pub enum BrokerError {
     /// The broker said no.
     #[error("broker at {broker} refused {what}")]
     Refused {
-        /// Where, without password.
+        /// Address of the broker, without password.
         broker: String,
         /// What was asked.
         what: String,
@@ -110,7 +110,7 @@ pub enum BrokerError {
     /// The broker did not answer in time; it may have the message or not.
     #[error("broker at {broker} did not confirm within {}", humantime::format_duration(*.waited))]
     Timeout {
-        /// Where, without password.
+        /// Address of the broker, without password.
         broker: String,
         /// How long was waited.
         waited: Duration,
@@ -118,7 +118,7 @@ pub enum BrokerError {
     /// The broker is short of memory or disk space and takes no messages for now. Worth a retry.
     #[error("broker at {broker} blocks connections that publish: {reason}")]
     Blocked {
-        /// Where, without password.
+        /// Address of the broker, without password.
         broker: String,
         /// The broker's words.
         reason: Arc<str>,
@@ -163,27 +163,27 @@ pub trait Transport: Send + Sync {
     /// The broker's URL without a password, for people.
     fn masked_url(&self) -> String;
 
-    /// The same of all brokers, where there are others to turn to; the one in use first.
+    /// Addresses of all brokers if there are several; the one in use first.
     fn masked_urls(&self) -> Vec<String> {
         vec![self.masked_url()]
     }
 
-    /// Publishes and waits until the broker has taken responsibility, for `within` at most. A lost
-    /// connection is made anew and the publication repeated; so a message can arrive twice, but is
-    /// not lost. A publication that is given up, by this or by dropping the future, is withdrawn unless
-    /// it is on its way already; in that case it may still arrive.
+    /// Publishes and waits for the broker's confirmation, for `within` at most. A lost connection is opened
+    /// again and the publication repeated; so a message can arrive twice, but is not lost. A publication that
+    /// is given up, by this limit or by dropping the future, is withdrawn unless it was sent already; in that
+    /// case it may still arrive.
     ///
     /// # Errors
     /// The last [`BrokerError`] once `within` has passed, and at once those that no retry mends.
     async fn publish(&self, publication: &Publication, within: Duration)
     -> Result<(), BrokerError>;
 
-    /// As [`Transport::publish`], but for as long as there is a connection: a broker that blocks
-    /// publishers, or takes its time to confirm, is waited for, since the publication is pending there
-    /// and must not be made twice. `within` limits only how long a connection is tried for.
+    /// Publishes as [`Transport::publish`], but without a limit while there is a connection: a broker that blocks
+    /// publishers, or confirms late, is waited for, since the publication is pending there and must not be
+    /// made twice. `within` limits only the attempts to connect.
     ///
     /// # Errors
-    /// As [`Transport::publish`]. The publication is not pending any more.
+    /// As [`Transport::publish`]. The publication is no longer pending.
     async fn publish_until_confirmed(
         &self,
         publication: &Publication,

@@ -245,7 +245,7 @@ fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
 }
 
 impl Common {
-    /// Expands what stands for a worker's name in the name of the log file.
+    /// Expands the abbreviations for a worker's name in the name of the log file.
     fn name_files(&mut self, worker: &serve::WorkerArguments) -> Result<(), CliError> {
         let node = worker.node_name()?;
         if let Some(path) = &self.log_file {

@@ -4,17 +4,17 @@ use std::path::{Path, PathBuf};
 
 use super::CliError;
 
-/// Name of a node for which none is given.
+/// Default name of a node.
 const DEFAULT: &str = "celery";
 
-/// Index of the process that a `%i` stands for. Celery's child processes have theirs from 1 on; there are none here.
+/// Value of `%i`, the index of the process. Celery's child processes count from 1; there are none here.
 const PROCESS_INDEX: &str = "0";
 
-/// Expands abbreviations as Celery does: `%%` is a `%`; what follows otherwise has to be one of `keys` if it could be
-/// part of a name, and stays as it is if not.
+/// Expands abbreviations as Celery does: `%%` is a `%`. Another character after `%` has to be one of `keys` if it
+/// could be part of a name; otherwise both characters stay unchanged.
 ///
 /// # Errors
-/// The first unknown one.
+/// The first unknown abbreviation.
 fn expand(text: &str, keys: &[(char, &str)]) -> Result<String, char> {
     let mut expanded = String::with_capacity(text.len());
     let mut characters = text.chars();
@@ -42,7 +42,7 @@ fn expand(text: &str, keys: &[(char, &str)]) -> Result<String, char> {
 
 fn unknown(flag: &str, key: char) -> CliError {
     CliError::Usage(format!(
-        "{flag}: `%{key}` stands for nothing; there are %h (the host), %n, %d, %i, %I, and %% for a `%`"
+        "{flag}: `%{key}` is unknown; known are %h (the host), %n, %d, %i, %I, and %% for a `%`"
     ))
 }
 
@@ -79,7 +79,7 @@ pub(super) fn node_name(given: Option<&str>, host: &str) -> Result<String, CliEr
 /// [`CliError::Usage`] for other abbreviations.
 pub(super) fn node_path(flag: &str, path: &Path, node: &str) -> Result<PathBuf, CliError> {
     let Some(text) = path.to_str() else {
-        // No text, so it has no abbreviations that Celery would know of.
+        // The name is not text, so it has no abbreviations of Celery.
         return Ok(path.to_owned());
     };
     let (name, host) = node.split_once('@').unwrap_or((DEFAULT, node));
@@ -115,7 +115,7 @@ mod tests {
     #[case(Some("w1"), "w1@a.b.c")]
     #[case(Some("w1@%h"), "w1@a.b.c")]
     #[case(Some("%n@%d"), "a@b.c")]
-    // Celery 5.7 was asked for these.
+    // The expected values are those of Celery 5.7.
     #[case(Some("n%i@%h"), "n0@a.b.c")]
     #[case(Some("a%Ib@%h"), "ab@a.b.c")]
     #[case(Some("@h"), "celery@h")]

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::CliError;
 use crate::telemetry::text::{visible, visible_json, visible_lines};
 
-/// Writes to standard output, with everything but lines and tabs made visible that a terminal would obey.
+/// Writes to standard output; control characters other than line breaks and tabs are shown as escapes.
 ///
 /// # Errors
 /// [`CliError::Unread`] if nobody reads it any more, as `head` when it has seen enough; `println!`
@@ -61,7 +61,7 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A text from elsewhere in one line, with what a terminal would obey made visible.
+/// A text from elsewhere in one line, with control characters shown as escapes.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     visible(text)
 }

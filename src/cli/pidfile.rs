@@ -1,7 +1,7 @@
 //! `--pidfile`: one worker at a time under one name.
 //!
-//! As in Celery, a file counts as long as a process with its id exists which we may send signals to: whether that is a
-//! worker cannot be seen. Our own id is that of an earlier worker, in a container that was restarted.
+//! As in Celery, a file is valid as long as a process with its id exists to which we may send signals. That this
+//! process is a worker cannot be checked. Our own id in a file is that of an earlier worker in a restarted container.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::CliError;
 
-/// Longest content that is looked at: no process id is longer.
+/// Maximum number of bytes that are read: no process id is longer.
 const MAX_BYTES: u64 = 64;
 
 /// The file; removed when it is dropped.
@@ -22,15 +22,15 @@ const MAX_BYTES: u64 = 64;
 pub(super) struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes this process's id into a new file. One that a dead process left is replaced, and so is one that
-    /// holds no process id.
+    /// Writes this process's id into a new file. Replaces a file that a dead process left, or that holds no
+    /// process id.
     ///
     /// # Errors
     /// [`CliError::Refused`] while another process has it; [`CliError::Failed`] where it cannot be read or
     /// written.
     pub(super) fn create(path: &Path) -> Result<Self, CliError> {
         let failed = |e: io::Error| CliError::Failed(format!("--pidfile {}: {e}", path.display()));
-        // Found again after a change of directory, too.
+        // An absolute path is valid after a change of directory, too.
         let path = std::path::absolute(path).map_err(failed)?;
         // Twice at most: a file that comes back at once belongs to somebody who lives.
         for _ in 0..2 {
@@ -74,9 +74,9 @@ impl PidFile {
     }
 }
 
-/// The process id in a file; none where it holds something else.
+/// The process id in a file; none if the file holds something else.
 fn content(path: &Path) -> io::Result<Option<i32>> {
-    // A pipe is not waited for.
+    // Opening a pipe does not wait for its other end.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -89,8 +89,8 @@ fn content(path: &Path) -> io::Result<Option<i32>> {
     Ok(pid.filter(|pid| *pid > 0))
 }
 
-/// The other process that has a file. As in Celery, one of another user is none: a worker started again has the
-/// same user, and its old id may be anybody's by now.
+/// The other process that has a file. As in Celery, a process of another user does not count: a restarted worker
+/// has the same user, and another process may have its old id by now.
 fn held_by(path: &Path) -> io::Result<Option<i32>> {
     let Some(pid) = content(path)? else {
         return Ok(None);
@@ -100,8 +100,8 @@ fn held_by(path: &Path) -> io::Result<Option<i32>> {
     Ok(runs.then_some(pid))
 }
 
-/// Removes a stale file, unless another process has replaced it in the meantime: whose file it then is. Only one of
-/// several that start at the same time gets hold of it.
+/// Removes a stale file, unless another process has replaced it in the meantime. Only one of several processes that
+/// start at the same time succeeds.
 fn take_away(path: &Path) -> io::Result<Option<i32>> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".{}", std::process::id()));
@@ -112,7 +112,7 @@ fn take_away(path: &Path) -> io::Result<Option<i32>> {
     let aside = Path::new(&aside);
     let pid = held_by(aside)?;
     if pid.is_some() {
-        // There may be yet another one by now, which then has it.
+        // Another process may have created the file by now; it then has the file.
         let _ = fs::hard_link(aside, path);
     }
     fs::remove_file(aside)?;

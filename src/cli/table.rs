@@ -15,7 +15,7 @@ const FRESH: Duration = Duration::from_secs(2);
 /// How long a count of all transfers holds: about as long as between two scrapes.
 const COUNT_HOLDS: Duration = Duration::from_secs(15);
 
-/// The service is ready while the database lets it work, and shows how its transfers are.
+/// Adds the readiness check of the database and the metrics of the transfers.
 pub(super) fn watch(board: &Board, repository: &Repository) -> Result<(), CliError> {
     let why = |error: DatabaseError| chain(&error).to_string();
     let asked = repository.clone();

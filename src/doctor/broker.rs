@@ -61,7 +61,7 @@ impl Doctor {
             match bad {
                 None => Outcome::green(good.join("; ")),
                 Some(outcome) if good.is_empty() => outcome,
-                // Another one takes its place.
+                // Another broker replaces it.
                 Some(outcome) => Outcome {
                     verdict: Verdict::Yellow,
                     found: format!("{}; {}", good.join("; "), outcome.found),

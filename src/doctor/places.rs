@@ -382,7 +382,7 @@ fn checks_of(named: &Named) -> &'static [Check] {
 async fn look_at_origin(named: &Named) -> Outcome {
     match named.place.readable().await {
         Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
-        // It may be new.
+        // The location may be new.
         Err(TransferError::OriginRootMissing { empty: true, .. }) if !named.has_waiting => {
             Outcome::green(format!("{} can be read; it is empty", named.place.root()))
         }

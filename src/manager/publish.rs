@@ -12,21 +12,21 @@ use tokio::time::sleep;
 
 use crate::faults::fault_point;
 
-/// Failures after which a queue gets no more messages in this pass, and after which a batch without
-/// any success does not wait for the rest of its answers.
+/// Number of failures after which a queue gets no more messages in this pass, and after which a batch
+/// without any success does not wait for the rest of its answers.
 const GIVE_UP_AFTER: usize = 3;
 
-/// Longest time that a batch waits for the broker's confirmations: its rows are locked meanwhile,
-/// and on SQLite the whole database.
+/// Time limit of a batch for the broker's confirmations: its rows are locked meanwhile, and on SQLite the
+/// whole database.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Sends the message that starts a transfer.
 #[async_trait]
 pub trait Submit: Send + Sync {
-    /// Makes ready to send, so that nothing of it has to be done while rows are locked.
+    /// Prepares for sending, so that no preparation is needed while rows are locked.
     async fn prepare(&self, within: Duration) -> Result<(), SubmitError>;
 
-    /// Sends it to `queue`; done when the broker has taken responsibility for it. Returns Celery's id
+    /// Sends the message to `queue` and waits for the broker's confirmation. Returns Celery's id
     /// of the task.
     async fn submit(&self, data_transfer_id: i64, queue: &str) -> Result<String, SubmitError>;
 }
@@ -128,7 +128,7 @@ pub(super) async fn publish(
             () = &mut time_is_up => break,
         }
         if published.is_hopeless() {
-            // Confirmations that are here already count.
+            // Confirmations that have arrived already count.
             while let Some(Some(answer)) = sending.next().now_or_never() {
                 published.add(answer);
             }

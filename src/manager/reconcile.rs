@@ -12,7 +12,7 @@
 //! choice costs a second message, which does no harm: it finds the transfer held or completed.
 //! Then there are as many messages as rows. When the queue is empty, the rows that remain have lost theirs.
 //!
-//! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold nothing. So the
+//! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold no messages. So the
 //! time doubles with each message that was sent without effect, up to [`LONGEST`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -27,7 +27,7 @@ use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::repository::ScheduleRecord;
 
-/// Longest time after which a row that was sent again without effect is looked at once more.
+/// Upper limit of the time after which a row that was sent again without effect is checked once more.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
 /// Looks for the messages of transfers.
@@ -45,7 +45,7 @@ pub trait FindMessages: Send + Sync {
 #[error("the broker could not be asked for messages")]
 pub struct FindError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
-/// The transfers' messages that workers hold, as they say.
+/// Messages of transfers that workers hold, according to their answers.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeldMessages {
     /// The transfers.
@@ -84,7 +84,7 @@ pub fn is_overdue(record: &ScheduleRecord, now: DateTime<Utc>, reconcile_after: 
 /// The rows that wait for a message of one queue.
 #[derive(Debug, Default)]
 struct InQueue {
-    /// Those that were scheduled and not taken, without those whose message a worker holds.
+    /// Rows that were scheduled and not taken, without those whose message a worker holds.
     rows: u64,
     /// Messages in the queue.
     ready: u64,
@@ -93,20 +93,20 @@ struct InQueue {
 }
 
 impl InQueue {
-    /// As many overdue rows as messages are lacking.
+    /// As many overdue rows as there are too few messages, the oldest first.
     fn lost(&self) -> &[ScheduleRecord] {
         let lacking = usize::try_from(self.rows.saturating_sub(self.ready)).unwrap_or(usize::MAX);
         self.overdue.get(..lacking).unwrap_or(&self.overdue)
     }
 }
 
-/// The rows of each queue; those whose queue is not known have none, and no message.
+/// The rows of each queue. Rows whose queue is unknown are under `None` and have no message.
 type Queues = BTreeMap<Option<String>, InQueue>;
 
 /// Schedule records of all rows, and the queue in which each row waits.
 struct Records {
     records: Vec<ScheduleRecord>,
-    /// The queues of rows whose record does not say it, as their locations say it.
+    /// Queues by location, for rows whose record does not contain the queue.
     queues: HashMap<i64, Option<Arc<str>>>,
     overdue: HashSet<i64>,
 }
@@ -120,7 +120,7 @@ impl Records {
         record.queue.clone().or_else(by_locations)
     }
 
-    /// Counts the rows of `of` in each queue where one is overdue; not those that are `held`.
+    /// Counts the rows of `of`, without those that are `held`, in each queue that has an overdue row.
     fn count(
         &self,
         of: &HashSet<i64>,
@@ -209,7 +209,7 @@ impl Manager {
         scheduled: Vec<(i64, Option<Arc<str>>)>,
         after: Duration,
     ) -> Result<Records, DatabaseError> {
-        // Read now and not with the rows: what was scheduled since has put messages into the queues.
+        // Read now and not with the rows: rows scheduled since then have put messages into the queues.
         let records = self.repository.schedule_records().await?;
         let queues: HashMap<_, _> = scheduled.into_iter().collect();
         let recorded: HashSet<_> = records.iter().map(|r| r.data_transfer_id).collect();
@@ -238,9 +238,8 @@ impl Manager {
         })
     }
 
-    /// Compares rows and messages, queue by queue. First messages are counted, then rows: a message
-    /// that is taken in between has its row taken with it. Workers are asked only where messages are
-    /// lacking.
+    /// Compares rows and messages, queue by queue. Messages are counted before rows: if a message is taken in
+    /// between, its row is taken, too. Workers are asked only if a queue has too few messages.
     async fn count(
         &self,
         find: &dyn FindMessages,
@@ -318,7 +317,7 @@ mod tests {
         assert_eq!(lost(6, &none), [] as [i64; 0]);
         assert_eq!(lost(9, &none), [] as [i64; 0]);
         assert_eq!(lost(5, &none), [1]);
-        // The fresh ones get their turn when they are overdue.
+        // Fresh rows are checked when they are overdue.
         assert_eq!(lost(0, &none), [1, 2, 3, 4]);
     }
 

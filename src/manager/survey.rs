@@ -1,4 +1,4 @@
-//! The links as one look at the table shows them, and what may be scheduled over each.
+//! Survey of the links: one read of the table, and the selection of transfers to schedule over each link.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::transfer::link::{self, Link, LinkName};
 use crate::transfer::repository::{Allowance, Candidate, Endpoint, OpenTransfer};
 use crate::transfer::routing::queue_name;
 
-/// A transfer that is to be scheduled, and where its message goes.
+/// A transfer to schedule, and the queue of its message.
 #[derive(Debug)]
 pub(super) struct Pick {
     pub(super) candidate: Candidate,
@@ -22,7 +22,7 @@ pub(super) struct Pick {
 /// The locations at both ends of a transfer.
 type Ends = (Option<i64>, Option<i64>);
 
-/// The link that a transfer goes over, by its place in the survey, and the queue of its message.
+/// The link of a transfer, by its position in the survey, and the queue of its message.
 type Way = (usize, Arc<str>);
 
 /// State of the links, as read at the start of a pass.
@@ -32,7 +32,7 @@ pub(super) struct Survey<'a> {
     now: DateTime<Utc>,
     links: Vec<OfLink>,
     by_name: BTreeMap<LinkName, usize>,
-    /// None where the ends lead nowhere.
+    /// None if the ends belong to no link.
     known: HashMap<Ends, Option<Way>>,
     waiting: u64,
     lost: Vec<i64>,
@@ -46,7 +46,7 @@ struct OfLink {
     limit: Option<u64>,
     active: u64,
     pending: u64,
-    /// The oldest that are due, no more than the limit.
+    /// The oldest transfers that are due, at most as many as the limit.
     queue: VecDeque<(i64, Arc<str>)>,
 }
 
@@ -280,7 +280,7 @@ mod tests {
         let (picked, pass) = survey(vec![limited.clone()], &transfers);
         assert_eq!(picked, [3, 5, 6]);
         assert_eq!(pass.held_back, 1);
-        // More under way than there may be, as after the limit was lowered.
+        // More transfers run than the limit allows, for example after the limit was lowered.
         let lowered = Link {
             max_active: Some(1),
             ..limited

@@ -170,7 +170,7 @@ pub struct PassCounts {
     pub refused: usize,
     /// Transfers of dead workers that were put back.
     pub recovered: usize,
-    /// Transfers whose message was lost, and that were put back.
+    /// Transfers that were made PENDING because their message was lost.
     pub resent: usize,
     /// Transfers that are SCHEDULED for longer than `manager.reconcile_after`.
     pub overdue: usize,

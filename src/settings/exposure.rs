@@ -94,7 +94,7 @@ fn warning(key: &str, host: &str, secure: &str) -> Problem {
     }
 }
 
-/// The parts of a URL, or of several.
+/// The parts of one URL or of several.
 fn parsed(urls: &str) -> Vec<UrlParts> {
     let database = ["db+", "database+"];
     match database.iter().find_map(|prefix| urls.strip_prefix(prefix)) {
@@ -106,7 +106,7 @@ fn parsed(urls: &str) -> Vec<UrlParts> {
     }
 }
 
-/// The host; of a database, it may be a parameter.
+/// The host, which may be a parameter in the URL of a database.
 fn host_of(url: &UrlParts) -> &str {
     let host = url.parameter("host").or(url.host.as_deref());
     host.unwrap_or_default()

@@ -113,7 +113,7 @@ impl Secret {
         let value = match self.content {
             Content::Whole => text,
             Content::Password => with_password(current, &text).ok_or_else(|| {
-                format!("{} is no URL of a server to log in to with it", self.key)
+                format!("{} is not a URL to which a password can be added", self.key)
             })?,
         };
         Ok(Filled { value, warning })
@@ -154,7 +154,7 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
 
 /// Returns true if each URL of the setting has a password already.
 fn has_password(urls: &str) -> bool {
-    // With nothing left to fill in, the URL comes back as it is.
+    // If there is nothing to fill in, the URL is returned unchanged.
     with_password(urls, "x").is_some_and(|filled| filled == urls)
 }
 
@@ -325,7 +325,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever settings come to, be it an error.
+        /// The result of reading settings, including an error, contains no secret.
         #[test]
         fn no_secret_is_shown(
             before in "[a-z0-9@:/;%#?&=+ \\[\\]]{0,5}",

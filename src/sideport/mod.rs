@@ -216,7 +216,7 @@ async fn readyz(State(board): State<Board>) -> Response {
         .iter()
         .zip(answers)
         .filter_map(|(probe, answer)| Some((probe.name(), answer.err()?)))
-        // A person may ask, on a terminal.
+        // The client may be a terminal.
         .map(|(name, error)| format!("{name}: {}\n", visible(&error)))
         .collect();
     match lines.is_empty() {

@@ -12,18 +12,18 @@ use sea_orm::sqlx;
 use sea_orm::sqlx::pool::PoolConnectionMetadata;
 use sea_orm::{ConnAcquireErr, DbErr, RuntimeErr, SqlxPostgresError, SqlxSqliteError};
 
-/// The reason of a failed statement, as far as waiting is concerned.
+/// Class of the reason of a failed statement, by the effect of waiting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// No connection, no answer, a lack of resources, a lost race for a lock. It ends without anyone's
-    /// action, usually soon.
+    /// No connection, no answer, a lack of resources, a lost race for a lock. It ends without action by an
+    /// administrator, usually soon.
     Transient,
     /// The server gives no session: the login, the certificate or the name of the database is refused.
     Login,
     /// The server refuses the statement: a privilege, a table or a column is missing. An administrator
     /// has to act, and the same statement succeeds afterwards.
     Refused,
-    /// The values of this statement do not fit. It fails each time, and others do not.
+    /// The values of this statement do not fit. The statement fails each time, and others do not.
     Value,
 }
 
@@ -40,13 +40,13 @@ pub fn classify(error: &DbErr) -> ErrorClass {
         DbErr::Conn(RuntimeErr::SqlxError(error))
         | DbErr::Exec(RuntimeErr::SqlxError(error))
         | DbErr::Query(RuntimeErr::SqlxError(error)) => classify_sqlx(error),
-        // Of a row that was read.
+        // The error concerns a row that was read.
         DbErr::Type(_) | DbErr::Json(_) | DbErr::TryIntoErr { .. } => ErrorClass::Value,
         _ => ErrorClass::Refused,
     }
 }
 
-/// The SQL error inside of one of the ORM's.
+/// The SQL error inside an error of the ORM.
 #[must_use]
 pub fn sqlx_error(error: &DbErr) -> Option<&sqlx::Error> {
     match error {
@@ -76,7 +76,7 @@ fn classify_sqlx(error: &sqlx::Error) -> ErrorClass {
                 ErrorClass::Refused
             }
         }
-        // A column of another type than the statement expects is the schema's fault.
+        // A column of another type than the statement expects: the schema does not fit.
         Error::ColumnDecode { source, .. } | Error::Decode(source) => {
             match source.to_string().starts_with("mismatched types") {
                 true => ErrorClass::Refused,
@@ -97,9 +97,9 @@ fn of_sqlstate(code: &str, message: &str) -> ErrorClass {
         // Read-only: a standby in the middle of a fail-over. Idle for too long: the transaction, not the
         // statement.
         (_, "25006" | "25P03" | "25P04") => ErrorClass::Transient,
-        // A pooler in between does not know what we ask for.
+        // A pooler in between does not know a parameter of the session.
         (_, "08P01") => ErrorClass::Login,
-        // Text that is no value of its type, such as a label that an enum lacks: the schema's fault.
+        // Text that is not a value of its type, such as an unknown label of an enum: the schema does not fit.
         (_, "22P02" | "22P03") => ErrorClass::Refused,
         // A row that another writer has made meanwhile.
         (_, "23505") => ErrorClass::Refused,
@@ -152,7 +152,7 @@ fn is_newer(age: Duration, outdated: Option<Instant>, now: Instant) -> bool {
 }
 
 fn outdated() -> std::sync::MutexGuard<'static, Option<Instant>> {
-    // It holds no half-made state.
+    // The value is valid after a panic, too.
     OUTDATED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

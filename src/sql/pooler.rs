@@ -1,13 +1,13 @@
 //! Connection poolers between this program and PostgreSQL.
 //!
 //! A pooler such as PgBouncer can give each transaction another session of the server
-//! (`pool_mode = transaction`). What belongs to a session is then lost, or is another client's: the limits
-//! of lock waits, and prepared statements. With `pool_mode = session` nothing is different.
+//! (`pool_mode = transaction`). State of a session (limits of lock waits, prepared statements) is then lost,
+//! or belongs to another client. With `pool_mode = session` there is no difference.
 
 use sea_orm::sqlx::{self, PgConnection, Row as _};
 use sea_orm::{DbErr, RuntimeErr};
 
-/// The sessions are a pooler's, and change with each transaction.
+/// The sessions belong to a pooler and change with each transaction.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "a connection pooler gives each transaction another session (PgBouncer's `pool_mode = transaction`), so that \
@@ -16,16 +16,16 @@ use sea_orm::{DbErr, RuntimeErr};
 )]
 pub struct SharedSessions;
 
-/// Makes sure that two open connections have a session each, and keep it. The first one must be idle.
+/// Checks that each of two open connections has and keeps its own session. The first connection must be idle.
 ///
 /// # Errors
-/// [`SharedSessions`] inside of [`sqlx::Error::Configuration`], or what the server says.
+/// [`SharedSessions`] inside of [`sqlx::Error::Configuration`], or the error of the server.
 pub async fn require_own_sessions(
     first: &mut PgConnection,
     second: &mut PgConnection,
 ) -> Result<(), sqlx::Error> {
     let before = session(first, "SELECT pg_backend_pid()").await?;
-    // Holds a session until it ends. That of the first connection, where it was only lent.
+    // The transaction holds a session until it ends. With a pooler this may be the session of the first connection.
     let held = session(second, "BEGIN; SELECT pg_backend_pid()").await?;
     let after = session(first, "SELECT pg_backend_pid()").await;
     sqlx::raw_sql("ROLLBACK").execute(second).await?;
@@ -35,7 +35,7 @@ pub async fn require_own_sessions(
     }
 }
 
-/// The server's process, as the last statement says. Nothing is prepared for it.
+/// Id of the server's process, by the last statement. The statement is not prepared.
 async fn session(
     connection: &mut PgConnection,
     statements: &'static str,
@@ -55,7 +55,7 @@ pub fn is_shared(error: &DbErr) -> bool {
     reason.is::<SharedSessions>()
 }
 
-/// An error as the ORM has it.
+/// Converts an error into one of the ORM.
 #[must_use]
 pub fn as_connection_error(error: sqlx::Error) -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(error.into()))

@@ -190,7 +190,7 @@ impl DataTransferTask {
     ) -> bool {
         let began = Instant::now();
         let lease_ttl = self.service.settings().transfer.lease_ttl;
-        // The other worker looks at the lease more often than that, see the service's `Waiting`.
+        // The other worker checks the lease more often than that, see the service's `Waiting`.
         let takes_within = (lease_ttl / 4).clamp(CONNECTION_KNOWN_WITHIN, LONGEST_HANDOVER);
         loop {
             let repository = self.service.repository();
@@ -198,7 +198,7 @@ impl DataTransferTask {
             let is_gone = is_gone();
             match self.service.patiently(&request.cancelled, look).await {
                 Ok(Successor::SameTask) => return true,
-                // The other worker finds it completed, and says so.
+                // The other worker finds the transfer completed, and stores this result.
                 Ok(Successor::Completed) if is_gone => return true,
                 Ok(Successor::Completed | Successor::None) => {}
                 Err(_) => return is_gone,
@@ -214,8 +214,8 @@ impl DataTransferTask {
         }
     }
 
-    /// Gives up a transfer for which no lease can be taken, since the database refuses one of its
-    /// values. No message would come for its row any more.
+    /// Gives up a transfer for which no lease can be taken, because the database refuses one of its
+    /// values. Otherwise its row would stay without a message.
     async fn settle_without_lease(&self, request: &Request, failed: &Failed) -> Settled {
         let TransferError::Database { source } = &failed.error else {
             return Settled::Untouched;
@@ -284,7 +284,7 @@ impl DataTransferTask {
                 if let Some(partial) = &failed.partial {
                     self.service.discard(partial).await;
                 }
-                // Nor what earlier attempts kept, where this one did not come so far.
+                // Partial copies of earlier attempts, if this attempt did not reach that step.
                 self.service.clear_partials(request.id).await;
                 (
                     self.mark_permanent_failure(request, lease, failed, reason)
@@ -374,7 +374,7 @@ impl DataTransferTask {
             .await
     }
 
-    /// PENDING with the `retry_count` as it is: stopping is not failing.
+    /// PENDING with an unchanged `retry_count`: stopping is not failing.
     async fn give_back(
         &self,
         request: &Request,

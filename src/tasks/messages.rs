@@ -1,4 +1,4 @@
-//! The messages of transfers that exist: in queues, and at workers.
+//! Messages of transfers in queues and at workers.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::wire::pidbox;
 /// Exchange of replies to remote control.
 const REPLIES: &str = "reply.celery.pidbox";
 
-/// The questions whose answers are all that a worker holds.
+/// Requests whose answers together contain all messages that a worker holds.
 const METHODS: [&str; 3] = ["active", "reserved", "scheduled"];
 
 /// Time limit for the answers of workers; Celery's `inspect` waits for one second.
@@ -32,10 +32,10 @@ const ANSWERED_WITHIN: Duration = Duration::from_millis(1500);
 /// Time limit for any other answer of the broker.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Bytes of answers that are read. What is beyond is as if it had not been answered.
+/// Maximum number of bytes of answers. Later answers are ignored.
 const MOST_BYTES: usize = 32 << 20;
 
-/// Looks for messages through a transport.
+/// Searcher for messages through a transport.
 pub struct Messages {
     transport: Arc<dyn Transport>,
     /// Names of `transfer_files_bbcp` on the wire.
@@ -43,7 +43,7 @@ pub struct Messages {
 }
 
 impl Messages {
-    /// Through `transport`; tasks are known by the settings' names.
+    /// Creates a searcher that uses `transport`; the settings contain the names of the tasks.
     #[must_use]
     pub fn new(transport: Arc<dyn Transport>, settings: &settings::Celery) -> Self {
         let names = settings.task_names.get(TransferFilesBbcp::KEY);
@@ -68,7 +68,7 @@ impl Messages {
                 .await
             {
                 Ok(()) => {}
-                // There is no exchange for remote control, so no worker listens to it.
+                // No exchange for remote control exists, so no worker listens to it.
                 Err(BrokerError::Refused { .. }) => return Ok(HeldMessages::default()),
                 Err(error) => return Err(FindError(error.into())),
             }
@@ -94,7 +94,7 @@ impl Messages {
         Ok(held)
     }
 
-    /// Reads an answer: `{node: [task]}`. What is none is skipped.
+    /// Reads an answer: `{node: [task]}`. Other text is skipped.
     fn read(&self, message: &RawMessage, held: &mut HeldMessages, nodes: &mut HashSet<String>) {
         let Ok(Value::Object(answer)) = serde_json::from_slice(&message.body) else {
             return;
@@ -106,7 +106,7 @@ impl Messages {
                 let Ok(shown) = serde_json::from_value::<Shown>(task) else {
                     continue;
                 };
-                // One that waits for its time is wrapped.
+                // A task that waits for its time is wrapped.
                 let shown = shown.request.map_or(shown.task, |wrapped| *wrapped);
                 if !self.names.contains(&shown.kind) && !self.names.contains(&shown.name) {
                     continue;
@@ -148,7 +148,7 @@ impl FindMessages for Messages {
     }
 }
 
-/// A task as a worker shows it, or one that is wrapped with its time.
+/// A task as a worker shows it, possibly wrapped with its time.
 #[derive(Deserialize)]
 struct Shown {
     #[serde(flatten)]
@@ -168,8 +168,8 @@ struct ShownTask {
     kwargs: Value,
 }
 
-/// The transfer that a message's arguments name, however little they fit otherwise. A worker may show
-/// them as Python prints them.
+/// Reads the transfer's id from a message's arguments, even if other arguments do not fit. A worker may show
+/// the arguments as Python prints them.
 pub(super) fn data_transfer_id(args: &Value, kwargs: &Value) -> Option<i64> {
     let by_name = match kwargs {
         Value::Object(kwargs) => kwargs.get("data_transfer_id").and_then(integer),

@@ -139,14 +139,14 @@ impl Task for TransferFilesBbcp {
         }
         let settled = transfers.on_failure(&request, &failed).await;
         let mut failed = failed;
-        // Its message is acknowledged all the same, so the row must not wait for it.
+        // The message is acknowledged nevertheless, so the row must not wait for it.
         if failed.lease.is_none() && control.terminated.is_cancelled() {
             let (id, task_id) = (request.id, &request.task_id);
             transfers
                 .withdraw(id, task_id, &Withdrawal::Pending, "terminated")
                 .await;
         }
-        // Lost before the attempt failed, or by the time its row was to be settled.
+        // The lease was lost before the attempt failed, or before its row was settled.
         let lost = failed.lost.as_ref().or(failed.lease.as_ref());
         if let (Settled::Untouched, Some(lost)) = (settled, lost) {
             failed.held_for_same_task = transfers

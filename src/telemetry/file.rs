@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A file that is written to its end. Before each line its name is looked up, which takes a few microseconds: if the file
-/// was renamed or removed, the line goes to a new one of this name. A file that is emptied instead, as logrotate's
-/// `copytruncate` does, is written from its beginning.
+/// A log file that is appended to. Before each line its name is looked up, which takes a few microseconds: if the
+/// file was renamed or removed, the line goes to a new file of this name. A file that was emptied instead, as by
+/// logrotate's `copytruncate`, is written from its beginning.
 pub(super) struct LogFile {
     path: PathBuf,
     open: Mutex<Open>,
@@ -23,9 +23,9 @@ struct Open {
 }
 
 impl LogFile {
-    /// Opens a file, or makes it.
+    /// Opens a file, or creates it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        // Found again after a change of directory, too.
+        // An absolute path is valid after a change of directory, too.
         let path = std::path::absolute(path)?;
         Ok(Self {
             open: Mutex::new(Open::at(&path)?),
@@ -71,7 +71,7 @@ impl<'a> MakeWriter<'a> for LogFile {
 
     fn make_writer(&'a self) -> Self::Writer {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that cannot be opened now is tried at the next line; until then the old one has them.
+        // If the new file cannot be opened, it is tried again at the next line; until then lines go to the old file.
         if open.is_renamed(&self.path)
             && let Ok(new) = Open::at(&self.path)
         {
@@ -102,7 +102,7 @@ mod tests {
         log(&file, "3\n")?;
         assert_eq!(fs::read_to_string(&old)?, "1\n");
         assert_eq!(fs::read_to_string(&path)?, "2\n3\n");
-        // By a new one of the same name, as logrotate's `create` does.
+        // Replaced by a new file of the same name, as by logrotate's `create`.
         fs::rename(&path, &old)?;
         fs::write(&path, "")?;
         log(&file, "4\n")?;

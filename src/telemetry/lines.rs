@@ -89,7 +89,7 @@ impl Written<'_> {
 impl Visit for Written<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
-        // What the crate `log` adds; the line has it already.
+        // Fields that the crate `log` adds; the line contains them already.
         if self.result.is_ok() && !name.starts_with("log.") {
             self.result = self.put(name, &format!("{value:?}"));
         }

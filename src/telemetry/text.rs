@@ -1,4 +1,4 @@
-//! Text from elsewhere, as a terminal and a log may have it.
+//! Text from elsewhere in a form that is safe for a terminal and a log.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -35,21 +35,21 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     shown.into()
 }
 
-/// A text in one line, with what is not seen made visible: control characters, and those that change the direction
-/// of writing.
+/// A text in one line, with invisible characters shown as escapes: control characters, and those that change the
+/// direction of writing.
 #[must_use]
 pub fn visible(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
 }
 
-/// As [`visible`], but lines stay lines, and tabs tabs.
+/// Escapes as [`visible`], but keeps line breaks and tabs.
 #[must_use]
 pub fn visible_lines(text: &str) -> Cow<'_, str> {
     escaped(text, |c| matches!(c, '\n' | '\t'))
 }
 
-/// As [`visible`], for text that is JSON: its own escapes are used, so that it stays the same value. Line breaks
-/// between its parts stay.
+/// Escapes as [`visible`], for text that is JSON: JSON's own escapes are used, so that its value stays the same. Line
+/// breaks between its parts stay.
 #[must_use]
 pub fn visible_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |c: char| is_hidden(c) && !matches!(c, '\n' | '\t' | '\r');
@@ -64,7 +64,7 @@ pub fn visible_json(json: &str) -> Cow<'_, str> {
             continue;
         }
         for unit in c.encode_utf16(&mut units) {
-            // Writing to a text does not fail.
+            // Writing to a string does not fail.
             let _ = write!(shown, "\\u{unit:04x}");
         }
     }

@@ -40,7 +40,7 @@ const MIN_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
 /// Why the database did not do something.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// No connection, no answer in time, or a lock that another session holds. Worth another try.
+    /// No connection, no answer in time, or a lock that another session holds. Another try may succeed.
     #[error("the database cannot be reached at the moment")]
     Unreachable(#[source] DbErr),
     /// The SQLite file is missing.
@@ -312,10 +312,10 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
         ),
     ];
     let given = given.into_iter().filter(|(_, value)| !value.is_empty());
-    // As a whole: the password of `~/.pgpass` is that of this host, user and database.
+    // All parts at once: the password of `~/.pgpass` belongs to this host, user and database.
     let mut options = PgConnectOptions::from_str(&url::libpq(given))?
         .application_name("ccat-transfer")
-        // No number comes as text, and PgBouncer refuses what it does not know.
+        // No number is received as text, and PgBouncer refuses unknown parameters.
         .extra_float_digits(None)
         .disable_statement_logging();
     options = match settings.database_postgresql_sslmode {
@@ -348,7 +348,7 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
             options = put(options, file.as_str());
         }
     }
-    // A Unix socket has no TLS, which libpq does not mind either.
+    // A Unix socket has no TLS; libpq ignores sslmode there, too.
     Ok(match host.starts_with('/') {
         true => options.ssl_mode(PgSslMode::Disable),
         false => options,

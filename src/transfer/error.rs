@@ -181,7 +181,7 @@ pub enum TransferError {
     OriginRootMissing {
         path: String,
         problem: String,
-        /// It is there, with nothing in it.
+        /// The directory exists and is empty.
         empty: bool,
     },
     #[error("{path} cannot be read at the origin; check permissions: {line}")]
@@ -355,7 +355,7 @@ pub enum TransferError {
     LogFile { path: PathBuf, source: io::Error },
 
     #[error(
-        "the operations database has no fitting row or refuses a value for this transfer; correct the row"
+        "the operations database refuses a value of this transfer, or a row that it needs is missing; correct the row"
     )]
     Database { source: Cause },
 

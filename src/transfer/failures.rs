@@ -1,4 +1,4 @@
-//! The table of failures: what follows from each.
+//! The table of failures, with the consequences of each.
 //!
 //! As in FTS3's table of scopes and codes, there is a row for each kind of failure: whose matter it
 //! is, whether, how often and when it is tried again, and the Python exception that a Celery caller
@@ -148,8 +148,8 @@ mod table {
     ORIGIN_MISSING = "origin_missing", SOURCE, Never, None, TRANSFER,
         "The package is not at the origin.", "Put it back, or correct its path, and reset the transfer.";
     ORIGIN_ROOT_MISSING = "origin_root_missing", SOURCE, Uncounted, Storage, STORAGE,
-        "The origin location's own directory is missing, empty or cannot be entered, as where its disk is not mounted.",
-        "Mount it; `ccat-transfer doctor` shows which. `ccat-transfer transfers retry` has the transfers tried at once.";
+        "The origin location's own directory is missing, empty or cannot be entered, perhaps because its disk is not mounted.",
+        "Mount it; `ccat-transfer doctor` shows which. `ccat-transfer transfers retry` tries the transfers again at once.";
     ORIGIN_UNREADABLE = "origin_unreadable", SOURCE, Never, None, STORAGE,
         "The worker may not read the package.", "Correct the permissions and reset the transfer.";
     ORIGIN_NOT_A_FILE = "origin_not_a_file", SOURCE, Never, None, TRANSFER,

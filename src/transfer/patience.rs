@@ -1,9 +1,9 @@
 //! Waiting for the ops-db.
 //!
-//! Whatever the database answers, it says nothing about a transfer unless it is about the values of
-//! that transfer's rows. So an attempt waits: for a database that cannot be reached, with short pauses;
-//! for one that refuses a login or a statement, with longer ones, since an administrator has to act. A
-//! message is held meanwhile, and an attempt's lease stays its own until another worker takes it.
+//! An error of the database is not an error of a transfer unless it concerns the values of that transfer's
+//! rows. So an attempt waits: for a database that cannot be reached, with short pauses; for one that refuses
+//! a login or a statement, with longer ones, since an administrator has to act. The message is held
+//! meanwhile, and the attempt keeps its lease until another worker takes it.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -29,8 +29,8 @@ impl TransferService {
     /// Asks the database until it answers, or until the caller gives up.
     ///
     /// # Errors
-    /// [`TransferError::Interrupted`] when `cancelled` while the database is waited for,
-    /// [`TransferError::Database`] when a value of this transfer is refused.
+    /// [`TransferError::Interrupted`] if `cancelled` while it waits for the database,
+    /// [`TransferError::Database`] if a value of this transfer is refused.
     pub async fn patiently<T, F>(
         &self,
         cancelled: &CancellationToken,
@@ -42,7 +42,7 @@ impl TransferService {
         wait(&[cancelled], |_| true, ask).await
     }
 
-    /// Makes a change that a lease allows, for as long as the database has to be waited for.
+    /// Makes a change that a lease allows, and waits for the database as long as needed.
     ///
     /// # Errors
     /// [`TransferError::LeaseLost`], and those of [`Self::patiently`].
@@ -76,7 +76,7 @@ impl TransferService {
     }
 }
 
-/// Asks the database until it answers, until one of `ends` is cancelled, or until it refuses what is not
+/// Asks the database until it answers, until one of `ends` is cancelled, or until an error is not
 /// `worth_waiting` for.
 ///
 /// # Errors
@@ -133,7 +133,7 @@ where
     }
 }
 
-/// Waits until one of them is cancelled.
+/// Waits until one of the tokens is cancelled.
 pub(super) async fn first_of(ends: &[&CancellationToken]) {
     let cancelled = ends.iter().map(|end| Box::pin(end.cancelled()));
     select_all(cancelled).await;

@@ -1,9 +1,9 @@
 //! Recognition of failures by the output of bbcp, ssh and remote shells.
 //!
-//! All of them write to one pipe, and so does every start-up file at the other end. A line is
-//! attributed by its form: bbcp's begin with `bbcp: `, ssh's have the beginnings that its sources
-//! have, a shell's begin with the shell's name and name the program that it was to start. Other lines
-//! mean nothing.
+//! All of them write to one pipe, and so does every start-up file at the other end. A line is attributed by
+//! its form: lines of bbcp begin with `bbcp: `, lines of ssh have the beginnings from its sources, lines of a
+//! shell begin with the shell's name and contain the name of the program that it should start. Other lines
+//! are ignored.
 
 use std::sync::LazyLock;
 
@@ -33,7 +33,7 @@ pub(super) enum Pattern {
     OriginChanged,
     PortBusy,
     TimeLimit,
-    // What a side says that only sees the other one fail. When the source is remote, bbcp says the
+    // Messages of a side that only sees the other one fail. If the source is remote, bbcp prints the
     // first of these half a minute after any failure of ssh.
     NoStreams,
     PeerGone,
@@ -52,7 +52,7 @@ pub(super) enum OutputSource {
     Shell,
 }
 
-/// Strings that a classification must know: they stand in lines, and say nothing about the failure.
+/// Strings that occur in lines without a meaning for the failure.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Names<'a> {
     /// Path at the origin.
@@ -70,9 +70,9 @@ pub(super) struct Matcher {
     pub(super) begins: &'static str,
     pub(super) holds: [&'static str; 2],
     pub(super) ends: &'static str,
-    /// The line ends with the path at the origin.
+    /// True if the line ends with the path at the origin.
     pub(super) names_origin: bool,
-    /// Excluded: stands in lines that mean something else.
+    /// Text that must not occur: lines with it have another meaning.
     unless: &'static str,
 }
 
@@ -87,7 +87,7 @@ const fn bbcp(begins: &'static str) -> Matcher {
     }
 }
 
-/// A line of ssh. One with nothing to begin with begins with `user@host`.
+/// A matcher for a line of ssh. With an empty beginning the line begins with `user@host`.
 const fn ssh(begins: &'static str) -> Matcher {
     Matcher {
         source: OutputSource::Ssh,
@@ -189,7 +189,7 @@ impl<'a> Line<'a> {
 /// Returns true if a shell's message is about the program: its name comes first (`bbcp: not found`) or is in
 /// the last part (`command not found: bbcp`, `4711 Segmentation fault  bbcp SNK`).
 fn names(said: &str, program: &str) -> bool {
-    // It may be called by its path where the settings have its name only.
+    // The shell may print a path although the settings contain only the name.
     let file_name = |path: &str| path.rsplit('/').next().map(str::to_owned);
     let is_program = |word: &str| file_name(word.trim_matches(QUOTES)) == file_name(program);
     let mut parts = said.split(": ");
@@ -214,7 +214,7 @@ pub(super) static MATCHERS: &[(Pattern, &[Matcher])] = &[
         &[
             bbcp("").ends("killed via signal 11"),
             shell("").holds("egmentation fault"),
-            // dash names nothing.
+            // dash prints no name.
             ssh("Segmentation fault").ends("Segmentation fault"),
             ssh("Segmentation fault (core dumped)").ends("Segmentation fault (core dumped)"),
         ],
@@ -301,7 +301,7 @@ pub(super) static MATCHERS: &[(Pattern, &[Matcher])] = &[
             shell("no such file or directory"),
             shell("permission denied"),
             shell("Unknown command"),
-            // csh names no shell, and has the name of the program where bbcp has its mark.
+            // csh does not print its name; it prints the program's name at the place of bbcp's mark.
             bbcp("Command not found."),
         ],
     ),
@@ -370,9 +370,9 @@ pub(super) static MATCHERS: &[(Pattern, &[Matcher])] = &[
 ];
 
 impl Pattern {
-    /// The cause that a line states, if any, and whether bbcp itself states it.
+    /// The cause that a line states, if any, and true if bbcp itself states it.
     pub(super) fn of(line: &str, names: Names<'_>) -> Option<(Self, bool)> {
-        // A path may hold any text.
+        // A path may contain any text.
         let mut masked = line.to_owned();
         for (path, mask) in [(names.origin, ORIGIN), (names.copy, COPY)] {
             if path.len() > 1 {
@@ -436,7 +436,7 @@ mod tests {
     #[case("ls: cannot open directory '.': Permission denied")]
     #[case("mount: Permission denied (nfs)")]
     #[case("nc: Connection refused")]
-    #[case("Last login: Connection closed by somebody")]
+    #[case("Last login: Connection closed by a user")]
     #[case("bash: line 1:  4711 Segmentation fault      fortune")]
     #[case("Welcome! Broken pipe tobacco")]
     #[case("bbcp: Warning: H is running a newer version of bbcp")]

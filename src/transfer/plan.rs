@@ -174,8 +174,8 @@ impl Plan {
         format!("{}:{}", LocalHost::normal(host), self.target.path())
     }
 
-    /// Refuses a destination that already is the source, by another path, host name or link: it would
-    /// pass every comparison, and the only copy be taken for two.
+    /// Refuses a destination that is the source itself by another path, host name or link. It would pass
+    /// every comparison, and the only copy would be taken for two.
     ///
     /// # Errors
     /// [`TransferError::SamePlace`].

@@ -209,7 +209,7 @@ mod tests {
             prop_assert_eq!(decision, Decision::Retry { counted: false, delay: Duration::ZERO });
         }
 
-        /// A row that cannot be worked on ends with a reason, and is not sent again without end.
+        /// A row that the database refuses becomes FAILED with a reason, and is not sent again without end.
         #[test]
         fn a_value_that_the_database_refuses_counts(before in 0..10_u32) {
             let refused = TransferError::Database { source: "no package".into() };

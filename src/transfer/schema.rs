@@ -638,7 +638,7 @@ fn link_needed() -> Needed {
     }
 }
 
-/// A database that was migrated before SCHEDULED was recorded is worked with as it is.
+/// A database without the table of schedule records can be used.
 fn schedule_needed() -> Needed {
     use transfer_worker_schedule::Column::{DataTransferId, Queue, Resent, ScheduledAt, TaskId};
     let columns = [

@@ -67,7 +67,7 @@ pub struct Request {
     pub task_id: String,
     /// Cancelled when the attempt has to stop.
     pub cancelled: CancellationToken,
-    /// Cancelled when no attempt is to begin any more: one that waits for its lease is interrupted.
+    /// Cancelled when no attempt may begin any more: an attempt that waits for its lease is interrupted.
     pub no_new_attempt: CancellationToken,
     /// The message came before, so a lease that is found may be that of a worker that died with
     /// it: worth waiting to see whether it is renewed.
@@ -109,7 +109,7 @@ pub struct Failed {
     pub error: TransferError,
     /// The lease it still holds; the row has to be settled with it.
     pub lease: Option<Lease>,
-    /// The lease that it has lost.
+    /// The lost lease.
     pub lost: Option<Lease>,
     /// How far the copy came.
     pub progress: Progress,
@@ -118,8 +118,8 @@ pub struct Failed {
     /// What has arrived and is kept for the next attempt. If there will be none, it has to be
     /// [discarded](TransferService::discard).
     pub partial: Option<Box<Plan>>,
-    /// The lease is or was held for the very task that asked, by another worker that has its message:
-    /// the result is that worker's to tell.
+    /// The lease is or was held for the same task by another worker that has its message: that worker
+    /// stores the result.
     pub held_for_same_task: bool,
 }
 
@@ -241,7 +241,7 @@ impl TransferService {
         let error = match outcome {
             Ok(done) => return Ok(done),
             Err(_) if running.lost.is_cancelled() => TransferError::LeaseLost { id: request.id },
-            // bbcp knows only that it was stopped.
+            // bbcp reports only that it was stopped.
             Err(TransferError::Interrupted { .. }) if let Some(paused) = running.paused.get() => {
                 paused.clone().into()
             }
@@ -291,7 +291,7 @@ impl TransferService {
                 Acquisition::Completed => return Ok(None),
                 Acquisition::Held(held) => {
                     let same_task = held.task_id == request.task_id;
-                    // The same message would have joined that run. This is another one with its id, and
+                    // The same message would have joined that run. This message is another one with the same id, and
                     // its caller waits for the outcome, too.
                     let runs_here = same_task && held.owner == self.owner;
                     let may_be_dead = same_task || request.redelivered;

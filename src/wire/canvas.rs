@@ -37,18 +37,18 @@ const MAX_MESSAGES: usize = 100_000;
 /// of the chord.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Bytes of memory that signatures may take once they are read; see [`super::weight`].
+/// Maximum memory of signatures that are read, in bytes; see [`super::weight`].
 const MAX_WEIGHT: usize = 64 << 20;
 
-/// Bytes of memory that their copies may take while they are applied. Whatever is copied is counted
-/// before it is.
+/// Maximum memory of their copies while they are applied, in bytes. Each copy is counted before it is
+/// made.
 const MAX_MEMORY: usize = 128 << 20;
 
-/// Bytes of memory that are copied in all, one after the other.
+/// Maximum number of bytes that are copied in total, one after the other.
 const MAX_COPIED: usize = 1 << 30;
 
-/// Callbacks or errbacks that one signature may hand to others. Each is compared with those that are
-/// there.
+/// Maximum number of callbacks or errbacks that one signature hands to others. Each is compared with all
+/// existing ones.
 const MAX_LINKS: usize = 1000;
 
 /// Why a signature cannot be applied.
@@ -74,13 +74,13 @@ pub enum SignatureError {
         MAX_BYTES >> 20
     )]
     Size,
-    /// It would take too much memory.
+    /// The signature would take too much memory.
     #[error(
         "signature would take more than {} MB with all its copies",
         MAX_MEMORY >> 20
     )]
     Memory,
-    /// It has too many callbacks or errbacks.
+    /// The signature has too many callbacks or errbacks.
     #[error("signature hands more than {MAX_LINKS} callbacks or errbacks to others")]
     Links,
     /// The messages are to be written in a way that this worker does not write.

@@ -8,7 +8,7 @@ use super::{Headers, RawMessage, envelope, repr, time};
 
 pub use super::content::JSON;
 
-/// Characters of a text in an outline.
+/// Maximum number of characters of a text in an outline.
 const OUTLINED_CHARS: usize = 1000;
 
 /// How a message is laid out.
@@ -278,10 +278,10 @@ pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused>
     })
 }
 
-/// A task message as far as its headers tell, without its body.
+/// Reads a task message from its headers, without its body.
 ///
 /// # Errors
-/// [`Refused`] for everything that is no task by its headers, as with protocol 1.
+/// [`Refused`] for a message whose headers do not describe a task, for example with protocol 1.
 pub fn head(raw: &RawMessage) -> Result<TaskMessage, Refused> {
     let named = Named::of(&raw.headers);
     let mut message = match common(raw, &named, raw.headers.clone()) {
@@ -293,7 +293,7 @@ pub fn head(raw: &RawMessage) -> Result<TaskMessage, Refused> {
     Ok(message)
 }
 
-/// The time that an `eta` is, if it is any.
+/// The time of an `eta`, if it is valid.
 pub(crate) fn eta(text: &str) -> Option<DateTime<Utc>> {
     time::parse(text)
 }

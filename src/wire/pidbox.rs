@@ -13,7 +13,7 @@ const MAX_PATTERN: usize = 1 << 16;
 /// Longest pattern, in bytes. Names of nodes are shorter.
 const MAX_PATTERN_TEXT: usize = 1 << 12;
 
-/// Values that a request may hold at most, more or less: each takes many times its bytes in memory. A list of all
+/// Approximate maximum number of values in a request: each takes many times its bytes in memory. A list of all
 /// ids that Celery remembers has 50,000.
 const MAX_VALUES: usize = 200_000;
 
@@ -82,10 +82,10 @@ impl Request {
     }
 }
 
-/// Reads a JSON body that is to be small; none if it is none, or holds too much.
+/// Reads a small JSON body; none if it is not JSON or has too many values.
 #[must_use]
 pub fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Option<T> {
-    // Every value but the first stands behind one of these, or is alone in a list or a mapping.
+    // Every value except the first follows one of these, or is alone in a list or a mapping.
     let values = body.iter().filter(|byte| b",[{".contains(byte)).count();
     (values < MAX_VALUES)
         .then(|| serde_json::from_slice(body).ok())

@@ -1,7 +1,7 @@
 //! URLs of brokers and result backends, read as kombu and SQLAlchemy read them.
 //!
-//! A component means what it means to them, or the URL is refused: nothing is connected to, or logged in
-//! to, that the URL does not name. Errors never quote the URL, since any part of it may be a password.
+//! A component has the same meaning as there, or the URL is refused: no connection or login goes to a server
+//! that the URL does not name. Errors never quote the URL, since any part of it may be a password.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -15,36 +15,36 @@ pub use mask::{MASK, masked, redacted, with_password};
 /// Reason why a URL cannot be used. Never shows any part of the URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// There is no `scheme://`.
+    /// The URL has no `scheme://`.
     #[error("it has no scheme, such as amqp:// or redis://")]
     NoScheme,
-    /// Text that no URL has.
-    #[error("it has control characters in it, or blanks at its ends")]
+    /// Characters that are not allowed in a URL.
+    #[error("it contains control characters, or blanks at its ends")]
     Control,
-    /// The login may have been cut off, and its rest would be taken for something else.
+    /// A reserved character may have cut off the login, and its rest would be taken for another part.
     #[error(
         "it has a `#`, or an `@` behind the host. In user and password, `#` has to be percent-encoded as %23, `/` as %2F, \
          `?` as %3F, `@` as %40, `:` as %3A, `;` as %3B and `%` as %25; behind the host, `#` and `@` have to be, too"
     )]
     Reserved,
-    /// Several ports, or none that exists.
+    /// Several ports, or an invalid one.
     #[error(
-        "its port is no number from 1 to 65535. In a password, `/` has to be percent-encoded as %2F, `?` as %3F, `#` as \
-         %23 and `;` as %3B; an IPv6 address stands in brackets"
+        "its port is not a number from 1 to 65535. In a password, `/` has to be percent-encoded as %2F, `?` as %3F, `#` as \
+         %23 and `;` as %3B; an IPv6 address has to be in brackets"
     )]
     Port,
-    /// The brackets hold no IPv6 address.
-    #[error("what stands in brackets is no IPv6 address")]
+    /// The text in brackets is not an IPv6 address.
+    #[error("the text in brackets is not an IPv6 address")]
     Ipv6,
-    /// The host is no name.
+    /// The host is not a name.
     #[error(
-        "its host is neither a name nor an address; a name in other letters is written in ASCII (xn--…)"
+        "its host is neither a name nor an address; a name with other letters has to be written in ASCII (xn--…)"
     )]
     Host,
-    /// Percent-encoded bytes that are no text.
-    #[error("what is percent-encoded in it is no UTF-8")]
+    /// Percent-encoded bytes that are not UTF-8.
+    #[error("its percent-encoded bytes are not UTF-8")]
     Utf8,
-    /// A list with a part that is empty.
+    /// A list with an empty part.
     #[error(
         "one of its URLs, which `;` separates, is empty; a `;` in a password has to be percent-encoded as %3B"
     )]
@@ -90,7 +90,7 @@ impl UrlParts {
     }
 }
 
-/// A URL that is cut into its parts, not decoded yet.
+/// The parts of a URL, not decoded yet.
 #[derive(Clone, Copy)]
 struct Raw<'a> {
     scheme: &'a str,
@@ -98,7 +98,7 @@ struct Raw<'a> {
     password: Option<&'a str>,
     /// Host and port.
     place: &'a str,
-    /// With its first slash.
+    /// Path with its first slash.
     path: &'a str,
     query: Option<&'a str>,
 }
@@ -118,7 +118,7 @@ pub fn list(urls: &str) -> Result<Vec<&str>, UrlError> {
 /// Reads a URL as kombu does (`kombu.utils.url.url_to_parts`).
 ///
 /// # Errors
-/// [`UrlError`], also for some that kombu takes: with a fragment, with an `@` behind the host, with port 0,
+/// [`UrlError`], also for some URLs that kombu accepts: with a fragment, with an `@` behind the host, with port 0,
 /// with a host that is not ASCII.
 pub fn kombu(url: &str) -> Result<UrlParts, UrlError> {
     let raw = cut_kombu(url)?;
@@ -130,7 +130,7 @@ fn cut_kombu(url: &str) -> Result<Raw<'_>, UrlError> {
     let (scheme, rest) = scheme(url)?;
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, rest) = rest.split_at(end);
-    // kombu takes neither for a mistake. With either, a password's end would become a path.
+    // kombu accepts both. With either of them, the end of a password would become a path.
     if rest.contains(['#', '@']) {
         return Err(UrlError::Reserved);
     }
@@ -161,7 +161,7 @@ fn cut_kombu(url: &str) -> Result<Raw<'_>, UrlError> {
 /// A host that begins with a slash, or with `%2F`, is the directory of a Unix socket.
 ///
 /// # Errors
-/// [`UrlError`], also for some that SQLAlchemy takes and its driver then cannot connect with.
+/// [`UrlError`], also for some URLs that SQLAlchemy accepts but its driver cannot connect with.
 pub fn sqlalchemy(url: &str) -> Result<UrlParts, UrlError> {
     let raw = cut_sqlalchemy(url)?;
     let is_directory = raw
@@ -186,7 +186,7 @@ fn cut_sqlalchemy(url: &str) -> Result<Raw<'_>, UrlError> {
         .strip_prefix(':')
         .and_then(|after| after.split_once('@'));
     let (user, password, rest) = match (password, run.rsplit_once('@')) {
-        // SQLAlchemy takes the first `@` for the user's and the port for the password.
+        // SQLAlchemy takes the first `@` for the end of the user, and the port for the password.
         (Some(_), Some(_)) => return Err(UrlError::Reserved),
         (Some((password, rest)), None) => (Some(run), Some(password), rest),
         (None, Some((user, _))) => (Some(user), None, rest.get(user.len() + 1..).unwrap_or("")),
@@ -201,7 +201,7 @@ fn cut_sqlalchemy(url: &str) -> Result<Raw<'_>, UrlError> {
         Some((path, query)) => (path, Some(query)),
         None => (rest, None),
     };
-    // A path of SQLite has no login before it, and may have anything in it.
+    // A path of SQLite has no login before it, and may contain any character.
     if user.is_some() && (path.contains('@') || query.is_some_and(|query| query.contains('@'))) {
         return Err(UrlError::Reserved);
     }
@@ -215,7 +215,7 @@ fn cut_sqlalchemy(url: &str) -> Result<Raw<'_>, UrlError> {
     })
 }
 
-/// Scheme, and what follows it.
+/// Scheme, and the text after it.
 fn scheme(url: &str) -> Result<(&str, &str), UrlError> {
     if url.contains(char::is_control) || url.trim() != url {
         return Err(UrlError::Control);
@@ -237,7 +237,7 @@ fn parts(raw: &Raw<'_>, host: Option<String>, port: Option<u16>) -> Result<UrlPa
         Some(text) => decoded(text).map(Some),
     };
     let query = raw.query.unwrap_or_default();
-    // As the standard writes it, what is no UTF-8 would be replaced.
+    // The standard conversion would replace bytes that are not UTF-8.
     decoded(query)?;
     Ok(UrlParts {
         scheme: raw.scheme.to_ascii_lowercase(),
@@ -275,7 +275,7 @@ fn place(place: &str) -> Result<(Option<String>, Option<u16>), UrlError> {
     }
 }
 
-/// An IPv6 address, with its zone (RFC 6874, or without the encoding of its `%`).
+/// An IPv6 address with its zone (RFC 6874, also with a `%` that is not encoded).
 fn ipv6(text: &str) -> Result<String, UrlError> {
     let (address, zone) = text.split_once('%').unwrap_or((text, ""));
     let zone = zone.strip_prefix("25").unwrap_or(zone);
@@ -302,14 +302,14 @@ fn port(text: &str) -> Result<Option<u16>, UrlError> {
     port.map(Some).ok_or(UrlError::Port)
 }
 
-/// Text without its percent-encoding; a `%` that begins none stays, as in Python.
+/// Decodes percent-encoded text; a `%` without two hexadecimal digits stays, as in Python.
 fn decoded(text: &str) -> Result<String, UrlError> {
     let decoded = percent_decode_str(text).decode_utf8();
     Ok(decoded.map_err(|_| UrlError::Utf8)?.into_owned())
 }
 
-/// A URL of PostgreSQL that has everything in parameters, as libpq takes it too: nothing of it can be read as
-/// something else.
+/// A URL of PostgreSQL with all parts as parameters, which libpq accepts, too. It cannot be
+/// misread.
 #[must_use]
 pub fn libpq<'a>(parameters: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::from("postgresql:///?"));

@@ -1,22 +1,22 @@
 //! Estimates of the memory that a message takes once it is decoded.
 //!
-//! A byte or two of a body can be a value of its own, and a value takes up to a hundred bytes: 4 MB of
-//! `[1,1,1,…` take 200 MB. What a message would take is estimated from its bytes, without decoding them.
+//! One or two bytes of a body can be a value, and a value takes up to a hundred bytes of memory: 4 MB of
+//! `[1,1,1,…` take 200 MB. The memory of a message is estimated from its bytes, without decoding them.
 
 use serde_json::{Map, Value};
 
 use super::RawMessage;
 use super::content::{self, Accept};
 
-/// Bytes of one decoded value with what holds it, rounded up: a number keeps its digits, a list has
-/// room to grow, a mapping has an index.
+/// Memory of one decoded value with its container, in bytes, rounded up: a number keeps its digits, a list
+/// has room to grow, a mapping has an index.
 const VALUE: usize = 100;
 
-/// Bytes of memory that a message takes with what is decoded from it, roughly and rather too much.
+/// Estimated memory of a message with its decoded values, in bytes; rather too high than too low.
 #[must_use]
 pub fn of(raw: &RawMessage, accept: &Accept) -> usize {
     let headers = of_map(&raw.headers);
-    // One that does not decompress, or not within the limit, is refused.
+    // A body that cannot be decompressed within the limit is refused.
     let body = content::inflated(raw, accept).map_or(0, |body| {
         let copies = body.len().saturating_mul(2);
         copies.saturating_add(values(raw, &body, accept).saturating_mul(VALUE))
@@ -30,7 +30,7 @@ fn values(raw: &RawMessage, body: &[u8], accept: &Accept) -> usize {
     let count = |marks: &[u8]| body.iter().filter(|byte| marks.contains(byte)).count() + 1;
     match content_type {
         content::JSON => count(b",:[{"),
-        // Each line and each alias can be one more; copies of aliases have a limit of their own.
+        // Each line and each alias can be one more value; copies of aliases have their own limit.
         "application/x-yaml" => {
             let copied = match body.contains(&b'*') {
                 true => accept.max_body_bytes,
@@ -38,21 +38,21 @@ fn values(raw: &RawMessage, body: &[u8], accept: &Accept) -> usize {
             };
             count(b",:[{-\n").saturating_add(copied)
         }
-        // Each byte can be a value.
+        // In msgpack each byte can be a value.
         "application/x-msgpack" => body.len(),
-        // Not decoded.
+        // Other bodies are not decoded.
         _ => 0,
     }
 }
 
-/// Bytes of decoded values.
+/// Memory of decoded values, in bytes.
 pub(super) fn of_map(map: &Map<String, Value>) -> usize {
     map.iter()
         .map(|(name, value)| name.len() + VALUE + of_value(value))
         .sum()
 }
 
-/// Bytes of a decoded value.
+/// Memory of a decoded value, in bytes.
 pub(super) fn of_value(value: &Value) -> usize {
     VALUE
         + match value {
@@ -86,7 +86,7 @@ mod tests {
         Accept::new(&["json", "msgpack", "yaml"].map(str::to_owned), 1 << 20)
     }
 
-    /// At least what the values take that the body decodes to.
+    /// The estimate is at least the memory of the decoded values.
     #[rstest]
     #[case("application/json", b"[".iter().chain(b"1,".repeat(1000).iter()).chain(b"1]").copied().collect())]
     #[case("application/json", br#"{"a": {"b": [[], {}, "", [{}]], "c": null}, "d": "some text"}"#.to_vec())]

@@ -42,7 +42,7 @@ pub(super) struct Received {
 }
 
 impl Received {
-    /// A message that came by a delivery.
+    /// A message that arrived by a delivery.
     pub(super) fn of(delivery: &Delivery, message: TaskMessage) -> Self {
         Self {
             identity: Identity::of(&delivery.message),
@@ -86,12 +86,12 @@ struct Held {
 
 /// The accepted messages.
 ///
-/// A task takes at most one place of the prefetch limit, and none while it waits for its time: every
-/// other delivery of it is parked. Deliveries that join a task could otherwise fill the window for as long
-/// as that task runs or waits, and nothing else would be delivered.
+/// A task takes at most one place of the prefetch limit, and none while it waits for its time: all its other
+/// deliveries are parked. Otherwise deliveries that join a task could fill the window for as long as that
+/// task runs or waits, and no other message would be delivered.
 pub(super) struct AcceptedTasks {
     all: Mutex<All>,
-    /// Deliveries that may be parked: the broker would otherwise drain its queue into this process.
+    /// Maximum number of parked deliveries: otherwise the broker would drain its queue into this process.
     parking_limit: usize,
 }
 
@@ -103,7 +103,7 @@ struct All {
 }
 
 impl AcceptedTasks {
-    /// No tasks yet; at most so many deliveries are parked.
+    /// Creates an empty collection that parks at most `limit` deliveries.
     pub(super) fn new(parking_limit: usize) -> Self {
         Self {
             all: Mutex::default(),
@@ -165,8 +165,8 @@ impl AcceptedTasks {
         })
     }
 
-    /// Lets a task's deliveries count against the prefetch limit, or not while it waits; those that join it
-    /// are treated alike.
+    /// Sets whether a task's deliveries count against the prefetch limit: not while it waits. Deliveries that join
+    /// it later are treated alike.
     pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
         let mut all = self.lock();
         let All {
@@ -182,7 +182,7 @@ impl AcceptedTasks {
         }
     }
 
-    /// Stops those that run here and whose message `wanted` wants, for good; their ids.
+    /// Stops, for good, the running tasks whose message `wanted` selects; returns their ids.
     pub(super) fn terminate(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         let mut stopped = Vec::new();
         for accepted in self.lock().tasks.values() {
@@ -195,7 +195,7 @@ impl AcceptedTasks {
         stopped
     }
 
-    /// The ids of the tasks that run here.
+    /// Ids of the tasks that run here.
     pub(super) fn running(&self) -> HashSet<String> {
         self.lock()
             .tasks
@@ -236,8 +236,8 @@ impl AcceptedTasks {
             .count()
     }
 
-    /// The tasks that are `wanted`, as `celery inspect` shows them, with how far each is; their arguments as
-    /// Python would print them where `safe`, and where they are long. So many as [`SHOWN_BYTES`] allow.
+    /// The tasks that `wanted` selects, in the form of `celery inspect`, with their stage. Arguments are shown as
+    /// Python prints them if `safe`, or if they are long. The list is limited by [`SHOWN_BYTES`].
     pub(super) fn requests(
         &self,
         hostname: &str,
@@ -288,8 +288,8 @@ impl All {
 }
 
 impl Accepted {
-    /// Parks every delivery but the first, and that too while the task waits, as far as the limit allows;
-    /// `parked` is the number of all that are parked.
+    /// Parks every delivery except the first one, and also the first one while the task waits, as far as the limit
+    /// allows. `parked` is the number of all parked deliveries.
     fn arrange(&mut self, parked: &mut usize, limit: usize) {
         let mut counted = usize::from(!self.parked);
         for held in &mut self.deliveries {
@@ -374,7 +374,7 @@ mod tests {
     use crate::wire::content::Accept;
     use crate::wire::message::decode;
 
-    /// A delivery that tells whether it is parked.
+    /// A delivery that records whether it is parked.
     #[derive(Clone, Default)]
     struct Probe {
         parked: Arc<AtomicBool>,
@@ -442,7 +442,7 @@ mod tests {
         assert!(accept(&accepted, &one).0);
         assert!(accept(&accepted, &other).0);
         assert!(!accept(&accepted, &again).0);
-        // Settled by themselves.
+        // These deliveries are settled separately.
         assert_eq!(accepted.release(&one).len(), 2);
         assert!(accepted.release(&one).is_empty());
         assert_eq!(accepted.release(&other).len(), 1);
@@ -460,7 +460,7 @@ mod tests {
         accepted.park(&task, true);
         let (_, third) = accept(&accepted, &twin);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
-        // Not by the message that joined: it waits for nothing.
+        // The message that joined does not count: it waits for nothing.
         accepted.park(&twin, false);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
         accepted.park(&task, false);
@@ -496,7 +496,7 @@ mod tests {
         }
         let (_, third) = accept(&accepted, &task);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, false]);
-        // What is settled makes room.
+        // Settled deliveries make room.
         accepted.release(&other);
         let (_, fourth) = accept(&accepted, &task);
         assert_eq!(parked(&[&third, &fourth]), [true, false]);

@@ -66,7 +66,7 @@ pub(super) fn register(
     let _ = registry.function(BACKEND_CLEANUP, CLEANUP, Attributes::NONE, cleanup);
 }
 
-/// Does the work of a task that only waits for servers: a shutdown ends it as it ends what follows a task.
+/// Runs a task that only waits for servers. A shutdown ends it in the same way as the follow-up tasks of a task.
 async fn until_shutdown(
     work: impl Future<Output = Result<(), Failure>>,
     shutting_down: CancellationToken,

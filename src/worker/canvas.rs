@@ -341,8 +341,8 @@ impl Canvas {
         sent
     }
 
-    /// Publishes what a task leads to, for as long as it takes to reach the broker and until the broker has
-    /// confirmed it. While it is pending, it is not published again.
+    /// Publishes the follow-up tasks of a task, and waits without a limit for the broker and its confirmation. A
+    /// pending message is not published again.
     ///
     /// # Errors
     /// [`CanvasError::Refused`] for what the broker will never take, and [`CanvasError::Stopped`].

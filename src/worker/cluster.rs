@@ -20,7 +20,7 @@ use crate::wire::RawMessage;
 use crate::wire::event::Event;
 use crate::wire::pidbox::{self, Request};
 
-/// Largest event that is read, in bytes: those of workers have some hundred.
+/// Largest event that is read, in bytes: events of workers have some hundred.
 const MAX_EVENT: usize = 64 << 10;
 
 /// Minimum interval of reports about a second worker with the same name.
@@ -37,12 +37,12 @@ pub(super) struct Ears {
     has_own_answer: AtomicBool,
 }
 
-/// Other workers that have this one's name.
+/// Other workers with the same name as this one.
 #[derive(Default)]
 pub(super) struct Namesakes(Mutex<Option<Instant>>);
 
 impl Namesakes {
-    /// Reports one, if the last report is a while ago.
+    /// Reports another worker, unless the last report was recent.
     fn report(&self, hostname: &str, pid: Option<u64>) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_some_and(|last| last.elapsed() < REPORT_EVERY) {
@@ -140,7 +140,7 @@ impl Ears {
     fn welcomed(&self, worker: &Worker, reply: &Map<String, Value>) {
         for (node, told) in reply {
             if **node == *worker.hostname {
-                // The node hears its own greeting, too, and answers it once.
+                // The node receives its own greeting, too, and answers it once.
                 if self.has_own_answer.swap(true, Ordering::Relaxed) {
                     worker.namesakes.report(node, None);
                 }
@@ -161,7 +161,7 @@ fn overheard(worker: &Worker, event: &Map<String, Value>) {
     let number = |name: &str| event.get(name).and_then(Value::as_u64);
     if text("hostname") == Some(&worker.hostname) {
         let pid = number("pid");
-        // Processes in containers may have one id; their greetings tell them apart.
+        // Processes in containers may have the same id; their greetings distinguish them.
         if pid.is_some_and(|pid| pid != u64::from(std::process::id())) {
             worker.namesakes.report(&worker.hostname, pid);
         }
@@ -176,7 +176,7 @@ fn overheard(worker: &Worker, event: &Map<String, Value>) {
 }
 
 impl Worker {
-    /// A new node's greeting: it learns what is revoked here, and this one what is there.
+    /// Handles a new node's greeting: both nodes exchange their revoked tasks.
     pub(super) fn hello(&self, request: &Request, ears: Option<&Ears>) -> Value {
         if *request.argument("from_node") == *self.hostname {
             let reply_to = request.reply_to.as_ref().map(|to| to.routing_key.as_str());

@@ -25,10 +25,11 @@ use crate::wire::{Properties, RawMessage};
 /// Events on their way to the broker.
 const QUEUE: usize = 10_000;
 
-/// The same in bytes: senders of tasks choose how long the arguments are that events show.
+/// The same limit in bytes: senders of tasks choose the length of arguments in events.
 const QUEUE_BYTES: usize = 8 << 20;
 
-/// Integers above are not exact in every implementation of JSON; leaves a clock room to go on.
+/// Largest accepted value of a clock. Larger integers are not exact in every implementation of JSON, and the
+/// clock needs room to count.
 const MAX_CLOCK: u64 = 1 << 52;
 
 /// How long events gather after a list, so that a busy worker sends few long lists and not many short ones:
@@ -167,7 +168,7 @@ async fn send(
             }
         };
         let gather = routing_key == event::LIST && next.is_none() && events.is_empty();
-        // What cannot go out now is old when it can.
+        // An event that cannot be sent now would be outdated later.
         if transport.blocked().is_some() {
             continue;
         }

@@ -51,7 +51,7 @@ impl Identity {
             &properties.correlation_id,
             &properties.reply_to,
         ] {
-            // A missing property is as good as an empty one.
+            // A missing property counts as an empty one.
             part(&mut hasher, text.as_deref().unwrap_or_default().as_bytes());
         }
         part(&mut hasher, &message.body);
@@ -128,7 +128,7 @@ mod tests {
         assert_ne!(Identity::of(&changed), Identity::of(&message()));
     }
 
-    /// Bytes that move from one part to the next make another message.
+    /// Moving bytes from one part to the next changes the identity.
     #[test]
     fn parts_do_not_run_together() {
         let with = |reply_to: &str, correlation_id: &str| {

@@ -1,4 +1,4 @@
-//! Reading what a worker receives.
+//! Reading of deliveries.
 
 use crate::broker::Delivery;
 use crate::wire::content::Accept;
@@ -7,7 +7,7 @@ use crate::wire::message::{self, Reason, Refused, TaskMessage};
 /// Reads a delivery's task message.
 ///
 /// # Errors
-/// [`Refused`] for everything that is none, and for what was left out on its way here.
+/// [`Refused`] for a message that is not a task, or whose body or properties were left out.
 pub(super) fn read(delivery: &Delivery, accept: &Accept) -> Result<TaskMessage, Refused> {
     match left_out(delivery, accept) {
         Some(reason) => Err(message::refused(&delivery.message, reason)),

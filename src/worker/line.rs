@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// The sending end. What does not fit is refused at once, so that a sender never waits.
+/// The sending end. An item that does not fit is refused at once, so a sender never waits.
 #[derive(Debug)]
 pub(super) struct Line<T> {
     sender: mpsc::Sender<Queued<T>>,
     room: Arc<Semaphore>,
 }
 
-/// An item; its bytes are free again when this is dropped.
+/// An item of the line. Dropping it frees its bytes.
 #[derive(Debug)]
 pub(super) struct Queued<T> {
     pub(super) item: T,
@@ -19,14 +19,14 @@ pub(super) struct Queued<T> {
 }
 
 impl<T> Line<T> {
-    /// A line for so many items of so many bytes altogether, and its receiving end.
+    /// Creates a line with a maximum number of items and of bytes, and returns both ends.
     pub(super) fn new(items: usize, bytes: usize) -> (Self, mpsc::Receiver<Queued<T>>) {
         let (sender, receiver) = mpsc::channel(items);
         let room = Arc::new(Semaphore::new(bytes));
         (Self { sender, room }, receiver)
     }
 
-    /// Puts an item of so many bytes in line; false if there is no room.
+    /// Puts an item of `bytes` bytes in line; returns false if there is no room.
     pub(super) fn put(&self, item: T, bytes: usize) -> bool {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {

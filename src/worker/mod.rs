@@ -207,7 +207,7 @@ pub struct Worker {
     accepted: Arc<AcceptedTasks>,
     room: room::Room,
     revoked: Revoked,
-    /// Replies of the remote control.
+    /// Line for the replies of remote control.
     replies: Replies,
     namesakes: Namesakes,
     events: Events,
@@ -353,7 +353,7 @@ impl Worker {
                         tasks.spawn(worker.clone().receive(delivery));
                     }
                     None => {
-                        // Of itself, or cancelled: nothing new begins.
+                        // The worker ends by itself or is cancelled: nothing new begins.
                         worker.shutdown.warm();
                         break;
                     }

@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// Largest concurrency; far beyond what a host does well, and a bound to what a request may ask.
 const MOST: usize = 10_000;
 
-/// Pause between two looks at whether all places are free.
+/// Interval of the checks that all places are free.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// A place to run in, given back when it is dropped.
@@ -42,7 +42,7 @@ impl Pool {
         self.places.clone().acquire_owned().await.ok()
     }
 
-    /// Waits until no place is taken. Looks every so often, since the size can change meanwhile.
+    /// Waits until no place is taken. Checks at an interval, since the size can change meanwhile.
     pub(super) async fn empty(&self) {
         while self.places.available_permits() < self.size() {
             tokio::time::sleep(LOOK_EVERY).await;

@@ -735,8 +735,8 @@ impl Worker {
     }
 
     /// Stores a final state, for as long as it takes: until then the message is not acknowledged.
-    /// A shutdown ends the wait, a warm one after [`super::SETTLED_WITHIN`]; the message then goes back,
-    /// and the task, run again, finds its work done.
+    /// A shutdown ends the wait, a warm one after [`super::SETTLED_WITHIN`]. The message then returns to its
+    /// queue, and the next run of the task finds its work done.
     async fn store(&self, message: &TaskMessage, meta: &ResultMeta) -> Result<(), Requeue> {
         let mut attempts = Attempts::new(STORE_PAUSES);
         loop {

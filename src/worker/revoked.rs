@@ -1,6 +1,6 @@
 //! Ids and stamps of tasks that must not run.
 //!
-//! Both come from the network: they are bounded by number, as Celery's, and by bytes.
+//! Both come from the network: they are bounded in number, as in Celery, and in bytes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -15,7 +15,7 @@ use crate::wire::message::TaskMessage;
 const MOST: usize = 50_000;
 const FOR: Duration = Duration::from_secs(10_800);
 
-/// Bytes of ids, and of stamps, that are remembered: of as many UUIDs as are.
+/// Maximum number of bytes of remembered ids, and of stamps: enough for the maximum number of UUIDs.
 const MOST_BYTES: usize = 2 << 20;
 
 /// What is revoked on this node.
@@ -100,7 +100,7 @@ impl Revoked {
         let by_id = with(&self.ids, |known| known.known.contains(message.id.as_str()));
         by_id
             || with(&self.stamps, |known| {
-                // Most workers never hear of any, and most messages have none.
+                // Most workers never receive any, and most messages have none.
                 !known.known.is_empty()
                     && stamps_of(message).any(|stamp| known.known.contains(&stamp))
             })
@@ -129,7 +129,7 @@ fn with<K: Clone + Eq + Hash, T>(
 pub(super) struct Stamps<'a>(HashMap<&'a str, HashSet<String>>);
 
 impl<'a> Stamps<'a> {
-    /// Reads them: for each header a value, or a list of them.
+    /// Reads the stamps: for each header a value or a list of values.
     pub(super) fn of(headers: &'a Map<String, Value>) -> Self {
         let values = |values| each(values).map(Value::to_string).collect();
         let all = headers.iter();
@@ -204,7 +204,7 @@ mod tests {
         let kept: Vec<String> = revoked.list();
         assert_eq!(kept.len(), MOST_BYTES / 1000);
         assert!(revokes(&revoked, &id(MOST - 1)) && !revokes(&revoked, &id(0)));
-        // One that leaves no room for others is none.
+        // A stamp that leaves no room for others is ignored.
         revoked.add(["a".repeat(MOST_BYTES + 1)]);
         assert_eq!(revoked.list(), kept);
         // As many UUIDs as Celery remembers fit in.

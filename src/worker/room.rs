@@ -1,10 +1,10 @@
 //! Memory for messages.
 //!
-//! The prefetch limit counts messages, whatever their size, and those that wait for their time do not
-//! even count. What they take once they are decoded is therefore limited as well. Most messages are
-//! light, and never notice. A heavy one is decoded only when there is room for it; one that has to wait
-//! stays with the broker: its delivery is held without the message, and given back when there is
-//! room for it or its time has come.
+//! The prefetch limit counts messages regardless of their size, and does not count messages that wait for
+//! their time. So the memory of decoded messages is limited as well. Most messages are light and are not
+//! affected. A heavy message is decoded only when there is room for it. Otherwise it stays with the broker:
+//! its delivery is held without the message, and returned when there is room for it or its time has
+//! come.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,23 +16,23 @@ use super::identity::Identity;
 /// Maximum weight of a light message. Only the prefetch limit bounds the number of light messages.
 pub(super) const LIGHT: usize = 256 << 10;
 
-/// Bytes of heavy messages that are held at a time. A heavier one is held alone.
+/// Maximum memory of heavy messages that are held at a time, in bytes. A heavier message is held alone.
 const HEAVY: usize = 192 << 20;
 
-/// Bytes of light messages that wait for their time.
+/// Maximum memory of light messages that wait for their time, in bytes.
 const WAITING: usize = 64 << 20;
 
-/// Bytes of a permit.
+/// Bytes per permit.
 const UNIT: usize = 1 << 10;
 
-/// A message's part of the room, given back when it is dropped.
+/// A message's part of the room. Dropping it returns the part.
 pub(super) type Share = OwnedSemaphorePermit;
 
-/// The room.
+/// Room for messages in memory.
 pub(super) struct Room {
     heavy: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    /// Kept for messages that were given back and come again.
+    /// Room that is kept for messages that were returned and will be delivered again.
     reserved: Mutex<HashMap<Identity, Share>>,
 }
 
@@ -59,7 +59,7 @@ impl Room {
 
     /// Waits for room for a heavy message.
     pub(super) async fn wait(&self, weight: usize) -> Option<Share> {
-        // Only a closed semaphore has none, and this one is never closed.
+        // Only a closed semaphore fails, and this one is never closed.
         self.heavy
             .clone()
             .acquire_many_owned(units(weight))
@@ -72,7 +72,7 @@ impl Room {
         self.lock().insert(identity, share);
     }
 
-    /// Takes out what was reserved for a message.
+    /// Removes and returns the room that was reserved for a message.
     pub(super) fn cancel(&self, identity: &Identity) -> Option<Share> {
         self.lock().remove(identity)
     }

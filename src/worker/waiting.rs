@@ -1,4 +1,4 @@
-//! Messages that wait: for their time, or for room in memory.
+//! Messages that wait for their time or for room in memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,20 +34,20 @@ const RESERVED_FOR: Duration = Duration::from_secs(30);
 /// Header in which quorum queues count the deliveries of a message before this one.
 const DELIVERIES: &str = "x-delivery-count";
 
-/// Deliveries before this one after which a message that is to be given back is published anew instead:
-/// quorum queues drop a message that was given back too often.
+/// Number of earlier deliveries after which a message is published again instead of being returned: quorum
+/// queues drop a message that was returned too often.
 const MANY_DELIVERIES: u64 = 3;
 
-/// A message that is read, and held from now on.
+/// A message that was read and is held from now on.
 pub(super) struct Admitted {
     pub(super) delivery: Delivery,
     pub(super) read: Box<Result<TaskMessage, message::Refused>>,
-    /// Its part of the room in memory, until it is settled.
+    /// The message's part of the room in memory, until it is settled.
     pub(super) share: Option<Share>,
 }
 
 impl Worker {
-    /// Reads a message, if there is room for it; otherwise waits with it, and gives it back. `None` once it
+    /// Reads a message if there is room for it; otherwise waits and returns it to its queue. `None` if the message
     /// was dealt with.
     pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         let accept = &self.config.accept;
@@ -58,7 +58,7 @@ impl Worker {
         {
             return Box::pin(self.admit_early(delivery)).await;
         }
-        // That of a large body takes a while, and is rarely needed.
+        // The digest of a large body takes a while and is rarely needed.
         if delivery.message.body.len() > room::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
@@ -70,7 +70,7 @@ impl Worker {
         self.admit_read(delivery, read, weight, None).await
     }
 
-    /// A message whose body was left out since the task has to wait.
+    /// Handles a message whose body was left out because the task has to wait.
     async fn admit_early(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         let head = match message::head(&delivery.message) {
             Ok(head) => head,
@@ -98,7 +98,7 @@ impl Worker {
         None
     }
 
-    /// Ends a task that is not wanted any more, without its body.
+    /// Ends a task that is no longer wanted, without its body.
     async fn turn_down(&self, delivery: Delivery, head: TaskMessage, entry: &Entry, cause: Cause) {
         let limits = self.time_limits.get(&head.task);
         let policy = Policy::new(&head, &entry.attributes, limits, &self.config.tasks);
@@ -129,8 +129,8 @@ impl Worker {
         }
     }
 
-    /// Works on a large message where others are not held up. `None` if that came to nothing: the
-    /// delivery is gone then, and goes back.
+    /// Decodes a large message on another thread, so that others are not delayed. `None` if this failed: the
+    /// delivery then returns to its queue.
     async fn aside<T: Send + 'static>(
         self: &Arc<Self>,
         delivery: Delivery,
@@ -144,7 +144,7 @@ impl Worker {
         working
             .await
             .inspect_err(
-                |error| tracing::error!(%error, "a message could not be read; it goes back"),
+                |error| tracing::error!(%error, "a message could not be read; it is returned to its queue"),
             )
             .ok()
     }
@@ -188,7 +188,7 @@ impl Worker {
     async fn postpone(self: &Arc<Self>, mut delivery: Delivery, message: &TaskMessage) {
         let Some(eta) = message.eta else { return };
         let raw = std::mem::take(&mut delivery.message);
-        // Never of one whose body was left out.
+        // Never for a message whose body was left out.
         if deliveries_before(&raw) >= MANY_DELIVERIES {
             return self.publish_anew(vec![delivery], raw, &message.id).await;
         }
@@ -264,11 +264,11 @@ impl Worker {
         drop(self.room.cancel(&identity));
     }
 
-    /// Waits for a task's time; `None` if the message was given to the broker meanwhile.
+    /// Waits for a task's time; `None` if the message was returned to the broker meanwhile.
     ///
-    /// The broker takes back what is held for too long (`consumer_timeout`, 30 minutes by default)
-    /// and closes the channel. A message that has to wait for longer is therefore published anew
-    /// every so often, as it is.
+    /// The broker takes back a message that is held for too long (`consumer_timeout`, 30 minutes by
+    /// default) and closes the channel. So a message that has to wait longer is published again,
+    /// unchanged, at an interval.
     pub(super) async fn wait_until(
         &self,
         received: &Arc<Received>,
@@ -277,7 +277,7 @@ impl Worker {
         let Ok(left) = (eta - Utc::now()).to_std() else {
             return Some(());
         };
-        // One that waits must not take a place among those that the broker delivers ahead.
+        // A waiting message must not count against the prefetch limit.
         self.accepted.enter(received, Phase::Scheduled(eta));
         self.accepted.park(received, true);
         tokio::time::sleep(left.min(self.config.eta_hold)).await;
@@ -285,17 +285,17 @@ impl Worker {
             self.accepted.park(received, false);
             return Some(());
         }
-        // Taken out first: the new message may be here before its publication is confirmed, and
-        // must not join the one that goes.
+        // Removed first: the new message may arrive before its publication is confirmed, and
+        // must not join the old one.
         let held = self.accepted.release(received);
         self.publish_anew(held, received.raw.clone(), &received.message.id)
             .await;
         None
     }
 
-    /// Publishes a message that waits anew, and lets those go that are held.
+    /// Publishes a waiting message again, and settles its held deliveries.
     async fn publish_anew(&self, held: Vec<Delivery>, mut message: RawMessage, task_id: &str) {
-        // What the broker has taken back comes again by itself.
+        // Messages that the broker has taken back are delivered again anyway.
         let Some(queue) = held
             .iter()
             .find(|delivery| !delivery.is_void())
@@ -303,7 +303,7 @@ impl Worker {
         else {
             return;
         };
-        // It has never been delivered.
+        // The new message has never been delivered.
         if message.headers.contains_key(DELIVERIES) {
             message.headers.shift_remove(DELIVERIES);
         }
@@ -319,7 +319,7 @@ impl Worker {
             .publish_until_confirmed(&publication, PUBLISH_WITHIN);
         let published = tokio::select! {
             published = publishing => published,
-            // The broker delivers it again; published as well, there would be two of it.
+            // The broker delivers it again; publishing it as well would make two messages.
             () = taken_back(&held) => return,
         };
         let verdict = match published {

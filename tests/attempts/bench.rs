@@ -153,8 +153,8 @@ impl Bench {
         true
     }
 
-    /// Reaches the destination by a stand-in for ssh that runs the command here, without the programs
-    /// of these names.
+    /// Reaches the destination by a stand-in for ssh that runs the command on this host, without the
+    /// programs of these names.
     pub(crate) async fn by_a_shell_without(&mut self, programs: &[&str]) {
         use std::os::unix::fs::PermissionsExt;
         let folder = self.directory.path().join("shell");
@@ -179,7 +179,7 @@ impl Bench {
         assert_eq!(self.db.sql(&sql).await, 1);
     }
 
-    /// Has the destination's location name another directory.
+    /// Changes the directory of the destination's location.
     pub(crate) async fn move_destination(&mut self, to: PathBuf) {
         let sql = format!(
             "UPDATE disk_data_location SET path = '{}' WHERE path = '{}'",

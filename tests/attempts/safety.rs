@@ -1,4 +1,4 @@
-//! The only copy stays the only copy, and what waits does not fail.
+//! Safety of the only copy, and transfers that wait instead of failing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,11 +13,11 @@ use crate::bench::{Bench, MB};
 enum Way {
     Local,
     Ssh,
-    /// By a host whose `stat` is no help, as one that numbers the files of a mount by itself.
+    /// By a host whose `stat` is not usable, like a host that numbers the files of a mount by itself.
     Opaque,
 }
 
-/// The destination is the origin's own directory. What is found there is no second copy.
+/// The destination is the origin's own directory. The file there is not a second copy.
 #[rstest]
 #[case::link(Way::Local, true)]
 #[case::host_name(Way::Ssh, false)]
@@ -50,7 +50,7 @@ async fn the_only_copy_is_not_taken_for_two(#[case] way: Way, #[case] link: bool
     assert_eq!(entries, 1, "nothing else is left there");
 }
 
-/// A file that is there by other means is a second copy, wherever it is.
+/// A file that another program has put at the destination is a second copy.
 #[rstest]
 #[case(Way::Local)]
 #[case(Way::Opaque)]
@@ -87,7 +87,7 @@ async fn transfers_wait_for_a_disk(#[case] origin: bool, #[case] code: &str) {
         assert_eq!(bench.attempt(id).await.code(), code);
         assert_eq!(bench.db.status(id).await, "PENDING");
         assert_eq!(bench.record(id).await.retry_count, 0);
-        // It waits, as long as for room.
+        // The transfer waits as long as for a full disk.
         assert_eq!(bench.attempt(id).await.code(), "not_due");
         bench.forget_delay(id).await;
     }
@@ -96,7 +96,7 @@ async fn transfers_wait_for_a_disk(#[case] origin: bool, #[case] code: &str) {
     bench.assert_moved(id, "a.tar").await;
 }
 
-/// The disk goes in the middle of a copy.
+/// The disk is unmounted in the middle of a copy.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_goes_is_no_missing_package() {
     let bench = Bench::sqlite().await;
@@ -113,7 +113,7 @@ async fn a_disk_that_goes_is_no_missing_package() {
     assert_eq!(bench.db.status(id).await, "PENDING");
 }
 
-/// Replaced in the middle of the copy by a file of the same size that was changed in the same second.
+/// The origin is replaced during the copy by a file of the same size that was changed in the same second.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replaced_package_is_noticed() {
     let bench = Bench::sqlite().await;

@@ -8,7 +8,7 @@ use rstest::rstest;
 use crate::bench::Bench;
 use crate::noise::{FAR, behind};
 
-/// A bench with a remote destination where `sync` notes its arguments and does as `script` says.
+/// A bench with a remote destination where `sync` notes its arguments and runs `script`.
 fn with_sync(script: &str) -> Bench {
     let mut bench = behind("", "sh");
     let folder = bench.path("bin/shell");

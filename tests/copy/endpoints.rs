@@ -105,7 +105,7 @@ async fn a_destination_that_is_the_source_is_refused() {
     let error = plan.refuse_same_file(&source, &existing).unwrap_err();
     assert_eq!(error.code(), "same_place");
 
-    // Each host has device numbers of its own for what it mounts from others.
+    // Each host has its own device numbers for mounts from other hosts.
     let exported = |facts: Facts| Facts {
         identity: facts.identity.map(|(device, inode)| (device + 1, inode)),
         boot: Some(Uuid::new_v4()),
@@ -137,7 +137,7 @@ async fn a_changed_source_is_noticed(#[values(Way::Local, Way::Ssh)] way: Way) {
         let file = fs::File::options().append(true).open(path).unwrap();
         file.set_modified(moment + later).unwrap();
     };
-    // A backup's hard link, a reader, a chmod change nothing.
+    // A backup's hard link, a reader and a chmod are not a change.
     fs::hard_link(&path, bench.path("backup")).unwrap();
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
     assert_eq!(before.difference(&source.inspect().await.unwrap()), None);
@@ -342,7 +342,7 @@ async fn a_missing_location_is_not_made(#[values(Way::Local, Way::Ssh)] way: Way
     assert!(!bench.path("destination").exists());
 }
 
-/// A disk that is not mounted: no package of the location can be read, and none is missing.
+/// A disk that is not mounted: no package of the location can be read, but none counts as missing.
 #[rstest]
 #[tokio::test]
 async fn an_origin_that_is_not_mounted_is_told_from_a_missing_package(

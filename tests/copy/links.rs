@@ -12,7 +12,7 @@ use rstest::rstest;
 use crate::bench::Bench;
 use crate::endpoints::{READING, Way, bench};
 
-/// A file and a directory with something like a checkpoint, which belong to others.
+/// A file and a directory with a file like a checkpoint, which belong to others.
 struct Others {
     file: PathBuf,
     directory: PathBuf,
@@ -62,7 +62,7 @@ async fn removal_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: Way)
     symlink(&others.directory, &checkpoints).unwrap();
     target.remove_temporary().await.unwrap();
     others.assert_untouched();
-    // The links have our names, so they go.
+    // The links have our names, so they are removed.
     assert!(!exists(&copy) && !exists(&checkpoints));
 
     fs::create_dir(&checkpoints).unwrap();
@@ -88,7 +88,7 @@ async fn publication_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: 
     assert_eq!(fs::read(target.path().as_path()).unwrap(), b"new");
     fs::remove_file(target.path().as_path()).unwrap();
 
-    // What is not our copy is not published.
+    // A file that is not our copy is not published.
     symlink(&others.file, &copy).unwrap();
     let error = target.publish().await.unwrap_err();
     assert_eq!(error.code(), "storage", "{}", error.chain());
@@ -99,8 +99,8 @@ async fn publication_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: 
     others.assert_untouched();
 }
 
-/// bbcp opens a partial copy by its name and appends to it, so that a link there would have it write
-/// to another file.
+/// bbcp opens a partial copy by its name and appends to it: through a link it would write to another
+/// file.
 #[rstest]
 #[case::copy(true, false, false)]
 #[case::hard_link(true, false, true)]
@@ -138,14 +138,14 @@ async fn adoption_does_not_follow_links(
         assert_eq!(there.unwrap(), 0);
     }
     others.assert_untouched();
-    // bbcp begins anew, in a directory of its own.
+    // bbcp begins again, in a directory of its own.
     let [copy, checkpoints] = names_of(&target);
     assert!(!exists(&copy));
     let made = checkpoints.symlink_metadata().unwrap();
     assert!(made.is_dir());
 }
 
-/// A link where the directory of checkpoints is to be made.
+/// A link at the path of the new directory of checkpoints.
 #[rstest]
 #[tokio::test]
 async fn a_planted_directory_of_checkpoints_is_replaced(#[values(Way::Local, Way::Ssh)] way: Way) {

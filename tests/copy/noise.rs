@@ -1,5 +1,5 @@
-//! Remote shells whose start-up files print, fail or end: an ssh stand-in that runs the command here,
-//! after whatever a start-up file would do.
+//! Remote shells whose start-up files print, fail or end. A stand-in for ssh runs the start-up commands and
+//! then the command on this host.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +10,10 @@ use rstest::rstest;
 use crate::bench::{Bench, SIZE};
 use crate::endpoints::READING;
 
-/// By this name, no location is local.
+/// Host name with which no location is local.
 pub(crate) const FAR: &str = "far.example.org";
 
-/// A bench whose other end is a shell that does `startup` first. The command is run by `shell`.
+/// A bench whose other end is a shell that runs `startup` first. `shell` runs the command.
 pub(crate) fn behind(startup: &str, shell: &str) -> Bench {
     let mut bench = Bench::new(&[]);
     let ssh = bench.path("bin/ssh");
@@ -55,7 +55,7 @@ async fn what_start_up_files_print_is_no_answer(#[case] startup: &str) {
     assert_eq!(target.inspect().await.unwrap().unwrap().size, 3);
 }
 
-/// The codes of our scripts mean something; the same ones of something else do not.
+/// Exit codes have a meaning only if they come from our scripts.
 #[rstest]
 #[tokio::test]
 async fn a_start_up_file_that_ends_is_no_answer(#[values(0, 1, 66, 69, 73, 77)] code: i32) {
@@ -66,7 +66,7 @@ async fn a_start_up_file_that_ends_is_no_answer(#[values(0, 1, 66, 69, 73, 77)] 
     assert!(error.to_string().contains("not today"), "{error}");
 }
 
-/// Only what ssh itself says tells why it did not get through.
+/// Only ssh's own output states the reason of a failed connection.
 #[rstest]
 #[case::noise(
     "echo 'motd: Connection refused by yesterday' >&2; exit 255",
@@ -89,7 +89,7 @@ async fn only_ssh_tells_why_it_failed(#[case] startup: &str, #[case] code: &str)
     assert_eq!(error.code(), code, "{error}");
 }
 
-/// A path that reads like a complaint.
+/// A path that looks like an error message.
 #[tokio::test]
 async fn names_are_no_complaints() {
     let mut bench = behind("", "sh");
@@ -109,7 +109,7 @@ async fn names_are_no_complaints() {
     assert_eq!(error.code(), "storage", "{}", error.chain());
 }
 
-/// The scripts need no more than POSIX.
+/// The scripts work in every POSIX shell.
 #[rstest]
 #[tokio::test]
 async fn any_posix_shell_will_do(

@@ -1,5 +1,4 @@
-//! Rows that are SCHEDULED: their records, and the manager's reconciliation with the messages that
-//! exist.
+//! Records of SCHEDULED rows, and the manager's reconciliation of rows with messages.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -36,7 +35,7 @@ const QUEUE: &str = "ccat_telescope_computer_data_transfer";
 struct Broker {
     queues: Mutex<HashMap<String, Vec<i64>>>,
     held: Mutex<HeldMessages>,
-    /// Questions that it refuses.
+    /// Requests that the broker refuses.
     is_mute: Mutex<bool>,
     asked: Mutex<Vec<&'static str>>,
 }
@@ -141,7 +140,7 @@ async fn a_record_begins_with_scheduled_and_ends_with_it(db: Fixture) {
     let lease = db.acquire(ids[1]).await.lease;
     assert!(recorded(&db).await.iter().all(|(id, _)| *id != ids[1]));
     db.repository.complete(&lease, &finished()).await.unwrap();
-    // An operator gives one up.
+    // An operator gives up one of the transfers.
     db.repository
         .schedule(&[wanted(ids[0])], confirmed)
         .await
@@ -177,7 +176,7 @@ async fn a_lost_message_is_sent_again(db: Fixture) {
     // Not before its time.
     let early = pass(&manager(&db, &broker, HOUR)).await;
     assert_eq!((early.overdue, early.resent), (0, vec![]));
-    // In the same pass it is sent again.
+    // The row is sent again in the same pass.
     let done = pass(&manager(&db, &broker, AT_ONCE)).await;
     assert_eq!((done.overdue, &done.resent), (4, &ids));
     assert_eq!(done.scheduled.len(), 4);
@@ -192,12 +191,12 @@ async fn a_lost_message_is_sent_again(db: Fixture) {
 }
 
 async fn rows_of_other_programs_are_found(db: Fixture) {
-    // By hand, or by Python's manager: there is no record.
+    // Made SCHEDULED by hand or by Python's manager: there is no record.
     let id = db.transfer().await;
     db.set_status(id, "SCHEDULED").await;
     let broker = Arc::new(Broker::default());
     let manager = manager(&db, &broker, AT_ONCE);
-    // Its time begins when it is first seen.
+    // The time of the row begins when it is first seen.
     let first = pass(&manager).await;
     assert_eq!((first.overdue, first.resent), (0, vec![]));
     assert_eq!(recorded(&db).await, [(id, None)]);
@@ -215,12 +214,12 @@ async fn messages_that_exist_are_not_sent_again(db: Fixture) {
     let broker = Arc::new(Broker::default());
     let manager = manager(&db, &broker, AT_ONCE);
     pass(&manager).await;
-    // They wait in their queue for longer than is usual, and no worker is asked.
+    // Their messages wait in the queue for longer than usual, and no worker is asked.
     broker.asked();
     let waiting = pass(&manager).await;
     assert_eq!((waiting.overdue, waiting.resent), (4, vec![]));
     assert_eq!(broker.asked(), ["ready"]);
-    // Workers hold two of them, by their own words; one message is lost.
+    // Workers report two of the messages; one message is lost.
     broker
         .queues
         .lock()
@@ -276,11 +275,11 @@ async fn nothing_is_asked_and_nothing_done_without_need(db: Fixture) {
     pass(&manager(&db, &broker, HOUR)).await;
     broker.purge();
     pass(&manager(&db, &broker, HOUR)).await;
-    // Zero is never.
+    // With zero no row is checked.
     pass(&manager(&db, &broker, Duration::ZERO)).await;
     assert_eq!(broker.asked(), [] as [&str; 0]);
     assert_eq!(db.status(id).await, "SCHEDULED");
-    // A row that a worker has is not waiting.
+    // A row that a worker has does not wait.
     db.acquire(id).await;
     let done = pass(&manager(&db, &broker, AT_ONCE)).await;
     assert_eq!((done.overdue, done.resent), (0, vec![]));
@@ -320,7 +319,7 @@ async fn a_sent_again_transfer_waits_longer(db: Fixture) {
     assert_eq!(resent(121).await, 1);
     assert_eq!(resent(181).await, 0);
     assert_eq!(resent(241).await, 1);
-    // A worker has taken it: the next time begins anew.
+    // A worker has taken the row: the count starts again.
     let lease = db.acquire(id).await.lease;
     db.repository.release(&lease, "stop").await.unwrap();
     pass(&manager(&db, &broker, HOUR)).await;
@@ -346,7 +345,7 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
     assert!(withdraw(&mine, &Withdrawal::Pending).await);
     assert_eq!(db.status(id).await, "PENDING");
     assert_eq!(recorded(&db).await, []);
-    // Of another program's message nothing is known.
+    // Another program's message is unknown.
     db.set_status(id, "SCHEDULED").await;
     assert!(withdraw("another", &failed).await);
     let detail = db.repository.show(id).await.unwrap().unwrap();
@@ -356,7 +355,7 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
         Some("revoked by an operator")
     );
     assert!(detail.transfer.end_time.is_some());
-    // A worker has it.
+    // A worker has the row.
     let other = db.transfer().await;
     db.acquire(other).await;
     db.set_status(other, "SCHEDULED").await;

@@ -27,13 +27,13 @@ def site(tmp_path_factory, bbcp, broker):
 
 
 def node(site, name):
-    """A worker's name: others listen to the same broker."""
+    """A worker's name, unique because other tests use the same broker."""
     return f"{name}-{site.origin_site}@{socket.gethostname()}"
 
 
 @contextlib.contextmanager
 def stopped(worker):
-    """A worker that is gone afterwards: the next one has the same queue."""
+    """A worker that is stopped afterwards, since the next one has the same queue."""
     try:
         yield worker
     finally:
@@ -53,7 +53,7 @@ def port_of(url):
 
 
 def examined(site, check, **celery):
-    """What doctor finds in one check, and all that it prints."""
+    """Doctor's finding in one check, and its whole output."""
     site.settings(celery=celery)
     done = site.cli("doctor", "--json", "--skip", "limits", check=False)
     assert done.stdout, done.stderr
@@ -99,7 +99,7 @@ def test_kombus_names_of_amqp(site, scheme):
 
 
 def test_the_next_broker_of_a_list_is_used(site):
-    """A worker gets its tasks from the second broker while the first one is away; no password is in sight."""
+    """A worker gets its tasks from the second broker while the first one is away; no password is shown."""
     first, second = f"s1{uuid.uuid4().hex}", f"s2{uuid.uuid4().hex}"
     user = f"u{uuid.uuid4().hex[:8]}"
     site.broker.ctl("add_user", user, second)
@@ -125,7 +125,7 @@ def test_the_next_broker_of_a_list_is_used(site):
 
 
 def test_a_worker_turns_to_the_next_broker(site):
-    """When the connection to the first one breaks, and no other can be made."""
+    """The connection to the first broker breaks and cannot be opened again: the worker uses the second broker."""
     direct = urlsplit(service("TEST_AMQP_URL"))
     first = Proxy("127.0.0.1", direct.port)
     urls = [f"amqp://guest:guest@127.0.0.1:{port}//" for port in (first.port, direct.port)]
@@ -172,7 +172,7 @@ def test_urls_that_are_refused_are_not_shown(site, url):
 
 
 def test_redis_has_the_database_of_the_parameter(site):
-    """As Celery's backend: the parameter wins over the path."""
+    """The parameter takes precedence over the path, as in Celery's backend."""
     address = service("TEST_REDIS_URL").rsplit("/", 1)[0]
     site.settings(celery={"result_backend": f"{address}/0?db=8"})
     app = Celery(broker=site.broker.url, backend=f"{address}/0?db=8", set_as_current=False)
@@ -200,7 +200,7 @@ def test_results_by_a_unix_socket(site, socket_directory, form):
 
 
 def test_the_ops_db_by_a_unix_socket(site, socket_directory):
-    """TLS is not asked for there: libpq does not either."""
+    """A Unix socket is used without TLS, as in libpq."""
     url = urlsplit(service("TEST_POSTGRES_URL"))
     site.settings(
         ops_db={
@@ -217,7 +217,7 @@ def test_the_ops_db_by_a_unix_socket(site, socket_directory):
 
 
 def test_a_password_of_pgpass_is_that_of_its_host(site, tmp_path):
-    """Not that of the host, user and database which are used where none are given."""
+    """The password of the configured host, user and database is used, not the one of libpq's defaults."""
     pgpass = tmp_path / "pgpass"
     pgpass.touch(0o600)
     # A server that asks for a password and keeps what comes.

@@ -176,7 +176,7 @@ def test_events(deployment):
 def test_a_requested_heartbeat_is_complete(deployment):
     node = node_of(deployment.worker())
     with deployment.app() as app, events(app) as seen:
-        # Of the regular ones, the frequency tells it apart: it is Python's.
+        # The frequency distinguishes it from the regular heartbeats: it is Python's.
         asked = lambda: [event for event in seen if event["type"] == "worker-heartbeat" and event["freq"] == 5]
         app.control.broadcast("heartbeat", destination=[node])
         until(asked, "the heartbeat comes")
@@ -188,13 +188,13 @@ def test_a_requested_heartbeat_is_complete(deployment):
 
 @pytest.fixture
 def silent_server():
-    """A server that accepts connections and never says a word: its port."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
 
 def test_nothing_delays_the_remote_control(tmp_path, broker, silent_server):
-    """Revocations while the result backend is away, long ones, huge ones: `ping` and `shutdown` come at once."""
+    """`ping` and `shutdown` take effect at once after long and huge revocations while the result backend is away."""
     queue = f"control{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     worker = tasks_worker(tmp_path, queue, broker, f"redis://127.0.0.1:{silent_server}/0")
@@ -236,7 +236,7 @@ def test_two_workers_with_one_name(tmp_path, broker):
             (tmp_path / directory).mkdir()
             workers.append(tasks_worker(tmp_path / directory, queue, broker, backend_url("redis")))
             if len(workers) == 1:
-                # It has heard its own greeting and its own events, and knows itself.
+                # It has received its own greeting and its own events, and recognizes itself.
                 with Celery(broker=broker.url, set_as_current=False) as app, events(app) as seen:
                     until(lambda: types(seen, hostname=node_of(workers[0])), "the worker is heard of")
                 assert "same node name" not in workers[0].log()

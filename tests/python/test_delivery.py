@@ -48,7 +48,7 @@ def test_five_tasks_for_the_same_transfer(deployment, broker):
 
 
 def test_two_callers_with_one_task_id(deployment):
-    """The same call by two callers, and one for another transfer, all with one id: two copies, three answers."""
+    """Three calls with one id, two of them the same by two callers: two copies, and an answer for each caller."""
     deployment.settings(backend="rpc")
     deployment.double(RATE=2 * MB)
     first, other = deployment.package(size=2 * MB), deployment.package()

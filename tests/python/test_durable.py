@@ -1,4 +1,4 @@
-"""What is on the disk before a row says COMPLETED: fsync, watched and made to fail from inside the program."""
+"""Data on the disk before a row becomes COMPLETED: fsync, watched and made to fail from inside the program."""
 
 import subprocess
 
@@ -54,7 +54,7 @@ def shim(tmp_path_factory):
 
 
 def run(deployment, shim, transfer, fails=""):
-    """Runs a transfer; the paths that were written to the disk, in order."""
+    """Runs a transfer and returns the paths that were written to the disk, in order."""
     log = deployment.directory / "fsync.log"
     log.unlink(missing_ok=True)
     done = deployment.cli(
@@ -75,7 +75,7 @@ def test_a_copy_is_on_the_disk(deployment, shim):
     path = deployment.destination / "2026" / "11" / "a.tar"
     done, paths = run(deployment, shim, transfer)
     assert done.returncode == 0, done.stderr
-    # The content before it has its name, then the name, then each directory that was made for it.
+    # The order: the content before the rename, then the name, then each directory that was made for it.
     assert paths[0].startswith(str(path.parent / ".ccat-transfer-"))
     assert paths[1:] == chain(deployment, path)
 
@@ -90,7 +90,7 @@ def test_a_file_that_is_there_is_on_the_disk(deployment, shim):
     assert paths == [str(path), *chain(deployment, path)]
 
 
-# The file of a copy has a name that is not known before.
+# The name of the partial copy is not known in advance.
 @pytest.mark.parametrize(
     ("there", "what"), [(True, "file"), (True, "directory"), (True, "root"), (False, "directory"), (False, "root")]
 )
@@ -104,7 +104,7 @@ def test_what_the_disk_refuses_is_not_complete(deployment, shim, there, what):
     done, _ = run(deployment, shim, transfer, fails)
     assert done.returncode == 1 and "fsync failed at the destination" in done.stderr
     assert deployment.row(transfer)["status"] == "PENDING"
-    # The next attempt finds it, and has it on the disk before it says so.
+    # The next attempt finds the file and writes it to the disk before it reports success.
     deployment.cli("transfers", "retry", transfer)
     done, paths = run(deployment, shim, transfer)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Two workers and one message: which of them tells the result."""
+"""Two workers and one message: only one of them stores the result."""
 
 import os
 import signal
@@ -54,7 +54,7 @@ def test_a_frozen_worker_leaves_the_result_to_the_next(deployment, broker, wakes
 
 
 def test_a_shutdown_leaves_the_result_to_the_next_worker(deployment, broker):
-    """The result backend is down when a copy has ended, and the worker is told to stop: it does, in time."""
+    """A worker stops in time although the result backend is down and the result of a copy is not stored."""
     server = service("TEST_REDIS_URL").rpartition("/")
     host, _, port = server[0].rpartition("//")[2].partition(":")
     proxy = Proxy(host, int(port))

@@ -333,25 +333,25 @@ def test_a_loop_that_stands_still(own, tmp_path):
     assert worker.running() and manager.running()
 
 
-# So that the only subscription is that for tasks.
+# Without remote control the only subscription is the one for tasks.
 ALONE = {"CCAT_DATA_TRANSFER_CELERY__WORKER_ENABLE_REMOTE_CONTROL": "false"}
 
 
 def test_a_consumer_that_panics_is_replaced(own):
-    """A bug in what hands a queue's messages on: the queue is consumed again, and its messages are delivered."""
+    """A panic in the consumer of a queue: the queue is consumed again, and its messages are delivered."""
     port = SidePort()
     worker = own.watched_worker(port=port, CCAT_TRANSFER_FAULT="lane:panic", **ALONE)
     port.is_("/readyz", 200)
     transfer = own.package(size=1000)
     own.schedule()
-    worker.says("the consumer of a queue panicked, which is a bug; the connection is made anew")
+    worker.says("the consumer of a queue panicked, which is a bug; its connection is opened again")
     own.reaches(transfer, "COMPLETED")
     port.is_("/readyz", 200)
     assert port.get("/livez")[0] == 200 and worker.running()
 
 
 def test_a_subscription_that_panics_ends_the_worker(own):
-    """Without its subscription a worker is of no use: it ends with an error, and is started anew."""
+    """A worker that loses its task subscription ends with an error, so that it is restarted."""
     port = SidePort()
     worker = own.watched_worker(port=port, CCAT_TRANSFER_FAULT="subscription:panic:3", **ALONE)
     assert worker.ended() == 5

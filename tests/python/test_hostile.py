@@ -1,4 +1,4 @@
-"""Messages that would end a connection, or more: each is settled, and what stands behind it runs."""
+"""Messages that would end a connection or the process: each is settled, and later messages run."""
 
 import json
 import time
@@ -11,7 +11,7 @@ import pytest
 
 from support import backend_url, tasks_worker, until
 
-# A byte that is no UTF-8.
+# A byte that is not UTF-8.
 ODD = b"caf\x8d"
 
 
@@ -42,12 +42,12 @@ def logged(worker, task_id, message):
 
 
 def ran(worker, task_id):
-    """Whether a task has succeeded."""
+    """Returns true if a task has succeeded."""
     return logged(worker, task_id, "task succeeded")
 
 
 def test_short_strings_that_are_no_utf8(tmp_path, broker, queue):
-    """AMQP says that they are UTF-8; RabbitMQ checks only the names of exchanges, queues and routing keys."""
+    """AMQP requires UTF-8 in short strings; RabbitMQ checks only names of exchanges, queues and routing keys."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
     try:
         with broker.channel() as channel:
@@ -63,7 +63,7 @@ def test_short_strings_that_are_no_utf8(tmp_path, broker, queue):
             sent.append(send(channel, queue, headers | {ODD: 1, "inner": {ODD: [{ODD: None}]}}, body))
             headers, body = task()
             refused = send(channel, queue, headers, body, content_type=ODD)
-            # Whatever these are, it stands behind them.
+            # A valid message behind all of these.
             headers, body = task()
             sent.append(send(channel, queue, headers, body))
         until(lambda: all(ran(worker, task_id) for task_id in sent), "every task is run", log=worker.log)
@@ -80,7 +80,7 @@ def test_short_strings_that_are_no_utf8(tmp_path, broker, queue):
 
 
 def test_bodies_above_the_limit(tmp_path, broker, queue):
-    """They are left out as they arrive: the worker holds none of them, and says how large each was."""
+    """Bodies above the limit are dropped while they arrive: the worker holds none of them and logs each size."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2", "--prefetch-multiplier", "50")
     try:
         with broker.channel() as channel:
@@ -118,7 +118,7 @@ def compact(args):
 
 
 def test_large_messages_that_wait_for_their_time(tmp_path, broker, queue):
-    """They stay with the broker. None of them delays what stands behind them, and each runs at its time."""
+    """Large messages with an `eta` stay with the broker, delay no later message, and run at their time."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
     try:
         with broker.channel() as channel:
@@ -140,13 +140,13 @@ def test_large_messages_that_wait_for_their_time(tmp_path, broker, queue):
         assert peak_mb(worker.pid) < 150
     finally:
         worker.stop()
-    # They are still there, whole.
+    # The broker still has them, complete.
     assert broker.ready(queue) == 30
     with broker.channel() as channel:
         assert len(channel.basic_get(queue, no_ack=True).body) > 4_000_000
 
 
 def peak_mb(pid):
-    """The most memory that a process has had so far."""
+    """Peak memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -79,8 +79,8 @@ def test_lost_connection(deployment, broker):
 
 
 def test_a_shutdown_does_not_wait_for_the_broker(tmp_path, broker):
-    """A task has ended and its callback cannot be sent; the worker is told to stop, and does in time. Its message has
-    gone back by itself, and the next worker sends the callback."""
+    """A worker stops in time although the callback of an ended task cannot be sent. The message of the task returns to
+    its queue, and the next worker sends the callback."""
     queue = "callbacks_data_transfer"
     broker.declare(queue)
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), task_acks_late="true")
@@ -89,7 +89,7 @@ def test_a_shutdown_does_not_wait_for_the_broker(tmp_path, broker):
         callback = app.signature("tasks.add", [3], queue=queue)
         result = app.send_task("tasks.sleep", [1], queue=queue, link=callback)
         worker.says("task received")
-        # Frozen for so long, or else the task may be over before a slow machine's broker is down.
+        # The task is frozen meanwhile; otherwise it may end before the broker of a slow machine is down.
         with held([worker.pid]):
             broker.power("stop")
         worker.signal(signal.SIGTERM)

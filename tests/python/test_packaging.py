@@ -126,13 +126,13 @@ def test_the_package(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("logrotate"), reason="logrotate is not installed")
 def test_logrotate_reads_its_file(tmp_path):
-    """And renames a log, after which a worker makes a new one, see test_process.py."""
+    """logrotate accepts the package's file and renames a log. (test_process.py: the worker then makes a new one.)"""
     logs = tmp_path / "logs"
     logs.mkdir()
     (logs / "worker.log").write_text("line\n")
     rules = (REPO / "packaging/debian/ccat-transfer.logrotate").read_text()
     rules = rules.replace("/var/log/ccat-transfer", str(logs))
-    # The user of the package is not here.
+    # The user of the package does not exist here.
     rules = re.sub(r"^ *su .*$", "", rules, flags=re.M)
     (tmp_path / "rules").write_text(rules)
     (tmp_path / "rules").chmod(0o600)

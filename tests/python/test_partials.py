@@ -1,4 +1,4 @@
-"""Partial copies of transfers that have ended: removed by whichever ends them, or reported."""
+"""Partial copies of ended transfers: removed by the program that ends the transfer, or reported."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ def execute(deployment, sql, *values):
 
 @pytest.fixture
 def waiting(deployment):
-    """A transfer that waits for its next attempt and has half of its copy."""
+    """A transfer that waits for its next attempt and has half of its copy at the destination."""
     deployment.settings(transfer={"resume_above": 0, "retry_delay_first": "1h"})
     deployment.double(PLAN="reset@50%")
     transfer = deployment.package("2026/a.tar", 4 * MB)
@@ -70,7 +70,7 @@ def test_a_copy_that_cannot_be_removed_is_reported(deployment, waiting):
 
 
 def test_only_our_own_names_are_removed(deployment, waiting):
-    """Rows that were changed in the database directly, and not all of them by friends."""
+    """Rows that were changed in the database directly, some of them with hostile names."""
     assert deployment.cli("transfers", "clean") == "", "it has not ended"
     victim = deployment.destination / "2026" / "b.tar"
     others = deployment.destination / "2026" / ".ccat-transfer-4711-1-00000000.part"

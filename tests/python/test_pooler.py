@@ -43,7 +43,7 @@ pool_mode = {mode}
 unix_socket_dir =
 """
     )
-    # As root it wants another user.
+    # PgBouncer does not run as root.
     user = ["-u", "nobody"] if os.geteuid() == 0 else []
     with open(directory / f"pgbouncer-{mode}.log", "wb") as log:
         process = subprocess.Popen([PROGRAM, *user, settings], stdout=log, stderr=log, env=clean_environment())
@@ -81,7 +81,7 @@ def test_by_transaction_is_refused(deployment, tmp_path):
             assert "pool_mode = session" in done.stderr
         checked = deployment.cli("doctor", check=False)
         assert "pool_mode = session" in checked.stdout, checked
-        # A result waits, with the reason in the log, until the backend is another one.
+        # A result waits, with the reason in the log, until another backend is set.
         deployment.database_port = deployment.server.port
         deployment.settings(celery={"result_backend": results(deployment, port)})
         transfer = deployment.package(size=1000)

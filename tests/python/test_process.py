@@ -1,4 +1,4 @@
-"""The worker as a process: its pid file, the names of its files, and what it writes where somebody looks."""
+"""The worker as a process: its pid file, the names of its files, and its output."""
 
 import json
 import socket
@@ -9,8 +9,8 @@ import pytest
 from support import Deployment, Process, clean_environment, service, until
 from test_operators import Terminal
 
-# What a terminal would obey: clear the screen, set its title, also by a control character of 8 bits; another line; and
-# characters that turn around the direction of writing.
+# Characters that a terminal obeys: clear the screen, set its title, also by a control character of 8 bits; another
+# line; and characters that reverse the direction of writing.
 EVIL = "x\x1b[2J\x1b]0;gone\x07\u009b2J\r\nERROR forged \u202egpj\u2066"
 
 
@@ -32,7 +32,7 @@ def site(tmp_path_factory, bbcp, broker):
 
 
 def test_files_named_as_celery_names_them(site, broker):
-    """Of the node; and the log goes on in a new file when its own is renamed, without a signal."""
+    """File names contain the node's name, and the log continues in a new file after a rename, without a signal."""
     site.settings(log={"format": "human"})
     logs = site.directory / "files"
     logs.mkdir()
@@ -53,7 +53,7 @@ def test_files_named_as_celery_names_them(site, broker):
     with site.app() as app:
         assert set(app.control.inspect([named], timeout=10, limit=1).ping() or {}) == {named}
 
-    # A line for each message that is none, with what its sender wrote.
+    # The log has one line for each invalid message, with text of its sender.
     def is_logged():
         broker.publish(site.queue, b"{}", {"lang": EVIL, "task": EVIL, "id": EVIL}, content_type=f"application/{EVIL}")
         until(lambda: broker.unsettled(site.queue) == 0, "it is rejected")
@@ -75,11 +75,11 @@ def test_files_named_as_celery_names_them(site, broker):
 def test_an_unknown_abbreviation_is_wrong_usage(site):
     for arguments in (["-f", "%x.log", "worker"], ["worker", "--pidfile", "%N.pid"], ["worker", "-n", "%p@%h"]):
         done = site.cli(*arguments, check=False)
-        assert done.returncode == 2 and "stands for nothing" in done.stderr, done.stderr
+        assert done.returncode == 2 and "is unknown" in done.stderr, done.stderr
 
 
 def test_a_pid_file_of_a_restarted_container(site):
-    """It has our own id, which the worker before had."""
+    """The pid file contains the new worker's own id, which the previous worker had."""
     site.settings()
     pidfile = site.directory / "container.pid"
     program = ["sh", "-c", 'echo $$ >"$0"; exec "$@"', pidfile, service("CCAT_TRANSFER_BIN"), "--config", site.config]
@@ -92,14 +92,14 @@ def test_a_pid_file_of_a_restarted_container(site):
     site.processes.append(worker)
     worker.says("worker ready")
     assert int(pidfile.read_text()) == worker.pid
-    # A second one is told of the first.
+    # A second worker is refused, with the id of the first.
     second = site.cli("worker", "-Q", site.queue, "--pidfile", pidfile, check=False)
     assert second.returncode == 6 and f"its process {worker.pid} runs" in second.stderr
     worker.stop()
 
 
 def test_what_others_wrote_is_shown_harmlessly(site):
-    """A file's name, bbcp's words and a reason, in tables, texts, JSON and errors."""
+    """Control characters in a file's name, bbcp's output and a reason are escaped in tables, texts, JSON and errors."""
     site.settings(transfer={"max_retries": 0})
     transfer = site.package()
     site.double(PLAN="refused")
@@ -118,14 +118,14 @@ def test_what_others_wrote_is_shown_harmlessly(site):
         printed += site.cli("transfers", *command)
     assert is_harmless(printed), printed
     assert "\\u{202e}gpj" in printed
-    # JSON has it all the same.
+    # The value in JSON is unchanged.
     assert name in values(json.loads(site.cli("transfers", "show", transfer, "--json")))
     terminal = Terminal(site, "log", transfer, "--attempt", "1")
     terminal.shows("gpj")
     assert terminal.ended() == 0
     seen = terminal.text.replace("\r\n", "\n")
     assert is_harmless(seen) and "\\u{1b}[2J" in seen and "\\u{202e}gpj" in seen, seen
-    # To a file or another program it goes as it is.
+    # Output to a file or another program is unchanged.
     assert EVIL.encode() in subprocess.run(
         [service("CCAT_TRANSFER_BIN"), "--config", site.config, "transfers", "log", str(transfer), "--attempt", "1"],
         env=clean_environment(),
@@ -136,7 +136,7 @@ def test_what_others_wrote_is_shown_harmlessly(site):
 
 
 def test_an_error_is_shown_harmlessly(site):
-    """It quotes the name of a file."""
+    """Control characters in an error that quotes a file's name are escaped."""
     done = subprocess.run(
         [service("CCAT_TRANSFER_BIN"), "--config", f"/no/{EVIL}", "config", "check"],
         env=clean_environment(),

@@ -1,4 +1,4 @@
-"""A database that answers, and refuses: no message is consumed, and everything goes on when it is corrected."""
+"""A database that answers and refuses: no message is consumed, and work continues when the cause is corrected."""
 
 import signal
 import socket
@@ -12,12 +12,12 @@ from variants import OnPostgres
 
 pytestmark = pytest.mark.timeout(120)
 
-# What the worker says while it waits.
+# The worker's log message while it waits.
 WAITS = "the database refuses; waiting until it is corrected"
 
 
 class WithARole(OnPostgres):
-    """The worker has a role of its own, which an administrator can change; the tests are a superuser."""
+    """The worker has its own role, which an administrator can change; the tests use a superuser."""
 
     def __init__(self, directory, bbcp, broker):
         super().__init__(directory, bbcp, broker)
@@ -75,7 +75,7 @@ def readiness(address):
 
 
 def scheduled(deployment, app, transfers):
-    """Rows and messages, as the manager makes them."""
+    """Makes rows and messages as the manager does."""
     for transfer in transfers:
         deployment.execute("UPDATE data_transfer SET status = 'SCHEDULED' WHERE id = ?", transfer)
     return [app.send_task(TRANSFER, [transfer], queue=deployment.queue) for transfer in transfers]
@@ -92,14 +92,14 @@ def assert_untroubled(deployment, worker, transfers):
 
 
 def results_of(deployment):
-    """Results in the same database, by the worker's role."""
+    """Stores results in the same database with the worker's role."""
     server = deployment.server
     return f"db+postgresql://{deployment.role}@{server.host}:{server.port}/{deployment.database_name}"
 
 
 @pytest.mark.parametrize("refuse", ["no table", "no privilege"])
 def test_no_result_is_lost(deployment, refuse):
-    """The database of the results refuses while five tasks end: their messages are kept until it takes the results."""
+    """The result database refuses while five tasks end: their messages are kept until it accepts the results."""
     deployment.settings(celery={"result_backend": results_of(deployment)})
     deployment.execute(f"GRANT CREATE ON SCHEMA public TO {deployment.role}")
     worker = deployment.worker(concurrency=5)
@@ -108,7 +108,7 @@ def test_no_result_is_lost(deployment, refuse):
         sent = scheduled(deployment, app, transfers[:1])
         until(lambda: deployment.rows("SELECT 1 FROM pg_tables WHERE tablename = 'celery_taskmeta'"), "the table is made")
         deployment.broker.all_settled(deployment.queue)
-        # Or else no missing privilege keeps the role from it.
+        # Otherwise a missing privilege would have no effect on the role.
         deployment.execute(f"ALTER TABLE celery_taskmeta OWNER TO {deployment.server.username}")
         grant = f"GRANT ALL ON celery_taskmeta TO {deployment.role}"
         if refuse == "no table":
@@ -143,7 +143,7 @@ def test_no_message_is_consumed(deployment, refuse):
         results += [app.send_task(TRANSFER, [transfer], queue=deployment.queue) for transfer in waiting]
         worker.says(WAITS)
         worker.says("copy finished; verifying")
-        # Every message that failed would have been settled, and the next one delivered.
+        # A failed message would have been settled and the next one delivered.
         until(lambda: deployment.broker.unsettled(deployment.queue) == 6, "all messages are there")
         assert not any(result.ready() for result in results)
         correct()
@@ -170,7 +170,7 @@ def test_statements_of_another_schema_are_prepared_anew(deployment):
 
 
 def test_a_warm_shutdown_gives_the_messages_back(deployment):
-    """A worker that waits for its database is not ready, ends at once when told to, and another one does the work."""
+    """A worker that waits for its database is not ready, stops at once on request, and another one does the work."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = "127.0.0.1:{}".format(free.getsockname()[1])
@@ -194,7 +194,7 @@ def test_a_warm_shutdown_gives_the_messages_back(deployment):
 
 
 def test_a_refused_value_fails_its_row_alone(deployment):
-    """A row that the database refuses for its values has a reason; the others are not held up."""
+    """A row whose values the database refuses fails with a reason; other rows are not delayed."""
     worker = deployment.worker(concurrency=1)
     transfers = [deployment.package(size=1000) for _ in range(3)]
     bad = transfers[0]
@@ -214,7 +214,7 @@ def test_a_refused_value_fails_its_row_alone(deployment):
 
 
 def test_the_manager_waits(deployment):
-    """A pass that is refused leaves the rows PENDING, and the next one sends them."""
+    """A pass that the database refuses leaves the rows PENDING, and the next pass sends them."""
     transfers = [deployment.package(size=1000) for _ in range(3)]
     correct = no_table(deployment)
     manager = deployment.cli("manager", "--once", check=False)

@@ -35,7 +35,7 @@ def test_a_stop_behind_a_dead_connection(deployment, broker):
         assert broker.unsettled(deployment.queue) == 0
         worker.signal(signal.SIGQUIT)
         until(lambda: not deployment.leases(), "the row is given back")
-        # It would still wait for the broker to answer its goodbye.
+        # The worker would still wait for the broker to close its connection.
         worker.kill()
     finally:
         proxy.close()
@@ -72,7 +72,7 @@ def test_a_full_queue_costs_the_others_nothing(deployment, broker):
 
 
 def _is_full(broker, queue):
-    """Publishes a message that is no task, and says whether the broker refuses it."""
+    """Publishes a message that is not a task; returns true if the broker refuses it."""
     import kombu
 
     with kombu.Connection(broker.url, transport_options={"confirm_publish": True}) as connection:

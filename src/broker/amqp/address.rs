@@ -8,7 +8,7 @@ use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode
 use crate::broker::BrokerError;
 use crate::wire::url::{self, UrlParts, host_and_port};
 
-/// Schemes of AMQP, those of kombu's clients for it among them.
+/// Schemes of AMQP, including those of kombu's clients for it.
 pub(crate) const SCHEMES: [&str; 4] = ["amqp", "amqps", "pyamqp", "librabbitmq"];
 
 /// Characters that kombu encodes in a user's name.
@@ -49,7 +49,7 @@ impl Address {
             }
         };
         let query = query(&parts, heartbeat)?;
-        // kombu's defaults, also for what is there and empty. AMQP's own virtual host "" has no URL.
+        // kombu's defaults, also for empty parts. AMQP's own virtual host "" has no URL.
         let default = |part: Option<String>, default: &str| part.unwrap_or_else(|| default.into());
         let uri = AMQPUri {
             authority: AMQPAuthority {
@@ -80,7 +80,7 @@ fn query(parts: &UrlParts, heartbeat: u16) -> Result<AMQPQueryString, String> {
         "heartbeat, frame_max, channel_max, connection_timeout (in ms) and auth_mechanism";
     fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<Option<T>, String> {
         let number = value.parse().map(Some);
-        number.map_err(|_| format!("its parameter {name} is no whole number, or too large"))
+        number.map_err(|_| format!("its parameter {name} is not a whole number, or is too large"))
     }
     let mut query = AMQPQueryString {
         heartbeat: Some(heartbeat),
@@ -105,8 +105,8 @@ fn query(parts: &UrlParts, heartbeat: u16) -> Result<AMQPQueryString, String> {
                         .into(),
                 );
             }
-            // As in kombu. Its name may be the end of a password.
-            _ => return Err(format!("it has an unknown parameter; there are {KNOWN}")),
+            // As in kombu. The name of a parameter may be the end of a password.
+            _ => return Err(format!("it has an unknown parameter; known are {KNOWN}")),
         }
     }
     Ok(query)
@@ -152,19 +152,19 @@ impl Addresses {
         })
     }
 
-    /// All of them, the one in use first.
+    /// All addresses, the one in use first.
     pub(super) fn in_turn(&self) -> impl Iterator<Item = &Address> {
         let start = self.current.load(Ordering::Relaxed) % self.all.len().max(1);
         let (before, from) = self.all.split_at(start);
         from.iter().chain(before)
     }
 
-    /// The one in use.
+    /// The address in use.
     pub(super) fn current(&self) -> Option<&Address> {
         self.in_turn().next()
     }
 
-    /// Moves on from one that did not work, unless that has been done.
+    /// Moves on from an address that did not work, unless another connection has moved on already.
     pub(super) fn leave(&self, left: &Address) {
         let at = self
             .all
@@ -255,7 +255,7 @@ mod tests {
     )]
     #[case("amqp://a:s3cret@h//;", "is empty")]
     #[case("amqp://h//?s3cret=1", "unknown parameter")]
-    #[case("amqp://h//?heartbeat=s3cret", "heartbeat is no whole number")]
+    #[case("amqp://h//?heartbeat=s3cret", "heartbeat is not a whole number")]
     #[case("amqp://h//?auth_mechanism=s3cret", "auth_mechanism")]
     #[case("amqp://h//?ssl_keyfile=s3cret", "celery.broker_ssl_ca_file")]
     fn other_urls_are_refused(#[case] url: &str, #[case] why: &str) {

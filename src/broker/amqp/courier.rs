@@ -46,8 +46,8 @@ impl Courier {
         self.channel.status().connected()
     }
 
-    /// Publishes a letter; what comes is the broker's answer to it. Once it is written, it goes out even
-    /// if the answer is not awaited; until then, dropping what is returned withdraws it.
+    /// Publishes a letter and returns a future of the broker's answer. Dropping the future before the letter is
+    /// written withdraws the letter. A letter that is written goes out even if its answer is not awaited.
     pub(super) fn publish(&self, letter: Letter) -> impl Future<Output = Answer> + use<> {
         let (answer, answered) = oneshot::channel();
         // If nobody takes it, nobody answers.

@@ -105,7 +105,7 @@ impl Lane {
         }
     }
 
-    /// Tells why a channel ended that was there for a time; how long to wait before the next one.
+    /// Logs why a channel ended after some time; returns the pause before the next one.
     fn say(&self, ended: &Ended, time: Duration, attempts: &mut Attempts) -> Duration {
         let was_good = attempts.succeeded_for(time);
         let queue = self.queue.name.as_str();
@@ -338,7 +338,7 @@ impl Lane {
     }
 }
 
-/// Tells what had to be done to read a delivery.
+/// Logs the changes that were made to a delivery in order to read it.
 fn report_damage(delivery: &Delivery) {
     let Some(damage) = delivery.damage.as_deref() else {
         return;
@@ -357,7 +357,7 @@ fn report_damage(delivery: &Delivery) {
             exchange,
             routing_key,
             task_id,
-            "names or properties of a message are not UTF-8; each byte that is none is read as a question mark"
+            "names or properties of a message are not UTF-8; each invalid byte is replaced by a question mark"
         );
     }
     if damage.is_too_deep {
@@ -366,7 +366,7 @@ fn report_damage(delivery: &Delivery) {
             exchange,
             routing_key,
             task_id,
-            "headers of a message nest too deep; what is deeper is read as bytes"
+            "headers of a message are nested too deeply; the values at greater depth are read as bytes"
         );
     }
 }

@@ -74,7 +74,7 @@ impl Link {
         Duration::from_secs(u64::from(seconds.unwrap_or_default()))
     }
 
-    /// Longest time for one attempt to connect: every broker gets its time.
+    /// Time limit for one attempt to connect, which tries each broker for its own time.
     pub(super) fn connecting_timeout(&self) -> Duration {
         self.connection_timeout * self.addresses.count()
     }
@@ -109,13 +109,13 @@ impl Link {
     /// A new connection, to the broker in use, or to the next one of the list that works.
     ///
     /// # Errors
-    /// Of several brokers, one that can be worth another attempt, if there is any.
+    /// Error of one broker; of several brokers, one for which another attempt can succeed, if there is any.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
         let notes = Arc::new(Notes::default());
         self.connect_to_consume(role, Bodies::ALL, &notes).await
     }
 
-    /// The same, but some bodies are left out, and what had to be done to read a delivery is noted.
+    /// Connects as above, but leaves out some bodies and notes the changes made to deliveries.
     pub(super) async fn connect_to_consume(
         &self,
         role: &str,
@@ -140,7 +140,7 @@ impl Link {
             tracing::debug!(
                 broker = address.masked,
                 error = %crate::telemetry::chain(&error),
-                "a broker cannot be connected to"
+                "connecting to a broker failed"
             );
             failure = match failure {
                 Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),

@@ -128,7 +128,7 @@ impl Probe {
         Ok(brokers.collect())
     }
 
-    /// Connects to a single broker, and tells the steps on the way apart.
+    /// Connects to a single broker, with an own error for each step.
     ///
     /// # Errors
     /// The step that failed.
@@ -262,7 +262,7 @@ impl Probe {
             let nothing = BasicProperties::default();
             let confirming = channel.basic_publish("".into(), name.into(), options, b"", nothing);
             confirming.await?.await?;
-            // The first message is taken, and only then the connection blocked.
+            // The broker takes the first message and blocks the connection only then.
             channel.close(200, "tried".into()).await
         };
         let blocked = async {

@@ -1,4 +1,4 @@
-//! The connection that messages go out on, and whether the broker reads from it.
+//! The connection for publishing, with its state: blocked by the broker or not.
 //!
 //! A broker that is short of memory or disk space blocks connections that publish
 //! (`connection.blocked`): it reads nothing from them until the alarm is over. Bytes that were written
@@ -35,7 +35,7 @@ impl Default for Blocked {
 }
 
 impl Blocked {
-    /// The broker's reason; none where publishing is possible or there is no connection.
+    /// The broker's reason; none if publishing is possible or if there is no connection.
     pub(super) fn reason(&self) -> Option<Arc<str>> {
         self.0.borrow().clone()
     }
@@ -46,11 +46,11 @@ impl Blocked {
     }
 }
 
-/// Tells of changes.
+/// Receiver of changes.
 pub(super) struct Changes(watch::Receiver<Option<Arc<str>>>);
 
 impl Changes {
-    /// Waits until it is time to look again.
+    /// Waits until the next check is due.
     pub(super) async fn next(mut self) {
         // The connection is looked at in any case.
         let _ = timeout(LOOK_EVERY, self.0.changed()).await;
@@ -60,9 +60,9 @@ impl Changes {
 /// An open connection for publishing.
 pub(super) struct PublisherSession {
     pub(super) connection: Connection,
-    /// For the default exchange and those that were declared.
+    /// Channel for the default exchange and for declared exchanges.
     pub(super) courier: Option<Courier>,
-    /// For other exchanges.
+    /// Channel for other exchanges.
     pub(super) foreign: Option<Courier>,
     /// Queues and exchanges that were declared over it.
     pub(super) declared: HashSet<(&'static str, String)>,

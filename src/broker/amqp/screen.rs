@@ -1,21 +1,20 @@
-//! Makes deliveries such that the AMQP library can read them.
+//! Changes deliveries so that the AMQP library can read them.
 //!
-//! A broker hands on what a publisher wrote, as it was written. The library ends the connection over
-//! bytes that are no UTF-8 in a short string (a header's name, `message_id`, a routing key …), over
-//! headers that are larger than a frame, and over types that it does not know; and it reads nested
-//! headers by recursion without a limit. Such a message would come again with the next connection,
-//! and end it, for ever. What the broker sends is therefore followed frame by frame, ahead of the
-//! library:
+//! A broker hands on the bytes of a publisher unchanged. The library ends the connection because of
+//! bytes that are not UTF-8 in a short string (a header's name, `message_id`, a routing key …), of
+//! headers that are larger than a frame, and of types that it does not know. It reads nested headers by
+//! recursion without a limit. Such a message would arrive again on the next connection and end that one, too.
+//! So the screen reads the broker's bytes frame by frame before the library:
 //!
-//! * bytes of a short string that are no UTF-8 become `?`;
-//! * header values that nest too deep become bytes, which are written in the same way;
-//! * properties that cannot be read are left out, and so is the body that belongs to them;
-//! * a body above the limit is left out, before it takes memory; so is that of a task whose time is
-//!   yet to come, from some size on. A heartbeat goes in the place of each of its frames, so that a
-//!   long one is not taken for silence.
+//! * bytes of a short string that are not UTF-8 become `?`;
+//! * header values that are nested too deeply become bytes, which have the same encoding;
+//! * properties that cannot be read are left out, with the body that belongs to them;
+//! * a body above the limit is left out before it takes memory, and so is a large body of a task
+//!   whose time has not come. A heartbeat replaces each of its frames, so that the library does not take
+//!   a long body for silence.
 //!
-//! No size changes but that of frames that are left out, so that all this is done in place. What was
-//! done to a delivery is noted by its channel and tag.
+//! Only frames that are left out change in size, so all this is done in place. Changes of a delivery are
+//! noted by its channel and tag.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -30,7 +29,7 @@ use crate::wire::message as wire;
 /// Maximum depth of nested header values, so that the library's recursion fits into any stack.
 const MAX_DEPTH: usize = 64;
 
-/// Largest frame that is held until it is complete, where connections have no limit.
+/// Largest frame that is held until it is complete, for connections without a limit.
 const HELD: usize = 4 << 20;
 
 /// Type, channel and size of a frame.
@@ -45,7 +44,7 @@ const BODY: u8 = 3;
 const TUNE: (u16, u16) = (10, 30);
 const DELIVER: (u16, u16) = (60, 60);
 
-/// A frame that means nothing.
+/// A frame without a meaning.
 const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, END];
 
 /// Bytes of a content header without properties: class, weight, size of the body, flags.
@@ -56,7 +55,7 @@ const BARE: usize = 14;
 pub(super) struct Notes(Mutex<HashMap<(u16, u64), Damage>>);
 
 impl Notes {
-    /// Takes out what was noted on a delivery.
+    /// Removes and returns the changes of a delivery.
     pub(super) fn take(&self, channel: u16, tag: u64) -> Option<Damage> {
         let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         notes.remove(&(channel, tag))
@@ -76,21 +75,21 @@ pub(super) struct Limits {
     /// True if a larger frame that arrives nevertheless is left out. If false, a frame of up to
     /// [`LARGE_FRAME`] passes, and the connection is replaced by one with frames of that size.
     pub(super) is_last: bool,
-    /// Those of bodies.
+    /// Limits of bodies.
     pub(super) bodies: Bodies,
 }
 
 /// Limits of bodies, in bytes; larger ones are left out.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bodies {
-    /// Largest one.
+    /// Largest body.
     pub(super) max: u64,
-    /// Largest one of a task whose time is yet to come.
+    /// Largest body of a task whose time has not come.
     pub(super) max_waiting: u64,
 }
 
 impl Bodies {
-    /// None is left out.
+    /// No limits: no body is left out.
     pub(super) const ALL: Self = Self {
         max: u64::MAX,
         max_waiting: u64::MAX,
@@ -111,12 +110,12 @@ pub(super) struct Screen {
     channels: HashMap<u16, Content>,
 }
 
-/// The content that comes over a channel.
+/// The content that arrives on a channel.
 #[derive(Debug, Default)]
 struct Content {
     /// Tag of the delivery, if it is one.
     tag: Option<u64>,
-    /// Bytes of a body that is left out which are still to come.
+    /// Bytes that are still to arrive of a body that is left out.
     left_out: u64,
 }
 
@@ -124,7 +123,7 @@ struct Content {
 struct Head {
     kind: u8,
     channel: u16,
-    /// Of the whole frame.
+    /// Size of the whole frame.
     total: u64,
 }
 
@@ -153,13 +152,13 @@ impl Screen {
         }
     }
 
-    /// The beginning of a frame: what comes next is to be given to [`Screen::process`] behind it.
+    /// The beginning of a frame: the next bytes must be given to [`Screen::process`] behind it.
     pub(super) fn partial(&mut self) -> &mut Vec<u8> {
         &mut self.partial
     }
 
-    /// Screens what has come, in place. As many bytes as are returned are ready, from the first one;
-    /// all others are left out or kept for later.
+    /// Screens received bytes in place. Returns how many bytes are ready, from the first one; all others are
+    /// left out or kept for later.
     pub(super) fn process(&mut self, data: &mut [u8]) -> usize {
         let (mut ready, mut at) = (0, 0);
         loop {
@@ -177,7 +176,7 @@ impl Screen {
                 Fate::Incomplete => break,
                 Fate::Pass => self.passing = head.total,
                 Fate::Replace(by) => {
-                    // Never longer than what it stands for, of which that much is there.
+                    // The replacement is never longer than the part of the frame that has arrived.
                     if let Some(room) = data.get_mut(ready..ready + by.len()) {
                         room.copy_from_slice(&by);
                         ready += by.len();
@@ -204,7 +203,7 @@ impl Screen {
             return match is_header {
                 true if data.len() <= HEAD + BARE => Fate::Incomplete,
                 true => self.leave_out(head, data, "they do not fit into a frame"),
-                // The library's to complain about.
+                // The library reports this error.
                 false => Fate::Pass,
             };
         }
@@ -227,7 +226,7 @@ impl Screen {
         }
     }
 
-    /// The largest frame that is looked into.
+    /// The largest frame that is screened.
     fn largest_frame(&self) -> u64 {
         match self.limits.frame {
             0 => HELD as u64,
@@ -252,7 +251,7 @@ impl Screen {
         Fate::Replace(HEARTBEAT.to_vec())
     }
 
-    /// A method's short strings. One with other fields than are known is left to the library.
+    /// Screens the short strings of a method. A method with unknown fields is left to the library.
     fn method(&mut self, channel: u16, payload: &mut [u8]) {
         let mut walk = Walk::new(payload);
         let (Some(class), Some(method)) = (walk.short(), walk.short()) else {
@@ -267,7 +266,7 @@ impl Screen {
                 return;
             }
             (10, 41 | 60) | (50, 11) | (60, 21 | 30 | 31) => &[Field::Text],
-            // A code, and what is wrong: a text that names what a client named, and may be cut.
+            // A code and an error text, which repeats names that a client has sent, and which may be cut.
             (10, 50) | (20, 40) => &[Field::Skip(2), Field::Text],
             (60, 50) => &[Field::Skip(2), Field::Text, Field::Text, Field::Text],
             DELIVER => &[Field::Text, Field::Skip(9), Field::Text, Field::Text],
@@ -298,7 +297,7 @@ impl Screen {
         self.note(channel, damage);
     }
 
-    /// The limit that both sides keep, as the library finds it.
+    /// The limit that both sides keep, computed as in the library.
     fn agree(&mut self, theirs: u32) {
         let ours = self.limits.frame;
         self.limits.frame = match (ours, theirs) {
@@ -307,7 +306,7 @@ impl Screen {
         };
     }
 
-    /// A content header.
+    /// Screens a content header.
     fn header(&mut self, channel: u16, payload: &mut [u8]) -> Result<(), Unreadable> {
         let mut walk = Walk::new(payload);
         walk.skip(4).ok_or(CUT)?;
@@ -328,10 +327,10 @@ impl Screen {
         Ok(())
     }
 
-    /// A content header in the place of one that cannot be read, without anything.
+    /// An empty content header that replaces one that cannot be read.
     fn leave_out(&mut self, head: Head, data: &[u8], why: &'static str) -> Fate {
         let Some(start) = data.get(..HEAD + BARE) else {
-            // Too short to be one; the library's to complain about.
+            // Too short for a content header; the library reports this error.
             return Fate::Pass;
         };
         let mut bare = start.to_vec();
@@ -349,7 +348,7 @@ impl Screen {
         Fate::Replace(bare)
     }
 
-    /// Notes what was done to the delivery that a channel is at.
+    /// Notes the changes of the current delivery of a channel.
     fn note(&self, channel: u16, damage: Damage) {
         if damage == Damage::default() {
             return;
@@ -364,11 +363,11 @@ impl Screen {
 
 /// Decision about a frame.
 enum Fate {
-    /// More of it is to come first.
+    /// The rest of the frame must arrive first.
     Incomplete,
-    /// It goes through.
+    /// The frame passes.
     Pass,
-    /// This goes in its place.
+    /// These bytes replace the frame.
     Replace(Vec<u8>),
 }
 
@@ -383,14 +382,14 @@ struct Unreadable(&'static str);
 
 const CUT: Unreadable = Unreadable("they end too early");
 
-/// Takes up to `limit` off a count.
+/// Subtracts up to `limit` from a count.
 fn take(count: &mut u64, limit: usize) -> usize {
     let taken = usize::try_from(*count).unwrap_or(usize::MAX).min(limit);
     *count -= taken as u64;
     taken
 }
 
-/// Moves what goes through to what is ready.
+/// Moves passing bytes to the bytes that are ready.
 fn keep(data: &mut [u8], at: usize, count: usize, ready: &mut usize) {
     if at != *ready && count > 0 {
         data.copy_within(at..at + count, *ready);
@@ -398,7 +397,7 @@ fn keep(data: &mut [u8], at: usize, count: usize, ready: &mut usize) {
     *ready += count;
 }
 
-/// Walks through AMQP's types.
+/// Reader of AMQP's types.
 struct Walk<'a> {
     data: &'a mut [u8],
     at: usize,
@@ -406,7 +405,7 @@ struct Walk<'a> {
     headers: Seen,
 }
 
-/// The headers that tell a task which has to wait, as far as they were met.
+/// Headers by which a task that has to wait is recognized, as far as they were read.
 #[derive(Debug, Default)]
 struct Seen {
     task: bool,
@@ -485,7 +484,7 @@ impl<'a> Walk<'a> {
         Some(())
     }
 
-    /// The length of what has one, and where it ends.
+    /// Reads a length and returns the end of the value.
     fn end(&mut self, limit: usize) -> Option<usize> {
         let size = usize::try_from(self.long()?).ok()?;
         let end = self.at.checked_add(size)?;
@@ -495,7 +494,7 @@ impl<'a> Walk<'a> {
     /// The properties of a message, up to the end.
     fn properties(&mut self) -> Result<(), Unreadable> {
         const TEXT: Option<usize> = None;
-        // From the highest flag on.
+        // Beginning with the highest flag.
         const FIELDS: [Option<usize>; 11] = [
             Some(1),
             Some(1),
@@ -531,7 +530,7 @@ impl<'a> Walk<'a> {
         }
         match self.at == self.data.len() {
             true => Ok(()),
-            false => Err(Unreadable("more follows than their flags tell")),
+            false => Err(Unreadable("they are longer than their flags state")),
         }
     }
 
@@ -548,7 +547,7 @@ impl<'a> Walk<'a> {
         self.ends_at(end)
     }
 
-    /// Notes a header that has been read up to here.
+    /// Notes a header that was read up to this position.
     fn see(&mut self, name: Range<usize>) {
         let Some((name, value)) = self
             .data
@@ -557,7 +556,7 @@ impl<'a> Walk<'a> {
         else {
             return;
         };
-        // A long text, behind its tag and its length.
+        // A long text after its tag and its length.
         let text = value.first() == Some(&b'S') && value.len() > 5;
         match name {
             b"task" => self.headers.task = text,
@@ -596,7 +595,7 @@ impl<'a> Walk<'a> {
                 let end = self.end(limit).ok_or(CUT)?;
                 match tag {
                     b'A' | b'F' if depth == MAX_DEPTH => {
-                        // Bytes are written alike: their length, and that many.
+                        // Bytes have the same encoding: a length, and as many bytes.
                         self.data[tag_at] = b'x';
                         self.damage.is_too_deep = true;
                     }
@@ -612,7 +611,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Puts a question mark in the place of each byte that belongs to no character.
+/// Replaces each byte that belongs to no character by a question mark.
 fn cover(text: &mut [u8]) {
     let mut covered = Vec::with_capacity(text.len());
     for chunk in text.utf8_chunks() {

@@ -19,10 +19,10 @@ use lapin::{Connection, ConnectionProperties};
 
 use super::screen::{Bodies, Limits, Notes, Screen};
 
-/// Bytes that are read at a time where the library has less room than a frame has.
+/// Bytes per read if the library has less room than a frame needs.
 const STEP: usize = 4096;
 
-/// Connects as the library does, with a screen.
+/// Connects as the library does, and adds a screen.
 pub(super) async fn connect(
     uri: AMQPUri,
     tls: OwnedTLSConfig,

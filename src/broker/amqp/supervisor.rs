@@ -139,7 +139,7 @@ struct Session<'a> {
 
 /// Result of the lane of a queue.
 enum LaneEnd {
-    /// It is not wanted any more, or its connection is gone.
+    /// The queue is no longer wanted, or its connection is gone.
     Ended(Option<BrokerError>),
     /// Ended by a bug. Deliveries that it has not handed on stay unacknowledged until its connection ends.
     Panicked { queue: String, panic: String },
@@ -193,7 +193,7 @@ impl Session<'_> {
                         tracing::error!(
                             queue,
                             panic,
-                            "the consumer of a queue panicked, which is a bug; the connection is made anew"
+                            "the consumer of a queue panicked, which is a bug; its connection is opened again"
                         );
                         return Some(link.lost("the consumer of a queue panicked"));
                     }

@@ -22,7 +22,7 @@ pub(super) struct Way<'a> {
     pub(super) queue_prefix: &'a str,
     /// Pause between a manager's passes.
     pub(super) sleep_time: Duration,
-    /// After which time a manager looks for a message.
+    /// Time after which a manager looks for a message.
     pub(super) reconcile_after: Duration,
     /// What is said about the link of a transfer that waits, and how many others are under way on it.
     pub(super) link: Option<(Link, u64)>,
@@ -174,7 +174,7 @@ fn scheduled(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outl
     }
 }
 
-/// Since when a transfer is SCHEDULED. Its message may be in a queue or at a worker, or be lost.
+/// Time since which a transfer is SCHEDULED. Its message may be in a queue or at a worker, or be lost.
 fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> String {
     let Some(record) = &detail.schedule else {
         let last = latest(detail).map_or_else(String::new, |time| {

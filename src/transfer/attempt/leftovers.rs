@@ -17,9 +17,9 @@ const WITHIN: Duration = Duration::from_secs(30);
 /// Outcome of removing the partial copies of a transfer.
 #[derive(Debug, Default)]
 pub struct Cleared {
-    /// Those that are gone, from the disk and from the record.
+    /// Copies that were removed from the disk and from the record.
     pub removed: Vec<RecordedPartial>,
-    /// Those that stay, and the reason.
+    /// Copies that stay, with the reason.
     pub kept: Option<(Vec<RecordedPartial>, String)>,
 }
 
@@ -48,7 +48,7 @@ impl TransferService {
                 let name = TemporaryName::parse(&partial.temporary_name);
                 let mut partial = partial.clone();
                 if let Some(name) = name.filter(|name| name.transfer_id() == id) {
-                    // The record knows only what bbcp had told by then.
+                    // The record contains only the bytes that bbcp had reported by then.
                     partial.bytes = target.leftover_size(name).await?;
                     target.remove_leftover(name).await?;
                     tracing::info!(
@@ -87,7 +87,7 @@ impl TransferService {
         tracing::warn!(
             data_transfer_id = id,
             error,
-            "a partial copy of an ended transfer stays"
+            "a partial copy of an ended transfer was not removed"
         );
         Cleared {
             removed,
@@ -95,8 +95,7 @@ impl TransferService {
         }
     }
 
-    /// The place of a transfer's package at its destination, which need not be one that this host
-    /// could copy to.
+    /// Location of a transfer's package at its destination. This host need not be able to copy to it.
     async fn target_of(&self, id: i64) -> Result<Target, TransferError> {
         let database = |source: crate::transfer::error::Cause| TransferError::Database { source };
         let record = self.repository().transfer(id).await;

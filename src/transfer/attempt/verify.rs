@@ -1,4 +1,4 @@
-//! Proof that what arrived is what was sent.
+//! Verification of a copy against its origin.
 
 use tokio_util::task::AbortOnDropHandle;
 
@@ -20,7 +20,7 @@ pub(in crate::transfer) fn reading(plan: &Plan) -> Reading<'static> {
     }
 }
 
-/// The origin's digest in the making.
+/// The digest of the origin while it is computed.
 pub(in crate::transfer) type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
 
 /// Result of a comparison.
@@ -29,20 +29,20 @@ enum Verdict {
     Differs { origin: Digest },
 }
 
-/// Refuses an origin that changed between two looks.
+/// Refuses an origin that changed between two observations.
 fn unchanged(plan: &Plan, before: &Facts, after: &Facts) -> Result<(), TransferError> {
     match before.difference(after) {
         None => Ok(()),
         Some(what) => Err(TransferError::OriginChanged {
             path: plan.source.path().to_string(),
-            line: format!("{what} is not what it was before the copy"),
+            line: format!("{what} differs from before the copy"),
         }),
     }
 }
 
 impl Running<'_> {
-    /// bbcp's word is no proof: it can end with 0 and a wrong file. Size and digest at both ends
-    /// are; and the origin must not have changed meanwhile.
+    /// bbcp's exit code is not a proof: bbcp can end with 0 and a wrong file. Size and digest at both ends
+    /// are a proof, if the origin has not changed meanwhile.
     pub(in crate::transfer) async fn verify(
         &self,
         plan: &Plan,
@@ -124,9 +124,9 @@ impl Running<'_> {
         }
     }
 
-    /// Refuses a file at the final path that is the package itself by way of an export: its host
-    /// has a file system of another kind or number there, and its identity proves nothing. A new name
-    /// in the destination's directory appears beside the package only if both are one.
+    /// Refuses a file at the final path that is the package itself, reached through an export. An export can
+    /// have another kind of file system and other device numbers, so device and inode prove nothing. A new
+    /// name in the destination's directory appears beside the package only if both directories are one.
     async fn refuse_one_directory(&self, plan: &Plan) -> Result<(), TransferError> {
         plan.target.make_marker().await?;
         let seen = plan.source.sees(&plan.target.temporary()).await;

@@ -73,8 +73,8 @@ impl LogWriter {
     }
 }
 
-/// Opens the file in the directory of its transfer, both of which have names of our own: neither is
-/// opened through a symbolic link, which could lead to a file of others.
+/// Opens the file in the directory of its transfer. Both have our own names and are not opened through a
+/// symbolic link, which could lead to another user's file.
 async fn open(path: &Path) -> io::Result<File> {
     let path = path.to_owned();
     let opening = move || {

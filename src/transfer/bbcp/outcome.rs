@@ -152,7 +152,7 @@ impl Evidence {
         }
     }
 
-    /// The cause, by all lines.
+    /// The cause according to all lines.
     fn cause(&mut self) -> Option<(Pattern, String)> {
         match (self.stated.take(), self.hinted.take()) {
             (Some(stated), Some(hinted)) if stated.0.leaves_the_reason_open() => {
@@ -185,7 +185,7 @@ impl Evidence {
     }
 
     fn unexplained(self, exit: Exit) -> TransferError {
-        // Others' lines are shown where bbcp has said nothing, and decide nothing.
+        // Other lines are shown if bbcp has printed nothing, but they decide nothing.
         let own = self.tail.iter().rfind(|line| line.starts_with("bbcp: "));
         match (own, exit, &self.ends.remote) {
             (None, Exit::Code(code), Some(_)) if REMOTE_DIED.contains(&code) => {

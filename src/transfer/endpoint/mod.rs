@@ -102,20 +102,20 @@ type DigestResult = Result<Digest, TransferError>;
 /// Problem of a location's directory that prevents transfers from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum RootProblem {
-    /// There is nothing in it: perhaps it is a mount point with nothing mounted.
+    /// The directory is empty: it may be a mount point with nothing mounted.
     Empty,
-    /// It is missing or cannot be used.
+    /// The directory is missing or cannot be used.
     Unusable(String),
 }
 
 impl RootProblem {
-    /// As an error of an origin.
+    /// Converts the problem into the error for an origin.
     pub(super) fn of(self, root: &AbsolutePath) -> TransferError {
         let empty = self == Self::Empty;
         TransferError::OriginRootMissing {
             path: root.to_string(),
             problem: match self {
-                Self::Empty => "is empty, as where nothing is mounted".into(),
+                Self::Empty => "is empty, perhaps because nothing is mounted".into(),
                 Self::Unusable(problem) => problem,
             },
             empty,
@@ -123,21 +123,21 @@ impl RootProblem {
     }
 }
 
-/// Treatment of a symbolic link in the place of a file.
+/// Treatment of a symbolic link at the path of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Links {
-    /// The file that it leads to is meant.
+    /// Follow the link to its file.
     Follow,
-    /// It is not a file. For names of our own, where any link was made by others.
+    /// Do not follow the link: it is not a file. For our own names, since only others make such links.
     Refuse,
 }
 
 /// A time stamp of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Since 1970.
+    /// Seconds since 1970.
     pub seconds: i64,
-    /// 0 where the file system or the remote host's `stat` has none.
+    /// Nanoseconds; 0 if the file system or the remote host's `stat` does not provide them.
     pub nanoseconds: u32,
 }
 
@@ -162,13 +162,13 @@ pub struct Facts {
     pub readable: bool,
     /// Last change of the content; unknown where the remote host has no `stat` program.
     pub modified: Option<Moment>,
-    /// Last change of anything, names and permissions included; unknown likewise.
+    /// Last change of anything, including names and permissions; may be unknown for the same reason.
     pub changed: Option<Moment>,
     /// Device and inode; unknown likewise.
     pub identity: Option<(u64, u64)>,
     /// Number of hard links.
     pub names: Option<u64>,
-    /// Id of the host's start; unknown where it has no such thing.
+    /// Id of the host's start; unknown if the host does not provide one.
     pub boot: Option<Uuid>,
 }
 
@@ -270,8 +270,8 @@ impl Source {
     ///
     /// # Errors
     /// [`TransferError::OriginRootMissing`], [`TransferError::OriginMissing`],
-    /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or that the end could
-    /// not be asked.
+    /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or the error of an end that
+    /// could not be reached.
     pub async fn inspect(&self) -> Result<Facts, TransferError> {
         match self.look().await {
             Ok(facts) => Ok(facts),
@@ -312,8 +312,8 @@ impl Source {
         }
     }
 
-    /// An error of reading the package, or [`TransferError::OriginRootMissing`] where it is not the
-    /// package that is missing but all of its location, as where a disk is not mounted.
+    /// Returns an error of reading the package, or [`TransferError::OriginRootMissing`] if not only the
+    /// package is missing but its whole location, for example because a disk is not mounted.
     pub(super) async fn located(&self, error: TransferError) -> TransferError {
         let may_be_the_root = matches!(
             error,
@@ -519,9 +519,9 @@ impl Target {
             .await
     }
 
-    /// Renames the temporary to the final name unless that exists, with everything that a power
-    /// failure could undo on the disk: the content before, the directories afterwards. Its
-    /// checkpoints are removed before.
+    /// Renames the temporary to the final name unless that exists. The content is written to the disk before,
+    /// and the directories afterwards, so that a power failure undoes nothing. The checkpoints are removed
+    /// before.
     ///
     /// One that was interrupted half-way, when both names are the same file, is completed.
     ///
@@ -555,7 +555,7 @@ impl Target {
         }
     }
 
-    /// The directory of the final path, and those above it up to the location's: any of them may have
+    /// The directory of the final path and those above it, up to the location's. Each of them may have
     /// been made for this copy.
     fn directories(&self) -> Vec<AbsolutePath> {
         let mut directories = vec![self.path.parent()];
@@ -569,7 +569,7 @@ impl Target {
         directories
     }
 
-    /// Makes an empty file under the temporary name, which nothing has had before.
+    /// Makes an empty file under the temporary name, which must not exist.
     ///
     /// # Errors
     /// The end could not be reached, or it refused.

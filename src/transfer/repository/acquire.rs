@@ -90,7 +90,7 @@ pub enum Successor {
     SameTask,
     /// The transfer is completed, for another task.
     Completed,
-    /// Neither of them, so far.
+    /// Neither of these so far.
     None,
 }
 

@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::Repository;
 use crate::transfer::database::DatabaseError;
 
-/// Rows that are read at once: more leftovers than these are cleared in several runs.
+/// Maximum number of rows per read. More leftovers are cleared in several runs.
 const MOST: u64 = 10_000;
 
-/// A temporary name on record whose attempt has ended without completing the transfer. What had it
+/// A temporary name on record whose attempt has ended without completing the transfer. The file itself
 /// may be gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RecordedPartial {

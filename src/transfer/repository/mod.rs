@@ -151,7 +151,7 @@ impl Repository {
     }
 }
 
-/// Asks for what every attempt needs: to read and to lock transfers and leases. Locks no row.
+/// Reads and locks transfers and leases, as every attempt does, but without locking a row.
 async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
     // No transfer has this number.
     const NONE: i64 = -1;

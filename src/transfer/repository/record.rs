@@ -115,7 +115,7 @@ pub struct TransferDetail {
     pub transfer: TransferRecord,
     /// Who is at it.
     pub lease: Option<LeaseInfo>,
-    /// Since when it is SCHEDULED, and by which message.
+    /// Time since which the transfer is SCHEDULED, and its message.
     pub schedule: Option<ScheduleRecord>,
     /// Until when it waits to be tried again.
     pub not_before: Option<DateTime<Utc>>,

@@ -75,7 +75,7 @@ pub struct Watch {
 pub struct Candidate {
     /// The transfer.
     pub id: i64,
-    /// The queue of its message.
+    /// Queue of the message.
     pub queue: Arc<str>,
     /// What its link allows; none where that has no limit.
     pub allowance: Option<Arc<Allowance>>,
@@ -414,8 +414,8 @@ impl Repository {
         Ok(due)
     }
 
-    /// Makes those that were not published PENDING again. Messages are out by now, so nothing is
-    /// written here that was not written to the same rows before: it can hardly fail.
+    /// Makes transfers that were not published PENDING again. Messages are sent by now, so this writes only
+    /// values that the same rows had before: it can hardly fail.
     async fn close(
         &self,
         tx: &DatabaseTransaction,

@@ -1,4 +1,4 @@
-//! Records of the rows that are SCHEDULED: since when, and by which message.
+//! Records of the rows that are SCHEDULED, with the time and the message.
 //!
 //! Only a manager makes a row SCHEDULED, with a confirmed message and with its record. Messages get
 //! lost all the same (a purged queue, a message that expires, a worker that acknowledges early and
@@ -22,12 +22,12 @@ use super::schedule::IDS_AT_ONCE;
 use super::{Repository, TransferSummary, delay, find_lease, lock, storable};
 use crate::transfer::database::{self, DatabaseError};
 
-/// A row's record; it holds while the row says SCHEDULED.
+/// Record of a row, valid while the row is SCHEDULED.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ScheduleRecord {
     /// The transfer.
     pub data_transfer_id: i64,
-    /// Since when it is SCHEDULED, as far as that was seen. By the database's clock.
+    /// Time at which it became SCHEDULED, or was first seen so. By the database's clock.
     pub scheduled_at: DateTime<Utc>,
     /// Queue of its message; none where another program sent it.
     pub queue: Option<String>,
@@ -191,8 +191,8 @@ impl Repository {
         Ok(found)
     }
 
-    /// Makes a row PENDING whose message is lost, so that it is sent again by the rules of its link;
-    /// false if anything has happened to it since `seen` was read.
+    /// Makes a row PENDING whose message is lost, so that it is sent again by the rules of its link.
+    /// Returns false if the row has changed since `seen` was read.
     ///
     /// # Errors
     /// The error of the database.
@@ -227,8 +227,8 @@ impl Repository {
         Ok(true)
     }
 
-    /// Takes a row out of SCHEDULED whose message ends without a run of its task; false if the row is
-    /// not SCHEDULED, if a worker has it, or if its message is another one.
+    /// Changes the state of a SCHEDULED row whose message ends without a run of its task. Returns false if the
+    /// row is not SCHEDULED, if a worker has it, or if it has another message.
     ///
     /// # Errors
     /// The error of the database.
@@ -279,14 +279,14 @@ impl Repository {
         Ok(true)
     }
 
-    /// Locks a row, and says whether it is SCHEDULED and no worker has it.
+    /// Locks a row; returns true if it is SCHEDULED and no worker has it.
     async fn is_untaken(&self, tx: &DatabaseTransaction, id: i64) -> Result<bool, DbErr> {
         let row = lock(tx, id).await?;
         let is_scheduled = row.is_some_and(|row| row.status.means(Status::Scheduled));
         Ok(is_scheduled && find_lease(tx, id).await?.is_none())
     }
 
-    /// Removes records of rows that are over or that a worker of another kind has taken.
+    /// Removes records of rows that have ended or that another program's worker has taken.
     ///
     /// # Errors
     /// The error of the database.
@@ -323,7 +323,7 @@ impl Repository {
         Ok(())
     }
 
-    /// Records rows that become SCHEDULED, before their messages are sent: what cannot be recorded
+    /// Records rows that become SCHEDULED, before their messages are sent: a row that cannot be recorded
     /// must not be sent.
     pub(super) async fn begin_schedule(
         &self,
@@ -338,7 +338,7 @@ impl Repository {
         let rows = queues
             .iter()
             .map(|(id, queue)| record(*id, now, Some(queue)));
-        // How often it was sent again stays, until a worker takes it.
+        // `resent` stays unchanged until a worker takes the row.
         let again = OnConflict::column(Column::DataTransferId)
             .update_columns([Column::ScheduledAt, Column::Queue, Column::TaskId])
             .to_owned();

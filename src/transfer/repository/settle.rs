@@ -171,10 +171,10 @@ impl Repository {
     /// The worker stops, and the copy with it. That is no failure: the count of failures and the
     /// last failure's message stay as they are.
     ///
-    /// The row says PENDING, even where the worker's message goes back to its queue: a worker cannot
-    /// know that it does. The broker may have closed the connection long ago and have given the
-    /// message to another worker, which found the transfer held and acknowledged it. A redelivered
-    /// message takes a PENDING row all the same, and a second message from the manager does no harm.
+    /// The row becomes PENDING even if the worker returns its message to the queue, because a worker cannot
+    /// know that the broker still has that message. The broker may have closed the connection long ago and given
+    /// the message to another worker, which found the transfer held and acknowledged it. A redelivered message
+    /// takes a PENDING row as well, and a second message from the manager does no harm.
     ///
     /// # Errors
     /// [`LeaseError::Lost`], with nothing changed, unless the lease stands and the row says

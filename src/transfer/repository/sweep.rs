@@ -45,8 +45,8 @@ impl Repository {
         self.sweep_watched(observer, || {}).await
     }
 
-    /// As [`Self::sweep`]; `progress` is called before each lease, since there may be many and each may
-    /// have to be waited for.
+    /// Sweeps as [`Self::sweep`] and calls `progress` before each lease, since there may be many and each may
+    /// take a while.
     ///
     /// # Errors
     /// As [`Self::sweep`].
@@ -62,7 +62,7 @@ impl Repository {
             let recovering = || self.database.bounded(self.recover(id, observer));
             match fault_point!(SweepCommitted, recovering().await) {
                 Ok(recovered) => sweep.recovered.extend(recovered),
-                // A row that another transaction has locked, or whose values do not fit.
+                // Another transaction has locked the row, or its values do not fit.
                 Err(error) if error.is_unreachable() || error.is_of_one_row() => {
                     sweep.failed.push((id, error));
                 }

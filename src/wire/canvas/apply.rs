@@ -188,7 +188,7 @@ struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Memory that a note takes.
+    /// Memory of a note, in bytes.
     fn weight(&self) -> usize {
         self.chord.map_or(0, weight::of_value)
     }
@@ -216,9 +216,9 @@ struct Applying<'a> {
     ids: u32,
     messages: usize,
     bytes: usize,
-    /// Bytes of memory that copies take at the moment.
+    /// Current memory of the copies, in bytes.
     held: usize,
-    /// Bytes that have been copied.
+    /// Total number of copied bytes.
     copied: usize,
 }
 
@@ -291,7 +291,7 @@ impl<'a> Applying<'a> {
         partial: &Partial,
         options: Options,
     ) -> Result<Option<ResultNode>, Error> {
-        // They come with a copy of the caller's, and are merged with its own.
+        // The caller's part comes with a copy and is merged with the signature's own.
         let held = self.held;
         self.hold(weight::of_map(&options).saturating_mul(2))?;
         let result = match signature.form {
@@ -300,7 +300,7 @@ impl<'a> Applying<'a> {
             Form::Group(_) => self.apply_group(signature, partial, &options),
             Form::Chord { .. } => self.apply_chord(signature, partial, options),
         };
-        // All of it is sent by now, or written to messages.
+        // All of this is sent by now, or written to messages.
         self.held = held;
         result
     }
@@ -473,7 +473,7 @@ impl<'a> Applying<'a> {
 
         own.extend(options);
         let mut shared = own;
-        // The body gets these, is written down for its parts, and written again for who watches it.
+        // The body gets these. It is written for its parts, and once more for its observer.
         self.hold(weight::of_map(&shared).saturating_mul(3))?;
         self.add_callbacks(&mut body, &mut shared)?;
         let to_body = shared.iter().filter(|(name, _)| *name != "parent_id");
@@ -511,7 +511,7 @@ impl<'a> Applying<'a> {
                 root_id: root_id.as_deref(),
                 group_id: Some(&group_id),
                 group_index: Some(index),
-                // They get it when they are sent: as many copies need not be there at once.
+                // Each part gets a copy when it is sent, so the copies do not exist at the same time.
                 chord: None,
                 id: None,
             };
@@ -639,8 +639,8 @@ impl<'a> Applying<'a> {
         Ok(result)
     }
 
-    /// The steps of a chain as they are run: chains in it spliced in, groups that something follows made
-    /// chords, empty groups left out.
+    /// The steps of a chain in the form in which they run: nested chains are inlined, a group with a
+    /// following step becomes a chord, empty groups are left out.
     fn steps(&mut self, tasks: Vec<Signature>) -> Result<Vec<Signature>, Error> {
         let mut flat: Vec<Signature> = Vec::with_capacity(tasks.len());
         let mut empty = None;
@@ -653,7 +653,7 @@ impl<'a> Applying<'a> {
                 }
                 Form::Group(ref inner) if inner.is_empty() => empty = Some(task),
                 Form::Chord { header, body } if is_led_by_a_task(&body) => {
-                    // The rest of the body need not be copied into every part of the header.
+                    // The rest of the body is not copied into every part of the header.
                     let (first, rest) = self.unchain(*body)?;
                     task.form = Form::Chord {
                         header,
@@ -666,7 +666,7 @@ impl<'a> Applying<'a> {
             }
         }
         if flat.is_empty() {
-            // Nothing but an empty group is that.
+            // Only an empty group has no steps.
             return Ok(empty.into_iter().collect());
         }
         let mut steps: VecDeque<Signature> = VecDeque::with_capacity(flat.len());
@@ -676,7 +676,7 @@ impl<'a> Applying<'a> {
                 .then(|| steps.pop_front())
                 .flatten();
             if let (Form::Group(header), Some(body)) = (&mut task.form, follows) {
-                // Each in the body of the one before.
+                // Each chord is in the body of the one before.
                 nested += 1;
                 if nested > MAX_DEPTH {
                     return Err(Error::Depth);
@@ -690,7 +690,7 @@ impl<'a> Applying<'a> {
         Ok(steps.into())
     }
 
-    /// A chain's first task and the others, with what the chain hands to them.
+    /// First task of a chain and the others, with the options that the chain hands to them.
     fn unchain(&mut self, chain: Signature) -> Result<(Signature, Vec<Signature>), Error> {
         let Signature {
             mut options,

@@ -99,7 +99,7 @@ fn collect(
         // The result of a chain is that of its last step, whose place it has, too.
         Form::Chain(tasks) => {
             if let Some(last) = tasks.last() {
-                // One copy of all that is in it.
+                // One copy of all parts.
                 hold(room, std::iter::once(&last.to_json()))?;
                 let mut last = last.clone();
                 last.options.remove("link_error");

@@ -1,5 +1,5 @@
-//! Signatures that multiply: whatever a message of a few hundred kilobytes makes of itself stays
-//! within the limits, and takes no more memory than they say.
+//! Limits for signatures that multiply: a message of a few hundred kilobytes stays within the limits and
+//! takes no more memory than they allow.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -105,11 +105,11 @@ fn what_multiplies_is_bounded(#[case] signature: Value) {
         let errbacks = failures.iter().flat_map(|failure| &failure.errbacks);
         assert!(errbacks.map(crate::wire::weight::of_value).sum::<usize>() <= MAX_MEMORY);
     }
-    // Far from what it takes, and from what it took.
+    // Far below the memory without limits.
     assert!(began.elapsed().as_secs() < 60, "{:?}", began.elapsed());
 }
 
-/// 350 kB that took 8 GB.
+/// A message of 350 kB that took 8 GB without limits.
 #[test]
 fn errbacks_times_steps_are_refused_before_they_are_copied() {
     let task = |number| json!({"task": "t", "args": [number, vec![1; 500]], "options": {}});

@@ -64,7 +64,7 @@ impl Outgoing {
         let stamped = options
             .get("stamped_headers")
             .filter(|list| list.is_array());
-        // Each once, however often it is named.
+        // Each stamp is copied once, even if it is named several times.
         let mut stamps = Map::new();
         for stamp in names(options, "stamped_headers") {
             if let (Some(value), false) = (options.get(stamp), stamps.contains_key(stamp)) {
@@ -118,7 +118,7 @@ impl Outgoing {
         }
         let follows = Follows::of(options);
         let arguments = args.iter().chain(kwargs.values());
-        // Within the body, and a list or a mapping in it.
+        // The depth includes the body and the list or mapping in it.
         let mut values = arguments.chain(follows.values());
         let is_flat = values.all(|value| is_within(value, MAX_LEVELS - 2));
         if !is_flat {
@@ -148,7 +148,7 @@ impl Outgoing {
         })
     }
 
-    /// Memory that it takes.
+    /// Memory of the message, in bytes.
     pub(super) fn bytes(&self) -> usize {
         self.message.body.len() + weight::of_map(&self.message.headers)
     }
@@ -214,7 +214,7 @@ impl Serialize for Follows<'_> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (field, value) in &self.0 {
             match value {
-                // A list, or one that stands for a list of itself.
+                // A list, or a single signature that counts as a list of one.
                 Some(value @ Value::Array(_)) => map.serialize_entry(field, value)?,
                 Some(one) if field.ends_with("backs") && !one.is_null() => {
                     map.serialize_entry(field, &[one])?;

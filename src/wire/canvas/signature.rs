@@ -61,7 +61,7 @@ impl Signature {
     /// Reads several signatures.
     ///
     /// # Errors
-    /// Those of [`Signature::parse`]; together they may take no more than one.
+    /// The errors of [`Signature::parse`]. The limit of one signature applies to all of them together.
     pub fn parse_all(values: &[Value]) -> Result<Vec<Self>, Error> {
         if values.iter().map(weight::of_value).sum::<usize>() > MAX_WEIGHT {
             return Err(Error::Memory);
@@ -275,7 +275,7 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
         mapping("options")?.clone(),
         fields.get("immutable") == Some(&Value::Bool(true)),
     );
-    // Not copied: whatever is nested in it is read where it is.
+    // Nested parts are read in place, without a copy.
     let kwargs = mapping("kwargs")?;
     let kind = match fields.get("subtask_type") {
         None | Some(Value::Null) => "",

@@ -17,8 +17,8 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// Parameters that are shown. Of all others the value could be a secret, and of a URL that was not meant to
-/// have any, the name too.
+/// Parameters that are shown. The value of any other parameter could be a secret. So could its name, if the URL
+/// was not meant to have parameters.
 const SHOWN: [&str; 29] = [
     "application_name",
     "auth_mechanism",
@@ -51,14 +51,14 @@ const SHOWN: [&str; 29] = [
     "virtual_host",
 ];
 
-/// Parameters whose name is shown, and whose value never is.
+/// Parameters whose name is shown and whose value is never shown.
 const HIDDEN: [&str; 5] = ["pass", "passfile", "password", "sslkey", "sslpassword"];
 
-/// Words that Celery takes for a backend without being URLs.
+/// Words that are not URLs and that Celery accepts as a backend.
 const WORDS: [&str; 3] = ["", "rpc", "disabled"];
 
-/// Schemes that a setting can have. Nothing is shown of a URL with another one: the end of a password may look
-/// like a URL, too.
+/// Schemes that a setting can have. A URL with another scheme is not shown at all: the end of a password may
+/// look like a URL, too.
 const SCHEMES: [&str; 12] = [
     "amqp",
     "amqps",
@@ -80,7 +80,7 @@ fn database(url: &str) -> Option<(&str, &str)> {
     matches!(prefix, "db+" | "database+" | "sqla+" | "sqlalchemy+").then_some((prefix, rest))
 }
 
-/// The prefix of a URL that is no part of its scheme, and its parts.
+/// Prefix of a URL that is not part of its scheme, and the parts of the URL.
 fn cut(url: &str) -> Option<(&str, Raw<'_>)> {
     match database(url) {
         Some((prefix, rest)) => {
@@ -97,7 +97,7 @@ fn cut(url: &str) -> Option<(&str, Raw<'_>)> {
     }
 }
 
-/// The URLs of a list; a database's URL is none.
+/// The URLs of a list. The URL of a database is never a list.
 fn split(urls: &str) -> Option<Vec<&str>> {
     match database(urls) {
         Some(_) => Some(vec![urls]),
@@ -105,7 +105,7 @@ fn split(urls: &str) -> Option<Vec<&str>> {
     }
 }
 
-/// A URL, or several that `;` separates, without passwords. Nothing is shown of a text that is no URL.
+/// One URL, or several separated by `;`, without passwords. A text that is not a URL is not shown at all.
 #[must_use]
 pub fn masked(urls: &str) -> String {
     if WORDS.contains(&urls) {
@@ -149,8 +149,8 @@ fn show((prefix, raw): (&str, Raw<'_>)) -> String {
     text
 }
 
-/// URLs with this password where they have none: in the first one of sentinels, whose login it is, and in each one
-/// of brokers. None where there is nothing to log in to.
+/// URLs with this password added if they have none: to the first URL of sentinels, which holds their login, and to
+/// each URL of brokers. Returns none if the URL has no server to log in to.
 #[must_use]
 pub fn with_password(urls: &str, password: &str) -> Option<String> {
     let encoded = utf8_percent_encode(password, RESERVED).to_string();
@@ -180,7 +180,7 @@ pub fn with_password(urls: &str, password: &str) -> Option<String> {
     Some(filled.join(";"))
 }
 
-/// A text, such as an error of a library, without what looks like the login or a secret parameter of a URL in it.
+/// A text, such as an error of a library, in which logins and secret parameters of URLs are masked.
 #[must_use]
 pub fn redacted(text: &str) -> Cow<'_, str> {
     if !text.contains("://") {
@@ -190,7 +190,7 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
     let mut from = 0;
     while let Some(at) = text.get(from..).and_then(|rest| rest.find("://")) {
         let start = from + at + 3;
-        // A password that was not encoded may have anything in it but what ends a word.
+        // A password that was not encoded may contain any character that does not end a word.
         let ends = |c: char| c.is_whitespace() || matches!(c, '"' | '`' | '<' | '>');
         let rest = text.get(start..).unwrap_or_default();
         let word = rest.find(ends).map_or(rest, |end| &rest[..end]);

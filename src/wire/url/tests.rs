@@ -1,4 +1,4 @@
-//! kombu 5.7 and SQLAlchemy 2.1 were asked what each of these URLs means.
+//! Tests of URLs. The expected meanings are those of kombu 5.7 and SQLAlchemy 2.1.
 
 use proptest::prelude::*;
 use rstest::rstest;
@@ -218,13 +218,13 @@ fn passwords_are_filled_in(#[case] url: &str, #[case] password: &str, #[case] wh
     assert_eq!(with_password(url, password).as_deref(), whole);
 }
 
-/// Text around a mark, of the characters that URLs stumble over.
+/// Text around a mark, made of characters with a special meaning in URLs.
 fn around() -> impl Strategy<Value = (String, String)> {
     ("[a-z@:/;%#?&=+ \\[\\]]{0,6}", "[a-z@:/;%#?&=+\\[\\]]{0,6}")
 }
 
 proptest! {
-    /// However a password is written, encoded or not, it is masked, or the text is not shown at all.
+    /// A password is masked, whether it is encoded or not, or the text is not shown at all.
     #[test]
     fn no_password_is_shown(
         (before, after) in around(),
@@ -257,7 +257,7 @@ proptest! {
         let of_database = sqlalchemy(&url).map(|parts| format!("{parts:?}"));
         let of_database = of_database.unwrap_or_else(|error| error.to_string());
         prop_assert!(!readable.contains(mark) && !of_database.contains(mark));
-        // A parameter ends where the next one begins: of those only what belongs to the value is hidden.
+        // A parameter ends where the next one begins; only its value is hidden.
         let in_query = matches!(shape, 3 | 6 | 10);
         if encode || !in_query {
             let shown = masked(&url);

@@ -1,4 +1,4 @@
-//! Requests that change how the worker works.
+//! Requests that change settings of the running worker.
 
 use serde_json::{Value, json};
 
@@ -32,7 +32,7 @@ impl Worker {
             None => json!({"error": "unknown task"}),
             Some(task) => {
                 self.rates.set(task, limit);
-                // Flower sends text, and to Python "0" is as good a text as any.
+                // Flower sends text, and in Python the text "0" is true.
                 let disabled = limit.is_none() && *request.argument("rate_limit") != json!("0");
                 json!({"ok": match disabled {
                     true => "rate limit disabled successfully",
@@ -59,7 +59,7 @@ impl Worker {
         self.registry.get(name).is_some().then_some(name)
     }
 
-    /// Waits for the broker.
+    /// Makes the change; waits for the broker.
     pub(super) async fn add_consumer(&self, request: &Request) -> Result<Value, Exception> {
         let text = |name: &str| request.argument(name).as_str().filter(|s| !s.is_empty());
         let Some(name) = text("queue") else {
@@ -80,7 +80,7 @@ impl Worker {
         Ok(json!({"ok": format!("add consumer {name}")}))
     }
 
-    /// Waits for the broker.
+    /// Makes the change; waits for the broker.
     pub(super) async fn cancel_consumer(&self, request: &Request) -> Result<Value, Exception> {
         let Some(name) = request.argument("queue").as_str() else {
             return Err(missing_argument("cancel_consumer", "queue"));

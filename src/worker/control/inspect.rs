@@ -1,4 +1,4 @@
-//! Requests that ask and change nothing.
+//! Requests that only read.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::worker::Worker;
 use crate::worker::accepted::Phase;
 use crate::worker::policy::Policy;
 
-/// Attributes of tasks that are shown at a time; there are fewer.
+/// Maximum number of attributes of tasks in a reply; there are fewer.
 const MOST_ITEMS: usize = 32;
 
 impl Worker {
@@ -57,7 +57,7 @@ impl Worker {
                 Phase::Reserved => (1, "reserved"),
                 Phase::Scheduled(_) => (0, "scheduled"),
             };
-            // Different tasks may have one id; the reply has room for one of them.
+            // Different tasks may have the same id; the reply shows one of them.
             if found.get(id).is_none_or(|(shown, _)| *shown < rank) {
                 found.insert(id.to_owned(), (rank, json!([state, request])));
             }
@@ -93,7 +93,7 @@ impl Worker {
         shown.collect()
     }
 
-    /// A task's attributes that are not none, as Python would print them.
+    /// Attributes of a task that are not none, as Python would print them.
     fn attributes(&self, name: &str) -> BTreeMap<&'static str, String> {
         let mut known = BTreeMap::new();
         let Some(entry) = self.registry.get(name) else {
@@ -186,7 +186,7 @@ impl Worker {
                 "uri_prefix": null,
                 "heartbeat": self.config.settings["broker_heartbeat"],
                 "failover_strategy": "round-robin",
-                // Those of the list, as kombu shows them; without their passwords.
+                // The brokers of the list in kombu's form, without their passwords.
                 "alternates": match urls.len() {
                     0 | 1 => Vec::new(),
                     _ => urls,
@@ -236,7 +236,7 @@ fn rusage() -> Value {
         "oublock": usage.block_writes(),
         "nvcsw": usage.voluntary_context_switches(),
         "nivcsw": usage.involuntary_context_switches(),
-        // Linux does not keep these.
+        // Linux does not provide these.
         "ixrss": 0, "idrss": 0, "isrss": 0, "nswap": 0, "msgsnd": 0, "msgrcv": 0, "nsignals": 0,
     })
 }

@@ -1,11 +1,11 @@
-//! Remote control: what `celery inspect`, `celery control` and Flower ask a worker.
+//! Remote control: requests of `celery inspect`, `celery control` and Flower to a worker.
 //!
-//! Requests are broadcast, carry no proof of who sent them, and are hostile input like any
-//! message: what is no request is skipped, an unknown method is answered with an error, and what is kept,
+//! Requests are broadcast, carry no proof of their sender, and are hostile input like any message. A message
+//! that is not a request is skipped, an unknown method is answered with an error, and everything that is kept,
 //! logged or answered is bounded in bytes.
 //!
-//! The loop waits for nothing but the next request. Replies, results that are to be stored and changes of what is
-//! consumed have lines of their own: whatever server is away, `ping` and `shutdown` take effect at once.
+//! The loop waits only for the next request. Replies, results to store and changes of the consumed queues have
+//! their own lines, so `ping` and `shutdown` take effect at once while a server is away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,13 +35,13 @@ mod revoke;
 /// Time limit for an answer of the broker.
 pub(super) const WITHIN: Duration = Duration::from_secs(5);
 
-/// Largest request, in bytes: as many ids as are remembered fit in.
+/// Largest request, in bytes: large enough for all ids that are remembered.
 const MAX_BODY: usize = 4 << 20;
 
-/// Requests of each queue that are held at a time.
+/// Maximum number of requests of each queue that are held at a time.
 const PREFETCH: u16 = 16;
 
-/// Changes of what is consumed that wait for the broker, and their bytes.
+/// Maximum number of changes of the consumed queues that wait for the broker, and their bytes.
 const CHANGES: (usize, usize) = (64, 1 << 20);
 
 /// Longest text of a request that is logged or repeated, in characters.
@@ -53,8 +53,8 @@ const ASKED_FREQ: f64 = 5.0;
 /// Celery's methods for debugging Python itself.
 const UNSUPPORTED: [&str; 3] = ["memdump", "memsample", "objgraph"];
 
-/// Requests by which anybody on the virtual host can keep a worker from its work. They are logged,
-/// and obeyed only where the settings say so.
+/// Requests by which any client of the virtual host can keep a worker from its work. They are logged,
+/// and obeyed only if the settings allow it.
 pub const DANGEROUS: [&str; 9] = [
     "add_consumer",
     "autoscale",
@@ -103,7 +103,7 @@ pub(super) async fn serve(worker: Arc<Worker>) {
 
     let mut connected = consumer.connected();
     let greeting = async {
-        // Ends without a connection only with the worker.
+        // Without a connection this ends only with the worker.
         let served = connected.wait_for(|up| *up).await.is_ok();
         if let (true, Some(ears)) = (served, &ears) {
             ears.greet(&worker).await;
@@ -165,7 +165,7 @@ async fn change(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<Request>>) 
 }
 
 impl Worker {
-    /// Does what a request of so many bytes asks, or has it done, and has it answered.
+    /// Handles a request of `bytes` bytes, or puts it in line, and sends the reply.
     fn answer(&self, request: Request, bytes: usize, desk: &Desk, ears: Option<&Ears>) {
         tracing::debug!(
             method = shortened(&request.method),
@@ -257,7 +257,7 @@ impl Worker {
                     "Pool restarts not enabled",
                 ));
             }
-            // This node answers those of others (see `cluster`) and wants none itself.
+            // This node answers greetings of others (see `cluster`) and does not need this method itself.
             "election" => Value::Null,
             "shutdown" => {
                 self.shutdown.warm();
@@ -267,7 +267,9 @@ impl Worker {
                 return Err(Exception::new(
                     BUILTINS,
                     "NotImplementedError",
-                    format!("{method} is about Python's memory, which this worker has none of"),
+                    format!(
+                        "{method} is about the memory of Python, which this worker does not use"
+                    ),
                 ));
             }
             method => return Err(Exception::new(BUILTINS, "KeyError", shortened(method))),
@@ -284,7 +286,7 @@ impl Worker {
         if !DANGEROUS.contains(&method) {
             return Ok(());
         }
-        // All that tells of the sender; it cannot be proved.
+        // The only information about the sender; it cannot be proved.
         let asked_by = request.reply_to.as_ref().map(|to| to.routing_key.as_str());
         let allowed = self
             .config
@@ -312,7 +314,7 @@ impl Worker {
     }
 }
 
-/// Python answers all but these.
+/// Returns true for methods that Python answers.
 fn is_answered(method: &str) -> bool {
     !matches!(method, "shutdown" | "heartbeat" | "election")
 }
@@ -322,14 +324,14 @@ fn ok_if(changed: bool, what: &str) -> Value {
     json!({"ok": format!("task events {already}{what}")})
 }
 
-/// As Python says it of a call that lacks an argument.
+/// Python's error text for a call with a missing argument.
 fn missing_argument(function: &str, name: &str) -> Exception {
     Exception::type_error(format!(
         "{function}() missing 1 required positional argument: '{name}'"
     ))
 }
 
-/// Places that are to be added or taken away.
+/// Number of places to add or remove.
 fn places(request: &Request) -> Result<usize, Exception> {
     match request.argument("n") {
         Value::Null => Ok(1),
@@ -340,7 +342,7 @@ fn places(request: &Request) -> Result<usize, Exception> {
     }
 }
 
-/// As Python takes it: Flower asks to terminate by the number 1.
+/// Truth value as in Python: Flower sends the number 1 for `terminate`.
 fn is_true(value: &Value) -> bool {
     !message::is_falsy(value)
 }
@@ -358,7 +360,7 @@ pub(super) fn ids(value: &Value) -> Vec<String> {
     }
 }
 
-/// A text as far as it is shown.
+/// A text cut to the length that is shown.
 fn shortened(text: &str) -> String {
     match text.char_indices().nth(MAX_SHOWN) {
         Some((end, _)) => format!("{}…", &text[..end]),

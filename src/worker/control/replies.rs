@@ -15,11 +15,11 @@ use crate::telemetry::chain;
 use crate::wire::pidbox::{self, Request};
 use crate::worker::line::{Line, Queued};
 
-/// Replies that wait for the broker, and their bytes.
+/// Maximum number of replies that wait for the broker, and their bytes.
 const QUEUE: usize = 1000;
 const QUEUE_BYTES: usize = 16 << 20;
 
-/// Largest reply.
+/// Largest reply, in bytes.
 const MAX_BYTES: usize = 8 << 20;
 
 /// Longest ticket: it is repeated in a header, and headers must fit into a frame. Celery's are UUIDs.
@@ -28,7 +28,7 @@ const MAX_TICKET: usize = 255;
 /// Time limit for the last replies when the worker ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// A reply and the method that it is for.
+/// A reply and its method.
 type Reply = (String, Publication);
 
 /// Sends replies, so that the remote control need not wait for the broker.
@@ -83,7 +83,7 @@ impl Replies {
         }
     }
 
-    /// Sends what is in line, and then nothing more; for a limited time.
+    /// Sends the waiting replies within a time limit, and accepts no more.
     pub(in crate::worker) async fn close(&self) {
         self.closing.cancel();
         if timeout(CLOSING, self.sending.wait()).await.is_err() {
@@ -99,7 +99,7 @@ async fn send(
 ) {
     loop {
         let Queued { item, .. } = tokio::select! {
-            // First, so that the line is empty at the end.
+            // Closed first, so that the line is empty at the end.
             biased;
             Some(queued) = replies.recv() => queued,
             () = closing.cancelled() => return,

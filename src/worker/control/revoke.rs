@@ -1,4 +1,4 @@
-//! Requests by which tasks are revoked and terminated.
+//! Requests that revoke and terminate tasks.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -21,21 +21,21 @@ use crate::worker::Worker;
 use crate::worker::line::{Line, Queued};
 use crate::worker::revoked;
 
-/// Requests whose REVOKED waits to be stored, and the bytes of their ids.
+/// Maximum number of requests whose REVOKED waits to be stored, and the bytes of their ids.
 const QUEUE: usize = 1000;
 const QUEUE_BYTES: usize = 4 << 20;
 
 /// Time limit for storing the state of one task in the result backend.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// Tasks whose REVOKED is stored at a time.
+/// Number of tasks whose REVOKED is stored at the same time.
 const AT_ONCE: usize = 8;
 
-/// Ids that a reply or a log line shows.
+/// Maximum number of ids in a reply or a log line.
 const SHOWN: usize = 100;
 const LOGGED: usize = 10;
 
-/// Ids whose REVOKED is to be stored.
+/// Ids for which REVOKED must be stored.
 pub(super) type Revocations = Line<Vec<String>>;
 
 /// A line for revocations, and its other end for [`store`].
@@ -55,12 +55,12 @@ pub(super) async fn store(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<V
         while let Some(outcome) = storing.next().await {
             match outcome {
                 Ok(()) => stored += 1,
-                // The others would fare the same, and take as long.
+                // The others would fail in the same way, after the same time.
                 Err(error) => {
                     tracing::warn!(
                         tasks = asked - stored,
                         error,
-                        "REVOKED was not stored; it will be when the messages of the tasks come"
+                        "REVOKED was not stored; it will be stored when the messages of the tasks arrive"
                     );
                     break;
                 }
@@ -104,7 +104,7 @@ impl Worker {
         Ok(json!({"ok": format!("tasks {{{shown}}} flagged as revoked")}))
     }
 
-    /// Has REVOKED stored for those that do not run here.
+    /// Puts the tasks that do not run here in line for storing REVOKED.
     fn announce_revoked(&self, ids: &[String], revocations: &Revocations) {
         let running = self.accepted.running();
         let others: Vec<String> = ids
@@ -117,7 +117,7 @@ impl Worker {
             tracing::warn!(
                 tasks,
                 error = "too many are revoked at once",
-                "REVOKED was not stored; it will be when the messages of the tasks come"
+                "REVOKED was not stored; it will be stored when the messages of the tasks arrive"
             );
         }
     }
@@ -148,7 +148,7 @@ impl Worker {
     pub(super) fn revoke_by_stamped_headers(&self, request: &Request) -> Result<Value, Exception> {
         let headers: Map<String, Value> = match request.argument("headers") {
             Value::Object(headers) => headers.clone(),
-            // `celery control` sends what was typed: `name=value`, …
+            // `celery control` sends the text of its arguments: `name=value`, …
             Value::Array(pairs) => pairs
                 .iter()
                 .filter_map(|pair| pair.as_str()?.split_once('='))
@@ -172,7 +172,7 @@ impl Worker {
     }
 }
 
-/// Texts with commas, up to a number of them.
+/// Joins texts by commas, up to a maximum number.
 fn listed(texts: &[String], most: usize) -> String {
     let mut shown = texts
         .iter()

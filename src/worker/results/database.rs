@@ -219,8 +219,8 @@ impl Database {
             .await
             .map_err(pooler::as_connection_error)?;
         let mut columns = self.columns(&self.tasks).await?;
-        // Once: a table that is gone later was renamed or dropped by someone, who would find another one
-        // in its place.
+        // Only once: a table that is missing later was renamed or dropped on purpose, and must not be created
+        // again.
         let may_create = self.create_tables && !self.was_there.load(Ordering::Relaxed);
         if columns.is_empty() && may_create {
             self.create(&self.tasks, &result_columns(self.backend()))

@@ -88,7 +88,7 @@ fn run(screen: &mut Screen, stream: &[u8], pieces: &[usize]) -> Vec<u8> {
     through
 }
 
-/// As the library reads it; what it cannot read is an error.
+/// Reads a stream as the library does; a frame that the library cannot read is an error.
 fn frames(mut stream: &[u8]) -> Result<Vec<AMQPFrame>, String> {
     let mut frames = Vec::new();
     while !stream.is_empty() {
@@ -383,7 +383,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
                 &message_id,
             );
             if let Some((at, byte)) = flip {
-                // Within the properties: what is around them is the broker's.
+                // Only within the properties: the broker writes all other bytes.
                 let properties = HEAD + 12..header.len() - 1;
                 header[properties.start + at.index(properties.len())] = byte;
             }
@@ -393,7 +393,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// Whatever a broker hands on, the library can read it, and however it is cut on its way.
+    /// The library can read every stream after the screen, for any content and any cut.
     #[test]
     fn the_library_can_read_what_goes_through(
         messages in prop::collection::vec(message(), 1..6),

@@ -1,5 +1,5 @@
-//! A directory that is held open, whose entries are addressed by name and never through a symbolic
-//! link: a rename or a link planted meanwhile cannot lead an operation elsewhere.
+//! A directory that is held open. Its entries are addressed by name and never through a symbolic link: a
+//! rename or a link planted meanwhile cannot redirect an operation.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -37,16 +37,16 @@ impl Directory {
     fn open_at(at: impl std::os::fd::AsFd, path: &Path, flags: OFlags) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC | flags;
         let opened = match openat(&at, path, OFlags::RDONLY | flags, Mode::empty()) {
-            // Names can be used in a directory that cannot be listed.
+            // Entries can be used by name in a directory that cannot be listed.
             Err(Errno::ACCESS) => openat(&at, path, OFlags::PATH | flags, Mode::empty()),
             opened => opened,
         };
         Ok(Self(opened?))
     }
 
-    /// Opens a directory in this one, and makes it if it is not there. A symbolic link is followed
+    /// Opens a directory in this one, and makes it if it does not exist. A symbolic link is followed
     /// only if it belongs to root, to this process's user or to the owner of this directory: any
-    /// other may have been planted to have files made elsewhere.
+    /// other link may have been planted so that files are made elsewhere.
     pub(in crate::transfer) fn enter_or_make(&self, name: &str) -> io::Result<Self> {
         let opened = match self.open_entry(name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -73,7 +73,7 @@ impl Directory {
         }
     }
 
-    /// Makes a directory, unless something has its name.
+    /// Makes a directory, unless an entry of this name exists.
     pub(in crate::transfer) fn make(&self, name: &str) -> io::Result<()> {
         match mkdirat(&self.0, name, DIRECTORY_MODE) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
@@ -81,7 +81,7 @@ impl Directory {
         }
     }
 
-    /// State of an entry, if there is one; of a symbolic link, its own.
+    /// State of an entry, if it exists; for a symbolic link, the state of the link itself.
     pub(in crate::transfer) fn stat(&self, name: &str) -> io::Result<Option<Stat>> {
         match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
             Ok(found) => Ok(Some(found)),
@@ -90,11 +90,11 @@ impl Directory {
         }
     }
 
-    /// A file that can be appended to. It is made if it is not there; nothing but a regular file
-    /// with one name is opened.
+    /// Opens a file for appending, and makes it if it does not exist. Opens only a regular file with one
+    /// name.
     pub(in crate::transfer) fn append_to(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::CREATE;
-        // Without waiting for the other end of a pipe.
+        // Opening a pipe does not wait for its other end.
         let guards = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let opened = openat(&self.0, name, flags | guards, Mode::from_raw_mode(0o666))?;
         if is_plain(&rustix::fs::fstat(&opened)?) {
@@ -115,17 +115,17 @@ impl Directory {
         }
     }
 
-    /// Makes an empty file that was not there.
+    /// Makes an empty file that did not exist.
     pub(in crate::transfer) fn make_file(&self, name: &str) -> io::Result<()> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         openat(&self.0, name, flags, Mode::from_raw_mode(0o600))?;
         Ok(())
     }
 
-    /// Has the entries on the disk.
+    /// Writes the entries to the disk (fsync).
     pub(in crate::transfer) fn sync(self) -> io::Result<()> {
         match File::from(self.0).sync_all() {
-            // One that cannot be listed cannot be written through its handle: everything, then.
+            // A directory that cannot be listed cannot be written by its handle: then everything is written.
             Err(error) if error.raw_os_error() == Some(Errno::BADF.raw_os_error()) => {
                 rustix::fs::sync();
                 Ok(())
@@ -144,17 +144,17 @@ impl Directory {
         Ok(true)
     }
 
-    /// Removes a file or a symbolic link, if it is there.
+    /// Removes a file or a symbolic link, if it exists.
     pub(in crate::transfer) fn remove(&self, name: &str) -> io::Result<()> {
         present(unlinkat(&self.0, name, AtFlags::empty()))
     }
 
-    /// Removes an empty directory, if it is there.
+    /// Removes an empty directory, if it exists.
     pub(in crate::transfer) fn remove_directory(&self, name: &str) -> io::Result<()> {
         present(unlinkat(&self.0, name, AtFlags::REMOVEDIR))
     }
 
-    /// Renames an entry to a name in `to`, whatever has that name.
+    /// Renames an entry to a name in `to`, and replaces an entry of that name.
     pub(in crate::transfer) fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         Ok(renameat(&self.0, from, &self.0, to)?)
     }
@@ -198,9 +198,9 @@ pub(in crate::transfer) fn is_regular(found: &Stat) -> bool {
     FileType::from_raw_mode(found.st_mode) == FileType::RegularFile
 }
 
-/// The error for something else in the place of a plain file.
+/// The error for an entry that is not a plain file.
 pub(in crate::transfer) fn not_plain(name: &str) -> io::Error {
-    io::Error::other(format!("`{name}` is no regular file with one name"))
+    io::Error::other(format!("`{name}` is not a regular file with one name"))
 }
 
 /// Treats the removal of a missing entry as done.

@@ -101,7 +101,7 @@ fn facts(path: &Path, metadata: &fs::Metadata) -> Facts {
     }
 }
 
-/// Id of the running kernel's start, which no other host has.
+/// Id of the running kernel's start, unique to this host.
 fn boot() -> Option<Uuid> {
     static BOOT: OnceLock<Option<Uuid>> = OnceLock::new();
     *BOOT.get_or_init(|| {
@@ -163,7 +163,7 @@ pub(super) async fn root_problem(
             Ok(_) if eaccess(root.as_path(), AccessFlags::X_OK).is_err() => {
                 Some(unusable("cannot be entered"))
             }
-            // One that cannot be listed has something in it for all we know.
+            // A directory that cannot be listed is not known to be empty.
             Ok(directory) if directory.is_empty().unwrap_or(false) => Some(RootProblem::Empty),
             Ok(_) => None,
         };
@@ -172,7 +172,7 @@ pub(super) async fn root_problem(
     .await
 }
 
-/// Has a file and the entries of directories on the disk.
+/// Writes a file and the entries of directories to the disk (fsync).
 pub(super) async fn make_durable(
     path: &AbsolutePath,
     directories: Vec<AbsolutePath>,

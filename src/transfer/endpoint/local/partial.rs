@@ -1,7 +1,7 @@
-//! Partial copies on this host: adopted, published, removed.
+//! Adoption, publication and removal of partial copies on this host.
 //!
-//! Everything happens in the destination's directory, held open, by our temporary names. What has
-//! such a name but is no plain file of ours (a symbolic link, a second name of another file) is
+//! All operations use our temporary names in the destination's directory, which is held open. An entry with
+//! such a name that is not a plain file of ours (a symbolic link, a second name of another file) is
 //! removed by its name, and never read, renamed to a package or written to.
 
 use std::collections::HashSet;
@@ -49,13 +49,13 @@ pub(in crate::transfer::endpoint) async fn publish(
         match directory.rename_no_replace(&from, name) {
             Ok(()) => {}
             Err(Errno::EXIST) => unlink_second_name(&directory, &from, &to)?,
-            // NFS and others know no such flag.
+            // NFS and others do not support this flag.
             Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
                 link_and_unlink(&directory, &from, &to)?;
             }
             Err(e) => return Err(refused("rename", &to, e)),
         }
-        // Only now does a power failure not undo it.
+        // From now on a power failure does not undo the rename.
         sync_directories(&directories)
     })
     .await
@@ -65,7 +65,7 @@ fn open(directory: &AbsolutePath) -> Result<Directory, TransferError> {
     Directory::open(directory.as_path()).map_err(|e| refused("open", directory, e))
 }
 
-/// The next best thing: as safe, though for a moment the file has both names.
+/// Fallback by a hard link: as safe, but for a moment the file has both names.
 fn link_and_unlink(
     directory: &Directory,
     from: &str,
@@ -74,7 +74,7 @@ fn link_and_unlink(
     match directory.link(from, to.file_name().unwrap_or_default()) {
         Ok(()) => directory.remove(from).map_err(|e| refused("unlink", to, e)),
         Err(Errno::EXIST) => unlink_second_name(directory, from, to),
-        // EPERM is how link(2) says that a file system has no hard links.
+        // link(2) reports a file system without hard links as EPERM.
         Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS) => {
             Err(TransferError::RenameUnsupported {
                 path: to.to_string(),
@@ -84,8 +84,8 @@ fn link_and_unlink(
     }
 }
 
-/// After an interrupted [`link_and_unlink`], or one that NFS did but reported as failed, both names
-/// are the same file: the rename is done but for the old name.
+/// Completes a rename after an interrupted [`link_and_unlink`], or one that NFS did but reported as failed:
+/// both names are the same file, and only the old name is still to be removed.
 fn unlink_second_name(
     directory: &Directory,
     from: &str,
@@ -114,7 +114,7 @@ pub(in crate::transfer::endpoint) async fn make_marker(own: Partial) -> Result<(
     .await
 }
 
-/// Removes a copy with its checkpoints, if it is there.
+/// Removes a copy with its checkpoints, if it exists.
 pub(in crate::transfer::endpoint) async fn remove(partial: Partial) -> Result<(), TransferError> {
     blocking("unlink", move || {
         let removing = || -> io::Result<()> {
@@ -130,13 +130,13 @@ pub(in crate::transfer::endpoint) async fn remove(partial: Partial) -> Result<()
     .await
 }
 
-/// Removes the directory of checkpoints, if it is there, and nothing in it that is not one.
+/// Removes the directory of checkpoints, if it exists; removes only checkpoints in it.
 fn remove_checkpoints(directory: &Directory, of: &TemporaryName) -> io::Result<()> {
     let name = of.checkpoints();
     let checkpoints = match directory.open_entry(&name) {
         Ok(checkpoints) => checkpoints,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        // A link, or a file: only the name is ours.
+        // A link or a file: only its name is ours.
         Err(e) if is_no_directory(&e) => return directory.remove(&name),
         Err(e) => return Err(e),
     };
@@ -155,8 +155,8 @@ fn is_no_directory(e: &io::Error) -> bool {
         .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Makes the directory of an attempt's checkpoints, and makes an earlier attempt's copy its own.
-/// Returns the bytes that are there.
+/// Makes the directory of an attempt's checkpoints, and adopts an earlier attempt's copy.
+/// Returns the number of bytes of that copy.
 pub(in crate::transfer::endpoint) async fn begin(
     earlier: Option<Partial>,
     own: Partial,
@@ -167,7 +167,7 @@ pub(in crate::transfer::endpoint) async fn begin(
     .await
 }
 
-/// The copy itself last: what an interruption leaves is no copy with its checkpoint, and not used.
+/// Renames the copy last: after an interruption there is no copy with its checkpoint, so none is used.
 fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
     let directory = Directory::open(own.copy.parent().as_path())?;
     let now = own.name.to_string();
@@ -186,7 +186,7 @@ fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
         directory.remove(&checkpoints)?;
     }
     directory.make(&checkpoints)?;
-    // It is a directory.
+    // The entry is a directory.
     directory.open_entry(&checkpoints)?;
     let Some(earlier) = adopted else {
         return Ok(0);
@@ -196,8 +196,8 @@ fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
     Ok(found.map_or(0, |found| u64::try_from(found.st_size).unwrap_or(0)))
 }
 
-/// Makes an earlier attempt's checkpoints an attempt's own. False, with the earlier attempt's files
-/// gone, if there is no plain copy or no directory of checkpoints: then there is nothing to complete.
+/// Renames an earlier attempt's checkpoints for this attempt. Returns false, and removes the earlier
+/// attempt's files, if there is no plain copy or no directory of checkpoints to complete.
 fn adopt_checkpoints(directory: &Directory, earlier: &Partial, own: &Partial) -> io::Result<bool> {
     let before = earlier.name.to_string();
     let checkpoints = directory.open_entry(&earlier.name.checkpoints());

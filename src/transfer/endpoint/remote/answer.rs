@@ -10,19 +10,19 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use crate::transfer::bbcp::output::Lines;
 
-/// Begins every mark.
+/// First word of every mark.
 const PROGRAM: &str = "ccat-transfer";
 
-/// Bytes of an answer that are kept; the longest is a list of leftovers.
+/// Maximum number of bytes of an answer; the longest answer is a list of leftovers.
 const MAX_ANSWER_BYTES: usize = 64 << 10;
 
-/// Bytes of standard error that are kept: the last ones, where ssh says why it ends.
+/// Maximum number of bytes of standard error. The last ones are kept, since ssh prints its reason at the end.
 const MAX_COMPLAINT_BYTES: usize = 64 << 10;
 
 /// Maximum number of bytes per read from a pipe.
 const CHUNK_BYTES: usize = 8 << 10;
 
-/// The word by which a request knows its own output.
+/// Word by which a request recognizes its own output.
 #[derive(Debug, Clone)]
 pub(super) struct Mark(String);
 
@@ -35,7 +35,7 @@ impl Mark {
         &self.0
     }
 
-    /// A marked line without its mark.
+    /// Returns a marked line without its mark.
     fn strip<'a>(&self, line: &'a str) -> Option<&'a str> {
         line.strip_prefix(&self.0)?.strip_prefix(' ')
     }
@@ -84,7 +84,7 @@ impl Answer {
         };
         let mut lines = Lines::default();
         let mut chunk = vec![0; CHUNK_BYTES];
-        // A pipe that breaks is at its end; the exit code tells the rest.
+        // A broken pipe counts as its end; the exit code explains the failure.
         while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
             lines.push(&chunk[..n], |line| answer.take(mark, line));
         }
@@ -93,7 +93,8 @@ impl Answer {
     }
 }
 
-/// Reads standard error to its end: what came after the script began, or all if it did not.
+/// Reads standard error to its end. Returns the text after the begin of the script, or all text if the script
+/// did not begin.
 pub(super) async fn complaint(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark) -> String {
     let Some(mut pipe) = pipe else {
         return String::new();

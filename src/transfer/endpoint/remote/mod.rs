@@ -517,7 +517,7 @@ fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     }
 }
 
-/// A time, of which `text` (`2026-11-29 13:09:24.123456789 +0000`) has the nanoseconds.
+/// A time; `text` (`2026-11-29 13:09:24.123456789 +0000`) contains its nanoseconds.
 fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
     let fraction = text.and_then(|text| {
         let (_, rest) = text.split_once('.')?;

@@ -22,30 +22,31 @@ macro_rules! begin {
     };
 }
 
-/// `absent PATH`: ends the script: a path below a directory that we may not search is no absent path.
+/// `absent PATH`: ends the script with the code for a missing path, or for a denied one if a directory above
+/// it may not be searched.
 macro_rules! absent {
     () => {
         r#"absent() { d=$1; while test -n "$d" && ! test -e "$d"; do d=${d%/*}; done; d=${d:-/}; if test -d "$d" && ! test -x "$d"; then exit 77; fi; exit 66; }; "#
     };
 }
 
-/// `plain NAME`: whether it is a regular file with one name.
+/// `plain NAME`: succeeds for a regular file with one name.
 macro_rules! plain {
     () => {
         r#"plain() { test -f "$1" && ! test -L "$1" && test "$(ls -ldn "$1" | { read -r m n r; echo "$n"; })" = 1; }; "#
     };
 }
 
-/// `clear ./NAME`: removes a directory of checkpoints, and nothing in it that is not one. Of
-/// anything else only the name is removed.
+/// `clear ./NAME`: removes a directory of checkpoints and only checkpoints in it. For any other entry it
+/// removes only the name.
 macro_rules! clear {
     () => {
         r#"clear() { if test -d "$1" && ! test -L "$1"; then ( p=$(pwd -P) && cd "$1" && test "$(pwd -P)" = "${p%/}/${1#./}" && rm -f ./bbcp.* ) && rmdir "$1"; else rm -f "$1"; fi; }; "#
     };
 }
 
-/// `flush PATH…`: has files and directories on the disk. `sync` with names is not POSIX; where it takes
-/// none, or may not open them, everything is written. An error of the disk stays one.
+/// `flush PATH…`: writes files and directories to the disk. `sync` with names is not POSIX: if it takes no
+/// names, or may not open them, everything is written. An error of the disk is reported.
 macro_rules! flush {
     () => {
         r#"flush() { e=$(sync "$@" 2>&1) || case $e in *"nput/output error"*|*"o space left on device"*|*"uota exceeded"*) echo "$e" >&2; return 1;; *) sync;; esac; }; "#
@@ -62,7 +63,7 @@ pub(super) const STAT: &str = concat!(
 );
 
 /// $1 the location's directory, $2 the one to make below it. A symbolic link on the way is followed
-/// only if it belongs to root, to us or to the owner of its directory.
+/// only if it belongs to root, to our user or to the owner of its directory.
 pub(super) const MKDIR: &str = concat!(
     begin!(),
     r#"test -d "$1" || exit 66; owner() { ls -ldn "$1" | { read -r m n u r; echo "$u"; }; }; p=$1; r=${2#"$1"}; while r=${r#/}; test -n "$r"; do c=${r%%/*}; l=$p; p=${p%/}/$c; r=${r#"$c"}; if test -L "$p"; then o=$(owner "$p"); case $o in 0|"$(id -u)"|"$(owner "$l/.")") ;; *) echo "$p is a symbolic link of user $o, which is not followed" >&2; exit 77;; esac; fi; done; "#,
@@ -93,14 +94,14 @@ pub(super) const SYNC: &str = concat!(
     r#"test -e "$1" || absent "$1"; flush "$@" || exit 1; say written"#
 );
 
-/// $1 directory, $2 name. Makes an empty file that was not there.
+/// $1 directory, $2 name. Makes an empty file that did not exist.
 pub(super) const MARKER: &str = concat!(
     begin!(),
     r#"cd "$1" || exit 1; set -C; umask 077; : >"./$2" || exit 1; say made"#
 );
 
-/// $1 a location's directory. Answers what keeps it from being one with packages in it. What cannot be listed is
-/// not empty for all we know.
+/// $1 a location's directory. Answers its problem: missing, closed, empty, or good. A directory that cannot be
+/// listed is not known to be empty.
 pub(super) const ROOT: &str = concat!(
     begin!(),
     r#"if ! test -d "$1"; then say missing; elif ! test -x "$1"; then say closed; elif test -z "$(ls -A "$1" 2>&1 | head -n 1)"; then say empty; else say good; fi"#
@@ -114,8 +115,8 @@ pub(super) const REMOVE: &str = concat!(
     r#"cd "$1" 2>/dev/null || absent "$1"; rm -f "./$2" || exit 1; clear "./$3" || exit 1; say removed"#
 );
 
-/// $1 directory, $2 name of our copy, $3 of its checkpoints; the rest is an earlier attempt's, or not there: $4
-/// name of the copy, $5 of its checkpoints. Answers the bytes that are there. The copy itself is
+/// $1 directory, $2 name of our copy, $3 of its checkpoints. The rest belongs to an earlier attempt, or is missing:
+/// $4 name of the copy, $5 of its checkpoints. Answers the number of bytes of that copy. The copy is
 /// renamed last, as at a local end.
 pub(super) const ADOPT: &str = concat!(
     begin!(),
@@ -134,15 +135,15 @@ pub(super) const LIST: &str = concat!(
 );
 
 /// $1 path, $2 `keep` if a symbolic link is not to be followed; then the program and its arguments.
-/// Reads until done, or until its own standard input ends: that is how it learns that we gave up,
-/// and else it would go on for hours.
+/// Reads to the end of the file, or until its own standard input ends: by this it detects that we gave up.
+/// Otherwise it would continue for hours.
 pub(super) const DIGEST: &str = concat!(
     begin!(),
     absent!(),
     r#"f=$1; if test "$2" = keep && test -L "$1"; then echo "$1 is a symbolic link" >&2; exit 1; fi; shift 2; command -v "$1" >/dev/null 2>&1 || exit 69; test -e "$f" || absent "$f"; test -r "$f" || exit 77; exec 3<&0; printf "%s " "$0"; "$@" <"$f" & p=$!; { cat <&3; kill "$p"; } >/dev/null 2>&1 & c=$!; wait "$p"; r=$?; kill "$c" 2>/dev/null; exit "$r""#
 );
 
-/// Answers the host's clock, in seconds since 1970. No `date` of POSIX tells them, every real one does.
+/// Answers the host's clock, in seconds since 1970. POSIX does not define this for `date`, but all systems have it.
 pub(super) const CLOCK: &str = concat!(begin!(), r#"say "$(date +%s)""#);
 
 /// $1 bbcp. Answers its version.

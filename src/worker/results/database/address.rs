@@ -23,7 +23,7 @@ const MEANT: [&str; 11] = [
     "user",
 ];
 
-/// Those that need none here.
+/// libpq's parameters that have no effect here.
 const WITHOUT_EFFECT: [&str; 13] = [
     "channel_binding",
     "client_encoding",
@@ -85,14 +85,14 @@ fn wrong(what: impl Into<String>) -> ResultError {
     ResultError::Url(what.into())
 }
 
-/// Parameters of the URL win, as in libpq.
+/// Applies the parameters of the URL, which take precedence, as in libpq.
 fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
     let is_known = |(name, _): &(String, String)| {
         MEANT.contains(&&**name) || WITHOUT_EFFECT.contains(&&**name)
     };
     if !parts.query.iter().all(is_known) {
         return Err(wrong(format!(
-            "it has a parameter that is unknown here; there are {}",
+            "it has a parameter that is unknown here; known are {}",
             MEANT.join(", ")
         )));
     }
@@ -112,7 +112,7 @@ fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
         (host, port) = (Some(name), Some(after));
     }
     if port.is_some_and(|port| port.parse::<u16>().map_or(true, |port| port == 0)) {
-        return Err(wrong("its port is no number from 1 to 65535"));
+        return Err(wrong("its port is not a number from 1 to 65535"));
     }
     let is_socket = host.is_some_and(|host| host.starts_with('/'));
     let user = parts.parameter("user").or(parts.user.as_deref());
@@ -123,7 +123,7 @@ fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
     });
     let authorities = parts.parameter("sslrootcert");
     let mode = match parts.parameter("sslmode") {
-        // As libpq does; sqlx would not look at the authorities.
+        // As in libpq; sqlx would not check the certificate authorities.
         Some("require") if authorities.is_some() => Some("verify-ca"),
         mode => mode,
     };
@@ -147,18 +147,18 @@ fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
     let given = given
         .into_iter()
         .filter_map(|(name, value)| Some((name, value?)));
-    // Nothing of it can be wrong any more, and the error may quote it.
+    // The URL was checked, so no error is expected; an error of the library could quote it.
     let mut server = PgConnectOptions::from_str(&url::libpq(given))
         .map_err(|_| wrong("PostgreSQL's is postgresql://user:password@host:port/database"))?;
     if is_socket {
-        // A Unix socket has no TLS, which libpq does not mind either.
+        // A Unix socket has no TLS; libpq ignores sslmode there, too.
         server = server.ssl_mode(PgSslMode::Disable);
     }
     let name = parts.parameter("application_name");
     Ok(Address::Postgres(Box::new(
         server
             .application_name(name.unwrap_or("ccat-transfer results"))
-            // No number comes as text, and PgBouncer refuses what it does not know.
+            // No number is received as text, and PgBouncer refuses unknown parameters.
             .extra_float_digits(None)
             .disable_statement_logging(),
     )))
@@ -171,7 +171,7 @@ fn sqlite(parts: &UrlParts) -> Result<Address, ResultError> {
             "SQLite's has three slashes before a relative path, four before an absolute one: db+sqlite:////path",
         )),
         "" | ":memory:" => Err(wrong(
-            "SQLite's is db+sqlite:///path; a database in memory is seen by nobody else",
+            "SQLite's is db+sqlite:///path; a database in memory cannot be shared with other processes",
         )),
         _ if is_uri => Err(wrong("SQLite's own `file:` URIs are not supported")),
         path => Ok(Address::Sqlite(path.to_owned())),

@@ -192,13 +192,13 @@ fn wrong(what: impl Into<String>) -> ResultError {
     ResultError::Url(what.into())
 }
 
-/// Schemes, behind `redis+` where there is one. The last one is redis-py's.
+/// Schemes, after an optional `redis+`. The last one is redis-py's.
 const SCHEMES: [&str; 5] = ["redis", "rediss", "sentinel", "socket", "unix"];
 
-/// Parameters with a meaning here.
+/// Parameters that have an effect here.
 const MEANT: [&str; 6] = ["db", "virtual_host", "host", "port", "username", "password"];
 
-/// Parameters of redis-py's connections that need none here.
+/// Parameters of redis-py's connections that have no effect here.
 const WITHOUT_EFFECT: [&str; 15] = [
     "client_name",
     "decode_responses",
@@ -233,7 +233,7 @@ fn known(url: &UrlParts) -> Result<(), ResultError> {
     match url.query.iter().all(|(name, _)| is_known(name)) {
         true => Ok(()),
         false => Err(wrong(format!(
-            "it has an unknown parameter; there are {} and those of TLS",
+            "it has an unknown parameter; known are {} and those of TLS",
             MEANT.join(", ")
         ))),
     }
@@ -259,13 +259,13 @@ fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
         None => url.port.unwrap_or(default_port),
         Some(port) => {
             let port = port.parse().ok().filter(|port| *port > 0);
-            port.ok_or_else(|| wrong("its parameter `port` is no number from 1 to 65535"))?
+            port.ok_or_else(|| wrong("its parameter `port` is not a number from 1 to 65535"))?
         }
     };
     Ok(Endpoint::Tcp(host.unwrap_or("localhost").to_owned(), port))
 }
 
-/// Login and database: parameters of the URL win, as in Celery.
+/// Login and database. Parameters of the URL take precedence, as in Celery.
 fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
     let is_socket = matches!(url.scheme.as_str(), "socket" | "unix");
     let path = match is_socket {
@@ -363,7 +363,7 @@ fn certificates(scheme: &str, tls: &Tls) -> Result<Option<Certificates>, ResultE
 fn decoded(text: &str) -> Result<String, ResultError> {
     let decoded = percent_decode_str(text).decode_utf8();
     Ok(decoded
-        .map_err(|_| wrong("what is percent-encoded in it is no UTF-8"))?
+        .map_err(|_| wrong("its percent-encoded bytes are not UTF-8"))?
         .into_owned())
 }
 

@@ -53,7 +53,7 @@ const PROBE_SECONDS: u64 = 60;
 
 /// Checks a URL for use as a result backend.
 pub(super) fn check(url: &str, options: &Options) -> Result<(), ResultError> {
-    // Files may be put there later, and what sentinels need is a problem of its own.
+    // Files may be created later, and the needs of sentinels are checked elsewhere.
     let bare = RedisOptions {
         master_name: "master".into(),
         tls: Tls::default(),
