@@ -12,16 +12,16 @@ use crate::worker::Discarded;
 impl DataTransferTask {
     /// Takes a transfer out of SCHEDULED whose message is not run, so that the row does not wait for it.
     ///
-    /// A revoked message means that an operator does not want the transfer: FAILED. One that has
-    /// expired, or that its sender has spoiled, says nothing about the transfer: PENDING, and the
-    /// manager sends a proper message.
+    /// A revoked message means that an operator does not want the transfer: it becomes FAILED. A message
+    /// that has expired or has wrong arguments is not an error of the transfer: it becomes PENDING, and the
+    /// manager sends a correct message.
     pub async fn discarded(&self, message: &TaskMessage, reason: &Discarded) {
-        // A large body is not read of a message that is not run; its headers show the arguments.
+        // The large body of a message that is not run is not read; its headers show the arguments.
         let shown = |repr: &Option<String>| repr.clone().map_or(Value::Null, Value::String);
         let id = data_transfer_id(&message.args, &message.kwargs)
             .or_else(|| data_transfer_id(&shown(&message.argsrepr), &shown(&message.kwargsrepr)));
         let Some(id) = id else {
-            // Nobody knows which row it was for. The manager's reconciliation finds that.
+            // The row of the message is unknown. The manager's reconciliation finds it.
             return;
         };
         let (why, withdrawal) = match reason {

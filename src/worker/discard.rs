@@ -11,25 +11,25 @@ use super::task::Entry;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::Cause;
 
-/// Why a message ends without a run of its task.
+/// Reason why a message ends without a run of its task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Discarded {
     /// The time until which it may begin (`expires`) has passed.
     Expired,
-    /// It was revoked through remote control, by its id or by a stamp. Such a request does not say who
-    /// has sent it.
+    /// The task was revoked through remote control, by its id or by a stamp. Such a request does not
+    /// contain its sender.
     Revoked,
     /// Its arguments do not fit the task; Python's text for that.
     WrongArguments(String),
 }
 
-/// A task's part in the end of a message that is not run.
+/// Action of a task when its message ends without a run.
 pub(super) type Discard =
     Arc<dyn Fn(Arc<TaskMessage>, Discarded) -> BoxFuture<'static, ()> + Send + Sync>;
 
 impl Worker {
-    /// Has the task do its part before the message is acknowledged, for as long as that takes. A
-    /// shutdown ends the wait: the message then goes back.
+    /// Runs the task's action before the message is acknowledged, without a time limit. A shutdown ends the
+    /// wait, and the message then returns to its queue.
     pub(super) async fn discard(
         &self,
         received: &Received,
