@@ -232,7 +232,7 @@ impl<'a> Event<'a> {
                 runtime,
             } => {
                 map.serialize_entry("uuid", id)?;
-                map.serialize_entry("result", &repr::shorten(&repr::value(result)))?;
+                map.serialize_entry("result", &repr::shortened(result))?;
                 map.serialize_entry("runtime", runtime)
             }
             Self::TaskFailed {

@@ -7,12 +7,23 @@ use serde_json::{Map, Value};
 /// Longest text that Celery sends as `argsrepr` and `kwargsrepr`, in characters.
 pub const MAX_CHARS: usize = 1024;
 
+/// Bytes that have more characters than that.
+const ENOUGH: usize = 4 * MAX_CHARS;
+
 /// `repr(value)`.
 #[must_use]
 pub fn value(value: &Value) -> String {
     let mut out = String::new();
     write(&mut out, value);
     out
+}
+
+/// `repr(value)`, cut as by [`shorten`]. Looks at no more of a list or mapping than is shown.
+#[must_use]
+pub fn shortened(value: &Value) -> String {
+    let mut out = String::new();
+    write_up_to(&mut out, value, ENOUGH);
+    shorten(&out)
 }
 
 /// `repr(tuple(values))`.
@@ -48,6 +59,11 @@ pub fn shorten(text: &str) -> String {
 }
 
 fn write(out: &mut String, value: &Value) {
+    write_up_to(out, value, usize::MAX);
+}
+
+/// Leaves out further items of lists and mappings as soon as there are more bytes than `most`.
+fn write_up_to(out: &mut String, value: &Value, most: usize) {
     match value {
         Value::Null => out.push_str("None"),
         Value::Bool(true) => out.push_str("True"),
@@ -59,31 +75,45 @@ fn write(out: &mut String, value: &Value) {
         Value::String(s) => string(out, s),
         Value::Array(values) => {
             out.push('[');
-            items(out, values);
+            items_up_to(out, values, most);
             out.push(']');
         }
-        Value::Object(map) => entries(out, map),
+        Value::Object(map) => entries_up_to(out, map, most),
     }
 }
 
 fn items(out: &mut String, values: &[Value]) {
+    items_up_to(out, values, usize::MAX);
+}
+
+fn items_up_to(out: &mut String, values: &[Value], most: usize) {
     for (i, value) in values.iter().enumerate() {
+        if out.len() > most {
+            break;
+        }
         if i > 0 {
             out.push_str(", ");
         }
-        write(out, value);
+        write_up_to(out, value, most);
     }
 }
 
 fn entries(out: &mut String, map: &Map<String, Value>) {
+    entries_up_to(out, map, usize::MAX);
+}
+
+fn entries_up_to(out: &mut String, map: &Map<String, Value>, most: usize) {
     out.push('{');
     for (i, (key, value)) in map.iter().enumerate() {
+        if out.len() > most {
+            break;
+        }
         if i > 0 {
             out.push_str(", ");
         }
         string(out, key);
         out.push_str(": ");
-        write(out, value);
+        write_up_to(out, value, most);
     }
     out.push('}');
 }
@@ -168,6 +198,14 @@ mod tests {
         assert_eq!(tuple(&[]), "()");
         assert_eq!(tuple(&[json!(42)]), "(42,)");
         assert_eq!(tuple(&[json!(1), json!("x")]), "(1, 'x')");
+    }
+
+    #[rstest]
+    #[case(json!([[1, {"é": "é"}], null]))]
+    #[case(json!(vec![json!({"a": vec!["é"; 10]}); 300]))]
+    #[case(json!("x".repeat(5000)))]
+    fn what_is_not_shown_makes_no_difference(#[case] given: Value) {
+        assert_eq!(shortened(&given), shorten(&value(&given)));
     }
 
     #[test]

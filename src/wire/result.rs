@@ -169,6 +169,17 @@ impl ResultMeta {
         }
     }
 
+    /// The values of any size in it.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &Value> {
+        let own = match &self.state {
+            State::Success(value) | State::Progress(value) => Some(value),
+            _ => None,
+        };
+        let extended = self.extended.iter();
+        let arguments = extended.flat_map(|extended| [&extended.args, &extended.kwargs]);
+        own.into_iter().chain(&self.children).chain(arguments)
+    }
+
     /// The mapping.
     #[must_use]
     pub fn to_json(&self) -> Value {

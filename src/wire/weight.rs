@@ -63,6 +63,33 @@ pub(super) fn of_value(value: &Value) -> usize {
         }
 }
 
+/// Returns true if decoded values take more than some bytes. Looks at no more of them than that takes.
+pub(crate) fn exceeds<'v>(values: impl IntoIterator<Item = &'v Value>, bytes: usize) -> bool {
+    let mut left = bytes;
+    !values.into_iter().all(|value| fits(value, &mut left))
+}
+
+fn fits(value: &Value, left: &mut usize) -> bool {
+    let text = match value {
+        Value::String(text) => text.len(),
+        _ => 0,
+    };
+    take(VALUE + text, left)
+        && match value {
+            Value::Array(values) => values.iter().all(|value| fits(value, left)),
+            Value::Object(map) => map
+                .iter()
+                .all(|(name, value)| take(name.len() + VALUE, left) && fits(value, left)),
+            _ => true,
+        }
+}
+
+fn take(bytes: usize, left: &mut usize) -> bool {
+    let rest = left.checked_sub(bytes);
+    *left = rest.unwrap_or(0);
+    rest.is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use rstest::rstest;
@@ -113,6 +140,16 @@ mod tests {
         small.headers.insert("compression".into(), "gzip".into());
         assert!(small.body.len() < 1000);
         assert!(of(&small, &accept()) > 1_000_000);
+    }
+
+    #[rstest]
+    #[case(json!(null))]
+    #[case(json!(["text", {"a": {"b": [1.5, true, {}]}}, []]))]
+    fn what_exceeds_its_own_weight_is_heavier(#[case] value: Value) {
+        let weight = of_value(&value);
+        assert!(!exceeds([&value], weight));
+        assert!(exceeds([&value], weight - 1));
+        assert!(exceeds([&value, &json!(null)], weight));
     }
 
     #[test]

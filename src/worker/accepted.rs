@@ -336,8 +336,8 @@ impl Accepted {
         } = &*self.received;
         let shown = |value: &Value, repr: &Option<String>| match safe {
             true => {
-                let repr = repr.clone().unwrap_or_else(|| repr::value(value));
-                json!(repr::shorten(&repr))
+                let shown = repr.as_deref().map(repr::shorten);
+                json!(shown.unwrap_or_else(|| repr::shortened(value)))
             }
             false => value.clone(),
         };

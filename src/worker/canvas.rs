@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::STORE_PAUSES;
+use super::aside::{Desk, is_large};
 use super::results::chord::{Chords, Claim, Counted, Part};
 use super::results::{ChordSupport, ResultBackend, ResultError};
 use crate::broker::{BrokerError, Publication, Sending, TaskQueues, Transport};
@@ -27,7 +28,7 @@ use crate::wire::canvas::{
     self, Call, Effect, Outgoing, Plan, ResultNode, Route, SignatureError, chord_error,
 };
 use crate::wire::exception::{BUILTINS, Exception};
-use crate::wire::message::TaskMessage;
+use crate::wire::message::{Embed, TaskMessage};
 use crate::wire::result::{ResultMeta, State};
 
 /// Time limit for publishing before a failure is logged.
@@ -135,6 +136,8 @@ pub(super) struct Canvas {
     /// Nobody reads it, as nobody reads a Python worker's.
     reply_to: String,
     origin: String,
+    /// For signatures of which much may be made.
+    desk: Desk,
     stopping: CancellationToken,
 }
 
@@ -168,6 +171,7 @@ impl Canvas {
             origin: format!("gen{}@{host}", std::process::id()),
             chords: results.chords(),
             reply_to: Uuid::new_v4().to_string(),
+            desk: Desk::default(),
             transport,
             results,
             options,
@@ -189,7 +193,11 @@ impl Canvas {
         if embed.callbacks.is_empty() && embed.chain.as_ref().is_none_or(Vec::is_empty) {
             return Ok(Vec::new());
         }
-        let plan = canvas::after_success(message, returned, &self.call(message, "link"))?;
+        let call = self.call(message, "link");
+        let rest = embed.chain.iter().flatten();
+        let values = embed.callbacks.iter().chain(rest).chain([returned]);
+        let planning = || canvas::after_success(message, returned, &call);
+        let plan = self.desk.work(is_large(values), planning).await?;
         // Boxed, here and below: most tasks are followed by nothing, and need not carry the room for it.
         Box::pin(self.carry_out(plan, &message.id)).await
     }
@@ -211,7 +219,7 @@ impl Canvas {
                 traceback: traceback.map(str::to_owned),
             };
             let mut parts = Vec::new();
-            for step in canvas::failed_steps(rest) {
+            for step in self.failed_steps(rest).await {
                 let state = state.clone();
                 let message = step;
                 parts.extend(self.fail(Unsent { message, state }).await?);
@@ -239,8 +247,20 @@ impl Canvas {
         if message.embed.chord.is_none() {
             return Ok(());
         }
+        // Without its arguments, which can be large.
+        let part = TaskMessage {
+            id: message.id.clone(),
+            root_id: message.root_id.clone(),
+            group: message.group.clone(),
+            group_index: message.group_index,
+            embed: Embed {
+                chord: message.embed.chord.clone(),
+                ..Embed::default()
+            },
+            ..TaskMessage::default()
+        };
         let part = Unsent {
-            message: message.clone(),
+            message: part,
             state: state.clone(),
         };
         Box::pin(self.count(vec![part])).await
@@ -415,7 +435,8 @@ impl Canvas {
         errbacks: &[Value],
         call: &Call<'_>,
     ) -> Result<(), Stopped> {
-        let sent = match canvas::after_failure(task_id, errbacks, call) {
+        let planning = || canvas::after_failure(task_id, errbacks, call);
+        let sent = match self.desk.work(is_large(errbacks), planning).await {
             Ok(plan) => self.carry_out(plan, task_id).await,
             Err(error) => Err(error.into()),
         };
@@ -430,6 +451,11 @@ impl Canvas {
     }
 
     // ---------------------------------------------------------------- failing
+
+    async fn failed_steps(&self, chain: &[Value]) -> Vec<TaskMessage> {
+        let looking = || canvas::failed_steps(chain);
+        self.desk.work(is_large(chain), looking).await
+    }
 
     /// Stores the failure of a task that was not sent. If it is a part of a chord and had not failed
     /// before, it is to be counted.
@@ -469,7 +495,8 @@ impl Canvas {
             exception = error.headline(),
             "chord failed; its body is not applied"
         );
-        let failures = match canvas::body_failures(body, error, cause) {
+        let looking = || canvas::body_failures(body, error, cause);
+        let failures = match self.desk.work(is_large([body]), looking).await {
             Ok(failures) => failures,
             Err(error) => {
                 tracing::error!(task_id = part.id, %error, "the chord's body is no signature");
@@ -494,7 +521,7 @@ impl Canvas {
                 .await?;
         }
         if let Value::Array(rest) = &body["options"]["chain"] {
-            for message in canvas::failed_steps(rest) {
+            for message in self.failed_steps(rest).await {
                 let state = state(error);
                 parts.extend(self.fail(Unsent { message, state }).await?);
             }
@@ -514,7 +541,7 @@ impl Canvas {
             traceback: None,
         };
         let mut parts = Vec::new();
-        for message in canvas::failed_steps(std::slice::from_ref(body)) {
+        for message in self.failed_steps(std::slice::from_ref(body)).await {
             let state = state.clone();
             parts.extend(self.fail(Unsent { message, state }).await?);
         }
@@ -634,7 +661,9 @@ impl Canvas {
         results: Value,
         call: &Call<'_>,
     ) -> Result<(), CanvasError> {
-        let plan = canvas::chord_body(body, results, call)?;
+        let is_large = is_large([body, &results]);
+        let planning = || canvas::chord_body(body, results, call);
+        let plan = self.desk.work(is_large, planning).await?;
         self.carry_out(plan, call.parent_id).await?;
         Ok(())
     }

@@ -27,6 +27,7 @@ use crate::wire::content::Accept;
 use crate::wire::event::{Event, Load};
 
 mod accepted;
+mod aside;
 mod builtin;
 mod canvas;
 mod cluster;

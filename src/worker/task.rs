@@ -23,6 +23,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::aside::{aside, is_large};
 use super::discard::{Discard, Discarded};
 use super::rate::RateLimit;
 use crate::telemetry::panic_text;
@@ -470,14 +471,16 @@ fn arguments<P: DeserializeOwned>(
     message: &TaskMessage,
     shape: impl Fn(&Signature, Map<String, Value>) -> Value,
 ) -> Result<P, Exception> {
-    let bound = signature
-        .bind(&message.args, &message.kwargs)
-        .map_err(Exception::type_error)?;
-    serde_json::from_value(shape(signature, bound)).map_err(|error| {
-        Exception::type_error(format!(
-            "{}() argument of wrong type: {error}",
-            signature.function
-        ))
+    aside(is_large([&message.args, &message.kwargs]), || {
+        let bound = signature
+            .bind(&message.args, &message.kwargs)
+            .map_err(Exception::type_error)?;
+        serde_json::from_value(shape(signature, bound)).map_err(|error| {
+            Exception::type_error(format!(
+                "{}() argument of wrong type: {error}",
+                signature.function
+            ))
+        })
     })
 }
 

@@ -7,6 +7,7 @@ use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::accepted::{Phase, Received};
+use super::aside::apart;
 use super::identity::Identity;
 use super::policy::Policy;
 use super::room::{self, Share};
@@ -114,7 +115,7 @@ impl Worker {
             self.postpone(delivery, &head).await;
             return None;
         }
-        let work = self.aside(delivery, |delivery, accept| {
+        let work = self.apart(delivery, |delivery, accept| {
             let message = &delivery.message;
             (Identity::of(message), weight::of(message, accept))
         });
@@ -123,7 +124,7 @@ impl Worker {
             self.wait_for_room(delivery, identity, weight).await;
             return None;
         };
-        match self.aside(delivery, intake::read).await {
+        match self.apart(delivery, intake::read).await {
             Some((delivery, read)) => self.admit_read(delivery, read, weight, Some(share)).await,
             None => None,
         }
@@ -131,14 +132,14 @@ impl Worker {
 
     /// Decodes a large message on another thread, so that others are not delayed. `None` if this failed: the
     /// delivery then returns to its queue.
-    async fn aside<T: Send + 'static>(
+    async fn apart<T: Send + 'static>(
         self: &Arc<Self>,
         delivery: Delivery,
         work: impl FnOnce(&Delivery, &Accept) -> T + Send + 'static,
     ) -> Option<(Delivery, T)> {
         let worker = self.clone();
         let working = tokio::task::spawn_blocking(move || {
-            let done = work(&delivery, &worker.config.accept);
+            let done = apart(|| work(&delivery, &worker.config.accept));
             (delivery, done)
         });
         working

@@ -19,6 +19,7 @@ use crate::wire::canvas::ResultNode;
 use crate::wire::compression::Method;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, State};
+use crate::worker::aside::{aside, is_large};
 
 /// Prefix of the keys.
 const PREFIX: &str = "celery-taskset-meta-";
@@ -226,7 +227,12 @@ impl Chords {
         let index = message.group_index.map(|index| index.to_string());
         let index = index.as_deref().unwrap_or("+inf");
         let place = if self.options.ordered { index } else { "" };
-        let value = json!([1, message.id, state.name(), state.result()]);
+        let value = match state {
+            State::Success(value) => Some(value),
+            _ => None,
+        };
+        let encoding = || self.encode(&json!([1, message.id, state.name(), state.result()]));
+        let value = aside(is_large(value), encoding);
         let token = Uuid::new_v4().simple().to_string();
         let keys = [".j", ".t", ".s", ".d", "", ".c"].map(|suffix| self.key(group_id, suffix));
         let expires = self.options.expires_seconds;
@@ -237,7 +243,7 @@ impl Chords {
         let mut call = COUNT.prepare_invoke();
         call.key(&keys)
             .arg(format!("{}:{index}", message.id))
-            .arg(self.encode(&value))
+            .arg(value)
             .arg(place)
             .arg(expires)
             .arg(group_expires)

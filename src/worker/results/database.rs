@@ -34,6 +34,7 @@ use crate::sql::{self, ErrorClass, pooler};
 use crate::wire::isoformat;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, Extended, NotReadable, ResultMeta, State};
+use crate::worker::aside::{aside, is_large};
 
 mod address;
 
@@ -341,8 +342,11 @@ impl Database {
 
     /// The row of a result, without the columns that the table has not.
     fn cells(&self, meta: &ResultMeta, layout: &Layout) -> Vec<(&'static str, Cell)> {
-        let mapping = meta.to_json();
-        let bytes = |value: &Value| Cell::from(value.to_string().into_bytes());
+        let mapping = aside(is_large(meta.values()), || meta.to_json());
+        let bytes = |value: &Value| {
+            let text = aside(is_large([value]), || value.to_string());
+            Cell::from(text.into_bytes())
+        };
         let date_done = match meta.state {
             // As SQLAlchemy's `onupdate` does for a row that was STARTED. `cleanup` goes by it.
             State::Retry { .. } | State::Progress(_) => Some(Utc::now()),

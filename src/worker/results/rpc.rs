@@ -10,6 +10,7 @@ use crate::broker::{Publication, Transport};
 use crate::wire::message::{JSON, TaskMessage};
 use crate::wire::result::ResultMeta;
 use crate::wire::{Properties, RawMessage};
+use crate::worker::aside::{aside, is_large};
 
 /// How long one try to send may take.
 const WITHIN: Duration = Duration::from_secs(10);
@@ -50,6 +51,8 @@ impl ResultBackend for Rpc {
             );
             return Ok(());
         }
+        let encoding = || meta.to_json().to_string().into_bytes();
+        let body = aside(is_large(meta.values()), encoding);
         let publication = Publication {
             exchange: String::new(),
             routing_key: reply_to.clone(),
@@ -62,7 +65,7 @@ impl ResultBackend for Rpc {
                     persistent: self.persistent,
                     ..Properties::default()
                 },
-                body: meta.to_json().to_string().into_bytes(),
+                body,
                 ..RawMessage::default()
             },
             declare: None,

@@ -15,6 +15,7 @@ use super::{ChordSupport, Options, ResultBackend, ResultError};
 use crate::wire::compression::Method;
 use crate::wire::message::TaskMessage;
 use crate::wire::result::{self, ResultMeta, State};
+use crate::worker::aside::{aside, is_large};
 
 mod address;
 mod link;
@@ -122,7 +123,8 @@ impl ResultBackend for Redis {
 
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         let key = self.key(&meta.task_id);
-        let value = result::encode(&meta.to_json(), self.compression);
+        let encoding = || result::encode(&meta.to_json(), self.compression);
+        let value = aside(is_large(meta.values()), encoding);
         let expires = match meta.state {
             State::Failure { .. } => self.expires.failures.unwrap_or(self.expires.results),
             _ => self.expires.results,
