@@ -4,6 +4,7 @@ import json
 import signal
 from urllib.parse import urlsplit
 
+import amqp
 from proxy import Proxy
 from support import MB, TRANSFER, Process, clean_environment, service, until
 
@@ -175,10 +176,12 @@ def _lose_by_dead_letter(broker, queue):
 
 
 def _lose_by_expiry(broker, queue):
-    policy = {"message-ttl": 1, "dead-letter-exchange": broker.DEAD}
-    broker.ctl("set_policy", "--priority", "9", f"ttl-{queue}", f"^{queue}$", json.dumps(policy))
+    """As one that was sent with a time to live."""
+    with broker.channel() as channel:
+        message = channel.basic_get(queue, no_ack=True)
+        short_lived = amqp.Message(message.body, expiration="1", **message.properties)
+        channel.basic_publish(short_lived, exchange="", routing_key=queue)
     until(lambda: broker.ready(queue) == 0, "the message has expired")
-    broker.ctl("clear_policy", f"ttl-{queue}")
 
 
 def _lose_at_a_dead_worker(broker, queue):
