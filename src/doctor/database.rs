@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
-use super::{Check, Doctor, Finding, Outcome};
+use super::{Check, Doctor, Finding, Outcome, scheduled};
 use crate::settings::DatabaseType;
 use crate::telemetry::chain;
 use crate::transfer::database::{Database, DatabaseError};
@@ -54,6 +54,7 @@ impl Doctor {
             let why = "the database cannot be reached";
             findings.extend(self.skipped(Check::Schema, "", why));
             findings.extend(self.skipped(Check::Partials, "", why));
+            findings.extend(self.skipped(Check::Scheduled, "", why));
             findings.extend(self.skipped(Check::Clock, "database", why));
             return (findings, None);
         };
@@ -98,6 +99,14 @@ impl Doctor {
                 self.check(Check::Partials, "", partials).await
             }
             None => self.skipped(Check::Partials, "", "the tables do not fit"),
+        });
+        findings.extend(match &open {
+            Some(repository) => {
+                let after = self.settings.manager.reconcile_after;
+                let scheduled = scheduled::look(repository, after);
+                self.check(Check::Scheduled, "", scheduled).await
+            }
+            None => self.skipped(Check::Scheduled, "", "the tables do not fit"),
         });
         let clock = async {
             let asked = Utc::now();

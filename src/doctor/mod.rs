@@ -21,6 +21,7 @@ mod broker;
 mod database;
 mod here;
 mod places;
+mod scheduled;
 mod services;
 
 /// Checks that run at the same time; below what an sshd lets knock at once.
@@ -47,6 +48,8 @@ pub enum Check {
     Schema,
     /// No partial copies of ended transfers are left.
     Partials,
+    /// Transfers that are SCHEDULED are taken by workers.
+    Scheduled,
     /// Clocks agree: the database's, and those of other hosts.
     Clock,
     /// The broker lets us in.

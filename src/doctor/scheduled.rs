@@ -1,0 +1,144 @@
+//! Transfers that are SCHEDULED and that no worker takes.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use entity::Status;
+
+use super::Outcome;
+use crate::manager::is_overdue;
+use crate::telemetry::chain;
+use crate::transfer::repository::{Filter, Listing, Repository, ScheduleRecord, Sort};
+
+/// Transfers that are looked at, the longest unchanged first.
+const AT_MOST: u64 = 10_000;
+
+/// A transfer that was sent so often without effect is not lost by chance.
+const FRUITLESS: i64 = 3;
+
+pub(super) async fn look(repository: &Repository, reconcile_after: Duration) -> Outcome {
+    if !repository.has_schedule() {
+        return Outcome::yellow(
+            "since when transfers are SCHEDULED is not recorded here, so lost messages are not noticed",
+            "run `ccat-transfer db migrate`",
+        );
+    }
+    if reconcile_after.is_zero() {
+        return Outcome::yellow(
+            "lost messages are not noticed: manager.reconcile_after is 0s",
+            "set it to some minutes",
+        );
+    }
+    let listing = Listing {
+        filter: Filter {
+            statuses: vec![Status::Scheduled],
+            ..Filter::default()
+        },
+        sort: Sort::Age,
+        is_reversed: false,
+        limit: Some(AT_MOST),
+    };
+    let looked = async {
+        let now = repository.database().now().await?;
+        Ok::<_, crate::transfer::repository::ListError>((now, repository.list(&listing).await?))
+    };
+    let (now, transfers) = match looked.await {
+        Ok(looked) => looked,
+        Err(error) => {
+            return Outcome::yellow(
+                chain(&error).to_string(),
+                "let this user read transfer_worker_schedule",
+            );
+        }
+    };
+    let untaken = transfers.iter().filter(|transfer| transfer.lease.is_none());
+    let records: Vec<_> = untaken.map(|transfer| transfer.schedule.as_ref()).collect();
+    judge(&records, now, reconcile_after)
+}
+
+fn judge(
+    records: &[Option<&ScheduleRecord>],
+    now: DateTime<Utc>,
+    reconcile_after: Duration,
+) -> Outcome {
+    let known = records.iter().copied().flatten();
+    let fruitless = known
+        .clone()
+        .filter(|record| record.resent >= FRUITLESS)
+        .max_by_key(|record| record.resent);
+    if let Some(record) = fruitless {
+        let id = record.data_transfer_id;
+        return Outcome::red(
+            format!(
+                "transfer {id} was sent {} times and no worker has taken it",
+                record.resent.saturating_add(1)
+            ),
+            format!(
+                "see that workers of this program listen to its queue, and what else takes or drops its messages: \
+                 `ccat-transfer transfers show {id}`"
+            ),
+        );
+    }
+    let after = humantime::format_duration(reconcile_after);
+    let overdue: Vec<_> = known
+        .filter(|record| is_overdue(record, now, reconcile_after))
+        .collect();
+    let oldest = overdue.iter().min_by_key(|record| record.scheduled_at);
+    if let Some(oldest) = oldest {
+        return Outcome::yellow(
+            format!(
+                "{} transfers are SCHEDULED for more than {after} and no worker has taken them; the oldest is {}",
+                overdue.len(),
+                oldest.data_transfer_id
+            ),
+            format!(
+                "see that workers listen to their queues, and that a manager runs, which sends again what has no \
+                 message (`ccat-transfer manager --once` does it now): `ccat-transfer transfers list --scheduled-for {after}`"
+            ),
+        );
+    }
+    let unseen = records.iter().filter(|record| record.is_none()).count();
+    if unseen > 0 {
+        return Outcome::yellow(
+            format!(
+                "{unseen} transfers were made SCHEDULED by another program, and no manager has seen them yet"
+            ),
+            "see that a manager runs: it begins to watch them, and sends again what has no message",
+        );
+    }
+    Outcome::green(format!(
+        "no transfer is SCHEDULED for more than {after} without a worker"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::TimeDelta;
+    use rstest::rstest;
+
+    use super::super::Verdict;
+    use super::*;
+
+    #[rstest]
+    #[case(&[], Verdict::Green)]
+    #[case(&[Some((1, 0))], Verdict::Green)]
+    #[case(&[Some((1, 0)), None], Verdict::Yellow)]
+    #[case(&[Some((6, 0))], Verdict::Yellow)]
+    // It has had more patience since it was sent again.
+    #[case(&[Some((6, 1))], Verdict::Green)]
+    #[case(&[Some((1, 3))], Verdict::Red)]
+    fn rows_that_wait(#[case] rows: &[Option<(i64, i64)>], #[case] expected: Verdict) {
+        let now = Utc::now();
+        let record = |&(minutes, resent): &(i64, i64)| ScheduleRecord {
+            data_transfer_id: 7,
+            scheduled_at: now - TimeDelta::minutes(minutes),
+            queue: None,
+            task_id: None,
+            resent,
+        };
+        let records: Vec<_> = rows.iter().map(|row| row.as_ref().map(record)).collect();
+        let records: Vec<_> = records.iter().map(Option::as_ref).collect();
+        let outcome = judge(&records, now, Duration::from_secs(300));
+        assert_eq!(outcome.verdict, expected, "{}", outcome.found);
+    }
+}
