@@ -138,7 +138,8 @@ impl<'a> Reader<'a> {
         }
         let (seconds, nanoseconds) = timestamp(data).ok_or(MsgpackError("no timestamp"))?;
         // One beyond the calendar is still a number of seconds.
-        Ok(match DateTime::from_timestamp(seconds, nanoseconds) {
+        let time = DateTime::from_timestamp(seconds, nanoseconds);
+        Ok(match time.filter(super::time::is_in_calendar) {
             Some(time) => envelope::utc(time),
             None => seconds.into(),
         })

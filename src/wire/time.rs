@@ -53,10 +53,23 @@ fn date_time(text: &str) -> Option<(DateTime<Utc>, bool)> {
                 true => day.date.checked_add_days(Days::new(1))?,
                 false => day.date,
             };
-            NaiveDateTime::new(date, clock.time).checked_sub_signed(clock.offset)?
+            if !is_in_calendar(&date) {
+                return None;
+            }
+            let time = NaiveDateTime::new(date, clock.time).checked_sub_signed(clock.offset)?;
+            // In UTC it may be up to a day outside of the calendar, where it could not be written.
+            let first = NaiveDate::from_ymd_opt(1, 1, 1)?.and_time(NaiveTime::MIN);
+            let last =
+                NaiveDate::from_ymd_opt(9999, 12, 31)?.and_hms_micro_opt(23, 59, 59, 999_999)?;
+            time.clamp(first, last)
         }
     };
-    Some((time.and_utc(), day.is_named))
+    is_in_calendar(&time).then_some((time.and_utc(), day.is_named))
+}
+
+/// Returns true for the years of Python's calendar, which are those that have four digits.
+pub(super) fn is_in_calendar(time: &impl Datelike) -> bool {
+    (1..=9999).contains(&time.year())
 }
 
 /// `YYYY`, `YYYY-MM`, `YYYY-MM-DD`, `YYYYMMDD`, and what follows.
@@ -350,6 +363,16 @@ mod tests {
             "9999-12-31T23:59:59.999999",
             Some("9999-12-31T23:59:59.999999+00:00"),
         ),
+        (
+            "9999-12-31T23:00-05:00",
+            Some("9999-12-31T23:59:59.999999+00:00"),
+        ),
+        (
+            "0001-01-01T01:00+05:00",
+            Some("0001-01-01T00:00:00.000000+00:00"),
+        ),
+        ("9999-12-31T24:00", None),
+        ("9999-W53-7", None),
         ("2026/11/24", None),
         ("24-11-2026", None),
         ("soon", None),

@@ -278,7 +278,7 @@ fn eta(options: &Map<String, Value>, now: DateTime<Utc>) -> Result<Value, Error>
         Some(countdown) => {
             let delay = seconds(countdown).ok_or(number("countdown"))?;
             if !delay.is_zero() {
-                let eta = now.checked_add_signed(delay).ok_or(number("countdown"))?;
+                let eta = later(now, delay).ok_or(number("countdown"))?;
                 return Ok(json!(isoformat(eta)));
             }
         }
@@ -288,6 +288,11 @@ fn eta(options: &Map<String, Value>, now: DateTime<Utc>) -> Result<Value, Error>
         Some(Value::String(eta)) if time::parse(eta).is_some() => Ok(json!(eta)),
         Some(_) => Err(number("eta")),
     }
+}
+
+/// A time that a message can say: no reader knows one beyond the calendar.
+fn later(now: DateTime<Utc>, delay: TimeDelta) -> Option<DateTime<Utc>> {
+    now.checked_add_signed(delay).filter(time::is_in_calendar)
 }
 
 /// `expires` as a time, and in milliseconds from now, after which the broker drops the message.
@@ -303,7 +308,7 @@ fn expires(
         }
         Some(value) => {
             let left = seconds(value).ok_or(number("expires"))?;
-            let at = now.checked_add_signed(left).ok_or(number("expires"))?;
+            let at = later(now, left).ok_or(number("expires"))?;
             (json!(isoformat(at)), left)
         }
     };
