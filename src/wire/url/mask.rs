@@ -195,7 +195,8 @@ pub fn redacted(text: &str) -> Cow<'_, str> {
         let rest = text.get(start..).unwrap_or_default();
         let word = rest.find(ends).map_or(rest, |end| &rest[..end]);
         secrets.extend(login(word).map(|range| range.start + start..range.end + start));
-        secrets.extend(parameters(word).map(|range| range.start + start..range.end + start));
+        let values = parameters(word).into_iter();
+        secrets.extend(values.map(|range| range.start + start..range.end + start));
         from = start + word.len();
     }
     if secrets.is_empty() {
@@ -222,18 +223,42 @@ fn login(word: &str) -> Option<Range<usize>> {
     (start < end).then_some(start..end)
 }
 
-/// Positions of the values of secret parameters.
-fn parameters(word: &str) -> impl Iterator<Item = Range<usize>> {
-    word.match_indices(['?', '&']).filter_map(|(at, _)| {
-        let pair = word.get(at + 1..)?;
-        let pair = &pair[..pair.find('&').unwrap_or(pair.len())];
-        let (name, value) = pair.split_once('=')?;
-        let name = name.to_ascii_lowercase();
-        let is_secret = HIDDEN.contains(&name.as_str())
-            || ["passw", "secret", "token", "sentinel_kwargs", "api_key"]
-                .iter()
-                .any(|part| name.contains(part));
-        let start = at + 1 + name.len() + 1;
-        (is_secret && !value.is_empty()).then(|| start..start + value.len())
-    })
+/// Positions of the values of secret parameters. A name begins behind a `?` or `&`, a value ends before a `&`. Every
+/// byte is looked at a fixed number of times: the text may be long, and be made of question marks.
+fn parameters(word: &str) -> Vec<Range<usize>> {
+    let mut secrets = Vec::new();
+    let mut start = 0;
+    for (n, part) in word.split('&').enumerate() {
+        secrets.extend(secret(part, n > 0).map(|at| start + at..start + part.len()));
+        start += part.len() + 1;
+    }
+    secrets
+}
+
+/// Position of the first value in `name?name=value?name=value` that is secret; it goes to the end.
+fn secret(part: &str, mut begins_name: bool) -> Option<usize> {
+    let mut start = 0;
+    let (pairs, _) = part.rsplit_once('=')?;
+    for piece in pairs.split('=') {
+        let end = start + piece.len() + 1;
+        let names = match begins_name {
+            true => Some(piece),
+            false => piece.split_once('?').map(|(_, names)| names),
+        };
+        if names.is_some_and(is_secret) && end < part.len() {
+            return Some(end);
+        }
+        begins_name = false;
+        start = end;
+    }
+    None
+}
+
+/// Returns true if a parameter is secret by one of its names, which `?` separates.
+fn is_secret(names: &str) -> bool {
+    let names = names.to_ascii_lowercase();
+    names.split('?').any(|name| HIDDEN.contains(&name))
+        || ["passw", "secret", "token", "sentinel_kwargs", "api_key"]
+            .iter()
+            .any(|part| names.contains(part))
 }
