@@ -7,6 +7,8 @@
 #   BBCP_REAL=/path  run the conformance cases, and a fault at every step, with a real bbcp too
 #   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30 WALK_STEPS=10000 WALK_SEED=7
 #                    longer than the default, see the tests of these names
+#   PARSER_ROUNDS=100000 PARSER_SEED=7
+#                    more damaged inputs for each parser, and others, see tests/support/mutations.rs
 # shellcheck disable=SC2086 # CCAT_FEATURES is words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -25,3 +25,7 @@ pub mod traces;
 pub mod transfer;
 pub mod wire;
 pub mod worker;
+
+#[cfg(test)]
+#[path = "../tests/support/mutations.rs"]
+mod mutations;

@@ -224,4 +224,15 @@ mod tests {
         assert!(matches!(missing, Err(CliError::Failed(_))));
         Ok(())
     }
+
+    #[test]
+    fn any_content_is_a_process_id_or_none() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("w.pid");
+        crate::mutations::endures("small", 10, |bytes| {
+            let read = fs::write(&path, bytes).and_then(|()| content(&path));
+            assert!(read.is_ok_and(|pid| pid.is_none_or(|pid| pid > 0)));
+        });
+        Ok(())
+    }
 }

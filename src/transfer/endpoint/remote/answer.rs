@@ -157,6 +157,24 @@ mod tests {
         assert_eq!(of("ssh: refused"), "ssh: refused");
     }
 
+    /// In the corpus, `MARK` stands for the mark.
+    #[test]
+    fn any_output_is_an_answer_or_none() {
+        let mark = Mark("MARK".into());
+        crate::mutations::endures("answers", 4, |bytes| {
+            let answer = read(&mark, bytes);
+            let kept: usize = answer.lines.iter().map(String::len).sum();
+            assert!(kept <= MAX_ANSWER_BYTES);
+            assert!(answer.begun || answer.lines.is_empty());
+            assert!(answer.noise.chars().count() <= 500);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .build()
+                .unwrap();
+            let said = runtime.block_on(complaint(Some(bytes), &mark));
+            assert!(said.len() <= 3 * 2 * MAX_COMPLAINT_BYTES);
+        });
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
