@@ -115,7 +115,8 @@ fn detail(transfer: &TransferSummary, now: DateTime<Utc>) -> String {
         let age = output::age(now - record.scheduled_at);
         return match record.resent {
             0 => format!("sent {age} ago"),
-            n => format!("sent {age} ago, again for the {n}. time"),
+            1 => format!("sent {age} ago, after one lost message"),
+            n => format!("sent {age} ago, after {n} lost messages"),
         };
     }
     match (&transfer.lease, transfer.not_before, &transfer.error_code) {
