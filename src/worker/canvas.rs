@@ -282,7 +282,7 @@ impl Canvas {
         };
         let call = self.call(request, "chord");
         let failed = match gather(header, &found) {
-            Ok(results) => match self.apply_body(body, results, &call).await {
+            Ok(results) => match Box::pin(self.apply_body(body, results, &call)).await {
                 Ok(()) => None,
                 Err(CanvasError::Stopped) => return Err(Stopped),
                 Err(error) => Some(callback_error(&error)),
@@ -290,7 +290,7 @@ impl Canvas {
             Err(failed) => Some(failed),
         };
         if let Some(failed) = failed {
-            self.fail_chord(request, body, &failed).await?;
+            Box::pin(self.fail_chord(request, body, &failed)).await?;
         }
         Ok(Unlock::Done)
     }
@@ -306,7 +306,7 @@ impl Canvas {
         why: &Exception,
     ) -> Result<(), Stopped> {
         let failed = ChordFailure::new("chord_unlock could not be retried: ", why.clone());
-        self.fail_chord(request, body, &failed).await
+        Box::pin(self.fail_chord(request, body, &failed)).await
     }
 
     fn call<'a>(&'a self, message: &'a TaskMessage, role: &'static str) -> Call<'a> {
@@ -582,7 +582,8 @@ impl Canvas {
                     .await?;
                 match counted {
                     Some(Counted::Last(claim)) => {
-                        parts.extend(self.complete(chords, &message, body, &claim).await?);
+                        let completing = self.complete(chords, &message, body, &claim);
+                        parts.extend(Box::pin(completing).await?);
                         break;
                     }
                     // This message is here for a second time, and the worker that had it before may
@@ -747,7 +748,9 @@ impl Canvas {
     {
         let mut attempts = Attempts::new(STORE_PAUSES);
         loop {
-            let attempted = self.stopping.run_until_cancelled(attempt()).await;
+            // A client's call can be large, and is held once in each caller up to the task itself.
+            let attempt = Box::pin(attempt());
+            let attempted = self.stopping.run_until_cancelled(attempt).await;
             let error = match attempted.ok_or(Stopped)? {
                 Ok(done) => return Ok(Some(done)),
                 Err(error) => error,
