@@ -59,7 +59,7 @@ export CARGO_NET_RETRY=${CARGO_NET_RETRY:-5}
 if [[ -n ${CI:-} ]]; then export CARGO_INCREMENTAL=0; fi # of no use to a clone that is built once
 
 printf '== what is missing\n'
-install_missing promtool=prometheus pgbouncer=pgbouncer
+install_missing promtool=prometheus pgbouncer=pgbouncer logrotate=logrotate
 make_python
 note "$("$TEST_PYTHON" --version), Celery $("$TEST_PYTHON" -c 'import celery; print(celery.__version__)'), $(rustc --version)"
 

@@ -116,7 +116,7 @@ fn call(parent_id: &str) -> Call<'_> {
     }
 }
 
-/// What canvas makes of signatures stays within its limits.
+/// Plans made from signatures stay within the limits of the canvas.
 fn is_bounded(plan: Result<canvas::Plan, canvas::SignatureError>, input: usize) {
     let Ok(plan) = plan else { return };
     let sent: usize = plan
