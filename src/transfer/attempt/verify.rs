@@ -128,9 +128,19 @@ impl Running<'_> {
     /// have another kind of file system and other device numbers, so device and inode prove nothing. A new
     /// name in the destination's directory appears beside the package only if both directories are one.
     async fn refuse_one_directory(&self, plan: &Plan) -> Result<(), TransferError> {
-        plan.target.make_marker().await?;
-        let seen = plan.source.sees(&plan.target.temporary()).await;
-        plan.target.remove_temporary().await?;
+        let (source, target) = (plan.source.clone(), plan.target.clone());
+        // Runs to its end also if the attempt is stopped meanwhile: the marker is on no record.
+        let looking = tokio::spawn(async move {
+            target.make_marker().await?;
+            let seen = source.sees(&target.temporary()).await;
+            target.remove_temporary().await?;
+            seen
+        });
+        let seen = looking.await.unwrap_or_else(|error| {
+            Err(TransferError::Internal {
+                what: error.to_string(),
+            })
+        });
         match seen? {
             true => Err(plan.same_place()),
             false => Ok(()),
