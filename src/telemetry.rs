@@ -20,8 +20,6 @@ use self::text::visible_lines;
 use crate::settings::{Log, LogFormat};
 use crate::wire::url::redacted;
 
-#[cfg(test)]
-mod events;
 mod file;
 mod lines;
 pub mod text;

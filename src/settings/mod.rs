@@ -17,8 +17,6 @@ use crate::wire::url;
 mod check;
 mod exposure;
 mod load;
-#[cfg(test)]
-mod reference;
 mod secrets;
 
 pub use load::{DEFAULTS, Problem, SettingsError, load};

@@ -1,21 +1,20 @@
-//! `docs/configuration.md`, made from `config.default.toml`.
+//! The reference of all settings, `docs/configuration.md`, generated from `config.default.toml`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
-use super::DEFAULTS;
+use super::pages::Page;
 
-/// The page.
-const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/configuration.md");
-
-/// Set to write the page anew.
-const REWRITE: &str = "REWRITE_DOCS";
+pub(crate) const PAGE: Page = Page {
+    path: "docs/configuration.md",
+    source: "config.default.toml",
+    generate,
+};
 
 const INTRODUCTION: &str = "\
 # Every setting
 
-This page is made from [`config.default.toml`](../config.default.toml), which is compiled into the program, and a test
-compares the two. To write it anew: `REWRITE_DOCS=1 cargo test --lib settings::reference`.
+This page is generated from [`config.default.toml`](../config.default.toml), which is compiled into the program:
+`cargo xtask docs` writes it, and a test compares the two.
 
 A setting can be given in several places; what comes later wins:
 
@@ -31,11 +30,11 @@ A secret can stand in a file of its own, which the key ending in `_file` beside 
 [doctor, secrets](operations/doctor.md#secrets). Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
 ";
 
-/// The page as it has to be.
-fn page() -> String {
+/// Makes the page from the file of the defaults.
+fn generate(defaults: &str) -> String {
     let mut page = INTRODUCTION.to_owned();
-    // What is said before the first section is in the introduction.
-    let sections = DEFAULTS
+    // The introduction replaces the comment before the first section.
+    let sections = defaults
         .split_once("\n[")
         .map_or(String::new(), |(_, rest)| format!("[{rest}"));
     let mut comment: Vec<&str> = Vec::new();
@@ -64,7 +63,7 @@ fn page() -> String {
     page
 }
 
-/// Writes a comment as text, and what is an example in it as code.
+/// Writes a comment as text, and the example that it ends with as code.
 fn explain(page: &mut String, comment: &mut Vec<&str>) {
     let example = comment
         .iter()
@@ -80,16 +79,13 @@ fn explain(page: &mut String, comment: &mut Vec<&str>) {
     comment.clear();
 }
 
-#[test]
-fn the_page_is_made_from_the_defaults() -> std::io::Result<()> {
-    let made = page();
-    if std::env::var_os(REWRITE).is_some() {
-        std::fs::write(PAGE, &made)?;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pages::assert_current;
+
+    #[test]
+    fn the_page_is_made_from_the_defaults() {
+        assert_current(&PAGE);
     }
-    let written = std::fs::read_to_string(Path::new(PAGE)).unwrap_or_default();
-    assert!(
-        written == made,
-        "docs/configuration.md is not what config.default.toml says: REWRITE_DOCS=1 cargo test --lib settings::reference"
-    );
-    Ok(())
 }

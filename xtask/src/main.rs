@@ -1,0 +1,65 @@
+//! Development tasks of this repository, run as `cargo xtask <task>`. Nothing of it is shipped.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use log_events::LogEventsError;
+
+mod configuration;
+mod log_events;
+mod pages;
+
+/// Development tasks of this repository.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Task {
+    /// Write the documentation pages that are generated from the source.
+    Docs,
+    /// Compare docs/LOGGING.md with the events in the source and print the rows that differ.
+    LogEvents,
+}
+
+/// Failure of a task.
+#[derive(Debug, thiserror::Error)]
+enum TaskError {
+    #[error("cannot read or write {}", .path.display())]
+    File {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error(transparent)]
+    LogEvents(#[from] LogEventsError),
+}
+
+fn main() -> ExitCode {
+    match run(&Task::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let mut text = format!("xtask: {error}");
+            let mut cause = std::error::Error::source(&error);
+            while let Some(source) = cause {
+                text.push_str(&format!(": {source}"));
+                cause = source.source();
+            }
+            eprintln!("{text}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: &Task) -> Result<(), TaskError> {
+    match task {
+        Task::Docs => pages::write_all(&repository()),
+        Task::LogEvents => Ok(log_events::compare(&repository())?),
+    }
+}
+
+/// Root directory of the repository.
+fn repository() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    own.parent().unwrap_or(own).to_owned()
+}
