@@ -1,4 +1,4 @@
-//! Finding transfers, and what an operator does about them.
+//! Lists of transfers, and the actions of an operator on them.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use ccat_transfer::transfer::repository::{
 };
 use entity::{Action, Label, Outcome, Status};
 
-use super::{copying, delayed, failure, finished, is_lost};
 use crate::on_both_databases;
 use crate::ops_db::{Fixture, TTL, me, stranger};
+use crate::transfer_rows::{assert_powerless, copying, delayed, due, failure, finished, is_lost};
 use ccat_transfer::transfer::lease::{Lease, Progress};
 
 on_both_databases!(
-    what_is_allowed_in_which_state,
-    a_retried_transfer_begins_anew,
+    allowed_actions_depend_on_the_state,
+    a_retried_transfer_starts_over,
     a_cancelled_copy_can_write_nothing,
-    a_transfer_given_up_says_by_whom_and_why,
+    a_transfer_given_up_has_operator_and_reason,
     a_dry_run_changes_nothing,
-    what_was_chosen_by_its_state_is_left_alone_in_another,
+    a_transfer_chosen_by_state_is_untouched_in_another,
     a_transfer_whose_worker_is_gone_is_sent_again,
-    an_unknown_transfer_is_told,
+    an_unknown_transfer_is_reported,
     transfers_are_filtered,
     transfers_are_ordered,
-    places_that_are_not_there_are_told,
+    unknown_locations_are_reported,
     a_rival_for_a_destination_is_seen,
 );
 
@@ -106,7 +106,7 @@ impl State {
     }
 }
 
-async fn what_is_allowed_in_which_state(db: Fixture) {
+async fn allowed_actions_depend_on_the_state(db: Fixture) {
     use Action::{Cancel, Fail, Retry};
     for action in [Retry, Cancel, Fail] {
         for state in State::ALL {
@@ -161,7 +161,7 @@ async fn what_is_allowed_in_which_state(db: Fixture) {
     }
 }
 
-async fn a_retried_transfer_begins_anew(db: Fixture) {
+async fn a_retried_transfer_starts_over(db: Fixture) {
     for state in [State::Failed, State::Waiting] {
         let (id, _) = state.make(&db).await;
         db.repository
@@ -171,7 +171,7 @@ async fn a_retried_transfer_begins_anew(db: Fixture) {
         let detail = db.repository.show(id).await.unwrap().unwrap();
         assert_eq!(detail.transfer.retry_count, 0);
         assert_eq!((detail.not_before, detail.transfer.end_time), (None, None));
-        // Why it failed before is still worth knowing.
+        // The reason of the earlier failure is kept.
         assert!(detail.transfer.failure_error_message.is_some());
         let [action] = &detail.actions[..] else {
             panic!("{:?}", detail.actions)
@@ -179,7 +179,7 @@ async fn a_retried_transfer_begins_anew(db: Fixture) {
         assert_eq!(action.action, Action::Retry);
         assert_eq!(action.operator, "alice@here");
         assert_eq!(action.reason.as_deref(), Some("the wrong night"));
-        assert!(super::due(&db).await.contains(&id));
+        assert!(due(&db).await.contains(&id));
         db.acquire(id).await;
     }
 }
@@ -212,7 +212,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert!(is_lost(
         db.repository.renew(&lease, copying(progress)).await
     ));
-    super::assert_powerless(&db, &lease).await;
+    assert_powerless(&db, &lease).await;
     let detail = db.repository.show(id).await.unwrap().unwrap();
     let message = "cancelled by alice@here: the wrong night";
     assert!(detail.transfer.status.means(Status::Failed));
@@ -224,7 +224,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert_eq!(detail.attempts[0].outcome, Some(Outcome::Interrupted));
     assert_eq!(detail.attempts[0].message.as_deref(), Some(message));
     assert_eq!(detail.attempts[0].bytes, Some(5));
-    // Asked again (the answer got lost, say), it tells what was done.
+    // A repeated request (after a lost answer, say) reports what was done.
     match db.repository.instruct(id, &cancel).await.unwrap() {
         Verdict::Refused(Refusal::Failed { message: told }) => {
             assert_eq!(told.as_deref(), Some(message));
@@ -236,7 +236,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert!(matches!(answer, Ok(Acquisition::Failed { .. })));
 }
 
-async fn a_transfer_given_up_says_by_whom_and_why(db: Fixture) {
+async fn a_transfer_given_up_has_operator_and_reason(db: Fixture) {
     let (id, _) = State::Waiting.make(&db).await;
     db.repository
         .instruct(id, &wants(Action::Fail))
@@ -276,7 +276,7 @@ async fn a_dry_run_changes_nothing(db: Fixture) {
     }
 }
 
-async fn what_was_chosen_by_its_state_is_left_alone_in_another(db: Fixture) {
+async fn a_transfer_chosen_by_state_is_untouched_in_another(db: Fixture) {
     let (id, _) = State::Running.make(&db).await;
     let waiting = Instruction {
         only: vec![Status::Pending, Status::Scheduled],
@@ -296,11 +296,11 @@ async fn a_transfer_whose_worker_is_gone_is_sent_again(db: Fixture) {
         .instruct(id, &wants(Action::Retry))
         .await
         .unwrap();
-    super::assert_powerless(&db, &lease.unwrap()).await;
+    assert_powerless(&db, &lease.unwrap()).await;
     assert_eq!(db.acquire(id).await.lease.attempt(), 2);
 }
 
-async fn an_unknown_transfer_is_told(db: Fixture) {
+async fn an_unknown_transfer_is_reported(db: Fixture) {
     for action in [Action::Retry, Action::Cancel, Action::Fail] {
         let wants = wants(action);
         let verdict = db.repository.instruct(4711, &wants).await.unwrap();
@@ -511,7 +511,7 @@ async fn transfers_are_ordered(db: Fixture) {
         (Sort::Id, [third, second, first], [first, second, third]),
         (Sort::Age, [second, third, first], [first, third, second]),
         (Sort::Status, [second, third, first], [first, third, second]),
-        // A size that nobody knows is last either way.
+        // An unknown size is last in both orders.
         (Sort::Size, [second, first, third], [first, second, third]),
         (
             Sort::Retries,
@@ -536,7 +536,7 @@ async fn transfers_are_ordered(db: Fixture) {
     }
 }
 
-async fn places_that_are_not_there_are_told(db: Fixture) {
+async fn unknown_locations_are_reported(db: Fixture) {
     for (place, known) in [
         ("mars", vec!["ccat", "cologne"]),
         ("cologne/attic", vec!["cologne/buffer", "cologne/tapes"]),

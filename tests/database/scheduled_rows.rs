@@ -12,8 +12,8 @@ use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::repository::{Instruction, Repository, Withdrawal};
 use entity::Action;
 
-use super::ops_db::{Fixture, TTL, me};
-use super::{confirmed, finished, scheduled, wanted};
+use crate::ops_db::{Fixture, TTL, me};
+use crate::transfer_rows::{confirmed, finished, scheduled, wanted};
 
 crate::on_both_databases!(
     a_record_begins_with_scheduled_and_ends_with_it,
@@ -21,8 +21,8 @@ crate::on_both_databases!(
     rows_of_other_programs_are_found,
     messages_that_exist_are_not_sent_again,
     several_managers_send_once,
-    nothing_is_asked_and_nothing_done_without_need,
-    a_broker_that_cannot_be_asked_changes_nothing,
+    the_broker_is_not_queried_without_need,
+    an_unreachable_broker_changes_nothing,
     a_sent_again_transfer_waits_longer,
     a_withdrawn_message_takes_its_row_along,
     a_database_without_records_works_as_before,
@@ -32,7 +32,7 @@ const QUEUE: &str = "ccat_telescope_computer_data_transfer";
 
 /// A broker with queues in memory.
 #[derive(Default)]
-struct Broker {
+struct QueueBroker {
     queues: Mutex<HashMap<String, Vec<i64>>>,
     held: Mutex<HeldMessages>,
     /// Requests that the broker refuses.
@@ -40,7 +40,7 @@ struct Broker {
     asked: Mutex<Vec<&'static str>>,
 }
 
-impl Broker {
+impl QueueBroker {
     fn purge(&self) {
         self.queues.lock().unwrap().clear();
     }
@@ -63,7 +63,7 @@ impl Broker {
 }
 
 #[async_trait]
-impl Submit for Broker {
+impl Submit for QueueBroker {
     async fn prepare(&self, _within: Duration) -> Result<(), SubmitError> {
         Ok(())
     }
@@ -76,7 +76,7 @@ impl Submit for Broker {
 }
 
 #[async_trait]
-impl FindMessages for Broker {
+impl FindMessages for QueueBroker {
     async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError> {
         self.ask("ready")?;
         let all = self.queues.lock().unwrap();
@@ -91,7 +91,7 @@ impl FindMessages for Broker {
 }
 
 /// A manager for which a row is overdue after `after`.
-fn manager(db: &Fixture, broker: &Arc<Broker>, after: Duration) -> Manager {
+fn manager(db: &Fixture, broker: &Arc<QueueBroker>, after: Duration) -> Manager {
     let mut settings = ccat_transfer::settings::load(None, []).unwrap();
     settings.manager.reconcile_after = after;
     Manager::new(
@@ -170,7 +170,7 @@ async fn a_lost_message_is_sent_again(db: Fixture) {
     for _ in 0..4 {
         ids.push(db.transfer().await);
     }
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     assert_eq!(pass(&manager(&db, &broker, HOUR)).await.scheduled.len(), 4);
     broker.purge();
     // Not before its time.
@@ -194,7 +194,7 @@ async fn rows_of_other_programs_are_found(db: Fixture) {
     // Made SCHEDULED by hand or by Python's manager: there is no record.
     let id = db.transfer().await;
     db.set_status(id, "SCHEDULED").await;
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     let manager = manager(&db, &broker, AT_ONCE);
     // The time of the row begins when it is first seen.
     let first = pass(&manager).await;
@@ -211,7 +211,7 @@ async fn messages_that_exist_are_not_sent_again(db: Fixture) {
     for _ in 0..4 {
         ids.push(db.transfer().await);
     }
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     let manager = manager(&db, &broker, AT_ONCE);
     pass(&manager).await;
     // Their messages wait in the queue for longer than usual, and no worker is asked.
@@ -249,7 +249,7 @@ async fn several_managers_send_once(db: Fixture) {
     for _ in 0..6 {
         ids.push(db.transfer().await);
     }
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     pass(&manager(&db, &broker, HOUR)).await;
     broker.purge();
     let managers: Vec<_> = (0..4)
@@ -269,8 +269,8 @@ async fn several_managers_send_once(db: Fixture) {
     assert_eq!(broker.messages(), 6);
 }
 
-async fn nothing_is_asked_and_nothing_done_without_need(db: Fixture) {
-    let broker = Arc::new(Broker::default());
+async fn the_broker_is_not_queried_without_need(db: Fixture) {
+    let broker = Arc::new(QueueBroker::default());
     let id = db.transfer().await;
     pass(&manager(&db, &broker, HOUR)).await;
     broker.purge();
@@ -285,9 +285,9 @@ async fn nothing_is_asked_and_nothing_done_without_need(db: Fixture) {
     assert_eq!((done.overdue, done.resent), (0, vec![]));
 }
 
-async fn a_broker_that_cannot_be_asked_changes_nothing(db: Fixture) {
+async fn an_unreachable_broker_changes_nothing(db: Fixture) {
     let id = db.transfer().await;
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     let manager = manager(&db, &broker, AT_ONCE);
     pass(&manager).await;
     broker.purge();
@@ -301,7 +301,7 @@ async fn a_broker_that_cannot_be_asked_changes_nothing(db: Fixture) {
 
 async fn a_sent_again_transfer_waits_longer(db: Fixture) {
     let id = db.transfer().await;
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     pass(&manager(&db, &broker, HOUR)).await;
     let resent = async |minutes: i64| {
         broker.purge();
@@ -374,7 +374,7 @@ async fn a_database_without_records_works_as_before(db: Fixture) {
     let db = Fixture { repository, ..db };
     let batch = db.repository.schedule(&[wanted(id)], confirmed).await;
     assert_eq!(batch.unwrap(), scheduled(&[id]));
-    let broker = Arc::new(Broker::default());
+    let broker = Arc::new(QueueBroker::default());
     let done = pass(&manager(&db, &broker, AT_ONCE)).await;
     assert_eq!((done.overdue, done.resent), (0, vec![]));
     assert_eq!(db.repository.schedule_records().await.unwrap(), []);

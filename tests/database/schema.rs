@@ -1,19 +1,11 @@
 //! Migrations, the schema check, and an ops-db that SQLAlchemy has made.
 //!
 //! `TEST_POSTGRES_URL` names a server, `TEST_PYTHON` a Python with SQLAlchemy and psycopg2.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "tests"
-)]
-
-#[path = "support/ops_db.rs"]
-mod ops_db;
 
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::ops_db::{Fixture, TOPOLOGY, TTL, TestDatabase, me, service};
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::repository::{
@@ -23,15 +15,14 @@ use ccat_transfer::transfer::schema::{self, Difference, SchemaError};
 use ccat_transfer::transfer::topology::{self, TopologyError};
 use entity::{DatabaseEnum, Label, LocationType, PackageState, RouteType, Status, StorageType};
 use migration::MigrationError;
-use ops_db::{Fixture, TOPOLOGY, TTL, TestDatabase, me};
 use proptest::prelude::*;
 use rstest::rstest;
 use sea_orm::ConnectionTrait;
 
-on_both_databases!(
+crate::on_both_databases!(
     migrations_go_up_and_down_and_up,
-    a_database_of_before_is_brought_up_to_date,
-    an_ops_db_of_others_is_left_alone,
+    an_older_database_is_migrated,
+    a_foreign_ops_db_is_left_alone,
     alembics_ops_db_is_left_alone,
     every_difference_is_reported_at_once,
     further_columns_are_no_difference,
@@ -51,7 +42,7 @@ async fn differences(database: &Database) -> Vec<Difference> {
     }
 }
 
-/// Ids of what waits.
+/// Ids of the pending transfers.
 async fn pending(repository: &Repository) -> Vec<i64> {
     let mut ids = Vec::new();
     let see = |transfer: OpenTransfer| {
@@ -63,7 +54,7 @@ async fn pending(repository: &Repository) -> Vec<i64> {
     ids
 }
 
-/// Schedules a transfer; its id, if that was done.
+/// Schedules a transfer and returns its id if it was pending.
 async fn scheduled(repository: &Repository, id: i64) -> Vec<i64> {
     let candidate = Candidate {
         id,
@@ -89,7 +80,7 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
     assert_eq!(missing.len(), entity::WORKER_TABLES.len() - 2);
     migration::drop_ops_db(connection).await.unwrap();
     assert_eq!(differences(&db.database).await.len(), 11);
-    // What does not exist can be dropped.
+    // Dropping tables that do not exist succeeds.
     migration::drop_ops_db(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
     migration::create_ops_db(connection).await.unwrap();
@@ -99,10 +90,10 @@ async fn migrations_go_up_and_down_and_up(db: Fixture) {
         .unwrap();
 }
 
-async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
+async fn an_older_database_is_migrated(db: Fixture) {
     let id = db.transfer().await;
     db.acquire(id).await;
-    // As the first release has made it.
+    // The schema of the first release.
     let sql = [
         "DROP TABLE transfer_worker_action",
         "DROP INDEX transfer_worker_attempt_error_code",
@@ -127,7 +118,7 @@ async fn a_database_of_before_is_brought_up_to_date(db: Fixture) {
     assert_eq!(db.leases().await, "1", "what was there is kept");
 }
 
-async fn an_ops_db_of_others_is_left_alone(db: Fixture) {
+async fn a_foreign_ops_db_is_left_alone(db: Fixture) {
     let connection = db.database.connection();
     migration::drop_worker_tables(connection).await.unwrap();
     migration::drop_ops_db(connection).await.unwrap();
@@ -368,7 +359,7 @@ async fn text_columns_without_rows_are_written_as_set() {
     };
     let id = db.transfer().await;
     assert_eq!(db.status(id).await, "pending");
-    // From then on the rows tell, whatever is set.
+    // From then on the rows decide, not the setting.
     let repository = Repository::open(db.database.clone(), EnumLabels::Names)
         .await
         .unwrap();
@@ -392,9 +383,9 @@ async fn text_columns_without_rows_are_written_as_set() {
     );
 }
 
-/// Runs `tests/python/ops_db_models.py`; none, with a line that says so, without a Python.
+/// Runs `tests/python/ops_db_models.py`; prints a line and returns none without a Python.
 fn python(arguments: &[&str]) -> Option<String> {
-    let python = ops_db::service("TEST_PYTHON")?;
+    let python = service("TEST_PYTHON")?;
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/ops_db_models.py");
     let output = Command::new(python)
         .arg("-B")
