@@ -103,7 +103,7 @@ fn refuse(refusal: &Refusal) -> u8 {
     refusal.failure.code
 }
 
-/// What a command line comes down to.
+/// Action that a command line asks for.
 enum Order {
     Say(String),
     Copy(Box<Operation>),
@@ -197,7 +197,7 @@ struct Agent {
 impl Agent {
     fn copy(mut self) -> u8 {
         let started = Instant::now();
-        self.set_scene();
+        self.prepare_injections();
         let knobs = &self.knobs;
         let mut all_known = self.operation.target.locate(knobs);
         for source in &mut self.operation.sources {
@@ -215,19 +215,19 @@ impl Agent {
                 BROKEN
             }),
         };
-        self.take_leave();
+        self.finish_injections();
         code
     }
 
-    fn suffers(&self, effect: &Effect) -> bool {
+    fn has_effect(&self, effect: &Effect) -> bool {
         self.lot.effects.contains(effect)
     }
 
-    /// What an injection does before anything else.
-    fn set_scene(&self) {
+    /// Applies the injections that act before the copy.
+    fn prepare_injections(&self) {
         for effect in &self.lot.effects {
             match effect {
-                Effect::IgnoreTerm => watch::shrug_off_term(),
+                Effect::IgnoreTerm => watch::block_sigterm(),
                 Effect::CarriageReturn => console::end_lines_with_carriage_return(),
                 Effect::Noise(lines) => {
                     for number in 0..*lines {
@@ -243,7 +243,7 @@ impl Agent {
                 _ => {}
             }
         }
-        if self.suffers(&Effect::HangAtStart) {
+        if self.has_effect(&Effect::HangAtStart) {
             hang();
         }
     }
@@ -279,7 +279,7 @@ impl Agent {
             // The original puts the checkpoint directory after -A, where nothing takes it.
             // Its source side then has no port to connect to.
             console::message("Connection refused unable to connect to port [::]:0");
-            scene.nobody_connects()
+            scene.connection_timeout()
         } else {
             return None;
         };
@@ -312,7 +312,7 @@ impl Agent {
         let age = match &self.knobs.peer_version {
             Some(peer) if peer > own => "a newer",
             Some(peer) if peer < own => "an older",
-            _ if self.suffers(&Effect::VersionWarning) => "a newer",
+            _ if self.has_effect(&Effect::VersionWarning) => "a newer",
             _ => return,
         };
         let host = match self.operation.sources.first() {
@@ -426,8 +426,8 @@ impl Agent {
         }
     }
 
-    /// What an injection does after everything else.
-    fn take_leave(&self) {
+    /// Applies the injections that act after the copy.
+    fn finish_injections(&self) {
         for effect in &self.lot.effects {
             match effect {
                 Effect::HeldStandardError(seconds) => {
@@ -463,7 +463,7 @@ fn end(ending: &Ending) -> u8 {
     ending.code
 }
 
-/// A child's code; one that a signal ended is named, except where nobody was left on that host to tell.
+/// Exit code of a child. A child ended by a signal is named, unless its host has no process left to report it.
 fn code_of(child: &Child, status: ExitStatus, remote: bool, when_killed: u8) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(BROKEN),

@@ -38,7 +38,7 @@ impl Algorithm {
             .map(|(_, algorithm)| *algorithm)
     }
 
-    /// As on the command line and in the `Checksum:` line.
+    /// Name on the command line and in the `Checksum:` line.
     pub(crate) fn name(self) -> &'static str {
         Self::NAMES
             .iter()
@@ -111,7 +111,7 @@ impl Running {
     }
 }
 
-/// Where the line `Checksum: …` goes.
+/// Destination of the line `Checksum: …`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Output {
     /// Standard error (`-E md5=`)
@@ -120,7 +120,7 @@ pub(crate) enum Output {
     File(String),
 }
 
-/// What is done with the sum of the whole file.
+/// Use of the sum of the whole file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Purpose {
     /// Print it.
@@ -198,12 +198,12 @@ impl Checksum {
         Ok(())
     }
 
-    /// Whether the source sums the file up, given whether writes are in order.
+    /// True if the source computes the sum of the file.
     pub(crate) fn computed_at_source(&self) -> bool {
         self.on_link || self.whole.as_ref().is_some_and(|whole| whole.at_source)
     }
 
-    /// Whether the sink sums the file up. A `%` leaves it out, unless buffers are checked in order anyway.
+    /// True if the sink computes the sum of the file: not with a `%`, unless buffers are checked in order anyway.
     pub(crate) fn computed_at_sink(&self, ordered: bool) -> bool {
         match &self.whole {
             Some(whole) => !whole.at_source || (self.on_link && ordered),
@@ -219,7 +219,7 @@ impl Checksum {
         }
     }
 
-    /// Where to print, if at all.
+    /// Output that the sum is printed to.
     pub(crate) fn output(&self) -> Option<&Output> {
         match self.whole.as_ref().map(|whole| &whole.purpose) {
             Some(Purpose::Print(output)) => Some(output),

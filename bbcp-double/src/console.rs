@@ -1,6 +1,6 @@
 //! Lines on standard error. Every line is one `write`, so that those of three processes do not mix.
 //!
-//! An output that nobody reads any more is not an error: bbcp ignores SIGPIPE, and so does this.
+//! A closed output is no error: bbcp ignores SIGPIPE, and so does the double.
 
 use crate::failure::Failure;
 use std::io::Write;

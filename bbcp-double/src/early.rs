@@ -5,7 +5,7 @@ use crate::options::Options;
 use crate::spec::Spec;
 use std::time::Duration;
 
-/// What the agent needs to know about the copy.
+/// Context of a copy, for endings before its first byte.
 pub(crate) struct Scene<'a> {
     pub(crate) options: &'a Options,
     pub(crate) source: &'a Spec,
@@ -20,18 +20,18 @@ pub(crate) struct Scene<'a> {
 pub(crate) struct Ending {
     /// Passes before the ssh line
     pub(crate) before: Duration,
-    /// What ssh says, or the remote shell: no `bbcp: ` in front
+    /// Lines of ssh or the remote shell, without `bbcp: `
     pub(crate) foreign: Vec<String>,
     /// Passes after that
     pub(crate) after: Duration,
-    /// What bbcp says
+    /// Lines of bbcp
     pub(crate) lines: Vec<Vec<u8>>,
     /// Exit code
     pub(crate) code: u8,
 }
 
 impl Scene<'_> {
-    /// How this copy ends.
+    /// Ending of this copy.
     pub(crate) fn ending(&self, early: &Early) -> Ending {
         let target = self.target_file;
         let source = self.source.path.as_str();
@@ -135,7 +135,7 @@ impl Scene<'_> {
         }
     }
 
-    /// Whether ssh is used for the source. With two remote sides the target's is started first.
+    /// True if ssh is used for the source. With two remote sides the target's is started first.
     fn pulls(&self) -> bool {
         self.target.host.is_none() && self.source.host.is_some()
     }
@@ -171,7 +171,7 @@ impl Scene<'_> {
             _ => None,
         };
         let mut ending = if self.pulls() {
-            self.nobody_connects()
+            self.connection_timeout()
         } else {
             said(255, [format!("bbcp unexpectedly terminated on {host}")])
         };
@@ -183,7 +183,7 @@ impl Scene<'_> {
     }
 
     /// The accept time-out: code 2.
-    pub(crate) fn nobody_connects(&self) -> Ending {
+    pub(crate) fn connection_timeout(&self) -> Ending {
         Ending {
             after: self.accept,
             ..said(
@@ -200,7 +200,7 @@ impl Scene<'_> {
     }
 }
 
-/// Whether both sides have found each other when a copy ends like this.
+/// True if both sides have connected before a copy ends like this.
 pub(crate) fn is_connected(early: &Early) -> bool {
     match early {
         Early::Exists

@@ -1,4 +1,4 @@
-//! What an entry of a plan does to one copy, and how entries are read.
+//! Injections into one copy, and the parser of a plan's entries.
 //!
 //! Entry = effects joined by `+`; effect = `name[:argument…][@position]`; position = bytes from the start of
 //! the file, or `N%` of its size (50 % where none is given). `rc:N:text` takes the rest of the entry as text,
@@ -61,7 +61,7 @@ pub(crate) enum Early {
     Skip,
     /// ssh: connection refused
     Refused,
-    /// ssh: connection timed out, after so many seconds
+    /// ssh: connection timed out, after this many seconds
     TimedOut(f64),
     /// ssh: unknown host
     Unresolved,
@@ -75,7 +75,7 @@ pub(crate) enum Early {
     NoSsh,
     /// Chatty login
     Banner,
-    /// Only so many data streams
+    /// Only this many data streams
     Streams(u64),
     /// No port to listen on
     PortBusy,
@@ -83,7 +83,7 @@ pub(crate) enum Early {
     Exit(u8, Option<String>),
 }
 
-/// What happens when the target has grown to a certain size.
+/// An event at a certain size of the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Event {
     /// ENOSPC
@@ -111,13 +111,13 @@ pub(crate) enum Effect {
     Early(Early),
     /// Ends (or is orphaned) at a point of the copy
     At(At, Event),
-    /// Data stop here, for so many seconds or for ever
+    /// Data stop here, for this many seconds or for ever
     Stall(At, Option<f64>),
     /// Bytes per second
     Slow(u64),
     /// Progress lines, and no file behind them
     ProgressOnly,
-    /// A sink that outlives its agent by so many seconds, and then unlinks the target
+    /// A sink that outlives its agent and may then unlink the target
     Orphan {
         /// Life after the agent's death
         seconds: f64,
@@ -128,13 +128,13 @@ pub(crate) enum Effect {
     BadSum,
     /// One byte differs on disk
     Corrupt(At),
-    /// So many bytes too few on disk
+    /// Bytes missing at the end of the target
     Short(u64),
-    /// So many bytes too many on disk
+    /// Surplus bytes at the end of the target
     Long(u64),
-    /// So many junk lines
+    /// Number of junk lines
     Noise(u64),
-    /// A line of so many bytes
+    /// A line of this many bytes
     LongLine(usize),
     /// Lines that are no UTF-8
     Binary,
@@ -146,13 +146,13 @@ pub(crate) enum Effect {
     NotANumber,
     /// Rates are `inf`
     Infinite,
-    /// So many progress lines at once
+    /// Number of progress lines at once
     Flood(u64),
     /// Never starts
     HangAtStart,
     /// Never ends
     HangAtEnd,
-    /// Ends while a grandchild holds standard error for so many seconds
+    /// Ends while a grandchild holds standard error for this many seconds
     HeldStandardError(f64),
     /// SIGTERM is ignored
     IgnoreTerm,
@@ -163,7 +163,7 @@ pub(crate) enum Effect {
 /// Reads an entry.
 ///
 /// # Errors
-/// What cannot be read, for the test's author.
+/// A text for the test's author.
 pub(crate) fn parse_entry(entry: &str) -> Result<Vec<Effect>, String> {
     let mut effects = Vec::new();
     let mut rest = entry.trim();
@@ -310,6 +310,30 @@ mod tests {
         );
         for bad in ["stal", "streams", "exists@5", "stall@101%", "rc:x", "short"] {
             assert!(parse_entry(bad).is_err(), "{bad}");
+        }
+    }
+
+    /// The table of injections in the README: effects in backquotes, in the first column.
+    #[test]
+    fn the_effects_of_the_readme_are_read() {
+        let (_, table) = include_str!("../README.md")
+            .split_once("| effects |")
+            .unwrap();
+        let rows = table
+            .lines()
+            .skip(2)
+            .take_while(|line| line.starts_with('|'));
+        let cells = rows.filter_map(|row| row.split('|').nth(1));
+        let effects: Vec<&str> = cells
+            .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+            .collect();
+        assert!(effects.len() > 50, "{effects:?}");
+        for effect in effects {
+            let bare = effect.trim_end_matches("[@N]");
+            assert!(parse_entry(bare).is_ok(), "{bare}");
+            if effect != bare {
+                assert!(parse_entry(&format!("{bare}@7")).is_ok(), "{effect}");
+            }
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How a process of the double ends when it does not end well: a code, and the lines that say why.
+//! Failure of a process of the double: an exit code, and the lines with the reason.
 
 use nix::errno::Errno;
 use std::io;
@@ -6,8 +6,7 @@ use std::io;
 /// Exit code of a test that misuses the double.
 pub(crate) const MISUSE: u8 = 99;
 
-/// A process's end. The lines are printed by whoever ends the process, without the `bbcp: ` they begin with
-/// in the output.
+/// A failed end of a process. The lines have no `bbcp: ` yet; it is added when they are printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// Exit code, as the shell sees it.

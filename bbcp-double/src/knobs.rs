@@ -33,11 +33,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What every knob's name begins with.
+/// Prefix of every knob's name.
 const PREFIX: &str = "BBCP_DOUBLE_";
 /// Name of the file of knobs.
 const FILE: &str = "bbcp-double.env";
-/// What `-#` of the real program prints.
+/// Version that `-#` of the real program prints.
 const REAL_VERSION: &str = "17.12.00.00.0";
 
 /// All knobs, read.

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Keeps the inherited standard error open for so many seconds.
+/// Keeps the inherited standard error open for `seconds`.
 fn hold(seconds: Option<&String>) -> u8 {
     let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(10.0);
     std::thread::sleep(Duration::from_secs_f64(seconds));

@@ -8,7 +8,7 @@ use crate::checksum::Checksum;
 use crate::failure::Failure;
 use serde::{Deserialize, Serialize};
 
-/// Whether an option has a value.
+/// Presence of an option's value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
     None,
@@ -16,7 +16,7 @@ enum Value {
     Optional,
 }
 
-/// Every option that the double takes. What it takes without effect is in the invocation's record.
+/// All accepted options. Those without effect are in the invocation's record.
 const LETTERS: &[(char, Value)] = &[
     ('a', Value::Optional),
     ('A', Value::None),
@@ -97,7 +97,7 @@ const WORDS: &[(&str, usize, char)] = &[
     ("xfrrate", 1, 'x'),
 ];
 
-/// What `-p` and `-~` keep of the source's attributes.
+/// Attributes of the source that `-p` and `-~` keep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Preserve {
     /// Nothing
@@ -109,7 +109,7 @@ pub(crate) enum Preserve {
     Everything,
 }
 
-/// What `-y` flushes before the target is closed.
+/// Files that `-y` flushes before the target is closed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Flush {
     /// Nothing
@@ -213,18 +213,18 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Whether a failed target stays.
+    /// True if a failed target stays.
     pub(crate) fn keeps_failed_target(&self) -> bool {
         self.keep || self.truncate
     }
 
-    /// Whether a file's start is announced.
+    /// True if a file's start is announced.
     pub(crate) fn announces_start(&self) -> bool {
         self.very_verbose || self.progress.is_some()
     }
 }
 
-/// What a command line asks for.
+/// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Request {
     /// `-h`
@@ -240,7 +240,7 @@ pub(crate) enum Request {
 pub(crate) struct Refusal {
     /// Code and text
     pub(crate) failure: Failure,
-    /// Whether usage is printed as well
+    /// Usage is printed as well
     pub(crate) usage: bool,
 }
 
@@ -426,7 +426,7 @@ fn apply(options: &mut Options, letter: char, value: Option<&str>) -> Result<(),
     Ok(())
 }
 
-/// What can only be judged when all options are known.
+/// Applies the rules that concern several options.
 fn conclude(options: &mut Options) -> Result<(), Failure> {
     if options.checksum.computed_at_sink(options.ordered) && options.checksum.whole.is_some() {
         options.ordered = true;

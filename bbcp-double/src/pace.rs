@@ -22,7 +22,7 @@ impl Pace {
         }
     }
 
-    /// How much to read at a time: a twentieth of a second's worth, so that a slow copy is a smooth one.
+    /// Size of one read: the bytes of a twentieth of a second, so that a slow copy is smooth.
     pub(crate) fn portion(&self, largest: usize) -> usize {
         match self.rate {
             Some(rate) => usize::try_from(rate / 20)
@@ -32,7 +32,7 @@ impl Pace {
         }
     }
 
-    /// How long to wait after so many more bytes.
+    /// Wait that is due after `bytes` more.
     pub(crate) fn owed(&mut self, bytes: usize) -> Duration {
         let Some(rate) = self.rate else {
             return Duration::ZERO;

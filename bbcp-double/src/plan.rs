@@ -1,4 +1,4 @@
-//! Which entry of `BBCP_DOUBLE_PLAN` applies to this invocation.
+//! Choice of the entry of `BBCP_DOUBLE_PLAN` for this invocation.
 //!
 //! The plan is a list separated by `;`, one entry for each *copy* that is started (a command line that asks
 //! for the version or is refused takes none); the last entry repeats. What an entry may say is in
@@ -14,11 +14,11 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-/// What the soak draws from by default: every kind of failure that a retry cures.
+/// Default entries of the soak: every kind of failure that a retry cures.
 const DEFAULT_FAIL_SET: &str = "refused;reset@30%;reset@90%;enospc@40%;segv-sink@50%;segv-remote@60%;\
                                 segv-remote:32@20%;corrupt:50%;short:1;timelimit@70%;portbusy;banner";
 
-/// What this copy is to suffer.
+/// Injections for this copy.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Lot {
     /// Number of this copy, from 0; always 0 without a state file
@@ -32,7 +32,7 @@ pub(crate) struct Lot {
 /// Draws this copy's lot and counts it.
 ///
 /// # Errors
-/// What is wrong with the knobs.
+/// A problem with the knobs.
 pub(crate) fn draw(knobs: &Knobs) -> Result<Lot, String> {
     let number = match &knobs.state {
         Some(state) => {

@@ -26,10 +26,10 @@ pub(crate) fn rate(bytes_per_second: f64) -> String {
     format!("{scaled:.1} B/s")
 }
 
-/// What the lines show of rates.
+/// Rates in the progress lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Rates {
-    /// What was measured
+    /// Measured rates
     Measured,
     /// `-nan`, as the original divides nothing by nothing
     NotANumber,
@@ -37,7 +37,7 @@ pub(crate) enum Rates {
     Infinite,
 }
 
-/// How a file's progress is shown.
+/// Format of a file's progress lines.
 #[derive(Debug, Clone)]
 pub(crate) struct Style {
     /// Time between lines; zero floods, as `-P 1` does

@@ -11,7 +11,7 @@
 //! | `pid`, `pgid`, `sid` | of the agent |
 //! | `stdin_is_null` | whether standard input is `/dev/null` |
 //! | `plan` | the entry that applied, or null |
-//! | `beside` | agents' ids of earlier invocations of which a process lives at the start: no end on record, group not gone |
+//! | `beside` | agents' ids of earlier invocations with a live process at the start: no end on record, group not gone |
 //! | `start`, `end` | seconds since 1970, with fraction |
 //! | `rc` | exit code |
 
@@ -38,7 +38,7 @@ impl Record {
     /// Writes the line of an invocation that begins.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub(crate) fn begin(
         file: PathBuf,
         arguments: &[String],
@@ -80,10 +80,10 @@ impl Record {
         })
     }
 
-    /// Completes the line. A log that was emptied meanwhile gets it anew.
+    /// Completes the line, and writes it again if the log was emptied meanwhile.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// The file cannot be written.
     pub(crate) fn end(mut self, code: u8) -> io::Result<()> {
         let begun = self.entry.to_string();
         self.entry["end"] = json!(now());
@@ -101,7 +101,7 @@ impl Record {
     }
 }
 
-/// Of the invocations on record, those that have no end there and a process that lives.
+/// Agents' ids of recorded invocations without an end and with a live process.
 fn living(log: &str) -> Vec<i64> {
     let open: Vec<(i64, i64)> = log
         .lines()
@@ -119,7 +119,7 @@ fn living(log: &str) -> Vec<i64> {
         .collect()
 }
 
-/// Process groups of which a process is no zombie.
+/// Process groups with a process that is no zombie.
 fn living_groups() -> HashSet<i64> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return HashSet::new();

@@ -1,6 +1,6 @@
 //! The child `SNK`: owns the target.
 //!
-//! It judges all files first, then asks the source for one after the other (in reverse order, as the original
+//! It decides about all files first, then asks the source for one after the other (in reverse order, as the original
 //! does), writes, checks, and reports to the agent. It is on this side that most injections strike, because
 //! they are tied to how far the target has grown.
 
@@ -44,10 +44,10 @@ pub(crate) fn run() -> u8 {
         // Fails only for the leader of a group, which a fresh child is not.
         let _ = nix::unistd::setsid();
     }
-    if job.suffers(&Effect::IgnoreTerm) {
-        watch::shrug_off_term();
+    if job.has_effect(&Effect::IgnoreTerm) {
+        watch::block_sigterm();
     }
-    if job.suffers(&Effect::CarriageReturn) {
+    if job.has_effect(&Effect::CarriageReturn) {
         console::end_lines_with_carriage_return();
     }
     let partial = Partial::default();
@@ -180,13 +180,13 @@ struct Copy<'a> {
     job: &'a Job,
     offer: &'a Offer,
     target: &'a Target<'a>,
-    /// Where this session began
+    /// Offset at which this session began
     start: u64,
-    /// How far the target has grown
+    /// Current size of the target
     grown: u64,
     /// Bytes of this session, for the progress thread
     done: Arc<AtomicU64>,
-    /// What is to happen at which size, in order
+    /// Events by size, in order
     events: Vec<(u64, Event)>,
     /// The byte to flip
     corrupt: Option<u64>,
@@ -219,8 +219,8 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Whether the agent is gone, and the source noticed it first. A local orphan leaves its partial behind; which
-    /// of the two children looks first makes no difference.
+    /// True if the agent is gone and the source noticed it first. A local orphan leaves its partial behind; the
+    /// order in which the two children notice makes no difference.
     fn is_orphaned(&self, failure: &Failure) -> bool {
         failure.code == SOURCE_IS_GONE
             && !self.job.sink_is_remote
@@ -404,7 +404,7 @@ impl<'a> Copy<'a> {
     }
 
     fn progress(&self) -> Option<Reporter> {
-        let suffers = |effect| self.job.suffers(effect);
+        let suffers = |effect| self.job.has_effect(effect);
         let rates = if suffers(&Effect::NotANumber) {
             Rates::NotANumber
         } else if suffers(&Effect::Infinite) {
@@ -441,7 +441,7 @@ impl<'a> Copy<'a> {
     /// Compares and reports sums.
     fn check(&self, own: Option<String>, sum_of_source: Option<String>) -> Result<(), Failure> {
         let checksum = &self.job.options.checksum;
-        let bad = self.job.suffers(&Effect::BadSum);
+        let bad = self.job.has_effect(&Effect::BadSum);
         let shown = &self.target.shown;
         if let Some(expected) = checksum.expected() {
             return match own.map(|own| differing(own, expected, bad)) {

@@ -34,10 +34,10 @@ pub(crate) fn run() -> u8 {
         // Fails only for the leader of a group, which a fresh child is not.
         let _ = nix::unistd::setsid();
     }
-    if job.suffers(&Effect::IgnoreTerm) {
-        watch::shrug_off_term();
+    if job.has_effect(&Effect::IgnoreTerm) {
+        watch::block_sigterm();
     }
-    if job.suffers(&Effect::CarriageReturn) {
+    if job.has_effect(&Effect::CarriageReturn) {
         console::end_lines_with_carriage_return();
     }
     watch::for_agent(&job, || {});
@@ -122,7 +122,7 @@ fn offers(job: &Job) -> Option<Vec<Offer>> {
     (offers.len() == job.sources.len()).then_some(offers)
 }
 
-/// Why a file was not sent to its end.
+/// Reason for not sending the whole file.
 enum Stopped {
     Failed(Failure),
     PeerGone(io::Error),
@@ -205,7 +205,7 @@ impl Sending<'_> {
         Ok(code)
     }
 
-    /// Where the data are to stop, and for how long.
+    /// Offset at which the data stop, and the time that they stop for.
     fn stall(&self, offset: u64) -> Option<(u64, Option<Duration>)> {
         self.job.effects.iter().find_map(|effect| match effect {
             Effect::Stall(at, seconds) => Some((
@@ -243,7 +243,11 @@ impl Sending<'_> {
         let (Some(sum), Some(expected)) = (sum, self.job.options.checksum.expected()) else {
             return 0;
         };
-        let sum = differing(sum.to_owned(), expected, self.job.suffers(&Effect::BadSum));
+        let sum = differing(
+            sum.to_owned(),
+            expected,
+            self.job.has_effect(&Effect::BadSum),
+        );
         if sum == expected {
             return 0;
         }

@@ -4,19 +4,19 @@ use crate::failure::{Failure, MISUSE};
 use crate::knobs::Knobs;
 use serde::{Deserialize, Serialize};
 
-/// How the double calls the machine it runs on, in every message.
+/// Name of the local machine in every message.
 pub(crate) const LOCAL_HOST: &str = "localhost";
 
 /// One operand, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Spec {
-    /// As written before `@`
+    /// Text before `@`
     pub(crate) user: Option<String>,
-    /// As written before the first `:` that no `/` precedes; brackets of an IPv6 address included
+    /// Text before the first `:` that no `/` precedes; brackets of an IPv6 address included
     pub(crate) host: Option<String>,
-    /// As written: this is what messages show
+    /// Path as written, shown in messages
     pub(crate) path: String,
-    /// Where it is on this machine, under the root of its host
+    /// Path on this machine, under the root of its host
     pub(crate) place: String,
 }
 
@@ -92,7 +92,7 @@ impl Spec {
         self.host.as_deref().unwrap_or(LOCAL_HOST)
     }
 
-    /// What bbcp takes for the file's name: the last part of an absolute path, but *all* of a relative one.
+    /// File name in bbcp's sense: the last part of an absolute path, but *all* of a relative one.
     pub(crate) fn file_name(&self) -> &str {
         if self.path.starts_with('/') {
             self.path.rsplit('/').next().unwrap_or(&self.path)

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Mode of a file that is being written.
 const WHILE_WRITING: u32 = 0o200;
 
-/// What is to be done with one source file.
+/// Decision about one source file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Decision {
     /// Copy from this offset on.
@@ -336,12 +336,12 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Device in the upper half, inode in the lower: how bbcp tells files apart.
+/// Identity of a file in bbcp's sense: the device in the upper half, the inode in the lower.
 fn identity(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|metadata| identity_of(&metadata))
 }
 
-/// As [`identity`].
+/// Identity by a file's metadata, see [`identity`].
 pub(crate) fn identity_of(metadata: &fs::Metadata) -> u64 {
     (metadata.dev() << 32) | metadata.ino()
 }
@@ -406,7 +406,7 @@ fn write_checkpoint(checkpoint: &Path, offer: &Offer) -> Result<(), Failure> {
         })
 }
 
-/// Whether a checkpoint is of this source: what counts is identity, size, modification time and name.
+/// True if a checkpoint is of this source: identity, size, modification time and name are equal.
 fn same_source(checkpoint: &str, offer: &Offer) -> bool {
     let fields: Vec<&str> = checkpoint.trim_end_matches('\n').splitn(9, ' ').collect();
     let [_, _, identity, _, size, _, modified, _, name] = fields.as_slice() else {

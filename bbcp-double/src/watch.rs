@@ -23,14 +23,14 @@ pub(crate) fn for_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// Whether the agent still is this process's parent.
+/// True if the agent still is this process's parent.
 pub(crate) fn agent_lives(agent: i32) -> bool {
     getppid() == Pid::from_raw(agent)
 }
 
-/// From now on SIGTERM does nothing to this process. It is blocked, not ignored: that needs no unsafe code,
-/// and nobody outside can tell the difference.
-pub(crate) fn shrug_off_term() {
+/// Blocks SIGTERM for this process. The signal is blocked rather than ignored, since that needs no unsafe code;
+/// other processes see no difference.
+pub(crate) fn block_sigterm() {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGTERM);
     let _ = signals.thread_block();

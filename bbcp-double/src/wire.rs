@@ -1,4 +1,4 @@
-//! What the three processes say to one another.
+//! Messages between the three processes.
 //!
 //! Sink and source share a socket pair, which is each one's standard input; the agent writes the [`Job`] into
 //! it as the first message and then lets go of it. The end of one side is thus seen by the other at once. The
@@ -28,11 +28,11 @@ pub(crate) struct Job {
     pub(crate) sources: Vec<Spec>,
     /// The target
     pub(crate) target: Spec,
-    /// Whether the target must be a directory
+    /// The target must be a directory
     pub(crate) into_directory: bool,
-    /// Whether the sink is remote
+    /// The sink is on another host
     pub(crate) sink_is_remote: bool,
-    /// Whether the source is remote
+    /// The source is on another host
     pub(crate) source_is_remote: bool,
     /// Mode of a finished target
     pub(crate) mode: u32,
@@ -48,12 +48,12 @@ pub(crate) struct Job {
     pub(crate) fake_size: u64,
     /// Number of this copy
     pub(crate) number: u64,
-    /// What this copy is to suffer
+    /// Injections for this copy
     pub(crate) effects: Vec<Effect>,
 }
 
 impl Job {
-    /// What the source's host looks like to the sink: part of a checkpoint's name.
+    /// Name of the source's host at the sink: part of a checkpoint's name.
     pub(crate) fn peer_of_sink(&self) -> &str {
         self.sources
             .first()
@@ -61,8 +61,8 @@ impl Job {
             .unwrap_or("[::ffff:127.0.0.1]")
     }
 
-    /// Whether the copy is to suffer this.
-    pub(crate) fn suffers(&self, wanted: &Effect) -> bool {
+    /// True if the plan has this injection for the copy.
+    pub(crate) fn has_effect(&self, wanted: &Effect) -> bool {
         self.effects.contains(wanted)
     }
 }
@@ -138,7 +138,7 @@ impl Peer {
     /// The end that is this process's standard input.
     ///
     /// # Errors
-    /// When standard input is gone.
+    /// Standard input is closed.
     pub(crate) fn on_standard_input() -> io::Result<Self> {
         let descriptor = io::stdin().as_fd().try_clone_to_owned()?;
         Ok(Self(UnixStream::from(descriptor)))
@@ -152,7 +152,7 @@ impl Peer {
     /// Sends a message.
     ///
     /// # Errors
-    /// When the peer is gone.
+    /// The peer is gone.
     pub(crate) fn send<T: Serialize>(&mut self, message: &T) -> io::Result<()> {
         self.frame(MESSAGE, &serde_json::to_vec(message)?)
     }
@@ -160,7 +160,7 @@ impl Peer {
     /// Sends data.
     ///
     /// # Errors
-    /// When the peer is gone.
+    /// The peer is gone.
     pub(crate) fn send_data(&mut self, data: &[u8]) -> io::Result<()> {
         self.frame(DATA, data)
     }
@@ -176,7 +176,7 @@ impl Peer {
     /// Waits for a frame. The buffer is overwritten.
     ///
     /// # Errors
-    /// When the peer is gone, or sends what it should not.
+    /// The peer is gone, or sends an unexpected message.
     pub(crate) fn receive<T: DeserializeOwned>(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -195,7 +195,7 @@ impl Peer {
     /// Waits for a message where no data can come.
     ///
     /// # Errors
-    /// As [`Self::receive`].
+    /// See [`Self::receive`].
     pub(crate) fn message<T: DeserializeOwned>(&mut self) -> io::Result<T> {
         match self.receive(&mut Vec::new())? {
             Frame::Message(message) => Ok(message),

@@ -1,7 +1,5 @@
 //! A directory to copy in, and bounded runs of a bbcp there.
 
-#![allow(dead_code, reason = "every test file uses another part")]
-
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -30,7 +28,7 @@ impl Bench {
         Self { directory }
     }
 
-    /// With a source `src/a` of so many bytes.
+    /// A bench with a source `src/a` of `size` bytes.
     pub(crate) fn with_source(size: usize) -> Self {
         let bench = Self::new();
         bench.write("src/a", &content(size, 1));
@@ -99,7 +97,7 @@ impl Bench {
     }
 }
 
-/// A run to be.
+/// A run that is not started yet.
 pub(crate) struct Call<'a> {
     bench: &'a Bench,
     command: Command,
@@ -118,7 +116,7 @@ impl<'a> Call<'a> {
     }
 
     pub(crate) fn start(mut self) -> Running<'a> {
-        // Files, not pipes: nobody needs to read them, and they end when they end.
+        // Files, not pipes: they need no reader, and orphans may keep them open.
         let (out, out_path) = tempfile::NamedTempFile::new_in(self.bench.root())
             .unwrap()
             .keep()
@@ -142,7 +140,7 @@ impl<'a> Call<'a> {
     }
 }
 
-/// A run that goes on; its process group dies with it.
+/// A started run; dropping it kills its process group.
 pub(crate) struct Running<'a> {
     bench: &'a Bench,
     child: Child,
@@ -171,7 +169,7 @@ impl Running<'_> {
         String::from_utf8_lossy(&fs::read(&self.err_path).unwrap()).into_owned()
     }
 
-    /// Waits until the file has so many bytes.
+    /// Waits until the file has `bytes`.
     pub(crate) fn await_size(&mut self, name: &str, bytes: u64) {
         let path = self.bench.path(name);
         eventually(&format!("{bytes} bytes in {name}"), || {
@@ -213,7 +211,7 @@ impl Drop for Running<'_> {
     }
 }
 
-/// How a run ended.
+/// Result of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) code: Option<i32>,
@@ -271,7 +269,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Whether a process exists and is no zombie.
+/// True if a process exists and is no zombie.
 pub(crate) fn lives(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat

@@ -1,17 +1,8 @@
-//! Options where the double is not the real bbcp's equal, or that the conformance table has no room for.
+//! Options whose behaviour is the double's own, or that the conformance table does not cover.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a failing test has to stop"
-)]
-
-mod support;
-
+use crate::support::{Bench, DOUBLE};
 use std::fs;
 use std::time::{Duration, Instant, UNIX_EPOCH};
-use support::Bench;
 
 #[test]
 fn options_without_effect_are_taken() {
@@ -186,7 +177,7 @@ fn x_paces() {
 fn names_that_are_no_text_are_refused() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
-    let output = std::process::Command::new(support::DOUBLE)
+    let output = std::process::Command::new(DOUBLE)
         .arg(OsStr::from_bytes(b"/d/\xff"))
         .arg("/d/x")
         .output()

@@ -1,26 +1,16 @@
-//! The family of processes: who is in which group and session, who survives whom, what is left behind, and
-//! what is recorded.
+//! The processes of a copy: groups and sessions, survival, leftovers, and records.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a failing test has to stop"
-)]
-
-mod support;
-
+use crate::support::{Bench, DOUBLE, Running, children, eventually, lives};
 use nix::sys::signal::Signal;
 use nix::unistd::{Pid, getpgid, getsid};
 use std::fs;
 use std::time::{Duration, Instant};
-use support::{Bench, Running, children, eventually, lives};
 
 const SIZE: usize = 400_000;
 /// Knobs and their values.
-type Knobs = &'static [(&'static str, &'static str)];
+type KnobValues = &'static [(&'static str, &'static str)];
 /// Long enough for any test to act upon the copy.
-const SLOW: Knobs = &[("RATE", "20000")];
+const SLOW: KnobValues = &[("RATE", "20000")];
 
 fn slow<'a>(bench: &'a Bench, arguments: &[&str], knobs: &[(&str, &str)]) -> Running<'a> {
     let mut call = bench.call(arguments);
@@ -78,7 +68,7 @@ fn a_local_copy_is_one_group() {
 #[test]
 fn a_remote_child_has_its_own_session_and_feels_the_loss_of_the_other() {
     // Arguments, knobs, whether the sink is the remote one, whether the partial stays.
-    type Row = (&'static [&'static str], Knobs, bool, bool);
+    type Row = (&'static [&'static str], KnobValues, bool, bool);
     let table: &[Row] = &[
         (
             &["{}/src/a", "b:{}/dst/x"],
@@ -149,7 +139,7 @@ fn a_child_that_dies_by_a_signal_is_named() {
         running.finish().expect(code, &[&text]);
         assert_eq!(bench.exists("dst/x"), stays, "{role}");
     }
-    // Over ssh nobody is left to say so.
+    // Over ssh no process is left to print it.
     let bench = Bench::with_source(SIZE);
     let running = slow(&bench, &["{}/src/a", "{}/dst/x"], &[("REMOTE", "1")]);
     let (sink, _) = pair(&running);
@@ -295,7 +285,7 @@ fn end_sleep() {
 #[test]
 fn a_reader_that_is_gone_is_no_error() {
     let bench = Bench::with_source(SIZE);
-    let status = std::process::Command::new(support::DOUBLE)
+    let status = std::process::Command::new(DOUBLE)
         .args(["-V", &bench.fill("{}/src/a"), &bench.fill("{}/dst/x")])
         .stderr(std::io::pipe().unwrap().1)
         .status()

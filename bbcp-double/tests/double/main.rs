@@ -1,0 +1,14 @@
+//! The double as a program: beside the real bbcp, with injections and knobs, its options and processes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a failing test has to stop"
+)]
+
+mod conformance;
+mod injections;
+mod knobs;
+mod options;
+mod processes;
+mod support;
