@@ -16,7 +16,7 @@ use crate::transfer::endpoint::Remote;
 use crate::transfer::error::{Role, TransferError};
 use crate::transfer::inspection::{Place, bbcp_version};
 use crate::transfer::link::LinkName;
-use crate::transfer::repository::{Location, Map};
+use crate::transfer::repository::{LocationRecord, Map};
 
 /// The one method that is done here.
 const METHOD: &str = "bbcp";
@@ -353,7 +353,7 @@ impl Doctor {
     }
 }
 
-fn is_at(location: &Location, site: &str) -> bool {
+fn is_at(location: &LocationRecord, site: &str) -> bool {
     location.active
         && location.storage_type.means(StorageType::Disk)
         && location.site.as_ref().is_some_and(|s| s.short_name == site)

@@ -196,7 +196,11 @@ impl DataTransferTask {
             let repository = self.service.repository();
             let look = || repository.successor(lost, &request.task_id);
             let is_gone = is_gone();
-            match self.service.patiently(&request.cancelled, look).await {
+            match self
+                .service
+                .retry_until_reachable(&request.cancelled, look)
+                .await
+            {
                 Ok(Successor::SameTask) => return true,
                 // The other worker finds the transfer completed, and stores this result.
                 Ok(Successor::Completed) if is_gone => return true,
@@ -233,7 +237,11 @@ impl DataTransferTask {
         };
         let repository = self.service.repository();
         let giving_up = || repository.instruct(request.id, &instruction);
-        match self.service.patiently(&request.cancelled, giving_up).await {
+        match self
+            .service
+            .retry_until_reachable(&request.cancelled, giving_up)
+            .await
+        {
             Ok(Verdict::Changed(_)) => Settled::Failed,
             Ok(_) => Settled::Untouched,
             Err(error) => {
@@ -253,7 +261,11 @@ impl DataTransferTask {
     async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
         let counting =
             || async { fault_point!(FailureCounted, self.get_retry_count(request.id).await) };
-        let retry_count = match self.service.patiently(&request.cancelled, counting).await {
+        let retry_count = match self
+            .service
+            .retry_until_reachable(&request.cancelled, counting)
+            .await
+        {
             Ok(count) => count,
             Err(error) => return unwritten(request, &error),
         };
@@ -348,7 +360,7 @@ impl DataTransferTask {
         };
         let repository = self.service.repository();
         self.service
-            .settle(lease, &request.cancelled, || {
+            .write_with_lease(lease, &request.cancelled, || {
                 repository.reset_for_retry(lease, &failure)
             })
             .await
@@ -368,7 +380,7 @@ impl DataTransferTask {
         let failure = record(failed, reason);
         let repository = self.service.repository();
         self.service
-            .settle(lease, &request.cancelled, || {
+            .write_with_lease(lease, &request.cancelled, || {
                 repository.mark_permanent_failure(lease, &failure)
             })
             .await
@@ -390,14 +402,14 @@ impl DataTransferTask {
             };
             return self
                 .service
-                .settle(lease, &request.cancelled, || {
+                .write_with_lease(lease, &request.cancelled, || {
                     repository.postpone(lease, &failure)
                 })
                 .await;
         }
         let reason = failed.error.chain();
         self.service
-            .settle(lease, &request.cancelled, || {
+            .write_with_lease(lease, &request.cancelled, || {
                 repository.release(lease, &reason)
             })
             .await

@@ -9,7 +9,7 @@ use entity::Outcome;
 
 use crate::notify::Notice;
 use crate::transfer::error::{Scope, TransferError};
-use crate::transfer::repository::{AttemptRecord, Location, TransferDetail, TransferRecord};
+use crate::transfer::repository::{AttemptRecord, LocationRecord, TransferDetail, TransferRecord};
 
 /// Attempts that a text lists, the latest.
 const ATTEMPTS: usize = 10;
@@ -38,7 +38,7 @@ impl BrokenLinks {
 }
 
 fn link(transfer: &TransferRecord) -> Option<(String, String)> {
-    let site = |location: &Option<Location>| {
+    let site = |location: &Option<LocationRecord>| {
         let site = location.as_ref()?.site.as_ref()?;
         Some(site.short_name.clone())
     };
@@ -123,7 +123,7 @@ fn describe(text: &mut String, detail: &TransferDetail) {
     }
 }
 
-fn place(location: &Location) -> String {
+fn place(location: &LocationRecord) -> String {
     let site = location
         .site
         .as_ref()

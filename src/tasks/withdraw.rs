@@ -44,7 +44,11 @@ impl DataTransferTask {
         let repository = self.service().repository();
         let withdrawing = || repository.withdraw(id, task_id, withdrawal);
         let never = CancellationToken::new();
-        match self.service().patiently(&never, withdrawing).await {
+        match self
+            .service()
+            .retry_until_reachable(&never, withdrawing)
+            .await
+        {
             Ok(true) => tracing::warn!(
                 data_transfer_id = id,
                 task_id,

@@ -15,8 +15,7 @@ use super::bbcp::command::CONFIG_VARIABLE;
 use super::endpoint::{AbsolutePath, Endpoint, Links, Reading, Remote, Target, TemporaryName};
 use super::error::{Role, TransferError};
 use super::plan::{self, LocalHost};
-use super::repository::Location;
-use super::service;
+use super::repository::LocationRecord;
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
 
@@ -41,11 +40,11 @@ impl Place {
     /// What is unsafe or impossible about the location's row.
     pub fn new(
         role: Role,
-        location: &Location,
+        location: &LocationRecord,
         ssh: &Ssh,
         local: &LocalHost,
     ) -> Result<Self, TransferError> {
-        let location = &service::location(location.clone())?;
+        let location = &plan::Location::from_row(location.clone())?;
         Ok(Self {
             role,
             endpoint: plan::endpoint(role, location, ssh, local)?,

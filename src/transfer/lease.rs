@@ -131,6 +131,11 @@ impl Lease {
         self.attempt
     }
 
+    /// The secret that tells this lease from every other one.
+    pub(super) fn token(&self) -> Uuid {
+        self.token
+    }
+
     /// How long the lease lives from each renewal.
     pub fn ttl(&self) -> Duration {
         self.ttl

@@ -1,5 +1,22 @@
-//! The domain: leases, copies with bbcp, verification. Knows nothing of Celery.
+//! The domain: leases, copies with bbcp, verification. It does not depend on Celery.
+//!
+//! A transfer passes through these modules in this order:
+//!
+//! | module | step |
+//! | --- | --- |
+//! | [`service`] | the request of a caller, and the result of the attempt |
+//! | [`acquire`] | the lease; waits for a rival that may be dead |
+//! | [`lease_renewer`] | renews the lease while the attempt runs |
+//! | [`attempt`] | the order of the steps, and the stop of an attempt |
+//! | [`attempt::prepare`](attempt) | rows, plan ([`plan`]), claim, look at both ends ([`endpoint`]), removal of leftovers |
+//! | [`attempt::copy`](attempt) | bbcp ([`bbcp`]) to a temporary name |
+//! | [`attempt::verify`](attempt) | size and digest at both ends |
+//! | [`attempt::publish`](attempt) | rename, commit of the row ([`repository`]) |
+//! | [`attempt::leftovers`](attempt) | removal of a partial copy that nothing will complete |
+//!
+//! A failed attempt then gets its meaning from [`error`] and [`retry`].
 
+mod acquire;
 pub mod attempt;
 pub mod bbcp;
 pub mod database;
@@ -9,6 +26,7 @@ pub mod error;
 pub(crate) mod failures;
 pub mod inspection;
 pub mod lease;
+mod lease_renewer;
 pub mod link;
 mod patience;
 mod patterns;

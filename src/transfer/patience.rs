@@ -31,7 +31,7 @@ impl TransferService {
     /// # Errors
     /// [`TransferError::Interrupted`] if `cancelled` while it waits for the database,
     /// [`TransferError::Database`] if a value of this transfer is refused.
-    pub async fn patiently<T, F>(
+    pub async fn retry_until_reachable<T, F>(
         &self,
         cancelled: &CancellationToken,
         ask: impl FnMut() -> F,
@@ -45,8 +45,8 @@ impl TransferService {
     /// Makes a change that a lease allows, and waits for the database as long as needed.
     ///
     /// # Errors
-    /// [`TransferError::LeaseLost`], and those of [`Self::patiently`].
-    pub async fn settle<F>(
+    /// [`TransferError::LeaseLost`], and those of [`Self::retry_until_reachable`].
+    pub async fn write_with_lease<F>(
         &self,
         lease: &Lease,
         cancelled: &CancellationToken,
@@ -56,7 +56,7 @@ impl TransferService {
         F: Future<Output = Result<(), LeaseError>>,
     {
         let answer = self
-            .patiently(cancelled, || {
+            .retry_until_reachable(cancelled, || {
                 let changing = change();
                 async {
                     match changing.await {
@@ -80,7 +80,7 @@ impl TransferService {
 /// `worth_waiting` for.
 ///
 /// # Errors
-/// As [`TransferService::patiently`].
+/// As [`TransferService::retry_until_reachable`].
 pub(super) async fn wait<T, F>(
     ends: &[&CancellationToken],
     worth_waiting: impl Fn(&DatabaseError) -> bool,

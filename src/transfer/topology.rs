@@ -21,7 +21,7 @@ use sea_orm::{
 use serde::{Deserialize, Deserializer, de};
 
 use super::database::{self, DatabaseError};
-use super::repository::{Location, Repository, insert_into};
+use super::repository::{LocationRecord, Repository, insert_into};
 
 /// Sites, their locations and the routes between them, as a TOML file has them.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -248,7 +248,7 @@ pub async fn seed(repository: &Repository, topology: &Topology) -> Result<Seeded
 pub async fn locate(
     repository: &Repository,
     name: &LocationName,
-) -> Result<Location, TopologyError> {
+) -> Result<LocationRecord, TopologyError> {
     let locating = async {
         let id = location_id(repository.database().connection(), name).await?;
         let location = repository.location(Some(id)).await?;

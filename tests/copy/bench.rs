@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 use ccat_transfer::settings::{self, LinkSettings};
 use ccat_transfer::transfer::bbcp::{self, Progress, Report};
 use ccat_transfer::transfer::error::TransferError;
-use ccat_transfer::transfer::plan::{
-    Attempt, LocalHost, Location, Package, Plan, StorageKind, plan,
-};
+use ccat_transfer::transfer::plan::{Attempt, LocalHost, Location, Package, Plan, PlanInput, plan};
+use entity::StorageType;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -76,7 +75,7 @@ impl Bench {
         let location = |site: &str, host: Option<&str>, root: PathBuf| Location {
             site: site.into(),
             name: "buffer".into(),
-            storage: StorageKind::Disk,
+            storage: StorageType::Disk,
             host: host.map(Into::into),
             root: root.display().to_string(),
         };
@@ -91,16 +90,13 @@ impl Bench {
             size: SIZE,
             checksum: None,
         };
-        plan(
-            attempt,
-            &location("ccat", self.origin_host, self.path("origin")),
-            &location("cologne", self.destination_host, self.path("destination")),
-            &package,
-            Some("bbcp"),
-            &self.link,
-            &LocalHost::new("here", []),
-        )
-        .unwrap()
+        let input = PlanInput {
+            origin: location("ccat", self.origin_host, self.path("origin")),
+            destination: location("cologne", self.destination_host, self.path("destination")),
+            package,
+            method: Some("bbcp".into()),
+        };
+        plan(attempt, &input, &self.link, &LocalHost::new("here", [])).unwrap()
     }
 
     pub(crate) async fn copy(&self, plan: &Plan) -> Result<Report, TransferError> {

@@ -334,7 +334,8 @@ impl World {
             bytes: 1_000_000,
             ..Finished::default()
         };
-        let completing = service.settle(lease, &stop, || repository.complete(lease, &finished));
+        let completing =
+            service.write_with_lease(lease, &stop, || repository.complete(lease, &finished));
         match with_faults(faults, completing).await {
             Ok(()) if self.dies() => Next::Die,
             Ok(()) => Next::Acknowledge,

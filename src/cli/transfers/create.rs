@@ -9,7 +9,7 @@ use super::super::db::topology_error;
 use super::super::node::host;
 use super::super::{CliError, Context, output};
 use crate::transfer::plan::LocalHost;
-use crate::transfer::repository::Location;
+use crate::transfer::repository::LocationRecord;
 use crate::transfer::topology::{self, LocationName, NewTransfer};
 
 #[derive(Debug, Args)]
@@ -54,7 +54,11 @@ pub(super) async fn run(context: &Context, create: Create) -> Result<(), CliErro
 }
 
 /// Size of a package that lies on this host; none where another host has it.
-fn local_size(context: &Context, at: &Location, package: &str) -> Result<Option<u64>, CliError> {
+fn local_size(
+    context: &Context,
+    at: &LocationRecord,
+    package: &str,
+) -> Result<Option<u64>, CliError> {
     let Some(disk) = &at.disk else {
         return Ok(None);
     };

@@ -12,7 +12,7 @@ use crate::settings::QueueLocation;
 use crate::transfer::failures;
 use crate::transfer::lease::Owner;
 use crate::transfer::link::Link;
-use crate::transfer::repository::{Location, TransferDetail};
+use crate::transfer::repository::{LocationRecord, TransferDetail};
 use crate::transfer::routing::queue_name;
 
 /// What the settings say about a transfer's way.
@@ -147,7 +147,7 @@ fn scheduled(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outl
         QueueLocation::Origin => detail.transfer.origin.as_ref(),
         QueueLocation::Destination => detail.transfer.destination.as_ref(),
     };
-    let queue = end.and_then(|location: &Location| {
+    let queue = end.and_then(|location: &LocationRecord| {
         let site = location.site.as_ref()?;
         Some(queue_name(
             way.queue_prefix,
@@ -331,7 +331,7 @@ mod tests {
     use crate::transfer::lease::LeaseInfo;
     use crate::transfer::link::{LinkName, Pause};
     use crate::transfer::repository::{
-        AttemptRecord, Package, ScheduleRecord, Site, TransferRecord,
+        AttemptRecord, PackageRecord, ScheduleRecord, SiteRecord, TransferRecord,
     };
 
     const WAY: Way<'_> = Way {
@@ -342,15 +342,15 @@ mod tests {
         link: None,
     };
 
-    fn location(id: i64, site: &str) -> Location {
-        Location {
+    fn location(id: i64, site: &str) -> LocationRecord {
+        LocationRecord {
             id,
             name: "buffer".into(),
             location_type: Label::Known(LocationType::Buffer),
             storage_type: Label::Known(StorageType::Disk),
             priority: None,
             active: true,
-            site: Some(Site {
+            site: Some(SiteRecord {
                 id,
                 name: site.into(),
                 short_name: site.into(),
@@ -369,7 +369,7 @@ mod tests {
                 end_time: None,
                 created_at: None,
                 failure_error_message: None,
-                package: Some(Package {
+                package: Some(PackageRecord {
                     id: 1,
                     file_name: "a.tar".into(),
                     relative_path: "a.tar".into(),

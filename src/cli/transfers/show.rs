@@ -14,7 +14,7 @@ use crate::transfer::database::DatabaseError;
 use crate::transfer::lease::Owner;
 use crate::transfer::link::{Link, LinkName};
 use crate::transfer::repository::{
-    ActionRecord, AttemptRecord, Location, Repository, TransferDetail,
+    ActionRecord, AttemptRecord, LocationRecord, Repository, TransferDetail,
 };
 
 #[derive(Serialize)]
@@ -57,7 +57,7 @@ async fn link(
     detail: &TransferDetail,
     now: DateTime<Utc>,
 ) -> Result<Option<(Link, u64)>, DatabaseError> {
-    let site = |location: &Option<Location>| {
+    let site = |location: &Option<LocationRecord>| {
         let site = location.as_ref()?.site.as_ref()?;
         Some(site.short_name.clone())
     };

@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::faults::fault_point;
 use crate::telemetry::chain;
 use crate::transfer::endpoint::{Target, TemporaryName};
 use crate::transfer::error::TransferError;
-use crate::transfer::plan;
-use crate::transfer::repository::{RecordedPartial, TransferRecord};
-use crate::transfer::service::{TransferService, location};
+use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, target};
+use crate::transfer::repository::RecordedPartial;
+use crate::transfer::service::TransferService;
+
+/// Longest time for the removal of what an attempt or an earlier one left.
+pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(15);
 
 /// Longest time for the partial copies of one transfer.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -95,36 +99,54 @@ impl TransferService {
         }
     }
 
-    /// Location of a transfer's package at its destination. This host need not be able to copy to it.
+    /// Target of a transfer's package at its destination. This host need not be able to copy to it.
     async fn target_of(&self, id: i64) -> Result<Target, TransferError> {
-        let database = |source: crate::transfer::error::Cause| TransferError::Database { source };
         let record = self.repository().transfer(id).await;
-        let Some(TransferRecord {
-            package: Some(package),
-            origin: Some(origin),
-            destination: Some(destination),
-            ..
-        }) = record.map_err(|e| database(e.into()))?
-        else {
-            let gone = "the transfer's row, package or location is gone".into();
-            return Err(database(gone));
-        };
-        let (origin, destination) = (location(origin)?, location(destination)?);
-        let link = self
-            .settings()
-            .link(&origin.site, &destination.site)
-            .map_err(|problem| TransferError::LinkSettings {
-                origin: origin.site.clone(),
-                destination: destination.site.clone(),
-                problem,
-            })?;
-        let package = plan::Package {
-            relative_path: package.relative_path,
-            file_name: package.file_name,
-            size: 0,
-            checksum: None,
-        };
+        let record = record.map_err(|error| TransferError::Database {
+            source: error.into(),
+        })?;
+        let record = record.ok_or(TransferError::UnknownTransfer { id })?;
+        let input = PlanInput::from_rows(record)?;
+        let link = file_settings(self.settings(), &input)?;
         let nameless = TemporaryName::new(id, 0, uuid::Uuid::nil());
-        plan::target(&destination, &package, &link.ssh, self.local(), nameless)
+        let (destination, package) = (&input.destination, &input.package);
+        target(destination, package, &link.ssh, self.local(), nameless)
+    }
+
+    /// Removes the partial copy of an attempt that nothing will complete.
+    pub async fn discard(&self, plan: &Plan) {
+        let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
+        let Attempt {
+            transfer_id,
+            number,
+            ..
+        } = plan.attempt;
+        let error = match removed {
+            Ok(Ok(())) => {
+                fault_point!(Tidied);
+                let attempt = i32::try_from(number).unwrap_or(i32::MAX);
+                return self.forget_temporary(transfer_id, attempt).await;
+            }
+            Ok(Err(error)) => error.chain(),
+            Err(_) => "not in time".into(),
+        };
+        tracing::warn!(
+            data_transfer_id = transfer_id,
+            path = %plan.target.temporary_path(),
+            error,
+            "the temporary file stays; a later attempt at this transfer would remove it"
+        );
+    }
+
+    /// Deletes the record of a temporary file that was removed.
+    pub(super) async fn forget_temporary(&self, id: i64, attempt: i32) {
+        if let Err(error) = self.repository().forget_temporary(id, attempt).await {
+            tracing::debug!(
+                data_transfer_id = id,
+                attempt,
+                error = %chain(&error),
+                "a removed temporary stays on record"
+            );
+        }
     }
 }

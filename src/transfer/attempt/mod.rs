@@ -1,7 +1,207 @@
-//! Steps of an attempt.
+//! One attempt that holds its lease: [`prepare`], [`copy`], [`verify`], [`publish`].
+//!
+//! Every step may be repeated, and a process that dies between any two of them leaves either nothing
+//! under the final name or the verified file, which the next attempt recognizes.
 
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use self::prepare::Prepared;
+use super::endpoint::Facts;
+use super::error::{Interruption, TransferError};
+use super::lease::{Lease, Phase, Progress, Snapshot};
+use super::lease_renewer::LeaseRenewer;
+use super::link::PausedLink;
+use super::plan::Plan;
+use super::repository::Acquired;
+use super::service::{Done, Request, Summary, TransferService};
+use crate::traces::step;
+
+mod copy;
 mod leftovers;
+mod prepare;
+mod publish;
 mod verify;
 
 pub use leftovers::Cleared;
-pub(super) use verify::{ReadAlong, reading};
+
+/// Files of a failed attempt that outlive it.
+#[derive(Default)]
+pub(super) struct AttemptFiles {
+    /// bbcp's output.
+    pub(super) log_path: Option<PathBuf>,
+    /// The partial copy that the next attempt can complete.
+    pub(super) partial: Option<Box<Plan>>,
+}
+
+/// An attempt that runs.
+pub(super) struct AttemptRun<'a> {
+    service: &'a TransferService,
+    request: &'a Request,
+    lease: &'a Lease,
+    /// Cancelled by the caller or by the lease renewer.
+    stop: CancellationToken,
+    /// Cancelled by the lease renewer when the lease is lost.
+    lost: CancellationToken,
+    /// Set by the lease renewer when the link is paused and running copies are to stop.
+    paused: Arc<OnceLock<PausedLink>>,
+    /// The phase alone, for the lease renewer: progress does not concern it.
+    phases: watch::Sender<Phase>,
+    started: Instant,
+}
+
+impl<'a> AttemptRun<'a> {
+    pub(super) fn new(
+        service: &'a TransferService,
+        request: &'a Request,
+        lease: &'a Lease,
+    ) -> Self {
+        Self {
+            service,
+            request,
+            lease,
+            stop: request.cancelled.child_token(),
+            lost: CancellationToken::new(),
+            paused: Arc::default(),
+            phases: watch::Sender::new(Phase::Preparing),
+            started: Instant::now(),
+        }
+    }
+
+    /// Renews the lease until the returned handle is dropped.
+    pub(super) fn renew_lease(&self) -> AbortOnDropHandle<()> {
+        let renewer = LeaseRenewer {
+            repository: self.service.repository().clone(),
+            lease: self.lease.clone(),
+            interval: self.service.settings().transfer.lease_renew_interval,
+            snapshots: self.request.snapshots.subscribe(),
+            phases: self.phases.subscribe(),
+            stop: self.stop.clone(),
+            lost: self.lost.clone(),
+            paused: self.paused.clone(),
+        };
+        AbortOnDropHandle::new(tokio::spawn(renewer.run()))
+    }
+
+    /// Runs the attempt to its end.
+    pub(super) async fn run(
+        &self,
+        acquired: &Acquired,
+        files: &mut AttemptFiles,
+    ) -> Result<Done, TransferError> {
+        let prepared = self.prepare(acquired).await?;
+        if let Some(existing) = prepared.existing {
+            return self.finish_existing(&prepared, existing, acquired).await;
+        }
+        let log_path = self.begin_files(&prepared).await?;
+        files.log_path = Some(log_path.clone());
+        let copied = self.copy_and_publish(&prepared, &log_path).await;
+        if let Err(error) = &copied {
+            let plan = prepared.plan;
+            let worth_keeping = plan.resumes() && error.leaves_a_sound_partial();
+            if worth_keeping && !self.lost.is_cancelled() {
+                files.partial = Some(Box::new(plan));
+            } else {
+                self.service.discard(&plan).await;
+            }
+        }
+        copied.map(Done::Copied)
+    }
+
+    /// Completes a transfer whose file is at its destination already.
+    async fn finish_existing(
+        &self,
+        prepared: &Prepared,
+        existing: Facts,
+        acquired: &Acquired,
+    ) -> Result<Done, TransferError> {
+        let plan = &prepared.plan;
+        let recognizing = self.stoppable(self.recognize(plan, prepared.source, existing));
+        let digest = step("transfer/verify", recognizing).await?;
+        if prepared.earlier.is_some() {
+            // It was spared for a copy that is not needed.
+            self.sweep(plan, acquired, None).await;
+        }
+        let committing = self.commit(plan, &digest, None);
+        let summary = step("transfer/commit", committing).await?;
+        Ok(Done::AlreadyThere(summary))
+    }
+
+    async fn copy_and_publish(
+        &self,
+        prepared: &Prepared,
+        log_path: &Path,
+    ) -> Result<Summary, TransferError> {
+        let resumed = self.begin_partial(prepared).await?;
+        let digest = match self.copy_and_verify(prepared, log_path).await {
+            // What was there was not worth completing. bbcp would complete anything.
+            Err(error) if resumed > 0 && error.condemns_the_partial() => {
+                self.restart_partial(&prepared.plan, resumed, &error)
+                    .await?;
+                self.copy_and_verify(prepared, log_path).await?
+            }
+            verified => verified?,
+        };
+        let plan = &prepared.plan;
+        step("transfer/publish", self.publish(prepared)).await?;
+        let committing = self.commit(plan, &digest, Some(log_path.to_owned()));
+        let summary = step("transfer/commit", committing).await?;
+        if let Some(metrics) = self.service.metrics() {
+            metrics.copied(&plan.link.origin, &plan.link.destination, summary.bytes);
+        }
+        Ok(summary)
+    }
+
+    /// The reason why an attempt ended with `error`. A step that was stopped reports only that; the
+    /// attempt knows why it was stopped.
+    pub(super) fn cause(&self, error: TransferError) -> TransferError {
+        if self.lost.is_cancelled() {
+            return TransferError::LeaseLost {
+                id: self.request.id,
+            };
+        }
+        match error {
+            TransferError::Interrupted { .. } if let Some(paused) = self.paused.get() => {
+                paused.clone().into()
+            }
+            TransferError::Interrupted { .. } if self.request.cancelled.is_cancelled() => {
+                TransferError::Interrupted {
+                    cause: Interruption::Shutdown,
+                }
+            }
+            error => error,
+        }
+    }
+
+    /// Runs a step that is dropped when the attempt has to stop.
+    async fn stoppable<T>(
+        &self,
+        doing: impl Future<Output = Result<T, TransferError>>,
+    ) -> Result<T, TransferError> {
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => {
+                Err(TransferError::Interrupted { cause: Interruption::Cancelled })
+            }
+            done = doing => done,
+        }
+    }
+
+    fn progress(&self) -> Progress {
+        self.request.snapshots.borrow().progress
+    }
+
+    /// Publishes the state of the attempt to its caller and to the lease renewer.
+    fn show(&self, phase: Phase, progress: Progress) {
+        self.request
+            .snapshots
+            .send_replace(Snapshot { phase, progress });
+        self.phases
+            .send_if_modified(|shown| std::mem::replace(shown, phase) != phase);
+    }
+}

@@ -2,16 +2,17 @@
 
 use tokio_util::task::AbortOnDropHandle;
 
+use super::AttemptRun;
+use super::prepare::Prepared;
 use crate::faults::fault_point;
 use crate::transfer::digest::Digest;
 use crate::transfer::endpoint::{Facts, Reading};
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
-use crate::transfer::service::Running;
 
 /// Options for reading a file of a plan without a copy that runs at the same time.
-pub(in crate::transfer) fn reading(plan: &Plan) -> Reading<'static> {
+pub(super) fn reading(plan: &Plan) -> Reading<'static> {
     Reading {
         algorithm: plan.digest,
         size: plan.size,
@@ -21,10 +22,10 @@ pub(in crate::transfer) fn reading(plan: &Plan) -> Reading<'static> {
 }
 
 /// The digest of the origin while it is computed.
-pub(in crate::transfer) type ReadAlong = AbortOnDropHandle<Result<Digest, TransferError>>;
+pub(super) type OriginDigest = AbortOnDropHandle<Result<Digest, TransferError>>;
 
 /// Result of a comparison.
-enum Verdict {
+enum DigestMatch {
     Same,
     Differs { origin: Digest },
 }
@@ -40,15 +41,15 @@ fn unchanged(plan: &Plan, before: &Facts, after: &Facts) -> Result<(), TransferE
     }
 }
 
-impl Running<'_> {
+impl AttemptRun<'_> {
     /// bbcp's exit code is not a proof: bbcp can end with 0 and a wrong file. Size and digest at both ends
     /// are a proof, if the origin has not changed meanwhile.
-    pub(in crate::transfer) async fn verify(
+    pub(super) async fn verify(
         &self,
-        plan: &Plan,
-        before: Facts,
-        origin: Option<ReadAlong>,
+        prepared: &Prepared,
+        origin: Option<OriginDigest>,
     ) -> Result<Digest, TransferError> {
+        let plan = &prepared.plan;
         let path = || plan.target.path().to_string();
         let found = plan
             .target
@@ -77,10 +78,10 @@ impl Running<'_> {
             async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) };
         let (origin, destination) = tokio::try_join!(origin, destination)?;
         let after = plan.source.inspect().await?;
-        unchanged(plan, &before, &after)?;
+        unchanged(plan, &prepared.source, &after)?;
         match self.compare(plan, origin, &destination).await? {
-            Verdict::Same => Ok(destination),
-            Verdict::Differs { origin } => Err(TransferError::ChecksumMismatch {
+            DigestMatch::Same => Ok(destination),
+            DigestMatch::Differs { origin } => Err(TransferError::ChecksumMismatch {
                 path: path(),
                 algorithm: origin.algorithm(),
                 expected: origin.hex().into(),
@@ -90,17 +91,17 @@ impl Running<'_> {
     }
 
     /// Compares the file at the final path with the package that would be copied.
-    pub(in crate::transfer) async fn recognize(
+    pub(super) async fn recognize(
         &self,
         plan: &Plan,
         source: Facts,
-        there: Facts,
+        existing: Facts,
     ) -> Result<Digest, TransferError> {
-        plan.refuse_same_file(&source, &there)?;
+        plan.refuse_same_file(&source, &existing)?;
         let other = || TransferError::DestinationExists {
             path: plan.target.path().to_string(),
         };
-        if there.size != source.size {
+        if existing.size != source.size {
             return Err(other());
         }
         self.refuse_one_directory(plan).await?;
@@ -114,13 +115,13 @@ impl Running<'_> {
             }
         };
         match self.compare(plan, origin, &destination).await? {
-            Verdict::Same => {
+            DigestMatch::Same => {
                 unchanged(plan, &source, &plan.source.inspect().await?)?;
                 // The program that wrote the file may not have called fsync.
                 plan.target.make_durable().await?;
                 Ok(destination)
             }
-            Verdict::Differs { .. } => Err(other()),
+            DigestMatch::Differs { .. } => Err(other()),
         }
     }
 
@@ -154,9 +155,9 @@ impl Running<'_> {
         plan: &Plan,
         origin: Option<Digest>,
         destination: &Digest,
-    ) -> Result<Verdict, TransferError> {
+    ) -> Result<DigestMatch, TransferError> {
         if plan.recorded.as_ref() == Some(destination) {
-            return Ok(Verdict::Same);
+            return Ok(DigestMatch::Same);
         }
         let origin = match origin {
             Some(origin) => origin,
@@ -169,8 +170,8 @@ impl Running<'_> {
                 recorded: recorded.hex().into(),
                 found: origin.hex().into(),
             }),
-            _ if origin == *destination => Ok(Verdict::Same),
-            _ => Ok(Verdict::Differs { origin }),
+            _ if origin == *destination => Ok(DigestMatch::Same),
+            _ => Ok(DigestMatch::Differs { origin }),
         }
     }
 }

@@ -8,7 +8,7 @@ use entity::{
 use sea_orm::sea_query::{Expr, ExprTrait as _, JoinType, Query};
 use sea_orm::{ConnectionTrait, DbErr, EntityTrait, QueryOrder};
 
-use super::{Location, Repository};
+use super::{LocationRecord, Repository};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::link::LinkName;
 
@@ -16,7 +16,7 @@ use crate::transfer::link::LinkName;
 #[derive(Debug, Clone)]
 pub struct Map {
     /// Locations, by site and order of use.
-    pub locations: Vec<Location>,
+    pub locations: Vec<LocationRecord>,
     /// What routes go over, each once.
     pub links: Vec<RoutedLink>,
     /// Bytes of the largest package that waits for each location, by the location's id.

@@ -56,8 +56,8 @@ pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSu
 pub use map::{Map, RoutedLink};
 pub use operator::{Change, Instruction, Refusal, Verdict};
 pub use record::{
-    ActionRecord, AttemptRecord, Disk, Location, Package, Route, Site, TransferDetail,
-    TransferRecord,
+    ActionRecord, AttemptRecord, DiskRecord, LocationRecord, PackageRecord, RouteRecord,
+    SiteRecord, TransferDetail, TransferRecord,
 };
 pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
 pub use scheduled::{ScheduleRecord, Withdrawal};

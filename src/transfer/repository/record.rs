@@ -32,18 +32,18 @@ pub struct TransferRecord {
     /// Why the latest attempt failed.
     pub failure_error_message: Option<String>,
     /// What is transferred.
-    pub package: Option<Package>,
+    pub package: Option<PackageRecord>,
     /// From here.
-    pub origin: Option<Location>,
+    pub origin: Option<LocationRecord>,
     /// To there.
-    pub destination: Option<Location>,
+    pub destination: Option<LocationRecord>,
     /// How.
-    pub route: Option<Route>,
+    pub route: Option<RouteRecord>,
 }
 
 /// A file that is transferred.
 #[derive(Debug, Clone, Serialize)]
-pub struct Package {
+pub struct PackageRecord {
     /// Its id.
     pub id: i64,
     /// Name of the file.
@@ -58,7 +58,7 @@ pub struct Package {
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Serialize)]
-pub struct Location {
+pub struct LocationRecord {
     /// Its id.
     pub id: i64,
     /// Its name.
@@ -72,14 +72,14 @@ pub struct Location {
     /// Whether it is in use.
     pub active: bool,
     /// Where it is.
-    pub site: Option<Site>,
+    pub site: Option<SiteRecord>,
     /// Host and path; only a disk has them.
-    pub disk: Option<Disk>,
+    pub disk: Option<DiskRecord>,
 }
 
 /// A site.
 #[derive(Debug, Clone, Serialize)]
-pub struct Site {
+pub struct SiteRecord {
     /// Its id.
     pub id: i64,
     /// Name for people.
@@ -90,7 +90,7 @@ pub struct Site {
 
 /// Where a location's disk is.
 #[derive(Debug, Clone, Serialize)]
-pub struct Disk {
+pub struct DiskRecord {
     /// The host; none where it is the one that looks.
     pub host: Option<String>,
     /// The root directory.
@@ -99,7 +99,7 @@ pub struct Disk {
 
 /// The way from the origin's site to the destination's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Route {
+pub struct RouteRecord {
     /// Its id.
     pub id: i64,
     /// The program, e.g. `bbcp`.
@@ -296,12 +296,12 @@ impl Repository {
         Ok(rival.map(LeaseInfo::from))
     }
 
-    async fn package(&self, id: Option<i64>) -> Result<Option<Package>, DbErr> {
+    async fn package(&self, id: Option<i64>) -> Result<Option<PackageRecord>, DbErr> {
         let Some(id) = id else { return Ok(None) };
         let row = data_transfer_package::Entity::find_by_id(id)
             .one(self.database.connection())
             .await?;
-        Ok(row.map(|row| Package {
+        Ok(row.map(|row| PackageRecord {
             id: row.id,
             file_name: row.file_name,
             relative_path: row.relative_path,
@@ -313,7 +313,7 @@ impl Repository {
     pub(in crate::transfer) async fn location(
         &self,
         id: Option<i64>,
-    ) -> Result<Option<Location>, DbErr> {
+    ) -> Result<Option<LocationRecord>, DbErr> {
         let Some(id) = id else { return Ok(None) };
         let db = self.database.connection();
         let Some(row) = data_location::Entity::find_by_id(id).one(db).await? else {
@@ -321,19 +321,19 @@ impl Repository {
         };
         let site = site::Entity::find_by_id(row.site_id).one(db).await?;
         let disk = disk_data_location::Entity::find_by_id(id).one(db).await?;
-        Ok(Some(Location {
+        Ok(Some(LocationRecord {
             id: row.id,
             name: row.name,
             location_type: row.location_type,
             storage_type: row.storage_type,
             priority: row.priority,
             active: self.is_active(id).await?,
-            site: site.map(|row| Site {
+            site: site.map(|row| SiteRecord {
                 id: row.id,
                 name: row.name,
                 short_name: row.short_name,
             }),
-            disk: disk.map(|row| Disk {
+            disk: disk.map(|row| DiskRecord {
                 host: row.host,
                 path: row.path,
             }),
@@ -378,9 +378,9 @@ impl Repository {
 
     async fn route(
         &self,
-        origin: &Location,
-        destination: &Location,
-    ) -> Result<Option<Route>, DbErr> {
+        origin: &LocationRecord,
+        destination: &LocationRecord,
+    ) -> Result<Option<RouteRecord>, DbErr> {
         use data_transfer_route::{Column, Entity};
         let (Some(from), Some(to)) = (&origin.site, &destination.site) else {
             return Ok(None);
@@ -392,7 +392,7 @@ impl Repository {
             .all(self.database.connection())
             .await?;
         Ok(
-            best_route(routes, origin.id, destination.id).map(|row| Route {
+            best_route(routes, origin.id, destination.id).map(|row| RouteRecord {
                 id: row.id,
                 method: row.method,
                 route_type: row.route_type,

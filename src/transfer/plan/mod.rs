@@ -4,74 +4,29 @@
 //! starts. What only the file systems know (existence, size, room) is asked later, of
 //! [`Source`] and [`Target`].
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
+use entity::StorageType;
 use uuid::Uuid;
 
+use self::paths::{MAX_SOURCE_BYTES, MAX_TARGET_BYTES, can_hold_checkpoints, file_path, limit};
 use super::digest::Digest;
-use super::endpoint::{
-    AbsolutePath, Endpoint, Facts, Host, Remote, Source, Target, TemporaryName, is_login,
-};
+use super::endpoint::{Endpoint, Facts, Host, Remote, Source, Target, TemporaryName, is_login};
 use super::error::{Role, TransferError};
+use super::link::LinkName;
 use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
+
+mod from_rows;
+mod local_host;
+mod paths;
+
+pub use from_rows::PlanInput;
+pub(super) use from_rows::file_settings;
+pub use local_host::LocalHost;
+pub(super) use paths::checked_path;
 
 /// The one method this worker does.
 const METHOD: &str = "bbcp";
-
-/// bbcp's sink crashes on directory paths above 1023 bytes; stay well below.
-const MAX_TARGET_BYTES: usize = 999;
-
-/// bbcp's source truncates its records above about 2400 bytes.
-const MAX_SOURCE_BYTES: usize = 1999;
-
-/// Names that mean the host this worker runs on.
-#[derive(Debug, Clone, Default)]
-pub struct LocalHost(BTreeSet<String>);
-
-impl LocalHost {
-    /// From this host's own name and further ones (`transfer.local_hosts`).
-    ///
-    /// A full name stands for its first label too: what a row calls `telescope` is found on
-    /// `telescope.ccat.cl` by every resolver with a search domain.
-    pub fn new<'a>(own_name: &'a str, further: impl IntoIterator<Item = &'a str>) -> Self {
-        let label = own_name.split('.').next().unwrap_or_default();
-        let names = [own_name, label, "localhost"].into_iter().chain(further);
-        Self(names.map(Self::normal).filter(|n| !n.is_empty()).collect())
-    }
-
-    /// Whether `host` is this host.
-    pub fn is(&self, host: &str) -> bool {
-        self.0.contains(&Self::normal(host))
-    }
-
-    fn normal(host: &str) -> String {
-        host.trim_matches(['[', ']'])
-            .trim_end_matches('.')
-            .to_ascii_lowercase()
-    }
-}
-
-/// What a location stores on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StorageKind {
-    /// A directory of some host.
-    Disk,
-    /// An object store.
-    S3,
-    /// A tape library.
-    Tape,
-}
-
-impl StorageKind {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Disk => "disk",
-            Self::S3 => "S3",
-            Self::Tape => "tape",
-        }
-    }
-}
 
 /// A data location, as far as a copy needs it.
 #[derive(Debug, Clone)]
@@ -81,7 +36,7 @@ pub struct Location {
     /// The location's name.
     pub name: String,
     /// What it stores on.
-    pub storage: StorageKind,
+    pub storage: StorageType,
     /// Where its directory is; none is the worker's own host.
     pub host: Option<String>,
     /// Its directory.
@@ -113,22 +68,13 @@ pub struct Attempt {
     pub lease_token: Uuid,
 }
 
-/// The way between two sites, by their short names.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Link {
-    /// The origin's.
-    pub origin: String,
-    /// The destination's.
-    pub destination: String,
-}
-
 /// A copy that can be started.
 #[derive(Debug, Clone)]
 pub struct Plan {
     /// Whose copy it is.
     pub attempt: Attempt,
-    /// From which site to which, for whoever counts.
-    pub link: Link,
+    /// The link that the copy uses.
+    pub link: LinkName,
     /// The file to read.
     pub source: Source,
     /// Where it goes, and under which temporary name.
@@ -196,20 +142,21 @@ impl Plan {
 
 /// Makes the plan of one attempt.
 ///
-/// `method` is that of the route from origin to destination, or none where there is no route.
-///
 /// # Errors
 /// The first reason why this copy must not be started; always a permanent one.
 pub fn plan(
     attempt: Attempt,
-    origin: &Location,
-    destination: &Location,
-    package: &Package,
-    method: Option<&str>,
+    input: &PlanInput,
     link: &LinkSettings,
     local: &LocalHost,
 ) -> Result<Plan, TransferError> {
-    check_method(origin, destination, method)?;
+    let PlanInput {
+        origin,
+        destination,
+        package,
+        method,
+    } = input;
+    check_method(origin, destination, method.as_deref())?;
     let source_endpoint = endpoint(Role::Origin, origin, &link.ssh, local)?;
     let target_endpoint = endpoint(Role::Destination, destination, &link.ssh, local)?;
     if let (Endpoint::Remote(from), Endpoint::Remote(to)) = (&source_endpoint, &target_endpoint) {
@@ -240,10 +187,7 @@ pub fn plan(
     let recorded = package.checksum.as_deref().and_then(Digest::recorded);
     Ok(Plan {
         attempt,
-        link: Link {
-            origin: origin.site.clone(),
-            destination: destination.site.clone(),
-        },
+        link: input.link(),
         source: Source::new(
             source_endpoint,
             checked_path(Role::Origin, &origin.root)?,
@@ -324,11 +268,16 @@ pub(super) fn endpoint(
     ssh: &Ssh,
     local: &LocalHost,
 ) -> Result<Endpoint, TransferError> {
-    if location.storage != StorageKind::Disk {
+    let unsupported = match location.storage {
+        StorageType::Disk => None,
+        StorageType::S3 => Some("S3"),
+        StorageType::Tape => Some("tape"),
+    };
+    if let Some(kind) = unsupported {
         return Err(TransferError::UnsupportedLocation {
             role,
             location: location.name.clone(),
-            kind: location.storage.as_str().into(),
+            kind: kind.into(),
         });
     }
     let host = location.host.as_deref().map(str::trim).unwrap_or_default();
@@ -354,71 +303,6 @@ pub(super) fn endpoint(
     }))
 }
 
-fn file_path(
-    role: Role,
-    root: &str,
-    package: &Package,
-    most: usize,
-) -> Result<AbsolutePath, TransferError> {
-    let bad = |path: &str, problem| TransferError::BadPath {
-        role,
-        path: path.into(),
-        problem,
-    };
-    let name = package.file_name.as_str();
-    if name.is_empty() || name == "." || name.contains('/') {
-        return Err(bad(name, "a file name is one component"));
-    }
-    if TemporaryName::of_entry(name).is_some() {
-        return Err(bad(
-            name,
-            "it has the form of this worker's temporary names",
-        ));
-    }
-    let relative = package.relative_path.as_str();
-    if relative.starts_with('/') {
-        return Err(bad(relative, "it must be relative to the location"));
-    }
-    let beneath = checked_path(role, root)?
-        .join(relative)
-        .map_err(|problem| bad(relative, problem))?;
-    let names_the_file = relative.trim_end_matches('/').rsplit('/').next() == Some(name);
-    let path = if names_the_file {
-        beneath
-    } else {
-        beneath.join(name).map_err(|problem| bad(name, problem))?
-    };
-    limit(role, &path, most)?;
-    Ok(path)
-}
-
-pub(super) fn checked_path(role: Role, path: &str) -> Result<AbsolutePath, TransferError> {
-    AbsolutePath::new(path).map_err(|problem| TransferError::BadPath {
-        role,
-        path: path.into(),
-        problem,
-    })
-}
-
-/// bbcp hands the directory to its other end in a line that is split at blanks, and puts the name
-/// of a file behind it, with a host and a temporary name of ours, that may not become too long.
-fn can_hold_checkpoints(directory: &AbsolutePath) -> bool {
-    const MAX_BYTES: usize = 640;
-    let text = directory.as_str();
-    text.len() <= MAX_BYTES && !text.contains(char::is_whitespace)
-}
-
-fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), TransferError> {
-    if path.as_str().len() > most {
-        return Err(TransferError::BadPath {
-            role,
-            path: path.to_string(),
-            problem: "it is longer than bbcp can stand (999 bytes at the destination, 1999 at the origin)",
-        });
-    }
-    Ok(())
-}
-
 /// Plans for the tests of this crate.
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
@@ -437,7 +321,7 @@ pub(super) mod examples {
         Location {
             site: site.into(),
             name: "buffer".into(),
-            storage: StorageKind::Disk,
+            storage: StorageType::Disk,
             host: Some(host.into()),
             root: root.into(),
         }
@@ -457,6 +341,19 @@ pub(super) mod examples {
         settings.link("ccat", "cologne").unwrap()
     }
 
+    pub(in crate::transfer) fn input(
+        from: &Location,
+        to: &Location,
+        package: &Package,
+    ) -> PlanInput {
+        PlanInput {
+            origin: from.clone(),
+            destination: to.clone(),
+            package: package.clone(),
+            method: Some("bbcp".into()),
+        }
+    }
+
     /// From `from` to `to` with `link`; "here" is this host.
     pub(in crate::transfer) fn between(
         from: &Location,
@@ -465,7 +362,7 @@ pub(super) mod examples {
         link: &LinkSettings,
     ) -> Result<Plan, TransferError> {
         let local = LocalHost::new("here", []);
-        plan(attempt(), from, to, package, Some("bbcp"), link, &local)
+        plan(attempt(), &input(from, to, package), link, &local)
     }
 }
 
@@ -552,7 +449,7 @@ mod tests {
     fn other_storage() {
         let from = location("ccat", "here", "/a");
         let mut to = location("cologne", "here", "/b");
-        to.storage = StorageKind::Tape;
+        to.storage = StorageType::Tape;
         let error = between(&from, &to, &package("", "f"), &link()).unwrap_err();
         assert_eq!(error.code(), "location_unsupported");
         assert_eq!(error.scope(), crate::transfer::error::Scope::Destination);
@@ -563,9 +460,12 @@ mod tests {
     #[case(Some("rsync"), "route_method")]
     fn methods(#[case] method: Option<&str>, #[case] code: &str) {
         let (from, to) = (location("a", "here", "/a"), location("b", "here", "/b"));
-        let (package, local) = (package("", "f"), LocalHost::new("here", []));
-        let attempt = examples::attempt();
-        let error = plan(attempt, &from, &to, &package, method, &link(), &local).unwrap_err();
+        let input = PlanInput {
+            method: method.map(str::to_owned),
+            ..examples::input(&from, &to, &package("", "f"))
+        };
+        let (attempt, local) = (examples::attempt(), LocalHost::new("here", []));
+        let error = plan(attempt, &input, &link(), &local).unwrap_err();
         assert_eq!(error.code(), code);
     }
 
@@ -576,23 +476,6 @@ mod tests {
         let (from, to) = (location("a", "here", "/a"), location("b", "x", "/b"));
         let error = between(&from, &to, &package("", "f"), &link).unwrap_err();
         assert_eq!(error.code(), "user_invalid");
-    }
-
-    #[test]
-    fn names_of_this_host() {
-        let local = LocalHost::new("fyst.ccat.cl", ["::1"]);
-        for name in [
-            "FYST.ccat.cl",
-            "fyst",
-            "fyst.ccat.cl.",
-            "localhost",
-            "[::1]",
-        ] {
-            assert!(local.is(name), "{name}");
-        }
-        for name in ["fyst.other.cl", "ccat.cl", "", "127.0.0.1"] {
-            assert!(!local.is(name), "{name}");
-        }
     }
 
     proptest! {

@@ -1,0 +1,247 @@
+//! The copy to the temporary name with bbcp. Where no digest is on record, the origin is read meanwhile.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::AttemptRun;
+use super::prepare::{EarlierPartial, Prepared};
+use super::verify::{OriginDigest, reading};
+use crate::faults::fault_point;
+use crate::traces::{self, KeyValue, step};
+use crate::transfer::bbcp;
+use crate::transfer::digest::Digest;
+use crate::transfer::endpoint::Reading;
+use crate::transfer::error::{Role, TransferError};
+use crate::transfer::lease::{Phase, Progress};
+use crate::transfer::plan::Plan;
+
+/// Longest time that a storage may take for a small request before it counts as hanging: longer than ssh
+/// may take to find out that a host cannot be reached.
+const PROBE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Copied bytes after which the concurrent reader of the origin is woken. It may fall behind by this much.
+const COPIED_STEP_BYTES: u64 = 4 << 20;
+
+impl AttemptRun<'_> {
+    /// Takes over the partial copy of an earlier attempt, if there is one; returns its bytes.
+    pub(super) async fn begin_partial(&self, prepared: &Prepared) -> Result<u64, TransferError> {
+        if !prepared.plan.resumes() {
+            return Ok(0);
+        }
+        let beginning = self.take_over(&prepared.plan, prepared.earlier);
+        self.stoppable(beginning).await
+    }
+
+    async fn take_over(
+        &self,
+        plan: &Plan,
+        earlier: Option<EarlierPartial>,
+    ) -> Result<u64, TransferError> {
+        let earlier = earlier.map(|partial| partial.name);
+        let bytes = fault_point!(PartialBegun, plan.target.begin_partial(earlier).await)?;
+        let Some(earlier) = earlier else {
+            return Ok(bytes);
+        };
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            bytes,
+            earlier_attempt = earlier.attempt(),
+            "completing the partial copy of an earlier attempt"
+        );
+        let attempt = i32::try_from(earlier.attempt()).unwrap_or(i32::MAX);
+        let id = self.request.id;
+        self.service.forget_temporary(id, attempt).await;
+        Ok(bytes)
+    }
+
+    /// Discards a partial copy that could not be completed because of `error`, and begins a new one.
+    pub(super) async fn restart_partial(
+        &self,
+        plan: &Plan,
+        bytes: u64,
+        error: &TransferError,
+    ) -> Result<(), TransferError> {
+        tracing::warn!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            error = error.chain(),
+            bytes,
+            "the partial copy of an earlier attempt is thrown away; copying from the start"
+        );
+        self.stoppable(plan.target.remove_temporary()).await?;
+        self.stoppable(self.take_over(plan, None)).await.map(drop)
+    }
+
+    /// Copies to the temporary name and proves that what arrived is what was sent.
+    pub(super) async fn copy_and_verify(
+        &self,
+        prepared: &Prepared,
+        log_path: &Path,
+    ) -> Result<Digest, TransferError> {
+        let plan = &prepared.plan;
+        let copied = watch::Sender::new(0);
+        let origin = plan
+            .recorded
+            .is_none()
+            .then(|| digest_beside_copy(plan, &copied));
+        fault_point!(
+            CopyEnded,
+            step("transfer/copy", self.copy(plan, log_path, &copied)).await
+        )?;
+        // The reader need not hold back any more.
+        drop(copied);
+        let verifying = self.stoppable(self.verify(prepared, origin));
+        let digest = step("transfer/verify", verifying).await?;
+        fault_point!(Verified, Ok::<(), TransferError>(()))?;
+        Ok(digest)
+    }
+
+    /// Runs bbcp. `copied` receives the number of copied bytes in steps of [`COPIED_STEP_BYTES`].
+    async fn copy(
+        &self,
+        plan: &Plan,
+        log_path: &Path,
+        copied: &watch::Sender<u64>,
+    ) -> Result<(), TransferError> {
+        self.show(Phase::Copying, self.progress());
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            bytes = plan.size,
+            source = %plan.source.path(),
+            destination = %plan.target.path(),
+            log_path = %log_path.display(),
+            "copy started"
+        );
+        let metrics = self.service.metrics();
+        let counted =
+            metrics.map(|metrics| metrics.copying(&plan.link.origin, &plan.link.destination));
+        let latest = watch::Sender::new(bbcp::Progress::none(plan.size));
+        let copying = bbcp::copy(plan, log_path, &self.stop, &latest);
+        let mut changes = latest.subscribe();
+        tokio::pin!(copying);
+        let report = loop {
+            tokio::select! {
+                report = &mut copying => break report,
+                Ok(()) = changes.changed() => {
+                    let progress = progress(&changes.borrow());
+                    copied.send_if_modified(|sent| {
+                        let is_step = progress.bytes_done >= sent.saturating_add(COPIED_STEP_BYTES);
+                        if is_step {
+                            *sent = progress.bytes_done;
+                        }
+                        is_step
+                    });
+                    if let Some(counted) = &counted {
+                        counted.rate(progress.rate_bytes_per_s);
+                    }
+                    self.show(Phase::Copying, progress);
+                    fault_point!(FirstProgress, Ok::<(), TransferError>(()))?;
+                }
+            }
+        };
+        let report = match report {
+            Ok(report) => report,
+            Err(error) => return Err(locate(plan, error).await),
+        };
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = self.lease.attempt(),
+            bytes = plan.size,
+            elapsed_s = report.elapsed.as_secs_f64(),
+            rate_bytes_per_s = report.rate_bytes_per_s,
+            "copy finished; verifying"
+        );
+        let rate = report
+            .rate_bytes_per_s
+            .map_or(self.progress().rate_bytes_per_s, whole);
+        traces::note(|| {
+            vec![
+                KeyValue::new("ccat.transfer.bytes", count(plan.size)),
+                KeyValue::new("ccat.transfer.rate_bytes_per_s", count(rate)),
+            ]
+        });
+        self.show(
+            Phase::Verifying,
+            Progress {
+                bytes_done: plan.size,
+                bytes_total: Some(plan.size),
+                rate_bytes_per_s: rate,
+            },
+        );
+        Ok(())
+    }
+}
+
+/// Computes the origin's digest while the copy runs: what bbcp has just read is still in memory, and
+/// need not be read from the disk again.
+fn digest_beside_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest {
+    let (source, copied) = (plan.source.clone(), copied.subscribe());
+    let how = reading(plan);
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let how = Reading {
+            behind: Some(&copied),
+            ..how
+        };
+        source.digest(how).await
+    }))
+}
+
+/// Distinguishes a link that stands still from a storage that does, by a small request to both ends.
+async fn locate(plan: &Plan, error: TransferError) -> TransferError {
+    let error = plan.source.located(error).await;
+    let TransferError::Stalled {
+        idle,
+        bytes_done,
+        bytes_total,
+        storage: None,
+    } = error
+    else {
+        return error;
+    };
+    // The storage of an end that answers, even with a refusal, or that cannot be reached, does not hang.
+    let (origin, destination) = tokio::join!(
+        timeout(PROBE_WITHIN, plan.source.inspect()),
+        timeout(PROBE_WITHIN, plan.target.free_space()),
+    );
+    let storage = match (origin, destination) {
+        (_, Err(_)) => Some(Role::Destination),
+        (Err(_), _) => Some(Role::Origin),
+        (Ok(_), Ok(_)) => None,
+    };
+    TransferError::Stalled {
+        idle,
+        bytes_done,
+        bytes_total,
+        storage,
+    }
+}
+
+/// A number in the form that traces take.
+fn count(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+fn progress(latest: &bbcp::Progress) -> Progress {
+    Progress {
+        bytes_done: latest.bytes_done,
+        bytes_total: Some(latest.bytes_total),
+        rate_bytes_per_s: latest.rate_bytes_per_s.map_or(0, whole),
+    }
+}
+
+fn whole(rate: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "casts saturate"
+    )]
+    {
+        rate as u64
+    }
+}

@@ -1,0 +1,283 @@
+//! Preparation of a copy: the plan, the claim of the destination, a look at both ends, and the removal
+//! of what earlier attempts left.
+
+use std::path::PathBuf;
+
+use tokio::time::timeout;
+
+use super::AttemptRun;
+use super::leftovers::TIDY_WITHIN;
+use crate::faults::fault_point;
+use crate::settings::LinkSettings;
+use crate::traces::{self, KeyValue, step};
+use crate::transfer::endpoint::{Facts, TemporaryName};
+use crate::transfer::error::TransferError;
+use crate::transfer::lease::{LeaseError, Phase, Progress};
+use crate::transfer::link::LinkName;
+use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, plan};
+use crate::transfer::repository::{Acquired, ClaimError};
+
+/// A partial copy of an earlier attempt that this one can complete.
+#[derive(Clone, Copy)]
+pub(super) struct EarlierPartial {
+    pub(super) name: TemporaryName,
+    bytes: u64,
+}
+
+/// Everything that the following steps need.
+pub(super) struct Prepared {
+    pub(super) plan: Plan,
+    /// The origin before the copy.
+    pub(super) source: Facts,
+    pub(super) earlier: Option<EarlierPartial>,
+    /// The file at the final path, if there is one.
+    pub(super) existing: Option<Facts>,
+}
+
+impl AttemptRun<'_> {
+    /// Makes the plan, claims the destination and looks at both ends.
+    pub(super) async fn prepare(&self, acquired: &Acquired) -> Result<Prepared, TransferError> {
+        if let Some(displaced) = &acquired.displaced {
+            tracing::warn!(
+                data_transfer_id = self.request.id,
+                attempt = self.lease.attempt(),
+                previous_owner = %displaced.lease.owner,
+                reason = %displaced.demise,
+                "transfer taken over from a dead attempt"
+            );
+        }
+        let mut plan = step("transfer/plan", self.plan()).await?;
+        traces::note(|| {
+            let LinkName {
+                origin,
+                destination,
+            } = &plan.link;
+            vec![
+                KeyValue::new("ccat.transfer.origin", origin.clone()),
+                KeyValue::new("ccat.transfer.destination", destination.clone()),
+            ]
+        });
+        step("transfer/claim", self.claim(&plan)).await?;
+        let source = fault_point!(
+            Prepared,
+            step(
+                "transfer/prepare",
+                self.stoppable(self.inspect_origin(&mut plan))
+            )
+            .await
+        )?;
+        let earlier = self.stoppable(self.find_earlier(&plan, acquired)).await?;
+        self.sweep(&plan, acquired, earlier.map(|partial| partial.name))
+            .await;
+        fault_point!(LeftoversSwept);
+        let existing = self.stoppable(plan.target.inspect()).await?;
+        Ok(Prepared {
+            plan,
+            source,
+            earlier,
+            existing,
+        })
+    }
+
+    /// Reads the rows and makes the plan.
+    async fn plan(&self) -> Result<Plan, TransferError> {
+        let id = self.request.id;
+        let (service, repository) = (self.service, self.service.repository());
+        let record = service
+            .retry_until_reachable(&self.stop, || async {
+                fault_point!(PlanRead, repository.transfer(id).await)
+            })
+            .await?
+            .ok_or(TransferError::UnknownTransfer { id })?;
+        let input = PlanInput::from_rows(record)?;
+        let link = self.link_settings(&input).await?;
+        let attempt = Attempt {
+            transfer_id: id,
+            number: u32::try_from(self.lease.attempt()).unwrap_or_default(),
+            lease_token: self.lease.token(),
+        };
+        let plan = plan(attempt, &input, &link, service.local())?;
+        if let (Some(checksum), None) = (&input.package.checksum, &plan.recorded) {
+            tracing::warn!(
+                data_transfer_id = id,
+                checksum,
+                "the recorded checksum has no form that is known here; the ends are compared with each other only"
+            );
+        }
+        Ok(plan)
+    }
+
+    /// Settings of the link: those of the settings file, overridden by those of the link's row.
+    async fn link_settings(&self, input: &PlanInput) -> Result<LinkSettings, TransferError> {
+        let settings = file_settings(self.service.settings(), input)?;
+        let name = input.link();
+        let reading = || self.service.repository().link(&name);
+        let link = self
+            .service
+            .retry_until_reachable(&self.stop, reading)
+            .await?;
+        link.overrides
+            .over(settings)
+            .map_err(|problem| TransferError::LinkSettings {
+                origin: name.origin,
+                destination: name.destination,
+                problem,
+            })
+    }
+
+    /// Claims the destination, so that no other transfer copies to it meanwhile.
+    async fn claim(&self, plan: &Plan) -> Result<(), TransferError> {
+        let (service, lease) = (self.service, self.lease);
+        let destination = plan.destination_key(&service.owner().host);
+        let claimed = service
+            .retry_until_reachable(&self.stop, || async {
+                match service
+                    .repository()
+                    .claim_destination(lease, &destination, plan.bbcp.streams)
+                    .await
+                {
+                    Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
+                    answer => Ok(answer),
+                }
+            })
+            .await?;
+        claimed.map_err(|error| match error {
+            ClaimError::Taken(holder) => TransferError::DestinationBusy {
+                path: plan.target.path().to_string(),
+                by: holder.map_or_else(
+                    || "another worker".into(),
+                    |held| format!("{} of {}", held.data_transfer_id, held.owner),
+                ),
+            },
+            ClaimError::Lease(_) => TransferError::LeaseLost {
+                id: self.request.id,
+            },
+        })
+    }
+
+    /// Inspects the origin and makes the directory at the destination.
+    async fn inspect_origin(&self, plan: &mut Plan) -> Result<Facts, TransferError> {
+        let facts = plan.source.inspect().await?;
+        // A package whose size was never recorded is as large as it is.
+        if plan.size != 0 && plan.size != facts.size {
+            return Err(TransferError::OriginSize {
+                path: plan.source.path().to_string(),
+                recorded: plan.size,
+                found: facts.size,
+            });
+        }
+        plan.size = facts.size;
+        self.show(
+            Phase::Preparing,
+            Progress {
+                bytes_total: Some(facts.size),
+                ..Default::default()
+            },
+        );
+        plan.target.ensure_directory().await?;
+        Ok(facts)
+    }
+
+    /// The partial copy of an earlier attempt that this one can complete.
+    async fn find_earlier(
+        &self,
+        plan: &Plan,
+        acquired: &Acquired,
+    ) -> Result<Option<EarlierPartial>, TransferError> {
+        if !plan.resumes() {
+            return Ok(None);
+        }
+        let latest = acquired.leftovers.last();
+        let Some(name) = latest.and_then(|left| TemporaryName::parse(&left.temporary_name)) else {
+            return Ok(None);
+        };
+        let bytes = plan.target.leftover_size(name).await?;
+        Ok((bytes > 0).then_some(EarlierPartial { name, bytes }))
+    }
+
+    /// Removes what earlier attempts at this transfer left, except for `spared`. Only the holder of the
+    /// lease may use such files; but files that cannot be removed now do not prevent the copy.
+    pub(super) async fn sweep(
+        &self,
+        plan: &Plan,
+        acquired: &Acquired,
+        spared: Option<TemporaryName>,
+    ) {
+        let tidying = async {
+            for name in plan.target.temporaries().await? {
+                if name != plan.target.temporary() && Some(name) != spared {
+                    plan.target.remove_leftover(name).await?;
+                    tracing::info!(
+                        data_transfer_id = self.request.id,
+                        temporary = %name,
+                        "temporary file of an earlier attempt removed"
+                    );
+                }
+            }
+            Ok::<_, TransferError>(())
+        };
+        let failure = match timeout(TIDY_WITHIN, tidying).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.chain()),
+            Err(_) => Some("not in time".into()),
+        };
+        if let Some(error) = failure {
+            return tracing::warn!(
+                data_transfer_id = self.request.id,
+                error,
+                "leftovers of earlier attempts stay for now"
+            );
+        }
+        let spared = spared.map(|name| name.to_string());
+        for leftover in &acquired.leftovers {
+            if Some(&leftover.temporary_name) != spared.as_ref() {
+                let id = self.request.id;
+                self.service.forget_temporary(id, leftover.attempt).await;
+            }
+        }
+    }
+
+    /// Refuses a copy that does not fit, and records the names of its files before they are made. Returns
+    /// the path of bbcp's log.
+    pub(super) async fn begin_files(&self, prepared: &Prepared) -> Result<PathBuf, TransferError> {
+        let plan = &prepared.plan;
+        let present = prepared.earlier.map_or(0, |partial| partial.bytes);
+        self.stoppable(self.check_room(plan, present)).await?;
+        let path = self.log_path();
+        let name = plan.target.temporary().to_string();
+        let (service, lease) = (self.service, self.lease);
+        service
+            .write_with_lease(lease, &self.stop, || {
+                service.repository().record_files(lease, &name, &path)
+            })
+            .await?;
+        Ok(path)
+    }
+
+    /// Refuses a package that does not fit. `present` bytes of it are at the destination already.
+    async fn check_room(&self, plan: &Plan, present: u64) -> Result<(), TransferError> {
+        let needed = plan
+            .size
+            .saturating_sub(present)
+            .saturating_add(self.service.settings().transfer.free_space_margin);
+        let available = plan.target.free_space().await?;
+        if available >= needed {
+            return Ok(());
+        }
+        Err(TransferError::StorageLow {
+            path: plan.target.path().parent().to_string(),
+            available,
+            needed,
+        })
+    }
+
+    /// `transfer.log_dir`/ID/ID-ATTEMPT-TAG.log
+    fn log_path(&self) -> PathBuf {
+        let directory = &self.service.settings().transfer.log_dir;
+        // Absolute, since the database's readers work elsewhere.
+        let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
+        directory
+            .join(self.request.id.to_string())
+            .join(format!("{}.log", self.lease.tag()))
+    }
+}

@@ -1,0 +1,76 @@
+//! The rename to the final name, and the commit of the completed transfer.
+
+use std::path::PathBuf;
+
+use super::AttemptRun;
+use super::prepare::Prepared;
+use crate::faults::fault_point;
+use crate::transfer::digest::Digest;
+use crate::transfer::error::TransferError;
+use crate::transfer::lease::Phase;
+use crate::transfer::plan::Plan;
+use crate::transfer::repository::Finished;
+use crate::transfer::service::Summary;
+
+impl AttemptRun<'_> {
+    /// Gives the copy its final name, if the database confirms that the lease is still ours.
+    pub(super) async fn publish(&self, prepared: &Prepared) -> Result<(), TransferError> {
+        self.show(Phase::Publishing, self.progress());
+        let (service, lease, plan) = (self.service, self.lease, &prepared.plan);
+        let snapshot = *self.request.snapshots.borrow();
+        service
+            .write_with_lease(lease, &self.stop, || async {
+                // The answer may be to stop for a paused link; a copy that is complete does not use the link.
+                let repository = service.repository();
+                fault_point!(LeaseConfirmed, repository.renew(lease, snapshot).await).map(drop)
+            })
+            .await?;
+        match fault_point!(Renamed, plan.target.publish().await) {
+            // Perhaps by us: the answer to a rename can get lost on its way.
+            Err(error @ TransferError::DestinationExists { .. }) => {
+                let existing = plan.target.inspect().await?.ok_or(error)?;
+                self.recognize(plan, prepared.source, existing).await?;
+                service.discard(plan).await;
+                Ok(())
+            }
+            published => published,
+        }
+    }
+
+    /// Writes COMPLETED. From here on only a cold shutdown ends the wait for the database: the
+    /// file is at its place, and the next attempt would find it there.
+    pub(super) async fn commit(
+        &self,
+        plan: &Plan,
+        digest: &Digest,
+        log_path: Option<PathBuf>,
+    ) -> Result<Summary, TransferError> {
+        let (service, lease) = (self.service, self.lease);
+        let finished = Finished {
+            bytes: plan.size,
+            rate_bytes_per_s: self.progress().rate_bytes_per_s,
+            digest: Some(digest.to_string()),
+            log_path,
+        };
+        service
+            .write_with_lease(lease, &self.request.cancelled, || {
+                service.repository().complete(lease, &finished)
+            })
+            .await?;
+        let summary = Summary {
+            attempt: lease.attempt(),
+            bytes: plan.size,
+            elapsed: self.started.elapsed(),
+            digest: digest.to_string(),
+        };
+        tracing::info!(
+            data_transfer_id = self.request.id,
+            attempt = summary.attempt,
+            bytes = summary.bytes,
+            elapsed_s = summary.elapsed.as_secs_f64(),
+            digest = summary.digest,
+            "transfer completed"
+        );
+        Ok(summary)
+    }
+}

@@ -1,0 +1,116 @@
+//! Renewal of the lease while an attempt runs, independently of what the attempt waits for.
+//!
+//! A lost lease stops the attempt. A database that cannot be reached, or refuses, does not: only the
+//! database can tell whose the transfer is, and it is asked again before anything is published.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::lease::{Lease, LeaseError, Phase, Snapshot};
+use super::link::PausedLink;
+use super::repository::{Renewal, Repository};
+use crate::telemetry::chain;
+
+/// Time that a phase has to last before it is written by a renewal of its own. Small packages are done before.
+const PHASE_SETTLES: Duration = Duration::from_millis(250);
+
+/// Renews a lease.
+pub(super) struct LeaseRenewer {
+    pub(super) repository: Repository,
+    pub(super) lease: Lease,
+    pub(super) interval: Duration,
+    /// State of the attempt, to be written with each renewal.
+    pub(super) snapshots: watch::Receiver<Snapshot>,
+    /// The phase alone: a change of progress does not cause a renewal.
+    pub(super) phases: watch::Receiver<Phase>,
+    /// Cancelled when the attempt has to stop.
+    pub(super) stop: CancellationToken,
+    /// Cancelled when the lease is lost.
+    pub(super) lost: CancellationToken,
+    /// Set when the link is paused and running copies are to stop.
+    pub(super) paused: Arc<OnceLock<PausedLink>>,
+}
+
+impl LeaseRenewer {
+    /// Renews until the lease is lost, or the future is dropped.
+    pub(super) async fn run(mut self) {
+        // As the lease was written when it was acquired.
+        let mut written = Phase::Preparing;
+        loop {
+            self.due(written).await;
+            let lease = &self.lease;
+            let snapshot = *self.snapshots.borrow();
+            let progress = snapshot.progress;
+            // Also if this renewal fails: the next one writes the phase.
+            written = snapshot.phase;
+            match self.repository.renew(lease, snapshot).await {
+                Ok(renewal) => {
+                    tracing::debug!(
+                        data_transfer_id = lease.data_transfer_id(),
+                        attempt = lease.attempt(),
+                        bytes = progress.bytes_done,
+                        bytes_total = progress.bytes_total,
+                        rate_bytes_per_s = progress.rate_bytes_per_s,
+                        "progress"
+                    );
+                    if let Renewal::Stop(paused) = renewal {
+                        self.free_link(paused);
+                    }
+                }
+                Err(LeaseError::Lost) => {
+                    tracing::warn!(
+                        data_transfer_id = lease.data_transfer_id(),
+                        attempt = lease.attempt(),
+                        "lease lost: another worker or an operator took the transfer; stopping"
+                    );
+                    self.lost.cancel();
+                    return self.stop.cancel();
+                }
+                Err(LeaseError::Database(error)) => tracing::warn!(
+                    data_transfer_id = lease.data_transfer_id(),
+                    error = %chain(&error),
+                    "the lease could not be renewed; the copy goes on"
+                ),
+            }
+        }
+    }
+
+    /// Waits until the lease has to be renewed: the interval has passed, or the attempt has left the
+    /// phase that was `written` for a while, so that people do not see a phase that is long over.
+    async fn due(&mut self, written: Phase) {
+        let another_phase = async {
+            // The attempt itself renews its lease before it publishes.
+            let is_unwritten = |phase: &Phase| ![written, Phase::Publishing].contains(phase);
+            let changed = self.phases.wait_for(is_unwritten).await.map(drop);
+            sleep(PHASE_SETTLES).await;
+            changed
+        };
+        tokio::select! {
+            () = sleep(self.interval) => {}
+            Ok(()) = another_phase => {}
+        }
+    }
+
+    /// Stops the copy because its link is paused. The lease is still renewed: stopping takes a while, and
+    /// the row has to be given back.
+    fn free_link(&self, paused: PausedLink) {
+        if self.paused.get().is_some() {
+            return;
+        }
+        tracing::warn!(
+            data_transfer_id = self.lease.data_transfer_id(),
+            attempt = self.lease.attempt(),
+            link = %paused.name,
+            paused_by = paused.pause.by,
+            reason = paused.pause.reason,
+            "the link is paused; stopping the copy"
+        );
+        // Only this renewer sets it.
+        let _ = self.paused.set(paused);
+        self.stop.cancel();
+    }
+}

@@ -1,0 +1,79 @@
+//! The paths of a package at both ends.
+
+use super::Package;
+use crate::transfer::endpoint::{AbsolutePath, TemporaryName};
+use crate::transfer::error::{Role, TransferError};
+
+/// bbcp's sink crashes on directory paths above 1023 bytes; stay well below.
+pub(super) const MAX_TARGET_BYTES: usize = 999;
+
+/// bbcp's source truncates its records above about 2400 bytes.
+pub(super) const MAX_SOURCE_BYTES: usize = 1999;
+
+pub(super) fn file_path(
+    role: Role,
+    root: &str,
+    package: &Package,
+    most: usize,
+) -> Result<AbsolutePath, TransferError> {
+    let bad = |path: &str, problem| TransferError::BadPath {
+        role,
+        path: path.into(),
+        problem,
+    };
+    let name = package.file_name.as_str();
+    if name.is_empty() || name == "." || name.contains('/') {
+        return Err(bad(name, "a file name is one component"));
+    }
+    if TemporaryName::of_entry(name).is_some() {
+        return Err(bad(
+            name,
+            "it has the form of this worker's temporary names",
+        ));
+    }
+    let relative = package.relative_path.as_str();
+    if relative.starts_with('/') {
+        return Err(bad(relative, "it must be relative to the location"));
+    }
+    let beneath = checked_path(role, root)?
+        .join(relative)
+        .map_err(|problem| bad(relative, problem))?;
+    let names_the_file = relative.trim_end_matches('/').rsplit('/').next() == Some(name);
+    let path = if names_the_file {
+        beneath
+    } else {
+        beneath.join(name).map_err(|problem| bad(name, problem))?
+    };
+    limit(role, &path, most)?;
+    Ok(path)
+}
+
+pub(in crate::transfer) fn checked_path(
+    role: Role,
+    path: &str,
+) -> Result<AbsolutePath, TransferError> {
+    AbsolutePath::new(path).map_err(|problem| TransferError::BadPath {
+        role,
+        path: path.into(),
+        problem,
+    })
+}
+
+/// bbcp hands the directory to its other end in a line that is split at blanks, and puts the name
+/// of a file behind it, with a host and a temporary name of ours, that may not become too long.
+pub(super) fn can_hold_checkpoints(directory: &AbsolutePath) -> bool {
+    const MAX_BYTES: usize = 640;
+    let text = directory.as_str();
+    text.len() <= MAX_BYTES && !text.contains(char::is_whitespace)
+}
+
+pub(super) fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), TransferError> {
+    if path.as_str().len() > most {
+        return Err(TransferError::BadPath {
+            role,
+            path: path.to_string(),
+            problem: "it is longer than bbcp can stand (999 bytes at the destination, 1999 at the origin)",
+        });
+    }
+    Ok(())
+}
