@@ -15,11 +15,11 @@ use std::io::Cursor;
 
 use ccat_transfer::settings::DigestAlgorithm;
 use ccat_transfer::transfer::digest;
-use ccat_transfer::wire::content::Accept;
-use ccat_transfer::wire::event::{Event, Stamp};
-use ccat_transfer::wire::message::{self, TaskMessage};
-use ccat_transfer::wire::result::{ResultMeta, State};
-use ccat_transfer::wire::{Properties, RawMessage};
+use celery_protocol::content::Accept;
+use celery_protocol::event::{Event, Stamp};
+use celery_protocol::message::{self, TaskMessage};
+use celery_protocol::result::{ResultMeta, State};
+use celery_protocol::{Properties, RawMessage};
 use chrono::Utc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use serde_json::json;

@@ -14,19 +14,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ccat_transfer::broker::amqp::{Amqp, Options};
-use ccat_transfer::broker::app::{self, Producing};
-use ccat_transfer::broker::{TaskQueues, Transport};
 use ccat_transfer::settings::{self, Settings};
 use ccat_transfer::tasks::{
     self, TransferFilesBbcp, TransferFilesBbcpParams, TransferTransferPackages,
     TransferTransferPackagesParams,
 };
-use ccat_transfer::telemetry::chain;
-use ccat_transfer::worker::results::{self, ResultReader};
 use celery::task::Signature;
+use celery_worker::broker::Transport;
+use celery_worker::broker::amqp::Amqp;
+use celery_worker::broker::app::{self, Producing};
+use celery_worker::results::{self, ResultReader};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
+use service_connection::error_chain::chain;
 
 /// How long the broker may take to take a message.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
@@ -87,10 +87,8 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     let (Task::TransferFilesBbcp { sending, .. } | Task::TransferTransferPackages { sending, .. }) =
         &cli.task;
 
-    let transport: Arc<dyn Transport> = Arc::new(Amqp::new(&Options::configured(
-        &settings.celery,
-        "enqueue",
-    ))?);
+    let transport: Arc<dyn Transport> =
+        Arc::new(Amqp::new(&settings.celery.amqp_options("enqueue"))?);
     let mut reader = match sending.wait {
         Some(_) => Some(ResultReader::open(&results(&settings), &transport, SEND_WITHIN).await?),
         None => None,
@@ -101,7 +99,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
             hostname: "enqueue".into(),
             default_queue: settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&settings.celery),
-            queues: TaskQueues::new(&settings.celery),
+            queues: settings.celery.task_queue_declarations(),
             reply_to: reader
                 .as_ref()
                 .and_then(ResultReader::reply_to)

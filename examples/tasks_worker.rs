@@ -1,4 +1,4 @@
-//! A worker of ordinary tasks: what `ccat_transfer::worker` is without any transfer.
+//! A worker of ordinary tasks: what `celery_worker::worker` is without any transfer.
 //!
 //! It has the flags and settings of `ccat-transfer worker` and answers Python's producers:
 //!
@@ -10,10 +10,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use ccat_transfer::cli::{self, Service};
-use ccat_transfer::wire::arguments::{Parameter, Signature};
-use ccat_transfer::wire::exception::{BUILTINS, Exception};
-use ccat_transfer::worker::{Attributes, Control, Failure, Registry, Retry, When};
 use celery::error::CeleryError;
+use celery_protocol::arguments::{Parameter, Signature};
+use celery_protocol::exception::{BUILTINS, Exception};
+use celery_worker::worker::{Attributes, Control, Failure, Registry, Retry, When};
 use serde_json::{Value, json};
 
 /// After the run, as for work that may be done twice but must not be lost.

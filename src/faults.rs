@@ -18,8 +18,8 @@
 //! | `twice` | the step is made again, at once |
 //! | `pause` | SIGSTOP to this process: it goes on when somebody sends SIGCONT, as if nothing had been |
 //!
-//! [`hang_point!`] makes a loop stand still: `sweeper:hang`, `manager_loop:hang`. [`panic_point!`] makes it
-//! panic: `lane:panic`, `subscription:panic`.
+//! [`hang_point!`] makes a loop stand still: `sweeper:hang`, `manager_loop:hang`. The worker has steps of its own, see
+//! `celery_worker::fault_injection`: `lane:panic`, `subscription:panic`.
 //!
 //! A test that runs in the same process plans faults for one call, by `with_faults`.
 
@@ -73,23 +73,7 @@ macro_rules! hang_point {
     };
 }
 
-/// Names a loop that can be made to panic here.
-#[cfg(not(feature = "fault-points"))]
-macro_rules! panic_point {
-    ($point:ident) => {};
-}
-
-/// Names a loop that can be made to panic here.
-#[cfg(feature = "fault-points")]
-macro_rules! panic_point {
-    ($point:ident) => {
-        if $crate::faults::FaultPoint::$point.panics() {
-            std::panic::resume_unwind(Box::new("fault injected".to_owned()));
-        }
-    };
-}
-
-pub(crate) use {fault_point, hang_point, panic_point};
+pub(crate) use {fault_point, hang_point};
 
 #[cfg(feature = "fault-points")]
 pub use points::*;
@@ -313,6 +297,27 @@ mod points {
             );
             Some(order.mode)
         }
+    }
+
+    /// Makes the worker ask this module at its own steps.
+    pub fn install_in_worker() {
+        celery_worker::fault_injection::install(|step| {
+            use celery_worker::fault_injection::{AnswerLost, Fault, Step};
+            let point = match step {
+                Step::TaskAccepted => FaultPoint::TaskAccepted,
+                Step::ResultStored => FaultPoint::ResultStored,
+                Step::Acknowledged => FaultPoint::Acknowledged,
+                Step::QueueConsumer => FaultPoint::Lane,
+                Step::Subscription => FaultPoint::Subscription,
+            };
+            if point.is_loop() {
+                return point.panics().then_some(Fault::Panic);
+            }
+            Some(match point.reached()? {
+                super::Fault::Fail(_) => Fault::Fail(AnswerLost(point.name())),
+                super::Fault::Twice => Fault::Repeat,
+            })
+        });
     }
 
     tokio::task_local! {

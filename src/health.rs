@@ -15,8 +15,8 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::settings;
-use crate::telemetry::chain;
-use crate::worker::results::{self, ResultError};
+use celery_worker::results::{self, ResultError};
+use service_connection::error_chain::chain;
 
 /// How long one sign may take.
 const WITHIN: Duration = Duration::from_secs(5);

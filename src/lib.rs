@@ -5,7 +5,6 @@
 //! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`],
 //! [`pulse`], [`sql`], [`metrics`], [`traces`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
 
-pub mod broker;
 pub mod cli;
 pub mod doctor;
 pub mod faults;
@@ -13,18 +12,12 @@ pub mod health;
 pub mod manager;
 pub mod metrics;
 pub mod notify;
-pub mod pauses;
 pub mod process;
-pub mod pulse;
 pub mod settings;
 pub mod sideport;
-pub mod sql;
 pub mod tasks;
 pub mod telemetry;
-pub mod traces;
 pub mod transfer;
-pub mod wire;
-pub mod worker;
 
 #[cfg(test)]
 #[path = "../tests/support/mutations.rs"]

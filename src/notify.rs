@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::process::{Group, command, find_program};
 use crate::settings::Notifications;
-use crate::telemetry::chain;
+use service_connection::error_chain::chain;
 
 /// Notices that wait to be sent together; of more, only the number is told.
 const MOST_AT_ONCE: usize = 20;

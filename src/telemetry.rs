@@ -1,9 +1,7 @@
 //! Logging, and how errors are shown.
 
-use std::any::Any;
 use std::backtrace::{Backtrace, BacktraceStatus};
-use std::error::Error;
-use std::fmt;
+
 use std::io::{self, IsTerminal};
 use std::path::Path;
 
@@ -18,11 +16,20 @@ use self::file::LogFile;
 use self::lines::{HumanFields, Json};
 use self::text::visible_lines;
 use crate::settings::{Log, LogFormat};
-use crate::wire::url::redacted;
+use service_connection::url::redacted;
 
 mod file;
 mod lines;
 pub mod text;
+
+/// The crates of this program.
+const OWN_CRATES: [&str; 5] = [
+    env!("CARGO_CRATE_NAME"),
+    "celery_protocol",
+    "celery_worker",
+    "service_connection",
+    "traces",
+];
 
 /// What a log setting lets through. A bare level is meant for this program; of the libraries
 /// only warnings are wanted, unless a full filter names them, and of lapin nothing: every error of
@@ -41,9 +48,25 @@ pub fn filter(level: &str) -> Result<Targets, ParseError> {
         Ok(own) => Ok(Targets::new()
             .with_default(own.min(LevelFilter::WARN))
             .with_target("lapin", LevelFilter::OFF)
-            .with_target(env!("CARGO_CRATE_NAME"), own)),
-        Err(_) => level.parse(),
+            .with_targets(OWN_CRATES.map(|name| (name, own)))),
+        Err(_) => level.parse().map(with_own_crates),
     }
+}
+
+/// Extends a filter for this program to the crates that it is made of, where the filter does not name them.
+fn with_own_crates(filter: Targets) -> Targets {
+    let level_of = |name| {
+        let mut named = filter.iter().filter(|(target, _)| *target == name);
+        named.next().map(|(_, level)| level)
+    };
+    let Some(own) = level_of(env!("CARGO_CRATE_NAME")) else {
+        return filter;
+    };
+    let unnamed = OWN_CRATES
+        .into_iter()
+        .filter(|name| level_of(name).is_none());
+    let unnamed: Vec<_> = unnamed.map(|name| (name, own)).collect();
+    filter.with_targets(unnamed)
 }
 
 /// Libraries that tell secrets at these levels: lapin the frames with the login, ureq the addresses of
@@ -109,45 +132,10 @@ pub fn watch_panics() {
     }));
 }
 
-/// Shows an error with its causes, `a: b: c`. Errors are otherwise passed on by `source()`; this
-/// is for the edge, where a person reads them. What looks like a login in them is masked: some libraries quote URLs.
-#[must_use]
-pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + use<'a> {
-    struct Chain<'a>(&'a (dyn Error + 'static));
-
-    impl fmt::Display for Chain<'_> {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let mut last = self.0.to_string();
-            f.write_str(&redacted(&last))?;
-            let mut next = self.0.source();
-            while let Some(error) = next {
-                let text = error.to_string();
-                // Some libraries repeat their cause in their own text.
-                if !last.ends_with(&text) {
-                    write!(f, ": {}", redacted(&text))?;
-                }
-                last = text;
-                next = error.source();
-            }
-            Ok(())
-        }
-    }
-
-    Chain(error)
-}
-
-/// What a panic said.
-#[must_use]
-pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
-}
-
 #[cfg(test)]
 mod tests {
+    use tracing::Level;
+
     use super::filter;
     use rstest::rstest;
 
@@ -159,5 +147,21 @@ mod tests {
     fn levels_by_pythons_names(#[case] python: &str, #[case] own: &str) {
         let shown = |level| filter(level).map(|targets| targets.to_string()).ok();
         assert_eq!(shown(python), shown(own));
+    }
+
+    #[rstest]
+    #[case("debug", true)]
+    #[case("info,ccat_transfer=debug", true)]
+    #[case("ccat_transfer=debug,celery_worker=info", false)]
+    #[case("info", false)]
+    fn the_worker_belongs_to_this_program(#[case] level: &str, #[case] is_shown: bool) {
+        let filter = filter(level).ok();
+        let shows = |target| {
+            filter
+                .as_ref()
+                .is_some_and(|filter| filter.would_enable(target, &Level::DEBUG))
+        };
+        assert_eq!(shows("celery_worker::worker"), is_shown);
+        assert!(!shows("sqlx"));
     }
 }

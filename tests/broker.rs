@@ -13,12 +13,12 @@ use std::collections::HashSet;
 use std::process::Command;
 use std::time::Duration;
 
-use ccat_transfer::broker::amqp::{Amqp, Options, Reconnect, Tls};
-use ccat_transfer::broker::{
+use celery_protocol::RawMessage;
+use celery_worker::broker::amqp::{Amqp, Options, Reconnect, Tls};
+use celery_worker::broker::{
     BrokerError, Consumer, Declaration, Delivery, Publication, Queue, Subscription, Transport,
     Verdict,
 };
-use ccat_transfer::wire::RawMessage;
 use serde_json::json;
 use support::{amqp, service, unique};
 use tokio::time::timeout;
@@ -402,7 +402,7 @@ async fn other_arguments_are_lived_with() {
     let transport = amqp(&url, "other-arguments");
     let mut wanted = Queue::tasks(&there.name);
     let binding = wanted.binding.as_mut().unwrap();
-    binding.exchange.kind = ccat_transfer::broker::ExchangeKind::Topic;
+    binding.exchange.kind = celery_worker::broker::ExchangeKind::Topic;
     publish(&transport, &wanted, "2").await;
     let mut consumer = consume(&transport, &[&wanted], 2).await;
     for expected in ["1", "2"] {

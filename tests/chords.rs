@@ -4,11 +4,11 @@
 
 mod support;
 
-use ccat_transfer::wire::canvas::ResultNode;
-use ccat_transfer::wire::message::TaskMessage;
-use ccat_transfer::wire::result::State;
-use ccat_transfer::worker::results::chord::{Chords, Claim, Counted};
-use ccat_transfer::worker::results::{
+use celery_protocol::canvas::ResultNode;
+use celery_protocol::message::TaskMessage;
+use celery_protocol::result::State;
+use celery_worker::results::chord::{Chords, Claim, Counted};
+use celery_worker::results::{
     ChordSupport, Expires, Options, Redis, RedisOptions, ResultBackend as _,
 };
 use redis::AsyncCommands;

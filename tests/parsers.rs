@@ -19,7 +19,6 @@ mod mutations;
 use std::io::Write as _;
 
 use ccat_transfer::settings;
-use ccat_transfer::traces::Remote;
 use ccat_transfer::transfer::bbcp::outcome::{Ends, Evidence, Exit};
 use ccat_transfer::transfer::bbcp::output::{Event, Lines, parse};
 use ccat_transfer::transfer::endpoint::{AbsolutePath, Host, TemporaryName, is_login};
@@ -27,21 +26,23 @@ use ccat_transfer::transfer::error::Role;
 use ccat_transfer::transfer::link::Window;
 use ccat_transfer::transfer::repository::Place;
 use ccat_transfer::transfer::topology::{LocationName, Topology};
-use ccat_transfer::wire::arguments::{Parameter, Signature as Arguments};
-use ccat_transfer::wire::canvas::{
+use celery_protocol::arguments::{Parameter, Signature as Arguments};
+use celery_protocol::canvas::{
     self, Call, Effect, ResultNode, Signature, after_failure, after_success, body_failures,
     chord_body, failed_steps,
 };
-use ccat_transfer::wire::compression::Method;
-use ccat_transfer::wire::content::{Accept, JSON};
-use ccat_transfer::wire::exception::Exception;
-use ccat_transfer::wire::message::{TaskMessage, decode, head};
-use ccat_transfer::wire::retry::Changes;
-use ccat_transfer::wire::{Properties, RawMessage, pidbox, repr, result, url, weight};
-use ccat_transfer::worker::RateLimit;
+use celery_protocol::compression::Method;
+use celery_protocol::content::{Accept, JSON};
+use celery_protocol::exception::Exception;
+use celery_protocol::message::{TaskMessage, decode, head};
+use celery_protocol::retry::Changes;
+use celery_protocol::{Properties, RawMessage, pidbox, repr, result, weight};
+use celery_worker::worker::RateLimit;
 use chrono::{DateTime, Utc};
 use mutations::endures;
 use serde_json::{Map, Value, json};
+use service_connection::url;
+use traces::Remote;
 
 /// Bytes of a body.
 const LIMIT: usize = 256 << 10;

@@ -14,16 +14,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use ccat_transfer::broker::app::{Producing, build};
-use ccat_transfer::broker::{
-    BrokerError, Declaration, Publication, Queue, Subscription, Transport, Verdict,
-};
-use ccat_transfer::wire::content::Accept;
-use ccat_transfer::wire::{Properties, RawMessage};
-use ccat_transfer::worker::results::{self, ResultReader};
-use ccat_transfer::worker::{Config, Registry, Shutdown, TaskDefaults, Worker};
 use celery::Celery;
 use celery::task::Signature;
+use celery_protocol::content::Accept;
+use celery_protocol::{Properties, RawMessage};
+use celery_worker::broker::app::{Producing, build};
+use celery_worker::broker::{
+    BrokerError, Declaration, Publication, Queue, Subscription, Transport, Verdict,
+};
+use celery_worker::results::{self, ResultReader};
+use celery_worker::worker::{Config, Registry, Shutdown, TaskDefaults, Worker};
 use serde_json::{Value, json};
 use support::tasks::{Do, Params, Probe};
 use support::{amqp, service, unique, until};

@@ -6,9 +6,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use ccat_transfer::broker::amqp::{Amqp, Options};
-use ccat_transfer::broker::app::{self, Producing};
-use ccat_transfer::broker::{TaskQueues, Transport};
 use ccat_transfer::manager::Manager;
 use ccat_transfer::settings::{self, DatabaseType, Settings};
 use ccat_transfer::tasks::{self, Producer};
@@ -17,6 +14,9 @@ use ccat_transfer::transfer::lease::Owner;
 use ccat_transfer::transfer::link::LinkName;
 use ccat_transfer::transfer::repository::{LinkChange, Repository};
 use ccat_transfer::transfer::topology;
+use celery_worker::broker::Transport;
+use celery_worker::broker::amqp::Amqp;
+use celery_worker::broker::app::{self, Producing};
 use clap::{Args, ValueEnum};
 use futures_util::future::try_join_all;
 use lapin::options::{
@@ -125,12 +125,12 @@ impl Bench {
                        VALUES ('p.tar', 'p.tar', 1, 'WAITING')";
         database.connection().execute_unprepared(package).await?;
 
-        let transport = Arc::new(Amqp::new(&Options::configured(&settings.celery, "bench"))?);
+        let transport = Arc::new(Amqp::new(&settings.celery.amqp_options("bench"))?);
         let producing = Producing {
             hostname: "bench".into(),
             default_queue: settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&settings.celery),
-            queues: TaskQueues::new(&settings.celery),
+            queues: settings.celery.task_queue_declarations(),
             reply_to: None,
             within: Duration::from_secs(5),
         };

@@ -1,9 +1,9 @@
 //! Our worker with a task that does nothing worth a name: the one that [`crate::fill`] asks for.
 
 use ccat_transfer::cli::Service;
-use ccat_transfer::wire::arguments::{Parameter, Signature};
-use ccat_transfer::worker::{Attributes, Registry};
 use celery::error::CeleryError;
+use celery_protocol::arguments::{Parameter, Signature};
+use celery_worker::worker::{Attributes, Registry};
 
 const ADD: Signature = Signature {
     function: "add",

@@ -8,9 +8,9 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{CliError, Context, output};
-use crate::telemetry::chain;
 use crate::transfer::database::Database;
 use crate::transfer::topology::{self, Topology, TopologyError};
+use service_connection::error_chain::chain;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {

@@ -15,17 +15,17 @@ use super::restart;
 use super::signals::Signals;
 use super::supervision::supervise;
 use super::{CliError, Context, output, table};
-use crate::broker::{Transport, app};
 use crate::manager::{Manager, ManagerError, Pass};
 use crate::metrics::{ManagerMetrics, TaskMetrics};
-use crate::pulse::Pulses;
 use crate::settings::Settings;
 use crate::sideport::{Board, Phase, Probe};
 use crate::tasks::{Messages, Producer};
-use crate::telemetry::chain;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::Repository;
-use crate::worker::Shutdown;
+use celery_worker::broker::{Transport, app};
+use celery_worker::liveness::Pulses;
+use celery_worker::worker::Shutdown;
+use service_connection::error_chain::chain;
 
 /// How long it holds that the broker answers.
 const FRESH: Duration = Duration::from_secs(2);

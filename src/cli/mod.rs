@@ -15,22 +15,22 @@ use clap::{Parser, Subcommand};
 use futures_util::future::LocalBoxFuture;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::broker::BrokerError;
-use crate::broker::TaskQueues;
-use crate::broker::amqp::{Amqp, Options};
-use crate::broker::app::Producing;
 use crate::health::Health;
 use crate::metrics;
 use crate::settings::{self, Problem, Settings, SettingsError};
 use crate::sideport::{BindError, Board};
 use crate::tasks;
+use crate::telemetry;
 use crate::telemetry::text::visible_lines;
-use crate::telemetry::{self, chain};
-use crate::traces;
+use celery_worker::broker::BrokerError;
+use celery_worker::broker::amqp::Amqp;
+use celery_worker::broker::app::Producing;
+use service_connection::error_chain::chain;
+
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::Repository;
 use crate::transfer::schema::SchemaError;
-use crate::worker::Registry;
+use celery_worker::worker::Registry;
 
 mod config;
 mod db;
@@ -44,7 +44,6 @@ mod output;
 mod patience;
 mod pidfile;
 mod restart;
-mod results;
 mod serve;
 mod signals;
 mod supervision;
@@ -329,7 +328,7 @@ impl Context {
     /// A transport to the broker; connects when it is used.
     fn transport(&self, name: &str) -> Result<Amqp, CliError> {
         let celery = &self.settings.celery;
-        Ok(Amqp::new(&Options::configured(celery, name))?)
+        Ok(Amqp::new(&celery.amqp_options(name))?)
     }
 
     /// What the process shows, on the side port if the settings want one.
@@ -352,7 +351,7 @@ impl Context {
             hostname: hostname.to_owned(),
             default_queue: self.settings.celery.task_default_queue.clone(),
             names: tasks::wire_names(&self.settings.celery),
-            queues: TaskQueues::new(&self.settings.celery),
+            queues: self.settings.celery.task_queue_declarations(),
             reply_to: None,
             within: SEND_WITHIN,
         }

@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CliError;
-use crate::broker::Transport;
-use crate::pauses::{Attempts, Setback, in_seconds};
-use crate::telemetry::chain;
+use celery_worker::broker::Transport;
+use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::error_chain::chain;
 
 /// First and longest pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));

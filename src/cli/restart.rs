@@ -5,8 +5,7 @@ use std::process::{Command, ExitCode};
 
 use super::{CliError, Context};
 use crate::settings;
-use crate::telemetry::chain;
-use crate::traces;
+use service_connection::error_chain::chain;
 
 /// How a service has ended.
 #[derive(Debug, Clone, Copy)]

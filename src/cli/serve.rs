@@ -19,14 +19,14 @@ use super::restart::{self, End};
 use super::signals::Signals;
 use super::supervision::supervise;
 use super::{CliError, Context};
-use crate::broker::{TaskQueues, Transport, app};
 use crate::metrics::{QueueMetrics, TaskMetrics};
 use crate::settings::Settings;
 use crate::sideport::{Board, Phase, Probe};
-use crate::telemetry::chain;
-use crate::wire::content::Accept;
-use crate::worker::results::ResultBackend;
-use crate::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker, results};
+use celery_protocol::content::Accept;
+use celery_worker::broker::{Transport, app};
+use celery_worker::results::{self, ResultBackend};
+use celery_worker::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker};
+use service_connection::error_chain::chain;
 
 /// How long the answers of broker and result backend hold, for monitors that ask often.
 const FRESH: Duration = Duration::from_secs(2);
@@ -334,7 +334,7 @@ where
     watch_backend(board, &results);
     watch_queues(board, &transport, config.queues.clone())?;
     let worker = Worker::new(app, registry, transport, results, config, shutdown)
-        .with_metrics(tasks)
+        .with_observer(Arc::new(tasks))
         .with_pulses(board.pulses.clone());
     watch_broker(board, worker.served());
     Ok(worker)
@@ -408,7 +408,7 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
     Config {
         hostname,
         queues,
-        task_queues: TaskQueues::new(celery),
+        task_queues: celery.task_queue_declarations(),
         default_queue: celery.task_default_queue.clone(),
         chord_join_timeout: seconds(celery.result_chord_join_timeout),
         chord_retry_interval: seconds(celery.result_chord_retry_interval),

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use super::CliError;
 use super::restart::End;
 use crate::sideport::{Board, Phase};
-use crate::worker::Shutdown;
+use celery_worker::worker::Shutdown;
 
 /// The signals that a worker listens to.
 pub(super) struct Signals {

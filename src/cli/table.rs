@@ -5,9 +5,9 @@ use std::time::Duration;
 use super::CliError;
 use crate::metrics::TableMetrics;
 use crate::sideport::{Board, Probe};
-use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::repository::Repository;
+use service_connection::error_chain::chain;
 
 /// Validity of the last check that the database answers and lets transfers be worked on.
 const FRESH: Duration = Duration::from_secs(2);

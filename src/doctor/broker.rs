@@ -7,10 +7,10 @@ use tokio::sync::oneshot;
 use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome, Verdict};
-use crate::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Options, Permissions, Probe};
-use crate::broker::topology::Queue;
-use crate::broker::{BrokerError, TaskQueues};
-use crate::telemetry::chain;
+use celery_worker::broker::BrokerError;
+use celery_worker::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
+use celery_worker::broker::topology::Queue;
+use service_connection::error_chain::chain;
 
 /// What RabbitMQ's `consumer_timeout` is where nobody has set it, from this version on (major, minor,
 /// patch); see its change log.
@@ -26,7 +26,7 @@ impl Doctor {
         known: oneshot::Receiver<Vec<String>>,
     ) -> Vec<Finding> {
         let celery = &self.settings.celery;
-        let options = Options::configured(celery, &format!("ccat-transfer@{}", self.host));
+        let options = celery.amqp_options(&format!("ccat-transfer@{}", self.host));
         let mut probe = None;
         let connecting = async {
             let brokers = match Probe::brokers(&options) {
@@ -84,7 +84,7 @@ impl Doctor {
         let permissions = self.look_at_permissions(&probe);
         findings.extend(self.check(Check::Permissions, "", permissions).await);
         let names = self.queues(known.await.unwrap_or_default());
-        let queues = TaskQueues::new(celery);
+        let queues = celery.task_queue_declarations();
         for name in names {
             let work = self.look_at_queue(&probe, queues.queue(&name));
             findings.extend(self.check(Check::Queues, name, work).await);

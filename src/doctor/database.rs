@@ -7,11 +7,11 @@ use tokio::sync::oneshot;
 
 use super::{Check, Doctor, Finding, Outcome, scheduled};
 use crate::settings::DatabaseType;
-use crate::telemetry::chain;
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::{Map, Repository};
 use crate::transfer::routing::queue_name;
 use crate::transfer::schema::SchemaError;
+use service_connection::error_chain::chain;
 
 /// Clocks that differ by less agree; those that differ by more are wrong for certain.
 const CLOCKS_DIFFER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));

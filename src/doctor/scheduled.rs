@@ -7,8 +7,8 @@ use entity::Status;
 
 use super::Outcome;
 use crate::manager::is_overdue;
-use crate::telemetry::chain;
 use crate::transfer::repository::{Filter, Listing, Repository, ScheduleRecord, Sort};
+use service_connection::error_chain::chain;
 
 /// Transfers that are looked at, the longest unchanged first.
 const AT_MOST: u64 = 10_000;

@@ -6,12 +6,12 @@ use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome};
-use crate::broker::Transport;
-use crate::broker::amqp::{Amqp, Options};
 use crate::health::{Heartbeat as _, RedisKeys};
-use crate::telemetry::chain;
-use crate::traces;
-use crate::worker::results::{self, ResultBackend, ResultError};
+use celery_worker::broker::Transport;
+use celery_worker::broker::amqp::Amqp;
+use service_connection::error_chain::chain;
+
+use celery_worker::results::{self, ResultBackend, ResultError};
 
 impl Doctor {
     pub(super) async fn look_at_services(&self) -> Vec<Finding> {
@@ -45,7 +45,7 @@ impl Doctor {
 
     fn result_backend(&self) -> Result<Arc<dyn ResultBackend>, String> {
         let celery = &self.settings.celery;
-        let transport = Amqp::new(&Options::configured(celery, &self.host))
+        let transport = Amqp::new(&celery.amqp_options(&self.host))
             .map_err(|error| chain(&error).to_string())?;
         let transport: Arc<dyn Transport> = Arc::new(transport);
         results::open(&celery.into(), transport).map_err(|error| chain(&error).to_string())

@@ -27,13 +27,13 @@ use self::publish::{Published, QueueFailures, publish};
 use self::survey::{Pick, Survey};
 use crate::faults::{fault_point, hang_point};
 use crate::metrics::{ManagerMetrics, PassCounts};
-use crate::pauses::Attempts;
-use crate::pulse::Pulse;
 use crate::settings::Settings;
-use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Endpoint, Repository, Watch};
+use celery_worker::liveness::Pulse;
+use service_connection::backoff::Attempts;
+use service_connection::error_chain::chain;
 
 mod publish;
 mod reconcile;

@@ -23,9 +23,9 @@ use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 
 use super::{Manager, Pass};
-use crate::telemetry::chain;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::repository::ScheduleRecord;
+use service_connection::error_chain::chain;
 
 /// Upper limit of the time after which a row that was sent again without effect is checked once more.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);

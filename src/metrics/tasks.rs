@@ -12,7 +12,8 @@ use prometheus::{
 };
 
 use super::Registered;
-use crate::wire::event::Event;
+use celery_protocol::event::Event;
+use celery_worker::observer::Observer;
 
 /// Upper bounds in seconds: the usual ones of Prometheus' clients, and then up to half a day, since
 /// a task may copy for hours.
@@ -22,7 +23,7 @@ const RUNTIMES: [f64; 19] = [
 ];
 
 /// Stands for the names of tasks that a worker does not have: messages make them up.
-pub const UNKNOWN: &str = "unknown";
+const UNKNOWN: &str = "unknown";
 
 /// Stands for the classes of exceptions beyond [`CLASSES_TOLD_APART`], and for names that are none.
 pub const OTHER: &str = "other";
@@ -157,8 +158,17 @@ impl TaskMetrics {
         vec![Box::new(self.sent.clone())]
     }
 
+    /// Counts a task that was sent.
+    pub fn sent(&self, task: &str, queue: &str) {
+        self.sent
+            .with_label_values(&[task, &self.hostname, queue])
+            .inc();
+    }
+}
+
+impl Observer for TaskMetrics {
     /// Begins the counters of a task at 0, so that its first one is an increase.
-    pub fn expect(&self, task: &str, queue: &str) {
+    fn expect_task(&self, task: &str, queue: &str) {
         let labels = [task, &self.hostname, queue];
         for counter in [
             &self.received,
@@ -175,8 +185,8 @@ impl TaskMetrics {
         self.runtime.with_label_values(&labels);
     }
 
-    /// Counts what is told of a task that came from a queue.
-    pub fn task(&self, task: &str, queue: &str, event: &Event<'_>) {
+    fn task_event(&self, task: Option<&str>, queue: &str, event: &Event<'_>) {
+        let task = task.unwrap_or(UNKNOWN);
         let labels = [task, &self.hostname, queue];
         match event {
             Event::TaskReceived(_) => self.received.with_label_values(&labels).inc(),
@@ -202,27 +212,17 @@ impl TaskMetrics {
         }
     }
 
-    /// Counts a task that was sent.
-    pub fn sent(&self, task: &str, queue: &str) {
-        self.sent
-            .with_label_values(&[task, &self.hostname, queue])
-            .inc();
-    }
-
-    /// Notes that the worker runs, with so many tasks; or that it has ended.
-    pub fn worker(&self, up: bool, active: usize) {
+    fn load(&self, up: bool, active: usize) {
         let labels = [self.hostname.as_str()];
         self.up.with_label_values(&labels).set(i64::from(up));
         self.active.with_label_values(&labels).set(whole(active));
     }
 
-    /// Notes whether the broker takes messages from the worker.
-    pub fn blocked(&self, blocked: bool) {
+    fn broker_blocked(&self, blocked: bool) {
         self.blocked.set(i64::from(blocked));
     }
 
-    /// Notes whether the broker serves the worker.
-    pub fn broker(&self, connected: bool, again: bool) {
+    fn broker_connected(&self, connected: bool, again: bool) {
         self.connected.set(i64::from(connected));
         if connected && again {
             self.reconnects.inc();
@@ -310,23 +310,23 @@ fn whole(count: usize) -> i64 {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::wire::exception::{BUILTINS, Exception};
+    use celery_protocol::exception::{BUILTINS, Exception};
 
     #[test]
     fn tasks_are_counted_by_the_exporters_names() -> Result<(), Error> {
         let (metrics, tasks) = (Metrics::new()?, TaskMetrics::new("name@host")?);
         metrics.add(&tasks.of_worker())?;
-        tasks.expect("t", "q");
-        tasks.task("t", "q", &Event::TaskStarted("id"));
+        tasks.expect_task("t", "q");
+        tasks.task_event(Some("t"), "q", &Event::TaskStarted("id"));
         let exception = Exception::new(BUILTINS, "KeyError", "x");
         let failed = Event::TaskFailed {
             id: "id",
             exception: &exception,
             traceback: None,
         };
-        tasks.task("t", "q", &failed);
-        tasks.worker(true, 3);
-        tasks.broker(true, false);
+        tasks.task_event(Some("t"), "q", &failed);
+        tasks.load(true, 3);
+        tasks.broker_connected(true, false);
         let text = String::from_utf8_lossy(&metrics.text()?).into_owned();
         for line in [
             r#"celery_task_started_total{hostname="host",name="t",queue_name="q"} 1"#,
@@ -355,7 +355,7 @@ mod tests {
                 traceback: None,
             };
             // A clone knows what the others have seen.
-            tasks.clone().task("t", "q", &failed);
+            tasks.clone().task_event(Some("t"), "q", &failed);
         };
         fail(&"x".repeat(LONGEST_CLASS + 1));
         for number in 0..CLASSES_TOLD_APART + 5 {

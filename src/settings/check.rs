@@ -8,8 +8,8 @@ use secrecy::ExposeSecret;
 use url::Url;
 
 use super::{Bbcp, Celery, Problem, Settings, Ssh, Traces};
-use crate::broker::amqp;
-use crate::worker::results;
+use celery_worker::broker::amqp;
+use celery_worker::results;
 
 /// A size or rate as bbcp reads it (`bbcp -w`, `-x`).
 static BBCP_SIZE: LazyLock<Option<Regex>> =

@@ -6,8 +6,8 @@ use ::url::Url;
 use secrecy::ExposeSecret;
 
 use super::{DatabaseType, Problem, Settings, SslMode};
-use crate::broker::amqp::SCHEMES;
-use crate::wire::url::{self, UrlParts};
+use celery_worker::broker::amqp::SCHEMES;
+use service_connection::url::{self, UrlParts};
 
 /// One warning for each service on another host that gets a password without TLS.
 pub(super) fn exposures(settings: &Settings) -> Vec<Problem> {

@@ -12,12 +12,13 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
-use crate::wire::url;
+use service_connection::url;
 
 mod check;
 mod exposure;
 mod load;
 mod secrets;
+mod worker_options;
 
 pub use load::{DEFAULTS, Problem, SettingsError, load};
 
@@ -266,84 +267,6 @@ pub struct ResultTables {
     pub task: String,
     /// Of groups.
     pub group: String,
-}
-
-/// Kind of an exchange, in AMQP's terms.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ExchangeKind {
-    /// By equal routing key.
-    #[default]
-    Direct,
-    /// To every bound queue.
-    Fanout,
-    /// By pattern.
-    Topic,
-    /// By headers.
-    Headers,
-}
-
-impl ExchangeKind {
-    /// Its name in AMQP.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Fanout => "fanout",
-            Self::Topic => "topic",
-            Self::Headers => "headers",
-        }
-    }
-}
-
-/// Type of a queue, in RabbitMQ's terms.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum QueueType {
-    /// On one node.
-    #[default]
-    Classic,
-    /// Replicated.
-    Quorum,
-}
-
-impl QueueType {
-    /// Its name in `x-queue-type`.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Classic => "classic",
-            Self::Quorum => "quorum",
-        }
-    }
-}
-
-/// When the queues for native delayed delivery are declared.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DelayedDelivery {
-    /// When a task queue is a quorum queue, as in Celery.
-    #[default]
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
-/// How one queue is declared.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TaskQueue {
-    /// Its exchange; otherwise the default exchange, or one of its own name.
-    pub exchange: Option<String>,
-    /// The exchange's kind.
-    pub exchange_type: Option<ExchangeKind>,
-    /// Binding key; otherwise its name.
-    pub routing_key: Option<String>,
-    /// Queue arguments, e.g. `x-max-priority`.
-    #[serde(default)]
-    pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Kind of the operations database.
@@ -678,43 +601,8 @@ impl Http {
     }
 }
 
-/// `[traces]`.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Traces {
-    /// Whether anything is traced, if there is somebody to take it.
-    pub enabled: bool,
-    /// Where OTLP over HTTP is posted, with its path; empty for nowhere.
-    pub endpoint: String,
-    /// Headers of every post, `name=value,name=value`, values percent-encoded; a secret, since a key may
-    /// be among them.
-    pub headers: SecretString,
-    /// File that holds the headers instead; empty for none.
-    pub headers_file: String,
-    /// Name of the service in the traces; empty for OpenTelemetry's own default.
-    pub service_name: String,
-    /// Share of the traces begun here that are recorded, 0 to 1.
-    pub ratio: f64,
-    /// For one post.
-    #[serde(with = "humantime_serde")]
-    pub timeout: Duration,
-}
-
-impl Traces {
-    /// Whether anything is to be traced.
-    #[must_use]
-    pub fn are_wanted(&self) -> bool {
-        self.enabled && !self.endpoint.is_empty()
-    }
-
-    /// The headers, by name.
-    ///
-    /// # Errors
-    /// What is wrong, without the value.
-    pub fn header_pairs(&self) -> Result<Vec<(String, SecretString)>, String> {
-        secrets::header_pairs(self.headers.expose_secret())
-    }
-}
+pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue};
+pub use traces::Traces;
 
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

@@ -5,10 +5,7 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use percent_encoding::percent_decode_str;
-use secrecy::SecretString;
-
-use crate::wire::url::with_password;
+use service_connection::url::with_password;
 
 /// No secret is longer; a wrong path may lead to a file that never ends.
 const MAX_BYTES: u64 = 64 << 10;
@@ -158,36 +155,6 @@ fn has_password(urls: &str) -> bool {
     with_password(urls, "x").is_some_and(|filled| filled == urls)
 }
 
-/// HTTP headers as OpenTelemetry writes them in a variable: `name=value,name=value`, the values
-/// percent-encoded.
-///
-/// # Errors
-/// What is wrong, without the values.
-pub(super) fn header_pairs(text: &str) -> Result<Vec<(String, SecretString)>, String> {
-    let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
-    let pairs = text
-        .split(',')
-        .map(str::trim)
-        .filter(|pair| !pair.is_empty());
-    pairs
-        .enumerate()
-        .map(|(index, pair)| {
-            let wrong = |what: &str| format!("header {} {what}", index + 1);
-            let (name, value) = pair.split_once('=').ok_or_else(|| wrong("has no `=`"))?;
-            let (name, value) = (name.trim(), value.trim());
-            if name.is_empty() || !name.chars().all(is_token) {
-                return Err(wrong("has no name that HTTP allows"));
-            }
-            let value = percent_decode_str(value).decode_utf8();
-            let value = value.map_err(|_| wrong("has a value that is no text"))?;
-            if !value.chars().all(|c| matches!(c, ' '..='~')) {
-                return Err(wrong("has a value with other than printable ASCII in it"));
-            }
-            Ok((name.to_owned(), value.into_owned().into()))
-        })
-        .collect()
-}
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
@@ -221,32 +188,6 @@ mod tests {
     #[case("rpc://", false)]
     fn passwords_are_found(#[case] urls: &str, #[case] has: bool) {
         assert_eq!(has_password(urls), has);
-    }
-
-    #[rstest]
-    #[case("", Ok(vec![]))]
-    #[case("api-key=k, x = a%3Db%20c=d,", Ok(vec![("api-key", "k"), ("x", "a=b c=d")]))]
-    #[case("a=1,s3cret", Err("header 2 has no `=`"))]
-    #[case("s3 cret=x", Err("header 1 has no name that HTTP allows"))]
-    #[case(
-        "a=s3cret%0A",
-        Err("header 1 has a value with other than printable ASCII in it")
-    )]
-    #[case("a=s3cret%ff", Err("header 1 has a value that is no text"))]
-    fn headers_are_read(#[case] text: &str, #[case] expected: Result<Vec<(&str, &str)>, &str>) {
-        let pairs = header_pairs(text);
-        let pairs = pairs.as_ref().map_err(String::as_str).map(|pairs| {
-            let shown = |(name, value): &'_ (String, SecretString)| {
-                let value = secrecy::ExposeSecret::expose_secret(value).to_owned();
-                (name.clone(), value)
-            };
-            pairs.iter().map(shown).collect::<Vec<_>>()
-        });
-        let expected = expected.map(|pairs| {
-            let owned = pairs.into_iter().map(|(a, b)| (a.to_owned(), b.to_owned()));
-            owned.collect()
-        });
-        assert_eq!(pairs, expected);
     }
 
     #[test]

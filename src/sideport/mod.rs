@@ -1,7 +1,7 @@
 //! The side port: `/livez`, `/readyz` and `/metrics` over HTTP, for monitors.
 //!
 //! * `/livez` says whether the process should go on living: 503 when one of its loops stands still
-//!   (see [`crate::pulse`]), with the loop's name and since when. A broker or database that is away
+//!   (see [`celery_worker::liveness`]), with the loop's name and since when. A broker or database that is away
 //!   is no reason to start the process anew, and a copy under way would be lost by it.
 //! * `/readyz` says whether it does its work now: 503 with a line for each reason.
 //! * `/metrics` is what [`crate::metrics`] counts.
@@ -27,8 +27,8 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::{Metrics, Registered};
-use crate::pulse::Pulses;
 use crate::telemetry::text::visible;
+use celery_worker::liveness::Pulses;
 use listener::Bounded;
 
 mod listener;

@@ -11,14 +11,14 @@ use super::notices::{self, BrokenLinks};
 use crate::faults::fault_point;
 use crate::health::Health;
 use crate::notify::Notifier;
-use crate::telemetry::chain;
-use crate::traces::{self, KeyValue};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Failure, Instruction, Successor, TransferDetail, Verdict};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
+use service_connection::error_chain::chain;
+use traces::{self, KeyValue};
 
 /// Time within which a dead connection to the broker is detected after a pause of the process.
 const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);

@@ -11,14 +11,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 use uuid::Uuid;
 
 use super::TransferFilesBbcp;
-use crate::broker::{
+use crate::manager::{FindError, FindMessages, HeldMessages};
+use crate::settings;
+use celery_protocol::RawMessage;
+use celery_protocol::pidbox;
+use celery_worker::broker::{
     Binding, BrokerError, Consumer, Declaration, Exchange, ExchangeKind, Publication, Queue,
     Subscription, Transport, Verdict,
 };
-use crate::manager::{FindError, FindMessages, HeldMessages};
-use crate::settings;
-use crate::wire::RawMessage;
-use crate::wire::pidbox;
 
 /// Exchange of replies to remote control.
 const REPLIES: &str = "reply.celery.pidbox";
@@ -272,7 +272,7 @@ mod tests {
 
     fn messages() -> Messages {
         Messages {
-            transport: Arc::new(crate::broker::recorder::Recorder::default()),
+            transport: Arc::new(celery_worker::broker::recorder::Recorder::default()),
             names: HashSet::from(["transfer".to_owned()]),
         }
     }

@@ -9,8 +9,8 @@ use celery::task::Task;
 
 use crate::manager::Manager;
 use crate::settings;
-use crate::wire::exception::Exception;
-use crate::worker::Registry;
+use celery_protocol::exception::Exception;
+use celery_worker::worker::Registry;
 
 mod base;
 mod messages;

@@ -9,10 +9,10 @@ use celery::error::{BrokerError, CeleryError};
 use celery::task::{Signature, Task as _};
 
 use super::{TransferFilesBbcp, TransferFilesBbcpParams};
-use crate::broker::app;
 use crate::manager::{Submit, SubmitError};
 use crate::metrics::TaskMetrics;
 use crate::settings;
+use celery_worker::broker::app;
 
 /// Sends `transfer_files_bbcp` through an app.
 pub struct Producer {

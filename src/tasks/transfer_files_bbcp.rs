@@ -17,9 +17,9 @@ use crate::transfer::error::TransferError;
 use crate::transfer::lease;
 use crate::transfer::repository::Withdrawal;
 use crate::transfer::service::{self, Failed, Snapshot};
-use crate::wire::arguments::{Parameter, Signature};
-use crate::wire::message::TaskMessage;
-use crate::worker::{Attributes, Control, Discarded, Failure, Progress, WorkerTask};
+use celery_protocol::arguments::{Parameter, Signature};
+use celery_protocol::message::TaskMessage;
+use celery_worker::worker::{Attributes, Control, Discarded, Failure, Progress, WorkerTask};
 
 /// Arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -187,7 +187,7 @@ fn shown(snapshot: &Snapshot) -> Map<String, Value> {
 }
 
 /// Only a worker's registry gives a task its context.
-const NOT_PREPARED: &str = "the task was started outside of ccat_transfer::worker";
+const NOT_PREPARED: &str = "the task was started outside of celery_worker::worker";
 
 impl WorkerTask for TransferFilesBbcp {
     const SIGNATURE: Signature = Signature {

@@ -10,10 +10,10 @@ use serde_json::Value;
 
 use super::exception;
 use crate::manager::Manager;
-use crate::telemetry::chain;
-use crate::wire::arguments::{Parameter, Signature};
-use crate::wire::exception::Exception;
-use crate::worker::{Attributes, Control, Failure, WorkerTask};
+use celery_protocol::arguments::{Parameter, Signature};
+use celery_protocol::exception::Exception;
+use celery_worker::worker::{Attributes, Control, Failure, WorkerTask};
+use service_connection::error_chain::chain;
 
 /// Arguments.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

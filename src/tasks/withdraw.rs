@@ -6,8 +6,8 @@ use tokio_util::sync::CancellationToken;
 use super::base::DataTransferTask;
 use super::messages::data_transfer_id;
 use crate::transfer::repository::Withdrawal;
-use crate::wire::message::TaskMessage;
-use crate::worker::Discarded;
+use celery_protocol::message::TaskMessage;
+use celery_worker::worker::Discarded;
 
 impl DataTransferTask {
     /// Takes a transfer out of SCHEDULED whose message is not run, so that the row does not wait for it.

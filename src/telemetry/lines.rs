@@ -10,8 +10,8 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::text::{visible, visible_json};
-use crate::traces;
-use crate::wire::url::redacted;
+
+use service_connection::url::redacted;
 
 /// Lines of JSON, with the trace that they are part of.
 pub(super) struct Json<F>(pub(super) F);

@@ -30,8 +30,8 @@ use sea_orm::{
 use secrecy::ExposeSecret;
 
 use crate::settings::{DatabaseType, OpsDb, SslMode};
-use crate::sql::{self, ErrorClass, pooler};
-use crate::wire::url;
+use service_connection::sql::{self, ErrorClass, pooler};
+use service_connection::url;
 
 /// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
 /// message inside of one, and a broker may take its time.
@@ -399,6 +399,6 @@ impl From<crate::faults::AnswerLost> for DatabaseError {
 impl From<crate::faults::AnswerLost> for DbErr {
     fn from(lost: crate::faults::AnswerLost) -> Self {
         let cause = sqlx::Error::Io(std::io::Error::other(lost));
-        crate::sql::pooler::as_connection_error(cause)
+        service_connection::sql::pooler::as_connection_error(cause)
     }
 }

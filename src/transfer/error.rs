@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use super::failures::{self, Kind, Retry};
 pub use super::failures::{Scope, Wait};
 use super::link::{ClosedLink, FullLink, PausedLink};
-use crate::traces::Explain;
+use traces::Explain;
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -550,7 +550,7 @@ impl TransferError {
 
     /// The whole chain of causes in one line, for a database column or a Celery message.
     pub fn chain(&self) -> String {
-        crate::telemetry::chain(self).to_string()
+        service_connection::error_chain::chain(self).to_string()
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::lease::{Lease, LeaseError, Phase, Snapshot};
 use super::link::PausedLink;
 use super::repository::{Renewal, Repository};
-use crate::telemetry::chain;
+use service_connection::error_chain::chain;
 
 /// Time that a phase has to last before it is written by a renewal of its own. Small packages are done before.
 const PHASE_SETTLES: Duration = Duration::from_millis(250);

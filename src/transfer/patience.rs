@@ -16,8 +16,8 @@ use super::database::DatabaseError;
 use super::error::{Interruption, TransferError};
 use super::lease::{Lease, LeaseError};
 use super::service::TransferService;
-use crate::pauses::{Attempts, Setback, in_seconds};
-use crate::telemetry::chain;
+use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::error_chain::chain;
 
 /// First and longest pause between two tries to reach the database.
 const UNREACHABLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));

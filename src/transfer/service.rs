@@ -22,8 +22,8 @@ pub use super::lease::{Phase, Snapshot};
 
 use crate::metrics::TransferMetrics;
 use crate::settings::Settings;
-use crate::telemetry::panic_text;
-use crate::traces::{self, Explain, KeyValue, step};
+use service_connection::error_chain::panic_text;
+use traces::{self, Explain, KeyValue, step};
 
 /// What a caller wants done.
 #[derive(Debug, Clone)]

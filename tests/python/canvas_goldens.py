@@ -1,4 +1,4 @@
-"""Writes tests/golden/canvas.json: what real Celery sends after a task, for the tests of `wire::canvas`.
+"""Writes crates/celery-protocol/tests/golden/canvas.json: what real Celery sends after a task, for the tests of `celery_protocol::canvas`.
 
 Workflows are applied by a client, and every message that this leads to is "run" by Celery's own tracer, which sends
 what follows; nothing leaves the process. Each run is one case: the message, what the task returned, and what was sent
@@ -17,7 +17,7 @@ from celery._state import _task_stack
 from celery.app.trace import build_tracer
 from celery.backends.base import Backend
 
-TARGET = Path(__file__).resolve().parent.parent / "golden" / "canvas.json"
+TARGET = Path(__file__).resolve().parent.parent.parent / "crates" / "celery-protocol" / "tests" / "golden" / "canvas.json"
 
 
 class Notes(Backend):

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::manager::{Manager, recover};
-use ccat_transfer::pulse::Pulse;
 use ccat_transfer::transfer::repository::{Instruction, LinkChange};
+use celery_worker::liveness::Pulse;
 use entity::Action;
 use futures_util::FutureExt as _;
 

@@ -15,7 +15,7 @@ pub use service::service;
 
 use std::time::Duration;
 
-use ccat_transfer::broker::amqp::{Amqp, Options};
+use celery_worker::broker::amqp::{Amqp, Options};
 
 /// A transport to the test broker.
 pub fn amqp(url: &str, name: &str) -> Amqp {

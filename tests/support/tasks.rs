@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use ccat_transfer::wire::arguments::{Parameter, Signature};
-use ccat_transfer::worker::{Attributes, Control, Failure, WorkerTask};
 use celery::error::TaskError;
 use celery::task::{Request, Task, TaskOptions, TaskResult};
+use celery_protocol::arguments::{Parameter, Signature};
+use celery_worker::worker::{Attributes, Control, Failure, WorkerTask};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -124,7 +124,7 @@ impl WorkerTask for Do {
     fn judge(&self, error: &TaskError) -> Failure {
         match error {
             TaskError::UnexpectedError(text) if text == "stopped" => Failure::Interrupted,
-            error => Failure::Raised(ccat_transfer::wire::exception::Exception::new(
+            error => Failure::Raised(celery_protocol::exception::Exception::new(
                 "builtins",
                 "ValueError",
                 match error {

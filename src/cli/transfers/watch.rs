@@ -19,8 +19,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::super::signals::Signals;
 use super::super::{CliError, Context, output};
 use super::selection::Filters;
-use crate::telemetry::chain;
 use crate::transfer::repository::{Filter, ListError, Listing, Repository, Sort, TransferSummary};
+use service_connection::error_chain::chain;
 
 /// Where the rate says nothing, an estimate would not either: beyond this many seconds.
 const LONGEST_ETA_S: i64 = 100 * 86_400;

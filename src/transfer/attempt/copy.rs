@@ -11,13 +11,13 @@ use super::AttemptRun;
 use super::prepare::{EarlierPartial, Prepared};
 use super::verify::{OriginDigest, reading};
 use crate::faults::fault_point;
-use crate::traces::{self, KeyValue, step};
 use crate::transfer::bbcp;
 use crate::transfer::digest::Digest;
 use crate::transfer::endpoint::Reading;
 use crate::transfer::error::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
+use traces::{self, KeyValue, step};
 
 /// Longest time that a storage may take for a small request before it counts as hanging: longer than ssh
 /// may take to find out that a host cannot be reached.

@@ -5,12 +5,12 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::faults::fault_point;
-use crate::telemetry::chain;
 use crate::transfer::endpoint::{Target, TemporaryName};
 use crate::transfer::error::TransferError;
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, target};
 use crate::transfer::repository::RecordedPartial;
 use crate::transfer::service::TransferService;
+use service_connection::error_chain::chain;
 
 /// Longest time for the removal of what an attempt or an earlier one left.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(15);

@@ -20,7 +20,7 @@ use super::link::PausedLink;
 use super::plan::Plan;
 use super::repository::Acquired;
 use super::service::{Done, Request, Summary, TransferService};
-use crate::traces::step;
+use traces::step;
 
 mod copy;
 mod leftovers;

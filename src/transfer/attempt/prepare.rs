@@ -9,13 +9,13 @@ use super::AttemptRun;
 use super::leftovers::TIDY_WITHIN;
 use crate::faults::fault_point;
 use crate::settings::LinkSettings;
-use crate::traces::{self, KeyValue, step};
 use crate::transfer::endpoint::{Facts, TemporaryName};
 use crate::transfer::error::TransferError;
 use crate::transfer::lease::{LeaseError, Phase, Progress};
 use crate::transfer::link::LinkName;
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, plan};
 use crate::transfer::repository::{Acquired, ClaimError};
+use traces::{self, KeyValue, step};
 
 /// A partial copy of an earlier attempt that this one can complete.
 #[derive(Clone, Copy)]

@@ -1,0 +1,342 @@
+//! Signatures: a task that is not sent yet, or several of them in an order.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value, json};
+
+use super::{Error, MAX_DEPTH, MAX_LINKS, MAX_WEIGHT};
+use crate::weight;
+
+/// Options that a caller must not change, where a signature has them: the parts of a chord find
+/// together by them.
+const KEPT: [&str; 2] = ["group_id", "stamped_headers"];
+
+/// A signature, read from its mapping.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Signature {
+    /// Name of the task; of no meaning for anything but a single task.
+    pub task: String,
+    /// Its positional arguments.
+    pub args: Vec<Value>,
+    /// Its keyword arguments; those for the header where it is a chord.
+    pub kwargs: Map<String, Value>,
+    /// How and where to it is sent, by the names of `apply_async`.
+    pub options: Map<String, Value>,
+    /// Whether it takes no more arguments.
+    pub immutable: bool,
+    /// Whether it is one task or more.
+    pub form: Form,
+}
+
+/// The form of a signature.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Form {
+    /// One task.
+    Task,
+    /// One after the other, each with the result of the one before.
+    Chain(Vec<Signature>),
+    /// All at once.
+    Group(Vec<Signature>),
+    /// All at once, and then one with the list of their results.
+    Chord {
+        /// The tasks at once.
+        header: Vec<Signature>,
+        /// What is applied to their results.
+        body: Box<Signature>,
+    },
+}
+
+impl Signature {
+    /// Reads a signature as a message carries it.
+    ///
+    /// # Errors
+    /// [`Error`] for everything that is none, and for one that is nested too deep.
+    pub fn parse(value: &Value) -> Result<Self, Error> {
+        if weight::of_value(value) > MAX_WEIGHT {
+            return Err(Error::Memory);
+        }
+        parse(value, MAX_DEPTH)
+    }
+
+    /// Reads several signatures.
+    ///
+    /// # Errors
+    /// The errors of [`Signature::parse`]. The limit of one signature applies to all of them together.
+    pub fn parse_all(values: &[Value]) -> Result<Vec<Self>, Error> {
+        if values.iter().map(weight::of_value).sum::<usize>() > MAX_WEIGHT {
+            return Err(Error::Memory);
+        }
+        values.iter().map(|value| parse(value, MAX_DEPTH)).collect()
+    }
+
+    /// Several signatures as one group.
+    #[must_use]
+    pub fn group(tasks: Vec<Self>) -> Self {
+        Self::compound("celery.group", Form::Group(tasks), Map::new())
+    }
+
+    pub(super) fn chord(header: Vec<Self>, body: Self) -> Self {
+        let form = Form::Chord {
+            header,
+            body: Box::new(body),
+        };
+        Self::compound("celery.chord", form, Map::new())
+    }
+
+    fn compound(task: &str, form: Form, options: Map<String, Value>) -> Self {
+        Self {
+            task: task.to_owned(),
+            args: Vec::new(),
+            kwargs: Map::new(),
+            options,
+            immutable: false,
+            form,
+        }
+    }
+
+    /// The mapping, as Python reads it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let list = |tasks: &[Self]| -> Value { tasks.iter().map(Self::to_json).collect() };
+        let (kwargs, kind) = match &self.form {
+            Form::Task => (json!(self.kwargs), Value::Null),
+            Form::Chain(tasks) => (json!({"tasks": list(tasks)}), "chain".into()),
+            Form::Group(tasks) => (json!({"tasks": list(tasks)}), "group".into()),
+            Form::Chord { header, body } => (
+                json!({"kwargs": self.kwargs, "header": list(header), "body": body.to_json()}),
+                "chord".into(),
+            ),
+        };
+        json!({
+            "task": self.task,
+            "args": self.args,
+            "kwargs": kwargs,
+            "options": self.options,
+            "subtask_type": kind,
+            "immutable": self.immutable,
+        })
+    }
+
+    /// An option that is a text.
+    pub(super) fn text(&self, option: &str) -> Option<&str> {
+        text(&self.options, option)
+    }
+
+    /// The options with those of a caller over them, as far as a caller may change them.
+    pub(super) fn merged(&self, options: &Map<String, Value>) -> Map<String, Value> {
+        let stamps: HashSet<&str> = names(&self.options, "stamped_headers").collect();
+        let mut merged = self.options.clone();
+        for (name, value) in options {
+            let kept = (KEPT.contains(&name.as_str()) || stamps.contains(name.as_str()))
+                && self.options.contains_key(name);
+            // Python drops what is `None`.
+            if !kept && !value.is_null() {
+                merged.insert(name.clone(), value.clone());
+            }
+        }
+        merged
+    }
+
+    /// A callback, applied on success.
+    pub(super) fn link(&mut self, callback: Value) {
+        match &mut self.form {
+            Form::Task | Form::Chain(_) => append(&mut self.options, "link", callback),
+            // The first of a group cannot give the results of all: it gives none.
+            Form::Group(tasks) => {
+                if let Some(first) = tasks.first_mut() {
+                    let mut callback = callback;
+                    callback["immutable"] = true.into();
+                    first.link(callback);
+                }
+            }
+            Form::Chord { body, .. } => body.link(callback),
+        }
+    }
+
+    /// An errback, applied on failure: of each task of a group, of the body of a chord.
+    pub(super) fn link_error(&mut self, errback: &Value) {
+        match &mut self.form {
+            Form::Task | Form::Chain(_) => append(&mut self.options, "link_error", errback.clone()),
+            Form::Group(tasks) => tasks.iter_mut().for_each(|task| task.link_error(errback)),
+            Form::Chord { header, body } => {
+                for task in header {
+                    if matches!(task.form, Form::Chord { .. }) {
+                        task.link_error(errback);
+                    }
+                }
+                body.link_error(errback);
+            }
+        }
+    }
+
+    /// Number of copies of an errback that [`Signature::link_error`] makes.
+    pub(super) fn errback_copies(&self) -> usize {
+        match &self.form {
+            Form::Task | Form::Chain(_) => 1,
+            Form::Group(tasks) => tasks.iter().map(Self::errback_copies).sum(),
+            Form::Chord { header, body } => {
+                let in_header = header
+                    .iter()
+                    .filter(|task| matches!(task.form, Form::Chord { .. }))
+                    .map(Self::errback_copies);
+                in_header.sum::<usize>() + body.errback_copies()
+            }
+        }
+    }
+
+    /// How many parts a chord waits for because of this signature in its header.
+    pub(super) fn parts(&self) -> usize {
+        match &self.form {
+            Form::Task => 1,
+            Form::Group(tasks) => tasks.iter().map(Self::parts).sum(),
+            // It is done when its last step is.
+            Form::Chain(tasks) => {
+                let parts = tasks.iter().rev().map(Self::parts);
+                parts.into_iter().find(|parts| *parts > 0).unwrap_or(0)
+            }
+            Form::Chord { body, .. } => body.parts(),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(&self.form, Form::Group(tasks) | Form::Chain(tasks) if tasks.is_empty())
+    }
+}
+
+/// An option that is a text, and not an empty one.
+pub(super) fn text<'a>(options: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
+    options
+        .get(name)
+        .and_then(Value::as_str)
+        .filter(|text| !text.is_empty())
+}
+
+/// An option that is a list of texts.
+pub(super) fn names<'a>(
+    options: &'a Map<String, Value>,
+    name: &str,
+) -> impl Iterator<Item = &'a str> {
+    let list = options.get(name).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// An option that is a list, or one that stands for a list of itself.
+pub(super) fn listed(value: Option<Value>) -> Option<Vec<Value>> {
+    match value {
+        None | Some(Value::Null) => None,
+        Some(Value::Array(list)) => Some(list),
+        Some(one) => Some(vec![one]),
+    }
+}
+
+/// The callbacks or errbacks that a signature hands to others.
+pub(super) fn links(value: Option<Value>) -> Result<Vec<Value>, Error> {
+    let links = listed(value).unwrap_or_default();
+    match links.len() > MAX_LINKS {
+        true => Err(Error::Links),
+        false => Ok(links),
+    }
+}
+
+fn append(options: &mut Map<String, Value>, name: &str, value: Value) {
+    let mut list = listed(options.remove(name)).unwrap_or_default();
+    if !list.contains(&value) {
+        list.push(value);
+    }
+    options.insert(name.to_owned(), list.into());
+}
+
+fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
+    let depth = depth.checked_sub(1).ok_or(Error::Depth)?;
+    let fields = value.as_object().ok_or(Error::Form {
+        what: "the whole",
+        expected: "a mapping",
+    })?;
+    let nothing = Map::new();
+    let mapping = |what| match fields.get(what) {
+        None | Some(Value::Null) => Ok(&nothing),
+        Some(Value::Object(map)) => Ok(map),
+        Some(_) => Err(Error::Form {
+            what,
+            expected: "a mapping",
+        }),
+    };
+    let args = match fields.get("args") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(args)) => args.clone(),
+        Some(_) => {
+            return Err(Error::Form {
+                what: "args",
+                expected: "a list",
+            });
+        }
+    };
+    let (options, immutable) = (
+        mapping("options")?.clone(),
+        fields.get("immutable") == Some(&Value::Bool(true)),
+    );
+    // Nested parts are read in place, without a copy.
+    let kwargs = mapping("kwargs")?;
+    let kind = match fields.get("subtask_type") {
+        None | Some(Value::Null) => "",
+        Some(Value::String(kind)) => kind,
+        Some(other) => return Err(Error::Type(other.to_string())),
+    };
+    // Python makes chains and groups anew from nothing but their tasks and options.
+    Ok(match kind {
+        "" => Signature {
+            task: text(fields, "task")
+                .ok_or(Error::Form {
+                    what: "task",
+                    expected: "a name",
+                })?
+                .to_owned(),
+            args,
+            kwargs: kwargs.clone(),
+            options,
+            immutable,
+            form: Form::Task,
+        },
+        "chain" => {
+            let tasks = tasks(kwargs.get("tasks"), "tasks", depth)?;
+            Signature::compound("celery.chain", Form::Chain(tasks), options)
+        }
+        "group" => {
+            let tasks = tasks(kwargs.get("tasks"), "tasks", depth)?;
+            Signature::compound("celery.group", Form::Group(tasks), options)
+        }
+        "chord" => {
+            let header = match kwargs.get("header") {
+                Some(one @ Value::Object(_)) => match parse(one, depth)? {
+                    Signature {
+                        form: Form::Group(tasks) | Form::Chain(tasks),
+                        ..
+                    } => tasks,
+                    single => vec![single],
+                },
+                list => tasks(list, "header", depth)?,
+            };
+            let body = parse(kwargs.get("body").unwrap_or(&Value::Null), depth)?;
+            let inner = match kwargs.get("kwargs") {
+                Some(Value::Object(inner)) => inner.clone(),
+                _ => Map::new(),
+            };
+            Signature {
+                args,
+                kwargs: inner,
+                options,
+                immutable,
+                ..Signature::chord(header, body)
+            }
+        }
+        other => return Err(Error::Type(other.to_owned())),
+    })
+}
+
+fn tasks(value: Option<&Value>, what: &'static str, depth: usize) -> Result<Vec<Signature>, Error> {
+    let list = value.and_then(Value::as_array).ok_or(Error::Form {
+        what,
+        expected: "a list",
+    })?;
+    list.iter().map(|task| parse(task, depth)).collect()
+}

@@ -1,0 +1,64 @@
+//! The Celery protocol as data: bytes in, types out. No IO and no clock.
+//!
+//! What is read here comes from a network and is treated as hostile: every function returns a
+//! typed refusal for what it cannot use, and none panics. Rules are those of Celery 5.7 with
+//! kombu 5.7, seen on the wire.
+
+use chrono::{DateTime, SecondsFormat, Utc};
+
+pub mod arguments;
+pub mod canvas;
+pub mod compression;
+pub mod content;
+pub mod envelope;
+pub mod event;
+pub mod exception;
+mod headers;
+mod json;
+pub mod message;
+mod msgpack;
+pub mod pidbox;
+pub mod repr;
+pub mod result;
+pub mod retry;
+mod time;
+pub mod weight;
+mod yaml;
+
+pub use headers::Headers;
+
+/// A message as any transport carries it: headers, properties and an encoded body.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RawMessage {
+    /// Application headers. What AMQP has and JSON has not is in kombu's envelopes, see
+    /// [`envelope`], so that a header goes out again as it came in.
+    pub headers: Headers,
+    /// The properties that Celery uses.
+    pub properties: Properties,
+    /// The body as it was on the wire.
+    pub body: Vec<u8>,
+}
+
+/// The message properties that Celery reads or writes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties {
+    /// MIME type of the serializer.
+    pub content_type: Option<String>,
+    /// Character set of the body; `binary` for binary serializers.
+    pub content_encoding: Option<String>,
+    /// The task's id, by which an `rpc://` client finds its result.
+    pub correlation_id: Option<String>,
+    /// Queue that an `rpc://` client reads its results from.
+    pub reply_to: Option<String>,
+    /// Message priority, 0 to 255.
+    pub priority: Option<u8>,
+    /// Time to live in milliseconds, as text.
+    pub expiration: Option<String>,
+    /// Whether the broker writes the message to disk (`delivery_mode` 2).
+    pub persistent: bool,
+}
+
+/// Python's `datetime.isoformat()` of an aware UTC time: microseconds and `+00:00`.
+pub fn isoformat(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Micros, false)
+}

@@ -1,0 +1,402 @@
+//! The result of a task, as backends store it and clients read it.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value, json};
+
+use super::compression::{self, Method};
+use super::exception::Exception;
+use super::message::{Reason, TaskMessage};
+use super::{isoformat, json};
+
+/// Why a task does not run, or not to its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// It came too late.
+    Expired,
+    /// Somebody revoked it before it began.
+    Revoked,
+    /// Somebody stopped it while it ran.
+    Terminated,
+}
+
+impl Cause {
+    /// The word that the result's exception has for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
+/// State of a task, with what belongs to it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    /// It runs.
+    Started {
+        /// Process that runs it.
+        pid: u32,
+        /// Node name of the worker.
+        hostname: String,
+    },
+    /// It runs, and this is how far it is; a state of the project's own, which Celery's readers take
+    /// for a custom one.
+    Progress(Value),
+    /// It raised and will be run again.
+    Retry {
+        /// What it raised.
+        exception: Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<String>,
+    },
+    /// It returned.
+    Success(Value),
+    /// It raised.
+    Failure {
+        /// What it raised.
+        exception: Exception,
+        /// Text in the form of a Python traceback.
+        traceback: Option<String>,
+    },
+    /// It will not run, or was stopped.
+    Revoked(Cause),
+}
+
+impl State {
+    /// Celery's name of the state.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "STARTED",
+            Self::Progress(_) => "PROGRESS",
+            Self::Retry { .. } => "RETRY",
+            Self::Success(_) => "SUCCESS",
+            Self::Failure { .. } => "FAILURE",
+            Self::Revoked(_) => "REVOKED",
+        }
+    }
+
+    /// What is stored as the result: a value, or an exception as a mapping.
+    #[must_use]
+    pub fn result(&self) -> Value {
+        match self {
+            Self::Started { pid, hostname } => json!({"pid": pid, "hostname": hostname}),
+            Self::Success(value) | Self::Progress(value) => value.clone(),
+            Self::Retry { exception, .. } | Self::Failure { exception, .. } => json!(exception),
+            Self::Revoked(cause) => json!(Exception::revoked(cause.as_str())),
+        }
+    }
+
+    /// Whether no other state follows.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(
+            self,
+            Self::Success(_) | Self::Failure { .. } | Self::Revoked(_)
+        )
+    }
+
+    /// Whether a stored state of that name stays when this one comes: a SUCCESS always, and against
+    /// mere news about the progress every final one. A task that failed may run once more.
+    #[must_use]
+    pub fn yields_to(&self, stored: &str) -> bool {
+        self.unyielding().contains(&stored)
+    }
+
+    /// The states that stay when this one comes.
+    #[must_use]
+    pub fn unyielding(&self) -> &'static [&'static str] {
+        match self {
+            Self::Progress(_) => &["SUCCESS", "FAILURE", "REVOKED"],
+            _ => &["SUCCESS"],
+        }
+    }
+}
+
+/// A task's result as a mapping with exactly the keys that Python writes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResultMeta {
+    /// The task.
+    pub task_id: String,
+    /// Its state.
+    pub state: State,
+    /// When a final state was reached.
+    pub date_done: Option<DateTime<Utc>>,
+    /// The message's group.
+    pub group_id: Option<String>,
+    /// The task that sent this one.
+    pub parent_id: Option<String>,
+    /// The results of the tasks that this one sent, each in the form of `AsyncResult.as_tuple()`:
+    /// `[[id, parent], null]`, or `[[group, parent], [child, …]]`.
+    pub children: Vec<Value>,
+    /// What `result_extended` adds.
+    pub extended: Option<Extended>,
+}
+
+/// The keys that `result_extended` adds to a result.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Extended {
+    /// Name of the task.
+    pub name: String,
+    /// Its arguments.
+    pub args: Value,
+    /// Its keyword arguments.
+    pub kwargs: Value,
+    /// Node name of the worker.
+    pub worker: String,
+    /// How often it was retried before.
+    pub retries: u32,
+    /// The *routing key* that its message came by, which Celery calls `queue`.
+    pub queue: Option<String>,
+    /// `stamped_headers`, and the stamps under their own names; empty for a task without.
+    pub stamps: Map<String, Value>,
+}
+
+impl ResultMeta {
+    /// The result of `message`, reached at `now`.
+    #[must_use]
+    pub fn new(message: &TaskMessage, state: State, now: DateTime<Utc>) -> Self {
+        Self {
+            task_id: message.id.clone(),
+            date_done: state.is_final().then_some(now),
+            state,
+            group_id: message.group.clone(),
+            parent_id: message.parent_id.clone(),
+            children: Vec::new(),
+            extended: None,
+        }
+    }
+
+    /// The values of any size in it.
+    pub fn values(&self) -> impl Iterator<Item = &Value> {
+        let own = match &self.state {
+            State::Success(value) | State::Progress(value) => Some(value),
+            _ => None,
+        };
+        let extended = self.extended.iter();
+        let arguments = extended.flat_map(|extended| [&extended.args, &extended.kwargs]);
+        own.into_iter().chain(&self.children).chain(arguments)
+    }
+
+    /// The mapping.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let traceback = match &self.state {
+            State::Retry { traceback, .. } | State::Failure { traceback, .. } => traceback.as_ref(),
+            _ => None,
+        };
+        let mut meta = Map::new();
+        meta.insert("status".into(), json!(self.state.name()));
+        meta.insert("result".into(), self.state.result());
+        meta.insert("traceback".into(), json!(traceback));
+        meta.insert("children".into(), json!(self.children));
+        meta.insert("date_done".into(), json!(self.date_done.map(isoformat)));
+        if let Some(group) = &self.group_id {
+            meta.insert("group_id".into(), json!(group));
+        }
+        if let Some(parent) = &self.parent_id {
+            meta.insert("parent_id".into(), json!(parent));
+        }
+        if let Some(extended) = &self.extended {
+            meta.insert("name".into(), json!(extended.name));
+            meta.insert("args".into(), extended.args.clone());
+            meta.insert("kwargs".into(), extended.kwargs.clone());
+            meta.insert("worker".into(), json!(extended.worker));
+            meta.insert("retries".into(), json!(extended.retries));
+            meta.insert("queue".into(), json!(extended.queue));
+            meta.extend(extended.stamps.clone());
+        }
+        meta.insert("task_id".into(), json!(self.task_id));
+        Value::Object(meta)
+    }
+}
+
+/// What compressed values begin with; then come the MIME type of the compression, a NUL and the
+/// compressed bytes.
+const COMPRESSED: &[u8] = b"\0celery-compressed\0";
+
+/// Largest value that is read, in bytes, decompressed: whoever may write to Redis may store a bomb.
+const MAX_STORED: usize = 64 << 20;
+
+/// Why stored bytes are no result.
+#[derive(Debug, thiserror::Error)]
+pub enum NotReadable {
+    /// They cannot be decompressed.
+    #[error("it cannot be decompressed")]
+    Compressed(#[from] Reason),
+    /// They are of another serializer, or broken.
+    #[error("it is no JSON: {0}")]
+    Json(String),
+    /// They are something else.
+    #[error("it is no mapping with a status")]
+    NoStatus,
+}
+
+/// A value as a key-value store holds it.
+#[must_use]
+pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
+    let plain = value.to_string().into_bytes();
+    let packed = compression.and_then(|method| {
+        let packed = method.compress(&plain)?;
+        let name = method.content_type().as_bytes();
+        Some([COMPRESSED, name, b"\0", &packed].concat())
+    });
+    packed.unwrap_or(plain)
+}
+
+/// The value that a store holds, compressed or not.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
+    let plain = match stored.strip_prefix(COMPRESSED) {
+        None => stored.into(),
+        Some(rest) => {
+            let mut parts = rest.splitn(2, |byte| *byte == 0);
+            let name = String::from_utf8_lossy(parts.next().unwrap_or_default()).into_owned();
+            let packed = parts.next().unwrap_or_default();
+            compression::undo(packed, Some(&name.into()), MAX_STORED)?
+        }
+    };
+    let text = std::str::from_utf8(&plain).map_err(|e| NotReadable::Json(e.to_string()))?;
+    json::read(text).map_err(|e| NotReadable::Json(e.to_string()))
+}
+
+/// The mapping of a result that a key-value store holds.
+///
+/// # Errors
+/// [`NotReadable`].
+pub fn read(stored: &[u8]) -> Result<Value, NotReadable> {
+    let meta = decode(stored)?;
+    match meta["status"].is_string() {
+        true => Ok(meta),
+        false => Err(NotReadable::NoStatus),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meta(state: State) -> Value {
+        let now = DateTime::from_timestamp(1_795_493_153, 751_852_000).unwrap_or_default();
+        let message = TaskMessage {
+            id: "91ee9000".into(),
+            ..TaskMessage::default()
+        };
+        ResultMeta::new(&message, state, now).to_json()
+    }
+
+    #[test]
+    fn success_has_the_six_keys() {
+        assert_eq!(
+            meta(State::Success(json!(true))),
+            json!({
+                "status": "SUCCESS", "result": true, "traceback": null, "children": [],
+                "date_done": "2026-11-24T04:05:53.751852+00:00", "task_id": "91ee9000",
+            })
+        );
+    }
+
+    #[test]
+    fn what_is_stored_compressed_tells_how() {
+        let value = json!({"status": "SUCCESS", "result": "é".repeat(1000)});
+        for method in [
+            None,
+            Some(Method::Gzip),
+            Some(Method::Bzip2),
+            Some(Method::Zstd),
+        ] {
+            let stored = encode(&value, method);
+            assert_eq!(stored.starts_with(COMPRESSED), method.is_some());
+            assert_eq!(read(&stored).ok(), Some(value.clone()));
+        }
+        // Celery 5.7's `compress_payload('{"status": "SUCCESS"}', "gzip")`.
+        let hex = "789cab562a2e492c292d56b252500a0e7576760d0e56aa05004cda0698";
+        let packed: Vec<u8> = (0..hex.len() / 2)
+            .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap_or_default())
+            .collect();
+        let stored = [COMPRESSED, b"application/x-gzip\0", &packed].concat();
+        assert_eq!(read(&stored).ok(), Some(json!({"status": "SUCCESS"})));
+    }
+
+    #[test]
+    fn what_is_no_result_is_no_result() {
+        for stored in [
+            &b""[..],
+            b"7",
+            b"[]",
+            b"{}",
+            b"{\"status\": 7}",
+            b"\x80\x04pickle",
+            b"\0celery-compressed\0",
+            b"\0celery-compressed\0no/such\0abc",
+            b"\0celery-compressed\0application/zstd\0abc",
+        ] {
+            assert!(read(stored).is_err(), "{stored:?}");
+        }
+    }
+
+    #[test]
+    fn only_news_about_progress_give_way_to_failures() {
+        let progress = State::Progress(json!({"bytes": 1}));
+        let started = State::Started {
+            pid: 7,
+            hostname: "celery@h".into(),
+        };
+        for (stored, by_progress, by_started) in [
+            ("SUCCESS", true, true),
+            ("FAILURE", true, false),
+            ("REVOKED", true, false),
+            ("STARTED", false, false),
+            ("RETRY", false, false),
+        ] {
+            assert_eq!(progress.yields_to(stored), by_progress, "{stored}");
+            assert_eq!(started.yields_to(stored), by_started, "{stored}");
+        }
+    }
+
+    #[test]
+    fn started_is_not_done() {
+        let started = meta(State::Started {
+            pid: 7,
+            hostname: "celery@h".into(),
+        });
+        assert_eq!(started["date_done"], Value::Null);
+        assert_eq!(started["result"], json!({"pid": 7, "hostname": "celery@h"}));
+    }
+
+    #[test]
+    fn failure_carries_the_exception() {
+        let exception = Exception::type_error("no");
+        let traceback = Some(exception.traceback("in f"));
+        let failed = meta(State::Failure {
+            exception,
+            traceback,
+        });
+        assert_eq!(
+            failed["result"],
+            json!({"exc_type": "TypeError", "exc_message": ["no"], "exc_module": "builtins"})
+        );
+        assert_eq!(
+            failed["traceback"],
+            "Traceback (most recent call last):\n  in f\nTypeError: no\n"
+        );
+    }
+
+    #[test]
+    fn group_and_parent_only_if_the_message_has_them() {
+        let message = TaskMessage {
+            id: "a".into(),
+            group: Some("g".into()),
+            parent_id: Some("p".into()),
+            ..TaskMessage::default()
+        };
+        let meta =
+            ResultMeta::new(&message, State::Success(Value::Null), DateTime::default()).to_json();
+        assert_eq!(meta["group_id"], "g");
+        assert_eq!(meta["parent_id"], "p");
+    }
+}

@@ -1,0 +1,153 @@
+//! Work on large values, aside from the threads that all messages share.
+//!
+//! A few hundred kilobytes of JSON take from a tenth of a second to some seconds to plan, to copy or to
+//! write, without a pause. Two such messages at a time, on two threads, would hold up every other message,
+//! the heartbeats and the remote control. Small values are worked on in place.
+
+use serde_json::Value;
+use tokio::runtime::{Handle, RuntimeFlavor};
+use tokio::sync::Semaphore;
+use tokio::task::block_in_place;
+
+use celery_protocol::weight;
+
+/// Bytes of memory up to which values are small. What is made of signatures can grow with the third
+/// power of this.
+const SMALL: usize = 16 << 10;
+
+/// Returns true if work on some values may take long.
+pub(super) fn is_large<'v>(values: impl IntoIterator<Item = &'v Value>) -> bool {
+    weight::exceeds(values, SMALL)
+}
+
+/// Does synchronous work; if its values are large, other tasks go on meanwhile.
+pub(super) fn aside<T>(is_large: bool, work: impl FnOnce() -> T) -> T {
+    match is_large {
+        true => unhurried(work),
+        false => work(),
+    }
+}
+
+/// Hands what else the thread has to do to another one first.
+fn unhurried<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|handle| handle.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
+        // There is no other thread.
+        _ => work(),
+    }
+}
+
+/// Place for work that takes much memory: one at a time.
+#[derive(Debug)]
+pub(super) struct Desk(Semaphore);
+
+impl Default for Desk {
+    fn default() -> Self {
+        Self(Semaphore::new(1))
+    }
+}
+
+impl Desk {
+    /// Does synchronous work as [`aside`] does; on large values only when nothing else is done here.
+    pub(super) async fn work<T: Send>(&self, is_large: bool, work: impl FnOnce() -> T + Send) -> T {
+        if !is_large {
+            return work();
+        }
+        // Never closed, so that there is always a place some day.
+        let _place = self.0.acquire().await;
+        unhurried(|| apart(work))
+    }
+}
+
+/// Does something on a thread of its own, which ends with it.
+///
+/// The C library's allocator has a heap for each thread, and keeps what is given back to it: each thread
+/// that ever did something large would keep as much memory. The heap of one that has ended goes to the next.
+pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+    let mut slot = Some(work);
+    let done = std::thread::scope(|scope| {
+        let work = || slot.take().map(|work| work());
+        let thread = std::thread::Builder::new().name("large values".into());
+        let running = thread.spawn_scoped(scope, work).ok()?;
+        running
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    match (done, slot) {
+        (Some(done), _) => done,
+        // No thread could be started.
+        (None, Some(work)) => work(),
+        // A panic of the work has gone on above.
+        (None, None) => unreachable!("work that is neither done nor in its slot"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(30);
+
+    /// More of it than there are threads, each of which ends when another task has run.
+    #[test]
+    fn others_go_on_meanwhile() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let large = json!(vec![0; SMALL]);
+        runtime.block_on(async {
+            let mut ends = Vec::new();
+            let mut working = Vec::new();
+            for _ in 0..4 {
+                let (end, ended) = mpsc::channel();
+                let large = large.clone();
+                ends.push(end);
+                working.push(tokio::spawn(async move {
+                    aside(is_large([&large]), move || ended.recv_timeout(LIMIT)).unwrap();
+                }));
+            }
+            tokio::spawn(async move { ends.iter().for_each(|end| end.send(()).unwrap()) });
+            for one in working {
+                one.await.unwrap();
+            }
+        });
+        runtime.shutdown_background();
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn one_at_a_time() {
+        let (desk, busy) = (Arc::new(Desk::default()), Arc::new(AtomicUsize::new(0)));
+        let large = json!(vec![0; SMALL]);
+        let working = (0..8).map(|_| {
+            let (desk, busy, large) = (desk.clone(), busy.clone(), large.clone());
+            tokio::spawn(async move {
+                let work = || {
+                    let others = busy.fetch_add(1, Ordering::SeqCst);
+                    std::thread::yield_now();
+                    busy.fetch_sub(1, Ordering::SeqCst);
+                    others
+                };
+                desk.work(is_large([&large]), work).await
+            })
+        });
+        for one in working.collect::<Vec<_>>() {
+            assert_eq!(one.await.unwrap(), 0);
+        }
+    }
+
+    /// Also where there is one thread only.
+    #[tokio::test]
+    async fn what_is_small_is_done_in_place() {
+        assert_eq!(Desk::default().work(is_large([&json!(1)]), || 2).await, 2);
+        assert_eq!(aside(is_large([&json!(vec![0; SMALL])]), || 3), 3);
+    }
+}

@@ -1,0 +1,415 @@
+//! One queue: its channel and its consumer, for as long as there is a connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{DeliveryTag, FieldTable, ShortString};
+use lapin::{Channel, Connection};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::link::{self, Link};
+use super::screen::Notes;
+use super::settler::Settler;
+use super::window::{Held, Window};
+use super::{RECONNECT, convert, short};
+use crate::broker::consumer::{Damage, Reports, Settled, Wanted};
+use crate::broker::{BrokerError, Delivery, Queue, Settlement, Verdict};
+use service_connection::backoff::{Attempts, in_seconds};
+use service_connection::error_chain::chain;
+
+/// How long the closing of a channel may take.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Serves one queue over one connection.
+pub(super) struct Lane {
+    pub(super) link: Arc<Link>,
+    pub(super) connection: Arc<Connection>,
+    /// Changes that were made to deliveries in order to read them.
+    pub(super) notes: Arc<Notes>,
+    pub(super) queue: Queue,
+    /// Whether delayed messages are to reach the queue.
+    pub(super) delayed: bool,
+    pub(super) reports: Arc<Reports>,
+    pub(super) deliveries: mpsc::Sender<Delivery>,
+    /// The queue is not wanted any more.
+    pub(super) cancelled: CancellationToken,
+    /// Nothing more will be settled.
+    pub(super) closing: CancellationToken,
+}
+
+type Items = stream::SelectAll<stream::BoxStream<'static, Item>>;
+
+/// What comes from a consumer, with its number.
+enum Item {
+    Delivery(u32, Box<lapin::message::Delivery>),
+    Error(lapin::Error),
+    End(u32),
+}
+
+/// An open channel that is consumed on.
+struct Open {
+    channel: Channel,
+    settler: Settler,
+    window: Arc<Window>,
+    items: Items,
+    /// Number and tag of the consumer that gets deliveries, if there is one.
+    consumer: Option<(u32, ShortString)>,
+}
+
+impl Lane {
+    /// Runs until the queue is not wanted any more and everything from it is settled, or until the
+    /// connection is gone; then with the reason.
+    pub(super) async fn run(self) -> Option<BrokerError> {
+        let mut attempts = Attempts::new(RECONNECT);
+        loop {
+            let began = Instant::now();
+            let opened = tokio::select! {
+                () = self.cancelled.cancelled() => return None,
+                opened = self.open() => opened,
+            };
+            let error = match opened {
+                Ok(mut open) => {
+                    self.report(true);
+                    let ended = self.pump(&mut open).await;
+                    self.report_gone();
+                    match ended {
+                        Ok(()) => {
+                            self.finish(open).await;
+                            return None;
+                        }
+                        Err(ended) => ended,
+                    }
+                }
+                Err(error) => {
+                    self.report(false);
+                    Ended::Error(error)
+                }
+            };
+            if !self.connection.status().connected() {
+                return Some(match error {
+                    Ended::Error(error) => error,
+                    Ended::HeldTooLong => self.link.lost("a delivery was held for too long"),
+                });
+            }
+            let pause = self.say(&error, began.elapsed(), &mut attempts);
+            tokio::select! {
+                () = self.cancelled.cancelled() => return None,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Logs why a channel ended after some time; returns the pause before the next one.
+    fn say(&self, ended: &Ended, time: Duration, attempts: &mut Attempts) -> Duration {
+        let was_good = attempts.succeeded_for(time);
+        let queue = self.queue.name.as_str();
+        let error = match ended {
+            Ended::HeldTooLong => {
+                tracing::warn!(
+                    queue,
+                    "the broker took back what was held for longer than its consumer_timeout; nothing is lost: running \
+                     tasks go on, and what is delivered again joins them. If tasks run for so long, raise \
+                     consumer_timeout in rabbitmq.conf or the queue argument x-consumer-timeout"
+                );
+                return Duration::ZERO;
+            }
+            Ended::Error(error) => error,
+        };
+        let mut setback = attempts.failed(error);
+        if was_good {
+            setback.pause = Duration::ZERO;
+        }
+        if setback.is_news {
+            tracing::warn!(
+                queue,
+                error = %chain(error),
+                retry_in_s = in_seconds(setback.pause),
+                "the queue is not served; it is tried again, and running tasks go on"
+            );
+        }
+        setback.pause
+    }
+
+    fn report(&self, served: bool) {
+        let name = &self.queue.name;
+        self.reports.update(|all| {
+            let (into, out_of) = match served {
+                true => (&mut all.queues, &mut all.failed),
+                false => (&mut all.failed, &mut all.queues),
+            };
+            out_of.remove(name);
+            into.insert(name.clone());
+        });
+    }
+
+    fn report_gone(&self) {
+        self.reports.update(|all| {
+            all.queues.remove(&self.queue.name);
+        });
+    }
+
+    async fn open(&self) -> Result<Open, BrokerError> {
+        self.link
+            .declare_with_delay(&self.connection, &self.queue, self.delayed)
+            .await?;
+        let channel = self
+            .connection
+            .create_channel()
+            .await
+            .map_err(|e| self.link.error(e, "a channel for consuming"))?;
+        let prefetch = self.reports.wanted().borrow().prefetch;
+        let window = Window::new(prefetch);
+        let mut open = Open {
+            settler: Settler::new(channel.clone(), self.link.clone(), window.clone()),
+            channel,
+            window,
+            items: stream::SelectAll::new(),
+            consumer: None,
+        };
+        self.subscribe(&mut open, prefetch).await?;
+        Ok(open)
+    }
+
+    /// Lets a new consumer take over, which may hold `limit` deliveries.
+    async fn subscribe(&self, open: &mut Open, limit: u16) -> Result<(), BrokerError> {
+        let what = || format!("to consume from `{}`", self.queue.name);
+        let error = |e| self.link.error(e, &what());
+        // Not global: a limit for each consumer is the only kind that quorum queues and
+        // RabbitMQ 4 allow. It holds for the consumers to come.
+        let qos = BasicQosOptions { global: false };
+        open.channel.basic_qos(limit, qos).await.map_err(error)?;
+        let consumer = open
+            .channel
+            .basic_consume(
+                short(&self.queue.name)?,
+                ShortString::default(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            )
+            .await
+            .map_err(error)?;
+        let number = open.window.renewed(limit);
+        let before = open.consumer.replace((number, consumer.tag()));
+        let items = consumer.map(move |item| match item {
+            Ok(delivery) => Item::Delivery(number, Box::new(delivery)),
+            Err(error) => Item::Error(error),
+        });
+        let end = stream::once(async move { Item::End(number) });
+        open.items.push(items.chain(end).boxed());
+        // Only now: a queue that is deleted with its last consumer must never be without.
+        if let Some((_, tag)) = before {
+            self.unsubscribe(&open.channel, tag).await?;
+        }
+        Ok(())
+    }
+
+    async fn unsubscribe(&self, channel: &Channel, tag: ShortString) -> Result<(), BrokerError> {
+        channel
+            .basic_cancel(tag, BasicCancelOptions::default())
+            .await
+            .map_err(|e| self.link.error(e, "to cancel a consumer"))
+    }
+
+    /// Hands deliveries on until the queue is not wanted any more or the channel broke.
+    async fn pump(&self, open: &mut Open) -> Result<(), Ended> {
+        let mut wanted = self.reports.wanted();
+        let window = open.window.clone();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancelled.cancelled() => return Ok(()),
+                prefetch = changed(&mut wanted) => window.set_target(prefetch),
+                () = window.changed() => {}
+                Some(item) = open.items.next() => match item {
+                    Item::Delivery(number, delivery) => {
+                        panic_point!(QueueConsumer);
+                        let held = window.take(number);
+                        let damage = self.notes.take(open.channel.id(), delivery.delivery_tag);
+                        self.hand_on(*delivery, damage, held, &open.settler).await;
+                    }
+                    Item::Error(error) if link::is_held_too_long(&error) => {
+                        return Err(Ended::HeldTooLong);
+                    }
+                    Item::Error(error) => {
+                        return Err(self.link.error(error, "to deliver").into());
+                    }
+                    Item::End(number) => {
+                        if open.consumer.as_ref().is_some_and(|(of, _)| *of == number) {
+                            return Err(self.link.lost("the consumer was cancelled; was the queue deleted?").into());
+                        }
+                    }
+                },
+            }
+            self.renew(open).await?;
+        }
+    }
+
+    /// Brings the limit to what is wanted.
+    async fn renew(&self, open: &mut Open) -> Result<(), BrokerError> {
+        if !open.window.may_go_on()
+            && let Some((_, tag)) = open.consumer.take()
+        {
+            self.unsubscribe(&open.channel, tag).await?;
+            open.window.ended();
+        }
+        match open.window.due() {
+            Some(limit) => self.subscribe(open, limit).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn hand_on(
+        &self,
+        delivery: lapin::message::Delivery,
+        damage: Option<Damage>,
+        held: Held,
+        settler: &Settler,
+    ) {
+        let tag = delivery.delivery_tag;
+        let (message, acker) = convert::delivery(delivery);
+        let settlement = Box::new(Acker {
+            acker,
+            tag,
+            settler: settler.clone(),
+            held,
+        });
+        let mut delivery = Delivery::new(
+            message.raw,
+            self.queue.name.clone(),
+            (message.exchange, message.routing_key),
+            message.redelivered,
+            settlement,
+        );
+        delivery.damage = damage.map(Box::new);
+        report_damage(&delivery);
+        // Dropping it gives it back: when there is no receiver any more, or it takes none.
+        tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => {}
+            _ = self.deliveries.send(delivery) => {}
+        }
+    }
+
+    /// Ends a healthy channel: no new deliveries, what was on its way goes back, and what is held
+    /// can be settled until the transport is closed.
+    async fn finish(self, mut open: Open) {
+        let Self {
+            link,
+            deliveries,
+            closing,
+            ..
+        } = self;
+        drop(deliveries);
+        if let Some((_, tag)) = open.consumer.take() {
+            let cancelled = open
+                .channel
+                .basic_cancel(tag, BasicCancelOptions::default())
+                .await;
+            if let Err(error) = cancelled {
+                tracing::debug!(error = %link.error(error, "basic.cancel"), "no polite end");
+            }
+        }
+        // Every consumer is cancelled, so each stream ends.
+        while let Some(item) = open.items.next().await {
+            if let Item::Delivery(_, delivery) = item {
+                let back = BasicNackOptions {
+                    multiple: false,
+                    requeue: true,
+                };
+                // If the channel is gone, the broker has it back already.
+                let _ = delivery.acker.nack(back).await;
+            }
+        }
+        while !open.window.is_empty() && open.channel.status().connected() {
+            tokio::select! {
+                () = closing.cancelled() => break,
+                () = open.window.changed() => {}
+            }
+        }
+        if let Err(error) = timeout(CLOSING, open.channel.close(200, "bye".into())).await {
+            tracing::debug!(%error, "channel did not close in time");
+        }
+    }
+}
+
+/// Logs the changes that were made to a delivery in order to read it.
+fn report_damage(delivery: &Delivery) {
+    let Some(damage) = delivery.damage.as_deref() else {
+        return;
+    };
+    let Delivery {
+        message,
+        queue,
+        exchange,
+        routing_key,
+        ..
+    } = delivery;
+    let task_id = message.headers.get("id").and_then(Value::as_str);
+    if damage.is_no_text {
+        tracing::warn!(
+            queue,
+            exchange,
+            routing_key,
+            task_id,
+            "names or properties of a message are not UTF-8; each invalid byte is replaced by a question mark"
+        );
+    }
+    if damage.is_too_deep {
+        tracing::warn!(
+            queue,
+            exchange,
+            routing_key,
+            task_id,
+            "headers of a message are nested too deeply; the values at greater depth are read as bytes"
+        );
+    }
+}
+
+/// Waits for another prefetch limit, or for ever when none can come.
+async fn changed(wanted: &mut watch::Receiver<Wanted>) -> u16 {
+    match wanted.changed().await {
+        Ok(()) => wanted.borrow_and_update().prefetch,
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Why a channel is not served any more.
+enum Ended {
+    /// The broker's `consumer_timeout`.
+    HeldTooLong,
+    /// Anything else.
+    Error(BrokerError),
+}
+
+impl From<BrokerError> for Ended {
+    fn from(error: BrokerError) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// Settles one delivery on the channel it came by.
+struct Acker {
+    acker: lapin::Acker,
+    tag: DeliveryTag,
+    settler: Settler,
+    held: Held,
+}
+
+impl Settlement for Acker {
+    fn settle(self: Box<Self>, verdict: Verdict) -> Settled {
+        self.settler.settle(self.tag, verdict, self.held)
+    }
+
+    fn is_void(&self) -> bool {
+        self.acker.poisoned()
+    }
+
+    fn park(&self, parked: bool) {
+        self.held.park(parked);
+    }
+}

@@ -1,0 +1,548 @@
+//! Connecting and declaring.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use lapin::options::{
+    ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
+use lapin::tcp::{OwnedIdentity, OwnedTLSConfig};
+use lapin::types::FieldTable;
+use lapin::{Channel, Connection, ConnectionProperties, ErrorKind, ExchangeKind};
+use regex::Regex;
+use secrecy::ExposeSecret as _;
+use tokio::time::timeout;
+
+use super::address::{Address, Addresses};
+use super::screen::{Bodies, Limits, Notes};
+use super::{Options, Tls, convert, short, stream};
+use crate::broker::topology::Step;
+use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
+
+/// Largest frame that connections ask for, in bytes. lapin has two buffers of 32 frames for each
+/// connection, and in time touches all of them: 1 MB with this, 8 MB with RabbitMQ's default. Asked for
+/// from the start, since buffers that grow after the negotiation are written to the end (lapin 4.12).
+const FRAME: u32 = 16 << 10;
+
+/// The same after the first message that is in need of it: RabbitMQ's default, and py-amqp's. Bodies
+/// are cut to frames, but headers must fit into one, and who gets a larger one than was agreed on ends
+/// the connection (RabbitMQ 3.10, lapin 4.12).
+pub(super) const LARGE_FRAME: u32 = 128 << 10;
+
+/// How long a polite goodbye may take.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Where to connect and how.
+pub(super) struct Link {
+    pub(super) addresses: Addresses,
+    name: String,
+    pub(super) connection_timeout: Duration,
+    tls: Tls,
+    no_declare: bool,
+    /// Whether headers were met that need [`LARGE_FRAME`].
+    has_large_frames: AtomicBool,
+}
+
+impl Link {
+    pub(super) fn new(options: &Options) -> Result<Self, BrokerError> {
+        let link = Self {
+            addresses: Addresses::parse(options.url.expose_secret(), options.heartbeat)?,
+            name: options.name.clone(),
+            connection_timeout: options.connection_timeout,
+            tls: options.tls.clone(),
+            no_declare: options.no_declare,
+            has_large_frames: AtomicBool::new(false),
+        };
+        // Files that cannot be read are told at the start, not at the first message.
+        link.certificates()?;
+        Ok(link)
+    }
+
+    /// URL of the broker in use, without its password.
+    pub(super) fn masked(&self) -> String {
+        let current = self.addresses.current();
+        current.map_or_else(String::new, |address| address.masked.clone())
+    }
+
+    /// Time between two heartbeats; zero for none.
+    pub(super) fn heartbeat(&self) -> Duration {
+        let current = self.addresses.current();
+        let seconds = current.and_then(|address| address.uri.query.heartbeat);
+        Duration::from_secs(u64::from(seconds.unwrap_or_default()))
+    }
+
+    /// Time limit for one attempt to connect, which tries each broker for its own time.
+    pub(super) fn connecting_timeout(&self) -> Duration {
+        self.connection_timeout * self.addresses.count()
+    }
+
+    /// Read anew for each connection, so that certificates can be exchanged under a running worker.
+    fn certificates(&self) -> Result<OwnedTLSConfig, BrokerError> {
+        let read = |setting, path: &str| match path {
+            "" => Ok(None),
+            path => std::fs::read_to_string(path)
+                .map_err(|e| e.to_string())
+                .and_then(|text| match text.contains("-----BEGIN ") {
+                    true => Ok(Some(text)),
+                    false => Err("no PEM block in it".into()),
+                })
+                .map_err(|reason| BrokerError::Tls {
+                    setting,
+                    path: path.into(),
+                    reason,
+                }),
+        };
+        let pem = read("celery.broker_ssl_cert_file", &self.tls.cert_file)?;
+        let key = read("celery.broker_ssl_key_file", &self.tls.key_file)?;
+        Ok(OwnedTLSConfig {
+            cert_chain: read("celery.broker_ssl_ca_file", &self.tls.ca_file)?,
+            identity: pem.zip(key).map(|(pem, key)| OwnedIdentity::PKCS8 {
+                pem: pem.into_bytes(),
+                key: key.into_bytes(),
+            }),
+        })
+    }
+
+    /// A new connection, to the broker in use, or to the next one of the list that works.
+    ///
+    /// # Errors
+    /// Error of one broker; of several brokers, one for which another attempt can succeed, if there is any.
+    pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
+        let notes = Arc::new(Notes::default());
+        self.connect_to_consume(role, Bodies::ALL, &notes).await
+    }
+
+    /// Connects as above, but leaves out some bodies and notes the changes made to deliveries.
+    pub(super) async fn connect_to_consume(
+        &self,
+        role: &str,
+        bodies: Bodies,
+        notes: &Arc<Notes>,
+    ) -> Result<Connection, BrokerError> {
+        let mut failure = None;
+        for address in self.addresses.in_turn() {
+            let error = match self.connect_to(address, role, bodies, notes).await {
+                Ok(connection) => {
+                    if failure.is_some() {
+                        tracing::info!(
+                            broker = address.masked,
+                            "connected to the next broker of the list"
+                        );
+                    }
+                    return Ok(connection);
+                }
+                Err(error) => error,
+            };
+            self.addresses.leave(address);
+            tracing::debug!(
+                broker = address.masked,
+                error = %service_connection::error_chain::chain(&error),
+                "connecting to a broker failed"
+            );
+            failure = match failure {
+                Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
+                _ => Some(error),
+            };
+        }
+        Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
+    }
+
+    async fn connect_to(
+        &self,
+        address: &Address,
+        role: &str,
+        bodies: Bodies,
+        notes: &Arc<Notes>,
+    ) -> Result<Connection, BrokerError> {
+        let mut uri = address.uri.clone();
+        let has_large_frames = self.has_large_frames.load(Ordering::Relaxed);
+        let frame = match has_large_frames {
+            true => LARGE_FRAME,
+            false => FRAME,
+        };
+        let limits = Limits {
+            is_last: has_large_frames || uri.query.frame_max.is_some(),
+            frame: *uri.query.frame_max.get_or_insert(frame),
+            bodies,
+        };
+        let properties = ConnectionProperties::default()
+            .with_connection_name(format!("{} {role}", self.name).into())
+            .with_client_property("product".into(), "ccat-transfer".into())
+            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+        let error = |error, what: &str| self.error_at(&address.masked, error, what);
+        let connected =
+            stream::connect(uri, self.certificates()?, limits, notes.clone(), properties);
+        match timeout(self.connection_timeout, connected).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(refusal)) if is_access_refused(&refusal) => Err(error(
+                refusal,
+                "the login; check user, password and virtual host in celery.broker_url",
+            )),
+            Ok(Err(failure)) => Err(error(failure, "the connection")),
+            Err(_) => Err(BrokerError::Unreachable {
+                broker: address.masked.clone(),
+                source: Arc::from(Box::from(
+                    "no answer in time; see celery.broker_connection_timeout",
+                )),
+            }),
+        }
+    }
+
+    /// Declares something as Celery does, or looks whether it is there. What exists with other
+    /// arguments is used as it is: a throw-away channel takes the broker's refusal.
+    pub(super) async fn declare(
+        &self,
+        connection: &Connection,
+        declaration: &Declaration,
+    ) -> Result<(), BrokerError> {
+        self.make(connection, &declaration.steps()).await
+    }
+
+    /// Declares a task queue, and what brings delayed messages to it.
+    pub(super) async fn declare_with_delay(
+        &self,
+        connection: &Connection,
+        queue: &Queue,
+        delayed: bool,
+    ) -> Result<(), BrokerError> {
+        self.make(connection, &[Step::Queue(queue.clone())]).await?;
+        if delayed && !queue.is_transient() {
+            self.make(connection, &topology::behind_delay(queue))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Makes a topology. What exists with other arguments stops nothing: the steps that follow may
+    /// well be possible.
+    pub(super) async fn make(
+        &self,
+        connection: &Connection,
+        steps: &[Step],
+    ) -> Result<(), BrokerError> {
+        let mut channel = None;
+        let single = steps
+            .iter()
+            .flat_map(|step| single_steps(step, self.no_declare));
+        for (step, passive) in single {
+            let open = match channel.take() {
+                Some(open) => open,
+                None => connection
+                    .create_channel()
+                    .await
+                    .map_err(|e| self.error(e, "a channel for declaring"))?,
+            };
+            match declare(&open, &step, passive).await {
+                Ok(()) => channel = Some(open),
+                // The refusal has ended the channel.
+                Err(error) if is_precondition_failed(&error) => tell_difference(&step, &error),
+                Err(error) if passive && is_not_found(&error) => {
+                    let what = "; it is missing, and celery.no_declare forbids to declare it";
+                    return Err(self.refused(error, format!("{step}{what}")));
+                }
+                Err(error) => return Err(self.error(error, &format!("to declare {step}"))),
+            }
+        }
+        if let Some(channel) = channel {
+            // The channel goes either way; its closing tells nothing new.
+            let _ = channel.close(200, "declared".into()).await;
+        }
+        Ok(())
+    }
+
+    /// What an error means. One that is cured by connecting again is no refusal.
+    pub(super) fn error(&self, error: lapin::Error, what: &str) -> BrokerError {
+        self.error_at(&self.masked(), error, what)
+    }
+
+    fn error_at(&self, broker: &str, error: lapin::Error, what: &str) -> BrokerError {
+        let is_cured = is_shutdown(&error) || self.makes_frames_larger(&error);
+        let broker = broker.to_owned();
+        let refused = error.is_amqp_error() && !is_cured;
+        let source = Arc::new(error);
+        match refused {
+            true => BrokerError::Refused {
+                broker,
+                what: what.into(),
+                source,
+            },
+            false => BrokerError::Unreachable { broker, source },
+        }
+    }
+
+    /// Whether a connection ended since a frame was too large for it, and the next one has larger ones.
+    /// Everything that was under way on that connection ends with the same error.
+    fn makes_frames_larger(&self, error: &lapin::Error) -> bool {
+        if !is_frame_error(error) || self.has_own_frames() {
+            return false;
+        }
+        if !self.has_large_frames.swap(true, Ordering::Relaxed) {
+            tracing::info!(
+                from = FRAME,
+                to = LARGE_FRAME,
+                "a message has large headers; connections have larger frames from now on"
+            );
+        }
+        true
+    }
+
+    /// Returns true if the URL sets the size of frames.
+    fn has_own_frames(&self) -> bool {
+        let current = self.addresses.current();
+        current.is_some_and(|address| address.uri.query.frame_max.is_some())
+    }
+
+    fn refused(&self, error: lapin::Error, what: String) -> BrokerError {
+        BrokerError::Refused {
+            broker: self.masked(),
+            what,
+            source: Arc::new(error),
+        }
+    }
+
+    pub(super) fn lost(&self, why: &str) -> BrokerError {
+        BrokerError::Unreachable {
+            broker: self.masked(),
+            source: Arc::from(Box::from(why)),
+        }
+    }
+}
+
+/// Exchange, queue, binding: the order in which Celery makes a queue; and whether each is only
+/// looked for.
+fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
+    let Step::Queue(queue) = step else {
+        return vec![(step.clone(), no_declare)];
+    };
+    // A queue that goes with us is nobody else's to make.
+    let passive = no_declare && !queue.is_transient();
+    let bare = Queue {
+        binding: None,
+        ..queue.clone()
+    };
+    match &queue.binding {
+        Some(Binding { exchange, key }) if !passive => vec![
+            (Step::Exchange(exchange.clone()), false),
+            (Step::Queue(bare), false),
+            (
+                Step::BindQueue {
+                    source: exchange.name.clone(),
+                    destination: queue.name.clone(),
+                    key: key.clone(),
+                },
+                false,
+            ),
+        ],
+        // How it is bound makes no difference to who consumes from it.
+        _ => vec![(Step::Queue(bare), passive)],
+    }
+}
+
+/// How full a queue is. One that is missing ends the channel.
+pub(super) async fn depth(channel: &Channel, queue: &str) -> lapin::Result<QueueDepth> {
+    let name = short(queue).map_err(|e| lapin::Error::from(std::io::Error::other(e)))?;
+    let options = QueueDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    let found = channel
+        .queue_declare(name, options, FieldTable::default())
+        .await?;
+    Ok(QueueDepth {
+        queue: queue.to_owned(),
+        messages: found.message_count(),
+        consumers: found.consumer_count(),
+    })
+}
+
+/// Does one step, or with `passive` only looks for what has a name.
+pub(super) async fn declare(channel: &Channel, step: &Step, passive: bool) -> lapin::Result<()> {
+    let none = FieldTable::default();
+    let text = |name: &str| short(name).map_err(|e| lapin::Error::from(std::io::Error::other(e)));
+    match step {
+        Step::Exchange(exchange) => {
+            let kind = match exchange.kind {
+                crate::broker::ExchangeKind::Direct => ExchangeKind::Direct,
+                crate::broker::ExchangeKind::Fanout => ExchangeKind::Fanout,
+                crate::broker::ExchangeKind::Topic => ExchangeKind::Topic,
+                crate::broker::ExchangeKind::Headers => ExchangeKind::Headers,
+            };
+            let options = ExchangeDeclareOptions {
+                passive,
+                durable: exchange.durable,
+                ..Default::default()
+            };
+            channel
+                .exchange_declare(text(&exchange.name)?, kind, options, none)
+                .await
+        }
+        Step::Queue(queue) => {
+            let options = QueueDeclareOptions {
+                passive,
+                durable: queue.durable,
+                exclusive: queue.exclusive,
+                auto_delete: queue.auto_delete,
+                ..Default::default()
+            };
+            let arguments = convert::table(&queue.arguments);
+            let declared = channel.queue_declare(text(&queue.name)?, options, arguments);
+            declared.await.map(drop)
+        }
+        Step::BindExchange { .. } | Step::BindQueue { .. } if passive => Ok(()),
+        Step::BindExchange {
+            source,
+            destination,
+            key,
+        } => {
+            let (to, from, key) = (text(destination)?, text(source)?, text(key)?);
+            channel
+                .exchange_bind(to, from, key, ExchangeBindOptions::default(), none)
+                .await
+        }
+        Step::BindQueue {
+            source,
+            destination,
+            key,
+        } => {
+            let (to, from, key) = (text(destination)?, text(source)?, text(key)?);
+            channel
+                .queue_bind(to, from, key, QueueBindOptions::default(), none)
+                .await
+        }
+    }
+}
+
+/// RabbitMQ's text for a declaration that differs from what is there.
+static INEQUIVALENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"inequivalent arg '(?P<argument>[^']+)' for .+: received (?P<wanted>.+) but current is (?P<found>.+)",
+    )
+    .ok()
+});
+
+/// How a declaration differs from what is there.
+pub(super) enum Difference {
+    /// In this argument.
+    Argument {
+        argument: String,
+        wanted: String,
+        found: String,
+    },
+    /// In the broker's own words.
+    Other(String),
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Argument {
+                argument,
+                wanted,
+                found,
+            } => write!(f, "{argument} is {found} and would be {wanted}"),
+            Self::Other(text) => f.write_str(text),
+        }
+    }
+}
+
+/// Reads a refusal for the sake of a difference.
+pub(super) fn difference_of(error: &lapin::Error) -> Difference {
+    let text = error.to_string();
+    let parts = INEQUIVALENT
+        .as_ref()
+        .and_then(|regex| regex.captures(&text));
+    match parts {
+        Some(parts) => Difference::Argument {
+            argument: parts["argument"].to_owned(),
+            wanted: parts["wanted"].to_owned(),
+            found: parts["found"].to_owned(),
+        },
+        None => Difference::Other(text),
+    }
+}
+
+/// Says how a declaration differs from what is there.
+fn tell_difference(step: &Step, error: &lapin::Error) {
+    tracing::warn!(
+        what = %step,
+        difference = %difference_of(error),
+        "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
+    );
+}
+
+fn soft(error: &lapin::Error) -> Option<(&AMQPSoftError, &str)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(e) => match e.kind() {
+            AMQPErrorKind::Soft(soft) => Some((soft, e.get_message().as_str())),
+            AMQPErrorKind::Hard(_) => None,
+        },
+        _ => None,
+    }
+}
+
+pub(super) fn is_precondition_failed(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, _)))
+}
+
+pub(super) fn is_not_found(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some((AMQPSoftError::NOTFOUND, _)))
+}
+
+/// Wrong user, password or virtual host. RabbitMQ says so in a closing of the connection, as 403.
+fn is_access_refused(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e)
+        if matches!(e.kind(), AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
+            | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)))
+}
+
+/// The exchange that a channel was closed for, since there is none of that name.
+pub(super) fn missing_exchange(error: &lapin::Error) -> Option<String> {
+    let (AMQPSoftError::NOTFOUND, text) = soft(error)? else {
+        return None;
+    };
+    let (_, rest) = text.split_once("no exchange '")?;
+    let (name, _) = rest.rsplit_once("' in vhost")?;
+    Some(name.to_owned())
+}
+
+/// Returns true if a publication failed because its queue or its exchange does not exist.
+pub(super) fn leads_nowhere(error: &BrokerError, publication: &Publication) -> bool {
+    match error {
+        BrokerError::Unroutable { .. } => true,
+        BrokerError::Refused { source, .. } => {
+            let missing = source.downcast_ref().and_then(missing_exchange);
+            missing.is_some_and(|missing| missing == publication.exchange)
+        }
+        _ => false,
+    }
+}
+
+/// Whether the broker closed a channel since a delivery was held for too long. RabbitMQ 3.8.15 and
+/// newer; the limit is the broker's `consumer_timeout`.
+pub(super) fn is_held_too_long(error: &lapin::Error) -> bool {
+    matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, text))
+        if text.contains("timed out"))
+}
+
+/// Whether the broker closed the connection because it goes down, which is no refusal.
+fn is_shutdown(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e)
+        if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED))
+}
+
+/// Whether the connection ended over a frame, mostly one that is larger than was agreed on. Both the
+/// broker and lapin say so.
+fn is_frame_error(error: &lapin::Error) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(e)
+        if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR))
+}
+
+pub(super) async fn goodbye(connection: &Connection) {
+    if connection.status().connected() {
+        // Whether it hears us makes no difference.
+        let _ = timeout(CLOSING, connection.close(200, "bye".into())).await;
+    }
+}

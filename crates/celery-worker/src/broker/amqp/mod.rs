@@ -1,0 +1,470 @@
+//! AMQP 0-9-1 (RabbitMQ) on lapin.
+//!
+//! Consuming and publishing have a connection each: a broker that is short of memory stops
+//! reading from connections that publish, and must not thereby hold up acknowledgements.
+//!
+//! Every queue has a channel of its own on the consuming connection. Whatever the broker closes a
+//! channel for (a delivery held for longer than `consumer_timeout`, a queue that may not be read)
+//! then voids the deliveries of that queue only, and is mended by opening one channel; the limit on
+//! unsettled deliveries is a queue's own, too.
+//!
+//! lapin's own recovery is not used. A channel with its consumer, or a connection with its
+//! channels, is built as a whole and torn down as a whole whenever any part of it ends, whatever
+//! the reason. An ended consumer stream is thus never mistaken for an idle queue.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use lapin::types::ShortString;
+use lapin::{Channel, Confirmation};
+use secrecy::SecretString;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::consumer::{Feed, Reports, Served};
+use super::{BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription, Transport};
+use crate::liveness::Pulses;
+use courier::{Courier, Letter};
+use link::{Link, goodbye};
+use publisher::{Blocked, PublisherSession, confirming};
+use screen::Bodies;
+use service_connection::backoff::Pauses;
+use service_connection::error_chain::{chain, panic_text};
+use supervisor::Supervisor;
+
+mod address;
+mod convert;
+mod courier;
+mod lane;
+mod link;
+mod probe;
+mod publisher;
+mod screen;
+mod settler;
+mod stream;
+mod supervisor;
+mod window;
+
+pub use address::{SCHEMES, check as check_urls};
+pub use probe::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
+
+/// Pause before the first new attempt to connect, and the longest one: how long a link may lie idle after
+/// the broker is back. Celery's grows to 30 s; RabbitMQ's own clients for Java and .NET wait for 5 s always.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// What is known about a broker before connecting.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `amqp://` or `amqps://` URL, with password; or several, with `;` between them, of which the next one is
+    /// tried when one fails.
+    pub url: SecretString,
+    /// How the connection is called in the broker's management.
+    pub name: String,
+    /// Heartbeat in seconds; 0 for none.
+    pub heartbeat: u16,
+    /// Time for one attempt to connect.
+    pub connection_timeout: Duration,
+    /// Certificates for `amqps://`.
+    pub tls: Tls,
+    /// Whether queues and exchanges are looked for instead of declared, our own aside.
+    pub no_declare: bool,
+    /// When a consumer's connection is given up.
+    pub reconnect: Reconnect,
+}
+
+impl Options {
+    /// Celery's defaults for a broker.
+    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            url: SecretString::from(url.into()),
+            name: name.into(),
+            heartbeat: 120,
+            connection_timeout: Duration::from_secs(4),
+            tls: Tls::default(),
+            no_declare: false,
+            reconnect: Reconnect::default(),
+        }
+    }
+}
+
+/// PEM files for TLS; empty paths for none.
+#[derive(Debug, Clone, Default)]
+pub struct Tls {
+    /// Authorities that are trusted besides the system's.
+    pub ca_file: String,
+    /// Our certificate.
+    pub cert_file: String,
+    /// Its key.
+    pub key_file: String,
+}
+
+/// When a lost connection is made anew.
+#[derive(Debug, Clone, Copy)]
+pub struct Reconnect {
+    /// After it was there.
+    pub retry: bool,
+    /// Before it was there.
+    pub on_startup: bool,
+    /// Attempts in a row that may fail; 0 is no limit.
+    pub max_retries: u32,
+}
+
+impl Default for Reconnect {
+    fn default() -> Self {
+        Self {
+            retry: true,
+            on_startup: true,
+            max_retries: 0,
+        }
+    }
+}
+
+/// A [`Transport`] to one RabbitMQ virtual host.
+pub struct Amqp {
+    link: Arc<Link>,
+    reconnect: Reconnect,
+    publisher: Mutex<Option<PublisherSession>>,
+    blocked: Blocked,
+    sessions: TaskTracker,
+    closing: CancellationToken,
+    pulses: Pulses,
+}
+
+impl Amqp {
+    /// A transport; connects when it is first used.
+    ///
+    /// # Errors
+    /// [`BrokerError::Url`] and [`BrokerError::Tls`].
+    pub fn new(options: &Options) -> Result<Self, BrokerError> {
+        Ok(Self {
+            link: Arc::new(Link::new(options)?),
+            reconnect: options.reconnect,
+            publisher: Mutex::new(None),
+            blocked: Blocked::default(),
+            sessions: TaskTracker::new(),
+            closing: CancellationToken::new(),
+            pulses: Pulses::default(),
+        })
+    }
+
+    /// Gives every subscription a pulse there.
+    #[must_use]
+    pub fn with_pulses(self, pulses: Pulses) -> Self {
+        Self { pulses, ..self }
+    }
+
+    /// How long the loop that keeps a subscription served may go without a tick: it may wait for a
+    /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
+    fn pulse_limit(&self) -> Duration {
+        self.link.connecting_timeout() + RECONNECT.1 + self.link.heartbeat() * 3
+    }
+
+    /// Publishes once, on the open session or a new one.
+    async fn publish_once(&self, publication: &Publication) -> Result<(), BrokerError> {
+        let letter = Letter {
+            exchange: short(&publication.exchange)?,
+            routing_key: short(&publication.routing_key)?,
+            mandatory: publication.mandatory,
+            properties: convert::properties(&publication.message)?,
+            body: publication.message.body.clone(),
+        };
+        let what = || format!("a message for `{}`", publication.routing_key);
+        let refused = |error: lapin::Error| {
+            // The channel is shared, and ends for all with one message to a missing exchange.
+            match link::missing_exchange(&error) {
+                Some(missing) if missing != publication.exchange => self
+                    .link
+                    .lost("the channel was closed on account of another message"),
+                _ => self.link.error(error, &what()),
+            }
+        };
+        let answer = self.post(publication, letter).await?;
+        let confirmation = answer.await.map_err(refused)?;
+        match confirmation {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(_)) | Confirmation::Nack(Some(_)) => {
+                Err(BrokerError::Unroutable {
+                    exchange: publication.exchange.clone(),
+                    routing_key: publication.routing_key.clone(),
+                })
+            }
+            Confirmation::Nack(None) | Confirmation::NotRequested => Err(BrokerError::Refused {
+                broker: self.link.masked(),
+                what: what(),
+                source: Arc::from(Box::from("negative acknowledgement")),
+            }),
+        }
+    }
+
+    /// The session to publish in, connected.
+    async fn connected<'s>(
+        &self,
+        session: &'s mut Option<PublisherSession>,
+    ) -> Result<&'s mut PublisherSession, BrokerError> {
+        if session
+            .as_ref()
+            .is_some_and(|open| !open.connection.status().connected())
+        {
+            *session = None;
+        }
+        match session {
+            Some(open) => Ok(open),
+            none => Ok(none.insert(PublisherSession::open(&self.link, &self.blocked).await?)),
+        }
+    }
+
+    /// Forgets a declaration, so that it is made again before the next publication that needs it.
+    async fn forget(&self, declaration: &Declaration) {
+        let (kind, name) = declaration.key();
+        if let Some(open) = self.publisher.lock().await.as_mut() {
+            open.declared.remove(&(kind, name.to_owned()));
+        }
+    }
+
+    /// A channel of its own for questions whose answer may end it.
+    async fn spare_channel(&self) -> Result<Channel, BrokerError> {
+        let mut session = self.publisher.lock().await;
+        let open = self.connected(&mut session).await?;
+        // The broker would not answer it.
+        if open.is_blocked() {
+            return Err(self.is_blocked());
+        }
+        let error = |e| self.link.error(e, "a channel to look at queues");
+        open.connection.create_channel().await.map_err(error)
+    }
+
+    async fn prepare_once(&self) -> Result<(), BrokerError> {
+        let mut session = self.publisher.lock().await;
+        self.connected(&mut session).await.map(drop)
+    }
+
+    /// Repeats an operation that needs a connection until `deadline`. The deadline does not end an attempt that
+    /// runs.
+    async fn patiently<F>(
+        &self,
+        deadline: Instant,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<(), BrokerError>
+    where
+        F: Future<Output = Result<(), BrokerError>>,
+    {
+        let mut pauses = pauses();
+        loop {
+            let Err(error) = attempt().await else {
+                return Ok(());
+            };
+            let pause = pauses.next_pause();
+            let hopeless = !matches!(error, BrokerError::Unreachable { .. });
+            if hopeless || Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            tracing::debug!(error = %chain(&error), "publishing is tried again");
+            sleep(pause).await;
+        }
+    }
+
+    /// Ends an operation that takes longer than `within`.
+    async fn bounded(
+        &self,
+        within: Duration,
+        work: impl Future<Output = Result<(), BrokerError>>,
+    ) -> Result<(), BrokerError> {
+        match timeout(within, work).await {
+            Ok(done) => done,
+            Err(_) if self.blocked.reason().is_some() => Err(self.is_blocked()),
+            Err(_) => Err(BrokerError::Timeout {
+                broker: self.link.masked(),
+                waited: within,
+            }),
+        }
+    }
+
+    fn is_blocked(&self) -> BrokerError {
+        BrokerError::Blocked {
+            broker: self.link.masked(),
+            reason: self.blocked.reason().unwrap_or_default(),
+        }
+    }
+
+    /// Gives a letter to the courier of its channel, with everything declared; what is returned is
+    /// the broker's answer. Only this is done under the lock: answers are awaited by many at once.
+    async fn post(
+        &self,
+        publication: &Publication,
+        letter: Letter,
+    ) -> Result<impl Future<Output = lapin::Result<Confirmation>> + use<>, BrokerError> {
+        let mut session = loop {
+            let changes = self.blocked.changes();
+            let mut session = self.publisher.lock().await;
+            if !self.connected(&mut session).await?.is_blocked() {
+                break session;
+            }
+            drop(session);
+            changes.next().await;
+        };
+        let open = self.connected(&mut session).await?;
+        if let Some(declaration) = &publication.declare {
+            let (kind, name) = declaration.key();
+            let key = (kind, name.to_owned());
+            if !open.declared.contains(&key) {
+                self.link.declare(&open.connection, declaration).await?;
+                open.declared.insert(key);
+            }
+        }
+        // An exchange that somebody else names may be missing, which ends the channel: such
+        // messages must not do that to all others.
+        let known = publication.exchange.is_empty()
+            || publication
+                .declare
+                .as_ref()
+                .is_some_and(|declaration| declaration.brings(&publication.exchange));
+        let courier = match known {
+            true => &mut open.courier,
+            false => &mut open.foreign,
+        };
+        let courier = match courier {
+            Some(courier) if courier.is_open() => courier,
+            gone => {
+                let channel = confirming(&self.link, &open.connection).await?;
+                gone.insert(Courier::new(channel))
+            }
+        };
+        Ok(courier.publish(letter))
+    }
+}
+
+#[async_trait]
+impl Transport for Amqp {
+    fn masked_url(&self) -> String {
+        self.link.masked()
+    }
+
+    fn masked_urls(&self) -> Vec<String> {
+        self.link
+            .addresses
+            .in_turn()
+            .map(|a| a.masked.clone())
+            .collect()
+    }
+
+    async fn publish(
+        &self,
+        publication: &Publication,
+        within: Duration,
+    ) -> Result<(), BrokerError> {
+        self.bounded(within, self.publish_until_confirmed(publication, within))
+            .await
+    }
+
+    async fn publish_until_confirmed(
+        &self,
+        publication: &Publication,
+        within: Duration,
+    ) -> Result<(), BrokerError> {
+        let deadline = Instant::now() + within;
+        let publish = || self.patiently(deadline, || self.publish_once(publication));
+        match (publish().await, &publication.declare) {
+            // The queue or its exchange was deleted after this connection had declared it.
+            (Err(error), Some(declaration)) if link::leads_nowhere(&error, publication) => {
+                self.forget(declaration).await;
+                publish().await
+            }
+            (published, _) => published,
+        }
+    }
+
+    async fn prepare(&self, within: Duration) -> Result<(), BrokerError> {
+        let preparing = self.patiently(Instant::now() + within, || self.prepare_once());
+        self.bounded(within, preparing).await
+    }
+
+    fn blocked(&self) -> Option<Arc<str>> {
+        self.blocked.reason()
+    }
+
+    async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError> {
+        let mut channel = self.spare_channel().await?;
+        let mut depths = Vec::with_capacity(queues.len());
+        for queue in queues {
+            match link::depth(&channel, queue).await {
+                Ok(depth) => depths.push(depth),
+                // The refusal has ended the channel.
+                Err(error) if link::is_not_found(&error) => channel = self.spare_channel().await?,
+                Err(error) => {
+                    let what = format!("to look at queue `{queue}`");
+                    return Err(self.link.error(error, &what));
+                }
+            }
+        }
+        // The channel goes either way; its closing tells nothing new.
+        let _ = channel.close(200, "seen".into()).await;
+        Ok(depths)
+    }
+
+    fn consume(&self, subscription: Subscription) -> Consumer {
+        let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
+        let supervisor = Supervisor {
+            link: self.link.clone(),
+            reconnect: self.reconnect,
+            purpose: subscription.purpose,
+            delayed: subscription.delayed,
+            bodies: Bodies {
+                max: subscription
+                    .max_body_bytes
+                    .map_or(u64::MAX, |max| max as u64),
+                max_waiting: subscription
+                    .max_waiting_body_bytes
+                    .map_or(u64::MAX, |max| max as u64),
+            },
+            closing: self.closing.clone(),
+        };
+        let name = format!("connection for {}", subscription.purpose);
+        let pulse = self.pulses.start(name, self.pulse_limit());
+        let reports = feed.reports.clone();
+        self.sessions.spawn(async move {
+            let running = AssertUnwindSafe(supervisor.run(feed, &pulse));
+            match running.catch_unwind().await {
+                Ok(()) => pulse.rest(),
+                // The pulse of the subscription does not tick from now on.
+                Err(panic) => report_panic(&reports, subscription.purpose, panic_text(&*panic)),
+            }
+        });
+        consumer
+    }
+
+    async fn close(&self) {
+        self.closing.cancel();
+        self.sessions.close();
+        self.sessions.wait().await;
+        if let Some(session) = self.publisher.lock().await.take() {
+            goodbye(&session.connection).await;
+        }
+    }
+}
+
+/// Reports that a subscription is no longer served, with the reason.
+fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
+    tracing::error!(
+        purpose,
+        panic,
+        "a subscription panicked, which is a bug; it is no longer served"
+    );
+    reports.fail(BrokerError::Panicked {
+        purpose,
+        panic: panic.to_owned(),
+    });
+    reports.update(|served| *served = Served::default());
+}
+
+fn pauses() -> Pauses {
+    Pauses::new(RECONNECT.0, RECONNECT.1)
+}
+
+fn short(name: &str) -> Result<ShortString, BrokerError> {
+    ShortString::try_new(name).map_err(|_| BrokerError::Name(name.chars().take(40).collect()))
+}

@@ -1,0 +1,625 @@
+//! Changes deliveries so that the AMQP library can read them.
+//!
+//! A broker hands on the bytes of a publisher unchanged. The library ends the connection because of
+//! bytes that are not UTF-8 in a short string (a header's name, `message_id`, a routing key …), of
+//! headers that are larger than a frame, and of types that it does not know. It reads nested headers by
+//! recursion without a limit. Such a message would arrive again on the next connection and end that one, too.
+//! So the screen reads the broker's bytes frame by frame before the library:
+//!
+//! * bytes of a short string that are not UTF-8 become `?`;
+//! * header values that are nested too deeply become bytes, which have the same encoding;
+//! * properties that cannot be read are left out, with the body that belongs to them;
+//! * a body above the limit is left out before it takes memory, and so is a large body of a task
+//!   whose time has not come. A heartbeat replaces each of its frames, so that the library does not take
+//!   a long body for silence.
+//!
+//! Only frames that are left out change in size, so all this is done in place. Changes of a delivery are
+//! noted by its channel and tag.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use chrono::Utc;
+
+use super::link::LARGE_FRAME;
+use crate::broker::consumer::Damage;
+use celery_protocol::message as wire;
+
+/// Maximum depth of nested header values, so that the library's recursion fits into any stack.
+const MAX_DEPTH: usize = 64;
+
+/// Largest frame that is held until it is complete, for connections without a limit.
+const HELD: usize = 4 << 20;
+
+/// Type, channel and size of a frame.
+const HEAD: usize = 7;
+const END: u8 = 206;
+
+const METHOD: u8 = 1;
+const HEADER: u8 = 2;
+const BODY: u8 = 3;
+
+/// Ids of the methods that matter.
+const TUNE: (u16, u16) = (10, 30);
+const DELIVER: (u16, u16) = (60, 60);
+
+/// A frame without a meaning.
+const HEARTBEAT: [u8; 8] = [8, 0, 0, 0, 0, 0, 0, END];
+
+/// Bytes of a content header without properties: class, weight, size of the body, flags.
+const BARE: usize = 14;
+
+/// Changes that were made to the deliveries of one connection, by channel and tag.
+#[derive(Debug, Default)]
+pub(super) struct Notes(Mutex<HashMap<(u16, u64), Damage>>);
+
+impl Notes {
+    /// Removes and returns the changes of a delivery.
+    pub(super) fn take(&self, channel: u16, tag: u64) -> Option<Damage> {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.remove(&(channel, tag))
+    }
+
+    fn put(&self, (channel, tag): (u16, u64), damage: Damage) {
+        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.insert((channel, tag), damage);
+    }
+}
+
+/// Limits of a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Largest frame that the library asks for; 0 is none.
+    pub(super) frame: u32,
+    /// True if a larger frame that arrives nevertheless is left out. If false, a frame of up to
+    /// [`LARGE_FRAME`] passes, and the connection is replaced by one with frames of that size.
+    pub(super) is_last: bool,
+    /// Limits of bodies.
+    pub(super) bodies: Bodies,
+}
+
+/// Limits of bodies, in bytes; larger ones are left out.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bodies {
+    /// Largest body.
+    pub(super) max: u64,
+    /// Largest body of a task whose time has not come.
+    pub(super) max_waiting: u64,
+}
+
+impl Bodies {
+    /// No limits: no body is left out.
+    pub(super) const ALL: Self = Self {
+        max: u64::MAX,
+        max_waiting: u64::MAX,
+    };
+}
+
+/// Follows the frames of one connection.
+#[derive(Debug)]
+pub(super) struct Screen {
+    limits: Limits,
+    notes: Arc<Notes>,
+    /// Number of following bytes that pass unchanged.
+    passing: u64,
+    /// Number of following bytes that are left out.
+    dropping: u64,
+    /// The beginning of a frame whose end has not come yet.
+    partial: Vec<u8>,
+    channels: HashMap<u16, Content>,
+}
+
+/// The content that arrives on a channel.
+#[derive(Debug, Default)]
+struct Content {
+    /// Tag of the delivery, if it is one.
+    tag: Option<u64>,
+    /// Bytes that are still to arrive of a body that is left out.
+    left_out: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Head {
+    kind: u8,
+    channel: u16,
+    /// Size of the whole frame.
+    total: u64,
+}
+
+impl Head {
+    fn read(data: &[u8]) -> Option<Self> {
+        let (kind, rest) = data.split_first()?;
+        let (channel, rest) = rest.split_first_chunk()?;
+        let (size, _) = rest.split_first_chunk()?;
+        Some(Self {
+            kind: *kind,
+            channel: u16::from_be_bytes(*channel),
+            total: u64::from(u32::from_be_bytes(*size)) + HEAD as u64 + 1,
+        })
+    }
+}
+
+impl Screen {
+    pub(super) fn new(limits: Limits, notes: Arc<Notes>) -> Self {
+        Self {
+            limits,
+            notes,
+            passing: 0,
+            dropping: 0,
+            partial: Vec::new(),
+            channels: HashMap::new(),
+        }
+    }
+
+    /// The beginning of a frame: the next bytes must be given to [`Screen::process`] behind it.
+    pub(super) fn partial(&mut self) -> &mut Vec<u8> {
+        &mut self.partial
+    }
+
+    /// Screens received bytes in place. Returns how many bytes are ready, from the first one; all others are
+    /// left out or kept for later.
+    pub(super) fn process(&mut self, data: &mut [u8]) -> usize {
+        let (mut ready, mut at) = (0, 0);
+        loop {
+            let left = data.len() - at;
+            let dropped = take(&mut self.dropping, left);
+            at += dropped;
+            let passed = take(&mut self.passing, left - dropped);
+            keep(data, at, passed, &mut ready);
+            at += passed;
+            let Some(head) = data.get(at..).and_then(Head::read) else {
+                break;
+            };
+            let rest = data.get_mut(at..).unwrap_or_default();
+            match self.frame(head, rest) {
+                Fate::Incomplete => break,
+                Fate::Pass => self.passing = head.total,
+                Fate::Replace(by) => {
+                    // The replacement is never longer than the part of the frame that has arrived.
+                    if let Some(room) = data.get_mut(ready..ready + by.len()) {
+                        room.copy_from_slice(&by);
+                        ready += by.len();
+                    }
+                    self.dropping = head.total;
+                }
+            }
+        }
+        self.partial.clear();
+        self.partial
+            .extend_from_slice(data.get(at..).unwrap_or_default());
+        ready
+    }
+
+    /// Decides about a frame whose head has arrived.
+    fn frame(&mut self, head: Head, data: &mut [u8]) -> Fate {
+        match head.kind {
+            METHOD | HEADER => {}
+            BODY => return self.body(head, data),
+            _ => return Fate::Pass,
+        }
+        let is_header = head.kind == HEADER;
+        if head.total > self.largest_frame() {
+            return match is_header {
+                true if data.len() <= HEAD + BARE => Fate::Incomplete,
+                true => self.leave_out(head, data, "they do not fit into a frame"),
+                // The library reports this error.
+                false => Fate::Pass,
+            };
+        }
+        let Some(payload) = usize::try_from(head.total - 1)
+            .ok()
+            .filter(|end| *end < data.len())
+            .and_then(|end| data.get_mut(HEAD..end))
+        else {
+            return Fate::Incomplete;
+        };
+        match is_header {
+            false => {
+                self.method(head.channel, payload);
+                Fate::Pass
+            }
+            true => match self.header(head.channel, payload) {
+                Ok(()) => Fate::Pass,
+                Err(Unreadable(why)) => self.leave_out(head, data, why),
+            },
+        }
+    }
+
+    /// The largest frame that is screened.
+    fn largest_frame(&self) -> u64 {
+        match self.limits.frame {
+            0 => HELD as u64,
+            limit if self.limits.is_last => limit.into(),
+            limit => limit.max(LARGE_FRAME).into(),
+        }
+    }
+
+    fn body(&mut self, head: Head, data: &[u8]) -> Fate {
+        let Some(content) = self.channels.get_mut(&head.channel) else {
+            return Fate::Pass;
+        };
+        if content.left_out == 0 {
+            return Fate::Pass;
+        }
+        if data.len() < HEARTBEAT.len() {
+            return Fate::Incomplete;
+        }
+        content.left_out = content
+            .left_out
+            .saturating_sub(head.total - HEAD as u64 - 1);
+        Fate::Replace(HEARTBEAT.to_vec())
+    }
+
+    /// Screens the short strings of a method. A method with unknown fields is left to the library.
+    fn method(&mut self, channel: u16, payload: &mut [u8]) {
+        let mut walk = Walk::new(payload);
+        let (Some(class), Some(method)) = (walk.short(), walk.short()) else {
+            return;
+        };
+        let fields: &[Field] = match (class, method) {
+            TUNE => {
+                walk.skip(2);
+                if let Some(theirs) = walk.long() {
+                    self.agree(theirs);
+                }
+                return;
+            }
+            (10, 41 | 60) | (50, 11) | (60, 21 | 30 | 31) => &[Field::Text],
+            // A code and an error text, which repeats names that a client has sent, and which may be cut.
+            (10, 50) | (20, 40) => &[Field::Skip(2), Field::Text],
+            (60, 50) => &[Field::Skip(2), Field::Text, Field::Text, Field::Text],
+            DELIVER => &[Field::Text, Field::Skip(9), Field::Text, Field::Text],
+            (60, 71) => &[Field::Skip(9), Field::Text, Field::Text],
+            _ => return,
+        };
+        for field in fields {
+            let known = match field {
+                Field::Text => walk.text(),
+                Field::Skip(size) => walk.skip(*size),
+            };
+            if known.is_none() {
+                return;
+            }
+        }
+        let damage = walk.damage;
+        if class != DELIVER.0 {
+            return;
+        }
+        let content = self.channels.entry(channel).or_default();
+        *content = Content::default();
+        if method != DELIVER.1 {
+            return;
+        }
+        let mut walk = Walk::new(payload);
+        let tag = walk.skip(4).and_then(|()| walk.text());
+        content.tag = tag.and_then(|()| walk.long_long());
+        self.note(channel, damage);
+    }
+
+    /// The limit that both sides keep, computed as in the library.
+    fn agree(&mut self, theirs: u32) {
+        let ours = self.limits.frame;
+        self.limits.frame = match (ours, theirs) {
+            (0, limit) | (limit, 0) => limit,
+            (ours, theirs) => ours.min(theirs),
+        };
+    }
+
+    /// Screens a content header.
+    fn header(&mut self, channel: u16, payload: &mut [u8]) -> Result<(), Unreadable> {
+        let mut walk = Walk::new(payload);
+        walk.skip(4).ok_or(CUT)?;
+        let size = walk.long_long().ok_or(CUT)?;
+        walk.properties()?;
+        let Bodies { max, max_waiting } = self.limits.bodies;
+        let is_early = size <= max && size > max_waiting && walk.is_early();
+        let mut damage = walk.damage;
+        if size > max || is_early {
+            damage.body_bytes = Some(size);
+            damage.is_early = is_early;
+            if let Some(field) = payload.get_mut(4..12) {
+                field.fill(0);
+            }
+            self.channels.entry(channel).or_default().left_out = size;
+        }
+        self.note(channel, damage);
+        Ok(())
+    }
+
+    /// An empty content header that replaces one that cannot be read.
+    fn leave_out(&mut self, head: Head, data: &[u8], why: &'static str) -> Fate {
+        let Some(start) = data.get(..HEAD + BARE) else {
+            // Too short for a content header; the library reports this error.
+            return Fate::Pass;
+        };
+        let mut bare = start.to_vec();
+        bare[3..HEAD].copy_from_slice(&[0, 0, 0, BARE as u8]);
+        let size = bare[HEAD + 4..HEAD + 12].try_into();
+        bare[HEAD + 4..].fill(0);
+        bare.push(END);
+        let content = self.channels.entry(head.channel).or_default();
+        content.left_out = size.map_or(0, u64::from_be_bytes);
+        let damage = Damage {
+            unreadable: Some(why),
+            ..Damage::default()
+        };
+        self.note(head.channel, damage);
+        Fate::Replace(bare)
+    }
+
+    /// Notes the changes of the current delivery of a channel.
+    fn note(&self, channel: u16, damage: Damage) {
+        if damage == Damage::default() {
+            return;
+        }
+        if let Some(tag) = self.channels.get(&channel).and_then(|content| content.tag) {
+            let key = (channel, tag);
+            let before = self.notes.take(channel, tag).unwrap_or_default();
+            self.notes.put(key, damage.and(before));
+        }
+    }
+}
+
+/// Decision about a frame.
+enum Fate {
+    /// The rest of the frame must arrive first.
+    Incomplete,
+    /// The frame passes.
+    Pass,
+    /// These bytes replace the frame.
+    Replace(Vec<u8>),
+}
+
+/// A field of a method.
+enum Field {
+    Text,
+    Skip(usize),
+}
+
+/// Reason why properties cannot be read.
+struct Unreadable(&'static str);
+
+const CUT: Unreadable = Unreadable("they end too early");
+
+/// Subtracts up to `limit` from a count.
+fn take(count: &mut u64, limit: usize) -> usize {
+    let taken = usize::try_from(*count).unwrap_or(usize::MAX).min(limit);
+    *count -= taken as u64;
+    taken
+}
+
+/// Moves passing bytes to the bytes that are ready.
+fn keep(data: &mut [u8], at: usize, count: usize, ready: &mut usize) {
+    if at != *ready && count > 0 {
+        data.copy_within(at..at + count, *ready);
+    }
+    *ready += count;
+}
+
+/// Reader of AMQP's types.
+struct Walk<'a> {
+    data: &'a mut [u8],
+    at: usize,
+    damage: Damage,
+    headers: Seen,
+}
+
+/// Headers by which a task that has to wait is recognized, as far as they were read.
+#[derive(Debug, Default)]
+struct Seen {
+    task: bool,
+    id: bool,
+    /// Position of the time in the headers.
+    eta: Option<Range<usize>>,
+    /// True if the broker counts the deliveries of the message: it must not be given back too often.
+    deliveries: bool,
+}
+
+impl<'a> Walk<'a> {
+    fn new(data: &'a mut [u8]) -> Self {
+        Self {
+            data,
+            at: 0,
+            damage: Damage::default(),
+            headers: Seen::default(),
+        }
+    }
+
+    /// Returns true if the headers belong to a task whose time has not come.
+    fn is_early(&self) -> bool {
+        let Seen {
+            task: true,
+            id: true,
+            eta: Some(eta),
+            deliveries: false,
+        } = &self.headers
+        else {
+            return false;
+        };
+        let text = self.data.get(eta.clone());
+        let eta = text
+            .and_then(|text| str::from_utf8(text).ok())
+            .and_then(wire::eta);
+        eta.is_some_and(|eta| eta > Utc::now())
+    }
+
+    fn skip(&mut self, count: usize) -> Option<()> {
+        let end = self.at.checked_add(count)?;
+        (end <= self.data.len()).then(|| self.at = end)
+    }
+
+    fn chunk<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let chunk = *self.data.get(self.at..)?.first_chunk()?;
+        self.at += N;
+        Some(chunk)
+    }
+
+    fn octet(&mut self) -> Option<u8> {
+        self.chunk().map(u8::from_be_bytes)
+    }
+
+    fn short(&mut self) -> Option<u16> {
+        self.chunk().map(u16::from_be_bytes)
+    }
+
+    fn long(&mut self) -> Option<u32> {
+        self.chunk().map(u32::from_be_bytes)
+    }
+
+    fn long_long(&mut self) -> Option<u64> {
+        self.chunk().map(u64::from_be_bytes)
+    }
+
+    /// A short string.
+    fn text(&mut self) -> Option<()> {
+        let size = self.octet()?;
+        let begin = self.at;
+        self.skip(size.into())?;
+        let text = self.data.get_mut(begin..self.at)?;
+        if !text.is_ascii() && str::from_utf8(text).is_err() {
+            cover(text);
+            self.damage.is_no_text = true;
+        }
+        Some(())
+    }
+
+    /// Reads a length and returns the end of the value.
+    fn end(&mut self, limit: usize) -> Option<usize> {
+        let size = usize::try_from(self.long()?).ok()?;
+        let end = self.at.checked_add(size)?;
+        (end <= limit).then_some(end)
+    }
+
+    /// The properties of a message, up to the end.
+    fn properties(&mut self) -> Result<(), Unreadable> {
+        const TEXT: Option<usize> = None;
+        // Beginning with the highest flag.
+        const FIELDS: [Option<usize>; 11] = [
+            Some(1),
+            Some(1),
+            TEXT,
+            TEXT,
+            TEXT,
+            TEXT,
+            Some(8),
+            TEXT,
+            TEXT,
+            TEXT,
+            TEXT,
+        ];
+        let flags = self.short().ok_or(CUT)?;
+        let has = |bit: usize| flags & (1 << (15 - bit)) != 0;
+        for bit in [0, 1] {
+            if has(bit) {
+                self.text().ok_or(CUT)?;
+            }
+        }
+        if has(2) {
+            let end = self.end(self.data.len()).ok_or(CUT)?;
+            self.table(end, 1)?;
+        }
+        for (field, bit) in FIELDS.into_iter().zip(3..) {
+            if has(bit) {
+                let read = match field {
+                    TEXT => self.text(),
+                    Some(size) => self.skip(size),
+                };
+                read.ok_or(CUT)?;
+            }
+        }
+        match self.at == self.data.len() {
+            true => Ok(()),
+            false => Err(Unreadable("they are longer than their flags state")),
+        }
+    }
+
+    fn table(&mut self, end: usize, depth: usize) -> Result<(), Unreadable> {
+        while self.at < end {
+            let name = self.at + 1;
+            self.text().ok_or(CUT)?;
+            let name = name..self.at;
+            self.value(end, depth)?;
+            if depth == 1 {
+                self.see(name);
+            }
+        }
+        self.ends_at(end)
+    }
+
+    /// Notes a header that was read up to this position.
+    fn see(&mut self, name: Range<usize>) {
+        let Some((name, value)) = self
+            .data
+            .get(name.clone())
+            .zip(self.data.get(name.end..self.at))
+        else {
+            return;
+        };
+        // A long text after its tag and its length.
+        let text = value.first() == Some(&b'S') && value.len() > 5;
+        match name {
+            b"task" => self.headers.task = text,
+            b"id" => self.headers.id = text,
+            b"eta" => self.headers.eta = text.then_some(self.at - value.len() + 5..self.at),
+            b"x-delivery-count" => self.headers.deliveries = true,
+            _ => {}
+        }
+    }
+
+    fn array(&mut self, end: usize, depth: usize) -> Result<(), Unreadable> {
+        while self.at < end {
+            self.value(end, depth)?;
+        }
+        self.ends_at(end)
+    }
+
+    fn ends_at(&self, end: usize) -> Result<(), Unreadable> {
+        match self.at == end {
+            true => Ok(()),
+            false => Err(Unreadable("a value is longer than its table")),
+        }
+    }
+
+    fn value(&mut self, limit: usize, depth: usize) -> Result<(), Unreadable> {
+        let tag_at = self.at;
+        let tag = self.octet().ok_or(CUT)?;
+        let size = match tag {
+            b'V' => 0,
+            b't' | b'b' | b'B' => 1,
+            b's' | b'U' | b'u' => 2,
+            b'I' | b'i' | b'f' => 4,
+            b'D' => 5,
+            b'L' | b'l' | b'd' | b'T' => 8,
+            b'S' | b'x' | b'A' | b'F' => {
+                let end = self.end(limit).ok_or(CUT)?;
+                match tag {
+                    b'A' | b'F' if depth == MAX_DEPTH => {
+                        // Bytes have the same encoding: a length, and as many bytes.
+                        self.data[tag_at] = b'x';
+                        self.damage.is_too_deep = true;
+                    }
+                    b'A' => return self.array(end, depth + 1),
+                    b'F' => return self.table(end, depth + 1),
+                    _ => {}
+                }
+                end - self.at
+            }
+            _ => return Err(Unreadable("a header is of an unknown type")),
+        };
+        self.skip(size).ok_or(CUT)
+    }
+}
+
+/// Replaces each byte that belongs to no character by a question mark.
+fn cover(text: &mut [u8]) {
+    let mut covered = Vec::with_capacity(text.len());
+    for chunk in text.utf8_chunks() {
+        covered.extend_from_slice(chunk.valid().as_bytes());
+        covered.resize(covered.len() + chunk.invalid().len(), b'?');
+    }
+    text.copy_from_slice(&covered);
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,262 @@
+//! Keeps a subscription served for as long as it is wanted.
+
+use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::{Connection, Event};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::lane::Lane;
+use super::link::{Link, goodbye};
+use super::screen::{Bodies, Notes};
+use super::{RECONNECT, Reconnect};
+use crate::broker::QueueType;
+use crate::broker::consumer::{Feed, Reports, Served};
+use crate::broker::{BrokerError, Delivery, Queue, delayed};
+use crate::liveness::{self, Pulse};
+use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::error_chain::{chain, panic_text};
+
+/// What serves a subscription, connection after connection.
+pub(super) struct Supervisor {
+    pub(super) link: Arc<Link>,
+    pub(super) reconnect: Reconnect,
+    pub(super) purpose: &'static str,
+    pub(super) delayed: Option<QueueType>,
+    pub(super) bodies: Bodies,
+    pub(super) closing: CancellationToken,
+}
+
+impl Supervisor {
+    /// Runs until the subscription is cancelled and settled, or the broker is given up.
+    pub(super) async fn run(self, feed: Feed, pulse: &Pulse) {
+        let Feed {
+            deliveries,
+            reports,
+            cancelled,
+        } = feed;
+        let mut attempts = Attempts::new(RECONNECT);
+        let mut failed = 0;
+        let mut was_connected = false;
+        loop {
+            pulse.tick();
+            let notes = Arc::new(Notes::default());
+            let opened = tokio::select! {
+                () = cancelled.cancelled() => return,
+                opened = self.link.connect_to_consume("consumer", self.bodies, &notes) => opened,
+            };
+            let error = match opened {
+                Ok(connection) => {
+                    was_connected = true;
+                    failed = 0;
+                    let began = Instant::now();
+                    let mut session = Session {
+                        supervisor: &self,
+                        pulse,
+                        connection: Arc::new(connection),
+                        notes,
+                        reports: &reports,
+                        lanes: JoinSet::new(),
+                        tokens: HashMap::new(),
+                    };
+                    match session.serve(&deliveries, &cancelled).await {
+                        Some(error) => {
+                            attempts.succeeded_for(began.elapsed());
+                            session.give_up().await;
+                            error
+                        }
+                        None => {
+                            // The consumer ends when the lanes have let go of it, too.
+                            drop(deliveries);
+                            return session.finish().await;
+                        }
+                    }
+                }
+                Err(error) => {
+                    failed += 1;
+                    error
+                }
+            };
+            if let Some(setting) = self.given_up(was_connected, failed) {
+                return reports.fail(BrokerError::GivenUp {
+                    attempts: failed,
+                    setting,
+                    source: Arc::new(error),
+                });
+            }
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    broker = self.link.masked(),
+                    purpose = self.purpose,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "no connection to the broker; it is tried again, and running tasks go on"
+                );
+            }
+            tokio::select! {
+                () = cancelled.cancelled() => return,
+                () = sleep(pause) => {}
+            }
+        }
+    }
+
+    /// The setting that forbids another attempt, if one does.
+    fn given_up(&self, was_connected: bool, attempts: u32) -> Option<&'static str> {
+        let Reconnect {
+            retry,
+            on_startup,
+            max_retries,
+        } = self.reconnect;
+        match was_connected {
+            true if !retry => Some("celery.broker_connection_retry"),
+            false if !on_startup => Some("celery.broker_connection_retry_on_startup"),
+            _ if max_retries > 0 && attempts > max_retries => {
+                Some("celery.broker_connection_max_retries")
+            }
+            _ => None,
+        }
+    }
+}
+
+/// One connection with a lane for each queue.
+struct Session<'a> {
+    supervisor: &'a Supervisor,
+    pulse: &'a Pulse,
+    connection: Arc<Connection>,
+    notes: Arc<Notes>,
+    reports: &'a Arc<Reports>,
+    lanes: JoinSet<LaneEnd>,
+    /// What ends the lane of a queue that is wanted.
+    tokens: HashMap<String, CancellationToken>,
+}
+
+/// Result of the lane of a queue.
+enum LaneEnd {
+    /// The queue is no longer wanted, or its connection is gone.
+    Ended(Option<BrokerError>),
+    /// Ended by a bug. Deliveries that it has not handed on stay unacknowledged until its connection ends.
+    Panicked { queue: String, panic: String },
+}
+
+async fn run(lane: Lane) -> LaneEnd {
+    let queue = lane.queue.name.clone();
+    match AssertUnwindSafe(lane.run()).catch_unwind().await {
+        Ok(ended) => LaneEnd::Ended(ended),
+        Err(panic) => LaneEnd::Panicked {
+            queue,
+            panic: panic_text(&*panic).to_owned(),
+        },
+    }
+}
+
+impl Session<'_> {
+    /// Serves what is wanted until nothing is (`None`) or the connection is gone.
+    async fn serve(
+        &mut self,
+        deliveries: &mpsc::Sender<Delivery>,
+        cancelled: &CancellationToken,
+    ) -> Option<BrokerError> {
+        let link = &self.supervisor.link;
+        let mut events = self.connection.events_listener();
+        if let Some(kind) = self.supervisor.delayed {
+            let made = link.make(&self.connection, &delayed::topology(kind)).await;
+            if let Err(error) = made {
+                tracing::warn!(
+                    error = %chain(&error),
+                    "delayed delivery is not set up; delayed tasks are held by the worker"
+                );
+            }
+        }
+        self.reports.update(|served| served.connected = true);
+        let mut wanted = self.reports.wanted();
+        let mut ticks = tokio::time::interval(liveness::EVERY);
+        loop {
+            self.pulse.tick();
+            panic_point!(Subscription);
+            let queues = wanted.borrow_and_update().queues.clone();
+            self.reconcile(queues, deliveries, cancelled);
+            let ended = tokio::select! {
+                biased;
+                () = cancelled.cancelled() => return None,
+                Ok(()) = wanted.changed() => None,
+                _ = ticks.tick() => None,
+                Some(lane) = self.lanes.join_next() => match lane {
+                    Ok(LaneEnd::Ended(ended)) => ended,
+                    Ok(LaneEnd::Panicked { queue, panic }) => {
+                        tracing::error!(
+                            queue,
+                            panic,
+                            "the consumer of a queue panicked, which is a bug; its connection is opened again"
+                        );
+                        return Some(link.lost("the consumer of a queue panicked"));
+                    }
+                    Err(error) => return Some(link.lost(&error.to_string())),
+                },
+                event = events.next() => match event {
+                    Some(Event::Error(error)) => Some(link.error(error, "the connection")),
+                    Some(_) => None,
+                    None => Some(link.lost("the connection is closed")),
+                },
+            };
+            // A lane mends its own channel.
+            if !self.connection.status().connected() {
+                return Some(ended.unwrap_or_else(|| link.lost("the connection is closed")));
+            }
+        }
+    }
+
+    /// Starts the lanes that are missing and ends those that are not wanted.
+    fn reconcile(
+        &mut self,
+        queues: Vec<Queue>,
+        deliveries: &mpsc::Sender<Delivery>,
+        cancelled: &CancellationToken,
+    ) {
+        self.tokens.retain(|name, token| {
+            let wanted = queues.iter().any(|queue| queue.name == *name);
+            if !wanted {
+                token.cancel();
+            }
+            wanted
+        });
+        for queue in queues {
+            if self.tokens.contains_key(&queue.name) {
+                continue;
+            }
+            let token = cancelled.child_token();
+            self.tokens.insert(queue.name.clone(), token.clone());
+            let lane = Lane {
+                link: self.supervisor.link.clone(),
+                connection: self.connection.clone(),
+                notes: self.notes.clone(),
+                queue,
+                delayed: self.supervisor.delayed.is_some(),
+                reports: self.reports.clone(),
+                deliveries: deliveries.clone(),
+                cancelled: token,
+                closing: self.supervisor.closing.clone(),
+            };
+            self.lanes.spawn(run(lane));
+        }
+    }
+
+    /// Lets go of a connection that is gone.
+    async fn give_up(mut self) {
+        self.reports.update(|served| *served = Served::default());
+        self.lanes.shutdown().await;
+        goodbye(&self.connection).await;
+    }
+
+    /// Ends a healthy connection, when everything is settled.
+    async fn finish(mut self) {
+        while self.lanes.join_next().await.is_some() {}
+        self.reports.update(|served| *served = Served::default());
+        goodbye(&self.connection).await;
+    }
+}

@@ -1,0 +1,324 @@
+//! A [`celery::Celery`] app that produces through a [`Transport`].
+//!
+//! The crate's own brokers are not used: its AMQP broker publishes without confirms, and can
+//! neither use TLS nor queues with arguments. But its app cannot be made without one of them. So
+//! the app is built with the crate's Redis broker pointed at a local port where nobody speaks
+//! Redis (`redis` 0.22 sends nothing when it connects to database 0 without a password), and the
+//! broker is then replaced. This relies on the exact version that `Cargo.toml` pins; the test
+//! below fails if it ceases to work.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use celery::Celery;
+use celery::CeleryBuilder;
+use celery::broker::{Broker, Delivery, DeliveryStream};
+use celery::error::{BrokerError, CeleryError};
+use celery::protocol::Message;
+use chrono::{DateTime, Utc};
+use serde_json::{Value, json};
+
+use super::sending::Sending;
+use super::{Publication, TaskQueues, Transport};
+use celery_protocol::{Properties, RawMessage, isoformat, repr};
+use service_connection::error_chain::chain;
+
+/// How messages of an app are sent.
+#[derive(Debug, Clone)]
+pub struct Producing {
+    /// Node name of the app.
+    pub hostname: String,
+    /// Queue for signatures that name none.
+    pub default_queue: String,
+    /// A task type's `NAME` → the name that goes on the wire, where the two differ.
+    pub names: HashMap<&'static str, String>,
+    /// How queues are declared.
+    pub queues: TaskQueues,
+    /// Queue that `rpc://` results are to be sent to.
+    pub reply_to: Option<String>,
+    /// How long a publication is tried before it fails.
+    pub within: Duration,
+}
+
+/// Makes an app whose messages go out through `transport`. Opens no connection to the broker.
+///
+/// # Errors
+/// [`CeleryError::IoError`] if no local port can be had.
+pub async fn build(
+    transport: Arc<dyn Transport>,
+    producing: Producing,
+) -> Result<Celery, CeleryError> {
+    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("redis://{}", nobody.local_addr()?);
+    let mut app = CeleryBuilder::new("celery", &url)
+        .hostname(&producing.hostname)
+        .default_queue(&producing.default_queue)
+        // Late acknowledgement is what makes a transfer survive its worker; retries go through
+        // the manager, not through the crate.
+        .acks_late(true)
+        .task_max_retries(0)
+        .build()
+        .await?;
+    app.broker = Box::new(Producer {
+        transport,
+        producing,
+    });
+    Ok(app)
+}
+
+/// The crate's [`Broker`], for producing only: consuming is the worker's own.
+struct Producer {
+    transport: Arc<dyn Transport>,
+    producing: Producing,
+}
+
+impl Producer {
+    fn unsupported<T>(&self, what: &str) -> Result<T, BrokerError> {
+        Err(BrokerError::IoError(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("{what} is done by ccat_transfer::worker, not by the celery crate"),
+        )))
+    }
+}
+
+#[async_trait]
+impl Broker for Producer {
+    fn safe_url(&self) -> String {
+        self.transport.masked_url()
+    }
+
+    async fn send(&self, message: &Message, queue: &str) -> Result<(), BrokerError> {
+        let delay = message
+            .headers
+            .eta
+            .and_then(|eta| (eta - Utc::now()).to_std().ok());
+        let route = self
+            .producing
+            .queues
+            .route(queue, delay.unwrap_or_default());
+        let mut publication = Publication {
+            exchange: route.exchange,
+            routing_key: route.routing_key,
+            message: encode(message, &self.producing)?,
+            declare: Some(route.declare),
+            mandatory: true,
+        };
+        let sending = Sending::begin(&mut publication);
+        let within = self.producing.within;
+        let sent = self.transport.publish(&publication, within).await;
+        // The crate's error type knows lapin 2 only. The text with all its causes is kept, and the
+        // kind of error states whether the broker has answered.
+        let sent = sent.map_err(|e| (kind(&e), chain(&e).to_string()));
+        sending.end(&sent.as_ref().copied().map_err(|(_, text)| text));
+        sent.map_err(|(kind, text)| BrokerError::IoError(io::Error::new(kind, text)))
+    }
+
+    async fn consume(
+        &self,
+        _queue: &str,
+        _error_handler: Box<dyn Fn(BrokerError) + Send + Sync + 'static>,
+    ) -> Result<(String, Box<dyn DeliveryStream>), BrokerError> {
+        self.unsupported("consuming")
+    }
+
+    async fn cancel(&self, _consumer_tag: &str) -> Result<(), BrokerError> {
+        self.unsupported("cancelling a consumer")
+    }
+
+    async fn ack(&self, _delivery: &dyn Delivery) -> Result<(), BrokerError> {
+        self.unsupported("acknowledging")
+    }
+
+    async fn retry(
+        &self,
+        _delivery: &dyn Delivery,
+        _eta: Option<DateTime<Utc>>,
+    ) -> Result<(), BrokerError> {
+        self.unsupported("retrying")
+    }
+
+    async fn increase_prefetch_count(&self) -> Result<(), BrokerError> {
+        self.unsupported("prefetching")
+    }
+
+    async fn decrease_prefetch_count(&self) -> Result<(), BrokerError> {
+        self.unsupported("prefetching")
+    }
+
+    async fn close(&self) -> Result<(), BrokerError> {
+        self.transport.close().await;
+        Ok(())
+    }
+
+    /// Connects for publishing, unless that is done.
+    async fn reconnect(&self, connection_timeout: u32) -> Result<(), BrokerError> {
+        self.transport
+            .prepare(Duration::from_secs(connection_timeout.into()))
+            .await
+            .map_err(|e| BrokerError::IoError(io::Error::other(chain(&e).to_string())))
+    }
+}
+
+/// The kind of error by which [`is_unanswered`] knows a publication without an answer.
+fn kind(error: &super::BrokerError) -> io::ErrorKind {
+    use super::BrokerError::{GivenUp, Timeout, Unreachable};
+    match error {
+        Unreachable { .. } | GivenUp { .. } => io::ErrorKind::NotConnected,
+        Timeout { .. } => io::ErrorKind::TimedOut,
+        _ => io::ErrorKind::Other,
+    }
+}
+
+/// Returns true if a publication of an app failed without an answer of the broker, and false if the
+/// broker refused it.
+#[must_use]
+pub fn is_unanswered(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotConnected | io::ErrorKind::TimedOut
+    )
+}
+
+/// A protocol 2 message with every header that a Python producer sets, so that monitors show it
+/// as one of Python's.
+fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, BrokerError> {
+    let h = &message.headers;
+    let task = producing
+        .names
+        .get(h.task.as_str())
+        .cloned()
+        .unwrap_or_else(|| h.task.clone());
+    let body: Value = serde_json::from_slice(&message.raw_body)?;
+    let args = body
+        .get(0)
+        .and_then(Value::as_array)
+        .cloned()
+        .unwrap_or_default();
+    let kwargs = body
+        .get(1)
+        .and_then(Value::as_object)
+        .cloned()
+        .unwrap_or_default();
+    let headers = [
+        ("lang", json!("py")),
+        ("task", json!(task)),
+        ("id", json!(h.id)),
+        ("shadow", json!(h.shadow)),
+        ("eta", json!(h.eta.map(isoformat))),
+        ("expires", json!(h.expires.map(isoformat))),
+        ("group", json!(h.group)),
+        ("group_index", Value::Null),
+        ("retries", json!(h.retries.unwrap_or(0))),
+        ("timelimit", json!(h.timelimit)),
+        ("root_id", json!(h.root_id.as_ref().unwrap_or(&h.id))),
+        ("parent_id", json!(h.parent_id)),
+        ("argsrepr", json!(repr::shorten(&repr::tuple(&args)))),
+        ("kwargsrepr", json!(repr::shorten(&repr::dict(&kwargs)))),
+        ("origin", json!(h.origin)),
+        ("ignore_result", Value::Null),
+        ("replaced_task_nesting", json!(0)),
+        ("stamped_headers", Value::Null),
+        ("stamps", json!({})),
+    ]
+    .map(|(name, value)| (name.to_owned(), value));
+    Ok(RawMessage {
+        headers: headers.into_iter().collect(),
+        properties: Properties {
+            content_type: Some(message.properties.content_type.clone()),
+            content_encoding: Some(message.properties.content_encoding.clone()),
+            correlation_id: Some(message.properties.correlation_id.clone()),
+            reply_to: message
+                .properties
+                .reply_to
+                .clone()
+                .or_else(|| producing.reply_to.clone()),
+            priority: Some(0),
+            expiration: None,
+            persistent: true,
+        },
+        body: message.raw_body.clone(),
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use celery::task::{Request, Signature, Task, TaskOptions, TaskResult};
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::broker::recorder::Recorder;
+    use crate::broker::{Declaration, Queue};
+    use celery_protocol::content::Accept;
+    use celery_protocol::message::decode;
+
+    #[derive(Clone, Serialize, Deserialize)]
+    struct Params {
+        x: i64,
+    }
+
+    struct Add(Request<Self>, TaskOptions);
+
+    #[async_trait]
+    impl Task for Add {
+        const NAME: &'static str = "add";
+        const ARGS: &'static [&'static str] = &["x"];
+        type Params = Params;
+        type Returns = i64;
+
+        fn from_request(request: Request<Self>, options: TaskOptions) -> Self {
+            Self(request, options)
+        }
+        fn request(&self) -> &Request<Self> {
+            &self.0
+        }
+        fn options(&self) -> &TaskOptions {
+            &self.1
+        }
+        async fn run(&self, params: Params) -> TaskResult<i64> {
+            Ok(params.x)
+        }
+    }
+
+    /// Guards the pinned version of the crate: an app is made without a Redis server, and sends
+    /// through our transport.
+    #[tokio::test]
+    async fn an_app_without_the_crates_brokers() {
+        let recorder = Arc::new(Recorder::default());
+        let producing = Producing {
+            hostname: "celery@test".into(),
+            default_queue: "q".into(),
+            names: HashMap::from([("add", "package.add".to_owned())]),
+            queues: TaskQueues::default(),
+            reply_to: Some("replies".into()),
+            within: Duration::from_secs(1),
+        };
+        let app = build(recorder.clone(), producing).await.unwrap();
+        let result = app
+            .send_task(Signature::<Add>::new(Params { x: 4 }))
+            .await
+            .unwrap();
+
+        let publication = recorder.take().pop().unwrap();
+        assert_eq!(
+            (publication.routing_key.as_str(), publication.mandatory),
+            ("q", true)
+        );
+        assert_eq!(
+            publication.declare,
+            Some(Declaration::Queue(Queue::tasks("q")))
+        );
+        let message = decode(&publication.message, &Accept::json(1 << 20)).unwrap();
+        assert_eq!(message.id, result.task_id);
+        assert_eq!(message.task, "package.add");
+        assert_eq!(message.kwargs, json!({"x": 4}));
+        assert_eq!(message.root_id.as_deref(), Some(result.task_id.as_str()));
+        assert_eq!(message.argsrepr.as_deref(), Some("()"));
+        assert_eq!(message.kwargsrepr.as_deref(), Some("{'x': 4}"));
+        assert_eq!(message.reply_to.as_deref(), Some("replies"));
+        assert_eq!(publication.message.headers["lang"], "py");
+    }
+}

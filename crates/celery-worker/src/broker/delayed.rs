@@ -1,0 +1,157 @@
+//! Native delayed delivery, as Celery lays it out on RabbitMQ: the bits of a delay in seconds are
+//! the first words of the routing key, and for each bit there is a queue that holds messages for
+//! so long. Pure; the transport makes what [`topology`] says.
+//!
+//! Layout and names are those of kombu 5.7, whose producers use them.
+
+use super::queue_settings::ExchangeKind;
+use super::queue_settings::QueueType;
+use super::topology::{Exchange, Queue, Step};
+
+/// Bits of a delay, and so its limit: 2^28 - 1 seconds, about eight and a half years.
+pub const BITS: u32 = 28;
+
+/// Where delayed messages come out.
+pub const DELIVERY: &str = "celery_delayed_delivery";
+
+/// The longest delay, in seconds.
+pub const LONGEST: u32 = (1 << BITS) - 1;
+
+/// Name of the exchange and of the queue for one bit.
+fn level(bit: u32) -> String {
+    format!("celery_delayed_{bit}")
+}
+
+/// The exchange that takes delayed messages.
+#[must_use]
+pub fn entrance() -> String {
+    level(BITS - 1)
+}
+
+/// The routing key for a delay, in seconds, in front of `key`, which may bear one of an earlier
+/// delay. A delay beyond [`LONGEST`] is cut.
+#[must_use]
+pub fn routing_key(delay: u32, key: &str) -> String {
+    let delay = delay.min(LONGEST);
+    let bits = (0..BITS).rev().map(|bit| match delay >> bit & 1 {
+        0 => "0.",
+        _ => "1.",
+    });
+    bits.chain([strip(key)]).collect()
+}
+
+/// A routing key without the delay in front of it, if there is one.
+#[must_use]
+pub fn strip(key: &str) -> &str {
+    let length = 2 * BITS as usize;
+    let is_delay = |prefix: &&str| {
+        prefix
+            .as_bytes()
+            .chunks(2)
+            .all(|word| matches!(word, b"0." | b"1."))
+    };
+    match key.get(..length).filter(is_delay) {
+        Some(_) => &key[length..],
+        None => key,
+    }
+}
+
+/// The pattern for a key behind the words of a delay.
+#[must_use]
+pub fn behind(key: &str) -> String {
+    match key.starts_with('#') {
+        true => key.into(),
+        false => format!("#.{key}"),
+    }
+}
+
+/// Everything that holds and hands on delayed messages, in the order in which it is made.
+#[must_use]
+pub fn topology(kind: QueueType) -> Vec<Step> {
+    let mut steps = Vec::new();
+    for bit in (0..BITS).rev() {
+        let next = match bit {
+            0 => DELIVERY.to_owned(),
+            _ => level(bit - 1),
+        };
+        let mut arguments = vec![
+            ("x-queue-type".to_owned(), kind.as_str().into()),
+            ("x-overflow".to_owned(), "reject-publish".into()),
+            ("x-message-ttl".to_owned(), ((1_u64 << bit) * 1000).into()),
+            ("x-dead-letter-exchange".to_owned(), next.into()),
+        ];
+        if kind == QueueType::Quorum {
+            arguments.push(("x-dead-letter-strategy".to_owned(), "at-least-once".into()));
+        }
+        steps.push(Step::Queue(Queue {
+            name: level(bit),
+            durable: true,
+            exclusive: false,
+            auto_delete: false,
+            arguments: arguments.into_iter().collect(),
+            binding: Some(super::Binding {
+                exchange: Exchange::durable(level(bit), ExchangeKind::Topic),
+                key: pattern(bit, '1'),
+            }),
+        }));
+    }
+    steps.push(Step::Exchange(Exchange::durable(
+        DELIVERY,
+        ExchangeKind::Topic,
+    )));
+    for bit in (0..BITS).rev() {
+        steps.push(Step::BindExchange {
+            source: level(bit),
+            destination: match bit {
+                0 => DELIVERY.into(),
+                _ => level(bit - 1),
+            },
+            key: pattern(bit, '0'),
+        });
+    }
+    steps
+}
+
+/// Keys whose `bit` is `value`.
+fn pattern(bit: u32, value: char) -> String {
+    let words = (BITS - 1 - bit) as usize;
+    format!("{}{value}.#", "*.".repeat(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_carry_the_delay_in_front() {
+        for (delay, bits) in [
+            (1, "0000000000000000000000000001"),
+            (10, "0000000000000000000000001010"),
+            (LONGEST, "1111111111111111111111111111"),
+            (u32::MAX, "1111111111111111111111111111"),
+        ] {
+            let words: Vec<String> = bits.chars().map(String::from).collect();
+            assert_eq!(
+                routing_key(delay, "a.b"),
+                format!("{}.a.b", words.join("."))
+            );
+        }
+    }
+
+    #[test]
+    fn an_earlier_delay_is_replaced() {
+        let once = routing_key(5, "q");
+        assert_eq!(strip(&once), "q");
+        assert_eq!(routing_key(9, &once), routing_key(9, "q"));
+        for key in [
+            "",
+            "q",
+            "0.1.q",
+            "é".repeat(40).as_str(),
+            "0.".repeat(27).as_str(),
+        ] {
+            assert_eq!(strip(key), key);
+        }
+        assert_eq!(strip(&"0.".repeat(28)), "");
+    }
+}

@@ -1,0 +1,60 @@
+//! A Celery worker: brokers, result backends, canvas, events and remote control.
+
+/// Marks a step, or (without one) a moment, for fault injection.
+#[cfg(not(feature = "fault-injection"))]
+macro_rules! fault_point {
+    ($point:ident, $step:expr) => {
+        $step
+    };
+    ($point:ident) => {};
+}
+
+/// Marks a step, or (without one) a moment, for fault injection.
+#[cfg(feature = "fault-injection")]
+macro_rules! fault_point {
+    ($point:ident, $step:expr) => {{
+        use $crate::fault_injection::{Fault, Step, lose, reach};
+        let done = $step;
+        match reach(Step::$point) {
+            Some(Fault::Fail(lost)) => {
+                lose(done);
+                Err(lost.into())
+            }
+            Some(Fault::Repeat) => {
+                lose(done);
+                $step
+            }
+            None | Some(Fault::Panic) => done,
+        }
+    }};
+    ($point:ident) => {
+        let _nothing_to_repeat =
+            $crate::fault_injection::reach($crate::fault_injection::Step::$point);
+    };
+}
+
+/// Marks a loop in which fault injection can cause a panic.
+#[cfg(not(feature = "fault-injection"))]
+macro_rules! panic_point {
+    ($point:ident) => {};
+}
+
+/// Marks a loop in which fault injection can cause a panic.
+#[cfg(feature = "fault-injection")]
+macro_rules! panic_point {
+    ($point:ident) => {{
+        use $crate::fault_injection::{Fault, Step, reach};
+        if let Some(Fault::Panic) = reach(Step::$point) {
+            std::panic::resume_unwind(Box::new("fault injected".to_owned()));
+        }
+    }};
+}
+
+mod aside;
+pub mod broker;
+#[cfg(feature = "fault-injection")]
+pub mod fault_injection;
+pub mod liveness;
+pub mod observer;
+pub mod results;
+pub mod worker;

@@ -1,0 +1,157 @@
+//! A backend that is away is not run down by everybody who waits for it.
+//!
+//! Every finished task keeps trying to store its result, and a thousand of them may wait. While the
+//! backend is known to be away, one of them at a time tries it, with a pause before each try; the
+//! others stand in line. The first success lets all of them through.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep_until};
+
+use super::ResultError;
+use service_connection::backoff::Pauses;
+
+/// First and longest pause between two tries.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// Lets everybody through, or one at a time.
+pub(super) struct Gate {
+    /// Where the backend is, for messages.
+    place: String,
+    is_away: AtomicBool,
+    /// Whoever holds it is next.
+    turn: Mutex<Turn>,
+}
+
+struct Turn {
+    pauses: Pauses,
+    not_before: Instant,
+}
+
+impl Turn {
+    fn first() -> Self {
+        Self {
+            pauses: Pauses::new(PAUSES.0, PAUSES.1),
+            not_before: Instant::now(),
+        }
+    }
+}
+
+impl Gate {
+    pub(super) fn new(place: String) -> Self {
+        Self {
+            place,
+            is_away: AtomicBool::new(false),
+            turn: Mutex::new(Turn::first()),
+        }
+    }
+
+    /// Does `work` once, at its time. May be dropped at any moment.
+    pub(super) async fn pass<T>(
+        &self,
+        work: impl Future<Output = Result<T, ResultError>>,
+    ) -> Result<T, ResultError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            let mut turn = self.turn.lock().await;
+            // Whoever stood in line before us may have found it.
+            if self.is_away.load(Ordering::Relaxed) {
+                sleep_until(turn.not_before).await;
+                let done = work.await;
+                if is_unreachable(&done) {
+                    turn.not_before = Instant::now() + turn.pauses.next_pause();
+                } else {
+                    *turn = Turn::first();
+                    self.is_away.store(false, Ordering::Relaxed);
+                    tracing::info!(backend = self.place, "the result backend is there again");
+                }
+                return done;
+            }
+        }
+        let done = work.await;
+        if is_unreachable(&done) {
+            self.is_away.store(true, Ordering::Relaxed);
+        }
+        done
+    }
+}
+
+fn is_unreachable<T>(done: &Result<T, ResultError>) -> bool {
+    matches!(done, Err(ResultError::Unreachable { .. }))
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+
+    /// A backend that counts who is with it.
+    #[derive(Default)]
+    struct Backend {
+        is_up: AtomicBool,
+        tries: AtomicUsize,
+        at_once: AtomicUsize,
+        most_at_once: AtomicUsize,
+    }
+
+    impl Backend {
+        async fn work(&self) -> Result<(), ResultError> {
+            self.tries.fetch_add(1, Ordering::Relaxed);
+            let now = self.at_once.fetch_add(1, Ordering::Relaxed) + 1;
+            self.most_at_once.fetch_max(now, Ordering::Relaxed);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            self.at_once.fetch_sub(1, Ordering::Relaxed);
+            match self.is_up.load(Ordering::Relaxed) {
+                true => Ok(()),
+                false => Err(ResultError::unreachable("test", "away")),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn one_tries_while_the_others_wait_and_all_go_on_together() {
+        let gate = Arc::new(Gate::new("test".into()));
+        let backend = Arc::new(Backend::default());
+        gate.pass(backend.work()).await.unwrap_err();
+        backend.most_at_once.store(0, Ordering::Relaxed);
+
+        let started = Instant::now();
+        let waiting: Vec<_> = (0..1000)
+            .map(|_| {
+                let (gate, backend) = (gate.clone(), backend.clone());
+                tokio::spawn(async move {
+                    while gate.pass(backend.work()).await.is_err() {}
+                    started.elapsed()
+                })
+            })
+            .collect();
+        // Pauses of 0.1, 0.2, 0.4 s and so on, with jitter.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(backend.most_at_once.load(Ordering::Relaxed), 1);
+        let tries = backend.tries.load(Ordering::Relaxed);
+        assert!((2..10).contains(&tries), "{tries} tries in 1 s");
+
+        backend.is_up.store(true, Ordering::Relaxed);
+        for waited in waiting {
+            let waited = waited.await.unwrap();
+            assert!(waited <= Duration::from_secs(4), "{waited:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_does_not_hold_the_others() {
+        let gate = Gate::new("test".into());
+        let backend = Backend::default();
+        gate.pass(backend.work()).await.unwrap_err();
+        gate.pass(backend.work()).await.unwrap_err();
+        let given_up =
+            tokio::time::timeout(Duration::from_millis(10), gate.pass(backend.work())).await;
+        assert!(given_up.is_err());
+        backend.is_up.store(true, Ordering::Relaxed);
+        gate.pass(backend.work()).await.unwrap();
+    }
+}

@@ -1,0 +1,214 @@
+//! `redis://`: results as JSON under `celery-task-meta-<id>`, announced on a channel of that name.
+
+use std::sync::{Arc, LazyLock};
+
+use async_trait::async_trait;
+use redis::{AsyncCommands as _, Script};
+use serde_json::Value;
+use uuid::Uuid;
+
+use self::address::{Address, Opened};
+pub(super) use self::link::Link;
+use super::chord::{ChordOptions, Chords};
+use super::options::{Expires, RedisOptions, Tls};
+use super::{ChordSupport, Options, ResultBackend, ResultError};
+use crate::aside::{aside, is_large};
+use celery_protocol::compression::Method;
+use celery_protocol::message::TaskMessage;
+use celery_protocol::result::{self, ResultMeta, State};
+
+mod address;
+mod link;
+
+/// Stores a result and announces it, all or nothing, unless there is one that may have to stay: then
+/// that one is the answer. It is for the caller to read it, and to come again with it as the third
+/// argument if it may go; in between it may not have changed.
+///
+/// The beginning of a mapping tells a state that never has to stay: so a task that was STARTED
+/// before needs no second round trip. Python and this program write the status first.
+static STORE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r#"
+local value, expires, known = ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local head = redis.call('GETRANGE', KEYS[1], 0, 31)
+if head ~= '' then
+  local status = string.match(head, '^{"status": ?"(%u+)"')
+  if status ~= 'STARTED' and status ~= 'RETRY' and status ~= 'PROGRESS' then
+    local stored = redis.call('GET', KEYS[1])
+    if stored ~= known then return stored end
+  end
+end
+if expires > 0 then
+  redis.call('SET', KEYS[1], value, 'EX', expires)
+else
+  redis.call('SET', KEYS[1], value)
+end
+redis.call('PUBLISH', KEYS[1], value)
+return false
+"#,
+    )
+});
+
+/// How long a probe's key stays where the probe could not delete it.
+const PROBE_SECONDS: u64 = 60;
+
+/// Checks a URL for use as a result backend.
+pub(super) fn check(url: &str, options: &Options) -> Result<(), ResultError> {
+    // Files may be created later, and the needs of sentinels are checked elsewhere.
+    let bare = RedisOptions {
+        master_name: "master".into(),
+        tls: Tls::default(),
+        ..options.redis.clone()
+    };
+    Address::parse(url, &bare).map(drop)
+}
+
+/// A client for a single server.
+pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
+    match Address::parse(url, &RedisOptions::default())?.open()? {
+        Opened::Server(client) => Ok(client),
+        Opened::Sentinels(_) => Err(ResultError::Url("sentinels are not supported here".into())),
+    }
+}
+
+/// Stores results in Redis.
+pub struct Redis {
+    link: Arc<Link>,
+    prefix: String,
+    expires: Expires,
+    compression: Option<Method>,
+    chord_ordered: bool,
+}
+
+impl Redis {
+    /// A backend as `url` and `options` say; opens no connection yet.
+    ///
+    /// # Errors
+    /// [`ResultError::Url`].
+    pub fn new(url: &str, options: &Options) -> Result<Self, ResultError> {
+        Ok(Self {
+            link: Arc::new(Link::new(&Address::parse(url, &options.redis)?)?),
+            prefix: key_prefix(&options.redis.key_prefix),
+            expires: options.expires,
+            compression: options.compression,
+            chord_ordered: options.redis.chord_ordered,
+        })
+    }
+
+    /// The key, and the channel, of a task's result.
+    fn key(&self, task_id: &str) -> String {
+        format!("{}celery-task-meta-{task_id}", self.prefix)
+    }
+}
+
+/// `global_keyprefix`, set off from what follows as Celery does.
+fn key_prefix(prefix: &str) -> String {
+    match prefix.chars().last() {
+        None | Some(':' | '_' | '-' | '.') => prefix.to_owned(),
+        Some(_) => format!("{prefix}_"),
+    }
+}
+
+#[async_trait]
+impl ResultBackend for Redis {
+    fn chords(&self) -> ChordSupport {
+        let options = ChordOptions {
+            ordered: self.chord_ordered,
+            expires_seconds: self.expires.chords.unwrap_or(self.expires.results),
+            result_expires_seconds: self.expires.results,
+            compression: self.compression,
+        };
+        ChordSupport::Counted(Chords::new(self.link.clone(), &self.prefix, options))
+    }
+
+    async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
+        let key = self.key(&meta.task_id);
+        let encoding = || result::encode(&meta.to_json(), self.compression);
+        let value = aside(is_large(meta.values()), encoding);
+        let expires = match meta.state {
+            State::Failure { .. } => self.expires.failures.unwrap_or(self.expires.results),
+            _ => self.expires.results,
+        };
+        let mut known = Vec::new();
+        loop {
+            let stored: Option<Vec<u8>> = self
+                .link
+                .with(async |connection| {
+                    STORE
+                        .key(&key)
+                        .arg(&value)
+                        .arg(expires)
+                        .arg(&known)
+                        .invoke_async(connection)
+                        .await
+                })
+                .await?;
+            let Some(stored) = stored else {
+                return Ok(());
+            };
+            // What cannot be read is no SUCCESS.
+            if let Ok(there) = result::read(&stored)
+                && meta
+                    .state
+                    .yields_to(there["status"].as_str().unwrap_or_default())
+            {
+                return Ok(());
+            }
+            known = stored;
+        }
+    }
+
+    async fn probe(&self) -> Result<String, ResultError> {
+        let key = format!("{}ccat-transfer-probe-{}", self.prefix, Uuid::new_v4());
+        let read: Option<String> = self
+            .link
+            .with(async |connection| {
+                let _: () = connection.set_ex(&key, "1", PROBE_SECONDS).await?;
+                let read = connection.get(&key).await?;
+                let _: () = connection.del(&key).await?;
+                Ok(read)
+            })
+            .await?;
+        let place = self.link.place();
+        match read {
+            Some(_) => Ok(format!("{place}: a key was written, read and deleted")),
+            None => Err(ResultError::refused(
+                place,
+                "a key was written, and was gone when it was read",
+            )),
+        }
+    }
+
+    async fn get(&self, task_id: &str) -> Result<Option<Value>, ResultError> {
+        let key = self.key(task_id);
+        let stored: Option<Vec<u8>> = self
+            .link
+            .with(async |connection| connection.get(&key).await)
+            .await?;
+        stored
+            .map(|stored| result::read(&stored))
+            .transpose()
+            .map_err(|source| ResultError::Unreadable {
+                task_id: task_id.to_owned(),
+                source,
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+
+    #[rstest]
+    #[case("", "")]
+    #[case("site", "site_")]
+    #[case("site_", "site_")]
+    #[case("site:", "site:")]
+    #[case("site-", "site-")]
+    #[case("site.", "site.")]
+    fn prefixes_are_set_off(#[case] setting: &str, #[case] prefix: &str) {
+        assert_eq!(key_prefix(setting), prefix);
+    }
+}

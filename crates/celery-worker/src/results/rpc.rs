@@ -1,0 +1,83 @@
+//! `rpc://`: results as messages to the caller's reply queue.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{ResultBackend, ResultError};
+use crate::aside::{aside, is_large};
+use crate::broker::{Publication, Transport};
+use celery_protocol::message::{JSON, TaskMessage};
+use celery_protocol::result::ResultMeta;
+use celery_protocol::{Properties, RawMessage};
+
+/// How long one try to send may take.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// Longest short string of AMQP 0-9-1, which routing keys and correlation ids are, in bytes.
+const SHORT: usize = 255;
+
+/// Sends results through the broker. The reply queue is the caller's: it is not declared here,
+/// and when it is gone the broker drops the result, as it does Python's.
+pub struct Rpc {
+    transport: Arc<dyn Transport>,
+    persistent: bool,
+}
+
+impl Rpc {
+    /// A backend on the worker's own transport. `persistent` messages survive a restart of the
+    /// broker, if their queue does.
+    #[must_use]
+    pub fn new(transport: Arc<dyn Transport>, persistent: bool) -> Self {
+        Self {
+            transport,
+            persistent,
+        }
+    }
+}
+
+#[async_trait]
+impl ResultBackend for Rpc {
+    async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError> {
+        let Some(reply_to) = message.reply_to.as_ref().filter(|queue| !queue.is_empty()) else {
+            return Ok(());
+        };
+        // Only a message that was made by hand has such: no broker would take the result, ever.
+        if reply_to.len() > SHORT || message.correlation_id.len() > SHORT {
+            tracing::warn!(
+                task_id = meta.task_id,
+                "the task's reply_to or correlation_id is longer than AMQP allows; its result is dropped"
+            );
+            return Ok(());
+        }
+        let encoding = || meta.to_json().to_string().into_bytes();
+        let body = aside(is_large(meta.values()), encoding);
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: reply_to.clone(),
+            message: RawMessage {
+                properties: Properties {
+                    content_type: Some(JSON.into()),
+                    content_encoding: Some("utf-8".into()),
+                    correlation_id: Some(message.correlation_id.clone()),
+                    priority: Some(0),
+                    persistent: self.persistent,
+                    ..Properties::default()
+                },
+                body,
+                ..RawMessage::default()
+            },
+            declare: None,
+            mandatory: false,
+        };
+        Ok(self
+            .transport
+            .publish_until_confirmed(&publication, WITHIN)
+            .await?)
+    }
+
+    async fn probe(&self) -> Result<String, ResultError> {
+        Ok("results go back to the callers through the broker".into())
+    }
+}

@@ -1,0 +1,251 @@
+//! Requests that only read.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::Duration;
+
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use serde_json::{Map, Value, json};
+
+use super::{ids, is_true};
+use crate::broker::{Queue, Subscriptions};
+use crate::worker::Worker;
+use crate::worker::accepted::Phase;
+use crate::worker::policy::Policy;
+use celery_protocol::message::TaskMessage;
+use celery_protocol::pidbox::Request;
+use celery_protocol::repr;
+use service_connection::url;
+
+/// Maximum number of attributes of tasks in a reply; there are fewer.
+const MOST_ITEMS: usize = 32;
+
+impl Worker {
+    pub(super) fn tasks(&self, safe: bool, wanted: impl Fn(Phase) -> bool) -> Value {
+        let requests = self
+            .accepted
+            .requests(&self.hostname, safe, |phase, _| wanted(phase));
+        requests.into_iter().map(|(_, request)| request).collect()
+    }
+
+    pub(super) fn scheduled(&self) -> Value {
+        let is_scheduled = |phase, _: &TaskMessage| matches!(phase, Phase::Scheduled(_));
+        self.accepted
+            .requests(&self.hostname, false, is_scheduled)
+            .into_iter()
+            .filter_map(|(phase, request)| match phase {
+                Phase::Scheduled(eta) => Some(json!({
+                    "eta": celery_protocol::isoformat(eta),
+                    "priority": 6,
+                    "request": request,
+                })),
+                Phase::Reserved | Phase::Active(_) => None,
+            })
+            .collect()
+    }
+
+    pub(super) fn query(&self, request: &Request) -> Value {
+        let wanted: HashSet<String> = ids(request.argument("ids")).into_iter().collect();
+        let is_wanted = |_, message: &TaskMessage| wanted.contains(&message.id);
+        let requests = self.accepted.requests(&self.hostname, false, is_wanted);
+        let mut found: BTreeMap<String, (u8, Value)> = BTreeMap::new();
+        for (phase, request) in requests {
+            let Some(id) = request["id"].as_str() else {
+                continue;
+            };
+            let (rank, state) = match phase {
+                Phase::Active(_) => (2, "active"),
+                Phase::Reserved => (1, "reserved"),
+                Phase::Scheduled(_) => (0, "scheduled"),
+            };
+            // Different tasks may have the same id; the reply shows one of them.
+            if found.get(id).is_none_or(|(shown, _)| *shown < rank) {
+                found.insert(id.to_owned(), (rank, json!([state, request])));
+            }
+        }
+        let shown = found.into_iter().map(|(id, (_, shown))| (id, shown));
+        Value::Object(shown.collect())
+    }
+
+    pub(super) fn registered(&self, request: &Request) -> Value {
+        let builtins = is_true(request.argument("builtins"));
+        let wanted: Vec<&str> = match request.argument("taskinfoitems") {
+            Value::Array(items) if !items.is_empty() => {
+                let items = items.iter().filter_map(Value::as_str);
+                items.take(MOST_ITEMS).collect()
+            }
+            _ => vec!["rate_limit"],
+        };
+        let names = self.registry.names();
+        let shown = names
+            .into_iter()
+            .filter(|name| builtins || !name.starts_with("celery."))
+            .map(|name| {
+                let known = self.attributes(name);
+                let items: Vec<String> = wanted
+                    .iter()
+                    .filter_map(|item| Some(format!("{item}={}", known.get(item)?)))
+                    .collect();
+                match items.is_empty() {
+                    true => name.to_owned(),
+                    false => format!("{name} [{}]", items.join(" ")),
+                }
+            });
+        shown.collect()
+    }
+
+    /// Attributes of a task that are not none, as Python would print them.
+    fn attributes(&self, name: &str) -> BTreeMap<&'static str, String> {
+        let mut known = BTreeMap::new();
+        let Some(entry) = self.registry.get(name) else {
+            return known;
+        };
+        let limits = self.time_limits.get(name);
+        let policy = Policy::new(
+            &TaskMessage::default(),
+            &entry.attributes,
+            limits,
+            &self.config.tasks,
+        );
+        let python = |value: Value| repr::value(&value);
+        known.insert("name", name.to_owned());
+        known.insert("acks_late", python(policy.acks_late.into()));
+        known.insert("track_started", python(policy.track_started.into()));
+        known.insert("max_retries", policy.max_retries.to_string());
+        known.insert(
+            "default_retry_delay",
+            policy.retry_delay.as_secs().to_string(),
+        );
+        let optional = [
+            (
+                "rate_limit",
+                self.rates.get(name).map(|limit| limit.to_string()),
+            ),
+            (
+                "time_limit",
+                policy.time_limit.map(|limit| limit.to_string()),
+            ),
+            (
+                "soft_time_limit",
+                policy.soft_time_limit.map(|limit| limit.to_string()),
+            ),
+        ];
+        known.extend(
+            optional
+                .into_iter()
+                .filter_map(|(name, value)| Some((name, value?))),
+        );
+        known
+    }
+
+    pub(super) fn active_queues(&self) -> Value {
+        let queues = self.subscriptions.get().map(Subscriptions::queues);
+        queues.iter().flatten().map(active_queue).collect()
+    }
+
+    pub(super) fn report(&self) -> String {
+        format!(
+            "\nsoftware -> ccat-transfer:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
+            env!("CARGO_PKG_VERSION"),
+            std::env::consts::ARCH,
+            self.transport.masked_url(),
+            self.config.settings["result_backend"]
+                .as_str()
+                .unwrap_or_default(),
+        )
+    }
+
+    pub(super) fn stats(&self) -> Value {
+        let urls = self.transport.masked_urls();
+        let broker = urls.first().and_then(|url| url::kombu(url).ok());
+        let broker = broker.unwrap_or_default();
+        json!({
+            "total": *self.totals(),
+            "pid": std::process::id(),
+            "clock": self.events.tick().to_string(),
+            "uptime": self.started.elapsed().as_secs(),
+            "pool": {
+                "implementation": "ccat_transfer:tokio",
+                "max-concurrency": self.pool.size(),
+                "processes": [std::process::id()],
+                "max-tasks-per-child": "N/A",
+                "put-guarded-by-semaphore": true,
+                "timeouts": [0, 0],
+                "writes": {},
+            },
+            "broker": {
+                "hostname": broker.host,
+                "userid": broker.user,
+                "virtual_host": broker.path,
+                "port": broker.port,
+                "insist": false,
+                "ssl": broker.scheme == "amqps",
+                "transport": "amqp",
+                "connect_timeout": self.config.settings["broker_connection_timeout"],
+                "transport_options": {},
+                "login_method": "PLAIN",
+                "uri_prefix": null,
+                "heartbeat": self.config.settings["broker_heartbeat"],
+                "failover_strategy": "round-robin",
+                // The brokers of the list in kombu's form, without their passwords.
+                "alternates": match urls.len() {
+                    0 | 1 => Vec::new(),
+                    _ => urls,
+                },
+                "credential_provider": null,
+            },
+            "prefetch_count": self.prefetch(),
+            "rusage": rusage(),
+        })
+    }
+}
+
+fn active_queue(queue: &Queue) -> Value {
+    let exchange = queue.binding.as_ref().map(|binding| &binding.exchange);
+    let kind = exchange.map_or("direct", |exchange| exchange.kind.as_str());
+    let argument = |name: &str| queue.arguments.get(name).cloned().unwrap_or_default();
+    json!({
+        "name": queue.name,
+        "exchange": {
+            "name": exchange.map(|exchange| &exchange.name), "type": kind, "arguments": null,
+            "durable": true, "passive": false, "auto_delete": false, "delivery_mode": null,
+            "no_declare": false,
+        },
+        "routing_key": queue.binding.as_ref().map(|binding| &binding.key),
+        "queue_arguments": (!queue.arguments.is_empty()).then_some(&queue.arguments),
+        "binding_arguments": null, "consumer_arguments": null, "durable": queue.durable,
+        "exclusive": queue.exclusive, "auto_delete": queue.auto_delete, "no_ack": false,
+        "alias": null, "bindings": [], "no_declare": null,
+        "expires": argument("x-expires"), "message_ttl": argument("x-message-ttl"),
+        "max_length": argument("x-max-length"),
+        "max_length_bytes": argument("x-max-length-bytes"),
+        "max_priority": argument("x-max-priority"),
+    })
+}
+
+fn rusage() -> Value {
+    let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) else {
+        return Value::Object(Map::new());
+    };
+    json!({
+        "utime": seconds(usage.user_time()),
+        "stime": seconds(usage.system_time()),
+        "maxrss": usage.max_rss(),
+        "minflt": usage.minor_page_faults(),
+        "majflt": usage.major_page_faults(),
+        "inblock": usage.block_reads(),
+        "oublock": usage.block_writes(),
+        "nvcsw": usage.voluntary_context_switches(),
+        "nivcsw": usage.involuntary_context_switches(),
+        // Linux does not provide these.
+        "ixrss": 0, "idrss": 0, "isrss": 0, "nswap": 0, "msgsnd": 0, "msgrcv": 0, "nsignals": 0,
+    })
+}
+
+fn seconds(time: TimeVal) -> f64 {
+    Duration::new(
+        u64::try_from(time.tv_sec()).unwrap_or(0),
+        u32::try_from(time.tv_usec() * 1000).unwrap_or(0),
+    )
+    .as_secs_f64()
+}

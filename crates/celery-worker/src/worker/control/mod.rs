@@ -1,0 +1,373 @@
+//! Remote control: requests of `celery inspect`, `celery control` and Flower to a worker.
+//!
+//! Requests are broadcast, carry no proof of their sender, and are hostile input like any message. A message
+//! that is not a request is skipped, an unknown method is answered with an error, and everything that is kept,
+//! logged or answered is bounded in bytes.
+//!
+//! The loop waits only for the next request. Replies, results to store and changes of the consumed queues have
+//! their own lines, so `ping` and `shutdown` take effect at once while a server is away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
+
+use super::Worker;
+use super::accepted::Phase;
+use super::cluster::Ears;
+use super::line::{Line, Queued};
+use crate::broker::{Queue, Subscription};
+use celery_protocol::event::{Event, Load};
+use celery_protocol::exception::{BUILTINS, Exception};
+use celery_protocol::message;
+use celery_protocol::pidbox::Request;
+use revoke::Revocations;
+
+mod change;
+mod inspect;
+pub(super) mod replies;
+mod revoke;
+
+/// Time limit for an answer of the broker.
+pub(super) const WITHIN: Duration = Duration::from_secs(5);
+
+/// Largest request, in bytes: large enough for all ids that are remembered.
+const MAX_BODY: usize = 4 << 20;
+
+/// Maximum number of requests of each queue that are held at a time.
+const PREFETCH: u16 = 16;
+
+/// Maximum number of changes of the consumed queues that wait for the broker, and their bytes.
+const CHANGES: (usize, usize) = (64, 1 << 20);
+
+/// Longest text of a request that is logged or repeated, in characters.
+const MAX_SHOWN: usize = 1024;
+
+/// Frequency in seconds that a requested heartbeat states, as Python's does.
+const ASKED_FREQ: f64 = 5.0;
+
+/// Celery's methods for debugging Python itself.
+const UNSUPPORTED: [&str; 3] = ["memdump", "memsample", "objgraph"];
+
+/// Requests by which any client of the virtual host can keep a worker from its work. They are logged,
+/// and obeyed only if the settings allow it.
+pub const DANGEROUS: [&str; 9] = [
+    "add_consumer",
+    "autoscale",
+    "cancel_consumer",
+    "pool_grow",
+    "pool_shrink",
+    "rate_limit",
+    "shutdown",
+    "terminate",
+    "time_limit",
+];
+
+/// Revocations and changes, which take time and are handled beside the other requests.
+struct Desk {
+    revocations: Revocations,
+    changes: Line<Request>,
+}
+
+/// Answers requests until the worker stops.
+pub(super) async fn serve(worker: Arc<Worker>) {
+    let tag = Uuid::new_v4().simple().to_string();
+    let ears = worker.config.gossip.then(Ears::new);
+    let own = [Queue::control(&worker.hostname, &tag)];
+    let mut consumer = worker.transport.consume(Subscription {
+        purpose: "remote control",
+        queues: own
+            .into_iter()
+            .chain(ears.iter().flat_map(Ears::queues))
+            .collect(),
+        prefetch: PREFETCH,
+        delayed: None,
+        max_body_bytes: Some(worker.config.accept.max_body_bytes.min(MAX_BODY)),
+        max_waiting_body_bytes: None,
+    });
+    let (revocations, revoked) = revoke::line();
+    let (changes, changing) = Line::new(CHANGES.0, CHANGES.1);
+    let desk = Desk {
+        revocations,
+        changes,
+    };
+    let _beside = [
+        tokio::spawn(revoke::store(worker.clone(), revoked)),
+        tokio::spawn(change(worker.clone(), changing)),
+    ]
+    .map(AbortOnDropHandle::new);
+
+    let mut connected = consumer.connected();
+    let greeting = async {
+        // Without a connection this ends only with the worker.
+        let served = connected.wait_for(|up| *up).await.is_ok();
+        if let (true, Some(ears)) = (served, &ears) {
+            ears.greet(&worker).await;
+        }
+    };
+    let mut greeting = std::pin::pin!(greeting);
+    let mut greeted = false;
+    loop {
+        let delivery = tokio::select! {
+            () = &mut greeting, if !greeted => {
+                greeted = true;
+                continue;
+            }
+            delivery = consumer.next() => match delivery {
+                Some(delivery) => delivery,
+                None => return,
+            },
+        };
+        let clock = delivery.message.headers.get("clock");
+        if let Some(clock) = clock.and_then(Value::as_u64) {
+            worker.events.observe(clock);
+        }
+        let (exchange, message) = (&delivery.exchange, &delivery.message);
+        let heard = ears
+            .as_ref()
+            .is_some_and(|ears| ears.hear(&worker, exchange, message));
+        if !heard {
+            match Request::decode(message) {
+                None => tracing::warn!(
+                    body_bytes = message.body.len(),
+                    damage = ?delivery.damage,
+                    "skipped a message to the remote control that is no request"
+                ),
+                Some(request) if request.addresses(&worker.hostname) => {
+                    worker.answer(request, message.body.len(), &desk, ears.as_ref());
+                }
+                Some(_) => {}
+            }
+        }
+        delivery.acknowledge();
+    }
+}
+
+/// Makes the changes that wait for the broker, one after the other.
+async fn change(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<Request>>) {
+    while let Some(Queued { item: request, .. }) = line.recv().await {
+        let changing = async {
+            match request.method.as_str() {
+                "add_consumer" => worker.add_consumer(&request).await,
+                _ => worker.cancel_consumer(&request).await,
+            }
+        };
+        let changed = timeout(WITHIN, changing).await.unwrap_or_else(|_| {
+            let text = "the broker has not answered in time; the change will be made when it does";
+            Err(Exception::new(BUILTINS, "TimeoutError", text))
+        });
+        worker.reply(&request, changed);
+    }
+}
+
+impl Worker {
+    /// Handles a request of `bytes` bytes, or puts it in line, and sends the reply.
+    fn answer(&self, request: Request, bytes: usize, desk: &Desk, ears: Option<&Ears>) {
+        tracing::debug!(
+            method = shortened(&request.method),
+            "remote control request"
+        );
+        let done = self.permit(&request).and_then(|()| {
+            if !matches!(request.method.as_str(), "add_consumer" | "cancel_consumer") {
+                return self.obey(&request, desk, ears).map(Some);
+            }
+            match desk.changes.put(request.clone(), bytes) {
+                true => Ok(None),
+                false => Err(Exception::new(
+                    BUILTINS,
+                    "RuntimeError",
+                    "too many changes wait for the broker; try again",
+                )),
+            }
+        });
+        match done {
+            Ok(None) => {}
+            Ok(Some(reply)) => self.reply(&request, Ok(reply)),
+            Err(error) => self.reply(&request, Err(error)),
+        }
+    }
+
+    fn reply(&self, request: &Request, done: Result<Value, Exception>) {
+        if is_answered(&request.method) {
+            let reply = done.unwrap_or_else(|error| json!({ "error": error.repr() }));
+            self.replies.send(request, &reply, self.events.tick());
+        }
+    }
+
+    fn obey(
+        &self,
+        request: &Request,
+        desk: &Desk,
+        ears: Option<&Ears>,
+    ) -> Result<Value, Exception> {
+        Ok(match request.method.as_str() {
+            "ping" => json!({"ok": "pong"}),
+            "clock" => json!({"clock": self.events.tick()}),
+            "hello" => self.hello(request, ears),
+            "active" | "dump_active" => {
+                let safe = is_true(request.argument("safe"));
+                self.tasks(safe, |phase| matches!(phase, Phase::Active(_)))
+            }
+            "reserved" | "dump_reserved" => self.tasks(false, |phase| phase == Phase::Reserved),
+            "scheduled" | "dump_schedule" => self.scheduled(),
+            "revoked" | "dump_revoked" => json!(self.revoked.list()),
+            "registered" | "dump_tasks" => self.registered(request),
+            "query_task" => self.query(request),
+            "stats" => self.stats(),
+            "active_queues" => self.active_queues(),
+            "conf" | "dump_conf" => self.config.settings.clone(),
+            "report" => json!({"ok": self.report()}),
+            "revoke" | "terminate" => self.revoke(request, &desk.revocations)?,
+            "revoke_by_stamped_headers" => self.revoke_by_stamped_headers(request)?,
+            "rate_limit" => self.rate_limit(request),
+            "time_limit" => self.time_limit(request),
+            "enable_events" => ok_if(self.events.enable_tasks(true), "enabled"),
+            "disable_events" => ok_if(self.events.enable_tasks(false), "disabled"),
+            "heartbeat" => {
+                let load = Load {
+                    freq: ASKED_FREQ,
+                    ..self.load()
+                };
+                self.events.send(&Event::WorkerHeartbeat(load));
+                Value::Null
+            }
+            "pool_grow" => {
+                self.resize(self.pool.grow(places(request)?));
+                json!({"ok": "pool will grow"})
+            }
+            "pool_shrink" => {
+                self.resize(self.pool.shrink(places(request)?));
+                json!({"ok": "pool will shrink"})
+            }
+            "autoscale" => {
+                return Err(Exception::new(
+                    BUILTINS,
+                    "ValueError",
+                    "Autoscale not enabled",
+                ));
+            }
+            "pool_restart" => {
+                return Err(Exception::new(
+                    BUILTINS,
+                    "ValueError",
+                    "Pool restarts not enabled",
+                ));
+            }
+            // This node answers greetings of others (see `cluster`) and does not need this method itself.
+            "election" => Value::Null,
+            "shutdown" => {
+                self.shutdown.warm();
+                Value::Null
+            }
+            method if UNSUPPORTED.contains(&method) => {
+                return Err(Exception::new(
+                    BUILTINS,
+                    "NotImplementedError",
+                    format!(
+                        "{method} is about the memory of Python, which this worker does not use"
+                    ),
+                ));
+            }
+            method => return Err(Exception::new(BUILTINS, "KeyError", shortened(method))),
+        })
+    }
+
+    /// Refuses a request that the settings do not allow, and logs one that matters.
+    fn permit(&self, request: &Request) -> Result<(), Exception> {
+        let terminates = request.method == "revoke" && is_true(request.argument("terminate"));
+        let method = match terminates {
+            true => "terminate",
+            false => request.method.as_str(),
+        };
+        if !DANGEROUS.contains(&method) {
+            return Ok(());
+        }
+        // The only information about the sender; it cannot be proved.
+        let asked_by = request.reply_to.as_ref().map(|to| to.routing_key.as_str());
+        let allowed = self
+            .config
+            .control_allowed
+            .iter()
+            .any(|name| name == method);
+        tracing::warn!(
+            method,
+            arguments = request.arguments.as_ref().map(shown),
+            asked_by = asked_by.map(shortened),
+            ticket = request.ticket.as_deref().map(shortened),
+            allowed,
+            "remote control"
+        );
+        match allowed {
+            true => Ok(()),
+            false => Err(Exception::new(
+                BUILTINS,
+                "PermissionError",
+                format!(
+                    "{method} is not among celery.worker_remote_control_allowed of this worker"
+                ),
+            )),
+        }
+    }
+}
+
+/// Returns true for methods that Python answers.
+fn is_answered(method: &str) -> bool {
+    !matches!(method, "shutdown" | "heartbeat" | "election")
+}
+
+fn ok_if(changed: bool, what: &str) -> Value {
+    let already = if changed { "" } else { "already " };
+    json!({"ok": format!("task events {already}{what}")})
+}
+
+/// Python's error text for a call with a missing argument.
+fn missing_argument(function: &str, name: &str) -> Exception {
+    Exception::type_error(format!(
+        "{function}() missing 1 required positional argument: '{name}'"
+    ))
+}
+
+/// Number of places to add or remove.
+fn places(request: &Request) -> Result<usize, Exception> {
+    match request.argument("n") {
+        Value::Null => Ok(1),
+        n => n
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| Exception::new(BUILTINS, "ValueError", "n is no number of places")),
+    }
+}
+
+/// Truth value as in Python: Flower sends the number 1 for `terminate`.
+fn is_true(value: &Value) -> bool {
+    !message::is_falsy(value)
+}
+
+/// One id, or a list of them; anything else is none.
+pub(super) fn ids(value: &Value) -> Vec<String> {
+    match value {
+        Value::String(id) => vec![id.clone()],
+        Value::Array(ids) => ids
+            .iter()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// A text cut to the length that is shown.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn shown(arguments: &serde_json::Map<String, Value>) -> String {
+    shortened(&format!("{arguments:?}"))
+}

@@ -1,0 +1,121 @@
+//! Sending of replies to the callers of remote control.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::{WITHIN, shortened};
+use crate::broker::{Publication, Transport};
+use crate::worker::line::{Line, Queued};
+use celery_protocol::pidbox::{self, Request};
+use service_connection::error_chain::chain;
+
+/// Maximum number of replies that wait for the broker, and their bytes.
+const QUEUE: usize = 1000;
+const QUEUE_BYTES: usize = 16 << 20;
+
+/// Largest reply, in bytes.
+const MAX_BYTES: usize = 8 << 20;
+
+/// Longest ticket: it is repeated in a header, and headers must fit into a frame. Celery's are UUIDs.
+const MAX_TICKET: usize = 255;
+
+/// Time limit for the last replies when the worker ends.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// A reply and its method.
+type Reply = (String, Publication);
+
+/// Sends replies, so that the remote control need not wait for the broker.
+pub(in crate::worker) struct Replies {
+    hostname: Arc<str>,
+    line: Line<Reply>,
+    closing: CancellationToken,
+    sending: TaskTracker,
+}
+
+impl Replies {
+    pub(in crate::worker) fn new(hostname: Arc<str>, transport: Arc<dyn Transport>) -> Self {
+        let (line, replies) = Line::new(QUEUE, QUEUE_BYTES);
+        let closing = CancellationToken::new();
+        let sending = TaskTracker::new();
+        sending.spawn(send(replies, transport, closing.clone()));
+        sending.close();
+        Self {
+            hostname,
+            line,
+            closing,
+            sending,
+        }
+    }
+
+    /// Sends a reply, if one is wanted and there is room.
+    pub(super) fn send(&self, request: &Request, reply: &Value, clock: u64) {
+        let Some(reply_to) = &request.reply_to else {
+            return;
+        };
+        let method = shortened(&request.method);
+        let ticket = request.ticket.as_deref();
+        if ticket.is_some_and(|ticket| ticket.len() > MAX_TICKET) {
+            return not_sent(&method, "the ticket of the request is too long");
+        }
+        let mut message = pidbox::reply(&self.hostname, ticket, clock, reply);
+        let bytes = message.body.len();
+        if bytes > MAX_BYTES {
+            let error = format!("the reply has {bytes} bytes, more than the {MAX_BYTES} allowed");
+            message = pidbox::reply(&self.hostname, ticket, clock, &json!({ "error": error }));
+        }
+        let bytes = message.body.len();
+        let publication = Publication {
+            exchange: reply_to.exchange.clone(),
+            routing_key: reply_to.routing_key.clone(),
+            message,
+            declare: None,
+            mandatory: false,
+        };
+        if !self.line.put((method.clone(), publication), bytes) {
+            not_sent(&method, "too many replies wait for the broker");
+        }
+    }
+
+    /// Sends the waiting replies within a time limit, and accepts no more.
+    pub(in crate::worker) async fn close(&self) {
+        self.closing.cancel();
+        if timeout(CLOSING, self.sending.wait()).await.is_err() {
+            tracing::debug!("the last replies of the remote control were not sent in time");
+        }
+    }
+}
+
+async fn send(
+    mut replies: mpsc::Receiver<Queued<Reply>>,
+    transport: Arc<dyn Transport>,
+    closing: CancellationToken,
+) {
+    loop {
+        let Queued { item, .. } = tokio::select! {
+            // Closed first, so that the line is empty at the end.
+            biased;
+            Some(queued) = replies.recv() => queued,
+            () = closing.cancelled() => return,
+        };
+        let (method, publication) = item;
+        // A caller does not wait for as long as an alarm lasts.
+        if let Some(reason) = transport.blocked() {
+            not_sent(&method, &format!("the broker blocks publishers: {reason}"));
+            continue;
+        }
+        if let Err(error) = transport.publish(&publication, WITHIN).await {
+            not_sent(&method, &chain(&error).to_string());
+        }
+    }
+}
+
+fn not_sent(method: &str, error: &str) {
+    tracing::warn!(method, error, "reply was not sent");
+}

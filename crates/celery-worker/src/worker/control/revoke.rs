@@ -1,0 +1,187 @@
+//! Requests that revoke and terminate tasks.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::Utc;
+use futures_util::stream::{self, StreamExt};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::{ids, is_true, shortened};
+use crate::worker::Worker;
+use crate::worker::line::{Line, Queued};
+use crate::worker::revoked;
+use celery_protocol::exception::{BUILTINS, Exception};
+use celery_protocol::message::TaskMessage;
+use celery_protocol::pidbox::Request;
+use celery_protocol::repr;
+use celery_protocol::result::{Cause, ResultMeta, State};
+use service_connection::error_chain::chain;
+
+/// Maximum number of requests whose REVOKED waits to be stored, and the bytes of their ids.
+const QUEUE: usize = 1000;
+const QUEUE_BYTES: usize = 4 << 20;
+
+/// Time limit for storing the state of one task in the result backend.
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// Number of tasks whose REVOKED is stored at the same time.
+const AT_ONCE: usize = 8;
+
+/// Maximum number of ids in a reply or a log line.
+const SHOWN: usize = 100;
+const LOGGED: usize = 10;
+
+/// Ids for which REVOKED must be stored.
+pub(super) type Revocations = Line<Vec<String>>;
+
+/// A line for revocations, and its other end for [`store`].
+pub(super) fn line() -> (Revocations, mpsc::Receiver<Queued<Vec<String>>>) {
+    Line::new(QUEUE, QUEUE_BYTES)
+}
+
+/// Stores REVOKED at once for tasks that have not begun anywhere, so that their callers need not wait until
+/// the messages come. Beside the remote control, which does not wait for the result backend.
+pub(super) async fn store(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<Vec<String>>>) {
+    while let Some(Queued { item: ids, .. }) = line.recv().await {
+        let asked = ids.len();
+        let mut storing = stream::iter(ids)
+            .map(|id| worker.store_revoked(id))
+            .buffer_unordered(AT_ONCE);
+        let mut stored = 0;
+        while let Some(outcome) = storing.next().await {
+            match outcome {
+                Ok(()) => stored += 1,
+                // The others would fail in the same way, after the same time.
+                Err(error) => {
+                    tracing::warn!(
+                        tasks = asked - stored,
+                        error,
+                        "REVOKED was not stored; it will be stored when the messages of the tasks arrive"
+                    );
+                    break;
+                }
+            }
+        }
+    }
+}
+
+impl Worker {
+    /// `revoke`, and `terminate`, which is the same with `terminate=True`.
+    pub(super) fn revoke(
+        &self,
+        request: &Request,
+        revocations: &Revocations,
+    ) -> Result<Value, Exception> {
+        let ids = ids(request.argument("task_id"));
+        if ids.is_empty() {
+            return Err(Exception::new(BUILTINS, "KeyError", "task_id"));
+        }
+        let terminate = request.method == "terminate" || is_true(request.argument("terminate"));
+        tracing::warn!(
+            tasks = ids.len(),
+            ids = listed(&ids, LOGGED),
+            terminate,
+            "tasks revoked by remote control"
+        );
+        self.revoked.add(ids.iter().cloned());
+        self.announce_revoked(&ids, revocations);
+        if terminate {
+            let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
+            let stopped = self
+                .accepted
+                .terminate(|message| wanted.contains(message.id.as_str()));
+            return Ok(match stopped.as_slice() {
+                [] => json!({"ok": "terminate: tasks unknown"}),
+                ids => json!({"ok": format!("terminate: {}", listed(ids, SHOWN))}),
+            });
+        }
+        let quoted: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
+        let shown = listed(&quoted, SHOWN);
+        Ok(json!({"ok": format!("tasks {{{shown}}} flagged as revoked")}))
+    }
+
+    /// Puts the tasks that do not run here in line for storing REVOKED.
+    fn announce_revoked(&self, ids: &[String], revocations: &Revocations) {
+        let running = self.accepted.running();
+        let others: Vec<String> = ids
+            .iter()
+            .filter(|id| !running.contains(*id))
+            .cloned()
+            .collect();
+        let (tasks, bytes) = (others.len(), others.iter().map(String::len).sum());
+        if tasks > 0 && !revocations.put(others, bytes) {
+            tracing::warn!(
+                tasks,
+                error = "too many are revoked at once",
+                "REVOKED was not stored; it will be stored when the messages of the tasks arrive"
+            );
+        }
+    }
+
+    async fn store_revoked(&self, id: String) -> Result<(), String> {
+        let storing = async {
+            let stored = self.results.get(&id).await?;
+            let begun = stored.is_some_and(|stored| {
+                let status = stored["status"].as_str().unwrap_or_default();
+                !matches!(status, "PENDING" | "RECEIVED" | "RETRY" | "REJECTED")
+            });
+            if begun {
+                return Ok(());
+            }
+            let message = TaskMessage {
+                id: id.clone(),
+                ..TaskMessage::default()
+            };
+            let meta = ResultMeta::new(&message, State::Revoked(Cause::Revoked), Utc::now());
+            self.results.store(&meta, &message).await
+        };
+        match timeout(WITHIN, storing).await {
+            Ok(stored) => stored.map_err(|error| chain(&error).to_string()),
+            Err(_) => Err("no answer in time".into()),
+        }
+    }
+
+    pub(super) fn revoke_by_stamped_headers(&self, request: &Request) -> Result<Value, Exception> {
+        let headers: Map<String, Value> = match request.argument("headers") {
+            Value::Object(headers) => headers.clone(),
+            // `celery control` sends the text of its arguments: `name=value`, …
+            Value::Array(pairs) => pairs
+                .iter()
+                .filter_map(|pair| pair.as_str()?.split_once('='))
+                .map(|(name, value)| (name.to_owned(), json!(value)))
+                .collect(),
+            _ => return Err(Exception::new(BUILTINS, "KeyError", "headers")),
+        };
+        let shown = shortened(&repr::value(&Value::Object(headers.clone())));
+        tracing::warn!(headers = shown, "tasks revoked by their stamps");
+        self.revoked.add_stamps(&headers);
+        if !is_true(request.argument("terminate")) {
+            let text = format!("headers {shown} flagged as revoked, but not terminated");
+            return Ok(json!({ "ok": text }));
+        }
+        let stamps = revoked::Stamps::of(&headers);
+        let stopped = self.accepted.terminate(|message| stamps.are_on(message));
+        Ok(json!({"ok": match stopped.len() {
+            0 => format!("headers {shown} were not terminated"),
+            _ => format!("headers {shown} revoked"),
+        }}))
+    }
+}
+
+/// Joins texts by commas, up to a maximum number.
+fn listed(texts: &[String], most: usize) -> String {
+    let mut shown = texts
+        .iter()
+        .take(most)
+        .map(|text| shortened(text))
+        .collect::<Vec<_>>()
+        .join(", ");
+    if texts.len() > most {
+        shown.push_str(&format!(", … and {} more", texts.len() - most));
+    }
+    shown
+}

@@ -1,0 +1,192 @@
+//! What holds for one run of a task: the message's word, else the task's, else the setting's.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::rate::RateLimit;
+use super::task::Attributes;
+use celery_protocol::message::TaskMessage;
+use celery_protocol::result::State;
+
+/// Celery's own defaults.
+const MAX_RETRIES: u32 = 3;
+const RETRY_DELAY: Duration = Duration::from_secs(180);
+
+/// What the settings say of every task, by Celery's names.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TaskDefaults {
+    /// `task_acks_late`.
+    pub acks_late: bool,
+    /// `task_acks_on_failure`.
+    pub acks_on_failure: bool,
+    /// `task_acks_on_timeout`.
+    pub acks_on_timeout: bool,
+    /// `task_ignore_result`.
+    pub ignore_result: bool,
+    /// `task_store_errors_even_if_ignored`.
+    pub store_errors_even_if_ignored: bool,
+    /// `task_track_started`.
+    pub track_started: bool,
+    /// `task_time_limit`, in seconds.
+    pub time_limit: Option<f64>,
+    /// `task_soft_time_limit`, in seconds.
+    pub soft_time_limit: Option<f64>,
+    /// `task_default_rate_limit`.
+    pub rate_limit: Option<RateLimit>,
+}
+
+impl Default for TaskDefaults {
+    /// Celery's defaults.
+    fn default() -> Self {
+        Self {
+            acks_late: false,
+            acks_on_failure: true,
+            acks_on_timeout: true,
+            ignore_result: false,
+            store_errors_even_if_ignored: false,
+            track_started: false,
+            time_limit: None,
+            soft_time_limit: None,
+            rate_limit: None,
+        }
+    }
+}
+
+/// What holds for one run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Policy {
+    pub(super) acks_late: bool,
+    pub(super) acks_on_failure: bool,
+    pub(super) acks_on_timeout: bool,
+    pub(super) track_started: bool,
+    /// Seconds.
+    pub(super) time_limit: Option<f64>,
+    /// Seconds.
+    pub(super) soft_time_limit: Option<f64>,
+    pub(super) max_retries: u32,
+    pub(super) retry_delay: Duration,
+    ignore_result: bool,
+    store_errors: bool,
+}
+
+impl Policy {
+    pub(super) fn new(
+        message: &TaskMessage,
+        attributes: &Attributes,
+        limits: Option<Limits>,
+        defaults: &TaskDefaults,
+    ) -> Self {
+        let ignore_result = message
+            .ignore_result
+            .or(attributes.ignore_result)
+            .unwrap_or(defaults.ignore_result);
+        let own = limits.unwrap_or(Limits {
+            hard: attributes.time_limit.or(defaults.time_limit),
+            soft: attributes.soft_time_limit.or(defaults.soft_time_limit),
+        });
+        let (hard, soft) = message.time_limit;
+        // Zero means none, as in Python.
+        let given = |limit: Option<f64>| limit.filter(|seconds| *seconds > 0.0);
+        Self {
+            acks_late: attributes.acks_late.unwrap_or(defaults.acks_late),
+            acks_on_failure: attributes
+                .acks_on_failure
+                .unwrap_or(defaults.acks_on_failure),
+            acks_on_timeout: attributes
+                .acks_on_timeout
+                .unwrap_or(defaults.acks_on_timeout),
+            track_started: attributes.track_started.unwrap_or(defaults.track_started)
+                && !ignore_result,
+            time_limit: given(hard).or(given(own.hard)),
+            soft_time_limit: given(soft).or(given(own.soft)),
+            max_retries: attributes.max_retries.unwrap_or(MAX_RETRIES),
+            retry_delay: attributes.default_retry_delay.unwrap_or(RETRY_DELAY),
+            ignore_result,
+            store_errors: attributes
+                .store_errors_even_if_ignored
+                .unwrap_or(defaults.store_errors_even_if_ignored),
+        }
+    }
+
+    /// What holds for a message that is no task of this worker.
+    pub(super) fn of_stranger(message: &TaskMessage, defaults: &TaskDefaults) -> Self {
+        Self::new(message, &Attributes::NONE, None, defaults)
+    }
+
+    /// Whether a state is stored.
+    pub(super) fn stores(&self, state: &State) -> bool {
+        let error = matches!(state, State::Failure { .. } | State::Revoked(_));
+        !self.ignore_result || (error && self.store_errors)
+    }
+}
+
+/// A task's time limits, in seconds, as somebody set them by remote control.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Limits {
+    pub(super) hard: Option<f64>,
+    pub(super) soft: Option<f64>,
+}
+
+/// The limits that were set, by task.
+#[derive(Default)]
+pub(super) struct TimeLimits(Mutex<HashMap<String, Limits>>);
+
+impl TimeLimits {
+    pub(super) fn set(&self, task: &str, limits: Limits) {
+        // No code panics while it holds the lock, and the map would still be whole.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(task.to_owned(), limits);
+    }
+
+    pub(super) fn get(&self, task: &str) -> Option<Limits> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(task).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::Value;
+
+    fn policy(message: &TaskMessage, attributes: &Attributes, defaults: &TaskDefaults) -> Policy {
+        Policy::new(message, attributes, None, defaults)
+    }
+
+    #[test]
+    fn the_nearest_word_counts() {
+        let (mut message, mut attributes) = (TaskMessage::default(), Attributes::NONE);
+        let mut defaults = TaskDefaults {
+            time_limit: Some(30.0),
+            ..TaskDefaults::default()
+        };
+        let limit = |m: &_, a: &_, d: &_| policy(m, a, d).time_limit;
+        assert_eq!(limit(&message, &attributes, &defaults), Some(30.0));
+        attributes.time_limit = Some(20.0);
+        assert_eq!(limit(&message, &attributes, &defaults), Some(20.0));
+        message.time_limit = (Some(10.0), None);
+        assert_eq!(limit(&message, &attributes, &defaults), Some(10.0));
+
+        let success = State::Success(Value::Null);
+        defaults.ignore_result = true;
+        assert!(!policy(&message, &attributes, &defaults).stores(&success));
+        message.ignore_result = Some(false);
+        assert!(policy(&message, &attributes, &defaults).stores(&success));
+    }
+
+    #[test]
+    fn errors_can_be_stored_where_nothing_else_is() {
+        let message = TaskMessage {
+            ignore_result: Some(true),
+            ..TaskMessage::default()
+        };
+        let defaults = TaskDefaults {
+            store_errors_even_if_ignored: true,
+            ..TaskDefaults::default()
+        };
+        let policy = policy(&message, &Attributes::NONE, &defaults);
+        assert!(!policy.stores(&State::Success(Value::Null)));
+        assert!(policy.stores(&State::Revoked(celery_protocol::result::Cause::Expired)));
+    }
+}

@@ -1,0 +1,245 @@
+//! Ids and stamps of tasks that must not run.
+//!
+//! Both come from the network: they are bounded in number, as in Celery, and in bytes.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value};
+
+use celery_protocol::message::TaskMessage;
+
+/// So many are remembered, and for so long; Celery's defaults.
+const MOST: usize = 50_000;
+const FOR: Duration = Duration::from_secs(10_800);
+
+/// Maximum number of bytes of remembered ids, and of stamps: enough for the maximum number of UUIDs.
+const MOST_BYTES: usize = 2 << 20;
+
+/// What is revoked on this node.
+#[derive(Default)]
+pub(super) struct Revoked {
+    ids: Mutex<Recent<Arc<str>>>,
+    stamps: Mutex<Recent<Arc<Stamp>>>,
+}
+
+/// Name and value of a stamped header; the value as JSON.
+#[derive(PartialEq, Eq, Hash)]
+struct Stamp {
+    name: String,
+    value: String,
+}
+
+/// Most recent entries, without duplicates.
+struct Recent<T> {
+    known: HashSet<T>,
+    /// The oldest first, with its bytes.
+    order: VecDeque<(Instant, T, usize)>,
+    bytes: usize,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Self {
+        Self {
+            known: HashSet::new(),
+            order: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<T: Clone + Eq + Hash> Recent<T> {
+    fn add(&mut self, item: T, bytes: usize) {
+        if bytes <= MOST_BYTES && self.known.insert(item.clone()) {
+            self.order.push_back((Instant::now(), item, bytes));
+            self.bytes += bytes;
+            self.forget();
+        }
+    }
+
+    fn forget(&mut self) {
+        while self.order.front().is_some_and(|(since, ..)| {
+            self.order.len() > MOST || self.bytes > MOST_BYTES || since.elapsed() > FOR
+        }) {
+            if let Some((_, item, bytes)) = self.order.pop_front() {
+                self.known.remove(&item);
+                self.bytes -= bytes;
+            }
+        }
+    }
+}
+
+impl Revoked {
+    /// Remembers ids.
+    pub(super) fn add(&self, ids: impl IntoIterator<Item = String>) {
+        with(&self.ids, |known| {
+            for id in ids {
+                let bytes = id.len();
+                known.add(id.into(), bytes);
+            }
+        });
+    }
+
+    /// Remembers stamps: for each header a value, or a list of them.
+    pub(super) fn add_stamps(&self, headers: &Map<String, Value>) {
+        with(&self.stamps, |known| {
+            for (name, values) in headers {
+                for value in each(values) {
+                    let stamp = Stamp::new(name, value);
+                    let bytes = stamp.name.len() + stamp.value.len();
+                    known.add(Arc::new(stamp), bytes);
+                }
+            }
+        });
+    }
+
+    /// Whether a task is revoked.
+    pub(super) fn revokes(&self, message: &TaskMessage) -> bool {
+        let by_id = with(&self.ids, |known| known.known.contains(message.id.as_str()));
+        by_id
+            || with(&self.stamps, |known| {
+                // Most workers never receive any, and most messages have none.
+                !known.known.is_empty()
+                    && stamps_of(message).any(|stamp| known.known.contains(&stamp))
+            })
+    }
+
+    /// All of them, the oldest first.
+    pub(super) fn list(&self) -> Vec<String> {
+        with(&self.ids, |known| {
+            let ids = known.order.iter().map(|(_, id, _)| id.to_string());
+            ids.collect()
+        })
+    }
+}
+
+fn with<K: Clone + Eq + Hash, T>(
+    known: &Mutex<Recent<K>>,
+    use_them: impl FnOnce(&mut Recent<K>) -> T,
+) -> T {
+    // No code panics while it holds the lock, and the sets would still be whole.
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    known.forget();
+    use_them(&mut known)
+}
+
+/// Stamps of one request.
+pub(super) struct Stamps<'a>(HashMap<&'a str, HashSet<String>>);
+
+impl<'a> Stamps<'a> {
+    /// Reads the stamps: for each header a value or a list of values.
+    pub(super) fn of(headers: &'a Map<String, Value>) -> Self {
+        let values = |values| each(values).map(Value::to_string).collect();
+        let all = headers.iter();
+        Self(
+            all.map(|(name, all)| (name.as_str(), values(all)))
+                .collect(),
+        )
+    }
+
+    /// Returns true if a message has one of the revoked stamps.
+    pub(super) fn are_on(&self, message: &TaskMessage) -> bool {
+        stamps_of(message).any(|stamp| {
+            let values = self.0.get(stamp.name.as_str());
+            values.is_some_and(|values| values.contains(&stamp.value))
+        })
+    }
+}
+
+impl Stamp {
+    fn new(name: &str, value: &Value) -> Self {
+        Self {
+            name: name.to_owned(),
+            value: value.to_string(),
+        }
+    }
+}
+
+/// Stamps of a message.
+fn stamps_of(message: &TaskMessage) -> impl Iterator<Item = Stamp> {
+    let stamps = message.headers.get("stamps").and_then(Value::as_object);
+    stamps
+        .into_iter()
+        .flatten()
+        .flat_map(|(name, values)| each(values).map(|value| Stamp::new(name, value)))
+}
+
+/// A list's elements, or the one value.
+fn each(values: &Value) -> impl Iterator<Item = &Value> {
+    match values {
+        Value::Array(values) => values.iter(),
+        one => std::slice::from_ref(one).iter(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn revokes(revoked: &Revoked, id: &str) -> bool {
+        revoked.revokes(&TaskMessage {
+            id: id.into(),
+            ..TaskMessage::default()
+        })
+    }
+
+    #[test]
+    fn the_oldest_are_forgotten() {
+        let revoked = Revoked::default();
+        revoked.add((0..=MOST).map(|n| n.to_string()));
+        revoked.add(["1".to_owned()]);
+        assert!(!revokes(&revoked, "0"));
+        assert!(revokes(&revoked, "1"));
+        assert_eq!(revoked.list().len(), MOST);
+    }
+
+    #[test]
+    fn long_ids_are_bounded_by_bytes() {
+        let revoked = Revoked::default();
+        let id = |n: usize| format!("{n:01000}");
+        revoked.add((0..MOST).map(id));
+        let kept: Vec<String> = revoked.list();
+        assert_eq!(kept.len(), MOST_BYTES / 1000);
+        assert!(revokes(&revoked, &id(MOST - 1)) && !revokes(&revoked, &id(0)));
+        // A stamp that leaves no room for others is ignored.
+        revoked.add(["a".repeat(MOST_BYTES + 1)]);
+        assert_eq!(revoked.list(), kept);
+        // As many UUIDs as Celery remembers fit in.
+        const { assert!(MOST * 36 < MOST_BYTES) };
+    }
+
+    #[test]
+    fn stamps_are_bounded_by_bytes() {
+        let revoked = Revoked::default();
+        let stamps: Vec<String> = (0..10_000).map(|n| format!("{n:01000}")).collect();
+        revoked.add_stamps(&Map::from_iter([("batch".to_owned(), json!(stamps))]));
+        let bytes = with(&revoked.stamps, |known| known.bytes);
+        assert!((1..=MOST_BYTES).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn stamps_revoke() {
+        let revoked = Revoked::default();
+        let stamped = |stamp: Value| TaskMessage {
+            headers: [("stamps".to_owned(), json!({ "batch": stamp }))]
+                .into_iter()
+                .collect(),
+            ..TaskMessage::default()
+        };
+        let headers = Map::from_iter([("batch".to_owned(), json!(["a", "b"]))]);
+        revoked.add_stamps(&headers);
+        let stamps = Stamps::of(&headers);
+        for (message, is) in [
+            (stamped(json!(["x", "b"])), true),
+            (stamped(json!("a")), true),
+            (stamped(json!(["x"])), false),
+            (TaskMessage::default(), false),
+        ] {
+            assert_eq!(revoked.revokes(&message), is);
+            assert_eq!(stamps.are_on(&message), is);
+        }
+    }
+}

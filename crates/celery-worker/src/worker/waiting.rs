@@ -1,0 +1,354 @@
+//! Messages that wait for their time or for room in memory.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::accepted::{Phase, Received};
+use super::identity::Identity;
+use super::policy::Policy;
+use super::room::{self, Share};
+use super::stop::Stop;
+use super::task::Entry;
+use super::{Worker, intake};
+use crate::aside::apart;
+use crate::broker::{Delivery, Publication, Verdict};
+use celery_protocol::RawMessage;
+use celery_protocol::content::Accept;
+use celery_protocol::event::Event;
+use celery_protocol::message::{self, TaskMessage};
+use celery_protocol::result::Cause;
+use celery_protocol::{repr, weight};
+use service_connection::error_chain::chain;
+
+/// Time limit for publishing before a publication fails.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// Interval of the checks of deliveries whose message is being published again.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Time for which room is kept for a message that should come again. It may have gone to another worker.
+const RESERVED_FOR: Duration = Duration::from_secs(30);
+
+/// Header in which quorum queues count the deliveries of a message before this one.
+const DELIVERIES: &str = "x-delivery-count";
+
+/// Number of earlier deliveries after which a message is published again instead of being returned: quorum
+/// queues drop a message that was returned too often.
+const MANY_DELIVERIES: u64 = 3;
+
+/// A message that was read and is held from now on.
+pub(super) struct Admitted {
+    pub(super) delivery: Delivery,
+    pub(super) read: Box<Result<TaskMessage, message::Refused>>,
+    /// The message's part of the room in memory, until it is settled.
+    pub(super) share: Option<Share>,
+}
+
+impl Worker {
+    /// Reads a message if there is room for it; otherwise waits and returns it to its queue. `None` if the message
+    /// was dealt with.
+    pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
+        let accept = &self.config.accept;
+        if delivery
+            .damage
+            .as_ref()
+            .is_some_and(|damage| damage.is_early)
+        {
+            return Box::pin(self.admit_early(delivery)).await;
+        }
+        // The digest of a large body takes a while and is rarely needed.
+        if delivery.message.body.len() > room::LIGHT {
+            return Box::pin(self.admit_heavy(delivery)).await;
+        }
+        let weight = weight::of(&delivery.message, accept);
+        if weight > room::LIGHT {
+            return Box::pin(self.admit_heavy(delivery)).await;
+        }
+        let read = intake::read(&delivery, accept);
+        self.admit_read(delivery, read, weight, None).await
+    }
+
+    /// Handles a message whose body was left out because the task has to wait.
+    async fn admit_early(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
+        let head = match message::head(&delivery.message) {
+            Ok(head) => head,
+            Err(refused) => {
+                return Some(Admitted {
+                    delivery,
+                    read: Box::new(Err(refused)),
+                    share: None,
+                });
+            }
+        };
+        let unwanted = match self.registry.get(&head.task) {
+            Some(entry) => self.unwanted(&head).map(|cause| (entry, cause)),
+            None => {
+                self.not_registered(delivery, head).await;
+                return None;
+            }
+        };
+        match unwanted {
+            Some((entry, cause)) => self.turn_down(delivery, head, entry, cause).await,
+            None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
+            // Its time has come meanwhile.
+            None => delivery.settle(Verdict::Requeue).await,
+        }
+        None
+    }
+
+    /// Ends a task that is no longer wanted, without its body.
+    async fn turn_down(&self, delivery: Delivery, head: TaskMessage, entry: &Entry, cause: Cause) {
+        let limits = self.time_limits.get(&head.task);
+        let policy = Policy::new(&head, &entry.attributes, limits, &self.config.tasks);
+        let received = Arc::new(Received::of(&delivery, head));
+        let verdict = self.not_run(&received, entry, &policy, cause).await;
+        delivery.settle(verdict).await;
+    }
+
+    async fn admit_heavy(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
+        if let Ok(head) = message::head(&delivery.message)
+            && self.has_to_wait(&head)
+        {
+            self.postpone(delivery, &head).await;
+            return None;
+        }
+        let work = self.apart(delivery, |delivery, accept| {
+            let message = &delivery.message;
+            (Identity::of(message), weight::of(message, accept))
+        });
+        let (delivery, (identity, weight)) = work.await?;
+        let Some(share) = self.room.take(&identity, weight) else {
+            self.wait_for_room(delivery, identity, weight).await;
+            return None;
+        };
+        match self.apart(delivery, intake::read).await {
+            Some((delivery, read)) => self.admit_read(delivery, read, weight, Some(share)).await,
+            None => None,
+        }
+    }
+
+    /// Decodes a large message on another thread, so that others are not delayed. `None` if this failed: the
+    /// delivery then returns to its queue.
+    async fn apart<T: Send + 'static>(
+        self: &Arc<Self>,
+        delivery: Delivery,
+        work: impl FnOnce(&Delivery, &Accept) -> T + Send + 'static,
+    ) -> Option<(Delivery, T)> {
+        let worker = self.clone();
+        let working = tokio::task::spawn_blocking(move || {
+            let done = apart(|| work(&delivery, &worker.config.accept));
+            (delivery, done)
+        });
+        working
+            .await
+            .inspect_err(
+                |error| tracing::error!(%error, "a message could not be read; it is returned to its queue"),
+            )
+            .ok()
+    }
+
+    async fn admit_read(
+        self: &Arc<Self>,
+        delivery: Delivery,
+        read: Result<TaskMessage, message::Refused>,
+        weight: usize,
+        mut share: Option<Share>,
+    ) -> Option<Admitted> {
+        if let Ok(message) = &read
+            && self.has_to_wait(message)
+        {
+            share = self.room.keep(weight);
+            if share.is_none() {
+                let outline = message.outline();
+                drop(read);
+                Box::pin(self.postpone(delivery, &outline)).await;
+                return None;
+            }
+        }
+        Some(Admitted {
+            delivery,
+            read: Box::new(read),
+            share,
+        })
+    }
+
+    /// Returns true if the time of a task has not come and nothing else must be done with it first.
+    fn has_to_wait(&self, message: &TaskMessage) -> bool {
+        let is_expired = message.expires.is_some_and(|expires| expires <= Utc::now());
+        message.eta.is_some_and(|eta| eta > Utc::now())
+            && !is_expired
+            && self.registry.get(&message.task).is_some()
+            && !self.revoked.revokes(message)
+    }
+
+    /// Leaves a message to the broker until its time: its delivery is held without it, and given
+    /// back then.
+    async fn postpone(self: &Arc<Self>, mut delivery: Delivery, message: &TaskMessage) {
+        let Some(eta) = message.eta else { return };
+        let raw = std::mem::take(&mut delivery.message);
+        // Never for a message whose body was left out.
+        if deliveries_before(&raw) >= MANY_DELIVERIES {
+            return self.publish_anew(vec![delivery], raw, &message.id).await;
+        }
+        let body_bytes = match delivery
+            .damage
+            .as_ref()
+            .and_then(|damage| damage.body_bytes)
+        {
+            Some(left_out) => left_out,
+            None => raw.body.len() as u64,
+        };
+        let received = Arc::new(Received {
+            identity: Identity::of(&raw),
+            ..Received::of(&delivery, message.outline())
+        });
+        drop(raw);
+        let message = &received.message;
+        tracing::info!(
+            task = message.task,
+            task_id = message.id,
+            args = message.argsrepr.as_deref().map(repr::shorten),
+            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
+            redelivered = received.redelivered,
+            body_bytes,
+            "task received; its message is large, and stays with the broker until its time"
+        );
+        if !self
+            .accepted
+            .accept(&received, delivery, &Stop::new(&self.stopping))
+        {
+            return tracing::info!(
+                task_id = message.id,
+                "task runs here already; the new delivery joins it"
+            );
+        }
+        self.news(&received, &Event::TaskReceived(message));
+        self.accepted.enter(&received, Phase::Scheduled(eta));
+        self.accepted.park(&received, true);
+        let left = (eta - Utc::now()).to_std().unwrap_or_default();
+        tokio::select! {
+            () = self.shutdown.warm.cancelled() => {}
+            () = tokio::time::sleep(left.min(self.config.eta_hold)) => {}
+        }
+        for delivery in self.accepted.release(&received) {
+            delivery.settle(Verdict::Requeue).await;
+        }
+    }
+
+    /// Leaves a message to the broker until there is room for it.
+    async fn wait_for_room(&self, mut delivery: Delivery, identity: Identity, weight: usize) {
+        let raw = std::mem::take(&mut delivery.message);
+        let task_id = raw.headers.get("id").and_then(Value::as_str);
+        tracing::info!(
+            task_id = task_id.map(repr::shorten),
+            body_bytes = raw.body.len(),
+            "message is large, and stays with the broker until there is room for it"
+        );
+        drop(raw);
+        let waited = async {
+            let share = self.room.wait(weight).await;
+            if let Some(share) = share
+                && !delivery.is_void()
+            {
+                self.room.reserve(identity, share);
+            }
+            delivery.settle(Verdict::Requeue).await;
+            tokio::time::sleep(RESERVED_FOR).await;
+        };
+        tokio::select! {
+            () = self.shutdown.warm.cancelled() => {}
+            () = waited => {}
+        }
+        drop(self.room.cancel(&identity));
+    }
+
+    /// Waits for a task's time; `None` if the message was returned to the broker meanwhile.
+    ///
+    /// The broker takes back a message that is held for too long (`consumer_timeout`, 30 minutes by
+    /// default) and closes the channel. So a message that has to wait longer is published again,
+    /// unchanged, at an interval.
+    pub(super) async fn wait_until(
+        &self,
+        received: &Arc<Received>,
+        eta: DateTime<Utc>,
+    ) -> Option<()> {
+        let Ok(left) = (eta - Utc::now()).to_std() else {
+            return Some(());
+        };
+        // A waiting message must not count against the prefetch limit.
+        self.accepted.enter(received, Phase::Scheduled(eta));
+        self.accepted.park(received, true);
+        tokio::time::sleep(left.min(self.config.eta_hold)).await;
+        if left <= self.config.eta_hold {
+            self.accepted.park(received, false);
+            return Some(());
+        }
+        // Removed first: the new message may arrive before its publication is confirmed, and
+        // must not join the old one.
+        let held = self.accepted.release(received);
+        self.publish_anew(held, received.raw.clone(), &received.message.id)
+            .await;
+        None
+    }
+
+    /// Publishes a waiting message again, and settles its held deliveries.
+    async fn publish_anew(&self, held: Vec<Delivery>, mut message: RawMessage, task_id: &str) {
+        // Messages that the broker has taken back are delivered again anyway.
+        let Some(queue) = held
+            .iter()
+            .find(|delivery| !delivery.is_void())
+            .map(|delivery| delivery.queue.clone())
+        else {
+            return;
+        };
+        // The new message has never been delivered.
+        if message.headers.contains_key(DELIVERIES) {
+            message.headers.shift_remove(DELIVERIES);
+        }
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: queue,
+            message,
+            declare: None,
+            mandatory: true,
+        };
+        let publishing = self
+            .transport
+            .publish_until_confirmed(&publication, PUBLISH_WITHIN);
+        let published = tokio::select! {
+            published = publishing => published,
+            // The broker delivers it again; publishing it as well would make two messages.
+            () = taken_back(&held) => return,
+        };
+        let verdict = match published {
+            Ok(()) => Verdict::Ack,
+            Err(error) => {
+                tracing::warn!(
+                    task_id,
+                    error = %chain(&error),
+                    "a task that waits could not be published anew; its message goes back"
+                );
+                Verdict::Requeue
+            }
+        };
+        for delivery in held {
+            delivery.settle(verdict).await;
+        }
+    }
+}
+
+/// Number of earlier deliveries of a message, if its queue counts them.
+fn deliveries_before(message: &RawMessage) -> u64 {
+    let count = message.headers.get(DELIVERIES);
+    count.and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Waits until the broker has taken all deliveries back.
+async fn taken_back(held: &[Delivery]) {
+    while !held.iter().all(Delivery::is_void) {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

@@ -1,0 +1,99 @@
+//! Options of the broker, the queues and the result backend, from the settings.
+
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::Celery;
+use celery_protocol::compression::Method;
+use celery_worker::broker::amqp;
+use celery_worker::broker::{QueueSettings, TaskQueues};
+use celery_worker::results::{DatabaseOptions, Expires, Options, RedisOptions, TableName, Tls};
+
+impl From<&Celery> for Options {
+    fn from(celery: &Celery) -> Self {
+        let transport = &celery.result_backend_transport_options;
+        let tls = &celery.redis_backend_use_ssl;
+        let (names, schemas) = (&celery.database_table_names, &celery.database_table_schemas);
+        let table = |schema: &str, name: &str| TableName {
+            schema: schema.to_owned(),
+            name: name.to_owned(),
+        };
+        Self {
+            url: SecretString::from(celery.result_backend()),
+            expires: Expires {
+                results: celery.result_expires,
+                // -1 is for "as the others".
+                failures: u64::try_from(celery.result_failure_expires).ok(),
+                chords: u64::try_from(celery.result_chord_expires).ok(),
+            },
+            persistent: celery.result_persistent,
+            compression: Method::of(&celery.result_compression),
+            redis: RedisOptions {
+                key_prefix: transport.global_keyprefix.clone(),
+                master_name: transport.master_name.clone(),
+                chord_ordered: transport.result_chord_ordered,
+                tls: Tls {
+                    certificate: tls.ssl_cert_reqs.clone(),
+                    authorities: tls.ssl_ca_certs.clone(),
+                    client_certificate: tls.ssl_certfile.clone(),
+                    client_key: tls.ssl_keyfile.clone(),
+                },
+            },
+            database: DatabaseOptions {
+                create_tables: celery.database_create_tables_at_setup,
+                tasks: table(&schemas.task, &names.task),
+                groups: table(&schemas.group, &names.group),
+            },
+        }
+    }
+}
+
+impl Celery {
+    /// Options of a connection to the broker under a name that its management shows.
+    #[must_use]
+    pub fn amqp_options(&self, name: &str) -> amqp::Options {
+        amqp::Options {
+            url: self.broker_url.clone(),
+            name: name.to_owned(),
+            heartbeat: self.broker_heartbeat,
+            connection_timeout: Duration::from_secs(self.broker_connection_timeout),
+            tls: amqp::Tls {
+                ca_file: self.broker_ssl_ca_file.clone(),
+                cert_file: self.broker_ssl_cert_file.clone(),
+                key_file: self.broker_ssl_key_file.clone(),
+            },
+            no_declare: self.no_declare,
+            reconnect: amqp::Reconnect {
+                retry: self.broker_connection_retry,
+                on_startup: self.broker_connection_retry_on_startup,
+                max_retries: self.broker_connection_max_retries,
+            },
+        }
+    }
+
+    /// The declarations of the queues.
+    #[must_use]
+    pub fn task_queue_declarations(&self) -> TaskQueues {
+        TaskQueues::new(&self.into())
+    }
+}
+
+impl From<&Celery> for QueueSettings {
+    fn from(celery: &Celery) -> Self {
+        Self {
+            task_queues: celery.task_queues.clone(),
+            task_default_queue: celery.task_default_queue.clone(),
+            task_default_exchange: celery.task_default_exchange.clone(),
+            task_default_exchange_type: celery.task_default_exchange_type,
+            task_default_routing_key: celery.task_default_routing_key.clone(),
+            task_default_queue_type: celery.task_default_queue_type,
+            task_create_missing_queue_type: celery.task_create_missing_queue_type,
+            task_create_missing_queue_exchange_type: celery.task_create_missing_queue_exchange_type,
+            task_queue_max_priority: celery.task_queue_max_priority,
+            broker_native_delayed_delivery: celery.broker_native_delayed_delivery,
+            broker_native_delayed_delivery_queue_type: celery
+                .broker_native_delayed_delivery_queue_type,
+        }
+    }
+}
