@@ -22,7 +22,7 @@ pub(crate) async fn confirming(connection: &Connection) -> Outcome<Channel> {
     Ok(channel)
 }
 
-/// A task queue with its exchange.
+/// Declares a task queue with its exchange.
 pub(crate) async fn declare_tasks(channel: &Channel, queue: &str) -> Outcome {
     let durable = QueueDeclareOptions {
         durable: true,
@@ -54,7 +54,7 @@ pub(crate) async fn declare_tasks(channel: &Channel, queue: &str) -> Outcome {
     Ok(())
 }
 
-/// A queue for results, as the rpc backend's, but not exclusive: several processes look at it.
+/// Declares a queue for results like the rpc backend's, but not exclusive, since several processes use it.
 pub(crate) async fn declare_replies(channel: &Channel, queue: &str) -> Outcome {
     let options = QueueDeclareOptions {
         durable: true,
@@ -66,7 +66,7 @@ pub(crate) async fn declare_replies(channel: &Channel, queue: &str) -> Outcome {
     Ok(())
 }
 
-/// A message that asks for `task(2, 2)`: body and properties.
+/// Makes a message for `task(2, 2)`: body, properties and task id.
 pub(crate) fn task(task: &str, reply_to: &str) -> (Vec<u8>, BasicProperties, String) {
     let id = Uuid::new_v4().to_string();
     let body =

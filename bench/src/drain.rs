@@ -1,4 +1,4 @@
-//! The limit: what is left of a worker when everything is taken away but its messages.
+//! The upper limit for any worker: a bare loop over the messages.
 
 use std::time::Instant;
 
@@ -12,7 +12,7 @@ use serde_json::json;
 use crate::{Outcome, broker};
 
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct DrainArgs {
     #[arg(long)]
     queue: String,
     #[arg(long)]
@@ -21,14 +21,16 @@ pub(crate) struct Arguments {
     prefetch: u16,
     #[arg(long)]
     concurrency: usize,
-    /// Stay afterwards, until a signal comes: for whoever looks at this process.
+    /// Stay until a signal comes, so that the process can be inspected.
     #[arg(long)]
     linger: bool,
 }
 
+/// Consumes messages and publishes a result for each.
+///
 /// # Errors
-/// What the broker says.
-pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
+/// Errors of the broker.
+pub(crate) async fn run(url: &str, arguments: &DrainArgs) -> Outcome {
     // As the worker: one connection to consume, one to publish.
     let consuming = broker::connect(url).await?;
     let publishing = broker::connect(url).await?;

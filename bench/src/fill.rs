@@ -8,10 +8,10 @@ use serde_json::json;
 use crate::{Outcome, broker};
 
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct FillArgs {
     #[arg(long)]
     queue: String,
-    /// Where results are to go.
+    /// Queue for the results.
     #[arg(long)]
     reply_to: String,
     #[arg(long)]
@@ -20,16 +20,17 @@ pub(crate) struct Arguments {
     task: String,
 }
 
+/// Declares both queues and publishes the messages.
+///
 /// # Errors
-/// What the broker says.
-pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
+/// Errors of the broker.
+pub(crate) async fn run(url: &str, arguments: &FillArgs) -> Outcome {
     let connection = broker::connect(url).await?;
     let channel = connection.create_channel().await?;
     let queue = arguments.queue.as_str();
     broker::declare_tasks(&channel, queue).await?;
     broker::declare_replies(&channel, &arguments.reply_to).await?;
-    // Without confirms, which would cost more than anything else here: whoever waits for the results sees
-    // whether a message was lost.
+    // Without confirms, which would cost more than anything else here; a lost message shows as a missing result.
     stream::iter(0..arguments.count)
         .map(Ok)
         .try_for_each_concurrent(500, |_| async {
@@ -41,7 +42,7 @@ pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
             Outcome::Ok(())
         })
         .await?;
-    // A channel does one thing after the other: it has taken all messages when it answers this.
+    // A channel works in order: when it answers this, it has accepted all messages.
     broker::declare_tasks(&channel, queue).await?;
     println!("{}", json!({"filled": arguments.count}));
     connection.close(200, "done".into()).await?;

@@ -1,4 +1,4 @@
-//! From publish to result, at a steady rate.
+//! Time from publish to result, at a steady rate.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,7 @@ use crate::{Outcome, broker};
 const WARM: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct LatencyArgs {
     #[arg(long)]
     queue: String,
     #[arg(long)]
@@ -25,16 +25,18 @@ pub(crate) struct Arguments {
     /// Tasks per second.
     #[arg(long, default_value_t = 100)]
     rate: u32,
-    /// How long, without the warm-up.
+    /// Duration without the warm-up.
     #[arg(long, default_value_t = 10)]
     seconds: u32,
     #[arg(long, default_value = "tasks.add")]
     task: String,
 }
 
+/// Sends tasks, waits for their results and prints quantiles.
+///
 /// # Errors
-/// That a result does not come, and what the broker says.
-pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
+/// A missing or unknown result, and errors of the broker.
+pub(crate) async fn run(url: &str, arguments: &LatencyArgs) -> Outcome {
     let connection = broker::connect(url).await?;
     let channel = broker::confirming(&connection).await?;
     broker::declare_tasks(&channel, &arguments.queue).await?;
@@ -70,7 +72,7 @@ pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
                     .unwrap_or_else(PoisonError::into_inner)
                     .insert(id, Instant::now());
                 let options = BasicPublishOptions::default();
-                // Its confirmation is not part of what is measured.
+                // The confirmation is not measured.
                 channel
                     .basic_publish(
                         queue.as_str().into(),
@@ -100,7 +102,7 @@ pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .remove(id.as_str())
-            .ok_or("a result that nobody asked for")?;
+            .ok_or("a result of an unknown task")?;
         if at - began >= WARM {
             taken.push((now - at).as_secs_f64() * 1e3);
         }

@@ -1,14 +1,14 @@
-//! What `scripts/bench.sh` compares the worker with, and what measures both.
+//! The other sides of the comparisons of `scripts/bench.sh`, and the measurements.
 //!
 //! * `fill` puts task messages, as Celery writes them, into a queue.
 //! * `drain` is the limit: a bare lapin loop that consumes, publishes one small result and acknowledges,
 //!   each confirmed, and does nothing else.
-//! * `watch` waits until so many results lie in a reply queue, and tells when, and what processor time the
-//!   processes that made them have used.
+//! * `watch` waits for a number of results in a reply queue, and prints the rate and the processor time of the
+//!   processes that produced them.
 //! * `latency` sends tasks at a steady rate and measures from publish to result.
 //! * `manager` measures passes of the manager, beside bare SQL and bare confirmed publishes.
-//! * `worker` is our worker with one task, and takes the flags of `ccat-transfer worker`. It is here and not a
-//!   program of its own since each that holds the worker takes minutes to link.
+//! * `worker` is our worker with one task, and takes the flags of `ccat-transfer worker`. It is not a
+//!   program of its own, since every program with the worker takes minutes to link.
 //!
 //! Every figure is printed as one JSON object on a line.
 
@@ -19,6 +19,12 @@ use std::process::ExitCode;
 use ccat_transfer::cli::tasks_worker;
 use clap::{Parser, Subcommand};
 
+use drain::DrainArgs;
+use fill::FillArgs;
+use latency::LatencyArgs;
+use manager::ManagerArgs;
+use watch::WatchArgs;
+
 mod broker;
 mod drain;
 mod fill;
@@ -28,6 +34,7 @@ mod usage;
 mod watch;
 mod worker;
 
+/// Result of a measurement.
 type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Measures Celery workers.
@@ -55,15 +62,15 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum Measure {
     /// Put task messages into a queue.
-    Fill(fill::Arguments),
-    /// Consume them by a bare loop, until so many are done.
-    Drain(drain::Arguments),
+    Fill(FillArgs),
+    /// Consume task messages by a bare loop.
+    Drain(DrainArgs),
     /// Wait for results in a queue.
-    Watch(watch::Arguments),
+    Watch(WatchArgs),
     /// Send tasks at a steady rate and time their results.
-    Latency(latency::Arguments),
+    Latency(LatencyArgs),
     /// Time passes of the manager.
-    Manager(manager::Arguments),
+    Manager(ManagerArgs),
 }
 
 fn main() -> ExitCode {

@@ -1,7 +1,6 @@
-//! How long passes of the manager take, beside bare SQL and bare confirmed publishes.
+//! Duration of passes of the manager, beside bare SQL and bare confirmed publishes.
 //!
-//! Everything that is made is removed again. Prints one JSON object a line: `name`, `side`, `seconds`, and
-//! how many rows it was about.
+//! Everything that is created is removed again. Prints one JSON object a line: `name`, `side`, `rows`, `seconds`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,14 +33,14 @@ use crate::{Outcome, broker};
 
 const LINKS: usize = 10;
 
-/// Rows in one transaction of the bare side: as many as the manager takes at the most.
+/// Rows in one transaction of the bare side: the manager's maximum.
 const BATCH: usize = 200;
 
-/// Passes of which the median counts.
+/// Number of passes for a median.
 const PASSES: usize = 15;
 
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
+pub(crate) struct ManagerArgs {
     /// `sqlite`, or the URL of a PostgreSQL server in which databases can be made.
     database: String,
     scenario: Scenario,
@@ -53,15 +52,17 @@ enum Scenario {
     /// As many PENDING rows as the links have room for. Side `manager`: one pass; side `bare`: the same updates and
     /// messages by nothing but SQL and lapin.
     Schedule,
-    /// One pass with so many PENDING rows, of which ten links let 1000 through.
+    /// One pass over PENDING rows, 1000 of them within the limits of ten links.
     Backlog,
-    /// A pass that sends 100 new rows, and one that sends nothing, beside so many COMPLETED ones: the median of several.
+    /// Passes beside COMPLETED rows, with 100 new rows and with none: the median of several.
     Steady,
 }
 
+/// Creates a database and a queue, measures a scenario and removes both.
+///
 /// # Errors
-/// What the database or the broker says.
-pub(crate) async fn run(broker: &str, arguments: &Arguments) -> Outcome {
+/// Errors of the database or the broker, and an unexpected number of scheduled rows.
+pub(crate) async fn run(broker: &str, arguments: &ManagerArgs) -> Outcome {
     let bench = Bench::new(&arguments.database, broker).await?;
     let rows = arguments.rows;
     let measured = match arguments.scenario {
@@ -159,7 +160,7 @@ impl Bench {
         })
     }
 
-    /// So many new rows, taking turns over the links.
+    /// Inserts rows, distributed over the links.
     async fn insert(&self, rows: usize, status: &str) -> Outcome {
         let sql = format!(
             "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n WHERE i + 1 < {rows}) \
@@ -175,7 +176,7 @@ impl Bench {
         Ok(())
     }
 
-    /// What a database in use knows of its tables.
+    /// Updates the statistics of the tables, as a database in use has them.
     async fn analyze(&self) -> Outcome {
         self.sql("ANALYZE").await
     }
@@ -216,8 +217,7 @@ impl Bench {
 
     async fn schedule(&self, rows: usize) -> Outcome {
         self.limit(rows.div_ceil(LINKS) + 1).await?;
-        // The first message makes the connection and the queue, as the first ones of a real manager did
-        // long ago.
+        // The first message makes the connection and the queue, which a real manager has long made.
         self.insert(1, "PENDING").await?;
         self.pass(1).await?;
         let pattern = self.take_message().await?;
@@ -237,7 +237,7 @@ impl Bench {
         Ok(())
     }
 
-    /// A message of the manager's, for the bare side to send the same.
+    /// Takes a message of the manager, so that the bare side sends the same.
     async fn take_message(&self) -> Outcome<lapin::message::Delivery> {
         let options = BasicGetOptions { no_ack: true };
         let message = self
@@ -249,7 +249,7 @@ impl Bench {
             .delivery)
     }
 
-    /// Reads what waits, and makes it SCHEDULED with its messages, batch for batch.
+    /// Reads the pending rows and makes them SCHEDULED with their messages, in batches.
     async fn bare(&self, rows: usize, pattern: &lapin::message::Delivery) -> Outcome<f64> {
         let began = Instant::now();
         let db = self.database.connection();

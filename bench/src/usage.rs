@@ -1,4 +1,4 @@
-//! What processes use, from /proc.
+//! Processor time and memory of processes, from /proc.
 
 use std::fs;
 
@@ -7,9 +7,9 @@ use crate::Outcome;
 /// Processor time and memory of a process and all below it.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
-    /// User and system time so far, in seconds; that of children that have ended, too.
+    /// User and system time so far in seconds, including ended children.
     pub(crate) cpu_s: f64,
-    /// Resident, in kB; what is shared counts in each process.
+    /// Resident memory in kB; shared pages count in each process.
     pub(crate) resident_kb: u64,
     pub(crate) processes: u64,
 }
@@ -17,14 +17,16 @@ pub(crate) struct Usage {
 /// The clock that /proc counts by; a constant of Linux's interface on every platform that Debian has.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// Reads the usage of a process and its descendants.
+///
 /// # Errors
-/// That there is no such process (any more).
+/// There is no such process.
 pub(crate) fn of(pid: u32) -> Outcome<Usage> {
     let mut usage = Usage::default();
     let mut left = vec![pid];
     while let Some(pid) = left.pop() {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        // Behind the name, which is in brackets and may hold anything: state is the third field.
+        // After the name, which is in brackets and may contain anything: state is the third field.
         let rest = stat
             .rsplit_once(')')
             .ok_or("unknown form of /proc/PID/stat")?

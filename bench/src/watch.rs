@@ -1,4 +1,4 @@
-//! Waits for results.
+//! Wait for results in a queue.
 
 use std::time::{Duration, Instant};
 
@@ -9,33 +9,35 @@ use serde_json::{Map, Value, json};
 
 use crate::{Outcome, broker, usage};
 
-/// Between two looks.
+/// Pause between two queries of the queue.
 const EVERY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Args)]
-pub(crate) struct Arguments {
-    /// Queue that is looked at.
+pub(crate) struct WatchArgs {
+    /// Observed queue.
     #[arg(long)]
     queue: String,
-    /// Whether it is to become empty, rather than to fill.
+    /// Wait until the queue is empty instead of full.
     #[arg(long)]
     empties: bool,
     #[arg(long)]
     count: u32,
-    /// What is done up to this share is warm-up.
+    /// Share of the tasks that is warm-up.
     #[arg(long, default_value_t = 0.1)]
     warm: f64,
-    /// The process whose usage is told, with all below it.
+    /// Process whose usage is printed, with its descendants.
     #[arg(long)]
     pid: Option<u32>,
-    /// Seconds without anything new after which it is given up.
+    /// Seconds without progress until the command fails.
     #[arg(long, default_value_t = 20)]
     patience: u64,
 }
 
+/// Waits for the results and prints rate and usage.
+///
 /// # Errors
-/// That the results do not come, and what the broker says.
-pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
+/// No progress in time, and errors of the broker.
+pub(crate) async fn run(url: &str, arguments: &WatchArgs) -> Outcome {
     let connection = broker::connect(url).await?;
     let channel = connection.create_channel().await?;
     let passive = QueueDeclareOptions {
@@ -75,18 +77,18 @@ pub(crate) async fn run(url: &str, arguments: &Arguments) -> Outcome {
             let seconds = (now - began).as_secs_f64();
             let tasks = f64::from(done - before);
             let mut figures = Map::new();
-            let mut tell = |name: &str, value: f64| figures.insert(name.to_owned(), json!(value));
-            tell("tasks", tasks);
-            tell("seconds", seconds);
-            tell("per_second", tasks / seconds);
+            let mut add = |name: &str, value: f64| figures.insert(name.to_owned(), json!(value));
+            add("tasks", tasks);
+            add("seconds", seconds);
+            add("per_second", tasks / seconds);
             if let (Some(used), Some(after)) = (used, after) {
-                tell(
+                add(
                     "cpu_s_per_1000",
                     (after.cpu_s - used.cpu_s) / tasks * 1000.0,
                 );
-                tell("resident_mb", after.resident_kb as f64 / 1024.0);
-                tell("resident_mb_when_warm", used.resident_kb as f64 / 1024.0);
-                tell("processes", after.processes as f64);
+                add("resident_mb", after.resident_kb as f64 / 1024.0);
+                add("resident_mb_when_warm", used.resident_kb as f64 / 1024.0);
+                add("processes", after.processes as f64);
             }
             println!("{}", Value::Object(figures));
             connection.close(200, "done".into()).await?;
