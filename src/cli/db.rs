@@ -170,14 +170,39 @@ fn say(
     Ok(())
 }
 
-/// A topology's error with the exit code that fits it.
+/// A topology's error with the exit code that fits it, and the command that fills an empty ops-db.
 pub(super) fn topology_error(error: TopologyError) -> CliError {
+    let text = chain(&error).to_string();
     match error {
         TopologyError::Database(error) => error.into(),
-        TopologyError::UnknownSite { .. } | TopologyError::UnknownLocation { .. } => {
-            CliError::NotFound(chain(&error).to_string())
+        TopologyError::UnknownSite { known, .. } | TopologyError::UnknownLocation { known, .. } => {
+            CliError::NotFound(match known.is_empty() {
+                true => format!("{text}; `ccat-transfer db seed` makes them"),
+                false => text,
+            })
         }
-        TopologyError::OwnedByAlembic => CliError::Refused(chain(&error).to_string()),
-        error => CliError::Usage(chain(&error).to_string()),
+        TopologyError::OwnedByAlembic => CliError::Refused(text),
+        _ => CliError::Usage(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_ops_db_is_explained() {
+        let error = |known: &[&str]| TopologyError::UnknownSite {
+            name: "x".to_owned(),
+            known: known.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        assert_eq!(
+            topology_error(error(&[])).to_string(),
+            "a route names the site `x`; there are none yet; `ccat-transfer db seed` makes them"
+        );
+        assert_eq!(
+            topology_error(error(&["ccat", "cologne"])).to_string(),
+            "a route names the site `x`; there are ccat, cologne"
+        );
     }
 }
