@@ -4,7 +4,9 @@
 //! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
 //! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`],
 //! [`pulse`], [`sql`], [`metrics`], [`traces`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
+//! `advice` names the commands of this program in the texts of failures, for all layers above [`transfer`].
 
+pub(crate) mod advice;
 pub mod cli;
 pub mod doctor;
 pub mod faults;

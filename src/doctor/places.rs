@@ -10,6 +10,7 @@ use humansize::{BINARY, format_size};
 
 use super::database::judge_clock;
 use super::{Check, Doctor, Finding, Outcome, Verdict};
+use crate::advice;
 use crate::settings::{DigestAlgorithm, LinkSettings};
 use crate::transfer::digest;
 use crate::transfer::endpoint::Remote;
@@ -137,7 +138,7 @@ impl Doctor {
                     subject: subject.clone(),
                     verdict: Verdict::Red,
                     found: error.chain(),
-                    advice: Some(error.remedy().to_owned()),
+                    advice: Some(advice::remedy(error.kind()).to_owned()),
                 })),
             }
         }
@@ -399,5 +400,5 @@ async fn look_at_writing(named: &Named) -> Outcome {
 
 /// What a worker would say, and what is to be done in a worker's words.
 fn failed(error: &TransferError) -> Outcome {
-    Outcome::red(error.chain(), error.remedy())
+    Outcome::red(advice::explanation(error), advice::remedy(error.kind()))
 }

@@ -117,17 +117,6 @@ pub enum ManagerError {
     Broker(#[source] SubmitError),
 }
 
-impl ManagerError {
-    /// Name of the Python exception that a Celery caller sees.
-    #[must_use]
-    pub fn exc_type(&self) -> &'static str {
-        match self {
-            Self::Database(_) => "DatabaseError",
-            Self::Broker(_) => "ScheduleError",
-        }
-    }
-}
-
 impl Manager {
     /// A manager that sends through `submit`.
     #[must_use]

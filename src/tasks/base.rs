@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 use entity::{Action, Status};
 
 use super::notices::{self, BrokenLinks};
+use crate::advice;
 use crate::faults::fault_point;
 use crate::health::Health;
 use crate::notify::Notifier;
 use crate::transfer::database::DatabaseError;
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Failure, Instruction, Successor, TransferDetail, Verdict};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
@@ -166,7 +167,7 @@ impl DataTransferTask {
             task_id = request.task_id,
             error_code = failed.error.code(),
             error_scope = failed.error.scope().as_str(),
-            error = failed.error.chain(),
+            error = advice::explanation(&failed.error),
             bytes = failed.progress.bytes_done,
             row = ?settled,
             "transfer did not complete"
@@ -356,7 +357,7 @@ impl DataTransferTask {
     ) -> Result<(), TransferError> {
         let failure = Failure {
             delay,
-            ..record(failed, failed.error.chain())
+            ..record(failed, advice::explanation(&failed.error))
         };
         let repository = self.service.repository();
         self.service
@@ -398,7 +399,7 @@ impl DataTransferTask {
         if !delay.is_zero() {
             let failure = Failure {
                 delay,
-                ..record(failed, failed.error.chain())
+                ..record(failed, advice::explanation(&failed.error))
             };
             return self
                 .service
@@ -407,7 +408,7 @@ impl DataTransferTask {
                 })
                 .await;
         }
-        let reason = failed.error.chain();
+        let reason = advice::explanation(&failed.error);
         self.service
             .write_with_lease(lease, &request.cancelled, || {
                 repository.release(lease, &reason)

@@ -9,10 +9,13 @@ use celery::task::Task;
 
 use crate::manager::Manager;
 use crate::settings;
-use celery_protocol::exception::Exception;
 use celery_worker::worker::Registry;
 
 mod base;
+mod exceptions;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod failures_page;
 mod messages;
 mod notices;
 mod producer;
@@ -21,13 +24,11 @@ mod transfer_transfer_packages;
 mod withdraw;
 
 pub use base::{DataTransferTask, OperationInfo, Settled};
+pub use exceptions::EXCEPTIONS;
 pub use messages::Messages;
 pub use producer::Producer;
 pub use transfer_files_bbcp::{TransferFilesBbcp, TransferFilesBbcpParams};
 pub use transfer_transfer_packages::{TransferTransferPackages, TransferTransferPackagesParams};
-
-/// Module of the exceptions that Python's workers of this stage raise.
-pub const EXCEPTIONS: &str = "ccat_data_transfer.exceptions";
 
 /// What the tasks need from the process that runs them.
 #[derive(Clone)]
@@ -79,9 +80,4 @@ pub fn wire_names(settings: &settings::Celery) -> HashMap<&'static str, String> 
     .into_iter()
     .filter_map(|(key, name)| Some((name, settings.task_names.get(key)?.first()?.clone())))
     .collect()
-}
-
-/// An exception of [`EXCEPTIONS`].
-fn exception(class: &str, message: impl Into<String>) -> Exception {
-    Exception::new(EXCEPTIONS, class, message)
 }

@@ -7,8 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 use entity::Outcome;
 
+use crate::advice;
 use crate::notify::Notice;
-use crate::transfer::error::{Scope, TransferError};
+use crate::transfer::failures::{Scope, TransferError};
 use crate::transfer::repository::{AttemptRecord, LocationRecord, TransferDetail, TransferRecord};
 
 /// Attempts that a text lists, the latest.
@@ -51,8 +52,8 @@ pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
     let mut text = format!(
         "why         {}\n\
          what to do  {} Then set the row to PENDING with retry_count 0, to have it tried again.\n",
-        error.chain(),
-        error.remedy()
+        advice::explanation(error),
+        advice::remedy(error.kind())
     );
     describe(&mut text, detail);
     Notice {

@@ -11,9 +11,9 @@ use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::base::{DataTransferTask, Settled};
-use super::exception;
+use super::exceptions::{self, exception};
+use crate::advice;
 use crate::faults::fault_point;
-use crate::transfer::error::TransferError;
 use crate::transfer::lease;
 use crate::transfer::repository::Withdrawal;
 use crate::transfer::service::{self, Failed, Snapshot};
@@ -120,7 +120,7 @@ impl Task for TransferFilesBbcp {
                 Ok(())
             }
             Err(failed) => {
-                let text = failed.error.chain();
+                let text = advice::explanation(&failed.error);
                 self.put_failed(failed, Settled::Unwritten);
                 Err(TaskError::UnexpectedError(text))
             }
@@ -134,7 +134,7 @@ impl Task for TransferFilesBbcp {
         };
         // An interrupted attempt still has to give its row back.
         let mut request = self.attempt(control);
-        if matches!(failed.error, TransferError::Interrupted { .. }) {
+        if failed.error.is_interruption() {
             request.cancelled = Default::default();
         }
         let settled = transfers.on_failure(&request, &failed).await;
@@ -227,10 +227,10 @@ impl WorkerTask for TransferFilesBbcp {
         };
         match (&failed.error, settled) {
             _ if failed.held_for_same_task => Failure::Ignored,
-            (TransferError::Interrupted { .. }, _) => Failure::Interrupted,
+            (error, _) if error.is_interruption() => Failure::Interrupted,
             // The row does not tell of the failure, so the message must not be gone.
             (_, Settled::Unwritten) => Failure::Interrupted,
-            (error, _) => Failure::Raised(exception(error.exc_type(), error.chain())),
+            (error, _) => Failure::Raised(exceptions::of_transfer(error)),
         }
     }
 }

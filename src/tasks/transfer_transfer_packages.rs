@@ -8,7 +8,7 @@ use celery::task::{Request, Task, TaskOptions, TaskResult};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::exception;
+use super::exceptions::{self, exception};
 use crate::manager::Manager;
 use celery_protocol::arguments::{Parameter, Signature};
 use celery_protocol::exception::Exception;
@@ -76,7 +76,7 @@ impl Task for TransferTransferPackages {
             .map(drop)
             .map_err(|error| {
                 let text = chain(&error).to_string();
-                let raised = exception(error.exc_type(), text.clone());
+                let raised = exceptions::of_manager(&error, text.clone());
                 *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(raised);
                 TaskError::UnexpectedError(text)
             })

@@ -8,8 +8,7 @@
 
 use std::time::Duration;
 
-use super::error::{TransferError, Wait};
-use super::failures::Retry;
+use super::failures::{RetryRule, TransferError, Wait};
 use crate::settings::Transfer;
 
 /// What becomes of the row.
@@ -90,15 +89,15 @@ pub fn decide(
         delay: policy.delay(error.wait(), retry_count, luck),
     };
     let limit = match error.retry() {
-        Retry::NotOurs => return Decision::Leave,
-        Retry::Uncounted => return retry(false),
-        Retry::Never => {
+        RetryRule::NotOurs => return Decision::Leave,
+        RetryRule::Uncounted => return retry(false),
+        RetryRule::Never => {
             return Decision::Permanent {
                 reason: error.chain(),
             };
         }
-        Retry::General => policy.max_retries,
-        Retry::AtMost(own) => own,
+        RetryRule::General => policy.max_retries,
+        RetryRule::AtMost(own) => own,
     };
     if retry_count < limit {
         retry(true)
@@ -116,7 +115,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use crate::transfer::error::Interruption;
+    use crate::transfer::failures::Interruption;
 
     fn policy(max_retries: u32) -> RetryPolicy {
         RetryPolicy {

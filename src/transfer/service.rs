@@ -216,7 +216,7 @@ impl TransferService {
 
 impl Explain for Failed {
     fn kind(&self) -> String {
-        self.error.kind()
+        self.error.code().to_owned()
     }
 
     fn message(&self) -> String {

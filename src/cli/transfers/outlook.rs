@@ -7,9 +7,9 @@ use entity::{Outcome, Status};
 use serde::Serialize;
 
 use super::super::output;
+use crate::advice;
 use crate::manager::patience;
 use crate::settings::QueueLocation;
-use crate::transfer::failures;
 use crate::transfer::lease::Owner;
 use crate::transfer::link::Link;
 use crate::transfer::repository::{LocationRecord, TransferDetail};
@@ -98,7 +98,10 @@ fn pending(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outloo
             output::clean(&rival.owner.node)
         ));
     }
-    let mut next: Vec<String> = failures::remedy(code).map(Into::into).into_iter().collect();
+    let mut next: Vec<String> = advice::remedy_of_code(code)
+        .map(Into::into)
+        .into_iter()
+        .collect();
     next.push(format!(
         "to have it tried now: `ccat-transfer transfers retry {id}`"
     ));
@@ -282,7 +285,7 @@ fn failed(detail: &TransferDetail) -> Outlook {
         .filter(|attempt| attempt.outcome == Some(Outcome::Failed))
         .and_then(|attempt| attempt.error_code.as_deref());
     let mut next: Vec<String> = code
-        .and_then(failures::remedy)
+        .and_then(advice::remedy_of_code)
         .map(Into::into)
         .into_iter()
         .collect();

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::super::node::{host, node_name};
 use super::super::signals::Signals;
 use super::super::{CliError, Context, output};
+use crate::advice;
 use crate::notify::Notifier;
 use crate::tasks::DataTransferTask;
 use crate::transfer::error::TransferError;
@@ -67,7 +68,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError
             };
             let settled = transfers.on_failure(&request, &failed).await;
             notifier.close().await;
-            let text = failed.error.chain();
+            let text = advice::explanation(&failed.error);
             if context.json {
                 output::json(&json!({
                     "id": id,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use entity::Status;
 
-use crate::transfer::failures;
+use crate::transfer::failures::FailureKind;
 use crate::transfer::repository::{Filter, Place};
 
 /// Filters; a transfer is chosen if all of them hold.
@@ -91,7 +91,7 @@ impl Filters {
 impl From<&Filters> for Filter {
     fn from(filters: &Filters) -> Self {
         if let Some(code) = &filters.error
-            && failures::remedy(code).is_none()
+            && FailureKind::from_code(code).is_none()
         {
             eprintln!("ccat-transfer: no failure has the code `{code}`; see docs/failures.md");
         }

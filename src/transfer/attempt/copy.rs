@@ -199,7 +199,6 @@ async fn locate(plan: &Plan, error: TransferError) -> TransferError {
         idle,
         bytes_done,
         bytes_total,
-        storage: None,
     } = error
     else {
         return error;
@@ -209,16 +208,16 @@ async fn locate(plan: &Plan, error: TransferError) -> TransferError {
         timeout(PROBE_WITHIN, plan.source.inspect()),
         timeout(PROBE_WITHIN, plan.target.free_space()),
     );
-    let storage = match (origin, destination) {
-        (_, Err(_)) => Some(Role::Destination),
-        (Err(_), _) => Some(Role::Origin),
-        (Ok(_), Ok(_)) => None,
+    let role = match (origin, destination) {
+        (_, Err(_)) => Role::Destination,
+        (Err(_), _) => Role::Origin,
+        (Ok(_), Ok(_)) => return error,
     };
-    TransferError::Stalled {
+    TransferError::StalledStorage {
         idle,
         bytes_done,
         bytes_total,
-        storage,
+        role,
     }
 }
 

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::prepare::Prepared;
 use super::endpoint::Facts;
-use super::error::{Interruption, TransferError};
+use super::failures::{Interruption, PartialCopy, TransferError};
 use super::lease::{Lease, Phase, Progress, Snapshot};
 use super::lease_renewer::LeaseRenewer;
 use super::link::PausedLink;
@@ -103,7 +103,7 @@ impl<'a> AttemptRun<'a> {
         let copied = self.copy_and_publish(&prepared, &log_path).await;
         if let Err(error) = &copied {
             let plan = prepared.plan;
-            let worth_keeping = plan.resumes() && error.leaves_a_sound_partial();
+            let worth_keeping = plan.resumes() && error.partial() == PartialCopy::Keep;
             if worth_keeping && !self.lost.is_cancelled() {
                 files.partial = Some(Box::new(plan));
             } else {
@@ -140,7 +140,7 @@ impl<'a> AttemptRun<'a> {
         let resumed = self.begin_partial(prepared).await?;
         let digest = match self.copy_and_verify(prepared, log_path).await {
             // What was there was not worth completing. bbcp would complete anything.
-            Err(error) if resumed > 0 && error.condemns_the_partial() => {
+            Err(error) if resumed > 0 && error.partial() == PartialCopy::Restart => {
                 self.restart_partial(&prepared.plan, resumed, &error)
                     .await?;
                 self.copy_and_verify(prepared, log_path).await?

@@ -1,36 +1,26 @@
-//! What bbcp's end means.
+//! The meaning of bbcp's end.
 //!
 //! Its exit codes are no classification: the same full disk ends with 128 or 228 by chance, and 22
-//! is more than "exists". So the text decides, in the order of [`Pattern`], and the code only where
-//! there is no text. What bbcp itself says ranks above what ssh and the remote shell say, unless it
-//! says only that the other side is gone. [`Evidence`] looks at one line at a time and keeps little,
-//! however much bbcp and the network's noise print.
+//! is more than "exists". So the text decides, by the patterns of the [table](crate::transfer::failures), and
+//! the exit status only where the table says so. A cause that bbcp itself states ranks above one that ssh or
+//! the remote shell states, unless bbcp states only that the other side is gone. [`FailureClassifier`] reads
+//! one line at a time and keeps little, however much bbcp and the network's noise print.
 //!
 //! Exit code 0 is not proof of a good file; verification is, and it is not done here.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
-use crate::transfer::error::{Role, TransferError};
-use crate::transfer::patterns::{Names, Pattern};
+use crate::transfer::failures::{
+    Confidence, Names, Observation, PatternMatch, Role, TransferError,
+};
 use crate::transfer::plan::Plan;
 
-/// Lines that did not tell anything and are kept for the log.
-const TAIL_LINES: usize = 20;
-
-/// A line in a message is cut here, so that it fits a database column and a log line.
+/// Length at which a line in a message is cut, so that it fits a database column and a log line.
 const LINE_CHARS: usize = 500;
 
-/// SIGSEGV, and how a shell reports it.
-const SEGV: i32 = 11;
-const SEGV_BY_SHELL: i32 = 128 + SEGV;
-
-/// With no text, these mean that the remote side crashed.
-const REMOTE_DIED: [i32; 2] = [255, 32];
-
-/// How a process ended.
+/// End of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// By itself.
@@ -57,9 +47,9 @@ impl fmt::Display for Exit {
     }
 }
 
-/// What a classification needs to know of a copy.
+/// Paths and programs of a copy, for the classification of its output.
 #[derive(Debug, Clone)]
-pub struct Ends {
+pub struct CopyPaths {
     /// Path at the origin.
     pub source: String,
     /// Temporary path at the destination.
@@ -70,7 +60,7 @@ pub struct Ends {
     pub remote: Option<(Role, String)>,
 }
 
-impl Ends {
+impl CopyPaths {
     /// Those of a plan.
     pub fn of(plan: &Plan) -> Self {
         let ends = [
@@ -88,40 +78,44 @@ impl Ends {
         }
     }
 
-    fn peer(&self) -> String {
-        match &self.remote {
-            Some((_, host)) => host.clone(),
-            None => "this host".into(),
-        }
-    }
-
-    fn remote_role(&self) -> Role {
-        match self.remote {
-            Some((role, _)) => role,
-            None => Role::Destination,
+    /// The values of a failure that `line` states.
+    fn observation(self, line: String) -> Observation {
+        let (role, host) = self
+            .remote
+            .unwrap_or((Role::Destination, "this host".into()));
+        Observation {
+            line,
+            origin: self.source,
+            copy: self.target,
+            host,
+            role,
         }
     }
 }
 
-/// What bbcp's lines told so far. Bounded.
+/// Classifies the end of bbcp by its lines and its exit status. Its size is bounded.
 #[derive(Debug)]
-pub struct Evidence {
-    ends: Ends,
+pub struct FailureClassifier {
+    paths: CopyPaths,
     /// The cause that bbcp states.
-    stated: Option<(Pattern, String)>,
+    stated: Option<(PatternMatch, String)>,
     /// The cause that ssh or the remote shell states.
-    hinted: Option<(Pattern, String)>,
-    tail: VecDeque<String>,
+    hinted: Option<(PatternMatch, String)>,
+    /// The last line of bbcp.
+    last_of_bbcp: Option<String>,
+    /// The last line of any program.
+    last: Option<String>,
 }
 
-impl Evidence {
-    /// Before the first line.
-    pub fn new(ends: Ends) -> Self {
+impl FailureClassifier {
+    /// The state before the first line.
+    pub fn new(paths: CopyPaths) -> Self {
         Self {
-            ends,
+            paths,
             stated: None,
             hinted: None,
-            tail: VecDeque::new(),
+            last_of_bbcp: None,
+            last: None,
         }
     }
 
@@ -131,109 +125,74 @@ impl Evidence {
         if line.is_empty() {
             return;
         }
-        if self.tail.len() == TAIL_LINES {
-            self.tail.pop_front();
+        if line.starts_with("bbcp: ") {
+            self.last_of_bbcp = Some(shortened(line));
         }
-        self.tail.push_back(shortened(line));
+        self.last = Some(shortened(line));
         let names = Names {
-            origin: &self.ends.source,
-            copy: &self.ends.target,
-            program: &self.ends.program,
+            origin: &self.paths.source,
+            copy: &self.paths.target,
+            program: &self.paths.program,
         };
-        let Some((pattern, by_bbcp)) = Pattern::of(line, names) else {
+        let Some(found) = PatternMatch::of_line(line, names) else {
             return;
         };
-        let cause = match by_bbcp {
+        let cause = match found.is_stated_by_bbcp() {
             true => &mut self.stated,
             false => &mut self.hinted,
         };
-        if cause.as_ref().is_none_or(|(before, _)| pattern < *before) {
-            *cause = Some((pattern, shortened(line)));
+        if cause
+            .as_ref()
+            .is_none_or(|(before, _)| found.rank() < before.rank())
+        {
+            *cause = Some((found, shortened(line)));
         }
     }
 
     /// The cause according to all lines.
-    fn cause(&mut self) -> Option<(Pattern, String)> {
+    fn cause_by_output(&mut self) -> Option<(PatternMatch, String)> {
         match (self.stated.take(), self.hinted.take()) {
-            (Some(stated), Some(hinted)) if stated.0.leaves_the_reason_open() => {
-                Some(if hinted.0 < stated.0 { hinted } else { stated })
+            (Some(stated), Some(hinted)) if stated.0.confidence() == Confidence::Suspected => {
+                Some(match hinted.0.rank() < stated.0.rank() {
+                    true => hinted,
+                    false => stated,
+                })
             }
             (stated, hinted) => stated.or(hinted),
         }
     }
 
-    /// The last lines, for a log.
-    pub fn tail(&self) -> impl Iterator<Item = &str> {
-        self.tail.iter().map(String::as_str)
+    /// The cause according to the exit status.
+    fn cause_by_exit(&self, exit: Exit) -> Option<(PatternMatch, String)> {
+        let status = exit.to_string();
+        let found = PatternMatch::of_exit(&status)?;
+        let is_silent = self.paths.remote.is_some() && self.last_of_bbcp.is_none();
+        (found.confidence() != Confidence::Assumed || is_silent).then_some((found, status))
     }
 
-    /// What it all means.
+    /// Classifies the end of bbcp.
     ///
     /// # Errors
-    /// The classified failure, for every end but exit code 0.
+    /// The failure, for every exit status but 0.
     pub fn conclude(mut self, exit: Exit) -> Result<(), TransferError> {
         if exit == Exit::Code(0) {
             return Ok(());
         }
-        let crashed = matches!(exit, Exit::Signal(SEGV) | Exit::Code(SEGV_BY_SHELL));
-        match self.cause() {
-            Some((Pattern::Exists, line)) => Err(self.error(Pattern::Exists, line)),
-            _ if crashed => Err(self.error(Pattern::Segfault, exit.to_string())),
-            Some((pattern, line)) => Err(self.error(pattern, line)),
-            None => Err(self.unexplained(exit)),
-        }
-    }
-
-    fn unexplained(self, exit: Exit) -> TransferError {
-        // Other lines are shown if bbcp has printed nothing, but they decide nothing.
-        let own = self.tail.iter().rfind(|line| line.starts_with("bbcp: "));
-        match (own, exit, &self.ends.remote) {
-            (None, Exit::Code(code), Some(_)) if REMOTE_DIED.contains(&code) => {
-                self.error(Pattern::PeerGone, exit.to_string())
-            }
-            (own, ..) => TransferError::BbcpFailed {
+        let cause = match (self.cause_by_output(), self.cause_by_exit(exit)) {
+            (Some(output), Some(status)) if output.0.rank() < status.0.rank() => Some(output),
+            (output, status) => status.or(output),
+        };
+        Err(match cause {
+            Some((found, line)) => found.failure(self.paths.observation(line)),
+            // Lines of other programs are shown if bbcp has printed nothing, but they decide nothing.
+            None => TransferError::BbcpFailed {
                 exit: exit.to_string(),
-                line: own
-                    .or(self.tail.back())
-                    .map_or_else(|| "it said nothing".into(), Clone::clone),
+                line: self
+                    .last_of_bbcp
+                    .or(self.last)
+                    .unwrap_or_else(|| "it said nothing".into()),
             },
-        }
-    }
-
-    /// The error for a stated cause.
-    pub(in crate::transfer) fn error(self, pattern: Pattern, line: String) -> TransferError {
-        let host = self.ends.peer();
-        let role = self.ends.remote_role();
-        let Ends { source, target, .. } = self.ends;
-        match pattern {
-            Pattern::Exists => TransferError::TemporaryExists { path: target },
-            Pattern::Segfault => TransferError::Segfault { line },
-            Pattern::Full => TransferError::StorageFull { path: target, line },
-            Pattern::Damaged => TransferError::DamagedInFlight { line },
-            Pattern::HostKey => TransferError::HostKey { host, line },
-            Pattern::LoginDenied => TransferError::SshDenied { host, line },
-            Pattern::OriginDenied => TransferError::OriginUnreadable { path: source, line },
-            Pattern::DestinationDenied => TransferError::DestinationDenied { path: target, line },
-            Pattern::Network | Pattern::NoStreams | Pattern::Follower => {
-                TransferError::Network { host, line }
-            }
-            Pattern::RemoteProgram => TransferError::RemoteProgramMissing { role, host, line },
-            Pattern::LocalProgram => TransferError::ProgramMissing { program: line },
-            Pattern::BadOption => TransferError::BadOption { line },
-            Pattern::OriginMissing => TransferError::OriginMissing { path: source },
-            Pattern::OriginDirectory => TransferError::OriginNotAFile { path: source },
-            Pattern::OriginPathTooLong => TransferError::BadPath {
-                role: Role::Origin,
-                path: source,
-                problem: "bbcp finds it too long",
-            },
-            Pattern::NoDirectory => TransferError::DestinationDirectory { path: target, line },
-            Pattern::ResumeRefused => TransferError::ResumeRefused { line },
-            Pattern::OriginChanged => TransferError::OriginChanged { path: source, line },
-            Pattern::PortBusy => TransferError::PortBusy { line },
-            Pattern::TimeLimit => TransferError::TimeLimit { line },
-            Pattern::PeerGone => TransferError::RemoteDied { host, line },
-        }
+        })
     }
 }
 
@@ -248,8 +207,8 @@ mod tests {
 
     use super::*;
 
-    fn ends(remote: Option<Role>) -> Ends {
-        Ends {
+    fn paths(remote: Option<Role>) -> CopyPaths {
+        CopyPaths {
             source: "/d/src/a.tar".into(),
             target: "/d/dst/.t.part".into(),
             program: "bbcp".into(),
@@ -258,11 +217,11 @@ mod tests {
     }
 
     fn code(remote: Option<Role>, exit: Exit, lines: &[&str]) -> &'static str {
-        let mut evidence = Evidence::new(ends(remote));
+        let mut classifier = FailureClassifier::new(paths(remote));
         for line in lines {
-            evidence.observe(line);
+            classifier.observe(line);
         }
-        match evidence.conclude(exit) {
+        match classifier.conclude(exit) {
             Ok(()) => "ok",
             Err(e) => e.code(),
         }
@@ -397,9 +356,9 @@ mod tests {
 
     #[test]
     fn says_what_bbcp_said() {
-        let mut evidence = Evidence::new(ends(None));
-        evidence.observe("bbcp: something new");
-        let error = evidence.conclude(Exit::Code(7)).err();
+        let mut classifier = FailureClassifier::new(paths(None));
+        classifier.observe("bbcp: something new");
+        let error = classifier.conclude(Exit::Code(7)).err();
         assert_eq!(
             error.map(|e| e.to_string()).as_deref(),
             Some("bbcp failed (exit code 7): bbcp: something new")
@@ -414,13 +373,16 @@ mod tests {
             lines in proptest::collection::vec("\\PC{0,600}", 0..50),
             exit in 1..256i32,
         ) {
-            let mut evidence = Evidence::new(ends(Some(Role::Origin)));
+            let mut classifier = FailureClassifier::new(paths(Some(Role::Origin)));
             for line in &lines {
-                evidence.observe(line);
+                classifier.observe(line);
             }
-            prop_assert!(evidence.tail().count() <= TAIL_LINES);
-            prop_assert!(evidence.tail().all(|line| line.chars().count() <= LINE_CHARS));
-            prop_assert!(evidence.conclude(Exit::Code(exit)).is_err());
+            let causes = [&classifier.stated, &classifier.hinted].into_iter().flatten();
+            let last = [&classifier.last_of_bbcp, &classifier.last].into_iter().flatten();
+            for kept in causes.map(|(_, line)| line).chain(last) {
+                prop_assert!(kept.chars().count() <= LINE_CHARS);
+            }
+            prop_assert!(classifier.conclude(Exit::Code(exit)).is_err());
         }
 
         #[test]

@@ -24,7 +24,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::command::{CONFIG_VARIABLE, Invocation};
 use super::log::Log;
-use super::outcome::{Ends, Evidence, Exit};
+use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, Lines, parse};
 use super::watchdog::{Footprint, Limits, Trouble, Watchdog};
 use crate::faults::fault_point;
@@ -137,7 +137,7 @@ struct Running<'a> {
     lines: mpsc::Receiver<Vec<u8>>,
     started: Instant,
     watchdog: Watchdog,
-    said: Said,
+    output: OutputSummary,
 }
 
 /// How the watch over a running bbcp ended.
@@ -184,7 +184,7 @@ impl<'a> Running<'a> {
             lines,
             started,
             watchdog: Watchdog::new(plan.size, limits, started),
-            said: Said::new(Ends::of(plan)),
+            output: OutputSummary::new(CopyPaths::of(plan)),
         })
     }
 
@@ -240,14 +240,14 @@ impl<'a> Running<'a> {
             // Its children may be about to say why it ended. As long as they hold the pipes, and
             // so this takes time, the group's id is theirs.
             Ended::ByItself(_) => {
-                drain(&mut self.lines, &mut self.said).await;
+                drain(&mut self.lines, &mut self.output).await;
                 self.group.end(kill_after).await
             }
             Ended::InTrouble(_) | Ended::Cancelled => {
                 // Reaped meanwhile, but not for ever: it may hang in a system call.
                 let reaped = timeout(kill_after + REAP, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
-                drain(&mut self.lines, &mut self.said).await;
+                drain(&mut self.lines, &mut self.output).await;
                 gone
             }
         };
@@ -266,13 +266,13 @@ impl<'a> Running<'a> {
             bytes_done: self.watchdog.bytes_done(),
             bytes_total: self.plan.size,
             slowness: self.plan.slowness,
-            said: self.said,
+            output: self.output,
         }
     }
 
     /// A line came. Whether the progress has changed.
     fn hear(&mut self, line: &[u8]) -> bool {
-        match self.said.hear(line) {
+        match self.output.hear(line) {
             Some(Heard::Progress(percent, rate)) => {
                 self.watchdog.progress(percent, rate, Instant::now());
                 true
@@ -318,10 +318,10 @@ fn ticks(stall_timeout: Duration) -> Interval {
 
 /// Hears what is still in the pipes, until they close or [`DRAIN`] has passed: a grandchild may
 /// hold them open for ever.
-async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, said: &mut Said) {
+async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) {
     let end = Instant::now() + DRAIN;
     while let Ok(Some(line)) = timeout_at(end, lines.recv()).await {
-        said.hear(&line);
+        output.hear(&line);
     }
 }
 
@@ -391,17 +391,17 @@ enum Heard {
     Appending(u64),
 }
 
-/// What bbcp said so far. Bounded.
-struct Said {
-    evidence: Evidence,
+/// Summary of bbcp's output so far. Its size is bounded.
+struct OutputSummary {
+    classifier: FailureClassifier,
     created: Option<(u64, Option<f64>)>,
     checksum: Option<(String, String)>,
 }
 
-impl Said {
-    fn new(ends: Ends) -> Self {
+impl OutputSummary {
+    fn new(paths: CopyPaths) -> Self {
         Self {
-            evidence: Evidence::new(ends),
+            classifier: FailureClassifier::new(paths),
             created: None,
             checksum: None,
         }
@@ -415,7 +415,7 @@ impl Said {
             Event::Created { bytes, rate } => self.created = Some((bytes, rate)),
             Event::Checksum { algorithm, hex } => self.checksum = Some((algorithm, hex)),
             Event::Creating | Event::Total { .. } => {}
-            Event::Other(line) => self.evidence.observe(&line),
+            Event::Other(line) => self.classifier.observe(&line),
         }
         None
     }
@@ -428,7 +428,7 @@ struct Finished {
     bytes_done: u64,
     bytes_total: u64,
     slowness: Slowness,
-    said: Said,
+    output: OutputSummary,
 }
 
 impl Finished {
@@ -462,7 +462,6 @@ impl Finished {
                         idle: Duration::from_secs(idle.as_secs()),
                         bytes_done,
                         bytes_total,
-                        storage: None,
                     },
                     Trouble::TooSlow(moved) => TransferError::TooSlow {
                         moved,
@@ -482,12 +481,12 @@ impl Finished {
                 return Err(INTERRUPTED);
             }
         };
-        self.said.evidence.conclude(Exit::from(status))?;
+        self.output.classifier.conclude(Exit::from(status))?;
         Ok(Report {
-            bytes: self.said.created.map(|(bytes, _)| bytes),
+            bytes: self.output.created.map(|(bytes, _)| bytes),
             elapsed: self.elapsed,
-            rate_bytes_per_s: self.said.created.and_then(|(_, rate)| rate),
-            checksum: self.said.checksum,
+            rate_bytes_per_s: self.output.created.and_then(|(_, rate)| rate),
+            checksum: self.output.checksum,
         })
     }
 }

@@ -1,7 +1,6 @@
-//! ssh: the options we start it with, and what its complaints mean.
+//! The options that ssh is started with.
 
 use crate::settings::Ssh;
-use crate::transfer::patterns::{Names, Pattern};
 
 /// Words that stand between the program and the host, without the login.
 ///
@@ -35,30 +34,4 @@ pub(in crate::transfer) fn options(ssh: &Ssh) -> Vec<String> {
         words.push(format!("-oUserKnownHostsFile={}", ssh.known_hosts_file));
     }
     words
-}
-
-/// Why ssh did not get through, the most telling first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(in crate::transfer) enum Refusal {
-    /// The host is not the one we know.
-    HostKey,
-    /// The login was refused.
-    Denied,
-    /// It could not be reached, or the connection broke.
-    Network,
-}
-
-/// The reason that a line of ssh's own output states.
-pub(in crate::transfer) fn refusal(line: &str) -> Option<Refusal> {
-    const NAMES: Names<'_> = Names {
-        origin: "",
-        copy: "",
-        program: "",
-    };
-    match Pattern::of(line, NAMES)? {
-        (Pattern::HostKey, false) => Some(Refusal::HostKey),
-        (Pattern::LoginDenied, false) => Some(Refusal::Denied),
-        (Pattern::Network, false) => Some(Refusal::Network),
-        _ => None,
-    }
 }

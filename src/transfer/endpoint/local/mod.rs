@@ -366,11 +366,11 @@ pub(super) async fn digest(
         if signs != last.0 {
             last = (signs, Instant::now());
         } else if last.1.elapsed() >= how.stall_timeout {
-            return Err(TransferError::Stalled {
+            return Err(TransferError::StalledStorage {
                 idle: how.stall_timeout,
                 bytes_done: reader.shared.bytes.load(Ordering::Relaxed),
                 bytes_total: how.size,
-                storage: Some(role),
+                role,
             });
         }
     }

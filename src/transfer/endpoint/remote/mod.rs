@@ -16,7 +16,7 @@ use self::scripts::{
     ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
     REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
 };
-use super::ssh::{Refusal, options, refusal};
+use super::ssh::options;
 use super::{
     AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Partial, Reading,
     Remote, RootProblem, TemporaryName, storage,
@@ -24,7 +24,7 @@ use super::{
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
 use crate::transfer::digest::Digest;
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError, connection_failure};
 
 mod answer;
 mod scripts;
@@ -419,14 +419,8 @@ impl Remote {
     fn not_through(&self, role: Role, complaint: &str) -> TransferError {
         let host = self.host.to_string();
         // The line that matters may be followed by others; being denied outweighs a broken pipe.
-        let told = complaint
-            .lines()
-            .filter_map(|line| Some((refusal(line)?, line.trim().to_owned())))
-            .min_by_key(|(refusal, _)| *refusal);
-        match told {
-            Some((Refusal::HostKey, line)) => TransferError::HostKey { host, line },
-            Some((Refusal::Denied, line)) => TransferError::SshDenied { host, line },
-            Some((Refusal::Network, line)) => TransferError::Network { host, line },
+        match connection_failure(complaint, &host, role) {
+            Some(failure) => failure,
             None if complaint.contains("command not found") => {
                 let line = last_line(complaint);
                 TransferError::RemoteProgramMissing { role, host, line }

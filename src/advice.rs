@@ -1,0 +1,101 @@
+//! Advice for operators that names commands of this program.
+//!
+//! The domain states what failed and what to do in general. A layer that prints a failure takes its texts
+//! from here.
+
+use std::fmt::Write as _;
+
+use crate::transfer::failures::{FailureKind, TransferError};
+
+/// The cause of a failure with all its causes in one line, and the command that helps.
+pub(crate) fn explanation(error: &TransferError) -> String {
+    let mut text = error.chain();
+    // Writing to a string cannot fail.
+    let _ = match error {
+        TransferError::NotDue { id, .. } => {
+            write!(text, ", `ccat-transfer transfers run {id}` does it now")
+        }
+        TransferError::LinkPaused { .. } => write!(text, " (`ccat-transfer links resume`)"),
+        TransferError::LinkFull { .. } => write!(text, " (`ccat-transfer links list`)"),
+        _ => Ok(()),
+    };
+    text
+}
+
+/// Advice for an operator, in whole sentences.
+pub(crate) fn remedy(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::OriginRootMissing => {
+            "Mount it; `ccat-transfer doctor` shows which. `ccat-transfer transfers retry` tries the transfers \
+             again at once."
+        }
+        FailureKind::LinkSettings => "`ccat-transfer config check` tells which.",
+        FailureKind::AlreadyFailed => {
+            "If it is to be tried again: `ccat-transfer transfers retry ID`."
+        }
+        FailureKind::NotDue => {
+            "Nothing: the manager sends a message in time. `ccat-transfer transfers run` does it at once, and so \
+             does a reset of its `retry_count`."
+        }
+        FailureKind::LinkPaused => {
+            "Nothing: when the link is resumed (`ccat-transfer links resume`), the manager sends the transfer \
+             again."
+        }
+        FailureKind::LinkFull => {
+            "Nothing: when the link has room, the manager sends the transfer again. `ccat-transfer transfers \
+             run` does it at once."
+        }
+        FailureKind::Untracked => {
+            "If no Python worker is either: `ccat-transfer transfers retry ID --untracked`."
+        }
+        kind => kind.row().remedy,
+    }
+}
+
+/// [`remedy`] for a code of the attempt history; none if the code is not known (any more).
+pub(crate) fn remedy_of_code(code: &str) -> Option<&'static str> {
+    FailureKind::from_code(code).map(remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+
+    #[test]
+    fn explanations_name_the_command_that_helps() {
+        let not_due = TransferError::NotDue {
+            id: 7,
+            not_before: DateTime::UNIX_EPOCH,
+        };
+        assert_eq!(
+            explanation(&not_due),
+            "data transfer 7 failed before and waits until 1970-01-01 00:00:00 UTC to be tried again; the \
+             manager sends it then, `ccat-transfer transfers run 7` does it now"
+        );
+        let paused = TransferError::LinkPaused {
+            link: "a → b".into(),
+            since: DateTime::UNIX_EPOCH,
+            by: "me@here".into(),
+            reason: "observing".into(),
+        };
+        assert_eq!(
+            explanation(&paused),
+            "the link a → b is paused since 1970-01-01 00:00:00 UTC by me@here: observing; the transfer waits \
+             until it is resumed (`ccat-transfer links resume`)"
+        );
+        let full = TransferError::LinkFull {
+            link: "a → b".into(),
+            limit: 2,
+            copies: 3,
+        };
+        assert_eq!(
+            explanation(&full),
+            "the link a → b has 3 copies and may have 2 at this time; the transfer waits until one ends \
+             (`ccat-transfer links list`)"
+        );
+        let lost = TransferError::LeaseLost { id: 7 };
+        assert_eq!(explanation(&lost), lost.chain());
+    }
+}

@@ -1,0 +1,534 @@
+//! The table of failures: one row is all that the domain knows about a failure.
+//!
+//! The columns are explained at [`failures!`] and [`FailureRow`]. The order of the rows is that of
+//! `docs/failures.md`; the order in which patterns are tried is their rank.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+use super::pattern::{Confidence, Pattern, bbcp, exit, shell, ssh};
+use super::row::{
+    BoxError, FailureRow, Interruption, PartialCopy, RetryRule, Role, Scope, Wait, failures,
+};
+
+/// Limit for failures that need room on a disk, which takes longer than minutes: with the default delays it is
+/// reached after about a day.
+const STORAGE_RETRIES: u32 = 12;
+
+failures! {
+    // The origin.
+    /// The package is not at the origin.
+    OriginMissing { path: String } = "origin_missing" {
+        scope: Source, retry: Never, wait: None, partial: Discard,
+        message: "{path} does not exist at the origin; put it back or correct the package's path",
+        remedy: "Put it back, or correct its path, and reset the transfer.",
+        known_by(130): |seen| { path: seen.origin } in [bbcp("No such file or directory processing ")],
+    }
+    /// The origin location's own directory is missing, empty or cannot be entered, perhaps because its
+    /// disk is not mounted.
+    OriginRootMissing {
+        path: String,
+        problem: String,
+        /// The directory exists and is empty.
+        empty: bool,
+    } = "origin_root_missing" {
+        scope: Source, retry: Uncounted, wait: Storage, partial: Keep,
+        message: "{path}, the directory of the origin location, {problem}; mount it, the transfer waits",
+        remedy: "Mount it.",
+    }
+    /// The worker may not read the package.
+    OriginUnreadable { path: String, line: String } = "origin_unreadable" {
+        scope: Source, retry: Never, wait: None, partial: Discard,
+        message: "{path} cannot be read at the origin; check permissions: {line}",
+        remedy: "Correct the permissions and reset the transfer.",
+        known_by(70): |seen| { path: seen.origin, line: seen.line } in [
+            bbcp("Permission denied processing "),
+            bbcp("Permission denied ").names_origin().unless(" executing "),
+        ],
+    }
+    /// The package's path names a directory or a device.
+    OriginNotAFile { path: String } = "origin_not_a_file" {
+        scope: Source, retry: Never, wait: None, partial: Discard,
+        message: "{path} at the origin is not a file but a directory or a device; a package is one archive, \
+            as the stage that assembles transfer packages makes it: correct the package's path there",
+        remedy: "A package is one archive. The stage that assembles transfer packages makes it; see why it \
+            recorded this path.",
+        known_by(140): |seen| { path: seen.origin } in [bbcp("").ends("is a directory.")],
+    }
+    /// The package has another size than the database says.
+    OriginSize { path: String, recorded: u64, found: u64 } = "origin_size" {
+        scope: Source, retry: Never, wait: None, partial: Discard,
+        message: "{path} at the origin has {found} bytes where the database says {recorded}; find out which \
+            is right",
+        remedy: "Find out which is right.",
+    }
+    /// The package changed while it was copied.
+    OriginChanged { path: String, line: String } = "origin_changed" {
+        scope: Source, retry: AtMost(1), wait: Backoff, partial: Discard,
+        message: "{path} changed at the origin while it was copied; let its writer finish: {line}",
+        remedy: "Let its writer finish before the transfer is made. It is tried once more, in case the \
+            writer was only late.",
+        known_by(180): |seen| { path: seen.origin, line: seen.line } in [bbcp("Error -").holds(" writing ")],
+    }
+    /// The package's content does not have the checksum that the database recorded.
+    OriginCorrupt {
+        path: String,
+        algorithm: &'static str,
+        recorded: String,
+        found: String,
+    } = "origin_corrupt" {
+        scope: Source, retry: Never, wait: None, partial: Discard,
+        message: "{path} at the origin has {algorithm} {found} where the database says {recorded}; the \
+            origin's copy is damaged or was replaced",
+        remedy: "The origin's copy is damaged or was replaced. Restore it.",
+    }
+
+    // The destination.
+    /// Another file has the package's name at the destination. Nothing was overwritten. (A file with
+    /// the same content is no failure: the transfer is COMPLETED.)
+    DestinationExists { path: String } = "destination_exists" {
+        scope: Destination, retry: Never, wait: None, partial: Discard,
+        message: "{path} exists at the destination with other content; look at it and remove it, nothing \
+            was overwritten",
+        remedy: "Look at it, remove or rename it, and reset the transfer.",
+    }
+    /// bbcp found a file under the attempt's own temporary name, which no other attempt has. It says
+    /// nothing about the package's own name.
+    TemporaryExists { path: String } = "temporary_exists" {
+        scope: Destination, retry: General, wait: Backoff, partial: Discard,
+        message: "bbcp found a file at {path}, a name that only this attempt has; the next attempt has \
+            another one",
+        remedy: "If it comes again, see what else writes names that begin with `.ccat-transfer-`.",
+        known_by(10): |seen| { path: seen.copy } in [bbcp("").ends("already exists.")],
+    }
+    /// Another transfer is copying to the same path.
+    DestinationBusy { path: String, by: String } = "destination_busy" {
+        scope: Destination, retry: Uncounted, wait: Backoff, partial: Keep,
+        message: "{path} is being written by data transfer {by}; tried again when that is done",
+        remedy: "Nothing. When that one is done, this one finds the file, and either agrees with it or \
+            fails clearly.",
+    }
+    /// The location's own directory is missing. It is never made, since it may be a mount point with
+    /// nothing mounted.
+    DestinationRootMissing { path: String } = "destination_root_missing" {
+        scope: Destination, retry: Uncounted, wait: Storage, partial: Keep,
+        message: "{path} does not exist at the destination; mount or make it, it is not made here",
+        remedy: "Mount or make it.",
+    }
+    /// A directory that was made is missing when bbcp looks for it.
+    DestinationDirectory { path: String, line: String } = "destination_directory" {
+        scope: Destination, retry: AtMost(1), wait: Backoff, partial: Keep,
+        message: "the directory of {path} is missing at the destination though it was made: {line}",
+        remedy: "See who removes directories there.",
+        known_by(160): |seen| { path: seen.copy, line: seen.line } in [
+            bbcp("Target directory ").holds(" not found"), bbcp("No such file or directory opening "),
+        ],
+    }
+    /// The worker may not write at the destination.
+    DestinationDenied { path: String, line: String } = "destination_denied" {
+        scope: Destination, retry: Never, wait: None, partial: Discard,
+        message: "{path} cannot be written at the destination; check permissions: {line}",
+        remedy: "Correct the permissions and reset the transfer.",
+        known_by(80): |seen| { path: seen.copy, line: seen.line } in [
+            bbcp("Permission denied ").unless(" executing "), bbcp("").holds(" failed to create "),
+        ],
+    }
+    /// The package would not fit with `transfer.free_space_margin`. Nothing was copied.
+    StorageLow { path: String, available: u64, needed: u64 } = "storage_low" {
+        scope: Destination, retry: AtMost(STORAGE_RETRIES), wait: Storage, partial: Keep,
+        message: "{path} has {available} bytes free where {needed} are needed (with the margin); make room",
+        remedy: "Make room.",
+    }
+    /// The destination ran full during the copy, which was removed so that it does not keep others from
+    /// their work.
+    StorageFull { path: String, line: String } = "storage_full" {
+        scope: Destination, retry: AtMost(STORAGE_RETRIES), wait: Storage, partial: Discard,
+        message: "the destination ran full while {path} was copied; make room: {line}",
+        remedy: "Make room.",
+        known_by(30): |seen| { path: seen.copy, line: seen.line } in [
+            bbcp("No space left on device"), bbcp("Insufficient space"),
+        ],
+    }
+    /// The file system can neither rename without overwriting nor make hard links, so that no copy can
+    /// be published safely.
+    RenameUnsupported { path: String } = "rename_unsupported" {
+        scope: Destination, retry: Never, wait: None, partial: Discard,
+        message: "the file system of {path} has neither rename without overwriting nor hard links, so that \
+            the file cannot be published safely; use another one",
+        remedy: "Use another file system.",
+    }
+
+    // The link.
+    /// The other host refused the login.
+    SshDenied { host: String, line: String } = "ssh_denied" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "{host} did not let us in; check `ssh.user`, `ssh.identity_file` and its authorized keys: \
+            {line}",
+        remedy: "Check `ssh.user`, `ssh.identity_file` and the authorized keys there.",
+        known_by(60): |seen| { host: seen.host, line: seen.line } in [
+            ssh("Permission denied ("), ssh("").holds(": Permission denied ("),
+            ssh("Received disconnect from ").holds("Too many authentication failures"),
+        ],
+    }
+    /// The other host's key is unknown or has changed.
+    HostKey { host: String, line: String } = "ssh_host_key" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "the host key of {host} is unknown or has changed; check `ssh.known_hosts_file`: {line}",
+        remedy: "Check `ssh.known_hosts_file`; make sure that it is the right host.",
+        known_by(50): |seen| { host: seen.host, line: seen.line } in [
+            ssh("Host key verification failed"), ssh("@ ").holds("REMOTE HOST IDENTIFICATION HAS CHANGED"),
+            ssh("No ").holds(" host key is known for "),
+        ],
+    }
+    /// The other host cannot be reached, or a connection broke.
+    Network { host: String, line: String } = "network" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: "{host} cannot be reached; check network, firewall and port range: {line}",
+        remedy: "Check network, firewall and `bbcp.port_range`.",
+        suspected_by(90): |seen| { host: seen.host, line: seen.line } in [
+            bbcp("Connection refused"), bbcp("Connection timed out"),
+            bbcp("Connection reset").unless(" writing to stream."), bbcp("No route to host"),
+            bbcp("Network is unreachable"), ssh("ssh: connect to host "),
+            ssh("ssh: Could not resolve hostname "), ssh("ssh_exchange_identification: "),
+            ssh("kex_exchange_identification: "), ssh("banner exchange: "),
+            ssh("Connection timed out during banner exchange"), ssh("Connection closed by "),
+            ssh("Connection reset by "), ssh("Connection to ").holds(" closed by remote host"),
+            ssh("Connection to ").holds(" timed out"), ssh("Timeout, server ").ends(" not responding."),
+            ssh("Received disconnect from "), ssh("Disconnected from "), ssh("Read from remote host "),
+            ssh("Write failed: "), ssh("client_loop: "), ssh("packet_write_"),
+            ssh("ssh_dispatch_run_fatal: "),
+        ],
+        // If the origin is remote, bbcp prints the first of these half a minute after any failure of ssh.
+        suspected_by(210): |seen| { host: seen.host, line: seen.line } in [
+            bbcp("Accept timed out"), bbcp("Unable to allocate more than"), bbcp("Unable to connect to "),
+        ],
+        // A side that sees the other one go: a consequence, never the cause.
+        suspected_by(230): |seen| { host: seen.host, line: seen.line } in [
+            bbcp("").ends("Broken pipe writing to stream."),
+            bbcp("").ends("Connection reset by peer writing to stream."),
+        ],
+    }
+    /// No port was free for the data connections.
+    PortBusy { line: String } = "port_busy" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: "no free port for the data connections; widen `bbcp.port_range`: {line}",
+        remedy: "Widen `bbcp.port_range`.",
+        known_by(190): |seen| { line: seen.line } in [bbcp("Address already in use")],
+    }
+    /// The other end's program ended without saying why.
+    RemoteDied { host: String, line: String } = "remote_died" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: "the side at {host} ended without saying why ({line}); look for a crash there",
+        remedy: "Look for a crash there, and for start-up files that print something.",
+        suspected_by(220): |seen| { host: seen.host, line: seen.line } in [
+            bbcp("Unexpected end of control stream"), bbcp("").holds("unexpectedly terminated"),
+        ],
+        assumed_by(240): |seen| { host: seen.host, line: seen.line } in [
+            exit("exit code 255"), exit("exit code 32"),
+        ],
+    }
+    /// No byte moved for `transfer.stall_timeout`, though the destination's storage answered.
+    Stalled { idle: Duration, bytes_done: u64, bytes_total: u64 } = "stalled" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: ("no byte moved for {}, at {bytes_done} of {bytes_total} bytes; the copy was stopped",
+            humantime::format_duration(*.idle)),
+        remedy: "Look at the link.",
+    }
+    /// No byte moved for `transfer.stall_timeout`, and the storage at one end did not answer.
+    StalledStorage { idle: Duration, bytes_done: u64, bytes_total: u64, role: Role } = "stalled_storage" {
+        scope: EndOf(role), retry: General, wait: Backoff, partial: Keep,
+        message: ("no byte moved for {}, at {bytes_done} of {bytes_total} bytes, and the storage at the \
+            {role} does not answer; the copy was stopped",
+            humantime::format_duration(*.idle)),
+        remedy: "Look at that storage: a hung mount, a dying disk.",
+    }
+    /// Over `transfer.min_rate_window` less than `transfer.min_rate` was moved.
+    TooSlow { moved: u64, window: Duration, least: u64, bytes_done: u64, bytes_total: u64 } = "too_slow" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: ("{moved} bytes moved in the last {}, which is below {least} bytes/s, at {bytes_done} of \
+            {bytes_total} bytes; the copy was stopped (`transfer.min_rate`)",
+            humantime::format_duration(*.window)),
+        remedy: "Look at the link, or lower the rate.",
+    }
+    /// The copy took longer than its size allows by `transfer.deadline_rate`.
+    Deadline { limit: Duration, bytes_done: u64, bytes_total: u64 } = "deadline" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: ("the copy was not done after {}, at {bytes_done} of {bytes_total} bytes, and was stopped \
+            (`transfer.deadline_rate`)",
+            humantime::format_duration(*.limit)),
+        remedy: "Look at the link, or lower the rate.",
+    }
+    /// bbcp met a time limit of its own, which this worker never sets.
+    TimeLimit { line: String } = "time_limit" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: "bbcp met its time limit, which this worker never sets; look for one in its build: {line}",
+        remedy: "Look for one in its build.",
+        known_by(200): |seen| { line: seen.line } in [bbcp("Time limit exceeded")],
+    }
+    /// A small operation at one end (a look, a rename) took too long.
+    OperationTimeout { operation: &'static str, host: String, limit: Duration } = "operation_timeout" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: ("{operation} at {host} took longer than {}",
+            humantime::format_duration(*.limit)),
+        remedy: "Look at that host and its storage.",
+    }
+
+    // The data.
+    /// bbcp's checksum found damage on the way. The copy was removed.
+    DamagedInFlight { line: String } = "damaged_in_flight" {
+        scope: Link, retry: General, wait: Backoff, partial: Discard,
+        message: "bbcp found the data damaged on its way: {line}",
+        remedy: "If it comes again, look for bad memory or a bad network card.",
+        known_by(40): |seen| { line: seen.line } in [
+            bbcp("").holds(" checksum ").holds(" does not match "), bbcp("").holds("checksum error"),
+            bbcp("Invalid checksum from"),
+        ],
+    }
+    /// bbcp called a copy good that has the wrong size. It was removed.
+    TargetSize { path: String, expected: u64, found: u64 } = "target_size" {
+        scope: Link, retry: General, wait: Backoff, partial: Restart,
+        message: "{path} has {found} bytes at the destination where {expected} were sent; the copy was \
+            thrown away",
+        remedy: "If it comes again, look at the destination's storage.",
+    }
+    /// bbcp called a copy good whose content is not the origin's. It was removed. (After a resumed
+    /// copy, it was copied anew from the start before this was said.)
+    ChecksumMismatch {
+        path: String,
+        algorithm: &'static str,
+        expected: String,
+        found: String,
+    } = "checksum_mismatch" {
+        scope: Link, retry: General, wait: Backoff, partial: Restart,
+        message: "{path} has {algorithm} {found} at the destination where the origin has {expected}; the \
+            copy was thrown away",
+        remedy: "If it comes again, look for bad memory or a bad disk.",
+    }
+    /// bbcp refused to go on with a partial copy, and to begin anew as well.
+    ResumeRefused { line: String } = "resume_refused" {
+        scope: Link, retry: General, wait: Backoff, partial: Restart,
+        message: "bbcp does not complete the partial copy: {line}",
+        remedy: "Look at the log file of the attempt.",
+        known_by(170): |seen| { line: seen.line } in [
+            bbcp("").holds("changed since the copy completed"), bbcp("").holds("appears to have changed"),
+            bbcp("Cannot append to "),
+        ],
+    }
+
+    // Programs.
+    /// A program is missing on the worker's host.
+    ProgramMissing { program: String } = "program_missing" {
+        scope: Agent, retry: Never, wait: None, partial: Discard,
+        message: "`{program}` is not there on this host; install it or set its absolute path",
+        remedy: "Install it, or set its absolute path.",
+        known_by(110): |seen| { program: seen.line } in [bbcp("").holds(" executing ")],
+    }
+    /// A program is missing at the other end.
+    RemoteProgramMissing { role: Role, host: String, line: String } = "remote_program_missing" {
+        scope: EndOf(role), retry: Never, wait: None, partial: Discard,
+        message: "a program is missing at {host}; install it there or set its absolute path: {line}",
+        remedy: "Install it there, or set its absolute path (`bbcp.remote_program`, `ssh.sha256_command` \
+            and its like).",
+        known_by(100): |seen| { role: seen.role, host: seen.host, line: seen.line } in [
+            shell("").ends("not found"), shell("").ends("No such file or directory"),
+            shell("").ends("Permission denied"), shell("command not found"),
+            shell("no such file or directory"), shell("permission denied"), shell("Unknown command"),
+            // csh prints the program's name at the place of bbcp's mark, and not its own.
+            bbcp("Command not found."),
+        ],
+    }
+    /// A program could not be started.
+    Spawn { program: String, source: io::Error } = "spawn" {
+        scope: Agent, retry: General, wait: Backoff, partial: Keep,
+        message: "cannot start `{program}`",
+        remedy: "Look for limits on processes or memory on the worker's host.",
+    }
+    /// bbcp did not accept its command line.
+    BadOption { line: String } = "bad_option" {
+        scope: Agent, retry: Never, wait: None, partial: Discard,
+        message: "bbcp did not accept its command line; check the section [bbcp]: {line}",
+        remedy: "Check the section `[bbcp]`; perhaps this bbcp is too old.",
+        known_by(120): |seen| { line: seen.line } in [
+            bbcp("Invalid option"), bbcp("Invalid ").holds(" - ").unless("return code"),
+            bbcp("").holds("not specified"), bbcp("").holds("opening config file"),
+        ],
+    }
+    /// bbcp crashed.
+    Segfault { line: String } = "segfault" {
+        scope: Agent, retry: General, wait: Backoff, partial: Keep,
+        message: "bbcp crashed: {line}",
+        remedy: "If it comes again, take another build of bbcp.",
+        known_by(20): |seen| { line: seen.line } in [
+            exit("signal 11"), exit("exit code 139"),
+            bbcp("").ends("killed via signal 11"), shell("").holds("egmentation fault"),
+            // dash prints no name.
+            ssh("Segmentation fault").ends("Segmentation fault"),
+            ssh("Segmentation fault (core dumped)").ends("Segmentation fault (core dumped)"),
+        ],
+    }
+    /// bbcp failed in a way that is not known.
+    BbcpFailed { exit: String, line: String } = "bbcp_failed" {
+        scope: Link, retry: General, wait: Backoff, partial: Keep,
+        message: "bbcp failed ({exit}): {line}",
+        remedy: "Read the log file of the attempt.",
+    }
+    /// The storage at one end refused something.
+    Storage { operation: &'static str, role: Role, path: String, source: BoxError } = "storage" {
+        scope: EndOf(role), retry: General, wait: Backoff, partial: Keep,
+        message: "{operation} failed at the {role}, {path}",
+        remedy: "The message tells what; look at that storage.",
+    }
+    /// The attempt's log file could not be opened.
+    LogFile { path: PathBuf, source: io::Error } = "log_file" {
+        scope: Agent, retry: General, wait: Backoff, partial: Keep,
+        message: ("cannot write the log file {}; check `transfer.log_dir`",
+            .path.display()),
+        remedy: "Check `transfer.log_dir`.",
+    }
+    /// The worker has a bug.
+    Internal { what: String } = "internal" {
+        scope: Agent, retry: General, wait: Backoff, partial: Keep,
+        message: "the attempt broke down inside this worker, which is a bug of it: {what}",
+        remedy: "Report it, with the message.",
+    }
+
+    // What the rows ask for cannot be done.
+    /// A location is an object store or a tape library.
+    UnsupportedLocation { role: Role, location: String, kind: String } = "location_unsupported" {
+        scope: EndOf(role), retry: Never, wait: None, partial: Discard,
+        message: "the {role} `{location}` is {kind} storage, which bbcp cannot reach; correct the route",
+        remedy: "bbcp reaches disks only. Correct the transfer's locations.",
+    }
+    /// The database has no route between the two sites.
+    NoRoute { origin: String, destination: String } = "route_missing" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "there is no route from site `{origin}` to site `{destination}`; add one",
+        remedy: "Make one, and reset the transfer.",
+    }
+    /// The route's method is not bbcp.
+    OtherMethod { origin: String, destination: String, method: String } = "route_method" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "the route from site `{origin}` to site `{destination}` wants method `{method}`; this \
+            worker does `bbcp` only",
+        remedy: "Send such transfers to another worker, or correct the route.",
+    }
+    /// A location's host is not a host name or address.
+    BadHost { role: Role, location: String, host: String, problem: &'static str } = "host_invalid" {
+        scope: EndOf(role), retry: Never, wait: None, partial: Discard,
+        message: "the {role} `{location}` has the unsafe host name {host:?}: {problem}",
+        remedy: "Correct the location's row.",
+    }
+    /// The login is not one that ssh could not mistake for an option.
+    BadUser { role: Role, location: String, user: String } = "user_invalid" {
+        scope: EndOf(role), retry: Never, wait: None, partial: Discard,
+        message: "the login name {user:?} for the {role} `{location}` is unsafe; correct `ssh.user`",
+        remedy: "Correct `ssh.user`.",
+    }
+    /// A path is not safe or too long: control characters, `..`, a name above 255 bytes, a path above
+    /// 999 bytes at the destination or 1999 at the origin.
+    BadPath { role: Role, path: String, problem: &'static str } = "path_invalid" {
+        scope: EndOf(role), retry: Never, wait: None, partial: Discard,
+        message: "the {role} path {path:?} cannot be used: {problem}",
+        remedy: "Rename the package, or shorten the location's path.",
+        known_by(150): |seen| { role: Role::Origin, path: seen.origin, problem: "bbcp finds it too long" } in [
+            bbcp("Message too long"),
+        ],
+    }
+    /// Neither end is on the worker's host.
+    BothRemote { origin_host: String, destination_host: String } = "both_ends_remote" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "both the origin ({origin_host}) and the destination ({destination_host}) are remote for \
+            this worker; run it at one of them, or name this host in `transfer.local_hosts`",
+        remedy: "Run the worker at the origin or at the destination; see `transfer.local_hosts`.",
+    }
+    /// Origin and destination are one file.
+    SamePlace { path: String } = "same_place" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "origin and destination are the same file, {path}, perhaps by another host name, a link or \
+            an exported directory; correct the locations",
+        remedy: "Correct the locations: the only copy must not count as two.",
+    }
+    /// A `[[routes]]` entry has a bad value.
+    LinkSettings { origin: String, destination: String, problem: String } = "link_settings" {
+        scope: Link, retry: Never, wait: None, partial: Discard,
+        message: "bad settings for the link from `{origin}` to `{destination}`: {problem}",
+        remedy: "Correct the value.",
+    }
+
+    // Not failures of the transfer.
+    /// The worker was stopped. Where the link resumes, the partial copy is kept for the next attempt.
+    Interrupted { cause: Interruption } = "interrupted" {
+        scope: Agent, retry: Uncounted, wait: None, partial: Keep,
+        message: "the copy was stopped because {cause}; nothing was published",
+        remedy: "Nothing.",
+    }
+    /// The operations database refuses a value of this transfer, or a row that the transfer refers to
+    /// is missing or incomplete. (While the database cannot be reached, or refuses everything, the
+    /// worker waits and the copy goes on.)
+    Database { source: BoxError } = "database" {
+        scope: Database, retry: General, wait: Backoff, partial: Keep,
+        message: "the operations database refuses a value of this transfer, or a row that it needs is \
+            missing; correct the row",
+        remedy: "Read the message; correct the row or the constraint that it names, and reset the transfer.",
+    }
+    /// There is no such transfer.
+    UnknownTransfer { id: i64 } = "transfer_unknown" {
+        scope: Request, retry: NotOurs, wait: None, partial: Discard,
+        message: "data transfer {id} does not exist; nothing was done",
+        remedy: "The message is wrong, or the row was deleted.",
+    }
+    /// The transfer has FAILED before.
+    AlreadyFailed { id: i64 } = "transfer_failed_before" {
+        scope: Request, retry: NotOurs, wait: None, partial: Discard,
+        message: "data transfer {id} has failed for good before; reset it (status pending) to have it tried \
+            again",
+        remedy: "If it is to be tried again, reset it.",
+    }
+    /// A message came for a transfer that waits to be tried again. The row, not the message, says when.
+    NotDue { id: i64, not_before: DateTime<Utc> } = "not_due" {
+        scope: Request, retry: NotOurs, wait: None, partial: Discard,
+        message: "data transfer {id} failed before and waits until {not_before} to be tried again; the \
+            manager sends it then",
+        remedy: "Nothing: the manager sends a message in time. A reset of its `retry_count` does it at once.",
+    }
+    /// Somebody has paused the link. The row waits, PENDING; a copy that ran was stopped only if the
+    /// pause was meant for that.
+    LinkPaused { link: String, since: DateTime<Utc>, by: String, reason: String } = "link_paused" {
+        scope: Link, retry: Uncounted, wait: None, partial: Keep,
+        message: "the link {link} is paused since {since} by {by}: {reason}; the transfer waits until it is \
+            resumed",
+        remedy: "Nothing: when the link is resumed, the manager sends the transfer again.",
+    }
+    /// A message came for a transfer whose link has as many copies as it may: the limit was made
+    /// smaller after the message was sent, or its window of the day has begun. The row waits, PENDING.
+    LinkFull { link: String, limit: u32, copies: u64 } = "link_full" {
+        scope: Link, retry: Uncounted, wait: None, partial: Keep,
+        message: "the link {link} has {copies} copies and may have {limit} at this time; the transfer waits \
+            until one ends",
+        remedy: "Nothing: when the link has room, the manager sends the transfer again.",
+    }
+    /// Another worker is at it.
+    Held { id: i64, owner: String } = "held_by_other" {
+        scope: Request, retry: NotOurs, wait: None, partial: Discard,
+        message: "data transfer {id} is being done by {owner}; left alone",
+        remedy: "Nothing.",
+    }
+    /// The row says IN_PROGRESS, but no worker of this kind is at it.
+    Untracked { id: i64 } = "in_progress_untracked" {
+        scope: Request, retry: NotOurs, wait: None, partial: Discard,
+        message: "data transfer {id} is in progress but no worker of this kind holds it; if none runs it \
+            any more, reset it",
+        remedy: "If no Python worker is either, reset it.",
+    }
+    /// An operator changed the row, or another worker took the transfer over. The copy was stopped and
+    /// removed, and the row left as it is.
+    LeaseLost { id: i64 } = "lease_lost" {
+        scope: Request, retry: NotOurs, wait: None, partial: Discard,
+        message: "data transfer {id} was taken from this worker by another worker or an operator; what was \
+            copied is left unpublished",
+        remedy: "Nothing.",
+    }
+}
