@@ -116,7 +116,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     let sent = match &cli.task {
         Task::TransferFilesBbcp { id, .. } => {
             let params = TransferFilesBbcpParams {
-                data_transfer_id: *id,
+                data_transfer_id: (*id).into(),
                 session: None,
             };
             let signature = Signature::<TransferFilesBbcp>::new(params);

@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn explanations_name_the_command_that_helps() {
         let not_due = TransferError::NotDue {
-            id: 7,
+            id: 7.into(),
             not_before: DateTime::UNIX_EPOCH,
         };
         assert_eq!(
@@ -95,7 +95,7 @@ mod tests {
             "the link a → b has 3 copies and may have 2 at this time; the transfer waits until one ends \
              (`ccat-transfer links list`)"
         );
-        let lost = TransferError::LeaseLost { id: 7 };
+        let lost = TransferError::LeaseLost { id: 7.into() };
         assert_eq!(explanation(&lost), lost.chain());
     }
 }

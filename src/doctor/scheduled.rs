@@ -130,7 +130,7 @@ mod tests {
     fn rows_that_wait(#[case] rows: &[Option<(i64, i64)>], #[case] expected: Verdict) {
         let now = Utc::now();
         let record = |&(minutes, resent): &(i64, i64)| ScheduleRecord {
-            data_transfer_id: 7,
+            data_transfer_id: 7.into(),
             scheduled_at: now - TimeDelta::minutes(minutes),
             queue: None,
             task_id: None,

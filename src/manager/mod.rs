@@ -29,6 +29,7 @@ use crate::faults::{fault_point, hang_point};
 use crate::metrics::{ManagerMetrics, PassCounts};
 use crate::settings::Settings;
 use crate::transfer::database::DatabaseError;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Endpoint, Repository, Watch};
 use celery_worker::liveness::Pulse;
@@ -77,9 +78,9 @@ pub struct Pass {
     /// Transfers that stay PENDING, and why.
     pub refused: Vec<Refusal>,
     /// Transfers that a dead worker left, PENDING again.
-    pub recovered: Vec<i64>,
+    pub recovered: Vec<TransferId>,
     /// Transfers whose message was lost: PENDING again, and sent again where their link allows it.
-    pub resent: Vec<i64>,
+    pub resent: Vec<TransferId>,
     /// Number of transfers that are SCHEDULED for longer than `manager.reconcile_after` and that no worker has taken.
     pub overdue: usize,
     /// How many PENDING transfers wait to be tried again later.
@@ -92,7 +93,7 @@ pub struct Pass {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Assignment {
     /// The transfer.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
     /// The queue.
     pub queue: String,
 }
@@ -101,7 +102,7 @@ pub struct Assignment {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Refusal {
     /// The transfer.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
     /// Why.
     pub reason: String,
 }
@@ -245,7 +246,7 @@ impl Manager {
     /// Schedules rows that reconciliation has just made PENDING.
     async fn send_again(
         &self,
-        again: &HashSet<i64>,
+        again: &HashSet<TransferId>,
         pass: &mut Pass,
         sending: &mut Sending,
         verbose: bool,
@@ -292,7 +293,7 @@ impl Manager {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn recover(&self) -> Result<Vec<i64>, DatabaseError> {
+    pub async fn recover(&self) -> Result<Vec<TransferId>, DatabaseError> {
         recover(&self.repository, &self.owner, &self.pulse).await
     }
 
@@ -381,7 +382,7 @@ impl Manager {
             .map(|pick| (pick.candidate.id, pick.queue.clone()))
             .collect();
         let failures = Mutex::new(Published::default());
-        let publishing = |ids: Vec<i64>| async {
+        let publishing = |ids: Vec<TransferId>| async {
             let mut published = publish(&*self.submit, ids, &queues).await;
             let confirmed = std::mem::take(&mut published.confirmed);
             *failures.lock().unwrap_or_else(PoisonError::into_inner) = published;
@@ -396,13 +397,21 @@ impl Manager {
             .unwrap_or_else(PoisonError::into_inner);
         pass.taken += done.taken.len();
         pass.held_back += done.held_back.len() as u64;
-        let queue_of = |id: &i64| queues.get(id).cloned().unwrap_or_default();
+        let queue_of = |id: &TransferId| queues.get(id).cloned().unwrap_or_default();
         for data_transfer_id in &done.scheduled {
             let queue = &*queue_of(data_transfer_id);
             if verbose {
-                tracing::info!(data_transfer_id, queue, "transfer scheduled");
+                tracing::info!(
+                    data_transfer_id = data_transfer_id.get(),
+                    queue,
+                    "transfer scheduled"
+                );
             } else {
-                tracing::debug!(data_transfer_id, queue, "transfer scheduled");
+                tracing::debug!(
+                    data_transfer_id = data_transfer_id.get(),
+                    queue,
+                    "transfer scheduled"
+                );
             }
             sending.queues.succeeded(queue);
             pass.scheduled.push(Assignment {
@@ -427,7 +436,7 @@ impl Manager {
 /// Result of one survey.
 struct Seen {
     picks: Vec<Pick>,
-    scheduled: Vec<(i64, Option<Arc<str>>)>,
+    scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
 
 /// Answers of the broker in a pass so far.
@@ -481,9 +490,9 @@ impl Pass {
         left.into()
     }
 
-    fn refuse(&mut self, data_transfer_id: i64, reason: String) {
+    fn refuse(&mut self, data_transfer_id: TransferId, reason: String) {
         tracing::error!(
-            data_transfer_id,
+            data_transfer_id = data_transfer_id.get(),
             reason,
             "transfer cannot be scheduled; it stays pending"
         );
@@ -524,17 +533,17 @@ pub async fn recover(
     repository: &Repository,
     observer: &Owner,
     pulse: &Pulse,
-) -> Result<Vec<i64>, DatabaseError> {
+) -> Result<Vec<TransferId>, DatabaseError> {
     let sweep = repository.sweep_watched(observer, || pulse.tick()).await?;
     for (id, error) in &sweep.failed {
-        tracing::warn!(data_transfer_id = id, error = %chain(error), "dead lease stays for now");
+        tracing::warn!(data_transfer_id = id.get(), error = %chain(error), "dead lease stays for now");
     }
     let mut pending = Vec::new();
     for recovered in sweep.recovered {
         let lease = recovered.displaced.lease;
         tracing::warn!(
-            data_transfer_id = lease.data_transfer_id,
-            attempt = lease.attempt,
+            data_transfer_id = lease.data_transfer_id.get(),
+            attempt = lease.attempt.get(),
             owner = %lease.owner,
             reason = %recovered.displaced.demise,
             pending = recovered.is_pending,

@@ -11,6 +11,7 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::time::sleep;
 
 use crate::faults::fault_point;
+use crate::transfer::id::TransferId;
 
 /// Number of failures after which a queue gets no more messages in this pass, and after which a batch
 /// without any success does not wait for the rest of its answers.
@@ -28,7 +29,11 @@ pub trait Submit: Send + Sync {
 
     /// Sends the message to `queue` and waits for the broker's confirmation. Returns Celery's id
     /// of the task.
-    async fn submit(&self, data_transfer_id: i64, queue: &str) -> Result<String, SubmitError>;
+    async fn submit(
+        &self,
+        data_transfer_id: TransferId,
+        queue: &str,
+    ) -> Result<String, SubmitError>;
 }
 
 /// A message could not be sent.
@@ -76,12 +81,12 @@ impl From<crate::faults::AnswerLost> for SubmitError {
 #[derive(Debug, Default)]
 pub(super) struct Published {
     /// Celery's ids of the tasks, by transfer.
-    pub(super) confirmed: HashMap<i64, String>,
-    pub(super) failed: HashMap<i64, SubmitError>,
+    pub(super) confirmed: HashMap<TransferId, String>,
+    pub(super) failed: HashMap<TransferId, SubmitError>,
 }
 
 impl Published {
-    fn add(&mut self, (id, sent): (i64, Result<String, SubmitError>)) {
+    fn add(&mut self, (id, sent): (TransferId, Result<String, SubmitError>)) {
         match sent {
             Ok(task_id) => drop(self.confirmed.insert(id, task_id)),
             Err(error) => drop(self.failed.insert(id, error)),
@@ -95,7 +100,7 @@ impl Published {
     }
 
     /// Takes the reason why a message was not sent.
-    pub(super) fn take_failure(&mut self, id: i64) -> SubmitError {
+    pub(super) fn take_failure(&mut self, id: TransferId) -> SubmitError {
         self.failed.remove(&id).unwrap_or_else(|| {
             SubmitError::unanswered("the broker has not confirmed it; the next pass tries again")
         })
@@ -105,8 +110,8 @@ impl Published {
 /// Sends messages, all at once.
 pub(super) async fn publish(
     submit: &dyn Submit,
-    ids: Vec<i64>,
-    queues: &HashMap<i64, Arc<str>>,
+    ids: Vec<TransferId>,
+    queues: &HashMap<TransferId, Arc<str>>,
 ) -> Published {
     let mut sending: FuturesUnordered<_> = ids
         .into_iter()
@@ -179,7 +184,7 @@ mod tests {
             Ok(())
         }
 
-        async fn submit(&self, id: i64, queue: &str) -> Result<String, SubmitError> {
+        async fn submit(&self, id: TransferId, queue: &str) -> Result<String, SubmitError> {
             match queue {
                 "full" => Err(SubmitError::refused("full")),
                 "away" => Err(SubmitError::unanswered("connection lost")),
@@ -194,12 +199,16 @@ mod tests {
     }
 
     async fn sent(queues: &[&str]) -> (Vec<i64>, Vec<i64>) {
-        let queues = (1..).zip(queues).map(|(id, queue)| (id, Arc::from(*queue)));
-        let queues: HashMap<i64, Arc<str>> = queues.collect();
+        let queues = (1..)
+            .map(TransferId::new)
+            .zip(queues)
+            .map(|(id, queue)| (id, Arc::from(*queue)));
+        let queues: HashMap<TransferId, Arc<str>> = queues.collect();
         let ids = queues.keys().copied().collect();
         let published = publish(&Broker, ids, &queues).await;
-        let mut confirmed: Vec<_> = published.confirmed.into_keys().collect();
-        let mut failed: Vec<_> = published.failed.into_keys().collect();
+        let number = TransferId::get;
+        let mut confirmed: Vec<_> = published.confirmed.into_keys().map(number).collect();
+        let mut failed: Vec<_> = published.failed.into_keys().map(number).collect();
         confirmed.sort_unstable();
         failed.sort_unstable();
         (confirmed, failed)

@@ -24,6 +24,7 @@ use chrono::{DateTime, Utc};
 
 use super::{Manager, Pass};
 use crate::transfer::database::DatabaseError;
+use crate::transfer::id::TransferId;
 use crate::transfer::repository::ScheduleRecord;
 use service_connection::error_chain::chain;
 
@@ -49,7 +50,7 @@ pub struct FindError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HeldMessages {
     /// The transfers.
-    pub transfers: HashSet<i64>,
+    pub transfers: HashSet<TransferId>,
     /// Celery's ids of the tasks.
     pub task_ids: HashSet<String>,
     /// Number of workers that have answered.
@@ -107,8 +108,8 @@ type Queues = BTreeMap<Option<String>, InQueue>;
 struct Records {
     records: Vec<ScheduleRecord>,
     /// Queues by location, for rows whose record does not contain the queue.
-    queues: HashMap<i64, Option<Arc<str>>>,
-    overdue: HashSet<i64>,
+    queues: HashMap<TransferId, Option<Arc<str>>>,
+    overdue: HashSet<TransferId>,
 }
 
 impl Records {
@@ -123,7 +124,7 @@ impl Records {
     /// Counts the rows of `of`, without those that are `held`, in each queue that has an overdue row.
     fn count(
         &self,
-        of: &HashSet<i64>,
+        of: &HashSet<TransferId>,
         ready: &HashMap<String, u64>,
         held: &HeldMessages,
     ) -> Queues {
@@ -152,9 +153,9 @@ impl Manager {
     /// manager has seen SCHEDULED, with the queue that their locations lead to.
     pub(super) async fn reconcile(
         &self,
-        scheduled: Vec<(i64, Option<Arc<str>>)>,
+        scheduled: Vec<(TransferId, Option<Arc<str>>)>,
         pass: &mut Pass,
-    ) -> Result<HashSet<i64>, DatabaseError> {
+    ) -> Result<HashSet<TransferId>, DatabaseError> {
         let after = self.settings.manager.reconcile_after;
         let nothing = HashSet::new();
         if after.is_zero() || !self.repository.has_schedule() {
@@ -184,7 +185,7 @@ impl Manager {
             for record in queue.lost() {
                 if self.repository.send_again(record).await? {
                     tracing::warn!(
-                        data_transfer_id = record.data_transfer_id,
+                        data_transfer_id = record.data_transfer_id.get(),
                         queue = name.as_deref(),
                         task_id = record.task_id,
                         scheduled_at = %record.scheduled_at,
@@ -206,7 +207,7 @@ impl Manager {
     /// Reads the records, completes them, and finds the overdue ones.
     async fn records(
         &self,
-        scheduled: Vec<(i64, Option<Arc<str>>)>,
+        scheduled: Vec<(TransferId, Option<Arc<str>>)>,
         after: Duration,
     ) -> Result<Records, DatabaseError> {
         // Read now and not with the rows: rows scheduled since then have put messages into the queues.
@@ -288,7 +289,7 @@ mod tests {
 
     fn record(id: i64, queue: &str) -> ScheduleRecord {
         ScheduleRecord {
-            data_transfer_id: id,
+            data_transfer_id: id.into(),
             scheduled_at: DateTime::UNIX_EPOCH + TimeDelta::seconds(id),
             queue: Some(queue.to_owned()),
             task_id: Some(format!("task-{id}")),
@@ -301,14 +302,14 @@ mod tests {
         let mut all: Vec<_> = (1..=6).map(|id| record(id, "a")).collect();
         all.push(record(7, "b"));
         let records = Records {
-            overdue: HashSet::from([1, 2, 3, 4, 7]),
+            overdue: [1, 2, 3, 4, 7].map(TransferId::new).into(),
             queues: HashMap::new(),
             records: all,
         };
         let ready = HashMap::from([("a".to_owned(), ready), ("b".to_owned(), 1)]);
-        let queues = records.count(&(1..=7).collect(), &ready, held);
+        let queues = records.count(&(1..=7).map(TransferId::new).collect(), &ready, held);
         let lost = queues.values().flat_map(|queue| queue.lost());
-        lost.map(|record| record.data_transfer_id).collect()
+        lost.map(|record| record.data_transfer_id.get()).collect()
     }
 
     #[test]
@@ -324,7 +325,7 @@ mod tests {
     #[test]
     fn what_a_worker_holds_is_accounted_for() {
         let held = HeldMessages {
-            transfers: HashSet::from([1, 5]),
+            transfers: [1, 5].map(TransferId::new).into(),
             task_ids: HashSet::from(["task-2".to_owned(), "another".to_owned()]),
             workers: 1,
         };

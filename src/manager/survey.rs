@@ -8,6 +8,7 @@ use entity::Status;
 
 use super::Pass;
 use crate::settings::{QueueLocation, Settings};
+use crate::transfer::id::TransferId;
 use crate::transfer::link::{self, Link, LinkName};
 use crate::transfer::repository::{Allowance, Candidate, Endpoint, OpenTransfer};
 use crate::transfer::routing::queue_name;
@@ -35,9 +36,9 @@ pub(super) struct Survey<'a> {
     /// None if the ends belong to no link.
     known: HashMap<Ends, Option<Way>>,
     waiting: u64,
-    lost: Vec<i64>,
+    lost: Vec<TransferId>,
     /// Rows that are SCHEDULED, and their queues.
-    scheduled: Vec<(i64, Option<Arc<str>>)>,
+    scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
 
 /// One link in a survey.
@@ -47,7 +48,7 @@ struct OfLink {
     active: u64,
     pending: u64,
     /// The oldest transfers that are due, at most as many as the limit.
-    queue: VecDeque<(i64, Arc<str>)>,
+    queue: VecDeque<(TransferId, Arc<str>)>,
 }
 
 impl<'a> Survey<'a> {
@@ -162,7 +163,7 @@ impl<'a> Survey<'a> {
     }
 
     /// The rows that are SCHEDULED, with the queue that their locations lead to.
-    pub(super) fn take_scheduled(&mut self) -> Vec<(i64, Option<Arc<str>>)> {
+    pub(super) fn take_scheduled(&mut self) -> Vec<(TransferId, Option<Arc<str>>)> {
         std::mem::take(&mut self.scheduled)
     }
 
@@ -244,7 +245,7 @@ mod tests {
         let mut survey = Survey::new(links, &places, Utc::now(), &settings);
         for (id, status, origin, destination) in transfers {
             survey.see(OpenTransfer {
-                id: *id,
+                id: TransferId::new(*id),
                 status: *status,
                 origin_location_id: Some(*origin),
                 destination_location_id: Some(*destination),
@@ -258,7 +259,10 @@ mod tests {
                 .iter()
                 .all(|pick| pick.queue.ends_with("_buffer_data_transfer"))
         );
-        (picks.iter().map(|pick| pick.candidate.id).collect(), pass)
+        (
+            picks.iter().map(|pick| pick.candidate.id.get()).collect(),
+            pass,
+        )
     }
 
     use Status::{InProgress, Pending, Scheduled};
@@ -328,6 +332,6 @@ mod tests {
         let (picked, pass) = survey(vec![], &transfers);
         assert_eq!((picked, pass.waiting, pass.held_back), (vec![], 2, 0));
         let refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
-        assert_eq!(refused, [1]);
+        assert_eq!(refused, [TransferId::new(1)]);
     }
 }

@@ -14,6 +14,7 @@ use crate::health::Health;
 use crate::notify::Notifier;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::TransferError;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Failure, Instruction, Successor, TransferDetail, Verdict};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
@@ -64,7 +65,7 @@ pub struct OperationInfo {
     /// The operation, as Python calls it.
     pub operation: &'static str,
     /// The transfer.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
 }
 
 impl fmt::Display for OperationInfo {
@@ -110,7 +111,7 @@ impl DataTransferTask {
     /// [`Failed`].
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
         let _alive = self.health.task(&request.task_id);
-        traces::note(|| vec![KeyValue::new("ccat.transfer.id", request.id)]);
+        traces::note(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
         let done = self.service.run(request).await?;
         note_done(&done);
         if !matches!(done, Done::AlreadyCompleted) {
@@ -128,7 +129,7 @@ impl DataTransferTask {
 
     /// Context for logs.
     #[must_use]
-    pub fn get_operation_info(&self, data_transfer_id: i64) -> OperationInfo {
+    pub fn get_operation_info(&self, data_transfer_id: TransferId) -> OperationInfo {
         OperationInfo {
             operation: "data_transfer",
             data_transfer_id,
@@ -139,7 +140,10 @@ impl DataTransferTask {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn get_retry_count(&self, data_transfer_id: i64) -> Result<u32, DatabaseError> {
+    pub async fn get_retry_count(
+        &self,
+        data_transfer_id: TransferId,
+    ) -> Result<u32, DatabaseError> {
         let count = self
             .service
             .repository()
@@ -162,7 +166,7 @@ impl DataTransferTask {
         note_failed(failed, outcome);
         let operation = self.get_operation_info(request.id);
         tracing::warn!(
-            data_transfer_id = operation.data_transfer_id,
+            data_transfer_id = operation.data_transfer_id.get(),
             operation = operation.operation,
             task_id = request.task_id,
             error_code = failed.error.code(),
@@ -247,7 +251,7 @@ impl DataTransferTask {
             Ok(_) => Settled::Untouched,
             Err(error) => {
                 tracing::error!(
-                    data_transfer_id = request.id,
+                    data_transfer_id = request.id.get(),
                     error = error.chain(),
                     "the row could not be marked as failed"
                 );
@@ -314,7 +318,7 @@ impl DataTransferTask {
         }
     }
 
-    async fn tell_of_failure(&self, id: i64, error: &TransferError) {
+    async fn tell_of_failure(&self, id: TransferId, error: &TransferError) {
         let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
             return;
         };
@@ -322,7 +326,7 @@ impl DataTransferTask {
         notifier.notify(notices::failed(&detail, error));
     }
 
-    async fn tell_of_recovery(&self, id: i64) {
+    async fn tell_of_recovery(&self, id: TransferId) {
         let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
             return;
         };
@@ -334,11 +338,11 @@ impl DataTransferTask {
 
     /// What a notice tells. The transfer is settled already: that this cannot be read now costs the
     /// notice, and nothing else.
-    async fn detail(&self, id: i64) -> Option<TransferDetail> {
+    async fn detail(&self, id: TransferId) -> Option<TransferDetail> {
         match self.service.repository().show(id).await {
             Ok(detail) => detail,
             Err(error) => {
-                tracing::warn!(data_transfer_id = id, error = %chain(&error), "no notice is sent");
+                tracing::warn!(data_transfer_id = id.get(), error = %chain(&error), "no notice is sent");
                 None
             }
         }
@@ -461,7 +465,7 @@ fn note_failed(failed: &Failed, outcome: &'static str) {
 
 fn unwritten(request: &Request, error: &TransferError) -> Settled {
     tracing::error!(
-        data_transfer_id = request.id,
+        data_transfer_id = request.id.get(),
         error = error.chain(),
         "the row could not be settled; the transfer is taken up again when its lease has run out"
     );

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::TransferFilesBbcp;
 use crate::manager::{FindError, FindMessages, HeldMessages};
 use crate::settings;
+use crate::transfer::id::TransferId;
 use celery_protocol::RawMessage;
 use celery_protocol::pidbox;
 use celery_worker::broker::{
@@ -170,7 +171,7 @@ struct ShownTask {
 
 /// Reads the transfer's id from a message's arguments, even if other arguments do not fit. A worker may show
 /// the arguments as Python prints them.
-pub(super) fn data_transfer_id(args: &Value, kwargs: &Value) -> Option<i64> {
+pub(super) fn data_transfer_id(args: &Value, kwargs: &Value) -> Option<TransferId> {
     let by_name = match kwargs {
         Value::Object(kwargs) => kwargs.get("data_transfer_id").and_then(integer),
         Value::String(printed) => printed
@@ -178,11 +179,12 @@ pub(super) fn data_transfer_id(args: &Value, kwargs: &Value) -> Option<i64> {
             .and_then(|(_, value)| leading_integer(value)),
         _ => None,
     };
-    by_name.or_else(|| match args {
+    let id = by_name.or_else(|| match args {
         Value::Array(args) => args.first().and_then(integer),
         Value::String(printed) => leading_integer(printed),
         _ => None,
-    })
+    });
+    id.map(TransferId::new)
 }
 
 fn integer(value: &Value) -> Option<i64> {
@@ -267,6 +269,7 @@ mod tests {
         #[case] kwargs: Value,
         #[case] expected: Option<i64>,
     ) {
+        let expected = expected.map(TransferId::new);
         assert_eq!(data_transfer_id(&args, &kwargs), expected);
     }
 
@@ -302,7 +305,7 @@ mod tests {
             "celery@c": {"error": "KeyError('active')"},
         });
         let (held, nodes) = read(answer.to_string().as_bytes());
-        assert_eq!(held.transfers, HashSet::from([7, 9]));
+        assert_eq!(held.transfers, [7, 9].map(TransferId::new).into());
         assert_eq!(
             held.task_ids,
             HashSet::from(["1".to_owned(), "3".to_owned()])

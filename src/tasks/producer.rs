@@ -12,6 +12,7 @@ use super::{TransferFilesBbcp, TransferFilesBbcpParams};
 use crate::manager::{Submit, SubmitError};
 use crate::metrics::TaskMetrics;
 use crate::settings;
+use crate::transfer::id::TransferId;
 use celery_worker::broker::app;
 
 /// Sends `transfer_files_bbcp` through an app.
@@ -56,7 +57,11 @@ impl Submit for Producer {
             .map_err(SubmitError::unanswered)
     }
 
-    async fn submit(&self, data_transfer_id: i64, queue: &str) -> Result<String, SubmitError> {
+    async fn submit(
+        &self,
+        data_transfer_id: TransferId,
+        queue: &str,
+    ) -> Result<String, SubmitError> {
         let params = TransferFilesBbcpParams {
             data_transfer_id,
             session: None,

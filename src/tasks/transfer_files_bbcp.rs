@@ -14,6 +14,7 @@ use super::base::{DataTransferTask, Settled};
 use super::exceptions::{self, exception};
 use crate::advice;
 use crate::faults::fault_point;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease;
 use crate::transfer::repository::Withdrawal;
 use crate::transfer::service::{self, Failed, Snapshot};
@@ -25,7 +26,7 @@ use celery_worker::worker::{Attributes, Control, Discarded, Failure, Progress, W
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TransferFilesBbcpParams {
     /// Id of the row in `data_transfer`.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
     /// A database session in Python; never one on the wire. Taken and not used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Value>,

@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::DataTransferTask;
 use super::messages::data_transfer_id;
+use crate::transfer::id::TransferId;
 use crate::transfer::repository::Withdrawal;
 use celery_protocol::message::TaskMessage;
 use celery_worker::worker::Discarded;
@@ -36,7 +37,7 @@ impl DataTransferTask {
     /// worker has it, and not if another message was sent since. Dropped where the worker stops.
     pub(super) async fn withdraw(
         &self,
-        id: i64,
+        id: TransferId,
         task_id: &str,
         withdrawal: &Withdrawal,
         reason: &'static str,
@@ -50,7 +51,7 @@ impl DataTransferTask {
             .await
         {
             Ok(true) => tracing::warn!(
-                data_transfer_id = id,
+                data_transfer_id = id.get(),
                 task_id,
                 reason,
                 row = match withdrawal {
@@ -61,7 +62,7 @@ impl DataTransferTask {
             ),
             Ok(false) => {}
             Err(error) => tracing::error!(
-                data_transfer_id = id,
+                data_transfer_id = id.get(),
                 task_id,
                 reason,
                 error = error.chain(),
@@ -71,7 +72,7 @@ impl DataTransferTask {
     }
 }
 
-fn revoked(id: i64, task_id: &str) -> String {
+fn revoked(id: TransferId, task_id: &str) -> String {
     format!(
         "revoked by an operator through remote control, before it began (task {task_id}); \
          `ccat-transfer transfers retry {id}` sends it again"

@@ -14,6 +14,7 @@ use uuid::Uuid;
 use super::bbcp::command::CONFIG_VARIABLE;
 use super::endpoint::{AbsolutePath, Endpoint, Links, Reading, Remote, Target, TemporaryName};
 use super::error::{Role, TransferError};
+use super::id::{AttemptNumber, TransferId};
 use super::plan::{self, LocalHost};
 use super::repository::LocationRecord;
 use crate::process::{Group, command, find_program};
@@ -23,7 +24,7 @@ use crate::settings::{DigestAlgorithm, Ssh};
 const VERSION_WITHIN: Duration = Duration::from_secs(10);
 
 /// No transfer has this id, so that no sweep takes our trial for a leftover, or the other way round.
-const NO_TRANSFER: i64 = 0;
+const NO_TRANSFER: TransferId = TransferId::new(0);
 
 /// A location's directory as one end of a link.
 #[derive(Debug, Clone)]
@@ -117,7 +118,7 @@ impl Place {
 
     /// A copy that is never made.
     fn trial(&self) -> Result<Target, TransferError> {
-        let name = TemporaryName::new(NO_TRANSFER, 0, Uuid::new_v4());
+        let name = TemporaryName::new(NO_TRANSFER, AttemptNumber::ZERO, Uuid::new_v4());
         let path = self.root.join(&name.to_string());
         let path = path.map_err(|problem| TransferError::BadPath {
             role: self.role,

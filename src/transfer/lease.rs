@@ -18,6 +18,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::database::DatabaseError;
+use crate::transfer::id::{AttemptNumber, TransferId};
 
 /// A process that can hold leases.
 ///
@@ -113,21 +114,21 @@ fn process_lives(pid: u32, started: &str) -> bool {
 /// noticing (it was suspended, say) can change nothing any more.
 #[derive(Debug, Clone)]
 pub struct Lease {
-    pub(super) data_transfer_id: i64,
-    pub(super) attempt: i32,
+    pub(super) data_transfer_id: TransferId,
+    pub(super) attempt: AttemptNumber,
     pub(super) token: Uuid,
     pub(super) ttl: Duration,
 }
 
 impl Lease {
     /// The transfer.
-    pub fn data_transfer_id(&self) -> i64 {
+    pub fn data_transfer_id(&self) -> TransferId {
         self.data_transfer_id
     }
 
     /// Number of the attempt: 1, 2, …; interrupted ones count. No two leases of a transfer share
     /// one.
-    pub fn attempt(&self) -> i32 {
+    pub fn attempt(&self) -> AttemptNumber {
         self.attempt
     }
 
@@ -208,9 +209,9 @@ impl Default for Snapshot {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeaseInfo {
     /// The transfer.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
     /// Number of the attempt.
-    pub attempt: i32,
+    pub attempt: AttemptNumber,
     /// Celery's id of the task.
     pub task_id: String,
     /// The holder.
@@ -236,8 +237,8 @@ pub struct LeaseInfo {
 impl From<&transfer_worker_lease::Model> for LeaseInfo {
     fn from(row: &transfer_worker_lease::Model) -> Self {
         Self {
-            data_transfer_id: row.data_transfer_id,
-            attempt: row.attempt,
+            data_transfer_id: row.data_transfer_id.into(),
+            attempt: AttemptNumber::new(row.attempt),
             task_id: row.task_id.clone(),
             owner: Owner {
                 node: row.owner_node.clone(),

@@ -50,8 +50,8 @@ impl LeaseRenewer {
             match self.repository.renew(lease, snapshot).await {
                 Ok(renewal) => {
                     tracing::debug!(
-                        data_transfer_id = lease.data_transfer_id(),
-                        attempt = lease.attempt(),
+                        data_transfer_id = lease.data_transfer_id().get(),
+                        attempt = lease.attempt().get(),
                         bytes = progress.bytes_done,
                         bytes_total = progress.bytes_total,
                         rate_bytes_per_s = progress.rate_bytes_per_s,
@@ -63,15 +63,15 @@ impl LeaseRenewer {
                 }
                 Err(LeaseError::Lost) => {
                     tracing::warn!(
-                        data_transfer_id = lease.data_transfer_id(),
-                        attempt = lease.attempt(),
+                        data_transfer_id = lease.data_transfer_id().get(),
+                        attempt = lease.attempt().get(),
                         "lease lost: another worker or an operator took the transfer; stopping"
                     );
                     self.lost.cancel();
                     return self.stop.cancel();
                 }
                 Err(LeaseError::Database(error)) => tracing::warn!(
-                    data_transfer_id = lease.data_transfer_id(),
+                    data_transfer_id = lease.data_transfer_id().get(),
                     error = %chain(&error),
                     "the lease could not be renewed; the copy goes on"
                 ),
@@ -102,8 +102,8 @@ impl LeaseRenewer {
             return;
         }
         tracing::warn!(
-            data_transfer_id = self.lease.data_transfer_id(),
-            attempt = self.lease.attempt(),
+            data_transfer_id = self.lease.data_transfer_id().get(),
+            attempt = self.lease.attempt().get(),
             link = %paused.name,
             paused_by = paused.pause.by,
             reason = paused.pause.reason,

@@ -24,6 +24,7 @@ pub mod digest;
 pub mod endpoint;
 pub mod error;
 pub mod failures;
+pub mod id;
 pub mod inspection;
 pub mod lease;
 mod lease_renewer;

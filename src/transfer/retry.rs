@@ -219,7 +219,7 @@ mod tests {
 
         #[test]
         fn a_row_of_another_worker_is_left(before: u32, max: u32) {
-            let lost = TransferError::LeaseLost { id: 1 };
+            let lost = TransferError::LeaseLost { id: 1.into() };
             prop_assert_eq!(decide(&lost, before, &policy(max), 0.5), Decision::Leave);
         }
 

@@ -22,6 +22,7 @@ pub use super::lease::{Phase, Snapshot};
 
 use crate::metrics::TransferMetrics;
 use crate::settings::Settings;
+use crate::transfer::id::{AttemptNumber, TransferId};
 use service_connection::error_chain::panic_text;
 use traces::{self, Explain, KeyValue, step};
 
@@ -29,7 +30,7 @@ use traces::{self, Explain, KeyValue, step};
 #[derive(Debug, Clone)]
 pub struct Request {
     /// The transfer.
-    pub id: i64,
+    pub id: TransferId,
     /// Celery's id of the task, or any word that tells the caller.
     pub task_id: String,
     /// Cancelled when the attempt has to stop.
@@ -60,7 +61,7 @@ pub enum Done {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Summary {
     /// Number of the attempt.
-    pub attempt: i32,
+    pub attempt: AttemptNumber,
     /// Size of the file in bytes.
     pub bytes: u64,
     /// Time from lease to commit.
@@ -179,7 +180,7 @@ impl TransferService {
         };
         let lease = acquired.lease.clone();
         traces::note(|| {
-            let attempt = i64::from(lease.attempt());
+            let attempt = i64::from(lease.attempt().get());
             vec![KeyValue::new("ccat.transfer.attempt", attempt)]
         });
         let run = AttemptRun::new(self, request, &lease);

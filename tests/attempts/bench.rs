@@ -10,6 +10,7 @@ use ccat_transfer::notify::Notifier;
 use ccat_transfer::settings::{self, EnumLabels, OpsDb, Settings};
 use ccat_transfer::tasks::DataTransferTask;
 use ccat_transfer::transfer::database::Database;
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::LeaseInfo;
 use ccat_transfer::transfer::repository::{Repository, TransferRecord};
 use ccat_transfer::transfer::service::{Done, Failed, Phase, Request, Snapshot, TransferService};
@@ -218,17 +219,17 @@ impl Bench {
     }
 
     /// A package and a PENDING transfer of it.
-    pub(crate) async fn package(&self, name: &str, size: u64) -> i64 {
+    pub(crate) async fn package(&self, name: &str, size: u64) -> TransferId {
         self.write_origin(name, size, 1);
         self.transfer(name, None).await
     }
 
     /// A further transfer of a package.
-    pub(crate) async fn again(&self, name: &str) -> i64 {
+    pub(crate) async fn again(&self, name: &str) -> TransferId {
         self.transfer(name, None).await
     }
 
-    pub(crate) async fn transfer(&self, name: &str, checksum: Option<String>) -> i64 {
+    pub(crate) async fn transfer(&self, name: &str, checksum: Option<String>) -> TransferId {
         let new = NewTransfer {
             relative_path: name.into(),
             size_bytes: None,
@@ -236,13 +237,12 @@ impl Bench {
             origin: "here/from".parse().unwrap(),
             destination: "here/to".parse().unwrap(),
         };
-        topology::create_transfer(&self.db.repository, &new)
-            .await
-            .unwrap()
+        let created = topology::create_transfer(&self.db.repository, &new).await;
+        created.unwrap().into()
     }
 
     /// Another transfer's row, whose package has a name that no producer of ours would give it.
-    pub(crate) async fn renamed(&self, id: i64, name: &str) -> i64 {
+    pub(crate) async fn renamed(&self, id: TransferId, name: &str) -> TransferId {
         let sql = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let file_name = name.rsplit('/').find(|part| !part.is_empty()).unwrap();
         self.db
@@ -257,11 +257,11 @@ impl Bench {
         id
     }
 
-    pub(crate) async fn forget_delay(&self, id: i64) {
+    pub(crate) async fn forget_delay(&self, id: TransferId) {
         self.db.repository.forget_delay(id).await.unwrap();
     }
 
-    fn request(id: i64) -> Request {
+    fn request(id: TransferId) -> Request {
         Request {
             id,
             task_id: Uuid::new_v4().to_string(),
@@ -290,7 +290,7 @@ impl Bench {
     }
 
     /// One attempt, its row settled.
-    pub(crate) async fn attempt(&self, id: i64) -> Ended {
+    pub(crate) async fn attempt(&self, id: TransferId) -> Ended {
         self.carry_out(&Self::request(id)).await
     }
 
@@ -313,7 +313,7 @@ impl Bench {
     }
 
     /// One attempt that is stopped when so much has arrived.
-    pub(crate) async fn attempt_stopped_at(&self, id: i64, bytes: u64) -> Ended {
+    pub(crate) async fn attempt_stopped_at(&self, id: TransferId, bytes: u64) -> Ended {
         let request = Self::request(id);
         let stopping = async {
             copied(&request, bytes).await;
@@ -325,7 +325,7 @@ impl Bench {
     /// One attempt, and something else that is done when so much has arrived.
     pub(crate) async fn attempt_while<T>(
         &self,
-        id: i64,
+        id: TransferId,
         bytes: u64,
         other: impl AsyncFnOnce(&Self) -> T,
     ) -> (Ended, Meanwhile<T>) {
@@ -340,17 +340,17 @@ impl Bench {
         (ended, Meanwhile { value, elapsed })
     }
 
-    pub(crate) async fn record(&self, id: i64) -> TransferRecord {
+    pub(crate) async fn record(&self, id: TransferId) -> TransferRecord {
         self.db.repository.transfer(id).await.unwrap().unwrap()
     }
 
     /// A transfer's lease, as everybody may see it.
-    pub(crate) async fn lease(&self, id: i64) -> Option<LeaseInfo> {
+    pub(crate) async fn lease(&self, id: TransferId) -> Option<LeaseInfo> {
         self.db.repository.show(id).await.unwrap().unwrap().lease
     }
 
     /// bbcp's output in an attempt.
-    pub(crate) async fn log(&self, id: i64, attempt: usize) -> String {
+    pub(crate) async fn log(&self, id: TransferId, attempt: usize) -> String {
         let detail = self.db.repository.show(id).await.unwrap().unwrap();
         let path = detail.attempts[attempt - 1].log_path.as_ref().unwrap();
         String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
@@ -378,7 +378,7 @@ impl Bench {
         found.into_iter().partition(|path| path.is_file())
     }
 
-    pub(crate) async fn assert_moved(&self, id: i64, name: &str) {
+    pub(crate) async fn assert_moved(&self, id: TransferId, name: &str) {
         assert_eq!(self.db.status(id).await, "COMPLETED");
         let [sent, arrived] =
             [&self.origin, &self.destination].map(|place| fs::read(place.join(name)).unwrap());
@@ -387,7 +387,7 @@ impl Bench {
     }
 
     /// Not even under the final name.
-    pub(crate) async fn assert_nothing_at_destination(&self, id: i64) {
+    pub(crate) async fn assert_nothing_at_destination(&self, id: TransferId) {
         let record = self.record(id).await;
         let name = record.package.unwrap().relative_path;
         assert!(!self.destination.join(name).exists());

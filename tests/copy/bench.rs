@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use ccat_transfer::settings::{self, LinkSettings};
 use ccat_transfer::transfer::bbcp::{self, Progress, Report};
 use ccat_transfer::transfer::error::TransferError;
+use ccat_transfer::transfer::id::AttemptNumber;
 use ccat_transfer::transfer::plan::{Attempt, LocalHost, Location, Package, Plan, PlanInput, plan};
 use entity::StorageType;
 use tokio::sync::watch;
@@ -80,8 +81,8 @@ impl Bench {
             root: root.display().to_string(),
         };
         let attempt = Attempt {
-            transfer_id: 7,
-            number: 1,
+            transfer_id: 7.into(),
+            number: AttemptNumber::new(1),
             lease_token: Uuid::new_v4(),
         };
         let package = Package {

@@ -9,6 +9,7 @@ use ccat_transfer::settings::DigestAlgorithm;
 use ccat_transfer::transfer::bbcp;
 use ccat_transfer::transfer::endpoint::{Facts, FileKind, Reading, Target, TemporaryName};
 use ccat_transfer::transfer::error::{Role, TransferError};
+use ccat_transfer::transfer::id::AttemptNumber;
 use rstest::rstest;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -301,8 +302,8 @@ async fn removes_only_what_is_ours(#[values(Way::Local, Way::Ssh)] way: Way) {
         return;
     };
     let target = bench.plan().target;
-    let older = TemporaryName::new(7, 0, Uuid::new_v4());
-    let others = TemporaryName::new(77, 0, Uuid::new_v4());
+    let older = TemporaryName::new(7.into(), AttemptNumber::ZERO, Uuid::new_v4());
+    let others = TemporaryName::new(77.into(), AttemptNumber::ZERO, Uuid::new_v4());
     let foreign = ".ccat-transfer-7-1-nonsense.part".to_owned();
     for name in [older.to_string(), others.to_string(), foreign.clone()] {
         fs::write(bench.path("destination").join(name), "x").unwrap();

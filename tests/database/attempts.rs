@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use ccat_transfer::transfer::id::{AttemptNumber, TransferId};
 use ccat_transfer::transfer::lease::{LeaseError, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{Acquisition, ClaimError, Listing};
 use entity::{Outcome, Status};
@@ -31,7 +32,7 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
     let lease = acquired.lease;
     assert_eq!(
         (lease.data_transfer_id(), lease.attempt(), lease.ttl()),
-        (id, 1, TTL)
+        (id, AttemptNumber::new(1), TTL)
     );
     assert!(lease.tag().starts_with(&format!("{id}-1-")));
     assert_eq!(db.status(id).await, "IN_PROGRESS");
@@ -66,7 +67,10 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
         Some(".x.part")
     );
 
-    repository.forget_temporary(id, 1).await.unwrap();
+    repository
+        .forget_temporary(id, lease.attempt())
+        .await
+        .unwrap();
     repository.complete(&lease, &finished()).await.unwrap();
     let detail = repository.show(id).await.unwrap().unwrap();
     assert!(detail.transfer.status.means(Status::Completed));
@@ -116,7 +120,7 @@ async fn a_failed_transfer_waits_for_its_next_attempt(db: Fixture) {
     let id = db.transfer().await;
     for retry in 1..=3 {
         let lease = db.acquire(id).await.lease;
-        assert_eq!(lease.attempt(), retry);
+        assert_eq!(lease.attempt().get(), retry);
         db.repository
             .reset_for_retry(&lease, &failure())
             .await
@@ -299,15 +303,12 @@ async fn finished_transfers_are_not_acquired(db: Fixture) {
     db.set_status(id, "COMPLETED").await;
     let owner = me();
     let acquire = |id| db.repository.acquire(id, &owner, "t", TTL);
+    let unknown = TransferId::new(id.get() + 1);
     assert!(matches!(acquire(id).await.unwrap(), Acquisition::Completed));
-    assert!(matches!(
-        acquire(id + 1).await.unwrap(),
-        Acquisition::Missing
-    ));
-    assert!(matches!(
-        acquire(i64::MAX).await.unwrap(),
-        Acquisition::Missing
-    ));
-    assert_eq!(db.repository.get_retry_count(id + 1).await.unwrap(), None);
-    assert!(db.repository.show(id + 1).await.unwrap().is_none());
+    for unknown in [unknown, TransferId::new(i64::MAX)] {
+        let acquisition = acquire(unknown).await.unwrap();
+        assert!(matches!(acquisition, Acquisition::Missing));
+    }
+    assert_eq!(db.repository.get_retry_count(unknown).await.unwrap(), None);
+    assert!(db.repository.show(unknown).await.unwrap().is_none());
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::{Database, DatabaseError};
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::Snapshot;
 use ccat_transfer::transfer::repository::{Acquisition, Repository};
 use sea_orm::ConnectionTrait as _;
@@ -34,7 +35,7 @@ async fn the_clock_is_the_databases(db: Fixture) {
 }
 
 /// Acquires, renews and completes transfers and sweeps, as a busy worker does.
-async fn run_transfers(repository: &Repository, ids: &[i64]) {
+async fn run_transfers(repository: &Repository, ids: &[TransferId]) {
     for &id in ids {
         match repository.acquire(id, &me(), "t", TTL).await.unwrap() {
             Acquisition::Acquired(acquired) => {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::{Demise, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{Acquisition, Leftover, Listing};
 use entity::{Outcome, Status};
@@ -37,7 +38,7 @@ async fn a_live_lease_is_respected(db: Fixture) {
         .unwrap()
     {
         Acquisition::Held(info) => {
-            assert_eq!((info.task_id.as_str(), info.attempt), ("task-1", 1));
+            assert_eq!((info.task_id.as_str(), info.attempt.get()), ("task-1", 1));
             assert_eq!(info.owner, me());
         }
         other => panic!("{other:?}"),
@@ -79,15 +80,15 @@ async fn an_expired_lease_is_taken_over(db: Fixture) {
         .unwrap();
     db.expire(id).await;
     let second = db.acquire(id).await;
-    assert_eq!(second.lease.attempt(), 2);
+    assert_eq!(second.lease.attempt().get(), 2);
     let displaced = second.displaced.unwrap();
     assert_eq!(displaced.demise, Demise::Expired);
     assert_eq!(
         (displaced.lease.attempt, displaced.lease.owner),
-        (1, stranger())
+        (first.attempt(), stranger())
     );
     let leftover = Leftover {
-        attempt: 1,
+        attempt: first.attempt(),
         temporary_name: ".a.part".to_owned(),
     };
     assert_eq!(second.leftovers, [leftover]);
@@ -97,7 +98,10 @@ async fn an_expired_lease_is_taken_over(db: Fixture) {
     assert_eq!(detail.attempts[0].outcome, Some(Outcome::Interrupted));
     assert_eq!(detail.attempts[1].outcome, None);
 
-    db.repository.forget_temporary(id, 1).await.unwrap();
+    db.repository
+        .forget_temporary(id, first.attempt())
+        .await
+        .unwrap();
     db.repository.release(&second.lease, "stop").await.unwrap();
     assert!(db.acquire(id).await.leftovers.is_empty());
 }
@@ -213,7 +217,7 @@ async fn stopping_is_not_failing(db: Fixture) {
 }
 
 /// Lets 16 tasks try at once and returns how many have acquired.
-async fn race(db: &Fixture, id: i64) -> usize {
+async fn race(db: &Fixture, id: TransferId) -> usize {
     let tasks: Vec<_> = (0..16)
         .map(|number| {
             let repository = db.repository.clone();

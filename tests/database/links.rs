@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use ccat_transfer::settings::EnumLabels;
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::Snapshot;
 use ccat_transfer::transfer::link::{Capacity, ClosedLink, FullLink, LinkName, Pause};
 use ccat_transfer::transfer::repository::{
@@ -67,7 +68,7 @@ async fn concurrent_managers_respect_a_limit(db: Fixture) {
         .chunks(4)
         .map(|ids| {
             let repository = db.repository.clone();
-            let candidate = |id: &i64| Candidate {
+            let candidate = |id: &TransferId| Candidate {
                 id: *id,
                 queue: "q".into(),
                 allowance: Some(allowance.clone()),

@@ -1,5 +1,6 @@
 //! Passes of the manager over pending transfers, with a broker in memory.
 
+use ccat_transfer::transfer::id::TransferId;
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,12 +21,12 @@ crate::on_both_databases!(
 #[derive(Default)]
 struct ConfigurableBroker {
     /// Messages of these are refused.
-    refuses: HashSet<i64>,
+    refuses: HashSet<TransferId>,
     /// No request is answered.
     is_silent: bool,
     /// Names of full queues.
     full: Mutex<HashSet<String>>,
-    sent: Mutex<Vec<i64>>,
+    sent: Mutex<Vec<TransferId>>,
 }
 
 #[async_trait]
@@ -34,7 +35,7 @@ impl Submit for ConfigurableBroker {
         Ok(())
     }
 
-    async fn submit(&self, id: i64, queue: &str) -> Result<String, SubmitError> {
+    async fn submit(&self, id: TransferId, queue: &str) -> Result<String, SubmitError> {
         if self.is_silent {
             std::future::pending::<()>().await;
         }
@@ -77,7 +78,7 @@ async fn a_pass_schedules_all_but_refused_rows(db: Fixture) {
     assert_eq!(pass.scheduled.len(), 7);
     let mut sent = broker.sent.lock().unwrap().clone();
     sent.sort_unstable();
-    let good = |id: &&i64| **id != bad_row && **id != bad_message;
+    let good = |id: &&TransferId| **id != bad_row && **id != bad_message;
     assert_eq!(sent, ids.iter().filter(good).copied().collect::<Vec<_>>());
     for id in [bad_row, bad_message] {
         assert_eq!(db.status(id).await, "PENDING");
@@ -143,7 +144,7 @@ async fn a_reset_completed_row_is_scheduled_by_a_full_scan(db: Fixture) {
     let id = db.transfer().await;
     let last = db.transfer().await;
     // Older than the rows that every scan reads.
-    let far = id + 5_000;
+    let far = TransferId::new(id.get() + 5_000);
     let sql = format!("UPDATE data_transfer SET id = {far} WHERE id = {last}");
     assert_eq!(db.sql(&sql).await, 1);
     db.set_status(id, "COMPLETED").await;
@@ -158,7 +159,7 @@ async fn a_reset_completed_row_is_scheduled_by_a_full_scan(db: Fixture) {
     db.set_status(id, "PENDING").await;
     assert_eq!(
         scheduled().await,
-        [] as [i64; 0],
+        [] as [TransferId; 0],
         "not before the time has come"
     );
     // As after a restart, or `--once`.

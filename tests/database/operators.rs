@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{
     Acquisition, Change, Filter, Instruction, ListError, Listing, Refusal, Sort, Verdict,
 };
@@ -64,7 +65,7 @@ impl State {
         Self::Unknown,
     ];
 
-    async fn make(self, db: &Fixture) -> (i64, Option<Lease>) {
+    async fn make(self, db: &Fixture) -> (TransferId, Option<Lease>) {
         let id = db.transfer().await;
         let repository = &db.repository;
         match self {
@@ -297,15 +298,15 @@ async fn a_transfer_whose_worker_is_gone_is_sent_again(db: Fixture) {
         .await
         .unwrap();
     assert_powerless(&db, &lease.unwrap()).await;
-    assert_eq!(db.acquire(id).await.lease.attempt(), 2);
+    assert_eq!(db.acquire(id).await.lease.attempt().get(), 2);
 }
 
 async fn an_unknown_transfer_is_reported(db: Fixture) {
     for action in [Action::Retry, Action::Cancel, Action::Fail] {
         let wants = wants(action);
-        let verdict = db.repository.instruct(4711, &wants).await.unwrap();
+        let verdict = db.repository.instruct(4711.into(), &wants).await.unwrap();
         assert_eq!(verdict, Verdict::Unknown);
-        let verdict = db.repository.consider(4711, &wants).await.unwrap();
+        let verdict = db.repository.consider(4711.into(), &wants).await.unwrap();
         assert_eq!(verdict, Verdict::Unknown);
     }
 }
@@ -337,7 +338,7 @@ async fn transfers_are_filtered(db: Fixture) {
         (none.clone(), everything.clone()),
         (
             Filter {
-                ids: Some(vec![old, back, 4711]),
+                ids: Some(vec![old, back, 4711.into()]),
                 ..none.clone()
             },
             vec![old, back],

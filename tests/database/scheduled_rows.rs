@@ -9,6 +9,7 @@ use ccat_transfer::manager::{
     FindError, FindMessages, HeldMessages, Manager, Pass, Submit, SubmitError,
 };
 use ccat_transfer::settings::EnumLabels;
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{Instruction, Repository, Withdrawal};
 use entity::Action;
 
@@ -33,7 +34,7 @@ const QUEUE: &str = "ccat_telescope_computer_data_transfer";
 /// A broker with queues in memory.
 #[derive(Default)]
 struct QueueBroker {
-    queues: Mutex<HashMap<String, Vec<i64>>>,
+    queues: Mutex<HashMap<String, Vec<TransferId>>>,
     held: Mutex<HeldMessages>,
     /// Requests that the broker refuses.
     is_mute: Mutex<bool>,
@@ -68,7 +69,7 @@ impl Submit for QueueBroker {
         Ok(())
     }
 
-    async fn submit(&self, id: i64, queue: &str) -> Result<String, SubmitError> {
+    async fn submit(&self, id: TransferId, queue: &str) -> Result<String, SubmitError> {
         let mut queues = self.queues.lock().unwrap();
         queues.entry(queue.to_owned()).or_default().push(id);
         Ok(format!("task-{id}"))
@@ -111,7 +112,7 @@ async fn pass(manager: &Manager) -> Pass {
 }
 
 /// Ids of the tasks on record.
-async fn recorded(db: &Fixture) -> Vec<(i64, Option<String>)> {
+async fn recorded(db: &Fixture) -> Vec<(TransferId, Option<String>)> {
     let records = db.repository.schedule_records().await.unwrap();
     records
         .into_iter()
@@ -235,7 +236,7 @@ async fn messages_that_exist_are_not_sent_again(db: Fixture) {
     // The oldest row whose message no worker holds. It has a second message then, and the row without
     // a message remains when the queue is empty.
     assert_eq!(done.resent, [ids[1]]);
-    assert_eq!(pass(&manager).await.resent, [] as [i64; 0]);
+    assert_eq!(pass(&manager).await.resent, [] as [TransferId; 0]);
     broker.purge();
     for id in [ids[0], ids[1], ids[2]] {
         db.acquire(id).await;
@@ -361,7 +362,12 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
     db.set_status(other, "SCHEDULED").await;
     let withdrawing = db.repository.withdraw(other, "t", &failed).await;
     assert!(!withdrawing.unwrap());
-    assert!(!db.repository.withdraw(999, "t", &failed).await.unwrap());
+    assert!(
+        !db.repository
+            .withdraw(999.into(), "t", &failed)
+            .await
+            .unwrap()
+    );
 }
 
 async fn a_database_without_records_works_as_before(db: Fixture) {

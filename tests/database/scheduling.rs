@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{Acquisition, Batch, OpenTransfer};
 use entity::Status;
 
@@ -22,7 +23,7 @@ crate::on_both_databases!(
 async fn a_row_is_scheduled_with_its_message(db: Fixture) {
     let id = db.transfer().await;
     let messages = AtomicUsize::new(0);
-    let publish = async |ids: Vec<i64>| {
+    let publish = async |ids: Vec<TransferId>| {
         messages.fetch_add(ids.len(), Ordering::SeqCst);
         confirmed(ids).await
     };
@@ -34,7 +35,8 @@ async fn a_row_is_scheduled_with_its_message(db: Fixture) {
     assert_eq!(schedule(id).await, scheduled(&[id]));
     assert_eq!(db.status(id).await, "SCHEDULED");
     assert_eq!(schedule(id).await, taken(&[id]));
-    assert_eq!(schedule(id + 1).await, taken(&[id + 1]));
+    let unknown = TransferId::new(id.get() + 1);
+    assert_eq!(schedule(unknown).await, taken(&[unknown]));
     assert_eq!(messages.load(Ordering::SeqCst), 1);
     db.acquire(id).await;
 }
@@ -49,7 +51,7 @@ async fn only_published_rows_are_scheduled(db: Fixture) {
     db.set_status(ids[3], "COMPLETED").await;
     let candidates = ids.map(wanted);
     let refused = db.everything(ids[1]).await;
-    let publish = async |offered: Vec<i64>| {
+    let publish = async |offered: Vec<TransferId>| {
         assert_eq!(offered, ids[..3]);
         confirmed(vec![ids[0], ids[2]]).await
     };
@@ -112,7 +114,7 @@ async fn scheduling_is_exclusive(db: Fixture) {
 }
 
 /// Ids and statuses of scanned transfers.
-fn shown(seen: &[OpenTransfer]) -> Vec<(i64, Status)> {
+fn shown(seen: &[OpenTransfer]) -> Vec<(TransferId, Status)> {
     seen.iter().map(|t| (t.id, t.status)).collect()
 }
 
@@ -167,7 +169,7 @@ async fn a_later_scan_sees_every_change_but_one(db: Fixture) {
     ];
     db.set_status(old, "COMPLETED").await;
     db.set_status(failed, "FAILED").await;
-    let far = open + 5_000;
+    let far = TransferId::new(open.get() + 5_000);
     let last = db.transfer().await;
     db.sql(&format!(
         "UPDATE data_transfer SET id = {far} WHERE id = {last}"
@@ -178,7 +180,7 @@ async fn a_later_scan_sees_every_change_but_one(db: Fixture) {
     assert_eq!(shown(&seen), [(open, Status::Pending)]);
 
     // An operator resets a failed row, and a new row appears late with a lower id.
-    let late = far - 1;
+    let late = TransferId::new(far.get() - 1);
     let last = db.transfer().await;
     db.sql(&format!(
         "UPDATE data_transfer SET id = {late} WHERE id = {last}"

@@ -8,6 +8,7 @@ use std::process::Command;
 use crate::ops_db::{Fixture, TOPOLOGY, TTL, TestDatabase, me, service};
 use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::Database;
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{
     Acquisition, Candidate, Failure, Finished, Listing, OpenTransfer, Repository,
 };
@@ -43,7 +44,7 @@ async fn differences(database: &Database) -> Vec<Difference> {
 }
 
 /// Ids of the pending transfers.
-async fn pending(repository: &Repository) -> Vec<i64> {
+async fn pending(repository: &Repository) -> Vec<TransferId> {
     let mut ids = Vec::new();
     let see = |transfer: OpenTransfer| {
         if transfer.status == Status::Pending {
@@ -55,13 +56,13 @@ async fn pending(repository: &Repository) -> Vec<i64> {
 }
 
 /// Schedules a transfer and returns its id if it was pending.
-async fn scheduled(repository: &Repository, id: i64) -> Vec<i64> {
+async fn scheduled(repository: &Repository, id: TransferId) -> Vec<TransferId> {
     let candidate = Candidate {
         id,
         queue: "q".into(),
         allowance: None,
     };
-    let publish = async |ids: Vec<i64>| {
+    let publish = async |ids: Vec<TransferId>| {
         let sent = ids.into_iter().map(|id| (id, format!("task-{id}")));
         sent.collect()
     };
@@ -493,7 +494,7 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     assert!(listed[0].status.means(Status::Completed));
 }
 
-async fn acquire(repository: &Repository, id: i64) -> ccat_transfer::transfer::lease::Lease {
+async fn acquire(repository: &Repository, id: TransferId) -> ccat_transfer::transfer::lease::Lease {
     match repository.acquire(id, &me(), "task", TTL).await.unwrap() {
         Acquisition::Acquired(acquired) => acquired.lease,
         other => panic!("{other:?}"),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::manager::{Manager, recover};
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{Instruction, LinkChange};
 use celery_worker::liveness::Pulse;
 use entity::Action;
@@ -183,8 +184,8 @@ impl World {
             Some(Ok(pass)) => {
                 step.is_full_look = looks_at_all;
                 for assignment in &pass.scheduled {
-                    step.about.insert(assignment.data_transfer_id);
-                    step.scheduled.insert(assignment.data_transfer_id);
+                    step.about.insert(assignment.data_transfer_id.get());
+                    step.scheduled.insert(assignment.data_transfer_id.get());
                 }
                 (step.resent, step.swept) = (pass.resent.len(), pass.recovered.len());
                 let (scheduled, refused) = (pass.scheduled.len(), pass.refused.len());
@@ -209,7 +210,8 @@ impl World {
         for worker in self.workers.iter().filter(|w| !w.is_frozen && !w.is_mute) {
             broker.held.workers += 1;
             for job in &worker.jobs {
-                broker.held.transfers.extend(job.message.transfer);
+                let transfer = job.message.transfer.map(TransferId::new);
+                broker.held.transfers.extend(transfer);
                 broker.held.task_ids.insert(job.message.task_id.clone());
             }
         }
@@ -296,7 +298,8 @@ impl World {
                     only: Vec::new(),
                     untracked: false,
                 };
-                let verdict = self.db.repository.instruct(id, &instruction).await.unwrap();
+                let instructing = self.db.repository.instruct(id.into(), &instruction);
+                let verdict = instructing.await.unwrap();
                 step.text = format!("operator: {action:?}, {verdict:?}");
             }
             // As a web interface does it, knowing nothing of leases and messages.

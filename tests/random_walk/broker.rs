@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ccat_transfer::manager::{FindError, FindMessages, HeldMessages, Submit, SubmitError};
+use ccat_transfer::transfer::id::TransferId;
 use tokio::sync::Notify;
 
 /// The message of a task. One without a transfer belongs to another task.
@@ -140,7 +141,8 @@ impl Submit for Broker {
         }
     }
 
-    async fn submit(&self, id: i64, queue: &str) -> Result<String, SubmitError> {
+    async fn submit(&self, id: TransferId, queue: &str) -> Result<String, SubmitError> {
+        let id = id.get();
         let fate = self.state().plan.pop_front();
         match fate.unwrap_or(Publication::Confirmed) {
             Publication::Confirmed => Ok(self.state().publish(Some(id), queue)),

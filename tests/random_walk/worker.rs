@@ -165,7 +165,7 @@ impl World {
                 if self.rng.u8(0..4) > 0 {
                     let task_id = self.job(place).message.task_id.clone();
                     let repository = self.db.repository.clone();
-                    let withdrawing = repository.withdraw(id, &task_id, &withdrawal);
+                    let withdrawing = repository.withdraw(id.into(), &task_id, &withdrawal);
                     step.add(&format!("{:?}", withdrawing.await));
                 }
                 Next::Acknowledge
@@ -194,7 +194,7 @@ impl World {
         let id = message.transfer.unwrap();
         let owner = self.workers[place.0].owner.clone();
         let repository = self.db.repository.clone();
-        let acquiring = repository.acquire(id, &owner, &message.task_id, TTL);
+        let acquiring = repository.acquire(id.into(), &owner, &message.task_id, TTL);
         match with_faults(faults, acquiring).await {
             Ok(Acquisition::Acquired(acquired)) => {
                 step.add(&format!("has attempt {}", acquired.lease.attempt()));
@@ -295,7 +295,7 @@ impl World {
 
     async fn claim(&mut self, place: Place, lease: &Lease, step: &mut Step) -> Next {
         // Some transfers are about the same file.
-        let destination = format!("/data/{}", lease.data_transfer_id() % 7);
+        let destination = format!("/data/{}", lease.data_transfer_id().get() % 7);
         step.add(&format!("claims {destination}"));
         let faults = match self.rng.u32(0..15) {
             _ if self.is_well => vec![],
@@ -326,7 +326,7 @@ impl World {
         let faults = self.settlement_faults(FaultPoint::Completed);
         step.add(&format!("completes attempt {} {faults:?}", lease.attempt()));
         let id = lease.data_transfer_id();
-        step.completing.insert((id, lease.attempt()));
+        step.completing.insert((id.get(), lease.attempt().get()));
         let service = self.service(place.0);
         let stop = self.patience(&faults);
         let repository = self.db.repository.clone();
@@ -410,12 +410,16 @@ impl World {
         step: &mut Step,
     ) -> Next {
         let id = lease.data_transfer_id();
-        let count = self.before.rows.get(&id).map_or(0, |row| row.retry_count);
+        let count = self
+            .before
+            .rows
+            .get(&id.get())
+            .map_or(0, |row| row.retry_count);
         let policy = RetryPolicy::from(&self.settings.transfer);
         let decision = decide(&error, u32::try_from(count).unwrap(), &policy, 0.0);
         let end = match decision {
             Decision::Retry { counted: true, .. } => {
-                step.counted.insert(id);
+                step.counted.insert(id.get());
                 FaultPoint::RetryWritten
             }
             Decision::Retry { delay, .. } if delay.is_zero() => FaultPoint::Released,
@@ -466,7 +470,7 @@ impl World {
             Some((w, world.workers[w].jobs.first()?.lease.clone()?))
         };
         while let Some((w, lease)) = place_of(self) {
-            step.about.insert(lease.data_transfer_id());
+            step.about.insert(lease.data_transfer_id().get());
             let cause = Interruption::Shutdown;
             let error = TransferError::Interrupted { cause };
             let next = self.fail((w, 0), &lease, error, step).await;

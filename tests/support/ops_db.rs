@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ccat_transfer::settings::{DatabaseType, EnumLabels, OpsDb, SslMode};
 use ccat_transfer::transfer::database::Database;
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::Owner;
 use ccat_transfer::transfer::repository::{Acquired, Acquisition, Repository};
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
@@ -216,12 +217,12 @@ impl Fixture {
     }
 
     /// A new PENDING transfer.
-    pub async fn transfer(&self) -> i64 {
+    pub async fn transfer(&self) -> TransferId {
         self.transfer_from("ccat/telescope_computer").await
     }
 
     /// A new PENDING transfer of a location, `site/location`.
-    pub async fn transfer_from(&self, origin: &str) -> i64 {
+    pub async fn transfer_from(&self, origin: &str) -> TransferId {
         let new = NewTransfer {
             relative_path: format!("2026/{}.tar", Uuid::new_v4().simple()),
             size_bytes: Some(50_000_000_000),
@@ -229,17 +230,16 @@ impl Fixture {
             origin: origin.parse().unwrap(),
             destination: "cologne/buffer".parse().unwrap(),
         };
-        topology::create_transfer(&self.repository, &new)
-            .await
-            .unwrap()
+        let created = topology::create_transfer(&self.repository, &new).await;
+        created.unwrap().into()
     }
 
     /// Takes a transfer that is free.
-    pub async fn acquire(&self, id: i64) -> Acquired {
+    pub async fn acquire(&self, id: TransferId) -> Acquired {
         self.acquire_as(id, &me()).await
     }
 
-    pub async fn acquire_as(&self, id: i64, owner: &Owner) -> Acquired {
+    pub async fn acquire_as(&self, id: TransferId, owner: &Owner) -> Acquired {
         match self
             .repository
             .acquire(id, owner, "task-1", TTL)
@@ -271,12 +271,12 @@ impl Fixture {
         row.unwrap().try_get_by_index(0).unwrap()
     }
 
-    pub async fn status(&self, id: i64) -> String {
+    pub async fn status(&self, id: TransferId) -> String {
         let sql = format!("SELECT CAST(status AS text) FROM data_transfer WHERE id = {id}");
         self.text(&sql).await.unwrap()
     }
 
-    pub async fn set_status(&self, id: i64, status: &str) {
+    pub async fn set_status(&self, id: TransferId, status: &str) {
         self.sql(&format!(
             "UPDATE data_transfer SET status = '{status}' WHERE id = {id}"
         ))
@@ -284,7 +284,7 @@ impl Fixture {
     }
 
     /// Lets the database refuse every change of a transfer's row.
-    pub async fn refuse_updates_of(&self, id: i64) {
+    pub async fn refuse_updates_of(&self, id: TransferId) {
         let trigger = format!(
             "CREATE TRIGGER bad BEFORE UPDATE ON data_transfer FOR EACH ROW WHEN (NEW.id = {id})"
         );
@@ -299,7 +299,7 @@ impl Fixture {
     }
 
     /// Lets a lease end.
-    pub async fn expire(&self, id: i64) {
+    pub async fn expire(&self, id: TransferId) {
         let sql = format!(
             "UPDATE transfer_worker_lease SET expires_at = '2001-01-01T00:00:00+00:00' \
              WHERE data_transfer_id = {id}"
@@ -308,7 +308,7 @@ impl Fixture {
     }
 
     /// All that is written about a transfer, to see that nothing was.
-    pub async fn everything(&self, id: i64) -> String {
+    pub async fn everything(&self, id: TransferId) -> String {
         let detail = self.repository.show(id).await.unwrap();
         let logs = self
             .text(&format!(

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
+use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::{Lease, LeaseError, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{
     Batch, Candidate, Failure, Finished, OpenTransfer, Repository, Watch,
@@ -71,7 +72,7 @@ pub async fn pending(repository: &Repository) -> Vec<OpenTransfer> {
 }
 
 /// Ids of the transfers that the manager would send.
-pub async fn due(db: &Fixture) -> Vec<i64> {
+pub async fn due(db: &Fixture) -> Vec<TransferId> {
     let pending = pending(&db.repository).await;
     let due = pending.iter().filter(|transfer| !transfer.waits);
     due.map(|transfer| transfer.id).collect()
@@ -84,7 +85,7 @@ pub async fn waiting(db: &Fixture) -> usize {
 }
 
 /// A candidate without a limit of its link.
-pub fn wanted(id: i64) -> Candidate {
+pub fn wanted(id: TransferId) -> Candidate {
     Candidate {
         id,
         queue: "q".into(),
@@ -93,26 +94,26 @@ pub fn wanted(id: i64) -> Candidate {
 }
 
 /// Confirms every message.
-pub async fn confirmed(ids: Vec<i64>) -> HashMap<i64, String> {
+pub async fn confirmed(ids: Vec<TransferId>) -> HashMap<TransferId, String> {
     let sent = ids.into_iter().map(|id| (id, format!("task-{id}")));
     sent.collect()
 }
 
-pub async fn published(db: &Fixture, id: i64) -> Batch {
+pub async fn published(db: &Fixture, id: TransferId) -> Batch {
     db.repository
         .schedule(&[wanted(id)], confirmed)
         .await
         .unwrap()
 }
 
-pub fn scheduled(ids: &[i64]) -> Batch {
+pub fn scheduled(ids: &[TransferId]) -> Batch {
     Batch {
         scheduled: ids.to_vec(),
         ..Batch::default()
     }
 }
 
-pub fn taken(ids: &[i64]) -> Batch {
+pub fn taken(ids: &[TransferId]) -> Batch {
     Batch {
         taken: ids.to_vec(),
         ..Batch::default()

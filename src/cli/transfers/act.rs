@@ -11,6 +11,7 @@ use super::super::operator::{operator, sound};
 use super::super::{CliError, Context, NOT_FOUND, REFUSED, output};
 use super::selection::Filters;
 use super::{clean, list};
+use crate::transfer::id::TransferId;
 use crate::transfer::repository::{
     Filter, Instruction, Listing, Repository, Sort, TransferSummary, Verdict,
 };
@@ -60,7 +61,7 @@ pub(in crate::cli) struct Fail {
 #[derive(Debug, Args)]
 struct Which {
     /// Ids of the transfers; or else filters.
-    ids: Vec<i64>,
+    ids: Vec<TransferId>,
 
     #[command(flatten)]
     filters: Filters,
@@ -134,7 +135,7 @@ enum Outcome {
 /// What is told about one transfer.
 #[derive(Debug, Serialize)]
 struct Answer {
-    id: i64,
+    id: TransferId,
     outcome: Outcome,
     from: Option<String>,
     to: Option<String>,
@@ -278,7 +279,7 @@ async fn confirm(
     }
 }
 
-fn answer(id: i64, instruction: &Instruction, verdict: Verdict, dry_run: bool) -> Answer {
+fn answer(id: TransferId, instruction: &Instruction, verdict: Verdict, dry_run: bool) -> Answer {
     let (outcome, from, to, message) = match verdict {
         Verdict::Unknown => (
             Outcome::Unknown,

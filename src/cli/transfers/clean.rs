@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::super::node::{host, node_name};
 use super::super::{CliError, Context, output};
 use crate::transfer::attempt::Cleared;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{RecordedPartial, Repository};
 use crate::transfer::service::TransferService;
@@ -16,7 +17,7 @@ use crate::transfer::service::TransferService;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Clean {
     /// Ids of the transfers; all that have ended if none are given.
-    ids: Vec<i64>,
+    ids: Vec<TransferId>,
 
     /// List the partial copies, and remove nothing.
     #[arg(long)]
@@ -26,7 +27,7 @@ pub(in crate::cli) struct Clean {
 /// Result for the partial copies of one transfer.
 #[derive(Debug, Serialize)]
 struct Answer {
-    id: i64,
+    id: TransferId,
     removed: Vec<RecordedPartial>,
     kept: Vec<RecordedPartial>,
     error: Option<String>,
@@ -46,7 +47,7 @@ pub(super) fn service(
 
 pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, CliError> {
     let repository = context.repository().await?;
-    let mut by_transfer = BTreeMap::<i64, Vec<RecordedPartial>>::new();
+    let mut by_transfer = BTreeMap::<TransferId, Vec<RecordedPartial>>::new();
     for partial in repository.leftovers().await? {
         let id = partial.data_transfer_id;
         if clean.ids.is_empty() || clean.ids.contains(&id) {
@@ -113,7 +114,7 @@ fn lines(answer: &Answer) -> String {
 }
 
 /// Sentence about partial copies, for the answer about a transfer that was given up.
-pub(super) fn told(id: i64, cleared: &Cleared) -> String {
+pub(super) fn told(id: TransferId, cleared: &Cleared) -> String {
     match &cleared.kept {
         Some((_, error)) => format!(
             "; its partial copy stays ({}): `ccat-transfer transfers clean {id}`, where the destination can be reached",

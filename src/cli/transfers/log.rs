@@ -16,6 +16,7 @@ use tokio::time::sleep;
 use super::super::node::host;
 use super::super::signals::Signals;
 use super::super::{CliError, Context, output};
+use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::repository::{AttemptRecord, Repository};
 
 /// How often a log that is followed is looked at.
@@ -24,11 +25,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Log {
     /// Id of the transfer.
-    id: i64,
+    id: TransferId,
 
     /// Number of the attempt; without it the last one.
     #[arg(long, value_name = "N")]
-    attempt: Option<i32>,
+    attempt: Option<AttemptNumber>,
 
     /// Go on until the attempt ends.
     #[arg(long)]
@@ -93,7 +94,9 @@ async fn find(repository: &Repository, log: &Log) -> Result<AttemptRecord, CliEr
             CliError::NotFound(format!("transfer {} has not been tried yet", log.id))
         });
     };
-    let last = attempts.last().map_or(0, |attempt| attempt.attempt);
+    let last = attempts
+        .last()
+        .map_or(AttemptNumber::ZERO, |attempt| attempt.attempt);
     attempts
         .into_iter()
         .find(|attempt| attempt.attempt == number)
@@ -105,7 +108,7 @@ async fn find(repository: &Repository, log: &Log) -> Result<AttemptRecord, CliEr
         })
 }
 
-fn no_log(id: i64, attempt: &AttemptRecord) -> String {
+fn no_log(id: TransferId, attempt: &AttemptRecord) -> String {
     let number = attempt.attempt;
     let why = attempt
         .message
@@ -139,13 +142,13 @@ fn elsewhere(path: &str, attempt: &AttemptRecord) -> String {
 /// Prints a log, in pieces as they come.
 struct Printer {
     json: bool,
-    attempt: i32,
+    attempt: AttemptNumber,
     is_terminal: bool,
     line: Vec<u8>,
 }
 
 impl Printer {
-    fn new(json: bool, attempt: i32) -> Self {
+    fn new(json: bool, attempt: AttemptNumber) -> Self {
         Self {
             json,
             attempt,

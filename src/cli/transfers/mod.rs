@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::{CliError, Context};
+use crate::transfer::id::TransferId;
 use crate::transfer::repository::ListError;
 
 mod act;
@@ -19,7 +20,7 @@ mod show;
 mod watch;
 
 /// What the commands say where no transfer has the id.
-fn unknown(id: i64) -> CliError {
+fn unknown(id: TransferId) -> CliError {
     CliError::NotFound(format!(
         "there is no transfer {id}; `ccat-transfer transfers list` has those that there are"
     ))
@@ -32,7 +33,7 @@ pub(super) enum Command {
     /// Show one transfer: who has it, every attempt, and what comes next.
     Show {
         /// Id of the transfer.
-        id: i64,
+        id: TransferId,
     },
     /// Watch copies while they run.
     Watch(watch::Watch),
@@ -51,7 +52,7 @@ pub(super) enum Command {
     /// Do one transfer here and now, without a broker.
     Run {
         /// Id of the transfer.
-        id: i64,
+        id: TransferId,
     },
 }
 

@@ -331,6 +331,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::transfer::id::{AttemptNumber, TransferId};
     use crate::transfer::lease::LeaseInfo;
     use crate::transfer::link::{LinkName, Pause};
     use crate::transfer::repository::{
@@ -365,7 +366,7 @@ mod tests {
     fn detail(status: Status) -> TransferDetail {
         TransferDetail {
             transfer: TransferRecord {
-                id: 7,
+                id: TransferId::new(7),
                 status: Label::Known(status),
                 retry_count: 0,
                 start_time: None,
@@ -395,8 +396,8 @@ mod tests {
 
     fn lease(id: i64, expires_at: DateTime<Utc>) -> LeaseInfo {
         LeaseInfo {
-            data_transfer_id: id,
-            attempt: 1,
+            data_transfer_id: id.into(),
+            attempt: AttemptNumber::new(1),
             task_id: "t".into(),
             owner: Owner {
                 node: "celery@far".into(),
@@ -443,7 +444,7 @@ mod tests {
         let now = Utc::now();
         let mut detail = detail(Status::Scheduled);
         detail.schedule = Some(ScheduleRecord {
-            data_transfer_id: 7,
+            data_transfer_id: TransferId::new(7),
             scheduled_at: now - TimeDelta::minutes(2),
             queue: Some("q".into()),
             task_id: Some("abc".into()),
@@ -537,7 +538,7 @@ mod tests {
     fn a_failure_has_the_remedy_of_its_last_attempt_only() {
         let mut detail = detail(Status::Failed);
         let attempt = |outcome, error_code: Option<&str>| AttemptRecord {
-            attempt: 1,
+            attempt: AttemptNumber::new(1),
             task_id: "t".into(),
             worker: "celery@far".into(),
             started_at: Utc::now(),

@@ -16,11 +16,12 @@ use crate::advice;
 use crate::notify::Notifier;
 use crate::tasks::DataTransferTask;
 use crate::transfer::error::TransferError;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::service::{Done, Request, Snapshot, TransferService};
 
 /// Does one transfer here and now.
-pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, CliError> {
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
     let owner = Owner::current(node_name(Some("transfers-run"), &host())?);
@@ -91,7 +92,7 @@ pub(super) async fn run(context: &Context, id: i64) -> Result<ExitCode, CliError
     }
 }
 
-fn print_done(context: &Context, id: i64, done: &Done) -> Result<(), CliError> {
+fn print_done(context: &Context, id: TransferId, done: &Done) -> Result<(), CliError> {
     let (outcome, summary) = match done {
         Done::AlreadyCompleted => ("already_completed", None),
         Done::AlreadyThere(summary) => ("already_there", Some(summary)),

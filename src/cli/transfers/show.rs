@@ -11,6 +11,7 @@ use super::super::{CliError, Context, output};
 use super::list::progress;
 use super::outlook::{Outlook, Way};
 use crate::transfer::database::DatabaseError;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::link::{Link, LinkName};
 use crate::transfer::repository::{
@@ -24,7 +25,7 @@ struct Shown<'a> {
     outlook: &'a Outlook,
 }
 
-pub(super) async fn run(context: &Context, id: i64) -> Result<(), CliError> {
+pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliError> {
     let repository = context.repository().await?;
     let detail = repository.show(id).await?;
     let detail = detail.ok_or_else(|| super::unknown(id))?;

@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use super::super::signals::Signals;
 use super::super::{CliError, Context, output};
 use super::selection::Filters;
+use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::repository::{Filter, ListError, Listing, Repository, Sort, TransferSummary};
 use service_connection::error_chain::chain;
 
@@ -28,7 +29,7 @@ const LONGEST_ETA_S: i64 = 100 * 86_400;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Watch {
     /// Ids of the transfers; without any, and without --status, all copies that run.
-    ids: Vec<i64>,
+    ids: Vec<TransferId>,
 
     #[command(flatten)]
     filters: Filters,
@@ -101,11 +102,11 @@ async fn watch_on(
 
 /// The transfers that are watched.
 struct Watched {
-    ids: Vec<i64>,
+    ids: Vec<TransferId>,
     filter: Filter,
     /// On their way when they were last seen.
-    tracked: BTreeSet<i64>,
-    now: BTreeMap<i64, Seen>,
+    tracked: BTreeSet<TransferId>,
+    now: BTreeMap<TransferId, Seen>,
     has_failed: bool,
     has_looked: bool,
 }
@@ -159,8 +160,8 @@ impl Watched {
     }
 
     /// An id that was asked for and is nobody's.
-    fn unknown(&self) -> Option<i64> {
-        let is_there = |id: &&i64| self.now.contains_key(id);
+    fn unknown(&self) -> Option<TransferId> {
+        let is_there = |id: &&TransferId| self.now.contains_key(id);
         self.ids.iter().find(|id| !is_there(id)).copied()
     }
 
@@ -191,7 +192,7 @@ async fn read(repository: &Repository, filter: Filter) -> Result<Vec<TransferSum
 /// A transfer as it was seen.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Seen {
-    id: i64,
+    id: TransferId,
     status: Label<Status>,
     file_name: Option<String>,
     phase: Option<String>,
@@ -200,7 +201,7 @@ struct Seen {
     rate_bytes_per_s: Option<i64>,
     eta_s: Option<i64>,
     streams: Option<i32>,
-    attempt: Option<i32>,
+    attempt: Option<AttemptNumber>,
     worker: Option<String>,
     not_before: Option<DateTime<Utc>>,
     error_code: Option<String>,
@@ -281,7 +282,7 @@ enum View {
     /// A line for each change.
     Lines {
         json: bool,
-        last: BTreeMap<i64, Seen>,
+        last: BTreeMap<TransferId, Seen>,
     },
 }
 
@@ -297,7 +298,7 @@ impl View {
         }
     }
 
-    fn show(&mut self, now: &BTreeMap<i64, Seen>) -> Result<(), CliError> {
+    fn show(&mut self, now: &BTreeMap<TransferId, Seen>) -> Result<(), CliError> {
         match self {
             Self::Bars(bars) => {
                 bars.show(now);
@@ -354,9 +355,9 @@ const SUM: &str = "{wide_msg}";
 /// A bar for each transfer, and a line for all of them, redrawn in place.
 struct Bars {
     all: MultiProgress,
-    bars: BTreeMap<i64, ProgressBar>,
+    bars: BTreeMap<TransferId, ProgressBar>,
     /// Those whose end was told.
-    ended: BTreeSet<i64>,
+    ended: BTreeSet<TransferId>,
     sum: ProgressBar,
 }
 
@@ -373,7 +374,7 @@ impl Bars {
         }
     }
 
-    fn show(&mut self, now: &BTreeMap<i64, Seen>) {
+    fn show(&mut self, now: &BTreeMap<TransferId, Seen>) {
         let gone: Vec<_> = self
             .bars
             .keys()
@@ -420,7 +421,7 @@ impl Bars {
         });
     }
 
-    fn sum_up(&self, now: &BTreeMap<i64, Seen>) {
+    fn sum_up(&self, now: &BTreeMap<TransferId, Seen>) {
         let copies = now.values().filter(|seen| seen.worker.is_some()).count();
         let rate: i64 = now.values().filter_map(|seen| seen.rate_bytes_per_s).sum();
         self.sum.set_message(match copies {
@@ -461,7 +462,7 @@ mod tests {
     fn copying(done: i64, rate: i64) -> TransferSummary {
         let now = Utc::now();
         TransferSummary {
-            id: 7,
+            id: TransferId::new(7),
             status: Label::Known(Status::InProgress),
             retry_count: 0,
             changed_at: None,
@@ -472,8 +473,8 @@ mod tests {
             failure_error_message: None,
             error_code: None,
             lease: Some(LeaseInfo {
-                data_transfer_id: 7,
-                attempt: 2,
+                data_transfer_id: TransferId::new(7),
+                attempt: AttemptNumber::new(2),
                 task_id: "t".into(),
                 owner: Owner::current("celery@here"),
                 acquired_at: now,

@@ -47,15 +47,14 @@ impl AttemptRun<'_> {
             return Ok(bytes);
         };
         tracing::info!(
-            data_transfer_id = self.request.id,
-            attempt = self.lease.attempt(),
+            data_transfer_id = self.request.id.get(),
+            attempt = self.lease.attempt().get(),
             bytes,
-            earlier_attempt = earlier.attempt(),
+            earlier_attempt = earlier.attempt().get(),
             "completing the partial copy of an earlier attempt"
         );
-        let attempt = i32::try_from(earlier.attempt()).unwrap_or(i32::MAX);
         let id = self.request.id;
-        self.service.forget_temporary(id, attempt).await;
+        self.service.forget_temporary(id, earlier.attempt()).await;
         Ok(bytes)
     }
 
@@ -67,8 +66,8 @@ impl AttemptRun<'_> {
         error: &TransferError,
     ) -> Result<(), TransferError> {
         tracing::warn!(
-            data_transfer_id = self.request.id,
-            attempt = self.lease.attempt(),
+            data_transfer_id = self.request.id.get(),
+            attempt = self.lease.attempt().get(),
             error = error.chain(),
             bytes,
             "the partial copy of an earlier attempt is thrown away; copying from the start"
@@ -110,8 +109,8 @@ impl AttemptRun<'_> {
     ) -> Result<(), TransferError> {
         self.show(Phase::Copying, self.progress());
         tracing::info!(
-            data_transfer_id = self.request.id,
-            attempt = self.lease.attempt(),
+            data_transfer_id = self.request.id.get(),
+            attempt = self.lease.attempt().get(),
             bytes = plan.size,
             source = %plan.source.path(),
             destination = %plan.target.path(),
@@ -150,8 +149,8 @@ impl AttemptRun<'_> {
             Err(error) => return Err(locate(plan, error).await),
         };
         tracing::info!(
-            data_transfer_id = self.request.id,
-            attempt = self.lease.attempt(),
+            data_transfer_id = self.request.id.get(),
+            attempt = self.lease.attempt().get(),
             bytes = plan.size,
             elapsed_s = report.elapsed.as_secs_f64(),
             rate_bytes_per_s = report.rate_bytes_per_s,

@@ -7,6 +7,7 @@ use tokio::time::timeout;
 use crate::faults::fault_point;
 use crate::transfer::endpoint::{Target, TemporaryName};
 use crate::transfer::error::TransferError;
+use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, target};
 use crate::transfer::repository::RecordedPartial;
 use crate::transfer::service::TransferService;
@@ -39,7 +40,7 @@ impl TransferService {
     /// Removes the partial copies on record for a transfer that no worker holds, and deletes their records.
     /// Removes only files in the directory of the package whose names have the form of this worker's temporary
     /// names for this transfer. A copy that cannot be removed stays on record and is logged.
-    pub async fn clear_partials(&self, id: i64) -> Cleared {
+    pub async fn clear_partials(&self, id: TransferId) -> Cleared {
         let partials = match self.repository().partials_of(id).await {
             Ok(partials) if partials.is_empty() => return Cleared::default(),
             Ok(partials) => partials,
@@ -56,7 +57,7 @@ impl TransferService {
                     partial.bytes = target.leftover_size(name).await?;
                     target.remove_leftover(name).await?;
                     tracing::info!(
-                        data_transfer_id = id,
+                        data_transfer_id = id.get(),
                         temporary = %name,
                         bytes = partial.bytes,
                         "partial copy of an ended transfer removed"
@@ -83,13 +84,13 @@ impl TransferService {
 
     fn kept(
         &self,
-        id: i64,
+        id: TransferId,
         removed: Vec<RecordedPartial>,
         rest: Vec<RecordedPartial>,
         error: String,
     ) -> Cleared {
         tracing::warn!(
-            data_transfer_id = id,
+            data_transfer_id = id.get(),
             error,
             "a partial copy of an ended transfer was not removed"
         );
@@ -100,7 +101,7 @@ impl TransferService {
     }
 
     /// Target of a transfer's package at its destination. This host need not be able to copy to it.
-    async fn target_of(&self, id: i64) -> Result<Target, TransferError> {
+    async fn target_of(&self, id: TransferId) -> Result<Target, TransferError> {
         let record = self.repository().transfer(id).await;
         let record = record.map_err(|error| TransferError::Database {
             source: error.into(),
@@ -108,7 +109,7 @@ impl TransferService {
         let record = record.ok_or(TransferError::UnknownTransfer { id })?;
         let input = PlanInput::from_rows(record)?;
         let link = file_settings(self.settings(), &input)?;
-        let nameless = TemporaryName::new(id, 0, uuid::Uuid::nil());
+        let nameless = TemporaryName::new(id, AttemptNumber::ZERO, uuid::Uuid::nil());
         let (destination, package) = (&input.destination, &input.package);
         target(destination, package, &link.ssh, self.local(), nameless)
     }
@@ -124,14 +125,13 @@ impl TransferService {
         let error = match removed {
             Ok(Ok(())) => {
                 fault_point!(Tidied);
-                let attempt = i32::try_from(number).unwrap_or(i32::MAX);
-                return self.forget_temporary(transfer_id, attempt).await;
+                return self.forget_temporary(transfer_id, number).await;
             }
             Ok(Err(error)) => error.chain(),
             Err(_) => "not in time".into(),
         };
         tracing::warn!(
-            data_transfer_id = transfer_id,
+            data_transfer_id = transfer_id.get(),
             path = %plan.target.temporary_path(),
             error,
             "the temporary file stays; a later attempt at this transfer would remove it"
@@ -139,11 +139,11 @@ impl TransferService {
     }
 
     /// Deletes the record of a temporary file that was removed.
-    pub(super) async fn forget_temporary(&self, id: i64, attempt: i32) {
+    pub(super) async fn forget_temporary(&self, id: TransferId, attempt: AttemptNumber) {
         if let Err(error) = self.repository().forget_temporary(id, attempt).await {
             tracing::debug!(
-                data_transfer_id = id,
-                attempt,
+                data_transfer_id = id.get(),
+                attempt = attempt.get(),
                 error = %chain(&error),
                 "a removed temporary stays on record"
             );

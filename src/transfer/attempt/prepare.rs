@@ -39,8 +39,8 @@ impl AttemptRun<'_> {
     pub(super) async fn prepare(&self, acquired: &Acquired) -> Result<Prepared, TransferError> {
         if let Some(displaced) = &acquired.displaced {
             tracing::warn!(
-                data_transfer_id = self.request.id,
-                attempt = self.lease.attempt(),
+                data_transfer_id = self.request.id.get(),
+                attempt = self.lease.attempt().get(),
                 previous_owner = %displaced.lease.owner,
                 reason = %displaced.demise,
                 "transfer taken over from a dead attempt"
@@ -93,13 +93,13 @@ impl AttemptRun<'_> {
         let link = self.link_settings(&input).await?;
         let attempt = Attempt {
             transfer_id: id,
-            number: u32::try_from(self.lease.attempt()).unwrap_or_default(),
+            number: self.lease.attempt(),
             lease_token: self.lease.token(),
         };
         let plan = plan(attempt, &input, &link, service.local())?;
         if let (Some(checksum), None) = (&input.package.checksum, &plan.recorded) {
             tracing::warn!(
-                data_transfer_id = id,
+                data_transfer_id = id.get(),
                 checksum,
                 "the recorded checksum has no form that is known here; the ends are compared with each other only"
             );
@@ -208,7 +208,7 @@ impl AttemptRun<'_> {
                 if name != plan.target.temporary() && Some(name) != spared {
                     plan.target.remove_leftover(name).await?;
                     tracing::info!(
-                        data_transfer_id = self.request.id,
+                        data_transfer_id = self.request.id.get(),
                         temporary = %name,
                         "temporary file of an earlier attempt removed"
                     );
@@ -223,7 +223,7 @@ impl AttemptRun<'_> {
         };
         if let Some(error) = failure {
             return tracing::warn!(
-                data_transfer_id = self.request.id,
+                data_transfer_id = self.request.id.get(),
                 error,
                 "leftovers of earlier attempts stay for now"
             );

@@ -64,8 +64,8 @@ impl AttemptRun<'_> {
             digest: digest.to_string(),
         };
         tracing::info!(
-            data_transfer_id = self.request.id,
-            attempt = summary.attempt,
+            data_transfer_id = self.request.id.get(),
+            attempt = summary.attempt.get(),
             bytes = summary.bytes,
             elapsed_s = summary.elapsed.as_secs_f64(),
             digest = summary.digest,

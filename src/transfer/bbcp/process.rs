@@ -255,8 +255,8 @@ impl<'a> Running<'a> {
         drop(self.readers);
         if !gone {
             tracing::warn!(
-                data_transfer_id = self.plan.attempt.transfer_id,
-                attempt = self.plan.attempt.number,
+                data_transfer_id = self.plan.attempt.transfer_id.get(),
+                attempt = self.plan.attempt.number.get(),
                 "a process of bbcp survived SIGKILL, it hangs in a system call"
             );
         }
@@ -342,8 +342,8 @@ async fn read(
             && !open.write(&chunk[..n]).await
         {
             tracing::warn!(
-                data_transfer_id = of.transfer_id,
-                attempt = of.number,
+                data_transfer_id = of.transfer_id.get(),
+                attempt = of.number.get(),
                 "the log file of an attempt is too slow, the rest is not logged"
             );
             log = None;

@@ -9,6 +9,7 @@
 
 use std::fmt;
 
+use crate::transfer::id::{AttemptNumber, TransferId};
 use uuid::Uuid;
 
 const PREFIX: &str = ".ccat-transfer-";
@@ -18,14 +19,14 @@ const CHECKPOINTS: &str = ".ckpt";
 /// `.ccat-transfer-{transfer id}-{attempt}-{8 hex of the lease token}.part`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TemporaryName {
-    transfer_id: i64,
-    attempt: u32,
+    transfer_id: TransferId,
+    attempt: AttemptNumber,
     token: u32,
 }
 
 impl TemporaryName {
     /// The name for one attempt under one lease.
-    pub fn new(transfer_id: i64, attempt: u32, lease_token: Uuid) -> Self {
+    pub fn new(transfer_id: TransferId, attempt: AttemptNumber, lease_token: Uuid) -> Self {
         let (token, ..) = lease_token.as_fields();
         Self {
             transfer_id,
@@ -70,12 +71,12 @@ impl TemporaryName {
     }
 
     /// The transfer it belongs to.
-    pub fn transfer_id(&self) -> i64 {
+    pub fn transfer_id(&self) -> TransferId {
         self.transfer_id
     }
 
     /// The attempt it belongs to.
-    pub fn attempt(&self) -> u32 {
+    pub fn attempt(&self) -> AttemptNumber {
         self.attempt
     }
 }
@@ -101,7 +102,7 @@ mod tests {
     #[test]
     fn form() {
         let token = Uuid::from_u128(0x00ab_cdef_0000_0000_0000_0000_0000_0000);
-        let name = TemporaryName::new(42, 2, token);
+        let name = TemporaryName::new(TransferId::new(42), AttemptNumber::new(2), token);
         assert_eq!(name.to_string(), ".ccat-transfer-42-2-00abcdef.part");
     }
 
@@ -120,7 +121,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn round_trip(id: i64, attempt: u32, token: u128) {
+        fn round_trip(id: i64, attempt in 0..=i32::MAX, token: u128) {
+            let (id, attempt) = (TransferId::new(id), AttemptNumber::new(attempt));
             let name = TemporaryName::new(id, attempt, Uuid::from_u128(token));
             prop_assert_eq!(TemporaryName::parse(&name.to_string()), Some(name));
             prop_assert_eq!(TemporaryName::of_entry(&name.to_string()), Some(name));

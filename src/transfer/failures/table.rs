@@ -13,6 +13,7 @@ use super::pattern::{Confidence, Pattern, bbcp, exit, shell, ssh};
 use super::row::{
     BoxError, FailureRow, Interruption, PartialCopy, RetryRule, Role, Scope, Wait, failures,
 };
+use crate::transfer::id::TransferId;
 
 /// Limit for failures that need room on a disk, which takes longer than minutes: with the default delays it is
 /// reached after about a day.
@@ -475,20 +476,20 @@ failures! {
         remedy: "Read the message; correct the row or the constraint that it names, and reset the transfer.",
     }
     /// There is no such transfer.
-    UnknownTransfer { id: i64 } = "transfer_unknown" {
+    UnknownTransfer { id: TransferId } = "transfer_unknown" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} does not exist; nothing was done",
         remedy: "The message is wrong, or the row was deleted.",
     }
     /// The transfer has FAILED before.
-    AlreadyFailed { id: i64 } = "transfer_failed_before" {
+    AlreadyFailed { id: TransferId } = "transfer_failed_before" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} has failed for good before; reset it (status pending) to have it tried \
             again",
         remedy: "If it is to be tried again, reset it.",
     }
     /// A message came for a transfer that waits to be tried again. The row, not the message, says when.
-    NotDue { id: i64, not_before: DateTime<Utc> } = "not_due" {
+    NotDue { id: TransferId, not_before: DateTime<Utc> } = "not_due" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} failed before and waits until {not_before} to be tried again; the \
             manager sends it then",
@@ -511,13 +512,13 @@ failures! {
         remedy: "Nothing: when the link has room, the manager sends the transfer again.",
     }
     /// Another worker is at it.
-    Held { id: i64, owner: String } = "held_by_other" {
+    Held { id: TransferId, owner: String } = "held_by_other" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} is being done by {owner}; left alone",
         remedy: "Nothing.",
     }
     /// The row says IN_PROGRESS, but no worker of this kind is at it.
-    Untracked { id: i64 } = "in_progress_untracked" {
+    Untracked { id: TransferId } = "in_progress_untracked" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} is in progress but no worker of this kind holds it; if none runs it \
             any more, reset it",
@@ -525,7 +526,7 @@ failures! {
     }
     /// An operator changed the row, or another worker took the transfer over. The copy was stopped and
     /// removed, and the row left as it is.
-    LeaseLost { id: i64 } = "lease_lost" {
+    LeaseLost { id: TransferId } = "lease_lost" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} was taken from this worker by another worker or an operator; what was \
             copied is left unpublished",

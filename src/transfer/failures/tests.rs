@@ -171,7 +171,7 @@ fn own_limit_and_ownership() {
     };
     assert_eq!(changed.retry(), RetryRule::AtMost(1));
     let held = TransferError::Held {
-        id: 1,
+        id: 1.into(),
         owner: "w".into(),
     };
     assert_eq!(held.retry(), RetryRule::NotOurs);

@@ -15,6 +15,7 @@ use super::endpoint::{Endpoint, Facts, Host, Remote, Source, Target, TemporaryNa
 use super::error::{Role, TransferError};
 use super::link::LinkName;
 use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
+use crate::transfer::id::{AttemptNumber, TransferId};
 
 mod from_rows;
 mod local_host;
@@ -61,9 +62,9 @@ pub struct Package {
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
     /// The transfer's id.
-    pub transfer_id: i64,
+    pub transfer_id: TransferId,
     /// Number of the attempt.
-    pub number: u32,
+    pub number: AttemptNumber,
     /// Token of the lease it runs under.
     pub lease_token: Uuid,
 }
@@ -311,8 +312,8 @@ pub(super) mod examples {
 
     pub(in crate::transfer) fn attempt() -> Attempt {
         Attempt {
-            transfer_id: 42,
-            number: 2,
+            transfer_id: TransferId::new(42),
+            number: AttemptNumber::new(2),
             lease_token: Uuid::from_u128(0xdead_beef_u128 << 96),
         }
     }

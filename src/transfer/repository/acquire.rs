@@ -19,6 +19,7 @@ use super::{
 };
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
 use crate::transfer::link::{ClosedLink, PausedLink};
 
@@ -131,7 +132,7 @@ pub struct Displaced {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Leftover {
     /// The attempt.
-    pub attempt: i32,
+    pub attempt: AttemptNumber,
     /// The name, as it was recorded.
     pub temporary_name: String,
 }
@@ -149,7 +150,7 @@ impl Repository {
     /// The error of the database.
     pub async fn acquire(
         &self,
-        id: i64,
+        id: TransferId,
         owner: &Owner,
         task_id: &str,
         ttl: Duration,
@@ -170,7 +171,7 @@ impl Repository {
     /// The error of the database.
     pub async fn acquire_by_hand(
         &self,
-        id: i64,
+        id: TransferId,
         owner: &Owner,
         task_id: &str,
         ttl: Duration,
@@ -184,7 +185,11 @@ impl Repository {
         self.acquire_for(id, &taker).await
     }
 
-    async fn acquire_for(&self, id: i64, taker: &Taker<'_>) -> Result<Acquisition, DatabaseError> {
+    async fn acquire_for(
+        &self,
+        id: TransferId,
+        taker: &Taker<'_>,
+    ) -> Result<Acquisition, DatabaseError> {
         let acquiring = async |tx: &DatabaseTransaction| Ok(self.acquire_in(tx, id, taker).await?);
         let acquiring = || self.database.bounded(self.database.write(acquiring));
         fault_point!(LeaseTaken, acquiring().await)
@@ -193,7 +198,7 @@ impl Repository {
     async fn acquire_in(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         taker: &Taker<'_>,
     ) -> Result<Acquisition, DbErr> {
         let Some(row) = lock(tx, id).await? else {
@@ -240,7 +245,7 @@ impl Repository {
     async fn begin_attempt(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         taker: &Taker<'_>,
         now: DateTime<Utc>,
     ) -> Result<Lease, DbErr> {
@@ -250,7 +255,7 @@ impl Repository {
             ttl,
             ..
         } = *taker;
-        let attempt = last_attempt(tx, id).await?.saturating_add(1);
+        let attempt = last_attempt(tx, id).await?.next();
         let lease = Lease {
             data_transfer_id: id,
             attempt,
@@ -263,9 +268,9 @@ impl Repository {
             .exec(tx)
             .await?;
         let row = transfer_worker_lease::ActiveModel {
-            data_transfer_id: Set(id),
+            data_transfer_id: Set(id.get()),
             token: Set(lease.token.to_string()),
-            attempt: Set(attempt),
+            attempt: Set(attempt.get()),
             task_id: Set(storable(task_id)),
             owner_node: Set(owner.node.clone()),
             owner_host: Set(owner.host.clone()),
@@ -286,8 +291,8 @@ impl Repository {
             .exec_without_returning(tx)
             .await?;
         let row = transfer_worker_attempt::ActiveModel {
-            data_transfer_id: Set(id),
-            attempt: Set(attempt),
+            data_transfer_id: Set(id.get()),
+            attempt: Set(attempt.get()),
             task_id: Set(storable(task_id)),
             worker: Set(owner.node.clone()),
             started_at: Set(now),
@@ -453,7 +458,11 @@ impl Repository {
     ///
     /// # Errors
     /// The error of the database.
-    pub async fn forget_temporary(&self, id: i64, attempt: i32) -> Result<(), DatabaseError> {
+    pub async fn forget_temporary(
+        &self,
+        id: TransferId,
+        attempt: AttemptNumber,
+    ) -> Result<(), DatabaseError> {
         use transfer_worker_attempt::{Column, Entity};
         let noting = async {
             Entity::update_many()
@@ -503,16 +512,16 @@ fn expiry(now: DateTime<Utc>, ttl: Duration) -> DateTime<Utc> {
 }
 
 /// Number of the latest attempt; 0 if there was none.
-async fn last_attempt(tx: &DatabaseTransaction, id: i64) -> Result<i32, DbErr> {
+async fn last_attempt(tx: &DatabaseTransaction, id: TransferId) -> Result<AttemptNumber, DbErr> {
     use transfer_worker_attempt::{Column, Entity};
-    let last: Option<Option<i32>> = Entity::find()
+    let last: Option<Option<AttemptNumber>> = Entity::find()
         .select_only()
         .column_as(Column::Attempt.max(), "last")
         .filter(Column::DataTransferId.eq(id))
         .into_tuple()
         .one(tx)
         .await?;
-    Ok(last.flatten().unwrap_or(0))
+    Ok(last.flatten().unwrap_or(AttemptNumber::ZERO))
 }
 
 /// Temporary files that attempts before this one have noted.
@@ -527,7 +536,7 @@ async fn leftovers(tx: &DatabaseTransaction, lease: &Lease) -> Result<Vec<Leftov
         .await?;
     let leftover = |row: transfer_worker_attempt::Model| {
         row.temporary_name.map(|temporary_name| Leftover {
-            attempt: row.attempt,
+            attempt: AttemptNumber::new(row.attempt),
             temporary_name,
         })
     };

@@ -14,11 +14,12 @@ use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, Que
 
 use super::{Repository, retry_count, storable};
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::TransferId;
 
 /// A transfer's row waits for `wait` from `now` on; where that is zero, it is due at once.
 pub(super) async fn write(
     db: &impl ConnectionTrait,
-    id: i64,
+    id: TransferId,
     now: DateTime<Utc>,
     wait: Duration,
     retry_count: u32,
@@ -33,7 +34,7 @@ pub(super) async fn write(
         .and_then(|wait| now.checked_add_signed(wait))
         .unwrap_or(DateTime::<Utc>::MAX_UTC);
     let row = ActiveModel {
-        data_transfer_id: Set(id),
+        data_transfer_id: Set(id.get()),
         not_before: Set(not_before),
         retry_count: Set(retry_count.into()),
         error_code: Set(storable(error_code)),
@@ -49,7 +50,7 @@ pub(super) async fn write(
 }
 
 /// The transfer waits no more.
-pub(super) async fn forget(db: &impl ConnectionTrait, id: i64) -> Result<(), DbErr> {
+pub(super) async fn forget(db: &impl ConnectionTrait, id: TransferId) -> Result<(), DbErr> {
     transfer_worker_delay::Entity::delete_by_id(id)
         .exec(db)
         .await
@@ -73,8 +74,8 @@ pub(super) async fn standing(
 /// Every wait that stands, or those of some transfers: the `retry_count` that it holds for, by transfer.
 pub(super) async fn all_standing(
     db: &impl ConnectionTrait,
-    ids: Option<&[i64]>,
-) -> Result<HashMap<i64, i64>, DbErr> {
+    ids: Option<&[TransferId]>,
+) -> Result<HashMap<TransferId, i64>, DbErr> {
     use transfer_worker_delay::{Column, Entity};
     let now = database::now(db).await?;
     let mut query = Entity::find()
@@ -85,7 +86,7 @@ pub(super) async fn all_standing(
     if let Some(ids) = ids {
         query = query.filter(Column::DataTransferId.is_in(ids.iter().copied()));
     }
-    let rows: Vec<(i64, i64)> = query.into_tuple().all(db).await?;
+    let rows: Vec<(TransferId, i64)> = query.into_tuple().all(db).await?;
     Ok(rows.into_iter().collect())
 }
 
@@ -108,7 +109,7 @@ impl Repository {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn forget_delay(&self, id: i64) -> Result<(), DatabaseError> {
+    pub async fn forget_delay(&self, id: TransferId) -> Result<(), DatabaseError> {
         let forgetting = async { Ok(forget(self.database.connection(), id).await?) };
         self.database.bounded(forgetting).await
     }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Repository;
 use crate::transfer::database::DatabaseError;
+use crate::transfer::id::{AttemptNumber, TransferId};
 
 /// Maximum number of rows per read. More leftovers are cleared in several runs.
 const MOST: u64 = 10_000;
@@ -17,9 +18,9 @@ const MOST: u64 = 10_000;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RecordedPartial {
     /// The transfer.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
     /// The attempt.
-    pub attempt: i32,
+    pub attempt: AttemptNumber,
     /// The name.
     pub temporary_name: String,
     /// Bytes that the attempt had copied when it ended.
@@ -31,7 +32,7 @@ impl Repository {
     ///
     /// # Errors
     /// The error of the database.
-    pub async fn partials_of(&self, id: i64) -> Result<Vec<RecordedPartial>, DatabaseError> {
+    pub async fn partials_of(&self, id: TransferId) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let reading = async { Ok(self.read_partials(Some(id)).await?) };
         self.database.bounded(reading).await
     }
@@ -43,9 +44,9 @@ impl Repository {
     pub async fn leftovers(&self) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let reading = async {
             let partials = self.read_partials(None).await?;
-            let ids: HashSet<i64> = partials.iter().map(|p| p.data_transfer_id).collect();
+            let ids: HashSet<TransferId> = partials.iter().map(|p| p.data_transfer_id).collect();
             let (mut known, mut ended) = (HashSet::new(), HashSet::new());
-            let ids: Vec<i64> = ids.into_iter().collect();
+            let ids: Vec<TransferId> = ids.into_iter().collect();
             for ids in ids.chunks(500) {
                 let of_these = || {
                     data_transfer::Entity::find()
@@ -54,10 +55,11 @@ impl Repository {
                         .filter(data_transfer::Column::Id.is_in(ids.iter().copied()))
                 };
                 let db = self.database.connection();
-                let found: Vec<i64> = of_these().into_tuple().all(db).await?;
+                let found: Vec<TransferId> = of_these().into_tuple().all(db).await?;
                 known.extend(found);
                 let is_over = self.status_is(&[Status::Completed, Status::Failed]);
-                let found: Vec<i64> = of_these().filter(is_over).into_tuple().all(db).await?;
+                let found: Vec<TransferId> =
+                    of_these().filter(is_over).into_tuple().all(db).await?;
                 ended.extend(found);
             }
             let is_left = |partial: &RecordedPartial| {
@@ -69,7 +71,7 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    async fn read_partials(&self, id: Option<i64>) -> Result<Vec<RecordedPartial>, DbErr> {
+    async fn read_partials(&self, id: Option<TransferId>) -> Result<Vec<RecordedPartial>, DbErr> {
         use transfer_worker_attempt::{Column, Entity};
         let mut query = Entity::find()
             .filter(Column::TemporaryName.is_not_null())
@@ -84,8 +86,8 @@ impl Repository {
         let rows = query.all(self.database.connection()).await?;
         let partial = |row: transfer_worker_attempt::Model| {
             Some(RecordedPartial {
-                data_transfer_id: row.data_transfer_id,
-                attempt: row.attempt,
+                data_transfer_id: row.data_transfer_id.into(),
+                attempt: AttemptNumber::new(row.attempt),
                 temporary_name: row.temporary_name?,
                 bytes: row.bytes.and_then(|n| u64::try_from(n).ok()).unwrap_or(0),
             })

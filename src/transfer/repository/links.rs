@@ -21,6 +21,7 @@ use serde::Serialize;
 
 use super::{Repository, storable};
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::TransferId;
 use crate::transfer::link::{
     Capacity, ClosedLink, FullLink, Link, LinkName, Overrides, Pause, PausedLink,
 };
@@ -97,7 +98,7 @@ pub struct Traffic {
     /// Transfers that wait for the manager: PENDING.
     pub pending: u64,
     /// The lowest id of those that are PENDING.
-    pub oldest_pending: Option<i64>,
+    pub oldest_pending: Option<TransferId>,
     /// Since when the oldest of them waits; none where the ops-db does not keep when rows were made.
     pub pending_since: Option<DateTime<Utc>>,
 }
@@ -354,7 +355,7 @@ impl Repository {
     pub(super) async fn stopped_link(
         &self,
         db: &impl ConnectionTrait,
-        id: i64,
+        id: TransferId,
     ) -> Result<Option<PausedLink>, DbErr> {
         use transfer_worker_link::{Column, Entity};
         if !self.schema.has_links {
@@ -379,7 +380,7 @@ impl Repository {
     pub(super) async fn closed_link(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         now: DateTime<Utc>,
         limit_is_heeded: bool,
     ) -> Result<Option<ClosedLink>, DbErr> {
@@ -519,7 +520,7 @@ async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {
 }
 
 /// "The row of the link that a transfer goes over."
-fn over_which(id: i64) -> Condition {
+fn over_which(id: TransferId) -> Condition {
     use data_transfer::Column as Transfer;
     use transfer_worker_link::Column;
     Condition::all()
@@ -548,7 +549,7 @@ fn locations_of(short_name: &str) -> SelectStatement {
 }
 
 /// Short name of the site at one end of a transfer, as a subquery.
-fn site_of(id: i64, end: data_transfer::Column) -> SelectStatement {
+fn site_of(id: TransferId, end: data_transfer::Column) -> SelectStatement {
     use data_location::Column as Location;
     Query::select()
         .column((site::Entity, site::Column::ShortName))

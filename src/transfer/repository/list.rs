@@ -25,13 +25,14 @@ use serde::Serialize;
 use super::schedule::{Endpoint, ID, endpoints, with_endpoints};
 use super::{Repository, ScheduleRecord, delay};
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::LeaseInfo;
 
 /// A transfer in a list.
 #[derive(Debug, Clone, Serialize)]
 pub struct TransferSummary {
     /// Its id.
-    pub id: i64,
+    pub id: TransferId,
     /// How far it is.
     pub status: Label<Status>,
     /// Failures so far.
@@ -104,7 +105,7 @@ pub struct InvalidPlace(String);
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
     /// With one of these ids.
-    pub ids: Option<Vec<i64>>,
+    pub ids: Option<Vec<TransferId>>,
     /// With one of these statuses, if there are any.
     pub statuses: Vec<Status>,
     /// From or to this place.
@@ -231,9 +232,9 @@ impl Repository {
         let rows = db.query_all(&query).await?;
         // Few: one for each copy that runs.
         let leases = transfer_worker_lease::Entity::find().all(db).await?;
-        let leases: HashMap<i64, LeaseInfo> = leases
+        let leases: HashMap<TransferId, LeaseInfo> = leases
             .iter()
-            .map(|lease| (lease.data_transfer_id, lease.into()))
+            .map(|lease| (lease.data_transfer_id.into(), lease.into()))
             .collect();
         let summaries: Result<Vec<_>, DbErr> =
             rows.iter().map(|row| summary(row, &leases, now)).collect();
@@ -590,7 +591,7 @@ fn ids_of(known: &[KnownPlace], place: &Place) -> Result<Vec<i64>, ListError> {
 
 fn summary(
     row: &QueryResult,
-    leases: &HashMap<i64, LeaseInfo>,
+    leases: &HashMap<TransferId, LeaseInfo>,
     now: DateTime<Utc>,
 ) -> Result<TransferSummary, DbErr> {
     let id = row.try_get("", ID)?;

@@ -33,6 +33,7 @@ use super::database::{Database, DatabaseError};
 use super::lease::{Demise, Lease, LeaseInfo};
 use super::schema::{self, Schema, SchemaError};
 use crate::settings::EnumLabels;
+use crate::transfer::id::{AttemptNumber, TransferId};
 
 mod acquire;
 mod census;
@@ -111,13 +112,13 @@ impl Repository {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn get_retry_count(&self, id: i64) -> Result<Option<u32>, DatabaseError> {
+    pub async fn get_retry_count(&self, id: TransferId) -> Result<Option<u32>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.row(id).await?.as_ref().map(retry_count)) })
             .await
     }
 
-    async fn row(&self, id: i64) -> Result<Option<data_transfer::Model>, DbErr> {
+    async fn row(&self, id: TransferId) -> Result<Option<data_transfer::Model>, DbErr> {
         data_transfer::Entity::find_by_id(id)
             .one(self.database.connection())
             .await
@@ -130,7 +131,7 @@ impl Repository {
     }
 
     /// "The transfer is IN_PROGRESS", as a subquery.
-    fn in_progress(&self, id: i64) -> SelectStatement {
+    fn in_progress(&self, id: TransferId) -> SelectStatement {
         use data_transfer::{Column, Entity};
         Query::select()
             .expr(Expr::val(1))
@@ -141,7 +142,7 @@ impl Repository {
     }
 
     /// An update of one transfer's status, to be completed by the caller.
-    fn set_status(&self, id: i64, status: Status) -> UpdateMany<data_transfer::Entity> {
+    fn set_status(&self, id: TransferId, status: Status) -> UpdateMany<data_transfer::Entity> {
         data_transfer::Entity::update_many()
             .col_expr(
                 data_transfer::Column::Status,
@@ -154,7 +155,7 @@ impl Repository {
 /// Reads and locks transfers and leases, as every attempt does, but without locking a row.
 async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
     // No transfer has this number.
-    const NONE: i64 = -1;
+    const NONE: TransferId = TransferId::new(-1);
     data_transfer::Entity::find_by_id(NONE)
         .lock(LockType::NoKeyUpdate)
         .one(db)
@@ -163,7 +164,10 @@ async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
 }
 
 /// Locks a transfer's row until the transaction ends, and reads it as it is then.
-async fn lock(tx: &DatabaseTransaction, id: i64) -> Result<Option<data_transfer::Model>, DbErr> {
+async fn lock(
+    tx: &DatabaseTransaction,
+    id: TransferId,
+) -> Result<Option<data_transfer::Model>, DbErr> {
     // Not the stronger `FOR UPDATE`: rows that refer to this one may be inserted meanwhile.
     data_transfer::Entity::find_by_id(id)
         .lock(LockType::NoKeyUpdate)
@@ -173,7 +177,7 @@ async fn lock(tx: &DatabaseTransaction, id: i64) -> Result<Option<data_transfer:
 
 async fn find_lease(
     db: &impl ConnectionTrait,
-    id: i64,
+    id: TransferId,
 ) -> Result<Option<transfer_worker_lease::Model>, DbErr> {
     transfer_worker_lease::Entity::find_by_id(id).one(db).await
 }
@@ -199,7 +203,7 @@ async fn displace(
     }
     let lease = LeaseInfo::from(held);
     let ending = Ending::interrupted(&lease, demise);
-    end_attempt(tx, held.data_transfer_id, held.attempt, now, &ending).await?;
+    end_attempt(tx, lease.data_transfer_id, lease.attempt, now, &ending).await?;
     Ok(Some(Displaced { lease, demise }))
 }
 
@@ -242,8 +246,8 @@ impl Ending {
 /// Writes the end of an attempt, unless it has one.
 async fn end_attempt(
     db: &impl ConnectionTrait,
-    id: i64,
-    attempt: i32,
+    id: TransferId,
+    attempt: AttemptNumber,
     now: DateTime<Utc>,
     ending: &Ending,
 ) -> Result<(), DbErr> {

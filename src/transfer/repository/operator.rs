@@ -23,6 +23,7 @@ use serde::Serialize;
 
 use super::{Ending, Repository, delay, end_attempt, find_lease, lock, retry_count, storable};
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::LeaseInfo;
 
 /// What an operator wants done with transfers.
@@ -134,7 +135,7 @@ impl Findings {
     async fn of(db: &impl ConnectionTrait, row: data_transfer::Model) -> Result<Self, DbErr> {
         let now = database::now(db).await?;
         Ok(Self {
-            held: find_lease(db, row.id).await?,
+            held: find_lease(db, row.id.into()).await?,
             waits: delay::standing(db, &row, now).await?.is_some(),
             row,
             now,
@@ -201,7 +202,7 @@ impl Repository {
     /// What the database says.
     pub async fn consider(
         &self,
-        id: i64,
+        id: TransferId,
         instruction: &Instruction,
     ) -> Result<Verdict, DatabaseError> {
         let considering = async {
@@ -229,7 +230,7 @@ impl Repository {
     /// [unchanged](Verdict::Unchanged) or [refused](Refusal::Failed) with its own message.
     pub async fn instruct(
         &self,
-        id: i64,
+        id: TransferId,
         instruction: &Instruction,
     ) -> Result<Verdict, DatabaseError> {
         let instructing =
@@ -242,7 +243,7 @@ impl Repository {
     async fn instruct_in(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         instruction: &Instruction,
     ) -> Result<Verdict, DbErr> {
         let Some(row) = lock(tx, id).await? else {
@@ -275,7 +276,7 @@ impl Repository {
         instruction: &Instruction,
     ) -> Result<(), DbErr> {
         use data_transfer::Column;
-        let update = self.set_status(findings.row.id, to);
+        let update = self.set_status(findings.row.id.into(), to);
         let update = if instruction.action == Action::Retry {
             // Its last failure's message stays until the next attempt has ended.
             update
@@ -318,7 +319,11 @@ async fn revoke(
         rate_bytes_per_s: held.rate_bytes_per_s,
         digest: None,
     };
-    end_attempt(tx, held.data_transfer_id, held.attempt, now, &ending).await?;
+    let (id, attempt) = (
+        held.data_transfer_id.into(),
+        AttemptNumber::new(held.attempt),
+    );
+    end_attempt(tx, id, attempt, now, &ending).await?;
     Ok(true)
 }
 

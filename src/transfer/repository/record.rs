@@ -12,13 +12,14 @@ use serde::Serialize;
 
 use super::{Repository, ScheduleRecord, delay, find_lease, retry_count};
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::LeaseInfo;
 
 /// A transfer with all that it refers to. What is missing in the database is missing here.
 #[derive(Debug, Clone, Serialize)]
 pub struct TransferRecord {
     /// Its id.
-    pub id: i64,
+    pub id: TransferId,
     /// How far it is.
     pub status: Label<Status>,
     /// Failures so far.
@@ -148,7 +149,7 @@ pub struct ActionRecord {
 #[derive(Debug, Clone, Serialize)]
 pub struct AttemptRecord {
     /// Its number.
-    pub attempt: i32,
+    pub attempt: AttemptNumber,
     /// Celery's id of the task.
     pub task_id: String,
     /// Celery's name of the worker.
@@ -180,7 +181,7 @@ impl Repository {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn transfer(&self, id: i64) -> Result<Option<TransferRecord>, DatabaseError> {
+    pub async fn transfer(&self, id: TransferId) -> Result<Option<TransferRecord>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_transfer(id).await?) })
             .await
@@ -190,7 +191,7 @@ impl Repository {
     ///
     /// # Errors
     /// What the database says.
-    pub async fn show(&self, id: i64) -> Result<Option<TransferDetail>, DatabaseError> {
+    pub async fn show(&self, id: TransferId) -> Result<Option<TransferDetail>, DatabaseError> {
         let reading = async {
             let Some(transfer) = self.read_transfer(id).await? else {
                 return Ok(None);
@@ -231,7 +232,7 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    async fn read_transfer(&self, id: i64) -> Result<Option<TransferRecord>, DbErr> {
+    async fn read_transfer(&self, id: TransferId) -> Result<Option<TransferRecord>, DbErr> {
         let Some(row) = self.row(id).await? else {
             return Ok(None);
         };
@@ -244,7 +245,7 @@ impl Repository {
             _ => None,
         };
         Ok(Some(TransferRecord {
-            id: row.id,
+            id,
             status: row.status,
             retry_count,
             start_time: row.start_time.map(|Timestamp(time)| time),
@@ -341,7 +342,7 @@ impl Repository {
     }
 
     /// When a transfer's row was made.
-    async fn created_at(&self, id: i64) -> Result<Option<DateTime<Utc>>, DbErr> {
+    async fn created_at(&self, id: TransferId) -> Result<Option<DateTime<Utc>>, DbErr> {
         if !self.schema.has_transfer_created_at {
             return Ok(None);
         }
@@ -437,7 +438,7 @@ impl From<transfer_worker_action::Model> for ActionRecord {
 impl From<transfer_worker_attempt::Model> for AttemptRecord {
     fn from(row: transfer_worker_attempt::Model) -> Self {
         Self {
-            attempt: row.attempt,
+            attempt: AttemptNumber::new(row.attempt),
             task_id: row.task_id,
             worker: row.worker,
             started_at: row.started_at,

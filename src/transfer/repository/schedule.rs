@@ -19,6 +19,7 @@ use super::links::{count_issued, lock_links};
 use super::{Repository, delay};
 use crate::faults::fault_point;
 use crate::transfer::database::DatabaseError;
+use crate::transfer::id::TransferId;
 use crate::transfer::link::LinkName;
 
 /// Rows that are read at once.
@@ -47,7 +48,7 @@ pub struct Endpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenTransfer {
     /// The transfer.
-    pub id: i64,
+    pub id: TransferId,
     /// How far it is: PENDING, SCHEDULED or IN_PROGRESS.
     pub status: Status,
     /// Its origin location.
@@ -66,15 +67,15 @@ pub struct OpenTransfer {
 /// the next look at all rows.
 #[derive(Debug, Clone)]
 pub struct Watch {
-    highest: i64,
-    ids: Vec<i64>,
+    highest: TransferId,
+    ids: Vec<TransferId>,
 }
 
 /// A transfer that is to be scheduled.
 #[derive(Debug, Clone)]
 pub struct Candidate {
     /// The transfer.
-    pub id: i64,
+    pub id: TransferId,
     /// Queue of the message.
     pub queue: Arc<str>,
     /// What its link allows; none where that has no limit.
@@ -97,14 +98,14 @@ pub struct Allowance {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
     /// A message is out and the row says SCHEDULED.
-    pub scheduled: Vec<i64>,
+    pub scheduled: Vec<TransferId>,
     /// No message was confirmed; the row is PENDING. Where the broker's answer was lost, a worker
     /// may get the message all the same, and can start on it.
-    pub unpublished: Vec<i64>,
+    pub unpublished: Vec<TransferId>,
     /// The row is not PENDING (any more), waits, or somebody else is at it; nothing was published.
-    pub taken: Vec<i64>,
+    pub taken: Vec<TransferId>,
     /// The link's limit is reached; the row is PENDING and nothing was published.
-    pub held_back: Vec<i64>,
+    pub held_back: Vec<TransferId>,
 }
 
 /// Why a site's locations could not be listed.
@@ -140,15 +141,15 @@ fn list(names: &[String]) -> String {
 /// Rows that are locked and say SCHEDULED, in a transaction that is not committed.
 #[derive(Default)]
 struct Taken {
-    ids: Vec<i64>,
+    ids: Vec<TransferId>,
     /// The link of each that has a limit.
-    links: HashMap<i64, Arc<Allowance>>,
+    links: HashMap<TransferId, Arc<Allowance>>,
     batch: Batch,
 }
 
 impl Taken {
     /// Number of these transfers per limited link, times `sign`.
-    fn issued(&self, ids: &[i64], sign: i64) -> BTreeMap<&LinkName, i64> {
+    fn issued(&self, ids: &[TransferId], sign: i64) -> BTreeMap<&LinkName, i64> {
         let mut issued = BTreeMap::new();
         for allowance in ids.iter().filter_map(|id| self.links.get(id)) {
             *issued.entry(&allowance.link).or_default() += sign;
@@ -183,9 +184,13 @@ impl Repository {
         let mut seen = Seen::new(delays);
         // Lower than before: it is not the database that was looked at.
         let before = before.filter(|before| before.highest <= highest);
-        let mut after = before.map_or(i64::MIN, |before| before.highest - LATE_IDS);
+        let mut after = before.map_or(i64::MIN, |before| before.highest.get() - LATE_IDS);
         let watched = before.map_or(&[][..], |before| &before.ids);
-        let watched: Vec<_> = watched.iter().copied().filter(|id| *id <= after).collect();
+        let watched: Vec<_> = watched
+            .iter()
+            .copied()
+            .filter(|id| id.get() <= after)
+            .collect();
         for ids in watched.chunks(IDS_AT_ONCE) {
             let mut query = self.unfinished(origins);
             query.and_where(id_column().is_in(ids.iter().copied()));
@@ -207,7 +212,7 @@ impl Repository {
             let rows = self.rows(&query).await?;
             let last = seen.page(&rows, &mut see).map_err(DatabaseError::from)?;
             match last {
-                Some(last) if rows.len() as u64 == PAGE => after = last,
+                Some(last) if rows.len() as u64 == PAGE => after = last.get(),
                 _ => break,
             }
         }
@@ -247,17 +252,17 @@ impl Repository {
         query
     }
 
-    async fn highest_id(&self) -> Result<i64, DbErr> {
+    async fn highest_id(&self) -> Result<TransferId, DbErr> {
         let query = Query::select()
             .expr(Func::max(id_column()).cast_as("bigint"))
             .from(data_transfer::Entity)
             .to_owned();
         let row = self.database.connection().query_one(&query).await?;
-        let highest: Option<i64> = row
+        let highest: Option<TransferId> = row
             .map(|row| row.try_get_by_index(0))
             .transpose()?
             .flatten();
-        Ok(highest.unwrap_or(0))
+        Ok(highest.unwrap_or(TransferId::new(0)))
     }
 
     /// Every location that has a site, by id.
@@ -303,10 +308,10 @@ impl Repository {
     pub async fn schedule<F>(
         &self,
         candidates: &[Candidate],
-        publish: impl FnOnce(Vec<i64>) -> F,
+        publish: impl FnOnce(Vec<TransferId>) -> F,
     ) -> Result<Batch, DatabaseError>
     where
-        F: Future<Output = HashMap<i64, String>>,
+        F: Future<Output = HashMap<TransferId, String>>,
     {
         let tx = self.database.bounded(self.database.begin()).await?;
         let batch = self.schedule_in(&tx, candidates, publish).await;
@@ -329,10 +334,10 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         candidates: &[Candidate],
-        publish: impl FnOnce(Vec<i64>) -> F,
+        publish: impl FnOnce(Vec<TransferId>) -> F,
     ) -> Result<Batch, DatabaseError>
     where
-        F: Future<Output = HashMap<i64, String>>,
+        F: Future<Output = HashMap<TransferId, String>>,
     {
         let taking = || self.database.bounded(self.take(tx, candidates));
         let taken = fault_point!(ManagerRowLocked, taking().await)?;
@@ -387,7 +392,7 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         candidates: &[Candidate],
-    ) -> Result<HashSet<i64>, DbErr> {
+    ) -> Result<HashSet<TransferId>, DbErr> {
         use data_transfer::{Column, Entity};
         let ids: Vec<_> = candidates.iter().map(|candidate| candidate.id).collect();
         let query = Query::select()
@@ -420,7 +425,7 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         taken: Taken,
-        published: &HashMap<i64, String>,
+        published: &HashMap<TransferId, String>,
     ) -> Result<Batch, DatabaseError> {
         let mut batch = taken.batch.clone();
         (batch.scheduled, batch.unpublished) =
@@ -440,7 +445,11 @@ impl Repository {
     }
 
     /// An update of some transfers' status.
-    fn set_statuses(&self, ids: &[i64], status: Status) -> UpdateMany<data_transfer::Entity> {
+    fn set_statuses(
+        &self,
+        ids: &[TransferId],
+        status: Status,
+    ) -> UpdateMany<data_transfer::Entity> {
         data_transfer::Entity::update_many()
             .col_expr(
                 data_transfer::Column::Status,
@@ -515,13 +524,13 @@ async fn free<'a>(
 
 /// What a look has come across.
 struct Seen {
-    delays: HashMap<i64, i64>,
-    open: Vec<i64>,
-    failed: Vec<i64>,
+    delays: HashMap<TransferId, i64>,
+    open: Vec<TransferId>,
+    failed: Vec<TransferId>,
 }
 
 impl Seen {
-    fn new(delays: HashMap<i64, i64>) -> Self {
+    fn new(delays: HashMap<TransferId, i64>) -> Self {
         Self {
             delays,
             open: Vec::new(),
@@ -534,10 +543,10 @@ impl Seen {
         &mut self,
         rows: &[QueryResult],
         see: &mut impl FnMut(OpenTransfer),
-    ) -> Result<Option<i64>, DbErr> {
+    ) -> Result<Option<TransferId>, DbErr> {
         let mut last = None;
         for row in rows {
-            let id: i64 = row.try_get("", ID)?;
+            let id: TransferId = row.try_get("", ID)?;
             last = Some(id);
             let status: Label<Status> = row.try_get("", STATUS)?;
             match status.known() {
@@ -564,7 +573,7 @@ impl Seen {
 
     /// FAILED rows are watched as far as there is room, the latest first: these are what an operator
     /// resets.
-    fn watch(mut self, highest: i64) -> Option<Watch> {
+    fn watch(mut self, highest: TransferId) -> Option<Watch> {
         let room = MOST_WATCHED.checked_sub(self.open.len())?;
         self.failed.sort_unstable_by_key(|id| Reverse(*id));
         self.failed.truncate(room);
@@ -576,7 +585,7 @@ impl Seen {
 }
 
 /// Whether a wait stands for a transfer with this `retry_count`.
-fn waits(delays: &HashMap<i64, i64>, id: i64, retry_count: Option<i64>) -> bool {
+fn waits(delays: &HashMap<TransferId, i64>, id: TransferId, retry_count: Option<i64>) -> bool {
     // As `retry_count` of a row is read.
     delays.get(&id) == Some(&Ord::max(retry_count.unwrap_or(0), 0))
 }

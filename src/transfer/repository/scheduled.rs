@@ -21,12 +21,13 @@ use serde::Serialize;
 use super::schedule::IDS_AT_ONCE;
 use super::{Repository, TransferSummary, delay, find_lease, lock, storable};
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::TransferId;
 
 /// Record of a row, valid while the row is SCHEDULED.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ScheduleRecord {
     /// The transfer.
-    pub data_transfer_id: i64,
+    pub data_transfer_id: TransferId,
     /// Time at which it became SCHEDULED, or was first seen so. By the database's clock.
     pub scheduled_at: DateTime<Utc>,
     /// Queue of its message; none where another program sent it.
@@ -40,7 +41,7 @@ pub struct ScheduleRecord {
 impl From<transfer_worker_schedule::Model> for ScheduleRecord {
     fn from(row: transfer_worker_schedule::Model) -> Self {
         Self {
-            data_transfer_id: row.data_transfer_id,
+            data_transfer_id: row.data_transfer_id.into(),
             scheduled_at: row.scheduled_at,
             queue: row.queue,
             task_id: row.task_id,
@@ -96,7 +97,8 @@ impl Repository {
             .await?;
         let mut records: HashMap<_, _> = rows
             .into_iter()
-            .map(|row| (row.data_transfer_id, ScheduleRecord::from(row)))
+            .map(ScheduleRecord::from)
+            .map(|record| (record.data_transfer_id, record))
             .collect();
         for transfer in to.iter_mut().filter(|transfer| is_scheduled(transfer)) {
             transfer.schedule = records.remove(&transfer.id);
@@ -123,7 +125,10 @@ impl Repository {
     }
 
     /// The record of one transfer that is SCHEDULED.
-    pub(super) async fn schedule_record(&self, id: i64) -> Result<Option<ScheduleRecord>, DbErr> {
+    pub(super) async fn schedule_record(
+        &self,
+        id: TransferId,
+    ) -> Result<Option<ScheduleRecord>, DbErr> {
         if !self.schema.has_schedule {
             return Ok(None);
         }
@@ -137,7 +142,7 @@ impl Repository {
     ///
     /// # Errors
     /// The error of the database.
-    pub async fn record_scheduled(&self, ids: &[i64]) -> Result<(), DatabaseError> {
+    pub async fn record_scheduled(&self, ids: &[TransferId]) -> Result<(), DatabaseError> {
         use transfer_worker_schedule::{Column, Entity};
         let recording = async {
             let db = self.database.connection();
@@ -161,7 +166,10 @@ impl Repository {
     ///
     /// # Errors
     /// The error of the database.
-    pub async fn still_scheduled(&self, ids: &[i64]) -> Result<HashSet<i64>, DatabaseError> {
+    pub async fn still_scheduled(
+        &self,
+        ids: &[TransferId],
+    ) -> Result<HashSet<TransferId>, DatabaseError> {
         use data_transfer::{Column, Entity};
         let mut found = HashSet::new();
         for ids in ids.chunks(IDS_AT_ONCE) {
@@ -234,7 +242,7 @@ impl Repository {
     /// The error of the database.
     pub async fn withdraw(
         &self,
-        id: i64,
+        id: TransferId,
         task_id: &str,
         withdrawal: &Withdrawal,
     ) -> Result<bool, DatabaseError> {
@@ -247,7 +255,7 @@ impl Repository {
     async fn withdraw_in(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         task_id: &str,
         withdrawal: &Withdrawal,
     ) -> Result<bool, DbErr> {
@@ -280,7 +288,7 @@ impl Repository {
     }
 
     /// Locks a row; returns true if it is SCHEDULED and no worker has it.
-    async fn is_untaken(&self, tx: &DatabaseTransaction, id: i64) -> Result<bool, DbErr> {
+    async fn is_untaken(&self, tx: &DatabaseTransaction, id: TransferId) -> Result<bool, DbErr> {
         let row = lock(tx, id).await?;
         let is_scheduled = row.is_some_and(|row| row.status.means(Status::Scheduled));
         Ok(is_scheduled && find_lease(tx, id).await?.is_none())
@@ -313,7 +321,7 @@ impl Repository {
     pub(super) async fn forget_schedule(
         &self,
         db: &impl ConnectionTrait,
-        id: i64,
+        id: TransferId,
     ) -> Result<(), DbErr> {
         if self.schema.has_schedule {
             transfer_worker_schedule::Entity::delete_by_id(id)
@@ -328,7 +336,7 @@ impl Repository {
     pub(super) async fn begin_schedule(
         &self,
         tx: &DatabaseTransaction,
-        queues: &[(i64, Arc<str>)],
+        queues: &[(TransferId, Arc<str>)],
     ) -> Result<(), DbErr> {
         use transfer_worker_schedule::{Column, Entity};
         if !self.schema.has_schedule || queues.is_empty() {
@@ -353,7 +361,7 @@ impl Repository {
     pub(super) async fn complete_schedule(
         &self,
         tx: &DatabaseTransaction,
-        sent: &HashMap<i64, String>,
+        sent: &HashMap<TransferId, String>,
     ) -> Result<(), DbErr> {
         use transfer_worker_schedule::{Column, Entity};
         if !self.schema.has_schedule || sent.is_empty() {
@@ -376,12 +384,12 @@ impl Repository {
 }
 
 fn record(
-    id: i64,
+    id: TransferId,
     now: DateTime<Utc>,
     queue: Option<&str>,
 ) -> transfer_worker_schedule::ActiveModel {
     transfer_worker_schedule::ActiveModel {
-        data_transfer_id: Set(id),
+        data_transfer_id: Set(id.get()),
         scheduled_at: Set(now),
         queue: Set(queue.map(storable)),
         task_id: Set(None),

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::faults::fault_point;
 use crate::transfer::database;
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::{Lease, LeaseError};
 
 /// A copy that has arrived and was verified.
@@ -255,7 +256,7 @@ impl Repository {
         now: DateTime<Utc>,
     ) -> Result<(), DbErr> {
         use data_transfer::Column;
-        let mut update = self.set_status(row.id, settlement.status);
+        let mut update = self.set_status(row.id.into(), settlement.status);
         if settlement.is_final {
             update = update.col_expr(Column::EndTime, Expr::val(Timestamp(now)));
         }
@@ -279,7 +280,7 @@ impl Repository {
     async fn insert_log(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         status: Status,
         log_path: &Path,
         now: DateTime<Utc>,

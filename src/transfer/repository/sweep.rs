@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{Displaced, Repository, displace, find_lease, lock};
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
+use crate::transfer::id::TransferId;
 use crate::transfer::lease::{Demise, LeaseInfo, Owner};
 
 /// What a sweep has done.
@@ -18,7 +19,7 @@ pub struct Sweep {
     /// had been changed already.
     pub recovered: Vec<Recovered>,
     /// Transfers that could not be recovered this time, and why.
-    pub failed: Vec<(i64, DatabaseError)>,
+    pub failed: Vec<(TransferId, DatabaseError)>,
 }
 
 /// A lease that was removed.
@@ -77,7 +78,7 @@ impl Repository {
     }
 
     /// Transfers whose lease seems dead. Looked at without a lock, so [`Self::recover`] looks again.
-    async fn candidates(&self, observer: &Owner) -> Result<Vec<i64>, DatabaseError> {
+    async fn candidates(&self, observer: &Owner) -> Result<Vec<TransferId>, DatabaseError> {
         use transfer_worker_lease::{Column, Entity};
         let db = self.database.connection();
         let now = database::now(db).await?;
@@ -87,7 +88,7 @@ impl Repository {
             .await?;
         // By their keys: the table of transfers is long, and there are as many leases as copies run.
         let ids = leases.iter().map(|lease| lease.data_transfer_id);
-        let in_progress: Vec<i64> = data_transfer::Entity::find()
+        let in_progress: Vec<TransferId> = data_transfer::Entity::find()
             .select_only()
             .column(data_transfer::Column::Id)
             .filter(data_transfer::Column::Id.is_in(ids))
@@ -97,13 +98,19 @@ impl Repository {
             .await?;
         let is_candidate = |lease: &&transfer_worker_lease::Model| {
             LeaseInfo::from(*lease).demise(now, observer).is_some()
-                || !in_progress.contains(&lease.data_transfer_id)
+                || !in_progress.contains(&lease.data_transfer_id.into())
         };
         let candidates = leases.iter().filter(is_candidate);
-        Ok(candidates.map(|lease| lease.data_transfer_id).collect())
+        Ok(candidates
+            .map(|lease| lease.data_transfer_id.into())
+            .collect())
     }
 
-    async fn recover(&self, id: i64, observer: &Owner) -> Result<Option<Recovered>, DatabaseError> {
+    async fn recover(
+        &self,
+        id: TransferId,
+        observer: &Owner,
+    ) -> Result<Option<Recovered>, DatabaseError> {
         let recovering = async |tx: &DatabaseTransaction| {
             Ok(fault_point!(
                 SweepWritten,
@@ -116,7 +123,7 @@ impl Repository {
     async fn recover_in(
         &self,
         tx: &DatabaseTransaction,
-        id: i64,
+        id: TransferId,
         observer: &Owner,
     ) -> Result<Option<Recovered>, DbErr> {
         let row = lock(tx, id).await?;

@@ -13,6 +13,7 @@ use super::super::{AbsolutePath, Partial, TemporaryName};
 use super::directory::{Directory, is_plain, is_regular, not_plain};
 use super::{blocking, is_absent, refused, sync_directories};
 use crate::transfer::error::TransferError;
+use crate::transfer::id::TransferId;
 
 /// Renames a copy to its final name unless that exists.
 pub(in crate::transfer::endpoint) async fn publish(
@@ -223,7 +224,7 @@ fn adopt_checkpoints(directory: &Directory, earlier: &Partial, own: &Partial) ->
 /// Names of a transfer's copies and checkpoints in a directory; none if there is no directory.
 pub(in crate::transfer::endpoint) async fn list(
     directory: &AbsolutePath,
-    transfer_id: i64,
+    transfer_id: TransferId,
 ) -> Result<Vec<TemporaryName>, TransferError> {
     let directory = directory.clone();
     blocking("list", move || {

@@ -25,6 +25,7 @@ use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
 use crate::transfer::digest::Digest;
 use crate::transfer::failures::{Role, TransferError, connection_failure};
+use crate::transfer::id::TransferId;
 
 mod answer;
 mod scripts;
@@ -278,7 +279,7 @@ impl Remote {
     pub(super) async fn temporaries(
         &self,
         directory: &AbsolutePath,
-        transfer_id: i64,
+        transfer_id: TransferId,
     ) -> Result<Vec<TemporaryName>, TransferError> {
         let id = transfer_id.to_string();
         let arguments = [directory.as_str(), id.as_str()];
