@@ -133,6 +133,27 @@ async fn parts_count_once_and_come_in_order() {
 }
 
 #[tokio::test]
+async fn extended_chord_waits_once_for_each_task_that_was_added() {
+    let Some(bench) = Bench::new(1, ordered()).await else {
+        return;
+    };
+    let grow = async |task_id: &str| bench.chords.grow(&bench.group_id, task_id).await.unwrap();
+    grow("task-1").await;
+    // The message of the task that adds it was delivered again.
+    grow("task-1").await;
+    grow("task-2").await;
+    let mut redis = bench.redis.clone();
+    let change: i64 = redis.get(bench.key(".t")).await.unwrap();
+    assert_eq!(change, 2, "as Python counts");
+    assert_eq!(bench.count(0, json!("a")).await, Counted::NotLast);
+    assert_eq!(bench.count(1, json!("b")).await, Counted::NotLast);
+    let claim = bench.last(2, json!("c")).await;
+    assert_eq!(bench.results(&claim).await.len(), 3);
+    assert!(bench.chords.finish(&claim, CLAIM_SECONDS).await.unwrap());
+    assert!(!bench.exists(".a").await && !bench.exists(".t").await);
+}
+
+#[tokio::test]
 async fn without_order_as_they_come() {
     let options = Options {
         expires: Expires {

@@ -107,8 +107,8 @@ fn memory(value: &Value) -> usize {
 
 fn call(parent_id: &str) -> Call<'_> {
     Call {
-        parent_id,
-        root_id: parent_id,
+        parent_id: Some(parent_id),
+        root_id: Some(parent_id),
         role: "test",
         reply_to: "replies",
         origin: "gen1@h",
@@ -126,6 +126,7 @@ fn is_bounded(plan: Result<canvas::Plan, canvas::SignatureError>, input: usize) 
         .map(|effect| match effect {
             Effect::Send(outgoing) => outgoing.message.body.len(),
             Effect::Chord(header) => header.unlock.message.body.len(),
+            Effect::ChordGrows { .. } => 0,
         })
         .sum();
     assert!(sent <= 64 << 20, "{sent} bytes are sent");

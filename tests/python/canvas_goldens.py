@@ -2,12 +2,14 @@
 
 Workflows are applied by a client, and every message that this leads to is "run" by Celery's own tracer, which sends
 what follows; nothing leaves the process. Each run is one case: the message, what the task returned, and what was sent
-and noted then. Run it by hand after an upgrade of Celery:
+and noted then. Further cases are what a client sends for each workflow, and what a running task sends when it is
+replaced or extends its chord. Run it by hand after an upgrade of Celery:
 
     .venv/bin/python tests/python/canvas_goldens.py
 """
 
 import contextlib
+import copy
 import json
 from collections import deque
 from pathlib import Path
@@ -16,6 +18,7 @@ from celery import Celery, chain, chord, group
 from celery._state import _task_stack
 from celery.app.trace import build_tracer
 from celery.backends.base import Backend
+from celery.exceptions import Ignore
 
 TARGET = Path(__file__).resolve().parent.parent.parent / "crates" / "celery-protocol" / "tests" / "golden" / "canvas.json"
 
@@ -25,7 +28,7 @@ class Notes(Backend):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.sizes, self.children = [], None
+        self.sizes, self.grown, self.children = [], [], None
 
     def _store_result(self, task_id, result, state, traceback=None, request=None, **kwargs):
         if request is not None:
@@ -36,6 +39,9 @@ class Notes(Backend):
 
     def set_chord_size(self, group_id, chord_size):
         self.sizes.append([group_id, chord_size])
+
+    def add_to_chord(self, chord_id, result):
+        self.grown.append([chord_id, result.id])
 
     def on_task_call(self, producer, task_id):
         pass
@@ -150,12 +156,56 @@ def errbacks(message):
     return {"sent": messages, "sizes": sizes}
 
 
-def cases(name, workflow):
+def plain(value):
+    return json.loads(app.backend.encode(value))
+
+
+def replaced(name, message, replacement):
+    """What a task of this message sends when it is replaced."""
+    case = {"name": name, "kind": "replace", "message": message, "signature": plain(replacement)}
+    with running(copy.deepcopy(message)), contextlib.suppress(Ignore):
+        app.tasks["runner"].replace(replacement)
+    messages, sizes = reset()
+    return case | {"sent": messages, "sizes": sizes}
+
+
+def grown(name, message, signature):
+    """What a task of this message sends and notes when it adds to its chord."""
+    case = {"name": name, "kind": "add_to_chord", "message": message, "signature": plain(signature)}
+    with running(copy.deepcopy(message)):
+        app.tasks["runner"].add_to_chord(signature)
+    messages, sizes = reset()
+    grown, notes.grown = notes.grown, []
+    return case | {"sent": messages, "sizes": sizes, "grown": grown}
+
+
+def first_message(workflow):
     workflow.apply_async()
+    messages, _ = reset()
+    return next(message for message in messages if message["headers"]["task"] == "a")
+
+
+def replacement_cases():
+    for host, of_host in HOSTS.items():
+        for name, of_replacement in REPLACEMENTS.items():
+            case = replaced(f"{host}, replaced by {name}", first_message(of_host()), of_replacement())
+            yield case
+            again = [message for message in case["sent"] if message["headers"]["task"] == "r"]
+            if name in ("a task", "a chain"):
+                yield replaced(f"{host}, replaced by {name} that is replaced", again[0], s("t", 1))
+        if host.startswith("a part of a chord"):
+            yield grown(f"{host}, extended", first_message(of_host()), s("r", 1, queue="python"))
+            yield grown(f"{host}, extended by a chain", first_message(of_host()), chain(s("r"), s("t")))
+
+
+def cases(name, workflow):
+    signature = plain(workflow)
+    result = workflow.apply_async()
     messages, sizes = reset()
     waiting, parts = deque(messages), {}
     expected = dict(map(tuple, sizes))
-    found = []
+    sent_by_client = {"signature": signature, "sent": messages, "sizes": sizes, "result": plain(result.as_tuple())}
+    found = [{"name": name, "kind": "client"} | sent_by_client]
     while waiting:
         message = waiting.popleft()
         if message["headers"]["task"] == "celery.chord_unlock":
@@ -241,9 +291,63 @@ WORKFLOWS = {
     "kwargs": lambda: chain(s("a"), app.signature("b", args=[1], kwargs={"k": {"deep": [None, 1.5]}})),
 }
 
+HOSTS = {
+    "a task": lambda: s("a"),
+    "a task with callbacks": lambda: linked(s("a"), s("ok", 1), group(s("x"), s("y")), errors=[s("bad")]),
+    "a step of a chain": lambda: chain(s("a"), s("y"), s("z")),
+    "a step before a group": lambda: chain(s("a"), group(s("y"), s("z"))),
+    "a step before a chord": lambda: chain(s("a"), group(s("x"), s("y")), s("z")),
+    "a part of a chord": lambda: chord([s("a"), s("b")], s("z")),
+    "a part of a chord that goes on": lambda: chain(group(s("a"), s("b")), s("y"), s("z")),
+    "a part of a group": lambda: group(s("a"), s("b")),
+}
+
+REPLACEMENTS = {
+    "a task": lambda: s("r", 1, queue="python"),
+    "a task with callbacks": lambda: linked(s("r"), s("own"), errors=[s("mine")]),
+    "a chain": lambda: chain(s("r"), s("t")),
+    "a chain with callbacks": lambda: linked(chain(s("r"), s("t")), s("own"), errors=[s("mine")]),
+    "a group": lambda: group(s("r"), s("t")),
+    "a chord": lambda: chord([s("r"), s("t")], s("u")),
+    "a chain that ends in a group": lambda: chain(s("r"), group(s("t"), s("u"))),
+    "a chain with a group within": lambda: chain(s("r"), group(s("t"), s("u")), s("v")),
+}
+
+# Built with the operators of the language; the Rust side builds the same.
+COMPOSED = {
+    "task | task": lambda: s("a") | s("b"),
+    "task | task | task": lambda: s("a") | s("b") | s("c"),
+    "task | (task | task)": lambda: s("a") | (s("b") | s("c")),
+    "task | group": lambda: s("a") | group(s("b"), s("c")),
+    "task | group of one": lambda: s("a") | group(s("b")),
+    "task | group | task": lambda: s("a") | group(s("b"), s("c")) | s("d"),
+    "task | group | task | task": lambda: s("a") | group(s("b"), s("c")) | s("d") | s("e"),
+    "task | group | group": lambda: s("a") | group(s("b"), s("c")) | group(s("d"), s("e")),
+    "group | task": lambda: group(s("a"), s("b")) | s("c"),
+    "group | group": lambda: group(s("a"), s("b")) | group(s("c"), s("d")),
+    "group | task | task": lambda: group(s("a"), s("b")) | s("c") | s("d"),
+    "group | (task | task)": lambda: group(s("a"), s("b")) | (s("c") | s("d")),
+    "chord | task": lambda: chord([s("a"), s("b")], s("c")) | s("d"),
+    "chord | group": lambda: chord([s("a"), s("b")], s("c")) | group(s("d"), s("e")),
+    "chord | chord": lambda: chord([s("a"), s("b")], s("c")) | chord([s("d"), s("e")], s("f")),
+    "task | chord": lambda: s("a") | chord([s("b"), s("c")], s("d")),
+    "task | chord | task": lambda: s("a") | chord([s("b"), s("c")], s("d")) | s("e"),
+    "chain(task, task)": lambda: chain(s("a"), s("b")),
+    "chain(group, task)": lambda: chain(group(s("a"), s("b")), s("c")),
+    "chain(task, chain(task, task), task)": lambda: chain(s("a"), chain(s("b"), s("c")), s("d")),
+    "chain(task, group, task)": lambda: chain(s("a"), group(s("b"), s("c")), s("d")),
+    "chain(task, empty group, task)": lambda: chain(s("a"), group([]), s("b")),
+    "chain(task, group of one, task)": lambda: chain(s("a"), group([s("b")]), s("c")),
+    "linked chain | task": lambda: linked(chain(s("a"), s("b")), s("x"), errors=[s("e")]) | s("c"),
+}
+
 
 def main():
     found = [case for name, workflow in WORKFLOWS.items() for case in cases(name, workflow()) if case["sent"]]
+    found += replacement_cases()
+    found += [
+        {"name": name, "kind": "signature", "signature": plain(workflow())} for name, workflow in COMPOSED.items()
+    ]
     TARGET.parent.mkdir(exist_ok=True)
     lines = ",\n".join(json.dumps(case, separators=(",", ":"), sort_keys=True) for case in found)
     TARGET.write_text(f"[\n{lines}\n]\n")

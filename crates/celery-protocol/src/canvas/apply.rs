@@ -1,26 +1,23 @@
 //! Applying signatures, as a client's `apply_async` does.
 //!
-//! A client *freezes* a signature before it sends anything: every task in it gets an id, the id of
-//! its group and its place there, and the last task of a part of a chord gets the chord's body. Only
-//! then can the signature be cut up, since what is sent later has to have the ids that earlier
-//! messages promise. A signature that a client has frozen is left as it is.
-
-use std::collections::VecDeque;
+//! A client *freezes* a signature before it sends anything ([`super::freeze`]), and then sends what
+//! can run now. The messages carry the rest along.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::freeze::{Place, flatten_for_chord};
 use super::signature::{links, listed, text};
 use super::{
-    Error, Form, MAX_BYTES, MAX_COPIED, MAX_DEPTH, MAX_MEMORY, MAX_MESSAGES, Outgoing, ResultNode,
-    Signature,
+    Error, Form, MAX_BYTES, MAX_COPIED, MAX_MEMORY, MAX_MESSAGES, Outgoing, ResultNode, Signature,
+    group,
 };
 use crate::message::TaskMessage;
 use crate::weight;
 
 /// Options of a chain that it does not hand to its first task.
-const OF_THE_CHAIN: [&str; 8] = [
+pub(super) const OF_THE_CHAIN: [&str; 8] = [
     "chord",
     "group_id",
     "group_index",
@@ -31,43 +28,90 @@ const OF_THE_CHAIN: [&str; 8] = [
     "task_id",
 ];
 
-type Options = Map<String, Value>;
+pub(super) type Options = Map<String, Value>;
 
-/// Who applies a signature, and when.
+/// The caller that applies a signature: a client, or a task that runs.
+///
+/// Ids that a signature leaves open are derived from [`Call::parent_id`] and [`Call::role`]. For a
+/// client, the role is a new random text for each call. For a task, it names the occasion
+/// ([`Call::for_task`]), so that a second run of the same message gives the same ids.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// The task that leads to the new ones.
-    pub parent_id: &'a str,
-    /// The first task of all.
-    pub root_id: &'a str,
-    /// What the signature is to the task: `link`, `chain` …. Ids are derived from this, too.
-    pub role: &'static str,
+    /// The task that applies; none for a client.
+    pub parent_id: Option<&'a str>,
+    /// The first task of the workflow; without it, each task is its own.
+    pub root_id: Option<&'a str>,
+    /// The occasion: `link`, `chain` …; a random text for a client.
+    pub role: &'a str,
     /// `reply_to` of tasks that say nothing of their own.
     pub reply_to: &'a str,
     /// Process that sends, as in `gen123@host`.
     pub origin: &'a str,
-    /// From when on a countdown counts.
+    /// Start of a countdown.
     pub now: DateTime<Utc>,
     /// Whether the result backend can do chords.
     pub chords: bool,
 }
 
-/// What applying a signature comes to.
+impl<'a> Call<'a> {
+    /// The same call for a running task: its id is the parent, its root the root.
+    ///
+    /// `role` has to be another one for each signature that the task applies, and the same for the
+    /// same signature when the message is delivered again; [`occasion`] makes one from a counter.
+    #[must_use]
+    pub fn for_task(self, message: &'a TaskMessage, role: &'a str) -> Self {
+        Self {
+            parent_id: Some(&message.id),
+            root_id: Some(message.root_id.as_deref().unwrap_or(&message.id)),
+            role,
+            ..self
+        }
+    }
+}
+
+/// Role of the `number`th signature that a run of a task applies.
+///
+/// It contains the numbers of retries and of replacements: those runs have the id of the first one,
+/// and what they send is new. A message that is delivered again has the same numbers, so a run that
+/// applies the same signatures in the same order sends the same ids, and no result exists twice.
+#[must_use]
+pub fn occasion(message: &TaskMessage, number: u64) -> String {
+    format!("send/{}.{}/{number}", nesting(message), message.retries)
+}
+
+/// Number of replacements before this message.
+pub(super) fn nesting(message: &TaskMessage) -> u64 {
+    let nesting = message.headers.get("replaced_task_nesting");
+    nesting.and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Effects of applying a signature, which are yet to be carried out.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
-    /// What is to be done, in this order.
+    /// The effects, in order.
     pub effects: Vec<Effect>,
     /// Results of what is sent, for the `children` of the task that leads to it.
     pub children: Vec<ResultNode>,
+    /// Result of the last signature applied: of the last step of a chain, of the body of a chord.
+    /// None where nothing is sent.
+    pub result: Option<ResultNode>,
 }
 
-/// A thing to be done.
+/// One effect of applying a signature.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// A message is sent.
     Send(Box<Outgoing>),
     /// A chord begins: to be noted before its header is sent.
     Chord(Box<Header>),
+    /// A chord waits for one more task, noted before the task is sent. Repeating it for the same task
+    /// must have no further effect.
+    ChordGrows {
+        /// Id of the chord's group.
+        group_id: String,
+        /// Id of the additional task.
+        task_id: String,
+    },
 }
 
 /// A chord that begins.
@@ -81,6 +125,38 @@ pub struct Header {
     pub results: Vec<ResultNode>,
     /// What is sent where no backend counts: `celery.chord_unlock`.
     pub unlock: Outgoing,
+}
+
+/// Applies a signature for a client or for a running task.
+///
+/// ```
+/// use celery_protocol::canvas::{Call, Effect, Signature, apply};
+///
+/// let call = Call {
+///     parent_id: None,
+///     root_id: None,
+///     role: "0d6c4f3c-8b8a-4a5e-b0f6-3d2d6f7b9a11", // random
+///     reply_to: "replies",
+///     origin: "gen1@host",
+///     now: chrono::DateTime::UNIX_EPOCH,
+///     chords: true,
+/// };
+/// let plan = apply(Signature::new("tasks.add").args((2, 3)) | Signature::new("tasks.show"), &call)?;
+/// // One message is sent, which carries the second step along; the result is that of the second.
+/// let [Effect::Send(first)] = plan.effects.as_slice() else { panic!() };
+/// assert_eq!(first.message.headers["task"], "tasks.add");
+/// let result = plan.result.unwrap();
+/// assert_eq!(first.message.headers["id"], result.parent.unwrap().id);
+/// # Ok::<(), celery_protocol::canvas::SignatureError>(())
+/// ```
+///
+/// # Errors
+/// [`SignatureError`](super::SignatureError) if it cannot be applied. Nothing is to be sent then.
+pub fn apply(signature: Signature, call: &Call<'_>) -> Result<Plan, Error> {
+    signature.check()?;
+    let mut applying = Applying::new(*call);
+    applying.apply_alone(signature)?;
+    Ok(applying.plan)
 }
 
 /// What follows a task that returned: its callbacks, then the next step of its chain.
@@ -108,7 +184,7 @@ pub fn after_success(
         let (groups, single): (Vec<_>, Vec<_>) = callbacks.into_iter().partition(is_group);
         callbacks = groups;
         if !single.is_empty() {
-            callbacks.push(Signature::group(single));
+            callbacks.push(group(single));
         }
     }
     for callback in callbacks {
@@ -127,6 +203,7 @@ pub fn after_success(
         applying.apply_child(Signature::parse(next)?, &partial, options)?;
         plan.effects.append(&mut applying.plan.effects);
         plan.children.append(&mut applying.plan.children);
+        plan.result = applying.plan.result;
     }
     Ok(plan)
 }
@@ -140,7 +217,7 @@ pub fn after_failure(task_id: &str, errbacks: &[Value], call: &Call<'_>) -> Resu
     if errbacks.is_empty() {
         return Ok(Plan::default());
     }
-    let group = Signature::group(Signature::parse_all(errbacks)?);
+    let group = group(Signature::parse_all(errbacks)?);
     let mut applying = Applying::new(*call);
     let partial = Partial {
         args: vec![json!(task_id)],
@@ -167,7 +244,10 @@ pub fn chord_body(body: &Value, results: Value, call: &Call<'_>) -> Result<Plan,
 /// The options that a task gives to what it leads to.
 fn inherited(call: &Call<'_>) -> Options {
     let ids = [("parent_id", call.parent_id), ("root_id", call.root_id)];
-    Options::from_iter(ids.map(|(name, id)| (name.to_owned(), json!(id))))
+    let known = ids
+        .into_iter()
+        .filter_map(|(name, id)| Some((name.to_owned(), json!(id?))));
+    known.collect()
 }
 
 /// Arguments that come on top of a signature's own.
@@ -177,42 +257,26 @@ struct Partial {
     kwargs: Map<String, Value>,
 }
 
-/// What freezing gives to a signature.
-#[derive(Clone, Copy, Default)]
-struct Place<'a> {
-    id: Option<&'a str>,
-    root_id: Option<&'a str>,
-    group_id: Option<&'a str>,
-    group_index: Option<usize>,
-    chord: Option<&'a Value>,
+/// Results of an applied signature.
+struct Applied {
+    /// As the caller's child: of what is sent now.
+    child: ResultNode,
+    /// As the caller waits for it: of what comes last.
+    result: ResultNode,
 }
 
-impl Place<'_> {
-    /// Memory of a note, in bytes.
-    fn weight(&self) -> usize {
-        self.chord.map_or(0, weight::of_value)
-    }
-
-    fn note(&self, options: &mut Options) {
-        if let Some(root_id) = self.root_id {
-            options.insert("root_id".into(), root_id.into());
-        }
-        if let Some(group_id) = self.group_id {
-            let entry = options.entry("group_id");
-            entry.or_insert_with(|| group_id.into());
-        }
-        if let Some(index) = self.group_index {
-            options.insert("group_index".into(), index.into());
-        }
-        if let Some(chord) = self.chord {
-            options.insert("chord".into(), chord.clone());
+impl From<ResultNode> for Applied {
+    fn from(node: ResultNode) -> Self {
+        Self {
+            child: node.clone(),
+            result: node,
         }
     }
 }
 
-struct Applying<'a> {
-    call: Call<'a>,
-    plan: Plan,
+pub(super) struct Applying<'a> {
+    pub(super) call: Call<'a>,
+    pub(super) plan: Plan,
     ids: u32,
     messages: usize,
     bytes: usize,
@@ -223,7 +287,7 @@ struct Applying<'a> {
 }
 
 impl<'a> Applying<'a> {
-    fn new(call: Call<'a>) -> Self {
+    pub(super) fn new(call: Call<'a>) -> Self {
         Self {
             call,
             plan: Plan::default(),
@@ -235,15 +299,16 @@ impl<'a> Applying<'a> {
         }
     }
 
-    /// An id that is the same whenever the same task applies the same signature.
-    fn fresh_id(&mut self) -> String {
-        let name = format!("{}/{}/{}", self.call.parent_id, self.call.role, self.ids);
+    /// An id that is the same whenever the same task applies the same signature on the same occasion.
+    pub(super) fn fresh_id(&mut self) -> String {
+        let parent_id = self.call.parent_id.unwrap_or_default();
+        let name = format!("{parent_id}/{}/{}", self.call.role, self.ids);
         self.ids += 1;
         Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
     }
 
     /// Counts memory that copies are about to take.
-    fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+    pub(super) fn hold(&mut self, bytes: usize) -> Result<(), Error> {
         self.held = self.held.saturating_add(bytes);
         self.copied = self.copied.saturating_add(bytes);
         match self.held > MAX_MEMORY || self.copied > MAX_COPIED {
@@ -253,11 +318,15 @@ impl<'a> Applying<'a> {
     }
 
     /// Hands errbacks to signatures.
-    fn link_errors(&mut self, errbacks: &[Value], to: &mut [Signature]) -> Result<(), Error> {
+    pub(super) fn link_errors(
+        &mut self,
+        errbacks: &[Value],
+        to: &mut [Signature],
+    ) -> Result<(), Error> {
         let copies: usize = to.iter().map(Signature::errback_copies).sum();
         for errback in errbacks {
             self.hold(weight::of_value(errback).saturating_mul(copies))?;
-            to.iter_mut().for_each(|one| one.link_error(errback));
+            to.iter_mut().for_each(|one| one.add_errback(errback));
         }
         Ok(())
     }
@@ -272,6 +341,11 @@ impl<'a> Applying<'a> {
         }
     }
 
+    /// Applies a signature with its own arguments and options.
+    pub(super) fn apply_alone(&mut self, signature: Signature) -> Result<(), Error> {
+        self.apply_child(signature, &Partial::default(), Options::new())
+    }
+
     /// Applies a signature whose result is one of the caller's children.
     fn apply_child(
         &mut self,
@@ -279,23 +353,28 @@ impl<'a> Applying<'a> {
         partial: &Partial,
         options: Options,
     ) -> Result<(), Error> {
-        let result = self.apply(signature, partial, options)?;
-        self.plan.children.extend(result);
+        if let Some(Applied { child, result }) = self.apply(signature, partial, options)? {
+            self.plan.children.push(child);
+            self.plan.result = Some(result);
+        }
         Ok(())
     }
 
-    /// Applies a signature; its result as the caller's child, if anything is sent.
+    /// Applies a signature; its results, if anything is sent.
     fn apply(
         &mut self,
         signature: Signature,
         partial: &Partial,
         options: Options,
-    ) -> Result<Option<ResultNode>, Error> {
+    ) -> Result<Option<Applied>, Error> {
         // The caller's part comes with a copy and is merged with the signature's own.
         let held = self.held;
         self.hold(weight::of_map(&options).saturating_mul(2))?;
         let result = match signature.form {
-            Form::Task => self.send(&signature, partial, &options).map(Some),
+            Form::Task => {
+                let sent = self.send(&signature, partial, &options)?;
+                Ok(Some(sent.into()))
+            }
             Form::Chain(_) => self.apply_chain(signature, partial, options),
             Form::Group(_) => self.apply_group(signature, partial, &options),
             Form::Chord { .. } => self.apply_chord(signature, partial, options),
@@ -334,7 +413,7 @@ impl<'a> Applying<'a> {
         signature: Signature,
         partial: &Partial,
         options: Options,
-    ) -> Result<Option<ResultNode>, Error> {
+    ) -> Result<Option<Applied>, Error> {
         let Form::Chain(tasks) = signature.form else {
             return Ok(None);
         };
@@ -358,14 +437,14 @@ impl<'a> Applying<'a> {
             group_index: index(group_index),
             chord: Some(&*chord).filter(|chord| !chord.is_null()),
         };
-        if self.freeze_steps(&mut steps, place)?.is_none() {
+        let Some(result) = self.freeze_steps(&mut steps, place)? else {
             return Ok(None);
-        }
+        };
         self.link_errors(&links(Some(link_error.take()))?, &mut steps)?;
         if let Some(last) = steps.last_mut() {
             for callback in links(Some(link.take()))? {
                 match &last.form {
-                    Form::Chord { .. } => last.link(callback),
+                    Form::Chord { .. } => last.add_callback(callback),
                     _ => link_option(&mut last.options, callback),
                 }
             }
@@ -377,8 +456,13 @@ impl<'a> Applying<'a> {
         // What follows the whole chain comes after its own steps; the list is read from its end.
         let mut rest = listed(options.remove("chain")).unwrap_or_default();
         rest.extend(steps.rev().map(|step| step.to_json()));
+        let is_single = rest.is_empty();
         options.insert("chain".into(), rest.into());
-        self.apply(first, partial, options)
+        let applied = self.apply(first, partial, options)?;
+        Ok(applied.map(|applied| match is_single {
+            true => applied,
+            false => Applied { result, ..applied },
+        }))
     }
 
     fn apply_group(
@@ -386,7 +470,7 @@ impl<'a> Applying<'a> {
         signature: Signature,
         partial: &Partial,
         options: &Options,
-    ) -> Result<Option<ResultNode>, Error> {
+    ) -> Result<Option<Applied>, Error> {
         if signature.is_empty() {
             return Ok(None);
         }
@@ -414,10 +498,11 @@ impl<'a> Applying<'a> {
             self.apply(task, partial, options.clone())?;
         }
         // Python's rule for a group of a single chain that ends in a group.
-        Ok(Some(match results.as_slice() {
+        let result = match results.as_slice() {
             [only] if only.members.is_some() => only.clone(),
             _ => ResultNode::group(group_id, results),
-        }))
+        };
+        Ok(Some(result.into()))
     }
 
     fn apply_chord(
@@ -425,7 +510,7 @@ impl<'a> Applying<'a> {
         signature: Signature,
         partial: &Partial,
         mut options: Options,
-    ) -> Result<Option<ResultNode>, Error> {
+    ) -> Result<Option<Applied>, Error> {
         if !self.call.chords {
             return Err(Error::NoChords);
         }
@@ -489,7 +574,7 @@ impl<'a> Applying<'a> {
             root_id: root_id.as_deref(),
             ..Place::default()
         };
-        self.freeze(&mut body, place)?;
+        let mut result = self.freeze(&mut body, place)?;
         let mut tasks = flatten_for_chord(header);
         if tasks.is_empty() {
             let partial = Partial {
@@ -528,9 +613,12 @@ impl<'a> Applying<'a> {
         self.plan.effects.push(Effect::Chord(Box::new(Header {
             group_id: group_id.clone(),
             size: tasks.iter().map(Signature::parts).sum(),
-            results,
+            results: results.clone(),
             unlock,
         })));
+        if let Some(result) = &mut result {
+            result.after(ResultNode::group(group_id.clone(), results));
+        }
         shared.extend(delay);
         shared.insert("chord".into(), chord);
         shared.insert("task_id".into(), json!(group_id));
@@ -538,181 +626,11 @@ impl<'a> Applying<'a> {
             args: partial_args,
             kwargs: partial_kwargs,
         };
-        self.apply_group(Signature::group(tasks), &partial, &shared)
-    }
-
-    /// Gives a signature and its parts what they lack; their result, if there is one.
-    fn freeze(
-        &mut self,
-        signature: &mut Signature,
-        place: Place<'_>,
-    ) -> Result<Option<ResultNode>, Error> {
-        let options = &mut signature.options;
-        match &mut signature.form {
-            Form::Task => {
-                self.hold(place.weight())?;
-                place.note(options);
-                let id = match text(options, "task_id") {
-                    Some(id) => id.to_owned(),
-                    None => place.id.map_or_else(|| self.fresh_id(), str::to_owned),
-                };
-                options.insert("task_id".into(), json!(id));
-                let reply_to = || json!(self.call.reply_to);
-                options.entry("reply_to").or_insert_with(reply_to);
-                Ok(Some(ResultNode::task(id)))
-            }
-            Form::Chain(tasks) => {
-                *tasks = self.steps(std::mem::take(tasks))?;
-                let result = self.freeze_steps(tasks, place)?;
-                if let Some(result) = &result {
-                    options.insert("task_id".into(), json!(result.id));
-                }
-                Ok(result)
-            }
-            Form::Group(tasks) => {
-                self.hold(place.weight())?;
-                place.note(options);
-                let id = match text(options, "task_id") {
-                    Some(id) => id.to_owned(),
-                    None => self.fresh_id(),
-                };
-                options.insert("task_id".into(), json!(id));
-                *tasks = flatten_for_chord(std::mem::take(tasks));
-                let mut results = Vec::with_capacity(tasks.len());
-                for (index, task) in tasks.iter_mut().enumerate() {
-                    let place = Place {
-                        id: None,
-                        group_index: Some(index),
-                        ..place
-                    };
-                    results.extend(self.freeze(task, place)?);
-                }
-                Ok(Some(ResultNode::group(id, results)))
-            }
-            Form::Chord { header, body } => {
-                let id = match text(options, "task_id") {
-                    Some(id) => id.to_owned(),
-                    None => self.fresh_id(),
-                };
-                options.insert("task_id".into(), json!(id));
-                *header = flatten_for_chord(std::mem::take(header));
-                let mut results = Vec::with_capacity(header.len());
-                for (index, task) in header.iter_mut().enumerate() {
-                    let place = Place {
-                        root_id: place.root_id,
-                        group_index: Some(index),
-                        ..Place::default()
-                    };
-                    results.extend(self.freeze(task, place)?);
-                }
-                let mut result = self.freeze(body, place)?;
-                if let Some(result) = &mut result {
-                    result.after(ResultNode::group(id, results));
-                }
-                Ok(result)
-            }
-        }
-    }
-
-    /// Freezes the steps of a chain, from the last one, which is the one that has a place; the
-    /// result is the last one's.
-    fn freeze_steps(
-        &mut self,
-        steps: &mut [Signature],
-        place: Place<'_>,
-    ) -> Result<Option<ResultNode>, Error> {
-        let root_id = place.root_id;
-        let Some((last, earlier)) = steps.split_last_mut() else {
-            return Ok(None);
-        };
-        let mut result = self.freeze(last, place)?;
-        for step in earlier.iter_mut().rev() {
-            let place = Place {
-                root_id,
-                ..Place::default()
-            };
-            let before = self.freeze(step, place)?;
-            if let (Some(result), Some(before)) = (&mut result, before) {
-                result.after(before);
-            }
-        }
-        Ok(result)
-    }
-
-    /// The steps of a chain in the form in which they run: nested chains are inlined, a group with a
-    /// following step becomes a chord, empty groups are left out.
-    fn steps(&mut self, tasks: Vec<Signature>) -> Result<Vec<Signature>, Error> {
-        let mut flat: Vec<Signature> = Vec::with_capacity(tasks.len());
-        let mut empty = None;
-        let mut waiting: VecDeque<Signature> = tasks.into();
-        while let Some(mut task) = waiting.pop_front() {
-            match task.form {
-                Form::Chain(inner) => prepend(&mut waiting, inner),
-                Form::Group(mut inner) if inner.len() == 1 => {
-                    prepend(&mut waiting, inner.drain(..))
-                }
-                Form::Group(ref inner) if inner.is_empty() => empty = Some(task),
-                Form::Chord { header, body } if is_led_by_a_task(&body) => {
-                    // The rest of the body is not copied into every part of the header.
-                    let (first, rest) = self.unchain(*body)?;
-                    task.form = Form::Chord {
-                        header,
-                        body: Box::new(first),
-                    };
-                    prepend(&mut waiting, rest);
-                    waiting.push_front(task);
-                }
-                _ => flat.push(task),
-            }
-        }
-        if flat.is_empty() {
-            // Only an empty group has no steps.
-            return Ok(empty.into_iter().collect());
-        }
-        let mut steps: VecDeque<Signature> = VecDeque::with_capacity(flat.len());
-        let mut nested = 0;
-        for mut task in flat.into_iter().rev() {
-            let follows = matches!(task.form, Form::Group(_))
-                .then(|| steps.pop_front())
-                .flatten();
-            if let (Form::Group(header), Some(body)) = (&mut task.form, follows) {
-                // Each chord is in the body of the one before.
-                nested += 1;
-                if nested > MAX_DEPTH {
-                    return Err(Error::Depth);
-                }
-                task = Signature::chord(std::mem::take(header), body);
-            } else {
-                nested = 0;
-            }
-            steps.push_front(task);
-        }
-        Ok(steps.into())
-    }
-
-    /// First task of a chain and the others, with the options that the chain hands to them.
-    fn unchain(&mut self, chain: Signature) -> Result<(Signature, Vec<Signature>), Error> {
-        let Signature {
-            mut options,
-            form: Form::Chain(mut tasks),
-            ..
-        } = chain
-        else {
-            return Ok((chain, Vec::new()));
-        };
-        if let Some(last) = tasks.last_mut() {
-            let callbacks = links(options.remove("link"))?;
-            callbacks
-                .into_iter()
-                .for_each(|callback| last.link(callback));
-        }
-        self.link_errors(&links(options.remove("link_error"))?, &mut tasks)?;
-        let mut first = tasks.remove(0);
-        for name in OF_THE_CHAIN {
-            options.remove(name);
-        }
-        first.options = first.merged(&options);
-        Ok((first, tasks))
+        let applied = self.apply_group(group(tasks), &partial, &shared)?;
+        Ok(applied.map(|applied| match result {
+            Some(result) => Applied { result, ..applied },
+            None => applied,
+        }))
     }
 
     /// Moves the callbacks of a chord to its body.
@@ -724,7 +642,7 @@ impl<'a> Applying<'a> {
             }
             match body.is_empty() {
                 true => link_option(&mut body.options, callback),
-                false => body.link(callback),
+                false => body.add_callback(callback),
             }
         }
         for errback in links(options.remove("link_error"))? {
@@ -748,22 +666,6 @@ fn link_option(options: &mut Options, callback: Value) {
     options.insert("link".into(), links.into());
 }
 
-fn prepend<I>(waiting: &mut VecDeque<Signature>, tasks: I)
-where
-    I: IntoIterator<Item = Signature, IntoIter: DoubleEndedIterator>,
-{
-    for task in tasks.into_iter().rev() {
-        waiting.push_front(task);
-    }
-}
-
-/// Whether a body is a chain that goes on after its first task. A group in that place runs what
-/// follows once for each of its tasks, and has to stay whole.
-fn is_led_by_a_task(body: &Signature) -> bool {
-    matches!(&body.form, Form::Chain(tasks)
-        if tasks.first().is_some_and(|first| !matches!(first.form, Form::Group(_))))
-}
-
 /// A group's tasks with their places, groups in it taken apart. Python counts those anew.
 fn flatten_in_order(signature: Signature, into: &mut Vec<(usize, Signature)>) {
     let Form::Group(tasks) = signature.form else {
@@ -776,21 +678,6 @@ fn flatten_in_order(signature: Signature, into: &mut Vec<(usize, Signature)>) {
             _ => into.push((index, task)),
         }
     }
-}
-
-/// A header's tasks, groups in it taken apart. Python puts the tasks of a group in a header in
-/// reverse, and so the list that the body gets; so does this.
-fn flatten_for_chord(tasks: Vec<Signature>) -> Vec<Signature> {
-    let mut waiting: VecDeque<Signature> = tasks.into();
-    let mut flat = Vec::with_capacity(waiting.len());
-    while let Some(task) = waiting.pop_front() {
-        match task.form {
-            Form::Group(inner) => inner.into_iter().for_each(|task| waiting.push_front(task)),
-            _ if task.is_empty() => {}
-            _ => flat.push(task),
-        }
-    }
-    flat
 }
 
 fn append_errback(options: &mut Options, errback: &Value) {
@@ -818,6 +705,6 @@ fn link_error_to_tasks(signature: &mut Signature, errback: &Value, runs_as_group
             }
         }
         Form::Chord { body, .. } => link_error_to_tasks(body, errback, true),
-        Form::Task | Form::Chain(_) => signature.link_error(errback),
+        Form::Task | Form::Chain(_) => signature.add_errback(errback),
     }
 }

@@ -7,6 +7,10 @@
 //! of `celery.canvas`: [`after_success`], [`after_failure`] and [`chord_body`] say what is to be sent
 //! and what is to be noted ([`Plan`]), and send nothing.
 //!
+//! In code, signatures are built ([`Signature::new`], [`chain`], [`group`], [`chord`], `|`) and
+//! applied by a client or a running task ([`apply`]); a running task can also be replaced
+//! ([`replace`]), and extend the chord that it is a part of ([`add_to_chord`]).
+//!
 //! Ids that a signature leaves open are derived from the id of the task that applies it
 //! ([`Call::parent_id`]), not drawn. A task that is run again, because its worker died before the
 //! message was acknowledged, sends what follows it again; with the same ids, so that results do not
@@ -16,14 +20,24 @@
 //! to send, is limited.
 
 mod apply;
+mod builder;
+mod compose;
 mod failure;
+mod freeze;
 mod outgoing;
+mod replace;
 mod results;
 mod signature;
 
-pub use apply::{Call, Effect, Header, Plan, after_failure, after_success, chord_body};
+pub use apply::{
+    Call, Effect, Header, Plan, after_failure, after_success, apply, chord_body, occasion,
+};
+pub use builder::Expiry;
+pub use compose::{chain, chord, group};
 pub use failure::{BodyFailure, body_failures, chord_error, failed_steps};
+pub use freeze::freeze;
 pub use outgoing::{Outgoing, Route};
+pub use replace::{add_to_chord, replace};
 pub use results::ResultNode;
 pub use signature::{Form, Signature};
 
@@ -62,6 +76,28 @@ pub enum SignatureError {
         /// What it should be.
         expected: &'static str,
     },
+    /// An argument or option that is not JSON.
+    #[error("an argument of `{task}` cannot be sent as JSON: {reason}")]
+    Argument {
+        /// The task.
+        task: String,
+        /// The serializer's error.
+        reason: String,
+    },
+    /// A task is replaced by a part of a chord.
+    #[error("a replacement must not be part of a chord; replace the task by the whole chord")]
+    ReplacedByPart,
+    /// A task is replaced by nothing.
+    #[error("a task cannot be replaced by an empty chain or group")]
+    ReplacedByNothing,
+    /// A task that is in no chord is to add to its chord.
+    #[error("the task is not part of a chord, so nothing can be added to it")]
+    NotInChord,
+    /// A chord that is to be extended, where its parts are not counted.
+    #[error(
+        "only the redis result backend counts the parts of a chord, so that it can be extended"
+    )]
+    NotExtensible,
     /// A kind of signature that there is not.
     #[error("signature has unknown type `{0}`")]
     Type(String),

@@ -91,11 +91,11 @@ impl Outgoing {
             ),
             (
                 "root_id",
-                json!(text(options, "root_id").unwrap_or(call.root_id)),
+                json!(text(options, "root_id").or(call.root_id).unwrap_or(id)),
             ),
             (
                 "parent_id",
-                json!(text(options, "parent_id").unwrap_or(call.parent_id)),
+                json!(text(options, "parent_id").or(call.parent_id)),
             ),
             ("argsrepr", json!(repr::shorten(&repr::tuple(args)))),
             ("kwargsrepr", json!(repr::shorten(&repr::dict(kwargs)))),

@@ -1,17 +1,32 @@
 //! Signatures: a task that is not sent yet, or several of them in an order.
+//!
+//! This is the value itself and its form on the wire; [`super::builder`] and [`super::compose`] make
+//! signatures in code.
 
 use std::collections::HashSet;
 
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::{Error, MAX_DEPTH, MAX_LINKS, MAX_WEIGHT};
+use super::{Error, MAX_DEPTH, MAX_LINKS, MAX_WEIGHT, chord};
 use crate::weight;
 
 /// Options that a caller must not change, where a signature has them: the parts of a chord find
 /// together by them.
 const KEPT: [&str; 2] = ["group_id", "stamped_headers"];
 
-/// A signature, read from its mapping.
+/// A task that is not sent yet, or a workflow of several: a chain, a group or a chord.
+///
+/// A value like any other: it can be built, cloned, put into a larger workflow, written to JSON and
+/// read again. Nothing happens until a client or a worker applies it.
+///
+/// ```
+/// use celery_protocol::canvas::{Signature, group};
+///
+/// let add = Signature::new("tasks.add").args((2, 3)).queue("fast").priority(5);
+/// let workflow = group([add.clone(), add.arg(4)]) | Signature::new("tasks.sum");
+/// assert_eq!(workflow.to_json()["subtask_type"], "chord");
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signature {
     /// Name of the task; of no meaning for anything but a single task.
@@ -26,6 +41,8 @@ pub struct Signature {
     pub immutable: bool,
     /// Whether it is one task or more.
     pub form: Form,
+    /// First error of the builder, reported when the signature is applied.
+    pub(super) defect: Option<Error>,
 }
 
 /// The form of a signature.
@@ -47,10 +64,21 @@ pub enum Form {
 }
 
 impl Signature {
-    /// Reads a signature as a message carries it.
+    /// Reads a signature as a message carries it. The entry for input that is not trusted: depth and
+    /// memory are limited.
+    ///
+    /// ```
+    /// use celery_protocol::canvas::{Signature, SignatureError};
+    ///
+    /// let add = serde_json::json!({"task": "tasks.add", "args": [2, 3], "options": {"queue": "fast"}});
+    /// assert_eq!(Signature::parse(&add)?, Signature::new("tasks.add").args((2, 3)).queue("fast"));
+    /// assert!(Signature::parse(&serde_json::json!({"args": [2, 3]})).is_err());
+    /// # Ok::<(), SignatureError>(())
+    /// ```
     ///
     /// # Errors
-    /// [`Error`] for everything that is none, and for one that is nested too deep.
+    /// [`SignatureError`](super::SignatureError) for everything that is no signature, and for one that
+    /// is nested too deep.
     pub fn parse(value: &Value) -> Result<Self, Error> {
         if weight::of_value(value) > MAX_WEIGHT {
             return Err(Error::Memory);
@@ -69,21 +97,7 @@ impl Signature {
         values.iter().map(|value| parse(value, MAX_DEPTH)).collect()
     }
 
-    /// Several signatures as one group.
-    #[must_use]
-    pub fn group(tasks: Vec<Self>) -> Self {
-        Self::compound("celery.group", Form::Group(tasks), Map::new())
-    }
-
-    pub(super) fn chord(header: Vec<Self>, body: Self) -> Self {
-        let form = Form::Chord {
-            header,
-            body: Box::new(body),
-        };
-        Self::compound("celery.chord", form, Map::new())
-    }
-
-    fn compound(task: &str, form: Form, options: Map<String, Value>) -> Self {
+    pub(super) fn compound(task: &str, form: Form, options: Map<String, Value>) -> Self {
         Self {
             task: task.to_owned(),
             args: Vec::new(),
@@ -91,10 +105,23 @@ impl Signature {
             options,
             immutable: false,
             form,
+            defect: None,
         }
     }
 
     /// The mapping, as Python reads it.
+    ///
+    /// ```
+    /// # use celery_protocol::canvas::Signature;
+    /// let add = Signature::new("tasks.add").arg(2).kwarg("y", 3).immutable();
+    /// assert_eq!(
+    ///     add.to_json(),
+    ///     serde_json::json!({
+    ///         "task": "tasks.add", "args": [2], "kwargs": {"y": 3}, "options": {},
+    ///         "subtask_type": null, "immutable": true,
+    ///     })
+    /// );
+    /// ```
     #[must_use]
     pub fn to_json(&self) -> Value {
         let list = |tasks: &[Self]| -> Value { tasks.iter().map(Self::to_json).collect() };
@@ -137,8 +164,8 @@ impl Signature {
         merged
     }
 
-    /// A callback, applied on success.
-    pub(super) fn link(&mut self, callback: Value) {
+    /// Adds a callback, applied on success.
+    pub(super) fn add_callback(&mut self, callback: Value) {
         match &mut self.form {
             Form::Task | Form::Chain(_) => append(&mut self.options, "link", callback),
             // The first of a group cannot give the results of all: it gives none.
@@ -146,30 +173,30 @@ impl Signature {
                 if let Some(first) = tasks.first_mut() {
                     let mut callback = callback;
                     callback["immutable"] = true.into();
-                    first.link(callback);
+                    first.add_callback(callback);
                 }
             }
-            Form::Chord { body, .. } => body.link(callback),
+            Form::Chord { body, .. } => body.add_callback(callback),
         }
     }
 
-    /// An errback, applied on failure: of each task of a group, of the body of a chord.
-    pub(super) fn link_error(&mut self, errback: &Value) {
+    /// Adds an errback, applied on failure: of each task of a group, of the body of a chord.
+    pub(super) fn add_errback(&mut self, errback: &Value) {
         match &mut self.form {
             Form::Task | Form::Chain(_) => append(&mut self.options, "link_error", errback.clone()),
-            Form::Group(tasks) => tasks.iter_mut().for_each(|task| task.link_error(errback)),
+            Form::Group(tasks) => tasks.iter_mut().for_each(|task| task.add_errback(errback)),
             Form::Chord { header, body } => {
                 for task in header {
                     if matches!(task.form, Form::Chord { .. }) {
-                        task.link_error(errback);
+                        task.add_errback(errback);
                     }
                 }
-                body.link_error(errback);
+                body.add_errback(errback);
             }
         }
     }
 
-    /// Number of copies of an errback that [`Signature::link_error`] makes.
+    /// Number of copies of an errback that [`Signature::add_errback`] makes.
     pub(super) fn errback_copies(&self) -> usize {
         match &self.form {
             Form::Task | Form::Chain(_) => 1,
@@ -200,6 +227,23 @@ impl Signature {
 
     pub(super) fn is_empty(&self) -> bool {
         matches!(&self.form, Form::Group(tasks) | Form::Chain(tasks) if tasks.is_empty())
+    }
+}
+
+impl Serialize for Signature {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.check() {
+            Ok(()) => self.to_json().serialize(serializer),
+            Err(error) => Err(serde::ser::Error::custom(error)),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Signature {
+    /// Reads by [`Signature::parse`], with its limits.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        Self::parse(&value).map_err(serde::de::Error::custom)
     }
 }
 
@@ -296,6 +340,7 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
             options,
             immutable,
             form: Form::Task,
+            defect: None,
         },
         "chain" => {
             let tasks = tasks(kwargs.get("tasks"), "tasks", depth)?;
@@ -326,7 +371,7 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
                 kwargs: inner,
                 options,
                 immutable,
-                ..Signature::chord(header, body)
+                ..chord(header, body)
             }
         }
         other => return Err(Error::Type(other.to_owned())),

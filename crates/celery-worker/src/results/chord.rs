@@ -2,7 +2,7 @@
 //!
 //! The keys are those of Celery 5.7, under the prefix of saved groups: `.j` holds the parts that
 //! returned, `.d` which ones those were, `.s` how many are awaited and `.t` by how much that was
-//! changed since, `.c` who applies the body. A part is counted in one script, so that exactly one
+//! changed since, `.a` by which tasks, `.c` who applies the body. A part is counted in one script, so that exactly one
 //! worker finds that it was the last; that worker then holds `.c` for a limited time, as a claim. A
 //! worker that dies with a claim leaves its own message unacknowledged: whoever gets that again
 //! waits for the claim to end, and takes over.
@@ -67,6 +67,23 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| {
             return 'claimed'
         end
         return 'held'
+        ",
+    )
+});
+
+/// Makes a chord wait for one more part, once for each task.
+static GROW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local added, change = unpack(KEYS)
+        local task_id, expires = unpack(ARGV)
+        if redis.call('SADD', added, task_id) == 1 then
+            redis.call('INCR', change)
+        end
+        if tonumber(expires) > 0 then
+            redis.call('EXPIRE', added, expires)
+            redis.call('EXPIRE', change, expires)
+        end
         ",
     )
 });
@@ -211,6 +228,22 @@ impl Chords {
             .await
     }
 
+    /// Makes a chord wait for one more task, which a part of it is about to send. Celery's
+    /// `add_to_chord` counts in the same place.
+    ///
+    /// # Errors
+    /// The backend's. Repeating it for the same task does no harm.
+    pub async fn grow(&self, group_id: &str, task_id: &str) -> Result<(), ResultError> {
+        let mut call = GROW.prepare_invoke();
+        call.key(self.key(group_id, ".a"))
+            .key(self.key(group_id, ".t"))
+            .arg(task_id)
+            .arg(self.options.expires_seconds);
+        self.link
+            .with(async |connection| call.invoke_async(connection).await)
+            .await
+    }
+
     /// Counts a part. One that is no part of a group is none of a chord either.
     ///
     /// # Errors
@@ -331,7 +364,8 @@ impl Chords {
     /// # Errors
     /// The backend's.
     pub async fn finish(&self, claim: &Claim, claim_seconds: u64) -> Result<bool, ResultError> {
-        let keys = [".c", ".j", ".t", ".s", ".d"].map(|suffix| self.key(&claim.group_id, suffix));
+        let keys =
+            [".c", ".j", ".t", ".s", ".d", ".a"].map(|suffix| self.key(&claim.group_id, suffix));
         let mut call = FINISH.prepare_invoke();
         call.key(&keys)
             .arg(&claim.token)

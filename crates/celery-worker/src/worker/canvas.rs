@@ -311,8 +311,8 @@ impl Canvas {
 
     fn call<'a>(&'a self, message: &'a TaskMessage, role: &'static str) -> Call<'a> {
         Call {
-            parent_id: &message.id,
-            root_id: message.root_id.as_deref().unwrap_or(&message.id),
+            parent_id: Some(&message.id),
+            root_id: Some(message.root_id.as_deref().unwrap_or(&message.id)),
             role,
             reply_to: &self.reply_to,
             origin: &self.origin,
@@ -342,6 +342,17 @@ impl Canvas {
                     }
                     ChordSupport::None => return Err(SignatureError::NoChords.into()),
                 },
+                Effect::ChordGrows {
+                    group_id,
+                    task_id: added,
+                } => {
+                    let ChordSupport::Counted(chords) = &self.chords else {
+                        return Err(SignatureError::NotExtensible.into());
+                    };
+                    let grow = || chords.grow(&group_id, &added);
+                    self.patiently(task_id, "a chord is not extended", hopeless, grow)
+                        .await?;
+                }
             }
         }
         stream::iter(waiting)
@@ -665,7 +676,8 @@ impl Canvas {
         let is_large = is_large([body, &results]);
         let planning = || canvas::chord_body(body, results, call);
         let plan = self.desk.work(is_large, planning).await?;
-        self.carry_out(plan, call.parent_id).await?;
+        let task_id = call.parent_id.unwrap_or_default();
+        self.carry_out(plan, task_id).await?;
         Ok(())
     }
 
