@@ -6,7 +6,7 @@ use futures_util::future::BoxFuture;
 
 use super::Worker;
 use super::accepted::Received;
-use super::request::Requeue;
+use super::settlement::Requeue;
 use super::task::Entry;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::Cause;

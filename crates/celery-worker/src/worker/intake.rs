@@ -1,8 +1,185 @@
-//! Reading of deliveries.
+//! The receipt of a message: it is read, refused, or accepted.
+//!
+//! The order of effects is Celery's: received; its time; its rate; a place; whether it is still
+//! wanted; the acknowledgement, if it comes early; STARTED; the run; what follows the task; the
+//! result; the chord; the event; the acknowledgement, if it comes late. Whatever follows the task is
+//! with the broker before its result is stored, and its result is stored before the message is
+//! gone: a worker that dies in between leaves a message that is delivered again, and never a result
+//! that nobody acts upon.
 
-use crate::broker::Delivery;
+use std::sync::Arc;
+
+use super::Worker;
+use super::accepted::Received;
+use super::admission::Admitted;
+use super::identity::Identity;
+use super::policy::Policy;
+use super::settlement::Requeue;
+use super::stop::Stop;
+use crate::broker::{Delivery, Verdict};
 use celery_protocol::content::Accept;
-use celery_protocol::message::{self, Reason, Refused, TaskMessage};
+use celery_protocol::event::Event;
+use celery_protocol::exception::Exception;
+use celery_protocol::message::{self, Fate, Reason, Refused, TaskMessage};
+use celery_protocol::repr;
+use celery_protocol::result::{ResultMeta, State};
+use chrono::Utc;
+
+impl Worker {
+    /// One delivery, from receipt to settlement.
+    pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
+        let Some(Admitted {
+            mut delivery,
+            read,
+            share: _share,
+        }) = self.admit(delivery).await
+        else {
+            return;
+        };
+        let message = match *read {
+            Ok(message) => message,
+            Err(refused) => return Box::pin(self.refuse(delivery, refused)).await,
+        };
+        let Some(entry) = self.registry.get(&message.task) else {
+            return Box::pin(self.not_registered(delivery, message)).await;
+        };
+        let received = Arc::new(Received {
+            identity: Identity::of(&delivery.message),
+            message: Arc::new(message),
+            raw: std::mem::take(&mut delivery.message),
+            exchange: delivery.exchange.clone(),
+            routing_key: delivery.routing_key.clone(),
+            queue: delivery.queue.clone(),
+            redelivered: delivery.redelivered,
+        });
+        let message = &received.message;
+        tracing::info!(
+            task = message.task,
+            task_id = message.id,
+            args = message.argsrepr.as_deref().map(repr::shorten),
+            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
+            redelivered = received.redelivered,
+            "task received"
+        );
+        let stop = Stop::new(&self.stopping);
+        if !self.accepted.accept(&received, delivery, &stop) {
+            return tracing::info!(
+                task_id = message.id,
+                "task runs here already; the new delivery joins it"
+            );
+        }
+        fault_point!(TaskAccepted);
+        let limits = self.time_limits.get(&message.task);
+        let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
+        let verdict = match self.unwanted(message) {
+            Some(cause) => Box::pin(self.not_run(&received, entry, &policy, cause)).await,
+            None => {
+                // Not of one that joined: monitors would take a running task for a waiting one.
+                self.news(&received, &Event::TaskReceived(message));
+                self.process(&received, entry, &policy, stop).await
+            }
+        };
+        for delivery in self.accepted.release(&received) {
+            delivery.settle(verdict).await;
+        }
+        fault_point!(Acknowledged);
+    }
+
+    /// A message for a task that this worker does not have.
+    pub(super) async fn not_registered(&self, delivery: Delivery, message: TaskMessage) {
+        tracing::error!(
+            task = message.task,
+            task_id = message.id,
+            known = ?self.registry.names(),
+            "message for a task that is not registered; it is rejected"
+        );
+        let exception = Exception::not_registered(&message.task);
+        self.refuse_with(delivery, message, exception, Verdict::Reject)
+            .await;
+    }
+
+    /// Stores why a message is refused, and refuses it.
+    async fn refuse_with(
+        &self,
+        delivery: Delivery,
+        message: TaskMessage,
+        exception: Exception,
+        verdict: Verdict,
+    ) {
+        let policy = Policy::of_stranger(&message, &self.config.tasks);
+        let state = State::Failure {
+            exception,
+            traceback: None,
+        };
+        let meta = ResultMeta::new(&message, state, Utc::now());
+        let stored = match policy.stores(&meta.state) {
+            true => self.store(&message, &meta).await,
+            false => Ok(()),
+        };
+        match stored {
+            Ok(()) => {
+                if let Some(event) = Event::of(&message.id, &meta.state, 0.0) {
+                    self.count_event(&message.task, &delivery.queue, &event);
+                    self.events.send(&event);
+                }
+                delivery.settle(verdict).await;
+            }
+            Err(Requeue) => delivery.settle(Verdict::Requeue).await,
+        }
+    }
+
+    /// A message that is no task.
+    async fn refuse(&self, delivery: Delivery, refused: Refused) {
+        let Refused {
+            reason,
+            task,
+            id,
+            reply_to,
+        } = refused;
+        let known = task
+            .as_deref()
+            .is_none_or(|task| self.registry.get(task).is_some());
+        let message = id.map(|id| TaskMessage {
+            correlation_id: delivery
+                .message
+                .properties
+                .correlation_id
+                .clone()
+                .unwrap_or(id.clone()),
+            id,
+            task: task.clone().unwrap_or_default(),
+            reply_to: reply_to.filter(|queue| !queue.is_empty()),
+            ..TaskMessage::default()
+        });
+        match message {
+            Some(message) if !known => self.not_registered(delivery, message).await,
+            message => {
+                tracing::error!(
+                    task,
+                    task_id = message.as_ref().map(|m| &m.id),
+                    routing_key = delivery.routing_key,
+                    body_bytes = delivery.message.body.len(),
+                    reason = %reason,
+                    fate = ?reason.fate(),
+                    "message is no task"
+                );
+                let verdict = match reason.fate() {
+                    Fate::Ack if known => Verdict::Ack,
+                    // For another worker's task, whatever else is wrong.
+                    Fate::Ack | Fate::Reject => Verdict::Reject,
+                };
+                match (&reason, message) {
+                    (Reason::Malformed(text), Some(message)) => {
+                        let exception = Exception::invalid_task(*text);
+                        self.refuse_with(delivery, message, exception, verdict)
+                            .await;
+                    }
+                    _ => delivery.settle(verdict).await,
+                }
+            }
+        }
+    }
+}
 
 /// Reads a delivery's task message.
 ///

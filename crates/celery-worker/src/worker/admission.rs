@@ -1,39 +1,29 @@
-//! Messages that wait for their time or for room in memory.
+//! Admission of messages: whether there is room for them in memory.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use serde_json::Value;
 
 use super::accepted::{Phase, Received};
 use super::identity::Identity;
 use super::policy::Policy;
 use super::room::{self, Share};
+use super::schedule::deliveries_before;
 use super::stop::Stop;
 use super::task::Entry;
 use super::{Worker, intake};
 use crate::aside::apart;
-use crate::broker::{Delivery, Publication, Verdict};
-use celery_protocol::RawMessage;
+use crate::broker::{Delivery, Verdict};
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 use celery_protocol::message::{self, TaskMessage};
 use celery_protocol::result::Cause;
 use celery_protocol::{repr, weight};
-use service_connection::error_chain::chain;
-
-/// Time limit for publishing before a publication fails.
-const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
-
-/// Interval of the checks of deliveries whose message is being published again.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// Time for which room is kept for a message that should come again. It may have gone to another worker.
 const RESERVED_FOR: Duration = Duration::from_secs(30);
-
-/// Header in which quorum queues count the deliveries of a message before this one.
-const DELIVERIES: &str = "x-delivery-count";
 
 /// Number of earlier deliveries after which a message is published again instead of being returned: quorum
 /// queues drop a message that was returned too often.
@@ -263,92 +253,5 @@ impl Worker {
             () = waited => {}
         }
         drop(self.room.cancel(&identity));
-    }
-
-    /// Waits for a task's time; `None` if the message was returned to the broker meanwhile.
-    ///
-    /// The broker takes back a message that is held for too long (`consumer_timeout`, 30 minutes by
-    /// default) and closes the channel. So a message that has to wait longer is published again,
-    /// unchanged, at an interval.
-    pub(super) async fn wait_until(
-        &self,
-        received: &Arc<Received>,
-        eta: DateTime<Utc>,
-    ) -> Option<()> {
-        let Ok(left) = (eta - Utc::now()).to_std() else {
-            return Some(());
-        };
-        // A waiting message must not count against the prefetch limit.
-        self.accepted.enter(received, Phase::Scheduled(eta));
-        self.accepted.park(received, true);
-        tokio::time::sleep(left.min(self.config.eta_hold)).await;
-        if left <= self.config.eta_hold {
-            self.accepted.park(received, false);
-            return Some(());
-        }
-        // Removed first: the new message may arrive before its publication is confirmed, and
-        // must not join the old one.
-        let held = self.accepted.release(received);
-        self.publish_anew(held, received.raw.clone(), &received.message.id)
-            .await;
-        None
-    }
-
-    /// Publishes a waiting message again, and settles its held deliveries.
-    async fn publish_anew(&self, held: Vec<Delivery>, mut message: RawMessage, task_id: &str) {
-        // Messages that the broker has taken back are delivered again anyway.
-        let Some(queue) = held
-            .iter()
-            .find(|delivery| !delivery.is_void())
-            .map(|delivery| delivery.queue.clone())
-        else {
-            return;
-        };
-        // The new message has never been delivered.
-        if message.headers.contains_key(DELIVERIES) {
-            message.headers.shift_remove(DELIVERIES);
-        }
-        let publication = Publication {
-            exchange: String::new(),
-            routing_key: queue,
-            message,
-            declare: None,
-            mandatory: true,
-        };
-        let publishing = self
-            .transport
-            .publish_until_confirmed(&publication, PUBLISH_WITHIN);
-        let published = tokio::select! {
-            published = publishing => published,
-            // The broker delivers it again; publishing it as well would make two messages.
-            () = taken_back(&held) => return,
-        };
-        let verdict = match published {
-            Ok(()) => Verdict::Ack,
-            Err(error) => {
-                tracing::warn!(
-                    task_id,
-                    error = %chain(&error),
-                    "a task that waits could not be published anew; its message goes back"
-                );
-                Verdict::Requeue
-            }
-        };
-        for delivery in held {
-            delivery.settle(verdict).await;
-        }
-    }
-}
-
-/// Number of earlier deliveries of a message, if its queue counts them.
-fn deliveries_before(message: &RawMessage) -> u64 {
-    let count = message.headers.get(DELIVERIES);
-    count.and_then(Value::as_u64).unwrap_or(0)
-}
-
-/// Waits until the broker has taken all deliveries back.
-async fn taken_back(held: &[Delivery]) {
-    while !held.iter().all(Delivery::is_void) {
-        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
