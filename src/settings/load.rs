@@ -2,23 +2,19 @@
 //!
 //! Every key that a layer sets is tried alone on top of the defaults, so that each bad value is
 //! reported under its own key and none hides another. Only what passed is merged; rules that span
-//! keys ([`check`]) see the merged result.
+//! keys see the merged result.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 use figment::{Profile, Provider};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::check::check;
 use super::exposure::exposures;
 use super::secrets::SECRETS;
-use super::{LinkSettings, Settings, Slowness};
-use crate::telemetry::text::visible;
+use super::{Problem, Settings, SettingsError};
 
 /// `config.default.toml`, the embedded reference.
 pub const DEFAULTS: &str = include_str!("../../config.default.toml");
@@ -32,51 +28,7 @@ const OPS_DB_PREFIX: &str = "CCAT_OPS_DB_";
 /// Tables whose keys are data, not names of settings, and the list of routes: taken whole.
 const WHOLE: [&str; 3] = ["celery.task_names", "celery.task_queues", "routes"];
 
-/// One thing that is wrong with the settings.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Problem {
-    /// Dotted key; empty when a whole file is meant.
-    pub key: String,
-    /// What is wrong and what would be right.
-    pub message: String,
-    /// File or environment variable that the value came from; empty for a rule across keys.
-    pub source: String,
-}
-
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.key.is_empty() {
-            write!(f, "{}: ", visible(&self.key))?;
-        }
-        f.write_str(&visible(&self.message))?;
-        if !self.source.is_empty() {
-            write!(f, " (from {})", visible(&self.source))?;
-        }
-        Ok(())
-    }
-}
-
-/// The settings cannot be used; lists every problem found.
-#[derive(Debug, thiserror::Error)]
-#[error("{} in the settings:{}", count(.problems.len()), list(.problems))]
-pub struct SettingsError {
-    /// All of them, in the order of the layers.
-    pub problems: Vec<Problem>,
-}
-
-fn count(n: usize) -> String {
-    if n == 1 {
-        "1 problem".into()
-    } else {
-        format!("{n} problems")
-    }
-}
-
-fn list(problems: &[Problem]) -> String {
-    problems.iter().map(|p| format!("\n  {p}")).collect()
-}
-
-/// A value that some layer gives to a key.
+/// A value of a key in some layer.
 struct Setting {
     key: String,
     value: Value,
@@ -156,7 +108,7 @@ pub fn load(
 
     match extract::<Settings>(merged) {
         Ok(mut settings) => {
-            problems.extend(check(&settings));
+            problems.extend(settings.problems());
             warnings.extend(exposures(&settings));
             settings.warnings = warnings;
             if problems.is_empty() {
@@ -168,20 +120,6 @@ pub fn load(
         Err(message) => {
             problems.push(problem("", message, ""));
             Err(SettingsError { problems })
-        }
-    }
-}
-
-impl Settings {
-    /// Checks the rules that span keys, after something was changed by other means than a file.
-    ///
-    /// # Errors
-    /// [`SettingsError`] with every broken rule.
-    pub fn validate(&self) -> Result<(), SettingsError> {
-        let problems = check(self);
-        match problems.is_empty() {
-            true => Ok(()),
-            false => Err(SettingsError { problems }),
         }
     }
 }
@@ -220,7 +158,8 @@ fn read(path: &Path) -> Result<Dict, String> {
     parse(&text)
 }
 
-fn extract<T: DeserializeOwned>(dict: Dict) -> Result<T, String> {
+/// Reads a type from merged values.
+pub(super) fn extract<T: DeserializeOwned>(dict: Dict) -> Result<T, String> {
     Value::from(dict)
         .deserialize()
         .map_err(|e| e.kind.to_string())
@@ -397,58 +336,6 @@ fn unknown(defaults: &Dict, key: &str) -> String {
         Some((_, name)) => format!("unknown key; the nearest one is `{name}`"),
         None => "unknown key".into(),
     }
-}
-
-/// The general settings with one route's differences laid over them.
-///
-/// # Errors
-/// What is wrong with the route's own keys. [`check`] has tried every route, so settings that came
-/// from [`load`] give none.
-pub(super) fn link(
-    settings: &Settings,
-    origin: &str,
-    destination: &str,
-) -> Result<LinkSettings, String> {
-    let mut link = LinkSettings {
-        bbcp: settings.bbcp.clone(),
-        ssh: settings.ssh.clone(),
-        stall_timeout: settings.transfer.stall_timeout,
-        digest: settings.transfer.digest,
-        slowness: Slowness {
-            min_rate: settings.transfer.min_rate,
-            window: settings.transfer.min_rate_window,
-            deadline_rate: settings.transfer.deadline_rate,
-            deadline_grace: settings.transfer.deadline_grace,
-        },
-        resume: settings.transfer.resume,
-        resume_above: settings.transfer.resume_above,
-    };
-    for route in &settings.routes {
-        if route.origin != origin || route.destination != destination {
-            continue;
-        }
-        link.bbcp = overlay(&link.bbcp, &route.bbcp)?;
-        link.ssh = overlay(&link.ssh, &route.ssh)?;
-        link.stall_timeout = route.stall_timeout.unwrap_or(link.stall_timeout);
-        let slowness = link.slowness;
-        link.slowness = Slowness {
-            min_rate: route.min_rate.unwrap_or(slowness.min_rate),
-            window: route.min_rate_window.unwrap_or(slowness.window),
-            deadline_rate: route.deadline_rate.unwrap_or(slowness.deadline_rate),
-            deadline_grace: route.deadline_grace.unwrap_or(slowness.deadline_grace),
-        };
-        link.resume = route.resume.unwrap_or(link.resume);
-        link.resume_above = route.resume_above.unwrap_or(link.resume_above);
-    }
-    Ok(link)
-}
-
-fn overlay<T: Serialize + DeserializeOwned>(base: &T, over: &Dict) -> Result<T, String> {
-    let Value::Dict(_, mut dict) = Value::serialize(base).map_err(|e| e.to_string())? else {
-        return Err("not a table".into());
-    };
-    dict.extend(over.clone());
-    extract(dict)
 }
 
 #[cfg(test)]
