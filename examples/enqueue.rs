@@ -22,7 +22,7 @@ use ccat_transfer::tasks::{
 use celery::task::Signature;
 use celery_worker::broker::Transport;
 use celery_worker::broker::amqp::Amqp;
-use celery_worker::broker::app::{self, Producing};
+use celery_worker::celery_crate::app::{self, Producing};
 use celery_worker::results::{self, ResultReader};
 use clap::{Args, Parser, Subcommand};
 use serde_json::Value;

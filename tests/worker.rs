@@ -18,12 +18,13 @@ use celery::Celery;
 use celery::task::Signature;
 use celery_protocol::content::Accept;
 use celery_protocol::{Properties, RawMessage};
-use celery_worker::broker::app::{Producing, build};
 use celery_worker::broker::{
     BrokerError, Declaration, Publication, Queue, Subscription, Transport, Verdict,
 };
+use celery_worker::celery_crate::app::{Producing, build};
 use celery_worker::results::{self, ResultReader};
-use celery_worker::worker::{Config, Registry, Shutdown, TaskDefaults, Worker};
+use celery_worker::task::Registry;
+use celery_worker::worker::{Config, Shutdown, TaskDefaults, Worker};
 use serde_json::{Value, json};
 use support::tasks::{Do, Params, Probe};
 use support::{amqp, service, unique, until};
@@ -134,7 +135,7 @@ async fn worker(
     let app = Arc::new(build(transport.clone(), producing).await.unwrap());
     let mut registry = Registry::default();
     registry
-        .register::<Do>(&app, &["tests.do".into()], probe.clone())
+        .register_celery(&app, Do::registration(probe))
         .await
         .unwrap();
     let results = results::open(&results::Options::new(backend), transport.clone()).unwrap();
@@ -149,7 +150,7 @@ async fn worker(
         task_events: true,
         ..Config::new("celery@tests", vec![queue.into()])
     };
-    let worker = Worker::new(app, registry, transport, results, config, shutdown.clone());
+    let worker = Worker::new(registry, transport, results, config, shutdown.clone());
     tokio::spawn(async move { worker.run().await.unwrap() })
 }
 

@@ -15,7 +15,7 @@ use ccat_transfer::transfer::repository::{LinkChange, Repository};
 use ccat_transfer::transfer::topology;
 use celery_worker::broker::Transport;
 use celery_worker::broker::amqp::Amqp;
-use celery_worker::broker::app::{self, Producing};
+use celery_worker::celery_crate::app::{self, Producing};
 use clap::{Args, ValueEnum};
 use futures_util::future::try_join_all;
 use lapin::options::{

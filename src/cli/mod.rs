@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use celery::error::CeleryError;
 use clap::{Parser, Subcommand};
 use futures_util::future::LocalBoxFuture;
 use tokio_util::task::AbortOnDropHandle;
@@ -24,13 +23,13 @@ use crate::telemetry;
 use crate::telemetry::text::visible_lines;
 use celery_worker::broker::BrokerError;
 use celery_worker::broker::amqp::Amqp;
-use celery_worker::broker::app::Producing;
+use celery_worker::celery_crate::app::Producing;
 use service_connection::error_chain::chain;
 
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::Repository;
 use crate::transfer::schema::SchemaError;
-use celery_worker::worker::Registry;
+use celery_worker::task::{DuplicateTask, Registry};
 
 mod config;
 mod db;
@@ -194,14 +193,14 @@ pub fn tasks_worker<R>(
     register: impl FnOnce(Service) -> R,
 ) -> ExitCode
 where
-    R: Future<Output = Result<Registry, CeleryError>>,
+    R: Future<Output = Result<Registry, DuplicateTask>>,
 {
     let arguments = arguments.into_iter().collect();
     run_tasks_worker(arguments, Box::new(|service| Box::pin(register(service))))
 }
 
 /// What makes the tasks of a [`tasks_worker`].
-type Register<'a> = dyn FnOnce(Service) -> LocalBoxFuture<'a, Result<Registry, CeleryError>> + 'a;
+type Register<'a> = dyn FnOnce(Service) -> LocalBoxFuture<'a, Result<Registry, DuplicateTask>> + 'a;
 
 /// Not generic: a program that calls it is not to compile the whole worker once more.
 #[inline(never)]

@@ -23,9 +23,11 @@ use crate::metrics::{QueueMetrics, TaskMetrics};
 use crate::settings::Settings;
 use crate::sideport::{Board, Phase, Probe};
 use celery_protocol::content::Accept;
-use celery_worker::broker::{Transport, app};
+use celery_worker::broker::Transport;
+use celery_worker::celery_crate::app;
 use celery_worker::results::{self, ResultBackend};
-use celery_worker::worker::{Config, RateLimit, Registry, Shutdown, TaskDefaults, Worker};
+use celery_worker::task::Registry;
+use celery_worker::worker::{Config, RateLimit, Shutdown, TaskDefaults, Worker};
 use service_connection::error_chain::chain;
 
 /// How long the answers of broker and result backend hold, for monitors that ask often.
@@ -333,7 +335,7 @@ where
     };
     watch_backend(board, &results);
     watch_queues(board, &transport, config.queues.clone())?;
-    let worker = Worker::new(app, registry, transport, results, config, shutdown)
+    let worker = Worker::new(registry, transport, results, config, shutdown)
         .with_observer(Arc::new(tasks))
         .with_pulses(board.pulses.clone());
     watch_broker(board, worker.served());

@@ -17,7 +17,7 @@ use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
 use crate::transfer::routing::queue_name;
 use crate::transfer::service::TransferService;
-use celery_worker::worker::Registry;
+use celery_worker::task::Registry;
 
 #[derive(Debug, Args)]
 pub(super) struct Arguments {

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use celery::Celery;
-use celery::error::CeleryError;
+use celery::error::TaskError;
 use celery::task::Task;
 
 use crate::manager::Manager;
 use crate::settings;
-use celery_worker::worker::Registry;
+use celery_worker::celery_crate::RegistrationError;
+use celery_worker::task::{Registry, TaskContext};
 
 mod base;
 mod exceptions;
@@ -42,30 +43,36 @@ pub struct Context {
 /// Registers every task under its configured names.
 ///
 /// # Errors
-/// [`CeleryError::TaskRegistrationError`] if two tasks have one name.
+/// [`RegistrationError`] if two tasks have one name.
 pub async fn register(
-    app: &Celery,
+    app: &Arc<Celery>,
     settings: &settings::Celery,
     context: &Context,
-) -> Result<Registry, CeleryError> {
+) -> Result<Registry, RegistrationError> {
     let mut registry = Registry::default();
     let names = |task: &str| settings.task_names.get(task).cloned().unwrap_or_default();
+    let transfers = Arc::new(context.transfers.clone());
+    let copying = TransferFilesBbcp::registration(transfers);
     registry
-        .register::<TransferFilesBbcp>(
-            app,
-            &names(TransferFilesBbcp::KEY),
-            context.transfers.clone(),
-        )
+        .register_celery(app, copying.names(names(TransferFilesBbcp::KEY)))
         .await?;
+    let scheduling = TransferTransferPackages::registration(context.manager.clone());
     registry
-        .register::<TransferTransferPackages>(
-            app,
-            &names(TransferTransferPackages::KEY),
-            context.manager.clone(),
-        )
+        .register_celery(app, scheduling.names(names(TransferTransferPackages::KEY)))
         .await?;
     Ok(registry)
 }
+
+/// The context of the running task, and the state that it was registered with.
+fn context_and_state<S: Send + Sync + 'static>() -> Result<(TaskContext, Arc<S>), TaskError> {
+    let context = TaskContext::current();
+    context
+        .and_then(|cx| Some((cx.clone(), cx.state::<S>()?)))
+        .ok_or_else(|| TaskError::UnexpectedError(NO_WORKER.into()))
+}
+
+/// Only a worker's registry gives a task its context.
+const NO_WORKER: &str = "the task was started outside of a worker of celery_worker";
 
 /// The names that producers of this process put on the wire: the first configured one of each.
 #[must_use]

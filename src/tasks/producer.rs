@@ -13,7 +13,7 @@ use crate::manager::{Submit, SubmitError};
 use crate::metrics::TaskMetrics;
 use crate::settings;
 use crate::transfer::id::TransferId;
-use celery_worker::broker::app;
+use celery_worker::celery_crate::app;
 
 /// Sends `transfer_files_bbcp` through an app.
 pub struct Producer {

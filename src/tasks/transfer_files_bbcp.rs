@@ -1,26 +1,27 @@
 //! `transfer_files_bbcp(data_transfer_id, session=None)`: moves the package of one data transfer.
 
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use celery::error::TaskError;
-use celery::task::{Request, Task, TaskOptions, TaskResult};
+use celery::error::TaskError as CrateError;
+use celery::task::{Request, Task, TaskOptions, TaskResult as CrateResult};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
 use super::base::{DataTransferTask, Settled};
+use super::context_and_state;
 use super::exceptions::{self, exception};
-use crate::advice;
 use crate::faults::fault_point;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease;
 use crate::transfer::repository::Withdrawal;
 use crate::transfer::service::{self, Failed, Snapshot};
-use celery_protocol::arguments::{Parameter, Signature};
-use celery_protocol::message::TaskMessage;
-use celery_worker::worker::{Attributes, Control, Discarded, Failure, Progress, WorkerTask};
+use celery_worker::celery_crate::CeleryTask;
+use celery_worker::task::{
+    FunctionSignature, Parameter, TaskContext, TaskError, TaskOptions as WorkerOptions,
+};
 
 /// Arguments.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,41 +33,87 @@ pub struct TransferFilesBbcpParams {
     pub session: Option<Value>,
 }
 
-/// The task. Returns nothing, like Python's; what it did stands in the row and in the attempt
-/// history.
+/// The task. It returns nothing, like Python's: its effects are the row and the attempt history.
 pub struct TransferFilesBbcp {
     request: Request<Self>,
     options: TaskOptions,
-    prepared: Option<(DataTransferTask, Control)>,
-    /// How the run failed, and what became of the row: from `run` over `on_failure` to `judge`.
-    failed: Mutex<Option<(Failed, Settled)>>,
 }
 
 impl TransferFilesBbcp {
     /// Key in the setting `celery.task_names`.
     pub const KEY: &str = "transfer_files_bbcp";
 
-    fn attempt(&self, control: &Control) -> service::Request {
+    /// The registration of this task, with its state.
+    pub(super) fn registration(transfers: Arc<DataTransferTask>) -> CeleryTask<Self> {
+        let state = transfers.clone();
+        CeleryTask::new()
+            .signature(FunctionSignature {
+                function: "transfer_files_bbcp".into(),
+                parameters: vec![
+                    Parameter::required("data_transfer_id"),
+                    Parameter::optional("session"),
+                ]
+                .into(),
+                bound: true,
+            })
+            .options(WorkerOptions {
+                // A copy has to be stopped, and its row put back.
+                cooperative: true,
+                ..WorkerOptions::DEFAULT
+            })
+            .state(state)
+            .on_discard(move |message, reason| {
+                let transfers = transfers.clone();
+                async move { transfers.discarded(&message, &reason).await }
+            })
+    }
+
+    fn attempt(&self, cx: &TaskContext) -> service::Request {
         service::Request {
             id: self.request.params.data_transfer_id,
             task_id: self.request.id.clone(),
-            cancelled: control.cancelled.clone(),
-            no_new_attempt: control.shutting_down.clone(),
-            redelivered: control.redelivered,
+            cancelled: cx.cancelled().clone(),
+            no_new_attempt: cx.shutting_down().clone(),
+            redelivered: cx.redelivered(),
             by_hand: false,
             snapshots: watch::Sender::new(Snapshot::default()),
         }
     }
 
-    fn take_failed(&self) -> Option<(Failed, Settled)> {
-        self.failed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-    }
-
-    fn put_failed(&self, failed: Failed, settled: Settled) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some((failed, settled));
+    /// Writes the failure of an attempt to its row, and returns the end of the task that follows from both.
+    async fn settle(
+        &self,
+        transfers: &DataTransferTask,
+        cx: &TaskContext,
+        mut failed: Failed,
+    ) -> TaskError {
+        let mut request = self.attempt(cx);
+        // An interrupted attempt still has to give its row back.
+        if failed.error.is_interruption() {
+            request.cancelled = Default::default();
+        }
+        let settled = transfers.on_failure(&request, &failed).await;
+        // The message is acknowledged nevertheless, so the row must not wait for it.
+        if failed.lease.is_none() && cx.terminated().is_cancelled() {
+            let (id, task_id) = (request.id, &request.task_id);
+            transfers
+                .withdraw(id, task_id, &Withdrawal::Pending, "terminated")
+                .await;
+        }
+        // The lease was lost before the attempt failed, or before its row was settled.
+        let lost = failed.lost.as_ref().or(failed.lease.as_ref());
+        if let (Settled::Untouched, Some(lost)) = (settled, lost) {
+            failed.held_for_same_task = transfers
+                .is_left_to_redelivery(&request, lost, || !cx.will_requeue())
+                .await;
+        }
+        match (&failed.error, settled) {
+            _ if failed.held_for_same_task => TaskError::Ignore,
+            (error, _) if error.is_interruption() => TaskError::Requeue,
+            // The row does not tell of the failure, so the message must not be gone.
+            (_, Settled::Unwritten) => TaskError::Requeue,
+            (error, _) => TaskError::Raised(exceptions::of_transfer(error)),
+        }
     }
 }
 
@@ -89,12 +136,7 @@ impl Task for TransferFilesBbcp {
     type Returns = ();
 
     fn from_request(request: Request<Self>, options: TaskOptions) -> Self {
-        Self {
-            request,
-            options,
-            prepared: None,
-            failed: Mutex::new(None),
-        }
+        Self { request, options }
     }
 
     fn request(&self) -> &Request<Self> {
@@ -105,64 +147,36 @@ impl Task for TransferFilesBbcp {
         &self.options
     }
 
-    async fn run(&self, _params: Self::Params) -> TaskResult<()> {
-        let Some((transfers, control)) = &self.prepared else {
-            return Err(TaskError::UnexpectedError(NOT_PREPARED.into()));
-        };
-        let attempt = self.attempt(control);
+    async fn run(&self, _params: Self::Params) -> CrateResult<()> {
+        let (cx, transfers) = context_and_state::<DataTransferTask>()?;
+        let attempt = self.attempt(&cx);
         let snapshots = attempt.snapshots.subscribe();
         let ended = tokio::select! {
             ended = transfers.run(&attempt) => ended,
-            never = pass_on(snapshots, &control.progress) => match never {},
+            never = pass_on(snapshots, &cx) => match never {},
         };
         match ended {
             Ok(_) => {
                 fault_point!(TaskDone);
                 Ok(())
             }
-            Err(failed) => {
-                let text = advice::explanation(&failed.error);
-                self.put_failed(failed, Settled::Unwritten);
-                Err(TaskError::UnexpectedError(text))
-            }
+            Err(failed) => Err(cx.raise(self.settle(&transfers, &cx, failed).await)),
         }
     }
 
-    async fn on_failure(&self, _error: &TaskError) {
-        let (Some((transfers, control)), Some((failed, _))) = (&self.prepared, self.take_failed())
-        else {
-            return;
-        };
-        // An interrupted attempt still has to give its row back.
-        let mut request = self.attempt(control);
-        if failed.error.is_interruption() {
-            request.cancelled = Default::default();
+    /// Gives a panic the class that callers of this task expect.
+    async fn on_failure(&self, error: &CrateError) {
+        if let Some(cx) = TaskContext::current() {
+            cx.raise(exception("DataTransferError", error.to_string()));
         }
-        let settled = transfers.on_failure(&request, &failed).await;
-        let mut failed = failed;
-        // The message is acknowledged nevertheless, so the row must not wait for it.
-        if failed.lease.is_none() && control.terminated.is_cancelled() {
-            let (id, task_id) = (request.id, &request.task_id);
-            transfers
-                .withdraw(id, task_id, &Withdrawal::Pending, "terminated")
-                .await;
-        }
-        // The lease was lost before the attempt failed, or before its row was settled.
-        let lost = failed.lost.as_ref().or(failed.lease.as_ref());
-        if let (Settled::Untouched, Some(lost)) = (settled, lost) {
-            failed.held_for_same_task = transfers
-                .is_left_to_redelivery(&request, lost, || !control.message.goes_back())
-                .await;
-        }
-        self.put_failed(failed, settled);
     }
 }
 
 /// Passes on how far an attempt is, for as long as it is polled.
-async fn pass_on(mut snapshots: watch::Receiver<Snapshot>, progress: &Progress) -> Infallible {
+async fn pass_on(mut snapshots: watch::Receiver<Snapshot>, cx: &TaskContext) -> Infallible {
     while snapshots.changed().await.is_ok() {
         let snapshot = *snapshots.borrow_and_update();
-        progress.report(shown(&snapshot));
+        cx.progress(shown(&snapshot));
     }
     std::future::pending().await
 }
@@ -185,53 +199,4 @@ fn shown(snapshot: &Snapshot) -> Map<String, Value> {
             json!(left.and_then(|left| left.checked_div(rate_bytes_per_s))),
         ),
     ])
-}
-
-/// Only a worker's registry gives a task its context.
-const NOT_PREPARED: &str = "the task was started outside of celery_worker::worker";
-
-impl WorkerTask for TransferFilesBbcp {
-    const SIGNATURE: Signature = Signature {
-        function: "transfer_files_bbcp",
-        parameters: &[
-            Parameter {
-                name: "data_transfer_id",
-                required: true,
-            },
-            Parameter {
-                name: "session",
-                required: false,
-            },
-        ],
-        bound: true,
-    };
-    const ATTRIBUTES: Attributes = Attributes {
-        acks_late: Some(true),
-        // A copy has to be stopped, and its row put back.
-        stops_itself: true,
-        ..Attributes::NONE
-    };
-    type Context = DataTransferTask;
-
-    fn prepare(mut self, context: DataTransferTask, control: Control) -> Self {
-        self.prepared = Some((context, control));
-        self
-    }
-
-    async fn discard(message: &TaskMessage, context: &DataTransferTask, reason: &Discarded) {
-        context.discarded(message, reason).await;
-    }
-
-    fn judge(&self, error: &TaskError) -> Failure {
-        let Some((failed, settled)) = self.take_failed() else {
-            return Failure::Raised(exception("DataTransferError", error.to_string()));
-        };
-        match (&failed.error, settled) {
-            _ if failed.held_for_same_task => Failure::Ignored,
-            (error, _) if error.is_interruption() => Failure::Interrupted,
-            // The row does not tell of the failure, so the message must not be gone.
-            (_, Settled::Unwritten) => Failure::Interrupted,
-            (error, _) => Failure::Raised(exceptions::of_transfer(error)),
-        }
-    }
 }

@@ -1,18 +1,20 @@
 //! `transfer_transfer_packages(verbose=False, session=None)`: schedules the transfers that wait.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use celery::error::TaskError;
-use celery::task::{Request, Task, TaskOptions, TaskResult};
+use celery::error::TaskError as CrateError;
+use celery::task::{Request, Task, TaskOptions, TaskResult as CrateResult};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::context_and_state;
 use super::exceptions::{self, exception};
 use crate::manager::Manager;
-use celery_protocol::arguments::{Parameter, Signature};
-use celery_protocol::exception::Exception;
-use celery_worker::worker::{Attributes, Control, Failure, WorkerTask};
+use celery_worker::celery_crate::CeleryTask;
+use celery_worker::task::{
+    FunctionSignature, Parameter, TaskContext, TaskOptions as WorkerOptions,
+};
 use service_connection::error_chain::chain;
 
 /// Arguments.
@@ -30,13 +32,32 @@ pub struct TransferTransferPackagesParams {
 pub struct TransferTransferPackages {
     request: Request<Self>,
     options: TaskOptions,
-    manager: Option<Arc<Manager>>,
-    raised: Mutex<Option<Exception>>,
 }
 
 impl TransferTransferPackages {
     /// Key in the setting `celery.task_names`.
     pub const KEY: &str = "transfer_transfer_packages";
+
+    /// The registration of this task, with its state.
+    pub(super) fn registration(manager: Arc<Manager>) -> CeleryTask<Self> {
+        CeleryTask::new()
+            .signature(FunctionSignature {
+                function: "transfer_transfer_packages".into(),
+                parameters: vec![
+                    Parameter::optional("verbose"),
+                    Parameter::optional("session"),
+                ]
+                .into(),
+                bound: false,
+            })
+            .options(WorkerOptions {
+                acks_late: Some(true),
+                // A pass is short, and must not be left in the middle.
+                cooperative: true,
+                ..WorkerOptions::DEFAULT
+            })
+            .state(manager)
+    }
 }
 
 #[async_trait]
@@ -47,12 +68,7 @@ impl Task for TransferTransferPackages {
     type Returns = ();
 
     fn from_request(request: Request<Self>, options: TaskOptions) -> Self {
-        Self {
-            request,
-            options,
-            manager: None,
-            raised: Mutex::new(None),
-        }
+        Self { request, options }
     }
 
     fn request(&self) -> &Request<Self> {
@@ -63,60 +79,20 @@ impl Task for TransferTransferPackages {
         &self.options
     }
 
-    async fn run(&self, params: Self::Params) -> TaskResult<()> {
-        let Some(manager) = &self.manager else {
-            return Err(TaskError::UnexpectedError(
-                "the task was not prepared by a worker".into(),
-            ));
-        };
+    async fn run(&self, params: Self::Params) -> CrateResult<()> {
+        let (cx, manager) = context_and_state::<Manager>()?;
         let verbose = params.verbose.unwrap_or(false);
-        manager
-            .transfer_transfer_packages(verbose)
-            .await
-            .map(drop)
-            .map_err(|error| {
-                let text = chain(&error).to_string();
-                let raised = exceptions::of_manager(&error, text.clone());
-                *self.raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(raised);
-                TaskError::UnexpectedError(text)
-            })
-    }
-}
-
-impl WorkerTask for TransferTransferPackages {
-    const SIGNATURE: Signature = Signature {
-        function: "transfer_transfer_packages",
-        parameters: &[
-            Parameter {
-                name: "verbose",
-                required: false,
-            },
-            Parameter {
-                name: "session",
-                required: false,
-            },
-        ],
-        bound: false,
-    };
-    const ATTRIBUTES: Attributes = Attributes {
-        acks_late: Some(true),
-        // A pass is short, and must not be left in the middle.
-        stops_itself: true,
-        ..Attributes::NONE
-    };
-    type Context = Arc<Manager>;
-
-    fn prepare(mut self, context: Arc<Manager>, _control: Control) -> Self {
-        self.manager = Some(context);
-        self
+        let passed = manager.transfer_transfer_packages(verbose).await;
+        passed.map(drop).map_err(|error| {
+            let text = chain(&error).to_string();
+            cx.raise(exceptions::of_manager(&error, text))
+        })
     }
 
-    fn judge(&self, error: &TaskError) -> Failure {
-        let raised = self
-            .raised
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        Failure::Raised(raised.unwrap_or_else(|| exception("ScheduleError", error.to_string())))
+    /// Gives a panic the class that callers of this task expect.
+    async fn on_failure(&self, error: &CrateError) {
+        if let Some(cx) = TaskContext::current() {
+            cx.raise(exception("ScheduleError", error.to_string()));
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::messages::data_transfer_id;
 use crate::transfer::id::TransferId;
 use crate::transfer::repository::Withdrawal;
 use celery_protocol::message::TaskMessage;
-use celery_worker::worker::Discarded;
+use celery_worker::task::Discarded;
 
 impl DataTransferTask {
     /// Takes a transfer out of SCHEDULED whose message is not run, so that the row does not wait for it.

@@ -5,10 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use celery::error::TaskError;
-use celery::task::{Request, Task, TaskOptions, TaskResult};
-use celery_protocol::arguments::{Parameter, Signature};
-use celery_worker::worker::{Attributes, Control, Failure, WorkerTask};
+use celery::error::TaskError as CrateError;
+use celery::task::{Request, Task, TaskOptions, TaskResult as CrateResult};
+use celery_protocol::exception::Exception;
+use celery_worker::celery_crate::CeleryTask;
+use celery_worker::task::{
+    FunctionSignature, Parameter, TaskContext, TaskError, TaskOptions as WorkerOptions,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -42,7 +45,23 @@ pub struct Params {
 pub struct Do {
     request: Request<Self>,
     options: TaskOptions,
-    context: Option<(Arc<Probe>, Control)>,
+}
+
+impl Do {
+    pub fn registration(probe: &Arc<Probe>) -> CeleryTask<Self> {
+        CeleryTask::new()
+            .signature(FunctionSignature {
+                function: "do".into(),
+                parameters: vec![Parameter::required("what"), Parameter::optional("value")].into(),
+                bound: false,
+            })
+            .options(WorkerOptions {
+                acks_late: Some(true),
+                cooperative: true,
+                ..WorkerOptions::DEFAULT
+            })
+            .state(probe.clone())
+    }
 }
 
 #[async_trait]
@@ -53,11 +72,7 @@ impl Task for Do {
     type Returns = Value;
 
     fn from_request(request: Request<Self>, options: TaskOptions) -> Self {
-        Self {
-            request,
-            options,
-            context: None,
-        }
+        Self { request, options }
     }
     fn request(&self) -> &Request<Self> {
         &self.request
@@ -66,74 +81,34 @@ impl Task for Do {
         &self.options
     }
 
-    async fn run(&self, params: Params) -> TaskResult<Value> {
-        let (probe, control) = self.context.as_ref().expect("prepared");
+    async fn run(&self, params: Params) -> CrateResult<Value> {
+        let cx = TaskContext::current().expect("in a worker");
+        let probe = cx.state::<Probe>().expect("registered with it");
+        let value_error = |text: &str| cx.raise(Exception::value_error(text));
         probe.started.fetch_add(1, Ordering::SeqCst);
         let result = match params.what.as_str() {
             "echo" => Ok(params.value),
-            "fail" => Err(TaskError::ExpectedError("as asked".into())),
+            "fail" => Err(value_error("as asked")),
             "panic" => panic!("as asked"),
             "wait" => tokio::select! {
                 () = probe.gate.notified() => Ok(Value::from("opened")),
-                () = control.cancelled.cancelled() => {
+                () = cx.cancelled().cancelled() => {
                     // Stopping takes a moment, as with a real child process.
                     tokio::time::sleep(Duration::from_millis(50)).await;
-                    return Err(TaskError::UnexpectedError("stopped".into()));
+                    return Err(cx.raise(TaskError::Requeue));
                 }
             },
-            other => Err(TaskError::UnexpectedError(other.into())),
+            other => Err(value_error(other)),
         };
         probe.finished.fetch_add(1, Ordering::SeqCst);
         result
     }
 
-    async fn on_failure(&self, _error: &TaskError) {
-        if let Some((probe, _)) = &self.context {
-            probe.failures_heard.fetch_add(1, Ordering::SeqCst);
-        }
-    }
-}
-
-impl WorkerTask for Do {
-    const SIGNATURE: Signature = Signature {
-        function: "do",
-        parameters: &[
-            Parameter {
-                name: "what",
-                required: true,
-            },
-            Parameter {
-                name: "value",
-                required: false,
-            },
-        ],
-        bound: false,
-    };
-    const ATTRIBUTES: Attributes = Attributes {
-        acks_late: Some(true),
-        stops_itself: true,
-        ..Attributes::NONE
-    };
-    type Context = Arc<Probe>;
-
-    fn prepare(mut self, context: Arc<Probe>, control: Control) -> Self {
-        self.context = Some((context, control));
-        self
-    }
-
-    fn judge(&self, error: &TaskError) -> Failure {
-        match error {
-            TaskError::UnexpectedError(text) if text == "stopped" => Failure::Interrupted,
-            error => Failure::Raised(celery_protocol::exception::Exception::new(
-                "builtins",
-                "ValueError",
-                match error {
-                    TaskError::ExpectedError(text) | TaskError::UnexpectedError(text) => {
-                        text.as_str()
-                    }
-                    _ => "?",
-                },
-            )),
-        }
+    async fn on_failure(&self, _error: &CrateError) {
+        let probe = TaskContext::current().and_then(|cx| cx.state::<Probe>());
+        probe
+            .expect("registered with it")
+            .failures_heard
+            .fetch_add(1, Ordering::SeqCst);
     }
 }

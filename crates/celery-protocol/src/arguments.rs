@@ -4,121 +4,228 @@
 //! CPython 3.11's, and so is the order in which the rules are tried: keywords first, then too
 //! many positional arguments, then missing ones.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
-/// One parameter of a task function.
+/// Kind of a parameter, by the arguments that it accepts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParameterKind {
+    /// By position or by name.
+    Ordinary,
+    /// By name only: a parameter behind `*` or `*args`.
+    KeywordOnly,
+    /// All further positional arguments: `*args`.
+    VarArgs,
+    /// All further keyword arguments: `**kwargs`.
+    VarKwargs,
+}
+
+/// Parameter of a task function.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Parameter {
-    /// Its name.
+    /// Name.
     pub name: &'static str,
-    /// Whether a call must give it; otherwise its default is `None`.
+    /// Kind.
+    pub kind: ParameterKind,
+    /// Whether a call must give it. Ignored for `*args` and `**kwargs`.
     pub required: bool,
 }
 
 impl Parameter {
-    /// One that a call must give.
-    #[must_use]
-    pub const fn required(name: &'static str) -> Self {
-        let required = true;
-        Self { name, required }
+    const fn new(name: &'static str, kind: ParameterKind, required: bool) -> Self {
+        Self {
+            name,
+            kind,
+            required,
+        }
     }
 
-    /// One whose default is `None`.
+    /// A parameter that a call must give.
+    #[must_use]
+    pub const fn required(name: &'static str) -> Self {
+        Self::new(name, ParameterKind::Ordinary, true)
+    }
+
+    /// A parameter with a default.
     #[must_use]
     pub const fn optional(name: &'static str) -> Self {
-        let required = false;
-        Self { name, required }
+        Self::new(name, ParameterKind::Ordinary, false)
+    }
+
+    /// `*name`.
+    #[must_use]
+    pub const fn var_args(name: &'static str) -> Self {
+        Self::new(name, ParameterKind::VarArgs, false)
+    }
+
+    /// `**name`.
+    #[must_use]
+    pub const fn var_kwargs(name: &'static str) -> Self {
+        Self::new(name, ParameterKind::VarKwargs, false)
+    }
+
+    /// The parameter, accepted by name only.
+    #[must_use]
+    pub const fn keyword_only(mut self) -> Self {
+        self.kind = ParameterKind::KeywordOnly;
+        self
+    }
+
+    fn is_positional(&self) -> bool {
+        self.kind == ParameterKind::Ordinary
+    }
+
+    fn is_named(&self) -> bool {
+        matches!(
+            self.kind,
+            ParameterKind::Ordinary | ParameterKind::KeywordOnly
+        )
     }
 }
 
-/// The signature of a task function.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Signature {
-    /// The bare function name, which CPython's messages begin with.
-    pub function: &'static str,
-    /// The parameters in order, without `self`.
-    pub parameters: &'static [Parameter],
-    /// Whether the function takes `self` (`bind=True`), which counts in CPython's messages.
+/// Signature of a task function.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FunctionSignature {
+    /// Bare name of the function, with which CPython's messages begin.
+    pub function: Cow<'static, str>,
+    /// Parameters in order, without `self`.
+    pub parameters: Cow<'static, [Parameter]>,
+    /// Whether the Python function takes `self` (`bind=True`), which counts in CPython's messages.
     pub bound: bool,
 }
 
-impl Signature {
-    /// Binds `args`, which should be a list, and `kwargs`, which should be a mapping; parameters
-    /// that are not given are left out.
+/// Arguments of a call, bound to the parameters of a function.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BoundArguments {
+    /// Arguments of named parameters; those that were not given are absent.
+    pub named: Map<String, Value>,
+    /// Arguments of `*args`.
+    pub var_args: Vec<Value>,
+    /// Arguments of `**kwargs`.
+    pub var_kwargs: Map<String, Value>,
+}
+
+impl FunctionSignature {
+    /// Binds `args`, which should be a list, and `kwargs`, which should be a mapping.
     ///
     /// # Errors
     /// The text of CPython's `TypeError`.
-    pub fn bind(&self, args: &Value, kwargs: &Value) -> Result<Map<String, Value>, String> {
+    pub fn bind(&self, args: &Value, kwargs: &Value) -> Result<BoundArguments, String> {
         let Value::Array(args) = args else {
-            return Err(self.says(format!(
+            return Err(self.type_error(format_args!(
                 "argument after * must be an iterable, not {}",
                 type_name(args)
             )));
         };
         let Value::Object(kwargs) = kwargs else {
-            return Err(self.says(format!(
+            return Err(self.type_error(format_args!(
                 "argument after ** must be a mapping, not {}",
                 type_name(kwargs)
             )));
         };
-        let mut bound: Map<String, Value> = self
-            .parameters
-            .iter()
-            .zip(args)
-            .map(|(parameter, value)| (parameter.name.to_owned(), value.clone()))
-            .collect();
+        let positional = || self.parameters.iter().filter(|p| p.is_positional());
+        let has = |kind| self.parameters.iter().any(|p| p.kind == kind);
+        let mut bound = BoundArguments {
+            named: positional()
+                .zip(args)
+                .map(|(parameter, value)| (parameter.name.to_owned(), value.clone()))
+                .collect(),
+            ..BoundArguments::default()
+        };
 
+        let takes_any_keyword = has(ParameterKind::VarKwargs);
         for (name, value) in kwargs {
-            if !self.parameters.iter().any(|p| p.name == name) {
-                return Err(self.says(format!("got an unexpected keyword argument '{name}'")));
+            let is_known = |p: &&Parameter| p.is_named() && p.name == *name;
+            if !self.parameters.iter().any(|p| is_known(&p)) {
+                if takes_any_keyword {
+                    bound.var_kwargs.insert(name.clone(), value.clone());
+                    continue;
+                }
+                return Err(
+                    self.type_error(format_args!("got an unexpected keyword argument '{name}'"))
+                );
             }
-            if bound.insert(name.clone(), value.clone()).is_some() {
-                return Err(self.says(format!("got multiple values for argument '{name}'")));
+            if bound.named.insert(name.clone(), value.clone()).is_some() {
+                return Err(
+                    self.type_error(format_args!("got multiple values for argument '{name}'"))
+                );
             }
         }
-        if args.len() > self.parameters.len() {
-            return Err(self.says(self.too_many(args.len())));
+        let most = positional().count();
+        if let Some(rest) = args.get(most..).filter(|rest| !rest.is_empty()) {
+            if !has(ParameterKind::VarArgs) {
+                return Err(self.too_many(args.len(), &bound));
+            }
+            bound.var_args = rest.to_vec();
         }
-        let missing: Vec<&str> = self
-            .parameters
-            .iter()
-            .filter(|p| p.required && !bound.contains_key(p.name))
-            .map(|p| p.name)
-            .collect();
-        if missing.is_empty() {
-            Ok(bound)
-        } else {
-            Err(self.says(missing_text(&missing)))
+        for (kind, text) in [
+            (ParameterKind::Ordinary, "positional"),
+            (ParameterKind::KeywordOnly, "keyword-only"),
+        ] {
+            let missing: Vec<&str> = self
+                .parameters
+                .iter()
+                .filter(|p| p.kind == kind && p.required && !bound.named.contains_key(p.name))
+                .map(|p| p.name)
+                .collect();
+            if !missing.is_empty() {
+                return Err(self.missing(&missing, text));
+            }
         }
+        Ok(bound)
     }
 
-    /// What [`Signature::bind`] bound in the form of a tuple: a list in the order of the parameters,
-    /// with null for what was not given; and null for the empty tuple.
+    /// The text of a `TypeError` of this function: its name and a message.
     #[must_use]
-    pub fn in_order(&self, mut bound: Map<String, Value>) -> Value {
-        if self.parameters.is_empty() {
-            return Value::Null;
-        }
-        let value = |p: &Parameter| bound.remove(p.name).unwrap_or_default();
-        self.parameters.iter().map(value).collect()
-    }
-
-    fn says(&self, message: String) -> String {
+    pub fn type_error(&self, message: impl std::fmt::Display) -> String {
         format!("{}() {message}", self.function)
     }
 
-    fn too_many(&self, given: usize) -> String {
+    /// The text for parameters of a kind (`positional` or `keyword-only`) that a call does not give.
+    #[must_use]
+    pub fn missing(&self, names: &[&str], kind: &str) -> String {
+        let quoted: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
+        let (plural, list) = match quoted.as_slice() {
+            [one] => ("", one.clone()),
+            [one, two] => ("s", format!("{one} and {two}")),
+            [head @ .., last] => ("s", format!("{}, and {last}", head.join(", "))),
+            [] => ("s", String::new()),
+        };
+        let count = names.len();
+        self.type_error(format_args!(
+            "missing {count} required {kind} argument{plural}: {list}"
+        ))
+    }
+
+    fn too_many(&self, given: usize, bound: &BoundArguments) -> String {
         let own = usize::from(self.bound);
-        let most = self.parameters.len() + own;
-        let least = self.parameters.iter().filter(|p| p.required).count() + own;
+        let positional = || self.parameters.iter().filter(|p| p.is_positional());
+        let most = positional().count() + own;
+        let least = positional().filter(|p| p.required).count() + own;
         let given = given + own;
-        let were = if given == 1 { "was" } else { "were" };
-        let plural = if most == 1 { "" } else { "s" };
-        if least == most {
-            format!("takes {most} positional argument{plural} but {given} {were} given")
-        } else {
-            format!("takes from {least} to {most} positional arguments but {given} {were} given")
-        }
+        let is_given = |p: &&Parameter| {
+            p.kind == ParameterKind::KeywordOnly && bound.named.contains_key(p.name)
+        };
+        let plural = |count| if count == 1 { "" } else { "s" };
+        let keywords = self.parameters.iter().filter(is_given).count();
+        let given_text = match keywords {
+            0 => given.to_string(),
+            _ => format!(
+                "{given} positional argument{} (and {keywords} keyword-only argument{})",
+                plural(given),
+                plural(keywords)
+            ),
+        };
+        let were = match given == 1 && keywords == 0 {
+            true => "was",
+            false => "were",
+        };
+        let takes = match least == most {
+            true => format!("{most} positional argument{}", plural(most)),
+            false => format!("from {least} to {most} positional arguments"),
+        };
+        self.type_error(format_args!("takes {takes} but {given_text} {were} given"))
     }
 }
 
@@ -136,73 +243,82 @@ pub fn type_name(value: &Value) -> &'static str {
     }
 }
 
-fn missing_text(names: &[&str]) -> String {
-    let quoted: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
-    let (plural, list) = match quoted.as_slice() {
-        [one] => ("", one.clone()),
-        [one, two] => ("s", format!("{one} and {two}")),
-        [head @ .., last] => ("s", format!("{}, and {last}", head.join(", "))),
-        [] => ("s", String::new()),
-    };
-    format!(
-        "missing {} required positional argument{plural}: {list}",
-        names.len()
-    )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use rstest::rstest;
     use serde_json::json;
 
-    const TRANSFER: Signature = Signature {
-        function: "transfer_files_bbcp",
-        parameters: &[
-            Parameter {
-                name: "data_transfer_id",
-                required: true,
-            },
-            Parameter {
-                name: "session",
-                required: false,
-            },
-        ],
+    const fn function(
+        function: &'static str,
+        parameters: &'static [Parameter],
+    ) -> FunctionSignature {
+        FunctionSignature {
+            function: Cow::Borrowed(function),
+            parameters: Cow::Borrowed(parameters),
+            bound: false,
+        }
+    }
+
+    const TRANSFER: FunctionSignature = FunctionSignature {
+        function: Cow::Borrowed("transfer_files_bbcp"),
+        parameters: Cow::Borrowed(&[
+            Parameter::required("data_transfer_id"),
+            Parameter::optional("session"),
+        ]),
         bound: true,
     };
-    const THREE: Signature = Signature {
-        function: "f",
-        parameters: &[
-            Parameter {
-                name: "a",
-                required: true,
-            },
-            Parameter {
-                name: "b",
-                required: true,
-            },
-            Parameter {
-                name: "c",
-                required: true,
-            },
+    const THREE: FunctionSignature = function(
+        "f",
+        &[
+            Parameter::required("a"),
+            Parameter::required("b"),
+            Parameter::required("c"),
         ],
-        bound: false,
-    };
+    );
+    /// `def g(a, *rest, k, o=None, **more)`
+    const ALL: FunctionSignature = function(
+        "g",
+        &[
+            Parameter::required("a"),
+            Parameter::var_args("rest"),
+            Parameter::required("k").keyword_only(),
+            Parameter::optional("o").keyword_only(),
+            Parameter::var_kwargs("more"),
+        ],
+    );
+    /// `def h(a, *, k)`
+    const KEYWORD: FunctionSignature = function(
+        "h",
+        &[
+            Parameter::required("a"),
+            Parameter::required("k").keyword_only(),
+        ],
+    );
 
-    fn bind(signature: Signature, args: Value, kwargs: Value) -> Result<Value, String> {
-        signature.bind(&args, &kwargs).map(Value::Object)
+    fn bind(signature: &FunctionSignature, args: Value, kwargs: Value) -> Result<Value, String> {
+        let bound = signature.bind(&args, &kwargs)?;
+        Ok(json!([bound.named, bound.var_args, bound.var_kwargs]))
     }
 
     #[rstest]
-    #[case(json!([42]), json!({}), json!({"data_transfer_id": 42}))]
-    #[case(json!([]), json!({"data_transfer_id": 42}), json!({"data_transfer_id": 42}))]
-    #[case(json!([42, null]), json!({}), json!({"data_transfer_id": 42, "session": null}))]
-    #[case(json!([42]), json!({"session": null}), json!({"data_transfer_id": 42, "session": null}))]
-    fn good_calls(#[case] args: Value, #[case] kwargs: Value, #[case] bound: Value) {
-        assert_eq!(bind(TRANSFER, args, kwargs), Ok(bound));
+    #[case(TRANSFER, json!([42]), json!({}), json!([{"data_transfer_id": 42}, [], {}]))]
+    #[case(TRANSFER, json!([]), json!({"data_transfer_id": 42}), json!([{"data_transfer_id": 42}, [], {}]))]
+    #[case(TRANSFER, json!([42, null]), json!({}), json!([{"data_transfer_id": 42, "session": null}, [], {}]))]
+    #[case(TRANSFER, json!([42]), json!({"session": null}), json!([{"data_transfer_id": 42, "session": null}, [], {}]))]
+    #[case(ALL, json!([1, 2, 3]), json!({"k": 4, "rest": 5, "x": 6}),
+        json!([{"a": 1, "k": 4}, [2, 3], {"rest": 5, "x": 6}]))]
+    #[case(ALL, json!([]), json!({"a": 1, "k": 2, "o": 3}), json!([{"a": 1, "k": 2, "o": 3}, [], {}]))]
+    fn accepted_calls(
+        #[case] signature: FunctionSignature,
+        #[case] args: Value,
+        #[case] kwargs: Value,
+        #[case] bound: Value,
+    ) {
+        assert_eq!(bind(&signature, args, kwargs), Ok(bound));
     }
 
-    // The texts of CPython 3.11, from a Celery 5.7 worker.
+    // The texts of CPython 3.11, from a Celery 5.7 worker and from the interpreter.
     #[rstest]
     #[case(TRANSFER, json!([]), json!({}), "transfer_files_bbcp() missing 1 required positional argument: 'data_transfer_id'")]
     #[case(TRANSFER, json!([1, 2, 3]), json!({}), "transfer_files_bbcp() takes from 2 to 3 positional arguments but 4 were given")]
@@ -214,12 +330,17 @@ mod tests {
     #[case(TRANSFER, json!(5), json!({}), "transfer_files_bbcp() argument after * must be an iterable, not int")]
     #[case(TRANSFER, json!([]), json!([]), "transfer_files_bbcp() argument after ** must be a mapping, not list")]
     #[case(THREE, json!([1, 2, 3, 4]), json!({"x": 1}), "f() got an unexpected keyword argument 'x'")]
-    fn bad_calls(
-        #[case] signature: Signature,
+    #[case(ALL, json!([]), json!({}), "g() missing 1 required positional argument: 'a'")]
+    #[case(ALL, json!([1]), json!({}), "g() missing 1 required keyword-only argument: 'k'")]
+    #[case(KEYWORD, json!([1, 2]), json!({}), "h() takes 1 positional argument but 2 were given")]
+    #[case(KEYWORD, json!([1, 2]), json!({"k": 3}), "h() takes 1 positional argument but 2 positional arguments (and 1 keyword-only argument) were given")]
+    #[case(KEYWORD, json!([1]), json!({"k": 3, "x": 4}), "h() got an unexpected keyword argument 'x'")]
+    fn refused_calls(
+        #[case] signature: FunctionSignature,
         #[case] args: Value,
         #[case] kwargs: Value,
         #[case] text: &str,
     ) {
-        assert_eq!(bind(signature, args, kwargs), Err(text.to_owned()));
+        assert_eq!(bind(&signature, args, kwargs), Err(text.to_owned()));
     }
 }

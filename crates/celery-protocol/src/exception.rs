@@ -36,6 +36,33 @@ impl Exception {
         }
     }
 
+    /// An exception of Python's own module `builtins`, e.g. `ValueError`, with one text as its argument.
+    pub fn builtin(class: &str, message: impl Into<String>) -> Self {
+        Self::new(BUILTINS, class, message)
+    }
+
+    /// The exception with other constructor arguments.
+    #[must_use]
+    pub fn with_args(mut self, args: Vec<Value>) -> Self {
+        self.exc_message = args;
+        self
+    }
+
+    /// `ValueError`.
+    pub fn value_error(message: impl Into<String>) -> Self {
+        Self::builtin("ValueError", message)
+    }
+
+    /// `KeyError`.
+    pub fn key_error(message: impl Into<String>) -> Self {
+        Self::builtin("KeyError", message)
+    }
+
+    /// `RuntimeError`.
+    pub fn runtime_error(message: impl Into<String>) -> Self {
+        Self::builtin("RuntimeError", message)
+    }
+
     /// A `TypeError`, as Python raises for wrong arguments.
     pub fn type_error(message: impl Into<String>) -> Self {
         Self::new(BUILTINS, "TypeError", message)
@@ -189,6 +216,15 @@ fn seconds_as_given(seconds: f64) -> Value {
         false => seconds.into(),
     }
 }
+
+impl std::fmt::Display for Exception {
+    /// The last line of a Python traceback, see [`Exception::headline`].
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.headline())
+    }
+}
+
+impl std::error::Error for Exception {}
 
 #[cfg(test)]
 mod tests {

@@ -52,9 +52,26 @@ macro_rules! panic_point {
 
 mod aside;
 pub mod broker;
+#[cfg(feature = "celery-crate")]
+pub mod celery_crate;
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection;
 pub mod liveness;
 pub mod observer;
+pub mod prelude;
 pub mod results;
+pub mod task;
 pub mod worker;
+
+pub use celery_worker_macros::{TaskArgs, task};
+
+/// Paths that the macros use. Not part of the API.
+#[doc(hidden)]
+pub mod __private {
+    pub use serde_json::Error as JsonError;
+
+    pub use crate::task::TaskReturn;
+}
+
+// The macros name this crate by its public path, also within it.
+extern crate self as celery_worker;

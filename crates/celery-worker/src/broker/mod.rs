@@ -1,8 +1,7 @@
 //! The message transport, behind one trait.
 //!
 //! A [`Transport`] carries [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is the
-//! one for RabbitMQ; a Redis transport in kombu's layout can stand beside it. [`app`] makes a
-//! [`celery::Celery`] app that produces through any of them. [`topology`] says what queues look
+//! one for RabbitMQ; a Redis transport in kombu's layout can stand beside it. [`topology`] says what queues look
 //! like, [`delayed`] how messages are delayed, [`consumer`] is what a subscription gives.
 //!
 //! Two promises hold for every transport: a publication is reported as done only when the broker
@@ -16,8 +15,6 @@ use async_trait::async_trait;
 use celery_protocol::RawMessage;
 
 pub mod amqp;
-#[cfg(feature = "celery-crate")]
-pub mod app;
 pub mod consumer;
 pub mod delayed;
 mod queue_settings;

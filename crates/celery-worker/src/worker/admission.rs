@@ -12,10 +12,10 @@ use super::policy::Policy;
 use super::room::{self, Share};
 use super::schedule::deliveries_before;
 use super::stop::Stop;
-use super::task::Entry;
 use super::{Worker, intake};
 use crate::aside::apart;
 use crate::broker::{Delivery, Verdict};
+use crate::task::Entry;
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 use celery_protocol::message::{self, TaskMessage};
@@ -92,7 +92,7 @@ impl Worker {
     /// Ends a task that is no longer wanted, without its body.
     async fn turn_down(&self, delivery: Delivery, head: TaskMessage, entry: &Entry, cause: Cause) {
         let limits = self.time_limits.get(&head.task);
-        let policy = Policy::new(&head, &entry.attributes, limits, &self.config.tasks);
+        let policy = Policy::new(&head, &entry.options, limits, &self.config.tasks);
         let received = Arc::new(Received::of(&delivery, head));
         let verdict = self.not_run(&received, entry, &policy, cause).await;
         delivery.settle(verdict).await;

@@ -11,7 +11,7 @@ use super::Worker;
 use super::accepted::Received;
 use super::policy::Policy;
 use super::stop::{Reason as StopReason, Stop};
-use super::task::{Control, Entry, Failure, Invocation, Message, Outcome, Progress, panicked};
+use crate::task::{Entry, Outcome, Signals, TaskContext, TaskError, panicked};
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::result::State;
@@ -42,19 +42,20 @@ impl Worker {
             self.tell(received, state).await;
         }
         let (progress, reports) = watch::channel(None);
-        let run = (entry.run)(Invocation {
-            app: self.app.clone(),
+        let run = (entry.run)(TaskContext {
+            hostname: self.hostname.clone(),
             message: received.message.clone(),
-            control: Control {
-                hostname: self.hostname.clone(),
-                request: received.message.clone(),
+            redelivered: received.redelivered,
+            signals: Signals {
                 cancelled: stop.now.clone(),
                 terminated: stop.for_good.clone(),
                 shutting_down: self.shutdown.warm.clone(),
-                redelivered: received.redelivered,
-                progress: Progress(progress),
-                message: self.message_of(received),
             },
+            progress,
+            will_requeue: self.will_requeue(received),
+            state: None,
+            #[cfg(feature = "celery-crate")]
+            raised: None,
         });
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
         let mut running = AbortOnDropHandle::new(tokio::spawn(traces::carried(run)));
@@ -71,7 +72,7 @@ impl Worker {
                     task_id = received.message.id,
                     "task did not stop at its time limit; it was dropped"
                 );
-                return Outcome::Failed(Failure::Interrupted);
+                return Err(TaskError::Requeue);
             }
         };
         ended.unwrap_or_else(|error| {
@@ -79,13 +80,13 @@ impl Worker {
                 Ok(panic) => panicked(&*panic),
                 Err(error) => Exception::new(BUILTINS, "RuntimeError", error.to_string()),
             };
-            Outcome::Failed(Failure::Raised(exception))
+            Err(TaskError::Raised(exception))
         })
     }
 
-    fn message_of(&self, received: &Arc<Received>) -> Message {
+    fn will_requeue(&self, received: &Arc<Received>) -> Arc<dyn Fn() -> bool + Send + Sync> {
         let (accepted, received) = (self.accepted.clone(), received.clone());
-        Message(Arc::new(move || accepted.is_held(&received)))
+        Arc::new(move || accepted.is_held(&received))
     }
 
     /// Passes a task's progress on.

@@ -70,7 +70,7 @@ impl Worker {
         }
         fault_point!(TaskAccepted);
         let limits = self.time_limits.get(&message.task);
-        let policy = Policy::new(message, &entry.attributes, limits, &self.config.tasks);
+        let policy = Policy::new(message, &entry.options, limits, &self.config.tasks);
         let verdict = match self.unwanted(message) {
             Some(cause) => Box::pin(self.not_run(&received, entry, &policy, cause)).await,
             None => {

@@ -13,7 +13,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use celery::Celery;
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -23,6 +22,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use crate::broker::{BrokerError, Queue, Subscription, Subscriptions, TaskQueues, Transport};
 use crate::liveness::{self, Pulses};
 use crate::observer::Observer;
+use crate::task::Registry;
 use celery_protocol::content::Accept;
 use celery_protocol::event::{Event, Load};
 
@@ -47,15 +47,10 @@ mod schedule;
 mod settlement;
 mod span;
 mod stop;
-mod task;
 
 pub use control::DANGEROUS;
-pub use discard::Discarded;
 pub use policy::TaskDefaults;
 pub use rate::RateLimit;
-pub use task::{
-    Attributes, Control, Failure, Message, Outcome, Progress, Registry, Retry, When, WorkerTask,
-};
 
 use crate::results::ResultBackend;
 use accepted::AcceptedTasks;
@@ -190,7 +185,6 @@ impl Shutdown {
 
 /// A Celery worker.
 pub struct Worker {
-    app: Arc<Celery>,
     registry: Registry,
     transport: Arc<dyn Transport>,
     results: Arc<dyn ResultBackend>,
@@ -225,7 +219,6 @@ impl Worker {
     /// A worker that answers the tasks of `registry`. [`Worker::run`] starts it.
     #[must_use]
     pub fn new(
-        app: Arc<Celery>,
         mut registry: Registry,
         transport: Arc<dyn Transport>,
         results: Arc<dyn ResultBackend>,
@@ -256,7 +249,6 @@ impl Worker {
         );
         let replies = Replies::new(hostname.clone(), transport.clone());
         Self {
-            app,
             transport,
             results,
             canvas,
@@ -487,7 +479,7 @@ fn rates(registry: &Registry, config: &Config) -> RateLimits {
     let rates = RateLimits::default();
     if config.rate_limits {
         for (name, entry) in registry.entries() {
-            let limit = entry.attributes.rate_limit.or(config.tasks.rate_limit);
+            let limit = entry.options.rate_limit.or(config.tasks.rate_limit);
             if limit.is_some() {
                 rates.set(name, limit);
             }

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::rate::RateLimit;
-use super::task::Attributes;
+use crate::task::TaskOptions;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
 
@@ -73,37 +73,33 @@ pub(super) struct Policy {
 impl Policy {
     pub(super) fn new(
         message: &TaskMessage,
-        attributes: &Attributes,
+        options: &TaskOptions,
         limits: Option<Limits>,
         defaults: &TaskDefaults,
     ) -> Self {
         let ignore_result = message
             .ignore_result
-            .or(attributes.ignore_result)
+            .or(options.ignore_result)
             .unwrap_or(defaults.ignore_result);
         let own = limits.unwrap_or(Limits {
-            hard: attributes.time_limit.or(defaults.time_limit),
-            soft: attributes.soft_time_limit.or(defaults.soft_time_limit),
+            hard: options.time_limit.or(defaults.time_limit),
+            soft: options.soft_time_limit.or(defaults.soft_time_limit),
         });
         let (hard, soft) = message.time_limit;
         // Zero means none, as in Python.
         let given = |limit: Option<f64>| limit.filter(|seconds| *seconds > 0.0);
         Self {
-            acks_late: attributes.acks_late.unwrap_or(defaults.acks_late),
-            acks_on_failure: attributes
-                .acks_on_failure
-                .unwrap_or(defaults.acks_on_failure),
-            acks_on_timeout: attributes
-                .acks_on_timeout
-                .unwrap_or(defaults.acks_on_timeout),
-            track_started: attributes.track_started.unwrap_or(defaults.track_started)
+            acks_late: options.acks_late.unwrap_or(defaults.acks_late),
+            acks_on_failure: options.acks_on_failure.unwrap_or(defaults.acks_on_failure),
+            acks_on_timeout: options.acks_on_timeout.unwrap_or(defaults.acks_on_timeout),
+            track_started: options.track_started.unwrap_or(defaults.track_started)
                 && !ignore_result,
             time_limit: given(hard).or(given(own.hard)),
             soft_time_limit: given(soft).or(given(own.soft)),
-            max_retries: attributes.max_retries.unwrap_or(MAX_RETRIES),
-            retry_delay: attributes.default_retry_delay.unwrap_or(RETRY_DELAY),
+            max_retries: options.max_retries.unwrap_or(MAX_RETRIES),
+            retry_delay: options.default_retry_delay.unwrap_or(RETRY_DELAY),
             ignore_result,
-            store_errors: attributes
+            store_errors: options
                 .store_errors_even_if_ignored
                 .unwrap_or(defaults.store_errors_even_if_ignored),
         }
@@ -111,7 +107,7 @@ impl Policy {
 
     /// What holds for a message that is no task of this worker.
     pub(super) fn of_stranger(message: &TaskMessage, defaults: &TaskDefaults) -> Self {
-        Self::new(message, &Attributes::NONE, None, defaults)
+        Self::new(message, &TaskOptions::DEFAULT, None, defaults)
     }
 
     /// Whether a state is stored.
@@ -150,29 +146,29 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn policy(message: &TaskMessage, attributes: &Attributes, defaults: &TaskDefaults) -> Policy {
-        Policy::new(message, attributes, None, defaults)
+    fn policy(message: &TaskMessage, options: &TaskOptions, defaults: &TaskDefaults) -> Policy {
+        Policy::new(message, options, None, defaults)
     }
 
     #[test]
     fn the_nearest_word_counts() {
-        let (mut message, mut attributes) = (TaskMessage::default(), Attributes::NONE);
+        let (mut message, mut options) = (TaskMessage::default(), TaskOptions::DEFAULT);
         let mut defaults = TaskDefaults {
             time_limit: Some(30.0),
             ..TaskDefaults::default()
         };
         let limit = |m: &_, a: &_, d: &_| policy(m, a, d).time_limit;
-        assert_eq!(limit(&message, &attributes, &defaults), Some(30.0));
-        attributes.time_limit = Some(20.0);
-        assert_eq!(limit(&message, &attributes, &defaults), Some(20.0));
+        assert_eq!(limit(&message, &options, &defaults), Some(30.0));
+        options.time_limit = Some(20.0);
+        assert_eq!(limit(&message, &options, &defaults), Some(20.0));
         message.time_limit = (Some(10.0), None);
-        assert_eq!(limit(&message, &attributes, &defaults), Some(10.0));
+        assert_eq!(limit(&message, &options, &defaults), Some(10.0));
 
         let success = State::Success(Value::Null);
         defaults.ignore_result = true;
-        assert!(!policy(&message, &attributes, &defaults).stores(&success));
+        assert!(!policy(&message, &options, &defaults).stores(&success));
         message.ignore_result = Some(false);
-        assert!(policy(&message, &attributes, &defaults).stores(&success));
+        assert!(policy(&message, &options, &defaults).stores(&success));
     }
 
     #[test]
@@ -185,7 +181,7 @@ mod tests {
             store_errors_even_if_ignored: true,
             ..TaskDefaults::default()
         };
-        let policy = policy(&message, &Attributes::NONE, &defaults);
+        let policy = policy(&message, &TaskOptions::DEFAULT, &defaults);
         assert!(!policy.stores(&State::Success(Value::Null)));
         assert!(policy.stores(&State::Revoked(celery_protocol::result::Cause::Expired)));
     }

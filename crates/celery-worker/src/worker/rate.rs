@@ -27,6 +27,24 @@ impl fmt::Display for RateLimit {
 }
 
 impl RateLimit {
+    /// Tasks per second.
+    #[must_use]
+    pub const fn per_second(number: f64) -> Self {
+        Self { number, unit: 's' }
+    }
+
+    /// Tasks per minute.
+    #[must_use]
+    pub const fn per_minute(number: f64) -> Self {
+        Self { number, unit: 'm' }
+    }
+
+    /// Tasks per hour.
+    #[must_use]
+    pub const fn per_hour(number: f64) -> Self {
+        Self { number, unit: 'h' }
+    }
+
     /// The pause between two tasks.
     fn interval(self) -> Duration {
         let seconds = UNITS

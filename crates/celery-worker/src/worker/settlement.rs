@@ -10,9 +10,9 @@ use super::accepted::Received;
 use super::canvas::{CanvasError, Stopped};
 use super::policy::Policy;
 use super::stop::{Reason as StopReason, Stop};
-use super::task::{Entry, Failure, Outcome, Retry, When};
 use super::{STORE_PAUSES, Worker, span};
 use crate::broker::{Publication, Route, Verdict, delayed};
+use crate::task::{Entry, Outcome, Reject, Retry, TaskError, When};
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
@@ -52,9 +52,9 @@ impl Worker {
         runtime: Duration,
     ) -> Verdict {
         match outcome {
-            Outcome::Returned(value) => self.succeed(received, policy, value, runtime).await,
+            Ok(value) => self.succeed(received, policy, value, runtime).await,
             // What is rare has its room elsewhere.
-            Outcome::Failed(failure) => {
+            Err(failure) => {
                 Box::pin(self.settle_failure(received, policy, failure, stop, runtime)).await
             }
         }
@@ -65,19 +65,19 @@ impl Worker {
         &self,
         received: &Arc<Received>,
         policy: &Policy,
-        failure: Failure,
+        failure: TaskError,
         stop: &Stop,
         runtime: Duration,
     ) -> Verdict {
         let message = &received.message;
         match failure {
-            Failure::Raised(exception) => self.fail(received, policy, exception, runtime).await,
-            Failure::Retry(retry) => self.retry(received, policy, *retry, runtime).await,
-            Failure::Rejected { reason, requeue } => {
+            TaskError::Raised(exception) => self.fail(received, policy, exception, runtime).await,
+            TaskError::Retry(retry) => self.retry(received, policy, *retry, runtime).await,
+            TaskError::Reject(Reject { reason, requeue }) => {
                 self.reject(received, policy, reason, requeue, runtime)
                     .await
             }
-            Failure::Ignored => {
+            TaskError::Ignore => {
                 tracing::info!(
                     task = message.task,
                     task_id = message.id,
@@ -86,7 +86,7 @@ impl Worker {
                 );
                 Verdict::Ack
             }
-            Failure::Interrupted => match stop.reason() {
+            TaskError::Requeue => match stop.reason() {
                 Some(StopReason::Terminated) => {
                     tracing::warn!(
                         task = message.task,
@@ -354,7 +354,7 @@ impl Worker {
         let function = self
             .registry
             .get(&message.task)
-            .map_or(message.task.as_str(), |entry| entry.function);
+            .map_or(message.task.as_str(), |entry| &*entry.function);
         format!("ccat-transfer on {}, in {function}", self.hostname)
     }
 

@@ -103,7 +103,7 @@ impl Worker {
         let limits = self.time_limits.get(name);
         let policy = Policy::new(
             &TaskMessage::default(),
-            &entry.attributes,
+            &entry.options,
             limits,
             &self.config.tasks,
         );

@@ -21,8 +21,7 @@ use celery::protocol::Message;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::sending::Sending;
-use super::{Publication, TaskQueues, Transport};
+use crate::broker::{Publication, Sending, TaskQueues, Transport};
 use celery_protocol::{Properties, RawMessage, isoformat, repr};
 use service_connection::error_chain::chain;
 
@@ -79,7 +78,7 @@ impl Producer {
     fn unsupported<T>(&self, what: &str) -> Result<T, BrokerError> {
         Err(BrokerError::IoError(io::Error::new(
             io::ErrorKind::Unsupported,
-            format!("{what} is done by ccat_transfer::worker, not by the celery crate"),
+            format!("{what} is done by this crate's worker, not by the celery crate"),
         )))
     }
 }
@@ -163,8 +162,8 @@ impl Broker for Producer {
 }
 
 /// The kind of error by which [`is_unanswered`] knows a publication without an answer.
-fn kind(error: &super::BrokerError) -> io::ErrorKind {
-    use super::BrokerError::{GivenUp, Timeout, Unreachable};
+fn kind(error: &crate::broker::BrokerError) -> io::ErrorKind {
+    use crate::broker::BrokerError::{GivenUp, Timeout, Unreachable};
     match error {
         Unreachable { .. } | GivenUp { .. } => io::ErrorKind::NotConnected,
         Timeout { .. } => io::ErrorKind::TimedOut,

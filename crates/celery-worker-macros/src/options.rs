@@ -1,0 +1,174 @@
+//! Options of `#[task(…)]`.
+
+use proc_macro2::TokenStream;
+use quote::quote;
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned as _;
+use syn::{Expr, ExprLit, Lit, Meta, Token};
+
+const FLAGS: [&str; 6] = [
+    "acks_late",
+    "acks_on_failure",
+    "acks_on_timeout",
+    "ignore_result",
+    "store_errors_even_if_ignored",
+    "track_started",
+];
+
+/// Parsed options.
+#[derive(Default)]
+pub(crate) struct Options {
+    /// Name in messages.
+    pub(crate) name: Option<String>,
+    /// `bind=True`.
+    pub(crate) bind: bool,
+    /// Fields of `TaskOptions` that are set.
+    pub(crate) fields: Vec<TokenStream>,
+}
+
+impl Parse for Options {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Self> {
+        let mut options = Self::default();
+        for meta in Punctuated::<Meta, Token![,]>::parse_terminated(input)? {
+            options.add(&meta)?;
+        }
+        Ok(options)
+    }
+}
+
+impl Options {
+    fn add(&mut self, meta: &Meta) -> syn::Result<()> {
+        let option = meta.path().require_ident()?;
+        let name = option.to_string();
+        let value = match meta {
+            Meta::Path(_) => None,
+            Meta::NameValue(pair) => Some(&pair.value),
+            Meta::List(list) => {
+                let text = format!("write `{name} = …`");
+                return Err(syn::Error::new(list.span(), text));
+            }
+        };
+        let needed = |what: &str| {
+            let text = format!("`{name}` needs a value: {what}");
+            value.ok_or_else(|| syn::Error::new(meta.span(), text))
+        };
+        let field = match name.as_str() {
+            "name" => {
+                let value = needed("a string, e.g. `name = \"tasks.add\"`")?;
+                let text = string(value)?;
+                if text.is_empty() {
+                    return Err(syn::Error::new(
+                        value.span(),
+                        "the name of a task is not empty",
+                    ));
+                }
+                self.name = Some(text);
+                return Ok(());
+            }
+            "bind" => {
+                self.bind = flag(value)?;
+                return Ok(());
+            }
+            "cooperative" => {
+                let value = flag(value)?;
+                quote!(#option: #value)
+            }
+            flag_name if FLAGS.contains(&flag_name) => {
+                let value = flag(value)?;
+                quote!(#option: ::core::option::Option::Some(#value))
+            }
+            "time_limit" | "soft_time_limit" => {
+                let seconds = number(needed("seconds, e.g. `30`")?)?;
+                quote!(#option: ::core::option::Option::Some(#seconds))
+            }
+            "default_retry_delay" => {
+                let seconds = number(needed("seconds, e.g. `1.5`")?)?;
+                quote! {
+                    #option: ::core::option::Option::Some(
+                        ::core::time::Duration::from_millis((#seconds * 1000.0) as u64)
+                    )
+                }
+            }
+            "max_retries" => {
+                let count = needed("a number, e.g. `5`")?;
+                quote!(#option: ::core::option::Option::Some(#count))
+            }
+            "rate_limit" => {
+                let value = needed("a rate, e.g. `\"10/m\"`")?;
+                let rate = rate(value)?;
+                quote!(#option: ::core::option::Option::Some(#rate))
+            }
+            _ => {
+                let known = ["name", "bind", "cooperative"]
+                    .into_iter()
+                    .chain(FLAGS)
+                    .chain([
+                        "time_limit",
+                        "soft_time_limit",
+                        "default_retry_delay",
+                        "max_retries",
+                        "rate_limit",
+                    ]);
+                let known = known.collect::<Vec<_>>().join(", ");
+                let text = format!("unknown option `{name}`; the options are {known}");
+                return Err(syn::Error::new(option.span(), text));
+            }
+        };
+        self.fields.push(field);
+        Ok(())
+    }
+}
+
+fn literal(value: &Expr) -> Option<&Lit> {
+    match value {
+        Expr::Lit(ExprLit { lit, .. }) => Some(lit),
+        _ => None,
+    }
+}
+
+fn string(value: &Expr) -> syn::Result<String> {
+    match literal(value) {
+        Some(Lit::Str(text)) => Ok(text.value()),
+        _ => Err(syn::Error::new(value.span(), "expected a string")),
+    }
+}
+
+fn flag(value: Option<&Expr>) -> syn::Result<bool> {
+    match value.map(|value| (value, literal(value))) {
+        None => Ok(true),
+        Some((_, Some(Lit::Bool(flag)))) => Ok(flag.value),
+        Some((value, _)) => Err(syn::Error::new(value.span(), "expected `true` or `false`")),
+    }
+}
+
+fn number(value: &Expr) -> syn::Result<f64> {
+    let number = match literal(value) {
+        Some(Lit::Int(number)) => number.base10_parse::<f64>().ok(),
+        Some(Lit::Float(number)) => number.base10_parse::<f64>().ok(),
+        _ => None,
+    };
+    number.ok_or_else(|| syn::Error::new(value.span(), "expected a number of seconds"))
+}
+
+fn rate(value: &Expr) -> syn::Result<TokenStream> {
+    let text = string(value)?;
+    let (count, unit) = text.split_once('/').unwrap_or((&text, "s"));
+    let count = count.trim().parse::<f64>().ok();
+    let count = count.filter(|count| *count > 0.0 && count.is_finite());
+    let constructor = match unit.trim() {
+        "s" => quote!(per_second),
+        "m" => quote!(per_minute),
+        "h" => quote!(per_hour),
+        _ => quote!(),
+    };
+    match count {
+        Some(count) if !constructor.is_empty() => {
+            Ok(quote!(::celery_worker::worker::RateLimit::#constructor(#count)))
+        }
+        _ => {
+            let text = "expected a rate such as \"2/s\", \"10/m\" or \"1/h\"";
+            Err(syn::Error::new(value.span(), text))
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! Names that a file with tasks needs.
+
+pub use celery_protocol::canvas::Signature;
+pub use celery_protocol::exception::Exception;
+
+pub use crate::task::{
+    Ignore, Registry, Reject, Retry, Task, TaskArgs, TaskContext, TaskError, TaskOptions,
+    TaskResult, When,
+};
+pub use crate::worker::Worker;
+pub use celery_worker_macros::task;

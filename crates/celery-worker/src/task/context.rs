@@ -1,0 +1,137 @@
+//! Context of a running task.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use celery_protocol::message::TaskMessage;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::error::Retry;
+
+tokio::task_local! {
+    static CURRENT: TaskContext;
+}
+
+/// Context of a running task: its message, and its connection to the worker.
+///
+/// A task receives it as an argument. Code that runs in a task of the `celery` crate, whose trait has no such
+/// argument, calls [`TaskContext::current`].
+#[derive(Clone)]
+pub struct TaskContext {
+    pub(crate) hostname: Arc<str>,
+    pub(crate) message: Arc<TaskMessage>,
+    pub(crate) redelivered: bool,
+    pub(crate) signals: Signals,
+    pub(crate) progress: watch::Sender<Option<Map<String, Value>>>,
+    pub(crate) will_requeue: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
+    #[cfg(feature = "celery-crate")]
+    pub(crate) raised: Option<crate::celery_crate::RaisedSlot>,
+}
+
+/// Requests to a running task to end.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Signals {
+    pub(crate) cancelled: CancellationToken,
+    pub(crate) terminated: CancellationToken,
+    pub(crate) shutting_down: CancellationToken,
+}
+
+impl TaskContext {
+    /// The context of the task that runs the calling code; `None` outside of a task of the `celery` crate.
+    #[must_use]
+    pub fn current() -> Option<Self> {
+        CURRENT.try_with(Self::clone).ok()
+    }
+
+    /// Runs a future in which [`TaskContext::current`] returns this context.
+    pub async fn scope<F: Future>(self, future: F) -> F::Output {
+        CURRENT.scope(self, future).await
+    }
+
+    /// The message that requested this run, named as in Celery: id, arguments, retries, group and so on.
+    #[must_use]
+    pub fn request(&self) -> &Arc<TaskMessage> {
+        &self.message
+    }
+
+    /// Node name of the worker, e.g. `celery@host`.
+    #[must_use]
+    pub fn hostname(&self) -> &str {
+        &self.hostname
+    }
+
+    /// Whether the broker delivered the message before, so that another run may have begun.
+    #[must_use]
+    pub fn redelivered(&self) -> bool {
+        self.redelivered
+    }
+
+    /// Cancelled when the task has to stop now. A [cooperative](super::TaskOptions::cooperative) task ends by itself
+    /// then; any other task is dropped.
+    #[must_use]
+    pub fn cancelled(&self) -> &CancellationToken {
+        &self.signals.cancelled
+    }
+
+    /// Cancelled before [`TaskContext::cancelled`] if the task is stopped for good, by `terminate` or a time limit: its
+    /// message does not return to the queue.
+    #[must_use]
+    pub fn terminated(&self) -> &CancellationToken {
+        &self.signals.terminated
+    }
+
+    /// Cancelled when the worker begins to shut down, warm or cold. A task that waits for something and has not
+    /// begun its work should end, so that another worker can do it.
+    #[must_use]
+    pub fn shutting_down(&self) -> &CancellationToken {
+        &self.signals.shutting_down
+    }
+
+    /// Whether the message returns to its queue if the task ends with [`TaskError::Requeue`](super::TaskError::Requeue)
+    /// now. False once it is acknowledged, and after the connection was lost by which it came: the broker has
+    /// then given it to another worker, or to this one again.
+    #[must_use]
+    pub fn will_requeue(&self) -> bool {
+        (self.will_requeue)()
+    }
+
+    /// Reports progress: it becomes the result of the state PROGRESS and the field `progress` of an event
+    /// `task-progress-reported`. Never waits, and can be called at any rate: the worker passes on the most recent value
+    /// every so often. A value other than a mapping is reported as `{"progress": value}`.
+    pub fn progress(&self, value: impl Serialize) {
+        let value = serde_json::to_value(value).unwrap_or_default();
+        let progress = match value {
+            Value::Object(map) => map,
+            other => Map::from_iter([("progress".to_owned(), json!(other))]),
+        };
+        self.progress.send_replace(Some(progress));
+    }
+
+    /// Begins a request to run this task again later: `return Err(cx.retry().countdown(pause).into())`.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        Retry::default()
+    }
+
+    /// State with which a task of the `celery` crate was registered, if it is a `T`.
+    #[must_use]
+    pub fn state<T: Send + Sync + 'static>(&self) -> Option<Arc<T>> {
+        self.state.clone()?.downcast().ok()
+    }
+}
+
+impl fmt::Debug for TaskContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TaskContext")
+            .field("task", &self.message.task)
+            .field("id", &self.message.id)
+            .field("redelivered", &self.redelivered)
+            .field("signals", &self.signals)
+            .finish_non_exhaustive()
+    }
+}
