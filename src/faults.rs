@@ -180,6 +180,8 @@ mod points {
         Prepared = "prepared", STEP;
         /// What dead attempts left has been removed.
         LeftoversSwept = "leftovers_swept", MOMENT;
+        /// The marker that tells whether both ends are one directory is made.
+        MarkerMade = "marker_made", MOMENT;
         /// The names of the attempt's files are in the database, and there is no file.
         FilesRecorded = "files_recorded", STEP;
         /// An earlier attempt's partial copy has this attempt's name.

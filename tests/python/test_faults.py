@@ -7,6 +7,7 @@ The points are those that the program itself lists (src/faults.rs); one that thi
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -38,6 +39,7 @@ PERMANENT = ["failure_written"]
 RELEASE = ["released"]
 RESUME = ["partial_begun"]
 BUSY = ["postponed"]
+EXISTING = ["marker_made"]
 SCENARIOS = {
     "manager": MANAGER,
     "sweep": SWEEP,
@@ -47,6 +49,7 @@ SCENARIOS = {
     "release": RELEASE,
     "resume": RESUME,
     "busy": BUSY,
+    "existing": EXISTING,
 }
 
 # Steps outside of the database whose failure is the transfer's: it is counted, and there is another attempt.
@@ -275,6 +278,26 @@ class Case:
             until(lambda: '"fault injected"' in victim.log(), f"{fault} happens")
         return victim
 
+    # The file is at its destination already.
+
+    def prepare_existing(self):
+        self.deployment.double()
+
+    def play_existing(self, fault):
+        path = self.deployment.row(self.transfer)["relative_path"]
+        there = self.deployment.destination / path
+        there.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.deployment.origin / path, there)
+        victim = self.play_good(fault)
+        until(lambda: '"fault injected"' in victim.log(), f"{fault} happens", 20 * self.deployment.patience)
+        assert self.recorded() == [path.name for path in self.deployment.temporary_files(self.transfer)] != []
+        return victim
+
+    def recorded(self):
+        """Names of the temporary files on record."""
+        sql = "SELECT temporary_name FROM transfer_worker_attempt WHERE data_transfer_id = ? AND temporary_name IS NOT NULL"
+        return [row["temporary_name"] for row in self.deployment.rows(sql, self.transfer)]
+
     # The manager.
 
     def prepare_manager(self):
@@ -323,6 +346,8 @@ class Case:
 
         # Nothing is left.
         deployment.no_bbcp_left()
+        if self.scenario == "existing":
+            assert copies == [] and self.recorded() == []
         files = [path for path in deployment.destination.rglob("*") if path.is_file()]
         assert files == ([there] if row["status"] == "COMPLETED" else [])
         assert deployment.leases() == []

@@ -130,11 +130,23 @@ impl AttemptRun<'_> {
     /// name in the destination's directory appears beside the package only if both directories are one.
     async fn refuse_one_directory(&self, plan: &Plan) -> Result<(), TransferError> {
         let (source, target) = (plan.source.clone(), plan.target.clone());
-        // Runs to its end also if the attempt is stopped meanwhile: the marker is on no record.
+        let (service, lease) = (self.service.clone(), self.lease);
+        let name = target.temporary();
+        // Before the marker is made: a worker that is killed leaves nothing that is not on record.
+        let text = name.to_string();
+        service
+            .write_with_lease(lease, &self.stop, || {
+                service.repository().record_marker(lease, &text)
+            })
+            .await?;
+        let (id, attempt) = (lease.data_transfer_id(), lease.attempt());
+        // Runs to its end also if the attempt is stopped meanwhile, so that no marker stays.
         let looking = tokio::spawn(async move {
             target.make_marker().await?;
-            let seen = source.sees(&target.temporary()).await;
+            fault_point!(MarkerMade);
+            let seen = source.sees(&name).await;
             target.remove_temporary().await?;
+            service.forget_temporary(id, attempt).await;
             seen
         });
         let seen = looking.await.unwrap_or_else(|error| {

@@ -392,8 +392,8 @@ impl Repository {
         fault_point!(Claimed, self.database.bounded(claiming()).await)
     }
 
-    /// Notes the files of an attempt before they are made, so that whoever comes after a crash
-    /// finds them.
+    /// Records the files of an attempt before they are made, so that the next attempt finds them after
+    /// a crash.
     ///
     /// # Errors
     /// [`LeaseError::Lost`], and then no file must be made; or what the database says.
@@ -403,11 +403,37 @@ impl Repository {
         temporary_name: &str,
         log_path: &Path,
     ) -> Result<(), LeaseError> {
+        let recording = || self.record(lease, temporary_name, Some(log_path));
+        fault_point!(FilesRecorded, recording().await)
+    }
+
+    /// Records the name of an attempt's marker before the marker is made. An attempt that only looks at
+    /// its destination has no log.
+    ///
+    /// # Errors
+    /// As [`Self::record_files`].
+    pub(in crate::transfer) async fn record_marker(
+        &self,
+        lease: &Lease,
+        temporary_name: &str,
+    ) -> Result<(), LeaseError> {
+        self.record(lease, temporary_name, None).await
+    }
+
+    async fn record(
+        &self,
+        lease: &Lease,
+        temporary_name: &str,
+        log_path: Option<&Path>,
+    ) -> Result<(), LeaseError> {
         use transfer_worker_attempt::{Column, Entity};
-        let noting = || async {
-            let noted = Entity::update_many()
-                .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)))
-                .col_expr(Column::LogPath, Expr::val(storable_path(log_path)))
+        let recording = async {
+            let mut update = Entity::update_many()
+                .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)));
+            if let Some(log_path) = log_path {
+                update = update.col_expr(Column::LogPath, Expr::val(storable_path(log_path)));
+            }
+            let recorded = update
                 .filter(Column::DataTransferId.eq(lease.data_transfer_id))
                 .filter(Column::Attempt.eq(lease.attempt))
                 .filter(Column::Outcome.is_null())
@@ -415,13 +441,13 @@ impl Repository {
                 .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
                 .exec(self.database.connection())
                 .await?;
-            if noted.rows_affected == 0 {
+            if recorded.rows_affected == 0 {
                 Err(LeaseError::Lost)
             } else {
                 Ok(())
             }
         };
-        fault_point!(FilesRecorded, self.database.bounded(noting()).await)
+        self.database.bounded(recording).await
     }
 
     /// The state of a transfer after its lease was lost, as seen by the task that held the lease.
