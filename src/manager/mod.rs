@@ -31,7 +31,7 @@ use crate::settings::Settings;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::{Endpoint, Repository, Watch};
+use crate::transfer::repository::{TransferEnd, Repository, ScanCursor};
 use celery_worker::liveness::Pulse;
 use service_connection::backoff::Attempts;
 use service_connection::error_chain::chain;
@@ -63,7 +63,7 @@ pub struct Manager {
     submit: Arc<dyn Submit>,
     find: Option<Arc<dyn FindMessages>>,
     /// What the look before has found, and when all rows were looked at.
-    watch: Mutex<Option<(Watch, Instant)>>,
+    cursor: Mutex<Option<(ScanCursor, Instant)>>,
     pulse: Pulse,
     metrics: Option<ManagerMetrics>,
 }
@@ -133,7 +133,7 @@ impl Manager {
             owner,
             submit,
             find: None,
-            watch: Mutex::new(None),
+            cursor: Mutex::new(None),
             pulse: Pulse::default(),
             metrics: None,
         }
@@ -305,7 +305,7 @@ impl Manager {
         let now = self.repository.database().now().await?;
         let sites = &self.settings.manager.sites;
         let origins: Option<Vec<_>> = (!sites.is_empty()).then(|| {
-            let is_ours = |place: &Endpoint| sites.contains(&place.site);
+            let is_ours = |place: &TransferEnd| sites.contains(&place.site);
             let ours = places.iter().filter(|(_, place)| is_ours(place));
             ours.map(|(id, _)| *id).collect()
         });
@@ -316,16 +316,16 @@ impl Manager {
             );
         }
         let mut survey = Survey::new(links, &places, now, &self.settings);
-        let before = self.watch();
-        let since = before.as_ref().map(|(watch, _)| watch);
-        let watch = self
+        let before = self.cursor();
+        let since = before.as_ref().map(|(cursor, _)| cursor);
+        let cursor = self
             .repository
-            .look(origins.as_deref(), since, |transfer| survey.see(transfer))
+            .scan(origins.as_deref(), since, |transfer| survey.see(transfer))
             .await?;
         // A look at a part is as old as the look at all that it rests on.
         let looked = before.map_or_else(Instant::now, |(_, looked)| looked);
-        *self.watch.lock().unwrap_or_else(PoisonError::into_inner) =
-            watch.map(|watch| (watch, looked));
+        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
+            cursor.map(|cursor| (cursor, looked));
         let scheduled = survey.take_scheduled();
         Ok(Seen {
             picks: survey.picks(pass),
@@ -334,11 +334,11 @@ impl Manager {
     }
 
     /// What is known from the look before, if it is not too old.
-    fn watch(&self) -> Option<(Watch, Instant)> {
-        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+    fn cursor(&self) -> Option<(ScanCursor, Instant)> {
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let every = self.settings.manager.full_look_interval;
         // Taken out: a pass that fails is followed by a look at everything.
-        watch.take().filter(|(_, looked)| looked.elapsed() < every)
+        cursor.take().filter(|(_, looked)| looked.elapsed() < every)
     }
 
     /// Schedules a batch, or its parts where the database refuses the whole.
@@ -434,7 +434,7 @@ impl Manager {
 }
 
 /// Result of one survey.
-struct Seen {
+struct ScannedRows {
     picks: Vec<Pick>,
     scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }

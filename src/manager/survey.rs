@@ -10,7 +10,7 @@ use super::Pass;
 use crate::settings::{QueueLocation, Settings};
 use crate::transfer::id::TransferId;
 use crate::transfer::link::{self, Link, LinkName};
-use crate::transfer::repository::{Allowance, Candidate, Endpoint, OpenTransfer};
+use crate::transfer::repository::{Allowance, Candidate, TransferEnd, OpenTransfer};
 use crate::transfer::routing::queue_name;
 
 /// A transfer to schedule, and the queue of its message.
@@ -28,7 +28,7 @@ type Way = (usize, Arc<str>);
 
 /// State of the links, as read at the start of a pass.
 pub(super) struct Survey<'a> {
-    places: &'a HashMap<i64, Endpoint>,
+    places: &'a HashMap<i64, TransferEnd>,
     settings: &'a Settings,
     now: DateTime<Utc>,
     links: Vec<OfLink>,
@@ -54,7 +54,7 @@ struct OfLink {
 impl<'a> Survey<'a> {
     pub(super) fn new(
         links: Vec<Link>,
-        places: &'a HashMap<i64, Endpoint>,
+        places: &'a HashMap<i64, TransferEnd>,
         now: DateTime<Utc>,
         settings: &'a Settings,
     ) -> Self {
@@ -232,7 +232,7 @@ mod tests {
     /// Locations 1, 2, 3 at the sites a, b, c.
     fn survey(links: Vec<Link>, transfers: &[(i64, Status, i64, i64)]) -> (Vec<i64>, Pass) {
         let places = [(1, "a"), (2, "b"), (3, "c")].map(|(id, site)| {
-            let endpoint = Endpoint {
+            let endpoint = TransferEnd {
                 site: site.into(),
                 location: "buffer".into(),
             };

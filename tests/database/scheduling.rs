@@ -153,7 +153,7 @@ async fn a_scan_shows_open_transfers(db: Fixture) {
     for origins in [vec![origin], vec![destination], vec![]] {
         let mut count = 0;
         let see = |_| count += 1;
-        let look = db.repository.look(Some(&origins), None, see);
+        let look = db.repository.scan(Some(&origins), None, see);
         look.await.unwrap();
         of_origin.push(count);
     }

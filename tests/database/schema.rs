@@ -51,7 +51,7 @@ async fn pending(repository: &Repository) -> Vec<TransferId> {
             ids.push(transfer.id);
         }
     };
-    repository.look(None, None, see).await.unwrap();
+    repository.scan(None, None, see).await.unwrap();
     ids
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::{Lease, LeaseError, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{
-    Batch, Candidate, Failure, Finished, OpenTransfer, Repository, Watch,
+    Batch, Candidate, Failure, Finished, OpenTransfer, Repository, ScanCursor,
 };
 use entity::Status;
 
@@ -53,10 +53,10 @@ pub fn is_lost<T>(result: Result<T, LeaseError>) -> bool {
 }
 
 /// Scans the open transfers; returns them with the cursor for the next scan.
-pub async fn scan(db: &Fixture, before: Option<&Watch>) -> (Vec<OpenTransfer>, Option<Watch>) {
+pub async fn scan(db: &Fixture, before: Option<&ScanCursor>) -> (Vec<OpenTransfer>, Option<ScanCursor>) {
     let mut seen = Vec::new();
     let see = |transfer| seen.push(transfer);
-    let watch = db.repository.look(None, before, see).await.unwrap();
+    let watch = db.repository.scan(None, before, see).await.unwrap();
     (seen, watch)
 }
 
@@ -67,7 +67,7 @@ pub async fn pending(repository: &Repository) -> Vec<OpenTransfer> {
             seen.push(transfer);
         }
     };
-    repository.look(None, None, see).await.unwrap();
+    repository.scan(None, None, see).await.unwrap();
     seen
 }
 

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use super::super::{CliError, Context, output};
 use super::selection::Filters;
 use crate::transfer::lease::LeaseInfo;
-use crate::transfer::repository::{Endpoint, Listing, Sort, TransferSummary};
+use crate::transfer::repository::{TransferEnd, Listing, Sort, TransferSummary};
 
 /// Counting stops here: on a large table it takes longer than the list.
 const COUNT_AT_MOST: u64 = 100_000;
@@ -134,7 +134,7 @@ fn detail(transfer: &TransferSummary, now: DateTime<Utc>) -> String {
     }
 }
 
-fn endpoint(endpoint: Option<&Endpoint>) -> String {
+fn endpoint(endpoint: Option<&TransferEnd>) -> String {
     endpoint.map_or_else(
         || "?".into(),
         |e| output::clean(&format!("{}/{}", e.site, e.location)).into_owned(),

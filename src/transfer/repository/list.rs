@@ -6,14 +6,12 @@
 //! hundred thousand rows, is in docs/operations/queries.md.
 
 use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use entity::{
-    Label, Status, Timestamp, data_location, data_transfer, data_transfer_package, site,
-    transfer_worker_attempt, transfer_worker_delay, transfer_worker_lease,
+    Label, Status, Timestamp, data_transfer, data_transfer_package, transfer_worker_attempt,
+    transfer_worker_delay, transfer_worker_lease,
 };
 use sea_orm::sea_query::{
     CaseStatement, Expr, ExprTrait as _, Func, IntoIden as _, JoinType, NullOrdering, Order, Query,
@@ -22,7 +20,8 @@ use sea_orm::sea_query::{
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult};
 use serde::Serialize;
 
-use super::schedule::{Endpoint, ID, endpoints, with_endpoints};
+use super::ends::{ID, TransferEnd, ends, with_ends};
+use super::place::{Place, ids_of, known_places};
 use super::{Repository, ScheduleRecord, delay};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
@@ -41,9 +40,9 @@ pub struct TransferSummary {
     /// it was made (where the database has that).
     pub changed_at: Option<DateTime<Utc>>,
     /// From here.
-    pub origin: Option<Endpoint>,
+    pub origin: Option<TransferEnd>,
     /// To there.
-    pub destination: Option<Endpoint>,
+    pub destination: Option<TransferEnd>,
     /// Name of the file.
     pub file_name: Option<String>,
     /// Its size.
@@ -59,47 +58,6 @@ pub struct TransferSummary {
     /// Since when it is SCHEDULED, and by which message.
     pub schedule: Option<ScheduleRecord>,
 }
-
-/// A site, or a location at a site, written `SITE` or `SITE/LOCATION`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    /// Short name of the site.
-    pub site: String,
-    /// Name of the location; none for all of the site's.
-    pub location: Option<String>,
-}
-
-impl FromStr for Place {
-    type Err = InvalidPlace;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (site, location) = match text.split_once('/') {
-            Some((site, location)) => (site, Some(location)),
-            None => (text, None),
-        };
-        if site.is_empty() || location == Some("") {
-            return Err(InvalidPlace(text.to_owned()));
-        }
-        Ok(Self {
-            site: site.to_owned(),
-            location: location.map(str::to_owned),
-        })
-    }
-}
-
-impl fmt::Display for Place {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.location {
-            Some(location) => write!(f, "{}/{location}", self.site),
-            None => f.write_str(&self.site),
-        }
-    }
-}
-
-/// A text that is no [`Place`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is neither SITE nor SITE/LOCATION")]
-pub struct InvalidPlace(String);
 
 /// Which transfers; those for which all of it holds. The default is: all.
 #[derive(Debug, Clone, Default)]
@@ -258,7 +216,7 @@ impl Repository {
             Entity,
             Expr::col((Entity, Column::Id)).equals((PAGE, ID)),
         );
-        with_endpoints(&mut query)
+        with_ends(&mut query)
             .join(
                 JoinType::LeftJoin,
                 Packages,
@@ -518,84 +476,13 @@ fn held(by: Option<&str>) -> SelectStatement {
     query
 }
 
-/// A location and the names by which it is known.
-struct KnownPlace {
-    id: i64,
-    at: Endpoint,
-}
-
-async fn known_places(db: &impl ConnectionTrait) -> Result<Vec<KnownPlace>, DbErr> {
-    use data_location::{Column, Entity};
-    let query = Query::select()
-        .expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), "id")
-        .expr_as(Expr::col((Entity, Column::Name)), "location")
-        .expr_as(
-            Expr::col((site::Entity, site::Column::ShortName)),
-            "site".into_iden(),
-        )
-        .from(Entity)
-        .join(
-            JoinType::InnerJoin,
-            site::Entity,
-            Expr::col((site::Entity, site::Column::Id)).equals((Entity, Column::SiteId)),
-        )
-        .to_owned();
-    let rows = db.query_all(&query).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(KnownPlace {
-                id: row.try_get("", "id")?,
-                at: Endpoint {
-                    site: row.try_get("", "site")?,
-                    location: row.try_get("", "location")?,
-                },
-            })
-        })
-        .collect()
-}
-
-/// Ids of the locations that a place means.
-fn ids_of(known: &[KnownPlace], place: &Place) -> Result<Vec<i64>, ListError> {
-    let is_meant = |known: &&KnownPlace| {
-        known.at.site == place.site
-            && place
-                .location
-                .as_ref()
-                .is_none_or(|location| known.at.location == *location)
-    };
-    let ids: Vec<_> = known
-        .iter()
-        .filter(is_meant)
-        .map(|known| known.id)
-        .collect();
-    if !ids.is_empty() {
-        return Ok(ids);
-    }
-    let of_the_site: Vec<_> = known
-        .iter()
-        .filter(|known| known.at.site == place.site)
-        .map(|known| format!("{}/{}", known.at.site, known.at.location))
-        .collect();
-    let mut known = if of_the_site.is_empty() {
-        known.iter().map(|known| known.at.site.clone()).collect()
-    } else {
-        of_the_site
-    };
-    known.sort();
-    known.dedup();
-    Err(ListError::UnknownPlace {
-        place: place.clone(),
-        known,
-    })
-}
-
 fn summary(
     row: &QueryResult,
     leases: &HashMap<TransferId, LeaseInfo>,
     now: DateTime<Utc>,
 ) -> Result<TransferSummary, DbErr> {
     let id = row.try_get("", ID)?;
-    let (origin, destination) = endpoints(row)?;
+    let (origin, destination) = ends(row)?;
     let retry_count: Option<i64> = row.try_get("", "retry_count")?;
     let retry_count = retry_count
         .and_then(|count| u32::try_from(count).ok())
@@ -624,46 +511,8 @@ fn summary(
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
-    use rstest::rstest;
-
     use super::*;
-
-    #[rstest]
-    #[case("ccat", Some(("ccat", None)))]
-    #[case("ccat/buffer", Some(("ccat", Some("buffer"))))]
-    #[case("", None)]
-    #[case("/buffer", None)]
-    #[case("ccat/", None)]
-    fn places_are_read(#[case] text: &str, #[case] expected: Option<(&str, Option<&str>)>) {
-        let expected = expected.map(|(site, location)| Place {
-            site: site.to_owned(),
-            location: location.map(str::to_owned),
-        });
-        assert_eq!(text.parse().ok(), expected);
-        if let Some(place) = expected {
-            assert_eq!(place.to_string(), text);
-        }
-    }
-
-    #[test]
-    fn a_place_that_is_not_there_is_told_with_those_that_are() {
-        let known = |id, site: &str, location: &str| KnownPlace {
-            id,
-            at: Endpoint {
-                site: site.to_owned(),
-                location: location.to_owned(),
-            },
-        };
-        let known = [known(1, "a", "x"), known(2, "a", "y"), known(3, "b", "x")];
-        let ids = |place: &str| ids_of(&known, &place.parse().unwrap());
-        assert_eq!(ids("a").unwrap(), [1, 2]);
-        assert_eq!(ids("b/x").unwrap(), [3]);
-        let said = |place| ids(place).unwrap_err().to_string();
-        assert_eq!(said("c"), "there is no `c`; the database has a, b");
-        assert_eq!(said("a/z"), "there is no `a/z`; the database has a/x, a/y");
-    }
 
     #[test]
     fn long_ago_is_in_the_calendar() {

@@ -38,12 +38,15 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 mod acquire;
 mod census;
 mod delay;
+mod ends;
 mod leftovers;
 mod links;
 mod list;
 mod map;
 mod operator;
+mod place;
 mod record;
+mod scan;
 mod schedule;
 mod scheduled;
 mod settle;
@@ -51,16 +54,19 @@ mod sweep;
 
 pub use acquire::{Acquired, Acquisition, ClaimError, Displaced, Leftover, Renewal, Successor};
 pub use census::Census;
+pub use ends::{SiteError, TransferEnd};
 pub use leftovers::RecordedPartial;
 pub use links::{LinkChange, LinkError, Traffic};
-pub use list::{Filter, InvalidPlace, ListError, Listing, Place, Sort, TransferSummary};
+pub use list::{Filter, ListError, Listing, Sort, TransferSummary};
 pub use map::{Map, RoutedLink};
 pub use operator::{Change, Instruction, Refusal, Verdict};
+pub use place::{InvalidPlace, Place};
 pub use record::{
     ActionRecord, AttemptRecord, DiskRecord, LocationRecord, PackageRecord, RouteRecord,
     SiteRecord, TransferDetail, TransferRecord,
 };
-pub use schedule::{Allowance, Batch, Candidate, Endpoint, OpenTransfer, SiteError, Watch};
+pub use scan::{OpenTransfer, ScanCursor};
+pub use schedule::{Allowance, Batch, Candidate};
 pub use scheduled::{ScheduleRecord, Withdrawal};
 pub use settle::{Failure, Finished};
 pub use sweep::{Recovered, Sweep};

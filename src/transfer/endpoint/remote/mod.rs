@@ -12,36 +12,37 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use self::answer::{Answer, Mark};
+use self::parse::{available, facts, printed_digest};
 use self::scripts::{
     ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
     REMOVE, RENAME, ROOT, STAT, SYNC, VERSION,
 };
 use super::ssh::options;
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Partial, Reading,
-    Remote, RootProblem, TemporaryName, storage,
+    AbsolutePath, DigestResult, Facts, Links, OPERATION_LIMIT, Partial, Reading, Remote,
+    RootProblem, TemporaryName, storage,
 };
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
-use crate::transfer::digest::Digest;
 use crate::transfer::failures::{Role, TransferError, connection_failure};
 use crate::transfer::id::TransferId;
 
 mod answer;
+mod parse;
 mod scripts;
 
 /// ssh's own exit code for "did not get through"; also what a killed remote command gives.
 const SSH_FAILED: i32 = 255;
 
 /// What a script answered.
-struct Reply {
+struct ScriptReply {
     code: i32,
     answers: Vec<String>,
     complaint: String,
 }
 
 /// A script and what it is run for.
-struct Request<'a> {
+struct ScriptCall<'a> {
     role: Role,
     operation: &'static str,
     path: &'a AbsolutePath,
@@ -51,7 +52,7 @@ struct Request<'a> {
     stdin: Stdio,
 }
 
-impl<'a> Request<'a> {
+impl<'a> ScriptCall<'a> {
     fn new(
         role: Role,
         operation: &'static str,
@@ -71,7 +72,7 @@ impl<'a> Request<'a> {
     }
 
     /// What the exit codes mean wherever an operation has no other meaning for them.
-    fn failure(&self, reply: Reply) -> TransferError {
+    fn failure(&self, reply: ScriptReply) -> TransferError {
         let path = self.path.to_string();
         let complaint = if reply.complaint.is_empty() {
             format!("exit code {}", reply.code)
@@ -105,7 +106,7 @@ impl Remote {
         links: Links,
     ) -> Result<Option<Facts>, TransferError> {
         let arguments = [path.as_str(), word(links)];
-        let request = Request::new(role, "stat", path, STAT, &arguments);
+        let request = ScriptCall::new(role, "stat", path, STAT, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
             (0, [answer]) => match facts(answer) {
@@ -124,7 +125,7 @@ impl Remote {
         directory: &AbsolutePath,
     ) -> Result<(), TransferError> {
         let arguments = [root.as_str(), directory.as_str()];
-        let request = Request::new(Role::Destination, "mkdir", directory, MKDIR, &arguments);
+        let request = ScriptCall::new(Role::Destination, "mkdir", directory, MKDIR, &arguments);
         let (request, reply) = self.run(request).await?;
         if reply.code == ABSENT {
             return Err(TransferError::DestinationRootMissing {
@@ -136,7 +137,7 @@ impl Remote {
 
     pub(super) async fn free_space(&self, directory: &AbsolutePath) -> Result<u64, TransferError> {
         let arguments = [directory.as_str()];
-        let request = Request::new(Role::Destination, "df", directory, DF, &arguments);
+        let request = ScriptCall::new(Role::Destination, "df", directory, DF, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
             (0, [answer]) => available(answer).ok_or_else(|| request.garbled(&reply.answers)),
@@ -157,10 +158,10 @@ impl Remote {
             .into_iter()
             .chain(command.iter().map(String::as_str))
             .collect();
-        let request = Request {
+        let request = ScriptCall {
             limit: how.limit(),
             stdin: Stdio::piped(),
-            ..Request::new(role, "digest", path, DIGEST, &arguments)
+            ..ScriptCall::new(role, "digest", path, DIGEST, &arguments)
         };
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
@@ -192,7 +193,7 @@ impl Remote {
             checkpoints.as_str(),
         ];
         arguments.extend(directories.iter().map(AbsolutePath::as_str));
-        let request = Request::new(Role::Destination, "rename", to, RENAME, &arguments);
+        let request = ScriptCall::new(Role::Destination, "rename", to, RENAME, &arguments);
         let (request, reply) = self.run(request).await?;
         let path = || to.to_string();
         match reply.code {
@@ -209,7 +210,7 @@ impl Remote {
     ) -> Result<(), TransferError> {
         let paths = std::iter::once(path).chain(directories);
         let arguments: Vec<&str> = paths.map(AbsolutePath::as_str).collect();
-        let request = Request::new(Role::Destination, "fsync", path, SYNC, &arguments);
+        let request = ScriptCall::new(Role::Destination, "fsync", path, SYNC, &arguments);
         let (request, reply) = self.run(request).await?;
         done(&request, reply, "written")
     }
@@ -218,7 +219,7 @@ impl Remote {
         let directory = own.copy.parent();
         let (copy, _) = own.names();
         let arguments = [directory.as_str(), copy.as_str()];
-        let request = Request::new(Role::Destination, "create", &own.copy, MARKER, &arguments);
+        let request = ScriptCall::new(Role::Destination, "create", &own.copy, MARKER, &arguments);
         let (request, reply) = self.run(request).await?;
         done(&request, reply, "made")
     }
@@ -228,7 +229,7 @@ impl Remote {
         root: &AbsolutePath,
     ) -> Result<Option<RootProblem>, TransferError> {
         let arguments = [root.as_str()];
-        let request = Request::new(Role::Origin, "stat", root, ROOT, &arguments);
+        let request = ScriptCall::new(Role::Origin, "stat", root, ROOT, &arguments);
         let (request, reply) = self.run(request).await?;
         let problem = match (reply.code, reply.answers.first().map(String::as_str)) {
             (0, Some("good")) => return Ok(None),
@@ -247,7 +248,7 @@ impl Remote {
         let (copy, checkpoints) = partial.names();
         let arguments = [directory.as_str(), copy.as_str(), checkpoints.as_str()];
         let path = &partial.copy;
-        let request = Request::new(Role::Destination, "unlink", path, REMOVE, &arguments);
+        let request = ScriptCall::new(Role::Destination, "unlink", path, REMOVE, &arguments);
         let (request, reply) = self.run(request).await?;
         if reply.code == ABSENT {
             return Ok(());
@@ -267,7 +268,7 @@ impl Remote {
         if let Some((copy, checkpoints)) = &earlier {
             arguments.extend([copy.as_str(), checkpoints.as_str()]);
         }
-        let request = Request::new(Role::Destination, "adopt", &own.copy, ADOPT, &arguments);
+        let request = ScriptCall::new(Role::Destination, "adopt", &own.copy, ADOPT, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
             (0, [answer]) => answer.parse().map_err(|_| request.garbled(&reply.answers)),
@@ -283,7 +284,7 @@ impl Remote {
     ) -> Result<Vec<TemporaryName>, TransferError> {
         let id = transfer_id.to_string();
         let arguments = [directory.as_str(), id.as_str()];
-        let request = Request::new(Role::Destination, "list", directory, LIST, &arguments);
+        let request = ScriptCall::new(Role::Destination, "list", directory, LIST, &arguments);
         let (request, reply) = self.run(request).await?;
         if reply.code != 0 {
             return Err(request.failure(reply));
@@ -304,7 +305,7 @@ impl Remote {
     /// That ssh does not get through, or that there is no such clock.
     pub async fn clock(&self) -> Result<i64, TransferError> {
         let nowhere = AbsolutePath::root();
-        let request = Request::new(Role::Destination, "date", &nowhere, CLOCK, &[]);
+        let request = ScriptCall::new(Role::Destination, "date", &nowhere, CLOCK, &[]);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
             (0, [answer]) => answer.parse().map_err(|_| request.garbled(&reply.answers)),
@@ -320,7 +321,7 @@ impl Remote {
     pub async fn bbcp_version(&self, program: &str) -> Result<String, TransferError> {
         let nowhere = AbsolutePath::root();
         let arguments = [program];
-        let request = Request::new(Role::Destination, "bbcp", &nowhere, VERSION, &arguments);
+        let request = ScriptCall::new(Role::Destination, "bbcp", &nowhere, VERSION, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.first()) {
             (0, Some(version)) => Ok(version.clone()),
@@ -338,8 +339,8 @@ impl Remote {
     /// the reply.
     async fn run<'a>(
         &self,
-        mut request: Request<'a>,
-    ) -> Result<(Request<'a>, Reply), TransferError> {
+        mut request: ScriptCall<'a>,
+    ) -> Result<(ScriptCall<'a>, ScriptReply), TransferError> {
         let program = &self.ssh.program;
         let missing = || TransferError::ProgramMissing {
             program: program.display().to_string(),
@@ -392,7 +393,7 @@ impl Remote {
                 line: format!("its login shell ended with {code} before our script: {said}"),
             });
         }
-        let reply = Reply {
+        let reply = ScriptReply {
             code,
             answers: answer.lines,
             complaint,
@@ -400,7 +401,7 @@ impl Remote {
         Ok((request, reply))
     }
 
-    fn arguments(&self, request: &Request<'_>, mark: &Mark) -> Vec<String> {
+    fn arguments(&self, request: &ScriptCall<'_>, mark: &Mark) -> Vec<String> {
         let script = ["sh", "-c", request.script, mark.as_str()];
         let words = script.iter().chain(request.arguments);
         let mut arguments = options(&self.ssh);
@@ -438,7 +439,7 @@ impl Remote {
 }
 
 /// A script that only has to say that it is done.
-fn done(request: &Request<'_>, reply: Reply, word: &str) -> Result<(), TransferError> {
+fn done(request: &ScriptCall<'_>, reply: ScriptReply, word: &str) -> Result<(), TransferError> {
     if reply.code != 0 {
         return Err(request.failure(reply));
     }
@@ -461,87 +462,6 @@ fn last_line(text: &str) -> String {
     line.unwrap_or_default().chars().take(500).collect()
 }
 
-/// Reads [`STAT`]'s answer.
-fn facts(answer: &str) -> Option<Facts> {
-    let mut parts = answer.split('|');
-    let words: Vec<&str> = parts.next()?.split(' ').collect();
-    let [
-        kind,
-        readable,
-        boot,
-        size,
-        device,
-        inode,
-        names,
-        modified,
-        changed,
-    ] = words.as_slice()
-    else {
-        return None;
-    };
-    let identity = match (*device, *inode) {
-        ("-", "-") => None,
-        (device, inode) => Some((device.parse().ok()?, inode.parse().ok()?)),
-    };
-    Some(Facts {
-        size: size.parse().ok()?,
-        kind: match *kind {
-            "file" => FileKind::File,
-            "directory" => FileKind::Directory,
-            "other" => FileKind::Other,
-            _ => return None,
-        },
-        readable: match *readable {
-            "yes" => true,
-            "no" => false,
-            _ => return None,
-        },
-        modified: moment(modified, parts.next())?,
-        changed: moment(changed, parts.next())?,
-        identity,
-        names: known(names)?,
-        boot: known(boot)?,
-    })
-}
-
-/// A word of an answer; `-` is unknown.
-fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
-    match word {
-        "-" => Some(None),
-        word => word.parse().ok().map(Some),
-    }
-}
-
-/// A time; `text` (`2026-11-29 13:09:24.123456789 +0000`) contains its nanoseconds.
-fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
-    let fraction = text.and_then(|text| {
-        let (_, rest) = text.split_once('.')?;
-        rest.get(..9)?.parse().ok()
-    });
-    let seconds = known::<i64>(seconds)?;
-    Some(seconds.map(|seconds| Moment {
-        seconds,
-        nanoseconds: fraction.unwrap_or(0),
-    }))
-}
-
-/// Available bytes from a line of `df -P -k`: device, total, used, available, per cent, mount point.
-/// Device and mount point may hold blanks, so the per cent is what is looked for.
-fn available(line: &str) -> Option<u64> {
-    let words: Vec<&str> = line.split_ascii_whitespace().collect();
-    let number = |word: &str| word.parse::<u64>().ok();
-    words.windows(4).find_map(|window| {
-        let [total, used, available, percent] = window else {
-            return None;
-        };
-        number(total)?;
-        number(used)?;
-        let available = number(available)?;
-        (*percent == "-" || number(percent.strip_suffix('%')?).is_some())
-            .then(|| available.saturating_mul(1024))
-    })
-}
-
 /// The program for a digest, with its arguments.
 fn digest_command(ssh: &Ssh, algorithm: DigestAlgorithm) -> &[String] {
     match algorithm {
@@ -549,99 +469,5 @@ fn digest_command(ssh: &Ssh, algorithm: DigestAlgorithm) -> &[String] {
         DigestAlgorithm::Blake3 => &ssh.blake3_command,
         DigestAlgorithm::Xxh3 => &ssh.xxh3_command,
         DigestAlgorithm::Md5 => &ssh.md5_command,
-    }
-}
-
-/// Reads `HEX  -`, or xxhsum's `XXH3_HEX  stdin` (0.8.1 and later) and `XXH3 (stdin) = HEX`.
-fn printed_digest(algorithm: DigestAlgorithm, answer: &str) -> Option<Digest> {
-    let mut words = answer.split_ascii_whitespace();
-    let hex = match words.next()? {
-        "XXH3" => words.next_back()?,
-        word => word.strip_prefix("XXH3_").unwrap_or(word),
-    };
-    Digest::from_hex(algorithm, hex)
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-    use rstest::rstest;
-    use uuid::Uuid;
-
-    use super::*;
-
-    const FACTS: Facts = Facts {
-        size: 12,
-        kind: FileKind::File,
-        readable: true,
-        modified: Some(Moment {
-            seconds: 1_790_000_000,
-            nanoseconds: 123_456_789,
-        }),
-        changed: Some(Moment {
-            seconds: 1_790_000_001,
-            nanoseconds: 0,
-        }),
-        identity: Some((64, 99)),
-        names: Some(1),
-        boot: Some(Uuid::from_u128(1)),
-    };
-
-    const BARE: Facts = Facts {
-        readable: false,
-        modified: None,
-        changed: None,
-        identity: None,
-        names: Some(2),
-        boot: None,
-        ..FACTS
-    };
-
-    #[rstest]
-    #[case::gnu(
-        "file yes 00000000-0000-0000-0000-000000000001 12 64 99 1 1790000000 1790000001\
-         |2026-09-21 14:13:20.123456789 +0000|2026-09-21 14:13:21.000000000 +0000",
-        Some(FACTS)
-    )]
-    #[case::ls("file no - 12 - - 2 - -", Some(BARE))]
-    #[case("other no - 12 - - - -", None)]
-    #[case("file yes - x - - - - -", None)]
-    #[case("socket yes - 12 - - - - -", None)]
-    #[case("", None)]
-    fn stat_answers(#[case] answer: &str, #[case] expected: Option<Facts>) {
-        assert_eq!(facts(answer), expected);
-    }
-
-    #[rstest]
-    #[case("/dev/sda1 1000 400 600 40% /", Some(600 * 1024))]
-    #[case("nas:/a b 100% 1000 400 600 40% /mnt/two words", Some(600 * 1024))]
-    #[case("tmpfs 0 0 0 - /proc", Some(0))]
-    #[case("Filesystem 1024-blocks Used Available Capacity Mounted on", None)]
-    #[case("", None)]
-    fn df_lines(#[case] line: &str, #[case] expected: Option<u64>) {
-        assert_eq!(available(line), expected);
-    }
-
-    #[rstest]
-    #[case(DigestAlgorithm::Xxh3, "XXH3_78af5f94892f3950  stdin", true)]
-    #[case(DigestAlgorithm::Xxh3, "XXH3 (stdin) = 78af5f94892f3950", true)]
-    #[case(DigestAlgorithm::Xxh3, "78af5f94892f395", false)]
-    #[case(
-        DigestAlgorithm::Sha256,
-        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  -",
-        true
-    )]
-    #[case(DigestAlgorithm::Sha256, "sha256sum: -: Input/output error", false)]
-    fn digests(#[case] algorithm: DigestAlgorithm, #[case] answer: &str, #[case] good: bool) {
-        assert_eq!(printed_digest(algorithm, answer).is_some(), good);
-    }
-
-    proptest! {
-        #[test]
-        fn no_answer_makes_it_panic(answer in "\\PC*") {
-            facts(&answer);
-            available(&answer);
-            printed_digest(DigestAlgorithm::Xxh3, &answer);
-        }
     }
 }

@@ -1,0 +1,180 @@
+//! Reads what scripts and programs of a remote host print.
+
+use crate::settings::DigestAlgorithm;
+use crate::transfer::digest::Digest;
+use crate::transfer::endpoint::{Facts, FileKind, Moment};
+
+/// Reads the answer of [`STAT`](super::scripts::STAT).
+pub(super) fn facts(answer: &str) -> Option<Facts> {
+    let mut parts = answer.split('|');
+    let words: Vec<&str> = parts.next()?.split(' ').collect();
+    let [
+        kind,
+        readable,
+        boot,
+        size,
+        device,
+        inode,
+        names,
+        modified,
+        changed,
+    ] = words.as_slice()
+    else {
+        return None;
+    };
+    let identity = match (*device, *inode) {
+        ("-", "-") => None,
+        (device, inode) => Some((device.parse().ok()?, inode.parse().ok()?)),
+    };
+    Some(Facts {
+        size: size.parse().ok()?,
+        kind: match *kind {
+            "file" => FileKind::File,
+            "directory" => FileKind::Directory,
+            "other" => FileKind::Other,
+            _ => return None,
+        },
+        readable: match *readable {
+            "yes" => true,
+            "no" => false,
+            _ => return None,
+        },
+        modified: moment(modified, parts.next())?,
+        changed: moment(changed, parts.next())?,
+        identity,
+        names: known(names)?,
+        boot: known(boot)?,
+    })
+}
+
+/// A word of an answer; `-` is unknown.
+fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
+    match word {
+        "-" => Some(None),
+        word => word.parse().ok().map(Some),
+    }
+}
+
+/// A time; `text` (`2026-11-29 13:09:24.123456789 +0000`) contains its nanoseconds.
+fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
+    let fraction = text.and_then(|text| {
+        let (_, rest) = text.split_once('.')?;
+        rest.get(..9)?.parse().ok()
+    });
+    let seconds = known::<i64>(seconds)?;
+    Some(seconds.map(|seconds| Moment {
+        seconds,
+        nanoseconds: fraction.unwrap_or(0),
+    }))
+}
+
+/// Available bytes from a line of `df -P -k`: device, total, used, available, per cent, mount point.
+/// Device and mount point may hold blanks, so the per cent is what is looked for.
+pub(super) fn available(line: &str) -> Option<u64> {
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    let number = |word: &str| word.parse::<u64>().ok();
+    words.windows(4).find_map(|window| {
+        let [total, used, available, percent] = window else {
+            return None;
+        };
+        number(total)?;
+        number(used)?;
+        let available = number(available)?;
+        (*percent == "-" || number(percent.strip_suffix('%')?).is_some())
+            .then(|| available.saturating_mul(1024))
+    })
+}
+
+/// Reads `HEX  -`, or xxhsum's `XXH3_HEX  stdin` (0.8.1 and later) and `XXH3 (stdin) = HEX`.
+pub(super) fn printed_digest(algorithm: DigestAlgorithm, answer: &str) -> Option<Digest> {
+    let mut words = answer.split_ascii_whitespace();
+    let hex = match words.next()? {
+        "XXH3" => words.next_back()?,
+        word => word.strip_prefix("XXH3_").unwrap_or(word),
+    };
+    Digest::from_hex(algorithm, hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rstest::rstest;
+    use uuid::Uuid;
+
+    use super::*;
+
+    const FACTS: Facts = Facts {
+        size: 12,
+        kind: FileKind::File,
+        readable: true,
+        modified: Some(Moment {
+            seconds: 1_790_000_000,
+            nanoseconds: 123_456_789,
+        }),
+        changed: Some(Moment {
+            seconds: 1_790_000_001,
+            nanoseconds: 0,
+        }),
+        identity: Some((64, 99)),
+        names: Some(1),
+        boot: Some(Uuid::from_u128(1)),
+    };
+
+    const BARE: Facts = Facts {
+        readable: false,
+        modified: None,
+        changed: None,
+        identity: None,
+        names: Some(2),
+        boot: None,
+        ..FACTS
+    };
+
+    #[rstest]
+    #[case::gnu(
+        "file yes 00000000-0000-0000-0000-000000000001 12 64 99 1 1790000000 1790000001\
+         |2026-09-21 14:13:20.123456789 +0000|2026-09-21 14:13:21.000000000 +0000",
+        Some(FACTS)
+    )]
+    #[case::ls("file no - 12 - - 2 - -", Some(BARE))]
+    #[case("other no - 12 - - - -", None)]
+    #[case("file yes - x - - - - -", None)]
+    #[case("socket yes - 12 - - - - -", None)]
+    #[case("", None)]
+    fn stat_answers(#[case] answer: &str, #[case] expected: Option<Facts>) {
+        assert_eq!(facts(answer), expected);
+    }
+
+    #[rstest]
+    #[case("/dev/sda1 1000 400 600 40% /", Some(600 * 1024))]
+    #[case("nas:/a b 100% 1000 400 600 40% /mnt/two words", Some(600 * 1024))]
+    #[case("tmpfs 0 0 0 - /proc", Some(0))]
+    #[case("Filesystem 1024-blocks Used Available Capacity Mounted on", None)]
+    #[case("", None)]
+    fn df_lines(#[case] line: &str, #[case] expected: Option<u64>) {
+        assert_eq!(available(line), expected);
+    }
+
+    #[rstest]
+    #[case(DigestAlgorithm::Xxh3, "XXH3_78af5f94892f3950  stdin", true)]
+    #[case(DigestAlgorithm::Xxh3, "XXH3 (stdin) = 78af5f94892f3950", true)]
+    #[case(DigestAlgorithm::Xxh3, "78af5f94892f395", false)]
+    #[case(
+        DigestAlgorithm::Sha256,
+        "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad  -",
+        true
+    )]
+    #[case(DigestAlgorithm::Sha256, "sha256sum: -: Input/output error", false)]
+    fn digests(#[case] algorithm: DigestAlgorithm, #[case] answer: &str, #[case] good: bool) {
+        assert_eq!(printed_digest(algorithm, answer).is_some(), good);
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_makes_it_panic(answer in "\\PC*") {
+            facts(&answer);
+            available(&answer);
+            printed_digest(DigestAlgorithm::Xxh3, &answer);
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The file to copy. Nothing here can change an origin.
+
+use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName};
+use crate::transfer::digest::Digest;
+use crate::transfer::error::{Role, TransferError};
+
+/// The file to copy: can be looked at and read.
+#[derive(Debug, Clone)]
+pub struct Source {
+    endpoint: Endpoint,
+    root: AbsolutePath,
+    path: AbsolutePath,
+}
+
+impl Source {
+    pub(in crate::transfer) fn new(endpoint: Endpoint, root: AbsolutePath, path: AbsolutePath) -> Self {
+        Self {
+            endpoint,
+            root,
+            path,
+        }
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &AbsolutePath {
+        &self.path
+    }
+
+    /// What the file system says about it.
+    ///
+    /// # Errors
+    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginMissing`],
+    /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or the error of an end that
+    /// could not be reached.
+    pub async fn inspect(&self) -> Result<Facts, TransferError> {
+        match self.look().await {
+            Ok(facts) => Ok(facts),
+            Err(error) => Err(self.located(error).await),
+        }
+    }
+
+    async fn look(&self) -> Result<Facts, TransferError> {
+        let path = || self.path.to_string();
+        let found = self
+            .endpoint
+            .stat(Role::Origin, &self.path, Links::Follow)
+            .await?;
+        match found {
+            None => Err(TransferError::OriginMissing { path: path() }),
+            Some(facts) if facts.kind != FileKind::File => {
+                Err(TransferError::OriginNotAFile { path: path() })
+            }
+            Some(facts) if !facts.readable => Err(TransferError::OriginUnreadable {
+                path: path(),
+                line: "permission denied".into(),
+            }),
+            Some(facts) => Ok(facts),
+        }
+    }
+
+    /// Digest of its content. Dropping the future stops the reading, at both kinds of ends.
+    ///
+    /// # Errors
+    /// That it cannot be read, stalled, or lacks the program for the digest.
+    pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+        let digesting = self
+            .endpoint
+            .digest(Role::Origin, &self.path, Links::Follow, how);
+        match digesting.await {
+            Ok(digest) => Ok(digest),
+            Err(error) => Err(self.located(error).await),
+        }
+    }
+
+    /// Returns an error of reading the package, or [`TransferError::OriginRootMissing`] if not only the
+    /// package is missing but its whole location, for example because a disk is not mounted.
+    pub(in crate::transfer) async fn located(&self, error: TransferError) -> TransferError {
+        let may_be_the_root = matches!(
+            error,
+            TransferError::OriginMissing { .. }
+                | TransferError::OriginUnreadable { .. }
+                | TransferError::Storage { .. }
+        );
+        if !may_be_the_root {
+            return error;
+        }
+        match self.endpoint.root_problem(&self.root).await {
+            Ok(Some(problem)) => problem.of(&self.root),
+            Ok(None) | Err(_) => error,
+        }
+    }
+
+    /// Returns true if an entry that was made in a destination's directory appears beside the package:
+    /// then both directories are one.
+    pub(in crate::transfer) async fn sees(&self, name: &TemporaryName) -> Result<bool, TransferError> {
+        let path = self.path.sibling(name);
+        let found = self.endpoint.stat(Role::Origin, &path, Links::Refuse);
+        Ok(found.await?.is_some())
+    }
+}

@@ -1,0 +1,290 @@
+//! The place of a copy. Only files with our temporary names can be removed here, and nothing is overwritten.
+
+use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName, local};
+use crate::transfer::digest::Digest;
+use crate::transfer::error::{Role, TransferError};
+
+/// What one attempt has at the destination before it is published.
+#[derive(Debug, Clone)]
+pub(super) struct Partial {
+    pub(super) name: TemporaryName,
+    pub(super) copy: AbsolutePath,
+}
+
+impl Partial {
+    /// Names of the copy and of the directory of checkpoints.
+    pub(super) fn names(&self) -> (String, String) {
+        (self.name.to_string(), self.name.checkpoints())
+    }
+}
+
+/// Where a copy goes: its final name, and the temporary name in the same directory.
+#[derive(Debug, Clone)]
+pub struct Target {
+    endpoint: Endpoint,
+    root: AbsolutePath,
+    path: AbsolutePath,
+    temporary: TemporaryName,
+}
+
+impl Target {
+    pub(in crate::transfer) fn new(
+        endpoint: Endpoint,
+        root: AbsolutePath,
+        path: AbsolutePath,
+        temporary: TemporaryName,
+    ) -> Self {
+        Self {
+            endpoint,
+            root,
+            path,
+            temporary,
+        }
+    }
+
+    /// Where it is.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// The final path.
+    pub fn path(&self) -> &AbsolutePath {
+        &self.path
+    }
+
+    /// The name that the copy has until it is published.
+    pub fn temporary(&self) -> TemporaryName {
+        self.temporary
+    }
+
+    /// The path that the copy has until it is published.
+    pub fn temporary_path(&self) -> AbsolutePath {
+        self.beside(self.temporary)
+    }
+
+    /// The directory in which bbcp keeps the checkpoint of this copy.
+    pub fn checkpoint_path(&self) -> AbsolutePath {
+        self.path.checkpoints(&self.temporary)
+    }
+
+    /// Both files of a temporary.
+    fn partial(&self, name: TemporaryName) -> Partial {
+        Partial {
+            name,
+            copy: self.beside(name),
+        }
+    }
+
+    fn beside(&self, name: TemporaryName) -> AbsolutePath {
+        self.path.sibling(&name)
+    }
+
+    /// Makes the directory of the final path, below the location's own directory.
+    ///
+    /// The latter must be there: making it would fill the wrong disk when it is a mount point with
+    /// nothing mounted.
+    ///
+    /// # Errors
+    /// [`TransferError::DestinationRootMissing`], [`TransferError::DestinationDenied`], or that the
+    /// end could not be asked.
+    pub async fn ensure_directory(&self) -> Result<(), TransferError> {
+        let directory = self.path.parent();
+        match &self.endpoint {
+            Endpoint::Local => local::ensure_directory(&self.root, &directory).await,
+            Endpoint::Remote(remote) => remote.ensure_directory(&self.root, &directory).await,
+        }
+    }
+
+    /// Bytes that we may still write in the directory of the final path, which must exist.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn free_space(&self) -> Result<u64, TransferError> {
+        let directory = self.path.parent();
+        match &self.endpoint {
+            Endpoint::Local => local::free_space(&directory).await,
+            Endpoint::Remote(remote) => remote.free_space(&directory).await,
+        }
+    }
+
+    /// What is at the final path, if anything.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn inspect(&self) -> Result<Option<Facts>, TransferError> {
+        self.endpoint
+            .stat(Role::Destination, &self.path, Links::Follow)
+            .await
+    }
+
+    /// What is at the temporary path, if anything.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn inspect_temporary(&self) -> Result<Option<Facts>, TransferError> {
+        let path = self.temporary_path();
+        self.endpoint
+            .stat(Role::Destination, &path, Links::Refuse)
+            .await
+    }
+
+    /// Bytes of a temporary of any attempt; 0 where there is none.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn leftover_size(&self, name: TemporaryName) -> Result<u64, TransferError> {
+        let path = self.beside(name);
+        let facts = self
+            .endpoint
+            .stat(Role::Destination, &path, Links::Refuse)
+            .await?;
+        Ok(facts
+            .filter(|facts| facts.kind == FileKind::File && facts.names == Some(1))
+            .map_or(0, |facts| facts.size))
+    }
+
+    /// Makes this attempt's checkpoint directory, and makes the partial copy of `earlier`, an
+    /// attempt at the same transfer, its own by renaming: whoever may still know it by its old name
+    /// can do it no harm. Returns the bytes that are there.
+    ///
+    /// # Errors
+    /// That the end could not be asked. It may have been done in part; what is there then is a
+    /// leftover.
+    pub async fn begin_partial(
+        &self,
+        earlier: Option<TemporaryName>,
+    ) -> Result<u64, TransferError> {
+        let earlier = earlier
+            .filter(|name| name.transfer_id() == self.temporary.transfer_id())
+            .map(|name| self.partial(name));
+        let own = self.partial(self.temporary);
+        match &self.endpoint {
+            Endpoint::Local => local::partial::begin(earlier, own).await,
+            Endpoint::Remote(remote) => remote.begin_partial(earlier.as_ref(), &own).await,
+        }
+    }
+
+    /// Digest of what is at the final path; as [`Source::digest`].
+    ///
+    /// # Errors
+    /// As [`Source::digest`].
+    pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+        let (role, path) = (Role::Destination, &self.path);
+        self.endpoint.digest(role, path, Links::Follow, how).await
+    }
+
+    /// Digest of what is at the temporary path; as [`Source::digest`].
+    ///
+    /// # Errors
+    /// As [`Source::digest`].
+    pub async fn digest_temporary(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+        let path = self.temporary_path();
+        self.endpoint
+            .digest(Role::Destination, &path, Links::Refuse, how)
+            .await
+    }
+
+    /// Renames the temporary to the final name unless that exists. The content is written to the disk before,
+    /// and the directories afterwards, so that a power failure undoes nothing. The checkpoints are removed
+    /// before.
+    ///
+    /// One that was interrupted half-way, when both names are the same file, is completed.
+    ///
+    /// # Errors
+    /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], or that the end
+    /// could not be asked. In the last case it may have been done, and a repetition then finds that
+    /// the destination exists: compare the digests.
+    pub async fn publish(&self) -> Result<(), TransferError> {
+        let own = self.partial(self.temporary);
+        match &self.endpoint {
+            Endpoint::Local => local::partial::publish(own, &self.path, self.directories()).await,
+            Endpoint::Remote(remote) => {
+                let directories = self.directories();
+                remote
+                    .rename_no_overwrite(&own, &self.path, &directories)
+                    .await
+            }
+        }
+    }
+
+    /// Writes the file at the final path to the disk: its content, and its name in each directory up to
+    /// the location's.
+    ///
+    /// # Errors
+    /// The file could not be written to the disk, or the end could not be reached.
+    pub async fn make_durable(&self) -> Result<(), TransferError> {
+        let directories = self.directories();
+        match &self.endpoint {
+            Endpoint::Local => local::make_durable(&self.path, directories).await,
+            Endpoint::Remote(remote) => remote.make_durable(&self.path, &directories).await,
+        }
+    }
+
+    /// The directory of the final path and those above it, up to the location's. Each of them may have
+    /// been made for this copy.
+    fn directories(&self) -> Vec<AbsolutePath> {
+        let mut directories = vec![self.path.parent()];
+        while let Some(last) = directories.last().filter(|last| **last != self.root) {
+            let parent = last.parent();
+            if parent == *last {
+                break;
+            }
+            directories.push(parent);
+        }
+        directories
+    }
+
+    /// Makes an empty file under the temporary name, which must not exist.
+    ///
+    /// # Errors
+    /// The end could not be reached, or it refused.
+    pub(in crate::transfer) async fn make_marker(&self) -> Result<(), TransferError> {
+        let own = self.partial(self.temporary);
+        match &self.endpoint {
+            Endpoint::Local => local::partial::make_marker(own).await,
+            Endpoint::Remote(remote) => remote.make_marker(&own).await,
+        }
+    }
+
+    /// Removes this attempt's temporary with its checkpoints, if it is there.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn remove_temporary(&self) -> Result<(), TransferError> {
+        self.remove_leftover(self.temporary).await
+    }
+
+    /// Removes a temporary of any attempt with its checkpoints, if it is there.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn remove_leftover(&self, name: TemporaryName) -> Result<(), TransferError> {
+        let partial = self.partial(name);
+        match &self.endpoint {
+            Endpoint::Local => local::partial::remove(partial).await,
+            Endpoint::Remote(remote) => remote.remove(&partial).await,
+        }
+    }
+
+    /// The temporaries of this transfer's attempts in the directory of the final path, this
+    /// attempt's own among them. None when there is no such directory.
+    ///
+    /// # Errors
+    /// That the end could not be asked.
+    pub async fn temporaries(&self) -> Result<Vec<TemporaryName>, TransferError> {
+        let directory = self.path.parent();
+        let id = self.temporary.transfer_id();
+        match &self.endpoint {
+            Endpoint::Local => local::partial::list(&directory, id).await,
+            Endpoint::Remote(remote) => remote.temporaries(&directory, id).await,
+        }
+    }
+
+    /// Where this host's file system shows the growing copy; none when it is remote.
+    pub(in crate::transfer) fn watched(&self) -> Option<AbsolutePath> {
+        match self.endpoint {
+            Endpoint::Local => Some(self.temporary_path()),
+            Endpoint::Remote(_) => None,
+        }
+    }
+}

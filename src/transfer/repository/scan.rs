@@ -1,0 +1,238 @@
+//! Scans of the table of transfers for those that are not over.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use entity::{Label, Status, data_transfer};
+use sea_orm::sea_query::{Expr, ExprTrait as _, Func, Order, Query, SelectStatement};
+use sea_orm::{ConnectionTrait, DbErr, QueryResult};
+
+use super::ends::ID;
+use super::schedule::IDS_AT_ONCE;
+use super::{Repository, delay};
+use crate::transfer::database::DatabaseError;
+use crate::transfer::id::TransferId;
+
+/// Rows that are read at once.
+const PAGE: u64 = 10_000;
+
+/// Ids below the highest one seen that are looked at again. Ids are given when a row is inserted and
+/// seen when that is committed, so a lower one may come after a higher one.
+const LATE_IDS: i64 = 1_000;
+
+/// So many single ids are worth being remembered; with more of them a scan of all rows costs no more.
+const MOST_WATCHED: usize = 5_000;
+
+/// A transfer that is not over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenTransfer {
+    /// The transfer.
+    pub id: TransferId,
+    /// How far it is: PENDING, SCHEDULED or IN_PROGRESS.
+    pub status: Status,
+    /// Its origin location.
+    pub origin_location_id: Option<i64>,
+    /// Its destination location.
+    pub destination_location_id: Option<i64>,
+    /// It is PENDING, and to be tried again later.
+    pub waits: bool,
+}
+
+/// The result of a scan that tells the next scan where to look.
+///
+/// COMPLETED rows grow without end, and the ops-db has no index by which they could be passed over.
+/// So they are read once: a later scan reads the rows that were not COMPLETED, and those
+/// that have come since. What becomes of a COMPLETED row afterwards (an operator's reset) is seen by
+/// the next scan of all rows.
+#[derive(Debug, Clone)]
+pub struct ScanCursor {
+    highest: TransferId,
+    ids: Vec<TransferId>,
+}
+
+impl Repository {
+    /// Shows `see` every transfer that is not over, the lowest id first; those whose origin is one of
+    /// `origins`, if these are given.
+    ///
+    /// With the [`ScanCursor`] of the scan before, it reads only rows that may have changed, and the cost
+    /// does not grow with the number of COMPLETED rows. Returns the cursor for the next scan; none where
+    /// a scan of all rows is as good.
+    ///
+    /// # Errors
+    /// What the database says.
+    pub async fn scan(
+        &self,
+        origins: Option<&[i64]>,
+        before: Option<&ScanCursor>,
+        mut see: impl FnMut(OpenTransfer),
+    ) -> Result<Option<ScanCursor>, DatabaseError> {
+        let (delays, highest) = self
+            .database
+            .bounded(async {
+                let delays = delay::all_standing(self.database.connection(), None).await?;
+                Ok::<_, DatabaseError>((delays, self.highest_id().await?))
+            })
+            .await?;
+        let mut seen = ScannedRows::new(delays);
+        // Lower than before: it is not the database that was looked at.
+        let before = before.filter(|before| before.highest <= highest);
+        let mut after = before.map_or(i64::MIN, |before| before.highest.get() - LATE_IDS);
+        let watched = before.map_or(&[][..], |before| &before.ids);
+        let watched: Vec<_> = watched
+            .iter()
+            .copied()
+            .filter(|id| id.get() <= after)
+            .collect();
+        for ids in watched.chunks(IDS_AT_ONCE) {
+            let mut query = self.unfinished(origins);
+            query.and_where(id_column().is_in(ids.iter().copied()));
+            seen.page(&self.rows(&query).await?, &mut see)
+                .map_err(DatabaseError::from)?;
+        }
+        loop {
+            let mut query = self.unfinished(origins);
+            // Both ends are given: PostgreSQL then knows, without statistics too, that this is a part
+            // of the table, and goes by the key.
+            query
+                .and_where(id_column().gt(after))
+                .and_where(id_column().lte(highest))
+                .order_by(
+                    (data_transfer::Entity, data_transfer::Column::Id),
+                    Order::Asc,
+                )
+                .limit(PAGE);
+            let rows = self.rows(&query).await?;
+            let last = seen.page(&rows, &mut see).map_err(DatabaseError::from)?;
+            match last {
+                Some(last) if rows.len() as u64 == PAGE => after = last.get(),
+                _ => break,
+            }
+        }
+        Ok(seen.cursor(highest))
+    }
+
+    pub(super) async fn rows(
+        &self,
+        query: &SelectStatement,
+    ) -> Result<Vec<QueryResult>, DatabaseError> {
+        let reading = async { Ok(self.database.connection().query_all(query).await?) };
+        self.database.bounded(reading).await
+    }
+
+    /// Transfers that are not COMPLETED, without their order.
+    fn unfinished(&self, origins: Option<&[i64]>) -> SelectStatement {
+        use data_transfer::{Column, Entity};
+        let number = |column: Column| Expr::col((Entity, column)).cast_as("bigint");
+        let mut query = Query::select();
+        query
+            .from(Entity)
+            .expr_as(number(Column::Id), ID)
+            .expr_as(number(Column::OriginLocationId), ORIGIN_ID)
+            .expr_as(number(Column::DestinationLocationId), DESTINATION_ID)
+            .expr_as(number(Column::RetryCount), RETRY_COUNT)
+            .expr_as(Expr::col((Entity, Column::Status)).cast_as("text"), STATUS)
+            .and_where(self.status_is(&[
+                Status::Pending,
+                Status::Scheduled,
+                Status::InProgress,
+                Status::Failed,
+            ]));
+        if let Some(origins) = origins {
+            let origins = origins.iter().copied();
+            query.and_where(Expr::col((Entity, Column::OriginLocationId)).is_in(origins));
+        }
+        query
+    }
+
+    async fn highest_id(&self) -> Result<TransferId, DbErr> {
+        let query = Query::select()
+            .expr(Func::max(id_column()).cast_as("bigint"))
+            .from(data_transfer::Entity)
+            .to_owned();
+        let row = self.database.connection().query_one(&query).await?;
+        let highest: Option<TransferId> = row
+            .map(|row| row.try_get_by_index(0))
+            .transpose()?
+            .flatten();
+        Ok(highest.unwrap_or(TransferId::new(0)))
+    }
+}
+
+/// Rows that a scan has read.
+struct ScannedRows {
+    delays: HashMap<TransferId, i64>,
+    open: Vec<TransferId>,
+    failed: Vec<TransferId>,
+}
+
+impl ScannedRows {
+    fn new(delays: HashMap<TransferId, i64>) -> Self {
+        Self {
+            delays,
+            open: Vec::new(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// Shows the rows of one statement; the id of the last one.
+    fn page(
+        &mut self,
+        rows: &[QueryResult],
+        see: &mut impl FnMut(OpenTransfer),
+    ) -> Result<Option<TransferId>, DbErr> {
+        let mut last = None;
+        for row in rows {
+            let id: TransferId = row.try_get("", ID)?;
+            last = Some(id);
+            let status: Label<Status> = row.try_get("", STATUS)?;
+            match status.known() {
+                Some(Status::Failed) => self.failed.push(id),
+                Some(status) => {
+                    // One more than is remembered tells that there are too many.
+                    if self.open.len() <= MOST_WATCHED {
+                        self.open.push(id);
+                    }
+                    let retry_count = row.try_get("", RETRY_COUNT)?;
+                    see(OpenTransfer {
+                        id,
+                        status,
+                        origin_location_id: row.try_get("", ORIGIN_ID)?,
+                        destination_location_id: row.try_get("", DESTINATION_ID)?,
+                        waits: status == Status::Pending && waits(&self.delays, id, retry_count),
+                    });
+                }
+                None => {}
+            }
+        }
+        Ok(last)
+    }
+
+    /// FAILED rows are watched as far as there is room, the latest first: these are what an operator
+    /// resets.
+    fn cursor(mut self, highest: TransferId) -> Option<ScanCursor> {
+        let room = MOST_WATCHED.checked_sub(self.open.len())?;
+        self.failed.sort_unstable_by_key(|id| Reverse(*id));
+        self.failed.truncate(room);
+        let mut ids = self.open;
+        ids.append(&mut self.failed);
+        ids.sort_unstable();
+        Some(ScanCursor { highest, ids })
+    }
+}
+
+/// Whether a wait stands for a transfer with this `retry_count`.
+pub(super) fn waits(delays: &HashMap<TransferId, i64>, id: TransferId, retry_count: Option<i64>) -> bool {
+    // As `retry_count` of a row is read.
+    delays.get(&id) == Some(&Ord::max(retry_count.unwrap_or(0), 0))
+}
+
+pub(super) fn id_column() -> Expr {
+    Expr::col((data_transfer::Entity, data_transfer::Column::Id))
+}
+
+/// Names under which the numbers of [`Repository::scan`] are selected.
+pub(super) const RETRY_COUNT: &str = "retry_count";
+const STATUS: &str = "status";
+const ORIGIN_ID: &str = "origin_id";
+const DESTINATION_ID: &str = "destination_id";
+

@@ -1,0 +1,152 @@
+//! Differences between the live database and what is needed, and their explanation.
+
+use std::fmt;
+
+use sea_orm::DbErr;
+
+use crate::transfer::database::DatabaseError;
+
+/// One way in which the live database differs from what is needed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// No such table.
+    MissingTable {
+        /// The table.
+        table: String,
+    },
+    /// No such column.
+    MissingColumn {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+    /// The column's values cannot be used.
+    WrongType {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// Its type.
+        found: String,
+        /// What is needed.
+        needed: &'static str,
+    },
+    /// The enum type lacks members.
+    MissingLabels {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+        /// Names of the members.
+        members: Vec<&'static str>,
+        /// The labels that there are.
+        found: Vec<String>,
+    },
+    /// A column that must be given a value when a row is inserted, and that this program gives none.
+    Unwritten {
+        /// The table.
+        table: String,
+        /// The column.
+        column: String,
+    },
+}
+
+impl Difference {
+    /// The table that differs.
+    pub fn table(&self) -> &str {
+        match self {
+            Self::MissingTable { table }
+            | Self::MissingColumn { table, .. }
+            | Self::WrongType { table, .. }
+            | Self::MissingLabels { table, .. }
+            | Self::Unwritten { table, .. } => table,
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MissingTable { table } => write!(f, "table {table} is missing"),
+            Self::MissingColumn { table, column } => {
+                write!(f, "column {table}.{column} is missing")
+            }
+            Self::WrongType {
+                table,
+                column,
+                found,
+                needed,
+            } => {
+                write!(
+                    f,
+                    "column {table}.{column} is of type `{found}`, and {needed} is needed"
+                )
+            }
+            Self::MissingLabels {
+                table,
+                column,
+                members,
+                found,
+            } => write!(
+                f,
+                "the type of column {table}.{column} has no label for {}, only {}",
+                members.join(", "),
+                found.join(", ")
+            ),
+            Self::Unwritten { table, column } => write!(
+                f,
+                "column {table}.{column} must be given a value, and this program gives it none"
+            ),
+        }
+    }
+}
+
+/// Why the database cannot be worked with.
+#[derive(Debug, thiserror::Error)]
+pub enum SchemaError {
+    /// It differs; the message has a line for each difference and says what to do.
+    #[error("{}", explain(.0))]
+    Differs(Vec<Difference>),
+    /// It could not be looked at.
+    #[error("the database's schema could not be read")]
+    Database(#[from] DatabaseError),
+}
+
+impl From<DbErr> for SchemaError {
+    fn from(error: DbErr) -> Self {
+        Self::Database(error.into())
+    }
+}
+
+fn explain(differences: &[Difference]) -> String {
+    let mut text = String::from("the database does not fit this program:");
+    for difference in differences {
+        text.push_str("\n  - ");
+        text.push_str(&difference.to_string());
+    }
+    let is_own = |difference: &Difference| entity::WORKER_TABLES.contains(&difference.table());
+    if differences.iter().any(is_own) {
+        text.push_str(
+            "\nTables named transfer_worker_* are this program's own: run `ccat-transfer db migrate`.",
+        );
+    }
+    let no_ops_db = entity::OPS_DB_TABLES.into_iter().all(|table| {
+        differences.contains(&Difference::MissingTable {
+            table: table.to_owned(),
+        })
+    });
+    if no_ops_db {
+        text.push_str(
+            "\nThere is no ops-db at all. If the database is the right one and is to be filled from \
+             here (a test, a development machine), run `ccat-transfer db migrate`.",
+        );
+    } else if !differences.iter().all(is_own) {
+        text.push_str(
+            "\nThe other tables belong to ccat_ops_db and its Alembic migrations, and are never \
+             altered from here: bring that schema up to date, or run a ccat-transfer that was made \
+             for it.",
+        );
+    }
+    text
+}
