@@ -9,7 +9,7 @@ use crate::settings::{DEFAULTS, Settings, SettingsError};
 use crate::telemetry::text::visible_lines;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum ConfigCommand {
     /// Say what is wrong with the settings, all of it at once.
     Check,
     /// Print every setting with its default and what it means.
@@ -17,12 +17,12 @@ pub(super) enum Command {
 }
 
 pub(super) fn run(
-    command: &Command,
+    command: &ConfigCommand,
     json: bool,
     loaded: Result<Settings, SettingsError>,
 ) -> Result<ExitCode, CliError> {
     match command {
-        Command::Check if json => {
+        ConfigCommand::Check if json => {
             let (problems, warnings) = match loaded {
                 Ok(settings) => (Vec::new(), settings.warnings),
                 Err(error) => (error.problems, Vec::new()),
@@ -32,13 +32,13 @@ pub(super) fn run(
                 return Ok(ExitCode::from(SETTINGS));
             }
         }
-        Command::Check => {
+        ConfigCommand::Check => {
             for warning in loaded?.warnings {
                 eprintln!("warning: {}", visible_lines(&warning.to_string()));
             }
             println!("the settings are good");
         }
-        Command::Default => print!("{DEFAULTS}"),
+        ConfigCommand::Default => print!("{DEFAULTS}"),
     }
     Ok(ExitCode::SUCCESS)
 }

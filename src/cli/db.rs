@@ -13,7 +13,7 @@ use crate::transfer::topology::{self, Topology, TopologyError};
 use service_connection::error_chain::chain;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum DbCommand {
     /// Make this program's own tables; in an empty database also those of the ops-db that it uses.
     Migrate {
         /// Drop this program's own tables, with every lease and the history of attempts.
@@ -34,18 +34,18 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, command: DbCommand) -> Result<ExitCode, CliError> {
     match command {
-        Command::Migrate { down: false, .. } => up(context).await?,
-        Command::Migrate { down: true, yes } => down(context, yes).await?,
-        Command::Status => status(context).await?,
-        Command::Check => {
+        DbCommand::Migrate { down: false, .. } => up(context).await?,
+        DbCommand::Migrate { down: true, yes } => down(context, yes).await?,
+        DbCommand::Status => status(context).await?,
+        DbCommand::Check => {
             context.repository().await?;
             say(context, &json!({"ok": true}), || {
                 "the schema is as it should be".into()
             })?;
         }
-        Command::Seed { file } => seed(context, file).await?,
+        DbCommand::Seed { file } => seed(context, file).await?,
     }
     Ok(ExitCode::SUCCESS)
 }

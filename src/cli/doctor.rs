@@ -19,7 +19,7 @@ use crate::settings::SettingsError;
 /// changed; what is written for a trial is removed at once. Exits with 0 if nothing is red, with 1
 /// otherwise.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct DoctorArguments {
     /// Only the locations of these sites, by short name, and the links from and to them.
     #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
     site: Vec<String>,
@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     timeout: Duration,
 }
 
-pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, arguments: DoctorArguments) -> Result<ExitCode, CliError> {
     let wishes = Wishes {
         sites: arguments.site,
         queues: arguments.queues,

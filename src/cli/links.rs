@@ -15,7 +15,7 @@ use crate::transfer::link::{Capacity, Link, LinkName, Window, nearest};
 use crate::transfer::repository::{LinkChange, LinkError, Repository, Traffic};
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum LinksCommand {
     /// List the links: limits, what is under way, what waits, which are paused and by whom.
     List,
     /// Show what holds for one link, and where that comes from.
@@ -103,16 +103,16 @@ impl<T> OrDefault<T> {
     }
 }
 
-pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, command: LinksCommand) -> Result<ExitCode, CliError> {
     let repository = context.repository().await?;
     match command {
-        Command::List => list(context, &repository).await?,
-        Command::Show(name) => {
+        LinksCommand::List => list(context, &repository).await?,
+        LinksCommand::Show(name) => {
             let name = known(&repository, name).await?;
             show(context, &repository, &name).await?;
         }
-        Command::Set(set) => self::set(context, &repository, set).await?,
-        Command::Pause { name, reason, now } => {
+        LinksCommand::Set(set) => self::set(context, &repository, set).await?,
+        LinksCommand::Pause { name, reason, now } => {
             let name = known(&repository, name).await?;
             let reason = sound(&reason)?;
             let paused = repository
@@ -127,7 +127,7 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode,
                 format!("{name} is paused; {running}")
             })?;
         }
-        Command::Resume(name) => {
+        LinksCommand::Resume(name) => {
             let name = known(&repository, name).await?;
             let link = repository.resume_link(&name).await.map_err(refused)?;
             say(context, &link, || {

@@ -32,7 +32,7 @@ use service_connection::error_chain::chain;
 const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct ManagerArguments {
     /// Make one pass, say what it did, and end.
     #[arg(long)]
     once: bool,
@@ -50,7 +50,7 @@ pub(super) struct Arguments {
     wait_for: WaitFor,
 }
 
-pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
     context.tell_warnings();
     match arguments.once {
         true => once(context, arguments).await,
@@ -58,7 +58,7 @@ pub(super) async fn run(context: &Context, arguments: &Arguments) -> Result<Exit
     }
 }
 
-async fn once(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
+async fn once(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
     let parts = Parts::connect(context, arguments, Pulses::default()).await?;
     let manager = parts.manager(None);
     let pass = manager.transfer_transfer_packages(arguments.verbose).await;
@@ -73,7 +73,7 @@ async fn once(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliE
     Ok(ExitCode::SUCCESS)
 }
 
-async fn service(context: &Context, arguments: &Arguments) -> Result<ExitCode, CliError> {
+async fn service(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
     let signals = Signals::listen()?;
     let (board, _port) = context.board().await?;
     let _supervision = supervise(&board);
@@ -146,7 +146,7 @@ struct Parts {
 impl Parts {
     async fn connect(
         context: &Context,
-        arguments: &Arguments,
+        arguments: &ManagerArguments,
         pulses: Pulses,
     ) -> Result<Self, CliError> {
         let name = node_name(Some("transfer_manager"), &host())?;
@@ -207,7 +207,7 @@ fn watch_broker(board: &Board, transport: &Arc<dyn Transport>) {
 async fn settings(
     context: &Context,
     repository: &Repository,
-    arguments: &Arguments,
+    arguments: &ManagerArguments,
 ) -> Result<Arc<Settings>, CliError> {
     let mut settings = Settings::clone(&context.settings);
     if !arguments.site.is_empty() {

@@ -118,22 +118,22 @@ struct TasksWorker {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a worker: receive transfers from queues and do them.
-    Worker(Box<worker::Arguments>),
+    Worker(Box<worker::WorkerCommand>),
     /// Schedule the transfers that wait, for ever or once.
-    Manager(manager::Arguments),
+    Manager(manager::ManagerArguments),
     /// Set up and check the operations database.
     #[command(subcommand)]
-    Db(db::Command),
+    Db(db::DbCommand),
     /// See, limit, pause and resume the links between sites.
     #[command(subcommand)]
-    Links(links::Command),
+    Links(links::LinksCommand),
     /// Find, understand and steer transfers.
     #[command(subcommand)]
-    Transfers(Box<transfers::Command>),
+    Transfers(Box<transfers::TransfersCommand>),
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
-    Config(config::Command),
-    Doctor(doctor::Arguments),
+    Config(config::ConfigCommand),
+    Doctor(doctor::DoctorArguments),
     /// Print a script by which a shell completes this command line.
     Completions(manual::Completions),
     /// Write the manual pages.

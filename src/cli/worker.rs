@@ -20,7 +20,7 @@ use crate::transfer::service::TransferService;
 use celery_worker::task::Registry;
 
 #[derive(Debug, Args)]
-pub(super) struct Arguments {
+pub(super) struct WorkerCommand {
     /// Listen to the queues of all locations of these sites, by short name.
     #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
     site: Vec<String>,
@@ -29,7 +29,7 @@ pub(super) struct Arguments {
     pub(super) worker: serve::WorkerArguments,
 }
 
-pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, arguments: WorkerCommand) -> Result<ExitCode, CliError> {
     let (board, _port) = context.board().await?;
     let mut alive = None;
     let notifier = Notifier::start(&context.settings.notifications);

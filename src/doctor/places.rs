@@ -15,7 +15,7 @@ use crate::settings::{DigestAlgorithm, LinkSettings};
 use crate::transfer::digest;
 use crate::transfer::endpoint::Remote;
 use crate::transfer::error::{Role, TransferError};
-use crate::transfer::inspection::{Place, bbcp_version};
+use crate::transfer::inspection::{LocationProbe, bbcp_version};
 use crate::transfer::link::LinkName;
 use crate::transfer::repository::{LocationRecord, Map};
 
@@ -27,7 +27,7 @@ const REMOTE_CLOCK_GRAIN: Duration = Duration::from_secs(1);
 
 /// A host with what is looked at there; this one, where there is no remote.
 #[derive(Default)]
-struct Host {
+struct CheckedHost {
     remote: Option<Remote>,
     /// bbcp there.
     program: String,
@@ -38,7 +38,7 @@ struct Host {
 /// A directory, by its location.
 struct Named {
     name: String,
-    place: Place,
+    place: LocationProbe,
     /// Bytes of the largest package that waits for it.
     largest: u64,
     /// True if packages wait to be copied from the location.
@@ -175,7 +175,7 @@ impl Doctor {
             (Role::Destination, &link.destination),
         ] {
             for location in map.locations.iter().filter(|l| is_at(l, site)) {
-                match Place::new(role, location, &settings.ssh, &self.local) {
+                match LocationProbe::new(role, location, &settings.ssh, &self.local) {
                     Ok(place) => ends.push(Named {
                         name: format!("{site}/{}", location.name),
                         place,
@@ -207,7 +207,7 @@ impl Doctor {
         Ok(ends
             .into_iter()
             .map(|end| {
-                let host = Host {
+                let host = CheckedHost {
                     remote: end.place.remote().cloned(),
                     program: settings.bbcp.remote_program.display().to_string(),
                     digest: Some(settings.digest),
@@ -215,12 +215,12 @@ impl Doctor {
                 };
                 let key = key(&end.place, &settings);
                 let places = vec![end];
-                (key, Host { places, ..host })
+                (key, CheckedHost { places, ..host })
             })
             .collect())
     }
 
-    async fn look_at_host(&self, host: &Host, version: Option<&str>) -> Vec<Finding> {
+    async fn look_at_host(&self, host: &CheckedHost, version: Option<&str>) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Some(remote) = &host.remote {
             let name = remote.host.to_string();
@@ -264,7 +264,7 @@ impl Doctor {
     /// What has to be on another host, and its clock, which was read between two times of ours.
     async fn look_at_programs(
         &self,
-        host: &Host,
+        host: &CheckedHost,
         remote: &Remote,
         clock: Option<(i64, DateTime<Utc>, DateTime<Utc>)>,
         version: Option<&str>,
@@ -360,7 +360,7 @@ fn is_at(location: &LocationRecord, site: &str) -> bool {
         && location.site.as_ref().is_some_and(|s| s.short_name == site)
 }
 
-fn key(place: &Place, settings: &LinkSettings) -> String {
+fn key(place: &LocationProbe, settings: &LinkSettings) -> String {
     match place.remote() {
         None => String::new(),
         Some(remote) => {

@@ -76,7 +76,7 @@ pub struct Pass {
     /// Transfers that somebody else scheduled meanwhile.
     pub taken: usize,
     /// Transfers that stay PENDING, and why.
-    pub refused: Vec<Refusal>,
+    pub refused: Vec<RefusedTransfer>,
     /// Transfers that a dead worker left, PENDING again.
     pub recovered: Vec<TransferId>,
     /// Transfers whose message was lost: PENDING again, and sent again where their link allows it.
@@ -100,7 +100,7 @@ pub struct Assignment {
 
 /// A transfer that could not be scheduled.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Refusal {
+pub struct RefusedTransfer {
     /// The transfer.
     pub data_transfer_id: TransferId,
     /// Why.
@@ -210,7 +210,7 @@ impl Manager {
     /// room for. With `verbose` every row has a line in the log.
     ///
     /// # Errors
-    /// [`ManagerError`]. A row that is bad in itself is no error of the pass but a [`Refusal`].
+    /// [`ManagerError`]. A row that is bad in itself is no error of the pass but a [`RefusedTransfer`].
     pub async fn transfer_transfer_packages(&self, verbose: bool) -> Result<Pass, ManagerError> {
         let mut pass = Pass {
             recovered: self.recover().await?,
@@ -298,7 +298,7 @@ impl Manager {
     }
 
     /// Reads the transfers to schedule in this pass, in order, and those that are SCHEDULED.
-    async fn survey(&self, pass: &mut Pass) -> Result<Seen, DatabaseError> {
+    async fn survey(&self, pass: &mut Pass) -> Result<ScanResult, DatabaseError> {
         // Before what is under way is counted: see `Allowance::issued`.
         let links = self.repository.links().await?;
         let places = self.repository.places().await?;
@@ -327,7 +327,7 @@ impl Manager {
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
             cursor.map(|cursor| (cursor, looked));
         let scheduled = survey.take_scheduled();
-        Ok(Seen {
+        Ok(ScanResult {
             picks: survey.picks(pass),
             scheduled,
         })
@@ -434,7 +434,7 @@ impl Manager {
 }
 
 /// Result of one survey.
-struct ScannedRows {
+struct ScanResult {
     picks: Vec<Pick>,
     scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
@@ -475,7 +475,7 @@ impl Pass {
             .partition(|pick| queues.refuses(&pick.queue));
         for pick in refused {
             *left_out.entry(pick.queue).or_default() += 1;
-            self.refused.push(Refusal {
+            self.refused.push(RefusedTransfer {
                 data_transfer_id: pick.candidate.id,
                 reason: "its queue takes no messages; the next pass tries again".into(),
             });
@@ -496,7 +496,7 @@ impl Pass {
             reason,
             "transfer cannot be scheduled; it stays pending"
         );
-        self.refused.push(Refusal {
+        self.refused.push(RefusedTransfer {
             data_transfer_id,
             reason,
         });

@@ -16,7 +16,7 @@ use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Lease;
-use crate::transfer::repository::{Failure, Instruction, Successor, TransferDetail, Verdict};
+use crate::transfer::repository::{Applicability, Failure, Instruction, Successor, TransferDetail};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
 use service_connection::error_chain::chain;
@@ -247,7 +247,7 @@ impl DataTransferTask {
             .retry_until_reachable(&request.cancelled, giving_up)
             .await
         {
-            Ok(Verdict::Changed(_)) => Settled::Failed,
+            Ok(Applicability::Changed(_)) => Settled::Failed,
             Ok(_) => Settled::Untouched,
             Err(error) => {
                 tracing::error!(

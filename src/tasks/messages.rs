@@ -104,7 +104,7 @@ impl Messages {
             nodes.insert(node);
             let Value::Array(tasks) = tasks else { continue };
             for task in tasks {
-                let Ok(shown) = serde_json::from_value::<Shown>(task) else {
+                let Ok(shown) = serde_json::from_value::<ShownEntry>(task) else {
                     continue;
                 };
                 // A task that waits for its time is wrapped.
@@ -151,7 +151,7 @@ impl FindMessages for Messages {
 
 /// A task as a worker shows it, possibly wrapped with its time.
 #[derive(Deserialize)]
-struct Shown {
+struct ShownEntry {
     #[serde(flatten)]
     task: ShownTask,
     request: Option<Box<ShownTask>>,

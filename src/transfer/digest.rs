@@ -100,14 +100,14 @@ fn hex_len(algorithm: DigestAlgorithm) -> usize {
 }
 
 /// A digest in the making.
-enum State {
+enum Hasher {
     Sha256(sha2::Sha256),
     Blake3(Box<blake3::Hasher>),
     Xxh3(Box<xxhash_rust::xxh3::Xxh3>),
     Md5(md5::Md5),
 }
 
-impl State {
+impl Hasher {
     fn new(algorithm: DigestAlgorithm) -> Self {
         match algorithm {
             DigestAlgorithm::Sha256 => Self::Sha256(sha2::Sha256::new()),
@@ -154,7 +154,7 @@ pub fn of(
     mut reader: impl Read,
     mut read: impl FnMut(u64) -> bool,
 ) -> io::Result<Digest> {
-    let mut state = State::new(algorithm);
+    let mut state = Hasher::new(algorithm);
     let mut room = vec![0; BUFFER_BYTES + ALIGNMENT];
     let start = room.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
     let buffer = &mut room[start..start + BUFFER_BYTES];

@@ -28,13 +28,13 @@ const NO_TRANSFER: TransferId = TransferId::new(0);
 
 /// A location's directory as one end of a link.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct LocationProbe {
     role: Role,
     endpoint: Endpoint,
     root: AbsolutePath,
 }
 
-impl Place {
+impl LocationProbe {
     /// An end as a worker on a host with these names would use it.
     ///
     /// # Errors

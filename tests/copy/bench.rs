@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ccat_transfer::settings::{self, LinkSettings};
-use ccat_transfer::transfer::bbcp::{self, Progress, Report};
+use ccat_transfer::transfer::bbcp::{self, CopyProgress, Report};
 use ccat_transfer::transfer::error::TransferError;
 use ccat_transfer::transfer::id::AttemptNumber;
 use ccat_transfer::transfer::plan::{Attempt, LocalHost, Location, Package, Plan, PlanInput, plan};
@@ -25,7 +25,7 @@ pub(crate) struct Bench {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) link: LinkSettings,
     pub(crate) cancel: CancellationToken,
-    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) progress: watch::Sender<CopyProgress>,
     pub(crate) origin_host: Option<&'static str>,
     pub(crate) destination_host: Option<&'static str>,
     pub(crate) relative_path: String,
@@ -60,7 +60,7 @@ impl Bench {
             directory,
             link,
             cancel: CancellationToken::new(),
-            progress: watch::Sender::new(Progress::none(SIZE)),
+            progress: watch::Sender::new(CopyProgress::none(SIZE)),
             origin_host: None,
             destination_host: None,
             relative_path: String::new(),

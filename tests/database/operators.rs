@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{
-    Acquisition, Change, Filter, Instruction, ListError, Listing, Refusal, Sort, Verdict,
+    Acquisition, Change, Filter, Instruction, ListError, Listing, Refusal, Sort, Applicability,
 };
 use entity::{Action, Label, Outcome, Status};
 
@@ -116,7 +116,7 @@ async fn allowed_actions_depend_on_the_state(db: Fixture) {
             let verdict = db.repository.instruct(id, &wants(action)).await.unwrap();
             let to = match (state, action) {
                 (State::Due, Retry) => {
-                    assert_eq!(verdict, Verdict::Unchanged);
+                    assert_eq!(verdict, Applicability::Unchanged);
                     None
                 }
                 (State::Waiting | State::Scheduled | State::Expired | State::Failed, Retry) => {
@@ -128,30 +128,30 @@ async fn allowed_actions_depend_on_the_state(db: Fixture) {
                 )
                 | (State::Running, Cancel) => Some(Status::Failed),
                 (State::Running, Retry | Fail) => {
-                    assert!(matches!(verdict, Verdict::Refused(Refusal::Running(_))));
+                    assert!(matches!(verdict, Applicability::Refused(Refusal::Running(_))));
                     None
                 }
                 (State::Untracked, _) => {
                     let refusal = Refusal::Untracked { action };
-                    assert_eq!(verdict, Verdict::Refused(refusal));
+                    assert_eq!(verdict, Applicability::Refused(refusal));
                     None
                 }
                 (State::Completed | State::Unknown, _) => {
                     assert!(matches!(
                         verdict,
-                        Verdict::Refused(Refusal::Completed | Refusal::UnknownStatus(_))
+                        Applicability::Refused(Refusal::Completed | Refusal::UnknownStatus(_))
                     ));
                     None
                 }
                 (State::Failed, Cancel | Fail) => {
-                    assert!(matches!(verdict, Verdict::Refused(Refusal::Failed { .. })));
+                    assert!(matches!(verdict, Applicability::Refused(Refusal::Failed { .. })));
                     None
                 }
             };
             match to {
                 Some(to) => {
                     assert!(
-                        matches!(&verdict, Verdict::Changed(change) if change.to == to),
+                        matches!(&verdict, Applicability::Changed(change) if change.to == to),
                         "{state:?} {action:?} {verdict:?}"
                     );
                     assert_eq!(db.status(id).await, to.to_string());
@@ -199,7 +199,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
         .unwrap();
     let cancel = wants(Action::Cancel);
     match db.repository.instruct(id, &cancel).await.unwrap() {
-        Verdict::Changed(Change {
+        Applicability::Changed(Change {
             from,
             stopped: Some(stopped),
             ..
@@ -227,7 +227,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert_eq!(detail.attempts[0].bytes, Some(5));
     // A repeated request (after a lost answer, say) reports what was done.
     match db.repository.instruct(id, &cancel).await.unwrap() {
-        Verdict::Refused(Refusal::Failed { message: told }) => {
+        Applicability::Refused(Refusal::Failed { message: told }) => {
             assert_eq!(told.as_deref(), Some(message));
         }
         verdict => panic!("{verdict:?}"),
@@ -286,7 +286,7 @@ async fn a_transfer_chosen_by_state_is_untouched_in_another(db: Fixture) {
     let otherwise = Refusal::Otherwise(Label::Known(Status::InProgress));
     assert_eq!(
         db.repository.instruct(id, &waiting).await.unwrap(),
-        Verdict::Refused(otherwise)
+        Applicability::Refused(otherwise)
     );
     assert_eq!(db.status(id).await, "IN_PROGRESS");
 }
@@ -305,9 +305,9 @@ async fn an_unknown_transfer_is_reported(db: Fixture) {
     for action in [Action::Retry, Action::Cancel, Action::Fail] {
         let wants = wants(action);
         let verdict = db.repository.instruct(4711.into(), &wants).await.unwrap();
-        assert_eq!(verdict, Verdict::Unknown);
+        assert_eq!(verdict, Applicability::Unknown);
         let verdict = db.repository.consider(4711.into(), &wants).await.unwrap();
-        assert_eq!(verdict, Verdict::Unknown);
+        assert_eq!(verdict, Applicability::Unknown);
     }
 }
 

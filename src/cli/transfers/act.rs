@@ -13,7 +13,7 @@ use super::selection::Filters;
 use super::{clean, list};
 use crate::transfer::id::TransferId;
 use crate::transfer::repository::{
-    Filter, Instruction, Listing, Repository, Sort, TransferSummary, Verdict,
+    Filter, Instruction, Listing, Repository, Sort, TransferSummary, Applicability,
 };
 
 /// So many of those that were chosen are shown before the question.
@@ -80,14 +80,14 @@ struct Which {
 }
 
 /// What is to be done.
-pub(super) struct Order {
+pub(super) struct ActionOrder {
     which: Which,
     action: Action,
     reason: Option<String>,
     untracked: bool,
 }
 
-impl From<Retry> for Order {
+impl From<Retry> for ActionOrder {
     fn from(retry: Retry) -> Self {
         Self {
             which: retry.which,
@@ -98,7 +98,7 @@ impl From<Retry> for Order {
     }
 }
 
-impl From<Cancel> for Order {
+impl From<Cancel> for ActionOrder {
     fn from(cancel: Cancel) -> Self {
         Self {
             which: cancel.which,
@@ -109,7 +109,7 @@ impl From<Cancel> for Order {
     }
 }
 
-impl From<Fail> for Order {
+impl From<Fail> for ActionOrder {
     fn from(fail: Fail) -> Self {
         Self {
             which: fail.which,
@@ -123,7 +123,7 @@ impl From<Fail> for Order {
 /// What came of one transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Outcome {
+enum ActionOutcome {
     Done,
     /// With --dry-run.
     WouldBeDone,
@@ -134,16 +134,16 @@ enum Outcome {
 
 /// What is told about one transfer.
 #[derive(Debug, Serialize)]
-struct Answer {
+struct ActionAnswer {
     id: TransferId,
-    outcome: Outcome,
+    outcome: ActionOutcome,
     from: Option<String>,
     to: Option<String>,
     message: String,
 }
 
-pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, CliError> {
-    let Order {
+pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCode, CliError> {
+    let ActionOrder {
         which,
         action,
         reason,
@@ -213,17 +213,17 @@ pub(super) async fn run(context: &Context, order: Order) -> Result<ExitCode, Cli
 }
 
 /// Returns true if the transfer is given up and no worker holds it. A worker that holds it removes the copy itself.
-fn ends_unheld(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Changed(change)
+fn ends_unheld(verdict: &Applicability) -> bool {
+    matches!(verdict, Applicability::Changed(change)
         if change.to == entity::Status::Failed && change.stopped.is_none())
 }
 
 /// An id that nobody has is a mistake in the command, so it counts before a refusal.
-fn code(answers: &[Answer]) -> ExitCode {
+fn code(answers: &[ActionAnswer]) -> ExitCode {
     let any = |outcome| answers.iter().any(|answer| answer.outcome == outcome);
-    if any(Outcome::Unknown) {
+    if any(ActionOutcome::Unknown) {
         NOT_FOUND.into()
-    } else if any(Outcome::Refused) {
+    } else if any(ActionOutcome::Refused) {
         REFUSED.into()
     } else {
         ExitCode::SUCCESS
@@ -279,23 +279,23 @@ async fn confirm(
     }
 }
 
-fn answer(id: TransferId, instruction: &Instruction, verdict: Verdict, dry_run: bool) -> Answer {
+fn answer(id: TransferId, instruction: &Instruction, verdict: Applicability, dry_run: bool) -> ActionAnswer {
     let (outcome, from, to, message) = match verdict {
-        Verdict::Unknown => (
-            Outcome::Unknown,
+        Applicability::Unknown => (
+            ActionOutcome::Unknown,
             None,
             None,
             "unknown: there is no such transfer".into(),
         ),
-        Verdict::Unchanged => (
-            Outcome::Unchanged,
+        Applicability::Unchanged => (
+            ActionOutcome::Unchanged,
             None,
             None,
             "unchanged: it is due already, and the manager's next pass sends it".into(),
         ),
-        Verdict::Refused(refusal) => (Outcome::Refused, None, None, format!("refused: {refusal}")),
-        Verdict::Changed(change) => {
-            let (done, would) = (Outcome::Done, Outcome::WouldBeDone);
+        Applicability::Refused(refusal) => (ActionOutcome::Refused, None, None, format!("refused: {refusal}")),
+        Applicability::Changed(change) => {
+            let (done, would) = (ActionOutcome::Done, ActionOutcome::WouldBeDone);
             let mut message = format!("{} → {}", change.from, change.to);
             match (&change.stopped, instruction.action) {
                 (Some(lease), Action::Cancel) => {
@@ -319,7 +319,7 @@ fn answer(id: TransferId, instruction: &Instruction, verdict: Verdict, dry_run: 
             )
         }
     };
-    Answer {
+    ActionAnswer {
         id,
         outcome,
         from,

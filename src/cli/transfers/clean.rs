@@ -26,7 +26,7 @@ pub(in crate::cli) struct Clean {
 
 /// Result for the partial copies of one transfer.
 #[derive(Debug, Serialize)]
-struct Answer {
+struct CleanAnswer {
     id: TransferId,
     removed: Vec<RecordedPartial>,
     kept: Vec<RecordedPartial>,
@@ -58,7 +58,7 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
     let mut answers = Vec::new();
     for (id, kept) in by_transfer {
         let answer = if clean.dry_run {
-            Answer {
+            CleanAnswer {
                 id,
                 removed: Vec::new(),
                 kept,
@@ -69,7 +69,7 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
             let (kept, error) = cleared
                 .kept
                 .map_or((Vec::new(), None), |(kept, error)| (kept, Some(error)));
-            Answer {
+            CleanAnswer {
                 id,
                 removed: cleared.removed,
                 kept,
@@ -92,8 +92,8 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
     }
 }
 
-fn lines(answer: &Answer) -> String {
-    let Answer {
+fn lines(answer: &CleanAnswer) -> String {
+    let CleanAnswer {
         id,
         removed,
         kept,

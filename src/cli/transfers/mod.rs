@@ -27,7 +27,7 @@ fn unknown(id: TransferId) -> CliError {
 }
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Command {
+pub(super) enum TransfersCommand {
     /// List transfers, the newest first.
     List(list::List),
     /// Show one transfer: who has it, every attempt, and what comes next.
@@ -56,18 +56,18 @@ pub(super) enum Command {
     },
 }
 
-pub(super) async fn run(context: &Context, command: Command) -> Result<ExitCode, CliError> {
+pub(super) async fn run(context: &Context, command: TransfersCommand) -> Result<ExitCode, CliError> {
     match command {
-        Command::List(list) => list::run(context, list).await?,
-        Command::Show { id } => show::run(context, id).await?,
-        Command::Watch(watch) => return watch::run(context, watch).await,
-        Command::Retry(retry) => return act::run(context, retry.into()).await,
-        Command::Cancel(cancel) => return act::run(context, cancel.into()).await,
-        Command::Fail(fail) => return act::run(context, fail.into()).await,
-        Command::Clean(clean) => return clean::run(context, clean).await,
-        Command::Log(log) => return log::run(context, &log).await,
-        Command::Create(create) => create::run(context, create).await?,
-        Command::Run { id } => return run::run(context, id).await,
+        TransfersCommand::List(list) => list::run(context, list).await?,
+        TransfersCommand::Show { id } => show::run(context, id).await?,
+        TransfersCommand::Watch(watch) => return watch::run(context, watch).await,
+        TransfersCommand::Retry(retry) => return act::run(context, retry.into()).await,
+        TransfersCommand::Cancel(cancel) => return act::run(context, cancel.into()).await,
+        TransfersCommand::Fail(fail) => return act::run(context, fail.into()).await,
+        TransfersCommand::Clean(clean) => return clean::run(context, clean).await,
+        TransfersCommand::Log(log) => return log::run(context, &log).await,
+        TransfersCommand::Create(create) => create::run(context, create).await?,
+        TransfersCommand::Run { id } => return run::run(context, id).await,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -120,7 +120,7 @@ impl AttemptRun<'_> {
         let metrics = self.service.metrics();
         let counted =
             metrics.map(|metrics| metrics.copying(&plan.link.origin, &plan.link.destination));
-        let latest = watch::Sender::new(bbcp::Progress::none(plan.size));
+        let latest = watch::Sender::new(bbcp::CopyProgress::none(plan.size));
         let copying = bbcp::copy(plan, log_path, &self.stop, &latest);
         let mut changes = latest.subscribe();
         tokio::pin!(copying);
@@ -225,7 +225,7 @@ fn count(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-fn progress(latest: &bbcp::Progress) -> Progress {
+fn progress(latest: &bbcp::CopyProgress) -> Progress {
     Progress {
         bytes_done: latest.bytes_done,
         bytes_total: Some(latest.bytes_total),

@@ -58,7 +58,7 @@ impl fmt::Display for Invocation {
 /// bbcp's arguments for a plan.
 pub fn arguments(plan: &Plan) -> Vec<String> {
     let bbcp = &plan.bbcp;
-    let mut line = Line(Vec::new());
+    let mut line = CommandLine(Vec::new());
     line.flag("-v");
     line.option("-P", bbcp.progress_interval.max(LEAST_PROGRESS_INTERVAL));
     line.option("-s", bbcp.streams);
@@ -109,9 +109,9 @@ pub fn arguments(plan: &Plan) -> Vec<String> {
     line.0
 }
 
-struct Line(Vec<String>);
+struct CommandLine(Vec<String>);
 
-impl Line {
+impl CommandLine {
     fn flag(&mut self, name: &str) {
         self.0.push(name.into());
     }

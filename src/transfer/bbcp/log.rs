@@ -28,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A way into the log file.
 #[derive(Debug, Clone)]
-pub(super) struct Log(mpsc::Sender<Vec<u8>>);
+pub(super) struct LogFile(mpsc::Sender<Vec<u8>>);
 
-impl Log {
+impl LogFile {
     /// Opens (appends to, makes) the file and starts its writer.
     pub(super) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
         let file = open(path).await.map_err(|source| TransferError::LogFile {
@@ -59,7 +59,7 @@ impl Log {
 /// Its writer, to be closed.
 #[derive(Debug)]
 pub(super) struct LogWriter {
-    log: Log,
+    log: LogFile,
     task: JoinHandle<()>,
 }
 
@@ -129,7 +129,7 @@ mod tests {
     async fn keeps_order_and_has_an_end() -> Result<(), Box<dyn std::error::Error>> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("a/b.log");
-        let (log, writer) = Log::open(&path).await?;
+        let (log, writer) = LogFile::open(&path).await?;
         assert!(log.note("start").await);
         let chunk = vec![b'x'; 1 << 20];
         for _ in 0..70 {
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn cannot_be_opened() {
-        let error = Log::open(Path::new("/proc/nowhere/a.log")).await.err();
+        let error = LogFile::open(Path::new("/proc/nowhere/a.log")).await.err();
         assert_eq!(error.map(|e| e.code()), Some("log_file"));
     }
 }

@@ -10,4 +10,4 @@ pub mod process;
 mod watchdog;
 
 pub use command::Invocation;
-pub use process::{Progress, Report, copy};
+pub use process::{CopyProgress, Report, copy};

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::command::{CONFIG_VARIABLE, Invocation};
-use super::log::Log;
+use super::log::LogFile;
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, Lines, parse};
 use super::watchdog::{Footprint, Limits, Trouble, Watchdog};
@@ -60,7 +60,7 @@ const CHUNK_BYTES: usize = 8 << 10;
 
 /// How far a copy is.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Progress {
+pub struct CopyProgress {
     /// Bytes that have arrived, as far as is known: bbcp tells whole per cent only.
     pub bytes_done: u64,
     /// Size of the file in bytes.
@@ -71,7 +71,7 @@ pub struct Progress {
     pub at: DateTime<Utc>,
 }
 
-impl Progress {
+impl CopyProgress {
     /// Before the first byte.
     pub fn none(bytes_total: u64) -> Self {
         Self {
@@ -110,15 +110,15 @@ pub async fn copy(
     plan: &Plan,
     log_file: &Path,
     cancel: &CancellationToken,
-    progress: &watch::Sender<Progress>,
+    progress: &watch::Sender<CopyProgress>,
 ) -> Result<Report, TransferError> {
     if cancel.is_cancelled() {
         return Err(INTERRUPTED);
     }
     let invocation = Invocation::new(plan)?;
-    let (log, writer) = Log::open(log_file).await?;
+    let (log, writer) = LogFile::open(log_file).await?;
     log.note(&invocation.to_string()).await;
-    let running = Running::start(plan, &invocation, log)?;
+    let running = RunningCopy::start(plan, &invocation, log)?;
     fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
     let finished = running.run(cancel, progress).await;
     writer.close(&finished.summary()).await;
@@ -127,7 +127,7 @@ pub async fn copy(
 
 /// A bbcp that runs. Its fields are dropped in this order: the group is killed before the runtime
 /// gets to reap the agent, so that the group's id still is ours.
-struct Running<'a> {
+struct RunningCopy<'a> {
     plan: &'a Plan,
     group: Group,
     agent: Child,
@@ -141,14 +141,14 @@ struct Running<'a> {
 }
 
 /// How the watch over a running bbcp ended.
-enum Ended {
-    ByItself(io::Result<ExitStatus>),
-    InTrouble(Trouble),
-    Cancelled,
+enum EndedBy {
+    Itself(io::Result<ExitStatus>),
+    Watchdog(Trouble),
+    Cancellation,
 }
 
-impl<'a> Running<'a> {
-    fn start(plan: &'a Plan, invocation: &Invocation, log: Log) -> Result<Self, TransferError> {
+impl<'a> RunningCopy<'a> {
+    fn start(plan: &'a Plan, invocation: &Invocation, log: LogFile) -> Result<Self, TransferError> {
         let spawn = |source| TransferError::Spawn {
             program: invocation.program.display().to_string(),
             source,
@@ -191,8 +191,8 @@ impl<'a> Running<'a> {
     async fn run(
         mut self,
         cancel: &CancellationToken,
-        progress: &watch::Sender<Progress>,
-    ) -> Finished {
+        progress: &watch::Sender<CopyProgress>,
+    ) -> EndedCopy {
         let ended = self.watch(cancel, progress).await;
         self.finish(ended).await
     }
@@ -200,16 +200,16 @@ impl<'a> Running<'a> {
     async fn watch(
         &mut self,
         cancel: &CancellationToken,
-        progress: &watch::Sender<Progress>,
-    ) -> Ended {
+        progress: &watch::Sender<CopyProgress>,
+    ) -> EndedBy {
         let mut ticks = ticks(self.plan.stall_timeout);
         let watched = self.plan.target.watched();
         // One at a time: a storage that hangs keeps it, and the watchdog goes on.
         let mut look = None;
         loop {
             tokio::select! {
-                status = self.agent.wait() => return Ended::ByItself(status),
-                () = cancel.cancelled() => return Ended::Cancelled,
+                status = self.agent.wait() => return EndedBy::Itself(status),
+                () = cancel.cancelled() => return EndedBy::Cancellation,
                 Some(line) = self.lines.recv() => {
                     if self.hear(&line) {
                         progress.send_replace(self.progress());
@@ -223,7 +223,7 @@ impl<'a> Running<'a> {
                 }
                 _ = ticks.tick() => {
                     if let Some(trouble) = self.watchdog.trouble(Instant::now()) {
-                        return Ended::InTrouble(trouble);
+                        return EndedBy::Watchdog(trouble);
                     }
                     if look.is_none() {
                         look = watched.clone().map(look_at);
@@ -234,16 +234,16 @@ impl<'a> Running<'a> {
     }
 
     /// Ends what still runs and hears what was still to be said.
-    async fn finish(mut self, ended: Ended) -> Finished {
+    async fn finish(mut self, ended: EndedBy) -> EndedCopy {
         let kill_after = self.plan.bbcp.kill_after;
         let gone = match ended {
             // Its children may be about to say why it ended. As long as they hold the pipes, and
             // so this takes time, the group's id is theirs.
-            Ended::ByItself(_) => {
+            EndedBy::Itself(_) => {
                 drain(&mut self.lines, &mut self.output).await;
                 self.group.end(kill_after).await
             }
-            Ended::InTrouble(_) | Ended::Cancelled => {
+            EndedBy::Watchdog(_) | EndedBy::Cancellation => {
                 // Reaped meanwhile, but not for ever: it may hang in a system call.
                 let reaped = timeout(kill_after + REAP, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
@@ -260,7 +260,7 @@ impl<'a> Running<'a> {
                 "a process of bbcp survived SIGKILL, it hangs in a system call"
             );
         }
-        Finished {
+        EndedCopy {
             ended,
             elapsed: self.started.elapsed(),
             bytes_done: self.watchdog.bytes_done(),
@@ -292,8 +292,8 @@ impl<'a> Running<'a> {
         self.watchdog.bytes_done() != before
     }
 
-    fn progress(&self) -> Progress {
-        Progress {
+    fn progress(&self) -> CopyProgress {
+        CopyProgress {
             bytes_done: self.watchdog.bytes_done(),
             bytes_total: self.plan.size,
             rate_bytes_per_s: self.watchdog.rate(),
@@ -328,7 +328,7 @@ async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) 
 /// Reads a pipe to its end, for the log and for the watchdog.
 async fn read(
     pipe: Option<impl AsyncRead + Unpin>,
-    log: Log,
+    log: LogFile,
     heard: mpsc::Sender<Vec<u8>>,
     of: Attempt,
 ) {
@@ -422,8 +422,8 @@ impl OutputSummary {
 }
 
 /// A copy of which no process is left.
-struct Finished {
-    ended: Ended,
+struct EndedCopy {
+    ended: EndedBy,
     elapsed: Duration,
     bytes_done: u64,
     bytes_total: u64,
@@ -431,31 +431,31 @@ struct Finished {
     output: OutputSummary,
 }
 
-impl Finished {
+impl EndedCopy {
     /// For the log file.
     fn summary(&self) -> String {
         let how = match &self.ended {
-            Ended::ByItself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
-            Ended::ByItself(Err(e)) => format!("lost: {e}"),
-            Ended::InTrouble(Trouble::Stalled(idle)) => {
+            EndedBy::Itself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
+            EndedBy::Itself(Err(e)) => format!("lost: {e}"),
+            EndedBy::Watchdog(Trouble::Stalled(idle)) => {
                 format!("stopped, no byte moved for {:.1} s", idle.as_secs_f64())
             }
-            Ended::InTrouble(Trouble::TooSlow(moved)) => {
+            EndedBy::Watchdog(Trouble::TooSlow(moved)) => {
                 format!("stopped, {moved} bytes in the last window are too few")
             }
-            Ended::InTrouble(Trouble::Late(_)) => "stopped at its deadline".into(),
-            Ended::Cancelled => "stopped on request".into(),
+            EndedBy::Watchdog(Trouble::Late(_)) => "stopped at its deadline".into(),
+            EndedBy::Cancellation => "stopped on request".into(),
         };
         format!("{how}, after {:.1} s", self.elapsed.as_secs_f64())
     }
 
     fn conclude(self) -> Result<Report, TransferError> {
         let status = match self.ended {
-            Ended::ByItself(status) => status.map_err(|source| TransferError::Spawn {
+            EndedBy::Itself(status) => status.map_err(|source| TransferError::Spawn {
                 program: "bbcp".into(),
                 source,
             })?,
-            Ended::InTrouble(trouble) => {
+            EndedBy::Watchdog(trouble) => {
                 let (bytes_done, bytes_total) = (self.bytes_done, self.bytes_total);
                 return Err(match trouble {
                     Trouble::Stalled(idle) => TransferError::Stalled {
@@ -477,7 +477,7 @@ impl Finished {
                     },
                 });
             }
-            Ended::Cancelled => {
+            EndedBy::Cancellation => {
                 return Err(INTERRUPTED);
             }
         };

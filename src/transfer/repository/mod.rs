@@ -59,7 +59,7 @@ pub use leftovers::RecordedPartial;
 pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, ListError, Listing, Sort, TransferSummary};
 pub use map::{Map, RoutedLink};
-pub use operator::{Change, Instruction, Refusal, Verdict};
+pub use operator::{Applicability, Change, Instruction, Refusal};
 pub use place::{InvalidPlace, Place};
 pub use record::{
     ActionRecord, AttemptRecord, DiskRecord, LocationRecord, PackageRecord, RouteRecord,

@@ -61,7 +61,7 @@ impl fmt::Display for Instruction {
 
 /// What an instruction means for one transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Applicability {
     /// There is no such transfer.
     Unknown,
     /// It is as it should be.
@@ -204,16 +204,16 @@ impl Repository {
         &self,
         id: TransferId,
         instruction: &Instruction,
-    ) -> Result<Verdict, DatabaseError> {
+    ) -> Result<Applicability, DatabaseError> {
         let considering = async {
             let Some(row) = self.row(id).await? else {
-                return Ok(Verdict::Unknown);
+                return Ok(Applicability::Unknown);
             };
             let findings = Findings::of(self.database.connection(), row).await?;
             Ok(match findings.judge(instruction) {
-                Ok(Some(to)) => Verdict::Changed(findings.change(to)),
-                Ok(None) => Verdict::Unchanged,
-                Err(refusal) => Verdict::Refused(refusal),
+                Ok(Some(to)) => Applicability::Changed(findings.change(to)),
+                Ok(None) => Applicability::Unchanged,
+                Err(refusal) => Applicability::Refused(refusal),
             })
         };
         self.database.bounded(considering).await
@@ -227,12 +227,12 @@ impl Repository {
     ///
     /// # Errors
     /// What the database says. Made again after an error, an instruction that was carried out is
-    /// [unchanged](Verdict::Unchanged) or [refused](Refusal::Failed) with its own message.
+    /// [unchanged](Applicability::Unchanged) or [refused](Refusal::Failed) with its own message.
     pub async fn instruct(
         &self,
         id: TransferId,
         instruction: &Instruction,
-    ) -> Result<Verdict, DatabaseError> {
+    ) -> Result<Applicability, DatabaseError> {
         let instructing =
             async |tx: &DatabaseTransaction| Ok(self.instruct_in(tx, id, instruction).await?);
         self.database
@@ -245,26 +245,26 @@ impl Repository {
         tx: &DatabaseTransaction,
         id: TransferId,
         instruction: &Instruction,
-    ) -> Result<Verdict, DbErr> {
+    ) -> Result<Applicability, DbErr> {
         let Some(row) = lock(tx, id).await? else {
-            return Ok(Verdict::Unknown);
+            return Ok(Applicability::Unknown);
         };
         let findings = Findings::of(tx, row).await?;
         let to = match findings.judge(instruction) {
             Ok(Some(to)) => to,
-            Ok(None) => return Ok(Verdict::Unchanged),
-            Err(refusal) => return Ok(Verdict::Refused(refusal)),
+            Ok(None) => return Ok(Applicability::Unchanged),
+            Err(refusal) => return Ok(Applicability::Refused(refusal)),
         };
         if let Some(held) = &findings.held
             && !revoke(tx, held, instruction, findings.now).await?
         {
-            return Ok(Verdict::Refused(Refusal::Running(Box::new(held.into()))));
+            return Ok(Applicability::Refused(Refusal::Running(Box::new(held.into()))));
         }
         self.rewrite(tx, &findings, to, instruction).await?;
         delay::forget(tx, id).await?;
         self.forget_schedule(tx, id).await?;
         note(tx, &findings, instruction).await?;
-        Ok(Verdict::Changed(findings.change(to)))
+        Ok(Applicability::Changed(findings.change(to)))
     }
 
     /// Writes the transfer's row.

@@ -51,7 +51,7 @@ const BEGUN: &str = "begin";
 
 /// The standard output of a request.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(super) struct MarkedOutput {
     /// True if the script was started.
     pub(super) begun: bool,
     /// Its lines.
@@ -61,7 +61,7 @@ pub(super) struct Answer {
     bytes: usize,
 }
 
-impl Answer {
+impl MarkedOutput {
     fn take(&mut self, mark: &Mark, line: &[u8]) {
         let line = String::from_utf8_lossy(line);
         match mark.strip(&line) {
@@ -126,11 +126,11 @@ mod tests {
 
     use super::*;
 
-    fn read(mark: &Mark, output: &[u8]) -> Answer {
+    fn read(mark: &Mark, output: &[u8]) -> MarkedOutput {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
-        runtime.block_on(Answer::read(Some(output), mark))
+        runtime.block_on(MarkedOutput::read(Some(output), mark))
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use self::answer::{Answer, Mark};
+use self::answer::{MarkedOutput, Mark};
 use self::parse::{available, facts, printed_digest};
 use self::scripts::{
     ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
@@ -368,7 +368,7 @@ impl Remote {
         };
         let outputs = async {
             let complaint = answer::complaint(stderr, &mark);
-            tokio::join!(Answer::read(stdout, &mark), complaint)
+            tokio::join!(MarkedOutput::read(stdout, &mark), complaint)
         };
         let work = async { tokio::join!(ended, outputs) };
         let Ok((status, (answer, complaint))) = timeout(request.limit, work).await else {
