@@ -216,7 +216,7 @@ impl Manager {
             recovered: self.recover().await?,
             ..Pass::default()
         };
-        let mut sending = Sending::default();
+        let mut sending = PassProgress::default();
         let survey = self.survey(&mut pass).await?;
         let (picks, scheduled) = (survey.picks, survey.scheduled);
         self.send(picks, &mut pass, &mut sending, verbose).await?;
@@ -248,7 +248,7 @@ impl Manager {
         &self,
         again: &HashSet<TransferId>,
         pass: &mut Pass,
-        sending: &mut Sending,
+        sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
         if again.is_empty() {
@@ -267,7 +267,7 @@ impl Manager {
         &self,
         picks: Vec<Pick>,
         pass: &mut Pass,
-        sending: &mut Sending,
+        sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
         let mut picks = VecDeque::from(picks);
@@ -346,7 +346,7 @@ impl Manager {
         &self,
         batch: Vec<Pick>,
         pass: &mut Pass,
-        sending: &mut Sending,
+        sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
         let mut parts = vec![batch];
@@ -373,7 +373,7 @@ impl Manager {
         &self,
         batch: &[Pick],
         pass: &mut Pass,
-        sending: &mut Sending,
+        sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
         let candidates: Vec<_> = batch.iter().map(|pick| pick.candidate.clone()).collect();
@@ -441,7 +441,7 @@ struct ScanResult {
 
 /// Answers of the broker in a pass so far.
 #[derive(Debug, Default)]
-struct Sending {
+struct PassProgress {
     queues: QueueFailures,
     /// The last batch had no success, and a message without an answer.
     silence: Option<SubmitError>,
@@ -449,7 +449,7 @@ struct Sending {
     broken: Option<SubmitError>,
 }
 
-impl Sending {
+impl PassProgress {
     /// Notes a batch. One without any answer may be about queues that cannot take messages; with the
     /// next such one it is the broker.
     fn note(&mut self, has_success: bool, unanswered: Option<SubmitError>) {

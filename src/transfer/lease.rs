@@ -263,7 +263,7 @@ impl From<&transfer_worker_lease::Model> for LeaseInfo {
 /// Why a lease is of no more use to its holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Demise {
+pub enum ExpiryReason {
     /// Not renewed in time.
     Expired,
     /// The owner's process is gone.
@@ -272,7 +272,7 @@ pub enum Demise {
     StatusChanged,
 }
 
-impl fmt::Display for Demise {
+impl fmt::Display for ExpiryReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Expired => "its lease was not renewed in time",
@@ -284,11 +284,11 @@ impl fmt::Display for Demise {
 
 impl LeaseInfo {
     /// Whether the lease is dead, as `observer` sees it at `now` by the database's clock.
-    pub fn demise(&self, now: DateTime<Utc>, observer: &Owner) -> Option<Demise> {
+    pub fn demise(&self, now: DateTime<Utc>, observer: &Owner) -> Option<ExpiryReason> {
         if self.expires_at <= now {
-            Some(Demise::Expired)
+            Some(ExpiryReason::Expired)
         } else if observer.is_provably_dead(&self.owner) {
-            Some(Demise::OwnerDead)
+            Some(ExpiryReason::OwnerDead)
         } else {
             None
         }

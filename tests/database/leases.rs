@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ccat_transfer::transfer::id::TransferId;
-use ccat_transfer::transfer::lease::{Demise, Progress, Snapshot};
+use ccat_transfer::transfer::lease::{ExpiryReason, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{Acquisition, Leftover, Listing};
 use entity::{Outcome, Status};
 use sea_orm::{ConnectionTrait as _, TransactionTrait as _};
@@ -82,7 +82,7 @@ async fn an_expired_lease_is_taken_over(db: Fixture) {
     let second = db.acquire(id).await;
     assert_eq!(second.lease.attempt().get(), 2);
     let displaced = second.displaced.unwrap();
-    assert_eq!(displaced.demise, Demise::Expired);
+    assert_eq!(displaced.demise, ExpiryReason::Expired);
     assert_eq!(
         (displaced.lease.attempt, displaced.lease.owner),
         (first.attempt(), stranger())
@@ -117,7 +117,7 @@ async fn a_dead_owner_loses_its_lease(db: Fixture) {
         .unwrap();
     assert!(matches!(answer, Acquisition::Held(_)));
     let second = db.acquire(id).await;
-    assert_eq!(second.displaced.unwrap().demise, Demise::OwnerDead);
+    assert_eq!(second.displaced.unwrap().demise, ExpiryReason::OwnerDead);
     assert!(is_lost(
         db.repository.renew(&first, Snapshot::default()).await
     ));
@@ -140,7 +140,7 @@ async fn an_operators_reset_wins(db: Fixture) {
     assert_powerless(&db, &first).await;
     // The lease row remains and blocks nothing.
     let second = db.acquire(id).await;
-    assert_eq!(second.displaced.unwrap().demise, Demise::StatusChanged);
+    assert_eq!(second.displaced.unwrap().demise, ExpiryReason::StatusChanged);
     assert_powerless(&db, &first).await;
     db.repository
         .renew(&second.lease, Snapshot::default())

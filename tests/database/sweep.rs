@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use ccat_transfer::transfer::lease::{Demise, LeaseError, Snapshot};
+use ccat_transfer::transfer::lease::{ExpiryReason, LeaseError, Snapshot};
 use entity::Outcome;
 
 use crate::ops_db::{Fixture, dead, me, stranger};
@@ -54,8 +54,8 @@ async fn a_sweep_recovers_only_dead_leases(db: Fixture) {
     assert_eq!(
         recovered,
         [
-            (expired, Demise::Expired, true),
-            (gone, Demise::OwnerDead, true)
+            (expired, ExpiryReason::Expired, true),
+            (gone, ExpiryReason::OwnerDead, true)
         ]
     );
     assert_eq!(db.repository.get_retry_count(gone).await.unwrap(), Some(2));

@@ -17,7 +17,7 @@ use crate::transfer::routing::queue_name;
 
 /// What the settings say about a transfer's way.
 #[derive(Debug)]
-pub(super) struct Way<'a> {
+pub(super) struct RoutingInfo<'a> {
     pub(super) queue_location: QueueLocation,
     pub(super) queue_prefix: &'a str,
     /// Pause between a manager's passes.
@@ -40,7 +40,7 @@ pub(super) struct Outlook {
 impl Outlook {
     pub(super) fn of(
         detail: &TransferDetail,
-        way: &Way<'_>,
+        way: &RoutingInfo<'_>,
         observer: &Owner,
         now: DateTime<Utc>,
     ) -> Self {
@@ -61,7 +61,7 @@ impl Outlook {
     }
 }
 
-fn pending(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outlook {
+fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Outlook {
     let id = detail.transfer.id;
     if let Some(missing) = missing(detail) {
         return Outlook {
@@ -144,7 +144,7 @@ fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook>
     })
 }
 
-fn scheduled(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> Outlook {
+fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Outlook {
     let id = detail.transfer.id;
     let end = match way.queue_location {
         QueueLocation::Origin => detail.transfer.origin.as_ref(),
@@ -203,7 +203,7 @@ fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> Strin
 }
 
 /// Explanation of the next step if the message of the transfer is lost.
-fn lost_message(detail: &TransferDetail, way: &Way<'_>, now: DateTime<Utc>) -> String {
+fn lost_message(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> String {
     if way.reconcile_after.is_zero() {
         return "a lost message is not noticed (manager.reconcile_after is 0s)".into();
     }
@@ -338,7 +338,7 @@ mod tests {
         AttemptRecord, PackageRecord, ScheduleRecord, SiteRecord, TransferRecord,
     };
 
-    const WAY: Way<'_> = Way {
+    const WAY: RoutingInfo<'_> = RoutingInfo {
         queue_location: QueueLocation::Destination,
         queue_prefix: "test.",
         sleep_time: Duration::from_secs(60),
@@ -473,7 +473,7 @@ mod tests {
             ..Link::unlimited(name)
         };
         let said = |link: &Link, under_way| {
-            let way = Way {
+            let way = RoutingInfo {
                 link: Some((link.clone(), under_way)),
                 ..WAY
             };

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::super::node::{host, node_name};
 use super::super::{CliError, Context, output};
 use super::list::progress;
-use super::outlook::{Outlook, Way};
+use super::outlook::{Outlook, RoutingInfo};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
@@ -31,7 +31,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
     let detail = detail.ok_or_else(|| super::unknown(id))?;
     let settings = &context.settings;
     let now = repository.database().now().await?;
-    let way = Way {
+    let way = RoutingInfo {
         queue_location: settings.transfer.queue_location,
         queue_prefix: &settings.transfer.queue_prefix,
         sleep_time: settings.manager.sleep_time,

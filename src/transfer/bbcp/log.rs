@@ -28,12 +28,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A way into the log file.
 #[derive(Debug, Clone)]
-pub(super) struct LogFile(mpsc::Sender<Vec<u8>>);
+pub(super) struct CopyLog(mpsc::Sender<Vec<u8>>);
 
-impl LogFile {
+impl CopyLog {
     /// Opens (appends to, makes) the file and starts its writer.
     pub(super) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
-        let file = open(path).await.map_err(|source| TransferError::LogFile {
+        let file = open(path).await.map_err(|source| TransferError::CopyLog {
             path: path.into(),
             source,
         })?;
@@ -59,7 +59,7 @@ impl LogFile {
 /// Its writer, to be closed.
 #[derive(Debug)]
 pub(super) struct LogWriter {
-    log: LogFile,
+    log: CopyLog,
     task: JoinHandle<()>,
 }
 
@@ -129,7 +129,7 @@ mod tests {
     async fn keeps_order_and_has_an_end() -> Result<(), Box<dyn std::error::Error>> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("a/b.log");
-        let (log, writer) = LogFile::open(&path).await?;
+        let (log, writer) = CopyLog::open(&path).await?;
         assert!(log.note("start").await);
         let chunk = vec![b'x'; 1 << 20];
         for _ in 0..70 {
@@ -146,7 +146,7 @@ mod tests {
 
     #[tokio::test]
     async fn cannot_be_opened() {
-        let error = LogFile::open(Path::new("/proc/nowhere/a.log")).await.err();
+        let error = CopyLog::open(Path::new("/proc/nowhere/a.log")).await.err();
         assert_eq!(error.map(|e| e.code()), Some("log_file"));
     }
 }

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::command::{CONFIG_VARIABLE, Invocation};
-use super::log::LogFile;
+use super::log::CopyLog;
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, Lines, parse};
 use super::watchdog::{Footprint, Limits, Trouble, Watchdog};
@@ -116,7 +116,7 @@ pub async fn copy(
         return Err(INTERRUPTED);
     }
     let invocation = Invocation::new(plan)?;
-    let (log, writer) = LogFile::open(log_file).await?;
+    let (log, writer) = CopyLog::open(log_file).await?;
     log.note(&invocation.to_string()).await;
     let running = RunningCopy::start(plan, &invocation, log)?;
     fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
@@ -148,7 +148,7 @@ enum EndedBy {
 }
 
 impl<'a> RunningCopy<'a> {
-    fn start(plan: &'a Plan, invocation: &Invocation, log: LogFile) -> Result<Self, TransferError> {
+    fn start(plan: &'a Plan, invocation: &Invocation, log: CopyLog) -> Result<Self, TransferError> {
         let spawn = |source| TransferError::Spawn {
             program: invocation.program.display().to_string(),
             source,
@@ -328,7 +328,7 @@ async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) 
 /// Reads a pipe to its end, for the log and for the watchdog.
 async fn read(
     pipe: Option<impl AsyncRead + Unpin>,
-    log: LogFile,
+    log: CopyLog,
     heard: mpsc::Sender<Vec<u8>>,
     of: Attempt,
 ) {

@@ -20,7 +20,7 @@ use super::{
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::{AttemptNumber, TransferId};
-use crate::transfer::lease::{Demise, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
+use crate::transfer::lease::{ExpiryReason, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
 use crate::transfer::link::{ClosedLink, PausedLink};
 
 /// What became of the wish to work on a transfer.
@@ -125,7 +125,7 @@ pub struct Displaced {
     /// The lease.
     pub lease: LeaseInfo,
     /// Why it was of no more use.
-    pub demise: Demise,
+    pub demise: ExpiryReason,
 }
 
 /// A temporary file of an earlier attempt; see [`Repository::forget_temporary`].
@@ -509,7 +509,7 @@ fn judge<'a>(
     held: Option<&'a transfer_worker_lease::Model>,
     now: DateTime<Utc>,
     observer: &Owner,
-) -> ControlFlow<Acquisition, Option<(&'a transfer_worker_lease::Model, Demise)>> {
+) -> ControlFlow<Acquisition, Option<(&'a transfer_worker_lease::Model, ExpiryReason)>> {
     let Some(status) = row.status.known() else {
         return ControlFlow::Break(Acquisition::UnknownStatus(row.status.to_string()));
     };
@@ -519,7 +519,7 @@ fn judge<'a>(
             message: row.failure_error_message.clone(),
         }),
         (Status::Pending | Status::Scheduled, held) => {
-            ControlFlow::Continue(held.map(|held| (held, Demise::StatusChanged)))
+            ControlFlow::Continue(held.map(|held| (held, ExpiryReason::StatusChanged)))
         }
         (Status::InProgress, None) => ControlFlow::Break(Acquisition::Untracked),
         (Status::InProgress, Some(held)) => match LeaseInfo::from(held).demise(now, observer) {

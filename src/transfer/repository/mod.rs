@@ -30,7 +30,7 @@ use sea_orm::{
 };
 
 use super::database::{Database, DatabaseError};
-use super::lease::{Demise, Lease, LeaseInfo};
+use super::lease::{ExpiryReason, Lease, LeaseInfo};
 use super::schema::{self, Schema, SchemaError};
 use crate::settings::EnumLabels;
 use crate::transfer::id::{AttemptNumber, TransferId};
@@ -193,14 +193,14 @@ async fn find_lease(
 async fn displace(
     tx: &DatabaseTransaction,
     held: &transfer_worker_lease::Model,
-    demise: Demise,
+    demise: ExpiryReason,
     now: DateTime<Utc>,
 ) -> Result<Option<Displaced>, DbErr> {
     use transfer_worker_lease::{Column, Entity};
     let mut delete = Entity::delete_many()
         .filter(Column::DataTransferId.eq(held.data_transfer_id))
         .filter(Column::Token.eq(held.token.as_str()));
-    if demise == Demise::Expired {
+    if demise == ExpiryReason::Expired {
         // A renewal does not take the row lock, so it may come between our look and this.
         delete = delete.filter(Column::RenewedAt.eq(held.renewed_at));
     }
@@ -237,7 +237,7 @@ struct Ending {
 
 impl Ending {
     /// The end of an attempt whose worker is not there to tell.
-    fn interrupted(lease: &LeaseInfo, demise: Demise) -> Self {
+    fn interrupted(lease: &LeaseInfo, demise: ExpiryReason) -> Self {
         Self {
             outcome: Outcome::Interrupted,
             error_code: None,

@@ -10,7 +10,7 @@ use super::{Displaced, Repository, displace, find_lease, lock};
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
-use crate::transfer::lease::{Demise, LeaseInfo, Owner};
+use crate::transfer::lease::{ExpiryReason, LeaseInfo, Owner};
 
 /// What a sweep has done.
 #[derive(Debug, Default)]
@@ -135,7 +135,7 @@ impl Repository {
         let demise = if is_pending {
             LeaseInfo::from(&held).demise(now, observer)
         } else {
-            Some(Demise::StatusChanged)
+            Some(ExpiryReason::StatusChanged)
         };
         let displaced = match demise {
             Some(demise) => displace(tx, &held, demise, now).await?,
