@@ -8,13 +8,13 @@
 
 pub(crate) mod advice;
 pub mod cli;
-pub mod doctor;
+pub(crate) mod doctor;
 pub mod faults;
 pub mod health;
 pub mod manager;
 pub mod metrics;
 pub mod notify;
-pub mod process;
+pub(crate) mod process;
 pub mod settings;
 pub mod sideport;
 pub mod tasks;

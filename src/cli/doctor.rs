@@ -37,7 +37,10 @@ pub(super) struct DoctorArguments {
     timeout: Duration,
 }
 
-pub(super) async fn run(context: &Context, arguments: DoctorArguments) -> Result<ExitCode, CliError> {
+pub(super) async fn run(
+    context: &Context,
+    arguments: DoctorArguments,
+) -> Result<ExitCode, CliError> {
     let wishes = Wishes {
         sites: arguments.site,
         queues: arguments.queues,

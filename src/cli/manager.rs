@@ -50,7 +50,10 @@ pub(super) struct ManagerArguments {
     wait_for: WaitFor,
 }
 
-pub(super) async fn run(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
+pub(super) async fn run(
+    context: &Context,
+    arguments: &ManagerArguments,
+) -> Result<ExitCode, CliError> {
     context.tell_warnings();
     match arguments.once {
         true => once(context, arguments).await,

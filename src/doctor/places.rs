@@ -46,7 +46,7 @@ struct Named {
 }
 
 /// Hosts by what tells one from another: name, way there and programs. This one comes first.
-type Hosts = BTreeMap<String, Host>;
+type Hosts = BTreeMap<String, CheckedHost>;
 
 impl Doctor {
     /// What can be looked at without a database: bbcp.
@@ -157,7 +157,11 @@ impl Doctor {
     }
 
     /// The two ends of a link, by host; none if neither is on this one.
-    fn ends(&self, map: &Map, link: &LinkName) -> Result<Vec<(String, Host)>, Vec<TransferError>> {
+    fn ends(
+        &self,
+        map: &Map,
+        link: &LinkName,
+    ) -> Result<Vec<(String, CheckedHost)>, Vec<TransferError>> {
         let settings = self
             .settings
             .link(&link.origin, &link.destination)

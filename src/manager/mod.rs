@@ -31,7 +31,7 @@ use crate::settings::Settings;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::{TransferEnd, Repository, ScanCursor};
+use crate::transfer::repository::{Repository, ScanCursor, TransferEnd};
 use celery_worker::liveness::Pulse;
 use service_connection::backoff::Attempts;
 use service_connection::error_chain::chain;

@@ -10,7 +10,7 @@ use super::Pass;
 use crate::settings::{QueueLocation, Settings};
 use crate::transfer::id::TransferId;
 use crate::transfer::link::{self, Link, LinkName};
-use crate::transfer::repository::{Allowance, Candidate, TransferEnd, OpenTransfer};
+use crate::transfer::repository::{Allowance, Candidate, OpenTransfer, TransferEnd};
 use crate::transfer::routing::queue_name;
 
 /// A transfer to schedule, and the queue of its message.

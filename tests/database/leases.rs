@@ -140,7 +140,10 @@ async fn an_operators_reset_wins(db: Fixture) {
     assert_powerless(&db, &first).await;
     // The lease row remains and blocks nothing.
     let second = db.acquire(id).await;
-    assert_eq!(second.displaced.unwrap().demise, ExpiryReason::StatusChanged);
+    assert_eq!(
+        second.displaced.unwrap().demise,
+        ExpiryReason::StatusChanged
+    );
     assert_powerless(&db, &first).await;
     db.repository
         .renew(&second.lease, Snapshot::default())

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{
-    Acquisition, Change, Filter, Instruction, ListError, Listing, Refusal, Sort, Applicability,
+    Acquisition, Applicability, Change, Filter, Instruction, ListError, Listing, Refusal, Sort,
 };
 use entity::{Action, Label, Outcome, Status};
 
@@ -128,7 +128,10 @@ async fn allowed_actions_depend_on_the_state(db: Fixture) {
                 )
                 | (State::Running, Cancel) => Some(Status::Failed),
                 (State::Running, Retry | Fail) => {
-                    assert!(matches!(verdict, Applicability::Refused(Refusal::Running(_))));
+                    assert!(matches!(
+                        verdict,
+                        Applicability::Refused(Refusal::Running(_))
+                    ));
                     None
                 }
                 (State::Untracked, _) => {
@@ -144,7 +147,10 @@ async fn allowed_actions_depend_on_the_state(db: Fixture) {
                     None
                 }
                 (State::Failed, Cancel | Fail) => {
-                    assert!(matches!(verdict, Applicability::Refused(Refusal::Failed { .. })));
+                    assert!(matches!(
+                        verdict,
+                        Applicability::Refused(Refusal::Failed { .. })
+                    ));
                     None
                 }
             };

@@ -53,7 +53,10 @@ pub fn is_lost<T>(result: Result<T, LeaseError>) -> bool {
 }
 
 /// Scans the open transfers; returns them with the cursor for the next scan.
-pub async fn scan(db: &Fixture, before: Option<&ScanCursor>) -> (Vec<OpenTransfer>, Option<ScanCursor>) {
+pub async fn scan(
+    db: &Fixture,
+    before: Option<&ScanCursor>,
+) -> (Vec<OpenTransfer>, Option<ScanCursor>) {
     let mut seen = Vec::new();
     let see = |transfer| seen.push(transfer);
     let watch = db.repository.scan(None, before, see).await.unwrap();

@@ -13,7 +13,7 @@ use super::selection::Filters;
 use super::{clean, list};
 use crate::transfer::id::TransferId;
 use crate::transfer::repository::{
-    Filter, Instruction, Listing, Repository, Sort, TransferSummary, Applicability,
+    Applicability, Filter, Instruction, Listing, Repository, Sort, TransferSummary,
 };
 
 /// So many of those that were chosen are shown before the question.
@@ -279,7 +279,12 @@ async fn confirm(
     }
 }
 
-fn answer(id: TransferId, instruction: &Instruction, verdict: Applicability, dry_run: bool) -> ActionAnswer {
+fn answer(
+    id: TransferId,
+    instruction: &Instruction,
+    verdict: Applicability,
+    dry_run: bool,
+) -> ActionAnswer {
     let (outcome, from, to, message) = match verdict {
         Applicability::Unknown => (
             ActionOutcome::Unknown,
@@ -293,7 +298,12 @@ fn answer(id: TransferId, instruction: &Instruction, verdict: Applicability, dry
             None,
             "unchanged: it is due already, and the manager's next pass sends it".into(),
         ),
-        Applicability::Refused(refusal) => (ActionOutcome::Refused, None, None, format!("refused: {refusal}")),
+        Applicability::Refused(refusal) => (
+            ActionOutcome::Refused,
+            None,
+            None,
+            format!("refused: {refusal}"),
+        ),
         Applicability::Changed(change) => {
             let (done, would) = (ActionOutcome::Done, ActionOutcome::WouldBeDone);
             let mut message = format!("{} → {}", change.from, change.to);

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use super::super::{CliError, Context, output};
 use super::selection::Filters;
 use crate::transfer::lease::LeaseInfo;
-use crate::transfer::repository::{TransferEnd, Listing, Sort, TransferSummary};
+use crate::transfer::repository::{Listing, Sort, TransferEnd, TransferSummary};
 
 /// Counting stops here: on a large table it takes longer than the list.
 const COUNT_AT_MOST: u64 = 100_000;

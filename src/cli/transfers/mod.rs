@@ -56,7 +56,10 @@ pub(super) enum TransfersCommand {
     },
 }
 
-pub(super) async fn run(context: &Context, command: TransfersCommand) -> Result<ExitCode, CliError> {
+pub(super) async fn run(
+    context: &Context,
+    command: TransfersCommand,
+) -> Result<ExitCode, CliError> {
     match command {
         TransfersCommand::List(list) => list::run(context, list).await?,
         TransfersCommand::Show { id } => show::run(context, id).await?,

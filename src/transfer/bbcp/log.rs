@@ -33,7 +33,7 @@ pub(super) struct CopyLog(mpsc::Sender<Vec<u8>>);
 impl CopyLog {
     /// Opens (appends to, makes) the file and starts its writer.
     pub(super) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
-        let file = open(path).await.map_err(|source| TransferError::CopyLog {
+        let file = open(path).await.map_err(|source| TransferError::LogFile {
             path: path.into(),
             source,
         })?;

@@ -2,12 +2,11 @@
 //!
 //! All but [`process`] and its log file is pure.
 
-pub mod command;
+pub(crate) mod command;
 mod log;
 pub mod outcome;
 pub mod output;
-pub mod process;
+mod process;
 mod watchdog;
 
-pub use command::Invocation;
 pub use process::{CopyProgress, Report, copy};

@@ -13,7 +13,11 @@ pub struct Source {
 }
 
 impl Source {
-    pub(in crate::transfer) fn new(endpoint: Endpoint, root: AbsolutePath, path: AbsolutePath) -> Self {
+    pub(in crate::transfer) fn new(
+        endpoint: Endpoint,
+        root: AbsolutePath,
+        path: AbsolutePath,
+    ) -> Self {
         Self {
             endpoint,
             root,
@@ -97,7 +101,10 @@ impl Source {
 
     /// Returns true if an entry that was made in a destination's directory appears beside the package:
     /// then both directories are one.
-    pub(in crate::transfer) async fn sees(&self, name: &TemporaryName) -> Result<bool, TransferError> {
+    pub(in crate::transfer) async fn sees(
+        &self,
+        name: &TemporaryName,
+    ) -> Result<bool, TransferError> {
         let path = self.path.sibling(name);
         let found = self.endpoint.stat(Role::Origin, &path, Links::Refuse);
         Ok(found.await?.is_some())

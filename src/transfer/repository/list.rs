@@ -14,7 +14,7 @@ use entity::{
     transfer_worker_delay, transfer_worker_lease,
 };
 use sea_orm::sea_query::{
-    CaseStatement, Expr, ExprTrait as _, Func, IntoIden as _, JoinType, NullOrdering, Order, Query,
+    CaseStatement, Expr, ExprTrait as _, Func, JoinType, NullOrdering, Order, Query,
     SelectStatement,
 };
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, EntityTrait, QueryResult};

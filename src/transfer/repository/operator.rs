@@ -258,7 +258,9 @@ impl Repository {
         if let Some(held) = &findings.held
             && !revoke(tx, held, instruction, findings.now).await?
         {
-            return Ok(Applicability::Refused(Refusal::Running(Box::new(held.into()))));
+            return Ok(Applicability::Refused(Refusal::Running(Box::new(
+                held.into(),
+            ))));
         }
         self.rewrite(tx, &findings, to, instruction).await?;
         delay::forget(tx, id).await?;

@@ -221,7 +221,11 @@ impl ScannedRows {
 }
 
 /// Whether a wait stands for a transfer with this `retry_count`.
-pub(super) fn waits(delays: &HashMap<TransferId, i64>, id: TransferId, retry_count: Option<i64>) -> bool {
+pub(super) fn waits(
+    delays: &HashMap<TransferId, i64>,
+    id: TransferId,
+    retry_count: Option<i64>,
+) -> bool {
     // As `retry_count` of a row is read.
     delays.get(&id) == Some(&Ord::max(retry_count.unwrap_or(0), 0))
 }
@@ -235,4 +239,3 @@ pub(super) const RETRY_COUNT: &str = "retry_count";
 const STATUS: &str = "status";
 const ORIGIN_ID: &str = "origin_id";
 const DESTINATION_ID: &str = "destination_id";
-

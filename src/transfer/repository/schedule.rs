@@ -250,7 +250,6 @@ impl Repository {
             )
             .filter(data_transfer::Column::Id.is_in(ids.iter().copied()))
     }
-
 }
 
 /// How many transfers of each limited link can be scheduled, now that the links' rows are locked.
@@ -283,4 +282,3 @@ async fn free<'a>(
     };
     Ok(allowances.into_iter().map(left).collect())
 }
-

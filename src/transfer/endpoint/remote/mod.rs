@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use self::answer::{MarkedOutput, Mark};
+use self::answer::{Mark, MarkedOutput};
 use self::parse::{available, facts, printed_digest};
 use self::scripts::{
     ABSENT, ADOPT, CLOCK, DENIED, DF, DIGEST, EXISTS, LIST, MARKER, MKDIR, NO_LINKS, NO_PROGRAM,
