@@ -303,7 +303,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         );
         letter.settle(Verdict::Ack).await;
     }
-    let mut reader = ResultReader::open(&results::Options::new(redis), &transport, PATIENCE)
+    let reader = ResultReader::open(&results::Options::new(redis), &transport, PATIENCE)
         .await
         .unwrap();
     let meta = reader.wait("unknown", PATIENCE).await.unwrap();

@@ -101,6 +101,23 @@ pub fn request(
     reply_to: &ReplyTo,
     clock: u64,
 ) -> RawMessage {
+    let reply_to = json!({"exchange": reply_to.exchange, "routing_key": reply_to.routing_key});
+    message(method, arguments, &json!(ticket), &reply_to, clock)
+}
+
+/// A request to all nodes that wants no replies.
+#[must_use]
+pub fn broadcast(method: &str, arguments: &Value, clock: u64) -> RawMessage {
+    message(method, arguments, &Value::Null, &Value::Null, clock)
+}
+
+fn message(
+    method: &str,
+    arguments: &Value,
+    ticket: &Value,
+    reply_to: &Value,
+    clock: u64,
+) -> RawMessage {
     let headers = [
         ("clock".to_owned(), json!(clock)),
         ("expires".to_owned(), json!(0)),
@@ -112,7 +129,7 @@ pub fn request(
         "pattern": null,
         "matcher": null,
         "ticket": ticket,
-        "reply_to": {"exchange": reply_to.exchange, "routing_key": reply_to.routing_key},
+        "reply_to": reply_to,
     });
     RawMessage {
         headers: headers.into_iter().collect(),

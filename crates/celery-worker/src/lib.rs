@@ -54,6 +54,7 @@ mod aside;
 pub mod broker;
 #[cfg(feature = "celery-crate")]
 pub mod celery_crate;
+pub mod client;
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection;
 pub mod liveness;

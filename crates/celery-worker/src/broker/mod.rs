@@ -17,6 +17,8 @@ use celery_protocol::RawMessage;
 pub mod amqp;
 pub mod consumer;
 pub mod delayed;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
 mod queue_settings;
 #[cfg(any(test, feature = "testing"))]
 pub mod recorder;
@@ -214,4 +216,17 @@ pub trait Transport: Send + Sync {
     /// Cancels every consumer and closes every connection; unsettled deliveries return to their
     /// queues.
     async fn close(&self);
+}
+
+/// The broker of a URL, with Celery's defaults: `amqp://`, `amqps://`, or `memory://` with the feature
+/// `testing`. Connects when it is first used. `name` is shown in the broker's management.
+///
+/// # Errors
+/// [`BrokerError::Url`].
+pub fn open(url: &str, name: &str) -> Result<Arc<dyn Transport>, BrokerError> {
+    #[cfg(any(test, feature = "testing"))]
+    if url.starts_with("memory://") {
+        return Ok(Arc::new(memory::MemoryBroker::named(url)?));
+    }
+    Ok(Arc::new(amqp::Amqp::new(&amqp::Options::new(url, name))?))
 }

@@ -18,6 +18,8 @@ use service_connection::sql::{self, ErrorClass};
 
 pub mod chord;
 mod database;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
 mod options;
 mod outage;
 mod reader;
@@ -55,6 +57,19 @@ pub trait ResultBackend: Send + Sync {
         self.get(NOBODYS_TASK).await.map(drop)
     }
 
+    /// Deletes the result of a task, where it is kept. One that is not there is no error.
+    ///
+    /// # Errors
+    /// The backend's.
+    async fn forget(&self, _task_id: &str) -> Result<(), ResultError> {
+        Ok(())
+    }
+
+    /// The way in which clients get results from this backend.
+    fn access(&self) -> ResultAccess {
+        ResultAccess::Stored
+    }
+
     /// Deletes what is older than `result_expires`, where it does not vanish by itself; how many
     /// results that were.
     async fn cleanup(&self) -> Result<u64, ResultError> {
@@ -69,6 +84,17 @@ pub trait ResultBackend: Send + Sync {
     fn chords(&self) -> ChordSupport {
         ChordSupport::None
     }
+}
+
+/// The way in which clients get results.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ResultAccess {
+    /// They are kept, and can be read by everybody.
+    Stored,
+    /// They are messages to the queue in `reply_to`, which is the client's.
+    Replies,
+    /// They are not kept.
+    Discarded,
 }
 
 /// How chords are done with a backend.
@@ -167,6 +193,10 @@ impl ResultBackend for Disabled {
     async fn probe(&self) -> Result<String, ResultError> {
         Ok("results are not stored".into())
     }
+
+    fn access(&self) -> ResultAccess {
+        ResultAccess::Discarded
+    }
 }
 
 /// The backend that the options name; opens no connection yet. To be called in a tokio runtime.
@@ -183,6 +213,8 @@ pub fn open(
         Kind::Rpc => Arc::new(Rpc::new(transport, options.persistent)),
         Kind::Redis => Arc::new(Redis::new(url, options)?),
         Kind::Database => Arc::new(Database::new(url, options)?),
+        #[cfg(any(test, feature = "testing"))]
+        Kind::Memory => Arc::new(memory::MemoryResults::named(url)),
     })
 }
 
@@ -196,6 +228,8 @@ pub fn check_url(options: &Options) -> Result<(), String> {
         Kind::Disabled | Kind::Rpc => Ok(()),
         Kind::Redis => redis::check(url, options),
         Kind::Database => database::check(url),
+        #[cfg(any(test, feature = "testing"))]
+        Kind::Memory => Ok(()),
     });
     checked.map_err(|error| match error {
         ResultError::Url(why) => why,
@@ -218,6 +252,8 @@ enum Kind {
     Rpc,
     Redis,
     Database,
+    #[cfg(any(test, feature = "testing"))]
+    Memory,
 }
 
 impl Kind {
@@ -230,6 +266,8 @@ impl Kind {
             "redis" | "rediss" | "sentinel" | "socket" => Ok(Self::Redis),
             _ if scheme.starts_with("redis+") => Ok(Self::Redis),
             _ if scheme.starts_with("db+") || scheme.starts_with("database+") => Ok(Self::Database),
+            #[cfg(any(test, feature = "testing"))]
+            "memory" => Ok(Self::Memory),
             // What is no scheme may be anything, a password too.
             _ if url.contains("://") => Err(ResultError::Unsupported(scheme.to_owned())),
             _ => Err(ResultError::Url("it has no scheme".into())),

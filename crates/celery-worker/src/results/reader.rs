@@ -1,33 +1,53 @@
 //! The other side of a result backend: a producer that waits for a result.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::{Kind, Options, ResultBackend, ResultError};
+use super::{Options, ResultAccess, ResultBackend, ResultError};
 use crate::broker::{Consumer, Queue, Subscription, Transport, Verdict};
 
-/// Pause between two looks at a backend that keeps results.
-const POLL: Duration = Duration::from_millis(100);
+/// First and longest pause between two looks at a backend that keeps results.
+const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// Waits for the results of tasks that this process sent.
-pub enum ResultReader {
-    /// Reads its own reply queue.
-    Rpc {
-        /// Name of the queue; producers put it into `reply_to`.
-        queue: String,
-        /// Reads it.
-        consumer: Consumer,
-        /// Results that came before they were asked for.
-        early: HashMap<String, Value>,
-    },
-    /// Looks at what is stored.
+/// Number of replies that are kept until they are asked for; Celery keeps as many.
+const MAX_REPLIES: usize = 8192;
+
+/// Waits for the results of tasks that this process sent. May be used by several tasks at a time.
+pub struct ResultReader(Source);
+
+enum Source {
+    /// Its own reply queue.
+    Replies(ReplyQueue),
+    /// What is stored.
     Stored(Arc<dyn ResultBackend>),
+}
+
+/// A reply queue, and what has come by it.
+struct ReplyQueue {
+    queue: String,
+    arrived: Arc<Arrived>,
+    _receiving: AbortOnDropHandle<()>,
+}
+
+#[derive(Default)]
+struct Arrived {
+    metas: Mutex<Metas>,
+    changed: Notify,
+}
+
+/// The newest state of each task; the oldest ones are dropped.
+#[derive(Default)]
+struct Metas {
+    by_task: HashMap<String, Value>,
+    order: VecDeque<String>,
 }
 
 /// Why there is no result.
@@ -67,34 +87,28 @@ impl ResultReader {
         transport: &Arc<dyn Transport>,
         within: Duration,
     ) -> Result<Self, ReadError> {
-        match Kind::of(options.url.expose_secret())? {
-            Kind::Disabled => Err(ReadError::Disabled),
-            Kind::Rpc => {
-                let queue = Uuid::new_v4().to_string();
-                let consumer = transport.consume(Subscription {
-                    purpose: "results",
-                    queues: vec![Queue::replies(&queue)],
-                    prefetch: 0,
-                    delayed: None,
-                    max_body_bytes: None,
-                    max_waiting_body_bytes: None,
-                });
-                let mut connected = consumer.connected();
-                match timeout(within, connected.wait_for(|served| *served)).await {
-                    Ok(Ok(_)) => {}
-                    _ => {
-                        let broker = transport.masked_url();
-                        return Err(ReadError::NoReplyQueue { broker, within });
-                    }
-                }
-                Ok(Self::Rpc {
-                    queue,
-                    consumer,
-                    early: HashMap::new(),
-                })
-            }
-            Kind::Redis | Kind::Database => {
-                Ok(Self::Stored(super::open(options, transport.clone())?))
+        if options.url.expose_secret().is_empty() {
+            return Err(ReadError::Disabled);
+        }
+        let backend = super::open(options, transport.clone())?;
+        Self::of(backend, transport.as_ref(), within).await
+    }
+
+    /// A reader for a backend.
+    ///
+    /// # Errors
+    /// [`ReadError::Disabled`], [`ReadError::NoReplyQueue`].
+    pub async fn of(
+        backend: Arc<dyn ResultBackend>,
+        transport: &dyn Transport,
+        within: Duration,
+    ) -> Result<Self, ReadError> {
+        match backend.access() {
+            ResultAccess::Discarded => Err(ReadError::Disabled),
+            ResultAccess::Stored => Ok(Self(Source::Stored(backend))),
+            ResultAccess::Replies => {
+                let replies = ReplyQueue::open(transport, within).await?;
+                Ok(Self(Source::Replies(replies)))
             }
         }
     }
@@ -102,9 +116,9 @@ impl ResultReader {
     /// What a producer puts into `reply_to`.
     #[must_use]
     pub fn reply_to(&self) -> Option<&str> {
-        match self {
-            Self::Rpc { queue, .. } => Some(queue),
-            Self::Stored(_) => None,
+        match &self.0 {
+            Source::Replies(replies) => Some(&replies.queue),
+            Source::Stored(_) => None,
         }
     }
 
@@ -112,46 +126,174 @@ impl ResultReader {
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn wait(&mut self, task_id: &str, within: Duration) -> Result<Value, ReadError> {
-        match timeout(within, self.read(task_id)).await {
+    pub async fn wait(&self, task_id: &str, within: Duration) -> Result<Value, ReadError> {
+        let reading = async {
+            match &self.0 {
+                Source::Replies(replies) => Ok(replies.arrived.wait(task_id).await),
+                Source::Stored(backend) => stored(&**backend, task_id).await,
+            }
+        };
+        match timeout(within, reading).await {
             Ok(read) => Ok(read?),
             Err(_) => Err(ReadError::Timeout(within)),
         }
     }
 
-    async fn read(&mut self, task_id: &str) -> Result<Value, ResultError> {
-        match self {
-            Self::Rpc {
-                consumer, early, ..
-            } => loop {
-                if let Some(meta) = early.remove(task_id) {
-                    return Ok(meta);
-                }
-                let Some(delivery) = consumer.next().await else {
-                    std::future::pending().await
-                };
-                let meta = serde_json::from_slice(&delivery.message.body);
-                delivery.settle(Verdict::Ack).await;
-                if let Some((id, meta)) = meta.ok().and_then(ended) {
-                    early.insert(id, meta);
-                }
-            },
-            Self::Stored(backend) => loop {
-                if let Some((_, meta)) = backend.get(task_id).await?.and_then(ended) {
-                    return Ok(meta);
-                }
-                sleep(POLL).await;
-            },
+    /// The newest known state of a task; none before the first.
+    ///
+    /// # Errors
+    /// [`ReadError::Backend`].
+    pub async fn latest(&self, task_id: &str) -> Result<Option<Value>, ReadError> {
+        match &self.0 {
+            Source::Replies(replies) => Ok(replies.arrived.get(task_id)),
+            Source::Stored(backend) => Ok(backend.get(task_id).await?),
+        }
+    }
+
+    /// Forgets a result, and deletes it where it is stored.
+    ///
+    /// # Errors
+    /// [`ReadError::Backend`].
+    pub async fn forget(&self, task_id: &str) -> Result<(), ReadError> {
+        match &self.0 {
+            Source::Replies(replies) => {
+                replies.arrived.forget(task_id);
+                Ok(())
+            }
+            Source::Stored(backend) => Ok(backend.forget(task_id).await?),
         }
     }
 }
 
-/// The mapping and whose it is, if it is final.
-fn ended(meta: Value) -> Option<(String, Value)> {
-    let is_final = matches!(
+async fn stored(backend: &dyn ResultBackend, task_id: &str) -> Result<Value, ResultError> {
+    let (mut pause, longest) = POLL;
+    loop {
+        if let Some(meta) = backend.get(task_id).await?.filter(is_final) {
+            return Ok(meta);
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(longest);
+    }
+}
+
+impl ReplyQueue {
+    async fn open(transport: &dyn Transport, within: Duration) -> Result<Self, ReadError> {
+        let queue = Uuid::new_v4().to_string();
+        let consumer = transport.consume(Subscription {
+            purpose: "results",
+            queues: vec![Queue::replies(&queue)],
+            prefetch: 0,
+            delayed: None,
+            max_body_bytes: None,
+            max_waiting_body_bytes: None,
+        });
+        let mut connected = consumer.connected();
+        match timeout(within, connected.wait_for(|served| *served)).await {
+            Ok(Ok(_)) => {}
+            _ => {
+                let broker = transport.masked_url();
+                return Err(ReadError::NoReplyQueue { broker, within });
+            }
+        }
+        let arrived = Arc::new(Arrived::default());
+        let receiving = tokio::spawn(receive(consumer, arrived.clone()));
+        Ok(Self {
+            queue,
+            arrived,
+            _receiving: AbortOnDropHandle::new(receiving),
+        })
+    }
+}
+
+async fn receive(mut consumer: Consumer, arrived: Arc<Arrived>) {
+    while let Some(delivery) = consumer.next().await {
+        let meta = serde_json::from_slice(&delivery.message.body);
+        delivery.settle(Verdict::Ack).await;
+        if let Ok(meta) = meta {
+            arrived.put(meta);
+        }
+    }
+}
+
+impl Arrived {
+    fn put(&self, meta: Value) {
+        let (Some(task_id), true) = (meta["task_id"].as_str(), meta["status"].is_string()) else {
+            return;
+        };
+        let mut metas = self.metas.lock().unwrap_or_else(PoisonError::into_inner);
+        let task_id = task_id.to_owned();
+        match metas.by_task.get(&task_id) {
+            // A message that was delivered twice may come after its end.
+            Some(known) if is_final(known) && !is_final(&meta) => return,
+            Some(_) => {}
+            None => metas.order.push_back(task_id.clone()),
+        }
+        metas.by_task.insert(task_id, meta);
+        if metas.order.len() > MAX_REPLIES
+            && let Some(oldest) = metas.order.pop_front()
+        {
+            metas.by_task.remove(&oldest);
+        }
+        drop(metas);
+        self.changed.notify_waiters();
+    }
+
+    fn get(&self, task_id: &str) -> Option<Value> {
+        let metas = self.metas.lock().unwrap_or_else(PoisonError::into_inner);
+        metas.by_task.get(task_id).cloned()
+    }
+
+    fn forget(&self, task_id: &str) {
+        let mut metas = self.metas.lock().unwrap_or_else(PoisonError::into_inner);
+        metas.by_task.remove(task_id);
+        metas.order.retain(|known| known != task_id);
+    }
+
+    async fn wait(&self, task_id: &str) -> Value {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // From here on no change is missed.
+            changed.as_mut().enable();
+            if let Some(meta) = self.get(task_id).filter(is_final) {
+                return meta;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// Returns true for a state after which no other follows.
+fn is_final(meta: &Value) -> bool {
+    matches!(
         meta["status"].as_str(),
         Some("SUCCESS" | "FAILURE" | "REVOKED")
-    );
-    let id = meta["task_id"].as_str()?.to_owned();
-    is_final.then_some((id, meta))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn replies_are_kept_until_they_are_asked_for() {
+        let arrived = Arrived::default();
+        arrived.put(json!({"task_id": "a", "status": "STARTED"}));
+        assert_eq!(
+            arrived.get("a").map(|meta| meta["status"].clone()),
+            Some(json!("STARTED"))
+        );
+        arrived.put(json!({"task_id": "a", "status": "SUCCESS", "result": 1}));
+        arrived.put(json!({"task_id": "a", "status": "STARTED"}));
+        arrived.put(json!("no result"));
+        assert_eq!(arrived.wait("a").await["result"], 1);
+        arrived.forget("a");
+        assert_eq!(arrived.get("a"), None);
+        for number in 0..=MAX_REPLIES {
+            arrived.put(json!({"task_id": number.to_string(), "status": "SUCCESS"}));
+        }
+        assert!(arrived.get("0").is_none() && arrived.get("1").is_some());
+    }
 }

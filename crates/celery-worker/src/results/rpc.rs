@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{ResultBackend, ResultError};
+use super::{ResultAccess, ResultBackend, ResultError};
 use crate::aside::{aside, is_large};
 use crate::broker::{Publication, Transport};
 use celery_protocol::message::{JSON, TaskMessage};
@@ -39,6 +39,10 @@ impl Rpc {
 
 #[async_trait]
 impl ResultBackend for Rpc {
+    fn access(&self) -> ResultAccess {
+        ResultAccess::Replies
+    }
+
     async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError> {
         let Some(reply_to) = message.reply_to.as_ref().filter(|queue| !queue.is_empty()) else {
             return Ok(());

@@ -582,6 +582,18 @@ impl ResultBackend for Database {
         })
     }
 
+    async fn forget(&self, task_id: &str) -> Result<(), ResultError> {
+        if !is_id(task_id) {
+            return Ok(());
+        }
+        let delete = Query::delete()
+            .from_table(self.tasks.reference())
+            .and_where(Expr::col("task_id").eq(task_id))
+            .to_owned();
+        self.with(async |_| self.connection.execute(&delete).await.map(drop))
+            .await
+    }
+
     async fn cleanup(&self) -> Result<u64, ResultError> {
         let age = i64::try_from(self.expires_seconds).ok();
         let Some(before) = age

@@ -179,6 +179,13 @@ impl ResultBackend for Redis {
         }
     }
 
+    async fn forget(&self, task_id: &str) -> Result<(), ResultError> {
+        let key = self.key(task_id);
+        self.link
+            .with(async |connection| connection.del(&key).await)
+            .await
+    }
+
     async fn get(&self, task_id: &str) -> Result<Option<Value>, ResultError> {
         let key = self.key(task_id);
         let stored: Option<Vec<u8>> = self
