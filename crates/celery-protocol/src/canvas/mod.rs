@@ -25,18 +25,18 @@ mod compose;
 mod failure;
 mod freeze;
 mod outgoing;
+mod plan;
 mod replace;
 mod results;
 mod signature;
 
-pub use apply::{
-    Call, Effect, Header, Plan, after_failure, after_success, apply, chord_body, occasion,
-};
+pub use apply::{after_failure, after_success, apply, chord_body};
 pub use builder::Expiry;
 pub use compose::{chain, chord, group};
 pub use failure::{BodyFailure, body_failures, chord_error, failed_steps};
 pub use freeze::freeze;
 pub use outgoing::{Outgoing, Route};
+pub use plan::{Call, Effect, Header, Plan, occasion};
 pub use replace::{add_to_chord, replace};
 pub use results::ResultNode;
 pub use signature::{Form, Signature};

@@ -4,9 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
 use serde_json::{Map, Value, json};
 
-use super::apply::Call;
 use super::signature::{names, text};
-use super::{Error, Signature};
+use super::{Call, Error, Signature};
 use crate::message::JSON;
 use crate::{Headers, Properties, RawMessage, isoformat, repr, time, weight};
 

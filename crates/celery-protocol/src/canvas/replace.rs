@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::apply::{Applying, nesting};
+use super::apply::Applying;
+use super::plan::nesting;
 use super::signature::{listed, text};
 use super::{Call, Effect, Error, Form, Plan, Signature};
 use crate::message::TaskMessage;

@@ -282,6 +282,36 @@ pub(super) fn links(value: Option<Value>) -> Result<Vec<Value>, Error> {
     }
 }
 
+/// Adds an errback to a signature's own, once.
+pub(super) fn append_errback(options: &mut Map<String, Value>, errback: &Value) {
+    let mut errbacks = listed(options.remove("link_error")).unwrap_or_default();
+    if !errbacks.contains(errback) {
+        errbacks.push(errback.clone());
+    }
+    options.insert("link_error".into(), errbacks.into());
+}
+
+/// An errback for each task of a group that is the body of a chord. A group that has errbacks of
+/// its own hands them to its tasks in place of theirs, so it gets the new one as well.
+pub(super) fn link_error_to_tasks(signature: &mut Signature, errback: &Value, runs_as_group: bool) {
+    let has_own = signature
+        .options
+        .get("link_error")
+        .is_some_and(|own| !own.is_null());
+    match &mut signature.form {
+        Form::Group(_) if runs_as_group && has_own => {
+            append_errback(&mut signature.options, errback);
+        }
+        Form::Group(tasks) => {
+            for task in tasks {
+                link_error_to_tasks(task, errback, false);
+            }
+        }
+        Form::Chord { body, .. } => link_error_to_tasks(body, errback, true),
+        Form::Task | Form::Chain(_) => signature.add_errback(errback),
+    }
+}
+
 fn append(options: &mut Map<String, Value>, name: &str, value: Value) {
     let mut list = listed(options.remove(name)).unwrap_or_default();
     if !list.contains(&value) {

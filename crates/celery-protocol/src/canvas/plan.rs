@@ -1,0 +1,104 @@
+//! The caller of a signature, and the plan that applying it comes to.
+
+use chrono::{DateTime, Utc};
+use serde_json::Value;
+
+use super::{Outgoing, ResultNode};
+use crate::message::TaskMessage;
+
+/// The caller that applies a signature: a client, or a task that runs.
+///
+/// Ids that a signature leaves open are derived from [`Call::parent_id`] and [`Call::role`]. For a
+/// client, the role is a new random text for each call. For a task, it names the occasion
+/// ([`Call::for_task`]), so that a second run of the same message gives the same ids.
+#[derive(Debug, Clone, Copy)]
+pub struct Call<'a> {
+    /// The task that applies; none for a client.
+    pub parent_id: Option<&'a str>,
+    /// The first task of the workflow; without it, each task is its own.
+    pub root_id: Option<&'a str>,
+    /// The occasion: `link`, `chain` …; a random text for a client.
+    pub role: &'a str,
+    /// `reply_to` of tasks that say nothing of their own.
+    pub reply_to: &'a str,
+    /// Process that sends, as in `gen123@host`.
+    pub origin: &'a str,
+    /// Start of a countdown.
+    pub now: DateTime<Utc>,
+    /// Whether the result backend can do chords.
+    pub chords: bool,
+}
+
+impl<'a> Call<'a> {
+    /// The same call for a running task: its id is the parent, its root the root.
+    ///
+    /// `role` has to be another one for each signature that the task applies, and the same for the
+    /// same signature when the message is delivered again; [`occasion`] makes one from a counter.
+    #[must_use]
+    pub fn for_task(self, message: &'a TaskMessage, role: &'a str) -> Self {
+        Self {
+            parent_id: Some(&message.id),
+            root_id: Some(message.root_id.as_deref().unwrap_or(&message.id)),
+            role,
+            ..self
+        }
+    }
+}
+
+/// Role of the `number`th signature that a run of a task applies.
+///
+/// It contains the numbers of retries and of replacements: those runs have the id of the first one,
+/// and what they send is new. A message that is delivered again has the same numbers, so a run that
+/// applies the same signatures in the same order sends the same ids, and no result exists twice.
+#[must_use]
+pub fn occasion(message: &TaskMessage, number: u64) -> String {
+    format!("send/{}.{}/{number}", nesting(message), message.retries)
+}
+
+/// Number of replacements before this message.
+pub(super) fn nesting(message: &TaskMessage) -> u64 {
+    let nesting = message.headers.get("replaced_task_nesting");
+    nesting.and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Effects of applying a signature, which are yet to be carried out.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Plan {
+    /// The effects, in order.
+    pub effects: Vec<Effect>,
+    /// Results of what is sent, for the `children` of the task that leads to it.
+    pub children: Vec<ResultNode>,
+    /// Result of the last signature applied: of the last step of a chain, of the body of a chord.
+    /// None where nothing is sent.
+    pub result: Option<ResultNode>,
+}
+
+/// One effect of applying a signature.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Effect {
+    /// A message is sent.
+    Send(Box<Outgoing>),
+    /// A chord begins: to be noted before its header is sent.
+    Chord(Box<Header>),
+    /// A chord waits for one more task, noted before the task is sent. Repeating it for the same task
+    /// must have no further effect.
+    ChordGrows {
+        /// Id of the chord's group.
+        group_id: String,
+        /// Id of the additional task.
+        task_id: String,
+    },
+}
+
+/// A chord that begins.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Header {
+    /// Id of the group that its parts are.
+    pub group_id: String,
+    /// How many parts return.
+    pub size: usize,
+    /// The results of the parts.
+    pub results: Vec<ResultNode>,
+    /// What is sent where no backend counts: `celery.chord_unlock`.
+    pub unlock: Outgoing,
+}
