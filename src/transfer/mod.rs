@@ -14,7 +14,7 @@
 //! | [`attempt::publish`](attempt) | rename, commit of the row ([`repository`]) |
 //! | [`attempt::leftovers`](attempt) | removal of a partial copy that nothing will complete |
 //!
-//! A failed attempt then gets its meaning from [`error`] and [`retry`].
+//! A failed attempt then gets its meaning from [`failures`] and [`retry`].
 
 mod acquire;
 pub mod attempt;

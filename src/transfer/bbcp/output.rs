@@ -1,4 +1,4 @@
-//! What bbcp prints: bytes to lines to events.
+//! The output of bbcp: bytes to lines to events.
 //!
 //! Lines of up to four processes and ssh interleave, and may hold anything. A line that is not
 //! understood is [`Event::Other`]; nothing here fails.
@@ -41,7 +41,7 @@ pub enum Event {
     },
     /// Checksum of the whole file, by the target, over what it received.
     Checksum {
-        /// bbcp's name of it.
+        /// bbcp's name of the algorithm.
         algorithm: String,
         /// The value.
         hex: String,
@@ -50,7 +50,7 @@ pub enum Event {
     Other(String),
 }
 
-/// Understands one line, with or without its end.
+/// Parses one line, with or without its end.
 pub fn parse(line: &[u8]) -> Event {
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end_matches(['\n', '\r']);
@@ -205,7 +205,7 @@ impl Lines {
         self.keep(rest);
     }
 
-    /// Gives `line` what came after the last line end, if anything.
+    /// Gives `line` the text after the last line end, if any.
     pub fn finish(self, mut line: impl FnMut(&[u8])) {
         if !self.pending.is_empty() {
             line(&self.pending);

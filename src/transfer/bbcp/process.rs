@@ -13,7 +13,6 @@ use std::process::ExitStatus;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, ChildStdin};
 use tokio::sync::{mpsc, watch};
@@ -67,8 +66,6 @@ pub struct CopyProgress {
     pub bytes_total: u64,
     /// Bytes per second lately, if known.
     pub rate_bytes_per_s: Option<f64>,
-    /// When this was learned.
-    pub at: DateTime<Utc>,
 }
 
 impl CopyProgress {
@@ -78,7 +75,6 @@ impl CopyProgress {
             bytes_done: 0,
             bytes_total,
             rate_bytes_per_s: None,
-            at: Utc::now(),
         }
     }
 }
@@ -297,7 +293,6 @@ impl<'a> RunningCopy<'a> {
             bytes_done: self.watchdog.bytes_done(),
             bytes_total: self.plan.size,
             rate_bytes_per_s: self.watchdog.rate(),
-            at: Utc::now(),
         }
     }
 }

@@ -396,7 +396,7 @@ failures! {
         remedy: "Report it, with the message.",
     }
 
-    // What the rows ask for cannot be done.
+    // Requests of the rows that cannot be fulfilled.
     /// A location is an object store or a tape library.
     UnsupportedLocation { role: Role, location: String, kind: String } = "location_unsupported" {
         scope: EndOf(role), retry: Never, wait: None, partial: Discard,
