@@ -1,5 +1,5 @@
-//! What all tasks about one transfer have in common: running it, and settling its row when it
-//! fails. The counterpart of Python's `DataTransferTask`.
+//! The common part of all tasks about one transfer: running it, and writing its row when it fails. The
+//! counterpart of Python's `DataTransferTask`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -38,28 +38,28 @@ pub struct DataTransferTask {
     broken_links: Arc<BrokenLinks>,
 }
 
-/// What became of the row of a failed transfer.
+/// State of the row of a failed transfer after [`DataTransferTask::on_failure`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
     /// PENDING again, counted as a failure: the manager will schedule it anew.
     Reset {
         /// Failures so far, this one included.
         retry_count: u32,
-        /// How long it waits before that.
+        /// Wait before that.
         delay: Duration,
     },
     /// FAILED for good.
     Failed,
     /// PENDING again, not counted as a failure.
     Released,
-    /// Not touched: it belongs to somebody else, or there is none.
+    /// Not touched: it belongs to another worker or an operator, or there is none.
     Untouched,
     /// It could not be written before the process had to end. The lease will run out, and the
     /// transfer is taken up again.
     Unwritten,
 }
 
-/// What a log line about a task should say.
+/// Context of a log line about a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperationInfo {
     /// The operation, as Python calls it.
@@ -90,7 +90,7 @@ impl DataTransferTask {
         }
     }
 
-    /// Has administrators told of what is given up, and of what recovers.
+    /// Sends notices to administrators about transfers that are given up or recover.
     #[must_use]
     pub fn with_notifier(self, notifier: Notifier) -> Self {
         Self {
@@ -118,7 +118,7 @@ impl DataTransferTask {
             if let Some(metrics) = self.service.metrics() {
                 metrics.attempt("completed", "");
             }
-            self.tell_of_recovery(request.id).await;
+            self.notify_recovery(request.id).await;
         }
         Ok(done)
     }
@@ -139,7 +139,7 @@ impl DataTransferTask {
     /// Failures of a transfer so far.
     ///
     /// # Errors
-    /// What the database says.
+    /// The error of the database.
     pub async fn get_retry_count(
         &self,
         data_transfer_id: TransferId,
@@ -152,12 +152,12 @@ impl DataTransferTask {
         Ok(count.unwrap_or(0))
     }
 
-    /// Decides what a failure means and writes it, for as long as it takes to reach the database
+    /// Decides about the row after a failure and writes it, for as long as it takes to reach the database
     /// or until `request` is cancelled.
     pub async fn on_failure(&self, request: &Request, failed: &Failed) -> Settled {
         let settled = match &failed.lease {
-            Some(lease) => self.settle(request, failed, lease).await,
-            None => self.settle_without_lease(request, failed).await,
+            Some(lease) => self.decide_and_write(request, failed, lease).await,
+            None => self.give_up_without_lease(request, failed).await,
         };
         let outcome = outcome(failed, settled);
         if let Some(metrics) = self.service.metrics() {
@@ -177,7 +177,7 @@ impl DataTransferTask {
             "transfer did not complete"
         );
         if settled == Settled::Failed {
-            self.tell_of_failure(request.id, &failed.error).await;
+            self.notify_failure(request.id, &failed.error).await;
         }
         settled
     }
@@ -225,12 +225,8 @@ impl DataTransferTask {
 
     /// Gives up a transfer for which no lease can be taken, because the database refuses one of its
     /// values. Otherwise its row would stay without a message.
-    async fn settle_without_lease(&self, request: &Request, failed: &Failed) -> Settled {
-        let TransferError::Database { source } = &failed.error else {
-            return Settled::Untouched;
-        };
-        let refusal = source.downcast_ref::<DatabaseError>();
-        if !refusal.is_some_and(DatabaseError::is_of_one_row) {
+    async fn give_up_without_lease(&self, request: &Request, failed: &Failed) -> Settled {
+        if !is_refusal_of_one_row(&failed.error) {
             return Settled::Untouched;
         }
         let instruction = Instruction {
@@ -255,15 +251,16 @@ impl DataTransferTask {
                     error = error.chain(),
                     "the row could not be marked as failed"
                 );
-                match error {
-                    TransferError::Interrupted { .. } => Settled::Unwritten,
-                    _ => Settled::Untouched,
+                match error.is_interruption() {
+                    true => Settled::Unwritten,
+                    false => Settled::Untouched,
                 }
             }
         }
     }
 
-    async fn settle(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
+    /// Decides by the table of failures and the settings about the row, and writes it with the lease.
+    async fn decide_and_write(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
         let counting =
             || async { fault_point!(FailureCounted, self.get_retry_count(request.id).await) };
         let retry_count = match self
@@ -318,7 +315,7 @@ impl DataTransferTask {
         }
     }
 
-    async fn tell_of_failure(&self, id: TransferId, error: &TransferError) {
+    async fn notify_failure(&self, id: TransferId, error: &TransferError) {
         let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
             return;
         };
@@ -326,7 +323,7 @@ impl DataTransferTask {
         notifier.notify(notices::failed(&detail, error));
     }
 
-    async fn tell_of_recovery(&self, id: TransferId) {
+    async fn notify_recovery(&self, id: TransferId) {
         let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
             return;
         };
@@ -336,8 +333,7 @@ impl DataTransferTask {
         }
     }
 
-    /// What a notice tells. The transfer is settled already: that this cannot be read now costs the
-    /// notice, and nothing else.
+    /// Content of a notice. The row is written already: if this cannot be read now, only the notice is lost.
     async fn detail(&self, id: TransferId) -> Option<TransferDetail> {
         match self.service.repository().show(id).await {
             Ok(detail) => detail,
@@ -421,21 +417,28 @@ impl DataTransferTask {
     }
 }
 
-/// What became of an attempt, in the words of its history where it has one.
+/// Returns true if the database refuses a value of this transfer's own rows, so that no lease can be taken.
+fn is_refusal_of_one_row(error: &TransferError) -> bool {
+    let TransferError::Database { source } = error else {
+        return false;
+    };
+    let refusal = source.downcast_ref::<DatabaseError>();
+    refusal.is_some_and(DatabaseError::is_of_one_row)
+}
+
+/// Outcome of an attempt, in the words of its history where it has one.
 fn outcome(failed: &Failed, settled: Settled) -> &'static str {
     match settled {
         Settled::Reset { .. } => "retried",
         Settled::Failed => "failed",
         Settled::Released => "interrupted",
         Settled::Unwritten => "unsettled",
-        Settled::Untouched => match failed.error {
-            TransferError::LeaseLost { .. } => "interrupted",
-            _ => "refused",
-        },
+        Settled::Untouched if failed.lost.is_some() => "interrupted",
+        Settled::Untouched => "refused",
     }
 }
 
-/// Notes in the trace what an attempt has done.
+/// Adds the outcome of a completed attempt to its trace.
 fn note_done(done: &Done) {
     let (outcome, summary) = match done {
         Done::AlreadyCompleted => ("already_completed", None),
@@ -450,7 +453,7 @@ fn note_done(done: &Done) {
     });
 }
 
-/// Notes in the trace what has become of an attempt that failed.
+/// Adds the outcome of a failed attempt to its trace.
 fn note_failed(failed: &Failed, outcome: &'static str) {
     traces::note(|| {
         let bytes = i64::try_from(failed.progress.bytes_done).unwrap_or(i64::MAX);

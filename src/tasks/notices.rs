@@ -1,5 +1,5 @@
-//! What administrators are told about transfers: one that has failed for good, one that has
-//! completed after it had, and a link that works again.
+//! Notices to administrators about transfers: one has failed for good, one has completed after that, or a
+//! link works again.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -28,7 +28,7 @@ impl BrokenLinks {
         }
     }
 
-    /// Whether a transfer that has completed shows that its link works again.
+    /// Returns true if a transfer that has completed shows that its link works again.
     pub(super) fn absolve(&self, transfer: &TransferRecord) -> bool {
         link(transfer).is_some_and(|link| self.lock().remove(&link))
     }
@@ -46,7 +46,7 @@ fn link(transfer: &TransferRecord) -> Option<(String, String)> {
     Some((site(&transfer.origin)?, site(&transfer.destination)?))
 }
 
-/// A transfer was given up.
+/// The notice about a transfer that was given up.
 pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
     let id = detail.transfer.id;
     let mut text = format!(
@@ -65,7 +65,7 @@ pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
     }
 }
 
-/// What is to be told of a transfer that has completed, if anything.
+/// The notice about a transfer that has completed, if it needs one.
 pub(super) fn recovered(detail: &TransferDetail, link_works_again: bool) -> Option<Notice> {
     let TransferRecord { id, .. } = detail.transfer;
     let had_failed = detail

@@ -1,4 +1,4 @@
-//! Whether a failed transfer is tried again, and when.
+//! Decision about further attempts after a failure.
 //!
 //! A retry goes back through the manager (status pending, `retry_count + 1`), which sends no
 //! message before its time. Stopping is not failing: such an attempt is given back without being
@@ -11,19 +11,19 @@ use std::time::Duration;
 use super::failures::{RetryRule, TransferError, Wait};
 use crate::settings::Transfer;
 
-/// What becomes of the row.
+/// Consequence for the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
     /// Back to pending; `retry_count` grows only if `counted`.
     Retry {
-        /// Whether this attempt was a failure of the transfer.
+        /// True if this attempt was a failure of the transfer.
         counted: bool,
-        /// How long it waits there.
+        /// Wait before the next attempt.
         delay: Duration,
     },
     /// Failed for good.
     Permanent {
-        /// Why, for `failure_error_message`.
+        /// Reason, for `failure_error_message`.
         reason: String,
     },
     /// The row belongs to someone else or is settled: do not write it.
@@ -59,7 +59,7 @@ impl From<&Transfer> for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// How long to wait after a failure that followed `failures` others; `luck` is a number from 0
+    /// Wait after a failure that followed `failures` others; `luck` is a number from 0
     /// up to 1 by chance.
     #[must_use]
     pub fn delay(&self, wait: Wait, failures: u32, luck: f64) -> Duration {
