@@ -5,6 +5,7 @@
 
 use std::fmt::Write as _;
 
+use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::{FailureKind, TransferError};
 
 /// The cause of a failure with all its causes in one line, and the command that helps.
@@ -55,6 +56,14 @@ pub(crate) fn remedy(kind: FailureKind) -> &'static str {
 /// [`remedy`] for a code of the attempt history; none if the code is not known (any more).
 pub(crate) fn remedy_of_code(code: &str) -> Option<&'static str> {
     FailureKind::from_code(code).map(remedy)
+}
+
+/// The end of the text of a database's error: the command that helps, if there is one.
+pub(crate) fn database_command(error: &DatabaseError) -> &'static str {
+    match error {
+        DatabaseError::Missing(_) => "; `ccat-transfer db migrate` makes one",
+        _ => "",
+    }
 }
 
 #[cfg(test)]

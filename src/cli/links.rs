@@ -191,7 +191,9 @@ pub(super) fn require_site(name: &str, sites: &[String]) -> Result<(), CliError>
 
 fn refused(error: LinkError) -> CliError {
     match error {
-        LinkError::NoTable => CliError::Configuration(error.to_string()),
+        LinkError::NoTable => CliError::Configuration(format!(
+            "{error}; run `ccat-transfer db migrate`, and then restart workers and managers"
+        )),
         LinkError::Paused { .. } | LinkError::NotPaused(_) => CliError::Refused(error.to_string()),
         LinkError::Database(error) => error.into(),
     }

@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 use futures_util::future::LocalBoxFuture;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::advice;
 use crate::health::Health;
 use crate::metrics;
 use crate::settings::{self, Problem, Settings, SettingsError};
@@ -235,8 +236,8 @@ fn run_tasks_worker(arguments: Vec<OsString>, register: Box<Register<'_>>) -> Ex
 fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
     result.unwrap_or_else(|error| {
         if !matches!(error, CliError::Unread) {
-            let told = chain(&error).to_string();
-            eprintln!("ccat-transfer: {}", visible_lines(&told));
+            let text = format!("{}{}", chain(&error), error.command());
+            eprintln!("ccat-transfer: {}", visible_lines(&text));
         }
         error.code()
     })
@@ -405,6 +406,16 @@ impl CliError {
             )
             | Self::Unreachable(_) => true,
             _ => false,
+        }
+    }
+
+    /// The end of the text: the command that helps, if there is one.
+    fn command(&self) -> &'static str {
+        match self {
+            Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {
+                advice::database_command(error)
+            }
+            _ => "",
         }
     }
 

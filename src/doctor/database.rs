@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use tokio::sync::oneshot;
 
 use super::{Check, Doctor, Finding, Outcome, scheduled};
+use crate::advice;
 use crate::settings::DatabaseType;
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::{Map, Repository};
@@ -193,7 +194,7 @@ fn sites(map: &Map) -> impl Iterator<Item = &str> {
 }
 
 fn explain(error: &DatabaseError, kind: DatabaseType) -> Outcome {
-    let found = chain(error).to_string();
+    let found = format!("{}{}", chain(error), advice::database_command(error));
     let advice = match (error, kind) {
         (DatabaseError::Missing(_), _) => {
             "correct ops_db.database_sqlite_database, or run `ccat-transfer db migrate` to have one made"

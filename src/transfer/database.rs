@@ -44,10 +44,7 @@ pub enum DatabaseError {
     #[error("the database cannot be reached at the moment")]
     Unreachable(#[source] DbErr),
     /// The SQLite file is missing.
-    #[error(
-        "the database {} does not exist; `ccat-transfer db migrate` makes one",
-        .0.display()
-    )]
+    #[error("the database {} does not exist", .0.display())]
     Missing(PathBuf),
     /// The database refuses a session or a statement, until an administrator acts; or, by its
     /// [class](Self::class), the values of one statement do not fit.

@@ -62,9 +62,7 @@ impl LinkChange {
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
     /// There is no table for it.
-    #[error(
-        "this database has no table transfer_worker_link; run `ccat-transfer db migrate`, and then restart workers and managers"
-    )]
+    #[error("this database has no table transfer_worker_link")]
     NoTable,
     /// It is paused already.
     #[error("the link {name} is paused already, since {} by {}: {}", .pause.since, .pause.by, .pause.reason)]
