@@ -20,8 +20,8 @@ use ccat_transfer::tasks::{
     TransferTransferPackagesParams,
 };
 use celery::task::Signature;
-use celery_worker::broker::Transport;
 use celery_worker::broker::amqp::Amqp;
+use celery_worker::broker::{NoPropagation, Transport};
 use celery_worker::celery_crate::app::{self, Producing};
 use celery_worker::results::{self, ResultReader};
 use clap::{Args, Parser, Subcommand};
@@ -105,6 +105,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
                 .and_then(ResultReader::reply_to)
                 .map(str::to_owned),
             within: SEND_WITHIN,
+            propagation: Arc::new(NoPropagation),
         },
     )
     .await?;

@@ -7,16 +7,19 @@ use std::path::Path;
 
 use tracing::level_filters::LevelFilter;
 use tracing::{Level, Metadata};
-use tracing_subscriber::filter::{ParseError, Targets, filter_fn};
+use tracing_subscriber::filter::{FilterExt as _, ParseError, Targets, filter_fn};
 use tracing_subscriber::fmt::format;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
+use tracing_subscriber::layer::Layered;
 use tracing_subscriber::prelude::*;
+use tracing_subscriber::{Layer, Registry};
 
 use self::file::LogFile;
 use self::lines::{HumanFields, Json};
 use self::text::visible_lines;
 use crate::settings::{Log, LogFormat};
 use service_connection::url::redacted;
+use traces::SdkTracer;
 
 mod file;
 mod lines;
@@ -79,11 +82,12 @@ fn tells_no_secret(metadata: &Metadata<'_>) -> bool {
 }
 
 /// Starts logging to standard error, or to the end of `file`. `RUST_LOG`, where it is set and
-/// valid, wins over the settings. Only the first call in a process has an effect.
+/// valid, wins over the settings. The spans of traces go to `tracer`, whatever the log lets through. Only the first
+/// call in a process has an effect.
 ///
 /// # Errors
 /// That the file cannot be written.
-pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
+pub fn init(log: &Log, file: Option<&Path>, tracer: Option<SdkTracer>) -> io::Result<()> {
     let filter = std::env::var("RUST_LOG")
         .ok()
         .filter(|text| !text.is_empty())
@@ -100,21 +104,45 @@ pub fn init(log: &Log, file: Option<&Path>) -> io::Result<()> {
         None => BoxMakeWriter::new(io::stderr),
         Some(path) => BoxMakeWriter::new(LogFile::open(path)?),
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
-    let registry = tracing_subscriber::registry()
-        .with(filter)
-        .with(filter_fn(tells_no_secret));
+    let colour = on_terminal && std::env::var_os("NO_COLOR").is_none();
+    let lines = lines(writer, human.then_some(colour));
     // An error means that there is a subscriber already, which then stays.
-    let _ = if human {
-        let colour = on_terminal && std::env::var_os("NO_COLOR").is_none();
-        let lines = lines.with_target(false).with_ansi(colour);
-        registry.with(lines.fmt_fields(HumanFields)).try_init()
-    } else {
-        let json = format::format().json().flatten_event(true);
-        let lines = lines.fmt_fields(format::JsonFields::new());
-        registry.with(lines.event_format(Json(json))).try_init()
+    let _ = match tracer {
+        None => subscriber(lines, filter).try_init(),
+        Some(tracer) => subscriber(lines, filter)
+            .with(traces::layer(tracer))
+            .try_init(),
     };
     Ok(())
+}
+
+/// Log lines for people, with or without colour, or else in JSON.
+fn lines(writer: BoxMakeWriter, human: Option<bool>) -> Box<dyn Layer<Registry> + Send + Sync> {
+    let lines = tracing_subscriber::fmt::layer().with_writer(writer);
+    match human {
+        Some(colour) => {
+            let lines = lines.with_target(false).with_ansi(colour);
+            lines.fmt_fields(HumanFields).boxed()
+        }
+        None => {
+            let json = format::format().json().flatten_event(true);
+            let lines = lines.fmt_fields(format::JsonFields::new());
+            lines.event_format(Json(json)).boxed()
+        }
+    }
+}
+
+/// Log lines that the filter lets through. It is the filter of this layer alone, so that it does not switch spans off;
+/// and these, which are for traces, are not to be part of lines.
+fn subscriber(
+    lines: Box<dyn Layer<Registry> + Send + Sync>,
+    filter: Targets,
+) -> Layered<impl Layer<Registry>, Registry> {
+    let is_logged =
+        |metadata: &Metadata<'_>| tells_no_secret(metadata) && !traces::is_traced(metadata);
+    // A filter without a hint would take away that of the other one, and every `trace!` would be asked for.
+    let filter = filter.and(filter_fn(is_logged).with_max_level_hint(LevelFilter::TRACE));
+    tracing_subscriber::registry().with(lines.with_filter(filter))
 }
 
 /// Writes the message of a panic to standard error as the standard library does, but without secrets and control
@@ -133,35 +161,4 @@ pub fn watch_panics() {
 }
 
 #[cfg(test)]
-mod tests {
-    use tracing::Level;
-
-    use super::filter;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case("WARNING", "warn")]
-    #[case("CRITICAL", "error")]
-    #[case("FATAL", "error")]
-    #[case("INFO", "info")]
-    fn levels_by_pythons_names(#[case] python: &str, #[case] own: &str) {
-        let shown = |level| filter(level).map(|targets| targets.to_string()).ok();
-        assert_eq!(shown(python), shown(own));
-    }
-
-    #[rstest]
-    #[case("debug", true)]
-    #[case("info,ccat_transfer=debug", true)]
-    #[case("ccat_transfer=debug,celery_worker=info", false)]
-    #[case("info", false)]
-    fn the_worker_belongs_to_this_program(#[case] level: &str, #[case] is_shown: bool) {
-        let filter = filter(level).ok();
-        let shows = |target| {
-            filter
-                .as_ref()
-                .is_some_and(|filter| filter.would_enable(target, &Level::DEBUG))
-        };
-        assert_eq!(shows("celery_worker::worker"), is_shown);
-        assert!(!shows("sqlx"));
-    }
-}
+mod tests;

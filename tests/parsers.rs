@@ -43,7 +43,8 @@ use chrono::{DateTime, Utc};
 use mutations::endures;
 use serde_json::{Map, Value, json};
 use service_connection::url;
-use traces::Remote;
+use traces::propagation;
+use tracing::Span;
 
 /// Bytes of a body.
 const LIMIT: usize = 256 << 10;
@@ -150,7 +151,7 @@ fn messages() {
     endures("messages", 4, |bytes| {
         let raw = message(bytes);
         let _ = head(&raw);
-        let _ = Remote::of(&raw.headers);
+        let _ = propagation().extract(&Span::none(), &raw.headers);
         let weight = weight::of(&raw, &accept(LIMIT));
         let Ok(task) = decode(&raw, &accept(LIMIT)) else {
             return;
@@ -378,7 +379,7 @@ fn small_values() {
             let _ = line.parse::<Window>();
             let _ = line.parse::<RateLimit>();
             let headers = ["traceparent", "tracestate"].map(|name| (name.to_owned(), json!(line)));
-            let _ = Remote::of(&headers.into_iter().collect());
+            let _ = propagation().extract(&Span::none(), &headers.into_iter().collect());
         }
     });
 }

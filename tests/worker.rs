@@ -19,7 +19,7 @@ use celery::task::Signature;
 use celery_protocol::content::Accept;
 use celery_protocol::{Properties, RawMessage};
 use celery_worker::broker::{
-    BrokerError, Declaration, Publication, Queue, Subscription, Transport, Verdict,
+    BrokerError, Declaration, NoPropagation, Publication, Queue, Subscription, Transport, Verdict,
 };
 use celery_worker::celery_crate::app::{Producing, build};
 use celery_worker::results::{self, ResultReader};
@@ -59,6 +59,7 @@ impl Bench {
                 queues: Default::default(),
                 reply_to: reader.reply_to().map(str::to_owned),
                 within: PATIENCE,
+                propagation: Arc::new(NoPropagation),
             },
         )
         .await
@@ -131,6 +132,7 @@ async fn worker(
         queues: Default::default(),
         reply_to: None,
         within: PATIENCE,
+        propagation: Arc::new(NoPropagation),
     };
     let app = Arc::new(build(transport.clone(), producing).await.unwrap());
     let mut registry = Registry::default();

@@ -13,8 +13,8 @@ use ccat_transfer::transfer::lease::Owner;
 use ccat_transfer::transfer::link::LinkName;
 use ccat_transfer::transfer::repository::{LinkChange, Repository};
 use ccat_transfer::transfer::topology;
-use celery_worker::broker::Transport;
 use celery_worker::broker::amqp::Amqp;
+use celery_worker::broker::{NoPropagation, Transport};
 use celery_worker::celery_crate::app::{self, Producing};
 use clap::{Args, ValueEnum};
 use futures_util::future::try_join_all;
@@ -134,6 +134,7 @@ impl Bench {
             queues: settings.celery.task_queue_declarations(),
             reply_to: None,
             within: Duration::from_secs(5),
+            propagation: Arc::new(NoPropagation),
         };
         let app = app::build(transport.clone(), producing).await?;
         let producer = Producer::new(Arc::new(app), &settings.celery);

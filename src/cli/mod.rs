@@ -267,9 +267,9 @@ impl Common {
             telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;
             settings.log.level = level;
         }
-        telemetry::init(&settings.log, self.log_file.as_deref())
+        let tracer = traces::start(&settings.traces);
+        telemetry::init(&settings.log, self.log_file.as_deref(), tracer)
             .map_err(|e| CliError::Failed(format!("--logfile: {e}")))?;
-        traces::start(&settings.traces);
         let context = Context {
             settings: Arc::new(settings),
             json: self.json,
@@ -354,6 +354,7 @@ impl Context {
             queues: self.settings.celery.task_queue_declarations(),
             reply_to: None,
             within: SEND_WITHIN,
+            propagation: traces::propagation(),
         }
     }
 }

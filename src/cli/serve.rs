@@ -441,5 +441,6 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         control_allowed: celery.worker_remote_control_allowed.clone(),
         settings: celery.shown(),
         gossip: true,
+        propagation: traces::propagation(),
     }
 }

@@ -19,8 +19,8 @@ use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Applicability, Failure, Instruction, Successor, TransferDetail};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
+use crate::transfer::trace::{KeyValue, note};
 use service_connection::error_chain::chain;
-use traces::{self, KeyValue};
 
 /// Time within which a dead connection to the broker is detected after a pause of the process.
 const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);
@@ -111,7 +111,7 @@ impl DataTransferTask {
     /// [`Failed`].
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
         let _alive = self.health.task(&request.task_id);
-        traces::note(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
+        note(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
         let done = self.service.run(request).await?;
         note_done(&done);
         if !matches!(done, Done::AlreadyCompleted) {
@@ -445,7 +445,7 @@ fn note_done(done: &Done) {
         Done::AlreadyThere(summary) => ("already_there", Some(summary)),
         Done::Copied(summary) => ("copied", Some(summary)),
     };
-    traces::note(|| {
+    note(|| {
         let bytes = summary.map(|summary| i64::try_from(summary.bytes).unwrap_or(i64::MAX));
         let bytes = bytes.map(|bytes| KeyValue::new("ccat.transfer.bytes", bytes));
         let outcome = KeyValue::new("ccat.transfer.outcome", outcome);
@@ -455,7 +455,7 @@ fn note_done(done: &Done) {
 
 /// Adds the outcome of a failed attempt to its trace.
 fn note_failed(failed: &Failed, outcome: &'static str) {
-    traces::note(|| {
+    note(|| {
         let bytes = i64::try_from(failed.progress.bytes_done).unwrap_or(i64::MAX);
         vec![
             KeyValue::new("ccat.transfer.outcome", outcome),

@@ -37,3 +37,4 @@ pub(crate) mod routing;
 pub mod schema;
 pub mod service;
 pub mod topology;
+pub(crate) mod trace;

@@ -17,6 +17,7 @@ use super::error::TransferError;
 use super::lease::{Lease, Owner, Progress};
 use super::plan::{LocalHost, Plan};
 use super::repository::Repository;
+use super::trace::{Explain, KeyValue, note, step};
 
 pub use super::lease::{Phase, Snapshot};
 
@@ -24,7 +25,6 @@ use crate::metrics::TransferMetrics;
 use crate::settings::Settings;
 use crate::transfer::id::{AttemptNumber, TransferId};
 use service_connection::error_chain::panic_text;
-use traces::{self, Explain, KeyValue, step};
 
 /// What a caller wants done.
 #[derive(Debug, Clone)]
@@ -179,7 +179,7 @@ impl TransferService {
             None => return Ok(Done::AlreadyCompleted),
         };
         let lease = acquired.lease.clone();
-        traces::note(|| {
+        note(|| {
             let attempt = i64::from(lease.attempt().get());
             vec![KeyValue::new("ccat.transfer.attempt", attempt)]
         });

@@ -1,16 +1,19 @@
-//! Sends spans to a collector: OTLP/HTTP with protobuf, posted by the HTTP client that is here anyway.
+//! Sends spans to a collector: OpenTelemetry's exporter for OTLP/HTTP with protobuf, with the HTTP client that is here
+//! anyway.
 //!
 //! Runs on the thread of the SDK's batch processor. A batch that the collector does not take is
 //! dropped: traces are worth no memory without end, and a transfer never waits for them.
 
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use opentelemetry_proto::tonic::collector::trace::v1::{
-    ExportTraceServiceRequest, ExportTraceServiceResponse,
+use async_trait::async_trait;
+use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use opentelemetry_otlp::{
+    Protocol, RetryPolicy, SpanExporter as OtlpExporter, WithExportConfig as _, WithHttpConfig as _,
 };
-use opentelemetry_proto::transform::common::tonic::ResourceAttributesWithSchema;
-use opentelemetry_proto::transform::trace::tonic::group_spans_by_resource_and_scope;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
@@ -37,28 +40,23 @@ pub(super) enum ExportError {
     Status(u16),
     #[error("it refused {spans} of them: {reason}")]
     Refused { spans: i64, reason: String },
+    #[error("the exporter: {0}")]
+    Unusable(String),
 }
 
-/// A collector, and how it has been lately.
+/// HTTP for the exporter: `ureq`, with the address and the headers of the settings.
 #[derive(Debug)]
-pub(super) struct Collector {
+pub(super) struct Client {
     agent: Agent,
     address: SecretString,
     /// The address for people.
     shown: String,
     headers: Vec<(String, SecretString)>,
-    resource: ResourceAttributesWithSchema,
-    outage: Mutex<Option<Outage>>,
+    /// Why the last post failed: the exporter's own error does not say.
+    failure: Mutex<Option<ExportError>>,
 }
 
-/// A time in which batches were lost.
-#[derive(Debug)]
-struct Outage {
-    told: Instant,
-    spans: usize,
-}
-
-impl Collector {
+impl Client {
     pub(super) fn new(settings: &Traces) -> Self {
         let config = Agent::config_builder()
             .timeout_global(Some(settings.timeout))
@@ -73,16 +71,12 @@ impl Collector {
             address: settings.endpoint.clone().into(),
             shown: without_query(&settings.endpoint),
             headers: settings.header_pairs().unwrap_or_default(),
-            resource: ResourceAttributesWithSchema::default(),
-            outage: Mutex::default(),
+            failure: Mutex::default(),
         }
     }
 
-    /// Posts a batch; done when the collector has taken all of it.
-    pub(super) fn post(&self, batch: Vec<SpanData>) -> Result<(), ExportError> {
-        let request = ExportTraceServiceRequest {
-            resource_spans: group_spans_by_resource_and_scope(batch, &self.resource),
-        };
+    /// Posts a batch; done when the collector has taken all of it. Blocks, for the settings' time limit at most.
+    pub(super) fn post(&self, batch: &[u8]) -> Result<Vec<u8>, ExportError> {
         let unreachable = |error: ureq::Error| {
             let text = error.to_string();
             ExportError::Unreachable(text.replace(self.address.expose_secret(), &self.shown))
@@ -94,9 +88,7 @@ impl Collector {
         let post = self.headers.iter().fold(post, |post, (name, value)| {
             post.header(name, value.expose_secret())
         });
-        let mut answer = post
-            .send(request.encode_to_vec().as_slice())
-            .map_err(unreachable)?;
+        let mut answer = post.send(batch).map_err(unreachable)?;
         if !answer.status().is_success() {
             return Err(ExportError::Status(answer.status().as_u16()));
         }
@@ -111,7 +103,73 @@ impl Collector {
                 spans: partial.rejected_spans,
                 reason: partial.error_message.chars().take(200).collect(),
             }),
-            _ => Ok(()),
+            _ => Ok(body),
+        }
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<ExportError>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    /// Takes only the body: the exporter knows nothing of how the settings weigh OpenTelemetry's variables, and adds
+    /// the headers of these.
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        match self.post(request.body()) {
+            Ok(body) => Ok(Response::new(body.into())),
+            Err(error) => {
+                let text = error.to_string();
+                *self.failure() = Some(error);
+                Err(text.into())
+            }
+        }
+    }
+}
+
+/// A collector, and how it has been lately.
+#[derive(Debug)]
+pub(super) struct Collector {
+    client: Arc<Client>,
+    exporter: Result<OtlpExporter, String>,
+    outage: Mutex<Option<Outage>>,
+}
+
+/// A time in which batches were lost.
+#[derive(Debug)]
+struct Outage {
+    told: Instant,
+    spans: usize,
+}
+
+impl Collector {
+    pub(super) fn new(settings: &Traces) -> Self {
+        let client = Arc::new(Client::new(settings));
+        let exporter = OtlpExporter::builder()
+            .with_http()
+            // Not used, but given, lest one of OpenTelemetry's variables be read.
+            .with_endpoint(&client.shown)
+            .with_protocol(Protocol::HttpBinary)
+            .with_timeout(settings.timeout)
+            // A batch that is not taken is dropped, see above.
+            .with_retry_policy(RetryPolicy::disabled())
+            .with_shared_http_client(client.clone())
+            .build();
+        Self {
+            client,
+            exporter: exporter.map_err(|error| error.to_string()),
+            outage: Mutex::default(),
+        }
+    }
+
+    async fn send(&self, batch: Vec<SpanData>) -> Result<(), ExportError> {
+        let unusable = |error: &dyn fmt::Display| ExportError::Unusable(error.to_string());
+        let exporter = self.exporter.as_ref().map_err(|error| unusable(error))?;
+        let sent = exporter.export(batch).await;
+        match self.client.failure().take() {
+            Some(failure) => Err(failure),
+            None => sent.map_err(|error| unusable(&error)),
         }
     }
 
@@ -122,7 +180,7 @@ impl Collector {
             (Ok(()), None) => {}
             (Ok(()), Some(Outage { spans, .. })) => {
                 tracing::info!(
-                    collector = self.shown,
+                    collector = self.client.shown,
                     spans = *spans,
                     "traces arrive again; the spans since they did not are lost"
                 );
@@ -132,7 +190,7 @@ impl Collector {
             (Err(error), before) => {
                 let spans = spans + before.map_or(0, |outage| outage.spans);
                 tracing::warn!(
-                    collector = self.shown,
+                    collector = self.client.shown,
                     %error,
                     spans,
                     "traces do not arrive; their spans are lost, and nothing else"
@@ -147,13 +205,15 @@ impl Collector {
 impl SpanExporter for Collector {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
-        let sent = self.post(batch);
+        let sent = self.send(batch).await;
         self.tell(spans, &sent);
         sent.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
     }
 
     fn set_resource(&mut self, resource: &Resource) {
-        self.resource = resource.into();
+        if let Ok(exporter) = &mut self.exporter {
+            exporter.set_resource(resource);
+        }
     }
 }
 

@@ -1,59 +1,52 @@
-//! Traces: spans by OpenTelemetry, sent to a collector where the settings name one.
+//! Traces: the spans of `tracing` that are meant for OpenTelemetry, sent to a collector where the settings name one.
 //!
-//! One tracer for the process, as there is one log. Without a collector there is none, and everything
-//! here is the look at one static that says so. A span is handed on by the ambient context of the
-//! task that is polled ([`Span::around`], [`step`]), as logs have theirs, so that what is in between
-//! need not know of it.
+//! Worker, broker and domain create ordinary spans with OpenTelemetry's field names ([`is_traced`]). A layer of the
+//! subscriber turns them into spans of OpenTelemetry ([`layer`]), and headers connect those of several
+//! processes ([`propagation`]). Without a collector there is no layer, and no span is enabled: a callsite then costs
+//! the look at one atomic.
 
-use std::borrow::Cow;
 use std::fmt;
-use std::pin::Pin;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
-use opentelemetry::trace::{
-    FutureExt as _, SpanBuilder, SpanRef, Status, TraceContextExt as _, Tracer as _,
-    TracerProvider as _,
-};
-use opentelemetry::{Context, InstrumentationScope};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry::{Context, InstrumentationScope, KeyValue};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkError;
-use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
-use serde_json::{Map, Value};
+use opentelemetry_sdk::trace::{BatchSpanProcessor, Sampler, SdkTracerProvider};
+use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::registry::LookupSpan;
 
-use export::Collector;
+use celery_worker::broker::TracePropagation;
+use export::{Client, Collector};
+use finish::{Exceptions, Finish};
+use propagation::TraceContext;
 
 mod export;
-mod remote;
+mod finish;
+mod propagation;
 mod settings;
 
-pub use opentelemetry::KeyValue;
-pub use opentelemetry::trace::SpanKind;
-pub use remote::Remote;
+pub use opentelemetry_sdk::trace::SdkTracer;
 pub use settings::Traces;
 
 /// How long the last spans may take, when the process ends.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Longest text of an attribute, in bytes: some come from messages, and an exception may quote whatever
-/// a program has printed.
-const MAX_TEXT: usize = 4096;
+/// One for the process, as there is one log.
+static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-static TRACING: OnceLock<Tracing> = OnceLock::new();
-
-struct Tracing {
-    provider: SdkTracerProvider,
-    tracer: SdkTracer,
-}
-
-/// Starts to trace, if the settings name a collector. Only the first call in a process has an effect.
-pub fn start(settings: &Traces) {
+/// Starts to send spans, if the settings name a collector; the tracer is for the [`layer`] that makes them. Only
+/// the first call in a process has an effect.
+#[must_use]
+pub fn start(settings: &Traces) -> Option<SdkTracer> {
     if !settings.are_wanted() {
-        return;
+        return None;
     }
-    TRACING.get_or_init(|| {
+    let provider = PROVIDER.get_or_init(|| {
         let processor = BatchSpanProcessor::builder(Collector::new(settings)).build();
         let host = nix::unistd::gethostname().unwrap_or_default();
         let mut attributes = vec![
@@ -65,21 +58,51 @@ pub fn start(settings: &Traces) {
             (!settings.service_name.is_empty())
                 .then(|| KeyValue::new("service.name", settings.service_name.clone())),
         );
-        let provider = SdkTracerProvider::builder()
-            .with_span_processor(processor)
+        SdkTracerProvider::builder()
+            .with_span_processor(Finish(processor))
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
                 settings.ratio,
             ))))
             .with_resource(Resource::builder().with_attributes(attributes).build())
-            .build();
-        let scope = InstrumentationScope::builder("ccat-transfer")
-            .with_version(env!("CARGO_PKG_VERSION"))
-            .build();
-        Tracing {
-            tracer: provider.tracer_with_scope(scope),
-            provider,
-        }
+            .build()
     });
+    Some(tracer(provider))
+}
+
+fn tracer(provider: &SdkTracerProvider) -> SdkTracer {
+    let scope = InstrumentationScope::builder("ccat-transfer")
+        .with_version(env!("CARGO_PKG_VERSION"))
+        .build();
+    provider.tracer_with_scope(scope)
+}
+
+/// Returns true for the spans of traces: those that name their kind in OpenTelemetry's field. They concern neither
+/// the log nor its levels.
+pub fn is_traced(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.fields().field("otel.kind").is_some()
+}
+
+/// Layer of a subscriber that makes OpenTelemetry's spans. Events, which are the log, are not for it.
+pub fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
+where
+    S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
+{
+    let spans = tracing_opentelemetry::layer()
+        .with_tracer(tracer)
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_level(false)
+        .with_tracked_inactivity(false);
+    // Level of the spans; without it, every `trace!` of every library would be asked for.
+    let traced = FilterFn::new(is_traced).with_max_level_hint(LevelFilter::INFO);
+    spans.and_then(Exceptions::default()).with_filter(traced)
+}
+
+/// Trace context in the headers of messages, as `opentelemetry-instrumentation-celery` writes it.
+#[must_use]
+pub fn propagation() -> Arc<dyn TracePropagation> {
+    Arc::new(TraceContext)
 }
 
 /// Asks the collector of the settings to take no spans. Blocks, for `settings.timeout` at most.
@@ -87,193 +110,183 @@ pub fn start(settings: &Traces) {
 /// # Errors
 /// Why it does not, without secrets.
 pub fn probe(settings: &Traces) -> Result<(), String> {
-    let asked = Collector::new(settings).post(Vec::new());
-    asked.map_err(|error| error.to_string())
+    // In protobuf, a request without spans is no bytes.
+    let asked = Client::new(settings).post(&[]);
+    asked.map(drop).map_err(|error| error.to_string())
 }
 
 /// Sends the last spans, for a few seconds at most; to be called when no further one begins. Blocks.
 pub fn close() {
-    let Some(tracing) = TRACING.get() else {
+    let Some(provider) = PROVIDER.get() else {
         return;
     };
-    match tracing.provider.shutdown_with_timeout(FLUSHED_WITHIN) {
+    match provider.shutdown_with_timeout(FLUSHED_WITHIN) {
         Ok(()) | Err(OTelSdkError::AlreadyShutdown) => {}
         Err(_) => tracing::warn!("the last traces could not be sent in time"),
-    }
-}
-
-/// Whether anything is traced.
-#[must_use]
-pub fn is_on() -> bool {
-    TRACING.get().is_some()
-}
-
-/// A span that is under way. It ends when it is dropped.
-#[derive(Debug)]
-pub struct Span(Context);
-
-impl Span {
-    /// Begins a span beneath `parent`; without one beneath the span of whoever calls, or, where there
-    /// is none, as the first of a trace. None where nothing is traced.
-    #[must_use]
-    pub fn begin(
-        kind: SpanKind,
-        name: impl Into<Cow<'static, str>>,
-        parent: Option<&Remote>,
-        attributes: Vec<KeyValue>,
-    ) -> Option<Self> {
-        let Tracing { tracer, .. } = TRACING.get()?;
-        let around = Context::current();
-        let above = match parent {
-            Some(remote) => around.with_remote_span_context(remote.context().clone()),
-            None => around.clone(),
-        };
-        let builder = SpanBuilder::from_name(name)
-            .with_kind(kind)
-            .with_attributes(attributes.into_iter().map(bounded));
-        Some(Self(
-            around.with_span(tracer.build_with_context(builder, &above)),
-        ))
-    }
-
-    /// Polls `work` with this span as the current one.
-    pub async fn around<F: Future>(&self, work: Pin<&mut F>) -> F::Output {
-        work.with_context(self.0.clone()).await
-    }
-
-    /// Tells a message's receiver of this span.
-    pub fn write(&self, headers: &mut Map<String, Value>) {
-        remote::write(self.0.span().span_context(), headers);
-    }
-
-    /// Notes why what the span stands for has failed.
-    pub fn fail(&self, error: &impl Explain) {
-        fail(&self.0.span(), error);
-    }
-}
-
-impl Drop for Span {
-    fn drop(&mut self) {
-        // By word: what was spawned beneath it may hold its context for longer.
-        self.0.span().end();
-    }
-}
-
-/// A failure, as a span shows it.
-pub trait Explain {
-    /// Its stable name.
-    fn kind(&self) -> String;
-    /// What happened, without secrets.
-    fn message(&self) -> String;
-}
-
-/// Does a step of something in a span of its own beneath the current one, if there is one.
-pub fn step<T, E: Explain>(
-    name: &'static str,
-    work: impl Future<Output = Result<T, E>>,
-) -> impl Future<Output = Result<T, E>> {
-    let span = is_in_span()
-        .then(|| Span::begin(SpanKind::Internal, name, None, Vec::new()))
-        .flatten();
-    let context = span.as_ref().map(|span| span.0.clone()).unwrap_or_default();
-    // Composed rather than awaited in a function of its own, which would have room for `work` twice; and in a
-    // place of its own, so that whoever takes steps has no room for each of them.
-    Box::pin(work)
-        .inspect(move |done| {
-            if let (Some(span), Err(error)) = (&span, done) {
-                span.fail(error);
-            }
-            drop(span);
-        })
-        .with_context(context)
-}
-
-/// `work`, that is to be spawned, with the current span as its own.
-#[must_use]
-pub fn carried<T: 'static>(work: BoxFuture<'static, T>) -> BoxFuture<'static, T> {
-    match is_in_span() {
-        true => work.with_current_context().boxed(),
-        false => work,
-    }
-}
-
-/// Notes something about the current span, if it is one that is recorded.
-pub fn note(attributes: impl FnOnce() -> Vec<KeyValue>) {
-    with_current(|span| span.set_attributes(attributes().into_iter().map(bounded)));
-}
-
-/// Notes why what the current span stands for has failed.
-pub fn note_failure(error: &impl Explain) {
-    with_current(|span| fail(span, error));
-}
-
-/// Tells a message's receiver of the current span, if there is one.
-pub fn write_current(headers: &mut Map<String, Value>) {
-    if is_in_span() {
-        Context::map_current(|context| remote::write(context.span().span_context(), headers));
     }
 }
 
 /// Ids of the current trace and span, in hexadecimal.
 #[must_use]
 pub fn current() -> Option<(impl fmt::Display, impl fmt::Display)> {
-    TRACING.get()?;
     Context::map_current(|context| {
         context.has_active_span().then(|| {
             let span = context.span();
-            (
-                span.span_context().trace_id(),
-                span.span_context().span_id(),
-            )
+            let ids = span.span_context();
+            (ids.trace_id(), ids.span_id())
         })
     })
 }
 
-fn is_in_span() -> bool {
-    is_on() && Context::map_current(|context| context.has_active_span())
-}
+#[cfg(test)]
+#[allow(clippy::panic, clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
 
-fn with_current(tell: impl FnOnce(&SpanRef<'_>)) {
-    if is_on() {
-        Context::map_current(|context| {
-            let span = context.span();
-            if span.is_recording() {
-                tell(&span);
-            }
+    use opentelemetry::Value;
+    use opentelemetry::trace::{SpanKind, Status, TraceId};
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{Span, SpanData, SpanProcessor};
+    use serde_json::json;
+    use tracing::Level;
+    use tracing::field::Empty;
+    use tracing_subscriber::prelude::*;
+
+    use super::*;
+
+    /// Spans that have ended, in place of a collector.
+    #[derive(Debug, Clone, Default)]
+    struct Ended(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanProcessor for Ended {
+        fn on_start(&self, _: &mut Span, _: &Context) {}
+        fn on_end(&self, span: SpanData) {
+            let mut spans = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            spans.push(span);
+        }
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    impl Ended {
+        /// A tracer whose spans end here, and record all.
+        fn tracer(&self) -> SdkTracer {
+            let finish = Finish(self.clone());
+            tracer(
+                &SdkTracerProvider::builder()
+                    .with_span_processor(finish)
+                    .build(),
+            )
+        }
+
+        fn take(&self) -> Vec<SpanData> {
+            std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+    }
+
+    /// Spans that `work` ends.
+    fn traced(work: impl FnOnce()) -> Vec<SpanData> {
+        let ended = Ended::default();
+        let registry = tracing_subscriber::registry().with(layer(ended.tracer()));
+        tracing::subscriber::with_default(registry, work);
+        ended.take()
+    }
+
+    fn attribute<'a>(span: &'a SpanData, key: &str) -> Option<&'a Value> {
+        let mut attributes = span.attributes.iter();
+        let found = attributes.find(|attribute| attribute.key.as_str() == key);
+        found.map(|attribute| &attribute.value)
+    }
+
+    #[test]
+    fn a_failure_is_an_error_with_an_event() {
+        let spans = traced(|| {
+            let span = tracing::info_span!(
+                "run",
+                otel.name = "run/tasks.add",
+                otel.kind = "consumer",
+                otel.status_description = Empty,
+                error.type = Empty,
+                celery.timelimit = r#"["10",""]"#,
+                celery.task_name = "x".repeat(5000),
+                celery.retries = 2_i64,
+            );
+            tracing::event!(parent: &span, Level::ERROR, "a line of the log is no event");
+            tracing::record_all!(
+                span,
+                error.type = "OSError",
+                otel.status_description = "y".repeat(5000)
+            );
         });
+        let [span] = &*spans else {
+            panic!("{spans:?}");
+        };
+        assert_eq!(span.name, "run/tasks.add");
+        assert_eq!(span.span_kind, SpanKind::Consumer);
+        let message = format!("{}…", "y".repeat(4096));
+        assert_eq!(span.status, Status::error(message.clone()));
+        let [event] = &*span.events.events else {
+            panic!("{:?}", span.events);
+        };
+        assert_eq!(event.name, "exception");
+        let expected = [
+            KeyValue::new("exception.type", "OSError"),
+            KeyValue::new("exception.message", message),
+        ];
+        assert_eq!(event.attributes, expected);
+        assert_eq!(attribute(span, "error.type"), Some(&"OSError".into()));
+        let list = vec!["10".into(), "".into()];
+        let list = Value::Array(opentelemetry::Array::String(list));
+        assert_eq!(attribute(span, "celery.timelimit"), Some(&list));
+        let name = format!("{}…", "x".repeat(4096));
+        assert_eq!(attribute(span, "celery.task_name"), Some(&name.into()));
+        assert_eq!(attribute(span, "celery.retries"), Some(&Value::I64(2)));
+        // Nothing of the place in the source, or of the thread.
+        assert_eq!(span.attributes.len(), 4, "{:?}", span.attributes);
     }
-}
 
-/// As Python's SDK notes an exception: an event with its type and message, and the span's status.
-fn fail(span: &SpanRef<'_>, error: &impl Explain) {
-    if !span.is_recording() {
-        return;
+    #[test]
+    fn only_spans_with_a_kind_are_traced() {
+        let spans = traced(|| {
+            let _outer = tracing::info_span!("outer", otel.kind = "internal").entered();
+            let _library = tracing::info_span!("library").entered();
+            let _inner = tracing::info_span!("inner", otel.kind = "producer").entered();
+        });
+        let [inner, outer] = &*spans else {
+            panic!("{spans:?}");
+        };
+        assert_eq!((&*inner.name, &*outer.name), ("inner", "outer"));
+        assert_eq!(inner.parent_span_id, outer.span_context.span_id());
     }
-    let (kind, message) = (error.kind(), shortened(error.message()));
-    span.add_event(
-        "exception",
-        vec![
-            KeyValue::new("exception.type", kind.clone()),
-            KeyValue::new("exception.message", message.clone()),
-        ],
-    );
-    span.set_attribute(KeyValue::new("error.type", kind));
-    span.set_status(Status::error(message));
-}
 
-fn bounded(mut attribute: KeyValue) -> KeyValue {
-    if let opentelemetry::Value::String(text) = &attribute.value
-        && text.as_str().len() > MAX_TEXT
-    {
-        attribute.value = shortened(text.as_str().to_owned()).into();
+    #[test]
+    fn headers_connect_a_receiver_with_its_sender() {
+        let mut sent = json!({"task": "t"}).as_object().cloned().unwrap();
+        let headers = &mut sent;
+        let spans = traced(|| {
+            let propagation = propagation();
+            assert!(!propagation.extract(&tracing::Span::none(), headers));
+            let sender = tracing::info_span!("send", otel.kind = "producer");
+            propagation.inject(&sender, headers);
+            assert!(propagation.extract(&tracing::Span::none(), headers));
+            drop(sender);
+            let receiver = tracing::info_span!("run", otel.kind = "consumer");
+            assert!(propagation.extract(&receiver, headers));
+            // Nothing of a span that is not traced.
+            propagation.inject(&tracing::info_span!("library"), headers);
+        });
+        let [sender, receiver] = &*spans else {
+            panic!("{spans:?}");
+        };
+        let ids = &sender.span_context;
+        assert_ne!(ids.trace_id(), TraceId::INVALID);
+        assert_eq!(receiver.span_context.trace_id(), ids.trace_id());
+        assert_eq!(receiver.parent_span_id, ids.span_id());
+        let parent = format!("00-{}-{}-01", ids.trace_id(), ids.span_id());
+        assert_eq!(json!(sent), json!({"task": "t", "traceparent": parent}));
     }
-    attribute
-}
-
-fn shortened(mut text: String) -> String {
-    if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT));
-        text.push('…');
-    }
-    text
 }

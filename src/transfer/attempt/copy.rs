@@ -17,7 +17,7 @@ use crate::transfer::endpoint::Reading;
 use crate::transfer::error::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
-use traces::{self, KeyValue, step};
+use crate::transfer::trace::{KeyValue, note, step};
 
 /// Longest time that a storage may take for a small request before it counts as hanging: longer than ssh
 /// may take to find out that a host cannot be reached.
@@ -159,7 +159,7 @@ impl AttemptRun<'_> {
         let rate = report
             .rate_bytes_per_s
             .map_or(self.progress().rate_bytes_per_s, whole);
-        traces::note(|| {
+        note(|| {
             vec![
                 KeyValue::new("ccat.transfer.bytes", count(plan.size)),
                 KeyValue::new("ccat.transfer.rate_bytes_per_s", count(rate)),

@@ -20,7 +20,7 @@ use super::link::PausedLink;
 use super::plan::Plan;
 use super::repository::Acquired;
 use super::service::{Done, Request, Summary, TransferService};
-use traces::step;
+use crate::transfer::trace::step;
 
 mod copy;
 mod leftovers;

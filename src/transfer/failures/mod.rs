@@ -10,7 +10,7 @@
 
 use std::sync::LazyLock;
 
-use traces::Explain;
+use crate::transfer::trace::Explain;
 
 use super::link::{ClosedLink, FullLink, PausedLink};
 

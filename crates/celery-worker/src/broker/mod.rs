@@ -19,6 +19,7 @@ pub mod consumer;
 pub mod delayed;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+mod propagation;
 mod queue_settings;
 #[cfg(any(test, feature = "testing"))]
 pub mod recorder;
@@ -26,6 +27,7 @@ mod sending;
 pub mod topology;
 
 pub use consumer::{Consumer, Delivery, Settlement, Subscriptions, Verdict};
+pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
 pub(crate) use sending::Sending;
 pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};

@@ -2,75 +2,71 @@
 
 use std::fmt;
 
-use super::Publication;
-use traces::{Explain, KeyValue, Span, SpanKind, is_on};
+use tracing::Span;
+use tracing::field::Empty;
+
+use super::{Publication, TracePropagation};
 
 /// Names that Python's instrumentation gives the same span, and those of OpenTelemetry's conventions
 /// for messaging (RabbitMQ's part).
 const OPERATION: &str = "apply_async";
 
+/// As kombu raises it.
+const UNSENT: &str = "kombu.exceptions.OperationalError";
+
 /// A task's message on its way to the broker.
-pub(crate) struct Sending(Option<Span>);
+pub(crate) struct Sending(Span);
 
 impl Sending {
-    /// Begins, and tells the receiver of it in the message's headers.
-    pub(crate) fn begin(publication: &mut Publication) -> Self {
-        if !is_on() {
-            return Self(None);
-        }
+    /// Begins, and names the span in the message's headers for its receiver.
+    pub(crate) fn begin(publication: &mut Publication, propagation: &dyn TracePropagation) -> Self {
+        let message = &publication.message;
         let header = |name: &str| {
-            let value = publication.message.headers.get(name);
+            let value = message.headers.get(name);
             value.and_then(|value| value.as_str()).unwrap_or_default()
         };
-        let (task, id) = (header("task").to_owned(), header("id").to_owned());
-        let name = format!("{OPERATION}/{task}");
-        let (exchange, key) = (&publication.exchange, &publication.routing_key);
-        let destination = match exchange.as_str() {
-            "" => key.clone(),
-            exchange => format!("{exchange}:{key}"),
-        };
-        let size = i64::try_from(publication.message.body.len()).unwrap_or(i64::MAX);
-        let mut attributes = vec![
-            KeyValue::new("celery.action", OPERATION),
-            KeyValue::new("celery.task_name", task),
-            KeyValue::new("messaging.message.id", id),
-            KeyValue::new("messaging.destination", key.clone()),
-            KeyValue::new("messaging.system", "rabbitmq"),
-            KeyValue::new("messaging.operation.type", "send"),
-            KeyValue::new("messaging.operation.name", OPERATION),
-            KeyValue::new("messaging.destination.name", destination),
-            KeyValue::new("messaging.rabbitmq.destination.routing_key", key.clone()),
-            KeyValue::new("messaging.message.body.size", size),
-        ];
-        attributes.push(match exchange.as_str() {
-            "" => KeyValue::new("messaging.destination_kind", "queue"),
-            exchange => KeyValue::new("celery.exchange", exchange.to_owned()),
-        });
-        let span = Span::begin(SpanKind::Producer, name, None, attributes);
-        if let Some(span) = &span {
-            span.write(&mut publication.message.headers);
+        let (exchange, key) = (&*publication.exchange, &*publication.routing_key);
+        // Evaluated only if a layer wants the span.
+        let span = tracing::info_span!(
+            "send",
+            otel.name = format!("{OPERATION}/{}", header("task")),
+            otel.kind = "producer",
+            otel.status_description = Empty,
+            error.type = Empty,
+            celery.action = OPERATION,
+            celery.task_name = header("task"),
+            messaging.message.id = header("id"),
+            messaging.destination = key,
+            messaging.system = "rabbitmq",
+            messaging.operation.type = "send",
+            messaging.operation.name = OPERATION,
+            messaging.destination.name = destination(exchange, key),
+            messaging.rabbitmq.destination.routing_key = key,
+            messaging.message.body.size = i64::try_from(message.body.len()).unwrap_or(i64::MAX),
+            messaging.destination_kind = exchange.is_empty().then_some("queue"),
+            celery.exchange = (!exchange.is_empty()).then_some(exchange),
+        );
+        if !span.is_disabled() {
+            propagation.inject(&span, &mut publication.message.headers);
         }
         Self(span)
     }
 
     /// Ends when the broker has answered, or has not.
     pub(crate) fn end<E: fmt::Display>(self, answer: &Result<(), E>) {
-        if let (Some(span), Err(error)) = (&self.0, answer) {
-            span.fail(&Unsent(error));
+        if let (false, Err(error)) = (self.0.is_disabled(), answer) {
+            tracing::record_all!(
+                self.0,
+                error.type = UNSENT,
+                otel.status_description = %error
+            );
         }
     }
 }
 
-/// Why a message was not sent.
-struct Unsent<'a, E>(&'a E);
-
-impl<E: fmt::Display> Explain for Unsent<'_, E> {
-    /// As kombu raises it.
-    fn kind(&self) -> String {
-        "kombu.exceptions.OperationalError".into()
-    }
-
-    fn message(&self) -> String {
-        self.0.to_string()
+fn destination(exchange: &str, key: &str) -> String {
+    match exchange {
+        "" => key.to_owned(),
+        exchange => format!("{exchange}:{key}"),
     }
 }

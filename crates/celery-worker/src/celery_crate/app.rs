@@ -21,7 +21,7 @@ use celery::protocol::Message;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::broker::{Publication, Sending, TaskQueues, Transport};
+use crate::broker::{Publication, Sending, TaskQueues, TracePropagation, Transport};
 use celery_protocol::{Properties, RawMessage, isoformat, repr};
 use service_connection::error_chain::chain;
 
@@ -40,6 +40,8 @@ pub struct Producing {
     pub reply_to: Option<String>,
     /// How long a publication is tried before it fails.
     pub within: Duration,
+    /// Carries the trace of a sender to the receiver.
+    pub propagation: Arc<dyn TracePropagation>,
 }
 
 /// Makes an app whose messages go out through `transport`. Opens no connection to the broker.
@@ -105,7 +107,7 @@ impl Broker for Producer {
             declare: Some(route.declare),
             mandatory: true,
         };
-        let sending = Sending::begin(&mut publication);
+        let sending = Sending::begin(&mut publication, &*self.producing.propagation);
         let within = self.producing.within;
         let sent = self.transport.publish(&publication, within).await;
         // The crate's error type knows lapin 2 only. The text with all its causes is kept, and the
@@ -249,6 +251,7 @@ mod tests {
     use serde::{Deserialize, Serialize};
 
     use super::*;
+    use crate::broker::NoPropagation;
     use crate::broker::recorder::Recorder;
     use crate::broker::{Declaration, Queue};
     use celery_protocol::content::Accept;
@@ -294,6 +297,7 @@ mod tests {
             queues: TaskQueues::default(),
             reply_to: Some("replies".into()),
             within: Duration::from_secs(1),
+            propagation: Arc::new(NoPropagation),
         };
         let app = build(recorder.clone(), producing).await.unwrap();
         let result = app

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Client, ClientOptions};
-use crate::broker::{self, BrokerError, TaskQueues};
+use crate::broker::{self, BrokerError, TaskQueues, TracePropagation};
 use crate::results::{self, ResultError};
 
 /// Reason why no client was built.
@@ -84,6 +84,13 @@ impl ClientBuilder {
     #[must_use]
     pub fn inherit_parent_priority(mut self, inherit: bool) -> Self {
         self.options.inherit_parent_priority = inherit;
+        self
+    }
+
+    /// Carries the trace of the caller to the receivers of its messages.
+    #[must_use]
+    pub fn trace_propagation(mut self, propagation: Arc<dyn TracePropagation>) -> Self {
+        self.options.propagation = propagation;
         self
     }
 

@@ -34,7 +34,8 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::broker::{
-    BrokerError, Declaration, Exchange, ExchangeKind, Publication, Sending, TaskQueues, Transport,
+    BrokerError, Declaration, Exchange, ExchangeKind, NoPropagation, Publication, Sending,
+    TaskQueues, TracePropagation, Transport,
 };
 use crate::results::{
     ChordSupport, ReadError, ResultAccess, ResultBackend, ResultError, ResultReader,
@@ -68,6 +69,8 @@ pub struct ClientOptions {
     /// Whether a task that a task sends has the priority of its parent
     /// (`task_inherit_parent_priority`).
     pub inherit_parent_priority: bool,
+    /// Carries the trace of the caller to the receivers of its messages.
+    pub propagation: Arc<dyn TracePropagation>,
 }
 
 impl Default for ClientOptions {
@@ -79,6 +82,7 @@ impl Default for ClientOptions {
             publish_timeout: Duration::from_secs(10),
             hostname: "localhost".into(),
             inherit_parent_priority: false,
+            propagation: Arc::new(NoPropagation),
         }
     }
 }
@@ -429,7 +433,7 @@ impl Client {
     async fn publish(&self, outgoing: Outgoing) -> Result<(), BrokerError> {
         let options = &self.shared.options;
         let mut publication = publication(outgoing, &options.default_queue, &options.queues);
-        let sending = Sending::begin(&mut publication);
+        let sending = Sending::begin(&mut publication, &*options.propagation);
         let published = self
             .shared
             .broker

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::STORE_PAUSES;
 use crate::aside::{Desk, is_large};
-use crate::broker::{BrokerError, Publication, Sending, TaskQueues, Transport};
+use crate::broker::{BrokerError, Publication, Sending, TaskQueues, TracePropagation, Transport};
 use crate::results::chord::{Chords, Claim, Counted, Part};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
 use celery_protocol::canvas::{
@@ -116,6 +116,8 @@ pub(super) struct Options {
     /// How long the results of a chord's header may be on their way when all its parts have
     /// returned.
     pub(super) join_timeout: Duration,
+    /// Carries a task's trace to those that follow it.
+    pub(super) propagation: Arc<dyn TracePropagation>,
 }
 
 /// What a look at a chord's header found.
@@ -366,7 +368,7 @@ impl Canvas {
 
     async fn send(&self, outgoing: Outgoing, task_id: &str) -> Result<(), CanvasError> {
         let mut publication = self.publication(outgoing);
-        let sending = Sending::begin(&mut publication);
+        let sending = Sending::begin(&mut publication, &*self.options.propagation);
         let sent = self.publish(&publication, task_id).await;
         sending.end(&sent);
         sent

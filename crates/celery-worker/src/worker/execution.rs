@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use tracing::Instrument as _;
 
 use super::Worker;
 use super::accepted::Received;
@@ -58,7 +59,7 @@ impl Worker {
             raised: None,
         });
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
-        let mut running = AbortOnDropHandle::new(tokio::spawn(traces::carried(run)));
+        let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
         let limited = enforce(policy, stop);
         let ended = tokio::select! {
             biased;

@@ -19,7 +19,10 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::broker::{BrokerError, Queue, Subscription, Subscriptions, TaskQueues, Transport};
+use crate::broker::{
+    BrokerError, NoPropagation, Queue, Subscription, Subscriptions, TaskQueues, TracePropagation,
+    Transport,
+};
 use crate::liveness::{self, Pulses};
 use crate::observer::Observer;
 use crate::task::Registry;
@@ -124,6 +127,8 @@ pub struct Config {
     pub remote_control: bool,
     /// Whether, with remote control, the other workers are heard as well: mingle and gossip.
     pub gossip: bool,
+    /// Connects the spans of attempts with those of the tasks' senders.
+    pub propagation: Arc<dyn TracePropagation>,
 }
 
 impl Config {
@@ -154,6 +159,7 @@ impl Config {
             task_events: false,
             remote_control: true,
             gossip: true,
+            propagation: Arc::new(NoPropagation),
         }
     }
 }
@@ -233,6 +239,7 @@ impl Worker {
             default_queue: config.default_queue.clone(),
             queues: config.task_queues.clone(),
             join_timeout: config.chord_join_timeout,
+            propagation: config.propagation.clone(),
         };
         let canvas = Canvas::new(
             transport.clone(),

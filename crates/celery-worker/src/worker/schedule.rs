@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
+use tracing::Instrument as _;
 
 use super::accepted::{Phase, Received};
 use super::canvas::Stopped;
@@ -85,7 +86,7 @@ impl Worker {
             }
         }
         self.news(received, &Event::TaskStarted(&message.id));
-        let span = span::begin(received, &self.hostname);
+        let span = span::begin(received, &self.hostname, &*self.config.propagation);
         let mut attempt = pin!(async {
             let started = Instant::now();
             let outcome = self.execute(received, entry, policy, &stop).await;
@@ -96,10 +97,8 @@ impl Worker {
             span::note_verdict(verdict);
             verdict
         });
-        match &span {
-            Some(span) => span.around(attempt.as_mut()).await,
-            None => attempt.await,
-        }
+        // By reference: the future of an attempt is large, and is not to be there twice.
+        attempt.as_mut().instrument(span).await
     }
 
     /// Why a task must not begin any more, if so.

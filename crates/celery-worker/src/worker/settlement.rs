@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
+use tracing::Span;
 
 use super::accepted::Received;
 use super::canvas::{CanvasError, Stopped};
@@ -296,8 +297,9 @@ impl Worker {
             .retry(&received.raw, Some(eta), now, changes);
         // Runs of a task are beneath its producer, one beside the other; where that is not in any trace,
         // beneath the first.
-        if span::sender(received).is_none() {
-            traces::write_current(&mut message.headers);
+        let propagation = &*self.config.propagation;
+        if !span::adopt(&Span::none(), received, propagation) {
+            propagation.inject(&Span::current(), &mut message.headers);
         }
         let exchange = received.exchange.as_str();
         let queue = match (&changes.queue, exchange) {

@@ -5,114 +5,124 @@
 //! messaging, which that package does not know yet.
 
 use serde_json::json;
-
-use opentelemetry::{Array, StringValue, Value};
+use tracing::Span;
+use tracing::field::Empty;
 
 use super::accepted::Received;
-use crate::broker::Verdict;
+use crate::broker::{TracePropagation, Verdict};
 use celery_protocol::exception::Exception;
 use celery_protocol::isoformat;
-use celery_protocol::message::Protocol;
+use celery_protocol::message::{Protocol, TaskMessage};
 use celery_protocol::repr;
 use celery_protocol::result::State;
-use traces::{self, Explain, KeyValue, Remote, Span, SpanKind};
 
 const OPERATION: &str = "run";
 
-/// The span that the message came from. With protocol 1 its id may stand in the body.
-pub(super) fn sender(received: &Received) -> Option<Remote> {
+/// Makes the span that the message came from the parent of `span`; false if it came from none. With protocol 1
+/// its id may stand in the body.
+pub(super) fn adopt(span: &Span, received: &Received, propagation: &dyn TracePropagation) -> bool {
     let message = &received.message;
-    Remote::of(&received.raw.headers).or_else(|| match message.protocol {
-        Protocol::One => Remote::of(&message.headers),
-        Protocol::Two => None,
-    })
+    propagation.extract(span, &received.raw.headers)
+        || match message.protocol {
+            Protocol::One => propagation.extract(span, &message.headers),
+            Protocol::Two => false,
+        }
 }
 
-/// Begins the span of an attempt, if anything is traced.
-pub(super) fn begin(received: &Received, hostname: &str) -> Option<Span> {
-    if !traces::is_on() {
-        return None;
+/// Begins the span of an attempt; a disabled one, without cost, if nothing is traced.
+pub(super) fn begin(
+    received: &Received,
+    hostname: &str,
+    propagation: &dyn TracePropagation,
+) -> Span {
+    let message = &received.message;
+    let key = &*received.routing_key;
+    // Evaluated only if a layer wants the span.
+    let span = tracing::info_span!(
+        "run",
+        otel.name = format!("{OPERATION}/{}", message.task),
+        otel.kind = "consumer",
+        otel.status_description = Empty,
+        error.type = Empty,
+        celery.action = OPERATION,
+        celery.task_name = message.task,
+        celery.hostname = hostname,
+        celery.delivery_info = delivery_info(received),
+        messaging.message.id = message.id,
+        messaging.conversation_id = message.correlation_id,
+        messaging.destination = key,
+        messaging.system = "rabbitmq",
+        messaging.operation.type = "process",
+        messaging.operation.name = OPERATION,
+        messaging.destination.name = destination(received),
+        messaging.rabbitmq.destination.routing_key = key,
+        messaging.message.conversation_id = message.correlation_id,
+        messaging.message.body.size = i64::try_from(received.raw.body.len()).unwrap_or(i64::MAX),
+        celery.reply_to = message.reply_to,
+        celery.eta = message.eta.map(isoformat),
+        celery.expires = message.expires.map(isoformat),
+        celery.retries = (message.retries > 0).then_some(i64::from(message.retries)),
+        celery.timelimit = time_limit(message),
+        celery.state = Empty,
+        celery.retry.reason = Empty,
+        celery.revoked.reason = Empty,
+        ccat.message = Empty,
+    );
+    if !span.is_disabled() {
+        adopt(&span, received, propagation);
     }
-    let name = format!("{OPERATION}/{}", received.message.task);
-    let parent = sender(received);
-    let attributes = attributes(received, hostname);
-    Span::begin(SpanKind::Consumer, name, parent.as_ref(), attributes)
+    span
 }
 
-fn attributes(received: &Received, hostname: &str) -> Vec<KeyValue> {
+fn delivery_info(received: &Received) -> String {
+    repr::value(&json!({
+        "exchange": received.exchange,
+        "routing_key": received.routing_key,
+        "priority": received.message.priority,
+        "redelivered": received.redelivered,
+    }))
+}
+
+fn destination(received: &Received) -> String {
     let Received {
-        message,
-        raw,
         exchange,
         routing_key,
         queue,
-        redelivered,
         ..
     } = received;
-    let delivery_info = json!({
-        "exchange": exchange,
-        "routing_key": routing_key,
-        "priority": message.priority,
-        "redelivered": redelivered,
-    });
-    let destination = match exchange.as_str() {
+    match exchange.as_str() {
         "" => queue.clone(),
         exchange => format!("{exchange}:{routing_key}:{queue}"),
-    };
-    let size = i64::try_from(raw.body.len()).unwrap_or(i64::MAX);
-    let mut attributes = vec![
-        KeyValue::new("celery.action", OPERATION),
-        KeyValue::new("celery.task_name", message.task.clone()),
-        KeyValue::new("celery.hostname", hostname.to_owned()),
-        KeyValue::new("celery.delivery_info", repr::value(&delivery_info)),
-        KeyValue::new("messaging.message.id", message.id.clone()),
-        KeyValue::new("messaging.conversation_id", message.correlation_id.clone()),
-        KeyValue::new("messaging.destination", routing_key.clone()),
-        KeyValue::new("messaging.system", "rabbitmq"),
-        KeyValue::new("messaging.operation.type", "process"),
-        KeyValue::new("messaging.operation.name", OPERATION),
-        KeyValue::new("messaging.destination.name", destination),
-        KeyValue::new(
-            "messaging.rabbitmq.destination.routing_key",
-            routing_key.clone(),
-        ),
-        KeyValue::new(
-            "messaging.message.conversation_id",
-            message.correlation_id.clone(),
-        ),
-        KeyValue::new("messaging.message.body.size", size),
-    ];
-    let mut add = |name: &'static str, value: Option<String>| {
-        attributes.extend(value.map(|value| KeyValue::new(name, value)));
-    };
-    add("celery.reply_to", message.reply_to.clone());
-    add("celery.eta", message.eta.map(isoformat));
-    add("celery.expires", message.expires.map(isoformat));
-    if message.retries > 0 {
-        let retries = i64::from(message.retries);
-        attributes.push(KeyValue::new("celery.retries", retries));
     }
+}
+
+/// Both limits as a list of texts, in JSON: fields of `tracing` hold no lists.
+fn time_limit(message: &TaskMessage) -> Option<String> {
     let (limit, soft) = message.time_limit;
-    if limit.is_some() || soft.is_some() {
-        let text = |seconds: Option<f64>| seconds.map(|s| s.to_string()).unwrap_or_default();
-        let limits = [limit, soft].map(text).map(StringValue::from).to_vec();
-        attributes.push(KeyValue::new(
-            "celery.timelimit",
-            Value::Array(Array::String(limits)),
-        ));
+    if limit.is_none() && soft.is_none() {
+        return None;
     }
-    attributes
+    let text = |seconds: Option<f64>| seconds.map(|s| s.to_string()).unwrap_or_default();
+    Some(json!([text(limit), text(soft)]).to_string())
 }
 
 /// Notes the state that an attempt has come to.
 pub(super) fn note_state(state: &State) {
-    traces::note(|| vec![KeyValue::new("celery.state", state.name())]);
+    let span = Span::current();
+    if span.is_disabled() {
+        return;
+    }
+    span.record("celery.state", state.name());
     match state {
         State::Failure { exception, .. } | State::Retry { exception, .. } => {
-            traces::note_failure(&Raised(exception));
+            tracing::record_all!(
+                span,
+                error.type = exception.class(),
+                otel.status_description = exception.text()
+            );
         }
         State::Revoked(cause) => {
-            traces::note(|| vec![KeyValue::new("celery.revoked.reason", cause.as_str())]);
+            span.record("celery.revoked.reason", cause.as_str());
         }
         State::Started { .. } | State::Progress(_) | State::Success(_) => {}
     }
@@ -120,7 +130,10 @@ pub(super) fn note_state(state: &State) {
 
 /// Notes why an attempt is followed by another one.
 pub(super) fn note_retry(reason: &Exception) {
-    traces::note(|| vec![KeyValue::new("celery.retry.reason", reason.text())]);
+    let span = Span::current();
+    if !span.is_disabled() {
+        span.record("celery.retry.reason", reason.text());
+    }
 }
 
 /// Notes what becomes of the message.
@@ -130,18 +143,5 @@ pub(super) fn note_verdict(verdict: Verdict) {
         Verdict::Reject => "reject",
         Verdict::Requeue => "requeue",
     };
-    traces::note(|| vec![KeyValue::new("ccat.message", word)]);
-}
-
-/// An exception, as a span shows it.
-struct Raised<'a>(&'a Exception);
-
-impl Explain for Raised<'_> {
-    fn kind(&self) -> String {
-        self.0.class()
-    }
-
-    fn message(&self) -> String {
-        self.0.text()
-    }
+    Span::current().record("ccat.message", word);
 }
