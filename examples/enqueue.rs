@@ -147,9 +147,9 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
 }
 
 /// `rpc://` needs nothing that is not there, so it is what `--wait` uses where nothing is set.
-fn results(settings: &Settings) -> results::Options {
+fn results(settings: &Settings) -> results::ResultOptions {
     match settings.celery.result_backend() {
-        "" => results::Options::new("rpc://"),
+        "" => results::ResultOptions::new("rpc://"),
         _ => (&settings.celery).into(),
     }
 }

@@ -14,10 +14,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use celery_protocol::RawMessage;
-use celery_worker::broker::amqp::{Amqp, Options, Reconnect, Tls};
+use celery_worker::broker::amqp::{Amqp, AmqpOptions, AmqpTls, Reconnect};
 use celery_worker::broker::{
-    BrokerError, Consumer, Declaration, Delivery, Publication, Queue, Subscription, Transport,
-    Verdict,
+    BrokerError, Consumer, Declaration, Delivery, Disposition, Publication, Queue, Subscription,
+    Transport,
 };
 use serde_json::json;
 use support::{amqp, service, unique};
@@ -145,22 +145,22 @@ async fn parked_deliveries_take_no_place() {
             (body(&first), first.queue.as_str()),
             ("0", queue.name.as_str())
         );
-        first.settle(Verdict::Ack).await;
+        first.settle(Disposition::Ack).await;
         held.push(next(&mut consumer).await);
         nothing(&mut consumer).await;
         // One whose time has come counts again.
         held[0].unpark();
         nothing(&mut consumer).await;
-        held.pop().unwrap().settle(Verdict::Ack).await;
+        held.pop().unwrap().settle(Disposition::Ack).await;
         nothing(&mut consumer).await;
-        held.remove(0).settle(Verdict::Ack).await;
+        held.remove(0).settle(Disposition::Ack).await;
         held.push(next(&mut consumer).await);
         let bodies: Vec<&str> = held.iter().map(body).collect();
         assert_eq!(bodies, ["2", "3", "4", "6"]);
         for delivery in held {
-            delivery.settle(Verdict::Ack).await;
+            delivery.settle(Disposition::Ack).await;
         }
-        next(&mut consumer).await.settle(Verdict::Ack).await;
+        next(&mut consumer).await.settle(Disposition::Ack).await;
         consumer.cancel();
         assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
     }
@@ -192,11 +192,11 @@ async fn queues_come_and_go_under_a_running_consumer() {
 
     handle.cancel_queue(&second.name).await;
     publish(&transport, &second, "c").await;
-    other.settle(Verdict::Ack).await;
+    other.settle(Disposition::Ack).await;
     nothing(&mut consumer).await;
-    held.settle(Verdict::Ack).await;
+    held.settle(Disposition::Ack).await;
     publish(&transport, &first, "d").await;
-    next(&mut consumer).await.settle(Verdict::Ack).await;
+    next(&mut consumer).await.settle(Disposition::Ack).await;
 
     // Both changes outlive the connection.
     let mut connected = consumer.connected();
@@ -206,7 +206,7 @@ async fn queues_come_and_go_under_a_running_consumer() {
     handle.cancel_queue(&first.name).await;
     let back = next(&mut consumer).await;
     assert_eq!((body(&back), &back.queue), ("c", &second.name));
-    back.settle(Verdict::Ack).await;
+    back.settle(Disposition::Ack).await;
     publish(&transport, &first, "e").await;
     nothing(&mut consumer).await;
     assert_eq!(handle.queues(), [second]);
@@ -233,12 +233,12 @@ async fn deleted_queues_are_declared_anew() {
         publish(&producer, &queue, &n.to_string()).await;
         let delivery = next(&mut consumer).await;
         assert_eq!(body(&delivery), n.to_string());
-        delivery.settle(Verdict::Ack).await;
+        delivery.settle(Disposition::Ack).await;
         producer.close().await;
     }
     // The other queue has seen nothing of it.
     assert!(!held.is_void() && *connected.borrow());
-    held.settle(Verdict::Ack).await;
+    held.settle(Disposition::Ack).await;
     transport.close().await;
 }
 
@@ -326,7 +326,7 @@ async fn a_missing_exchange_fails_its_own_message_only() {
     for expected in ["first", "0", "1"] {
         let delivery = next(&mut consumer).await;
         assert_eq!(body(&delivery), expected);
-        delivery.settle(Verdict::Ack).await;
+        delivery.settle(Disposition::Ack).await;
     }
     transport.close().await;
 }
@@ -370,18 +370,18 @@ async fn rejects_reach_the_dead_letter_exchange() {
         let mut graves = consume(&transport, &[&dead], 1).await;
         let mut consumer = consume(&transport, &[&queue], 1).await;
         publish(&transport, &queue, "poison").await;
-        next(&mut consumer).await.settle(Verdict::Reject).await;
+        next(&mut consumer).await.settle(Disposition::Reject).await;
         let buried = next(&mut graves).await;
         assert_eq!(body(&buried), "poison");
         assert_eq!(buried.message.headers["x-death"][0]["reason"], "rejected");
         assert_eq!(buried.message.headers["x-death"][0]["queue"], queue.name);
-        buried.settle(Verdict::Ack).await;
+        buried.settle(Disposition::Ack).await;
         // What is given back is not.
         publish(&transport, &queue, "again").await;
-        next(&mut consumer).await.settle(Verdict::Requeue).await;
+        next(&mut consumer).await.settle(Disposition::Requeue).await;
         let back = next(&mut consumer).await;
         assert!(back.redelivered);
-        back.settle(Verdict::Ack).await;
+        back.settle(Disposition::Ack).await;
         nothing(&mut graves).await;
     }
     transport.close().await;
@@ -408,7 +408,7 @@ async fn other_arguments_are_lived_with() {
     for expected in ["1", "2"] {
         let delivery = next(&mut consumer).await;
         assert_eq!(body(&delivery), expected);
-        delivery.settle(Verdict::Ack).await;
+        delivery.settle(Disposition::Ack).await;
     }
     transport.close().await;
 }
@@ -418,9 +418,9 @@ async fn without_declaring_a_missing_queue_is_waited_for() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let options = Options {
+    let options = AmqpOptions {
         no_declare: true,
-        ..Options::new(&url, "passive")
+        ..AmqpOptions::new(&url, "passive")
     };
     let transport = Amqp::new(&options).unwrap();
     let [there, missing] = [
@@ -445,12 +445,12 @@ async fn without_declaring_a_missing_queue_is_waited_for() {
     );
 
     let mut consumer = transport.consume(subscription(&[&there, &missing], 1));
-    next(&mut consumer).await.settle(Verdict::Ack).await;
+    next(&mut consumer).await.settle(Disposition::Ack).await;
     assert!(!*consumer.connected().borrow());
     publish(&declaring, &missing, "2").await;
     let delivery = next(&mut consumer).await;
     assert_eq!(body(&delivery), "2");
-    delivery.settle(Verdict::Ack).await;
+    delivery.settle(Disposition::Ack).await;
     // Our own queues are made all the same.
     let own = Queue::control("celery@passive", &unique("tag"));
     drop(consume(&transport, &[&own], 0).await);
@@ -493,7 +493,7 @@ async fn large_headers_pass() {
             _ => delivery.message.headers["large"].as_str().unwrap().len(),
         };
         left.remove(&size);
-        delivery.settle(Verdict::Ack).await;
+        delivery.settle(Disposition::Ack).await;
     }
     assert!(held.is_void());
     transport.close().await;
@@ -519,10 +519,10 @@ async fn what_was_not_begun_goes_back_at_once() {
     let other = amqp(&url, "back-other");
     let mut rest = consume(&other, &[&queue], 0).await;
     for _ in 0..5 {
-        next(&mut rest).await.settle(Verdict::Ack).await;
+        next(&mut rest).await.settle(Disposition::Ack).await;
     }
     assert!(!held.is_void());
-    held.settle(Verdict::Ack).await;
+    held.settle(Disposition::Ack).await;
     transport.close().await;
     nothing(&mut rest).await;
     other.close().await;
@@ -552,9 +552,9 @@ async fn a_broker_is_given_up_where_the_settings_say_so() {
             "celery.broker_connection_max_retries",
         ),
     ] {
-        let options = Options {
+        let options = AmqpOptions {
             reconnect,
-            ..Options::new(format!("amqp://127.0.0.1:{port}"), "given-up")
+            ..AmqpOptions::new(format!("amqp://127.0.0.1:{port}"), "given-up")
         };
         let transport = Amqp::new(&options).unwrap();
         let mut consumer = transport.consume(subscription(&[&Queue::tasks("q")], 1));
@@ -603,7 +603,7 @@ async fn a_changed_password_is_waited_for() {
 
     ctl(&["change_password", &user, "first"]).await;
     publish(&other, &queue, "x").await;
-    next(&mut consumer).await.settle(Verdict::Ack).await;
+    next(&mut consumer).await.settle(Disposition::Ack).await;
     transport.close().await;
     other.close().await;
     ctl(&["delete_user", &user]).await;
@@ -615,11 +615,11 @@ async fn tls_with_and_without_a_certificate_of_our_own() {
         return;
     };
     let file = |name: &str| format!("{files}/{name}");
-    let trusting = Tls {
+    let trusting = AmqpTls {
         ca_file: file("ca.pem"),
-        ..Tls::default()
+        ..AmqpTls::default()
     };
-    let client = Tls {
+    let client = AmqpTls {
         cert_file: file("client.pem"),
         key_file: file("client.key"),
         ..trusting.clone()
@@ -638,12 +638,12 @@ async fn tls_with_and_without_a_certificate_of_our_own() {
         (&guest, &client, true),
         (&external, &client, true),
         (&external, &trusting, false),
-        (&guest, &Tls::default(), false),
+        (&guest, &AmqpTls::default(), false),
         (&wrong_host, &trusting, false),
     ] {
-        let options = Options {
+        let options = AmqpOptions {
             tls: tls.clone(),
-            ..Options::new(url, "tls")
+            ..AmqpOptions::new(url, "tls")
         };
         let transport = Amqp::new(&options).unwrap();
         let queue = Queue::tasks(unique("tls"));
@@ -663,16 +663,16 @@ async fn tls_with_and_without_a_certificate_of_our_own() {
         assert_eq!(published.is_ok(), works, "{url} {tls:?}: {published:?}");
         if works {
             let mut consumer = consume(&transport, &[&queue], 1).await;
-            next(&mut consumer).await.settle(Verdict::Ack).await;
+            next(&mut consumer).await.settle(Disposition::Ack).await;
         }
         transport.close().await;
     }
-    let missing = Options {
-        tls: Tls {
+    let missing = AmqpOptions {
+        tls: AmqpTls {
             ca_file: file("none.pem"),
-            ..Tls::default()
+            ..AmqpTls::default()
         },
-        ..Options::new(&guest, "tls")
+        ..AmqpOptions::new(&guest, "tls")
     };
     let Err(error) = Amqp::new(&missing) else {
         panic!("a missing file is told");

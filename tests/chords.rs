@@ -9,7 +9,7 @@ use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
 use celery_worker::results::chord::{Chords, Claim, Counted};
 use celery_worker::results::{
-    ChordSupport, Expires, Options, Redis, RedisOptions, ResultBackend as _,
+    ChordSupport, Expires, Redis, RedisOptions, ResultBackend as _, ResultOptions,
 };
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
@@ -17,8 +17,8 @@ use serde_json::{Value, json};
 use support::{service, unique, until};
 
 /// Chords of 60 seconds, results of 120.
-fn ordered() -> Options {
-    Options {
+fn ordered() -> ResultOptions {
+    ResultOptions {
         expires: Expires {
             results: 120,
             chords: Some(60),
@@ -28,7 +28,7 @@ fn ordered() -> Options {
             key_prefix: "prefix".into(),
             ..RedisOptions::default()
         },
-        ..Options::new("")
+        ..ResultOptions::new("")
     }
 }
 
@@ -43,7 +43,7 @@ struct Bench {
 }
 
 impl Bench {
-    async fn new(size: usize, options: Options) -> Option<Self> {
+    async fn new(size: usize, options: ResultOptions) -> Option<Self> {
         let url = service("TEST_REDIS_URL")?;
         let client = redis::Client::open(url.as_str()).unwrap();
         let redis = client.get_multiplexed_async_connection().await.unwrap();
@@ -155,7 +155,7 @@ async fn extended_chord_waits_once_for_each_task_that_was_added() {
 
 #[tokio::test]
 async fn without_order_as_they_come() {
-    let options = Options {
+    let options = ResultOptions {
         expires: Expires {
             chords: Some(0),
             ..ordered().expires

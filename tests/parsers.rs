@@ -220,7 +220,7 @@ fn remote_control() {
         };
         // Events, gossip and replies are mappings.
         let _ = pidbox::decode::<Map<String, Value>>(bytes);
-        let Some(request) = pidbox::Request::decode(&raw) else {
+        let Some(request) = pidbox::ControlRequest::decode(&raw) else {
             return;
         };
         let _ = request.addresses("celery@a");
@@ -230,7 +230,7 @@ fn remote_control() {
         let arguments = json!(request.arguments);
         let ticket = request.ticket.as_deref().unwrap_or_default();
         let written = pidbox::request(&request.method, &arguments, ticket, reply_to, 1);
-        let read = pidbox::Request::decode(&written).expect("it reads what it writes");
+        let read = pidbox::ControlRequest::decode(&written).expect("it reads what it writes");
         assert_eq!(read.method, request.method);
         assert_eq!(json!(read.arguments), arguments);
     });

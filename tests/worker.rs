@@ -19,12 +19,13 @@ use celery::task::Signature;
 use celery_protocol::content::Accept;
 use celery_protocol::{Properties, RawMessage};
 use celery_worker::broker::{
-    BrokerError, Declaration, NoPropagation, Publication, Queue, Subscription, Transport, Verdict,
+    BrokerError, Declaration, Disposition, NoPropagation, Publication, Queue, Subscription,
+    Transport,
 };
 use celery_worker::celery_crate::app::{Producing, build};
 use celery_worker::results::{self, ResultReader};
 use celery_worker::task::Registry;
-use celery_worker::worker::{Config, Shutdown, TaskDefaults, Worker};
+use celery_worker::worker::{Config, DefaultOptions, Shutdown, Worker};
 use serde_json::{Value, json};
 use support::tasks::{Do, Params, Probe};
 use support::{amqp, service, unique, until};
@@ -47,9 +48,10 @@ impl Bench {
     async fn new(amqp_url: &str, backend: &str, concurrency: usize) -> Self {
         let queue = unique("tests");
         let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, "producer"));
-        let reader = ResultReader::open(&results::Options::new(backend), &transport, PATIENCE)
-            .await
-            .unwrap();
+        let reader =
+            ResultReader::open(&results::ResultOptions::new(backend), &transport, PATIENCE)
+                .await
+                .unwrap();
         let producer = build(
             transport.clone(),
             Producing {
@@ -140,14 +142,14 @@ async fn worker(
         .register_celery(&app, Do::registration(probe))
         .await
         .unwrap();
-    let results = results::open(&results::Options::new(backend), transport.clone()).unwrap();
+    let results = results::open(&results::ResultOptions::new(backend), transport.clone()).unwrap();
     let config = Config {
         concurrency,
         prefetch_multiplier: 1,
         accept: Accept::json(10_000),
-        tasks: TaskDefaults {
+        tasks: DefaultOptions {
             track_started: true,
-            ..TaskDefaults::default()
+            ..DefaultOptions::default()
         },
         task_events: true,
         ..Config::new("celery@tests", vec![queue.into()])
@@ -303,9 +305,9 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
                 .iter()
                 .all(|m| m.headers.get("id") != letter.message.headers.get("id"))
         );
-        letter.settle(Verdict::Ack).await;
+        letter.settle(Disposition::Ack).await;
     }
-    let reader = ResultReader::open(&results::Options::new(redis), &transport, PATIENCE)
+    let reader = ResultReader::open(&results::ResultOptions::new(redis), &transport, PATIENCE)
         .await
         .unwrap();
     let meta = reader.wait("unknown", PATIENCE).await.unwrap();
@@ -443,7 +445,7 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
             let to = reply.message.properties.correlation_id.clone().unwrap();
             answered.push((reply.queue.clone(), to, meta["result"].clone()));
         }
-        reply.settle(Verdict::Ack).await;
+        reply.settle(Disposition::Ack).await;
     }
     answered.sort_by(|a, b| a.1.cmp(&b.1));
     let [first, second] = callers;

@@ -24,7 +24,7 @@ use crate::transfer::lease::Owner;
 use crate::transfer::repository::Repository;
 use celery_worker::broker::Transport;
 use celery_worker::celery_crate::app;
-use celery_worker::liveness::Pulses;
+use celery_worker::liveness::LivenessRegistry;
 use celery_worker::worker::Shutdown;
 use service_connection::error_chain::chain;
 
@@ -62,7 +62,7 @@ pub(super) async fn run(
 }
 
 async fn once(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
-    let parts = Parts::connect(context, arguments, Pulses::default()).await?;
+    let parts = Parts::connect(context, arguments, LivenessRegistry::default()).await?;
     let manager = parts.manager(None);
     let pass = manager.transfer_transfer_packages(arguments.verbose).await;
     parts.transport.close().await;
@@ -150,7 +150,7 @@ impl Parts {
     async fn connect(
         context: &Context,
         arguments: &ManagerArguments,
-        pulses: Pulses,
+        pulses: LivenessRegistry,
     ) -> Result<Self, CliError> {
         let name = node_name(Some("transfer_manager"), &host())?;
         let patience = arguments.wait_for.patience();
@@ -158,7 +158,7 @@ impl Parts {
             .reach("the database", async || context.repository().await)
             .await?;
         let settings = settings(context, &repository, arguments).await?;
-        let transport = context.transport(&name)?.with_pulses(pulses);
+        let transport = context.transport(&name)?.with_liveness(pulses);
         let transport: Arc<dyn Transport> = Arc::new(transport);
         patience.reach_broker(&*transport).await?;
         let app = app::build(transport.clone(), context.producing(&name))

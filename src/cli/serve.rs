@@ -27,7 +27,7 @@ use celery_worker::broker::Transport;
 use celery_worker::celery_crate::app;
 use celery_worker::results::{self, ResultBackend};
 use celery_worker::task::Registry;
-use celery_worker::worker::{Config, RateLimit, Shutdown, TaskDefaults, Worker};
+use celery_worker::worker::{Config, DefaultOptions, RateLimit, Shutdown, Worker};
 use service_connection::error_chain::chain;
 
 /// How long the answers of broker and result backend hold, for monitors that ask often.
@@ -307,7 +307,7 @@ where
     let hostname = arguments.node_name()?;
     let transport = context
         .transport(&hostname)?
-        .with_pulses(board.pulses.clone());
+        .with_liveness(board.pulses.clone());
     let transport: Arc<dyn Transport> = Arc::new(transport);
     patience.reach_broker(&*transport).await?;
     let results = results::open(&celery.into(), transport.clone())
@@ -337,7 +337,7 @@ where
     watch_queues(board, &transport, config.queues.clone())?;
     let worker = Worker::new(registry, transport, results, config, shutdown)
         .with_observer(Arc::new(tasks))
-        .with_pulses(board.pulses.clone());
+        .with_liveness(board.pulses.clone());
     watch_broker(board, worker.served());
     Ok(worker)
 }
@@ -417,7 +417,7 @@ fn config(settings: &Settings, hostname: String, queues: Vec<String>) -> Config 
         concurrency: celery.concurrency(),
         prefetch_multiplier: celery.worker_prefetch_multiplier,
         accept: Accept::new(&celery.accept_content, celery.max_body_bytes),
-        tasks: TaskDefaults {
+        tasks: DefaultOptions {
             acks_late: celery.task_acks_late,
             acks_on_failure: celery.task_acks_on_failure,
             acks_on_timeout: celery.task_acks_on_timeout,

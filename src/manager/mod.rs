@@ -32,7 +32,7 @@ use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, ScanCursor, TransferEnd};
-use celery_worker::liveness::Pulse;
+use celery_worker::liveness::Liveness;
 use service_connection::backoff::Attempts;
 use service_connection::error_chain::chain;
 
@@ -64,7 +64,7 @@ pub struct Manager {
     find: Option<Arc<dyn FindMessages>>,
     /// What the look before has found, and when all rows were looked at.
     cursor: Mutex<Option<(ScanCursor, Instant)>>,
-    pulse: Pulse,
+    pulse: Liveness,
     metrics: Option<ManagerMetrics>,
 }
 
@@ -134,7 +134,7 @@ impl Manager {
             submit,
             find: None,
             cursor: Mutex::new(None),
-            pulse: Pulse::default(),
+            pulse: Liveness::default(),
             metrics: None,
         }
     }
@@ -150,7 +150,7 @@ impl Manager {
 
     /// Ticks while it gets on with its passes, and counts them.
     #[must_use]
-    pub fn watched(self, pulse: Pulse, metrics: ManagerMetrics) -> Self {
+    pub fn watched(self, pulse: Liveness, metrics: ManagerMetrics) -> Self {
         Self {
             pulse,
             metrics: Some(metrics),
@@ -185,7 +185,7 @@ impl Manager {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        self.pulse.rest();
+        self.pulse.retire();
         tracing::info!("manager stopped");
     }
 
@@ -532,7 +532,7 @@ impl BatchSize {
 pub async fn recover(
     repository: &Repository,
     observer: &Owner,
-    pulse: &Pulse,
+    pulse: &Liveness,
 ) -> Result<Vec<TransferId>, DatabaseError> {
     let sweep = repository.sweep_watched(observer, || pulse.tick()).await?;
     for (id, error) in &sweep.failed {
@@ -569,7 +569,7 @@ pub async fn keep_recovering(
     observer: &Owner,
     every: Duration,
     stop: &CancellationToken,
-    pulse: &Pulse,
+    pulse: &Liveness,
 ) {
     let mut attempts = Attempts::new((every, every));
     loop {

@@ -8,9 +8,11 @@ use super::Celery;
 use celery_protocol::compression::Method;
 use celery_worker::broker::amqp;
 use celery_worker::broker::{QueueSettings, TaskQueues};
-use celery_worker::results::{DatabaseOptions, Expires, Options, RedisOptions, TableName, Tls};
+use celery_worker::results::{
+    DatabaseOptions, Expires, RedisOptions, RedisTls, ResultOptions, TableName,
+};
 
-impl From<&Celery> for Options {
+impl From<&Celery> for ResultOptions {
     fn from(celery: &Celery) -> Self {
         let transport = &celery.result_backend_transport_options;
         let tls = &celery.redis_backend_use_ssl;
@@ -33,7 +35,7 @@ impl From<&Celery> for Options {
                 key_prefix: transport.global_keyprefix.clone(),
                 master_name: transport.master_name.clone(),
                 chord_ordered: transport.result_chord_ordered,
-                tls: Tls {
+                tls: RedisTls {
                     certificate: tls.ssl_cert_reqs.clone(),
                     authorities: tls.ssl_ca_certs.clone(),
                     client_certificate: tls.ssl_certfile.clone(),
@@ -52,13 +54,13 @@ impl From<&Celery> for Options {
 impl Celery {
     /// Options of a connection to the broker under a name that its management shows.
     #[must_use]
-    pub fn amqp_options(&self, name: &str) -> amqp::Options {
-        amqp::Options {
+    pub fn amqp_options(&self, name: &str) -> amqp::AmqpOptions {
+        amqp::AmqpOptions {
             url: self.broker_url.clone(),
             name: name.to_owned(),
             heartbeat: self.broker_heartbeat,
             connection_timeout: Duration::from_secs(self.broker_connection_timeout),
-            tls: amqp::Tls {
+            tls: amqp::AmqpTls {
                 ca_file: self.broker_ssl_ca_file.clone(),
                 cert_file: self.broker_ssl_cert_file.clone(),
                 key_file: self.broker_ssl_key_file.clone(),

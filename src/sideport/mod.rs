@@ -28,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::metrics::{Metrics, Registered};
 use crate::telemetry::text::visible;
-use celery_worker::liveness::Pulses;
+use celery_worker::liveness::LivenessRegistry;
 use listener::Bounded;
 
 mod listener;
@@ -40,7 +40,7 @@ pub use probe::{Probe, WITHIN};
 #[derive(Clone)]
 pub struct Board {
     /// Its loops.
-    pub pulses: Pulses,
+    pub pulses: LivenessRegistry,
     /// What it counts.
     pub metrics: Metrics,
     probes: Arc<Mutex<Probes>>,
@@ -87,7 +87,7 @@ impl Board {
     /// See [`Metrics::new`].
     pub fn new(grace: Duration) -> Result<Self, crate::metrics::Error> {
         Ok(Self {
-            pulses: Pulses::new(grace),
+            pulses: LivenessRegistry::new(grace),
             metrics: Metrics::new()?,
             probes: Arc::default(),
             phase: watch::Sender::new(Phase::Starting),

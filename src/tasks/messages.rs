@@ -17,8 +17,8 @@ use crate::transfer::id::TransferId;
 use celery_protocol::RawMessage;
 use celery_protocol::pidbox;
 use celery_worker::broker::{
-    Binding, BrokerError, Consumer, Declaration, Exchange, ExchangeKind, Publication, Queue,
-    Subscription, Transport, Verdict,
+    Binding, BrokerError, Consumer, Declaration, Disposition, Exchange, ExchangeKind, Publication,
+    Queue, Subscription, Transport,
 };
 
 /// Exchange of replies to remote control.
@@ -89,7 +89,7 @@ impl Messages {
             }
             left -= bytes;
             self.read(&delivery.message, &mut held, &mut nodes);
-            delivery.settle(Verdict::Ack).await;
+            delivery.settle(Disposition::Ack).await;
         }
         held.workers = nodes.len();
         Ok(held)

@@ -6,7 +6,7 @@ use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::manager::{Manager, recover};
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{Instruction, LinkChange};
-use celery_worker::liveness::Pulse;
+use celery_worker::liveness::Liveness;
 use entity::Action;
 use futures_util::FutureExt as _;
 
@@ -472,7 +472,7 @@ impl World {
             1 => vec![(FaultPoint::SweepCommitted, Mode::Fail)],
             _ => vec![],
         };
-        let (observer, pulse) = (me(), Pulse::default());
+        let (observer, pulse) = (me(), Liveness::default());
         let sweeping = recover(&self.db.repository, &observer, &pulse);
         let swept = with_faults(faults, sweeping).await;
         Some(Step {

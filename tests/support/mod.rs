@@ -15,11 +15,11 @@ pub use service::service;
 
 use std::time::Duration;
 
-use celery_worker::broker::amqp::{Amqp, Options};
+use celery_worker::broker::amqp::{Amqp, AmqpOptions};
 
 /// A transport to the test broker.
 pub fn amqp(url: &str, name: &str) -> Amqp {
-    Amqp::new(&Options::new(url, name)).unwrap()
+    Amqp::new(&AmqpOptions::new(url, name)).unwrap()
 }
 
 /// A name that no other test uses.

@@ -22,7 +22,7 @@ pub const EXCHANGE: &str = "celery.pidbox";
 
 /// A request.
 #[derive(Debug, Clone, Deserialize)]
-pub struct Request {
+pub struct ControlRequest {
     /// What is asked, e.g. `ping`.
     pub method: String,
     /// Its arguments.
@@ -54,7 +54,7 @@ pub struct ReplyTo {
     pub routing_key: String,
 }
 
-impl Request {
+impl ControlRequest {
     /// Reads a request; none if the message is none.
     #[must_use]
     pub fn decode(message: &RawMessage) -> Option<Self> {
@@ -193,8 +193,8 @@ mod tests {
 
     use super::*;
 
-    fn request(fields: Value) -> Option<Request> {
-        Request::decode(&RawMessage {
+    fn request(fields: Value) -> Option<ControlRequest> {
+        ControlRequest::decode(&RawMessage {
             body: fields.to_string().into_bytes(),
             ..RawMessage::default()
         })
@@ -229,7 +229,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Request::decode(&RawMessage { body, ..RawMessage::default() });
+            let _ = ControlRequest::decode(&RawMessage { body, ..RawMessage::default() });
         }
 
         #[test]

@@ -60,9 +60,11 @@ pub mod fault_injection;
 pub mod liveness;
 pub mod observer;
 pub mod prelude;
+pub mod remote_control;
 pub mod results;
 pub mod task;
 pub mod worker;
+mod workflow;
 
 pub use celery_worker_macros::{TaskArgs, task};
 

@@ -1,7 +1,7 @@
-//! Pulses: how a loop that must never stand still shows that it does not.
+//! LivenessRegistry: how a loop that must never stand still shows that it does not.
 //!
-//! Whoever runs such a loop takes a [`Pulse`] and ticks it once a round, idle rounds too. Whoever
-//! asks [`Pulses::stopped`] learns which of them have not ticked for longer than they may: a loop
+//! Whoever runs such a loop takes a [`Liveness`] and ticks it once a round, idle rounds too. Whoever
+//! asks [`LivenessRegistry::stopped`] learns which of them have not ticked for longer than they may: a loop
 //! that hangs in a call, one that has panicked, or a runtime whose threads are all stuck. That a
 //! server is away stops no loop of this program, so it stops no pulse.
 
@@ -14,7 +14,7 @@ pub const EVERY: Duration = Duration::from_secs(1);
 
 /// All pulses of a process. Clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Pulses {
+pub struct LivenessRegistry {
     all: Arc<Mutex<Vec<Arc<Kept>>>>,
     grace: Duration,
 }
@@ -26,15 +26,15 @@ struct Kept {
     began: Instant,
     /// Milliseconds from `began` to the last tick.
     ticked: AtomicU64,
-    at_rest: AtomicBool,
+    retired: AtomicBool,
 }
 
 /// One loop's pulse. Clones are the same pulse; the default one is nobody's.
 ///
 /// Dropping it is no end: a loop that panicked has dropped its pulse, too. One that ends as it
-/// should says so by [`Pulse::rest`].
+/// should says so by [`Liveness::retire`].
 #[derive(Debug, Clone, Default)]
-pub struct Pulse(Option<Arc<Kept>>);
+pub struct Liveness(Option<Arc<Kept>>);
 
 /// How a pulse is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,8 +55,8 @@ impl Reading {
     }
 }
 
-impl Pulses {
-    /// Pulses that may be late by `grace`, for a host that is short of processors.
+impl LivenessRegistry {
+    /// LivenessRegistry that may be late by `grace`, for a host that is short of processors.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
         Self {
@@ -68,24 +68,24 @@ impl Pulses {
     /// A new pulse, which has just ticked. Between two ticks may lie `longest`, and the grace; then
     /// it has stopped.
     #[must_use]
-    pub fn start(&self, name: impl Into<String>, longest: Duration) -> Pulse {
+    pub fn start(&self, name: impl Into<String>, longest: Duration) -> Liveness {
         let kept = Arc::new(Kept {
             name: name.into(),
             limit: longest.saturating_add(self.grace),
             began: Instant::now(),
             ticked: AtomicU64::new(0),
-            at_rest: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
         });
         let mut all = self.lock();
-        all.retain(|kept| !kept.at_rest.load(Ordering::Relaxed));
+        all.retain(|kept| !kept.retired.load(Ordering::Relaxed));
         all.push(kept.clone());
-        Pulse(Some(kept))
+        Liveness(Some(kept))
     }
 
     /// How every pulse is that has not come to rest.
     #[must_use]
     pub fn readings(&self) -> Vec<Reading> {
-        let beating = |kept: &&Arc<Kept>| !kept.at_rest.load(Ordering::Relaxed);
+        let beating = |kept: &&Arc<Kept>| !kept.retired.load(Ordering::Relaxed);
         self.lock()
             .iter()
             .filter(beating)
@@ -118,7 +118,7 @@ impl Kept {
     }
 }
 
-impl Pulse {
+impl Liveness {
     /// The loop goes on.
     pub fn tick(&self) {
         if let Some(kept) = &self.0 {
@@ -128,9 +128,9 @@ impl Pulse {
     }
 
     /// The loop has ended as it should.
-    pub fn rest(&self) {
+    pub fn retire(&self) {
         if let Some(kept) = &self.0 {
-            kept.at_rest.store(true, Ordering::Relaxed);
+            kept.retired.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_does_not_tick_has_stopped_and_says_since_when() {
-        let pulses = Pulses::default();
+        let pulses = LivenessRegistry::default();
         let (idle, busy) = (pulses.start("idle", NOTHING), pulses.start("busy", AGES));
         pass_some_time();
         busy.tick();
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn a_tick_begins_the_time_anew() {
-        let pulses = Pulses::default();
+        let pulses = LivenessRegistry::default();
         let pulse = pulses.start("ticks", AGES);
         let age = || pulses.readings().first().map(|reading| reading.since);
         pass_some_time();
@@ -173,14 +173,14 @@ mod tests {
 
     #[test]
     fn what_has_come_to_rest_is_forgotten() {
-        let pulses = Pulses::default();
-        pulses.start("ended", NOTHING).rest();
+        let pulses = LivenessRegistry::default();
+        pulses.start("ended", NOTHING).retire();
         pass_some_time();
         assert_eq!(pulses.readings(), []);
         let next = pulses.start("next", AGES);
         assert_eq!(pulses.lock().len(), 1);
         next.tick();
         // Nobody's pulse does nothing.
-        Pulse::default().tick();
+        Liveness::default().tick();
     }
 }

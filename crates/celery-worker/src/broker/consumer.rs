@@ -10,13 +10,13 @@ use tokio_util::sync::CancellationToken;
 use super::{BrokerError, Queue, Subscription};
 use celery_protocol::RawMessage;
 
-/// Deliveries between whoever receives and whoever consumes: with a single place, each would cost
-/// both of them a wake-up.
+/// Capacity of the channel between the transport and the worker: with a single place each delivery would cost
+/// both sides a wake-up.
 const HANDED_OVER: usize = 32;
 
-/// What is done with a delivery.
+/// The way in which a delivery is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Disposition {
     /// Done with: it leaves the queue.
     Ack,
     /// Refused for good: to the dead-letter exchange, if the queue has one.
@@ -25,19 +25,19 @@ pub enum Verdict {
     Requeue,
 }
 
-/// Comes when a verdict is told to the broker, or could not be.
+/// Resolves once the disposition was sent, or the channel is gone.
 pub type Settled = oneshot::Receiver<()>;
 
 /// The transport's handle to settle one delivery.
 pub trait Settlement: Send + Sync {
-    /// Settles it, whether or not anybody waits for that. A failure is the transport's to report, by
+    /// Settles the delivery, even if the returned receiver is dropped. The transport logs a failure by
     /// [`not_settled`].
-    fn settle(self: Box<Self>, verdict: Verdict) -> Settled;
+    fn settle(self: Box<Self>, disposition: Disposition) -> Settled;
 
-    /// Whether the broker has taken the delivery back, because its connection is gone.
+    /// Returns true if the broker has taken the delivery back because its connection is gone.
     fn is_void(&self) -> bool;
 
-    /// Whether it counts against the prefetch limit from now on.
+    /// Sets whether the delivery is parked: a parked one does not count against the prefetch limit.
     fn park(&self, parked: bool);
 }
 
@@ -138,24 +138,24 @@ impl Delivery {
     /// Acknowledges it without waiting for that to be written.
     pub fn acknowledge(mut self) {
         if let Some(settlement) = self.settlement.take() {
-            drop(settlement.settle(Verdict::Ack));
+            drop(settlement.settle(Disposition::Ack));
         }
     }
 
     /// Settles it. A failure means that the connection is gone, and the broker has the message
     /// back already or will when it notices; so it is logged, and that is all there is to do.
-    pub async fn settle(mut self, verdict: Verdict) {
+    pub async fn settle(mut self, disposition: Disposition) {
         if let Some(settlement) = self.settlement.take() {
             // An error means that the transport is gone altogether.
-            let _ = settlement.settle(verdict).await;
+            let _ = settlement.settle(disposition).await;
         }
     }
 }
 
-/// Reports a verdict that could not be told.
-pub fn not_settled(error: &BrokerError, verdict: Verdict) {
+/// Logs a disposition that could not be sent.
+pub fn not_settled(error: &BrokerError, disposition: Disposition) {
     tracing::warn!(
-        ?verdict,
+        verdict = ?disposition,
         error = %service_connection::error_chain::chain(error),
         "delivery could not be settled; the broker will deliver it again"
     );
@@ -165,7 +165,7 @@ impl Drop for Delivery {
     fn drop(&mut self) {
         // One that the broker has taken back needs nothing more.
         if let Some(settlement) = self.settlement.take().filter(|held| !held.is_void()) {
-            drop(settlement.settle(Verdict::Requeue));
+            drop(settlement.settle(Disposition::Requeue));
         }
     }
 }

@@ -6,7 +6,7 @@
 
 use super::queue_settings::ExchangeKind;
 use super::queue_settings::QueueType;
-use super::topology::{Exchange, Queue, Step};
+use super::topology::{Exchange, Queue, TopologyStep};
 
 /// Bits of a delay, and so its limit: 2^28 - 1 seconds, about eight and a half years.
 pub const BITS: u32 = 28;
@@ -67,7 +67,7 @@ pub fn behind(key: &str) -> String {
 
 /// Everything that holds and hands on delayed messages, in the order in which it is made.
 #[must_use]
-pub fn topology(kind: QueueType) -> Vec<Step> {
+pub fn topology(kind: QueueType) -> Vec<TopologyStep> {
     let mut steps = Vec::new();
     for bit in (0..BITS).rev() {
         let next = match bit {
@@ -83,7 +83,7 @@ pub fn topology(kind: QueueType) -> Vec<Step> {
         if kind == QueueType::Quorum {
             arguments.push(("x-dead-letter-strategy".to_owned(), "at-least-once".into()));
         }
-        steps.push(Step::Queue(Queue {
+        steps.push(TopologyStep::Queue(Queue {
             name: level(bit),
             durable: true,
             exclusive: false,
@@ -95,12 +95,12 @@ pub fn topology(kind: QueueType) -> Vec<Step> {
             }),
         }));
     }
-    steps.push(Step::Exchange(Exchange::durable(
+    steps.push(TopologyStep::Exchange(Exchange::durable(
         DELIVERY,
         ExchangeKind::Topic,
     )));
     for bit in (0..BITS).rev() {
-        steps.push(Step::BindExchange {
+        steps.push(TopologyStep::BindExchange {
             source: level(bit),
             destination: match bit {
                 0 => DELIVERY.into(),

@@ -14,10 +14,10 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::consumer::{Feed, Settled};
-use super::topology::Step;
+use super::topology::TopologyStep;
 use super::{
-    BrokerError, Consumer, Delivery, Exchange, ExchangeKind, Publication, Queue, QueueDepth,
-    Settlement, Subscription, Transport, Verdict,
+    BrokerError, Consumer, Delivery, Disposition, Exchange, ExchangeKind, Publication, Queue,
+    QueueDepth, Settlement, Subscription, Transport,
 };
 use celery_protocol::RawMessage;
 
@@ -161,11 +161,11 @@ impl Topology {
         self.queues.entry(queue.name.clone()).or_default();
     }
 
-    fn take_step(&mut self, step: Step) {
+    fn take_step(&mut self, step: TopologyStep) {
         match step {
-            Step::Exchange(exchange) => self.declare_exchange(&exchange),
-            Step::Queue(queue) => self.declare(&queue),
-            Step::BindQueue {
+            TopologyStep::Exchange(exchange) => self.declare_exchange(&exchange),
+            TopologyStep::Queue(queue) => self.declare(&queue),
+            TopologyStep::BindQueue {
                 source,
                 destination,
                 key,
@@ -177,7 +177,7 @@ impl Topology {
                 });
             }
             // Only native delayed delivery has such, which is not here.
-            Step::BindExchange { .. } => {}
+            TopologyStep::BindExchange { .. } => {}
         }
     }
 
@@ -269,11 +269,11 @@ struct InMemory {
 }
 
 impl Settlement for InMemory {
-    fn settle(self: Box<Self>, verdict: Verdict) -> Settled {
+    fn settle(self: Box<Self>, verdict: Disposition) -> Settled {
         if !self.parked.load(Ordering::SeqCst) {
             self.held.fetch_sub(1, Ordering::SeqCst);
         }
-        if verdict == Verdict::Requeue {
+        if verdict == Disposition::Requeue {
             self.shared.requeue(&self.queue, self.stored);
         }
         self.shared.changed.notify_waiters();
@@ -559,15 +559,15 @@ mod tests {
         first.park();
         let second = consumer.next().await.unwrap();
         assert!(timeout(SHORTLY, consumer.next()).await.is_err());
-        second.settle(Verdict::Ack).await;
+        second.settle(Disposition::Ack).await;
         let third = consumer.next().await.unwrap();
         assert_eq!(third.message.body, b"c");
         // The parked one is given back when it is dropped, in front of the queue.
-        third.settle(Verdict::Reject).await;
+        third.settle(Disposition::Reject).await;
         drop(first);
         let again = consumer.next().await.unwrap();
         assert!(again.redelivered && again.message.body == b"a");
-        again.settle(Verdict::Ack).await;
+        again.settle(Disposition::Ack).await;
         assert!(broker.messages("q").is_empty());
     }
 
@@ -586,7 +586,7 @@ mod tests {
         publish(&client, to("", "q", "b")).await.unwrap();
         let second = consumer.next().await.unwrap();
         assert_eq!(second.message.body, b"b");
-        second.settle(Verdict::Ack).await;
+        second.settle(Disposition::Ack).await;
         worker.close().await;
         drop(held);
         assert!(timeout(SHORTLY, consumer.next()).await.unwrap().is_none());

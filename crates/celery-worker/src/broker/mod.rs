@@ -26,7 +26,7 @@ pub mod recorder;
 mod sending;
 pub mod topology;
 
-pub use consumer::{Consumer, Delivery, Settlement, Subscriptions, Verdict};
+pub use consumer::{Consumer, Delivery, Disposition, Settlement, Subscriptions};
 pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
 pub(crate) use sending::Sending;
@@ -230,5 +230,7 @@ pub fn open(url: &str, name: &str) -> Result<Arc<dyn Transport>, BrokerError> {
     if url.starts_with("memory://") {
         return Ok(Arc::new(memory::MemoryBroker::named(url)?));
     }
-    Ok(Arc::new(amqp::Amqp::new(&amqp::Options::new(url, name))?))
+    Ok(Arc::new(amqp::Amqp::new(&amqp::AmqpOptions::new(
+        url, name,
+    ))?))
 }

@@ -298,13 +298,13 @@ impl Declaration {
 
     /// The steps that make it.
     #[must_use]
-    pub fn steps(&self) -> Vec<Step> {
+    pub fn steps(&self) -> Vec<TopologyStep> {
         match self {
-            Self::Queue(queue) => vec![Step::Queue(queue.clone())],
-            Self::Exchange(exchange) => vec![Step::Exchange(exchange.clone())],
+            Self::Queue(queue) => vec![TopologyStep::Queue(queue.clone())],
+            Self::Exchange(exchange) => vec![TopologyStep::Exchange(exchange.clone())],
             Self::Delayed(queue, kind) => {
                 let mut steps = delayed::topology(*kind);
-                steps.push(Step::Queue(queue.clone()));
+                steps.push(TopologyStep::Queue(queue.clone()));
                 steps.extend(behind_delay(queue));
                 steps
             }
@@ -338,7 +338,7 @@ pub struct Route {
 
 /// One step of making a topology.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+pub enum TopologyStep {
     /// Declares an exchange.
     Exchange(Exchange),
     /// Declares a queue, with its exchange and binding.
@@ -363,7 +363,7 @@ pub enum Step {
     },
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for TopologyStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Exchange(exchange) => write!(f, "exchange `{}`", exchange.name),
@@ -385,7 +385,7 @@ impl fmt::Display for Step {
 /// What brings delayed messages to a task queue; nothing for one with a direct exchange, which
 /// knows no patterns.
 #[must_use]
-pub fn behind_delay(queue: &Queue) -> Vec<Step> {
+pub fn behind_delay(queue: &Queue) -> Vec<TopologyStep> {
     let Some(binding) = &queue.binding else {
         return Vec::new();
     };
@@ -395,12 +395,12 @@ pub fn behind_delay(queue: &Queue) -> Vec<Step> {
     }
     let key = delayed::behind(&binding.key);
     vec![
-        Step::BindExchange {
+        TopologyStep::BindExchange {
             source: delayed::DELIVERY.into(),
             destination: exchange.name.clone(),
             key: key.clone(),
         },
-        Step::BindQueue {
+        TopologyStep::BindQueue {
             source: exchange.name.clone(),
             destination: queue.name.clone(),
             key,

@@ -33,7 +33,7 @@ pub enum ConnectError {
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
     broker_url: String,
-    results: results::Options,
+    results: results::ResultOptions,
     options: ClientOptions,
 }
 
@@ -41,7 +41,7 @@ impl ClientBuilder {
     pub(super) fn new(broker_url: impl Into<String>) -> Self {
         Self {
             broker_url: broker_url.into(),
-            results: results::Options::new(""),
+            results: results::ResultOptions::new(""),
             options: ClientOptions::default(),
         }
     }
@@ -50,12 +50,12 @@ impl ClientBuilder {
     /// it, results cannot be read.
     #[must_use]
     pub fn results(self, url: impl Into<String>) -> Self {
-        self.result_options(results::Options::new(url.into()))
+        self.result_options(results::ResultOptions::new(url.into()))
     }
 
     /// Reads results from a backend with more settings than a URL.
     #[must_use]
-    pub fn result_options(self, results: results::Options) -> Self {
+    pub fn result_options(self, results: results::ResultOptions) -> Self {
         Self { results, ..self }
     }
 

@@ -235,7 +235,7 @@ async fn revocation_reaches_every_worker() {
     result.revoke(true).await.unwrap();
     for worker in &mut workers {
         let delivery = worker.next().await.unwrap();
-        let request = pidbox::Request::decode(&delivery.message).unwrap();
+        let request = pidbox::ControlRequest::decode(&delivery.message).unwrap();
         assert_eq!(request.method, "revoke");
         assert!(request.reply_to.is_none() && request.ticket.is_none());
         assert_eq!(request.argument("task_id").as_array().unwrap().len(), 2);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::ResultError;
-use super::redis::Link;
+use super::redis::RedisLink;
 use crate::aside::{aside, is_large};
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::compression::Method;
@@ -141,7 +141,7 @@ pub(super) struct ChordOptions {
 /// The chords of one Redis.
 #[derive(Clone)]
 pub struct Chords {
-    link: Arc<Link>,
+    link: Arc<RedisLink>,
     prefix: String,
     options: ChordOptions,
 }
@@ -178,7 +178,7 @@ pub struct Claim {
 
 impl Chords {
     /// Chords on a connection; `keyprefix` is what comes before all keys.
-    pub(super) fn new(link: Arc<Link>, keyprefix: &str, options: ChordOptions) -> Self {
+    pub(super) fn new(link: Arc<RedisLink>, keyprefix: &str, options: ChordOptions) -> Self {
         Self {
             link,
             prefix: format!("{keyprefix}{PREFIX}"),

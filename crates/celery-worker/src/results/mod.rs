@@ -16,18 +16,20 @@ use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{NotReadable, ResultMeta};
 use service_connection::sql::{self, ErrorClass};
 
+mod breaker;
 pub mod chord;
 mod database;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod options;
-mod outage;
 mod reader;
 mod redis;
 mod rpc;
 
 pub use self::database::Database;
-pub use self::options::{DatabaseOptions, Expires, Options, RedisOptions, TableName, Tls};
+pub use self::options::{
+    DatabaseOptions, Expires, RedisOptions, RedisTls, ResultOptions, TableName,
+};
 pub use self::reader::{ReadError, ResultReader};
 pub use self::redis::Redis;
 pub use self::rpc::Rpc;
@@ -204,7 +206,7 @@ impl ResultBackend for Disabled {
 /// # Errors
 /// [`ResultError::Unsupported`], [`ResultError::Url`].
 pub fn open(
-    options: &Options,
+    options: &ResultOptions,
     transport: Arc<dyn Transport>,
 ) -> Result<Arc<dyn ResultBackend>, ResultError> {
     let url = options.url.expose_secret();
@@ -222,7 +224,7 @@ pub fn open(
 ///
 /// # Errors
 /// An explanation that does not contain the URL.
-pub fn check_url(options: &Options) -> Result<(), String> {
+pub fn check_url(options: &ResultOptions) -> Result<(), String> {
     let url = options.url.expose_secret();
     let checked = Kind::of(url).and_then(|kind| match kind {
         Kind::Disabled | Kind::Rpc => Ok(()),

@@ -6,7 +6,7 @@ use celery_protocol::compression::Method;
 
 /// Where results go, and how they are kept there.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct ResultOptions {
     /// Celery's `result_backend`; empty for no results. A secret, since it may hold a password.
     pub url: SecretString,
     /// How long they are kept.
@@ -21,7 +21,7 @@ pub struct Options {
     pub database: DatabaseOptions,
 }
 
-impl Options {
+impl ResultOptions {
     /// Celery's defaults for the backend at `url`.
     #[must_use]
     pub fn new(url: impl Into<SecretString>) -> Self {
@@ -67,7 +67,7 @@ pub struct RedisOptions {
     /// Whether the parts of a chord are kept in the order of its header.
     pub chord_ordered: bool,
     /// TLS, as far as the URL does not say.
-    pub tls: Tls,
+    pub tls: RedisTls,
 }
 
 impl Default for RedisOptions {
@@ -76,14 +76,14 @@ impl Default for RedisOptions {
             key_prefix: String::new(),
             master_name: String::new(),
             chord_ordered: true,
-            tls: Tls::default(),
+            tls: RedisTls::default(),
         }
     }
 }
 
 /// How the server is made sure of, and how we are: files in PEM format.
 #[derive(Debug, Clone, Default)]
-pub struct Tls {
+pub struct RedisTls {
     /// `ssl_cert_reqs`: `required` or `none`, also as Python spells them; empty for `required`.
     pub certificate: String,
     /// `ssl_ca_certs`; empty for the public authorities.

@@ -11,8 +11,8 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::{Options, ResultAccess, ResultBackend, ResultError};
-use crate::broker::{Consumer, Queue, Subscription, Transport, Verdict};
+use super::{ResultAccess, ResultBackend, ResultError, ResultOptions};
+use crate::broker::{Consumer, Disposition, Queue, Subscription, Transport};
 
 /// First and longest pause between two looks at a backend that keeps results.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -83,7 +83,7 @@ impl ResultReader {
     /// [`ReadError::Backend`] or [`ReadError::Disabled`] where the URL names no backend that can be
     /// read, [`ReadError::NoReplyQueue`] if the broker does not give one `within` that time.
     pub async fn open(
-        options: &Options,
+        options: &ResultOptions,
         transport: &Arc<dyn Transport>,
         within: Duration,
     ) -> Result<Self, ReadError> {
@@ -208,7 +208,7 @@ impl ReplyQueue {
 async fn receive(mut consumer: Consumer, arrived: Arc<Arrived>) {
     while let Some(delivery) = consumer.next().await {
         let meta = serde_json::from_slice(&delivery.message.body);
-        delivery.settle(Verdict::Ack).await;
+        delivery.settle(Disposition::Ack).await;
         if let Ok(meta) = meta {
             arrived.put(meta);
         }

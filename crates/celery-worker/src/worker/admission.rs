@@ -6,16 +6,18 @@ use std::time::Duration;
 use chrono::Utc;
 use serde_json::Value;
 
-use super::accepted::{Phase, Received};
+use super::cancellation::Cancellation;
+use super::execution::Execution;
 use super::identity::Identity;
-use super::policy::Policy;
-use super::room::{self, Share};
+use super::in_flight::{Phase, Request};
+use super::intake;
+use super::memory::{self, MemoryShare};
+use super::runtime::Runtime;
 use super::schedule::deliveries_before;
-use super::stop::Stop;
-use super::{Worker, intake};
 use crate::aside::apart;
-use crate::broker::{Delivery, Verdict};
+use crate::broker::{Delivery, Disposition};
 use crate::task::Entry;
+use celery_protocol::RawMessage;
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 use celery_protocol::message::{self, TaskMessage};
@@ -34,10 +36,10 @@ pub(super) struct Admitted {
     pub(super) delivery: Delivery,
     pub(super) read: Box<Result<TaskMessage, message::Refused>>,
     /// The message's part of the room in memory, until it is settled.
-    pub(super) share: Option<Share>,
+    pub(super) share: Option<MemoryShare>,
 }
 
-impl Worker {
+impl Runtime {
     /// Reads a message if there is room for it; otherwise waits and returns it to its queue. `None` if the message
     /// was dealt with.
     pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
@@ -50,11 +52,11 @@ impl Worker {
             return Box::pin(self.admit_early(delivery)).await;
         }
         // The digest of a large body takes a while and is rarely needed.
-        if delivery.message.body.len() > room::LIGHT {
+        if delivery.message.body.len() > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
         let weight = weight::of(&delivery.message, accept);
-        if weight > room::LIGHT {
+        if weight > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
         let read = intake::read(&delivery, accept);
@@ -84,18 +86,23 @@ impl Worker {
             Some((entry, cause)) => self.turn_down(delivery, head, entry, cause).await,
             None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
             // Its time has come meanwhile.
-            None => delivery.settle(Verdict::Requeue).await,
+            None => delivery.settle(Disposition::Requeue).await,
         }
         None
     }
 
     /// Ends a task that is no longer wanted, without its body.
-    async fn turn_down(&self, delivery: Delivery, head: TaskMessage, entry: &Entry, cause: Cause) {
-        let limits = self.time_limits.get(&head.task);
-        let policy = Policy::new(&head, &entry.options, limits, &self.config.tasks);
-        let received = Arc::new(Received::of(&delivery, head));
-        let verdict = self.not_run(&received, entry, &policy, cause).await;
-        delivery.settle(verdict).await;
+    async fn turn_down(
+        &self,
+        mut delivery: Delivery,
+        head: TaskMessage,
+        entry: &Entry,
+        cause: Cause,
+    ) {
+        let request = Request::new(&mut delivery, head);
+        let execution = Execution::new(self, request, entry);
+        let disposition = execution.end_without_run(cause).await;
+        delivery.settle(disposition).await;
     }
 
     async fn admit_heavy(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
@@ -110,7 +117,7 @@ impl Worker {
             (Identity::of(message), weight::of(message, accept))
         });
         let (delivery, (identity, weight)) = work.await?;
-        let Some(share) = self.room.take(&identity, weight) else {
+        let Some(share) = self.memory.take(&identity, weight) else {
             self.wait_for_room(delivery, identity, weight).await;
             return None;
         };
@@ -127,9 +134,9 @@ impl Worker {
         delivery: Delivery,
         work: impl FnOnce(&Delivery, &Accept) -> T + Send + 'static,
     ) -> Option<(Delivery, T)> {
-        let worker = self.clone();
+        let runtime = self.clone();
         let working = tokio::task::spawn_blocking(move || {
-            let done = apart(|| work(&delivery, &worker.config.accept));
+            let done = apart(|| work(&delivery, &runtime.config.accept));
             (delivery, done)
         });
         working
@@ -145,12 +152,12 @@ impl Worker {
         delivery: Delivery,
         read: Result<TaskMessage, message::Refused>,
         weight: usize,
-        mut share: Option<Share>,
+        mut share: Option<MemoryShare>,
     ) -> Option<Admitted> {
         if let Ok(message) = &read
             && self.has_to_wait(message)
         {
-            share = self.room.keep(weight);
+            share = self.memory.keep(weight);
             if share.is_none() {
                 let outline = message.outline();
                 drop(read);
@@ -178,53 +185,33 @@ impl Worker {
     /// back then.
     async fn postpone(self: &Arc<Self>, mut delivery: Delivery, message: &TaskMessage) {
         let Some(eta) = message.eta else { return };
-        let raw = std::mem::take(&mut delivery.message);
         // Never for a message whose body was left out.
-        if deliveries_before(&raw) >= MANY_DELIVERIES {
+        if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
+            let raw = std::mem::take(&mut delivery.message);
             return self.publish_anew(vec![delivery], raw, &message.id).await;
         }
-        let body_bytes = match delivery
+        let left_out = delivery
             .damage
             .as_ref()
-            .and_then(|damage| damage.body_bytes)
-        {
-            Some(left_out) => left_out,
-            None => raw.body.len() as u64,
-        };
-        let received = Arc::new(Received {
-            identity: Identity::of(&raw),
-            ..Received::of(&delivery, message.outline())
-        });
-        drop(raw);
-        let message = &received.message;
-        tracing::info!(
-            task = message.task,
-            task_id = message.id,
-            args = message.argsrepr.as_deref().map(repr::shorten),
-            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
-            redelivered = received.redelivered,
-            body_bytes,
-            "task received; its message is large, and stays with the broker until its time"
-        );
-        if !self
-            .accepted
-            .accept(&received, delivery, &Stop::new(&self.stopping))
-        {
-            return tracing::info!(
-                task_id = message.id,
-                "task runs here already; the new delivery joins it"
-            );
+            .and_then(|damage| damage.body_bytes);
+        let body_bytes = left_out.unwrap_or(delivery.message.body.len() as u64);
+        let mut request = Request::new(&mut delivery, message.outline());
+        request.raw = RawMessage::default();
+        let request = &Arc::new(request);
+        let stop = Cancellation::new(&self.stopping);
+        if !self.accept(request, delivery, &stop, Some(body_bytes)) {
+            return;
         }
-        self.news(&received, &Event::TaskReceived(message));
-        self.accepted.enter(&received, Phase::Scheduled(eta));
-        self.accepted.park(&received, true);
+        self.emit(request, &Event::TaskReceived(&request.message));
+        self.in_flight.enter(request, Phase::Scheduled(eta));
+        self.in_flight.park(request, true);
         let left = (eta - Utc::now()).to_std().unwrap_or_default();
         tokio::select! {
             () = self.shutdown.warm.cancelled() => {}
             () = tokio::time::sleep(left.min(self.config.eta_hold)) => {}
         }
-        for delivery in self.accepted.release(&received) {
-            delivery.settle(Verdict::Requeue).await;
+        for delivery in self.in_flight.release(request) {
+            delivery.settle(Disposition::Requeue).await;
         }
     }
 
@@ -239,19 +226,19 @@ impl Worker {
         );
         drop(raw);
         let waited = async {
-            let share = self.room.wait(weight).await;
+            let share = self.memory.wait(weight).await;
             if let Some(share) = share
                 && !delivery.is_void()
             {
-                self.room.reserve(identity, share);
+                self.memory.reserve(identity, share);
             }
-            delivery.settle(Verdict::Requeue).await;
+            delivery.settle(Disposition::Requeue).await;
             tokio::time::sleep(RESERVED_FOR).await;
         };
         tokio::select! {
             () = self.shutdown.warm.cancelled() => {}
             () = waited => {}
         }
-        drop(self.room.cancel(&identity));
+        drop(self.memory.cancel(&identity));
     }
 }

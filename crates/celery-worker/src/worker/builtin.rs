@@ -8,22 +8,23 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::SETTLED_WITHIN;
-use super::canvas::{Canvas, Stopped, Unlock};
 use crate::results::ResultBackend;
 use crate::task::{Registry, Task, TaskArgs, TaskContext, TaskError, TaskOptions, TaskResult};
+use crate::workflow::chord::Unlock;
+use crate::workflow::{Stopped, Workflow};
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::exception::Exception;
 
 /// Registers the tasks. A task of the user with such a name is kept.
 pub(super) fn register(
     registry: &mut Registry,
-    canvas: &Arc<Canvas>,
+    workflow: &Arc<Workflow>,
     results: &Arc<dyn ResultBackend>,
     retry_interval: Duration,
 ) {
     // The only error is that the name is taken.
     let _ = registry.register(UnlockChord {
-        canvas: canvas.clone(),
+        workflow: workflow.clone(),
         retry_interval,
     });
     let _ = registry.register(BackendCleanup {
@@ -33,7 +34,7 @@ pub(super) fn register(
 
 /// Observes the header of a chord, for backends that do not count.
 struct UnlockChord {
-    canvas: Arc<Canvas>,
+    workflow: Arc<Workflow>,
     retry_interval: Duration,
 }
 
@@ -62,7 +63,7 @@ impl Task for UnlockChord {
 
     async fn run(&self, arguments: UnlockArguments, cx: TaskContext) -> TaskResult<()> {
         let shutting_down = cx.shutting_down().clone();
-        let unlocking = unlock_chord(&self.canvas, arguments, &cx, self.retry_interval);
+        let unlocking = unlock_chord(&self.workflow, arguments, &cx, self.retry_interval);
         until_shutdown(unlocking, shutting_down).await
     }
 }
@@ -100,7 +101,7 @@ async fn until_shutdown(
 }
 
 async fn unlock_chord(
-    canvas: &Canvas,
+    workflow: &Workflow,
     arguments: UnlockArguments,
     cx: &TaskContext,
     retry_interval: Duration,
@@ -125,7 +126,7 @@ async fn unlock_chord(
         parent: None,
     };
     let request = cx.request();
-    match canvas.unlock(request, &header, &body).await {
+    match workflow.unlock(request, &header, &body).await {
         Ok(Unlock::Done) => return Ok(()),
         Ok(Unlock::NotReady) => {}
         Err(Stopped) => return Err(TaskError::Requeue),
@@ -134,7 +135,7 @@ async fn unlock_chord(
     if request.retries >= max_retries {
         // Nobody will look any more, and the body would be awaited for ever.
         let error = Exception::max_retries_exceeded(request);
-        return match canvas.give_up(request, &body, &error).await {
+        return match workflow.give_up(request, &body, &error).await {
             Ok(()) => Err(error.into()),
             Err(Stopped) => Err(TaskError::Requeue),
         };

@@ -15,7 +15,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::line::{Line, Queued};
+use super::bounded_queue::{BoundedQueue, Queued};
 use crate::broker::{Declaration, Exchange, Publication, Transport};
 use celery_protocol::event::{self, Event, Stamp};
 use celery_protocol::message::JSON;
@@ -43,19 +43,19 @@ const WITHIN: Duration = Duration::from_secs(5);
 const CLOSING: Duration = Duration::from_secs(2);
 
 /// Stamps events and puts them in line.
-pub(super) struct Events {
+pub(crate) struct Events {
     hostname: Arc<str>,
     tasks: AtomicBool,
     clock: AtomicU64,
-    line: Line<InLine>,
+    line: BoundedQueue<InLine>,
     closing: CancellationToken,
     sending: TaskTracker,
 }
 
 impl Events {
     /// Events of a node; those of tasks only if `tasks`.
-    pub(super) fn new(hostname: Arc<str>, tasks: bool, transport: Arc<dyn Transport>) -> Self {
-        let (line, events) = Line::new(QUEUE, QUEUE_BYTES);
+    pub(crate) fn new(hostname: Arc<str>, tasks: bool, transport: Arc<dyn Transport>) -> Self {
+        let (line, events) = BoundedQueue::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
         let sending = TaskTracker::new();
         sending.spawn(send(events, hostname.clone(), transport, closing.clone()));
@@ -71,7 +71,7 @@ impl Events {
     }
 
     /// Sends what is in line, and then nothing more; for a limited time.
-    pub(super) async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.closing.cancel();
         if timeout(CLOSING, self.sending.wait()).await.is_err() {
             tracing::debug!("the last events were not sent in time");
@@ -79,7 +79,7 @@ impl Events {
     }
 
     /// Sends an event, if it is wanted and there is room.
-    pub(super) fn send(&self, event: &Event<'_>) {
+    pub(crate) fn send(&self, event: &Event<'_>) {
         if !event.is_worker() && !self.tasks.load(Ordering::Relaxed) {
             return;
         }
@@ -101,18 +101,18 @@ impl Events {
     }
 
     /// Turns the events of tasks on or off; whether that changed anything.
-    pub(super) fn enable_tasks(&self, on: bool) -> bool {
+    pub(crate) fn enable_tasks(&self, on: bool) -> bool {
         self.tasks.swap(on, Ordering::Relaxed) != on
     }
 
     /// The node's Lamport clock, moved on by one.
-    pub(super) fn tick(&self) -> u64 {
+    pub(crate) fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// Moves the clock past that of another node, unless that is beyond what numbers in JSON can count:
     /// anyone can send one.
-    pub(super) fn observe(&self, clock: u64) {
+    pub(crate) fn observe(&self, clock: u64) {
         if clock < MAX_CLOCK {
             self.clock.fetch_max(clock, Ordering::Relaxed);
         }

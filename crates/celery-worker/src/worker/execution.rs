@@ -1,17 +1,22 @@
 //! The run of a task: its limits, its progress, its outcome.
 
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use serde_json::{Map, Value};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
-use super::Worker;
-use super::accepted::Received;
-use super::policy::Policy;
-use super::stop::{Reason as StopReason, Stop};
+use super::cancellation::{CancelReason, Cancellation};
+use super::effective_options::EffectiveOptions;
+use super::in_flight::{Phase, Request};
+use super::runtime::Runtime;
+use super::slots::Slot;
+use super::span;
+use crate::broker::Disposition;
 use crate::task::{Entry, Outcome, Signals, TaskContext, TaskError, panicked};
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
@@ -27,50 +32,104 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// How long a task that ran too long may take to put things in order.
 const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
-impl Worker {
-    pub(super) async fn execute(
-        &self,
-        received: &Arc<Received>,
-        entry: &Entry,
-        policy: &Policy,
-        stop: &Stop,
-    ) -> Outcome {
-        if policy.track_started {
+/// An accepted message on its way through the stages.
+pub(super) struct Execution<'a> {
+    pub(super) runtime: &'a Runtime,
+    pub(super) request: Arc<Request>,
+    pub(super) entry: &'a Entry,
+    pub(super) options: EffectiveOptions,
+    pub(super) stop: Cancellation,
+    /// Time that the run took; zero before its end.
+    pub(super) elapsed: Duration,
+}
+
+impl<'a> Execution<'a> {
+    /// An execution of a request that has not begun.
+    pub(super) fn new(runtime: &'a Runtime, request: Request, entry: &'a Entry) -> Self {
+        let message = &request.message;
+        let limits = runtime.time_limits.get(&message.task);
+        let options = EffectiveOptions::new(message, &entry.options, limits, &runtime.config.tasks);
+        Self {
+            runtime,
+            request: Arc::new(request),
+            entry,
+            options,
+            stop: Cancellation::new(&runtime.stopping),
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    /// Runs a task whose turn has come, and does what follows; returns the disposition of its message.
+    pub(super) async fn attempt(&mut self, slot: Slot) -> Disposition {
+        let (runtime, request) = (self.runtime, &self.request);
+        runtime.in_flight.enter(request, Phase::Active(Utc::now()));
+        runtime.count(&request.message.task);
+        if !self.options.acks_late {
+            for delivery in runtime.in_flight.acknowledge(request) {
+                delivery.settle(Disposition::Ack).await;
+            }
+        }
+        runtime.emit(request, &Event::TaskStarted(&request.message.id));
+        let span = span::begin(request, &runtime.hostname, &*runtime.config.propagation);
+        let mut attempt = pin!(async {
+            let started = Instant::now();
+            let outcome = self.run().await;
+            drop(slot);
+            self.elapsed = started.elapsed();
+            let disposition = self.conclude(outcome).await;
+            span::note_disposition(disposition);
+            disposition
+        });
+        // By reference: the future of an attempt is large, and is not to be there twice.
+        attempt.as_mut().instrument(span).await
+    }
+
+    /// Runs the task within its limits.
+    async fn run(&self) -> Outcome {
+        let Self {
+            runtime,
+            request,
+            entry,
+            options,
+            stop,
+            ..
+        } = self;
+        if options.track_started {
             let state = State::Started {
                 pid: std::process::id(),
-                hostname: self.hostname.to_string(),
+                hostname: runtime.hostname.to_string(),
             };
-            self.tell(received, state).await;
+            runtime.store_state(request, state).await;
         }
         let (progress, reports) = watch::channel(None);
         let run = (entry.run)(TaskContext {
-            hostname: self.hostname.clone(),
-            message: received.message.clone(),
-            redelivered: received.redelivered,
+            hostname: runtime.hostname.clone(),
+            message: request.message.clone(),
+            redelivered: request.redelivered,
             signals: Signals {
                 cancelled: stop.now.clone(),
                 terminated: stop.for_good.clone(),
-                shutting_down: self.shutdown.warm.clone(),
+                shutting_down: runtime.shutdown.warm.clone(),
             },
             progress,
-            will_requeue: self.will_requeue(received),
+            will_requeue: self.will_requeue(),
             state: None,
             #[cfg(feature = "celery-crate")]
             raised: None,
         });
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
         let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
-        let limited = enforce(policy, stop);
+        let limited = enforce(options, stop);
         let ended = tokio::select! {
             biased;
             ended = &mut running => ended,
             // Reports for as long as the task runs, and is gone before its result is stored.
-            never = self.pass_on(received, policy, reports) => match never {},
+            never = self.pass_on(reports) => match never {},
             () = limited => {
                 running.abort();
                 tracing::error!(
-                    task = received.message.task,
-                    task_id = received.message.id,
+                    task = request.message.task,
+                    task_id = request.message.id,
                     "task did not stop at its time limit; it was dropped"
                 );
                 return Err(TaskError::Requeue);
@@ -85,16 +144,14 @@ impl Worker {
         })
     }
 
-    fn will_requeue(&self, received: &Arc<Received>) -> Arc<dyn Fn() -> bool + Send + Sync> {
-        let (accepted, received) = (self.accepted.clone(), received.clone());
-        Arc::new(move || accepted.is_held(&received))
+    fn will_requeue(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+        let (in_flight, request) = (self.runtime.in_flight.clone(), self.request.clone());
+        Arc::new(move || in_flight.is_held(&request))
     }
 
     /// Passes a task's progress on.
     async fn pass_on(
         &self,
-        received: &Received,
-        policy: &Policy,
         mut reports: watch::Receiver<Option<Map<String, Value>>>,
     ) -> std::convert::Infallible {
         loop {
@@ -105,22 +162,23 @@ impl Worker {
             let report = reports.borrow_and_update().clone();
             let Some(report) = report else { continue };
             let state = State::Progress(Value::Object(report));
-            if let Some(event) = Event::of(&received.message.id, &state, 0.0) {
-                self.news(received, &event);
+            if let Some(event) = Event::of(&self.request.message.id, &state, 0.0) {
+                self.runtime.emit(&self.request, &event);
             }
-            if policy.stores(&state) {
-                self.tell(received, state).await;
+            if self.options.stores(&state) {
+                self.runtime.store_state(&self.request, state).await;
             }
             tokio::time::sleep(PROGRESS_EVERY).await;
         }
     }
+}
 
-    /// Stores a state that is news, not truth: when it cannot be stored the task runs all the
-    /// same.
-    async fn tell(&self, received: &Received, state: State) {
-        let message = &received.message;
+impl Runtime {
+    /// Stores a state that informs and decides nothing: the task runs even if it cannot be stored.
+    async fn store_state(&self, request: &Request, state: State) {
+        let message = &request.message;
         let name = state.name();
-        let meta = self.meta(received, state, Vec::new());
+        let meta = self.meta(request, state, Vec::new());
         let error =
             match tokio::time::timeout(NEWS_WITHIN, self.results.store(&meta, message)).await {
                 Ok(Ok(())) => return,
@@ -137,7 +195,7 @@ impl Worker {
 }
 
 /// Stops a task that runs too long. Ends only if that does not help.
-async fn enforce(policy: &Policy, stop: &Stop) {
+async fn enforce(options: &EffectiveOptions, stop: &Cancellation) {
     let after = |seconds: Option<f64>| async move {
         match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -145,12 +203,14 @@ async fn enforce(policy: &Policy, stop: &Stop) {
         }
     };
     let hard = async {
-        after(policy.time_limit).await;
-        stop.stop(StopReason::TimeLimit(policy.time_limit.unwrap_or_default()));
+        after(options.time_limit).await;
+        stop.stop(CancelReason::TimeLimit(
+            options.time_limit.unwrap_or_default(),
+        ));
     };
     let soft = async {
-        after(policy.soft_time_limit).await;
-        stop.stop(StopReason::SoftTimeLimit);
+        after(options.soft_time_limit).await;
+        stop.stop(CancelReason::SoftTimeLimit);
         std::future::pending::<()>().await;
     };
     tokio::select! {

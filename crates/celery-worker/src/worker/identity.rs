@@ -27,11 +27,11 @@ const IGNORED: [&str; 6] = [
 /// would then be acknowledged without having been executed. Queue, exchange and priority do not take
 /// part: they are the way of a message, not its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Identity([u8; 32]);
+pub(crate) struct Identity([u8; 32]);
 
 impl Identity {
     /// The identity of a message as it was on the wire.
-    pub(super) fn of(message: &RawMessage) -> Self {
+    pub(crate) fn of(message: &RawMessage) -> Self {
         let mut headers: Vec<(&String, &Value)> = message
             .headers
             .iter()

@@ -1,6 +1,6 @@
 //! The receipt of a message: it is read, refused, or accepted.
 //!
-//! The order of effects is Celery's: received; its time; its rate; a place; whether it is still
+//! The order of effects is Celery's: received; its time; its rate; a slot; whether it is still
 //! wanted; the acknowledgement, if it comes early; STARTED; the run; what follows the task; the
 //! result; the chord; the event; the acknowledgement, if it comes late. Whatever follows the task is
 //! with the broker before its result is stored, and its result is stored before the message is
@@ -9,14 +9,14 @@
 
 use std::sync::Arc;
 
-use super::Worker;
-use super::accepted::Received;
 use super::admission::Admitted;
-use super::identity::Identity;
-use super::policy::Policy;
+use super::cancellation::Cancellation;
+use super::effective_options::EffectiveOptions;
+use super::execution::Execution;
+use super::in_flight::Request;
+use super::runtime::Runtime;
 use super::settlement::Requeue;
-use super::stop::Stop;
-use crate::broker::{Delivery, Verdict};
+use crate::broker::{Delivery, Disposition};
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
@@ -25,7 +25,7 @@ use celery_protocol::repr;
 use celery_protocol::result::{ResultMeta, State};
 use chrono::Utc;
 
-impl Worker {
+impl Runtime {
     /// One delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
         let Some(Admitted {
@@ -43,46 +43,50 @@ impl Worker {
         let Some(entry) = self.registry.get(&message.task) else {
             return Box::pin(self.not_registered(delivery, message)).await;
         };
-        let received = Arc::new(Received {
-            identity: Identity::of(&delivery.message),
-            message: Arc::new(message),
-            raw: std::mem::take(&mut delivery.message),
-            exchange: delivery.exchange.clone(),
-            routing_key: delivery.routing_key.clone(),
-            queue: delivery.queue.clone(),
-            redelivered: delivery.redelivered,
-        });
-        let message = &received.message;
-        tracing::info!(
-            task = message.task,
-            task_id = message.id,
-            args = message.argsrepr.as_deref().map(repr::shorten),
-            kwargs = message.kwargsrepr.as_deref().map(repr::shorten),
-            redelivered = received.redelivered,
-            "task received"
-        );
-        let stop = Stop::new(&self.stopping);
-        if !self.accepted.accept(&received, delivery, &stop) {
-            return tracing::info!(
-                task_id = message.id,
+        let request = Request::new(&mut delivery, message);
+        let mut execution = Execution::new(&self, request, entry);
+        if !self.accept(&execution.request, delivery, &execution.stop, None) {
+            return;
+        }
+        fault_point!(TaskAccepted);
+        let disposition = match self.unwanted(&execution.request.message) {
+            Some(cause) => Box::pin(execution.end_without_run(cause)).await,
+            None => {
+                // Not of one that joined: monitors would take a running task for a waiting one.
+                self.emit(
+                    &execution.request,
+                    &Event::TaskReceived(&execution.request.message),
+                );
+                match execution.wait_for_turn().await {
+                    Ok(slot) => execution.attempt(slot).await,
+                    Err(disposition) => disposition,
+                }
+            }
+        };
+        for delivery in self.in_flight.release(&execution.request) {
+            delivery.settle(disposition).await;
+        }
+        fault_point!(Acknowledged);
+    }
+
+    /// Enters a request among those in flight; returns false if its delivery joined one of the same task that is
+    /// there already. `left` is the size of a body that stays with the broker for now, in bytes.
+    pub(super) fn accept(
+        &self,
+        request: &Arc<Request>,
+        delivery: Delivery,
+        stop: &Cancellation,
+        left: Option<u64>,
+    ) -> bool {
+        log_received(request, left);
+        let is_first = self.in_flight.accept(request, delivery, stop);
+        if !is_first {
+            tracing::info!(
+                task_id = request.message.id,
                 "task runs here already; the new delivery joins it"
             );
         }
-        fault_point!(TaskAccepted);
-        let limits = self.time_limits.get(&message.task);
-        let policy = Policy::new(message, &entry.options, limits, &self.config.tasks);
-        let verdict = match self.unwanted(message) {
-            Some(cause) => Box::pin(self.not_run(&received, entry, &policy, cause)).await,
-            None => {
-                // Not of one that joined: monitors would take a running task for a waiting one.
-                self.news(&received, &Event::TaskReceived(message));
-                self.process(&received, entry, &policy, stop).await
-            }
-        };
-        for delivery in self.accepted.release(&received) {
-            delivery.settle(verdict).await;
-        }
-        fault_point!(Acknowledged);
+        is_first
     }
 
     /// A message for a task that this worker does not have.
@@ -94,7 +98,7 @@ impl Worker {
             "message for a task that is not registered; it is rejected"
         );
         let exception = Exception::not_registered(&message.task);
-        self.refuse_with(delivery, message, exception, Verdict::Reject)
+        self.refuse_with(delivery, message, exception, Disposition::Reject)
             .await;
     }
 
@@ -104,9 +108,9 @@ impl Worker {
         delivery: Delivery,
         message: TaskMessage,
         exception: Exception,
-        verdict: Verdict,
+        disposition: Disposition,
     ) {
-        let policy = Policy::of_stranger(&message, &self.config.tasks);
+        let policy = EffectiveOptions::of_stranger(&message, &self.config.tasks);
         let state = State::Failure {
             exception,
             traceback: None,
@@ -122,9 +126,9 @@ impl Worker {
                     self.count_event(&message.task, &delivery.queue, &event);
                     self.events.send(&event);
                 }
-                delivery.settle(verdict).await;
+                delivery.settle(disposition).await;
             }
-            Err(Requeue) => delivery.settle(Verdict::Requeue).await,
+            Err(Requeue) => delivery.settle(Disposition::Requeue).await,
         }
     }
 
@@ -163,21 +167,51 @@ impl Worker {
                     fate = ?reason.fate(),
                     "message is no task"
                 );
-                let verdict = match reason.fate() {
-                    Fate::Ack if known => Verdict::Ack,
+                let disposition = match reason.fate() {
+                    Fate::Ack if known => Disposition::Ack,
                     // For another worker's task, whatever else is wrong.
-                    Fate::Ack | Fate::Reject => Verdict::Reject,
+                    Fate::Ack | Fate::Reject => Disposition::Reject,
                 };
                 match (&reason, message) {
                     (Reason::Malformed(text), Some(message)) => {
                         let exception = Exception::invalid_task(*text);
-                        self.refuse_with(delivery, message, exception, verdict)
+                        self.refuse_with(delivery, message, exception, disposition)
                             .await;
                     }
-                    _ => delivery.settle(verdict).await,
+                    _ => delivery.settle(disposition).await,
                 }
             }
         }
+    }
+}
+
+/// Logs that a task was received.
+fn log_received(request: &Request, left: Option<u64>) {
+    let Request {
+        message,
+        redelivered,
+        ..
+    } = request;
+    let args = message.argsrepr.as_deref().map(repr::shorten);
+    let kwargs = message.kwargsrepr.as_deref().map(repr::shorten);
+    match left {
+        None => tracing::info!(
+            task = message.task,
+            task_id = message.id,
+            args,
+            kwargs,
+            redelivered,
+            "task received"
+        ),
+        Some(body_bytes) => tracing::info!(
+            task = message.task,
+            task_id = message.id,
+            args,
+            kwargs,
+            redelivered,
+            body_bytes,
+            "task received; its message is large, and stays with the broker until its time"
+        ),
     }
 }
 

@@ -9,8 +9,7 @@
 //! that entry instead of running beside it, and is settled with it. Which messages are the same says
 //! [`identity`]; a task id alone does not, so different tasks with one id run beside each other.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -20,54 +19,51 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{
-    BrokerError, NoPropagation, Queue, Subscription, Subscriptions, TaskQueues, TracePropagation,
-    Transport,
+    BrokerError, NoPropagation, Queue, Subscription, TaskQueues, TracePropagation, Transport,
 };
-use crate::liveness::{self, Pulses};
+use crate::liveness::{self, LivenessRegistry};
 use crate::observer::Observer;
+use crate::remote_control;
 use crate::task::Registry;
+use crate::workflow::{Workflow, WorkflowOptions};
 use celery_protocol::content::Accept;
-use celery_protocol::event::{Event, Load};
+use celery_protocol::event::Event;
 
-mod accepted;
 mod admission;
+pub(crate) mod bounded_queue;
 mod builtin;
-mod canvas;
-mod cluster;
-mod control;
+mod cancellation;
 mod discard;
-mod events;
+pub(crate) mod effective_options;
+pub(crate) mod events;
 mod execution;
 mod identity;
+pub(crate) mod in_flight;
 mod intake;
-mod line;
-mod policy;
-mod pool;
-mod rate;
-mod revoked;
-mod room;
+mod memory;
+pub(crate) mod rate_limit;
+pub(crate) mod revocation;
+pub(crate) mod runtime;
 mod schedule;
 mod settlement;
+pub(crate) mod slots;
 mod span;
-mod stop;
 
-pub use control::DANGEROUS;
-pub use policy::TaskDefaults;
-pub use rate::RateLimit;
+pub use effective_options::DefaultOptions;
+pub use rate_limit::RateLimit;
 
 use crate::results::ResultBackend;
-use accepted::AcceptedTasks;
-use canvas::Canvas;
-use cluster::Namesakes;
-use control::replies::Replies;
+use effective_options::TimeLimits;
 use events::Events;
-use policy::TimeLimits;
-use pool::Pool;
-use rate::RateLimits;
-use revoked::Revoked;
+use in_flight::InFlight;
+use rate_limit::RateLimits;
+use revocation::Revoked;
+use runtime::Runtime;
+use slots::Slots;
 
 /// First and longest pause between two tries to store a result.
-const STORE_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+pub(crate) const STORE_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(3));
 
 /// Time limit for storing results and sending follow-up tasks after the last running task of a worker that
 /// shuts down, while the result backend or the broker is away.
@@ -98,7 +94,7 @@ pub struct Config {
     /// What is accepted as a message body.
     pub accept: Accept,
     /// What holds for tasks that say nothing else.
-    pub tasks: TaskDefaults,
+    pub tasks: DefaultOptions,
     /// Whether rate limits are obeyed.
     pub rate_limits: bool,
     /// Time between two heartbeats.
@@ -145,10 +141,10 @@ impl Config {
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_multiplier: 4,
             accept: Accept::json(4 << 20),
-            tasks: TaskDefaults::default(),
+            tasks: DefaultOptions::default(),
             rate_limits: true,
             heartbeat_interval: Duration::from_secs(2),
-            control_allowed: DANGEROUS.map(str::to_owned).to_vec(),
+            control_allowed: remote_control::DANGEROUS.map(str::to_owned).to_vec(),
             settings: Value::Object(Default::default()),
             result_extended: false,
             deduplicate: false,
@@ -191,34 +187,10 @@ impl Shutdown {
 
 /// A Celery worker.
 pub struct Worker {
-    registry: Registry,
-    transport: Arc<dyn Transport>,
-    results: Arc<dyn ResultBackend>,
-    canvas: Arc<Canvas>,
-    config: Config,
-    hostname: Arc<str>,
-    shutdown: Shutdown,
-    /// Cancelled when the running tasks have to stop: a cold shutdown, after its soft part.
-    stopping: CancellationToken,
-    pool: Pool,
-    rates: RateLimits,
-    time_limits: TimeLimits,
-    /// The queues that are consumed, once they are.
-    subscriptions: OnceLock<Subscriptions>,
-    accepted: Arc<AcceptedTasks>,
-    room: room::Room,
-    revoked: Revoked,
-    /// Line for the replies of remote control.
-    replies: Replies,
-    namesakes: Namesakes,
-    events: Events,
-    /// Tasks begun since the start, by name.
-    totals: Mutex<BTreeMap<String, u64>>,
-    started: Instant,
+    runtime: Runtime,
     /// Whether the broker serves all queues.
     served: watch::Sender<bool>,
-    observer: Arc<dyn Observer>,
-    pulses: Pulses,
+    pulses: LivenessRegistry,
 }
 
 impl Worker {
@@ -234,68 +206,69 @@ impl Worker {
         let hostname: Arc<str> = config.hostname.as_str().into();
         let events = Events::new(hostname.clone(), config.task_events, transport.clone());
         let stopping = CancellationToken::new();
-        let options = canvas::Options {
+        let options = WorkflowOptions {
             hostname: hostname.clone(),
             default_queue: config.default_queue.clone(),
             queues: config.task_queues.clone(),
             join_timeout: config.chord_join_timeout,
             propagation: config.propagation.clone(),
         };
-        let canvas = Canvas::new(
+        let workflow = Workflow::new(
             transport.clone(),
             results.clone(),
             options,
             stopping.clone(),
         );
-        let canvas = Arc::new(canvas);
+        let workflow = Arc::new(workflow);
         builtin::register(
             &mut registry,
-            &canvas,
+            &workflow,
             &results,
             config.chord_retry_interval,
         );
-        let replies = Replies::new(hostname.clone(), transport.clone());
-        Self {
+        let runtime = Runtime {
             transport,
             results,
-            canvas,
+            workflow,
             hostname,
             stopping,
-            pool: Pool::new(config.concurrency),
-            rates: rates(&registry, &config),
-            accepted: Arc::new(AcceptedTasks::new(config.eta_task_limit)),
-            room: room::Room::default(),
+            slots: Slots::new(config.concurrency),
+            rate_limits: rates(&registry, &config),
+            in_flight: Arc::new(InFlight::new(config.eta_task_limit)),
+            memory: memory::MemoryBudget::default(),
             time_limits: TimeLimits::default(),
             subscriptions: OnceLock::new(),
             registry,
             config,
             shutdown,
             revoked: Revoked::default(),
-            replies,
-            namesakes: Namesakes::default(),
             events,
             totals: Mutex::default(),
             started: Instant::now(),
-            served: watch::Sender::new(false),
             observer: Arc::new(()),
-            pulses: Pulses::default(),
+        };
+        Self {
+            runtime,
+            served: watch::Sender::new(false),
+            pulses: LivenessRegistry::default(),
         }
     }
 
     /// Reports to an observer.
     #[must_use]
-    pub fn with_observer(self, observer: Arc<dyn Observer>) -> Self {
-        for (task, _) in self.registry.entries() {
-            for queue in &self.config.queues {
+    pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        for (task, _) in self.runtime.registry.entries() {
+            for queue in &self.runtime.config.queues {
                 observer.expect_task(task, queue);
             }
         }
-        Self { observer, ..self }
+        self.runtime.observer = observer;
+        self
     }
 
     /// Gives its loops pulses there.
     #[must_use]
-    pub fn with_pulses(self, pulses: Pulses) -> Self {
+    pub fn with_liveness(self, pulses: LivenessRegistry) -> Self {
         Self { pulses, ..self }
     }
 
@@ -310,35 +283,44 @@ impl Worker {
     /// # Errors
     /// That the broker was given up, where the transport does that.
     pub async fn run(self) -> Result<(), BrokerError> {
-        let worker = Arc::new(self);
-        let queue = |name: &String| worker.config.task_queues.queue(name);
-        let queues: Vec<Queue> = worker.config.queues.iter().map(queue).collect();
-        let mut consumer = worker.transport.consume(Subscription {
+        let Self {
+            runtime,
+            served,
+            pulses,
+        } = self;
+        let runtime = Arc::new(runtime);
+        let queue = |name: &String| runtime.config.task_queues.queue(name);
+        let queues: Vec<Queue> = runtime.config.queues.iter().map(queue).collect();
+        let mut consumer = runtime.transport.consume(Subscription {
             purpose: "tasks",
-            delayed: worker.config.task_queues.delayed(&queues),
+            delayed: runtime.config.task_queues.delayed(&queues),
             queues,
-            prefetch: worker.prefetch(),
-            max_body_bytes: Some(worker.config.accept.max_body_bytes),
-            max_waiting_body_bytes: Some(room::LIGHT),
+            prefetch: runtime.prefetch(),
+            max_body_bytes: Some(runtime.config.accept.max_body_bytes),
+            max_waiting_body_bytes: Some(memory::LIGHT),
         });
         // Nobody else sets it.
-        let _ = worker.subscriptions.set(consumer.handle());
+        let _ = runtime.subscriptions.set(consumer.handle());
         let tasks = TaskTracker::new();
-        tasks.spawn(announce(consumer.connected(), worker.clone()));
-        let heart = AbortOnDropHandle::new(tokio::spawn(worker.clone().beat()));
-        let control = worker
+        tasks.spawn(announce(
+            consumer.connected(),
+            served.clone(),
+            runtime.clone(),
+        ));
+        let heart = AbortOnDropHandle::new(tokio::spawn(beat(runtime.clone(), pulses.clone())));
+        let control = runtime
             .config
             .remote_control
-            .then(|| AbortOnDropHandle::new(tokio::spawn(control::serve(worker.clone()))));
+            .then(|| remote_control::start(runtime.clone()));
 
         let mut stopping = false;
-        let pulse = worker.pulses.start("consumer", liveness::EVERY);
+        let pulse = pulses.start("consumer", liveness::EVERY);
         let mut ticks = tokio::time::interval(liveness::EVERY);
         loop {
             pulse.tick();
             tokio::select! {
                 _ = ticks.tick() => {}
-                () = worker.shutdown.warm.cancelled(), if !stopping => {
+                () = runtime.shutdown.warm.cancelled(), if !stopping => {
                     stopping = true;
                     consumer.cancel();
                     tracing::info!("worker stops: no new tasks, the running ones finish");
@@ -347,29 +329,31 @@ impl Worker {
                     // Not begun: dropping it gives it back.
                     Some(delivery) if stopping => drop(delivery),
                     Some(delivery) => {
-                        tasks.spawn(worker.clone().receive(delivery));
+                        tasks.spawn(runtime.clone().receive(delivery));
                     }
                     None => {
                         // The worker ends by itself or is cancelled: nothing new begins.
-                        worker.shutdown.warm();
+                        runtime.shutdown.warm();
                         break;
                     }
                 },
             }
         }
 
-        pulse.rest();
+        pulse.retire();
         tasks.close();
         tokio::select! {
             () = tasks.wait() => {}
-            () = worker.stopped_cold(&tasks) => {}
+            () = stopped_cold(&runtime, &tasks) => {}
         }
-        drop((heart, control));
-        worker.observer.load(false, 0);
-        worker.events.send(&Event::WorkerOffline(worker.load()));
-        worker.replies.close().await;
-        worker.events.close().await;
-        worker.transport.close().await;
+        drop(heart);
+        runtime.observer.load(false, 0);
+        runtime.events.send(&Event::WorkerOffline(runtime.load()));
+        if let Some(control) = control {
+            control.close().await;
+        }
+        runtime.events.close().await;
+        runtime.transport.close().await;
         match consumer.failure() {
             Some(error) => Err(error.clone()),
             None => {
@@ -378,106 +362,75 @@ impl Worker {
             }
         }
     }
+}
 
-    /// Tells monitors that the worker is there, and that it still is.
-    async fn beat(self: Arc<Self>) {
-        self.events.send(&Event::WorkerOnline(self.load()));
-        let every = self.config.heartbeat_interval;
-        let pulse = self.pulses.start("heartbeat", every);
-        let mut beats = tokio::time::interval(every);
-        loop {
-            beats.tick().await;
-            pulse.tick();
-            let load = self.load();
-            self.observer.load(true, load.active);
-            self.observer
-                .broker_blocked(self.transport.blocked().is_some());
-            self.events.send(&Event::WorkerHeartbeat(load));
+/// Tells monitors that the worker is there, and that it still is.
+async fn beat(runtime: Arc<Runtime>, pulses: LivenessRegistry) {
+    runtime.events.send(&Event::WorkerOnline(runtime.load()));
+    let every = runtime.config.heartbeat_interval;
+    let pulse = pulses.start("heartbeat", every);
+    let mut beats = tokio::time::interval(every);
+    loop {
+        beats.tick().await;
+        pulse.tick();
+        let load = runtime.load();
+        runtime.observer.load(true, load.active);
+        runtime
+            .observer
+            .broker_blocked(runtime.transport.blocked().is_some());
+        runtime.events.send(&Event::WorkerHeartbeat(load));
+    }
+}
+
+/// Waits for a cold shutdown and then, for a limited time, for the stopped tasks.
+async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
+    let over = async {
+        match runtime.config.warm_shutdown {
+            Some(limit) => tokio::time::sleep(limit).await,
+            None => std::future::pending().await,
         }
-    }
-
-    fn load(&self) -> Load {
-        Load {
-            freq: self.config.heartbeat_interval.as_secs_f64(),
-            active: self.accepted.active(),
-            processed: self.totals().values().sum(),
-            loadavg: load_average().unwrap_or_default(),
-        }
-    }
-
-    fn totals(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        // No code panics while it holds the lock, and the map would still be whole.
-        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Deliveries that each queue's consumer may hold.
-    fn prefetch(&self) -> u16 {
-        u16::try_from(self.pool.size())
-            .unwrap_or(u16::MAX)
-            .saturating_mul(self.config.prefetch_multiplier)
-    }
-
-    /// Counts a task that begins.
-    fn count(&self, task: &str) {
-        let mut totals = self.totals();
-        match totals.get_mut(task) {
-            Some(count) => *count += 1,
-            None => {
-                totals.insert(task.to_owned(), 1);
-            }
-        }
-    }
-
-    /// Waits for a cold shutdown and then, for a limited time, for the stopped tasks.
-    async fn stopped_cold(&self, tasks: &TaskTracker) {
-        let over = async {
-            match self.config.warm_shutdown {
-                Some(limit) => tokio::time::sleep(limit).await,
-                None => std::future::pending().await,
-            }
-        };
-        let unsettled = async {
-            self.pool.empty().await;
-            tokio::time::sleep(SETTLED_WITHIN).await;
-        };
-        let soft = tokio::select! {
-            () = self.shutdown.cold.cancelled() => self.config.soft_shutdown,
-            () = over => {
-                tracing::warn!(
-                    tasks = tasks.len(),
-                    "the time for running tasks is over; the worker stops at once"
-                );
-                self.config.soft_shutdown
-            }
-            () = unsettled => {
-                tracing::warn!(
-                    tasks = tasks.len(),
-                    waited_s = SETTLED_WITHIN.as_secs(),
-                    "tasks have ended, but their results or follow-up tasks wait for a server; their messages go back to the queue"
-                );
-                Duration::ZERO
-            }
-        };
-        if !soft.is_zero() && !tasks.is_empty() {
+    };
+    let unsettled = async {
+        runtime.slots.empty().await;
+        tokio::time::sleep(SETTLED_WITHIN).await;
+    };
+    let soft = tokio::select! {
+        () = runtime.shutdown.cold.cancelled() => runtime.config.soft_shutdown,
+        () = over => {
             tracing::warn!(
                 tasks = tasks.len(),
-                wait_s = soft.as_secs_f64(),
-                "worker waits for its running tasks before it stops them"
+                "the time for running tasks is over; the worker stops at once"
             );
-            // Either way the rest is stopped.
-            let _ = tokio::time::timeout(soft, tasks.wait()).await;
+            runtime.config.soft_shutdown
         }
-        self.stopping.cancel();
-        tracing::warn!(tasks = tasks.len(), "worker stops its running tasks");
-        if tokio::time::timeout(COLD_WITHIN, tasks.wait())
-            .await
-            .is_err()
-        {
-            tracing::error!(
+        () = unsettled => {
+            tracing::warn!(
                 tasks = tasks.len(),
-                "tasks did not stop in time; their messages return to the queue"
+                waited_s = SETTLED_WITHIN.as_secs(),
+                "tasks have ended, but their results or follow-up tasks wait for a server; their messages go back to the queue"
             );
+            Duration::ZERO
         }
+    };
+    if !soft.is_zero() && !tasks.is_empty() {
+        tracing::warn!(
+            tasks = tasks.len(),
+            wait_s = soft.as_secs_f64(),
+            "worker waits for its running tasks before it stops them"
+        );
+        // Either way the rest is stopped.
+        let _ = tokio::time::timeout(soft, tasks.wait()).await;
+    }
+    runtime.stopping.cancel();
+    tracing::warn!(tasks = tasks.len(), "worker stops its running tasks");
+    if tokio::time::timeout(COLD_WITHIN, tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::error!(
+            tasks = tasks.len(),
+            "tasks did not stop in time; their messages return to the queue"
+        );
     }
 }
 
@@ -496,39 +449,36 @@ fn rates(registry: &Registry, config: &Config) -> RateLimits {
 }
 
 /// Seconds since 1970.
-fn unix_seconds(time: DateTime<Utc>) -> f64 {
+pub(crate) fn unix_seconds(time: DateTime<Utc>) -> f64 {
     time.timestamp_micros() as f64 / 1e6
 }
 
-/// Load averages of the host over 1, 5 and 15 minutes.
-fn load_average() -> Option<[f64; 3]> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let mut averages = text.split(' ').map_while(|word| word.parse().ok());
-    Some([averages.next()?, averages.next()?, averages.next()?])
-}
-
 /// Says when the worker is first served, and when it is again.
-async fn announce(mut connected: tokio::sync::watch::Receiver<bool>, worker: Arc<Worker>) {
+async fn announce(
+    mut connected: watch::Receiver<bool>,
+    served: watch::Sender<bool>,
+    runtime: Arc<Runtime>,
+) {
     let mut before = false;
     loop {
         let up = *connected.borrow_and_update();
-        worker.served.send_replace(up);
-        worker.observer.broker_connected(up, before);
+        served.send_replace(up);
+        runtime.observer.broker_connected(up, before);
         if up && !before {
             before = true;
             tracing::info!(
-                hostname = worker.config.hostname,
-                broker = worker.transport.masked_url(),
-                queues = ?worker.config.queues,
-                concurrency = worker.config.concurrency,
-                after_ms = u64::try_from(worker.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+                hostname = runtime.config.hostname,
+                broker = runtime.transport.masked_url(),
+                queues = ?runtime.config.queues,
+                concurrency = runtime.config.concurrency,
+                after_ms = u64::try_from(runtime.started.elapsed().as_millis()).unwrap_or(u64::MAX),
                 "worker ready"
             );
         } else if up {
             tracing::info!("connected to the broker again");
         }
         let changed = tokio::select! {
-            () = worker.shutdown.warm.cancelled() => return,
+            () = runtime.shutdown.warm.cancelled() => return,
             changed = connected.changed() => changed,
         };
         if changed.is_err() {

@@ -1,19 +1,17 @@
 //! The end of a run: its state, what follows it, and the disposition of its message.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tracing::Span;
 
-use super::accepted::Received;
-use super::canvas::{CanvasError, Stopped};
-use super::policy::Policy;
-use super::stop::{Reason as StopReason, Stop};
-use super::{STORE_PAUSES, Worker, span};
-use crate::broker::{Publication, Route, Verdict, delayed};
-use crate::task::{Entry, Outcome, Reject, Retry, TaskError, When};
+use super::cancellation::CancelReason;
+use super::execution::Execution;
+use super::in_flight::Request;
+use super::runtime::Runtime;
+use super::{STORE_PAUSES, span};
+use crate::broker::{Disposition, Publication, Route, delayed};
+use crate::task::{Outcome, Reject, Retry, TaskError, When};
+use crate::workflow::{Stopped, WorkflowError};
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
@@ -25,99 +23,71 @@ use service_connection::error_chain::chain;
 /// The message goes back to its queue: the worker has to end before it could do its part.
 pub(super) struct Requeue;
 
-impl Worker {
+impl Execution<'_> {
     /// Ends a message whose task must not begin.
-    pub(super) async fn not_run(
-        &self,
-        received: &Arc<Received>,
-        entry: &Entry,
-        policy: &Policy,
-        cause: Cause,
-    ) -> Verdict {
-        match self.discard(received, entry, &cause).await {
-            Ok(()) => {
-                let state = State::Revoked(cause);
-                self.conclude(received, policy, state, Duration::ZERO).await
-            }
-            Err(Requeue) => Verdict::Requeue,
+    pub(super) async fn end_without_run(&self, cause: Cause) -> Disposition {
+        match self.discard(&cause).await {
+            Ok(()) => self.record(State::Revoked(cause)).await,
+            Err(Requeue) => Disposition::Requeue,
         }
     }
 
-    /// What the end of a run means for its message.
-    pub(super) async fn settle(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        outcome: Outcome,
-        stop: &Stop,
-        runtime: Duration,
-    ) -> Verdict {
+    /// Records the outcome of a run; returns the disposition of its message.
+    pub(super) async fn conclude(&self, outcome: Outcome) -> Disposition {
         match outcome {
-            Ok(value) => self.succeed(received, policy, value, runtime).await,
+            Ok(value) => self.succeed(value).await,
             // What is rare has its room elsewhere.
-            Err(failure) => {
-                Box::pin(self.settle_failure(received, policy, failure, stop, runtime)).await
-            }
+            Err(failure) => Box::pin(self.conclude_failure(failure)).await,
         }
     }
 
-    /// What the end of a run that did not return means for its message.
-    async fn settle_failure(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        failure: TaskError,
-        stop: &Stop,
-        runtime: Duration,
-    ) -> Verdict {
-        let message = &received.message;
+    /// Records that a run did not return; returns the disposition of its message.
+    async fn conclude_failure(&self, failure: TaskError) -> Disposition {
+        let message = &self.request.message;
         match failure {
-            TaskError::Raised(exception) => self.fail(received, policy, exception, runtime).await,
-            TaskError::Retry(retry) => self.retry(received, policy, *retry, runtime).await,
-            TaskError::Reject(Reject { reason, requeue }) => {
-                self.reject(received, policy, reason, requeue, runtime)
-                    .await
-            }
+            TaskError::Raised(exception) => self.fail(exception).await,
+            TaskError::Retry(retry) => self.retry(*retry).await,
+            TaskError::Reject(Reject { reason, requeue }) => self.reject(reason, requeue).await,
             TaskError::Ignore => {
                 tracing::info!(
                     task = message.task,
                     task_id = message.id,
-                    runtime_s = runtime.as_secs_f64(),
+                    runtime_s = self.elapsed.as_secs_f64(),
                     "task ignored"
                 );
-                Verdict::Ack
+                Disposition::Ack
             }
-            TaskError::Requeue => match stop.reason() {
-                Some(StopReason::Terminated) => {
+            TaskError::Requeue => match self.stop.reason() {
+                Some(CancelReason::Terminated) => {
                     tracing::warn!(
                         task = message.task,
                         task_id = message.id,
-                        runtime_s = runtime.as_secs_f64(),
+                        runtime_s = self.elapsed.as_secs_f64(),
                         "task was terminated"
                     );
                     let state = State::Revoked(Cause::Terminated);
-                    self.conclude(received, policy, state, runtime).await
+                    self.record(state).await
                 }
-                Some(StopReason::SoftTimeLimit) => {
+                Some(CancelReason::SoftTimeLimit) => {
                     let exception = Exception::soft_time_limit_exceeded();
-                    self.fail(received, policy, exception, runtime).await
+                    self.fail(exception).await
                 }
-                Some(StopReason::TimeLimit(seconds)) => {
+                Some(CancelReason::TimeLimit(seconds)) => {
                     let exception = Exception::time_limit_exceeded(seconds);
-                    let verdict = self.fail(received, policy, exception, runtime).await;
-                    match policy.acks_on_timeout {
-                        true => verdict,
-                        false => Verdict::Requeue,
+                    let disposition = self.fail(exception).await;
+                    match self.options.acks_on_timeout {
+                        true => disposition,
+                        false => Disposition::Requeue,
                     }
                 }
-                None if policy.acks_late => {
+                None if self.options.acks_late => {
                     tracing::warn!(
                         task = message.task,
                         task_id = message.id,
-                        runtime_s = runtime.as_secs_f64(),
+                        runtime_s = self.elapsed.as_secs_f64(),
                         "task was interrupted; its message goes back to the queue"
                     );
-                    Verdict::Requeue
+                    Disposition::Requeue
                 }
                 None => {
                     // As a Python worker does; nothing will run it again.
@@ -126,23 +96,17 @@ impl Worker {
                         "WorkerShutdown",
                         "the worker was shut down while the task ran, after it had acknowledged the message",
                     );
-                    self.fail(received, policy, exception, runtime).await
+                    self.fail(exception).await
                 }
             },
         }
     }
 
-    async fn succeed(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        value: Value,
-        runtime: Duration,
-    ) -> Verdict {
-        let message = &received.message;
-        let children = match self.canvas.succeeded(message, &value).await {
+    async fn succeed(&self, value: Value) -> Disposition {
+        let message = &self.request.message;
+        let children = match self.runtime.workflow.succeeded(message, &value).await {
             Ok(children) => children,
-            Err(CanvasError::Stopped) => return Verdict::Requeue,
+            Err(WorkflowError::Stopped) => return Disposition::Requeue,
             Err(error) => {
                 tracing::error!(
                     task = message.task,
@@ -150,52 +114,38 @@ impl Worker {
                     %error,
                     "what follows the task cannot be sent, so the task fails"
                 );
-                return Box::pin(self.fail(received, policy, error.exception(), runtime)).await;
+                return Box::pin(self.fail(error.exception())).await;
             }
         };
         tracing::info!(
             task = message.task,
             task_id = message.id,
-            runtime_s = runtime.as_secs_f64(),
+            runtime_s = self.elapsed.as_secs_f64(),
             "task succeeded"
         );
-        self.conclude_with(received, policy, State::Success(value), children, runtime)
-            .await
+        self.record_with(State::Success(value), children).await
     }
 
-    async fn fail(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        exception: Exception,
-        runtime: Duration,
-    ) -> Verdict {
-        let message = &received.message;
+    async fn fail(&self, exception: Exception) -> Disposition {
+        let message = &self.request.message;
         tracing::error!(
             task = message.task,
             task_id = message.id,
-            runtime_s = runtime.as_secs_f64(),
+            runtime_s = self.elapsed.as_secs_f64(),
             exception = exception.headline(),
             "task failed"
         );
-        let state = self.failure(message, exception);
-        let verdict = self.conclude(received, policy, state, runtime).await;
-        match verdict {
-            Verdict::Ack if !policy.acks_on_failure => Verdict::Reject,
-            verdict => verdict,
+        let state = self.failure(exception);
+        let disposition = self.record(state).await;
+        match disposition {
+            Disposition::Ack if !self.options.acks_on_failure => Disposition::Reject,
+            disposition => disposition,
         }
     }
 
     /// What a task that refuses its message wants done with it.
-    async fn reject(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        reason: Value,
-        requeue: bool,
-        runtime: Duration,
-    ) -> Verdict {
-        let message = &received.message;
+    async fn reject(&self, reason: Value, requeue: bool) -> Disposition {
+        let message = &self.request.message;
         tracing::warn!(
             task = message.task,
             task_id = message.id,
@@ -214,36 +164,31 @@ impl Worker {
                 exception,
                 traceback: None,
             };
-            if let Verdict::Requeue = self.conclude(received, policy, state, runtime).await {
-                return Verdict::Requeue;
+            if let Disposition::Requeue = self.record(state).await {
+                return Disposition::Requeue;
             }
         }
-        if policy.acks_late {
+        if self.options.acks_late {
             let id = &message.id;
-            self.news(received, &Event::TaskRejected { id, requeue });
+            self.runtime
+                .emit(&self.request, &Event::TaskRejected { id, requeue });
         }
         match requeue {
-            true => Verdict::Requeue,
-            false => Verdict::Reject,
+            true => Disposition::Requeue,
+            false => Disposition::Reject,
         }
     }
 
     /// Publishes a task's message for its next run, or fails it if that would be one too many.
-    async fn retry(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        retry: Retry,
-        runtime: Duration,
-    ) -> Verdict {
-        let message = &received.message;
-        if message.retries >= retry.max_retries.unwrap_or(policy.max_retries) {
+    async fn retry(&self, retry: Retry) -> Disposition {
+        let message = &self.request.message;
+        if message.retries >= retry.max_retries.unwrap_or(self.options.max_retries) {
             let exception = retry
                 .exception
                 .unwrap_or_else(|| Exception::max_retries_exceeded(message));
-            return self.fail(received, policy, exception, runtime).await;
+            return self.fail(exception).await;
         }
-        let when = retry.when.unwrap_or(When::In(policy.retry_delay));
+        let when = retry.when.unwrap_or(When::In(self.options.retry_delay));
         let eta = match when {
             When::In(delay) => Utc::now() + delay,
             When::At(eta) => eta,
@@ -252,12 +197,12 @@ impl Worker {
         tracing::info!(
             task = message.task,
             task_id = message.id,
-            runtime_s = runtime.as_secs_f64(),
+            runtime_s = self.elapsed.as_secs_f64(),
             exception = exception.headline(),
             "task is retried"
         );
         let state = State::Retry {
-            traceback: Some(exception.traceback(&self.place(message))),
+            traceback: Some(exception.traceback(&self.traceback_place())),
             exception: retry.exception.unwrap_or_else(Exception::none),
         };
         // The next run counts as a child of this one.
@@ -265,47 +210,41 @@ impl Worker {
         span::note_retry(&exception);
         // Before the next run is published, other than in Python: that one may be quick, and its
         // result must not be followed by this state.
-        let concluded = self
-            .conclude_with(received, policy, state, vec![next], runtime)
-            .await;
-        if concluded == Verdict::Requeue {
+        let concluded = self.record_with(state, vec![next]).await;
+        if concluded == Disposition::Requeue {
             return concluded;
         }
-        let publication = self.retry_publication(received, eta, &retry.changes);
-        match self.canvas.publish(&publication, &message.id).await {
-            Ok(()) => Verdict::Ack,
-            Err(CanvasError::Stopped) => Verdict::Requeue,
+        let publication = self.retry_publication(eta, &retry.changes);
+        match self
+            .runtime
+            .workflow
+            .publish(&publication, &message.id)
+            .await
+        {
+            Ok(()) => Disposition::Ack,
+            Err(WorkflowError::Stopped) => Disposition::Requeue,
             // Nobody can take the next run: its queue or exchange is gone.
-            Err(error) => {
-                self.fail(received, policy, error.exception(), runtime)
-                    .await
-            }
+            Err(error) => self.fail(error.exception()).await,
         }
     }
 
     /// A task's message for its next run, by the way that it came or to the queue that the task
     /// chose.
-    fn retry_publication(
-        &self,
-        received: &Received,
-        eta: DateTime<Utc>,
-        changes: &Changes,
-    ) -> Publication {
+    fn retry_publication(&self, eta: DateTime<Utc>, changes: &Changes) -> Publication {
         let now = Utc::now();
-        let mut message = received
-            .message
-            .retry(&received.raw, Some(eta), now, changes);
+        let request = &*self.request;
+        let mut message = request.message.retry(&request.raw, Some(eta), now, changes);
         // Runs of a task are beneath its producer, one beside the other; where that is not in any trace,
         // beneath the first.
-        let propagation = &*self.config.propagation;
-        if !span::adopt(&Span::none(), received, propagation) {
+        let propagation = &*self.runtime.config.propagation;
+        if !span::adopt(&Span::none(), request, propagation) {
             propagation.inject(&Span::current(), &mut message.headers);
         }
-        let exchange = received.exchange.as_str();
+        let exchange = request.exchange.as_str();
         let queue = match (&changes.queue, exchange) {
             (Some(queue), _) => Some(queue),
             // It came to the queue alone, or by the way of what is delayed.
-            (None, "" | delayed::DELIVERY) => Some(&received.queue),
+            (None, "" | delayed::DELIVERY) => Some(&request.queue),
             (None, _) => None,
         };
         let (exchange, routing_key, declare) = match queue {
@@ -315,11 +254,11 @@ impl Worker {
                     exchange,
                     routing_key,
                     declare,
-                } = self.config.task_queues.route(queue, delay);
+                } = self.runtime.config.task_queues.route(queue, delay);
                 (exchange, routing_key, Some(declare))
             }
             None => {
-                let key = delayed::strip(&received.routing_key);
+                let key = delayed::strip(&request.routing_key);
                 (exchange.to_owned(), key.to_owned(), None)
             }
         };
@@ -332,9 +271,69 @@ impl Worker {
         }
     }
 
-    /// Counts what is new of a task, and tells monitors.
-    pub(super) fn news(&self, received: &Received, event: &Event<'_>) {
-        self.count_event(&received.message.task, &received.queue, event);
+    fn failure(&self, exception: Exception) -> State {
+        let has_traceback = exception.exc_type != "TimeLimitExceeded";
+        State::Failure {
+            traceback: has_traceback.then(|| exception.traceback(&self.traceback_place())),
+            exception,
+        }
+    }
+
+    /// Stands for the frames of a traceback.
+    fn traceback_place(&self) -> String {
+        format!(
+            "ccat-transfer on {}, in {}",
+            self.runtime.hostname, self.entry.function
+        )
+    }
+
+    /// Records a state without children.
+    async fn record(&self, state: State) -> Disposition {
+        self.record_with(state, Vec::new()).await
+    }
+
+    /// Stores a state where that is wanted, does what follows from it, and tells monitors.
+    async fn record_with(&self, state: State, children: Vec<Value>) -> Disposition {
+        let message = &self.request.message;
+        span::note_state(&state);
+        let meta = self.runtime.meta(&self.request, state, children);
+        if self.options.stores(&meta.state)
+            && let Err(Requeue) = self.runtime.store(message, &meta).await
+        {
+            return Disposition::Requeue;
+        }
+        if let Err(Stopped) = self.follow(&meta.state).await {
+            return Disposition::Requeue;
+        }
+        if let Some(event) = Event::of(&message.id, &meta.state, self.elapsed.as_secs_f64()) {
+            self.runtime.emit(&self.request, &event);
+        }
+        Disposition::Ack
+    }
+
+    /// Does what follows from a state that is stored.
+    async fn follow(&self, state: &State) -> Result<(), Stopped> {
+        let message = &self.request.message;
+        let workflow = &self.runtime.workflow;
+        if state.is_final() {
+            workflow.returned(message, state).await?;
+        }
+        if let State::Failure {
+            exception,
+            traceback,
+        } = state
+        {
+            let failed = workflow.failed(message, exception, traceback.as_deref());
+            Box::pin(failed).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Runtime {
+    /// Counts an event of a task and sends it to monitors.
+    pub(super) fn emit(&self, request: &Request, event: &Event<'_>) {
+        self.count_event(&request.message.task, &request.queue, event);
         self.events.send(event);
     }
 
@@ -343,98 +342,23 @@ impl Worker {
         self.observer.task_event(known, queue, event);
     }
 
-    fn failure(&self, message: &TaskMessage, exception: Exception) -> State {
-        let has_traceback = exception.exc_type != "TimeLimitExceeded";
-        State::Failure {
-            traceback: has_traceback.then(|| exception.traceback(&self.place(message))),
-            exception,
-        }
-    }
-
-    /// Stands for the frames of a traceback.
-    fn place(&self, message: &TaskMessage) -> String {
-        let function = self
-            .registry
-            .get(&message.task)
-            .map_or(message.task.as_str(), |entry| &*entry.function);
-        format!("ccat-transfer on {}, in {function}", self.hostname)
-    }
-
-    pub(super) async fn conclude(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        state: State,
-        runtime: Duration,
-    ) -> Verdict {
-        self.conclude_with(received, policy, state, Vec::new(), runtime)
-            .await
-    }
-
-    /// Stores a state where that is wanted, does what follows from it, and tells monitors.
-    async fn conclude_with(
-        &self,
-        received: &Arc<Received>,
-        policy: &Policy,
-        state: State,
-        children: Vec<Value>,
-        runtime: Duration,
-    ) -> Verdict {
-        let message = &received.message;
-        span::note_state(&state);
-        let meta = self.meta(received, state, children);
-        if policy.stores(&meta.state)
-            && let Err(Requeue) = self.store(message, &meta).await
-        {
-            return Verdict::Requeue;
-        }
-        if let Err(Stopped) = self.follow(message, &meta.state).await {
-            return Verdict::Requeue;
-        }
-        if let Some(event) = Event::of(&message.id, &meta.state, runtime.as_secs_f64()) {
-            self.news(received, &event);
-        }
-        Verdict::Ack
-    }
-
-    /// Does what follows from a state that is stored.
-    async fn follow(&self, message: &TaskMessage, state: &State) -> Result<(), Stopped> {
-        if state.is_final() {
-            self.canvas.returned(message, state).await?;
-        }
-        if let State::Failure {
-            exception,
-            traceback,
-        } = state
-        {
-            let failed = self.canvas.failed(message, exception, traceback.as_deref());
-            Box::pin(failed).await?;
-        }
-        Ok(())
-    }
-
     /// A state as it is stored.
-    pub(super) fn meta(
-        &self,
-        received: &Received,
-        state: State,
-        children: Vec<Value>,
-    ) -> ResultMeta {
-        let mut meta = ResultMeta::new(&received.message, state, Utc::now());
+    pub(super) fn meta(&self, request: &Request, state: State, children: Vec<Value>) -> ResultMeta {
+        let mut meta = ResultMeta::new(&request.message, state, Utc::now());
         meta.children = children;
-        meta.extended = self.config.result_extended.then(|| self.extended(received));
+        meta.extended = self.config.result_extended.then(|| self.extended(request));
         meta
     }
 
-    fn extended(&self, received: &Received) -> Extended {
-        let message = &received.message;
+    fn extended(&self, request: &Request) -> Extended {
+        let message = &request.message;
         Extended {
             name: message.task.clone(),
             args: message.args.clone(),
             kwargs: message.kwargs.clone(),
             worker: self.hostname.to_string(),
             retries: message.retries,
-            queue: Some(received.routing_key.clone()),
+            queue: Some(request.routing_key.clone()),
             stamps: message.stamps(),
         }
     }

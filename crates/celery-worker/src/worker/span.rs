@@ -8,8 +8,8 @@ use serde_json::json;
 use tracing::Span;
 use tracing::field::Empty;
 
-use super::accepted::Received;
-use crate::broker::{TracePropagation, Verdict};
+use super::in_flight::Request;
+use crate::broker::{Disposition, TracePropagation};
 use celery_protocol::exception::Exception;
 use celery_protocol::isoformat;
 use celery_protocol::message::{Protocol, TaskMessage};
@@ -20,9 +20,9 @@ const OPERATION: &str = "run";
 
 /// Makes the span that the message came from the parent of `span`; false if it came from none. With protocol 1
 /// its id may stand in the body.
-pub(super) fn adopt(span: &Span, received: &Received, propagation: &dyn TracePropagation) -> bool {
-    let message = &received.message;
-    propagation.extract(span, &received.raw.headers)
+pub(super) fn adopt(span: &Span, request: &Request, propagation: &dyn TracePropagation) -> bool {
+    let message = &request.message;
+    propagation.extract(span, &request.raw.headers)
         || match message.protocol {
             Protocol::One => propagation.extract(span, &message.headers),
             Protocol::Two => false,
@@ -30,13 +30,9 @@ pub(super) fn adopt(span: &Span, received: &Received, propagation: &dyn TracePro
 }
 
 /// Begins the span of an attempt; a disabled one, without cost, if nothing is traced.
-pub(super) fn begin(
-    received: &Received,
-    hostname: &str,
-    propagation: &dyn TracePropagation,
-) -> Span {
-    let message = &received.message;
-    let key = &*received.routing_key;
+pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePropagation) -> Span {
+    let message = &request.message;
+    let key = &*request.routing_key;
     // Evaluated only if a layer wants the span.
     let span = tracing::info_span!(
         "run",
@@ -47,17 +43,17 @@ pub(super) fn begin(
         celery.action = OPERATION,
         celery.task_name = message.task,
         celery.hostname = hostname,
-        celery.delivery_info = delivery_info(received),
+        celery.delivery_info = delivery_info(request),
         messaging.message.id = message.id,
         messaging.conversation_id = message.correlation_id,
         messaging.destination = key,
         messaging.system = "rabbitmq",
         messaging.operation.type = "process",
         messaging.operation.name = OPERATION,
-        messaging.destination.name = destination(received),
+        messaging.destination.name = destination(request),
         messaging.rabbitmq.destination.routing_key = key,
         messaging.message.conversation_id = message.correlation_id,
-        messaging.message.body.size = i64::try_from(received.raw.body.len()).unwrap_or(i64::MAX),
+        messaging.message.body.size = i64::try_from(request.raw.body.len()).unwrap_or(i64::MAX),
         celery.reply_to = message.reply_to,
         celery.eta = message.eta.map(isoformat),
         celery.expires = message.expires.map(isoformat),
@@ -69,27 +65,27 @@ pub(super) fn begin(
         ccat.message = Empty,
     );
     if !span.is_disabled() {
-        adopt(&span, received, propagation);
+        adopt(&span, request, propagation);
     }
     span
 }
 
-fn delivery_info(received: &Received) -> String {
+fn delivery_info(request: &Request) -> String {
     repr::value(&json!({
-        "exchange": received.exchange,
-        "routing_key": received.routing_key,
-        "priority": received.message.priority,
-        "redelivered": received.redelivered,
+        "exchange": request.exchange,
+        "routing_key": request.routing_key,
+        "priority": request.message.priority,
+        "redelivered": request.redelivered,
     }))
 }
 
-fn destination(received: &Received) -> String {
-    let Received {
+fn destination(request: &Request) -> String {
+    let Request {
         exchange,
         routing_key,
         queue,
         ..
-    } = received;
+    } = request;
     match exchange.as_str() {
         "" => queue.clone(),
         exchange => format!("{exchange}:{routing_key}:{queue}"),
@@ -137,11 +133,11 @@ pub(super) fn note_retry(reason: &Exception) {
 }
 
 /// Notes what becomes of the message.
-pub(super) fn note_verdict(verdict: Verdict) {
-    let word = match verdict {
-        Verdict::Ack => "ack",
-        Verdict::Reject => "reject",
-        Verdict::Requeue => "requeue",
+pub(super) fn note_disposition(disposition: Disposition) {
+    let word = match disposition {
+        Disposition::Ack => "ack",
+        Disposition::Reject => "reject",
+        Disposition::Requeue => "requeue",
     };
     Span::current().record("ccat.message", word);
 }

@@ -29,13 +29,13 @@ const IN_PATH: &AsciiSet = &CONTROLS
 
 /// One broker.
 #[derive(Clone)]
-pub(super) struct Address {
+pub(super) struct BrokerAddress {
     pub(super) uri: AMQPUri,
     /// URL with the password as `**`, as kombu shows it.
     pub(super) masked: String,
 }
 
-impl Address {
+impl BrokerAddress {
     fn parse(url: &str, heartbeat: u16) -> Result<Self, String> {
         let parts = url::kombu(url).map_err(|error| error.to_string())?;
         let scheme = match parts.scheme.as_str() {
@@ -129,7 +129,7 @@ fn mask(uri: &AMQPUri) -> String {
 
 /// Brokers, of which one is in use. Each failed attempt moves on to the next one, as kombu's `round-robin` does.
 pub(super) struct Addresses {
-    all: Vec<Address>,
+    all: Vec<BrokerAddress>,
     current: AtomicUsize,
 }
 
@@ -139,7 +139,7 @@ impl Addresses {
         let list = url::list(urls).map_err(|error| BrokerError::Url(error.to_string()))?;
         let several = list.len() > 1;
         let all = list.iter().enumerate().map(|(n, url)| {
-            Address::parse(url, heartbeat).map_err(|error| {
+            BrokerAddress::parse(url, heartbeat).map_err(|error| {
                 BrokerError::Url(match several {
                     true => format!("of its {} URLs, number {}: {error}", list.len(), n + 1),
                     false => error,
@@ -153,19 +153,19 @@ impl Addresses {
     }
 
     /// All addresses, the one in use first.
-    pub(super) fn in_turn(&self) -> impl Iterator<Item = &Address> {
+    pub(super) fn in_turn(&self) -> impl Iterator<Item = &BrokerAddress> {
         let start = self.current.load(Ordering::Relaxed) % self.all.len().max(1);
         let (before, from) = self.all.split_at(start);
         from.iter().chain(before)
     }
 
     /// The address in use.
-    pub(super) fn current(&self) -> Option<&Address> {
+    pub(super) fn current(&self) -> Option<&BrokerAddress> {
         self.in_turn().next()
     }
 
     /// Moves on from an address that did not work, unless another connection has moved on already.
-    pub(super) fn leave(&self, left: &Address) {
+    pub(super) fn leave(&self, left: &BrokerAddress) {
         let at = self
             .all
             .iter()

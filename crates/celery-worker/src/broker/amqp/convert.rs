@@ -15,7 +15,7 @@ use crate::broker::BrokerError;
 use celery_protocol::{Properties, RawMessage, envelope};
 
 /// A delivery without its settlement.
-pub(super) struct Received {
+pub(super) struct Incoming {
     pub(super) raw: RawMessage,
     pub(super) exchange: String,
     pub(super) routing_key: String,
@@ -23,7 +23,7 @@ pub(super) struct Received {
 }
 
 /// Parts a delivery into what was received and what settles it.
-pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Received, lapin::Acker) {
+pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Incoming, lapin::Acker) {
     let text = |s: &Option<ShortString>| s.as_ref().map(ToString::to_string);
     let p = &delivery.properties;
     let properties = Properties {
@@ -36,7 +36,7 @@ pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Received, lapin::
         persistent: *p.delivery_mode() == Some(2),
     };
     let headers = p.headers().as_ref().map(map).unwrap_or_default().into();
-    let received = Received {
+    let received = Incoming {
         raw: RawMessage {
             headers,
             properties,

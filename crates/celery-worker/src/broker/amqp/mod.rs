@@ -28,38 +28,38 @@ use tokio_util::task::TaskTracker;
 
 use super::consumer::{Feed, Reports, Served};
 use super::{BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription, Transport};
-use crate::liveness::Pulses;
-use courier::{Courier, Letter};
-use link::{Link, goodbye};
-use publisher::{Blocked, PublisherSession, confirming};
+use crate::liveness::LivenessRegistry;
+use confirm_publisher::{ConfirmPublisher, Outgoing};
+use connector::{Connector, goodbye};
+use publisher_session::{Blocked, PublisherSession, confirming};
 use screen::Bodies;
 use service_connection::backoff::Pauses;
 use service_connection::error_chain::{chain, panic_text};
-use supervisor::Supervisor;
+use subscription::Subscriber;
 
+mod ack_batcher;
 mod address;
+mod confirm_publisher;
+mod connector;
 mod convert;
-mod courier;
-mod lane;
-mod link;
-mod probe;
-mod publisher;
+mod diagnose;
+mod prefetch;
+mod publisher_session;
+mod queue_consumer;
 mod screen;
-mod settler;
 mod stream;
-mod supervisor;
-mod window;
+mod subscription;
 
 pub use address::{SCHEMES, check as check_urls};
-pub use probe::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
+pub use diagnose::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
-/// Pause before the first new attempt to connect, and the longest one: how long a link may lie idle after
+/// Pause before the first new attempt to connect, and the longest one: the time that a connection stays idle after
 /// the broker is back. Celery's grows to 30 s; RabbitMQ's own clients for Java and .NET wait for 5 s always.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
-/// What is known about a broker before connecting.
+/// Configuration of the connection to a broker.
 #[derive(Debug, Clone)]
-pub struct Options {
+pub struct AmqpOptions {
     /// `amqp://` or `amqps://` URL, with password; or several, with `;` between them, of which the next one is
     /// tried when one fails.
     pub url: SecretString,
@@ -70,14 +70,14 @@ pub struct Options {
     /// Time for one attempt to connect.
     pub connection_timeout: Duration,
     /// Certificates for `amqps://`.
-    pub tls: Tls,
+    pub tls: AmqpTls,
     /// Whether queues and exchanges are looked for instead of declared, our own aside.
     pub no_declare: bool,
     /// When a consumer's connection is given up.
     pub reconnect: Reconnect,
 }
 
-impl Options {
+impl AmqpOptions {
     /// Celery's defaults for a broker.
     pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Options {
             name: name.into(),
             heartbeat: 120,
             connection_timeout: Duration::from_secs(4),
-            tls: Tls::default(),
+            tls: AmqpTls::default(),
             no_declare: false,
             reconnect: Reconnect::default(),
         }
@@ -94,7 +94,7 @@ impl Options {
 
 /// PEM files for TLS; empty paths for none.
 #[derive(Debug, Clone, Default)]
-pub struct Tls {
+pub struct AmqpTls {
     /// Authorities that are trusted besides the system's.
     pub ca_file: String,
     /// Our certificate.
@@ -126,13 +126,13 @@ impl Default for Reconnect {
 
 /// A [`Transport`] to one RabbitMQ virtual host.
 pub struct Amqp {
-    link: Arc<Link>,
+    connector: Arc<Connector>,
     reconnect: Reconnect,
     publisher: Mutex<Option<PublisherSession>>,
     blocked: Blocked,
     sessions: TaskTracker,
     closing: CancellationToken,
-    pulses: Pulses,
+    pulses: LivenessRegistry,
 }
 
 impl Amqp {
@@ -140,33 +140,33 @@ impl Amqp {
     ///
     /// # Errors
     /// [`BrokerError::Url`] and [`BrokerError::Tls`].
-    pub fn new(options: &Options) -> Result<Self, BrokerError> {
+    pub fn new(options: &AmqpOptions) -> Result<Self, BrokerError> {
         Ok(Self {
-            link: Arc::new(Link::new(options)?),
+            connector: Arc::new(Connector::new(options)?),
             reconnect: options.reconnect,
             publisher: Mutex::new(None),
             blocked: Blocked::default(),
             sessions: TaskTracker::new(),
             closing: CancellationToken::new(),
-            pulses: Pulses::default(),
+            pulses: LivenessRegistry::default(),
         })
     }
 
     /// Gives every subscription a pulse there.
     #[must_use]
-    pub fn with_pulses(self, pulses: Pulses) -> Self {
+    pub fn with_liveness(self, pulses: LivenessRegistry) -> Self {
         Self { pulses, ..self }
     }
 
     /// How long the loop that keeps a subscription served may go without a tick: it may wait for a
     /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
     fn pulse_limit(&self) -> Duration {
-        self.link.connecting_timeout() + RECONNECT.1 + self.link.heartbeat() * 3
+        self.connector.connecting_timeout() + RECONNECT.1 + self.connector.heartbeat() * 3
     }
 
     /// Publishes once, on the open session or a new one.
     async fn publish_once(&self, publication: &Publication) -> Result<(), BrokerError> {
-        let letter = Letter {
+        let outgoing = Outgoing {
             exchange: short(&publication.exchange)?,
             routing_key: short(&publication.routing_key)?,
             mandatory: publication.mandatory,
@@ -176,14 +176,14 @@ impl Amqp {
         let what = || format!("a message for `{}`", publication.routing_key);
         let refused = |error: lapin::Error| {
             // The channel is shared, and ends for all with one message to a missing exchange.
-            match link::missing_exchange(&error) {
+            match connector::missing_exchange(&error) {
                 Some(missing) if missing != publication.exchange => self
-                    .link
+                    .connector
                     .lost("the channel was closed on account of another message"),
-                _ => self.link.error(error, &what()),
+                _ => self.connector.error(error, &what()),
             }
         };
-        let answer = self.post(publication, letter).await?;
+        let answer = self.post(publication, outgoing).await?;
         let confirmation = answer.await.map_err(refused)?;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
@@ -194,7 +194,7 @@ impl Amqp {
                 })
             }
             Confirmation::Nack(None) | Confirmation::NotRequested => Err(BrokerError::Refused {
-                broker: self.link.masked(),
+                broker: self.connector.masked(),
                 what: what(),
                 source: Arc::from(Box::from("negative acknowledgement")),
             }),
@@ -214,7 +214,7 @@ impl Amqp {
         }
         match session {
             Some(open) => Ok(open),
-            none => Ok(none.insert(PublisherSession::open(&self.link, &self.blocked).await?)),
+            none => Ok(none.insert(PublisherSession::open(&self.connector, &self.blocked).await?)),
         }
     }
 
@@ -234,7 +234,7 @@ impl Amqp {
         if open.is_blocked() {
             return Err(self.is_blocked());
         }
-        let error = |e| self.link.error(e, "a channel to look at queues");
+        let error = |e| self.connector.error(e, "a channel to look at queues");
         open.connection.create_channel().await.map_err(error)
     }
 
@@ -245,7 +245,7 @@ impl Amqp {
 
     /// Repeats an operation that needs a connection until `deadline`. The deadline does not end an attempt that
     /// runs.
-    async fn patiently<F>(
+    async fn retry_until_reachable<F>(
         &self,
         deadline: Instant,
         mut attempt: impl FnMut() -> F,
@@ -278,7 +278,7 @@ impl Amqp {
             Ok(done) => done,
             Err(_) if self.blocked.reason().is_some() => Err(self.is_blocked()),
             Err(_) => Err(BrokerError::Timeout {
-                broker: self.link.masked(),
+                broker: self.connector.masked(),
                 waited: within,
             }),
         }
@@ -286,17 +286,17 @@ impl Amqp {
 
     fn is_blocked(&self) -> BrokerError {
         BrokerError::Blocked {
-            broker: self.link.masked(),
+            broker: self.connector.masked(),
             reason: self.blocked.reason().unwrap_or_default(),
         }
     }
 
-    /// Gives a letter to the courier of its channel, with everything declared; what is returned is
-    /// the broker's answer. Only this is done under the lock: answers are awaited by many at once.
+    /// Declares what is missing, queues the message on the publisher of its channel and returns its confirm. Only
+    /// this is done under the lock: many callers await confirms at once.
     async fn post(
         &self,
         publication: &Publication,
-        letter: Letter,
+        outgoing: Outgoing,
     ) -> Result<impl Future<Output = lapin::Result<Confirmation>> + use<>, BrokerError> {
         let mut session = loop {
             let changes = self.blocked.changes();
@@ -312,7 +312,9 @@ impl Amqp {
             let (kind, name) = declaration.key();
             let key = (kind, name.to_owned());
             if !open.declared.contains(&key) {
-                self.link.declare(&open.connection, declaration).await?;
+                self.connector
+                    .declare(&open.connection, declaration)
+                    .await?;
                 open.declared.insert(key);
             }
         }
@@ -323,29 +325,29 @@ impl Amqp {
                 .declare
                 .as_ref()
                 .is_some_and(|declaration| declaration.brings(&publication.exchange));
-        let courier = match known {
-            true => &mut open.courier,
+        let publisher = match known {
+            true => &mut open.publisher,
             false => &mut open.foreign,
         };
-        let courier = match courier {
-            Some(courier) if courier.is_open() => courier,
+        let publisher = match publisher {
+            Some(publisher) if publisher.is_open() => publisher,
             gone => {
-                let channel = confirming(&self.link, &open.connection).await?;
-                gone.insert(Courier::new(channel))
+                let channel = confirming(&self.connector, &open.connection).await?;
+                gone.insert(ConfirmPublisher::new(channel))
             }
         };
-        Ok(courier.publish(letter))
+        Ok(publisher.publish(outgoing))
     }
 }
 
 #[async_trait]
 impl Transport for Amqp {
     fn masked_url(&self) -> String {
-        self.link.masked()
+        self.connector.masked()
     }
 
     fn masked_urls(&self) -> Vec<String> {
-        self.link
+        self.connector
             .addresses
             .in_turn()
             .map(|a| a.masked.clone())
@@ -367,10 +369,10 @@ impl Transport for Amqp {
         within: Duration,
     ) -> Result<(), BrokerError> {
         let deadline = Instant::now() + within;
-        let publish = || self.patiently(deadline, || self.publish_once(publication));
+        let publish = || self.retry_until_reachable(deadline, || self.publish_once(publication));
         match (publish().await, &publication.declare) {
             // The queue or its exchange was deleted after this connection had declared it.
-            (Err(error), Some(declaration)) if link::leads_nowhere(&error, publication) => {
+            (Err(error), Some(declaration)) if connector::leads_nowhere(&error, publication) => {
                 self.forget(declaration).await;
                 publish().await
             }
@@ -379,7 +381,7 @@ impl Transport for Amqp {
     }
 
     async fn prepare(&self, within: Duration) -> Result<(), BrokerError> {
-        let preparing = self.patiently(Instant::now() + within, || self.prepare_once());
+        let preparing = self.retry_until_reachable(Instant::now() + within, || self.prepare_once());
         self.bounded(within, preparing).await
     }
 
@@ -391,13 +393,15 @@ impl Transport for Amqp {
         let mut channel = self.spare_channel().await?;
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
-            match link::depth(&channel, queue).await {
+            match connector::depth(&channel, queue).await {
                 Ok(depth) => depths.push(depth),
                 // The refusal has ended the channel.
-                Err(error) if link::is_not_found(&error) => channel = self.spare_channel().await?,
+                Err(error) if connector::is_not_found(&error) => {
+                    channel = self.spare_channel().await?
+                }
                 Err(error) => {
                     let what = format!("to look at queue `{queue}`");
-                    return Err(self.link.error(error, &what));
+                    return Err(self.connector.error(error, &what));
                 }
             }
         }
@@ -408,8 +412,8 @@ impl Transport for Amqp {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
-        let supervisor = Supervisor {
-            link: self.link.clone(),
+        let supervisor = Subscriber {
+            connector: self.connector.clone(),
             reconnect: self.reconnect,
             purpose: subscription.purpose,
             delayed: subscription.delayed,
@@ -429,7 +433,7 @@ impl Transport for Amqp {
         self.sessions.spawn(async move {
             let running = AssertUnwindSafe(supervisor.run(feed, &pulse));
             match running.catch_unwind().await {
-                Ok(()) => pulse.rest(),
+                Ok(()) => pulse.retire(),
                 // The pulse of the subscription does not tick from now on.
                 Err(panic) => report_panic(&reports, subscription.purpose, panic_text(&*panic)),
             }

@@ -17,7 +17,7 @@ use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 
-use super::screen::{Bodies, Limits, Notes, Screen};
+use super::screen::{Bodies, ConnectionLimits, Notes, Screen};
 
 /// Bytes per read if the library has less room than a frame needs.
 const STEP: usize = 4096;
@@ -26,7 +26,7 @@ const STEP: usize = 4096;
 pub(super) async fn connect(
     uri: AMQPUri,
     tls: OwnedTLSConfig,
-    limits: Limits,
+    limits: ConnectionLimits,
     notes: Arc<Notes>,
     properties: ConnectionProperties,
 ) -> lapin::Result<Connection> {
@@ -175,7 +175,7 @@ impl Reactor for ScreenedReactor {
     ) -> impl Future<Output = io::Result<Self::TcpStream>> + Send + 'static {
         let connected = self.0.tcp_connect_addr(address);
         async move {
-            let limits = Limits {
+            let limits = ConnectionLimits {
                 frame: 0,
                 is_last: false,
                 bodies: Bodies::ALL,

@@ -41,12 +41,12 @@ const WITHOUT_EFFECT: [&str; 13] = [
 ];
 
 /// A database, by its URL.
-pub(super) enum Address {
+pub(super) enum DatabaseUrl {
     Postgres(Box<PgConnectOptions>),
     Sqlite(String),
 }
 
-impl Address {
+impl DatabaseUrl {
     /// Reads SQLAlchemy's URLs, with any driver: `db+postgresql+psycopg2://user:password@host/db`,
     /// `db+postgresql://user@/db?host=/directory/of/a/socket`, `db+sqlite:///relative/path`,
     /// `db+sqlite:////absolute/path`.
@@ -86,7 +86,7 @@ fn wrong(what: impl Into<String>) -> ResultError {
 }
 
 /// Applies the parameters of the URL, which take precedence, as in libpq.
-fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
+fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     let is_known = |(name, _): &(String, String)| {
         MEANT.contains(&&**name) || WITHOUT_EFFECT.contains(&&**name)
     };
@@ -155,7 +155,7 @@ fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
         server = server.ssl_mode(PgSslMode::Disable);
     }
     let name = parts.parameter("application_name");
-    Ok(Address::Postgres(Box::new(
+    Ok(DatabaseUrl::Postgres(Box::new(
         server
             .application_name(name.unwrap_or("ccat-transfer results"))
             // No number is received as text, and PgBouncer refuses unknown parameters.
@@ -164,7 +164,7 @@ fn postgres(parts: &UrlParts) -> Result<Address, ResultError> {
     )))
 }
 
-fn sqlite(parts: &UrlParts) -> Result<Address, ResultError> {
+fn sqlite(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     let is_uri = parts.parameter("uri").is_some() || parts.path.starts_with("file:");
     match parts.path.as_str() {
         _ if parts.host.is_some() || parts.user.is_some() => Err(wrong(
@@ -174,7 +174,7 @@ fn sqlite(parts: &UrlParts) -> Result<Address, ResultError> {
             "SQLite's is db+sqlite:///path; a database in memory cannot be shared with other processes",
         )),
         _ if is_uri => Err(wrong("SQLite's own `file:` URIs are not supported")),
-        path => Ok(Address::Sqlite(path.to_owned())),
+        path => Ok(DatabaseUrl::Sqlite(path.to_owned())),
     }
 }
 
@@ -213,7 +213,7 @@ mod tests {
     #[case("db+sqlite+pysqlite:///a%20b.db", "sqlite:///a b.db")]
     #[case("db+sqlite:////var/results.db?timeout=5", "sqlite:////var/results.db")]
     fn urls(#[case] url: &str, #[case] place: &str) {
-        let address = Address::parse(url);
+        let address = DatabaseUrl::parse(url);
         assert_eq!(
             address.map(|address| address.place()).ok().as_deref(),
             Some(place)
@@ -236,7 +236,7 @@ mod tests {
     #[case("db+sqlite:///file:secret?uri=true", "`file:`")]
     #[case("db+secret", "scheme")]
     fn wrong_urls_are_explained_without_their_password(#[case] url: &str, #[case] why: &str) {
-        let error = Address::parse(url)
+        let error = DatabaseUrl::parse(url)
             .err()
             .map(|e| e.to_string())
             .unwrap_or_default();

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::super::ResultError;
-use super::super::options::{RedisOptions, Tls};
+use super::super::options::{RedisOptions, RedisTls};
 use percent_encoding::percent_decode_str;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
@@ -15,7 +15,7 @@ use service_connection::url::{self, UrlParts, host_and_port};
 
 /// A server, or sentinels that know one.
 #[derive(Debug)]
-pub(super) struct Address {
+pub(super) struct RedisUrl {
     endpoints: Vec<Endpoint>,
     /// Name of the master that the endpoints, sentinels then, know.
     master: Option<String>,
@@ -42,7 +42,7 @@ pub(super) enum Opened {
     Sentinels(SentinelClient),
 }
 
-impl Address {
+impl RedisUrl {
     /// Reads a URL: `redis://[user:password@]host:port/db`, `rediss://…?ssl_ca_certs=…`,
     /// `redis+socket:///path?virtual_host=db`, `sentinel://host:port/db;sentinel://…`.
     ///
@@ -239,7 +239,7 @@ fn known(url: &UrlParts) -> Result<(), ResultError> {
     }
 }
 
-/// Address of a server. Parameters of the URL take precedence, as in Celery.
+/// RedisUrl of a server. Parameters of the URL take precedence, as in Celery.
 fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
     if url.scheme != scheme {
         return Err(wrong("its parts have different schemes"));
@@ -291,7 +291,7 @@ fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
 }
 
 /// The URL's own TLS parameters over those of the settings.
-fn tls(url: &UrlParts, settings: &Tls) -> Result<Tls, ResultError> {
+fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, ResultError> {
     let mut tls = settings.clone();
     for (key, value) in &url.query {
         let field = match key.as_str() {
@@ -316,8 +316,8 @@ fn tls(url: &UrlParts, settings: &Tls) -> Result<Tls, ResultError> {
 }
 
 /// For `rediss://`, and elsewhere where the settings speak of TLS.
-fn certificates(scheme: &str, tls: &Tls) -> Result<Option<Certificates>, ResultError> {
-    let Tls {
+fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, ResultError> {
+    let RedisTls {
         certificate,
         authorities,
         client_certificate,
@@ -374,12 +374,12 @@ mod tests {
 
     use super::*;
 
-    fn parse(url: &str) -> Result<Address, String> {
+    fn parse(url: &str) -> Result<RedisUrl, String> {
         let options = RedisOptions {
             master_name: "mymaster".into(),
             ..RedisOptions::default()
         };
-        Address::parse(url, &options).map_err(|e| e.to_string())
+        RedisUrl::parse(url, &options).map_err(|e| e.to_string())
     }
 
     #[rstest]
@@ -483,7 +483,7 @@ mod tests {
 
     #[test]
     fn sentinels_need_a_name_to_ask_for() {
-        let error = Address::parse("sentinel://h", &RedisOptions::default()).unwrap_err();
+        let error = RedisUrl::parse("sentinel://h", &RedisOptions::default()).unwrap_err();
         assert!(error.to_string().contains("master_name"));
     }
 }

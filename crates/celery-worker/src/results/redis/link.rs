@@ -8,33 +8,33 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::super::ResultError;
-use super::super::outage::Gate;
-use super::address::{Address, Opened};
+use super::super::breaker::CircuitBreaker;
+use super::address::{Opened, RedisUrl};
 
 /// Time for one answer, and for one attempt to connect.
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// A connection that mends itself. Each command is tried once: a result that could not be stored is
 /// repeated by the worker.
-pub(in super::super) struct Link {
+pub(in super::super) struct RedisLink {
     place: String,
-    gate: Gate,
-    state: Mutex<State>,
+    breaker: CircuitBreaker,
+    state: Mutex<LinkState>,
 }
 
-struct State {
+struct LinkState {
     opened: Opened,
     held: Option<MultiplexedConnection>,
     /// How often a connection was made: who finds one broken says which one it was.
     generation: u64,
 }
 
-impl Link {
-    pub(super) fn new(address: &Address) -> Result<Self, ResultError> {
+impl RedisLink {
+    pub(super) fn new(address: &RedisUrl) -> Result<Self, ResultError> {
         Ok(Self {
             place: address.place(),
-            gate: Gate::new(address.place()),
-            state: Mutex::new(State {
+            breaker: CircuitBreaker::new(address.place()),
+            state: Mutex::new(LinkState {
                 opened: address.open()?,
                 held: None,
                 generation: 0,
@@ -55,7 +55,7 @@ impl Link {
         &self,
         work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
     ) -> Result<T, ResultError> {
-        self.gate
+        self.breaker
             .pass(async {
                 let (mut connection, generation) = self.connection().await?;
                 match work(&mut connection).await {

@@ -7,11 +7,11 @@ use redis::{AsyncCommands as _, Script};
 use serde_json::Value;
 use uuid::Uuid;
 
-use self::address::{Address, Opened};
-pub(super) use self::link::Link;
+use self::address::{Opened, RedisUrl};
+pub(super) use self::link::RedisLink;
 use super::chord::{ChordOptions, Chords};
-use super::options::{Expires, RedisOptions, Tls};
-use super::{ChordSupport, Options, ResultBackend, ResultError};
+use super::options::{Expires, RedisOptions, RedisTls};
+use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
 use crate::aside::{aside, is_large};
 use celery_protocol::compression::Method;
 use celery_protocol::message::TaskMessage;
@@ -53,19 +53,19 @@ return false
 const PROBE_SECONDS: u64 = 60;
 
 /// Checks a URL for use as a result backend.
-pub(super) fn check(url: &str, options: &Options) -> Result<(), ResultError> {
+pub(super) fn check(url: &str, options: &ResultOptions) -> Result<(), ResultError> {
     // Files may be created later, and the needs of sentinels are checked elsewhere.
     let bare = RedisOptions {
         master_name: "master".into(),
-        tls: Tls::default(),
+        tls: RedisTls::default(),
         ..options.redis.clone()
     };
-    Address::parse(url, &bare).map(drop)
+    RedisUrl::parse(url, &bare).map(drop)
 }
 
 /// A client for a single server.
 pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
-    match Address::parse(url, &RedisOptions::default())?.open()? {
+    match RedisUrl::parse(url, &RedisOptions::default())?.open()? {
         Opened::Server(client) => Ok(client),
         Opened::Sentinels(_) => Err(ResultError::Url("sentinels are not supported here".into())),
     }
@@ -73,7 +73,7 @@ pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
 
 /// Stores results in Redis.
 pub struct Redis {
-    link: Arc<Link>,
+    link: Arc<RedisLink>,
     prefix: String,
     expires: Expires,
     compression: Option<Method>,
@@ -85,9 +85,9 @@ impl Redis {
     ///
     /// # Errors
     /// [`ResultError::Url`].
-    pub fn new(url: &str, options: &Options) -> Result<Self, ResultError> {
+    pub fn new(url: &str, options: &ResultOptions) -> Result<Self, ResultError> {
         Ok(Self {
-            link: Arc::new(Link::new(&Address::parse(url, &options.redis)?)?),
+            link: Arc::new(RedisLink::new(&RedisUrl::parse(url, &options.redis)?)?),
             prefix: key_prefix(&options.redis.key_prefix),
             expires: options.expires,
             compression: options.compression,

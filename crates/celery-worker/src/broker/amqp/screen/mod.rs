@@ -17,17 +17,13 @@
 //! noted by its channel and tag.
 
 use std::collections::HashMap;
-use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use chrono::Utc;
-
-use super::link::LARGE_FRAME;
+use super::connector::LARGE_FRAME;
 use crate::broker::consumer::Damage;
-use celery_protocol::message as wire;
+use walk::{CUT, Unreadable, Walk};
 
-/// Maximum depth of nested header values, so that the library's recursion fits into any stack.
-const MAX_DEPTH: usize = 64;
+mod walk;
 
 /// Largest frame that is held until it is complete, for connections without a limit.
 const HELD: usize = 4 << 20;
@@ -67,19 +63,19 @@ impl Notes {
     }
 }
 
-/// Limits of a connection.
+/// ConnectionLimits of a connection.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct ConnectionLimits {
     /// Largest frame that the library asks for; 0 is none.
     pub(super) frame: u32,
     /// True if a larger frame that arrives nevertheless is left out. If false, a frame of up to
     /// [`LARGE_FRAME`] passes, and the connection is replaced by one with frames of that size.
     pub(super) is_last: bool,
-    /// Limits of bodies.
+    /// ConnectionLimits of bodies.
     pub(super) bodies: Bodies,
 }
 
-/// Limits of bodies, in bytes; larger ones are left out.
+/// ConnectionLimits of bodies, in bytes; larger ones are left out.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bodies {
     /// Largest body.
@@ -99,7 +95,7 @@ impl Bodies {
 /// Follows the frames of one connection.
 #[derive(Debug)]
 pub(super) struct Screen {
-    limits: Limits,
+    limits: ConnectionLimits,
     notes: Arc<Notes>,
     /// Number of following bytes that pass unchanged.
     passing: u64,
@@ -141,7 +137,7 @@ impl Head {
 }
 
 impl Screen {
-    pub(super) fn new(limits: Limits, notes: Arc<Notes>) -> Self {
+    pub(super) fn new(limits: ConnectionLimits, notes: Arc<Notes>) -> Self {
         Self {
             limits,
             notes,
@@ -173,9 +169,9 @@ impl Screen {
             };
             let rest = data.get_mut(at..).unwrap_or_default();
             match self.frame(head, rest) {
-                Fate::Incomplete => break,
-                Fate::Pass => self.passing = head.total,
-                Fate::Replace(by) => {
+                FrameAction::Incomplete => break,
+                FrameAction::Pass => self.passing = head.total,
+                FrameAction::Replace(by) => {
                     // The replacement is never longer than the part of the frame that has arrived.
                     if let Some(room) = data.get_mut(ready..ready + by.len()) {
                         room.copy_from_slice(&by);
@@ -192,19 +188,19 @@ impl Screen {
     }
 
     /// Decides about a frame whose head has arrived.
-    fn frame(&mut self, head: Head, data: &mut [u8]) -> Fate {
+    fn frame(&mut self, head: Head, data: &mut [u8]) -> FrameAction {
         match head.kind {
             METHOD | HEADER => {}
             BODY => return self.body(head, data),
-            _ => return Fate::Pass,
+            _ => return FrameAction::Pass,
         }
         let is_header = head.kind == HEADER;
         if head.total > self.largest_frame() {
             return match is_header {
-                true if data.len() <= HEAD + BARE => Fate::Incomplete,
+                true if data.len() <= HEAD + BARE => FrameAction::Incomplete,
                 true => self.leave_out(head, data, "they do not fit into a frame"),
                 // The library reports this error.
-                false => Fate::Pass,
+                false => FrameAction::Pass,
             };
         }
         let Some(payload) = usize::try_from(head.total - 1)
@@ -212,15 +208,15 @@ impl Screen {
             .filter(|end| *end < data.len())
             .and_then(|end| data.get_mut(HEAD..end))
         else {
-            return Fate::Incomplete;
+            return FrameAction::Incomplete;
         };
         match is_header {
             false => {
                 self.method(head.channel, payload);
-                Fate::Pass
+                FrameAction::Pass
             }
             true => match self.header(head.channel, payload) {
-                Ok(()) => Fate::Pass,
+                Ok(()) => FrameAction::Pass,
                 Err(Unreadable(why)) => self.leave_out(head, data, why),
             },
         }
@@ -235,20 +231,20 @@ impl Screen {
         }
     }
 
-    fn body(&mut self, head: Head, data: &[u8]) -> Fate {
+    fn body(&mut self, head: Head, data: &[u8]) -> FrameAction {
         let Some(content) = self.channels.get_mut(&head.channel) else {
-            return Fate::Pass;
+            return FrameAction::Pass;
         };
         if content.left_out == 0 {
-            return Fate::Pass;
+            return FrameAction::Pass;
         }
         if data.len() < HEARTBEAT.len() {
-            return Fate::Incomplete;
+            return FrameAction::Incomplete;
         }
         content.left_out = content
             .left_out
             .saturating_sub(head.total - HEAD as u64 - 1);
-        Fate::Replace(HEARTBEAT.to_vec())
+        FrameAction::Replace(HEARTBEAT.to_vec())
     }
 
     /// Screens the short strings of a method. A method with unknown fields is left to the library.
@@ -328,10 +324,10 @@ impl Screen {
     }
 
     /// An empty content header that replaces one that cannot be read.
-    fn leave_out(&mut self, head: Head, data: &[u8], why: &'static str) -> Fate {
+    fn leave_out(&mut self, head: Head, data: &[u8], why: &'static str) -> FrameAction {
         let Some(start) = data.get(..HEAD + BARE) else {
             // Too short for a content header; the library reports this error.
-            return Fate::Pass;
+            return FrameAction::Pass;
         };
         let mut bare = start.to_vec();
         bare[3..HEAD].copy_from_slice(&[0, 0, 0, BARE as u8]);
@@ -345,7 +341,7 @@ impl Screen {
             ..Damage::default()
         };
         self.note(head.channel, damage);
-        Fate::Replace(bare)
+        FrameAction::Replace(bare)
     }
 
     /// Notes the changes of the current delivery of a channel.
@@ -362,7 +358,7 @@ impl Screen {
 }
 
 /// Decision about a frame.
-enum Fate {
+enum FrameAction {
     /// The rest of the frame must arrive first.
     Incomplete,
     /// The frame passes.
@@ -377,11 +373,6 @@ enum Field {
     Skip(usize),
 }
 
-/// Reason why properties cannot be read.
-struct Unreadable(&'static str);
-
-const CUT: Unreadable = Unreadable("they end too early");
-
 /// Subtracts up to `limit` from a count.
 fn take(count: &mut u64, limit: usize) -> usize {
     let taken = usize::try_from(*count).unwrap_or(usize::MAX).min(limit);
@@ -395,230 +386,6 @@ fn keep(data: &mut [u8], at: usize, count: usize, ready: &mut usize) {
         data.copy_within(at..at + count, *ready);
     }
     *ready += count;
-}
-
-/// Reader of AMQP's types.
-struct Walk<'a> {
-    data: &'a mut [u8],
-    at: usize,
-    damage: Damage,
-    headers: Seen,
-}
-
-/// Headers by which a task that has to wait is recognized, as far as they were read.
-#[derive(Debug, Default)]
-struct Seen {
-    task: bool,
-    id: bool,
-    /// Position of the time in the headers.
-    eta: Option<Range<usize>>,
-    /// True if the broker counts the deliveries of the message: it must not be given back too often.
-    deliveries: bool,
-}
-
-impl<'a> Walk<'a> {
-    fn new(data: &'a mut [u8]) -> Self {
-        Self {
-            data,
-            at: 0,
-            damage: Damage::default(),
-            headers: Seen::default(),
-        }
-    }
-
-    /// Returns true if the headers belong to a task whose time has not come.
-    fn is_early(&self) -> bool {
-        let Seen {
-            task: true,
-            id: true,
-            eta: Some(eta),
-            deliveries: false,
-        } = &self.headers
-        else {
-            return false;
-        };
-        let text = self.data.get(eta.clone());
-        let eta = text
-            .and_then(|text| str::from_utf8(text).ok())
-            .and_then(wire::eta);
-        eta.is_some_and(|eta| eta > Utc::now())
-    }
-
-    fn skip(&mut self, count: usize) -> Option<()> {
-        let end = self.at.checked_add(count)?;
-        (end <= self.data.len()).then(|| self.at = end)
-    }
-
-    fn chunk<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let chunk = *self.data.get(self.at..)?.first_chunk()?;
-        self.at += N;
-        Some(chunk)
-    }
-
-    fn octet(&mut self) -> Option<u8> {
-        self.chunk().map(u8::from_be_bytes)
-    }
-
-    fn short(&mut self) -> Option<u16> {
-        self.chunk().map(u16::from_be_bytes)
-    }
-
-    fn long(&mut self) -> Option<u32> {
-        self.chunk().map(u32::from_be_bytes)
-    }
-
-    fn long_long(&mut self) -> Option<u64> {
-        self.chunk().map(u64::from_be_bytes)
-    }
-
-    /// A short string.
-    fn text(&mut self) -> Option<()> {
-        let size = self.octet()?;
-        let begin = self.at;
-        self.skip(size.into())?;
-        let text = self.data.get_mut(begin..self.at)?;
-        if !text.is_ascii() && str::from_utf8(text).is_err() {
-            cover(text);
-            self.damage.is_no_text = true;
-        }
-        Some(())
-    }
-
-    /// Reads a length and returns the end of the value.
-    fn end(&mut self, limit: usize) -> Option<usize> {
-        let size = usize::try_from(self.long()?).ok()?;
-        let end = self.at.checked_add(size)?;
-        (end <= limit).then_some(end)
-    }
-
-    /// The properties of a message, up to the end.
-    fn properties(&mut self) -> Result<(), Unreadable> {
-        const TEXT: Option<usize> = None;
-        // Beginning with the highest flag.
-        const FIELDS: [Option<usize>; 11] = [
-            Some(1),
-            Some(1),
-            TEXT,
-            TEXT,
-            TEXT,
-            TEXT,
-            Some(8),
-            TEXT,
-            TEXT,
-            TEXT,
-            TEXT,
-        ];
-        let flags = self.short().ok_or(CUT)?;
-        let has = |bit: usize| flags & (1 << (15 - bit)) != 0;
-        for bit in [0, 1] {
-            if has(bit) {
-                self.text().ok_or(CUT)?;
-            }
-        }
-        if has(2) {
-            let end = self.end(self.data.len()).ok_or(CUT)?;
-            self.table(end, 1)?;
-        }
-        for (field, bit) in FIELDS.into_iter().zip(3..) {
-            if has(bit) {
-                let read = match field {
-                    TEXT => self.text(),
-                    Some(size) => self.skip(size),
-                };
-                read.ok_or(CUT)?;
-            }
-        }
-        match self.at == self.data.len() {
-            true => Ok(()),
-            false => Err(Unreadable("they are longer than their flags state")),
-        }
-    }
-
-    fn table(&mut self, end: usize, depth: usize) -> Result<(), Unreadable> {
-        while self.at < end {
-            let name = self.at + 1;
-            self.text().ok_or(CUT)?;
-            let name = name..self.at;
-            self.value(end, depth)?;
-            if depth == 1 {
-                self.see(name);
-            }
-        }
-        self.ends_at(end)
-    }
-
-    /// Notes a header that was read up to this position.
-    fn see(&mut self, name: Range<usize>) {
-        let Some((name, value)) = self
-            .data
-            .get(name.clone())
-            .zip(self.data.get(name.end..self.at))
-        else {
-            return;
-        };
-        // A long text after its tag and its length.
-        let text = value.first() == Some(&b'S') && value.len() > 5;
-        match name {
-            b"task" => self.headers.task = text,
-            b"id" => self.headers.id = text,
-            b"eta" => self.headers.eta = text.then_some(self.at - value.len() + 5..self.at),
-            b"x-delivery-count" => self.headers.deliveries = true,
-            _ => {}
-        }
-    }
-
-    fn array(&mut self, end: usize, depth: usize) -> Result<(), Unreadable> {
-        while self.at < end {
-            self.value(end, depth)?;
-        }
-        self.ends_at(end)
-    }
-
-    fn ends_at(&self, end: usize) -> Result<(), Unreadable> {
-        match self.at == end {
-            true => Ok(()),
-            false => Err(Unreadable("a value is longer than its table")),
-        }
-    }
-
-    fn value(&mut self, limit: usize, depth: usize) -> Result<(), Unreadable> {
-        let tag_at = self.at;
-        let tag = self.octet().ok_or(CUT)?;
-        let size = match tag {
-            b'V' => 0,
-            b't' | b'b' | b'B' => 1,
-            b's' | b'U' | b'u' => 2,
-            b'I' | b'i' | b'f' => 4,
-            b'D' => 5,
-            b'L' | b'l' | b'd' | b'T' => 8,
-            b'S' | b'x' | b'A' | b'F' => {
-                let end = self.end(limit).ok_or(CUT)?;
-                match tag {
-                    b'A' | b'F' if depth == MAX_DEPTH => {
-                        // Bytes have the same encoding: a length, and as many bytes.
-                        self.data[tag_at] = b'x';
-                        self.damage.is_too_deep = true;
-                    }
-                    b'A' => return self.array(end, depth + 1),
-                    b'F' => return self.table(end, depth + 1),
-                    _ => {}
-                }
-                end - self.at
-            }
-            _ => return Err(Unreadable("a header is of an unknown type")),
-        };
-        self.skip(size).ok_or(CUT)
-    }
-}
-
-/// Replaces each byte that belongs to no character by a question mark.
-fn cover(text: &mut [u8]) {
-    let mut covered = Vec::with_capacity(text.len());
-    for chunk in text.utf8_chunks() {
-        covered.extend_from_slice(chunk.valid().as_bytes());
-        covered.resize(covered.len() + chunk.invalid().len(), b'?');
-    }
-    text.copy_from_slice(&covered);
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ const FRAME_MAX: u32 = 4096;
 const BODY_MAX: u64 = 1000;
 
 fn screen(is_last: bool) -> Screen {
-    let limits = Limits {
+    let limits = ConnectionLimits {
         frame: FRAME_MAX,
         is_last,
         bodies: Bodies {
@@ -153,7 +153,7 @@ fn what_nests_too_deep_becomes_bytes() {
     let table = [text(b"deep"), value, text(b"after"), b"t\x01".to_vec()].concat();
     let stream = [deliver(1, b"", b"q"), header(0, &table, b"m")].concat();
     let mut screen = Screen::new(
-        Limits {
+        ConnectionLimits {
             frame: 1 << 17,
             is_last: true,
             bodies: Bodies::ALL,

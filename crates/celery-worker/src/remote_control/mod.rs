@@ -1,4 +1,4 @@
-//! Remote control: requests of `celery inspect`, `celery control` and Flower to a worker.
+//! Remote control: requests of `celery inspect`, `celery control` and Flower to a runtime.
 //!
 //! Requests are broadcast, carry no proof of their sender, and are hostile input like any message. A message
 //! that is not a request is skipped, an unknown method is answered with an error, and everything that is kept,
@@ -16,24 +16,26 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::Worker;
-use super::accepted::Phase;
-use super::cluster::Ears;
-use super::line::{Line, Queued};
 use crate::broker::{Queue, Subscription};
+use crate::worker::bounded_queue::{BoundedQueue, Queued};
+use crate::worker::in_flight::Phase;
+use crate::worker::runtime::Runtime;
 use celery_protocol::event::{Event, Load};
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message;
-use celery_protocol::pidbox::Request;
+use celery_protocol::pidbox::ControlRequest;
+use gossip::{ClusterQueues, Namesakes};
+use replies::Replies;
 use revoke::Revocations;
 
-mod change;
+mod control;
+mod gossip;
 mod inspect;
-pub(super) mod replies;
+mod replies;
 mod revoke;
 
 /// Time limit for an answer of the broker.
-pub(super) const WITHIN: Duration = Duration::from_secs(5);
+const WITHIN: Duration = Duration::from_secs(5);
 
 /// Largest request, in bytes: large enough for all ids that are remembered.
 const MAX_BODY: usize = 4 << 20;
@@ -67,46 +69,76 @@ pub const DANGEROUS: [&str; 9] = [
     "time_limit",
 ];
 
-/// Revocations and changes, which take time and are handled beside the other requests.
-struct Desk {
+/// Remote control of one worker.
+pub(crate) struct RemoteControl {
+    worker: Arc<Runtime>,
+    replies: Replies,
+    namesakes: Namesakes,
+    /// Mingle and gossip, unless they are disabled.
+    cluster: Option<ClusterQueues>,
+    /// Requests that wait for the result backend.
     revocations: Revocations,
-    changes: Line<Request>,
+    /// Requests that wait for the broker.
+    changes: BoundedQueue<ControlRequest>,
+}
+
+/// A running remote control. Dropping it ends it.
+pub(crate) struct Serving {
+    control: Arc<RemoteControl>,
+    tasks: [AbortOnDropHandle<()>; 3],
+}
+
+impl Serving {
+    /// Takes no further requests, and sends the waiting replies within a time limit.
+    pub(crate) async fn close(self) {
+        drop(self.tasks);
+        self.control.replies.close().await;
+    }
+}
+
+/// Starts to answer requests.
+pub(crate) fn start(worker: Arc<Runtime>) -> Serving {
+    let (revocations, revoked) = revoke::line();
+    let (changes, changing) = BoundedQueue::new(CHANGES.0, CHANGES.1);
+    let control = Arc::new(RemoteControl {
+        replies: Replies::new(worker.hostname.clone(), worker.transport.clone()),
+        namesakes: Namesakes::default(),
+        cluster: worker.config.gossip.then(ClusterQueues::new),
+        revocations,
+        changes,
+        worker,
+    });
+    let tasks = [
+        tokio::spawn(serve(control.clone())),
+        tokio::spawn(revoke::store(control.clone(), revoked)),
+        tokio::spawn(change(control.clone(), changing)),
+    ]
+    .map(AbortOnDropHandle::new);
+    Serving { control, tasks }
 }
 
 /// Answers requests until the worker stops.
-pub(super) async fn serve(worker: Arc<Worker>) {
+async fn serve(control: Arc<RemoteControl>) {
+    let (worker, cluster) = (&control.worker, &control.cluster);
     let tag = Uuid::new_v4().simple().to_string();
-    let ears = worker.config.gossip.then(Ears::new);
     let own = [Queue::control(&worker.hostname, &tag)];
     let mut consumer = worker.transport.consume(Subscription {
         purpose: "remote control",
         queues: own
             .into_iter()
-            .chain(ears.iter().flat_map(Ears::queues))
+            .chain(cluster.iter().flat_map(ClusterQueues::queues))
             .collect(),
         prefetch: PREFETCH,
         delayed: None,
         max_body_bytes: Some(worker.config.accept.max_body_bytes.min(MAX_BODY)),
         max_waiting_body_bytes: None,
     });
-    let (revocations, revoked) = revoke::line();
-    let (changes, changing) = Line::new(CHANGES.0, CHANGES.1);
-    let desk = Desk {
-        revocations,
-        changes,
-    };
-    let _beside = [
-        tokio::spawn(revoke::store(worker.clone(), revoked)),
-        tokio::spawn(change(worker.clone(), changing)),
-    ]
-    .map(AbortOnDropHandle::new);
-
     let mut connected = consumer.connected();
     let greeting = async {
         // Without a connection this ends only with the worker.
         let served = connected.wait_for(|up| *up).await.is_ok();
-        if let (true, Some(ears)) = (served, &ears) {
-            ears.greet(&worker).await;
+        if let (true, Some(cluster)) = (served, cluster) {
+            cluster.greet(&control).await;
         }
     };
     let mut greeting = std::pin::pin!(greeting);
@@ -127,18 +159,18 @@ pub(super) async fn serve(worker: Arc<Worker>) {
             worker.events.observe(clock);
         }
         let (exchange, message) = (&delivery.exchange, &delivery.message);
-        let heard = ears
+        let is_gossip = cluster
             .as_ref()
-            .is_some_and(|ears| ears.hear(&worker, exchange, message));
-        if !heard {
-            match Request::decode(message) {
+            .is_some_and(|cluster| cluster.receive(&control, exchange, message));
+        if !is_gossip {
+            match ControlRequest::decode(message) {
                 None => tracing::warn!(
                     body_bytes = message.body.len(),
                     damage = ?delivery.damage,
                     "skipped a message to the remote control that is no request"
                 ),
                 Some(request) if request.addresses(&worker.hostname) => {
-                    worker.answer(request, message.body.len(), &desk, ears.as_ref());
+                    control.answer(request, message.body.len());
                 }
                 Some(_) => {}
             }
@@ -148,34 +180,34 @@ pub(super) async fn serve(worker: Arc<Worker>) {
 }
 
 /// Makes the changes that wait for the broker, one after the other.
-async fn change(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<Request>>) {
+async fn change(control: Arc<RemoteControl>, mut line: mpsc::Receiver<Queued<ControlRequest>>) {
     while let Some(Queued { item: request, .. }) = line.recv().await {
         let changing = async {
             match request.method.as_str() {
-                "add_consumer" => worker.add_consumer(&request).await,
-                _ => worker.cancel_consumer(&request).await,
+                "add_consumer" => control.add_consumer(&request).await,
+                _ => control.cancel_consumer(&request).await,
             }
         };
         let changed = timeout(WITHIN, changing).await.unwrap_or_else(|_| {
             let text = "the broker has not answered in time; the change will be made when it does";
             Err(Exception::new(BUILTINS, "TimeoutError", text))
         });
-        worker.reply(&request, changed);
+        control.reply(&request, changed);
     }
 }
 
-impl Worker {
+impl RemoteControl {
     /// Handles a request of `bytes` bytes, or puts it in line, and sends the reply.
-    fn answer(&self, request: Request, bytes: usize, desk: &Desk, ears: Option<&Ears>) {
+    fn answer(&self, request: ControlRequest, bytes: usize) {
         tracing::debug!(
             method = shortened(&request.method),
             "remote control request"
         );
         let done = self.permit(&request).and_then(|()| {
             if !matches!(request.method.as_str(), "add_consumer" | "cancel_consumer") {
-                return self.obey(&request, desk, ears).map(Some);
+                return self.obey(&request).map(Some);
             }
-            match desk.changes.put(request.clone(), bytes) {
+            match self.changes.put(request.clone(), bytes) {
                 true => Ok(None),
                 false => Err(Exception::new(
                     BUILTINS,
@@ -191,56 +223,52 @@ impl Worker {
         }
     }
 
-    fn reply(&self, request: &Request, done: Result<Value, Exception>) {
+    fn reply(&self, request: &ControlRequest, done: Result<Value, Exception>) {
         if is_answered(&request.method) {
             let reply = done.unwrap_or_else(|error| json!({ "error": error.repr() }));
-            self.replies.send(request, &reply, self.events.tick());
+            self.replies
+                .send(request, &reply, self.worker.events.tick());
         }
     }
 
-    fn obey(
-        &self,
-        request: &Request,
-        desk: &Desk,
-        ears: Option<&Ears>,
-    ) -> Result<Value, Exception> {
+    fn obey(&self, request: &ControlRequest) -> Result<Value, Exception> {
         Ok(match request.method.as_str() {
             "ping" => json!({"ok": "pong"}),
-            "clock" => json!({"clock": self.events.tick()}),
-            "hello" => self.hello(request, ears),
+            "clock" => json!({"clock": self.worker.events.tick()}),
+            "hello" => self.hello(request),
             "active" | "dump_active" => {
                 let safe = is_true(request.argument("safe"));
                 self.tasks(safe, |phase| matches!(phase, Phase::Active(_)))
             }
             "reserved" | "dump_reserved" => self.tasks(false, |phase| phase == Phase::Reserved),
             "scheduled" | "dump_schedule" => self.scheduled(),
-            "revoked" | "dump_revoked" => json!(self.revoked.list()),
+            "revoked" | "dump_revoked" => json!(self.worker.revoked.list()),
             "registered" | "dump_tasks" => self.registered(request),
             "query_task" => self.query(request),
             "stats" => self.stats(),
             "active_queues" => self.active_queues(),
-            "conf" | "dump_conf" => self.config.settings.clone(),
+            "conf" | "dump_conf" => self.worker.config.settings.clone(),
             "report" => json!({"ok": self.report()}),
-            "revoke" | "terminate" => self.revoke(request, &desk.revocations)?,
+            "revoke" | "terminate" => self.revoke(request)?,
             "revoke_by_stamped_headers" => self.revoke_by_stamped_headers(request)?,
             "rate_limit" => self.rate_limit(request),
             "time_limit" => self.time_limit(request),
-            "enable_events" => ok_if(self.events.enable_tasks(true), "enabled"),
-            "disable_events" => ok_if(self.events.enable_tasks(false), "disabled"),
+            "enable_events" => ok_if(self.worker.events.enable_tasks(true), "enabled"),
+            "disable_events" => ok_if(self.worker.events.enable_tasks(false), "disabled"),
             "heartbeat" => {
                 let load = Load {
                     freq: ASKED_FREQ,
-                    ..self.load()
+                    ..self.worker.load()
                 };
-                self.events.send(&Event::WorkerHeartbeat(load));
+                self.worker.events.send(&Event::WorkerHeartbeat(load));
                 Value::Null
             }
             "pool_grow" => {
-                self.resize(self.pool.grow(places(request)?));
+                self.resize(self.worker.slots.grow(places(request)?));
                 json!({"ok": "pool will grow"})
             }
             "pool_shrink" => {
-                self.resize(self.pool.shrink(places(request)?));
+                self.resize(self.worker.slots.shrink(places(request)?));
                 json!({"ok": "pool will shrink"})
             }
             "autoscale" => {
@@ -254,13 +282,13 @@ impl Worker {
                 return Err(Exception::new(
                     BUILTINS,
                     "ValueError",
-                    "Pool restarts not enabled",
+                    "Slots restarts not enabled",
                 ));
             }
-            // This node answers greetings of others (see `cluster`) and does not need this method itself.
+            // This node answers greetings of others (see [`gossip`]) and does not need this method itself.
             "election" => Value::Null,
             "shutdown" => {
-                self.shutdown.warm();
+                self.worker.shutdown.warm();
                 Value::Null
             }
             method if UNSUPPORTED.contains(&method) => {
@@ -277,7 +305,7 @@ impl Worker {
     }
 
     /// Refuses a request that the settings do not allow, and logs one that matters.
-    fn permit(&self, request: &Request) -> Result<(), Exception> {
+    fn permit(&self, request: &ControlRequest) -> Result<(), Exception> {
         let terminates = request.method == "revoke" && is_true(request.argument("terminate"));
         let method = match terminates {
             true => "terminate",
@@ -289,6 +317,7 @@ impl Worker {
         // The only information about the sender; it cannot be proved.
         let asked_by = request.reply_to.as_ref().map(|to| to.routing_key.as_str());
         let allowed = self
+            .worker
             .config
             .control_allowed
             .iter()
@@ -332,7 +361,7 @@ fn missing_argument(function: &str, name: &str) -> Exception {
 }
 
 /// Number of places to add or remove.
-fn places(request: &Request) -> Result<usize, Exception> {
+fn places(request: &ControlRequest) -> Result<usize, Exception> {
     match request.argument("n") {
         Value::Null => Ok(1),
         n => n
@@ -348,7 +377,7 @@ fn is_true(value: &Value) -> bool {
 }
 
 /// One id, or a list of them; anything else is none.
-pub(super) fn ids(value: &Value) -> Vec<String> {
+fn ids(value: &Value) -> Vec<String> {
     match value {
         Value::String(id) => vec![id.clone()],
         Value::Array(ids) => ids

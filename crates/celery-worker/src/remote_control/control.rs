@@ -1,16 +1,16 @@
-//! Requests that change settings of the running worker.
+//! Requests that change settings of the running runtime.
 
 use serde_json::{Value, json};
 
-use super::missing_argument;
+use super::{RemoteControl, missing_argument};
 use crate::broker::{Binding, Exchange, ExchangeKind, Subscriptions};
-use crate::worker::policy::Limits;
-use crate::worker::{RateLimit, Worker};
+use crate::worker::RateLimit;
+use crate::worker::effective_options::Limits;
 use celery_protocol::exception::{BUILTINS, Exception};
-use celery_protocol::pidbox::Request;
+use celery_protocol::pidbox::ControlRequest;
 
-impl Worker {
-    pub(super) fn rate_limit(&self, request: &Request) -> Value {
+impl RemoteControl {
+    pub(super) fn rate_limit(&self, request: &ControlRequest) -> Value {
         let limit = match request.argument("rate_limit") {
             Value::Null => None,
             Value::Number(n) if n.as_f64() == Some(0.0) => None,
@@ -31,7 +31,7 @@ impl Worker {
         match self.known_task(request) {
             None => json!({"error": "unknown task"}),
             Some(task) => {
-                self.rates.set(task, limit);
+                self.worker.rate_limits.set(task, limit);
                 // Flower sends text, and in Python the text "0" is true.
                 let disabled = limit.is_none() && *request.argument("rate_limit") != json!("0");
                 json!({"ok": match disabled {
@@ -42,7 +42,7 @@ impl Worker {
         }
     }
 
-    pub(super) fn time_limit(&self, request: &Request) -> Value {
+    pub(super) fn time_limit(&self, request: &ControlRequest) -> Value {
         let Some(task) = self.known_task(request) else {
             return json!({"error": "unknown task"});
         };
@@ -50,22 +50,22 @@ impl Worker {
             hard: request.argument("hard").as_f64(),
             soft: request.argument("soft").as_f64(),
         };
-        self.time_limits.set(task, limits);
+        self.worker.time_limits.set(task, limits);
         json!({"ok": "time limits set successfully"})
     }
 
-    fn known_task<'a>(&self, request: &'a Request) -> Option<&'a str> {
+    fn known_task<'a>(&self, request: &'a ControlRequest) -> Option<&'a str> {
         let name = request.argument("task_name").as_str()?;
-        self.registry.get(name).is_some().then_some(name)
+        self.worker.registry.get(name).is_some().then_some(name)
     }
 
     /// Makes the change; waits for the broker.
-    pub(super) async fn add_consumer(&self, request: &Request) -> Result<Value, Exception> {
+    pub(super) async fn add_consumer(&self, request: &ControlRequest) -> Result<Value, Exception> {
         let text = |name: &str| request.argument(name).as_str().filter(|s| !s.is_empty());
         let Some(name) = text("queue") else {
             return Err(missing_argument("add_consumer", "queue"));
         };
-        let mut queue = self.config.task_queues.queue(name);
+        let mut queue = self.worker.config.task_queues.queue(name);
         if let Some(exchange) = text("exchange") {
             let kind = text("exchange_type").unwrap_or("direct");
             let kind = serde_json::from_value::<ExchangeKind>(json!(kind)).map_err(|_| {
@@ -81,7 +81,10 @@ impl Worker {
     }
 
     /// Makes the change; waits for the broker.
-    pub(super) async fn cancel_consumer(&self, request: &Request) -> Result<Value, Exception> {
+    pub(super) async fn cancel_consumer(
+        &self,
+        request: &ControlRequest,
+    ) -> Result<Value, Exception> {
         let Some(name) = request.argument("queue").as_str() else {
             return Err(missing_argument("cancel_consumer", "queue"));
         };
@@ -92,13 +95,14 @@ impl Worker {
     /// Adapts the prefetch limit to a pool of `size` places.
     pub(super) fn resize(&self, size: usize) {
         tracing::info!(concurrency = size, "pool resized by remote control");
-        if let Some(subscriptions) = self.subscriptions.get() {
-            subscriptions.set_prefetch(self.prefetch());
+        if let Some(subscriptions) = self.worker.subscriptions.get() {
+            subscriptions.set_prefetch(self.worker.prefetch());
         }
     }
 
     fn subscriptions(&self) -> Result<&Subscriptions, Exception> {
-        self.subscriptions
+        self.worker
+            .subscriptions
             .get()
             .ok_or_else(|| Exception::new(BUILTINS, "RuntimeError", "the worker is starting"))
     }

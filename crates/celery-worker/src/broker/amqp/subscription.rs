@@ -1,4 +1,4 @@
-//! Keeps a subscription served for as long as it is wanted.
+//! A subscription, served over one connection after another.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -11,20 +11,20 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::lane::Lane;
-use super::link::{Link, goodbye};
+use super::connector::{Connector, goodbye};
+use super::queue_consumer::QueueConsumer;
 use super::screen::{Bodies, Notes};
 use super::{RECONNECT, Reconnect};
 use crate::broker::QueueType;
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
-use crate::liveness::{self, Pulse};
+use crate::liveness::{self, Liveness};
 use service_connection::backoff::{Attempts, Setback, in_seconds};
 use service_connection::error_chain::{chain, panic_text};
 
-/// What serves a subscription, connection after connection.
-pub(super) struct Supervisor {
-    pub(super) link: Arc<Link>,
+/// Serves a subscription for as long as it is wanted.
+pub(super) struct Subscriber {
+    pub(super) connector: Arc<Connector>,
     pub(super) reconnect: Reconnect,
     pub(super) purpose: &'static str,
     pub(super) delayed: Option<QueueType>,
@@ -32,9 +32,9 @@ pub(super) struct Supervisor {
     pub(super) closing: CancellationToken,
 }
 
-impl Supervisor {
+impl Subscriber {
     /// Runs until the subscription is cancelled and settled, or the broker is given up.
-    pub(super) async fn run(self, feed: Feed, pulse: &Pulse) {
+    pub(super) async fn run(self, feed: Feed, pulse: &Liveness) {
         let Feed {
             deliveries,
             reports,
@@ -48,7 +48,7 @@ impl Supervisor {
             let notes = Arc::new(Notes::default());
             let opened = tokio::select! {
                 () = cancelled.cancelled() => return,
-                opened = self.link.connect_to_consume("consumer", self.bodies, &notes) => opened,
+                opened = self.connector.connect_to_consume("consumer", self.bodies, &notes) => opened,
             };
             let error = match opened {
                 Ok(connection) => {
@@ -61,7 +61,7 @@ impl Supervisor {
                         connection: Arc::new(connection),
                         notes,
                         reports: &reports,
-                        lanes: JoinSet::new(),
+                        consumers: JoinSet::new(),
                         tokens: HashMap::new(),
                     };
                     match session.serve(&deliveries, &cancelled).await {
@@ -71,7 +71,7 @@ impl Supervisor {
                             error
                         }
                         None => {
-                            // The consumer ends when the lanes have let go of it, too.
+                            // The subscription ends once its queue consumers have dropped it, too.
                             drop(deliveries);
                             return session.finish().await;
                         }
@@ -92,7 +92,7 @@ impl Supervisor {
             let Setback { pause, is_news } = attempts.failed(&error);
             if is_news {
                 tracing::warn!(
-                    broker = self.link.masked(),
+                    broker = self.connector.masked(),
                     purpose = self.purpose,
                     error = %chain(&error),
                     retry_in_s = in_seconds(pause),
@@ -124,31 +124,31 @@ impl Supervisor {
     }
 }
 
-/// One connection with a lane for each queue.
+/// One connection with a consumer for each queue.
 struct Session<'a> {
-    supervisor: &'a Supervisor,
-    pulse: &'a Pulse,
+    supervisor: &'a Subscriber,
+    pulse: &'a Liveness,
     connection: Arc<Connection>,
     notes: Arc<Notes>,
     reports: &'a Arc<Reports>,
-    lanes: JoinSet<LaneEnd>,
-    /// What ends the lane of a queue that is wanted.
+    consumers: JoinSet<ConsumerEnd>,
+    /// Tokens that end the consumers of wanted queues.
     tokens: HashMap<String, CancellationToken>,
 }
 
-/// Result of the lane of a queue.
-enum LaneEnd {
+/// Result of the consumer of a queue.
+enum ConsumerEnd {
     /// The queue is no longer wanted, or its connection is gone.
     Ended(Option<BrokerError>),
     /// Ended by a bug. Deliveries that it has not handed on stay unacknowledged until its connection ends.
     Panicked { queue: String, panic: String },
 }
 
-async fn run(lane: Lane) -> LaneEnd {
-    let queue = lane.queue.name.clone();
-    match AssertUnwindSafe(lane.run()).catch_unwind().await {
-        Ok(ended) => LaneEnd::Ended(ended),
-        Err(panic) => LaneEnd::Panicked {
+async fn run(consumer: QueueConsumer) -> ConsumerEnd {
+    let queue = consumer.queue.name.clone();
+    match AssertUnwindSafe(consumer.run()).catch_unwind().await {
+        Ok(ended) => ConsumerEnd::Ended(ended),
+        Err(panic) => ConsumerEnd::Panicked {
             queue,
             panic: panic_text(&*panic).to_owned(),
         },
@@ -162,10 +162,12 @@ impl Session<'_> {
         deliveries: &mpsc::Sender<Delivery>,
         cancelled: &CancellationToken,
     ) -> Option<BrokerError> {
-        let link = &self.supervisor.link;
+        let connector = &self.supervisor.connector;
         let mut events = self.connection.events_listener();
         if let Some(kind) = self.supervisor.delayed {
-            let made = link.make(&self.connection, &delayed::topology(kind)).await;
+            let made = connector
+                .make(&self.connection, &delayed::topology(kind))
+                .await;
             if let Err(error) = made {
                 tracing::warn!(
                     error = %chain(&error),
@@ -186,32 +188,32 @@ impl Session<'_> {
                 () = cancelled.cancelled() => return None,
                 Ok(()) = wanted.changed() => None,
                 _ = ticks.tick() => None,
-                Some(lane) = self.lanes.join_next() => match lane {
-                    Ok(LaneEnd::Ended(ended)) => ended,
-                    Ok(LaneEnd::Panicked { queue, panic }) => {
+                Some(consumer) = self.consumers.join_next() => match consumer {
+                    Ok(ConsumerEnd::Ended(ended)) => ended,
+                    Ok(ConsumerEnd::Panicked { queue, panic }) => {
                         tracing::error!(
                             queue,
                             panic,
                             "the consumer of a queue panicked, which is a bug; its connection is opened again"
                         );
-                        return Some(link.lost("the consumer of a queue panicked"));
+                        return Some(connector.lost("the consumer of a queue panicked"));
                     }
-                    Err(error) => return Some(link.lost(&error.to_string())),
+                    Err(error) => return Some(connector.lost(&error.to_string())),
                 },
                 event = events.next() => match event {
-                    Some(Event::Error(error)) => Some(link.error(error, "the connection")),
+                    Some(Event::Error(error)) => Some(connector.error(error, "the connection")),
                     Some(_) => None,
-                    None => Some(link.lost("the connection is closed")),
+                    None => Some(connector.lost("the connection is closed")),
                 },
             };
-            // A lane mends its own channel.
+            // A consumer opens its own channel again.
             if !self.connection.status().connected() {
-                return Some(ended.unwrap_or_else(|| link.lost("the connection is closed")));
+                return Some(ended.unwrap_or_else(|| connector.lost("the connection is closed")));
             }
         }
     }
 
-    /// Starts the lanes that are missing and ends those that are not wanted.
+    /// Starts the consumers that are missing and ends those that are not wanted.
     fn reconcile(
         &mut self,
         queues: Vec<Queue>,
@@ -231,8 +233,8 @@ impl Session<'_> {
             }
             let token = cancelled.child_token();
             self.tokens.insert(queue.name.clone(), token.clone());
-            let lane = Lane {
-                link: self.supervisor.link.clone(),
+            let consumer = QueueConsumer {
+                connector: self.supervisor.connector.clone(),
                 connection: self.connection.clone(),
                 notes: self.notes.clone(),
                 queue,
@@ -242,20 +244,20 @@ impl Session<'_> {
                 cancelled: token,
                 closing: self.supervisor.closing.clone(),
             };
-            self.lanes.spawn(run(lane));
+            self.consumers.spawn(run(consumer));
         }
     }
 
     /// Lets go of a connection that is gone.
     async fn give_up(mut self) {
         self.reports.update(|served| *served = Served::default());
-        self.lanes.shutdown().await;
+        self.consumers.shutdown().await;
         goodbye(&self.connection).await;
     }
 
     /// Ends a healthy connection, when everything is settled.
     async fn finish(mut self) {
-        while self.lanes.join_next().await.is_some() {}
+        while self.consumers.join_next().await.is_some() {}
         self.reports.update(|served| *served = Served::default());
         goodbye(&self.connection).await;
     }

@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::courier::Courier;
-use super::link::Link;
+use super::confirm_publisher::ConfirmPublisher;
+use super::connector::Connector;
 use crate::broker::BrokerError;
 
 /// Interval of the checks of a blocked connection, which may end without an event.
@@ -61,17 +61,20 @@ impl Changes {
 pub(super) struct PublisherSession {
     pub(super) connection: Connection,
     /// Channel for the default exchange and for declared exchanges.
-    pub(super) courier: Option<Courier>,
+    pub(super) publisher: Option<ConfirmPublisher>,
     /// Channel for other exchanges.
-    pub(super) foreign: Option<Courier>,
+    pub(super) foreign: Option<ConfirmPublisher>,
     /// Queues and exchanges that were declared over it.
     pub(super) declared: HashSet<(&'static str, String)>,
     _watch: AbortOnDropHandle<()>,
 }
 
 impl PublisherSession {
-    pub(super) async fn open(link: &Link, blocked: &Blocked) -> Result<Self, BrokerError> {
-        let connection = link.connect("publisher").await?;
+    pub(super) async fn open(
+        connector: &Connector,
+        blocked: &Blocked,
+    ) -> Result<Self, BrokerError> {
+        let connection = connector.connect("publisher").await?;
         let events = connection.events_listener();
         let status = connection.status().clone();
         let is_connected = move || status.connected();
@@ -79,14 +82,14 @@ impl PublisherSession {
             events,
             is_connected,
             Watched {
-                broker: link.masked(),
+                broker: connector.masked(),
                 blocked: blocked.clone(),
                 since: None,
             },
         );
         Ok(Self {
             connection,
-            courier: None,
+            publisher: None,
             foreign: None,
             declared: HashSet::new(),
             _watch: AbortOnDropHandle::new(tokio::spawn(watching)),
@@ -155,10 +158,10 @@ async fn watch_blocking(
 
 /// A channel in confirm mode.
 pub(super) async fn confirming(
-    link: &Link,
+    connector: &Connector,
     connection: &Connection,
 ) -> Result<Channel, BrokerError> {
-    let error = |e| link.error(e, "a channel for publishing");
+    let error = |e| connector.error(e, "a channel for publishing");
     let channel = connection.create_channel().await.map_err(error)?;
     channel
         .confirm_select(ConfirmSelectOptions::default())

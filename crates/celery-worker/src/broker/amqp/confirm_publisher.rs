@@ -1,8 +1,8 @@
-//! Publishes over one channel, for everybody who has something to publish.
+//! Publishing over one channel in confirm mode.
 //!
-//! lapin wakes whoever publishes twice for each message: when it is written, and when it is
-//! confirmed. Here one task waits for all of them, and answers each; a thread that has read a
-//! hundred confirmations then wakes one task and not a hundred.
+//! lapin wakes a publishing task twice for each message: when it is written, and when it is confirmed.
+//! Here one task waits for all messages and answers each caller, so a thread that has read a hundred
+//! confirms wakes one task and not a hundred.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
@@ -10,48 +10,47 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, ChannelState, Confirmation, ErrorKind};
 use tokio::sync::{mpsc, oneshot};
 
-/// Letters that are taken in at a time, before answers are looked at again.
+/// Maximum number of messages that are taken in before confirms are processed again.
 const BATCH: usize = 64;
 
 /// A message on its way out.
-pub(super) struct Letter {
+pub(super) struct Outgoing {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
-    /// Whether it comes back if it reaches no queue.
+    /// True if the broker returns a message that reaches no queue.
     pub(super) mandatory: bool,
     pub(super) properties: BasicProperties,
     pub(super) body: Vec<u8>,
 }
 
-type Answer = lapin::Result<Confirmation>;
+type Confirm = lapin::Result<Confirmation>;
 
-/// A channel in confirm mode. It is used by one task, which ends when nobody has letters for it
-/// any more and all are answered.
-pub(super) struct Courier {
+/// A channel in confirm mode. Its task ends once this value is dropped and every message is answered.
+pub(super) struct ConfirmPublisher {
     channel: Channel,
-    // Without a bound, as lapin's own line is: a letter that is given up waiting for is in either.
-    letters: mpsc::UnboundedSender<(Letter, oneshot::Sender<Answer>)>,
+    // Unbounded, as lapin's own queue: a message whose caller has given up waits in either.
+    outgoing: mpsc::UnboundedSender<(Outgoing, oneshot::Sender<Confirm>)>,
 }
 
-impl Courier {
-    /// A courier on a channel that confirms.
+impl ConfirmPublisher {
+    /// A publisher on a channel that confirms.
     pub(super) fn new(channel: Channel) -> Self {
-        let (letters, incoming) = mpsc::unbounded_channel();
+        let (outgoing, incoming) = mpsc::unbounded_channel();
         tokio::spawn(work(channel.clone(), incoming));
-        Self { channel, letters }
+        Self { channel, outgoing }
     }
 
-    /// Whether the channel is there.
+    /// Returns true while the channel is open.
     pub(super) fn is_open(&self) -> bool {
         self.channel.status().connected()
     }
 
-    /// Publishes a letter and returns a future of the broker's answer. Dropping the future before the letter is
-    /// written withdraws the letter. A letter that is written goes out even if its answer is not awaited.
-    pub(super) fn publish(&self, letter: Letter) -> impl Future<Output = Answer> + use<> {
+    /// Publishes a message and returns a future of the broker's confirm. Dropping the future before the message is
+    /// written withdraws the message. A written message is sent even if its confirm is not awaited.
+    pub(super) fn publish(&self, outgoing: Outgoing) -> impl Future<Output = Confirm> + use<> {
         let (answer, answered) = oneshot::channel();
-        // If nobody takes it, nobody answers.
-        let _ = self.letters.send((letter, answer));
+        // If the task is gone, the receiver reports it.
+        let _ = self.outgoing.send((outgoing, answer));
         async {
             answered.await.unwrap_or_else(|_| {
                 Err(ErrorKind::InvalidChannelState(ChannelState::Closed, "basic.publish").into())
@@ -62,7 +61,7 @@ impl Courier {
 
 async fn work(
     channel: Channel,
-    mut incoming: mpsc::UnboundedReceiver<(Letter, oneshot::Sender<Answer>)>,
+    mut incoming: mpsc::UnboundedReceiver<(Outgoing, oneshot::Sender<Confirm>)>,
 ) {
     let mut outside = FuturesUnordered::new();
     let mut batch = Vec::with_capacity(BATCH);
@@ -72,25 +71,25 @@ async fn work(
             Some(()) = outside.next() => {}
             taken = incoming.recv_many(&mut batch, BATCH) => match taken {
                 0 => break,
-                _ => outside.extend(batch.drain(..).map(|(letter, answer)| post(&channel, letter, answer))),
+                _ => outside.extend(batch.drain(..).map(|(outgoing, answer)| post(&channel, outgoing, answer))),
             },
         }
     }
     while outside.next().await.is_some() {}
 }
 
-async fn post(channel: &Channel, letter: Letter, answer: oneshot::Sender<Answer>) {
+async fn post(channel: &Channel, outgoing: Outgoing, answer: oneshot::Sender<Confirm>) {
     // Given up meanwhile: the caller may publish the message again.
     if answer.is_closed() {
         return;
     }
-    let Letter {
+    let Outgoing {
         exchange,
         routing_key,
         mandatory,
         properties,
         body,
-    } = letter;
+    } = outgoing;
     let options = BasicPublishOptions {
         mandatory,
         ..Default::default()
@@ -102,6 +101,6 @@ async fn post(channel: &Channel, letter: Letter, answer: oneshot::Sender<Answer>
         Ok(confirmation) => confirmation.await,
         Err(error) => Err(error),
     };
-    // Whoever asked may have given up waiting.
+    // The caller may have given up.
     let _ = answer.send(confirmed);
 }

@@ -17,7 +17,7 @@ use service_connection::backoff::Pauses;
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// Lets everybody through, or one at a time.
-pub(super) struct Gate {
+pub(super) struct CircuitBreaker {
     /// Where the backend is, for messages.
     place: String,
     is_away: AtomicBool,
@@ -39,7 +39,7 @@ impl Turn {
     }
 }
 
-impl Gate {
+impl CircuitBreaker {
     pub(super) fn new(place: String) -> Self {
         Self {
             place,
@@ -114,17 +114,17 @@ mod tests {
 
     #[tokio::test]
     async fn one_tries_while_the_others_wait_and_all_go_on_together() {
-        let gate = Arc::new(Gate::new("test".into()));
+        let breaker = Arc::new(CircuitBreaker::new("test".into()));
         let backend = Arc::new(Backend::default());
-        gate.pass(backend.work()).await.unwrap_err();
+        breaker.pass(backend.work()).await.unwrap_err();
         backend.most_at_once.store(0, Ordering::Relaxed);
 
         let started = Instant::now();
         let waiting: Vec<_> = (0..1000)
             .map(|_| {
-                let (gate, backend) = (gate.clone(), backend.clone());
+                let (breaker, backend) = (breaker.clone(), backend.clone());
                 tokio::spawn(async move {
-                    while gate.pass(backend.work()).await.is_err() {}
+                    while breaker.pass(backend.work()).await.is_err() {}
                     started.elapsed()
                 })
             })
@@ -144,14 +144,14 @@ mod tests {
 
     #[tokio::test]
     async fn who_gives_up_does_not_hold_the_others() {
-        let gate = Gate::new("test".into());
+        let breaker = CircuitBreaker::new("test".into());
         let backend = Backend::default();
-        gate.pass(backend.work()).await.unwrap_err();
-        gate.pass(backend.work()).await.unwrap_err();
+        breaker.pass(backend.work()).await.unwrap_err();
+        breaker.pass(backend.work()).await.unwrap_err();
         let given_up =
-            tokio::time::timeout(Duration::from_millis(10), gate.pass(backend.work())).await;
+            tokio::time::timeout(Duration::from_millis(10), breaker.pass(backend.work())).await;
         assert!(given_up.is_err());
         backend.is_up.store(true, Ordering::Relaxed);
-        gate.pass(backend.work()).await.unwrap();
+        breaker.pass(backend.work()).await.unwrap();
     }
 }

@@ -75,10 +75,10 @@ impl FromStr for RateLimit {
 
 /// The limits of a worker's tasks, by name.
 #[derive(Default)]
-pub(super) struct RateLimits(Mutex<HashMap<String, Arc<Turnstile>>>);
+pub(crate) struct RateLimits(Mutex<HashMap<String, Arc<RateLimiter>>>);
 
 /// Lets the tasks of one name pass, in the order in which they came.
-struct Turnstile {
+struct RateLimiter {
     limit: watch::Sender<Option<RateLimit>>,
     /// When the last one passed. Fair: who waits longest is next.
     last: tokio::sync::Mutex<Option<Instant>>,
@@ -86,30 +86,28 @@ struct Turnstile {
 
 impl RateLimits {
     /// Sets a task's limit, or takes it away; also for the tasks that wait already.
-    pub(super) fn set(&self, task: &str, limit: Option<RateLimit>) {
-        self.turnstile(task).limit.send_replace(limit);
+    pub(crate) fn set(&self, task: &str, limit: Option<RateLimit>) {
+        self.limiter(task).limit.send_replace(limit);
     }
 
     /// A task's limit.
-    pub(super) fn get(&self, task: &str) -> Option<RateLimit> {
+    pub(crate) fn get(&self, task: &str) -> Option<RateLimit> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        known
-            .get(task)
-            .and_then(|turnstile| *turnstile.limit.borrow())
+        known.get(task).and_then(|limiter| *limiter.limit.borrow())
     }
 
     /// Waits until a task may begin.
-    pub(super) async fn pass(&self, task: &str) {
-        let turnstile = {
+    pub(crate) async fn pass(&self, task: &str) {
+        let limiter = {
             // No code panics while it holds the lock, and the map would still be whole.
             let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match known.get(task) {
-                Some(turnstile) => turnstile.clone(),
+                Some(limiter) => limiter.clone(),
                 None => return,
             }
         };
-        let mut last = turnstile.last.lock().await;
-        let mut limit = turnstile.limit.subscribe();
+        let mut last = limiter.last.lock().await;
+        let mut limit = limiter.limit.subscribe();
         loop {
             let Some(rate) = *limit.borrow_and_update() else {
                 break;
@@ -126,10 +124,10 @@ impl RateLimits {
         *last = Some(Instant::now());
     }
 
-    fn turnstile(&self, task: &str) -> Arc<Turnstile> {
+    fn limiter(&self, task: &str) -> Arc<RateLimiter> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
-            Arc::new(Turnstile {
+            Arc::new(RateLimiter {
                 limit: watch::Sender::new(None),
                 last: tokio::sync::Mutex::new(None),
             })

@@ -6,28 +6,28 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// The sending end. An item that does not fit is refused at once, so a sender never waits.
 #[derive(Debug)]
-pub(super) struct Line<T> {
+pub(crate) struct BoundedQueue<T> {
     sender: mpsc::Sender<Queued<T>>,
     room: Arc<Semaphore>,
 }
 
 /// An item of the line. Dropping it frees its bytes.
 #[derive(Debug)]
-pub(super) struct Queued<T> {
-    pub(super) item: T,
+pub(crate) struct Queued<T> {
+    pub(crate) item: T,
     _room: OwnedSemaphorePermit,
 }
 
-impl<T> Line<T> {
+impl<T> BoundedQueue<T> {
     /// Creates a line with a maximum number of items and of bytes, and returns both ends.
-    pub(super) fn new(items: usize, bytes: usize) -> (Self, mpsc::Receiver<Queued<T>>) {
+    pub(crate) fn new(items: usize, bytes: usize) -> (Self, mpsc::Receiver<Queued<T>>) {
         let (sender, receiver) = mpsc::channel(items);
         let room = Arc::new(Semaphore::new(bytes));
         (Self { sender, room }, receiver)
     }
 
     /// Puts an item of `bytes` bytes in line; returns false if there is no room.
-    pub(super) fn put(&self, item: T, bytes: usize) -> bool {
+    pub(crate) fn put(&self, item: T, bytes: usize) -> bool {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {
             return false;
@@ -42,7 +42,7 @@ mod tests {
 
     #[test]
     fn items_and_bytes_are_bounded() {
-        let (line, mut receiver) = Line::new(2, 10);
+        let (line, mut receiver) = BoundedQueue::new(2, 10);
         assert!(line.put("a", 8));
         assert!(!line.put("no bytes left", 3));
         assert!(line.put("b", 2));

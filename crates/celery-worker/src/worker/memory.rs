@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::identity::Identity;
 
 /// Maximum weight of a light message. Only the prefetch limit bounds the number of light messages.
-pub(super) const LIGHT: usize = 256 << 10;
+pub(crate) const LIGHT: usize = 256 << 10;
 
 /// Maximum memory of heavy messages that are held at a time, in bytes. A heavier message is held alone.
 const HEAVY: usize = 192 << 20;
@@ -26,17 +26,17 @@ const WAITING: usize = 64 << 20;
 const UNIT: usize = 1 << 10;
 
 /// A message's part of the room. Dropping it returns the part.
-pub(super) type Share = OwnedSemaphorePermit;
+pub(crate) type MemoryShare = OwnedSemaphorePermit;
 
-/// Room for messages in memory.
-pub(super) struct Room {
+/// MemoryBudget for messages in memory.
+pub(crate) struct MemoryBudget {
     heavy: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    /// Room that is kept for messages that were returned and will be delivered again.
-    reserved: Mutex<HashMap<Identity, Share>>,
+    /// MemoryBudget that is kept for messages that were returned and will be delivered again.
+    reserved: Mutex<HashMap<Identity, MemoryShare>>,
 }
 
-impl Default for Room {
+impl Default for MemoryBudget {
     fn default() -> Self {
         Self {
             heavy: Arc::new(Semaphore::new(HEAVY / UNIT)),
@@ -46,9 +46,9 @@ impl Default for Room {
     }
 }
 
-impl Room {
-    /// Room for a heavy message, if there is any now or was reserved for it.
-    pub(super) fn take(&self, identity: &Identity, weight: usize) -> Option<Share> {
+impl MemoryBudget {
+    /// MemoryBudget for a heavy message, if there is any now or was reserved for it.
+    pub(crate) fn take(&self, identity: &Identity, weight: usize) -> Option<MemoryShare> {
         self.cancel(identity).or_else(|| {
             self.heavy
                 .clone()
@@ -58,7 +58,7 @@ impl Room {
     }
 
     /// Waits for room for a heavy message.
-    pub(super) async fn wait(&self, weight: usize) -> Option<Share> {
+    pub(crate) async fn wait(&self, weight: usize) -> Option<MemoryShare> {
         // Only a closed semaphore fails, and this one is never closed.
         self.heavy
             .clone()
@@ -68,17 +68,17 @@ impl Room {
     }
 
     /// Keeps room for a message that comes again.
-    pub(super) fn reserve(&self, identity: Identity, share: Share) {
+    pub(crate) fn reserve(&self, identity: Identity, share: MemoryShare) {
         self.lock().insert(identity, share);
     }
 
     /// Removes and returns the room that was reserved for a message.
-    pub(super) fn cancel(&self, identity: &Identity) -> Option<Share> {
+    pub(crate) fn cancel(&self, identity: &Identity) -> Option<MemoryShare> {
         self.lock().remove(identity)
     }
 
-    /// Room for a light message that waits for its time, if there is any.
-    pub(super) fn keep(&self, weight: usize) -> Option<Share> {
+    /// MemoryBudget for a light message that waits for its time, if there is any.
+    pub(crate) fn keep(&self, weight: usize) -> Option<MemoryShare> {
         match weight <= LIGHT {
             true => self
                 .waiting
@@ -89,7 +89,7 @@ impl Room {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Identity, Share>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Identity, MemoryShare>> {
         // No code panics while it holds the lock, and the map would still be whole.
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }

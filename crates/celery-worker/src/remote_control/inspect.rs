@@ -7,31 +7,32 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeVal;
 use serde_json::{Map, Value, json};
 
-use super::{ids, is_true};
+use super::{RemoteControl, ids, is_true};
 use crate::broker::{Queue, Subscriptions};
-use crate::worker::Worker;
-use crate::worker::accepted::Phase;
-use crate::worker::policy::Policy;
+use crate::worker::effective_options::EffectiveOptions;
+use crate::worker::in_flight::Phase;
 use celery_protocol::message::TaskMessage;
-use celery_protocol::pidbox::Request;
+use celery_protocol::pidbox::ControlRequest;
 use celery_protocol::repr;
 use service_connection::url;
 
 /// Maximum number of attributes of tasks in a reply; there are fewer.
 const MOST_ITEMS: usize = 32;
 
-impl Worker {
+impl RemoteControl {
     pub(super) fn tasks(&self, safe: bool, wanted: impl Fn(Phase) -> bool) -> Value {
         let requests = self
-            .accepted
-            .requests(&self.hostname, safe, |phase, _| wanted(phase));
+            .worker
+            .in_flight
+            .requests(&self.worker.hostname, safe, |phase, _| wanted(phase));
         requests.into_iter().map(|(_, request)| request).collect()
     }
 
     pub(super) fn scheduled(&self) -> Value {
         let is_scheduled = |phase, _: &TaskMessage| matches!(phase, Phase::Scheduled(_));
-        self.accepted
-            .requests(&self.hostname, false, is_scheduled)
+        self.worker
+            .in_flight
+            .requests(&self.worker.hostname, false, is_scheduled)
             .into_iter()
             .filter_map(|(phase, request)| match phase {
                 Phase::Scheduled(eta) => Some(json!({
@@ -44,10 +45,13 @@ impl Worker {
             .collect()
     }
 
-    pub(super) fn query(&self, request: &Request) -> Value {
+    pub(super) fn query(&self, request: &ControlRequest) -> Value {
         let wanted: HashSet<String> = ids(request.argument("ids")).into_iter().collect();
         let is_wanted = |_, message: &TaskMessage| wanted.contains(&message.id);
-        let requests = self.accepted.requests(&self.hostname, false, is_wanted);
+        let requests = self
+            .worker
+            .in_flight
+            .requests(&self.worker.hostname, false, is_wanted);
         let mut found: BTreeMap<String, (u8, Value)> = BTreeMap::new();
         for (phase, request) in requests {
             let Some(id) = request["id"].as_str() else {
@@ -67,7 +71,7 @@ impl Worker {
         Value::Object(shown.collect())
     }
 
-    pub(super) fn registered(&self, request: &Request) -> Value {
+    pub(super) fn registered(&self, request: &ControlRequest) -> Value {
         let builtins = is_true(request.argument("builtins"));
         let wanted: Vec<&str> = match request.argument("taskinfoitems") {
             Value::Array(items) if !items.is_empty() => {
@@ -76,7 +80,7 @@ impl Worker {
             }
             _ => vec!["rate_limit"],
         };
-        let names = self.registry.names();
+        let names = self.worker.registry.names();
         let shown = names
             .into_iter()
             .filter(|name| builtins || !name.starts_with("celery."))
@@ -97,15 +101,15 @@ impl Worker {
     /// Attributes of a task that are not none, as Python would print them.
     fn attributes(&self, name: &str) -> BTreeMap<&'static str, String> {
         let mut known = BTreeMap::new();
-        let Some(entry) = self.registry.get(name) else {
+        let Some(entry) = self.worker.registry.get(name) else {
             return known;
         };
-        let limits = self.time_limits.get(name);
-        let policy = Policy::new(
+        let limits = self.worker.time_limits.get(name);
+        let policy = EffectiveOptions::new(
             &TaskMessage::default(),
             &entry.options,
             limits,
-            &self.config.tasks,
+            &self.worker.config.tasks,
         );
         let python = |value: Value| repr::value(&value);
         known.insert("name", name.to_owned());
@@ -119,7 +123,10 @@ impl Worker {
         let optional = [
             (
                 "rate_limit",
-                self.rates.get(name).map(|limit| limit.to_string()),
+                self.worker
+                    .rate_limits
+                    .get(name)
+                    .map(|limit| limit.to_string()),
             ),
             (
                 "time_limit",
@@ -139,7 +146,7 @@ impl Worker {
     }
 
     pub(super) fn active_queues(&self) -> Value {
-        let queues = self.subscriptions.get().map(Subscriptions::queues);
+        let queues = self.worker.subscriptions.get().map(Subscriptions::queues);
         queues.iter().flatten().map(active_queue).collect()
     }
 
@@ -148,25 +155,25 @@ impl Worker {
             "\nsoftware -> ccat-transfer:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
             env!("CARGO_PKG_VERSION"),
             std::env::consts::ARCH,
-            self.transport.masked_url(),
-            self.config.settings["result_backend"]
+            self.worker.transport.masked_url(),
+            self.worker.config.settings["result_backend"]
                 .as_str()
                 .unwrap_or_default(),
         )
     }
 
     pub(super) fn stats(&self) -> Value {
-        let urls = self.transport.masked_urls();
+        let urls = self.worker.transport.masked_urls();
         let broker = urls.first().and_then(|url| url::kombu(url).ok());
         let broker = broker.unwrap_or_default();
         json!({
-            "total": *self.totals(),
+            "total": *self.worker.totals(),
             "pid": std::process::id(),
-            "clock": self.events.tick().to_string(),
-            "uptime": self.started.elapsed().as_secs(),
+            "clock": self.worker.events.tick().to_string(),
+            "uptime": self.worker.started.elapsed().as_secs(),
             "pool": {
                 "implementation": "ccat_transfer:tokio",
-                "max-concurrency": self.pool.size(),
+                "max-concurrency": self.worker.slots.size(),
                 "processes": [std::process::id()],
                 "max-tasks-per-child": "N/A",
                 "put-guarded-by-semaphore": true,
@@ -181,11 +188,11 @@ impl Worker {
                 "insist": false,
                 "ssl": broker.scheme == "amqps",
                 "transport": "amqp",
-                "connect_timeout": self.config.settings["broker_connection_timeout"],
+                "connect_timeout": self.worker.config.settings["broker_connection_timeout"],
                 "transport_options": {},
                 "login_method": "PLAIN",
                 "uri_prefix": null,
-                "heartbeat": self.config.settings["broker_heartbeat"],
+                "heartbeat": self.worker.config.settings["broker_heartbeat"],
                 "failover_strategy": "round-robin",
                 // The brokers of the list in kombu's form, without their passwords.
                 "alternates": match urls.len() {
@@ -194,7 +201,7 @@ impl Worker {
                 },
                 "credential_provider": null,
             },
-            "prefetch_count": self.prefetch(),
+            "prefetch_count": self.worker.prefetch(),
             "rusage": rusage(),
         })
     }

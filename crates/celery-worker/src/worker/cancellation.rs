@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Why a task was told to stop. The first reason counts.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Reason {
+pub(crate) enum CancelReason {
     /// Somebody terminated it: it is not run again.
     Terminated,
     /// It ran longer than its soft time limit.
@@ -17,17 +17,17 @@ pub(super) enum Reason {
 
 /// Tells one task to stop. Clones tell the same one.
 #[derive(Debug, Clone)]
-pub(super) struct Stop {
+pub(crate) struct Cancellation {
     /// Cancelled when it has to stop, by one of the reasons or a cold shutdown.
-    pub(super) now: CancellationToken,
+    pub(crate) now: CancellationToken,
     /// Cancelled before `now` when its message does not go back to the queue.
-    pub(super) for_good: CancellationToken,
-    reason: Arc<OnceLock<Reason>>,
+    pub(crate) for_good: CancellationToken,
+    reason: Arc<OnceLock<CancelReason>>,
 }
 
-impl Stop {
+impl Cancellation {
     /// A task that also stops with `shutdown`.
-    pub(super) fn new(shutdown: &CancellationToken) -> Self {
+    pub(crate) fn new(shutdown: &CancellationToken) -> Self {
         Self {
             now: shutdown.child_token(),
             for_good: CancellationToken::new(),
@@ -36,7 +36,7 @@ impl Stop {
     }
 
     /// Stops it, for good.
-    pub(super) fn stop(&self, reason: Reason) {
+    pub(crate) fn stop(&self, reason: CancelReason) {
         // Once it stops, it stops for the first reason.
         if !self.now.is_cancelled() {
             let _ = self.reason.set(reason);
@@ -46,7 +46,7 @@ impl Stop {
     }
 
     /// Why it was stopped; `None` if it was not, or by a shutdown.
-    pub(super) fn reason(&self) -> Option<Reason> {
+    pub(crate) fn reason(&self) -> Option<CancelReason> {
         self.reason.get().copied()
     }
 }

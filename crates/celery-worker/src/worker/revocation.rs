@@ -20,7 +20,7 @@ const MOST_BYTES: usize = 2 << 20;
 
 /// What is revoked on this node.
 #[derive(Default)]
-pub(super) struct Revoked {
+pub(crate) struct Revoked {
     ids: Mutex<Recent<Arc<str>>>,
     stamps: Mutex<Recent<Arc<Stamp>>>,
 }
@@ -73,7 +73,7 @@ impl<T: Clone + Eq + Hash> Recent<T> {
 
 impl Revoked {
     /// Remembers ids.
-    pub(super) fn add(&self, ids: impl IntoIterator<Item = String>) {
+    pub(crate) fn add(&self, ids: impl IntoIterator<Item = String>) {
         with(&self.ids, |known| {
             for id in ids {
                 let bytes = id.len();
@@ -83,7 +83,7 @@ impl Revoked {
     }
 
     /// Remembers stamps: for each header a value, or a list of them.
-    pub(super) fn add_stamps(&self, headers: &Map<String, Value>) {
+    pub(crate) fn add_stamps(&self, headers: &Map<String, Value>) {
         with(&self.stamps, |known| {
             for (name, values) in headers {
                 for value in each(values) {
@@ -96,7 +96,7 @@ impl Revoked {
     }
 
     /// Whether a task is revoked.
-    pub(super) fn revokes(&self, message: &TaskMessage) -> bool {
+    pub(crate) fn revokes(&self, message: &TaskMessage) -> bool {
         let by_id = with(&self.ids, |known| known.known.contains(message.id.as_str()));
         by_id
             || with(&self.stamps, |known| {
@@ -107,7 +107,7 @@ impl Revoked {
     }
 
     /// All of them, the oldest first.
-    pub(super) fn list(&self) -> Vec<String> {
+    pub(crate) fn list(&self) -> Vec<String> {
         with(&self.ids, |known| {
             let ids = known.order.iter().map(|(_, id, _)| id.to_string());
             ids.collect()
@@ -126,11 +126,11 @@ fn with<K: Clone + Eq + Hash, T>(
 }
 
 /// Stamps of one request.
-pub(super) struct Stamps<'a>(HashMap<&'a str, HashSet<String>>);
+pub(crate) struct Stamps<'a>(HashMap<&'a str, HashSet<String>>);
 
 impl<'a> Stamps<'a> {
     /// Reads the stamps: for each header a value or a list of values.
-    pub(super) fn of(headers: &'a Map<String, Value>) -> Self {
+    pub(crate) fn of(headers: &'a Map<String, Value>) -> Self {
         let values = |values| each(values).map(Value::to_string).collect();
         let all = headers.iter();
         Self(
@@ -140,7 +140,7 @@ impl<'a> Stamps<'a> {
     }
 
     /// Returns true if a message has one of the revoked stamps.
-    pub(super) fn are_on(&self, message: &TaskMessage) -> bool {
+    pub(crate) fn are_on(&self, message: &TaskMessage) -> bool {
         stamps_of(message).any(|stamp| {
             let values = self.0.get(stamp.name.as_str());
             values.is_some_and(|values| values.contains(&stamp.value))

@@ -1,4 +1,4 @@
-//! How far one gets with a broker, step by step; for people who look for the reason.
+//! Connection diagnostics, one stage at a time, for `doctor`.
 //!
 //! Nothing that belongs to somebody else is touched. What is tried is tried with an exclusive queue
 //! of our own, which goes with the connection; queues of others are looked at, and a queue that is
@@ -17,9 +17,11 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 
-use super::link::{Link, declare, difference_of, goodbye, is_not_found, is_precondition_failed};
-use super::{Options, convert, short};
-use crate::broker::topology::Step;
+use super::connector::{
+    Connector, declare, difference_of, goodbye, is_not_found, is_precondition_failed,
+};
+use super::{AmqpOptions, convert, short};
+use crate::broker::topology::TopologyStep;
 use crate::broker::{BrokerError, Queue};
 use service_connection::error_chain::chain;
 
@@ -101,7 +103,7 @@ pub struct Probe {
     masked: String,
     /// User and virtual host.
     login: (String, String),
-    link: Link,
+    connector: Connector,
     connection: Connection,
     greeting: Option<Greeting>,
 }
@@ -111,20 +113,24 @@ impl Probe {
     ///
     /// # Errors
     /// A URL or a file for TLS that cannot be used.
-    pub fn brokers(options: &Options) -> Result<Vec<(String, Options)>, Obstacle> {
+    pub fn brokers(options: &AmqpOptions) -> Result<Vec<(String, AmqpOptions)>, Obstacle> {
         let stop = |error: BrokerError| Obstacle {
             hurdle: Hurdle::Settings,
             reason: chain(&error).to_string(),
         };
-        let link = Link::new(options).map_err(stop)?;
+        let connector = Connector::new(options).map_err(stop)?;
         let urls = options.url.expose_secret().split(';');
-        let brokers = link.addresses.in_turn().zip(urls).map(|(address, url)| {
-            let alone = Options {
-                url: url.into(),
-                ..options.clone()
-            };
-            (address.masked.clone(), alone)
-        });
+        let brokers = connector
+            .addresses
+            .in_turn()
+            .zip(urls)
+            .map(|(address, url)| {
+                let alone = AmqpOptions {
+                    url: url.into(),
+                    ..options.clone()
+                };
+                (address.masked.clone(), alone)
+            });
         Ok(brokers.collect())
     }
 
@@ -132,10 +138,11 @@ impl Probe {
     ///
     /// # Errors
     /// The step that failed.
-    pub async fn connect(options: &Options) -> Result<Self, Obstacle> {
+    pub async fn connect(options: &AmqpOptions) -> Result<Self, Obstacle> {
         let stop = |hurdle, reason: String| Obstacle { hurdle, reason };
-        let link = Link::new(options).map_err(|e| stop(Hurdle::Settings, chain(&e).to_string()))?;
-        let Some(address) = link.addresses.current() else {
+        let connector =
+            Connector::new(options).map_err(|e| stop(Hurdle::Settings, chain(&e).to_string()))?;
+        let Some(address) = connector.addresses.current() else {
             return Err(stop(Hurdle::Settings, "no URL".into()));
         };
         let authority = &address.uri.authority;
@@ -143,10 +150,10 @@ impl Probe {
         let late = || {
             format!(
                 "no answer within {}",
-                humantime::format_duration(link.connection_timeout)
+                humantime::format_duration(connector.connection_timeout)
             )
         };
-        let within = link.connection_timeout;
+        let within = connector.connection_timeout;
         let addresses: Vec<_> = match timeout(within, lookup_host(at)).await {
             Ok(Ok(addresses)) => addresses.collect(),
             Ok(Err(error)) => return Err(stop(Hurdle::Name, error.to_string())),
@@ -173,11 +180,11 @@ impl Probe {
                 address.uri.vhost.clone(),
             ),
         );
-        match link.connect("doctor").await {
+        match connector.connect("doctor").await {
             Ok(connection) => Ok(Self {
                 masked,
                 login,
-                link,
+                connector,
                 connection,
                 greeting,
             }),
@@ -251,7 +258,7 @@ impl Probe {
     /// Publishes to our own queue, which no other program reads. Uses another connection: a broker that is short
     /// of memory or disk space gives no more answers on a connection that publishes.
     async fn write(&self, name: &str) -> Result<Result<(), String>, BrokerError> {
-        let connection = self.link.connect("doctor").await?;
+        let connection = self.connector.connect("doctor").await?;
         let mut events = connection.events_listener();
         let publishing = async {
             let channel = connection.create_channel().await?;
@@ -292,7 +299,7 @@ impl Probe {
     /// The broker's refusal, or that it is gone.
     pub async fn compare(&self, queue: &Queue) -> Result<Comparison, BrokerError> {
         let refused = |error| {
-            self.link
+            self.connector
                 .error(error, &format!("to look at `{}`", queue.name))
         };
         let name = short(&queue.name)?;
@@ -307,7 +314,7 @@ impl Probe {
             Err(error) if is_not_found(&error) => return Ok(Comparison::Missing),
             Err(error) => return Err(refused(error)),
         };
-        let bare = Step::Queue(Queue {
+        let bare = TopologyStep::Queue(Queue {
             binding: None,
             ..queue.clone()
         });
@@ -339,7 +346,7 @@ impl Probe {
         match found {
             Ok(_) => Ok(true),
             Err(error) if is_not_found(&error) => Ok(false),
-            Err(error) => Err(self.link.error(error, &format!("to look at `{name}`"))),
+            Err(error) => Err(self.connector.error(error, &format!("to look at `{name}`"))),
         }
     }
 
@@ -352,7 +359,7 @@ impl Probe {
         self.connection
             .create_channel()
             .await
-            .map_err(|e| self.link.error(e, "a channel"))
+            .map_err(|e| self.connector.error(e, "a channel"))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The messages that a worker has accepted and not yet settled.
+//! Accepted messages that are not settled yet.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
+use super::cancellation::{CancelReason, Cancellation};
 use super::identity::Identity;
-use super::stop::{Reason, Stop};
 use crate::broker::Delivery;
 use celery_protocol::RawMessage;
 use celery_protocol::message::TaskMessage;
@@ -23,73 +23,74 @@ const LONG_BODY: usize = 16 << 10;
 /// Approximate size of the description of a task without its arguments, in bytes.
 const SHOWN_BESIDE: usize = 512;
 
-/// A task message, and the way it came.
-pub(super) struct Received {
+/// A task message and its delivery information.
+pub(crate) struct Request {
     /// Identity of the task, which two deliveries of it share.
-    pub(super) identity: Identity,
-    /// What it asks for.
-    pub(super) message: Arc<TaskMessage>,
-    /// As it was on the wire.
-    pub(super) raw: RawMessage,
-    /// Exchange it came through.
-    pub(super) exchange: String,
-    /// Its routing key.
-    pub(super) routing_key: String,
-    /// Queue it came from.
-    pub(super) queue: String,
-    /// Whether the broker thinks that it was delivered before.
-    pub(super) redelivered: bool,
+    pub(crate) identity: Identity,
+    /// The message as it was read.
+    pub(crate) message: Arc<TaskMessage>,
+    /// The message as it was on the wire.
+    pub(crate) raw: RawMessage,
+    /// Exchange of the message.
+    pub(crate) exchange: String,
+    /// Routing key of the message.
+    pub(crate) routing_key: String,
+    /// Queue of the delivery.
+    pub(crate) queue: String,
+    /// True if the broker has marked the message as delivered before.
+    pub(crate) redelivered: bool,
 }
 
-impl Received {
-    /// A message that arrived by a delivery.
-    pub(super) fn of(delivery: &Delivery, message: TaskMessage) -> Self {
+impl Request {
+    /// Takes the message out of its delivery; `message` is what it was read as.
+    pub(crate) fn new(delivery: &mut Delivery, message: TaskMessage) -> Self {
         Self {
             identity: Identity::of(&delivery.message),
             message: Arc::new(message),
-            raw: delivery.message.clone(),
-            exchange: delivery.exchange.clone(),
-            routing_key: delivery.routing_key.clone(),
+            raw: std::mem::take(&mut delivery.message),
+            exchange: std::mem::take(&mut delivery.exchange),
+            routing_key: std::mem::take(&mut delivery.routing_key),
+            // The delivery is settled, or published again, by the name of its queue.
             queue: delivery.queue.clone(),
             redelivered: delivery.redelivered,
         }
     }
 }
 
-/// How far an accepted task is.
+/// Progress of an accepted task.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Phase {
-    /// It waits for its time.
+pub(crate) enum Phase {
+    /// Waits for its time.
     Scheduled(DateTime<Utc>),
-    /// It waits for its turn or for a place.
+    /// Waits for its rate or for a slot.
     Reserved,
-    /// It runs since.
+    /// Runs since this time.
     Active(DateTime<Utc>),
 }
 
-struct Accepted {
-    received: Arc<Received>,
+struct InFlightTask {
+    request: Arc<Request>,
     phase: Phase,
-    deliveries: Vec<Held>,
+    deliveries: Vec<HeldDelivery>,
     /// True if none of the deliveries counts against the prefetch limit.
     parked: bool,
     acknowledged: bool,
-    stop: Stop,
+    stop: Cancellation,
 }
 
 /// An unsettled delivery.
-struct Held {
+struct HeldDelivery {
     delivery: Delivery,
     /// True if the delivery does not count against the prefetch limit.
     parked: bool,
 }
 
-/// The accepted messages.
+/// Accepted messages by their identity.
 ///
-/// A task takes at most one place of the prefetch limit, and none while it waits for its time: all its other
+/// A task counts at most once against the prefetch limit, and not at all while it waits for its time: all its other
 /// deliveries are parked. Otherwise deliveries that join a task could fill the window for as long as that
 /// task runs or waits, and no other message would be delivered.
-pub(super) struct AcceptedTasks {
+pub(crate) struct InFlight {
     all: Mutex<All>,
     /// Maximum number of parked deliveries: otherwise the broker would drain its queue into this process.
     parking_limit: usize,
@@ -97,33 +98,37 @@ pub(super) struct AcceptedTasks {
 
 #[derive(Default)]
 struct All {
-    tasks: HashMap<Identity, Accepted>,
+    tasks: HashMap<Identity, InFlightTask>,
     /// Deliveries that are parked.
     parked: usize,
 }
 
-impl AcceptedTasks {
+impl InFlight {
     /// Creates an empty collection that parks at most `limit` deliveries.
-    pub(super) fn new(parking_limit: usize) -> Self {
+    pub(crate) fn new(parking_limit: usize) -> Self {
         Self {
             all: Mutex::default(),
             parking_limit,
         }
     }
 
-    /// Enters a delivery, to be stopped by `stop`; false if it joined one of the same task that is
-    /// there already.
-    pub(super) fn accept(&self, received: &Arc<Received>, delivery: Delivery, stop: &Stop) -> bool {
-        let held = Held {
+    /// Adds a delivery of a task that `stop` cancels; returns false if it joined a task that is there already.
+    pub(crate) fn accept(
+        &self,
+        request: &Arc<Request>,
+        delivery: Delivery,
+        stop: &Cancellation,
+    ) -> bool {
+        let held = HeldDelivery {
             delivery,
             parked: false,
         };
         let mut all = self.lock();
         let All { tasks, parked, .. } = &mut *all;
-        match tasks.entry(received.identity) {
+        match tasks.entry(request.identity) {
             Entry::Vacant(entry) => {
-                entry.insert(Accepted {
-                    received: received.clone(),
+                entry.insert(InFlightTask {
+                    request: request.clone(),
                     phase: Phase::Reserved,
                     deliveries: vec![held],
                     parked: false,
@@ -133,62 +138,59 @@ impl AcceptedTasks {
                 true
             }
             Entry::Occupied(mut entry) => {
-                let accepted = entry.get_mut();
-                // Those of a lost connection need no settling any more.
-                accepted.deliveries.retain(|earlier| {
+                let task = entry.get_mut();
+                // Deliveries of a lost connection cannot be settled.
+                task.deliveries.retain(|earlier| {
                     let is_void = earlier.delivery.is_void();
                     *parked -= usize::from(is_void && earlier.parked);
                     !is_void
                 });
-                accepted.deliveries.push(held);
-                accepted.arrange(parked, self.parking_limit);
+                task.deliveries.push(held);
+                task.arrange(parked, self.parking_limit);
                 false
             }
         }
     }
 
-    /// Notes how far a task is.
-    pub(super) fn enter(&self, received: &Arc<Received>, phase: Phase) {
-        if let Some(accepted) = self.lock().find(received) {
-            accepted.phase = phase;
+    /// Sets the phase of a task.
+    pub(crate) fn enter(&self, request: &Arc<Request>, phase: Phase) {
+        if let Some(task) = self.lock().find(request) {
+            task.phase = phase;
         }
     }
 
-    /// Whether the broker still leaves a task's message to this worker. Otherwise it comes again, or
-    /// has come to somebody else and is gone.
-    pub(super) fn is_held(&self, received: &Arc<Received>) -> bool {
-        self.lock().find(received).is_some_and(|accepted| {
-            accepted
-                .deliveries
-                .iter()
-                .any(|held| !held.delivery.is_void())
-        })
+    /// Returns true while the broker leaves a task's message to this worker. Otherwise the message is delivered
+    /// again, here or to another worker.
+    pub(crate) fn is_held(&self, request: &Arc<Request>) -> bool {
+        self.lock()
+            .find(request)
+            .is_some_and(|task| task.deliveries.iter().any(|held| !held.delivery.is_void()))
     }
 
     /// Sets whether a task's deliveries count against the prefetch limit: not while it waits. Deliveries that join
     /// it later are treated alike.
-    pub(super) fn park(&self, received: &Arc<Received>, parked: bool) {
+    pub(crate) fn park(&self, request: &Arc<Request>, parked: bool) {
         let mut all = self.lock();
         let All {
             tasks,
             parked: count,
             ..
         } = &mut *all;
-        if let Some(accepted) = tasks.get_mut(&received.identity)
-            && accepted.is_of(received)
+        if let Some(task) = tasks.get_mut(&request.identity)
+            && task.is_of(request)
         {
-            accepted.parked = parked;
-            accepted.arrange(count, self.parking_limit);
+            task.parked = parked;
+            task.arrange(count, self.parking_limit);
         }
     }
 
     /// Stops, for good, the running tasks whose message `wanted` selects; returns their ids.
-    pub(super) fn terminate(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
+    pub(crate) fn terminate(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         let mut stopped = Vec::new();
-        for accepted in self.lock().tasks.values() {
-            let message = &accepted.received.message;
-            if accepted.runs() && wanted(message) {
-                accepted.stop.stop(Reason::Terminated);
+        for task in self.lock().tasks.values() {
+            let message = &task.request.message;
+            if task.runs() && wanted(message) {
+                task.stop.stop(CancelReason::Terminated);
                 stopped.push(message.id.clone());
             }
         }
@@ -196,49 +198,46 @@ impl AcceptedTasks {
     }
 
     /// Ids of the tasks that run here.
-    pub(super) fn running(&self) -> HashSet<String> {
+    pub(crate) fn running(&self) -> HashSet<String> {
         self.lock()
             .tasks
             .values()
-            .filter(|accepted| accepted.runs())
-            .map(|accepted| accepted.received.message.id.clone())
+            .filter(|task| task.runs())
+            .map(|task| task.request.message.id.clone())
             .collect()
     }
 
     /// The deliveries of a task that is acknowledged before its end. It stays in the list.
-    pub(super) fn acknowledge(&self, received: &Arc<Received>) -> Vec<Delivery> {
+    pub(crate) fn acknowledge(&self, request: &Arc<Request>) -> Vec<Delivery> {
         let mut all = self.lock();
-        let Some(accepted) = all.find(received) else {
+        let Some(task) = all.find(request) else {
             return Vec::new();
         };
-        accepted.acknowledged = true;
-        let deliveries = std::mem::take(&mut accepted.deliveries);
+        task.acknowledged = true;
+        let deliveries = std::mem::take(&mut task.deliveries);
         all.hand_out(deliveries)
     }
 
     /// Takes out everything that has to be settled with a task. Nothing, if it was taken out
     /// before.
-    pub(super) fn release(&self, received: &Arc<Received>) -> Vec<Delivery> {
+    pub(crate) fn release(&self, request: &Arc<Request>) -> Vec<Delivery> {
         let mut all = self.lock();
-        let accepted = match all.tasks.entry(received.identity) {
-            Entry::Occupied(entry) if entry.get().is_of(received) => entry.remove(),
+        let task = match all.tasks.entry(request.identity) {
+            Entry::Occupied(entry) if entry.get().is_of(request) => entry.remove(),
             Entry::Occupied(_) | Entry::Vacant(_) => return Vec::new(),
         };
-        all.hand_out(accepted.deliveries)
+        all.hand_out(task.deliveries)
     }
 
     /// How many tasks run.
-    pub(super) fn active(&self) -> usize {
+    pub(crate) fn active(&self) -> usize {
         let all = self.lock();
-        all.tasks
-            .values()
-            .filter(|accepted| accepted.runs())
-            .count()
+        all.tasks.values().filter(|task| task.runs()).count()
     }
 
     /// The tasks that `wanted` selects, in the form of `celery inspect`, with their stage. Arguments are shown as
     /// Python prints them if `safe`, or if they are long. The list is limited by [`SHOWN_BYTES`].
-    pub(super) fn requests(
+    pub(crate) fn requests(
         &self,
         hostname: &str,
         safe: bool,
@@ -246,12 +245,12 @@ impl AcceptedTasks {
     ) -> Vec<(Phase, Value)> {
         let mut room = SHOWN_BYTES;
         let mut shown = Vec::new();
-        for accepted in self.lock().tasks.values() {
-            if !wanted(accepted.phase, &accepted.received.message) {
+        for task in self.lock().tasks.values() {
+            if !wanted(task.phase, &task.request.message) {
                 continue;
             }
-            let message = &accepted.received.message;
-            let body = accepted.received.raw.body.len();
+            let message = &task.request.message;
+            let body = task.request.raw.body.len();
             let long = body > LONG_BODY;
             let names = message.id.len() + message.task.len() + message.display_name().len();
             let Some(left) = room.checked_sub(body.min(LONG_BODY) + names + SHOWN_BESIDE) else {
@@ -261,7 +260,7 @@ impl AcceptedTasks {
                 break;
             };
             room = left;
-            shown.push((accepted.phase, accepted.request(hostname, safe || long)));
+            shown.push((task.phase, task.request(hostname, safe || long)));
         }
         shown
     }
@@ -274,20 +273,20 @@ impl AcceptedTasks {
 
 impl All {
     /// Deliveries that are about to be settled.
-    fn hand_out(&mut self, deliveries: Vec<Held>) -> Vec<Delivery> {
+    fn hand_out(&mut self, deliveries: Vec<HeldDelivery>) -> Vec<Delivery> {
         self.parked -= deliveries.iter().filter(|held| held.parked).count();
         deliveries.into_iter().map(|held| held.delivery).collect()
     }
 
     /// The entry of this very message, not of another one of the same task.
-    fn find(&mut self, received: &Arc<Received>) -> Option<&mut Accepted> {
+    fn find(&mut self, request: &Arc<Request>) -> Option<&mut InFlightTask> {
         self.tasks
-            .get_mut(&received.identity)
-            .filter(|accepted| accepted.is_of(received))
+            .get_mut(&request.identity)
+            .filter(|task| task.is_of(request))
     }
 }
 
-impl Accepted {
+impl InFlightTask {
     /// Parks every delivery except the first one, and also the first one while the task waits, as far as the limit
     /// allows. `parked` is the number of all parked deliveries.
     fn arrange(&mut self, parked: &mut usize, limit: usize) {
@@ -313,8 +312,8 @@ impl Accepted {
         }
     }
 
-    fn is_of(&self, received: &Arc<Received>) -> bool {
-        Arc::ptr_eq(&self.received, received)
+    fn is_of(&self, request: &Arc<Request>) -> bool {
+        Arc::ptr_eq(&self.request, request)
     }
 
     fn runs(&self) -> bool {
@@ -326,14 +325,14 @@ impl Accepted {
             Phase::Active(since) => Some(super::unix_seconds(since)),
             Phase::Scheduled(_) | Phase::Reserved => None,
         };
-        let Received {
+        let Request {
             message,
             raw,
             exchange,
             routing_key,
             redelivered,
             ..
-        } = &*self.received;
+        } = &*self.request;
         let shown = |value: &Value, repr: &Option<String>| match safe {
             true => {
                 let shown = repr.as_deref().map(repr::shorten);
@@ -370,19 +369,19 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::broker::{Settlement, Verdict};
+    use crate::broker::{Disposition, Settlement};
     use celery_protocol::content::Accept;
     use celery_protocol::message::decode;
 
     /// A delivery that records whether it is parked.
     #[derive(Clone, Default)]
-    struct Probe {
+    struct ProbeSettlement {
         parked: Arc<AtomicBool>,
         void: Arc<AtomicBool>,
     }
 
-    impl Settlement for Probe {
-        fn settle(self: Box<Self>, _: Verdict) -> oneshot::Receiver<()> {
+    impl Settlement for ProbeSettlement {
+        fn settle(self: Box<Self>, _: Disposition) -> oneshot::Receiver<()> {
             oneshot::channel().1
         }
 
@@ -395,7 +394,7 @@ mod tests {
         }
     }
 
-    fn received(id: &str, argument: &str) -> Option<Arc<Received>> {
+    fn request(id: &str, argument: &str) -> Option<Arc<Request>> {
         let headers = json!({"task": "t", "id": id, "lang": "py"});
         let mut raw = RawMessage {
             headers: serde_json::from_value(headers).ok()?,
@@ -405,7 +404,7 @@ mod tests {
         raw.properties.content_type = Some("application/json".into());
         raw.properties.content_encoding = Some("utf-8".into());
         let message = decode(&raw, &Accept::json(1000)).ok()?;
-        Some(Arc::new(Received {
+        Some(Arc::new(Request {
             identity: Identity::of(&raw),
             message: Arc::new(message),
             raw,
@@ -417,17 +416,17 @@ mod tests {
     }
 
     /// Accepts a delivery; returns true with it if it was the first of its task.
-    fn accept(accepted: &AcceptedTasks, received: &Arc<Received>) -> (bool, Probe) {
+    fn accept(in_flight: &InFlight, request: &Arc<Request>) -> (bool, ProbeSettlement) {
         let way = (String::new(), "q".to_owned());
-        let probe = Probe::default();
-        let raw = received.raw.clone();
+        let probe = ProbeSettlement::default();
+        let raw = request.raw.clone();
         let delivery = Delivery::new(raw, "q".into(), way, false, Box::new(probe.clone()));
-        let stop = Stop::new(&CancellationToken::new());
-        (accepted.accept(received, delivery, &stop), probe)
+        let stop = Cancellation::new(&CancellationToken::new());
+        (in_flight.accept(request, delivery, &stop), probe)
     }
 
-    fn parked(probes: &[&Probe]) -> Vec<bool> {
-        let is_parked = |probe: &&Probe| probe.parked.load(Relaxed);
+    fn parked(probes: &[&ProbeSettlement]) -> Vec<bool> {
+        let is_parked = |probe: &&ProbeSettlement| probe.parked.load(Relaxed);
         probes.iter().map(is_parked).collect()
     }
 
@@ -435,35 +434,35 @@ mod tests {
 
     #[test]
     fn different_tasks_with_one_id_do_not_join() -> Result<(), &'static str> {
-        let accepted = AcceptedTasks::new(10);
-        let one = received("a", "one").ok_or(MISSING)?;
-        let other = received("a", "other").ok_or(MISSING)?;
-        let again = received("a", "one").ok_or(MISSING)?;
-        assert!(accept(&accepted, &one).0);
-        assert!(accept(&accepted, &other).0);
-        assert!(!accept(&accepted, &again).0);
+        let in_flight = InFlight::new(10);
+        let one = request("a", "one").ok_or(MISSING)?;
+        let other = request("a", "other").ok_or(MISSING)?;
+        let again = request("a", "one").ok_or(MISSING)?;
+        assert!(accept(&in_flight, &one).0);
+        assert!(accept(&in_flight, &other).0);
+        assert!(!accept(&in_flight, &again).0);
         // These deliveries are settled separately.
-        assert_eq!(accepted.release(&one).len(), 2);
-        assert!(accepted.release(&one).is_empty());
-        assert_eq!(accepted.release(&other).len(), 1);
+        assert_eq!(in_flight.release(&one).len(), 2);
+        assert!(in_flight.release(&one).is_empty());
+        assert_eq!(in_flight.release(&other).len(), 1);
         Ok(())
     }
 
     #[test]
     fn at_most_one_delivery_of_a_task_counts() -> Result<(), &'static str> {
-        let accepted = AcceptedTasks::new(10);
-        let task = received("a", "").ok_or(MISSING)?;
-        let twin = received("a", "").ok_or(MISSING)?;
-        let (_, first) = accept(&accepted, &task);
-        let (_, second) = accept(&accepted, &twin);
+        let in_flight = InFlight::new(10);
+        let task = request("a", "").ok_or(MISSING)?;
+        let twin = request("a", "").ok_or(MISSING)?;
+        let (_, first) = accept(&in_flight, &task);
+        let (_, second) = accept(&in_flight, &twin);
         assert_eq!(parked(&[&first, &second]), [false, true]);
-        accepted.park(&task, true);
-        let (_, third) = accept(&accepted, &twin);
+        in_flight.park(&task, true);
+        let (_, third) = accept(&in_flight, &twin);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
         // The message that joined does not count: it waits for nothing.
-        accepted.park(&twin, false);
+        in_flight.park(&twin, false);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
-        accepted.park(&task, false);
+        in_flight.park(&task, false);
         assert_eq!(parked(&[&first, &second, &third]), [false, true, true]);
         Ok(())
     }
@@ -472,36 +471,36 @@ mod tests {
     /// before it.
     #[test]
     fn what_is_delivered_again_is_parked_with_its_task() -> Result<(), &'static str> {
-        let accepted = AcceptedTasks::new(1);
-        let task = received("a", "").ok_or(MISSING)?;
-        let (_, lost) = accept(&accepted, &task);
-        accepted.park(&task, true);
+        let in_flight = InFlight::new(1);
+        let task = request("a", "").ok_or(MISSING)?;
+        let (_, lost) = accept(&in_flight, &task);
+        in_flight.park(&task, true);
         lost.void.store(true, Relaxed);
-        let (_, again) = accept(&accepted, &task);
+        let (_, again) = accept(&in_flight, &task);
         assert_eq!(parked(&[&again]), [true]);
-        accepted.park(&task, false);
+        in_flight.park(&task, false);
         assert_eq!(parked(&[&again]), [false]);
         Ok(())
     }
 
     #[test]
     fn no_more_than_the_limit_is_parked() -> Result<(), &'static str> {
-        let accepted = AcceptedTasks::new(2);
-        let task = received("a", "").ok_or(MISSING)?;
-        let other = received("b", "").ok_or(MISSING)?;
-        let (_, first) = accept(&accepted, &task);
-        let (_, second) = accept(&accepted, &other);
+        let in_flight = InFlight::new(2);
+        let task = request("a", "").ok_or(MISSING)?;
+        let other = request("b", "").ok_or(MISSING)?;
+        let (_, first) = accept(&in_flight, &task);
+        let (_, second) = accept(&in_flight, &other);
         for each in [&task, &other] {
-            accepted.park(each, true);
+            in_flight.park(each, true);
         }
-        let (_, third) = accept(&accepted, &task);
+        let (_, third) = accept(&in_flight, &task);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, false]);
         // Settled deliveries make room.
-        accepted.release(&other);
-        let (_, fourth) = accept(&accepted, &task);
+        in_flight.release(&other);
+        let (_, fourth) = accept(&in_flight, &task);
         assert_eq!(parked(&[&third, &fourth]), [true, false]);
-        accepted.release(&task);
-        assert_eq!(accepted.lock().parked, 0);
+        in_flight.release(&task);
+        assert_eq!(in_flight.lock().parked, 0);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! One queue: its channel and its consumer, for as long as there is a connection.
+//! The channel and the consumer of one queue, for as long as their connection lives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::link::{self, Link};
+use super::ack_batcher::AckBatcher;
+use super::connector::{self, Connector};
+use super::prefetch::{PrefetchSlot, PrefetchWindow};
 use super::screen::Notes;
-use super::settler::Settler;
-use super::window::{Held, Window};
 use super::{RECONNECT, convert, short};
 use crate::broker::consumer::{Damage, Reports, Settled, Wanted};
-use crate::broker::{BrokerError, Delivery, Queue, Settlement, Verdict};
+use crate::broker::{BrokerError, Delivery, Disposition, Queue, Settlement};
 use service_connection::backoff::{Attempts, in_seconds};
 use service_connection::error_chain::chain;
 
 /// How long the closing of a channel may take.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Serves one queue over one connection.
-pub(super) struct Lane {
-    pub(super) link: Arc<Link>,
+/// Consumes from one queue over one connection.
+pub(super) struct QueueConsumer {
+    pub(super) connector: Arc<Connector>,
     pub(super) connection: Arc<Connection>,
     /// Changes that were made to deliveries in order to read them.
     pub(super) notes: Arc<Notes>,
@@ -54,14 +54,14 @@ enum Item {
 /// An open channel that is consumed on.
 struct Open {
     channel: Channel,
-    settler: Settler,
-    window: Arc<Window>,
+    acks: AckBatcher,
+    window: Arc<PrefetchWindow>,
     items: Items,
     /// Number and tag of the consumer that gets deliveries, if there is one.
     consumer: Option<(u32, ShortString)>,
 }
 
-impl Lane {
+impl QueueConsumer {
     /// Runs until the queue is not wanted any more and everything from it is settled, or until the
     /// connection is gone; then with the reason.
     pub(super) async fn run(self) -> Option<BrokerError> {
@@ -93,10 +93,10 @@ impl Lane {
             if !self.connection.status().connected() {
                 return Some(match error {
                     Ended::Error(error) => error,
-                    Ended::HeldTooLong => self.link.lost("a delivery was held for too long"),
+                    Ended::HeldTooLong => self.connector.lost("a delivery was held for too long"),
                 });
             }
-            let pause = self.say(&error, began.elapsed(), &mut attempts);
+            let pause = self.log_failure(&error, began.elapsed(), &mut attempts);
             tokio::select! {
                 () = self.cancelled.cancelled() => return None,
                 () = sleep(pause) => {}
@@ -105,7 +105,7 @@ impl Lane {
     }
 
     /// Logs why a channel ended after some time; returns the pause before the next one.
-    fn say(&self, ended: &Ended, time: Duration, attempts: &mut Attempts) -> Duration {
+    fn log_failure(&self, ended: &Ended, time: Duration, attempts: &mut Attempts) -> Duration {
         let was_good = attempts.succeeded_for(time);
         let queue = self.queue.name.as_str();
         let error = match ended {
@@ -154,18 +154,18 @@ impl Lane {
     }
 
     async fn open(&self) -> Result<Open, BrokerError> {
-        self.link
+        self.connector
             .declare_with_delay(&self.connection, &self.queue, self.delayed)
             .await?;
         let channel = self
             .connection
             .create_channel()
             .await
-            .map_err(|e| self.link.error(e, "a channel for consuming"))?;
+            .map_err(|e| self.connector.error(e, "a channel for consuming"))?;
         let prefetch = self.reports.wanted().borrow().prefetch;
-        let window = Window::new(prefetch);
+        let window = PrefetchWindow::new(prefetch);
         let mut open = Open {
-            settler: Settler::new(channel.clone(), self.link.clone(), window.clone()),
+            acks: AckBatcher::new(channel.clone(), self.connector.clone(), window.clone()),
             channel,
             window,
             items: stream::SelectAll::new(),
@@ -178,7 +178,7 @@ impl Lane {
     /// Lets a new consumer take over, which may hold `limit` deliveries.
     async fn subscribe(&self, open: &mut Open, limit: u16) -> Result<(), BrokerError> {
         let what = || format!("to consume from `{}`", self.queue.name);
-        let error = |e| self.link.error(e, &what());
+        let error = |e| self.connector.error(e, &what());
         // Not global: a limit for each consumer is the only kind that quorum queues and
         // RabbitMQ 4 allow. It holds for the consumers to come.
         let qos = BasicQosOptions { global: false };
@@ -212,7 +212,7 @@ impl Lane {
         channel
             .basic_cancel(tag, BasicCancelOptions::default())
             .await
-            .map_err(|e| self.link.error(e, "to cancel a consumer"))
+            .map_err(|e| self.connector.error(e, "to cancel a consumer"))
     }
 
     /// Hands deliveries on until the queue is not wanted any more or the channel broke.
@@ -228,19 +228,19 @@ impl Lane {
                 Some(item) = open.items.next() => match item {
                     Item::Delivery(number, delivery) => {
                         panic_point!(QueueConsumer);
-                        let held = window.take(number);
+                        let slot = window.take(number);
                         let damage = self.notes.take(open.channel.id(), delivery.delivery_tag);
-                        self.hand_on(*delivery, damage, held, &open.settler).await;
+                        self.forward(*delivery, damage, slot, &open.acks).await;
                     }
-                    Item::Error(error) if link::is_held_too_long(&error) => {
+                    Item::Error(error) if connector::is_held_too_long(&error) => {
                         return Err(Ended::HeldTooLong);
                     }
                     Item::Error(error) => {
-                        return Err(self.link.error(error, "to deliver").into());
+                        return Err(self.connector.error(error, "to deliver").into());
                     }
                     Item::End(number) => {
                         if open.consumer.as_ref().is_some_and(|(of, _)| *of == number) {
-                            return Err(self.link.lost("the consumer was cancelled; was the queue deleted?").into());
+                            return Err(self.connector.lost("the consumer was cancelled; was the queue deleted?").into());
                         }
                     }
                 },
@@ -263,20 +263,20 @@ impl Lane {
         }
     }
 
-    async fn hand_on(
+    async fn forward(
         &self,
         delivery: lapin::message::Delivery,
         damage: Option<Damage>,
-        held: Held,
-        settler: &Settler,
+        slot: PrefetchSlot,
+        acks: &AckBatcher,
     ) {
         let tag = delivery.delivery_tag;
         let (message, acker) = convert::delivery(delivery);
         let settlement = Box::new(Acker {
             acker,
             tag,
-            settler: settler.clone(),
-            held,
+            acks: acks.clone(),
+            slot,
         });
         let mut delivery = Delivery::new(
             message.raw,
@@ -299,7 +299,7 @@ impl Lane {
     /// can be settled until the transport is closed.
     async fn finish(self, mut open: Open) {
         let Self {
-            link,
+            connector,
             deliveries,
             closing,
             ..
@@ -311,7 +311,7 @@ impl Lane {
                 .basic_cancel(tag, BasicCancelOptions::default())
                 .await;
             if let Err(error) = cancelled {
-                tracing::debug!(error = %link.error(error, "basic.cancel"), "no polite end");
+                tracing::debug!(error = %connector.error(error, "basic.cancel"), "no polite end");
             }
         }
         // Every consumer is cancelled, so each stream ends.
@@ -396,13 +396,13 @@ impl From<BrokerError> for Ended {
 struct Acker {
     acker: lapin::Acker,
     tag: DeliveryTag,
-    settler: Settler,
-    held: Held,
+    acks: AckBatcher,
+    slot: PrefetchSlot,
 }
 
 impl Settlement for Acker {
-    fn settle(self: Box<Self>, verdict: Verdict) -> Settled {
-        self.settler.settle(self.tag, verdict, self.held)
+    fn settle(self: Box<Self>, disposition: Disposition) -> Settled {
+        self.acks.settle(self.tag, disposition, self.slot)
     }
 
     fn is_void(&self) -> bool {
@@ -410,6 +410,6 @@ impl Settlement for Acker {
     }
 
     fn park(&self, parked: bool) {
-        self.held.park(parked);
+        self.slot.park(parked);
     }
 }

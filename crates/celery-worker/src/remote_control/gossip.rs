@@ -1,4 +1,4 @@
-//! What workers tell each other: mingle and gossip.
+//! Mingle and gossip: messages between workers.
 //!
 //! *Mingle*: a node that starts greets the others (`hello`) and learns what they have revoked.
 //! *Gossip*: nodes hear each other's events, keep their clocks together, and answer when one wants
@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::Worker;
-use super::control::ids;
+use super::{RemoteControl, WITHIN, ids};
 use crate::broker::{Binding, Exchange, ExchangeKind, Publication, Queue};
 use celery_protocol::RawMessage;
 use celery_protocol::event::Event;
-use celery_protocol::pidbox::{self, Request};
+use celery_protocol::pidbox::{self, ControlRequest};
 use service_connection::error_chain::chain;
 
 /// Largest event that is read, in bytes: events of workers have some hundred.
@@ -29,8 +28,8 @@ const REPORT_EVERY: Duration = Duration::from_secs(600);
 /// The exchange of replies to requests.
 const REPLIES: &str = "reply.celery.pidbox";
 
-/// The queues by which a node hears the others.
-pub(super) struct Ears {
+/// Mingle and gossip subscriptions of a node.
+pub(super) struct ClusterQueues {
     /// Routing key of the replies to this node's greeting.
     replies: String,
     /// True if the node's answer to itself has arrived.
@@ -57,7 +56,7 @@ impl Namesakes {
     }
 }
 
-impl Ears {
+impl ClusterQueues {
     pub(super) fn new() -> Self {
         Self {
             replies: Uuid::new_v4().to_string(),
@@ -88,8 +87,8 @@ impl Ears {
     }
 
     /// Greets the other nodes.
-    pub(super) async fn greet(&self, worker: &Worker) {
-        let arguments = json!({"from_node": &*worker.hostname, "revoked": worker.revoked.list()});
+    pub(super) async fn greet(&self, control: &RemoteControl) {
+        let arguments = json!({"from_node": &*control.worker.hostname, "revoked": control.worker.revoked.list()});
         let reply_to = pidbox::ReplyTo {
             exchange: REPLIES.into(),
             routing_key: self.replies.clone(),
@@ -103,32 +102,33 @@ impl Ears {
                 &arguments,
                 &ticket,
                 &reply_to,
-                worker.events.tick(),
+                control.worker.events.tick(),
             ),
             declare: None,
             mandatory: false,
         };
-        if let Err(error) = worker
-            .transport
-            .publish(&publication, super::control::WITHIN)
-            .await
-        {
+        if let Err(error) = control.worker.transport.publish(&publication, WITHIN).await {
             tracing::warn!(error = %chain(&error), "the other workers were not greeted");
         }
     }
 
-    /// Hears what came through one of the queues; whether it was for them at all.
-    pub(super) fn hear(&self, worker: &Worker, exchange: &str, message: &RawMessage) -> bool {
+    /// Handles a message of one of the queues; returns false for other messages.
+    pub(super) fn receive(
+        &self,
+        control: &RemoteControl,
+        exchange: &str,
+        message: &RawMessage,
+    ) -> bool {
         let body = &message.body;
         if exchange == REPLIES {
             if let Some(reply) = pidbox::decode(body) {
-                self.welcomed(worker, &reply);
+                self.observe_reply(control, &reply);
             }
         } else if exchange == Exchange::events().name {
             if body.len() <= MAX_EVENT
                 && let Some(event) = pidbox::decode(body)
             {
-                overheard(worker, &event);
+                observe_event(control, &event);
             }
         } else {
             return false;
@@ -137,57 +137,62 @@ impl Ears {
     }
 
     /// The answer of another node: `{node: {"revoked": [id], "clock": n}}`.
-    fn welcomed(&self, worker: &Worker, reply: &Map<String, Value>) {
-        for (node, told) in reply {
-            if **node == *worker.hostname {
+    fn observe_reply(&self, control: &RemoteControl, reply: &Map<String, Value>) {
+        for (node, answer) in reply {
+            if **node == *control.worker.hostname {
                 // The node receives its own greeting, too, and answers it once.
                 if self.has_own_answer.swap(true, Ordering::Relaxed) {
-                    worker.namesakes.report(node, None);
+                    control.namesakes.report(node, None);
                 }
                 continue;
             }
             tracing::debug!(node, "another worker is here");
-            worker.revoked.add(ids(&told["revoked"]));
-            if let Some(clock) = told["clock"].as_u64() {
-                worker.events.observe(clock);
+            control.worker.revoked.add(ids(&answer["revoked"]));
+            if let Some(clock) = answer["clock"].as_u64() {
+                control.worker.events.observe(clock);
             }
         }
     }
 }
 
 /// An event of another node.
-fn overheard(worker: &Worker, event: &Map<String, Value>) {
+fn observe_event(control: &RemoteControl, event: &Map<String, Value>) {
     let text = |name: &str| event.get(name).and_then(Value::as_str);
     let number = |name: &str| event.get(name).and_then(Value::as_u64);
-    if text("hostname") == Some(&worker.hostname) {
+    if text("hostname") == Some(&control.worker.hostname) {
         let pid = number("pid");
         // Processes in containers may have the same id; their greetings distinguish them.
         if pid.is_some_and(|pid| pid != u64::from(std::process::id())) {
-            worker.namesakes.report(&worker.hostname, pid);
+            control.namesakes.report(&control.worker.hostname, pid);
         }
         return;
     }
     if let Some(clock) = number("clock") {
-        worker.events.observe(clock);
+        control.worker.events.observe(clock);
     }
     if let (Some("worker-elect"), Some(id)) = (text("type"), text("id")) {
-        worker.events.send(&Event::WorkerElectAck(id));
+        control.worker.events.send(&Event::WorkerElectAck(id));
     }
 }
 
-impl Worker {
+impl RemoteControl {
     /// Handles a new node's greeting: both nodes exchange their revoked tasks.
-    pub(super) fn hello(&self, request: &Request, ears: Option<&Ears>) -> Value {
-        if *request.argument("from_node") == *self.hostname {
+    pub(super) fn hello(&self, request: &ControlRequest) -> Value {
+        if *request.argument("from_node") == *self.worker.hostname {
             let reply_to = request.reply_to.as_ref().map(|to| to.routing_key.as_str());
-            if reply_to != ears.map(|ears| ears.replies.as_str()) {
-                self.namesakes.report(&self.hostname, None);
+            if reply_to
+                != self
+                    .cluster
+                    .as_ref()
+                    .map(|cluster| cluster.replies.as_str())
+            {
+                self.namesakes.report(&self.worker.hostname, None);
             }
             return Value::Null;
         }
-        let known = self.revoked.list();
-        self.revoked.add(ids(request.argument("revoked")));
-        json!({"revoked": known, "clock": self.events.tick()})
+        let known = self.worker.revoked.list();
+        self.worker.revoked.add(ids(request.argument("revoked")));
+        json!({"revoked": known, "clock": self.worker.events.tick()})
     }
 }
 

@@ -10,13 +10,12 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::{ids, is_true, shortened};
-use crate::worker::Worker;
-use crate::worker::line::{Line, Queued};
-use crate::worker::revoked;
+use super::{RemoteControl, ids, is_true, shortened};
+use crate::worker::bounded_queue::{BoundedQueue, Queued};
+use crate::worker::revocation;
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message::TaskMessage;
-use celery_protocol::pidbox::Request;
+use celery_protocol::pidbox::ControlRequest;
 use celery_protocol::repr;
 use celery_protocol::result::{Cause, ResultMeta, State};
 use service_connection::error_chain::chain;
@@ -36,20 +35,23 @@ const SHOWN: usize = 100;
 const LOGGED: usize = 10;
 
 /// Ids for which REVOKED must be stored.
-pub(super) type Revocations = Line<Vec<String>>;
+pub(super) type Revocations = BoundedQueue<Vec<String>>;
 
 /// A line for revocations, and its other end for [`store`].
 pub(super) fn line() -> (Revocations, mpsc::Receiver<Queued<Vec<String>>>) {
-    Line::new(QUEUE, QUEUE_BYTES)
+    BoundedQueue::new(QUEUE, QUEUE_BYTES)
 }
 
 /// Stores REVOKED at once for tasks that have not begun anywhere, so that their callers need not wait until
 /// the messages come. Beside the remote control, which does not wait for the result backend.
-pub(super) async fn store(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<Vec<String>>>) {
+pub(super) async fn store(
+    control: Arc<RemoteControl>,
+    mut line: mpsc::Receiver<Queued<Vec<String>>>,
+) {
     while let Some(Queued { item: ids, .. }) = line.recv().await {
         let asked = ids.len();
         let mut storing = stream::iter(ids)
-            .map(|id| worker.store_revoked(id))
+            .map(|id| control.store_revoked(id))
             .buffer_unordered(AT_ONCE);
         let mut stored = 0;
         while let Some(outcome) = storing.next().await {
@@ -69,13 +71,9 @@ pub(super) async fn store(worker: Arc<Worker>, mut line: mpsc::Receiver<Queued<V
     }
 }
 
-impl Worker {
+impl RemoteControl {
     /// `revoke`, and `terminate`, which is the same with `terminate=True`.
-    pub(super) fn revoke(
-        &self,
-        request: &Request,
-        revocations: &Revocations,
-    ) -> Result<Value, Exception> {
+    pub(super) fn revoke(&self, request: &ControlRequest) -> Result<Value, Exception> {
         let ids = ids(request.argument("task_id"));
         if ids.is_empty() {
             return Err(Exception::new(BUILTINS, "KeyError", "task_id"));
@@ -87,12 +85,13 @@ impl Worker {
             terminate,
             "tasks revoked by remote control"
         );
-        self.revoked.add(ids.iter().cloned());
-        self.announce_revoked(&ids, revocations);
+        self.worker.revoked.add(ids.iter().cloned());
+        self.announce_revoked(&ids);
         if terminate {
             let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
             let stopped = self
-                .accepted
+                .worker
+                .in_flight
                 .terminate(|message| wanted.contains(message.id.as_str()));
             return Ok(match stopped.as_slice() {
                 [] => json!({"ok": "terminate: tasks unknown"}),
@@ -105,15 +104,15 @@ impl Worker {
     }
 
     /// Puts the tasks that do not run here in line for storing REVOKED.
-    fn announce_revoked(&self, ids: &[String], revocations: &Revocations) {
-        let running = self.accepted.running();
+    fn announce_revoked(&self, ids: &[String]) {
+        let running = self.worker.in_flight.running();
         let others: Vec<String> = ids
             .iter()
             .filter(|id| !running.contains(*id))
             .cloned()
             .collect();
         let (tasks, bytes) = (others.len(), others.iter().map(String::len).sum());
-        if tasks > 0 && !revocations.put(others, bytes) {
+        if tasks > 0 && !self.revocations.put(others, bytes) {
             tracing::warn!(
                 tasks,
                 error = "too many are revoked at once",
@@ -124,7 +123,7 @@ impl Worker {
 
     async fn store_revoked(&self, id: String) -> Result<(), String> {
         let storing = async {
-            let stored = self.results.get(&id).await?;
+            let stored = self.worker.results.get(&id).await?;
             let begun = stored.is_some_and(|stored| {
                 let status = stored["status"].as_str().unwrap_or_default();
                 !matches!(status, "PENDING" | "RECEIVED" | "RETRY" | "REJECTED")
@@ -137,7 +136,7 @@ impl Worker {
                 ..TaskMessage::default()
             };
             let meta = ResultMeta::new(&message, State::Revoked(Cause::Revoked), Utc::now());
-            self.results.store(&meta, &message).await
+            self.worker.results.store(&meta, &message).await
         };
         match timeout(WITHIN, storing).await {
             Ok(stored) => stored.map_err(|error| chain(&error).to_string()),
@@ -145,7 +144,10 @@ impl Worker {
         }
     }
 
-    pub(super) fn revoke_by_stamped_headers(&self, request: &Request) -> Result<Value, Exception> {
+    pub(super) fn revoke_by_stamped_headers(
+        &self,
+        request: &ControlRequest,
+    ) -> Result<Value, Exception> {
         let headers: Map<String, Value> = match request.argument("headers") {
             Value::Object(headers) => headers.clone(),
             // `celery control` sends the text of its arguments: `name=value`, …
@@ -158,13 +160,16 @@ impl Worker {
         };
         let shown = shortened(&repr::value(&Value::Object(headers.clone())));
         tracing::warn!(headers = shown, "tasks revoked by their stamps");
-        self.revoked.add_stamps(&headers);
+        self.worker.revoked.add_stamps(&headers);
         if !is_true(request.argument("terminate")) {
             let text = format!("headers {shown} flagged as revoked, but not terminated");
             return Ok(json!({ "ok": text }));
         }
-        let stamps = revoked::Stamps::of(&headers);
-        let stopped = self.accepted.terminate(|message| stamps.are_on(message));
+        let stamps = revocation::Stamps::of(&headers);
+        let stopped = self
+            .worker
+            .in_flight
+            .terminate(|message| stamps.are_on(message));
         Ok(json!({"ok": match stopped.len() {
             0 => format!("headers {shown} were not terminated"),
             _ => format!("headers {shown} revoked"),

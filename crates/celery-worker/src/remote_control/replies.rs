@@ -11,8 +11,8 @@ use tokio_util::task::TaskTracker;
 
 use super::{WITHIN, shortened};
 use crate::broker::{Publication, Transport};
-use crate::worker::line::{Line, Queued};
-use celery_protocol::pidbox::{self, Request};
+use crate::worker::bounded_queue::{BoundedQueue, Queued};
+use celery_protocol::pidbox::{self, ControlRequest};
 use service_connection::error_chain::chain;
 
 /// Maximum number of replies that wait for the broker, and their bytes.
@@ -32,16 +32,16 @@ const CLOSING: Duration = Duration::from_secs(1);
 type Reply = (String, Publication);
 
 /// Sends replies, so that the remote control need not wait for the broker.
-pub(in crate::worker) struct Replies {
+pub(super) struct Replies {
     hostname: Arc<str>,
-    line: Line<Reply>,
+    line: BoundedQueue<Reply>,
     closing: CancellationToken,
     sending: TaskTracker,
 }
 
 impl Replies {
-    pub(in crate::worker) fn new(hostname: Arc<str>, transport: Arc<dyn Transport>) -> Self {
-        let (line, replies) = Line::new(QUEUE, QUEUE_BYTES);
+    pub(super) fn new(hostname: Arc<str>, transport: Arc<dyn Transport>) -> Self {
+        let (line, replies) = BoundedQueue::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
         let sending = TaskTracker::new();
         sending.spawn(send(replies, transport, closing.clone()));
@@ -55,7 +55,7 @@ impl Replies {
     }
 
     /// Sends a reply, if one is wanted and there is room.
-    pub(super) fn send(&self, request: &Request, reply: &Value, clock: u64) {
+    pub(super) fn send(&self, request: &ControlRequest, reply: &Value, clock: u64) {
         let Some(reply_to) = &request.reply_to else {
             return;
         };
@@ -84,7 +84,7 @@ impl Replies {
     }
 
     /// Sends the waiting replies within a time limit, and accepts no more.
-    pub(in crate::worker) async fn close(&self) {
+    pub(super) async fn close(&self) {
         self.closing.cancel();
         if timeout(CLOSING, self.sending.wait()).await.is_err() {
             tracing::debug!("the last replies of the remote control were not sent in time");

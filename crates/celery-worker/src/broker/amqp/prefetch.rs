@@ -1,4 +1,4 @@
-//! How many deliveries of one queue are held.
+//! The prefetch window: the number of deliveries of one queue that are held.
 //!
 //! RabbitMQ fixes a consumer's limit when it is made and counts everything that the consumer has
 //! got and nobody has settled. To keep others coming while some are parked, a new consumer takes
@@ -10,15 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// The deliveries of one channel.
+/// The unsettled deliveries of one channel.
 #[derive(Debug, Default)]
-pub(super) struct Window {
-    state: Mutex<State>,
+pub(super) struct PrefetchWindow {
+    state: Mutex<WindowState>,
     changed: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct WindowState {
     /// Deliveries that may be held; 0 is no limit.
     target: u32,
     /// Number of the consumer that gets deliveries; those before it get none.
@@ -36,7 +36,7 @@ struct State {
     stale: bool,
 }
 
-impl State {
+impl WindowState {
     /// Deliveries that count.
     fn counted(&self) -> u32 {
         self.held.saturating_sub(self.parked)
@@ -48,7 +48,7 @@ impl State {
     }
 }
 
-impl Window {
+impl PrefetchWindow {
     /// A window for `target` deliveries.
     pub(super) fn new(target: u16) -> Arc<Self> {
         let window = Self::default();
@@ -108,13 +108,13 @@ impl Window {
     }
 
     /// A consumer got a delivery.
-    pub(super) fn take(self: &Arc<Self>, consumer: u32) -> Held {
+    pub(super) fn take(self: &Arc<Self>, consumer: u32) -> PrefetchSlot {
         let mut state = self.lock();
         state.held += 1;
         if state.consumer == consumer {
             state.got += 1;
         }
-        Held {
+        PrefetchSlot {
             window: self.clone(),
             consumer,
             parked: Mutex::new(false),
@@ -131,21 +131,21 @@ impl Window {
         self.changed.notified().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, WindowState> {
         // No code panics while it holds the lock, and the numbers would still be whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// One delivery's place in the window; free again when it is dropped.
+/// The slot of one delivery in the window; dropping it frees it.
 #[derive(Debug)]
-pub(super) struct Held {
-    window: Arc<Window>,
+pub(super) struct PrefetchSlot {
+    window: Arc<PrefetchWindow>,
     consumer: u32,
     parked: Mutex<bool>,
 }
 
-impl Held {
+impl PrefetchSlot {
     pub(super) fn park(&self, parked: bool) {
         let mut before = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         if *before == parked {
@@ -166,7 +166,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for PrefetchSlot {
     fn drop(&mut self) {
         let parked = *self.parked.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.window.lock();
@@ -191,15 +191,15 @@ mod tests {
 
     /// A queue that always has messages, with a broker that gives them out by the rules.
     struct Broker {
-        window: Arc<Window>,
-        held: Vec<(Held, u32)>,
+        window: Arc<PrefetchWindow>,
+        held: Vec<(PrefetchSlot, u32)>,
         consumer: u32,
         limit: u16,
     }
 
     impl Broker {
         fn new(target: u16) -> Self {
-            let window = Window::new(target);
+            let window = PrefetchWindow::new(target);
             let limit = window.due().unwrap_or(0);
             let consumer = window.renewed(limit);
             Self {
@@ -211,7 +211,8 @@ mod tests {
         }
 
         fn deliver(&mut self) {
-            let got = |held: &[(Held, u32)], of| held.iter().filter(|(_, by)| *by == of).count();
+            let got =
+                |held: &[(PrefetchSlot, u32)], of| held.iter().filter(|(_, by)| *by == of).count();
             while got(&self.held, self.consumer) < self.limit.into() {
                 let held = self.window.take(self.consumer);
                 self.held.push((held, self.consumer));
@@ -230,7 +231,8 @@ mod tests {
         }
 
         fn counted(&self) -> usize {
-            let parked = |held: &Held| *held.parked.lock().unwrap_or_else(PoisonError::into_inner);
+            let parked =
+                |held: &PrefetchSlot| *held.parked.lock().unwrap_or_else(PoisonError::into_inner);
             self.held.iter().filter(|(held, _)| !parked(held)).count()
         }
     }
@@ -299,7 +301,7 @@ mod tests {
 
     #[test]
     fn no_limit_is_no_limit() {
-        let window = Window::new(0);
+        let window = PrefetchWindow::new(0);
         assert_eq!(window.renewed(0), 1);
         window.take(1).park(true);
         assert_eq!(window.due(), None);

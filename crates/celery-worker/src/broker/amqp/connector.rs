@@ -16,10 +16,10 @@ use regex::Regex;
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
-use super::address::{Address, Addresses};
-use super::screen::{Bodies, Limits, Notes};
-use super::{Options, Tls, convert, short, stream};
-use crate::broker::topology::Step;
+use super::address::{Addresses, BrokerAddress};
+use super::screen::{Bodies, ConnectionLimits, Notes};
+use super::{AmqpOptions, AmqpTls, convert, short, stream};
+use crate::broker::topology::TopologyStep;
 use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
 
 /// Largest frame that connections ask for, in bytes. lapin has two buffers of 32 frames for each
@@ -36,19 +36,19 @@ pub(super) const LARGE_FRAME: u32 = 128 << 10;
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// Where to connect and how.
-pub(super) struct Link {
+pub(super) struct Connector {
     pub(super) addresses: Addresses,
     name: String,
     pub(super) connection_timeout: Duration,
-    tls: Tls,
+    tls: AmqpTls,
     no_declare: bool,
     /// Whether headers were met that need [`LARGE_FRAME`].
     has_large_frames: AtomicBool,
 }
 
-impl Link {
-    pub(super) fn new(options: &Options) -> Result<Self, BrokerError> {
-        let link = Self {
+impl Connector {
+    pub(super) fn new(options: &AmqpOptions) -> Result<Self, BrokerError> {
+        let connector = Self {
             addresses: Addresses::parse(options.url.expose_secret(), options.heartbeat)?,
             name: options.name.clone(),
             connection_timeout: options.connection_timeout,
@@ -57,8 +57,8 @@ impl Link {
             has_large_frames: AtomicBool::new(false),
         };
         // Files that cannot be read are told at the start, not at the first message.
-        link.certificates()?;
-        Ok(link)
+        connector.certificates()?;
+        Ok(connector)
     }
 
     /// URL of the broker in use, without its password.
@@ -152,7 +152,7 @@ impl Link {
 
     async fn connect_to(
         &self,
-        address: &Address,
+        address: &BrokerAddress,
         role: &str,
         bodies: Bodies,
         notes: &Arc<Notes>,
@@ -163,7 +163,7 @@ impl Link {
             true => LARGE_FRAME,
             false => FRAME,
         };
-        let limits = Limits {
+        let limits = ConnectionLimits {
             is_last: has_large_frames || uri.query.frame_max.is_some(),
             frame: *uri.query.frame_max.get_or_insert(frame),
             bodies,
@@ -208,7 +208,8 @@ impl Link {
         queue: &Queue,
         delayed: bool,
     ) -> Result<(), BrokerError> {
-        self.make(connection, &[Step::Queue(queue.clone())]).await?;
+        self.make(connection, &[TopologyStep::Queue(queue.clone())])
+            .await?;
         if delayed && !queue.is_transient() {
             self.make(connection, &topology::behind_delay(queue))
                 .await?;
@@ -221,7 +222,7 @@ impl Link {
     pub(super) async fn make(
         &self,
         connection: &Connection,
-        steps: &[Step],
+        steps: &[TopologyStep],
     ) -> Result<(), BrokerError> {
         let mut channel = None;
         let single = steps
@@ -238,7 +239,7 @@ impl Link {
             match declare(&open, &step, passive).await {
                 Ok(()) => channel = Some(open),
                 // The refusal has ended the channel.
-                Err(error) if is_precondition_failed(&error) => tell_difference(&step, &error),
+                Err(error) if is_precondition_failed(&error) => log_difference(&step, &error),
                 Err(error) if passive && is_not_found(&error) => {
                     let what = "; it is missing, and celery.no_declare forbids to declare it";
                     return Err(self.refused(error, format!("{step}{what}")));
@@ -313,8 +314,8 @@ impl Link {
 
 /// Exchange, queue, binding: the order in which Celery makes a queue; and whether each is only
 /// looked for.
-fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
-    let Step::Queue(queue) = step else {
+fn single_steps(step: &TopologyStep, no_declare: bool) -> Vec<(TopologyStep, bool)> {
+    let TopologyStep::Queue(queue) = step else {
         return vec![(step.clone(), no_declare)];
     };
     // A queue that goes with us is nobody else's to make.
@@ -325,10 +326,10 @@ fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
     };
     match &queue.binding {
         Some(Binding { exchange, key }) if !passive => vec![
-            (Step::Exchange(exchange.clone()), false),
-            (Step::Queue(bare), false),
+            (TopologyStep::Exchange(exchange.clone()), false),
+            (TopologyStep::Queue(bare), false),
             (
-                Step::BindQueue {
+                TopologyStep::BindQueue {
                     source: exchange.name.clone(),
                     destination: queue.name.clone(),
                     key: key.clone(),
@@ -337,7 +338,7 @@ fn single_steps(step: &Step, no_declare: bool) -> Vec<(Step, bool)> {
             ),
         ],
         // How it is bound makes no difference to who consumes from it.
-        _ => vec![(Step::Queue(bare), passive)],
+        _ => vec![(TopologyStep::Queue(bare), passive)],
     }
 }
 
@@ -359,11 +360,15 @@ pub(super) async fn depth(channel: &Channel, queue: &str) -> lapin::Result<Queue
 }
 
 /// Does one step, or with `passive` only looks for what has a name.
-pub(super) async fn declare(channel: &Channel, step: &Step, passive: bool) -> lapin::Result<()> {
+pub(super) async fn declare(
+    channel: &Channel,
+    step: &TopologyStep,
+    passive: bool,
+) -> lapin::Result<()> {
     let none = FieldTable::default();
     let text = |name: &str| short(name).map_err(|e| lapin::Error::from(std::io::Error::other(e)));
     match step {
-        Step::Exchange(exchange) => {
+        TopologyStep::Exchange(exchange) => {
             let kind = match exchange.kind {
                 crate::broker::ExchangeKind::Direct => ExchangeKind::Direct,
                 crate::broker::ExchangeKind::Fanout => ExchangeKind::Fanout,
@@ -379,7 +384,7 @@ pub(super) async fn declare(channel: &Channel, step: &Step, passive: bool) -> la
                 .exchange_declare(text(&exchange.name)?, kind, options, none)
                 .await
         }
-        Step::Queue(queue) => {
+        TopologyStep::Queue(queue) => {
             let options = QueueDeclareOptions {
                 passive,
                 durable: queue.durable,
@@ -391,8 +396,8 @@ pub(super) async fn declare(channel: &Channel, step: &Step, passive: bool) -> la
             let declared = channel.queue_declare(text(&queue.name)?, options, arguments);
             declared.await.map(drop)
         }
-        Step::BindExchange { .. } | Step::BindQueue { .. } if passive => Ok(()),
-        Step::BindExchange {
+        TopologyStep::BindExchange { .. } | TopologyStep::BindQueue { .. } if passive => Ok(()),
+        TopologyStep::BindExchange {
             source,
             destination,
             key,
@@ -402,7 +407,7 @@ pub(super) async fn declare(channel: &Channel, step: &Step, passive: bool) -> la
                 .exchange_bind(to, from, key, ExchangeBindOptions::default(), none)
                 .await
         }
-        Step::BindQueue {
+        TopologyStep::BindQueue {
             source,
             destination,
             key,
@@ -465,7 +470,7 @@ pub(super) fn difference_of(error: &lapin::Error) -> Difference {
 }
 
 /// Says how a declaration differs from what is there.
-fn tell_difference(step: &Step, error: &lapin::Error) {
+fn log_difference(step: &TopologyStep, error: &lapin::Error) {
     tracing::warn!(
         what = %step,
         difference = %difference_of(error),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::rate::RateLimit;
+use super::rate_limit::RateLimit;
 use crate::task::TaskOptions;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
@@ -15,7 +15,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(180);
 
 /// What the settings say of every task, by Celery's names.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TaskDefaults {
+pub struct DefaultOptions {
     /// `task_acks_late`.
     pub acks_late: bool,
     /// `task_acks_on_failure`.
@@ -36,7 +36,7 @@ pub struct TaskDefaults {
     pub rate_limit: Option<RateLimit>,
 }
 
-impl Default for TaskDefaults {
+impl Default for DefaultOptions {
     /// Celery's defaults.
     fn default() -> Self {
         Self {
@@ -55,27 +55,27 @@ impl Default for TaskDefaults {
 
 /// What holds for one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Policy {
-    pub(super) acks_late: bool,
-    pub(super) acks_on_failure: bool,
-    pub(super) acks_on_timeout: bool,
-    pub(super) track_started: bool,
+pub(crate) struct EffectiveOptions {
+    pub(crate) acks_late: bool,
+    pub(crate) acks_on_failure: bool,
+    pub(crate) acks_on_timeout: bool,
+    pub(crate) track_started: bool,
     /// Seconds.
-    pub(super) time_limit: Option<f64>,
+    pub(crate) time_limit: Option<f64>,
     /// Seconds.
-    pub(super) soft_time_limit: Option<f64>,
-    pub(super) max_retries: u32,
-    pub(super) retry_delay: Duration,
+    pub(crate) soft_time_limit: Option<f64>,
+    pub(crate) max_retries: u32,
+    pub(crate) retry_delay: Duration,
     ignore_result: bool,
     store_errors: bool,
 }
 
-impl Policy {
-    pub(super) fn new(
+impl EffectiveOptions {
+    pub(crate) fn new(
         message: &TaskMessage,
         options: &TaskOptions,
         limits: Option<Limits>,
-        defaults: &TaskDefaults,
+        defaults: &DefaultOptions,
     ) -> Self {
         let ignore_result = message
             .ignore_result
@@ -106,12 +106,12 @@ impl Policy {
     }
 
     /// What holds for a message that is no task of this worker.
-    pub(super) fn of_stranger(message: &TaskMessage, defaults: &TaskDefaults) -> Self {
+    pub(crate) fn of_stranger(message: &TaskMessage, defaults: &DefaultOptions) -> Self {
         Self::new(message, &TaskOptions::DEFAULT, None, defaults)
     }
 
     /// Whether a state is stored.
-    pub(super) fn stores(&self, state: &State) -> bool {
+    pub(crate) fn stores(&self, state: &State) -> bool {
         let error = matches!(state, State::Failure { .. } | State::Revoked(_));
         !self.ignore_result || (error && self.store_errors)
     }
@@ -119,23 +119,23 @@ impl Policy {
 
 /// A task's time limits, in seconds, as somebody set them by remote control.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Limits {
-    pub(super) hard: Option<f64>,
-    pub(super) soft: Option<f64>,
+pub(crate) struct Limits {
+    pub(crate) hard: Option<f64>,
+    pub(crate) soft: Option<f64>,
 }
 
 /// The limits that were set, by task.
 #[derive(Default)]
-pub(super) struct TimeLimits(Mutex<HashMap<String, Limits>>);
+pub(crate) struct TimeLimits(Mutex<HashMap<String, Limits>>);
 
 impl TimeLimits {
-    pub(super) fn set(&self, task: &str, limits: Limits) {
+    pub(crate) fn set(&self, task: &str, limits: Limits) {
         // No code panics while it holds the lock, and the map would still be whole.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(task.to_owned(), limits);
     }
 
-    pub(super) fn get(&self, task: &str) -> Option<Limits> {
+    pub(crate) fn get(&self, task: &str) -> Option<Limits> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.get(task).copied()
     }
@@ -146,16 +146,20 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn policy(message: &TaskMessage, options: &TaskOptions, defaults: &TaskDefaults) -> Policy {
-        Policy::new(message, options, None, defaults)
+    fn policy(
+        message: &TaskMessage,
+        options: &TaskOptions,
+        defaults: &DefaultOptions,
+    ) -> EffectiveOptions {
+        EffectiveOptions::new(message, options, None, defaults)
     }
 
     #[test]
     fn the_nearest_word_counts() {
         let (mut message, mut options) = (TaskMessage::default(), TaskOptions::DEFAULT);
-        let mut defaults = TaskDefaults {
+        let mut defaults = DefaultOptions {
             time_limit: Some(30.0),
-            ..TaskDefaults::default()
+            ..DefaultOptions::default()
         };
         let limit = |m: &_, a: &_, d: &_| policy(m, a, d).time_limit;
         assert_eq!(limit(&message, &options, &defaults), Some(30.0));
@@ -177,9 +181,9 @@ mod tests {
             ignore_result: Some(true),
             ..TaskMessage::default()
         };
-        let defaults = TaskDefaults {
+        let defaults = DefaultOptions {
             store_errors_even_if_ignored: true,
-            ..TaskDefaults::default()
+            ..DefaultOptions::default()
         };
         let policy = policy(&message, &TaskOptions::DEFAULT, &defaults);
         assert!(!policy.stores(&State::Success(Value::Null)));

@@ -1,0 +1,183 @@
+//! Results as rows of the table, and back.
+
+use chrono::{DateTime, NaiveDateTime, Utc};
+use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable, Value as Cell};
+use serde_json::{Map, Value, json};
+
+use super::tables::Layout;
+use super::{Database, NAME};
+use crate::aside::{aside, is_large};
+use celery_protocol::isoformat;
+use celery_protocol::result::{self, Extended, NotReadable, ResultMeta, State};
+
+/// SQLAlchemy's form of a time in SQLite.
+const SQLITE_TIME: &str = "%Y-%m-%d %H:%M:%S%.6f";
+
+impl Database {
+    /// A time as the column holds it: without zone, in UTC.
+    pub(super) fn time(&self, time: Option<DateTime<Utc>>) -> Cell {
+        let naive = time.map(|time| time.naive_utc());
+        match self.backend() {
+            DbBackend::Postgres => naive.into(),
+            _ => naive
+                .map(|naive| naive.format(SQLITE_TIME).to_string())
+                .into(),
+        }
+    }
+
+    /// The row of a result, without the columns that the table has not.
+    pub(super) fn cells(&self, meta: &ResultMeta, layout: &Layout) -> Vec<(&'static str, Cell)> {
+        let mapping = aside(is_large(meta.values()), || meta.to_json());
+        let bytes = |value: &Value| {
+            let text = aside(is_large([value]), || value.to_string());
+            Cell::from(text.into_bytes())
+        };
+        let date_done = match meta.state {
+            // As SQLAlchemy's `onupdate` does for a row that was STARTED. `cleanup` goes by it.
+            State::Retry { .. } | State::Progress(_) => Some(Utc::now()),
+            _ => meta.date_done,
+        };
+        let mut cells = vec![
+            ("task_id", meta.task_id.clone().into()),
+            ("status", meta.state.name().into()),
+            ("result", bytes(&mapping["result"])),
+            ("date_done", self.time(date_done)),
+            (
+                "traceback",
+                mapping["traceback"].as_str().map(storable).into(),
+            ),
+            (
+                "children",
+                match meta.children.is_empty() {
+                    true => Cell::Bytes(None),
+                    false => bytes(&json!(meta.children)),
+                },
+            ),
+        ];
+        let extended = meta.extended.as_ref();
+        let text = |of: fn(&Extended) -> Option<&str>| -> Cell {
+            let text = extended.and_then(of);
+            text.map(|text| storable(text).chars().take(NAME).collect::<String>())
+                .into()
+        };
+        let json = |of: fn(&Extended) -> &Value| match extended {
+            Some(extended) => bytes(of(extended)),
+            None => Cell::Bytes(None),
+        };
+        cells.extend([
+            ("name", text(|extended| Some(&extended.name))),
+            ("args", json(|extended| &extended.args)),
+            ("kwargs", json(|extended| &extended.kwargs)),
+            ("worker", text(|extended| Some(&extended.worker))),
+            (
+                "retries",
+                extended
+                    .map(|extended| i32::try_from(extended.retries).unwrap_or(i32::MAX))
+                    .into(),
+            ),
+            ("queue", text(|extended| extended.queue.as_deref())),
+        ]);
+        // A state that knows of no stamps leaves those that an earlier one has noted.
+        if let Some(stamps) = extended.and_then(stamps) {
+            cells.push(("stamps", bytes(&stamps)));
+        }
+        cells.retain(|(column, _)| layout.columns.contains(*column));
+        cells
+    }
+
+    /// The mapping that a row stands for.
+    pub(super) fn mapping(&self, row: &QueryResult, layout: &Layout) -> Result<Value, RowError> {
+        let row = Row { row, layout };
+        let date_done = match self.backend() {
+            DbBackend::Postgres => row.get::<NaiveDateTime>("date_done")?,
+            _ => row
+                .get::<String>("date_done")?
+                .and_then(|text| NaiveDateTime::parse_from_str(&text, "%Y-%m-%d %H:%M:%S%.f").ok()),
+        };
+        let mut mapping = Map::new();
+        let mut put = |key: &str, value: Value| mapping.insert(key.to_owned(), value);
+        put("status", json!(row.get::<String>("status")?));
+        put("result", row.json("result")?);
+        put("traceback", json!(row.get::<String>("traceback")?));
+        put(
+            "children",
+            match row.json("children")? {
+                Value::Null => json!([]),
+                children => children,
+            },
+        );
+        put(
+            "date_done",
+            json!(date_done.map(|naive| isoformat(naive.and_utc()))),
+        );
+        if let Some(name) = row.get::<String>("name")? {
+            put("name", json!(name));
+            put("args", row.json("args")?);
+            put("kwargs", row.json("kwargs")?);
+            put("worker", json!(row.get::<String>("worker")?));
+            put("retries", json!(row.get::<i32>("retries")?));
+            put("queue", json!(row.get::<String>("queue")?));
+            if let Value::Object(mut noted) = row.json("stamps")? {
+                put(
+                    "stamped_headers",
+                    noted.remove("stamped_headers").unwrap_or_default(),
+                );
+                if let Some(Value::Object(stamps)) = noted.remove("stamps") {
+                    for (header, stamp) in stamps {
+                        put(&header, stamp);
+                    }
+                }
+            }
+        }
+        put("task_id", json!(row.get::<String>("task_id")?));
+        Ok(Value::Object(mapping))
+    }
+}
+
+/// A row of the table of tasks.
+struct Row<'a> {
+    row: &'a QueryResult,
+    layout: &'a Layout,
+}
+
+pub(super) enum RowError {
+    Database(DbErr),
+    NotReadable(NotReadable),
+}
+
+impl From<DbErr> for RowError {
+    fn from(error: DbErr) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl Row<'_> {
+    /// A cell; none where the table has no such column.
+    fn get<T: TryGetable>(&self, column: &str) -> Result<Option<T>, DbErr> {
+        match self.layout.columns.contains(column) {
+            true => self.row.try_get("", column),
+            false => Ok(None),
+        }
+    }
+
+    /// What a cell's bytes say; null for none.
+    fn json(&self, column: &str) -> Result<Value, RowError> {
+        match self.get::<Vec<u8>>(column)? {
+            Some(bytes) => result::decode(&bytes).map_err(RowError::NotReadable),
+            None => Ok(Value::Null),
+        }
+    }
+}
+
+/// `{"stamped_headers": …, "stamps": {…}}` of a task with stamps.
+fn stamps(extended: &Extended) -> Option<Value> {
+    let headers = extended.stamps.get("stamped_headers")?;
+    let mut stamps = extended.stamps.clone();
+    stamps.remove("stamped_headers");
+    Some(json!({"stamped_headers": headers, "stamps": stamps}))
+}
+
+/// Text as PostgreSQL can hold it: without NUL.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}

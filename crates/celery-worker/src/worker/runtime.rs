@@ -1,0 +1,89 @@
+//! State of a running worker.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use tokio_util::sync::CancellationToken;
+
+use super::effective_options::TimeLimits;
+use super::events::Events;
+use super::in_flight::InFlight;
+use super::memory;
+use super::rate_limit::RateLimits;
+use super::revocation::Revoked;
+use super::slots::Slots;
+use super::{Config, Shutdown};
+use crate::broker::{Subscriptions, Transport};
+use crate::observer::Observer;
+use crate::results::ResultBackend;
+use crate::task::Registry;
+use crate::workflow::Workflow;
+use celery_protocol::event::Load;
+
+/// State of a worker that the stages of a message and remote control share.
+pub(crate) struct Runtime {
+    pub(crate) registry: Registry,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) results: Arc<dyn ResultBackend>,
+    pub(crate) workflow: Arc<Workflow>,
+    pub(crate) config: Config,
+    pub(crate) hostname: Arc<str>,
+    pub(crate) shutdown: Shutdown,
+    /// Cancelled when the running tasks have to stop: a cold shutdown, after its soft part.
+    pub(crate) stopping: CancellationToken,
+    pub(crate) slots: Slots,
+    pub(crate) rate_limits: RateLimits,
+    pub(crate) time_limits: TimeLimits,
+    /// The queues that are consumed, once they are.
+    pub(crate) subscriptions: OnceLock<Subscriptions>,
+    pub(crate) in_flight: Arc<InFlight>,
+    pub(crate) memory: memory::MemoryBudget,
+    pub(crate) revoked: Revoked,
+    pub(crate) events: Events,
+    /// Tasks begun since the start, by name.
+    pub(crate) totals: Mutex<BTreeMap<String, u64>>,
+    pub(crate) started: Instant,
+    pub(crate) observer: Arc<dyn Observer>,
+}
+
+impl Runtime {
+    pub(crate) fn load(&self) -> Load {
+        Load {
+            freq: self.config.heartbeat_interval.as_secs_f64(),
+            active: self.in_flight.active(),
+            processed: self.totals().values().sum(),
+            loadavg: load_average().unwrap_or_default(),
+        }
+    }
+
+    pub(crate) fn totals(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
+        // No code panics while it holds the lock, and the map would still be whole.
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deliveries that each queue's consumer may hold.
+    pub(crate) fn prefetch(&self) -> u16 {
+        u16::try_from(self.slots.size())
+            .unwrap_or(u16::MAX)
+            .saturating_mul(self.config.prefetch_multiplier)
+    }
+
+    /// Counts a task that begins.
+    pub(crate) fn count(&self, task: &str) {
+        let mut totals = self.totals();
+        match totals.get_mut(task) {
+            Some(count) => *count += 1,
+            None => {
+                totals.insert(task.to_owned(), 1);
+            }
+        }
+    }
+}
+
+/// Load averages of the host over 1, 5 and 15 minutes.
+fn load_average() -> Option<[f64; 3]> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let mut averages = text.split(' ').map_while(|word| word.parse().ok());
+    Some([averages.next()?, averages.next()?, averages.next()?])
+}

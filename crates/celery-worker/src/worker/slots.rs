@@ -1,0 +1,108 @@
+//! Slots for running tasks: as many as the concurrency, which can change while tasks run.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Largest concurrency; far beyond what a host does well, and a bound to what a request may ask.
+const MOST: usize = 10_000;
+
+/// Interval of the checks that all slots are free.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// A slot for one running task; dropping it frees it.
+pub(crate) type Slot = OwnedSemaphorePermit;
+
+/// The slots of a worker.
+pub(crate) struct Slots {
+    permits: Arc<Semaphore>,
+    size: AtomicUsize,
+}
+
+impl Slots {
+    /// `size` free slots.
+    pub(crate) fn new(size: usize) -> Self {
+        let size = size.clamp(1, MOST);
+        Self {
+            permits: Arc::new(Semaphore::new(size)),
+            size: AtomicUsize::new(size),
+        }
+    }
+
+    /// Number of slots, free or taken.
+    pub(crate) fn size(&self) -> usize {
+        self.size.load(Ordering::SeqCst)
+    }
+
+    /// Waits for a slot.
+    pub(crate) async fn acquire(&self) -> Option<Slot> {
+        // Only a closed semaphore has none, and this one is never closed.
+        self.permits.clone().acquire_owned().await.ok()
+    }
+
+    /// Waits until no slot is taken. Checks at an interval, since the size can change meanwhile.
+    pub(crate) async fn empty(&self) {
+        while self.permits.available_permits() < self.size() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Adds slots; returns the new number.
+    pub(crate) fn grow(&self, n: usize) -> usize {
+        self.resize(|size| size.saturating_add(n).min(MOST))
+    }
+
+    /// Removes slots: free ones at once, the others when their tasks end. At least one stays. Returns the new
+    /// number.
+    pub(crate) fn shrink(&self, n: usize) -> usize {
+        self.resize(|size| size.saturating_sub(n).max(1))
+    }
+
+    fn resize(&self, to: impl Fn(usize) -> usize) -> usize {
+        let before = self
+            .size
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |size| Some(to(size)))
+            .unwrap_or_else(|size| size);
+        let after = to(before);
+        if after > before {
+            self.permits.add_permits(after - before);
+        }
+        if let Ok(fewer @ 1..) = u32::try_from(before.saturating_sub(after)) {
+            let permits = self.permits.clone();
+            tokio::spawn(async move {
+                for _ in 0..fewer {
+                    if let Ok(permit) = permits.clone().acquire_owned().await {
+                        permit.forget();
+                    }
+                }
+            });
+        }
+        after
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_slot_is_removed_when_its_task_ends() {
+        let slots = Slots::new(2);
+        let (first, second) = (slots.acquire().await, slots.acquire().await);
+        assert_eq!(slots.shrink(1), 1);
+        // The removal waits in line now, before the next task.
+        tokio::task::yield_now().await;
+        drop(first);
+        let mut next = std::pin::pin!(slots.acquire());
+        assert!(futures_util::poll!(&mut next).is_pending());
+        tokio::task::yield_now().await;
+        assert!(futures_util::poll!(&mut next).is_pending());
+        drop(second);
+        assert!(next.await.is_some());
+        slots.empty().await;
+        assert_eq!(slots.shrink(5), 1, "one stays");
+        assert_eq!(slots.grow(3), 4);
+    }
+}

@@ -1,0 +1,119 @@
+//! Follow-up tasks of a task: its callbacks, its errbacks and the rest of its chain.
+
+use chrono::Utc;
+use serde_json::Value;
+
+use super::chord::has_failed;
+use super::{Stopped, UnsentTask, Workflow, WorkflowError, never};
+use crate::aside::is_large;
+use celery_protocol::canvas::{self, Call};
+use celery_protocol::exception::Exception;
+use celery_protocol::message::TaskMessage;
+use celery_protocol::result::{ResultMeta, State};
+
+impl Workflow {
+    /// Sends what follows a task that returned, before its SUCCESS is stored: the callbacks and the
+    /// next step of its chain. The results of those are the task's children.
+    ///
+    /// # Errors
+    /// [`WorkflowError`]: the task fails, or, if the worker stops, goes back.
+    pub(crate) async fn succeeded(
+        &self,
+        message: &TaskMessage,
+        returned: &Value,
+    ) -> Result<Vec<Value>, WorkflowError> {
+        let embed = &message.embed;
+        if embed.callbacks.is_empty() && embed.chain.as_ref().is_none_or(Vec::is_empty) {
+            return Ok(Vec::new());
+        }
+        let call = self.call(message, "link");
+        let rest = embed.chain.iter().flatten();
+        let values = embed.callbacks.iter().chain(rest).chain([returned]);
+        let planning = || canvas::after_success(message, returned, &call);
+        let plan = self.desk.work(is_large(values), planning).await?;
+        // Boxed, here and below: most tasks are followed by nothing, and need not carry the room for it.
+        Box::pin(self.carry_out(plan, &message.id)).await
+    }
+
+    /// Does what follows a task that failed, after its FAILURE is stored: the rest of its chain fails
+    /// with it, and its errbacks are sent.
+    ///
+    /// # Errors
+    /// That the worker stops.
+    pub(crate) async fn failed(
+        &self,
+        message: &TaskMessage,
+        exception: &Exception,
+        traceback: Option<&str>,
+    ) -> Result<(), Stopped> {
+        if let Some(rest) = &message.embed.chain {
+            let state = State::Failure {
+                exception: exception.clone(),
+                traceback: traceback.map(str::to_owned),
+            };
+            let mut parts = Vec::new();
+            for step in self.failed_steps(rest).await {
+                let state = state.clone();
+                let message = step;
+                parts.extend(self.fail(UnsentTask { message, state }).await?);
+            }
+            self.count(parts).await?;
+        }
+        self.send_errbacks(
+            &message.id,
+            &message.embed.errbacks,
+            &self.call(message, "link_error"),
+        )
+        .await
+    }
+
+    /// Sends the errbacks of a task. A broken one does not change that the task failed: it is
+    /// reported here, and that is all.
+    pub(super) async fn send_errbacks(
+        &self,
+        task_id: &str,
+        errbacks: &[Value],
+        call: &Call<'_>,
+    ) -> Result<(), Stopped> {
+        let planning = || canvas::after_failure(task_id, errbacks, call);
+        let sent = match self.desk.work(is_large(errbacks), planning).await {
+            Ok(plan) => self.carry_out(plan, task_id).await,
+            Err(error) => Err(error.into()),
+        };
+        match sent {
+            Ok(_) => Ok(()),
+            Err(WorkflowError::Stopped) => Err(Stopped),
+            Err(error) => {
+                tracing::error!(task_id, %error, "errbacks of a failed task were not sent");
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn failed_steps(&self, chain: &[Value]) -> Vec<TaskMessage> {
+        let looking = || canvas::failed_steps(chain);
+        self.desk.work(is_large(chain), looking).await
+    }
+
+    /// Stores the failure of a task that was not sent. If it is a part of a chord and had not failed
+    /// before, it is to be counted.
+    pub(super) async fn fail(&self, unsent: UnsentTask) -> Result<Option<UnsentTask>, Stopped> {
+        let UnsentTask { message, state } = &unsent;
+        let mut counts = message.embed.chord.is_some();
+        if counts {
+            let get = || self.results.get(&message.id);
+            let stored = self
+                .retry_until_reachable(&message.id, "a result is not read", never, get)
+                .await?
+                .flatten();
+            counts = !stored.is_some_and(|meta| has_failed(&meta));
+        }
+        if message.ignore_result != Some(true) {
+            let meta = ResultMeta::new(message, state.clone(), Utc::now());
+            let store = || self.results.store(&meta, message);
+            self.retry_until_reachable(&message.id, "a result is not stored", never, store)
+                .await?;
+        }
+        Ok(counts.then_some(unsent))
+    }
+}

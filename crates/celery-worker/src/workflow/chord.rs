@@ -1,0 +1,434 @@
+//! Chords: their parts are counted, and the last one applies the body or fails it.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+
+use super::{Stopped, UnsentTask, Workflow, WorkflowError, hopeless};
+use crate::aside::is_large;
+use crate::results::ChordSupport;
+use crate::results::chord::{Chords, Claim, Counted, Part};
+use celery_protocol::canvas::{self, Call, ResultNode, chord_error};
+use celery_protocol::exception::Exception;
+use celery_protocol::message::{Embed, TaskMessage};
+use celery_protocol::result::State;
+use service_connection::error_chain::chain;
+
+/// How long the claim on a chord is kept while its body is published, in seconds, and how often it
+/// is renewed.
+const CLAIM_SECONDS: u64 = 60;
+const CLAIM_RENEWAL: Duration = Duration::from_secs(20);
+
+/// Pause between two looks at something that somebody else is about to do.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What a look at a chord's header found.
+#[derive(Debug)]
+pub(crate) enum Unlock {
+    /// The body is applied, or has failed.
+    Done,
+    /// Some of its tasks are not done, or the backend does not say.
+    NotReady,
+}
+
+/// How a chord fails.
+#[derive(Debug)]
+struct ChordFailure {
+    /// What its body fails with.
+    error: Exception,
+    /// What lies behind that.
+    cause: Exception,
+}
+
+/// The results of a chord's header, for its body.
+type Joined = Result<Value, Box<ChordFailure>>;
+
+impl Workflow {
+    /// Counts a task for its chord, after its final state is stored; the last one applies the
+    /// chord's body, or fails it.
+    ///
+    /// # Errors
+    /// That the worker stops.
+    pub(crate) async fn returned(
+        &self,
+        message: &TaskMessage,
+        state: &State,
+    ) -> Result<(), Stopped> {
+        if message.embed.chord.is_none() {
+            return Ok(());
+        }
+        // Without its arguments, which can be large.
+        let part = TaskMessage {
+            id: message.id.clone(),
+            root_id: message.root_id.clone(),
+            group: message.group.clone(),
+            group_index: message.group_index,
+            embed: Embed {
+                chord: message.embed.chord.clone(),
+                ..Embed::default()
+            },
+            ..TaskMessage::default()
+        };
+        let part = UnsentTask {
+            message: part,
+            state: state.clone(),
+        };
+        Box::pin(self.count(vec![part])).await
+    }
+
+    /// Looks whether the tasks of a chord's header are done, and applies the body if so:
+    /// `celery.chord_unlock`, of which `request` is the message.
+    ///
+    /// # Errors
+    /// That the worker stops.
+    pub(crate) async fn unlock(
+        &self,
+        request: &TaskMessage,
+        header: &ResultNode,
+        body: &Value,
+    ) -> Result<Unlock, Stopped> {
+        let Some(found) = self.look(header).await else {
+            return Ok(Unlock::NotReady);
+        };
+        let call = self.call(request, "chord");
+        let failed = match gather(header, &found) {
+            Ok(results) => match Box::pin(self.apply_body(body, results, &call)).await {
+                Ok(()) => None,
+                Err(WorkflowError::Stopped) => return Err(Stopped),
+                Err(error) => Some(callback_error(&error)),
+            },
+            Err(failed) => Some(failed),
+        };
+        if let Some(failed) = failed {
+            Box::pin(self.fail_chord(request, body, &failed)).await?;
+        }
+        Ok(Unlock::Done)
+    }
+
+    /// Fails the body of a chord that cannot be watched any more.
+    ///
+    /// # Errors
+    /// That the worker stops.
+    pub(crate) async fn give_up(
+        &self,
+        request: &TaskMessage,
+        body: &Value,
+        why: &Exception,
+    ) -> Result<(), Stopped> {
+        let failed = ChordFailure::new("chord_unlock could not be retried: ", why.clone());
+        Box::pin(self.fail_chord(request, body, &failed)).await
+    }
+
+    /// Fails the body of a chord, and what follows it; the parts of other chords among that.
+    async fn fail_body(
+        &self,
+        part: &TaskMessage,
+        body: &Value,
+        failed: &ChordFailure,
+    ) -> Result<Vec<UnsentTask>, Stopped> {
+        let ChordFailure { error, cause } = failed;
+        tracing::error!(
+            task_id = part.id,
+            group_id = part.group,
+            body = body["task"].as_str(),
+            body_id = body["options"]["task_id"].as_str(),
+            exception = error.headline(),
+            "chord failed; its body is not applied"
+        );
+        let looking = || canvas::body_failures(body, error, cause);
+        let failures = match self.desk.work(is_large([body]), looking).await {
+            Ok(failures) => failures,
+            Err(error) => {
+                tracing::error!(task_id = part.id, %error, "the chord's body is no signature");
+                return self.fail_unread(body, failed).await;
+            }
+        };
+        let place = format!("ccat-transfer on {}, in chord", self.options.hostname);
+        let state = |exception: &Exception| State::Failure {
+            traceback: Some(exception.traceback(&place)),
+            exception: exception.clone(),
+        };
+        let mut parts = Vec::new();
+        for failure in failures {
+            let unsent = UnsentTask {
+                state: state(&failure.exception),
+                message: failure.message.clone(),
+            };
+            parts.extend(self.fail(unsent).await?);
+            // As if it had run.
+            let call = self.call(&failure.message, "link_error");
+            self.send_errbacks(&failure.message.id, &failure.errbacks, &call)
+                .await?;
+        }
+        if let Value::Array(rest) = &body["options"]["chain"] {
+            for message in self.failed_steps(rest).await {
+                let state = state(error);
+                parts.extend(self.fail(UnsentTask { message, state }).await?);
+            }
+        }
+        Ok(parts)
+    }
+
+    /// Stores a failure for the body of a chord that cannot be read as a signature, if it has an id: a
+    /// caller that waits for it must get an answer.
+    async fn fail_unread(
+        &self,
+        body: &Value,
+        failed: &ChordFailure,
+    ) -> Result<Vec<UnsentTask>, Stopped> {
+        let state = State::Failure {
+            exception: failed.error.clone(),
+            traceback: None,
+        };
+        let mut parts = Vec::new();
+        for message in self.failed_steps(std::slice::from_ref(body)).await {
+            let state = state.clone();
+            parts.extend(self.fail(UnsentTask { message, state }).await?);
+        }
+        Ok(parts)
+    }
+
+    async fn fail_chord(
+        &self,
+        part: &TaskMessage,
+        body: &Value,
+        failed: &ChordFailure,
+    ) -> Result<(), Stopped> {
+        let parts = self.fail_body(part, body, failed).await?;
+        self.count(parts).await
+    }
+
+    /// Counts parts of chords. A chord whose body fails can be a part of another one, so this may go
+    /// on for a while.
+    pub(super) async fn count(&self, mut parts: Vec<UnsentTask>) -> Result<(), Stopped> {
+        let ChordSupport::Counted(chords) = &self.chords else {
+            return Ok(());
+        };
+        while let Some(UnsentTask { message, state }) = parts.pop() {
+            let Some(body) = &message.embed.chord else {
+                continue;
+            };
+            loop {
+                let count = || chords.count(&message, &state, self.claim_seconds());
+                let counted = self
+                    .retry_until_reachable(
+                        &message.id,
+                        "a part of a chord is not counted",
+                        hopeless,
+                        count,
+                    )
+                    .await?;
+                match counted {
+                    Some(Counted::Last(claim)) => {
+                        let completing = self.complete(chords, &message, body, &claim);
+                        parts.extend(Box::pin(completing).await?);
+                        break;
+                    }
+                    // This message is here for a second time, and the worker that had it before may
+                    // have died over the chord. Its claim ends by itself.
+                    Some(Counted::Held) => self.pause(LOOK_EVERY).await?,
+                    Some(Counted::NotLast) | None => break,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Long enough for what comes before publishing.
+    fn claim_seconds(&self) -> u64 {
+        self.options.join_timeout.as_secs().saturating_mul(2)
+    }
+
+    /// Applies the body of a chord whose parts have all returned, or fails it.
+    async fn complete(
+        &self,
+        chords: &Chords,
+        part: &TaskMessage,
+        body: &Value,
+        claim: &Claim,
+    ) -> Result<Vec<UnsentTask>, Stopped> {
+        let task_id = part.id.as_str();
+        let results = match self.join(chords, task_id, claim).await? {
+            Ok(results) => results,
+            Err(failed) => {
+                let parts = self.fail_body(part, body, &failed).await?;
+                let fail = || chords.fail(claim);
+                self.retry_until_reachable(task_id, "a failed chord is not ended", hopeless, fail)
+                    .await?;
+                return Ok(parts);
+            }
+        };
+        let keep = || chords.keep(claim, CLAIM_SECONDS);
+        let is_ours = self
+            .retry_until_reachable(task_id, "a chord is not claimed", hopeless, keep)
+            .await?;
+        let applied = match is_ours {
+            Some(true) => {
+                let call = self.call(part, "chord");
+                tokio::select! {
+                    applied = self.apply_body(body, results, &call) => Some(applied),
+                    () = self.lose(chords, claim) => None,
+                }
+            }
+            _ => None,
+        };
+        let Some(applied) = applied else {
+            tracing::warn!(
+                task_id,
+                group_id = part.group,
+                "the body of a chord was left to another worker, which has claimed it meanwhile"
+            );
+            return Ok(Vec::new());
+        };
+        let parts = match applied {
+            Ok(()) => Vec::new(),
+            Err(WorkflowError::Stopped) => return Err(Stopped),
+            Err(error) => {
+                let failed = callback_error(&error);
+                self.fail_body(part, body, &failed).await?
+            }
+        };
+        let finish = || chords.finish(claim, self.claim_seconds());
+        self.retry_until_reachable(task_id, "a chord is not cleared away", hopeless, finish)
+            .await?;
+        Ok(parts)
+    }
+
+    async fn apply_body(
+        &self,
+        body: &Value,
+        results: Value,
+        call: &Call<'_>,
+    ) -> Result<(), WorkflowError> {
+        let is_large = is_large([body, &results]);
+        let planning = || canvas::chord_body(body, results, call);
+        let plan = self.desk.work(is_large, planning).await?;
+        let task_id = call.parent_id.unwrap_or_default();
+        self.carry_out(plan, task_id).await?;
+        Ok(())
+    }
+
+    /// Keeps a claim; ends when it is lost.
+    async fn lose(&self, chords: &Chords, claim: &Claim) {
+        loop {
+            sleep(CLAIM_RENEWAL).await;
+            // One that cannot be renewed still holds for a while.
+            if let Ok(false) = chords.keep(claim, CLAIM_SECONDS).await {
+                return;
+            }
+        }
+    }
+
+    /// The results of a chord's parts, or with what its body fails, and the cause of that.
+    async fn join(&self, chords: &Chords, task_id: &str, claim: &Claim) -> Result<Joined, Stopped> {
+        let saved = || chords.saved(claim);
+        let saved = self
+            .retry_until_reachable(task_id, "a chord's header is not read", hopeless, saved)
+            .await?;
+        if let Some(Some(header)) = saved {
+            return self.join_groups(&header).await;
+        }
+        let parts = || chords.parts(claim);
+        let parts = self
+            .retry_until_reachable(task_id, "a chord's results are not read", hopeless, parts)
+            .await?;
+        let values = parts.unwrap_or_default().into_iter().map(value_of);
+        Ok(values.collect())
+    }
+
+    /// The results of a header with groups in it, in lists as they are. They are stored by the time
+    /// that they are counted, but a replica may be behind.
+    async fn join_groups(&self, header: &ResultNode) -> Result<Joined, Stopped> {
+        let until = Instant::now() + self.options.join_timeout;
+        loop {
+            if let Some(found) = self.look(header).await {
+                let joined = gather(header, &found);
+                return Ok(joined.map_err(|failed| join_error(failed.cause)));
+            }
+            if Instant::now() >= until {
+                let (class, text) = ("TimeoutError", "The operation timed out.");
+                let timeout = Exception::new("celery.exceptions", class, text);
+                return Ok(Err(join_error(timeout)));
+            }
+            self.pause(LOOK_EVERY).await?;
+        }
+    }
+
+    /// The stored results of all tasks in a header; `None` unless all are done.
+    async fn look(&self, header: &ResultNode) -> Option<Vec<Value>> {
+        let mut found = Vec::new();
+        for task_id in header.task_ids() {
+            match self.results.get(task_id).await {
+                Ok(Some(meta)) if is_done(&meta) => found.push(meta),
+                Ok(_) => return None,
+                Err(error) => {
+                    tracing::warn!(task_id, error = %chain(&error), "a part of a chord cannot be looked at");
+                    return None;
+                }
+            }
+        }
+        Some(found)
+    }
+}
+
+impl ChordFailure {
+    /// A `ChordError` that says, after some words, what lies behind it.
+    fn new(text: &str, cause: Exception) -> Box<Self> {
+        Box::new(Self {
+            error: chord_error(format!("{text}{}", cause.repr())),
+            cause,
+        })
+    }
+}
+
+/// Of a chord one of whose parts failed.
+fn dependency_error(task_id: &str, cause: Exception) -> Box<ChordFailure> {
+    ChordFailure::new(&format!("Dependency {task_id} raised "), cause)
+}
+
+/// Of a chord with groups in its header whose results cannot be had, or are failures.
+fn join_error(cause: Exception) -> Box<ChordFailure> {
+    ChordFailure::new("Join error: ", cause)
+}
+
+/// Of a chord whose body cannot be sent.
+fn callback_error(error: &WorkflowError) -> Box<ChordFailure> {
+    ChordFailure::new("Callback error: ", error.exception())
+}
+
+fn value_of(part: Part) -> Joined {
+    match part.state.as_str() {
+        "FAILURE" | "REVOKED" => Err(dependency_error(&part.task_id, exception(part.result))),
+        _ => Ok(part.result),
+    }
+}
+
+/// The values of stored results, in the form of the header; `found` is in its order.
+fn gather(header: &ResultNode, found: &[Value]) -> Joined {
+    let mut found = found.iter();
+    header.gather(&mut |task_id| {
+        let meta = found.next().unwrap_or(&Value::Null);
+        match has_failed(meta) {
+            true => Err(dependency_error(task_id, exception(meta["result"].clone()))),
+            false => Ok(meta["result"].clone()),
+        }
+    })
+}
+
+fn status(meta: &Value) -> &str {
+    meta["status"].as_str().unwrap_or_default()
+}
+
+pub(super) fn has_failed(meta: &Value) -> bool {
+    matches!(status(meta), "FAILURE" | "REVOKED")
+}
+
+fn is_done(meta: &Value) -> bool {
+    has_failed(meta) || status(meta) == "SUCCESS"
+}
+
+/// The exception that a mapping is.
+fn exception(result: Value) -> Exception {
+    serde_json::from_value(result).unwrap_or_else(|_| Exception::none())
+}

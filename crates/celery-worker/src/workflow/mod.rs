@@ -1,0 +1,358 @@
+//! What follows a task: callbacks, chains, chords.
+//!
+//! [`celery_protocol::canvas`] says what is to be sent; this sends it, and keeps the books that chords
+//! need. Everything is confirmed by the broker before the task's result is stored, or, of what
+//! follows a failure, before the message is acknowledged. A broker or backend that is away is waited
+//! for, until a shutdown ends the wait ([`crate::worker::SETTLED_WITHIN`]); the message then goes back to its
+//! queue, and the worker that runs the task again sends the same ids again.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use serde_json::Value;
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::aside::Desk;
+use crate::broker::{BrokerError, Publication, Sending, TaskQueues, TracePropagation, Transport};
+use crate::results::{ChordSupport, ResultBackend, ResultError};
+use crate::worker::STORE_PAUSES;
+use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, Route, SignatureError};
+use celery_protocol::exception::{BUILTINS, Exception};
+use celery_protocol::message::TaskMessage;
+use celery_protocol::result::State;
+use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::error_chain::chain;
+
+mod callbacks;
+pub(crate) mod chord;
+
+/// Time limit for publishing before a failure is logged.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often a message is offered that the broker refuses, e.g. because its queue is full.
+/// Python's default is one try and three more.
+const OFFERS: u32 = 4;
+
+/// Messages that wait for the broker's confirm at a time.
+const IN_FLIGHT: usize = 64;
+
+/// The worker stops at once: the message has to go back.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Stopped;
+
+/// Why what follows a task was not sent.
+#[derive(Debug)]
+pub(crate) enum WorkflowError {
+    /// The worker stops at once.
+    Stopped,
+    /// A signature cannot be applied.
+    Signature(SignatureError),
+    /// The broker refuses a message.
+    Refused(BrokerError),
+}
+
+impl WorkflowError {
+    /// What the task fails with.
+    pub(crate) fn exception(&self) -> Exception {
+        match self {
+            Self::Signature(error @ SignatureError::NoChords) => {
+                Exception::new(BUILTINS, "NotImplementedError", error.to_string())
+            }
+            Self::Signature(error @ SignatureError::Serializer { .. }) => {
+                Exception::new("kombu.exceptions", "EncodeError", error.to_string())
+            }
+            Self::Signature(error) => Exception::invalid_task(error.to_string()),
+            Self::Refused(_) | Self::Stopped => {
+                Exception::new("kombu.exceptions", "OperationalError", self.to_string())
+            }
+        }
+    }
+}
+
+impl fmt::Display for WorkflowError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stopped => f.write_str("the worker stops"),
+            Self::Signature(error) => error.fmt(f),
+            Self::Refused(error) => chain(error).fmt(f),
+        }
+    }
+}
+
+impl From<Stopped> for WorkflowError {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+impl From<SignatureError> for WorkflowError {
+    fn from(error: SignatureError) -> Self {
+        Self::Signature(error)
+    }
+}
+
+/// How the tasks that follow are sent.
+#[derive(Debug, Clone)]
+pub(crate) struct WorkflowOptions {
+    /// Node name of the worker.
+    pub(crate) hostname: Arc<str>,
+    /// Queue of tasks that name none.
+    pub(crate) default_queue: String,
+    /// How queues are declared.
+    pub(crate) queues: TaskQueues,
+    /// How long the results of a chord's header may be on their way when all its parts have
+    /// returned.
+    pub(crate) join_timeout: Duration,
+    /// Carries a task's trace to those that follow it.
+    pub(crate) propagation: Arc<dyn TracePropagation>,
+}
+
+/// Does what follows a worker's tasks.
+pub(crate) struct Workflow {
+    transport: Arc<dyn Transport>,
+    results: Arc<dyn ResultBackend>,
+    chords: ChordSupport,
+    options: WorkflowOptions,
+    /// Nobody reads it, as nobody reads a Python worker's.
+    reply_to: String,
+    origin: String,
+    /// For signatures of which much may be made.
+    desk: Desk,
+    stopping: CancellationToken,
+}
+
+/// A task that was not sent, and fails.
+struct UnsentTask {
+    message: TaskMessage,
+    state: State,
+}
+
+impl Workflow {
+    pub(crate) fn new(
+        transport: Arc<dyn Transport>,
+        results: Arc<dyn ResultBackend>,
+        options: WorkflowOptions,
+        stopping: CancellationToken,
+    ) -> Self {
+        let host = options.hostname.rsplit('@').next().unwrap_or_default();
+        Self {
+            origin: format!("gen{}@{host}", std::process::id()),
+            chords: results.chords(),
+            reply_to: Uuid::new_v4().to_string(),
+            desk: Desk::default(),
+            transport,
+            results,
+            options,
+            stopping,
+        }
+    }
+
+    fn call<'a>(&'a self, message: &'a TaskMessage, role: &'static str) -> Call<'a> {
+        Call {
+            parent_id: Some(&message.id),
+            root_id: Some(message.root_id.as_deref().unwrap_or(&message.id)),
+            role,
+            reply_to: &self.reply_to,
+            origin: &self.origin,
+            now: Utc::now(),
+            chords: !matches!(self.chords, ChordSupport::None),
+        }
+    }
+
+    /// Does what a plan says; the children.
+    async fn carry_out(&self, plan: Plan, task_id: &str) -> Result<Vec<Value>, WorkflowError> {
+        let mut children = Vec::new();
+        let mut waiting = Vec::new();
+        for effect in plan.effects {
+            match effect {
+                Effect::Send(outgoing) => waiting.push(*outgoing),
+                Effect::Chord(header) => match &self.chords {
+                    ChordSupport::Counted(chords) => {
+                        let begin = || chords.begin(&header.group_id, header.size, &header.results);
+                        self.retry_until_reachable(
+                            task_id,
+                            "a chord is not noted",
+                            hopeless,
+                            begin,
+                        )
+                        .await?;
+                    }
+                    ChordSupport::Polled => {
+                        children.extend(ResultNode::parse(&as_result(&header.unlock)));
+                        waiting.push(header.unlock);
+                    }
+                    ChordSupport::None => return Err(SignatureError::NoChords.into()),
+                },
+                Effect::ChordGrows {
+                    group_id,
+                    task_id: added,
+                } => {
+                    let ChordSupport::Counted(chords) = &self.chords else {
+                        return Err(SignatureError::NotExtensible.into());
+                    };
+                    let grow = || chords.grow(&group_id, &added);
+                    self.retry_until_reachable(task_id, "a chord is not extended", hopeless, grow)
+                        .await?;
+                }
+            }
+        }
+        stream::iter(waiting)
+            .map(|outgoing| self.send(outgoing, task_id))
+            .buffered(IN_FLIGHT)
+            .try_collect::<()>()
+            .await?;
+        children.extend(plan.children);
+        Ok(children.iter().map(ResultNode::to_json).collect())
+    }
+
+    async fn send(&self, outgoing: Outgoing, task_id: &str) -> Result<(), WorkflowError> {
+        let mut publication = self.publication(outgoing);
+        let sending = Sending::begin(&mut publication, &*self.options.propagation);
+        let sent = self.publish(&publication, task_id).await;
+        sending.end(&sent);
+        sent
+    }
+
+    /// Publishes the follow-up tasks of a task, and waits without a limit for the broker and its confirmation. A
+    /// pending message is not published again.
+    ///
+    /// # Errors
+    /// [`WorkflowError::Refused`] for what the broker will never take, and [`WorkflowError::Stopped`].
+    pub(crate) async fn publish(
+        &self,
+        publication: &Publication,
+        task_id: &str,
+    ) -> Result<(), WorkflowError> {
+        let mut attempts = Attempts::new(STORE_PAUSES);
+        let mut refusals = 0;
+        loop {
+            let publishing = self
+                .transport
+                .publish_until_confirmed(publication, PUBLISH_WITHIN);
+            let published = self.stopping.run_until_cancelled(publishing).await;
+            let Err(error) = published.ok_or(Stopped)? else {
+                return Ok(());
+            };
+            match error {
+                BrokerError::Unreachable { .. }
+                | BrokerError::Timeout { .. }
+                | BrokerError::Blocked { .. } => {}
+                BrokerError::Refused { .. } if refusals + 1 < OFFERS => refusals += 1,
+                error => return Err(WorkflowError::Refused(error)),
+            }
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    task_id,
+                    routing_key = publication.routing_key,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "what follows the task was not sent; its message stays unacknowledged until it is"
+                );
+            }
+            self.pause(pause).await?;
+        }
+    }
+
+    fn publication(&self, Outgoing { message, route }: Outgoing) -> Publication {
+        let queue = match route {
+            Route::Exchange { name, routing_key } => {
+                return Publication {
+                    exchange: name,
+                    routing_key,
+                    message,
+                    declare: None,
+                    mandatory: true,
+                };
+            }
+            Route::Queue(queue) => queue,
+            Route::Default => self.options.default_queue.clone(),
+        };
+        let delay = due_in(&message);
+        let route = self.options.queues.route(&queue, delay);
+        Publication {
+            exchange: route.exchange,
+            routing_key: route.routing_key,
+            message,
+            declare: Some(route.declare),
+            mandatory: true,
+        }
+    }
+
+    /// Does something with the backend, for as long as it takes; `None` where that would be for
+    /// ever.
+    async fn retry_until_reachable<T, E, F>(
+        &self,
+        task_id: &str,
+        what: &'static str,
+        hopeless: impl Fn(&E) -> bool,
+        mut attempt: impl FnMut() -> F,
+    ) -> Result<Option<T>, Stopped>
+    where
+        E: std::error::Error + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut attempts = Attempts::new(STORE_PAUSES);
+        loop {
+            // A client's call can be large, and is held once in each caller up to the task itself.
+            let attempt = Box::pin(attempt());
+            let attempted = self.stopping.run_until_cancelled(attempt).await;
+            let error = match attempted.ok_or(Stopped)? {
+                Ok(done) => return Ok(Some(done)),
+                Err(error) => error,
+            };
+            if hopeless(&error) {
+                tracing::error!(task_id, what, error = %chain(&error), "a chord cannot go on");
+                return Ok(None);
+            }
+            let Setback { pause, is_news } = attempts.failed(&error);
+            if is_news {
+                tracing::warn!(
+                    task_id,
+                    what,
+                    error = %chain(&error),
+                    retry_in_s = in_seconds(pause),
+                    "what follows the task is not done; its message stays unacknowledged until it is"
+                );
+            }
+            self.pause(pause).await?;
+        }
+    }
+
+    async fn pause(&self, time: Duration) -> Result<(), Stopped> {
+        tokio::select! {
+            () = self.stopping.cancelled() => Err(Stopped),
+            () = sleep(time) => Ok(()),
+        }
+    }
+}
+
+/// The time until a message is due.
+fn due_in(message: &celery_protocol::RawMessage) -> Duration {
+    message
+        .headers
+        .get("eta")
+        .and_then(Value::as_str)
+        .and_then(|eta| DateTime::parse_from_rfc3339(eta).ok())
+        .and_then(|eta| (eta.to_utc() - Utc::now()).to_std().ok())
+        .unwrap_or_default()
+}
+
+/// The result of a message, in the form of `as_tuple()`.
+fn as_result(outgoing: &Outgoing) -> Value {
+    serde_json::json!([[outgoing.message.headers["id"], null], null])
+}
+
+/// Whether Redis holds something else under a chord's key: no time mends that.
+fn hopeless(error: &ResultError) -> bool {
+    error.is_hopeless()
+}
+
+fn never(_: &ResultError) -> bool {
+    false
+}
