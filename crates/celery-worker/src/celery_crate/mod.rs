@@ -182,7 +182,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     adapter: Arc<Adapter>,
     cx: TaskContext,
 ) -> Outcome {
-    let message = cx.message.clone();
+    let message = cx.request().clone();
     let params = |bound: Arguments| serde_json::from_value::<T::Params>(bound.into_named());
     let params = match arguments(&adapter.signature, &message, params) {
         Ok(params) => params,

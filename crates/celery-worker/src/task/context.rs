@@ -2,15 +2,17 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use celery_protocol::canvas::Signature;
 use celery_protocol::message::TaskMessage;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::error::Retry;
+use super::error::{Retry, TaskError, TaskResult};
+use crate::client::{AsyncResult, Client, SendError};
 
 tokio::task_local! {
     static CURRENT: TaskContext;
@@ -22,15 +24,24 @@ tokio::task_local! {
 /// argument, calls [`TaskContext::current`].
 #[derive(Clone)]
 pub struct TaskContext {
+    pub(crate) run: Arc<TaskRun>,
+    /// State of a task of the `celery` crate.
+    pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
+    #[cfg(feature = "celery-crate")]
+    pub(crate) raised: Option<crate::celery_crate::RaisedSlot>,
+}
+
+/// One run of a task, as the worker hands it to the task.
+pub(crate) struct TaskRun {
     pub(crate) hostname: Arc<str>,
     pub(crate) message: Arc<TaskMessage>,
     pub(crate) redelivered: bool,
     pub(crate) signals: Signals,
     pub(crate) progress: watch::Sender<Option<Map<String, Value>>>,
-    pub(crate) will_requeue: Arc<dyn Fn() -> bool + Send + Sync>,
-    pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
-    #[cfg(feature = "celery-crate")]
-    pub(crate) raised: Option<crate::celery_crate::RaisedSlot>,
+    pub(crate) will_requeue: Box<dyn Fn() -> bool + Send + Sync>,
+    /// Client of the worker, from which that of this run is made when it is first used.
+    pub(crate) worker_client: Client,
+    pub(crate) client: OnceLock<Client>,
 }
 
 /// Requests to a running task to end.
@@ -42,6 +53,15 @@ pub(crate) struct Signals {
 }
 
 impl TaskContext {
+    pub(crate) fn new(run: TaskRun) -> Self {
+        Self {
+            run: Arc::new(run),
+            state: None,
+            #[cfg(feature = "celery-crate")]
+            raised: None,
+        }
+    }
+
     /// The context of the task that runs the calling code; `None` outside of a task of the `celery` crate.
     #[must_use]
     pub fn current() -> Option<Self> {
@@ -56,40 +76,40 @@ impl TaskContext {
     /// The message that requested this run, named as in Celery: id, arguments, retries, group and so on.
     #[must_use]
     pub fn request(&self) -> &Arc<TaskMessage> {
-        &self.message
+        &self.run.message
     }
 
     /// Node name of the worker, e.g. `celery@host`.
     #[must_use]
     pub fn hostname(&self) -> &str {
-        &self.hostname
+        &self.run.hostname
     }
 
     /// Whether the broker delivered the message before, so that another run may have begun.
     #[must_use]
     pub fn redelivered(&self) -> bool {
-        self.redelivered
+        self.run.redelivered
     }
 
     /// Cancelled when the task has to stop now. A [cooperative](super::TaskOptions::cooperative) task ends by itself
     /// then; any other task is dropped.
     #[must_use]
     pub fn cancelled(&self) -> &CancellationToken {
-        &self.signals.cancelled
+        &self.run.signals.cancelled
     }
 
     /// Cancelled before [`TaskContext::cancelled`] if the task is stopped for good, by `terminate` or a time limit: its
     /// message does not return to the queue.
     #[must_use]
     pub fn terminated(&self) -> &CancellationToken {
-        &self.signals.terminated
+        &self.run.signals.terminated
     }
 
     /// Cancelled when the worker begins to shut down, warm or cold. A task that waits for something and has not
     /// begun its work should end, so that another worker can do it.
     #[must_use]
     pub fn shutting_down(&self) -> &CancellationToken {
-        &self.signals.shutting_down
+        &self.run.signals.shutting_down
     }
 
     /// Whether the message returns to its queue if the task ends with [`TaskError::Requeue`](super::TaskError::Requeue)
@@ -97,7 +117,7 @@ impl TaskContext {
     /// then given it to another worker, or to this one again.
     #[must_use]
     pub fn will_requeue(&self) -> bool {
-        (self.will_requeue)()
+        (self.run.will_requeue)()
     }
 
     /// Reports progress: it becomes the result of the state PROGRESS and the field `progress` of an event
@@ -109,7 +129,59 @@ impl TaskContext {
             Value::Object(map) => map,
             other => Map::from_iter([("progress".to_owned(), json!(other))]),
         };
-        self.progress.send_replace(Some(progress));
+        self.run.progress.send_replace(Some(progress));
+    }
+
+    /// A client that sends tasks as children of this one: with its id as their parent, and with its root.
+    ///
+    /// ```
+    /// use celery_worker::prelude::*;
+    ///
+    /// #[task]
+    /// async fn thumbnail(image: String, width: u32) -> TaskResult<String> {
+    ///     Ok(format!("{image}-{width}"))
+    /// }
+    ///
+    /// #[task]
+    /// async fn thumbnails(image: String, cx: TaskContext) -> TaskResult<()> {
+    ///     for width in [64, 256] {
+    ///         cx.client().send(thumbnail::s(image.clone(), width)).await?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// ```
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        let run = &self.run;
+        run.client
+            .get_or_init(|| run.worker_client.for_task(run.message.clone()))
+    }
+
+    /// Results of the tasks that this run has sent.
+    pub(crate) fn sent(&self) -> Vec<Value> {
+        let client = self.run.client.get();
+        client.map(Client::children).unwrap_or_default()
+    }
+
+    /// Replaces this task by a signature: it gets the task's id, callbacks and place in a chain or chord, and this run
+    /// ends without a result. Always returns an error, to be returned by the task: `return cx.replace(add::s(1, 2)).await`.
+    ///
+    /// # Errors
+    /// [`TaskError::Ignore`] once the replacement is sent; an exception if it cannot be sent.
+    pub async fn replace<T>(&self, signature: impl Into<Signature>) -> TaskResult<T> {
+        self.client().replace(signature).await?;
+        Err(TaskError::Ignore)
+    }
+
+    /// Adds a task to the chord that this task belongs to. Needs a result backend that counts the parts of chords.
+    ///
+    /// # Errors
+    /// [`SendError`]
+    pub async fn add_to_chord(
+        &self,
+        signature: impl Into<Signature>,
+    ) -> Result<AsyncResult, SendError> {
+        self.client().add_to_chord(signature).await
     }
 
     /// Begins a request to run this task again later: `return Err(cx.retry().countdown(pause).into())`.
@@ -128,10 +200,10 @@ impl TaskContext {
 impl fmt::Debug for TaskContext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TaskContext")
-            .field("task", &self.message.task)
-            .field("id", &self.message.id)
-            .field("redelivered", &self.redelivered)
-            .field("signals", &self.signals)
+            .field("task", &self.run.message.task)
+            .field("id", &self.run.message.id)
+            .field("redelivered", &self.run.redelivered)
+            .field("signals", &self.run.signals)
             .finish_non_exhaustive()
     }
 }

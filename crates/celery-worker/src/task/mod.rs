@@ -12,8 +12,8 @@ use serde::Serialize;
 pub use args::{Arguments, TaskArgs};
 pub use celery_protocol::arguments::{FunctionSignature, Parameter};
 pub use celery_worker_macros::TaskArgs;
-pub(crate) use context::Signals;
 pub use context::TaskContext;
+pub(crate) use context::{Signals, TaskRun};
 #[doc(hidden)]
 pub use error::TaskReturn;
 pub use error::{Ignore, Reject, Retry, TaskError, TaskResult, When};

@@ -129,10 +129,10 @@ async fn run<T: Task>(task: Arc<T>, cx: TaskContext) -> Outcome {
         parameters: Cow::Borrowed(T::Args::PARAMETERS),
         bound: T::BIND,
     };
-    let args = match arguments(&signature, &cx.message, T::Args::from_bound) {
+    let args = match arguments(&signature, cx.request(), T::Args::from_bound) {
         Ok(args) => args,
         Err(exception) => {
-            let message = cx.message.clone();
+            let message = cx.request().clone();
             let discarding = |reason| async move { task.discard(&message, &reason).await };
             return refuse(exception, &cx, discarding).await;
         }

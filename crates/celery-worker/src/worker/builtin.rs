@@ -27,6 +27,7 @@ pub(super) fn register(
         workflow: workflow.clone(),
         retry_interval,
     });
+    let _ = registry.register(accumulate);
     let _ = registry.register(BackendCleanup {
         results: results.clone(),
     });
@@ -65,6 +66,19 @@ impl Task for UnlockChord {
         let shutting_down = cx.shutting_down().clone();
         let unlocking = unlock_chord(&self.workflow, arguments, &cx, self.retry_interval);
         until_shutdown(unlocking, shutting_down).await
+    }
+}
+
+/// Returns its arguments, or one of them: the body of the chord that a group becomes when it replaces a task.
+#[celery_worker_macros::task(name = "celery.accumulate", bind)]
+async fn accumulate(#[args] args: Vec<Value>, index: Option<usize>) -> TaskResult<Value> {
+    match index {
+        None => Ok(args.into()),
+        Some(index) => {
+            let found = args.into_iter().nth(index);
+            let error = || Exception::builtin("IndexError", "tuple index out of range");
+            Ok(found.ok_or_else(error)?)
+        }
     }
 }
 

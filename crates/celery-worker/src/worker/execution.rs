@@ -1,7 +1,7 @@
 //! The run of a task: its limits, its progress, its outcome.
 
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
@@ -17,7 +17,7 @@ use super::runtime::Runtime;
 use super::slots::Slot;
 use super::span;
 use crate::broker::Disposition;
-use crate::task::{Entry, Outcome, Signals, TaskContext, TaskError, panicked};
+use crate::task::{Entry, Outcome, Signals, TaskContext, TaskError, TaskRun, panicked};
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::result::State;
@@ -41,6 +41,8 @@ pub(super) struct Execution<'a> {
     pub(super) stop: Cancellation,
     /// Time that the run took; zero before its end.
     pub(super) elapsed: Duration,
+    /// Results of the tasks that the run sent, for the `children` of its own result.
+    pub(super) sent: Vec<Value>,
 }
 
 impl<'a> Execution<'a> {
@@ -56,6 +58,7 @@ impl<'a> Execution<'a> {
             options,
             stop: Cancellation::new(&runtime.stopping),
             elapsed: Duration::ZERO,
+            sent: Vec::new(),
         }
     }
 
@@ -73,7 +76,8 @@ impl<'a> Execution<'a> {
         let span = span::begin(request, &runtime.hostname, &*runtime.config.propagation);
         let mut attempt = pin!(async {
             let started = Instant::now();
-            let outcome = self.run().await;
+            let outcome;
+            (outcome, self.sent) = self.run().await;
             drop(slot);
             self.elapsed = started.elapsed();
             let disposition = self.conclude(outcome).await;
@@ -84,8 +88,8 @@ impl<'a> Execution<'a> {
         attempt.as_mut().instrument(span).await
     }
 
-    /// Runs the task within its limits.
-    async fn run(&self) -> Outcome {
+    /// Runs the task within its limits; returns its end and the results of the tasks that it sent.
+    async fn run(&self) -> (Outcome, Vec<Value>) {
         let Self {
             runtime,
             request,
@@ -102,7 +106,7 @@ impl<'a> Execution<'a> {
             runtime.store_state(request, state).await;
         }
         let (progress, reports) = watch::channel(None);
-        let run = (entry.run)(TaskContext {
+        let context = TaskContext::new(TaskRun {
             hostname: runtime.hostname.clone(),
             message: request.message.clone(),
             redelivered: request.redelivered,
@@ -113,10 +117,10 @@ impl<'a> Execution<'a> {
             },
             progress,
             will_requeue: self.will_requeue(),
-            state: None,
-            #[cfg(feature = "celery-crate")]
-            raised: None,
+            worker_client: runtime.client.clone(),
+            client: OnceLock::new(),
         });
+        let run = (entry.run)(context.clone());
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
         let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
         let limited = enforce(options, stop);
@@ -132,21 +136,22 @@ impl<'a> Execution<'a> {
                     task_id = request.message.id,
                     "task did not stop at its time limit; it was dropped"
                 );
-                return Err(TaskError::Requeue);
+                return (Err(TaskError::Requeue), context.sent());
             }
         };
-        ended.unwrap_or_else(|error| {
+        let outcome = ended.unwrap_or_else(|error| {
             let exception = match error.try_into_panic() {
                 Ok(panic) => panicked(&*panic),
                 Err(error) => Exception::new(BUILTINS, "RuntimeError", error.to_string()),
             };
             Err(TaskError::Raised(exception))
-        })
+        });
+        (outcome, context.sent())
     }
 
-    fn will_requeue(&self) -> Arc<dyn Fn() -> bool + Send + Sync> {
+    fn will_requeue(&self) -> Box<dyn Fn() -> bool + Send + Sync> {
         let (in_flight, request) = (self.runtime.in_flight.clone(), self.request.clone());
-        Arc::new(move || in_flight.is_held(&request))
+        Box::new(move || in_flight.is_held(&request))
     }
 
     /// Passes a task's progress on.

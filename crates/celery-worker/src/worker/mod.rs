@@ -21,6 +21,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use crate::broker::{
     BrokerError, NoPropagation, Queue, Subscription, TaskQueues, TracePropagation, Transport,
 };
+use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
 use crate::observer::Observer;
 use crate::remote_control;
@@ -31,6 +32,7 @@ use celery_protocol::event::Event;
 
 mod admission;
 pub(crate) mod bounded_queue;
+mod builder;
 mod builtin;
 mod cancellation;
 mod discard;
@@ -49,6 +51,7 @@ mod settlement;
 pub(crate) mod slots;
 mod span;
 
+pub use builder::{WorkerBuilder, WorkerError};
 pub use effective_options::DefaultOptions;
 pub use rate_limit::RateLimit;
 
@@ -226,7 +229,19 @@ impl Worker {
             &results,
             config.chord_retry_interval,
         );
+        let client = Client::of(
+            transport.clone(),
+            results.clone(),
+            ClientOptions {
+                hostname: config.hostname.clone(),
+                default_queue: config.default_queue.clone(),
+                queues: config.task_queues.clone(),
+                propagation: config.propagation.clone(),
+                ..ClientOptions::default()
+            },
+        );
         let runtime = Runtime {
+            client,
             transport,
             results,
             workflow,
@@ -252,6 +267,11 @@ impl Worker {
             served: watch::Sender::new(false),
             pulses: LivenessRegistry::default(),
         }
+    }
+
+    /// Starts to build a worker of the broker of this URL.
+    pub fn builder(broker_url: impl Into<String>) -> WorkerBuilder {
+        WorkerBuilder::new(broker_url.into())
     }
 
     /// Reports to an observer.

@@ -15,6 +15,7 @@ use super::revocation::Revoked;
 use super::slots::Slots;
 use super::{Config, Shutdown};
 use crate::broker::{Subscriptions, Transport};
+use crate::client::Client;
 use crate::observer::Observer;
 use crate::results::ResultBackend;
 use crate::task::Registry;
@@ -27,6 +28,8 @@ pub(crate) struct Runtime {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) results: Arc<dyn ResultBackend>,
     pub(crate) workflow: Arc<Workflow>,
+    /// Client from which those of running tasks are made.
+    pub(crate) client: Client,
     pub(crate) config: Config,
     pub(crate) hostname: Arc<str>,
     pub(crate) shutdown: Shutdown,

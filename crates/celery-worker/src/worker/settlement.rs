@@ -296,6 +296,10 @@ impl Execution<'_> {
     async fn record_with(&self, state: State, children: Vec<Value>) -> Disposition {
         let message = &self.request.message;
         span::note_state(&state);
+        let children = match self.sent.is_empty() {
+            true => children,
+            false => [self.sent.clone(), children].concat(),
+        };
         let meta = self.runtime.meta(&self.request, state, children);
         if self.options.stores(&meta.state)
             && let Err(Requeue) = self.runtime.store(message, &meta).await
