@@ -75,7 +75,7 @@ pub(crate) fn expand(options: &Options, mut function: ItemFn) -> syn::Result<Tok
     });
     let definition = match roles.states.is_empty() {
         true => quote!(#[derive(Clone, Copy, Debug)] #vis struct #name;),
-        false => quote!(#[derive(Clone)] #vis struct #name { #(#state_fields),* }),
+        false => quote!(#vis struct #name { #(#state_fields),* }),
     };
     // Documentation belongs to the type; lint levels and the like belong to the code.
     let (docs, others): (Vec<_>, Vec<_>) = attrs

@@ -1,4 +1,4 @@
-//! A Celery worker: brokers, result backends, canvas, events and remote control.
+#![doc = include_str!("../README.md")]
 
 /// Marks a step, or (without one) a moment, for fault injection.
 #[cfg(not(feature = "fault-injection"))]
