@@ -66,7 +66,7 @@ pub enum WorkerError {
 /// ```
 pub struct WorkerBuilder {
     broker_url: String,
-    results: results::Options,
+    results: results::ResultOptions,
     config: Config,
     registry: Registry,
     observer: Option<Arc<dyn Observer>>,
@@ -79,7 +79,7 @@ impl WorkerBuilder {
         let node = format!("celery@{}", host.to_string_lossy());
         Self {
             broker_url,
-            results: results::Options::new(""),
+            results: results::ResultOptions::new(""),
             config: Config::new(node, Vec::new()),
             registry: Registry::default(),
             observer: None,
@@ -91,12 +91,12 @@ impl WorkerBuilder {
     /// not stored.
     #[must_use]
     pub fn results(self, url: impl Into<String>) -> Self {
-        self.result_options(results::Options::new(url.into()))
+        self.result_options(results::ResultOptions::new(url.into()))
     }
 
     /// Stores results in a backend with more settings than a URL.
     #[must_use]
-    pub fn result_options(self, results: results::Options) -> Self {
+    pub fn result_options(self, results: results::ResultOptions) -> Self {
         Self { results, ..self }
     }
 
