@@ -282,7 +282,7 @@ impl RemoteControl {
                 return Err(Exception::new(
                     BUILTINS,
                     "ValueError",
-                    "Slots restarts not enabled",
+                    "Pool restarts not enabled",
                 ));
             }
             // This node answers greetings of others (see [`gossip`]) and does not need this method itself.
