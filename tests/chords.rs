@@ -7,7 +7,7 @@ mod support;
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
-use celery_worker::results::chord::{Chords, Claim, Counted};
+use celery_worker::results::chord::{ChordCounter, Claim, Counted};
 use celery_worker::results::{
     ChordSupport, Expires, Redis, RedisOptions, ResultBackend as _, ResultOptions,
 };
@@ -38,7 +38,7 @@ const CLAIM_SECONDS: u64 = 5;
 /// A chord of some size, and the keys of its group.
 struct Bench {
     redis: MultiplexedConnection,
-    chords: Chords,
+    chords: Arc<dyn ChordCounter>,
     group_id: String,
 }
 

@@ -1,150 +1,12 @@
-//! Counting the parts of a chord in Redis, together with Python workers.
-//!
-//! The keys are those of Celery 5.7, under the prefix of saved groups: `.j` holds the parts that
-//! returned, `.d` which ones those were, `.s` how many are awaited and `.t` by how much that was
-//! changed since, `.a` by which tasks, `.c` who applies the body. A part is counted in one script, so that exactly one
-//! worker finds that it was the last; that worker then holds `.c` for a limited time, as a claim. A
-//! worker that dies with a claim leaves its own message unacknowledged: whoever gets that again
-//! waits for the claim to end, and takes over.
+//! Counting the parts of a chord, by result backends that can.
 
-use std::sync::{Arc, LazyLock};
-
-use redis::{AsyncCommands, Script, Value as RedisValue};
-use serde_json::{Value, json};
-use uuid::Uuid;
+use async_trait::async_trait;
+use serde_json::Value;
 
 use super::ResultError;
-use super::redis::RedisLink;
-use crate::aside::{aside, is_large};
 use celery_protocol::canvas::ResultNode;
-use celery_protocol::compression::Method;
 use celery_protocol::message::TaskMessage;
-use celery_protocol::result::{self, State};
-
-/// Prefix of the keys.
-const PREFIX: &str = "celery-taskset-meta-";
-
-/// Shortest time that a claim holds, and that a chord that is done is remembered, in seconds.
-const MIN_CLAIM_SECONDS: u64 = 5;
-const MIN_DONE_SECONDS: u64 = 300;
-
-/// Counts a part, once for its task and place, and claims the chord if it was the last. Returns one
-/// of: `done`, `waiting`, `claimed`, `held` (complete, but somebody else's).
-static COUNT: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local parts, change, size, seen, group, claim = unpack(KEYS)
-        local member, value, place, expires, group_expires, claim_expires, token = unpack(ARGV)
-        if redis.call('GET', claim) == 'done' then
-            return 'done'
-        end
-        if redis.call('SADD', seen, member) == 1 then
-            if place == '' then
-                redis.call('RPUSH', parts, value)
-            else
-                redis.call('ZADD', parts, place, value)
-            end
-        end
-        if tonumber(expires) > 0 then
-            for i = 1, 4 do
-                redis.call('EXPIRE', KEYS[i], expires)
-            end
-            if tonumber(group_expires) > 0 then
-                redis.call('EXPIRE', group, group_expires)
-            end
-        end
-        local count
-        if place == '' then
-            count = redis.call('LLEN', parts)
-        else
-            count = redis.call('ZCARD', parts)
-        end
-        local wanted = redis.call('GET', size)
-        if not wanted or count ~= wanted + (redis.call('GET', change) or 0) then
-            return 'waiting'
-        end
-        if redis.call('SET', claim, token, 'NX', 'EX', claim_expires) then
-            return 'claimed'
-        end
-        return 'held'
-        ",
-    )
-});
-
-/// Makes a chord wait for one more part, once for each task.
-static GROW: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local added, change = unpack(KEYS)
-        local task_id, expires = unpack(ARGV)
-        if redis.call('SADD', added, task_id) == 1 then
-            redis.call('INCR', change)
-        end
-        if tonumber(expires) > 0 then
-            redis.call('EXPIRE', added, expires)
-            redis.call('EXPIRE', change, expires)
-        end
-        ",
-    )
-});
-
-/// Prolongs a claim, or takes it anew if it ended and nobody else has it.
-static KEEP: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local claim, size = unpack(KEYS)
-        local token, expires = unpack(ARGV)
-        local holder = redis.call('GET', claim)
-        if holder == token then
-            return redis.call('EXPIRE', claim, expires)
-        end
-        if not holder and redis.call('EXISTS', size) == 1 then
-            redis.call('SET', claim, token, 'EX', expires)
-            return 1
-        end
-        return 0
-        ",
-    )
-});
-
-/// Clears a chord away whose body is applied, if the claim still holds.
-static FINISH: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local claim = KEYS[1]
-        if redis.call('GET', claim) ~= ARGV[1] then
-            return 0
-        end
-        for i = 2, #KEYS do
-            redis.call('DEL', KEYS[i])
-        end
-        redis.call('SET', claim, 'done', 'EX', ARGV[2])
-        return 1
-        ",
-    )
-});
-
-/// How chords are counted.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct ChordOptions {
-    /// Whether the body gets the results in the header's order (`result_chord_ordered`).
-    pub ordered: bool,
-    /// How long a chord may take, in seconds; 0 is for ever (`result_chord_expires`, by default
-    /// `result_expires`).
-    pub expires_seconds: u64,
-    /// How long results are kept, in seconds; 0 is for ever (`result_expires`).
-    pub result_expires_seconds: u64,
-    /// How parts are compressed (`result_compression`).
-    pub compression: Option<Method>,
-}
-
-/// The chords of one Redis.
-#[derive(Clone)]
-pub struct Chords {
-    link: Arc<RedisLink>,
-    prefix: String,
-    options: ChordOptions,
-}
+use celery_protocol::result::State;
 
 /// A part that returned.
 #[derive(Debug, Clone, PartialEq)]
@@ -172,218 +34,71 @@ pub enum Counted {
 /// The right to apply a chord's body.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
-    group_id: String,
-    token: String,
+    pub(super) group_id: String,
+    pub(super) token: String,
 }
 
-impl Chords {
-    /// Chords on a connection; `keyprefix` is what comes before all keys.
-    pub(super) fn new(link: Arc<RedisLink>, keyprefix: &str, options: ChordOptions) -> Self {
-        Self {
-            link,
-            prefix: format!("{keyprefix}{PREFIX}"),
-            options,
-        }
-    }
-
-    fn key(&self, group_id: &str, suffix: &str) -> String {
-        format!("{}{group_id}{suffix}", self.prefix)
-    }
-
-    fn encode(&self, value: &Value) -> Vec<u8> {
-        result::encode(value, self.options.compression)
-    }
-
+/// Counts the parts of chords as they return, so that exactly one worker applies the body.
+#[async_trait]
+pub trait ChordCounter: Send + Sync {
     /// Notes a chord before its header is sent: how many parts return, and the form of their
     /// results if there are groups among them.
     ///
     /// # Errors
     /// The backend's. Repeating it does no harm.
-    pub async fn begin(
+    async fn begin(
         &self,
         group_id: &str,
         size: usize,
         results: &[ResultNode],
-    ) -> Result<(), ResultError> {
-        let expires = self.options.expires_seconds;
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        let mut set = |key: String, value: Vec<u8>| {
-            match expires {
-                0 => pipe.set(key, value),
-                seconds => pipe.set_ex(key, value, seconds),
-            }
-            .ignore();
-        };
-        if results.iter().any(|result| result.members.is_some()) {
-            let results: Vec<Value> = results.iter().map(ResultNode::to_json).collect();
-            let saved = json!({"result": [[group_id, null], results]});
-            set(self.key(group_id, ""), self.encode(&saved));
-        }
-        set(self.key(group_id, ".s"), size.to_string().into_bytes());
-        // A chord that is applied again is a new run.
-        pipe.del(self.key(group_id, ".c")).ignore();
-        self.link
-            .with(async |connection| pipe.query_async(connection).await)
-            .await
-    }
+    ) -> Result<(), ResultError>;
 
     /// Makes a chord wait for one more task, which a part of it is about to send. Celery's
     /// `add_to_chord` counts in the same place.
     ///
     /// # Errors
     /// The backend's. Repeating it for the same task does no harm.
-    pub async fn grow(&self, group_id: &str, task_id: &str) -> Result<(), ResultError> {
-        let mut call = GROW.prepare_invoke();
-        call.key(self.key(group_id, ".a"))
-            .key(self.key(group_id, ".t"))
-            .arg(task_id)
-            .arg(self.options.expires_seconds);
-        self.link
-            .with(async |connection| call.invoke_async(connection).await)
-            .await
-    }
+    async fn grow(&self, group_id: &str, task_id: &str) -> Result<(), ResultError>;
 
     /// Counts a part. One that is no part of a group is none of a chord either.
     ///
     /// # Errors
     /// The backend's. Repeating it does no harm.
-    pub async fn count(
+    async fn count(
         &self,
         message: &TaskMessage,
         state: &State,
         claim_seconds: u64,
-    ) -> Result<Counted, ResultError> {
-        let Some(group_id) = message.group.as_deref() else {
-            return Ok(Counted::NotLast);
-        };
-        let index = message.group_index.map(|index| index.to_string());
-        let index = index.as_deref().unwrap_or("+inf");
-        let place = if self.options.ordered { index } else { "" };
-        let value = match state {
-            State::Success(value) => Some(value),
-            _ => None,
-        };
-        let encoding = || self.encode(&json!([1, message.id, state.name(), state.result()]));
-        let value = aside(is_large(value), encoding);
-        let token = Uuid::new_v4().simple().to_string();
-        let keys = [".j", ".t", ".s", ".d", "", ".c"].map(|suffix| self.key(group_id, suffix));
-        let expires = self.options.expires_seconds;
-        let group_expires = match self.options.result_expires_seconds {
-            0 => 0,
-            seconds => seconds.max(expires),
-        };
-        let mut call = COUNT.prepare_invoke();
-        call.key(&keys)
-            .arg(format!("{}:{index}", message.id))
-            .arg(value)
-            .arg(place)
-            .arg(expires)
-            .arg(group_expires)
-            .arg(claim_seconds.max(MIN_CLAIM_SECONDS))
-            .arg(&token);
-        let counting = self
-            .link
-            .with(async |connection| call.invoke_async(connection).await);
-        let found: String = counting.await?;
-        Ok(match found.as_str() {
-            "claimed" => Counted::Last(Claim {
-                group_id: group_id.to_owned(),
-                token,
-            }),
-            "held" => Counted::Held,
-            _ => Counted::NotLast,
-        })
-    }
+    ) -> Result<Counted, ResultError>;
 
     /// The form of the results, where groups are among them.
     ///
     /// # Errors
     /// The backend's.
-    pub async fn saved(&self, claim: &Claim) -> Result<Option<ResultNode>, ResultError> {
-        let key = self.key(&claim.group_id, "");
-        let getting = self.link.with(async |connection| connection.get(key).await);
-        let saved: Option<Vec<u8>> = getting.await?;
-        Ok(saved
-            .and_then(|stored| result::decode(&stored).ok())
-            .and_then(|saved| ResultNode::parse(&saved["result"])))
-    }
+    async fn saved(&self, claim: &Claim) -> Result<Option<ResultNode>, ResultError>;
 
     /// All parts, in order.
     ///
     /// # Errors
     /// The backend's.
-    pub async fn parts(&self, claim: &Claim) -> Result<Vec<Part>, ResultError> {
-        let key = self.key(&claim.group_id, ".j");
-        let ordered = self.options.ordered;
-        let getting = self.link.with(async |connection| match ordered {
-            true => connection.zrange(key, 0, -1).await,
-            false => connection.lrange(key, 0, -1).await,
-        });
-        let parts: Vec<RedisValue> = getting.await?;
-        let read = |value: RedisValue| {
-            let stored: Vec<u8> = redis::from_redis_value(value).ok()?;
-            let (_, task_id, state, result): (Value, String, String, Value) =
-                serde_json::from_value(result::decode(&stored).ok()?).ok()?;
-            Some(Part {
-                task_id,
-                state,
-                result,
-            })
-        };
-        // What cannot be read was not written by a worker. It counts, and fails the chord.
-        Ok(parts
-            .into_iter()
-            .map(|value| {
-                read(value).unwrap_or_else(|| Part {
-                    task_id: "?".into(),
-                    state: "FAILURE".into(),
-                    result: Value::Null,
-                })
-            })
-            .collect())
-    }
+    async fn parts(&self, claim: &Claim) -> Result<Vec<Part>, ResultError>;
 
     /// Prolongs a claim; whether it still holds.
     ///
     /// # Errors
     /// The backend's.
-    pub async fn keep(&self, claim: &Claim, seconds: u64) -> Result<bool, ResultError> {
-        let mut call = KEEP.prepare_invoke();
-        call.key(self.key(&claim.group_id, ".c"))
-            .key(self.key(&claim.group_id, ".s"))
-            .arg(&claim.token)
-            .arg(seconds);
-        self.link
-            .with(async |connection| call.invoke_async(connection).await)
-            .await
-    }
+    async fn keep(&self, claim: &Claim, seconds: u64) -> Result<bool, ResultError>;
 
     /// Clears a chord away whose body is applied.
     ///
     /// # Errors
     /// The backend's.
-    pub async fn finish(&self, claim: &Claim, claim_seconds: u64) -> Result<bool, ResultError> {
-        let keys =
-            [".c", ".j", ".t", ".s", ".d", ".a"].map(|suffix| self.key(&claim.group_id, suffix));
-        let mut call = FINISH.prepare_invoke();
-        call.key(&keys)
-            .arg(&claim.token)
-            .arg(claim_seconds.saturating_mul(2).max(MIN_DONE_SECONDS));
-        self.link
-            .with(async |connection| call.invoke_async(connection).await)
-            .await
-    }
+    async fn finish(&self, claim: &Claim, claim_seconds: u64) -> Result<bool, ResultError>;
 
     /// Ends a chord that failed: parts that come again find nothing to count against. What they
     /// returned stays, as with Python.
     ///
     /// # Errors
     /// The backend's.
-    pub async fn fail(&self, claim: &Claim) -> Result<(), ResultError> {
-        let key = self.key(&claim.group_id, ".s");
-        self.link
-            .with(async |connection| connection.del(key).await)
-            .await
-    }
+    async fn fail(&self, claim: &Claim) -> Result<(), ResultError>;
 }

@@ -7,30 +7,33 @@ use std::error::Error;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sea_orm::DbErr;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
 use crate::broker::{BrokerError, Transport};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{NotReadable, ResultMeta};
-use service_connection::sql::{self, ErrorClass};
 
+#[cfg(any(feature = "redis", feature = "database"))]
 mod breaker;
 pub mod chord;
+#[cfg(feature = "database")]
 mod database;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod options;
 mod reader;
+#[cfg(feature = "redis")]
 mod redis;
 mod rpc;
 
+#[cfg(feature = "database")]
 pub use self::database::Database;
 pub use self::options::{
     DatabaseOptions, Expires, RedisOptions, RedisTls, ResultOptions, TableName,
 };
 pub use self::reader::{ReadError, ResultReader};
+#[cfg(feature = "redis")]
 pub use self::redis::Redis;
 pub use self::rpc::Rpc;
 
@@ -105,7 +108,7 @@ pub enum ChordSupport {
     /// Not at all.
     None,
     /// Their parts are counted as they return.
-    Counted(chord::Chords),
+    Counted(Arc<dyn chord::ChordCounter>),
     /// Somebody looks at the results of the parts every so often: `celery.chord_unlock`.
     Polled,
 }
@@ -121,6 +124,9 @@ pub enum ResultError {
          redis+socket://, sentinel://, db+postgresql:// and db+sqlite:///"
     )]
     Unsupported(String),
+    /// The backend was not compiled in.
+    #[error("this result backend needs the feature `{0}` of the crate celery-worker")]
+    Feature(&'static str),
     /// There is something wrong with the URL, which is not shown: it may hold a password.
     #[error("the URL cannot be used: {0}")]
     Url(String),
@@ -154,6 +160,7 @@ pub enum ResultError {
 }
 
 impl ResultError {
+    #[cfg(any(feature = "redis", feature = "database", feature = "fault-injection"))]
     fn unreachable(place: &str, source: impl Into<Cause>) -> Self {
         Self::Unreachable {
             place: place.to_owned(),
@@ -168,12 +175,20 @@ impl ResultError {
         let Self::Refused { source, .. } = self else {
             return false;
         };
-        let redis = source.downcast_ref::<::redis::RedisError>();
-        let sql = source.downcast_ref::<DbErr>();
-        redis.is_some_and(|error| error.code() == Some("WRONGTYPE"))
-            || sql.is_some_and(|error| sql::classify(error) == ErrorClass::Value)
+        #[cfg(feature = "redis")]
+        if let Some(error) = source.downcast_ref::<::redis::RedisError>() {
+            return error.code() == Some("WRONGTYPE");
+        }
+        #[cfg(feature = "database")]
+        if let Some(error) = source.downcast_ref::<sea_orm::DbErr>() {
+            use service_connection::sql::{ErrorClass, classify};
+            return classify(error) == ErrorClass::Value;
+        }
+        let _ = source;
+        false
     }
 
+    #[cfg(any(feature = "redis", feature = "database"))]
     fn refused(place: &str, source: impl Into<Cause>) -> Self {
         Self::Refused {
             place: place.to_owned(),
@@ -213,7 +228,9 @@ pub fn open(
     Ok(match Kind::of(url)? {
         Kind::Disabled => Arc::new(Disabled),
         Kind::Rpc => Arc::new(Rpc::new(transport, options.persistent)),
+        #[cfg(feature = "redis")]
         Kind::Redis => Arc::new(Redis::new(url, options)?),
+        #[cfg(feature = "database")]
         Kind::Database => Arc::new(Database::new(url, options)?),
         #[cfg(any(test, feature = "testing"))]
         Kind::Memory => Arc::new(memory::MemoryResults::named(url)),
@@ -228,7 +245,9 @@ pub fn check_url(options: &ResultOptions) -> Result<(), String> {
     let url = options.url.expose_secret();
     let checked = Kind::of(url).and_then(|kind| match kind {
         Kind::Disabled | Kind::Rpc => Ok(()),
+        #[cfg(feature = "redis")]
         Kind::Redis => redis::check(url, options),
+        #[cfg(feature = "database")]
         Kind::Database => database::check(url),
         #[cfg(any(test, feature = "testing"))]
         Kind::Memory => Ok(()),
@@ -243,6 +262,7 @@ pub fn check_url(options: &ResultOptions) -> Result<(), String> {
 ///
 /// # Errors
 /// [`ResultError::Url`].
+#[cfg(feature = "redis")]
 pub fn redis_client(url: &str) -> Result<::redis::Client, ResultError> {
     redis::client(url)
 }
@@ -252,22 +272,44 @@ pub fn redis_client(url: &str) -> Result<::redis::Client, ResultError> {
 enum Kind {
     Disabled,
     Rpc,
+    #[cfg(feature = "redis")]
     Redis,
+    #[cfg(feature = "database")]
     Database,
     #[cfg(any(test, feature = "testing"))]
     Memory,
 }
 
 impl Kind {
+    #[cfg(feature = "redis")]
+    fn redis() -> Result<Self, ResultError> {
+        Ok(Self::Redis)
+    }
+
+    #[cfg(not(feature = "redis"))]
+    fn redis() -> Result<Self, ResultError> {
+        Err(ResultError::Feature("redis"))
+    }
+
+    #[cfg(feature = "database")]
+    fn database() -> Result<Self, ResultError> {
+        Ok(Self::Database)
+    }
+
+    #[cfg(not(feature = "database"))]
+    fn database() -> Result<Self, ResultError> {
+        Err(ResultError::Feature("database"))
+    }
+
     /// By the URL's scheme; Celery also takes the bare word `rpc`.
     fn of(url: &str) -> Result<Self, ResultError> {
         let scheme = url.split_once("://").map_or(url, |(scheme, _)| scheme);
         match scheme {
             "" | "disabled" => Ok(Self::Disabled),
             "rpc" => Ok(Self::Rpc),
-            "redis" | "rediss" | "sentinel" | "socket" => Ok(Self::Redis),
-            _ if scheme.starts_with("redis+") => Ok(Self::Redis),
-            _ if scheme.starts_with("db+") || scheme.starts_with("database+") => Ok(Self::Database),
+            "redis" | "rediss" | "sentinel" | "socket" => Self::redis(),
+            _ if scheme.starts_with("redis+") => Self::redis(),
+            _ if scheme.starts_with("db+") || scheme.starts_with("database+") => Self::database(),
             #[cfg(any(test, feature = "testing"))]
             "memory" => Ok(Self::Memory),
             // What is no scheme may be anything, a password too.

@@ -41,6 +41,7 @@ impl Arguments {
     }
 
     /// All named arguments as a mapping.
+    #[cfg(feature = "celery-crate")]
     pub(crate) fn into_named(self) -> Value {
         Value::Object(self.0.named)
     }

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{Stopped, UnsentTask, Workflow, WorkflowError, hopeless};
 use crate::aside::is_large;
 use crate::results::ChordSupport;
-use crate::results::chord::{Chords, Claim, Counted, Part};
+use crate::results::chord::{ChordCounter, Claim, Counted, Part};
 use celery_protocol::canvas::{self, Call, ResultNode, chord_error};
 use celery_protocol::exception::Exception;
 use celery_protocol::message::{Embed, TaskMessage};
@@ -221,7 +221,7 @@ impl Workflow {
                     .await?;
                 match counted {
                     Some(Counted::Last(claim)) => {
-                        let completing = self.complete(chords, &message, body, &claim);
+                        let completing = self.complete(&**chords, &message, body, &claim);
                         parts.extend(Box::pin(completing).await?);
                         break;
                     }
@@ -243,7 +243,7 @@ impl Workflow {
     /// Applies the body of a chord whose parts have all returned, or fails it.
     async fn complete(
         &self,
-        chords: &Chords,
+        chords: &dyn ChordCounter,
         part: &TaskMessage,
         body: &Value,
         claim: &Claim,
@@ -310,7 +310,7 @@ impl Workflow {
     }
 
     /// Keeps a claim; ends when it is lost.
-    async fn lose(&self, chords: &Chords, claim: &Claim) {
+    async fn lose(&self, chords: &dyn ChordCounter, claim: &Claim) {
         loop {
             sleep(CLAIM_RENEWAL).await;
             // One that cannot be renewed still holds for a while.
@@ -321,7 +321,12 @@ impl Workflow {
     }
 
     /// The results of a chord's parts, or with what its body fails, and the cause of that.
-    async fn join(&self, chords: &Chords, task_id: &str, claim: &Claim) -> Result<Joined, Stopped> {
+    async fn join(
+        &self,
+        chords: &dyn ChordCounter,
+        task_id: &str,
+        claim: &Claim,
+    ) -> Result<Joined, Stopped> {
         let saved = || chords.saved(claim);
         let saved = self
             .retry_until_reachable(task_id, "a chord's header is not read", hopeless, saved)

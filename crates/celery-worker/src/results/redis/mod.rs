@@ -8,8 +8,8 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use self::address::{Opened, RedisUrl};
+use self::chords::{ChordOptions, RedisChords};
 pub(super) use self::link::RedisLink;
-use super::chord::{ChordOptions, Chords};
 use super::options::{Expires, RedisOptions, RedisTls};
 use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
 use crate::aside::{aside, is_large};
@@ -18,6 +18,7 @@ use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{self, ResultMeta, State};
 
 mod address;
+mod chords;
 mod link;
 
 /// Stores a result and announces it, all or nothing, unless there is one that may have to stay: then
@@ -118,7 +119,8 @@ impl ResultBackend for Redis {
             result_expires_seconds: self.expires.results,
             compression: self.compression,
         };
-        ChordSupport::Counted(Chords::new(self.link.clone(), &self.prefix, options))
+        let chords = RedisChords::new(self.link.clone(), &self.prefix, options);
+        ChordSupport::Counted(Arc::new(chords))
     }
 
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
