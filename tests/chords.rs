@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
