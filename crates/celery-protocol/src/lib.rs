@@ -1,8 +1,4 @@
-//! The Celery protocol as data: bytes in, types out. No IO and no clock.
-//!
-//! What is read here comes from a network and is treated as hostile: every function returns a
-//! typed refusal for what it cannot use, and none panics. Rules are those of Celery 5.7 with
-//! kombu 5.7, seen on the wire.
+#![doc = include_str!("../README.md")]
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
