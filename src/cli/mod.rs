@@ -262,6 +262,8 @@ impl Common {
     where
         R: Future<Output = Result<ExitCode, CliError>>,
     {
+        #[cfg(feature = "fault-points")]
+        crate::faults::install_in_worker();
         let mut settings = self.load()?;
         if let Some(level) = self.log_level {
             telemetry::filter(&level).map_err(|e| CliError::Usage(format!("--loglevel: {e}")))?;
