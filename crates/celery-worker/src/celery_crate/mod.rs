@@ -187,6 +187,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     let params = match arguments(&adapter.signature, &message, params) {
         Ok(params) => params,
         Err(exception) => {
+            let exception = as_missing_argument(exception, &adapter.signature);
             let discarding = |reason| (adapter.discard)(message, reason);
             return refuse(exception, &cx, discarding).await;
         }
@@ -222,6 +223,20 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
             let kept = raised.lock().take();
             Err(kept.unwrap_or_else(|| failure(&error)))
         }
+    }
+}
+
+/// CPython's text where an argument is missing that an inferred signature does not know as required.
+fn as_missing_argument(exception: Exception, signature: &FunctionSignature) -> Exception {
+    let text = exception.text();
+    let field = text
+        .split_once("missing field `")
+        .and_then(|(_, rest)| rest.split_once('`'));
+    match field {
+        Some((name, _)) if signature.parameters.iter().any(|p| p.name == name) => {
+            Exception::type_error(signature.missing(&[name], "positional"))
+        }
+        _ => exception,
     }
 }
 
