@@ -28,7 +28,7 @@ pub struct Parameter {
     pub name: &'static str,
     /// Kind.
     pub kind: ParameterKind,
-    /// Whether a call must give it. Ignored for `*args` and `**kwargs`.
+    /// True if a call must give it. Ignored for `*args` and `**kwargs`.
     pub required: bool,
 }
 
@@ -91,7 +91,7 @@ pub struct FunctionSignature {
     pub function: Cow<'static, str>,
     /// Parameters in order, without `self`.
     pub parameters: Cow<'static, [Parameter]>,
-    /// Whether the Python function takes `self` (`bind=True`), which counts in CPython's messages.
+    /// True if the Python function takes `self` (`bind=True`), which counts in CPython's messages.
     pub bound: bool,
 }
 

@@ -5,7 +5,7 @@ use quote::{quote, quote_spanned};
 use syn::spanned::Spanned as _;
 use syn::{Attribute, Data, DeriveInput, Expr, Fields, Ident, Meta, Token, Type};
 
-/// How a call gives a parameter.
+/// Form in which a call gives a parameter.
 pub(crate) enum Kind {
     Required,
     Default(TokenStream),

@@ -15,10 +15,10 @@ pub trait Observer: Send + Sync {
     /// The number of running tasks, once per heartbeat; `is_up` is false once the worker has ended.
     fn load(&self, _is_up: bool, _active: usize) {}
 
-    /// Whether the broker currently refuses messages from the worker, once per heartbeat.
+    /// True if the broker currently refuses messages from the worker, once per heartbeat.
     fn broker_blocked(&self, _is_blocked: bool) {}
 
-    /// Whether all queues are consumed; `again` is true after the first time.
+    /// True if all queues are consumed; `again` is true after the first time.
     fn broker_connected(&self, _is_connected: bool, _again: bool) {}
 }
 

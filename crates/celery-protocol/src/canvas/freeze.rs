@@ -13,7 +13,7 @@ use super::signature::{links, text};
 use super::{Call, Error, Form, MAX_DEPTH, ResultNode, Signature, chord};
 use crate::weight;
 
-/// What freezing gives to a signature.
+/// Values that freezing gives to a signature.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Place<'a> {
     pub(super) id: Option<&'a str>,
@@ -264,7 +264,7 @@ where
     }
 }
 
-/// Whether a body is a chain that goes on after its first task. A group in that place runs what
+/// True if a body is a chain that goes on after its first task. A group in that place runs what
 /// follows once for each of its tasks, and has to stay whole.
 fn is_led_by_a_task(body: &Signature) -> bool {
     matches!(&body.form, Form::Chain(tasks)

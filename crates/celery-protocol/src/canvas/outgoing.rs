@@ -316,7 +316,7 @@ fn expires(
     Ok((header, Some(left.to_string())))
 }
 
-/// Whether a value is nested no deeper than `levels`.
+/// True if a value is nested no deeper than `levels`.
 fn is_within(value: &Value, levels: usize) -> bool {
     let Some(levels) = levels.checked_sub(1) else {
         return false;

@@ -25,7 +25,7 @@ pub struct Call<'a> {
     pub origin: &'a str,
     /// Start of a countdown.
     pub now: DateTime<Utc>,
-    /// Whether the result backend can do chords.
+    /// True if the result backend can do chords.
     pub chords: bool,
 }
 
@@ -95,10 +95,10 @@ pub enum Effect {
 pub struct Header {
     /// Id of the group that its parts are.
     pub group_id: String,
-    /// How many parts return.
+    /// Number of parts that return.
     pub size: usize,
     /// The results of the parts.
     pub results: Vec<ResultNode>,
-    /// What is sent where no backend counts: `celery.chord_unlock`.
+    /// Message of `celery.chord_unlock`, for backends that do not count the parts.
     pub unlock: Outgoing,
 }

@@ -37,9 +37,9 @@ pub struct Signature {
     pub kwargs: Map<String, Value>,
     /// How and where to it is sent, by the names of `apply_async`.
     pub options: Map<String, Value>,
-    /// Whether it takes no more arguments.
+    /// True if it takes no more arguments.
     pub immutable: bool,
-    /// Whether it is one task or more.
+    /// True if it is one task or more.
     pub form: Form,
     /// First error of the builder, reported when the signature is applied.
     pub(super) defect: Option<Error>,

@@ -253,7 +253,7 @@ fn what_follows_is_what_celery_sends() {
         };
         let mut expected = golden.clone();
         let mut got = shown(&plan.unwrap());
-        // Celery also notes a size for a group that ends a part of a chord, which nobody reads.
+        // Celery also notes a size for a group that ends a part of a chord; no reader uses them.
         let sent = golden["sent"].as_array().unwrap();
         let begun = |m: &Value| match m["headers"]["task"] == "celery.chord_unlock" {
             true => m["body"][0][0].clone(),

@@ -67,7 +67,7 @@ pub enum DelayedDelivery {
     Never,
 }
 
-/// How one queue is declared.
+/// Declaration of one queue.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskQueue {

@@ -66,7 +66,7 @@ pub struct ClientOptions {
     pub publish_timeout: Duration,
     /// Name of the host in `origin`, the header by which monitors know the sender.
     pub hostname: String,
-    /// Whether a task that a task sends has the priority of its parent
+    /// True if a task that a task sends has the priority of its parent
     /// (`task_inherit_parent_priority`).
     pub inherit_parent_priority: bool,
     /// Carries the trace of the caller to the receivers of its messages.

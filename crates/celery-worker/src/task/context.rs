@@ -85,7 +85,7 @@ impl TaskContext {
         &self.run.hostname
     }
 
-    /// Whether the broker delivered the message before, so that another run may have begun.
+    /// True if the broker delivered the message before, so that another run may have begun.
     #[must_use]
     pub fn redelivered(&self) -> bool {
         self.run.redelivered
@@ -112,7 +112,7 @@ impl TaskContext {
         &self.run.signals.shutting_down
     }
 
-    /// Whether the message returns to its queue if the task ends with [`TaskError::Requeue`](super::TaskError::Requeue)
+    /// True if the message returns to its queue if the task ends with [`TaskError::Requeue`](super::TaskError::Requeue)
     /// now. False once it is acknowledged, and after the connection was lost by which it came: the broker has
     /// then given it to another worker, or to this one again.
     #[must_use]

@@ -203,7 +203,7 @@ impl fmt::Display for When {
 pub struct Reject {
     /// Reason, for logs.
     pub reason: Value,
-    /// Whether the message returns to its queue.
+    /// True if the message returns to its queue.
     pub requeue: bool,
 }
 

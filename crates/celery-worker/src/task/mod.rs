@@ -61,7 +61,7 @@ pub trait Task: Send + Sync + 'static {
     /// [`Task::NAME`].
     const FUNCTION: &'static str = last_part(Self::NAME);
 
-    /// Whether the Python function takes `self` (`bind=True`), which counts in CPython's texts of `TypeError`.
+    /// True if the Python function takes `self` (`bind=True`), which counts in CPython's texts of `TypeError`.
     const BIND: bool = false;
 
     /// Options of the task.

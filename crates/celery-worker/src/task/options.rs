@@ -18,18 +18,18 @@ use crate::worker::RateLimit;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct TaskOptions {
-    /// Whether the message is acknowledged after the run rather than before.
+    /// True if the message is acknowledged after the run rather than before.
     pub acks_late: Option<bool>,
     /// Whether, with late acknowledgement, a failure is acknowledged rather than rejected.
     pub acks_on_failure: Option<bool>,
     /// Whether, with late acknowledgement, a run that exceeded its time limit is acknowledged rather than
     /// requeued.
     pub acks_on_timeout: Option<bool>,
-    /// Whether no result is stored, unless the message states it.
+    /// True if no result is stored, unless the message states it.
     pub ignore_result: Option<bool>,
-    /// Whether failures are stored even if results are ignored.
+    /// True if failures are stored even if results are ignored.
     pub store_errors_even_if_ignored: Option<bool>,
-    /// Whether the state STARTED is stored.
+    /// True if the state STARTED is stored.
     pub track_started: Option<bool>,
     /// Time limit in seconds, unless the message has one.
     pub time_limit: Option<f64>,
@@ -41,7 +41,7 @@ pub struct TaskOptions {
     pub default_retry_delay: Option<Duration>,
     /// Maximum rate at which tasks of this name start.
     pub rate_limit: Option<RateLimit>,
-    /// Whether the task observes [`TaskContext::cancelled`](super::TaskContext::cancelled) and ends by itself,
+    /// True if the task observes [`TaskContext::cancelled`](super::TaskContext::cancelled) and ends by itself,
     /// for example to stop a child process. Any other task is dropped at the point where it waits.
     pub cooperative: bool,
 }

@@ -18,7 +18,7 @@ fn client<'a>(golden: &'a Value) -> Call<'a> {
     }
 }
 
-/// Celery also notes sizes of groups that are no chords, which nobody reads.
+/// Celery also notes sizes of groups that are no chords; no reader uses them.
 fn without_unread_sizes(golden: &Value) -> Value {
     let mut expected = golden.clone();
     let unlocks = golden["sent"].as_array().unwrap().iter();
