@@ -21,7 +21,7 @@ use ccat_transfer::tasks::{
 };
 use celery::task::Signature;
 use celery_worker::broker::amqp::Amqp;
-use celery_worker::broker::{NoPropagation, Transport};
+use celery_worker::broker::{Broker, NoPropagation};
 use celery_worker::celery_crate::app::{self, Producing};
 use celery_worker::results::{self, ResultReader};
 use clap::{Args, Parser, Subcommand};
@@ -87,14 +87,13 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     let (Task::TransferFilesBbcp { sending, .. } | Task::TransferTransferPackages { sending, .. }) =
         &cli.task;
 
-    let transport: Arc<dyn Transport> =
-        Arc::new(Amqp::new(&settings.celery.amqp_options("enqueue"))?);
+    let broker: Arc<dyn Broker> = Arc::new(Amqp::new(&settings.celery.amqp_options("enqueue"))?);
     let mut reader = match sending.wait {
-        Some(_) => Some(ResultReader::open(&results(&settings), &transport, SEND_WITHIN).await?),
+        Some(_) => Some(ResultReader::open(&results(&settings), &broker, SEND_WITHIN).await?),
         None => None,
     };
     let app = app::build(
-        transport.clone(),
+        broker.clone(),
         Producing {
             hostname: "enqueue".into(),
             default_queue: settings.celery.task_default_queue.clone(),
@@ -142,7 +141,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
         ),
         _ => ExitCode::SUCCESS,
     };
-    transport.close().await;
+    broker.close().await;
     Ok(code)
 }
 

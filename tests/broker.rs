@@ -1,4 +1,4 @@
-//! The transport against a real RabbitMQ.
+//! The broker against a real RabbitMQ.
 
 #![allow(
     clippy::unwrap_used,
@@ -16,8 +16,8 @@ use std::time::Duration;
 use celery_protocol::RawMessage;
 use celery_worker::broker::amqp::{Amqp, AmqpOptions, AmqpTls, Reconnect};
 use celery_worker::broker::{
-    BrokerError, Consumer, Declaration, Delivery, Disposition, Publication, Queue, Subscription,
-    Transport,
+    Broker, BrokerError, Consumer, Declaration, Delivery, Disposition, Publication, Queue,
+    Subscription,
 };
 use serde_json::json;
 use support::{amqp, service, unique};
@@ -39,8 +39,8 @@ fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
     }
 }
 
-async fn consume(transport: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer {
-    let consumer = transport.consume(subscription(queues, prefetch));
+async fn consume(broker: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer {
+    let consumer = broker.consume(subscription(queues, prefetch));
     let mut connected = consumer.connected();
     timeout(PATIENCE, connected.wait_for(|up| *up))
         .await
@@ -49,13 +49,13 @@ async fn consume(transport: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer
     consumer
 }
 
-async fn publish(transport: &Amqp, queue: &Queue, body: &str) {
+async fn publish(broker: &Amqp, queue: &Queue, body: &str) {
     let message = RawMessage {
         body: body.into(),
         ..RawMessage::default()
     };
     let publication = publication(queue, message);
-    transport.publish(&publication, PATIENCE).await.unwrap();
+    broker.publish(&publication, PATIENCE).await.unwrap();
 }
 
 /// A message for a queue, which is declared.
@@ -105,7 +105,7 @@ async fn ctl(words: &[&str]) -> String {
     .unwrap()
 }
 
-/// Closes the connections of one transport.
+/// Closes the connections of one broker.
 async fn close_connections(name: &str) {
     let listed = ctl(&[
         "list_connections",
@@ -126,12 +126,12 @@ async fn parked_deliveries_take_no_place() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "parking");
+    let broker = amqp(&url, "parking");
     for queue in [Queue::tasks(unique("park")), quorum(&unique("park"))] {
         for n in 0..8 {
-            publish(&transport, &queue, &n.to_string()).await;
+            publish(&broker, &queue, &n.to_string()).await;
         }
-        let mut consumer = consume(&transport, &[&queue], 2).await;
+        let mut consumer = consume(&broker, &[&queue], 2).await;
         let mut held = vec![next(&mut consumer).await, next(&mut consumer).await];
         nothing(&mut consumer).await;
         for _ in 0..3 {
@@ -164,7 +164,7 @@ async fn parked_deliveries_take_no_place() {
         consumer.cancel();
         assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
     }
-    transport.close().await;
+    broker.close().await;
 }
 
 #[tokio::test]
@@ -173,17 +173,17 @@ async fn queues_come_and_go_under_a_running_consumer() {
         return;
     };
     let name = unique("dynamic");
-    let transport = amqp(&url, &name);
+    let broker = amqp(&url, &name);
     let [first, second] = [Queue::tasks(unique("one")), Queue::tasks(unique("two"))];
-    let mut consumer = consume(&transport, &[&first], 1).await;
+    let mut consumer = consume(&broker, &[&first], 1).await;
     let handle = consumer.handle();
     handle.add(second.clone()).await;
     assert_eq!(handle.queues(), [first.clone(), second.clone()]);
 
-    publish(&transport, &second, "a").await;
+    publish(&broker, &second, "a").await;
     let held = next(&mut consumer).await;
     assert_eq!(held.queue, second.name);
-    publish(&transport, &second, "b").await;
+    publish(&broker, &second, "b").await;
     nothing(&mut consumer).await;
     // A larger window.
     handle.set_prefetch(2);
@@ -191,11 +191,11 @@ async fn queues_come_and_go_under_a_running_consumer() {
     assert_eq!(body(&other), "b");
 
     handle.cancel_queue(&second.name).await;
-    publish(&transport, &second, "c").await;
+    publish(&broker, &second, "c").await;
     other.settle(Disposition::Ack).await;
     nothing(&mut consumer).await;
     held.settle(Disposition::Ack).await;
-    publish(&transport, &first, "d").await;
+    publish(&broker, &first, "d").await;
     next(&mut consumer).await.settle(Disposition::Ack).await;
 
     // Both changes outlive the connection.
@@ -207,10 +207,10 @@ async fn queues_come_and_go_under_a_running_consumer() {
     let back = next(&mut consumer).await;
     assert_eq!((body(&back), &back.queue), ("c", &second.name));
     back.settle(Disposition::Ack).await;
-    publish(&transport, &first, "e").await;
+    publish(&broker, &first, "e").await;
     nothing(&mut consumer).await;
     assert_eq!(handle.queues(), [second]);
-    transport.close().await;
+    broker.close().await;
 }
 
 #[tokio::test]
@@ -218,13 +218,13 @@ async fn deleted_queues_are_declared_anew() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "deleted");
+    let broker = amqp(&url, "deleted");
     let [queue, other] = [
         Queue::tasks(unique("deleted")),
         Queue::tasks(unique("beside")),
     ];
-    let mut consumer = consume(&transport, &[&queue, &other], 1).await;
-    publish(&transport, &other, "held").await;
+    let mut consumer = consume(&broker, &[&queue, &other], 1).await;
+    publish(&broker, &other, "held").await;
     let held = next(&mut consumer).await;
     let connected = consumer.connected();
     for n in 0..2 {
@@ -239,7 +239,7 @@ async fn deleted_queues_are_declared_anew() {
     // The other queue has seen nothing of it.
     assert!(!held.is_void() && *connected.borrow());
     held.settle(Disposition::Ack).await;
-    transport.close().await;
+    broker.close().await;
 }
 
 /// A queue is deleted while the connection of its producer stays open.
@@ -248,12 +248,12 @@ async fn a_publication_declares_what_was_deleted() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "declared-before");
+    let broker = amqp(&url, "declared-before");
     let queue = Queue::tasks(unique("declared"));
-    publish(&transport, &queue, "first").await;
+    publish(&broker, &queue, "first").await;
     ctl(&["delete_queue", &queue.name]).await;
-    publish(&transport, &queue, "second").await;
-    let depth = transport.survey(std::slice::from_ref(&queue.name)).await;
+    publish(&broker, &queue, "second").await;
+    let depth = broker.survey(std::slice::from_ref(&queue.name)).await;
     assert_eq!(depth.unwrap()[0].messages, 1);
     // Also for the queue's own exchange, which the test's connection deletes.
     let through_exchange = Publication {
@@ -263,22 +263,16 @@ async fn a_publication_declares_what_was_deleted() {
         declare: Some(Declaration::Queue(queue.clone())),
         mandatory: true,
     };
-    transport
-        .publish(&through_exchange, PATIENCE)
-        .await
-        .unwrap();
+    broker.publish(&through_exchange, PATIENCE).await.unwrap();
     let eval = format!(
         "rabbit_exchange:delete(rabbit_misc:r(<<\"/\">>, exchange, <<\"{}\">>), false, <<\"test\">>).",
         queue.name
     );
     ctl(&["eval", &eval]).await;
-    transport
-        .publish(&through_exchange, PATIENCE)
-        .await
-        .unwrap();
-    let depth = transport.survey(std::slice::from_ref(&queue.name)).await;
+    broker.publish(&through_exchange, PATIENCE).await.unwrap();
+    let depth = broker.survey(std::slice::from_ref(&queue.name)).await;
     assert_eq!(depth.unwrap()[0].messages, 3);
-    transport.close().await;
+    broker.close().await;
 }
 
 /// What one message closes a channel for is not another's failure.
@@ -287,7 +281,7 @@ async fn a_missing_exchange_fails_its_own_message_only() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "foreign");
+    let broker = amqp(&url, "foreign");
     let queue = Queue::tasks(unique("own"));
     let wrong = Publication {
         exchange: unique("nowhere"),
@@ -296,15 +290,15 @@ async fn a_missing_exchange_fails_its_own_message_only() {
         declare: None,
         mandatory: false,
     };
-    publish(&transport, &queue, "first").await;
+    publish(&broker, &queue, "first").await;
     let good = async {
         for n in 0..50 {
-            publish(&transport, &queue, &n.to_string()).await;
+            publish(&broker, &queue, &n.to_string()).await;
         }
     };
     let bad = async {
         for _ in 0..20 {
-            let refused = transport.publish(&wrong, PATIENCE).await;
+            let refused = broker.publish(&wrong, PATIENCE).await;
             assert!(
                 matches!(refused, Err(BrokerError::Refused { .. })),
                 "{refused:?}"
@@ -318,17 +312,17 @@ async fn a_missing_exchange_fails_its_own_message_only() {
     };
     let known = async {
         for _ in 0..20 {
-            transport.publish(&topic, PATIENCE).await.unwrap();
+            broker.publish(&topic, PATIENCE).await.unwrap();
         }
     };
     tokio::join!(good, bad, known);
-    let mut consumer = consume(&transport, &[&queue], 0).await;
+    let mut consumer = consume(&broker, &[&queue], 0).await;
     for expected in ["first", "0", "1"] {
         let delivery = next(&mut consumer).await;
         assert_eq!(body(&delivery), expected);
         delivery.settle(Disposition::Ack).await;
     }
-    transport.close().await;
+    broker.close().await;
 }
 
 /// Publishers do not wait for each other's confirms.
@@ -337,19 +331,19 @@ async fn many_publications_are_under_way_at_once() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "pipeline");
+    let broker = amqp(&url, "pipeline");
     let queue = quorum(&unique("pipeline"));
-    publish(&transport, &queue, "0").await;
+    publish(&broker, &queue, "0").await;
     let began = std::time::Instant::now();
     for _ in 0..50 {
-        publish(&transport, &queue, "x").await;
+        publish(&broker, &queue, "x").await;
     }
     let one_by_one = began.elapsed();
     let began = std::time::Instant::now();
-    futures_util::future::join_all((0..50).map(|_| publish(&transport, &queue, "x"))).await;
+    futures_util::future::join_all((0..50).map(|_| publish(&broker, &queue, "x"))).await;
     let together = began.elapsed();
     assert!(together < one_by_one, "{together:?} against {one_by_one:?}");
-    transport.close().await;
+    broker.close().await;
 }
 
 #[tokio::test]
@@ -357,7 +351,7 @@ async fn rejects_reach_the_dead_letter_exchange() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "dead");
+    let broker = amqp(&url, "dead");
     for mut queue in [Queue::tasks(unique("alive")), quorum(&unique("alive"))] {
         let dead = Queue::tasks(unique("dead"));
         let exchange = dead.binding.as_ref().unwrap().exchange.name.clone();
@@ -367,9 +361,9 @@ async fn rejects_reach_the_dead_letter_exchange() {
         queue
             .arguments
             .insert("x-dead-letter-routing-key".into(), dead.name.clone().into());
-        let mut graves = consume(&transport, &[&dead], 1).await;
-        let mut consumer = consume(&transport, &[&queue], 1).await;
-        publish(&transport, &queue, "poison").await;
+        let mut graves = consume(&broker, &[&dead], 1).await;
+        let mut consumer = consume(&broker, &[&queue], 1).await;
+        publish(&broker, &queue, "poison").await;
         next(&mut consumer).await.settle(Disposition::Reject).await;
         let buried = next(&mut graves).await;
         assert_eq!(body(&buried), "poison");
@@ -377,14 +371,14 @@ async fn rejects_reach_the_dead_letter_exchange() {
         assert_eq!(buried.message.headers["x-death"][0]["queue"], queue.name);
         buried.settle(Disposition::Ack).await;
         // What is given back is not.
-        publish(&transport, &queue, "again").await;
+        publish(&broker, &queue, "again").await;
         next(&mut consumer).await.settle(Disposition::Requeue).await;
         let back = next(&mut consumer).await;
         assert!(back.redelivered);
         back.settle(Disposition::Ack).await;
         nothing(&mut graves).await;
     }
-    transport.close().await;
+    broker.close().await;
 }
 
 /// A queue that exists otherwise is used as it is.
@@ -393,24 +387,24 @@ async fn other_arguments_are_lived_with() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "other-arguments");
+    let broker = amqp(&url, "other-arguments");
     let mut there = Queue::tasks(unique("priority"));
     there.arguments.insert("x-max-priority".into(), 3.into());
-    publish(&transport, &there, "1").await;
-    transport.close().await;
+    publish(&broker, &there, "1").await;
+    broker.close().await;
 
-    let transport = amqp(&url, "other-arguments");
+    let broker = amqp(&url, "other-arguments");
     let mut wanted = Queue::tasks(&there.name);
     let binding = wanted.binding.as_mut().unwrap();
     binding.exchange.kind = celery_worker::broker::ExchangeKind::Topic;
-    publish(&transport, &wanted, "2").await;
-    let mut consumer = consume(&transport, &[&wanted], 2).await;
+    publish(&broker, &wanted, "2").await;
+    let mut consumer = consume(&broker, &[&wanted], 2).await;
     for expected in ["1", "2"] {
         let delivery = next(&mut consumer).await;
         assert_eq!(body(&delivery), expected);
         delivery.settle(Disposition::Ack).await;
     }
-    transport.close().await;
+    broker.close().await;
 }
 
 #[tokio::test]
@@ -422,7 +416,7 @@ async fn without_declaring_a_missing_queue_is_waited_for() {
         no_declare: true,
         ..AmqpOptions::new(&url, "passive")
     };
-    let transport = Amqp::new(&options).unwrap();
+    let broker = Amqp::new(&options).unwrap();
     let [there, missing] = [
         Queue::tasks(unique("there")),
         Queue::tasks(unique("missing")),
@@ -437,14 +431,14 @@ async fn without_declaring_a_missing_queue_is_waited_for() {
         declare: Some(Declaration::Queue(missing.clone())),
         mandatory: true,
     };
-    let refused = transport.publish(&publication, PATIENCE).await.unwrap_err();
+    let refused = broker.publish(&publication, PATIENCE).await.unwrap_err();
     let text = refused.to_string();
     assert!(
         text.contains(&missing.name) && text.contains("celery.no_declare"),
         "{text}"
     );
 
-    let mut consumer = transport.consume(subscription(&[&there, &missing], 1));
+    let mut consumer = broker.consume(subscription(&[&there, &missing], 1));
     next(&mut consumer).await.settle(Disposition::Ack).await;
     assert!(!*consumer.connected().borrow());
     publish(&declaring, &missing, "2").await;
@@ -453,8 +447,8 @@ async fn without_declaring_a_missing_queue_is_waited_for() {
     delivery.settle(Disposition::Ack).await;
     // Our own queues are made all the same.
     let own = Queue::control("celery@passive", &unique("tag"));
-    drop(consume(&transport, &[&own], 0).await);
-    transport.close().await;
+    drop(consume(&broker, &[&own], 0).await);
+    broker.close().await;
     declaring.close().await;
 }
 
@@ -464,10 +458,10 @@ async fn large_headers_pass() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "headers");
+    let broker = amqp(&url, "headers");
     let queue = Queue::tasks(unique("headers"));
-    let mut consumer = consume(&transport, &[&queue], 4).await;
-    publish(&transport, &queue, "before").await;
+    let mut consumer = consume(&broker, &[&queue], 4).await;
+    publish(&broker, &queue, "before").await;
     let held = next(&mut consumer).await;
     let large = |size: usize| {
         let header = ("large".to_owned(), json!("x".repeat(size)));
@@ -482,7 +476,7 @@ async fn large_headers_pass() {
     let letters = sizes.map(large);
     let sent = letters
         .iter()
-        .map(|letter| transport.publish(letter, PATIENCE));
+        .map(|letter| broker.publish(letter, PATIENCE));
     futures_util::future::try_join_all(sent).await.unwrap();
     // What was held comes again. What was sent may come twice, too: whose confirmation was lost, is sent again.
     let mut left = HashSet::from([0, 20_000, 40_000, 130_000, 100]);
@@ -496,7 +490,7 @@ async fn large_headers_pass() {
         delivery.settle(Disposition::Ack).await;
     }
     assert!(held.is_void());
-    transport.close().await;
+    broker.close().await;
 }
 
 #[tokio::test]
@@ -504,12 +498,12 @@ async fn what_was_not_begun_goes_back_at_once() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let transport = amqp(&url, "back");
+    let broker = amqp(&url, "back");
     let queue = Queue::tasks(unique("back"));
     for n in 0..6 {
-        publish(&transport, &queue, &n.to_string()).await;
+        publish(&broker, &queue, &n.to_string()).await;
     }
-    let mut consumer = consume(&transport, &[&queue], 6).await;
+    let mut consumer = consume(&broker, &[&queue], 6).await;
     let held = next(&mut consumer).await;
     consumer.cancel();
     while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
@@ -523,7 +517,7 @@ async fn what_was_not_begun_goes_back_at_once() {
     }
     assert!(!held.is_void());
     held.settle(Disposition::Ack).await;
-    transport.close().await;
+    broker.close().await;
     nothing(&mut rest).await;
     other.close().await;
 }
@@ -556,8 +550,8 @@ async fn a_broker_is_given_up_where_the_settings_say_so() {
             reconnect,
             ..AmqpOptions::new(format!("amqp://127.0.0.1:{port}"), "given-up")
         };
-        let transport = Amqp::new(&options).unwrap();
-        let mut consumer = transport.consume(subscription(&[&Queue::tasks("q")], 1));
+        let broker = Amqp::new(&options).unwrap();
+        let mut consumer = broker.consume(subscription(&[&Queue::tasks("q")], 1));
         assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
         let failure = consumer.failure().unwrap();
         assert!(failure.to_string().contains(setting), "{failure}");
@@ -574,9 +568,9 @@ async fn a_changed_password_is_waited_for() {
     ctl(&["add_user", &user, "first"]).await;
     ctl(&["set_permissions", &user, ".*", ".*", ".*"]).await;
     let url = url.replace("guest:guest", &format!("{user}:first"));
-    let transport = amqp(&url, &user);
+    let broker = amqp(&url, &user);
     let queue = Queue::tasks(unique("password"));
-    let mut consumer = consume(&transport, &[&queue], 1).await;
+    let mut consumer = consume(&broker, &[&queue], 1).await;
     ctl(&["change_password", &user, "second"]).await;
     close_connections(&user).await;
     let mut connected = consumer.connected();
@@ -604,7 +598,7 @@ async fn a_changed_password_is_waited_for() {
     ctl(&["change_password", &user, "first"]).await;
     publish(&other, &queue, "x").await;
     next(&mut consumer).await.settle(Disposition::Ack).await;
-    transport.close().await;
+    broker.close().await;
     other.close().await;
     ctl(&["delete_user", &user]).await;
 }
@@ -645,7 +639,7 @@ async fn tls_with_and_without_a_certificate_of_our_own() {
             tls: tls.clone(),
             ..AmqpOptions::new(url, "tls")
         };
-        let transport = Amqp::new(&options).unwrap();
+        let broker = Amqp::new(&options).unwrap();
         let queue = Queue::tasks(unique("tls"));
         let publication = Publication {
             exchange: String::new(),
@@ -659,13 +653,13 @@ async fn tls_with_and_without_a_certificate_of_our_own() {
         } else {
             Duration::from_secs(2)
         };
-        let published = transport.publish(&publication, within).await;
+        let published = broker.publish(&publication, within).await;
         assert_eq!(published.is_ok(), works, "{url} {tls:?}: {published:?}");
         if works {
-            let mut consumer = consume(&transport, &[&queue], 1).await;
+            let mut consumer = consume(&broker, &[&queue], 1).await;
             next(&mut consumer).await.settle(Disposition::Ack).await;
         }
-        transport.close().await;
+        broker.close().await;
     }
     let missing = AmqpOptions {
         tls: AmqpTls {

@@ -19,8 +19,7 @@ use celery::task::Signature;
 use celery_protocol::content::Accept;
 use celery_protocol::{Properties, RawMessage};
 use celery_worker::broker::{
-    BrokerError, Declaration, Disposition, NoPropagation, Publication, Queue, Subscription,
-    Transport,
+    Broker, BrokerError, Declaration, Disposition, NoPropagation, Publication, Queue, Subscription,
 };
 use celery_worker::celery_crate::app::{Producing, build};
 use celery_worker::results::{self, ResultReader};
@@ -39,7 +38,7 @@ struct Bench {
     probe: Arc<Probe>,
     shutdown: Shutdown,
     worker: JoinHandle<()>,
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     reader: ResultReader,
     producer: Celery,
 }
@@ -47,13 +46,12 @@ struct Bench {
 impl Bench {
     async fn new(amqp_url: &str, backend: &str, concurrency: usize) -> Self {
         let queue = unique("tests");
-        let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, "producer"));
-        let reader =
-            ResultReader::open(&results::ResultOptions::new(backend), &transport, PATIENCE)
-                .await
-                .unwrap();
+        let broker: Arc<dyn Broker> = Arc::new(amqp(amqp_url, "producer"));
+        let reader = ResultReader::open(&results::ResultOptions::new(backend), &broker, PATIENCE)
+            .await
+            .unwrap();
         let producer = build(
-            transport.clone(),
+            broker.clone(),
             Producing {
                 hostname: "gen@tests".into(),
                 default_queue: queue.clone(),
@@ -74,7 +72,7 @@ impl Bench {
             probe,
             shutdown,
             worker,
-            transport,
+            broker,
             reader,
             producer,
         }
@@ -96,10 +94,7 @@ impl Bench {
             declare: Some(Declaration::Queue(Queue::tasks(&self.queue))),
             mandatory: true,
         };
-        self.transport
-            .publish(&publication, PATIENCE)
-            .await
-            .unwrap();
+        self.broker.publish(&publication, PATIENCE).await.unwrap();
     }
 
     async fn result(&mut self, id: &str) -> Value {
@@ -114,7 +109,7 @@ impl Bench {
     async fn stop(self) {
         self.shutdown.warm();
         self.worker.await.unwrap();
-        self.transport.close().await;
+        self.broker.close().await;
     }
 }
 
@@ -126,7 +121,7 @@ async fn worker(
     probe: &Arc<Probe>,
     shutdown: &Shutdown,
 ) -> JoinHandle<()> {
-    let transport: Arc<dyn Transport> = Arc::new(amqp(amqp_url, &format!("worker-{queue}")));
+    let broker: Arc<dyn Broker> = Arc::new(amqp(amqp_url, &format!("worker-{queue}")));
     let producing = Producing {
         hostname: "celery@tests".into(),
         default_queue: queue.into(),
@@ -136,13 +131,13 @@ async fn worker(
         within: PATIENCE,
         propagation: Arc::new(NoPropagation),
     };
-    let app = Arc::new(build(transport.clone(), producing).await.unwrap());
+    let app = Arc::new(build(broker.clone(), producing).await.unwrap());
     let mut registry = Registry::default();
     registry
         .register_celery(&app, Do::registration(probe))
         .await
         .unwrap();
-    let results = results::open(&results::ResultOptions::new(backend), transport.clone()).unwrap();
+    let results = results::open(&results::ResultOptions::new(backend), broker.clone()).unwrap();
     let config = Config {
         concurrency,
         prefetch_multiplier: 1,
@@ -154,12 +149,12 @@ async fn worker(
         task_events: true,
         ..Config::new("celery@tests", vec![queue.into()])
     };
-    let worker = Worker::new(registry, transport, results, config, shutdown.clone());
+    let worker = Worker::new(registry, broker, results, config, shutdown.clone());
     tokio::spawn(async move { worker.run().await.unwrap() })
 }
 
 /// A queue whose rejects end in a queue of the same name with `.dead`.
-async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
+async fn with_dead_letters(broker: &dyn Broker, queue: &str) -> String {
     let dead = format!("{queue}.dead");
     let mut letters = Queue::tasks(queue);
     letters
@@ -169,7 +164,7 @@ async fn with_dead_letters(transport: &dyn Transport, queue: &str) -> String {
         .arguments
         .insert("x-dead-letter-routing-key".into(), json!(dead));
     for queue in [Queue::tasks(&dead), letters] {
-        let consumer = transport.consume(Subscription {
+        let consumer = broker.consume(Subscription {
             purpose: "a test",
             queues: vec![queue],
             prefetch: 1,
@@ -248,8 +243,8 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         return;
     };
     let queue = unique("tests-dead");
-    let transport: Arc<dyn Transport> = Arc::new(amqp(&url, "tests"));
-    let dead = with_dead_letters(&*transport, &queue).await;
+    let broker: Arc<dyn Broker> = Arc::new(amqp(&url, "tests"));
+    let dead = with_dead_letters(&*broker, &queue).await;
     let (probe, shutdown) = (Arc::new(Probe::default()), Shutdown::default());
     let worker = worker(&url, &redis, &queue, 2, &probe, &shutdown).await;
 
@@ -284,10 +279,10 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
             declare: None,
             mandatory: true,
         };
-        transport.publish(&publication, PATIENCE).await.unwrap();
+        broker.publish(&publication, PATIENCE).await.unwrap();
     }
 
-    let mut letters = transport.consume(Subscription {
+    let mut letters = broker.consume(Subscription {
         purpose: "a test",
         queues: vec![Queue::tasks(&dead)],
         prefetch: 0,
@@ -307,7 +302,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
         );
         letter.settle(Disposition::Ack).await;
     }
-    let reader = ResultReader::open(&results::ResultOptions::new(redis), &transport, PATIENCE)
+    let reader = ResultReader::open(&results::ResultOptions::new(redis), &broker, PATIENCE)
         .await
         .unwrap();
     let meta = reader.wait("unknown", PATIENCE).await.unwrap();
@@ -322,7 +317,7 @@ async fn what_is_no_task_meets_the_fate_that_python_gives_it() {
     letters.cancel();
     shutdown.warm();
     worker.await.unwrap();
-    transport.close().await;
+    broker.close().await;
 }
 
 #[tokio::test]
@@ -410,7 +405,7 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
     };
     let bench = Bench::new(&url, "rpc://", 3).await;
     let callers = [unique("reply"), unique("reply")];
-    let mut replies = bench.transport.consume(Subscription {
+    let mut replies = bench.broker.consume(Subscription {
         purpose: "a test",
         queues: callers.iter().map(Queue::tasks).collect(),
         prefetch: 0,
@@ -569,8 +564,8 @@ impl Drop for Alarm<'_> {
 }
 
 /// Messages that wait in a queue.
-async fn depth(transport: &dyn Transport, queue: &str) -> u32 {
-    let found = transport.survey(&[queue.to_owned()]).await.unwrap();
+async fn depth(broker: &dyn Broker, queue: &str) -> u32 {
+    let found = broker.survey(&[queue.to_owned()]).await.unwrap();
     found.first().map_or(0, |found| found.messages)
 }
 
@@ -605,7 +600,7 @@ async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     };
     let withdrawn = publication(&given_up);
     // One of each before, so that both queues are declared.
-    let first = bench.transport.publish(&withdrawn, PATIENCE).await;
+    let first = bench.broker.publish(&withdrawn, PATIENCE).await;
     first.unwrap();
     let before = message("echo");
     bench.publish(before.clone()).await;
@@ -619,8 +614,8 @@ async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     let noise = unique("noise");
     let moment = Duration::from_millis(200);
     until("the producer is blocked", async || {
-        let _ = bench.transport.publish(&publication(&noise), moment).await;
-        bench.transport.blocked().is_some()
+        let _ = bench.broker.publish(&publication(&noise), moment).await;
+        bench.broker.blocked().is_some()
     })
     .await;
     until("the worker is blocked", async || {
@@ -635,13 +630,13 @@ async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     let long = tokio::time::Instant::now() + Duration::from_secs(11);
     bench.probe.gate.notify_one();
     for _ in 0..3 {
-        let answer = bench.transport.publish(&withdrawn, moment).await;
+        let answer = bench.broker.publish(&withdrawn, moment).await;
         assert!(
             matches!(answer, Err(BrokerError::Blocked { .. })),
             "{answer:?}"
         );
     }
-    let survey = bench.transport.survey(&[]).await;
+    let survey = bench.broker.survey(&[]).await;
     assert!(
         matches!(survey, Err(BrokerError::Blocked { .. })),
         "{survey:?}"
@@ -654,12 +649,12 @@ async fn a_broker_that_blocks_publishers_gets_every_message_once() {
     assert_eq!(bench.result(id).await["status"], "SUCCESS");
     bench.shutdown.warm();
     (&mut bench.worker).await.unwrap();
-    let last = bench.transport.publish(&withdrawn, PATIENCE).await;
+    let last = bench.broker.publish(&withdrawn, PATIENCE).await;
     last.unwrap();
     // All other publications arrive before it; together with the first ones there are two.
-    assert_eq!(depth(&*bench.transport, &given_up).await, 2);
-    assert_eq!(depth(&*bench.transport, &callbacks).await, 2);
-    bench.transport.close().await;
+    assert_eq!(depth(&*bench.broker, &given_up).await, 2);
+    assert_eq!(depth(&*bench.broker, &callbacks).await, 2);
+    bench.broker.close().await;
 }
 
 fn rabbitmqctl(ctl: &str, arguments: &[&str]) -> String {

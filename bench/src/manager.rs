@@ -14,7 +14,7 @@ use ccat_transfer::transfer::link::LinkName;
 use ccat_transfer::transfer::repository::{LinkChange, Repository};
 use ccat_transfer::transfer::topology;
 use celery_worker::broker::amqp::Amqp;
-use celery_worker::broker::{NoPropagation, Transport};
+use celery_worker::broker::{Broker, NoPropagation};
 use celery_worker::celery_crate::app::{self, Producing};
 use clap::{Args, ValueEnum};
 use futures_util::future::try_join_all;

@@ -22,7 +22,7 @@ use crate::sideport::{Board, Phase, Probe};
 use crate::tasks::{Messages, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::Repository;
-use celery_worker::broker::Transport;
+use celery_worker::broker::Broker;
 use celery_worker::celery_crate::app;
 use celery_worker::liveness::LivenessRegistry;
 use celery_worker::worker::Shutdown;
@@ -142,7 +142,7 @@ struct Parts {
     name: String,
     settings: Arc<Settings>,
     repository: Repository,
-    transport: Arc<dyn Transport>,
+    transport: Arc<dyn Broker>,
     app: Arc<Celery>,
 }
 
@@ -159,7 +159,7 @@ impl Parts {
             .await?;
         let settings = settings(context, &repository, arguments).await?;
         let transport = context.transport(&name)?.with_liveness(pulses);
-        let transport: Arc<dyn Transport> = Arc::new(transport);
+        let transport: Arc<dyn Broker> = Arc::new(transport);
         patience.reach_broker(&*transport).await?;
         let app = app::build(transport.clone(), context.producing(&name))
             .await
@@ -193,7 +193,7 @@ impl Parts {
 }
 
 /// The manager is ready while the broker answers.
-fn watch_broker(board: &Board, transport: &Arc<dyn Transport>) {
+fn watch_broker(board: &Board, transport: &Arc<dyn Broker>) {
     let transport = transport.clone();
     board.ready_if(Probe::new("broker", FRESH, move || {
         let transport = transport.clone();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CliError;
-use celery_worker::broker::Transport;
+use celery_worker::broker::Broker;
 use service_connection::backoff::{Attempts, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
@@ -49,7 +49,7 @@ impl Patience {
     ///
     /// # Errors
     /// As [`Self::reach`].
-    pub(super) async fn reach_broker(self, transport: &dyn Transport) -> Result<(), CliError> {
+    pub(super) async fn reach_broker(self, transport: &dyn Broker) -> Result<(), CliError> {
         if self.0.is_none() {
             return Ok(());
         }

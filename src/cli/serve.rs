@@ -23,7 +23,7 @@ use crate::metrics::{QueueMetrics, TaskMetrics};
 use crate::settings::Settings;
 use crate::sideport::{Board, Phase, Probe};
 use celery_protocol::content::Accept;
-use celery_worker::broker::Transport;
+use celery_worker::broker::Broker;
 use celery_worker::celery_crate::app;
 use celery_worker::results::{self, ResultBackend};
 use celery_worker::task::Registry;
@@ -176,7 +176,7 @@ pub struct Service {
     /// The app that tasks are registered with and send messages by.
     pub app: Arc<Celery>,
     /// The connection to the broker.
-    pub transport: Arc<dyn Transport>,
+    pub transport: Arc<dyn Broker>,
     /// What the process shows of itself.
     pub board: Board,
     /// What is counted of tasks.
@@ -308,7 +308,7 @@ where
     let transport = context
         .transport(&hostname)?
         .with_liveness(board.pulses.clone());
-    let transport: Arc<dyn Transport> = Arc::new(transport);
+    let transport: Arc<dyn Broker> = Arc::new(transport);
     patience.reach_broker(&*transport).await?;
     let results = results::open(&celery.into(), transport.clone())
         .map_err(|e| CliError::Configuration(format!("celery.result_backend: {e}")))?;
@@ -369,7 +369,7 @@ fn watch_backend(board: &Board, results: &Arc<dyn ResultBackend>) {
 /// The depth of the queues is shown.
 fn watch_queues(
     board: &Board,
-    transport: &Arc<dyn Transport>,
+    transport: &Arc<dyn Broker>,
     queues: Vec<String>,
 ) -> Result<(), CliError> {
     let depths = QueueMetrics::new()?;

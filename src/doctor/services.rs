@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome};
 use crate::health::{Heartbeat as _, RedisKeys};
-use celery_worker::broker::Transport;
+use celery_worker::broker::Broker;
 use celery_worker::broker::amqp::Amqp;
 use service_connection::error_chain::chain;
 
@@ -45,10 +45,10 @@ impl Doctor {
 
     fn result_backend(&self) -> Result<Arc<dyn ResultBackend>, String> {
         let celery = &self.settings.celery;
-        let transport = Amqp::new(&celery.amqp_options(&self.host))
+        let broker = Amqp::new(&celery.amqp_options(&self.host))
             .map_err(|error| chain(&error).to_string())?;
-        let transport: Arc<dyn Transport> = Arc::new(transport);
-        results::open(&celery.into(), transport).map_err(|error| chain(&error).to_string())
+        let broker: Arc<dyn Broker> = Arc::new(broker);
+        results::open(&celery.into(), broker).map_err(|error| chain(&error).to_string())
     }
 
     async fn look_at_health(&self) -> Option<Finding> {

@@ -17,8 +17,8 @@ use crate::transfer::id::TransferId;
 use celery_protocol::RawMessage;
 use celery_protocol::pidbox;
 use celery_worker::broker::{
-    Binding, BrokerError, Consumer, Declaration, Disposition, Exchange, ExchangeKind, Publication,
-    Queue, Subscription, Transport,
+    Binding, Broker, BrokerError, Consumer, Declaration, Disposition, Exchange, ExchangeKind,
+    Publication, Queue, Subscription,
 };
 
 /// Exchange of replies to remote control.
@@ -36,20 +36,20 @@ const REACHED_WITHIN: Duration = Duration::from_secs(5);
 /// Maximum number of bytes of answers. Later answers are ignored.
 const MOST_BYTES: usize = 32 << 20;
 
-/// Searcher for messages through a transport.
+/// Searcher for messages through a broker.
 pub struct Messages {
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     /// Names of `transfer_files_bbcp` on the wire.
     names: HashSet<String>,
 }
 
 impl Messages {
-    /// Creates a searcher that uses `transport`; the settings contain the names of the tasks.
+    /// Creates a searcher that uses `broker`; the settings contain the names of the tasks.
     #[must_use]
-    pub fn new(transport: Arc<dyn Transport>, settings: &settings::Celery) -> Self {
+    pub fn new(broker: Arc<dyn Broker>, settings: &settings::Celery) -> Self {
         let names = settings.task_names.get(TransferFilesBbcp::KEY);
         Self {
-            transport,
+            broker,
             names: names.into_iter().flatten().cloned().collect(),
         }
     }
@@ -64,7 +64,7 @@ impl Messages {
         }
         for method in METHODS {
             match self
-                .transport
+                .broker
                 .publish(&question(method, key), REACHED_WITHIN)
                 .await
             {
@@ -123,7 +123,7 @@ impl Messages {
 #[async_trait]
 impl FindMessages for Messages {
     async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError> {
-        let survey = timeout(REACHED_WITHIN, self.transport.survey(queues)).await;
+        let survey = timeout(REACHED_WITHIN, self.broker.survey(queues)).await;
         let depths = match survey {
             Ok(Ok(depths)) => depths,
             Ok(Err(error)) => return Err(FindError(error.into())),
@@ -135,7 +135,7 @@ impl FindMessages for Messages {
 
     async fn held(&self) -> Result<HeldMessages, FindError> {
         let key = Uuid::new_v4().to_string();
-        let mut consumer = self.transport.consume(Subscription {
+        let mut consumer = self.broker.consume(Subscription {
             purpose: "answers of workers",
             queues: vec![replies(&key)],
             prefetch: 0,
@@ -275,7 +275,7 @@ mod tests {
 
     fn messages() -> Messages {
         Messages {
-            transport: Arc::new(celery_worker::broker::recorder::Recorder::default()),
+            broker: Arc::new(celery_worker::broker::recorder::Recorder::default()),
             names: HashSet::from(["transfer".to_owned()]),
         }
     }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use celery_worker::broker::amqp::{Amqp, AmqpOptions};
 
-/// A transport to the test broker.
+/// A broker to the test broker.
 pub fn amqp(url: &str, name: &str) -> Amqp {
     Amqp::new(&AmqpOptions::new(url, name)).unwrap()
 }

@@ -32,7 +32,7 @@ async fn divide(x: i64, y: i64) -> TaskResult<i64> {
 
 #[tokio::test]
 async fn a_function_of_the_celery_crate_runs_in_the_worker() {
-    let transport = broker::open(URL, "worker").unwrap();
+    let broker = broker::open(URL, "worker").unwrap();
     let producing = app::Producing {
         hostname: "celery@test".into(),
         default_queue: "celery".into(),
@@ -42,16 +42,16 @@ async fn a_function_of_the_celery_crate_runs_in_the_worker() {
         within: Duration::from_secs(1),
         propagation: Arc::new(NoPropagation),
     };
-    let app = Arc::new(app::build(transport.clone(), producing).await.unwrap());
+    let app = Arc::new(app::build(broker.clone(), producing).await.unwrap());
     let mut registry = Registry::default();
     registry
         .register_celery(&app, CeleryTask::<divide>::new())
         .await
         .unwrap();
-    let results = results::open(&ResultOptions::new(URL), transport.clone()).unwrap();
+    let results = results::open(&ResultOptions::new(URL), broker.clone()).unwrap();
     let config = Config::new("celery@test", vec!["celery".into()]);
     let shutdown = Shutdown::default();
-    let worker = Worker::new(registry, transport, results, config, shutdown.clone());
+    let worker = Worker::new(registry, broker, results, config, shutdown.clone());
     let running = tokio::spawn(worker.run());
 
     let client = Client::builder(URL).results(URL).build().await.unwrap();

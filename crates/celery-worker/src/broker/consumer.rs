@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use super::{BrokerError, Queue, Subscription};
 use celery_protocol::RawMessage;
 
-/// Capacity of the channel between the transport and the worker: with a single place each delivery would cost
+/// Capacity of the channel between the broker and the worker: with a single place each delivery would cost
 /// both sides a wake-up.
 const HANDED_OVER: usize = 32;
 
@@ -28,9 +28,9 @@ pub enum Disposition {
 /// Resolves once the disposition was sent, or the channel is gone.
 pub type Settled = oneshot::Receiver<()>;
 
-/// The transport's handle to settle one delivery.
+/// The broker's handle to settle one delivery.
 pub trait Settlement: Send + Sync {
-    /// Settles the delivery, even if the returned receiver is dropped. The transport logs a failure by
+    /// Settles the delivery, even if the returned receiver is dropped. The broker logs a failure by
     /// [`not_settled`].
     fn settle(self: Box<Self>, disposition: Disposition) -> Settled;
 
@@ -41,7 +41,7 @@ pub trait Settlement: Send + Sync {
     fn park(&self, parked: bool);
 }
 
-/// Changes that a transport made to a message in order to read it.
+/// Changes that a broker made to a message in order to read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Damage {
     /// Bytes that are not UTF-8 became question marks: in names, in properties, in the exchange or the routing key.
@@ -146,7 +146,7 @@ impl Delivery {
     /// back already or will when it notices; so it is logged, and that is all there is to do.
     pub async fn settle(mut self, disposition: Disposition) {
         if let Some(settlement) = self.settlement.take() {
-            // An error means that the transport is gone altogether.
+            // An error means that the broker is gone altogether.
             let _ = settlement.settle(disposition).await;
         }
     }
@@ -202,7 +202,7 @@ pub struct Served {
 }
 
 /// A running subscription. Connections come and go beneath it; it ends only when it is
-/// cancelled or dropped, or when the transport gives its broker up.
+/// cancelled or dropped, or when the broker is given up.
 #[derive(Debug)]
 pub struct Consumer {
     deliveries: mpsc::Receiver<Delivery>,
@@ -305,7 +305,7 @@ impl Subscriptions {
     }
 }
 
-/// The transport's side of a [`Consumer`].
+/// The broker's side of a [`Consumer`].
 #[derive(Debug)]
 pub struct Feed {
     /// Where deliveries go. The consumer ends when every sender is gone.
@@ -316,7 +316,7 @@ pub struct Feed {
     pub cancelled: CancellationToken,
 }
 
-/// What a transport reports of a subscription.
+/// What a broker reports of a subscription.
 #[derive(Debug)]
 pub struct Reports {
     wanted: watch::Receiver<Wanted>,

@@ -1,6 +1,6 @@
 //! Native delayed delivery, as Celery lays it out on RabbitMQ: the bits of a delay in seconds are
 //! the first words of the routing key, and for each bit there is a queue that holds messages for
-//! so long. Pure; the transport makes what [`topology`] says.
+//! so long. Pure; the broker makes what [`topology`] says.
 //!
 //! Layout and names are those of kombu 5.7, whose producers use them.
 

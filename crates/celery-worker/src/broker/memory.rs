@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::consumer::{Feed, Settled};
 use super::topology::TopologyStep;
 use super::{
-    BrokerError, Consumer, Delivery, Disposition, Exchange, ExchangeKind, Publication, Queue,
-    QueueDepth, Settlement, Subscription, Transport,
+    Broker, BrokerError, Consumer, Delivery, Disposition, Exchange, ExchangeKind, Publication,
+    Queue, QueueDepth, Settlement, Subscription,
 };
 use celery_protocol::RawMessage;
 
@@ -27,7 +27,7 @@ const SCHEME: &str = "memory://";
 /// Brokers that have a name, so that a worker and a client find each other by URL.
 static NAMED: LazyLock<Mutex<HashMap<String, MemoryBroker>>> = LazyLock::new(Mutex::default);
 
-/// A [`Transport`] within the process. Clones are the same broker.
+/// A [`Broker`] within the process. Clones are the same broker.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -406,7 +406,7 @@ async fn hand_over(feed: &Feed, delivery: Option<Delivery>) -> bool {
 }
 
 #[async_trait]
-impl Transport for MemoryBroker {
+impl Broker for MemoryBroker {
     fn masked_url(&self) -> String {
         SCHEME.into()
     }

@@ -1,10 +1,10 @@
-//! The message transport, behind one trait.
+//! Message brokers behind one trait.
 //!
-//! A [`Transport`] carries [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is the
-//! one for RabbitMQ; a Redis transport in kombu's layout can stand beside it. [`topology`] says what queues look
-//! like, [`delayed`] how messages are delayed, [`consumer`] is what a subscription gives.
+//! A [`Broker`] carries [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is
+//! RabbitMQ; Redis in kombu's layout can stand beside it. [`topology`] says what queues look like,
+//! [`delayed`] how messages are delayed, [`consumer`] is what a subscription gives.
 //!
-//! Two promises hold for every transport: a publication is reported as done only when the broker
+//! Two promises hold for every broker: a publication is reported as done only when the server
 //! has taken responsibility for it, and a delivery is settled exactly once.
 
 use std::sync::Arc;
@@ -76,7 +76,7 @@ pub struct QueueDepth {
     pub consumers: u32,
 }
 
-/// Why the transport could not do what was asked.
+/// Why the broker could not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     /// The URL cannot be used.
@@ -87,7 +87,7 @@ pub enum BrokerError {
     Unreachable {
         /// Address of the broker, without password.
         broker: String,
-        /// The transport's error.
+        /// The client's error.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
@@ -162,7 +162,7 @@ pub enum BrokerError {
 
 /// A connection to a broker, with reconnection built in.
 #[async_trait]
-pub trait Transport: Send + Sync {
+pub trait Broker: Send + Sync {
     /// The broker's URL without a password, for people.
     fn masked_url(&self) -> String;
 
@@ -181,12 +181,12 @@ pub trait Transport: Send + Sync {
     async fn publish(&self, publication: &Publication, within: Duration)
     -> Result<(), BrokerError>;
 
-    /// Publishes as [`Transport::publish`], but without a limit while there is a connection: a broker that blocks
+    /// Publishes as [`Broker::publish`], but without a limit while there is a connection: a broker that blocks
     /// publishers, or confirms late, is waited for, since the publication is pending there and must not be
     /// made twice. `within` limits only the attempts to connect.
     ///
     /// # Errors
-    /// As [`Transport::publish`]. The publication is no longer pending.
+    /// As [`Broker::publish`]. The publication is no longer pending.
     async fn publish_until_confirmed(
         &self,
         publication: &Publication,
@@ -201,7 +201,7 @@ pub trait Transport: Send + Sync {
     /// Connects for publishing, unless that is done; tried until `within` has passed.
     ///
     /// # Errors
-    /// As [`Transport::publish`].
+    /// As [`Broker::publish`].
     async fn prepare(&self, within: Duration) -> Result<(), BrokerError>;
 
     /// Starts to consume, at once or as soon as there is a connection. Never fails: a broker that
@@ -225,7 +225,7 @@ pub trait Transport: Send + Sync {
 ///
 /// # Errors
 /// [`BrokerError::Url`].
-pub fn open(url: &str, name: &str) -> Result<Arc<dyn Transport>, BrokerError> {
+pub fn open(url: &str, name: &str) -> Result<Arc<dyn Broker>, BrokerError> {
     #[cfg(any(test, feature = "testing"))]
     if url.starts_with("memory://") {
         return Ok(Arc::new(memory::MemoryBroker::named(url)?));

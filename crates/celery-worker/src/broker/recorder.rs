@@ -1,4 +1,4 @@
-//! A transport for tests that looks at what would go to a broker.
+//! A broker for tests that records what would be sent.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::consumer::Feed;
-use super::{BrokerError, Consumer, Publication, QueueDepth, Subscription, Transport};
+use super::{Broker, BrokerError, Consumer, Publication, QueueDepth, Subscription};
 
 /// Keeps what was published, and answers as a broker that took it.
 #[derive(Debug, Default)]
@@ -21,7 +21,7 @@ impl Recorder {
 }
 
 #[async_trait]
-impl Transport for Recorder {
+impl Broker for Recorder {
     fn masked_url(&self) -> String {
         "recorder://".into()
     }

@@ -1,4 +1,4 @@
-//! A [`celery::Celery`] app that produces through a [`Transport`].
+//! A [`celery::Celery`] app that produces through a [`Broker`].
 //!
 //! The crate's own brokers are not used: its AMQP broker publishes without confirms, and can
 //! neither use TLS nor queues with arguments. But its app cannot be made without one of them. So
@@ -15,13 +15,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use celery::Celery;
 use celery::CeleryBuilder;
-use celery::broker::{Broker, Delivery, DeliveryStream};
+use celery::broker::{Broker as CrateBroker, Delivery, DeliveryStream};
 use celery::error::{BrokerError, CeleryError};
 use celery::protocol::Message;
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use crate::broker::{Publication, Sending, TaskQueues, TracePropagation, Transport};
+use crate::broker::{Broker, Publication, Sending, TaskQueues, TracePropagation};
 use celery_protocol::{Properties, RawMessage, isoformat, repr};
 use service_connection::error_chain::chain;
 
@@ -44,14 +44,11 @@ pub struct Producing {
     pub propagation: Arc<dyn TracePropagation>,
 }
 
-/// Makes an app whose messages go out through `transport`. Opens no connection to the broker.
+/// Makes an app whose messages go out through `broker`. Opens no connection to the broker.
 ///
 /// # Errors
 /// [`CeleryError::IoError`] if no local port can be had.
-pub async fn build(
-    transport: Arc<dyn Transport>,
-    producing: Producing,
-) -> Result<Celery, CeleryError> {
+pub async fn build(broker: Arc<dyn Broker>, producing: Producing) -> Result<Celery, CeleryError> {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("redis://{}", nobody.local_addr()?);
     let mut app = CeleryBuilder::new("celery", &url)
@@ -63,16 +60,13 @@ pub async fn build(
         .task_max_retries(0)
         .build()
         .await?;
-    app.broker = Box::new(Producer {
-        transport,
-        producing,
-    });
+    app.broker = Box::new(Producer { broker, producing });
     Ok(app)
 }
 
-/// The crate's [`Broker`], for producing only: consuming is the worker's own.
+/// The crate's own broker ([`CrateBroker`]), for producing only: consuming is the worker's own.
 struct Producer {
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     producing: Producing,
 }
 
@@ -86,9 +80,9 @@ impl Producer {
 }
 
 #[async_trait]
-impl Broker for Producer {
+impl CrateBroker for Producer {
     fn safe_url(&self) -> String {
-        self.transport.masked_url()
+        self.broker.masked_url()
     }
 
     async fn send(&self, message: &Message, queue: &str) -> Result<(), BrokerError> {
@@ -109,7 +103,7 @@ impl Broker for Producer {
         };
         let sending = Sending::begin(&mut publication, &*self.producing.propagation);
         let within = self.producing.within;
-        let sent = self.transport.publish(&publication, within).await;
+        let sent = self.broker.publish(&publication, within).await;
         // The crate's error type knows lapin 2 only. The text with all its causes is kept, and the
         // kind of error states whether the broker has answered.
         let sent = sent.map_err(|e| (kind(&e), chain(&e).to_string()));
@@ -150,13 +144,13 @@ impl Broker for Producer {
     }
 
     async fn close(&self) -> Result<(), BrokerError> {
-        self.transport.close().await;
+        self.broker.close().await;
         Ok(())
     }
 
     /// Connects for publishing, unless that is done.
     async fn reconnect(&self, connection_timeout: u32) -> Result<(), BrokerError> {
-        self.transport
+        self.broker
             .prepare(Duration::from_secs(connection_timeout.into()))
             .await
             .map_err(|e| BrokerError::IoError(io::Error::other(chain(&e).to_string())))
@@ -286,7 +280,7 @@ mod tests {
     }
 
     /// Guards the pinned version of the crate: an app is made without a Redis server, and sends
-    /// through our transport.
+    /// through our [`Broker`].
     #[tokio::test]
     async fn an_app_without_the_crates_brokers() {
         let recorder = Arc::new(Recorder::default());

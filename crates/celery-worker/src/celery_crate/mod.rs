@@ -2,7 +2,7 @@
 //!
 //! A type that implements [`celery::task::Task`], for example a function with `#[celery::task]`, runs in this crate's worker: see
 //! [`CeleryTask`]. The trait carries neither typed exceptions nor cancellation nor state; the task finds them in
-//! [`TaskContext::current`]. [`app`] makes a [`celery::Celery`] that produces through any [`Transport`](crate::broker::Transport).
+//! [`TaskContext::current`]. [`app`] makes a [`celery::Celery`] that produces through any [`Broker`](crate::broker::Broker).
 
 pub mod app;
 

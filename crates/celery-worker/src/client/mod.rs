@@ -34,8 +34,8 @@ use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::broker::{
-    BrokerError, Declaration, Exchange, ExchangeKind, NoPropagation, Publication, Sending,
-    TaskQueues, TracePropagation, Transport,
+    Broker, BrokerError, Declaration, Exchange, ExchangeKind, NoPropagation, Publication, Sending,
+    TaskQueues, TracePropagation,
 };
 use crate::results::{
     ChordSupport, ReadError, ResultAccess, ResultBackend, ResultError, ResultReader,
@@ -118,7 +118,7 @@ pub struct Client {
 }
 
 struct Connections {
-    broker: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     results: Arc<dyn ResultBackend>,
     options: ClientOptions,
     reader: OnceCell<ResultReader>,
@@ -154,7 +154,7 @@ impl Client {
     /// ```
     #[must_use]
     pub fn new(
-        broker: impl Transport + 'static,
+        broker: impl Broker + 'static,
         results: impl ResultBackend + 'static,
         options: ClientOptions,
     ) -> Self {
@@ -164,7 +164,7 @@ impl Client {
     /// Creates a client that shares its broker and result backend with others.
     #[must_use]
     pub fn of(
-        broker: Arc<dyn Transport>,
+        broker: Arc<dyn Broker>,
         results: Arc<dyn ResultBackend>,
         options: ClientOptions,
     ) -> Self {

@@ -107,7 +107,7 @@ impl ClusterQueues {
             declare: None,
             mandatory: false,
         };
-        if let Err(error) = control.worker.transport.publish(&publication, WITHIN).await {
+        if let Err(error) = control.worker.broker.publish(&publication, WITHIN).await {
             tracing::warn!(error = %chain(&error), "the other workers were not greeted");
         }
     }

@@ -155,7 +155,7 @@ impl RemoteControl {
             "\nsoftware -> ccat-transfer:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
             env!("CARGO_PKG_VERSION"),
             std::env::consts::ARCH,
-            self.worker.transport.masked_url(),
+            self.worker.broker.masked_url(),
             self.worker.config.settings["result_backend"]
                 .as_str()
                 .unwrap_or_default(),
@@ -163,7 +163,7 @@ impl RemoteControl {
     }
 
     pub(super) fn stats(&self) -> Value {
-        let urls = self.worker.transport.masked_urls();
+        let urls = self.worker.broker.masked_urls();
         let broker = urls.first().and_then(|url| url::kombu(url).ok());
         let broker = broker.unwrap_or_default();
         json!({

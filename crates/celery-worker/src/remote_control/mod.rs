@@ -101,7 +101,7 @@ pub(crate) fn start(worker: Arc<Runtime>) -> Serving {
     let (revocations, revoked) = revoke::line();
     let (changes, changing) = BoundedQueue::new(CHANGES.0, CHANGES.1);
     let control = Arc::new(RemoteControl {
-        replies: Replies::new(worker.hostname.clone(), worker.transport.clone()),
+        replies: Replies::new(worker.hostname.clone(), worker.broker.clone()),
         namesakes: Namesakes::default(),
         cluster: worker.config.gossip.then(ClusterQueues::new),
         revocations,
@@ -122,7 +122,7 @@ async fn serve(control: Arc<RemoteControl>) {
     let (worker, cluster) = (&control.worker, &control.cluster);
     let tag = Uuid::new_v4().simple().to_string();
     let own = [Queue::control(&worker.hostname, &tag)];
-    let mut consumer = worker.transport.consume(Subscription {
+    let mut consumer = worker.broker.consume(Subscription {
         purpose: "remote control",
         queues: own
             .into_iter()

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{WITHIN, shortened};
-use crate::broker::{Publication, Transport};
+use crate::broker::{Broker, Publication};
 use crate::worker::bounded_queue::{BoundedQueue, Queued};
 use celery_protocol::pidbox::{self, ControlRequest};
 use service_connection::error_chain::chain;
@@ -40,11 +40,11 @@ pub(super) struct Replies {
 }
 
 impl Replies {
-    pub(super) fn new(hostname: Arc<str>, transport: Arc<dyn Transport>) -> Self {
+    pub(super) fn new(hostname: Arc<str>, broker: Arc<dyn Broker>) -> Self {
         let (line, replies) = BoundedQueue::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
         let sending = TaskTracker::new();
-        sending.spawn(send(replies, transport, closing.clone()));
+        sending.spawn(send(replies, broker, closing.clone()));
         sending.close();
         Self {
             hostname,
@@ -94,7 +94,7 @@ impl Replies {
 
 async fn send(
     mut replies: mpsc::Receiver<Queued<Reply>>,
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     closing: CancellationToken,
 ) {
     loop {
@@ -106,11 +106,11 @@ async fn send(
         };
         let (method, publication) = item;
         // A caller does not wait for as long as an alarm lasts.
-        if let Some(reason) = transport.blocked() {
+        if let Some(reason) = broker.blocked() {
             not_sent(&method, &format!("the broker blocks publishers: {reason}"));
             continue;
         }
-        if let Err(error) = transport.publish(&publication, WITHIN).await {
+        if let Err(error) = broker.publish(&publication, WITHIN).await {
             not_sent(&method, &chain(&error).to_string());
         }
     }

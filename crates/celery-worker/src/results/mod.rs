@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use secrecy::ExposeSecret as _;
 use serde_json::Value;
 
-use crate::broker::{BrokerError, Transport};
+use crate::broker::{Broker, BrokerError};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{NotReadable, ResultMeta};
 
@@ -222,12 +222,12 @@ impl ResultBackend for Disabled {
 /// [`ResultError::Unsupported`], [`ResultError::Url`].
 pub fn open(
     options: &ResultOptions,
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
 ) -> Result<Arc<dyn ResultBackend>, ResultError> {
     let url = options.url.expose_secret();
     Ok(match Kind::of(url)? {
         Kind::Disabled => Arc::new(Disabled),
-        Kind::Rpc => Arc::new(Rpc::new(transport, options.persistent)),
+        Kind::Rpc => Arc::new(Rpc::new(broker, options.persistent)),
         #[cfg(feature = "redis")]
         Kind::Redis => Arc::new(Redis::new(url, options)?),
         #[cfg(feature = "database")]

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{ResultAccess, ResultBackend, ResultError, ResultOptions};
-use crate::broker::{Consumer, Disposition, Queue, Subscription, Transport};
+use crate::broker::{Broker, Consumer, Disposition, Queue, Subscription};
 
 /// First and longest pause between two looks at a backend that keeps results.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -84,14 +84,14 @@ impl ResultReader {
     /// read, [`ReadError::NoReplyQueue`] if the broker does not give one `within` that time.
     pub async fn open(
         options: &ResultOptions,
-        transport: &Arc<dyn Transport>,
+        broker: &Arc<dyn Broker>,
         within: Duration,
     ) -> Result<Self, ReadError> {
         if options.url.expose_secret().is_empty() {
             return Err(ReadError::Disabled);
         }
-        let backend = super::open(options, transport.clone())?;
-        Self::of(backend, transport.as_ref(), within).await
+        let backend = super::open(options, broker.clone())?;
+        Self::of(backend, broker.as_ref(), within).await
     }
 
     /// A reader for a backend.
@@ -100,14 +100,14 @@ impl ResultReader {
     /// [`ReadError::Disabled`], [`ReadError::NoReplyQueue`].
     pub async fn of(
         backend: Arc<dyn ResultBackend>,
-        transport: &dyn Transport,
+        broker: &dyn Broker,
         within: Duration,
     ) -> Result<Self, ReadError> {
         match backend.access() {
             ResultAccess::Discarded => Err(ReadError::Disabled),
             ResultAccess::Stored => Ok(Self(Source::Stored(backend))),
             ResultAccess::Replies => {
-                let replies = ReplyQueue::open(transport, within).await?;
+                let replies = ReplyQueue::open(broker, within).await?;
                 Ok(Self(Source::Replies(replies)))
             }
         }
@@ -177,9 +177,9 @@ async fn stored(backend: &dyn ResultBackend, task_id: &str) -> Result<Value, Res
 }
 
 impl ReplyQueue {
-    async fn open(transport: &dyn Transport, within: Duration) -> Result<Self, ReadError> {
+    async fn open(broker: &dyn Broker, within: Duration) -> Result<Self, ReadError> {
         let queue = Uuid::new_v4().to_string();
-        let consumer = transport.consume(Subscription {
+        let consumer = broker.consume(Subscription {
             purpose: "results",
             queues: vec![Queue::replies(&queue)],
             prefetch: 0,
@@ -191,7 +191,7 @@ impl ReplyQueue {
         match timeout(within, connected.wait_for(|served| *served)).await {
             Ok(Ok(_)) => {}
             _ => {
-                let broker = transport.masked_url();
+                let broker = broker.masked_url();
                 return Err(ReadError::NoReplyQueue { broker, within });
             }
         }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 
 use super::{ResultAccess, ResultBackend, ResultError};
 use crate::aside::{aside, is_large};
-use crate::broker::{Publication, Transport};
+use crate::broker::{Broker, Publication};
 use celery_protocol::message::{JSON, TaskMessage};
 use celery_protocol::result::ResultMeta;
 use celery_protocol::{Properties, RawMessage};
@@ -21,19 +21,16 @@ const SHORT: usize = 255;
 /// Sends results through the broker. The reply queue is the caller's: it is not declared here,
 /// and when it is gone the broker drops the result, as it does Python's.
 pub struct Rpc {
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     persistent: bool,
 }
 
 impl Rpc {
-    /// A backend on the worker's own transport. `persistent` messages survive a restart of the
+    /// A backend on the worker's own broker. `persistent` messages survive a restart of the
     /// broker, if their queue does.
     #[must_use]
-    pub fn new(transport: Arc<dyn Transport>, persistent: bool) -> Self {
-        Self {
-            transport,
-            persistent,
-        }
+    pub fn new(broker: Arc<dyn Broker>, persistent: bool) -> Self {
+        Self { broker, persistent }
     }
 }
 
@@ -76,7 +73,7 @@ impl ResultBackend for Rpc {
             mandatory: false,
         };
         Ok(self
-            .transport
+            .broker
             .publish_until_confirmed(&publication, WITHIN)
             .await?)
     }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bounded_queue::{BoundedQueue, Queued};
-use crate::broker::{Declaration, Exchange, Publication, Transport};
+use crate::broker::{Broker, Declaration, Exchange, Publication};
 use celery_protocol::event::{self, Event, Stamp};
 use celery_protocol::message::JSON;
 use celery_protocol::{Properties, RawMessage};
@@ -54,11 +54,11 @@ pub(crate) struct Events {
 
 impl Events {
     /// Events of a node; those of tasks only if `tasks`.
-    pub(crate) fn new(hostname: Arc<str>, tasks: bool, transport: Arc<dyn Transport>) -> Self {
+    pub(crate) fn new(hostname: Arc<str>, tasks: bool, broker: Arc<dyn Broker>) -> Self {
         let (line, events) = BoundedQueue::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
         let sending = TaskTracker::new();
-        sending.spawn(send(events, hostname.clone(), transport, closing.clone()));
+        sending.spawn(send(events, hostname.clone(), broker, closing.clone()));
         sending.close();
         Self {
             hostname,
@@ -130,7 +130,7 @@ struct InLine {
 async fn send(
     mut events: mpsc::Receiver<Queued<InLine>>,
     hostname: Arc<str>,
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     closing: CancellationToken,
 ) {
     let mut next = None;
@@ -169,11 +169,11 @@ async fn send(
         };
         let gather = routing_key == event::LIST && next.is_none() && events.is_empty();
         // An event that cannot be sent now would be outdated later.
-        if transport.blocked().is_some() {
+        if broker.blocked().is_some() {
             continue;
         }
         let publication = publication(&hostname, routing_key, body);
-        if let Err(error) = transport.publish(&publication, WITHIN).await {
+        if let Err(error) = broker.publish(&publication, WITHIN).await {
             tracing::debug!(error = %chain(&error), "events were not sent");
         }
         if gather {

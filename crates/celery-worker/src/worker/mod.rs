@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::broker::{
-    BrokerError, NoPropagation, Queue, Subscription, TaskQueues, TracePropagation, Transport,
+    Broker, BrokerError, NoPropagation, Queue, Subscription, TaskQueues, TracePropagation,
 };
 use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
@@ -201,13 +201,13 @@ impl Worker {
     #[must_use]
     pub fn new(
         mut registry: Registry,
-        transport: Arc<dyn Transport>,
+        broker: Arc<dyn Broker>,
         results: Arc<dyn ResultBackend>,
         config: Config,
         shutdown: Shutdown,
     ) -> Self {
         let hostname: Arc<str> = config.hostname.as_str().into();
-        let events = Events::new(hostname.clone(), config.task_events, transport.clone());
+        let events = Events::new(hostname.clone(), config.task_events, broker.clone());
         let stopping = CancellationToken::new();
         let options = WorkflowOptions {
             hostname: hostname.clone(),
@@ -216,12 +216,7 @@ impl Worker {
             join_timeout: config.chord_join_timeout,
             propagation: config.propagation.clone(),
         };
-        let workflow = Workflow::new(
-            transport.clone(),
-            results.clone(),
-            options,
-            stopping.clone(),
-        );
+        let workflow = Workflow::new(broker.clone(), results.clone(), options, stopping.clone());
         let workflow = Arc::new(workflow);
         builtin::register(
             &mut registry,
@@ -230,7 +225,7 @@ impl Worker {
             config.chord_retry_interval,
         );
         let client = Client::of(
-            transport.clone(),
+            broker.clone(),
             results.clone(),
             ClientOptions {
                 hostname: config.hostname.clone(),
@@ -242,7 +237,7 @@ impl Worker {
         );
         let runtime = Runtime {
             client,
-            transport,
+            broker,
             results,
             workflow,
             hostname,
@@ -301,7 +296,7 @@ impl Worker {
     /// Runs until it is told to stop, and until everything accepted is settled.
     ///
     /// # Errors
-    /// That the broker was given up, where the transport does that.
+    /// Resolves once the broker was given up, where the broker does that.
     pub async fn run(self) -> Result<(), BrokerError> {
         let Self {
             runtime,
@@ -311,7 +306,7 @@ impl Worker {
         let runtime = Arc::new(runtime);
         let queue = |name: &String| runtime.config.task_queues.queue(name);
         let queues: Vec<Queue> = runtime.config.queues.iter().map(queue).collect();
-        let mut consumer = runtime.transport.consume(Subscription {
+        let mut consumer = runtime.broker.consume(Subscription {
             purpose: "tasks",
             delayed: runtime.config.task_queues.delayed(&queues),
             queues,
@@ -373,7 +368,7 @@ impl Worker {
             control.close().await;
         }
         runtime.events.close().await;
-        runtime.transport.close().await;
+        runtime.broker.close().await;
         match consumer.failure() {
             Some(error) => Err(error.clone()),
             None => {
@@ -397,7 +392,7 @@ async fn beat(runtime: Arc<Runtime>, pulses: LivenessRegistry) {
         runtime.observer.load(true, load.active);
         runtime
             .observer
-            .broker_blocked(runtime.transport.blocked().is_some());
+            .broker_blocked(runtime.broker.blocked().is_some());
         runtime.events.send(&Event::WorkerHeartbeat(load));
     }
 }
@@ -488,7 +483,7 @@ async fn announce(
             before = true;
             tracing::info!(
                 hostname = runtime.config.hostname,
-                broker = runtime.transport.masked_url(),
+                broker = runtime.broker.masked_url(),
                 queues = ?runtime.config.queues,
                 concurrency = runtime.config.concurrency,
                 after_ms = u64::try_from(runtime.started.elapsed().as_millis()).unwrap_or(u64::MAX),

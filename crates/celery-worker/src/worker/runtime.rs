@@ -14,7 +14,7 @@ use super::rate_limit::RateLimits;
 use super::revocation::Revoked;
 use super::slots::Slots;
 use super::{Config, Shutdown};
-use crate::broker::{Subscriptions, Transport};
+use crate::broker::{Broker, Subscriptions};
 use crate::client::Client;
 use crate::observer::Observer;
 use crate::results::ResultBackend;
@@ -25,7 +25,7 @@ use celery_protocol::event::Load;
 /// State of a worker that the stages of a message and remote control share.
 pub(crate) struct Runtime {
     pub(crate) registry: Registry,
-    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) broker: Arc<dyn Broker>,
     pub(crate) results: Arc<dyn ResultBackend>,
     pub(crate) workflow: Arc<Workflow>,
     /// Client from which those of running tasks are made.

@@ -161,7 +161,7 @@ impl Runtime {
             mandatory: true,
         };
         let publishing = self
-            .transport
+            .broker
             .publish_until_confirmed(&publication, PUBLISH_WITHIN);
         let published = tokio::select! {
             published = publishing => published,

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::aside::Desk;
-use crate::broker::{BrokerError, Publication, Sending, TaskQueues, TracePropagation, Transport};
+use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
 use crate::worker::STORE_PAUSES;
 use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, Route, SignatureError};
@@ -114,7 +114,7 @@ pub(crate) struct WorkflowOptions {
 
 /// Does what follows a worker's tasks.
 pub(crate) struct Workflow {
-    transport: Arc<dyn Transport>,
+    broker: Arc<dyn Broker>,
     results: Arc<dyn ResultBackend>,
     chords: ChordSupport,
     options: WorkflowOptions,
@@ -134,7 +134,7 @@ struct UnsentTask {
 
 impl Workflow {
     pub(crate) fn new(
-        transport: Arc<dyn Transport>,
+        broker: Arc<dyn Broker>,
         results: Arc<dyn ResultBackend>,
         options: WorkflowOptions,
         stopping: CancellationToken,
@@ -145,7 +145,7 @@ impl Workflow {
             chords: results.chords(),
             reply_to: Uuid::new_v4().to_string(),
             desk: Desk::default(),
-            transport,
+            broker,
             results,
             options,
             stopping,
@@ -232,7 +232,7 @@ impl Workflow {
         let mut refusals = 0;
         loop {
             let publishing = self
-                .transport
+                .broker
                 .publish_until_confirmed(publication, PUBLISH_WITHIN);
             let published = self.stopping.run_until_cancelled(publishing).await;
             let Err(error) = published.ok_or(Stopped)? else {

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::consumer::{Feed, Reports, Served};
-use super::{BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription, Transport};
+use super::{Broker, BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription};
 use crate::liveness::LivenessRegistry;
 use confirm_publisher::{ConfirmPublisher, Outgoing};
 use connector::{Connector, goodbye};
@@ -124,7 +124,7 @@ impl Default for Reconnect {
     }
 }
 
-/// A [`Transport`] to one RabbitMQ virtual host.
+/// A [`Broker`] to one RabbitMQ virtual host.
 pub struct Amqp {
     connector: Arc<Connector>,
     reconnect: Reconnect,
@@ -136,7 +136,7 @@ pub struct Amqp {
 }
 
 impl Amqp {
-    /// A transport; connects when it is first used.
+    /// A broker handle; connects when it is first used.
     ///
     /// # Errors
     /// [`BrokerError::Url`] and [`BrokerError::Tls`].
@@ -341,7 +341,7 @@ impl Amqp {
 }
 
 #[async_trait]
-impl Transport for Amqp {
+impl Broker for Amqp {
     fn masked_url(&self) -> String {
         self.connector.masked()
     }

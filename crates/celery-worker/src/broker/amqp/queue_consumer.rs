@@ -296,7 +296,7 @@ impl QueueConsumer {
     }
 
     /// Ends a healthy channel: no new deliveries, what was on its way goes back, and what is held
-    /// can be settled until the transport is closed.
+    /// can be settled until the broker is closed.
     async fn finish(self, mut open: Open) {
         let Self {
             connector,
