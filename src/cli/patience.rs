@@ -6,7 +6,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::CliError;
 use celery_worker::broker::Broker;
-use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
 /// First and longest pause between two tries.
@@ -71,7 +71,7 @@ impl Patience {
         };
         // A last try comes near the end of a short time, too.
         let whole = until.saturating_duration_since(Instant::now());
-        let mut attempts = Attempts::new((PAUSES.0, PAUSES.1.min(whole / 10).max(PAUSES.0)));
+        let mut attempts = RetryState::new((PAUSES.0, PAUSES.1.min(whole / 10).max(PAUSES.0)));
         loop {
             let answer = timeout_at(until, ask()).await;
             let error = match answer {
@@ -79,11 +79,11 @@ impl Patience {
                 Ok(answer) => return answer,
                 Err(_) => CliError::Unreachable(format!("{what} did not answer (--wait-for)")),
             };
-            let Setback { pause, is_news } = attempts.failed(&error);
+            let Setback { pause, should_log } = attempts.failed(&error);
             if Instant::now() + pause >= until {
                 return Err(error);
             }
-            if is_news {
+            if should_log {
                 tracing::warn!(
                     server = what,
                     error = %chain(&error),

@@ -33,7 +33,7 @@ use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, ScanCursor, TransferEnd};
 use celery_worker::liveness::Liveness;
-use service_connection::backoff::Attempts;
+use service_connection::backoff::RetryState;
 use service_connection::error_chain::chain;
 
 mod publish;
@@ -571,12 +571,12 @@ pub async fn keep_recovering(
     stop: &CancellationToken,
     pulse: &Liveness,
 ) {
-    let mut attempts = Attempts::new((every, every));
+    let mut attempts = RetryState::new((every, every));
     loop {
         pulse.tick();
         hang_point!(Sweeper);
         if let Err(error) = recover(repository, observer, pulse).await
-            && attempts.failed(&error).is_news
+            && attempts.failed(&error).should_log
         {
             tracing::warn!(error = %chain(&error), "dead leases could not be swept");
         }

@@ -16,7 +16,7 @@ use super::database::DatabaseError;
 use super::error::{Interruption, TransferError};
 use super::lease::{Lease, LeaseError};
 use super::service::TransferService;
-use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
 /// First and longest pause between two tries to reach the database.
@@ -89,7 +89,7 @@ pub(super) async fn wait<T, F>(
 where
     F: Future<Output = Result<T, DatabaseError>>,
 {
-    let (mut unreachable, mut refused) = (Attempts::new(UNREACHABLE), Attempts::new(REFUSED));
+    let (mut unreachable, mut refused) = (RetryState::new(UNREACHABLE), RetryState::new(REFUSED));
     loop {
         let error = match ask().await {
             Ok(answer) => return Ok(answer),
@@ -102,8 +102,8 @@ where
         }
         let pause = match error.is_unreachable() {
             true => {
-                let Setback { pause, is_news } = unreachable.failed(&error);
-                if is_news {
+                let Setback { pause, should_log } = unreachable.failed(&error);
+                if should_log {
                     tracing::warn!(
                         error = %chain(&error),
                         retry_in_s = in_seconds(pause),
@@ -113,8 +113,8 @@ where
                 pause
             }
             false => {
-                let Setback { pause, is_news } = refused.failed(&error);
-                if is_news {
+                let Setback { pause, should_log } = refused.failed(&error);
+                if should_log {
                     tracing::error!(
                         error = %chain(&error),
                         retry_in_s = in_seconds(pause),

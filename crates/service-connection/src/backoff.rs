@@ -1,4 +1,4 @@
-//! Pauses between attempts at something that will work again some day: growing, with jitter, and
+//! Backoff between attempts at something that will work again some day: growing, with jitter, and
 //! never running out.
 
 use std::error::Error;
@@ -8,18 +8,18 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 use crate::error_chain::chain;
 
-/// How often a reason that stays the same is told: an outage of a night is not to fill a log.
-const TOLD_EVERY: Duration = Duration::from_secs(60);
+/// Minimum interval between log lines for an unchanged error, so that the outage of a night does not fill a log.
+const LOG_EVERY: Duration = Duration::from_secs(60);
 
 /// A sequence of pauses.
 #[derive(Debug)]
-pub struct Pauses {
+pub struct Backoff {
     inner: ExponentialBackoff,
     longest: Duration,
 }
 
-impl Pauses {
-    /// From about `first` to `longest`.
+impl Backoff {
+    /// Creates pauses from about `first` to `longest`.
     #[must_use]
     pub fn new(first: Duration, longest: Duration) -> Self {
         let inner = ExponentialBuilder::default()
@@ -31,7 +31,7 @@ impl Pauses {
         Self { inner, longest }
     }
 
-    /// The next one.
+    /// Returns the next pause.
     pub fn next_pause(&mut self) -> Duration {
         // Jitter comes on top of the longest pause.
         let pause = self.inner.next().unwrap_or(self.longest).min(self.longest);
@@ -40,36 +40,36 @@ impl Pauses {
     }
 }
 
-/// Attempts at one thing, each of which may fail.
+/// State of the attempts at one operation: the next pause, and the error that was logged last.
 #[derive(Debug)]
-pub struct Attempts {
+pub struct RetryState {
     range: (Duration, Duration),
-    pauses: Pauses,
-    /// The reason that was told last, and when.
-    told: Option<(String, Instant)>,
+    backoff: Backoff,
+    /// Error that was logged last, and when.
+    logged: Option<(String, Instant)>,
 }
 
-/// What follows from an attempt that failed.
+/// Consequences of a failed attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Setback {
-    /// Until the next one.
+    /// Pause before the next attempt.
     pub pause: Duration,
-    /// Whether it is to be told: the reason is another one, or the last word of it is a minute old.
-    pub is_news: bool,
+    /// True if the failure should be logged: the error changed, or the interval has passed.
+    pub should_log: bool,
 }
 
-impl Attempts {
-    /// With pauses from about `first` to `longest`.
+impl RetryState {
+    /// Creates a state with pauses from about `first` to `longest`.
     #[must_use]
     pub fn new((first, longest): (Duration, Duration)) -> Self {
         Self {
             range: (first, longest),
-            pauses: Pauses::new(first, longest),
-            told: None,
+            backoff: Backoff::new(first, longest),
+            logged: None,
         }
     }
 
-    /// Notes a success whose result (a connection, say) lasted for a time. Resets the pauses only if that time
+    /// Records a success whose result (a connection, say) lasted for a time. Resets the pauses only if that time
     /// was long enough: a connection that ends soon after it was opened counts as a failure. Returns true if
     /// the pauses were reset.
     pub fn succeeded_for(&mut self, time: Duration) -> bool {
@@ -80,22 +80,22 @@ impl Attempts {
         is_good
     }
 
-    /// One failed.
+    /// Records a failure.
     pub fn failed(&mut self, error: &(dyn Error + 'static)) -> Setback {
         self.failed_at(Instant::now(), chain(error).to_string())
     }
 
     fn failed_at(&mut self, now: Instant, reason: String) -> Setback {
-        let is_known = |(told, at): &(String, Instant)| {
-            *told == reason && now.duration_since(*at) < TOLD_EVERY
+        let is_known = |(logged, at): &(String, Instant)| {
+            *logged == reason && now.duration_since(*at) < LOG_EVERY
         };
-        let is_news = !self.told.as_ref().is_some_and(is_known);
-        if is_news {
-            self.told = Some((reason, now));
+        let should_log = !self.logged.as_ref().is_some_and(is_known);
+        if should_log {
+            self.logged = Some((reason, now));
         }
         Setback {
-            pause: self.pauses.next_pause(),
-            is_news,
+            pause: self.backoff.next_pause(),
+            should_log,
         }
     }
 }
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn they_grow_to_a_limit_and_go_on() {
         let (first, longest) = (Duration::from_millis(100), Duration::from_secs(2));
-        let mut pauses = Pauses::new(first, longest);
+        let mut pauses = Backoff::new(first, longest);
         assert!(pauses.next_pause() >= first);
         let later: Vec<Duration> = (0..100).map(|_| pauses.next_pause()).collect();
         assert!(later.iter().all(|pause| *pause <= longest));
@@ -122,26 +122,26 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_is_told_once_a_minute() {
-        let mut attempts = Attempts::new((Duration::from_millis(1), Duration::from_millis(2)));
+    fn an_unchanged_error_is_logged_once_a_minute() {
+        let mut attempts = RetryState::new((Duration::from_millis(1), Duration::from_millis(2)));
         let start = Instant::now();
-        let mut is_news = |second, reason: &str| {
+        let mut should_log = |second, reason: &str| {
             attempts
                 .failed_at(start + Duration::from_secs(second), reason.into())
-                .is_news
+                .should_log
         };
-        assert!(is_news(0, "refused"));
-        assert!(!is_news(5, "refused"));
-        assert!(is_news(10, "timed out"));
-        assert!(!is_news(69, "timed out"));
-        assert!(is_news(70, "timed out"));
-        assert!(is_news(71, "refused"));
+        assert!(should_log(0, "refused"));
+        assert!(!should_log(5, "refused"));
+        assert!(should_log(10, "timed out"));
+        assert!(!should_log(69, "timed out"));
+        assert!(should_log(70, "timed out"));
+        assert!(should_log(71, "refused"));
     }
 
     #[test]
     fn success_counts_when_it_lasts() {
         let seconds = Duration::from_secs;
-        let mut attempts = Attempts::new((Duration::from_millis(250), seconds(5)));
+        let mut attempts = RetryState::new((Duration::from_millis(250), seconds(5)));
         let mut pause = |lasted| {
             attempts.succeeded_for(lasted);
             attempts.failed(&std::io::Error::other("gone")).pause

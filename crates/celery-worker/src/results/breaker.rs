@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::ResultError;
-use service_connection::backoff::Pauses;
+use service_connection::backoff::Backoff;
 
 /// First and longest pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
@@ -26,14 +26,14 @@ pub(super) struct CircuitBreaker {
 }
 
 struct Turn {
-    pauses: Pauses,
+    backoff: Backoff,
     not_before: Instant,
 }
 
 impl Turn {
     fn first() -> Self {
         Self {
-            pauses: Pauses::new(PAUSES.0, PAUSES.1),
+            backoff: Backoff::new(PAUSES.0, PAUSES.1),
             not_before: Instant::now(),
         }
     }
@@ -60,7 +60,7 @@ impl CircuitBreaker {
                 sleep_until(turn.not_before).await;
                 let done = work.await;
                 if is_unreachable(&done) {
-                    turn.not_before = Instant::now() + turn.pauses.next_pause();
+                    turn.not_before = Instant::now() + turn.backoff.next_pause();
                 } else {
                     *turn = Turn::first();
                     self.is_away.store(false, Ordering::Relaxed);

@@ -17,7 +17,7 @@ use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{Cause, Extended, ResultMeta, State};
 use celery_protocol::retry::Changes;
-use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
 /// The message goes back to its queue: the worker has to end before it could do its part.
@@ -375,7 +375,7 @@ impl Runtime {
         message: &TaskMessage,
         meta: &ResultMeta,
     ) -> Result<(), Requeue> {
-        let mut attempts = Attempts::new(STORE_PAUSES);
+        let mut attempts = RetryState::new(STORE_PAUSES);
         loop {
             let storing =
                 async { fault_point!(ResultStored, self.results.store(meta, message).await) };
@@ -393,8 +393,8 @@ impl Runtime {
                 );
                 return Ok(());
             }
-            let Setback { pause, is_news } = attempts.failed(&error);
-            if is_news {
+            let Setback { pause, should_log } = attempts.failed(&error);
+            if should_log {
                 tracing::warn!(
                     task_id = message.id,
                     error = %chain(&error),

@@ -25,7 +25,7 @@ use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, Route, S
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
-use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
 mod callbacks;
@@ -228,7 +228,7 @@ impl Workflow {
         publication: &Publication,
         task_id: &str,
     ) -> Result<(), WorkflowError> {
-        let mut attempts = Attempts::new(STORE_PAUSES);
+        let mut attempts = RetryState::new(STORE_PAUSES);
         let mut refusals = 0;
         loop {
             let publishing = self
@@ -245,8 +245,8 @@ impl Workflow {
                 BrokerError::Refused { .. } if refusals + 1 < OFFERS => refusals += 1,
                 error => return Err(WorkflowError::Refused(error)),
             }
-            let Setback { pause, is_news } = attempts.failed(&error);
-            if is_news {
+            let Setback { pause, should_log } = attempts.failed(&error);
+            if should_log {
                 tracing::warn!(
                     task_id,
                     routing_key = publication.routing_key,
@@ -297,7 +297,7 @@ impl Workflow {
         E: std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
-        let mut attempts = Attempts::new(STORE_PAUSES);
+        let mut attempts = RetryState::new(STORE_PAUSES);
         loop {
             // A client's call can be large, and is held once in each caller up to the task itself.
             let attempt = Box::pin(attempt());
@@ -310,8 +310,8 @@ impl Workflow {
                 tracing::error!(task_id, what, error = %chain(&error), "a chord cannot go on");
                 return Ok(None);
             }
-            let Setback { pause, is_news } = attempts.failed(&error);
-            if is_news {
+            let Setback { pause, should_log } = attempts.failed(&error);
+            if should_log {
                 tracing::warn!(
                     task_id,
                     what,

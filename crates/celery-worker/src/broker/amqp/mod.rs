@@ -33,7 +33,7 @@ use confirm_publisher::{ConfirmPublisher, Outgoing};
 use connector::{Connector, goodbye};
 use publisher_session::{Blocked, PublisherSession, confirming};
 use screen::Bodies;
-use service_connection::backoff::Pauses;
+use service_connection::backoff::Backoff;
 use service_connection::error_chain::{chain, panic_text};
 use subscription::Subscriber;
 
@@ -132,7 +132,7 @@ pub struct Amqp {
     blocked: Blocked,
     sessions: TaskTracker,
     closing: CancellationToken,
-    pulses: LivenessRegistry,
+    liveness: LivenessRegistry,
 }
 
 impl Amqp {
@@ -148,19 +148,19 @@ impl Amqp {
             blocked: Blocked::default(),
             sessions: TaskTracker::new(),
             closing: CancellationToken::new(),
-            pulses: LivenessRegistry::default(),
+            liveness: LivenessRegistry::default(),
         })
     }
 
-    /// Gives every subscription a pulse there.
+    /// Registers the loop of every subscription there.
     #[must_use]
-    pub fn with_liveness(self, pulses: LivenessRegistry) -> Self {
-        Self { pulses, ..self }
+    pub fn with_liveness(self, liveness: LivenessRegistry) -> Self {
+        Self { liveness, ..self }
     }
 
     /// How long the loop that keeps a subscription served may go without a tick: it may wait for a
     /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
-    fn pulse_limit(&self) -> Duration {
+    fn liveness_limit(&self) -> Duration {
         self.connector.connecting_timeout() + RECONNECT.1 + self.connector.heartbeat() * 3
     }
 
@@ -253,12 +253,12 @@ impl Amqp {
     where
         F: Future<Output = Result<(), BrokerError>>,
     {
-        let mut pauses = pauses();
+        let mut backoff = backoff();
         loop {
             let Err(error) = attempt().await else {
                 return Ok(());
             };
-            let pause = pauses.next_pause();
+            let pause = backoff.next_pause();
             let hopeless = !matches!(error, BrokerError::Unreachable { .. });
             if hopeless || Instant::now() + pause >= deadline {
                 return Err(error);
@@ -428,13 +428,13 @@ impl Broker for Amqp {
             closing: self.closing.clone(),
         };
         let name = format!("connection for {}", subscription.purpose);
-        let pulse = self.pulses.start(name, self.pulse_limit());
+        let loop_liveness = self.liveness.start(name, self.liveness_limit());
         let reports = feed.reports.clone();
         self.sessions.spawn(async move {
-            let running = AssertUnwindSafe(supervisor.run(feed, &pulse));
+            let running = AssertUnwindSafe(supervisor.run(feed, &loop_liveness));
             match running.catch_unwind().await {
-                Ok(()) => pulse.retire(),
-                // The pulse of the subscription does not tick from now on.
+                Ok(()) => loop_liveness.retire(),
+                // The loop of the subscription does not tick from now on.
                 Err(panic) => report_panic(&reports, subscription.purpose, panic_text(&*panic)),
             }
         });
@@ -465,8 +465,8 @@ fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
     reports.update(|served| *served = Served::default());
 }
 
-fn pauses() -> Pauses {
-    Pauses::new(RECONNECT.0, RECONNECT.1)
+fn backoff() -> Backoff {
+    Backoff::new(RECONNECT.0, RECONNECT.1)
 }
 
 fn short(name: &str) -> Result<ShortString, BrokerError> {

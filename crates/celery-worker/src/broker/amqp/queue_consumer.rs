@@ -19,7 +19,7 @@ use super::screen::Notes;
 use super::{RECONNECT, convert, short};
 use crate::broker::consumer::{Damage, Reports, Settled, Wanted};
 use crate::broker::{BrokerError, Delivery, Disposition, Queue, Settlement};
-use service_connection::backoff::{Attempts, in_seconds};
+use service_connection::backoff::{RetryState, in_seconds};
 use service_connection::error_chain::chain;
 
 /// How long the closing of a channel may take.
@@ -65,7 +65,7 @@ impl QueueConsumer {
     /// Runs until the queue is not wanted any more and everything from it is settled, or until the
     /// connection is gone; then with the reason.
     pub(super) async fn run(self) -> Option<BrokerError> {
-        let mut attempts = Attempts::new(RECONNECT);
+        let mut attempts = RetryState::new(RECONNECT);
         loop {
             let began = Instant::now();
             let opened = tokio::select! {
@@ -105,7 +105,7 @@ impl QueueConsumer {
     }
 
     /// Logs why a channel ended after some time; returns the pause before the next one.
-    fn log_failure(&self, ended: &Ended, time: Duration, attempts: &mut Attempts) -> Duration {
+    fn log_failure(&self, ended: &Ended, time: Duration, attempts: &mut RetryState) -> Duration {
         let was_good = attempts.succeeded_for(time);
         let queue = self.queue.name.as_str();
         let error = match ended {
@@ -124,7 +124,7 @@ impl QueueConsumer {
         if was_good {
             setback.pause = Duration::ZERO;
         }
-        if setback.is_news {
+        if setback.should_log {
             tracing::warn!(
                 queue,
                 error = %chain(error),

@@ -19,7 +19,7 @@ use crate::broker::QueueType;
 use crate::broker::consumer::{Feed, Reports, Served};
 use crate::broker::{BrokerError, Delivery, Queue, delayed};
 use crate::liveness::{self, Liveness};
-use service_connection::backoff::{Attempts, Setback, in_seconds};
+use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::{chain, panic_text};
 
 /// Serves a subscription for as long as it is wanted.
@@ -34,17 +34,17 @@ pub(super) struct Subscriber {
 
 impl Subscriber {
     /// Runs until the subscription is cancelled and settled, or the broker is given up.
-    pub(super) async fn run(self, feed: Feed, pulse: &Liveness) {
+    pub(super) async fn run(self, feed: Feed, liveness: &Liveness) {
         let Feed {
             deliveries,
             reports,
             cancelled,
         } = feed;
-        let mut attempts = Attempts::new(RECONNECT);
+        let mut attempts = RetryState::new(RECONNECT);
         let mut failed = 0;
         let mut was_connected = false;
         loop {
-            pulse.tick();
+            liveness.tick();
             let notes = Arc::new(Notes::default());
             let opened = tokio::select! {
                 () = cancelled.cancelled() => return,
@@ -57,7 +57,7 @@ impl Subscriber {
                     let began = Instant::now();
                     let mut session = Session {
                         supervisor: &self,
-                        pulse,
+                        liveness,
                         connection: Arc::new(connection),
                         notes,
                         reports: &reports,
@@ -89,8 +89,8 @@ impl Subscriber {
                     source: Arc::new(error),
                 });
             }
-            let Setback { pause, is_news } = attempts.failed(&error);
-            if is_news {
+            let Setback { pause, should_log } = attempts.failed(&error);
+            if should_log {
                 tracing::warn!(
                     broker = self.connector.masked(),
                     purpose = self.purpose,
@@ -127,7 +127,7 @@ impl Subscriber {
 /// One connection with a consumer for each queue.
 struct Session<'a> {
     supervisor: &'a Subscriber,
-    pulse: &'a Liveness,
+    liveness: &'a Liveness,
     connection: Arc<Connection>,
     notes: Arc<Notes>,
     reports: &'a Arc<Reports>,
@@ -179,7 +179,7 @@ impl Session<'_> {
         let mut wanted = self.reports.wanted();
         let mut ticks = tokio::time::interval(liveness::EVERY);
         loop {
-            self.pulse.tick();
+            self.liveness.tick();
             panic_point!(Subscription);
             let queues = wanted.borrow_and_update().queues.clone();
             self.reconcile(queues, deliveries, cancelled);
