@@ -1,26 +1,25 @@
-//! LivenessRegistry: how a loop that must never stand still shows that it does not.
+//! Liveness of the loops that must never stop.
 //!
-//! Whoever runs such a loop takes a [`Liveness`] and ticks it once a round, idle rounds too. Whoever
-//! asks [`LivenessRegistry::stopped`] learns which of them have not ticked for longer than they may: a loop
-//! that hangs in a call, one that has panicked, or a runtime whose threads are all stuck. That a
-//! server is away stops no loop of this program, so it stops no pulse.
+//! Such a loop takes a [`Liveness`] and ticks it once a round, also in idle rounds. [`LivenessRegistry::stopped`]
+//! lists the loops that have not ticked for longer than they may: a loop that hangs in a call, one that has
+//! panicked, or a runtime whose threads are all stuck. A server that is away stops no loop.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How often a loop ticks that may have to wait for longer.
+/// Tick interval of a loop that may have to wait for longer.
 pub const EVERY: Duration = Duration::from_secs(1);
 
-/// All pulses of a process. Clones share them.
+/// All watched loops of a process. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub struct LivenessRegistry {
-    all: Arc<Mutex<Vec<Arc<Kept>>>>,
+    all: Arc<Mutex<Vec<Arc<LoopState>>>>,
     grace: Duration,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct LoopState {
     name: String,
     limit: Duration,
     began: Instant,
@@ -29,14 +28,14 @@ struct Kept {
     retired: AtomicBool,
 }
 
-/// One loop's pulse. Clones are the same pulse; the default one is nobody's.
+/// Handle by which one loop shows that it is alive. Clones are the same handle; the default one does nothing.
 ///
-/// Dropping it is no end: a loop that panicked has dropped its pulse, too. One that ends as it
-/// should says so by [`Liveness::retire`].
+/// Dropping it does not end the watch, since a loop that panicked has dropped it, too. A loop that ends
+/// regularly calls [`Liveness::retire`].
 #[derive(Debug, Clone, Default)]
-pub struct Liveness(Option<Arc<Kept>>);
+pub struct Liveness(Option<Arc<LoopState>>);
 
-/// How a pulse is.
+/// Age of a loop's last tick.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
     /// The loop's name.
@@ -56,7 +55,7 @@ impl Reading {
 }
 
 impl LivenessRegistry {
-    /// LivenessRegistry that may be late by `grace`, for a host that is short of processors.
+    /// Creates a registry whose loops may be late by `grace`, for a host that is short of processors.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
         Self {
@@ -65,11 +64,11 @@ impl LivenessRegistry {
         }
     }
 
-    /// A new pulse, which has just ticked. Between two ticks may lie `longest`, and the grace; then
-    /// it has stopped.
+    /// Registers a loop, which has just ticked. It counts as stopped once `longest` and the grace have passed
+    /// without a tick.
     #[must_use]
     pub fn start(&self, name: impl Into<String>, longest: Duration) -> Liveness {
-        let kept = Arc::new(Kept {
+        let state = Arc::new(LoopState {
             name: name.into(),
             limit: longest.saturating_add(self.grace),
             began: Instant::now(),
@@ -77,23 +76,23 @@ impl LivenessRegistry {
             retired: AtomicBool::new(false),
         });
         let mut all = self.lock();
-        all.retain(|kept| !kept.retired.load(Ordering::Relaxed));
-        all.push(kept.clone());
-        Liveness(Some(kept))
+        all.retain(|state| !state.retired.load(Ordering::Relaxed));
+        all.push(state.clone());
+        Liveness(Some(state))
     }
 
-    /// How every pulse is that has not come to rest.
+    /// Readings of all loops that have not retired.
     #[must_use]
     pub fn readings(&self) -> Vec<Reading> {
-        let beating = |kept: &&Arc<Kept>| !kept.retired.load(Ordering::Relaxed);
+        let beating = |state: &&Arc<LoopState>| !state.retired.load(Ordering::Relaxed);
         self.lock()
             .iter()
             .filter(beating)
-            .map(|kept| kept.reading())
+            .map(|state| state.reading())
             .collect()
     }
 
-    /// The pulses that have stopped.
+    /// Readings of the loops that have stopped.
     #[must_use]
     pub fn stopped(&self) -> Vec<Reading> {
         let mut readings = self.readings();
@@ -101,13 +100,13 @@ impl LivenessRegistry {
         readings
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Kept>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<LoopState>>> {
         // No code panics while it holds the lock, and the list would still be whole.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Kept {
+impl LoopState {
     fn reading(&self) -> Reading {
         let ticked = Duration::from_millis(self.ticked.load(Ordering::Relaxed));
         Reading {
@@ -119,18 +118,18 @@ impl Kept {
 }
 
 impl Liveness {
-    /// The loop goes on.
+    /// Records that the loop goes on.
     pub fn tick(&self) {
-        if let Some(kept) = &self.0 {
-            let now = u64::try_from(kept.began.elapsed().as_millis()).unwrap_or(u64::MAX);
-            kept.ticked.store(now, Ordering::Relaxed);
+        if let Some(state) = &self.0 {
+            let now = u64::try_from(state.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            state.ticked.store(now, Ordering::Relaxed);
         }
     }
 
-    /// The loop has ended as it should.
+    /// Ends the watch: the loop has ended regularly.
     pub fn retire(&self) {
-        if let Some(kept) = &self.0 {
-            kept.retired.store(true, Ordering::Relaxed);
+        if let Some(state) = &self.0 {
+            state.retired.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -147,40 +146,43 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_tick_has_stopped_and_says_since_when() {
-        let pulses = LivenessRegistry::default();
-        let (idle, busy) = (pulses.start("idle", NOTHING), pulses.start("busy", AGES));
+    fn a_loop_without_ticks_has_stopped() {
+        let registry = LivenessRegistry::default();
+        let (idle, busy) = (
+            registry.start("idle", NOTHING),
+            registry.start("busy", AGES),
+        );
         pass_some_time();
         busy.tick();
         // As a panic would.
         drop(idle);
-        let stopped = pulses.stopped();
+        let stopped = registry.stopped();
         let names: Vec<_> = stopped.iter().map(|stopped| &*stopped.name).collect();
         assert_eq!(names, ["idle"]);
         assert!(stopped.iter().all(|s| s.since >= Duration::from_millis(5)));
     }
 
     #[test]
-    fn a_tick_begins_the_time_anew() {
-        let pulses = LivenessRegistry::default();
-        let pulse = pulses.start("ticks", AGES);
-        let age = || pulses.readings().first().map(|reading| reading.since);
+    fn a_tick_resets_the_time() {
+        let registry = LivenessRegistry::default();
+        let liveness = registry.start("ticks", AGES);
+        let age = || registry.readings().first().map(|reading| reading.since);
         pass_some_time();
         let before = age();
-        pulse.tick();
+        liveness.tick();
         assert!(age() < before, "{:?} {before:?}", age());
     }
 
     #[test]
-    fn what_has_come_to_rest_is_forgotten() {
-        let pulses = LivenessRegistry::default();
-        pulses.start("ended", NOTHING).retire();
+    fn a_retired_loop_is_forgotten() {
+        let registry = LivenessRegistry::default();
+        registry.start("ended", NOTHING).retire();
         pass_some_time();
-        assert_eq!(pulses.readings(), []);
-        let next = pulses.start("next", AGES);
-        assert_eq!(pulses.lock().len(), 1);
+        assert_eq!(registry.readings(), []);
+        let next = registry.start("next", AGES);
+        assert_eq!(registry.lock().len(), 1);
         next.tick();
-        // Nobody's pulse does nothing.
+        // A handle without a registry does nothing.
         Liveness::default().tick();
     }
 }

@@ -193,7 +193,7 @@ pub struct Worker {
     runtime: Runtime,
     /// Whether the broker serves all queues.
     served: watch::Sender<bool>,
-    pulses: LivenessRegistry,
+    liveness: LivenessRegistry,
 }
 
 impl Worker {
@@ -260,7 +260,7 @@ impl Worker {
         Self {
             runtime,
             served: watch::Sender::new(false),
-            pulses: LivenessRegistry::default(),
+            liveness: LivenessRegistry::default(),
         }
     }
 
@@ -281,10 +281,10 @@ impl Worker {
         self
     }
 
-    /// Gives its loops pulses there.
+    /// Registers its loops there.
     #[must_use]
-    pub fn with_liveness(self, pulses: LivenessRegistry) -> Self {
-        Self { pulses, ..self }
+    pub fn with_liveness(self, liveness: LivenessRegistry) -> Self {
+        Self { liveness, ..self }
     }
 
     /// Whether the broker serves all queues of the worker, and its changes, while it runs.
@@ -301,7 +301,7 @@ impl Worker {
         let Self {
             runtime,
             served,
-            pulses,
+            liveness,
         } = self;
         let runtime = Arc::new(runtime);
         let queue = |name: &String| runtime.config.task_queues.queue(name);
@@ -322,17 +322,17 @@ impl Worker {
             served.clone(),
             runtime.clone(),
         ));
-        let heart = AbortOnDropHandle::new(tokio::spawn(beat(runtime.clone(), pulses.clone())));
+        let heart = AbortOnDropHandle::new(tokio::spawn(beat(runtime.clone(), liveness.clone())));
         let control = runtime
             .config
             .remote_control
             .then(|| remote_control::start(runtime.clone()));
 
         let mut stopping = false;
-        let pulse = pulses.start("consumer", liveness::EVERY);
+        let own_liveness = liveness.start("consumer", liveness::EVERY);
         let mut ticks = tokio::time::interval(liveness::EVERY);
         loop {
-            pulse.tick();
+            own_liveness.tick();
             tokio::select! {
                 _ = ticks.tick() => {}
                 () = runtime.shutdown.warm.cancelled(), if !stopping => {
@@ -355,7 +355,7 @@ impl Worker {
             }
         }
 
-        pulse.retire();
+        own_liveness.retire();
         tasks.close();
         tokio::select! {
             () = tasks.wait() => {}
@@ -380,14 +380,14 @@ impl Worker {
 }
 
 /// Tells monitors that the worker is there, and that it still is.
-async fn beat(runtime: Arc<Runtime>, pulses: LivenessRegistry) {
+async fn beat(runtime: Arc<Runtime>, liveness: LivenessRegistry) {
     runtime.events.send(&Event::WorkerOnline(runtime.load()));
     let every = runtime.config.heartbeat_interval;
-    let pulse = pulses.start("heartbeat", every);
+    let own_liveness = liveness.start("heartbeat", every);
     let mut beats = tokio::time::interval(every);
     loop {
         beats.tick().await;
-        pulse.tick();
+        own_liveness.tick();
         let load = runtime.load();
         runtime.observer.load(true, load.active);
         runtime
