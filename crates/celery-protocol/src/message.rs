@@ -178,7 +178,7 @@ impl TaskMessage {
 
 /// What becomes of a message that is no usable task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
+pub enum Disposition {
     /// Taken off the queue for good.
     Ack,
     /// Rejected without requeue: to the dead-letter exchange where the queue has one.
@@ -240,10 +240,10 @@ impl Reason {
     /// What Python does with such a message. Where a Python worker would die (no id, wrong form),
     /// the message is rejected.
     #[must_use]
-    pub fn fate(&self) -> Fate {
+    pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Body(_) | Self::Compression(_) => Fate::Ack,
-            _ => Fate::Reject,
+            Self::Body(_) | Self::Compression(_) => Disposition::Ack,
+            _ => Disposition::Reject,
         }
     }
 }
@@ -266,7 +266,7 @@ pub struct Refused {
 /// Reads a task message of either protocol.
 ///
 /// # Errors
-/// [`Refused`], for everything that is no task; see [`Reason::fate`].
+/// [`Refused`], for everything that is no task; see [`Reason::disposition`].
 pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused> {
     let mut named = Named::of(&raw.headers);
     read(raw, accept, &mut named).map_err(|reason| {
@@ -634,19 +634,22 @@ mod tests {
     }
 
     #[rstest]
-    #[case::not_json(b"{", Fate::Ack)]
-    #[case::not_utf8(b"[\"\xff\"]", Fate::Ack)]
-    #[case::empty(b"", Fate::Reject)]
-    #[case::null(b"null", Fate::Reject)]
-    #[case::two_elements(b"[[], {}]", Fate::Reject)]
-    #[case::embed_a_list(b"[[], {}, [1]]", Fate::Reject)]
-    #[case::embed_an_envelope(br#"[[], {}, {"__type__": "bytes", "__value__": ""}]"#, Fate::Reject)]
-    #[case::an_envelope(br#"{"__type__": "bytes", "__value__": ""}"#, Fate::Reject)]
-    fn bad_bodies(#[case] body: &[u8], #[case] fate: Fate) {
+    #[case::not_json(b"{", Disposition::Ack)]
+    #[case::not_utf8(b"[\"\xff\"]", Disposition::Ack)]
+    #[case::empty(b"", Disposition::Reject)]
+    #[case::null(b"null", Disposition::Reject)]
+    #[case::two_elements(b"[[], {}]", Disposition::Reject)]
+    #[case::embed_a_list(b"[[], {}, [1]]", Disposition::Reject)]
+    #[case::embed_an_envelope(
+        br#"[[], {}, {"__type__": "bytes", "__value__": ""}]"#,
+        Disposition::Reject
+    )]
+    #[case::an_envelope(br#"{"__type__": "bytes", "__value__": ""}"#, Disposition::Reject)]
+    fn bad_bodies(#[case] body: &[u8], #[case] disposition: Disposition) {
         let mut message = captured();
         message.body = body.into();
         let refused = refused(&message);
-        assert_eq!(refused.reason.fate(), fate, "{refused}");
+        assert_eq!(refused.reason.disposition(), disposition, "{refused}");
         assert_eq!(refused.id.as_deref(), Some("8f8de068"));
     }
 
@@ -661,7 +664,7 @@ mod tests {
     fn bad_headers(#[case] headers: Value, #[case] reason: Reason) {
         let refused = refused(&raw(headers, &json!([[], {}, {}])));
         assert_eq!(refused.reason, reason);
-        assert_eq!(refused.reason.fate(), Fate::Reject);
+        assert_eq!(refused.reason.disposition(), Disposition::Reject);
     }
 
     #[rstest]
@@ -709,14 +712,14 @@ mod tests {
         let mut message = captured();
         message.properties.content_type = Some("application/x-python-serialize".into());
         message.headers.clear();
-        assert_eq!(refused(&message).reason.fate(), Fate::Ack);
+        assert_eq!(refused(&message).reason.disposition(), Disposition::Ack);
     }
 
     #[test]
     fn an_envelope_of_an_unknown_type_does_not_decode() {
         let body = json!([[], {}, {"callbacks": [{"__type__": "set", "__value__": []}]}]);
         let refused = refused(&with_body(&body));
-        assert_eq!(refused.reason.fate(), Fate::Ack);
+        assert_eq!(refused.reason.disposition(), Disposition::Ack);
     }
 
     #[test]
@@ -735,7 +738,7 @@ mod tests {
         let mut message = captured();
         message.headers.insert("compression".into(), json!("gzip"));
         let refused = refused(&message);
-        assert_eq!(refused.reason.fate(), Fate::Ack);
+        assert_eq!(refused.reason.disposition(), Disposition::Ack);
         assert_eq!((refused.task, refused.id), (None, None));
     }
 
@@ -767,8 +770,8 @@ mod tests {
             let id = body.get("id").and_then(Value::as_str).map(str::to_owned);
             let refused = refused(&raw(json!({}), &body));
             assert_eq!(
-                (refused.reason.clone(), refused.reason.fate()),
-                (reason, Fate::Reject)
+                (refused.reason.clone(), refused.reason.disposition()),
+                (reason, Disposition::Reject)
             );
             assert_eq!((refused.task.as_deref(), refused.id), (Some("t"), id));
         }

@@ -20,7 +20,7 @@ use crate::broker::{Delivery, Disposition};
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
-use celery_protocol::message::{self, Fate, Reason, Refused, TaskMessage};
+use celery_protocol::message::{self, Reason, Refused, TaskMessage};
 use celery_protocol::repr;
 use celery_protocol::result::{ResultMeta, State};
 use chrono::Utc;
@@ -164,13 +164,13 @@ impl Runtime {
                     routing_key = delivery.routing_key,
                     body_bytes = delivery.message.body.len(),
                     reason = %reason,
-                    fate = ?reason.fate(),
+                    fate = ?reason.disposition(),
                     "message is no task"
                 );
-                let disposition = match reason.fate() {
-                    Fate::Ack if known => Disposition::Ack,
+                let disposition = match reason.disposition() {
+                    message::Disposition::Ack if known => Disposition::Ack,
                     // For another worker's task, whatever else is wrong.
-                    Fate::Ack | Fate::Reject => Disposition::Reject,
+                    message::Disposition::Ack | message::Disposition::Reject => Disposition::Reject,
                 };
                 match (&reason, message) {
                     (Reason::Malformed(text), Some(message)) => {
