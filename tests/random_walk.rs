@@ -103,7 +103,7 @@ const WAYS: [(&str, &str, usize); 4] = [
 ];
 
 /// A link as the operator has left it.
-struct LinkState {
+struct ConnectionState {
     name: LinkName,
     limit: Option<u32>,
     is_paused: bool,
@@ -133,7 +133,7 @@ struct World {
     rows: BTreeMap<i64, usize>,
     /// The highest id so far.
     highest: i64,
-    links: Vec<LinkState>,
+    links: Vec<ConnectionState>,
     /// The picture after the last step.
     before: Picture,
     /// Rows that the next look at all rows shows to a manager.
@@ -260,7 +260,7 @@ impl World {
             ops_db::me(),
             broker.clone(),
         );
-        let link = |(origin, destination): (&str, &str)| LinkState {
+        let link = |(origin, destination): (&str, &str)| ConnectionState {
             name: LinkName {
                 origin: origin.into(),
                 destination: destination.into(),

@@ -269,11 +269,11 @@ struct InMemory {
 }
 
 impl Settlement for InMemory {
-    fn settle(self: Box<Self>, verdict: Disposition) -> Settled {
+    fn settle(self: Box<Self>, disposition: Disposition) -> Settled {
         if !self.parked.load(Ordering::SeqCst) {
             self.held.fetch_sub(1, Ordering::SeqCst);
         }
-        if verdict == Disposition::Requeue {
+        if disposition == Disposition::Requeue {
             self.shared.requeue(&self.queue, self.stored);
         }
         self.shared.changed.notify_waiters();

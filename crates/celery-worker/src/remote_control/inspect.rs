@@ -105,7 +105,7 @@ impl RemoteControl {
             return known;
         };
         let limits = self.worker.time_limits.get(name);
-        let policy = EffectiveOptions::new(
+        let options = EffectiveOptions::new(
             &TaskMessage::default(),
             &entry.options,
             limits,
@@ -113,12 +113,12 @@ impl RemoteControl {
         );
         let python = |value: Value| repr::value(&value);
         known.insert("name", name.to_owned());
-        known.insert("acks_late", python(policy.acks_late.into()));
-        known.insert("track_started", python(policy.track_started.into()));
-        known.insert("max_retries", policy.max_retries.to_string());
+        known.insert("acks_late", python(options.acks_late.into()));
+        known.insert("track_started", python(options.track_started.into()));
+        known.insert("max_retries", options.max_retries.to_string());
         known.insert(
             "default_retry_delay",
-            policy.retry_delay.as_secs().to_string(),
+            options.retry_delay.as_secs().to_string(),
         );
         let optional = [
             (
@@ -130,11 +130,11 @@ impl RemoteControl {
             ),
             (
                 "time_limit",
-                policy.time_limit.map(|limit| limit.to_string()),
+                options.time_limit.map(|limit| limit.to_string()),
             ),
             (
                 "soft_time_limit",
-                policy.soft_time_limit.map(|limit| limit.to_string()),
+                options.soft_time_limit.map(|limit| limit.to_string()),
             ),
         ];
         known.extend(

@@ -188,7 +188,7 @@ impl Runtime {
         // Never for a message whose body was left out.
         if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
             let raw = std::mem::take(&mut delivery.message);
-            return self.publish_anew(vec![delivery], raw, &message.id).await;
+            return self.republish(vec![delivery], raw, &message.id).await;
         }
         let left_out = delivery
             .damage

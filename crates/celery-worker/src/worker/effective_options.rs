@@ -146,7 +146,7 @@ mod tests {
     use super::*;
     use serde_json::Value;
 
-    fn policy(
+    fn effective(
         message: &TaskMessage,
         options: &TaskOptions,
         defaults: &DefaultOptions,
@@ -155,13 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_word_counts() {
+    fn the_most_specific_option_applies() {
         let (mut message, mut options) = (TaskMessage::default(), TaskOptions::DEFAULT);
         let mut defaults = DefaultOptions {
             time_limit: Some(30.0),
             ..DefaultOptions::default()
         };
-        let limit = |m: &_, a: &_, d: &_| policy(m, a, d).time_limit;
+        let limit = |m: &_, a: &_, d: &_| effective(m, a, d).time_limit;
         assert_eq!(limit(&message, &options, &defaults), Some(30.0));
         options.time_limit = Some(20.0);
         assert_eq!(limit(&message, &options, &defaults), Some(20.0));
@@ -170,9 +170,9 @@ mod tests {
 
         let success = State::Success(Value::Null);
         defaults.ignore_result = true;
-        assert!(!policy(&message, &options, &defaults).stores(&success));
+        assert!(!effective(&message, &options, &defaults).stores(&success));
         message.ignore_result = Some(false);
-        assert!(policy(&message, &options, &defaults).stores(&success));
+        assert!(effective(&message, &options, &defaults).stores(&success));
     }
 
     #[test]
@@ -185,8 +185,8 @@ mod tests {
             store_errors_even_if_ignored: true,
             ..DefaultOptions::default()
         };
-        let policy = policy(&message, &TaskOptions::DEFAULT, &defaults);
-        assert!(!policy.stores(&State::Success(Value::Null)));
-        assert!(policy.stores(&State::Revoked(celery_protocol::result::Cause::Expired)));
+        let options = effective(&message, &TaskOptions::DEFAULT, &defaults);
+        assert!(!options.stores(&State::Success(Value::Null)));
+        assert!(options.stores(&State::Revoked(celery_protocol::result::Cause::Expired)));
     }
 }

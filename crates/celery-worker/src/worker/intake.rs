@@ -110,13 +110,13 @@ impl Runtime {
         exception: Exception,
         disposition: Disposition,
     ) {
-        let policy = EffectiveOptions::of_stranger(&message, &self.config.tasks);
+        let options = EffectiveOptions::of_stranger(&message, &self.config.tasks);
         let state = State::Failure {
             exception,
             traceback: None,
         };
         let meta = ResultMeta::new(&message, state, Utc::now());
-        let stored = match policy.stores(&meta.state) {
+        let stored = match options.stores(&meta.state) {
             true => self.store(&message, &meta).await,
             false => Ok(()),
         };

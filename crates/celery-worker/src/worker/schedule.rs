@@ -115,7 +115,7 @@ impl Execution<'_> {
         // must not join the old one.
         let held = runtime.in_flight.release(request);
         runtime
-            .publish_anew(held, request.raw.clone(), &request.message.id)
+            .republish(held, request.raw.clone(), &request.message.id)
             .await;
         None
     }
@@ -135,7 +135,7 @@ impl Runtime {
     }
 
     /// Publishes a waiting message again, and settles its held deliveries.
-    pub(super) async fn publish_anew(
+    pub(super) async fn republish(
         &self,
         held: Vec<Delivery>,
         mut message: RawMessage,

@@ -14,7 +14,7 @@ use redis::{AsyncCommands, Script, Value as RedisValue};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::link::RedisLink;
+use super::connection::RedisConnection;
 use crate::aside::{aside, is_large};
 use crate::results::ResultError;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
@@ -143,16 +143,20 @@ pub(super) struct ChordOptions {
 /// The chords of one Redis.
 #[derive(Clone)]
 pub(super) struct RedisChords {
-    link: Arc<RedisLink>,
+    connection: Arc<RedisConnection>,
     prefix: String,
     options: ChordOptions,
 }
 
 impl RedisChords {
     /// Chords on a connection; `keyprefix` is what comes before all keys.
-    pub(super) fn new(link: Arc<RedisLink>, keyprefix: &str, options: ChordOptions) -> Self {
+    pub(super) fn new(
+        connection: Arc<RedisConnection>,
+        keyprefix: &str,
+        options: ChordOptions,
+    ) -> Self {
         Self {
-            link,
+            connection,
             prefix: format!("{keyprefix}{PREFIX}"),
             options,
         }
@@ -193,7 +197,7 @@ impl ChordCounter for RedisChords {
         set(self.key(group_id, ".s"), size.to_string().into_bytes());
         // A chord that is applied again is a new run.
         pipe.del(self.key(group_id, ".c")).ignore();
-        self.link
+        self.connection
             .with(async |connection| pipe.query_async(connection).await)
             .await
     }
@@ -204,7 +208,7 @@ impl ChordCounter for RedisChords {
             .key(self.key(group_id, ".t"))
             .arg(task_id)
             .arg(self.options.expires_seconds);
-        self.link
+        self.connection
             .with(async |connection| call.invoke_async(connection).await)
             .await
     }
@@ -244,7 +248,7 @@ impl ChordCounter for RedisChords {
             .arg(claim_seconds.max(MIN_CLAIM_SECONDS))
             .arg(&token);
         let counting = self
-            .link
+            .connection
             .with(async |connection| call.invoke_async(connection).await);
         let found: String = counting.await?;
         Ok(match found.as_str() {
@@ -259,7 +263,9 @@ impl ChordCounter for RedisChords {
 
     async fn saved(&self, claim: &Claim) -> Result<Option<ResultNode>, ResultError> {
         let key = self.key(&claim.group_id, "");
-        let getting = self.link.with(async |connection| connection.get(key).await);
+        let getting = self
+            .connection
+            .with(async |connection| connection.get(key).await);
         let saved: Option<Vec<u8>> = getting.await?;
         Ok(saved
             .and_then(|stored| result::decode(&stored).ok())
@@ -269,7 +275,7 @@ impl ChordCounter for RedisChords {
     async fn parts(&self, claim: &Claim) -> Result<Vec<Part>, ResultError> {
         let key = self.key(&claim.group_id, ".j");
         let ordered = self.options.ordered;
-        let getting = self.link.with(async |connection| match ordered {
+        let getting = self.connection.with(async |connection| match ordered {
             true => connection.zrange(key, 0, -1).await,
             false => connection.lrange(key, 0, -1).await,
         });
@@ -303,7 +309,7 @@ impl ChordCounter for RedisChords {
             .key(self.key(&claim.group_id, ".s"))
             .arg(&claim.token)
             .arg(seconds);
-        self.link
+        self.connection
             .with(async |connection| call.invoke_async(connection).await)
             .await
     }
@@ -315,14 +321,14 @@ impl ChordCounter for RedisChords {
         call.key(&keys)
             .arg(&claim.token)
             .arg(claim_seconds.saturating_mul(2).max(MIN_DONE_SECONDS));
-        self.link
+        self.connection
             .with(async |connection| call.invoke_async(connection).await)
             .await
     }
 
     async fn fail(&self, claim: &Claim) -> Result<(), ResultError> {
         let key = self.key(&claim.group_id, ".s");
-        self.link
+        self.connection
             .with(async |connection| connection.del(key).await)
             .await
     }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use self::address::{Opened, RedisUrl};
 use self::chords::{ChordOptions, RedisChords};
-pub(super) use self::link::RedisLink;
+pub(super) use self::connection::RedisConnection;
 use super::options::{Expires, RedisOptions, RedisTls};
 use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
 use crate::aside::{aside, is_large};
@@ -19,7 +19,7 @@ use celery_protocol::result::{self, ResultMeta, State};
 
 mod address;
 mod chords;
-mod link;
+mod connection;
 
 /// Stores a result and announces it, all or nothing, unless there is one that may have to stay: then
 /// that one is the answer. It is for the caller to read it, and to come again with it as the third
@@ -74,7 +74,7 @@ pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
 
 /// Stores results in Redis.
 pub struct Redis {
-    link: Arc<RedisLink>,
+    connection: Arc<RedisConnection>,
     prefix: String,
     expires: Expires,
     compression: Option<Method>,
@@ -88,7 +88,10 @@ impl Redis {
     /// [`ResultError::Url`].
     pub fn new(url: &str, options: &ResultOptions) -> Result<Self, ResultError> {
         Ok(Self {
-            link: Arc::new(RedisLink::new(&RedisUrl::parse(url, &options.redis)?)?),
+            connection: Arc::new(RedisConnection::new(&RedisUrl::parse(
+                url,
+                &options.redis,
+            )?)?),
             prefix: key_prefix(&options.redis.key_prefix),
             expires: options.expires,
             compression: options.compression,
@@ -119,7 +122,7 @@ impl ResultBackend for Redis {
             result_expires_seconds: self.expires.results,
             compression: self.compression,
         };
-        let chords = RedisChords::new(self.link.clone(), &self.prefix, options);
+        let chords = RedisChords::new(self.connection.clone(), &self.prefix, options);
         ChordSupport::Counted(Arc::new(chords))
     }
 
@@ -134,7 +137,7 @@ impl ResultBackend for Redis {
         let mut known = Vec::new();
         loop {
             let stored: Option<Vec<u8>> = self
-                .link
+                .connection
                 .with(async |connection| {
                     STORE
                         .key(&key)
@@ -163,7 +166,7 @@ impl ResultBackend for Redis {
     async fn probe(&self) -> Result<String, ResultError> {
         let key = format!("{}ccat-transfer-probe-{}", self.prefix, Uuid::new_v4());
         let read: Option<String> = self
-            .link
+            .connection
             .with(async |connection| {
                 let _: () = connection.set_ex(&key, "1", PROBE_SECONDS).await?;
                 let read = connection.get(&key).await?;
@@ -171,7 +174,7 @@ impl ResultBackend for Redis {
                 Ok(read)
             })
             .await?;
-        let place = self.link.place();
+        let place = self.connection.place();
         match read {
             Some(_) => Ok(format!("{place}: a key was written, read and deleted")),
             None => Err(ResultError::refused(
@@ -183,7 +186,7 @@ impl ResultBackend for Redis {
 
     async fn forget(&self, task_id: &str) -> Result<(), ResultError> {
         let key = self.key(task_id);
-        self.link
+        self.connection
             .with(async |connection| connection.del(&key).await)
             .await
     }
@@ -191,7 +194,7 @@ impl ResultBackend for Redis {
     async fn get(&self, task_id: &str) -> Result<Option<Value>, ResultError> {
         let key = self.key(task_id);
         let stored: Option<Vec<u8>> = self
-            .link
+            .connection
             .with(async |connection| connection.get(&key).await)
             .await?;
         stored

@@ -16,25 +16,25 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 /// A connection that mends itself. Each command is tried once: a result that could not be stored is
 /// repeated by the worker.
-pub(in super::super) struct RedisLink {
+pub(in super::super) struct RedisConnection {
     place: String,
     breaker: CircuitBreaker,
-    state: Mutex<LinkState>,
+    state: Mutex<ConnectionState>,
 }
 
-struct LinkState {
+struct ConnectionState {
     opened: Opened,
     held: Option<MultiplexedConnection>,
     /// How often a connection was made: who finds one broken says which one it was.
     generation: u64,
 }
 
-impl RedisLink {
+impl RedisConnection {
     pub(super) fn new(address: &RedisUrl) -> Result<Self, ResultError> {
         Ok(Self {
             place: address.place(),
             breaker: CircuitBreaker::new(address.place()),
-            state: Mutex::new(LinkState {
+            state: Mutex::new(ConnectionState {
                 opened: address.open()?,
                 held: None,
                 generation: 0,
