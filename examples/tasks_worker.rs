@@ -24,6 +24,7 @@ async fn tasks(_service: Service) -> Result<Registry, DuplicateTask> {
     tasks.register(reject)?;
     tasks.register(ignore)?;
     tasks.register(panic)?;
+    tasks.register(update_state)?;
     Ok(tasks)
 }
 
@@ -104,6 +105,14 @@ async fn ignore() -> TaskResult<()> {
 #[expect(clippy::panic, reason = "this is what the task is for")]
 async fn panic() -> TaskResult<()> {
     panic!("as asked")
+}
+
+/// Sets a state and ends without a result, so that the state stays.
+#[task(name = "tasks.update_state", acks_late)]
+async fn update_state(state: String, meta: Value, cx: TaskContext) -> TaskResult<()> {
+    cx.update_state(&state, meta).await?;
+    tracing::warn!(state, "state was set");
+    Err(Ignore.into())
 }
 
 fn seconds(number: f64) -> TaskResult<Duration> {

@@ -125,7 +125,11 @@ fn lines(writer: BoxMakeWriter, human: Option<bool>) -> Box<dyn Layer<Registry> 
             lines.fmt_fields(HumanFields).boxed()
         }
         None => {
-            let json = format::format().json().flatten_event(true);
+            let json = format::format()
+                .json()
+                .flatten_event(true)
+                .with_current_span(false)
+                .with_span_list(false);
             let lines = lines.fmt_fields(format::JsonFields::new());
             lines.event_format(Json(json)).boxed()
         }

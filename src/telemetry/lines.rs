@@ -1,19 +1,23 @@
 //! Writing of log lines, without secrets and without characters that a terminal would obey.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
+use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::fmt::FmtContext;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::{FmtContext, FormattedFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::text::{visible, visible_json};
 
 use service_connection::url::redacted;
 
-/// Lines of JSON, with the trace that they are part of.
+/// Keys of a line that no field of a span may take.
+const KEYS: [&str; 4] = ["timestamp", "level", "target", "message"];
+
+/// Lines of JSON, with the fields of the spans and the trace that they are part of.
 pub(super) struct Json<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for Json<F>
@@ -31,6 +35,16 @@ where
         let mut line = String::new();
         self.0
             .format_event(context, Writer::new(&mut line), event)?;
+        if let (Some(fields), Some(open)) = (
+            span_fields(context, event),
+            line.trim_end().strip_suffix('}').map(str::len),
+        ) {
+            line.truncate(open);
+            for (name, value) in fields {
+                write!(line, ",{}:{value}", Value::from(name))?;
+            }
+            line.push_str("}\n");
+        }
         let line = redacted(&line);
         let line = visible_json(&line);
         match (traces::current(), line.trim_end().strip_suffix('}')) {
@@ -43,6 +57,32 @@ where
             _ => writer.write_str(&line),
         }
     }
+}
+
+/// Fields of the spans around an event, unless the event has a field of the same name; of two spans, the inner
+/// one's. `None` outside of all spans.
+fn span_fields<S, N>(
+    context: &FmtContext<'_, S, N>,
+    event: &Event<'_>,
+) -> Option<Map<String, Value>>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    let own = event.metadata().fields();
+    let mut fields = Map::new();
+    for span in context.event_scope()?.from_root() {
+        let extensions = span.extensions();
+        let formatted = extensions.get::<FormattedFields<N>>();
+        let formatted = formatted.and_then(|fields| serde_json::from_str(fields).ok());
+        let formatted: Map<String, Value> = formatted.unwrap_or_default();
+        fields.extend(
+            formatted
+                .into_iter()
+                .filter(|(name, _)| own.field(name).is_none() && !KEYS.contains(&name.as_str())),
+        );
+    }
+    Some(fields)
 }
 
 /// Fields for people: the message, then `name=value`.
@@ -142,6 +182,7 @@ pub(super) mod tests {
                 }
                 false => {
                     let json = format::format().json().flatten_event(true);
+                    let json = json.with_current_span(false).with_span_list(false);
                     let lines = lines.fmt_fields(format::JsonFields::new());
                     let registry = registry.with(lines.event_format(Json(json)));
                     tracing::subscriber::with_default(registry, &log);
@@ -172,6 +213,28 @@ pub(super) mod tests {
         );
         let json: serde_json::Value = serde_json::from_str(&json).unwrap_or_default();
         assert_eq!((&json["error"], &json["n"]), (&evil.into(), &3.into()));
+    }
+
+    #[test]
+    fn a_line_within_a_task_has_its_id_and_name() {
+        let log = || {
+            let _task = tracing::error_span!("task", task = "t.add", task_id = "i1").entered();
+            let _inner = tracing::info_span!("inner", file = "a\u{1b}", message = "no").entered();
+            tracing::event!(Level::INFO, n = 3, task = "other", "added");
+        };
+        let [human, json] = written(log);
+        assert!(
+            human.contains(r#"task{task="t.add" task_id="i1"}:"#) && human.contains("added n=3"),
+            "{human}"
+        );
+        let fields: Value = serde_json::from_str(&json).unwrap_or_default();
+        assert_eq!(fields["task_id"], "i1", "{json}");
+        assert_eq!(
+            (&fields["task"], &fields["message"]),
+            (&"other".into(), &"added".into())
+        );
+        assert_eq!(fields["file"], "a\u{1b}");
+        assert_eq!(json.matches("\"task\"").count(), 1, "{json}");
     }
 
     #[test]

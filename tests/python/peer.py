@@ -73,6 +73,12 @@ def ignore():
     raise Ignore()
 
 
+@app.task(name="tasks.update_state", bind=True)
+def update_state(self, state, meta):
+    self.update_state(state=state, meta=meta)
+    raise Ignore()
+
+
 @app.task(name="tasks.panic")
 def panic():
     raise RuntimeError("as asked")

@@ -3,6 +3,7 @@ events, the same messages left behind.
 """
 
 import contextlib
+import json
 import re
 import signal
 import uuid
@@ -103,6 +104,46 @@ def test_retry_state(workers):
     python, rust = seen
     assert rust == python
     assert rust["last"] == ["celery.exceptions.Retry: Retry in 3s: OSError('temporary failure')"]
+
+
+@pytest.mark.parametrize(
+    "state, value",
+    [
+        ("MOVING", {"bytes": 1, "of": "né"}),
+        ("S" * 50, None),
+        ("PROGRESS", [1]),
+        # Celery takes its own names, too; `FAILURE` with Ignore is a usual way to fail with a mapping.
+        ("FAILURE", {"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins", "more": 1}),
+        ("SUCCESS", 5),
+        ("RETRY", {"exc_type": "OSError", "exc_message": "later"}),
+    ],
+)
+def test_update_state(workers, state, value):
+    """The stored mapping has the same keys, in the same order, with the same values."""
+    stored = []
+    for kind in KINDS:
+        result = workers.send(kind, "update_state", state, value)
+        until(lambda: result.state == state, f"{kind}: the state is {state}")
+        backend = result.backend
+        raw = json.loads(backend.client.get(backend.get_key_for_task(result.id)))
+        assert raw.pop("task_id") == result.id
+        stored.append([(key, bool(value) if key == "date_done" else value) for key, value in raw.items()])
+    python, rust = stored
+    assert rust == python
+    line = until(lambda: state_lines(workers, result), "the task's line is in the log")[0]
+    assert (line["task"], line["state"]) == ("tasks.update_state", state)
+
+
+def state_lines(workers, result):
+    """Log lines that a task wrote itself: its id is that of the span."""
+    lines = map(json.loads, filter(lambda line: "state was set" in line, workers.processes["rust"].log().splitlines()))
+    return [line for line in lines if line["task_id"] == result.id]
+
+
+def test_a_state_without_a_name_fails(workers):
+    for name in ["", "S" * 51, "A\nB"]:
+        failed = ended(workers.send("rust", "update_state", name, None))
+        assert "the name of a state has 1 to 50 characters" in failed["result"][2][0]
 
 
 def revoked(workers):

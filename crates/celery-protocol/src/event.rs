@@ -6,7 +6,7 @@ use serde_json::Value;
 use super::exception::Exception;
 use super::message::TaskMessage;
 use super::repr;
-use super::result::{Cause, State};
+use super::result::{Cause, State, StateName};
 
 /// What the worker says that it is, its version and its system.
 const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
@@ -114,12 +114,14 @@ pub struct Stamp<'a> {
 }
 
 impl<'a> Event<'a> {
-    /// What is told of a task that reached a state after `runtime` seconds.
+    /// Event of a task that reached a state after `runtime` seconds. Celery has none for custom states.
     #[must_use]
     pub fn of(id: &'a str, state: &'a State, runtime: f64) -> Option<Self> {
         match state {
             State::Started { .. } => None,
-            State::Progress(progress) => Some(Self::Progress { id, progress }),
+            State::Custom { name, meta } => {
+                (*name == StateName::PROGRESS).then_some(Self::Progress { id, progress: meta })
+            }
             State::Retry {
                 exception,
                 traceback,

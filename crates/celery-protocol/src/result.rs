@@ -1,5 +1,7 @@
 //! The result of a task, as backends store it and clients read it.
 
+use std::borrow::Cow;
+
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
@@ -31,6 +33,59 @@ impl Cause {
     }
 }
 
+/// Name of a state that a task sets itself, as `update_state` of Celery does.
+///
+/// Celery's own names are allowed, as in Celery: with a final one, readers see the task as done from then on.
+///
+/// ```
+/// use celery_protocol::result::StateName;
+///
+/// assert_eq!(StateName::new("MOVING")?.as_str(), "MOVING");
+/// assert!(StateName::new("").is_err());
+/// # Ok::<(), celery_protocol::result::InvalidStateName>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StateName(Cow<'static, str>);
+
+/// Error of a name that no state can have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the name of a state has 1 to {} characters and no control characters",
+    StateName::MAX_CHARS
+)]
+pub struct InvalidStateName;
+
+impl StateName {
+    /// Progress of a task; a state of this project, which Celery's readers take for a custom one.
+    pub const PROGRESS: Self = Self(Cow::Borrowed("PROGRESS"));
+
+    /// Maximum length, in characters: the column `status` of Celery's result table has this size.
+    pub const MAX_CHARS: usize = 50;
+
+    /// Checks a name.
+    ///
+    /// # Errors
+    /// [`InvalidStateName`]
+    pub fn new(name: impl Into<Cow<'static, str>>) -> Result<Self, InvalidStateName> {
+        let name = name.into();
+        let is_valid = !name.is_empty()
+            && name.chars().count() <= Self::MAX_CHARS
+            && !name.contains(char::is_control);
+        is_valid.then_some(Self(name)).ok_or(InvalidStateName)
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// True for Celery's names of states that no other state follows.
+    fn is_final(&self) -> bool {
+        matches!(self.as_str(), "SUCCESS" | "FAILURE" | "REVOKED")
+    }
+}
+
 /// State of a task, with what belongs to it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
@@ -41,9 +96,13 @@ pub enum State {
         /// Node name of the worker.
         hostname: String,
     },
-    /// It runs, and this is how far it is; a state of the project's own, which Celery's readers take
-    /// for a custom one.
-    Progress(Value),
+    /// A state that the task sets itself while it runs.
+    Custom {
+        /// Name of the state.
+        name: StateName,
+        /// Value that is stored as the result.
+        meta: Value,
+    },
     /// It raised and will be run again.
     Retry {
         /// What it raised.
@@ -67,10 +126,10 @@ pub enum State {
 impl State {
     /// Celery's name of the state.
     #[must_use]
-    pub fn name(&self) -> &'static str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Started { .. } => "STARTED",
-            Self::Progress(_) => "PROGRESS",
+            Self::Custom { name, .. } => name.as_str(),
             Self::Retry { .. } => "RETRY",
             Self::Success(_) => "SUCCESS",
             Self::Failure { .. } => "FAILURE",
@@ -83,23 +142,24 @@ impl State {
     pub fn result(&self) -> Value {
         match self {
             Self::Started { pid, hostname } => json!({"pid": pid, "hostname": hostname}),
-            Self::Success(value) | Self::Progress(value) => value.clone(),
+            Self::Success(value) | Self::Custom { meta: value, .. } => value.clone(),
             Self::Retry { exception, .. } | Self::Failure { exception, .. } => json!(exception),
             Self::Revoked(cause) => json!(Exception::revoked(cause.as_str())),
         }
     }
 
-    /// Whether no other state follows.
+    /// True if no other state follows.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(
-            self,
-            Self::Success(_) | Self::Failure { .. } | Self::Revoked(_)
-        )
+        match self {
+            Self::Success(_) | Self::Failure { .. } | Self::Revoked(_) => true,
+            Self::Custom { name, .. } => name.is_final(),
+            Self::Started { .. } | Self::Retry { .. } => false,
+        }
     }
 
-    /// Whether a stored state of that name stays when this one comes: a SUCCESS always, and against
-    /// mere news about the progress every final one. A task that failed may run once more.
+    /// True if a stored state of that name stays when this one comes: a SUCCESS always, and against
+    /// a custom state every final one. A task that failed may run once more.
     #[must_use]
     pub fn yields_to(&self, stored: &str) -> bool {
         self.unyielding().contains(&stored)
@@ -109,7 +169,7 @@ impl State {
     #[must_use]
     pub fn unyielding(&self) -> &'static [&'static str] {
         match self {
-            Self::Progress(_) => &["SUCCESS", "FAILURE", "REVOKED"],
+            Self::Custom { name, .. } if !name.is_final() => &["SUCCESS", "FAILURE", "REVOKED"],
             _ => &["SUCCESS"],
         }
     }
@@ -172,7 +232,7 @@ impl ResultMeta {
     /// The values of any size in it.
     pub fn values(&self) -> impl Iterator<Item = &Value> {
         let own = match &self.state {
-            State::Success(value) | State::Progress(value) => Some(value),
+            State::Success(value) | State::Custom { meta: value, .. } => Some(value),
             _ => None,
         };
         let extended = self.extended.iter();
@@ -340,8 +400,8 @@ mod tests {
     }
 
     #[test]
-    fn only_news_about_progress_give_way_to_failures() {
-        let progress = State::Progress(json!({"bytes": 1}));
+    fn only_custom_states_give_way_to_failures() {
+        let progress = custom("PROGRESS");
         let started = State::Started {
             pid: 7,
             hostname: "celery@h".into(),
@@ -355,6 +415,41 @@ mod tests {
         ] {
             assert_eq!(progress.yields_to(stored), by_progress, "{stored}");
             assert_eq!(started.yields_to(stored), by_started, "{stored}");
+        }
+        assert!(!custom("FAILURE").yields_to("FAILURE"));
+    }
+
+    fn custom(name: &'static str) -> State {
+        State::Custom {
+            name: StateName(Cow::Borrowed(name)),
+            meta: json!({"bytes": 1}),
+        }
+    }
+
+    #[test]
+    fn a_custom_state_is_written_as_python_writes_it() {
+        let message = TaskMessage {
+            id: "a".into(),
+            ..TaskMessage::default()
+        };
+        let written = |name| {
+            let meta = ResultMeta::new(&message, custom(name), DateTime::default());
+            meta.to_json().to_string()
+        };
+        assert_eq!(
+            written("MOVING"),
+            r#"{"status":"MOVING","result":{"bytes":1},"traceback":null,"children":[],"date_done":null,"task_id":"a"}"#
+        );
+        assert!(written("FAILURE").contains(r#""date_done":"1970-01-01T00:00:00.000000+00:00""#));
+    }
+
+    #[test]
+    fn names_of_states_are_bounded() {
+        for name in ["M".repeat(50), "\u{e4}".repeat(50), "FAILURE".to_owned()] {
+            assert!(StateName::new(name.clone()).is_ok(), "{name}");
+        }
+        for name in ["M".repeat(51), String::new(), "A\nB".to_owned()] {
+            assert_eq!(StateName::new(name), Err(InvalidStateName));
         }
     }
 

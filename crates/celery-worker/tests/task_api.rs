@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use celery_protocol::canvas::{Signature, group};
@@ -67,9 +68,33 @@ async fn third_time(#[state] runs: &AtomicU32, cx: TaskContext) -> TaskResult<u3
     }
 }
 
+/// Reports the given states; of each it returns what the client saw meanwhile.
+#[task]
+async fn states(
+    names: Vec<String>,
+    #[state] client: &Client,
+    cx: TaskContext,
+) -> TaskResult<Value> {
+    let mut seen = Vec::new();
+    for (step, name) in names.iter().enumerate() {
+        cx.update_state(name, json!({ "step": step })).await?;
+        let info = client.result(&cx.request().id).info().await?;
+        let info = info.unwrap_or_default();
+        seen.push(json!([info["status"], info["result"]["step"]]));
+    }
+    Ok(seen.into())
+}
+
+#[task(name = "tasks.logs")]
+async fn logs() -> TaskResult<()> {
+    tracing::warn!(n = 1, "a line of the task");
+    Ok(())
+}
+
 /// A worker and a client that share a broker of this name. The worker ends with the returned value.
 async fn start(name: &str) -> (Client, Running) {
     let url = format!("memory://{name}");
+    let client = Client::builder(&url).results(&url).build().await.unwrap();
     let worker = Worker::builder(&url)
         .results(&url)
         .task(add)
@@ -81,8 +106,11 @@ async fn start(name: &str) -> (Client, Running) {
         .task(typed)
         .task(third_time {
             runs: AtomicU32::new(0),
-        });
-    let client = Client::builder(&url).results(&url).build().await.unwrap();
+        })
+        .task(states {
+            client: client.clone(),
+        })
+        .task(logs);
     (client, Running::of(worker))
 }
 
@@ -178,4 +206,57 @@ async fn a_retry_runs_again_and_counts() {
     let (client, _worker) = start("retry").await;
     let result = client.send(third_time::s()).await.unwrap();
     assert_eq!(result.get::<u32>(LIMIT).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn states_of_a_tasks_own_are_stored_when_set() {
+    let (client, _worker) = start("states").await;
+    let names = ["MOVING", "VERIFYING", "MOVING"]
+        .map(str::to_owned)
+        .to_vec();
+    let result = client.send(states::s(names)).await.unwrap();
+    let seen: Value = result.get(LIMIT).await.unwrap();
+    assert_eq!(
+        seen,
+        json!([["MOVING", 0], ["VERIFYING", 1], ["MOVING", 2]])
+    );
+    assert_eq!(result.state().await.unwrap(), "SUCCESS");
+
+    let (class, text) = exception(client.send(states::s(vec![String::new()])).await.unwrap()).await;
+    assert_eq!(class, "RuntimeError");
+    assert!(text.contains("1 to 50 characters"), "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn log_lines_of_a_task_have_its_id_and_name() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .finish();
+    // One thread runs this test and the worker.
+    let _logging = tracing::subscriber::set_default(subscriber);
+    let (client, _worker) = start("logs").await;
+    let result = client.send(logs::s()).await.unwrap();
+    result.get::<()>(LIMIT).await.unwrap();
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let span = format!(r#"task{{task="tasks.logs" task_id="{}"}}:"#, result.id());
+    let line = text
+        .lines()
+        .find(|line| line.contains("a line of the task"));
+    assert!(line.is_some_and(|line| line.contains(&span)), "{text}");
 }

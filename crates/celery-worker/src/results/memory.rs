@@ -97,6 +97,7 @@ impl ResultBackend for MemoryResults {
 
 #[cfg(test)]
 mod tests {
+    use celery_protocol::result::StateName;
     use serde_json::json;
 
     use super::*;
@@ -104,13 +105,17 @@ mod tests {
     #[tokio::test]
     async fn success_stays_and_progress_replaces_no_final_state() {
         let results = MemoryResults::new();
+        let progress = || State::Custom {
+            name: StateName::PROGRESS,
+            meta: json!({}),
+        };
         let state = async || {
             let stored = results.get("a").await.unwrap_or_default();
             stored.map(|meta| meta["status"].clone())
         };
-        results.set("a", State::Progress(json!({})));
+        results.set("a", progress());
         results.set("a", State::Revoked(celery_protocol::result::Cause::Revoked));
-        results.set("a", State::Progress(json!({})));
+        results.set("a", progress());
         assert_eq!(state().await, Some(json!("REVOKED")));
         results.set("a", State::Success(json!(1)));
         results.set("a", State::Revoked(celery_protocol::result::Cause::Revoked));

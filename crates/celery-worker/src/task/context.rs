@@ -6,12 +6,13 @@ use std::sync::{Arc, OnceLock};
 
 use celery_protocol::canvas::Signature;
 use celery_protocol::message::TaskMessage;
+use celery_protocol::result::StateName;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::{Retry, TaskError, TaskResult};
+use super::state_updates::{StateUpdates, UpdateStateError};
 use crate::client::{AsyncResult, Client, SendError};
 
 tokio::task_local! {
@@ -37,7 +38,7 @@ pub(crate) struct TaskRun {
     pub(crate) message: Arc<TaskMessage>,
     pub(crate) redelivered: bool,
     pub(crate) signals: Signals,
-    pub(crate) progress: watch::Sender<Option<Map<String, Value>>>,
+    pub(crate) state_updates: StateUpdates,
     pub(crate) will_requeue: Box<dyn Fn() -> bool + Send + Sync>,
     /// Client of the worker, from which that of this run is made when it is first used.
     pub(crate) worker_client: Client,
@@ -129,7 +130,36 @@ impl TaskContext {
             Value::Object(map) => map,
             other => Map::from_iter([("progress".to_owned(), json!(other))]),
         };
-        self.run.progress.send_replace(Some(progress));
+        let updates = &self.run.state_updates;
+        updates.report(StateName::PROGRESS, Value::Object(progress));
+    }
+
+    /// Sets the state of the task, as `self.update_state(state=…, meta=…)` does in Celery: clients see the name as the
+    /// state and `meta` as the result. Returns when the state is stored, or when a later one has taken its place. A
+    /// backend that cannot be reached does not fail the task: the worker logs it.
+    ///
+    /// ```
+    /// use celery_worker::prelude::*;
+    ///
+    /// #[task]
+    /// async fn relocate(files: Vec<String>, cx: TaskContext) -> TaskResult<()> {
+    ///     cx.update_state("MOVING", serde_json::json!({"of": files.len()})).await?;
+    ///     cx.update_state("VERIFYING", ()).await?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// [`UpdateStateError`] if the name cannot be that of a state, or the value is not JSON.
+    pub async fn update_state(
+        &self,
+        name: &str,
+        meta: impl Serialize,
+    ) -> Result<(), UpdateStateError> {
+        let name = StateName::new(name.to_owned())?;
+        let meta = serde_json::to_value(meta)?;
+        self.run.state_updates.pass_on(name, meta).await;
+        Ok(())
     }
 
     /// A client that sends tasks as children of this one: with its id as their parent, and with its root.

@@ -5,6 +5,7 @@ mod context;
 mod error;
 mod options;
 mod registry;
+mod state_updates;
 
 use celery_protocol::message::TaskMessage;
 use serde::Serialize;
@@ -22,6 +23,8 @@ pub use registry::{DuplicateTask, Registry};
 pub(crate) use registry::{Entry, Outcome, panicked};
 #[cfg(feature = "celery-crate")]
 pub(crate) use registry::{Run, arguments, refuse, returned_value, unless_stopped};
+pub use state_updates::UpdateStateError;
+pub(crate) use state_updates::{StateUpdate, StateUpdates};
 
 /// A task of a worker: a value, so that its state is a field of it.
 ///

@@ -5,8 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use chrono::Utc;
-use serde_json::{Map, Value};
-use tokio::sync::watch;
+use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
@@ -17,16 +16,18 @@ use super::runtime::Runtime;
 use super::slots::Slot;
 use super::span;
 use crate::broker::Disposition;
-use crate::task::{Entry, Outcome, Signals, TaskContext, TaskError, TaskRun, panicked};
+use crate::task::{
+    Entry, Outcome, Signals, StateUpdate, StateUpdates, TaskContext, TaskError, TaskRun, panicked,
+};
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::result::State;
 use service_connection::error_chain::chain;
 
-/// How long a state that is only news, STARTED or PROGRESS, may hold things up.
+/// Time limit for storing a state that only informs: STARTED, PROGRESS or one of the task's own.
 const NEWS_WITHIN: Duration = Duration::from_secs(5);
 
-/// How often a task's progress is passed on.
+/// Interval at which the progress of a task is passed on.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
 /// How long a task that ran too long may take to put things in order.
@@ -103,9 +104,8 @@ impl<'a> Execution<'a> {
                 pid: std::process::id(),
                 hostname: runtime.hostname.to_string(),
             };
-            runtime.store_state(request, state).await;
+            runtime.store_state(request, state, Vec::new()).await;
         }
-        let (progress, reports) = watch::channel(None);
         let context = TaskContext::new(TaskRun {
             hostname: runtime.hostname.clone(),
             message: request.message.clone(),
@@ -115,29 +115,32 @@ impl<'a> Execution<'a> {
                 terminated: stop.for_good.clone(),
                 shutting_down: runtime.shutdown.warm.clone(),
             },
-            progress,
+            state_updates: StateUpdates::default(),
             will_requeue: self.will_requeue(),
             worker_client: runtime.client.clone(),
             client: OnceLock::new(),
         });
         let run = (entry.run)(context.clone());
         // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
+        let run = run.instrument(span::of_task(&request.message));
         let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
         let limited = enforce(options, stop);
         let ended = tokio::select! {
             biased;
-            ended = &mut running => ended,
+            ended = &mut running => Some(ended),
             // Reports for as long as the task runs, and is gone before its result is stored.
-            never = self.pass_on(reports) => match never {},
-            () = limited => {
-                running.abort();
-                tracing::error!(
-                    task = request.message.task,
-                    task_id = request.message.id,
-                    "task did not stop at its time limit; it was dropped"
-                );
-                return (Err(TaskError::Requeue), context.sent());
-            }
+            never = self.pass_on_states(&context) => match never {},
+            () = limited => None,
+        };
+        context.run.state_updates.close();
+        let Some(ended) = ended else {
+            running.abort();
+            tracing::error!(
+                task = request.message.task,
+                task_id = request.message.id,
+                "task did not stop at its time limit; it was dropped"
+            );
+            return (Err(TaskError::Requeue), context.sent());
         };
         let outcome = ended.unwrap_or_else(|error| {
             let exception = match error.try_into_panic() {
@@ -154,36 +157,32 @@ impl<'a> Execution<'a> {
         Box::new(move || in_flight.is_held(&request))
     }
 
-    /// Passes a task's progress on.
-    async fn pass_on(
-        &self,
-        mut reports: watch::Receiver<Option<Map<String, Value>>>,
-    ) -> std::convert::Infallible {
+    /// Passes on the states that a task reports.
+    async fn pass_on_states(&self, context: &TaskContext) -> std::convert::Infallible {
+        let updates = &context.run.state_updates;
         loop {
-            if reports.changed().await.is_err() {
-                // The task has dropped its end: there is nothing more to come.
-                std::future::pending::<()>().await;
-            }
-            let report = reports.borrow_and_update().clone();
-            let Some(report) = report else { continue };
-            let state = State::Progress(Value::Object(report));
+            let StateUpdate { state, passed_on } = updates.next().await;
             if let Some(event) = Event::of(&self.request.message.id, &state, 0.0) {
                 self.runtime.emit(&self.request, &event);
             }
             if self.options.stores(&state) {
-                self.runtime.store_state(&self.request, state).await;
+                let sent = context.sent();
+                self.runtime.store_state(&self.request, state, sent).await;
             }
-            tokio::time::sleep(PROGRESS_EVERY).await;
+            if let Some(waiting) = passed_on {
+                // The task may have been dropped meanwhile.
+                let _ = waiting.send(());
+            }
+            updates.pause(PROGRESS_EVERY).await;
         }
     }
 }
 
 impl Runtime {
     /// Stores a state that informs and decides nothing: the task runs even if it cannot be stored.
-    async fn store_state(&self, request: &Request, state: State) {
+    async fn store_state(&self, request: &Request, state: State, sent: Vec<Value>) {
         let message = &request.message;
-        let name = state.name();
-        let meta = self.meta(request, state, Vec::new());
+        let meta = self.meta(request, state, sent);
         let error =
             match tokio::time::timeout(NEWS_WITHIN, self.results.store(&meta, message)).await {
                 Ok(Ok(())) => return,
@@ -192,7 +191,7 @@ impl Runtime {
             };
         tracing::warn!(
             task_id = message.id,
-            state = name,
+            state = meta.state.name(),
             error,
             "state was not stored"
         );

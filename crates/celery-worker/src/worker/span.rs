@@ -70,6 +70,12 @@ pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePr
     span
 }
 
+/// The span of the task's own code, for its log lines: they carry the id and the name of the task, as with
+/// Celery's task logger. Its level lets it through wherever any line is logged.
+pub(super) fn of_task(message: &TaskMessage) -> Span {
+    tracing::error_span!("task", task = message.task, task_id = message.id)
+}
+
 fn delivery_info(request: &Request) -> String {
     repr::value(&json!({
         "exchange": request.exchange,
@@ -120,7 +126,7 @@ pub(super) fn note_state(state: &State) {
         State::Revoked(cause) => {
             span.record("celery.revoked.reason", cause.as_str());
         }
-        State::Started { .. } | State::Progress(_) | State::Success(_) => {}
+        State::Started { .. } | State::Custom { .. } | State::Success(_) => {}
     }
 }
 

@@ -34,7 +34,7 @@ impl Database {
         };
         let date_done = match meta.state {
             // As SQLAlchemy's `onupdate` does for a row that was STARTED. `cleanup` goes by it.
-            State::Retry { .. } | State::Progress(_) => Some(Utc::now()),
+            State::Retry { .. } | State::Custom { .. } => Some(Utc::now()),
             _ => meta.date_done,
         };
         let mut cells = vec![
