@@ -1,10 +1,11 @@
 //! A Celery-compatible worker and manager that move CCAT transfer packages between sites with bbcp.
 //!
-//! Layers, each knowing only those below it: [`cli`]; [`manager`], [`doctor`] and [`tasks`]; on one side [`transfer`]
-//! (the domain, which knows nothing of Celery), on the other [`worker`] (which knows nothing of
-//! transfers), [`broker`] and [`wire`]. [`settings`], [`telemetry`], [`process`], [`health`], [`notify`], [`pauses`],
-//! [`pulse`], [`sql`], [`metrics`], [`traces`], [`sideport`] and [`faults`] are used from everywhere and know nothing of the layers.
-//! `advice` names the commands of this program in the texts of failures, for all layers above [`transfer`].
+//! Layers, each of which depends only on those below it: [`cli`]; [`manager`], `doctor` and [`tasks`]; [`transfer`],
+//! the domain, which depends neither on Celery nor on the commands of this program. The worker and its process are the
+//! crates `celery-worker` and `celery-worker-cli`. [`settings`], `process`, [`health`], [`notify`], [`metrics`] and
+//! [`faults`] are used by all layers. `advice` adds the commands of this program to the texts of failures.
+
+use celery_worker_cli::Program;
 
 pub(crate) mod advice;
 pub mod cli;
@@ -16,10 +17,11 @@ pub mod metrics;
 pub mod notify;
 pub(crate) mod process;
 pub mod settings;
-pub mod sideport;
 pub mod tasks;
-pub mod telemetry;
 pub mod transfer;
+
+/// This program.
+pub(crate) const PROGRAM: Program = Program::new("ccat-transfer", env!("CARGO_PKG_VERSION"));
 
 #[cfg(test)]
 #[path = "../tests/support/mutations.rs"]

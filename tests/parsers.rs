@@ -39,11 +39,11 @@ use celery_protocol::message::{TaskMessage, decode, head};
 use celery_protocol::retry::Changes;
 use celery_protocol::{Properties, RawMessage, pidbox, repr, result, weight};
 use celery_worker::worker::RateLimit;
+use celery_worker_cli::traces::propagation;
 use chrono::{DateTime, Utc};
 use mutations::endures;
 use serde_json::{Map, Value, json};
 use service_connection::url;
-use traces::propagation;
 use tracing::Span;
 
 /// Bytes of a body.

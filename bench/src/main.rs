@@ -16,7 +16,6 @@ use std::error::Error;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use ccat_transfer::cli::tasks_worker;
 use clap::{Parser, Subcommand};
 
 use drain::DrainArgs;
@@ -85,7 +84,7 @@ fn main() -> ExitCode {
         },
         Command::Worker { flags } => {
             let name = OsString::from("ccat-bench worker");
-            tasks_worker(std::iter::once(name).chain(flags), worker::tasks)
+            worker::PROGRAM.run(std::iter::once(name).chain(flags), worker::tasks)
         }
     }
 }

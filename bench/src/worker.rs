@@ -1,8 +1,15 @@
 //! Our worker with a task that does nothing worth a name: the one that [`crate::fill`] asks for.
 
-use ccat_transfer::cli::Service;
 use celery_worker::prelude::*;
 use celery_worker::task::DuplicateTask;
+use celery_worker_cli::{Program, WorkerParts, WorkerProgram};
+
+/// The worker, with the environment variables of `ccat-transfer`.
+pub(crate) const PROGRAM: WorkerProgram = WorkerProgram::new(
+    Program::new("ccat-bench", env!("CARGO_PKG_VERSION")),
+    "CCAT_DATA_TRANSFER_",
+    "CCAT_DATA_TRANSFER_CONFIG",
+);
 
 /// Acknowledged after the run, as transfers are.
 #[task(name = "tasks.add", acks_late)]
@@ -12,7 +19,7 @@ async fn add(x: i64, y: i64) -> TaskResult<i64> {
 
 /// # Errors
 /// None: there is one task.
-pub(crate) async fn tasks(_service: Service) -> Result<Registry, DuplicateTask> {
+pub(crate) async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
     let mut tasks = Registry::default();
     tasks.register(add)?;
     Ok(tasks)

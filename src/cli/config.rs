@@ -4,9 +4,10 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::{CliError, SETTINGS, output};
+use super::{CliError, output};
 use crate::settings::{DEFAULTS, Settings, SettingsError};
-use crate::telemetry::text::visible_lines;
+use celery_worker_cli::exit_code;
+use celery_worker_cli::text::visible_lines;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
@@ -29,7 +30,7 @@ pub(super) fn run(
             };
             output::json(&serde_json::json!({ "problems": problems, "warnings": warnings }))?;
             if !problems.is_empty() {
-                return Ok(ExitCode::from(SETTINGS));
+                return Ok(ExitCode::from(exit_code::SETTINGS));
             }
         }
         ConfigCommand::Check => {

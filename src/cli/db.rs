@@ -87,8 +87,8 @@ async fn up(context: &Context) -> Result<(), CliError> {
 
 async fn down(context: &Context, yes: bool) -> Result<(), CliError> {
     if !yes {
-        return Err(CliError::Refused(
-            "this drops every lease and the history of all attempts; say --yes, too, and stop the workers before".into(),
+        return Err(CliError::refused(
+            "this drops every lease and the history of all attempts; say --yes, too, and stop the workers before",
         ));
     }
     let database = Database::connect(&context.settings.ops_db).await?;
@@ -181,8 +181,8 @@ pub(super) fn topology_error(error: TopologyError) -> CliError {
                 false => text,
             })
         }
-        TopologyError::OwnedByAlembic => CliError::Refused(text),
-        _ => CliError::Usage(text),
+        TopologyError::OwnedByAlembic => CliError::refused(text),
+        _ => CliError::usage(text),
     }
 }
 

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::node::host;
-use super::signals::Signals;
+use celery_worker_cli::Signals;
+use celery_worker_cli::node::host;
+
 use super::{CliError, Context, output};
 use crate::doctor::{Check, Doctor, Finding, Verdict, Wishes, unusable};
 use crate::settings::SettingsError;

@@ -154,7 +154,7 @@ async fn set(context: &Context, repository: &Repository, set: Set) -> Result<(),
     change.lay_over(&mut overrides);
     overrides
         .over(from_file(context, &name)?)
-        .map_err(CliError::Usage)?;
+        .map_err(CliError::usage)?;
     let link = repository.set_link(&name, &change).await.map_err(refused)?;
     say(context, &link, || describe(&link))
 }
@@ -166,7 +166,7 @@ async fn known(repository: &Repository, name: Name) -> Result<LinkName, CliError
         require_site(site, &sites)?;
     }
     if name.origin == name.destination {
-        return Err(CliError::Usage("a link is between two sites".into()));
+        return Err(CliError::usage("a link is between two sites"));
     }
     Ok(LinkName {
         origin: name.origin,
@@ -191,10 +191,10 @@ pub(super) fn require_site(name: &str, sites: &[String]) -> Result<(), CliError>
 
 fn refused(error: LinkError) -> CliError {
     match error {
-        LinkError::NoTable => CliError::Configuration(format!(
+        LinkError::NoTable => CliError::configuration(format!(
             "{error}; run `ccat-transfer db migrate`, and then restart workers and managers"
         )),
-        LinkError::Paused { .. } | LinkError::NotPaused(_) => CliError::Refused(error.to_string()),
+        LinkError::Paused { .. } | LinkError::NotPaused(_) => CliError::refused(error.to_string()),
         LinkError::Database(error) => error.into(),
     }
 }
@@ -387,7 +387,7 @@ fn from_file(context: &Context, name: &LinkName) -> Result<LinkSettings, CliErro
     context
         .settings
         .link(&name.origin, &name.destination)
-        .map_err(|problem| CliError::Configuration(format!("the link {name}: {problem}")))
+        .map_err(|problem| CliError::configuration(format!("the link {name}: {problem}")))
 }
 
 #[cfg(test)]

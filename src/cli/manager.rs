@@ -9,23 +9,20 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::links::require_site;
-use super::node::{host, node_name};
-use super::patience::WaitFor;
-use super::restart;
-use super::signals::Signals;
-use super::supervision::supervise;
 use super::{CliError, Context, output, table};
 use crate::manager::{Manager, ManagerError, Pass};
-use crate::metrics::{ManagerMetrics, TaskMetrics};
+use crate::metrics::ManagerMetrics;
 use crate::settings::Settings;
-use crate::sideport::{Board, Phase, Probe};
 use crate::tasks::{Messages, Producer};
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::Repository;
 use celery_worker::broker::Broker;
 use celery_worker::celery_crate::app;
-use celery_worker::liveness::LivenessRegistry;
 use celery_worker::worker::Shutdown;
+use celery_worker_cli::WaitFor;
+use celery_worker_cli::health::{HealthRegistry, Phase, Probe};
+use celery_worker_cli::metrics::TaskMetrics;
+use celery_worker_cli::node::{host, node_name};
 use service_connection::error_chain::chain;
 
 /// How long it holds that the broker answers.
@@ -54,7 +51,6 @@ pub(super) async fn run(
     context: &Context,
     arguments: &ManagerArguments,
 ) -> Result<ExitCode, CliError> {
-    context.tell_warnings();
     match arguments.once {
         true => once(context, arguments).await,
         false => service(context, arguments).await,
@@ -62,54 +58,49 @@ pub(super) async fn run(
 }
 
 async fn once(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
-    let parts = Parts::connect(context, arguments, LivenessRegistry::default()).await?;
+    context.process.log_warnings();
+    let parts = Parts::connect(context, arguments, None).await?;
     let manager = parts.manager(None);
     let pass = manager.transfer_transfer_packages(arguments.verbose).await;
-    parts.transport.close().await;
+    parts.broker.close().await;
     match pass {
         Ok(pass) => print(context, &pass)?,
         Err(ManagerError::Database(error)) => return Err(error.into()),
         Err(error @ ManagerError::Broker(_)) => {
-            return Err(CliError::Unreachable(chain(&error).to_string()));
+            return Err(CliError::unreachable(chain(&error).to_string()));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn service(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
-    let signals = Signals::listen()?;
-    let (board, _port) = context.board().await?;
-    let _supervision = supervise(&board);
-    let shutdown = Shutdown::default();
-    let working = async {
-        // Signals count while it waits for servers, too.
-        let parts = tokio::select! {
-            parts = Parts::connect(context, arguments, board.pulses.clone()) => parts?,
-            () = shutdown.requested() => return Ok(()),
-        };
-        work(context, &board, &parts, &shutdown).await
-    };
-    let can_restart = || restart::is_possible(context);
-    let (ended, end) = signals
-        .during(&board, &shutdown, can_restart, working)
-        .await;
-    ended?;
-    end.conclude()
+    let process = &context.process;
+    let (health, _server) = process.health().await?;
+    let end = process
+        .serve(&health, None, async |shutdown: Shutdown| {
+            let parts = tokio::select! {
+                parts = Parts::connect(context, arguments, Some(&health)) => parts?,
+                () = shutdown.requested() => return Ok(()),
+            };
+            work(context, &health, &parts, &shutdown).await
+        })
+        .await?;
+    Ok(end.conclude(process)?)
 }
 
 /// Makes passes until it is to stop.
 async fn work(
     context: &Context,
-    board: &Board,
+    health: &HealthRegistry,
     parts: &Parts,
     shutdown: &Shutdown,
 ) -> Result<(), CliError> {
     let (passes, sent) = (ManagerMetrics::new()?, TaskMetrics::new(&parts.name)?);
-    board.show(&passes.all())?;
-    board.show(&sent.of_producer())?;
-    table::watch(board, &parts.repository)?;
-    watch_broker(board, &parts.transport);
-    board.describe({
+    health.register(&passes.all())?;
+    health.register(&sent.of_producer())?;
+    table::watch(health, &parts.repository)?;
+    watch_broker(health, &parts.broker);
+    health.describe({
         let passes = passes.clone();
         move || match passes.scheduled() {
             1 => "1 transfer scheduled since the start".to_owned(),
@@ -119,12 +110,12 @@ async fn work(
     let longest = Manager::longest_round(&context.settings);
     let manager = parts
         .manager(Some(sent))
-        .watched(board.pulses.start("manager", longest), passes);
+        .watched(health.liveness().start("manager", longest), passes);
 
     let alive = context
         .health()?
         .service(&context.settings.health.manager_name);
-    board.enter(Phase::Running);
+    health.enter(Phase::Running);
     let stop = CancellationToken::new();
     tokio::join!(manager.transfer_manager_service(&stop), async {
         shutdown.requested().await;
@@ -133,7 +124,7 @@ async fn work(
     if let Some(alive) = alive {
         alive.end().await;
     }
-    parts.transport.close().await;
+    parts.broker.close().await;
     Ok(())
 }
 
@@ -142,7 +133,7 @@ struct Parts {
     name: String,
     settings: Arc<Settings>,
     repository: Repository,
-    transport: Arc<dyn Broker>,
+    broker: Arc<dyn Broker>,
     app: Arc<Celery>,
 }
 
@@ -150,25 +141,24 @@ impl Parts {
     async fn connect(
         context: &Context,
         arguments: &ManagerArguments,
-        pulses: LivenessRegistry,
+        health: Option<&HealthRegistry>,
     ) -> Result<Self, CliError> {
         let name = node_name(Some("transfer_manager"), &host())?;
-        let patience = arguments.wait_for.patience();
-        let repository = patience
-            .reach("the database", async || context.repository().await)
+        let deadline = arguments.wait_for.deadline();
+        let repository = deadline
+            .retry_until_reachable("the database", async || context.repository().await)
             .await?;
         let settings = settings(context, &repository, arguments).await?;
-        let transport = context.transport(&name)?.with_liveness(pulses);
-        let transport: Arc<dyn Broker> = Arc::new(transport);
-        patience.reach_broker(&*transport).await?;
-        let app = app::build(transport.clone(), context.producing(&name))
+        let broker = context.process.broker(&name, health)?;
+        deadline.wait_for_broker(&*broker).await?;
+        let app = app::build(broker.clone(), context.producing(&name))
             .await
-            .map_err(|e| CliError::Failed(format!("cannot make the Celery app: {e}")))?;
+            .map_err(|e| CliError::failed(format!("cannot make the Celery app: {e}")))?;
         Ok(Self {
             name,
             settings,
             repository,
-            transport,
+            broker,
             app: Arc::new(app),
         })
     }
@@ -186,19 +176,19 @@ impl Parts {
             Arc::new(producer),
         )
         .reconciling(Arc::new(Messages::new(
-            self.transport.clone(),
+            self.broker.clone(),
             &self.settings.celery,
         )))
     }
 }
 
 /// The manager is ready while the broker answers.
-fn watch_broker(board: &Board, transport: &Arc<dyn Broker>) {
-    let transport = transport.clone();
-    board.ready_if(Probe::new("broker", FRESH, move || {
-        let transport = transport.clone();
+fn watch_broker(health: &HealthRegistry, broker: &Arc<dyn Broker>) {
+    let broker = broker.clone();
+    health.ready_if(Probe::new("broker", FRESH, move || {
+        let broker = broker.clone();
         async move {
-            let answered = transport.survey(&[]).await;
+            let answered = broker.survey(&[]).await;
             answered
                 .map(drop)
                 .map_err(|error| chain(&error).to_string())

@@ -3,7 +3,7 @@
 use nix::unistd::{Uid, User};
 
 use super::CliError;
-use super::node::host;
+use celery_worker_cli::node::host;
 
 /// Longer reasons are stories.
 const REASON_CHARACTERS: usize = 500;
@@ -23,10 +23,10 @@ pub(super) fn operator() -> String {
 pub(super) fn sound(reason: &str) -> Result<String, CliError> {
     let reason = reason.trim();
     if reason.is_empty() || reason.contains(char::is_control) {
-        return Err(CliError::Usage("--reason: one line of text".into()));
+        return Err(CliError::usage("--reason: one line of text"));
     }
     if reason.chars().count() > REASON_CHARACTERS {
-        return Err(CliError::Usage(format!(
+        return Err(CliError::usage(format!(
             "--reason: at most {REASON_CHARACTERS} characters"
         )));
     }

@@ -9,7 +9,7 @@ use humansize::{BINARY, format_size};
 use serde::Serialize;
 
 use super::CliError;
-use crate::telemetry::text::{visible, visible_json, visible_lines};
+use celery_worker_cli::text::{visible, visible_json, visible_lines};
 
 /// Writes to standard output; control characters other than line breaks and tabs are shown as escapes.
 ///
@@ -30,7 +30,7 @@ pub(super) fn put_bytes(bytes: &[u8]) -> Result<(), CliError> {
         .and_then(|()| out.flush())
         .map_err(|error| match error.kind() {
             ErrorKind::BrokenPipe => CliError::Unread,
-            _ => CliError::Failed(format!("cannot write to standard output: {error}")),
+            _ => CliError::failed(format!("cannot write to standard output: {error}")),
         })
 }
 
@@ -48,7 +48,7 @@ pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
 
 #[expect(clippy::needless_pass_by_value, reason = "as `map_err` passes it")]
 fn no_json(error: serde_json::Error) -> CliError {
-    CliError::Failed(format!("cannot show the result as JSON: {error}"))
+    CliError::failed(format!("cannot show the result as JSON: {error}"))
 }
 
 /// A table without lines, for reading and for `awk`.

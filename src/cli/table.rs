@@ -1,12 +1,12 @@
-//! What a service shows of its database.
+//! Readiness check and metrics of the database.
 
 use std::time::Duration;
 
 use super::CliError;
 use crate::metrics::TableMetrics;
-use crate::sideport::{Board, Probe};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::repository::Repository;
+use celery_worker_cli::health::{HealthRegistry, Probe};
 use service_connection::error_chain::chain;
 
 /// Validity of the last check that the database answers and lets transfers be worked on.
@@ -16,17 +16,17 @@ const FRESH: Duration = Duration::from_secs(2);
 const COUNT_HOLDS: Duration = Duration::from_secs(15);
 
 /// Adds the readiness check of the database and the metrics of the transfers.
-pub(super) fn watch(board: &Board, repository: &Repository) -> Result<(), CliError> {
+pub(super) fn watch(health: &HealthRegistry, repository: &Repository) -> Result<(), CliError> {
     let why = |error: DatabaseError| chain(&error).to_string();
     let asked = repository.clone();
-    board.ready_if(Probe::new("database", FRESH, move || {
+    health.ready_if(Probe::new("database", FRESH, move || {
         let asked = asked.clone();
         async move { asked.answers().await.map_err(why) }
     }));
     let table = TableMetrics::new()?;
-    board.show(&table.all())?;
+    health.register(&table.all())?;
     let repository = repository.clone();
-    board.ask_before_scrape(Probe::new("database", COUNT_HOLDS, move || {
+    health.before_scrape(Probe::new("database", COUNT_HOLDS, move || {
         let (repository, table) = (repository.clone(), table.clone());
         async move {
             let census = repository.census().await.map_err(why)?;

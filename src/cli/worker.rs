@@ -6,7 +6,6 @@ use std::sync::Arc;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
 
-use super::serve::{self, Service};
 use super::{CliError, Context, output, table};
 use crate::health::Health;
 use crate::manager::{Manager, keep_recovering, longest_sweep};
@@ -17,7 +16,9 @@ use crate::transfer::lease::Owner;
 use crate::transfer::repository::{Repository, SiteError};
 use crate::transfer::routing::queue_name;
 use crate::transfer::service::TransferService;
+use celery_worker::celery_crate::app;
 use celery_worker::task::Registry;
+use celery_worker_cli::{WorkerArguments, WorkerOptions, WorkerParts};
 
 #[derive(Debug, Args)]
 pub(super) struct WorkerCommand {
@@ -26,58 +27,70 @@ pub(super) struct WorkerCommand {
     site: Vec<String>,
 
     #[command(flatten)]
-    pub(super) worker: serve::WorkerArguments,
+    pub(super) worker: WorkerArguments,
 }
 
-pub(super) async fn run(context: &Context, arguments: WorkerCommand) -> Result<ExitCode, CliError> {
-    let (board, _port) = context.board().await?;
+pub(super) async fn run(
+    context: &Context,
+    arguments: &WorkerCommand,
+) -> Result<ExitCode, CliError> {
+    let process = &context.process;
+    let worker = &arguments.worker;
+    let (health, _server) = process.health().await?;
     let mut alive = None;
     let notifier = Notifier::start(&context.settings.notifications);
     let build = async |shutdown| {
-        let patience = arguments.worker.wait_for.patience();
-        let repository = patience
-            .reach("the database", async || context.repository().await)
+        let deadline = worker.wait_for.deadline();
+        let repository = deadline
+            .retry_until_reachable("the database", async || context.repository().await)
             .await?;
-        table::watch(&board, &repository)?;
-        let queues = queues(context, &repository, &arguments.site).await?;
-        let health = context.health()?;
-        alive = health.service(&context.settings.health.worker_name);
+        table::watch(&health, &repository)?;
+        let shutdown_timeout = context.settings.transfer.shutdown_timeout;
+        let options = WorkerOptions {
+            queues: queues(context, &repository, &arguments.site).await?,
+            warm_shutdown: Some(shutdown_timeout).filter(|limit| !limit.is_zero()),
+            deadline,
+        };
+        let signs = context.health()?;
+        alive = signs.service(&context.settings.health.worker_name);
         let register =
-            async |service| register(service, repository, notifier.clone(), health).await;
-        let worker = &arguments.worker;
-        serve::build(
-            context, worker, &board, shutdown, patience, queues, register,
-        )
-        .await
+            async |parts| register(context, parts, repository, notifier.clone(), signs).await;
+        process
+            .build_worker(worker, &health, options, shutdown, register)
+            .await
     };
-    let end = serve::serve(context, &arguments.worker, &board, build).await;
+    let end = process.run_worker(worker, &health, build).await;
     notifier.close().await;
     if let Some(alive) = alive {
         alive.end().await;
     }
-    end?.conclude()
+    Ok(end?.conclude(process)?)
 }
 
-/// The tasks of this stage, and beside them what keeps the table in order.
+/// Registers the tasks, and starts the sweep of expired leases beside them.
 async fn register(
-    service: Service,
+    context: &Context,
+    parts: WorkerParts,
     repository: Repository,
     notifier: Notifier,
-    health: Health,
+    signs: Health,
 ) -> Result<Registry, CliError> {
-    let Service {
-        settings,
+    let WorkerParts {
         hostname,
-        app,
-        transport,
-        board,
+        broker,
+        health,
         tasks: counted,
-    } = service;
+    } = parts;
+    let settings = context.settings.clone();
     let celery = settings.celery.clone();
+    let app = app::build(broker.clone(), context.producing(&hostname))
+        .await
+        .map_err(|e| CliError::failed(format!("cannot make the Celery app: {e}")))?;
+    let app = Arc::new(app);
     let owner = Owner::current(hostname.as_str());
     let copies = TransferMetrics::new()?;
-    board.show(&copies.all())?;
-    board.describe({
+    health.register(&copies.all())?;
+    health.describe({
         let copies = copies.clone();
         move || {
             let (running, bytes_per_s) = copies.running();
@@ -98,18 +111,18 @@ async fn register(
         owner.clone(),
         producer,
     )
-    .reconciling(Arc::new(Messages::new(transport, &celery)));
+    .reconciling(Arc::new(Messages::new(broker, &celery)));
     let context = tasks::Context {
         transfers: DataTransferTask::new(transfers)
             .with_notifier(notifier)
-            .with_health(health),
+            .with_health(signs),
         manager: Arc::new(manager),
     };
     // For as long as the process lives.
     tokio::spawn(async move {
         let every = settings.transfer.lease_ttl;
-        let pulse = board
-            .pulses
+        let pulse = health
+            .liveness()
             .start("sweeper", every + longest_sweep(&settings));
         keep_recovering(
             &repository,
@@ -122,7 +135,7 @@ async fn register(
     });
     tasks::register(&app, &celery, &context)
         .await
-        .map_err(|e| CliError::Configuration(format!("celery.task_names: {e}")))
+        .map_err(|e| CliError::configuration(format!("celery.task_names: {e}")))
 }
 
 /// The queues of all locations of some sites.

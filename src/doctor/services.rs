@@ -6,9 +6,11 @@ use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome};
+use crate::PROGRAM;
 use crate::health::{Heartbeat as _, RedisKeys};
 use celery_worker::broker::Broker;
 use celery_worker::broker::amqp::Amqp;
+use celery_worker_cli::traces;
 use service_connection::error_chain::chain;
 
 use celery_worker::results::{self, ResultBackend, ResultError};
@@ -86,7 +88,7 @@ impl Doctor {
         // So that its own answer comes before the end of the check's time.
         traces.timeout = traces.timeout.min(self.wishes.limit / 2);
         let work = async {
-            let asked = tokio::task::spawn_blocking(move || traces::probe(&traces)).await;
+            let asked = tokio::task::spawn_blocking(move || traces::probe(&traces, PROGRAM)).await;
             match asked.unwrap_or_else(|error| Err(error.to_string())) {
                 Ok(()) => Outcome::green("the collector takes traces"),
                 Err(error) => Outcome::yellow(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use prometheus::{Error, Gauge, IntGaugeVec, Opts};
 
-use super::Registered;
+use celery_worker_cli::metrics::Registered;
 
 /// Gauges of the table.
 #[derive(Debug, Clone)]
@@ -19,7 +19,7 @@ impl TableMetrics {
     /// For one database.
     ///
     /// # Errors
-    /// See [`super::Metrics::new`].
+    /// See [`celery_worker_cli::metrics::Metrics::new`].
     pub fn new() -> Result<Self, Error> {
         Ok(Self {
             transfers: IntGaugeVec::new(

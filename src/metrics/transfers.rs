@@ -8,7 +8,7 @@ use prometheus::{
     Error, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
-use super::Registered;
+use celery_worker_cli::metrics::Registered;
 
 /// The link of a copy, for labels: the sites' short names.
 const LINK: [&str; 2] = ["origin", "destination"];
@@ -65,7 +65,7 @@ impl TransferMetrics {
     /// For one process.
     ///
     /// # Errors
-    /// See [`super::Metrics::new`].
+    /// See [`celery_worker_cli::metrics::Metrics::new`].
     pub fn new() -> Result<Self, Error> {
         Ok(Self {
             bytes: IntCounterVec::new(
@@ -180,7 +180,7 @@ impl ManagerMetrics {
     /// For one manager.
     ///
     /// # Errors
-    /// See [`super::Metrics::new`].
+    /// See [`celery_worker_cli::metrics::Metrics::new`].
     pub fn new() -> Result<Self, Error> {
         let counter = |name: &str, help: &str| IntCounter::new(name, help);
         Ok(Self {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::problem::{Problem, Problems, SectionProblems};
+use celery_worker_cli::settings::{Problem, Problems, SectionProblems};
 
 /// `[bbcp]`.
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -6,7 +6,7 @@ use celery_worker::results;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::problem::SectionProblems;
+use celery_worker_cli::settings::SectionProblems;
 
 /// `[health]`.
 #[derive(Debug, Clone, Deserialize)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::problem::SectionProblems;
+use celery_worker_cli::settings::SectionProblems;
 
 /// `[manager]`.
 #[derive(Debug, Clone, Deserialize)]

@@ -1,47 +1,79 @@
-//! Settings: one file for each section of `config.default.toml`, which is their reference and holds
-//! their defaults.
+//! Settings: the sections of this program beside those of `celery_worker_cli::settings`, one file for each.
 //!
-//! A section's file has its type and its rules. [`load`] layers the embedded defaults, a file and
-//! the environment, and reports *every* problem at once, each with its key and the source of the
-//! value. The types only hold values; nothing in them reads a file or the clock.
+//! The file of a section has its type and its rules. `defaults.toml` has the defaults and the documentation of the keys;
+//! `config.default.toml` is generated from it and from the defaults of the worker's process.
 
+use std::path::Path;
+
+use secrecy::ExposeSecret as _;
 use serde::Deserialize;
 
 mod bbcp;
-mod celery;
-mod exposure;
 mod health;
-mod http;
-mod load;
-mod log;
 mod manager;
 mod notifications;
 mod ops_db;
-mod problem;
 mod routes;
-mod secrets;
 mod ssh;
-mod trace_rules;
+mod task_names;
+#[cfg(test)]
+mod tests;
 mod transfer;
-mod worker_options;
 
 pub use bbcp::Bbcp;
-pub use celery::{Celery, RedisTls, ResultSerializer, ResultTables, ResultTransport};
-pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue};
+pub use celery_worker_cli::settings::{
+    Celery, DelayedDelivery, ExchangeKind, Http, Log, Problem, QueueType, SettingsError, TaskQueue,
+    Traces,
+};
 pub use health::Health;
-pub use http::Http;
-pub use load::{DEFAULTS, load};
-pub use log::{Log, LogFormat};
 pub use manager::Manager;
 pub use notifications::Notifications;
 pub use ops_db::{DatabaseType, EnumLabels, OpsDb, SslMode};
-pub use problem::{Problem, SettingsError};
 pub use routes::{LinkSettings, RouteOverride, Slowness};
 pub use ssh::Ssh;
-pub use traces::Traces;
 pub use transfer::{DigestAlgorithm, QueueLocation, Transfer};
 
-use problem::Problems;
+use celery_worker_cli::settings::{
+    Problems, Secret, Settings as CheckedSettings, Source, WorkerSettings, exposed_urls,
+};
+
+/// Defaults of all sections in TOML, with the documentation of every key.
+pub const DEFAULTS: &str = include_str!("../../config.default.toml");
+
+/// Environment variable that names the file of settings.
+pub const CONFIG_VARIABLE: &str = "CCAT_DATA_TRANSFER_CONFIG";
+
+const SOURCE: Source = Source {
+    defaults: DEFAULTS,
+    prefix: "CCAT_DATA_TRANSFER_",
+    // Shared with the Python packages.
+    section_prefixes: &[("CCAT_OPS_DB_", "ops_db")],
+    whole: &["routes"],
+    secrets: &[
+        Secret::value(
+            "ops_db.database_postgresql_password",
+            "ops_db.database_postgresql_password_file",
+        ),
+        Secret::value(
+            "notifications.webhook_url",
+            "notifications.webhook_url_file",
+        ),
+        Secret::value("health.redis_url", "health.redis_url_file"),
+    ],
+};
+
+/// Loads the settings: the defaults, then `file`, then `environment` (see [`std::env::vars`]).
+///
+/// # Errors
+/// [`SettingsError`] with every unknown key, invalid value and broken rule.
+pub fn load(
+    file: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Settings, SettingsError> {
+    let (mut settings, warnings) = SOURCE.load::<Settings>(file, environment)?;
+    settings.warnings = warnings;
+    Ok(settings)
+}
 
 /// All settings.
 #[derive(Debug, Clone, Deserialize)]
@@ -78,22 +110,23 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Checks the rules again, after a change by other means than a file.
-    ///
-    /// # Errors
-    /// [`SettingsError`] with every broken rule.
-    pub fn validate(&self) -> Result<(), SettingsError> {
-        let problems = self.problems();
-        match problems.is_empty() {
-            true => Ok(()),
-            false => Err(SettingsError { problems }),
+    /// The sections of the worker's process.
+    #[must_use]
+    pub fn worker(&self) -> WorkerSettings {
+        WorkerSettings {
+            celery: self.celery.clone(),
+            http: self.http.clone(),
+            log: self.log.clone(),
+            traces: self.traces.clone(),
+            warnings: self.warnings.clone(),
         }
     }
+}
 
-    /// Broken rules of all sections, for values of the right types.
-    fn problems(&self) -> Vec<Problem> {
-        let mut problems = Problems::default();
+impl CheckedSettings for Settings {
+    fn check(&self, problems: &mut Problems) {
         self.celery.check(&mut problems.section("celery"));
+        task_names::check(&self.celery, &mut problems.section("celery"));
         self.ops_db.check(&mut problems.section("ops_db"));
         self.transfer.check(&mut problems.section("transfer"));
         self.manager.check(&mut problems.section("manager"));
@@ -102,7 +135,7 @@ impl Settings {
         self.health.check(&mut problems.section("health"));
         self.http.check(&mut problems.section("http"));
         self.log.check(&mut problems.section("log"));
-        trace_rules::check(&self.traces, &mut problems.section("traces"));
+        self.traces.check(&mut problems.section("traces"));
         self.bbcp.check(&mut problems.section("bbcp"));
         self.ssh.check(&mut problems.section("ssh"));
         let transfer = &self.transfer;
@@ -111,24 +144,17 @@ impl Settings {
         self.bbcp.check_stall("stall_timeout", stall, &mut section);
         self.bbcp
             .check_stall("min_rate_window", window, &mut section);
-        self.check_routes(&mut problems);
-        problems.into_vec()
+        self.check_routes(problems);
     }
-}
 
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use std::path::Path;
-
-    use super::*;
-
-    /// A file that breaks every rule, and the problems in their order.
-    #[test]
-    fn every_broken_rule_is_reported_in_order() {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        let error = load(Some(&golden.join("broken_settings.toml")), []).unwrap_err();
-        let expected = std::fs::read_to_string(golden.join("broken_settings.txt")).unwrap();
-        assert_eq!(error.to_string(), expected.trim_end());
+    fn exposures(&self) -> Vec<Problem> {
+        let mut found = self.celery.exposures();
+        found.extend(exposed_urls(
+            "health.redis_url",
+            self.health.redis_url.expose_secret(),
+        ));
+        found.extend(self.traces.exposure());
+        found.extend(self.ops_db.exposure());
+        found
     }
 }

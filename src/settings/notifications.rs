@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use super::problem::SectionProblems;
+use celery_worker_cli::settings::SectionProblems;
 
 /// `[notifications]`.
 #[derive(Debug, Clone, Deserialize)]

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
-use super::problem::SectionProblems;
+use celery_worker_cli::settings::{Problem, SectionProblems, exposure, is_local, may_be_plain};
 
 /// `[ops_db]`. Keys are those of the Python package, without its prefix `CCAT_OPS_DB_`.
 #[derive(Debug, Clone, Deserialize)]
@@ -47,6 +47,23 @@ pub struct OpsDb {
 }
 
 impl OpsDb {
+    /// The password, if it would be sent in plain text to another host.
+    pub(super) fn exposure(&self) -> Option<Problem> {
+        let mode = match self.database_postgresql_sslmode {
+            SslMode::Environment => std::env::var("PGSSLMODE").unwrap_or_default(),
+            SslMode::Disable => "disable".into(),
+            SslMode::Prefer => "prefer".into(),
+            SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => return None,
+        };
+        let host = &self.database_postgresql_host;
+        let is_exposed = self.database_type == DatabaseType::Postgresql
+            && !self.database_postgresql_password.expose_secret().is_empty()
+            && may_be_plain(&mode)
+            && !is_local(host);
+        let secure = "ops_db.database_postgresql_sslmode = \"verify-full\"";
+        is_exposed.then(|| exposure("ops_db.database_postgresql_sslmode", host, secure))
+    }
+
     /// Adds the broken rules of the section.
     pub(super) fn check(&self, problems: &mut SectionProblems<'_>) {
         problems.require(

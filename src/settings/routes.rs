@@ -6,8 +6,8 @@ use figment::value::{Dict, Value};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::load::extract;
-use super::problem::Problems;
+use celery_worker_cli::settings::Problems;
+
 use super::{Bbcp, DigestAlgorithm, Settings, Ssh};
 
 /// One of `[[routes]]`: overrides for a link.
@@ -164,5 +164,7 @@ fn overlay<T: Serialize + DeserializeOwned>(base: &T, over: &Dict) -> Result<T, 
         return Err("not a table".into());
     };
     dict.extend(over.clone());
-    extract(dict)
+    Value::from(dict)
+        .deserialize()
+        .map_err(|e| e.kind.to_string())
 }

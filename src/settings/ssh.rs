@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::bbcp::is_word;
-use super::problem::SectionProblems;
+use celery_worker_cli::settings::SectionProblems;
 
 /// `[ssh]`.
 #[derive(Debug, Clone, Deserialize, Serialize)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::problem::SectionProblems;
+use celery_worker_cli::settings::SectionProblems;
 
 /// `[transfer]`.
 #[derive(Debug, Clone, Deserialize)]

@@ -10,10 +10,10 @@ use celery::task::{Signature, Task as _};
 
 use super::{TransferFilesBbcp, TransferFilesBbcpParams};
 use crate::manager::{Submit, SubmitError};
-use crate::metrics::TaskMetrics;
 use crate::settings;
 use crate::transfer::id::TransferId;
 use celery_worker::celery_crate::app;
+use celery_worker_cli::metrics::TaskMetrics;
 
 /// Sends `transfer_files_bbcp` through an app.
 pub struct Producer {

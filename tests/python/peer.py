@@ -29,7 +29,7 @@ def transfer_transfer_packages(verbose=False, session=None):
     """The same for the manager's task."""
 
 
-# The tasks of examples/tasks_worker.rs.
+# The tasks of the Rust example tasks_worker.
 
 
 @app.task(name="tasks.add")

@@ -58,7 +58,7 @@ def until(condition, what, seconds=20, log=None):
 
 def clean_environment(**more):
     """Our environment without anything that a program under test would take for a setting."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY", "CCAT_DATA", "CCAT_OPS", "BBCP", "OTEL"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY", "CCAT_DATA", "CCAT_OPS", "TASKS_WORKER", "BBCP", "OTEL"))}
     return kept | {k: str(v) for k, v in more.items()}
 
 
@@ -215,8 +215,8 @@ class Process:
 
 
 def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **settings):
-    """The Rust worker of examples/tasks_worker.rs; `settings` are keys of [celery], `variables` the environment's."""
-    environment = {f"CCAT_DATA_TRANSFER_CELERY__{k.upper()}": v for k, v in settings.items()} | (variables or {})
+    """The Rust worker of the example tasks_worker; `settings` are keys of [celery], `variables` the environment's."""
+    environment = {f"TASKS_WORKER_CELERY__{k.upper()}": v for k, v in settings.items()} | (variables or {})
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
         + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
@@ -225,7 +225,7 @@ def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **se
         env=clean_environment(
             CELERY_BROKER_URL=broker.url,
             CELERY_RESULT_BACKEND=backend,
-            CCAT_DATA_TRANSFER_LOG__FORMAT="json",
+            TASKS_WORKER_LOG__FORMAT="json",
             **environment,
         ),
     )

@@ -1,4 +1,4 @@
-"""Ordinary tasks on the Rust worker of examples/tasks_worker.rs and on a Python worker: the same results, the same
+"""Ordinary tasks on the Rust worker of the example tasks_worker and on a Python worker: the same results, the same
 events, the same messages left behind.
 """
 

@@ -131,7 +131,7 @@ def instrumented():
 
 
 class Tasks:
-    """A traced worker of examples/tasks_worker.rs, and a producer for it."""
+    """A traced worker of the example tasks_worker, and a producer for it."""
 
     def __init__(self, directory, broker, address, **environment):
         self.queue = f"traces-{uuid.uuid4().hex[:8]}"
@@ -167,7 +167,7 @@ def tasks(tmp_path_factory, broker, collector):
     headers = directory / "headers"
     headers.write_text(f"api-key={KEY},x-tenant=a%20b\n")
     headers.chmod(0o600)
-    environment = {"CCAT_DATA_TRANSFER_TRACES__HEADERS_FILE": headers, "OTEL_RESOURCE_ATTRIBUTES": "deployment=test"}
+    environment = {"TASKS_WORKER_TRACES__HEADERS_FILE": headers, "OTEL_RESOURCE_ATTRIBUTES": "deployment=test"}
     tasks = Tasks(directory, broker, collector.address, **environment)
     yield tasks
     tasks.close()
@@ -195,7 +195,7 @@ def test_an_attempt_is_beneath_its_producer(tasks, collector):
     }
     assert span.attributes.items() >= expected.items()
     assert span.attributes["celery.hostname"].startswith(f"tasks-{tasks.queue}@")
-    assert span.resource.items() >= {"service.name": "ccat-transfer", "deployment": "test"}.items()
+    assert span.resource.items() >= {"service.name": "tasks-worker", "deployment": "test"}.items()
     assert span.resource["process.pid"] == tasks.worker.pid
     # The log says where it belongs; with the key nobody is acquainted but the collector.
     (line,) = [line for line in tasks.events("task succeeded") if line["task_id"] == result.id]

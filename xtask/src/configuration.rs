@@ -1,4 +1,4 @@
-//! The reference of all settings, `docs/configuration.md`, generated from `config.default.toml`.
+//! The reference of all settings, `docs/configuration.md`, generated from the defaults.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use super::pages::Page;
 
 pub(crate) const PAGE: Page = Page {
     path: "docs/configuration.md",
-    source: "config.default.toml",
+    sources: super::defaults::PAGE.sources,
     generate,
 };
 
@@ -30,8 +30,9 @@ A secret can stand in a file of its own, which the key ending in `_file` beside 
 [doctor, secrets](operations/doctor.md#secrets). Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
 ";
 
-/// Makes the page from the file of the defaults.
-fn generate(defaults: &str) -> String {
+/// Makes the page from the files of the defaults.
+fn generate(sources: &[String]) -> String {
+    let defaults = super::defaults::joined(sources);
     let mut page = INTRODUCTION.to_owned();
     // The introduction replaces the comment before the first section.
     let sections = defaults

@@ -9,6 +9,7 @@ use clap::Parser;
 use log_events::LogEventsError;
 
 mod configuration;
+mod defaults;
 mod log_events;
 mod pages;
 
@@ -16,7 +17,7 @@ mod pages;
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
 enum Task {
-    /// Write the documentation pages that are generated from the source.
+    /// Write the files that are generated from the source: the defaults and documentation pages.
     Docs,
     /// Compare docs/LOGGING.md with the events in the source and print the rows that differ.
     LogEvents,

@@ -1,29 +1,33 @@
-//! The documentation pages that are generated from the source. A test of each compares it with the
-//! committed page.
+//! Files that are generated from the source. A test of each compares it with the committed file.
 
 use std::fs;
 use std::path::Path;
 
 use super::TaskError;
-use super::configuration;
+use super::{configuration, defaults};
 
-/// A generated page.
+/// A generated file.
 pub(crate) struct Page {
-    /// Path of the page in the repository.
+    /// Path of the file in the repository.
     pub(crate) path: &'static str,
-    /// Path of the file it is generated from.
-    pub(crate) source: &'static str,
-    /// Makes the page from the text of that file.
-    pub(crate) generate: fn(&str) -> String,
+    /// Paths of the files it is generated from.
+    pub(crate) sources: &'static [&'static str],
+    /// Makes the text from the texts of those files.
+    pub(crate) generate: fn(&[String]) -> String,
 }
 
-/// Every generated page.
-pub(crate) const PAGES: [Page; 1] = [configuration::PAGE];
+/// Every generated file.
+pub(crate) const PAGES: [Page; 2] = [defaults::PAGE, configuration::PAGE];
 
 impl Page {
     /// The text that the page should have.
     pub(crate) fn text(&self, repository: &Path) -> Result<String, TaskError> {
-        read(&repository.join(self.source)).map(|source| (self.generate)(&source))
+        let sources: Result<Vec<_>, _> = self
+            .sources
+            .iter()
+            .map(|source| read(&repository.join(source)))
+            .collect();
+        sources.map(|sources| (self.generate)(&sources))
     }
 }
 

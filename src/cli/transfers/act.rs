@@ -8,13 +8,14 @@ use entity::Action;
 use serde::Serialize;
 
 use super::super::operator::{operator, sound};
-use super::super::{CliError, Context, NOT_FOUND, REFUSED, output};
+use super::super::{CliError, Context, NOT_FOUND, output};
 use super::selection::Filters;
 use super::{clean, list};
 use crate::transfer::id::TransferId;
 use crate::transfer::repository::{
     Applicability, Filter, Instruction, Listing, Repository, Sort, TransferSummary,
 };
+use celery_worker_cli::exit_code;
 
 /// So many of those that were chosen are shown before the question.
 const SHOWN_BEFORE_ASKING: usize = 20;
@@ -151,8 +152,8 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
     } = order;
     let by_filter = !which.filters.is_empty();
     if which.ids.is_empty() != by_filter || (which.limit.is_some() && !by_filter) {
-        return Err(CliError::Usage(
-            "name the transfers, or choose them with filters (and --limit): one of both".into(),
+        return Err(CliError::usage(
+            "name the transfers, or choose them with filters (and --limit): one of both",
         ));
     }
     let instruction = Instruction {
@@ -224,7 +225,7 @@ fn code(answers: &[ActionAnswer]) -> ExitCode {
     if any(ActionOutcome::Unknown) {
         NOT_FOUND.into()
     } else if any(ActionOutcome::Refused) {
-        REFUSED.into()
+        exit_code::REFUSED.into()
     } else {
         ExitCode::SUCCESS
     }
@@ -248,7 +249,7 @@ async fn confirm(
 ) -> Result<(), CliError> {
     let what = format!("{} {} transfer(s)", action.as_str(), chosen.len());
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
-        return Err(CliError::Refused(format!(
+        return Err(CliError::refused(format!(
             "{what}, chosen by filters: nobody is here to be asked; look with --dry-run, then add --yes"
         )));
     }
@@ -267,15 +268,13 @@ async fn confirm(
     });
     let line = match read.await {
         Ok(Ok(line)) => line,
-        Ok(Err(error)) => return Err(CliError::Failed(format!("no answer: {error}"))),
-        Err(error) => return Err(CliError::Failed(format!("no answer: {error}"))),
+        Ok(Err(error)) => return Err(CliError::failed(format!("no answer: {error}"))),
+        Err(error) => return Err(CliError::failed(format!("no answer: {error}"))),
     };
     if matches!(line.trim(), "y" | "Y" | "yes") {
         Ok(())
     } else {
-        Err(CliError::Refused(
-            "not confirmed; nothing was changed".into(),
-        ))
+        Err(CliError::refused("not confirmed; nothing was changed"))
     }
 }
 

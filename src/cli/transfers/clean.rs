@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use clap::Args;
 use serde::Serialize;
 
-use super::super::node::{host, node_name};
 use super::super::{CliError, Context, output};
 use crate::transfer::attempt::Cleared;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::repository::{RecordedPartial, Repository};
 use crate::transfer::service::TransferService;
+use celery_worker_cli::node::{host, node_name};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Clean {
@@ -87,7 +87,7 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
         eprintln!("no partial copy of an ended transfer is on record");
     }
     match answers.iter().any(|answer| answer.error.is_some()) {
-        true => Err(CliError::Failed("some partial copies stay".into())),
+        true => Err(CliError::failed("some partial copies stay")),
         false => Ok(ExitCode::SUCCESS),
     }
 }

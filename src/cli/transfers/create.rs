@@ -6,11 +6,11 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::db::topology_error;
-use super::super::node::host;
 use super::super::{CliError, Context, output};
 use crate::transfer::plan::LocalHost;
 use crate::transfer::repository::LocationRecord;
 use crate::transfer::topology::{self, LocationName, NewTransfer};
+use celery_worker_cli::node::host;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Create {
@@ -83,6 +83,6 @@ fn local_size(
     if facts.is_file() {
         Ok(Some(facts.len()))
     } else {
-        Err(CliError::Usage(format!("{} is not a file", path.display())))
+        Err(CliError::usage(format!("{} is not a file", path.display())))
     }
 }

@@ -13,11 +13,11 @@ use tokio::fs::File;
 use tokio::io::AsyncReadExt as _;
 use tokio::time::sleep;
 
-use super::super::node::host;
-use super::super::signals::Signals;
 use super::super::{CliError, Context, output};
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::repository::{AttemptRecord, Repository};
+use celery_worker_cli::Signals;
+use celery_worker_cli::node::host;
 
 /// How often a log that is followed is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -56,7 +56,7 @@ async fn print(context: &Context, log: &Log) -> Result<(), CliError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(CliError::NotFound(elsewhere(path, &attempt)));
         }
-        Err(error) => return Err(CliError::Failed(format!("cannot read {path}: {error}"))),
+        Err(error) => return Err(CliError::failed(format!("cannot read {path}: {error}"))),
     };
     let mut printer = Printer::new(context.json, attempt.attempt);
     loop {
@@ -77,7 +77,7 @@ async fn copy(file: &mut File, path: &str, printer: &mut Printer) -> Result<(), 
         let count = file
             .read(&mut chunk)
             .await
-            .map_err(|error| CliError::Failed(format!("cannot read {path}: {error}")))?;
+            .map_err(|error| CliError::failed(format!("cannot read {path}: {error}")))?;
         match chunk.get(..count) {
             None | Some([]) => return Ok(()),
             Some(bytes) => printer.put(bytes)?,

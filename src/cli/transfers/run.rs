@@ -9,8 +9,9 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::super::node::{host, node_name};
-use super::super::signals::Signals;
+use celery_worker_cli::Signals;
+use celery_worker_cli::node::{host, node_name};
+
 use super::super::{CliError, Context, output};
 use crate::advice;
 use crate::notify::Notifier;
@@ -85,8 +86,8 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, C
                 | TransferError::Held { .. }
                 | TransferError::DestinationBusy { .. }
                 | TransferError::LinkPaused { .. }
-                | TransferError::Untracked { .. } => CliError::Refused(text),
-                _ => CliError::Failed(text),
+                | TransferError::Untracked { .. } => CliError::refused(text),
+                _ => CliError::failed(text),
             })
         }
     }

@@ -6,7 +6,6 @@ use chrono::{DateTime, Utc};
 use entity::{Outcome, Status};
 use serde::Serialize;
 
-use super::super::node::{host, node_name};
 use super::super::{CliError, Context, output};
 use super::list::progress;
 use super::outlook::{Outlook, RoutingInfo};
@@ -17,6 +16,7 @@ use crate::transfer::link::{Link, LinkName};
 use crate::transfer::repository::{
     ActionRecord, AttemptRecord, LocationRecord, Repository, TransferDetail,
 };
+use celery_worker_cli::node::{host, node_name};
 
 #[derive(Serialize)]
 struct Shown<'a> {

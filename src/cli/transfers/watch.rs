@@ -16,11 +16,11 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::super::signals::Signals;
 use super::super::{CliError, Context, output};
 use super::selection::Filters;
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::repository::{Filter, ListError, Listing, Repository, Sort, TransferSummary};
+use celery_worker_cli::Signals;
 use service_connection::error_chain::chain;
 
 /// Where the rate says nothing, an estimate would not either: beyond this many seconds.
@@ -55,8 +55,8 @@ fn pause(text: &str) -> Result<Duration, String> {
 
 pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, CliError> {
     if !watch.ids.is_empty() && !watch.filters.is_empty() {
-        return Err(CliError::Usage(
-            "name the transfers, or choose them with filters: one of both".into(),
+        return Err(CliError::usage(
+            "name the transfers, or choose them with filters: one of both",
         ));
     }
     let mut signals = Signals::listen()?;

@@ -1,0 +1,128 @@
+//! A worker of ordinary tasks, with the flags and settings of `celery worker`. It answers Python's producers:
+//!
+//! ```text
+//! cargo run -p celery-worker-cli --example tasks_worker -- -Q tasks -c 4 -E
+//! ```
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use celery_worker::prelude::*;
+use celery_worker::task::DuplicateTask;
+use celery_worker_cli::{Program, WorkerParts, WorkerProgram};
+use serde_json::{Value, json};
+
+const PROGRAM: WorkerProgram = WorkerProgram::new(
+    Program::new("tasks-worker", env!("CARGO_PKG_VERSION")),
+    "TASKS_WORKER_",
+    "TASKS_WORKER_CONFIG",
+);
+
+async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
+    let mut tasks = Registry::default();
+    tasks.register(add)?;
+    tasks.register(echo)?;
+    tasks.register(fail)?;
+    tasks.register(retry)?;
+    tasks.register(sleep)?;
+    tasks.register(reject)?;
+    tasks.register(ignore)?;
+    tasks.register(panic)?;
+    tasks.register(update_state)?;
+    Ok(tasks)
+}
+
+/// Adds numbers of any of JSON's types.
+#[task(name = "tasks.add", acks_late)]
+async fn add(x: Value, y: Value) -> TaskResult<Value> {
+    if let (Some(x), Some(y)) = (x.as_i64(), y.as_i64())
+        && let Some(sum) = x.checked_add(y)
+    {
+        return Ok(sum.into());
+    }
+    match (x.as_f64(), y.as_f64()) {
+        (Some(x), Some(y)) => Ok((x + y).into()),
+        _ => Err(Exception::type_error("unsupported operand type(s) for +").into()),
+    }
+}
+
+#[task(name = "tasks.echo", acks_late)]
+async fn echo(value: Value) -> TaskResult<Value> {
+    Ok(value)
+}
+
+#[task(name = "tasks.fail", acks_late)]
+async fn fail(message: String, exc_type: Option<String>) -> TaskResult<()> {
+    let class = exc_type.as_deref().unwrap_or("ValueError");
+    Err(Exception::builtin(class, message).into())
+}
+
+/// Fails until it has been retried `times` times, and returns that number.
+#[task(name = "tasks.retry", acks_late)]
+async fn retry(
+    times: u32,
+    countdown: f64,
+    max_retries: Option<u32>,
+    cx: TaskContext,
+) -> TaskResult<u32> {
+    let retries = cx.request().retries;
+    if retries >= times {
+        return Ok(retries);
+    }
+    let again = cx
+        .retry()
+        .countdown(seconds(countdown)?)
+        .max_retries(max_retries.unwrap_or(3))
+        .cause(Exception::builtin("OSError", "temporary failure"));
+    Err(again.into())
+}
+
+/// Sleeps, and reports its progress.
+#[task(name = "tasks.sleep", acks_late)]
+async fn sleep(seconds: f64, cx: TaskContext) -> TaskResult<f64> {
+    const TICK: Duration = Duration::from_millis(100);
+    let mut left = self::seconds(seconds)?;
+    while !left.is_zero() {
+        let step = left.min(TICK);
+        tokio::time::sleep(step).await;
+        left -= step;
+        cx.progress(json!({"total": seconds, "left": left.as_secs_f64()}));
+    }
+    Ok(seconds)
+}
+
+#[task(name = "tasks.reject", acks_late)]
+async fn reject(requeue: Option<bool>) -> TaskResult<()> {
+    Err(match requeue {
+        Some(true) => Reject::requeue("as asked"),
+        _ => Reject::new("as asked"),
+    }
+    .into())
+}
+
+#[task(name = "tasks.ignore", acks_late)]
+async fn ignore() -> TaskResult<()> {
+    Err(Ignore.into())
+}
+
+#[task(name = "tasks.panic", acks_late)]
+#[expect(clippy::panic, reason = "this is what the task is for")]
+async fn panic() -> TaskResult<()> {
+    panic!("as asked")
+}
+
+/// Sets a state and ends without a result, so that the state stays.
+#[task(name = "tasks.update_state", acks_late)]
+async fn update_state(state: String, meta: Value, cx: TaskContext) -> TaskResult<()> {
+    cx.update_state(&state, meta).await?;
+    tracing::warn!(state, "state was set");
+    Err(Ignore.into())
+}
+
+fn seconds(number: f64) -> TaskResult<Duration> {
+    Duration::try_from_secs_f64(number).map_err(|e| Exception::value_error(e.to_string()).into())
+}
+
+fn main() -> ExitCode {
+    PROGRAM.run(std::env::args_os(), tasks)
+}

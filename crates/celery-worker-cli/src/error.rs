@@ -1,0 +1,95 @@
+//! Errors of the process, and its exit codes.
+
+use celery_worker::broker::BrokerError;
+use celery_worker::task::DuplicateTask;
+
+use crate::health::BindError;
+use crate::metrics;
+use crate::settings::SettingsError;
+
+/// Exit codes of the process.
+pub mod exit_code {
+    /// An operation failed.
+    pub const FAILED: u8 = 1;
+    /// The command line is wrong.
+    pub const USAGE: u8 = 2;
+    /// The settings are invalid.
+    pub const SETTINGS: u8 = 4;
+    /// A server cannot be reached.
+    pub const UNREACHABLE: u8 = 5;
+    /// The state of the system does not allow the operation.
+    pub const REFUSED: u8 = 6;
+}
+
+/// Failure of the process.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// The settings are invalid.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// The broker reported a failure, or cannot be reached.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// The HTTP server cannot listen.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A metric cannot be registered.
+    #[error("metrics")]
+    Metrics(#[from] metrics::Error),
+    /// The command line is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// A setting cannot be used.
+    #[error("{0}")]
+    Configuration(String),
+    /// A server cannot be reached.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The state of the system does not allow the operation.
+    #[error("{0}")]
+    Refused(String),
+    /// An operation failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl ProcessError {
+    /// The exit code, one of [`exit_code`].
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) | Self::Bind(_) | Self::Metrics(_) => exit_code::FAILED,
+            Self::Usage(_) => exit_code::USAGE,
+            Self::Settings(_) | Self::Configuration(_) | Self::Broker(BrokerError::Url(_)) => {
+                exit_code::SETTINGS
+            }
+            Self::Broker(_) | Self::Unreachable(_) => exit_code::UNREACHABLE,
+            Self::Refused(_) => exit_code::REFUSED,
+        }
+    }
+}
+
+impl From<DuplicateTask> for ProcessError {
+    fn from(error: DuplicateTask) -> Self {
+        Self::Configuration(error.to_string())
+    }
+}
+
+/// An error of a start that may be repeated.
+pub trait StartError: std::error::Error + From<ProcessError> {
+    /// Returns true if a server could not be reached, so that the operation may succeed later.
+    fn is_unreachable(&self) -> bool;
+}
+
+impl StartError for ProcessError {
+    fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Broker(
+                BrokerError::Unreachable { .. }
+                    | BrokerError::Timeout { .. }
+                    | BrokerError::Blocked { .. }
+            ) | Self::Unreachable(_)
+        )
+    }
+}

@@ -1,0 +1,136 @@
+//! `process_*`: the process as the kernel sees it, under the names that every Prometheus client
+//! gives.
+//!
+//! Read at each scrape. Child processes are not included. The collector of the crate `prometheus` has the same names,
+//! but counts CPU time in whole seconds.
+
+use std::fs;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use prometheus::{Counter, Error, Gauge};
+
+use super::Registered;
+
+/// The gauges.
+#[derive(Debug)]
+pub(super) struct Process {
+    cpu: Counter,
+    resident: Gauge,
+    virtual_memory: Gauge,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    threads: Gauge,
+    start: Gauge,
+}
+
+impl Process {
+    /// Of this process, which has just begun.
+    ///
+    /// # Errors
+    /// See [`super::Metrics::new`].
+    pub(super) fn new() -> Result<Self, Error> {
+        let process = Self {
+            cpu: Counter::new(
+                "process_cpu_seconds_total",
+                "User and system time of the process, in seconds.",
+            )?,
+            resident: Gauge::new(
+                "process_resident_memory_bytes",
+                "Resident memory, in bytes.",
+            )?,
+            virtual_memory: Gauge::new(
+                "process_virtual_memory_bytes",
+                "Virtual memory, in bytes.",
+            )?,
+            open_fds: Gauge::new("process_open_fds", "Open file descriptors.")?,
+            max_fds: Gauge::new("process_max_fds", "Most file descriptors that may be open.")?,
+            threads: Gauge::new("process_threads", "Threads of the process.")?,
+            start: Gauge::new(
+                "process_start_time_seconds",
+                "When the process began, in seconds since 1970.",
+            )?,
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        process.start.set(now.unwrap_or_default().as_secs_f64());
+        Ok(process)
+    }
+
+    pub(super) fn gauges(&self) -> [Box<dyn Registered>; 7] {
+        [
+            Box::new(self.cpu.clone()),
+            Box::new(self.resident.clone()),
+            Box::new(self.virtual_memory.clone()),
+            Box::new(self.open_fds.clone()),
+            Box::new(self.max_fds.clone()),
+            Box::new(self.threads.clone()),
+            Box::new(self.start.clone()),
+        ]
+    }
+
+    /// Brings them up to date. What cannot be read keeps its value.
+    pub(super) fn read(&self) {
+        if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
+            let micros: i64 = [usage.user_time(), usage.system_time()]
+                .iter()
+                .map(|time| time.tv_sec() * 1_000_000 + time.tv_usec())
+                .sum();
+            // Two scrapes at once could both be late; a counter must not go down.
+            let more = micros as f64 / 1e6 - self.cpu.get();
+            if more > 0.0 {
+                self.cpu.inc_by(more);
+            }
+        }
+        if let Ok(status) = fs::read_to_string("/proc/self/status") {
+            for (key, gauge, unit) in [
+                ("VmRSS:", &self.resident, 1024.0),
+                ("VmSize:", &self.virtual_memory, 1024.0),
+                ("Threads:", &self.threads, 1.0),
+            ] {
+                if let Some(value) = field(&status, key) {
+                    gauge.set(value * unit);
+                }
+            }
+        }
+        if let Ok(entries) = fs::read_dir("/proc/self/fd") {
+            // One of them is this look at them.
+            self.open_fds.set(entries.count().saturating_sub(1) as f64);
+        }
+        if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
+            self.max_fds.set(soft as f64);
+        }
+    }
+}
+
+/// A number of `/proc/self/status`, see proc(5).
+fn field(status: &str, key: &str) -> Option<f64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_ascii_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_is_understood() -> Result<(), Error> {
+        let process = Process::new()?;
+        process.read();
+        assert!(process.resident.get() > 1e6, "{}", process.resident.get());
+        assert!(process.virtual_memory.get() >= process.resident.get());
+        assert!(process.open_fds.get() >= 3.0);
+        assert!(process.max_fds.get() >= process.open_fds.get());
+        assert!(process.threads.get() >= 1.0);
+        assert!(process.cpu.get() > 0.0);
+        Ok(())
+    }
+
+    #[test]
+    fn a_field_that_is_missing_is_none() {
+        assert_eq!(
+            field("Name:\tx\nVmRSS:\t    5232 kB\n", "VmRSS:"),
+            Some(5232.0)
+        );
+        assert_eq!(field("Name:\tx\n", "VmRSS:"), None);
+    }
+}

@@ -1,0 +1,58 @@
+//! Restart of the program in the same process, with the settings at that time.
+
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+
+use crate::error::ProcessError;
+use crate::program::Process;
+use crate::traces;
+use service_connection::error_chain::chain;
+
+/// End of a service.
+#[derive(Debug, Clone, Copy)]
+#[must_use = "a restart takes place in `conclude`"]
+pub enum End {
+    /// The process exits with this status.
+    Exit(ExitCode),
+    /// The program starts again.
+    Restart,
+}
+
+impl End {
+    /// Returns the exit status; or replaces the process by the program that is installed now, with the same process id,
+    /// arguments and environment. Call it when everything is closed.
+    ///
+    /// # Errors
+    /// The program cannot be started.
+    pub fn conclude(self, process: &Process) -> Result<ExitCode, ProcessError> {
+        match self {
+            Self::Exit(code) => Ok(code),
+            Self::Restart => {
+                let mut words = std::env::args_os();
+                let program = words.next().unwrap_or_else(|| process.program.name.into());
+                tracing::info!("starting anew");
+                traces::close();
+                let error = Command::new(&program).args(words).exec();
+                Err(ProcessError::Failed(format!(
+                    "cannot start {} anew: {error}",
+                    program.display()
+                )))
+            }
+        }
+    }
+}
+
+/// Returns true if the service can start with the current settings. Otherwise it continues with the old ones, and the
+/// log has the reason.
+pub(super) fn is_possible(process: &Process) -> bool {
+    match (process.reload)() {
+        Ok(()) => true,
+        Err(error) => {
+            tracing::error!(
+                error = %chain(&error),
+                "not starting anew, since the settings cannot be used; going on with the old ones"
+            );
+            false
+        }
+    }
+}

@@ -1,0 +1,455 @@
+//! Layers of settings: defaults, a file, the environment.
+//!
+//! Every key that a layer sets is tried alone on top of the defaults, so that each invalid value is reported under its
+//! own key. Only valid values are merged; rules that span keys see the merged result.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Value};
+use figment::{Profile, Provider};
+use serde::de::DeserializeOwned;
+
+use super::secrets::SECRETS;
+use super::{Problem, Problems, Secret, Settings, SettingsError};
+
+/// Tables of this crate's sections whose keys are data, not names of settings.
+const WHOLE: [&str; 2] = ["celery.task_names", "celery.task_queues"];
+
+/// Where the settings of a program come from.
+#[derive(Debug, Clone, Copy)]
+pub struct Source {
+    /// Defaults of all sections in TOML. Only keys that have a default exist.
+    pub defaults: &'static str,
+    /// Beginning of the names of the program's environment variables; `__` separates section and key.
+    pub prefix: &'static str,
+    /// Beginnings of further names, which are shared with other programs, and the section that their variables set.
+    pub section_prefixes: &'static [(&'static str, &'static str)],
+    /// Further tables and lists whose keys are data. A layer replaces them as a whole.
+    pub whole: &'static [&'static str],
+    /// Further settings that are secrets.
+    pub secrets: &'static [Secret],
+}
+
+/// A value of a key in some layer.
+struct Setting {
+    key: String,
+    value: Value,
+    source: String,
+}
+
+impl Source {
+    /// Loads the settings: the defaults, then `file`, then `environment` (see [`std::env::vars`]). Returns them with
+    /// warnings about secrets that others can read.
+    ///
+    /// # Errors
+    /// [`SettingsError`] with every unknown key, invalid value and broken rule.
+    pub fn load<S: Settings>(
+        &self,
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<(S, Vec<Problem>), SettingsError> {
+        let mut problems = Vec::new();
+        let defaults = parse(self.defaults).map_err(|message| SettingsError {
+            problems: vec![problem("", message, "the embedded defaults")],
+        })?;
+
+        let mut given = Vec::new();
+        if let Some(path) = file {
+            match read(path) {
+                Ok(dict) => self.flatten("", dict, &path.display().to_string(), &mut given),
+                Err(message) => problems.push(problem("", message, &path.display().to_string())),
+            }
+        }
+        given.extend(self.read_environment(&defaults, environment, &mut problems));
+
+        let mut merged = defaults.clone();
+        let mut sources = BTreeMap::new();
+        for setting in given {
+            if find(&defaults, &setting.key).is_none() && !self.is_whole(&setting.key) {
+                problems.push(problem(
+                    &setting.key,
+                    self.unknown(&defaults, &setting.key),
+                    &setting.source,
+                ));
+                continue;
+            }
+            let mut alone = defaults.clone();
+            set(&mut alone, &setting.key, setting.value.clone());
+            match extract::<S>(alone) {
+                Ok(_) => {
+                    set(&mut merged, &setting.key, setting.value);
+                    sources.insert(setting.key, setting.source);
+                }
+                // Its message would show the value.
+                Err(_) if self.secrets().any(|secret| secret.key == setting.key) => {
+                    let message = "must be a text, in quotes".to_owned();
+                    problems.push(problem(&setting.key, message, &setting.source));
+                }
+                Err(message) => problems.push(problem(&setting.key, message, &setting.source)),
+            }
+        }
+
+        let mut warnings = Vec::new();
+        for secret in self.secrets() {
+            let file = text_of(&merged, secret.file).to_owned();
+            if file.is_empty() {
+                continue;
+            }
+            let source = |key| sources.get(key).map_or("", String::as_str);
+            let stated = sources
+                .contains_key(secret.key)
+                .then(|| (text_of(&merged, secret.key), source(secret.key)));
+            match secret.filled(Path::new(&file), text_of(&merged, secret.key), stated) {
+                Ok(filled) => {
+                    set(&mut merged, secret.key, filled.value.into());
+                    let warning = filled.warning.into_iter();
+                    warnings.extend(
+                        warning.map(|text| problem(secret.file, text, source(secret.file))),
+                    );
+                    sources.insert(secret.key.to_owned(), file);
+                }
+                Err(message) => problems.push(problem(secret.file, message, source(secret.file))),
+            }
+        }
+
+        match extract::<S>(merged) {
+            Ok(settings) => {
+                let mut broken = Problems::default();
+                settings.check(&mut broken);
+                problems.extend(broken.into_vec());
+                warnings.extend(settings.exposures());
+                if problems.is_empty() {
+                    Ok((settings, warnings))
+                } else {
+                    Err(SettingsError { problems })
+                }
+            }
+            Err(message) => {
+                problems.push(problem("", message, ""));
+                Err(SettingsError { problems })
+            }
+        }
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &Secret> {
+        SECRETS.iter().chain(self.secrets)
+    }
+
+    /// Returns true for tables and lists that a layer replaces as a whole.
+    fn is_whole(&self, key: &str) -> bool {
+        WHOLE.contains(&key) || self.whole.contains(&key)
+    }
+
+    /// Lists the leaves of a file's tables as dotted keys.
+    fn flatten(&self, prefix: &str, dict: Dict, source: &str, into: &mut Vec<Setting>) {
+        for (name, value) in dict {
+            let key = if prefix.is_empty() {
+                name
+            } else {
+                format!("{prefix}.{name}")
+            };
+            match value {
+                Value::Dict(_, inner) if !self.is_whole(&key) => {
+                    self.flatten(&key, inner, source, into);
+                }
+                value => into.push(Setting {
+                    key,
+                    value,
+                    source: source.into(),
+                }),
+            }
+        }
+    }
+
+    /// The settings among the environment's variables.
+    ///
+    /// Other programs may share the prefix, so a variable that names none of the sections is not an error.
+    fn read_environment(
+        &self,
+        defaults: &Dict,
+        environment: impl IntoIterator<Item = (String, String)>,
+        problems: &mut Vec<Problem>,
+    ) -> Vec<Setting> {
+        let mut general = Vec::new();
+        let mut shared = Vec::new();
+        let mut own = Vec::new();
+        for (name, mut raw) in environment {
+            let (key, list) = match name.as_str() {
+                "CELERY_BROKER_URL" => ("celery.broker_url".to_owned(), &mut shared),
+                "CELERY_RESULT_BACKEND" => ("celery.result_backend".to_owned(), &mut shared),
+                _ if name.starts_with("OTEL_") => {
+                    let Some((key, value)) = opentelemetry(&name, &raw) else {
+                        continue;
+                    };
+                    raw = value;
+                    // What is said of traces wins over what is said of everything.
+                    let is_general =
+                        name.starts_with("OTEL_EXPORTER_OTLP_") && !name.contains("TRACES");
+                    (
+                        key.to_owned(),
+                        if is_general {
+                            &mut general
+                        } else {
+                            &mut shared
+                        },
+                    )
+                }
+                _ => {
+                    if let Some(key) = self.shared_key(&name) {
+                        if find(defaults, &key).is_none() {
+                            continue;
+                        }
+                        (key, &mut shared)
+                    } else if let Some(rest) = name.strip_prefix(self.prefix) {
+                        let key = rest.to_lowercase().replace("__", ".");
+                        let section = key.split('.').next().unwrap_or_default();
+                        if !key.contains('.') || find(defaults, section).is_none() {
+                            continue;
+                        }
+                        (key, &mut own)
+                    } else {
+                        continue;
+                    }
+                }
+            };
+            // Text stays text: a password of digits is no number.
+            let value = match find(defaults, &key) {
+                Some(Value::String(..)) => Ok(Value::from(raw)),
+                _ => raw.parse::<Value>().map_err(|e| e.to_string()),
+            };
+            match value {
+                Ok(value) => list.push(Setting {
+                    key,
+                    value,
+                    source: name,
+                }),
+                Err(message) => problems.push(problem(&key, message, &name)),
+            }
+        }
+        general.append(&mut shared);
+        general.append(&mut own);
+        general
+    }
+
+    /// The key that a variable with a shared prefix sets.
+    fn shared_key(&self, name: &str) -> Option<String> {
+        self.section_prefixes.iter().find_map(|(prefix, section)| {
+            let rest = name.strip_prefix(prefix)?;
+            Some(format!("{section}.{}", rest.to_lowercase()))
+        })
+    }
+
+    /// The message for an unknown key, with the nearest known one.
+    fn unknown(&self, defaults: &Dict, key: &str) -> String {
+        let mut known = Vec::new();
+        self.flatten("", defaults.clone(), "", &mut known);
+        let nearest = known
+            .iter()
+            .map(|setting| {
+                (
+                    strsim::jaro_winkler(&setting.key, key),
+                    setting.key.as_str(),
+                )
+            })
+            .max_by(|a, b| a.0.total_cmp(&b.0))
+            .filter(|(likeness, _)| *likeness > 0.8);
+        match nearest {
+            Some((_, name)) => format!("unknown key; the nearest one is `{name}`"),
+            None => "unknown key".into(),
+        }
+    }
+}
+
+fn problem(key: &str, message: String, source: &str) -> Problem {
+    Problem {
+        key: key.into(),
+        message,
+        source: source.into(),
+    }
+}
+
+fn parse(text: &str) -> Result<Dict, String> {
+    Toml::string(text)
+        .data()
+        .map(|mut profiles| profiles.remove(&Profile::Default).unwrap_or_default())
+        .map_err(|e| without_excerpt(&e.to_string()))
+}
+
+/// A syntax error without the lines of the file that it shows: a secret may be in them.
+fn without_excerpt(message: &str) -> String {
+    let is_excerpt = |line: &str| {
+        line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ')
+            .starts_with('|')
+    };
+    let told: Vec<_> = message
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty() && !is_excerpt(line))
+        .collect();
+    told.join(": ")
+}
+
+fn read(path: &Path) -> Result<Dict, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read the file: {e}"))?;
+    parse(&text)
+}
+
+/// Reads a value of type `T` from a table.
+fn extract<T: DeserializeOwned>(dict: Dict) -> Result<T, String> {
+    Value::from(dict)
+        .deserialize()
+        .map_err(|e| e.kind.to_string())
+}
+
+/// The setting that one of OpenTelemetry's own variables means, with its value; none for those that
+/// are empty, which count as not set, and those that mean nothing here or are read by the SDK itself.
+fn opentelemetry(name: &str, raw: &str) -> Option<(&'static str, String)> {
+    let raw = raw.trim();
+    let is_off = match name {
+        "OTEL_SDK_DISABLED" => raw.eq_ignore_ascii_case("true"),
+        "OTEL_TRACES_EXPORTER" => raw.eq_ignore_ascii_case("none"),
+        _ => false,
+    };
+    if is_off {
+        return Some(("traces.enabled", "false".into()));
+    }
+    let key = match name {
+        _ if raw.is_empty() => return None,
+        "OTEL_EXPORTER_OTLP_ENDPOINT" => {
+            let address = format!("{}/v1/traces", raw.trim_end_matches('/'));
+            return Some(("traces.endpoint", address));
+        }
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT" => "traces.endpoint",
+        "OTEL_EXPORTER_OTLP_HEADERS" | "OTEL_EXPORTER_OTLP_TRACES_HEADERS" => "traces.headers",
+        "OTEL_SERVICE_NAME" => "traces.service_name",
+        _ => return None,
+    };
+    Some((key, raw.to_owned()))
+}
+
+fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
+    let (head, rest) = key
+        .split_once('.')
+        .map_or((key, None), |(h, r)| (h, Some(r)));
+    match (dict.get(head)?, rest) {
+        (value, None) => Some(value),
+        (Value::Dict(_, inner), Some(rest)) => find(inner, rest),
+        _ => None,
+    }
+}
+
+/// A text among the merged values; empty where it is none.
+fn text_of<'a>(dict: &'a Dict, key: &str) -> &'a str {
+    match find(dict, key) {
+        Some(Value::String(_, text)) => text,
+        _ => "",
+    }
+}
+
+fn set(dict: &mut Dict, key: &str, value: Value) {
+    match key.split_once('.') {
+        None => {
+            dict.insert(key.into(), value);
+        }
+        Some((head, rest)) => {
+            let mut inner = match dict.remove(head) {
+                Some(Value::Dict(_, inner)) => inner,
+                _ => Dict::new(),
+            };
+            set(&mut inner, rest, value);
+            dict.insert(head.into(), inner.into());
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+    use crate::settings::WorkerSettings;
+
+    fn load(
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<WorkerSettings, SettingsError> {
+        let loaded = WorkerSettings::source("TEST_").load(None, environment);
+        loaded.map(|(settings, _)| settings)
+    }
+
+    fn traces(environment: &[(&str, &str)]) -> super::super::Traces {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        load(environment.iter().map(owned)).unwrap().traces
+    }
+
+    #[test]
+    fn opentelemetrys_variables_count() {
+        let traces = traces(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+            ("OTEL_SERVICE_NAME", "s"),
+            ("OTEL_SDK_DISABLED", "false"),
+            ("OTEL_SOMETHING_NEW", "x"),
+        ]);
+        assert_eq!(traces.endpoint, "http://c:4318/v1/traces");
+        assert_eq!(traces.headers.expose_secret(), "a=1");
+        assert_eq!((traces.service_name.as_str(), traces.enabled), ("s", true));
+    }
+
+    #[test]
+    fn what_is_said_of_traces_wins_and_what_is_ours_over_all() {
+        let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://general:4318");
+        let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces/x");
+        let ours = ("TEST_TRACES__ENDPOINT", "http://ours/y");
+        assert_eq!(traces(&[own, general]).endpoint, "http://traces/x");
+        assert_eq!(traces(&[ours, own, general]).endpoint, "http://ours/y");
+        assert_eq!(
+            traces(&[(own.0, ""), general]).endpoint,
+            "http://general:4318/v1/traces"
+        );
+    }
+
+    #[test]
+    fn traces_can_be_turned_off() {
+        for (name, value) in [
+            ("OTEL_SDK_DISABLED", "TRUE"),
+            ("OTEL_TRACES_EXPORTER", "none"),
+        ] {
+            assert!(!traces(&[(name, value)]).enabled, "{name}");
+        }
+        assert!(traces(&[("OTEL_TRACES_EXPORTER", "otlp")]).enabled);
+        assert!(
+            traces(&[("OTEL_TRACES_EXPORTER", "otlp")])
+                .endpoint
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_bad_collector_is_told_of() {
+        let said = |name: &str, value: &str| {
+            let set = [(format!("TEST_TRACES__{name}"), value.to_owned())];
+            load(set).unwrap_err().to_string()
+        };
+        for (name, value, told) in [
+            (
+                "ENDPOINT",
+                "grpc://c:4317",
+                "scheme `grpc` is not supported",
+            ),
+            (
+                "ENDPOINT",
+                "http://u:s3cret@c/",
+                "traces.endpoint: must have no login",
+            ),
+            ("HEADERS", "s3cret", "traces.headers: header 1 has no `=`"),
+            ("RATIO", "1.5", "traces.ratio: must be between 0 and 1"),
+            ("TIMEOUT", "1ms", "traces.timeout: must be 100ms or more"),
+        ] {
+            let error = said(name, value);
+            assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! `[log]`: logging.
+
+use serde::Deserialize;
+
+use super::problem::SectionProblems;
+use crate::log::filter;
+
+/// `[log]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Log {
+    /// Level or filter.
+    pub level: String,
+    /// Form.
+    pub format: LogFormat,
+}
+
+impl Log {
+    /// Adds the broken rules of the section.
+    pub fn check(&self, problems: &mut SectionProblems<'_>) {
+        if let Err(error) = filter(&self.level, env!("CARGO_CRATE_NAME")) {
+            problems.add("level", error.to_string());
+        }
+    }
+}
+
+/// Format of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Human on a terminal, JSON otherwise.
+    Auto,
+    /// Human.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
