@@ -2,8 +2,10 @@
 //!
 //! Layers, each of which depends only on those below it: [`cli`]; [`manager`], `doctor` and [`tasks`]; [`transfer`],
 //! the domain, which depends neither on Celery nor on the commands of this program. The worker and its process are the
-//! crates `celery-worker` and `celery-worker-cli`. [`settings`], `process`, [`health`], [`notify`], [`metrics`] and
+//! crates `celery-worker` and `celery-worker-cli`. [`settings`], `process`, [`heartbeats`], [`notify`], [`metrics`] and
 //! [`faults`] are used by all layers. `advice` adds the commands of this program to the texts of failures.
+
+#![warn(unreachable_pub)]
 
 use celery_worker_cli::Program;
 
@@ -11,7 +13,7 @@ pub(crate) mod advice;
 pub mod cli;
 pub(crate) mod doctor;
 pub mod faults;
-pub mod health;
+pub mod heartbeats;
 pub mod manager;
 pub mod metrics;
 pub mod notify;

@@ -32,7 +32,7 @@ const POLL: Duration = Duration::from_millis(20);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// A command that runs as described above, with both outputs piped.
-pub fn command(program: &Path) -> Command {
+pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     command.env("PATH", search_path());
@@ -76,7 +76,7 @@ exit "$status"
 /// As [`command`], for a program that must not outlive this process: it runs as long as the pipe
 /// on its standard input is held. Ended by a signal, it exits with 128 and the signal's number, as
 /// by a shell.
-pub fn guarded(program: &Path) -> Command {
+pub(crate) fn guarded(program: &Path) -> Command {
     let mut guard = command(Path::new("/bin/sh"));
     guard
         .args(["-c", GUARD, "ccat-transfer-guard"])
@@ -88,7 +88,7 @@ pub fn guarded(program: &Path) -> Command {
 /// The absolute path of a program: itself, or the first executable of that name on `PATH`.
 ///
 /// None if there is none.
-pub fn find_program(program: &Path) -> Option<PathBuf> {
+pub(crate) fn find_program(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         let absolute = std::path::absolute(program).ok()?;
         return is_executable(&absolute).then_some(absolute);
@@ -109,7 +109,7 @@ fn is_executable(path: &Path) -> bool {
 
 /// A process group that we started; killed when dropped, unless it is known to be gone.
 #[derive(Debug)]
-pub struct Group {
+pub(crate) struct Group {
     id: Option<Pid>,
 }
 
@@ -118,7 +118,7 @@ impl Group {
     ///
     /// # Errors
     /// If the child has no id any more, or one that must never be signalled.
-    pub fn of(child: &Child) -> io::Result<Self> {
+    pub(crate) fn of(child: &Child) -> io::Result<Self> {
         let id = child
             .id()
             .and_then(signalled_safely)
@@ -133,7 +133,7 @@ impl Group {
     /// is ours as long as any of the group lives, but after that it may become another's.
     ///
     /// False if something survived even that, which only a hanging system call does.
-    pub async fn end(mut self, kill_after: Duration) -> bool {
+    pub(crate) async fn end(mut self, kill_after: Duration) -> bool {
         for (signal, limit) in [(Signal::SIGTERM, kill_after), (Signal::SIGKILL, KILL_LIMIT)] {
             if !self.signal(signal) || self.vanishes(limit).await {
                 self.id = None;

@@ -113,7 +113,7 @@ async fn work(
         .watched(health.liveness().start("manager", longest), passes);
 
     let alive = context
-        .health()?
+        .heartbeats()?
         .service(&context.settings.health.manager_name);
     health.enter(Phase::Running);
     let stop = CancellationToken::new();

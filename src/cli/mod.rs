@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::health::Health;
+use crate::heartbeats::Heartbeats;
 use crate::settings::{self, CONFIG_VARIABLE, Settings, SettingsError};
 use crate::{PROGRAM, advice, tasks};
 use celery_worker::broker::BrokerError;
@@ -228,8 +228,8 @@ impl Context {
         Ok(Repository::open(database, self.settings.ops_db.text_enum_labels).await?)
     }
 
-    fn health(&self) -> Result<Health, CliError> {
-        Health::new(&self.settings.health)
+    fn heartbeats(&self) -> Result<Heartbeats, CliError> {
+        Heartbeats::new(&self.settings.health)
             .map_err(|e| CliError::configuration(format!("health.redis_url: {e}")))
     }
 

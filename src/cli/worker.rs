@@ -7,7 +7,7 @@ use clap::Args;
 use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Context, output, table};
-use crate::health::Health;
+use crate::heartbeats::Heartbeats;
 use crate::manager::{Manager, keep_recovering, longest_sweep};
 use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
@@ -51,10 +51,10 @@ pub(super) async fn run(
             warm_shutdown: Some(shutdown_timeout).filter(|limit| !limit.is_zero()),
             deadline,
         };
-        let signs = context.health()?;
-        alive = signs.service(&context.settings.health.worker_name);
+        let heartbeats = context.heartbeats()?;
+        alive = heartbeats.service(&context.settings.health.worker_name);
         let register =
-            async |parts| register(context, parts, repository, notifier.clone(), signs).await;
+            async |parts| register(context, parts, repository, notifier.clone(), heartbeats).await;
         process
             .build_worker(worker, &health, options, shutdown, register)
             .await
@@ -73,7 +73,7 @@ async fn register(
     parts: WorkerParts,
     repository: Repository,
     notifier: Notifier,
-    signs: Health,
+    heartbeats: Heartbeats,
 ) -> Result<Registry, CliError> {
     let WorkerParts {
         hostname,
@@ -115,7 +115,7 @@ async fn register(
     let context = tasks::Context {
         transfers: DataTransferTask::new(transfers)
             .with_notifier(notifier)
-            .with_health(signs),
+            .with_heartbeats(heartbeats),
         manager: Arc::new(manager),
     };
     // For as long as the process lives.

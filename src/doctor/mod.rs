@@ -31,7 +31,7 @@ const AT_ONCE: usize = 8;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
-pub enum Check {
+pub(crate) enum Check {
     /// The settings are valid, and secrets are safe.
     Settings,
     /// The attempts' logs can be written.
@@ -85,7 +85,7 @@ pub enum Check {
 /// How it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// As it should be.
     Green,
     /// It works, and may be a matter of time.
@@ -128,7 +128,7 @@ impl Outcome {
 
 /// What a check found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub(crate) struct Finding {
     /// Which one.
     pub check: Check,
     /// What was looked at; empty where there is only one.
@@ -143,7 +143,7 @@ pub struct Finding {
 
 /// What is to be looked at.
 #[derive(Debug, Clone)]
-pub struct Wishes {
+pub(crate) struct Wishes {
     /// Only the locations of these sites, by short name, and links from or to them; all if empty.
     pub sites: Vec<String>,
     /// Queues beside those of the locations.
@@ -155,7 +155,7 @@ pub struct Wishes {
 }
 
 /// Looks at everything.
-pub struct Doctor {
+pub(crate) struct Doctor {
     settings: Arc<Settings>,
     /// This host's name.
     host: String,
@@ -167,7 +167,7 @@ pub struct Doctor {
 impl Doctor {
     /// A doctor on the host of this name.
     #[must_use]
-    pub fn new(settings: Arc<Settings>, host: String, wishes: Wishes) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, host: String, wishes: Wishes) -> Self {
         let further = settings.transfer.local_hosts.iter().map(String::as_str);
         let local = LocalHost::new(&host, further);
         Self {
@@ -180,7 +180,7 @@ impl Doctor {
     }
 
     /// Everything that was found, in a fixed order.
-    pub async fn examine(&self) -> Vec<Finding> {
+    pub(crate) async fn examine(&self) -> Vec<Finding> {
         let (names, known) = oneshot::channel();
         let (here, (database, places), broker, services) = tokio::join!(
             self.look_here(),
@@ -239,7 +239,7 @@ impl Doctor {
 
 /// What is to be said of settings that cannot be used; nothing else can be looked at then.
 #[must_use]
-pub fn unusable(error: &crate::settings::SettingsError) -> Vec<Finding> {
+pub(crate) fn unusable(error: &crate::settings::SettingsError) -> Vec<Finding> {
     let finding = |problem: &crate::settings::Problem| Finding {
         check: Check::Settings,
         subject: String::new(),

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome};
 use crate::PROGRAM;
-use crate::health::{Heartbeat as _, RedisKeys};
+use crate::heartbeats::{HeartbeatWriter as _, RedisKeys};
 use celery_worker::broker::Broker;
 use celery_worker::broker::amqp::Amqp;
 use celery_worker_cli::traces;

@@ -9,7 +9,7 @@ use celery_worker_cli::settings::SectionProblems;
 /// `[manager]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Manager {
+pub struct ManagerSettings {
     /// Pause between two passes.
     #[serde(with = "humantime_serde")]
     pub sleep_time: Duration,
@@ -23,7 +23,7 @@ pub struct Manager {
     pub sites: Vec<String>,
 }
 
-impl Manager {
+impl ManagerSettings {
     /// Adds the broken rules of the section.
     pub(super) fn check(&self, problems: &mut SectionProblems<'_>) {
         problems.require(!self.sleep_time.is_zero(), "sleep_time", "must be above 0");

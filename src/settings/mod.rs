@@ -26,7 +26,7 @@ pub use celery_worker_cli::settings::{
     Traces,
 };
 pub use health::Health;
-pub use manager::Manager;
+pub use manager::ManagerSettings;
 pub use notifications::Notifications;
 pub use ops_db::{DatabaseType, EnumLabels, OpsDb, SslMode};
 pub use routes::{LinkSettings, RouteOverride, Slowness};
@@ -93,7 +93,7 @@ pub struct Settings {
     #[serde(default)]
     pub routes: Vec<RouteOverride>,
     /// The manager's loop.
-    pub manager: Manager,
+    pub manager: ManagerSettings,
     /// Notices to the administrators.
     pub notifications: Notifications,
     /// Signs of life.

@@ -10,7 +10,7 @@ use entity::{Action, Status};
 use super::notices::{self, BrokenLinks};
 use crate::advice;
 use crate::faults::fault_point;
-use crate::health::Health;
+use crate::heartbeats::Heartbeats;
 use crate::notify::Notifier;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::TransferError;
@@ -34,7 +34,7 @@ const HANDOVER_LOOK: Duration = Duration::from_millis(200);
 pub struct DataTransferTask {
     service: TransferService,
     notifier: Option<Notifier>,
-    health: Health,
+    heartbeats: Heartbeats,
     broken_links: Arc<BrokenLinks>,
 }
 
@@ -85,7 +85,7 @@ impl DataTransferTask {
         Self {
             service,
             notifier: None,
-            health: Health::default(),
+            heartbeats: Heartbeats::default(),
             broken_links: Arc::default(),
         }
     }
@@ -99,10 +99,10 @@ impl DataTransferTask {
         }
     }
 
-    /// Gives signs of life while a task runs.
+    /// Sends heartbeats while a task runs.
     #[must_use]
-    pub fn with_health(self, health: Health) -> Self {
-        Self { health, ..self }
+    pub fn with_heartbeats(self, heartbeats: Heartbeats) -> Self {
+        Self { heartbeats, ..self }
     }
 
     /// Does one attempt. A failed one must be handed to [`DataTransferTask::on_failure`].
@@ -110,7 +110,7 @@ impl DataTransferTask {
     /// # Errors
     /// [`Failed`].
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
-        let _alive = self.health.task(&request.task_id);
+        let _alive = self.heartbeats.task(&request.task_id);
         note(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
         let done = self.service.run(request).await?;
         note_done(&done);

@@ -28,7 +28,7 @@ const NO_TRANSFER: TransferId = TransferId::new(0);
 
 /// A location's directory as one end of a link.
 #[derive(Debug, Clone)]
-pub struct LocationProbe {
+pub(crate) struct LocationProbe {
     role: Role,
     endpoint: Endpoint,
     root: AbsolutePath,
@@ -39,7 +39,7 @@ impl LocationProbe {
     ///
     /// # Errors
     /// What is unsafe or impossible about the location's row.
-    pub fn new(
+    pub(crate) fn new(
         role: Role,
         location: &LocationRecord,
         ssh: &Ssh,
@@ -55,19 +55,19 @@ impl LocationProbe {
 
     /// Which end it is.
     #[must_use]
-    pub fn role(&self) -> Role {
+    pub(crate) fn role(&self) -> Role {
         self.role
     }
 
     /// The other host, if it is on one.
     #[must_use]
-    pub fn remote(&self) -> Option<&Remote> {
+    pub(crate) fn remote(&self) -> Option<&Remote> {
         self.endpoint.remote()
     }
 
     /// Its directory.
     #[must_use]
-    pub fn root(&self) -> &AbsolutePath {
+    pub(crate) fn root(&self) -> &AbsolutePath {
         &self.root
     }
 
@@ -76,7 +76,7 @@ impl LocationProbe {
     /// # Errors
     /// [`TransferError::OriginRootMissing`], [`TransferError::OriginUnreadable`], or the error of an end
     /// that could not be reached.
-    pub async fn readable(&self) -> Result<(), TransferError> {
+    pub(crate) async fn readable(&self) -> Result<(), TransferError> {
         let path = || self.root.to_string();
         if let Some(problem) = self.endpoint.root_problem(&self.root).await? {
             return Err(problem.of(&self.root));
@@ -98,7 +98,7 @@ impl LocationProbe {
     ///
     /// # Errors
     /// That the end could not be asked.
-    pub async fn free_space(&self) -> Result<u64, TransferError> {
+    pub(crate) async fn free_space(&self) -> Result<u64, TransferError> {
         self.trial()?.free_space().await
     }
 
@@ -106,7 +106,7 @@ impl LocationProbe {
     ///
     /// # Errors
     /// That the directory is missing or may not be written, or that the end could not be asked.
-    pub async fn writable(&self) -> Result<(), TransferError> {
+    pub(crate) async fn writable(&self) -> Result<(), TransferError> {
         let trial = self.trial()?;
         trial.ensure_directory().await?;
         let made = trial.begin_partial(None).await;
@@ -159,7 +159,7 @@ impl Remote {
 ///
 /// # Errors
 /// [`TransferError::ProgramMissing`], or that it does not run.
-pub async fn bbcp_version(program: &Path) -> Result<String, TransferError> {
+pub(crate) async fn bbcp_version(program: &Path) -> Result<String, TransferError> {
     let shown = || program.display().to_string();
     let spawn = |source| TransferError::Spawn {
         program: shown(),

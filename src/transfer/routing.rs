@@ -4,7 +4,7 @@
 //! site and location names may hold `_` themselves.
 
 /// The queue of a location for this stage: `{prefix}{site}_{location}_data_transfer`.
-pub fn queue_name(prefix: &str, site_short_name: &str, location_name: &str) -> String {
+pub(crate) fn queue_name(prefix: &str, site_short_name: &str, location_name: &str) -> String {
     format!("{prefix}{site_short_name}_{location_name}_data_transfer")
 }
 

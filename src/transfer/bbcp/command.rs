@@ -14,14 +14,14 @@ use crate::transfer::error::TransferError;
 use crate::transfer::plan::Plan;
 
 /// bbcp's own variable for a file with further options; a stray `~/.bbcp.cf` must not count.
-pub const CONFIG_VARIABLE: (&str, &str) = ("bbcp_CONFIGFN", "/dev/null");
+pub(crate) const CONFIG_VARIABLE: (&str, &str) = ("bbcp_CONFIGFN", "/dev/null");
 
 /// With 1, bbcp floods its output with rates that are no numbers.
 const LEAST_PROGRESS_INTERVAL: u32 = 2;
 
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Invocation {
+pub(crate) struct Invocation {
     /// Absolute: bbcp starts itself again by this name.
     pub program: PathBuf,
     /// Its arguments.
@@ -33,7 +33,7 @@ impl Invocation {
     ///
     /// # Errors
     /// [`TransferError::ProgramMissing`].
-    pub fn new(plan: &Plan) -> Result<Self, TransferError> {
+    pub(crate) fn new(plan: &Plan) -> Result<Self, TransferError> {
         let program =
             find_program(&plan.bbcp.program).ok_or_else(|| TransferError::ProgramMissing {
                 program: plan.bbcp.program.display().to_string(),
@@ -56,7 +56,7 @@ impl fmt::Display for Invocation {
 }
 
 /// bbcp's arguments for a plan.
-pub fn arguments(plan: &Plan) -> Vec<String> {
+pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
     let bbcp = &plan.bbcp;
     let mut line = CommandLine(Vec::new());
     line.flag("-v");

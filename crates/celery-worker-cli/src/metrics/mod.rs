@@ -28,7 +28,7 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
-    process: Arc<process::Process>,
+    process: Arc<process::ProcessMetrics>,
     scrape_error: IntGaugeVec,
 }
 
@@ -55,7 +55,7 @@ impl Metrics {
         registry.register(Box::new(scrape_error.clone()))?;
         let metrics = Self {
             registry,
-            process: Arc::new(process::Process::new()?),
+            process: Arc::new(process::ProcessMetrics::new()?),
             scrape_error,
         };
         metrics.add(&metrics.process.gauges())?;

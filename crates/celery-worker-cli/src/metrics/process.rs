@@ -14,7 +14,7 @@ use super::Registered;
 
 /// The gauges.
 #[derive(Debug)]
-pub(super) struct Process {
+pub(super) struct ProcessMetrics {
     cpu: Counter,
     resident: Gauge,
     virtual_memory: Gauge,
@@ -24,7 +24,7 @@ pub(super) struct Process {
     start: Gauge,
 }
 
-impl Process {
+impl ProcessMetrics {
     /// Of this process, which has just begun.
     ///
     /// # Errors
@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn the_kernel_is_understood() -> Result<(), Error> {
-        let process = Process::new()?;
+        let process = ProcessMetrics::new()?;
         process.read();
         assert!(process.resident.get() > 1e6, "{}", process.resident.get());
         assert!(process.virtual_memory.get() >= process.resident.get());

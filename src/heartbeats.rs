@@ -1,9 +1,7 @@
-//! Signs of life for CCAT's monitors: keys in Redis that are there while a service or a task lives.
+//! Heartbeats for CCAT's monitors: keys in Redis that exist while a service or a task lives.
 //!
-//! `health:{service_type}:{service_name}` = `alive` is what the Python services keep, written anew
-//! every 30 s and gone after 90 s; whoever misses it takes the service for dead. Off unless the
-//! settings name a Redis. Nothing waits for these keys, and one that cannot be written is only
-//! worth a line in the log.
+//! The Python services keep `health:{service_type}:{service_name}` = `alive`, written every 30 s with a lifetime of 90 s.
+//! Off unless the settings name a Redis. Nothing waits for these keys; one that cannot be written is logged.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,30 +16,29 @@ use crate::settings;
 use celery_worker::results::{self, ResultError};
 use service_connection::error_chain::chain;
 
-/// How long one sign may take.
+/// Time limit of one heartbeat.
 const WITHIN: Duration = Duration::from_secs(5);
 
 /// A cause of any type.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
-/// Writes signs of life somewhere. [`RedisKeys`] is what CCAT has; a monitor that wants something
-/// else gets an implementation of its own.
+/// Destination of heartbeats.
 #[async_trait]
-pub trait Heartbeat: Send + Sync {
-    /// Whatever goes by `key` is alive.
+pub trait HeartbeatWriter: Send + Sync {
+    /// Writes a heartbeat of `key`.
     ///
     /// # Errors
-    /// That it could not be written. It is tried again at the next beat.
+    /// It could not be written. The next heartbeat follows after the interval.
     async fn beat(&self, key: &str) -> Result<(), Cause>;
 
-    /// It has ended as it should.
+    /// Removes `key` at the regular end.
     ///
     /// # Errors
-    /// That it could not be written. Its last sign runs out.
+    /// It could not be removed. Its last heartbeat expires.
     async fn end(&self, key: &str) -> Result<(), Cause>;
 }
 
-/// Keys with the value `alive` that run out. Signs are rare: each has a connection of its own.
+/// Keys in Redis with the value `alive` and a lifetime. Heartbeats are rare, so each has its own connection.
 pub struct RedisKeys {
     client: redis::Client,
     ttl: Duration,
@@ -51,7 +48,7 @@ impl RedisKeys {
     /// Opens no connection yet.
     ///
     /// # Errors
-    /// What is wrong with the URL.
+    /// The URL cannot be used.
     pub fn new(url: &str, ttl: Duration) -> Result<Self, ResultError> {
         let client = results::redis_client(url)?;
         Ok(Self { client, ttl })
@@ -59,7 +56,7 @@ impl RedisKeys {
 }
 
 #[async_trait]
-impl Heartbeat for RedisKeys {
+impl HeartbeatWriter for RedisKeys {
     async fn beat(&self, key: &str) -> Result<(), Cause> {
         let seconds = self.ttl.as_secs().max(1);
         let mut connection = self.client.get_multiplexed_async_connection().await?;
@@ -72,25 +69,25 @@ impl Heartbeat for RedisKeys {
     }
 }
 
-/// What the settings say of signs of life.
+/// The heartbeats of a process.
 #[derive(Clone, Default)]
-pub struct Health {
-    writer: Option<Arc<dyn Heartbeat>>,
+pub struct Heartbeats {
+    writer: Option<Arc<dyn HeartbeatWriter>>,
     service_type: String,
     task_key: String,
     every: Duration,
 }
 
-impl Health {
-    /// As the settings say.
+impl Heartbeats {
+    /// Heartbeats as the settings define them.
     ///
     /// # Errors
-    /// What is wrong with the URL.
+    /// The URL cannot be used.
     pub fn new(settings: &settings::Health) -> Result<Self, ResultError> {
         let url = settings.redis_url.expose_secret();
         let writer = match url {
             "" => None,
-            url => Some(Arc::new(RedisKeys::new(url, settings.ttl)?) as Arc<dyn Heartbeat>),
+            url => Some(Arc::new(RedisKeys::new(url, settings.ttl)?) as Arc<dyn HeartbeatWriter>),
         };
         Ok(Self {
             writer,
@@ -100,33 +97,32 @@ impl Health {
         })
     }
 
-    /// With signs of life written by `writer`.
+    /// Heartbeats that `writer` writes.
     #[must_use]
-    pub fn with_writer(mut self, writer: Arc<dyn Heartbeat>) -> Self {
+    pub fn with_writer(mut self, writer: Arc<dyn HeartbeatWriter>) -> Self {
         self.writer = Some(writer);
         self
     }
 
-    /// Gives signs of life of a service until the answer is dropped.
+    /// Sends heartbeats of a service until the returned value is dropped.
     #[must_use]
-    pub fn service(&self, name: &str) -> Option<Beating> {
+    pub fn service(&self, name: &str) -> Option<Heartbeat> {
         self.keep(format!("health:{}:{name}", self.service_type))
     }
 
-    /// Gives signs of life of a task until the answer is dropped; only if the settings have a key
-    /// for it.
+    /// Sends heartbeats of a task until the returned value is dropped, if the settings have a key for it.
     #[must_use]
-    pub fn task(&self, task_id: &str) -> Option<Beating> {
+    pub fn task(&self, task_id: &str) -> Option<Heartbeat> {
         match self.task_key.as_str() {
             "" => None,
             key => self.keep(key.replace("{task_id}", task_id)),
         }
     }
 
-    fn keep(&self, key: String) -> Option<Beating> {
+    fn keep(&self, key: String) -> Option<Heartbeat> {
         let writer = self.writer.clone()?;
         let beats = tokio::spawn(beat(writer.clone(), key.clone(), self.every));
-        Some(Beating {
+        Some(Heartbeat {
             beats: Some(AbortOnDropHandle::new(beats)),
             writer,
             key,
@@ -134,15 +130,15 @@ impl Health {
     }
 }
 
-/// Signs of life that go on until this is dropped; the key is then removed.
-pub struct Beating {
+/// A sequence of heartbeats. Dropping it removes the key.
+pub struct Heartbeat {
     beats: Option<AbortOnDropHandle<()>>,
-    writer: Arc<dyn Heartbeat>,
+    writer: Arc<dyn HeartbeatWriter>,
     key: String,
 }
 
-impl Beating {
-    /// Ends it, and waits for the key to be gone.
+impl Heartbeat {
+    /// Ends the heartbeats, and waits for the removal of the key.
     pub async fn end(mut self) {
         if let Some(beats) = self.beats.take() {
             beats.abort();
@@ -152,7 +148,7 @@ impl Beating {
     }
 }
 
-impl Drop for Beating {
+impl Drop for Heartbeat {
     fn drop(&mut self) {
         let (Some(beats), Ok(runtime)) = (self.beats.take(), tokio::runtime::Handle::try_current())
         else {
@@ -167,7 +163,7 @@ impl Drop for Beating {
     }
 }
 
-async fn beat(writer: Arc<dyn Heartbeat>, key: String, every: Duration) {
+async fn beat(writer: Arc<dyn HeartbeatWriter>, key: String, every: Duration) {
     let mut beats = interval(every);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -176,7 +172,7 @@ async fn beat(writer: Arc<dyn Heartbeat>, key: String, every: Duration) {
     }
 }
 
-async fn remove(writer: &dyn Heartbeat, key: &str) {
+async fn remove(writer: &dyn HeartbeatWriter, key: &str) {
     report(key, timeout(WITHIN, writer.end(key)).await);
 }
 
@@ -216,7 +212,7 @@ mod tests {
     }
 
     #[async_trait]
-    impl Heartbeat for Kept {
+    impl HeartbeatWriter for Kept {
         async fn beat(&self, key: &str) -> Result<(), Cause> {
             self.note("beat", key);
             Err("a failure does not end it".into())
@@ -230,11 +226,11 @@ mod tests {
     #[tokio::test]
     async fn signs_are_given_until_the_end() {
         let kept = Arc::new(Kept::default());
-        let health = Health {
+        let health = Heartbeats {
             service_type: "data_transfer".into(),
             task_key: "task:{task_id}".into(),
             every: Duration::from_millis(1),
-            ..Health::default()
+            ..Heartbeats::default()
         }
         .with_writer(kept.clone());
         let (service, task) = (health.service("transfer_manager"), health.task("a"));
@@ -255,7 +251,7 @@ mod tests {
 
     #[test]
     fn without_a_redis_there_is_nothing() {
-        assert!(Health::default().service("x").is_none());
-        assert!(Health::default().task("x").is_none());
+        assert!(Heartbeats::default().service("x").is_none());
+        assert!(Heartbeats::default().task("x").is_none());
     }
 }
