@@ -1,8 +1,8 @@
-//! A place at a site where packages are.
+//! A storage location at a site.
 //!
-//! The base class of a joined-table inheritance: `storage_type` tells which kind it is, and a disk
-//! has a further row in [`crate::disk_data_location`]. The tables of the other kinds are not read;
-//! bbcp cannot reach them.
+//! Base class of a joined-table inheritance in SQLAlchemy: `storage_type` selects the kind, and a location on a disk
+//! has one more row in [`crate::disk_data_location`]. The tables of the other kinds are not read, because bbcp cannot
+//! reach such locations.
 
 use sea_orm::entity::prelude::*;
 
@@ -12,36 +12,36 @@ use crate::{Label, LocationType, StorageType};
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "data_location")]
 pub struct Model {
-    /// Key.
+    /// Primary key.
     #[sea_orm(primary_key, select_as = "bigint")]
     pub id: i64,
-    /// Name in queue names.
+    /// Name, as used in queue names.
     pub name: String,
-    /// What it is for.
+    /// Purpose of the location.
     #[sea_orm(select_as = "text")]
     pub location_type: Label<LocationType>,
-    /// What it is made of.
+    /// Kind of storage.
     #[sea_orm(select_as = "text")]
     pub storage_type: Label<StorageType>,
-    /// Order of use among a site's locations.
+    /// Order of use among the locations of one site, lowest first.
     #[sea_orm(select_as = "bigint")]
     pub priority: Option<i64>,
-    /// The site.
+    /// Id of the site.
     #[sea_orm(select_as = "bigint")]
     pub site_id: i64,
 }
 
-/// Columns that a schema may lack.
+/// Columns that the live schema may lack.
 #[derive(Debug, Clone, Copy, DeriveIden)]
 pub enum Optional {
-    /// Whether the location is in use; it is where the column is missing.
+    /// True if the location is in use. Without the column, every location is in use.
     Active,
 }
 
-/// Relations.
+/// Relations to other tables.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {
-    /// The site.
+    /// The site of the location.
     #[sea_orm(
         belongs_to = "super::site::Entity",
         from = "Column::SiteId",

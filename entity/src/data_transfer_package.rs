@@ -1,4 +1,4 @@
-//! A file that is to be transferred.
+//! A package: one file to transfer.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,30 +6,30 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "data_transfer_package")]
 pub struct Model {
-    /// Key.
+    /// Primary key.
     #[sea_orm(primary_key, select_as = "bigint")]
     pub id: i64,
     /// Name of the file.
     pub file_name: String,
-    /// Path below the location's root, with the file's name.
+    /// Path relative to the root directory of a location, including the file name.
     pub relative_path: String,
     /// Size in bytes.
     #[sea_orm(select_as = "bigint")]
     pub size: Option<i64>,
-    /// Checksum, in whichever form the producer wrote it.
+    /// Checksum, in the format that the producer wrote.
     pub checksum: Option<String>,
 }
 
-/// Columns that a schema may lack.
+/// Columns that the live schema may lack.
 #[derive(Debug, Clone, Copy, DeriveIden)]
 pub enum Optional {
     /// [`crate::PackageState`] of the package.
     Status,
-    /// When the package was made.
+    /// Time at which the package was created.
     CreatedAt,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,4 +1,4 @@
-//! A way from site to site.
+//! A route between two sites.
 
 use sea_orm::entity::prelude::*;
 
@@ -8,30 +8,30 @@ use crate::{Label, RouteType};
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "data_transfer_route")]
 pub struct Model {
-    /// Key.
+    /// Primary key.
     #[sea_orm(primary_key, select_as = "bigint")]
     pub id: i64,
-    /// From here.
+    /// Id of the site to copy from.
     #[sea_orm(select_as = "bigint")]
     pub origin_site_id: i64,
-    /// To there.
+    /// Id of the site to copy to.
     #[sea_orm(select_as = "bigint")]
     pub destination_site_id: i64,
-    /// By which program, e.g. `bbcp`.
+    /// Program that makes the copies, e.g. `bbcp`.
     #[sea_orm(select_as = "text")]
     pub method: Option<String>,
-    /// How it leads.
+    /// Kind of route.
     #[sea_orm(select_as = "text")]
     pub route_type: Label<RouteType>,
-    /// Only from this location, where it is set.
+    /// If set, the route is valid only from this location.
     #[sea_orm(select_as = "bigint")]
     pub origin_location_id: Option<i64>,
-    /// Only to this location, where it is set.
+    /// If set, the route is valid only to this location.
     #[sea_orm(select_as = "bigint")]
     pub destination_location_id: Option<i64>,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

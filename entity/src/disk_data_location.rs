@@ -1,4 +1,4 @@
-//! What a location on a disk has beyond [`crate::data_location`].
+//! Further columns of a [`crate::data_location`] that is on a disk.
 
 use sea_orm::entity::prelude::*;
 
@@ -6,16 +6,16 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "disk_data_location")]
 pub struct Model {
-    /// Key, and that of the location.
+    /// Primary key; equal to the id of the location.
     #[sea_orm(primary_key, auto_increment = false, select_as = "bigint")]
     pub data_location_id: i64,
-    /// The host; none where it is the one that looks.
+    /// Host with the disk; null if the disk is mounted on the host that reads the row.
     pub host: Option<String>,
-    /// The root directory.
+    /// Root directory of the location.
     pub path: String,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

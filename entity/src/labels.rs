@@ -1,4 +1,4 @@
-//! The ops-db's enums and how their labels are read.
+//! Enums of the ops-db, and how their labels are parsed.
 
 use std::fmt;
 
@@ -8,23 +8,23 @@ use serde::{Serialize, Serializer};
 
 /// An enum of the ops-db.
 ///
-/// SQLAlchemy stores either the member's name (`PENDING`, its default) or its value (`pending`).
-/// In all of these enums the value is the name in lower case.
+/// SQLAlchemy stores either the name of a member (`PENDING`, the default) or its value (`pending`). In all of these
+/// enums the value is the name in lower case.
 pub trait DatabaseEnum: fmt::Debug + Copy + Eq + 'static {
-    /// Every member, in the order in which Python declares them.
+    /// All members, in the order in which the Python package declares them.
     const ALL: &'static [Self];
-    /// The name that SQLAlchemy gives a native PostgreSQL type: the class in lower case.
+    /// Name that SQLAlchemy gives to the native PostgreSQL type: the class name in lower case.
     const TYPE_NAME: &'static str;
 
-    /// The member's name, e.g. `IN_PROGRESS`.
+    /// Name of the member, e.g. `IN_PROGRESS`.
     fn name(self) -> &'static str;
 
-    /// The member's value, e.g. `in_progress`.
+    /// Value of the member, e.g. `in_progress`.
     fn value(self) -> String {
         self.name().to_ascii_lowercase()
     }
 
-    /// The member that a label means; names and values are both understood, in any case.
+    /// Returns the member for a label. Names and values are accepted, in upper or lower case.
     fn from_label(label: &str) -> Option<Self> {
         Self::ALL
             .iter()
@@ -71,35 +71,35 @@ macro_rules! database_enum {
 database_enum! {
     /// State of an operation on a package, here of a transfer.
     Status as "status" {
-        /// Waiting for the manager.
+        /// Waits for the manager to send a message.
         Pending = "PENDING",
-        /// A message was sent.
+        /// The manager has sent a message; no worker has taken it yet.
         Scheduled = "SCHEDULED",
-        /// A worker is at it.
+        /// A worker runs an attempt.
         InProgress = "IN_PROGRESS",
-        /// Done.
+        /// The file is at its destination.
         Completed = "COMPLETED",
-        /// Given up.
+        /// No further attempt is made.
         Failed = "FAILED",
     }
 }
 
 database_enum! {
-    /// What a location is for.
+    /// Purpose of a location.
     LocationType as "locationtype" {
-        /// Instruments write here.
+        /// Instruments write their data here.
         Source = "SOURCE",
-        /// Packages wait here for a transfer, or arrive here.
+        /// Packages wait here for a transfer, or arrive here from one.
         Buffer = "BUFFER",
-        /// Packages stay here.
+        /// Packages are stored here permanently.
         LongTermArchive = "LONG_TERM_ARCHIVE",
-        /// Data are staged here.
+        /// Data are staged here for processing.
         Processing = "PROCESSING",
     }
 }
 
 database_enum! {
-    /// What a location is made of. bbcp reaches disks only.
+    /// Kind of storage of a location. bbcp can reach disks only.
     StorageType as "storagetype" {
         /// A file system.
         Disk = "DISK",
@@ -111,13 +111,13 @@ database_enum! {
 }
 
 database_enum! {
-    /// How a route leads from site to site.
+    /// Kind of a route between two sites.
     RouteType as "routetype" {
-        /// Past the destination's buffer.
+        /// Bypasses the buffer of the destination site.
         Direct = "DIRECT",
-        /// Through another site.
+        /// Leads through another site.
         Relay = "RELAY",
-        /// From one certain location to another.
+        /// Leads from one specific location to another.
         Custom = "CUSTOM",
     }
 }
@@ -125,36 +125,36 @@ database_enum! {
 database_enum! {
     /// State of a package.
     PackageState as "packagestate" {
-        /// Not yet on its way.
+        /// The transfer has not started.
         Waiting = "WAITING",
-        /// On its way.
+        /// The transfer runs.
         Transferring = "TRANSFERRING",
-        /// At its goal.
+        /// The package is at its final destination.
         Archived = "ARCHIVED",
-        /// Given up.
+        /// No further attempt is made.
         Failed = "FAILED",
     }
 }
 
-/// What an enum column of the ops-db holds.
+/// Value of an enum column of the ops-db.
 ///
-/// The schema is not ours and may gain members; one row with a new one must not make a whole list
-/// unreadable, so reading never fails.
+/// The schema belongs to another project and may get new members. Parsing never fails, so that one row with a new
+/// member does not make a whole list unreadable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Label<E> {
     /// A member that this program knows.
     Known(E),
-    /// Something else, as it stands in the database.
+    /// Any other text, unchanged.
     Unknown(String),
 }
 
 impl<E: DatabaseEnum> Label<E> {
-    /// Reads a label; see [`DatabaseEnum::from_label`].
+    /// Parses a label; see [`DatabaseEnum::from_label`].
     pub fn parse(label: &str) -> Self {
         E::from_label(label).map_or_else(|| Self::Unknown(label.to_owned()), Self::Known)
     }
 
-    /// The member, if it is a known one.
+    /// Returns the member; `None` for an unknown label.
     pub fn known(&self) -> Option<E> {
         match self {
             Self::Known(member) => Some(*member),
@@ -162,12 +162,12 @@ impl<E: DatabaseEnum> Label<E> {
         }
     }
 
-    /// Whether it means this member.
+    /// Returns true if the label stands for this member.
     pub fn means(&self, member: E) -> bool {
         self.known() == Some(member)
     }
 
-    /// The member's name, or the unknown label.
+    /// Name of the member, or the unknown label.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Known(member) => member.name(),
@@ -194,8 +194,8 @@ impl<E: DatabaseEnum> TryGetable for Label<E> {
     }
 }
 
-// What follows lets a `Label` be the type of a model's field. Labels are *written* by the
-// program's `EnumColumn`, which knows the spelling and the type of the live column.
+// The following implementations allow `Label` as the type of a model's field. Labels are *written* with the program's
+// `EnumColumn`, which knows the spelling and the type of the live column.
 
 impl<E: DatabaseEnum> From<Label<E>> for Value {
     fn from(label: Label<E>) -> Self {

@@ -1,13 +1,12 @@
 //! SeaORM entities: the part of the ops-db that a transfer needs, and this project's own tables.
 //!
-//! The ops-db belongs to the Python package `ccat_ops_db`, whose source is not public. **Every
-//! table and column name that this project assumes about it is in this crate and nowhere else**;
-//! the program compares them with the live database when it starts.
+//! The ops-db belongs to the Python package `ccat_ops_db`, whose source is not public. **All assumptions of this
+//! project about its table and column names are in this crate and nowhere else**; the program compares them with the
+//! live database when it starts.
 //!
-//! Models hold only what is read. They are read through casts (`select_as`), because the owner of
-//! the schema chooses the exact types: an id may be `integer` or `bigint`, an enum may be a native
-//! type or text, a time may have a zone or none. Columns that a schema may lack are listed in an
-//! `Optional` enum beside the model.
+//! Models contain only the columns that are read. They are read with casts (`select_as`), because the owner of the
+//! schema chooses the exact types: an id can be `integer` or `bigint`, an enum can be a native type or text, and a time
+//! can have a time zone or not. The `Optional` enum of a module lists the columns that the live schema may lack.
 
 mod labels;
 mod timestamp;
@@ -31,7 +30,7 @@ pub use timestamp::{Timestamp, TimestampError};
 pub use transfer_worker_action::Action;
 pub use transfer_worker_attempt::Outcome;
 
-/// Tables of the ops-db that this project uses, in the order in which they can be created.
+/// Tables of the ops-db that this project uses, in the order in which they can be created (foreign keys).
 pub const OPS_DB_TABLES: [&str; 7] = [
     "site",
     "data_location",
@@ -52,5 +51,5 @@ pub const WORKER_TABLES: [&str; 6] = [
     "transfer_worker_schedule",
 ];
 
-/// Where Alembic keeps the version of a schema; who has this table owns the ops-db.
+/// Table in which Alembic stores the version of a schema. Its existence shows that Alembic manages the ops-db.
 pub const ALEMBIC_TABLE: &str = "alembic_version";

@@ -6,18 +6,18 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "site")]
 pub struct Model {
-    /// Key.
+    /// Primary key.
     #[sea_orm(primary_key, select_as = "bigint")]
     pub id: i64,
-    /// Name for people.
+    /// Full name of the site.
     pub name: String,
-    /// Name in queue names.
+    /// Short name, as used in queue names.
     pub short_name: String,
-    /// Where it is.
+    /// Geographic location.
     pub location: Option<String>,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

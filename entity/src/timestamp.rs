@@ -1,4 +1,4 @@
-//! Times in the ops-db's columns.
+//! Times in columns of the ops-db.
 
 use std::fmt;
 
@@ -9,14 +9,14 @@ use serde::{Serialize, Serializer};
 
 /// A time in a column of the ops-db, in UTC.
 ///
-/// SQLAlchemy's `DateTime` is `timestamp` on PostgreSQL, `DateTime(timezone=True)` is
-/// `timestamptz`, and on SQLite both are text. So a time is read as text, and written as a time
-/// without a zone: PostgreSQL assigns that to either type (sqlx sets the session's zone to UTC),
-/// and on SQLite it becomes the text that SQLAlchemy reads.
+/// SQLAlchemy's `DateTime` is `timestamp` on PostgreSQL, `DateTime(timezone=True)` is `timestamptz`, and both are text
+/// on SQLite. Therefore a time is read as text, and written as a time without a zone: PostgreSQL assigns it to either
+/// type (sqlx sets the time zone of the session to UTC), and on SQLite it becomes the text format that SQLAlchemy
+/// reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp(pub DateTime<Utc>);
 
-/// A text that is no time.
+/// A text that is not a time.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a time")]
 pub struct TimestampError(String);
@@ -24,8 +24,8 @@ pub struct TimestampError(String);
 impl std::str::FromStr for Timestamp {
     type Err = TimestampError;
 
-    /// Reads `2026-11-24 06:03:00`, with or without a fraction and an offset, `T` for the blank
-    /// allowed. Without an offset it is UTC.
+    /// Parses `2026-11-24 06:03:00`, optionally with `T` instead of the blank, a fraction and an offset. A time without
+    /// an offset is in UTC.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = text.trim().replacen('T', " ", 1).replacen('Z', "+00:00", 1);
         DateTime::parse_from_str(&plain, "%Y-%m-%d %H:%M:%S%.f%#z")

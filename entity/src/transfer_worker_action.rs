@@ -1,28 +1,28 @@
-//! What operators did about transfers, by whom and why.
+//! Actions of operators on transfers, with the operator's name and reason.
 //!
-//! As for the lease there is no foreign key to `data_transfer`.
+//! The table has no foreign key to `data_transfer`; see [`crate::transfer_worker_lease`] for the reason.
 
 use sea_orm::entity::prelude::*;
 use serde::Serialize;
 
-/// What an operator can do.
+/// An action of an operator on a transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, DeriveActiveEnum, Serialize)]
 #[sea_orm(rs_type = "String", db_type = "String(StringLen::N(16))")]
 #[serde(rename_all = "lowercase")]
 pub enum Action {
-    /// Have it tried again, now.
+    /// Make another attempt now.
     #[sea_orm(string_value = "retry")]
     Retry,
-    /// Stop it, whether it waits or runs.
+    /// Stop the transfer, whether it waits or runs.
     #[sea_orm(string_value = "cancel")]
     Cancel,
-    /// Give it up before it is tried (again).
+    /// Make no further attempt.
     #[sea_orm(string_value = "fail")]
     Fail,
 }
 
 impl Action {
-    /// The word for it, as it is stored.
+    /// Name of the action, as stored in the database.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -37,25 +37,25 @@ impl Action {
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "transfer_worker_action")]
 pub struct Model {
-    /// Key.
+    /// Primary key.
     #[sea_orm(primary_key)]
     pub id: i64,
-    /// The transfer.
+    /// Id of the transfer.
     pub data_transfer_id: i64,
-    /// When, by the database's clock.
+    /// Time of the action, by the database's clock.
     pub acted_at: DateTimeUtc,
-    /// What was done.
+    /// The action.
     pub action: Action,
-    /// By whom, `login@host`.
+    /// The operator, as `login@host`.
     pub operator: String,
-    /// Why, if that was said.
+    /// Reason, if the operator gave one.
     #[sea_orm(column_type = "Text", nullable)]
     pub reason: Option<String>,
-    /// The transfer's status before.
+    /// Status of the transfer before the action.
     pub previous_status: String,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

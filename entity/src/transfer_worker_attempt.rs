@@ -1,23 +1,24 @@
-//! The history of a transfer: one row for each attempt.
+//! History of transfers: one row for each attempt.
 
 use sea_orm::entity::prelude::*;
 use serde::Serialize;
 
-/// How an attempt ended.
+/// Outcome of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, EnumIter, DeriveActiveEnum, Serialize)]
 #[sea_orm(rs_type = "String", db_type = "String(StringLen::N(16))")]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// The file is at its goal.
+    /// The file is at its destination.
     #[sea_orm(string_value = "completed")]
     Completed,
-    /// It failed and is tried again.
+    /// The attempt failed; another one will follow.
     #[sea_orm(string_value = "retried")]
     Retried,
-    /// It failed for good.
+    /// The attempt failed; no further one will follow.
     #[sea_orm(string_value = "failed")]
     Failed,
-    /// It was stopped, or its worker died, or someone changed the row meanwhile. Not a failure.
+    /// The attempt was stopped, its worker died, or the row was changed by an operator or another program. Does not
+    /// count as a failure.
     #[sea_orm(string_value = "interrupted")]
     Interrupted,
 }
@@ -26,41 +27,41 @@ pub enum Outcome {
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "transfer_worker_attempt")]
 pub struct Model {
-    /// Key.
+    /// Primary key.
     #[sea_orm(primary_key)]
     pub id: i64,
-    /// The transfer.
+    /// Id of the transfer.
     pub data_transfer_id: i64,
-    /// Number of the attempt: 1, 2, … Interrupted ones count.
+    /// Number of the attempt: 1, 2, … Interrupted attempts count.
     pub attempt: i32,
     /// Celery's id of the task.
     pub task_id: String,
     /// Celery's name of the worker.
     pub worker: String,
-    /// Begin, by the database's clock.
+    /// Start of the attempt, by the database's clock.
     pub started_at: DateTimeUtc,
-    /// End; none while it runs.
+    /// End of the attempt; null while it runs.
     pub ended_at: Option<DateTimeUtc>,
-    /// How it ended; none while it runs.
+    /// Outcome of the attempt; null while it runs.
     pub outcome: Option<Outcome>,
-    /// Class of the error, stable and for programs.
+    /// Stable error code, for programs.
     pub error_code: Option<String>,
-    /// What happened, for people.
+    /// Error message, for people.
     #[sea_orm(column_type = "Text", nullable)]
     pub message: Option<String>,
     /// Bytes copied.
     pub bytes: Option<i64>,
-    /// Mean rate.
+    /// Mean rate of the copy, in bytes per second.
     pub rate_bytes_per_s: Option<i64>,
-    /// Digest that both ends agreed upon, `algorithm:hex`.
+    /// Digest on which origin and destination agree, as `algorithm:hex`.
     pub digest: Option<String>,
     /// Path of the log file on the worker's host.
     pub log_path: Option<String>,
-    /// Name under which the copy was written, until it was renamed or removed.
+    /// Temporary name of the copy at the destination; null after the file was renamed or removed.
     pub temporary_name: Option<String>,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

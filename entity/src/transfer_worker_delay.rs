@@ -1,10 +1,10 @@
-//! Which transfers are not to be tried before a certain time.
+//! Delays before the next attempt of failed transfers.
 //!
-//! Written when a transfer goes back to PENDING after a failure, gone when it is taken up again. It
-//! stands only as long as the transfer's `retry_count` is the one it was written with: an operator
-//! who resets that count wants the transfer tried now.
+//! A row is written when a transfer goes back to PENDING after a failure, and removed when a worker takes the transfer
+//! again. It is valid only while the transfer has the `retry_count` with which the row was written: an operator who
+//! resets that count wants an attempt now.
 //!
-//! As for the lease there is no foreign key to `data_transfer`.
+//! The table has no foreign key to `data_transfer`; see [`crate::transfer_worker_lease`] for the reason.
 
 use sea_orm::entity::prelude::*;
 
@@ -12,18 +12,18 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "transfer_worker_delay")]
 pub struct Model {
-    /// The transfer.
+    /// Id of the transfer.
     #[sea_orm(primary_key, auto_increment = false)]
     pub data_transfer_id: i64,
-    /// Not before this time, by the database's clock.
+    /// Earliest time of the next attempt, by the database's clock.
     pub not_before: DateTimeUtc,
-    /// The transfer's `retry_count` when this was written.
+    /// `retry_count` of the transfer when the row was written.
     pub retry_count: i64,
-    /// Class of the error that is waited out.
+    /// Error code of the failure that causes the delay.
     pub error_code: String,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,7 +1,7 @@
-//! Who is at a transfer now.
+//! Leases: the workers that currently run attempts.
 //!
-//! At most one row for a transfer. There is no foreign key to `data_transfer`: that table's owner
-//! must be able to delete rows, and to drop the table, without knowing of this one.
+//! A transfer has at most one lease. The table has no foreign key to `data_transfer`: the owner of that table must be
+//! able to delete rows, and to drop the table, without knowing about this one.
 
 use sea_orm::entity::prelude::*;
 
@@ -9,10 +9,10 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "transfer_worker_lease")]
 pub struct Model {
-    /// The transfer.
+    /// Id of the transfer.
     #[sea_orm(primary_key, auto_increment = false)]
     pub data_transfer_id: i64,
-    /// Secret of the holder: whoever takes the lease over writes a new one.
+    /// Secret of the holder. A worker that takes the lease over writes a new token.
     pub token: String,
     /// Number of the attempt.
     pub attempt: i32,
@@ -20,36 +20,36 @@ pub struct Model {
     pub task_id: String,
     /// Celery's name of the worker, `celery@host`.
     pub owner_node: String,
-    /// Its host.
+    /// Host of the worker.
     pub owner_host: String,
-    /// Its process.
+    /// Process id of the worker.
     pub owner_pid: i64,
-    /// Boot and PID namespace within which the process id means something.
+    /// Boot id and PID namespace in which the process id is valid.
     pub owner_pid_scope: String,
-    /// Start time of the process, in the kernel's units.
+    /// Start time of the process, in the kernel's units (clock ticks since boot).
     pub owner_started: String,
-    /// Begin of the lease, by the database's clock, as all times here.
+    /// Start of the lease. All times of this table are by the database's clock.
     pub acquired_at: DateTimeUtc,
-    /// Last renewal.
+    /// Time of the last renewal.
     pub renewed_at: DateTimeUtc,
-    /// End, unless it is renewed.
+    /// Expiry time, unless the lease is renewed before.
     pub expires_at: DateTimeUtc,
     /// Bytes copied so far.
     pub bytes_done: i64,
-    /// Bytes to copy, once known.
+    /// Bytes to copy; null until known.
     pub bytes_total: Option<i64>,
-    /// Current rate.
+    /// Current rate of the copy, in bytes per second.
     pub rate_bytes_per_s: i64,
-    /// Where the copy goes, `host:path`, once it is planned. Unique: no two leases have one
+    /// Path of the copy, as `host:path`; null until the copy is planned. Unique, so that no two leases have the same
     /// destination.
     pub destination: Option<String>,
-    /// What the holder is doing, once it has said so.
+    /// Current phase of the attempt; null in rows of older workers.
     pub phase: Option<String>,
-    /// Data streams of the copy, once it is planned.
+    /// Number of data streams of the copy; null until the copy is planned.
     pub streams: Option<i32>,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

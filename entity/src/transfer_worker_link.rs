@@ -1,8 +1,7 @@
-//! How the link between two sites may be used: limits, and whether it is paused.
+//! Links between two sites: their limits and pauses.
 //!
-//! A link without a row has no limits. The names are those of `site.short_name`, as in the
-//! settings' `[[routes]]`; as for the lease there is no foreign key, so that nothing here can keep
-//! the ops-db's owner from changing a site.
+//! A link without a row has no limits. The names are those of `site.short_name`, as in `[[routes]]` of the settings.
+//! The table has no foreign key, so that it never prevents the owner of the ops-db from changing a site.
 
 use sea_orm::entity::prelude::*;
 
@@ -10,38 +9,38 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "transfer_worker_link")]
 pub struct Model {
-    /// Short name of the site that copies come from.
+    /// Short name of the site to copy from.
     #[sea_orm(primary_key, auto_increment = false)]
     pub origin: String,
-    /// Short name of the site that they go to.
+    /// Short name of the site to copy to.
     #[sea_orm(primary_key, auto_increment = false)]
     pub destination: String,
-    /// Transfers that are SCHEDULED or IN_PROGRESS at once, at most; none for no limit.
+    /// Maximum number of transfers that are SCHEDULED or IN_PROGRESS at once; null for no limit.
     pub max_active: Option<i64>,
-    /// Higher comes first.
+    /// Priority; the highest is scheduled first.
     pub priority: i64,
-    /// Windows of the day with another `max_active`, one a line.
+    /// Times of the day with another `max_active`, one window per line.
     pub capacity: String,
-    /// bbcp's streams, instead of the settings'.
+    /// Number of bbcp's streams; overrides the settings.
     pub streams: Option<i64>,
-    /// bbcp's TCP window, instead of the settings'.
+    /// TCP window of bbcp; overrides the settings.
     pub tcp_window: Option<String>,
-    /// bbcp's rate limit, instead of the settings'.
+    /// Rate limit of bbcp; overrides the settings.
     pub max_rate: Option<String>,
-    /// Since when no copy starts; none while the link is open. By the database's clock.
+    /// Time since which no copy starts, by the database's clock; null while the link is open.
     pub paused_at: Option<DateTimeUtc>,
-    /// Who paused it, `login@host`.
+    /// Operator who paused the link, as `login@host`.
     pub paused_by: Option<String>,
-    /// Why.
+    /// Reason for the pause.
     pub pause_reason: Option<String>,
-    /// Whether the pause stops running copies, too.
+    /// True if the pause also stops running copies.
     pub stops_running: bool,
-    /// How many transfers managers have scheduled so far. A manager that has counted what is under
-    /// way sees by it what others have scheduled since.
+    /// Number of transfers that managers have scheduled so far. A manager that counted the transfers in progress uses
+    /// it to detect what other managers have scheduled since.
     pub issued: i64,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

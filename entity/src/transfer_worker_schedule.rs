@@ -1,7 +1,7 @@
-//! Time since which a transfer is SCHEDULED, and its message.
+//! Schedule records: time since which a transfer is SCHEDULED, and its message.
 //!
-//! A record is written with SCHEDULED, in one transaction, and removed when a worker takes the transfer. A row
-//! that another program made SCHEDULED gets its record when a manager first sees it. In other states a record
+//! A record is written in the transaction that sets SCHEDULED, and removed when a worker takes the transfer. If another
+//! program made the row SCHEDULED, a manager writes the record when it first sees the row. In other states a record
 //! holds only the number of times that the transfer was sent again.
 
 use sea_orm::entity::prelude::*;
@@ -10,20 +10,21 @@ use sea_orm::entity::prelude::*;
 #[derive(Debug, Clone, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "transfer_worker_schedule")]
 pub struct Model {
-    /// The transfer.
+    /// Id of the transfer.
     #[sea_orm(primary_key, auto_increment = false)]
     pub data_transfer_id: i64,
-    /// Time at which it became SCHEDULED, or was first seen so. By the database's clock.
+    /// Time at which the row became SCHEDULED, or at which a manager first saw it in this state. By the database's
+    /// clock.
     pub scheduled_at: DateTimeUtc,
-    /// Queue of its message; none where another program sent it.
+    /// Queue of the message; null if another program sent it.
     pub queue: Option<String>,
-    /// Celery's id of the task; none where another program sent it.
+    /// Celery's id of the task; null if another program sent it.
     pub task_id: Option<String>,
-    /// Times that the row was made PENDING because its message was lost, since a worker last took it.
+    /// Number of times that the row was made PENDING because its message was lost, since a worker last took it.
     pub resent: i64,
 }
 
-/// Relations.
+/// Relations to other tables; none are declared.
 #[derive(Debug, Clone, Copy, EnumIter, DeriveRelation)]
 pub enum Relation {}
 

@@ -1,14 +1,13 @@
-//! Migrations, in two sets that never mix.
+//! Migrations, in two independent sets.
 //!
-//! * [`OpsDbSubset`]: the ops-db tables that a transfer needs. They belong to `ccat_ops_db` and its
-//!   Alembic migrations. They are made here only where **none** of them exists: a SQLite file, or
-//!   a development PostgreSQL. A database with a table `alembic_version` is refused.
-//! * [`Worker`]: this project's own tables, prefixed `transfer_worker_`, by explicit command, in
-//!   any database.
+//! * [`OpsDbSubset`]: the ops-db tables that a transfer needs. They belong to `ccat_ops_db` and its Alembic migrations.
+//!   They are created here only if **none** of them exists: in a SQLite file or a development PostgreSQL. A database
+//!   with a table `alembic_version` is refused.
+//! * [`Worker`]: this project's own tables, prefixed `transfer_worker_`. They are created by explicit command, in any
+//!   database.
 //!
-//! Each set keeps its own books, in a table that carries the prefix as well, so that taking one
-//! set down can never touch the other's tables, and taking the subset down can never drop tables
-//! that somebody else has made.
+//! Each set records its migrations in a table of its own, which has the prefix as well. Therefore dropping one set
+//! never touches the tables of the other, and dropping the subset never drops tables that another program created.
 
 use entity::{ALEMBIC_TABLE, OPS_DB_TABLES};
 use sea_orm_migration::prelude::*;
@@ -21,27 +20,27 @@ mod m20261124_000004_operators;
 mod m20261124_000005_links;
 mod m20261129_000006_schedule;
 
-/// Why a migration was not run.
+/// A migration that was not run.
 #[derive(Debug, thiserror::Error)]
 pub enum MigrationError {
-    /// The ops-db is somebody else's.
+    /// Alembic manages the schema of the ops-db.
     #[error(
         "the table `{ALEMBIC_TABLE}` exists: the schema belongs to ccat_ops_db and is migrated \
          with Alembic, not from here"
     )]
     OwnedByAlembic,
-    /// Some ops-db tables exist, and they were not made from here.
+    /// Some ops-db tables exist, and this program did not create them.
     #[error(
         "tables of the ops-db exist already and were not made from here: {}; they are left alone",
         .0.join(", ")
     )]
     TablesExist(Vec<String>),
-    /// The database.
+    /// The database returned an error.
     #[error("the database refused a migration")]
     Database(#[from] DbErr),
 }
 
-/// The part of the ops-db that a transfer needs; see the crate's documentation.
+/// The part of the ops-db that a transfer needs; see the documentation of the crate.
 #[derive(Debug, Clone, Copy)]
 pub struct OpsDbSubset;
 
@@ -77,11 +76,11 @@ impl MigratorTrait for Worker {
     }
 }
 
-/// Creates the ops-db subset, and does nothing where this has been done before.
+/// Creates the ops-db subset. Does nothing if it was created before.
 ///
 /// # Errors
 /// [`MigrationError::OwnedByAlembic`] and [`MigrationError::TablesExist`], with nothing changed;
-/// else what the database says.
+/// [`MigrationError::Database`].
 pub async fn create_ops_db(db: &DatabaseConnection) -> Result<(), MigrationError> {
     refuse_alembic(db).await?;
     if !made_here(db).await? {
@@ -93,11 +92,11 @@ pub async fn create_ops_db(db: &DatabaseConnection) -> Result<(), MigrationError
     Ok(OpsDbSubset::up(db, None).await?)
 }
 
-/// Drops the ops-db subset, with all that is in it, if it was made by [`create_ops_db`].
+/// Drops the ops-db subset with all its rows, if it was created by [`create_ops_db`].
 ///
 /// # Errors
 /// [`MigrationError::OwnedByAlembic`] and [`MigrationError::TablesExist`], with nothing changed;
-/// else what the database says.
+/// [`MigrationError::Database`].
 pub async fn drop_ops_db(db: &DatabaseConnection) -> Result<(), MigrationError> {
     refuse_alembic(db).await?;
     if !made_here(db).await? {
@@ -111,10 +110,10 @@ pub async fn drop_ops_db(db: &DatabaseConnection) -> Result<(), MigrationError> 
     Ok(OpsDbSubset::reset(db).await?)
 }
 
-/// Creates this project's own tables, or brings them up to date.
+/// Creates this project's own tables, or applies the migrations that are missing.
 ///
 /// # Errors
-/// What the database says.
+/// The database cannot be reached, or it refuses the statement.
 pub async fn create_worker_tables(db: &DatabaseConnection) -> Result<(), MigrationError> {
     Ok(Worker::up(db, None).await?)
 }
@@ -122,28 +121,28 @@ pub async fn create_worker_tables(db: &DatabaseConnection) -> Result<(), Migrati
 /// Names of the migrations of this project's own tables that were not applied. Changes nothing.
 ///
 /// # Errors
-/// What the database says.
+/// The database cannot be reached, or it refuses the statement.
 pub async fn pending_worker_migrations(db: &DatabaseConnection) -> Result<Vec<String>, DbErr> {
     let pending = Worker::get_pending_migrations_read_only(db).await?;
     Ok(pending.iter().map(|m| m.name().to_owned()).collect())
 }
 
-/// Drops this project's own tables, with leases and history.
+/// Drops this project's own tables, including the leases and the history.
 ///
 /// # Errors
-/// What the database says.
+/// The database cannot be reached, or it refuses the statement.
 pub async fn drop_worker_tables(db: &DatabaseConnection) -> Result<(), MigrationError> {
     Ok(Worker::reset(db).await?)
 }
 
-/// Whether a table (or view) of this name can be seen.
+/// Returns true if a table (or view) of this name is visible to the connection.
 ///
 /// # Errors
-/// What the database says.
+/// The database cannot be reached, or it refuses the statement.
 pub async fn table_exists(db: &impl ConnectionTrait, table: &str) -> Result<bool, DbErr> {
     let backend = db.get_database_backend();
     let sql = match backend {
-        // The whole search path, as any later statement sees it.
+        // Looks at the whole search path, like any later statement.
         DbBackend::Postgres => "SELECT to_regclass(quote_ident($1)) IS NOT NULL",
         _ => "SELECT count(*) > 0 FROM sqlite_master WHERE name = $1",
     };
@@ -160,7 +159,7 @@ async fn refuse_alembic(db: &DatabaseConnection) -> Result<(), MigrationError> {
     Ok(())
 }
 
-/// Whether the books say that the ops-db tables were made here.
+/// Returns true if the migration table records that this program created the ops-db tables.
 async fn made_here(db: &DatabaseConnection) -> Result<bool, DbErr> {
     Ok(!OpsDbSubset::get_applied_migrations_read_only(db)
         .await?

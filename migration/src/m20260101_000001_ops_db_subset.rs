@@ -1,5 +1,5 @@
-//! The ops-db subset as SQLAlchemy would make it: enums are native types that hold member names
-//! on PostgreSQL, and text on SQLite.
+//! The ops-db subset as SQLAlchemy would create it. Enums are native types with the names of the members on PostgreSQL,
+//! and text on SQLite.
 
 use entity::{
     DatabaseEnum, LocationType, PackageState, RouteType, Status, StorageType, data_location,
@@ -10,7 +10,7 @@ use sea_orm_migration::prelude::extension::postgres::Type;
 use sea_orm_migration::prelude::*;
 use sea_orm_migration::sea_orm::DbBackend;
 
-/// See the module.
+/// Migration that creates the ops-db subset.
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
@@ -80,7 +80,7 @@ async fn create_type<E: DatabaseEnum>(manager: &SchemaManager<'_>) -> Result<(),
         .await
 }
 
-/// How enum columns are made.
+/// Type of enum columns: native or text.
 #[derive(Clone, Copy)]
 struct Enums {
     native: bool,
@@ -116,7 +116,7 @@ fn created_at(name: impl IntoIden) -> ColumnDef {
         .to_owned()
 }
 
-/// A foreign key column's constraint.
+/// Foreign key constraint of a column.
 fn refers<C: IntoIden, T: IntoTableRef, K: IntoIden>(
     column: C,
     table: T,

@@ -1,9 +1,9 @@
-//! This project's own tables.
+//! Tables of leases and attempts.
 
 use entity::{transfer_worker_attempt, transfer_worker_lease};
 use sea_orm_migration::prelude::*;
 
-/// See the module.
+/// Migration that creates the tables of leases and attempts.
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
@@ -12,7 +12,7 @@ impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         manager.create_table(lease()).await?;
         manager.create_table(attempt()).await?;
-        // Unique: two attempts with one number would share a temporary name.
+        // Unique: two attempts with the same number would share a temporary name.
         let index = Index::create()
             .name("transfer_worker_attempt_number")
             .table(transfer_worker_attempt::Entity)

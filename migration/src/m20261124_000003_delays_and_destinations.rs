@@ -1,9 +1,9 @@
-//! When a failed transfer may be tried again, and that no two copies have one destination.
+//! Delays before the next attempt, and unique destinations of leases.
 
 use entity::{transfer_worker_delay, transfer_worker_lease};
 use sea_orm_migration::prelude::*;
 
-/// See the module.
+/// Migration that adds the table of delays and the column `destination` of leases.
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
@@ -19,8 +19,8 @@ impl MigrationTrait for Migration {
             .add_column(destination.text())
             .to_owned();
         manager.alter_table(column).await?;
-        // Leases without a destination, those of workers of before and of attempts that have no
-        // plan yet, do not collide: NULLs are distinct on both databases.
+        // Leases without a destination (of older workers, and of attempts without a plan so far) do not conflict: NULLs
+        // are distinct on both databases.
         let index = Index::create()
             .name(DESTINATION_INDEX)
             .table(transfer_worker_lease::Entity)

@@ -1,10 +1,10 @@
-//! What operators see and do: what a copy is doing, what was done about a transfer and by whom,
-//! and an index to find transfers by the error of an attempt.
+//! For operators: phase and streams of a running copy, the table of operators' actions, and an index to find transfers
+//! by the error code of an attempt.
 
 use entity::{transfer_worker_action, transfer_worker_attempt, transfer_worker_lease};
 use sea_orm_migration::prelude::*;
 
-/// See the module.
+/// Migration that adds what the commands for operators need.
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
@@ -15,7 +15,7 @@ const ERROR_INDEX: &str = "transfer_worker_attempt_error_code";
 impl MigrationTrait for Migration {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
         use transfer_worker_lease::Column::{Phase, Streams};
-        // One by one: SQLite adds one column at a time.
+        // One statement for each column: SQLite adds one column at a time.
         for mut column in [
             ColumnDef::new(Phase).text().to_owned(),
             ColumnDef::new(Streams).integer().to_owned(),

@@ -1,9 +1,9 @@
-//! How links between sites may be used.
+//! Table of links between sites.
 
 use entity::transfer_worker_link;
 use sea_orm_migration::prelude::*;
 
-/// See the module.
+/// Migration that creates the table of links.
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 

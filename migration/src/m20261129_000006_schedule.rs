@@ -1,9 +1,9 @@
-//! Table of the times since which transfers are SCHEDULED.
+//! Table of schedule records: times since which transfers are SCHEDULED.
 
 use entity::transfer_worker_schedule;
 use sea_orm_migration::prelude::*;
 
-/// See the module.
+/// Migration that creates the table of schedule records.
 #[derive(DeriveMigrationName)]
 pub(crate) struct Migration;
 
