@@ -1,8 +1,8 @@
 //! bbcp's command line.
 //!
-//! An argument vector, never a shell string. What bbcp must never be told is not expressible here:
-//! `-f` (unlinks the target, or the source when both are one file), `-P 1` (floods), `-r` (broken),
-//! `-l` (hides the errors), `-t`, `-O` (skips, and ends 0), `-N` (runs programs).
+//! The command line is a vector of arguments, never a shell string. These dangerous options cannot be expressed: `-f`
+//! (unlinks the target, or the source when both are one file), `-P 1` (floods the output), `-r` (broken), `-l` (hides
+//! the errors), `-t`, `-O` (skips files, and exits with 0), `-N` (runs programs).
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,23 +13,24 @@ use crate::transfer::endpoint::{AbsolutePath, Endpoint, Remote, ssh_options};
 use crate::transfer::error::TransferError;
 use crate::transfer::plan::Plan;
 
-/// bbcp's own variable for a file with further options; a stray `~/.bbcp.cf` must not count.
+/// bbcp's environment variable for a file with further options. It is set so that an existing `~/.bbcp.cf` has no
+/// effect.
 pub(crate) const CONFIG_VARIABLE: (&str, &str) = ("bbcp_CONFIGFN", "/dev/null");
 
-/// With 1, bbcp floods its output with rates that are no numbers.
+/// Minimum value of `-P`, in seconds: with 1, bbcp floods its output with rates that are not numbers.
 const LEAST_PROGRESS_INTERVAL: u32 = 2;
 
 /// A program and its arguments.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Invocation {
-    /// Absolute: bbcp starts itself again by this name.
+    /// Absolute path: bbcp starts itself again under this name.
     pub program: PathBuf,
-    /// Its arguments.
+    /// Arguments of the program.
     pub arguments: Vec<String>,
 }
 
 impl Invocation {
-    /// The command line of a plan, with the program looked up.
+    /// Creates the command line of a plan, and searches for the program.
     ///
     /// # Errors
     /// [`TransferError::ProgramMissing`].
@@ -46,7 +47,7 @@ impl Invocation {
 }
 
 impl fmt::Display for Invocation {
-    /// As one would type it.
+    /// Writes the command line as it would be typed in a shell.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let program = self.program.to_string_lossy();
         let words =
@@ -65,20 +66,20 @@ pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
     if !bbcp.window.is_empty() {
         line.option("-w", &bbcp.window);
     }
-    // Both the file and its directory are on disk before bbcp says that it is done.
+    // bbcp exits only after both the file and its directory are on disk.
     line.option("-y", "dd");
     if plan.resumes() {
-        // In this order: a word that follows `-a` is its directory.
+        // The order matters: bbcp takes a word after `-a` as its directory.
         line.option("-a", plan.target.checkpoint_path());
         line.flag("-k");
     }
     if !bbcp.in_flight_checksum.is_empty() {
         line.flag("-e");
         if plan.resumes() {
-            // bbcp cannot tell the checksum of a file of which it copies the end only.
+            // bbcp cannot print the checksum of a file if it copies only its end.
             line.option("-E", &bbcp.in_flight_checksum);
         } else {
-            // Alone on the other output, where nothing can be mistaken for it.
+            // The checksum goes to the standard output, which has no other text.
             line.option("-E", format!("{}=/dev/stdout", bbcp.in_flight_checksum));
         }
     }
@@ -100,7 +101,7 @@ pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
     if let Some(remote) = plan.target.endpoint().remote() {
         line.option("-T", start_command(remote, bbcp));
     }
-    // Options end here, whatever the paths are.
+    // End of the options, whatever the paths contain.
     line.flag("--");
     line.0
         .push(spec(plan.source.endpoint(), plan.source.path()));
@@ -116,13 +117,13 @@ impl CommandLine {
         self.0.push(name.into());
     }
 
-    /// bbcp takes values as words of their own only.
+    /// Adds an option with a value. bbcp accepts values as separate words only.
     fn option(&mut self, name: &str, value: impl ToString) {
         self.0.extend([name.into(), value.to_string()]);
     }
 }
 
-/// How bbcp starts itself at the other end; `%U` and `%H` are bbcp's names for login and host.
+/// Command by which bbcp starts itself at the other end; `%U` and `%H` are bbcp's names for login and host.
 fn start_command(remote: &Remote, bbcp: &Bbcp) -> String {
     let mut words = vec![remote.ssh.program.display().to_string()];
     words.extend(ssh_options(&remote.ssh));
@@ -254,8 +255,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the rows hold: two operands, each an absolute path behind an optional checked
-        /// host, and nothing that could be taken for an option.
+        /// For any content of the rows, the command line has two operands, each an absolute path after an optional
+        /// checked host, and no word that could be taken for an option.
         #[test]
         fn data_are_never_options(
             host in "[-a-zA-Z0-9.@:\\[\\] ]{1,12}",
@@ -282,7 +283,7 @@ mod tests {
                     prop_assert!(!path.split('/').any(|c| c == ".."));
                 }
             }
-            // Nothing of the rows stands before the operands.
+            // No data of the rows come before the operands.
             for forbidden in ["-f", "-r", "-l", "-t", "-O", "-N", "-F", "-a", "-k"] {
                 prop_assert!(!line[..end].contains(&forbidden.to_owned()));
             }

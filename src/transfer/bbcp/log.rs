@@ -1,7 +1,6 @@
-//! The log file of an attempt: bbcp's whole output, between a line that says what was run and one
-//! that says how it ended.
+//! Log file of an attempt: bbcp's whole output, after a line with the command and before a line with the exit status.
 //!
-//! It may lose text, but never hold up or fail a copy: only opening it can fail.
+//! The log may lose text, but it never delays or fails a copy: only opening the file can fail.
 
 use std::fs::create_dir_all;
 use std::io;
@@ -17,21 +16,21 @@ use tokio::time::timeout;
 use crate::transfer::endpoint::Directory;
 use crate::transfer::error::TransferError;
 
-/// More output than this is noise.
+/// Maximum size of a log file in bytes; further output is dropped as noise.
 const MAX_BYTES: usize = 64 << 20;
 
-/// Chunks on their way to the disk.
+/// Capacity of the queue between the readers and the writer, in chunks.
 const QUEUE_CHUNKS: usize = 64;
 
-/// How long the disk may take for a chunk before the rest is not logged.
+/// Time limit for writing one chunk. After it, the rest of the output is not logged.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A way into the log file.
+/// Sender of text for the log file.
 #[derive(Debug, Clone)]
 pub(super) struct CopyLog(mpsc::Sender<Vec<u8>>);
 
 impl CopyLog {
-    /// Opens (appends to, makes) the file and starts its writer.
+    /// Opens the file for appending (makes it if necessary) and starts its writer.
     pub(super) async fn open(path: &Path) -> Result<(Self, LogWriter), TransferError> {
         let file = open(path).await.map_err(|source| TransferError::LogFile {
             path: path.into(),
@@ -43,20 +42,21 @@ impl CopyLog {
         Ok((log.clone(), LogWriter { log, task }))
     }
 
-    /// False if it was not taken in time; then the rest should not be offered either.
+    /// Sends a chunk to the writer. Returns false if the writer did not accept it in time; do not send further chunks
+    /// then.
     pub(super) async fn write(&self, chunk: &[u8]) -> bool {
         let sent = timeout(PATIENCE, self.0.send(chunk.to_vec())).await;
         matches!(sent, Ok(Ok(())))
     }
 
-    /// Writes a line of our own.
+    /// Writes a line of the worker itself, with a time stamp.
     pub(super) async fn note(&self, text: &str) -> bool {
         let now = humantime::format_rfc3339_seconds(SystemTime::now());
         self.write(format!("# {now} {text}\n").as_bytes()).await
     }
 }
 
-/// Its writer, to be closed.
+/// The task that writes the log file; must be closed.
 #[derive(Debug)]
 pub(super) struct LogWriter {
     log: CopyLog,
@@ -64,17 +64,17 @@ pub(super) struct LogWriter {
 }
 
 impl LogWriter {
-    /// Writes the last line and waits, not for long, until it is written.
+    /// Writes the last line and waits a limited time until it is written.
     pub(super) async fn close(self, last: &str) {
         self.log.note(last).await;
         drop(self.log);
-        // A disk that hangs goes on without us.
+        // After the limit, the writer continues in the background.
         let _late = timeout(PATIENCE, self.task).await;
     }
 }
 
-/// Opens the file in the directory of its transfer. Both have our own names and are not opened through a
-/// symbolic link, which could lead to another user's file.
+/// Opens the file in the directory of its transfer. Both have our own names, and neither is opened through a symbolic
+/// link, which could lead to another user's file.
 async fn open(path: &Path) -> io::Result<File> {
     let path = path.to_owned();
     let opening = move || {
@@ -96,7 +96,7 @@ async fn open(path: &Path) -> io::Result<File> {
 async fn write(file: File, mut chunks: mpsc::Receiver<Vec<u8>>, path: PathBuf) {
     if let Err(error) = write_all(file, &mut chunks).await {
         tracing::warn!(path = %path.display(), %error, "cannot write the log file of an attempt");
-        // Take the rest, so that nobody waits for us.
+        // Receive and drop the remaining chunks, so that no sender waits.
         while chunks.recv().await.is_some() {}
     }
 }
@@ -113,7 +113,7 @@ async fn write_all(file: File, chunks: &mut mpsc::Receiver<Vec<u8>>) -> io::Resu
             file.write_all(format!("\n# more than {MAX_BYTES} bytes are not kept\n").as_bytes())
                 .await?;
         }
-        // Whoever follows the file sees each line when it comes.
+        // A reader that follows the file sees each line as soon as it arrives.
         if chunks.is_empty() {
             file.flush().await?;
         }

@@ -1,6 +1,6 @@
-//! bbcp: its command line, its output, what its end means, and the running program.
+//! bbcp: its command line, its output, the classification of its failures, and the running program.
 //!
-//! All but [`process`] and its log file is pure.
+//! All modules except [`process`] and its log file are pure.
 
 pub(crate) mod command;
 mod log;

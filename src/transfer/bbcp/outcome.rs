@@ -1,12 +1,12 @@
-//! The meaning of bbcp's end.
+//! Classification of the end of bbcp.
 //!
-//! Its exit codes are no classification: the same full disk ends with 128 or 228 by chance, and 22
-//! is more than "exists". So the text decides, by the patterns of the [table](crate::transfer::failures), and
-//! the exit status only where the table says so. A cause that bbcp itself states ranks above one that ssh or
-//! the remote shell states, unless bbcp states only that the other side is gone. [`FailureClassifier`] reads
-//! one line at a time and keeps little, however much bbcp and the network's noise print.
+//! Its exit codes do not classify a failure: the same full disk ends with 128 or 228 by chance, and 22 means more than
+//! "exists". So the text decides, by the patterns of the [table](crate::transfer::failures), and the exit status only
+//! where the table says so. A cause that bbcp itself states ranks above one that ssh or the remote shell states, unless
+//! bbcp states only that the other side is gone. [`FailureClassifier`] reads one line at a time and its size is
+//! bounded, however much bbcp and programs of the network print.
 //!
-//! Exit code 0 is not proof of a good file; verification is, and it is not done here.
+//! Exit code 0 does not prove that the file is good; a separate verification does that.
 
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
@@ -20,12 +20,12 @@ use crate::transfer::plan::Plan;
 /// Length at which a line in a message is cut, so that it fits a database column and a log line.
 const LINE_CHARS: usize = 500;
 
-/// End of a process.
+/// Exit status of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// By itself.
+    /// Exit code.
     Code(i32),
-    /// By a signal.
+    /// Number of the signal that ended it.
     Signal(i32),
 }
 
@@ -54,14 +54,14 @@ pub struct CopyPaths {
     pub source: String,
     /// Temporary path at the destination.
     pub target: String,
-    /// bbcp at the remote end, as it is started.
+    /// Command that starts bbcp at the remote end.
     pub program: String,
     /// The remote end and its host, if one is remote.
     pub remote: Option<(Role, String)>,
 }
 
 impl CopyPaths {
-    /// Those of a plan.
+    /// Takes the paths of a plan.
     pub fn of(plan: &Plan) -> Self {
         let ends = [
             (Role::Origin, plan.source.endpoint()),
@@ -119,7 +119,7 @@ impl FailureClassifier {
         }
     }
 
-    /// Takes a line that is neither progress nor a result.
+    /// Reads a line that is neither progress nor a result.
     pub fn observe(&mut self, line: &str) {
         let line = line.trim();
         if line.is_empty() {
@@ -173,7 +173,7 @@ impl FailureClassifier {
     /// Classifies the end of bbcp.
     ///
     /// # Errors
-    /// The failure, for every exit status but 0.
+    /// The failure, for every exit status except 0.
     pub fn conclude(mut self, exit: Exit) -> Result<(), TransferError> {
         if exit == Exit::Code(0) {
             return Ok(());
@@ -184,7 +184,7 @@ impl FailureClassifier {
         };
         Err(match cause {
             Some((found, line)) => found.failure(self.paths.observation(line)),
-            // Lines of other programs are shown if bbcp has printed nothing, but they decide nothing.
+            // Lines of other programs are shown if bbcp has printed nothing, but they do not decide the class.
             None => TransferError::BbcpFailed {
                 exit: exit.to_string(),
                 line: self
@@ -233,7 +233,7 @@ mod tests {
     const ALLOCATE: &str = "bbcp: Unable to allocate more than 0 of 4 data streams.";
     const GONE: &str = "bbcp: bbcp unexpectedly terminated on H";
 
-    /// Every row of the table of outcomes in the notes on bbcp, with its real text.
+    /// Contains each row of the table of outcomes in the notes on bbcp, with its original text.
     #[rstest]
     #[case::success(0, &[], "ok")]
     #[case::no_arguments(1, &["bbcp: Copy arguments not specified."], "bad_option")]
@@ -310,7 +310,7 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// Output of a start-up file is not a reason and does not replace bbcp's reason.
+    /// Output of a start-up file is not a cause and does not replace bbcp's cause.
     #[rstest]
     #[case::missing(
         "bbcp: No such file or directory processing /d/src/a.tar",

@@ -1,9 +1,9 @@
-//! The output of bbcp: bytes to lines to events.
+//! Parser for the output of bbcp: bytes to lines to events.
 //!
-//! Lines of up to four processes and ssh interleave, and may hold anything. A line that is not
-//! understood is [`Event::Other`]; nothing here fails.
+//! Lines of up to four processes and ssh interleave, and may contain anything. An unknown line becomes
+//! [`Event::Other`]; parsing never fails.
 
-/// Longest line that is kept; bbcp's own are shorter, since paths are.
+/// Number of bytes that are kept of a line; bbcp's own lines are shorter, since paths are.
 const MAX_LINE_BYTES: usize = 8 << 10;
 
 /// One line of output.
@@ -11,42 +11,42 @@ const MAX_LINE_BYTES: usize = 8 << 10;
 pub enum Event {
     /// A progress line, from the sink.
     Progress {
-        /// Whole percent done; none when bbcp does not know the size (`not done`).
+        /// Completed part in whole per cent; `None` if bbcp does not know the size (`not done`).
         percent: Option<u32>,
-        /// Bytes per second since the last progress line; none for `nan` and `inf`.
+        /// Bytes per second since the last progress line; `None` for `nan` and `inf`.
         rate: Option<f64>,
-        /// Bytes per second since the start; only with `-v`.
+        /// Bytes per second since the start; only printed with `-v`.
         average: Option<f64>,
     },
     /// The target was created.
     Creating,
-    /// A partial target is completed (or, with `-a`, a new one begun at 0).
+    /// A partial target is completed (or, with `-a`, a new one is started at 0).
     Appending {
-        /// Bytes that are there.
+        /// Size of the partial target in bytes.
         offset: u64,
     },
     /// A file is complete.
     Created {
-        /// Bytes of this session.
+        /// Bytes copied in this session.
         bytes: u64,
-        /// Disk to disk, in bytes per second.
+        /// Rate from disk to disk, in bytes per second.
         rate: Option<f64>,
     },
-    /// The last line: how many files were copied, and how fast with everything counted.
+    /// The last line: number of copied files, and the rate including start and end.
     Total {
-        /// Files.
+        /// Number of files.
         files: u64,
-        /// In bytes per second.
+        /// Rate in bytes per second.
         rate: Option<f64>,
     },
-    /// Checksum of the whole file, by the target, over what it received.
+    /// Checksum of the whole file, computed by the target from the received bytes.
     Checksum {
-        /// bbcp's name of the algorithm.
+        /// Name of the algorithm in bbcp.
         algorithm: String,
-        /// The value.
+        /// Value in hexadecimal digits.
         hex: String,
     },
-    /// Anything else, without line end.
+    /// Any other line, without its line end.
     Other(String),
 }
 
@@ -63,8 +63,8 @@ pub fn parse(line: &[u8]) -> Event {
         .unwrap_or_else(|| Event::Other(text.to_owned()))
 }
 
-/// `bbcp: 261124 04:11:43  19% done; 259.5 MB/s, avg 259.5 MB/s compressed 0.9`; the stamp, the
-/// average and the compression may be lacking.
+/// `bbcp: 261124 04:11:43  19% done; 259.5 MB/s, avg 259.5 MB/s compressed 0.9`; the time stamp, the average and the
+/// compression may be missing.
 fn progress(text: &str) -> Option<Event> {
     let (head, rates) = text.strip_prefix("bbcp: ")?.split_once(" done; ")?;
     let done = match head.len().checked_sub(STAMP_CHARS) {
@@ -106,7 +106,7 @@ fn creating(text: &str) -> Option<Event> {
 
 /// `bbcp: Appending to /d/dst/k at offset 5750784`
 fn appending(text: &str) -> Option<Event> {
-    // From the right: the path may hold anything.
+    // Searched from the right: the path may contain anything.
     let (path, offset) = text
         .strip_prefix("bbcp: Appending to ")?
         .rsplit_once(" at offset ")?;
@@ -118,7 +118,7 @@ fn appending(text: &str) -> Option<Event> {
 
 /// `File /d/tm/out created; 2400000000 bytes at 259.4 MB/s`
 fn created(text: &str) -> Option<Event> {
-    // From the right: the path may hold anything.
+    // Searched from the right: the path may contain anything.
     let (path, rest) = text.strip_prefix("File ")?.rsplit_once(" created; ")?;
     let (bytes, rate) = without_compression(rest)?.split_once(" bytes at ")?;
     (!path.is_empty()).then_some(())?;
@@ -153,7 +153,7 @@ fn checksum(text: &str) -> Option<Event> {
     })
 }
 
-/// Cuts ` compressed 0.9` off the end. None if something else follows the word.
+/// Removes ` compressed 0.9` from the end. Returns `None` if other text follows the word.
 fn without_compression(text: &str) -> Option<&str> {
     match text.split_once(" compressed ") {
         None => Some(text),
@@ -161,11 +161,11 @@ fn without_compression(text: &str) -> Option<&str> {
     }
 }
 
-/// `259.5 MB/s` in bytes per second: the outer none is no rate at all, the inner one a rate that
-/// is no number.
+/// Parses `259.5 MB/s` to bytes per second. The outer `None` means that the text is no rate, the inner one that the
+/// rate is not a number (`nan`, `inf`).
 fn rate(text: &str) -> Option<Option<f64>> {
     let (value, unit) = text.split_once(' ')?;
-    // Steps of 1024 though they are written as if of 1000, and after T comes E.
+    // The units are steps of 1024, although written like powers of 1000; the unit after T is E.
     let exponent = match unit.strip_suffix("B/s")? {
         "" => 0,
         "K" => 1,
@@ -185,15 +185,15 @@ fn rate(text: &str) -> Option<Option<f64>> {
     Some(Some(value * 1024_f64.powi(exponent)).filter(|rate| rate.is_finite()))
 }
 
-/// Cuts a stream of bytes into lines of bounded length.
+/// Splits a stream of bytes into lines of bounded length.
 #[derive(Debug, Default)]
 pub struct Lines {
     pending: Vec<u8>,
 }
 
 impl Lines {
-    /// Takes the next bytes and gives `line` every line that they complete, without its end. Of a
-    /// line that is too long, only the beginning is kept.
+    /// Adds the next bytes, and calls `line` for each line that they complete, without its end. Only the beginning of a
+    /// line that is too long is kept.
     pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
@@ -205,7 +205,7 @@ impl Lines {
         self.keep(rest);
     }
 
-    /// Gives `line` the text after the last line end, if any.
+    /// Calls `line` for the text after the last line end, if any.
     pub fn finish(self, mut line: impl FnMut(&[u8])) {
         if !self.pending.is_empty() {
             line(&self.pending);

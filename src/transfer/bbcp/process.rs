@@ -1,8 +1,7 @@
-//! The running bbcp: started, watched, logged, and ended whatever happens.
+//! The running bbcp: starts, watches and logs the process, and always ends it.
 //!
-//! bbcp has no time-out for data that stand still, so the watchdog here is the only one. Its
-//! outputs are read by tasks of their own into bounded queues; a log disk or a grandchild that
-//! hangs can hold these up, but never the watchdog.
+//! bbcp has no time-out for data that stand still, so the watchdog here is the only one. Separate tasks read the
+//! outputs into bounded queues; a log disk or a grandchild that hangs can delay these tasks, but never the watchdog.
 
 use std::fs;
 use std::future::pending;
@@ -33,43 +32,43 @@ use crate::transfer::endpoint::AbsolutePath;
 use crate::transfer::error::{Interruption, TransferError};
 use crate::transfer::plan::{Attempt, Plan};
 
-/// How long the outputs may stay open after bbcp has ended.
+/// Time limit for reading the outputs after bbcp has ended.
 const DRAIN: Duration = Duration::from_secs(1);
 
-/// How long an agent may take to die of SIGKILL.
+/// Time limit for the end of the agent (the local bbcp) after SIGKILL.
 const REAP: Duration = Duration::from_secs(5);
 
-/// How often the watchdog looks, at the most: as often as progress is passed on. Each look wakes a thread
-/// of its own, which 32 copies at twice a second made half of what the worker used.
+/// Maximum interval between two checks of the watchdog, as long as the interval of progress reports. Each check wakes a
+/// thread; at two checks per second, 32 copies caused half of the worker's processor time.
 const TICK: Duration = Duration::from_secs(2);
 
-/// Lines between the readers and the watchdog.
+/// Capacity of the queue between the readers and the watchdog, in lines.
 const QUEUE_LINES: usize = 256;
 
-/// Unit of a file's allocated blocks, whatever the file system's own is.
+/// Unit of a file's allocated blocks, independent of the file system's own unit.
 const BLOCK_BYTES: u64 = 512;
 
-/// All that a cancellation token can tell; whoever cancelled it knows more.
+/// Error of a cancelled copy. A cancellation token has no reason; the caller that cancelled knows it.
 const INTERRUPTED: TransferError = TransferError::Interrupted {
     cause: Interruption::Cancelled,
 };
 
-/// What is read from a pipe at once.
+/// Maximum number of bytes per read from a pipe.
 const CHUNK_BYTES: usize = 8 << 10;
 
-/// How far a copy is.
+/// Progress of a copy.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CopyProgress {
-    /// Bytes that have arrived, as far as is known: bbcp tells whole per cent only.
+    /// Number of bytes that have arrived, as far as known: bbcp reports whole per cents only.
     pub bytes_done: u64,
     /// Size of the file in bytes.
     pub bytes_total: u64,
-    /// Bytes per second lately, if known.
+    /// Most recent rate in bytes per second, if known.
     pub rate_bytes_per_s: Option<f64>,
 }
 
 impl CopyProgress {
-    /// Before the first byte.
+    /// Progress before the first byte.
     pub fn none(bytes_total: u64) -> Self {
         Self {
             bytes_done: 0,
@@ -79,29 +78,28 @@ impl CopyProgress {
     }
 }
 
-/// What bbcp said of a copy that it calls good; not verified.
+/// bbcp's report on a copy that it calls good; not verified.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// Bytes that it says it wrote; none if it did not say.
+    /// Number of bytes that it wrote according to bbcp, if reported.
     pub bytes: Option<u64>,
-    /// From start to end, in our time.
+    /// Time from start to end, measured by the worker.
     pub elapsed: Duration,
-    /// Disk to disk, in bytes per second, by bbcp.
+    /// bbcp's rate from disk to disk, in bytes per second.
     pub rate_bytes_per_s: Option<f64>,
-    /// Algorithm and value of the checksum in flight, by the target.
+    /// Algorithm and value of the checksum in flight, computed by the target.
     pub checksum: Option<(String, String)>,
 }
 
 /// Copies a file to its temporary name.
 ///
-/// `log_file` gets bbcp's whole output. `progress` always holds the latest state; its receiver can
-/// be slow. When this returns, no process of the copy is left on this host; when its future is
-/// dropped, they are killed at once. What lies under the temporary name after an error is not
-/// removed: bbcp may or may not have done that.
+/// `log_file` receives bbcp's whole output. `progress` always has the latest state; its receiver may be slow. When the
+/// function returns, no process of the copy exists on this host; when its future is dropped, they are killed at once.
+/// An error does not remove the file at the temporary name: bbcp may or may not have removed it.
 ///
 /// # Errors
-/// The classified failure; [`TransferError::Stalled`], [`TransferError::TooSlow`],
-/// [`TransferError::Deadline`] and [`TransferError::Interrupted`] after the copy was stopped.
+/// The classified failure; [`TransferError::Stalled`], [`TransferError::TooSlow`], [`TransferError::Deadline`] or
+/// [`TransferError::Interrupted`] after the copy was stopped.
 pub async fn copy(
     plan: &Plan,
     log_file: &Path,
@@ -121,13 +119,13 @@ pub async fn copy(
     finished.conclude()
 }
 
-/// A bbcp that runs. Its fields are dropped in this order: the group is killed before the runtime
-/// gets to reap the agent, so that the group's id still is ours.
+/// A running bbcp. Its fields are dropped in this order: the group is killed before the runtime reaps the agent, so
+/// that the id of the group is not reused in between.
 struct RunningCopy<'a> {
     plan: &'a Plan,
     group: Group,
     agent: Child,
-    /// What ends the copy when this process dies; see [`guarded`].
+    /// Standard input of the agent. When this process dies it closes, and that ends the copy; see [`guarded`].
     _lifeline: Option<ChildStdin>,
     readers: [AbortOnDropHandle<()>; 2],
     lines: mpsc::Receiver<Vec<u8>>,
@@ -136,7 +134,7 @@ struct RunningCopy<'a> {
     output: OutputSummary,
 }
 
-/// How the watch over a running bbcp ended.
+/// Reason why the watch over a running bbcp ended.
 enum EndedBy {
     Itself(io::Result<ExitStatus>),
     Watchdog(Trouble),
@@ -156,7 +154,7 @@ impl<'a> RunningCopy<'a> {
             .spawn()
             .map_err(spawn)?;
         let group = Group::of(&agent).map_err(spawn)?;
-        // Taken, since waiting for the agent would close it.
+        // Taken out, since `wait` closes the standard input of the agent.
         let lifeline = agent.stdin.take();
 
         let (sender, lines) = mpsc::channel(QUEUE_LINES);
@@ -200,7 +198,7 @@ impl<'a> RunningCopy<'a> {
     ) -> EndedBy {
         let mut ticks = ticks(self.plan.stall_timeout);
         let watched = self.plan.target.watched();
-        // One at a time: a storage that hangs keeps it, and the watchdog goes on.
+        // Only one at a time: if the storage hangs, this check waits, and the watchdog continues.
         let mut look = None;
         loop {
             tokio::select! {
@@ -229,25 +227,25 @@ impl<'a> RunningCopy<'a> {
         }
     }
 
-    /// Ends what still runs and hears what was still to be said.
+    /// Ends the processes that still run, and reads the rest of their output.
     async fn finish(mut self, ended: EndedBy) -> EndedCopy {
         let kill_after = self.plan.bbcp.kill_after;
         let gone = match ended {
-            // Its children may be about to say why it ended. As long as they hold the pipes, and
-            // so this takes time, the group's id is theirs.
+            // The agent's children may be about to print the cause. While they hold the pipes (only then the wait is
+            // long), the id of the group is still theirs.
             EndedBy::Itself(_) => {
                 drain(&mut self.lines, &mut self.output).await;
                 self.group.end(kill_after).await
             }
             EndedBy::Watchdog(_) | EndedBy::Cancellation => {
-                // Reaped meanwhile, but not for ever: it may hang in a system call.
+                // Reap the agent at the same time, with a limit: it may hang in a system call.
                 let reaped = timeout(kill_after + REAP, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
                 drain(&mut self.lines, &mut self.output).await;
                 gone
             }
         };
-        // What did not close its pipe by now is not heard.
+        // Output of a process that has not closed its pipe by now is not read.
         drop(self.readers);
         if !gone {
             tracing::warn!(
@@ -266,7 +264,7 @@ impl<'a> RunningCopy<'a> {
         }
     }
 
-    /// A line came. Whether the progress has changed.
+    /// Processes a line of output. Returns true if the progress has changed.
     fn hear(&mut self, line: &[u8]) -> bool {
         match self.output.hear(line) {
             Some(Heard::Progress(percent, rate)) => {
@@ -281,7 +279,7 @@ impl<'a> RunningCopy<'a> {
         }
     }
 
-    /// The growing file was looked at. Whether the progress has changed.
+    /// Processes an observation of the growing file. Returns true if the progress has changed.
     fn see(&mut self, footprint: Footprint) -> bool {
         let before = self.watchdog.bytes_done();
         self.watchdog.footprint(footprint, Instant::now());
@@ -297,10 +295,11 @@ impl<'a> RunningCopy<'a> {
     }
 }
 
-/// Ticks that fall together with those of all other copies with this time-out, so that one wake-up serves all.
+/// Creates a timer whose ticks coincide with those of all other copies with this time-out, so that one wake-up serves
+/// all of them.
 fn ticks(stall_timeout: Duration) -> Interval {
     static FIRST: OnceLock<Instant> = OnceLock::new();
-    // A short time-out must not be missed by much.
+    // The checks must be frequent enough for a short time-out.
     let pause = (stall_timeout / 4).clamp(Duration::from_millis(10), TICK);
     let now = Instant::now();
     let since = now.duration_since(*FIRST.get_or_init(|| now));
@@ -311,8 +310,8 @@ fn ticks(stall_timeout: Duration) -> Interval {
     ticks
 }
 
-/// Hears what is still in the pipes, until they close or [`DRAIN`] has passed: a grandchild may
-/// hold them open for ever.
+/// Reads the rest of the output until the pipes close, for at most [`DRAIN`]: a grandchild may hold them open without
+/// limit.
 async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) {
     let end = Instant::now() + DRAIN;
     while let Ok(Some(line)) = timeout_at(end, lines.recv()).await {
@@ -320,7 +319,7 @@ async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) 
     }
 }
 
-/// Reads a pipe to its end, for the log and for the watchdog.
+/// Reads a pipe to its end, for the log file and for the watchdog.
 async fn read(
     pipe: Option<impl AsyncRead + Unpin>,
     log: CopyLog,
@@ -331,7 +330,7 @@ async fn read(
     let mut log = Some(log);
     let mut lines = Lines::default();
     let mut chunk = vec![0; CHUNK_BYTES];
-    // A pipe that breaks is at its end.
+    // A read error counts as the end of the pipe.
     while let Ok(n @ 1..) = pipe.read(&mut chunk).await {
         if let Some(open) = &log
             && !open.write(&chunk[..n]).await
@@ -354,12 +353,12 @@ async fn read(
     let mut last = None;
     lines.finish(|line| last = Some(line.to_vec()));
     if let Some(line) = last {
-        // Nobody listens any more when this fails.
+        // An error means that the receiver was dropped.
         let _closed = heard.send(line).await;
     }
 }
 
-/// Begins to look at the growing file, which is not there at first.
+/// Starts to inspect the growing file, which does not exist at first.
 fn look_at(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
     spawn_blocking(move || {
         let found = fs::symlink_metadata(path.as_path()).ok()?;
@@ -370,7 +369,7 @@ fn look_at(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
     })
 }
 
-/// What a look saw; never without one.
+/// Waits for the result of the inspection. Without one, it never returns.
 async fn seen(look: &mut Option<JoinHandle<Option<Footprint>>>) -> Option<Footprint> {
     match look {
         Some(look) => look.await.ok().flatten(),
@@ -378,11 +377,11 @@ async fn seen(look: &mut Option<JoinHandle<Option<Footprint>>>) -> Option<Footpr
     }
 }
 
-/// A line that is about how far the copy is.
+/// A line about the progress of the copy.
 enum Heard {
-    /// Per cent, and bytes per second.
+    /// Per cent, and rate in bytes per second.
     Progress(Option<u32>, Option<f64>),
-    /// Bytes that were there before.
+    /// Bytes of the partial copy that existed before.
     Appending(u64),
 }
 
@@ -402,7 +401,7 @@ impl OutputSummary {
         }
     }
 
-    /// What the watchdog has to know of a line, if anything.
+    /// Processes a line. Returns its content if the watchdog needs it.
     fn hear(&mut self, line: &[u8]) -> Option<Heard> {
         match parse(line) {
             Event::Progress { percent, rate, .. } => return Some(Heard::Progress(percent, rate)),
@@ -416,7 +415,7 @@ impl OutputSummary {
     }
 }
 
-/// A copy of which no process is left.
+/// A copy without any remaining process.
 struct EndedCopy {
     ended: EndedBy,
     elapsed: Duration,
@@ -427,7 +426,7 @@ struct EndedCopy {
 }
 
 impl EndedCopy {
-    /// For the log file.
+    /// Text of the last line of the log file.
     fn summary(&self) -> String {
         let how = match &self.ended {
             EndedBy::Itself(Ok(status)) => format!("ended with {}", Exit::from(*status)),

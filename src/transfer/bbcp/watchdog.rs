@@ -1,6 +1,7 @@
-//! Whether a copy still moves, and fast enough. Pure: it is told what was seen and when.
+//! Detection of copies that stand still, are too slow, or take too long. Pure: the caller reports each observation with
+//! its time.
 //!
-//! A running process is no sign of life, and neither is a progress line: only bytes are.
+//! Neither a running process nor a progress line is a sign of life: only bytes are.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -9,59 +10,60 @@ use tokio::time::Instant;
 
 use crate::settings::Slowness;
 
-/// Looks that are kept for one window of the least rate.
+/// Number of samples per window of the minimum rate.
 const SAMPLES: u32 = 60;
 
-/// Size and allocated bytes of the growing file. bbcp's streams write out of order, so that the
-/// size may jump to the end at once while the file fills up.
+/// Size and allocated bytes of the growing file. bbcp's streams write out of order, so the size may jump to its final
+/// value at once, while the allocated bytes grow slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Footprint {
     pub(super) size: u64,
     pub(super) allocated: u64,
 }
 
-/// When a copy is stopped.
+/// Limits after which a copy is stopped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// It may stand still for so long.
+    /// Maximum time without a moved byte.
     pub(super) stall_timeout: Duration,
-    /// And may not be slower.
+    /// Minimum rate and deadline.
     pub(super) slowness: Slowness,
 }
 
-/// Why a copy is stopped.
+/// Reason to stop a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trouble {
-    /// Nothing moved for so long.
+    /// No byte moved for this time.
     Stalled(Duration),
-    /// So few bytes moved in the window.
+    /// Number of bytes moved in the window; fewer than the minimum rate requires.
     TooSlow(u64),
-    /// It took so long.
+    /// The copy reached this time limit.
     Late(Duration),
 }
 
-/// What was seen of a copy, and when it last moved.
+/// Observations of one copy, and the time of its last movement.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     limits: Limits,
     total: u64,
-    /// Bytes that were there before.
+    /// Bytes of a partial copy that existed at the start.
     offset: u64,
     started: Instant,
     moved: Instant,
     percent: u32,
     footprint: Option<Footprint>,
     rate: Option<f64>,
-    /// Bytes that moved, as bbcp's rates add up: between two whole per cent of 50 TB lie hours.
+    /// Moved bytes as the sum of bbcp's rates. The per cents are too coarse: for 50 TB, hours pass between two whole
+    /// per cents.
     told: f64,
-    /// When bbcp last told a rate.
+    /// Time of the last rate that bbcp printed.
     told_at: Instant,
-    /// Bytes moved at some moments of the window, oldest first.
+    /// Number of moved bytes at some moments of the window, oldest first.
     samples: VecDeque<(Instant, u64)>,
 }
 
 impl Watchdog {
-    /// At the start of a copy of `total` bytes.
+    /// Starts the watch over a copy of `total` bytes.
     pub(super) fn new(total: u64, limits: Limits, now: Instant) -> Self {
         Self {
             limits,
@@ -78,15 +80,15 @@ impl Watchdog {
         }
     }
 
-    /// bbcp completes a copy of which so many bytes are there; its per cents are of the rest.
+    /// Records that bbcp completes a copy that has `offset` bytes; bbcp's per cents refer to the rest.
     pub(super) fn resumed_at(&mut self, offset: u64) {
         self.offset = offset.min(self.total);
     }
 
-    /// bbcp printed a progress line.
+    /// Records a progress line of bbcp.
     ///
-    /// Of 50 TB, one per cent takes hours, so a rate above zero counts as well; it is that since
-    /// the last such line.
+    /// A rate above zero counts as movement too, since one per cent of 50 TB takes hours. The rate is the average since
+    /// the last progress line.
     pub(super) fn progress(&mut self, percent: Option<u32>, rate: Option<f64>, now: Instant) {
         let percent = percent.unwrap_or(0);
         if percent > self.percent || rate.is_some_and(|rate| rate > 0.0) {
@@ -98,7 +100,7 @@ impl Watchdog {
         self.rate = rate;
     }
 
-    /// The file was looked at.
+    /// Records an observation of the growing file.
     pub(super) fn footprint(&mut self, footprint: Footprint, now: Instant) {
         if self.footprint != Some(footprint) {
             self.moved = now;
@@ -106,7 +108,7 @@ impl Watchdog {
         self.footprint = Some(footprint);
     }
 
-    /// Bytes done, as far as is known.
+    /// Number of bytes done, as far as known.
     pub(super) fn bytes_done(&self) -> u64 {
         let rest = u128::from(self.total - self.offset);
         let told = rest * u128::from(self.percent.min(100)) / 100;
@@ -118,12 +120,12 @@ impl Watchdog {
             .min(self.total)
     }
 
-    /// Bytes per second lately.
+    /// Most recent rate that bbcp printed, in bytes per second.
     pub(super) fn rate(&self) -> Option<f64> {
         self.rate
     }
 
-    /// Why the copy has to be stopped, if it has.
+    /// Returns the reason to stop the copy, if any.
     pub(super) fn trouble(&mut self, now: Instant) -> Option<Trouble> {
         let idle = now.duration_since(self.moved);
         if idle >= self.limits.stall_timeout {
@@ -143,7 +145,7 @@ impl Watchdog {
         if (self.samples.back()).is_none_or(|(at, _)| now.duration_since(*at) >= step) {
             self.samples.push_back((now, moved));
         }
-        // The first one stays as long as it alone is old enough to judge by.
+        // The oldest sample stays while it is the only one that is a whole window old.
         let old = |at: &Instant| now.duration_since(*at) >= slowness.window;
         while self.samples.get(1).is_some_and(|(at, _)| old(at)) {
             self.samples.pop_front();
@@ -155,7 +157,7 @@ impl Watchdog {
         (old(at) && u128::from(gained) < least).then_some(Trouble::TooSlow(gained))
     }
 
-    /// Bytes that moved since the start, by whichever witness saw the most.
+    /// Number of bytes moved since the start: the largest of all observations.
     fn bytes_moved(&self) -> u64 {
         #[expect(
             clippy::cast_possible_truncation,
@@ -237,7 +239,7 @@ mod tests {
         let mut limits = limits(1000);
         limits.slowness.min_rate = 100;
         let mut dog = Watchdog::new(u64::MAX, limits, start);
-        // Per cents that never come, and rates: 200 bytes/s for five minutes, then 50.
+        // The per cents never grow, but the rates show movement: 200 bytes/s for five minutes, then 50.
         for second in (10..=300).step_by(10) {
             dog.progress(Some(0), Some(200.0), after(start, second));
             assert_eq!(dog.trouble(after(start, second)), None, "{second}");
@@ -250,7 +252,7 @@ mod tests {
             })
             .filter_map(|(second, trouble)| Some((second, trouble?)))
             .collect();
-        // After 350 s, 60 s have seen 10 s at 200 and 50 s at 50.
+        // After 350 s, the last 60 s consist of 10 s at 200 and 50 s at 50 bytes/s.
         assert_eq!(troubles.first(), Some(&(350, Trouble::TooSlow(4500))));
     }
 

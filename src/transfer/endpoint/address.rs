@@ -1,5 +1,4 @@
-//! Names that are safe to hand to bbcp, ssh and a shell: values of these types have been checked,
-//! so that nothing behind them has to check again.
+//! Checked names for bbcp, ssh and a shell. Code that receives values of these types need not check them again.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -13,22 +12,21 @@ const MAX_HOST_BYTES: usize = 253;
 /// Longest file name on the usual file systems.
 const MAX_NAME_BYTES: usize = 255;
 
-/// A host name or address that neither ssh nor bbcp can take for an option.
+/// A host name or address that neither ssh nor bbcp can interpret as an option.
 ///
-/// bbcp hands `x@-oProxyCommand=…` to ssh as an option, so the pattern is strict.
+/// bbcp passes `x@-oProxyCommand=…` to ssh as an option, so the pattern is strict.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Host {
-    /// Without brackets.
+    /// Name or address; an IPv6 address without brackets.
     name: String,
     ipv6: bool,
 }
 
 impl Host {
-    /// Checks a host as it stands in the database: a name, an IPv4 or an IPv6 address, the latter
-    /// with or without brackets.
+    /// Checks the host of a database row: a name, an IPv4 or an IPv6 address, the latter with or without brackets.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The text is neither a host name nor an address; the error describes the problem.
     pub fn new(text: &str) -> Result<Self, &'static str> {
         let bare = text
             .strip_prefix('[')
@@ -62,12 +60,12 @@ impl Host {
         })
     }
 
-    /// As ssh wants it: bare.
+    /// Form for ssh: without brackets.
     pub fn as_ssh(&self) -> &str {
         &self.name
     }
 
-    /// As bbcp wants it in front of a path: an IPv6 address in brackets.
+    /// Form for bbcp in front of a path: an IPv6 address in brackets.
     pub fn as_bbcp(&self) -> String {
         if self.ipv6 {
             format!("[{}]", self.name)
@@ -83,7 +81,7 @@ impl fmt::Display for Host {
     }
 }
 
-/// Whether `user` is a login name that ssh cannot take for an option.
+/// Returns true if `user` is a login name that ssh cannot interpret as an option.
 pub fn is_login(user: &str) -> bool {
     let mut bytes = user.bytes();
     bytes
@@ -94,15 +92,15 @@ pub fn is_login(user: &str) -> bool {
 
 /// A normalised absolute path without `..` and without control characters.
 ///
-/// Being absolute, it can be no option and no `host:path`, whatever its components hold.
+/// An absolute path is neither an option nor `host:path`, whatever its components are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AbsolutePath(String);
 
 impl AbsolutePath {
-    /// Checks and normalises (`//`, `/./` and a trailing `/` go).
+    /// Checks and normalises a path: removes `//`, `/./` and a trailing `/`.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The path is not absolute or not safe; the error describes the problem.
     pub fn new(text: &str) -> Result<Self, &'static str> {
         if !text.starts_with('/') {
             return Err("it must be absolute");
@@ -115,10 +113,10 @@ impl AbsolutePath {
         Self("/".into())
     }
 
-    /// The path below this one; `relative` may hold several components, or none.
+    /// The path below this one; `relative` may have several components, or none.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// The resulting path is not safe; the error describes the problem.
     pub fn join(&self, relative: &str) -> Result<Self, &'static str> {
         if relative.contains(char::is_control) {
             return Err("it must not hold control characters");
@@ -143,7 +141,7 @@ impl AbsolutePath {
         Ok(Self(path))
     }
 
-    /// The path of one of our temporaries in the same directory.
+    /// Path of a temporary copy in the same directory.
     pub(super) fn sibling(&self, name: &TemporaryName) -> Self {
         self.beside(&name.to_string())
     }
@@ -158,17 +156,17 @@ impl AbsolutePath {
         Self(format!("{}/{name}", directory.0.trim_end_matches('/')))
     }
 
-    /// As text.
+    /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// As a path of this host.
+    /// The path as a path of this host.
     pub fn as_path(&self) -> &Path {
         Path::new(&self.0)
     }
 
-    /// The last component; none for the root.
+    /// The last component; `None` for the root.
     pub fn file_name(&self) -> Option<&str> {
         self.0
             .rsplit_once('/')
@@ -176,7 +174,7 @@ impl AbsolutePath {
             .filter(|name| !name.is_empty())
     }
 
-    /// The directory that holds it; the root's is the root.
+    /// The directory of the path; for the root, the root itself.
     pub fn parent(&self) -> Self {
         match self.0.rsplit_once('/') {
             Some((directory, _)) if !directory.is_empty() => Self(directory.into()),

@@ -34,7 +34,7 @@ impl RootProblem {
 pub(in crate::transfer) enum Links {
     /// Follow the link to its file.
     Follow,
-    /// Do not follow the link: it is not a file. For our own names, since only others make such links.
+    /// Treat the link as "not a file". Used for our temporary names, since only others make links with such names.
     Refuse,
 }
 
@@ -62,19 +62,19 @@ impl Moment {
 pub struct Facts {
     /// Size in bytes.
     pub size: u64,
-    /// What it is.
+    /// Type of the file.
     pub kind: FileKind,
-    /// Whether we may read it.
+    /// True if the worker's user may read the file.
     pub readable: bool,
-    /// Last change of the content; unknown where the remote host has no `stat` program.
+    /// Time of the last change of the content (mtime); unknown if the remote host has no `stat` program.
     pub modified: Option<Moment>,
-    /// Last change of anything, including names and permissions; may be unknown for the same reason.
+    /// Time of the last change of content or metadata (ctime); unknown for the same reason.
     pub changed: Option<Moment>,
-    /// Device and inode; unknown likewise.
+    /// Device and inode; unknown for the same reason.
     pub identity: Option<(u64, u64)>,
     /// Number of hard links.
     pub names: Option<u64>,
-    /// Id of the host's start; unknown if the host does not provide one.
+    /// Boot id of the host's kernel; unknown if the host does not provide one.
     pub boot: Option<Uuid>,
 }
 
@@ -95,8 +95,8 @@ impl Facts {
         }
     }
 
-    /// Returns true if both are certainly one file. On one running kernel device and inode decide. Each host
-    /// numbers the devices that it mounts from others by itself, so between hosts inode and all times decide.
+    /// Returns true if both are certainly the same file. On the same running kernel, device and inode decide. Each host
+    /// numbers the devices that it mounts from others by itself, so between hosts the inode and all times decide.
     pub fn is_same_file(&self, other: &Self) -> bool {
         let (Some(one), Some(two)) = (self.identity, other.identity) else {
             return false;
@@ -112,7 +112,7 @@ impl Facts {
     }
 }
 
-/// What a path names.
+/// Type of the entry at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileKind {
     /// A regular file.

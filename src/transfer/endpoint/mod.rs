@@ -1,11 +1,11 @@
-//! The two ends of a copy, here or reached by ssh.
+//! The two ends of a copy, on this host or on a host reached by ssh.
 //!
-//! [`Source`] can only be looked at: this project never deletes or overwrites anything at an
-//! origin, and there is no operation here that could. [`Target`] can publish its own copy without
-//! overwriting, and remove files with our temporary names, nothing else.
+//! A [`Source`] can only be inspected and read: this project never deletes or overwrites anything at an origin, and no
+//! operation in this module can. A [`Target`] can publish its own copy without overwriting, and remove files with our
+//! temporary names, nothing else.
 //!
-//! Every operation has a time limit and stops what it started when its future is dropped (a local
-//! system call that hangs cannot be stopped; its thread is left behind).
+//! Every operation has a time limit, and stops the work that it started when its future is dropped. (A local system
+//! call that hangs cannot be stopped; its thread remains.)
 
 use std::time::Duration;
 
@@ -37,29 +37,29 @@ pub use temporary::TemporaryName;
 /// Time limit of every operation but the digest.
 const OPERATION_LIMIT: Duration = Duration::from_secs(60);
 
-/// Slowest storage that a digest of a whole file waits for.
+/// Rate of the slowest supported storage, in bytes per second; limits the time of a digest.
 const SLOWEST_DIGEST_BYTES_PER_S: u64 = 10_000_000;
 
 /// A host that is reached by ssh.
 #[derive(Debug, Clone)]
 pub struct Remote {
-    /// Which one.
+    /// The host.
     pub host: Host,
-    /// How.
+    /// Settings of ssh for this host.
     pub ssh: Box<Ssh>,
 }
 
-/// Where one end of a copy is.
+/// Host of one end of a copy.
 #[derive(Debug, Clone)]
 pub enum Endpoint {
-    /// On this host.
+    /// This host.
     Local,
-    /// On another one.
+    /// Another host.
     Remote(Remote),
 }
 
 impl Endpoint {
-    /// The other host, if it is one.
+    /// The remote host, if this end is remote.
     pub fn remote(&self) -> Option<&Remote> {
         match self {
             Self::Local => None,
@@ -106,29 +106,29 @@ impl Endpoint {
 
 type DigestResult = Result<Digest, TransferError>;
 
-/// How a file is read for its digest.
+/// Options of reading a file for its digest.
 #[derive(Debug, Clone, Copy)]
 pub struct Reading<'a> {
     /// Algorithm.
     pub algorithm: DigestAlgorithm,
     /// Expected size in bytes; decides how long a remote end may take.
     pub size: u64,
-    /// A reader that gets no byte for so long has failed. A remote end tells nothing before its
-    /// end, so there it is added to the time that [`Self::size`] allows.
+    /// Maximum time without a byte before reading counts as failed. A remote end prints nothing before it is done, so
+    /// there this time is added to the time that [`Self::size`] allows.
     pub stall_timeout: Duration,
-    /// Bytes that somebody else has read, at a local end only: the reader stays near them, as long
-    /// as somebody tells.
+    /// Number of bytes that the running copy has read so far; used at a local end only. The reader stays near the copy,
+    /// so that it reads from the page cache, until the sender is dropped.
     pub behind: Option<&'a watch::Receiver<u64>>,
 }
 
 impl Reading<'_> {
-    /// Longest time that a remote end may take.
+    /// Time limit of a remote end.
     fn limit(&self) -> Duration {
         self.stall_timeout + Duration::from_secs(self.size / SLOWEST_DIGEST_BYTES_PER_S)
     }
 }
 
-/// The error for something that a file system did not do.
+/// Converts the failure of a file system operation.
 fn storage(
     operation: &'static str,
     role: Role,

@@ -1,10 +1,10 @@
-//! The file to copy. Nothing here can change an origin.
+//! The file to copy. No operation in this module can change an origin.
 
 use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName};
 use crate::transfer::digest::Digest;
 use crate::transfer::error::{Role, TransferError};
 
-/// The file to copy: can be looked at and read.
+/// The file to copy. It can be inspected and read.
 #[derive(Debug, Clone)]
 pub struct Source {
     endpoint: Endpoint,
@@ -25,22 +25,22 @@ impl Source {
         }
     }
 
-    /// Where it is.
+    /// The end of the copy where the file is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Its path.
+    /// Path of the file.
     pub fn path(&self) -> &AbsolutePath {
         &self.path
     }
 
-    /// What the file system says about it.
+    /// Reads the facts of the file from the file system.
     ///
     /// # Errors
     /// [`TransferError::OriginRootMissing`], [`TransferError::OriginMissing`],
-    /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or the error of an end that
-    /// could not be reached.
+    /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or the error of an end that could not be
+    /// reached.
     pub async fn inspect(&self) -> Result<Facts, TransferError> {
         match self.look().await {
             Ok(facts) => Ok(facts),
@@ -67,10 +67,10 @@ impl Source {
         }
     }
 
-    /// Digest of its content. Dropping the future stops the reading, at both kinds of ends.
+    /// Computes the digest of the file's content. Dropping the future stops the reading, at local and remote ends.
     ///
     /// # Errors
-    /// That it cannot be read, stalled, or lacks the program for the digest.
+    /// The file cannot be read, the storage does not answer in time, or the remote end has no program for the digest.
     pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
         let digesting = self
             .endpoint
@@ -81,8 +81,8 @@ impl Source {
         }
     }
 
-    /// Returns an error of reading the package, or [`TransferError::OriginRootMissing`] if not only the
-    /// package is missing but its whole location, for example because a disk is not mounted.
+    /// Converts an error of reading the package to [`TransferError::OriginRootMissing`] if not only the package is
+    /// missing but its whole location, for example because a disk is not mounted.
     pub(in crate::transfer) async fn located(&self, error: TransferError) -> TransferError {
         let may_be_the_root = matches!(
             error,
@@ -99,8 +99,8 @@ impl Source {
         }
     }
 
-    /// Returns true if an entry that was made in a destination's directory appears beside the package:
-    /// then both directories are one.
+    /// Returns true if an entry that was made in a destination's directory appears beside the package. In that case
+    /// both are the same directory.
     pub(in crate::transfer) async fn sees(
         &self,
         name: &TemporaryName,

@@ -1,19 +1,19 @@
-//! The options that ssh is started with.
+//! Command-line options of ssh.
 
 use crate::settings::Ssh;
 
-/// Words that stand between the program and the host, without the login.
+/// Arguments between the program and the host, without the login.
 ///
-/// Each is one word without blanks, since bbcp splits its start command at blanks. ssh takes the
-/// first value it meets for an option: ours that must hold come first, then the operator's, then
-/// defaults that the operator may have changed.
+/// Each is one word without blanks, since bbcp splits its start command at blanks. For an option given twice, ssh uses
+/// the first value. The order is therefore: options that must not be changed, the operator's options, defaults that the
+/// operator may change.
 pub(in crate::transfer) fn options(ssh: &Ssh) -> Vec<String> {
     let mut words = vec![
         "-x".to_owned(),
         "-a".to_owned(),
-        // Never ask: nobody is there to answer.
+        // Never ask for a password: the worker has no terminal.
         "-oBatchMode=yes".to_owned(),
-        // A shared connection would outlive the process group that we kill.
+        // A shared connection would outlive the process group that the worker kills.
         "-oControlMaster=no".to_owned(),
         "-oControlPath=none".to_owned(),
     ];
@@ -21,7 +21,7 @@ pub(in crate::transfer) fn options(ssh: &Ssh) -> Vec<String> {
     let connect_timeout = ssh.connect_timeout.as_secs().max(1);
     words.extend([
         format!("-oConnectTimeout={connect_timeout}"),
-        // A host that vanished without a word is noticed after a minute.
+        // Detects a host that became unreachable after a minute.
         "-oServerAliveInterval=15".to_owned(),
         "-oServerAliveCountMax=4".to_owned(),
         format!("-oPort={}", ssh.port),

@@ -1,10 +1,10 @@
-//! The place of a copy. Only files with our temporary names can be removed here, and nothing is overwritten.
+//! Destination of a copy. Only files with our temporary names can be removed here, and nothing is overwritten.
 
 use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName, local};
 use crate::transfer::digest::Digest;
 use crate::transfer::error::{Role, TransferError};
 
-/// What one attempt has at the destination before it is published.
+/// Files of one attempt at the destination before it is published.
 #[derive(Debug, Clone)]
 pub(super) struct Partial {
     pub(super) name: TemporaryName,
@@ -18,7 +18,7 @@ impl Partial {
     }
 }
 
-/// Where a copy goes: its final name, and the temporary name in the same directory.
+/// Destination of a copy: its final name, and the temporary name in the same directory.
 #[derive(Debug, Clone)]
 pub struct Target {
     endpoint: Endpoint,
@@ -42,7 +42,7 @@ impl Target {
         }
     }
 
-    /// Where it is.
+    /// The end of the copy where the file is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
@@ -52,12 +52,12 @@ impl Target {
         &self.path
     }
 
-    /// The name that the copy has until it is published.
+    /// Name of the copy until it is published.
     pub fn temporary(&self) -> TemporaryName {
         self.temporary
     }
 
-    /// The path that the copy has until it is published.
+    /// Path of the copy until it is published.
     pub fn temporary_path(&self) -> AbsolutePath {
         self.beside(self.temporary)
     }
@@ -67,7 +67,7 @@ impl Target {
         self.path.checkpoints(&self.temporary)
     }
 
-    /// Both files of a temporary.
+    /// The copy and the checkpoint directory of a temporary.
     fn partial(&self, name: TemporaryName) -> Partial {
         Partial {
             name,
@@ -81,12 +81,12 @@ impl Target {
 
     /// Makes the directory of the final path, below the location's own directory.
     ///
-    /// The latter must be there: making it would fill the wrong disk when it is a mount point with
-    /// nothing mounted.
+    /// The location's directory must exist. If it is a mount point with nothing mounted, making it would fill the wrong
+    /// disk.
     ///
     /// # Errors
-    /// [`TransferError::DestinationRootMissing`], [`TransferError::DestinationDenied`], or that the
-    /// end could not be asked.
+    /// [`TransferError::DestinationRootMissing`], [`TransferError::DestinationDenied`], or the end could not be
+    /// reached.
     pub async fn ensure_directory(&self) -> Result<(), TransferError> {
         let directory = self.path.parent();
         match &self.endpoint {
@@ -95,10 +95,10 @@ impl Target {
         }
     }
 
-    /// Bytes that we may still write in the directory of the final path, which must exist.
+    /// Bytes available to us in the directory of the final path, which must exist.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn free_space(&self) -> Result<u64, TransferError> {
         let directory = self.path.parent();
         match &self.endpoint {
@@ -107,20 +107,20 @@ impl Target {
         }
     }
 
-    /// What is at the final path, if anything.
+    /// Facts about the entry at the final path, if it exists.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn inspect(&self) -> Result<Option<Facts>, TransferError> {
         self.endpoint
             .stat(Role::Destination, &self.path, Links::Follow)
             .await
     }
 
-    /// What is at the temporary path, if anything.
+    /// Facts about the entry at the temporary path, if it exists.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn inspect_temporary(&self) -> Result<Option<Facts>, TransferError> {
         let path = self.temporary_path();
         self.endpoint
@@ -128,10 +128,10 @@ impl Target {
             .await
     }
 
-    /// Bytes of a temporary of any attempt; 0 where there is none.
+    /// Size in bytes of a temporary of any attempt; 0 if it does not exist.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn leftover_size(&self, name: TemporaryName) -> Result<u64, TransferError> {
         let path = self.beside(name);
         let facts = self
@@ -143,13 +143,12 @@ impl Target {
             .map_or(0, |facts| facts.size))
     }
 
-    /// Makes this attempt's checkpoint directory, and makes the partial copy of `earlier`, an
-    /// attempt at the same transfer, its own by renaming: whoever may still know it by its old name
-    /// can do it no harm. Returns the bytes that are there.
+    /// Makes this attempt's checkpoint directory, and renames the partial copy of `earlier`, another attempt at the
+    /// same transfer, to this attempt's name. A process of the earlier attempt knows only the old name and cannot
+    /// damage the copy any more. Returns the number of bytes of that copy.
     ///
     /// # Errors
-    /// That the end could not be asked. It may have been done in part; what is there then is a
-    /// leftover.
+    /// The end could not be reached. The rename may have been done in part; the remaining files are leftovers.
     pub async fn begin_partial(
         &self,
         earlier: Option<TemporaryName>,
@@ -164,19 +163,19 @@ impl Target {
         }
     }
 
-    /// Digest of what is at the final path; as [`Source::digest`].
+    /// Digest of the file at the final path.
     ///
     /// # Errors
-    /// As [`Source::digest`].
+    /// As [`Source::digest`](super::Source::digest).
     pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
         let (role, path) = (Role::Destination, &self.path);
         self.endpoint.digest(role, path, Links::Follow, how).await
     }
 
-    /// Digest of what is at the temporary path; as [`Source::digest`].
+    /// Digest of the file at the temporary path.
     ///
     /// # Errors
-    /// As [`Source::digest`].
+    /// As [`Source::digest`](super::Source::digest).
     pub async fn digest_temporary(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
         let path = self.temporary_path();
         self.endpoint
@@ -184,16 +183,16 @@ impl Target {
             .await
     }
 
-    /// Renames the temporary to the final name unless that exists. The content is written to the disk before,
-    /// and the directories afterwards, so that a power failure undoes nothing. The checkpoints are removed
-    /// before.
+    /// Renames the temporary to the final name unless that exists. The content is written to the disk before the
+    /// rename, and the directories after it, so that a power failure undoes nothing. The checkpoints are removed before
+    /// the rename.
     ///
-    /// One that was interrupted half-way, when both names are the same file, is completed.
+    /// A publication that was interrupted half-way (both names are the same file) is completed.
     ///
     /// # Errors
-    /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], or that the end
-    /// could not be asked. In the last case it may have been done, and a repetition then finds that
-    /// the destination exists: compare the digests.
+    /// [`TransferError::DestinationExists`], [`TransferError::RenameUnsupported`], or the end could not be reached. In
+    /// the last case the rename may have been done, and a repetition then reports that the destination exists: compare
+    /// the digests.
     pub async fn publish(&self) -> Result<(), TransferError> {
         let own = self.partial(self.temporary);
         match &self.endpoint {
@@ -220,8 +219,8 @@ impl Target {
         }
     }
 
-    /// The directory of the final path and those above it, up to the location's. Each of them may have
-    /// been made for this copy.
+    /// Directory of the final path and all directories above it, up to the location's. Each of them may have been made
+    /// for this copy.
     fn directories(&self) -> Vec<AbsolutePath> {
         let mut directories = vec![self.path.parent()];
         while let Some(last) = directories.last().filter(|last| **last != self.root) {
@@ -237,7 +236,7 @@ impl Target {
     /// Makes an empty file under the temporary name, which must not exist.
     ///
     /// # Errors
-    /// The end could not be reached, or it refused.
+    /// The end could not be reached, or it refused to make the file.
     pub(in crate::transfer) async fn make_marker(&self) -> Result<(), TransferError> {
         let own = self.partial(self.temporary);
         match &self.endpoint {
@@ -246,18 +245,18 @@ impl Target {
         }
     }
 
-    /// Removes this attempt's temporary with its checkpoints, if it is there.
+    /// Removes this attempt's temporary with its checkpoints, if it exists.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn remove_temporary(&self) -> Result<(), TransferError> {
         self.remove_leftover(self.temporary).await
     }
 
-    /// Removes a temporary of any attempt with its checkpoints, if it is there.
+    /// Removes a temporary of any attempt with its checkpoints, if it exists.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn remove_leftover(&self, name: TemporaryName) -> Result<(), TransferError> {
         let partial = self.partial(name);
         match &self.endpoint {
@@ -266,11 +265,11 @@ impl Target {
         }
     }
 
-    /// The temporaries of this transfer's attempts in the directory of the final path, this
-    /// attempt's own among them. None when there is no such directory.
+    /// Lists the temporaries of this transfer's attempts in the directory of the final path, including this attempt's
+    /// own. The list is empty if the directory does not exist.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub async fn temporaries(&self) -> Result<Vec<TemporaryName>, TransferError> {
         let directory = self.path.parent();
         let id = self.temporary.transfer_id();
@@ -280,7 +279,7 @@ impl Target {
         }
     }
 
-    /// Where this host's file system shows the growing copy; none when it is remote.
+    /// Path of the growing copy in this host's file system; `None` if the destination is remote.
     pub(in crate::transfer) fn watched(&self) -> Option<AbsolutePath> {
         match self.endpoint {
             Endpoint::Local => Some(self.temporary_path()),

@@ -1,11 +1,11 @@
-//! The name a copy has until it is verified.
+//! Name of a copy until it is verified.
 //!
-//! New for every attempt, because an orphaned sink of an earlier attempt may still unlink *its*
-//! name seconds later; recognisable, so that leftovers can be swept and nothing else ever is. An
-//! attempt that completes the partial copy of an earlier one renames that first.
+//! Each attempt has a new name, because an orphaned sink of an earlier attempt may still unlink the name of *its*
+//! attempt seconds later. Our names can be recognised, so that leftovers can be removed and no other file ever is. An
+//! attempt that completes the partial copy of an earlier one renames that copy first.
 //!
-//! Beside a copy that can be completed lies a directory of the same name but for its end, in which
-//! bbcp keeps its checkpoint.
+//! A copy that can be completed has a directory beside it, in which bbcp keeps its checkpoint. The names of both differ
+//! only at the end.
 
 use std::fmt;
 
@@ -25,7 +25,7 @@ pub struct TemporaryName {
 }
 
 impl TemporaryName {
-    /// The name for one attempt under one lease.
+    /// Creates the name for one attempt under one lease.
     pub fn new(transfer_id: TransferId, attempt: AttemptNumber, lease_token: Uuid) -> Self {
         let (token, ..) = lease_token.as_fields();
         Self {
@@ -35,7 +35,7 @@ impl TemporaryName {
         }
     }
 
-    /// Recognises a directory entry as ours: a copy, or the directory of its checkpoints.
+    /// Recognises a directory entry with one of our names: a copy, or the directory of its checkpoints.
     pub fn of_entry(name: &str) -> Option<Self> {
         match name.strip_suffix(CHECKPOINTS) {
             Some(stem) => Self::parse(&format!("{stem}{SUFFIX}")),
@@ -52,7 +52,7 @@ impl TemporaryName {
         )
     }
 
-    /// Recognises a file name as ours; none for every name that [`fmt::Display`] would not give.
+    /// Recognises the name of a copy. Returns `None` for a name that [`fmt::Display`] would not produce.
     pub fn parse(name: &str) -> Option<Self> {
         let mut parts = name
             .strip_prefix(PREFIX)?
@@ -66,16 +66,16 @@ impl TemporaryName {
             attempt,
             token,
         };
-        // Leading zeros, signs and the like parse too, but are not ours.
+        // For example leading zeros and signs: they parse too, but our names have none.
         (found.to_string() == name).then_some(found)
     }
 
-    /// The transfer it belongs to.
+    /// Transfer of the name.
     pub fn transfer_id(&self) -> TransferId {
         self.transfer_id
     }
 
-    /// The attempt it belongs to.
+    /// Attempt of the name.
     pub fn attempt(&self) -> AttemptNumber {
         self.attempt
     }

@@ -32,17 +32,17 @@ use crate::transfer::error::{Role, TransferError};
 pub(in crate::transfer) mod directory;
 pub(super) mod partial;
 
-/// How far a reader may be ahead of whom it stays near: far enough that neither waits for the other,
-/// near enough that the system still has in memory what either has read.
+/// Maximum lead of a reader over the copy that it follows, in bytes: large enough that neither waits for the other,
+/// small enough that the page cache still has the bytes that either has read.
 const LEAD_BYTES: u64 = 256 << 20;
 
-/// How often it is looked at within the time after which it has stalled.
+/// Number of stall checks per stall time-out.
 const LOOKS: u32 = 4;
 
-/// How messages call this host.
+/// Name of this host in messages.
 const HERE: &str = "this host";
 
-/// Runs `work` where it may block, for [`OPERATION_LIMIT`] at the most.
+/// Runs `work` in a thread for blocking calls, for at most [`OPERATION_LIMIT`].
 async fn blocking<T, F>(operation: &'static str, work: F) -> Result<T, TransferError>
 where
     T: Send + 'static,
@@ -101,7 +101,7 @@ fn facts(path: &Path, metadata: &fs::Metadata) -> Facts {
     }
 }
 
-/// Id of the running kernel's start, unique to this host.
+/// Boot id of the running kernel, unique to this host.
 fn boot() -> Option<Uuid> {
     static BOOT: OnceLock<Option<Uuid>> = OnceLock::new();
     *BOOT.get_or_init(|| {
@@ -117,7 +117,8 @@ fn is_absent(e: &io::Error) -> bool {
     )
 }
 
-/// Permission and space have errors of their own; the rest is [`TransferError::Storage`].
+/// Converts an error of the system: missing permission and full storage have errors of their own, all others become
+/// [`TransferError::Storage`].
 fn denied_or(
     role: Role,
     operation: &'static str,
@@ -146,7 +147,7 @@ fn denied_or(
     }
 }
 
-/// The same for an end that may be written.
+/// Same as [`denied_or`], for the destination.
 fn refused(operation: &'static str, path: &AbsolutePath, e: impl Into<io::Error>) -> TransferError {
     denied_or(Role::Destination, operation, path, e.into())
 }
@@ -163,7 +164,7 @@ pub(super) async fn root_problem(
             Ok(_) if eaccess(root.as_path(), AccessFlags::X_OK).is_err() => {
                 Some(unusable("cannot be entered"))
             }
-            // A directory that cannot be listed is not known to be empty.
+            // An error here means that the directory cannot be listed; it is then not known to be empty.
             Ok(directory) if directory.is_empty().unwrap_or(false) => Some(RootProblem::Empty),
             Ok(_) => None,
         };
@@ -219,7 +220,7 @@ fn make_below(root: &AbsolutePath, directory: &AbsolutePath) -> io::Result<()> {
     let below = directory.as_path().strip_prefix(root.as_path());
     let mut at = Directory::open(root.as_path())?;
     for name in below.map_err(io::Error::other)? {
-        // Paths are made of text.
+        // Paths consist of text, so no character is lost.
         at = at.enter_or_make(&name.to_string_lossy())?;
     }
     Ok(())
@@ -234,27 +235,27 @@ pub(super) async fn free_space(directory: &AbsolutePath) -> Result<u64, Transfer
     .await
 }
 
-/// What a thread that reads and whoever waits for its digest know of each other.
+/// State shared by the reading thread and the task that waits for its digest.
 #[derive(Default)]
 struct Shared {
-    /// Bytes that were read.
+    /// Number of bytes read.
     bytes: AtomicU64,
-    /// Goes on counting for as long as the thread is well: it reads, or it holds back.
+    /// Sign-of-life counter: grows while the thread reads or waits for the copy.
     signs: AtomicU64,
-    /// Whether nobody wants the digest any more.
+    /// True if the digest is no longer needed.
     stop: AtomicBool,
 }
 
 impl Shared {
-    /// The thread is well. False if it is to stop.
+    /// Records a sign of life. Returns false if the thread has to stop.
     fn sign(&self, bytes: u64) -> bool {
         self.bytes.store(bytes, Ordering::Relaxed);
         self.signs.fetch_add(1, Ordering::Relaxed);
         !self.stop.load(Ordering::Relaxed)
     }
 
-    /// Reads a file to its end, in a thread of its own. Held back by the copy that it reads beside, if there is
-    /// one, the thread sleeps until it is woken; it gives a sign of life every so often.
+    /// Reads a file to its end; runs in its own thread. If the copy that it follows (`behind`) holds it back, the
+    /// thread sleeps until the copy wakes it, and gives a sign of life each `sign_every`.
     fn read(
         &self,
         role: Role,
@@ -264,13 +265,13 @@ impl Shared {
         behind: Option<&watch::Receiver<u64>>,
         sign_every: Duration,
     ) -> io::Result<Digest> {
-        // What reads beside the copy takes only what the copy leaves: one that copies at the speed of memory
-        // needs all processors, and what is left to read is read with the other end, afterwards.
+        // A copy at memory speed needs all processors, so a reader beside a copy uses only what the copy leaves. The
+        // rest of the file is read after the copy, at the same time as the other end.
         if behind.is_some() {
             be_modest();
         }
         let file = open(path, links)?;
-        // What was just written is to be read from the disk, not from memory.
+        // Read data that was just written from the disk, not from the page cache.
         if role == Role::Destination {
             let _advice_only = posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
         }
@@ -288,7 +289,7 @@ impl Shared {
     }
 }
 
-/// The reading thread, which stops when the future that waits for it is dropped.
+/// The reading thread. Dropping this, with the future that waits for the digest, stops the thread.
 struct Reader {
     shared: Arc<Shared>,
     thread: Thread,
@@ -346,7 +347,7 @@ pub(super) async fn digest(
     let mut last = (0, Instant::now());
     loop {
         tokio::select! {
-            // The channel closes when the reader ends, however it ends.
+            // The channel closes when the thread ends for any reason.
             result = &mut digest => return match result {
                 Ok(result) => result.map_err(|e| unreadable(role, path, e)),
                 Err(_) => {
@@ -376,7 +377,7 @@ pub(super) async fn digest(
     }
 }
 
-/// Waits until more is copied; false when that is over. Never ends without a copy.
+/// Waits until more is copied. Returns false when the copy has ended. Without a copy it never returns.
 async fn further(copied: &mut Option<watch::Receiver<u64>>) -> bool {
     match copied {
         Some(copied) => copied.changed().await.is_ok(),
@@ -384,7 +385,7 @@ async fn further(copied: &mut Option<watch::Receiver<u64>>) -> bool {
     }
 }
 
-/// Runs `work` in a thread of its own, which may change what only concerns the thread.
+/// Runs `work` in a new thread, so that it may change attributes of its thread.
 fn in_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<(Thread, oneshot::Receiver<T>)> {
@@ -392,17 +393,18 @@ fn in_thread<T: Send + 'static>(
     let handle = thread::Builder::new()
         .name("digest".into())
         .spawn(move || {
-            // Whoever asked may be gone.
+            // The receiver may be dropped already.
             let _ = answer.send(work());
         })?;
     Ok((handle.thread().clone(), answered))
 }
 
-/// How modest: nice 10 gets about a tenth of what an equal would.
+/// Nice value of a reader beside a copy. A thread of nice 10 gets about a tenth of the processor time of a thread of
+/// nice 0.
 const MODEST: i32 = 10;
 
-/// Lets the calling thread give way to others. On Linux the priority is a thread's own (setpriority(2)).
-/// Where that is refused, it goes on as an equal.
+/// Lowers the CPU priority of the calling thread. On Linux each thread has its own priority (setpriority(2)). If the
+/// system refuses the change, the priority stays.
 fn be_modest() {
     let own = Some(gettid());
     if getpriority_process(own).is_ok_and(|nice| nice < MODEST) {

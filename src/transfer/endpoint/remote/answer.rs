@@ -1,10 +1,9 @@
 //! Separation of a script's answer from other output of a remote shell.
 //!
-//! Login shells run start-up files, and these print: greetings, warnings, with or without a line
-//! end, any amount of it. Each request has a [`Mark`] that cannot be known in advance. A script
-//! prints it on both outputs when it begins. Only marked lines after that are its answer, and only
-//! text on its standard error after that is its error text. An exit code without that beginning is
-//! not the script's.
+//! Login shells run start-up files, and these may print any text: greetings, warnings, with or without a line end. Each
+//! request has a [`Mark`] that cannot be known in advance. A script prints it on both outputs when it begins. Only
+//! marked lines after that are its answer, and only text on its standard error after that is its error text. An exit
+//! code without the mark does not come from the script.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -22,7 +21,7 @@ const MAX_COMPLAINT_BYTES: usize = 64 << 10;
 /// Maximum number of bytes per read from a pipe.
 const CHUNK_BYTES: usize = 8 << 10;
 
-/// Word by which a request recognizes its own output.
+/// Word that marks the output of one request.
 #[derive(Debug, Clone)]
 pub(super) struct Mark(String);
 
@@ -54,9 +53,9 @@ const BEGUN: &str = "begin";
 pub(super) struct MarkedOutput {
     /// True if the script was started.
     pub(super) begun: bool,
-    /// Its lines.
+    /// Marked lines.
     pub(super) lines: Vec<String>,
-    /// The last line that is not the script's.
+    /// The last line that is not part of the answer.
     pub(super) noise: String,
     bytes: usize,
 }
@@ -76,7 +75,7 @@ impl MarkedOutput {
         }
     }
 
-    /// Reads to the end.
+    /// Reads the pipe to its end.
     pub(super) async fn read(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark) -> Self {
         let mut answer = Self::default();
         let Some(mut pipe) = pipe else {

@@ -1,9 +1,9 @@
 //! An end on another host: fixed scripts for its POSIX shell, run by ssh.
 //!
-//! ssh hands one string to the login shell there, so every word is quoted, and data are never part
-//! of a script but its positional arguments. Scripts are single lines, since not every login shell
-//! takes a line break inside quotes. [A mark](Mark) separates the answer from the output of start-up
-//! files. Known errors have exit codes of our own.
+//! ssh passes one string to the login shell of that host, so every word is quoted. Data are never part of a script,
+//! only its positional arguments. Scripts are single lines, since some login shells do not accept a line break inside
+//! quotes. [A mark](Mark) separates the answer from the output of start-up files. Known errors have exit codes defined
+//! in this module.
 
 use std::collections::HashSet;
 use std::process::Stdio;
@@ -31,17 +31,17 @@ mod answer;
 mod parse;
 mod scripts;
 
-/// ssh's own exit code for "did not get through"; also what a killed remote command gives.
+/// Exit code of ssh for a failed connection. A killed remote command gives the same code.
 const SSH_FAILED: i32 = 255;
 
-/// What a script answered.
+/// Answer of a script.
 struct ScriptReply {
     code: i32,
     answers: Vec<String>,
     complaint: String,
 }
 
-/// A script and what it is run for.
+/// A script with its arguments, role and path.
 struct ScriptCall<'a> {
     role: Role,
     operation: &'static str,
@@ -71,7 +71,7 @@ impl<'a> ScriptCall<'a> {
         }
     }
 
-    /// What the exit codes mean wherever an operation has no other meaning for them.
+    /// Converts an exit code to an error, for codes without a special meaning in the operation.
     fn failure(&self, reply: ScriptReply) -> TransferError {
         let path = self.path.to_string();
         let complaint = if reply.complaint.is_empty() {
@@ -91,7 +91,7 @@ impl<'a> ScriptCall<'a> {
         }
     }
 
-    /// The answer was not one that the script gives.
+    /// The error for an answer that the script cannot give.
     fn garbled(&self, answers: &[String]) -> TransferError {
         let text = format!("unexpected answer {answers:?}");
         storage(self.operation, self.role, self.path, text)
@@ -299,10 +299,10 @@ impl Remote {
             .collect())
     }
 
-    /// The host's clock, in seconds since 1970.
+    /// Reads the host's clock, in seconds since 1970.
     ///
     /// # Errors
-    /// That ssh does not get through, or that there is no such clock.
+    /// ssh could not connect, or the host has no such clock.
     pub async fn clock(&self) -> Result<i64, TransferError> {
         let nowhere = AbsolutePath::root();
         let request = ScriptCall::new(Role::Destination, "date", &nowhere, CLOCK, &[]);
@@ -314,10 +314,10 @@ impl Remote {
         }
     }
 
-    /// The version that bbcp tells there.
+    /// Version that bbcp reports on the host.
     ///
     /// # Errors
-    /// [`TransferError::RemoteProgramMissing`], or that it does not run.
+    /// [`TransferError::RemoteProgramMissing`], or the program could not be run.
     pub async fn bbcp_version(&self, program: &str) -> Result<String, TransferError> {
         let nowhere = AbsolutePath::root();
         let arguments = [program];
@@ -335,8 +335,10 @@ impl Remote {
         }
     }
 
-    /// Runs a script to its end. An error says that it could not be run; what it said itself is in
-    /// the reply.
+    /// Runs a script to its end.
+    ///
+    /// # Errors
+    /// The script could not be run. Errors that the script itself reports are in the reply.
     async fn run<'a>(
         &self,
         mut request: ScriptCall<'a>,
@@ -362,7 +364,7 @@ impl Remote {
 
         let ended = async {
             let status = child.wait().await;
-            // Whatever ssh left behind must not keep the outputs open.
+            // Processes that ssh left must not keep the outputs open.
             group.end(Duration::ZERO).await;
             status
         };
@@ -417,10 +419,10 @@ impl Remote {
         arguments
     }
 
-    /// ssh did not get through, or the connection broke.
+    /// The error for a failed connection of ssh, or one that broke.
     fn not_through(&self, role: Role, complaint: &str) -> TransferError {
         let host = self.host.to_string();
-        // The line that matters may be followed by others; being denied outweighs a broken pipe.
+        // The line with the cause may be followed by others; a denied login ranks above a broken pipe.
         match connection_failure(complaint, &host, role) {
             Some(failure) => failure,
             None if complaint.contains("command not found") => {
@@ -438,7 +440,7 @@ impl Remote {
     }
 }
 
-/// A script that only has to say that it is done.
+/// Checks the reply of a script that prints only one word when it is done.
 fn done(request: &ScriptCall<'_>, reply: ScriptReply, word: &str) -> Result<(), TransferError> {
     if reply.code != 0 {
         return Err(request.failure(reply));
@@ -449,7 +451,7 @@ fn done(request: &ScriptCall<'_>, reply: ScriptReply, word: &str) -> Result<(), 
     Ok(())
 }
 
-/// The word for the scripts.
+/// Argument of the scripts for the treatment of symbolic links.
 fn word(links: Links) -> &'static str {
     match links {
         Links::Follow => "follow",
@@ -462,7 +464,7 @@ fn last_line(text: &str) -> String {
     line.unwrap_or_default().chars().take(500).collect()
 }
 
-/// The program for a digest, with its arguments.
+/// Program with arguments that computes a digest.
 fn digest_command(ssh: &Ssh, algorithm: DigestAlgorithm) -> &[String] {
     match algorithm {
         DigestAlgorithm::Sha256 => &ssh.sha256_command,

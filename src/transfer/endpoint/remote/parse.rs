@@ -1,10 +1,10 @@
-//! Reads what scripts and programs of a remote host print.
+//! Parsers for the output of scripts and programs of a remote host.
 
 use crate::settings::DigestAlgorithm;
 use crate::transfer::digest::Digest;
 use crate::transfer::endpoint::{Facts, FileKind, Moment};
 
-/// Reads the answer of [`STAT`](super::scripts::STAT).
+/// Parses the answer of [`STAT`](super::scripts::STAT).
 pub(super) fn facts(answer: &str) -> Option<Facts> {
     let mut parts = answer.split('|');
     let words: Vec<&str> = parts.next()?.split(' ').collect();
@@ -47,7 +47,7 @@ pub(super) fn facts(answer: &str) -> Option<Facts> {
     })
 }
 
-/// A word of an answer; `-` is unknown.
+/// Parses a word of an answer; `-` stands for an unknown value.
 fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     match word {
         "-" => Some(None),
@@ -55,7 +55,7 @@ fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
     }
 }
 
-/// A time; `text` (`2026-11-29 13:09:24.123456789 +0000`) contains its nanoseconds.
+/// Parses a time; `text` (`2026-11-29 13:09:24.123456789 +0000`) contains its nanoseconds.
 fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
     let fraction = text.and_then(|text| {
         let (_, rest) = text.split_once('.')?;
@@ -68,8 +68,8 @@ fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
     }))
 }
 
-/// Available bytes from a line of `df -P -k`: device, total, used, available, per cent, mount point.
-/// Device and mount point may hold blanks, so the per cent is what is looked for.
+/// Parses the available bytes from a line of `df -P -k`: device, total, used, available, per cent, mount point. Device
+/// and mount point may contain blanks, so the function searches for the per cent.
 pub(super) fn available(line: &str) -> Option<u64> {
     let words: Vec<&str> = line.split_ascii_whitespace().collect();
     let number = |word: &str| word.parse::<u64>().ok();
@@ -85,7 +85,7 @@ pub(super) fn available(line: &str) -> Option<u64> {
     })
 }
 
-/// Reads `HEX  -`, or xxhsum's `XXH3_HEX  stdin` (0.8.1 and later) and `XXH3 (stdin) = HEX`.
+/// Parses `HEX  -`, or xxhsum's `XXH3_HEX  stdin` (0.8.1 and later) and `XXH3 (stdin) = HEX`.
 pub(super) fn printed_digest(algorithm: DigestAlgorithm, answer: &str) -> Option<Digest> {
     let mut words = answer.split_ascii_whitespace();
     let hex = match words.next()? {

@@ -1,14 +1,14 @@
 //! The scripts that run at a remote end.
 //!
-//! The scripts are for a POSIX shell with POSIX programs. Other features that they use (`stat`, `sync` with
-//! a name, `-ef`) may be missing. Data are positional arguments only. `$0` is the mark of the request: [`BEGIN`]
-//! prints it alone, so that earlier output of a start-up file is not part of the answer, and
-//! `say` prints it before each line of the answer. Our own file names are used relative to their
-//! directory, which `cd` holds, and never through a symbolic link.
+//! The scripts are for a POSIX shell with POSIX programs. Other features that they use (`stat`, `sync` with a name,
+//! `-ef`) may be missing. Data are positional arguments only. `$0` is the mark of the request: [`BEGIN`] prints it
+//! alone, so that earlier output of a start-up file is not part of the answer, and `say` prints it before each line of
+//! the answer. Our own file names are used relative to their directory, which `cd` holds open, and never through a
+//! symbolic link.
 //!
 //! [`BEGIN`]: begin
 
-// Exit codes. They stand in the scripts as digits.
+// Exit codes. The scripts contain them as digits.
 pub(super) const ABSENT: i32 = 66;
 pub(super) const DENIED: i32 = 77;
 pub(super) const EXISTS: i32 = 73;
@@ -53,9 +53,9 @@ macro_rules! flush {
     };
 }
 
-/// $1 path, $2 `keep` if a symbolic link is not to be followed. Answers `kind readable boot SIZE
-/// DEVICE INODE NAMES MODIFIED CHANGED|MODIFIED|CHANGED`, the times in seconds and as text; `-` is
-/// unknown. Without GNU's or busybox's `stat`, `ls` tells the size.
+/// $1 path, $2 `keep` if a symbolic link must not be followed. Answers `kind readable boot SIZE DEVICE INODE NAMES
+/// MODIFIED CHANGED|MODIFIED|CHANGED`, the times in seconds and as text; `-` stands for an unknown value. Without the
+/// `stat` of GNU or busybox, `ls` provides the size.
 pub(super) const STAT: &str = concat!(
     begin!(),
     absent!(),
@@ -73,8 +73,8 @@ pub(super) const MKDIR: &str = concat!(
 /// $1 directory. Answers df's last line.
 pub(super) const DF: &str = concat!(begin!(), r#"say "$(df -P -k "$1" | tail -n 1)""#);
 
-/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints; then the
-/// directories to be written to the disk.
+/// $1 directory, $2 name of the copy, $3 final name, $4 name of the copy's checkpoints; then the directories that are
+/// written to the disk.
 pub(super) const RENAME: &str = concat!(
     begin!(),
     clear!(),
@@ -86,7 +86,7 @@ pub(super) const RENAME: &str = concat!(
     r#"rm -f "./$2" || exit 1; shift 4; flush "$@" || exit 1; say renamed"#
 );
 
-/// $1 a file; then the directories to be written to the disk with it.
+/// $1 a file; then the directories that are written to the disk with it.
 pub(super) const SYNC: &str = concat!(
     begin!(),
     absent!(),
@@ -94,20 +94,20 @@ pub(super) const SYNC: &str = concat!(
     r#"test -e "$1" || absent "$1"; flush "$@" || exit 1; say written"#
 );
 
-/// $1 directory, $2 name. Makes an empty file that did not exist.
+/// $1 directory, $2 name. Makes an empty file; fails if the name exists.
 pub(super) const MARKER: &str = concat!(
     begin!(),
     r#"cd "$1" || exit 1; set -C; umask 077; : >"./$2" || exit 1; say made"#
 );
 
-/// $1 a location's directory. Answers its problem: missing, closed, empty, or good. A directory that cannot be
-/// listed is not known to be empty.
+/// $1 a location's directory. Answers its problem (missing, closed, empty) or `good`. A directory that cannot be listed
+/// does not count as empty.
 pub(super) const ROOT: &str = concat!(
     begin!(),
     r#"if ! test -d "$1"; then say missing; elif ! test -x "$1"; then say closed; elif test -z "$(ls -A "$1" 2>&1 | head -n 1)"; then say empty; else say good; fi"#
 );
 
-/// $1 directory, $2 name of the copy, $3 name of its checkpoints.
+/// $1 directory, $2 name of the copy, $3 name of its checkpoints. Removes both.
 pub(super) const REMOVE: &str = concat!(
     begin!(),
     absent!(),
@@ -115,9 +115,8 @@ pub(super) const REMOVE: &str = concat!(
     r#"cd "$1" 2>/dev/null || absent "$1"; rm -f "./$2" || exit 1; clear "./$3" || exit 1; say removed"#
 );
 
-/// $1 directory, $2 name of our copy, $3 of its checkpoints. The rest belongs to an earlier attempt, or is missing:
-/// $4 name of the copy, $5 of its checkpoints. Answers the number of bytes of that copy. The copy is
-/// renamed last, as at a local end.
+/// $1 directory, $2 name of our copy, $3 name of its checkpoints; then, if an earlier attempt left a copy, $4 its name,
+/// $5 name of its checkpoints. Answers the number of bytes of that copy. The copy is renamed last, as at a local end.
 pub(super) const ADOPT: &str = concat!(
     begin!(),
     plain!(),
@@ -128,15 +127,15 @@ pub(super) const ADOPT: &str = concat!(
     r#"n=0; if test -n "$e"; then mv "./$e" "./$2" || exit 1; set -- $(ls -lnd "./$2"); n=$5; fi; say "$n""#
 );
 
-/// $1 directory, $2 transfer id.
+/// $1 directory, $2 transfer id. Lists the transfer's temporaries.
 pub(super) const LIST: &str = concat!(
     begin!(),
     r#"cd "$1" 2>/dev/null || { test -e "$1" && exit 77; exit 0; }; for f in .ccat-transfer-"$2"-*.part .ccat-transfer-"$2"-*.ckpt; do if test -e "$f" || test -L "$f"; then say "$f"; fi; done; exit 0"#
 );
 
-/// $1 path, $2 `keep` if a symbolic link is not to be followed; then the program and its arguments.
-/// Reads to the end of the file, or until its own standard input ends: by this it detects that we gave up.
-/// Otherwise it would continue for hours.
+/// $1 path, $2 `keep` if a symbolic link must not be followed; then the program and its arguments. Reads to the end of
+/// the file, or until its own standard input ends: the worker closes that when it gives up. Otherwise the script would
+/// continue for hours.
 pub(super) const DIGEST: &str = concat!(
     begin!(),
     absent!(),
