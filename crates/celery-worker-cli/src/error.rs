@@ -17,7 +17,7 @@ pub mod exit_code {
     pub const SETTINGS: u8 = 4;
     /// A server cannot be reached.
     pub const UNREACHABLE: u8 = 5;
-    /// The state of the system does not allow the operation.
+    /// The operation is not allowed in the current state of the system.
     pub const REFUSED: u8 = 6;
 }
 
@@ -45,7 +45,7 @@ pub enum ProcessError {
     /// A server cannot be reached.
     #[error("{0}")]
     Unreachable(String),
-    /// The state of the system does not allow the operation.
+    /// The operation is not allowed in the current state of the system.
     #[error("{0}")]
     Refused(String),
     /// An operation failed.

@@ -1,4 +1,4 @@
-//! Celery's node names, and its abbreviations in names of files.
+//! Celery's node names, and its abbreviations in file names.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ const DEFAULT: &str = "celery";
 /// Value of `%i`, the index of the process. Celery's child processes count from 1; there are none here.
 const PROCESS_INDEX: &str = "0";
 
-/// Expands abbreviations as Celery does: `%%` is a `%`. Another character after `%` has to be one of `keys` if it
-/// could be part of a name; otherwise both characters stay unchanged.
+/// Expands abbreviations as Celery does: `%%` is a `%`. Another character after `%` must be one of `keys` if it could
+/// be part of a name; otherwise both characters stay unchanged.
 ///
 /// # Errors
 /// The first unknown abbreviation.
@@ -46,9 +46,9 @@ fn unknown(flag: &str, key: char) -> ProcessError {
     ))
 }
 
-/// The node name for `-n`: `celery@HOST` where none is given, `NAME@HOST` for a bare name; `%h` is
-/// the host, `%n` its first label, `%d` the rest, `%i` the index of the process, 0, and `%I` the same with a dash
-/// where there are several, so nothing.
+/// The node name for `-n`: `celery@HOST` without a given name, `NAME@HOST` for a name without a host. `%h` is the host,
+/// `%n` its first label, `%d` the rest, `%i` the index of the process, 0. `%I` is the index with a dash for a worker
+/// with child processes, and therefore empty here.
 ///
 /// # Errors
 /// [`ProcessError::Usage`] for other abbreviations.
@@ -72,14 +72,14 @@ pub fn node_name(given: Option<&str>, host: &str) -> Result<String, ProcessError
     })
 }
 
-/// The name of a file for `flag` of the node `node`: `%n` is the node's name, `%h` its host, `%d` the host's domain,
-/// `%p` both, `%i` and `%I` as in a node name.
+/// Expands the abbreviations in the file name of the flag `flag` for the node `node`: `%n` is the node's name, `%h` its
+/// host, `%d` the host's domain, `%p` both, `%i` and `%I` as in a node name.
 ///
 /// # Errors
 /// [`ProcessError::Usage`] for other abbreviations.
 pub fn node_path(flag: &str, path: &Path, node: &str) -> Result<PathBuf, ProcessError> {
     let Some(text) = path.to_str() else {
-        // The name is not text, so it has no abbreviations of Celery.
+        // The path is not valid UTF-8, so it contains no abbreviations of Celery.
         return Ok(path.to_owned());
     };
     let (name, host) = node.split_once('@').unwrap_or((DEFAULT, node));

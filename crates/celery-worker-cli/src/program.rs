@@ -22,7 +22,8 @@ use crate::{log, node, traces};
 /// Name and version of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Program {
-    /// Name of the executable, e.g. `image-worker`. It begins error messages, and is the name of the service in traces.
+    /// Name of the executable, e.g. `image-worker`. It is the prefix of error messages and the name of the service in
+    /// traces.
     pub name: &'static str,
     /// Version, usually `env!("CARGO_PKG_VERSION")`.
     pub version: &'static str,
@@ -35,14 +36,14 @@ impl Program {
         Self { name, version }
     }
 
-    /// The name with `_` for `-`: the name of its crate, and the beginning of the names of its metrics.
+    /// The name with `_` instead of `-`: the name of the program's crate and the prefix of the names of its metrics.
     #[must_use]
     pub fn identifier(self) -> String {
         self.name.replace('-', "_")
     }
 
     /// Parses a command line for `command`, whose first word is the name of the program. Prints help, the version or an
-    /// error, and exits, if the command line asks for it.
+    /// error and exits if the command line asks for it or is wrong.
     #[must_use]
     pub fn parse<C: FromArgMatches>(
         self,
@@ -89,8 +90,8 @@ impl ProcessArguments {
         Ok(())
     }
 
-    /// Starts the log, the traces and the threads, and runs a command to its end. A signal to restart calls `reload`,
-    /// which loads the settings again to find out if the process could start with them.
+    /// Starts the log, the traces and the threads, and runs a command to its end. A restart signal calls `reload`,
+    /// which loads the settings again to check that the process could start with them.
     ///
     /// # Errors
     /// The error of the command, or [`ProcessError::Usage`] or [`ProcessError::Failed`] of the start.
@@ -123,13 +124,13 @@ impl ProcessArguments {
             .map_err(|e| ProcessError::Failed(format!("cannot start threads: {e}")))?;
         let code = runtime.block_on(command(process));
         traces::close();
-        // A local system call that hangs (a dead file server) must not keep the process.
+        // A local system call that hangs (a file server that does not answer) must not keep the process alive.
         runtime.shutdown_timeout(Duration::from_secs(1));
         code
     }
 }
 
-/// Loads the settings again, to find out if the process could start with them.
+/// Loads the settings again, to check that the process could start with them.
 type Reload = dyn Fn() -> Result<(), SettingsError> + Send + Sync;
 
 /// A started process.
@@ -165,7 +166,8 @@ impl Process {
         }
     }
 
-    /// A connection to the broker, shown in its management under `name`. It connects at its first use.
+    /// Creates a connection to the broker, which the broker's management shows under `name`. It connects at its first
+    /// use.
     ///
     /// # Errors
     /// The broker's URL cannot be used.
@@ -181,11 +183,11 @@ impl Process {
         })
     }
 
-    /// A new registry of health and metrics, with the HTTP server that shows it if the settings have an address. The
-    /// server runs until the handle is dropped.
+    /// Creates a registry of health and metrics, and the HTTP server for it if the settings have an address. The server
+    /// runs until the handle is dropped.
     ///
     /// # Errors
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     pub async fn health(
         &self,
     ) -> Result<(HealthRegistry, Option<AbortOnDropHandle<()>>), ProcessError> {

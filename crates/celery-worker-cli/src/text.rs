@@ -1,10 +1,9 @@
-//! Text from elsewhere in a form that is safe for a terminal and a log.
+//! Makes text from outside safe for a terminal and a log.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// Returns true for a character that a terminal obeys, that it does not show, or that changes the order of
-/// other characters.
+/// Returns true for a control character, an invisible character, or a character that changes the order of others.
 fn is_hidden(c: char) -> bool {
     c.is_control()
         || matches!(c,
@@ -27,7 +26,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     let mut shown = String::with_capacity(text.len() + 16);
     for c in text.chars() {
         match is_escaped(c) {
-            // As Rust and JSON write it: `\n`, `\u{1b}`.
+            // Escaped as in Rust and JSON: `\n`, `\u{1b}`.
             true => shown.extend(c.escape_default()),
             false => shown.push(c),
         }
@@ -35,8 +34,8 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     shown.into()
 }
 
-/// A text in one line, with invisible characters shown as escapes: control characters, and those that change the
-/// direction of writing.
+/// Returns a text in one line, with invisible characters shown as escapes: control characters, and those that change
+/// the direction of writing.
 #[must_use]
 pub fn visible(text: &str) -> Cow<'_, str> {
     escaped(text, |_| false)
@@ -49,7 +48,7 @@ pub fn visible_lines(text: &str) -> Cow<'_, str> {
 }
 
 /// Escapes as [`visible`], for text that is JSON: JSON's own escapes are used, so that its value stays the same. Line
-/// breaks between its parts stay.
+/// breaks between its elements stay.
 #[must_use]
 pub fn visible_json(json: &str) -> Cow<'_, str> {
     let is_escaped = |c: char| is_hidden(c) && !matches!(c, '\n' | '\t' | '\r');

@@ -1,4 +1,4 @@
-//! `--wait-for`: servers that cannot be reached yet when a service starts.
+//! The flag `--wait-for`: waits for servers that cannot be reached yet when a service starts.
 
 use std::time::Duration;
 
@@ -16,8 +16,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from
 /// The flag `--wait-for`.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct WaitFor {
-    /// Wait so many seconds at the start for the broker and the database, instead of failing
-    /// [without a number: 60].
+    /// Wait at the start up to this number of seconds for the broker and the database, instead of failing [without a
+    /// number: 60].
     #[arg(
         long = "wait-for",
         value_name = "SECONDS",
@@ -36,7 +36,7 @@ impl WaitFor {
     }
 }
 
-/// Deadline until which a start waits for its servers; without one, it does not wait.
+/// Deadline until which the start waits for its servers; without one, it does not wait.
 #[derive(Debug, Clone, Copy)]
 pub struct StartDeadline(Option<Instant>);
 
@@ -45,8 +45,8 @@ impl StartDeadline {
         Self(seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds.into())))
     }
 
-    /// Waits until the broker answers. Without a deadline it is not asked, because a worker or another service retries
-    /// its connection by itself.
+    /// Waits until the broker answers. Without a deadline it returns at once, because a worker or another service
+    /// retries its connection itself.
     ///
     /// # Errors
     /// As [`Self::retry_until_reachable`].
@@ -70,7 +70,7 @@ impl StartDeadline {
         let Some(until) = self.0 else {
             return connect().await;
         };
-        // The last attempt is near the end of a short time, too.
+        // The pause is short compared to the total time, so that the last attempt is near its end.
         let whole = until.saturating_duration_since(Instant::now());
         let mut attempts = RetryState::new((PAUSES.0, PAUSES.1.min(whole / 10).max(PAUSES.0)));
         loop {

@@ -1,4 +1,4 @@
-//! A program that is a worker and nothing else.
+//! A program that consists of a worker only.
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -33,8 +33,8 @@ pub struct WorkerProgram {
 }
 
 impl WorkerProgram {
-    /// A program whose environment variables begin with `prefix`, e.g. `WORKER_` for
-    /// `WORKER_CELERY__WORKER_CONCURRENCY`. `config_variable` is the variable that names the file of settings.
+    /// Creates a program whose environment variables begin with `prefix`, e.g. `WORKER_` for
+    /// `WORKER_CELERY__WORKER_CONCURRENCY`. `config_variable` is the variable that names the settings file.
     #[must_use]
     pub const fn new(
         program: Program,
@@ -51,8 +51,8 @@ impl WorkerProgram {
     /// Runs the worker with the tasks that `register` returns, to its end. `arguments` begin with the name of the
     /// program, as [`std::env::args_os`] does. Errors are printed to standard error.
     ///
-    /// A program that builds rustls with another provider of cryptography beside ring has to select one before
-    /// (`CryptoProvider::install_default`).
+    /// A program that builds rustls with another cryptography provider in addition to ring has to select one before
+    /// this call (`CryptoProvider::install_default`).
     #[must_use]
     pub fn run(
         &self,

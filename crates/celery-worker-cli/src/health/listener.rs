@@ -1,4 +1,4 @@
-//! A listener with a limited number of connections and a limited time for each, so that a scanner does no harm.
+//! A listener that limits the number of connections and the duration of each, so that a port scanner does no harm.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,10 +16,10 @@ use tokio::time::{Sleep, sleep};
 /// Maximum number of connections. Further ones wait in the kernel.
 const CONNECTIONS: usize = 16;
 
-/// Time limit of a connection. Each is for one request, and no answer takes longer than some seconds.
+/// Time limit of a connection. Each connection carries one request, and every response takes at most a few seconds.
 const LIFETIME: Duration = Duration::from_secs(10);
 
-/// Listener with both limits.
+/// A TCP listener with both limits.
 pub(super) struct Bounded {
     listener: TcpListener,
     places: Arc<Semaphore>,
@@ -41,10 +41,10 @@ impl Listener for Bounded {
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         let place = match self.places.clone().acquire_owned().await {
             Ok(place) => place,
-            // Only a closed semaphore has none, and this one is never closed.
+            // Only a closed semaphore returns an error, and this one is never closed.
             Err(_) => std::future::pending().await,
         };
-        // axum's own: a failure to accept is waited out there.
+        // axum's implementation: it retries after a failure to accept.
         let (stream, address) = Listener::accept(&mut self.listener).await;
         let connection = Connection {
             stream,
@@ -59,7 +59,7 @@ impl Listener for Bounded {
     }
 }
 
-/// A connection that ends in time.
+/// A connection with a time limit.
 pub(super) struct Connection {
     stream: TcpStream,
     ends: Pin<Box<Sleep>>,
@@ -67,7 +67,7 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// The stream, while its time is not over.
+    /// Returns the stream, or an error after the time limit.
     fn alive(&mut self, context: &mut Context<'_>) -> io::Result<Pin<&mut TcpStream>> {
         match self.ends.as_mut().poll(context) {
             Poll::Pending => Ok(Pin::new(&mut self.stream)),

@@ -79,7 +79,7 @@ pub struct BindError {
 }
 
 impl HealthRegistry {
-    /// An empty registry. A loop counts as stopped when it is late by `grace`.
+    /// Creates an empty registry. A loop counts as stopped when it is late by `grace`.
     ///
     /// # Errors
     /// See [`Metrics::new`].
@@ -110,7 +110,7 @@ impl HealthRegistry {
         });
     }
 
-    /// Sets the function that describes the current work in a few words. The first call has an effect.
+    /// Sets the function that describes the current work in a few words. Only the first call has an effect.
     pub fn describe(&self, status: impl Fn() -> String + Send + Sync + 'static) {
         let _ = self.status.set(Box::new(status));
     }
@@ -157,10 +157,10 @@ impl HealthRegistry {
         with(&mut self.probes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Serves it over HTTP until the returned handle is dropped.
+    /// Serves the registry over HTTP until the returned handle is dropped.
     ///
     /// # Errors
-    /// The address cannot be listened on.
+    /// The server cannot listen on the address.
     pub async fn serve(&self, address: SocketAddr) -> Result<AbortOnDropHandle<()>, BindError> {
         let listener = TcpListener::bind(address)
             .await
@@ -171,7 +171,7 @@ impl HealthRegistry {
             .route("/metrics", get(metrics))
             .layer(map_response(once))
             .with_state(self.clone());
-        // With port 0 it is the system that has chosen.
+        // With port 0, the operating system chooses the port.
         let address = listener.local_addr().unwrap_or(address);
         tracing::info!(%address, "side port open: /livez, /readyz, /metrics");
         Ok(AbortOnDropHandle::new(tokio::spawn(async move {
@@ -181,7 +181,7 @@ impl HealthRegistry {
     }
 }
 
-/// One request a connection: see [`listener`].
+/// Closes the connection after the response; [`listener`] gives the reason.
 async fn once<B>(mut response: Response<B>) -> Response<B> {
     let close = HeaderValue::from_static("close");
     response.headers_mut().insert(header::CONNECTION, close);
@@ -221,7 +221,7 @@ async fn readyz(State(health): State<HealthRegistry>) -> Response {
         .iter()
         .zip(answers)
         .filter_map(|(probe, answer)| Some((probe.name(), answer.err()?)))
-        // The client may be a terminal.
+        // The text may be printed on a terminal.
         .map(|(name, error)| format!("{name}: {}\n", visible(&error)))
         .collect();
     match lines.is_empty() {

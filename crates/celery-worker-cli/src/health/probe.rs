@@ -43,13 +43,14 @@ impl std::fmt::Debug for Probe {
 
 struct State {
     answer: Answer,
-    /// End of the validity of `answer`.
+    /// Time until which `answer` is valid.
     holds: Option<Instant>,
     asked: Option<(Instant, AbortOnDropHandle<Answer>)>,
 }
 
 impl Probe {
-    /// A probe that calls `ask`, whose result is cached for `fresh`. An error is the reason.
+    /// Creates a probe that calls `ask`, whose result is cached for `fresh`. The error of `ask` is the reason of the
+    /// failure.
     pub fn new<F>(
         name: &'static str,
         fresh: Duration,
@@ -77,10 +78,11 @@ impl Probe {
         self.name
     }
 
-    /// The result, new or cached. A run that takes longer than [`WITHIN`] continues, and the next call waits for it.
+    /// Returns the result, new or cached. A run that takes longer than [`WITHIN`] continues, and the next call waits
+    /// for it.
     ///
     /// # Errors
-    /// The reason of the failure, or that there was no answer in time.
+    /// The reason of the failure, or a text that there was no answer in time.
     pub async fn answer(&self) -> Answer {
         timeout(self.within, self.fetch())
             .await
@@ -125,7 +127,7 @@ mod tests {
 
     const AGES: Duration = Duration::from_secs(3600);
 
-    /// Answers well, or badly with how often it was asked.
+    /// A probe that succeeds, or fails with the number of calls, and the counter of the calls.
     fn counting(takes: Duration, fresh: Duration, well: bool) -> (Probe, Arc<AtomicU32>) {
         let count = Arc::new(AtomicU32::new(0));
         let asked = count.clone();
@@ -166,10 +168,10 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(probe.answer().await, Err("no answer within 50ms".into()));
         }
-        // The first question goes on, and its answer is found.
+        // The first run continues, and the next call returns its result.
         tokio::time::sleep(takes).await;
         assert_eq!(probe.answer().await, Ok(()));
-        // A dear answer holds for longer: 20 times 300 ms.
+        // A slow result is cached for longer: 20 times 300 ms.
         assert_eq!(probe.answer().await, Ok(()));
         assert_eq!(count.load(Ordering::Relaxed), 1);
     }

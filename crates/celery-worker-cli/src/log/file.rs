@@ -8,9 +8,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// A log file that is appended to. Before each line its name is looked up, which takes a few microseconds: if the
-/// file was renamed or removed, the line goes to a new file of this name. A file that was emptied instead, as by
-/// logrotate's `copytruncate`, is written from its beginning.
+/// A log file that is appended to. Before each line the path is looked up, which takes a few microseconds: if the file
+/// was renamed or removed, the line goes to a new file at this path. If the file was truncated instead, as by
+/// logrotate's `copytruncate`, writing continues at its beginning.
 pub(super) struct LogFile {
     path: PathBuf,
     open: Mutex<Open>,
@@ -25,7 +25,7 @@ struct Open {
 impl LogFile {
     /// Opens a file, or creates it.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        // An absolute path is valid after a change of directory, too.
+        // An absolute path stays valid after a change of the working directory.
         let path = std::path::absolute(path)?;
         Ok(Self {
             open: Mutex::new(Open::at(&path)?),
@@ -44,7 +44,7 @@ impl Open {
         })
     }
 
-    /// Returns true if the path names another file by now, or none.
+    /// Returns true if the path now refers to another file or to none.
     fn is_renamed(&self, path: &Path) -> bool {
         match std::fs::metadata(path) {
             Ok(there) => (there.dev(), there.ino()) != self.identity,
@@ -53,7 +53,7 @@ impl Open {
     }
 }
 
-/// The file while a line is written.
+/// The locked file while a line is written.
 pub(super) struct Line<'a>(MutexGuard<'a, Open>);
 
 impl Write for Line<'_> {
@@ -71,7 +71,7 @@ impl<'a> MakeWriter<'a> for LogFile {
 
     fn make_writer(&'a self) -> Self::Writer {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        // If the new file cannot be opened, it is tried again at the next line; until then lines go to the old file.
+        // If the new file cannot be opened, the next line tries again; until then lines go to the old file.
         if open.is_renamed(&self.path)
             && let Ok(new) = Open::at(&self.path)
         {

@@ -1,4 +1,4 @@
-//! Writing of log lines, without secrets and without characters that a terminal would obey.
+//! Formatting of log lines, without secrets and without control characters of a terminal.
 
 use std::fmt::{self, Write as _};
 
@@ -14,10 +14,10 @@ use crate::text::{visible, visible_json};
 use crate::traces;
 use service_connection::url::redacted;
 
-/// Keys of a line that no field of a span may take.
+/// Keys of a line that a field of a span must not replace.
 const KEYS: [&str; 4] = ["timestamp", "level", "target", "message"];
 
-/// Lines of JSON, with the fields of the spans and the trace that they are part of.
+/// Formatter for lines of JSON, with the fields of the surrounding spans and the ids of the current trace.
 pub(super) struct Json<F>(pub(super) F);
 
 impl<S, N, F> FormatEvent<S, N> for Json<F>
@@ -59,8 +59,8 @@ where
     }
 }
 
-/// Fields of the spans around an event, unless the event has a field of the same name; of two spans, the inner
-/// one's. `None` outside of all spans.
+/// Fields of the spans around an event, except for names that the event itself has; an inner span takes precedence over
+/// an outer one. `None` outside of all spans.
 fn span_fields<S, N>(
     context: &FmtContext<'_, S, N>,
     event: &Event<'_>,
@@ -85,7 +85,7 @@ where
     Some(fields)
 }
 
-/// Fields for people: the message, then `name=value`.
+/// Formatter of fields for human readers: the message, then `name=value`.
 pub(super) struct HumanFields;
 
 impl<'w> FormatFields<'w> for HumanFields {
@@ -116,7 +116,7 @@ impl Written<'_> {
         let value = visible(&value);
         match (name, self.writer.has_ansi_escapes()) {
             ("message", _) => self.writer.write_str(&value),
-            // Italics, and a faint sign.
+            // The name in italics, the `=` dimmed.
             (name, true) => write!(
                 self.writer,
                 "\u{1b}[3m{name}\u{1b}[0m\u{1b}[2m=\u{1b}[0m{value}"

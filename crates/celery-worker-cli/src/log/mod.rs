@@ -32,15 +32,15 @@ const WORKER_CRATES: [&str; 4] = [
     "service_connection",
 ];
 
-/// The filter for a level or a list of `target=level`. A bare level is that of the program, whose crate has the name
-/// `own`, and of the worker's crates. Other libraries then log only warnings, and lapin nothing: the worker reports
-/// each of its errors together with the consequence.
+/// Parses a filter: a level or a list of `target=level`. A bare level applies to the program, whose crate has the name
+/// `own`, and to the worker's crates. Other libraries then log only warnings, and lapin nothing, because the worker
+/// reports each of its errors together with the consequence.
 ///
 /// # Errors
 /// The text is neither a level nor a filter.
 pub fn filter(level: &str, own: &str) -> Result<Targets, ParseError> {
     let name = match level.to_lowercase() {
-        // Python's names, as start scripts have them; to a filter they would be modules.
+        // Python's names of levels, which start scripts use; in a filter they would be names of modules.
         name if name == "warning" => "warn".to_owned(),
         name if matches!(&*name, "critical" | "fatal") => "error".to_owned(),
         name => name,
@@ -55,7 +55,7 @@ pub fn filter(level: &str, own: &str) -> Result<Targets, ParseError> {
     }
 }
 
-/// Extends a filter for the crate `own` to the worker's crates, where the filter does not name them.
+/// Extends a filter for the crate `own` to the worker's crates, except for those that the filter names itself.
 fn with_worker_crates(filter: Targets, own: &str) -> Targets {
     let level_of = |name| {
         let mut named = filter.iter().filter(|(target, _)| *target == name);
@@ -110,7 +110,7 @@ pub fn init(
     };
     let colour = on_terminal && std::env::var_os("NO_COLOR").is_none();
     let lines = lines(writer, human.then_some(colour));
-    // An error means that there is a subscriber already, which then stays.
+    // An error means that a subscriber is installed already; it stays.
     let _ = match tracer {
         None => subscriber(lines, filter).try_init(),
         Some(tracer) => subscriber(lines, filter)
@@ -120,7 +120,7 @@ pub fn init(
     Ok(())
 }
 
-/// Log lines for people, with or without colour, or else in JSON.
+/// Layer that writes log lines: for human readers, with or without colour, or in JSON.
 fn lines(writer: BoxMakeWriter, human: Option<bool>) -> Box<dyn Layer<Registry> + Send + Sync> {
     let lines = tracing_subscriber::fmt::layer().with_writer(writer);
     match human {
@@ -140,21 +140,21 @@ fn lines(writer: BoxMakeWriter, human: Option<bool>) -> Box<dyn Layer<Registry> 
     }
 }
 
-/// Log lines that the filter lets through. It is the filter of this layer alone, so that it does not switch spans off;
-/// and these, which are for traces, are not to be part of lines.
+/// Subscriber whose log lines pass the filter. The filter belongs to the layer of the log alone, so that it does not
+/// disable the spans of traces, and these spans do not appear in lines.
 fn subscriber(
     lines: Box<dyn Layer<Registry> + Send + Sync>,
     filter: Targets,
 ) -> Layered<impl Layer<Registry>, Registry> {
     let is_logged =
         |metadata: &Metadata<'_>| has_no_secret(metadata) && !traces::is_traced(metadata);
-    // A filter without a hint would take away that of the other one, and every `trace!` would be asked for.
+    // A filter without a level hint would remove the hint of the other filter, and every `trace!` would be evaluated.
     let filter = filter.and(filter_fn(is_logged).with_max_level_hint(LevelFilter::TRACE));
     tracing_subscriber::registry().with(lines.with_filter(filter))
 }
 
-/// Writes the message of a panic to standard error as the standard library does, but without secrets and control
-/// characters: a library may panic with text from elsewhere in its message.
+/// Installs a hook that writes the message of a panic to standard error as the standard library does, but without
+/// secrets and control characters: the panic of a library may quote text from outside.
 pub fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();

@@ -1,4 +1,4 @@
-//! Levels of the log, its lines, and the spans of traces, which they do not concern.
+//! Tests of the levels of the log, of its lines, and of its independence from the spans of traces.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use tracing::field::Empty;
 use super::lines::tests::Kept;
 use super::*;
 
-/// Crate of the program.
+/// Name of the program's crate.
 const OWN: &str = "ccat_transfer";
 
 /// Counts the spans that have ended, in place of a collector.
@@ -69,7 +69,7 @@ fn the_worker_belongs_to_this_program(#[case] level: &str, #[case] is_shown: boo
     assert!(!shows("sqlx"));
 }
 
-/// A traced span with an event of the log in it; whether the span was enabled.
+/// Emits a log event in a traced span; returns true if the span was enabled.
 fn work() -> bool {
     let span = tracing::info_span!("run", otel.kind = "consumer", celery.state = Empty);
     span.in_scope(|| tracing::event!(Level::INFO, n = 1, "in it"));
@@ -78,7 +78,7 @@ fn work() -> bool {
     !span.is_disabled()
 }
 
-/// Lines that `work` logs; whether its span was enabled.
+/// Lines that `work` logs, and true if its span was enabled.
 fn logged(level: &str, human: Option<bool>, tracer: Option<SdkTracer>) -> (Vec<String>, bool) {
     let kept = Kept::default();
     let to = kept.clone();

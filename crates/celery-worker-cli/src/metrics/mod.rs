@@ -1,12 +1,13 @@
 //! Metrics in Prometheus' text format.
 //!
-//! [`Metrics`] is the registry of a process. Parts of the program create their metrics, register them here and count;
-//! [`tasks`] has those of Celery's tasks, under the names of celery-exporter, so that its dashboards work, and
-//! [`process`] those of the process itself. A counter is an atomic number; nothing else is computed before a scrape.
+//! [`Metrics`] is the registry of a process. Parts of the program create their metrics, register them here and update
+//! them. [`tasks`] has the metrics of Celery's tasks, under the names of celery-exporter, so that its dashboards work,
+//! and [`process`] has those of the process itself. A counter is an atomic number; nothing else is computed before a
+//! scrape.
 //!
 //! Values of labels never come unchecked from a message: a task that is not registered counts as `unknown`, classes of
-//! exceptions beyond the first 64 as `other`, and queues are those of the settings. A sender of messages can therefore
-//! not make a registry grow.
+//! exceptions beyond the first 64 count as `other`, and queues are those of the settings. A sender of messages can
+//! therefore not make a registry grow.
 
 use std::sync::Arc;
 
@@ -33,10 +34,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A registry with the metrics of the process, and with `<program>_build_info` and `<program>_scrape_error`.
+    /// Creates a registry with the metrics of the process, and with `<program>_build_info` and
+    /// `<program>_scrape_error`.
     ///
     /// # Errors
-    /// The name of the program cannot be part of the name of a metric.
+    /// The program's name cannot be part of the name of a metric.
     pub fn new(program: Program) -> Result<Self, Error> {
         let registry = Registry::new();
         let name = program.identifier();
@@ -85,7 +87,7 @@ impl Metrics {
     /// All metrics in the text format.
     ///
     /// # Errors
-    /// A metric cannot be written, which a test of it would show.
+    /// A metric cannot be formatted. A test of the metric would show this.
     pub fn text(&self) -> Result<Vec<u8>, Error> {
         self.process.read();
         let mut text = Vec::with_capacity(16 << 10);
@@ -94,9 +96,9 @@ impl Metrics {
     }
 }
 
-/// A metric that can be shown. Its clones are the same metric.
+/// A metric that can be registered. Its clones are the same metric.
 pub trait Registered {
-    /// A clone for the registry.
+    /// Returns a clone for the registry.
     fn collector(&self) -> Box<dyn Collector>;
 }
 

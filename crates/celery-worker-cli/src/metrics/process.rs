@@ -1,8 +1,7 @@
-//! `process_*`: the process as the kernel sees it, under the names that every Prometheus client
-//! gives.
+//! `process_*`: figures of the kernel about this process, under the names that all Prometheus clients use.
 //!
-//! Read at each scrape. Child processes are not included. The collector of the crate `prometheus` has the same names,
-//! but counts CPU time in whole seconds.
+//! They are read at each scrape. Child processes are not included. The collector of the crate `prometheus` has the same
+//! names, but counts CPU time in whole seconds.
 
 use std::fs;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -12,7 +11,7 @@ use prometheus::{Counter, Error, Gauge};
 
 use super::Registered;
 
-/// The gauges.
+/// The gauges and counters `process_*`.
 #[derive(Debug)]
 pub(super) struct ProcessMetrics {
     cpu: Counter,
@@ -25,7 +24,7 @@ pub(super) struct ProcessMetrics {
 }
 
 impl ProcessMetrics {
-    /// Of this process, which has just begun.
+    /// Creates the metrics of this process; the current time is its start.
     ///
     /// # Errors
     /// See [`super::Metrics::new`].
@@ -68,14 +67,14 @@ impl ProcessMetrics {
         ]
     }
 
-    /// Brings them up to date. What cannot be read keeps its value.
+    /// Updates the metrics. A value that cannot be read stays unchanged.
     pub(super) fn read(&self) {
         if let Ok(usage) = getrusage(UsageWho::RUSAGE_SELF) {
             let micros: i64 = [usage.user_time(), usage.system_time()]
                 .iter()
                 .map(|time| time.tv_sec() * 1_000_000 + time.tv_usec())
                 .sum();
-            // Two scrapes at once could both be late; a counter must not go down.
+            // Two concurrent scrapes could both add the same increase; a counter must not go down.
             let more = micros as f64 / 1e6 - self.cpu.get();
             if more > 0.0 {
                 self.cpu.inc_by(more);
@@ -93,7 +92,7 @@ impl ProcessMetrics {
             }
         }
         if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-            // One of them is this look at them.
+            // One of the open files is the directory that is read here.
             self.open_fds.set(entries.count().saturating_sub(1) as f64);
         }
         if let Ok((soft, _)) = getrlimit(Resource::RLIMIT_NOFILE) {
@@ -102,7 +101,7 @@ impl ProcessMetrics {
     }
 }
 
-/// A number of `/proc/self/status`, see proc(5).
+/// A number from `/proc/self/status`, see proc(5).
 fn field(status: &str, key: &str) -> Option<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_ascii_whitespace().next()?.parse().ok()

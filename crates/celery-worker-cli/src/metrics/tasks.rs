@@ -1,8 +1,8 @@
-//! What becomes of Celery's tasks, under celery-exporter's names and labels.
+//! Counters of the events of Celery's tasks, under celery-exporter's names and labels.
 //!
-//! That exporter counts the events that workers send. Here the same things are counted where the
-//! events are made, whether or not anybody wants events: a dashboard made for the exporter shows
-//! the same numbers, and nothing is lost between worker and exporter.
+//! celery-exporter counts the events that workers send. This module counts the same events where they occur, even if
+//! the worker sends no events: a dashboard made for the exporter shows the same numbers, and no event is lost between
+//! worker and exporter.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,30 +15,30 @@ use super::Registered;
 use celery_protocol::event::Event;
 use celery_worker::observer::Observer;
 
-/// Upper bounds in seconds: the usual ones of Prometheus' clients, and then up to half a day, since
-/// a task may copy for hours.
+/// Upper bounds of the buckets in seconds: the usual ones of Prometheus' clients, and further ones up to half a day,
+/// because a task may copy for hours.
 const RUNTIMES: [f64; 19] = [
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0,
     3600.0, 10_800.0, 21_600.0, 43_200.0,
 ];
 
-/// Stands for the names of tasks that a worker does not have: messages make them up.
+/// Label for names of tasks that the worker does not have: a sender of messages can invent such names.
 const UNKNOWN: &str = "unknown";
 
-/// Stands for the classes of exceptions beyond [`CLASSES_TOLD_APART`], and for names that are none.
+/// Label for classes of exceptions beyond [`CLASSES_TOLD_APART`], and for names that are not valid.
 const OTHER: &str = "other";
 
-/// So many classes of exceptions have a counter of their own, those that come first. More than tasks
-/// raise by themselves; but a task may pass on a class that its caller, or a server, has named.
+/// Maximum number of classes of exceptions with a counter of their own; the first ones get it. Tasks raise fewer by
+/// themselves, but a task may pass on a class name that comes from its caller or from a server.
 const CLASSES_TOLD_APART: usize = 64;
 
-/// Longest name of a class that has a counter, in bytes.
+/// Maximum length of the name of a class that has a counter, in bytes.
 const LONGEST_CLASS: usize = 128;
 
-/// Counts what becomes of the tasks of one worker.
+/// Counters for the tasks of one worker.
 #[derive(Debug, Clone)]
 pub struct TaskMetrics {
-    /// The node's host: what stands behind the `@`, as the exporter has it.
+    /// Host of the node, i.e. the part behind the `@`, as in the exporter.
     hostname: String,
     received: IntCounterVec,
     started: IntCounterVec,
@@ -58,7 +58,7 @@ pub struct TaskMetrics {
 }
 
 impl TaskMetrics {
-    /// For the worker or producer `node`, e.g. `celery@host`.
+    /// Creates the counters for the worker or producer `node`, e.g. `celery@host`.
     ///
     /// # Errors
     /// See [`super::Metrics::new`].
@@ -128,7 +128,7 @@ impl TaskMetrics {
         })
     }
 
-    /// What a worker shows.
+    /// Metrics that a worker exports.
     #[must_use]
     pub fn of_worker(&self) -> Vec<Box<dyn Registered>> {
         let mut all: Vec<Box<dyn Registered>> = [
@@ -152,7 +152,7 @@ impl TaskMetrics {
         all
     }
 
-    /// What a process shows that only sends tasks.
+    /// Metrics that a process exports which only sends tasks.
     #[must_use]
     pub fn of_producer(&self) -> Vec<Box<dyn Registered>> {
         vec![Box::new(self.sent.clone())]
@@ -167,7 +167,7 @@ impl TaskMetrics {
 }
 
 impl Observer for TaskMetrics {
-    /// Begins the counters of a task at 0, so that its first one is an increase.
+    /// Creates the counters of a task with the value 0, so that its first event is an increase.
     fn expect_task(&self, task: &str, queue: &str) {
         let labels = [task, &self.hostname, queue];
         for counter in [
@@ -230,12 +230,12 @@ impl Observer for TaskMetrics {
     }
 }
 
-/// The classes of exceptions that have a counter. Clones share them.
+/// Classes of exceptions that have a counter of their own. Clones share them.
 #[derive(Debug, Clone, Default)]
 struct Classes(Arc<Mutex<BTreeSet<String>>>);
 
 impl Classes {
-    /// What a class is counted as.
+    /// Label that a class is counted under.
     fn label<'c>(&self, class: &'c str) -> &'c str {
         // No code panics while it holds the lock.
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -250,7 +250,7 @@ impl Classes {
     }
 }
 
-/// How full queues are, and who consumes from them.
+/// Gauges of the queues: their messages and their consumers.
 #[derive(Debug, Clone)]
 pub struct QueueMetrics {
     length: IntGaugeVec,
@@ -258,7 +258,7 @@ pub struct QueueMetrics {
 }
 
 impl QueueMetrics {
-    /// For any queues.
+    /// Creates the gauges, without queues.
     ///
     /// # Errors
     /// See [`super::Metrics::new`].
@@ -270,7 +270,7 @@ impl QueueMetrics {
                 "celery_queue_length",
                 "Messages that wait in a queue of this worker; those that a worker holds are not counted.",
             )?,
-            // promtool does not like the name, but it is the exporter's.
+            // promtool warns about the name, but it is the exporter's.
             consumers: gauge(
                 "celery_active_consumer_count",
                 "Consumers of a queue of this worker.",
@@ -278,7 +278,7 @@ impl QueueMetrics {
         })
     }
 
-    /// What is shown.
+    /// All gauges of the queues.
     #[must_use]
     pub fn all(&self) -> [Box<dyn Registered>; 2] {
         [
@@ -287,7 +287,7 @@ impl QueueMetrics {
         ]
     }
 
-    /// Forgets every queue and notes these: name, messages, consumers.
+    /// Replaces all queues by these: name, number of messages, number of consumers.
     pub fn set<'a>(&self, queues: impl IntoIterator<Item = (&'a str, u32, u32)>) {
         self.length.reset();
         self.consumers.reset();
@@ -361,7 +361,7 @@ mod tests {
                 exception: &exception,
                 traceback: None,
             };
-            // A clone knows what the others have seen.
+            // Clones share the set of known classes.
             tasks.clone().task_event(Some("t"), "q", &failed);
         };
         fail(&"x".repeat(LONGEST_CLASS + 1));

@@ -19,8 +19,8 @@ pub use signals::Signals;
 use pidfile::PidFile;
 
 impl Process {
-    /// Runs a service. Signals request its shutdown from the beginning, while it waits for servers, too. systemd is
-    /// notified, and `pidfile` contains the process id meanwhile.
+    /// Runs a service. Signals request its shutdown from the beginning, also while it waits for servers. systemd is
+    /// notified, and `pidfile` contains the process id while the service runs.
     ///
     /// # Errors
     /// The error of the service, or [`ProcessError::Refused`] if another process has the file.

@@ -1,7 +1,8 @@
 //! `--pidfile`: one worker at a time under one name.
 //!
-//! As in Celery, a file is valid as long as a process with its id exists to which we may send signals. That this
-//! process is a worker cannot be checked. Our own id in a file is that of an earlier worker in a restarted container.
+//! As in Celery, a pid file is valid as long as a process with its id exists to which this process may send signals.
+//! The module cannot check that this process is a worker. The id of this process itself in a file comes from an earlier
+//! worker in a restarted container.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
@@ -14,10 +15,10 @@ use nix::unistd::Pid;
 
 use crate::error::ProcessError;
 
-/// Maximum number of bytes that are read: no process id is longer.
+/// Maximum number of bytes that are read; every process id is shorter.
 const MAX_BYTES: u64 = 64;
 
-/// The file; removed when it is dropped.
+/// The pid file, which is removed on drop.
 #[derive(Debug)]
 pub(super) struct PidFile(PathBuf);
 
@@ -26,14 +27,14 @@ impl PidFile {
     /// process id.
     ///
     /// # Errors
-    /// [`ProcessError::Refused`] while another process has it; [`ProcessError::Failed`] where it cannot be read or
-    /// written.
+    /// [`ProcessError::Refused`] while another process has the file; [`ProcessError::Failed`] if the file cannot be
+    /// read or written.
     pub(super) fn create(path: &Path) -> Result<Self, ProcessError> {
         let failed =
             |e: io::Error| ProcessError::Failed(format!("--pidfile {}: {e}", path.display()));
-        // An absolute path is valid after a change of directory, too.
+        // An absolute path stays valid after a change of the working directory.
         let path = std::path::absolute(path).map_err(failed)?;
-        // Twice at most: a file that comes back at once belongs to somebody who lives.
+        // At most two attempts: if the file exists again at once, a running process created it.
         for _ in 0..2 {
             let new = OpenOptions::new()
                 .write(true)
@@ -43,7 +44,7 @@ impl PidFile {
             match new {
                 Ok(mut file) => {
                     if let Err(error) = writeln!(file, "{}", std::process::id()) {
-                        // An empty file would not keep a worker from starting, but it is of no use either.
+                        // An empty file would not prevent the start of a worker, but it has no use either.
                         let _ = fs::remove_file(&path);
                         return Err(failed(error));
                     }
@@ -75,9 +76,9 @@ impl PidFile {
     }
 }
 
-/// The process id in a file; none if the file holds something else.
+/// The process id in a file; none if the file contains something else.
 fn content(path: &Path) -> io::Result<Option<i32>> {
-    // Opening a pipe does not wait for its other end.
+    // In this mode, opening a pipe does not wait for its other end.
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(OFlag::O_NONBLOCK.bits())
@@ -90,8 +91,8 @@ fn content(path: &Path) -> io::Result<Option<i32>> {
     Ok(pid.filter(|pid| *pid > 0))
 }
 
-/// The other process that has a file. As in Celery, a process of another user does not count: a restarted worker
-/// has the same user, and another process may have its old id by now.
+/// The other process that has a file. As in Celery, a process of another user does not count: a restarted worker has
+/// the same user, and another process may have its old id by now.
 fn held_by(path: &Path) -> io::Result<Option<i32>> {
     let Some(pid) = content(path)? else {
         return Ok(None);
@@ -179,7 +180,7 @@ mod tests {
         Ok(())
     }
 
-    /// A container that was restarted: the worker has the id that it had before.
+    /// A restarted container: the worker has the same id as before.
     #[test]
     fn our_own_id_is_that_of_an_earlier_worker() -> io::Result<()> {
         let folder = tempfile::tempdir()?;

@@ -1,4 +1,4 @@
-//! Restart of the program in the same process, with the settings at that time.
+//! Restart of the program in the same process, with the settings that are valid at that time.
 
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, ExitCode};
@@ -8,7 +8,7 @@ use crate::program::Process;
 use crate::traces;
 use service_connection::error_chain::chain;
 
-/// End of a service.
+/// Way in which a service ended.
 #[derive(Debug, Clone, Copy)]
 #[must_use = "a restart takes place in `conclude`"]
 pub enum End {
@@ -19,8 +19,8 @@ pub enum End {
 }
 
 impl End {
-    /// Returns the exit status; or replaces the process by the program that is installed now, with the same process id,
-    /// arguments and environment. Call it when everything is closed.
+    /// Returns the exit status, or replaces the process by the program that is installed now, with the same process id,
+    /// arguments and environment. The caller must have closed everything before.
     ///
     /// # Errors
     /// The program cannot be started.
@@ -42,8 +42,8 @@ impl End {
     }
 }
 
-/// Returns true if the service can start with the current settings. Otherwise it continues with the old ones, and the
-/// log has the reason.
+/// Returns true if the service can start with the current settings. Otherwise the service continues with the old ones,
+/// and the reason is logged.
 pub(super) fn is_possible(process: &Process) -> bool {
     match (process.reload)() {
         Ok(()) => true,

@@ -2,7 +2,7 @@
 //!
 //! TERM: warm shutdown, exit status 0; a second one has no effect. INT: warm shutdown, exit status 1; a second one:
 //! cold shutdown. QUIT: cold shutdown. With `REMAP_SIGTERM=SIGQUIT` in the environment TERM means QUIT. HUP: warm
-//! shutdown and restart; on a terminal as TERM, because there it means that the terminal was closed.
+//! shutdown and restart. On a terminal HUP has the effect of TERM, because it means there that the terminal was closed.
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -29,7 +29,7 @@ impl Signals {
     /// Replaces the default effect of the signals.
     ///
     /// # Errors
-    /// The system refuses it.
+    /// The operating system rejects the handlers.
     pub fn listen() -> Result<Self, ProcessError> {
         let listen = |kind| {
             signal(kind).map_err(|e| ProcessError::Failed(format!("cannot listen to signals: {e}")))
@@ -43,8 +43,9 @@ impl Signals {
         })
     }
 
-    /// Runs `working`, and requests `shutdown` by signals meanwhile. The phase of `health` follows. Returns the output of
-    /// `working`, and how the process ends. A restart takes place if `can_restart` returns true at the signal.
+    /// Runs `working` and triggers `shutdown` on signals. Updates the phase of `health` accordingly. Returns the output
+    /// of `working` and the way in which the process ends. A restart takes place if `can_restart` returns true at the
+    /// signal.
     pub(super) async fn during<R>(
         mut self,
         health: &HealthRegistry,
@@ -60,7 +61,7 @@ impl Signals {
         let ended = loop {
             tokio::select! {
                 ended = &mut working => break ended,
-                // By the remote control, if by no signal.
+                // A shutdown by the remote control, if no signal came before.
                 () = &mut requested, if !is_shown => {
                     is_shown = true;
                     health.enter(if restart { Phase::Restarting } else { Phase::Stopping });
@@ -101,7 +102,7 @@ impl Signals {
         (ended, end)
     }
 
-    /// Waits for the first signal. Returns the exit code of a program that is ended by it: 128 and its number.
+    /// Waits for the first signal. Returns the exit code of a program that this signal ends: 128 plus its number.
     pub async fn ending(&mut self) -> ExitCode {
         let number = tokio::select! {
             _ = self.term.recv() => 15,

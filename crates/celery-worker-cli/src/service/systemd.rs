@@ -1,11 +1,11 @@
 //! Notifications to systemd: readiness, watchdog, status and stop, as in sd_notify(3).
 //!
-//! Without `NOTIFY_SOCKET` in the environment there are none. The watchdog is notified from the beginning, because after
-//! a restart of the program in the same process it runs already, and only while no loop is stopped, so that systemd
-//! restarts a process that hangs.
+//! Without `NOTIFY_SOCKET` in the environment no notification is sent. The watchdog is notified from the beginning,
+//! because it already runs after a restart of the program in the same process. It is notified only while no loop is
+//! stopped, so that systemd restarts a process that hangs.
 //!
-//! A restart by HUP is only visible in the status. For systemd a service that is stopping does not come back, and a
-//! service that is reloading blocks `systemctl reload` for as long as the running tasks take.
+//! A restart by HUP is only visible in the status. systemd does not accept that a stopping service becomes ready again,
+//! and a service that is reloading blocks `systemctl reload` for as long as the running tasks take.
 
 use std::time::Duration;
 
@@ -66,7 +66,7 @@ async fn notify_periodically(health: HealthRegistry) {
     }
 }
 
-/// Sends states. Not on a thread of the runtime, because it waits while systemd does not read.
+/// Sends states. The call runs outside of the runtime's threads, because it blocks while systemd does not read.
 async fn send(states: Vec<NotifyState<'static>>, status: String) {
     let sent = spawn_blocking(move || {
         let mut all: Vec<NotifyState<'_>> = states;

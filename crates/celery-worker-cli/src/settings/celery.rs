@@ -12,7 +12,7 @@ use service_connection::url;
 use super::problem::SectionProblems;
 use super::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue};
 
-/// Serializers, by name and by MIME type.
+/// Names and MIME types of the serializers.
 const ACCEPTABLE: [&str; 6] = [
     "json",
     "msgpack",
@@ -39,25 +39,25 @@ const RESULT_COMPRESSIONS: [&str; 8] = [
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Celery {
-    /// `amqp://` or `amqps://` URL, or several, with `;` between them; a secret, since it may hold a password.
+    /// `amqp://` or `amqps://` URL, or several of them separated by `;`; a secret, since it may contain a password.
     #[serde(skip_serializing)]
     pub broker_url: SecretString,
-    /// File that holds the whole URL instead; empty for none.
+    /// File that contains the whole URL instead; empty for none.
     pub broker_url_file: String,
-    /// File that holds the URL's password; empty for none.
+    /// File that contains the URL's password; empty for none.
     pub broker_password_file: String,
-    /// Empty, or the URL of a backend as Celery writes it; a secret for the same reason.
+    /// URL of a result backend as Celery writes it, or empty; a secret, since it may contain a password.
     #[serde(skip_serializing)]
     pub result_backend: SecretString,
-    /// File that holds the whole URL instead; empty for none.
+    /// File that contains the whole URL instead; empty for none.
     pub result_backend_file: String,
-    /// File that holds the URL's password; empty for none.
+    /// File that contains the URL's password; empty for none.
     pub result_backend_password_file: String,
-    /// Seconds that a result is kept; 0 for ever.
+    /// Seconds that a result is kept; 0 for no limit.
     pub result_expires: u64,
-    /// The same for results of failed tasks; -1 for `result_expires`.
+    /// Seconds that the result of a failed task is kept; -1 for `result_expires`.
     pub result_failure_expires: i64,
-    /// The same for records of a chord's parts; -1 for `result_expires`.
+    /// Seconds that the records of a chord's parts are kept; -1 for `result_expires`.
     pub result_chord_expires: i64,
     /// Results contain the task's name, its arguments and the worker.
     pub result_extended: bool,
@@ -91,17 +91,17 @@ pub struct Celery {
     pub worker_send_task_events: bool,
     /// Remote control is answered.
     pub worker_enable_remote_control: bool,
-    /// STARTED is stored.
+    /// The state STARTED is stored.
     pub task_track_started: bool,
     /// Messages are acknowledged after their task rather than before, unless the task has an option of its own.
     pub task_acks_late: bool,
-    /// With late acknowledgement, a failure is acknowledged rather than rejected.
+    /// With late acknowledgement, the message of a failed task is acknowledged rather than rejected.
     pub task_acks_on_failure: bool,
-    /// With late acknowledgement, a task that ran too long is acknowledged rather than requeued.
+    /// With late acknowledgement, the message of a task that ran too long is acknowledged rather than requeued.
     pub task_acks_on_timeout: bool,
-    /// No results are stored, unless message or task decide.
+    /// No results are stored, unless the message or the task decides otherwise.
     pub task_ignore_result: bool,
-    /// Failures are stored nevertheless.
+    /// Failures are stored even if results are not.
     pub task_store_errors_even_if_ignored: bool,
     /// Seconds that a task may run; 0 is no limit.
     pub task_time_limit: f64,
@@ -113,7 +113,7 @@ pub struct Celery {
     pub worker_disable_rate_limits: bool,
     /// A redelivered task with the stored state SUCCESS is not run again.
     pub worker_deduplicate_successful_tasks: bool,
-    /// Seconds that running tasks have to end when the worker stops at once.
+    /// Time limit in seconds for running tasks at a cold shutdown.
     pub worker_soft_shutdown_timeout: f64,
     /// Messages that may wait for their eta beyond the prefetch limit.
     pub worker_eta_task_limit: usize,
@@ -138,11 +138,11 @@ pub struct Celery {
     pub broker_connection_retry_on_startup: bool,
     /// Consecutive failed attempts until the worker ends; 0 is no limit.
     pub broker_connection_max_retries: u32,
-    /// PEM file of further authorities for the broker's certificate; empty for those of the system.
+    /// PEM file of further certificate authorities for the broker's certificate; empty for those of the system.
     pub broker_ssl_ca_file: String,
-    /// PEM file of our own certificate; empty for none.
+    /// PEM file of the client certificate; empty for none.
     pub broker_ssl_cert_file: String,
-    /// PEM file of its key.
+    /// PEM file of the key of the client certificate.
     pub broker_ssl_key_file: String,
     /// Queues and exchanges are looked up instead of declared.
     pub no_declare: bool,
@@ -151,24 +151,24 @@ pub struct Celery {
     pub task_queues: BTreeMap<String, TaskQueue>,
     /// Exchange of the default queue; empty for one of its own name.
     pub task_default_exchange: String,
-    /// Kind of that exchange.
+    /// Kind of the default queue's exchange.
     pub task_default_exchange_type: ExchangeKind,
     /// Routing key of the default queue; empty for its name.
     pub task_default_routing_key: String,
     /// Type of the default queue.
     pub task_default_queue_type: QueueType,
-    /// Type of queues that the settings do not name.
+    /// Type of queues that are not in the settings.
     pub task_create_missing_queue_type: QueueType,
-    /// Kind of their exchanges.
+    /// Kind of the exchanges of such queues.
     pub task_create_missing_queue_exchange_type: ExchangeKind,
-    /// `x-max-priority` of queues without one of their own; 0 for none.
+    /// `x-max-priority` of queues that do not set it themselves; 0 for none.
     pub task_queue_max_priority: u8,
     /// Declaration of the queues for native delayed delivery.
     pub broker_native_delayed_delivery: DelayedDelivery,
-    /// Type of these queues.
+    /// Type of the queues for native delayed delivery.
     pub broker_native_delayed_delivery_queue_type: QueueType,
-    /// Names in messages by task type, for programs that let operators rename their tasks; the first is sent, all are
-    /// accepted.
+    /// Names in messages by task type, for programs that let operators rename their tasks. The first name is sent; all
+    /// of them are accepted.
     #[serde(default)]
     pub task_names: BTreeMap<String, Vec<String>>,
 }
@@ -203,7 +203,7 @@ impl Celery {
 }
 
 impl Celery {
-    /// Adds the broken rules of the section.
+    /// Adds a problem for each violated rule of the section.
     pub fn check(&self, problems: &mut SectionProblems<'_>) {
         if let Err(reason) = amqp::check_urls(self.broker_url()) {
             problems.add("broker_url", reason);

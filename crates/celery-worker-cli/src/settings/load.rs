@@ -1,7 +1,7 @@
 //! Layers of settings: defaults, a file, the environment.
 //!
-//! Every key that a layer sets is tried alone on top of the defaults, so that each invalid value is reported under its
-//! own key. Only valid values are merged; rules that span keys see the merged result.
+//! Every key that a layer sets is checked alone on top of the defaults, so that each invalid value is reported under
+//! its own key. Only valid values are merged; rules that span keys check the merged result.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,14 +17,14 @@ use super::{Problem, Problems, Secret, Settings, SettingsError};
 /// Tables of this crate's sections whose keys are data, not names of settings.
 const WHOLE: [&str; 2] = ["celery.task_names", "celery.task_queues"];
 
-/// Where the settings of a program come from.
+/// Source of the settings of a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Source {
     /// Defaults of all sections in TOML. Only keys that have a default exist.
     pub defaults: &'static str,
-    /// Beginning of the names of the program's environment variables; `__` separates section and key.
+    /// Prefix of the program's environment variables; `__` separates section and key.
     pub prefix: &'static str,
-    /// Beginnings of further names, which are shared with other programs, and the section that their variables set.
+    /// Further prefixes, which are shared with other programs, each with the section that its variables set.
     pub section_prefixes: &'static [(&'static str, &'static str)],
     /// Further tables and lists whose keys are data. A layer replaces them as a whole.
     pub whole: &'static [&'static str],
@@ -32,7 +32,7 @@ pub struct Source {
     pub secrets: &'static [Secret],
 }
 
-/// A value of a key in some layer.
+/// The value that a layer sets for a key.
 struct Setting {
     key: String,
     value: Value,
@@ -40,11 +40,11 @@ struct Setting {
 }
 
 impl Source {
-    /// Loads the settings: the defaults, then `file`, then `environment` (see [`std::env::vars`]). Returns them with
-    /// warnings about secrets that others can read.
+    /// Loads the settings: the defaults, then `file`, then `environment` (see [`std::env::vars`]). Returns the
+    /// settings, with warnings about secrets that other users can read.
     ///
     /// # Errors
-    /// [`SettingsError`] with every unknown key, invalid value and broken rule.
+    /// [`SettingsError`] with every unknown key, invalid value and violated rule.
     pub fn load<S: Settings>(
         &self,
         file: Option<&Path>,
@@ -82,7 +82,7 @@ impl Source {
                     set(&mut merged, &setting.key, setting.value);
                     sources.insert(setting.key, setting.source);
                 }
-                // Its message would show the value.
+                // The original message would contain the value.
                 Err(_) if self.secrets().any(|secret| secret.key == setting.key) => {
                     let message = "must be a text, in quotes".to_owned();
                     problems.push(problem(&setting.key, message, &setting.source));
@@ -163,7 +163,7 @@ impl Source {
         }
     }
 
-    /// The settings among the environment's variables.
+    /// Reads the settings from the environment variables.
     ///
     /// Other programs may share the prefix, so a variable that names none of the sections is not an error.
     fn read_environment(
@@ -184,7 +184,7 @@ impl Source {
                         continue;
                     };
                     raw = value;
-                    // What is said of traces wins over what is said of everything.
+                    // Variables for traces take precedence over variables for all signals.
                     let is_general =
                         name.starts_with("OTEL_EXPORTER_OTLP_") && !name.contains("TRACES");
                     (
@@ -214,7 +214,7 @@ impl Source {
                     }
                 }
             };
-            // Text stays text: a password of digits is no number.
+            // A setting that is a text stays a text: a password of digits is not read as a number.
             let value = match find(defaults, &key) {
                 Some(Value::String(..)) => Ok(Value::from(raw)),
                 _ => raw.parse::<Value>().map_err(|e| e.to_string()),
@@ -241,7 +241,7 @@ impl Source {
         })
     }
 
-    /// The message for an unknown key, with the nearest known one.
+    /// Error message for an unknown key, with the most similar known key.
     fn unknown(&self, defaults: &Dict, key: &str) -> String {
         let mut known = Vec::new();
         self.flatten("", defaults.clone(), "", &mut known);
@@ -277,7 +277,7 @@ fn parse(text: &str) -> Result<Dict, String> {
         .map_err(|e| without_excerpt(&e.to_string()))
 }
 
-/// A syntax error without the lines of the file that it shows: a secret may be in them.
+/// Returns the message of a syntax error without the quoted lines of the file, which may contain a secret.
 fn without_excerpt(message: &str) -> String {
     let is_excerpt = |line: &str| {
         line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ')
@@ -303,8 +303,8 @@ fn extract<T: DeserializeOwned>(dict: Dict) -> Result<T, String> {
         .map_err(|e| e.kind.to_string())
 }
 
-/// The setting that one of OpenTelemetry's own variables means, with its value; none for those that
-/// are empty, which count as not set, and those that mean nothing here or are read by the SDK itself.
+/// The setting that one of OpenTelemetry's own variables sets, with its value. None for a variable that is empty, which
+/// counts as not set, that has no meaning here, or that the SDK reads itself.
 fn opentelemetry(name: &str, raw: &str) -> Option<(&'static str, String)> {
     let raw = raw.trim();
     let is_off = match name {
@@ -340,7 +340,7 @@ fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// A text among the merged values; empty where it is none.
+/// A text among the merged values; empty if the value is no text.
 fn text_of<'a>(dict: &'a Dict, key: &str) -> &'a str {
     match find(dict, key) {
         Some(Value::String(_, text)) => text,

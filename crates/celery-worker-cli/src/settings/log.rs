@@ -5,18 +5,18 @@ use serde::Deserialize;
 use super::problem::SectionProblems;
 use crate::log::filter;
 
-/// `[log]`.
+/// The section `[log]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
     /// Level or filter.
     pub level: String,
-    /// Form.
+    /// Format of the lines.
     pub format: LogFormat,
 }
 
 impl Log {
-    /// Adds the broken rules of the section.
+    /// Adds a problem for each violated rule of the section.
     pub fn check(&self, problems: &mut SectionProblems<'_>) {
         if let Err(error) = filter(&self.level, env!("CARGO_CRATE_NAME")) {
             problems.add("level", error.to_string());
@@ -28,10 +28,10 @@ impl Log {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// Human on a terminal, JSON otherwise.
+    /// `Human` on a terminal, `Json` otherwise.
     Auto,
-    /// Human.
+    /// Lines for human readers.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }

@@ -31,10 +31,10 @@ pub const DEFAULTS: &str = include_str!("defaults.toml");
 
 /// Settings of a program: a type with a field for each section.
 pub trait Settings: serde::de::DeserializeOwned {
-    /// Adds the broken rules of all sections.
+    /// Adds a problem for each violated rule of the sections.
     fn check(&self, problems: &mut Problems);
 
-    /// Passwords that would be sent in plain text, as warnings.
+    /// Returns a warning for each password that would be sent in plain text.
     fn exposures(&self) -> Vec<Problem>;
 }
 
@@ -55,8 +55,8 @@ pub struct WorkerSettings {
 }
 
 impl WorkerSettings {
-    /// The source of a program that has no other sections. `prefix` begins the names of its environment variables:
-    /// with `WORKER_`, `WORKER_CELERY__WORKER_CONCURRENCY` is `celery.worker_concurrency`.
+    /// The source of a program without further sections. `prefix` is the prefix of its environment variables: with
+    /// `WORKER_`, `WORKER_CELERY__WORKER_CONCURRENCY` sets `celery.worker_concurrency`.
     #[must_use]
     pub const fn source(prefix: &'static str) -> Source {
         Source {

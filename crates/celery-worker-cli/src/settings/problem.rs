@@ -1,7 +1,7 @@
 //! Problems of the settings, and their collection by the checks of the sections.
 //!
-//! Not `garde` or `validator`: they check field by field, whereas these rules span keys and sections, name
-//! entries of tables and lists, and keep their texts and their order.
+//! The crates `garde` and `validator` are not used: they check field by field, whereas these rules span keys and
+//! sections, name entries of tables and lists, and keep their texts and their order.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ use crate::text::visible;
 /// One problem of the settings.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Problem {
-    /// Dotted key; empty when a whole file is meant.
+    /// Dotted key; empty if the problem concerns a whole file.
     pub key: String,
     /// The problem, and the accepted values.
     pub message: String,
-    /// File or environment variable of the value; empty for a rule across keys.
+    /// File or environment variable of the value; empty for a rule that spans keys.
     pub source: String,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for Problem {
 #[derive(Debug, thiserror::Error)]
 #[error("{} in the settings:{}", count(.problems.len()), list(.problems))]
 pub struct SettingsError {
-    /// All of them, in the order of the layers.
+    /// All problems, in the order of the layers.
     pub problems: Vec<Problem>,
 }
 
@@ -54,12 +54,12 @@ fn list(problems: &[Problem]) -> String {
     problems.iter().map(|p| format!("\n  {p}")).collect()
 }
 
-/// Problems in the order in which they are found.
+/// Problems in the order in which they were found.
 #[derive(Debug, Default)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
-    /// A view for the checks of one section, whose keys follow `section`.
+    /// A view for the checks of one section; keys are prefixed by `section`.
     pub fn section<'a>(&'a mut self, section: &'a str) -> SectionProblems<'a> {
         SectionProblems {
             problems: self,
@@ -82,7 +82,7 @@ impl Problems {
     }
 }
 
-/// Problems of one section. Keys are relative to it, so that a section need not know where it stands.
+/// Problems of one section. Keys are relative to the section, so that its checks do not depend on its name.
 #[derive(Debug)]
 pub struct SectionProblems<'a> {
     problems: &'a mut Problems,
@@ -90,21 +90,21 @@ pub struct SectionProblems<'a> {
 }
 
 impl SectionProblems<'_> {
-    /// Adds a problem of a key of the section.
+    /// Adds a problem with a key of the section.
     pub fn add(&mut self, key: &str, message: impl Into<String>) {
         let key = format!("{}.{key}", self.section);
         self.problems.add(&key, message);
     }
 
-    /// Adds a problem unless the rule holds.
+    /// Adds a problem if the rule does not hold.
     pub fn require(&mut self, holds: bool, key: &str, message: &str) {
         if !holds {
             self.add(key, message);
         }
     }
 
-    /// Adds a problem unless the text is a URL with one of the schemes. The problem does not show the URL, which
-    /// may hold a password.
+    /// Adds a problem if the text is not a URL with one of the schemes. The problem does not show the URL, which may
+    /// contain a password.
     pub fn require_url(&mut self, key: &str, text: &str, schemes: &[&str]) {
         let message = match Url::parse(text) {
             Ok(url) if schemes.contains(&url.scheme()) => return,

@@ -7,27 +7,27 @@ use std::path::Path;
 
 use service_connection::url::with_password;
 
-/// Longest secret in bytes; a wrong path may lead to a file without an end.
+/// Maximum length of a secret in bytes; the path may wrongly name a file without an end.
 const MAX_BYTES: u64 = 64 << 10;
 
-/// Permissions of users who are neither the owner of a file nor in its group.
+/// Permission bits of users who are neither the owner of a file nor in its group.
 const OTHERS: u32 = 0o007;
 
-/// Content of the file of a secret.
+/// Content of a secret's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Content {
-    /// The value.
+    /// The whole value.
     Value,
     /// The password of the value, which is a URL.
     Password,
 }
 
-/// A setting that is a secret, with the key of the file that may hold it.
+/// A setting that is a secret, with the key of the setting that names its file.
 #[derive(Debug, Clone, Copy)]
 pub struct Secret {
-    /// Key of the secret itself.
+    /// Key of the secret.
     pub(super) key: &'static str,
-    /// Key of the file.
+    /// Key of the setting with the file's path.
     pub(super) file: &'static str,
     content: Content,
 }
@@ -48,12 +48,12 @@ pub(super) const SECRETS: [Secret; 5] = [
 pub(super) struct Filled {
     /// New value of the setting.
     pub(super) value: String,
-    /// Risk of the file.
+    /// Warning about the file's permissions.
     pub(super) warning: Option<String>,
 }
 
 impl Secret {
-    /// The secret setting `key`, whose value the file named by the setting `file` may hold.
+    /// The secret setting `key`; its value may be in the file that the setting `file` names.
     #[must_use]
     pub const fn value(key: &'static str, file: &'static str) -> Self {
         Self {
@@ -63,7 +63,7 @@ impl Secret {
         }
     }
 
-    /// The setting `key`, a URL whose password the file named by the setting `file` may hold.
+    /// The setting `key`, a URL; its password may be in the file that the setting `file` names.
     #[must_use]
     pub const fn password(key: &'static str, file: &'static str) -> Self {
         Self {
@@ -73,8 +73,8 @@ impl Secret {
         }
     }
 
-    /// The value of the setting after `file` was read. `current` is the value before; `stated` is the value that a
-    /// layer gives, with the layer's name.
+    /// Returns the value of the setting after `file` was read. `current` is the value before; `stated` is the value
+    /// that a layer sets, with the layer's name.
     ///
     /// # Errors
     /// The problem, without the secret.
@@ -112,7 +112,7 @@ impl Secret {
     }
 }
 
-/// Content of a file without the line break at its end, and the risk of the file.
+/// Reads a file without the line break at its end, and checks its permissions.
 fn read(path: &Path) -> Result<(String, Option<String>), String> {
     let shown = path.display();
     let failed = |error: std::io::Error| format!("cannot read {shown}: {error}");
@@ -144,9 +144,9 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
     Ok((secret.to_owned(), warning))
 }
 
-/// Returns true if each URL of the setting has a password already.
+/// Returns true if each URL of the setting already has a password.
 fn has_password(urls: &str) -> bool {
-    // If there is nothing to fill in, the URL is returned unchanged.
+    // If nothing needs a password, `with_password` returns the text unchanged.
     with_password(urls, "x").is_some_and(|filled| filled == urls)
 }
 

@@ -9,7 +9,7 @@ use url::Url;
 
 use super::problem::SectionProblems;
 
-/// `[traces]`.
+/// The section `[traces]`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traces {
@@ -20,11 +20,11 @@ pub struct Traces {
     /// Headers of every request, `name=value,name=value`, values percent-encoded; a secret, since they may contain a
     /// key.
     pub headers: SecretString,
-    /// File that holds the headers instead; empty for none.
+    /// File that contains the headers instead; empty for none.
     pub headers_file: String,
     /// Name of the service in the traces; empty for the name of the program.
     pub service_name: String,
-    /// Share of the traces begun here that are recorded, 0 to 1.
+    /// Share of the traces begun in this process that are recorded, 0 to 1.
     pub ratio: f64,
     /// Time limit of one request.
     #[serde(with = "humantime_serde")]
@@ -41,12 +41,12 @@ impl Traces {
     /// The headers, by name.
     ///
     /// # Errors
-    /// What is wrong, without the value.
+    /// The format is wrong; the error does not contain the value.
     pub fn header_pairs(&self) -> Result<Vec<(String, SecretString)>, String> {
         header_pairs(self.headers.expose_secret())
     }
 
-    /// Adds the broken rules of the section.
+    /// Adds a problem for each violated rule of the section.
     pub fn check(&self, problems: &mut SectionProblems<'_>) {
         if !self.endpoint.is_empty() {
             problems.require_url("endpoint", &self.endpoint, &["http", "https"]);
@@ -77,11 +77,11 @@ impl Traces {
     }
 }
 
-/// HTTP headers as OpenTelemetry writes them in a variable: `name=value,name=value`, the values
+/// HTTP headers in the format of OpenTelemetry's environment variables: `name=value,name=value`, the values
 /// percent-encoded.
 ///
 /// # Errors
-/// What is wrong, without the values.
+/// The format is wrong; the error does not contain the values.
 fn header_pairs(text: &str) -> Result<Vec<(String, SecretString)>, String> {
     let is_token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
     let pairs = text

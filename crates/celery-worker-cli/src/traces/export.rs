@@ -1,8 +1,8 @@
-//! Sends spans to a collector: OpenTelemetry's exporter for OTLP/HTTP with protobuf, with the HTTP client that is here
-//! anyway.
+//! Sends spans to a collector: OpenTelemetry's exporter for OTLP/HTTP with protobuf, with the HTTP client that the
+//! program contains already.
 //!
-//! Runs on the thread of the SDK's batch processor. A batch that the collector does not take is
-//! dropped: traces are worth no memory without end, and a transfer never waits for them.
+//! Runs on the thread of the SDK's batch processor. A batch that the collector does not accept is dropped: traces must
+//! not use unlimited memory, and a transfer never waits for them.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,13 +24,13 @@ use ureq::Agent;
 use crate::program::Program;
 use crate::settings::Traces;
 
-/// A collector that stays away is told of so often.
+/// Minimum interval between log lines while the collector cannot be reached.
 const TELL_EVERY: Duration = Duration::from_secs(600);
 
-/// No answer of a collector is longer, in bytes.
+/// Maximum length of a collector's response, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
 
-/// Why a batch was not taken. Holds neither headers nor the query of the address: both may be secrets.
+/// Reason why a batch was not accepted. Contains neither headers nor the query of the address: both may be secrets.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ExportError {
     #[error("{0}")]
@@ -45,15 +45,15 @@ pub(super) enum ExportError {
     Unusable(String),
 }
 
-/// HTTP for the exporter: `ureq`, with the address and the headers of the settings.
+/// HTTP client for the exporter: `ureq`, with the address and the headers of the settings.
 #[derive(Debug)]
 pub(super) struct Client {
     agent: Agent,
     address: SecretString,
-    /// The address for people.
+    /// Address for log lines, without its query.
     shown: String,
     headers: Vec<(String, SecretString)>,
-    /// Why the last post failed: the exporter's own error does not say.
+    /// Reason why the last request failed; the exporter's own error does not contain it.
     failure: Mutex<Option<ExportError>>,
 }
 
@@ -62,7 +62,7 @@ impl Client {
         let config = Agent::config_builder()
             .timeout_global(Some(settings.timeout))
             .http_status_as_error(false)
-            // Whoever is redirected to must not get the headers.
+            // The target of a redirection must not receive the headers.
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(format!("{}/{}", program.name, program.version))
@@ -76,7 +76,7 @@ impl Client {
         }
     }
 
-    /// Posts a batch; done when the collector has taken all of it. Blocks, for the settings' time limit at most.
+    /// Posts a batch; succeeds if the collector accepted all of it. Blocks, for the time limit of the settings at most.
     pub(super) fn post(&self, batch: &[u8]) -> Result<Vec<u8>, ExportError> {
         let unreachable = |error: ureq::Error| {
             let text = error.to_string();
@@ -95,7 +95,7 @@ impl Client {
         }
         let body = answer.body_mut().with_config().limit(MAX_ANSWER);
         let body = body.read_to_vec().map_err(unreachable)?;
-        // One that cannot be read, as of a collector that answers in JSON, says that it has them.
+        // A response that cannot be decoded, e.g. JSON from some collectors, counts as accepted.
         let partial = ExportTraceServiceResponse::decode(body.as_slice())
             .ok()
             .and_then(|answer| answer.partial_success);
@@ -115,8 +115,8 @@ impl Client {
 
 #[async_trait]
 impl HttpClient for Client {
-    /// Takes only the body: the exporter knows nothing of how the settings weigh OpenTelemetry's variables, and adds
-    /// the headers of these.
+    /// Uses only the body of the request: the exporter does not know the precedence of the settings over
+    /// OpenTelemetry's variables, and adds headers from these variables.
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
         match self.post(request.body()) {
             Ok(body) => Ok(Response::new(body.into())),
@@ -129,7 +129,7 @@ impl HttpClient for Client {
     }
 }
 
-/// A collector, and how it has been lately.
+/// A collector and its current outage.
 #[derive(Debug)]
 pub(super) struct Collector {
     client: Arc<Client>,
@@ -137,7 +137,7 @@ pub(super) struct Collector {
     outage: Mutex<Option<Outage>>,
 }
 
-/// A time in which batches were lost.
+/// A period in which batches were lost.
 #[derive(Debug)]
 struct Outage {
     told: Instant,
@@ -149,11 +149,11 @@ impl Collector {
         let client = Arc::new(Client::new(settings, program));
         let exporter = OtlpExporter::builder()
             .with_http()
-            // Not used, but given, lest one of OpenTelemetry's variables be read.
+            // The value is not used; without it the exporter would read one of OpenTelemetry's variables.
             .with_endpoint(&client.shown)
             .with_protocol(Protocol::HttpBinary)
             .with_timeout(settings.timeout)
-            // A batch that is not taken is dropped, see above.
+            // A rejected batch is dropped; the documentation of this module gives the reason.
             .with_retry_policy(RetryPolicy::disabled())
             .with_shared_http_client(client.clone())
             .build();
@@ -174,7 +174,7 @@ impl Collector {
         }
     }
 
-    /// Tells of the first failure, then every so often, and of its end.
+    /// Logs the first failure, then at most one failure per `TELL_EVERY`, and the end of the outage.
     fn tell(&self, spans: usize, sent: &Result<(), ExportError>) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         match (sent, outage.as_mut()) {
@@ -218,7 +218,7 @@ impl SpanExporter for Collector {
     }
 }
 
-/// An address up to its query, in which some collectors take their key.
+/// An address without its query, in which some collectors expect their key.
 fn without_query(address: &str) -> String {
     let end = address.find(['?', '#']).unwrap_or(address.len());
     address[..end].to_owned()

@@ -1,4 +1,4 @@
-//! What OpenTelemetry's spans need beyond the fields of `tracing`: events for exceptions, lists, and a limit of length.
+//! Additions to the spans of `tracing` for OpenTelemetry: events for exceptions, lists, and a limit of the length.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -18,15 +18,15 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer;
 use tracing_subscriber::registry::LookupSpan;
 
-/// Longest text of an attribute, in bytes: some come from messages, and an exception may quote whatever
-/// a program has printed.
+/// Maximum length of a text attribute, in bytes: some texts come from messages, and an exception may quote any output
+/// of a program.
 const MAX_TEXT: usize = 4096;
 
-/// The one attribute that is a list of texts in Python's instrumentation; a field of `tracing` holds it as JSON.
+/// The only attribute that is a list of texts in Python's instrumentation; a field of `tracing` contains it as JSON.
 const LIST: &str = "celery.timelimit";
 
-/// Adds an event `exception` with its type and message to a span that notes `error.type`, as Python's SDK does for an
-/// exception. An event of `tracing` would also be a line of the log.
+/// Adds an event `exception` with type and message to each span with the field `error.type`, as Python's SDK does for
+/// an exception. An event of `tracing` would also be a line of the log.
 #[derive(Debug, Default)]
 pub(super) struct Exceptions {
     dispatch: OnceLock<WeakDispatch>,
@@ -57,7 +57,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Exceptions {
     }
 }
 
-/// A failure, as the fields of a span note it.
+/// A failure from the fields of a span.
 #[derive(Default)]
 struct Noted {
     kind: Option<String>,
@@ -78,7 +78,7 @@ impl Visit for Noted {
     }
 }
 
-/// Brings the spans that have ended into their final form, before they wait in the queue of `P`.
+/// Converts the ended spans to their final form before they enter the queue of `P`.
 #[derive(Debug)]
 pub(super) struct Finish<P>(pub(super) P);
 

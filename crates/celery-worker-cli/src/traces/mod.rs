@@ -1,9 +1,9 @@
-//! Traces: the spans of `tracing` that are meant for OpenTelemetry, sent to a collector where the settings name one.
+//! Traces: sends the spans of `tracing` that are meant for OpenTelemetry to a collector, if the settings name one.
 //!
 //! Worker, broker and domain create ordinary spans with OpenTelemetry's field names ([`is_traced`]). A layer of the
-//! subscriber turns them into spans of OpenTelemetry ([`layer`]), and headers connect those of several
-//! processes ([`propagation`]). Without a collector there is no layer, and no span is enabled: a callsite then costs
-//! the look at one atomic.
+//! subscriber turns them into spans of OpenTelemetry ([`layer`]), and message headers connect those of several
+//! processes ([`propagation`]). Without a collector no layer exists, and no span is enabled: a callsite then costs one
+//! atomic read.
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -34,14 +34,14 @@ mod propagation;
 
 pub use opentelemetry_sdk::trace::SdkTracer;
 
-/// How long the last spans may take, when the process ends.
+/// Time limit for sending the last spans at the end of the process.
 const FLUSHED_WITHIN: Duration = Duration::from_secs(5);
 
-/// One for the process, as there is one log.
+/// The only provider of the process, just as the process has only one log.
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 
-/// Starts to send spans, if the settings name a collector; the tracer is for the [`layer`] that makes them. Only
-/// the first call in a process has an effect.
+/// Starts to send spans if the settings name a collector, and returns the tracer for [`layer`]. Only the first call in
+/// a process has an effect.
 #[must_use]
 pub fn start(settings: &Traces, program: Program) -> Option<SdkTracer> {
     if !settings.are_wanted() {
@@ -78,13 +78,13 @@ fn tracer(provider: &SdkTracerProvider, program: Program) -> SdkTracer {
     provider.tracer_with_scope(scope)
 }
 
-/// Returns true for the spans of traces: those that name their kind in OpenTelemetry's field. They concern neither
-/// the log nor its levels.
+/// Returns true for the spans of traces: those that have OpenTelemetry's field for the kind. The log and its levels
+/// ignore them.
 pub fn is_traced(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && metadata.fields().field("otel.kind").is_some()
 }
 
-/// Layer of a subscriber that makes OpenTelemetry's spans. Events, which are the log, are not for it.
+/// Layer of a subscriber that creates OpenTelemetry's spans. It ignores events, which belong to the log.
 pub fn layer<S>(tracer: SdkTracer) -> impl Layer<S> + Send + Sync
 where
     S: Subscriber + for<'a> LookupSpan<'a> + Send + Sync,
@@ -96,28 +96,28 @@ where
         .with_target(false)
         .with_level(false)
         .with_tracked_inactivity(false);
-    // Level of the spans; without it, every `trace!` of every library would be asked for.
+    // Maximum level of these spans; without the hint every `trace!` of every library would be evaluated.
     let traced = FilterFn::new(is_traced).with_max_level_hint(LevelFilter::INFO);
     spans.and_then(Exceptions::default()).with_filter(traced)
 }
 
-/// Trace context in the headers of messages, as `opentelemetry-instrumentation-celery` writes it.
+/// Trace context in the headers of messages, in the format of `opentelemetry-instrumentation-celery`.
 #[must_use]
 pub fn propagation() -> Arc<dyn TracePropagation> {
     Arc::new(TraceContext)
 }
 
-/// Asks the collector of the settings to take no spans. Blocks, for `settings.timeout` at most.
+/// Sends an empty batch to the collector of the settings. Blocks, for `settings.timeout` at most.
 ///
 /// # Errors
-/// Why it does not, without secrets.
+/// The reason why the collector does not accept it, without secrets.
 pub fn probe(settings: &Traces, program: Program) -> Result<(), String> {
-    // In protobuf, a request without spans is no bytes.
+    // In protobuf, a request without spans has no bytes.
     let asked = Client::new(settings, program).post(&[]);
     asked.map(drop).map_err(|error| error.to_string())
 }
 
-/// Sends the last spans, for a few seconds at most; to be called when no further one begins. Blocks.
+/// Sends the last spans, for a few seconds at most. Call it when no further span begins. Blocks.
 pub fn close() {
     let Some(provider) = PROVIDER.get() else {
         return;
@@ -156,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    /// Spans that have ended, in place of a collector.
+    /// Collects the spans that have ended, in place of a collector.
     #[derive(Debug, Clone, Default)]
     struct Ended(Arc<Mutex<Vec<SpanData>>>);
 
@@ -175,7 +175,7 @@ mod tests {
     }
 
     impl Ended {
-        /// A tracer whose spans end here, and record all.
+        /// A tracer that records all spans and collects them here.
         fn tracer(&self) -> SdkTracer {
             let finish = Finish(self.clone());
             tracer(
@@ -191,7 +191,7 @@ mod tests {
         }
     }
 
-    /// Spans that `work` ends.
+    /// Spans that end during `work`.
     fn traced(work: impl FnOnce()) -> Vec<SpanData> {
         let ended = Ended::default();
         let registry = tracing_subscriber::registry().with(layer(ended.tracer()));
@@ -248,7 +248,7 @@ mod tests {
         let name = format!("{}…", "x".repeat(4096));
         assert_eq!(attribute(span, "celery.task_name"), Some(&name.into()));
         assert_eq!(attribute(span, "celery.retries"), Some(&Value::I64(2)));
-        // Nothing of the place in the source, or of the thread.
+        // No location in the source code and no thread.
         assert_eq!(span.attributes.len(), 4, "{:?}", span.attributes);
     }
 
@@ -279,7 +279,7 @@ mod tests {
             drop(sender);
             let receiver = tracing::info_span!("run", otel.kind = "consumer");
             assert!(propagation.extract(&receiver, headers));
-            // Nothing of a span that is not traced.
+            // A span that is not traced writes nothing.
             propagation.inject(&tracing::info_span!("library"), headers);
         });
         let [sender, receiver] = &*spans else {

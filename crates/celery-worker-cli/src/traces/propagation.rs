@@ -1,8 +1,8 @@
-//! The span that a message comes from, as its headers name it: W3C Trace Context
+//! Reads and writes the sender's span in the headers of a message: W3C Trace Context
 //! (<https://www.w3.org/TR/trace-context/>).
 //!
-//! Whoever may publish may write anything here. A text that is not exactly of the form counts as nothing, also where
-//! OpenTelemetry's propagator would be more lenient: the receiver then begins a trace of its own.
+//! Every producer can write arbitrary values into these headers. A text that does not have exactly the specified form
+//! is ignored, also where OpenTelemetry's propagator would be more lenient: the receiver then begins a new trace.
 
 use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
@@ -20,10 +20,11 @@ const TRACESTATE: &str = "tracestate";
 /// Length of `traceparent` in version 00, which is also the part that later versions keep.
 const LENGTH: usize = 55;
 
-/// A `traceparent` of a later version may be longer, but not for ever.
+/// Maximum length of a `traceparent` of a later version, which may be longer.
 const MAX_LENGTH: usize = 256;
 
-/// What has to be handed on of `tracestate`, in characters; a longer one may be left out, and is.
+/// Maximum number of characters of `tracestate` that must be passed on. A longer one may be omitted, and is omitted
+/// here.
 const MAX_STATE: usize = 512;
 
 /// Trace context in the headers `traceparent` and `tracestate`.
@@ -35,7 +36,7 @@ impl TracePropagation for TraceContext {
         let sender = read(headers);
         let is_named = sender.has_active_span();
         if is_named {
-            // Without effect on a span that is not traced, which has no parent either.
+            // Has no effect on a span that is not traced; such a span has no parent either.
             let _ = span.set_parent(sender);
         }
         is_named
@@ -51,7 +52,7 @@ fn read(headers: &Map<String, Value>) -> Context {
     TraceContextPropagator::new().extract_with_context(&Context::new(), &Read(headers))
 }
 
-/// Writes the span of a context into a message's headers, in place of what is there.
+/// Writes the span of a context into a message's headers and replaces the existing one.
 fn write(context: &Context, headers: &mut Map<String, Value>) {
     TraceContextPropagator::new().inject_context(context, &mut Write(headers));
 }
@@ -140,7 +141,7 @@ mod tests {
         let mut written = headers(json!({"tracestate": "old=1", "task": "t"}));
         write(remote.clone(), &mut written);
         assert_eq!(written, sent);
-        // One without a state takes the old one away: it belonged to another trace.
+        // A context without a state removes the old state, which belonged to another trace.
         write(read(PARENT).unwrap(), &mut written);
         assert_eq!(
             written,

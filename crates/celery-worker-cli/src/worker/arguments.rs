@@ -30,11 +30,11 @@ pub struct WorkerArguments {
     #[arg(short = 'c', long, value_name = "N", value_parser = places)]
     pub concurrency: Option<u16>,
 
-    /// As -c with the larger number: places cost nothing here while they are empty.
+    /// As -c with the larger number: a slot costs nothing here while it is free.
     #[arg(long, value_name = "MAX,MIN")]
     pub autoscale: Option<String>,
 
-    /// Deliveries held per place.
+    /// Prefetched deliveries per slot.
     #[arg(long, value_name = "N")]
     pub prefetch_multiplier: Option<u16>,
 

@@ -8,12 +8,12 @@ use celery_worker::worker::{Config, DefaultOptions, RateLimit};
 use crate::settings::Celery;
 use crate::traces;
 
-/// A checked number of seconds.
+/// Converts a number of seconds that was checked before.
 fn seconds(number: f64) -> Duration {
     Duration::try_from_secs_f64(number).unwrap_or(Duration::MAX)
 }
 
-/// The configuration of a worker for `queues`.
+/// Creates the configuration of a worker for `queues`.
 pub(super) fn config(celery: &Celery, hostname: String, queues: Vec<String>) -> Config {
     let limit = |seconds: f64| (seconds > 0.0).then_some(seconds);
     let rate_limit = celery.task_default_rate_limit.parse::<RateLimit>().ok();

@@ -1,4 +1,4 @@
-//! Flags of `celery worker` that have no effect here.
+//! Flags of `celery worker` without an effect in this program.
 
 use clap::Args;
 

@@ -1,7 +1,7 @@
 //! A worker with the flags and settings of `celery worker`, for any tasks.
 //!
-//! [`WorkerArguments`] are the flags. [`Process::build_worker`] makes a worker of them and of the settings, with the
-//! tasks that the caller registers; [`Process::run_worker`] runs it until a signal or the remote control ends it.
+//! [`WorkerArguments`] are the flags. [`Process::build_worker`] builds a worker from them, from the settings and from
+//! the tasks that the caller registers; [`Process::run_worker`] runs it until a signal or the remote control ends it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ mod flags_without_effect;
 
 pub use arguments::WorkerArguments;
 
-/// Validity of an answer of the broker and the result backend.
+/// Time that the result of a health check of the broker or the result backend is cached.
 const FRESH: Duration = Duration::from_secs(2);
 
 /// Parts of a worker's process that its tasks can use.
@@ -55,7 +55,7 @@ pub struct WorkerOptions {
 }
 
 impl Process {
-    /// Runs the worker that `build` makes, to its end by a signal or by the remote control.
+    /// Runs the worker that `build` returns, until a signal or the remote control ends it.
     ///
     /// # Errors
     /// The error of `build`, or of the worker.
@@ -78,7 +78,7 @@ impl Process {
     }
 
     /// Builds a worker with the tasks that `register` returns. It consumes the queues of `options` and of the flags, or
-    /// else the default queue.
+    /// the default queue if there are none.
     ///
     /// # Errors
     /// The broker cannot be reached until the deadline, a setting cannot be used, or the error of `register`.
@@ -127,9 +127,9 @@ impl Process {
 /// Runs a worker. The process is in [`Phase::Running`] once the worker consumes its queues.
 async fn run_to_end(worker: Worker, health: &HealthRegistry) -> Result<(), ProcessError> {
     let mut served = worker.served();
-    // Not on the main thread, which would have to be woken for each message.
+    // A task of the runtime, not the main thread, which would have to be woken for each message.
     let mut working = AbortOnDropHandle::new(tokio::spawn(worker.run()));
-    // Dropped at once: what it answers with is a lock that the worker would wait for.
+    // `map(drop)`: the output contains a read lock, and the worker would wait for it.
     let is_served = async { served.wait_for(|served| *served).await.map(drop) };
     let ended = tokio::select! {
         ended = &mut working => Some(ended),
@@ -145,7 +145,7 @@ async fn run_to_end(worker: Worker, health: &HealthRegistry) -> Result<(), Proce
     Ok(ended.map_err(|error| ProcessError::Failed(format!("the worker broke: {error}")))??)
 }
 
-/// The worker is ready while it consumes all of its queues.
+/// Adds a readiness probe: the worker consumes all of its queues.
 fn watch_broker(health: &HealthRegistry, served: watch::Receiver<bool>) {
     health.ready_if(Probe::new("broker", Duration::ZERO, move || {
         let is_served = *served.borrow();
@@ -160,7 +160,7 @@ fn watch_broker(health: &HealthRegistry, served: watch::Receiver<bool>) {
     }));
 }
 
-/// The worker is ready while the result backend answers.
+/// Adds a readiness probe: the result backend answers.
 fn watch_backend(health: &HealthRegistry, results: &Arc<dyn ResultBackend>) {
     let results = results.clone();
     health.ready_if(Probe::new("result backend", FRESH, move || {
