@@ -1,4 +1,4 @@
-//! Counting the parts of a chord, by result backends that can.
+//! Counting the parts of a chord, for result backends that support it.
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -8,44 +8,44 @@ use celery_protocol::canvas::ResultNode;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
 
-/// A part that returned.
+/// A part of a chord that has ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Part {
-    /// Its task.
+    /// Id of the part's task.
     pub task_id: String,
-    /// Celery's name of its state.
+    /// Celery's name of the part's state.
     pub state: String,
-    /// What it returned, or the exception as a mapping.
+    /// Result of the part, or its exception as a mapping.
     pub result: Value,
 }
 
-/// What a part found when it was counted.
+/// Result of counting a part.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Counted {
-    /// Others are awaited, or the chord is over.
+    /// Further parts are missing, or the chord has ended.
     NotLast,
-    /// It was the last, and whoever counted it applies the body.
+    /// The part was the last one. The caller applies the body.
     Last(Claim),
-    /// It was counted before and all are there, but somebody else is applying the body. If that one
-    /// dies, nobody does.
+    /// The part was counted before and all parts have ended, but another worker holds the claim. If that worker dies,
+    /// the claim ends after some time.
     Held,
 }
 
-/// The right to apply a chord's body.
+/// Exclusive right to apply a chord's body, for a limited time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Claim {
     pub(super) group_id: String,
     pub(super) token: String,
 }
 
-/// Counts the parts of chords as they return, so that exactly one worker applies the body.
+/// Counts the parts of chords that have ended, so that exactly one worker applies the body.
 #[async_trait]
 pub trait ChordCounter: Send + Sync {
-    /// Notes a chord before its header is sent: how many parts return, and the form of their
-    /// results if there are groups among them.
+    /// Records a chord before its header is sent: the number of its parts, and the structure of their results if the
+    /// header contains groups.
     ///
     /// # Errors
-    /// The backend's. Repeating it does no harm.
+    /// The backend reported an error. The call may be repeated.
     async fn begin(
         &self,
         group_id: &str,
@@ -53,17 +53,17 @@ pub trait ChordCounter: Send + Sync {
         results: &[ResultNode],
     ) -> Result<(), ResultError>;
 
-    /// Makes a chord wait for one more task, which a part of it is about to send. Celery's
-    /// `add_to_chord` counts in the same place.
+    /// Adds one task to a chord, which a part of the chord is about to send, as Celery's `add_to_chord` does at this
+    /// point.
     ///
     /// # Errors
-    /// The backend's. Repeating it for the same task does no harm.
+    /// The backend reported an error. The call may be repeated for the same task.
     async fn grow(&self, group_id: &str, task_id: &str) -> Result<(), ResultError>;
 
-    /// Counts a part. One that is no part of a group is none of a chord either.
+    /// Counts a part. A task without a group is not part of a chord.
     ///
     /// # Errors
-    /// The backend's. Repeating it does no harm.
+    /// The backend reported an error. The call may be repeated.
     async fn count(
         &self,
         message: &TaskMessage,
@@ -71,34 +71,34 @@ pub trait ChordCounter: Send + Sync {
         claim_seconds: u64,
     ) -> Result<Counted, ResultError>;
 
-    /// The form of the results, where groups are among them.
+    /// Returns the structure of the results if the header contains groups.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend reported an error.
     async fn saved(&self, claim: &Claim) -> Result<Option<ResultNode>, ResultError>;
 
-    /// All parts, in order.
+    /// Returns all parts, in order.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend reported an error.
     async fn parts(&self, claim: &Claim) -> Result<Vec<Part>, ResultError>;
 
-    /// Prolongs a claim; whether it still holds.
+    /// Extends a claim. Returns true if the caller holds it.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend reported an error.
     async fn keep(&self, claim: &Claim, seconds: u64) -> Result<bool, ResultError>;
 
-    /// Clears a chord away whose body is applied.
+    /// Removes the records of a chord whose body was applied.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend reported an error.
     async fn finish(&self, claim: &Claim, claim_seconds: u64) -> Result<bool, ResultError>;
 
-    /// Ends a chord that failed: parts that come again find nothing to count against. What they
-    /// returned stays, as with Python.
+    /// Ends a chord that failed: parts that are counted again have no effect. The results of the parts are kept, as in
+    /// Python.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend reported an error.
     async fn fail(&self, claim: &Claim) -> Result<(), ResultError>;
 }

@@ -1,7 +1,7 @@
-//! Result backends: where a task's state and result go.
+//! Result backends: storage for the states and results of tasks.
 //!
-//! All of them keep these rules, whoever else writes at the same time: nothing replaces a SUCCESS,
-//! and news about the progress of a task replaces no final state.
+//! All backends follow these rules, even with concurrent writers: nothing replaces a SUCCESS, and a state of a running
+//! task does not replace a final state.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -37,35 +37,35 @@ pub use self::reader::{ReadError, ResultReader};
 pub use self::redis::Redis;
 pub use self::rpc::Rpc;
 
-/// An id that no task has, to ask for.
+/// An id that belongs to no task, for test queries.
 const NOBODYS_TASK: &str = "00000000-0000-0000-0000-000000000000";
 
-/// Stores results. Every method tries once and may be repeated, and may be dropped while it waits.
-/// While a backend is away, calls take longer: they wait their turn.
+/// Stores results. Every method makes one attempt, may be repeated, and is cancel-safe. While a backend cannot be
+/// reached, calls take longer, because they try it one at a time.
 #[async_trait]
 pub trait ResultBackend: Send + Sync {
-    /// Stores one state of a task, unless one is stored that has to stay; `message` says who wants
-    /// it. Repeating it does no harm.
+    /// Stores a state of a task, unless the stored state must be kept. `message` names the receiver of the result. The
+    /// call may be repeated.
     async fn store(&self, meta: &ResultMeta, message: &TaskMessage) -> Result<(), ResultError>;
 
-    /// What is stored: the mapping of [`celery_protocol::result`]. `None` if nothing is, or if this
-    /// backend keeps nothing that could be read again.
+    /// Returns the stored mapping of [`celery_protocol::result`]. `None` if nothing is stored, or if this backend does
+    /// not keep results.
     async fn get(&self, _task_id: &str) -> Result<Option<Value>, ResultError> {
         Ok(None)
     }
 
-    /// Whether the backend answers, without writing anything. One that keeps nothing always does.
+    /// Checks that the backend answers, without writing anything. A backend that does not keep results always answers.
     ///
     /// # Errors
-    /// Why not.
+    /// The reason why the backend does not answer.
     async fn answers(&self) -> Result<(), ResultError> {
         self.get(NOBODYS_TASK).await.map(drop)
     }
 
-    /// Deletes the result of a task, where it is kept. One that is not there is no error.
+    /// Deletes the stored result of a task. A missing result is not an error.
     ///
     /// # Errors
-    /// The backend's.
+    /// The backend reported an error.
     async fn forget(&self, _task_id: &str) -> Result<(), ResultError> {
         Ok(())
     }
@@ -75,17 +75,17 @@ pub trait ResultBackend: Send + Sync {
         ResultAccess::Stored
     }
 
-    /// Deletes what is older than `result_expires`, where it does not vanish by itself; how many
-    /// results that were.
+    /// Deletes results older than `result_expires` in a backend that does not expire them itself. Returns the number of
+    /// deleted results.
     async fn cleanup(&self) -> Result<u64, ResultError> {
         Ok(0)
     }
 
-    /// Tries whether results can be stored, with a key of our own that is gone afterwards, or by
-    /// looking at the tables. In words, what was found.
+    /// Checks that results can be stored: writes and deletes a key of its own, or reads the structure of the tables.
+    /// Returns a description of the findings.
     async fn probe(&self) -> Result<String, ResultError>;
 
-    /// How chords are done.
+    /// Support for chords.
     fn chords(&self) -> ChordSupport {
         ChordSupport::None
     }
@@ -94,31 +94,31 @@ pub trait ResultBackend: Send + Sync {
 /// The way in which clients get results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultAccess {
-    /// They are kept, and can be read by everybody.
+    /// Results are stored, and every client can read them.
     Stored,
-    /// They are messages to the queue in `reply_to`, which is the client's.
+    /// Results are messages to the queue in `reply_to`, which belongs to the client.
     Replies,
-    /// They are not kept.
+    /// Results are discarded.
     Discarded,
 }
 
-/// How chords are done with a backend.
+/// Support of a backend for chords.
 #[derive(Clone)]
 pub enum ChordSupport {
-    /// Not at all.
+    /// Chords are not supported.
     None,
-    /// Their parts are counted as they return.
+    /// The parts are counted when they end.
     Counted(Arc<dyn chord::ChordCounter>),
-    /// Somebody looks at the results of the parts every so often: `celery.chord_unlock`.
+    /// A task polls the results of the parts: `celery.chord_unlock`.
     Polled,
 }
 
 type Cause = Box<dyn Error + Send + Sync>;
 
-/// Why a result could not be stored or read.
+/// Reason why a result could not be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub enum ResultError {
-    /// The URL names no backend that there is.
+    /// The URL names no known backend.
     #[error(
         "result backend `{0}` is not supported; there are rpc://, redis://, rediss://, \
          redis+socket://, sentinel://, db+postgresql:// and db+sqlite:///"
@@ -127,34 +127,34 @@ pub enum ResultError {
     /// The backend was not compiled in.
     #[error("this result backend needs the feature `{0}` of the crate celery-worker")]
     Feature(&'static str),
-    /// There is something wrong with the URL, which is not shown: it may hold a password.
+    /// The URL is wrong. It is not shown, because it may contain a password.
     #[error("the URL cannot be used: {0}")]
     Url(String),
-    /// There is no answer.
+    /// The backend does not answer.
     #[error("the result backend {place} cannot be reached")]
     Unreachable {
-        /// Where it should be, without password.
+        /// Location of the backend, without password.
         place: String,
-        /// Why.
+        /// Cause of the failure.
         source: Cause,
     },
-    /// The answer is no.
+    /// The backend rejected the request.
     #[error("the result backend {place} refuses")]
     Refused {
-        /// Which one, without password.
+        /// Location of the backend, without password.
         place: String,
-        /// Why.
+        /// Reason for the rejection.
         source: Cause,
     },
-    /// Somebody stored something that is no result.
+    /// The stored value is not a valid result.
     #[error("what is stored for the task {task_id} cannot be read")]
     Unreadable {
-        /// The task.
+        /// Id of the task.
         task_id: String,
-        /// Why.
+        /// Reason why the value is not readable.
         source: NotReadable,
     },
-    /// The broker did not take it.
+    /// The broker did not accept the message with the result.
     #[error("result backend rpc")]
     Rpc(#[from] BrokerError),
 }
@@ -168,8 +168,8 @@ impl ResultError {
         }
     }
 
-    /// Returns true for an error that lasts: Redis holds something else under the key, or the database has no
-    /// room for these values.
+    /// Returns true for a permanent error: the Redis key contains a value of another type, or the database cannot hold
+    /// these values.
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
         let Self::Refused { source, .. } = self else {
@@ -197,7 +197,7 @@ impl ResultError {
     }
 }
 
-/// No results at all.
+/// Backend without results.
 #[derive(Debug, Clone, Copy)]
 pub struct Disabled;
 
@@ -216,7 +216,7 @@ impl ResultBackend for Disabled {
     }
 }
 
-/// The backend that the options name; opens no connection yet. To be called in a tokio runtime.
+/// Creates the backend that the options name, without a connection. Must be called in a tokio runtime.
 ///
 /// # Errors
 /// [`ResultError::Unsupported`], [`ResultError::Url`].
@@ -258,7 +258,7 @@ pub fn check_url(options: &ResultOptions) -> Result<(), String> {
     })
 }
 
-/// A client for a Redis server that is no result backend.
+/// Creates a client for a Redis server that is not a result backend.
 ///
 /// # Errors
 /// [`ResultError::Url`].
@@ -301,7 +301,7 @@ impl Kind {
         Err(ResultError::Feature("database"))
     }
 
-    /// By the URL's scheme; Celery also takes the bare word `rpc`.
+    /// The kind for the URL's scheme; Celery also accepts the bare word `rpc`.
     fn of(url: &str) -> Result<Self, ResultError> {
         let scheme = url.split_once("://").map_or(url, |(scheme, _)| scheme);
         match scheme {
@@ -312,7 +312,7 @@ impl Kind {
             _ if scheme.starts_with("db+") || scheme.starts_with("database+") => Self::database(),
             #[cfg(any(test, feature = "testing"))]
             "memory" => Ok(Self::Memory),
-            // What is no scheme may be anything, a password too.
+            // Text without a scheme may be anything, also a password.
             _ if url.contains("://") => Err(ResultError::Unsupported(scheme.to_owned())),
             _ => Err(ResultError::Url("it has no scheme".into())),
         }

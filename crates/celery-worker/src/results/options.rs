@@ -1,23 +1,23 @@
-//! What a result backend is told.
+//! Options of a result backend.
 
 use secrecy::SecretString;
 
 use celery_protocol::compression::Method;
 
-/// Where results go, and how they are kept there.
+/// URL of the result backend, and the way it stores results.
 #[derive(Debug, Clone)]
 pub struct ResultOptions {
-    /// Celery's `result_backend`; empty for no results. A secret, since it may hold a password.
+    /// Celery's `result_backend`; empty for no results. A secret, since it may contain a password.
     pub url: SecretString,
-    /// How long they are kept.
+    /// Time that results are kept.
     pub expires: Expires,
-    /// Whether `rpc://` results survive a restart of the broker.
+    /// True if `rpc://` results survive a restart of the broker.
     pub persistent: bool,
-    /// How results are compressed, in Redis; `None` for not.
+    /// Compression of results in Redis; `None` for no compression.
     pub compression: Option<Method>,
-    /// What concerns Redis only.
+    /// Options of Redis.
     pub redis: RedisOptions,
-    /// What concerns databases only.
+    /// Options of databases.
     pub database: DatabaseOptions,
 }
 
@@ -36,14 +36,14 @@ impl ResultOptions {
     }
 }
 
-/// How long results are kept, in seconds; 0 is for ever.
+/// Times that results are kept, in seconds; 0 for no limit.
 #[derive(Debug, Clone, Copy)]
 pub struct Expires {
-    /// Any result.
+    /// Time for any result.
     pub results: u64,
-    /// That of a task that failed, where it differs. Redis only.
+    /// Time for the result of a failed task, if it differs. Only for Redis.
     pub failures: Option<u64>,
-    /// What is noted of the parts of a chord, where it differs.
+    /// Time for the records of the parts of a chord, if it differs.
     pub chords: Option<u64>,
 }
 
@@ -57,16 +57,16 @@ impl Default for Expires {
     }
 }
 
-/// What concerns Redis only.
+/// Options of Redis.
 #[derive(Debug, Clone)]
 pub struct RedisOptions {
-    /// Stands in front of every key (`global_keyprefix`); empty for none.
+    /// Prefix of every key (`global_keyprefix`); empty for none.
     pub key_prefix: String,
-    /// Name of the master that sentinels are asked for; empty where there are no sentinels.
+    /// Name of the master that sentinels report; empty without sentinels.
     pub master_name: String,
-    /// Whether the parts of a chord are kept in the order of its header.
+    /// True if the parts of a chord are kept in the order of its header.
     pub chord_ordered: bool,
-    /// TLS, as far as the URL does not say.
+    /// TLS options for values that the URL does not set.
     pub tls: RedisTls,
 }
 
@@ -81,12 +81,12 @@ impl Default for RedisOptions {
     }
 }
 
-/// How the server is made sure of, and how we are: files in PEM format.
+/// Verification of the server's certificate, and the client certificate: files in PEM format.
 #[derive(Debug, Clone, Default)]
 pub struct RedisTls {
-    /// `ssl_cert_reqs`: `required` or `none`, also as Python spells them; empty for `required`.
+    /// `ssl_cert_reqs`: `required` or `none`, or Python's names for them; empty for `required`.
     pub certificate: String,
-    /// `ssl_ca_certs`; empty for the public authorities.
+    /// `ssl_ca_certs`; empty for the public certificate authorities.
     pub authorities: String,
     /// `ssl_certfile`; empty for none.
     pub client_certificate: String,
@@ -94,14 +94,14 @@ pub struct RedisTls {
     pub client_key: String,
 }
 
-/// What concerns databases only.
+/// Options of databases.
 #[derive(Debug, Clone)]
 pub struct DatabaseOptions {
-    /// Whether tables are made where they are missing. None is ever altered.
+    /// True if missing tables are created. An existing table is never altered.
     pub create_tables: bool,
     /// Table of the results.
     pub tasks: TableName,
-    /// Table of the groups that clients saved.
+    /// Table of the saved groups of clients.
     pub groups: TableName,
 }
 
@@ -115,11 +115,11 @@ impl Default for DatabaseOptions {
     }
 }
 
-/// A table, as far as it has not Celery's own name.
+/// Name of a table, if it differs from Celery's.
 #[derive(Debug, Clone, Default)]
 pub struct TableName {
-    /// Its schema; empty for the one that the session is in.
+    /// Schema; empty for the current schema of the session.
     pub schema: String,
-    /// Its name; empty for Celery's.
+    /// Name; empty for Celery's.
     pub name: String,
 }

@@ -1,4 +1,4 @@
-//! The other side of a result backend: a producer that waits for a result.
+//! The reading side of a result backend: a producer that waits for a result.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,23 +14,23 @@ use uuid::Uuid;
 use super::{ResultAccess, ResultBackend, ResultError, ResultOptions};
 use crate::broker::{Broker, Consumer, Disposition, Queue, Subscription};
 
-/// First and longest pause between two looks at a backend that keeps results.
+/// First and longest pause between two queries of a backend that stores results.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
 /// Number of replies that are kept until they are asked for; Celery keeps as many.
 const MAX_REPLIES: usize = 8192;
 
-/// Waits for the results of tasks that this process sent. May be used by several tasks at a time.
+/// Waits for the results of tasks that this process sent. Several tasks may use it concurrently.
 pub struct ResultReader(Source);
 
 enum Source {
-    /// Its own reply queue.
+    /// A reply queue of this process.
     Replies(ReplyQueue),
-    /// What is stored.
+    /// Stored results.
     Stored(Arc<dyn ResultBackend>),
 }
 
-/// A reply queue, and what has come by it.
+/// A reply queue, and the replies received from it.
 struct ReplyQueue {
     queue: String,
     arrived: Arc<Arrived>,
@@ -43,45 +43,45 @@ struct Arrived {
     changed: Notify,
 }
 
-/// The newest state of each task; the oldest ones are dropped.
+/// The newest known state of each task; the oldest entries are dropped.
 #[derive(Default)]
 struct Metas {
     by_task: HashMap<String, Value>,
     order: VecDeque<String>,
 }
 
-/// Why there is no result.
+/// Reason why no result could be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The backend.
+    /// The backend reported an error.
     #[error(transparent)]
     Backend(#[from] ResultError),
-    /// There is none.
+    /// No backend is configured.
     #[error("results are stored nowhere; celery.result_backend says where they should be")]
     Disabled,
-    /// The broker is not reachable, or refuses.
+    /// The broker cannot be reached, or rejects the reply queue.
     #[error(
         "no reply queue at {broker} within {}; is the broker up, and celery.broker_url right?",
         humantime::format_duration(*.within)
     )]
     NoReplyQueue {
-        /// Where, without password.
+        /// Location of the broker, without password.
         broker: String,
-        /// How long was waited.
+        /// Time that was waited.
         within: Duration,
     },
-    /// It takes too long; the task may still run.
+    /// No result within this time; the task may still run.
     #[error("no result within {}", humantime::format_duration(*.0))]
     Timeout(Duration),
 }
 
 impl ResultReader {
-    /// A reader for the backend that the options name. With `rpc://` it is open only once the reply
-    /// queue exists: a result that comes before is dropped by the broker.
+    /// Creates a reader for the backend that the options name. With `rpc://` it returns only once the reply queue
+    /// exists: the broker would drop an earlier result.
     ///
     /// # Errors
-    /// [`ReadError::Backend`] or [`ReadError::Disabled`] where the URL names no backend that can be
-    /// read, [`ReadError::NoReplyQueue`] if the broker does not give one `within` that time.
+    /// [`ReadError::Backend`] or [`ReadError::Disabled`] if results cannot be read from the backend of the URL,
+    /// [`ReadError::NoReplyQueue`] if the broker does not create the reply queue `within` that time.
     pub async fn open(
         options: &ResultOptions,
         broker: &Arc<dyn Broker>,
@@ -94,7 +94,7 @@ impl ResultReader {
         Self::of(backend, broker.as_ref(), within).await
     }
 
-    /// A reader for a backend.
+    /// Creates a reader for a backend.
     ///
     /// # Errors
     /// [`ReadError::Disabled`], [`ReadError::NoReplyQueue`].
@@ -113,7 +113,7 @@ impl ResultReader {
         }
     }
 
-    /// What a producer puts into `reply_to`.
+    /// Name of the reply queue for the message property `reply_to`; none for stored results.
     #[must_use]
     pub fn reply_to(&self) -> Option<&str> {
         match &self.0 {
@@ -122,7 +122,7 @@ impl ResultReader {
         }
     }
 
-    /// Waits for the final result of a task: the mapping of [`celery_protocol::result`].
+    /// Waits for the final result of a task and returns the mapping of [`celery_protocol::result`].
     ///
     /// # Errors
     /// [`ReadError`].
@@ -139,7 +139,7 @@ impl ResultReader {
         }
     }
 
-    /// The newest known state of a task; none before the first.
+    /// Returns the newest known state of a task; none before the first.
     ///
     /// # Errors
     /// [`ReadError::Backend`].
@@ -150,7 +150,7 @@ impl ResultReader {
         }
     }
 
-    /// Forgets a result, and deletes it where it is stored.
+    /// Discards a result, and deletes it from a backend that stores results.
     ///
     /// # Errors
     /// [`ReadError::Backend`].
@@ -223,7 +223,7 @@ impl Arrived {
         let mut metas = self.metas.lock().unwrap_or_else(PoisonError::into_inner);
         let task_id = task_id.to_owned();
         match metas.by_task.get(&task_id) {
-            // A message that was delivered twice may come after its end.
+            // A redelivered message may arrive after the final state of its task.
             Some(known) if is_final(known) && !is_final(&meta) => return,
             Some(_) => {}
             None => metas.order.push_back(task_id.clone()),
@@ -253,7 +253,7 @@ impl Arrived {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
-            // From here on no change is missed.
+            // From here on no notification is missed.
             changed.as_mut().enable();
             if let Some(meta) = self.get(task_id).filter(is_final) {
                 return meta;
@@ -263,7 +263,7 @@ impl Arrived {
     }
 }
 
-/// Returns true for a state after which no other follows.
+/// Returns true for a final state of a task.
 fn is_final(meta: &Value) -> bool {
     matches!(
         meta["status"].as_str(),

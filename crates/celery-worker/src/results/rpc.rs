@@ -12,22 +12,22 @@ use celery_protocol::message::{JSON, TaskMessage};
 use celery_protocol::result::ResultMeta;
 use celery_protocol::{Properties, RawMessage};
 
-/// How long one try to send may take.
+/// Time limit of one attempt to send.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Longest short string of AMQP 0-9-1, which routing keys and correlation ids are, in bytes.
+/// Maximum length in bytes of a short string of AMQP 0-9-1, such as a routing key or a correlation id.
 const SHORT: usize = 255;
 
-/// Sends results through the broker. The reply queue is the caller's: it is not declared here,
-/// and when it is gone the broker drops the result, as it does Python's.
+/// Sends results through the broker. The reply queue belongs to the caller: it is not declared here, and if it does not
+/// exist, the broker drops the result, as for a Python worker.
 pub struct Rpc {
     broker: Arc<dyn Broker>,
     persistent: bool,
 }
 
 impl Rpc {
-    /// A backend on the worker's own broker. `persistent` messages survive a restart of the
-    /// broker, if their queue does.
+    /// Creates a backend that uses the worker's broker. `persistent` messages survive a restart of the broker, if their
+    /// queue does.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, persistent: bool) -> Self {
         Self { broker, persistent }
@@ -44,7 +44,7 @@ impl ResultBackend for Rpc {
         let Some(reply_to) = message.reply_to.as_ref().filter(|queue| !queue.is_empty()) else {
             return Ok(());
         };
-        // Only a message that was made by hand has such: no broker would take the result, ever.
+        // Only a message that was made by hand has such values; no broker would accept the result.
         if reply_to.len() > SHORT || message.correlation_id.len() > SHORT {
             tracing::warn!(
                 task_id = meta.task_id,

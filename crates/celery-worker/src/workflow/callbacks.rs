@@ -12,11 +12,11 @@ use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{ResultMeta, State};
 
 impl Workflow {
-    /// Sends what follows a task that returned, before its SUCCESS is stored: the callbacks and the
-    /// next step of its chain. The results of those are the task's children.
+    /// Sends the follow-up tasks of a task that succeeded, before its SUCCESS is stored: the callbacks and the next
+    /// step of its chain. Returns their results, which are the task's children.
     ///
     /// # Errors
-    /// [`WorkflowError`]: the task fails, or, if the worker stops, goes back.
+    /// [`WorkflowError`]: the task fails, or its message is requeued if the worker stops.
     pub(crate) async fn succeeded(
         &self,
         message: &TaskMessage,
@@ -31,15 +31,15 @@ impl Workflow {
         let values = embed.callbacks.iter().chain(rest).chain([returned]);
         let planning = || canvas::after_success(message, returned, &call);
         let plan = self.desk.work(is_large(values), planning).await?;
-        // Boxed, here and below: most tasks are followed by nothing, and need not carry the room for it.
+        // Boxed, here and below: most tasks have no follow-up tasks, and their futures need no memory for it.
         Box::pin(self.carry_out(plan, &message.id)).await
     }
 
-    /// Does what follows a task that failed, after its FAILURE is stored: the rest of its chain fails
-    /// with it, and its errbacks are sent.
+    /// Handles the failure of a task after its FAILURE is stored: stores the failure for the rest of its chain, and
+    /// sends its errbacks.
     ///
     /// # Errors
-    /// That the worker stops.
+    /// The worker stops.
     pub(crate) async fn failed(
         &self,
         message: &TaskMessage,
@@ -67,8 +67,7 @@ impl Workflow {
         .await
     }
 
-    /// Sends the errbacks of a task. A broken one does not change that the task failed: it is
-    /// reported here, and that is all.
+    /// Sends the errbacks of a task. If that fails, the error is only logged; the task stays failed.
     pub(super) async fn send_errbacks(
         &self,
         task_id: &str,
@@ -95,8 +94,8 @@ impl Workflow {
         self.desk.work(is_large(chain), looking).await
     }
 
-    /// Stores the failure of a task that was not sent. If it is a part of a chord and had not failed
-    /// before, it is to be counted.
+    /// Stores the failure of a task that was not sent. Returns the task if it must be counted: it is a part of a chord
+    /// and had not failed before.
     pub(super) async fn fail(&self, unsent: UnsentTask) -> Result<Option<UnsentTask>, Stopped> {
         let UnsentTask { message, state } = &unsent;
         let mut counts = message.embed.chord.is_some();

@@ -1,4 +1,4 @@
-//! Chords: their parts are counted, and the last one applies the body or fails it.
+//! Chords: counts their parts, and applies or fails the body after the last part.
 
 use std::time::Duration;
 
@@ -15,29 +15,28 @@ use celery_protocol::message::{Embed, TaskMessage};
 use celery_protocol::result::State;
 use service_connection::error_chain::chain;
 
-/// How long the claim on a chord is kept while its body is published, in seconds, and how often it
-/// is renewed.
+/// Lifetime in seconds of the claim on a chord while its body is published.
 const CLAIM_SECONDS: u64 = 60;
 const CLAIM_RENEWAL: Duration = Duration::from_secs(20);
 
-/// Pause between two looks at something that somebody else is about to do.
+/// Pause between two checks for an action of another worker.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// What a look at a chord's header found.
+/// Result of checking a chord's header.
 #[derive(Debug)]
 pub(crate) enum Unlock {
-    /// The body is applied, or has failed.
+    /// The body was applied, or has failed.
     Done,
-    /// Some of its tasks are not done, or the backend does not say.
+    /// Some of the header's tasks have not ended, or the backend cannot be queried.
     NotReady,
 }
 
-/// How a chord fails.
+/// Failure of a chord.
 #[derive(Debug)]
 struct ChordFailure {
-    /// What its body fails with.
+    /// Error that its body fails with.
     error: Exception,
-    /// What lies behind that.
+    /// Cause of that error.
     cause: Exception,
 }
 
@@ -45,11 +44,11 @@ struct ChordFailure {
 type Joined = Result<Value, Box<ChordFailure>>;
 
 impl Workflow {
-    /// Counts a task for its chord, after its final state is stored; the last one applies the
-    /// chord's body, or fails it.
+    /// Counts a task for its chord, after its final state is stored. The last part applies the chord's body or fails
+    /// it.
     ///
     /// # Errors
-    /// That the worker stops.
+    /// The worker stops.
     pub(crate) async fn returned(
         &self,
         message: &TaskMessage,
@@ -58,7 +57,7 @@ impl Workflow {
         if message.embed.chord.is_none() {
             return Ok(());
         }
-        // Without its arguments, which can be large.
+        // Without the arguments, which can be large.
         let part = TaskMessage {
             id: message.id.clone(),
             root_id: message.root_id.clone(),
@@ -77,11 +76,11 @@ impl Workflow {
         Box::pin(self.count(vec![part])).await
     }
 
-    /// Looks whether the tasks of a chord's header are done, and applies the body if so:
-    /// `celery.chord_unlock`, of which `request` is the message.
+    /// Checks if the tasks of a chord's header have ended, and applies the body in this case. `request` is the message
+    /// of a `celery.chord_unlock` task.
     ///
     /// # Errors
-    /// That the worker stops.
+    /// The worker stops.
     pub(crate) async fn unlock(
         &self,
         request: &TaskMessage,
@@ -106,10 +105,10 @@ impl Workflow {
         Ok(Unlock::Done)
     }
 
-    /// Fails the body of a chord that cannot be watched any more.
+    /// Fails the body of a chord when its header can no longer be polled.
     ///
     /// # Errors
-    /// That the worker stops.
+    /// The worker stops.
     pub(crate) async fn give_up(
         &self,
         request: &TaskMessage,
@@ -120,7 +119,7 @@ impl Workflow {
         Box::pin(self.fail_chord(request, body, &failed)).await
     }
 
-    /// Fails the body of a chord, and what follows it; the parts of other chords among that.
+    /// Fails the body of a chord and its follow-up tasks. Returns those that are parts of other chords.
     async fn fail_body(
         &self,
         part: &TaskMessage,
@@ -156,7 +155,7 @@ impl Workflow {
                 message: failure.message.clone(),
             };
             parts.extend(self.fail(unsent).await?);
-            // As if it had run.
+            // As if the body had run.
             let call = self.call(&failure.message, "link_error");
             self.send_errbacks(&failure.message.id, &failure.errbacks, &call)
                 .await?;
@@ -170,8 +169,8 @@ impl Workflow {
         Ok(parts)
     }
 
-    /// Stores a failure for the body of a chord that cannot be read as a signature, if it has an id: a
-    /// caller that waits for it must get an answer.
+    /// Stores a failure for a chord body that is not a valid signature, if it has an id, because a caller may wait for
+    /// its result.
     async fn fail_unread(
         &self,
         body: &Value,
@@ -199,8 +198,8 @@ impl Workflow {
         self.count(parts).await
     }
 
-    /// Counts parts of chords. A chord whose body fails can be a part of another one, so this may go
-    /// on for a while.
+    /// Counts parts of chords. A chord whose body fails can be a part of another chord, so the function repeats until
+    /// no part remains.
     pub(super) async fn count(&self, mut parts: Vec<UnsentTask>) -> Result<(), Stopped> {
         let ChordSupport::Counted(chords) = &self.chords else {
             return Ok(());
@@ -225,8 +224,8 @@ impl Workflow {
                         parts.extend(Box::pin(completing).await?);
                         break;
                     }
-                    // This message is here for a second time, and the worker that had it before may
-                    // have died over the chord. Its claim ends by itself.
+                    // The message was redelivered, and the worker that had it before may have died while it held the
+                    // claim, which ends by itself.
                     Some(Counted::Held) => self.pause(LOOK_EVERY).await?,
                     Some(Counted::NotLast) | None => break,
                 }
@@ -235,12 +234,13 @@ impl Workflow {
         Ok(())
     }
 
-    /// Long enough for what comes before publishing.
+    /// Lifetime in seconds of a claim: long enough for the steps before publishing.
     fn claim_seconds(&self) -> u64 {
         self.options.join_timeout.as_secs().saturating_mul(2)
     }
 
-    /// Applies the body of a chord whose parts have all returned, or fails it.
+    /// Applies the body of a chord whose parts have all ended, or fails it. Returns failed tasks that are parts of
+    /// other chords.
     async fn complete(
         &self,
         chords: &dyn ChordCounter,
@@ -309,18 +309,18 @@ impl Workflow {
         Ok(())
     }
 
-    /// Keeps a claim; ends when it is lost.
+    /// Renews a claim; returns when the claim is lost.
     async fn lose(&self, chords: &dyn ChordCounter, claim: &Claim) {
         loop {
             sleep(CLAIM_RENEWAL).await;
-            // One that cannot be renewed still holds for a while.
+            // If the renewal fails, the claim remains valid for the rest of its lifetime.
             if let Ok(false) = chords.keep(claim, CLAIM_SECONDS).await {
                 return;
             }
         }
     }
 
-    /// The results of a chord's parts, or with what its body fails, and the cause of that.
+    /// Returns the results of a chord's parts, or the error for its body and the cause.
     async fn join(
         &self,
         chords: &dyn ChordCounter,
@@ -342,8 +342,8 @@ impl Workflow {
         Ok(values.collect())
     }
 
-    /// The results of a header with groups in it, in lists as they are. They are stored by the time
-    /// that they are counted, but a replica may be behind.
+    /// Returns the results of a header with groups, as nested lists. The results are stored before the parts are
+    /// counted, but a replica of the backend may be behind.
     async fn join_groups(&self, header: &ResultNode) -> Result<Joined, Stopped> {
         let until = Instant::now() + self.options.join_timeout;
         loop {
@@ -360,7 +360,7 @@ impl Workflow {
         }
     }
 
-    /// The stored results of all tasks in a header; `None` unless all are done.
+    /// Returns the stored results of all tasks in a header; `None` unless all have ended.
     async fn look(&self, header: &ResultNode) -> Option<Vec<Value>> {
         let mut found = Vec::new();
         for task_id in header.task_ids() {
@@ -378,7 +378,7 @@ impl Workflow {
 }
 
 impl ChordFailure {
-    /// A `ChordError` that says, after some words, what lies behind it.
+    /// Creates a `ChordError` with a text that ends with the cause.
     fn new(text: &str, cause: Exception) -> Box<Self> {
         Box::new(Self {
             error: chord_error(format!("{text}{}", cause.repr())),
@@ -387,17 +387,17 @@ impl ChordFailure {
     }
 }
 
-/// Of a chord one of whose parts failed.
+/// Error of a chord with a failed part.
 fn dependency_error(task_id: &str, cause: Exception) -> Box<ChordFailure> {
     ChordFailure::new(&format!("Dependency {task_id} raised "), cause)
 }
 
-/// Of a chord with groups in its header whose results cannot be had, or are failures.
+/// Error of a chord with groups in its header whose results are failures or cannot be read.
 fn join_error(cause: Exception) -> Box<ChordFailure> {
     ChordFailure::new("Join error: ", cause)
 }
 
-/// Of a chord whose body cannot be sent.
+/// Error of a chord whose body cannot be sent.
 fn callback_error(error: &WorkflowError) -> Box<ChordFailure> {
     ChordFailure::new("Callback error: ", error.exception())
 }
@@ -409,7 +409,7 @@ fn value_of(part: Part) -> Joined {
     }
 }
 
-/// The values of stored results, in the form of the header; `found` is in its order.
+/// Collects the values of stored results in the structure of the header; `found` has the header's order.
 fn gather(header: &ResultNode, found: &[Value]) -> Joined {
     let mut found = found.iter();
     header.gather(&mut |task_id| {
@@ -433,7 +433,7 @@ fn is_done(meta: &Value) -> bool {
     has_failed(meta) || status(meta) == "SUCCESS"
 }
 
-/// The exception that a mapping is.
+/// Converts a mapping into an exception.
 fn exception(result: Value) -> Exception {
     serde_json::from_value(result).unwrap_or_else(|_| Exception::none())
 }

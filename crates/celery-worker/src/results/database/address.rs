@@ -8,7 +8,7 @@ use sea_orm::sqlx::postgres::{PgConnectOptions, PgSslMode};
 use super::super::ResultError;
 use service_connection::url::{self, UrlParts, host_and_port};
 
-/// libpq's parameters that have a meaning here.
+/// libpq's parameters that have an effect here.
 const MEANT: [&str; 11] = [
     "application_name",
     "dbname",
@@ -40,19 +40,19 @@ const WITHOUT_EFFECT: [&str; 13] = [
     "tcp_user_timeout",
 ];
 
-/// A database, by its URL.
+/// Location and login of a database, from a URL.
 pub(super) enum DatabaseUrl {
     Postgres(Box<PgConnectOptions>),
     Sqlite(String),
 }
 
 impl DatabaseUrl {
-    /// Reads SQLAlchemy's URLs, with any driver: `db+postgresql+psycopg2://user:password@host/db`,
+    /// Parses SQLAlchemy's URLs, with any driver: `db+postgresql+psycopg2://user:password@host/db`,
     /// `db+postgresql://user@/db?host=/directory/of/a/socket`, `db+sqlite:///relative/path`,
     /// `db+sqlite:////absolute/path`.
     ///
     /// # Errors
-    /// [`ResultError::Unsupported`], and [`ResultError::Url`] without the URL.
+    /// [`ResultError::Unsupported`], or [`ResultError::Url`], which does not contain the URL.
     pub(super) fn parse(url: &str) -> Result<Self, ResultError> {
         let url = url.split_once('+').map_or(url, |(_, url)| url);
         let parts = url::sqlalchemy(url).map_err(|error| wrong(error.to_string()))?;
@@ -64,7 +64,7 @@ impl DatabaseUrl {
         }
     }
 
-    /// Location of the database, without login.
+    /// Location of the database, without login, for messages.
     pub(super) fn place(&self) -> String {
         match self {
             Self::Postgres(server) => {
@@ -85,7 +85,7 @@ fn wrong(what: impl Into<String>) -> ResultError {
     ResultError::Url(what.into())
 }
 
-/// Applies the parameters of the URL, which take precedence, as in libpq.
+/// Options for PostgreSQL. Parameters of the URL take precedence over its other parts, as in libpq.
 fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     let is_known = |(name, _): &(String, String)| {
         MEANT.contains(&&**name) || WITHOUT_EFFECT.contains(&&**name)
@@ -104,7 +104,7 @@ fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     let own_port = parts.port.map(|port| port.to_string());
     let mut port = parts.parameter("port").or(own_port.as_deref());
     let mut host = host;
-    // SQLAlchemy's form for a host as a parameter.
+    // SQLAlchemy's `host:port` in the parameter `host`.
     if let Some((name, after)) = host.and_then(|host| host.split_once(':'))
         && !name.starts_with('/')
         && !after.contains(':')
@@ -123,7 +123,7 @@ fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     });
     let authorities = parts.parameter("sslrootcert");
     let mode = match parts.parameter("sslmode") {
-        // As in libpq; sqlx would not check the certificate authorities.
+        // As in libpq; sqlx would not check the server's certificate.
         Some("require") if authorities.is_some() => Some("verify-ca"),
         mode => mode,
     };
@@ -158,7 +158,7 @@ fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     Ok(DatabaseUrl::Postgres(Box::new(
         server
             .application_name(name.unwrap_or("ccat-transfer results"))
-            // No number is received as text, and PgBouncer refuses unknown parameters.
+            // No floating-point number is received as text, and PgBouncer rejects unknown parameters.
             .extra_float_digits(None)
             .disable_statement_logging(),
     )))

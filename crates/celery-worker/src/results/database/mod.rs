@@ -1,9 +1,9 @@
 //! `db+postgresql://` and `db+sqlite:///`: results in the tables of Celery's SQLAlchemy backend.
 //!
-//! The tables may be Python's or ours, made by any version of Celery: what columns there are is
-//! looked up, and only those are written. None is ever altered. A result is written by an UPDATE
-//! and, where there is no row, an INSERT; both leave a row alone that has to stay, so that it
-//! needs no lock of its own whoever else writes.
+//! Any version of Celery, or this crate, may have created the tables: the existing columns are read from the database,
+//! and only those are written. The module never alters a table. A result is written by an UPDATE and, if no row was
+//! changed, by an INSERT. Both statements leave a row unchanged whose state is final, so that no lock is needed, even
+//! with concurrent writers.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -33,38 +33,38 @@ mod address;
 mod rows;
 mod tables;
 
-/// Time for a connection or a lock.
+/// Time limit for a connection or a lock.
 const ACQUIRE: Duration = Duration::from_secs(5);
 
-/// Time for one piece of work: neither sqlx nor TCP notices soon that the other end of a connection is
-/// gone without a word.
+/// Time limit of one operation: neither sqlx nor TCP detects soon that the other end of a connection has disappeared
+/// without closing it.
 const WITHIN: Duration = Duration::from_secs(15);
 
-/// Connections to PostgreSQL at most. A result takes one for a millisecond.
+/// Maximum number of connections to PostgreSQL. Storing a result takes about a millisecond.
 const CONNECTIONS: u32 = 4;
 
-/// Characters that Celery's columns for names hold.
+/// Maximum length of Celery's columns for names, in characters.
 const NAME: usize = 155;
 
 /// Stores results in a database.
 pub struct Database {
     connection: DatabaseConnection,
     server: Option<PgConnectOptions>,
-    /// SQLite's.
+    /// Path of the file, for SQLite.
     file: Option<PathBuf>,
     place: String,
     tasks: Table,
     groups: Table,
     create_tables: bool,
     expires_seconds: u64,
-    /// What the table of the tasks looks like, once it was looked at.
+    /// Columns of the table of tasks, once they were read.
     layout: Mutex<Option<Arc<Layout>>>,
-    /// True if the tables were seen before.
+    /// True if the tables were found before.
     was_there: AtomicBool,
     breaker: CircuitBreaker,
 }
 
-/// Columns of results, beside the row's number.
+/// Columns of results, without `id`, the number of the row.
 const COLUMNS: [&str; 13] = [
     "task_id",
     "status",
@@ -82,7 +82,7 @@ const COLUMNS: [&str; 13] = [
 ];
 
 impl Database {
-    /// A backend as `url` and `options` say; opens no connection yet. To be called in a tokio runtime.
+    /// Creates the backend for `url` and `options`, without a connection. Must be called in a tokio runtime.
     ///
     /// # Errors
     /// [`ResultError::Unsupported`], [`ResultError::Url`].
@@ -108,7 +108,7 @@ impl Database {
                     .create_if_missing(create_tables)
                     .busy_timeout(ACQUIRE)
                     .disable_statement_logging();
-                // More would only wait for each other's lock.
+                // More connections would only wait for each other's lock.
                 let pool = SqlitePoolOptions::new()
                     .max_connections(1)
                     .acquire_timeout(ACQUIRE)
@@ -145,7 +145,7 @@ impl Database {
         self.connection.get_database_backend()
     }
 
-    /// Does a piece of work, when it is its turn and not for longer than makes sense.
+    /// Runs one operation through the circuit breaker, with the time limit [`WITHIN`].
     async fn with<T>(
         &self,
         work: impl AsyncFnOnce(&Layout) -> Result<T, DbErr>,
@@ -163,12 +163,12 @@ impl Database {
     }
 
     async fn explained(&self, error: DbErr) -> ResultError {
-        // A table may have been made anew, otherwise.
+        // Another process may have created the table again, with other columns.
         *self.known_layout() = None;
         if !is_unreachable(&error) {
             return ResultError::refused(&self.place, error);
         }
-        // A pool goes on trying for as long as it may wait, and then does not tell why it failed.
+        // The pool retries until its time limit and then does not report the reason, which one direct connection finds.
         if let Some(server) = &self.server
             && is_pool_timeout(&error)
             && let Ok(Err(reason)) =
@@ -201,7 +201,7 @@ impl Database {
         if self.connection.execute(&update).await?.rows_affected() > 0 {
             return Ok(());
         }
-        // No row, or one that has to stay; or one that somebody else has made just now.
+        // Either no row exists, or its state is final, or another process inserted it in the meantime.
         let mut columns: Vec<&str> = cells.iter().map(|(column, _)| *column).collect();
         let mut values: Vec<Expr> = cells.into_iter().map(|(_, cell)| Expr::val(cell)).collect();
         let updated: Vec<&str> = columns[1..].to_vec();
@@ -236,7 +236,7 @@ impl Database {
         for column in COLUMNS {
             if layout.columns.contains(column) {
                 match column {
-                    // SQLite's columns of times hold text.
+                    // SQLite stores times as text.
                     "date_done" if self.backend() == DbBackend::Sqlite => {
                         select.expr_as(Expr::col(column).cast_as("text"), column)
                     }
@@ -253,7 +253,7 @@ impl ResultBackend for Database {
     async fn probe(&self) -> Result<String, ResultError> {
         let place = &self.place;
         let to_come = format!("{place}: the tables will be made with the first result");
-        // To connect would make it.
+        // A connection would create the file.
         if self.create_tables && self.file.as_ref().is_some_and(|file| !file.exists()) {
             return Ok(to_come);
         }
@@ -278,7 +278,7 @@ impl ResultBackend for Database {
     }
 
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
-        // Only a message that was made by hand has such an id. Nobody could store it, ever.
+        // Only a message that was made by hand has such an id; it can never be stored.
         if !is_id(&meta.task_id) {
             tracing::warn!(
                 task_id = meta.task_id,
@@ -356,7 +356,7 @@ fn is_id(task_id: &str) -> bool {
     !task_id.contains('\0') && task_id.chars().count() <= NAME
 }
 
-/// Returns true if no statement succeeds at the moment, so that waiting tasks try it one at a time.
+/// Returns true if no statement can succeed at the moment, so that waiting tasks try one at a time.
 fn is_unreachable(error: &DbErr) -> bool {
     matches!(
         sql::classify(error),

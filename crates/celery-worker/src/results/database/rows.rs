@@ -1,4 +1,4 @@
-//! Results as rows of the table, and back.
+//! Conversion between results and rows of the table.
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use sea_orm::{DbBackend, DbErr, QueryResult, TryGetable, Value as Cell};
@@ -10,11 +10,11 @@ use crate::aside::{aside, is_large};
 use celery_protocol::isoformat;
 use celery_protocol::result::{self, Extended, NotReadable, ResultMeta, State};
 
-/// SQLAlchemy's form of a time in SQLite.
+/// Format of a time in SQLite, as SQLAlchemy writes it.
 const SQLITE_TIME: &str = "%Y-%m-%d %H:%M:%S%.6f";
 
 impl Database {
-    /// A time as the column holds it: without zone, in UTC.
+    /// The cell for a time: without time zone, in UTC.
     pub(super) fn time(&self, time: Option<DateTime<Utc>>) -> Cell {
         let naive = time.map(|time| time.naive_utc());
         match self.backend() {
@@ -25,7 +25,7 @@ impl Database {
         }
     }
 
-    /// The row of a result, without the columns that the table has not.
+    /// The cells of a result, without the columns that do not exist in the table.
     pub(super) fn cells(&self, meta: &ResultMeta, layout: &Layout) -> Vec<(&'static str, Cell)> {
         let mapping = aside(is_large(meta.values()), || meta.to_json());
         let bytes = |value: &Value| {
@@ -33,7 +33,7 @@ impl Database {
             Cell::from(text.into_bytes())
         };
         let date_done = match meta.state {
-            // As SQLAlchemy's `onupdate` does for a row that was STARTED. `cleanup` goes by it.
+            // As SQLAlchemy's `onupdate` does for an existing row with STARTED. `cleanup` uses this time.
             State::Retry { .. } | State::Custom { .. } => Some(Utc::now()),
             _ => meta.date_done,
         };
@@ -77,7 +77,7 @@ impl Database {
             ),
             ("queue", text(|extended| extended.queue.as_deref())),
         ]);
-        // A state that knows of no stamps leaves those that an earlier one has noted.
+        // A state without stamps keeps the stamps that an earlier state has stored.
         if let Some(stamps) = extended.and_then(stamps) {
             cells.push(("stamps", bytes(&stamps)));
         }
@@ -85,7 +85,7 @@ impl Database {
         cells
     }
 
-    /// The mapping that a row stands for.
+    /// The mapping for a row, as clients of Celery expect it.
     pub(super) fn mapping(&self, row: &QueryResult, layout: &Layout) -> Result<Value, RowError> {
         let row = Row { row, layout };
         let date_done = match self.backend() {
@@ -152,7 +152,7 @@ impl From<DbErr> for RowError {
 }
 
 impl Row<'_> {
-    /// A cell; none where the table has no such column.
+    /// Value of a cell; none if the table does not have the column.
     fn get<T: TryGetable>(&self, column: &str) -> Result<Option<T>, DbErr> {
         match self.layout.columns.contains(column) {
             true => self.row.try_get("", column),
@@ -160,7 +160,7 @@ impl Row<'_> {
         }
     }
 
-    /// What a cell's bytes say; null for none.
+    /// The JSON value in a cell; null for an empty cell.
     fn json(&self, column: &str) -> Result<Value, RowError> {
         match self.get::<Vec<u8>>(column)? {
             Some(bytes) => result::decode(&bytes).map_err(RowError::NotReadable),
@@ -169,7 +169,7 @@ impl Row<'_> {
     }
 }
 
-/// `{"stamped_headers": …, "stamps": {…}}` of a task with stamps.
+/// `{"stamped_headers": …, "stamps": {…}}` for a task with stamps.
 fn stamps(extended: &Extended) -> Option<Value> {
     let headers = extended.stamps.get("stamped_headers")?;
     let mut stamps = extended.stamps.clone();
@@ -177,7 +177,7 @@ fn stamps(extended: &Extended) -> Option<Value> {
     Some(json!({"stamped_headers": headers, "stamps": stamps}))
 }
 
-/// Text as PostgreSQL can hold it: without NUL.
+/// Removes NUL from a text, which PostgreSQL cannot store.
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

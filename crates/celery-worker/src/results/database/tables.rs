@@ -1,4 +1,4 @@
-//! The tables: their names, their columns and their creation.
+//! The tables of results: their names, columns and creation.
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
@@ -17,27 +17,27 @@ use service_connection::sql::pooler;
 pub(super) struct Table {
     pub(super) schema: Option<String>,
     pub(super) name: String,
-    /// Celery's name of it, which index and sequence are named after, whatever the table's name.
+    /// Celery's name of the table. The index and the sequence are named after it, even if the table has another name.
     pub(super) original: &'static str,
     pub(super) sequence: &'static str,
     pub(super) key: &'static str,
 }
 
-/// What the table of the tasks looks like.
+/// Structure of the table of tasks.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) columns: HashSet<String>,
-    /// Whether a row's number comes from Celery's sequence; from a default of the column otherwise.
+    /// True if a row's `id` comes from Celery's sequence, false if it comes from a default of the column.
     pub(super) has_sequence: bool,
 }
 
 impl Database {
     pub(super) fn known_layout(&self) -> MutexGuard<'_, Option<Arc<Layout>>> {
-        // It holds no half-made state.
+        // A panic cannot leave a partial value behind.
         self.layout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the table looks like; makes the tables that are missing, if it may.
+    /// Returns the structure of the table. Creates missing tables if this is allowed.
     pub(super) async fn layout(&self) -> Result<Arc<Layout>, DbErr> {
         if let Some(known) = self.known_layout().clone() {
             return Ok(known);
@@ -46,8 +46,8 @@ impl Database {
             .await
             .map_err(pooler::as_connection_error)?;
         let mut columns = self.columns(&self.tasks).await?;
-        // Only once: a table that is missing later was renamed or dropped on purpose, and must not be created
-        // again.
+        // Only before the tables were found once: a table that is missing later was renamed or dropped on purpose, and
+        // must not be created again.
         let may_create = self.create_tables && !self.was_there.load(Ordering::Relaxed);
         if columns.is_empty() && may_create {
             self.create(&self.tasks, &result_columns(self.backend()))
@@ -92,7 +92,7 @@ impl Database {
     /// The columns of a table; none if there is no such table.
     pub(super) async fn columns(&self, table: &Table) -> Result<HashSet<String>, DbErr> {
         let statement = match self.backend() {
-            // Found as a statement would find it, by the search path.
+            // Finds the table by the search path, as other statements do.
             DbBackend::Postgres => Statement::from_sql_and_values(
                 DbBackend::Postgres,
                 "SELECT CAST(attname AS text) AS name FROM pg_attribute \
@@ -127,8 +127,8 @@ impl Database {
         }
     }
 
-    /// Makes a table as SQLAlchemy does. Another process may do the same at the same time: whoever
-    /// is told so tries once more and finds it.
+    /// Creates a table as SQLAlchemy does. If another process does the same at the same time, one of them gets an
+    /// error; its next attempt finds the table.
     async fn create(&self, table: &Table, columns: &str) -> Result<(), DbErr> {
         let mut statements = Vec::new();
         if self.backend() == DbBackend::Postgres {
@@ -141,7 +141,7 @@ impl Database {
         ));
         let index = format!("ix_{}_date_done", table.original);
         statements.push(match (self.backend(), &table.schema) {
-            // SQLite has the schema at the index, PostgreSQL at the table.
+            // SQLite expects the schema at the index, PostgreSQL at the table.
             (DbBackend::Sqlite, Some(schema)) => format!(
                 "CREATE INDEX IF NOT EXISTS {}.{index} ON {} (date_done)",
                 quoted(schema),
@@ -202,7 +202,7 @@ fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Names of types, and the row's number.
+/// Names of column types, and the definition of the row's `id`.
 struct Types {
     id: &'static str,
     bytes: &'static str,

@@ -13,11 +13,11 @@ use redis::{
 };
 use service_connection::url::{self, UrlParts, host_and_port};
 
-/// A server, or sentinels that know one.
+/// A Redis server, or the sentinels that know its address.
 #[derive(Debug)]
 pub(super) struct RedisUrl {
     endpoints: Vec<Endpoint>,
-    /// Name of the master that the endpoints, sentinels then, know.
+    /// Name of the master; the endpoints are then those of its sentinels.
     master: Option<String>,
     login: RedisConnectionInfo,
     certificates: Option<Certificates>,
@@ -29,25 +29,25 @@ enum Endpoint {
     Unix(PathBuf),
 }
 
-/// How TLS is spoken, where it is.
+/// Certificates for a TLS connection.
 #[derive(Debug)]
 struct Certificates {
     is_verified: bool,
     files: TlsCertificates,
 }
 
-/// A thing to connect with.
+/// A client of a server or of sentinels.
 pub(super) enum Opened {
     Server(Client),
     Sentinels(SentinelClient),
 }
 
 impl RedisUrl {
-    /// Reads a URL: `redis://[user:password@]host:port/db`, `rediss://…?ssl_ca_certs=…`,
+    /// Parses a URL: `redis://[user:password@]host:port/db`, `rediss://…?ssl_ca_certs=…`,
     /// `redis+socket:///path?virtual_host=db`, `sentinel://host:port/db;sentinel://…`.
     ///
     /// # Errors
-    /// [`ResultError::Url`] with what is wrong, without the URL.
+    /// [`ResultError::Url`] with the reason, without the URL.
     pub(super) fn parse(url: &str, options: &RedisOptions) -> Result<Self, ResultError> {
         let mut parts = Vec::new();
         for part in url::list(url).map_err(|e| wrong(e.to_string()))? {
@@ -62,7 +62,7 @@ impl RedisUrl {
             known(&part)?;
             parts.push(part);
         }
-        // Of several URLs, the first one has login and database.
+        // Of several URLs, the first one contains login and database.
         let Some(first) = parts.first() else {
             return Err(wrong("it is empty"));
         };
@@ -98,7 +98,7 @@ impl RedisUrl {
         })
     }
 
-    /// Where it is, without login.
+    /// Location of the server, without login, for messages.
     pub(super) fn place(&self) -> String {
         let scheme = match (&self.master, &self.certificates) {
             (Some(_), _) => "sentinel",
@@ -121,10 +121,10 @@ impl RedisUrl {
         }
     }
 
-    /// Opens no connection yet.
+    /// Creates the client, without a connection.
     ///
     /// # Errors
-    /// [`ResultError::Url`] if certificates are not of the form they should have.
+    /// [`ResultError::Url`] if certificates have the wrong format.
     pub(super) fn open(&self) -> Result<Opened, ResultError> {
         let opened = match &self.master {
             Some(master) => self.sentinels(master).map(Opened::Sentinels),
@@ -157,8 +157,8 @@ impl RedisUrl {
         }
     }
 
-    /// The sentinels themselves are asked without login and without TLS, as in Celery where no
-    /// `sentinel_kwargs` are given.
+    /// Client for the sentinels, which are queried without login and without TLS, as in Celery without
+    /// `sentinel_kwargs`.
     fn sentinels(&self, master: &str) -> redis::RedisResult<SentinelClient> {
         let sentinels = self.endpoints.iter().filter_map(|endpoint| match endpoint {
             Endpoint::Tcp(host, port) => Some(ConnectionAddr::Tcp(host.clone(), *port)),
@@ -217,7 +217,8 @@ const WITHOUT_EFFECT: [&str; 15] = [
     "timeout",
 ];
 
-/// Refuses parameters that are unknown, as redis-py does. Their names may be the end of a password.
+/// Rejects unknown parameters, as redis-py does. The error does not contain their names, which may be the end of a
+/// password.
 fn known(url: &UrlParts) -> Result<(), ResultError> {
     let is_known = |name: &str| {
         MEANT.contains(&name)
@@ -239,7 +240,7 @@ fn known(url: &UrlParts) -> Result<(), ResultError> {
     }
 }
 
-/// RedisUrl of a server. Parameters of the URL take precedence, as in Celery.
+/// Endpoint of a server. Parameters of the URL take precedence over its other parts, as in Celery.
 fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
     if url.scheme != scheme {
         return Err(wrong("its parts have different schemes"));
@@ -265,7 +266,7 @@ fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
     Ok(Endpoint::Tcp(host.unwrap_or("localhost").to_owned(), port))
 }
 
-/// Login and database. Parameters of the URL take precedence, as in Celery.
+/// Login and database. Parameters of the URL take precedence over its other parts, as in Celery.
 fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
     let is_socket = matches!(url.scheme.as_str(), "socket" | "unix");
     let path = match is_socket {
@@ -290,7 +291,7 @@ fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
     Ok(login)
 }
 
-/// The URL's own TLS parameters over those of the settings.
+/// TLS options: those of the URL take precedence over the settings.
 fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, ResultError> {
     let mut tls = settings.clone();
     for (key, value) in &url.query {
@@ -309,13 +310,13 @@ fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, ResultError> {
         if url.scheme != "rediss" {
             return Err(wrong(format!("`{key}` is for `rediss://`")));
         }
-        // Celery writes them encoded twice, e.g. by `urlencode` of what is quoted already.
+        // Celery's users often encode these values twice, e.g. by `urlencode` of a quoted value.
         *field = decoded(value)?;
     }
     Ok(tls)
 }
 
-/// For `rediss://`, and elsewhere where the settings speak of TLS.
+/// Certificates for `rediss://`, and for other schemes if the settings contain TLS options.
 fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, ResultError> {
     let RedisTls {
         certificate,
@@ -330,7 +331,7 @@ fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, Re
         return Ok(None);
     }
     let is_verified = match certificate.as_str() {
-        // A server always shows its certificate, so `optional` comes to the same.
+        // A server always presents its certificate, so `optional` has the same effect.
         "" | "required" | "CERT_REQUIRED" | "optional" | "CERT_OPTIONAL" => true,
         "none" | "CERT_NONE" => false,
         _ => return Err(wrong("ssl_cert_reqs has to be `required` or `none`")),

@@ -1,11 +1,11 @@
 //! Counting the parts of a chord in Redis, together with Python workers.
 //!
-//! The keys are those of Celery 5.7, under the prefix of saved groups: `.j` holds the parts that
-//! returned, `.d` which ones those were, `.s` how many are awaited and `.t` by how much that was
-//! changed since, `.a` by which tasks, `.c` who applies the body. A part is counted in one script, so that exactly one
-//! worker finds that it was the last; that worker then holds `.c` for a limited time, as a claim. A
-//! worker that dies with a claim leaves its own message unacknowledged: whoever gets that again
-//! waits for the claim to end, and takes over.
+//! The keys are those of Celery 5.7, with the prefix of saved groups. `.j` contains the parts that have ended, `.d` the
+//! set of their tasks, `.s` the expected number of parts, `.t` the change of that number since, `.a` the set of tasks
+//! that caused the change, and `.c` the claim of the worker that applies the body. One script counts a part, so that
+//! exactly one worker finds that its part was the last. That worker then holds `.c`, the claim, for a limited time. If
+//! a worker with a claim dies, its own message stays unacknowledged: the worker that receives the message again waits
+//! until the claim has ended, and takes it over.
 
 use std::sync::{Arc, LazyLock};
 
@@ -26,12 +26,12 @@ use celery_protocol::result::{self, State};
 /// Prefix of the keys.
 const PREFIX: &str = "celery-taskset-meta-";
 
-/// Shortest time that a claim holds, and that a chord that is done is remembered, in seconds.
+/// Minimum lifetime of a claim, and of the mark of a finished chord, in seconds.
 const MIN_CLAIM_SECONDS: u64 = 5;
 const MIN_DONE_SECONDS: u64 = 300;
 
-/// Counts a part, once for its task and place, and claims the chord if it was the last. Returns one
-/// of: `done`, `waiting`, `claimed`, `held` (complete, but somebody else's).
+/// Counts a part, once for each task and position, and claims the chord if it was the last. Returns one of: `done`,
+/// `waiting`, `claimed`, `held` (complete, but claimed by another worker).
 static COUNT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -73,7 +73,7 @@ static COUNT: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Makes a chord wait for one more part, once for each task.
+/// Adds one part to a chord, once for each task.
 static GROW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -90,7 +90,7 @@ static GROW: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Prolongs a claim, or takes it anew if it ended and nobody else has it.
+/// Extends a claim, or takes it again if it has expired and no other worker holds it.
 static KEEP: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -109,7 +109,7 @@ static KEEP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Clears a chord away whose body is applied, if the claim still holds.
+/// Removes the records of a chord whose body was applied, if the claim is still held.
 static FINISH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -126,21 +126,20 @@ static FINISH: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// How chords are counted.
+/// Options for counting chords.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct ChordOptions {
-    /// Whether the body gets the results in the header's order (`result_chord_ordered`).
+    /// True if the body receives the results in the header's order (`result_chord_ordered`).
     pub ordered: bool,
-    /// How long a chord may take, in seconds; 0 is for ever (`result_chord_expires`, by default
-    /// `result_expires`).
+    /// Time limit of a chord in seconds; 0 for no limit (`result_chord_expires`, by default `result_expires`).
     pub expires_seconds: u64,
-    /// How long results are kept, in seconds; 0 is for ever (`result_expires`).
+    /// Time that results are kept, in seconds; 0 for no limit (`result_expires`).
     pub result_expires_seconds: u64,
-    /// How parts are compressed (`result_compression`).
+    /// Compression of parts (`result_compression`).
     pub compression: Option<Method>,
 }
 
-/// The chords of one Redis.
+/// The chords of one Redis server.
 #[derive(Clone)]
 pub(super) struct RedisChords {
     connection: Arc<RedisConnection>,
@@ -149,7 +148,7 @@ pub(super) struct RedisChords {
 }
 
 impl RedisChords {
-    /// Chords on a connection; `keyprefix` is what comes before all keys.
+    /// Creates the counter on a connection; `keyprefix` is the prefix of all keys.
     pub(super) fn new(
         connection: Arc<RedisConnection>,
         keyprefix: &str,
@@ -195,7 +194,7 @@ impl ChordCounter for RedisChords {
             set(self.key(group_id, ""), self.encode(&saved));
         }
         set(self.key(group_id, ".s"), size.to_string().into_bytes());
-        // A chord that is applied again is a new run.
+        // A chord that is applied again starts without a claim.
         pipe.del(self.key(group_id, ".c")).ignore();
         self.connection
             .with(async |connection| pipe.query_async(connection).await)
@@ -290,7 +289,7 @@ impl ChordCounter for RedisChords {
                 result,
             })
         };
-        // What cannot be read was not written by a worker. It counts, and fails the chord.
+        // A value that cannot be read was not written by a worker. It counts as a failed part, and fails the chord.
         Ok(parts
             .into_iter()
             .map(|value| {

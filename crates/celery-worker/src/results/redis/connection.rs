@@ -1,4 +1,4 @@
-//! The connection to Redis: one, shared by all, made when it is needed and anew when it broke.
+//! The connection to Redis: shared by all users, opened on demand, and replaced after a failure.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use super::super::ResultError;
 use super::super::breaker::CircuitBreaker;
 use super::address::{Opened, RedisUrl};
 
-/// Time for one answer, and for one attempt to connect.
+/// Time limit of one response and of one connection attempt.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// A connection that mends itself. Each command is tried once: a result that could not be stored is
-/// repeated by the worker.
+/// A connection that is restored after a failure. Each command is sent once; the worker itself repeats the storing of a
+/// result.
 pub(in super::super) struct RedisConnection {
     place: String,
     breaker: CircuitBreaker,
@@ -25,7 +25,7 @@ pub(in super::super) struct RedisConnection {
 struct ConnectionState {
     opened: Opened,
     held: Option<MultiplexedConnection>,
-    /// How often a connection was made: who finds one broken says which one it was.
+    /// Number of connections so far. A user that finds a broken connection reports its number.
     generation: u64,
 }
 
@@ -42,15 +42,15 @@ impl RedisConnection {
         })
     }
 
-    /// Where Redis is, without password.
+    /// Location of the server, without password.
     pub(super) fn place(&self) -> &str {
         &self.place
     }
 
-    /// Does something with the connection.
+    /// Runs commands on the connection.
     ///
     /// # Errors
-    /// [`ResultError::Unreachable`], or [`ResultError::Refused`] where there is an answer.
+    /// [`ResultError::Unreachable`], or [`ResultError::Refused`] if the server answered with an error.
     pub(in super::super) async fn with<T>(
         &self,
         work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
@@ -70,7 +70,7 @@ impl RedisConnection {
             .await
     }
 
-    /// The connection there is, or a new one. Those who come in the meantime wait for it.
+    /// Returns the current connection or opens one. Concurrent callers wait for it.
     async fn connection(&self) -> Result<(MultiplexedConnection, u64), ResultError> {
         let mut state = self.state.lock().await;
         if let Some(held) = &state.held {
@@ -79,7 +79,7 @@ impl RedisConnection {
         let made = timeout(WITHIN, state.opened.connect())
             .await
             .map_err(|_| ResultError::unreachable(&self.place, "no answer in time"))?
-            // Whatever it is, wrong password included: an operator mends it, and it may be soon.
+            // Every error counts as unreachable, also a wrong password: an operator may correct it soon.
             .map_err(|error| ResultError::unreachable(&self.place, error))?;
         state.held = Some(made.clone());
         state.generation += 1;
@@ -110,8 +110,8 @@ impl Opened {
     }
 }
 
-/// Whether the connection is of no more use, or leads to a server that cannot do its work now: one
-/// that still loads, or that a fail-over made a replica. A new connection may lead to another one.
+/// Returns true if the connection is unusable, or if its server cannot work at present: it is still loading, or became
+/// a replica at a fail-over. A new connection may reach another server.
 fn is_lost(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || matches!(

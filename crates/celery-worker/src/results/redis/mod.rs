@@ -21,12 +21,12 @@ mod address;
 mod chords;
 mod connection;
 
-/// Stores a result and announces it, all or nothing, unless there is one that may have to stay: then
-/// that one is the answer. It is for the caller to read it, and to come again with it as the third
-/// argument if it may go; in between it may not have changed.
+/// Stores a result and announces it, in one step, unless the stored result may have to be kept: then the script returns
+/// the stored result instead. The caller decides whether it may be replaced. If so, the caller passes it as the third
+/// argument of a second call, which succeeds if the stored result has not changed in between.
 ///
-/// The beginning of a mapping tells a state that never has to stay: so a task that was STARTED
-/// before needs no second round trip. Python and this program write the status first.
+/// The script recognizes states that may always be replaced by the beginning of the mapping, so that a task that was
+/// STARTED before needs no second round trip. Python and this crate write the status first.
 static STORE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r#"
@@ -50,12 +50,12 @@ return false
     )
 });
 
-/// How long a probe's key stays where the probe could not delete it.
+/// Lifetime in seconds of a probe's key that the probe could not delete.
 const PROBE_SECONDS: u64 = 60;
 
 /// Checks a URL for use as a result backend.
 pub(super) fn check(url: &str, options: &ResultOptions) -> Result<(), ResultError> {
-    // Files may be created later, and the needs of sentinels are checked elsewhere.
+    // The certificate files may be created later, and the options for sentinels are checked elsewhere.
     let bare = RedisOptions {
         master_name: "master".into(),
         tls: RedisTls::default(),
@@ -64,7 +64,7 @@ pub(super) fn check(url: &str, options: &ResultOptions) -> Result<(), ResultErro
     RedisUrl::parse(url, &bare).map(drop)
 }
 
-/// A client for a single server.
+/// Creates a client for a single server.
 pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
     match RedisUrl::parse(url, &RedisOptions::default())?.open()? {
         Opened::Server(client) => Ok(client),
@@ -82,7 +82,7 @@ pub struct Redis {
 }
 
 impl Redis {
-    /// A backend as `url` and `options` say; opens no connection yet.
+    /// Creates the backend for `url` and `options`, without a connection.
     ///
     /// # Errors
     /// [`ResultError::Url`].
@@ -99,13 +99,13 @@ impl Redis {
         })
     }
 
-    /// The key, and the channel, of a task's result.
+    /// The key of a task's result, which is also the name of its channel.
     fn key(&self, task_id: &str) -> String {
         format!("{}celery-task-meta-{task_id}", self.prefix)
     }
 }
 
-/// `global_keyprefix`, set off from what follows as Celery does.
+/// `global_keyprefix`, followed by a separator as in Celery.
 fn key_prefix(prefix: &str) -> String {
     match prefix.chars().last() {
         None | Some(':' | '_' | '-' | '.') => prefix.to_owned(),
@@ -151,7 +151,7 @@ impl ResultBackend for Redis {
             let Some(stored) = stored else {
                 return Ok(());
             };
-            // What cannot be read is no SUCCESS.
+            // A value that cannot be read is not a SUCCESS.
             if let Ok(there) = result::read(&stored)
                 && meta
                     .state
