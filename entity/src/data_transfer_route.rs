@@ -23,10 +23,10 @@ pub struct Model {
     /// Kind of route.
     #[sea_orm(select_as = "text")]
     pub route_type: Label<RouteType>,
-    /// If set, the route is valid only from this location.
+    /// Only location to copy from; null if the route is valid for all locations of the site.
     #[sea_orm(select_as = "bigint")]
     pub origin_location_id: Option<i64>,
-    /// If set, the route is valid only to this location.
+    /// Only location to copy to; null if the route is valid for all locations of the site.
     #[sea_orm(select_as = "bigint")]
     pub destination_location_id: Option<i64>,
 }

@@ -1,6 +1,6 @@
 //! Acquisition of the lease: the first step of an attempt.
 //!
-//! A lease that another worker holds is waited for only as long as that worker may be dead.
+//! If another worker holds the lease, the attempt waits only while that worker may be dead.
 
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use super::repository::{Acquired, Acquisition};
 use super::service::{Failed, Request, TransferService};
 
 impl TransferService {
-    /// Acquires the lease; none if the transfer is completed already.
+    /// Acquires the lease; returns `None` if the transfer is already completed.
     pub(super) async fn acquire(&self, request: &Request) -> Result<Option<Acquired>, Failed> {
         let id = request.id;
         let ttl = self.settings().transfer.lease_ttl;
         let mut rival = RivalWatch::new(ttl);
         let ends = [&request.cancelled, &request.no_new_attempt];
-        // At a terminal, a refusal is the answer.
+        // A caller at a terminal gets an error that needs an administrator at once, instead of waiting.
         let worth_waiting = |error: &DatabaseError| !request.by_hand || error.is_unreachable();
         let (repository, owner, task_id) = (self.repository(), self.owner(), &request.task_id);
         let ask = || async move {
@@ -39,8 +39,8 @@ impl TransferService {
                 Acquisition::Completed => return Ok(None),
                 Acquisition::Held(held) => {
                     let same_task = held.task_id == request.task_id;
-                    // The same message would have joined that run. This message is another one with the same id, and
-                    // its caller waits for the outcome, too.
+                    // A redelivery of the same message would have joined that run. This message is another one with the
+                    // same id, and its caller also waits for the outcome.
                     let runs_here = same_task && held.owner == *owner;
                     let may_be_dead = same_task || request.redelivered;
                     if runs_here || may_be_dead && rival.may_be_dead(&held) {
@@ -74,7 +74,7 @@ impl TransferService {
     }
 }
 
-/// Observation of another worker's lease until it is renewed, or has had the time to expire.
+/// Observation of another worker's lease, until it is renewed or has had enough time to expire.
 struct RivalWatch {
     ttl: Duration,
     until: Instant,
@@ -83,7 +83,7 @@ struct RivalWatch {
 
 impl RivalWatch {
     fn new(ttl: Duration) -> Self {
-        // A little longer than the lease can live without its holder.
+        // A little longer than a lease lasts without renewal.
         Self {
             ttl,
             until: Instant::now() + ttl + ttl / 4,

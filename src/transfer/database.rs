@@ -1,15 +1,15 @@
 //! The connection to the ops-db: SQLite or PostgreSQL.
 //!
-//! What every statement relies on is set here, once:
+//! Properties of the connection on which every statement relies:
 //!
-//! * **One clock.** [`Database::now`] is the database's clock. Workers' clocks may disagree, and a
-//!   lease must not live longer because its reader's clock is slow.
-//! * **No upgrade of a lock.** A transaction that writes begins with `BEGIN IMMEDIATE` on SQLite.
-//!   One that began by reading could fail with `SQLITE_BUSY_SNAPSHOT` at its first write, and no
-//!   waiting helps against that. Worker, manager and command line write to one file at once.
-//! * **No endless wait.** Waiting for a connection, a row lock or an answer ends; the error is
-//!   [`DatabaseError::Unreachable`] then.
-//! * **No secret in sight.** The password is never part of a URL, and statements are not logged.
+//! * **One clock.** [`Database::now`] is the clock of the database. The clocks of workers may differ, and a lease must
+//!   not last longer because the clock of its reader is slow.
+//! * **No upgrade of a lock.** On SQLite, a transaction that writes begins with `BEGIN IMMEDIATE`. A transaction that
+//!   begins with a read can fail with `SQLITE_BUSY_SNAPSHOT` at its first write, and waiting does not help against this
+//!   error. Worker, manager and command line write to the same file at the same time.
+//! * **No endless wait.** Every wait for a connection, a row lock or an answer has a time limit; the error is then
+//!   [`DatabaseError::Unreachable`].
+//! * **No secrets in messages.** The password is never part of a URL, and statements are not logged.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -33,29 +33,29 @@ use crate::settings::{DatabaseType, OpsDb, SslMode};
 use service_connection::sql::{self, ErrorClass, pooler};
 use service_connection::url;
 
-/// Shortest time that PostgreSQL lets a transaction of ours sit idle. A manager publishes a
-/// message inside of one, and a broker may take its time.
+/// Minimum of PostgreSQL's time limit for idle transactions of this program. The manager publishes messages inside a
+/// transaction, and the broker may be slow.
 const MIN_IDLE_IN_TRANSACTION: Duration = Duration::from_secs(60);
 
-/// Why the database did not do something.
+/// An error of the ops-db.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
-    /// No connection, no answer in time, or a lock that another session holds. Another try may succeed.
+    /// No connection, no answer in time, or a lock that another session holds. The same call may succeed later.
     #[error("the database cannot be reached at the moment")]
     Unreachable(#[source] DbErr),
-    /// The SQLite file is missing.
+    /// The SQLite file does not exist.
     #[error("the database {} does not exist", .0.display())]
     Missing(PathBuf),
-    /// The database refuses a session or a statement, until an administrator acts; or, by its
-    /// [class](Self::class), the values of one statement do not fit.
+    /// The database refuses a session or a statement until an administrator acts; or, depending on the
+    /// [class](Self::class), the values of one statement are not valid.
     #[error("the database refused a statement")]
     Refused(#[source] DbErr),
-    /// One of the above, while connecting.
+    /// One of the errors above, while connecting.
     #[error("cannot connect to {database}")]
     Connect {
-        /// Which database, without its password.
+        /// Address of the database, without the password.
         database: String,
-        /// Why.
+        /// Cause.
         source: Box<DatabaseError>,
     },
 }
@@ -66,12 +66,12 @@ impl DatabaseError {
         self.class() == ErrorClass::Transient
     }
 
-    /// Returns true if the values of the statement cause the error: it fails each time, and others do not.
+    /// Returns true if the values of the statement cause the error: this statement always fails, and others do not.
     pub fn is_of_one_row(&self) -> bool {
         self.class() == ErrorClass::Value
     }
 
-    /// Returns true if a connection pooler gives each transaction another session.
+    /// Returns true if a connection pooler assigns each transaction to another session.
     pub fn is_pooled(&self) -> bool {
         match self {
             Self::Refused(error) => pooler::is_shared(error),
@@ -99,24 +99,23 @@ impl From<DbErr> for DatabaseError {
     }
 }
 
-/// A pool of connections to the ops-db. Clones share it.
+/// A pool of connections to the ops-db. Clones share the pool.
 #[derive(Debug, Clone)]
 pub struct Database {
     connection: DatabaseConnection,
-    /// Longest time for one piece of work.
+    /// Time limit of one operation.
     limit: Duration,
 }
 
 impl Database {
-    /// Connects to the database that the settings name.
+    /// Connects to the database of the settings.
     ///
-    /// Where the settings are silent about PostgreSQL's TLS, it is chosen as by `psql`: `PGSSLMODE`,
-    /// `PGSSLROOTCERT`, `PGSSLCERT`, `PGSSLKEY`; a password may also come from `PGPASSWORD` or
-    /// `~/.pgpass`.
+    /// If the settings do not configure TLS for PostgreSQL, it is configured as in `psql`: by `PGSSLMODE`,
+    /// `PGSSLROOTCERT`, `PGSSLCERT` and `PGSSLKEY`. The password may also come from `PGPASSWORD` or `~/.pgpass`.
     ///
     /// # Errors
-    /// [`DatabaseError::Missing`] if there is no such SQLite file; else [`DatabaseError::Connect`],
-    /// with the cause.
+    /// [`DatabaseError::Missing`] if the SQLite file does not exist; otherwise [`DatabaseError::Connect`] with the
+    /// cause.
     pub async fn connect(settings: &OpsDb) -> Result<Self, DatabaseError> {
         if settings.database_type == DatabaseType::Sqlite {
             let path = &settings.database_sqlite_database;
@@ -127,16 +126,16 @@ impl Database {
         Self::open(settings, false).await
     }
 
-    /// As [`Self::connect`], but creates a SQLite file (empty, not its directory) if it is missing.
+    /// Connects as [`Self::connect`] does, but creates the SQLite file (empty; not its directory) if it does not exist.
     ///
     /// # Errors
-    /// [`DatabaseError::Connect`], with the cause.
+    /// [`DatabaseError::Connect`] with the cause.
     pub async fn connect_or_create(settings: &OpsDb) -> Result<Self, DatabaseError> {
         Self::open(settings, true).await
     }
 
     async fn open(settings: &OpsDb, create: bool) -> Result<Self, DatabaseError> {
-        // Twice the wait for a connection or a lock: what takes longer hangs on a dead connection.
+        // Twice the time limit for a connection or a lock: an operation that takes longer uses a dead connection.
         let limit = settings.acquire_timeout.saturating_mul(2);
         let connecting = async {
             let connected = match settings.database_type {
@@ -154,31 +153,31 @@ impl Database {
         Ok(Self { connection, limit })
     }
 
-    /// The connection itself, e.g. for migrations.
+    /// The underlying connection, e.g. for migrations.
     pub fn connection(&self) -> &DatabaseConnection {
         &self.connection
     }
 
-    /// The kind of database.
+    /// Kind of the database.
     pub fn backend(&self) -> DbBackend {
         self.connection.get_database_backend()
     }
 
-    /// The time by the database's clock, in UTC.
+    /// Returns the time by the database's clock, in UTC.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn now(&self) -> Result<DateTime<Utc>, DatabaseError> {
         self.bounded(async { Ok(now(&self.connection).await?) })
             .await
     }
 
-    /// Does `work` in a transaction that writes, and commits it. After an error it is rolled back, so
-    /// that either way its locks are gone when this returns: one that is only dropped is rolled back by
-    /// whoever uses its connection next, and whoever tries again at once meets its own locks.
+    /// Runs `work` in a transaction that writes, and commits it. After an error it rolls the transaction back, so that
+    /// the locks are always released when this function returns. (A transaction that is only dropped is rolled back
+    /// when its connection is used next; a caller that tries again at once would wait for its own locks.)
     ///
     /// # Errors
-    /// That of `work`, or what the database says.
+    /// The error of `work`; or the database cannot be reached, or it refuses the statement.
     pub(crate) async fn write<T, E: From<DatabaseError>>(
         &self,
         work: impl AsyncFnOnce(&DatabaseTransaction) -> Result<T, E>,
@@ -187,7 +186,7 @@ impl Database {
         let done = work(&tx).await;
         match done {
             Ok(_) => tx.commit().await.map_err(DatabaseError::from)?,
-            // If this fails, the connection is gone, and the locks with it.
+            // If this fails, the connection is closed, which also releases the locks.
             Err(_) => drop(tx.rollback().await),
         }
         done
@@ -196,8 +195,8 @@ impl Database {
     /// Begins a transaction that writes. See [`Self::write`] for how to end it.
     pub(crate) async fn begin(&self) -> Result<DatabaseTransaction, DatabaseError> {
         let options = match self.backend() {
-            // Whatever the server's default is: a row is locked first and read after, and what
-            // was committed while we waited for the lock must be seen.
+            // Independent of the server's default: a row is locked first and read afterwards, so the read must see what
+            // was committed during the wait for the lock.
             DbBackend::Postgres => TransactionOptions {
                 isolation_level: Some(IsolationLevel::ReadCommitted),
                 ..Default::default()
@@ -210,8 +209,8 @@ impl Database {
         Ok(self.connection.begin_with_options(options).await?)
     }
 
-    /// Does the work, but not for longer than makes sense: neither sqlx nor TCP notices soon that
-    /// the other end of a connection is gone without a word.
+    /// Runs `work` with a time limit: neither sqlx nor TCP notices soon that the other end of a connection has
+    /// disappeared without closing it.
     pub(crate) async fn bounded<T, E: From<DatabaseError>>(
         &self,
         work: impl Future<Output = Result<T, E>>,
@@ -233,8 +232,8 @@ async fn bounded<T, E: From<DatabaseError>>(
     })
 }
 
-/// The database's clock, as a connection or a transaction sees it. Not the time at which a
-/// transaction began: that lies before the locks it had to wait for.
+/// Time by the database's clock. Not the start time of the transaction, which is earlier than the locks that it waited
+/// for.
 pub(crate) async fn now(db: &impl ConnectionTrait) -> Result<DateTime<Utc>, DbErr> {
     let backend = db.get_database_backend();
     let sql = match backend {
@@ -253,11 +252,11 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
     let options = SqliteConnectOptions::new()
         .filename(&settings.database_sqlite_database)
         .create_if_missing(create)
-        // Readers and one writer at a time, without blocking each other. The file remembers it, for
-        // Python too. It needs shared memory: not for a file on a network file system.
+        // WAL allows readers and one writer at a time without blocking each other. The mode is stored in the file, so
+        // it is also valid for Python. It needs shared memory, so the file must not be on a network file system.
         .journal_mode(SqliteJournalMode::Wal)
-        // NORMAL could lose the last commits at a power cut. A COMPLETED whose message is already
-        // acknowledged must not come back as IN_PROGRESS.
+        // NORMAL could lose the last commits at a power failure. A COMPLETED row whose message is already acknowledged
+        // must not become IN_PROGRESS again.
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(settings.acquire_timeout)
@@ -265,7 +264,7 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
     let pool = SqlitePoolOptions::new()
         .max_connections(settings.max_connections)
         .acquire_timeout(settings.acquire_timeout)
-        // There is no server that could have gone away.
+        // SQLite has no server that could close the connection.
         .test_before_acquire(false)
         .connect_with(options)
         .await?;
@@ -274,7 +273,7 @@ async fn open_sqlite(settings: &OpsDb, create: bool) -> Result<DatabaseConnectio
 
 async fn open_postgres(settings: &OpsDb) -> Result<DatabaseConnection, sqlx::Error> {
     let options = postgres_options(settings)?;
-    // A pool goes on trying for as long as it may wait, and then does not tell why it failed.
+    // Connects once outside the pool, because a pool retries until its time limit and then does not report the cause.
     let mut first = options.connect().await?;
     let session = postgres_session(settings.acquire_timeout);
     let pool = PgPoolOptions::new()
@@ -309,7 +308,7 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
         ),
     ];
     let given = given.into_iter().filter(|(_, value)| !value.is_empty());
-    // All parts at once: the password of `~/.pgpass` belongs to this host, user and database.
+    // All parts at once: the password in `~/.pgpass` is valid for this host, user and database.
     let mut options = PgConnectOptions::from_str(&url::libpq(given))?
         .application_name("ccat-transfer")
         // No number is received as text, and PgBouncer refuses unknown parameters.
@@ -319,7 +318,7 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
         SslMode::Environment => options,
         SslMode::Disable => options.ssl_mode(PgSslMode::Disable),
         SslMode::Prefer => options.ssl_mode(PgSslMode::Prefer),
-        // As libpq does; sqlx would not look at the authorities.
+        // As in libpq; with `Require`, sqlx would ignore the root certificate.
         SslMode::Require if !settings.database_postgresql_sslrootcert.is_empty() => {
             options.ssl_mode(PgSslMode::VerifyCa)
         }
@@ -345,16 +344,16 @@ fn postgres_options(settings: &OpsDb) -> Result<PgConnectOptions, sqlx::Error> {
             options = put(options, file.as_str());
         }
     }
-    // A Unix socket has no TLS; libpq ignores sslmode there, too.
+    // A Unix socket has no TLS; libpq ignores sslmode for it, too.
     Ok(match host.starts_with('/') {
         true => options.ssl_mode(PgSslMode::Disable),
         false => options,
     })
 }
 
-/// What is set in every session: a row lock is not waited for without end, and a transaction
-/// whose client vanished in its middle (a host that lost power while it published) gives its locks
-/// back before TCP finds out, hours later.
+/// SQL for the settings of every session: time limits for row locks and for idle transactions. The second one releases
+/// the locks of a client that disappeared during a transaction (for example a host that lost power while it published);
+/// TCP would detect this only hours later.
 fn postgres_session(acquire_timeout: Duration) -> String {
     let lock = acquire_timeout.as_millis();
     let idle = acquire_timeout
@@ -364,7 +363,7 @@ fn postgres_session(acquire_timeout: Duration) -> String {
     format!("SET lock_timeout = {lock}; SET idle_in_transaction_session_timeout = {idle}")
 }
 
-/// The database's address, for messages.
+/// Address of the database, for messages.
 fn describe(settings: &OpsDb) -> String {
     match settings.database_type {
         DatabaseType::Sqlite => {

@@ -1,4 +1,4 @@
-//! Digests of whole files, by which origin and destination are compared.
+//! Digests of whole files, to compare origin and destination.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -7,15 +7,17 @@ use sha2::Digest as _;
 
 use crate::settings::DigestAlgorithm;
 
-/// Large enough that system calls do not count, small enough to stay in a core's own cache.
+/// Size of the read buffer: large enough to make the cost of system calls negligible, small enough for the cache of one
+/// core.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// What the buffer's address is a multiple of, in bytes: a page. Pages of a file are copied to it, and AMD's Zen 3
-/// copies four times slower to an address 16 bytes after a page's beginning, as a large allocation's is
-/// with glibc (glibc's bug 30994; seen on an EPYC, Linux 6.18: 1.2 s for 2 GB in memory, and 0.25 s when aligned).
+/// Alignment of the read buffer, in bytes: one page. The kernel copies pages of the file to the buffer, and AMD's Zen 3
+/// copies four times slower to an address 16 bytes after the start of a page, which is where glibc places large
+/// allocations (glibc bug 30994; measured on an EPYC with Linux 6.18: 1.2 s for 2 GB in memory, and 0.25 s when
+/// aligned).
 const ALIGNMENT: usize = 4096;
 
-/// A digest and the algorithm that made it.
+/// A digest and its algorithm.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Digest {
     algorithm: DigestAlgorithm,
@@ -23,9 +25,9 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// From its hexadecimal spelling, in either case.
+    /// Parses the hexadecimal form, in upper or lower case.
     ///
-    /// None if that is not what `algorithm` makes.
+    /// Returns `None` if the text is not a digest of `algorithm`.
     pub fn from_hex(algorithm: DigestAlgorithm, hex: &str) -> Option<Self> {
         let well_formed =
             hex.len() == hex_len(algorithm) && hex.bytes().all(|b| b.is_ascii_hexdigit());
@@ -35,20 +37,20 @@ impl Digest {
         })
     }
 
-    /// The algorithm's name.
+    /// Name of the algorithm.
     pub fn algorithm(&self) -> &'static str {
         name(self.algorithm)
     }
 
-    /// The value, in lower case.
+    /// Hexadecimal value, in lower case.
     pub fn hex(&self) -> &str {
         &self.hex
     }
 
-    /// The checksum that the database recorded; none if it is of no known form.
+    /// Parses the checksum of a package's row; returns `None` for an unknown format.
     ///
-    /// That is `algorithm:hex`, or bare hex, which is SHA-256 when it is as long: what other bare
-    /// values are is not known, and guessing would condemn good files.
+    /// Known formats are `algorithm:hex`, and hex without a prefix of the length of SHA-256. The algorithm of other
+    /// values without a prefix is unknown, and a wrong guess would reject files that are correct.
     pub fn recorded(text: &str) -> Option<Self> {
         let (algorithm, hex) = match text.trim().split_once(':') {
             None => (DigestAlgorithm::Sha256, text.trim()),
@@ -61,7 +63,7 @@ impl Digest {
         Self::from_hex(algorithm, hex)
     }
 
-    /// What made it.
+    /// The algorithm.
     pub fn made_by(&self) -> DigestAlgorithm {
         self.algorithm
     }
@@ -80,7 +82,7 @@ impl fmt::Display for Digest {
     }
 }
 
-/// An algorithm's name, as settings and messages spell it.
+/// Name of an algorithm, as used in settings and messages.
 #[must_use]
 pub fn name(algorithm: DigestAlgorithm) -> &'static str {
     match algorithm {
@@ -99,7 +101,7 @@ fn hex_len(algorithm: DigestAlgorithm) -> usize {
     }
 }
 
-/// A digest in the making.
+/// State of a digest computation.
 enum Hasher {
     Sha256(sha2::Sha256),
     Blake3(Box<blake3::Hasher>),
@@ -142,13 +144,13 @@ fn hex_of(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Digest of everything that `reader` gives.
+/// Computes the digest of all bytes of `reader`.
 ///
-/// `read` is called after each buffer with the number of bytes so far; when it says no, reading
-/// ends with [`io::ErrorKind::Interrupted`].
+/// `read` is called after each buffer with the number of bytes read so far. If it returns false, reading stops with
+/// [`io::ErrorKind::Interrupted`].
 ///
 /// # Errors
-/// Those of the reader.
+/// The errors of the reader.
 pub fn of(
     algorithm: DigestAlgorithm,
     mut reader: impl Read,

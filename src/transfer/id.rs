@@ -1,4 +1,4 @@
-//! Numbers that identify a transfer and its attempts.
+//! Types for the ids of transfers and the numbers of attempts.
 
 use std::fmt;
 use std::num::ParseIntError;
@@ -25,13 +25,13 @@ use serde::{Deserialize, Serialize};
 pub struct TransferId(i64);
 
 impl TransferId {
-    /// The transfer of this row.
+    /// Creates the id of the transfer in this row.
     #[must_use]
     pub const fn new(id: i64) -> Self {
         Self(id)
     }
 
-    /// The id as a number, for columns and logs.
+    /// The id as an integer, for columns and logs.
     #[must_use]
     pub const fn get(self) -> i64 {
         self.0
@@ -64,7 +64,7 @@ impl fmt::Display for TransferId {
     }
 }
 
-/// Number of an attempt at one transfer: 1, 2, …; interrupted attempts count.
+/// Number of an attempt of one transfer: 1, 2, … Interrupted attempts count.
 #[derive(
     Debug,
     Clone,
@@ -85,13 +85,13 @@ impl AttemptNumber {
     /// The number before the first attempt.
     pub const ZERO: Self = Self(0);
 
-    /// The attempt of this number.
+    /// Creates the number of an attempt.
     #[must_use]
     pub const fn new(number: i32) -> Self {
         Self(number)
     }
 
-    /// The number, for columns and logs.
+    /// The number as an integer, for columns and logs.
     #[must_use]
     pub const fn get(self) -> i32 {
         self.0

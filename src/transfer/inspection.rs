@@ -1,8 +1,7 @@
-//! Whether an end of transfers can be used, asked without a transfer.
+//! Checks of the locations of transfers, without a transfer.
 //!
-//! What a worker would run into is found here by the same operations: the same ssh, the same
-//! scripts, the same temporary names. Nothing stays behind at a destination, and nothing is ever
-//! written at an origin.
+//! The checks use the same operations as a worker (the same ssh, the same scripts, the same temporary names), so they
+//! find the same problems. They leave nothing at a destination and never write at an origin.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -20,13 +19,14 @@ use super::repository::LocationRecord;
 use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
 
-/// How long a program may take to tell its version.
+/// Time limit for a program to print its version.
 const VERSION_WITHIN: Duration = Duration::from_secs(10);
 
-/// No transfer has this id, so that no sweep takes our trial for a leftover, or the other way round.
+/// Id in the temporary names of the checks. No transfer has this id, so the removal of leftovers never removes the file
+/// of a check, and a check never removes the file of a transfer.
 const NO_TRANSFER: TransferId = TransferId::new(0);
 
-/// A location's directory as one end of a link.
+/// Directory of a location, as one end of a link.
 #[derive(Debug, Clone)]
 pub(crate) struct LocationProbe {
     role: Role,
@@ -35,10 +35,10 @@ pub(crate) struct LocationProbe {
 }
 
 impl LocationProbe {
-    /// An end as a worker on a host with these names would use it.
+    /// Creates the probe of an end as a worker on the host `local` would access it.
     ///
     /// # Errors
-    /// What is unsafe or impossible about the location's row.
+    /// The row of the location is unsafe, or cannot be used.
     pub(crate) fn new(
         role: Role,
         location: &LocationRecord,
@@ -53,19 +53,19 @@ impl LocationProbe {
         })
     }
 
-    /// Which end it is.
+    /// Role of this end: origin or destination.
     #[must_use]
     pub(crate) fn role(&self) -> Role {
         self.role
     }
 
-    /// The other host, if it is on one.
+    /// The remote host; `None` if the location is on this host.
     #[must_use]
     pub(crate) fn remote(&self) -> Option<&Remote> {
         self.endpoint.remote()
     }
 
-    /// Its directory.
+    /// Root directory of the location.
     #[must_use]
     pub(crate) fn root(&self) -> &AbsolutePath {
         &self.root
@@ -74,8 +74,8 @@ impl LocationProbe {
     /// Checks that an origin's directory exists, is not empty and can be read.
     ///
     /// # Errors
-    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginUnreadable`], or the error of an end
-    /// that could not be reached.
+    /// [`TransferError::OriginRootMissing`], [`TransferError::OriginUnreadable`], or the error of an end that could not
+    /// be reached.
     pub(crate) async fn readable(&self) -> Result<(), TransferError> {
         let path = || self.root.to_string();
         if let Some(problem) = self.endpoint.root_problem(&self.root).await? {
@@ -94,29 +94,29 @@ impl LocationProbe {
         }
     }
 
-    /// Bytes that we may still write in a destination's directory.
+    /// Returns the free space of a destination's directory that this user may use, in bytes.
     ///
     /// # Errors
-    /// That the end could not be asked.
+    /// The end could not be reached.
     pub(crate) async fn free_space(&self) -> Result<u64, TransferError> {
         self.trial()?.free_space().await
     }
 
-    /// Makes a directory at a destination, under one of our temporary names, and removes it.
+    /// Creates a directory at a destination, under a temporary name of this program, and removes it.
     ///
     /// # Errors
-    /// That the directory is missing or may not be written, or that the end could not be asked.
+    /// The directory is missing or not writable, or the end could not be reached.
     pub(crate) async fn writable(&self) -> Result<(), TransferError> {
         let trial = self.trial()?;
         trial.ensure_directory().await?;
         let made = trial.begin_partial(None).await;
-        // Also after an error: it may have been made, and only the answer be lost.
+        // Also after an error: the directory may exist although the answer was lost.
         let removed = trial.remove_temporary().await;
         made?;
         removed
     }
 
-    /// A copy that is never made.
+    /// Target of a copy that is never made.
     fn trial(&self) -> Result<Target, TransferError> {
         let name = TemporaryName::new(NO_TRANSFER, AttemptNumber::ZERO, Uuid::new_v4());
         let path = self.root.join(&name.to_string());
@@ -131,10 +131,10 @@ impl LocationProbe {
 }
 
 impl Remote {
-    /// Whether the program for a digest works there: it is given nothing to read.
+    /// Checks that the program for a digest works on this host, with an empty file as input.
     ///
     /// # Errors
-    /// [`TransferError::RemoteProgramMissing`], or what it said instead of a digest.
+    /// [`TransferError::RemoteProgramMissing`], or the output of the program instead of a digest.
     pub async fn digest_of_nothing(&self, algorithm: DigestAlgorithm) -> Result<(), TransferError> {
         let nothing = AbsolutePath::new("/dev/null").map_err(|problem| TransferError::BadPath {
             role: Role::Destination,
@@ -155,10 +155,10 @@ impl Remote {
     }
 }
 
-/// The version that bbcp on this host tells, e.g. `17.12.00.00.0`.
+/// Returns the version that bbcp on this host prints, e.g. `17.12.00.00.0`.
 ///
 /// # Errors
-/// [`TransferError::ProgramMissing`], or that it does not run.
+/// [`TransferError::ProgramMissing`], or the program cannot be run.
 pub(crate) async fn bbcp_version(program: &Path) -> Result<String, TransferError> {
     let shown = || program.display().to_string();
     let spawn = |source| TransferError::Spawn {

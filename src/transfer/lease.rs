@@ -1,9 +1,9 @@
-//! Who may work on a transfer: leases and their owners.
+//! Leases: the right to work on a transfer, and the processes that hold it.
 //!
-//! A lease is a row with a secret token and an end. Its holder renews it while bytes move; it
-//! loses it when somebody else writes another token, or when an operator changes the transfer. A
-//! lease is **dead** in two cases only: its end has passed by the database's clock, or its owner is
-//! a process of this very host that provably no longer exists.
+//! A lease is a row with a secret token and an expiry time. Its holder renews it while the attempt runs. The holder
+//! loses it when another worker writes another token, or when an operator changes the transfer. A lease is **dead** in
+//! two cases only: it has expired by the database's clock, or its owner is a process of this host that provably no
+//! longer exists.
 
 use std::fmt;
 use std::time::Duration;
@@ -22,30 +22,30 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 
 /// A process that can hold leases.
 ///
-/// A process id alone is worth little: it is used again, and another container on the same host
-/// has a process of the same number. It means something together with the boot, the PID namespace
-/// and the start time of the process.
+/// A process id alone does not identify a process: the system reuses ids, and another container on the same host can
+/// have a process with the same id. The boot id, the PID namespace and the start time make it unique.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Owner {
     /// Celery's name of the worker, `celery@host`.
     pub node: String,
-    /// Host name.
+    /// Name of the host.
     pub host: String,
     /// Process id.
     pub pid: u32,
-    /// Boot and PID namespace in which the process id counts; empty if the system does not tell.
+    /// Boot id and PID namespace in which the process id is valid; empty if the system does not provide them.
     pub pid_scope: String,
-    /// Start time of the process in the kernel's units; empty if the system does not tell.
+    /// Start time of the process, in the kernel's units (clock ticks since boot); empty if the system does not provide
+    /// it.
     pub started: String,
 }
 
 impl Owner {
-    /// This process.
+    /// Describes this process.
     pub fn current(node: impl Into<String>) -> Self {
         Self::of_process(node, std::process::id())
     }
 
-    /// A process of this host.
+    /// Describes a process of this host.
     pub fn of_process(node: impl Into<String>, pid: u32) -> Self {
         Self {
             node: node.into(),
@@ -57,10 +57,10 @@ impl Owner {
         }
     }
 
-    /// Whether `other` was a process within this one's sight and is certainly gone.
+    /// Returns true if `other` was a process that this process could see, and certainly no longer exists.
     ///
-    /// `false` means "alive, or cannot be told": another host, another container, another boot.
-    /// (A host that was booted anew is no proof: two hosts may have one name.)
+    /// False means alive or unknown: another host, another container, or another boot. (After a reboot, the other boot
+    /// id proves nothing, because two hosts can have the same name.)
     pub fn is_provably_dead(&self, other: &Self) -> bool {
         let in_sight = !self.pid_scope.is_empty()
             && self.pid_scope == other.pid_scope
@@ -76,15 +76,15 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Boot and PID namespace of this process.
+/// Boot id and PID namespace of this process.
 fn pid_scope() -> Option<String> {
     let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
     Some(format!("{} {}", boot.trim(), namespace.to_str()?))
 }
 
-/// Field 22 of `/proc/PID/stat`, see proc(5). The second field is a name that may hold blanks and
-/// parentheses, so fields are counted behind the last parenthesis.
+/// Start time of a process: field 22 of `/proc/PID/stat`, see proc(5). The second field is a name that may contain
+/// blanks and parentheses, so fields are counted from the last parenthesis.
 fn process_start(pid: u32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     parse_process_start(&stat).map(str::to_owned)
@@ -95,13 +95,13 @@ fn parse_process_start(stat: &str) -> Option<&str> {
     behind_name.split_ascii_whitespace().nth(19)
 }
 
-/// Whether a process runs that began at `started`. In doubt it does: with `hidepid`, a foreign
-/// user's process answers to signal 0 but has no readable `/proc/PID/stat`.
+/// Returns true if a process with this id and start time runs. Unclear cases count as running: with `hidepid`, a
+/// process of another user accepts signal 0 but has no readable `/proc/PID/stat`.
 fn process_lives(pid: u32, started: &str) -> bool {
     let Ok(raw) = i32::try_from(pid) else {
         return false;
     };
-    // 0 and below would mean process groups.
+    // `kill` interprets 0 and negative numbers as process groups.
     if raw <= 0 || kill(Pid::from_raw(raw), None) == Err(Errno::ESRCH) {
         return false;
     }
@@ -110,8 +110,8 @@ fn process_lives(pid: u32, started: &str) -> bool {
 
 /// The right to work on one transfer, as its holder has it.
 ///
-/// Every write that depends on it is conditional on the token, so a holder that lost it without
-/// noticing (it was suspended, say) can change nothing any more.
+/// Every write that depends on the lease is conditional on the token, so a holder that lost the lease without noticing
+/// (for example because it was suspended) can no longer change anything.
 #[derive(Debug, Clone)]
 pub struct Lease {
     pub(super) data_transfer_id: TransferId,
@@ -121,28 +121,27 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The transfer.
+    /// Id of the transfer.
     pub fn data_transfer_id(&self) -> TransferId {
         self.data_transfer_id
     }
 
-    /// Number of the attempt: 1, 2, …; interrupted ones count. No two leases of a transfer share
-    /// one.
+    /// Number of the attempt: 1, 2, … Interrupted attempts count. Each lease of a transfer has its own number.
     pub fn attempt(&self) -> AttemptNumber {
         self.attempt
     }
 
-    /// The secret that tells this lease from every other one.
+    /// Secret that distinguishes this lease from all others.
     pub(super) fn token(&self) -> Uuid {
         self.token
     }
 
-    /// How long the lease lives from each renewal.
+    /// Duration of the lease after each renewal.
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
 
-    /// A word that no other lease has, in any database: fit for names of temporary files and logs.
+    /// Returns a word that is unique among all leases of all databases, for names of temporary files and logs.
     pub fn tag(&self) -> String {
         let token = self.token.simple().to_string();
         let (head, _) = token.split_at(8);
@@ -150,32 +149,32 @@ impl Lease {
     }
 }
 
-/// How far a copy is.
+/// Progress of a copy.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes copied.
     pub bytes_done: u64,
     /// Bytes to copy, once known.
     pub bytes_total: Option<u64>,
-    /// Current rate.
+    /// Current rate, in bytes per second.
     pub rate_bytes_per_s: u64,
 }
 
-/// What an attempt is doing.
+/// Current phase of an attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Looking at both ends.
+    /// The attempt inspects both ends.
     Preparing,
-    /// bbcp runs.
+    /// The attempt copies: bbcp runs.
     Copying,
-    /// Digests are computed.
+    /// The attempt computes digests.
     Verifying,
-    /// Renaming and committing.
+    /// The attempt renames the file and commits the row.
     Publishing,
 }
 
 impl Phase {
-    /// A word for it, stable and for programs.
+    /// Stable name of the phase, for programs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -187,12 +186,12 @@ impl Phase {
     }
 }
 
-/// What an attempt is doing and how far it is, for people.
+/// Phase and progress of an attempt, to show to people.
 #[derive(Debug, Clone, Copy)]
 pub struct Snapshot {
-    /// What it is doing.
+    /// Current phase.
     pub phase: Phase,
-    /// How far the copy is.
+    /// Progress of the copy.
     pub progress: Progress,
 }
 
@@ -205,10 +204,10 @@ impl Default for Snapshot {
     }
 }
 
-/// A lease as everybody may see it.
+/// Public part of a lease, without its token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LeaseInfo {
-    /// The transfer.
+    /// Id of the transfer.
     pub data_transfer_id: TransferId,
     /// Number of the attempt.
     pub attempt: AttemptNumber,
@@ -216,21 +215,21 @@ pub struct LeaseInfo {
     pub task_id: String,
     /// The holder.
     pub owner: Owner,
-    /// Begin, by the database's clock.
+    /// Start of the lease, by the database's clock.
     pub acquired_at: DateTime<Utc>,
-    /// Last renewal.
+    /// Time of the last renewal.
     pub renewed_at: DateTime<Utc>,
-    /// End, unless it is renewed.
+    /// Expiry time, unless the lease is renewed before.
     pub expires_at: DateTime<Utc>,
-    /// Bytes copied.
+    /// Bytes copied so far.
     pub bytes_done: i64,
-    /// Bytes to copy, once known.
+    /// Bytes to copy; `None` until known.
     pub bytes_total: Option<i64>,
-    /// Current rate.
+    /// Current rate, in bytes per second.
     pub rate_bytes_per_s: i64,
-    /// What the holder is doing, see [`Phase::as_str`]; none from a worker of before.
+    /// Phase of the attempt, see [`Phase::as_str`]; `None` in rows of older workers.
     pub phase: Option<String>,
-    /// Data streams of the copy, once it is planned.
+    /// Number of data streams of the copy; `None` until the copy is planned.
     pub streams: Option<i32>,
 }
 
@@ -243,7 +242,7 @@ impl From<&transfer_worker_lease::Model> for LeaseInfo {
             owner: Owner {
                 node: row.owner_node.clone(),
                 host: row.owner_host.clone(),
-                // Out of range is no process: such an owner is dead where it would be in sight.
+                // A number out of range is not a process: the owner counts as dead if this process could see it.
                 pid: u32::try_from(row.owner_pid).unwrap_or_default(),
                 pid_scope: row.owner_pid_scope.clone(),
                 started: row.owner_started.clone(),
@@ -260,15 +259,15 @@ impl From<&transfer_worker_lease::Model> for LeaseInfo {
     }
 }
 
-/// Why a lease is of no more use to its holder.
+/// Reason why a lease is no longer valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ExpiryReason {
-    /// Not renewed in time.
+    /// The holder did not renew it in time.
     Expired,
-    /// The owner's process is gone.
+    /// The process of the holder no longer exists.
     OwnerDead,
-    /// Somebody changed the transfer's status while the lease stood.
+    /// An operator or another program changed the status of the transfer while the lease existed.
     StatusChanged,
 }
 
@@ -283,7 +282,7 @@ impl fmt::Display for ExpiryReason {
 }
 
 impl LeaseInfo {
-    /// Whether the lease is dead, as `observer` sees it at `now` by the database's clock.
+    /// Returns the reason if the lease is dead, as seen by `observer`; `now` is by the database's clock.
     pub fn demise(&self, now: DateTime<Utc>, observer: &Owner) -> Option<ExpiryReason> {
         if self.expires_at <= now {
             Some(ExpiryReason::Expired)
@@ -295,14 +294,14 @@ impl LeaseInfo {
     }
 }
 
-/// Why a holder could not do what its lease allows.
+/// Error of an operation that needs a lease.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
-    /// The lease is no longer ours: taken over, or the transfer was changed by an operator. Stop
-    /// the copy, remove its temporary file, write nothing.
+    /// The caller no longer holds the lease: another worker took it over, or an operator changed the transfer. The
+    /// caller must stop the copy, remove its temporary file and write nothing.
     #[error("the lease was lost: the transfer was taken over, reset or cancelled")]
     Lost,
-    /// Nothing is known about the lease; the same call may be made again.
+    /// The state of the lease is unknown; the same call may be made again.
     #[error("the lease could not be checked")]
     Database(#[from] DatabaseError),
 }

@@ -1,7 +1,7 @@
 //! Renewal of the lease while an attempt runs, independently of what the attempt waits for.
 //!
-//! A lost lease stops the attempt. A database that cannot be reached, or refuses, does not: only the
-//! database can tell whose the transfer is, and it is asked again before anything is published.
+//! A lost lease stops the attempt. An unreachable or refusing database does not: only the database knows who holds the
+//! lease, and the attempt renews the lease once more before it publishes anything.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,30 +15,30 @@ use super::link::PausedLink;
 use super::repository::{Renewal, Repository};
 use service_connection::error_chain::chain;
 
-/// Time that a phase has to last before it is written by a renewal of its own. Small packages are done before.
+/// Minimum duration of a phase before an extra renewal writes it. Small packages are complete before.
 const PHASE_SETTLES: Duration = Duration::from_millis(250);
 
-/// Renews a lease.
+/// Renews one lease.
 pub(super) struct LeaseRenewer {
     pub(super) repository: Repository,
     pub(super) lease: Lease,
     pub(super) interval: Duration,
-    /// State of the attempt, to be written with each renewal.
+    /// State of the attempt; each renewal writes it.
     pub(super) snapshots: watch::Receiver<Snapshot>,
-    /// The phase alone: a change of progress does not cause a renewal.
+    /// Only the phase: a change of progress does not cause a renewal.
     pub(super) phases: watch::Receiver<Phase>,
     /// Cancelled when the attempt has to stop.
     pub(super) stop: CancellationToken,
     /// Cancelled when the lease is lost.
     pub(super) lost: CancellationToken,
-    /// Set when the link is paused and running copies are to stop.
+    /// Set when the link is paused and running copies have to stop.
     pub(super) paused: Arc<OnceLock<PausedLink>>,
 }
 
 impl LeaseRenewer {
     /// Renews until the lease is lost, or the future is dropped.
     pub(super) async fn run(mut self) {
-        // As the lease was written when it was acquired.
+        // The acquisition of the lease wrote this phase.
         let mut written = Phase::Preparing;
         loop {
             self.due(written).await;
@@ -79,8 +79,8 @@ impl LeaseRenewer {
         }
     }
 
-    /// Waits until the lease has to be renewed: the interval has passed, or the attempt has left the
-    /// phase that was `written` for a while, so that people do not see a phase that is long over.
+    /// Waits until the lease has to be renewed: the interval has passed, or the attempt has been in another phase than
+    /// `written` for [`PHASE_SETTLES`], so that people do not see an outdated phase.
     async fn due(&mut self, written: Phase) {
         let another_phase = async {
             // The attempt itself renews its lease before it publishes.
@@ -95,8 +95,8 @@ impl LeaseRenewer {
         }
     }
 
-    /// Stops the copy because its link is paused. The lease is still renewed: stopping takes a while, and
-    /// the row has to be given back.
+    /// Stops the copy because its link is paused. The lease is still renewed: the stop takes some time, and the row has
+    /// to be released.
     fn free_link(&self, paused: PausedLink) {
         if self.paused.get().is_some() {
             return;
@@ -109,7 +109,7 @@ impl LeaseRenewer {
             reason = paused.pause.reason,
             "the link is paused; stopping the copy"
         );
-        // Only this renewer sets it.
+        // No other code sets it.
         let _ = self.paused.set(paused);
         self.stop.cancel();
     }

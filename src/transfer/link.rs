@@ -1,7 +1,6 @@
-//! The link between two sites: how many copies it carries at once and when, whether it is paused,
-//! and in which order links get their turn.
+//! The link between two sites: its limits, time windows and pause, and the order in which links are served.
 //!
-//! Pure: rows and the time of the day come in as values.
+//! Pure functions: rows and the time of day are arguments.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -12,12 +11,12 @@ use serde::{Serialize, Serializer};
 
 use crate::settings::{Bbcp, LinkSettings};
 
-/// A link by the short names of its sites, as in the settings' `[[routes]]`.
+/// A link, named by the short names of its sites as in `[[routes]]` of the settings.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub struct LinkName {
-    /// Where copies come from.
+    /// Short name of the site to copy from.
     pub origin: String,
-    /// Where they go to.
+    /// Short name of the site to copy to.
     pub destination: String,
 }
 
@@ -27,30 +26,30 @@ impl fmt::Display for LinkName {
     }
 }
 
-/// How a link may be used.
+/// Limits, pause and overrides of a link.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Link {
-    /// Which link.
+    /// Name of the link.
     #[serde(flatten)]
     pub name: LinkName,
-    /// Transfers that are SCHEDULED or IN_PROGRESS at once, at most; none for no limit.
+    /// Maximum number of transfers that are SCHEDULED or IN_PROGRESS at once; `None` for no limit.
     pub max_active: Option<u32>,
-    /// Higher comes first.
+    /// Priority; the highest is scheduled first.
     pub priority: i64,
-    /// When another limit holds.
+    /// Times of the day with another limit.
     pub capacity: Capacity,
-    /// What is laid over the settings.
+    /// Values that override the settings.
     #[serde(flatten)]
     pub overrides: Overrides,
-    /// Whether no copy starts, and why.
+    /// The pause; `None` while the link is open.
     pub pause: Option<Pause>,
-    /// How many transfers managers have scheduled so far.
+    /// Number of transfers that managers have scheduled so far.
     #[serde(skip)]
     pub issued: i64,
 }
 
 impl Link {
-    /// A link that nobody has said anything about.
+    /// Creates a link without a row: no limits and no overrides.
     #[must_use]
     pub fn unlimited(name: LinkName) -> Self {
         Self {
@@ -64,7 +63,7 @@ impl Link {
         }
     }
 
-    /// Transfers that may be SCHEDULED or IN_PROGRESS at `now`; none for no limit.
+    /// Maximum number of transfers that may be SCHEDULED or IN_PROGRESS at `now`; `None` for no limit.
     #[must_use]
     pub fn limit(&self, now: DateTime<Utc>) -> Option<u32> {
         if self.pause.is_some() {
@@ -74,23 +73,23 @@ impl Link {
     }
 }
 
-/// Keys of `[bbcp]` that a link's row has a word about. The row wins over the file.
+/// Keys of `[bbcp]` that the row of a link overrides. A value in the row takes precedence over the settings file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Overrides {
-    /// `streams`.
+    /// Overrides `streams`.
     pub streams: Option<i64>,
-    /// `window`.
+    /// Overrides `window`.
     #[serde(rename = "window")]
     pub tcp_window: Option<String>,
-    /// `max_rate`.
+    /// Overrides `max_rate`.
     pub max_rate: Option<String>,
 }
 
 impl Overrides {
-    /// The settings of a link with these laid over them.
+    /// Applies the overrides to the settings of a link.
     ///
     /// # Errors
-    /// What bbcp would not take, by the rules that the file's values follow.
+    /// The problems of values that bbcp would not accept, by the rules for the settings file.
     pub fn over(&self, mut settings: LinkSettings) -> Result<LinkSettings, String> {
         settings.bbcp = self.over_bbcp(settings.bbcp)?;
         Ok(settings)
@@ -98,7 +97,7 @@ impl Overrides {
 
     fn over_bbcp(&self, mut bbcp: Bbcp) -> Result<Bbcp, String> {
         if let Some(streams) = self.streams {
-            // What does not fit is refused below.
+            // An invalid number becomes 0, which the check below refuses.
             bbcp.streams = u8::try_from(streams).unwrap_or(0);
         }
         if let Some(window) = &self.tcp_window {
@@ -116,51 +115,51 @@ impl Overrides {
     }
 }
 
-/// That no copy starts over a link.
+/// A pause of a link: no copy starts while it lasts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pause {
-    /// Since when, by the database's clock.
+    /// Start of the pause, by the database's clock.
     pub since: DateTime<Utc>,
-    /// Who said so, `login@host`.
+    /// Operator who paused the link, as `login@host`.
     pub by: String,
-    /// Why.
+    /// Reason for the pause.
     pub reason: String,
-    /// Whether copies that run are stopped, too.
+    /// True if the pause also stops running copies.
     pub stops_running: bool,
 }
 
-/// A link that takes no further copy now.
+/// A link that currently accepts no further copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ClosedLink {
-    /// Somebody has paused it.
+    /// An operator has paused the link.
     Paused(PausedLink),
-    /// It has as many copies as it may.
+    /// The link has reached its limit.
     Full(FullLink),
 }
 
-/// A link that has as many copies as it may, or more, if it was allowed more before.
+/// A link that has reached its limit, or exceeds it because the limit was higher before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FullLink {
-    /// Which link.
+    /// Name of the link.
     pub name: LinkName,
-    /// How many copies it may have at this time of the day.
+    /// Limit at this time of the day.
     pub limit: u32,
-    /// How many it has.
+    /// Number of copies that run over the link.
     pub copies: u64,
 }
 
-/// A link that is paused.
+/// A paused link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PausedLink {
-    /// Which link.
+    /// Name of the link.
     pub name: LinkName,
-    /// Since when, by whom and why.
+    /// Start, operator and reason of the pause.
     pub pause: Pause,
 }
 
-/// The windows of the day in which a link has another limit.
+/// Time windows of the day in which a link has another limit.
 ///
-/// A text that cannot be read closes the link: better no copy than one during an observation.
+/// A text that cannot be parsed closes the link: no copy is better than a copy during an observation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Capacity(Result<Vec<Window>, CapacityError>);
 
@@ -171,33 +170,34 @@ impl Default for Capacity {
 }
 
 impl Capacity {
-    /// As it is stored, one window a line.
+    /// Parses the stored text, one window per line.
     #[must_use]
     pub fn stored(text: &str) -> Self {
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         Self(lines.map(str::parse).collect())
     }
 
-    /// Of these windows.
+    /// Creates the capacity from windows.
     #[must_use]
     pub fn of(windows: Vec<Window>) -> Self {
         Self(Ok(windows))
     }
 
-    /// What is wrong with the stored text.
+    /// The error of the stored text, if it cannot be parsed.
     #[must_use]
     pub fn problem(&self) -> Option<&CapacityError> {
         self.0.as_ref().err()
     }
 
-    /// One window a line, as it is stored.
+    /// The stored form: one window per line.
     #[must_use]
     pub fn lines(&self) -> Vec<String> {
         let windows = self.0.as_deref().unwrap_or_default();
         windows.iter().map(ToString::to_string).collect()
     }
 
-    /// The limit at this time of the day; of windows that overlap the least. None outside of all.
+    /// Returns the limit at this time of the day: the lowest limit of overlapping windows, `None` outside of all
+    /// windows.
     fn at(&self, time: NaiveTime) -> Option<u32> {
         let Ok(windows) = &self.0 else {
             return Some(0);
@@ -213,7 +213,7 @@ impl Serialize for Capacity {
     }
 }
 
-/// A part of the day, in UTC, in which a link has a limit of its own: `18:00-06:00 UTC max_active=1`.
+/// A part of the day, in UTC, in which a link has its own limit: `18:00-06:00 UTC max_active=1`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     from: NaiveTime,
@@ -221,7 +221,7 @@ pub struct Window {
     max_active: u32,
 }
 
-/// A window that cannot be read.
+/// Error for a text that is not a window.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "`{text}` is no window of the day: {problem}; write it as \"18:00-06:00 UTC max_active=1\""
@@ -232,12 +232,12 @@ pub struct CapacityError {
 }
 
 impl Window {
-    /// Whether it is this time of the day. The first minute belongs to it, the last one does not.
+    /// Returns true if `time` is in the window. The start belongs to the window, the end does not.
     fn holds(&self, time: NaiveTime) -> bool {
         if self.from < self.until {
             self.from <= time && time < self.until
         } else {
-            // Over midnight, or to its very end.
+            // The window includes midnight, or ends at it.
             self.from <= time || time < self.until
         }
     }
@@ -248,7 +248,7 @@ impl FromStr for Window {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let error = |problem| CapacityError {
-            // Whatever it was, a line of a terminal is enough of it.
+            // Limits the text to less than one line of a terminal.
             text: text.chars().take(60).collect(),
             problem,
         };
@@ -278,13 +278,13 @@ impl FromStr for Window {
     }
 }
 
-/// Hours and minutes; 24:00 is the midnight at the end.
+/// Parses hours and minutes; 24:00 is the midnight at the end of the day.
 fn time_of_day(text: &str) -> Option<NaiveTime> {
     if text == "24:00" {
         return Some(NaiveTime::MIN);
     }
     let (hours, minutes) = text.split_once(':')?;
-    // A sign would be taken for a part of a number.
+    // Digits only: `parse` would accept a sign.
     let is_number = |part: &str| part.len() == 2 && part.bytes().all(|b| b.is_ascii_digit());
     let digits = |part: &str| is_number(part).then(|| part.parse().ok()).flatten();
     NaiveTime::from_hms_opt(digits(hours)?, digits(minutes)?, 0)
@@ -302,10 +302,10 @@ impl fmt::Display for Window {
     }
 }
 
-/// The order in which transfers are sent: links of a higher priority first, links of one priority
-/// in turn, so that none waits for the backlog of another; of one link the oldest first.
+/// Returns transfers in the order in which they are sent: links of a higher priority first; links of the same priority
+/// in turn, so that none waits for the backlog of another; for each link the oldest transfer first.
 ///
-/// `queues` has for each link its priority and its transfers, the oldest first.
+/// `queues` contains the priority and the transfers of each link, the oldest transfer first.
 #[must_use]
 pub fn in_turn<T>(mut queues: Vec<(i64, VecDeque<T>)>) -> Vec<T> {
     queues.sort_by_key(|(priority, _)| std::cmp::Reverse(*priority));
@@ -323,7 +323,7 @@ pub fn in_turn<T>(mut queues: Vec<(i64, VecDeque<T>)>) -> Vec<T> {
     ordered
 }
 
-/// The name that is most like `name`, if one is like it at all.
+/// Returns the known name most similar to `name`, if its similarity is above 0.7 (Jaro-Winkler).
 #[must_use]
 pub fn nearest<'a>(name: &str, known: &'a [String]) -> Option<&'a str> {
     known

@@ -1,8 +1,8 @@
 //! Waiting for the ops-db.
 //!
-//! An error of the database is not an error of a transfer unless it concerns the values of that transfer's
-//! rows. So an attempt waits: for a database that cannot be reached, with short pauses; for one that refuses
-//! a login or a statement, with longer ones, since an administrator has to act. The message is held
+//! An error of the database is not an error of a transfer unless it concerns the values of that transfer's rows.
+//! Therefore an attempt waits: with short pauses for a database that cannot be reached, and with longer ones for a
+//! database that refuses a login or a statement, since an administrator has to act. The message stays unacknowledged
 //! meanwhile, and the attempt keeps its lease until another worker takes it.
 
 use std::ops::ControlFlow;
@@ -19,18 +19,18 @@ use super::service::TransferService;
 use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
-/// First and longest pause between two tries to reach the database.
+/// First and longest pause between two attempts to reach the database.
 const UNREACHABLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// First and longest pause between two statements that the database refuses.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 impl TransferService {
-    /// Asks the database until it answers, or until the caller gives up.
+    /// Repeats a call until the database answers, or until the caller gives up.
     ///
     /// # Errors
-    /// [`TransferError::Interrupted`] if `cancelled` while it waits for the database,
-    /// [`TransferError::Database`] if a value of this transfer is refused.
+    /// [`TransferError::Interrupted`] if `cancelled` is cancelled during the wait for the database,
+    /// [`TransferError::Database`] if the database refuses a value of this transfer.
     pub async fn retry_until_reachable<T, F>(
         &self,
         cancelled: &CancellationToken,
@@ -42,10 +42,10 @@ impl TransferService {
         wait(&[cancelled], |_| true, ask).await
     }
 
-    /// Makes a change that a lease allows, and waits for the database as long as needed.
+    /// Makes a change that needs a lease, and waits for the database as long as needed.
     ///
     /// # Errors
-    /// [`TransferError::LeaseLost`], and those of [`Self::retry_until_reachable`].
+    /// [`TransferError::LeaseLost`], and the errors of [`Self::retry_until_reachable`].
     pub async fn write_with_lease<F>(
         &self,
         lease: &Lease,
@@ -76,11 +76,11 @@ impl TransferService {
     }
 }
 
-/// Asks the database until it answers, until one of `ends` is cancelled, or until an error is not
+/// Repeats a call until the database answers, until one of `ends` is cancelled, or until an error is not
 /// `worth_waiting` for.
 ///
 /// # Errors
-/// As [`TransferService::retry_until_reachable`].
+/// The errors of [`TransferService::retry_until_reachable`].
 pub(super) async fn wait<T, F>(
     ends: &[&CancellationToken],
     worth_waiting: impl Fn(&DatabaseError) -> bool,

@@ -1,48 +1,48 @@
 //! Decision about further attempts after a failure.
 //!
-//! A retry goes back through the manager (status pending, `retry_count + 1`), which sends no
-//! message before its time. Stopping is not failing: such an attempt is given back without being
-//! counted. A database that is away or refuses everything is waited for, and ends no attempt.
+//! The manager makes a retry possible: the row becomes PENDING with `retry_count + 1`, and the manager sends no message
+//! before the delay has passed. A stopped attempt is not a failure: the row becomes PENDING without being counted. An
+//! attempt waits for a database that cannot be reached or refuses everything; such a database ends no attempt.
 //!
-//! Pure: chance comes in as a number.
+//! Pure functions: the random number is an argument.
 
 use std::time::Duration;
 
 use super::failures::{RetryRule, TransferError, Wait};
 use crate::settings::Transfer;
 
-/// Consequence for the row.
+/// Consequence of a failure for the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    /// Back to pending; `retry_count` grows only if `counted`.
+    /// PENDING again; `retry_count` grows only if `counted`.
     Retry {
         /// True if this attempt was a failure of the transfer.
         counted: bool,
-        /// Wait before the next attempt.
+        /// Delay before the next attempt.
         delay: Duration,
     },
-    /// Failed for good.
+    /// FAILED: no further attempt.
     Permanent {
         /// Reason, for `failure_error_message`.
         reason: String,
     },
-    /// The row belongs to someone else or is settled: do not write it.
+    /// Another worker or an operator owns the row, or it has ended: do not write it.
     Leave,
 }
 
-/// The settings that retries follow.
+/// Settings for retries.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RetryPolicy {
-    /// Further attempts after the first failed one; an error's own limit takes its place.
+    /// Maximum number of further attempts after the first failure; the limit of an error type takes precedence.
     pub max_retries: u32,
-    /// Delay after the first failure; each further one doubles it.
+    /// Delay after the first failure; each further failure doubles it.
     pub first: Duration,
-    /// The same after a failure for lack of storage.
+    /// Delay after the first failure for lack of storage; each further failure doubles it.
     pub storage: Duration,
-    /// No delay is longer, unless the first one is.
+    /// Upper limit of delays, unless the first one is longer.
     pub longest: Duration,
-    /// Share by which a delay may be shorter, 0 to 1, so that transfers that failed together do not
-    /// come back together.
+    /// Share by which a delay may be shortened, 0 to 1, so that transfers that failed together are not all retried at
+    /// the same time.
     pub jitter: f64,
 }
 
@@ -59,8 +59,7 @@ impl From<&Transfer> for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Wait after a failure that followed `failures` others; `luck` is a number from 0
-    /// up to 1 by chance.
+    /// Returns the delay after a failure with `failures` failures before it; `luck` is a random number from 0 to 1.
     #[must_use]
     pub fn delay(&self, wait: Wait, failures: u32, luck: f64) -> Duration {
         let first = match wait {
@@ -75,8 +74,7 @@ impl RetryPolicy {
     }
 }
 
-/// Decides about `error` after `retry_count` failures before this one; for `luck` see
-/// [`RetryPolicy::delay`].
+/// Decides about `error` after `retry_count` earlier failures; for `luck` see [`RetryPolicy::delay`].
 #[must_use]
 pub fn decide(
     error: &TransferError,
@@ -208,7 +206,8 @@ mod tests {
             prop_assert_eq!(decision, Decision::Retry { counted: false, delay: Duration::ZERO });
         }
 
-        /// A row that the database refuses becomes FAILED with a reason, and is not sent again without end.
+        /// A transfer with a value that the database refuses becomes FAILED with a reason, instead of being sent again
+        /// without end.
         #[test]
         fn a_value_that_the_database_refuses_counts(before in 0..10_u32) {
             let refused = TransferError::Database { source: "no package".into() };
@@ -223,8 +222,8 @@ mod tests {
             prop_assert_eq!(decide(&lost, before, &policy(max), 0.5), Decision::Leave);
         }
 
-        /// Whatever the settings: no delay is above its limit, more failures never shorten it, and
-        /// luck takes no more than its share.
+        /// For all settings: no delay exceeds its limit, more failures never shorten it, and `luck` shortens it by at
+        /// most its share.
         #[test]
         fn delays_grow_to_a_limit(
             first in 0..100_000_u64,

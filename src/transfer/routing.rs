@@ -1,9 +1,9 @@
-//! Names of the queues that transfers travel through.
+//! Names of the queues of transfers.
 //!
-//! A queue name is built from database rows and compared; it is never taken apart again, since
-//! site and location names may hold `_` themselves.
+//! A queue name is built from database rows and compared. It is never parsed, since site and location names may contain
+//! `_`.
 
-/// The queue of a location for this stage: `{prefix}{site}_{location}_data_transfer`.
+/// Queue of a location for this stage: `{prefix}{site}_{location}_data_transfer`.
 pub(crate) fn queue_name(prefix: &str, site_short_name: &str, location_name: &str) -> String {
     format!("{prefix}{site_short_name}_{location_name}_data_transfer")
 }

@@ -1,7 +1,7 @@
-//! The transfer service: everything that callers need to run attempts.
+//! The transfer service: runs attempts for its callers.
 //!
-//! The meaning of a failure for the row is not decided here: [`Failed`] hands the lease on to the
-//! caller, which knows the policy.
+//! The service does not decide what a failure means for the row: [`Failed`] passes the lease on to the caller, which
+//! knows the retry policy.
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
@@ -26,32 +26,32 @@ use crate::settings::Settings;
 use crate::transfer::id::{AttemptNumber, TransferId};
 use service_connection::error_chain::panic_text;
 
-/// What a caller wants done.
+/// Request for one attempt.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// The transfer.
+    /// Id of the transfer.
     pub id: TransferId,
-    /// Celery's id of the task, or any word that tells the caller.
+    /// Celery's id of the task, or any other word that identifies the caller.
     pub task_id: String,
     /// Cancelled when the attempt has to stop.
     pub cancelled: CancellationToken,
     /// Cancelled when no attempt may begin any more: an attempt that waits for its lease is interrupted.
     pub no_new_attempt: CancellationToken,
-    /// The message came before, so a lease that is found may be that of a worker that died with
-    /// it: worth waiting to see whether it is renewed.
+    /// True if the message was delivered before. An existing lease may then belong to a worker that died while it had
+    /// the message, so the attempt waits to see if the lease is renewed.
     pub redelivered: bool,
-    /// Somebody wants it now, even if its link has as many copies as it may.
+    /// True if a person requested the attempt; it then runs even if its link has reached its limit.
     pub by_hand: bool,
-    /// Gets what the attempt is doing.
+    /// Receives the phase and the progress of the attempt.
     pub snapshots: watch::Sender<Snapshot>,
 }
 
-/// What was done.
+/// Result of a successful attempt.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Done {
-    /// The transfer had been completed before.
+    /// The transfer was already completed.
     AlreadyCompleted,
-    /// The file had been at its destination before, with the same content.
+    /// The file was already at its destination, with the same content.
     AlreadyThere(Summary),
     /// The file was copied.
     Copied(Summary),
@@ -64,30 +64,30 @@ pub struct Summary {
     pub attempt: AttemptNumber,
     /// Size of the file in bytes.
     pub bytes: u64,
-    /// Time from lease to commit.
+    /// Time from the acquisition of the lease to the commit.
     pub elapsed: Duration,
-    /// What both ends agree on.
+    /// Digest on which both ends agree.
     pub digest: String,
 }
 
-/// An attempt that did not end well.
+/// An attempt that was not successful.
 #[derive(Debug)]
 pub struct Failed {
-    /// Why.
+    /// Cause.
     pub error: TransferError,
-    /// The lease it still holds; the row has to be settled with it.
+    /// The lease, if still held; the caller has to end the attempt with it.
     pub lease: Option<Lease>,
-    /// The lost lease.
+    /// The lease, if lost.
     pub lost: Option<Lease>,
-    /// How far the copy came.
+    /// Progress of the copy at the end of the attempt.
     pub progress: Progress,
-    /// bbcp's output, if it came to that.
+    /// Log file with bbcp's output, if bbcp was started.
     pub log_path: Option<PathBuf>,
-    /// What has arrived and is kept for the next attempt. If there will be none, it has to be
-    /// [discarded](TransferService::discard).
+    /// Plan of a partial copy that is kept for the next attempt. If no further attempt follows, the caller has to
+    /// [discard](TransferService::discard) it.
     pub partial: Option<Box<Plan>>,
-    /// The lease is or was held for the same task by another worker that has its message: that worker
-    /// stores the result.
+    /// True if the lease is or was held for the same task by another worker that has its message: that worker stores
+    /// the result.
     pub held_for_same_task: bool,
 }
 
@@ -106,7 +106,7 @@ impl Failed {
     }
 }
 
-/// Runs attempts. Clones share everything.
+/// Runs attempts. Clones share all fields.
 #[derive(Debug, Clone)]
 pub struct TransferService {
     repository: Repository,
@@ -117,7 +117,7 @@ pub struct TransferService {
 }
 
 impl TransferService {
-    /// A service that works as `owner`.
+    /// Creates a service that acquires leases as `owner`.
     #[must_use]
     pub fn new(repository: Repository, settings: Arc<Settings>, owner: Owner) -> Self {
         let further = settings.transfer.local_hosts.iter().map(String::as_str);
@@ -131,7 +131,7 @@ impl TransferService {
         }
     }
 
-    /// Counts what is copied there.
+    /// Sets the metrics that count attempts and copied bytes.
     #[must_use]
     pub fn with_metrics(self, metrics: TransferMetrics) -> Self {
         Self {
@@ -140,19 +140,19 @@ impl TransferService {
         }
     }
 
-    /// Where it is counted what becomes of transfers, if anywhere.
+    /// Metrics of transfers, if they are collected.
     #[must_use]
     pub fn metrics(&self) -> Option<&TransferMetrics> {
         self.metrics.as_ref()
     }
 
-    /// The transfers.
+    /// Repository of transfers.
     #[must_use]
     pub fn repository(&self) -> &Repository {
         &self.repository
     }
 
-    /// Who holds the leases.
+    /// Process that holds the leases.
     #[must_use]
     pub fn owner(&self) -> &Owner {
         &self.owner
@@ -163,7 +163,7 @@ impl TransferService {
         &self.local
     }
 
-    /// All settings.
+    /// Settings of the program.
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.settings
@@ -172,7 +172,7 @@ impl TransferService {
     /// Runs one attempt.
     ///
     /// # Errors
-    /// [`Failed`]; its lease, if any, is not renewed any more, and the row has to be settled with it.
+    /// [`Failed`]; its lease, if any, is no longer renewed, and the caller has to end the attempt with it.
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
         let acquired = match step("transfer/acquire", self.acquire(request)).await? {
             Some(acquired) => acquired,
@@ -186,8 +186,8 @@ impl TransferService {
         let run = AttemptRun::new(self, request, &lease);
         let renewal = run.renew_lease();
         let mut files = AttemptFiles::default();
-        // A panic is a failed attempt like any other: its row must be settled, or it would come
-        // back for ever.
+        // A panic is handled like any other failure: if the row were not written, the transfer would be attempted again
+        // without end.
         let running = AssertUnwindSafe(run.run(&acquired, &mut files));
         let outcome = running.catch_unwind().await.unwrap_or_else(|panic| {
             Err(TransferError::Internal {

@@ -1,4 +1,4 @@
-//! Spans of the steps of an attempt, beneath the span of whatever makes the attempt.
+//! Spans of the steps of an attempt, below the span of the caller.
 
 use futures_util::FutureExt as _;
 use tracing::field::Empty;
@@ -7,15 +7,15 @@ use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub(crate) use opentelemetry::KeyValue;
 
-/// A failure, as a span shows it.
+/// A failure, as shown in a span.
 pub(crate) trait Explain {
-    /// Its stable name.
+    /// Stable name of the failure.
     fn kind(&self) -> String;
-    /// What happened, without secrets.
+    /// Error message without secrets.
     fn message(&self) -> String;
 }
 
-/// Does a step of something in a span of its own beneath the current one, if there is one.
+/// Runs a step in its own span below the current span. Without a current span, no span is created.
 pub(crate) fn step<T, E: Explain>(
     name: &'static str,
     work: impl Future<Output = Result<T, E>>,
@@ -31,8 +31,8 @@ pub(crate) fn step<T, E: Explain>(
         ),
     };
     let noted = span.clone();
-    // Composed rather than awaited in a function of its own, which would have room for `work` twice; and in a
-    // place of its own, so that whoever takes steps has no room for each of them.
+    // Composed instead of awaited in an async function, whose future would contain `work` twice; and boxed, so that the
+    // caller's future does not contain the future of each step.
     Box::pin(work)
         .inspect(move |done| {
             if let (false, Err(error)) = (noted.is_disabled(), done) {
@@ -46,8 +46,8 @@ pub(crate) fn step<T, E: Explain>(
         .instrument(span)
 }
 
-/// Notes something about the current span, if it is traced. A field would have to be known to whatever began the
-/// span, which knows nothing of transfers.
+/// Adds attributes to the current span, if it is traced. These are not span fields, because the code that creates the
+/// span would have to declare them, and it does not know about transfers.
 pub(crate) fn note(attributes: impl FnOnce() -> Vec<KeyValue>) {
     let span = Span::current();
     if !span.is_disabled() {
