@@ -1,4 +1,4 @@
-//! The copy to the temporary name with bbcp. Where no digest is on record, the origin is read meanwhile.
+//! The copy to the temporary name with bbcp. If no digest is on record, the origin is read at the same time.
 
 use std::path::Path;
 use std::time::Duration;
@@ -19,15 +19,15 @@ use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
 use crate::transfer::trace::{KeyValue, note, step};
 
-/// Longest time that a storage may take for a small request before it counts as hanging: longer than ssh
-/// may take to find out that a host cannot be reached.
+/// Time limit of a small request, after which the storage counts as hanging. It is longer than the time that ssh needs
+/// to detect an unreachable host.
 const PROBE_WITHIN: Duration = Duration::from_secs(30);
 
-/// Copied bytes after which the concurrent reader of the origin is woken. It may fall behind by this much.
+/// Number of copied bytes between two wake-ups of the concurrent origin reader. The reader may fall behind by as much.
 const COPIED_STEP_BYTES: u64 = 4 << 20;
 
 impl AttemptRun<'_> {
-    /// Takes over the partial copy of an earlier attempt, if there is one; returns its bytes.
+    /// Takes over the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
     pub(super) async fn begin_partial(&self, prepared: &Prepared) -> Result<u64, TransferError> {
         if !prepared.plan.resumes() {
             return Ok(0);
@@ -58,7 +58,7 @@ impl AttemptRun<'_> {
         Ok(bytes)
     }
 
-    /// Discards a partial copy that could not be completed because of `error`, and begins a new one.
+    /// Discards a partial copy that could not be completed because of `error`, and starts a new one.
     pub(super) async fn restart_partial(
         &self,
         plan: &Plan,
@@ -76,7 +76,7 @@ impl AttemptRun<'_> {
         self.stoppable(self.take_over(plan, None)).await.map(drop)
     }
 
-    /// Copies to the temporary name and proves that what arrived is what was sent.
+    /// Copies to the temporary name and verifies the result against the origin.
     pub(super) async fn copy_and_verify(
         &self,
         prepared: &Prepared,
@@ -92,7 +92,7 @@ impl AttemptRun<'_> {
             CopyEnded,
             step("transfer/copy", self.copy(plan, log_path, &copied)).await
         )?;
-        // The reader need not hold back any more.
+        // From here on the reader need not wait for the copy.
         drop(copied);
         let verifying = self.stoppable(self.verify(prepared, origin));
         let digest = step("transfer/verify", verifying).await?;
@@ -177,7 +177,7 @@ impl AttemptRun<'_> {
     }
 }
 
-/// Computes the origin's digest while the copy runs: what bbcp has just read is still in memory, and
+/// Computes the origin's digest while the copy runs: bytes that bbcp has just read are still in the page cache, and
 /// need not be read from the disk again.
 fn digest_beside_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest {
     let (source, copied) = (plan.source.clone(), copied.subscribe());
@@ -191,7 +191,7 @@ fn digest_beside_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest 
     }))
 }
 
-/// Distinguishes a link that stands still from a storage that does, by a small request to both ends.
+/// Determines the cause of a stalled copy, the link or a storage, by a small request to both ends.
 async fn locate(plan: &Plan, error: TransferError) -> TransferError {
     let error = plan.source.located(error).await;
     let TransferError::Stalled {
@@ -202,7 +202,7 @@ async fn locate(plan: &Plan, error: TransferError) -> TransferError {
     else {
         return error;
     };
-    // The storage of an end that answers, even with a refusal, or that cannot be reached, does not hang.
+    // The storage of an end does not hang if that end answers, even with a refusal, or cannot be reached.
     let (origin, destination) = tokio::join!(
         timeout(PROBE_WITHIN, plan.source.inspect()),
         timeout(PROBE_WITHIN, plan.target.free_space()),
@@ -220,7 +220,7 @@ async fn locate(plan: &Plan, error: TransferError) -> TransferError {
     }
 }
 
-/// A number in the form that traces take.
+/// Converts a number to the type that traces use.
 fn count(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }

@@ -1,4 +1,4 @@
-//! Removal of partial copies that nothing will complete.
+//! Removal of partial copies that no attempt will complete.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use crate::transfer::repository::RecordedPartial;
 use crate::transfer::service::TransferService;
 use service_connection::error_chain::chain;
 
-/// Longest time for the removal of what an attempt or an earlier one left.
+/// Time limit for removing the files of an attempt or of an earlier one.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(15);
 
-/// Longest time for the partial copies of one transfer.
+/// Time limit for removing the partial copies of one transfer.
 const WITHIN: Duration = Duration::from_secs(30);
 
 /// Outcome of removing the partial copies of a transfer.
@@ -29,7 +29,7 @@ pub struct Cleared {
 }
 
 impl Cleared {
-    /// Bytes that were freed, by the record.
+    /// Number of freed bytes according to the record.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.removed.iter().map(|partial| partial.bytes).sum()
@@ -53,7 +53,7 @@ impl TransferService {
                 let name = TemporaryName::parse(&partial.temporary_name);
                 let mut partial = partial.clone();
                 if let Some(name) = name.filter(|name| name.transfer_id() == id) {
-                    // The record contains only the bytes that bbcp had reported by then.
+                    // The record has only the bytes that bbcp had reported when it was written.
                     partial.bytes = target.leftover_size(name).await?;
                     target.remove_leftover(name).await?;
                     tracing::info!(
@@ -114,7 +114,7 @@ impl TransferService {
         target(destination, package, &link.ssh, self.local(), nameless)
     }
 
-    /// Removes the partial copy of an attempt that nothing will complete.
+    /// Removes the partial copy of an attempt if no further attempt will complete it.
     pub async fn discard(&self, plan: &Plan) {
         let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
         let Attempt {

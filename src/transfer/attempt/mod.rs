@@ -30,16 +30,16 @@ mod verify;
 
 pub use leftovers::Cleared;
 
-/// Files of a failed attempt that outlive it.
+/// Files of a failed attempt that are kept after it.
 #[derive(Default)]
 pub(super) struct AttemptFiles {
-    /// bbcp's output.
+    /// Log file with bbcp's output.
     pub(super) log_path: Option<PathBuf>,
-    /// The partial copy that the next attempt can complete.
+    /// Plan with the partial copy that the next attempt can complete.
     pub(super) partial: Option<Box<Plan>>,
 }
 
-/// An attempt that runs.
+/// A running attempt.
 pub(super) struct AttemptRun<'a> {
     service: &'a TransferService,
     request: &'a Request,
@@ -48,9 +48,9 @@ pub(super) struct AttemptRun<'a> {
     stop: CancellationToken,
     /// Cancelled by the lease renewer when the lease is lost.
     lost: CancellationToken,
-    /// Set by the lease renewer when the link is paused and running copies are to stop.
+    /// Set by the lease renewer when the link is paused and its running copies have to stop.
     paused: Arc<OnceLock<PausedLink>>,
-    /// The phase alone, for the lease renewer: progress does not concern it.
+    /// The phase alone, for the lease renewer, which does not need the progress.
     phases: watch::Sender<Phase>,
     started: Instant,
 }
@@ -124,7 +124,7 @@ impl<'a> AttemptRun<'a> {
         let recognizing = self.stoppable(self.recognize(plan, prepared.source, existing));
         let digest = step("transfer/verify", recognizing).await?;
         if prepared.earlier.is_some() {
-            // It was spared for a copy that is not needed.
+            // The partial copy was kept for a copy that is now unnecessary.
             self.sweep(plan, acquired, None).await;
         }
         let committing = self.commit(plan, &digest, None);
@@ -139,7 +139,8 @@ impl<'a> AttemptRun<'a> {
     ) -> Result<Summary, TransferError> {
         let resumed = self.begin_partial(prepared).await?;
         let digest = match self.copy_and_verify(prepared, log_path).await {
-            // What was there was not worth completing. bbcp would complete anything.
+            // The earlier partial copy may be the cause. bbcp completes any file, even one that is not a part of the
+            // package.
             Err(error) if resumed > 0 && error.partial() == PartialCopy::Restart => {
                 self.restart_partial(&prepared.plan, resumed, &error)
                     .await?;

@@ -1,5 +1,5 @@
-//! Preparation of a copy: the plan, the claim of the destination, a look at both ends, and the removal
-//! of what earlier attempts left.
+//! Preparation of a copy: the plan, the claim of the destination, the inspection of both ends, and the removal of files
+//! that earlier attempts left.
 
 use std::path::PathBuf;
 
@@ -27,15 +27,15 @@ pub(super) struct EarlierPartial {
 /// Everything that the following steps need.
 pub(super) struct Prepared {
     pub(super) plan: Plan,
-    /// The origin before the copy.
+    /// Facts about the origin before the copy.
     pub(super) source: Facts,
     pub(super) earlier: Option<EarlierPartial>,
-    /// The file at the final path, if there is one.
+    /// Facts about the file at the final path, if it exists.
     pub(super) existing: Option<Facts>,
 }
 
 impl AttemptRun<'_> {
-    /// Makes the plan, claims the destination and looks at both ends.
+    /// Makes the plan, claims the destination and inspects both ends.
     pub(super) async fn prepare(&self, acquired: &Acquired) -> Result<Prepared, TransferError> {
         if let Some(displaced) = &acquired.displaced {
             tracing::warn!(
@@ -125,7 +125,7 @@ impl AttemptRun<'_> {
             })
     }
 
-    /// Claims the destination, so that no other transfer copies to it meanwhile.
+    /// Claims the destination, so that no other transfer copies to it at the same time.
     async fn claim(&self, plan: &Plan) -> Result<(), TransferError> {
         let (service, lease) = (self.service, self.lease);
         let destination = plan.destination_key(&service.owner().host);
@@ -158,7 +158,7 @@ impl AttemptRun<'_> {
     /// Inspects the origin and makes the directory at the destination.
     async fn inspect_origin(&self, plan: &mut Plan) -> Result<Facts, TransferError> {
         let facts = plan.source.inspect().await?;
-        // A package whose size was never recorded is as large as it is.
+        // For a package without a recorded size, the size of the file counts.
         if plan.size != 0 && plan.size != facts.size {
             return Err(TransferError::OriginSize {
                 path: plan.source.path().to_string(),
@@ -178,7 +178,7 @@ impl AttemptRun<'_> {
         Ok(facts)
     }
 
-    /// The partial copy of an earlier attempt that this one can complete.
+    /// Finds the partial copy of an earlier attempt that this one can complete.
     async fn find_earlier(
         &self,
         plan: &Plan,
@@ -195,8 +195,8 @@ impl AttemptRun<'_> {
         Ok((bytes > 0).then_some(EarlierPartial { name, bytes }))
     }
 
-    /// Removes what earlier attempts at this transfer left, except for `spared`. Only the holder of the
-    /// lease may use such files; but files that cannot be removed now do not prevent the copy.
+    /// Removes files that earlier attempts at this transfer left, except for `spared`. Only the holder of the lease may
+    /// use such files. Files that cannot be removed now do not prevent the copy.
     pub(super) async fn sweep(
         &self,
         plan: &Plan,
@@ -237,8 +237,8 @@ impl AttemptRun<'_> {
         }
     }
 
-    /// Refuses a copy that does not fit, and records the names of its files before they are made. Returns
-    /// the path of bbcp's log.
+    /// Refuses a copy that does not fit, and records the names of its files before they are made. Returns the path of
+    /// bbcp's log file.
     pub(super) async fn begin_files(&self, prepared: &Prepared) -> Result<PathBuf, TransferError> {
         let plan = &prepared.plan;
         let present = prepared.earlier.map_or(0, |partial| partial.bytes);
@@ -254,7 +254,7 @@ impl AttemptRun<'_> {
         Ok(path)
     }
 
-    /// Refuses a package that does not fit. `present` bytes of it are at the destination already.
+    /// Refuses a package that does not fit. `present` is the number of its bytes that the destination already has.
     async fn check_room(&self, plan: &Plan, present: u64) -> Result<(), TransferError> {
         let needed = plan
             .size
@@ -274,7 +274,7 @@ impl AttemptRun<'_> {
     /// `transfer.log_dir`/ID/ID-ATTEMPT-TAG.log
     fn log_path(&self) -> PathBuf {
         let directory = &self.service.settings().transfer.log_dir;
-        // Absolute, since the database's readers work elsewhere.
+        // Absolute, since readers of the database have other working directories.
         let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.clone());
         directory
             .join(self.request.id.to_string())

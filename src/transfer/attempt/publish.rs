@@ -13,20 +13,21 @@ use crate::transfer::repository::Finished;
 use crate::transfer::service::Summary;
 
 impl AttemptRun<'_> {
-    /// Gives the copy its final name, if the database confirms that the lease is still ours.
+    /// Gives the copy its final name if the database confirms that this worker still holds the lease.
     pub(super) async fn publish(&self, prepared: &Prepared) -> Result<(), TransferError> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease, plan) = (self.service, self.lease, &prepared.plan);
         let snapshot = *self.request.snapshots.borrow();
         service
             .write_with_lease(lease, &self.stop, || async {
-                // The answer may be to stop for a paused link; a copy that is complete does not use the link.
+                // The renewal may report a paused link; a complete copy does not use the link any more, so that is
+                // ignored.
                 let repository = service.repository();
                 fault_point!(LeaseConfirmed, repository.renew(lease, snapshot).await).map(drop)
             })
             .await?;
         match fault_point!(Renamed, plan.target.publish().await) {
-            // Perhaps by us: the answer to a rename can get lost on its way.
+            // The file may be our own: the answer to an earlier rename may have been lost.
             Err(error @ TransferError::DestinationExists { .. }) => {
                 let existing = plan.target.inspect().await?.ok_or(error)?;
                 self.recognize(plan, prepared.source, existing).await?;
@@ -37,8 +38,8 @@ impl AttemptRun<'_> {
         }
     }
 
-    /// Writes COMPLETED. From here on only a cold shutdown ends the wait for the database: the
-    /// file is at its place, and the next attempt would find it there.
+    /// Writes COMPLETED. From here on only a cold shutdown ends the wait for the database: the file has its final name,
+    /// and the next attempt would find it there.
     pub(super) async fn commit(
         &self,
         plan: &Plan,

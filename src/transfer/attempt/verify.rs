@@ -132,7 +132,7 @@ impl AttemptRun<'_> {
         let (source, target) = (plan.source.clone(), plan.target.clone());
         let (service, lease) = (self.service.clone(), self.lease);
         let name = target.temporary();
-        // Before the marker is made: a worker that is killed leaves nothing that is not on record.
+        // Recorded before the marker is made, so that every file of a killed worker is on record.
         let text = name.to_string();
         service
             .write_with_lease(lease, &self.stop, || {
@@ -140,7 +140,7 @@ impl AttemptRun<'_> {
             })
             .await?;
         let (id, attempt) = (lease.data_transfer_id(), lease.attempt());
-        // Runs to its end also if the attempt is stopped meanwhile, so that no marker stays.
+        // A task of its own: it runs to its end even if the attempt is stopped, so that the marker is always removed.
         let looking = tokio::spawn(async move {
             target.make_marker().await?;
             fault_point!(MarkerMade);

@@ -64,7 +64,7 @@ impl FailureKind {
         self.row().code
     }
 
-    /// The kind with this code; none if the code is not known (any more).
+    /// The kind with this code; `None` if the code is unknown (for example from an older version).
     pub fn from_code(code: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|kind| kind.code() == code)
     }
@@ -180,7 +180,7 @@ impl PatternMatch {
         (self.pattern.failure)(observation)
     }
 
-    /// Returns true if ssh states that there is no connection, or none any more.
+    /// Returns true if ssh states that no connection exists, or that it ended.
     fn is_lost_connection(&self) -> bool {
         self.source == Source::Ssh && self.kind.row().scope == Some(Scope::Link)
     }

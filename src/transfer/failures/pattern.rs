@@ -71,7 +71,7 @@ pub(in crate::transfer) struct Names<'a> {
     pub(in crate::transfer) origin: &'a str,
     /// Temporary path at the destination.
     pub(in crate::transfer) copy: &'a str,
-    /// bbcp at the other end, as it is started.
+    /// Command that starts bbcp at the other end.
     pub(in crate::transfer) program: &'a str,
 }
 
@@ -196,7 +196,7 @@ pub(super) struct OutputLine<'a> {
     names_origin: bool,
 }
 
-/// `bash: line 1: …`, `-zsh:1: …`, `/bin/sh: 1: …`, `env: …`: what follows the shell's name.
+/// `bash: line 1: …`, `-zsh:1: …`, `/bin/sh: 1: …`, `env: …`: captures the text after the shell's name.
 static SHELL: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(r"^-?(?:/\S*/)?(?:[a-z]*sh|env)(?:\[\d+\])?:(?: ?(?:line )?\d+:)? +(.*)$").ok()
 });

@@ -52,7 +52,7 @@ impl fmt::Display for Interruption {
 /// Underlying error of any type.
 pub type BoxError = Box<dyn Error + Send + Sync>;
 
-/// Location of the reason: shows an operator whom to call.
+/// Location of the cause; decides who has to act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scope {
     /// The origin location or its data.
@@ -108,11 +108,11 @@ pub(crate) enum RetryRule {
 /// Delay before the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wait {
-    /// The manager's next pass may send it.
+    /// No delay: the manager's next pass may send it.
     None,
-    /// `transfer.retry_delay_first`, doubling.
+    /// `transfer.retry_delay_first`, doubled after each failure.
     Backoff,
-    /// `transfer.retry_delay_storage`, doubling: an operator has to make room or mount a disk.
+    /// `transfer.retry_delay_storage`, doubled after each failure: an operator has to make room or mount a disk.
     Storage,
 }
 
@@ -121,7 +121,7 @@ pub enum Wait {
 pub(crate) enum PartialCopy {
     /// The next attempt completes it.
     Keep,
-    /// It is removed: its content is in doubt, the disk is full, or no attempt follows.
+    /// It is removed: its content is in doubt, the disk is full, or no further attempt follows.
     Discard,
     /// An earlier partial copy that was completed may be the cause. The same attempt copies once more from
     /// the start; without an earlier partial copy, or if that fails as well, it is removed.

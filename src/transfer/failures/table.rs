@@ -1,4 +1,4 @@
-//! The table of failures: one row is all that the domain knows about a failure.
+//! The table of failures. One row has all facts that the domain knows about a failure.
 //!
 //! The columns are explained at [`failures!`] and [`FailureRow`]. The order of the rows is that of
 //! `docs/failures.md`; the order in which patterns are tried is their rank.
@@ -59,7 +59,7 @@ failures! {
             recorded this path.",
         known_by(140): |seen| { path: seen.origin } in [bbcp("").ends("is a directory.")],
     }
-    /// The package has another size than the database says.
+    /// The package has another size than recorded in the database.
     OriginSize { path: String, recorded: u64, found: u64 } = "origin_size" {
         scope: Source, retry: Never, wait: None, partial: Discard,
         message: "{path} at the origin has {found} bytes where the database says {recorded}; find out which \
@@ -143,8 +143,7 @@ failures! {
         message: "{path} has {available} bytes free where {needed} are needed (with the margin); make room",
         remedy: "Make room.",
     }
-    /// The destination ran full during the copy, which was removed so that it does not keep others from
-    /// their work.
+    /// The destination ran full during the copy. The copy was removed, so that others can use its space.
     StorageFull { path: String, line: String } = "storage_full" {
         scope: Destination, retry: AtMost(STORAGE_RETRIES), wait: Storage, partial: Discard,
         message: "the destination ran full while {path} was copied; make room: {line}",
@@ -246,7 +245,7 @@ failures! {
             humantime::format_duration(*.idle)),
         remedy: "Look at that storage: a hung mount, a dying disk.",
     }
-    /// Over `transfer.min_rate_window` less than `transfer.min_rate` was moved.
+    /// Over `transfer.min_rate_window` the rate was below `transfer.min_rate`.
     TooSlow { moved: u64, window: Duration, least: u64, bytes_done: u64, bytes_total: u64 } = "too_slow" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
         message: ("{moved} bytes moved in the last {}, which is below {least} bytes/s, at {bytes_done} of \
@@ -262,14 +261,14 @@ failures! {
             humantime::format_duration(*.limit)),
         remedy: "Look at the link, or lower the rate.",
     }
-    /// bbcp met a time limit of its own, which this worker never sets.
+    /// bbcp reached a time limit of its own, which this worker never sets.
     TimeLimit { line: String } = "time_limit" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
         message: "bbcp met its time limit, which this worker never sets; look for one in its build: {line}",
         remedy: "Look for one in its build.",
         known_by(200): |seen| { line: seen.line } in [bbcp("Time limit exceeded")],
     }
-    /// A small operation at one end (a look, a rename) took too long.
+    /// A small operation at one end (an inspection, a rename) took too long.
     OperationTimeout { operation: &'static str, host: String, limit: Duration } = "operation_timeout" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
         message: ("{operation} at {host} took longer than {}",
@@ -295,8 +294,8 @@ failures! {
             thrown away",
         remedy: "If it comes again, look at the destination's storage.",
     }
-    /// bbcp called a copy good whose content is not the origin's. It was removed. (After a resumed
-    /// copy, it was copied anew from the start before this was said.)
+    /// bbcp called a copy good whose content is not the origin's. It was removed. (If the copy had been resumed, the
+    /// attempt first copied the file again from the start; this failure is reported only if that copy differs too.)
     ChecksumMismatch {
         path: String,
         algorithm: &'static str,
@@ -308,7 +307,7 @@ failures! {
             copy was thrown away",
         remedy: "If it comes again, look for bad memory or a bad disk.",
     }
-    /// bbcp refused to go on with a partial copy, and to begin anew as well.
+    /// bbcp refused to continue a partial copy, and then also to start again from the beginning.
     ResumeRefused { line: String } = "resume_refused" {
         scope: Link, retry: General, wait: Backoff, partial: Restart,
         message: "bbcp does not complete the partial copy: {line}",
@@ -370,7 +369,7 @@ failures! {
             ssh("Segmentation fault (core dumped)").ends("Segmentation fault (core dumped)"),
         ],
     }
-    /// bbcp failed in a way that is not known.
+    /// bbcp failed for a reason that this worker does not know.
     BbcpFailed { exit: String, line: String } = "bbcp_failed" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
         message: "bbcp failed ({exit}): {line}",
@@ -422,7 +421,7 @@ failures! {
         message: "the {role} `{location}` has the unsafe host name {host:?}: {problem}",
         remedy: "Correct the location's row.",
     }
-    /// The login is not one that ssh could not mistake for an option.
+    /// The login name has a form that ssh could interpret as an option.
     BadUser { role: Role, location: String, user: String } = "user_invalid" {
         scope: EndOf(role), retry: Never, wait: None, partial: Discard,
         message: "the login name {user:?} for the {role} `{location}` is unsafe; correct `ssh.user`",
@@ -475,57 +474,57 @@ failures! {
             missing; correct the row",
         remedy: "Read the message; correct the row or the constraint that it names, and reset the transfer.",
     }
-    /// There is no such transfer.
+    /// The transfer does not exist.
     UnknownTransfer { id: TransferId } = "transfer_unknown" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} does not exist; nothing was done",
         remedy: "The message is wrong, or the row was deleted.",
     }
-    /// The transfer has FAILED before.
+    /// The transfer is FAILED already.
     AlreadyFailed { id: TransferId } = "transfer_failed_before" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} has failed for good before; reset it (status pending) to have it tried \
             again",
         remedy: "If it is to be tried again, reset it.",
     }
-    /// A message came for a transfer that waits to be tried again. The row, not the message, says when.
+    /// A message arrived for a transfer that waits for its next attempt. The row, not the message, has the time.
     NotDue { id: TransferId, not_before: DateTime<Utc> } = "not_due" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} failed before and waits until {not_before} to be tried again; the \
             manager sends it then",
         remedy: "Nothing: the manager sends a message in time. A reset of its `retry_count` does it at once.",
     }
-    /// Somebody has paused the link. The row waits, PENDING; a copy that ran was stopped only if the
-    /// pause was meant for that.
+    /// An operator has paused the link. The row waits, PENDING; a running copy was stopped only if the pause includes
+    /// running copies.
     LinkPaused { link: String, since: DateTime<Utc>, by: String, reason: String } = "link_paused" {
         scope: Link, retry: Uncounted, wait: None, partial: Keep,
         message: "the link {link} is paused since {since} by {by}: {reason}; the transfer waits until it is \
             resumed",
         remedy: "Nothing: when the link is resumed, the manager sends the transfer again.",
     }
-    /// A message came for a transfer whose link has as many copies as it may: the limit was made
-    /// smaller after the message was sent, or its window of the day has begun. The row waits, PENDING.
+    /// A message arrived for a transfer whose link has reached its limit of copies: the limit was made smaller after
+    /// the message was sent, or a limit for this time of day has begun. The row waits, PENDING.
     LinkFull { link: String, limit: u32, copies: u64 } = "link_full" {
         scope: Link, retry: Uncounted, wait: None, partial: Keep,
         message: "the link {link} has {copies} copies and may have {limit} at this time; the transfer waits \
             until one ends",
         remedy: "Nothing: when the link has room, the manager sends the transfer again.",
     }
-    /// Another worker is at it.
+    /// Another worker holds the transfer.
     Held { id: TransferId, owner: String } = "held_by_other" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} is being done by {owner}; left alone",
         remedy: "Nothing.",
     }
-    /// The row says IN_PROGRESS, but no worker of this kind is at it.
+    /// The row says IN_PROGRESS, but no worker of this kind holds the transfer.
     Untracked { id: TransferId } = "in_progress_untracked" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} is in progress but no worker of this kind holds it; if none runs it \
             any more, reset it",
         remedy: "If no Python worker is either, reset it.",
     }
-    /// An operator changed the row, or another worker took the transfer over. The copy was stopped and
-    /// removed, and the row left as it is.
+    /// An operator changed the row, or another worker took the transfer over. The copy was stopped and removed; the row
+    /// was not changed.
     LeaseLost { id: TransferId } = "lease_lost" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} was taken from this worker by another worker or an operator; what was \

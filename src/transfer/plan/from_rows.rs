@@ -8,16 +8,16 @@ use crate::transfer::error::TransferError;
 use crate::transfer::link::LinkName;
 use crate::transfer::repository::{LocationRecord, PackageRecord, TransferRecord};
 
-/// The rows of one transfer, as far as its plan needs them.
+/// The columns of one transfer's rows that its plan needs.
 #[derive(Debug, Clone)]
 pub struct PlanInput {
-    /// The end that is read.
+    /// Location that is read.
     pub origin: Location,
-    /// The end that is written.
+    /// Location that is written.
     pub destination: Location,
     /// The file to copy.
     pub package: Package,
-    /// The method of the route from origin to destination; none where there is no route.
+    /// Method of the route from origin to destination; `None` without a route.
     pub method: Option<String>,
 }
 
@@ -62,7 +62,7 @@ impl PlanInput {
     }
 }
 
-/// Settings of a plan's link by the settings file alone.
+/// Returns the settings of a plan's link according to the settings file alone.
 ///
 /// # Errors
 /// [`TransferError::LinkSettings`] if a route in the file cannot be used.
@@ -124,7 +124,7 @@ impl From<PackageRecord> for Package {
         Self {
             relative_path: row.relative_path,
             file_name: row.file_name,
-            // A size that is not on record is taken from the file, see `attempt::prepare`.
+            // An unrecorded size is later taken from the file, see `attempt::prepare`.
             size: size.unwrap_or(0),
             checksum: row.checksum,
         }

@@ -1,23 +1,23 @@
-//! The names of the worker's own host.
+//! Names of the worker's own host.
 
 use std::collections::BTreeSet;
 
-/// Names that mean the host this worker runs on.
+/// Names of the host on which this worker runs.
 #[derive(Debug, Clone, Default)]
 pub struct LocalHost(BTreeSet<String>);
 
 impl LocalHost {
-    /// From this host's own name and further ones (`transfer.local_hosts`).
+    /// Collects this host's own name and further names (`transfer.local_hosts`).
     ///
-    /// A full name stands for its first label too: what a row calls `telescope` is found on
-    /// `telescope.ccat.cl` by every resolver with a search domain.
+    /// The first label of a full name counts too: resolvers with a search domain find the `telescope` of a row as
+    /// `telescope.ccat.cl`.
     pub fn new<'a>(own_name: &'a str, further: impl IntoIterator<Item = &'a str>) -> Self {
         let label = own_name.split('.').next().unwrap_or_default();
         let names = [own_name, label, "localhost"].into_iter().chain(further);
         Self(names.map(Self::normal).filter(|n| !n.is_empty()).collect())
     }
 
-    /// Whether `host` is this host.
+    /// Returns true if `host` is a name of this host.
     pub fn is(&self, host: &str) -> bool {
         self.0.contains(&Self::normal(host))
     }

@@ -1,8 +1,7 @@
-//! From rows to a copy that can be started, or the reason why it must not be.
+//! Conversion of a transfer's rows into the plan of a copy, or into the reason to refuse it.
 //!
-//! Pure: everything that is unsafe or impossible on paper is refused here, before any process
-//! starts. What only the file systems know (existence, size, room) is asked later, of
-//! [`Source`] and [`Target`].
+//! Pure: everything that is unsafe or impossible according to the rows is refused here, before any process starts.
+//! Facts that only the file systems know (existence, size, free space) are read later, from [`Source`] and [`Target`].
 
 use std::time::Duration;
 
@@ -26,92 +25,90 @@ pub(super) use from_rows::file_settings;
 pub use local_host::LocalHost;
 pub(super) use paths::checked_path;
 
-/// The one method this worker does.
+/// The only transfer method of this worker.
 const METHOD: &str = "bbcp";
 
-/// A data location, as far as a copy needs it.
+/// A data location, with the columns that a copy needs.
 #[derive(Debug, Clone)]
 pub struct Location {
-    /// The site's short name.
+    /// Short name of the site.
     pub site: String,
-    /// The location's name.
+    /// Name of the location.
     pub name: String,
-    /// What it stores on.
+    /// Kind of storage.
     pub storage: StorageType,
-    /// Where its directory is; none is the worker's own host.
+    /// Host of the directory; `None` for the worker's own host.
     pub host: Option<String>,
-    /// Its directory.
+    /// Root directory.
     pub root: String,
 }
 
-/// The file to move.
+/// The file to copy.
 #[derive(Debug, Clone)]
 pub struct Package {
-    /// Directory below a location's root, the same at both ends; may be empty. A path that already
-    /// ends with the file name is taken as the file's own.
+    /// Directory below a location's root, the same at both ends; may be empty. If the path already ends with the file
+    /// name, it is the path of the file.
     pub relative_path: String,
     /// Name of the file.
     pub file_name: String,
-    /// Its size in bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Its digest as recorded when it was made, if it was.
+    /// Digest recorded when the package was made, if any.
     pub checksum: Option<String>,
 }
 
 /// One attempt at one transfer.
 #[derive(Debug, Clone, Copy)]
 pub struct Attempt {
-    /// The transfer's id.
+    /// Id of the transfer.
     pub transfer_id: TransferId,
     /// Number of the attempt.
     pub number: AttemptNumber,
-    /// Token of the lease it runs under.
+    /// Token of the attempt's lease.
     pub lease_token: Uuid,
 }
 
 /// A copy that can be started.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Whose copy it is.
+    /// The attempt that makes the copy.
     pub attempt: Attempt,
     /// The link that the copy uses.
     pub link: LinkName,
     /// The file to read.
     pub source: Source,
-    /// Where it goes, and under which temporary name.
+    /// Destination of the copy, with its temporary name.
     pub target: Target,
-    /// Size by the database, in bytes.
+    /// Size in bytes according to the database.
     pub size: u64,
-    /// Digest by the database; none if there is none, or in a form that is not known.
+    /// Digest according to the database; `None` if it is missing or has an unknown form.
     pub recorded: Option<Digest>,
-    /// By which algorithm the ends are compared: the recorded digest's, or the link's.
+    /// Algorithm by which both ends are compared: that of the recorded digest, or else the link's.
     pub digest: DigestAlgorithm,
-    /// bbcp's command line, for this link.
+    /// Settings of bbcp for this link.
     pub bbcp: Bbcp,
-    /// A copy that moves nothing for so long is stopped.
+    /// Maximum time without a moved byte before the copy is stopped.
     pub stall_timeout: Duration,
-    /// What is too slow.
+    /// Minimum rate and deadline of the copy.
     pub slowness: Slowness,
-    /// A partial copy of so many bytes or more is kept for the next attempt to complete; none never
-    /// is.
+    /// Minimum size in bytes of a copy that is kept after a failure, so that the next attempt completes it. With
+    /// `None`, no partial copy is kept.
     pub resume_above: Option<u64>,
-    /// The destination's host as its location names it; empty where that is the worker's own.
+    /// Host of the destination as named by its location; empty for the worker's own host.
     destination_host: String,
 }
 
 impl Plan {
-    /// Whether the copy can be completed by the next attempt, should this one not end well.
+    /// Returns true if the next attempt can complete the copy when this attempt fails.
     pub fn resumes(&self) -> bool {
         self.resume_above.is_some_and(|least| self.size >= least)
             && can_hold_checkpoints(&self.target.checkpoint_path())
     }
 
-    /// What tells this copy's destination from every other: host and path, where `here` is the
-    /// name of the worker's own host.
+    /// Key that identifies this copy's destination: host and path. `here` is the name of the worker's own host.
     ///
-    /// The host is spelled as its location spells it, so that workers at both ends have one key.
-    /// (Two locations that spell one host in two ways are not recognised; the file that is there
-    /// is still never overwritten.)
+    /// The host is spelled as in its location, so that workers at both ends use the same key. (Two locations that spell
+    /// one host in two ways are not recognised as one; an existing file is still never overwritten.)
     pub fn destination_key(&self, here: &str) -> String {
         let host = if self.destination_host.is_empty() {
             here
@@ -121,8 +118,8 @@ impl Plan {
         format!("{}:{}", LocalHost::normal(host), self.target.path())
     }
 
-    /// Refuses a destination that is the source itself by another path, host name or link. It would pass
-    /// every comparison, and the only copy would be taken for two.
+    /// Refuses a destination that is the source itself under another path, host name or link. Such a copy would pass
+    /// every comparison, and the only copy would be counted as two.
     ///
     /// # Errors
     /// [`TransferError::SamePlace`].
@@ -133,7 +130,7 @@ impl Plan {
         Ok(())
     }
 
-    /// The error for ends that are one file.
+    /// The error for two ends that are the same file.
     pub(super) fn same_place(&self) -> TransferError {
         TransferError::SamePlace {
             path: self.source.path().to_string(),
@@ -144,7 +141,7 @@ impl Plan {
 /// Makes the plan of one attempt.
 ///
 /// # Errors
-/// The first reason why this copy must not be started; always a permanent one.
+/// The first reason why this copy must not be started; always a permanent failure.
 pub fn plan(
     attempt: Attempt,
     input: &PlanInput,
@@ -206,7 +203,7 @@ pub fn plan(
     })
 }
 
-/// The place of a package at its destination.
+/// Path of a package at its destination.
 ///
 /// # Errors
 /// The location or the path is unsafe or does not belong to a disk.
@@ -253,7 +250,7 @@ fn check_method(
     }
 }
 
-/// The host that a location names; empty where it names none, or `localhost`.
+/// Host named by a location; empty for no host and for `localhost`.
 fn named_host(location: &Location) -> &str {
     let host = location.host.as_deref().map(str::trim).unwrap_or_default();
     if host.eq_ignore_ascii_case("localhost") {
@@ -355,7 +352,7 @@ pub(super) mod examples {
         }
     }
 
-    /// From `from` to `to` with `link`; "here" is this host.
+    /// Plan from `from` to `to` with `link`; "here" is this host.
     pub(in crate::transfer) fn between(
         from: &Location,
         to: &Location,

@@ -1,13 +1,13 @@
-//! The paths of a package at both ends.
+//! Paths of a package at both ends.
 
 use super::Package;
 use crate::transfer::endpoint::{AbsolutePath, TemporaryName};
 use crate::transfer::error::{Role, TransferError};
 
-/// bbcp's sink crashes on directory paths above 1023 bytes; stay well below.
+/// Maximum length of a destination path in bytes. bbcp's sink crashes on directory paths above 1023 bytes.
 pub(super) const MAX_TARGET_BYTES: usize = 999;
 
-/// bbcp's source truncates its records above about 2400 bytes.
+/// Maximum length of an origin path in bytes. bbcp's source truncates its records above about 2400 bytes.
 pub(super) const MAX_SOURCE_BYTES: usize = 1999;
 
 pub(super) fn file_path(
@@ -59,8 +59,9 @@ pub(in crate::transfer) fn checked_path(
     })
 }
 
-/// bbcp hands the directory to its other end in a line that is split at blanks, and puts the name
-/// of a file behind it, with a host and a temporary name of ours, that may not become too long.
+/// Returns true if bbcp can keep its checkpoints in the directory. bbcp passes the directory to its other end in a line
+/// that is split at blanks. It appends a file name with a host and our temporary name, and the result must not become
+/// too long.
 pub(super) fn can_hold_checkpoints(directory: &AbsolutePath) -> bool {
     const MAX_BYTES: usize = 640;
     let text = directory.as_str();
