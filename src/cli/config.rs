@@ -11,9 +11,9 @@ use celery_worker_cli::text::visible_lines;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ConfigCommand {
-    /// Say what is wrong with the settings, all of it at once.
+    /// Report all problems of the settings at once.
     Check,
-    /// Print every setting with its default and what it means.
+    /// Print every setting with its default and its meaning.
     Default,
 }
 

@@ -23,7 +23,7 @@ pub(super) enum DbCommand {
         #[arg(long, requires = "down")]
         yes: bool,
     },
-    /// Say which tables there are.
+    /// Print which tables exist.
     Status,
     /// Compare the schema with what is needed.
     Check,
@@ -157,7 +157,7 @@ async fn seed(context: &Context, file: PathBuf) -> Result<(), CliError> {
     })
 }
 
-/// A result, as JSON or in words.
+/// Prints a result, as JSON or as text.
 fn say(
     context: &Context,
     result: &serde_json::Value,
@@ -170,7 +170,7 @@ fn say(
     Ok(())
 }
 
-/// A topology's error with the exit code that fits it, and the command that fills an empty ops-db.
+/// Converts a topology's error: adds the exit code, and the command that fills an empty ops-db.
 pub(super) fn topology_error(error: TopologyError) -> CliError {
     let text = chain(&error).to_string();
     match error {

@@ -1,4 +1,4 @@
-//! `doctor`: looks whether everything that is needed is there.
+//! `doctor`: checks everything that a worker or a manager needs.
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -13,19 +13,17 @@ use super::{CliError, Context, output};
 use crate::doctor::{Check, Doctor, Finding, Verdict, Wishes, unusable};
 use crate::settings::SettingsError;
 
-/// Look whether everything that is needed is there: settings, database, broker, results, other
-/// hosts, directories.
+/// Check everything that a worker or manager needs: settings, database, broker, results, other hosts, directories.
 ///
-/// Prints a line for each check, and below it what to do where something is to be done. Nothing is
-/// changed; what is written for a trial is removed at once. Exits with 0 if nothing is red, with 1
-/// otherwise.
+/// Prints a line for each check, and below it advice if something has to be corrected. Nothing is changed; trial files
+/// and rows are removed at once. Exits with 0 if nothing is red, with 1 otherwise.
 #[derive(Debug, Args)]
 pub(super) struct DoctorArguments {
     /// Only the locations of these sites, by short name, and the links from and to them.
     #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
     site: Vec<String>,
 
-    /// Queues to look at besides those of the locations.
+    /// Queues to check besides those of the locations.
     #[arg(short = 'Q', long, value_delimiter = ',', value_name = "QUEUE")]
     queues: Vec<String>,
 
@@ -50,14 +48,14 @@ pub(super) async fn run(
     };
     let mut signals = Signals::listen()?;
     let doctor = Doctor::new(context.settings.clone(), host(), wishes);
-    // Other programs end with what waits for them; they would outlive a process that is just killed.
+    // Child processes end with the future that waits for them; they would outlive a process that is just killed.
     tokio::select! {
         findings = doctor.examine() => tell(context.json, &findings),
         code = signals.ending() => Ok(code),
     }
 }
 
-/// Where there are no settings to look with.
+/// Reports settings that cannot be used. No other check is possible then.
 pub(super) fn without_settings(json: bool, error: &SettingsError) -> Result<ExitCode, CliError> {
     tell(json, &unusable(error))
 }
@@ -87,7 +85,7 @@ fn sign(verdict: Verdict) -> (&'static str, &'static str, &'static str) {
     }
 }
 
-/// A line, and one for what to do.
+/// Formats a finding: one line for the result, and one for the advice.
 fn shown(finding: &Finding, colour: bool) -> String {
     let (mark, word, code) = sign(finding.verdict);
     let verdict = format!("{mark} {word:<7}");

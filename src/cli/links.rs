@@ -16,17 +16,17 @@ use crate::transfer::repository::{LinkChange, LinkError, Repository, Traffic};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum LinksCommand {
-    /// List the links: limits, what is under way, what waits, which are paused and by whom.
+    /// List the links: limits, numbers of running and waiting transfers, and which links are paused and by whom.
     List,
-    /// Show what holds for one link, and where that comes from.
+    /// Show the settings that apply to one link, and the source of each.
     Show(Name),
-    /// Limit a link; what is not named stays as it is.
+    /// Limit a link; options that are not given do not change.
     Set(Set),
     /// Let no copy start over a link until it is resumed. Transfers wait, and lose no retry.
     Pause {
         #[command(flatten)]
         name: Name,
-        /// Why, for those who see it.
+        /// Reason; shown with the link.
         #[arg(long, value_name = "TEXT")]
         reason: String,
         /// Stop running copies, too: their transfers wait, and lose no retry either.
@@ -46,7 +46,7 @@ pub(super) struct Name {
     destination: String,
 }
 
-/// What can be set. The word `default` leaves a value to the settings, or ends a limit.
+/// New values for a link. The word `default` leaves a value to the settings, or ends a limit.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example: ccat-transfer links set ccat cologne --max-active 4 --capacity \
@@ -55,14 +55,14 @@ pub(super) struct Name {
 pub(super) struct Set {
     #[command(flatten)]
     name: Name,
-    /// Transfers that are under way at once, at most: SCHEDULED or IN_PROGRESS.
+    /// Maximum number of transfers that are SCHEDULED or IN_PROGRESS at the same time.
     #[arg(long, value_name = "N|default")]
     max_active: Option<OrDefault<u32>>,
-    /// Links of a higher priority come first; 0 where none was set.
+    /// Links of a higher priority come first; 0 if none was set.
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     priority: Option<i64>,
-    /// A part of the day with another limit, e.g. "18:00-06:00 UTC max_active=1". Give it once for each:
-    /// together they replace the windows that were there. `default` for none.
+    /// A part of the day with another limit, e.g. "18:00-06:00 UTC max_active=1". May be given several times: together
+    /// they replace the existing windows. `default` for none.
     #[arg(long, value_name = "WINDOW|default")]
     capacity: Vec<OrDefault<Window>>,
     /// bbcp's streams, 1 to 64, instead of bbcp.streams.
@@ -71,12 +71,12 @@ pub(super) struct Set {
     /// bbcp's TCP window, e.g. 8m, instead of bbcp.window.
     #[arg(long, value_name = "SIZE|default")]
     window: Option<OrDefault<String>>,
-    /// Bytes per second at most, e.g. 100m, instead of bbcp.max_rate.
+    /// Maximum rate in bytes per second, e.g. 100m, instead of bbcp.max_rate.
     #[arg(long, value_name = "RATE|default")]
     max_rate: Option<OrDefault<String>>,
 }
 
-/// A value, or the word that takes it away.
+/// A value, or the word `default`, which removes it.
 #[derive(Debug, Clone, PartialEq)]
 enum OrDefault<T> {
     Value(T),
@@ -159,7 +159,7 @@ async fn set(context: &Context, repository: &Repository, set: Set) -> Result<(),
     say(context, &link, || describe(&link))
 }
 
-/// The link, if the database has its sites.
+/// Returns the link if the database has both sites.
 async fn known(repository: &Repository, name: Name) -> Result<LinkName, CliError> {
     let sites = repository.site_names().await?;
     for site in [&name.origin, &name.destination] {
@@ -206,7 +206,7 @@ fn say(context: &Context, link: &Link, words: impl FnOnce() -> String) -> Result
     output::put(&format!("{}\n", output::clean(&words())))
 }
 
-/// A link in one line.
+/// Describes a link in one line.
 fn describe(link: &Link) -> String {
     let mut words = vec![match link.max_active {
         Some(limit) => format!("at most {limit} at once"),
@@ -221,12 +221,12 @@ fn describe(link: &Link) -> String {
     format!("{}: {}", link.name, words.join(", "))
 }
 
-/// A link with what goes over it, as it is listed.
+/// A link with its traffic, as in the output of `links list`.
 #[derive(Serialize)]
 struct Listed {
     #[serde(flatten)]
     link: Link,
-    /// What holds at this time of the day; null for no limit.
+    /// Limit at this time of the day; null for no limit.
     limit_now: Option<u32>,
     #[serde(flatten)]
     traffic: Traffic,
@@ -237,7 +237,7 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
     let mut traffic = repository.traffic().await?;
     let links = repository.links().await?;
     let mut links: BTreeMap<_, _> = links.into_iter().map(|l| (l.name.clone(), l)).collect();
-    // Also those that nobody has limited, if they are used or are meant to be.
+    // Includes links without a row, if transfers use them or a route exists.
     let routed = repository.routed_links().await?;
     let routed = routed.into_iter().map(|link| link.name);
     let others = traffic.keys().cloned().chain(routed);
@@ -289,7 +289,7 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
     output::put(&format!("{table}\n"))
 }
 
-/// The transfer that has waited longest, and for how long.
+/// The transfer that has waited longest, with its waiting time.
 fn oldest(traffic: &Traffic, now: DateTime<Utc>) -> String {
     let Some(id) = traffic.oldest_pending else {
         return "-".into();
@@ -298,7 +298,7 @@ fn oldest(traffic: &Traffic, now: DateTime<Utc>) -> String {
         .pending_since
         .and_then(|since| (now - since).to_std().ok());
     match waited {
-        // To the second is enough.
+        // The age needs no fraction of a second.
         Some(waited) => {
             let waited = Duration::from_secs(waited.as_secs());
             format!("{id} ({})", humantime::format_duration(waited))
@@ -307,7 +307,7 @@ fn oldest(traffic: &Traffic, now: DateTime<Utc>) -> String {
     }
 }
 
-/// Whether copies may start, and why not.
+/// Describes the state of a link: open, or the reason why no copy may start.
 fn state(link: &Link, now: DateTime<Utc>) -> String {
     if let Some(pause) = &link.pause {
         let how = if pause.stops_running {
@@ -382,7 +382,7 @@ async fn show(context: &Context, repository: &Repository, name: &LinkName) -> Re
     Ok(())
 }
 
-/// What the settings say about a link.
+/// Returns the settings of a link according to the settings file.
 fn from_file(context: &Context, name: &LinkName) -> Result<LinkSettings, CliError> {
     context
         .settings

@@ -1,4 +1,4 @@
-//! `manager`: schedules the transfers that wait.
+//! `manager`: schedules the PENDING transfers.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use celery_worker_cli::metrics::TaskMetrics;
 use celery_worker_cli::node::{host, node_name};
 use service_connection::error_chain::chain;
 
-/// How long it holds that the broker answers.
+/// Validity of a positive answer of the broker in the readiness check.
 const FRESH: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct ManagerArguments {
-    /// Make one pass, say what it did, and end.
+    /// Make one pass, print its result, and end.
     #[arg(long)]
     once: bool,
 
@@ -38,7 +38,7 @@ pub(super) struct ManagerArguments {
     #[arg(short, long)]
     verbose: bool,
 
-    /// Schedule only transfers whose origin is at one of these sites, by short name; else those of
+    /// Schedule only transfers whose origin is at one of these sites, by short name; without it, those of
     /// manager.sites.
     #[arg(long, value_delimiter = ',', value_name = "SHORT_NAME")]
     site: Vec<String>,
@@ -88,7 +88,7 @@ async fn service(context: &Context, arguments: &ManagerArguments) -> Result<Exit
     Ok(end.conclude(process)?)
 }
 
-/// Makes passes until it is to stop.
+/// Makes passes until the process has to stop.
 async fn work(
     context: &Context,
     health: &HealthRegistry,
@@ -128,7 +128,7 @@ async fn work(
     Ok(())
 }
 
-/// What a manager is made of.
+/// Components of a manager.
 struct Parts {
     name: String,
     settings: Arc<Settings>,
@@ -182,7 +182,7 @@ impl Parts {
     }
 }
 
-/// The manager is ready while the broker answers.
+/// Registers a readiness check: the manager is ready while the broker answers.
 fn watch_broker(health: &HealthRegistry, broker: &Arc<dyn Broker>) {
     let broker = broker.clone();
     health.ready_if(Probe::new("broker", FRESH, move || {
@@ -196,7 +196,7 @@ fn watch_broker(health: &HealthRegistry, broker: &Arc<dyn Broker>) {
     }));
 }
 
-/// The settings, with the sites of the command line.
+/// Returns the settings, with the sites of the command line.
 async fn settings(
     context: &Context,
     repository: &Repository,

@@ -1,8 +1,7 @@
 //! The command line: one file for each command.
 //!
-//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed,
-//! 2 wrong usage, 3 not found, 4 settings or schema, 5 database or broker not reachable, 6 refused
-//! because of the state of things.
+//! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not
+//! found, 4 settings or schema, 5 database or broker not reachable, 6 refused because of the current state.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -37,14 +36,14 @@ mod table;
 mod transfers;
 mod worker;
 
-/// How long a producer tries to send one message. A manager, which does so inside of a transaction,
-/// waits for less, see `manager`.
+/// Time limit for sending one message. A manager, which sends inside of a transaction, has a shorter limit, see
+/// `manager`.
 const SEND_WITHIN: Duration = Duration::from_secs(5);
 
 /// Exit code for a missing transfer, link or site.
 const NOT_FOUND: u8 = 3;
 
-/// Exit code after the reader of the output has closed it: that of a program that SIGPIPE has ended.
+/// Exit code if the reader of the output has closed it: the code of a program that SIGPIPE has ended.
 const UNREAD: u8 = 141;
 
 /// Moves CCAT transfer packages between sites with bbcp, as a Celery worker.
@@ -92,7 +91,7 @@ enum Command {
     Completions(manual::Completions),
     /// Write the manual pages.
     Man(manual::Man),
-    /// List the steps at which this build can make faults, and what can happen at each.
+    /// List the steps at which this build can inject faults, and the possible faults of each.
     #[cfg(feature = "fault-points")]
     #[command(hide = true)]
     FaultPoints,
@@ -111,7 +110,7 @@ fn command() -> clap::Command {
         })
 }
 
-/// Runs the command that the process was started with.
+/// Runs the command in the arguments of the process.
 #[must_use]
 pub fn main() -> ExitCode {
     log::install_panic_hook();
@@ -125,7 +124,7 @@ pub fn main() -> ExitCode {
         return ended(Err(error));
     }
     if let (Command::Doctor(_), Err(error)) = (&command, common.load()) {
-        // Settings that cannot be used are a finding like any other.
+        // For `doctor`, unusable settings are a finding like any other.
         return ended(doctor::without_settings(common.json, &error));
     }
     ended(match command {
@@ -149,7 +148,7 @@ pub fn main() -> ExitCode {
                 Command::Doctor(arguments) => doctor::run(&context, arguments).await,
                 #[cfg(feature = "fault-points")]
                 Command::FaultPoints => Ok(list_fault_points()),
-                // Run above, without valid settings or with flags that change them.
+                // Already run above: these need no valid settings, or have flags that change them.
                 Command::Config(_)
                 | Command::Completions(_)
                 | Command::Man(_)
@@ -285,7 +284,7 @@ impl CliError {
         ProcessError::Failed(text.into()).into()
     }
 
-    /// The command that helps, as the end of the text; empty for none.
+    /// Command that corrects the cause, as the end of the error text; empty if there is none.
     fn command(&self) -> &'static str {
         match self {
             Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {

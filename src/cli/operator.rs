@@ -1,14 +1,14 @@
-//! Who acts, and why: what is kept with every decision of a person.
+//! The operator and the reason of an action, which are recorded with it.
 
 use nix::unistd::{Uid, User};
 
 use super::CliError;
 use celery_worker_cli::node::host;
 
-/// Longer reasons are stories.
+/// Maximum length of `--reason`, in characters.
 const REASON_CHARACTERS: usize = 500;
 
-/// Who is at the keyboard, `login@host`; behind `sudo`, who called it.
+/// Login and host of the operator, `login@host`; under `sudo`, the login that called it.
 pub(super) fn operator() -> String {
     let uid = Uid::current();
     let called = std::env::var("SUDO_USER").ok();
@@ -19,7 +19,7 @@ pub(super) fn operator() -> String {
     format!("{login}@{}", host())
 }
 
-/// A reason that can be shown in a line.
+/// Checks that a reason fits in one line, and trims it.
 pub(super) fn sound(reason: &str) -> Result<String, CliError> {
     let reason = reason.trim();
     if reason.is_empty() || reason.contains(char::is_control) {

@@ -1,4 +1,4 @@
-//! How results are shown.
+//! Output of results.
 
 use std::borrow::Cow;
 use std::io::{ErrorKind, Write as _};
@@ -14,13 +14,13 @@ use celery_worker_cli::text::{visible, visible_json, visible_lines};
 /// Writes to standard output; control characters other than line breaks and tabs are shown as escapes.
 ///
 /// # Errors
-/// [`CliError::Unread`] if nobody reads it any more, as `head` when it has seen enough; `println!`
-/// would panic.
+/// [`CliError::Unread`] if the reader has closed the output, as `head` does after its last line; `println!` would
+/// panic.
 pub(super) fn put(text: &str) -> Result<(), CliError> {
     put_bytes(visible_lines(text).as_bytes())
 }
 
-/// Writes bytes to standard output as they are.
+/// Writes bytes to standard output without changes.
 ///
 /// # Errors
 /// As [`put`].
@@ -51,7 +51,7 @@ fn no_json(error: serde_json::Error) -> CliError {
     CliError::failed(format!("cannot show the result as JSON: {error}"))
 }
 
-/// A table without lines, for reading and for `awk`.
+/// Creates a table without lines, for people and for `awk`.
 pub(super) fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
@@ -61,22 +61,22 @@ pub(super) fn table(header: &[&str]) -> Table {
     table
 }
 
-/// A text from elsewhere in one line, with control characters shown as escapes.
+/// Returns a text from another program or host in one line, with control characters shown as escapes.
 pub(super) fn clean(text: &str) -> Cow<'_, str> {
     visible(text)
 }
 
-/// A size in bytes for people.
+/// Formats a size in bytes with a unit.
 pub(super) fn size(bytes: i64) -> String {
     format_size(u64::try_from(bytes).unwrap_or(0), BINARY)
 }
 
-/// A rate for people.
+/// Formats a rate in bytes per second with a unit.
 pub(super) fn rate(bytes_per_s: i64) -> String {
     format!("{}/s", size(bytes_per_s))
 }
 
-/// A share in whole per cent.
+/// Formats a share in whole per cent.
 pub(super) fn percent(done: i64, total: i64) -> String {
     if total > 0 {
         format!("{}%", done.saturating_mul(100) / total)
@@ -85,12 +85,12 @@ pub(super) fn percent(done: i64, total: i64) -> String {
     }
 }
 
-/// A time to the second, in UTC.
+/// Formats a time in UTC, to the second.
 pub(super) fn second(time: DateTime<Utc>) -> impl std::fmt::Display {
     time.format("%Y-%m-%d %H:%M:%S UTC")
 }
 
-/// A span of time in its two largest units, such as `2d 3h`; nothing below zero.
+/// Formats a span of time in its two largest units, such as `2d 3h`; a negative span counts as zero.
 pub(super) fn age(span: TimeDelta) -> String {
     const UNITS: [(i64, char); 4] = [(86_400, 'd'), (3_600, 'h'), (60, 'm'), (1, 's')];
     let seconds = span.num_seconds().max(0);

@@ -9,10 +9,10 @@ use crate::transfer::repository::Repository;
 use celery_worker_cli::health::{HealthRegistry, Probe};
 use service_connection::error_chain::chain;
 
-/// Validity of the last check that the database answers and lets transfers be worked on.
+/// Validity of the last successful check of the database, which includes that transfers can be worked on.
 const FRESH: Duration = Duration::from_secs(2);
 
-/// How long a count of all transfers holds: about as long as between two scrapes.
+/// Validity of a count of all transfers: about the time between two scrapes.
 const COUNT_HOLDS: Duration = Duration::from_secs(15);
 
 /// Adds the readiness check of the database and the metrics of the transfers.

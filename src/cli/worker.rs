@@ -1,4 +1,4 @@
-//! `worker`: receives transfers from queues and does them.
+//! `worker`: receives transfers from queues and runs them.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -67,7 +67,7 @@ pub(super) async fn run(
     Ok(end?.conclude(process)?)
 }
 
-/// Registers the tasks, and starts the sweep of expired leases beside them.
+/// Registers the tasks, and starts the regular sweep of expired leases.
 async fn register(
     context: &Context,
     parts: WorkerParts,
@@ -118,7 +118,7 @@ async fn register(
             .with_heartbeats(heartbeats),
         manager: Arc::new(manager),
     };
-    // For as long as the process lives.
+    // Runs until the process ends.
     tokio::spawn(async move {
         let every = settings.transfer.lease_ttl;
         let pulse = health
@@ -138,7 +138,7 @@ async fn register(
         .map_err(|e| CliError::configuration(format!("celery.task_names: {e}")))
 }
 
-/// The queues of all locations of some sites.
+/// Returns the queues of all locations of some sites.
 async fn queues(
     context: &Context,
     repository: &Repository,

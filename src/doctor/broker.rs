@@ -1,4 +1,4 @@
-//! The broker: the way there, what our user may do, and the queues.
+//! Checks of the broker: connection, permissions of the user, and queues.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,15 +12,14 @@ use celery_worker::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Permis
 use celery_worker::broker::topology::Queue;
 use service_connection::error_chain::chain;
 
-/// What RabbitMQ's `consumer_timeout` is where nobody has set it, from this version on (major, minor,
-/// patch); see its change log.
+/// Default of RabbitMQ's `consumer_timeout` from each version on (major, minor, patch); source: its change log.
 const CONSUMER_TIMEOUTS: [((u32, u32, u32), Duration); 2] = [
     ((3, 8, 17), Duration::from_secs(30 * 60)),
     ((3, 8, 15), Duration::from_secs(15 * 60)),
 ];
 
 impl Doctor {
-    /// `known` gets the names of the locations' queues, once the database has told.
+    /// Checks the broker. `known` receives the names of the locations' queues after they were read from the database.
     pub(super) async fn look_at_broker(
         &self,
         known: oneshot::Receiver<Vec<String>>,
@@ -61,7 +60,7 @@ impl Doctor {
             match bad {
                 None => Outcome::green(good.join("; ")),
                 Some(outcome) if good.is_empty() => outcome,
-                // Another broker replaces it.
+                // Another broker replaces the failed one, so this is only a warning.
                 Some(outcome) => Outcome {
                     verdict: Verdict::Yellow,
                     found: format!("{}; {}", good.join("; "), outcome.found),
@@ -70,7 +69,7 @@ impl Doctor {
             }
         };
         let mut findings = match self.wishes.skip.contains(&Check::Broker) {
-            // The wish is to leave it alone.
+            // The operator does not want a connection to the broker.
             true => return Vec::new(),
             false => Vec::from_iter(self.check(Check::Broker, "", connecting).await),
         };
@@ -95,7 +94,7 @@ impl Doctor {
         findings
     }
 
-    /// The queues to look at: of locations, asked for, or the default one.
+    /// Returns the queues to check: those of locations and of the command line, or the default one.
     fn queues(&self, of_locations: Vec<String>) -> BTreeSet<String> {
         let mut names: BTreeSet<_> = of_locations.into_iter().collect();
         names.extend(self.wishes.queues.iter().cloned());
@@ -106,7 +105,7 @@ impl Doctor {
     }
 
     async fn look_at_permissions(&self, probe: &Probe) -> Outcome {
-        // As a worker's queue for remote control is called, which every worker declares.
+        // Named like the queue for remote control that every worker declares.
         let tag = Uuid::new_v4().simple().to_string();
         let name = Queue::control(&format!("doctor@{}", self.host), &tag).name;
         let Permissions {

@@ -1,4 +1,4 @@
-//! The operations database.
+//! Checks of the operations database.
 
 use std::time::Duration;
 
@@ -14,24 +14,24 @@ use crate::transfer::routing::queue_name;
 use crate::transfer::schema::SchemaError;
 use service_connection::error_chain::chain;
 
-/// Clocks that differ by less agree; those that differ by more are wrong for certain.
+/// Limits for the difference of two clocks: below the first they agree, above the second they are certainly wrong.
 const CLOCKS_DIFFER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 
 impl Doctor {
-    /// Also looks at the places that the database names. `names` gets the queues.
+    /// Checks the database, and the places that it names. `names` receives the queues.
     pub(super) async fn look_at_database_and_places(
         &self,
         names: oneshot::Sender<Vec<String>>,
     ) -> (Vec<Finding>, Vec<Finding>) {
         let (mut findings, map) = self.look_at_database().await;
         let Some(map) = map else {
-            // Whoever waits for the names goes on without.
+            // The receiver then continues without the names.
             drop(names);
             let places = self.look_at_no_places().await;
             return (findings, places);
         };
         findings.extend(self.unknown_sites(&map));
-        // Nobody waits for them where the broker cannot be reached.
+        // The receiver is gone if the broker cannot be reached.
         let _ = names.send(self.queues_of(&map));
         let places = self.look_at_places(&map).await;
         (findings, places)
@@ -40,7 +40,7 @@ impl Doctor {
     async fn look_at_database(&self) -> (Vec<Finding>, Option<Map>) {
         let settings = &self.settings.ops_db;
         let mut database = None;
-        // Even where it is left out, what depends on it needs it.
+        // Done even if the check is skipped, since other checks need the connection.
         let connecting = async {
             match Database::connect(settings).await {
                 Ok(connected) => {
@@ -120,7 +120,7 @@ impl Doctor {
         (findings, map)
     }
 
-    /// Does a check that others depend on, and tells about it only if that is wanted.
+    /// Makes a check that others depend on, and reports it only if it is not skipped.
     async fn always(&self, check: Check, work: impl Future<Output = Outcome>) -> Vec<Finding> {
         if self.wishes.skip.contains(&check) {
             let _ = tokio::time::timeout(self.wishes.limit, work).await;
@@ -148,7 +148,7 @@ impl Doctor {
         sites.filter(unknown).map(finding).collect()
     }
 
-    /// Whether a site is to be looked at.
+    /// Returns true if the checks include the site.
     pub(super) fn wants(&self, site: &str) -> bool {
         self.wishes.sites.is_empty() || self.wishes.sites.iter().any(|wanted| wanted == site)
     }
@@ -164,7 +164,7 @@ impl Doctor {
     }
 }
 
-/// Partial copies that nothing will complete.
+/// Checks for partial copies that no attempt will complete.
 async fn look_at_partials(repository: &Repository) -> Outcome {
     let leftovers = match repository.leftovers().await {
         Ok(leftovers) => leftovers,
@@ -232,7 +232,7 @@ fn misfit(error: &SchemaError) -> Outcome {
     Outcome::red(told.join("; "), advice)
 }
 
-/// Compares a clock that was read between two times of ours, to `grain`.
+/// Compares a clock that was read between two readings of ours, with the resolution `grain`.
 pub(super) fn judge_clock(
     theirs: DateTime<Utc>,
     asked: DateTime<Utc>,
@@ -240,7 +240,7 @@ pub(super) fn judge_clock(
     grain: Duration,
 ) -> Outcome {
     let grain = chrono::TimeDelta::from_std(grain).unwrap_or_default();
-    // Nothing between the two is a difference.
+    // Any reading between the two counts as no difference.
     let difference = if theirs + grain < asked {
         asked - theirs - grain
     } else if theirs > answered {

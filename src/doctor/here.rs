@@ -1,4 +1,4 @@
-//! This host: settings, log directory, limits, ports, bbcp.
+//! Checks of this host: settings, log directory, limits, ports, bbcp.
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use crate::settings::Settings;
 
-/// Open files that a worker may need beside those of its transfers, and those of each transfer.
+/// Number of open files that a worker may need in addition to its transfers, and number for each transfer.
 const FILES: (u64, u64) = (256, 32);
 
 impl Doctor {
@@ -40,7 +40,7 @@ impl Doctor {
         self.look_at_settings().into_iter().chain(rest).collect()
     }
 
-    /// They were loaded, so they are valid.
+    /// The settings are valid, since loading them succeeded.
     fn look_at_settings(&self) -> Vec<Finding> {
         if self.wishes.skip.contains(&Check::Settings) {
             return Vec::new();
@@ -71,7 +71,7 @@ impl Doctor {
     }
 }
 
-/// Work that may block, e.g. on a file server that is away.
+/// Runs work that may block, for example on a file server that does not answer.
 async fn blocking(work: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
     tokio::task::spawn_blocking(work)
         .await
@@ -113,7 +113,7 @@ fn look_at_log_dir(directory: &Path) -> Outcome {
     }
 }
 
-/// Makes a file that was not there, and removes it.
+/// Makes a file that did not exist, and removes it.
 fn try_writing(path: &PathBuf) -> io::Result<()> {
     OpenOptions::new().write(true).create_new(true).open(path)?;
     fs::remove_file(path)
@@ -134,7 +134,7 @@ fn look_at_limits(transfers: usize) -> Outcome {
     }
 }
 
-/// The ranges of ports, each once: the general one and those of single links.
+/// Returns the port ranges of the general settings and of the links, without duplicates.
 fn port_ranges(settings: &Settings) -> BTreeSet<(u16, u16)> {
     let of_links = settings
         .routes
@@ -172,7 +172,7 @@ fn look_at_ports(ranges: &BTreeSet<(u16, u16)>, transfers: usize) -> Outcome {
         ));
         let verdict = match free {
             0 => Verdict::Red,
-            // Each transfer listens at one.
+            // Each transfer needs a port to listen on.
             _ if free < transfers => Verdict::Yellow,
             _ => Verdict::Green,
         };
@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(verdict(folder.path()), Verdict::Green);
         assert_eq!(verdict(&folder.path().join("a/b")), Verdict::Green);
         assert_eq!(fs::read_dir(folder.path())?.count(), 0);
-        // Root, too, can make no directory there.
+        // Even root cannot make a directory there.
         assert_eq!(verdict(Path::new("/proc/self")), Verdict::Red);
         Ok(())
     }

@@ -1,10 +1,8 @@
-//! Looks whether everything that a worker or a manager needs is there, and says what to do where it
-//! is not.
+//! Checks that everything exists that a worker or a manager needs, and gives advice if something does not.
 //!
-//! Nothing is changed that was there before: what has to be written to find out whether it can be
-//! (a queue, a key, a directory at a destination) has a name of our own and is removed at once.
-//! Checks run at the same time, a few at a time and each for a limited time; what stands in the way
-//! of one stops only those that depend on it. The order of the findings is always the same.
+//! Existing data are not changed: trial objects (a queue, a key, a directory at a destination) have names of our own
+//! and are removed at once. Checks run concurrently, with a limit of their number and a time limit for each. A failed
+//! check stops only those that depend on it. The order of the findings is always the same.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,10 +22,11 @@ mod places;
 mod scheduled;
 mod services;
 
-/// Checks that run at the same time; below what an sshd lets knock at once.
+/// Maximum number of concurrent checks; below the number of unauthenticated connections that an sshd accepts
+/// (MaxStartups).
 const AT_ONCE: usize = 8;
 
-/// What is looked at.
+/// A check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 #[value(rename_all = "snake_case")]
@@ -54,11 +53,11 @@ pub(crate) enum Check {
     Clock,
     /// The broker lets us in.
     Broker,
-    /// What the broker's user may do.
+    /// The broker's user has the necessary permissions.
     Permissions,
     /// Queues are what would be declared.
     Queues,
-    /// How long the broker lets a message be held.
+    /// The broker's time limit for unacknowledged messages.
     ConsumerTimeout,
     /// Results can be stored.
     Results,
@@ -76,27 +75,27 @@ pub(crate) enum Check {
     Digest,
     /// Origins can be read.
     Origin,
-    /// There is room at destinations.
+    /// Destinations have enough free space.
     Space,
     /// Destinations can be written.
     Write,
 }
 
-/// How it is.
+/// Result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
     /// As it should be.
     Green,
-    /// It works, and may be a matter of time.
+    /// It works, but needs attention.
     Yellow,
     /// It does not work.
     Red,
-    /// It could not be looked at, since something before it is red or missing.
+    /// Not checked, since an earlier check failed or a prerequisite is missing.
     Skipped,
 }
 
-/// What a check found, without its name.
+/// Result of a check, without its name.
 #[derive(Debug)]
 struct Outcome {
     verdict: Verdict,
@@ -126,38 +125,38 @@ impl Outcome {
     }
 }
 
-/// What a check found.
+/// Result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Finding {
-    /// Which one.
+    /// The check.
     pub check: Check,
-    /// What was looked at; empty where there is only one.
+    /// Checked object; empty if only one exists.
     pub subject: String,
-    /// How it is.
+    /// Verdict.
     pub verdict: Verdict,
-    /// What was found.
+    /// Observation.
     pub found: String,
-    /// What to do: a command or a setting. None where nothing is to be done.
+    /// Command or setting that corrects the problem; `None` if no action is necessary.
     pub advice: Option<String>,
 }
 
-/// What is to be looked at.
+/// Selection of the checks.
 #[derive(Debug, Clone)]
 pub(crate) struct Wishes {
     /// Only the locations of these sites, by short name, and links from or to them; all if empty.
     pub sites: Vec<String>,
-    /// Queues beside those of the locations.
+    /// Queues to check besides those of the locations.
     pub queues: Vec<String>,
     /// Checks to leave out.
     pub skip: BTreeSet<Check>,
-    /// Longest time for one check.
+    /// Time limit of one check.
     pub limit: Duration,
 }
 
-/// Looks at everything.
+/// Makes the checks.
 pub(crate) struct Doctor {
     settings: Arc<Settings>,
-    /// This host's name.
+    /// Name of this host.
     host: String,
     local: LocalHost,
     wishes: Wishes,
@@ -165,7 +164,7 @@ pub(crate) struct Doctor {
 }
 
 impl Doctor {
-    /// A doctor on the host of this name.
+    /// Creates the checks for the host with this name.
     #[must_use]
     pub(crate) fn new(settings: Arc<Settings>, host: String, wishes: Wishes) -> Self {
         let further = settings.transfer.local_hosts.iter().map(String::as_str);
@@ -179,7 +178,7 @@ impl Doctor {
         }
     }
 
-    /// Everything that was found, in a fixed order.
+    /// Makes all checks and returns the findings, in a fixed order.
     pub(crate) async fn examine(&self) -> Vec<Finding> {
         let (names, known) = oneshot::channel();
         let (here, (database, places), broker, services) = tokio::join!(
@@ -191,8 +190,8 @@ impl Doctor {
         [here, database, broker, services, places].concat()
     }
 
-    /// Does one check, when it is its turn and not for longer than it may take. None if it is left
-    /// out.
+    /// Makes one check when a slot is free, with the time limit. Returns `None` if the check is skipped by the
+    /// operator.
     async fn check(
         &self,
         check: Check,
@@ -202,7 +201,7 @@ impl Doctor {
         if self.wishes.skip.contains(&check) {
             return None;
         }
-        // It is never closed.
+        // The semaphore is never closed.
         let _turn = self.bound.acquire().await;
         let limit = self.wishes.limit;
         let Outcome {
@@ -225,7 +224,7 @@ impl Doctor {
         })
     }
 
-    /// A check that cannot be done.
+    /// Returns the finding for a check that cannot be made.
     fn skipped(&self, check: Check, subject: impl Into<String>, why: &str) -> Option<Finding> {
         (!self.wishes.skip.contains(&check)).then(|| Finding {
             check,
@@ -237,7 +236,7 @@ impl Doctor {
     }
 }
 
-/// What is to be said of settings that cannot be used; nothing else can be looked at then.
+/// Returns the findings for settings that cannot be used; no other check is possible then.
 #[must_use]
 pub(crate) fn unusable(error: &crate::settings::SettingsError) -> Vec<Finding> {
     let finding = |problem: &crate::settings::Problem| Finding {

@@ -1,4 +1,4 @@
-//! The ends of the links: other hosts with what has to be there, and the locations' directories.
+//! Checks of the ends of the links: programs on other hosts, and the directories of the locations.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,37 +19,37 @@ use crate::transfer::inspection::{LocationProbe, bbcp_version};
 use crate::transfer::link::LinkName;
 use crate::transfer::repository::{LocationRecord, Map};
 
-/// The one method that is done here.
+/// The only transfer method of this program.
 const METHOD: &str = "bbcp";
 
-/// `date +%s` tells whole seconds.
+/// Resolution of a remote clock: `date +%s` prints whole seconds.
 const REMOTE_CLOCK_GRAIN: Duration = Duration::from_secs(1);
 
-/// A host with what is looked at there; this one, where there is no remote.
+/// A host with the items to check there; this host if `remote` is `None`.
 #[derive(Default)]
 struct CheckedHost {
     remote: Option<Remote>,
-    /// bbcp there.
+    /// Command that starts bbcp there.
     program: String,
     digest: Option<DigestAlgorithm>,
     places: Vec<Named>,
 }
 
-/// A directory, by its location.
+/// A location's directory.
 struct Named {
     name: String,
     place: LocationProbe,
-    /// Bytes of the largest package that waits for it.
+    /// Size in bytes of the largest package that waits for it.
     largest: u64,
     /// True if packages wait to be copied from the location.
     has_waiting: bool,
 }
 
-/// Hosts by what tells one from another: name, way there and programs. This one comes first.
+/// Hosts by a key of name, connection settings and programs. This host comes first.
 type Hosts = BTreeMap<String, CheckedHost>;
 
 impl Doctor {
-    /// What can be looked at without a database: bbcp.
+    /// Makes the checks that need no database: only that of bbcp.
     pub(super) async fn look_at_no_places(&self) -> Vec<Finding> {
         let (bbcp, _) = self.look_at_bbcp().await;
         let why = "the database does not tell what there is";
@@ -79,7 +79,7 @@ impl Doctor {
         [vec![bbcp, links], places].concat().concat()
     }
 
-    /// The finding, and the version, which others are compared with.
+    /// Checks bbcp on this host. Returns the finding, and the version for comparison with other hosts.
     async fn look_at_bbcp(&self) -> (Option<Finding>, Option<String>) {
         let program = &self.settings.bbcp.program;
         let mut version = None;
@@ -97,7 +97,7 @@ impl Doctor {
         (finding, version)
     }
 
-    /// Which links lead from or to here, and what is to be looked at for their sake.
+    /// Collects the links with an end on this host, and the items to check for them.
     fn survey(&self, map: &Map) -> (Vec<Finding>, Hosts) {
         let mut findings = Vec::new();
         let mut hosts = Hosts::new();
@@ -156,7 +156,7 @@ impl Doctor {
         (findings, hosts)
     }
 
-    /// The two ends of a link, by host; none if neither is on this one.
+    /// Returns the two ends of a link by host; the result is empty if neither is on this host.
     fn ends(
         &self,
         map: &Map,
@@ -200,7 +200,7 @@ impl Doctor {
         };
         let from_here = here_at(Role::Origin);
         let to_here = here_at(Role::Destination);
-        // A copy has one end here at the least, so a remote end matters if the other one is here.
+        // A copy has at least one end on this host, so a remote end matters only if the other end is here.
         ends.retain(|end| {
             is_here(end)
                 || match end.place.role() {
@@ -265,7 +265,7 @@ impl Doctor {
         findings
     }
 
-    /// What has to be on another host, and its clock, which was read between two times of ours.
+    /// Checks the programs on another host, and its clock, which was read between two readings of ours.
     async fn look_at_programs(
         &self,
         host: &CheckedHost,
@@ -332,7 +332,7 @@ impl Doctor {
             self.check(Check::Space, name(), measuring),
             self.check(Check::Write, name(), look_at_writing(named)),
         );
-        // One reason for both, and the latter tells it better.
+        // Both checks fail for the same reason, and the second one explains it better.
         if free.is_none() && write.as_ref().is_some_and(|f| f.verdict == Verdict::Red) {
             space = self.skipped(Check::Space, name(), "it cannot be written");
         }
@@ -368,7 +368,7 @@ fn key(place: &LocationProbe, settings: &LinkSettings) -> String {
     match place.remote() {
         None => String::new(),
         Some(remote) => {
-            // Without a name it would only be looked at twice.
+            // If serialization failed, the host would only be checked twice.
             let way = serde_json::to_string(&settings.ssh).unwrap_or_default();
             let program = settings.bbcp.remote_program.display();
             let digest = digest::name(settings.digest);
@@ -387,7 +387,7 @@ fn checks_of(named: &Named) -> &'static [Check] {
 async fn look_at_origin(named: &Named) -> Outcome {
     match named.place.readable().await {
         Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
-        // The location may be new.
+        // A new location may be empty.
         Err(TransferError::OriginRootMissing { empty: true, .. }) if !named.has_waiting => {
             Outcome::green(format!("{} can be read; it is empty", named.place.root()))
         }
@@ -402,7 +402,7 @@ async fn look_at_writing(named: &Named) -> Outcome {
     }
 }
 
-/// What a worker would say, and what is to be done in a worker's words.
+/// Converts an error to a finding, with the explanation and the remedy that a worker would report.
 fn failed(error: &TransferError) -> Outcome {
     Outcome::red(advice::explanation(error), advice::remedy(error.kind()))
 }

@@ -1,4 +1,4 @@
-//! Transfers that are SCHEDULED and that no worker takes.
+//! Check for transfers that are SCHEDULED and that no worker takes.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use crate::manager::is_overdue;
 use crate::transfer::repository::{Filter, Listing, Repository, ScheduleRecord, Sort};
 use service_connection::error_chain::chain;
 
-/// Transfers that are looked at, the longest unchanged first.
+/// Maximum number of transfers to check; the longest unchanged come first.
 const AT_MOST: u64 = 10_000;
 
-/// A transfer that was sent so often without effect is not lost by chance.
+/// Number of messages without effect after which a lost message is no coincidence.
 const FRUITLESS: i64 = 3;
 
 pub(super) async fn look(repository: &Repository, reconcile_after: Duration) -> Outcome {
@@ -124,7 +124,7 @@ mod tests {
     #[case(&[Some((1, 0))], Verdict::Green)]
     #[case(&[Some((1, 0)), None], Verdict::Yellow)]
     #[case(&[Some((6, 0))], Verdict::Yellow)]
-    // It has had more patience since it was sent again.
+    // It was sent again, so it may be older.
     #[case(&[Some((6, 1))], Verdict::Green)]
     #[case(&[Some((1, 3))], Verdict::Red)]
     fn rows_that_wait(#[case] rows: &[Option<(i64, i64)>], #[case] expected: Verdict) {

@@ -1,4 +1,4 @@
-//! Where results and signs of life go.
+//! Checks of the services for results, signs of life and traces.
 
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ impl Doctor {
         if !traces.are_wanted() {
             return None;
         }
-        // So that its own answer comes before the end of the check's time.
+        // Shorter than the limit of the check, so that the probe's own error is reported.
         traces.timeout = traces.timeout.min(self.wishes.limit / 2);
         let work = async {
             let asked = tokio::task::spawn_blocking(move || traces::probe(&traces, PROGRAM)).await;

@@ -1,5 +1,5 @@
-//! What the table of transfers says as a whole. Every process that shows it shows the same: a
-//! dashboard takes the largest, not the sum.
+//! Totals of the table of transfers. Every process that exports them exports the same values: a dashboard must take the
+//! maximum, not the sum.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub struct TableMetrics {
 }
 
 impl TableMetrics {
-    /// For one database.
+    /// Creates the gauges of one database.
     ///
     /// # Errors
     /// See [`celery_worker_cli::metrics::Metrics::new`].
@@ -40,7 +40,7 @@ impl TableMetrics {
         })
     }
 
-    /// What is shown.
+    /// Returns all metrics for registration.
     #[must_use]
     pub fn all(&self) -> [Box<dyn Registered>; 3] {
         [
@@ -50,7 +50,7 @@ impl TableMetrics {
         ]
     }
 
-    /// Notes how the table is now.
+    /// Sets the gauges to the current state of the table.
     pub fn set<'a>(
         &self,
         transfers: impl IntoIterator<Item = (&'a str, u64)>,

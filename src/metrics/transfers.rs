@@ -1,4 +1,4 @@
-//! What becomes of transfers in one process, and what a manager does.
+//! Metrics of the transfers in one process, and of a manager.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -10,13 +10,13 @@ use prometheus::{
 
 use celery_worker_cli::metrics::Registered;
 
-/// The link of a copy, for labels: the sites' short names.
+/// Labels of the link of a copy: the short names of both sites.
 const LINK: [&str; 2] = ["origin", "destination"];
 
-/// Upper bounds of a pass of the manager, in seconds.
+/// Upper bounds of the histogram of the manager's passes, in seconds.
 const PASSES: [f64; 10] = [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0];
 
-/// Counts the attempts of one process, and knows how many copies run in it. Clones share everything.
+/// Counters of the attempts in one process, and gauges of its running copies. Clones share all values.
 #[derive(Debug, Clone)]
 pub struct TransferMetrics {
     bytes: IntCounterVec,
@@ -26,25 +26,25 @@ pub struct TransferMetrics {
     all: Arc<Running>,
 }
 
-/// All copies of the process together.
+/// Sums over all copies of the process.
 #[derive(Debug, Default)]
 struct Running {
     copies: AtomicI64,
     bytes_per_s: AtomicI64,
 }
 
-/// A copy that runs; it has ended when this is dropped.
+/// A running copy; dropping it records the end.
 #[derive(Debug)]
 pub struct Copying {
     copies: IntGauge,
     rate: IntGauge,
     all: Arc<Running>,
-    /// This copy's share of the rates.
+    /// Rate of this copy, in bytes per second, as included in the sum.
     mine: AtomicI64,
 }
 
 impl Copying {
-    /// Notes its rate, in bytes per second.
+    /// Records the rate of the copy, in bytes per second.
     pub fn rate(&self, bytes_per_s: u64) {
         let now = i64::try_from(bytes_per_s).unwrap_or(i64::MAX);
         let more = now - self.mine.swap(now, Ordering::Relaxed);
@@ -62,7 +62,7 @@ impl Drop for Copying {
 }
 
 impl TransferMetrics {
-    /// For one process.
+    /// Creates the metrics of one process.
     ///
     /// # Errors
     /// See [`celery_worker_cli::metrics::Metrics::new`].
@@ -100,7 +100,7 @@ impl TransferMetrics {
         })
     }
 
-    /// What is shown.
+    /// Returns all metrics for registration.
     #[must_use]
     pub fn all(&self) -> [Box<dyn Registered>; 4] {
         [
@@ -111,11 +111,11 @@ impl TransferMetrics {
         ]
     }
 
-    /// A copy begins.
+    /// Records the start of a copy.
     #[must_use]
     pub fn copying(&self, origin: &str, destination: &str) -> Copying {
         let link = [origin, destination];
-        // At 0 from here on, so that the first package is an increase.
+        // Creates the counter with the value 0, so that monitoring sees the first package as an increase.
         self.bytes.with_label_values(&link);
         let copying = Copying {
             copies: self.copies.with_label_values(&link),
@@ -140,7 +140,7 @@ impl TransferMetrics {
         self.attempts.with_label_values(&[outcome, error]).inc();
     }
 
-    /// How many copies run, and their rate together in bytes per second.
+    /// Number of running copies, and their total rate in bytes per second.
     #[must_use]
     pub fn running(&self) -> (u64, u64) {
         let read = |number: &AtomicI64| u64::try_from(number.load(Ordering::Relaxed)).unwrap_or(0);
@@ -148,7 +148,7 @@ impl TransferMetrics {
     }
 }
 
-/// Counts the passes of a manager.
+/// Counters of the passes of a manager.
 #[derive(Debug, Clone)]
 pub struct ManagerMetrics {
     duration: Histogram,
@@ -161,23 +161,23 @@ pub struct ManagerMetrics {
     overdue: IntGauge,
 }
 
-/// What one pass did.
+/// Results of one pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PassCounts {
-    /// Transfers that got a message.
+    /// Transfers for which a message was sent.
     pub scheduled: usize,
     /// Transfers that could not be scheduled.
     pub refused: usize,
-    /// Transfers of dead workers that were put back.
+    /// Transfers of dead workers that were made PENDING again.
     pub recovered: usize,
-    /// Transfers that were made PENDING because their message was lost.
+    /// Transfers that were made PENDING again because their message was lost.
     pub resent: usize,
-    /// Transfers that are SCHEDULED for longer than `manager.reconcile_after`.
+    /// Transfers that have been SCHEDULED for longer than `manager.reconcile_after`.
     pub overdue: usize,
 }
 
 impl ManagerMetrics {
-    /// For one manager.
+    /// Creates the metrics of one manager.
     ///
     /// # Errors
     /// See [`celery_worker_cli::metrics::Metrics::new`].
@@ -222,7 +222,7 @@ impl ManagerMetrics {
         })
     }
 
-    /// What is shown.
+    /// Returns all metrics for registration.
     #[must_use]
     pub fn all(&self) -> [Box<dyn Registered>; 8] {
         [
@@ -237,13 +237,13 @@ impl ManagerMetrics {
         ]
     }
 
-    /// Transfers that it has sent to a queue.
+    /// Number of transfers that the manager has sent to a queue.
     #[must_use]
     pub fn scheduled(&self) -> u64 {
         self.scheduled.get()
     }
 
-    /// Counts a pass; `None` is one that could not be finished.
+    /// Records a pass; `None` for a pass that failed.
     pub fn pass(&self, took: Duration, did: Option<PassCounts>) {
         self.duration.observe(took.as_secs_f64());
         let Some(did) = did else {

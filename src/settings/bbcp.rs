@@ -17,11 +17,11 @@ pub struct Bbcp {
     pub remote_program: PathBuf,
     /// Data streams, 1 to 64.
     pub streams: u8,
-    /// TCP window in bbcp's form; empty for its default.
+    /// TCP window in bbcp's notation; empty for its default.
     pub window: String,
     /// Seconds between progress lines, 2 or more.
     pub progress_interval: u32,
-    /// Listener ports `first:last`; empty for bbcp's own.
+    /// Listener ports `first:last`; empty for bbcp's default.
     pub port_range: String,
     /// `-z`.
     pub reverse_connection: bool,
@@ -29,7 +29,7 @@ pub struct Bbcp {
     pub no_dns: bool,
     /// Buffer checksum: `c32c`, `md5` or empty.
     pub in_flight_checksum: String,
-    /// Rate limit in bbcp's form; empty for none.
+    /// Rate limit in bbcp's notation; empty for none.
     pub max_rate: String,
     /// Pause between SIGTERM and SIGKILL to the process group.
     #[serde(with = "humantime_serde")]
@@ -37,7 +37,7 @@ pub struct Bbcp {
 }
 
 impl Bbcp {
-    /// Problems of values from another source than a file; `key` is the prefix of their keys.
+    /// Returns the problems of values that come from the database, not from a file; `key` is the prefix of their keys.
     pub(crate) fn problems(&self, key: &str) -> Vec<Problem> {
         let mut problems = Problems::default();
         self.check(&mut problems.section(key));
@@ -51,7 +51,7 @@ impl Bbcp {
             "streams",
             "must be 1 to 64",
         );
-        // With -P 1 bbcp floods its output with rates that are no numbers.
+        // With -P 1, bbcp floods its output with rates that are not numbers.
         problems.require(
             self.progress_interval >= 2,
             "progress_interval",

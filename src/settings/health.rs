@@ -22,9 +22,9 @@ pub struct Health {
     pub manager_name: String,
     /// Name of a worker.
     pub worker_name: String,
-    /// Key of a running task, with `{task_id}` in it; empty for none.
+    /// Key for a running task, which contains `{task_id}`; empty for none.
     pub task_key: String,
-    /// Pause between two signs.
+    /// Interval between two signs.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
     /// Lifetime of a sign.

@@ -104,7 +104,7 @@ pub struct Settings {
     pub traces: Traces,
     /// Logging.
     pub log: Log,
-    /// Risks: secrets that others can read, here or in transit.
+    /// Risks in the settings: secrets that others can read, here or in transit.
     #[serde(skip)]
     pub warnings: Vec<Problem>,
 }

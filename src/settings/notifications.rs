@@ -20,7 +20,7 @@ pub struct Notifications {
     /// Shortest time between two notifications.
     #[serde(with = "humantime_serde")]
     pub min_interval: Duration,
-    /// Time limit of one notification by one way.
+    /// Time limit of one notification by one of the two ways.
     #[serde(with = "humantime_serde")]
     pub timeout: Duration,
 }

@@ -12,7 +12,7 @@ use celery_worker_cli::settings::{Problem, SectionProblems, exposure, is_local, 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpsDb {
-    /// Kind of database; it selects the group of keys below that counts.
+    /// Kind of database; decides which of the key groups below is used.
     pub database_type: DatabaseType,
     /// Path of the SQLite file.
     pub database_sqlite_database: PathBuf,
@@ -47,7 +47,7 @@ pub struct OpsDb {
 }
 
 impl OpsDb {
-    /// The password, if it would be sent in plain text to another host.
+    /// The problem that the password would be sent in plain text to another host, if so.
     pub(super) fn exposure(&self) -> Option<Problem> {
         let mode = match self.database_postgresql_sslmode {
             SslMode::Environment => std::env::var("PGSSLMODE").unwrap_or_default(),
@@ -94,18 +94,18 @@ pub enum DatabaseType {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SslMode {
-    /// The mode of the variable `PGSSLMODE`; `prefer` where there is none.
+    /// The mode of the variable `PGSSLMODE`; `prefer` if it is not set.
     #[serde(rename = "")]
     Environment,
     /// No TLS.
     Disable,
-    /// TLS where the server has it; nothing is verified.
+    /// TLS if the server supports it; nothing is verified.
     Prefer,
     /// TLS; as `verify-ca` if authorities are given, else nothing is verified.
     Require,
     /// TLS, with a certificate of a trusted authority.
     VerifyCa,
-    /// The same, and the certificate is for the host that was asked for.
+    /// The same, and the certificate must be issued for the requested host.
     VerifyFull,
 }
 

@@ -69,11 +69,11 @@ pub struct LinkSettings {
 /// Limits for copies that move, but slowly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Slowness {
-    /// Least bytes per second over `window`; 0 for no limit.
+    /// Minimum rate over `window`, in bytes per second; 0 for no limit.
     pub min_rate: u64,
     /// Time over which `min_rate` is measured.
     pub window: Duration,
-    /// Bytes per second that give the time limit; 0 for none.
+    /// Rate from which the time limit is computed, in bytes per second; 0 for no limit.
     pub deadline_rate: u64,
     /// Time added to that limit.
     pub deadline_grace: Duration,
@@ -95,8 +95,7 @@ impl Settings {
     /// The settings of the link between two sites, by short name.
     ///
     /// # Errors
-    /// The problem with a route's own keys; none for settings from [`load`](super::load), which
-    /// checks every route.
+    /// The problem with a route's own keys. Settings from [`load`](super::load) have none, since it checks every route.
     pub fn link(&self, origin: &str, destination: &str) -> Result<LinkSettings, String> {
         let mut link = LinkSettings {
             bbcp: self.bbcp.clone(),

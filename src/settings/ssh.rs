@@ -18,9 +18,9 @@ pub struct Ssh {
     pub user: String,
     /// Port.
     pub port: u16,
-    /// `-i`; empty for ssh's own search.
+    /// Argument of `-i`; empty for ssh's default keys.
     pub identity_file: String,
-    /// `UserKnownHostsFile`; empty for ssh's own.
+    /// `UserKnownHostsFile`; empty for ssh's default.
     pub known_hosts_file: String,
     /// `ConnectTimeout`.
     #[serde(with = "humantime_serde")]
@@ -85,7 +85,7 @@ impl Ssh {
     }
 }
 
-/// Returns true for names that are safe on ssh's command line: none can be taken for an option.
+/// Returns true for names that are safe on ssh's command line: ssh cannot interpret them as options.
 fn is_user(name: &str) -> bool {
     let begins = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
     let continues = |byte: u8| begins(byte) || byte.is_ascii_digit() || byte == b'-';

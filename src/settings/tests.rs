@@ -1,4 +1,4 @@
-//! Tests of loading all sections together.
+//! Tests that load all sections together.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::fs::{self, Permissions};
@@ -10,7 +10,7 @@ use rstest::rstest;
 
 use super::*;
 
-/// Loads a file of settings in which `FILE` stands for one that holds `content`.
+/// Loads a settings file in which `FILE` stands for the path of a file with `content`.
 fn loaded(settings: &str, content: &str, mode: u32) -> Result<Settings, SettingsError> {
     let folder = tempfile::tempdir().unwrap();
     let secret = folder.path().join("secret");

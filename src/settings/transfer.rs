@@ -11,16 +11,16 @@ use celery_worker_cli::settings::SectionProblems;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Transfer {
-    /// End whose queue a transfer goes to.
+    /// End whose queue receives the transfer.
     pub queue_location: QueueLocation,
     /// Prefix of every queue name.
     pub queue_prefix: String,
-    /// Further attempts after the first failed one.
+    /// Maximum number of further attempts after the first failed one.
     pub max_retries: u32,
     /// Wait before the first further attempt; each failure doubles it.
     #[serde(with = "humantime_serde")]
     pub retry_delay_first: Duration,
-    /// The same after a failure for lack of storage.
+    /// Wait before the first further attempt after a failure for lack of storage.
     #[serde(with = "humantime_serde")]
     pub retry_delay_storage: Duration,
     /// Longest wait.
@@ -31,21 +31,21 @@ pub struct Transfer {
     /// Time for running tasks to end after the signal to stop; zero for no limit.
     #[serde(with = "humantime_serde")]
     pub shutdown_timeout: Duration,
-    /// Age of the last renewal at which a lease is dead.
+    /// Time since the last renewal after which a lease has expired.
     #[serde(with = "humantime_serde")]
     pub lease_ttl: Duration,
-    /// Longest pause between two renewals.
+    /// Maximum interval between two renewals.
     #[serde(with = "humantime_serde")]
     pub lease_renew_interval: Duration,
     /// Time without progress until a copy is stopped.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
-    /// Bytes per second that a copy must move; 0 for no such limit.
+    /// Minimum rate of a copy, in bytes per second; 0 for no limit.
     pub min_rate: u64,
     /// Time over which `min_rate` is measured.
     #[serde(with = "humantime_serde")]
     pub min_rate_window: Duration,
-    /// Bytes per second that give a copy's time limit; 0 for none.
+    /// Rate from which a copy's time limit is computed, in bytes per second; 0 for no limit.
     pub deadline_rate: u64,
     /// Time added to that limit.
     #[serde(with = "humantime_serde")]
@@ -103,8 +103,8 @@ pub enum DigestAlgorithm {
     Sha256,
     /// BLAKE3, 256 bits.
     Blake3,
-    /// XXH3, 64 bits: fast, finds accidents but no attack.
+    /// XXH3, 64 bits: fast; detects accidental changes, but not an attack.
     Xxh3,
-    /// MD5, RFC 1321: finds accidents but no attack; many archives record it.
+    /// MD5, RFC 1321: detects accidental changes, but not an attack; many archives record it.
     Md5,
 }

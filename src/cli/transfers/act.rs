@@ -17,7 +17,7 @@ use crate::transfer::repository::{
 };
 use celery_worker_cli::exit_code;
 
-/// So many of those that were chosen are shown before the question.
+/// Number of selected transfers that are shown before the question.
 const SHOWN_BEFORE_ASKING: usize = 20;
 
 #[derive(Debug, Args)]
@@ -25,11 +25,11 @@ pub(in crate::cli) struct Retry {
     #[command(flatten)]
     which: Which,
 
-    /// Why; kept with your name.
+    /// Reason; recorded with your name.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 
-    /// Also transfers that are IN_PROGRESS without a lease, when no Python worker is at them.
+    /// Also transfers that are IN_PROGRESS without a lease, if no Python worker runs them.
     #[arg(long)]
     untracked: bool,
 }
@@ -39,7 +39,7 @@ pub(in crate::cli) struct Cancel {
     #[command(flatten)]
     which: Which,
 
-    /// Why; kept with your name, and written to the row.
+    /// Reason; recorded with your name, and written to the row.
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
 }
@@ -49,16 +49,16 @@ pub(in crate::cli) struct Fail {
     #[command(flatten)]
     which: Which,
 
-    /// Why; kept with your name, and written to the row.
+    /// Reason; recorded with your name, and written to the row.
     #[arg(long, value_name = "TEXT")]
     reason: String,
 
-    /// Also transfers that are IN_PROGRESS without a lease, when no Python worker is at them.
+    /// Also transfers that are IN_PROGRESS without a lease, if no Python worker runs them.
     #[arg(long)]
     untracked: bool,
 }
 
-/// Which transfers, and how it is made sure that they are meant.
+/// Selection of transfers, and options for its confirmation.
 #[derive(Debug, Args)]
 struct Which {
     /// Ids of the transfers; or else filters.
@@ -67,20 +67,20 @@ struct Which {
     #[command(flatten)]
     filters: Filters,
 
-    /// So many at most of those that the filters choose, the lowest ids.
+    /// Maximum number of transfers that the filters select; the lowest ids come first.
     #[arg(long)]
     limit: Option<u64>,
 
-    /// Say what would happen, and do nothing.
+    /// Print what would happen, and change nothing.
     #[arg(long)]
     dry_run: bool,
 
-    /// Do not ask, even though the transfers were chosen by filters.
+    /// Do not ask, even if the transfers were selected by filters.
     #[arg(long, short)]
     yes: bool,
 }
 
-/// What is to be done.
+/// An action with its transfers and reason.
 pub(super) struct ActionOrder {
     which: Which,
     action: Action,
@@ -121,19 +121,19 @@ impl From<Fail> for ActionOrder {
     }
 }
 
-/// What came of one transfer.
+/// Result of the action on one transfer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum ActionOutcome {
     Done,
-    /// With --dry-run.
+    /// Result with --dry-run.
     WouldBeDone,
     Unchanged,
     Refused,
     Unknown,
 }
 
-/// What is told about one transfer.
+/// Answer about one transfer.
 #[derive(Debug, Serialize)]
 struct ActionAnswer {
     id: TransferId,
@@ -195,7 +195,7 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
                 }
                 answers.push(answer);
             }
-            // The others may well have been changed already, and that must be told.
+            // Stop, but report the transfers that were changed before.
             Err(error) => {
                 failure = Some(error);
                 break;
@@ -219,7 +219,7 @@ fn ends_unheld(verdict: &Applicability) -> bool {
         if change.to == entity::Status::Failed && change.stopped.is_none())
 }
 
-/// An id that nobody has is a mistake in the command, so it counts before a refusal.
+/// Chooses the exit code. An unknown id is a mistake in the command, so it ranks above a refusal.
 fn code(answers: &[ActionAnswer]) -> ExitCode {
     let any = |outcome| answers.iter().any(|answer| answer.outcome == outcome);
     if any(ActionOutcome::Unknown) {
@@ -241,7 +241,7 @@ async fn choose(repository: &Repository, which: &Which) -> Result<Vec<TransferSu
     Ok(repository.list(&listing).await?)
 }
 
-/// Asks whether it is meant.
+/// Asks the operator for confirmation.
 async fn confirm(
     repository: &Repository,
     action: Action,
@@ -260,7 +260,7 @@ async fn confirm(
         eprintln!("… and {} more", chosen.len() - shown.len());
     }
     eprint!("{what}? [y/N] ");
-    // Nothing can be done about a terminal that takes no question; the answer tells.
+    // A terminal that shows no question gives no answer either, which is reported.
     let _ = std::io::stderr().flush();
     let read = tokio::task::spawn_blocking(|| {
         let mut line = String::new();

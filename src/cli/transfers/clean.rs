@@ -1,4 +1,4 @@
-//! `transfers clean`: partial copies that nothing will complete.
+//! `transfers clean`: removes partial copies that no attempt will complete.
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
@@ -16,10 +16,10 @@ use celery_worker_cli::node::{host, node_name};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Clean {
-    /// Ids of the transfers; all that have ended if none are given.
+    /// Ids of the transfers; without any, all ended transfers.
     ids: Vec<TransferId>,
 
-    /// List the partial copies, and remove nothing.
+    /// List the partial copies and remove none.
     #[arg(long)]
     dry_run: bool,
 }

@@ -1,4 +1,4 @@
-//! `transfers create`: a package and a transfer that waits.
+//! `transfers create`: creates a package and its PENDING transfer.
 
 use std::path::Path;
 
@@ -17,13 +17,13 @@ pub(in crate::cli) struct Create {
     /// The file: a path below the origin's directory.
     #[arg(long, value_name = "FILE")]
     package: String,
-    /// Where it is, as SITE/LOCATION.
+    /// Location of the file, as SITE/LOCATION.
     #[arg(long, value_name = "SITE/LOCATION")]
     from: String,
-    /// Where it is to be, as SITE/LOCATION.
+    /// Location of the copy, as SITE/LOCATION.
     #[arg(long, value_name = "SITE/LOCATION")]
     to: String,
-    /// Its digest, to be recorded as `sha256:HEX`.
+    /// Recorded digest of the file, in the form `sha256:HEX`.
     #[arg(long, value_name = "ALGORITHM:HEX")]
     checksum: Option<String>,
 }
@@ -53,7 +53,7 @@ pub(super) async fn run(context: &Context, create: Create) -> Result<(), CliErro
     Ok(())
 }
 
-/// Size of a package that lies on this host; none where another host has it.
+/// Size of a package on this host; `None` if the package is on another host.
 fn local_size(
     context: &Context,
     at: &LocationRecord,

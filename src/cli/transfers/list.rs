@@ -8,7 +8,7 @@ use super::selection::Filters;
 use crate::transfer::lease::LeaseInfo;
 use crate::transfer::repository::{Listing, Sort, TransferEnd, TransferSummary};
 
-/// Counting stops here: on a large table it takes longer than the list.
+/// Maximum result of the count: on a large table, counting takes longer than the list.
 const COUNT_AT_MOST: u64 = 100_000;
 
 #[derive(Debug, Args)]
@@ -16,16 +16,15 @@ pub(in crate::cli) struct List {
     #[command(flatten)]
     filters: Filters,
 
-    /// By what they are ordered: the newest id, the longest unchanged, the state (pending first), the
-    /// largest, or the most retries first.
+    /// Order: the newest id, the longest unchanged, the state (pending first), the largest, or the most retries first.
     #[arg(long, value_enum, default_value_t = SortArgument::Id)]
     sort: SortArgument,
 
-    /// The other way round.
+    /// Reverse the order.
     #[arg(long)]
     reverse: bool,
 
-    /// So many at most; 0 for all.
+    /// Maximum number of rows; 0 for all.
     #[arg(long, default_value_t = 50)]
     limit: u64,
 }
@@ -57,7 +56,7 @@ pub(super) async fn run(context: &Context, list: List) -> Result<(), CliError> {
         filter: (&list.filters).into(),
         sort: list.sort.into(),
         is_reversed: list.reverse,
-        // One more tells whether there are more.
+        // One row more shows whether the list is complete.
         limit: (list.limit > 0).then(|| list.limit.saturating_add(1)),
     };
     let mut transfers = repository.list(&listing).await?;
@@ -109,7 +108,7 @@ pub(super) fn table(transfers: &[TransferSummary], now: DateTime<Utc>) -> String
     format!("{table}\n")
 }
 
-/// What is most worth knowing beyond the state.
+/// The most important fact besides the state.
 fn detail(transfer: &TransferSummary, now: DateTime<Utc>) -> String {
     if let (None, Some(record)) = (&transfer.lease, &transfer.schedule) {
         let age = output::age(now - record.scheduled_at);
@@ -141,7 +140,7 @@ fn endpoint(endpoint: Option<&TransferEnd>) -> String {
     )
 }
 
-/// How far a copy is, in a few words.
+/// Progress of a copy, in a few words.
 pub(super) fn progress(lease: &LeaseInfo) -> String {
     let share = output::percent(lease.bytes_done, lease.bytes_total.unwrap_or(0));
     let rate = output::rate(lease.rate_bytes_per_s);

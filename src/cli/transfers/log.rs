@@ -1,7 +1,7 @@
 //! `transfers log`: bbcp's output of an attempt.
 //!
-//! The log is a file on the host of the worker that made the attempt. Its name is the lease's, so a
-//! file that is here under this name is the right one, whoever wrote it (a shared file system).
+//! The log is a file on the host of the worker that made the attempt. Its name contains the lease token, so a local
+//! file with this name is the right one, even if another host wrote it (on a shared file system).
 
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
@@ -19,7 +19,7 @@ use crate::transfer::repository::{AttemptRecord, Repository};
 use celery_worker_cli::Signals;
 use celery_worker_cli::node::host;
 
-/// How often a log that is followed is looked at.
+/// Interval between two reads of a log with `--follow`.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub(in crate::cli) struct Log {
     #[arg(long, value_name = "N")]
     attempt: Option<AttemptNumber>,
 
-    /// Go on until the attempt ends.
+    /// Continue until the attempt ends.
     #[arg(long)]
     follow: bool,
 }
@@ -60,7 +60,7 @@ async fn print(context: &Context, log: &Log) -> Result<(), CliError> {
     };
     let mut printer = Printer::new(context.json, attempt.attempt);
     loop {
-        // Asked before reading: what is written until then will be read.
+        // Checked before the file is read, so that the last lines are read too.
         let is_over = !log.follow || find(&repository, log).await?.outcome.is_some();
         copy(&mut file, path, &mut printer).await?;
         if is_over {
@@ -70,7 +70,7 @@ async fn print(context: &Context, log: &Log) -> Result<(), CliError> {
     }
 }
 
-/// Prints what the file has from where it was read to.
+/// Prints the file from the current position to its end.
 async fn copy(file: &mut File, path: &str, printer: &mut Printer) -> Result<(), CliError> {
     let mut chunk = vec![0; 64 << 10];
     loop {
@@ -85,7 +85,7 @@ async fn copy(file: &mut File, path: &str, printer: &mut Printer) -> Result<(), 
     }
 }
 
-/// The attempt that was asked for.
+/// Finds the attempt of the command line.
 async fn find(repository: &Repository, log: &Log) -> Result<AttemptRecord, CliError> {
     let detail = repository.show(log.id).await?;
     let mut attempts = detail.ok_or_else(|| super::unknown(log.id))?.attempts;
@@ -139,7 +139,7 @@ fn elsewhere(path: &str, attempt: &AttemptRecord) -> String {
     }
 }
 
-/// Prints a log, in pieces as they come.
+/// Prints a log in pieces as they arrive.
 struct Printer {
     json: bool,
     attempt: AttemptNumber,
@@ -170,7 +170,7 @@ impl Printer {
         if !self.is_terminal {
             return output::put_bytes(bytes);
         }
-        // The other end wrote some of it, and a terminal obeys what it reads.
+        // The other end wrote a part of the text, and a terminal executes control sequences.
         self.line.extend_from_slice(bytes);
         let whole = whole_characters(&self.line);
         let rest = self.line.split_off(whole);
@@ -202,7 +202,7 @@ fn whole_characters(bytes: &[u8]) -> usize {
         str::from_utf8(rest)
             .is_err_and(|error| error.valid_up_to() == 0 && error.error_len().is_none())
     };
-    // The longest has four bytes.
+    // The longest UTF-8 character has four bytes.
     let tail = bytes.len().saturating_sub(3);
     (tail..bytes.len()).find(has_begun).unwrap_or(bytes.len())
 }

@@ -19,7 +19,7 @@ mod selection;
 mod show;
 mod watch;
 
-/// What the commands say where no transfer has the id.
+/// The error for an id without a transfer.
 fn unknown(id: TransferId) -> CliError {
     CliError::NotFound(format!(
         "there is no transfer {id}; `ccat-transfer transfers list` has those that there are"
@@ -30,26 +30,26 @@ fn unknown(id: TransferId) -> CliError {
 pub(super) enum TransfersCommand {
     /// List transfers, the newest first.
     List(list::List),
-    /// Show one transfer: who has it, every attempt, and what comes next.
+    /// Show one transfer: its worker, every attempt, and the next step.
     Show {
         /// Id of the transfer.
         id: TransferId,
     },
     /// Watch copies while they run.
     Watch(watch::Watch),
-    /// Have transfers tried again, now and without the failures of before.
+    /// Retry transfers now, without counting earlier failures.
     Retry(act::Retry),
-    /// Stop transfers, whether they wait or run; they end FAILED.
+    /// Stop waiting or running transfers; they end FAILED.
     Cancel(act::Cancel),
-    /// Give transfers up before they are tried (again); they end FAILED.
+    /// Give up transfers before their next attempt; they end FAILED.
     Fail(act::Fail),
     /// Remove partial copies of transfers that have ended.
     Clean(clean::Clean),
     /// Print bbcp's output of an attempt.
     Log(log::Log),
-    /// Make a package and a transfer that waits; not where the Python system does that.
+    /// Create a package and its PENDING transfer; not for databases that the Python system fills.
     Create(create::Create),
-    /// Do one transfer here and now, without a broker.
+    /// Run one transfer in this process, without a broker.
     Run {
         /// Id of the transfer.
         id: TransferId,

@@ -1,4 +1,4 @@
-//! Why a transfer is where it is, and what comes next: what `transfers show` says after the facts.
+//! Explanation of a transfer's state and its next step: the part of `transfers show` after the facts.
 
 use std::time::Duration;
 
@@ -15,25 +15,25 @@ use crate::transfer::link::Link;
 use crate::transfer::repository::{LocationRecord, TransferDetail};
 use crate::transfer::routing::queue_name;
 
-/// What the settings say about a transfer's way.
+/// Settings that decide the route of a transfer.
 #[derive(Debug)]
 pub(super) struct RoutingInfo<'a> {
     pub(super) queue_location: QueueLocation,
     pub(super) queue_prefix: &'a str,
     /// Pause between a manager's passes.
     pub(super) sleep_time: Duration,
-    /// Time after which a manager looks for a message.
+    /// Time after which a manager searches for a message.
     pub(super) reconcile_after: Duration,
-    /// What is said about the link of a transfer that waits, and how many others are under way on it.
+    /// The link of a waiting transfer, and the number of other transfers under way on it.
     pub(super) link: Option<(Link, u64)>,
 }
 
-/// See the module.
+/// Explanation of a transfer's state.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 pub(super) struct Outlook {
-    /// What it waits for, or why it ended.
+    /// Condition that the transfer waits for, or the reason why it ended.
     pub(super) why: String,
-    /// What a person can do, if anything has to be done.
+    /// Actions for an operator, if any are necessary.
     pub(super) next: Vec<String>,
 }
 
@@ -108,7 +108,7 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
     Outlook { why, next }
 }
 
-/// Why a link lets no more transfers start now, if so.
+/// Returns the reason why a link lets no more transfers start now, if any.
 fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook> {
     let limit = u64::from(link.limit(now)?);
     let name = output::clean(&link.name.to_string()).into_owned();
@@ -298,7 +298,7 @@ fn failed(detail: &TransferDetail) -> Outlook {
     Outlook { why, next }
 }
 
-/// What the transfer's row refers to in vain.
+/// Returns the kind of row that the transfer refers to but that does not exist.
 fn missing(detail: &TransferDetail) -> Option<&'static str> {
     let transfer = &detail.transfer;
     let parts = [
@@ -312,7 +312,7 @@ fn missing(detail: &TransferDetail) -> Option<&'static str> {
         .map(|(part, _)| part)
 }
 
-/// When something was last done about the transfer, as far as anybody noted it.
+/// Time of the last recorded event of the transfer.
 fn latest(detail: &TransferDetail) -> Option<DateTime<Utc>> {
     let attempt = detail.attempts.last();
     let times = [
@@ -558,7 +558,7 @@ mod tests {
             text.contains("`ssh.user`") && text.contains("transfers log 7"),
             "{text}"
         );
-        // Somebody cancelled it: what had failed before is of no help.
+        // An operator cancelled it: an earlier failure does not explain that.
         detail.attempts.push(attempt(Outcome::Interrupted, None));
         let text = said(&detail, Utc::now());
         assert!(!text.contains("ssh.user"), "{text}");

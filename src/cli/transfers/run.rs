@@ -1,4 +1,4 @@
-//! `transfers run`: the worker's own code, with the row's lease and the verification, but no broker.
+//! `transfers run`: the worker's own code, with the lease of the row and the verification, but without a broker.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,12 +21,12 @@ use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::service::{Done, Request, Snapshot, TransferService};
 
-/// Does one transfer here and now.
+/// Runs one transfer in this process.
 pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, CliError> {
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
     let owner = Owner::current(node_name(Some("transfers-run"), &host())?);
-    // Whoever starts it by hand does not want it to wait.
+    // An operator who starts the transfer by hand does not want to wait for its retry delay.
     repository.forget_delay(id).await?;
     let service = TransferService::new(repository, context.settings.clone(), owner);
     let notifier = Notifier::start(&context.settings.notifications);
@@ -39,7 +39,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, C
         no_new_attempt: cancelled.clone(),
         redelivered: false,
         by_hand: true,
-        // No message stays behind, so an interrupted transfer waits for the manager.
+        // No message remains, so an interrupted transfer waits for the manager.
         snapshots: watch::Sender::new(Snapshot::default()),
     };
     let bar = tokio::spawn(show_progress(request.snapshots.subscribe(), context.json));
@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, C
         }
     };
     bar.abort();
-    // Aborted or not, it is gone.
+    // Waits until the task has ended, normally or by `abort`.
     let _ = bar.await;
     match outcome {
         Ok(done) => {
@@ -63,7 +63,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, C
             Ok(ExitCode::SUCCESS)
         }
         Err(failed) => {
-            // Settling must not be cut short by what stopped the attempt.
+            // A signal that stopped the attempt must not interrupt the update of the row.
             let request = Request {
                 cancelled: CancellationToken::new(),
                 ..request
@@ -121,7 +121,7 @@ fn print_done(context: &Context, id: TransferId, done: &Done) -> Result<(), CliE
     Ok(())
 }
 
-/// A bar on a terminal; nothing where nobody looks.
+/// Shows a progress bar on a terminal; otherwise nothing.
 async fn show_progress(mut snapshots: watch::Receiver<Snapshot>, quiet: bool) {
     let bar = if quiet {
         ProgressBar::hidden()

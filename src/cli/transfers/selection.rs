@@ -1,4 +1,4 @@
-//! Which transfers a command is about.
+//! Selection of the transfers of a command.
 
 use std::time::Duration;
 
@@ -8,11 +8,11 @@ use entity::Status;
 use crate::transfer::failures::FailureKind;
 use crate::transfer::repository::{Filter, Place};
 
-/// Filters; a transfer is chosen if all of them hold.
+/// Filters; a transfer is selected if it matches all of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Filters")]
 pub(super) struct Filters {
-    /// In this state; several with commas or by giving it again.
+    /// In this state; for several states, separate them with commas or give the option again.
     #[arg(long, value_delimiter = ',')]
     status: Vec<StatusArgument>,
 
@@ -37,7 +37,7 @@ pub(super) struct Filters {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
 
-    /// Whose latest attempt ended with this error code, see docs/failures.md.
+    /// Latest attempt ended with this error code, see docs/failures.md.
     #[arg(long, value_name = "CODE")]
     error: Option<String>,
 
@@ -49,7 +49,7 @@ pub(super) struct Filters {
     #[arg(long)]
     waiting: bool,
 
-    /// SCHEDULED for longer than this, e.g. 10m, and taken by no worker: their messages may be lost.
+    /// SCHEDULED for longer than this, e.g. 10m, without a worker: their messages may be lost.
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     scheduled_for: Option<Duration>,
 }
@@ -77,12 +77,12 @@ impl From<StatusArgument> for Status {
 }
 
 impl Filters {
-    /// Whether nothing is filtered.
+    /// Returns true if no filter is given.
     pub(super) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// The states that were asked for.
+    /// Returns the states to select.
     pub(super) fn statuses(&self) -> Vec<Status> {
         self.status.iter().copied().map(Status::from).collect()
     }

@@ -47,12 +47,12 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
         });
     }
     let mut text = String::new();
-    // Writing to a text does not fail.
+    // Writing to a string cannot fail.
     let _ = describe(&mut text, &detail, &outlook);
     output::put(&text)
 }
 
-/// The link of a transfer that waits, and how many others are under way on it.
+/// Returns the link of a waiting transfer, and the number of other transfers under way on it.
 async fn link(
     repository: &Repository,
     detail: &TransferDetail,
@@ -75,7 +75,7 @@ async fn link(
         destination,
     };
     let link = repository.link(&name).await?;
-    // Only a limit makes it worth the look at everything that is under way.
+    // Only a limit justifies counting all transfers under way.
     let under_way = match link.limit(now) {
         None | Some(0) => 0,
         Some(_) => {
@@ -115,7 +115,7 @@ fn describe(text: &mut String, detail: &TransferDetail, outlook: &Outlook) -> st
         let place = format!("{site}/{}{place}", location.name);
         writeln!(text, "{label:<10} {}", output::clean(&place))?;
     }
-    // Of one that is given up this is the reason, which follows.
+    // For a FAILED transfer this message is the reason, which is printed below.
     if let Some(message) = &transfer.failure_error_message
         && !transfer.status.means(Status::Failed)
     {

@@ -1,8 +1,8 @@
-//! `transfers watch`: copies while they run.
+//! `transfers watch`: shows running copies.
 //!
-//! What is shown is what the workers write when they renew their leases, so it is as fresh as
-//! `transfer.lease_renew_interval` allows, from whichever host one looks. Watching touches nothing:
-//! ending it ends no copy.
+//! The output comes from the leases, which workers update at each renewal. It is therefore as recent as
+//! `transfer.lease_renew_interval` allows, and the same on every host. Watching changes nothing: ending it ends no
+//! copy.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal as _;
@@ -23,28 +23,27 @@ use crate::transfer::repository::{Filter, ListError, Listing, Repository, Sort, 
 use celery_worker_cli::Signals;
 use service_connection::error_chain::chain;
 
-/// Where the rate says nothing, an estimate would not either: beyond this many seconds.
+/// Longest estimate in seconds; beyond it, the rate is too low for a useful estimate.
 const LONGEST_ETA_S: i64 = 100 * 86_400;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Watch {
-    /// Ids of the transfers; without any, and without --status, all copies that run.
+    /// Ids of the transfers; without any, and without --status, all running copies.
     ids: Vec<TransferId>,
 
     #[command(flatten)]
     filters: Filters,
 
-    /// Pause between two looks.
+    /// Interval between two updates.
     #[arg(long, default_value = "2s", value_name = "DURATION", value_parser = pause)]
     interval: Duration,
 
-    /// End when no transfer that was seen is on its way any more: with exit code 1 if one has
-    /// FAILED, else 0.
+    /// End when none of the transfers shown so far waits or runs any more: with exit code 1 if one has FAILED, else 0.
     #[arg(long)]
     until_done: bool,
 }
 
-/// A pause that leaves the database alone for a moment.
+/// Parses an interval, with a minimum that limits the load of the database.
 fn pause(text: &str) -> Result<Duration, String> {
     let pause = humantime::parse_duration(text).map_err(|error| error.to_string())?;
     if pause < Duration::from_millis(100) {
@@ -83,7 +82,7 @@ async fn watch_on(
         ticks.tick().await;
         match watched.look(repository).await {
             Ok(()) => {}
-            // Whoever watches for hours goes on when the database is back.
+            // A long watch continues when the database is reachable again.
             Err(ListError::Database(error)) if error.is_unreachable() && watched.has_looked => {
                 view.say(&format!("ccat-transfer: {}", chain(&error)));
                 continue;
@@ -100,11 +99,11 @@ async fn watch_on(
     }
 }
 
-/// The transfers that are watched.
+/// The watched transfers.
 struct Watched {
     ids: Vec<TransferId>,
     filter: Filter,
-    /// On their way when they were last seen.
+    /// Transfers that had not ended at the last look.
     tracked: BTreeSet<TransferId>,
     now: BTreeMap<TransferId, Seen>,
     has_failed: bool,
@@ -159,7 +158,7 @@ impl Watched {
         Ok(())
     }
 
-    /// An id that was asked for and is nobody's.
+    /// Returns a requested id without a transfer.
     fn unknown(&self) -> Option<TransferId> {
         let is_there = |id: &&TransferId| self.now.contains_key(id);
         self.ids.iter().find(|id| !is_there(id)).copied()
@@ -189,7 +188,7 @@ async fn read(repository: &Repository, filter: Filter) -> Result<Vec<TransferSum
         .await
 }
 
-/// A transfer as it was seen.
+/// State of a transfer at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Seen {
     id: TransferId,
@@ -209,7 +208,7 @@ struct Seen {
 
 impl Seen {
     fn of(transfer: TransferSummary, now: DateTime<Utc>) -> Self {
-        // One whose row says something else is about to be stopped.
+        // If the row has another state, the copy is about to be stopped.
         let lease = transfer
             .lease
             .filter(|lease| transfer.status.means(Status::InProgress) && lease.expires_at > now);
@@ -238,12 +237,12 @@ impl Seen {
         }
     }
 
-    /// Not at an end that only a person changes.
+    /// Returns true unless the transfer is COMPLETED or FAILED; only an operator changes those states.
     fn is_on_its_way(&self) -> bool {
         !self.status.means(Status::Completed) && !self.status.means(Status::Failed)
     }
 
-    /// All that changes while it is copied; what is told of each copy stands in columns.
+    /// The values that change during a copy, in columns.
     fn details(&self) -> String {
         let mut words = Vec::new();
         if let (Some(done), Some(rate)) = (self.bytes_done, self.rate_bytes_per_s) {
@@ -276,10 +275,10 @@ impl Seen {
     }
 }
 
-/// Where it is shown.
+/// Form of the output.
 enum View {
     Bars(Bars),
-    /// A line for each change.
+    /// One line per change.
     Lines {
         json: bool,
         last: BTreeMap<TransferId, Seen>,
@@ -317,7 +316,7 @@ impl View {
         }
     }
 
-    /// A line that is not about a transfer.
+    /// Prints a line that is not about a transfer.
     fn say(&self, text: &str) {
         match self {
             Self::Bars(bars) => bars.say(text),
@@ -348,7 +347,7 @@ fn line(json: bool, seen: &Seen) -> Result<(), CliError> {
     output::put(&format!("{time}  {title}  {status}  {}\n", seen.details()))
 }
 
-/// What is too wide for the terminal is cut.
+/// Text that is too wide for the terminal is cut.
 const BAR: &str = "{prefix:<20!} {bar:24.cyan/blue} {wide_msg}";
 const SUM: &str = "{wide_msg}";
 
@@ -356,7 +355,7 @@ const SUM: &str = "{wide_msg}";
 struct Bars {
     all: MultiProgress,
     bars: BTreeMap<TransferId, ProgressBar>,
-    /// Those whose end was told.
+    /// Transfers whose end has been printed.
     ended: BTreeSet<TransferId>,
     sum: ProgressBar,
 }
@@ -412,7 +411,7 @@ impl Bars {
         });
         let count = |bytes: Option<i64>| bytes.map_or(0, |n| u64::try_from(n).unwrap_or(0));
         bar.set_prefix(seen.title());
-        // Of a length of 0 everything is done.
+        // A bar of length 0 would be shown as complete.
         bar.set_length(count(seen.bytes_total).max(1));
         bar.set_position(count(seen.bytes_done));
         bar.set_message(match &seen.worker {
@@ -435,11 +434,11 @@ impl Bars {
     }
 
     fn say(&self, text: &str) {
-        // A terminal that is gone cannot be told so.
+        // An error means that the terminal is gone; nothing can be reported there.
         let _ = self.all.println(output::clean(text));
     }
 
-    /// Leaves the last picture where it is.
+    /// Leaves the last state of the bars on the screen.
     fn close(&self) {
         for bar in self.bars.values() {
             bar.abandon();
@@ -448,7 +447,7 @@ impl Bars {
     }
 }
 
-/// A template that is known to be right; see the tests.
+/// Returns the style of a template. The templates are valid, as the tests prove.
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -499,7 +498,7 @@ mod tests {
             seen.details(),
             " 33%            1 MiB of 3 MiB   97.66 KiB/s  ETA 21s      16 streams  copying  celery@here"
         );
-        // What is not known is not guessed.
+        // Unknown values give no estimate.
         assert_eq!(Seen::of(copying(0, 0), Utc::now()).eta_s, None);
         assert_eq!(Seen::of(copying(3 << 20, 1), Utc::now()).eta_s, None);
     }

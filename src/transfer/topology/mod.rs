@@ -1,8 +1,8 @@
 //! Sites, locations, routes and transfers of an ops-db that no other component fills.
 //!
-//! In production ccat_data_transfer writes these rows, and both functions refuse a database that
-//! Alembic owns. They are part of the program since two documented commands use them: `db seed` and
-//! `transfers create` set up a trial on a host that has only the package.
+//! In production ccat_data_transfer writes these rows, and both functions refuse a database that Alembic owns. They are
+//! part of the program because two documented commands use them: `db seed` and `transfers create` set up a trial on a
+//! host that has only this package.
 
 use std::fmt;
 use std::str::FromStr;
@@ -39,7 +39,7 @@ pub struct Topology {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SiteSpec {
-    /// Name for people.
+    /// Display name.
     pub name: String,
     /// Name in queue names.
     pub short_name: String,
@@ -63,7 +63,7 @@ pub struct LocationSpec {
     /// Kind of storage.
     #[serde(rename = "storage", deserialize_with = "member")]
     pub storage_type: StorageType,
-    /// Host of a disk; empty for the local one.
+    /// Host of a disk; empty for the worker's own host.
     #[serde(default)]
     pub host: String,
     /// Root directory of a disk.
@@ -153,7 +153,7 @@ pub enum TopologyError {
     /// Not of the form `SITE/LOCATION`.
     #[error("`{0}` is not of the form SITE/LOCATION")]
     LocationName(String),
-    /// No such location.
+    /// The location does not exist.
     #[error("there is no location {name}; there are {}", listed(.known))]
     UnknownLocation {
         /// Requested location.
@@ -161,10 +161,10 @@ pub enum TopologyError {
         /// Known names.
         known: Vec<String>,
     },
-    /// Not a path below a root.
+    /// The path does not stay below its root.
     #[error("`{0}` is not a relative path to a file")]
     RelativePath(String),
-    /// ccat_data_transfer fills the database.
+    /// The database is in production: ccat_data_transfer fills it.
     #[error(
         "the table `{}` exists: this ops-db is in production, and is filled by ccat_data_transfer",
         entity::ALEMBIC_TABLE
@@ -175,7 +175,7 @@ pub enum TopologyError {
     Database(#[from] DatabaseError),
 }
 
-/// Names for the end of a sentence that begins with "there are".
+/// Joins names for the end of a sentence that begins with "there are".
 fn listed(names: &[String]) -> String {
     if names.is_empty() {
         "none yet".to_owned()
@@ -201,7 +201,7 @@ pub async fn locate(
     let locating = async {
         let id = location_id(repository.database().connection(), name).await?;
         let location = repository.location(Some(id)).await?;
-        // Deleted in between.
+        // The location was deleted between the two queries.
         location.ok_or_else(|| TopologyError::UnknownLocation {
             name: name.clone(),
             known: Vec::new(),
@@ -220,8 +220,8 @@ async fn refuse_alembic(tx: &DatabaseTransaction) -> Result<(), TopologyError> {
     Ok(())
 }
 
-/// Inserts a row and returns its key. Not by an active model: enum columns need a cast, and the
-/// key may be of any width.
+/// Inserts a row and returns its key. An active model cannot be used: enum columns need a cast, and the key may be of
+/// any integer width.
 async fn insert<T: EntityTrait>(
     tx: &DatabaseTransaction,
     table: T,

@@ -18,7 +18,7 @@ pub struct Seeded {
     pub created: usize,
     /// Changed rows.
     pub updated: usize,
-    /// Rows that were right already.
+    /// Rows that need no change.
     pub unchanged: usize,
 }
 
@@ -191,7 +191,8 @@ impl Seeder<'_> {
             })
     }
 
-    /// Creates a row, or changes the existing one, given with its key and true if it is as wanted.
+    /// Creates a row, or changes the existing one. The existing row is given by its key, with true if it needs no
+    /// change.
     async fn put<T: EntityTrait>(
         &mut self,
         table: T,
