@@ -1,4 +1,4 @@
-//! The domain: leases, copies with bbcp, verification. It does not depend on Celery.
+//! The domain code: leases, copies with bbcp, verification. It does not depend on Celery.
 //!
 //! A transfer passes through these modules in this order:
 //!
@@ -8,13 +8,13 @@
 //! | [`acquire`] | the lease; waits for a rival that may be dead |
 //! | [`lease_renewer`] | renews the lease while the attempt runs |
 //! | [`attempt`] | the order of the steps, and the stop of an attempt |
-//! | [`attempt::prepare`](attempt) | rows, plan ([`plan`]), claim, look at both ends ([`endpoint`]), removal of leftovers |
+//! | [`attempt::prepare`](attempt) | rows, plan ([`plan`]), claim, checks of both ends ([`endpoint`]), removal of leftovers |
 //! | [`attempt::copy`](attempt) | bbcp ([`bbcp`]) to a temporary name |
 //! | [`attempt::verify`](attempt) | size and digest at both ends |
 //! | [`attempt::publish`](attempt) | rename, commit of the row ([`repository`]) |
 //! | [`attempt::leftovers`](attempt) | removal of a partial copy that nothing will complete |
 //!
-//! A failed attempt then gets its meaning from [`failures`] and [`retry`].
+//! [`failures`] and [`retry`] then determine the consequence of a failed attempt.
 
 mod acquire;
 pub mod attempt;

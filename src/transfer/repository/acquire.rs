@@ -1,4 +1,4 @@
-//! Beginning an attempt.
+//! Start of an attempt.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -23,62 +23,62 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::{ExpiryReason, Lease, LeaseError, LeaseInfo, Owner, Phase, Snapshot};
 use crate::transfer::link::{ClosedLink, PausedLink};
 
-/// What became of the wish to work on a transfer.
+/// Result of trying to acquire the lease.
 #[derive(Debug)]
 pub enum Acquisition {
-    /// The transfer is the caller's, and its row says IN_PROGRESS.
+    /// The caller holds the lease, and the row is IN_PROGRESS.
     Acquired(Acquired),
-    /// There is no such transfer.
+    /// The transfer does not exist.
     Missing,
-    /// It is done already: the message was delivered again.
+    /// The transfer is already completed: the message was delivered again.
     Completed,
-    /// It was given up.
+    /// The transfer is FAILED.
     Failed {
-        /// Why.
+        /// Error message of the row.
         message: Option<String>,
     },
-    /// Somebody else is at it, and alive.
+    /// Another worker holds the lease, which is not dead.
     Held(LeaseInfo),
-    /// It failed a while ago and waits to be tried again; its row is PENDING.
+    /// The retry delay of the transfer has not passed; the row is PENDING.
     NotDue {
-        /// Until when, by the database's clock.
+        /// End of the delay, by the database's clock.
         not_before: DateTime<Utc>,
     },
-    /// Its link is paused, or has as many copies as it may: the row is PENDING (again), with the count
-    /// of failures as it was. The manager sends a message when the link is open.
+    /// The link is paused or has reached its limit. The row is PENDING (again), with an unchanged count of failures.
+    /// The manager sends a message when the link is open.
     LinkClosed(ClosedLink),
-    /// The row says IN_PROGRESS and there is no lease: a worker that knows nothing of leases may
-    /// be at it. Such a row is never touched.
+    /// The row is IN_PROGRESS without a lease: a worker that does not use leases may be copying. Such a row is never
+    /// changed.
     Untracked,
     /// The row has a status that this program does not know.
     UnknownStatus(String),
 }
 
-/// What the holder of a renewed lease is to do.
+/// Instruction to the holder of a renewed lease.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewal {
-    /// Go on.
+    /// Continue the attempt.
     GoOn,
-    /// Stop the copy and give the row back: somebody has paused the link and wants it free now. The
-    /// lease is the holder's all the same.
+    /// Stop the copy and release the row: an operator has paused the link and wants it free now. The lease is still
+    /// valid.
     Stop(PausedLink),
 }
 
-/// Who wants a lease.
+/// Arguments of an acquisition.
 struct Taker<'a> {
     owner: &'a Owner,
     task_id: &'a str,
     ttl: Duration,
-    /// Somebody wants this transfer now, whatever its link's limit is.
+    /// True if a person requested the attempt; the limit of the link is then ignored.
     by_hand: bool,
 }
 
-/// A lease, and what was found on the way to it.
+/// A lease, and the findings of its acquisition.
 #[derive(Debug)]
 pub struct Acquired {
     /// The lease.
     pub lease: Lease,
-    /// The lease that was there before.
+    /// The lease that this one replaced, if one existed.
     pub displaced: Option<Displaced>,
     /// Temporary files that earlier attempts may have left at the destination.
     pub leftovers: Vec<Leftover>,
@@ -87,21 +87,21 @@ pub struct Acquired {
 /// State of a transfer after a lease on it was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Successor {
-    /// An attempt for the same task: its message was delivered again.
+    /// An attempt for the same task exists: its message was delivered again.
     SameTask,
-    /// The transfer is completed, for another task.
+    /// The transfer was completed for another task.
     Completed,
     /// Neither of these so far.
     None,
 }
 
-/// Why a lease's destination could not be claimed.
+/// Error of claiming the destination of a lease.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// Another copy goes there; whose, unless that has ended since.
+    /// Another lease has the same destination; the lease, unless it has been removed since.
     #[error("another copy has this destination")]
     Taken(Option<LeaseInfo>),
-    /// The lease is lost, or that could not be found out.
+    /// The lease is lost, or its state is unknown.
     #[error(transparent)]
     Lease(#[from] LeaseError),
 }
@@ -124,30 +124,32 @@ impl From<DatabaseError> for ClaimError {
 pub struct Displaced {
     /// The lease.
     pub lease: LeaseInfo,
-    /// Why it was of no more use.
+    /// Reason why it was no longer valid.
     pub demise: ExpiryReason,
 }
 
 /// A temporary file of an earlier attempt; see [`Repository::forget_temporary`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Leftover {
-    /// The attempt.
+    /// Number of the attempt.
     pub attempt: AttemptNumber,
-    /// The name, as it was recorded.
+    /// Name of the file, as recorded.
     pub temporary_name: String,
 }
 
 impl Repository {
-    /// Takes a transfer for an attempt, for `ttl` from now by the database's clock.
+    /// Acquires the lease on a transfer, for `ttl` from now by the database's clock.
     ///
-    /// A row that is PENDING or SCHEDULED is free, even if a lease stands: an operator has reset
-    /// the row, and the operator's word counts. A PENDING row that [waits](Acquisition::NotDue) is
-    /// not: the manager sends a message when it is due. One that somebody has made SCHEDULED is. A row that is IN_PROGRESS is taken over if its
-    /// lease is [dead](LeaseInfo::demise), and then stays IN_PROGRESS. In either case the old
-    /// holder's attempt is closed as interrupted and its token is worth nothing from then on.
+    /// * A PENDING or SCHEDULED row is free, even if a lease exists: an operator has reset the row, and the operator's
+    ///   decision takes precedence.
+    /// * A PENDING row with a [delay](Acquisition::NotDue) is not free: the manager sends a message when it is due. A
+    ///   SCHEDULED row is free despite a delay.
+    /// * An IN_PROGRESS row is taken over if its lease is [dead](LeaseInfo::demise), and then stays IN_PROGRESS.
+    ///
+    /// If a lease existed, the attempt of its holder is ended as interrupted, and its token is no longer valid.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn acquire(
         &self,
         id: TransferId,
@@ -164,11 +166,11 @@ impl Repository {
         self.acquire_for(id, &taker).await
     }
 
-    /// As [`Self::acquire`], but also where the link has as many copies as it may: somebody wants this
-    /// one now. A pause holds all the same.
+    /// Acquires the lease as [`Self::acquire`] does, but ignores the limit of the link, because a person requested the
+    /// attempt. A pause of the link still applies.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn acquire_by_hand(
         &self,
         id: TransferId,
@@ -241,7 +243,7 @@ impl Repository {
         }))
     }
 
-    /// Writes that an attempt begins: the row, the lease, the history.
+    /// Writes the start of an attempt: the transfer's row, the lease and the history.
     async fn begin_attempt(
         &self,
         tx: &DatabaseTransaction,
@@ -304,14 +306,13 @@ impl Repository {
         Ok(lease)
     }
 
-    /// Renews a lease and notes what its holder is doing and how far the copy is.
+    /// Renews a lease and records the phase and the progress of the attempt.
     ///
-    /// A lease that has expired, but that nobody has taken, is renewed too.
+    /// A lease that has expired is renewed, too, if no other worker has taken it.
     ///
     /// # Errors
-    /// [`LeaseError::Lost`] if the token is no longer the own one, or if the transfer is no longer
-    /// IN_PROGRESS; [`LeaseError::Database`] if that cannot be found out: the lease goes on living
-    /// until its end.
+    /// [`LeaseError::Lost`] if the token has changed, or if the transfer is no longer IN_PROGRESS;
+    /// [`LeaseError::Database`] if the state is unknown: the lease stays valid until its expiry time.
     pub async fn renew(&self, lease: &Lease, seen: Snapshot) -> Result<Renewal, LeaseError> {
         self.database
             .bounded(self.renew_unbounded(lease, seen))
@@ -351,8 +352,8 @@ impl Repository {
         Ok(paused.map_or(Renewal::GoOn, Renewal::Stop))
     }
 
-    /// Claims the place that a lease's copy goes to, by so many data streams. No two leases have one destination, so that two
-    /// transfers of one file never run side by side.
+    /// Claims the destination path of a lease's copy and records its number of data streams. No two leases have the
+    /// same destination, so that two transfers never write the same file at the same time.
     ///
     /// # Errors
     /// [`ClaimError::Taken`], [`ClaimError::Lease`].
@@ -392,11 +393,10 @@ impl Repository {
         fault_point!(Claimed, self.database.bounded(claiming()).await)
     }
 
-    /// Records the files of an attempt before they are made, so that the next attempt finds them after
-    /// a crash.
+    /// Records the files of an attempt before they are created, so that the next attempt finds them after a crash.
     ///
     /// # Errors
-    /// [`LeaseError::Lost`], and then no file must be made; or what the database says.
+    /// [`LeaseError::Lost`]; the caller must then create no file. [`LeaseError::Database`].
     pub async fn record_files(
         &self,
         lease: &Lease,
@@ -407,11 +407,11 @@ impl Repository {
         fault_point!(FilesRecorded, recording().await)
     }
 
-    /// Records the name of an attempt's marker before the marker is made. An attempt that only looks at
-    /// its destination has no log.
+    /// Records the name of an attempt's marker before the marker is created. An attempt that only inspects its
+    /// destination has no log.
     ///
     /// # Errors
-    /// As [`Self::record_files`].
+    /// The errors of [`Self::record_files`].
     pub(in crate::transfer) async fn record_marker(
         &self,
         lease: &Lease,
@@ -450,10 +450,10 @@ impl Repository {
         self.database.bounded(recording).await
     }
 
-    /// The state of a transfer after its lease was lost, as seen by the task that held the lease.
+    /// Returns the state of a transfer after its lease was lost, as seen by the task that held the lease.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn successor(
         &self,
         lease: &Lease,
@@ -480,10 +480,10 @@ impl Repository {
         self.database.bounded(looking).await
     }
 
-    /// Notes that the temporary file of an attempt is gone; it is no longer a [`Leftover`].
+    /// Records that the temporary file of an attempt was removed; it is no longer a [`Leftover`].
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn forget_temporary(
         &self,
         id: TransferId,
@@ -503,7 +503,7 @@ impl Repository {
     }
 }
 
-/// Whether a transfer can be taken, and which lease is in the way.
+/// Decides if a lease can be acquired. `Continue` contains the lease to replace, if one exists, and the reason.
 fn judge<'a>(
     row: &data_transfer::Model,
     held: Option<&'a transfer_worker_lease::Model>,
@@ -529,7 +529,7 @@ fn judge<'a>(
     }
 }
 
-/// The end of a lease that is renewed now; far away where `ttl` is beyond the calendar.
+/// Expiry time of a lease that is renewed now; the maximum date if `ttl` exceeds the calendar.
 fn expiry(now: DateTime<Utc>, ttl: Duration) -> DateTime<Utc> {
     TimeDelta::from_std(ttl)
         .ok()
@@ -537,7 +537,7 @@ fn expiry(now: DateTime<Utc>, ttl: Duration) -> DateTime<Utc> {
         .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
-/// Number of the latest attempt; 0 if there was none.
+/// Number of the latest attempt; 0 without attempts.
 async fn last_attempt(tx: &DatabaseTransaction, id: TransferId) -> Result<AttemptNumber, DbErr> {
     use transfer_worker_attempt::{Column, Entity};
     let last: Option<Option<AttemptNumber>> = Entity::find()
@@ -550,7 +550,7 @@ async fn last_attempt(tx: &DatabaseTransaction, id: TransferId) -> Result<Attemp
     Ok(last.flatten().unwrap_or(AttemptNumber::ZERO))
 }
 
-/// Temporary files that attempts before this one have noted.
+/// Temporary files that earlier attempts recorded.
 async fn leftovers(tx: &DatabaseTransaction, lease: &Lease) -> Result<Vec<Leftover>, DbErr> {
     use transfer_worker_attempt::{Column, Entity};
     let attempts = Entity::find()

@@ -1,8 +1,8 @@
-//! How long a failed transfer waits before it is tried again.
+//! Delay before the next attempt of a failed transfer.
 //!
-//! The wait is in the database, not in a manager's memory: managers restart, and there may be
-//! several. It holds only while the transfer is PENDING with the `retry_count` that it was written
-//! with, so that whatever an operator does about the row ends it.
+//! The delay is in the database, not in the memory of a manager, because managers restart and several may run. It is
+//! valid only while the transfer is PENDING with the `retry_count` with which the delay was written, so that a change
+//! of the row by an operator ends it.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use super::{Repository, retry_count, storable};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 
-/// A transfer's row waits for `wait` from `now` on; where that is zero, it is due at once.
+/// Writes a delay of `wait` from `now` for a transfer; zero removes the delay.
 pub(super) async fn write(
     db: &impl ConnectionTrait,
     id: TransferId,
@@ -49,7 +49,7 @@ pub(super) async fn write(
         .map(drop)
 }
 
-/// The transfer waits no more.
+/// Removes the delay of a transfer.
 pub(super) async fn forget(db: &impl ConnectionTrait, id: TransferId) -> Result<(), DbErr> {
     transfer_worker_delay::Entity::delete_by_id(id)
         .exec(db)
@@ -57,7 +57,7 @@ pub(super) async fn forget(db: &impl ConnectionTrait, id: TransferId) -> Result<
         .map(drop)
 }
 
-/// What keeps the transfer of this row from being tried now.
+/// Returns the delay that currently applies to the transfer of this row.
 pub(super) async fn standing(
     db: &impl ConnectionTrait,
     row: &data_transfer::Model,
@@ -71,7 +71,7 @@ pub(super) async fn standing(
         .await
 }
 
-/// Every wait that stands, or those of some transfers: the `retry_count` that it holds for, by transfer.
+/// Returns the `retry_count` of each delay that has not passed, by transfer; of all transfers, or of `ids`.
 pub(super) async fn all_standing(
     db: &impl ConnectionTrait,
     ids: Option<&[TransferId]>,
@@ -90,7 +90,7 @@ pub(super) async fn all_standing(
     Ok(rows.into_iter().collect())
 }
 
-/// "A wait stands at `now` for the transfer of the outer query", as a subquery.
+/// Subquery: a delay applies at `now` to the transfer of the outer query.
 pub(super) fn stands(now: DateTime<Utc>) -> SelectStatement {
     use data_transfer::{Column as Transfer, Entity as Transfers};
     use transfer_worker_delay::{Column, Entity};
@@ -105,10 +105,10 @@ pub(super) fn stands(now: DateTime<Utc>) -> SelectStatement {
 }
 
 impl Repository {
-    /// Makes a transfer due at once, as somebody wants who starts it by hand.
+    /// Removes the delay of a transfer that a person starts by hand.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn forget_delay(&self, id: TransferId) -> Result<(), DatabaseError> {
         let forgetting = async { Ok(forget(self.database.connection(), id).await?) };
         self.database.bounded(forgetting).await

@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::Repository;
 use crate::transfer::database::DatabaseError;
 
-/// One end of a transfer, as far as a queue's name needs it.
+/// One end of a transfer, with the names that a queue name needs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TransferEnd {
     /// Short name of the site.
@@ -19,18 +19,18 @@ pub struct TransferEnd {
     pub location: String,
 }
 
-/// Why a site's locations could not be listed.
+/// Error of listing the locations of a site.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
-    /// There is no site of this short name.
+    /// No site has this short name.
     #[error("there is no site `{name}`; the database has {}", list(.known))]
     Unknown {
-        /// What was asked for.
+        /// Short name in the request.
         name: String,
-        /// The short names that there are.
+        /// Short names of all sites.
         known: Vec<String>,
     },
-    /// The database.
+    /// The database returned an error.
     #[error("the site's locations could not be read")]
     Database(#[from] DatabaseError),
 }
@@ -50,10 +50,10 @@ fn list(names: &[String]) -> String {
 }
 
 impl Repository {
-    /// Every location that has a site, by id.
+    /// Returns all locations that have a site, by location id.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn places(&self) -> Result<HashMap<i64, TransferEnd>, DatabaseError> {
         let reading = async {
             let db = self.database.connection();
@@ -71,10 +71,10 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    /// Names of a site's locations, in their order of use.
+    /// Returns the names of a site's locations, in their order of use.
     ///
     /// # Errors
-    /// [`SiteError::Unknown`], which lists the sites that there are; else what the database says.
+    /// [`SiteError::Unknown`] with the short names of all sites; [`SiteError::Database`].
     pub async fn locations_of_site(&self, short_name: &str) -> Result<Vec<String>, SiteError> {
         let reading = async {
             let db = self.database.connection();
@@ -107,7 +107,7 @@ impl Repository {
 /// Name under which [`with_ends`] selects the transfer's id.
 pub(super) const ID: &str = "id";
 
-/// The two ends: aliases of the location and of its site, and names of the selected columns.
+/// Names for each end: alias of the location, alias of its site, and the names of the two selected columns.
 const ORIGIN: [&str; 4] = [
     "origin",
     "origin_site",
@@ -121,8 +121,8 @@ const DESTINATION: [&str; 4] = [
     "destination_site_name",
 ];
 
-/// Adds the id and the names of both ends to a query of transfers. Rows that lead nowhere are not
-/// left out: they would wait for ever without anybody knowing.
+/// Adds the id and the names of both ends to a query of transfers. Transfers without a location or a site are included:
+/// otherwise they would wait forever without being noticed.
 pub(super) fn with_ends(query: &mut SelectStatement) -> &mut SelectStatement {
     use data_transfer::{Column, Entity};
     query.expr_as(Expr::col((Entity, Column::Id)).cast_as("bigint"), ID);
@@ -156,7 +156,7 @@ pub(super) fn with_ends(query: &mut SelectStatement) -> &mut SelectStatement {
     query
 }
 
-/// Reads what [`with_ends`] selects.
+/// Reads the columns that [`with_ends`] selects.
 pub(super) fn ends(row: &QueryResult) -> Result<(Option<TransferEnd>, Option<TransferEnd>), DbErr> {
     let read = |[_, _, location, site]: [&str; 4]| {
         let location: Option<String> = row.try_get("", location)?;

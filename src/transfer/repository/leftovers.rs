@@ -1,4 +1,4 @@
-//! Partial copies of transfers that have ended: nothing will complete them.
+//! Partial copies of transfers that have ended, so that no attempt will complete them.
 
 use std::collections::HashSet;
 
@@ -13,34 +13,34 @@ use crate::transfer::id::{AttemptNumber, TransferId};
 /// Maximum number of rows per read. More leftovers are cleared in several runs.
 const MOST: u64 = 10_000;
 
-/// A temporary name on record whose attempt has ended without completing the transfer. The file itself
-/// may be gone.
+/// A recorded temporary name of an attempt that ended without completing the transfer. The file itself may already be
+/// removed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RecordedPartial {
     /// The transfer.
     pub data_transfer_id: TransferId,
-    /// The attempt.
+    /// Number of the attempt.
     pub attempt: AttemptNumber,
-    /// The name.
+    /// Temporary name.
     pub temporary_name: String,
     /// Bytes that the attempt had copied when it ended.
     pub bytes: u64,
 }
 
 impl Repository {
-    /// Partial copies on record for a transfer, whatever its state.
+    /// Returns the recorded partial copies of a transfer in any state.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn partials_of(&self, id: TransferId) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let reading = async { Ok(self.read_partials(Some(id)).await?) };
         self.database.bounded(reading).await
     }
 
-    /// Partial copies on record for transfers that are FAILED or COMPLETED, or whose rows are gone.
+    /// Returns the recorded partial copies of transfers that are FAILED or COMPLETED, or whose rows no longer exist.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn leftovers(&self) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let reading = async {
             let partials = self.read_partials(None).await?;

@@ -1,7 +1,7 @@
-//! Links: their rows, and what stands against a copy.
+//! Rows of links, and the checks if a link allows another copy.
 //!
-//! Where the table does not exist (a database that was migrated before there were links), no link
-//! has a limit, and none can be changed.
+//! In a database without the table (migrated by an older version of this program), no link has a limit, and none can be
+//! changed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,25 +26,25 @@ use crate::transfer::link::{
     Capacity, ClosedLink, FullLink, Link, LinkName, Overrides, Pause, PausedLink,
 };
 
-/// What is to be changed about a link; what is `None` stays as it is.
+/// A change of a link; `None` leaves a value unchanged.
 #[derive(Debug, Clone, Default)]
 pub struct LinkChange {
-    /// `Some(None)` for no limit.
+    /// Maximum number of active transfers; `Some(None)` for no limit.
     pub max_active: Option<Option<u32>>,
-    /// Higher comes first.
+    /// Priority; the highest is scheduled first.
     pub priority: Option<i64>,
-    /// The windows of the day, all of them.
+    /// The complete list of time windows.
     pub capacity: Option<Capacity>,
-    /// `Some(None)` leaves it to the settings, as for the next two.
+    /// Number of bbcp's streams; `Some(None)` for the value of the settings.
     pub streams: Option<Option<u8>>,
-    /// bbcp's TCP window.
+    /// TCP window of bbcp; `Some(None)` for the value of the settings.
     pub tcp_window: Option<Option<String>>,
-    /// bbcp's rate limit.
+    /// Rate limit of bbcp; `Some(None)` for the value of the settings.
     pub max_rate: Option<Option<String>>,
 }
 
 impl LinkChange {
-    /// What a link's overrides become by it.
+    /// Applies the change to the overrides of a link.
     pub fn lay_over(&self, overrides: &mut Overrides) {
         if let Some(streams) = self.streams {
             overrides.streams = streams.map(i64::from);
@@ -58,24 +58,24 @@ impl LinkChange {
     }
 }
 
-/// Why a link was not changed.
+/// Error of changing a link.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// There is no table for it.
+    /// The database has no table of links.
     #[error("this database has no table transfer_worker_link")]
     NoTable,
-    /// It is paused already.
+    /// The link is already paused.
     #[error("the link {name} is paused already, since {} by {}: {}", .pause.since, .pause.by, .pause.reason)]
     Paused {
-        /// Which link.
+        /// Name of the link.
         name: LinkName,
-        /// By whom, and why.
+        /// The existing pause.
         pause: Pause,
     },
-    /// It is not paused.
+    /// The link is not paused.
     #[error("the link {0} is not paused")]
     NotPaused(LinkName),
-    /// The database.
+    /// The database returned an error.
     #[error("the link could not be changed")]
     Database(#[from] DatabaseError),
 }
@@ -86,31 +86,31 @@ impl From<DbErr> for LinkError {
     }
 }
 
-/// What is under way over a link.
+/// Number of transfers of a link by state.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Traffic {
-    /// Copies that run: IN_PROGRESS.
+    /// Number of IN_PROGRESS transfers: copies that run.
     pub active: u64,
-    /// Messages that wait for a worker: SCHEDULED.
+    /// Number of SCHEDULED transfers: messages that wait for a worker.
     pub scheduled: u64,
-    /// Transfers that wait for the manager: PENDING.
+    /// Number of PENDING transfers, which wait for the manager.
     pub pending: u64,
-    /// The lowest id of those that are PENDING.
+    /// Lowest id of the PENDING transfers.
     pub oldest_pending: Option<TransferId>,
-    /// Since when the oldest of them waits; none where the ops-db does not keep when rows were made.
+    /// Creation time of the oldest PENDING transfer; `None` if the ops-db has no column `created_at`.
     pub pending_since: Option<DateTime<Utc>>,
 }
 
 impl Repository {
-    /// Whether links can have limits here.
+    /// Returns true if the database has the table of links.
     pub fn has_links(&self) -> bool {
         self.schema.has_links
     }
 
-    /// All links that somebody has said something about, by name.
+    /// Returns all links that have a row, by name.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn links(&self) -> Result<Vec<Link>, DatabaseError> {
         use transfer_worker_link::{Column, Entity};
         if !self.schema.has_links {
@@ -127,10 +127,10 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    /// One link; without limits if nobody has said anything about it.
+    /// Returns one link; without limits if it has no row.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn link(&self, name: &LinkName) -> Result<Link, DatabaseError> {
         let row = match self.schema.has_links {
             true => {
@@ -143,10 +143,10 @@ impl Repository {
         Ok(row.map_or_else(|| Link::unlimited(name.clone()), Link::from))
     }
 
-    /// Short names of all sites, sorted.
+    /// Returns the short names of all sites, sorted.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn site_names(&self) -> Result<Vec<String>, DatabaseError> {
         let reading = async {
             let mut names: Vec<_> = self.short_names().await?.into_values().collect();
@@ -156,10 +156,10 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    /// What is under way, by the short names of both sites. A look at every transfer that is not over.
+    /// Counts the transfers of each link that have not ended. Reads every such transfer.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn traffic(&self) -> Result<BTreeMap<LinkName, Traffic>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_traffic().await?) })
@@ -239,7 +239,7 @@ impl Repository {
         Ok(traffic)
     }
 
-    /// Changes a link, and returns what it is then.
+    /// Changes a link and returns its new state.
     ///
     /// # Errors
     /// [`LinkError::NoTable`], [`LinkError::Database`].
@@ -271,11 +271,11 @@ impl Repository {
         .await
     }
 
-    /// Lets no copy start over a link any more; with `stops_running`, workers stop those that run
-    /// when they next renew a lease.
+    /// Pauses a link: no copy starts any more. With `stops_running`, workers also stop running copies at the next
+    /// renewal of their leases.
     ///
     /// # Errors
-    /// [`LinkError::Paused`], unless that pause lets copies run and this one stops them; as
+    /// [`LinkError::Paused`], except when the existing pause lets copies run and the new one stops them; the errors of
     /// [`Self::set_link`].
     pub async fn pause_link(
         &self,
@@ -309,7 +309,7 @@ impl Repository {
     /// Ends a pause.
     ///
     /// # Errors
-    /// [`LinkError::NotPaused`]; as [`Self::set_link`].
+    /// [`LinkError::NotPaused`]; the errors of [`Self::set_link`].
     pub async fn resume_link(&self, name: &LinkName) -> Result<Link, LinkError> {
         self.change_link(name, async |tx, before| {
             use transfer_worker_link::{Column, Entity};
@@ -329,7 +329,7 @@ impl Repository {
         .await
     }
 
-    /// Makes the link's row where there is none, locks it, and changes it.
+    /// Creates the row of the link if it does not exist, locks it, and changes it.
     async fn change_link(
         &self,
         name: &LinkName,
@@ -349,7 +349,7 @@ impl Repository {
         self.database.bounded(self.database.write(changing)).await
     }
 
-    /// The pause that stops the copy of a transfer that runs.
+    /// Returns the pause that stops the running copy of a transfer, if one exists.
     pub(super) async fn stopped_link(
         &self,
         db: &impl ConnectionTrait,
@@ -368,13 +368,13 @@ impl Repository {
         Ok(row.map(Link::from).and_then(paused))
     }
 
-    /// What stands against a copy of a transfer that is to begin `now`: a pause, or the link's limit,
-    /// where that is heeded.
+    /// Returns the reason why a copy of a transfer must not begin `now`: a pause of its link, or the limit of the link
+    /// if `limit_is_heeded`.
     ///
-    /// A limit was heeded when the transfer's message was sent; but it may have become less since. The
-    /// link's row is locked then until the transaction ends, so that workers that begin at once see
-    /// each other's copies. A manager that holds that lock never waits for a transfer's row, so the
-    /// caller may have locked one.
+    /// The manager checked the limit when it sent the message, but the limit may be lower now. The row of the link is
+    /// then locked until the transaction ends, so that workers that begin at the same time see each other's copies. A
+    /// manager that holds this lock never waits for the row of a transfer, so the caller may hold the lock of such a
+    /// row.
     pub(super) async fn closed_link(
         &self,
         tx: &DatabaseTransaction,
@@ -394,7 +394,7 @@ impl Repository {
         if link.pause.is_some() || !has_limit {
             return Ok(paused(link).map(ClosedLink::Paused));
         }
-        // It may have been changed while we waited.
+        // The row may have been changed during the wait for the lock.
         let row = lock_links(tx, [&link.name]).await?.pop();
         let Some(link) = row.map(Link::from) else {
             return Ok(None);
@@ -415,8 +415,8 @@ impl Repository {
         })))
     }
 
-    /// How many copies of this program's workers run over a link. Not those of Python's workers: they
-    /// have no lease, and to find them would be a look at the whole table for each copy.
+    /// Number of copies over a link by workers of this program. Copies by Python workers are not counted: they have no
+    /// lease, and finding them would need a scan of the whole table for each copy.
     async fn copies_over(&self, tx: &DatabaseTransaction, name: &LinkName) -> Result<u64, DbErr> {
         use data_transfer::{Column, Entity};
         let leased = Query::select()
@@ -437,7 +437,7 @@ impl Repository {
     }
 }
 
-/// "The row of this link."
+/// Condition: the row of this link.
 fn of(name: &LinkName) -> Expr {
     use transfer_worker_link::Column;
     Column::Origin
@@ -455,15 +455,15 @@ async fn find(
         .await
 }
 
-/// "A row of these links."
+/// Condition: the rows of these links.
 fn one_of<'n>(names: impl IntoIterator<Item = &'n LinkName>) -> Condition {
     names
         .into_iter()
         .fold(Condition::any(), |any, name| any.add(of(name)))
 }
 
-/// Locks links' rows until the transaction ends, always in the same order, so that two who lock several
-/// never wait for each other.
+/// Locks the rows of links until the transaction ends. The order is always the same, so that two transactions that lock
+/// several rows cannot deadlock.
 pub(super) async fn lock_links<'n>(
     tx: &DatabaseTransaction,
     names: impl IntoIterator<Item = &'n LinkName>,
@@ -478,7 +478,7 @@ pub(super) async fn lock_links<'n>(
         .await
 }
 
-/// Notes how many transfers of each link were scheduled: in one statement for all that have as many.
+/// Adds to the count of scheduled transfers of each link, with one statement for all links with the same number.
 pub(super) async fn count_issued(
     tx: &DatabaseTransaction,
     issued: &BTreeMap<&LinkName, i64>,
@@ -517,7 +517,7 @@ async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {
         .map(drop)
 }
 
-/// "The row of the link that a transfer goes over."
+/// Condition: the row of a transfer's link.
 fn over_which(id: TransferId) -> Condition {
     use data_transfer::Column as Transfer;
     use transfer_worker_link::Column;
@@ -526,13 +526,13 @@ fn over_which(id: TransferId) -> Condition {
         .add(Column::Destination.in_subquery(site_of(id, Transfer::DestinationLocationId)))
 }
 
-/// The pause of a link, if it is paused.
+/// Returns the pause of a link, if it is paused.
 fn paused(link: Link) -> Option<PausedLink> {
     let name = link.name;
     link.pause.map(|pause| PausedLink { name, pause })
 }
 
-/// Ids of a site's locations, as a subquery.
+/// Subquery: ids of a site's locations.
 fn locations_of(short_name: &str) -> SelectStatement {
     use data_location::{Column, Entity};
     Query::select()
@@ -546,7 +546,7 @@ fn locations_of(short_name: &str) -> SelectStatement {
         .to_owned()
 }
 
-/// Short name of the site at one end of a transfer, as a subquery.
+/// Subquery: short name of the site at one end of a transfer.
 fn site_of(id: TransferId, end: data_transfer::Column) -> SelectStatement {
     use data_location::Column as Location;
     Query::select()
@@ -572,7 +572,7 @@ impl From<transfer_worker_link::Model> for Link {
                 origin: row.origin,
                 destination: row.destination,
             },
-            // Below 0 means what it must: nothing may run.
+            // A negative limit counts as 0: nothing may run.
             max_active: row
                 .max_active
                 .map(|limit| u32::try_from(Ord::max(limit, 0)).unwrap_or(u32::MAX)),

@@ -1,9 +1,9 @@
-//! Finding transfers.
+//! Search for transfers.
 //!
-//! A list is one statement: a page of ids first, filtered, ordered and cut, and only for these the
-//! names, sizes and errors. So a database with very many transfers is not joined as a whole. What
-//! this asks of the ops-db's tables, and which indexes their owners may add for more than some
-//! hundred thousand rows, is in docs/operations/queries.md.
+//! A list is one statement: it first selects a page of ids (filtered, ordered and limited), and joins names, sizes and
+//! errors only for these. Therefore a database with many transfers is not joined as a whole. For the requirements on
+//! the ops-db's tables, and the indexes that their owners may add for more than some hundred thousand rows, see
+//! docs/operations/queries.md.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -30,106 +30,105 @@ use crate::transfer::lease::LeaseInfo;
 /// A transfer in a list.
 #[derive(Debug, Clone, Serialize)]
 pub struct TransferSummary {
-    /// Its id.
+    /// Id of the transfer.
     pub id: TransferId,
-    /// How far it is.
+    /// State of the transfer.
     pub status: Label<Status>,
-    /// Failures so far.
+    /// Number of failed attempts so far.
     pub retry_count: u32,
-    /// The latest time that its row tells: its end, else the begin of its latest attempt, else when
-    /// it was made (where the database has that).
+    /// Latest time in the row: its end, otherwise the start of its latest attempt, otherwise its creation (if the
+    /// database has that column).
     pub changed_at: Option<DateTime<Utc>>,
-    /// From here.
+    /// Location to copy from.
     pub origin: Option<TransferEnd>,
-    /// To there.
+    /// Location to copy to.
     pub destination: Option<TransferEnd>,
     /// Name of the file.
     pub file_name: Option<String>,
-    /// Its size.
+    /// Size in bytes.
     pub size_bytes: Option<i64>,
-    /// Why the latest attempt failed.
+    /// Error message of the latest failed attempt.
     pub failure_error_message: Option<String>,
-    /// Class of the latest attempt's error.
+    /// Error code of the latest attempt.
     pub error_code: Option<String>,
-    /// Who is at it.
+    /// Lease on the transfer, if a worker holds one.
     pub lease: Option<LeaseInfo>,
-    /// Until when it waits to be tried again.
+    /// Time until which the transfer waits for its next attempt.
     pub not_before: Option<DateTime<Utc>>,
-    /// Since when it is SCHEDULED, and by which message.
+    /// Time since which the transfer is SCHEDULED, and its message.
     pub schedule: Option<ScheduleRecord>,
 }
 
-/// Which transfers; those for which all of it holds. The default is: all.
+/// Selection of transfers: those that meet all conditions. The default selects all.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// With one of these ids.
+    /// Has one of these ids.
     pub ids: Option<Vec<TransferId>>,
-    /// With one of these statuses, if there are any.
+    /// Has one of these statuses; an empty list allows all.
     pub statuses: Vec<Status>,
-    /// From or to this place.
+    /// Starts or ends at this site or location.
     pub site: Option<Place>,
-    /// From this place.
+    /// Starts at this site or location.
     pub origin: Option<Place>,
-    /// To this place.
+    /// Ends at this site or location.
     pub destination: Option<Place>,
-    /// Whose [time](TransferSummary::changed_at) lies farther back than this.
+    /// [Last change](TransferSummary::changed_at) is earlier than this long ago.
     pub older_than: Option<Duration>,
-    /// Whose time does not lie farther back than this.
+    /// Last change is at most this long ago.
     pub newer_than: Option<Duration>,
-    /// Whose latest attempt ended with an error of this class.
+    /// Latest attempt ended with this error code.
     pub error_code: Option<String>,
-    /// Held by the worker of this name, or by any on the host of this name.
+    /// Lease is held by the worker with this name, or by any worker on the host with this name.
     pub held_by: Option<String>,
-    /// Held by anybody.
+    /// Has a lease.
     pub is_held: bool,
-    /// PENDING, and waiting for a time that has not come.
+    /// Is PENDING with a retry delay that has not passed.
     pub is_waiting: bool,
-    /// SCHEDULED for longer than this, and taken by no worker.
+    /// Has been SCHEDULED for longer than this, without a lease.
     pub scheduled_for: Option<Duration>,
 }
 
-/// What a list is ordered by. Those that are equal, and those without a time or a size, follow with
-/// the highest id first.
+/// Order of a list. Entries that are equal are ordered by descending id; entries without a time or a size are last.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Sort {
-    /// The highest first.
+    /// Highest id first.
     #[default]
     Id,
-    /// The longest unchanged first, by [`TransferSummary::changed_at`].
+    /// Longest unchanged first, by [`TransferSummary::changed_at`].
     Age,
-    /// In the order of a transfer's life, FAILED last.
+    /// By the normal order of states: PENDING, SCHEDULED, IN_PROGRESS, COMPLETED, FAILED.
     Status,
-    /// The largest first.
+    /// Largest file first.
     Size,
-    /// Those with the most failures first.
+    /// Most failures first.
     Retries,
 }
 
-/// Which transfers are listed, and how.
+/// Request for a list of transfers.
 #[derive(Debug, Clone, Default)]
 pub struct Listing {
-    /// Which.
+    /// Conditions of the listed transfers.
     pub filter: Filter,
-    /// In which order.
+    /// Order of the list.
     pub sort: Sort,
-    /// The other way round.
+    /// True for the reverse order.
     pub is_reversed: bool,
-    /// So many at most.
+    /// Maximum number of transfers.
     pub limit: Option<u64>,
 }
 
-/// Why transfers could not be listed.
+/// Error of listing transfers.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// There is no such site or location.
+    /// The site or location does not exist.
     #[error("there is no `{place}`; the database has {}", or_nothing(.known))]
     UnknownPlace {
-        /// What was asked for.
+        /// Name in the request.
         place: Place,
-        /// What there is: locations of that site, or else sites.
+        /// Names that exist: the locations of the site, or all sites if the site does not exist.
         known: Vec<String>,
     },
-    /// The database.
+    /// The database returned an error.
     #[error(transparent)]
     Database(#[from] DatabaseError),
 }
@@ -148,23 +147,23 @@ fn or_nothing(names: &[String]) -> String {
     }
 }
 
-/// Names of columns of the page.
+/// Alias of the page, and name of its column with the sort key.
 const PAGE: &str = "page";
 const KEY: &str = "sort_key";
 
 impl Repository {
-    /// Transfers.
+    /// Returns the transfers of a listing.
     ///
     /// # Errors
-    /// [`ListError::UnknownPlace`]; else what the database says.
+    /// [`ListError::UnknownPlace`], [`ListError::Database`].
     pub async fn list(&self, listing: &Listing) -> Result<Vec<TransferSummary>, ListError> {
         self.database.bounded(self.read_list(listing)).await
     }
 
-    /// How many transfers there are, or `at_most` if there are more: counting takes time.
+    /// Counts transfers, up to `at_most` to limit the time.
     ///
     /// # Errors
-    /// As [`Self::list`].
+    /// The errors of [`Self::list`].
     pub async fn count(&self, filter: &Filter, at_most: u64) -> Result<u64, ListError> {
         let counting = async {
             let db = self.database.connection();
@@ -188,7 +187,7 @@ impl Repository {
         let query = self.list_query(db, listing).await?;
         let now = database::now(db).await?;
         let rows = db.query_all(&query).await?;
-        // Few: one for each copy that runs.
+        // Few rows: one for each copy that runs.
         let leases = transfer_worker_lease::Entity::find().all(db).await?;
         let leases: HashMap<TransferId, LeaseInfo> = leases
             .iter()
@@ -256,7 +255,7 @@ impl Repository {
         Ok(query)
     }
 
-    /// The ids that are listed, with what they are ordered by.
+    /// Query for the ids of the listed transfers, with their sort keys.
     async fn page(
         &self,
         db: &impl ConnectionTrait,
@@ -294,7 +293,7 @@ impl Repository {
         Ok(page)
     }
 
-    /// Adds a filter's conditions to a query of transfers.
+    /// Adds the conditions of a filter to a query of transfers.
     async fn restrict(
         &self,
         db: &impl ConnectionTrait,
@@ -358,7 +357,7 @@ impl Repository {
         Ok(())
     }
 
-    /// See [`TransferSummary::changed_at`].
+    /// Expression for [`TransferSummary::changed_at`].
     fn changed_at(&self) -> Expr {
         use data_transfer::{Column, Entity, Optional};
         let mut times = vec![
@@ -371,8 +370,8 @@ impl Repository {
         Func::coalesce(times).into()
     }
 
-    /// A time by which rows can be ordered. On SQLite a time is a text, with or without a `T`, a
-    /// fraction and an offset.
+    /// Converts a time to a form that can be compared. On SQLite a time is a text, with or without `T`, fraction and
+    /// offset.
     fn comparable(&self, time: Expr) -> Expr {
         match self.database.backend() {
             DbBackend::Sqlite => Func::cust("julianday").arg(time).into(),
@@ -380,7 +379,7 @@ impl Repository {
         }
     }
 
-    /// Where in its life a transfer is, as a number.
+    /// Number of a transfer's state in the normal order of states.
     fn stage(&self) -> Expr {
         let stages = [
             Status::Pending,
@@ -397,7 +396,7 @@ impl Repository {
     }
 }
 
-/// Orders a page, or what was selected for one.
+/// Orders the page, or the final list by the columns of the page.
 fn order<C>(query: &mut SelectStatement, listing: &Listing, key: Expr, id: C)
 where
     C: sea_orm::sea_query::IntoColumnRef,
@@ -409,7 +408,7 @@ where
         Order::Desc
     };
     if listing.sort != Sort::Id {
-        // NULLs last in either direction; both databases can.
+        // NULLs are last in both directions; both databases support this.
         query.order_by_expr_with_nulls(key, direction, NullOrdering::Last);
         query.order_by(id, Order::Desc);
     } else {
@@ -417,7 +416,7 @@ where
     }
 }
 
-/// So long before `now`; the beginning of time where that is farther back than the calendar goes.
+/// Time `age` before `now`, at the earliest 1970-01-01.
 fn ago(now: DateTime<Utc>, age: Duration) -> Timestamp {
     let time = TimeDelta::from_std(age)
         .ok()
@@ -428,7 +427,7 @@ fn ago(now: DateTime<Utc>, age: Duration) -> Timestamp {
     Timestamp(time)
 }
 
-/// The class of error of a transfer's latest attempt, for each row of the outer query.
+/// Expression: error code of the latest attempt, for each row of the outer query.
 fn latest_error() -> Expr {
     use transfer_worker_attempt::{Column, Entity};
     let latest = Query::select()
@@ -444,7 +443,7 @@ fn latest_error() -> Expr {
     Expr::from(latest)
 }
 
-/// Transfers whose latest attempt ended with this class of error.
+/// Subquery: transfers whose latest attempt ended with this error code.
 fn latest_with_error(code: &str) -> SelectStatement {
     use transfer_worker_attempt::{Column, Entity};
     const LATER: &str = "later";
@@ -464,7 +463,7 @@ fn latest_with_error(code: &str) -> SelectStatement {
         .to_owned()
 }
 
-/// Transfers that somebody holds: anybody, or the worker or host of this name.
+/// Subquery: transfers with a lease; with `by`, of the worker or host of this name.
 fn held(by: Option<&str>) -> SelectStatement {
     use transfer_worker_lease::{Column, Entity};
     let mut query = Query::select();
@@ -491,7 +490,7 @@ fn summary(
     let not_before: Option<DateTime<Utc>> = row.try_get("", "not_before")?;
     let delay_retry_count: Option<i64> = row.try_get("", "delay_retry_count")?;
     let changed_at: Option<Timestamp> = row.try_get("", "changed_at")?;
-    // As `delay::stands` has it.
+    // Same condition as `delay::stands`.
     let waits = status.means(Status::Pending) && delay_retry_count == Some(i64::from(retry_count));
     Ok(TransferSummary {
         id,

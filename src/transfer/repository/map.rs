@@ -1,4 +1,4 @@
-//! The sites' locations and the links between them, for those who look at the whole.
+//! The locations of all sites and the links between them, for checks of the whole system.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,28 +17,28 @@ use crate::transfer::link::LinkName;
 pub struct Map {
     /// Locations, by site and order of use.
     pub locations: Vec<LocationRecord>,
-    /// What routes go over, each once.
+    /// Links with a route, each once for each method.
     pub links: Vec<RoutedLink>,
-    /// Bytes of the largest package that waits for each location, by the location's id.
+    /// Size in bytes of the largest package that waits for each location, by the location's id.
     pub largest_waiting: HashMap<i64, u64>,
-    /// Ids of the locations from which transfers wait.
+    /// Ids of the locations from which transfers wait to be copied.
     pub waiting_origins: HashSet<i64>,
 }
 
-/// A link that a route goes over.
+/// A link that has a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RoutedLink {
-    /// Which link.
+    /// Name of the link.
     pub name: LinkName,
-    /// The program, e.g. `bbcp`.
+    /// Program that makes the copies, e.g. `bbcp`.
     pub method: Option<String>,
 }
 
 impl Repository {
-    /// What there is to be connected.
+    /// Returns all locations and links.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn map(&self) -> Result<Map, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_map().await?) })
@@ -65,10 +65,10 @@ impl Repository {
         })
     }
 
-    /// The links that routes go over, each once for each of its methods.
+    /// Returns the links that have a route, each once for each method.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn routed_links(&self) -> Result<Vec<RoutedLink>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_routed_links().await?) })
@@ -103,7 +103,7 @@ impl Repository {
         Ok(links)
     }
 
-    /// The sites' short names, by id.
+    /// Returns the short names of all sites, by id.
     pub(super) async fn short_names(&self) -> Result<HashMap<i64, String>, DbErr> {
         let sites = site::Entity::find().all(self.database.connection()).await?;
         Ok(sites

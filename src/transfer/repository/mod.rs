@@ -1,20 +1,19 @@
 //! Reading and changing transfers.
 //!
-//! How a transfer changes, everywhere in here: **lock its row, look, write, commit.** The row lock
-//! (`SELECT … FOR NO KEY UPDATE` on PostgreSQL, the database's write lock on SQLite) makes
-//! everybody who changes a transfer wait for each other, also those who know nothing of leases: an
-//! operator, a Python worker. So what was looked at is still true when it is written, and a write
-//! that depends on a lease is made only if the lease's token is still the own one.
+//! All functions of this module change a transfer in the same way: **lock its row, read, write, commit.** The row lock
+//! (`SELECT … FOR NO KEY UPDATE` on PostgreSQL, the write lock of the database on SQLite) makes all programs that
+//! change a transfer wait for each other, including those that do not use leases: an operator, a Python worker.
+//! Therefore the facts that were read are still true when the change is written, and a write that needs a lease is made
+//! only if the lease still has the caller's token.
 //!
-//! Only [`Repository::renew`] works without the row lock, in one statement, since it is called
-//! often and changes nothing but the lease.
+//! Only [`Repository::renew`] works without the row lock, in one statement, because it is called often and changes only
+//! the lease.
 //!
-//! [`DatabaseError`] is a variant of its own everywhere: unless it is [of one
-//! row](DatabaseError::is_of_one_row), it says nothing about the transfer, must never use up a retry, and
-//! the same call can be made again. What then follows if the lost answer was a "yes":
-//! [`complete`](Repository::complete) and its like know their own work and say yes again;
-//! [`acquire`](Repository::acquire) finds the lease held (by nobody that renews it), so the
-//! transfer is taken up again when that lease has expired.
+//! [`DatabaseError`] is a separate variant of all errors: unless it is [of one row](DatabaseError::is_of_one_row), it
+//! says nothing about the transfer, must never count as a failed attempt, and the same call can be made again. If the
+//! first call was successful and only its answer was lost, then [`complete`](Repository::complete) and similar
+//! functions recognise their own change and succeed again; [`acquire`](Repository::acquire) finds a lease that no
+//! worker renews, so the transfer is taken again when that lease has expired.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -71,7 +70,7 @@ pub use scheduled::{ScheduleRecord, Withdrawal};
 pub use settle::{Failure, Finished};
 pub use sweep::{Recovered, Sweep};
 
-/// The transfers of one database. Clones share its connections.
+/// Access to the transfers of one database. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Repository {
     database: Database,
@@ -79,20 +78,20 @@ pub struct Repository {
 }
 
 impl Repository {
-    /// Checks that the database lets transfers be worked on: it answers, and the tables and privileges that
-    /// every attempt needs exist.
+    /// Checks that the database is usable for attempts: it answers, and the tables and privileges that every attempt
+    /// needs exist.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn answers(&self) -> Result<(), DatabaseError> {
         let looking = async { Ok(look_at_nothing(self.database.connection()).await?) };
         self.database.bounded(looking).await
     }
 
-    /// Checks the database's schema and opens the repository on it.
+    /// Checks the schema of the database and creates the repository.
     ///
     /// # Errors
-    /// See [`schema::check`].
+    /// The errors of [`schema::check`].
     pub async fn open(
         database: Database,
         text_enum_labels: EnumLabels,
@@ -104,20 +103,20 @@ impl Repository {
         })
     }
 
-    /// The database.
+    /// The connection to the database.
     pub fn database(&self) -> &Database {
         &self.database
     }
 
-    /// What the schema check found.
+    /// Result of the schema check.
     pub(super) fn schema(&self) -> &Schema {
         &self.schema
     }
 
-    /// Failures of a transfer so far; none if there is no such transfer.
+    /// Returns the number of failed attempts of a transfer; `None` if the transfer does not exist.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn get_retry_count(&self, id: TransferId) -> Result<Option<u32>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.row(id).await?.as_ref().map(retry_count)) })
@@ -130,13 +129,13 @@ impl Repository {
             .await
     }
 
-    /// "The transfer's status is one of these."
+    /// Condition: the transfer has one of these statuses.
     fn status_is(&self, statuses: &[Status]) -> Expr {
         Expr::col((data_transfer::Entity, data_transfer::Column::Status))
             .is_in(self.schema.transfer_status.one_of(statuses))
     }
 
-    /// "The transfer is IN_PROGRESS", as a subquery.
+    /// Subquery: the transfer is IN_PROGRESS.
     fn in_progress(&self, id: TransferId) -> SelectStatement {
         use data_transfer::{Column, Entity};
         Query::select()
@@ -147,7 +146,7 @@ impl Repository {
             .to_owned()
     }
 
-    /// An update of one transfer's status, to be completed by the caller.
+    /// Update of one transfer's status; the caller may add further columns.
     fn set_status(&self, id: TransferId, status: Status) -> UpdateMany<data_transfer::Entity> {
         data_transfer::Entity::update_many()
             .col_expr(
@@ -158,9 +157,9 @@ impl Repository {
     }
 }
 
-/// Reads and locks transfers and leases, as every attempt does, but without locking a row.
+/// Makes the reads and locks of every attempt, but without locking a row.
 async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
-    // No transfer has this number.
+    // No transfer has this id.
     const NONE: TransferId = TransferId::new(-1);
     data_transfer::Entity::find_by_id(NONE)
         .lock(LockType::NoKeyUpdate)
@@ -169,12 +168,12 @@ async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
     find_lease(db, NONE).await.map(drop)
 }
 
-/// Locks a transfer's row until the transaction ends, and reads it as it is then.
+/// Locks a transfer's row until the transaction ends, and returns the row as it is under the lock.
 async fn lock(
     tx: &DatabaseTransaction,
     id: TransferId,
 ) -> Result<Option<data_transfer::Model>, DbErr> {
-    // Not the stronger `FOR UPDATE`: rows that refer to this one may be inserted meanwhile.
+    // Not the stronger `FOR UPDATE`: other transactions may insert rows that refer to this one.
     data_transfer::Entity::find_by_id(id)
         .lock(LockType::NoKeyUpdate)
         .one(tx)
@@ -188,8 +187,8 @@ async fn find_lease(
     transfer_worker_lease::Entity::find_by_id(id).one(db).await
 }
 
-/// Takes a dead lease from its holder and closes the holder's attempt as interrupted; none if the
-/// lease turns out to be alive.
+/// Removes a dead lease and ends its holder's attempt as interrupted. Returns `None` if the lease was renewed or
+/// replaced in the meantime.
 async fn displace(
     tx: &DatabaseTransaction,
     held: &transfer_worker_lease::Model,
@@ -201,7 +200,7 @@ async fn displace(
         .filter(Column::DataTransferId.eq(held.data_transfer_id))
         .filter(Column::Token.eq(held.token.as_str()));
     if demise == ExpiryReason::Expired {
-        // A renewal does not take the row lock, so it may come between our look and this.
+        // A renewal does not take the row lock, so the lease may have been renewed since it was read.
         delete = delete.filter(Column::RenewedAt.eq(held.renewed_at));
     }
     if delete.exec(tx).await?.rows_affected == 0 {
@@ -213,7 +212,7 @@ async fn displace(
     Ok(Some(Displaced { lease, demise }))
 }
 
-/// "This lease stands", as a subquery.
+/// Subquery: this lease still exists.
 fn standing(lease: &Lease) -> SelectStatement {
     use transfer_worker_lease::{Column, Entity};
     Query::select()
@@ -224,7 +223,7 @@ fn standing(lease: &Lease) -> SelectStatement {
         .to_owned()
 }
 
-/// How an attempt ended.
+/// End of an attempt.
 #[derive(Debug, Clone)]
 struct Ending {
     outcome: Outcome,
@@ -236,7 +235,7 @@ struct Ending {
 }
 
 impl Ending {
-    /// The end of an attempt whose worker is not there to tell.
+    /// End of an attempt whose worker cannot report it.
     fn interrupted(lease: &LeaseInfo, demise: ExpiryReason) -> Self {
         Self {
             outcome: Outcome::Interrupted,
@@ -249,7 +248,7 @@ impl Ending {
     }
 }
 
-/// Writes the end of an attempt, unless it has one.
+/// Writes the end of an attempt, unless it is already written.
 async fn end_attempt(
     db: &impl ConnectionTrait,
     id: TransferId,
@@ -283,14 +282,14 @@ async fn end_attempt(
         .map(drop)
 }
 
-/// An insert of one row. Not by an active model where a column needs a cast of its own.
+/// Insert of one row. Used instead of an active model where a column needs its own cast.
 pub(super) fn insert_into(
     table: impl IntoTableRef,
     cells: Vec<(DynIden, Expr)>,
 ) -> InsertStatement {
     let (columns, values): (Vec<_>, Vec<_>) = cells.into_iter().unzip();
     let mut insert = Query::insert();
-    // As many values as columns, so this cannot fail.
+    // The numbers of values and columns are equal, so this cannot panic.
     insert
         .into_table(table)
         .columns(columns)
@@ -303,13 +302,13 @@ fn retry_count(row: &data_transfer::Model) -> u32 {
         .map_or(0, |count| u32::try_from(count).unwrap_or(0))
 }
 
-/// A count as a column holds it. No file is larger.
+/// Converts a count to the type of a column. No file is larger than the maximum.
 fn column_value(count: u64) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
-/// A text that PostgreSQL stores: it has no NUL. What a program printed may have one, and must not
-/// keep a failure from being recorded.
+/// Replaces NUL characters, which PostgreSQL does not store. The output of a program may contain them, and must not
+/// prevent a failure from being recorded.
 fn storable(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }

@@ -1,12 +1,11 @@
-//! What an operator does about a transfer: have it tried again, stop it, give it up.
+//! Actions of an operator on a transfer: retry, cancel, fail.
 //!
-//! By the rule of this module: lock the row, look, write, commit. Each change is noted with who made
-//! it and why, in a table of ours, in the same transaction.
+//! Follows the rule of the parent module: lock the row, read, write, commit. Each action is recorded with the operator
+//! and the reason in this project's own table, in the same transaction.
 //!
-//! A copy that runs is not stopped from here. Its lease is taken away, and its worker, which asks
-//! for it at every renewal (`transfer.lease_renew_interval`), stops the copy, removes its temporary
-//! file and writes nothing. Whatever it does before that goes to a name of its own, and it cannot
-//! publish it.
+//! This module does not stop a running copy directly. It removes the lease. The worker finds this at the next renewal
+//! (`transfer.lease_renew_interval`), stops the copy, removes its temporary file and writes nothing. Until then it
+//! writes only to its own temporary name, and it cannot publish the file.
 
 use std::fmt;
 
@@ -26,25 +25,25 @@ use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::LeaseInfo;
 
-/// What an operator wants done with transfers.
+/// Request of an operator for an action on transfers.
 #[derive(Debug, Clone)]
 pub struct Instruction {
-    /// What.
+    /// The action.
     pub action: Action,
-    /// Who wants it, `login@host`.
+    /// The operator, as `login@host`.
     pub operator: String,
-    /// Why.
+    /// Reason, if the operator gave one.
     pub reason: Option<String>,
-    /// Only while they have one of these statuses, if there are any: what was chosen by its status
-    /// may have another one by the time of the change.
+    /// Statuses for which the action is made; an empty list allows all. A transfer that was selected by its status may
+    /// have another one at the time of the change.
     pub only: Vec<Status>,
-    /// Also rows that are IN_PROGRESS without a lease. Only the operator can know that no worker of
-    /// another kind is at them.
+    /// True if rows are included that are IN_PROGRESS without a lease. Only the operator can know that no other
+    /// program's worker is copying them.
     pub untracked: bool,
 }
 
 impl fmt::Display for Instruction {
-    /// Who did what and why, for the row's message.
+    /// Action, operator and reason, for the row's message.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let done = match self.action {
             Action::Retry => "sent again",
@@ -59,55 +58,55 @@ impl fmt::Display for Instruction {
     }
 }
 
-/// What an instruction means for one transfer.
+/// Result of an instruction for one transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Applicability {
-    /// There is no such transfer.
+    /// The transfer does not exist.
     Unknown,
-    /// It is as it should be.
+    /// The transfer is already in the requested state.
     Unchanged,
-    /// It must not be done.
+    /// The action is not allowed.
     Refused(Refusal),
-    /// It is done, or would be.
+    /// The change was made, or would be made.
     Changed(Change),
 }
 
-/// What changes.
+/// Change of one transfer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Change {
-    /// The status before.
+    /// Status before the change.
     pub from: Label<Status>,
-    /// The status after.
+    /// Status after the change.
     pub to: Status,
-    /// Whose copy is stopped.
+    /// The removed lease, whose copy is stopped.
     pub stopped: Option<Box<LeaseInfo>>,
 }
 
-/// Why an instruction is not carried out.
+/// Reason why an instruction is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The file is at its goal, and that is not undone.
+    /// The file is at its destination; this is not undone.
     #[error("it is COMPLETED")]
     Completed,
-    /// It is given up already.
+    /// The transfer is already FAILED.
     #[error("it is FAILED already{}", because(.message.as_deref()))]
     Failed {
-        /// Why.
+        /// Error message of the row.
         message: Option<String>,
     },
-    /// A worker is at it.
+    /// A worker holds a lease that has not expired.
     #[error("{} is at it; `transfers cancel` stops the copy", .0.owner)]
     Running(Box<LeaseInfo>),
-    /// A worker that knows nothing of leases may be at it, and would not notice the change.
+    /// A worker that does not use leases may be copying, and would not notice the change.
     #[error("it is IN_PROGRESS without a lease: a Python worker may be at it; {}", untracked_remedy(*.action))]
     Untracked {
-        /// What was asked for.
+        /// The requested action.
         action: Action,
     },
-    /// Its status has changed since it was chosen.
+    /// The status has changed since the transfer was selected.
     #[error("it is {0} by now")]
     Otherwise(Label<Status>),
-    /// This program does not know what the status means.
+    /// This program does not know the status.
     #[error("its status `{0}` is not known here")]
     UnknownStatus(String),
 }
@@ -123,7 +122,7 @@ fn untracked_remedy(action: Action) -> &'static str {
     }
 }
 
-/// What was found out about a transfer.
+/// State of a transfer, as read for an instruction.
 struct Findings {
     row: data_transfer::Model,
     held: Option<transfer_worker_lease::Model>,
@@ -142,7 +141,7 @@ impl Findings {
         })
     }
 
-    /// The new status; none where there is nothing to change.
+    /// Returns the new status; `None` if nothing has to change.
     fn judge(&self, instruction: &Instruction) -> Result<Option<Status>, Refusal> {
         let status = &self.row.status;
         let Some(known) = status.known() else {
@@ -173,14 +172,14 @@ impl Findings {
         })
     }
 
-    /// Whether a row that is IN_PROGRESS may be changed.
+    /// Checks if an IN_PROGRESS row may be changed.
     fn judge_running(&self, instruction: &Instruction) -> Result<(), Refusal> {
         let action = instruction.action;
         match (&self.held, action) {
             (None, Action::Retry | Action::Fail) if instruction.untracked => Ok(()),
             (None, _) => Err(Refusal::Untracked { action }),
             (Some(_), Action::Cancel) => Ok(()),
-            // Its worker is gone, and whoever sweeps first would make it PENDING.
+            // The lease has expired, so the next sweep would make the row PENDING.
             (Some(held), _) if held.expires_at <= self.now => Ok(()),
             (Some(held), _) => Err(Refusal::Running(Box::new(held.into()))),
         }
@@ -196,10 +195,10 @@ impl Findings {
 }
 
 impl Repository {
-    /// What an instruction would do to a transfer.
+    /// Returns the result that an instruction would have, without a change.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn consider(
         &self,
         id: TransferId,
@@ -219,15 +218,15 @@ impl Repository {
         self.database.bounded(considering).await
     }
 
-    /// Does to a transfer what an operator wants, and notes it.
+    /// Carries out an instruction for a transfer, and records it.
     ///
-    /// A transfer that is sent again is PENDING, without failures and without a wait. One that is
-    /// stopped or given up is FAILED, with the operator's name and reason as its message: the ops-db
-    /// has no other status for it.
+    /// After a retry, the transfer is PENDING, with no failures and no delay. After a cancel or a fail, it is FAILED,
+    /// with the operator's name and reason as its message: the ops-db has no other status for this.
     ///
     /// # Errors
-    /// What the database says. Made again after an error, an instruction that was carried out is
-    /// [unchanged](Applicability::Unchanged) or [refused](Refusal::Failed) with its own message.
+    /// The database cannot be reached, or it refuses the statement. If the call is repeated after an error, an
+    /// instruction that was carried out is [unchanged](Applicability::Unchanged), or [refused](Refusal::Failed) with
+    /// its own message.
     pub async fn instruct(
         &self,
         id: TransferId,
@@ -269,7 +268,7 @@ impl Repository {
         Ok(Applicability::Changed(findings.change(to)))
     }
 
-    /// Writes the transfer's row.
+    /// Writes the row of the transfer.
     async fn rewrite(
         &self,
         tx: &DatabaseTransaction,
@@ -280,7 +279,7 @@ impl Repository {
         use data_transfer::Column;
         let update = self.set_status(findings.row.id.into(), to);
         let update = if instruction.action == Action::Retry {
-            // Its last failure's message stays until the next attempt has ended.
+            // The message of the last failure stays until the next attempt has ended.
             update
                 .col_expr(Column::RetryCount, Expr::val(0))
                 .col_expr(Column::EndTime, Expr::val(None::<Timestamp>))
@@ -295,7 +294,8 @@ impl Repository {
     }
 }
 
-/// Takes a lease away and closes its attempt. False if it was dead when we looked and is alive now.
+/// Removes a lease and ends its attempt. Returns false if the lease had expired when it was read, and was renewed in
+/// the meantime.
 async fn revoke(
     tx: &DatabaseTransaction,
     held: &transfer_worker_lease::Model,
@@ -307,7 +307,7 @@ async fn revoke(
         .filter(Column::DataTransferId.eq(held.data_transfer_id))
         .filter(Column::Token.eq(held.token.as_str()));
     if instruction.action != Action::Cancel {
-        // A renewal does not take the row lock, so it may come between our look and this.
+        // A renewal does not take the row lock, so the lease may have been renewed since it was read.
         delete = delete.filter(Column::RenewedAt.eq(held.renewed_at));
     }
     if delete.exec(tx).await?.rows_affected == 0 {
@@ -329,7 +329,7 @@ async fn revoke(
     Ok(true)
 }
 
-/// Notes what was done.
+/// Records the action.
 async fn note(
     tx: &DatabaseTransaction,
     findings: &Findings,

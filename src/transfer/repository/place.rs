@@ -1,4 +1,4 @@
-//! Sites and locations as a filter names them.
+//! Names of sites and locations in a filter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ use super::ends::TransferEnd;
 pub struct Place {
     /// Short name of the site.
     pub site: String,
-    /// Name of the location; none for all of the site's.
+    /// Name of the location; `None` for all locations of the site.
     pub location: Option<String>,
 }
 
@@ -46,12 +46,12 @@ impl fmt::Display for Place {
     }
 }
 
-/// A text that is no [`Place`].
+/// Error for a text that is not a [`Place`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is neither SITE nor SITE/LOCATION")]
 pub struct InvalidPlace(String);
 
-/// A location and the names by which it is known.
+/// A location of the database with its names.
 pub(super) struct KnownPlace {
     id: i64,
     at: TransferEnd,
@@ -87,7 +87,7 @@ pub(super) async fn known_places(db: &impl ConnectionTrait) -> Result<Vec<KnownP
         .collect()
 }
 
-/// Ids of the locations that a place means.
+/// Returns the ids of the locations that match `place`.
 pub(super) fn ids_of(known: &[KnownPlace], place: &Place) -> Result<Vec<i64>, ListError> {
     let is_meant = |known: &&KnownPlace| {
         known.at.site == place.site

@@ -1,4 +1,4 @@
-//! What is known about a transfer, for the worker that copies it and for people.
+//! Details of a transfer, for the worker that copies it and for people.
 
 use chrono::{DateTime, Utc};
 use entity::{
@@ -15,97 +15,97 @@ use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::LeaseInfo;
 
-/// A transfer with all that it refers to. What is missing in the database is missing here.
+/// A transfer with all rows that it refers to. A field is `None` if the database has no such row or value.
 #[derive(Debug, Clone, Serialize)]
 pub struct TransferRecord {
-    /// Its id.
+    /// Id of the transfer.
     pub id: TransferId,
-    /// How far it is.
+    /// State of the transfer.
     pub status: Label<Status>,
-    /// Failures so far.
+    /// Number of failed attempts so far.
     pub retry_count: u32,
-    /// Begin of the latest attempt.
+    /// Start of the latest attempt.
     pub start_time: Option<DateTime<Utc>>,
-    /// End of the last attempt, once there is no further one.
+    /// End of the last attempt; `None` while further attempts are possible.
     pub end_time: Option<DateTime<Utc>>,
-    /// When the row was made, where the database has that.
+    /// Time at which the row was created, if the database has that column.
     pub created_at: Option<DateTime<Utc>>,
-    /// Why the latest attempt failed.
+    /// Error message of the latest failed attempt.
     pub failure_error_message: Option<String>,
-    /// What is transferred.
+    /// Package to transfer.
     pub package: Option<PackageRecord>,
-    /// From here.
+    /// Location to copy from.
     pub origin: Option<LocationRecord>,
-    /// To there.
+    /// Location to copy to.
     pub destination: Option<LocationRecord>,
-    /// How.
+    /// Route between the sites of both locations.
     pub route: Option<RouteRecord>,
 }
 
-/// A file that is transferred.
+/// A package: one file to transfer.
 #[derive(Debug, Clone, Serialize)]
 pub struct PackageRecord {
-    /// Its id.
+    /// Id of the package.
     pub id: i64,
     /// Name of the file.
     pub file_name: String,
-    /// Path below the location's root, with the file's name.
+    /// Path relative to the root directory of a location, including the file name.
     pub relative_path: String,
-    /// Size, as the database has it.
+    /// Size in bytes, according to the database.
     pub size_bytes: Option<i64>,
-    /// Checksum, in whichever form its producer wrote it.
+    /// Checksum, in the format that the producer wrote.
     pub checksum: Option<String>,
 }
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Serialize)]
 pub struct LocationRecord {
-    /// Its id.
+    /// Id of the location.
     pub id: i64,
-    /// Its name.
+    /// Name of the location.
     pub name: String,
-    /// What it is for.
+    /// Purpose of the location.
     pub location_type: Label<LocationType>,
-    /// What it is made of.
+    /// Kind of storage.
     pub storage_type: Label<StorageType>,
-    /// Order of use among the site's locations.
+    /// Order of use among the locations of one site, lowest first.
     pub priority: Option<i64>,
-    /// Whether it is in use.
+    /// True if the location is in use.
     pub active: bool,
-    /// Where it is.
+    /// Site of the location.
     pub site: Option<SiteRecord>,
-    /// Host and path; only a disk has them.
+    /// Host and path, if the location is on a disk.
     pub disk: Option<DiskRecord>,
 }
 
 /// A site.
 #[derive(Debug, Clone, Serialize)]
 pub struct SiteRecord {
-    /// Its id.
+    /// Id of the site.
     pub id: i64,
-    /// Name for people.
+    /// Full name.
     pub name: String,
-    /// Name in queue names.
+    /// Short name, as used in queue names.
     pub short_name: String,
 }
 
-/// Where a location's disk is.
+/// Disk of a location.
 #[derive(Debug, Clone, Serialize)]
 pub struct DiskRecord {
-    /// The host; none where it is the one that looks.
+    /// Host with the disk; `None` if the disk is mounted on the host that reads the row.
     pub host: Option<String>,
-    /// The root directory.
+    /// Root directory of the location.
     pub path: String,
 }
 
-/// The way from the origin's site to the destination's.
+/// Route from the site of the origin to the site of the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RouteRecord {
-    /// Its id.
+    /// Id of the route.
     pub id: i64,
-    /// The program, e.g. `bbcp`.
+    /// Program that makes the copies, e.g. `bbcp`.
     pub method: Option<String>,
-    /// How it leads.
+    /// Kind of route.
     pub route_type: Label<RouteType>,
 }
 
@@ -114,83 +114,83 @@ pub struct RouteRecord {
 pub struct TransferDetail {
     /// The transfer.
     pub transfer: TransferRecord,
-    /// Who is at it.
+    /// Lease on the transfer, if a worker holds one.
     pub lease: Option<LeaseInfo>,
     /// Time since which the transfer is SCHEDULED, and its message.
     pub schedule: Option<ScheduleRecord>,
-    /// Until when it waits to be tried again.
+    /// Time until which the transfer waits for its next attempt.
     pub not_before: Option<DateTime<Utc>>,
-    /// Class of the error that is waited out.
+    /// Error code of the failure that causes this delay.
     pub waits_for: Option<String>,
-    /// Another transfer to the same path, that is being copied.
+    /// Lease on another transfer to the same path.
     pub rival: Option<LeaseInfo>,
     /// Its attempts, oldest first.
     pub attempts: Vec<AttemptRecord>,
-    /// What operators did about it, oldest first.
+    /// Actions of operators on the transfer, oldest first.
     pub actions: Vec<ActionRecord>,
 }
 
-/// Something that an operator did.
+/// An action of an operator.
 #[derive(Debug, Clone, Serialize)]
 pub struct ActionRecord {
-    /// When.
+    /// Time of the action.
     pub acted_at: DateTime<Utc>,
-    /// What.
+    /// The action.
     pub action: Action,
-    /// Who, `login@host`.
+    /// The operator, as `login@host`.
     pub operator: String,
-    /// Why, if that was said.
+    /// Reason, if the operator gave one.
     pub reason: Option<String>,
-    /// The transfer's status before.
+    /// Status of the transfer before the action.
     pub previous_status: String,
 }
 
-/// One attempt.
+/// One attempt of a transfer.
 #[derive(Debug, Clone, Serialize)]
 pub struct AttemptRecord {
-    /// Its number.
+    /// Number of the attempt.
     pub attempt: AttemptNumber,
     /// Celery's id of the task.
     pub task_id: String,
     /// Celery's name of the worker.
     pub worker: String,
-    /// Begin.
+    /// Start of the attempt.
     pub started_at: DateTime<Utc>,
-    /// End; none while it runs.
+    /// End of the attempt; `None` while it runs.
     pub ended_at: Option<DateTime<Utc>>,
-    /// How it ended; none while it runs.
+    /// Outcome of the attempt; `None` while it runs.
     pub outcome: Option<Outcome>,
-    /// Class of the error.
+    /// Stable error code, for programs.
     pub error_code: Option<String>,
-    /// What happened.
+    /// Error message, for people.
     pub message: Option<String>,
     /// Bytes copied.
     pub bytes: Option<i64>,
-    /// Mean rate.
+    /// Mean rate of the copy, in bytes per second.
     pub rate_bytes_per_s: Option<i64>,
-    /// Digest that both ends agreed upon.
+    /// Digest on which both ends agree.
     pub digest: Option<String>,
-    /// The log file, on the worker's host.
+    /// Path of the log file on the worker's host.
     pub log_path: Option<String>,
-    /// A temporary file that may still be at the destination.
+    /// Name of a temporary file that may still be at the destination.
     pub temporary_name: Option<String>,
 }
 
 impl Repository {
-    /// A transfer with all that it refers to; none if there is no such transfer.
+    /// Returns a transfer with all rows that it refers to; `None` if the transfer does not exist.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn transfer(&self, id: TransferId) -> Result<Option<TransferRecord>, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_transfer(id).await?) })
             .await
     }
 
-    /// A transfer with its lease and all attempts; none if there is no such transfer.
+    /// Returns a transfer with its lease and all attempts; `None` if the transfer does not exist.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn show(&self, id: TransferId) -> Result<Option<TransferDetail>, DatabaseError> {
         let reading = async {
             let Some(transfer) = self.read_transfer(id).await? else {
@@ -259,7 +259,7 @@ impl Repository {
         }))
     }
 
-    /// Another transfer that is being copied to the path that this one goes to.
+    /// Returns the lease on another transfer to the same destination path, if one exists.
     async fn rival(&self, transfer: &TransferRecord) -> Result<Option<LeaseInfo>, DbErr> {
         use data_transfer::{Column, Entity};
         use data_transfer_package::{Column as PackageColumn, Entity as Packages};
@@ -267,7 +267,7 @@ impl Repository {
             return Ok(None);
         };
         let db = self.database.connection();
-        // Few: one for each copy that runs.
+        // Few rows: one for each copy that runs.
         let leases = transfer_worker_lease::Entity::find()
             .filter(transfer_worker_lease::Column::DataTransferId.ne(transfer.id))
             .all(db)
@@ -341,7 +341,7 @@ impl Repository {
         }))
     }
 
-    /// When a transfer's row was made.
+    /// Returns the time at which a transfer's row was created.
     async fn created_at(&self, id: TransferId) -> Result<Option<DateTime<Utc>>, DbErr> {
         if !self.schema.has_transfer_created_at {
             return Ok(None);
@@ -359,7 +359,7 @@ impl Repository {
         Ok(time.map(|Timestamp(time)| time))
     }
 
-    /// A location is in use unless the database says that it is not.
+    /// Returns true if the location is in use; also if the database does not record this.
     async fn is_active(&self, location_id: i64) -> Result<bool, DbErr> {
         if !self.schema.has_active {
             return Ok(true);
@@ -402,8 +402,8 @@ impl Repository {
     }
 }
 
-/// The route that fits two locations best: one that names both, then one that names either, then
-/// one that holds for the sites; the oldest of equals.
+/// Returns the route that fits two locations best: a route for both locations, otherwise one for either location,
+/// otherwise one for the sites. Of equally specific routes, the one with the lowest id.
 fn best_route(
     routes: Vec<data_transfer_route::Model>,
     origin_id: i64,

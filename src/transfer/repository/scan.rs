@@ -1,4 +1,4 @@
-//! Scans of the table of transfers for those that are not over.
+//! Scans of the table for transfers that have not ended.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -13,37 +13,36 @@ use super::{Repository, delay};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 
-/// Rows that are read at once.
+/// Maximum number of rows per statement.
 const PAGE: u64 = 10_000;
 
-/// Ids below the highest one seen that are looked at again. Ids are given when a row is inserted and
-/// seen when that is committed, so a lower one may come after a higher one.
+/// Number of ids below the highest known one that the next scan reads again. An id is assigned when a row is inserted,
+/// and the row is visible when its transaction is committed, so a lower id may become visible after a higher one.
 const LATE_IDS: i64 = 1_000;
 
-/// So many single ids are worth being remembered; with more of them a scan of all rows costs no more.
+/// Maximum number of single ids in a cursor. For more ids, a scan of all rows is not slower.
 const MOST_WATCHED: usize = 5_000;
 
-/// A transfer that is not over.
+/// A transfer that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenTransfer {
-    /// The transfer.
+    /// Id of the transfer.
     pub id: TransferId,
-    /// How far it is: PENDING, SCHEDULED or IN_PROGRESS.
+    /// State: PENDING, SCHEDULED or IN_PROGRESS.
     pub status: Status,
-    /// Its origin location.
+    /// Id of the location to copy from.
     pub origin_location_id: Option<i64>,
-    /// Its destination location.
+    /// Id of the location to copy to.
     pub destination_location_id: Option<i64>,
-    /// It is PENDING, and to be tried again later.
+    /// True if the transfer is PENDING with a retry delay that has not passed.
     pub waits: bool,
 }
 
-/// The result of a scan that tells the next scan where to look.
+/// Result of a scan that limits the rows of the next scan.
 ///
-/// COMPLETED rows grow without end, and the ops-db has no index by which they could be passed over.
-/// So they are read once: a later scan reads the rows that were not COMPLETED, and those
-/// that have come since. What becomes of a COMPLETED row afterwards (an operator's reset) is seen by
-/// the next scan of all rows.
+/// The number of COMPLETED rows grows without limit, and the ops-db has no index to skip them. Therefore they are read
+/// only once: a later scan reads the rows that were not COMPLETED, and new rows. If an operator resets a COMPLETED row,
+/// only the next scan of all rows finds it.
 #[derive(Debug, Clone)]
 pub struct ScanCursor {
     highest: TransferId,
@@ -51,15 +50,15 @@ pub struct ScanCursor {
 }
 
 impl Repository {
-    /// Shows `see` every transfer that is not over, the lowest id first; those whose origin is one of
-    /// `origins`, if these are given.
+    /// Passes every transfer that has not ended to `see`; only transfers from the locations `origins`, if given. The
+    /// rows of the cursor come first, without a guaranteed order; the other rows follow, lowest id first.
     ///
-    /// With the [`ScanCursor`] of the scan before, it reads only rows that may have changed, and the cost
-    /// does not grow with the number of COMPLETED rows. Returns the cursor for the next scan; none where
-    /// a scan of all rows is as good.
+    /// With the [`ScanCursor`] of the previous scan, it reads only rows that may have changed, and the cost does not
+    /// grow with the number of COMPLETED rows. Returns the cursor for the next scan; `None` if a scan of all rows is
+    /// not slower.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn scan(
         &self,
         origins: Option<&[i64]>,
@@ -74,7 +73,7 @@ impl Repository {
             })
             .await?;
         let mut seen = ScannedRows::new(delays);
-        // Lower than before: it is not the database that was looked at.
+        // The highest id is lower than before: this is not the database of the previous scan.
         let before = before.filter(|before| before.highest <= highest);
         let mut after = before.map_or(i64::MIN, |before| before.highest.get() - LATE_IDS);
         let watched = before.map_or(&[][..], |before| &before.ids);
@@ -91,8 +90,8 @@ impl Repository {
         }
         loop {
             let mut query = self.unfinished(origins);
-            // Both ends are given: PostgreSQL then knows, without statistics too, that this is a part
-            // of the table, and goes by the key.
+            // Both bounds are given, so that PostgreSQL knows, even without statistics, that this is a part of the
+            // table, and uses the primary key.
             query
                 .and_where(id_column().gt(after))
                 .and_where(id_column().lte(highest))
@@ -119,7 +118,7 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    /// Transfers that are not COMPLETED, without their order.
+    /// Query for transfers that are not COMPLETED, without an order.
     fn unfinished(&self, origins: Option<&[i64]>) -> SelectStatement {
         use data_transfer::{Column, Entity};
         let number = |column: Column| Expr::col((Entity, column)).cast_as("bigint");
@@ -174,7 +173,7 @@ impl ScannedRows {
         }
     }
 
-    /// Shows the rows of one statement; the id of the last one.
+    /// Passes the rows of one statement to `see`; returns the id of the last row.
     fn page(
         &mut self,
         rows: &[QueryResult],
@@ -188,7 +187,7 @@ impl ScannedRows {
             match status.known() {
                 Some(Status::Failed) => self.failed.push(id),
                 Some(status) => {
-                    // One more than is remembered tells that there are too many.
+                    // One id more than the maximum is stored, as a mark for too many ids.
                     if self.open.len() <= MOST_WATCHED {
                         self.open.push(id);
                     }
@@ -207,8 +206,7 @@ impl ScannedRows {
         Ok(last)
     }
 
-    /// FAILED rows are watched as far as there is room, the latest first: these are what an operator
-    /// resets.
+    /// Fills the cursor with FAILED rows up to its maximum, the highest ids first, because operators reset such rows.
     fn cursor(mut self, highest: TransferId) -> Option<ScanCursor> {
         let room = MOST_WATCHED.checked_sub(self.open.len())?;
         self.failed.sort_unstable_by_key(|id| Reverse(*id));
@@ -220,13 +218,13 @@ impl ScannedRows {
     }
 }
 
-/// Whether a wait stands for a transfer with this `retry_count`.
+/// Returns true if a delay applies to a transfer with this `retry_count`.
 pub(super) fn waits(
     delays: &HashMap<TransferId, i64>,
     id: TransferId,
     retry_count: Option<i64>,
 ) -> bool {
-    // As `retry_count` of a row is read.
+    // Same conversion as for `retry_count` of a row.
     delays.get(&id) == Some(&Ord::max(retry_count.unwrap_or(0), 0))
 }
 
@@ -234,7 +232,7 @@ pub(super) fn id_column() -> Expr {
     Expr::col((data_transfer::Entity, data_transfer::Column::Id))
 }
 
-/// Names under which the numbers of [`Repository::scan`] are selected.
+/// Names of the columns that [`Repository::scan`] selects.
 pub(super) const RETRY_COUNT: &str = "retry_count";
 const STATUS: &str = "status";
 const ORIGIN_ID: &str = "origin_id";

@@ -1,4 +1,4 @@
-//! Scheduling: messages for transfers that wait, and their rows.
+//! Scheduling: sending messages for PENDING transfers, and changing their rows.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -18,51 +18,51 @@ use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::link::LinkName;
 
-/// Ids that are asked for in one statement.
+/// Maximum number of ids per statement.
 pub(super) const IDS_AT_ONCE: usize = 500;
 
-/// A transfer that is to be scheduled.
+/// A transfer to schedule.
 #[derive(Debug, Clone)]
 pub struct Candidate {
-    /// The transfer.
+    /// Id of the transfer.
     pub id: TransferId,
     /// Queue of the message.
     pub queue: Arc<str>,
-    /// What its link allows; none where that has no limit.
+    /// Free capacity of the link; `None` if the link has no limit.
     pub allowance: Option<Arc<Allowance>>,
 }
 
-/// How many transfers of a link may be scheduled.
+/// Number of transfers of a link that may be scheduled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Allowance {
-    /// The link.
+    /// Name of the link.
     pub link: LinkName,
-    /// How many, if nobody else schedules one.
+    /// Free capacity, if no other manager schedules a transfer.
     pub free: u64,
-    /// [`Link::issued`](crate::transfer::link::Link::issued), read before what is under way was
-    /// counted: what has been issued since takes from `free`.
+    /// [`Link::issued`](crate::transfer::link::Link::issued), read before the active transfers were counted: transfers
+    /// that were issued since then reduce `free`.
     pub issued: i64,
 }
 
-/// What became of candidates.
+/// Result of scheduling candidates.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// A message is out and the row says SCHEDULED.
+    /// The message was confirmed, and the row is SCHEDULED.
     pub scheduled: Vec<TransferId>,
-    /// No message was confirmed; the row is PENDING. Where the broker's answer was lost, a worker
-    /// may get the message all the same, and can start on it.
+    /// No message was confirmed, and the row is PENDING. If the broker's answer was lost, a worker may still receive
+    /// the message, and can start the transfer.
     pub unpublished: Vec<TransferId>,
-    /// The row is not PENDING (any more), waits, or somebody else is at it; nothing was published.
+    /// The row is not PENDING (any more), has a delay, or is locked by another transaction; nothing was published.
     pub taken: Vec<TransferId>,
-    /// The link's limit is reached; the row is PENDING and nothing was published.
+    /// The link has reached its limit; the row is PENDING, and nothing was published.
     pub held_back: Vec<TransferId>,
 }
 
-/// Rows that are locked and say SCHEDULED, in a transaction that is not committed.
+/// Rows that are locked and SCHEDULED, in a transaction that is not committed.
 #[derive(Default)]
 struct Taken {
     ids: Vec<TransferId>,
-    /// The link of each that has a limit.
+    /// Allowances of the transfers whose link has a limit.
     links: HashMap<TransferId, Arc<Allowance>>,
     batch: Batch,
 }
@@ -79,25 +79,25 @@ impl Taken {
 }
 
 impl Repository {
-    /// Publishes the messages of PENDING transfers and makes their rows SCHEDULED, in this order of
-    /// effect: the rows are locked and changed, `publish` is awaited, and the changes of those that it
-    /// returns (with Celery's ids of their tasks) are committed; the others stay PENDING.
+    /// Publishes the messages of PENDING transfers and makes their rows SCHEDULED, in this order: the rows are locked
+    /// and changed, `publish` is awaited, and the changes of the transfers that it returns (with Celery's ids of their
+    /// tasks) are committed; the others stay PENDING.
     ///
-    /// So no row is ever SCHEDULED without a message. The other way round does happen: after a
-    /// crash or a lost connection between publishing and committing, messages are out and the rows
-    /// are PENDING. A worker takes a PENDING row just the same, and if the manager publishes again,
-    /// the second message finds the transfer held or completed. A worker that gets the message
-    /// before the commit waits for the row lock, and then goes on.
+    /// Therefore no row becomes SCHEDULED without a message. The opposite is possible: after a crash or a lost
+    /// connection between publishing and committing, messages exist while the rows are PENDING. A worker accepts a
+    /// PENDING row as well, and if the manager publishes again, the second message finds the transfer held or
+    /// completed. A worker that receives the message before the commit waits for the row lock.
     ///
-    /// A row that somebody else has locked is left to them. A link's row, where the link has a limit,
-    /// is locked first: managers that schedule over one link at once come one after the other, and
-    /// the later one sees what the earlier one has taken of the limit.
+    /// A row that another transaction has locked is skipped. If a link has a limit, its row is locked first: managers
+    /// that schedule over the same link at the same time run one after the other, and the later one sees how much of
+    /// the limit the earlier one has used.
     ///
-    /// While `publish` runs, the rows are locked (SQLite: nobody else writes), so it must end in a
-    /// second or two, by a time-out of its own.
+    /// The rows are locked while `publish` runs (on SQLite no other program can write), so `publish` needs its own time
+    /// limit of one or two seconds.
     ///
     /// # Errors
-    /// What the database says. Every row is PENDING then, or SCHEDULED with its message.
+    /// The database cannot be reached, or it refuses the statement. Every row is then PENDING, or SCHEDULED with its
+    /// message.
     pub async fn schedule<F>(
         &self,
         candidates: &[Candidate],
@@ -115,7 +115,7 @@ impl Repository {
             if is_published {
                 tx.commit().await?;
             } else {
-                // As in `Database::write`: whoever tries again at once must not meet our locks.
+                // As in `Database::write`: a caller that tries again at once must not wait for its own locks.
                 let _ = tx.rollback().await;
             }
             batch
@@ -142,7 +142,7 @@ impl Repository {
         self.database.bounded(closing).await
     }
 
-    /// Locks what can be scheduled, and makes it SCHEDULED.
+    /// Locks the candidates that can be scheduled, and makes them SCHEDULED.
     async fn take(
         &self,
         tx: &DatabaseTransaction,
@@ -180,7 +180,7 @@ impl Repository {
         Ok(taken)
     }
 
-    /// Locks those that are PENDING and due, and that nobody else has locked.
+    /// Locks the candidates that are PENDING and due, and that no other transaction has locked.
     async fn lock_due(
         &self,
         tx: &DatabaseTransaction,
@@ -197,7 +197,8 @@ impl Repository {
             .from(Entity)
             .and_where(id_column().is_in(ids.iter().copied()))
             .and_where(self.status_is(&[Status::Pending]))
-            // As in `lock`. Skipped, since who has locked a row is about to change it.
+            // As in `lock`. Locked rows are skipped, because the transaction that holds the lock is about to change
+            // them.
             .lock_with_behavior(LockType::NoKeyUpdate, LockBehavior::SkipLocked)
             .to_owned();
         let rows = tx.query_all(&query).await?;
@@ -212,8 +213,8 @@ impl Repository {
         Ok(due)
     }
 
-    /// Makes transfers that were not published PENDING again. Messages are sent by now, so this writes only
-    /// values that the same rows had before: it can hardly fail.
+    /// Makes transfers that were not published PENDING again. At this time messages are already sent, so this writes
+    /// only values that the same rows had before, which can hardly fail.
     async fn close(
         &self,
         tx: &DatabaseTransaction,
@@ -223,7 +224,7 @@ impl Repository {
         let mut batch = taken.batch.clone();
         (batch.scheduled, batch.unpublished) =
             taken.ids.iter().partition(|id| published.contains_key(id));
-        // Where nothing was published, all of it is rolled back.
+        // If nothing was published, the caller rolls back the transaction.
         if batch.scheduled.is_empty() {
             return Ok(batch);
         }
@@ -237,7 +238,7 @@ impl Repository {
         Ok(batch)
     }
 
-    /// An update of some transfers' status.
+    /// Update of the status of several transfers.
     fn set_statuses(
         &self,
         ids: &[TransferId],
@@ -252,7 +253,7 @@ impl Repository {
     }
 }
 
-/// How many transfers of each limited link can be scheduled, now that the links' rows are locked.
+/// Returns the free capacity of each limited link, under the locks of the links' rows.
 async fn free<'a>(
     tx: &DatabaseTransaction,
     candidates: &'a [Candidate],
@@ -271,11 +272,11 @@ async fn free<'a>(
             Some(row) if row.paused_at.is_some() => 0,
             Some(row) => {
                 let since = row.issued.saturating_sub(allowance.issued);
-                // Below 0 the row is another one than that which was read: the next look tells.
+                // A negative number means that the row was deleted and created again: no capacity until the next scan.
                 let since = u64::try_from(since).unwrap_or(u64::MAX);
                 allowance.free.saturating_sub(since)
             }
-            // Somebody has just removed it, and the limit with it.
+            // The row was removed in the meantime, and the limit with it.
             None => allowance.free,
         };
         (link, left)

@@ -1,9 +1,9 @@
-//! Records of the rows that are SCHEDULED, with the time and the message.
+//! Schedule records: for each SCHEDULED row, the time and the message.
 //!
-//! Only a manager makes a row SCHEDULED, with a confirmed message and with its record. Messages get
-//! lost all the same (a purged queue, a message that expires, a worker that acknowledges early and
-//! dies), and other programs write SCHEDULED without a record. With the records the manager finds the
-//! rows that no worker has taken for too long, see [`crate::manager`].
+//! Only the manager makes a row SCHEDULED, together with a confirmed message and a record. Messages can still be lost
+//! (a purged queue, a message that expires, a worker that acknowledges early and dies), and other programs set
+//! SCHEDULED without a record. With the records, the manager finds rows that no worker has taken for too long, see
+//! [`crate::manager`].
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -28,13 +28,14 @@ use crate::transfer::id::TransferId;
 pub struct ScheduleRecord {
     /// The transfer.
     pub data_transfer_id: TransferId,
-    /// Time at which it became SCHEDULED, or was first seen so. By the database's clock.
+    /// Time at which the row became SCHEDULED, or at which a manager first saw it in this state. By the database's
+    /// clock.
     pub scheduled_at: DateTime<Utc>,
-    /// Queue of its message; none where another program sent it.
+    /// Queue of the message; `None` if another program sent it.
     pub queue: Option<String>,
-    /// Celery's id of the task; none where another program sent it.
+    /// Celery's id of the task; `None` if another program sent it.
     pub task_id: Option<String>,
-    /// Times that the row was made PENDING because its message was lost, since a worker last took it.
+    /// Number of times that the row was made PENDING because its message was lost, since a worker last took it.
     pub resent: i64,
 }
 
@@ -50,7 +51,7 @@ impl From<transfer_worker_schedule::Model> for ScheduleRecord {
     }
 }
 
-/// Next state of a transfer whose message ends without a run of its task.
+/// Next state of a transfer whose message was consumed without running its task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Withdrawal {
     /// PENDING: the manager sends another message.
@@ -60,15 +61,15 @@ pub enum Withdrawal {
 }
 
 impl Repository {
-    /// Returns true if the database has the table of schedule records (the last migration was run).
+    /// Returns true if the database has the table of schedule records.
     pub fn has_schedule(&self) -> bool {
         self.schema.has_schedule
     }
 
-    /// All records, the oldest first; also those of rows that are no longer SCHEDULED.
+    /// Returns all records, the oldest first; also those of rows that are no longer SCHEDULED.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn schedule_records(&self) -> Result<Vec<ScheduleRecord>, DatabaseError> {
         use transfer_worker_schedule::{Column, Entity};
         if !self.schema.has_schedule {
@@ -85,13 +86,13 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    /// Adds the records of those that are SCHEDULED.
+    /// Adds the records of SCHEDULED transfers to a list.
     pub(super) async fn add_schedules(&self, to: &mut [TransferSummary]) -> Result<(), DbErr> {
         let is_scheduled = |transfer: &TransferSummary| transfer.status.means(Status::Scheduled);
         if !self.schema.has_schedule || !to.iter().any(is_scheduled) {
             return Ok(());
         }
-        // As many as wait for a worker.
+        // As many rows as transfers that wait for a worker.
         let rows = transfer_worker_schedule::Entity::find()
             .all(self.database.connection())
             .await?;
@@ -106,7 +107,7 @@ impl Repository {
         Ok(())
     }
 
-    /// "The transfer has been SCHEDULED for so long", as far as that is on record.
+    /// Condition: the transfer has a record that is older than `age`.
     pub(super) fn is_scheduled_since(&self, age: Duration, now: DateTime<Utc>) -> Expr {
         use transfer_worker_schedule::{Column, Entity};
         if !self.schema.has_schedule {
@@ -124,7 +125,7 @@ impl Repository {
         Expr::col((data_transfer::Entity, data_transfer::Column::Id)).in_subquery(recorded)
     }
 
-    /// The record of one transfer that is SCHEDULED.
+    /// Returns the record of one SCHEDULED transfer.
     pub(super) async fn schedule_record(
         &self,
         id: TransferId,
@@ -138,10 +139,10 @@ impl Repository {
         Ok(row.map(ScheduleRecord::from))
     }
 
-    /// Adds records, with the current time, for rows that are SCHEDULED and have none.
+    /// Adds records, with the current time, for SCHEDULED rows without one.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn record_scheduled(&self, ids: &[TransferId]) -> Result<(), DatabaseError> {
         use transfer_worker_schedule::{Column, Entity};
         let recording = async {
@@ -162,10 +163,10 @@ impl Repository {
         self.database.bounded(recording).await
     }
 
-    /// Selects those of the transfers that are SCHEDULED and that no worker has.
+    /// Returns those of the transfers that are SCHEDULED and have no lease.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn still_scheduled(
         &self,
         ids: &[TransferId],
@@ -199,11 +200,11 @@ impl Repository {
         Ok(found)
     }
 
-    /// Makes a row PENDING whose message is lost, so that it is sent again by the rules of its link.
+    /// Makes a row PENDING because its message is lost, so that the manager sends another one by the rules of the link.
     /// Returns false if the row has changed since `seen` was read.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn send_again(&self, seen: &ScheduleRecord) -> Result<bool, DatabaseError> {
         let changing = async |tx: &DatabaseTransaction| Ok(self.send_again_in(tx, seen).await?);
         self.database.bounded(self.database.write(changing)).await
@@ -235,11 +236,11 @@ impl Repository {
         Ok(true)
     }
 
-    /// Changes the state of a SCHEDULED row whose message ends without a run of its task. Returns false if the
-    /// row is not SCHEDULED, if a worker has it, or if it has another message.
+    /// Changes a SCHEDULED row whose message was consumed without running its task. Returns false if the row is not
+    /// SCHEDULED, if it has a lease, or if it has another message.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn withdraw(
         &self,
         id: TransferId,
@@ -287,17 +288,18 @@ impl Repository {
         Ok(true)
     }
 
-    /// Locks a row; returns true if it is SCHEDULED and no worker has it.
+    /// Locks a row; returns true if it is SCHEDULED and has no lease.
     async fn is_untaken(&self, tx: &DatabaseTransaction, id: TransferId) -> Result<bool, DbErr> {
         let row = lock(tx, id).await?;
         let is_scheduled = row.is_some_and(|row| row.status.means(Status::Scheduled));
         Ok(is_scheduled && find_lease(tx, id).await?.is_none())
     }
 
-    /// Removes records of rows that have ended or that another program's worker has taken.
+    /// Removes records of rows that are neither PENDING nor SCHEDULED: they have ended, or another program's worker has
+    /// taken them.
     ///
     /// # Errors
-    /// The error of the database.
+    /// The database cannot be reached, or it refuses the statement.
     pub async fn forget_stale_schedules(&self) -> Result<(), DatabaseError> {
         use data_transfer::{Column, Entity};
         use transfer_worker_schedule::{Column as Recorded, Entity as Records};
@@ -317,7 +319,7 @@ impl Repository {
         self.database.bounded(removing).await
     }
 
-    /// Removes a transfer's record: it leaves SCHEDULED.
+    /// Removes the record of a transfer that leaves SCHEDULED.
     pub(super) async fn forget_schedule(
         &self,
         db: &impl ConnectionTrait,
@@ -331,8 +333,8 @@ impl Repository {
         Ok(())
     }
 
-    /// Records rows that become SCHEDULED, before their messages are sent: a row that cannot be recorded
-    /// must not be sent.
+    /// Writes the records of rows that become SCHEDULED, before their messages are sent: without a record, no message
+    /// must be sent.
     pub(super) async fn begin_schedule(
         &self,
         tx: &DatabaseTransaction,
@@ -346,7 +348,7 @@ impl Repository {
         let rows = queues
             .iter()
             .map(|(id, queue)| record(*id, now, Some(queue)));
-        // `resent` stays unchanged until a worker takes the row.
+        // `resent` is kept until a worker takes the row.
         let again = OnConflict::column(Column::DataTransferId)
             .update_columns([Column::ScheduledAt, Column::Queue, Column::TaskId])
             .to_owned();
@@ -357,7 +359,7 @@ impl Repository {
             .map(drop)
     }
 
-    /// Adds the ids of the tasks that were sent.
+    /// Adds the ids of the sent tasks to the records.
     pub(super) async fn complete_schedule(
         &self,
         tx: &DatabaseTransaction,

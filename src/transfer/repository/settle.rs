@@ -1,4 +1,4 @@
-//! Ending an attempt, by its holder.
+//! End of an attempt, written by the holder of the lease.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,37 +20,37 @@ use crate::transfer::database;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::{Lease, LeaseError};
 
-/// A copy that has arrived and was verified.
+/// Result of a copy that has arrived and was verified.
 #[derive(Debug, Clone, Default)]
 pub struct Finished {
-    /// Its size.
+    /// Size of the file in bytes.
     pub bytes: u64,
-    /// Its mean rate.
+    /// Mean rate, in bytes per second.
     pub rate_bytes_per_s: u64,
-    /// The digest that both ends agreed upon, as `algorithm:hex`.
+    /// Digest on which both ends agree, as `algorithm:hex`.
     pub digest: Option<String>,
-    /// The attempt's log file; none makes no log row.
+    /// Log file of the attempt; `None` writes no log row.
     pub log_path: Option<PathBuf>,
 }
 
-/// A copy that has failed.
+/// Result of a copy that has failed.
 #[derive(Debug, Clone, Default)]
 pub struct Failure {
-    /// Class of the error, stable and for programs.
+    /// Stable error code, for programs.
     pub error_code: String,
-    /// What happened, for people.
+    /// Error message, for people.
     pub message: String,
-    /// Bytes that were copied before.
+    /// Bytes copied before the failure.
     pub bytes: u64,
-    /// Their mean rate.
+    /// Mean rate, in bytes per second.
     pub rate_bytes_per_s: u64,
-    /// The attempt's log file; none makes no log row.
+    /// Log file of the attempt; `None` writes no log row.
     pub log_path: Option<PathBuf>,
-    /// How long the transfer waits before it is tried again, if it is.
+    /// Delay before the next attempt, if one follows.
     pub delay: Duration,
 }
 
-/// What becomes of the transfer's row.
+/// Changes to the rows of a transfer at the end of an attempt.
 struct Settlement<'a> {
     status: Status,
     is_final: bool,
@@ -62,7 +62,7 @@ struct Settlement<'a> {
     delay: Duration,
 }
 
-/// What becomes of `failure_error_message`.
+/// Change of `failure_error_message`.
 enum Message<'a> {
     Keep,
     Clear,
@@ -70,12 +70,12 @@ enum Message<'a> {
 }
 
 impl Repository {
-    /// The copy is at its goal: the row says COMPLETED, the attempt and a log row are written, the
-    /// lease is gone.
+    /// Ends a successful attempt: the row is COMPLETED, the end of the attempt and a log row are written, and the lease
+    /// is removed.
     ///
     /// # Errors
-    /// [`LeaseError::Lost`], with nothing changed, unless the lease stands and the row says
-    /// IN_PROGRESS. Made again after an error, it succeeds if the first call did its work.
+    /// [`LeaseError::Lost`], with nothing changed, if the lease is lost or the row is not IN_PROGRESS.
+    /// [`LeaseError::Database`]; if the call is repeated after that, it succeeds if the first call was effective.
     pub async fn complete(&self, lease: &Lease, finished: &Finished) -> Result<(), LeaseError> {
         let settlement = Settlement {
             status: Status::Completed,
@@ -99,11 +99,11 @@ impl Repository {
         )
     }
 
-    /// The copy failed and is to be tried again: the row says PENDING with one more failure, and
-    /// waits for [`Failure::delay`].
+    /// Ends a failed attempt that is followed by another one: the row is PENDING with one more failure, and waits for
+    /// [`Failure::delay`].
     ///
     /// # Errors
-    /// As [`Self::complete`].
+    /// The errors of [`Self::complete`].
     pub async fn reset_for_retry(
         &self,
         lease: &Lease,
@@ -124,10 +124,10 @@ impl Repository {
         )
     }
 
-    /// The copy failed for good: the row says FAILED.
+    /// Ends a failed attempt that is not followed by another one: the row is FAILED.
     ///
     /// # Errors
-    /// As [`Self::complete`].
+    /// The errors of [`Self::complete`].
     pub async fn mark_permanent_failure(
         &self,
         lease: &Lease,
@@ -148,11 +148,11 @@ impl Repository {
         )
     }
 
-    /// Something kept the transfer from being done that is no failure of its own: the row says
-    /// PENDING, with the count of failures as it is, and waits for [`Failure::delay`].
+    /// Ends an attempt that could not proceed for a reason outside of the transfer: the row is PENDING with an
+    /// unchanged count of failures, and waits for [`Failure::delay`].
     ///
     /// # Errors
-    /// As [`Self::release`].
+    /// The errors of [`Self::release`].
     pub async fn postpone(&self, lease: &Lease, failure: &Failure) -> Result<(), LeaseError> {
         let settlement = Settlement {
             status: Status::Pending,
@@ -169,17 +169,17 @@ impl Repository {
         )
     }
 
-    /// The worker stops, and the copy with it. That is no failure: the count of failures and the
-    /// last failure's message stay as they are.
+    /// Ends an attempt because the worker stops the copy. This is not a failure: the count of failures and the message
+    /// of the last failure do not change.
     ///
-    /// The row becomes PENDING even if the worker returns its message to the queue, because a worker cannot
-    /// know that the broker still has that message. The broker may have closed the connection long ago and given
-    /// the message to another worker, which found the transfer held and acknowledged it. A redelivered message
-    /// takes a PENDING row as well, and a second message from the manager does no harm.
+    /// The row becomes PENDING even if the worker returns its message to the queue, because a worker cannot know that
+    /// the broker still has that message. The broker may have closed the connection long ago and delivered the message
+    /// to another worker, which found the transfer held and acknowledged the message. A redelivered message accepts a
+    /// PENDING row as well, and a second message from the manager does no harm.
     ///
     /// # Errors
-    /// [`LeaseError::Lost`], with nothing changed, unless the lease stands and the row says
-    /// IN_PROGRESS.
+    /// [`LeaseError::Lost`], with nothing changed, if the lease is lost or the row is not IN_PROGRESS;
+    /// [`LeaseError::Database`].
     pub async fn release(&self, lease: &Lease, reason: &str) -> Result<(), LeaseError> {
         let releasing = || async {
             let progress = find_lease(self.database.connection(), lease.data_transfer_id).await?;
@@ -220,7 +220,7 @@ impl Repository {
         }
     }
 
-    /// Whether the lease stood; nothing is written if it did not.
+    /// Returns true if the lease was valid; otherwise nothing is written.
     async fn settle_in(
         &self,
         tx: &DatabaseTransaction,
@@ -312,7 +312,7 @@ fn failed(outcome: Outcome, failure: &Failure) -> Ending {
     }
 }
 
-/// Deletes a lease, if it is still its holder's.
+/// Deletes a lease; returns false if its token has changed or it does not exist.
 async fn delete_lease(tx: &DatabaseTransaction, lease: &Lease) -> Result<bool, DbErr> {
     use transfer_worker_lease::{Column, Entity};
     let deleted = Entity::delete_many()
@@ -323,9 +323,8 @@ async fn delete_lease(tx: &DatabaseTransaction, lease: &Lease) -> Result<bool, D
     Ok(deleted.rows_affected == 1)
 }
 
-/// Whether the holder itself has settled its attempt in this way, in a call whose answer it did
-/// not get. Nobody else writes these outcomes; `interrupted` is written by others too, and proves
-/// nothing.
+/// Returns true if the holder itself has already ended its attempt with this outcome, in a call whose answer was lost.
+/// Only the holder writes these outcomes; `interrupted` is also written by others, and proves nothing.
 async fn is_settled(
     tx: &DatabaseTransaction,
     lease: &Lease,

@@ -1,4 +1,4 @@
-//! Recovering transfers whose worker is gone.
+//! Recovery of transfers whose worker no longer exists.
 
 use entity::{Status, data_transfer, transfer_worker_lease};
 use sea_orm::{
@@ -12,45 +12,43 @@ use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::{ExpiryReason, LeaseInfo, Owner};
 
-/// What a sweep has done.
+/// Result of a sweep.
 #[derive(Debug, Default)]
 pub struct Sweep {
-    /// Transfers that are PENDING again, and leases that were removed since the transfer's status
-    /// had been changed already.
+    /// Transfers that are PENDING again, and transfers with another status whose leases were removed.
     pub recovered: Vec<Recovered>,
-    /// Transfers that could not be recovered this time, and why.
+    /// Transfers that could not be recovered this time, and the errors.
     pub failed: Vec<(TransferId, DatabaseError)>,
 }
 
 /// A lease that was removed.
 #[derive(Debug, Clone, Serialize)]
 pub struct Recovered {
-    /// The lease, and why it was dead.
+    /// The lease, and the reason why it was no longer valid.
     #[serde(flatten)]
     pub displaced: Displaced,
-    /// Whether the transfer went back to PENDING: not where somebody had changed it before.
+    /// True if the transfer went back to PENDING; false if its status had already been changed.
     pub is_pending: bool,
 }
 
 impl Repository {
     /// Removes every dead lease and puts its transfer back to PENDING.
     ///
-    /// Stopping is not failing: the count of failures stays. Dead is what
-    /// [`LeaseInfo::demise`] says, as `observer` sees it, and never an age alone; a transfer
-    /// without a lease is never touched. One transfer that cannot be recovered does not keep the
-    /// others from it.
+    /// The count of failures does not change, because the loss of a worker is not a failure of the transfer. A lease is
+    /// dead if [`LeaseInfo::demise`] returns a reason for `observer`, never because of its age alone. A transfer
+    /// without a lease is never changed. A transfer that cannot be recovered does not stop the recovery of the others.
     ///
     /// # Errors
-    /// The error of the database if it cannot be asked for the leases or refuses to change any of them.
+    /// The database cannot be asked for the leases, or refuses to change any of them.
     pub async fn sweep(&self, observer: &Owner) -> Result<Sweep, DatabaseError> {
         self.sweep_watched(observer, || {}).await
     }
 
-    /// Sweeps as [`Self::sweep`] and calls `progress` before each lease, since there may be many and each may
-    /// take a while.
+    /// Sweeps as [`Self::sweep`] does, and calls `progress` before each lease, since many leases may exist and each may
+    /// take some time.
     ///
     /// # Errors
-    /// As [`Self::sweep`].
+    /// The errors of [`Self::sweep`].
     pub async fn sweep_watched(
         &self,
         observer: &Owner,
@@ -63,7 +61,7 @@ impl Repository {
             let recovering = || self.database.bounded(self.recover(id, observer));
             match fault_point!(SweepCommitted, recovering().await) {
                 Ok(recovered) => sweep.recovered.extend(recovered),
-                // Another transaction has locked the row, or its values do not fit.
+                // Another transaction has locked the row, or its values are not valid.
                 Err(error) if error.is_unreachable() || error.is_of_one_row() => {
                     sweep.failed.push((id, error));
                 }
@@ -77,7 +75,8 @@ impl Repository {
         Ok(sweep)
     }
 
-    /// Transfers whose lease seems dead. Looked at without a lock, so [`Self::recover`] looks again.
+    /// Returns transfers whose lease may be dead. The leases are read without a lock, so [`Self::recover`] checks
+    /// again.
     async fn candidates(&self, observer: &Owner) -> Result<Vec<TransferId>, DatabaseError> {
         use transfer_worker_lease::{Column, Entity};
         let db = self.database.connection();
@@ -86,7 +85,7 @@ impl Repository {
             .order_by_asc(Column::DataTransferId)
             .all(db)
             .await?;
-        // By their keys: the table of transfers is long, and there are as many leases as copies run.
+        // By their primary keys: the table of transfers is large, but only one lease exists for each running copy.
         let ids = leases.iter().map(|lease| lease.data_transfer_id);
         let in_progress: Vec<TransferId> = data_transfer::Entity::find()
             .select_only()

@@ -1,13 +1,13 @@
-//! The columns of the live database.
+//! Columns of the live database.
 //!
-//! Not by sea-schema: it reads every table of one named schema, while a table is found here by the
-//! connection's search path, as the statements that use it find it.
+//! Not read with sea-schema, which reads every table of one named schema. This module finds a table by the search path
+//! of the connection, like the statements that use the table.
 
 use std::collections::HashMap;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbBackend, DbErr, QueryResult, Statement};
 
-/// What a column can hold.
+/// Kind of values that a column can hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ColumnKind {
     Number,
@@ -15,7 +15,7 @@ pub(super) enum ColumnKind {
     Enum,
     Time,
     Flag,
-    /// Whatever is put there: SQLite, with a declared type that tells nothing.
+    /// Any value: SQLite, with a declared type that says nothing about the values.
     Any,
     Other,
 }
@@ -26,15 +26,15 @@ pub(super) struct LiveColumn {
     pub(super) kind: ColumnKind,
     pub(super) type_name: String,
     pub(super) labels: Vec<String>,
-    /// Characters that it holds, where it is limited.
+    /// Maximum length in characters, if the type has one.
     pub(super) limit: Option<usize>,
-    /// Whether an insert without it fails.
+    /// True if an insert without this column fails.
     pub(super) required: bool,
 }
 
 pub(super) type LiveColumns = HashMap<String, LiveColumn>;
 
-/// The columns of a table; empty if there is no such table.
+/// Returns the columns of a table; empty if the table does not exist.
 pub(super) async fn columns(db: &DatabaseConnection, table: &str) -> Result<LiveColumns, DbErr> {
     let backend = db.get_database_backend();
     let query = |sql| Statement::from_sql_and_values(backend, sql, [table.into()]);
@@ -50,8 +50,8 @@ pub(super) async fn columns(db: &DatabaseConnection, table: &str) -> Result<Live
     }
 }
 
-/// Labels are joined by line feeds, so that no array needs to be decoded. Types are looked up
-/// behind domains.
+/// Query for the columns of a table. The labels of an enum are joined by line feeds, so that no array has to be
+/// decoded. For a domain, the labels of its base type are returned.
 const POSTGRES_COLUMNS: &str = "
     SELECT CAST(a.attname AS text) AS name,
            CAST(t.typcategory AS text) AS category,
@@ -103,14 +103,14 @@ fn sqlite_column(row: &QueryResult) -> Result<(String, LiveColumn), DbErr> {
         kind: sqlite_kind(&type_name),
         type_name,
         labels: Vec::new(),
-        // SQLite does not enforce any.
+        // SQLite does not enforce the length of a text.
         limit: None,
         required: row.try_get("", "required")?,
     };
     Ok((row.try_get("", "name")?, found))
 }
 
-/// By SQLite's rules for affinity, and with a look at what the declared type says beyond them.
+/// Kind of a declared type, by SQLite's rules for affinity and by further common type names.
 fn sqlite_kind(declared: &str) -> ColumnKind {
     let declared = declared.to_ascii_uppercase();
     let mentions = |words: &[&str]| words.iter().any(|word| declared.contains(word));

@@ -1,4 +1,4 @@
-//! Enums as the live database stores them.
+//! Labels of enums in the live database.
 
 use std::marker::PhantomData;
 
@@ -8,11 +8,11 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 
 use crate::settings::EnumLabels;
 
-/// How one enum column of the live database is written and compared.
+/// Spelling of the values of one enum column in the live database.
 ///
-/// A native PostgreSQL type has its own labels, and a value needs a cast to it. A text column
-/// holds names or values; both are looked for, and that one is written which the column's rows
-/// show, or those of another column if it has none. (There must be no cast on SQLite: there, `CAST(x AS status)` makes a number of any text.)
+/// A native PostgreSQL type has its own labels, and a value needs a cast to the type. A text column contains names or
+/// values: queries search for both, and writes use the spelling of the column's rows, or that of another column if it
+/// has no rows. (On SQLite a cast would be wrong: `CAST(x AS status)` converts any text to a number.)
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EnumColumn<E> {
     spelling: Spelling,
@@ -29,7 +29,8 @@ enum Spelling {
 }
 
 impl<E: DatabaseEnum> EnumColumn<E> {
-    /// A native PostgreSQL type. The name is used as it is, so it must be quoted where it has to.
+    /// Creates a column with a native PostgreSQL type. The type name is inserted into SQL unchanged, so the caller has
+    /// to quote it if necessary.
     pub(in crate::transfer) fn native(type_name: String, labels: Vec<String>) -> Self {
         Self {
             spelling: Spelling::Native { type_name, labels },
@@ -37,7 +38,7 @@ impl<E: DatabaseEnum> EnumColumn<E> {
         }
     }
 
-    /// A text column.
+    /// Creates a text column.
     pub(in crate::transfer) fn text(labels: EnumLabels) -> Self {
         Self {
             spelling: Spelling::Text(labels),
@@ -45,21 +46,21 @@ impl<E: DatabaseEnum> EnumColumn<E> {
         }
     }
 
-    /// The label that is written for a member.
+    /// Returns the label that is written for a member.
     pub fn label(&self, member: E) -> String {
         match &self.spelling {
             Spelling::Native { labels, .. } => labels
                 .iter()
                 .find(|label| E::from_label(label) == Some(member))
                 .cloned()
-                // The type lacks the member; the database will say so better than we can here.
+                // The type has no such member; the error of the database explains this better.
                 .unwrap_or_else(|| member.name().to_owned()),
             Spelling::Text(EnumLabels::Names) => member.name().to_owned(),
             Spelling::Text(EnumLabels::Values) => member.value(),
         }
     }
 
-    /// The value to write for a member.
+    /// Expression that writes a member.
     pub fn write(&self, member: E) -> Expr {
         let label = Expr::val(self.label(member));
         match &self.spelling {
@@ -68,7 +69,7 @@ impl<E: DatabaseEnum> EnumColumn<E> {
         }
     }
 
-    /// The values by which rows with one of these members are found.
+    /// Expressions for a query of rows with one of these members.
     pub fn one_of(&self, members: &[E]) -> Vec<Expr> {
         let exprs = members.iter().map(|&member| match &self.spelling {
             Spelling::Native { .. } => vec![self.write(member)],
@@ -78,7 +79,7 @@ impl<E: DatabaseEnum> EnumColumn<E> {
     }
 }
 
-/// How the column's rows spell their labels.
+/// Returns the spelling of the labels in a column's rows; `None` without rows.
 pub(super) async fn spelling_in_use<E: DatabaseEnum>(
     db: &DatabaseConnection,
     table: impl Iden,

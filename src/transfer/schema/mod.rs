@@ -1,11 +1,10 @@
-//! Whether the live database is one that this program can work with.
+//! Check that this program can work with the schema of the live database.
 //!
-//! The ops-db belongs to somebody else, and some of its column names are assumptions. [`check`]
-//! compares all of them with the live catalog before anything is done, and reports every
-//! difference at once. It is liberal in what cannot do harm: widths of integers, kinds of text,
-//! times with or without a zone, further tables and columns.
+//! The ops-db belongs to another project, and some of its column names are assumptions. [`check`] compares all of them
+//! with the live catalog before anything else is done, and reports all differences at once. It accepts harmless
+//! differences: widths of integers, kinds of text, times with or without a zone, additional tables and columns.
 //!
-//! On the way it learns how enums are stored there, see [`EnumColumn`].
+//! The check also determines how the database stores enums, see [`EnumColumn`].
 
 use std::collections::HashMap;
 
@@ -31,40 +30,40 @@ mod needed;
 pub use difference::{Difference, SchemaError};
 pub use labels::EnumColumn;
 
-/// What [`check`] found out about the live database.
+/// Properties of the live database that [`check`] determined.
 #[derive(Debug, Clone)]
 pub struct Schema {
-    /// `data_transfer.status`.
+    /// Enum column `data_transfer.status`.
     pub(super) transfer_status: EnumColumn<Status>,
-    /// `data_transfer.unpack_status`, where it exists, as all that is optional here.
+    /// Enum column `data_transfer.unpack_status`. As all optional columns, `None` if it does not exist.
     pub(super) unpack_status: Option<EnumColumn<Status>>,
-    /// `data_transfer_log.status`.
+    /// Enum column `data_transfer_log.status`.
     pub(super) log_status: Option<EnumColumn<Status>>,
-    /// `data_transfer_package.status`.
+    /// Enum column `data_transfer_package.status`.
     pub(super) package_state: Option<EnumColumn<PackageState>>,
-    /// `data_location.location_type`.
+    /// Enum column `data_location.location_type`.
     pub(super) location_type: EnumColumn<LocationType>,
-    /// `data_location.storage_type`.
+    /// Enum column `data_location.storage_type`.
     pub(super) storage_type: EnumColumn<StorageType>,
-    /// `data_transfer_route.route_type`.
+    /// Enum column `data_transfer_route.route_type`.
     pub(super) route_type: EnumColumn<RouteType>,
-    /// Characters that `data_transfer.failure_error_message` holds, where it is limited.
+    /// Maximum length of `data_transfer.failure_error_message` in characters, if the type has one.
     failure_message_limit: Option<usize>,
-    /// Whether `data_location.active` exists.
+    /// True if the column `data_location.active` exists.
     pub(super) has_active: bool,
-    /// Whether `transfer_worker_link` exists: not where the last migration was not made.
+    /// True if the table `transfer_worker_link` exists, which a migration creates.
     pub(super) has_links: bool,
-    /// True if `transfer_worker_schedule` exists.
+    /// True if the table `transfer_worker_schedule` exists, which a migration creates.
     pub(super) has_schedule: bool,
-    /// Whether `data_transfer_package.created_at` exists.
+    /// True if the column `data_transfer_package.created_at` exists.
     pub(super) has_package_created_at: bool,
-    /// Whether `data_transfer.created_at` exists.
+    /// True if the column `data_transfer.created_at` exists.
     pub(super) has_transfer_created_at: bool,
 }
 
 impl Schema {
-    /// Cuts a failure's message to what its column holds: a long message must not keep the failure
-    /// from being recorded.
+    /// Shortens an error message to the length of its column: a long message must not prevent the failure from being
+    /// recorded.
     pub(super) fn fit_failure_message(&self, message: String) -> String {
         match self.failure_message_limit {
             Some(limit) if message.chars().count() > limit => message
@@ -77,13 +76,12 @@ impl Schema {
     }
 }
 
-/// Compares the live database with what is needed, and learns how its enums are stored.
+/// Compares the live database with the schema that this program needs, and determines how the database stores enums.
 ///
-/// `text_enum_labels` decides the spelling in text columns of a database without rows.
+/// `text_enum_labels` is the spelling in text columns of a database without rows.
 ///
 /// # Errors
-/// [`SchemaError::Differs`] with every difference; [`SchemaError::Database`] if the catalog could
-/// not be read.
+/// [`SchemaError::Differs`] with all differences; [`SchemaError::Database`] if the catalog could not be read.
 pub async fn check(
     database: &Database,
     text_enum_labels: EnumLabels,
@@ -116,7 +114,7 @@ async fn inspect(
     Ok(catalog.schema(elsewhere).await?)
 }
 
-/// The live columns, by table.
+/// Columns of the live database, by table.
 struct Catalog<'a> {
     db: &'a DatabaseConnection,
     live: HashMap<String, LiveColumns>,
@@ -129,7 +127,8 @@ impl Catalog<'_> {
             .get(column.to_string().as_str())
     }
 
-    /// Statuses are written in regular work, so the type must have all of them.
+    /// Returns the statuses that the database's enum type does not have. Regular operation writes statuses, so the type
+    /// must have all of them.
     fn missing_status_labels(&self) -> Option<Difference> {
         let (table, column) = (data_transfer::Entity, data_transfer::Column::Status);
         let found = self.column(table, column)?;
@@ -155,8 +154,8 @@ impl Catalog<'_> {
         })
     }
 
-    /// How the database spells labels where there are rows for certain: one that has anything to
-    /// transfer has locations. A table of logs may be empty.
+    /// Returns the spelling of labels in the table of locations, which has rows in every database with transfers. Other
+    /// tables, such as the log, may be empty.
     async fn spelling_elsewhere(&self) -> Result<Option<EnumLabels>, DbErr> {
         use data_location::{Column, Entity};
         match self.column(Entity, Column::LocationType) {
@@ -167,7 +166,7 @@ impl Catalog<'_> {
         }
     }
 
-    /// `elsewhere` is the spelling in text columns without rows.
+    /// Determines the schema; `elsewhere` is the spelling in text columns without rows.
     async fn schema(&self, elsewhere: EnumLabels) -> Result<Schema, DbErr> {
         use data_location::{Column as Location, Entity as Locations};
         use data_transfer::{Column as Transfer, Entity as Transfers, Optional as MaybeTransfer};

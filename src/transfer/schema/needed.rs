@@ -1,4 +1,4 @@
-//! The tables and columns that this program uses.
+//! Tables and columns that this program uses.
 
 use entity::{
     data_location, data_transfer, data_transfer_log, data_transfer_package, data_transfer_route,
@@ -10,7 +10,7 @@ use sea_orm::sea_query::Iden;
 use super::Difference;
 use super::columns::{ColumnKind, LiveColumns};
 
-/// What a column is used for.
+/// Use of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Use {
     Integer,
@@ -43,15 +43,15 @@ impl Use {
     }
 }
 
-/// What is needed of a table.
+/// Requirements for a table.
 pub(super) struct Needed {
     pub(super) table: String,
     columns: Vec<(String, Use)>,
     optional: Vec<(String, Use)>,
-    /// Where rows are inserted in regular work: the columns that the database fills by itself. Any
-    /// other one that must be given a value, and is unknown here, does harm.
+    /// Columns that the database fills itself, if this program inserts rows into the table; `None` if it does not. Any
+    /// other column that needs a value and is unknown to this program is an error.
     generated: Option<Vec<String>>,
-    /// Whether everything works without the table.
+    /// True if the program works without the table.
     may_be_missing: bool,
 }
 
@@ -126,7 +126,7 @@ impl Needed {
         differences
     }
 
-    /// Columns that must be given a value and are given none.
+    /// Returns the columns that need a value but are not written by this program.
     fn unwritten(&self, found: &LiveColumns, generated: &[String]) -> Vec<Difference> {
         let written = self
             .columns
@@ -150,7 +150,7 @@ impl Needed {
     }
 }
 
-/// In the order in which differences are reported.
+/// Returns the requirements, in the order in which differences are reported.
 pub(super) fn needed() -> [Needed; 13] {
     [
         site_needed(),
@@ -309,7 +309,7 @@ fn delay_needed() -> Needed {
     Needed::of(transfer_worker_delay::Entity, columns).inserted::<transfer_worker_delay::Column>([])
 }
 
-/// A database that was migrated before there were links is worked with as it is.
+/// Optional table: a database that an older version of this program migrated can be used without it.
 fn link_needed() -> Needed {
     use transfer_worker_link::Column::{
         Capacity, Destination, Issued, MaxActive, MaxRate, Origin, PauseReason, PausedAt, PausedBy,
@@ -337,7 +337,7 @@ fn link_needed() -> Needed {
     }
 }
 
-/// A database without the table of schedule records can be used.
+/// Optional table: a database without schedule records can be used.
 fn schedule_needed() -> Needed {
     use transfer_worker_schedule::Column::{DataTransferId, Queue, Resent, ScheduledAt, TaskId};
     let columns = [
