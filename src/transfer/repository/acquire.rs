@@ -91,7 +91,7 @@ pub enum Successor {
     SameTask,
     /// The transfer was completed for another task.
     Completed,
-    /// Neither of these so far.
+    /// No later attempt for the same task exists, and the transfer is not completed.
     None,
 }
 

@@ -6,8 +6,9 @@
 //! Therefore the facts that were read are still true when the change is written, and a write that needs a lease is made
 //! only if the lease still has the caller's token.
 //!
-//! Only [`Repository::renew`] works without the row lock, in one statement, because it is called often and changes only
-//! the lease.
+//! Functions that change only tables of this project, such as [`Repository::renew`] and
+//! [`Repository::claim_destination`], work without the row lock. Their statements that need a lease contain the
+//! conditions themselves: the token of the lease, and the status IN_PROGRESS.
 //!
 //! [`DatabaseError`] is a separate variant of all errors: unless it is [of one row](DatabaseError::is_of_one_row), it
 //! says nothing about the transfer, must never count as a failed attempt, and the same call can be made again. If the

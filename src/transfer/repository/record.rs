@@ -124,7 +124,7 @@ pub struct TransferDetail {
     pub waits_for: Option<String>,
     /// Lease on another transfer to the same path.
     pub rival: Option<LeaseInfo>,
-    /// Its attempts, oldest first.
+    /// Attempts of the transfer, oldest first.
     pub attempts: Vec<AttemptRecord>,
     /// Actions of operators on the transfer, oldest first.
     pub actions: Vec<ActionRecord>,

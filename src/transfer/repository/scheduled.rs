@@ -227,7 +227,7 @@ impl Repository {
             .filter(Column::Resent.eq(seen.resent))
             .exec(tx)
             .await?;
-        // Another manager was first.
+        // Another manager has changed the record since it was read.
         if counted.rows_affected == 0 {
             return Ok(false);
         }

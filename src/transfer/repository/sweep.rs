@@ -32,7 +32,8 @@ pub struct Recovered {
 }
 
 impl Repository {
-    /// Removes every dead lease and puts its transfer back to PENDING.
+    /// Removes every dead lease and puts its transfer back to PENDING. Also removes the leases of transfers that are
+    /// no longer IN_PROGRESS, without changing these transfers.
     ///
     /// The count of failures does not change, because the loss of a worker is not a failure of the transfer. A lease is
     /// dead if [`LeaseInfo::demise`] returns a reason for `observer`, never because of its age alone. A transfer
