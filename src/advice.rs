@@ -1,14 +1,13 @@
 //! Advice for operators that names commands of this program.
 //!
-//! The domain states what failed and what to do in general. A layer that prints a failure takes its texts
-//! from here.
+//! The domain states the failure and general advice. A layer that prints a failure takes its texts from here.
 
 use std::fmt::Write as _;
 
 use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::{FailureKind, TransferError};
 
-/// The cause of a failure with all its causes in one line, and the command that helps.
+/// The chain of causes of a failure in one line, with the command that corrects it.
 pub(crate) fn explanation(error: &TransferError) -> String {
     let mut text = error.chain();
     // Writing to a string cannot fail.
@@ -53,12 +52,12 @@ pub(crate) fn remedy(kind: FailureKind) -> &'static str {
     }
 }
 
-/// [`remedy`] for a code of the attempt history; none if the code is not known (any more).
+/// [`remedy`] for a code of the attempt history; `None` if the code is unknown (for example from an older version).
 pub(crate) fn remedy_of_code(code: &str) -> Option<&'static str> {
     FailureKind::from_code(code).map(remedy)
 }
 
-/// The end of the text of a database's error: the command that helps, if there is one.
+/// End of the text of a database error: the command that corrects it, or an empty string.
 pub(crate) fn database_command(error: &DatabaseError) -> &'static str {
     match error {
         DatabaseError::Missing(_) => "; `ccat-transfer db migrate` makes one",

@@ -1,32 +1,32 @@
-//! Fault points: named places in a transfer's life where a test has the process die, fail, stop or
-//! repeat itself.
+//! Fault points: named steps in a transfer's life at which a test can kill the process, or make a step fail, stop or
+//! repeat.
 //!
-//! Only with the feature `fault-points`, which no release can have; without it [`fault_point!`] is
-//! the step it wraps and nothing else, and none of the names is in the program.
+//! They exist only with the feature `fault-points`, which no release can have. Without it, [`fault_point!`] is only the
+//! step that it wraps, and the program contains none of the names.
 //!
-//! A step is wrapped where it is made, `fault_point!(Renamed, target.publish().await)?`; the fault
-//! comes **after** the step has had its effect, which is the worst moment: the work is done and
-//! nobody knows. What dies before a step dies after the one before it.
+//! A step is wrapped at its call, `fault_point!(Renamed, target.publish().await)?`. The fault happens **after** the
+//! step has had its effect. This is the worst moment: the work is done, and no other process knows it. A process that
+//! dies before a step is the same as one that dies after the previous step.
 //!
-//! `CCAT_TRANSFER_FAULT` says what is to happen in this process, separated by commas:
-//! `POINT:MODE[:N]`, at the N-th time (from 1) that the point is reached, and only then.
+//! `CCAT_TRANSFER_FAULT` lists the faults of this process, separated by commas: `POINT:MODE[:N]` happens the N-th time
+//! (from 1) that the point is reached, and only then.
 //!
-//! | mode | what happens |
+//! | mode | effect |
 //! | --- | --- |
 //! | `kill` | SIGKILL to this process |
-//! | `fail` | the step answers with its infrastructure error: its own answer is lost |
+//! | `fail` | the step returns its infrastructure error, and its own result is lost |
 //! | `twice` | the step is made again, at once |
-//! | `pause` | SIGSTOP to this process: it goes on when somebody sends SIGCONT, as if nothing had been |
+//! | `pause` | SIGSTOP to this process; it continues after SIGCONT as if it had never stopped |
 //!
-//! [`hang_point!`] makes a loop stand still: `sweeper:hang`, `manager_loop:hang`. The worker has steps of its own, see
+//! [`hang_point!`] makes a loop hang: `sweeper:hang`, `manager_loop:hang`. The worker has steps of its own, see
 //! `celery_worker::fault_injection`: `lane:panic`, `subscription:panic`.
 //!
-//! A test that runs in the same process plans faults for one call, by `with_faults`.
+//! A test that runs in the same process sets faults for one call with `with_faults`.
 
 #[cfg(all(feature = "fault-points", not(debug_assertions)))]
 compile_error!("fault points are for tests: a build without debug assertions must not have them");
 
-/// Names a step, or (without one) a moment between two steps; see [the module](self).
+/// Marks a step, or (without one) a moment between two steps; see [the module](self).
 #[cfg(not(feature = "fault-points"))]
 macro_rules! fault_point {
     ($point:ident, $step:expr) => {
@@ -35,7 +35,7 @@ macro_rules! fault_point {
     ($point:ident) => {};
 }
 
-/// Names a step, or (without one) a moment between two steps; see [the module](self).
+/// Marks a step, or (without one) a moment between two steps; see [the module](self).
 #[cfg(feature = "fault-points")]
 macro_rules! fault_point {
     ($point:ident, $step:expr) => {{
@@ -57,13 +57,13 @@ macro_rules! fault_point {
     };
 }
 
-/// Names a loop that can be made to hang here for ever.
+/// Marks a loop that can be made to hang here without end.
 #[cfg(not(feature = "fault-points"))]
 macro_rules! hang_point {
     ($point:ident) => {};
 }
 
-/// Names a loop that can be made to hang here for ever.
+/// Marks a loop that can be made to hang here without end.
 #[cfg(feature = "fault-points")]
 macro_rules! hang_point {
     ($point:ident) => {
@@ -86,25 +86,25 @@ mod points {
 
     use nix::sys::signal::{Signal, raise};
 
-    /// What can happen at a point.
+    /// Kind of a fault.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Mode {
         /// The process dies.
         Kill,
-        /// The step's answer is lost.
+        /// The result of the step is lost.
         Fail,
-        /// The step is made again.
+        /// The step is repeated.
         Twice,
-        /// The process stands still until it is told to go on.
+        /// The process stops until it receives SIGCONT.
         Pause,
-        /// A loop stands still for ever.
+        /// A loop hangs without end.
         Hang,
         /// A loop panics.
         Panic,
     }
 
     impl Mode {
-        /// As in `CCAT_TRANSFER_FAULT`.
+        /// Name in `CCAT_TRANSFER_FAULT`.
         #[must_use]
         pub fn name(self) -> &'static str {
             match self {
@@ -118,36 +118,36 @@ mod points {
         }
     }
 
-    /// For steps that can be made again.
+    /// Faults of steps that can be repeated.
     const STEP: &[Mode] = &[Mode::Kill, Mode::Fail, Mode::Twice, Mode::Pause];
-    /// For places where nothing is made again, but where the way can end.
+    /// Faults of steps that are not repeated but can fail.
     const PASSAGE: &[Mode] = &[Mode::Kill, Mode::Fail, Mode::Pause];
-    /// For places where nothing can fail.
+    /// Faults of moments at which nothing can fail.
     const MOMENT: &[Mode] = &[Mode::Kill, Mode::Pause];
-    /// For loops.
+    /// Faults of loops.
     const LOOP: &[Mode] = &[Mode::Hang];
-    /// Panics of the loops of a consumer.
+    /// Faults of the loops of a consumer.
     const CONSUMER: &[Mode] = &[Mode::Panic];
 
     macro_rules! points {
         ($($(#[$doc:meta])* $point:ident = $name:literal, $modes:ident;)*) => {
-            /// A place where a fault can be made.
+            /// A step at which a fault can be injected.
             #[derive(Debug, Clone, Copy, PartialEq, Eq)]
             pub enum FaultPoint {
                 $($(#[$doc])* $point,)*
             }
 
             impl FaultPoint {
-                /// Every one, in the order of a transfer's life, and then the loops.
+                /// All points: first the steps in the order of a transfer's life, then the loops.
                 pub const ALL: &[Self] = &[$(Self::$point),*];
 
-                /// As in `CCAT_TRANSFER_FAULT`.
+                /// Name in `CCAT_TRANSFER_FAULT`.
                 #[must_use]
                 pub fn name(self) -> &'static str {
                     match self { $(Self::$point => $name),* }
                 }
 
-                /// What can happen here.
+                /// Possible faults of this point.
                 #[must_use]
                 pub fn modes(self) -> &'static [Mode] {
                     match self { $(Self::$point => $modes),* }
@@ -157,40 +157,40 @@ mod points {
     }
 
     points! {
-        /// The manager has written SCHEDULED, and not committed it.
+        /// The manager has written SCHEDULED, but not committed it.
         ManagerRowLocked = "manager_row_locked", STEP;
-        /// The manager's message is at the broker, and SCHEDULED not committed.
+        /// The broker has the manager's message, but SCHEDULED is not committed.
         ManagerPublished = "manager_published", STEP;
         /// SCHEDULED is committed.
         ManagerCommitted = "manager_committed", STEP;
-        /// A sweep has written what is to become of a dead lease, and not committed it.
+        /// A sweep has written the new state for an expired lease, but not committed it.
         SweepWritten = "sweep_written", STEP;
-        /// A sweep has committed that.
+        /// A sweep has committed the new state.
         SweepCommitted = "sweep_committed", STEP;
 
         /// The worker has accepted a message.
         TaskAccepted = "task_accepted", MOMENT;
-        /// The lease is ours.
+        /// The worker has taken the lease.
         LeaseTaken = "lease_taken", STEP;
-        /// The rows that the plan is made of have been read.
+        /// The worker has read the rows for the plan.
         PlanRead = "plan_read", STEP;
-        /// No other transfer can copy to the same place now.
+        /// The destination is claimed: no other transfer can copy to it.
         Claimed = "claimed", STEP;
-        /// Both ends have been looked at, and the directory is made.
+        /// Both ends have been inspected, and the directory is made.
         Prepared = "prepared", STEP;
-        /// What dead attempts left has been removed.
+        /// Files of dead attempts have been removed.
         LeftoversSwept = "leftovers_swept", MOMENT;
-        /// The marker that tells whether both ends are one directory is made.
+        /// The marker is made that shows whether both ends are one directory.
         MarkerMade = "marker_made", MOMENT;
-        /// The names of the attempt's files are in the database, and there is no file.
+        /// The database has the names of the attempt's files, but no file exists yet.
         FilesRecorded = "files_recorded", STEP;
         /// An earlier attempt's partial copy has this attempt's name.
         PartialBegun = "partial_begun", STEP;
-        /// bbcp runs.
+        /// bbcp has been started.
         CopySpawned = "copy_spawned", PASSAGE;
-        /// The first progress of the copy has been seen.
+        /// The first progress of the copy has been observed.
         FirstProgress = "first_progress", PASSAGE;
-        /// bbcp has ended well.
+        /// bbcp has ended with exit code 0.
         CopyEnded = "copy_ended", STEP;
         /// The origin's digest is known.
         OriginDigested = "origin_digested", PASSAGE;
@@ -198,61 +198,61 @@ mod points {
         DestinationDigested = "destination_digested", STEP;
         /// The copy is verified.
         Verified = "verified", PASSAGE;
-        /// The database has said that the lease is ours; the rename is next.
+        /// The database has confirmed the lease; the rename comes next.
         LeaseConfirmed = "lease_confirmed", STEP;
-        /// The copy has its final name, and the row says IN_PROGRESS.
+        /// The copy has its final name, and the row is still IN_PROGRESS.
         Renamed = "renamed", STEP;
-        /// The end of an attempt is written, and not committed.
+        /// The end of an attempt is written, but not committed.
         SettlementWritten = "settlement_written", STEP;
         /// COMPLETED is committed.
         Completed = "completed", STEP;
-        /// The task is done, and there is no result.
+        /// The task is done, but has no result.
         TaskDone = "task_done", MOMENT;
-        /// The result is stored, and the message is not acknowledged.
+        /// The result is stored, but the message is not acknowledged.
         ResultStored = "result_stored", STEP;
         /// The message is acknowledged.
         Acknowledged = "acknowledged", MOMENT;
 
         /// A failed attempt's temporary file has been removed.
         Tidied = "tidied", MOMENT;
-        /// The failures so far have been counted, and this one is in no row.
+        /// The earlier failures have been counted; this one is in no row yet.
         FailureCounted = "failure_counted", STEP;
-        /// PENDING with one more failure is committed.
+        /// PENDING with an increased retry count is committed.
         RetryWritten = "retry_written", STEP;
         /// FAILED is committed.
         FailureWritten = "failure_written", STEP;
-        /// A transfer that something kept from being done has been put off.
+        /// A transfer that could not start has been postponed.
         Postponed = "postponed", STEP;
-        /// A stopped transfer has been given back.
+        /// The row of a stopped transfer has been released.
         Released = "released", STEP;
 
-        /// The loop that sweeps dead leases.
+        /// The loop that sweeps expired leases.
         Sweeper = "sweeper", LOOP;
         /// The loop of the manager.
         ManagerLoop = "manager_loop", LOOP;
-        /// The loop that hands the deliveries of one queue on.
+        /// The loop that passes on the deliveries of one queue.
         Lane = "lane", CONSUMER;
-        /// The loop that keeps a subscription served.
+        /// The loop that maintains a subscription.
         Subscription = "subscription", CONSUMER;
     }
 
-    /// The answer of a step is lost. Every kind of error that a step can have is made from it: the
-    /// one that infrastructure gives.
+    /// The lost result of a step. Every error type of a step can be made from it, as the error that its infrastructure
+    /// gives.
     #[derive(Debug, thiserror::Error)]
     #[error("fault injected at `{}`", .0.name())]
     pub struct AnswerLost(pub FaultPoint);
 
-    /// What a step has to do for a fault.
+    /// Instruction to a step.
     #[derive(Debug)]
     pub enum Fault {
-        /// Answer with this.
+        /// Return this error.
         Fail(AnswerLost),
-        /// Be made again.
+        /// Repeat the step.
         Twice,
     }
 
     impl FaultPoint {
-        /// Called wherever the point is; dies and stops here and now.
+        /// Called whenever the point is reached. Kills or stops the process here if that is the fault.
         #[must_use]
         pub fn reached(self) -> Option<Fault> {
             match self.due()? {
@@ -260,12 +260,12 @@ mod points {
                 Mode::Pause => signal_self(Signal::SIGSTOP),
                 Mode::Fail => Some(Fault::Fail(AnswerLost(self))),
                 Mode::Twice => Some(Fault::Twice),
-                // A step is no loop.
+                // These are faults of loops, not of steps.
                 Mode::Hang | Mode::Panic => None,
             }
         }
 
-        /// Called in a loop's every round: whether it has to stand still.
+        /// Returns true if the loop has to hang. Called in every round of a loop.
         #[must_use]
         pub fn hangs(self) -> bool {
             self.due() == Some(Mode::Hang)
@@ -277,13 +277,13 @@ mod points {
             self.due() == Some(Mode::Panic)
         }
 
-        /// Whether it is a loop and no step.
+        /// Returns true for a loop, false for a step.
         #[must_use]
         pub fn is_loop(self) -> bool {
             [LOOP, CONSUMER].contains(&self.modes())
         }
 
-        /// What is to happen here and now.
+        /// Returns the fault that is due now, if any.
         fn due(self) -> Option<Mode> {
             if let Some(mode) = take_planned(self) {
                 return Some(mode);
@@ -301,7 +301,7 @@ mod points {
         }
     }
 
-    /// Makes the worker ask this module at its own steps.
+    /// Makes the worker ask this module for faults of its own steps.
     pub fn install_in_worker() {
         celery_worker::fault_injection::install(|step| {
             use celery_worker::fault_injection::{AnswerLost, Fault, Step};
@@ -326,8 +326,7 @@ mod points {
         static PLANNED: RefCell<Vec<(FaultPoint, Mode)>>;
     }
 
-    /// Runs `work` with faults that belong to it alone: each happens once, when its point is next
-    /// reached in the same task.
+    /// Runs `work` with faults for this call only. Each happens once, when its point is next reached in the same task.
     pub async fn with_faults<T>(
         faults: impl IntoIterator<Item = (FaultPoint, Mode)>,
         work: impl Future<Output = T>,
@@ -345,10 +344,11 @@ mod points {
         PLANNED.try_with(take).ok().flatten()
     }
 
-    /// Forgets what a step answered; a transaction in it is rolled back.
+    /// Drops the result of a step; a transaction in it is rolled back.
     pub fn lose<T>(_answer: T) {}
 
-    /// To this very thread, so that it does not go one step further before the process obeys.
+    /// Sends a signal to the calling thread, so that the thread executes no further instruction before the signal takes
+    /// effect.
     fn signal_self(signal: Signal) -> Option<Fault> {
         if let Err(error) = raise(signal) {
             tracing::error!(%error, "the fault could not be made");

@@ -1,8 +1,8 @@
-//! Telling administrators: in the log always, by a program and by a webhook where the settings say so.
+//! Notices to administrators: always in the log, and by a program and a webhook if the settings name them.
 //!
-//! Nobody waits for a notification, and none can fail or hold up a transfer. Where many come at
-//! once (a link is down, and everything on it fails), the first is sent at once, and the others
-//! together when the interval is over.
+//! No caller waits for a notification, and none can fail or delay a transfer. If many notices come in a short time (a
+//! link is down, and all its transfers fail), the first is sent at once, and the others together at the end of the
+//! interval.
 
 use std::io;
 use std::path::Path;
@@ -21,22 +21,22 @@ use crate::process::{Group, command, find_program};
 use crate::settings::Notifications;
 use service_connection::error_chain::chain;
 
-/// Notices that wait to be sent together; of more, only the number is told.
+/// Maximum number of notices in one notification; for further ones, it has only their number.
 const MOST_AT_ONCE: usize = 20;
 
-/// Notices on their way to the sender.
+/// Capacity of the queue to the sender, in notices.
 const QUEUE: usize = 256;
 
-/// Something that an administrator should know.
+/// A message for the administrators.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
-    /// In one line.
+    /// Subject in one line.
     pub subject: String,
-    /// All that is needed to do something about it.
+    /// Text with all facts that an administrator needs to act.
     pub text: String,
 }
 
-/// Why a notification did not get through. Nothing in it is a secret: a webhook's address often is.
+/// Failure of a notification. It contains no secret, although a webhook's address often is one.
 #[derive(Debug, thiserror::Error)]
 enum NotifyError {
     #[error("`{0}` is not there; correct `notifications.command`")]
@@ -63,7 +63,7 @@ struct Sending {
 }
 
 impl Notifier {
-    /// Starts to send as the settings say. Needs a Tokio runtime.
+    /// Starts the sender with these settings. Requires a Tokio runtime.
     #[must_use]
     pub fn start(settings: &Notifications) -> Self {
         let (queue, notices) = mpsc::channel(QUEUE);
@@ -75,7 +75,7 @@ impl Notifier {
         }))
     }
 
-    /// Logs a notice, and has it sent.
+    /// Logs a notice, and queues it for the sender.
     pub fn notify(&self, notice: Notice) {
         let Notice { subject, text } = &notice;
         tracing::warn!(subject, text, "notice to the administrators");
@@ -86,7 +86,8 @@ impl Notifier {
         }
     }
 
-    /// Sends what waits, at once, and ends; as long as that takes, but not for ever.
+    /// Sends the waiting notices at once, and ends the sender. Waits for at most twice the time limit of a
+    /// notification.
     pub async fn close(&self) {
         drop(take(&self.0.queue));
         let Some(task) = take(&self.0.task) else {
@@ -102,7 +103,7 @@ fn take<T>(from: &Mutex<Option<T>>) -> Option<T> {
     from.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Sends until the queue is closed.
+/// Sends notices until the queue is closed.
 async fn send_all(settings: Notifications, mut notices: mpsc::Receiver<Notice>) {
     let mut next = Instant::now();
     let mut waiting = Waiting::default();
@@ -144,7 +145,7 @@ impl Waiting {
         self.notices.is_empty()
     }
 
-    /// All of them as one.
+    /// Takes all notices, combined to one.
     fn take(&mut self) -> Notice {
         let Self { notices, further } = std::mem::take(self);
         let count = notices.len() + further;
@@ -202,12 +203,12 @@ async fn run(
         .stderr(Stdio::null())
         .spawn()
         .map_err(trouble)?;
-    // Declared after the child, so that it is dropped before it.
+    // Declared after the child, so that it is dropped first.
     let group = Group::of(&child).map_err(trouble)?;
     let stdin = child.stdin.take();
     let work = async {
         if let Some(mut stdin) = stdin {
-            // A program that does not read all of it is free to do so; its exit code counts.
+            // A program need not read all of it; only its exit code counts.
             let _unread = stdin.write_all(notice.text.as_bytes()).await;
         }
         child.wait().await
@@ -225,7 +226,7 @@ async fn run(
     })
 }
 
-/// Posts the text as JSON, as chat systems take it.
+/// Posts the text as JSON, in the form that chat systems accept.
 async fn post(settings: &Notifications, notice: &Notice) -> Result<(), NotifyError> {
     let body = json!({ "subject": notice.subject, "text": notice.text }).to_string();
     let (url, limit) = (settings.webhook_url.clone(), settings.timeout);

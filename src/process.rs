@@ -1,9 +1,8 @@
-//! The one place that starts programs and ends them.
+//! Start and end of other programs; no other module starts any.
 //!
-//! Every program runs in a process group of its own with a clean environment and nothing on its
-//! standard input. bbcp is five processes, and its children go on copying for seconds when only
-//! the first of them dies; so it is always the *group* that is signalled, and a [`Group`] that is
-//! dropped kills what is left of it.
+//! Every program runs in a process group of its own, with a clean environment and an empty standard input. bbcp
+//! consists of five processes, and its children continue to copy for seconds if only the first of them dies. So signals
+//! always go to the whole *group*, and dropping a [`Group`] kills its remaining processes.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,20 +17,19 @@ use nix::unistd::{AccessFlags, Pid, eaccess, getpgrp};
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
-/// What a program may see of our environment besides `PATH`. The socket is for keys that ssh's
-/// agent holds.
+/// Environment variables that a program receives besides `PATH`. The socket gives access to keys in ssh's agent.
 const PASSED_ON: [&str; 2] = ["HOME", "SSH_AUTH_SOCK"];
 
-/// Where programs are looked up when we have no `PATH`.
+/// Search path for programs if this process has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
-/// How often a dying group is looked at.
+/// Interval between two checks of a group that is about to end.
 const POLL: Duration = Duration::from_millis(20);
 
-/// How long a killed group may take to vanish; more only in an uninterruptible system call.
+/// Time limit for a killed group to end; only a hanging system call takes longer.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
-/// A command that runs as described above, with both outputs piped.
+/// Creates a command that runs as described above, with both outputs piped.
 pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
@@ -41,24 +39,23 @@ pub(crate) fn command(program: &Path) -> Command {
             command.env(name, value);
         }
     }
-    // Its messages are parsed.
+    // The program's messages are parsed, so they must not be translated.
     command.env("LC_ALL", "C");
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        // The group's guard does the work; this only has the runtime reap what it killed.
+        // The group does the killing; with this option the runtime also reaps the child.
         .kill_on_drop(true);
     command
 }
 
-/// Runs the program that its arguments name, and kills the whole group as soon as standard input
-/// ends.
+/// Script that runs the program in its arguments, and kills the whole group as soon as standard input ends.
 ///
-/// The pipe on standard input is held by the worker alone, so it ends with the worker, however that
-/// dies; a bbcp without its worker would go on copying for hours, for nobody. The script is fixed:
-/// data come as arguments only.
+/// Only the worker holds the other end of that pipe, so it closes when the worker dies for any reason. Without the
+/// script, a bbcp would continue to copy for hours after its worker has died. The script is fixed: data are arguments
+/// only.
 const GUARD: &str = r#"
 exec 3<&0 </dev/null
 unset PWD
@@ -73,9 +70,8 @@ kill -KILL "$guard"
 exit "$status"
 "#;
 
-/// As [`command`], for a program that must not outlive this process: it runs as long as the pipe
-/// on its standard input is held. Ended by a signal, it exits with 128 and the signal's number, as
-/// by a shell.
+/// Same as [`command`], for a program that must not outlive this process: it runs only as long as the pipe on its
+/// standard input is open. If a signal ends it, the exit code is 128 plus the number of the signal, as in a shell.
 pub(crate) fn guarded(program: &Path) -> Command {
     let mut guard = command(Path::new("/bin/sh"));
     guard
@@ -85,9 +81,8 @@ pub(crate) fn guarded(program: &Path) -> Command {
     guard
 }
 
-/// The absolute path of a program: itself, or the first executable of that name on `PATH`.
-///
-/// None if there is none.
+/// Absolute path of a program: the path itself, or the first executable of that name on `PATH`. `None` if it does not
+/// exist.
 pub(crate) fn find_program(program: &Path) -> Option<PathBuf> {
     if program.components().count() > 1 {
         let absolute = std::path::absolute(program).ok()?;
@@ -107,7 +102,7 @@ fn is_executable(path: &Path) -> bool {
     path.is_file() && eaccess(path, AccessFlags::X_OK).is_ok()
 }
 
-/// A process group that we started; killed when dropped, unless it is known to be gone.
+/// A process group started by this process. Dropping it kills the group, unless the group has ended already.
 #[derive(Debug)]
 pub(crate) struct Group {
     id: Option<Pid>,
@@ -117,7 +112,7 @@ impl Group {
     /// The group of a child started from [`command`].
     ///
     /// # Errors
-    /// If the child has no id any more, or one that must never be signalled.
+    /// The child has no id any more, or one that must never be signalled.
     pub(crate) fn of(child: &Child) -> io::Result<Self> {
         let id = child
             .id()
@@ -126,13 +121,12 @@ impl Group {
         Ok(Self { id: Some(id) })
     }
 
-    /// Ends every process of the group: SIGTERM, `kill_after` later SIGKILL. Returns when none is
-    /// left, at once if that is so already.
+    /// Ends every process of the group: sends SIGTERM, and after `kill_after` SIGKILL. Returns as soon as none is left.
     ///
-    /// The first process must be waited for meanwhile, or have been waited for just before: its id
-    /// is ours as long as any of the group lives, but after that it may become another's.
+    /// The caller must wait for the first process at the same time, or must have done so just before: the group's id is
+    /// ours while any process of the group exists, but after that the system may reuse it.
     ///
-    /// False if something survived even that, which only a hanging system call does.
+    /// Returns false if a process survived SIGKILL, which is possible only in a hanging system call.
     pub(crate) async fn end(mut self, kill_after: Duration) -> bool {
         for (signal, limit) in [(Signal::SIGTERM, kill_after), (Signal::SIGKILL, KILL_LIMIT)] {
             if !self.signal(signal) || self.vanishes(limit).await {
@@ -143,7 +137,7 @@ impl Group {
         false
     }
 
-    /// Whether there was anything to signal.
+    /// Sends a signal. Returns true if a process received it.
     fn signal(&self, signal: Signal) -> bool {
         self.id
             .is_some_and(|id| killpg(id, signal) != Err(Errno::ESRCH))
@@ -174,16 +168,16 @@ impl Drop for Group {
     }
 }
 
-/// None for what would hit this worker or everything.
+/// Returns `None` for an id that would signal this worker or every process.
 fn signalled_safely(id: u32) -> Option<Pid> {
     let id = Pid::from_raw(i32::try_from(id).ok()?);
     (id.as_raw() > 1 && id != getpgrp()).then_some(id)
 }
 
-/// Whether all that is left of a group is dead and only waits to be reaped.
+/// Returns true if the group consists only of processes that are dead and not yet reaped.
 ///
-/// In a container whose first process does not reap, orphans stay zombies for ever, and signal 0
-/// cannot tell them from the living.
+/// In a container whose first process does not reap, orphans stay zombies without limit, and signal 0 does not
+/// distinguish them from living processes.
 fn only_zombies(group: Pid) -> bool {
     let Ok(processes) = fs::read_dir("/proc") else {
         return false;
@@ -196,7 +190,7 @@ fn only_zombies(group: Pid) -> bool {
         .all(|(state, _)| matches!(state, 'Z' | 'X'))
 }
 
-/// State and process group from `/proc/PID/stat`. The command, in parentheses, may hold anything.
+/// Parses state and process group from `/proc/PID/stat`. The command, in parentheses, may contain any text.
 fn state_and_group(stat: &str) -> Option<(char, i32)> {
     let (_, rest) = stat.rsplit_once(')')?;
     let mut fields = rest.split_ascii_whitespace();
@@ -236,7 +230,8 @@ mod tests {
         assert_eq!(find_program(Path::new("/etc/passwd")), None);
     }
 
-    /// What closes the pipe, a worker's death or a drop, makes no difference to its other end.
+    /// The other end of the pipe cannot distinguish the causes (the death of a worker, or a drop), so a drop suffices
+    /// as test.
     #[tokio::test]
     async fn a_guarded_program_dies_with_the_pipe() -> io::Result<()> {
         let mut guard = guarded(Path::new("/bin/sh"))

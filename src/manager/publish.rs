@@ -13,12 +13,12 @@ use tokio::time::sleep;
 use crate::faults::fault_point;
 use crate::transfer::id::TransferId;
 
-/// Number of failures after which a queue gets no more messages in this pass, and after which a batch
-/// without any success does not wait for the rest of its answers.
+/// Number of failures after which a queue receives no more messages in this pass, and after which a batch without any
+/// success stops waiting for the rest of its answers.
 const GIVE_UP_AFTER: usize = 3;
 
-/// Time limit of a batch for the broker's confirmations: its rows are locked meanwhile, and on SQLite the
-/// whole database.
+/// Time limit of a batch for the broker's confirmations: its rows are locked during this time, and on SQLite the whole
+/// database.
 const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Sends the message that starts a transfer.
@@ -27,8 +27,7 @@ pub trait Submit: Send + Sync {
     /// Prepares for sending, so that no preparation is needed while rows are locked.
     async fn prepare(&self, within: Duration) -> Result<(), SubmitError>;
 
-    /// Sends the message to `queue` and waits for the broker's confirmation. Returns Celery's id
-    /// of the task.
+    /// Sends the message to `queue` and waits for the broker's confirmation. Returns Celery's id of the task.
     async fn submit(
         &self,
         data_transfer_id: TransferId,
@@ -46,8 +45,8 @@ pub struct SubmitError {
 }
 
 impl SubmitError {
-    /// The broker has answered and does not take this message: the queue is full or missing, say.
-    /// Other queues are not affected.
+    /// Creates the error for a message that the broker refuses, for example because the queue is full or missing. Other
+    /// queues are not affected.
     pub fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self {
             source: source.into(),
@@ -55,7 +54,7 @@ impl SubmitError {
         }
     }
 
-    /// The broker has not answered.
+    /// Creates the error for a message without an answer of the broker.
     pub fn unanswered(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self {
             source: source.into(),
@@ -99,7 +98,7 @@ impl Published {
         self.confirmed.is_empty() && unanswered.count() >= GIVE_UP_AFTER
     }
 
-    /// Takes the reason why a message was not sent.
+    /// Removes and returns the reason why a message was not sent.
     pub(super) fn take_failure(&mut self, id: TransferId) -> SubmitError {
         self.failed.remove(&id).unwrap_or_else(|| {
             SubmitError::unanswered("the broker has not confirmed it; the next pass tries again")
@@ -107,7 +106,7 @@ impl Published {
     }
 }
 
-/// Sends messages, all at once.
+/// Sends messages concurrently.
 pub(super) async fn publish(
     submit: &dyn Submit,
     ids: Vec<TransferId>,
@@ -145,8 +144,8 @@ pub(super) async fn publish(
     published
 }
 
-/// The queues that take no messages in this pass. One queue's refusals say nothing about the others:
-/// it may be full (`x-overflow=reject-publish`), or without its majority.
+/// The queues that take no messages in this pass. Failures of one queue do not affect the others: it may be full
+/// (`x-overflow=reject-publish`), or lack a majority of its replicas.
 #[derive(Debug, Default)]
 pub(super) struct QueueFailures {
     /// Failures since the last success.
@@ -190,7 +189,7 @@ mod tests {
                 "away" => Err(SubmitError::unanswered("connection lost")),
                 "silent" => std::future::pending().await,
                 _ => {
-                    // A round trip.
+                    // Delay of a round trip.
                     sleep(Duration::from_millis(20)).await;
                     Ok(format!("task-{id}"))
                 }

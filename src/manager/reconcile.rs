@@ -1,16 +1,15 @@
 //! Reconciliation of SCHEDULED rows with the messages that exist.
 //!
-//! A row becomes SCHEDULED with a confirmed message, but messages get lost: a purged or deleted queue,
-//! a message that expires or is dead-lettered, a worker that acknowledges early and dies, a row that
-//! was set by hand. Such a row would wait for ever and take a slot of its link. So each pass looks
-//! for rows that no worker has taken for `manager.reconcile_after`, and makes those PENDING that have
-//! no message; they are then sent by the usual rules.
+//! A row becomes SCHEDULED with a confirmed message, but messages get lost: a queue is purged or deleted, a message
+//! expires or is dead-lettered, a worker acknowledges early and dies, a row is set by hand. Such a row would wait
+//! without end and take a slot of its link. So each pass searches for rows that no worker has taken for
+//! `manager.reconcile_after`, and makes those PENDING that have no message; they are then sent by the usual rules.
 //!
-//! A queue cannot be read without disturbing it, but it can be counted. Of the rows that wait in one
-//! queue, those whose message a worker holds (by its own answer) have their message. Each of the
-//! others needs one message in the queue. If the queue holds fewer, the oldest rows are sent again. A wrong
-//! choice costs a second message, which does no harm: it finds the transfer held or completed.
-//! Then there are as many messages as rows. When the queue is empty, the rows that remain have lost theirs.
+//! A queue cannot be read without disturbing it, but its messages can be counted. Of the rows that wait in one queue,
+//! those whose message a worker holds (by its own answer) have their message. Each of the others needs one message in
+//! the queue. If the queue has fewer, the oldest rows are sent again. A wrong choice costs a second message, which does
+//! no harm: its worker finds the transfer held or completed. After that there are as many messages as rows. When the
+//! queue is empty, the remaining rows have lost their messages.
 //!
 //! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold no messages. So the
 //! time doubles with each message that was sent without effect, up to [`LONGEST`].
@@ -31,17 +30,17 @@ use service_connection::error_chain::chain;
 /// Upper limit of the time after which a row that was sent again without effect is checked once more.
 const LONGEST: Duration = Duration::from_secs(6 * 3600);
 
-/// Looks for the messages of transfers.
+/// Searches for the messages of transfers.
 #[async_trait]
 pub trait FindMessages: Send + Sync {
     /// Number of messages that wait in each of these queues; 0 for a queue that does not exist.
     async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError>;
 
-    /// The messages that workers hold.
+    /// Returns the messages that workers hold.
     async fn held(&self) -> Result<HeldMessages, FindError>;
 }
 
-/// Messages could not be looked for.
+/// The search for messages failed.
 #[derive(Debug, thiserror::Error)]
 #[error("the broker could not be asked for messages")]
 pub struct FindError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
@@ -65,8 +64,8 @@ impl HeldMessages {
     }
 }
 
-/// Time that a row may be SCHEDULED before its message is looked for. It grows with `resent`, the
-/// number of messages that were sent again without effect.
+/// Time that a row may be SCHEDULED before the search for its message. It grows with `resent`, the number of messages
+/// that were sent again without effect.
 #[must_use]
 pub fn patience(reconcile_after: Duration, resent: i64) -> Duration {
     let doublings = u32::try_from(resent).unwrap_or(0).min(20);
@@ -89,12 +88,12 @@ struct InQueue {
     rows: u64,
     /// Messages in the queue.
     ready: u64,
-    /// The oldest first.
+    /// Overdue rows, the oldest first.
     overdue: Vec<ScheduleRecord>,
 }
 
 impl InQueue {
-    /// As many overdue rows as there are too few messages, the oldest first.
+    /// Returns the rows with a lost message: as many overdue rows as messages are missing, the oldest first.
     fn lost(&self) -> &[ScheduleRecord] {
         let lacking = usize::try_from(self.rows.saturating_sub(self.ready)).unwrap_or(usize::MAX);
         self.overdue.get(..lacking).unwrap_or(&self.overdue)
@@ -297,7 +296,7 @@ mod tests {
         }
     }
 
-    /// The lost ones of rows 1 to 6 in the queue `a`, of which 5 and 6 are not overdue, and 7 in `b`.
+    /// Returns the lost ones of rows 1 to 6 in the queue `a`, where 5 and 6 are not overdue, and of row 7 in `b`.
     fn lost(ready: u64, held: &HeldMessages) -> Vec<i64> {
         let mut all: Vec<_> = (1..=6).map(|id| record(id, "a")).collect();
         all.push(record(7, "b"));
@@ -318,7 +317,7 @@ mod tests {
         assert_eq!(lost(6, &none), [] as [i64; 0]);
         assert_eq!(lost(9, &none), [] as [i64; 0]);
         assert_eq!(lost(5, &none), [1]);
-        // Fresh rows are checked when they are overdue.
+        // Rows that are not overdue are checked later.
         assert_eq!(lost(0, &none), [1, 2, 3, 4]);
     }
 

@@ -33,11 +33,11 @@ pub(super) struct Survey<'a> {
     now: DateTime<Utc>,
     links: Vec<OfLink>,
     by_name: BTreeMap<LinkName, usize>,
-    /// None if the ends belong to no link.
+    /// Link of each pair of ends; `None` if no link connects them.
     known: HashMap<Ends, Option<Way>>,
     waiting: u64,
     lost: Vec<TransferId>,
-    /// Rows that are SCHEDULED, and their queues.
+    /// Rows that are SCHEDULED, with their queues.
     scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
 
@@ -47,7 +47,7 @@ struct OfLink {
     limit: Option<u64>,
     active: u64,
     pending: u64,
-    /// The oldest transfers that are due, at most as many as the limit.
+    /// The oldest due transfers, at most as many as the limit.
     queue: VecDeque<(TransferId, Arc<str>)>,
 }
 
@@ -162,7 +162,7 @@ impl<'a> Survey<'a> {
         Some((index, queue.into()))
     }
 
-    /// The rows that are SCHEDULED, with the queue that their locations lead to.
+    /// Returns the rows that are SCHEDULED, with the queue that follows from their locations.
     pub(super) fn take_scheduled(&mut self) -> Vec<(TransferId, Option<Arc<str>>)> {
         std::mem::take(&mut self.scheduled)
     }

@@ -1,5 +1,5 @@
-//! The common part of all tasks about one transfer: running it, and writing its row when it fails. The
-//! counterpart of Python's `DataTransferTask`.
+//! Common part of all tasks about one transfer: runs it, and writes its row when it fails. The counterpart of Python's
+//! `DataTransferTask`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -25,11 +25,11 @@ use service_connection::error_chain::chain;
 /// Time within which a dead connection to the broker is detected after a pause of the process.
 const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);
 
-/// Time limit for another worker that has the message to begin, and interval of the checks.
+/// Time limit for another worker that has the message to start; [`HANDOVER_LOOK`] is the interval of the checks.
 const LONGEST_HANDOVER: Duration = Duration::from_secs(15);
 const HANDOVER_LOOK: Duration = Duration::from_millis(200);
 
-/// Runs transfers and settles the rows of those that fail. Clones share everything.
+/// Runs transfers and settles the rows of those that fail. Clones share all state.
 #[derive(Clone)]
 pub struct DataTransferTask {
     service: TransferService,
@@ -41,30 +41,29 @@ pub struct DataTransferTask {
 /// State of the row of a failed transfer after [`DataTransferTask::on_failure`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
-    /// PENDING again, counted as a failure: the manager will schedule it anew.
+    /// PENDING again, counted as a failure: the manager will schedule the transfer again.
     Reset {
-        /// Failures so far, this one included.
+        /// Number of failures, including this one.
         retry_count: u32,
-        /// Wait before that.
+        /// Delay before the next attempt.
         delay: Duration,
     },
-    /// FAILED for good.
+    /// FAILED, with no further attempt.
     Failed,
     /// PENDING again, not counted as a failure.
     Released,
-    /// Not touched: it belongs to another worker or an operator, or there is none.
+    /// Not changed: the row belongs to another worker or an operator, or does not exist.
     Untouched,
-    /// It could not be written before the process had to end. The lease will run out, and the
-    /// transfer is taken up again.
+    /// Not written before the process had to end. The lease will expire, and another worker takes the transfer over.
     Unwritten,
 }
 
 /// Context of a log line about a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OperationInfo {
-    /// The operation, as Python calls it.
+    /// Name of the operation in Python.
     pub operation: &'static str,
-    /// The transfer.
+    /// Id of the transfer.
     pub data_transfer_id: TransferId,
 }
 
@@ -79,7 +78,7 @@ impl fmt::Display for OperationInfo {
 }
 
 impl DataTransferTask {
-    /// On top of `service`.
+    /// Creates the part on top of `service`.
     #[must_use]
     pub fn new(service: TransferService) -> Self {
         Self {
@@ -90,7 +89,7 @@ impl DataTransferTask {
         }
     }
 
-    /// Sends notices to administrators about transfers that are given up or recover.
+    /// Adds notices to administrators about transfers that are given up or recover.
     #[must_use]
     pub fn with_notifier(self, notifier: Notifier) -> Self {
         Self {
@@ -99,16 +98,16 @@ impl DataTransferTask {
         }
     }
 
-    /// Sends heartbeats while a task runs.
+    /// Adds heartbeats while a task runs.
     #[must_use]
     pub fn with_heartbeats(self, heartbeats: Heartbeats) -> Self {
         Self { heartbeats, ..self }
     }
 
-    /// Does one attempt. A failed one must be handed to [`DataTransferTask::on_failure`].
+    /// Makes one attempt. The caller must pass a failed one to [`DataTransferTask::on_failure`].
     ///
     /// # Errors
-    /// [`Failed`].
+    /// [`Failed`], with the failure of the attempt.
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
         let _alive = self.heartbeats.task(&request.task_id);
         note(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
@@ -127,7 +126,7 @@ impl DataTransferTask {
         &self.service
     }
 
-    /// Context for logs.
+    /// Returns the context for log lines.
     #[must_use]
     pub fn get_operation_info(&self, data_transfer_id: TransferId) -> OperationInfo {
         OperationInfo {
@@ -136,7 +135,7 @@ impl DataTransferTask {
         }
     }
 
-    /// Failures of a transfer so far.
+    /// Returns the number of failures of a transfer so far.
     ///
     /// # Errors
     /// The error of the database.
@@ -152,8 +151,8 @@ impl DataTransferTask {
         Ok(count.unwrap_or(0))
     }
 
-    /// Decides about the row after a failure and writes it, for as long as it takes to reach the database
-    /// or until `request` is cancelled.
+    /// Decides about the row after a failure and writes it. Tries until the database can be reached or `request` is
+    /// cancelled.
     pub async fn on_failure(&self, request: &Request, failed: &Failed) -> Settled {
         let settled = match &failed.lease {
             Some(lease) => self.decide_and_write(request, failed, lease).await,
@@ -182,11 +181,11 @@ impl DataTransferTask {
         settled
     }
 
-    /// Returns true if a lost lease is followed by another delivery of the same task, whose worker stores
-    /// the result. `is_gone` reports that the broker has taken the message back from this worker.
+    /// Returns true if another delivery of the same task follows a lost lease; its worker then stores the result.
+    /// `is_gone` is true after the broker has taken the message back from this worker.
     ///
-    /// A process that was frozen may learn of the lease before it learns of its dead connection to the
-    /// broker, and the other worker may not have begun yet: both are waited for a little.
+    /// A process that was frozen may detect the lost lease before it detects its dead connection to the broker, and the
+    /// other worker may not have started yet. The function waits a limited time for both.
     pub async fn is_left_to_redelivery(
         &self,
         request: &Request,
@@ -195,7 +194,7 @@ impl DataTransferTask {
     ) -> bool {
         let began = Instant::now();
         let lease_ttl = self.service.settings().transfer.lease_ttl;
-        // The other worker checks the lease more often than that, see the service's `Waiting`.
+        // The other worker checks the lease more often than this, see `RivalWatch`.
         let takes_within = (lease_ttl / 4).clamp(CONNECTION_KNOWN_WITHIN, LONGEST_HANDOVER);
         loop {
             let repository = self.service.repository();
@@ -259,7 +258,7 @@ impl DataTransferTask {
         }
     }
 
-    /// Decides by the table of failures and the settings about the row, and writes it with the lease.
+    /// Decides about the row by the table of failures and the settings, and writes it with the lease.
     async fn decide_and_write(&self, request: &Request, failed: &Failed, lease: &Lease) -> Settled {
         let counting =
             || async { fault_point!(FailureCounted, self.get_retry_count(request.id).await) };
@@ -293,8 +292,8 @@ impl DataTransferTask {
                 Settled::Released,
             ),
             Decision::Permanent { reason } => {
-                // Nobody will complete it. Before the row says so: if we die in between, it is
-                // still an attempt that has to be settled.
+                // No attempt will complete the copy. It is removed before the row is written: if the process dies in
+                // between, the attempt still has to be settled.
                 if let Some(partial) = &failed.partial {
                     self.service.discard(partial).await;
                 }
@@ -333,7 +332,7 @@ impl DataTransferTask {
         }
     }
 
-    /// Content of a notice. The row is written already: if this cannot be read now, only the notice is lost.
+    /// Reads the content of a notice. The row is written already: if this fails now, only the notice is lost.
     async fn detail(&self, id: TransferId) -> Option<TransferDetail> {
         match self.service.repository().show(id).await {
             Ok(detail) => detail,
@@ -344,10 +343,10 @@ impl DataTransferTask {
         }
     }
 
-    /// PENDING and `retry_count + 1`: the manager will schedule the transfer anew, after `delay`.
+    /// Writes PENDING and `retry_count + 1`: the manager will schedule the transfer again after `delay`.
     ///
     /// # Errors
-    /// [`TransferError::LeaseLost`], or that the database could not be reached in time.
+    /// [`TransferError::LeaseLost`], or the database could not be reached in time.
     pub async fn reset_state_on_failure(
         &self,
         request: &Request,
@@ -367,7 +366,7 @@ impl DataTransferTask {
             .await
     }
 
-    /// FAILED, with the reason.
+    /// Writes FAILED, with the reason.
     ///
     /// # Errors
     /// As [`DataTransferTask::reset_state_on_failure`].
@@ -387,7 +386,7 @@ impl DataTransferTask {
             .await
     }
 
-    /// PENDING with an unchanged `retry_count`: stopping is not failing.
+    /// Writes PENDING with an unchanged `retry_count`: a stop is not a failure.
     async fn give_back(
         &self,
         request: &Request,
@@ -426,7 +425,7 @@ fn is_refusal_of_one_row(error: &TransferError) -> bool {
     refusal.is_some_and(DatabaseError::is_of_one_row)
 }
 
-/// Outcome of an attempt, in the words of its history where it has one.
+/// Outcome of an attempt, in the words of its history if it has one.
 fn outcome(failed: &Failed, settled: Settled) -> &'static str {
     match settled {
         Settled::Reset { .. } => "retried",

@@ -1,11 +1,11 @@
-//! Python exceptions for the failures of the domain: the only place that knows their classes.
+//! Python exceptions for the failures of the domain; no other module knows their classes.
 
 use crate::advice;
 use crate::manager::ManagerError;
 use crate::transfer::failures::{FailureKind, TransferError};
 use celery_protocol::exception::Exception;
 
-/// Module of the exceptions that Python's workers of this stage raise.
+/// Module of the exceptions that the Python workers for these tasks raise.
 pub const EXCEPTIONS: &str = "ccat_data_transfer.exceptions";
 
 /// Class of the exception that a Celery caller gets for a failure.
@@ -45,12 +45,12 @@ pub(super) fn class_of(kind: FailureKind) -> &'static str {
     }
 }
 
-/// The exception for a failed transfer.
+/// Returns the exception for a failed transfer.
 pub(super) fn of_transfer(error: &TransferError) -> Exception {
     exception(class_of(error.kind()), advice::explanation(error))
 }
 
-/// The exception for a pass of the manager that could not go on.
+/// Returns the exception for a pass of the manager that failed.
 pub(super) fn of_manager(error: &ManagerError, text: String) -> Exception {
     let class = match error {
         ManagerError::Database(_) => "DatabaseError",
@@ -59,7 +59,7 @@ pub(super) fn of_manager(error: &ManagerError, text: String) -> Exception {
     exception(class, text)
 }
 
-/// An exception of [`EXCEPTIONS`].
+/// Creates an exception of [`EXCEPTIONS`].
 pub(super) fn exception(class: &str, message: impl Into<String>) -> Exception {
     Exception::new(EXCEPTIONS, class, message)
 }

@@ -69,7 +69,7 @@ impl Messages {
                 .await
             {
                 Ok(()) => {}
-                // No exchange for remote control exists, so no worker listens to it.
+                // The exchange for remote control does not exist, so no worker listens to it.
                 Err(BrokerError::Refused { .. }) => return Ok(HeldMessages::default()),
                 Err(error) => return Err(FindError(error.into())),
             }
@@ -107,7 +107,7 @@ impl Messages {
                 let Ok(shown) = serde_json::from_value::<ShownEntry>(task) else {
                     continue;
                 };
-                // A task that waits for its time is wrapped.
+                // An entry of a task with an ETA contains the task in a field.
                 let shown = shown.request.map_or(shown.task, |wrapped| *wrapped);
                 if !self.names.contains(&shown.kind) && !self.names.contains(&shown.name) {
                     continue;
@@ -149,7 +149,7 @@ impl FindMessages for Messages {
     }
 }
 
-/// A task as a worker shows it, possibly wrapped with its time.
+/// A task in a worker's answer, possibly inside of an entry with its ETA.
 #[derive(Deserialize)]
 struct ShownEntry {
     #[serde(flatten)]
@@ -193,7 +193,7 @@ fn integer(value: &Value) -> Option<i64> {
         .or_else(|| value.as_str().and_then(|text| text.trim().parse().ok()))
 }
 
-/// The number at the beginning of a printed sequence or value.
+/// Parses the number at the beginning of a printed sequence or value.
 fn leading_integer(printed: &str) -> Option<i64> {
     let printed = printed.trim_start_matches(['(', '[', ' ', '\'', '"']);
     let end = printed
@@ -210,7 +210,7 @@ fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
     }
 }
 
-/// A question to all workers.
+/// Creates a request to all workers.
 fn question(method: &str, key: &str) -> Publication {
     let reply_to = pidbox::ReplyTo {
         exchange: REPLIES.into(),
@@ -228,7 +228,7 @@ fn question(method: &str, key: &str) -> Publication {
     }
 }
 
-/// The queue of the answers, as Celery declares it.
+/// Creates the queue for the answers, with the arguments that Celery uses.
 fn replies(key: &str) -> Queue {
     let arguments = [
         ("x-message-ttl".to_owned(), json!(300_000)),

@@ -1,4 +1,4 @@
-//! The Celery tasks of this stage: one file for each, and one list that registers them.
+//! The Celery tasks of this program: one file for each, and one list that registers them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,19 +31,19 @@ pub use producer::Producer;
 pub use transfer_files_bbcp::{TransferFilesBbcp, TransferFilesBbcpParams};
 pub use transfer_transfer_packages::{TransferTransferPackages, TransferTransferPackagesParams};
 
-/// What the tasks need from the process that runs them.
+/// State that the tasks need from the process that runs them.
 #[derive(Clone)]
 pub struct Context {
-    /// Does transfers and settles their rows.
+    /// Runs transfers and settles their rows.
     pub transfers: DataTransferTask,
-    /// Schedules them.
+    /// Schedules transfers.
     pub manager: Arc<Manager>,
 }
 
 /// Registers every task under its configured names.
 ///
 /// # Errors
-/// [`RegistrationError`] if two tasks have one name.
+/// [`RegistrationError`] if two tasks have the same name.
 pub async fn register(
     app: &Arc<Celery>,
     settings: &settings::Celery,
@@ -63,7 +63,7 @@ pub async fn register(
     Ok(registry)
 }
 
-/// The context of the running task, and the state that it was registered with.
+/// Returns the context of the running task, and the state with which it was registered.
 fn context_and_state<S: Send + Sync + 'static>() -> Result<(TaskContext, Arc<S>), TaskError> {
     let context = TaskContext::current();
     context
@@ -71,10 +71,10 @@ fn context_and_state<S: Send + Sync + 'static>() -> Result<(TaskContext, Arc<S>)
         .ok_or_else(|| TaskError::UnexpectedError(NO_WORKER.into()))
 }
 
-/// Only a worker's registry gives a task its context.
+/// Error text: only a worker's registry gives a task its context.
 const NO_WORKER: &str = "the task was started outside of a worker of celery_worker";
 
-/// The names that producers of this process put on the wire: the first configured one of each.
+/// Names of the tasks in messages that this process sends: the first configured name of each.
 #[must_use]
 pub fn wire_names(settings: &settings::Celery) -> HashMap<&'static str, String> {
     [

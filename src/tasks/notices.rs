@@ -1,5 +1,5 @@
-//! Notices to administrators about transfers: one has failed for good, one has completed after that, or a
-//! link works again.
+//! Notices to administrators about transfers. The events are: a transfer has failed permanently, a transfer has
+//! completed after that, a link works again.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -12,16 +12,16 @@ use crate::notify::Notice;
 use crate::transfer::failures::{Scope, TransferError};
 use crate::transfer::repository::{AttemptRecord, LocationRecord, TransferDetail, TransferRecord};
 
-/// Attempts that a text lists, the latest.
+/// Maximum number of attempts that a text lists; the latest ones.
 const ATTEMPTS: usize = 10;
 
-/// The links on which a transfer was given up since this process began, and none completed since:
-/// the sites' short names.
+/// Links (short names of both sites) on which a transfer was given up since the start of this process, if none has
+/// completed on them since.
 #[derive(Debug, Default)]
 pub(super) struct BrokenLinks(Mutex<HashSet<(String, String)>>);
 
 impl BrokenLinks {
-    /// Notes that a transfer was given up, and on which link, if the link is to blame.
+    /// Records a transfer that was given up and its link, if the link is the cause.
     pub(super) fn blame(&self, transfer: &TransferRecord, scope: Scope) {
         if let (Scope::Link, Some(link)) = (scope, link(transfer)) {
             self.lock().insert(link);

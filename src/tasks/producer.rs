@@ -1,4 +1,4 @@
-//! The messages that this stage sends.
+//! Producer of the messages of this program.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,13 +18,13 @@ use celery_worker_cli::metrics::TaskMetrics;
 /// Sends `transfer_files_bbcp` through an app.
 pub struct Producer {
     app: Arc<Celery>,
-    /// The task's name on the wire.
+    /// Name of the task in messages.
     task: String,
     metrics: Option<TaskMetrics>,
 }
 
 impl Producer {
-    /// Through `app`, which has the settings' names.
+    /// Creates a producer that sends through `app`; the settings contain the names of the tasks.
     #[must_use]
     pub fn new(app: Arc<Celery>, settings: &settings::Celery) -> Self {
         let task = super::wire_names(settings).remove(TransferFilesBbcp::NAME);
@@ -35,7 +35,7 @@ impl Producer {
         }
     }
 
-    /// Counts what it sends there.
+    /// Adds counters for the sent messages.
     #[must_use]
     pub fn with_metrics(self, metrics: TaskMetrics) -> Self {
         Self {
@@ -48,7 +48,7 @@ impl Producer {
 #[async_trait]
 impl Submit for Producer {
     async fn prepare(&self, within: Duration) -> Result<(), SubmitError> {
-        // In whole seconds, one at the least: the crate's idea of time.
+        // In whole seconds, at least one: the resolution of the crate's time limits.
         let seconds = u32::try_from(within.as_secs()).unwrap_or(u32::MAX).max(1);
         self.app
             .broker

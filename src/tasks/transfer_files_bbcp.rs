@@ -1,4 +1,4 @@
-//! `transfer_files_bbcp(data_transfer_id, session=None)`: moves the package of one data transfer.
+//! `transfer_files_bbcp(data_transfer_id, session=None)`: copies the package of one data transfer.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -23,12 +23,12 @@ use celery_worker::task::{
     FunctionSignature, Parameter, TaskContext, TaskError, TaskOptions as WorkerOptions,
 };
 
-/// Arguments.
+/// Arguments of the task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TransferFilesBbcpParams {
     /// Id of the row in `data_transfer`.
     pub data_transfer_id: TransferId,
-    /// A database session in Python; never one on the wire. Taken and not used.
+    /// A database session in Python, never part of a message. Accepted and ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Value>,
 }
@@ -43,7 +43,7 @@ impl TransferFilesBbcp {
     /// Key in the setting `celery.task_names`.
     pub const KEY: &str = "transfer_files_bbcp";
 
-    /// The registration of this task, with its state.
+    /// Returns the registration of this task, with its state.
     pub(super) fn registration(transfers: Arc<DataTransferTask>) -> CeleryTask<Self> {
         let state = transfers.clone();
         CeleryTask::new()
@@ -57,7 +57,7 @@ impl TransferFilesBbcp {
                 bound: true,
             })
             .options(WorkerOptions {
-                // A copy has to be stopped, and its row put back.
+                // The task stops the copy and releases the row before it ends.
                 cooperative: true,
                 ..WorkerOptions::DEFAULT
             })
@@ -88,7 +88,7 @@ impl TransferFilesBbcp {
         mut failed: Failed,
     ) -> TaskError {
         let mut request = self.attempt(cx);
-        // An interrupted attempt still has to give its row back.
+        // An interrupted attempt still has to release its row.
         if failed.error.is_interruption() {
             request.cancelled = Default::default();
         }
@@ -110,7 +110,7 @@ impl TransferFilesBbcp {
         match (&failed.error, settled) {
             _ if failed.held_for_same_task => TaskError::Ignore,
             (error, _) if error.is_interruption() => TaskError::Requeue,
-            // The row does not tell of the failure, so the message must not be gone.
+            // The row does not have the failure, so the message must stay.
             (_, Settled::Unwritten) => TaskError::Requeue,
             (error, _) => TaskError::Raised(exceptions::of_transfer(error)),
         }
@@ -124,7 +124,7 @@ impl Task for TransferFilesBbcp {
     const DEFAULTS: TaskOptions = TaskOptions {
         time_limit: None,
         hard_time_limit: None,
-        // A failed transfer goes back through the manager, not through Celery.
+        // The manager repeats a failed transfer, not Celery.
         max_retries: Some(0),
         min_retry_delay: None,
         max_retry_delay: None,
@@ -164,7 +164,7 @@ impl Task for TransferFilesBbcp {
         }
     }
 
-    /// Gives a panic the class that callers of this task expect.
+    /// Converts a panic to the exception class that callers of this task expect.
     async fn on_failure(&self, error: &CrateError) {
         if let Some(cx) = TaskContext::current() {
             cx.raise(exception("DataTransferError", error.to_string()));
@@ -172,7 +172,7 @@ impl Task for TransferFilesBbcp {
     }
 }
 
-/// Passes on how far an attempt is, for as long as it is polled.
+/// Publishes the progress of an attempt while this future is polled.
 async fn pass_on(mut snapshots: watch::Receiver<Snapshot>, cx: &TaskContext) -> Infallible {
     while snapshots.changed().await.is_ok() {
         let snapshot = *snapshots.borrow_and_update();

@@ -1,4 +1,4 @@
-//! `transfer_transfer_packages(verbose=False, session=None)`: schedules the transfers that wait.
+//! `transfer_transfer_packages(verbose=False, session=None)`: schedules the PENDING transfers.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use celery_worker::task::{
 };
 use service_connection::error_chain::chain;
 
-/// Arguments.
+/// Arguments of the task.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TransferTransferPackagesParams {
     /// Log every row.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verbose: Option<bool>,
-    /// A database session in Python; never one on the wire. Taken and not used.
+    /// A database session in Python, never part of a message. Accepted and ignored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Value>,
 }
@@ -38,7 +38,7 @@ impl TransferTransferPackages {
     /// Key in the setting `celery.task_names`.
     pub const KEY: &str = "transfer_transfer_packages";
 
-    /// The registration of this task, with its state.
+    /// Returns the registration of this task, with its state.
     pub(super) fn registration(manager: Arc<Manager>) -> CeleryTask<Self> {
         CeleryTask::new()
             .signature(FunctionSignature {
@@ -52,7 +52,7 @@ impl TransferTransferPackages {
             })
             .options(WorkerOptions {
                 acks_late: Some(true),
-                // A pass is short, and must not be left in the middle.
+                // A pass is short, and must not be interrupted.
                 cooperative: true,
                 ..WorkerOptions::DEFAULT
             })
@@ -89,7 +89,7 @@ impl Task for TransferTransferPackages {
         })
     }
 
-    /// Gives a panic the class that callers of this task expect.
+    /// Converts a panic to the exception class that callers of this task expect.
     async fn on_failure(&self, error: &CrateError) {
         if let Some(cx) = TaskContext::current() {
             cx.raise(exception("ScheduleError", error.to_string()));

@@ -11,7 +11,7 @@ use celery_protocol::message::TaskMessage;
 use celery_worker::task::Discarded;
 
 impl DataTransferTask {
-    /// Takes a transfer out of SCHEDULED whose message is not run, so that the row does not wait for it.
+    /// Takes a transfer out of SCHEDULED if its message is not run, so that the row does not wait for it.
     ///
     /// A revoked message means that an operator does not want the transfer: it becomes FAILED. A message
     /// that has expired or has wrong arguments is not an error of the transfer: it becomes PENDING, and the
@@ -33,8 +33,8 @@ impl DataTransferTask {
         self.withdraw(id, &message.id, &withdrawal, why).await;
     }
 
-    /// Takes a transfer out of SCHEDULED, for as long as it takes to reach the database; only if no
-    /// worker has it, and not if another message was sent since. Dropped where the worker stops.
+    /// Takes a transfer out of SCHEDULED. Tries until the database can be reached. Nothing is changed if a worker holds
+    /// the transfer, or if another message was sent since. The worker drops this future when it stops.
     pub(super) async fn withdraw(
         &self,
         id: TransferId,
