@@ -1,8 +1,7 @@
 //! Binding a call's arguments to a function's parameters, as CPython does.
 //!
-//! Producers see the `TypeError` that a Python worker would have stored, so the texts are
-//! CPython 3.11's, and so is the order in which the rules are tried: keywords first, then too
-//! many positional arguments, then missing ones.
+//! Producers see the `TypeError` that a Python worker would have stored. The texts are therefore those of CPython 3.11,
+//! and so is the order of the checks: first keywords, then too many positional arguments, then missing ones.
 
 use std::borrow::Cow;
 
@@ -28,7 +27,7 @@ pub struct Parameter {
     pub name: &'static str,
     /// Kind.
     pub kind: ParameterKind,
-    /// True if a call must give it. Ignored for `*args` and `**kwargs`.
+    /// True if each call must contain it. Ignored for `*args` and `**kwargs`.
     pub required: bool,
 }
 
@@ -41,7 +40,7 @@ impl Parameter {
         }
     }
 
-    /// A parameter that a call must give.
+    /// A parameter that each call must contain.
     #[must_use]
     pub const fn required(name: &'static str) -> Self {
         Self::new(name, ParameterKind::Ordinary, true)
@@ -87,18 +86,18 @@ impl Parameter {
 /// Signature of a task function.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FunctionSignature {
-    /// Bare name of the function, with which CPython's messages begin.
+    /// Bare name of the function, the first word of CPython's messages.
     pub function: Cow<'static, str>,
     /// Parameters in order, without `self`.
     pub parameters: Cow<'static, [Parameter]>,
-    /// True if the Python function takes `self` (`bind=True`), which counts in CPython's messages.
+    /// True if the Python function takes `self` (`bind=True`), which CPython counts in its messages.
     pub bound: bool,
 }
 
 /// Arguments of a call, bound to the parameters of a function.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct BoundArguments {
-    /// Arguments of named parameters; those that were not given are absent.
+    /// Arguments of named parameters, without those that the call does not contain.
     pub named: Map<String, Value>,
     /// Arguments of `*args`.
     pub var_args: Vec<Value>,
@@ -182,7 +181,7 @@ impl FunctionSignature {
         format!("{}() {message}", self.function)
     }
 
-    /// The text for parameters of a kind (`positional` or `keyword-only`) that a call does not give.
+    /// The text for missing parameters of a kind (`positional` or `keyword-only`).
     #[must_use]
     pub fn missing(&self, names: &[&str], kind: &str) -> String {
         let quoted: Vec<String> = names.iter().map(|name| format!("'{name}'")).collect();
@@ -318,7 +317,7 @@ mod tests {
         assert_eq!(bind(&signature, args, kwargs), Ok(bound));
     }
 
-    // The texts of CPython 3.11, from a Celery 5.7 worker and from the interpreter.
+    // The texts come from a Celery 5.7 worker and from the interpreter of CPython 3.11.
     #[rstest]
     #[case(TRANSFER, json!([]), json!({}), "transfer_files_bbcp() missing 1 required positional argument: 'data_transfer_id'")]
     #[case(TRANSFER, json!([1, 2, 3]), json!({}), "transfer_files_bbcp() takes from 2 to 3 positional arguments but 4 were given")]

@@ -1,7 +1,6 @@
-//! The compression of message bodies, by kombu's names.
+//! Compression of message bodies, by kombu's names.
 //!
-//! Decompression stops at the limit, whatever a body claims: a few kilobytes can stand for
-//! gigabytes.
+//! Decompression stops at the limit, independently of the sizes in a body: a few kilobytes can expand to gigabytes.
 
 use std::borrow::Cow;
 use std::io::{self, Read, Write as _};
@@ -12,11 +11,11 @@ use serde_json::Value;
 
 use super::message::{Reason, is_falsy};
 
-/// Memory that LZMA and zstd may take for their dictionary, in bytes, beyond which a body is refused.
-/// Python's `lzma` takes 8 MiB by default (preset 6), and 64 MiB for preset 9.
+/// Maximum memory for the dictionary of LZMA and zstd, in bytes; bodies that need more are rejected. Python's `lzma`
+/// uses 8 MiB by default (preset 6), and 64 MiB for preset 9.
 const MAX_DICTIONARY: u32 = 64 << 20;
 
-/// A method that can also compress.
+/// A method that can also compress, not only decompress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// Zlib (RFC 1950), which kombu calls gzip.
@@ -28,7 +27,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// The method of that name, of kombu's.
+    /// The method with this name of kombu.
     #[must_use]
     pub fn of(name: &str) -> Option<Self> {
         match name {
@@ -39,7 +38,7 @@ impl Method {
         }
     }
 
-    /// Kombu's MIME type of it.
+    /// Kombu's MIME type of the method.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -49,7 +48,7 @@ impl Method {
         }
     }
 
-    /// Compresses; `None` would be for an encoder that cannot write to memory.
+    /// Compresses bytes; `None` if the encoder cannot write to memory.
     pub(super) fn compress(self, bytes: &[u8]) -> Option<Vec<u8>> {
         match self {
             Self::Gzip => {
@@ -72,7 +71,7 @@ impl Method {
     }
 }
 
-/// Undoes what the header `compression` says, up to `limit` bytes.
+/// Decompresses a body according to the header `compression`, up to `limit` bytes.
 ///
 /// # Errors
 /// [`Reason::Compression`] for an unknown method or broken data, [`Reason::Inflated`] at the limit.
@@ -95,7 +94,7 @@ pub(super) fn undo<'a>(
         // Kombu's gzip is zlib (RFC 1950).
         "application/x-gzip" | "gzip" | "zlib" => zlib(body, &mut out),
         "application/x-bz2" | "bzip2" | "bzip" => streams(body, &mut out, Rest::Ignored, bzip2),
-        // Of no data, only bzip2 makes no data.
+        // Only bzip2 compresses empty data to empty data.
         _ if body.is_empty() && !name.contains("bz") => Err(invalid("no data")),
         "application/x-lzma" | "lzma" | "xz" => streams(body, &mut out, Rest::Ignored, lzma),
         "application/x-brotli" | "brotli" => brotli(body, &mut out),
@@ -113,19 +112,20 @@ fn invalid(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, text.into())
 }
 
-/// What was decompressed so far.
+/// The bytes that were decompressed so far.
 struct Output {
     bytes: Vec<u8>,
     limit: usize,
 }
 
 impl Output {
-    /// Whether there was more than is allowed. One byte more tells too much from just enough.
+    /// Returns true if the data exceed the limit. One further byte is read to distinguish this from data of exactly
+    /// that length.
     fn is_full(&self) -> bool {
         self.bytes.len() > self.limit
     }
 
-    /// Takes all that a decoder gives.
+    /// Reads everything that a decoder returns.
     fn fill(&mut self, decoder: impl Read) -> io::Result<()> {
         let left = self
             .limit
@@ -139,18 +139,18 @@ impl Output {
     }
 }
 
-/// What bytes mean that follow a complete stream and are none.
+/// Meaning of bytes that follow a complete stream and are not a stream.
 #[derive(Clone, Copy, PartialEq)]
 enum Rest {
-    /// They are left alone, as Python's `bz2` and `lzma` do.
+    /// The bytes are ignored, as Python's `bz2` and `lzma` do.
     Ignored,
-    /// The body is broken.
+    /// The body is invalid.
     Broken,
 }
 
 type Decoder<'a> = Box<dyn Read + 'a>;
 
-/// Any number of streams, one after the other.
+/// Decompresses any number of consecutive streams.
 fn streams(
     mut body: &[u8],
     out: &mut Output,
@@ -182,7 +182,7 @@ fn bzip2<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
     Ok(Box::new(bzip2::bufread::BzDecoder::new(body)))
 }
 
-/// Either of LZMA's two containers.
+/// Decoder for the two container formats of LZMA.
 fn lzma<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
     const XZ: &[u8] = b"\xFD7zXZ\0";
     let limit_kib = MAX_DICTIONARY / 1024;
@@ -201,7 +201,7 @@ fn zstd<'a>(body: &'a mut &[u8]) -> io::Result<Decoder<'a>> {
     Ok(Box::new(Frame { decoder, read: 0 }))
 }
 
-/// A zstd frame, whose content has to be as long as its header says.
+/// A zstd frame; its content must have the length that its header contains.
 struct Frame<'a, 'body> {
     decoder: StreamingDecoder<&'a mut &'body [u8], FrameDecoder>,
     read: u64,
@@ -211,7 +211,7 @@ impl Read for Frame<'_, '_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.decoder.read(buffer)?;
         self.read += read as u64;
-        // 0 is also what the crate says where the header says nothing.
+        // The crate also returns 0 if the header contains no length.
         let said = self.decoder.decoder.content_size();
         if read == 0 && !buffer.is_empty() && said != 0 && said != self.read {
             return Err(invalid("the content is not as long as it should be"));
@@ -220,7 +220,8 @@ impl Read for Frame<'_, '_> {
     }
 }
 
-/// By hand, since the crate's reader ignores what follows the data, and allows windows of gigabytes.
+/// Uses the decoder's low-level interface, since the crate's reader ignores bytes after the data, and allows windows of
+/// gigabytes.
 fn brotli(body: &[u8], out: &mut Output) -> io::Result<()> {
     let alloc = StandardAlloc::default;
     let mut state = BrotliState::new(alloc(), alloc(), alloc());
@@ -250,7 +251,7 @@ fn brotli(body: &[u8], out: &mut Output) -> io::Result<()> {
     }
 }
 
-/// By hand, since the crate's reader takes a stream that breaks off for one that ends.
+/// Uses the decoder's low-level interface, since the crate's reader accepts a truncated stream.
 fn zlib(mut body: &[u8], out: &mut Output) -> io::Result<()> {
     let mut decoder = flate2::Decompress::new(true);
     let mut buffer = [0; 8192];
@@ -281,7 +282,7 @@ mod tests {
     const BODY: &[u8] =
         br#"[[4711], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]"#;
 
-    // BODY as Python 3.11's zlib, bz2 and lzma, and its brotli and backports.zstd, compress it.
+    // BODY, compressed by Python 3.11's zlib, bz2 and lzma, and by its brotli and backports.zstd.
     const ZLIB: &str = "789c8b8e363137348cd551a8ae0562a5e4c49c9ca4c4e4ec62252b85bcd29c1c1d05a5d4a2223491e48cc4cc3c646e7e510a945b1b0b0012e91a0e";
     const BZ2: &str = "425a6839314159265359cca3fe2500000f9b8050042490000a3e6d9a0a200054350068001a025269a9ea01ea0f50c8a8e143d9a459d3c4bc6fb44402e0cfc93ddb5cd24aab15a0c1742d2a3b0045eef8180e1b87c5dc914e14243328ff8940";
     const XZ: &str = "fd377a585a000004e6d6b4460200210116000000742fe5a3e0005000375d002de0cc6e33f0e9450f1904db0a7bc30bf03fce5f991d4aed709323f6ee5b1a6eebe459dd6eb9de4db39afe1824c366a2233916671bd400000070ada52af3cece0400015351deda7cad1fb6f37d010000000004595a";

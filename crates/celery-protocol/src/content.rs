@@ -1,4 +1,4 @@
-//! A message's body: its limits, its compression and its serializer.
+//! The body of a message: its limits, its compression and its serializer.
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use super::{compression, json, msgpack, yaml};
 /// MIME type of JSON.
 pub const JSON: &str = "application/json";
 
-/// A way to write values as bytes.
+/// Format for values in a message body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Serializer {
     /// `application/json`, in Python's dialect.
@@ -23,7 +23,7 @@ pub enum Serializer {
 impl Serializer {
     const ALL: [Self; 3] = [Self::Json, Self::Msgpack, Self::Yaml];
 
-    /// Its MIME type.
+    /// MIME type of the serializer.
     #[must_use]
     pub fn content_type(self) -> &'static str {
         match self {
@@ -33,7 +33,7 @@ impl Serializer {
         }
     }
 
-    /// Kombu's name for it.
+    /// Kombu's name of the serializer.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -43,8 +43,7 @@ impl Serializer {
         }
     }
 
-    /// The serializer of that MIME type. There is none for pickle, which runs whatever code a
-    /// message brings along.
+    /// The serializer with this MIME type. Pickle is not supported, because it executes code from the message.
     fn of(content_type: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
@@ -52,18 +51,18 @@ impl Serializer {
     }
 }
 
-/// What is accepted as a message body.
+/// Accepted message bodies.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accept {
-    /// The serializers.
+    /// Accepted serializers.
     pub serializers: Vec<Serializer>,
-    /// Largest body, in bytes, compressed or not.
+    /// Maximum size of a body in bytes, before and after decompression.
     pub max_body_bytes: usize,
 }
 
 impl Accept {
-    /// Serializers by name or MIME type (`accept_content`), as far as there are such, and the
-    /// largest body, in bytes.
+    /// Accepts the serializers with these names or MIME types (`accept_content`), except for unknown ones, and bodies
+    /// of up to `max_body_bytes` bytes.
     #[must_use]
     pub fn new(names: &[String], max_body_bytes: usize) -> Self {
         let is_named = |s: &Serializer| {
@@ -76,7 +75,7 @@ impl Accept {
         }
     }
 
-    /// JSON only, up to so many bytes.
+    /// Accepts only JSON, of up to `max_body_bytes` bytes.
     #[must_use]
     pub fn json(max_body_bytes: usize) -> Self {
         Self {
@@ -86,7 +85,7 @@ impl Accept {
     }
 }
 
-/// A body without its compression.
+/// Returns a body without its compression.
 ///
 /// # Errors
 /// [`Reason::TooLarge`], [`Reason::Inflated`], [`Reason::Compression`].
@@ -104,13 +103,13 @@ pub(super) fn inflated<'a>(
     compression::undo(&raw.body, raw.headers.get("compression"), limit)
 }
 
-/// The value that an uncompressed body holds, kombu's envelopes checked and left as they are.
+/// Returns the value in an uncompressed body. Kombu's envelopes are checked and left unchanged.
 ///
-/// The content encoding is not looked at: JSON and YAML are UTF-8 in any case.
+/// The content encoding is ignored: JSON and YAML are UTF-8 in any case.
 ///
 /// # Errors
-/// [`Reason::ContentType`], [`Reason::Body`]; [`Reason::Malformed`] where Python would get a text
-/// or bytes in the place of a task, and die of it.
+/// [`Reason::ContentType`], [`Reason::Body`]; [`Reason::Malformed`] if Python would get a text or bytes instead of a
+/// task, and fail with it.
 pub(super) fn value(raw: &RawMessage, body: &[u8], accept: &Accept) -> Result<Value, Reason> {
     let content_type = raw.properties.content_type.as_deref().unwrap_or_default();
     let serializer = match content_type {
@@ -140,7 +139,7 @@ mod tests {
     use super::*;
     use crate::{Properties, envelope, repr};
 
-    /// The deepest body that is accepted needs less than half of a thread's stack, even unoptimised.
+    /// The deepest accepted body needs less than half of a thread's stack, even in an unoptimised build.
     #[test]
     fn the_deepest_bodies_fit_the_stack() {
         let depth = json::MAX_DEPTH;

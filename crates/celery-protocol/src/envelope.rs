@@ -1,9 +1,8 @@
-//! Kombu's envelope for what JSON has no form for: a mapping of exactly `__type__` and `__value__`.
+//! Kombu's envelope for values that JSON cannot represent: a mapping of exactly `__type__` and `__value__`.
 //!
-//! Values are kept in it on their way through: whatever a message held goes out again, in a retry or
-//! in the signatures of what follows, as it came in. The other serializers, and headers with AMQP's
-//! own types, are read into the same form. A task gets [`plain`] values, with text in the place of
-//! envelopes.
+//! Values stay in envelopes while a message is processed: a retry, or the signatures of follow-up tasks, contain them
+//! as they were received. The other serializers, and headers with AMQP's own types, are converted to the same form. A
+//! task gets [`plain`] values, with texts instead of envelopes.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -16,7 +15,7 @@ use super::time;
 const TYPE: &str = "__type__";
 const VALUE: &str = "__value__";
 
-/// Our own kind, see [`table`]. It is nothing that JSON could bring in.
+/// This crate's own type, see [`table`]. JSON in a message cannot contain it.
 const TABLE: &str = "table";
 
 /// Puts a value into an envelope.
@@ -24,7 +23,7 @@ pub fn sealed(kind: &str, value: impl Into<Value>) -> Value {
     json!({TYPE: kind, VALUE: value.into()})
 }
 
-/// Bytes, as kombu writes them: as text where they are UTF-8, else in base64.
+/// Envelope for bytes, as kombu writes them: as text if they are UTF-8, else in base64.
 pub fn bytes(bytes: &[u8]) -> Value {
     match std::str::from_utf8(bytes) {
         Ok(text) => sealed("bytes", text),
@@ -32,7 +31,7 @@ pub fn bytes(bytes: &[u8]) -> Value {
     }
 }
 
-/// A time, as kombu writes a Python one in UTC.
+/// Envelope for a time, as kombu writes a Python time in UTC.
 pub(super) fn utc(time: DateTime<Utc>) -> Value {
     let format = match time.timestamp_subsec_micros() {
         0 => "%Y-%m-%dT%H:%M:%S+00:00",
@@ -41,8 +40,8 @@ pub(super) fn utc(time: DateTime<Utc>) -> Value {
     sealed("datetime", time.format(format).to_string())
 }
 
-/// A time, as kombu writes a Python one without an offset; from seconds since 1970. `None` beyond
-/// the calendar.
+/// Envelope for a time without an offset, as kombu writes it; from seconds since 1970. `None` outside of Python's
+/// calendar.
 pub fn datetime(seconds: u64) -> Option<Value> {
     let time = DateTime::from_timestamp(seconds.try_into().ok()?, 0)?;
     // Python's calendar ends with the year 9999.
@@ -50,7 +49,7 @@ pub fn datetime(seconds: u64) -> Option<Value> {
     is_known.then(|| sealed("datetime", time.format("%Y-%m-%dT%H:%M:%S").to_string()))
 }
 
-/// Seconds since 1970 of a time in an envelope.
+/// Seconds since 1970 of the time in an envelope.
 pub fn timestamp(text: &str) -> Option<i64> {
     time::parse(text).map(|time| time.timestamp())
 }
@@ -60,7 +59,8 @@ pub fn from_base64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
-/// A mapping of anything but JSON, which has no envelopes: one that looks like one is put into one.
+/// A mapping from another source than JSON, which has no envelopes. If the mapping looks like an envelope, it is put
+/// into an envelope itself.
 pub fn table(map: Map<String, Value>) -> Value {
     match open(&map) {
         Some(_) => sealed(TABLE, map),
@@ -68,10 +68,10 @@ pub fn table(map: Map<String, Value>) -> Value {
     }
 }
 
-/// The mapping that a value is.
+/// Returns the mapping in a value.
 ///
 /// # Errors
-/// The value, where it is none or something else in an envelope.
+/// The value, if it is not a mapping, or an envelope with another content.
 pub(super) fn mapping(value: Value) -> Result<Map<String, Value>, Value> {
     match value {
         Value::Object(mut map) => match open(&map) {
@@ -94,10 +94,10 @@ pub fn open(map: &Map<String, Value>) -> Option<(&Value, &Value)> {
     }
 }
 
-/// Whether kombu could open the mapping, if it is an envelope.
+/// Checks that kombu could open the mapping, if it is an envelope.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The reason why kombu could not open it.
 pub(super) fn check(map: &Map<String, Value>) -> Result<(), String> {
     let Some((kind, value)) = open(map) else {
         return Ok(());
@@ -118,7 +118,7 @@ pub(super) fn check(map: &Map<String, Value>) -> Result<(), String> {
     }
 }
 
-/// The value for a task: every envelope is replaced by the text that it holds.
+/// The value for a task: every envelope is replaced by the text in it.
 #[must_use]
 pub(super) fn plain(value: Value) -> Value {
     let held = match mapping(value) {
@@ -134,7 +134,7 @@ pub(super) fn plain(value: Value) -> Value {
     }
 }
 
-/// Whether an envelope is anywhere in the value.
+/// Returns true if the value contains an envelope at any depth.
 pub(super) fn is_in(value: &Value) -> bool {
     match value {
         Value::Array(values) => values.iter().any(is_in),
@@ -156,14 +156,14 @@ fn uuid(value: &Value) -> Option<Uuid> {
             version.as_u64().filter(|n| (1..=5).contains(n))?;
         }
     }
-    // Python takes hyphens, braces and `urn:uuid:` away wherever they are.
+    // Python removes hyphens, braces and `urn:uuid:` at any position.
     let hex = fields.get("hex")?.as_str()?;
     let hex = hex.replace("urn:", "").replace("uuid:", "");
     let hex = hex.trim_matches(['{', '}']).replace('-', "");
     Uuid::try_parse(&hex).ok().filter(|_| hex.len() == 32)
 }
 
-/// What `decimal.Decimal` reads.
+/// Returns true for a text that `decimal.Decimal` accepts.
 fn is_decimal(text: &str) -> bool {
     let text = text.trim().replace('_', "").to_ascii_lowercase();
     let text = text.strip_prefix(['+', '-']).unwrap_or(&text);
@@ -180,7 +180,8 @@ fn is_decimal(text: &str) -> bool {
     !digits.is_empty() && all_digits(&digits) && !exponent.is_empty() && all_digits(exponent)
 }
 
-/// What `base64.b64decode` reads: it skips what is not in the alphabet, and wants the padding.
+/// Returns true for a text that `base64.b64decode` accepts: it skips characters outside of the alphabet, and requires
+/// the padding.
 fn is_base64(text: &str) -> bool {
     let (mut characters, mut padding) = (0_usize, 0_usize);
     for b in text.bytes() {
@@ -188,7 +189,7 @@ fn is_base64(text: &str) -> bool {
             b'=' => {
                 padding += 1;
                 if characters % 4 >= 2 && characters % 4 + padding >= 4 {
-                    // The padding ends it, whatever follows.
+                    // The padding ends the data; the rest is ignored.
                     return true;
                 }
             }

@@ -1,4 +1,4 @@
-//! Python exceptions, as they travel in results.
+//! Python exceptions in results.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -14,8 +14,8 @@ const BILLIARD: &str = "billiard.exceptions";
 
 /// An exception that a Python reader re-creates: class, module and constructor arguments.
 ///
-/// A Celery client imports `exc_module` and calls the class with the arguments; where it cannot,
-/// it makes up a class of that name.
+/// A Celery client imports `exc_module` and calls the class with the arguments; if it cannot, it creates a class of
+/// that name.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Exception {
     /// Class name inside the module.
@@ -74,7 +74,7 @@ impl Exception {
         Self::new("celery.exceptions", "NotRegistered", task)
     }
 
-    /// `InvalidTaskError`, for a message that carries an id but is no usable task.
+    /// `InvalidTaskError`, for a message with an id that is not a valid task.
     pub fn invalid_task(message: impl Into<String>) -> Self {
         Self::new("celery.exceptions", "InvalidTaskError", message)
     }
@@ -86,7 +86,7 @@ impl Exception {
         Self::new("celery.exceptions", "TaskRevokedError", reason)
     }
 
-    /// `SoftTimeLimitExceeded`, which Python raises within the task.
+    /// `SoftTimeLimitExceeded`, which Python raises inside the task.
     #[must_use]
     pub fn soft_time_limit_exceeded() -> Self {
         Self {
@@ -96,8 +96,8 @@ impl Exception {
         }
     }
 
-    /// `TimeLimitExceeded`, of a task that was stopped by force. Its argument is the limit as it
-    /// was given, in seconds: `1`, not `1.0`.
+    /// `TimeLimitExceeded`, for a task that was stopped by force. Its argument is the limit in seconds in the sender's
+    /// notation: `1`, not `1.0`.
     #[must_use]
     pub fn time_limit_exceeded(seconds: f64) -> Self {
         Self {
@@ -107,7 +107,7 @@ impl Exception {
         }
     }
 
-    /// `Retry`, which a task raises to be run again `when` (`in 1.5s`), because of `cause`.
+    /// `Retry`, which a task raises to run again `when` (`in 1.5s`), because of `cause`.
     #[must_use]
     pub fn retry(when: &str, cause: Option<&Self>) -> Self {
         let text = match cause {
@@ -117,7 +117,7 @@ impl Exception {
         Self::new("celery.exceptions", "Retry", text)
     }
 
-    /// `MaxRetriesExceededError`, where a task names no cause of its own.
+    /// `MaxRetriesExceededError`, for a task that names no cause itself.
     #[must_use]
     pub fn max_retries_exceeded(message: &TaskMessage) -> Self {
         Self::new(
@@ -133,7 +133,7 @@ impl Exception {
         )
     }
 
-    /// What stands for `None`, where Python stores the exception of a retry that has none.
+    /// The value for `None`, which Python stores as the exception of a retry without one.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -154,7 +154,7 @@ impl Exception {
         }
     }
 
-    /// The class, with its module unless that is builtins.
+    /// The class, with its module, except for builtins.
     #[must_use]
     pub fn class(&self) -> String {
         match self.exc_module == BUILTINS {
@@ -168,7 +168,7 @@ impl Exception {
     pub fn text(&self) -> String {
         match self.exc_message.as_slice() {
             [] => String::new(),
-            // The one class of Python's whose text is the `repr` of its argument.
+            // The only class of Python whose text is the `repr` of its argument.
             [key] if self.class() == "KeyError" => repr::value(key),
             [Value::String(text)] => text.clone(),
             [one] => repr::value(one),
@@ -180,7 +180,7 @@ impl Exception {
     #[must_use]
     pub fn repr(&self) -> String {
         match self.exc_message.as_slice() {
-            // Classes that show themselves otherwise.
+            // Classes with a `repr` of their own.
             [reason, requeue] if self.exc_type == "Reject" => format!(
                 "reject requeue={}: {}",
                 repr::value(requeue),
@@ -194,8 +194,8 @@ impl Exception {
         }
     }
 
-    /// A text in the form of a Python traceback, which readers expect of a failure. Where Python
-    /// lists stack frames it has one line that says where the exception arose.
+    /// A text in the form of a Python traceback, which readers expect in a failure. In place of Python's stack frames
+    /// it has one line with the place where the exception was raised.
     #[must_use]
     pub fn traceback(&self, place: &str) -> String {
         format!(
@@ -205,7 +205,7 @@ impl Exception {
     }
 }
 
-/// A number of seconds as a producer wrote it: whole ones are integers.
+/// A number of seconds in the producer's notation: without a fraction as an integer.
 fn seconds_as_given(seconds: f64) -> Value {
     #[expect(
         clippy::cast_possible_truncation,
@@ -218,7 +218,7 @@ fn seconds_as_given(seconds: f64) -> Value {
 }
 
 impl std::fmt::Display for Exception {
-    /// The last line of a Python traceback, see [`Exception::headline`].
+    /// Writes the last line of a Python traceback, see [`Exception::headline`].
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.headline())
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// Application headers. Copies share them until one of them is changed: a message as it came and what was read
-/// out of it have the same, some twenty of them, and a worker has thousands of messages a second.
+/// Application headers. Clones share them until one clone is changed: a raw message and its decoded form have the same
+/// headers, about twenty, and a worker processes thousands of messages per second.
 #[derive(Debug, Clone, PartialEq, Default, Deserialize)]
 #[serde(from = "Map<String, Value>")]
 pub struct Headers(Arc<Map<String, Value>>);

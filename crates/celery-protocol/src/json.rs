@@ -1,23 +1,22 @@
-//! JSON as Python's `json` module reads it, for that is what producers write.
+//! JSON as Python's `json` module reads it, because producers write this dialect.
 //!
-//! It differs from the standard, and from `serde_json`, in what a Celery message may well hold:
-//! `NaN`, `Infinity` and `-Infinity`, integers of any size, halves of surrogate pairs, and deep
-//! nesting. Integers keep every digit. What a [`Value`] cannot hold is mapped, never dropped: a
-//! float that is no number becomes the text that Python prints for it, half a surrogate pair
-//! becomes U+FFFD.
+//! It differs from the standard, and from `serde_json`, in values that Celery messages may contain: `NaN`, `Infinity`
+//! and `-Infinity`, integers of any size, halves of surrogate pairs, and deep nesting. Integers keep every digit.
+//! Values that a [`Value`] cannot represent are converted, never dropped: a float that is not a number becomes the text
+//! that Python prints for it, half a surrogate pair becomes U+FFFD.
 
 use serde_json::{Map, Number, Value};
 
 use super::envelope;
 
-/// How deep values may nest. Python's own limit is near 1000 and varies; what is accepted here is
-/// walked recursively by everything that shows, stores or drops it, on stacks of 2 MiB.
+/// Maximum nesting depth of values. Python's own limit is near 1000 and varies; all code that shows, stores or drops an
+/// accepted value is recursive, on stacks of 2 MiB.
 pub(super) const MAX_DEPTH: usize = 250;
 
-/// Digits that CPython reads as an integer (`sys.int_info.default_max_str_digits`).
+/// Maximum number of digits that CPython reads as an integer (`sys.int_info.default_max_str_digits`).
 const MAX_INT_DIGITS: usize = 4300;
 
-/// Why a text is not JSON.
+/// Reason why a text is not JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} at byte {at}")]
 pub(super) struct JsonError {
@@ -25,7 +24,7 @@ pub(super) struct JsonError {
     at: usize,
 }
 
-/// Reads one value. Kombu's envelopes are checked and left as they are.
+/// Parses one value. Kombu's envelopes are checked and left unchanged.
 pub(super) fn read(text: &str) -> Result<Value, JsonError> {
     let mut reader = Reader { text, at: 0 };
     let value = reader.value(0)?;
@@ -36,7 +35,7 @@ pub(super) fn read(text: &str) -> Result<Value, JsonError> {
     }
 }
 
-/// A float, or the text that Python prints where it is no number.
+/// A float, or the text that Python prints for a float that is not a number.
 pub(super) fn float(x: f64) -> Value {
     Number::from_f64(x).map_or_else(|| not_finite(x).into(), Value::Number)
 }
@@ -77,7 +76,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Takes a word if it comes next.
+    /// Consumes a word if it comes next.
     fn take(&mut self, word: &str) -> bool {
         let comes = self.rest().starts_with(word);
         if comes {
@@ -265,7 +264,7 @@ impl<'a> Reader<'a> {
         Ok(char::from_u32(first).unwrap_or(char::REPLACEMENT_CHARACTER))
     }
 
-    /// The `\u` with four hexadecimal digits that comes next.
+    /// The code unit of a `\u` with four hexadecimal digits, if it comes next.
     fn code_unit(&self) -> Option<u32> {
         let digits = self.rest().strip_prefix("\\u")?.get(..4)?;
         let is_hex = digits.bytes().all(|b| b.is_ascii_hexdigit());
@@ -281,7 +280,7 @@ pub(super) fn integer(digits: &str) -> Option<Value> {
     if let Ok(large) = digits.parse::<u64>() {
         return Some(large.into());
     }
-    // Only with serde_json's `arbitrary_precision` does this keep the digits.
+    // Keeps the digits only because of serde_json's feature `arbitrary_precision`.
     serde_json::from_str::<Number>(digits)
         .ok()
         .map(Value::Number)
@@ -372,7 +371,7 @@ mod tests {
         #[test]
         fn nothing_makes_it_panic(text in "[\\[\\]{}:,\"\\\\u0-9a-fNIE.+ \u{1}é-]{0,60}") {
             let ours = read(&text);
-            // Where the strict reader takes something, so does this one.
+            // This reader accepts every text that the strict reader accepts.
             prop_assert!(ours.is_ok() || serde_json::from_str::<Value>(&text).is_err());
         }
     }

@@ -26,12 +26,12 @@ pub use headers::Headers;
 /// A message as any transport carries it: headers, properties and an encoded body.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RawMessage {
-    /// Application headers. What AMQP has and JSON has not is in kombu's envelopes, see
-    /// [`envelope`], so that a header goes out again as it came in.
+    /// Application headers. AMQP values that JSON cannot represent are in kombu's envelopes, see [`envelope`], so that
+    /// a header is sent again as it was received.
     pub headers: Headers,
     /// The properties that Celery uses.
     pub properties: Properties,
-    /// The body as it was on the wire.
+    /// The encoded body as it was received.
     pub body: Vec<u8>,
 }
 
@@ -42,7 +42,7 @@ pub struct Properties {
     pub content_type: Option<String>,
     /// Character set of the body; `binary` for binary serializers.
     pub content_encoding: Option<String>,
-    /// The task's id, by which an `rpc://` client finds its result.
+    /// The task's id, by which an `rpc://` client identifies its result.
     pub correlation_id: Option<String>,
     /// Queue that an `rpc://` client reads its results from.
     pub reply_to: Option<String>,
@@ -50,7 +50,7 @@ pub struct Properties {
     pub priority: Option<u8>,
     /// Time to live in milliseconds, as text.
     pub expiration: Option<String>,
-    /// Whether the broker writes the message to disk (`delivery_mode` 2).
+    /// True if the broker writes the message to disk (`delivery_mode` 2).
     pub persistent: bool,
 }
 

@@ -1,8 +1,8 @@
 //! MessagePack as Python's `msgpack` reads it for kombu (`unpackb(body, raw=False)`).
 //!
-//! What JSON has no form for is put into kombu's envelopes: bytes and timestamps. Another extension
-//! becomes the pair of its code and its data that it is in Python. Lengths are believed only as far
-//! as the body goes, so that nothing is allocated for what is not there.
+//! Values that JSON cannot represent are put into kombu's envelopes: bytes and timestamps. Another extension becomes a
+//! pair of its code and its data, as in Python. A length is only trusted up to the end of the body, so that no memory
+//! is allocated for missing data.
 
 use chrono::DateTime;
 use rmp::Marker;
@@ -11,17 +11,17 @@ use serde_json::{Map, Value};
 use super::envelope;
 use super::json::{MAX_DEPTH, float};
 
-/// Code of the extension that holds a time.
+/// Code of the extension for a timestamp.
 const TIMESTAMP: i8 = -1;
 
-/// Why bytes are not MessagePack.
+/// Reason why bytes are not MessagePack.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct MsgpackError(&'static str);
 
 const TOO_SHORT: MsgpackError = MsgpackError("ends too early");
 
-/// Reads one value.
+/// Parses one value.
 pub(super) fn read(body: &[u8]) -> Result<Value, MsgpackError> {
     let mut reader = Reader(body);
     let value = reader.value(0)?;
@@ -44,7 +44,7 @@ impl<'a> Reader<'a> {
         self.take(N)?.try_into().map_err(|_| TOO_SHORT)
     }
 
-    /// A length of 1, 2 or 4 bytes.
+    /// Reads a length of 1, 2 or 4 bytes.
     fn length<const N: usize>(&mut self) -> Result<usize, MsgpackError> {
         let bytes = self.array::<N>()?;
         Ok(bytes.iter().fold(0, |n, b| n << 8 | usize::from(*b)))
@@ -59,7 +59,7 @@ impl<'a> Reader<'a> {
             Marker::FixMap(length) => self.map(length.into(), depth),
             Marker::Map16 => self.length::<2>().and_then(|n| self.map(n, depth)),
             Marker::Map32 => self.length::<4>().and_then(|n| self.map(n, depth)),
-            // Apart, to keep the recursion's frames small.
+            // A separate function keeps the stack frames of the recursion small.
             single => self.single(single),
         }
     }
@@ -115,7 +115,7 @@ impl<'a> Reader<'a> {
         for _ in 0..length {
             let key = match self.value(depth)? {
                 Value::String(key) => key,
-                // Bytes may be keys, too.
+                // Bytes are valid keys, too.
                 Value::Object(key) => match envelope::open(&key) {
                     Some((kind, Value::String(text))) if kind == "bytes" => text.clone(),
                     _ => return Err(MsgpackError("a key is no text")),
@@ -137,7 +137,7 @@ impl<'a> Reader<'a> {
             return Ok(Value::Array(vec![code.into(), envelope::bytes(data)]));
         }
         let (seconds, nanoseconds) = timestamp(data).ok_or(MsgpackError("no timestamp"))?;
-        // One beyond the calendar is still a number of seconds.
+        // A time outside of the calendar stays a number of seconds.
         let time = DateTime::from_timestamp(seconds, nanoseconds);
         Ok(match time.filter(super::time::is_in_calendar) {
             Some(time) => envelope::utc(time),
@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Seconds since 1970 and nanoseconds.
+/// Decodes seconds since 1970 and nanoseconds.
 fn timestamp(data: &[u8]) -> Option<(i64, u32)> {
     let (seconds, nanoseconds) = if let Ok(seconds) = data.try_into() {
         (u32::from_be_bytes(seconds).into(), 0)
@@ -175,7 +175,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What Python's msgpack 1.2 writes, and the same value by kombu's JSON encoder.
+    /// Bytes written by Python's msgpack 1.2, and the same value written by kombu's JSON encoder.
     const VALUES: &[(&str, &str)] = &[
         ("c0", r#"null"#),
         ("c3", r#"true"#),

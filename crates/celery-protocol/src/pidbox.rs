@@ -7,40 +7,40 @@ use serde_json::{Map, Value, json};
 use super::message::JSON;
 use super::{Properties, RawMessage};
 
-/// Largest pattern that is compiled, in bytes of the compiled form: it comes from the network.
+/// Maximum size of a compiled pattern, in bytes: patterns come from the network.
 const MAX_PATTERN: usize = 1 << 16;
 
-/// Longest pattern, in bytes. Names of nodes are shorter.
+/// Maximum length of a pattern, in bytes. Names of nodes are shorter.
 const MAX_PATTERN_TEXT: usize = 1 << 12;
 
-/// Approximate maximum number of values in a request: each takes many times its bytes in memory. A list of all
-/// ids that Celery remembers has 50,000.
+/// Approximate maximum number of values in a request: each takes many times its bytes in memory. A list of all ids that
+/// Celery remembers has 50,000.
 const MAX_VALUES: usize = 200_000;
 
-/// The exchange that requests are broadcast by.
+/// The exchange for broadcasting requests.
 pub const EXCHANGE: &str = "celery.pidbox";
 
-/// A request.
+/// A request to workers.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ControlRequest {
-    /// What is asked, e.g. `ping`.
+    /// Method that the sender requests, e.g. `ping`.
     pub method: String,
-    /// Its arguments.
+    /// Arguments of the method.
     #[serde(default)]
     pub arguments: Option<Map<String, Value>>,
-    /// Nodes that are meant; all where there are none.
+    /// Nodes that the request is for; all nodes if it is missing.
     #[serde(default)]
     pub destination: Option<Vec<String>>,
-    /// Pattern of the nodes that are meant.
+    /// Pattern of the names of the nodes that the request is for.
     #[serde(default)]
     pub pattern: Option<String>,
-    /// How the pattern is read: `glob` or `pcre`.
+    /// Syntax of the pattern: `glob` or `pcre`.
     #[serde(default)]
     pub matcher: Option<String>,
-    /// Word by which the asker knows its replies.
+    /// Text by which the sender identifies the replies.
     #[serde(default)]
     pub ticket: Option<String>,
-    /// Where replies go; none are wanted where it is missing.
+    /// Address for replies; the sender expects none if it is missing.
     #[serde(default)]
     pub reply_to: Option<ReplyTo>,
 }
@@ -48,20 +48,20 @@ pub struct ControlRequest {
 /// Address of a reply.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ReplyTo {
-    /// Exchange.
+    /// Name of the exchange.
     pub exchange: String,
     /// Routing key.
     pub routing_key: String,
 }
 
 impl ControlRequest {
-    /// Reads a request; none if the message is none.
+    /// Parses a request; none if the message is not a request.
     #[must_use]
     pub fn decode(message: &RawMessage) -> Option<Self> {
         decode(&message.body)
     }
 
-    /// Whether a node is meant.
+    /// Returns true if the request is for this node.
     #[must_use]
     pub fn addresses(&self, hostname: &str) -> bool {
         match (&self.destination, &self.pattern, self.matcher.as_deref()) {
@@ -72,7 +72,7 @@ impl ControlRequest {
         }
     }
 
-    /// An argument.
+    /// Returns an argument by its name.
     #[must_use]
     pub fn argument(&self, name: &str) -> &Value {
         self.arguments
@@ -82,10 +82,10 @@ impl ControlRequest {
     }
 }
 
-/// Reads a small JSON body; none if it is not JSON or has too many values.
+/// Parses a small JSON body; none if it is not JSON or has too many values.
 #[must_use]
 pub fn decode<T: serde::de::DeserializeOwned>(body: &[u8]) -> Option<T> {
-    // Every value except the first follows one of these, or is alone in a list or a mapping.
+    // Every value except the first follows one of these characters, or is the only one in a list or a mapping.
     let values = body.iter().filter(|byte| b",[{".contains(byte)).count();
     (values < MAX_VALUES)
         .then(|| serde_json::from_slice(body).ok())
@@ -105,7 +105,7 @@ pub fn request(
     message(method, arguments, &json!(ticket), &reply_to, clock)
 }
 
-/// A request to all nodes that wants no replies.
+/// A request to all nodes that does not ask for replies.
 #[must_use]
 pub fn broadcast(method: &str, arguments: &Value, clock: u64) -> RawMessage {
     message(method, arguments, &Value::Null, &Value::Null, clock)

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
-/// Longest text that Celery sends as `argsrepr` and `kwargsrepr`, in characters.
+/// Maximum length of `argsrepr` and `kwargsrepr`, in characters, as in Celery.
 pub const MAX_CHARS: usize = 1024;
 
-/// Bytes that have more characters than that.
+/// Number of bytes that always contain at least [`MAX_CHARS`] characters.
 const ENOUGH: usize = 4 * MAX_CHARS;
 
 /// `repr(value)`.
@@ -18,7 +18,7 @@ pub fn value(value: &Value) -> String {
     out
 }
 
-/// `repr(value)`, cut as by [`shorten`]. Looks at no more of a list or mapping than is shown.
+/// `repr(value)`, truncated as by [`shorten`]. Reads no more of a list or mapping than the text shows.
 #[must_use]
 pub fn shortened(value: &Value) -> String {
     let mut out = String::new();
@@ -46,7 +46,7 @@ pub fn dict(map: &Map<String, Value>) -> String {
     out
 }
 
-/// Cuts a text at [`MAX_CHARS`], marking the cut with `...`.
+/// Truncates a text at [`MAX_CHARS`], and marks this with `...`.
 #[must_use]
 pub fn shorten(text: &str) -> String {
     if text.chars().count() <= MAX_CHARS {
@@ -62,7 +62,7 @@ fn write(out: &mut String, value: &Value) {
     write_up_to(out, value, usize::MAX);
 }
 
-/// Leaves out further items of lists and mappings as soon as there are more bytes than `most`.
+/// Omits further items of lists and mappings once the text has more than `most` bytes.
 fn write_up_to(out: &mut String, value: &Value, most: usize) {
     match value {
         Value::Null => out.push_str("None"),
@@ -118,8 +118,8 @@ fn entries_up_to(out: &mut String, map: &Map<String, Value>, most: usize) {
     out.push('}');
 }
 
-/// Shortest digits that read back the same, as Rust prints them too; Python differs in the
-/// exponent (sign, two digits) and in where it begins to use one.
+/// The shortest digits that are read back as the same number, as in Rust; Python differs in the form of the exponent
+/// (sign, two digits) and in the numbers that have one.
 fn float(x: f64) -> String {
     let magnitude = x.abs();
     if magnitude != 0.0 && !(1e-4..1e16).contains(&magnitude) {

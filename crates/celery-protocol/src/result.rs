@@ -1,4 +1,4 @@
-//! The result of a task, as backends store it and clients read it.
+//! The result of a task, in the form that backends store and clients read.
 
 use std::borrow::Cow;
 
@@ -10,19 +10,19 @@ use super::exception::Exception;
 use super::message::{Reason, TaskMessage};
 use super::{isoformat, json};
 
-/// Why a task does not run, or not to its end.
+/// Reason why a task does not start, or was stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cause {
-    /// It came too late.
+    /// The task expired before it started.
     Expired,
-    /// Somebody revoked it before it began.
+    /// The task was revoked before it started.
     Revoked,
-    /// Somebody stopped it while it ran.
+    /// The task was stopped while it was running.
     Terminated,
 }
 
 impl Cause {
-    /// The word that the result's exception has for it.
+    /// The name of the reason in the result's exception.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -33,9 +33,9 @@ impl Cause {
     }
 }
 
-/// Name of a state that a task sets itself, as `update_state` of Celery does.
+/// Name of a state that a task sets itself, as with Celery's `update_state`.
 ///
-/// Celery's own names are allowed, as in Celery: with a final one, readers see the task as done from then on.
+/// Celery's own names are allowed, as in Celery: after a name of a final state, readers treat the task as finished.
 ///
 /// ```
 /// use celery_protocol::result::StateName;
@@ -47,7 +47,7 @@ impl Cause {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateName(Cow<'static, str>);
 
-/// Error of a name that no state can have.
+/// The name of a state is not valid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the name of a state has 1 to {} characters and no control characters",
@@ -56,7 +56,7 @@ pub struct StateName(Cow<'static, str>);
 pub struct InvalidStateName;
 
 impl StateName {
-    /// Progress of a task; a state of this project, which Celery's readers take for a custom one.
+    /// Progress of a task: a state of this project, which Celery's readers treat as a custom one.
     pub const PROGRESS: Self = Self(Cow::Borrowed("PROGRESS"));
 
     /// Maximum length, in characters: the column `status` of Celery's result table has this size.
@@ -74,24 +74,24 @@ impl StateName {
         is_valid.then_some(Self(name)).ok_or(InvalidStateName)
     }
 
-    /// The name.
+    /// The name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// True for Celery's names of states that no other state follows.
+    /// Returns true for Celery's names of final states.
     fn is_final(&self) -> bool {
         matches!(self.as_str(), "SUCCESS" | "FAILURE" | "REVOKED")
     }
 }
 
-/// State of a task, with what belongs to it.
+/// State of a task, with its data.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
-    /// It runs.
+    /// The task is running.
     Started {
-        /// Process that runs it.
+        /// Id of the process that runs the task.
         pid: u32,
         /// Node name of the worker.
         hostname: String,
@@ -103,23 +103,23 @@ pub enum State {
         /// Value that is stored as the result.
         meta: Value,
     },
-    /// It raised and will be run again.
+    /// The task raised an exception and will run again.
     Retry {
-        /// What it raised.
+        /// Exception that the task raised.
         exception: Exception,
         /// Text in the form of a Python traceback.
         traceback: Option<String>,
     },
-    /// It returned.
+    /// The task returned a value.
     Success(Value),
-    /// It raised.
+    /// The task raised an exception.
     Failure {
-        /// What it raised.
+        /// Exception that the task raised.
         exception: Exception,
         /// Text in the form of a Python traceback.
         traceback: Option<String>,
     },
-    /// It will not run, or was stopped.
+    /// The task will not run, or was stopped.
     Revoked(Cause),
 }
 
@@ -137,7 +137,7 @@ impl State {
         }
     }
 
-    /// What is stored as the result: a value, or an exception as a mapping.
+    /// The value that is stored as the result: a value, or an exception as a mapping.
     #[must_use]
     pub fn result(&self) -> Value {
         match self {
@@ -148,7 +148,7 @@ impl State {
         }
     }
 
-    /// True if no other state follows.
+    /// True for a state that no other state follows.
     #[must_use]
     pub fn is_final(&self) -> bool {
         match self {
@@ -158,14 +158,14 @@ impl State {
         }
     }
 
-    /// True if a stored state of that name stays when this one comes: a SUCCESS always, and against
-    /// a custom state every final one. A task that failed may run once more.
+    /// True if a stored state with this name must be kept when this state arrives: a SUCCESS always, and every final
+    /// state if this one is a custom state. A task that failed may run again.
     #[must_use]
     pub fn yields_to(&self, stored: &str) -> bool {
         self.unyielding().contains(&stored)
     }
 
-    /// The states that stay when this one comes.
+    /// The names of stored states that must be kept when this state arrives.
     #[must_use]
     pub fn unyielding(&self) -> &'static [&'static str] {
         match self {
@@ -178,20 +178,20 @@ impl State {
 /// A task's result as a mapping with exactly the keys that Python writes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResultMeta {
-    /// The task.
+    /// Id of the task.
     pub task_id: String,
-    /// Its state.
+    /// State of the task.
     pub state: State,
-    /// When a final state was reached.
+    /// Time at which a final state was reached.
     pub date_done: Option<DateTime<Utc>>,
     /// The message's group.
     pub group_id: Option<String>,
-    /// The task that sent this one.
+    /// Id of the task that sent this one.
     pub parent_id: Option<String>,
     /// The results of the tasks that this one sent, each in the form of `AsyncResult.as_tuple()`:
     /// `[[id, parent], null]`, or `[[group, parent], [child, …]]`.
     pub children: Vec<Value>,
-    /// What `result_extended` adds.
+    /// Additional keys with the setting `result_extended`.
     pub extended: Option<Extended>,
 }
 
@@ -200,22 +200,22 @@ pub struct ResultMeta {
 pub struct Extended {
     /// Name of the task.
     pub name: String,
-    /// Its arguments.
+    /// Positional arguments of the task.
     pub args: Value,
-    /// Its keyword arguments.
+    /// Keyword arguments of the task.
     pub kwargs: Value,
     /// Node name of the worker.
     pub worker: String,
-    /// How often it was retried before.
+    /// Number of previous retries of the task.
     pub retries: u32,
-    /// The *routing key* that its message came by, which Celery calls `queue`.
+    /// The *routing key* of the task's message, which Celery calls `queue`.
     pub queue: Option<String>,
-    /// `stamped_headers`, and the stamps under their own names; empty for a task without.
+    /// `stamped_headers`, and the stamps under their own names; empty for a task without stamps.
     pub stamps: Map<String, Value>,
 }
 
 impl ResultMeta {
-    /// The result of `message`, reached at `now`.
+    /// Creates the result of `message`, reached at `now`.
     #[must_use]
     pub fn new(message: &TaskMessage, state: State, now: DateTime<Utc>) -> Self {
         Self {
@@ -229,7 +229,7 @@ impl ResultMeta {
         }
     }
 
-    /// The values of any size in it.
+    /// The values whose size is not limited.
     pub fn values(&self) -> impl Iterator<Item = &Value> {
         let own = match &self.state {
             State::Success(value) | State::Custom { meta: value, .. } => Some(value),
@@ -240,7 +240,7 @@ impl ResultMeta {
         own.into_iter().chain(&self.children).chain(arguments)
     }
 
-    /// The mapping.
+    /// The mapping with Python's keys.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let traceback = match &self.state {
@@ -273,28 +273,28 @@ impl ResultMeta {
     }
 }
 
-/// What compressed values begin with; then come the MIME type of the compression, a NUL and the
-/// compressed bytes.
+/// Prefix of compressed values. The MIME type of the compression, a NUL and the compressed bytes follow.
 const COMPRESSED: &[u8] = b"\0celery-compressed\0";
 
-/// Largest value that is read, in bytes, decompressed: whoever may write to Redis may store a bomb.
+/// Maximum size of a value after decompression, in bytes: everyone with write access to Redis can store a small value
+/// that decompresses to a huge one.
 const MAX_STORED: usize = 64 << 20;
 
-/// Why stored bytes are no result.
+/// Reason why stored bytes are not a result.
 #[derive(Debug, thiserror::Error)]
 pub enum NotReadable {
-    /// They cannot be decompressed.
+    /// The bytes cannot be decompressed.
     #[error("it cannot be decompressed")]
     Compressed(#[from] Reason),
-    /// They are of another serializer, or broken.
+    /// The bytes come from another serializer, or are invalid.
     #[error("it is no JSON: {0}")]
     Json(String),
-    /// They are something else.
+    /// The value has no status, so it is not a result.
     #[error("it is no mapping with a status")]
     NoStatus,
 }
 
-/// A value as a key-value store holds it.
+/// Converts a value for a key-value store.
 #[must_use]
 pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
     let plain = value.to_string().into_bytes();
@@ -306,7 +306,7 @@ pub fn encode(value: &Value, compression: Option<Method>) -> Vec<u8> {
     packed.unwrap_or(plain)
 }
 
-/// The value that a store holds, compressed or not.
+/// Reads a value from a key-value store, compressed or not.
 ///
 /// # Errors
 /// [`NotReadable`].
@@ -324,7 +324,7 @@ pub fn decode(stored: &[u8]) -> Result<Value, NotReadable> {
     json::read(text).map_err(|e| NotReadable::Json(e.to_string()))
 }
 
-/// The mapping of a result that a key-value store holds.
+/// Reads the mapping of a result from a key-value store.
 ///
 /// # Errors
 /// [`NotReadable`].
@@ -373,7 +373,7 @@ mod tests {
             assert_eq!(stored.starts_with(COMPRESSED), method.is_some());
             assert_eq!(read(&stored).ok(), Some(value.clone()));
         }
-        // Celery 5.7's `compress_payload('{"status": "SUCCESS"}', "gzip")`.
+        // Output of Celery 5.7's `compress_payload('{"status": "SUCCESS"}', "gzip")`.
         let hex = "789cab562a2e492c292d56b252500a0e7576760d0e56aa05004cda0698";
         let packed: Vec<u8> = (0..hex.len() / 2)
             .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap_or_default())

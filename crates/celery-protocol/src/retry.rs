@@ -1,8 +1,7 @@
 //! The message for the next run of a task that is retried.
 //!
-//! It is a complete protocol 2 message with the id of the run before it. Whatever its producer put
-//! into the first one is in it again: the body as it was, byte for byte, the application headers
-//! with their types, the stamps.
+//! It is a complete protocol 2 message with the id of the previous run. It contains everything that the producer put
+//! into the first message: the body, byte for byte, the application headers with their types, and the stamps.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
@@ -11,8 +10,8 @@ use super::content::JSON;
 use super::message::{Protocol, TaskMessage};
 use super::{Headers, Properties, RawMessage, isoformat, repr};
 
-/// Headers that RabbitMQ adds to dead letters. It would take a message that has them for one that
-/// goes round in circles.
+/// Headers that RabbitMQ adds to dead letters. If a message contained them, RabbitMQ would treat it as one that
+/// circulates endlessly.
 const DEAD_LETTER_HEADERS: [&str; 7] = [
     "x-death",
     "x-first-death-exchange",
@@ -23,16 +22,16 @@ const DEAD_LETTER_HEADERS: [&str; 7] = [
     "x-last-death-reason",
 ];
 
-/// What is different in the next run, as `Task.retry` takes it. Nothing by default.
+/// Differences between the next run and the previous one, as in `Task.retry`. The default has none.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Changes {
-    /// Another queue; without one it goes the way that the task came.
+    /// Another queue; without one, the message takes the route of the task's message.
     pub queue: Option<String>,
     /// Other positional arguments.
     pub args: Option<Vec<Value>>,
     /// Other keyword arguments.
     pub kwargs: Option<Map<String, Value>>,
-    /// Another end of its usefulness.
+    /// Another expiry time.
     pub expires: Option<DateTime<Utc>>,
     /// Another priority.
     pub priority: Option<u8>,
@@ -40,18 +39,17 @@ pub struct Changes {
     pub time_limit: Option<f64>,
     /// Another soft time limit, in seconds.
     pub soft_time_limit: Option<f64>,
-    /// Whether no result is wanted.
+    /// True if no result is wanted.
     pub ignore_result: Option<bool>,
     /// Another name to show.
     pub shadow: Option<String>,
-    /// Further headers, or other values for those that the producer set.
+    /// Further headers, or other values for headers of the producer.
     pub headers: Map<String, Value>,
 }
 
 impl TaskMessage {
-    /// The message of the task's next run: the same as `raw`, which this one was decoded from, due
-    /// at `eta` (at once where there is none) and with the `changes`. What the broker added on its
-    /// way is left out.
+    /// Creates the message of the task's next run: the same as `raw`, which `self` was decoded from, due at `eta` (at
+    /// once without one) and with the `changes`. Headers that the broker added are removed.
     #[must_use]
     pub fn retry(
         &self,
@@ -64,7 +62,7 @@ impl TaskMessage {
         let properties = Properties {
             correlation_id: Some(self.id.clone()),
             priority: changes.priority.or(self.priority),
-            // What is left of its time, as a new message gets it; never less than nothing.
+            // The remaining time until the expiry, as in a new message; never negative.
             expiration: expires
                 .map(|expires| (expires - now).num_milliseconds().max(0).to_string()),
             persistent: true,
@@ -88,7 +86,7 @@ impl TaskMessage {
         changes: &Changes,
     ) -> Headers {
         let kept = |name: &str| self.headers.get(name).cloned().unwrap_or_default();
-        // As the producer wrote it, where it still holds.
+        // In the producer's notation, if it is unchanged.
         let expires = match (changes.expires, kept("expires")) {
             (None, text @ (Value::String(_) | Value::Null)) => text,
             (changed, _) => json!(changed.or(self.expires).map(isoformat)),
@@ -99,7 +97,7 @@ impl TaskMessage {
         ]
         .map(|(changed, known, place)| match (changed, known) {
             (Some(changed), _) => json!(changed),
-            // With a fraction only where there was one.
+            // With a fraction only if the old value has one.
             (None, Some(_)) => kept("timelimit").get(place).cloned().unwrap_or_default(),
             (None, None) => Value::Null,
         });
@@ -133,7 +131,7 @@ impl TaskMessage {
             ("retries", json!(self.retries.saturating_add(1))),
             ("timelimit", json!(limits)),
             ("root_id", json!(self.root_id.as_ref().unwrap_or(&self.id))),
-            // Its own id where it has no parent: Python takes the run that retries for one.
+            // The task's own id if it has no parent: Python uses the run that retries.
             (
                 "parent_id",
                 json!(self.parent_id.as_ref().unwrap_or(&self.id)),
@@ -171,7 +169,7 @@ impl TaskMessage {
         headers
     }
 
-    /// Writes the body anew: JSON, not compressed.
+    /// Writes the body again: JSON, not compressed.
     fn write_body(&self, message: &mut RawMessage, changes: &Changes) {
         let (args, kwargs) = match &self.typed {
             Some((args, kwargs)) => (args, kwargs),
@@ -233,9 +231,9 @@ mod tests {
         serde_json::from_slice(&message.body).unwrap()
     }
 
-    /// Captured: what a Celery 5.7 worker publishes for `self.retry(countdown=3600)`, and what it had
-    /// received. Its argsrepr is a new one, of the tuple that it made of the list, and it writes the
-    /// task's own ignore_result where the producer left that to the task.
+    /// Captured from a Celery 5.7 worker: the message that it publishes for `self.retry(countdown=3600)`, and the
+    /// message that it had received. Its argsrepr is a new one, of the tuple that it made of the list, and it writes
+    /// the task's own ignore_result if the producer had not set it.
     #[test]
     fn as_python_publishes_it() {
         let id = "795a3f9f-d6ed-48a5-ad4c-31b4f47e9e6f";
@@ -280,7 +278,7 @@ mod tests {
         assert_eq!(next.body, text.as_bytes());
     }
 
-    /// Captured likewise. Python forgets the `taskset`.
+    /// Captured in the same way. Python omits the `taskset`.
     #[test]
     fn protocol_1_becomes_2() {
         let callback = json!({"task": "x", "args": [], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false});
@@ -306,7 +304,7 @@ mod tests {
             body(&next),
             json!([[1], {"a": null}, {"callbacks": [callback], "errbacks": null, "chain": null, "chord": null}])
         );
-        // And it is a message again.
+        // The result is a valid message again.
         let again = decode(&next, &Accept::json(10_000)).unwrap();
         assert_eq!((again.protocol, again.retries), (Protocol::Two, 2));
     }

@@ -1,34 +1,34 @@
-//! Times as producers write them: what `dateutil.parser.isoparse` reads, which Celery uses for
-//! `eta` and `expires`, and what Python's `fromisoformat` reads, which kombu uses for its
-//! envelopes. Both take basic and extended ISO 8601; a time without an offset is UTC.
+//! Times in the notations of producers: those that `dateutil.parser.isoparse` accepts, which Celery uses for `eta` and
+//! `expires`, and those that Python's `fromisoformat` accepts, which kombu uses for its envelopes. Both accept basic
+//! and extended ISO 8601; a time without an offset is UTC.
 
 use chrono::{DateTime, Datelike, Days, NaiveDate, NaiveDateTime, NaiveTime, TimeDelta, Utc};
 
-/// A day as `isoparse` reads it, and whether it named a day rather than a year or a month only.
+/// A day from `isoparse`, and true if the text named a day rather than only a year or a month.
 struct Day {
     date: NaiveDate,
     is_named: bool,
 }
 
-/// A time of day; midnight at the day's end is 24:00.
+/// A time of day; midnight at the end of the day is 24:00.
 struct Clock {
     time: NaiveTime,
     is_next_day: bool,
     offset: TimeDelta,
 }
 
-/// `isoparse`: years, months, days, ordinal and week dates, with or without a time of day.
-/// `None` for everything that it refuses.
+/// Parses like `isoparse`: years, months, days, ordinal and week dates, with or without a time of day. `None` for a
+/// text that `isoparse` rejects.
 pub(super) fn parse(text: &str) -> Option<DateTime<Utc>> {
     date_time(text).map(|(time, _)| time)
 }
 
-/// Whether `datetime.fromisoformat` takes the text. Unlike `isoparse` it wants a whole date.
+/// Returns true if `datetime.fromisoformat` accepts the text. Unlike `isoparse` it requires a complete date.
 pub(super) fn is_date_time(text: &str) -> bool {
     date_time(text).is_some_and(|(_, is_named)| is_named)
 }
 
-/// Whether `time.fromisoformat` takes the text.
+/// Returns true if `time.fromisoformat` accepts the text.
 pub(super) fn is_time(text: &str) -> bool {
     text.is_ascii() && clock(text.strip_prefix('T').unwrap_or(text).as_bytes()).is_some()
 }
@@ -39,14 +39,14 @@ fn date_time(text: &str) -> Option<(DateTime<Utc>, bool)> {
     }
     let text = text.as_bytes();
     let (day, rest) = match calendar_date(text) {
-        // Of that form, so it is not tried in another, even if there is no such day.
+        // The text has this form, so no other form is tried, even if the day does not exist.
         Some((day, rest)) => (day?, rest),
         None => other_date(text)?,
     };
     let midnight = day.date.and_time(NaiveTime::MIN);
     let time = match rest.split_first() {
         None => midnight,
-        // Any one character stands between date and time.
+        // Any single character may separate date and time.
         Some((_, rest)) => {
             let clock = clock(rest)?;
             let date = match clock.is_next_day {
@@ -57,7 +57,7 @@ fn date_time(text: &str) -> Option<(DateTime<Utc>, bool)> {
                 return None;
             }
             let time = NaiveDateTime::new(date, clock.time).checked_sub_signed(clock.offset)?;
-            // In UTC it may be up to a day outside of the calendar, where it could not be written.
+            // In UTC the time may be up to a day outside of the calendar, where it could not be written.
             let first = NaiveDate::from_ymd_opt(1, 1, 1)?.and_time(NaiveTime::MIN);
             let last =
                 NaiveDate::from_ymd_opt(9999, 12, 31)?.and_hms_micro_opt(23, 59, 59, 999_999)?;
@@ -67,12 +67,12 @@ fn date_time(text: &str) -> Option<(DateTime<Utc>, bool)> {
     is_in_calendar(&time).then_some((time.and_utc(), day.is_named))
 }
 
-/// Returns true for the years of Python's calendar, which are those that have four digits.
+/// Returns true for the years of Python's calendar, i.e. years with at most four digits.
 pub(super) fn is_in_calendar(time: &impl Datelike) -> bool {
     (1..=9999).contains(&time.year())
 }
 
-/// `YYYY`, `YYYY-MM`, `YYYY-MM-DD`, `YYYYMMDD`, and what follows.
+/// Parses `YYYY`, `YYYY-MM`, `YYYY-MM-DD`, `YYYYMMDD`; returns the rest of the text, too.
 fn calendar_date(text: &[u8]) -> Option<(Option<Day>, &[u8])> {
     let (year, rest) = year(text)?;
     let day = |month, day, is_named| {
@@ -95,7 +95,7 @@ fn calendar_date(text: &[u8]) -> Option<(Option<Day>, &[u8])> {
     Some((day(month, of_month, true), rest))
 }
 
-/// `YYYY-Www`, `YYYY-Www-D`, `YYYY-DDD` and the same without dashes, and what follows.
+/// Parses `YYYY-Www`, `YYYY-Www-D`, `YYYY-DDD` and the same without dashes; returns the rest of the text, too.
 fn other_date(text: &[u8]) -> Option<(Day, &[u8])> {
     let (year, rest) = year(text)?;
     let (separated, rest) = after(rest, b'-');
@@ -120,7 +120,7 @@ fn other_date(text: &[u8]) -> Option<(Day, &[u8])> {
     if !(1..=53).contains(&week) || !(1..=7).contains(&weekday) {
         return None;
     }
-    // The first week has January 4th in it. Week 53 of a year without one is the next year's first.
+    // The first week contains January 4th. Week 53 of a year without one is the first week of the next year.
     let january_4 = NaiveDate::from_ymd_opt(year, 1, 4)?;
     let monday = january_4 - Days::new(january_4.weekday().num_days_from_monday().into());
     let date = monday.checked_add_days(Days::new(
@@ -130,8 +130,8 @@ fn other_date(text: &[u8]) -> Option<(Day, &[u8])> {
     Some((Day { date, is_named }, rest))
 }
 
-/// `HH`, `HH:MM`, `HH:MM:SS`, `HH:MM:SS.ffffff`, the same without colons, and an offset, which may
-/// follow any of them. The last number may have one digit.
+/// Parses `HH`, `HH:MM`, `HH:MM:SS`, `HH:MM:SS.ffffff`, the same without colons, and an offset, which may follow each
+/// of them. The last number may have one digit.
 fn clock(text: &[u8]) -> Option<Clock> {
     if text.len() < 2 {
         return None;
@@ -185,7 +185,7 @@ fn clock(text: &[u8]) -> Option<Clock> {
     })
 }
 
-/// `±HH`, `±HHMM`, `±HH:MM`.
+/// Parses `±HH`, `±HHMM`, `±HH:MM`.
 fn offset(zone: &[u8]) -> Option<TimeDelta> {
     let (sign, rest) = zone.split_first()?;
     let (hours, rest) = number(rest, 2)?;
@@ -211,13 +211,13 @@ fn year(text: &[u8]) -> Option<(i32, &[u8])> {
     (year > 0).then_some((year, rest))
 }
 
-/// A number of so many characters, and what follows.
+/// Parses a number of `width` characters; returns the rest of the text, too.
 fn number(text: &[u8], width: usize) -> Option<(u32, &[u8])> {
     let (number, rest) = text.split_at_checked(width)?;
     Some((int(number)?, rest))
 }
 
-/// Python's `int()` of a few characters, which lets blanks, a plus sign and underscores pass.
+/// Parses like Python's `int()` for a few characters, which accepts blanks, a plus sign and underscores.
 fn int(text: &[u8]) -> Option<u32> {
     let text = std::str::from_utf8(text).ok()?.trim_ascii();
     let digits = text.strip_prefix('+').unwrap_or(text);
@@ -231,7 +231,7 @@ fn int(text: &[u8]) -> Option<u32> {
     }
 }
 
-/// Whether a character comes first, and what follows it if so.
+/// Returns true and the rest of the text if it begins with the character.
 fn after(text: &[u8], character: u8) -> (bool, &[u8]) {
     match text.split_first() {
         Some((first, rest)) if *first == character => (true, rest),
@@ -245,7 +245,7 @@ mod tests {
     use crate::isoformat;
     use proptest::prelude::*;
 
-    /// What `dateutil` 2.9's `isoparse` makes of these.
+    /// Texts and the results of `isoparse` of `dateutil` 2.9.
     const TIMES: &[(&str, Option<&str>)] = &[
         (
             "2026-11-24T04:13:55.482591+00:00",

@@ -1,7 +1,7 @@
 //! Estimates of the memory that a message takes once it is decoded.
 //!
-//! One or two bytes of a body can be a value, and a value takes up to a hundred bytes of memory: 4 MB of
-//! `[1,1,1,…` take 200 MB. The memory of a message is estimated from its bytes, without decoding them.
+//! One or two bytes of a body can be a value, and a value takes up to a hundred bytes of memory: 4 MB of `[1,1,1,…`
+//! take 200 MB. The memory of a message is estimated from its bytes, without decoding them.
 
 use serde_json::{Map, Value};
 
@@ -12,11 +12,12 @@ use super::content::{self, Accept};
 /// has room to grow, a mapping has an index.
 const VALUE: usize = 100;
 
-/// Estimated memory of a message with its decoded values, in bytes; rather too high than too low.
+/// Estimated memory of a message with its decoded values, in bytes. The estimate is an upper bound rather than an
+/// average.
 #[must_use]
 pub fn of(raw: &RawMessage, accept: &Accept) -> usize {
     let headers = of_map(&raw.headers);
-    // A body that cannot be decompressed within the limit is refused.
+    // A body that cannot be decompressed within the limit is rejected later.
     let body = content::inflated(raw, accept).map_or(0, |body| {
         let copies = body.len().saturating_mul(2);
         copies.saturating_add(values(raw, &body, accept).saturating_mul(VALUE))
@@ -30,7 +31,7 @@ fn values(raw: &RawMessage, body: &[u8], accept: &Accept) -> usize {
     let count = |marks: &[u8]| body.iter().filter(|byte| marks.contains(byte)).count() + 1;
     match content_type {
         content::JSON => count(b",:[{"),
-        // Each line and each alias can be one more value; copies of aliases have their own limit.
+        // Each line and each alias can add one value; copies by aliases have their own limit.
         "application/x-yaml" => {
             let copied = match body.contains(&b'*') {
                 true => accept.max_body_bytes,
@@ -63,7 +64,7 @@ pub(super) fn of_value(value: &Value) -> usize {
         }
 }
 
-/// Returns true if decoded values take more than some bytes. Looks at no more of them than that takes.
+/// Returns true if decoded values take more than `bytes` bytes. Stops counting at this limit.
 pub fn exceeds<'v>(values: impl IntoIterator<Item = &'v Value>, bytes: usize) -> bool {
     let mut left = bytes;
     !values.into_iter().all(|value| fits(value, &mut left))

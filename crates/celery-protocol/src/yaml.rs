@@ -1,8 +1,8 @@
-//! YAML as PyYAML's `safe_load` reads it: YAML 1.1, in which `yes` is a boolean, `017` is octal and
-//! `2026-11-24` a date. Values that JSON has no form for are put into kombu's envelopes.
+//! YAML as PyYAML's `safe_load` reads it: YAML 1.1, in which `yes` is a boolean, `017` is octal and `2026-11-24` a
+//! date. Values that JSON cannot represent are put into kombu's envelopes.
 //!
-//! Aliases are followed, since PyYAML writes them for every object that it meets twice, but only as
-//! far as the copies stay within the limit for the whole body, and nesting within its own.
+//! Aliases are resolved, since PyYAML writes them for every object that occurs twice, but only while the copies stay
+//! within the limit for the whole body, and the nesting within its own limit.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value};
 use super::envelope::{self, sealed};
 use super::json::{MAX_DEPTH, float, integer};
 
-/// What one value counts, beside its text, in bytes.
+/// Size of one value in addition to its text, in bytes.
 const VALUE_SIZE: usize = 32;
 
 const BOOLEANS: [(&str, bool); 6] = [
@@ -50,7 +50,7 @@ static TIME: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// Why a text is not YAML, or not a kind of it that is read.
+/// Reason why a text is not YAML, or is a form of YAML that is not supported.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct YamlError(String);
@@ -59,7 +59,7 @@ fn error<T>(what: impl Into<String>) -> Result<T, YamlError> {
     Err(YamlError(what.into()))
 }
 
-/// Reads one document; aliases may copy `limit` bytes in all.
+/// Parses one document; aliases may copy `limit` bytes in total.
 pub(super) fn read(text: &str, limit: usize) -> Result<Value, YamlError> {
     let mut builder = Builder {
         left: limit,
@@ -69,11 +69,11 @@ pub(super) fn read(text: &str, limit: usize) -> Result<Value, YamlError> {
         let (event, _) = event.map_err(|e| YamlError(e.to_string()))?;
         builder.take(event)?;
     }
-    // As Python's None where there is no document.
+    // Null for an empty text, as None in Python.
     Ok(builder.document.unwrap_or_default())
 }
 
-/// A collection that is not complete.
+/// A collection that is not complete yet.
 struct Open {
     anchor: usize,
     content: Content,
@@ -83,7 +83,7 @@ enum Content {
     Sequence(Vec<Value>),
     Mapping {
         pairs: Map<String, Value>,
-        /// What `<<` brings in; keys of the mapping itself win.
+        /// Mappings from `<<`; keys of the mapping itself take precedence.
         merged: Vec<Value>,
         key: Option<Key>,
         is_set: bool,
@@ -100,7 +100,7 @@ struct Builder {
     open: Vec<Open>,
     anchored: HashMap<usize, Value>,
     document: Option<Value>,
-    /// Bytes that aliases may still copy.
+    /// Remaining number of bytes that aliases may copy.
     left: usize,
 }
 
@@ -178,7 +178,7 @@ impl Builder {
         Ok(())
     }
 
-    /// Puts a complete value where it belongs.
+    /// Adds a complete value to the collection that contains it.
     fn node(&mut self, value: Value, anchor: usize, is_merge: bool) -> Result<(), YamlError> {
         if anchor != 0 {
             let (size, _) = measure(&value);
@@ -219,7 +219,7 @@ impl Content {
         };
         let mut all = Map::new();
         for source in merged {
-            // Of a list, the first mapping wins.
+            // In a list, the first mapping takes precedence.
             let sources = match source {
                 Value::Array(sources) => sources.into_iter().rev().collect(),
                 one => vec![one],
@@ -252,7 +252,7 @@ fn text_of_key(key: Value) -> Result<String, YamlError> {
     }
 }
 
-/// Bytes that a value counts, and how deep it nests.
+/// Size of a value in bytes, and its nesting depth.
 fn measure(value: &Value) -> (usize, usize) {
     let mut size = VALUE_SIZE;
     let mut depth = 0;
@@ -273,7 +273,7 @@ fn measure(value: &Value) -> (usize, usize) {
     (size, depth)
 }
 
-/// The name of a tag of YAML's own: `Some(None)` without a tag, `None` for any other.
+/// The name of a tag of YAML's own: `Some(None)` without a tag, `None` for another tag.
 fn core(tag: Option<&Tag>) -> Option<Option<&str>> {
     let Some(tag) = tag else {
         return Some(None);
@@ -286,7 +286,7 @@ fn core(tag: Option<&Tag>) -> Option<Option<&str>> {
 
 fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, YamlError> {
     let value = match core(tag) {
-        // `!` alone says nothing.
+        // `!` alone has no meaning.
         None if tag.is_some_and(|tag| tag.handle().is_empty() && tag.suffix() == "!") => {
             match is_plain {
                 true => Some(resolved(text)?),
@@ -307,7 +307,7 @@ fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, YamlEr
     value.ok_or_else(|| YamlError(format!("`{text:.40}` is not what its tag says")))
 }
 
-/// A scalar without quotes and tag.
+/// The value of a scalar without quotes and tag.
 fn resolved(text: &str) -> Result<Value, YamlError> {
     let matches =
         |regex: &LazyLock<Option<Regex>>| regex.as_ref().is_some_and(|r| r.is_match(text));
@@ -329,7 +329,7 @@ fn is_capitalised(text: &str) -> bool {
     chars.next().is_some_and(char::is_uppercase) && chars.all(char::is_lowercase)
 }
 
-/// A date without a time is one only with all its digits.
+/// Returns true for a date or time. A date without a time must have all its digits.
 fn is_implicit_time(text: &str) -> bool {
     text.len() == 10 || text.contains(':')
 }
@@ -384,7 +384,7 @@ fn real(text: &str) -> Option<Value> {
     Some(float(sign * value))
 }
 
-/// A date or a time, as `isoformat` writes it.
+/// The envelope for a date or a time, as `isoformat` writes it.
 fn moment(text: &str) -> Option<Value> {
     let found = TIME.as_ref()?.captures(text)?;
     let part = |found: &Captures<'_>, name| found.name(name).map(|m| m.as_str().to_owned());
@@ -421,7 +421,7 @@ fn moment(text: &str) -> Option<Value> {
     super::time::is_date_time(&time).then(|| sealed("datetime", time))
 }
 
-/// Base64, which PyYAML breaks into lines.
+/// Decodes base64, which PyYAML breaks into lines.
 fn binary(text: &str) -> Option<Value> {
     let text: String = text.chars().filter(|c| !c.is_whitespace()).collect();
     envelope::from_base64(&text).map(|bytes| envelope::bytes(&bytes))
@@ -433,7 +433,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What PyYAML 6.0's `safe_load` makes of these, written by kombu's JSON encoder.
+    /// Documents and the results of PyYAML 6.0's `safe_load`, written by kombu's JSON encoder.
     const DOCUMENTS: &[(&str, Option<&str>)] = &[
         ("[1, a, 'b', \"c\\n\"]", Some(r#"[1, "a", "b", "c\n"]"#)),
         ("{a: 1, 'b': [x, y]}", Some(r#"{"a": 1, "b": ["x", "y"]}"#)),

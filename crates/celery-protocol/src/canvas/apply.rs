@@ -1,7 +1,7 @@
 //! Applying signatures, as a client's `apply_async` does.
 //!
-//! A client *freezes* a signature before it sends anything ([`super::freeze`]), and then sends what
-//! can run now. The messages carry the rest along.
+//! A client *freezes* a signature before it sends anything ([`super::freeze`]), and then sends the tasks that can run
+//! at once. Their messages contain the rest of the signature.
 
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
@@ -15,7 +15,7 @@ use super::{
 use crate::message::TaskMessage;
 use crate::weight;
 
-/// Options of a chain that it does not hand to its first task.
+/// Options of a chain that do not apply to its first task.
 pub(super) const OF_THE_CHAIN: [&str; 8] = [
     "chord",
     "group_id",
@@ -53,7 +53,7 @@ pub(super) type Options = Map<String, Value>;
 /// ```
 ///
 /// # Errors
-/// [`SignatureError`](super::SignatureError) if it cannot be applied. Nothing is to be sent then.
+/// [`SignatureError`](super::SignatureError) if it cannot be applied. The caller must not send anything in this case.
 pub fn apply(signature: Signature, call: &Call<'_>) -> Result<Plan, Error> {
     signature.check()?;
     let mut applying = Applying::new(*call);
@@ -61,10 +61,10 @@ pub fn apply(signature: Signature, call: &Call<'_>) -> Result<Plan, Error> {
     Ok(applying.plan)
 }
 
-/// What follows a task that returned: its callbacks, then the next step of its chain.
+/// Plans the follow-up tasks of a task that succeeded: its callbacks, then the next step of its chain.
 ///
 /// # Errors
-/// [`Error`] if one of the signatures cannot be applied. Nothing is to be sent then.
+/// [`Error`] if one of the signatures cannot be applied. The caller must not send anything in this case.
 pub fn after_success(
     message: &TaskMessage,
     returned: &Value,
@@ -81,7 +81,7 @@ pub fn after_success(
     let options = inherited(call);
     let mut callbacks = Signature::parse_all(&message.embed.callbacks)?;
     if callbacks.len() > 1 {
-        // Several are one group, except for those that are groups already.
+        // Several callbacks are applied as one group, except for those that are groups themselves.
         let is_group = |one: &Signature| matches!(one.form, Form::Group(_));
         let (groups, single): (Vec<_>, Vec<_>) = callbacks.into_iter().partition(is_group);
         callbacks = groups;
@@ -110,8 +110,8 @@ pub fn after_success(
     Ok(plan)
 }
 
-/// What follows a task that failed: its errbacks, as one group, each with the task's id. `task_id`
-/// is another than the caller's where the body of a chord fails for its header.
+/// Plans the follow-up tasks of a task that failed: its errbacks, as one group, each with the id of the failed task.
+/// `task_id` differs from the caller's id if the body of a chord fails because of its header.
 ///
 /// # Errors
 /// [`Error`] if one of the signatures cannot be applied.
@@ -143,7 +143,7 @@ pub fn chord_body(body: &Value, results: Value, call: &Call<'_>) -> Result<Plan,
     Ok(applying.plan)
 }
 
-/// The options that a task gives to what it leads to.
+/// The options that a task passes on to its follow-up tasks.
 fn inherited(call: &Call<'_>) -> Options {
     let ids = [("parent_id", call.parent_id), ("root_id", call.root_id)];
     let known = ids
@@ -152,7 +152,7 @@ fn inherited(call: &Call<'_>) -> Options {
     known.collect()
 }
 
-/// Arguments that come on top of a signature's own.
+/// Arguments that are added to a signature's own.
 #[derive(Debug, Default)]
 struct Partial {
     args: Vec<Value>,
@@ -161,9 +161,9 @@ struct Partial {
 
 /// Results of an applied signature.
 struct Applied {
-    /// As the caller's child: of what is sent now.
+    /// The tasks that are sent now: the caller's child.
     child: ResultNode,
-    /// As the caller waits for it: of what comes last.
+    /// The task that runs last: the result that the caller waits for.
     result: ResultNode,
 }
 
@@ -201,7 +201,8 @@ impl<'a> Applying<'a> {
         }
     }
 
-    /// An id that is the same whenever the same task applies the same signature on the same occasion.
+    /// Returns an id that is the same for each run of the same task if it applies the same signature with the same
+    /// role.
     pub(super) fn fresh_id(&mut self) -> String {
         let parent_id = self.call.parent_id.unwrap_or_default();
         let name = format!("{parent_id}/{}/{}", self.call.role, self.ids);
@@ -209,7 +210,7 @@ impl<'a> Applying<'a> {
         Uuid::new_v5(&Uuid::NAMESPACE_OID, name.as_bytes()).to_string()
     }
 
-    /// Counts memory that copies are about to take.
+    /// Counts memory for copies before they are made.
     pub(super) fn hold(&mut self, bytes: usize) -> Result<(), Error> {
         self.held = self.held.saturating_add(bytes);
         self.copied = self.copied.saturating_add(bytes);
@@ -219,7 +220,7 @@ impl<'a> Applying<'a> {
         }
     }
 
-    /// Hands errbacks to signatures.
+    /// Adds errbacks to signatures.
     pub(super) fn link_errors(
         &mut self,
         errbacks: &[Value],
@@ -233,7 +234,7 @@ impl<'a> Applying<'a> {
         Ok(())
     }
 
-    /// Counts what is to be sent.
+    /// Counts messages and bytes before they are sent.
     fn budget(&mut self, messages: usize, bytes: usize) -> Result<(), Error> {
         self.messages = self.messages.saturating_add(messages);
         self.bytes = self.bytes.saturating_add(bytes);
@@ -262,14 +263,14 @@ impl<'a> Applying<'a> {
         Ok(())
     }
 
-    /// Applies a signature; its results, if anything is sent.
+    /// Applies a signature and returns its results, or none if no task is sent.
     fn apply(
         &mut self,
         signature: Signature,
         partial: &Partial,
         options: Options,
     ) -> Result<Option<Applied>, Error> {
-        // The caller's part comes with a copy and is merged with the signature's own.
+        // The caller's arguments are copied and merged with the signature's own.
         let held = self.held;
         self.hold(weight::of_map(&options).saturating_mul(2))?;
         let result = match signature.form {
@@ -281,7 +282,7 @@ impl<'a> Applying<'a> {
             Form::Group(_) => self.apply_group(signature, partial, &options),
             Form::Chord { .. } => self.apply_chord(signature, partial, options),
         };
-        // All of this is sent by now, or written to messages.
+        // Everything that was counted since is sent or written to messages by now.
         self.held = held;
         result
     }
@@ -309,7 +310,7 @@ impl<'a> Applying<'a> {
         Ok(ResultNode::task(id))
     }
 
-    /// The first step is sent, and takes the rest with it.
+    /// Sends the first step, whose message contains the rest.
     fn apply_chain(
         &mut self,
         signature: Signature,
@@ -355,7 +356,7 @@ impl<'a> Applying<'a> {
         let Some(first) = steps.next() else {
             return Ok(None);
         };
-        // What follows the whole chain comes after its own steps; the list is read from its end.
+        // The follow-up tasks of the whole chain run after its own steps; the list is read from its end.
         let mut rest = listed(options.remove("chain")).unwrap_or_default();
         rest.extend(steps.rev().map(|step| step.to_json()));
         let is_single = rest.is_empty();
@@ -435,7 +436,7 @@ impl<'a> Applying<'a> {
         let mut partial_kwargs = kwargs;
         partial_kwargs.extend(partial.kwargs.clone());
 
-        // A delay is the header's, whoever asks for it; the header is what is sent now.
+        // A delay applies to the header, both the chord's own and the caller's, because the header is sent now.
         let mut delay = Options::new();
         for name in ["countdown", "eta"] {
             let (inner, outer) = (own.remove(name), options.remove(name));
@@ -460,13 +461,13 @@ impl<'a> Applying<'a> {
 
         own.extend(options);
         let mut shared = own;
-        // The body gets these. It is written for its parts, and once more for its observer.
+        // The body gets these options. They are written once for its parts and once for their observer.
         self.hold(weight::of_map(&shared).saturating_mul(3))?;
         self.add_callbacks(&mut body, &mut shared)?;
         let to_body = shared.iter().filter(|(name, _)| *name != "parent_id");
         let to_body = to_body.map(|(name, value)| (name.clone(), value.clone()));
         body.options.extend(to_body.collect::<Vec<_>>());
-        // Neither what follows the chord nor the chord around it is of the header's business.
+        // The chain after the chord and the surrounding chord do not concern the header.
         shared.remove("chain");
         shared.remove("chord");
 
@@ -487,7 +488,7 @@ impl<'a> Applying<'a> {
         }
         let chord = body.to_json();
         self.hold(weight::of_value(&chord).saturating_mul(2))?;
-        // Before the body is copied into every part.
+        // Checked before the body is copied into every part.
         let copies = chord.to_string().len().saturating_mul(tasks.len());
         if copies > MAX_BYTES || tasks.len() > MAX_MESSAGES {
             return Err(Error::Size);
@@ -498,7 +499,7 @@ impl<'a> Applying<'a> {
                 root_id: root_id.as_deref(),
                 group_id: Some(&group_id),
                 group_index: Some(index),
-                // Each part gets a copy when it is sent, so the copies do not exist at the same time.
+                // Each part gets its copy when it is sent, so that the copies do not exist at the same time.
                 chord: None,
                 id: None,
             };
@@ -568,7 +569,8 @@ fn link_option(options: &mut Options, callback: Value) {
     options.insert("link".into(), links.into());
 }
 
-/// A group's tasks with their places, groups in it taken apart. Python counts those anew.
+/// Lists a group's tasks with their indexes; nested groups are flattened. As in Python, each nested group counts from
+/// 0.
 fn flatten_in_order(signature: Signature, into: &mut Vec<(usize, Signature)>) {
     let Form::Group(tasks) = signature.form else {
         return;

@@ -1,4 +1,4 @@
-//! Signatures made in code, by the names of Python's `apply_async`.
+//! Builder for signatures, with the option names of Python's `apply_async`.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value, json};
 use super::{Error, Form, MAX_DEPTH, Signature};
 use crate::isoformat;
 
-/// Time after which a task is not run any more: after a delay, or at a time.
+/// Time after which a task must not start: a delay or a point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expiry {
     /// After this delay, counted from sending.
@@ -52,11 +52,11 @@ impl Signature {
         }
     }
 
-    /// Appends a positional argument. A value that is not JSON (a map with keys that are no strings)
-    /// is an error when the signature is applied.
+    /// Appends a positional argument. A value that is not JSON (a map with keys that are no strings) is reported as an
+    /// error when the signature is applied.
     ///
-    /// In front of a signature's own arguments comes the result of the step before, unless the
-    /// signature is [immutable](Self::immutable).
+    /// The result of the previous step is inserted before a signature's own arguments, unless the signature is
+    /// [immutable](Self::immutable).
     #[must_use]
     pub fn arg(mut self, value: impl Serialize) -> Self {
         if let Some(value) = self.converted(value) {
@@ -136,7 +136,7 @@ impl Signature {
             .option("routing_key", routing_key.into())
     }
 
-    /// Delays the run, counted from sending. Comes before [`Signature::eta`].
+    /// Delays the run, counted from sending. Takes precedence over [`Signature::eta`].
     ///
     /// ```
     /// # use celery_protocol::canvas::Signature;
@@ -162,7 +162,7 @@ impl Signature {
         self.option("eta", isoformat(at))
     }
 
-    /// Sets the time after which the task is not run any more; its state is then `REVOKED`.
+    /// Sets the time after which the task must not start; its state is then `REVOKED`.
     ///
     /// ```
     /// # use celery_protocol::canvas::Signature;
@@ -250,7 +250,7 @@ impl Signature {
         self
     }
 
-    /// Takes no arguments from the step before: the signature runs with its own only.
+    /// Ignores the result of the previous step: the signature runs with its own arguments only.
     ///
     /// ```
     /// # use celery_protocol::canvas::Signature;
@@ -267,7 +267,7 @@ impl Signature {
                     tasks.push(task.immutable());
                 }
             }
-            // The result of the step before is for its first task.
+            // The first task of a chain receives the result of the previous step.
             Form::Chain(tasks) if tasks.is_empty() => {}
             Form::Chain(tasks) => {
                 let first = tasks.remove(0);
@@ -353,7 +353,7 @@ impl Signature {
         }
     }
 
-    /// A callback or errback as it is kept in the options; its defect becomes this signature's.
+    /// A callback or errback as a value for the options. Its error becomes this signature's error.
     fn adopt(&mut self, other: Self) -> Value {
         match other.check() {
             Ok(()) => other.to_json(),
@@ -373,7 +373,7 @@ impl Signature {
             .ok()
     }
 
-    /// Keeps the first error.
+    /// Keeps an error, unless there is an earlier one.
     fn report(&mut self, error: Error) {
         self.defect.get_or_insert(error);
     }
@@ -415,7 +415,7 @@ impl Signature {
     }
 }
 
-/// Seconds as Python writes them: a whole number where it is one.
+/// Seconds in Python's notation: as an integer if possible.
 fn seconds(time: Duration) -> Value {
     match time.subsec_nanos() {
         0 => time.as_secs().into(),

@@ -1,7 +1,7 @@
 //! Workflows of several signatures, by the rules of Python's `|`.
 //!
-//! A group that something follows becomes a chord, what follows a chord becomes a part of its body,
-//! a group of one is its task, and nested chains are one chain.
+//! A group with a following step becomes a chord, a step after a chord is added to its body, a group of one task
+//! becomes the task, and nested chains become one chain.
 
 use std::ops::BitOr;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::signature::listed;
 use super::{Form, Signature};
 
-/// Tasks that run one after the other, each with the result of the one before.
+/// Tasks that run one after the other, each with the result of the previous one.
 ///
 /// ```
 /// use celery_protocol::canvas::{Signature, chain};
@@ -28,7 +28,7 @@ pub fn chain<T: Into<Signature>>(tasks: impl IntoIterator<Item = T>) -> Signatur
     whole
 }
 
-/// Tasks that run at once; the result is the list of their results.
+/// Tasks that run concurrently; the result is the list of their results.
 ///
 /// ```
 /// use celery_protocol::canvas::{Signature, group};
@@ -42,7 +42,7 @@ pub fn group<T: Into<Signature>>(tasks: impl IntoIterator<Item = T>) -> Signatur
     Signature::compound("celery.group", Form::Group(tasks), Map::new())
 }
 
-/// Tasks that run at once, the header, and one that gets the list of their results, the body.
+/// Tasks that run concurrently, the header, and a task that receives the list of their results, the body.
 ///
 /// ```
 /// use celery_protocol::canvas::{Signature, chord};
@@ -103,7 +103,7 @@ impl Signature {
                 let mut next = unchained(unroll(next)).into_iter();
                 while let Some(step) = next.next() {
                     match (steps.pop(), unroll(step)) {
-                        // Python's rule: a chain that is nothing but a group is the group.
+                        // Python's rule: a chain that consists of one group is replaced by the group.
                         (None, step) if matches!(step.form, Form::Group(_)) => {
                             let group = self.replaced_by(step);
                             return next.fold(group, Self::followed_by);
@@ -117,7 +117,7 @@ impl Signature {
         }
     }
 
-    /// Puts another signature in place of this one, whose error stays.
+    /// Replaces this signature by another one, which keeps the error of this one.
     fn replaced_by(self, other: Self) -> Self {
         Self {
             defect: self.defect.or(other.defect),
@@ -126,8 +126,8 @@ impl Signature {
     }
 }
 
-/// The last step of a chain and the next one. They become one step if they are a group and what
-/// follows it, or a chord and what is not a chord.
+/// Joins the last step of a chain and the next one. They become one step if they are a group and its successor, or a
+/// chord and a signature that is not a chord.
 fn joined(mut last: Signature, next: Signature) -> Vec<Signature> {
     match &mut last.form {
         Form::Group(_) if !matches!(next.form, Form::Group(_)) => vec![last.followed_by(next)],
@@ -144,14 +144,14 @@ fn extend_body(body: &mut Signature, next: Signature) {
     *body = before.followed_by(next);
 }
 
-/// A chain of a signature and what follows it.
+/// A chain of a signature and its successor.
 fn two_or_more(first: Signature, next: Signature) -> Signature {
     let mut steps = vec![first];
     steps.extend(unchained(next));
     Signature::compound("celery.chain", Form::Chain(steps), Map::new())
 }
 
-/// The task of a group of one.
+/// Returns the task of a group of one task.
 fn unroll(mut signature: Signature) -> Signature {
     match &mut signature.form {
         Form::Group(tasks) if tasks.len() == 1 => match tasks.pop() {
@@ -162,7 +162,7 @@ fn unroll(mut signature: Signature) -> Signature {
     }
 }
 
-/// The steps of a chain, with its callbacks; of any other signature, itself.
+/// The steps of a chain, with the chain's callbacks; any other signature is its own single step.
 fn unchained(mut signature: Signature) -> Vec<Signature> {
     match &mut signature.form {
         Form::Chain(steps) => {
@@ -177,7 +177,7 @@ fn unchained(mut signature: Signature) -> Vec<Signature> {
     }
 }
 
-/// Moves the callbacks of a chain to its last step, and its errbacks to each.
+/// Moves the callbacks of a chain to its last step, and its errbacks to each step.
 fn hand_links_down(steps: &mut [Signature], options: &mut Map<String, Value>) {
     if steps.is_empty() {
         return;

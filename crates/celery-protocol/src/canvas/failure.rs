@@ -1,4 +1,4 @@
-//! Who fails with a task: the rest of its chain, the body of its chord.
+//! Tasks that fail together with a task: the rest of its chain, the body of its chord.
 
 use serde_json::{Map, Value};
 
@@ -8,25 +8,25 @@ use crate::exception::Exception;
 use crate::message::{Embed, TaskMessage};
 use crate::weight;
 
-/// A task that fails without having been sent.
+/// A task that failed before it was sent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BodyFailure {
-    /// It, as far as its result needs to know it.
+    /// The task's message, with the fields that its result needs.
     pub message: TaskMessage,
-    /// What it fails with.
+    /// The error of the task.
     pub exception: Exception,
-    /// Its errbacks.
+    /// The errbacks of the task.
     pub errbacks: Vec<Value>,
 }
 
-/// `ChordError`, by which the body of a chord fails.
+/// `ChordError`, the error of a chord's body.
 #[must_use]
 pub fn chord_error(text: String) -> Exception {
     Exception::new("celery.exceptions", "ChordError", text)
 }
 
-/// The steps of a chain's rest that fail with the step before, as far as they have ids: those who
-/// wait for the chain's result wait for the last of them. Of a chord, its body fails as well.
+/// The remaining steps of a chain that fail after a failed step, if they have ids: a client that waits for the chain's
+/// result waits for the last of them. The body of a chord among them fails, too.
 #[must_use]
 pub fn failed_steps(chain: &[Value]) -> Vec<TaskMessage> {
     let mut failed = Vec::new();
@@ -43,11 +43,11 @@ pub fn failed_steps(chain: &[Value]) -> Vec<TaskMessage> {
     failed
 }
 
-/// What fails when the body of a chord cannot be applied, by `error`; where the body is a group, its
-/// tasks fail with the cause of that.
+/// The tasks that fail with `error` if the body of a chord cannot be applied. If the body is a group, its tasks fail
+/// with `cause`.
 ///
 /// # Errors
-/// [`Error`] if the body is no signature.
+/// [`Error`] if the body is not a signature.
 pub fn body_failures(
     body: &Value,
     error: &Exception,
@@ -60,7 +60,7 @@ pub fn body_failures(
     Ok(failures)
 }
 
-/// Counts memory that copies are about to take.
+/// Counts memory for copies before they are made.
 fn hold<'a>(room: &mut usize, values: impl Iterator<Item = &'a Value>) -> Result<(), Error> {
     let bytes = values.map(weight::of_value).sum();
     *room = room.checked_sub(bytes).ok_or(Error::Memory)?;
@@ -96,10 +96,10 @@ fn collect(
                 });
             }
         }
-        // The result of a chain is that of its last step, whose place it has, too.
+        // The result of a chain is that of its last step, which also has the chain's place in the workflow.
         Form::Chain(tasks) => {
             if let Some(last) = tasks.last() {
-                // One copy of all parts.
+                // One copy of all nested signatures.
                 hold(room, std::iter::once(&last.to_json()))?;
                 let mut last = last.clone();
                 last.options.remove("link_error");
@@ -113,7 +113,7 @@ fn collect(
                 collect(task, cause, cause, errbacks.clone(), into, room)?;
             }
             if let Some(mut message) = unsent(&body.options) {
-                // Its tasks are the parts of whatever is around it.
+                // The tasks of the group are the parts of the surrounding chord.
                 message.embed.chord = None;
                 into.push(BodyFailure {
                     message,
@@ -126,7 +126,7 @@ fn collect(
     Ok(())
 }
 
-/// What is known of a task that was not sent, if it has an id.
+/// Message of a task that was not sent, with its known fields; none without an id.
 fn unsent(options: &Map<String, Value>) -> Option<TaskMessage> {
     let own = |name: &str| text(options, name).map(str::to_owned);
     let id = own("task_id")?;

@@ -1,8 +1,8 @@
-//! Freezing: the ids that a signature and its parts get before anything is sent.
+//! Freezing: assigns ids to a signature and its parts before anything is sent.
 //!
-//! Every task gets an id, the id of its group and its place there, and the last task of a part of a
-//! chord gets the chord's body. Only then can the signature be cut up, since what is sent later has to
-//! have the ids that earlier messages promise. A signature that is frozen already is left as it is.
+//! Every task gets an id, the id of its group and its index in it, and the last task of each part of a chord gets the
+//! chord's body. Only then can the signature be split, since tasks that are sent later must have the ids that earlier
+//! messages contain. A signature that was frozen before stays unchanged.
 
 use std::collections::VecDeque;
 
@@ -13,7 +13,7 @@ use super::signature::{links, text};
 use super::{Call, Error, Form, MAX_DEPTH, ResultNode, Signature, chord};
 use crate::weight;
 
-/// Values that freezing gives to a signature.
+/// Values that freezing assigns to a signature.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Place<'a> {
     pub(super) id: Option<&'a str>,
@@ -24,7 +24,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Memory of a note, in bytes.
+    /// Memory of the values that are copied into the options, in bytes.
     fn weight(&self) -> usize {
         self.chord.map_or(0, weight::of_value)
     }
@@ -46,8 +46,8 @@ impl Place<'_> {
     }
 }
 
-/// Gives a signature and its parts their ids, without applying it. Returns its result: a signature
-/// that is frozen can be stored together with it, and applied later.
+/// Assigns ids to a signature and its parts, without applying it. Returns its result: a frozen signature can be stored
+/// together with it, and applied later.
 ///
 /// ```
 /// # use celery_protocol::canvas::{Call, Signature, apply, freeze};
@@ -80,7 +80,7 @@ impl Applying<'_> {
         self.freeze(signature, place)
     }
 
-    /// Gives a signature and its parts what they lack; their result, if there is one.
+    /// Assigns missing ids to a signature and its parts. Returns its result, if it has one.
     pub(super) fn freeze(
         &mut self,
         signature: &mut Signature,
@@ -153,8 +153,8 @@ impl Applying<'_> {
         }
     }
 
-    /// Freezes the steps of a chain, from the last one, which is the one that has a place; the
-    /// result is the last one's.
+    /// Freezes the steps of a chain, from the last one, which has the chain's place in the workflow. Returns the result
+    /// of the last one.
     pub(super) fn freeze_steps(
         &mut self,
         steps: &mut [Signature],
@@ -192,7 +192,7 @@ impl Applying<'_> {
                 }
                 Form::Group(ref inner) if inner.is_empty() => empty = Some(task),
                 Form::Chord { header, body } if is_led_by_a_task(&body) => {
-                    // The rest of the body is not copied into every part of the header.
+                    // The rest of the body must not be copied into every part of the header.
                     let (first, rest) = self.unchain(*body)?;
                     task.form = Form::Chord {
                         header,
@@ -215,7 +215,7 @@ impl Applying<'_> {
                 .then(|| steps.pop_front())
                 .flatten();
             if let (Form::Group(header), Some(body)) = (&mut task.form, follows) {
-                // Each chord is in the body of the one before.
+                // Each chord is nested in the body of the previous one.
                 nested += 1;
                 if nested > MAX_DEPTH {
                     return Err(Error::Depth);
@@ -229,7 +229,7 @@ impl Applying<'_> {
         Ok(steps.into())
     }
 
-    /// First task of a chain and the others, with the options that the chain hands to them.
+    /// First task of a chain and the other tasks, with the options that the chain passes to them.
     fn unchain(&mut self, chain: Signature) -> Result<(Signature, Vec<Signature>), Error> {
         let Signature {
             mut options,
@@ -264,15 +264,15 @@ where
     }
 }
 
-/// True if a body is a chain that goes on after its first task. A group in that place runs what
-/// follows once for each of its tasks, and has to stay whole.
+/// True if a body is a chain with a single task at its beginning. A group at that position runs the following steps
+/// once for each of its tasks, and must not be split.
 fn is_led_by_a_task(body: &Signature) -> bool {
     matches!(&body.form, Form::Chain(tasks)
         if tasks.first().is_some_and(|first| !matches!(first.form, Form::Group(_))))
 }
 
-/// A header's tasks, groups in it taken apart. Python puts the tasks of a group in a header in
-/// reverse, and so the list that the body gets; so does this.
+/// A header's tasks; nested groups are flattened. As in Python, the tasks of a nested group are reversed, and with them
+/// the list that the body receives.
 pub(super) fn flatten_for_chord(tasks: Vec<Signature>) -> Vec<Signature> {
     let mut waiting: VecDeque<Signature> = tasks.into();
     let mut flat = Vec::with_capacity(waiting.len());

@@ -1,5 +1,5 @@
-//! Limits for signatures that multiply: a message of a few hundred kilobytes stays within the limits and
-//! takes no more memory than they allow.
+//! Tests of the limits for signatures that multiply: a message of a few hundred kilobytes must not exceed the limits of
+//! messages and memory.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
@@ -22,7 +22,7 @@ fn call() -> Call<'static> {
     }
 }
 
-/// A signature of some hundred bytes that takes ten kilobytes.
+/// A signature of about a hundred bytes that takes ten kilobytes of memory.
 fn task(number: usize) -> Value {
     json!({"task": "t", "args": [number, vec![1; 100]], "kwargs": {}, "options": {}, "immutable": true})
 }
@@ -107,7 +107,7 @@ fn what_multiplies_is_bounded(#[case] signature: Value) {
     }
 }
 
-/// A message of 350 kB that took 8 GB without limits.
+/// A message of 350 kB that took 8 GB of memory without limits.
 #[test]
 fn errbacks_times_steps_are_refused_before_they_are_copied() {
     let task = |number| json!({"task": "t", "args": [number, vec![1; 500]], "options": {}});

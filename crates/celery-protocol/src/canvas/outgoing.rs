@@ -1,4 +1,4 @@
-//! A task that is sent: its message, and where to.
+//! A task to send: its message and its route.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use serde::ser::{Serialize, SerializeMap as _, Serializer};
@@ -9,36 +9,37 @@ use super::{Call, Error, Signature};
 use crate::message::JSON;
 use crate::{Headers, Properties, RawMessage, isoformat, repr, time, weight};
 
-/// Levels of JSON in a body. Deeper ones are not read by serde_json, so not by a worker like this.
+/// Maximum number of JSON levels in a body. serde_json, and therefore a worker like this one, does not read deeper
+/// ones.
 const MAX_LEVELS: usize = 120;
 
-/// Where a message goes.
+/// Destination of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
-    /// To the queue for tasks that name none.
+    /// The default queue.
     Default,
-    /// To this queue.
+    /// A queue.
     Queue(String),
-    /// Through an exchange.
+    /// An exchange.
     Exchange {
-        /// Its name.
+        /// Name of the exchange.
         name: String,
         /// The routing key.
         routing_key: String,
     },
 }
 
-/// A message and its way.
+/// A message and its destination.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Outgoing {
     /// The complete protocol 2 message.
     pub message: RawMessage,
-    /// Where it goes.
+    /// Destination of the message.
     pub route: Route,
 }
 
 impl Outgoing {
-    /// The message of a single task, as Python's `send_task` makes it, with every header.
+    /// Creates the message of a single task, as Python's `send_task` does, with every header.
     pub(super) fn new(
         task: &str,
         id: &str,
@@ -140,7 +141,7 @@ impl Outgoing {
                     expiration,
                     persistent: !transient,
                 },
-                // Sent as it is, also where a `compression` is asked for: every receiver reads it.
+                // Not compressed, even if `compression` is set: every receiver can read it.
                 body: serde_json::to_vec(&(args, kwargs, &follows)).unwrap_or_default(),
             },
             route: route(options)?,
@@ -152,8 +153,8 @@ impl Outgoing {
         self.message.body.len() + weight::of_map(&self.message.headers)
     }
 
-    /// The message by which a database's chord is watched, as a client sends it: to the queue of the
-    /// body, due in a second.
+    /// The message of the task that polls a chord if the backend does not count its parts, as a client sends it: to the
+    /// queue of the body, due in one second.
     pub(super) fn chord_unlock(
         id: &str,
         group_id: &str,
@@ -174,7 +175,7 @@ impl Outgoing {
             ("interval", Value::Null),
             ("max_retries", Value::Null),
             ("result", header.into()),
-            // Python's own retries of this message ask for it.
+            // Python's own retries of this message need this option.
             (
                 "_chord_unlock_exchange_type",
                 text(&body.options, "exchange_type")
@@ -213,7 +214,7 @@ impl Serialize for Follows<'_> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (field, value) in &self.0 {
             match value {
-                // A list, or a single signature that counts as a list of one.
+                // A list, or a single signature that counts as a list with one element.
                 Some(value @ Value::Array(_)) => map.serialize_entry(field, value)?,
                 Some(one) if field.ends_with("backs") && !one.is_null() => {
                     map.serialize_entry(field, &[one])?;
@@ -270,7 +271,7 @@ fn number(what: &'static str) -> Error {
     }
 }
 
-/// `countdown`, which wins as in Python, or `eta`.
+/// Value of `eta` from `countdown`, which takes precedence as in Python, or from the option `eta`.
 fn eta(options: &Map<String, Value>, now: DateTime<Utc>) -> Result<Value, Error> {
     match options.get("countdown") {
         None | Some(Value::Null) => {}
@@ -289,12 +290,12 @@ fn eta(options: &Map<String, Value>, now: DateTime<Utc>) -> Result<Value, Error>
     }
 }
 
-/// A time that a message can say: no reader knows one beyond the calendar.
+/// The time after a delay; none if it is outside of the calendar that readers know.
 fn later(now: DateTime<Utc>, delay: TimeDelta) -> Option<DateTime<Utc>> {
     now.checked_add_signed(delay).filter(time::is_in_calendar)
 }
 
-/// `expires` as a time, and in milliseconds from now, after which the broker drops the message.
+/// `expires` as a time, and as milliseconds from now, after which the broker drops the message.
 fn expires(
     options: &Map<String, Value>,
     now: DateTime<Utc>,
@@ -311,7 +312,7 @@ fn expires(
             (json!(isoformat(at)), left)
         }
     };
-    // More than AMQP can say is as good as for ever.
+    // A longer time than AMQP can express counts as unlimited.
     let left = left.num_milliseconds().clamp(0, u32::MAX.into());
     Ok((header, Some(left.to_string())))
 }

@@ -1,4 +1,4 @@
-//! The caller of a signature, and the plan that applying it comes to.
+//! The caller of a signature, and the plan that results from applying it.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -6,34 +6,34 @@ use serde_json::Value;
 use super::{Outgoing, ResultNode};
 use crate::message::TaskMessage;
 
-/// The caller that applies a signature: a client, or a task that runs.
+/// The caller that applies a signature: a client or a running task.
 ///
-/// Ids that a signature leaves open are derived from [`Call::parent_id`] and [`Call::role`]. For a
-/// client, the role is a new random text for each call. For a task, it names the occasion
-/// ([`Call::for_task`]), so that a second run of the same message gives the same ids.
+/// Ids that a signature does not contain are derived from [`Call::parent_id`] and [`Call::role`]. For a client, the
+/// role is a new random text for each call. For a task, it identifies the occasion ([`Call::for_task`]), so that a
+/// second run of the same message produces the same ids.
 #[derive(Debug, Clone, Copy)]
 pub struct Call<'a> {
-    /// The task that applies; none for a client.
+    /// Id of the task that applies the signature; none for a client.
     pub parent_id: Option<&'a str>,
-    /// The first task of the workflow; without it, each task is its own.
+    /// Id of the workflow's first task; without it, each task is its own root.
     pub root_id: Option<&'a str>,
     /// The occasion: `link`, `chain` …; a random text for a client.
     pub role: &'a str,
-    /// `reply_to` of tasks that say nothing of their own.
+    /// Value of `reply_to` for tasks that do not set it themselves.
     pub reply_to: &'a str,
-    /// Process that sends, as in `gen123@host`.
+    /// Name of the sending process, e.g. `gen123@host`.
     pub origin: &'a str,
-    /// Start of a countdown.
+    /// Current time, from which a countdown is measured.
     pub now: DateTime<Utc>,
-    /// True if the result backend can do chords.
+    /// True if the result backend supports chords.
     pub chords: bool,
 }
 
 impl<'a> Call<'a> {
-    /// The same call for a running task: its id is the parent, its root the root.
+    /// The same call for a running task: its id is the parent, its root is the root.
     ///
-    /// `role` has to be another one for each signature that the task applies, and the same for the
-    /// same signature when the message is delivered again; [`occasion`] makes one from a counter.
+    /// `role` must be different for each signature that the task applies, and equal for the same signature when the
+    /// message is redelivered; [`occasion`] creates one from a counter.
     #[must_use]
     pub fn for_task(self, message: &'a TaskMessage, role: &'a str) -> Self {
         Self {
@@ -47,29 +47,29 @@ impl<'a> Call<'a> {
 
 /// Role of the `number`th signature that a run of a task applies.
 ///
-/// It contains the numbers of retries and of replacements: those runs have the id of the first one,
-/// and what they send is new. A message that is delivered again has the same numbers, so a run that
-/// applies the same signatures in the same order sends the same ids, and no result exists twice.
+/// It contains the numbers of retries and replacements: those runs have the id of the first one, but send new tasks. A
+/// redelivered message has the same numbers, so a run that applies the same signatures in the same order sends the same
+/// ids, and no result exists twice.
 #[must_use]
 pub fn occasion(message: &TaskMessage, number: u64) -> String {
     format!("send/{}.{}/{number}", nesting(message), message.retries)
 }
 
-/// Number of replacements before this message.
+/// Number of replacements of the task before this message.
 pub(super) fn nesting(message: &TaskMessage) -> u64 {
     let nesting = message.headers.get("replaced_task_nesting");
     nesting.and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// Effects of applying a signature, which are yet to be carried out.
+/// Effects of applying a signature, not executed yet.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Plan {
     /// The effects, in order.
     pub effects: Vec<Effect>,
-    /// Results of what is sent, for the `children` of the task that leads to it.
+    /// Results of the tasks that are sent, for the `children` of the task that applies the signature.
     pub children: Vec<ResultNode>,
-    /// Result of the last signature applied: of the last step of a chain, of the body of a chord.
-    /// None where nothing is sent.
+    /// Result of the last signature applied: of the last step of a chain, of the body of a chord. None if no task is
+    /// sent.
     pub result: Option<ResultNode>,
 }
 
@@ -78,9 +78,9 @@ pub struct Plan {
 pub enum Effect {
     /// A message is sent.
     Send(Box<Outgoing>),
-    /// A chord begins: to be noted before its header is sent.
+    /// A chord begins. It must be recorded before its header is sent.
     Chord(Box<Header>),
-    /// A chord waits for one more task, noted before the task is sent. Repeating it for the same task
+    /// A chord waits for one more task. It must be recorded before the task is sent. Repeating it for the same task
     /// must have no further effect.
     ChordGrows {
         /// Id of the chord's group.
@@ -93,9 +93,9 @@ pub enum Effect {
 /// A chord that begins.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Header {
-    /// Id of the group that its parts are.
+    /// Id of the group of its parts.
     pub group_id: String,
-    /// Number of parts that return.
+    /// Number of parts that are counted.
     pub size: usize,
     /// The results of the parts.
     pub results: Vec<ResultNode>,

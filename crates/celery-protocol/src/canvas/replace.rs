@@ -1,4 +1,4 @@
-//! A running task that is replaced by a signature, or extends the chord that it is a part of.
+//! Replaces a running task by a signature, or extends the chord that it is a part of.
 
 use serde_json::{Map, Value, json};
 
@@ -8,15 +8,14 @@ use super::signature::{listed, text};
 use super::{Call, Effect, Error, Form, Plan, Signature};
 use crate::message::TaskMessage;
 
-/// Celery's task by which a group that replaces a task has one result.
+/// Celery's task that combines the results of a group into one result.
 const ACCUMULATE: &str = "celery.accumulate";
 
 /// Replaces a running task by a signature, as Python's `Task.replace`.
 ///
-/// The replacement takes over the id and thereby the result, the callbacks and errbacks, the rest of
-/// the chain, the chord and the place in the group. A group is followed by `celery.accumulate`, which
-/// returns the list of its results. After the plan is carried out, the task itself ends without a
-/// result.
+/// The replacement takes over the id and thereby the result, the callbacks and errbacks, the rest of the chain, the
+/// chord and the index in the group. A group is followed by `celery.accumulate`, which returns the list of its results.
+/// After the plan is executed, the task itself ends without a result.
 ///
 /// `call.role` is extended by the numbers of retries and replacements, so that a task can be replaced
 /// more than once.
@@ -59,7 +58,7 @@ pub fn replace(
     for errback in &message.embed.errbacks {
         signature.add_errback(errback);
     }
-    // They belong to the last step of the replacement, not to what follows it.
+    // These options belong to the last step of the replacement, not to the tasks after it.
     if let Form::Chain(steps) = &mut signature.form
         && let Some(last) = steps.last_mut()
         && let Some(callbacks) = listed(signature.options.remove("link"))
@@ -90,11 +89,10 @@ pub fn replace(
     Ok(applying.plan)
 }
 
-/// Adds a task to the chord that the running task is a part of: the body waits for it as well. As
-/// Python's `Task.add_to_chord`.
+/// Adds a task to the chord that the running task is a part of: the body also waits for it, as with Python's
+/// `Task.add_to_chord`.
 ///
-/// The plan begins with [`Effect::ChordGrows`]; only a backend that counts the parts of chords can
-/// carry it out.
+/// The plan begins with [`Effect::ChordGrows`]; only a backend that counts the parts of chords can execute it.
 ///
 /// # Errors
 /// [`SignatureError`](super::SignatureError) if the task is not part of a chord, or the signature
@@ -123,7 +121,7 @@ pub fn add_to_chord(
     Ok(applying.plan)
 }
 
-/// A group as a chord, so that there is something to link to, and one result.
+/// Turns a group into a chord, so that callbacks can be added and the result is a single one.
 fn with_one_result(mut signature: Signature) -> Signature {
     let accumulate = || Signature::new(ACCUMULATE).kwarg("index", 0);
     match &mut signature.form {
@@ -138,8 +136,8 @@ fn with_one_result(mut signature: Signature) -> Signature {
     }
 }
 
-/// The place of a task in its workflow, as options of the signature that takes it. Null where it has
-/// none, as in Python: the body of a chord that replaces it must not get the chord's own group.
+/// The place of a task in its workflow, as options of the signature that takes it over. Missing values are null, as in
+/// Python: the body of a chord that replaces the task must not get the chord's own group.
 fn place_of(message: &TaskMessage) -> Map<String, Value> {
     let place = [
         ("chord", json!(message.embed.chord)),

@@ -1,9 +1,9 @@
-//! What a signature's results will be, in the form of `as_tuple()`.
+//! The future results of a signature, in the form of `as_tuple()`.
 
 use serde_json::{Value, json};
 
-/// Results before a result that are kept. Each is two levels of JSON, of which readers stand a
-/// hundred or so.
+/// Maximum number of parent results that are kept. Each takes two levels of JSON, and readers accept about a hundred
+/// levels.
 const MAX_PARENTS: usize = 32;
 
 /// The result of a task or of a group.
@@ -11,7 +11,7 @@ const MAX_PARENTS: usize = 32;
 pub struct ResultNode {
     /// Id of the task or of the group.
     pub id: String,
-    /// The result that comes before: of the step before in a chain, of a chord's header.
+    /// The previous result: of the previous step in a chain, or of a chord's header.
     pub parent: Option<Box<ResultNode>>,
     /// The results of a group's tasks; `None` for a task.
     pub members: Option<Vec<ResultNode>>,
@@ -33,8 +33,8 @@ impl ResultNode {
         }
     }
 
-    /// Puts `parent` before the first result of this one. One that is too far back is left out:
-    /// readers of JSON count levels.
+    /// Puts `parent` before the first result of this one. It is omitted beyond [`MAX_PARENTS`], because readers of JSON
+    /// limit the levels.
     pub(super) fn after(&mut self, parent: Self) {
         let mut first = &mut self.parent;
         let mut steps = 0;
@@ -47,7 +47,7 @@ impl ResultNode {
         }
     }
 
-    /// `as_tuple()`.
+    /// The result in the form of `as_tuple()`.
     #[must_use]
     pub fn to_json(&self) -> Value {
         let members = self.members.as_ref().map(|members| {
@@ -58,7 +58,7 @@ impl ResultNode {
         json!([[self.id, parent], members])
     }
 
-    /// Reads a tuple; parents are not wanted. `None` for what is none.
+    /// Parses a tuple and ignores its parents. `None` if the value is not such a tuple.
     #[must_use]
     pub fn parse(value: &Value) -> Option<Self> {
         Self::parse_within(value, super::MAX_DEPTH)
@@ -90,7 +90,7 @@ impl ResultNode {
         })
     }
 
-    /// The ids of all tasks in it, from the left.
+    /// The ids of all tasks, from the left.
     pub fn task_ids(&self) -> Vec<&str> {
         match &self.members {
             None => vec![&self.id],
@@ -98,7 +98,7 @@ impl ResultNode {
         }
     }
 
-    /// The value of each task, in lists as the groups are.
+    /// Collects the value of each task, in lists that are nested like the groups.
     ///
     /// # Errors
     /// The first error of `value`, from the left.

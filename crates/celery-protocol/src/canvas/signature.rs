@@ -1,7 +1,7 @@
-//! Signatures: a task that is not sent yet, or several of them in an order.
+//! Signatures: a task that is not sent yet, or a workflow of several tasks.
 //!
-//! This is the value itself and its form on the wire; [`super::builder`] and [`super::compose`] make
-//! signatures in code.
+//! This module has the type and its form in messages; [`super::builder`] and [`super::compose`] create signatures in
+//! code.
 
 use std::collections::HashSet;
 
@@ -11,14 +11,13 @@ use serde_json::{Map, Value, json};
 use super::{Error, MAX_DEPTH, MAX_LINKS, MAX_WEIGHT, chord};
 use crate::weight;
 
-/// Options that a caller must not change, where a signature has them: the parts of a chord find
-/// together by them.
+/// Options of a signature that a caller must not change: they identify the group of a chord's parts.
 const KEPT: [&str; 2] = ["group_id", "stamped_headers"];
 
 /// A task that is not sent yet, or a workflow of several: a chain, a group or a chord.
 ///
-/// A value like any other: it can be built, cloned, put into a larger workflow, written to JSON and
-/// read again. Nothing happens until a client or a worker applies it.
+/// A signature can be built, cloned, put into a larger workflow, converted to JSON and read again. Nothing is sent
+/// until a client or a worker applies it.
 ///
 /// ```
 /// use celery_protocol::canvas::{Signature, group};
@@ -29,17 +28,17 @@ const KEPT: [&str; 2] = ["group_id", "stamped_headers"];
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Signature {
-    /// Name of the task; of no meaning for anything but a single task.
+    /// Name of the task; only used for a single task.
     pub task: String,
-    /// Its positional arguments.
+    /// Positional arguments.
     pub args: Vec<Value>,
-    /// Its keyword arguments; those for the header where it is a chord.
+    /// Keyword arguments; for a chord those of its header.
     pub kwargs: Map<String, Value>,
-    /// How and where to it is sent, by the names of `apply_async`.
+    /// Options for sending, by the names of `apply_async`.
     pub options: Map<String, Value>,
-    /// True if it takes no more arguments.
+    /// True if the signature accepts no further arguments.
     pub immutable: bool,
-    /// True if it is one task or more.
+    /// Kind of the signature: a single task or a workflow.
     pub form: Form,
     /// First error of the builder, reported when the signature is applied.
     pub(super) defect: Option<Error>,
@@ -50,22 +49,21 @@ pub struct Signature {
 pub enum Form {
     /// One task.
     Task,
-    /// One after the other, each with the result of the one before.
+    /// Tasks that run one after the other, each with the result of the previous one.
     Chain(Vec<Signature>),
-    /// All at once.
+    /// Tasks that run concurrently.
     Group(Vec<Signature>),
-    /// All at once, and then one with the list of their results.
+    /// Tasks that run concurrently, and then one with the list of their results.
     Chord {
-        /// The tasks at once.
+        /// The tasks that run concurrently.
         header: Vec<Signature>,
-        /// What is applied to their results.
+        /// The signature that receives their results.
         body: Box<Signature>,
     },
 }
 
 impl Signature {
-    /// Reads a signature as a message carries it. The entry for input that is not trusted: depth and
-    /// memory are limited.
+    /// Parses a signature from a message. This function is for untrusted input: depth and memory are limited.
     ///
     /// ```
     /// use celery_protocol::canvas::{Signature, SignatureError};
@@ -77,8 +75,8 @@ impl Signature {
     /// ```
     ///
     /// # Errors
-    /// [`SignatureError`](super::SignatureError) for everything that is no signature, and for one that
-    /// is nested too deep.
+    /// [`SignatureError`](super::SignatureError) for a value that is not a signature, and for one that is nested too
+    /// deep.
     pub fn parse(value: &Value) -> Result<Self, Error> {
         if weight::of_value(value) > MAX_WEIGHT {
             return Err(Error::Memory);
@@ -86,7 +84,7 @@ impl Signature {
         parse(value, MAX_DEPTH)
     }
 
-    /// Reads several signatures.
+    /// Parses several signatures.
     ///
     /// # Errors
     /// The errors of [`Signature::parse`]. The limit of one signature applies to all of them together.
@@ -109,7 +107,7 @@ impl Signature {
         }
     }
 
-    /// The mapping, as Python reads it.
+    /// The mapping that Python reads.
     ///
     /// ```
     /// # use celery_protocol::canvas::Signature;
@@ -144,19 +142,19 @@ impl Signature {
         })
     }
 
-    /// An option that is a text.
+    /// Value of an option that is a text.
     pub(super) fn text(&self, option: &str) -> Option<&str> {
         text(&self.options, option)
     }
 
-    /// The options with those of a caller over them, as far as a caller may change them.
+    /// The signature's options, overridden by those of the caller, except for the ones that a caller must not change.
     pub(super) fn merged(&self, options: &Map<String, Value>) -> Map<String, Value> {
         let stamps: HashSet<&str> = names(&self.options, "stamped_headers").collect();
         let mut merged = self.options.clone();
         for (name, value) in options {
             let kept = (KEPT.contains(&name.as_str()) || stamps.contains(name.as_str()))
                 && self.options.contains_key(name);
-            // Python drops what is `None`.
+            // Python ignores options that are `None`.
             if !kept && !value.is_null() {
                 merged.insert(name.clone(), value.clone());
             }
@@ -168,7 +166,7 @@ impl Signature {
     pub(super) fn add_callback(&mut self, callback: Value) {
         match &mut self.form {
             Form::Task | Form::Chain(_) => append(&mut self.options, "link", callback),
-            // The first of a group cannot give the results of all: it gives none.
+            // The first task of a group does not have the results of all tasks: the callback gets none.
             Form::Group(tasks) => {
                 if let Some(first) = tasks.first_mut() {
                     let mut callback = callback;
@@ -180,7 +178,7 @@ impl Signature {
         }
     }
 
-    /// Adds an errback, applied on failure: of each task of a group, of the body of a chord.
+    /// Adds an errback, applied on failure: to each task of a group, to the body of a chord.
     pub(super) fn add_errback(&mut self, errback: &Value) {
         match &mut self.form {
             Form::Task | Form::Chain(_) => append(&mut self.options, "link_error", errback.clone()),
@@ -211,12 +209,12 @@ impl Signature {
         }
     }
 
-    /// How many parts a chord waits for because of this signature in its header.
+    /// Number of parts that a chord waits for because of this signature in its header.
     pub(super) fn parts(&self) -> usize {
         match &self.form {
             Form::Task => 1,
             Form::Group(tasks) => tasks.iter().map(Self::parts).sum(),
-            // It is done when its last step is.
+            // A chain counts as its last step.
             Form::Chain(tasks) => {
                 let parts = tasks.iter().rev().map(Self::parts);
                 parts.into_iter().find(|parts| *parts > 0).unwrap_or(0)
@@ -240,14 +238,14 @@ impl Serialize for Signature {
 }
 
 impl<'de> Deserialize<'de> for Signature {
-    /// Reads by [`Signature::parse`], with its limits.
+    /// Parses with [`Signature::parse`] and its limits.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = Value::deserialize(deserializer)?;
         Self::parse(&value).map_err(serde::de::Error::custom)
     }
 }
 
-/// An option that is a text, and not an empty one.
+/// Value of an option that is a text and not empty.
 pub(super) fn text<'a>(options: &'a Map<String, Value>, name: &str) -> Option<&'a str> {
     options
         .get(name)
@@ -255,7 +253,7 @@ pub(super) fn text<'a>(options: &'a Map<String, Value>, name: &str) -> Option<&'
         .filter(|text| !text.is_empty())
 }
 
-/// An option that is a list of texts.
+/// Value of an option that is a list of texts.
 pub(super) fn names<'a>(
     options: &'a Map<String, Value>,
     name: &str,
@@ -264,7 +262,7 @@ pub(super) fn names<'a>(
     list.into_iter().flatten().filter_map(Value::as_str)
 }
 
-/// An option that is a list, or one that stands for a list of itself.
+/// Value of an option that is a list, or of a single value that counts as a list with one element.
 pub(super) fn listed(value: Option<Value>) -> Option<Vec<Value>> {
     match value {
         None | Some(Value::Null) => None,
@@ -273,7 +271,7 @@ pub(super) fn listed(value: Option<Value>) -> Option<Vec<Value>> {
     }
 }
 
-/// The callbacks or errbacks that a signature hands to others.
+/// The callbacks or errbacks that a signature passes to others.
 pub(super) fn links(value: Option<Value>) -> Result<Vec<Value>, Error> {
     let links = listed(value).unwrap_or_default();
     match links.len() > MAX_LINKS {
@@ -282,7 +280,7 @@ pub(super) fn links(value: Option<Value>) -> Result<Vec<Value>, Error> {
     }
 }
 
-/// Adds an errback to a signature's own, once.
+/// Adds an errback to a signature's own, unless it is present.
 pub(super) fn append_errback(options: &mut Map<String, Value>, errback: &Value) {
     let mut errbacks = listed(options.remove("link_error")).unwrap_or_default();
     if !errbacks.contains(errback) {
@@ -291,8 +289,8 @@ pub(super) fn append_errback(options: &mut Map<String, Value>, errback: &Value) 
     options.insert("link_error".into(), errbacks.into());
 }
 
-/// An errback for each task of a group that is the body of a chord. A group that has errbacks of
-/// its own hands them to its tasks in place of theirs, so it gets the new one as well.
+/// Adds an errback to each task of a group that is the body of a chord. A group with errbacks of its own replaces those
+/// of its tasks by them, so it gets the new one as well.
 pub(super) fn link_error_to_tasks(signature: &mut Signature, errback: &Value, runs_as_group: bool) {
     let has_own = signature
         .options
@@ -349,14 +347,14 @@ fn parse(value: &Value, depth: usize) -> Result<Signature, Error> {
         mapping("options")?.clone(),
         fields.get("immutable") == Some(&Value::Bool(true)),
     );
-    // Nested parts are read in place, without a copy.
+    // Nested parts are parsed in place, without a copy.
     let kwargs = mapping("kwargs")?;
     let kind = match fields.get("subtask_type") {
         None | Some(Value::Null) => "",
         Some(Value::String(kind)) => kind,
         Some(other) => return Err(Error::Type(other.to_string())),
     };
-    // Python makes chains and groups anew from nothing but their tasks and options.
+    // Python creates chains and groups again from their tasks and options only.
     Ok(match kind {
         "" => Signature {
             task: text(fields, "task")

@@ -1,4 +1,4 @@
-//! Against `tests/golden/canvas.json`: what real Celery sent, written by
+//! Compares with `tests/golden/canvas.json`: the messages that real Celery sent, written by
 //! `tests/python/canvas_goldens.py`.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
@@ -43,7 +43,7 @@ fn call<'a>(message: &'a TaskMessage, reply_to: &'a str, origin: &'a str) -> Cal
     }
 }
 
-/// A plan in the form of a golden.
+/// A plan in the format of the goldens.
 fn shown(plan: &Plan) -> Value {
     let message = |outgoing: &Outgoing| {
         let properties = &outgoing.message.properties;
@@ -73,7 +73,7 @@ fn shown(plan: &Plan) -> Value {
             Effect::ChordGrows { .. } => {}
         }
     }
-    // The goldens are of a backend that does not count; there, this is a child, too.
+    // The goldens come from a backend that does not count; there, this message is a child, too.
     let unlocks = plan.effects.iter().filter_map(|effect| match effect {
         Effect::Chord(header) => Some(json!([[header.unlock.message.headers["id"], null], null])),
         Effect::Send(_) | Effect::ChordGrows { .. } => None,
@@ -98,8 +98,8 @@ fn ids(value: &Value, into: &mut BTreeSet<String>) {
     }
 }
 
-/// The ids that a message gives to chords. Celery gives a frozen one another id when it is applied;
-/// here it keeps the one that the client knows.
+/// The ids that a message contains for chords. Celery assigns another id to a frozen chord when it is applied; this
+/// crate keeps the id that the client knows.
 fn chord_ids(value: &Value, into: &mut BTreeSet<String>) {
     match value {
         Value::Array(values) => values.iter().for_each(|value| chord_ids(value, into)),
@@ -113,9 +113,9 @@ fn chord_ids(value: &Value, into: &mut BTreeSet<String>) {
     }
 }
 
-/// Numbers the ids that the message had not, in the order in which they appear, and takes away what
-/// has no meaning: the form of a chord's header, options that are `None`, flags for Python's own
-/// bookkeeping, roots of what is not yet sent, parents of results (chords, see above).
+/// Replaces ids that the message did not contain by numbers, in the order in which they appear, and removes values
+/// without meaning: the structure of a chord's header, options that are `None`, flags for Python's own bookkeeping,
+/// roots of tasks that are not sent yet, parents of results (chords, see above).
 struct Normal {
     known: BTreeSet<String>,
     fresh: HashMap<String, usize>,
@@ -148,7 +148,7 @@ impl Normal {
         }
     }
 
-    /// `[1]` as `(1,)`.
+    /// Shows `[1]` as `(1,)`.
     fn as_tuple(&self, repr: &Value) -> String {
         let list: Vec<Value> = serde_json::from_str(repr.as_str().unwrap()).unwrap();
         crate::repr::tuple(&list)
@@ -156,7 +156,7 @@ impl Normal {
 
     fn map(&mut self, map: &Map<String, Value>) -> Value {
         let mut sorted: std::collections::BTreeMap<_, _> = map.iter().collect();
-        // Python tells lists from tuples, cuts what is deep, and its clock goes on.
+        // Python distinguishes lists and tuples, truncates deep values, and uses the current time.
         let is_list = |repr: &Value| repr.as_str().is_some_and(|repr| repr.starts_with('['));
         if map
             .get("task")
@@ -199,7 +199,7 @@ fn normal(input: &Value, output: &Value) -> Value {
         known,
         fresh: HashMap::new(),
     };
-    // In this order, which is that of sending.
+    // In the order of sending.
     let mut parts = ["sent", "sizes", "children"].map(|part| normal.value(&output[part]));
     if let Value::Array(sizes) = &mut parts[1] {
         sizes.sort_by_key(Value::to_string);
@@ -214,7 +214,7 @@ fn goldens(kinds: &[&str]) -> Vec<Value> {
     goldens
 }
 
-/// Where two values differ.
+/// Collects the paths at which two values differ.
 fn compare(path: &str, celery: &Value, ours: &Value, into: &mut Vec<String>) {
     match (celery, ours) {
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
@@ -253,7 +253,7 @@ fn what_follows_is_what_celery_sends() {
         };
         let mut expected = golden.clone();
         let mut got = shown(&plan.unwrap());
-        // Celery also notes a size for a group that ends a part of a chord; no reader uses them.
+        // Celery also stores a size for a group at the end of a chord's part; no reader uses it.
         let sent = golden["sent"].as_array().unwrap();
         let begun = |m: &Value| match m["headers"]["task"] == "celery.chord_unlock" {
             true => m["body"][0][0].clone(),
@@ -262,7 +262,7 @@ fn what_follows_is_what_celery_sends() {
         let is_read = |size: &Value| sent.iter().any(|m| begun(m) == size[0]);
         expected["sizes"].as_array_mut().unwrap().retain(is_read);
         if golden["children"].is_null() {
-            // Celery stores none then.
+            // Celery stores no children in this case.
             expected["children"] = Value::Null;
             got["children"] = Value::Null;
         }
@@ -334,15 +334,15 @@ fn follow(callback: Value, chords: bool) -> Result<Plan, SignatureError> {
 fn depth_and_size_are_limited() {
     assert!(follow(nested(20), true).is_ok());
     assert_eq!(follow(nested(100), true), Err(SignatureError::Depth));
-    // Each group is the header of a chord whose body is the next: nested by another way.
+    // Each group is the header of a chord whose body is the next one: another form of nesting.
     let groups = vec![json!({"subtask_type": "group", "kwargs": {"tasks": ones(2)}}); 1000];
     let chain = json!({"subtask_type": "chain", "kwargs": {"tasks": groups}});
     assert_eq!(follow(chain, true), Err(SignatureError::Depth));
-    // A small message that would become a terabyte.
+    // A small message that would grow to a terabyte.
     let body = json!({"task": "a", "args": ["x".repeat(1 << 20)]});
     let chord = json!({"subtask_type": "chord", "kwargs": {"header": ones(50_000), "body": body}});
     assert_eq!(follow(chord, true), Err(SignatureError::Size));
-    // A chain may be long: it is a list.
+    // A chain may be long, because it is a flat list.
     let chain = json!({"subtask_type": "chain", "kwargs": {"tasks": ones(20_000)}});
     assert_eq!(follow(chain, true).unwrap().effects.len(), 1);
 }
@@ -471,7 +471,7 @@ fn results_are_read_as_they_are_written() {
     }
 }
 
-/// JSON that is often a signature.
+/// JSON that often is a valid signature.
 fn signatures() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -517,7 +517,7 @@ proptest! {
                     Effect::Chord(header) => &header.unlock.message,
                     Effect::ChordGrows { .. } => continue,
                 };
-                // Whatever is sent can be read.
+                // Every message that is sent can be read.
                 prop_assert!(serde_json::from_slice::<Value>(&message.body).is_ok());
             }
         }

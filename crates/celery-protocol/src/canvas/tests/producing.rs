@@ -1,4 +1,4 @@
-//! Signatures that are built, and those that a client or a running task applies.
+//! Tests of signatures that are built in code, and of those that a client or a running task applies.
 
 use super::*;
 
@@ -18,7 +18,7 @@ fn client<'a>(golden: &'a Value) -> Call<'a> {
     }
 }
 
-/// Celery also notes sizes of groups that are no chords; no reader uses them.
+/// Removes sizes that Celery stores for groups which are no chords; no reader uses them.
 fn without_unread_sizes(golden: &Value) -> Value {
     let mut expected = golden.clone();
     let unlocks = golden["sent"].as_array().unwrap().iter();
@@ -38,7 +38,7 @@ fn client_sends_what_python_sends() {
         let signature = Signature::parse(&golden["signature"]).unwrap();
         let plan = apply(signature, &client(golden)).unwrap();
         let (mut expected, mut got) = (without_unread_sizes(golden), shown(&plan));
-        // In place of the children, which a client has not: the result that it waits for.
+        // A client has no children; the result that it waits for is compared instead.
         expected["children"] = golden["result"].clone();
         got["children"] = plan.result.unwrap().to_json();
         wrong.extend(differing(golden, &expected, &got));
