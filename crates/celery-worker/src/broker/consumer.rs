@@ -1,4 +1,4 @@
-//! What a subscription gives: deliveries, and a handle to change what is subscribed to.
+//! Results of a subscription: deliveries, and a handle to change the subscribed queues.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -10,31 +10,30 @@ use tokio_util::sync::CancellationToken;
 use super::{BrokerError, Queue, Subscription};
 use celery_protocol::RawMessage;
 
-/// Capacity of the channel between the broker and the worker: with a single place each delivery would cost
-/// both sides a wake-up.
+/// Capacity of the channel between the broker and the worker: with a single slot, each delivery would wake both sides.
 const HANDED_OVER: usize = 32;
 
 /// The way in which a delivery is settled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
-    /// Done with: it leaves the queue.
+    /// Acknowledged: the message is removed from the queue.
     Ack,
-    /// Refused for good: to the dead-letter exchange, if the queue has one.
+    /// Rejected: the message goes to the dead-letter exchange, if the queue has one.
     Reject,
-    /// Given back, for this or another worker.
+    /// Requeued, for this or another worker.
     Requeue,
 }
 
-/// Resolves once the disposition was sent, or the channel is gone.
+/// Resolves once the disposition was sent, or the channel has ended.
 pub type Settled = oneshot::Receiver<()>;
 
 /// The broker's handle to settle one delivery.
 pub trait Settlement: Send + Sync {
-    /// Settles the delivery, even if the returned receiver is dropped. The broker logs a failure by
+    /// Settles the delivery, even if the returned receiver is dropped. The implementation logs a failure with
     /// [`not_settled`].
     fn settle(self: Box<Self>, disposition: Disposition) -> Settled;
 
-    /// Returns true if the broker has taken the delivery back because its connection is gone.
+    /// Returns true if the broker has requeued the delivery because its connection has ended.
     fn is_void(&self) -> bool;
 
     /// Sets whether the delivery is parked: a parked one does not count against the prefetch limit.
@@ -48,11 +47,11 @@ pub struct Damage {
     pub is_no_text: bool,
     /// Header values that were nested too deeply became bytes.
     pub is_too_deep: bool,
-    /// Reason why its properties and its body were left out.
+    /// Reason why the message's properties and body were omitted.
     pub unreadable: Option<&'static str>,
-    /// Size of a body that was left out because of its size.
+    /// Size of a body that was omitted because of its size.
     pub body_bytes: Option<u64>,
-    /// True if the body was left out because the task has to wait for its time.
+    /// True if the body was omitted because the task's eta has not been reached.
     pub is_early: bool,
 }
 
@@ -72,27 +71,26 @@ impl Damage {
 
 /// A received message, which must be settled once.
 ///
-/// One that is dropped unsettled is given back to the queue, so that no path through a worker
-/// can leak it.
+/// A delivery that is dropped without being settled is requeued, so that no path through a worker can lose it.
 pub struct Delivery {
     /// The message.
     pub message: RawMessage,
-    /// Queue it was consumed from.
+    /// Queue that delivered the message.
     pub queue: String,
-    /// Exchange it came through.
+    /// Exchange that the message was published to.
     pub exchange: String,
-    /// Its routing key.
+    /// Routing key of the message.
     pub routing_key: String,
-    /// Whether it, or so the broker thinks, was delivered before.
+    /// True if, according to the broker, the message was delivered before.
     pub redelivered: bool,
     /// Changes that were made to the message in order to read it.
     pub damage: Option<Box<Damage>>,
-    /// What settles it; taken when that is done.
+    /// Handle that settles the delivery; taken when it is used.
     settlement: Option<Box<dyn Settlement>>,
 }
 
 impl Delivery {
-    /// A delivery from `queue` that `settlement` settles.
+    /// Creates a delivery from `queue` that `settlement` settles.
     #[must_use]
     pub fn new(
         message: RawMessage,
@@ -112,7 +110,7 @@ impl Delivery {
         }
     }
 
-    /// Whether the broker has taken it back, because its connection is gone; it comes again.
+    /// Returns true if the broker has requeued the delivery because its connection has ended.
     #[must_use]
     pub fn is_void(&self) -> bool {
         self.settlement
@@ -120,33 +118,33 @@ impl Delivery {
             .is_none_or(|settlement| settlement.is_void())
     }
 
-    /// Keeps it unsettled without letting it count against the prefetch limit: it waits for
-    /// something, and others are to be delivered meanwhile.
+    /// Parks the delivery: it stays unsettled, but does not count against the prefetch limit, so that others are
+    /// delivered while it waits.
     pub fn park(&self) {
         if let Some(settlement) = &self.settlement {
             settlement.park(true);
         }
     }
 
-    /// Lets it count again: its time has come.
+    /// Ends the parking: the delivery counts against the prefetch limit again.
     pub fn unpark(&self) {
         if let Some(settlement) = &self.settlement {
             settlement.park(false);
         }
     }
 
-    /// Acknowledges it without waiting for that to be written.
+    /// Acknowledges the delivery without waiting until this is sent.
     pub fn acknowledge(mut self) {
         if let Some(settlement) = self.settlement.take() {
             drop(settlement.settle(Disposition::Ack));
         }
     }
 
-    /// Settles it. A failure means that the connection is gone, and the broker has the message
-    /// back already or will when it notices; so it is logged, and that is all there is to do.
+    /// Settles the delivery and waits until this is sent. A failure means that the connection has ended and the broker
+    /// requeues the message. It is only logged.
     pub async fn settle(mut self, disposition: Disposition) {
         if let Some(settlement) = self.settlement.take() {
-            // An error means that the broker is gone altogether.
+            // An error means that the broker's side has ended.
             let _ = settlement.settle(disposition).await;
         }
     }
@@ -163,7 +161,7 @@ pub fn not_settled(error: &BrokerError, disposition: Disposition) {
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        // One that the broker has taken back needs nothing more.
+        // A delivery that the broker has requeued needs no disposition.
         if let Some(settlement) = self.settlement.take().filter(|held| !held.is_void()) {
             drop(settlement.settle(Disposition::Requeue));
         }
@@ -181,28 +179,28 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// What is to be consumed.
+/// Wanted state of a subscription.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// The queues, each once.
+    /// Subscribed queues, each once.
     pub queues: Vec<Queue>,
-    /// Deliveries of each queue that are held at a time, parked ones aside; 0 is no limit.
+    /// Maximum number of unsettled deliveries of each queue, without parked ones; 0 for no limit.
     pub prefetch: u16,
 }
 
-/// What is consumed.
+/// Actual state of a subscription.
 #[derive(Debug, Clone, Default)]
 pub struct Served {
-    /// Whether there is a connection.
+    /// True while a connection exists.
     pub connected: bool,
-    /// Queues that are consumed from.
+    /// Queues that are consumed.
     pub queues: BTreeSet<String>,
-    /// Queues that could not be, at the last try.
+    /// Queues that could not be consumed at the last attempt.
     pub failed: BTreeSet<String>,
 }
 
-/// A running subscription. Connections come and go beneath it; it ends only when it is
-/// cancelled or dropped, or when the broker is given up.
+/// A running subscription. It survives lost connections; it ends only when it is cancelled or dropped, or when the
+/// broker ends reconnecting.
 #[derive(Debug)]
 pub struct Consumer {
     deliveries: mpsc::Receiver<Delivery>,
@@ -213,31 +211,30 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// The next delivery; `None` once cancelled and drained, and when the broker was given up, of
-    /// which [`Consumer::failure`] tells.
+    /// Returns the next delivery. `None` after the subscription was cancelled and all deliveries were returned, or
+    /// after reconnecting has ended, with the error in [`Consumer::failure`].
     pub async fn next(&mut self) -> Option<Delivery> {
         self.deliveries.recv().await
     }
 
-    /// Stops receiving. What the broker had already sent comes out of [`Consumer::next`] or goes
-    /// back.
+    /// Stops receiving. Deliveries that the broker has sent already are returned by [`Consumer::next`] or requeued.
     pub fn cancel(&self) {
         self.cancelled.cancel();
     }
 
-    /// Whether the broker is serving the whole of this subscription right now, and its changes.
+    /// True while a connection exists over which all queues of the subscription were consumed, and its changes.
     #[must_use]
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.ready.clone()
     }
 
-    /// What changes this subscription, from any task.
+    /// A handle to change this subscription from any task.
     #[must_use]
     pub fn handle(&self) -> Subscriptions {
         self.handle.clone()
     }
 
-    /// Why it ended of itself, if it did.
+    /// The error that ended the subscription, if it was not cancelled.
     #[must_use]
     pub fn failure(&self) -> Option<&BrokerError> {
         self.failure.get()
@@ -250,8 +247,8 @@ impl Drop for Consumer {
     }
 }
 
-/// Changes what a [`Consumer`] consumes. Changes outlive connections: what cannot be done now is
-/// done when there is one again.
+/// Changes the queues of a [`Consumer`]. Changes survive lost connections: a change that is not possible now is made
+/// with the next connection.
 #[derive(Debug, Clone)]
 pub struct Subscriptions {
     wanted: Arc<watch::Sender<Wanted>>,
@@ -259,8 +256,8 @@ pub struct Subscriptions {
 }
 
 impl Subscriptions {
-    /// Consumes from a queue, too, or otherwise. Returns when that has begun or has failed once,
-    /// or when there is no connection.
+    /// Subscribes to a queue, or changes its declaration. Returns when consuming has begun or has failed once, or if no
+    /// connection exists.
     pub async fn add(&self, queue: Queue) {
         let name = queue.name.clone();
         self.wanted.send_modify(|wanted| {
@@ -273,15 +270,15 @@ impl Subscriptions {
             .await;
     }
 
-    /// Consumes no longer from a queue. What was delivered can still be settled. Returns when that
-    /// is so, or when there is no connection.
+    /// Unsubscribes from a queue. Its deliveries can still be settled. Returns when this is done, or if no connection
+    /// exists.
     pub async fn cancel_queue(&self, name: &str) {
         self.wanted
             .send_modify(|wanted| wanted.queues.retain(|queue| queue.name != name));
         self.until(|served| !served.queues.contains(name)).await;
     }
 
-    /// Deliveries of each queue that may be held at a time, parked ones aside; 0 is no limit.
+    /// Sets the maximum number of unsettled deliveries of each queue, without parked ones; 0 for no limit.
     pub fn set_prefetch(&self, prefetch: u16) {
         self.wanted.send_if_modified(|wanted| {
             let changed = wanted.prefetch != prefetch;
@@ -290,7 +287,7 @@ impl Subscriptions {
         });
     }
 
-    /// The queues.
+    /// The subscribed queues.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
         self.wanted.borrow().queues.clone()
@@ -308,15 +305,15 @@ impl Subscriptions {
 /// The broker's side of a [`Consumer`].
 #[derive(Debug)]
 pub struct Feed {
-    /// Where deliveries go. The consumer ends when every sender is gone.
+    /// Channel for deliveries. The consumer ends when every sender is dropped.
     pub deliveries: mpsc::Sender<Delivery>,
-    /// What is reported.
+    /// Reports to the consumer.
     pub reports: Arc<Reports>,
-    /// Cancelled when nothing more is wanted.
+    /// Cancelled when the subscription must end.
     pub cancelled: CancellationToken,
 }
 
-/// What a broker reports of a subscription.
+/// Reports of a broker about a subscription.
 #[derive(Debug)]
 pub struct Reports {
     wanted: watch::Receiver<Wanted>,
@@ -326,7 +323,7 @@ pub struct Reports {
 }
 
 impl Feed {
-    /// Both sides of a new subscription, which ends with `cancelled`.
+    /// Creates both sides of a subscription, which ends with `cancelled`.
     #[must_use]
     pub fn new(subscription: &Subscription, cancelled: CancellationToken) -> (Self, Consumer) {
         let mut queues: Vec<Queue> = Vec::new();
@@ -339,7 +336,7 @@ impl Feed {
         let (wanting, wanted) = watch::channel(Wanted { queues, prefetch });
         let (served, serving) = watch::channel(Served::default());
         let (ready, readiness) = watch::channel(false);
-        // The buffer proper is the broker's prefetch.
+        // The actual buffer is the broker's prefetch.
         let (sender, deliveries) = mpsc::channel(HANDED_OVER);
         let failure = Arc::new(OnceLock::new());
         let feed = Self {
@@ -367,18 +364,18 @@ impl Feed {
 }
 
 impl Reports {
-    /// What is wanted, and its changes.
+    /// The wanted state, and its changes.
     #[must_use]
     pub fn wanted(&self) -> watch::Receiver<Wanted> {
         self.wanted.clone()
     }
 
-    /// Reports what is consumed.
+    /// Reports the actual state.
     pub fn update(&self, change: impl FnOnce(&mut Served)) {
         self.served.send_modify(change);
         let served = self.served.borrow();
         let wanted = self.wanted.borrow();
-        // A queue that fails later is not taken for a lost connection.
+        // A queue that fails later does not count as a lost connection.
         let all = served.connected
             && (*self.ready.borrow()
                 || wanted
@@ -393,9 +390,9 @@ impl Reports {
         });
     }
 
-    /// Reports why the subscription ends of itself.
+    /// Reports an error that ends the subscription.
     pub fn fail(&self, error: BrokerError) {
-        // The first reason is the reason.
+        // Only the first reason is kept.
         let _ = self.failure.set(error);
     }
 }

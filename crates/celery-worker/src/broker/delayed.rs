@@ -1,6 +1,6 @@
-//! Native delayed delivery, as Celery lays it out on RabbitMQ: the bits of a delay in seconds are
-//! the first words of the routing key, and for each bit there is a queue that holds messages for
-//! so long. Pure; the broker makes what [`topology`] says.
+//! Native delayed delivery, in Celery's layout for RabbitMQ: the bits of a delay in seconds are the first words of the
+//! routing key, and for each bit a queue holds messages for the corresponding time. This module has no side effects;
+//! the broker declares the result of [`topology`].
 //!
 //! Layout and names are those of kombu 5.7, whose producers use them.
 
@@ -8,13 +8,13 @@ use super::queue_settings::ExchangeKind;
 use super::queue_settings::QueueType;
 use super::topology::{Exchange, Queue, TopologyStep};
 
-/// Bits of a delay, and so its limit: 2^28 - 1 seconds, about eight and a half years.
+/// Number of bits of a delay, which limits it to 2^28 - 1 seconds, about eight and a half years.
 pub const BITS: u32 = 28;
 
-/// Where delayed messages come out.
+/// Exchange that receives messages after their delay.
 pub const DELIVERY: &str = "celery_delayed_delivery";
 
-/// The longest delay, in seconds.
+/// Maximum delay, in seconds.
 pub const LONGEST: u32 = (1 << BITS) - 1;
 
 /// Name of the exchange and of the queue for one bit.
@@ -22,14 +22,14 @@ fn level(bit: u32) -> String {
     format!("celery_delayed_{bit}")
 }
 
-/// The exchange that takes delayed messages.
+/// The exchange that accepts delayed messages.
 #[must_use]
 pub fn entrance() -> String {
     level(BITS - 1)
 }
 
-/// The routing key for a delay, in seconds, in front of `key`, which may bear one of an earlier
-/// delay. A delay beyond [`LONGEST`] is cut.
+/// The routing key for a delay in seconds, followed by `key`; the words of an earlier delay in `key` are replaced. A
+/// delay beyond [`LONGEST`] is reduced to it.
 #[must_use]
 pub fn routing_key(delay: u32, key: &str) -> String {
     let delay = delay.min(LONGEST);
@@ -40,7 +40,7 @@ pub fn routing_key(delay: u32, key: &str) -> String {
     bits.chain([strip(key)]).collect()
 }
 
-/// A routing key without the delay in front of it, if there is one.
+/// Removes the words of a delay from a routing key.
 #[must_use]
 pub fn strip(key: &str) -> &str {
     let length = 2 * BITS as usize;
@@ -56,7 +56,7 @@ pub fn strip(key: &str) -> &str {
     }
 }
 
-/// The pattern for a key behind the words of a delay.
+/// The binding pattern for a key after the words of a delay.
 #[must_use]
 pub fn behind(key: &str) -> String {
     match key.starts_with('#') {
@@ -65,7 +65,7 @@ pub fn behind(key: &str) -> String {
     }
 }
 
-/// Everything that holds and hands on delayed messages, in the order in which it is made.
+/// All exchanges, queues and bindings for delayed messages, in the order of their declaration.
 #[must_use]
 pub fn topology(kind: QueueType) -> Vec<TopologyStep> {
     let mut steps = Vec::new();
@@ -112,7 +112,7 @@ pub fn topology(kind: QueueType) -> Vec<TopologyStep> {
     steps
 }
 
-/// Keys whose `bit` is `value`.
+/// Binding pattern for keys whose bit `bit` is `value`.
 fn pattern(bit: u32, value: char) -> String {
     let words = (BITS - 1 - bit) as usize;
     format!("{}{value}.#", "*.".repeat(words))

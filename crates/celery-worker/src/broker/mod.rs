@@ -1,11 +1,11 @@
 //! Message brokers behind one trait.
 //!
-//! A [`Broker`] carries [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is
-//! RabbitMQ; Redis in kombu's layout can stand beside it. [`topology`] says what queues look like,
-//! [`delayed`] how messages are delayed, [`consumer`] is what a subscription gives.
+//! A [`Broker`] transports [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is RabbitMQ; Redis in
+//! kombu's layout could be added. [`topology`] describes queues, [`delayed`] the delay of messages, and [`consumer`]
+//! the results of a subscription.
 //!
-//! Two promises hold for every broker: a publication is reported as done only when the server
-//! has taken responsibility for it, and a delivery is settled exactly once.
+//! Every broker guarantees two things: a publication is reported as done only after the server has taken responsibility
+//! for it, and a delivery is settled exactly once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType
 pub(crate) use sending::Sending;
 pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 
-/// A message on its way out.
+/// A message to publish.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Publication {
     /// Exchange; empty for the default one, which routes by queue name.
@@ -41,48 +41,48 @@ pub struct Publication {
     pub routing_key: String,
     /// The message.
     pub message: RawMessage,
-    /// What is declared first.
+    /// Declaration to make before publishing.
     pub declare: Option<Declaration>,
-    /// Whether it is an error that no queue takes the message.
+    /// True if it is an error when no queue accepts the message.
     pub mandatory: bool,
 }
 
-/// What a worker wants to receive.
+/// Parameters of a subscription.
 #[derive(Debug, Clone)]
 pub struct Subscription {
-    /// What for, in a word or two; for log lines.
+    /// Purpose in one or two words, for log lines.
     pub purpose: &'static str,
-    /// Queues; declared where they are missing.
+    /// Queues; declared if they are missing.
     pub queues: Vec<Queue>,
-    /// Unsettled deliveries of each queue that are held at a time, parked ones aside; 0 is no limit.
+    /// Maximum number of unsettled deliveries of each queue, without parked ones; 0 for no limit.
     pub prefetch: u16,
-    /// Type of the queues for native delayed delivery, if these are to be declared, too.
+    /// Type of the queues for native delayed delivery, if these must be declared, too.
     pub delayed: Option<QueueType>,
-    /// Largest body, in bytes; one above it is left out, unread, see [`consumer::Damage`].
+    /// Maximum size of a body in bytes; a larger one is omitted without being read, see [`consumer::Damage`].
     pub max_body_bytes: Option<usize>,
-    /// Bodies of tasks whose time is yet to come are left out if they are larger, in bytes: such a
-    /// message is read when it is delivered again.
+    /// Maximum size in bytes of the body of a task whose eta has not been reached. A larger one is omitted; it is read
+    /// when the message is redelivered.
     pub max_waiting_body_bytes: Option<usize>,
 }
 
-/// How full a queue is.
+/// Number of messages and consumers of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueDepth {
-    /// Its name.
+    /// Name of the queue.
     pub queue: String,
-    /// Messages that wait; those that a worker holds are not counted.
+    /// Number of waiting messages, without those that a worker holds.
     pub messages: u32,
-    /// Consumers.
+    /// Number of consumers.
     pub consumers: u32,
 }
 
-/// Why the broker could not do what was asked.
+/// Reason why a broker operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BrokerError {
     /// The URL cannot be used.
     #[error("broker URL is not usable: {0}")]
     Url(String),
-    /// No answer, or the connection broke. Worth a retry.
+    /// The broker did not answer, or the connection ended. A retry may succeed.
     #[error("broker at {broker} is not reachable")]
     Unreachable {
         /// Address of the broker, without password.
@@ -91,39 +91,39 @@ pub enum BrokerError {
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// The broker said no.
+    /// The broker refused the request.
     #[error("broker at {broker} refused {what}")]
     Refused {
         /// Address of the broker, without password.
         broker: String,
-        /// What was asked.
+        /// The refused request.
         what: String,
         /// The broker's answer.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// A mandatory message that no queue took.
+    /// No queue accepted a mandatory message.
     #[error("no queue took the message: exchange `{exchange}`, routing key `{routing_key}`")]
     Unroutable {
-        /// Exchange it was published to.
+        /// Exchange that the message was published to.
         exchange: String,
-        /// Its routing key.
+        /// Routing key of the message.
         routing_key: String,
     },
-    /// The broker did not answer in time; it may have the message or not.
+    /// The broker did not answer in time; it may or may not have accepted the message.
     #[error("broker at {broker} did not confirm within {}", humantime::format_duration(*.waited))]
     Timeout {
         /// Address of the broker, without password.
         broker: String,
-        /// How long was waited.
+        /// Time that was waited.
         waited: Duration,
     },
-    /// The broker is short of memory or disk space and takes no messages for now. Worth a retry.
+    /// The broker is short of memory or disk space and does not accept messages for now. A retry may succeed.
     #[error("broker at {broker} blocks connections that publish: {reason}")]
     Blocked {
         /// Address of the broker, without password.
         broker: String,
-        /// The broker's words.
+        /// The broker's reason.
         reason: Arc<str>,
     },
     /// A file for TLS cannot be used.
@@ -131,19 +131,19 @@ pub enum BrokerError {
     Tls {
         /// Key of the setting.
         setting: &'static str,
-        /// The file.
+        /// Path of the file.
         path: String,
-        /// What is wrong with it.
+        /// Reason why the file cannot be used.
         reason: String,
     },
-    /// No further attempts to connect are wanted.
+    /// The limit of attempts to connect was reached.
     #[error("the broker is given up after {attempts} failed attempts to connect; see {setting}")]
     GivenUp {
-        /// Attempts in a row.
+        /// Number of consecutive attempts.
         attempts: u32,
-        /// Key of the setting that says so.
+        /// Key of the setting with the limit.
         setting: &'static str,
-        /// Why the last one failed.
+        /// Error of the last attempt.
         #[source]
         source: Arc<BrokerError>,
     },
@@ -155,7 +155,7 @@ pub enum BrokerError {
         /// Text of the panic.
         panic: String,
     },
-    /// A queue or exchange name, or a routing key, that the protocol cannot carry.
+    /// The protocol cannot represent the name of a queue or exchange, or a routing key.
     #[error("name is longer than 255 bytes: `{0}…`")]
     Name(String),
 }
@@ -163,27 +163,27 @@ pub enum BrokerError {
 /// A connection to a broker, with reconnection built in.
 #[async_trait]
 pub trait Broker: Send + Sync {
-    /// The broker's URL without a password, for people.
+    /// The broker's URL without a password, for messages.
     fn masked_url(&self) -> String;
 
-    /// Addresses of all brokers if there are several; the one in use first.
+    /// URLs of all brokers, without passwords; the one in use first.
     fn masked_urls(&self) -> Vec<String> {
         vec![self.masked_url()]
     }
 
-    /// Publishes and waits for the broker's confirmation, for `within` at most. A lost connection is opened
-    /// again and the publication repeated; so a message can arrive twice, but is not lost. A publication that
-    /// is given up, by this limit or by dropping the future, is withdrawn unless it was sent already; in that
-    /// case it may still arrive.
+    /// Publishes and waits for the broker's confirmation, for `within` at most. A lost connection is opened again and
+    /// the publication repeated; a message can therefore arrive twice, but is not lost. When a publication ends early,
+    /// by this limit or because the future is dropped, it is withdrawn unless it was sent already; in that case it may
+    /// still arrive.
     ///
     /// # Errors
-    /// The last [`BrokerError`] once `within` has passed, and at once those that no retry mends.
+    /// The last [`BrokerError`] once `within` has passed; an error that no retry can remedy is returned at once.
     async fn publish(&self, publication: &Publication, within: Duration)
     -> Result<(), BrokerError>;
 
-    /// Publishes as [`Broker::publish`], but without a limit while there is a connection: a broker that blocks
-    /// publishers, or confirms late, is waited for, since the publication is pending there and must not be
-    /// made twice. `within` limits only the attempts to connect.
+    /// Publishes as [`Broker::publish`], but without a time limit while a connection exists: if the broker blocks
+    /// publishers or confirms late, the call waits, since the publication is pending there and must not be sent twice.
+    /// `within` limits only the attempts to connect.
     ///
     /// # Errors
     /// As [`Broker::publish`]. The publication is no longer pending.
@@ -193,30 +193,29 @@ pub trait Broker: Send + Sync {
         within: Duration,
     ) -> Result<(), BrokerError>;
 
-    /// Reason why the broker takes no publications for now, if it has sent one.
+    /// Reason why the broker does not accept publications for now, if it has sent one.
     fn blocked(&self) -> Option<Arc<str>> {
         None
     }
 
-    /// Connects for publishing, unless that is done; tried until `within` has passed.
+    /// Connects for publishing, unless this was done before. Repeats failed attempts until `within` has passed.
     ///
     /// # Errors
     /// As [`Broker::publish`].
     async fn prepare(&self, within: Duration) -> Result<(), BrokerError>;
 
-    /// Starts to consume, at once or as soon as there is a connection. Never fails: a broker that
-    /// is down, goes away or refuses is tried again, with a log line that says why.
+    /// Starts to consume, at once or as soon as a connection exists. Never fails: if the broker is down, ends the
+    /// connection or refuses, the call is retried, and the reason is logged.
     fn consume(&self, subscription: Subscription) -> Consumer;
 
-    /// How full queues are; those that are missing are left out. Asks the broker, so it also tells
-    /// whether that is there: with no queues, nothing else. May be dropped while it waits.
+    /// Returns the numbers of messages and consumers of queues, without missing queues. The call always asks the
+    /// broker, so that it also checks the connection, even without queues. Cancel-safe.
     ///
     /// # Errors
-    /// What the broker says, or that it cannot be reached.
+    /// The broker refused the request, or cannot be reached.
     async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError>;
 
-    /// Cancels every consumer and closes every connection; unsettled deliveries return to their
-    /// queues.
+    /// Cancels every consumer and closes every connection; unsettled deliveries are requeued.
     async fn close(&self);
 }
 

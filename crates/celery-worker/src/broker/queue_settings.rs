@@ -4,23 +4,23 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Kind of an exchange, in AMQP's terms.
+/// Type of an exchange, in AMQP's terms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ExchangeKind {
-    /// By equal routing key.
+    /// Routes by equal routing key.
     #[default]
     Direct,
-    /// To every bound queue.
+    /// Routes to every bound queue.
     Fanout,
-    /// By pattern.
+    /// Routes by pattern.
     Topic,
-    /// By headers.
+    /// Routes by headers.
     Headers,
 }
 
 impl ExchangeKind {
-    /// Its name in AMQP.
+    /// AMQP's name of the type.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -36,15 +36,15 @@ impl ExchangeKind {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QueueType {
-    /// On one node.
+    /// Stored on one node.
     #[default]
     Classic,
-    /// Replicated.
+    /// Replicated on several nodes.
     Quorum,
 }
 
 impl QueueType {
-    /// Its name in `x-queue-type`.
+    /// The value of `x-queue-type`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -54,16 +54,16 @@ impl QueueType {
     }
 }
 
-/// When the queues for native delayed delivery are declared.
+/// Condition for declaring the queues for native delayed delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DelayedDelivery {
-    /// When a task queue is a quorum queue, as in Celery.
+    /// Declared if a task queue is a quorum queue, as in Celery.
     #[default]
     Auto,
-    /// Always.
+    /// Always declared.
     Always,
-    /// Never.
+    /// Never declared.
     Never,
 }
 
@@ -71,18 +71,18 @@ pub enum DelayedDelivery {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskQueue {
-    /// Its exchange; otherwise the default exchange, or one of its own name.
+    /// Name of the exchange; without it, the default exchange or one with the queue's name.
     pub exchange: Option<String>,
-    /// The exchange's kind.
+    /// Type of the exchange.
     pub exchange_type: Option<ExchangeKind>,
-    /// Binding key; otherwise its name.
+    /// Binding key; without it, the queue's name.
     pub routing_key: Option<String>,
     /// Queue arguments, e.g. `x-max-priority`.
     #[serde(default)]
     pub arguments: serde_json::Map<String, serde_json::Value>,
 }
 
-/// Settings from which the declarations of all queues follow; each field is Celery's setting of that name.
+/// Settings that determine the declarations of all queues; each field is Celery's setting of that name.
 #[derive(Debug, Clone, Default)]
 pub struct QueueSettings {
     /// `task_queues`

@@ -1,4 +1,4 @@
-//! The span of a message that is sent.
+//! The span for publishing a task's message.
 
 use std::fmt;
 
@@ -7,18 +7,18 @@ use tracing::field::Empty;
 
 use super::{Publication, TracePropagation};
 
-/// Names that Python's instrumentation gives the same span, and those of OpenTelemetry's conventions
-/// for messaging (RabbitMQ's part).
+/// Name of the operation in Python's instrumentation. The other names are from OpenTelemetry's conventions for
+/// messaging (RabbitMQ's part).
 const OPERATION: &str = "apply_async";
 
-/// As kombu raises it.
+/// Exception class that kombu raises if publishing fails.
 const UNSENT: &str = "kombu.exceptions.OperationalError";
 
-/// A task's message on its way to the broker.
+/// Span of a task's message from publishing to the broker's confirmation.
 pub(crate) struct Sending(Span);
 
 impl Sending {
-    /// Begins, and names the span in the message's headers for its receiver.
+    /// Starts the span, and writes it into the message's headers for the receiver.
     pub(crate) fn begin(publication: &mut Publication, propagation: &dyn TracePropagation) -> Self {
         let message = &publication.message;
         let header = |name: &str| {
@@ -52,7 +52,7 @@ impl Sending {
         Self(span)
     }
 
-    /// Ends when the broker has answered, or has not.
+    /// Ends the span with the broker's answer or an error.
     pub(crate) fn end<E: fmt::Display>(self, answer: &Result<(), E>) {
         if let (false, Err(error)) = (self.0.is_disabled(), answer) {
             tracing::record_all!(

@@ -9,14 +9,14 @@ use serde_json::{Map, Value};
 use super::delayed;
 use super::queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
 
-/// An exchange, as it is declared before it is used.
+/// Declaration of an exchange.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exchange {
-    /// Its name.
+    /// Name of the exchange.
     pub name: String,
-    /// Its kind.
+    /// Type of the exchange.
     pub kind: ExchangeKind,
-    /// Whether it survives a restart of the broker.
+    /// True if it survives a restart of the broker.
     pub durable: bool,
 }
 
@@ -30,7 +30,7 @@ impl Exchange {
         }
     }
 
-    /// The exchange of events.
+    /// The exchange for events.
     #[must_use]
     pub fn events() -> Self {
         Self::durable("celeryev", ExchangeKind::Topic)
@@ -46,20 +46,20 @@ pub struct Binding {
     pub key: String,
 }
 
-/// A queue, as it is declared before it is used.
+/// Declaration of a queue.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Queue {
-    /// Its name; the default exchange routes to it by this name.
+    /// Name of the queue; the default exchange routes by it.
     pub name: String,
-    /// Whether it survives a restart of the broker.
+    /// True if it survives a restart of the broker.
     pub durable: bool,
-    /// Whether it belongs to one connection.
+    /// True if it belongs to one connection.
     pub exclusive: bool,
-    /// Whether it vanishes with its last consumer.
+    /// True if it is deleted with its last consumer.
     pub auto_delete: bool,
     /// Queue arguments, e.g. `x-expires`.
     pub arguments: Map<String, Value>,
-    /// Its binding, if any.
+    /// Binding of the queue, if any.
     pub binding: Option<Binding>,
 }
 
@@ -98,8 +98,8 @@ impl Queue {
         }
     }
 
-    /// A worker's queue for remote control. Celery names it after the node alone; two starts of
-    /// one node in quick succession would then lock each other out, so `tag` makes it unique.
+    /// A worker's queue for remote control. Celery names it after the node alone; two quick starts of one node would
+    /// then exclude each other, so `tag` makes the name unique.
     #[must_use]
     pub fn control(hostname: &str, tag: &str) -> Self {
         let arguments = [
@@ -124,22 +124,22 @@ impl Queue {
         }
     }
 
-    /// Whether it is a quorum queue, as far as its declaration says.
+    /// Returns true if the declaration is that of a quorum queue.
     #[must_use]
     pub fn is_quorum(&self) -> bool {
         self.arguments.get("x-queue-type").and_then(Value::as_str) == Some("quorum")
     }
 
-    /// Whether it belongs to whoever declares it, and is gone with it.
+    /// Returns true if the queue belongs to the process that declares it, and is deleted with it.
     #[must_use]
     pub fn is_transient(&self) -> bool {
         self.exclusive || self.auto_delete
     }
 }
 
-/// How the task queues are declared: what the settings say of single queues and of all others.
+/// Declarations of the task queues, from the settings for single queues and for all others.
 ///
-/// Worker and producers share it, so that both declare the same.
+/// Worker and producers share them, so that both declare the same.
 #[derive(Debug, Clone, Default)]
 pub struct TaskQueues {
     named: BTreeMap<String, Queue>,
@@ -150,9 +150,9 @@ pub struct TaskQueues {
 }
 
 impl TaskQueues {
-    /// As the settings say, by Celery's rules: a queue of `task_queues` is what is said there.
-    /// Without that table, the default queue has the default exchange and key. Everything else has
-    /// an exchange of its own name.
+    /// Creates the declarations by Celery's rules: a queue in `task_queues` is declared with the values there. Without
+    /// that table, the default queue has the default exchange and key. Every other queue has an exchange with its own
+    /// name.
     #[must_use]
     pub fn new(settings: &QueueSettings) -> Self {
         let named = match settings.task_queues.is_empty() {
@@ -194,7 +194,7 @@ impl TaskQueues {
             arguments: typed(self.other_type),
             ..Queue::bound(name.into(), self.other_exchange, name, name)
         });
-        // Quorum queues know no such argument, and RabbitMQ refuses them with it.
+        // Quorum queues do not support this argument, and RabbitMQ refuses their declaration with it.
         if self.max_priority > 0 && !queue.is_quorum() {
             queue
                 .arguments
@@ -204,10 +204,10 @@ impl TaskQueues {
         queue
     }
 
-    /// The way to one queue, for a message that is wanted there after `delay`.
+    /// The route to a queue for a message with the delay `delay`.
     ///
-    /// Without a delay of a second, and where there is no delayed delivery, that is the way through
-    /// the default exchange: the worker waits itself for what comes too early.
+    /// For a delay below one second, and without delayed delivery, the route is the default exchange: the worker itself
+    /// waits for the eta.
     #[must_use]
     pub fn route(&self, name: &str, delay: Duration) -> Route {
         let queue = self.queue(name);
@@ -231,8 +231,7 @@ impl TaskQueues {
         }
     }
 
-    /// The type of the queues for native delayed delivery, where one of `queues` needs them or the
-    /// settings ask for them.
+    /// The type of the queues for native delayed delivery, if one of `queues` or the settings require them.
     #[must_use]
     pub fn delayed(&self, queues: &[Queue]) -> Option<QueueType> {
         let (when, kind) = self.delayed;
@@ -265,8 +264,8 @@ fn or<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
     if given.is_empty() { otherwise } else { given }
 }
 
-/// Classic is what the broker makes of a queue without a type; saying so would differ from a queue
-/// that was declared without.
+/// The broker creates a classic queue if the type is missing; with the type, the declaration would differ from that of
+/// a queue that was declared without it.
 fn typed(kind: QueueType) -> Map<String, Value> {
     match kind {
         QueueType::Classic => Map::new(),
@@ -274,19 +273,19 @@ fn typed(kind: QueueType) -> Map<String, Value> {
     }
 }
 
-/// What is declared before a message is published, so that it cannot fall into nowhere.
+/// Objects to declare before a message is published, so that it is not lost.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Declaration {
-    /// The queue that it goes to.
+    /// The message's queue.
     Queue(Queue),
-    /// The exchange that it goes through.
+    /// The message's exchange.
     Exchange(Exchange),
-    /// The queue that it goes to, and what delays it on its way; of queues of this type.
+    /// The message's queue, and the queues for native delayed delivery, which have this type.
     Delayed(Queue, QueueType),
 }
 
 impl Declaration {
-    /// Names what is declared, uniquely.
+    /// A unique name of the declaration.
     #[must_use]
     pub fn key(&self) -> (&'static str, &str) {
         match self {
@@ -296,7 +295,7 @@ impl Declaration {
         }
     }
 
-    /// The steps that make it.
+    /// The steps of the declaration.
     #[must_use]
     pub fn steps(&self) -> Vec<TopologyStep> {
         match self {
@@ -311,7 +310,7 @@ impl Declaration {
         }
     }
 
-    /// Whether the exchange `name` is there when it is made.
+    /// Returns true if the exchange `name` exists after the declaration.
     #[must_use]
     pub fn brings(&self, name: &str) -> bool {
         match self {
@@ -325,38 +324,38 @@ impl Declaration {
     }
 }
 
-/// Where a message is published to.
+/// Destination of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     /// Exchange; empty for the default one, which routes by queue name.
     pub exchange: String,
     /// Routing key.
     pub routing_key: String,
-    /// What is declared first.
+    /// Declaration to make before publishing.
     pub declare: Declaration,
 }
 
-/// One step of making a topology.
+/// One step in the declaration of a topology.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TopologyStep {
     /// Declares an exchange.
     Exchange(Exchange),
     /// Declares a queue, with its exchange and binding.
     Queue(Queue),
-    /// Lets what goes through `source` go on to the exchange `destination`.
+    /// Binds the exchange `destination` to the exchange `source`.
     BindExchange {
-        /// Where messages come from.
+        /// Exchange that the messages come from.
         source: String,
-        /// Where they go.
+        /// Exchange that the messages go to.
         destination: String,
         /// Binding key.
         key: String,
     },
-    /// Lets what goes through `source` go to the queue `destination`.
+    /// Binds the queue `destination` to the exchange `source`.
     BindQueue {
-        /// Where messages come from.
+        /// Exchange that the messages come from.
         source: String,
-        /// Where they go.
+        /// Queue that the messages go to.
         destination: String,
         /// Binding key.
         key: String,
@@ -382,8 +381,8 @@ impl fmt::Display for TopologyStep {
     }
 }
 
-/// What brings delayed messages to a task queue; nothing for one with a direct exchange, which
-/// knows no patterns.
+/// Bindings that route delayed messages to a task queue; none for a queue with a direct exchange, which does not
+/// support patterns.
 #[must_use]
 pub fn behind_delay(queue: &Queue) -> Vec<TopologyStep> {
     let Some(binding) = &queue.binding else {

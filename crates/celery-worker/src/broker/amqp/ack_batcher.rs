@@ -1,9 +1,9 @@
 //! Acknowledgements of one channel, in batches.
 //!
-//! One task sends the dispositions of all deliveries of a channel: those that arrive while it waits go out
-//! together, and the acknowledgements of all deliveries up to a tag in one frame (`multiple`, AMQP 0-9-1,
-//! `basic.ack`). This is safe since a channel numbers its deliveries 1, 2, 3 … across its consumers, and a
-//! frame for all up to a number is sent only once each of them is settled.
+//! One task sends the dispositions of all deliveries of a channel: those that arrive while it waits are sent together,
+//! and the acknowledgements of all deliveries up to a tag in one frame (`multiple`, AMQP 0-9-1, `basic.ack`). This is
+//! safe because a channel numbers its deliveries 1, 2, 3 … across its consumers, and a frame for all deliveries up to a
+//! number is sent only once each of them is settled.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -24,14 +24,14 @@ use crate::broker::consumer::{self, Settled};
 /// Maximum number of dispositions in a batch.
 const BATCH: usize = 256;
 
-/// Maximum wait for further dispositions while more are to be expected.
+/// Maximum wait for further dispositions while more of them are expected.
 const GATHERING: Duration = Duration::from_millis(1);
 
 /// A batch is sent once it is this fraction of the deliveries in flight: the others keep the worker busy.
 const PART: usize = 4;
 
-/// Takes the dispositions of one channel's deliveries. The task behind it ends with the last clone, once
-/// all of them are sent.
+/// Accepts the dispositions of one channel's deliveries. Its task ends after the last clone was dropped and all
+/// dispositions were sent.
 #[derive(Clone)]
 pub(super) struct AckBatcher(mpsc::UnboundedSender<PendingAck>);
 
@@ -39,13 +39,13 @@ pub(super) struct AckBatcher(mpsc::UnboundedSender<PendingAck>);
 struct PendingAck {
     tag: DeliveryTag,
     disposition: Disposition,
-    /// Its slot in the prefetch window, free once the disposition is sent.
+    /// The delivery's slot in the prefetch window, free once the disposition is sent.
     _slot: PrefetchSlot,
     sent_tx: oneshot::Sender<()>,
 }
 
 impl AckBatcher {
-    /// A batcher for a new channel, which has delivered nothing yet.
+    /// Creates a batcher for a new channel without deliveries.
     pub(super) fn new(
         channel: Channel,
         connector: Arc<Connector>,
@@ -64,7 +64,7 @@ impl AckBatcher {
         slot: PrefetchSlot,
     ) -> Settled {
         let (sent_tx, settled) = oneshot::channel();
-        // The receiver is gone only when the process ends.
+        // The receiver is dropped only when the process ends.
         let _ = self.0.send(PendingAck {
             tag,
             disposition,
@@ -89,7 +89,7 @@ async fn send_batches(
             let room = BATCH - batch.len();
             match timeout_at(until, pending.recv_many(&mut batch, room)).await {
                 Ok(1..) => {}
-                // No more come in time, or at all.
+                // No further disposition in time, or the channel of dispositions is closed.
                 Ok(0) | Err(_) => break,
             }
         }
@@ -114,7 +114,7 @@ async fn send(channel: &Channel, frame: Frame) -> lapin::Result<()> {
             let options = BasicRejectOptions { requeue: false };
             channel.basic_reject(tag, options).await
         }
-        // Not basic.reject: quorum queues count that against the message.
+        // Not basic.reject, which quorum queues count as a failed delivery of the message.
         Frame::Requeue(tag) => {
             let options = BasicNackOptions {
                 multiple: false,
@@ -154,7 +154,7 @@ impl AckLedger {
             self.beyond.insert(tag);
             match disposition {
                 Disposition::Ack => acknowledged.push(tag),
-                // Before every acknowledgement, which may take in all up to its own.
+                // Sent before every acknowledgement, because one with `multiple` may include this tag.
                 Disposition::Reject => frames.push(Frame::Reject(tag)),
                 Disposition::Requeue => frames.push(Frame::Requeue(tag)),
             }

@@ -1,4 +1,4 @@
-//! Addresses of brokers, as kombu reads them.
+//! Addresses of brokers, in kombu's format.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -27,11 +27,11 @@ const IN_PATH: &AsciiSet = &CONTROLS
     .add(b'?')
     .add(b'@');
 
-/// One broker.
+/// Address of one broker.
 #[derive(Clone)]
 pub(super) struct BrokerAddress {
     pub(super) uri: AMQPUri,
-    /// URL with the password as `**`, as kombu shows it.
+    /// URL with the password as `**`, in the form that kombu shows.
     pub(super) masked: String,
 }
 
@@ -74,7 +74,7 @@ impl BrokerAddress {
     }
 }
 
-/// Settings in the parameters of a URL.
+/// Options in the parameters of a URL.
 fn query(parts: &UrlParts, heartbeat: u16) -> Result<AMQPQueryString, String> {
     const KNOWN: &str =
         "heartbeat, frame_max, channel_max, connection_timeout (in ms) and auth_mechanism";
@@ -105,7 +105,7 @@ fn query(parts: &UrlParts, heartbeat: u16) -> Result<AMQPQueryString, String> {
                         .into(),
                 );
             }
-            // As in kombu. The name of a parameter may be the end of a password.
+            // As in kombu. The error does not contain the name, which may be the end of a password.
             _ => return Err(format!("it has an unknown parameter; known are {KNOWN}")),
         }
     }
@@ -127,14 +127,15 @@ fn mask(uri: &AMQPUri) -> String {
     )
 }
 
-/// Brokers, of which one is in use. Each failed attempt moves on to the next one, as kombu's `round-robin` does.
+/// Addresses of brokers, one of which is in use. Each failed attempt selects the next one, as kombu's `round-robin`
+/// does.
 pub(super) struct Addresses {
     all: Vec<BrokerAddress>,
     current: AtomicUsize,
 }
 
 impl Addresses {
-    /// Reads a URL, or several that `;` separates.
+    /// Parses a URL, or several separated by `;`.
     pub(super) fn parse(urls: &str, heartbeat: u16) -> Result<Self, BrokerError> {
         let list = url::list(urls).map_err(|error| BrokerError::Url(error.to_string()))?;
         let several = list.len() > 1;
@@ -164,7 +165,7 @@ impl Addresses {
         self.in_turn().next()
     }
 
-    /// Moves on from an address that did not work, unless another connection has moved on already.
+    /// Selects the next address after `left` failed, unless another connection has done so already.
     pub(super) fn leave(&self, left: &BrokerAddress) {
         let at = self
             .all
@@ -173,7 +174,7 @@ impl Addresses {
         if let Some(at) = at {
             let next = (at + 1) % self.all.len();
             let ordering = Ordering::Relaxed;
-            // Another connection may have moved on already.
+            // Another connection may have selected the next one already.
             let _ = self.current.compare_exchange(at, next, ordering, ordering);
         }
     }

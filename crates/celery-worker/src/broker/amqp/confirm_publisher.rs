@@ -1,8 +1,8 @@
 //! Publishing over one channel in confirm mode.
 //!
-//! lapin wakes a publishing task twice for each message: when it is written, and when it is confirmed.
-//! Here one task waits for all messages and answers each caller, so a thread that has read a hundred
-//! confirms wakes one task and not a hundred.
+//! lapin wakes a publishing task twice for each message: when it is written, and when it is confirmed. Here one task
+//! waits for all messages and answers each caller, so that a thread that has read a hundred confirms wakes one task
+//! instead of a hundred.
 
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use lapin::options::BasicPublishOptions;
@@ -10,10 +10,10 @@ use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, ChannelState, Confirmation, ErrorKind};
 use tokio::sync::{mpsc, oneshot};
 
-/// Maximum number of messages that are taken in before confirms are processed again.
+/// Maximum number of messages that are accepted before confirms are processed again.
 const BATCH: usize = 64;
 
-/// A message on its way out.
+/// A message to publish.
 pub(super) struct Outgoing {
     pub(super) exchange: ShortString,
     pub(super) routing_key: ShortString,
@@ -28,12 +28,12 @@ type Confirm = lapin::Result<Confirmation>;
 /// A channel in confirm mode. Its task ends once this value is dropped and every message is answered.
 pub(super) struct ConfirmPublisher {
     channel: Channel,
-    // Unbounded, as lapin's own queue: a message whose caller has given up waits in either.
+    // Unbounded, like lapin's own queue: a message whose caller has given up waits in one of the two.
     outgoing: mpsc::UnboundedSender<(Outgoing, oneshot::Sender<Confirm>)>,
 }
 
 impl ConfirmPublisher {
-    /// A publisher on a channel that confirms.
+    /// Creates a publisher on a channel in confirm mode.
     pub(super) fn new(channel: Channel) -> Self {
         let (outgoing, incoming) = mpsc::unbounded_channel();
         tokio::spawn(work(channel.clone(), incoming));
@@ -49,7 +49,7 @@ impl ConfirmPublisher {
     /// written withdraws the message. A written message is sent even if its confirm is not awaited.
     pub(super) fn publish(&self, outgoing: Outgoing) -> impl Future<Output = Confirm> + use<> {
         let (answer, answered) = oneshot::channel();
-        // If the task is gone, the receiver reports it.
+        // If the task has ended, the receiver reports it.
         let _ = self.outgoing.send((outgoing, answer));
         async {
             answered.await.unwrap_or_else(|_| {
@@ -79,7 +79,7 @@ async fn work(
 }
 
 async fn post(channel: &Channel, outgoing: Outgoing, answer: oneshot::Sender<Confirm>) {
-    // Given up meanwhile: the caller may publish the message again.
+    // The caller has given up and may publish the message again.
     if answer.is_closed() {
         return;
     }

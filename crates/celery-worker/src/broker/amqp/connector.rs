@@ -1,4 +1,4 @@
-//! Connecting and declaring.
+//! Opening connections, and declaring queues and exchanges.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,27 +22,27 @@ use super::{AmqpOptions, AmqpTls, convert, short, stream};
 use crate::broker::topology::TopologyStep;
 use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
 
-/// Largest frame that connections ask for, in bytes. lapin has two buffers of 32 frames for each
-/// connection, and in time touches all of them: 1 MB with this, 8 MB with RabbitMQ's default. Asked for
-/// from the start, since buffers that grow after the negotiation are written to the end (lapin 4.12).
+/// Maximum frame size that connections request, in bytes. lapin has two buffers of 32 frames for each connection, and
+/// in time uses all of their memory: 1 MB with this value, 8 MB with RabbitMQ's default. It is requested at the
+/// beginning, since buffers that grow after the negotiation are filled to the end (lapin 4.12).
 const FRAME: u32 = 16 << 10;
 
-/// The same after the first message that is in need of it: RabbitMQ's default, and py-amqp's. Bodies
-/// are cut to frames, but headers must fit into one, and who gets a larger one than was agreed on ends
-/// the connection (RabbitMQ 3.10, lapin 4.12).
+/// Maximum frame size after the first message that needs it: the default of RabbitMQ and py-amqp. Bodies are split into
+/// frames, but headers must fit into one, and a receiver of a frame above the negotiated size ends the connection
+/// (RabbitMQ 3.10, lapin 4.12).
 pub(super) const LARGE_FRAME: u32 = 128 << 10;
 
-/// How long a polite goodbye may take.
+/// Time limit for closing a connection.
 const CLOSING: Duration = Duration::from_secs(5);
 
-/// Where to connect and how.
+/// Opens connections with the options of a broker.
 pub(super) struct Connector {
     pub(super) addresses: Addresses,
     name: String,
     pub(super) connection_timeout: Duration,
     tls: AmqpTls,
     no_declare: bool,
-    /// Whether headers were met that need [`LARGE_FRAME`].
+    /// True after a message with headers that need [`LARGE_FRAME`].
     has_large_frames: AtomicBool,
 }
 
@@ -56,7 +56,7 @@ impl Connector {
             no_declare: options.no_declare,
             has_large_frames: AtomicBool::new(false),
         };
-        // Files that cannot be read are told at the start, not at the first message.
+        // Files that cannot be read are reported at the start, not at the first message.
         connector.certificates()?;
         Ok(connector)
     }
@@ -74,12 +74,12 @@ impl Connector {
         Duration::from_secs(u64::from(seconds.unwrap_or_default()))
     }
 
-    /// Time limit for one attempt to connect, which tries each broker for its own time.
+    /// Time limit for one attempt to connect, which includes the limits of all brokers of the list.
     pub(super) fn connecting_timeout(&self) -> Duration {
         self.connection_timeout * self.addresses.count()
     }
 
-    /// Read anew for each connection, so that certificates can be exchanged under a running worker.
+    /// Reads the certificates for each connection, so that they can be replaced while the worker runs.
     fn certificates(&self) -> Result<OwnedTLSConfig, BrokerError> {
         let read = |setting, path: &str| match path {
             "" => Ok(None),
@@ -106,16 +106,17 @@ impl Connector {
         })
     }
 
-    /// A new connection, to the broker in use, or to the next one of the list that works.
+    /// Opens a connection to the broker in use, or to the next one of the list that accepts it.
     ///
     /// # Errors
-    /// Error of one broker; of several brokers, one for which another attempt can succeed, if there is any.
+    /// The error of the broker. With several brokers, an error after which another attempt can succeed takes
+    /// precedence.
     pub(super) async fn connect(&self, role: &str) -> Result<Connection, BrokerError> {
         let notes = Arc::new(Notes::default());
         self.connect_to_consume(role, Bodies::ALL, &notes).await
     }
 
-    /// Connects as above, but leaves out some bodies and notes the changes made to deliveries.
+    /// Connects as above, but drops some bodies and records the changes made to deliveries.
     pub(super) async fn connect_to_consume(
         &self,
         role: &str,
@@ -191,8 +192,8 @@ impl Connector {
         }
     }
 
-    /// Declares something as Celery does, or looks whether it is there. What exists with other
-    /// arguments is used as it is: a throw-away channel takes the broker's refusal.
+    /// Declares something as Celery does, or checks that it exists. If it exists with other arguments, it is used
+    /// unchanged: the broker then closes the channel, which is only used for this purpose.
     pub(super) async fn declare(
         &self,
         connection: &Connection,
@@ -201,7 +202,7 @@ impl Connector {
         self.make(connection, &declaration.steps()).await
     }
 
-    /// Declares a task queue, and what brings delayed messages to it.
+    /// Declares a task queue, and the bindings that route delayed messages to it.
     pub(super) async fn declare_with_delay(
         &self,
         connection: &Connection,
@@ -217,8 +218,8 @@ impl Connector {
         Ok(())
     }
 
-    /// Makes a topology. What exists with other arguments stops nothing: the steps that follow may
-    /// well be possible.
+    /// Declares a topology. If something exists with other arguments, the following steps are still made, because they
+    /// may succeed.
     pub(super) async fn make(
         &self,
         connection: &Connection,
@@ -238,7 +239,7 @@ impl Connector {
             };
             match declare(&open, &step, passive).await {
                 Ok(()) => channel = Some(open),
-                // The refusal has ended the channel.
+                // The broker has closed the channel with its refusal.
                 Err(error) if is_precondition_failed(&error) => log_difference(&step, &error),
                 Err(error) if passive && is_not_found(&error) => {
                     let what = "; it is missing, and celery.no_declare forbids to declare it";
@@ -248,13 +249,13 @@ impl Connector {
             }
         }
         if let Some(channel) = channel {
-            // The channel goes either way; its closing tells nothing new.
+            // The channel is not used again; an error of its closing has no consequence.
             let _ = channel.close(200, "declared".into()).await;
         }
         Ok(())
     }
 
-    /// What an error means. One that is cured by connecting again is no refusal.
+    /// Classifies an error. An error that a new connection can remedy is not a refusal.
     pub(super) fn error(&self, error: lapin::Error, what: &str) -> BrokerError {
         self.error_at(&self.masked(), error, what)
     }
@@ -274,8 +275,8 @@ impl Connector {
         }
     }
 
-    /// Whether a connection ended since a frame was too large for it, and the next one has larger ones.
-    /// Everything that was under way on that connection ends with the same error.
+    /// Returns true if a connection ended because a frame was too large for it, and the next connection allows larger
+    /// ones. All pending operations of the connection end with the same error.
     fn makes_frames_larger(&self, error: &lapin::Error) -> bool {
         if !is_frame_error(error) || self.has_own_frames() {
             return false;
@@ -290,7 +291,7 @@ impl Connector {
         true
     }
 
-    /// Returns true if the URL sets the size of frames.
+    /// Returns true if the URL sets the frame size.
     fn has_own_frames(&self) -> bool {
         let current = self.addresses.current();
         current.is_some_and(|address| address.uri.query.frame_max.is_some())
@@ -312,13 +313,13 @@ impl Connector {
     }
 }
 
-/// Exchange, queue, binding: the order in which Celery makes a queue; and whether each is only
-/// looked for.
+/// Steps for a declaration, in Celery's order: exchange, queue, binding. The second value of each is true if the step
+/// only checks for existence.
 fn single_steps(step: &TopologyStep, no_declare: bool) -> Vec<(TopologyStep, bool)> {
     let TopologyStep::Queue(queue) = step else {
         return vec![(step.clone(), no_declare)];
     };
-    // A queue that goes with us is nobody else's to make.
+    // A transient queue belongs to this connection, so no other process can declare it.
     let passive = no_declare && !queue.is_transient();
     let bare = Queue {
         binding: None,
@@ -337,12 +338,12 @@ fn single_steps(step: &TopologyStep, no_declare: bool) -> Vec<(TopologyStep, boo
                 false,
             ),
         ],
-        // How it is bound makes no difference to who consumes from it.
+        // A consumer does not need the binding.
         _ => vec![(TopologyStep::Queue(bare), passive)],
     }
 }
 
-/// How full a queue is. One that is missing ends the channel.
+/// Returns the number of messages and consumers of a queue. A missing queue closes the channel.
 pub(super) async fn depth(channel: &Channel, queue: &str) -> lapin::Result<QueueDepth> {
     let name = short(queue).map_err(|e| lapin::Error::from(std::io::Error::other(e)))?;
     let options = QueueDeclareOptions {
@@ -359,7 +360,7 @@ pub(super) async fn depth(channel: &Channel, queue: &str) -> lapin::Result<Queue
     })
 }
 
-/// Does one step, or with `passive` only looks for what has a name.
+/// Executes one step; with `passive` it only checks that the named object exists.
 pub(super) async fn declare(
     channel: &Channel,
     step: &TopologyStep,
@@ -420,7 +421,7 @@ pub(super) async fn declare(
     }
 }
 
-/// RabbitMQ's text for a declaration that differs from what is there.
+/// RabbitMQ's error text for a declaration that differs from the existing object.
 static INEQUIVALENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(
         r"inequivalent arg '(?P<argument>[^']+)' for .+: received (?P<wanted>.+) but current is (?P<found>.+)",
@@ -428,15 +429,15 @@ static INEQUIVALENT: LazyLock<Option<Regex>> = LazyLock::new(|| {
     .ok()
 });
 
-/// How a declaration differs from what is there.
+/// Difference between a declaration and the existing object.
 pub(super) enum Difference {
-    /// In this argument.
+    /// One argument differs.
     Argument {
         argument: String,
         wanted: String,
         found: String,
     },
-    /// In the broker's own words.
+    /// Another difference, in the broker's own words.
     Other(String),
 }
 
@@ -453,7 +454,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Reads a refusal for the sake of a difference.
+/// Extracts the difference from a refusal.
 pub(super) fn difference_of(error: &lapin::Error) -> Difference {
     let text = error.to_string();
     let parts = INEQUIVALENT
@@ -469,7 +470,7 @@ pub(super) fn difference_of(error: &lapin::Error) -> Difference {
     }
 }
 
-/// Says how a declaration differs from what is there.
+/// Logs the difference between a declaration and the existing object.
 fn log_difference(step: &TopologyStep, error: &lapin::Error) {
     tracing::warn!(
         what = %step,
@@ -496,14 +497,14 @@ pub(super) fn is_not_found(error: &lapin::Error) -> bool {
     matches!(soft(error), Some((AMQPSoftError::NOTFOUND, _)))
 }
 
-/// Wrong user, password or virtual host. RabbitMQ says so in a closing of the connection, as 403.
+/// Returns true for a wrong user, password or virtual host. RabbitMQ closes the connection with code 403 in this case.
 fn is_access_refused(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(e)
         if matches!(e.kind(), AMQPErrorKind::Soft(AMQPSoftError::ACCESSREFUSED)
             | AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED)))
 }
 
-/// The exchange that a channel was closed for, since there is none of that name.
+/// The missing exchange for which a channel was closed.
 pub(super) fn missing_exchange(error: &lapin::Error) -> Option<String> {
     let (AMQPSoftError::NOTFOUND, text) = soft(error)? else {
         return None;
@@ -525,21 +526,21 @@ pub(super) fn leads_nowhere(error: &BrokerError, publication: &Publication) -> b
     }
 }
 
-/// Whether the broker closed a channel since a delivery was held for too long. RabbitMQ 3.8.15 and
+/// Returns true if the broker closed a channel because a delivery was unacknowledged for too long. RabbitMQ 3.8.15 and
 /// newer; the limit is the broker's `consumer_timeout`.
 pub(super) fn is_held_too_long(error: &lapin::Error) -> bool {
     matches!(soft(error), Some((AMQPSoftError::PRECONDITIONFAILED, text))
         if text.contains("timed out"))
 }
 
-/// Whether the broker closed the connection because it goes down, which is no refusal.
+/// Returns true if the broker closed the connection because it shuts down, which is not a refusal.
 fn is_shutdown(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(e)
         if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::CONNECTIONFORCED))
 }
 
-/// Whether the connection ended over a frame, mostly one that is larger than was agreed on. Both the
-/// broker and lapin say so.
+/// Returns true if the connection ended because of a frame, mostly one above the negotiated size. The broker and lapin
+/// both report this error.
 fn is_frame_error(error: &lapin::Error) -> bool {
     matches!(error.kind(), ErrorKind::ProtocolError(e)
         if *e.kind() == AMQPErrorKind::Hard(AMQPHardError::FRAMEERROR))
@@ -547,7 +548,7 @@ fn is_frame_error(error: &lapin::Error) -> bool {
 
 pub(super) async fn goodbye(connection: &Connection) {
     if connection.status().connected() {
-        // Whether it hears us makes no difference.
+        // An error has no consequence: the connection is not used again.
         let _ = timeout(CLOSING, connection.close(200, "bye".into())).await;
     }
 }

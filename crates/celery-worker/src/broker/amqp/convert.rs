@@ -1,10 +1,9 @@
-//! AMQP's types to and from those of [`celery_protocol`].
+//! Conversion between AMQP's types and those of [`celery_protocol`].
 //!
-//! A header goes out again as the type that it came in as, in a retry above all. AMQP types that
-//! JSON has not are kept in kombu's envelopes, as kombu itself writes the Python values that these
-//! headers are to it: `datetime`, `decimal`, `bytes`, `base64`. Two kinds of our own, `float` and
-//! `table`, are for what kombu has none for. Of integers and floats, as in Python, only the value
-//! is kept and not the width.
+//! A header is sent with the type that it was received with, in particular in a retry. AMQP types that JSON does not
+//! have are kept in kombu's envelopes, in the form that kombu writes for the corresponding Python values: `datetime`,
+//! `decimal`, `bytes`, `base64`. The types `float` and `table` are this crate's own, for values that kombu has no
+//! envelope for. As in Python, integers and floats keep their value, but not their width.
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable, ShortString};
@@ -14,7 +13,7 @@ use super::short;
 use crate::broker::BrokerError;
 use celery_protocol::{Properties, RawMessage, envelope};
 
-/// A delivery without its settlement.
+/// A received message, without the handle to settle it.
 pub(super) struct Incoming {
     pub(super) raw: RawMessage,
     pub(super) exchange: String,
@@ -22,7 +21,7 @@ pub(super) struct Incoming {
     pub(super) redelivered: bool,
 }
 
-/// Parts a delivery into what was received and what settles it.
+/// Splits a delivery into the received message and the handle to settle it.
 pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Incoming, lapin::Acker) {
     let text = |s: &Option<ShortString>| s.as_ref().map(ToString::to_string);
     let p = &delivery.properties;
@@ -49,7 +48,7 @@ pub(super) fn delivery(delivery: lapin::message::Delivery) -> (Incoming, lapin::
     (received, delivery.acker)
 }
 
-/// A message's properties, headers included.
+/// Converts a message's properties, including the headers.
 pub(super) fn properties(message: &RawMessage) -> Result<BasicProperties, BrokerError> {
     let p = &message.properties;
     let mut properties = BasicProperties::default()
@@ -74,7 +73,7 @@ pub(super) fn properties(message: &RawMessage) -> Result<BasicProperties, Broker
     Ok(properties)
 }
 
-/// A JSON mapping as an AMQP table. A key that AMQP cannot carry (over 255 bytes) is left out.
+/// Converts a JSON mapping to an AMQP table. A key that AMQP cannot represent (over 255 bytes) is omitted.
 pub(super) fn table(map: &Map<String, Value>) -> FieldTable {
     let mut table = FieldTable::default();
     for (key, value) in map {
@@ -89,11 +88,11 @@ fn to_amqp(value: &Value) -> AMQPValue {
     match value {
         Value::Null => AMQPValue::Void,
         Value::Bool(b) => AMQPValue::Boolean(*b),
-        // The smallest of the two integer types that py-amqp writes.
+        // The smaller of the two integer types that py-amqp writes.
         Value::Number(n) => match (n.as_i64(), n.as_f64()) {
             (Some(i), _) => i32::try_from(i).map_or(AMQPValue::LongLongInt(i), AMQPValue::LongInt),
             (None, Some(x)) if n.is_f64() => AMQPValue::Double(x),
-            // An integer that AMQP has no type for.
+            // An integer that no AMQP type can represent.
             _ => AMQPValue::LongString(n.to_string().into()),
         },
         Value::String(s) => AMQPValue::LongString(s.as_str().into()),
@@ -104,7 +103,7 @@ fn to_amqp(value: &Value) -> AMQPValue {
     }
 }
 
-/// What an envelope holds; `None` if the mapping is none, or not one of ours.
+/// The AMQP value in an envelope; `None` if the mapping is not an envelope with a known type.
 fn opened(map: &Map<String, Value>) -> Option<AMQPValue> {
     let (kind, value) = envelope::open(map)?;
     match (kind.as_str()?, value) {
@@ -125,13 +124,13 @@ fn bytes(data: &[u8]) -> AMQPValue {
     AMQPValue::ByteArray(data.into())
 }
 
-/// `-1.50` as 150 and 2 digits after the point.
+/// Parses a decimal: `-1.50` is 150 with 2 digits after the point, negated.
 fn decimal(text: &str) -> Option<DecimalValue> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let value: i32 = format!("{whole}{fraction}").parse().ok()?;
     Some(DecimalValue {
         scale: fraction.len().try_into().ok()?,
-        // The type says unsigned; the wire is signed.
+        // The library's type is unsigned, but the protocol's value is signed.
         value: value.cast_unsigned(),
     })
 }
@@ -170,16 +169,16 @@ fn to_json(value: &AMQPValue) -> Value {
         AMQPValue::Double(x) => float(*x),
         AMQPValue::DecimalValue(d) => envelope::sealed("decimal", decimal_text(*d)),
         AMQPValue::ShortString(s) => Value::from(s.as_str()),
-        // As Python reads it, bytes where it is no text.
+        // As in Python: bytes if it is not valid UTF-8.
         AMQPValue::LongString(s) => match std::str::from_utf8(s.as_bytes()) {
             Ok(text) => text.into(),
             Err(_) => envelope::bytes(s.as_bytes()),
         },
         AMQPValue::FieldArray(values) => values.as_slice().iter().map(to_json).collect(),
         AMQPValue::Timestamp(seconds) => envelope::datetime(*seconds)
-            // Beyond the calendar it is only a number.
+            // A time outside of the calendar stays a number.
             .unwrap_or_else(|| Value::from(*seconds)),
-        // One that looks like an envelope must not be taken for one on its way back.
+        // A table that looks like an envelope must not be converted as one when it is sent.
         AMQPValue::FieldTable(table) => envelope::table(map(table)),
         AMQPValue::ByteArray(bytes) => envelope::bytes(bytes.as_slice()),
         AMQPValue::Void => Value::Null,
@@ -207,8 +206,8 @@ mod tests {
         assert_eq!(map(&table(&headers)), headers);
     }
 
-    /// From AMQP and back: the same, but for the width of numbers and for which of the two types of
-    /// text it was.
+    /// Converts values from AMQP and back: they stay the same, except for the width of numbers and the choice between
+    /// the two text types.
     #[test]
     fn types_survive_the_way_there_and_back() {
         let mut inner = FieldTable::default();

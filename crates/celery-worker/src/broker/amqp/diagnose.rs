@@ -1,9 +1,8 @@
 //! Connection diagnostics, one stage at a time, for `doctor`.
 //!
-//! Nothing that belongs to somebody else is touched. What is tried is tried with an exclusive queue
-//! of our own, which goes with the connection; queues of others are looked at, and a queue that is
-//! there is declared as the worker would do it, which changes nothing: the broker either agrees or
-//! says what differs.
+//! The module does not modify objects of other programs. It makes its tests with an exclusive queue of its own, which
+//! is removed with the connection. Other queues are read, and an existing queue is declared as the worker would declare
+//! it, which changes nothing: the broker either accepts the declaration or reports the difference.
 
 use futures_util::StreamExt;
 use lapin::options::{
@@ -25,44 +24,44 @@ use crate::broker::topology::TopologyStep;
 use crate::broker::{BrokerError, Queue};
 use service_connection::error_chain::chain;
 
-/// What a client sends first: AMQP 0-9-1 §4.2.2.
+/// First bytes that a client sends: AMQP 0-9-1 §4.2.2.
 const HEADER: &[u8; 8] = b"AMQP\x00\x00\x09\x01";
 
 /// The method Connection.Start: class 10, method 10.
 const START: [u8; 4] = [0, 10, 0, 10];
 
-/// Longest greeting that is looked at.
+/// Maximum size of a greeting that is read.
 const MAX_GREETING_BYTES: usize = 64 << 10;
 
-/// Where the way to a broker ends.
+/// Stage of connecting at which an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hurdle {
-    /// The URL, or a file for TLS.
+    /// The URL or a file for TLS cannot be used.
     Settings,
-    /// The host's name is not known.
+    /// The host name cannot be resolved.
     Name,
-    /// Nobody answers at the port.
+    /// No server accepts connections at the port.
     Tcp,
-    /// TLS cannot be agreed upon.
+    /// The TLS handshake failed.
     Tls,
-    /// Whoever answers does not speak AMQP, or not in time.
+    /// The server does not speak AMQP, or does not answer in time.
     Protocol,
-    /// User and password, or the certificate, are refused.
+    /// The broker rejected the user and password, or the certificate.
     Login,
-    /// The virtual host is not there, or closed to this user.
+    /// The virtual host does not exist, or the user has no access to it.
     VirtualHost,
 }
 
-/// Why there is no connection.
+/// Reason why no connection could be opened.
 #[derive(Debug)]
 pub struct Obstacle {
-    /// Which step failed.
+    /// The stage that failed.
     pub hurdle: Hurdle,
-    /// Why, in one line and without a password.
+    /// The reason, in one line and without a password.
     pub reason: String,
 }
 
-/// What a broker says about itself; unknown with TLS, where only the library hears it.
+/// Product and version of a broker; unknown with TLS, where only the library reads them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Greeting {
     /// E.g. `RabbitMQ`.
@@ -71,37 +70,37 @@ pub struct Greeting {
     pub version: String,
 }
 
-/// What a user may do with names of its own; each with the broker's refusal.
+/// Permissions of a user for queues with names of its own; an error contains the broker's refusal.
 #[derive(Debug)]
 pub struct Permissions {
-    /// Declaring a queue.
+    /// Permission to declare a queue.
     pub configure: Result<(), String>,
-    /// Publishing through the default exchange.
+    /// Permission to publish through the default exchange.
     pub write: Result<(), String>,
-    /// Reading from the queue; none where there is no queue to try it with.
+    /// Permission to read from the queue; none if no queue could be declared for the test.
     pub read: Option<Result<(), String>>,
 }
 
-/// A queue that is, beside the one that would be declared.
+/// Result of comparing an existing queue with a declaration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
-    /// There is none.
+    /// The queue does not exist.
     Missing,
-    /// It is what would be declared.
+    /// The queue matches the declaration.
     Same {
-        /// Messages that wait.
+        /// Number of waiting messages.
         messages: u32,
-        /// Whoever listens.
+        /// Number of consumers.
         consumers: u32,
     },
-    /// It was declared otherwise; how, in the broker's words.
+    /// The queue differs; the text is the broker's description of the difference.
     Differs(String),
 }
 
-/// A connection to look through.
+/// A connection for diagnostics.
 pub struct Probe {
     masked: String,
-    /// User and virtual host.
+    /// Names of the user and the virtual host.
     login: (String, String),
     connector: Connector,
     connection: Connection,
@@ -109,10 +108,10 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Options for each broker of a list, with its URL as it may be shown.
+    /// Returns the options for each broker of a list, with its URL without the password.
     ///
     /// # Errors
-    /// A URL or a file for TLS that cannot be used.
+    /// A URL or a file for TLS cannot be used.
     pub fn brokers(options: &AmqpOptions) -> Result<Vec<(String, AmqpOptions)>, Obstacle> {
         let stop = |error: BrokerError| Obstacle {
             hurdle: Hurdle::Settings,
@@ -134,10 +133,10 @@ impl Probe {
         Ok(brokers.collect())
     }
 
-    /// Connects to a single broker, with an own error for each step.
+    /// Connects to a single broker, with a separate error for each stage.
     ///
     /// # Errors
-    /// The step that failed.
+    /// The stage that failed.
     pub async fn connect(options: &AmqpOptions) -> Result<Self, Obstacle> {
         let stop = |hurdle, reason: String| Obstacle { hurdle, reason };
         let connector =
@@ -208,23 +207,23 @@ impl Probe {
         &self.masked
     }
 
-    /// The user, and the virtual host.
+    /// Names of the user and the virtual host.
     #[must_use]
     pub fn login(&self) -> (&str, &str) {
         let (user, vhost) = &self.login;
         (user, vhost)
     }
 
-    /// What the broker said about itself.
+    /// The broker's greeting, if it is known.
     #[must_use]
     pub fn greeting(&self) -> Option<&Greeting> {
         self.greeting.as_ref()
     }
 
-    /// Tries what a worker does with queues of its own. No other program may use `name`.
+    /// Tests a worker's operations with a queue of its own. No other program may use `name`.
     ///
     /// # Errors
-    /// No channel could be opened, or the broker takes no messages for now.
+    /// No channel could be opened, or the broker does not accept messages for now.
     pub async fn permissions(&self, name: &str) -> Result<Permissions, BrokerError> {
         let told = |error: lapin::Error| chain(&error).to_string();
         let queue = short(name)?;
@@ -255,8 +254,8 @@ impl Probe {
         })
     }
 
-    /// Publishes to our own queue, which no other program reads. Uses another connection: a broker that is short
-    /// of memory or disk space gives no more answers on a connection that publishes.
+    /// Publishes to the test queue, which no other program reads. Uses another connection: a broker that is short of
+    /// memory or disk space stops answering on a connection that publishes.
     async fn write(&self, name: &str) -> Result<Result<(), String>, BrokerError> {
         let connection = self.connector.connect("doctor").await?;
         let mut events = connection.events_listener();
@@ -269,7 +268,7 @@ impl Probe {
             let nothing = BasicProperties::default();
             let confirming = channel.basic_publish("".into(), name.into(), options, b"", nothing);
             confirming.await?.await?;
-            // The broker takes the first message and blocks the connection only then.
+            // The broker accepts the first message and blocks the connection only afterwards.
             channel.close(200, "tried".into()).await
         };
         let blocked = async {
@@ -293,10 +292,10 @@ impl Probe {
         Ok(published.map_err(|error| chain(&error).to_string()))
     }
 
-    /// Compares a queue with the one that is there. Never makes one that is missing.
+    /// Compares a declaration with the existing queue. Never creates a missing one.
     ///
     /// # Errors
-    /// The broker's refusal, or that it is gone.
+    /// The broker refused the request, or the connection ended.
     pub async fn compare(&self, queue: &Queue) -> Result<Comparison, BrokerError> {
         let refused = |error| {
             self.connector
@@ -330,10 +329,10 @@ impl Probe {
         }
     }
 
-    /// Whether a queue is there.
+    /// Returns true if a queue exists.
     ///
     /// # Errors
-    /// The broker's refusal, or that it is gone.
+    /// The broker refused the request, or the connection ended.
     pub async fn exists(&self, name: &str) -> Result<bool, BrokerError> {
         let passive = QueueDeclareOptions {
             passive: true,
@@ -350,7 +349,7 @@ impl Probe {
         }
     }
 
-    /// Ends the connection, and with it what was declared.
+    /// Closes the connection, which removes the test queue.
     pub async fn close(self) {
         goodbye(&self.connection).await;
     }
@@ -363,14 +362,14 @@ impl Probe {
     }
 }
 
-/// Says hello by hand and reads what the broker says about itself; lapin hears it but does not tell.
+/// Performs the handshake up to the broker's greeting, which lapin reads but does not expose.
 async fn greet(mut stream: TcpStream) -> std::io::Result<Option<Greeting>> {
     stream.write_all(HEADER).await?;
     let mut head = [0; 7];
     stream.read_exact(&mut head).await?;
     let [kind, _, _, size @ ..] = head;
     let size = u32::from_be_bytes(size) as usize;
-    // A broker that wants another version sends its own header back and hangs up.
+    // A broker that requires another protocol version sends its own header and closes the connection.
     if kind != 1 || size > MAX_GREETING_BYTES {
         return Err(std::io::Error::other("the answer is not AMQP 0-9-1"));
     }
@@ -379,9 +378,9 @@ async fn greet(mut stream: TcpStream) -> std::io::Result<Option<Greeting>> {
     Ok(greeting(&payload))
 }
 
-/// Reads Connection.Start; none if it has another form than RabbitMQ's.
+/// Parses Connection.Start; none if it has another form than RabbitMQ's.
 fn greeting(payload: &[u8]) -> Option<Greeting> {
-    // The method, two bytes for the version, then a table.
+    // The method is followed by two bytes for the version and a table.
     let properties = payload.strip_prefix(&START)?.get(2..)?;
     let (properties, _) = sized(properties)?;
     let mut rest = properties;
@@ -389,7 +388,7 @@ fn greeting(payload: &[u8]) -> Option<Greeting> {
     while let Some((&name_bytes, after)) = rest.split_first() {
         let (name, after) = after.split_at_checked(usize::from(name_bytes))?;
         let (kind, after) = after.split_first()?;
-        // Texts and tables are all there is, and both begin with their size.
+        // RabbitMQ sends only texts and tables, and both begin with their size.
         if !matches!(kind, b'S' | b'F') {
             return None;
         }
@@ -405,7 +404,7 @@ fn greeting(payload: &[u8]) -> Option<Greeting> {
     Some(greeting)
 }
 
-/// Takes what is preceded by its size in four bytes.
+/// Splits off a value that follows its size in four bytes.
 fn sized(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (size, rest) = bytes.split_at_checked(4)?;
     let size = u32::from_be_bytes(size.try_into().ok()?);

@@ -1,16 +1,15 @@
 //! AMQP 0-9-1 (RabbitMQ) on lapin.
 //!
-//! Consuming and publishing have a connection each: a broker that is short of memory stops
-//! reading from connections that publish, and must not thereby hold up acknowledgements.
+//! Consuming and publishing use separate connections: a broker that is short of memory stops reading from connections
+//! that publish, which must not delay acknowledgements.
 //!
-//! Every queue has a channel of its own on the consuming connection. Whatever the broker closes a
-//! channel for (a delivery held for longer than `consumer_timeout`, a queue that may not be read)
-//! then voids the deliveries of that queue only, and is mended by opening one channel; the limit on
-//! unsettled deliveries is a queue's own, too.
+//! Every queue has its own channel on the consuming connection. If the broker closes a channel (a delivery was held for
+//! longer than `consumer_timeout`, a queue must not be read), this affects only the deliveries of that queue, and one
+//! new channel is enough to continue. The limit on unsettled deliveries applies to each queue, too.
 //!
-//! lapin's own recovery is not used. A channel with its consumer, or a connection with its
-//! channels, is built as a whole and torn down as a whole whenever any part of it ends, whatever
-//! the reason. An ended consumer stream is thus never mistaken for an idle queue.
+//! lapin's own recovery is not used. A channel with its consumer, or a connection with its channels, is created as a
+//! whole and closed as a whole when any part of it ends, for any reason. An ended consumer stream is therefore never
+//! mistaken for an idle queue.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -60,20 +59,19 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 /// Configuration of the connection to a broker.
 #[derive(Debug, Clone)]
 pub struct AmqpOptions {
-    /// `amqp://` or `amqps://` URL, with password; or several, with `;` between them, of which the next one is
-    /// tried when one fails.
+    /// `amqp://` or `amqps://` URL, with password, or several separated by `;`; after a failure the next one is used.
     pub url: SecretString,
-    /// How the connection is called in the broker's management.
+    /// Name of the connection in the broker's management.
     pub name: String,
     /// Heartbeat in seconds; 0 for none.
     pub heartbeat: u16,
-    /// Time for one attempt to connect.
+    /// Time limit of one attempt to connect.
     pub connection_timeout: Duration,
     /// Certificates for `amqps://`.
     pub tls: AmqpTls,
-    /// Whether queues and exchanges are looked for instead of declared, our own aside.
+    /// True if queues and exchanges must exist and are not declared, except for those that belong to this process.
     pub no_declare: bool,
-    /// When a consumer's connection is given up.
+    /// Conditions under which a consumer stops reconnecting.
     pub reconnect: Reconnect,
 }
 
@@ -95,22 +93,22 @@ impl AmqpOptions {
 /// PEM files for TLS; empty paths for none.
 #[derive(Debug, Clone, Default)]
 pub struct AmqpTls {
-    /// Authorities that are trusted besides the system's.
+    /// Certificate authorities that are trusted in addition to the system's.
     pub ca_file: String,
-    /// Our certificate.
+    /// Client certificate.
     pub cert_file: String,
-    /// Its key.
+    /// Key of the client certificate.
     pub key_file: String,
 }
 
-/// When a lost connection is made anew.
+/// Conditions under which a lost connection is opened again.
 #[derive(Debug, Clone, Copy)]
 pub struct Reconnect {
-    /// After it was there.
+    /// True if a lost connection is opened again.
     pub retry: bool,
-    /// Before it was there.
+    /// True if the first connection is retried.
     pub on_startup: bool,
-    /// Attempts in a row that may fail; 0 is no limit.
+    /// Maximum number of consecutive failed attempts; 0 for no limit.
     pub max_retries: u32,
 }
 
@@ -136,7 +134,7 @@ pub struct Amqp {
 }
 
 impl Amqp {
-    /// A broker handle; connects when it is first used.
+    /// Creates a broker handle, which connects at its first use.
     ///
     /// # Errors
     /// [`BrokerError::Url`] and [`BrokerError::Tls`].
@@ -152,14 +150,14 @@ impl Amqp {
         })
     }
 
-    /// Registers the loop of every subscription there.
+    /// Registers the loop of every later subscription there.
     #[must_use]
     pub fn with_liveness(self, liveness: LivenessRegistry) -> Self {
         Self { liveness, ..self }
     }
 
-    /// How long the loop that keeps a subscription served may go without a tick: it may wait for a
-    /// connection, for its next attempt, or until heartbeats tell that the broker is gone.
+    /// Maximum time between two ticks of a subscription's loop: it may wait for a connection, for its next attempt, or
+    /// until missing heartbeats show that the broker is gone.
     fn liveness_limit(&self) -> Duration {
         self.connector.connecting_timeout() + RECONNECT.1 + self.connector.heartbeat() * 3
     }
@@ -175,7 +173,7 @@ impl Amqp {
         };
         let what = || format!("a message for `{}`", publication.routing_key);
         let refused = |error: lapin::Error| {
-            // The channel is shared, and ends for all with one message to a missing exchange.
+            // The channel is shared, and one message to a missing exchange closes it for all callers.
             match connector::missing_exchange(&error) {
                 Some(missing) if missing != publication.exchange => self
                     .connector
@@ -201,7 +199,7 @@ impl Amqp {
         }
     }
 
-    /// The session to publish in, connected.
+    /// The connected session for publishing.
     async fn connected<'s>(
         &self,
         session: &'s mut Option<PublisherSession>,
@@ -218,7 +216,7 @@ impl Amqp {
         }
     }
 
-    /// Forgets a declaration, so that it is made again before the next publication that needs it.
+    /// Removes a record of a declaration, so that it is declared again before the next publication that needs it.
     async fn forget(&self, declaration: &Declaration) {
         let (kind, name) = declaration.key();
         if let Some(open) = self.publisher.lock().await.as_mut() {
@@ -226,11 +224,11 @@ impl Amqp {
         }
     }
 
-    /// A channel of its own for questions whose answer may end it.
+    /// A new channel for requests that may close it.
     async fn spare_channel(&self) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
         let open = self.connected(&mut session).await?;
-        // The broker would not answer it.
+        // The broker would not answer on a blocked connection.
         if open.is_blocked() {
             return Err(self.is_blocked());
         }
@@ -291,8 +289,8 @@ impl Amqp {
         }
     }
 
-    /// Declares what is missing, queues the message on the publisher of its channel and returns its confirm. Only
-    /// this is done under the lock: many callers await confirms at once.
+    /// Declares missing objects, queues the message on the publisher of its channel and returns the future of its
+    /// confirm. Only these steps run under the lock, so that many callers can wait for confirms at once.
     async fn post(
         &self,
         publication: &Publication,
@@ -318,8 +316,8 @@ impl Amqp {
                 open.declared.insert(key);
             }
         }
-        // An exchange that somebody else names may be missing, which ends the channel: such
-        // messages must not do that to all others.
+        // An exchange that comes from elsewhere may not exist, which closes the channel; such messages have a channel
+        // of their own, so that other messages are not affected.
         let known = publication.exchange.is_empty()
             || publication
                 .declare
@@ -395,7 +393,7 @@ impl Broker for Amqp {
         for queue in queues {
             match connector::depth(&channel, queue).await {
                 Ok(depth) => depths.push(depth),
-                // The refusal has ended the channel.
+                // The broker has closed the channel with its refusal.
                 Err(error) if connector::is_not_found(&error) => {
                     channel = self.spare_channel().await?
                 }
@@ -405,7 +403,7 @@ impl Broker for Amqp {
                 }
             }
         }
-        // The channel goes either way; its closing tells nothing new.
+        // The channel is not used again; an error of its closing has no consequence.
         let _ = channel.close(200, "seen".into()).await;
         Ok(depths)
     }
@@ -451,7 +449,7 @@ impl Broker for Amqp {
     }
 }
 
-/// Reports that a subscription is no longer served, with the reason.
+/// Reports that a subscription has ended, with the reason.
 fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
     tracing::error!(
         purpose,

@@ -1,10 +1,10 @@
-//! The prefetch window: the number of deliveries of one queue that are held.
+//! The prefetch window: the number of deliveries of one queue that the worker holds.
 //!
-//! RabbitMQ fixes a consumer's limit when it is made and counts everything that the consumer has
-//! got and nobody has settled. To keep others coming while some are parked, a new consumer takes
-//! over from the old one; the deliveries of the old one stay valid. Its limit is chosen so that
-//! what is held, parked deliveries aside, and what may still come never exceed the prefetch limit:
-//! a worker that parked much would otherwise drain the queue into its memory.
+//! RabbitMQ fixes a consumer's limit when the consumer is created, and counts all deliveries of the consumer that are
+//! not settled. To receive others while some are parked, a new consumer replaces the old one; the deliveries of the old
+//! one stay valid. The new limit is chosen so that the held deliveries, without the parked ones, and those that may
+//! still arrive never exceed the prefetch limit: otherwise a worker with many parked deliveries would load the whole
+//! queue into its memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -19,44 +19,44 @@ pub(super) struct PrefetchWindow {
 
 #[derive(Debug, Default)]
 struct WindowState {
-    /// Deliveries that may be held; 0 is no limit.
+    /// Number of deliveries that may be held; 0 for no limit.
     target: u32,
-    /// Number of the consumer that gets deliveries; those before it get none.
+    /// Number of the current consumer; earlier consumers receive no deliveries.
     consumer: u32,
-    /// Its limit; 0 is none, where `target` is 0, too, and otherwise means that there is no
-    /// consumer.
+    /// Limit of the current consumer. 0 means no limit if `target` is 0, too; otherwise it means that no consumer
+    /// exists.
     limit: u32,
-    /// What it has got and nobody has settled.
+    /// Number of unsettled deliveries of the current consumer.
     got: u32,
-    /// Unsettled deliveries of all consumers.
+    /// Number of unsettled deliveries of all consumers.
     held: u32,
-    /// Those among them that do not count.
+    /// Number of parked deliveries, which do not count.
     parked: u32,
-    /// Whether the consumer's limit is not the one that is wanted.
+    /// True if the consumer's limit differs from the one that is needed.
     stale: bool,
 }
 
 impl WindowState {
-    /// Deliveries that count.
+    /// Number of deliveries that count against the limit.
     fn counted(&self) -> u32 {
         self.held.saturating_sub(self.parked)
     }
 
-    /// Deliveries that the consumer may still get.
+    /// Number of deliveries that the consumer may still receive.
     fn coming(&self) -> u32 {
         self.limit.saturating_sub(self.got)
     }
 }
 
 impl PrefetchWindow {
-    /// A window for `target` deliveries.
+    /// Creates a window for `target` deliveries.
     pub(super) fn new(target: u16) -> Arc<Self> {
         let window = Self::default();
         window.lock().target = target.into();
         Arc::new(window)
     }
 
-    /// The limit for a new consumer, if there has to be one; 0 is no limit.
+    /// The limit for a new consumer, if one is needed; 0 for no limit.
     pub(super) fn due(&self) -> Option<u16> {
         let state = self.lock();
         if state.target == 0 {
@@ -67,14 +67,14 @@ impl PrefetchWindow {
         due.then(|| u16::try_from(room).unwrap_or(u16::MAX))
     }
 
-    /// Whether the consumer may go on. False if it has to be ended before a new one is due: it may
-    /// get more than is wanted by now.
+    /// Returns true if the consumer may continue. False if it must end before a new one is created, because it could
+    /// receive more deliveries than allowed.
     pub(super) fn may_go_on(&self) -> bool {
         let state = self.lock();
         !(state.stale && state.target > 0 && state.counted() >= state.target)
     }
 
-    /// A new consumer has taken over; its number.
+    /// Records that a new consumer has replaced the old one. Returns its number.
     pub(super) fn renewed(&self, limit: u16) -> u32 {
         let mut state = self.lock();
         state.consumer += 1;
@@ -84,7 +84,7 @@ impl PrefetchWindow {
         state.consumer
     }
 
-    /// The consumer was ended, and none has taken over.
+    /// Records that the consumer has ended without a replacement.
     pub(super) fn ended(&self) {
         let mut state = self.lock();
         state.consumer += 1;
@@ -93,7 +93,7 @@ impl PrefetchWindow {
         state.stale = false;
     }
 
-    /// Sets how many deliveries may be held.
+    /// Sets the number of deliveries that may be held.
     pub(super) fn set_target(&self, target: u16) {
         let mut state = self.lock();
         if state.target != u32::from(target) {
@@ -102,12 +102,12 @@ impl PrefetchWindow {
         }
     }
 
-    /// How many unsettled deliveries count: those that are not parked.
+    /// Number of unsettled deliveries that are not parked.
     pub(super) fn counted(&self) -> usize {
         self.lock().counted() as usize
     }
 
-    /// A consumer got a delivery.
+    /// Records that a consumer received a delivery.
     pub(super) fn take(self: &Arc<Self>, consumer: u32) -> PrefetchSlot {
         let mut state = self.lock();
         state.held += 1;
@@ -121,18 +121,18 @@ impl PrefetchWindow {
         }
     }
 
-    /// Whether everything is settled.
+    /// Returns true if all deliveries are settled.
     pub(super) fn is_empty(&self) -> bool {
         self.lock().held == 0
     }
 
-    /// Waits for a change. One that came before is not missed.
+    /// Waits for a change. An earlier change is not missed.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
     }
 
     fn lock(&self) -> MutexGuard<'_, WindowState> {
-        // No code panics while it holds the lock, and the numbers would still be whole.
+        // No code panics while it holds the lock, and the numbers would still be consistent.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -157,7 +157,7 @@ impl PrefetchSlot {
             true => state.parked += 1,
             false => {
                 state.parked -= 1;
-                // It takes the place of one that may still come.
+                // It counts again, so that one delivery less may arrive.
                 state.stale |= state.target > 0 && state.counted() + state.coming() > state.target;
             }
         }
@@ -175,7 +175,8 @@ impl Drop for PrefetchSlot {
         if state.consumer == self.consumer {
             state.got -= 1;
         }
-        // A parked one of the present consumer leaves it a place that has been given away.
+        // When a parked delivery of the current consumer is settled, the broker may send another one, which the limit
+        // does not allow.
         state.stale |=
             parked && state.target > 0 && state.counted() + state.coming() > state.target;
         drop(state);
@@ -189,7 +190,7 @@ mod tests {
 
     use super::*;
 
-    /// A queue that always has messages, with a broker that gives them out by the rules.
+    /// A queue with an unlimited number of messages, and a broker that delivers them by the protocol's rules.
     struct Broker {
         window: Arc<PrefetchWindow>,
         held: Vec<(PrefetchSlot, u32)>,
@@ -238,8 +239,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is parked, comes back and is settled: as many deliveries as wanted are held, and
-        /// no other is taken beyond that.
+        /// After any sequence of parking, unparking and settling, the wanted number of deliveries is held, and never
+        /// more.
         #[test]
         fn as_many_as_wanted_are_held(
             target in 1_u16..8,

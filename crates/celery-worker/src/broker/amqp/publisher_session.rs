@@ -1,10 +1,9 @@
 //! The connection for publishing, with its state: blocked by the broker or not.
 //!
-//! A broker that is short of memory or disk space blocks connections that publish
-//! (`connection.blocked`): it reads nothing from them until the alarm is over. Bytes that were written
-//! until then are published afterwards, even if the caller has stopped waiting. So nothing is written to a
-//! blocked connection: publications wait in front of it, where they can be withdrawn, and none is
-//! queued twice.
+//! A broker that is short of memory or disk space blocks connections that publish (`connection.blocked`): it reads
+//! nothing from them until the alarm is over. Bytes that were written until then are published afterwards, even if the
+//! caller has stopped waiting. Therefore nothing is written to a blocked connection: publications wait before it, where
+//! they can be withdrawn, and none is queued twice.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -40,7 +39,7 @@ impl Blocked {
         self.0.borrow().clone()
     }
 
-    /// Changes from now on.
+    /// A receiver of later changes.
     pub(super) fn changes(&self) -> Changes {
         Changes(self.0.subscribe())
     }
@@ -52,7 +51,7 @@ pub(super) struct Changes(watch::Receiver<Option<Arc<str>>>);
 impl Changes {
     /// Waits until the next check is due.
     pub(super) async fn next(mut self) {
-        // The connection is looked at in any case.
+        // The connection is checked in any case.
         let _ = timeout(LOOK_EVERY, self.0.changed()).await;
     }
 }
@@ -64,7 +63,7 @@ pub(super) struct PublisherSession {
     pub(super) publisher: Option<ConfirmPublisher>,
     /// Channel for other exchanges.
     pub(super) foreign: Option<ConfirmPublisher>,
-    /// Queues and exchanges that were declared over it.
+    /// Queues and exchanges that were declared over this connection.
     pub(super) declared: HashSet<(&'static str, String)>,
     _watch: AbortOnDropHandle<()>,
 }
@@ -102,7 +101,7 @@ impl PublisherSession {
     }
 }
 
-/// Watched state of a connection. A connection that is gone is no longer blocked.
+/// Observed state of a connection. A closed connection is no longer blocked.
 struct Watched {
     broker: String,
     blocked: Blocked,

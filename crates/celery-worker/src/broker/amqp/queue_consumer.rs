@@ -1,4 +1,4 @@
-//! The channel and the consumer of one queue, for as long as their connection lives.
+//! The channel and the consumer of one queue, until their connection ends.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ use crate::broker::{BrokerError, Delivery, Disposition, Queue, Settlement};
 use service_connection::backoff::{RetryState, in_seconds};
 use service_connection::error_chain::chain;
 
-/// How long the closing of a channel may take.
+/// Time limit for closing a channel.
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// Consumes from one queue over one connection.
@@ -32,38 +32,38 @@ pub(super) struct QueueConsumer {
     /// Changes that were made to deliveries in order to read them.
     pub(super) notes: Arc<Notes>,
     pub(super) queue: Queue,
-    /// Whether delayed messages are to reach the queue.
+    /// True if delayed messages must be routed to the queue.
     pub(super) delayed: bool,
     pub(super) reports: Arc<Reports>,
     pub(super) deliveries: mpsc::Sender<Delivery>,
-    /// The queue is not wanted any more.
+    /// Cancelled when the queue is no longer consumed.
     pub(super) cancelled: CancellationToken,
-    /// Nothing more will be settled.
+    /// Cancelled when no delivery will be settled any more.
     pub(super) closing: CancellationToken,
 }
 
 type Items = stream::SelectAll<stream::BoxStream<'static, Item>>;
 
-/// What comes from a consumer, with its number.
+/// An item from a consumer's stream, with the consumer's number.
 enum Item {
     Delivery(u32, Box<lapin::message::Delivery>),
     Error(lapin::Error),
     End(u32),
 }
 
-/// An open channel that is consumed on.
+/// An open channel with its consumer.
 struct Open {
     channel: Channel,
     acks: AckBatcher,
     window: Arc<PrefetchWindow>,
     items: Items,
-    /// Number and tag of the consumer that gets deliveries, if there is one.
+    /// Number and tag of the current consumer, if one exists.
     consumer: Option<(u32, ShortString)>,
 }
 
 impl QueueConsumer {
-    /// Runs until the queue is not wanted any more and everything from it is settled, or until the
-    /// connection is gone; then with the reason.
+    /// Runs until the queue is no longer consumed and all of its deliveries are settled, or until the connection has
+    /// ended, with the reason.
     pub(super) async fn run(self) -> Option<BrokerError> {
         let mut attempts = RetryState::new(RECONNECT);
         loop {
@@ -104,7 +104,7 @@ impl QueueConsumer {
         }
     }
 
-    /// Logs why a channel ended after some time; returns the pause before the next one.
+    /// Logs the reason why a channel ended, and the time that it was open. Returns the pause before the next channel.
     fn log_failure(&self, ended: &Ended, time: Duration, attempts: &mut RetryState) -> Duration {
         let was_good = attempts.succeeded_for(time);
         let queue = self.queue.name.as_str();
@@ -175,12 +175,12 @@ impl QueueConsumer {
         Ok(open)
     }
 
-    /// Lets a new consumer take over, which may hold `limit` deliveries.
+    /// Starts a new consumer with the prefetch limit `limit`, which replaces the old one.
     async fn subscribe(&self, open: &mut Open, limit: u16) -> Result<(), BrokerError> {
         let what = || format!("to consume from `{}`", self.queue.name);
         let error = |e| self.connector.error(e, &what());
-        // Not global: a limit for each consumer is the only kind that quorum queues and
-        // RabbitMQ 4 allow. It holds for the consumers to come.
+        // A limit for each consumer instead of a global one: quorum queues and RabbitMQ 4 allow no other kind. It
+        // applies to consumers that are created later.
         let qos = BasicQosOptions { global: false };
         open.channel.basic_qos(limit, qos).await.map_err(error)?;
         let consumer = open
@@ -201,7 +201,7 @@ impl QueueConsumer {
         });
         let end = stream::once(async move { Item::End(number) });
         open.items.push(items.chain(end).boxed());
-        // Only now: a queue that is deleted with its last consumer must never be without.
+        // Cancelled only now: a queue that is deleted with its last consumer must always have one.
         if let Some((_, tag)) = before {
             self.unsubscribe(&open.channel, tag).await?;
         }
@@ -215,7 +215,7 @@ impl QueueConsumer {
             .map_err(|e| self.connector.error(e, "to cancel a consumer"))
     }
 
-    /// Hands deliveries on until the queue is not wanted any more or the channel broke.
+    /// Forwards deliveries until the queue is no longer consumed or the channel ends.
     async fn pump(&self, open: &mut Open) -> Result<(), Ended> {
         let mut wanted = self.reports.wanted();
         let window = open.window.clone();
@@ -249,7 +249,7 @@ impl QueueConsumer {
         }
     }
 
-    /// Brings the limit to what is wanted.
+    /// Adjusts the consumer's limit to the prefetch window.
     async fn renew(&self, open: &mut Open) -> Result<(), BrokerError> {
         if !open.window.may_go_on()
             && let Some((_, tag)) = open.consumer.take()
@@ -287,7 +287,7 @@ impl QueueConsumer {
         );
         delivery.damage = damage.map(Box::new);
         report_damage(&delivery);
-        // Dropping it gives it back: when there is no receiver any more, or it takes none.
+        // Dropping the delivery requeues it: if the queue is cancelled, or the receiver no longer exists.
         tokio::select! {
             biased;
             () = self.cancelled.cancelled() => {}
@@ -295,8 +295,8 @@ impl QueueConsumer {
         }
     }
 
-    /// Ends a healthy channel: no new deliveries, what was on its way goes back, and what is held
-    /// can be settled until the broker is closed.
+    /// Ends a healthy channel: stops new deliveries, requeues those on the way, and waits until those that are held are
+    /// settled or the broker is closed.
     async fn finish(self, mut open: Open) {
         let Self {
             connector,
@@ -314,14 +314,14 @@ impl QueueConsumer {
                 tracing::debug!(error = %connector.error(error, "basic.cancel"), "no polite end");
             }
         }
-        // Every consumer is cancelled, so each stream ends.
+        // Every consumer is cancelled, so that each stream ends.
         while let Some(item) = open.items.next().await {
             if let Item::Delivery(_, delivery) = item {
                 let back = BasicNackOptions {
                     multiple: false,
                     requeue: true,
                 };
-                // If the channel is gone, the broker has it back already.
+                // If the channel has ended, the broker has requeued the delivery already.
                 let _ = delivery.acker.nack(back).await;
             }
         }
@@ -370,7 +370,7 @@ fn report_damage(delivery: &Delivery) {
     }
 }
 
-/// Waits for another prefetch limit, or for ever when none can come.
+/// Waits for another prefetch limit; never returns when no other can follow.
 async fn changed(wanted: &mut watch::Receiver<Wanted>) -> u16 {
     match wanted.changed().await {
         Ok(()) => wanted.borrow_and_update().prefetch,
@@ -378,11 +378,11 @@ async fn changed(wanted: &mut watch::Receiver<Wanted>) -> u16 {
     }
 }
 
-/// Why a channel is not served any more.
+/// Reason why a channel has ended.
 enum Ended {
-    /// The broker's `consumer_timeout`.
+    /// The broker's `consumer_timeout` was exceeded.
     HeldTooLong,
-    /// Anything else.
+    /// Another error.
     Error(BrokerError),
 }
 
@@ -392,7 +392,7 @@ impl From<BrokerError> for Ended {
     }
 }
 
-/// Settles one delivery on the channel it came by.
+/// Settles one delivery on the channel that delivered it.
 struct Acker {
     acker: lapin::Acker,
     tag: DeliveryTag,

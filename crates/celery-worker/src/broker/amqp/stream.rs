@@ -48,9 +48,9 @@ type Socket = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 pub(super) struct Screened {
     socket: Socket,
     screen: Screen,
-    /// Screened bytes that wait for room.
+    /// Screened bytes that the library has not read yet.
     waiting: Vec<u8>,
-    /// Number of these bytes that were handed on.
+    /// Number of these bytes that the library has read.
     gone: usize,
 }
 
@@ -94,7 +94,7 @@ impl AsyncRead for Screened {
             let socket = Pin::new(&mut this.socket);
             let begun = this.screen.partial().len();
             if begun < buffer.len() {
-                // The usual way, without a copy of anything but the beginning of a frame.
+                // The common case, which copies only the beginning of a frame.
                 let count = ready!(socket.poll_read(context, &mut buffer[begun..]))?;
                 if count == 0 {
                     return Poll::Ready(Ok(0));

@@ -1,4 +1,4 @@
-//! A subscription, served over one connection after another.
+//! A subscription, which may use several connections one after another.
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
@@ -22,7 +22,7 @@ use crate::liveness::{self, Liveness};
 use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::{chain, panic_text};
 
-/// Serves a subscription for as long as it is wanted.
+/// Serves a subscription until it is cancelled.
 pub(super) struct Subscriber {
     pub(super) connector: Arc<Connector>,
     pub(super) reconnect: Reconnect,
@@ -33,7 +33,7 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Runs until the subscription is cancelled and settled, or the broker is given up.
+    /// Runs until the subscription is cancelled and settled, or reconnecting has ended.
     pub(super) async fn run(self, feed: Feed, liveness: &Liveness) {
         let Feed {
             deliveries,
@@ -106,7 +106,7 @@ impl Subscriber {
         }
     }
 
-    /// The setting that forbids another attempt, if one does.
+    /// The setting that forbids another attempt, if any.
     fn given_up(&self, was_connected: bool, attempts: u32) -> Option<&'static str> {
         let Reconnect {
             retry,
@@ -132,15 +132,15 @@ struct Session<'a> {
     notes: Arc<Notes>,
     reports: &'a Arc<Reports>,
     consumers: JoinSet<ConsumerEnd>,
-    /// Tokens that end the consumers of wanted queues.
+    /// Tokens that end the consumers of the subscribed queues.
     tokens: HashMap<String, CancellationToken>,
 }
 
-/// Result of the consumer of a queue.
+/// Way in which the consumer of a queue ended.
 enum ConsumerEnd {
-    /// The queue is no longer wanted, or its connection is gone.
+    /// The queue is no longer subscribed, or its connection has ended.
     Ended(Option<BrokerError>),
-    /// Ended by a bug. Deliveries that it has not handed on stay unacknowledged until its connection ends.
+    /// The consumer panicked. Deliveries that it has not forwarded stay unacknowledged until its connection ends.
     Panicked { queue: String, panic: String },
 }
 
@@ -156,7 +156,7 @@ async fn run(consumer: QueueConsumer) -> ConsumerEnd {
 }
 
 impl Session<'_> {
-    /// Serves what is wanted until nothing is (`None`) or the connection is gone.
+    /// Serves the subscribed queues until the subscription is cancelled (`None`) or the connection has ended.
     async fn serve(
         &mut self,
         deliveries: &mpsc::Sender<Delivery>,
@@ -213,7 +213,7 @@ impl Session<'_> {
         }
     }
 
-    /// Starts the consumers that are missing and ends those that are not wanted.
+    /// Starts missing consumers and ends those of queues that are no longer subscribed.
     fn reconcile(
         &mut self,
         queues: Vec<Queue>,
@@ -248,14 +248,14 @@ impl Session<'_> {
         }
     }
 
-    /// Lets go of a connection that is gone.
+    /// Releases a connection that has ended.
     async fn give_up(mut self) {
         self.reports.update(|served| *served = Served::default());
         self.consumers.shutdown().await;
         goodbye(&self.connection).await;
     }
 
-    /// Ends a healthy connection, when everything is settled.
+    /// Closes a healthy connection after everything is settled.
     async fn finish(mut self) {
         while self.consumers.join_next().await.is_some() {}
         self.reports.update(|served| *served = Served::default());

@@ -1,20 +1,20 @@
 //! Changes deliveries so that the AMQP library can read them.
 //!
-//! A broker hands on the bytes of a publisher unchanged. The library ends the connection because of
-//! bytes that are not UTF-8 in a short string (a header's name, `message_id`, a routing key …), of
-//! headers that are larger than a frame, and of types that it does not know. It reads nested headers by
-//! recursion without a limit. Such a message would arrive again on the next connection and end that one, too.
-//! So the screen reads the broker's bytes frame by frame before the library:
+//! A broker forwards the bytes of a publisher unchanged. The library ends the connection because of bytes that are not
+//! UTF-8 in a short string (a header's name, `message_id`, a routing key …), because of headers that are larger than a
+//! frame, and because of types that it does not know. It reads nested headers by recursion without a limit. Such a
+//! message would be delivered again on the next connection and end that one, too. The screen therefore reads the
+//! broker's bytes frame by frame before the library:
 //!
 //! * bytes of a short string that are not UTF-8 become `?`;
 //! * header values that are nested too deeply become bytes, which have the same encoding;
-//! * properties that cannot be read are left out, with the body that belongs to them;
-//! * a body above the limit is left out before it takes memory, and so is a large body of a task
-//!   whose time has not come. A heartbeat replaces each of its frames, so that the library does not take
-//!   a long body for silence.
+//! * properties that cannot be read are omitted, together with their body;
+//! * a body above the limit is omitted before it takes memory, and so is a large body of a task whose eta has not been
+//!   reached. A heartbeat replaces each of its frames, so that the library does not take the time of a long body for
+//!   silence.
 //!
-//! Only frames that are left out change in size, so all this is done in place. Changes of a delivery are
-//! noted by its channel and tag.
+//! Only omitted frames change in size, so all changes are made in place. Changes of a delivery are recorded by its
+//! channel and tag.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,10 +25,10 @@ use walk::{CUT, Unreadable, Walk};
 
 mod walk;
 
-/// Largest frame that is held until it is complete, for connections without a limit.
+/// Maximum size of a frame that is buffered until it is complete, for connections without a limit.
 const HELD: usize = 4 << 20;
 
-/// Type, channel and size of a frame.
+/// Size of a frame's type, channel and length.
 const HEAD: usize = 7;
 const END: u8 = 206;
 
@@ -36,7 +36,7 @@ const METHOD: u8 = 1;
 const HEADER: u8 = 2;
 const BODY: u8 = 3;
 
-/// Ids of the methods that matter.
+/// Ids of the methods that the screen evaluates.
 const TUNE: (u16, u16) = (10, 30);
 const DELIVER: (u16, u16) = (60, 60);
 
@@ -63,29 +63,29 @@ impl Notes {
     }
 }
 
-/// ConnectionLimits of a connection.
+/// Limits of a connection.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ConnectionLimits {
-    /// Largest frame that the library asks for; 0 is none.
+    /// Maximum frame size that the library requests; 0 for none.
     pub(super) frame: u32,
-    /// True if a larger frame that arrives nevertheless is left out. If false, a frame of up to
-    /// [`LARGE_FRAME`] passes, and the connection is replaced by one with frames of that size.
+    /// True if a frame that exceeds the limit is omitted. If false, a frame of up to [`LARGE_FRAME`] passes, and the
+    /// connection is replaced by one with frames of that size.
     pub(super) is_last: bool,
-    /// ConnectionLimits of bodies.
+    /// Limits of bodies.
     pub(super) bodies: Bodies,
 }
 
-/// ConnectionLimits of bodies, in bytes; larger ones are left out.
+/// Limits of bodies, in bytes; larger ones are omitted.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bodies {
-    /// Largest body.
+    /// Maximum size of a body.
     pub(super) max: u64,
-    /// Largest body of a task whose time has not come.
+    /// Maximum size of the body of a task whose eta has not been reached.
     pub(super) max_waiting: u64,
 }
 
 impl Bodies {
-    /// No limits: no body is left out.
+    /// No limits: no body is omitted.
     pub(super) const ALL: Self = Self {
         max: u64::MAX,
         max_waiting: u64::MAX,
@@ -99,9 +99,9 @@ pub(super) struct Screen {
     notes: Arc<Notes>,
     /// Number of following bytes that pass unchanged.
     passing: u64,
-    /// Number of following bytes that are left out.
+    /// Number of following bytes that are omitted.
     dropping: u64,
-    /// The beginning of a frame whose end has not come yet.
+    /// The beginning of a frame whose end has not arrived yet.
     partial: Vec<u8>,
     channels: HashMap<u16, Content>,
 }
@@ -111,7 +111,7 @@ pub(super) struct Screen {
 struct Content {
     /// Tag of the delivery, if it is one.
     tag: Option<u64>,
-    /// Bytes that are still to arrive of a body that is left out.
+    /// Number of bytes still to arrive of a body that is omitted.
     left_out: u64,
 }
 
@@ -148,13 +148,13 @@ impl Screen {
         }
     }
 
-    /// The beginning of a frame: the next bytes must be given to [`Screen::process`] behind it.
+    /// The beginning of an incomplete frame: the next bytes must be passed to [`Screen::process`] behind it.
     pub(super) fn partial(&mut self) -> &mut Vec<u8> {
         &mut self.partial
     }
 
-    /// Screens received bytes in place. Returns how many bytes are ready, from the first one; all others are
-    /// left out or kept for later.
+    /// Screens received bytes in place. Returns the number of bytes that are ready, from the first one; all others are
+    /// omitted or kept for later.
     pub(super) fn process(&mut self, data: &mut [u8]) -> usize {
         let (mut ready, mut at) = (0, 0);
         loop {
@@ -262,7 +262,7 @@ impl Screen {
                 return;
             }
             (10, 41 | 60) | (50, 11) | (60, 21 | 30 | 31) => &[Field::Text],
-            // A code and an error text, which repeats names that a client has sent, and which may be cut.
+            // A code and an error text, which repeats names from a client and may be truncated.
             (10, 50) | (20, 40) => &[Field::Skip(2), Field::Text],
             (60, 50) => &[Field::Skip(2), Field::Text, Field::Text, Field::Text],
             DELIVER => &[Field::Text, Field::Skip(9), Field::Text, Field::Text],
@@ -293,7 +293,7 @@ impl Screen {
         self.note(channel, damage);
     }
 
-    /// The limit that both sides keep, computed as in the library.
+    /// The limit that both sides observe, computed as in the library.
     fn agree(&mut self, theirs: u32) {
         let ours = self.limits.frame;
         self.limits.frame = match (ours, theirs) {
@@ -344,7 +344,7 @@ impl Screen {
         FrameAction::Replace(bare)
     }
 
-    /// Notes the changes of the current delivery of a channel.
+    /// Records a change of the current delivery of a channel.
     fn note(&self, channel: u16, damage: Damage) {
         if damage == Damage::default() {
             return;

@@ -40,7 +40,7 @@ fn sized(tag: u8, content: &[u8]) -> Vec<u8> {
     [&[tag][..], &size.to_be_bytes(), content].concat()
 }
 
-/// The method that begins a delivery.
+/// The method at the beginning of a delivery.
 fn deliver(tag: u64, exchange: &[u8], key: &[u8]) -> Vec<u8> {
     let ids = [0, 60, 0, 60];
     let tag = tag.to_be_bytes();
@@ -307,7 +307,7 @@ fn the_brokers_limit_of_frames_is_kept() {
 
 #[test]
 fn texts_of_other_methods_are_screened_too() {
-    // channel.close: 404, "no queue …", cut within a character; basic.return; queue.declare-ok.
+    // channel.close: 404, "no queue …", truncated within a character; basic.return; queue.declare-ok.
     for (payload, expected) in [
         (
             &b"\0\x14\0\x28\x01\x94\x02a\xc3\0\0\0\0"[..],
@@ -383,7 +383,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
                 &message_id,
             );
             if let Some((at, byte)) = flip {
-                // Only within the properties: the broker writes all other bytes.
+                // Only within the properties: the broker itself writes all other bytes.
                 let properties = HEAD + 12..header.len() - 1;
                 header[properties.start + at.index(properties.len())] = byte;
             }
@@ -393,7 +393,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// The library can read every stream after the screen, for any content and any cut.
+    /// The library can read every stream after the screen, for any content and any split into pieces.
     #[test]
     fn the_library_can_read_what_goes_through(
         messages in prop::collection::vec(message(), 1..6),

@@ -1,4 +1,4 @@
-//! A reader of AMQP's types that repairs what it reads.
+//! A reader of AMQP's types that corrects the bytes that it reads.
 
 use std::ops::Range;
 
@@ -23,14 +23,14 @@ pub(super) struct Walk<'a> {
     headers: Seen,
 }
 
-/// Headers by which a task that has to wait is recognized, as far as they were read.
+/// Headers that identify a task with an eta in the future, as far as they were read.
 #[derive(Debug, Default)]
 struct Seen {
     task: bool,
     id: bool,
-    /// Position of the time in the headers.
+    /// Position of the eta in the headers.
     eta: Option<Range<usize>>,
-    /// True if the broker counts the deliveries of the message: it must not be given back too often.
+    /// True if the broker counts the deliveries of the message: it must not be requeued too often.
     deliveries: bool,
 }
 
@@ -44,7 +44,7 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Returns true if the headers belong to a task whose time has not come.
+    /// Returns true if the headers belong to a task whose eta has not been reached.
     pub(super) fn is_early(&self) -> bool {
         let Seen {
             task: true,
@@ -89,7 +89,7 @@ impl<'a> Walk<'a> {
         self.chunk().map(u64::from_be_bytes)
     }
 
-    /// A short string.
+    /// Reads a short string.
     pub(super) fn text(&mut self) -> Option<()> {
         let size = self.octet()?;
         let begin = self.at;
@@ -109,10 +109,10 @@ impl<'a> Walk<'a> {
         (end <= limit).then_some(end)
     }
 
-    /// The properties of a message, up to the end.
+    /// Reads the properties of a message, up to the end.
     pub(super) fn properties(&mut self) -> Result<(), Unreadable> {
         const TEXT: Option<usize> = None;
-        // Beginning with the highest flag.
+        // From the highest flag to the lowest.
         const FIELDS: [Option<usize>; 11] = [
             Some(1),
             Some(1),
@@ -165,7 +165,7 @@ impl<'a> Walk<'a> {
         self.ends_at(end)
     }
 
-    /// Notes a header that was read up to this position.
+    /// Evaluates a header that was read up to this position.
     fn see(&mut self, name: Range<usize>) {
         let Some((name, value)) = self
             .data
@@ -174,7 +174,7 @@ impl<'a> Walk<'a> {
         else {
             return;
         };
-        // A long text after its tag and its length.
+        // A long text, after its type tag and its length.
         let text = value.first() == Some(&b'S') && value.len() > 5;
         match name {
             b"task" => self.headers.task = text,
@@ -213,7 +213,7 @@ impl<'a> Walk<'a> {
                 let end = self.end(limit).ok_or(CUT)?;
                 match tag {
                     b'A' | b'F' if depth == MAX_DEPTH => {
-                        // Bytes have the same encoding: a length, and as many bytes.
+                        // Bytes have the same encoding: a length, and this number of bytes.
                         self.data[tag_at] = b'x';
                         self.damage.is_too_deep = true;
                     }
@@ -229,7 +229,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Replaces each byte that belongs to no character by a question mark.
+/// Replaces each byte that is not part of a character by a question mark.
 fn cover(text: &mut [u8]) {
     let mut covered = Vec::with_capacity(text.len());
     for chunk in text.utf8_chunks() {
