@@ -1,5 +1,5 @@
-//! The process that the user started: understands the command line, starts sink and source, prints the total
-//! and chooses the exit code. It never reads standard input and leaves all signals alone.
+//! The process that the user started: parses the command line, starts sink and source, prints the total and chooses the
+//! exit code. It never reads standard input and does not handle signals.
 
 use crate::checksum::Output;
 use crate::early::{Ending, Scene, is_connected};
@@ -24,9 +24,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
-/// Code for anything that the original ends so vaguely.
+/// Code for several failures that the original does not distinguish.
 const BROKEN: u8 = 255;
-/// Code where a reader, rather than a writer, has died.
+/// Code if a reader died, not a writer.
 const READER_DIED: u8 = 128;
 
 /// Runs the agent. Returns its exit code.
@@ -103,13 +103,13 @@ fn refuse(refusal: &Refusal) -> u8 {
     refusal.failure.code
 }
 
-/// Action that a command line asks for.
+/// Action requested by a command line.
 enum Order {
     Say(String),
     Copy(Box<Operation>),
 }
 
-/// A copy, understood.
+/// A copy with its parsed command line.
 struct Operation {
     options: Options,
     sources: Vec<Spec>,
@@ -175,7 +175,7 @@ impl Operation {
         })
     }
 
-    /// The target file as messages show it.
+    /// Target file as shown in messages.
     fn target_file(&self) -> String {
         let shown = &self.target.path;
         match self.sources.first() {
@@ -248,7 +248,7 @@ impl Agent {
         }
     }
 
-    /// Ends that need no children.
+    /// Exit code of copies that end without children.
     fn early_end(&self, all_hosts_known: bool) -> Option<u8> {
         let target_file = self.operation.target_file();
         let options = &self.operation.options;
@@ -276,7 +276,7 @@ impl Agent {
                 .as_ref()
                 .is_some_and(|append| append.directory.is_some())
         {
-            // The original puts the checkpoint directory after -A, where nothing takes it.
+            // The original puts the checkpoint directory after -A, where it is ignored.
             // Its source side then has no port to connect to.
             console::message("Connection refused unable to connect to port [::]:0");
             scene.connection_timeout()
@@ -293,7 +293,7 @@ impl Agent {
         )
     }
 
-    /// With `-v` and without `-n` the original always finds that the host has another name.
+    /// With `-v` and without `-n`, the original always reports that the host has another name.
     fn say_redirect(&self) {
         if self.operation.options.verbose && !self.operation.options.no_dns {
             let host = self.operation.target.host_name();
@@ -357,7 +357,7 @@ impl Agent {
         }
     }
 
-    /// Starts both children and sees them through.
+    /// Starts both children and waits for their end.
     ///
     /// # Errors
     /// They cannot be started.
@@ -370,7 +370,7 @@ impl Agent {
         let mut source = self.child("SRC", source_end, Stdio::null())?;
         self.warn_of_version();
         self.say_redirect();
-        // A child that is dead already shows when it is waited for.
+        // The wait for the children also detects a child that is already dead.
         let _ = to_sink.send(&job);
         let _ = to_source.send(&job);
         drop((to_sink, to_source));
@@ -454,7 +454,7 @@ fn hang() -> ! {
     }
 }
 
-/// Plays an ending.
+/// Prints an ending with its delays.
 fn end(ending: &Ending) -> u8 {
     std::thread::sleep(ending.before);
     ending.foreign.iter().for_each(|line| console::line(line));

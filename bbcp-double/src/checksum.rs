@@ -1,4 +1,4 @@
-//! The checksums of `-e` and `-E`: which one, where, against what, and where it is printed.
+//! Checksums of `-e` and `-E`: algorithm, computing side, expected value, and output.
 
 use crate::failure::Failure;
 use crc::{CRC_32_CKSUM, CRC_32_ISCSI, CRC_32_ISO_HDLC, Crc, Digest as CrcDigest, Table};
@@ -10,12 +10,12 @@ static CASTAGNOLI: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCS
 static ZLIB: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISO_HDLC);
 static POSIX: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_CKSUM);
 
-/// The algorithms of 17.12 but for `a32`, whose output there is broken; the double refuses it.
+/// Algorithms of 17.12, except `a32`: its output there is broken, so the double refuses it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Algorithm {
     /// `md5`
     Md5,
-    /// `c32`: the POSIX `cksum`, which takes the length in as well
+    /// `c32`: the POSIX `cksum`, which includes the length
     Cksum,
     /// `c32z`: zlib's CRC-32
     Zlib,
@@ -53,7 +53,7 @@ impl Algorithm {
         }
     }
 
-    /// A fresh running sum.
+    /// Starts a new running sum.
     pub(crate) fn start(self) -> Running {
         match self {
             Self::Md5 => Running::Md5(Md5::new()),
@@ -64,18 +64,18 @@ impl Algorithm {
     }
 }
 
-/// A sum over what has been seen so far.
+/// Sum over the bytes read so far.
 pub(crate) enum Running {
     /// MD5
     Md5(Md5),
     /// A plain CRC
     Crc(CrcDigest<'static, u32, Table<16>>),
-    /// POSIX CRC, and the number of bytes, which ends it
+    /// POSIX CRC, and the number of bytes, which is included at the end
     Cksum(CrcDigest<'static, u32, Table<16>>, u64),
 }
 
 impl Running {
-    /// Takes in the next bytes.
+    /// Adds the next bytes.
     pub(crate) fn update(&mut self, bytes: &[u8]) {
         match self {
             Self::Md5(digest) => digest.update(bytes),
@@ -87,7 +87,7 @@ impl Running {
         }
     }
 
-    /// The sum in lower-case hex.
+    /// Returns the sum in lower-case hex.
     pub(crate) fn finish(self) -> String {
         match self {
             Self::Md5(digest) => digest
@@ -129,7 +129,7 @@ pub(crate) enum Purpose {
     Compare(String),
 }
 
-/// `-E [%]alg=…`
+/// Value of `-E [%]alg=…`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WholeFile {
     /// A leading `%`: the source computes.

@@ -1,6 +1,6 @@
 //! Lines on standard error. Every line is one `write`, so that those of three processes do not mix.
 //!
-//! A closed output is no error: bbcp ignores SIGPIPE, and so does the double.
+//! A closed output is not an error: bbcp ignores SIGPIPE, and so does the double.
 
 use crate::failure::Failure;
 use std::io::Write;
@@ -8,29 +8,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static CARRIAGE_RETURN: AtomicBool = AtomicBool::new(false);
 
-/// From now on lines end in `\r\n` (the injection `crlf`).
+/// Makes all following lines end in `\r\n` (the injection `crlf`).
 pub(crate) fn end_lines_with_carriage_return() {
     CARRIAGE_RETURN.store(true, Ordering::Relaxed);
 }
 
-/// A line as it stands.
+/// Prints a line without changes.
 pub(crate) fn line(text: &str) {
     raw(text.as_bytes());
 }
 
-/// A line of bbcp's own: `bbcp: ` and the text.
+/// Prints a line of bbcp itself: `bbcp: ` and the text.
 pub(crate) fn message(text: &str) {
     line(&format!("bbcp: {text}"));
 }
 
-/// All lines of a failure.
+/// Prints all lines of a failure.
 pub(crate) fn failure(failure: &Failure) {
     for text in &failure.lines {
         message(text);
     }
 }
 
-/// A line of any bytes.
+/// Prints a line of any bytes.
 pub(crate) fn raw(bytes: &[u8]) {
     let end: &[u8] = if CARRIAGE_RETURN.load(Ordering::Relaxed) {
         b"\r\n"
@@ -41,7 +41,7 @@ pub(crate) fn raw(bytes: &[u8]) {
     let _ = std::io::stderr().write_all(&whole);
 }
 
-/// A line on standard output.
+/// Prints a line on standard output.
 pub(crate) fn standard_output(text: &str) {
     let mut output = std::io::stdout();
     let _ = output

@@ -1,28 +1,28 @@
-//! Copies that end before a byte flows: what they print, how long they take, and their code.
+//! Copies that end before the first byte: their output, duration and exit code.
 
 use crate::effects::Early;
 use crate::options::Options;
 use crate::spec::Spec;
 use std::time::Duration;
 
-/// Context of a copy, for endings before its first byte.
+/// Context of a copy for these endings.
 pub(crate) struct Scene<'a> {
     pub(crate) options: &'a Options,
     pub(crate) source: &'a Spec,
     pub(crate) target: &'a Spec,
-    /// Path of the target file as messages show it
+    /// Path of the target file as shown in messages
     pub(crate) target_file: &'a str,
     /// Accept time-out
     pub(crate) accept: Duration,
 }
 
-/// An end.
+/// End of a copy.
 pub(crate) struct Ending {
-    /// Passes before the ssh line
+    /// Delay before the line of ssh
     pub(crate) before: Duration,
     /// Lines of ssh or the remote shell, without `bbcp: `
     pub(crate) foreign: Vec<String>,
-    /// Passes after that
+    /// Delay after the line of ssh
     pub(crate) after: Duration,
     /// Lines of bbcp
     pub(crate) lines: Vec<Vec<u8>>,
@@ -31,7 +31,7 @@ pub(crate) struct Ending {
 }
 
 impl Scene<'_> {
-    /// Ending of this copy.
+    /// Returns the ending of this copy.
     pub(crate) fn ending(&self, early: &Early) -> Ending {
         let target = self.target_file;
         let source = self.source.path.as_str();
@@ -135,12 +135,12 @@ impl Scene<'_> {
         }
     }
 
-    /// True if ssh is used for the source. With two remote sides the target's is started first.
+    /// Returns true if ssh is used for the source. With two remote sides, the target is started first.
     fn pulls(&self) -> bool {
         self.target.host.is_none() && self.source.host.is_some()
     }
 
-    /// The side that ssh is used for, and its command.
+    /// Returns the side that ssh is used for, and its command.
     fn remote_side(&self) -> (&Spec, Option<&str>) {
         if self.pulls() {
             (self.source, self.options.source_command.as_deref())
@@ -149,8 +149,8 @@ impl Scene<'_> {
         }
     }
 
-    /// ssh came to nothing. The agent notices at once when the target is remote; when the source is, the sink
-    /// here waits in vain for its connections.
+    /// Ending of a failed ssh. The agent detects it at once if the target is remote; if the source is, the local sink
+    /// waits for connections that never arrive.
     fn unreachable(&self, early: &Early) -> Ending {
         let (side, _) = self.remote_side();
         let host = side.host_name();
@@ -182,7 +182,7 @@ impl Scene<'_> {
         ending
     }
 
-    /// The accept time-out: code 2.
+    /// Ending by the accept time-out: code 2.
     pub(crate) fn connection_timeout(&self) -> Ending {
         Ending {
             after: self.accept,
@@ -200,7 +200,7 @@ impl Scene<'_> {
     }
 }
 
-/// True if both sides have connected before a copy ends like this.
+/// Returns true if both sides have connected before a copy ends like this.
 pub(crate) fn is_connected(early: &Early) -> bool {
     match early {
         Early::Exists

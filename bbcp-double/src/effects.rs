@@ -1,12 +1,12 @@
 //! Injections into one copy, and the parser of a plan's entries.
 //!
-//! Entry = effects joined by `+`; effect = `name[:argument…][@position]`; position = bytes from the start of
-//! the file, or `N%` of its size (50 % where none is given). `rc:N:text` takes the rest of the entry as text,
-//! in which `\n` stands for a line's end.
+//! Entry = effects joined by `+`; effect = `name[:argument…][@position]`; position = bytes from the start of the file,
+//! or `N%` of its size (50 % if it is missing). `rc:N:text` takes the rest of the entry as text, in which `\n` stands
+//! for a line end.
 
 use serde::{Deserialize, Serialize};
 
-/// A place in a file.
+/// A position in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub(crate) enum At {
     /// Bytes from the start
@@ -16,7 +16,7 @@ pub(crate) enum At {
 }
 
 impl At {
-    /// The offset in a file of that size; never beyond its end.
+    /// Offset in a file of this size; never beyond its end.
     pub(crate) fn within(self, size: u64) -> u64 {
         match self {
             Self::Offset(offset) => offset.min(size),
@@ -36,7 +36,7 @@ impl At {
     }
 }
 
-/// Copies that end before a byte flows: all of them are decided by the agent, see [`crate::early`].
+/// Copies that end before the first byte: the agent decides all of them, see [`crate::early`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Early {
     /// Target exists
@@ -73,7 +73,7 @@ pub(crate) enum Early {
     NoBbcp,
     /// No ssh here
     NoSsh,
-    /// Chatty login
+    /// Start-up files that print text
     Banner,
     /// Only this many data streams
     Streams(u64),
@@ -111,11 +111,11 @@ pub(crate) enum Effect {
     Early(Early),
     /// Ends (or is orphaned) at a point of the copy
     At(At, Event),
-    /// Data stop here, for this many seconds or for ever
+    /// Data stop at this position, for this many seconds or without end
     Stall(At, Option<f64>),
     /// Bytes per second
     Slow(u64),
-    /// Progress lines, and no file behind them
+    /// Progress lines without a file
     ProgressOnly,
     /// A sink that outlives its agent and may then unlink the target
     Orphan {
@@ -160,10 +160,10 @@ pub(crate) enum Effect {
     VersionWarning,
 }
 
-/// Reads an entry.
+/// Parses an entry.
 ///
 /// # Errors
-/// A text for the test's author.
+/// A text for the author of the test.
 pub(crate) fn parse_entry(entry: &str) -> Result<Vec<Effect>, String> {
     let mut effects = Vec::new();
     let mut rest = entry.trim();
@@ -179,7 +179,7 @@ pub(crate) fn parse_entry(entry: &str) -> Result<Vec<Effect>, String> {
     Ok(effects)
 }
 
-/// An effect or several; `None` for what cannot be read.
+/// Parses one effect or several joined ones; returns `None` for invalid text.
 fn parse_effect(text: &str) -> Option<Vec<Effect>> {
     if let Some(arguments) = text.strip_prefix("rc:") {
         let (code, line) = match arguments.split_once(':') {
@@ -271,7 +271,7 @@ fn parse_effect(text: &str) -> Option<Vec<Effect>> {
         ("version-warn", []) => Effect::VersionWarning,
         _ => return None,
     };
-    // A position is no part of effects that have none: a test that gives one is mistaken.
+    // Effects without a position accept none, so that a mistake in a test is detected.
     let positioned = matches!(
         effect,
         Effect::At(..) | Effect::Stall(..) | Effect::Corrupt(_)

@@ -3,10 +3,10 @@
 use nix::errno::Errno;
 use std::io;
 
-/// Exit code of a test that misuses the double.
+/// Exit code for wrong use of the double by a test.
 pub(crate) const MISUSE: u8 = 99;
 
-/// A failed end of a process. The lines have no `bbcp: ` yet; it is added when they are printed.
+/// Failed end of a process. The lines do not contain `bbcp: ` yet; it is added when they are printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// Exit code, as the shell sees it.
@@ -16,7 +16,7 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// One line, one code.
+    /// Creates a failure with one line.
     pub(crate) fn new(code: u8, line: impl Into<String>) -> Self {
         Self {
             code,
@@ -24,7 +24,7 @@ impl Failure {
         }
     }
 
-    /// A code that nothing explains, as when the other side has said it already.
+    /// Creates a failure without a line, for example when the other side has printed the reason.
     pub(crate) fn silent(code: u8) -> Self {
         Self {
             code,
@@ -32,7 +32,8 @@ impl Failure {
         }
     }
 
-    /// A system error in bbcp's wording: `No space left on device writing /d/x`. The code is the errno.
+    /// Creates a failure from a system error, in bbcp's wording: `No space left on device writing /d/x`. The code is
+    /// the errno.
     pub(crate) fn system(error: &io::Error, doing: &str, path: &str) -> Self {
         let errno = error.raw_os_error().unwrap_or(5);
         Self::new(
@@ -41,20 +42,20 @@ impl Failure {
         )
     }
 
-    /// The same failure under another code.
+    /// Returns the same failure with another code.
     pub(crate) fn with_code(mut self, code: u8) -> Self {
         self.code = code;
         self
     }
 
-    /// The same failure under 256 − code: bbcp hands out many of its errnos negative.
+    /// Returns the same failure with the code 256 − code: bbcp returns many of its errnos as negative numbers.
     pub(crate) fn negative(mut self) -> Self {
         self.code = 0_u8.wrapping_sub(self.code);
         self
     }
 }
 
-/// `strerror` of an error, without Rust's `(os error N)`.
+/// Text of an error as from `strerror`, without Rust's `(os error N)`.
 pub(crate) fn errno_text(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(errno) => Errno::from_raw(errno).desc().to_owned(),

@@ -1,4 +1,4 @@
-//! The knobs: how a test tells the double what to do.
+//! Knobs: configuration of the double by a test.
 //!
 //! A knob is an environment variable `BBCP_DOUBLE_NAME`. A program under test may start bbcp with a clean
 //! environment, so each knob may also be a line `BBCP_DOUBLE_NAME=value` of a file `bbcp-double.env` in the
@@ -90,7 +90,7 @@ impl Knobs {
     /// Reads file and environment. `program` is the executable as it was called.
     ///
     /// # Errors
-    /// A line that says which knob is wrong.
+    /// A line that names the wrong knob.
     pub(crate) fn read(program: &Path) -> Result<Self, String> {
         let mut knobs = Self::default();
         let mut settings = BTreeMap::new();
@@ -166,7 +166,7 @@ impl Knobs {
     }
 }
 
-/// The executable as it was called: symbolic links are left alone.
+/// Returns the executable as it was called: symbolic links are not followed.
 pub(crate) fn program_as_called(called: &str) -> Option<PathBuf> {
     if called.contains('/') {
         return Some(PathBuf::from(called));

@@ -1,10 +1,10 @@
 //! A stand-in for bbcp 17.12, so that everything around a copy can be tested without the real one.
 //!
-//! With no knobs set this is a fast, faithful bbcp for local files: the same options, the same text on
-//! standard error, the same exit codes, the same file states, the same family of processes. It opens no
-//! socket and starts no ssh; a "remote" host is a directory (see [`knobs`]).
+//! Without knobs this is a fast, faithful bbcp for local files: the same options, the same text on standard error, the
+//! same exit codes, the same file states, the same processes. It opens no socket and starts no ssh; a "remote" host is
+//! a directory (see [`knobs`]).
 //!
-//! With knobs set it fails in every way the real program was seen, or is feared, to fail (see [`plan`]).
+//! With knobs it can fail in every way that was observed, or is expected, with the real program (see [`plan`]).
 //!
 //! A copy is three processes, each this same executable:
 //!
@@ -14,8 +14,8 @@
 //!   └─ bbcp SRC                  source: reads, paces, checks; feeds the sink through a socket pair
 //! ```
 //!
-//! Exit code 99 and a line beginning `DOUBLE:` mean that the *test* is wrong: a misspelt knob, a plan that
-//! cannot be read, an attempt to smuggle an option through a host name.
+//! Exit code 99 and a line beginning with `DOUBLE:` mean that the *test* is wrong: an unknown knob, a plan that cannot
+//! be parsed, or a host name with a hidden option.
 
 mod agent;
 mod checksum;
@@ -39,7 +39,7 @@ mod wire;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// First argument of the process that does nothing but hold standard error open (`fork-stderr`).
+/// First argument of the process that only holds standard error open (`fork-stderr`).
 const HOLDER: &str = "DOUBLE-HOLD";
 
 fn main() -> ExitCode {

@@ -1,8 +1,8 @@
-//! The command line, read as bbcp 17.12 reads it.
+//! The command line of bbcp 17.12.
 //!
-//! Single letters may be clustered; a value is always the *next* argument and may not begin with `-`; an
-//! optional value eats a following word that does not; options end at the first operand; the last repetition
-//! wins; `--` is no end of options but an option that does nothing. Long options may be abbreviated.
+//! Single letters may be combined; a value is always the *next* argument and may not begin with `-`; an optional value
+//! takes a following word that does not begin with `-`; options end at the first operand; of a repeated option the last
+//! counts; `--` is not the end of options but an option without effect. Long options may be abbreviated.
 
 use crate::checksum::Checksum;
 use crate::failure::Failure;
@@ -16,7 +16,7 @@ enum Value {
     Optional,
 }
 
-/// All accepted options. Those without effect are in the invocation's record.
+/// All accepted options. Those without effect only appear in the record of the invocation.
 const LETTERS: &[(char, Value)] = &[
     ('a', Value::Optional),
     ('A', Value::None),
@@ -128,7 +128,7 @@ pub(crate) struct Append {
     pub(crate) directory: Option<String>,
 }
 
-/// A command line understood.
+/// A parsed command line.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Options {
     /// `-s`
@@ -213,12 +213,12 @@ impl Default for Options {
 }
 
 impl Options {
-    /// True if a failed target stays.
+    /// Returns true if the target of a failed copy stays.
     pub(crate) fn keeps_failed_target(&self) -> bool {
         self.keep || self.truncate
     }
 
-    /// True if a file's start is announced.
+    /// Returns true if the start of a file is reported.
     pub(crate) fn announces_start(&self) -> bool {
         self.very_verbose || self.progress.is_some()
     }
@@ -235,7 +235,7 @@ pub(crate) enum Request {
     Copy(Box<Options>, Vec<String>),
 }
 
-/// A refusal. `usage` asks for the usage text on standard output.
+/// Rejection of a command line. With `usage`, the usage text is printed on standard output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Refusal {
     /// Code and text
@@ -260,7 +260,7 @@ fn misuse(code: u8, line: impl Into<String>) -> Refusal {
     }
 }
 
-/// Reads the arguments (without the program's name).
+/// Parses the arguments (without the program's name).
 ///
 /// # Errors
 /// A refusal with bbcp's text and code: 255 for an option that it does not know or that lacks its value, 1
@@ -306,7 +306,7 @@ pub(crate) fn parse(arguments: &[String]) -> Result<Request, Refusal> {
             match letter {
                 'h' => return Ok(Request::Help),
                 '#' => return Ok(Request::Version),
-                // The last one wins, and is read after all others.
+                // The last one counts, and is parsed after all other options.
                 'E' => checksum = value,
                 _ => apply(&mut options, letter, value)?,
             }
@@ -420,7 +420,7 @@ fn apply(options: &mut Options, letter: char, value: Option<&str>) -> Result<(),
             }
         }
         '~' => options.preserve = Preserve::Times,
-        // -i -l -u -z and the empty option: in the record, and without effect.
+        // -i -l -u -z and the empty option: recorded, but without effect.
         _ => {}
     }
     Ok(())
@@ -451,7 +451,7 @@ fn number(what: &str, text: &str, least: u64, most: u64) -> Result<u64, Failure>
     }
 }
 
-/// A number with an optional k, m or g, up to 1 GiB.
+/// Parses a number with an optional k, m or g, up to 1 GiB.
 fn size(what: &str, text: &str, least: u64) -> Result<u64, Failure> {
     let (digits, unit) = match text.char_indices().last() {
         Some((at, 'k' | 'K')) => (&text[..at], 1 << 10),

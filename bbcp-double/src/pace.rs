@@ -1,11 +1,11 @@
-//! Keeping a rate, and sleeping in slices so that a lost peer is noticed in between.
+//! Rate limit, and sleep in short steps so that a lost peer is detected.
 
 use std::time::{Duration, Instant};
 
-/// No sleep is longer than this without a look around.
+/// Longest sleep without a check.
 pub(crate) const SLICE: Duration = Duration::from_millis(40);
 
-/// A limit on bytes per second, counted from the start of a file.
+/// A limit in bytes per second, measured from the start of a file.
 pub(crate) struct Pace {
     rate: Option<u64>,
     started: Instant,
@@ -13,7 +13,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// `None`: as fast as it goes.
+    /// Creates the limit; `None` for no limit.
     pub(crate) fn new(rate: Option<u64>) -> Self {
         Self {
             rate: rate.filter(|rate| *rate > 0),
@@ -32,7 +32,7 @@ impl Pace {
         }
     }
 
-    /// Wait that is due after `bytes` more.
+    /// Returns the wait that is due after `bytes` more.
     pub(crate) fn owed(&mut self, bytes: usize) -> Duration {
         let Some(rate) = self.rate else {
             return Duration::ZERO;

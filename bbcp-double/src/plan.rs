@@ -1,11 +1,11 @@
-//! Choice of the entry of `BBCP_DOUBLE_PLAN` for this invocation.
+//! Selection of the entry of `BBCP_DOUBLE_PLAN` for this invocation.
 //!
-//! The plan is a list separated by `;`, one entry for each *copy* that is started (a command line that asks
-//! for the version or is refused takes none); the last entry repeats. What an entry may say is in
-//! [`crate::effects`]. The number of copies so far is in the file `BBCP_DOUBLE_STATE`, which is locked while
-//! it is read and written, so that concurrent copies take different entries.
+//! The plan is a list separated by `;`, with one entry for each *copy* (a command line that prints the version or is
+//! refused takes none); the last entry repeats. The syntax of an entry is in [`crate::effects`]. The file
+//! `BBCP_DOUBLE_STATE` has the number of copies so far. It is locked while it is read and written, so that concurrent
+//! copies take different entries.
 //!
-//! Without a plan, `BBCP_DOUBLE_FAIL_RATE` makes each copy fail with that probability, by an entry drawn from
+//! Without a plan, `BBCP_DOUBLE_FAIL_RATE` makes each copy fail with that probability, by a random entry of
 //! `BBCP_DOUBLE_FAIL_SET`.
 
 use crate::effects::{Effect, parse_entry};
@@ -14,7 +14,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
-/// Default entries of the soak: every kind of failure that a retry cures.
+/// Default entries of the soak test: all kinds of failures that a retry can overcome.
 const DEFAULT_FAIL_SET: &str = "refused;reset@30%;reset@90%;enospc@40%;segv-sink@50%;segv-remote@60%;\
                                 segv-remote:32@20%;corrupt:50%;short:1;timelimit@70%;portbusy;banner";
 
@@ -23,13 +23,13 @@ const DEFAULT_FAIL_SET: &str = "refused;reset@30%;reset@90%;enospc@40%;segv-sink
 pub(crate) struct Lot {
     /// Number of this copy, from 0; always 0 without a state file
     pub(crate) number: u64,
-    /// The entry's text, for the record; `None` where neither plan nor failure rate is set
+    /// Text of the entry, for the record; `None` if neither plan nor failure rate is set
     pub(crate) entry: Option<String>,
-    /// The entry, read
+    /// Parsed entry
     pub(crate) effects: Vec<Effect>,
 }
 
-/// Draws this copy's lot and counts it.
+/// Selects the entry of this copy and counts the copy.
 ///
 /// # Errors
 /// A problem with the knobs.
@@ -46,7 +46,7 @@ pub(crate) fn draw(knobs: &Knobs) -> Result<Lot, String> {
             if entries.len() > 1 && knobs.state.is_none() {
                 return Err("a plan of several entries needs BBCP_DOUBLE_STATE".into());
             }
-            // All of them are read, so that a typing error in a later one shows at once.
+            // All entries are parsed, so that a typing error in a later one is reported at once.
             for entry in &entries {
                 parse_entry(entry)?;
             }
@@ -104,7 +104,7 @@ fn unrepeatable() -> u64 {
     u64::from(std::process::id()) << 32 | u64::from(now)
 }
 
-/// SplitMix64: enough for drawing lots, and the same everywhere for ever.
+/// SplitMix64: sufficient for random entries, with the same results on all platforms and in all versions.
 struct Random(u64);
 
 impl Random {
@@ -112,7 +112,7 @@ impl Random {
         Self(seed ^ number.wrapping_mul(0xd134_2543_de82_ef95))
     }
 
-    /// In [0, 1).
+    /// Returns a number in [0, 1).
     fn unit(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;

@@ -1,4 +1,4 @@
-//! Rates as bbcp writes them, and the sink's progress lines.
+//! Rates in bbcp's notation, and the progress lines of the sink.
 
 use crate::console;
 use chrono::Local;
@@ -8,7 +8,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// `4.0 MB/s`: units of 1024 written as if they were 1000, one decimal, and E after T as in the original.
+/// Formats a rate as `4.0 MB/s`: units of 1024 written like powers of 1000, one decimal, and E after T as in the
+/// original.
 pub(crate) fn rate(bytes_per_second: f64) -> String {
     if bytes_per_second.is_nan() {
         return "-nan B/s".to_owned();
@@ -31,7 +32,7 @@ pub(crate) fn rate(bytes_per_second: f64) -> String {
 pub(crate) enum Rates {
     /// Measured rates
     Measured,
-    /// `-nan`, as the original divides nothing by nothing
+    /// `-nan`, the result of 0/0 in the original
     NotANumber,
     /// `inf`
     Infinite,
@@ -44,20 +45,20 @@ pub(crate) struct Style {
     pub(crate) interval: Duration,
     /// `-v` adds the average
     pub(crate) verbose: bool,
-    /// Bytes that this session is to write
+    /// Number of bytes that this session has to write
     pub(crate) total: u64,
     /// Factor on sizes
     pub(crate) factor: u64,
     /// Rates
     pub(crate) rates: Rates,
-    /// No line while exactly so much has been written
+    /// Number of written bytes at which no line is printed
     pub(crate) silent_at: Option<u64>,
-    /// The lines advance by themselves, one percent each
+    /// The lines advance without a copy, one percent each
     pub(crate) pretended: bool,
 }
 
 impl Style {
-    /// One line.
+    /// Formats one line.
     pub(crate) fn line(&self, done: u64, now: f64, average: f64) -> String {
         let percent = match self.total {
             0 => "not".to_owned(),
@@ -88,7 +89,7 @@ pub(crate) struct Reporter {
 }
 
 impl Reporter {
-    /// Starts. `done` counts the bytes of this session.
+    /// Starts the thread. `done` counts the bytes of this session.
     pub(crate) fn start(style: Style, done: Arc<AtomicU64>) -> Self {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::spawn(move || report(&style, &done, &stopped));

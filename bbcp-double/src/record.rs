@@ -1,4 +1,4 @@
-//! The record of every invocation, for tests to assert on.
+//! Record of every invocation, for assertions of tests.
 //!
 //! `BBCP_DOUBLE_LOG` is a file of one JSON object per line. The line is written when the invocation begins
 //! and completed in place when it ends, so there is exactly one line for each invocation, in the order of
@@ -23,7 +23,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Room left in the line for the end time and the code.
+/// Space in the line for the end time and the code, in bytes.
 const ROOM: usize = 48;
 
 /// This invocation's line.
@@ -62,7 +62,7 @@ impl Record {
             "end": null,
             "rc": null,
         });
-        // Under the lock: of two invocations, one sees the other.
+        // Both under one lock, so that of two concurrent invocations one sees the other.
         let mut log = open(&file)?;
         let mut earlier = String::new();
         log.read_to_string(&mut earlier)?;
@@ -80,7 +80,7 @@ impl Record {
         })
     }
 
-    /// Completes the line, and writes it again if the log was emptied meanwhile.
+    /// Completes the line. If the log was emptied in the meantime, writes the line again.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -119,7 +119,7 @@ fn living(log: &str) -> Vec<i64> {
         .collect()
 }
 
-/// Process groups with a process that is no zombie.
+/// Returns the process groups with a process that is not a zombie.
 fn living_groups() -> HashSet<i64> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return HashSet::new();
@@ -127,7 +127,7 @@ fn living_groups() -> HashSet<i64> {
     processes
         .filter_map(|process| {
             let stat = std::fs::read_to_string(process.ok()?.path().join("stat")).ok()?;
-            // Behind the name, which may hold anything: state, parent, group.
+            // After the name, which may contain anything: state, parent, group.
             let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
             let state = fields.next()?;
             let group = fields.nth(1)?.parse().ok()?;
@@ -147,7 +147,7 @@ fn open(path: &PathBuf) -> io::Result<File> {
     Ok(file)
 }
 
-/// Blanks at a line's end are no part of the JSON value.
+/// Pads a line with blanks: they are not part of the JSON value.
 fn padded(text: &str, length: usize) -> String {
     format!("{text:<length$}\n")
 }

@@ -1,8 +1,8 @@
 //! The child `SNK`: owns the target.
 //!
-//! It decides about all files first, then asks the source for one after the other (in reverse order, as the original
-//! does), writes, checks, and reports to the agent. It is on this side that most injections strike, because
-//! they are tied to how far the target has grown.
+//! It decides about all files first, then requests one after the other from the source (in reverse order, as the
+//! original does), writes, checks, and reports to the agent. Most injections take effect here, because they depend on
+//! the size of the target.
 
 use crate::console;
 use crate::effects::{At, Effect, Event};
@@ -20,12 +20,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Code of a sink whose source is gone without a word.
+/// Code of a sink whose source ended without a message.
 const SOURCE_IS_GONE: u8 = 128;
 /// 256 − EILSEQ
 const WRONG_CHECKSUM: u8 = 172;
 
-/// The partial target, for the thread that may have to remove it.
+/// Path of the partial target, for the thread that may have to remove it.
 type Partial = Arc<Mutex<Option<PathBuf>>>;
 
 /// Runs the sink. Returns its exit code.
@@ -78,7 +78,7 @@ pub(crate) fn run() -> u8 {
     }
 }
 
-/// Lives on after the agent, and then removes whatever has the target's name.
+/// Continues after the agent's death, and then removes the file with the target's name.
 fn haunt(job: &Job, partial: Partial, seconds: f64, unlink: bool) {
     let agent = job.agent;
     std::thread::spawn(move || {
@@ -93,7 +93,7 @@ fn haunt(job: &Job, partial: Partial, seconds: f64, unlink: bool) {
     });
 }
 
-/// Leaves it to the haunting thread to end this process, if the agent has died or is about to.
+/// Waits for the thread of [`haunt`] to end this process, if the agent has died or is about to.
 fn wait_for_haunting(job: &Job) {
     let patience = Instant::now() + Duration::from_millis(500);
     while watch::agent_lives(job.agent) {
@@ -175,7 +175,7 @@ impl Sink<'_> {
     }
 }
 
-/// The copy of one file.
+/// Copy of one file.
 struct Copy<'a> {
     job: &'a Job,
     offer: &'a Offer,
@@ -219,8 +219,8 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// True if the agent is gone and the source noticed it first. A local orphan leaves its partial behind; the
-    /// order in which the two children notice makes no difference.
+    /// Returns true if the agent is gone and the source detected it first. A local orphan keeps its partial file; the
+    /// order in which the two children detect it makes no difference.
     fn is_orphaned(&self, failure: &Failure) -> bool {
         failure.code == SOURCE_IS_GONE
             && !self.job.sink_is_remote
@@ -282,7 +282,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Writes what comes until the source says that this was all, and checks it.
+    /// Writes the received data until the source reports the end, and checks the file.
     fn write(&mut self, mut file: File, peer: &mut Peer) -> Result<(), Failure> {
         let checksum = &self.job.options.checksum;
         let mut running = checksum
@@ -310,7 +310,7 @@ impl<'a> Copy<'a> {
         self.check(running.map(crate::checksum::Running::finish), sum_of_source)
     }
 
-    /// Writes a piece, in parts where something is to happen in the midst of it.
+    /// Writes a piece of data, split at each size at which an event happens.
     fn put(&mut self, file: &mut File, piece: &[u8]) -> Result<(), Failure> {
         let mut rest = piece;
         while !rest.is_empty() {
@@ -347,7 +347,7 @@ impl<'a> Copy<'a> {
         Failure::system(error, "writing", &self.target.shown)
     }
 
-    /// Lets everything happen that is due at the present size.
+    /// Triggers all events that are due at the current size.
     fn strike(&mut self) -> Result<(), Failure> {
         while let Some((at, event)) = self.events.first().copied()
             && at <= self.grown
@@ -397,7 +397,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    /// Tells the agent to die, and goes on, as the orphans of the original do.
+    /// Asks the agent to die, and continues, as the orphans of the original do.
     fn end_agent(&self, signal: i32) -> Result<(), Failure> {
         report(&Report::Die(signal));
         Ok(())
@@ -474,7 +474,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    /// Silent damage, after all checks.
+    /// Damages the target without a message, after all checks.
     fn mangle(&self) {
         let size = self.offer.size;
         let mangled = self.job.effects.iter().find_map(|effect| match effect {
@@ -494,7 +494,7 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// A sum that is to be wrong is made so.
+/// Changes a sum that an injection requires to be wrong.
 pub(crate) fn differing(sum: String, expected: &str, wrong: bool) -> String {
     if !wrong || sum != expected {
         return sum;

@@ -1,7 +1,7 @@
-//! The child `SRC`: reads the source, at the pace that is asked for, and sends it to the sink.
+//! The child `SRC`: reads the source at the configured rate and sends it to the sink.
 //!
-//! While it waits it sends a sign of life every few hundredths of a second: that is how it notices that the
-//! sink is gone, wherever that runs.
+//! While it waits it sends a sign of life every few hundredths of a second. By an error of this it detects that the
+//! sink is gone, wherever the sink runs.
 
 use crate::console;
 use crate::effects::Effect;
@@ -44,7 +44,7 @@ pub(crate) fn run() -> u8 {
     serve(&job, &mut peer).unwrap_or(SINK_IS_GONE)
 }
 
-/// Answers the sink until it has had enough.
+/// Answers the sink until it needs nothing more.
 ///
 /// # Errors
 /// The sink is gone.
@@ -95,7 +95,7 @@ fn serve(job: &Job, peer: &mut Peer) -> io::Result<u8> {
     Ok(code)
 }
 
-/// Looks at all sources; `None` after the reasons have been printed.
+/// Inspects all sources; returns `None` after the reasons have been printed.
 fn offers(job: &Job) -> Option<Vec<Offer>> {
     let mut offers = Vec::new();
     for source in &job.sources {
@@ -134,7 +134,7 @@ impl From<Failure> for Stopped {
     }
 }
 
-/// One file on its way.
+/// A file that is being sent.
 struct Sending<'a> {
     job: &'a Job,
     peer: &'a mut Peer,
@@ -205,7 +205,7 @@ impl Sending<'_> {
         Ok(code)
     }
 
-    /// Offset at which the data stop, and the time that they stop for.
+    /// Offset at which the data stop, and the duration of the stop.
     fn stall(&self, offset: u64) -> Option<(u64, Option<Duration>)> {
         self.job.effects.iter().find_map(|effect| match effect {
             Effect::Stall(at, seconds) => Some((
@@ -217,7 +217,7 @@ impl Sending<'_> {
         })
     }
 
-    /// Waits so long, or for ever; not beyond the time limit nor beyond the sink's life.
+    /// Waits for the duration, or without end; stops at the time limit or when the sink is gone.
     fn wait(&mut self, duration: Option<Duration>) -> Result<(), Stopped> {
         let end = duration.map(|duration| Instant::now() + duration);
         loop {

@@ -1,4 +1,4 @@
-//! `[user@][host:]path`, and where on this machine that is.
+//! `[user@][host:]path`, and the path on this machine.
 
 use crate::failure::{Failure, MISUSE};
 use crate::knobs::Knobs;
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Name of the local machine in every message.
 pub(crate) const LOCAL_HOST: &str = "localhost";
 
-/// One operand, taken apart.
+/// A parsed operand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Spec {
     /// Text before `@`
@@ -21,10 +21,10 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
-    /// Takes an operand apart. [`Self::locate`] is still to be called.
+    /// Parses an operand. The caller must then call [`Self::locate`].
     ///
     /// # Errors
-    /// A user without a host, code 1. A user or host that ssh would take for an option, code 99.
+    /// A user without a host, code 1. A user or host that ssh would interpret as an option, code 99.
     pub(crate) fn parse(operand: &str) -> Result<Self, Failure> {
         let (before_slash, _) = operand.split_once('/').unwrap_or((operand, ""));
         let colon = match before_slash.rfind(']') {
@@ -71,7 +71,7 @@ impl Spec {
         })
     }
 
-    /// Finds the path on this machine. Returns false when no such host is known.
+    /// Finds the path on this machine. Returns false if the host is unknown.
     pub(crate) fn locate(&mut self, knobs: &Knobs) -> bool {
         let Some(host) = &self.host else { return true };
         match knobs.hosts.iter().find(|(name, _)| name == host) {
@@ -87,12 +87,12 @@ impl Spec {
         }
     }
 
-    /// The host as messages name it.
+    /// Host as shown in messages.
     pub(crate) fn host_name(&self) -> &str {
         self.host.as_deref().unwrap_or(LOCAL_HOST)
     }
 
-    /// File name in bbcp's sense: the last part of an absolute path, but *all* of a relative one.
+    /// File name as bbcp uses it: the last part of an absolute path, but *all* of a relative one.
     pub(crate) fn file_name(&self) -> &str {
         if self.path.starts_with('/') {
             self.path.rsplit('/').next().unwrap_or(&self.path)

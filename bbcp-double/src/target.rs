@@ -1,7 +1,7 @@
-//! The target file: whether it may be written, from where on, and what becomes of it.
+//! The target file: permission to write it, start offset, and treatment after the copy.
 //!
-//! While it grows it has its final name and mode 0200. A checkpoint (`-a`) is a file in the checkpoint
-//! directory that tells which source a partial target was copied from; nothing checks what the partial holds.
+//! While it grows it has its final name and mode 0200. A checkpoint (`-a`) is a file in the checkpoint directory that
+//! describes the source of a partial target; the content of the partial target is never checked.
 
 use crate::console;
 use crate::failure::Failure;
@@ -30,17 +30,17 @@ pub(crate) enum Decision {
 /// One target file.
 pub(crate) struct Target<'a> {
     job: &'a Job,
-    /// Path as messages show it
+    /// Path as shown in messages
     pub(crate) shown: String,
     /// Path on this machine
     pub(crate) place: PathBuf,
     checkpoint: Option<PathBuf>,
 }
 
-/// Checks what holds for all files: the target's directory.
+/// Checks the target's directory, once for all files.
 ///
 /// # Errors
-/// Code 2 and the real texts.
+/// Code 2, with the texts of the real program.
 pub(crate) fn check_directory(job: &Job) -> Result<(), Failure> {
     let shown = &job.target.path;
     let place = Path::new(&job.target.place);
@@ -51,7 +51,7 @@ pub(crate) fn check_directory(job: &Job) -> Result<(), Failure> {
         ));
     }
     if job.into_directory && job.options.make_directory && !place.exists() {
-        // A failure shows as a missing directory below.
+        // A failure is detected below as a missing directory.
         let _ = fs::create_dir(place);
         let _ = fs::set_permissions(place, Permissions::from_mode(job.options.directory_mode));
     }
@@ -64,7 +64,7 @@ pub(crate) fn check_directory(job: &Job) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Checks that several sources have a directory to go to.
+/// Checks that the target of several sources is a directory.
 ///
 /// # Errors
 /// Codes 2 and 20.
@@ -86,7 +86,7 @@ pub(crate) fn check_is_directory(job: &Job) -> Result<(), Failure> {
     }
 }
 
-/// Checks the space, on the file system of the *first component* of the target's path, as the original does.
+/// Checks the space on the file system of the *first component* of the target's path, as the original does.
 ///
 /// # Errors
 /// Code 28.
@@ -110,7 +110,7 @@ pub(crate) fn check_space(job: &Job, bytes: u64, files: u64) -> Result<(), Failu
 }
 
 impl<'a> Target<'a> {
-    /// The target of a source file.
+    /// Creates the target of a source file.
     pub(crate) fn of(job: &'a Job, offer: &Offer) -> Result<Self, Failure> {
         let base = Path::new(&job.target.place);
         let (shown, place) = if base.is_dir() {
@@ -140,10 +140,10 @@ impl<'a> Target<'a> {
         })
     }
 
-    /// Judges what is there already.
+    /// Decides about an existing target.
     ///
     /// # Errors
-    /// Code 22: exists, or cannot be appended to. Code 1: no regular file.
+    /// Code 22: it exists, or cannot be appended to. Code 1: it is not a regular file.
     pub(crate) fn decide(&self, offer: &Offer) -> Result<Decision, Failure> {
         let options = &self.job.options;
         let Ok(there) = fs::metadata(&self.place) else {
@@ -238,8 +238,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    /// Opens the target for writing at the offset. `-f` unlinks first: a failure afterwards has destroyed
-    /// what was there, and a target that is its own source is gone.
+    /// Opens the target for writing at the offset. `-f` unlinks first: after a later failure the old file is lost, and
+    /// a target that is its own source is deleted.
     ///
     /// # Errors
     /// The checkpoint cannot be written (256 − errno), or the target cannot be opened (errno).
@@ -266,8 +266,7 @@ impl<'a> Target<'a> {
         Ok(file)
     }
 
-    /// Checks that the file is there and of the right size. `file` is closed by this, after the flush that
-    /// `-y` asks for.
+    /// Checks that the file exists and has the right size. Flushes the file if `-y` asks for it, and closes it.
     ///
     /// # Errors
     /// Codes 2 and 29, or the errno of the flush.
@@ -295,8 +294,8 @@ impl<'a> Target<'a> {
         ))
     }
 
-    /// Gives a finished target its mode and, if wanted, the source's attributes; removes the checkpoint. What
-    /// cannot be set is a warning only.
+    /// Sets the mode of a finished target and, if requested, the source's attributes; removes the checkpoint. A failure
+    /// to set them is only a warning.
     pub(crate) fn succeed(&self, offer: &Offer) {
         let preserve = self.job.options.preserve;
         let warn = |act: &str, error: &io::Error| {
@@ -321,7 +320,7 @@ impl<'a> Target<'a> {
         self.forget_checkpoint();
     }
 
-    /// Removes what a failed copy wrote, unless it is to be kept.
+    /// Removes the file of a failed copy, unless it has to be kept.
     pub(crate) fn fail(&self) {
         if !self.job.options.keeps_failed_target() {
             let _ = fs::remove_file(&self.place);
@@ -336,12 +335,12 @@ impl<'a> Target<'a> {
     }
 }
 
-/// Identity of a file in bbcp's sense: the device in the upper half, the inode in the lower.
+/// Identity of a file as bbcp uses it: the device in the upper half, the inode in the lower.
 fn identity(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|metadata| identity_of(&metadata))
 }
 
-/// Identity by a file's metadata, see [`identity`].
+/// Identity from a file's metadata, see [`identity`].
 pub(crate) fn identity_of(metadata: &fs::Metadata) -> u64 {
     (metadata.dev() << 32) | metadata.ino()
 }
@@ -364,7 +363,7 @@ fn checkpoint_directory(given: Option<&str>) -> Result<PathBuf, Failure> {
     if let Some(directory) = given {
         return Ok(directory.into());
     }
-    // The home of the account, as in the original: $HOME is not looked at.
+    // The home directory of the account, as in the original: $HOME is ignored.
     let home = User::from_uid(geteuid())
         .ok()
         .flatten()
@@ -381,7 +380,7 @@ fn checkpoint_directory(given: Option<&str>) -> Result<PathBuf, Failure> {
     }
 }
 
-/// One line: sequence, type, identity, mode, size, access time, modification time, group, name.
+/// Writes one line: sequence, type, identity, mode, size, access time, modification time, group, name.
 fn write_checkpoint(checkpoint: &Path, offer: &Offer) -> Result<(), Failure> {
     let Offer {
         identity,
@@ -406,7 +405,7 @@ fn write_checkpoint(checkpoint: &Path, offer: &Offer) -> Result<(), Failure> {
         })
 }
 
-/// True if a checkpoint is of this source: identity, size, modification time and name are equal.
+/// Returns true if a checkpoint belongs to this source: identity, size, modification time and name are equal.
 fn same_source(checkpoint: &str, offer: &Offer) -> bool {
     let fields: Vec<&str> = checkpoint.trim_end_matches('\n').splitn(9, ' ').collect();
     let [_, _, identity, _, size, _, modified, _, name] = fields.as_slice() else {

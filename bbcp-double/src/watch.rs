@@ -1,4 +1,4 @@
-//! Life and death of processes: children that look whether their agent lives, and injected ends.
+//! Supervision of processes: children that check that their agent lives, and injected ends.
 
 use crate::wire::Job;
 use nix::sys::resource::{Resource, UsageWho, getrusage, setrlimit};
@@ -7,10 +7,10 @@ use nix::sys::time::TimeValLike;
 use nix::unistd::{Pid, getpid, getppid};
 use std::time::Duration;
 
-/// Code of a child that ends because its agent has.
+/// Exit code of a child whose agent has ended.
 pub(crate) const AGENT_IS_GONE: u8 = 8;
 
-/// Starts the look-out of a child. When the agent is gone, `last_act` runs and the process ends.
+/// Starts the check of the agent in a child. When the agent is gone, `last_act` runs and the process ends.
 pub(crate) fn for_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
     let agent = job.agent;
     let poll = Duration::from_secs_f64(job.poll);
@@ -23,7 +23,7 @@ pub(crate) fn for_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
     });
 }
 
-/// True if the agent still is this process's parent.
+/// Returns true if the agent is still the parent of this process.
 pub(crate) fn agent_lives(agent: i32) -> bool {
     getppid() == Pid::from_raw(agent)
 }
@@ -41,13 +41,13 @@ pub(crate) fn die(signal: i32) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let signal = Signal::try_from(signal).unwrap_or(Signal::SIGKILL);
     loop {
-        // More than once: Rust's own handler for SIGSEGV takes the first one and then stands aside.
+        // Repeated: Rust's own handler for SIGSEGV handles the first signal and then removes itself.
         let _ = kill(getpid(), signal);
         std::thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// The line `Source cpu=… (sys=… usr=…).`
+/// Formats the line `Source cpu=… (sys=… usr=…).`
 pub(crate) fn cpu_line(who: &str) -> String {
     let (system, user) = getrusage(UsageWho::RUSAGE_SELF).map_or((0.0, 0.0), |usage| {
         let seconds = |time: nix::sys::time::TimeVal| time.num_milliseconds() as f64 / 1e3;

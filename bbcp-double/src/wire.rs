@@ -1,8 +1,8 @@
 //! Messages between the three processes.
 //!
-//! Sink and source share a socket pair, which is each one's standard input; the agent writes the [`Job`] into
-//! it as the first message and then lets go of it. The end of one side is thus seen by the other at once. The
-//! sink's standard output is a pipe to the agent, for [`Report`]s, one JSON object a line.
+//! Sink and source share a socket pair, which is the standard input of both; the agent writes the [`Job`] into it as
+//! the first message and then closes its ends. So each side detects the end of the other at once. The sink's standard
+//! output is a pipe to the agent, for [`Report`]s, one JSON object a line.
 
 use crate::effects::Effect;
 use crate::options::Options;
@@ -19,7 +19,7 @@ pub(crate) const LARGEST_PIECE: usize = 1 << 20;
 const DATA: u8 = b'D';
 const MESSAGE: u8 = b'M';
 
-/// Everything that sink and source need to know.
+/// Data for sink and source.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Job {
     /// The command line
@@ -38,11 +38,11 @@ pub(crate) struct Job {
     pub(crate) mode: u32,
     /// Process id of the agent
     pub(crate) agent: i32,
-    /// Seconds between looks at the agent
+    /// Seconds between two checks of the agent
     pub(crate) poll: f64,
-    /// Seconds between progress lines, if they are asked for
+    /// Seconds between progress lines, if requested
     pub(crate) progress: Option<f64>,
-    /// Bytes per second
+    /// Rate limit in bytes per second
     pub(crate) rate: Option<u64>,
     /// Factor on printed sizes
     pub(crate) fake_size: u64,
@@ -67,7 +67,7 @@ impl Job {
     }
 }
 
-/// A source file as the sink gets to know it.
+/// A source file as described to the sink.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Offer {
     /// Name in a target directory
@@ -78,54 +78,54 @@ pub(crate) struct Offer {
     pub(crate) identity: u64,
     /// Permission bits
     pub(crate) mode: u32,
-    /// Bytes
+    /// Size in bytes
     pub(crate) size: u64,
-    /// Seconds since 1970
+    /// Time of the last access, in seconds since 1970
     pub(crate) accessed: i64,
-    /// Seconds since 1970
+    /// Time of the last modification, in seconds since 1970
     pub(crate) modified: i64,
     /// Group id
     pub(crate) group: u32,
 }
 
-/// From source to sink, besides data.
+/// Message from source to sink, besides data.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum FromSource {
     /// All files, in the order of the command line
     Offers(Vec<Offer>),
-    /// No copy at all: the source has said why, and ends with 2
+    /// No copy at all: the source has printed the reason, and ends with 2
     Nothing,
-    /// All of the file is on its way; its sum, if it was asked for
+    /// The whole file has been sent; contains its sum if requested
     Sent(Option<String>),
-    /// The source has said why it cannot go on, and ends with this code
+    /// The source has printed the reason for its failure, and ends with this code
     Failed(u8),
-    /// Still here
+    /// Sign of life
     Alive,
 }
 
-/// From sink to source.
+/// Message from sink to source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum FromSink {
-    /// Send the file of this number from this offset on
+    /// Send the file of this number, starting at this offset
     Get(usize, u64),
-    /// Nothing more
+    /// No more files
     Done,
 }
 
-/// From sink to agent.
+/// Message from sink to agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// Print this sum of this target
+    /// Print this checksum for this target
     Checksum(String, String),
-    /// Files and bytes that were copied
+    /// Numbers of copied files and bytes
     End(u64, u64),
-    /// The agent is to die by this signal
+    /// Die by this signal
     Die(i32),
 }
 
 /// One received frame.
 pub(crate) enum Frame<T> {
-    /// Data: the buffer holds them
+    /// Data, now in the buffer
     Data,
     /// A message
     Message(T),
@@ -144,7 +144,7 @@ impl Peer {
         Ok(Self(UnixStream::from(descriptor)))
     }
 
-    /// An end at hand.
+    /// Wraps an open socket.
     pub(crate) fn new(stream: UnixStream) -> Self {
         Self(stream)
     }
@@ -192,7 +192,7 @@ impl Peer {
         }
     }
 
-    /// Waits for a message where no data can come.
+    /// Waits for a message at a point where no data can arrive.
     ///
     /// # Errors
     /// See [`Self::receive`].
