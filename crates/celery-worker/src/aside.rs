@@ -1,8 +1,8 @@
-//! Work on large values, aside from the threads that all messages share.
+//! Work on large values, separate from the threads that all messages share.
 //!
-//! A few hundred kilobytes of JSON take from a tenth of a second to some seconds to plan, to copy or to
-//! write, without a pause. Two such messages at a time, on two threads, would hold up every other message,
-//! the heartbeats and the remote control. Small values are worked on in place.
+//! A few hundred kilobytes of JSON take from a tenth of a second to some seconds to plan, to copy or to write, without
+//! interruption. Two such messages at a time, on two threads, would delay every other message, the heartbeats and the
+//! remote control. Small values are processed in place.
 
 use serde_json::Value;
 use tokio::runtime::{Handle, RuntimeFlavor};
@@ -11,8 +11,8 @@ use tokio::task::block_in_place;
 
 use celery_protocol::weight;
 
-/// Bytes of memory up to which values are small. What is made of signatures can grow with the third
-/// power of this.
+/// Maximum memory of small values, in bytes. Planning signatures can take time and memory that grow with the third
+/// power of this size.
 const SMALL: usize = 16 << 10;
 
 /// Returns true if work on some values may take long.
@@ -20,7 +20,7 @@ pub(super) fn is_large<'v>(values: impl IntoIterator<Item = &'v Value>) -> bool 
     weight::exceeds(values, SMALL)
 }
 
-/// Does synchronous work; if its values are large, other tasks go on meanwhile.
+/// Runs synchronous work; if its values are large, other tasks can run in the meantime.
 pub(super) fn aside<T>(is_large: bool, work: impl FnOnce() -> T) -> T {
     match is_large {
         true => unhurried(work),
@@ -28,16 +28,16 @@ pub(super) fn aside<T>(is_large: bool, work: impl FnOnce() -> T) -> T {
     }
 }
 
-/// Hands what else the thread has to do to another one first.
+/// Moves the other tasks of this thread to another thread before the work.
 fn unhurried<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
-        // There is no other thread.
+        // No other thread exists.
         _ => work(),
     }
 }
 
-/// Place for work that takes much memory: one at a time.
+/// Lock for work that needs much memory: only one at a time.
 #[derive(Debug)]
 pub(super) struct Desk(Semaphore);
 
@@ -48,21 +48,21 @@ impl Default for Desk {
 }
 
 impl Desk {
-    /// Does synchronous work as [`aside`] does; on large values only when nothing else is done here.
+    /// Runs synchronous work like [`aside`], but only one with large values at a time.
     pub(super) async fn work<T: Send>(&self, is_large: bool, work: impl FnOnce() -> T + Send) -> T {
         if !is_large {
             return work();
         }
-        // Never closed, so that there is always a place some day.
+        // The semaphore is never closed, so a permit becomes available.
         let _place = self.0.acquire().await;
         unhurried(|| apart(work))
     }
 }
 
-/// Does something on a thread of its own, which ends with it.
+/// Runs work on a separate thread that ends afterwards.
 ///
-/// The C library's allocator has a heap for each thread, and keeps what is given back to it: each thread
-/// that ever did something large would keep as much memory. The heap of one that has ended goes to the next.
+/// The C library's allocator has a heap for each thread, and keeps freed memory in it: each thread that has ever
+/// processed large values would keep their memory. The heap of a thread that has ended is used for the next one.
 pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let mut slot = Some(work);
     let done = std::thread::scope(|scope| {
@@ -77,7 +77,7 @@ pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
         (Some(done), _) => done,
         // No thread could be started.
         (None, Some(work)) => work(),
-        // A panic of the work has gone on above.
+        // A panic of the work has been resumed above.
         (None, None) => unreachable!("work that is neither done nor in its slot"),
     }
 }
@@ -95,7 +95,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
-    /// More of it than there are threads, each of which ends when another task has run.
+    /// More works than threads, each of which ends when another task has run.
     #[test]
     fn others_go_on_meanwhile() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -144,7 +144,7 @@ mod tests {
         }
     }
 
-    /// Also where there is one thread only.
+    /// This also applies with a single thread.
     #[tokio::test]
     async fn what_is_small_is_done_in_place() {
         assert_eq!(Desk::default().work(is_large([&json!(1)]), || 2).await, 2);

@@ -1,14 +1,14 @@
-//! Liveness of the loops that must never stop.
+//! Liveness of loops that must never stop.
 //!
-//! Such a loop takes a [`Liveness`] and ticks it once a round, also in idle rounds. [`LivenessRegistry::stopped`]
-//! lists the loops that have not ticked for longer than they may: a loop that hangs in a call, one that has
-//! panicked, or a runtime whose threads are all stuck. A server that is away stops no loop.
+//! Such a loop has a [`Liveness`] and calls its `tick` once per iteration, also in idle iterations.
+//! [`LivenessRegistry::stopped`] lists the loops without a tick within their limit: a loop that hangs in a call, one
+//! that has panicked, or a runtime whose threads are all blocked. A server that cannot be reached does not stop a loop.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Tick interval of a loop that may have to wait for longer.
+/// Tick interval of a loop whose iteration may have to wait for longer.
 pub const EVERY: Duration = Duration::from_secs(1);
 
 /// All watched loops of a process. Clones share them.
@@ -30,24 +30,24 @@ struct LoopState {
 
 /// Handle by which one loop shows that it is alive. Clones are the same handle; the default one does nothing.
 ///
-/// Dropping it does not end the watch, since a loop that panicked has dropped it, too. A loop that ends
-/// regularly calls [`Liveness::retire`].
+/// Dropping it does not end the watch, since a loop that panicked has dropped it, too. A loop that ends regularly calls
+/// [`Liveness::retire`].
 #[derive(Debug, Clone, Default)]
 pub struct Liveness(Option<Arc<LoopState>>);
 
 /// Age of a loop's last tick.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reading {
-    /// The loop's name.
+    /// Name of the loop.
     pub name: String,
-    /// Time since its last tick.
+    /// Time since the last tick of the loop.
     pub since: Duration,
-    /// How long that may be.
+    /// Maximum time between two ticks.
     pub limit: Duration,
 }
 
 impl Reading {
-    /// Whether the loop stands still.
+    /// Returns true if the loop has stopped.
     #[must_use]
     pub fn has_stopped(&self) -> bool {
         self.since > self.limit
@@ -55,7 +55,7 @@ impl Reading {
 }
 
 impl LivenessRegistry {
-    /// Creates a registry whose loops may be late by `grace`, for a host that is short of processors.
+    /// Creates a registry whose loops may be late by `grace`, for a host with too few processors.
     #[must_use]
     pub fn new(grace: Duration) -> Self {
         Self {
@@ -64,8 +64,8 @@ impl LivenessRegistry {
         }
     }
 
-    /// Registers a loop, which has just ticked. It counts as stopped once `longest` and the grace have passed
-    /// without a tick.
+    /// Registers a loop; its last tick is now. It counts as stopped once `longest` and the grace have passed without a
+    /// tick.
     #[must_use]
     pub fn start(&self, name: impl Into<String>, longest: Duration) -> Liveness {
         let state = Arc::new(LoopState {
@@ -101,7 +101,7 @@ impl LivenessRegistry {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<LoopState>>> {
-        // No code panics while it holds the lock, and the list would still be whole.
+        // No code panics while it holds the lock, and the list would still be consistent.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,7 +118,7 @@ impl LoopState {
 }
 
 impl Liveness {
-    /// Records that the loop goes on.
+    /// Records that the loop is running.
     pub fn tick(&self) {
         if let Some(state) = &self.0 {
             let now = u64::try_from(state.began.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -154,7 +154,7 @@ mod tests {
         );
         pass_some_time();
         busy.tick();
-        // As a panic would.
+        // A panic drops the handle in the same way.
         drop(idle);
         let stopped = registry.stopped();
         let names: Vec<_> = stopped.iter().map(|stopped| &*stopped.name).collect();

@@ -1,4 +1,4 @@
-//! Admission of messages: whether there is room for them in memory.
+//! Admission of messages: limits their memory.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,24 +24,25 @@ use celery_protocol::message::{self, TaskMessage};
 use celery_protocol::result::Cause;
 use celery_protocol::{repr, weight};
 
-/// Time for which room is kept for a message that should come again. It may have gone to another worker.
+/// Time for which memory stays reserved for a message that should be redelivered. Another worker may receive it
+/// instead.
 const RESERVED_FOR: Duration = Duration::from_secs(30);
 
-/// Number of earlier deliveries after which a message is published again instead of being returned: quorum
-/// queues drop a message that was returned too often.
+/// Number of earlier deliveries after which a message is published again instead of being requeued: quorum queues drop
+/// a message that was requeued too often.
 const MANY_DELIVERIES: u64 = 3;
 
-/// A message that was read and is held from now on.
+/// A message that was decoded, and stays in memory until it is settled.
 pub(super) struct Admitted {
     pub(super) delivery: Delivery,
     pub(super) read: Box<Result<TaskMessage, message::Refused>>,
-    /// The message's part of the room in memory, until it is settled.
+    /// The message's share of the memory budget, until it is settled.
     pub(super) share: Option<MemoryShare>,
 }
 
 impl Runtime {
-    /// Reads a message if there is room for it; otherwise waits and returns it to its queue. `None` if the message
-    /// was dealt with.
+    /// Decodes a message if the memory suffices; otherwise waits and requeues it. `None` if the message needs no
+    /// further processing.
     pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         let accept = &self.config.accept;
         if delivery
@@ -51,7 +52,7 @@ impl Runtime {
         {
             return Box::pin(self.admit_early(delivery)).await;
         }
-        // The digest of a large body takes a while and is rarely needed.
+        // The digest of a large body takes some time and is rarely needed.
         if delivery.message.body.len() > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
@@ -63,7 +64,7 @@ impl Runtime {
         self.admit_read(delivery, read, weight, None).await
     }
 
-    /// Handles a message whose body was left out because the task has to wait.
+    /// Handles a message whose body was omitted because the task's eta has not been reached.
     async fn admit_early(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         let head = match message::head(&delivery.message) {
             Ok(head) => head,
@@ -85,13 +86,13 @@ impl Runtime {
         match unwanted {
             Some((entry, cause)) => self.turn_down(delivery, head, entry, cause).await,
             None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
-            // Its time has come meanwhile.
+            // The task's eta was reached in the meantime.
             None => delivery.settle(Disposition::Requeue).await,
         }
         None
     }
 
-    /// Ends a task that is no longer wanted, without its body.
+    /// Ends a revoked or expired task, without its body.
     async fn turn_down(
         &self,
         mut delivery: Delivery,
@@ -127,8 +128,8 @@ impl Runtime {
         }
     }
 
-    /// Decodes a large message on another thread, so that others are not delayed. `None` if this failed: the
-    /// delivery then returns to its queue.
+    /// Decodes a large message on another thread, so that others are not delayed. `None` if this failed: the delivery
+    /// is then requeued.
     async fn apart<T: Send + 'static>(
         self: &Arc<Self>,
         delivery: Delivery,
@@ -172,7 +173,7 @@ impl Runtime {
         })
     }
 
-    /// Returns true if the time of a task has not come and nothing else must be done with it first.
+    /// Returns true if the task's eta has not been reached and the task needs no other action before.
     fn has_to_wait(&self, message: &TaskMessage) -> bool {
         let is_expired = message.expires.is_some_and(|expires| expires <= Utc::now());
         message.eta.is_some_and(|eta| eta > Utc::now())
@@ -181,11 +182,11 @@ impl Runtime {
             && !self.revoked.revokes(message)
     }
 
-    /// Leaves a message to the broker until its time: its delivery is held without it, and given
-    /// back then.
+    /// Leaves a message with the broker until its eta: the delivery is held without the message, and requeued at that
+    /// time.
     async fn postpone(self: &Arc<Self>, mut delivery: Delivery, message: &TaskMessage) {
         let Some(eta) = message.eta else { return };
-        // Never for a message whose body was left out.
+        // Never the case for a message whose body was omitted.
         if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
             let raw = std::mem::take(&mut delivery.message);
             return self.republish(vec![delivery], raw, &message.id).await;
@@ -215,7 +216,7 @@ impl Runtime {
         }
     }
 
-    /// Leaves a message to the broker until there is room for it.
+    /// Leaves a message with the broker until the memory suffices for it.
     async fn wait_for_room(&self, mut delivery: Delivery, identity: Identity, weight: usize) {
         let raw = std::mem::take(&mut delivery.message);
         let task_id = raw.headers.get("id").and_then(Value::as_str);

@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// The sending end. An item that does not fit is refused at once, so a sender never waits.
+/// The sending end. An item that does not fit is rejected at once, so that a sender never waits.
 #[derive(Debug)]
 pub(crate) struct BoundedQueue<T> {
     sender: mpsc::Sender<Queued<T>>,
     room: Arc<Semaphore>,
 }
 
-/// An item of the line. Dropping it frees its bytes.
+/// An item of the queue. Dropping it frees its bytes.
 #[derive(Debug)]
 pub(crate) struct Queued<T> {
     pub(crate) item: T,
@@ -19,14 +19,14 @@ pub(crate) struct Queued<T> {
 }
 
 impl<T> BoundedQueue<T> {
-    /// Creates a line with a maximum number of items and of bytes, and returns both ends.
+    /// Creates a queue with a maximum number of items and of bytes, and returns both ends.
     pub(crate) fn new(items: usize, bytes: usize) -> (Self, mpsc::Receiver<Queued<T>>) {
         let (sender, receiver) = mpsc::channel(items);
         let room = Arc::new(Semaphore::new(bytes));
         (Self { sender, room }, receiver)
     }
 
-    /// Puts an item of `bytes` bytes in line; returns false if there is no room.
+    /// Adds an item of `bytes` bytes; returns false if it does not fit.
     pub(crate) fn put(&self, item: T, bytes: usize) -> bool {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
         let Ok(room) = self.room.clone().try_acquire_many_owned(bytes) else {

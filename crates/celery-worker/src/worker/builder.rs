@@ -1,4 +1,4 @@
-//! A worker from URLs.
+//! Builder for a worker from URLs.
 
 use std::sync::Arc;
 
@@ -10,13 +10,13 @@ use crate::observer::Observer;
 use crate::results::{self, ResultError};
 use crate::task::{DuplicateTask, Registry, Task};
 
-/// Error of a worker that was made by [`Worker::builder`].
+/// Error of a worker that [`Worker::builder`] created.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// Two tasks have one name.
+    /// Two tasks have the same name.
     #[error("tasks cannot be registered")]
     Tasks(#[from] DuplicateTask),
-    /// The broker's URL cannot be used, or the broker was given up.
+    /// The broker's URL cannot be used, or the worker stopped reconnecting.
     #[error("the broker cannot be used")]
     Broker(#[from] BrokerError),
     /// The result backend's URL cannot be used.
@@ -100,7 +100,7 @@ impl WorkerBuilder {
         Self { results, ..self }
     }
 
-    /// Consumes a queue, in addition to those of earlier calls; `celery` if none is named.
+    /// Consumes a queue, in addition to those of earlier calls. Without a call, the worker consumes the queue `celery`.
     #[must_use]
     pub fn queue(mut self, queue: impl Into<String>) -> Self {
         self.config.queues.push(queue.into());
@@ -114,7 +114,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Sets the number of tasks that run at a time; the number of processors by default.
+    /// Sets the number of concurrent tasks; the number of processors by default.
     #[must_use]
     pub fn concurrency(mut self, tasks: usize) -> Self {
         self.config.concurrency = tasks;
@@ -142,7 +142,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Registers a task. A second task of the same name is an error when the worker is built.
+    /// Registers a task. A second task of the same name causes an error when the worker is built.
     #[must_use]
     pub fn task<T: Task>(mut self, task: T) -> Self {
         let registered = self.registry.register(task);
@@ -150,7 +150,7 @@ impl WorkerBuilder {
         self
     }
 
-    /// Builds the worker, which stops when `shutdown` asks for it. Opens no connection.
+    /// Builds the worker, which `shutdown` can stop. Opens no connection.
     ///
     /// # Errors
     /// [`WorkerError`]

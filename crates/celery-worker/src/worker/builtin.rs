@@ -1,4 +1,4 @@
-//! The tasks that every Celery worker has: those that a result backend needs.
+//! The tasks that every Celery worker has, because the result backends need them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use crate::workflow::{Stopped, Workflow};
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::exception::Exception;
 
-/// Registers the tasks. A task of the user with such a name is kept.
+/// Registers the tasks. A task of the program with such a name takes precedence.
 pub(super) fn register(
     registry: &mut Registry,
     workflow: &Arc<Workflow>,
     results: &Arc<dyn ResultBackend>,
     retry_interval: Duration,
 ) {
-    // The only error is that the name is taken.
+    // The only possible error is that the name is registered already.
     let _ = registry.register(UnlockChord {
         workflow: workflow.clone(),
         retry_interval,
@@ -33,7 +33,7 @@ pub(super) fn register(
     });
 }
 
-/// Observes the header of a chord, for backends that do not count.
+/// Polls the header of a chord, for backends that do not count its parts.
 struct UnlockChord {
     workflow: Arc<Workflow>,
     retry_interval: Duration,
@@ -53,7 +53,7 @@ impl Task for UnlockChord {
     const NAME: &'static str = "celery.chord_unlock";
     const FUNCTION: &'static str = "unlock_chord";
     const BIND: bool = true;
-    // Acknowledged after the run: a chord must not be lost because a worker dies.
+    // Acknowledged after the run: a chord must not be lost when a worker dies.
     const OPTIONS: TaskOptions = TaskOptions {
         acks_late: Some(true),
         ignore_result: Some(true),
@@ -69,7 +69,8 @@ impl Task for UnlockChord {
     }
 }
 
-/// Returns its arguments, or one of them: the body of the chord that a group becomes when it replaces a task.
+/// Returns its arguments, or one of them. It is the body of the chord that a group becomes when the group replaces a
+/// task.
 #[celery_worker_macros::task(name = "celery.accumulate", bind)]
 async fn accumulate(#[args] args: Vec<Value>, index: Option<usize>) -> TaskResult<Value> {
     match index {
@@ -82,7 +83,7 @@ async fn accumulate(#[args] args: Vec<Value>, index: Option<usize>) -> TaskResul
     }
 }
 
-/// Deletes results that are too old. Sent by `celery beat`, daily.
+/// Deletes expired results. `celery beat` sends this task daily.
 struct BackendCleanup {
     results: Arc<dyn ResultBackend>,
 }
@@ -99,7 +100,7 @@ impl Task for BackendCleanup {
     }
 }
 
-/// Runs a task that only waits for servers. A shutdown ends it in the same way as the follow-up tasks of a task.
+/// Runs a task that only waits for servers. A shutdown ends it after the same time as the follow-up tasks of a task.
 async fn until_shutdown(
     work: impl Future<Output = TaskResult<()>>,
     shutting_down: CancellationToken,
@@ -147,7 +148,7 @@ async fn unlock_chord(
     }
     let max_retries = max_retries.unwrap_or(u32::MAX);
     if request.retries >= max_retries {
-        // Nobody will look any more, and the body would be awaited for ever.
+        // No further poll follows, and clients would wait for the body without end.
         let error = Exception::max_retries_exceeded(request);
         return match workflow.give_up(request, &body, &error).await {
             Ok(()) => Err(error.into()),

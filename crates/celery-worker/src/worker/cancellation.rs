@@ -1,32 +1,32 @@
-//! How a task is told to stop, and why.
+//! Cancellation of a running task, and its reason.
 
 use std::sync::{Arc, OnceLock};
 
 use tokio_util::sync::CancellationToken;
 
-/// Why a task was told to stop. The first reason counts.
+/// Reason why a task is cancelled. Only the first reason is kept.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum CancelReason {
-    /// Somebody terminated it: it is not run again.
+    /// The task was terminated on request: it does not run again.
     Terminated,
-    /// It ran longer than its soft time limit.
+    /// The task exceeded its soft time limit.
     SoftTimeLimit,
-    /// It ran longer than its time limit, in seconds.
+    /// The task exceeded its time limit, in seconds.
     TimeLimit(f64),
 }
 
-/// Tells one task to stop. Clones tell the same one.
+/// Cancels one task. Clones cancel the same task.
 #[derive(Debug, Clone)]
 pub(crate) struct Cancellation {
-    /// Cancelled when it has to stop, by one of the reasons or a cold shutdown.
+    /// Cancelled when the task must stop, for one of the reasons or by a cold shutdown.
     pub(crate) now: CancellationToken,
-    /// Cancelled before `now` when its message does not go back to the queue.
+    /// Cancelled before `now` if the message of the task is not requeued.
     pub(crate) for_good: CancellationToken,
     reason: Arc<OnceLock<CancelReason>>,
 }
 
 impl Cancellation {
-    /// A task that also stops with `shutdown`.
+    /// Creates the cancellation of a task, which `shutdown` also cancels.
     pub(crate) fn new(shutdown: &CancellationToken) -> Self {
         Self {
             now: shutdown.child_token(),
@@ -35,9 +35,9 @@ impl Cancellation {
         }
     }
 
-    /// Stops it, for good.
+    /// Cancels the task; its message is not requeued.
     pub(crate) fn stop(&self, reason: CancelReason) {
-        // Once it stops, it stops for the first reason.
+        // A task that was cancelled before keeps the first reason.
         if !self.now.is_cancelled() {
             let _ = self.reason.set(reason);
             self.for_good.cancel();
@@ -45,7 +45,7 @@ impl Cancellation {
         }
     }
 
-    /// Why it was stopped; `None` if it was not, or by a shutdown.
+    /// Reason of the cancellation; `None` without one, or after a shutdown.
     pub(crate) fn reason(&self) -> Option<CancelReason> {
         self.reason.get().copied()
     }

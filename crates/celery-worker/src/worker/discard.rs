@@ -1,4 +1,4 @@
-//! Messages that end without a run of their task.
+//! Messages that are settled without a run of their task.
 
 use super::execution::Execution;
 use super::settlement::Requeue;
@@ -6,8 +6,8 @@ use crate::task::Discarded;
 use celery_protocol::result::Cause;
 
 impl Execution<'_> {
-    /// Runs the task's action before the message is acknowledged, without a time limit. A shutdown ends the
-    /// wait, and the message then returns to its queue.
+    /// Runs the task's action for a discarded message before it is acknowledged, without a time limit. A shutdown ends
+    /// the wait, and the message is then requeued.
     pub(super) async fn discard(&self, cause: &Cause) -> Result<(), Requeue> {
         let reason = match cause {
             Cause::Expired => Discarded::Expired,

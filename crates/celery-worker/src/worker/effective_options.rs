@@ -1,4 +1,4 @@
-//! What holds for one run of a task: the message's word, else the task's, else the setting's.
+//! Options for one run of a task: from the message, else from the task, else from the settings.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use celery_protocol::result::State;
 const MAX_RETRIES: u32 = 3;
 const RETRY_DELAY: Duration = Duration::from_secs(180);
 
-/// What the settings say of every task, by Celery's names.
+/// Default options of all tasks, by the names of Celery's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DefaultOptions {
     /// `task_acks_late`.
@@ -53,16 +53,16 @@ impl Default for DefaultOptions {
     }
 }
 
-/// What holds for one run.
+/// Options for one run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct EffectiveOptions {
     pub(crate) acks_late: bool,
     pub(crate) acks_on_failure: bool,
     pub(crate) acks_on_timeout: bool,
     pub(crate) track_started: bool,
-    /// Seconds.
+    /// Time limit in seconds.
     pub(crate) time_limit: Option<f64>,
-    /// Seconds.
+    /// Soft time limit in seconds.
     pub(crate) soft_time_limit: Option<f64>,
     pub(crate) max_retries: u32,
     pub(crate) retry_delay: Duration,
@@ -86,7 +86,7 @@ impl EffectiveOptions {
             soft: options.soft_time_limit.or(defaults.soft_time_limit),
         });
         let (hard, soft) = message.time_limit;
-        // Zero means none, as in Python.
+        // Zero means no limit, as in Python.
         let given = |limit: Option<f64>| limit.filter(|seconds| *seconds > 0.0);
         Self {
             acks_late: options.acks_late.unwrap_or(defaults.acks_late),
@@ -105,26 +105,26 @@ impl EffectiveOptions {
         }
     }
 
-    /// What holds for a message that is no task of this worker.
+    /// Options for a message whose task is not registered here.
     pub(crate) fn of_stranger(message: &TaskMessage, defaults: &DefaultOptions) -> Self {
         Self::new(message, &TaskOptions::DEFAULT, None, defaults)
     }
 
-    /// Whether a state is stored.
+    /// Returns true if a state is stored.
     pub(crate) fn stores(&self, state: &State) -> bool {
         let error = matches!(state, State::Failure { .. } | State::Revoked(_));
         !self.ignore_result || (error && self.store_errors)
     }
 }
 
-/// A task's time limits, in seconds, as somebody set them by remote control.
+/// A task's time limits, in seconds, as set by remote control.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Limits {
     pub(crate) hard: Option<f64>,
     pub(crate) soft: Option<f64>,
 }
 
-/// The limits that were set, by task.
+/// Time limits set by remote control, by task.
 #[derive(Default)]
 pub(crate) struct TimeLimits(Mutex<HashMap<String, Limits>>);
 

@@ -24,16 +24,16 @@ use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::result::State;
 use service_connection::error_chain::chain;
 
-/// Time limit for storing a state that only informs: STARTED, PROGRESS or one of the task's own.
+/// Time limit for storing a state that is only informative: STARTED, PROGRESS or one of the task's own.
 const NEWS_WITHIN: Duration = Duration::from_secs(5);
 
-/// Interval at which the progress of a task is passed on.
+/// Interval at which the progress of a task is stored.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// How long a task that ran too long may take to put things in order.
+/// Time that a task has for cleaning up after its time limit.
 const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
-/// An accepted message on its way through the stages.
+/// An accepted message during its processing.
 pub(super) struct Execution<'a> {
     pub(super) runtime: &'a Runtime,
     pub(super) request: Arc<Request>,
@@ -47,7 +47,7 @@ pub(super) struct Execution<'a> {
 }
 
 impl<'a> Execution<'a> {
-    /// An execution of a request that has not begun.
+    /// Creates the execution of a request, which has not started.
     pub(super) fn new(runtime: &'a Runtime, request: Request, entry: &'a Entry) -> Self {
         let message = &request.message;
         let limits = runtime.time_limits.get(&message.task);
@@ -63,7 +63,7 @@ impl<'a> Execution<'a> {
         }
     }
 
-    /// Runs a task whose turn has come, and does what follows; returns the disposition of its message.
+    /// Runs a task, stores its outcome and sends its follow-up tasks. Returns the disposition of its message.
     pub(super) async fn attempt(&mut self, slot: Slot) -> Disposition {
         let (runtime, request) = (self.runtime, &self.request);
         runtime.in_flight.enter(request, Phase::Active(Utc::now()));
@@ -85,11 +85,11 @@ impl<'a> Execution<'a> {
             span::note_disposition(disposition);
             disposition
         });
-        // By reference: the future of an attempt is large, and is not to be there twice.
+        // By reference: the future of an attempt is large, and must not exist twice.
         attempt.as_mut().instrument(span).await
     }
 
-    /// Runs the task within its limits; returns its end and the results of the tasks that it sent.
+    /// Runs the task within its limits. Returns its outcome and the results of the tasks that it sent.
     async fn run(&self) -> (Outcome, Vec<Value>) {
         let Self {
             runtime,
@@ -121,14 +121,14 @@ impl<'a> Execution<'a> {
             client: OnceLock::new(),
         });
         let run = (entry.run)(context.clone());
-        // On its own, for a panic outside the task's own body, e.g. in its `on_failure`.
+        // A separate task, for a panic outside of the task's own body, e.g. in its `on_failure`.
         let run = run.instrument(span::of_task(&request.message));
         let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
         let limited = enforce(options, stop);
         let ended = tokio::select! {
             biased;
             ended = &mut running => Some(ended),
-            // Reports for as long as the task runs, and is gone before its result is stored.
+            // Stores states while the task runs, and stops before its result is stored.
             never = self.pass_on_states(&context) => match never {},
             () = limited => None,
         };
@@ -157,7 +157,7 @@ impl<'a> Execution<'a> {
         Box::new(move || in_flight.is_held(&request))
     }
 
-    /// Passes on the states that a task reports.
+    /// Stores the states that a task reports, and sends them as events.
     async fn pass_on_states(&self, context: &TaskContext) -> std::convert::Infallible {
         let updates = &context.run.state_updates;
         loop {
@@ -170,7 +170,7 @@ impl<'a> Execution<'a> {
                 self.runtime.store_state(&self.request, state, sent).await;
             }
             if let Some(waiting) = passed_on {
-                // The task may have been dropped meanwhile.
+                // The task may have been dropped in the meantime.
                 let _ = waiting.send(());
             }
             updates.pause(PROGRESS_EVERY).await;
@@ -179,7 +179,7 @@ impl<'a> Execution<'a> {
 }
 
 impl Runtime {
-    /// Stores a state that informs and decides nothing: the task runs even if it cannot be stored.
+    /// Stores an informative state: the task continues even if it cannot be stored.
     async fn store_state(&self, request: &Request, state: State, sent: Vec<Value>) {
         let message = &request.message;
         let meta = self.meta(request, state, sent);
@@ -198,7 +198,7 @@ impl Runtime {
     }
 }
 
-/// Stops a task that runs too long. Ends only if that does not help.
+/// Cancels a task that exceeds its limits. Returns only if the task does not stop.
 async fn enforce(options: &EffectiveOptions, stop: &Cancellation) {
     let after = |seconds: Option<f64>| async move {
         match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {

@@ -1,11 +1,11 @@
-//! Identity of task messages: which deliveries are one and the same task.
+//! Identity of task messages: recognizes deliveries of the same task.
 
 use serde_json::Value;
 
 use celery_protocol::RawMessage;
 
-/// Headers that do not take part: those that brokers add to a message that is delivered again or was
-/// dead-lettered, and those that describe the sender and not the task.
+/// Headers that do not count: those that brokers add to a message that is redelivered or dead-lettered, and those that
+/// describe the sender rather than the task.
 const BROKER_PREFIXES: [&str; 4] = ["x-death", "x-first-death-", "x-last-death-", "x-opt-"];
 const IGNORED: [&str; 6] = [
     "x-delivery-count",
@@ -16,21 +16,21 @@ const IGNORED: [&str; 6] = [
     "baggage",
 ];
 
-/// Digest of everything in a message that decides what is executed and where its outcome goes.
+/// Digest of everything in a message that determines what is executed and where the outcome is sent.
 ///
-/// Equal for a redelivery, for the copy that a worker publishes of a message that waits, and for a
-/// message that was published twice as it is. Different as soon as the task's name, its arguments, its
-/// options (`retries`, `eta`, `expires`, `timelimit`, stamps and any other header) or the caller
-/// (`reply_to`, `correlation_id`) differ: a task id alone identifies nothing, since senders choose it.
+/// It is equal for a redelivery, for the copy of a waiting message that a worker publishes, and for a message that was
+/// published twice without a change. It differs as soon as the task's name, its arguments, its options (`retries`,
+/// `eta`, `expires`, `timelimit`, stamps and any other header) or the caller (`reply_to`, `correlation_id`) differ: a
+/// task id alone identifies nothing, since senders choose it.
 ///
-/// The digest is cryptographic, as messages are hostile: one must not be able to join another one, which
-/// would then be acknowledged without having been executed. Queue, exchange and priority do not take
-/// part: they are the way of a message, not its content.
+/// The digest is cryptographic, because messages may be hostile: nobody should be able to construct a message that
+/// joins another one and is then acknowledged without being executed. Queue, exchange and priority do not count: they
+/// are the route of a message, not its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Identity([u8; 32]);
 
 impl Identity {
-    /// The identity of a message as it was on the wire.
+    /// The identity of a message as it was received.
     pub(crate) fn of(message: &RawMessage) -> Self {
         let mut headers: Vec<(&String, &Value)> = message
             .headers
@@ -66,7 +66,7 @@ fn is_ignored(header: &str) -> bool {
             .any(|prefix| header.starts_with(prefix))
 }
 
-/// Adds a part with its length, so that no two lists of parts have the same bytes.
+/// Adds a part with its length, so that two different lists of parts never have the same bytes.
 fn part(hasher: &mut blake3::Hasher, bytes: &[u8]) {
     hasher.update(&(bytes.len() as u64).to_le_bytes());
     hasher.update(bytes);

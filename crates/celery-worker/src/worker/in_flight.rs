@@ -14,10 +14,10 @@ use celery_protocol::RawMessage;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::repr;
 
-/// Bytes that a list of tasks may take in a reply.
+/// Maximum size in bytes of a list of tasks in a reply.
 const SHOWN_BYTES: usize = 4 << 20;
 
-/// A message whose body is longer, in bytes, is shown with shortened arguments.
+/// Size of a body, in bytes, above which its message is shown with shortened arguments.
 const LONG_BODY: usize = 16 << 10;
 
 /// Approximate size of the description of a task without its arguments, in bytes.
@@ -25,11 +25,11 @@ const SHOWN_BESIDE: usize = 512;
 
 /// A task message and its delivery information.
 pub(crate) struct Request {
-    /// Identity of the task, which two deliveries of it share.
+    /// Identity of the task, which all of its deliveries have in common.
     pub(crate) identity: Identity,
-    /// The message as it was read.
+    /// The decoded message.
     pub(crate) message: Arc<TaskMessage>,
-    /// The message as it was on the wire.
+    /// The message as it was received.
     pub(crate) raw: RawMessage,
     /// Exchange of the message.
     pub(crate) exchange: String,
@@ -42,7 +42,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Takes the message out of its delivery; `message` is what it was read as.
+    /// Takes the message out of its delivery; `message` is the decoded form.
     pub(crate) fn new(delivery: &mut Delivery, message: TaskMessage) -> Self {
         Self {
             identity: Identity::of(&delivery.message),
@@ -50,7 +50,7 @@ impl Request {
             raw: std::mem::take(&mut delivery.message),
             exchange: std::mem::take(&mut delivery.exchange),
             routing_key: std::mem::take(&mut delivery.routing_key),
-            // The delivery is settled, or published again, by the name of its queue.
+            // A copy: the delivery needs the name of its queue when it is settled or published again.
             queue: delivery.queue.clone(),
             redelivered: delivery.redelivered,
         }
@@ -60,9 +60,9 @@ impl Request {
 /// Progress of an accepted task.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Phase {
-    /// Waits for its time.
+    /// Waits for its eta.
     Scheduled(DateTime<Utc>),
-    /// Waits for its rate or for a slot.
+    /// Waits for its rate limit or for a slot.
     Reserved,
     /// Runs since this time.
     Active(DateTime<Utc>),
@@ -87,19 +87,19 @@ struct HeldDelivery {
 
 /// Accepted messages by their identity.
 ///
-/// A task counts at most once against the prefetch limit, and not at all while it waits for its time: all its other
-/// deliveries are parked. Otherwise deliveries that join a task could fill the window for as long as that
-/// task runs or waits, and no other message would be delivered.
+/// A task counts at most once against the prefetch limit, and not at all while it waits for its eta: all of its other
+/// deliveries are parked. Otherwise deliveries that join a task could fill the window for as long as that task runs or
+/// waits, and no other message would be delivered.
 pub(crate) struct InFlight {
     all: Mutex<All>,
-    /// Maximum number of parked deliveries: otherwise the broker would drain its queue into this process.
+    /// Maximum number of parked deliveries: otherwise the broker would send the whole queue to this process.
     parking_limit: usize,
 }
 
 #[derive(Default)]
 struct All {
     tasks: HashMap<Identity, InFlightTask>,
-    /// Deliveries that are parked.
+    /// Number of parked deliveries.
     parked: usize,
 }
 
@@ -112,7 +112,7 @@ impl InFlight {
         }
     }
 
-    /// Adds a delivery of a task that `stop` cancels; returns false if it joined a task that is there already.
+    /// Adds a delivery of a task that `stop` cancels; returns false if it joined a task that was accepted before.
     pub(crate) fn accept(
         &self,
         request: &Arc<Request>,
@@ -159,16 +159,16 @@ impl InFlight {
         }
     }
 
-    /// Returns true while the broker leaves a task's message to this worker. Otherwise the message is delivered
-    /// again, here or to another worker.
+    /// Returns true while the broker does not redeliver a task's message. Otherwise this or another worker receives it
+    /// again.
     pub(crate) fn is_held(&self, request: &Arc<Request>) -> bool {
         self.lock()
             .find(request)
             .is_some_and(|task| task.deliveries.iter().any(|held| !held.delivery.is_void()))
     }
 
-    /// Sets whether a task's deliveries count against the prefetch limit: not while it waits. Deliveries that join
-    /// it later are treated alike.
+    /// Sets whether a task's deliveries are parked, which is the case while the task waits. Deliveries that join it
+    /// later are treated in the same way.
     pub(crate) fn park(&self, request: &Arc<Request>, parked: bool) {
         let mut all = self.lock();
         let All {
@@ -184,7 +184,7 @@ impl InFlight {
         }
     }
 
-    /// Stops, for good, the running tasks whose message `wanted` selects; returns their ids.
+    /// Cancels the running tasks whose message `wanted` selects, without requeuing their messages. Returns their ids.
     pub(crate) fn terminate(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
         let mut stopped = Vec::new();
         for task in self.lock().tasks.values() {
@@ -197,7 +197,7 @@ impl InFlight {
         stopped
     }
 
-    /// Ids of the tasks that run here.
+    /// Ids of the running tasks.
     pub(crate) fn running(&self) -> HashSet<String> {
         self.lock()
             .tasks
@@ -207,7 +207,7 @@ impl InFlight {
             .collect()
     }
 
-    /// The deliveries of a task that is acknowledged before its end. It stays in the list.
+    /// Takes the deliveries of a task that is acknowledged before its end. The task stays in the collection.
     pub(crate) fn acknowledge(&self, request: &Arc<Request>) -> Vec<Delivery> {
         let mut all = self.lock();
         let Some(task) = all.find(request) else {
@@ -218,8 +218,7 @@ impl InFlight {
         all.hand_out(deliveries)
     }
 
-    /// Takes out everything that has to be settled with a task. Nothing, if it was taken out
-    /// before.
+    /// Removes a task and returns its unsettled deliveries; none if it was removed before.
     pub(crate) fn release(&self, request: &Arc<Request>) -> Vec<Delivery> {
         let mut all = self.lock();
         let task = match all.tasks.entry(request.identity) {
@@ -229,13 +228,13 @@ impl InFlight {
         all.hand_out(task.deliveries)
     }
 
-    /// How many tasks run.
+    /// Number of running tasks.
     pub(crate) fn active(&self) -> usize {
         let all = self.lock();
         all.tasks.values().filter(|task| task.runs()).count()
     }
 
-    /// The tasks that `wanted` selects, in the form of `celery inspect`, with their stage. Arguments are shown as
+    /// The tasks that `wanted` selects, in the format of `celery inspect`, with their stage. Arguments are shown as
     /// Python prints them if `safe`, or if they are long. The list is limited by [`SHOWN_BYTES`].
     pub(crate) fn requests(
         &self,
@@ -266,19 +265,19 @@ impl InFlight {
     }
 
     fn lock(&self) -> MutexGuard<'_, All> {
-        // No code panics while it holds the lock, and the map would still be whole.
+        // No code panics while it holds the lock, and the map would still be consistent.
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl All {
-    /// Deliveries that are about to be settled.
+    /// Returns deliveries that will be settled, and subtracts them from the parked ones.
     fn hand_out(&mut self, deliveries: Vec<HeldDelivery>) -> Vec<Delivery> {
         self.parked -= deliveries.iter().filter(|held| held.parked).count();
         deliveries.into_iter().map(|held| held.delivery).collect()
     }
 
-    /// The entry of this very message, not of another one of the same task.
+    /// The entry of exactly this request, not of another message of the same task.
     fn find(&mut self, request: &Arc<Request>) -> Option<&mut InFlightTask> {
         self.tasks
             .get_mut(&request.identity)
@@ -287,8 +286,8 @@ impl All {
 }
 
 impl InFlightTask {
-    /// Parks every delivery except the first one, and also the first one while the task waits, as far as the limit
-    /// allows. `parked` is the number of all parked deliveries.
+    /// Parks every delivery except the first one, and also the first one while the task waits, within the limit.
+    /// `parked` is the number of all parked deliveries.
     fn arrange(&mut self, parked: &mut usize, limit: usize) {
         let mut counted = usize::from(!self.parked);
         for held in &mut self.deliveries {
@@ -373,7 +372,7 @@ mod tests {
     use celery_protocol::content::Accept;
     use celery_protocol::message::decode;
 
-    /// A delivery that records whether it is parked.
+    /// A settlement that records whether its delivery is parked.
     #[derive(Clone, Default)]
     struct ProbeSettlement {
         parked: Arc<AtomicBool>,
@@ -415,7 +414,7 @@ mod tests {
         }))
     }
 
-    /// Accepts a delivery; returns true with it if it was the first of its task.
+    /// Accepts a delivery. Returns true if it was the first of its task, and its settlement.
     fn accept(in_flight: &InFlight, request: &Arc<Request>) -> (bool, ProbeSettlement) {
         let way = (String::new(), "q".to_owned());
         let probe = ProbeSettlement::default();
@@ -459,7 +458,7 @@ mod tests {
         in_flight.park(&task, true);
         let (_, third) = accept(&in_flight, &twin);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
-        // The message that joined does not count: it waits for nothing.
+        // The delivery that joined is not unparked: only one delivery of a task counts.
         in_flight.park(&twin, false);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
         in_flight.park(&task, false);
@@ -467,8 +466,7 @@ mod tests {
         Ok(())
     }
 
-    /// A broker that closes the connection delivers again, and that delivery is treated like the one
-    /// before it.
+    /// After a lost connection the broker delivers the message again, and the new delivery is parked like the old one.
     #[test]
     fn what_is_delivered_again_is_parked_with_its_task() -> Result<(), &'static str> {
         let in_flight = InFlight::new(1);
@@ -495,7 +493,7 @@ mod tests {
         }
         let (_, third) = accept(&in_flight, &task);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, false]);
-        // Settled deliveries make room.
+        // Settled deliveries free the limit for others.
         in_flight.release(&other);
         let (_, fourth) = accept(&in_flight, &task);
         assert_eq!(parked(&[&third, &fourth]), [true, false]);

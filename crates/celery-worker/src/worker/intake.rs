@@ -1,11 +1,10 @@
-//! The receipt of a message: it is read, refused, or accepted.
+//! The receipt of a message: decodes, refuses or accepts it.
 //!
-//! The order of effects is Celery's: received; its time; its rate; a slot; whether it is still
-//! wanted; the acknowledgement, if it comes early; STARTED; the run; what follows the task; the
-//! result; the chord; the event; the acknowledgement, if it comes late. Whatever follows the task is
-//! with the broker before its result is stored, and its result is stored before the message is
-//! gone: a worker that dies in between leaves a message that is delivered again, and never a result
-//! that nobody acts upon.
+//! The order of steps is Celery's: receipt; wait for the eta, the rate limit and a slot; check for revocation; early
+//! acknowledgement; STARTED; the run; the follow-up tasks; the result; the chord; the event; late acknowledgement. The
+//! broker has confirmed the follow-up tasks before the result is stored, and the result is stored before the message is
+//! acknowledged. If a worker dies in between, the message is redelivered; a result whose follow-up tasks are missing
+//! cannot occur.
 
 use std::sync::Arc;
 
@@ -26,7 +25,7 @@ use celery_protocol::result::{ResultMeta, State};
 use chrono::Utc;
 
 impl Runtime {
-    /// One delivery, from receipt to settlement.
+    /// Processes one delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
         let Some(Admitted {
             mut delivery,
@@ -52,7 +51,7 @@ impl Runtime {
         let disposition = match self.unwanted(&execution.request.message) {
             Some(cause) => Box::pin(execution.end_without_run(cause)).await,
             None => {
-                // Not of one that joined: monitors would take a running task for a waiting one.
+                // No event for a delivery that joined a task: monitors would show a running task as a waiting one.
                 self.emit(
                     &execution.request,
                     &Event::TaskReceived(&execution.request.message),
@@ -69,8 +68,8 @@ impl Runtime {
         fault_point!(Acknowledged);
     }
 
-    /// Enters a request among those in flight; returns false if its delivery joined one of the same task that is
-    /// there already. `left` is the size of a body that stays with the broker for now, in bytes.
+    /// Adds a request to those in flight; returns false if its delivery joined the same task. `left` is the size of a
+    /// body that stays with the broker for now, in bytes.
     pub(super) fn accept(
         &self,
         request: &Arc<Request>,
@@ -89,7 +88,7 @@ impl Runtime {
         is_first
     }
 
-    /// A message for a task that this worker does not have.
+    /// Rejects a message for a task that is not registered.
     pub(super) async fn not_registered(&self, delivery: Delivery, message: TaskMessage) {
         tracing::error!(
             task = message.task,
@@ -102,7 +101,7 @@ impl Runtime {
             .await;
     }
 
-    /// Stores why a message is refused, and refuses it.
+    /// Stores the reason as the task's failure, and settles the message.
     async fn refuse_with(
         &self,
         delivery: Delivery,
@@ -132,7 +131,7 @@ impl Runtime {
         }
     }
 
-    /// A message that is no task.
+    /// Settles a message that is not a valid task.
     async fn refuse(&self, delivery: Delivery, refused: Refused) {
         let Refused {
             reason,
@@ -169,7 +168,7 @@ impl Runtime {
                 );
                 let disposition = match reason.disposition() {
                     message::Disposition::Ack if known => Disposition::Ack,
-                    // For another worker's task, whatever else is wrong.
+                    // The task belongs to another worker, so its message is rejected in any case.
                     message::Disposition::Ack | message::Disposition::Reject => Disposition::Reject,
                 };
                 match (&reason, message) {
@@ -215,10 +214,10 @@ fn log_received(request: &Request, left: Option<u64>) {
     }
 }
 
-/// Reads a delivery's task message.
+/// Decodes a delivery's task message.
 ///
 /// # Errors
-/// [`Refused`] for a message that is not a task, or whose body or properties were left out.
+/// [`Refused`] for a message that is not a task, or whose body or properties were omitted.
 pub(super) fn read(delivery: &Delivery, accept: &Accept) -> Result<TaskMessage, Refused> {
     match left_out(delivery, accept) {
         Some(reason) => Err(message::refused(&delivery.message, reason)),

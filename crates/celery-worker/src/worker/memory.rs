@@ -1,10 +1,9 @@
-//! Memory for messages.
+//! Memory budget for messages.
 //!
-//! The prefetch limit counts messages regardless of their size, and does not count messages that wait for
-//! their time. So the memory of decoded messages is limited as well. Most messages are light and are not
-//! affected. A heavy message is decoded only when there is room for it. Otherwise it stays with the broker:
-//! its delivery is held without the message, and returned when there is room for it or its time has
-//! come.
+//! The prefetch limit counts messages regardless of their size, and does not count messages that wait for their eta.
+//! Therefore the memory of decoded messages is limited as well. Most messages are light and not affected. A heavy
+//! message is decoded only if the budget suffices. Otherwise it stays with the broker: its delivery is held without the
+//! message, and requeued when the budget suffices or the eta is reached.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,23 +15,23 @@ use super::identity::Identity;
 /// Maximum weight of a light message. Only the prefetch limit bounds the number of light messages.
 pub(crate) const LIGHT: usize = 256 << 10;
 
-/// Maximum memory of heavy messages that are held at a time, in bytes. A heavier message is held alone.
+/// Maximum memory of heavy messages, in bytes. A message above this size is processed alone.
 const HEAVY: usize = 192 << 20;
 
-/// Maximum memory of light messages that wait for their time, in bytes.
+/// Maximum memory of light messages that wait for their eta, in bytes.
 const WAITING: usize = 64 << 20;
 
 /// Bytes per permit.
 const UNIT: usize = 1 << 10;
 
-/// A message's part of the room. Dropping it returns the part.
+/// A message's share of the budget, which is returned on drop.
 pub(crate) type MemoryShare = OwnedSemaphorePermit;
 
-/// MemoryBudget for messages in memory.
+/// Budget for the memory of messages.
 pub(crate) struct MemoryBudget {
     heavy: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
-    /// MemoryBudget that is kept for messages that were returned and will be delivered again.
+    /// Shares for messages that were requeued and will be delivered again.
     reserved: Mutex<HashMap<Identity, MemoryShare>>,
 }
 
@@ -47,7 +46,7 @@ impl Default for MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// MemoryBudget for a heavy message, if there is any now or was reserved for it.
+    /// Takes a share for a heavy message, if one is available now or was reserved for it.
     pub(crate) fn take(&self, identity: &Identity, weight: usize) -> Option<MemoryShare> {
         self.cancel(identity).or_else(|| {
             self.heavy
@@ -57,9 +56,9 @@ impl MemoryBudget {
         })
     }
 
-    /// Waits for room for a heavy message.
+    /// Waits for a share for a heavy message.
     pub(crate) async fn wait(&self, weight: usize) -> Option<MemoryShare> {
-        // Only a closed semaphore fails, and this one is never closed.
+        // Only a closed semaphore returns an error, and this one is never closed.
         self.heavy
             .clone()
             .acquire_many_owned(units(weight))
@@ -67,17 +66,17 @@ impl MemoryBudget {
             .ok()
     }
 
-    /// Keeps room for a message that comes again.
+    /// Reserves a share for a message that will be redelivered.
     pub(crate) fn reserve(&self, identity: Identity, share: MemoryShare) {
         self.lock().insert(identity, share);
     }
 
-    /// Removes and returns the room that was reserved for a message.
+    /// Removes and returns the share that was reserved for a message.
     pub(crate) fn cancel(&self, identity: &Identity) -> Option<MemoryShare> {
         self.lock().remove(identity)
     }
 
-    /// MemoryBudget for a light message that waits for its time, if there is any.
+    /// Takes a share for a light message that waits for its eta, if one is available.
     pub(crate) fn keep(&self, weight: usize) -> Option<MemoryShare> {
         match weight <= LIGHT {
             true => self
@@ -90,7 +89,7 @@ impl MemoryBudget {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Identity, MemoryShare>> {
-        // No code panics while it holds the lock, and the map would still be whole.
+        // No code panics while it holds the lock, and the map would still be consistent.
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,13 +1,13 @@
-//! The worker: receive, decide, run, settle.
+//! The worker: receives, schedules, runs and settles tasks.
 //!
-//! Knows Celery and nothing of transfers. The order of effects is that of Celery with late
-//! acknowledgement: STARTED, the run, its result stored, and only then the message acknowledged.
-//! A message is therefore never lost; it can be delivered twice, and tasks have to stand that.
+//! It implements Celery and does not depend on transfers. The order of steps is that of Celery with late
+//! acknowledgement: STARTED, the run, its result stored, and only then the message acknowledged. A message is therefore
+//! never lost; it can be delivered twice, and tasks must tolerate that.
 //!
-//! Every accepted message has an entry until it is settled. A delivery of a message that is accepted
-//! here already (the broker gave it again after a lost connection, or a producer sent it twice) joins
-//! that entry instead of running beside it, and is settled with it. Which messages are the same says
-//! [`identity`]; a task id alone does not, so different tasks with one id run beside each other.
+//! Every accepted message has an entry until it is settled. A delivery of a message that was accepted before (the
+//! broker redelivered it after a lost connection, or a producer sent it twice) joins that entry instead of running
+//! concurrently, and is settled with it. [`identity`] determines which messages are the same; a task id alone does not,
+//! so different tasks with one id run concurrently.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ use revocation::Revoked;
 use runtime::Runtime;
 use slots::Slots;
 
-/// First and longest pause between two tries to store a result.
+/// First and longest pause between two attempts to store a result.
 pub(crate) const STORE_PAUSES: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(3));
 
@@ -72,59 +72,59 @@ pub(crate) const STORE_PAUSES: (Duration, Duration) =
 /// shuts down, while the result backend or the broker is away.
 pub const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
-/// How long stopped tasks may take to put things in order.
+/// Time that cancelled tasks have for cleaning up at a cold shutdown.
 const COLD_WITHIN: Duration = Duration::from_secs(30);
 
-/// What a worker is told.
+/// Configuration of a worker.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Node name, e.g. `celery@host`.
     pub hostname: String,
     /// Names of the queues.
     pub queues: Vec<String>,
-    /// How queues are declared.
+    /// Declarations of the queues.
     pub task_queues: TaskQueues,
-    /// Queue of the tasks that follow others and name none.
+    /// Queue of follow-up tasks that name none.
     pub default_queue: String,
-    /// How long the results of a chord's header may be on their way when its parts have returned.
+    /// Maximum wait for the results of a chord's header after its parts have ended.
     pub chord_join_timeout: Duration,
-    /// How often a chord is looked at, where the result backend does not count.
+    /// Interval at which a chord is polled if the result backend does not count its parts.
     pub chord_retry_interval: Duration,
-    /// Tasks that run at once.
+    /// Number of concurrent tasks.
     pub concurrency: usize,
-    /// Unsettled deliveries for each queue and for each task that can run; 0 is no limit.
+    /// Unsettled deliveries of each queue per concurrent task; 0 for no limit.
     pub prefetch_multiplier: u16,
-    /// What is accepted as a message body.
+    /// Accepted message bodies.
     pub accept: Accept,
-    /// What holds for tasks that say nothing else.
+    /// Default options of tasks.
     pub tasks: DefaultOptions,
-    /// Whether rate limits are obeyed.
+    /// True if rate limits are enforced.
     pub rate_limits: bool,
     /// Time between two heartbeats.
     pub heartbeat_interval: Duration,
-    /// Requests of the remote control that change what the worker does, as far as they are obeyed.
+    /// Names of the allowed requests of the remote control that change the worker.
     pub control_allowed: Vec<String>,
-    /// What `celery inspect conf` shows.
+    /// Settings that `celery inspect conf` shows.
     pub settings: Value,
-    /// Whether results name the task, its arguments and the worker.
+    /// True if results contain the task's name, its arguments and the worker.
     pub result_extended: bool,
-    /// Whether a task that is delivered again is not run if it has succeeded before.
+    /// True if a redelivered task does not run again after it has succeeded.
     pub deduplicate: bool,
-    /// How long a message that waits for its time is held before it is published anew. Has to be
-    /// shorter than the broker's `consumer_timeout`.
+    /// Time that a message is held while it waits for its eta, before it is published again. Must be shorter than the
+    /// broker's `consumer_timeout`.
     pub eta_hold: Duration,
-    /// Messages that may wait for their time beyond the prefetch limit.
+    /// Maximum number of messages that wait for their eta beyond the prefetch limit.
     pub eta_task_limit: usize,
-    /// How long running tasks may go on after a warm shutdown was asked for, before it turns cold; none
-    /// for as long as they take.
+    /// Time limit for running tasks after a warm shutdown was requested, before it becomes a cold one; none for no
+    /// limit.
     pub warm_shutdown: Option<Duration>,
-    /// How long running tasks may go on after a cold shutdown was asked for.
+    /// Time limit for running tasks after a cold shutdown was requested.
     pub soft_shutdown: Duration,
     /// Whether the events of tasks are sent from the start.
     pub task_events: bool,
     /// Whether remote control is answered.
     pub remote_control: bool,
-    /// Whether, with remote control, the other workers are heard as well: mingle and gossip.
+    /// True if the worker also subscribes to the other workers, for mingle and gossip; needs remote control.
     pub gossip: bool,
     /// Connects the spans of attempts with those of the tasks' senders.
     pub propagation: Arc<dyn TracePropagation>,
@@ -163,7 +163,7 @@ impl Config {
     }
 }
 
-/// How a worker is asked to stop.
+/// Handle to request the shutdown of a worker.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     warm: CancellationToken,
@@ -171,17 +171,17 @@ pub struct Shutdown {
 }
 
 impl Shutdown {
-    /// No new tasks; the running ones finish.
+    /// Requests a warm shutdown: no new tasks start, the running ones finish.
     pub fn warm(&self) {
         self.warm.cancel();
     }
 
-    /// Waits until somebody asks for either.
+    /// Waits until a shutdown is requested.
     pub async fn requested(&self) {
         self.warm.cancelled().await;
     }
 
-    /// The running ones are stopped, too, and their messages given back.
+    /// Requests a cold shutdown: the running tasks are cancelled, too, and their messages requeued.
     pub fn cold(&self) {
         self.warm.cancel();
         self.cold.cancel();
@@ -191,13 +191,13 @@ impl Shutdown {
 /// A Celery worker.
 pub struct Worker {
     runtime: Runtime,
-    /// Whether the broker serves all queues.
+    /// True while the broker serves all queues.
     served: watch::Sender<bool>,
     liveness: LivenessRegistry,
 }
 
 impl Worker {
-    /// A worker that answers the tasks of `registry`. [`Worker::run`] starts it.
+    /// Creates a worker for the tasks of `registry`. [`Worker::run`] starts it.
     #[must_use]
     pub fn new(
         mut registry: Registry,
@@ -264,12 +264,12 @@ impl Worker {
         }
     }
 
-    /// Starts to build a worker of the broker of this URL.
+    /// Creates a builder for a worker with the broker of this URL.
     pub fn builder(broker_url: impl Into<String>) -> WorkerBuilder {
         WorkerBuilder::new(broker_url.into())
     }
 
-    /// Reports to an observer.
+    /// Sets the observer.
     #[must_use]
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
         for (task, _) in self.runtime.registry.entries() {
@@ -281,22 +281,22 @@ impl Worker {
         self
     }
 
-    /// Registers its loops there.
+    /// Sets the registry for the worker's loops.
     #[must_use]
     pub fn with_liveness(self, liveness: LivenessRegistry) -> Self {
         Self { liveness, ..self }
     }
 
-    /// Whether the broker serves all queues of the worker, and its changes, while it runs.
+    /// True while the broker serves all queues of the running worker, and its changes.
     #[must_use]
     pub fn served(&self) -> watch::Receiver<bool> {
         self.served.subscribe()
     }
 
-    /// Runs until it is told to stop, and until everything accepted is settled.
+    /// Runs until a shutdown is requested and all accepted messages are settled.
     ///
     /// # Errors
-    /// Resolves once the broker was given up, where the broker does that.
+    /// The broker client has stopped reconnecting.
     pub async fn run(self) -> Result<(), BrokerError> {
         let Self {
             runtime,
@@ -314,7 +314,7 @@ impl Worker {
             max_body_bytes: Some(runtime.config.accept.max_body_bytes),
             max_waiting_body_bytes: Some(memory::LIGHT),
         });
-        // Nobody else sets it.
+        // This is the only place that sets it.
         let _ = runtime.subscriptions.set(consumer.handle());
         let tasks = TaskTracker::new();
         tasks.spawn(announce(
@@ -341,13 +341,13 @@ impl Worker {
                     tracing::info!("worker stops: no new tasks, the running ones finish");
                 }
                 delivery = consumer.next() => match delivery {
-                    // Not begun: dropping it gives it back.
+                    // The task has not started: dropping the delivery requeues it.
                     Some(delivery) if stopping => drop(delivery),
                     Some(delivery) => {
                         tasks.spawn(runtime.clone().receive(delivery));
                     }
                     None => {
-                        // The worker ends by itself or is cancelled: nothing new begins.
+                        // The worker ends by itself or is cancelled: no new task starts.
                         runtime.shutdown.warm();
                         break;
                     }
@@ -379,7 +379,7 @@ impl Worker {
     }
 }
 
-/// Tells monitors that the worker is there, and that it still is.
+/// Sends the events that the worker is online, and its heartbeats.
 async fn beat(runtime: Arc<Runtime>, liveness: LivenessRegistry) {
     runtime.events.send(&Event::WorkerOnline(runtime.load()));
     let every = runtime.config.heartbeat_interval;
@@ -397,7 +397,7 @@ async fn beat(runtime: Arc<Runtime>, liveness: LivenessRegistry) {
     }
 }
 
-/// Waits for a cold shutdown and then, for a limited time, for the stopped tasks.
+/// Waits for a cold shutdown, and then for a limited time for the cancelled tasks.
 async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
     let over = async {
         match runtime.config.warm_shutdown {
@@ -433,7 +433,7 @@ async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
             wait_s = soft.as_secs_f64(),
             "worker waits for its running tasks before it stops them"
         );
-        // Either way the rest is stopped.
+        // The remaining tasks are cancelled in both cases.
         let _ = tokio::time::timeout(soft, tasks.wait()).await;
     }
     runtime.stopping.cancel();
@@ -449,7 +449,7 @@ async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
     }
 }
 
-/// The rate limits that tasks begin with.
+/// The initial rate limits of the tasks.
 fn rates(registry: &Registry, config: &Config) -> RateLimits {
     let rates = RateLimits::default();
     if config.rate_limits {

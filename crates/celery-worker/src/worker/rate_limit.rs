@@ -1,4 +1,4 @@
-//! Rate limits: how many tasks of one name may begin in a time, on this worker.
+//! Rate limits: the number of tasks of one name that may start per unit of time on this worker.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,15 +9,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Tasks per time; Celery's `"10/m"`.
+/// Number of tasks per unit of time; Celery's `"10/m"`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RateLimit {
     number: f64,
-    /// One of [`UNITS`].
+    /// Unit of time, one of [`UNITS`].
     unit: char,
 }
 
-/// The units, with their seconds.
+/// Units of time, with their seconds.
 const UNITS: [(char, f64); 3] = [('s', 1.0), ('m', 60.0), ('h', 3600.0)];
 
 impl fmt::Display for RateLimit {
@@ -27,19 +27,19 @@ impl fmt::Display for RateLimit {
 }
 
 impl RateLimit {
-    /// Tasks per second.
+    /// A number of tasks per second.
     #[must_use]
     pub const fn per_second(number: f64) -> Self {
         Self { number, unit: 's' }
     }
 
-    /// Tasks per minute.
+    /// A number of tasks per minute.
     #[must_use]
     pub const fn per_minute(number: f64) -> Self {
         Self { number, unit: 'm' }
     }
 
-    /// Tasks per hour.
+    /// A number of tasks per hour.
     #[must_use]
     pub const fn per_hour(number: f64) -> Self {
         Self { number, unit: 'h' }
@@ -58,7 +58,7 @@ impl RateLimit {
 impl FromStr for RateLimit {
     type Err = String;
 
-    /// A number, and after it `/s` (as where it is missing), `/m` or `/h`.
+    /// Parses a number followed by `/s` (the default), `/m` or `/h`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (number, unit) = text.split_once('/').unwrap_or((text, "s"));
         let unit = UNITS
@@ -77,29 +77,29 @@ impl FromStr for RateLimit {
 #[derive(Default)]
 pub(crate) struct RateLimits(Mutex<HashMap<String, Arc<RateLimiter>>>);
 
-/// Lets the tasks of one name pass, in the order in which they came.
+/// Starts the tasks of one name at their rate, in the order of their arrival.
 struct RateLimiter {
     limit: watch::Sender<Option<RateLimit>>,
-    /// When the last one passed. Fair: who waits longest is next.
+    /// Start of the last task. The lock is fair: the task that waits longest is next.
     last: tokio::sync::Mutex<Option<Instant>>,
 }
 
 impl RateLimits {
-    /// Sets a task's limit, or takes it away; also for the tasks that wait already.
+    /// Sets or removes a task's limit, also for waiting tasks.
     pub(crate) fn set(&self, task: &str, limit: Option<RateLimit>) {
         self.limiter(task).limit.send_replace(limit);
     }
 
-    /// A task's limit.
+    /// Returns a task's limit.
     pub(crate) fn get(&self, task: &str) -> Option<RateLimit> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.get(task).and_then(|limiter| *limiter.limit.borrow())
     }
 
-    /// Waits until a task may begin.
+    /// Waits until a task may start.
     pub(crate) async fn pass(&self, task: &str) {
         let limiter = {
-            // No code panics while it holds the lock, and the map would still be whole.
+            // No code panics while it holds the lock, and the map would still be consistent.
             let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match known.get(task) {
                 Some(limiter) => limiter.clone(),

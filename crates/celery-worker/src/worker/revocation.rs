@@ -1,6 +1,6 @@
 //! Ids and stamps of tasks that must not run.
 //!
-//! Both come from the network: they are bounded in number, as in Celery, and in bytes.
+//! Both come from the network: their number is limited, as in Celery, and so is their size in bytes.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
@@ -11,14 +11,14 @@ use serde_json::{Map, Value};
 
 use celery_protocol::message::TaskMessage;
 
-/// So many are remembered, and for so long; Celery's defaults.
+/// Maximum number of remembered entries, and the time that they are kept; Celery's defaults.
 const MOST: usize = 50_000;
 const FOR: Duration = Duration::from_secs(10_800);
 
 /// Maximum number of bytes of remembered ids, and of stamps: enough for the maximum number of UUIDs.
 const MOST_BYTES: usize = 2 << 20;
 
-/// What is revoked on this node.
+/// Revoked tasks of this node.
 #[derive(Default)]
 pub(crate) struct Revoked {
     ids: Mutex<Recent<Arc<str>>>,
@@ -35,7 +35,7 @@ struct Stamp {
 /// Most recent entries, without duplicates.
 struct Recent<T> {
     known: HashSet<T>,
-    /// The oldest first, with its bytes.
+    /// Entries with their size in bytes, the oldest first.
     order: VecDeque<(Instant, T, usize)>,
     bytes: usize,
 }
@@ -72,7 +72,7 @@ impl<T: Clone + Eq + Hash> Recent<T> {
 }
 
 impl Revoked {
-    /// Remembers ids.
+    /// Adds ids.
     pub(crate) fn add(&self, ids: impl IntoIterator<Item = String>) {
         with(&self.ids, |known| {
             for id in ids {
@@ -82,7 +82,7 @@ impl Revoked {
         });
     }
 
-    /// Remembers stamps: for each header a value, or a list of them.
+    /// Adds stamps: for each header one value or a list of values.
     pub(crate) fn add_stamps(&self, headers: &Map<String, Value>) {
         with(&self.stamps, |known| {
             for (name, values) in headers {
@@ -95,18 +95,18 @@ impl Revoked {
         });
     }
 
-    /// Whether a task is revoked.
+    /// Returns true if a task is revoked.
     pub(crate) fn revokes(&self, message: &TaskMessage) -> bool {
         let by_id = with(&self.ids, |known| known.known.contains(message.id.as_str()));
         by_id
             || with(&self.stamps, |known| {
-                // Most workers never receive any, and most messages have none.
+                // Most workers never receive stamps, and most messages have none.
                 !known.known.is_empty()
                     && stamps_of(message).any(|stamp| known.known.contains(&stamp))
             })
     }
 
-    /// All of them, the oldest first.
+    /// All ids, the oldest first.
     pub(crate) fn list(&self) -> Vec<String> {
         with(&self.ids, |known| {
             let ids = known.order.iter().map(|(_, id, _)| id.to_string());
@@ -119,7 +119,7 @@ fn with<K: Clone + Eq + Hash, T>(
     known: &Mutex<Recent<K>>,
     use_them: impl FnOnce(&mut Recent<K>) -> T,
 ) -> T {
-    // No code panics while it holds the lock, and the sets would still be whole.
+    // No code panics while it holds the lock, and the sets would still be consistent.
     let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
     known.forget();
     use_them(&mut known)
@@ -129,7 +129,7 @@ fn with<K: Clone + Eq + Hash, T>(
 pub(crate) struct Stamps<'a>(HashMap<&'a str, HashSet<String>>);
 
 impl<'a> Stamps<'a> {
-    /// Reads the stamps: for each header a value or a list of values.
+    /// Parses the stamps: for each header one value or a list of values.
     pub(crate) fn of(headers: &'a Map<String, Value>) -> Self {
         let values = |values| each(values).map(Value::to_string).collect();
         let all = headers.iter();
@@ -166,7 +166,7 @@ fn stamps_of(message: &TaskMessage) -> impl Iterator<Item = Stamp> {
         .flat_map(|(name, values)| each(values).map(|value| Stamp::new(name, value)))
 }
 
-/// A list's elements, or the one value.
+/// The elements of a list, or the single value.
 fn each(values: &Value) -> impl Iterator<Item = &Value> {
     match values {
         Value::Array(values) => values.iter(),
@@ -204,10 +204,10 @@ mod tests {
         let kept: Vec<String> = revoked.list();
         assert_eq!(kept.len(), MOST_BYTES / 1000);
         assert!(revokes(&revoked, &id(MOST - 1)) && !revokes(&revoked, &id(0)));
-        // A stamp that leaves no room for others is ignored.
+        // A stamp that would use the whole limit is ignored.
         revoked.add(["a".repeat(MOST_BYTES + 1)]);
         assert_eq!(revoked.list(), kept);
-        // As many UUIDs as Celery remembers fit in.
+        // The limit allows the number of UUIDs that Celery remembers.
         const { assert!(MOST * 36 < MOST_BYTES) };
     }
 

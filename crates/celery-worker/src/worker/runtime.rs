@@ -22,29 +22,29 @@ use crate::task::Registry;
 use crate::workflow::Workflow;
 use celery_protocol::event::Load;
 
-/// State of a worker that the stages of a message and remote control share.
+/// State of a worker that the processing of messages and the remote control share.
 pub(crate) struct Runtime {
     pub(crate) registry: Registry,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) results: Arc<dyn ResultBackend>,
     pub(crate) workflow: Arc<Workflow>,
-    /// Client from which those of running tasks are made.
+    /// Client from which the clients of running tasks are cloned.
     pub(crate) client: Client,
     pub(crate) config: Config,
     pub(crate) hostname: Arc<str>,
     pub(crate) shutdown: Shutdown,
-    /// Cancelled when the running tasks have to stop: a cold shutdown, after its soft part.
+    /// Cancelled when the running tasks must stop: at a cold shutdown, after its time limit for running tasks.
     pub(crate) stopping: CancellationToken,
     pub(crate) slots: Slots,
     pub(crate) rate_limits: RateLimits,
     pub(crate) time_limits: TimeLimits,
-    /// The queues that are consumed, once they are.
+    /// The subscription of the task queues, set when consuming starts.
     pub(crate) subscriptions: OnceLock<Subscriptions>,
     pub(crate) in_flight: Arc<InFlight>,
     pub(crate) memory: memory::MemoryBudget,
     pub(crate) revoked: Revoked,
     pub(crate) events: Events,
-    /// Tasks begun since the start, by name.
+    /// Number of started tasks, by name.
     pub(crate) totals: Mutex<BTreeMap<String, u64>>,
     pub(crate) started: Instant,
     pub(crate) observer: Arc<dyn Observer>,
@@ -61,18 +61,18 @@ impl Runtime {
     }
 
     pub(crate) fn totals(&self) -> MutexGuard<'_, BTreeMap<String, u64>> {
-        // No code panics while it holds the lock, and the map would still be whole.
+        // No code panics while it holds the lock, and the map would still be consistent.
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Deliveries that each queue's consumer may hold.
+    /// Number of deliveries that each queue's consumer may hold.
     pub(crate) fn prefetch(&self) -> u16 {
         u16::try_from(self.slots.size())
             .unwrap_or(u16::MAX)
             .saturating_mul(self.config.prefetch_multiplier)
     }
 
-    /// Counts a task that begins.
+    /// Counts a task that starts.
     pub(crate) fn count(&self, task: &str) {
         let mut totals = self.totals();
         match totals.get_mut(task) {

@@ -1,4 +1,4 @@
-//! The wait of an accepted message: for its time, its rate and a slot.
+//! The wait of an accepted message: for its eta, its rate limit and a slot.
 
 use std::time::Duration;
 
@@ -16,18 +16,18 @@ use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{Cause, State};
 use service_connection::error_chain::chain;
 
-/// Time limit for publishing before a publication fails.
+/// Time limit of one attempt to publish.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Interval of the checks of deliveries whose message is being published again.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Header in which quorum queues count the deliveries of a message before this one.
+/// Header with the number of earlier deliveries, which quorum queues add.
 const DELIVERIES: &str = "x-delivery-count";
 
 impl Execution<'_> {
-    /// Waits for the turn of a task: for its time, its rate and a slot. An error is the disposition of a message
-    /// whose task does not begin.
+    /// Waits for the task's eta, its rate limit and a slot. An error is the disposition of a message whose task does
+    /// not start.
     pub(super) async fn wait_for_turn(&self) -> Result<Slot, Disposition> {
         let runtime = self.runtime;
         let message = &self.request.message;
@@ -45,7 +45,7 @@ impl Execution<'_> {
             slot = begun => slot,
         };
         let slot = slot.ok_or(Disposition::Requeue)?;
-        // Again, since the task may have waited for long.
+        // Checked again, since the task may have waited for a long time.
         if let Some(cause) = runtime.unwanted(message) {
             drop(slot);
             return Err(Box::pin(self.end_without_run(cause)).await);
@@ -61,7 +61,8 @@ impl Execution<'_> {
             task_id = message.id,
             "task was delivered again and had succeeded; it is not run"
         );
-        // What followed it was sent before that was stored; but it may not have been counted.
+        // The follow-up tasks were sent before this result was stored, but the task may not have been counted for its
+        // chord.
         let state = State::Success(returned);
         match runtime.workflow.returned(message, &state).await {
             Ok(()) => Err(Disposition::Ack),
@@ -69,8 +70,7 @@ impl Execution<'_> {
         }
     }
 
-    /// What a task that is delivered again has returned before
-    /// (`worker_deduplicate_successful_tasks`).
+    /// The stored result of a redelivered task that has succeeded before (`worker_deduplicate_successful_tasks`).
     async fn done_before(&self) -> Option<Value> {
         let request = &self.request;
         let deduplicates = self.runtime.config.deduplicate && self.options.acks_late;
@@ -93,11 +93,10 @@ impl Execution<'_> {
         }
     }
 
-    /// Waits for a task's time; `None` if the message was returned to the broker meanwhile.
+    /// Waits for a task's eta; `None` if the message was published again or requeued in the meantime.
     ///
-    /// The broker takes back a message that is held for too long (`consumer_timeout`, 30 minutes by
-    /// default) and closes the channel. So a message that has to wait longer is published again,
-    /// unchanged, at an interval.
+    /// The broker requeues a message that is held for too long (`consumer_timeout`, 30 minutes by default) and closes
+    /// the channel. Therefore a message with a longer wait is published again, unchanged, at an interval.
     async fn wait_until(&self, eta: DateTime<Utc>) -> Option<()> {
         let (runtime, request) = (self.runtime, &self.request);
         let Ok(left) = (eta - Utc::now()).to_std() else {
@@ -111,8 +110,7 @@ impl Execution<'_> {
             runtime.in_flight.park(request, false);
             return Some(());
         }
-        // Removed first: the new message may arrive before its publication is confirmed, and
-        // must not join the old one.
+        // Removed first: the new message may arrive before its publication is confirmed, and must not join the old one.
         let held = runtime.in_flight.release(request);
         runtime
             .republish(held, request.raw.clone(), &request.message.id)
@@ -122,7 +120,7 @@ impl Execution<'_> {
 }
 
 impl Runtime {
-    /// Why a task must not begin any more, if so.
+    /// Reason why a task must not start, if any.
     pub(super) fn unwanted(&self, message: &TaskMessage) -> Option<Cause> {
         let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
         let cause = match expired {
@@ -141,7 +139,7 @@ impl Runtime {
         mut message: RawMessage,
         task_id: &str,
     ) {
-        // Messages that the broker has taken back are delivered again anyway.
+        // Messages that the broker has requeued are delivered again in any case.
         let Some(queue) = held
             .iter()
             .find(|delivery| !delivery.is_void())
@@ -149,7 +147,7 @@ impl Runtime {
         else {
             return;
         };
-        // The new message has never been delivered.
+        // The new message has no earlier deliveries.
         if message.headers.contains_key(DELIVERIES) {
             message.headers.shift_remove(DELIVERIES);
         }
@@ -165,7 +163,7 @@ impl Runtime {
             .publish_until_confirmed(&publication, PUBLISH_WITHIN);
         let published = tokio::select! {
             published = publishing => published,
-            // The broker delivers it again; publishing it as well would make two messages.
+            // The broker has requeued the message; publishing it as well would create a second one.
             () = taken_back(&held) => return,
         };
         let disposition = match published {
@@ -191,7 +189,7 @@ pub(super) fn deliveries_before(message: &RawMessage) -> u64 {
     count.and_then(Value::as_u64).unwrap_or(0)
 }
 
-/// Waits until the broker has taken all deliveries back.
+/// Waits until the broker has requeued all deliveries.
 async fn taken_back(held: &[Delivery]) {
     while !held.iter().all(Delivery::is_void) {
         tokio::time::sleep(LOOK_EVERY).await;

@@ -1,4 +1,4 @@
-//! The end of a run: its state, what follows it, and the disposition of its message.
+//! The end of a run: its state, its follow-up tasks, and the disposition of its message.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -20,11 +20,11 @@ use celery_protocol::retry::Changes;
 use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
-/// The message goes back to its queue: the worker has to end before it could do its part.
+/// The message must be requeued: the worker has to stop before it could complete this step.
 pub(super) struct Requeue;
 
 impl Execution<'_> {
-    /// Ends a message whose task must not begin.
+    /// Ends a message whose task must not start.
     pub(super) async fn end_without_run(&self, cause: Cause) -> Disposition {
         match self.discard(&cause).await {
             Ok(()) => self.record(State::Revoked(cause)).await,
@@ -36,12 +36,12 @@ impl Execution<'_> {
     pub(super) async fn conclude(&self, outcome: Outcome) -> Disposition {
         match outcome {
             Ok(value) => self.succeed(value).await,
-            // What is rare has its room elsewhere.
+            // Boxed: keeps the common task's future small.
             Err(failure) => Box::pin(self.conclude_failure(failure)).await,
         }
     }
 
-    /// Records that a run did not return; returns the disposition of its message.
+    /// Records a run without a result; returns the disposition of its message.
     async fn conclude_failure(&self, failure: TaskError) -> Disposition {
         let message = &self.request.message;
         match failure {
@@ -90,7 +90,7 @@ impl Execution<'_> {
                     Disposition::Requeue
                 }
                 None => {
-                    // As a Python worker does; nothing will run it again.
+                    // As a Python worker does; the task does not run again.
                     let exception = Exception::new(
                         "celery.exceptions",
                         "WorkerShutdown",
@@ -143,7 +143,7 @@ impl Execution<'_> {
         }
     }
 
-    /// What a task that refuses its message wants done with it.
+    /// Settles the message of a task that rejects it.
     async fn reject(&self, reason: Value, requeue: bool) -> Disposition {
         let message = &self.request.message;
         tracing::warn!(
@@ -153,7 +153,7 @@ impl Execution<'_> {
             requeue,
             "task rejected its message"
         );
-        // One that is to come again has no result yet.
+        // A message that is requeued has no result yet.
         if !requeue {
             let exception = Exception {
                 exc_type: "Reject".into(),
@@ -179,7 +179,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Publishes a task's message for its next run, or fails it if that would be one too many.
+    /// Publishes a task's message for its next run, or fails the task if it has no retries left.
     async fn retry(&self, retry: Retry) -> Disposition {
         let message = &self.request.message;
         if message.retries >= retry.max_retries.unwrap_or(self.options.max_retries) {
@@ -208,8 +208,8 @@ impl Execution<'_> {
         // The next run counts as a child of this one.
         let next = json!([[message.id, null], null]);
         span::note_retry(&exception);
-        // Before the next run is published, other than in Python: that one may be quick, and its
-        // result must not be followed by this state.
+        // Stored before the next run is published, unlike in Python: that run may be quick, and this state must not
+        // replace its result.
         let concluded = self.record_with(state, vec![next]).await;
         if concluded == Disposition::Requeue {
             return concluded;
@@ -223,19 +223,18 @@ impl Execution<'_> {
         {
             Ok(()) => Disposition::Ack,
             Err(WorkflowError::Stopped) => Disposition::Requeue,
-            // Nobody can take the next run: its queue or exchange is gone.
+            // The message cannot be delivered: its queue or exchange does not exist.
             Err(error) => self.fail(error.exception()).await,
         }
     }
 
-    /// A task's message for its next run, by the way that it came or to the queue that the task
-    /// chose.
+    /// A task's message for its next run, by the route of the first message or to the queue that the task chose.
     fn retry_publication(&self, eta: DateTime<Utc>, changes: &Changes) -> Publication {
         let now = Utc::now();
         let request = &*self.request;
         let mut message = request.message.retry(&request.raw, Some(eta), now, changes);
-        // Runs of a task are beneath its producer, one beside the other; where that is not in any trace,
-        // beneath the first.
+        // All runs of a task are children of its producer's span; if the producer is not in a trace, they are children
+        // of the first run.
         let propagation = &*self.runtime.config.propagation;
         if !span::adopt(&Span::none(), request, propagation) {
             propagation.inject(&Span::current(), &mut message.headers);
@@ -243,7 +242,7 @@ impl Execution<'_> {
         let exchange = request.exchange.as_str();
         let queue = match (&changes.queue, exchange) {
             (Some(queue), _) => Some(queue),
-            // It came to the queue alone, or by the way of what is delayed.
+            // The message came directly to the queue, or through the exchange for delayed delivery.
             (None, "" | delayed::DELIVERY) => Some(&request.queue),
             (None, _) => None,
         };
@@ -279,7 +278,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Stands for the frames of a traceback.
+    /// Text in place of the frames of a traceback.
     fn traceback_place(&self) -> String {
         format!(
             "ccat-transfer on {}, in {}",
@@ -292,7 +291,7 @@ impl Execution<'_> {
         self.record_with(state, Vec::new()).await
     }
 
-    /// Stores a state where that is wanted, does what follows from it, and tells monitors.
+    /// Stores a state if this is configured, executes its consequences, and sends its event.
     async fn record_with(&self, state: State, children: Vec<Value>) -> Disposition {
         let message = &self.request.message;
         span::note_state(&state);
@@ -315,7 +314,7 @@ impl Execution<'_> {
         Disposition::Ack
     }
 
-    /// Does what follows from a state that is stored.
+    /// Executes the consequences of a stored state.
     async fn follow(&self, state: &State) -> Result<(), Stopped> {
         let message = &self.request.message;
         let workflow = &self.runtime.workflow;
@@ -346,7 +345,7 @@ impl Runtime {
         self.observer.task_event(known, queue, event);
     }
 
-    /// A state as it is stored.
+    /// The result mapping of a state.
     pub(super) fn meta(&self, request: &Request, state: State, children: Vec<Value>) -> ResultMeta {
         let mut meta = ResultMeta::new(&request.message, state, Utc::now());
         meta.children = children;

@@ -1,4 +1,4 @@
-//! Slots for running tasks: as many as the concurrency, which can change while tasks run.
+//! Slots for running tasks: their number is the concurrency, which can change while tasks run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Largest concurrency; far beyond what a host does well, and a bound to what a request may ask.
+/// Maximum concurrency: far above a useful value for any host, to limit requests of the remote control.
 const MOST: usize = 10_000;
 
 /// Interval of the checks that all slots are free.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// A slot for one running task; dropping it frees it.
+/// A slot for one running task, free again on drop.
 pub(crate) type Slot = OwnedSemaphorePermit;
 
 /// The slots of a worker.
@@ -22,7 +22,7 @@ pub(crate) struct Slots {
 }
 
 impl Slots {
-    /// `size` free slots.
+    /// Creates `size` free slots.
     pub(crate) fn new(size: usize) -> Self {
         let size = size.clamp(1, MOST);
         Self {
@@ -31,18 +31,18 @@ impl Slots {
         }
     }
 
-    /// Number of slots, free or taken.
+    /// Number of slots, free or in use.
     pub(crate) fn size(&self) -> usize {
         self.size.load(Ordering::SeqCst)
     }
 
     /// Waits for a slot.
     pub(crate) async fn acquire(&self) -> Option<Slot> {
-        // Only a closed semaphore has none, and this one is never closed.
+        // Only a closed semaphore returns an error, and this one is never closed.
         self.permits.clone().acquire_owned().await.ok()
     }
 
-    /// Waits until no slot is taken. Checks at an interval, since the size can change meanwhile.
+    /// Waits until all slots are free. Checks at an interval, since the number can change in the meantime.
     pub(crate) async fn empty(&self) {
         while self.permits.available_permits() < self.size() {
             tokio::time::sleep(LOOK_EVERY).await;
@@ -54,8 +54,7 @@ impl Slots {
         self.resize(|size| size.saturating_add(n).min(MOST))
     }
 
-    /// Removes slots: free ones at once, the others when their tasks end. At least one stays. Returns the new
-    /// number.
+    /// Removes slots: free ones at once, the others when their tasks end. At least one remains. Returns the new number.
     pub(crate) fn shrink(&self, n: usize) -> usize {
         self.resize(|size| size.saturating_sub(n).max(1))
     }
@@ -92,7 +91,7 @@ mod tests {
         let slots = Slots::new(2);
         let (first, second) = (slots.acquire().await, slots.acquire().await);
         assert_eq!(slots.shrink(1), 1);
-        // The removal waits in line now, before the next task.
+        // The removal waits in the queue now, before the next task.
         tokio::task::yield_now().await;
         drop(first);
         let mut next = std::pin::pin!(slots.acquire());

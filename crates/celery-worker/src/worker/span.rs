@@ -1,8 +1,8 @@
-//! The span of an attempt at a task: from the moment that it begins until what follows it is done.
+//! The span of an attempt at a task: from its start until its follow-up tasks and its result are stored.
 //!
-//! Its name and its `celery.` attributes are those that `opentelemetry-instrumentation-celery` gives a
-//! Python worker's, so that traces of both look alike; the others are OpenTelemetry's conventions for
-//! messaging, which that package does not know yet.
+//! Its name and its `celery.` attributes are those of `opentelemetry-instrumentation-celery` for a Python worker, so
+//! that traces of both look alike; the other attributes are OpenTelemetry's conventions for messaging, which that
+//! package does not use yet.
 
 use serde_json::json;
 use tracing::Span;
@@ -18,8 +18,8 @@ use celery_protocol::result::State;
 
 const OPERATION: &str = "run";
 
-/// Makes the span that the message came from the parent of `span`; false if it came from none. With protocol 1
-/// its id may stand in the body.
+/// Makes the sender's span the parent of `span`; returns false if the message contains none. With protocol 1 the
+/// sender's span may be in the body.
 pub(super) fn adopt(span: &Span, request: &Request, propagation: &dyn TracePropagation) -> bool {
     let message = &request.message;
     propagation.extract(span, &request.raw.headers)
@@ -29,7 +29,7 @@ pub(super) fn adopt(span: &Span, request: &Request, propagation: &dyn TracePropa
         }
 }
 
-/// Begins the span of an attempt; a disabled one, without cost, if nothing is traced.
+/// Creates the span of an attempt; a disabled one, without cost, if nothing is traced.
 pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePropagation) -> Span {
     let message = &request.message;
     let key = &*request.routing_key;
@@ -70,8 +70,8 @@ pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePr
     span
 }
 
-/// The span of the task's own code, for its log lines: they carry the id and the name of the task, as with
-/// Celery's task logger. Its level lets it through wherever any line is logged.
+/// The span of the task's own code, for its log lines: they contain the id and the name of the task, as with Celery's
+/// task logger. Its level is enabled whenever any line is logged.
 pub(super) fn of_task(message: &TaskMessage) -> Span {
     tracing::error_span!("task", task = message.task, task_id = message.id)
 }
@@ -98,7 +98,7 @@ fn destination(request: &Request) -> String {
     }
 }
 
-/// Both limits as a list of texts, in JSON: fields of `tracing` hold no lists.
+/// Both limits as a list of texts, in JSON: fields of `tracing` cannot be lists.
 fn time_limit(message: &TaskMessage) -> Option<String> {
     let (limit, soft) = message.time_limit;
     if limit.is_none() && soft.is_none() {
@@ -108,7 +108,7 @@ fn time_limit(message: &TaskMessage) -> Option<String> {
     Some(json!([text(limit), text(soft)]).to_string())
 }
 
-/// Notes the state that an attempt has come to.
+/// Records the state of an attempt in its span.
 pub(super) fn note_state(state: &State) {
     let span = Span::current();
     if span.is_disabled() {
@@ -130,7 +130,7 @@ pub(super) fn note_state(state: &State) {
     }
 }
 
-/// Notes why an attempt is followed by another one.
+/// Records in the span why another attempt follows.
 pub(super) fn note_retry(reason: &Exception) {
     let span = Span::current();
     if !span.is_disabled() {
@@ -138,7 +138,7 @@ pub(super) fn note_retry(reason: &Exception) {
     }
 }
 
-/// Notes what becomes of the message.
+/// Records the disposition of the message in the span.
 pub(super) fn note_disposition(disposition: Disposition) {
     let word = match disposition {
         Disposition::Ack => "ack",
