@@ -1,5 +1,5 @@
-//! What a message costs where it meets neither a socket nor a disk: reading a task, writing its
-//! result and its events, and the digest of a package.
+//! Cost of a message without sockets and disks: parsing a task, writing its result and its events, and the digest of a
+//! package.
 //!
 //! ```sh
 //! cargo bench --bench wire

@@ -1,4 +1,4 @@
-//! Sends a task by name, as any producer would, and waits for its result if asked.
+//! Sends a task by name, like any producer, and waits for its result if requested.
 //!
 //! ```text
 //! cargo run --example enqueue -- transfer_files_bbcp --id 42 --queue ccat_buffer_data_transfer --wait
@@ -28,7 +28,7 @@ use clap::{Args, Parser, Subcommand};
 use serde_json::Value;
 use service_connection::error_chain::chain;
 
-/// How long the broker may take to take a message.
+/// Time limit for the broker to accept a message.
 const SEND_WITHIN: Duration = Duration::from_secs(10);
 
 /// Send a task of the transfer stage.
@@ -40,7 +40,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
-    /// Move the package of one data transfer.
+    /// Copy the package of one data transfer.
     #[command(name = "transfer_files_bbcp")]
     TransferFilesBbcp {
         /// Id of the row in `data_transfer`.
@@ -49,7 +49,7 @@ enum Task {
         #[command(flatten)]
         sending: Sending,
     },
-    /// Schedule the transfers that wait.
+    /// Schedule the PENDING transfers.
     #[command(name = "transfer_transfer_packages")]
     TransferTransferPackages {
         /// Log every row.
@@ -65,7 +65,7 @@ struct Sending {
     /// Queue to send to [default: celery.task_default_queue].
     #[arg(long)]
     queue: Option<String>,
-    /// Wait for the result, for so many seconds [default: 3600].
+    /// Wait for the result, for this many seconds [default: 3600].
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "3600")]
     wait: Option<u64>,
 }
@@ -145,7 +145,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     Ok(code)
 }
 
-/// `rpc://` needs nothing that is not there, so it is what `--wait` uses where nothing is set.
+/// Returns the result backend. Without a setting, `--wait` uses `rpc://`, which needs only the broker.
 fn results(settings: &Settings) -> results::ResultOptions {
     match settings.celery.result_backend() {
         "" => results::ResultOptions::new("rpc://"),

@@ -1,7 +1,7 @@
-//! Whole attempts, as the worker does them but without a broker: the bbcp double (or a real bbcp,
-//! where `$BBCP_REAL` names one), real files, and either database.
+//! Whole attempts as in a worker, but without a broker: with the bbcp double (or the real bbcp that `$BBCP_REAL`
+//! names), real files, and both databases.
 //!
-//! The double is `$BBCP_DOUBLE`, or is built here.
+//! `$BBCP_DOUBLE` names the double; without it, it is built here.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -95,7 +95,7 @@ async fn a_lease_tells_the_phase_before_it_is_renewed(mut bench: Bench) {
     let id = bench.package("a.tar", 4 * MB).await;
     let (ended, told) = bench
         .attempt_while(id, 1, async |bench| {
-            // Until the copy has ended, and its lease with it.
+            // The loop ends with the lease, at the end of the copy.
             while let Some(lease) = bench.lease(id).await {
                 if lease.phase.as_deref() == Some("copying") {
                     return Some(lease.bytes_total);
@@ -122,8 +122,8 @@ async fn a_failed_copy_is_completed(mut bench: Bench) {
     assert_eq!(bench.record(id).await.retry_count, 1);
 }
 
-/// bbcp completes a partial file of whatever content, and ends with 0; the digest finds it, and the
-/// attempt begins anew by itself: nothing has failed.
+/// bbcp completes a partial file of any content, and exits with 0. The digest detects it, and the same attempt starts
+/// again: this is not a failure.
 async fn a_damaged_partial_copy_is_replaced(mut bench: Bench) {
     bench.resume();
     bench.double(&[("PLAN", "reset@50%;ok")]);
@@ -146,7 +146,7 @@ async fn a_partial_copy_of_another_source_is_replaced(mut bench: Bench) {
     bench.double(&[("PLAN", "reset@50%;ok")]);
     let id = bench.package("a.tar", 4 * MB).await;
     assert_eq!(bench.attempt(id).await.code(), "network");
-    // Replaced by its owner, with a file of the same size.
+    // The owner replaces the file by one of the same size.
     bench.write_origin("a.tar", 4 * MB, 99);
     let later = std::time::SystemTime::now() + Duration::from_secs(10);
     let replaced = fs::File::options()
@@ -185,8 +185,7 @@ async fn without_resume_nothing_is_kept(bench: Bench) {
     assert_ne!(names[0], names[1], "each attempt has a name of its own");
 }
 
-/// What an operator does behind the worker's back, in mid-copy: the copy is stopped soon, and
-/// nothing is written over what the operator wrote.
+/// An operator changes the row during a copy: the copy is stopped soon, and the operator's changes are not overwritten.
 async fn the_operator_wins(mut bench: Bench, sql: &str, status: Option<&str>) {
     bench.resume();
     bench.double(&[("RATE", "1000000")]);
@@ -212,7 +211,7 @@ async fn the_operator_wins(mut bench: Bench, sql: &str, status: Option<&str>) {
         Some(status) => {
             assert_eq!(bench.db.status(id).await, status);
             let now = bench.db.everything(id).await;
-            // But for the lease, which went on being renewed until then.
+            // Without the lease, which was renewed until then.
             let without_lease = |text: &str| text.split("lease: ").next().unwrap().to_owned();
             assert_eq!(without_lease(&now), without_lease(&before));
         }
@@ -250,7 +249,7 @@ async fn one_destination_one_copy(bench: Bench) {
         (record.retry_count, record.failure_error_message),
         (0, None)
     );
-    // When its time comes, it finds the file.
+    // At its next attempt, it finds the file.
     bench.forget_delay(second).await;
     let done = bench.attempt(second).await.done();
     assert!(matches!(done, Done::AlreadyThere(_)), "{done:?}");
@@ -277,7 +276,7 @@ async fn a_message_before_its_time_is_refused(bench: Bench) {
 }
 
 async fn the_recorded_checksum_is_the_judge(bench: Bench) {
-    // Both ends agree, and both are wrong.
+    // Both ends are equal, and both are wrong.
     bench.write_origin("bad.tar", MB, 5);
     let wrong = format!("md5:{}", "0".repeat(32));
     let bad = bench.transfer("bad.tar", Some(wrong)).await;
@@ -366,10 +365,10 @@ async fn administrators_are_told(mut bench: Bench) {
     assert!(text.contains(&recovered), "{text}");
 }
 
-/// The database is away from the middle of the copy on, for longer than the lease lives: the copy
-/// goes on, and is verified and committed once the database is back.
+/// The database is down from the middle of the copy on, for longer than the lifetime of the lease. The copy continues,
+/// and is verified and committed after the database is back.
 ///
-/// For some seconds; `TEST_DATABASE_OUTAGE=60` makes it a minute.
+/// The outage takes some seconds; with `TEST_DATABASE_OUTAGE=60` it takes a minute.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_outlives_the_database() {
     let Some(mut bench) = Bench::postgres().await else {
@@ -395,13 +394,13 @@ async fn a_copy_outlives_the_database() {
         .await;
     let done = ended.done();
     assert!(matches!(done, Done::Copied(_)), "{done:?}");
-    // What was seen before it was back, by another way: nothing was published or committed.
+    // Observed over another connection during the outage: nothing was published or committed.
     assert_eq!(away.value, ("IN_PROGRESS".to_owned(), false));
     bench.assert_moved(id, "a.tar").await;
     assert_eq!((bench.copies(), bench.record(id).await.retry_count), (1, 0));
 }
 
-/// The same, but another worker takes the transfer over meanwhile: nothing of the copy remains.
+/// The same outage, but another worker takes the transfer over: no file of the copy remains.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_that_was_taken_over_is_not_published() {
     let Some(mut bench) = Bench::postgres().await else {
@@ -426,7 +425,7 @@ async fn a_copy_that_was_taken_over_is_not_published() {
     assert!(bench.leftovers().0.is_empty());
 }
 
-/// The double's checkpoint is a stand-in; this is the real program's, here and over ssh.
+/// Checks with the real program, here and over ssh, since the double's checkpoints are only a substitute.
 #[rstest]
 #[case::here(false)]
 #[case::there(true)]

@@ -1,16 +1,16 @@
-//! A random walk over what an operator, a broker, a database and workers can do to transfers.
+//! A random walk over the possible actions of an operator, a broker, a database and workers on transfers.
 //!
-//! Everything that changes rows is the program's own: the repository on a real database, the manager's
-//! passes with their reconciliation, the sweep, and the settling of failed attempts. The broker and the
-//! workers' copies are models. Time does not pass; records are made older.
+//! All code that changes rows is the program's own: the repository on a real database, the manager's passes with their
+//! reconciliation, the sweep, and the settling of failed attempts. The broker and the workers' copies are models. Time
+//! does not pass; records are made older.
 //!
-//! A walk goes in bursts. After each step the invariants hold: at most one holder of a transfer can
-//! complete it, COMPLETED and FAILED change by an operator only, `retry_count` by a counted failure or an
-//! operator only, no two leases have one destination, and each row that is not over is moved by
-//! something. After each burst everything is well again, and within some rounds each row is COMPLETED, or
-//! FAILED with a reason, and no lease, claim or record is left.
+//! A walk consists of bursts. After each step the invariants hold: at most one holder of a transfer can complete it,
+//! only an operator changes COMPLETED and FAILED, only a counted failure or an operator changes `retry_count`, no two
+//! leases have one destination, and for each row that has not ended some component will make the next step. After each
+//! burst all faults end, and within some rounds each row is COMPLETED, or FAILED with a reason, and no lease, claim or
+//! record is left.
 //!
-//! A failure shows the seed and the history of the transfer. Repeat it with `WALK_SEED=… WALK_STEPS=…`.
+//! A failure prints the seed and the history of the transfer. Repeat it with `WALK_SEED=… WALK_STEPS=…`.
 #![cfg(feature = "fault-points")]
 #![allow(
     clippy::unwrap_used,
@@ -48,19 +48,19 @@ use worker::Worker;
 
 on_both_databases!(every_row_keeps_moving);
 
-/// Steps of a walk, unless `WALK_STEPS` says otherwise.
+/// Number of steps of a walk without `WALK_STEPS`.
 const STEPS: usize = 600;
 
-/// Seed of a walk, unless `WALK_SEED` says otherwise.
+/// Seed of a walk without `WALK_SEED`.
 const SEED: u64 = 14;
 
-/// Transfers at once.
+/// Number of transfers at the same time.
 const TRANSFERS: usize = 12;
 
 /// Distance between the ids of transfers.
 const FAR: i64 = 700;
 
-/// Rounds of recovery within which everything is over.
+/// Maximum number of rounds until all transfers have ended.
 const ROUNDS: usize = 40;
 
 const THIRD_SITE: &str = r#"
@@ -94,7 +94,7 @@ const LINKS: [(&str, &str); 3] = [
     ("boulder", "cologne"),
 ];
 
-/// Origin and destination of transfers, and their link.
+/// Origin and destination of transfers, and the index of their link.
 const WAYS: [(&str, &str, usize); 4] = [
     ("ccat/telescope_computer", "cologne/buffer", 0),
     ("ccat/buffer", "cologne/buffer", 0),
@@ -102,14 +102,14 @@ const WAYS: [(&str, &str, usize); 4] = [
     ("boulder/buffer", "cologne/buffer", 2),
 ];
 
-/// A link as the operator has left it.
+/// State of a link as set by the operator.
 struct ConnectionState {
     name: LinkName,
     limit: Option<u32>,
     is_paused: bool,
 }
 
-/// One step, for the history.
+/// One step in the history.
 struct Entry {
     step: usize,
     text: String,
@@ -117,30 +117,30 @@ struct Entry {
     changes: BTreeMap<i64, String>,
 }
 
-/// Everything there is.
+/// State of the whole walk.
 struct World {
     db: Fixture,
     rng: Rng,
     settings: Arc<Settings>,
     broker: Arc<Broker>,
     manager: Manager,
-    /// The manager's next look goes to all rows.
+    /// The manager's next scan is a full one.
     looks_at_all: bool,
     workers: Vec<Worker>,
-    /// Workers started so far.
+    /// Number of workers started so far.
     started: u64,
-    /// The link of each transfer, by its place.
+    /// Index of the link of each transfer.
     rows: BTreeMap<i64, usize>,
     /// The highest id so far.
     highest: i64,
     links: Vec<ConnectionState>,
-    /// The picture after the last step.
+    /// State of the database after the last step.
     before: Picture,
-    /// Rows that the next look at all rows shows to a manager.
+    /// Rows that a manager sees only in its next full scan.
     unseen: BTreeSet<i64>,
-    /// Every fault is over.
+    /// True if all faults have ended.
     is_well: bool,
-    /// The database refuses writes.
+    /// True if the database refuses writes.
     refusing: bool,
     tally: Tally,
     history: Vec<Entry>,
@@ -148,22 +148,22 @@ struct World {
     seed: u64,
 }
 
-/// Counts of what the walk has met, to see that it meets everything.
+/// Counts of the events of a walk, to check that it covers all of them.
 #[derive(Debug, Default)]
 struct Tally {
     completed: usize,
     failed: usize,
     retried: usize,
-    /// Rows whose message was lost, sent again.
+    /// Rows with a lost message that were sent again.
     resent: usize,
     /// Leases of dead workers, and of rows that an operator has changed.
     swept: usize,
-    /// The same by a worker that wanted the transfer.
+    /// The same leases, taken over by a worker that wanted the transfer.
     displaced: usize,
     lost_leases: usize,
-    /// Messages that found their transfer held.
+    /// Messages whose transfer was held.
     held: usize,
-    /// Messages that found their link closed.
+    /// Messages whose link was closed.
     link_closed: usize,
     withdrawn: usize,
     unwritten: usize,
@@ -199,8 +199,7 @@ fn from_environment<T: std::str::FromStr>(name: &str, default: T) -> T {
     })
 }
 
-/// On a thread of its own: without optimisation the futures of a whole walk need more stack than a
-/// test has.
+/// On a thread of its own: without optimisation, the futures of a whole walk need more stack than a test has.
 async fn every_row_keeps_moving(db: Fixture) {
     let runtime = tokio::runtime::Handle::current();
     let walking = std::thread::Builder::new()
@@ -248,7 +247,7 @@ impl World {
         let third: Topology = THIRD_SITE.parse().unwrap();
         topology::seed(&db.repository, &third).await.unwrap();
         let mut settings = ccat_transfer::settings::load(None, []).unwrap();
-        // Long enough never to pass by itself.
+        // Never passes during the test.
         settings.manager.reconcile_after = ops_db::TTL;
         settings.manager.full_look_interval = ops_db::TTL;
         settings.transfer.retry_delay_first = ops_db::TTL;
@@ -278,7 +277,7 @@ impl World {
             workers: Vec::new(),
             started: 0,
             rows: BTreeMap::new(),
-            // Far above what a sequence gives.
+            // Far above the values of a sequence.
             highest: 1_000_000,
             links: LINKS.map(link).into(),
             before: Picture::default(),
@@ -297,12 +296,12 @@ impl World {
         world
     }
 
-    /// One of several; none of none.
+    /// Picks a random element; `None` of an empty slice.
     fn pick<'a, T>(&mut self, from: &'a [T]) -> Option<&'a T> {
         (!from.is_empty()).then(|| &from[self.rng.usize(0..from.len())])
     }
 
-    /// Triggers by which the database refuses writes to a table.
+    /// Creates triggers by which the database refuses writes to a table.
     async fn make_refusals(&self) {
         let is_postgres = self.db.database.backend() == sea_orm::DbBackend::Postgres;
         self.db.sql("CREATE TABLE walk_refusal (name text)").await;
@@ -337,7 +336,7 @@ impl World {
         }
     }
 
-    /// Has the database refuse writes to a table, or to none.
+    /// Makes the database refuse writes to a table, or to none.
     async fn refuse(&mut self, table: Option<&str>) {
         self.refusing = table.is_some();
         self.db
@@ -348,7 +347,7 @@ impl World {
             .await;
     }
 
-    /// Resets some of the transfers that are over, and puts new ones in the place of others.
+    /// Resets some of the transfers that have ended, and replaces others by new ones.
     async fn renew_transfers(&mut self) {
         for id in self.rows.keys().copied().collect::<Vec<_>>() {
             match self.rng.u8(0..3) {
@@ -374,8 +373,8 @@ impl World {
             let id = topology::create_transfer(&self.db.repository, &new)
                 .await
                 .unwrap();
-            // Far apart, as on a large table: a manager's look goes to the rows that it knows and to the
-            // latest.
+            // The ids are far apart, as on a large table: a manager's scan reads only the rows that it knows and the
+            // latest ones.
             self.highest += FAR;
             let highest = self.highest;
             self.write_row(id, &format!("id = {highest}")).await;
@@ -385,7 +384,7 @@ impl World {
         self.before = Picture::of(&self.db, self.rows.keys().copied()).await;
     }
 
-    /// Checks what a step has done, and notes it.
+    /// Checks the effect of a step, and records it.
     async fn note(&mut self, step: Step) {
         self.step += 1;
         let after = Picture::of(&self.db, self.rows.keys().copied()).await;
@@ -413,12 +412,12 @@ impl World {
         }
     }
 
-    /// A pass adds nothing to a link that is full or paused, and no copy begins there.
+    /// Checks that a pass adds nothing to a link that is full or paused, and that no copy starts there.
     fn check_links(&self, after: &Picture, step: &Step) -> Result<(), Violation> {
         if !step.operator.is_empty() {
             return Ok(());
         }
-        // A message that was sent before the link was closed counts as soon as its copy begins.
+        // A message that was sent before the link was closed counts as soon as its copy starts.
         let counted = match step.scheduled.is_empty() {
             true => &["IN_PROGRESS"][..],
             false => &["SCHEDULED", "IN_PROGRESS"],
@@ -448,7 +447,7 @@ impl World {
         Ok(())
     }
 
-    /// Lets everything be well, and expects everything to come to its end. Returns the rounds.
+    /// Ends all faults, and expects every transfer to end. Returns the number of rounds.
     async fn recover(&mut self) -> usize {
         self.is_well = true;
         let mut step = Step::new("everything is well");
@@ -479,7 +478,7 @@ impl World {
             }
             self.round(round).await;
         }
-        // What was over before is looked at once more.
+        // One more scan covers the transfers that had ended before.
         self.round(round + 1).await;
         let left = &self.before;
         let leftover = left.leases.keys().chain(&left.records).next().copied();
@@ -504,7 +503,7 @@ impl World {
             && self.workers.iter().all(|worker| worker.jobs.is_empty())
     }
 
-    /// Resumes a link, and lets it have some transfers at once.
+    /// Resumes a link, and raises its limit to two transfers at least.
     async fn open_link(&mut self, index: usize) {
         let link = &mut self.links[index];
         let repository = &self.db.repository;
@@ -522,11 +521,11 @@ impl World {
         }
     }
 
-    /// Time passes, the manager makes a pass, and workers do what their queues hold.
+    /// Makes one round: time passes, the manager makes a pass, and workers process their queues.
     async fn round(&mut self, round: usize) {
         self.pass_much_time().await;
         if round == 3 {
-            // By its next look at all rows, or its next restart.
+            // A full scan or a restart of the manager finds the unseen rows; this is a restart.
             self.manager = self.new_manager(&[]);
         }
         let step = self.pass(vec![], vec![]).await;
@@ -538,7 +537,7 @@ impl World {
             let worker = self.rng.usize(0..self.workers.len());
             self.deliver(message, worker);
         }
-        // Each job is asked for its lease, and does its work; one that is held by another waits.
+        // Each job acquires its lease and does its work; a job whose transfer is held by another worker waits.
         for _ in 0..2 {
             let mut tags: Vec<_> = self
                 .workers
@@ -558,7 +557,7 @@ impl World {
         }
     }
 
-    /// A step of a recovery is none of the walk.
+    /// Records a step of a recovery, which does not count as a step of the walk.
     async fn note_round(&mut self, step: Step) {
         self.note(step).await;
         self.step -= 1;
@@ -574,7 +573,7 @@ impl World {
             let change = entry.changes.get(id);
             let names_it = entry.about.is_empty() && entry.changes.is_empty();
             let concerns_it = entry.about.contains(id) || change.is_some() || names_it;
-            // Rounds in which nothing happens are all alike.
+            // Rounds without an event are all the same, so they are left out.
             if !concerns_it || change.is_none() && last == Some(&entry.text) {
                 continue;
             }

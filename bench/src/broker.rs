@@ -1,4 +1,4 @@
-//! Queues and messages, as a Python producer makes them.
+//! Queues and messages in the form that a Python producer creates.
 
 use lapin::options::{
     ConfirmSelectOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,

@@ -1,4 +1,4 @@
-//! The upper limit for any worker: a bare loop over the messages.
+//! Upper limit for any worker: a bare loop over the messages.
 
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ pub(crate) struct DrainArgs {
     prefetch: u16,
     #[arg(long)]
     concurrency: usize,
-    /// Stay until a signal comes, so that the process can be inspected.
+    /// Continue until a signal arrives, so that the process can be inspected.
     #[arg(long)]
     linger: bool,
 }
@@ -31,7 +31,7 @@ pub(crate) struct DrainArgs {
 /// # Errors
 /// Errors of the broker.
 pub(crate) async fn run(url: &str, arguments: &DrainArgs) -> Outcome {
-    // As the worker: one connection to consume, one to publish.
+    // Like the worker: one connection for consuming, one for publishing.
     let consuming = broker::connect(url).await?;
     let publishing = broker::connect(url).await?;
     let results = broker::confirming(&publishing).await?;

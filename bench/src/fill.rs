@@ -30,7 +30,7 @@ pub(crate) async fn run(url: &str, arguments: &FillArgs) -> Outcome {
     let queue = arguments.queue.as_str();
     broker::declare_tasks(&channel, queue).await?;
     broker::declare_replies(&channel, &arguments.reply_to).await?;
-    // Without confirms, which would cost more than anything else here; a lost message shows as a missing result.
+    // Without confirms, which would take more time than all other steps; a lost message shows as a missing result.
     stream::iter(0..arguments.count)
         .map(Ok)
         .try_for_each_concurrent(500, |_| async {
@@ -42,7 +42,7 @@ pub(crate) async fn run(url: &str, arguments: &FillArgs) -> Outcome {
             Outcome::Ok(())
         })
         .await?;
-    // A channel works in order: when it answers this, it has accepted all messages.
+    // A channel works in order: its answer to this proves that all messages were accepted.
     broker::declare_tasks(&channel, queue).await?;
     println!("{}", json!({"filled": arguments.count}));
     connection.close(200, "done".into()).await?;

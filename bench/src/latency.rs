@@ -13,7 +13,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::{Outcome, broker};
 
-/// Results of the first second are warm-up.
+/// Duration of the warm-up, whose results are ignored.
 const WARM: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]

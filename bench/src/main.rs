@@ -1,14 +1,14 @@
-//! The other sides of the comparisons of `scripts/bench.sh`, and the measurements.
+//! Measurements for `scripts/bench.sh`, and the programs to compare with.
 //!
 //! * `fill` puts task messages, as Celery writes them, into a queue.
-//! * `drain` is the limit: a bare lapin loop that consumes, publishes one small result and acknowledges,
-//!   each confirmed, and does nothing else.
+//! * `drain` is the upper limit: a bare lapin loop that only consumes, publishes one small result and acknowledges,
+//!   each confirmed.
 //! * `watch` waits for a number of results in a reply queue, and prints the rate and the processor time of the
 //!   processes that produced them.
 //! * `latency` sends tasks at a steady rate and measures from publish to result.
 //! * `manager` measures passes of the manager, beside bare SQL and bare confirmed publishes.
-//! * `worker` is our worker with one task, and takes the flags of `ccat-transfer worker`. It is not a
-//!   program of its own, since every program with the worker takes minutes to link.
+//! * `worker` is our worker with one task; its flags are those of `ccat-transfer worker`. It is a command and not a
+//!   program, since every program with the worker takes minutes to link.
 //!
 //! Every figure is printed as one JSON object on a line.
 

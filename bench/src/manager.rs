@@ -1,6 +1,6 @@
 //! Duration of passes of the manager, beside bare SQL and bare confirmed publishes.
 //!
-//! Everything that is created is removed again. Prints one JSON object a line: `name`, `side`, `rows`, `seconds`.
+//! All created objects are removed again. Prints one JSON object a line: `name`, `side`, `rows`, `seconds`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -33,7 +33,7 @@ use crate::{Outcome, broker};
 
 const LINKS: usize = 10;
 
-/// Rows in one transaction of the bare side: the manager's maximum.
+/// Rows in one transaction of the bare side; the same as the manager's maximum.
 const BATCH: usize = 200;
 
 /// Number of passes for a median.
@@ -50,7 +50,7 @@ pub(crate) struct ManagerArgs {
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Scenario {
     /// As many PENDING rows as the links have room for. Side `manager`: one pass; side `bare`: the same updates and
-    /// messages by nothing but SQL and lapin.
+    /// messages, only with SQL and lapin.
     Schedule,
     /// One pass over PENDING rows, 1000 of them within the limits of ten links.
     Backlog,
@@ -177,7 +177,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Updates the statistics of the tables, as a database in use has them.
+    /// Updates the statistics of the tables, so that they are as in a database in use.
     async fn analyze(&self) -> Outcome {
         self.sql("ANALYZE").await
     }
@@ -218,7 +218,7 @@ impl Bench {
 
     async fn schedule(&self, rows: usize) -> Outcome {
         self.limit(rows.div_ceil(LINKS) + 1).await?;
-        // The first message makes the connection and the queue, which a real manager has long made.
+        // The first message creates the connection and the queue, which exist already in a real manager.
         self.insert(1, "PENDING").await?;
         self.pass(1).await?;
         let pattern = self.take_message().await?;

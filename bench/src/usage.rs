@@ -4,7 +4,7 @@ use std::fs;
 
 use crate::Outcome;
 
-/// Processor time and memory of a process and all below it.
+/// Processor time and memory of a process and its descendants.
 #[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
     /// User and system time so far in seconds, including ended children.
@@ -14,13 +14,13 @@ pub(crate) struct Usage {
     pub(crate) processes: u64,
 }
 
-/// The clock that /proc counts by; a constant of Linux's interface on every platform that Debian has.
+/// Unit of the times in /proc; a constant of Linux's interface on every platform of Debian.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Reads the usage of a process and its descendants.
 ///
 /// # Errors
-/// There is no such process.
+/// The process does not exist.
 pub(crate) fn of(pid: u32) -> Outcome<Usage> {
     let mut usage = Usage::default();
     let mut left = vec![pid];

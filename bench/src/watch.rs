@@ -1,4 +1,4 @@
-//! Wait for results in a queue.
+//! Waits for results in a queue.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{Outcome, broker, usage};
 
-/// Pause between two queries of the queue.
+/// Interval between two queries of the queue.
 const EVERY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Args)]

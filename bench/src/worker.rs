@@ -1,4 +1,4 @@
-//! Our worker with a task that does nothing worth a name: the one that [`crate::fill`] asks for.
+//! Our worker with one trivial task: the one in the messages of [`crate::fill`].
 
 use celery_worker::prelude::*;
 use celery_worker::task::DuplicateTask;
@@ -11,7 +11,7 @@ pub(crate) const PROGRAM: WorkerProgram = WorkerProgram::new(
     "CCAT_DATA_TRANSFER_CONFIG",
 );
 
-/// Acknowledged after the run, as transfers are.
+/// The message is acknowledged after the run, as for transfers.
 #[task(name = "tasks.add", acks_late)]
 async fn add(x: i64, y: i64) -> TaskResult<i64> {
     Ok(x.wrapping_add(y))

@@ -1,4 +1,4 @@
-//! Two directories, a database, and a bbcp double of their own.
+//! Two directories and a database, with an own bbcp double.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -26,18 +26,18 @@ use crate::proxy::Proxy;
 
 pub(crate) const MB: u64 = 1 << 20;
 
-/// Everything for whole attempts.
+/// Environment for whole attempts.
 pub(crate) struct Bench {
     pub(crate) db: Fixture,
     pub(crate) settings: Settings,
     pub(crate) origin: PathBuf,
     pub(crate) destination: PathBuf,
-    /// The database as the attempts reach it, if not as the test does.
+    /// The database as reached by the attempts, if the test reaches it in another way.
     workers_view: Option<Repository>,
     directory: TempDir,
 }
 
-/// How an attempt ended, its row settled.
+/// End of an attempt, after its row was settled.
 pub(crate) enum Ended {
     Done(Done),
     Failed(Failed),
@@ -63,7 +63,7 @@ impl Ended {
     }
 }
 
-/// What came of something, and how long the attempt went on after it.
+/// Result of an action during an attempt, and the time that the attempt took after it.
 pub(crate) struct Meanwhile<T> {
     pub(crate) value: T,
     pub(crate) elapsed: Duration,
@@ -116,12 +116,12 @@ impl Bench {
         bench
     }
 
-    /// Partial copies are kept, whatever the package's size is.
+    /// Makes attempts keep partial copies of packages of any size.
     pub(crate) fn resume(&mut self) {
         self.settings.transfer.resume_above = 0;
     }
 
-    /// Puts a proxy between the attempts and their database, which the test goes on seeing.
+    /// Puts a proxy between the attempts and their database; the test keeps its direct connection.
     pub(crate) async fn behind_a_proxy(&mut self) -> Proxy {
         let server = self.db.test.settings.clone();
         let proxy = Proxy::start(server.database_postgresql_port).await;
@@ -137,7 +137,7 @@ impl Bench {
         proxy
     }
 
-    /// Reaches the destination by ssh, if there is a server to test with.
+    /// Reaches the destination by ssh. Returns false without an ssh server for tests.
     pub(crate) async fn by_ssh(&mut self) -> bool {
         let Some(port) = service("TEST_SSHD_PORT") else {
             return false;
@@ -154,8 +154,7 @@ impl Bench {
         true
     }
 
-    /// Reaches the destination by a stand-in for ssh that runs the command on this host, without the
-    /// programs of these names.
+    /// Reaches the destination by a stand-in for ssh, which runs the command on this host without the named programs.
     pub(crate) async fn by_a_shell_without(&mut self, programs: &[&str]) {
         use std::os::unix::fs::PermissionsExt;
         let folder = self.directory.path().join("shell");
@@ -218,13 +217,13 @@ impl Bench {
         fs::write(path, content).unwrap();
     }
 
-    /// A package and a PENDING transfer of it.
+    /// Writes a package and creates a PENDING transfer of it.
     pub(crate) async fn package(&self, name: &str, size: u64) -> TransferId {
         self.write_origin(name, size, 1);
         self.transfer(name, None).await
     }
 
-    /// A further transfer of a package.
+    /// Creates a further transfer of a package.
     pub(crate) async fn again(&self, name: &str) -> TransferId {
         self.transfer(name, None).await
     }
@@ -241,7 +240,7 @@ impl Bench {
         created.unwrap().into()
     }
 
-    /// Another transfer's row, whose package has a name that no producer of ours would give it.
+    /// Creates a row of another transfer, with a package name that no producer of ours uses.
     pub(crate) async fn renamed(&self, id: TransferId, name: &str) -> TransferId {
         let sql = |text: &str| format!("'{}'", text.replace('\'', "''"));
         let file_name = name.rsplit('/').find(|part| !part.is_empty()).unwrap();
@@ -289,14 +288,14 @@ impl Bench {
         )
     }
 
-    /// One attempt, its row settled.
+    /// Runs one attempt and settles its row.
     pub(crate) async fn attempt(&self, id: TransferId) -> Ended {
         self.carry_out(&Self::request(id)).await
     }
 
     async fn carry_out(&self, request: &Request) -> Ended {
         let (task, notifier) = self.task();
-        // On the heap, as a worker's are: unoptimised, several of them fill a test thread's stack.
+        // On the heap, as in a worker: without optimisation, several futures would fill the stack of a test thread.
         let ended = match Box::pin(task.run(request)).await {
             Ok(done) => Ended::Done(done),
             Err(failed) => {
@@ -312,7 +311,7 @@ impl Bench {
         ended
     }
 
-    /// One attempt that is stopped when so much has arrived.
+    /// Runs one attempt, and stops it when this many bytes have been copied.
     pub(crate) async fn attempt_stopped_at(&self, id: TransferId, bytes: u64) -> Ended {
         let request = Self::request(id);
         let stopping = async {
@@ -322,7 +321,7 @@ impl Bench {
         tokio::join!(self.carry_out(&request), stopping).0
     }
 
-    /// One attempt, and something else that is done when so much has arrived.
+    /// Runs one attempt, and a second action when this many bytes have been copied.
     pub(crate) async fn attempt_while<T>(
         &self,
         id: TransferId,
@@ -344,19 +343,19 @@ impl Bench {
         self.db.repository.transfer(id).await.unwrap().unwrap()
     }
 
-    /// A transfer's lease, as everybody may see it.
+    /// Returns a transfer's lease as shown to operators.
     pub(crate) async fn lease(&self, id: TransferId) -> Option<LeaseInfo> {
         self.db.repository.show(id).await.unwrap().unwrap().lease
     }
 
-    /// bbcp's output in an attempt.
+    /// Returns bbcp's output in an attempt.
     pub(crate) async fn log(&self, id: TransferId, attempt: usize) -> String {
         let detail = self.db.repository.show(id).await.unwrap().unwrap();
         let path = detail.attempts[attempt - 1].log_path.as_ref().unwrap();
         String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
     }
 
-    /// Copies under temporary names, and directories of checkpoints.
+    /// Returns copies under temporary names, and directories of checkpoints.
     pub(crate) fn leftovers(&self) -> (Vec<PathBuf>, Vec<PathBuf>) {
         fn walk(directory: &Path, found: &mut Vec<PathBuf>) {
             for entry in fs::read_dir(directory).unwrap() {
@@ -386,7 +385,7 @@ impl Bench {
         self.assert_clean().await;
     }
 
-    /// Not even under the final name.
+    /// Checks that the destination has no file, not even under the final name.
     pub(crate) async fn assert_nothing_at_destination(&self, id: TransferId) {
         let record = self.record(id).await;
         let name = record.package.unwrap().relative_path;
@@ -403,7 +402,7 @@ impl Bench {
         assert_eq!(self.db.leases().await, "0");
     }
 
-    /// The double's records of its copies.
+    /// Returns the double's records of its copies.
     fn records(&self) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(self.directory.path().join("record")).unwrap_or_default();
         text.lines()
@@ -415,7 +414,7 @@ impl Bench {
         self.records().len()
     }
 
-    /// The last word of each command line.
+    /// Returns the last argument of each command line.
     pub(crate) fn targets(&self) -> Vec<String> {
         let last = |record: &serde_json::Value| {
             let argv = record["argv"].as_array().unwrap();
@@ -424,7 +423,7 @@ impl Bench {
         self.records().iter().map(last).collect()
     }
 
-    /// Command lines of processes that still work in this bench's directories.
+    /// Returns the command lines of processes that still use this bench's directories.
     pub(crate) fn no_bbcp_left(&self) -> Vec<String> {
         let here = self.directory.path().display().to_string();
         fs::read_dir("/proc")
@@ -436,7 +435,7 @@ impl Bench {
     }
 }
 
-/// Waits until so much has arrived.
+/// Waits until this many bytes have been copied.
 async fn copied(request: &Request, bytes: u64) {
     let mut snapshots = request.snapshots.subscribe();
     let arriving = snapshots.wait_for(|snapshot| {

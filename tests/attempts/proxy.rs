@@ -1,11 +1,11 @@
-//! A TCP proxy on loopback that can be cut, as a network is.
+//! A TCP proxy on loopback, whose connections a test can cut.
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Passes connections on while it is whole.
+/// Proxy that forwards connections while it is whole.
 pub(crate) struct Proxy {
     port: u16,
     whole: watch::Sender<bool>,
@@ -13,7 +13,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// In front of this port.
+    /// Starts a proxy in front of this port.
     pub(crate) async fn start(to: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -35,7 +35,7 @@ impl Proxy {
         self.port
     }
 
-    /// Breaks every connection, and each new one, until it is mended.
+    /// Breaks every connection, and each new one, until [`Self::mend`] is called.
     pub(crate) fn cut(&self) {
         self.whole.send_replace(false);
     }

@@ -1,4 +1,4 @@
-//! Safety of the only copy, and transfers that wait instead of failing.
+//! Protection of the only copy, and transfers that wait instead of failing.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,11 +13,11 @@ use crate::bench::{Bench, MB};
 enum Way {
     Local,
     Ssh,
-    /// By a host whose `stat` is not usable, like a host that numbers the files of a mount by itself.
+    /// By a host with an unusable `stat`, like a host that gives the files of a mount numbers of its own.
     Opaque,
 }
 
-/// The destination is the origin's own directory. The file there is not a second copy.
+/// The destination is the origin's own directory. The file in it is not a second copy.
 #[rstest]
 #[case::link(Way::Local, true)]
 #[case::host_name(Way::Ssh, false)]
@@ -67,7 +67,7 @@ async fn a_second_copy_is_one(#[case] way: Way) {
     assert_eq!(bench.copies(), 0);
 }
 
-/// A disk that is not mounted, at either end: the transfers wait, and none of their retries is used up.
+/// A disk is not mounted, at either end: the transfers wait, and no retry is counted.
 #[rstest]
 #[case::origin(true, "origin_root_missing")]
 #[case::destination(false, "destination_root_missing")]
@@ -87,7 +87,7 @@ async fn transfers_wait_for_a_disk(#[case] origin: bool, #[case] code: &str) {
         assert_eq!(bench.attempt(id).await.code(), code);
         assert_eq!(bench.db.status(id).await, "PENDING");
         assert_eq!(bench.record(id).await.retry_count, 0);
-        // The transfer waits as long as for a full disk.
+        // The transfer waits as long as it does for a full disk.
         assert_eq!(bench.attempt(id).await.code(), "not_due");
         bench.forget_delay(id).await;
     }
@@ -136,7 +136,7 @@ async fn a_replaced_package_is_noticed() {
     bench.assert_nothing_at_destination(id).await;
 }
 
-/// The attempt that gives a transfer up need not be the one that kept a partial copy.
+/// A transfer may be given up by another attempt than the one that kept a partial copy.
 #[rstest]
 #[case::never_tried_again("origin_missing")]
 #[case::limit("origin_root_missing")]

@@ -1,4 +1,4 @@
-//! A directory with a package, a destination and a bbcp double of its own.
+//! A directory with a package, a destination and an own bbcp double.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -17,10 +17,10 @@ use uuid::Uuid;
 
 use crate::double::double;
 
-/// Size of the package.
+/// Size of the package in bytes.
 pub(crate) const SIZE: u64 = 4 << 20;
 
-/// Everything for one copy.
+/// Environment for one copy.
 pub(crate) struct Bench {
     pub(crate) directory: tempfile::TempDir,
     pub(crate) link: LinkSettings,
@@ -33,7 +33,7 @@ pub(crate) struct Bench {
 }
 
 impl Bench {
-    /// With a package of [`SIZE`] and these knobs for the double (without their prefix).
+    /// Creates the environment with a package of [`SIZE`] and these knobs for the double (without their prefix).
     pub(crate) fn new(knobs: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path();
@@ -104,19 +104,19 @@ impl Bench {
         bbcp::copy(plan, &self.path("logs/7.log"), &self.cancel, &self.progress).await
     }
 
-    /// What the attempt's log file holds.
+    /// Returns the content of the attempt's log file.
     pub(crate) fn log(&self) -> String {
         String::from_utf8_lossy(&fs::read(self.path("logs/7.log")).unwrap()).into_owned()
     }
 
-    /// What the double recorded of its last run.
+    /// Returns the double's record of its last run.
     pub(crate) fn record(&self) -> serde_json::Value {
         let text = fs::read_to_string(self.path("record")).unwrap_or_default();
         let last = text.lines().last().unwrap_or("null");
         serde_json::from_str(last).unwrap()
     }
 
-    /// Waits until the double has been started and gives its process group.
+    /// Waits until the double has been started, and returns its process group.
     pub(crate) async fn group(&self) -> i64 {
         for _ in 0..200 {
             if let Some(group) = self.record()["pgid"].as_i64() {
@@ -128,7 +128,7 @@ impl Bench {
     }
 }
 
-/// The living processes of a group, as their command lines.
+/// Returns the command lines of the living processes of a group.
 pub(crate) fn living(group: i64) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
@@ -148,7 +148,7 @@ pub(crate) fn living(group: i64) -> Vec<String> {
     found
 }
 
-/// Waits until `holds`, or fails after some seconds.
+/// Waits until `holds` returns true, and fails after some seconds.
 pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(5);
     while !holds() {

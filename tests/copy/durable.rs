@@ -1,4 +1,4 @@
-//! Durability at a remote end before a copy counts as complete. (For a local end: `test_durable.py`.)
+//! Durability at a remote end before a copy counts as complete. (Test for a local end: `test_durable.py`.)
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use rstest::rstest;
 use crate::bench::Bench;
 use crate::noise::{FAR, behind};
 
-/// A bench with a remote destination where `sync` notes its arguments and runs `script`.
+/// Creates a bench with a remote destination, where `sync` records its arguments and runs `script`.
 fn with_sync(script: &str) -> Bench {
     let mut bench = behind("", "sh");
     let folder = bench.path("bin/shell");

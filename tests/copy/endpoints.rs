@@ -1,4 +1,4 @@
-//! Both kinds of ends: this host, and this host by way of a real sshd.
+//! Both kinds of ends: this host, and this host by a real sshd.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,17 +16,17 @@ use uuid::Uuid;
 
 use crate::bench::{Bench, SIZE, eventually};
 
-/// By this name, no location is local.
+/// Host name that does not count as local.
 const LOOPBACK: &str = "127.0.0.1";
 
-/// How an end is reached.
+/// Connection to an end.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Way {
     Local,
     Ssh,
 }
 
-/// A bench that can reach [`LOOPBACK`], or none where there is no sshd to test with.
+/// Creates a bench that can reach [`LOOPBACK`]; `None` without an sshd for tests.
 fn with_sshd() -> Option<Bench> {
     let variable = |name: &str| std::env::var(name).ok();
     let port = crate::service::service("TEST_SSHD_PORT")?;
@@ -38,7 +38,7 @@ fn with_sshd() -> Option<Bench> {
     Some(bench)
 }
 
-/// A bench whose destination (or origin) is reached in this way.
+/// Creates a bench whose destination (or origin) is reached in this way.
 pub(crate) fn bench(role: Role, way: Way) -> Option<Bench> {
     let mut bench = match way {
         Way::Local => Bench::new(&[]),
@@ -59,7 +59,7 @@ pub(crate) const READING: Reading<'static> = Reading {
     behind: None,
 };
 
-/// Names that a shell, ssh or bbcp would stumble over.
+/// A name with characters that a shell, ssh or bbcp could misinterpret.
 const ODD: &str = "-a b;c'd\"e$(touch oops)`f`*?[g]&|<>#~!{h}\\i:j@k é";
 
 #[rstest]
@@ -138,7 +138,7 @@ async fn a_changed_source_is_noticed(#[values(Way::Local, Way::Ssh)] way: Way) {
         let file = fs::File::options().append(true).open(path).unwrap();
         file.set_modified(moment + later).unwrap();
     };
-    // A backup's hard link, a reader and a chmod are not a change.
+    // A backup's hard link, a reader and a chmod do not count as a change.
     fs::hard_link(&path, bench.path("backup")).unwrap();
     fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o640)).unwrap();
     assert_eq!(before.difference(&source.inspect().await.unwrap()), None);
@@ -212,7 +212,7 @@ async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way)
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
 
-    // A publication that ended half-way, both names being the file, is completed.
+    // A publication that was interrupted half-way, so that both names are the file, is completed.
     fs::remove_file(directory.join(ODD)).unwrap();
     fs::hard_link(target.temporary_path().as_path(), directory.join(ODD)).unwrap();
     target.publish().await.unwrap();
@@ -220,7 +220,7 @@ async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way)
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
 }
 
-/// An attempt makes the partial copy of an earlier one its own, with bbcp's checkpoint.
+/// An attempt takes over the partial copy of an earlier one, with bbcp's checkpoint.
 #[rstest]
 #[tokio::test]
 async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
@@ -249,9 +249,9 @@ async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
     assert_eq!(fs::read(target.temporary_path().as_path()).unwrap(), b"par");
     assert_eq!(fs::read(checkpoint(&target)).unwrap(), b"0 f");
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 2);
-    // Again, as after an answer that was lost: there is nothing to adopt any more.
+    // A repetition after a lost answer: nothing is left to adopt.
     assert_eq!(target.begin_partial(Some(name)).await.unwrap(), 0);
-    // Who still knows it by its old name does it no harm.
+    // An operation with the old name does not affect the copy.
     earlier.remove_temporary().await.unwrap();
     assert!(target.temporary_path().as_path().exists());
 
@@ -271,7 +271,7 @@ async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
     assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
 }
 
-/// A directory or a dangling link under the final name is in the way like a file.
+/// A directory or a dangling link under the final name prevents the publication, like a file.
 #[rstest]
 #[tokio::test]
 async fn publishes_into_nothing(#[values(Way::Local, Way::Ssh)] way: Way) {
@@ -390,7 +390,7 @@ async fn a_reader_that_hangs_is_given_up() {
     };
     let error = bench.plan().source.digest(how).await.unwrap_err();
     assert_eq!(error.code(), "stalled_storage", "{error}");
-    // Lets the thread that is left behind end.
+    // Lets the remaining thread end.
     drop(fs::OpenOptions::new().write(true).open(&fifo));
 }
 
@@ -408,8 +408,8 @@ async fn a_dropped_local_digest_stops() {
     eventually("it has stopped", || !we_read_zeros()).await;
 }
 
-/// As far ahead of a copy as it may be, a reader holds back, and is not taken for one that hangs. It need not look
-/// again to see that the copy goes on or is over, but is woken.
+/// A reader at its maximum lead over the copy waits, and does not count as stalled. It is woken when the copy continues
+/// or ends, and need not check at intervals.
 #[rstest]
 #[case::does_not_hang(Duration::from_secs(2))]
 #[case::is_woken(Duration::from_secs(600))]
@@ -436,7 +436,7 @@ async fn a_reader_stays_near_the_copy(#[case] stall_timeout: Duration) {
     let mut digest = std::pin::pin!(plan.source.digest(how));
     for done in [0, LEAD / 4] {
         copied.send_replace(done);
-        // It gives way to all other tests, and may take its time.
+        // The reader has a low priority, and may be slow beside other tests.
         let ahead = tokio::time::timeout(PATIENCE, async {
             while read_until(&path).is_none_or(|at| at <= done + LEAD) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -461,7 +461,7 @@ async fn a_reader_stays_near_the_copy(#[case] stall_timeout: Duration) {
     assert_eq!(soon.await.unwrap().unwrap(), alone.await.unwrap());
 }
 
-/// How far this process has read a file.
+/// Returns the position up to which this process has read a file.
 fn read_until(path: &Path) -> Option<u64> {
     let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
     let fd = open
@@ -473,7 +473,7 @@ fn read_until(path: &Path) -> Option<u64> {
         .find_map(|line| line.strip_prefix("pos:")?.trim().parse().ok())
 }
 
-/// A plan whose source has no end.
+/// Returns a plan whose source is endless.
 fn endless(bench: &Bench, host: Option<&'static str>) -> ccat_transfer::transfer::plan::Plan {
     let origin = bench.path("origin/p.tar");
     fs::remove_file(&origin).unwrap();
@@ -484,12 +484,12 @@ fn endless(bench: &Bench, host: Option<&'static str>) -> ccat_transfer::transfer
     plan
 }
 
-/// Whether this process reads what has no end.
+/// Returns true if this process reads the endless source.
 fn we_read_zeros() -> bool {
     read_until(Path::new("/dev/zero")).is_some()
 }
 
-/// Whether some process reads what has no end.
+/// Returns true if any process reads the endless source.
 fn something_reads_zeros() -> bool {
     fs::read_dir("/proc").unwrap().flatten().any(|process| {
         let reads = fs::read_link(process.path().join("fd/0"));
@@ -558,7 +558,7 @@ async fn ssh_that_does_not_get_through(#[case] trouble: &str, #[case] code: &str
     assert!(!matches!(error, TransferError::Storage { .. }));
 }
 
-/// The double is no ssh client, but its record shows what bbcp would be told to run.
+/// The double is not an ssh client, but its record has the command that bbcp would run.
 #[tokio::test]
 async fn bbcp_is_told_how_to_reach_the_other_end() {
     let mut bench = Bench::new(&[("ANYHOST", "1")]);

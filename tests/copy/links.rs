@@ -12,7 +12,7 @@ use rstest::rstest;
 use crate::bench::Bench;
 use crate::endpoints::{READING, Way, bench};
 
-/// A file and a directory with a file like a checkpoint, which belong to others.
+/// A file, and a directory with a file like a checkpoint, of other users.
 struct Others {
     file: PathBuf,
     directory: PathBuf,
@@ -88,7 +88,7 @@ async fn publication_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: 
     assert_eq!(fs::read(target.path().as_path()).unwrap(), b"new");
     fs::remove_file(target.path().as_path()).unwrap();
 
-    // A file that is not our copy is not published.
+    // A file that is not our copy must not be published.
     symlink(&others.file, &copy).unwrap();
     let error = target.publish().await.unwrap_err();
     assert_eq!(error.code(), "storage", "{}", error.chain());
@@ -99,8 +99,7 @@ async fn publication_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: 
     others.assert_untouched();
 }
 
-/// bbcp opens a partial copy by its name and appends to it: through a link it would write to another
-/// file.
+/// bbcp opens a partial copy by its name and appends to it: through a link it would write to another file.
 #[rstest]
 #[case::copy(true, false, false)]
 #[case::hard_link(true, false, true)]
@@ -138,14 +137,14 @@ async fn adoption_does_not_follow_links(
         assert_eq!(there.unwrap(), 0);
     }
     others.assert_untouched();
-    // bbcp begins again, in a directory of its own.
+    // bbcp starts again, in a directory of its own.
     let [copy, checkpoints] = names_of(&target);
     assert!(!exists(&copy));
     let made = checkpoints.symlink_metadata().unwrap();
     assert!(made.is_dir());
 }
 
-/// A link at the path of the new directory of checkpoints.
+/// A link exists at the path of the new directory of checkpoints.
 #[rstest]
 #[tokio::test]
 async fn a_planted_directory_of_checkpoints_is_replaced(#[values(Way::Local, Way::Ssh)] way: Way) {
@@ -163,7 +162,7 @@ async fn a_planted_directory_of_checkpoints_is_replaced(#[values(Way::Local, Way
     others.assert_untouched();
 }
 
-/// A link below the location's directory that another user has made leads out of it.
+/// Another user's link below the location's directory leads out of it.
 #[rstest]
 #[tokio::test]
 async fn directories_are_not_made_behind_links_of_others(#[values(Way::Local, Way::Ssh)] way: Way) {
@@ -174,7 +173,7 @@ async fn directories_are_not_made_behind_links_of_others(#[values(Way::Local, Wa
     let link = bench.path("destination/a");
     symlink(&others.directory, &link).unwrap();
     bench.relative_path = "a/b".into();
-    // The operator's own link is followed.
+    // A link of the operator is followed.
     bench.plan().target.ensure_directory().await.unwrap();
     fs::remove_dir(others.directory.join("b")).unwrap();
     if std::os::unix::fs::lchown(&link, Some(65_534), Some(65_534)).is_err() {

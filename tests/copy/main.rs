@@ -1,6 +1,6 @@
-//! Copies by the bbcp double, run as the worker runs bbcp, and both kinds of ends.
+//! Copies with the bbcp double, run like the worker runs bbcp, and both kinds of ends.
 //!
-//! The double is `$BBCP_DOUBLE`, or is built here. Remote ends need `$TEST_SSHD_PORT`,
+//! `$BBCP_DOUBLE` names the double; without it, it is built here. Remote ends need `$TEST_SSHD_PORT`,
 //! `$TEST_SSH_IDENTITY` and `$TEST_SSH_KNOWN_HOSTS` (and may have `$TEST_SSH_USER`).
 #![allow(
     clippy::unwrap_used,

@@ -1,5 +1,5 @@
-//! Remote shells whose start-up files print, fail or end. A stand-in for ssh runs the start-up commands and
-//! then the command on this host.
+//! Remote shells whose start-up files print, fail or end. A stand-in for ssh runs the start-up commands and then the
+//! command on this host.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,10 +10,10 @@ use rstest::rstest;
 use crate::bench::{Bench, SIZE};
 use crate::endpoints::READING;
 
-/// Host name with which no location is local.
+/// Name of a host that is not local.
 pub(crate) const FAR: &str = "far.example.org";
 
-/// A bench whose other end is a shell that runs `startup` first. `shell` runs the command.
+/// Creates a bench whose other end is a shell that runs `startup` first. `shell` runs the command.
 pub(crate) fn behind(startup: &str, shell: &str) -> Bench {
     let mut bench = Bench::new(&[]);
     let ssh = bench.path("bin/ssh");
@@ -66,7 +66,7 @@ async fn a_start_up_file_that_ends_is_no_answer(#[values(0, 1, 66, 69, 73, 77)] 
     assert!(error.to_string().contains("not today"), "{error}");
 }
 
-/// Only ssh's own output states the reason of a failed connection.
+/// Only ssh's own output states the cause of a failed connection.
 #[rstest]
 #[case::noise(
     "echo 'motd: Connection refused by yesterday' >&2; exit 255",
@@ -89,7 +89,7 @@ async fn only_ssh_tells_why_it_failed(#[case] startup: &str, #[case] code: &str)
     assert_eq!(error.code(), code, "{error}");
 }
 
-/// A path that looks like an error message.
+/// A path may look like an error message.
 #[tokio::test]
 async fn names_are_no_complaints() {
     let mut bench = behind("", "sh");

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 
 use crate::bench::{Bench, SIZE, eventually, living};
 
-/// Nothing here may take longer.
+/// Time limit of every run.
 const LIMIT: Duration = Duration::from_secs(15);
 
 #[tokio::test]
@@ -254,7 +254,7 @@ async fn odd_output_does_no_harm(#[case] entry: &str) {
     assert!(grown < 48 << 10, "grew by {grown} KiB");
 }
 
-/// The most memory that this process ever had.
+/// Maximum memory of this process so far.
 fn peak_memory_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status

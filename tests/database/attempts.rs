@@ -90,7 +90,7 @@ async fn a_transfer_is_acquired_renewed_and_completed(db: Fixture) {
     );
     let unpacking = "SELECT CAST(unpack_status AS text) FROM data_transfer";
     assert_eq!(db.text(unpacking).await.unwrap(), "PENDING");
-    // What is shown can be printed as JSON.
+    // The result of `show` can be printed as JSON.
     assert!(
         serde_json::to_string(&detail)
             .unwrap()
@@ -103,7 +103,7 @@ async fn completing_twice_is_completing_once(db: Fixture) {
     let lease = db.acquire(id).await.lease;
     db.repository.complete(&lease, &finished()).await.unwrap();
     let before = db.everything(id).await;
-    // The first answer got lost, and the caller asks again.
+    // The first answer was lost, and the caller repeats the request.
     db.repository.complete(&lease, &finished()).await.unwrap();
     assert!(is_lost(
         db.repository
@@ -192,7 +192,7 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
     assert_eq!(waiting(&db).await, 0);
     assert_eq!(published(&db, id).await, scheduled(&[id]));
     let lease = db.acquire(id).await.lease;
-    // Acquired again, it no longer waits, even if this attempt fails.
+    // An acquired transfer no longer waits, even if this attempt fails.
     let release = db.repository.release(&lease, "stop");
     release.await.unwrap();
     assert_eq!(due(&db).await, [id, other]);
@@ -206,7 +206,7 @@ async fn an_operators_change_ends_the_wait(db: Fixture) {
         failing.await.unwrap();
     };
     let id = db.transfer().await;
-    // A reset, as the Python system's web interface does it.
+    // A reset like that of the Python system's web interface.
     fail(id).await;
     assert!(due(&db).await.is_empty());
     db.sql(&format!(
@@ -214,7 +214,7 @@ async fn an_operators_change_ends_the_wait(db: Fixture) {
     ))
     .await;
     assert_eq!(due(&db).await, [id]);
-    // A manager without delays, such as the Python one.
+    // A manager that ignores delays, such as the Python one.
     fail(id).await;
     assert!(due(&db).await.is_empty());
     db.set_status(id, "SCHEDULED").await;
@@ -222,11 +222,11 @@ async fn an_operators_change_ends_the_wait(db: Fixture) {
         db.repository.show(id).await.unwrap().unwrap().not_before,
         None
     );
-    // `transfers run`.
+    // The same by `transfers run`.
     fail(id).await;
     db.repository.forget_delay(id).await.unwrap();
     assert_eq!(due(&db).await, [id]);
-    // Given up and reset.
+    // The transfer was given up and reset.
     fail(id).await;
     db.repository.forget_delay(id).await.unwrap();
     let lease = db.acquire(id).await.lease;
@@ -264,7 +264,7 @@ async fn two_copies_never_share_a_destination(db: Fixture) {
         answer => panic!("{answer:?}"),
     }
     claim(&two, "archive:/buffer/b.tar").await.unwrap();
-    // Free again when the first is done; and gone with a lost lease.
+    // The path is free after the first transfer is completed. With a lost lease, no path can be claimed.
     db.repository.complete(&one, &finished()).await.unwrap();
     claim(&two, "archive:/buffer/a.tar").await.unwrap();
     db.set_status(second, "FAILED").await;

@@ -20,7 +20,7 @@ async fn the_clock_is_the_databases(db: Fixture) {
     let second = db.database.now().await.unwrap();
     assert!(second >= first);
     assert!((chrono::Utc::now() - second).abs() < chrono::TimeDelta::minutes(5));
-    // Within a transaction the clock goes on.
+    // Within a transaction the clock continues.
     let id = db.transfer().await;
     db.acquire(id).await;
     let info = db
@@ -34,7 +34,7 @@ async fn the_clock_is_the_databases(db: Fixture) {
     assert!(info.acquired_at >= second);
 }
 
-/// Acquires, renews and completes transfers and sweeps, as a busy worker does.
+/// Acquires, renews and completes transfers and sweeps, like a busy worker.
 async fn run_transfers(repository: &Repository, ids: &[TransferId]) {
     for &id in ids {
         match repository.acquire(id, &me(), "t", TTL).await.unwrap() {
@@ -114,7 +114,7 @@ async fn a_busy_sqlite_file_is_unreachable_and_nothing_else() {
         .execute_unprepared("CREATE TABLE t (x INTEGER)")
         .await
         .unwrap();
-    // One connection holds the write lock for longer than the other waits.
+    // One connection holds the write lock for longer than the other one waits.
     let mut settings = test.settings.clone();
     settings.max_connections = 1;
     let holder = Database::connect(&settings).await.unwrap();

@@ -1,4 +1,4 @@
-//! Leases: who may acquire, take over and write.
+//! Leases: acquisition, takeover, and the right to write.
 
 use std::path::Path;
 use std::time::Duration;
@@ -138,7 +138,7 @@ async fn an_operators_reset_wins(db: Fixture) {
     let first = db.acquire_as(id, &stranger()).await.lease;
     db.set_status(id, "PENDING").await;
     assert_powerless(&db, &first).await;
-    // The lease row remains and blocks nothing.
+    // The row of the lease remains, but does not prevent anything.
     let second = db.acquire(id).await;
     assert_eq!(
         second.displaced.unwrap().demise,
@@ -219,7 +219,7 @@ async fn stopping_is_not_failing(db: Fixture) {
     );
 }
 
-/// Lets 16 tasks try at once and returns how many have acquired.
+/// Starts 16 concurrent attempts to acquire and returns the number of successful ones.
 async fn race(db: &Fixture, id: TransferId) -> usize {
     let tasks: Vec<_> = (0..16)
         .map(|number| {
@@ -267,7 +267,7 @@ async fn one_of_many_takes_over(db: Fixture) {
     }
 }
 
-/// A renewal that is not committed yet while a rival has found the lease expired.
+/// A renewal that is not committed yet when a rival finds the lease expired.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_in_progress_beats_a_takeover() {
     let Some(db) = Fixture::postgres().await else {
@@ -292,7 +292,7 @@ async fn a_renewal_in_progress_beats_a_takeover() {
                 matches!(answer, Acquisition::Held(_))
             }
         });
-        // Now the rival waits for the lease's row.
+        // The rival waits for the lock on the lease's row now.
         tokio::time::sleep(Duration::from_millis(300)).await;
         assert!(!rival.is_finished());
         renewal.commit().await.unwrap();

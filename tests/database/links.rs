@@ -46,7 +46,7 @@ async fn limit(db: &Fixture, max_active: u32) {
     db.repository.set_link(&link(), &change).await.unwrap();
 }
 
-/// The allowance of the link, as a manager reads it.
+/// Allowance of the link, as read by a manager.
 async fn allowance(db: &Fixture, free: u64) -> Arc<Allowance> {
     let issued = db.repository.link(&link()).await.unwrap().issued;
     Arc::new(Allowance {
@@ -62,7 +62,7 @@ async fn concurrent_managers_respect_a_limit(db: Fixture) {
     for _ in 0..24 {
         ids.push(db.transfer().await);
     }
-    // All have counted before any of them schedules.
+    // All have counted before the first of them schedules.
     let allowance = allowance(&db, 5).await;
     let managers: Vec<_> = ids
         .chunks(4)
@@ -123,7 +123,7 @@ async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
     db.repository.resume_link(&link()).await.unwrap();
     db.acquire(id).await;
 
-    // Leases of a dead worker are not taken over either.
+    // A paused link also prevents the takeover of a dead worker's lease.
     db.acquire_as(other, &dead()).await;
     pause(&db, "me@here", false).await;
     let answer = db.repository.acquire(other, &me(), "t", TTL).await.unwrap();
@@ -133,7 +133,7 @@ async fn a_message_of_a_paused_link_puts_its_row_back(db: Fixture) {
     assert_eq!(db.leases().await, "1");
 }
 
-/// The limit was higher when the messages were sent.
+/// The limit was higher at the time of sending.
 async fn a_message_of_a_full_link_puts_its_row_back(db: Fixture) {
     let [running, left, id] = [
         db.transfer().await,
@@ -156,7 +156,7 @@ async fn a_message_of_a_full_link_puts_its_row_back(db: Fixture) {
     assert_eq!(db.repository.get_retry_count(id).await.unwrap(), Some(0));
     assert_eq!(db.leases().await, "1");
 
-    // Another link's limit does not count, nor does one that a dead worker has left of this transfer.
+    // Transfers of another link do not count, and neither does a dead worker's lease on this transfer.
     db.repository.complete(&lease, &finished()).await.unwrap();
     let back = LinkName {
         origin: link().destination,
@@ -170,7 +170,7 @@ async fn a_message_of_a_full_link_puts_its_row_back(db: Fixture) {
     db.acquire_as(left, &dead()).await;
     db.acquire(left).await;
 
-    // By hand goes beyond the limit, but not through a pause.
+    // An acquisition by hand may exceed the limit, but a pause prevents it.
     let me = me();
     let by_hand = || db.repository.acquire_by_hand(id, &me, "t", TTL);
     pause(&db, "me@here", false).await;
@@ -268,7 +268,7 @@ async fn each_setting_of_a_link_is_changed_separately(db: Fixture) {
         Err(LinkError::Paused { pause, .. }) => assert_eq!(pause.reason, "storm"),
         answer => panic!("{answer:?}"),
     }
-    // It may become a stricter one.
+    // The pause can be changed to a stricter one.
     assert!(
         pause("now", true)
             .await
@@ -316,7 +316,7 @@ async fn traffic_is_counted_by_link(db: Fixture) {
     );
 }
 
-/// A database of a release without links.
+/// A database of an earlier release, without tables for links.
 async fn a_database_without_links_works_as_before(db: Fixture) {
     let id = db.transfer().await;
     db.sql("DROP TABLE transfer_worker_link").await;

@@ -1,5 +1,5 @@
-//! Leases, transfers, links and the schema on real databases: SQLite, and PostgreSQL where
-//! `TEST_POSTGRES_URL` names a server.
+//! Tests of leases, transfers, links and the schema on real databases: SQLite, and PostgreSQL if `TEST_POSTGRES_URL`
+//! names a server.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

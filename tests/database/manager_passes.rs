@@ -17,10 +17,10 @@ crate::on_both_databases!(
     a_reset_completed_row_is_scheduled_by_a_full_scan,
 );
 
-/// A broker that refuses, confirms or never answers, as configured.
+/// A broker that refuses, confirms or never answers, depending on its fields.
 #[derive(Default)]
 struct ConfigurableBroker {
-    /// Messages of these are refused.
+    /// Transfers whose messages are refused.
     refuses: HashSet<TransferId>,
     /// No request is answered.
     is_silent: bool,
@@ -83,8 +83,7 @@ async fn a_pass_schedules_all_but_refused_rows(db: Fixture) {
     for id in [bad_row, bad_message] {
         assert_eq!(db.status(id).await, "PENDING");
     }
-    // The next pass tries them again. Only they are left, and refusals do not count as a broker that
-    // is away.
+    // The next pass tries them again. Only these remain, and refusals do not count as a broker that is down.
     let pass = manager.transfer_transfer_packages(false).await.unwrap();
     assert_eq!((pass.scheduled.len(), pass.refused.len()), (0, 2));
 }
@@ -130,11 +129,11 @@ async fn a_silent_broker_holds_no_lock_for_long(db: Fixture) {
     let began = std::time::Instant::now();
     let (pass, ()) = tokio::join!(manager.transfer_transfer_packages(false), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        // On SQLite it waits for the pass.
+        // On SQLite it waits for the end of the pass.
         db.acquire(other).await;
     });
     assert!(matches!(pass, Err(ManagerError::Broker(_))));
-    // Two seconds, and what a busy machine adds; publishing itself would not end.
+    // Two seconds, plus the delay of a busy machine; without the limit, publishing would not end.
     assert!(began.elapsed() < Duration::from_secs(20));
     assert_eq!(db.status(id).await, "PENDING");
     db.acquire(id).await;
@@ -143,7 +142,7 @@ async fn a_silent_broker_holds_no_lock_for_long(db: Fixture) {
 async fn a_reset_completed_row_is_scheduled_by_a_full_scan(db: Fixture) {
     let id = db.transfer().await;
     let last = db.transfer().await;
-    // Older than the rows that every scan reads.
+    // Its id is lower than those of the rows that every scan reads.
     let far = TransferId::new(id.get() + 5_000);
     let sql = format!("UPDATE data_transfer SET id = {far} WHERE id = {last}");
     assert_eq!(db.sql(&sql).await, 1);

@@ -38,7 +38,7 @@ fn wants(action: Action) -> Instruction {
     }
 }
 
-/// A transfer in each state, by what brought it there.
+/// A transfer in each state, named by the event that led to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Due,
@@ -75,7 +75,7 @@ impl State {
             Self::Unknown if db.database.backend() == sea_orm::DbBackend::Sqlite => {
                 db.set_status(id, "PAUSED").await;
             }
-            // PostgreSQL's type has no such label; a status that is known serves as well here.
+            // PostgreSQL's type has no such label, so a known status stands for it.
             Self::Unknown => db.set_status(id, "COMPLETED").await,
             Self::Waiting => {
                 let lease = db.acquire(id).await.lease;
@@ -231,14 +231,14 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert_eq!(detail.attempts[0].outcome, Some(Outcome::Interrupted));
     assert_eq!(detail.attempts[0].message.as_deref(), Some(message));
     assert_eq!(detail.attempts[0].bytes, Some(5));
-    // A repeated request (after a lost answer, say) reports what was done.
+    // A repeated request (for example after a lost answer) reports the earlier result.
     match db.repository.instruct(id, &cancel).await.unwrap() {
         Applicability::Refused(Refusal::Failed { message: told }) => {
             assert_eq!(told.as_deref(), Some(message));
         }
         verdict => panic!("{verdict:?}"),
     }
-    // Its message is still in a queue, and finds nothing to do.
+    // The message of the transfer is still in a queue, and has no effect.
     let answer = db.repository.acquire(id, &me(), "task-1", TTL).await;
     assert!(matches!(answer, Ok(Acquisition::Failed { .. })));
 }
@@ -322,7 +322,7 @@ async fn transfers_are_filtered(db: Fixture) {
     for state in State::ALL {
         made.push((state, state.make(&db).await.0));
     }
-    // Backwards: from cologne to ccat.
+    // In the other direction: from cologne to ccat.
     let back = db.transfer().await;
     db.sql(&format!(
         "UPDATE data_transfer SET origin_location_id = destination_location_id, \
@@ -471,7 +471,7 @@ async fn transfers_are_filtered(db: Fixture) {
     }
     assert_eq!(db.repository.count(&none, 3).await.unwrap(), 3);
 
-    // A later attempt without this error, and the error is no longer the latest.
+    // After a later attempt without this error, the error is not the latest any more.
     let waiting = id(State::Waiting);
     let listed = db.repository.list(&Listing::default()).await.unwrap();
     let of = |id| listed.iter().find(|transfer| transfer.id == id).unwrap();

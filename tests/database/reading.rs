@@ -1,4 +1,4 @@
-//! Transfers and locations as they are read.
+//! Reading of transfers and locations.
 
 use ccat_transfer::transfer::repository::{Failure, Filter, Listing, SiteError};
 use entity::Status;

@@ -36,7 +36,7 @@ const QUEUE: &str = "ccat_telescope_computer_data_transfer";
 struct QueueBroker {
     queues: Mutex<HashMap<String, Vec<TransferId>>>,
     held: Mutex<HeldMessages>,
-    /// Requests that the broker refuses.
+    /// Requests are refused.
     is_mute: Mutex<bool>,
     asked: Mutex<Vec<&'static str>>,
 }
@@ -91,7 +91,7 @@ impl FindMessages for QueueBroker {
     }
 }
 
-/// A manager for which a row is overdue after `after`.
+/// Creates a manager for which a row is overdue after `after`.
 fn manager(db: &Fixture, broker: &Arc<QueueBroker>, after: Duration) -> Manager {
     let mut settings = ccat_transfer::settings::load(None, []).unwrap();
     settings.manager.reconcile_after = after;
@@ -111,7 +111,7 @@ async fn pass(manager: &Manager) -> Pass {
     manager.transfer_transfer_packages(false).await.unwrap()
 }
 
-/// Ids of the tasks on record.
+/// Transfers with a record, and the task ids in it.
 async fn recorded(db: &Fixture) -> Vec<(TransferId, Option<String>)> {
     let records = db.repository.schedule_records().await.unwrap();
     records
@@ -174,7 +174,7 @@ async fn a_lost_message_is_sent_again(db: Fixture) {
     let broker = Arc::new(QueueBroker::default());
     assert_eq!(pass(&manager(&db, &broker, HOUR)).await.scheduled.len(), 4);
     broker.purge();
-    // Not before its time.
+    // The row is not overdue yet.
     let early = pass(&manager(&db, &broker, HOUR)).await;
     assert_eq!((early.overdue, early.resent), (0, vec![]));
     // The row is sent again in the same pass.
@@ -192,12 +192,12 @@ async fn a_lost_message_is_sent_again(db: Fixture) {
 }
 
 async fn rows_of_other_programs_are_found(db: Fixture) {
-    // Made SCHEDULED by hand or by Python's manager: there is no record.
+    // Made SCHEDULED by hand or by Python's manager: no record exists.
     let id = db.transfer().await;
     db.set_status(id, "SCHEDULED").await;
     let broker = Arc::new(QueueBroker::default());
     let manager = manager(&db, &broker, AT_ONCE);
-    // The time of the row begins when it is first seen.
+    // The time of the row begins with the first scan that finds it.
     let first = pass(&manager).await;
     assert_eq!((first.overdue, first.resent), (0, vec![]));
     assert_eq!(recorded(&db).await, [(id, None)]);
@@ -215,7 +215,7 @@ async fn messages_that_exist_are_not_sent_again(db: Fixture) {
     let broker = Arc::new(QueueBroker::default());
     let manager = manager(&db, &broker, AT_ONCE);
     pass(&manager).await;
-    // Their messages wait in the queue for longer than usual, and no worker is asked.
+    // The messages wait in the queue for longer than usual, and no worker is asked.
     broker.asked();
     let waiting = pass(&manager).await;
     assert_eq!((waiting.overdue, waiting.resent), (4, vec![]));
@@ -233,8 +233,8 @@ async fn messages_that_exist_are_not_sent_again(db: Fixture) {
     };
     let done = pass(&manager).await;
     assert_eq!(broker.asked(), ["ready", "held"]);
-    // The oldest row whose message no worker holds. It has a second message then, and the row without
-    // a message remains when the queue is empty.
+    // The oldest row whose message no worker holds is sent again. It has two messages then, and the row without a
+    // message remains when the queue is empty.
     assert_eq!(done.resent, [ids[1]]);
     assert_eq!(pass(&manager).await.resent, [] as [TransferId; 0]);
     broker.purge();
@@ -280,7 +280,7 @@ async fn the_broker_is_not_queried_without_need(db: Fixture) {
     pass(&manager(&db, &broker, Duration::ZERO)).await;
     assert_eq!(broker.asked(), [] as [&str; 0]);
     assert_eq!(db.status(id).await, "SCHEDULED");
-    // A row that a worker has does not wait.
+    // A row that a worker holds does not wait.
     db.acquire(id).await;
     let done = pass(&manager(&db, &broker, AT_ONCE)).await;
     assert_eq!((done.overdue, done.resent), (0, vec![]));
@@ -334,7 +334,7 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
         withdrawing.await.unwrap()
     };
     let failed = Withdrawal::Failed("revoked by an operator".into());
-    // PENDING: the message was an old one.
+    // PENDING: the message is older than the latest one.
     assert!(!withdraw("t", &Withdrawal::Pending).await);
     db.repository
         .schedule(&[wanted(id)], confirmed)
@@ -356,7 +356,7 @@ async fn a_withdrawn_message_takes_its_row_along(db: Fixture) {
         Some("revoked by an operator")
     );
     assert!(detail.transfer.end_time.is_some());
-    // A worker has the row.
+    // A worker holds the row.
     let other = db.transfer().await;
     db.acquire(other).await;
     db.set_status(other, "SCHEDULED").await;

@@ -69,7 +69,7 @@ async fn only_published_rows_are_scheduled(db: Fixture) {
     }
     assert_eq!(statuses, ["SCHEDULED", "PENDING", "SCHEDULED", "COMPLETED"]);
     assert_eq!(db.everything(ids[1]).await, refused);
-    // No message at all: nothing changes, and the locks are gone.
+    // No message was confirmed: nothing changes, and the locks are released.
     let none = async |_| HashMap::new();
     let batch = db.repository.schedule(&candidates, none).await.unwrap();
     assert_eq!(batch.unpublished, [ids[1]]);
@@ -113,7 +113,7 @@ async fn scheduling_is_exclusive(db: Fixture) {
     assert_eq!(times, 1);
 }
 
-/// Ids and statuses of scanned transfers.
+/// Ids and statuses of the scanned transfers.
 fn shown(seen: &[OpenTransfer]) -> Vec<(TransferId, Status)> {
     seen.iter().map(|t| (t.id, t.status)).collect()
 }
@@ -148,7 +148,7 @@ async fn a_scan_shows_open_transfers(db: Fixture) {
     assert_eq!(place(origin), ("ccat", "telescope_computer"));
     assert_eq!(place(destination), ("cologne", "buffer"));
 
-    // Of one site only.
+    // With a filter for the origin's site.
     let mut of_origin = Vec::new();
     for origins in [vec![origin], vec![destination], vec![]] {
         let mut count = 0;
@@ -161,7 +161,7 @@ async fn a_scan_shows_open_transfers(db: Fixture) {
 }
 
 async fn a_later_scan_sees_every_change_but_one(db: Fixture) {
-    // More than the number of ids that every scan reads again.
+    // The distance is more than the number of ids that every scan reads again.
     let [old, failed, open] = [
         db.transfer().await,
         db.transfer().await,
@@ -191,7 +191,7 @@ async fn a_later_scan_sees_every_change_but_one(db: Fixture) {
     let expected = [failed, open, late, far].map(|id| (id, Status::Pending));
     assert_eq!(shown(&scan(&db, watch.as_ref()).await.0), expected);
 
-    // A row that was COMPLETED long ago is seen by a full scan.
+    // A full scan finds a row that was COMPLETED long ago.
     db.set_status(old, "PENDING").await;
     assert_eq!(shown(&scan(&db, watch.as_ref()).await.0), expected);
     assert_eq!(scan(&db, None).await.0.len(), 5);

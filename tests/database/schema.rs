@@ -1,4 +1,4 @@
-//! Migrations, the schema check, and an ops-db that SQLAlchemy has made.
+//! Migrations, the schema check, and an ops-db made by SQLAlchemy.
 //!
 //! `TEST_POSTGRES_URL` names a server, `TEST_PYTHON` a Python with SQLAlchemy and psycopg2.
 
@@ -55,7 +55,7 @@ async fn pending(repository: &Repository) -> Vec<TransferId> {
     ids
 }
 
-/// Schedules a transfer and returns its id if it was pending.
+/// Schedules a transfer. Returns its id if it was pending, else nothing.
 async fn scheduled(repository: &Repository, id: TransferId) -> Vec<TransferId> {
     let candidate = Candidate {
         id,
@@ -72,7 +72,7 @@ async fn scheduled(repository: &Repository, id: TransferId) -> Vec<TransferId> {
 
 async fn migrations_go_up_and_down_and_up(db: Fixture) {
     let connection = db.database.connection();
-    // Again: nothing to do.
+    // A repetition changes nothing.
     migration::create_ops_db(connection).await.unwrap();
     migration::create_worker_tables(connection).await.unwrap();
     migration::drop_worker_tables(connection).await.unwrap();
@@ -160,13 +160,13 @@ async fn alembics_ops_db_is_left_alone(db: Fixture) {
             .await
             .unwrap()
     );
-    // Our own tables come and go by command.
+    // Our own tables are dropped and created by commands.
     migration::drop_worker_tables(connection).await.unwrap();
     migration::create_worker_tables(connection).await.unwrap();
 }
 
 async fn every_difference_is_reported_at_once(db: Fixture) {
-    // On one connection: SQLite's others would parse with the schema that they remember.
+    // On one connection: other connections of SQLite would use their cached schema.
     let sql = [
         "DROP TABLE transfer_worker_attempt",
         "DROP TABLE disk_data_location",
@@ -331,7 +331,7 @@ async fn text_columns_are_written_as_their_rows_are() {
         .unwrap();
     assert_eq!(scheduled(&repository, id).await, [id]);
     assert_eq!(db.status(id).await, "scheduled");
-    // A row in the other spelling is found all the same.
+    // A row in the other spelling is found too.
     let other = db.transfer().await;
     assert_eq!(db.status(other).await, "PENDING");
     assert_eq!(pending(&repository).await, [other]);
@@ -360,7 +360,7 @@ async fn text_columns_without_rows_are_written_as_set() {
     };
     let id = db.transfer().await;
     assert_eq!(db.status(id).await, "pending");
-    // From then on the rows decide, not the setting.
+    // From then on the spelling in the rows decides, not the setting.
     let repository = Repository::open(db.database.clone(), EnumLabels::Names)
         .await
         .unwrap();
@@ -384,7 +384,7 @@ async fn text_columns_without_rows_are_written_as_set() {
     );
 }
 
-/// Runs `tests/python/ops_db_models.py`; prints a line and returns none without a Python.
+/// Runs `tests/python/ops_db_models.py`. Without a Python it prints a line and returns `None`.
 fn python(arguments: &[&str]) -> Option<String> {
     let python = service("TEST_PYTHON")?;
     let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/python/ops_db_models.py");
@@ -399,7 +399,7 @@ fn python(arguments: &[&str]) -> Option<String> {
     Some(String::from_utf8(output.stdout).unwrap())
 }
 
-/// A transfer from beginning to end in tables that SQLAlchemy has made, read by SQLAlchemy.
+/// A transfer from beginning to end in tables made by SQLAlchemy, with the result read by SQLAlchemy.
 #[rstest]
 #[case::sqlite_names(false, "names")]
 #[case::sqlite_values(false, "values")]

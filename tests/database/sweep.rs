@@ -1,4 +1,4 @@
-//! The sweep, which recovers transfers whose worker is gone.
+//! The sweep, which recovers transfers of dead workers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -91,7 +91,7 @@ async fn a_sweep_and_a_renewal_exclude_each_other(db: Fixture) {
             db.repository.renew(&lease, Snapshot::default())
         );
         let recovered = sweep.unwrap().recovered.len();
-        // Exactly one of them succeeds, and the row shows which.
+        // Exactly one of the two succeeds, and the row shows which.
         let (renewals, status) = match renewal {
             Ok(_) => (1, "IN_PROGRESS"),
             Err(LeaseError::Lost) => (0, "PENDING"),

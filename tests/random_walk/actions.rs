@@ -1,4 +1,4 @@
-//! Actions of an operator, a broker, a database and the passage of time.
+//! Actions of an operator, a broker and a database, and the passage of time.
 
 use std::sync::Arc;
 
@@ -16,11 +16,11 @@ use super::worker::Worker;
 use super::{LINKS, World};
 use crate::ops_db::me;
 
-/// Most workers at once.
+/// Maximum number of workers at the same time.
 const WORKERS: usize = 4;
 
 impl World {
-    /// Anything that can happen now.
+    /// Makes a random step of those that are possible now.
     pub(super) async fn random_step(&mut self) -> Step {
         loop {
             let taken = match self.rng.u32(0..100) {
@@ -43,7 +43,7 @@ impl World {
     async fn advance_one(&mut self) -> Option<Step> {
         let jobs = self.jobs();
         let place = *self.pick(&jobs)?;
-        // Now and then the database refuses every change of the row, or of one of our tables.
+        // From time to time the database refuses every change of the row, or of one of our tables.
         if self.rng.u32(0..15) > 0 {
             return Some(self.advance(place).await);
         }
@@ -62,7 +62,7 @@ impl World {
 
     fn deliver_one(&mut self) -> Option<Step> {
         let waiting = self.broker.state().waiting();
-        // Mostly the first one of a queue.
+        // The first message of a queue is the most likely one.
         let first: Vec<_> = waiting
             .iter()
             .filter(|(_, place)| *place == 0)
@@ -122,7 +122,7 @@ impl World {
             _ => vec![],
         };
         if self.rng.u8(0..8) == 0 {
-            // Another manager, or a restart, or the time for a look at all rows.
+            // A second manager, a restart, or the time for a full scan.
             let sites = [&[][..], &["ccat"], &["boulder"]];
             let sites = sites[self.rng.usize(0..sites.len())];
             self.manager = self.new_manager(sites);
@@ -145,7 +145,7 @@ impl World {
         step
     }
 
-    /// A manager as a process begins it, for the transfers from some sites or from all.
+    /// Creates a manager in the state of a new process, for the transfers from some sites or from all.
     pub(super) fn new_manager(&mut self, sites: &[&str]) -> Manager {
         let mut settings = (*self.settings).clone();
         settings.manager.sites = sites.iter().map(|&site| site.to_owned()).collect();
@@ -159,14 +159,14 @@ impl World {
         .reconciling(self.broker.clone())
     }
 
-    /// One pass, with the fates of its first messages.
+    /// Makes one pass, with the given fates of its first messages.
     pub(super) async fn pass(
         &mut self,
         plan: Vec<Publication>,
         faults: Vec<(FaultPoint, Mode)>,
     ) -> Step {
         let mut step = Step::new(format!("pass, {plan:?}, {faults:?}"));
-        // A pass that fails later may have looked, too.
+        // A pass that fails later may already have scanned.
         let looks_at_all = std::mem::take(&mut self.looks_at_all);
         self.answer_questions();
         self.broker.state().plan = plan.into();
@@ -178,7 +178,7 @@ impl World {
             () = died => None,
         };
         self.broker.state().plan.clear();
-        // It may have died of a message that it no longer waited for.
+        // The manager may have died at a message that it no longer waited for.
         let _ = self.broker.manager_died.notified().now_or_never();
         match ended {
             Some(Ok(pass)) => {
@@ -203,7 +203,7 @@ impl World {
         step
     }
 
-    /// Answers of the workers about the messages that they hold.
+    /// Sets the answers of the workers about the messages that they hold.
     fn answer_questions(&self) {
         let mut broker = self.broker.state();
         broker.held = Default::default();
@@ -302,7 +302,7 @@ impl World {
                 let verdict = instructing.await.unwrap();
                 step.text = format!("operator: {action:?}, {verdict:?}");
             }
-            // As a web interface does it, knowing nothing of leases and messages.
+            // A change like that of a web interface, without regard to leases and messages.
             55..85 => {
                 let count = match self.rng.bool() {
                     true => ", retry_count = 0",
@@ -379,7 +379,7 @@ impl World {
         let node = worker.owner.node.clone();
         match self.rng.u8(0..12) {
             0..2 if number < WORKERS => Some(self.start_worker()),
-            // Dies without a word.
+            // The worker dies without any message.
             0..3 => {
                 let dead = self.workers.swap_remove(index);
                 if dead.is_here {
@@ -395,7 +395,7 @@ impl World {
                 worker.is_mute = !worker.is_mute;
                 Some(Step::new(format!("{node} mute: {}", worker.is_mute)))
             }
-            // Stops: gives back what it has not begun, and does the rest first, or stops that too.
+            // The worker stops: it returns the messages that it has not started, and completes or also stops the rest.
             _ if worker.is_frozen => None,
             stop => {
                 let is_cold = stop == 9;
@@ -425,7 +425,7 @@ impl World {
         Step::new(format!("{node} starts, on this host: {is_here}"))
     }
 
-    /// Lets a dead process of this host be seen as such.
+    /// Makes the death of a process of this host visible.
     async fn bury(&self, node: &str) {
         self.db
             .sql(&format!(
@@ -481,8 +481,7 @@ impl World {
         })
     }
 
-    /// Lets the time pass that it takes until nothing waits any more for its time: dead workers are
-    /// noticed, their leases run out, delays end, rows are overdue.
+    /// Makes all waiting times pass: dead workers are detected, their leases expire, delays end, rows become overdue.
     pub(super) async fn pass_much_time(&mut self) {
         let alive: Vec<_> = self.workers.iter().map(|worker| worker.number).collect();
         {

@@ -1,5 +1,5 @@
-//! A broker in memory: queues, messages that workers hold, and every way in which it loses, repeats
-//! or refuses one.
+//! A broker in memory: queues, messages that workers hold, and every way in which a broker loses, repeats or refuses a
+//! message.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard};
@@ -23,14 +23,14 @@ pub struct Message {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Publication {
     Confirmed,
-    /// Confirmed, and gone with the next restart of the broker.
+    /// Confirmed, but lost at the next restart of the broker.
     ConfirmedAndLost,
     Refused,
-    /// In its queue, and the confirmation is lost.
+    /// In its queue, but the confirmation is lost.
     Unconfirmed,
     /// Neither in a queue nor answered.
     Unanswered,
-    /// In its queue, and the manager dies before it gets the confirmation.
+    /// In its queue, but the manager dies before it receives the confirmation.
     ManagerDies,
 }
 
@@ -45,9 +45,9 @@ pub struct State {
     pub held: HeldMessages,
     /// Fates of the next publications; then all are confirmed.
     pub plan: VecDeque<Publication>,
-    /// No connection.
+    /// No client can connect.
     pub is_away: bool,
-    /// Messages cannot be looked for.
+    /// The search for messages fails.
     pub is_mute: bool,
 }
 
@@ -83,7 +83,7 @@ impl State {
         queue.push_back(message);
     }
 
-    /// All waiting messages, by queue and place.
+    /// All waiting messages, by queue and position.
     pub fn waiting(&self) -> Vec<(String, usize)> {
         let places = |(queue, messages): (&String, &VecDeque<Message>)| {
             let queue = queue.clone();
@@ -96,14 +96,14 @@ impl State {
         self.ready.get_mut(queue)?.remove(*place)
     }
 
-    /// Hands a message to a worker; its tag.
+    /// Delivers a message to a worker and returns its tag.
     pub fn deliver(&mut self, message: Message, worker: u64) -> u64 {
         self.tags += 1;
         self.unsettled.insert(self.tags, (worker, message));
         self.tags
     }
 
-    /// False for a message that is no longer the worker's.
+    /// Returns false for a message that the worker no longer holds.
     pub fn acknowledge(&mut self, tag: u64) -> bool {
         self.unsettled.remove(&tag).is_some()
     }

@@ -1,4 +1,4 @@
-//! State of the transfers in the database, and the rules between two pictures of it.
+//! State of the transfers in the database, and the rules for the change from one state to the next.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -23,7 +23,7 @@ pub struct LeaseRow {
 #[derive(Debug, Clone, Default)]
 pub struct Picture {
     pub rows: BTreeMap<i64, Row>,
-    /// All leases, whichever transfer's.
+    /// All leases, by transfer.
     pub leases: BTreeMap<i64, LeaseRow>,
     /// All attempts without an outcome.
     pub open_attempts: BTreeSet<(i64, i32)>,
@@ -117,16 +117,16 @@ impl Picture {
 #[derive(Debug, Default)]
 pub struct Step {
     pub text: String,
-    /// Transfers that it is about.
+    /// Transfers of the step.
     pub about: BTreeSet<i64>,
     /// Transfers that an operator has changed.
     pub operator: BTreeSet<i64>,
     /// Transfers whose failure counts.
     pub counted: BTreeSet<i64>,
-    /// Transfers whose completion was asked for, and by which attempt.
+    /// Transfers and attempts with a requested completion.
     pub completing: BTreeSet<(i64, i32)>,
-    /// Transfers that a manager may see only when it looks at all rows: they were written by something
-    /// else, or their record is gone.
+    /// Transfers that a manager may miss until its next full scan: another program wrote their rows, or their record is
+    /// gone.
     pub unseen: BTreeSet<i64>,
     /// Transfers that a manager has sent.
     pub scheduled: BTreeSet<i64>,
@@ -136,7 +136,7 @@ pub struct Step {
     pub swept: usize,
     /// Number of leases that were taken from others.
     pub displaced: usize,
-    /// A manager has looked at all rows.
+    /// True if a manager has made a full scan.
     pub is_full_look: bool,
 }
 
@@ -194,8 +194,8 @@ pub fn check_step(before: &Picture, after: &Picture, step: &Step) -> Result<(), 
     Ok(())
 }
 
-/// Checks the rules that hold at any time. `has_message` returns true if a message of the transfer exists;
-/// `unseen` are rows that the next read of all rows shows.
+/// Checks the rules that hold at any time. `has_message` returns true if a message of the transfer exists; `unseen` are
+/// rows that only the next full scan finds.
 pub fn check_state(
     after: &Picture,
     has_message: impl Fn(i64) -> bool,

@@ -1,5 +1,5 @@
-//! Workers: what they do between a delivery and its settlement. The settling of failures is the
-//! program's own; only the copy itself is left out.
+//! Model of workers: their steps between a delivery and its settlement. The settling of failures is the program's own
+//! code; only the copy itself is left out.
 
 use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::tasks::{DataTransferTask, Settled};
@@ -20,11 +20,11 @@ use crate::ops_db::{TTL, me};
 pub struct Worker {
     pub number: u64,
     pub owner: Owner,
-    /// On this host, where others see that it is gone.
+    /// The worker runs on this host, where others can detect that it is dead.
     pub is_here: bool,
-    /// It stands still.
+    /// The worker does not move.
     pub is_frozen: bool,
-    /// It does not answer questions.
+    /// The worker does not answer questions.
     pub is_mute: bool,
     pub jobs: Vec<Job>,
 }
@@ -33,7 +33,7 @@ pub struct Worker {
 pub struct Job {
     pub tag: u64,
     pub message: Message,
-    /// None until it has its lease.
+    /// `None` until the job has its lease.
     pub lease: Option<Lease>,
 }
 
@@ -42,7 +42,7 @@ impl Worker {
         let here = me();
         let owner = match is_here {
             true => here,
-            // Out of everyone's sight but its own.
+            // No other process can inspect this one.
             false => Owner {
                 host: format!("far{number}"),
                 pid_scope: format!("{} far", here.pid_scope),
@@ -68,17 +68,17 @@ impl Worker {
 enum Next {
     Keep,
     Acknowledge,
-    /// The worker stops, and its message goes back.
+    /// The worker stops and requeues the message.
     Requeue,
     /// The worker dies before it settles the message.
     Die,
 }
 
-/// Place of a job: of the worker, and among its jobs.
+/// Position of a job: index of the worker, and index in its jobs.
 pub type Place = (usize, usize);
 
 impl World {
-    /// Jobs of workers that do not stand still.
+    /// Returns the jobs of all workers that are not frozen.
     pub(super) fn jobs(&self) -> Vec<Place> {
         let awake = self
             .workers
@@ -104,7 +104,7 @@ impl World {
         let number = self.workers[w].number;
         let tag = self.broker.state().deliver(message.clone(), number);
         let same = |job: &&mut Job| job.message.task_id == message.task_id;
-        // A redelivery joins the run that goes on.
+        // A redelivery joins the running job.
         if let Some(job) = self.workers[w].jobs.iter_mut().find(same) {
             let before = std::mem::replace(&mut job.tag, tag);
             self.broker.state().acknowledge(before);
@@ -138,7 +138,7 @@ impl World {
         }
     }
 
-    /// The next thing that a worker does about a message.
+    /// Makes the next step of a worker for a message.
     pub(super) async fn advance(&mut self, place: Place) -> Step {
         let job = self.job(place);
         let id = job.message.transfer.unwrap();
@@ -155,13 +155,13 @@ impl World {
     async fn begin(&mut self, place: Place, id: i64, step: &mut Step) -> Next {
         match self.rng.u32(0..100) {
             0..8 => {
-                // Revoked, or too old.
+                // The message is revoked, or has expired.
                 let withdrawal = match self.rng.bool() {
                     true => Withdrawal::Pending,
                     false => Withdrawal::Failed("revoked by celery control".into()),
                 };
                 step.add(&format!("message ends without a run, {withdrawal:?}"));
-                // A worker of another kind, or one that dies, tells nothing.
+                // A worker of another kind, or one that dies, does not withdraw.
                 if self.rng.u8(0..4) > 0 {
                     let task_id = self.job(place).message.task_id.clone();
                     let repository = self.db.repository.clone();
@@ -182,7 +182,7 @@ impl World {
         }
     }
 
-    /// Asks for the lease.
+    /// Tries to acquire the lease.
     async fn acquire(
         &mut self,
         place: Place,
@@ -294,7 +294,7 @@ impl World {
     }
 
     async fn claim(&mut self, place: Place, lease: &Lease, step: &mut Step) -> Next {
-        // Some transfers are about the same file.
+        // Some transfers have the same file as destination.
         let destination = format!("/data/{}", lease.data_transfer_id().get() % 7);
         step.add(&format!("claims {destination}"));
         let faults = match self.rng.u32(0..15) {
@@ -352,7 +352,7 @@ impl World {
     /// Faults of the end of an attempt.
     fn settlement_faults(&mut self, end: FaultPoint) -> Vec<(FaultPoint, Mode)> {
         let mode = match self.rng.bool() {
-            // Nothing is made again in a transaction in which a statement was refused.
+            // A transaction in which a statement was refused is not repeated.
             _ if self.refusing => Mode::Fail,
             true => Mode::Fail,
             false => Mode::Twice,
@@ -365,8 +365,8 @@ impl World {
         }
     }
 
-    /// Patience of a worker with the database: as long as it takes, or none because the worker ends. The
-    /// former takes real time, so it is rare.
+    /// Time that a worker waits for the database: without limit, or none because the worker ends. The former takes real
+    /// time, so it is rare.
     fn patience(&mut self, faults: &[(FaultPoint, Mode)]) -> CancellationToken {
         let token = CancellationToken::new();
         if !faults.is_empty() && self.rng.u8(0..8) > 0 || self.refusing {
@@ -401,7 +401,7 @@ impl World {
         }
     }
 
-    /// The attempt fails: the row is settled as the task does it.
+    /// The attempt fails; the row is settled by the task's own code.
     async fn fail(
         &mut self,
         place: Place,
@@ -462,7 +462,7 @@ impl World {
         }
     }
 
-    /// Stops the copies of a worker, and gives them back.
+    /// Stops the copies of a worker, which releases their rows.
     pub(super) async fn stop_copies(&mut self, node: &str, step: &mut Step) {
         let place_of = |world: &Self| {
             let is_it = |worker: &Worker| worker.owner.node == node;
@@ -478,7 +478,7 @@ impl World {
         }
     }
 
-    /// Brings a message to its end, where everything is well.
+    /// Completes a message without faults.
     pub(super) async fn finish(&mut self, place: Place, may_fail: bool) -> Step {
         let job = self.job(place);
         let id = job.message.transfer.unwrap();

@@ -1,10 +1,10 @@
-//! Where the bbcp double is.
+//! Location of the bbcp double.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The double's executable.
+/// Returns the executable of the double.
 pub(crate) fn double() -> &'static Path {
     static DOUBLE: OnceLock<PathBuf> = OnceLock::new();
     DOUBLE.get_or_init(|| {

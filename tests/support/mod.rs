@@ -1,4 +1,4 @@
-//! What integration tests share: the services that `scripts/test.sh` starts.
+//! Common parts of the integration tests; the services are started by `scripts/test.sh`.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(
@@ -17,17 +17,17 @@ use std::time::Duration;
 
 use celery_worker::broker::amqp::{Amqp, AmqpOptions};
 
-/// A broker to the test broker.
+/// Creates a client of the test broker.
 pub fn amqp(url: &str, name: &str) -> Amqp {
     Amqp::new(&AmqpOptions::new(url, name)).unwrap()
 }
 
-/// A name that no other test uses.
+/// Returns a name that no other test uses.
 pub fn unique(prefix: &str) -> String {
     format!("{prefix}-{}", uuid::Uuid::new_v4().simple())
 }
 
-/// Waits until `holds`, for half a minute at most.
+/// Waits until `holds` returns true, for at most half a minute.
 pub async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
     while !holds().await {

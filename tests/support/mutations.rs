@@ -1,9 +1,9 @@
-//! A corpus of inputs and what random damage makes of it, for parsers of hostile input.
+//! A corpus of inputs, and random changes of it, for parsers of hostile input.
 //!
-//! Used by `tests/parsers.rs`, and by unit tests of parsers that are private. The damage is the same in each run:
+//! Used by `tests/parsers.rs`, and by unit tests of private parsers. The changes are the same in each run:
 //!
-//!   PARSER_SEED=7         other damage
-//!   PARSER_ROUNDS=100000  more of it; damaged inputs for each parser, fewer for slow ones
+//!   PARSER_SEED=7         other changes
+//!   PARSER_ROUNDS=100000  more of them; damaged inputs for each parser, fewer for slow ones
 
 #![allow(
     clippy::unwrap_used,
@@ -18,23 +18,24 @@ use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Bytes of an input that is damaged.
+/// Maximum number of bytes of a damaged input.
 const LARGE: usize = 8 << 10;
 
-/// Bytes of the larger of two inputs that differ in their size only.
+/// Number of bytes of the larger of two inputs that differ only in size.
 const GROWN: usize = 128 << 10;
 
-/// The smaller one is that many times smaller.
+/// Ratio of the sizes of these two inputs.
 const GROWTH: usize = 8;
 
-/// Time of the processor for an input: a constant, and for each byte. Ten times what a debug build takes.
+/// Limit of the processor time for an input: a constant, and a time per byte. Ten times the usual time of a debug
+/// build.
 const CONSTANT: Duration = Duration::from_millis(300);
 const PER_BYTE: Duration = Duration::from_micros(20);
 
-/// Time of the clock after which a parser is taken for one that does not end.
+/// Elapsed time after which a parser counts as endless.
 const ENDLESS: Duration = Duration::from_secs(240);
 
-/// Bytes that mean something to one parser or another.
+/// Bytes with a meaning for at least one parser.
 const SPECIAL: [&[u8]; 58] = [
     b"\0",
     b"\x01",
@@ -96,7 +97,7 @@ const SPECIAL: [&[u8]; 58] = [
     b"\xdd\xff\xff\xff\xff",
 ];
 
-/// A source of damage.
+/// Generator of damaged inputs.
 struct Damage<'a> {
     random: fastrand::Rng,
     files: &'a [(String, Vec<u8>)],
@@ -117,7 +118,7 @@ impl Damage<'_> {
         SPECIAL[self.random.usize(..SPECIAL.len())]
     }
 
-    /// A damaged file, and its name.
+    /// Returns a damaged file with its name.
     fn input(&mut self) -> (String, Vec<u8>) {
         let (name, mut bytes) = self.file();
         for _ in 0..self.random.usize(1..5) {
@@ -170,7 +171,7 @@ impl Damage<'_> {
         }
     }
 
-    /// Two inputs of the same parts, one of which repeats a part of it [`GROWTH`] times as often.
+    /// Returns two inputs of the same parts. The second repeats one part [`GROWTH`] times as often.
     fn growing(&mut self, round: usize) -> (String, [Vec<u8>; 2]) {
         let (name, file) = self.file();
         let unit = match round % 2 {
@@ -193,17 +194,17 @@ fn variable(name: &str, default: u64) -> u64 {
     })
 }
 
-/// Time that this thread has had of a processor: how busy the machine is makes no difference.
+/// Processor time of this thread, which does not depend on the load of the machine.
 fn processor_time() -> Option<Duration> {
     let stat = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
     let nanoseconds = stat.split(' ').next()?.parse().ok()?;
     Some(Duration::from_nanos(nanoseconds))
 }
 
-/// Runs a parser; how long it took.
+/// Runs a parser and returns its processor time.
 ///
 /// # Panics
-/// If it panics, or takes too long for the input's size; with the input, and what it takes to make it again.
+/// The parser panics, or takes too long for the input's size. The message has the input and the data to make it again.
 fn run(parser: &str, from: &str, seed: u64, input: &[u8], read: &impl Fn(&[u8])) -> Duration {
     let failed = |why: &str| -> ! {
         let mut shown = String::new();
@@ -219,7 +220,7 @@ fn run(parser: &str, from: &str, seed: u64, input: &[u8], read: &impl Fn(&[u8]))
     let (began, clock) = (processor_time(), Instant::now());
     let outcome = std::thread::scope(|scope| {
         if input.len() > LARGE {
-            // No thread can be stopped from outside: the process ends, with the reason in its output.
+            // A thread cannot be stopped from outside, so the process ends, with the reason in its output.
             scope.spawn(move || {
                 if ended.recv_timeout(ENDLESS) == Err(RecvTimeoutError::Timeout) {
                     eprintln!("{parser} does not end with {from}, PARSER_SEED={seed}");
@@ -245,12 +246,12 @@ fn run(parser: &str, from: &str, seed: u64, input: &[u8], read: &impl Fn(&[u8]))
     took
 }
 
-/// Gives a parser every file of its corpus and a number of damaged ones: it has to return, in a time that the size
-/// of the input bounds. `read` asserts what holds of what it returns. `cost` is how many times fewer inputs there are
-/// than for a fast parser.
+/// Runs a parser on every file of its corpus and on a number of damaged ones. It must return within a time that depends
+/// on the size of the input. `read` asserts the properties of the result. `cost` divides the number of inputs, for slow
+/// parsers.
 ///
 /// # Panics
-/// With the input that the parser fails with.
+/// The parser fails; the message has the input.
 pub fn endures(parser: &str, cost: u64, read: impl Fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/corpus")
@@ -288,7 +289,7 @@ pub fn endures(parser: &str, cost: u64, read: impl Fn(&[u8])) {
         let of_small = run(parser, &name, seed, &small, &read);
         let of_large = run(parser, &name, seed, &large, &read);
         slowest = slowest.max(of_large);
-        // In proportion to the square of the size it would be eight times this.
+        // A quadratic parser would take twice this limit.
         let most = of_small * u32::try_from(GROWTH * 4).unwrap() + CONSTANT;
         assert!(
             of_large < most,

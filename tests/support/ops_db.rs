@@ -1,5 +1,4 @@
-//! A fresh ops-db for one test: a SQLite file, or a database in the server that
-//! `TEST_POSTGRES_URL` names.
+//! A new ops-db for one test: a SQLite file, or a database in the server that `TEST_POSTGRES_URL` names.
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
@@ -65,7 +64,7 @@ method = "bbcp"
 type = "direct"
 "#;
 
-/// A database, and what removes it.
+/// A database that is removed with this value.
 pub struct TestDatabase {
     pub settings: OpsDb,
     _directory: Option<TempDir>,
@@ -73,7 +72,7 @@ pub struct TestDatabase {
 }
 
 impl TestDatabase {
-    /// A path in a new directory; there is no file yet.
+    /// A path in a new directory; the file does not exist yet.
     pub fn sqlite() -> Self {
         let directory = TempDir::new().unwrap();
         let mut settings = settings();
@@ -85,7 +84,7 @@ impl TestDatabase {
         }
     }
 
-    /// An empty database; none, with a line that says so, where there is no server.
+    /// An empty database; without a server it prints a line and returns `None`.
     pub async fn postgres() -> Option<Self> {
         let url = service("TEST_POSTGRES_URL")?;
         let url = Url::parse(&url).unwrap();
@@ -107,7 +106,7 @@ impl TestDatabase {
         })
     }
 
-    /// A URL as SQLAlchemy wants it.
+    /// URL in SQLAlchemy's form.
     pub fn python_url(&self) -> String {
         match &self.server {
             None => format!(
@@ -123,7 +122,7 @@ impl TestDatabase {
         }
     }
 
-    /// A new pool.
+    /// Opens a new pool.
     pub async fn connect(&self) -> Database {
         Database::connect_or_create(&self.settings).await.unwrap()
     }
@@ -138,7 +137,7 @@ impl Drop for TestDatabase {
             "DROP DATABASE {} (FORCE)",
             self.settings.database_postgresql_database
         );
-        // A runtime of its own: the test's is busy with this drop.
+        // A runtime of its own, since the runtime of the test executes this drop.
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
@@ -216,12 +215,12 @@ impl Fixture {
         }
     }
 
-    /// A new PENDING transfer.
+    /// Creates a PENDING transfer.
     pub async fn transfer(&self) -> TransferId {
         self.transfer_from("ccat/telescope_computer").await
     }
 
-    /// A new PENDING transfer of a location, `site/location`.
+    /// Creates a PENDING transfer from a location, `site/location`.
     pub async fn transfer_from(&self, origin: &str) -> TransferId {
         let new = NewTransfer {
             relative_path: format!("2026/{}.tar", Uuid::new_v4().simple()),
@@ -234,7 +233,7 @@ impl Fixture {
         created.unwrap().into()
     }
 
-    /// Takes a transfer that is free.
+    /// Acquires a free transfer.
     pub async fn acquire(&self, id: TransferId) -> Acquired {
         self.acquire_as(id, &me()).await
     }
@@ -251,7 +250,7 @@ impl Fixture {
         }
     }
 
-    /// Something that somebody else does to the database.
+    /// Executes a statement, as another program would.
     pub async fn sql(&self, sql: &str) -> u64 {
         self.database
             .connection()
@@ -261,7 +260,7 @@ impl Fixture {
             .rows_affected()
     }
 
-    /// One text of one row.
+    /// Returns one text of one row.
     pub async fn text(&self, sql: &str) -> Option<String> {
         let db = self.database.connection();
         let row = db
@@ -283,7 +282,7 @@ impl Fixture {
         .await;
     }
 
-    /// Lets the database refuse every change of a transfer's row.
+    /// Makes the database refuse every change of a transfer's row.
     pub async fn refuse_updates_of(&self, id: TransferId) {
         let trigger = format!(
             "CREATE TRIGGER bad BEFORE UPDATE ON data_transfer FOR EACH ROW WHEN (NEW.id = {id})"
@@ -298,7 +297,7 @@ impl Fixture {
         .await;
     }
 
-    /// Lets a lease end.
+    /// Makes a lease expire.
     pub async fn expire(&self, id: TransferId) {
         let sql = format!(
             "UPDATE transfer_worker_lease SET expires_at = '2001-01-01T00:00:00+00:00' \
@@ -307,7 +306,7 @@ impl Fixture {
         assert_eq!(self.sql(&sql).await, 1);
     }
 
-    /// All that is written about a transfer, to see that nothing was.
+    /// Returns all rows about a transfer, to check that nothing was changed.
     pub async fn everything(&self, id: TransferId) -> String {
         let detail = self.repository.show(id).await.unwrap();
         let logs = self
@@ -325,12 +324,12 @@ impl Fixture {
     }
 }
 
-/// This process.
+/// Owner of leases in this process.
 pub fn me() -> Owner {
     Owner::current("celery@here")
 }
 
-/// A process of this host that is gone.
+/// Owner in a dead process of this host.
 pub fn dead() -> Owner {
     Owner {
         node: "celery@dead".to_owned(),
@@ -339,7 +338,7 @@ pub fn dead() -> Owner {
     }
 }
 
-/// A process of another host.
+/// Owner in a process of another host.
 pub fn stranger() -> Owner {
     Owner {
         node: "celery@far".to_owned(),

@@ -1,7 +1,7 @@
 //! The services that `scripts/test.sh` starts, by the variables that it sets.
 
-/// The value of `variable`. Where it is not set the test is skipped and says so, unless
-/// `TEST_SERVICES=required`, as in `scripts/test.sh`: then it fails.
+/// Returns the value of `variable`. If it is not set, the test is skipped with a message. With
+/// `TEST_SERVICES=required`, as in `scripts/test.sh`, it fails instead.
 pub fn service(variable: &str) -> Option<String> {
     let value = std::env::var(variable)
         .ok()

@@ -1,4 +1,4 @@
-//! Tasks that have nothing to do with transfers.
+//! Tasks without transfers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use celery_worker::task::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// Counts runs, and holds tasks that wait.
+/// Counts runs, and blocks tasks that wait.
 #[derive(Default)]
 pub struct Probe {
     pub started: AtomicUsize,
@@ -40,8 +40,8 @@ pub struct Params {
     pub value: Value,
 }
 
-/// `do(what, value=None)`: `echo` returns the value, `fail` fails, `panic` panics, `wait` waits for
-/// the gate or for being stopped.
+/// `do(what, value=None)`: `echo` returns the value, `fail` fails, `panic` panics, `wait` waits until it is released or
+/// stopped.
 pub struct Do {
     request: Request<Self>,
     options: TaskOptions,

@@ -206,7 +206,7 @@ fn ends_of_a_copy() {
         let outcome = bench.injected(plan).knob("ACCEPT", "0.05").run();
         outcome.expect(*code, &[&bench.fill(text)]);
         if *code > 128 && outcome.signal.is_some() {
-            // The orphans of a dead agent finish on their own.
+            // The orphans of a dead agent complete their copy.
             eventually("the orphans' end", || {
                 bench.exists("dst/x") && bench.mode("dst/x") != 0o200
             });
@@ -424,7 +424,7 @@ fn p_1_floods() {
         .knob("PLAN", "stall:0.5@50%+ok")
         .run();
     outcome.expect(0, &[]);
-    // In a stall nothing is said; so a slow copy is needed for the flood.
+    // A stalled copy prints nothing, so the flood needs a slow copy.
     let flood = bench
         .call(&["-f", "-v", "-P", "1", "{}/src/a", "{}/dst/x"])
         .knob("PLAN", "slow:200000")

@@ -118,7 +118,7 @@ fn a_plan_is_worked_off_and_its_last_entry_repeats() {
             .rc()
     };
     assert_eq!(run(), 22);
-    // A command line that copies nothing takes no entry.
+    // A command line without a copy takes no entry.
     assert_eq!(bench.call(&["-#"]).knob("STATE", "{}/state").run().rc(), 0);
     assert_eq!(
         bench
@@ -214,7 +214,7 @@ fn knobs_from_a_file_beside_the_program_as_called() {
     run().expect(22, &["already exists."]);
     run().expect(9, &["a=b"]);
     assert!(bench.exists("bin/bbcp-double.state"));
-    // The environment wins.
+    // The environment has precedence.
     bench
         .call_program(&link, &["{}/src/a", "{}/dst/x"])
         .knob("PLAN", "ok")

@@ -1,4 +1,4 @@
-//! The double as a program: beside the real bbcp, with injections and knobs, its options and processes.
+//! Tests of the double as a program: conformance with the real bbcp, injections, knobs, options and processes.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! Options whose behaviour is the double's own, or that the conformance table does not cover.
+//! Options with behaviour specific to the double, and those without a case in the conformance table.
 
 use crate::support::{Bench, DOUBLE};
 use std::fs;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 const SIZE: usize = 400_000;
 /// Knobs and their values.
 type KnobValues = &'static [(&'static str, &'static str)];
-/// Long enough for any test to act upon the copy.
+/// Slow enough that a test can act during the copy.
 const SLOW: KnobValues = &[("RATE", "20000")];
 
 fn slow<'a>(bench: &'a Bench, arguments: &[&str], knobs: &[(&str, &str)]) -> Running<'a> {
@@ -67,7 +67,7 @@ fn a_local_copy_is_one_group() {
 
 #[test]
 fn a_remote_child_has_its_own_session_and_feels_the_loss_of_the_other() {
-    // Arguments, knobs, whether the sink is the remote one, whether the partial stays.
+    // Arguments, knobs, true if the sink is the remote side, true if the partial file stays.
     type Row = (&'static [&'static str], KnobValues, bool, bool);
     let table: &[Row] = &[
         (
@@ -128,7 +128,7 @@ fn children_outlive_an_agent_that_dies_alone_until_they_look() {
 
 #[test]
 fn a_child_that_dies_by_a_signal_is_named() {
-    // Which child, code, whether the partial stays.
+    // Killed child, exit code, true if the partial file stays.
     for (role, code, stays) in [("SNK", 255, true), ("SRC", 128, false)] {
         let bench = Bench::with_source(SIZE);
         let running = slow(&bench, &["{}/src/a", "{}/dst/x"], &[]);
@@ -139,7 +139,7 @@ fn a_child_that_dies_by_a_signal_is_named() {
         running.finish().expect(code, &[&text]);
         assert_eq!(bench.exists("dst/x"), stays, "{role}");
     }
-    // Over ssh no process is left to print it.
+    // Over ssh, no remaining process can print it.
     let bench = Bench::with_source(SIZE);
     let running = slow(&bench, &["{}/src/a", "{}/dst/x"], &[("REMOTE", "1")]);
     let (sink, _) = pair(&running);
@@ -262,7 +262,7 @@ fn an_orphan_unlinks_what_has_the_targets_name() {
         running.finish();
         gone(&[source]);
         assert!(lives(sink), "{plan}: ignores the group's death");
-        // A retry under the same name.
+        // A retry with the same name.
         fs::remove_file(bench.path("dst/x")).unwrap();
         bench.call(&["{}/src/a", "{}/dst/x"]).run().expect(0, &[]);
         gone(&[sink]);
@@ -377,7 +377,7 @@ fn a_record_names_the_copies_that_live_beside() {
         last["beside"].clone()
     };
     assert_eq!(other(), serde_json::json!([first.id()]));
-    // The agent's death is not that of its children.
+    // The death of the agent does not end its children.
     let (sink, source) = pair(&first);
     first.signal_agent(Signal::SIGKILL);
     eventually("the agent is gone", || !lives(first.id()));
@@ -385,7 +385,7 @@ fn a_record_names_the_copies_that_live_beside() {
     first.signal_group(Signal::SIGKILL);
     first.finish();
     gone(&[sink, source]);
-    // No end on record, and nothing that lives.
+    // The record has no end, but no process lives.
     assert_eq!(other(), serde_json::json!([]));
 }
 

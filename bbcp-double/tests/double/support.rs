@@ -1,4 +1,4 @@
-//! A directory to copy in, and bounded runs of a bbcp there.
+//! A directory for copies, and runs of a bbcp with a time limit.
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
@@ -8,13 +8,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// No run may take longer; far above what any takes, because two busy cores are slow.
+/// Time limit of a run; far above the usual time, since two busy cores are slow.
 const PATIENCE: Duration = Duration::from_secs(40);
 
 /// The double.
 pub(crate) const DOUBLE: &str = env!("CARGO_BIN_EXE_bbcp");
 
-/// A temporary directory with `src`, `dst` and `ckp` in it. In arguments and paths `{}` stands for it.
+/// A temporary directory with `src`, `dst` and `ckp`. In arguments and paths, `{}` stands for it.
 pub(crate) struct Bench {
     directory: TempDir,
 }
@@ -28,7 +28,7 @@ impl Bench {
         Self { directory }
     }
 
-    /// A bench with a source `src/a` of `size` bytes.
+    /// Creates a bench with a source `src/a` of `size` bytes.
     pub(crate) fn with_source(size: usize) -> Self {
         let bench = Self::new();
         bench.write("src/a", &content(size, 1));
@@ -67,12 +67,12 @@ impl Bench {
         fs::metadata(self.path(name)).unwrap().permissions().mode() & 0o7777
     }
 
-    /// A run of the double on these arguments.
+    /// Prepares a run of the double with these arguments.
     pub(crate) fn call(&self, arguments: &[&str]) -> Call<'_> {
         self.call_program(Path::new(DOUBLE), arguments)
     }
 
-    /// A run of the double with injections, `-v`, from `src/a` to `dst/x`.
+    /// Prepares a run of the double with injections, `-v`, from `src/a` to `dst/x`.
     pub(crate) fn injected(&self, plan: &str) -> Call<'_> {
         self.call(&["-v", "{}/src/a", "{}/dst/x"])
             .knob("PLAN", plan)
@@ -97,7 +97,7 @@ impl Bench {
     }
 }
 
-/// A run that is not started yet.
+/// A run that has not been started.
 pub(crate) struct Call<'a> {
     bench: &'a Bench,
     command: Command,
@@ -169,7 +169,7 @@ impl Running<'_> {
         String::from_utf8_lossy(&fs::read(&self.err_path).unwrap()).into_owned()
     }
 
-    /// Waits until the file has `bytes`.
+    /// Waits until the file has at least `bytes`.
     pub(crate) fn await_size(&mut self, name: &str, bytes: u64) {
         let path = self.bench.path(name);
         eventually(&format!("{bytes} bytes in {name}"), || {
@@ -177,7 +177,7 @@ impl Running<'_> {
         });
     }
 
-    /// Waits for the end.
+    /// Waits for the end of the run.
     pub(crate) fn finish(mut self) -> Outcome {
         let deadline = Instant::now() + PATIENCE;
         let status = loop {
@@ -225,7 +225,7 @@ impl Outcome {
         String::from_utf8_lossy(&self.stderr_bytes).into_owned()
     }
 
-    /// The code, or 128 + signal as a shell has it.
+    /// The exit code, or 128 + signal as in a shell.
     pub(crate) fn rc(&self) -> i32 {
         self.code
             .or(self.signal.map(|signal| 128 + signal))
@@ -245,7 +245,7 @@ impl Outcome {
     }
 }
 
-/// Bytes without a pattern, but always the same for a seed.
+/// Returns bytes without a pattern, the same for each seed.
 pub(crate) fn content(size: usize, seed: u64) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     std::iter::repeat_with(|| {
@@ -269,7 +269,7 @@ pub(crate) fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// True if a process exists and is no zombie.
+/// Returns true if a process exists and is not a zombie.
 pub(crate) fn lives(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat
@@ -281,7 +281,7 @@ pub(crate) fn lives(pid: i32) -> bool {
     })
 }
 
-/// Process ids and command lines of a process's children.
+/// Returns process ids and command lines of a process's children.
 pub(crate) fn children(parent: i32) -> Vec<(i32, String)> {
     let mut found: Vec<(i32, String)> = fs::read_dir("/proc")
         .unwrap()
@@ -306,7 +306,7 @@ fn status_field(pid: i32, field: &str) -> Option<i32> {
         .find_map(|line| line.strip_prefix(field)?.trim().parse().ok())
 }
 
-/// The mode that a finished target has.
+/// Returns the mode of a finished target.
 pub(crate) fn usual_mode() -> u32 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let mask = status

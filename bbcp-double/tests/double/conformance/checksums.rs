@@ -74,7 +74,7 @@ pub(super) const CASES: &[Case] = &[
             "{}/src/h",
             "{}/dst/x",
         ])
-        // The real one ends with the code of the side that reports first.
+        // The exit code of the real program is that of the side that reports first.
         .codes(&[172, 84])
         .stderr(&[
             "^bbcp: {}/src/h source checksum NONE does not match HELLO$",

@@ -47,7 +47,7 @@ pub(super) const CASES: &[Case] = &[
         after: &[After::Copied("dst/x", "src/a"), After::Entries("ckp", 0)],
     },
     Case {
-        // As the worker resumes: each attempt has a name of its own.
+        // The same steps as in the worker: each attempt has a name of its own.
         name: "-a -k -e, the group killed, the partial renamed with its checkpoint, resumed",
         before: &[BIG],
         steps: &[
@@ -68,7 +68,7 @@ pub(super) const CASES: &[Case] = &[
         before: &[BIG],
         steps: &[
             Step::new(&["-a", "{}/ckp", "-k", "-x", "1m", "{}/src/a", "{}/dst/x"]).killed_at("dst/x"),
-            // Another source under the same target name is a changed source.
+            // Another source with the same target name counts as a changed source.
             Step::new(&["-a", "{}/ckp", "-k", "{}/src/../list", "{}/dst/x"])
                 .codes(&[22])
                 .stderr(&[

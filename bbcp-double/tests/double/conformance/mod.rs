@@ -1,8 +1,8 @@
-//! The double may not drift from the real bbcp: one table of cases, which is run against the double always
-//! and against the real binary when `BBCP_REAL` names one.
+//! Conformance of the double with the real bbcp: one table of cases, which always runs on the double, and also on the
+//! real program if `BBCP_REAL` names one.
 //!
-//! Compared are the exit code (a set where the real one races), patterns in the output, and the files at the
-//! target. All cases are local, because ssh to this machine cannot be taken for granted.
+//! The tests compare the exit code (a set if the real program has a race), patterns in the output, and the files at the
+//! target. All cases are local, because ssh to this machine may be impossible.
 
 mod checksums;
 mod command_line;
@@ -42,7 +42,7 @@ enum After {
     Text(&'static str, &'static str),
     /// This mode
     Mode(&'static str, u32),
-    /// Begun: mode 0200, shorter than the source and a prefix of it
+    /// Partial: mode 0200, shorter than the source and a prefix of it
     Partial(&'static str, &'static str),
     /// Size in bytes
     Size(&'static str, u64),
@@ -52,19 +52,19 @@ enum After {
 
 /// One command line and its expected effect.
 struct Step {
-    /// `{}` is the test's directory
+    /// `{}` stands for the directory of the test
     arguments: &'static [&'static str],
-    /// TERM the process group when this file has begun to grow
+    /// Send SIGTERM to the process group when this file has begun to grow
     killed_at: Option<&'static str>,
-    /// Before: a target file and its checkpoint in `ckp` get another name
+    /// Before the step, a target file and its checkpoint in `ckp` are renamed
     renamed: Option<(&'static str, &'static str)>,
     /// Possible exit codes
     codes: &'static [i32],
-    /// Each matches in standard error (multi-line mode, `{}` as above)
+    /// Patterns that each match in standard error (multi-line mode, `{}` as above)
     stderr: &'static [&'static str],
-    /// None matches in standard error
+    /// Patterns that do not match in standard error
     not_stderr: &'static [&'static str],
-    /// Matches standard output as a whole
+    /// Pattern that matches the whole standard output
     stdout: &'static str,
 }
 
@@ -263,7 +263,7 @@ impl Case {
     }
 }
 
-/// Runs all cases, several at a time: most of their time is spent waiting.
+/// Runs all cases concurrently, since they wait most of their time.
 fn run_all(program: &Path) {
     let cases = cases();
     let next = AtomicUsize::new(0);
@@ -287,7 +287,7 @@ fn the_double_conforms() {
 fn the_real_bbcp_conforms() {
     match std::env::var_os("BBCP_REAL") {
         Some(real) => run_all(&PathBuf::from(real)),
-        // Past the test harness, which hides what a passing test prints.
+        // Written directly, since the test harness hides the output of a passing test.
         None => writeln!(std::io::stderr(), "skipped: BBCP_REAL not set").unwrap(),
     }
 }
