@@ -1,4 +1,4 @@
-//! Events: what a worker tells monitors such as Flower.
+//! Events that a worker sends to monitors such as Flower.
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
@@ -8,93 +8,93 @@ use super::message::TaskMessage;
 use super::repr;
 use super::result::{Cause, State, StateName};
 
-/// What the worker says that it is, its version and its system.
+/// Name, version and operating system that the worker reports.
 const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
 
 /// Routing key of a list of events.
 pub const LIST: &str = "task.multi";
 
-/// Events in one list at most. Python's lists end at 24; Celery's receiver, and so Flower, takes any length, and
-/// what a fast worker has to tell fits no short ones.
+/// Maximum number of events in one list. Python's lists end at 24; Celery's receiver, and therefore Flower, accepts any
+/// length, and a fast worker has too many events for short ones.
 pub const LISTED: usize = 500;
 
 /// What the worker itself looks like at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
-    /// Seconds between two heartbeats.
+    /// Interval of the heartbeats, in seconds.
     pub freq: f64,
-    /// Tasks that run.
+    /// Number of running tasks.
     pub active: usize,
-    /// Tasks that were begun since the start.
+    /// Number of tasks started since the start of the worker.
     pub processed: u64,
     /// Load averages of the host over 1, 5 and 15 minutes.
     pub loadavg: [f64; 3],
 }
 
-/// Something that happened.
+/// An event of a worker or of a task.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Event<'a> {
-    /// The worker is there.
+    /// The worker has started.
     WorkerOnline(Load),
-    /// It still is.
+    /// The worker is still running.
     WorkerHeartbeat(Load),
-    /// It goes.
+    /// The worker stops.
     WorkerOffline(Load),
-    /// A task came.
+    /// A task message was received.
     TaskReceived(&'a TaskMessage),
-    /// It runs.
+    /// A task has started; the value is its id.
     TaskStarted(&'a str),
-    /// It returned.
+    /// A task has succeeded.
     TaskSucceeded {
-        /// Its id.
+        /// Id of the task.
         id: &'a str,
-        /// What it returned.
+        /// Result of the task.
         result: &'a Value,
-        /// How long it ran, in seconds.
+        /// Duration of the run, in seconds.
         runtime: f64,
     },
-    /// It raised.
+    /// A task has failed.
     TaskFailed {
-        /// Its id.
+        /// Id of the task.
         id: &'a str,
-        /// What it raised.
+        /// Exception that the task raised.
         exception: &'a Exception,
         /// Text in the form of a Python traceback.
         traceback: Option<&'a str>,
     },
-    /// It raised and will be run again.
+    /// A task raised an exception and will run again.
     TaskRetried {
-        /// Its id.
+        /// Id of the task.
         id: &'a str,
-        /// What it raised.
+        /// Exception that the task raised.
         exception: &'a Exception,
         /// Text in the form of a Python traceback.
         traceback: Option<&'a str>,
     },
-    /// It will not run, or was stopped.
+    /// A task will not run, or was stopped.
     TaskRevoked {
-        /// Its id.
+        /// Id of the task.
         id: &'a str,
-        /// Why.
+        /// Reason for the revocation.
         cause: Cause,
     },
-    /// It refused its message.
+    /// A task rejected its message.
     TaskRejected {
-        /// Its id.
+        /// Id of the task.
         id: &'a str,
-        /// Whether the message went back to its queue.
+        /// True if the message was requeued.
         requeue: bool,
     },
-    /// How far it is. Celery has no such event. Its name must not begin with `task-`: monitors take what
-    /// follows for the task's state, do not offer to terminate what is not STARTED, and keep a state of
-    /// their own making over REVOKED.
+    /// Progress of a task. Celery has no such event. Its name must not begin with `task-`: monitors interpret the rest
+    /// of such a name as the task's state, do not offer to terminate a task that is not STARTED, and show their own
+    /// interpretation instead of REVOKED.
     Progress {
-        /// Its id.
+        /// Id of the task.
         id: &'a str,
         /// The same mapping that the state PROGRESS has as its result.
         progress: &'a Value,
     },
-    /// The answer to a node that wants an election.
+    /// The answer to a node that requests an election.
     WorkerElectAck(&'a str),
 }
 
@@ -109,7 +109,7 @@ pub struct Stamp<'a> {
     pub clock: u64,
     /// Seconds since 1970.
     pub timestamp: f64,
-    /// Hours that the worker's local zone lies *west* of UTC: -1.0 in Cologne in winter.
+    /// Offset of UTC from the worker's local time, in hours, positive in the *west*: -1.0 in Cologne in winter.
     pub utcoffset: f64,
 }
 
@@ -147,7 +147,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// The event's type.
+    /// Type of the event.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -166,7 +166,7 @@ impl<'a> Event<'a> {
         }
     }
 
-    /// Whether it tells of the worker; such events are always sent.
+    /// Returns true for an event about the worker; such events are always sent.
     #[must_use]
     pub fn is_worker(&self) -> bool {
         matches!(
@@ -178,25 +178,25 @@ impl<'a> Event<'a> {
         )
     }
 
-    /// Whether it goes in a list with its like, as Python sends those that tell of a task's state.
+    /// Returns true if the event is sent in a list with others, as in Python for the events about a task's state.
     #[must_use]
     pub fn is_listed(&self) -> bool {
         self.name().starts_with("task-")
     }
 
-    /// Routing key on the exchange of events, for one that goes by itself.
+    /// Routing key on the exchange of events, for an event that is sent alone.
     #[must_use]
     pub fn routing_key(&self) -> String {
         self.name().replace('-', ".")
     }
 
-    /// The event as monitors read it.
+    /// The event in the format for monitors.
     #[must_use]
     pub fn stamped(&'a self, stamp: Stamp<'a>) -> impl Serialize + use<'a> {
         Stamped { event: self, stamp }
     }
 
-    /// Adds what only this kind of event carries.
+    /// Adds the fields of this kind of event.
     fn fields<M: SerializeMap>(&self, map: &mut M) -> Result<(), M::Error> {
         match self {
             Self::WorkerOnline(load) | Self::WorkerHeartbeat(load) | Self::WorkerOffline(load) => {
@@ -224,7 +224,7 @@ impl<'a> Event<'a> {
             }
             Self::Progress { id, progress } => {
                 map.serialize_entry("uuid", id)?;
-                // In a field of its own: the names in it are the task's.
+                // In a separate field, because the task chooses the names in it.
                 map.serialize_entry("progress", progress)
             }
             Self::WorkerElectAck(id) => map.serialize_entry("id", id),
@@ -255,7 +255,7 @@ impl<'a> Event<'a> {
                 let terminated = *cause == Cause::Terminated;
                 map.serialize_entry("uuid", id)?;
                 map.serialize_entry("terminated", &terminated)?;
-                // Python names the signal that it sends; here it is always SIGTERM first.
+                // Python reports the signal that it sends; the first one here is always SIGTERM.
                 map.serialize_entry("signum", &terminated.then_some(15))?;
                 map.serialize_entry("expired", &(*cause == Cause::Expired))
             }
@@ -263,15 +263,15 @@ impl<'a> Event<'a> {
     }
 }
 
-/// Monitors decide by these what they may ask of a worker.
+/// Adds the fields by which monitors decide which requests they may send to a worker.
 fn software<M: SerializeMap>(map: &mut M) -> Result<(), M::Error> {
     map.serialize_entry("sw_ident", SOFTWARE.0)?;
     map.serialize_entry("sw_ver", SOFTWARE.1)?;
     map.serialize_entry("sw_sys", SOFTWARE.2)
 }
 
-/// An event with its stamp. It is written as it is read off: there are three of them for each task, and
-/// a mapping of values on the way to their text cost more than the text.
+/// An event with its stamp. It is serialized directly: three events are sent for each task, and an intermediate mapping
+/// of values costs more than the serialization itself.
 struct Stamped<'a> {
     event: &'a Event<'a>,
     stamp: Stamp<'a>,

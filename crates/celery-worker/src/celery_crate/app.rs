@@ -1,11 +1,10 @@
-//! A [`celery::Celery`] app that produces through a [`Broker`].
+//! A [`celery::Celery`] app that publishes through a [`Broker`].
 //!
-//! The crate's own brokers are not used: its AMQP broker publishes without confirms, and can
-//! neither use TLS nor queues with arguments. But its app cannot be made without one of them. So
-//! the app is built with the crate's Redis broker pointed at a local port where nobody speaks
-//! Redis (`redis` 0.22 sends nothing when it connects to database 0 without a password), and the
-//! broker is then replaced. This relies on the exact version that `Cargo.toml` pins; the test
-//! below fails if it ceases to work.
+//! The crate's own brokers are not used: its AMQP broker publishes without confirms, and supports neither TLS nor
+//! queues with arguments. But the crate cannot build an app without one of its brokers. Therefore the app is built with
+//! the crate's Redis broker and a local port without a Redis server (`redis` 0.22 sends nothing when it connects to
+//! database 0 without a password), and the broker is replaced afterwards. This depends on the exact version that
+//! `Cargo.toml` pins; the test below fails if it no longer works.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,37 +24,37 @@ use crate::broker::{Broker, Publication, Sending, TaskQueues, TracePropagation};
 use celery_protocol::{Properties, RawMessage, isoformat, repr};
 use service_connection::error_chain::chain;
 
-/// How messages of an app are sent.
+/// Options for the messages of an app.
 #[derive(Debug, Clone)]
 pub struct Producing {
     /// Node name of the app.
     pub hostname: String,
     /// Queue for signatures that name none.
     pub default_queue: String,
-    /// A task type's `NAME` → the name that goes on the wire, where the two differ.
+    /// Names in messages by a task type's `NAME`, for types whose names differ.
     pub names: HashMap<&'static str, String>,
-    /// How queues are declared.
+    /// Declarations of the queues.
     pub queues: TaskQueues,
-    /// Queue that `rpc://` results are to be sent to.
+    /// Queue for `rpc://` results.
     pub reply_to: Option<String>,
-    /// How long a publication is tried before it fails.
+    /// Time limit of a publication with all its attempts.
     pub within: Duration,
-    /// Carries the trace of a sender to the receiver.
+    /// Transfers the sender's trace to the receiver.
     pub propagation: Arc<dyn TracePropagation>,
 }
 
-/// Makes an app whose messages go out through `broker`. Opens no connection to the broker.
+/// Creates an app that publishes through `broker`. Opens no connection to the broker.
 ///
 /// # Errors
-/// [`CeleryError::IoError`] if no local port can be had.
+/// [`CeleryError::IoError`] if no local port is available.
 pub async fn build(broker: Arc<dyn Broker>, producing: Producing) -> Result<Celery, CeleryError> {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("redis://{}", nobody.local_addr()?);
     let mut app = CeleryBuilder::new("celery", &url)
         .hostname(&producing.hostname)
         .default_queue(&producing.default_queue)
-        // Late acknowledgement is what makes a transfer survive its worker; retries go through
-        // the manager, not through the crate.
+        // With late acknowledgement, a transfer survives the death of its worker; the manager handles retries, not the
+        // crate.
         .acks_late(true)
         .task_max_retries(0)
         .build()
@@ -64,7 +63,7 @@ pub async fn build(broker: Arc<dyn Broker>, producing: Producing) -> Result<Cele
     Ok(app)
 }
 
-/// The crate's own broker ([`CrateBroker`]), for producing only: consuming is the worker's own.
+/// The broker for the crate ([`CrateBroker`]), for publishing only; this crate's worker consumes by itself.
 struct Producer {
     broker: Arc<dyn Broker>,
     producing: Producing,
@@ -104,8 +103,8 @@ impl CrateBroker for Producer {
         let sending = Sending::begin(&mut publication, &*self.producing.propagation);
         let within = self.producing.within;
         let sent = self.broker.publish(&publication, within).await;
-        // The crate's error type knows lapin 2 only. The text with all its causes is kept, and the
-        // kind of error states whether the broker has answered.
+        // The crate's error type supports only lapin 2. The text with all causes is kept, and the kind of error states
+        // whether the broker has answered.
         let sent = sent.map_err(|e| (kind(&e), chain(&e).to_string()));
         sending.end(&sent.as_ref().copied().map_err(|(_, text)| text));
         sent.map_err(|(kind, text)| BrokerError::IoError(io::Error::new(kind, text)))
@@ -148,7 +147,7 @@ impl CrateBroker for Producer {
         Ok(())
     }
 
-    /// Connects for publishing, unless that is done.
+    /// Connects for publishing, unless this was done before.
     async fn reconnect(&self, connection_timeout: u32) -> Result<(), BrokerError> {
         self.broker
             .prepare(Duration::from_secs(connection_timeout.into()))
@@ -157,7 +156,7 @@ impl CrateBroker for Producer {
     }
 }
 
-/// The kind of error by which [`is_unanswered`] knows a publication without an answer.
+/// The kind of error by which [`is_unanswered`] recognizes a publication without an answer.
 fn kind(error: &crate::broker::BrokerError) -> io::ErrorKind {
     use crate::broker::BrokerError::{GivenUp, Timeout, Unreachable};
     match error {
@@ -167,8 +166,7 @@ fn kind(error: &crate::broker::BrokerError) -> io::ErrorKind {
     }
 }
 
-/// Returns true if a publication of an app failed without an answer of the broker, and false if the
-/// broker refused it.
+/// Returns true if a publication of an app failed without an answer of the broker, and false if the broker refused it.
 #[must_use]
 pub fn is_unanswered(error: &io::Error) -> bool {
     matches!(
@@ -177,8 +175,7 @@ pub fn is_unanswered(error: &io::Error) -> bool {
     )
 }
 
-/// A protocol 2 message with every header that a Python producer sets, so that monitors show it
-/// as one of Python's.
+/// Creates a protocol 2 message with every header of a Python producer, so that monitors show it like one of Python's.
 fn encode(message: &Message, producing: &Producing) -> Result<RawMessage, BrokerError> {
     let h = &message.headers;
     let task = producing
@@ -279,8 +276,8 @@ mod tests {
         }
     }
 
-    /// Guards the pinned version of the crate: an app is made without a Redis server, and sends
-    /// through our [`Broker`].
+    /// Checks the pinned version of the crate: an app is created without a Redis server, and publishes through this
+    /// crate's [`Broker`].
     #[tokio::test]
     async fn an_app_without_the_crates_brokers() {
         let recorder = Arc::new(Recorder::default());

@@ -1,8 +1,9 @@
 //! Tasks and apps of the [`celery`] crate.
 //!
-//! A type that implements [`celery::task::Task`], for example a function with `#[celery::task]`, runs in this crate's worker: see
-//! [`CeleryTask`]. The trait carries neither typed exceptions nor cancellation nor state; the task finds them in
-//! [`TaskContext::current`]. [`app`] makes a [`celery::Celery`] that produces through any [`Broker`](crate::broker::Broker).
+//! A type that implements [`celery::task::Task`], for example a function with `#[celery::task]`, runs in this crate's
+//! worker: see [`CeleryTask`]. The trait supports neither typed exceptions nor cancellation nor state; the task finds
+//! them in [`TaskContext::current`]. [`app`] creates a [`celery::Celery`] that publishes through any
+//! [`Broker`](crate::broker::Broker).
 
 pub mod app;
 
@@ -38,7 +39,7 @@ type DiscardHook = Arc<dyn Fn(Arc<TaskMessage>, Discarded) -> BoxFuture<'static,
 
 /// Registration of a type of the `celery` crate.
 ///
-/// Without [`CeleryTask::signature`] every parameter counts as required unless its type accepts that it is absent.
+/// Without [`CeleryTask::signature`] every parameter counts as required, unless its type accepts a missing value.
 pub struct CeleryTask<T> {
     names: Vec<String>,
     signature: Option<FunctionSignature>,
@@ -55,7 +56,7 @@ impl<T: CrateTask<Returns: Serialize> + 'static> Default for CeleryTask<T> {
 }
 
 impl<T: CrateTask<Returns: Serialize> + 'static> CeleryTask<T> {
-    /// A registration under the type's own name.
+    /// Creates a registration under the type's own name.
     #[must_use]
     pub fn new() -> Self {
         Self {
@@ -68,35 +69,35 @@ impl<T: CrateTask<Returns: Serialize> + 'static> CeleryTask<T> {
         }
     }
 
-    /// Sets other names.
+    /// Sets other names for the task.
     #[must_use]
     pub fn names(mut self, names: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.names = names.into_iter().map(Into::into).collect();
         self
     }
 
-    /// Sets the Python function that callers believe to call, for CPython's texts of `TypeError`.
+    /// Sets the signature of the Python function with this name, for CPython's texts of `TypeError`.
     #[must_use]
     pub fn signature(mut self, signature: FunctionSignature) -> Self {
         self.signature = Some(signature);
         self
     }
 
-    /// Sets options; those that are `None` come from the type's `DEFAULTS`.
+    /// Sets options; an option that is `None` is taken from the type's `DEFAULTS`.
     #[must_use]
     pub fn options(mut self, options: TaskOptions) -> Self {
         self.options = options;
         self
     }
 
-    /// Sets the state, for [`TaskContext::state`].
+    /// Sets the value of [`TaskContext::state`].
     #[must_use]
     pub fn state<S: Send + Sync + 'static>(mut self, state: Arc<S>) -> Self {
         self.state = Some(state);
         self
     }
 
-    /// Sets the action on a message that ends without a run, see [`Task::discard`](crate::task::Task::discard).
+    /// Sets the action for a message that is settled without a run, see [`Task::discard`](crate::task::Task::discard).
     #[must_use]
     pub fn on_discard<F>(
         mut self,
@@ -113,16 +114,16 @@ impl<T: CrateTask<Returns: Serialize> + 'static> CeleryTask<T> {
 /// Error of the registration of a type of the `celery` crate.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistrationError {
-    /// The worker has a task of this name.
+    /// The worker has a task of this name already.
     #[error(transparent)]
     Duplicate(#[from] DuplicateTask),
-    /// The app of the `celery` crate refuses the type.
+    /// The app of the `celery` crate rejects the type.
     #[error("the celery crate's app does not accept the task")]
     App(#[from] CeleryError),
 }
 
 impl Registry {
-    /// Registers a type of the `celery` crate, here and with the crate's app, whose options apply to it.
+    /// Registers a type of the `celery` crate, in this worker and with the crate's app, whose options apply to it.
     ///
     /// # Errors
     /// [`RegistrationError`]
@@ -208,7 +209,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     let Some(result) = unless_stopped(stop, running).await else {
         return Err(TaskError::Requeue);
     };
-    // A panic is a failure like any other, also for the task's `on_failure`.
+    // A panic is a failure like any other, and calls the task's `on_failure`, too.
     let result = result.unwrap_or_else(|panic| {
         let text = format!("task panicked: {}", panic_text(&*panic));
         Err(CrateError::UnexpectedError(text))
@@ -240,7 +241,7 @@ fn as_missing_argument(exception: Exception, signature: &FunctionSignature) -> E
     }
 }
 
-/// The failure behind an error of the crate that was not given to [`TaskContext::raise`].
+/// The failure for an error of the crate that was not passed to [`TaskContext::raise`].
 fn failure(error: &CrateError) -> TaskError {
     match error {
         CrateError::Retry(eta) => TaskError::Retry(Box::new(Retry {
@@ -254,9 +255,9 @@ fn failure(error: &CrateError) -> TaskError {
     }
 }
 
-/// A signature from the names that the crate's trait has.
+/// A signature from the parameter names of the crate's trait.
 fn inferred<T: CrateTask>() -> FunctionSignature {
-    // Which parameters may be absent is known to the type's `Deserialize` alone.
+    // Only the type's `Deserialize` implementation knows which parameters may be missing.
     let parameters = T::ARGS.iter().map(|name| Parameter::optional(name));
     FunctionSignature {
         function: Cow::Borrowed(T::NAME.rsplit('.').next().unwrap_or(T::NAME)),
@@ -265,7 +266,7 @@ fn inferred<T: CrateTask>() -> FunctionSignature {
     }
 }
 
-/// Options, completed from those of the crate.
+/// Options, completed by those of the crate.
 fn completed(options: TaskOptions, crates: &CrateOptions) -> TaskOptions {
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     TaskOptions {
@@ -280,7 +281,7 @@ fn completed(options: TaskOptions, crates: &CrateOptions) -> TaskOptions {
     }
 }
 
-/// A task's own options, completed from the app's.
+/// A task's own options, completed by the app's.
 fn merged(own: CrateOptions, app: &CrateOptions) -> CrateOptions {
     CrateOptions {
         time_limit: own.time_limit.or(app.time_limit),
@@ -294,7 +295,7 @@ fn merged(own: CrateOptions, app: &CrateOptions) -> CrateOptions {
     }
 }
 
-/// The message in the crate's own form, which [`Request::new`] reads. The body stays behind: it is
+/// The message in the crate's own type, which [`Request::new`] reads. It contains no body, because the arguments are
 /// bound already.
 fn crate_message(message: &TaskMessage) -> celery::protocol::Message {
     celery::protocol::Message {
@@ -328,7 +329,7 @@ fn crate_message(message: &TaskMessage) -> celery::protocol::Message {
     }
 }
 
-/// The crate counts time limits in whole seconds; a fraction is rounded up.
+/// The crate's time limits are whole seconds; a fraction is rounded up.
 fn whole_seconds(limit: Option<f64>) -> Option<u32> {
     #[expect(
         clippy::cast_possible_truncation,

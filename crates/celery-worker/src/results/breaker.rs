@@ -1,8 +1,8 @@
-//! A backend that is away is not run down by everybody who waits for it.
+//! Circuit breaker: limits the attempts to use a backend that cannot be reached.
 //!
-//! Every finished task keeps trying to store its result, and a thousand of them may wait. While the
-//! backend is known to be away, one of them at a time tries it, with a pause before each try; the
-//! others stand in line. The first success lets all of them through.
+//! Every finished task repeats the storing of its result, and a thousand of them may wait. While the backend is known
+//! to be unreachable, only one of them at a time tries it, with a pause before each attempt; the others wait in order.
+//! The first success lets all of them continue.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,15 +13,15 @@ use tokio::time::{Instant, sleep_until};
 use super::ResultError;
 use service_connection::backoff::Backoff;
 
-/// First and longest pause between two tries.
+/// First and longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
-/// Lets everybody through, or one at a time.
+/// Lets all operations pass while the backend can be reached, and otherwise one at a time.
 pub(super) struct CircuitBreaker {
-    /// Where the backend is, for messages.
+    /// Location of the backend, for messages.
     place: String,
     is_away: AtomicBool,
-    /// Whoever holds it is next.
+    /// Lock of the operation that makes the next attempt.
     turn: Mutex<Turn>,
 }
 
@@ -48,14 +48,14 @@ impl CircuitBreaker {
         }
     }
 
-    /// Does `work` once, at its time. May be dropped at any moment.
+    /// Runs `work` once, when it is its turn. Cancel-safe.
     pub(super) async fn pass<T>(
         &self,
         work: impl Future<Output = Result<T, ResultError>>,
     ) -> Result<T, ResultError> {
         if self.is_away.load(Ordering::Relaxed) {
             let mut turn = self.turn.lock().await;
-            // Whoever stood in line before us may have found it.
+            // An operation that waited before this one may have reached the backend.
             if self.is_away.load(Ordering::Relaxed) {
                 sleep_until(turn.not_before).await;
                 let done = work.await;
@@ -89,7 +89,7 @@ mod tests {
 
     use super::*;
 
-    /// A backend that counts who is with it.
+    /// A backend that counts concurrent operations.
     #[derive(Default)]
     struct Backend {
         is_up: AtomicBool,

@@ -1,8 +1,8 @@
 //! Sends events to monitors.
 //!
-//! Events are news: they are sent in order, as far as the broker takes them in time, and dropped
-//! when it is away. Nothing a task does waits for them. Those of tasks go in lists, as Python's: what
-//! has come while the broker confirmed the list before, and a moment longer.
+//! Events are sent in order, as fast as the broker accepts them, and dropped while it cannot be reached. No step of a
+//! task waits for them. Events of tasks are sent in lists, as in Python: a list contains those that arrived while the
+//! broker confirmed the previous one, and during a short time afterwards.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,27 +22,28 @@ use celery_protocol::message::JSON;
 use celery_protocol::{Properties, RawMessage};
 use service_connection::error_chain::chain;
 
-/// Events on their way to the broker.
+/// Maximum number of events that wait for the broker.
 const QUEUE: usize = 10_000;
 
-/// The same limit in bytes: senders of tasks choose the length of arguments in events.
+/// Maximum size of waiting events, in bytes: senders of tasks determine the length of the arguments in events.
 const QUEUE_BYTES: usize = 8 << 20;
 
-/// Largest accepted value of a clock. Larger integers are not exact in every implementation of JSON, and the
-/// clock needs room to count.
+/// Maximum accepted value of a clock. Larger integers are not exact in every implementation of JSON, and the clock must
+/// be able to count on.
 const MAX_CLOCK: u64 = 1 << 52;
 
-/// How long events gather after a list, so that a busy worker sends few long lists and not many short ones:
-/// each costs the broker, the worker and every monitor the same. The first event of a quiet worker goes at once.
+/// Time that events are collected after a list, so that a busy worker sends few long lists instead of many short ones:
+/// each list costs the broker, the worker and every monitor the same. The first event of an idle worker is sent at
+/// once.
 const GATHERING: Duration = Duration::from_millis(10);
 
-/// How long the broker may take for one.
+/// Time limit for publishing one message.
 const WITHIN: Duration = Duration::from_secs(5);
 
-/// How long the last ones may take.
+/// Time limit for the last events when the worker ends.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// Stamps events and puts them in line.
+/// Stamps events and queues them for sending.
 pub(crate) struct Events {
     hostname: Arc<str>,
     tasks: AtomicBool,
@@ -53,7 +54,7 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Events of a node; those of tasks only if `tasks`.
+    /// Creates the sender for the events of a node; events of tasks are sent only if `tasks`.
     pub(crate) fn new(hostname: Arc<str>, tasks: bool, broker: Arc<dyn Broker>) -> Self {
         let (line, events) = BoundedQueue::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
@@ -70,7 +71,7 @@ impl Events {
         }
     }
 
-    /// Sends what is in line, and then nothing more; for a limited time.
+    /// Sends the waiting events, for a limited time, and no further ones.
     pub(crate) async fn close(&self) {
         self.closing.cancel();
         if timeout(CLOSING, self.sending.wait()).await.is_err() {
@@ -78,7 +79,7 @@ impl Events {
         }
     }
 
-    /// Sends an event, if it is wanted and there is room.
+    /// Queues an event, if it is enabled and the limits allow it.
     pub(crate) fn send(&self, event: &Event<'_>) {
         if !event.is_worker() && !self.tasks.load(Ordering::Relaxed) {
             return;
@@ -94,24 +95,24 @@ impl Events {
         let Ok(body) = serde_json::to_string(&event.stamped(stamp)) else {
             return;
         };
-        // A full line means that the broker is away, and the news old.
+        // The event is dropped if the queue is full: the broker cannot be reached, and the event would be outdated.
         let bytes = body.len();
         let alone = (!event.is_listed()).then(|| event.routing_key());
         self.line.put(InLine { alone, body }, bytes);
     }
 
-    /// Turns the events of tasks on or off; whether that changed anything.
+    /// Enables or disables the events of tasks; returns true if this changed the state.
     pub(crate) fn enable_tasks(&self, on: bool) -> bool {
         self.tasks.swap(on, Ordering::Relaxed) != on
     }
 
-    /// The node's Lamport clock, moved on by one.
+    /// Increments the node's Lamport clock and returns it.
     pub(crate) fn tick(&self) -> u64 {
         self.clock.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// Moves the clock past that of another node, unless that is beyond what numbers in JSON can count:
-    /// anyone can send one.
+    /// Advances the clock past that of another node, unless that exceeds the range of exact integers in JSON: any
+    /// sender can write such a value.
     pub(crate) fn observe(&self, clock: u64) {
         if clock < MAX_CLOCK {
             self.clock.fetch_max(clock, Ordering::Relaxed);
@@ -119,11 +120,11 @@ impl Events {
     }
 }
 
-/// An event in line.
+/// A waiting event.
 struct InLine {
-    /// Its routing key, if it goes by itself.
+    /// Routing key of the event, if it is sent alone.
     alone: Option<String>,
-    /// As JSON.
+    /// The event as JSON.
     body: String,
 }
 
@@ -138,7 +139,7 @@ async fn send(
         let first = match next.take() {
             Some(first) => first,
             None => tokio::select! {
-                // First, so that the line is empty at the end.
+                // `biased` with the events first, so that the queue is empty at the end.
                 biased;
                 Some(first) = events.recv() => first,
                 () = closing.cancelled() => return,
@@ -177,7 +178,7 @@ async fn send(
             tracing::debug!(error = %chain(&error), "events were not sent");
         }
         if gather {
-            // Until then, or until the worker ends.
+            // Waits for this time, or until the worker ends.
             let _elapsed = timeout(GATHERING, closing.cancelled()).await;
         }
     }
@@ -211,7 +212,7 @@ mod tests {
     use super::*;
     use crate::broker::recorder::Recorder;
 
-    /// Short ones, one for each of the broker's confirms, could not keep up with a fast worker.
+    /// Short lists, one for each confirm of the broker, would be too slow for a fast worker.
     #[tokio::test]
     async fn what_has_gathered_goes_in_long_lists() -> Result<(), serde_json::Error> {
         let recorder = Arc::new(Recorder::default());

@@ -64,7 +64,7 @@ use revocation::Revoked;
 use runtime::Runtime;
 use slots::Slots;
 
-/// First and longest pause between two attempts to store a result.
+/// First and longest pause between two tries to store a result.
 pub(crate) const STORE_PAUSES: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(3));
 

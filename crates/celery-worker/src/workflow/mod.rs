@@ -1,10 +1,10 @@
-//! What follows a task: callbacks, chains, chords.
+//! Follow-up tasks of a task: callbacks, chains, chords.
 //!
-//! [`celery_protocol::canvas`] says what is to be sent; this sends it, and keeps the books that chords
-//! need. Everything is confirmed by the broker before the task's result is stored, or, of what
-//! follows a failure, before the message is acknowledged. A broker or backend that is away is waited
-//! for, until a shutdown ends the wait ([`crate::worker::SETTLED_WITHIN`]); the message then goes back to its
-//! queue, and the worker that runs the task again sends the same ids again.
+//! [`celery_protocol::canvas`] plans the messages; this module sends them, and stores the data that chords need. The
+//! broker confirms them before the task's result is stored or, after a failure, before the message is acknowledged.
+//! While a broker or backend cannot be reached, the worker waits, until a shutdown ends the wait
+//! ([`crate::worker::SETTLED_WITHIN`]); the message is then requeued, and the worker that runs the task again sends
+//! messages with the same ids.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,30 +34,30 @@ pub(crate) mod chord;
 /// Time limit for publishing before a failure is logged.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
-/// How often a message is offered that the broker refuses, e.g. because its queue is full.
-/// Python's default is one try and three more.
+/// Maximum number of attempts to publish a message that the broker refuses, e.g. because its queue is full. Python's
+/// default is one attempt and three more.
 const OFFERS: u32 = 4;
 
-/// Messages that wait for the broker's confirm at a time.
+/// Maximum number of messages that wait for the broker's confirm.
 const IN_FLIGHT: usize = 64;
 
 /// The worker stops at once: the message has to go back.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stopped;
 
-/// Why what follows a task was not sent.
+/// Reason why the follow-up tasks were not sent.
 #[derive(Debug)]
 pub(crate) enum WorkflowError {
-    /// The worker stops at once.
+    /// The worker is stopping.
     Stopped,
     /// A signature cannot be applied.
     Signature(SignatureError),
-    /// The broker refuses a message.
+    /// The broker refused a message.
     Refused(BrokerError),
 }
 
 impl WorkflowError {
-    /// What the task fails with.
+    /// The exception of the task that fails with this error.
     pub(crate) fn exception(&self) -> Exception {
         match self {
             Self::Signature(error @ SignatureError::NoChords) => {
@@ -96,29 +96,29 @@ impl From<SignatureError> for WorkflowError {
     }
 }
 
-/// How the tasks that follow are sent.
+/// Options for sending follow-up tasks.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkflowOptions {
     /// Node name of the worker.
     pub(crate) hostname: Arc<str>,
     /// Queue of tasks that name none.
     pub(crate) default_queue: String,
-    /// How queues are declared.
+    /// Declarations of the queues.
     pub(crate) queues: TaskQueues,
     /// How long the results of a chord's header may be on their way when all its parts have
     /// returned.
     pub(crate) join_timeout: Duration,
-    /// Carries a task's trace to those that follow it.
+    /// Transfers a task's trace to its follow-up tasks.
     pub(crate) propagation: Arc<dyn TracePropagation>,
 }
 
-/// Does what follows a worker's tasks.
+/// Sends the follow-up tasks of a worker's tasks.
 pub(crate) struct Workflow {
     broker: Arc<dyn Broker>,
     results: Arc<dyn ResultBackend>,
     chords: ChordSupport,
     options: WorkflowOptions,
-    /// Nobody reads it, as nobody reads a Python worker's.
+    /// Name of a queue that no process reads, as with a Python worker.
     reply_to: String,
     origin: String,
     /// For signatures of which much may be made.
@@ -164,7 +164,7 @@ impl Workflow {
         }
     }
 
-    /// Does what a plan says; the children.
+    /// Executes the effects of a plan. Returns the results of the sent tasks, the task's children.
     async fn carry_out(&self, plan: Plan, task_id: &str) -> Result<Vec<Value>, WorkflowError> {
         let mut children = Vec::new();
         let mut waiting = Vec::new();
@@ -222,7 +222,7 @@ impl Workflow {
     /// pending message is not published again.
     ///
     /// # Errors
-    /// [`WorkflowError::Refused`] for what the broker will never take, and [`WorkflowError::Stopped`].
+    /// [`WorkflowError::Refused`] if the broker will never accept the message, and [`WorkflowError::Stopped`].
     pub(crate) async fn publish(
         &self,
         publication: &Publication,
@@ -348,7 +348,7 @@ fn as_result(outgoing: &Outgoing) -> Value {
     serde_json::json!([[outgoing.message.headers["id"], null], null])
 }
 
-/// Whether Redis holds something else under a chord's key: no time mends that.
+/// Returns true if Redis has another value under a chord's key, which no retry can remedy.
 fn hopeless(error: &ResultError) -> bool {
     error.is_hopeless()
 }
