@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""Send a task to the transfer worker with Python Celery, the twin of `cargo run --example enqueue`.
+"""Send a task to the transfer worker with Python Celery, like `cargo run --example enqueue` in Rust.
 
     enqueue.py transfer_files_bbcp --id 42 --queue ccat_buffer_data_transfer --wait
     enqueue.py transfer_transfer_packages --verbose
 
-The worker's code is not needed: tasks are sent by name. The broker is CELERY_BROKER_URL. With --wait the
-result comes by CELERY_RESULT_BACKEND, or straight from the worker (rpc://) when that is not set.
+The worker's code is not necessary: tasks are sent by name. The broker is CELERY_BROKER_URL. With --wait the
+result comes from CELERY_RESULT_BACKEND, or directly from the worker (rpc://) if that is not set.
 
 Prints the task id, and with --wait the state and the result, or the exception and its message. Exit code 0,
-or 1 when the task could not be sent, failed, or gave no result in time.
+or 1 if the task could not be sent, failed, or returned no result in time.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> int:
     except NoResult:
         print(f"no result within {options.wait:g} s", file=sys.stderr)
         return 1
-    except Exception as error:  # the task's own, made again here under its name
+    except Exception as error:  # the exception of the task, which Celery creates again here under its name
         print(f"{result.state} {type(error).__name__}: {error}")
         return 1
     print(f"{result.state} {value!r}")

@@ -211,7 +211,7 @@ async fn the_operator_wins(mut bench: Bench, sql: &str, status: Option<&str>) {
         Some(status) => {
             assert_eq!(bench.db.status(id).await, status);
             let now = bench.db.everything(id).await;
-            // Without the lease, which was renewed until then.
+            // The lease is left out, since it was renewed until then.
             let without_lease = |text: &str| text.split("lease: ").next().unwrap().to_owned();
             assert_eq!(without_lease(&now), without_lease(&before));
         }

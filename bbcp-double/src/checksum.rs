@@ -138,7 +138,7 @@ pub(crate) struct WholeFile {
     pub(crate) purpose: Purpose,
 }
 
-/// All of `-e` and `-E`.
+/// Values of `-e` and `-E`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checksum {
     /// `None` stands for MD5 by default.
@@ -241,7 +241,7 @@ mod tests {
             ("c32c", "", "00000000"),
             ("c32c", "123456789", "e3069283"),
             ("c32z", "123456789", "cbf43926"),
-            // What cksum(1) says: 930766865, and 4294967295 for nothing.
+            // The values of cksum(1): 930766865, and 4294967295 for no input.
             ("c32", "123456789", "377a6011"),
             ("c32", "", "ffffffff"),
         ] {

@@ -12,10 +12,10 @@
 //! | `HOSTS` | `siteb=/tmp/t/siteb,sitec=/tmp/t/sitec`: a host's files are under that directory | none |
 //! | `ANYHOST` | 1: hosts that are not listed exist too, their paths are used as they are | 0 |
 //! | `REMOTE` | 1: with no host in any operand, treat the target as remote all the same | 0 |
-//! | `POLL` | seconds between a child's looks at whether the agent lives | 5 |
+//! | `POLL` | seconds between two checks of a child that the agent lives | 5 |
 //! | `ENDSLEEP` | seconds that the agent sleeps before it ends (the real one: 1) | 0 |
 //! | `ACCEPT` | seconds until `Accept timed out` | 30 |
-//! | `TICK` | seconds between progress lines, whatever `-P N` says (else N − 1) | |
+//! | `TICK` | seconds between progress lines, instead of those of `-P N` (N − 1) | |
 //! | `RATE` | bytes per second where no `-x` is given | |
 //! | `FAKE_SIZE` | factor on all printed sizes and rates; the copy itself is of true size | 1 |
 //! | `VERSION` | what `-#` prints | `17.12.00.00.0` |
@@ -40,7 +40,7 @@ const FILE: &str = "bbcp-double.env";
 /// Version that `-#` of the real program prints.
 const REAL_VERSION: &str = "17.12.00.00.0";
 
-/// All knobs, read.
+/// Values of all knobs.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Knobs {
     pub(crate) hosts: Vec<(String, String)>,

@@ -26,7 +26,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// Space in the line for the end time and the code, in bytes.
 const ROOM: usize = 48;
 
-/// This invocation's line.
+/// Line of this invocation in the record.
 pub(crate) struct Record {
     file: PathBuf,
     offset: u64,

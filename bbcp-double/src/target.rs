@@ -23,7 +23,7 @@ const WHILE_WRITING: u32 = 0o200;
 pub(crate) enum Decision {
     /// Copy from this offset on.
     Copy(u64),
-    /// Leave the target as it is.
+    /// Do not change the target.
     Skip,
 }
 

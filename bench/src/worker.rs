@@ -18,7 +18,7 @@ async fn add(x: i64, y: i64) -> TaskResult<i64> {
 }
 
 /// # Errors
-/// None: there is one task.
+/// None, since only one task exists.
 pub(crate) async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
     let mut tasks = Registry::default();
     tasks.register(add)?;

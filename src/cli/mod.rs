@@ -70,9 +70,9 @@ struct Common {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a worker: receive transfers from queues and do them.
+    /// Run a worker: receive transfers from queues and run them.
     Worker(Box<worker::WorkerCommand>),
-    /// Schedule the transfers that wait, for ever or once.
+    /// Schedule the PENDING transfers, continuously or once.
     Manager(manager::ManagerArguments),
     /// Set up and check the operations database.
     #[command(subcommand)]

@@ -43,7 +43,7 @@ pub(crate) enum Check {
     Bbcp,
     /// The database can be reached.
     Database,
-    /// Its tables are what is needed.
+    /// The database has the necessary tables and columns.
     Schema,
     /// No partial copies of ended transfers are left.
     Partials,
@@ -85,7 +85,7 @@ pub(crate) enum Check {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
-    /// As it should be.
+    /// No problem.
     Green,
     /// It works, but needs attention.
     Yellow,

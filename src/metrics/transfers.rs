@@ -10,7 +10,7 @@ use prometheus::{
 
 use celery_worker_cli::metrics::Registered;
 
-/// Labels of the link of a copy: the short names of both sites.
+/// Labels for the link of a copy: the short names of both sites.
 const LINK: [&str; 2] = ["origin", "destination"];
 
 /// Upper bounds of the histogram of the manager's passes, in seconds.

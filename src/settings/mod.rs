@@ -79,7 +79,7 @@ pub fn load(
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// The Celery side: broker, results, concurrency.
+    /// Celery: broker, results, concurrency.
     pub celery: Celery,
     /// The operations database.
     pub ops_db: OpsDb,

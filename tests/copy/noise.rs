@@ -89,7 +89,7 @@ async fn only_ssh_tells_why_it_failed(#[case] startup: &str, #[case] code: &str)
     assert_eq!(error.code(), code, "{error}");
 }
 
-/// A path may look like an error message.
+/// A path can have the text of an error message.
 #[tokio::test]
 async fn names_are_no_complaints() {
     let mut bench = behind("", "sh");

@@ -103,7 +103,7 @@ async fn watch_on(
 struct Watched {
     ids: Vec<TransferId>,
     filter: Filter,
-    /// Transfers that had not ended at the last look.
+    /// Transfers that had not ended at the last update.
     tracked: BTreeSet<TransferId>,
     now: BTreeMap<TransferId, Seen>,
     has_failed: bool,

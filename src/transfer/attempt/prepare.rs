@@ -24,7 +24,7 @@ pub(super) struct EarlierPartial {
     bytes: u64,
 }
 
-/// Everything that the following steps need.
+/// Data for the steps after the preparation.
 pub(super) struct Prepared {
     pub(super) plan: Plan,
     /// Facts about the origin before the copy.

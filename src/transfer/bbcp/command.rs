@@ -101,7 +101,7 @@ pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
     if let Some(remote) = plan.target.endpoint().remote() {
         line.option("-T", start_command(remote, bbcp));
     }
-    // End of the options, whatever the paths contain.
+    // End of the options, for any content of the paths.
     line.flag("--");
     line.0
         .push(spec(plan.source.endpoint(), plan.source.path()));

@@ -92,7 +92,7 @@ pub fn is_login(user: &str) -> bool {
 
 /// A normalised absolute path without `..` and without control characters.
 ///
-/// An absolute path is neither an option nor `host:path`, whatever its components are.
+/// An absolute path is neither an option nor `host:path`, for any components.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AbsolutePath(String);
 

@@ -65,7 +65,7 @@ pub enum Scope {
     Agent,
     /// The operations database.
     Database,
-    /// The request itself: there is nothing to do for this worker.
+    /// The request itself: this worker has nothing to do.
     Request,
 }
 
@@ -93,11 +93,11 @@ impl fmt::Display for Scope {
 /// Rule for further attempts after a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RetryRule {
-    /// No further attempt: the same again would fail again.
+    /// No further attempt: it would fail for the same reason.
     Never,
     /// Up to the general limit.
     General,
-    /// Up to this number of failures, whatever the general limit is.
+    /// Up to this number of failures, independent of the general limit.
     AtMost(u32),
     /// As often as needed: the transfer is not the cause.
     Uncounted,
@@ -133,7 +133,7 @@ pub(crate) enum PartialCopy {
 pub(crate) struct FailureRow {
     /// Stable `snake_case` name. Codes are stored in the attempt history: add, but never rename.
     pub(crate) code: &'static str,
-    /// None if it depends on the end at which the failure happened.
+    /// `None` if it depends on the end at which the failure happened.
     pub(crate) scope: Option<Scope>,
     pub(crate) retry: RetryRule,
     pub(crate) wait: Wait,

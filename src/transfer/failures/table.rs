@@ -467,7 +467,7 @@ failures! {
     }
     /// The operations database refuses a value of this transfer, or a row that the transfer refers to
     /// is missing or incomplete. (While the database cannot be reached, or refuses everything, the
-    /// worker waits and the copy goes on.)
+    /// worker waits and the copy continues.)
     Database { source: BoxError } = "database" {
         scope: Database, retry: General, wait: Backoff, partial: Keep,
         message: "the operations database refuses a value of this transfer, or a row that it needs is \
