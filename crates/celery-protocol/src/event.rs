@@ -109,7 +109,7 @@ pub struct Stamp<'a> {
     pub clock: u64,
     /// Seconds since 1970.
     pub timestamp: f64,
-    /// Offset of UTC from the worker's local time, in hours, positive in the *west*: -1.0 in Cologne in winter.
+    /// Hours by which the worker's time zone is *west* of UTC: -1.0 in Cologne in winter.
     pub utcoffset: f64,
 }
 

@@ -59,15 +59,15 @@ pub struct Celery {
     pub result_failure_expires: i64,
     /// Seconds that the records of a chord's parts are kept; -1 for `result_expires`.
     pub result_chord_expires: i64,
-    /// Results contain the task's name, its arguments and the worker.
+    /// True if results contain the task's name, its arguments and the worker.
     pub result_extended: bool,
-    /// `rpc://` results survive a restart of the broker.
+    /// True if `rpc://` results survive a restart of the broker.
     pub result_persistent: bool,
     /// Serializer of results.
     pub result_serializer: ResultSerializer,
     /// Compression of results in Redis; empty for none.
     pub result_compression: String,
-    /// Missing tables of results are created.
+    /// True if missing tables of results are created.
     pub database_create_tables_at_setup: bool,
     /// Options of the Redis backend.
     pub result_backend_transport_options: ResultTransport,
@@ -87,21 +87,22 @@ pub struct Celery {
     pub worker_concurrency: u16,
     /// Prefetched deliveries for each slot; 0 is no limit.
     pub worker_prefetch_multiplier: u16,
-    /// Task events are sent.
+    /// True if task events are sent.
     pub worker_send_task_events: bool,
-    /// Remote control is answered.
+    /// True if remote control is answered.
     pub worker_enable_remote_control: bool,
-    /// The state STARTED is stored.
+    /// True if the state STARTED is stored.
     pub task_track_started: bool,
-    /// Messages are acknowledged after their task rather than before, unless the task has an option of its own.
+    /// True if messages are acknowledged after their task rather than before, unless the task has an option of its own.
     pub task_acks_late: bool,
-    /// With late acknowledgement, the message of a failed task is acknowledged rather than rejected.
+    /// True if, with late acknowledgement, the message of a failed task is acknowledged rather than rejected.
     pub task_acks_on_failure: bool,
-    /// With late acknowledgement, the message of a task that ran too long is acknowledged rather than requeued.
+    /// True if, with late acknowledgement, the message of a task that ran too long is acknowledged rather than
+    /// requeued.
     pub task_acks_on_timeout: bool,
-    /// No results are stored, unless the message or the task decides otherwise.
+    /// True if no results are stored, unless the message or the task decides otherwise.
     pub task_ignore_result: bool,
-    /// Failures are stored even if results are not.
+    /// True if failures are stored even if results are not.
     pub task_store_errors_even_if_ignored: bool,
     /// Seconds that a task may run; 0 is no limit.
     pub task_time_limit: f64,
@@ -109,9 +110,9 @@ pub struct Celery {
     pub task_soft_time_limit: f64,
     /// Rate limit for tasks of one name, e.g. `10/m`; empty is no limit.
     pub task_default_rate_limit: String,
-    /// Rate limits are ignored, including those of the tasks.
+    /// True if rate limits are ignored, including those of the tasks.
     pub worker_disable_rate_limits: bool,
-    /// A redelivered task with the stored state SUCCESS is not run again.
+    /// True if a redelivered task with the stored state SUCCESS does not run again.
     pub worker_deduplicate_successful_tasks: bool,
     /// Time limit in seconds for running tasks at a cold shutdown.
     pub worker_soft_shutdown_timeout: f64,
@@ -132,9 +133,9 @@ pub struct Celery {
     pub accept_content: Vec<String>,
     /// Largest accepted message body, in bytes, before and after decompression.
     pub max_body_bytes: usize,
-    /// A lost connection is restored; otherwise the worker ends.
+    /// True if a lost connection is restored; otherwise the worker ends.
     pub broker_connection_retry: bool,
-    /// The first connection is retried until it succeeds.
+    /// True if the first connection is retried until it succeeds.
     pub broker_connection_retry_on_startup: bool,
     /// Consecutive failed attempts until the worker ends; 0 is no limit.
     pub broker_connection_max_retries: u32,
@@ -144,7 +145,7 @@ pub struct Celery {
     pub broker_ssl_cert_file: String,
     /// PEM file of the key of the client certificate.
     pub broker_ssl_key_file: String,
-    /// Queues and exchanges are looked up instead of declared.
+    /// True if queues and exchanges must exist and are not declared.
     pub no_declare: bool,
     /// Queues with declarations of their own, by name.
     #[serde(default)]

@@ -9,7 +9,7 @@ use crate::log::filter;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Log {
-    /// Level or filter.
+    /// Level or filter of the log.
     pub level: String,
     /// Format of the lines.
     pub format: LogFormat,

@@ -13,7 +13,7 @@ use super::problem::SectionProblems;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Traces {
-    /// Spans are recorded and sent, if there is an endpoint.
+    /// True if spans are recorded and sent, provided that an endpoint is set.
     pub enabled: bool,
     /// URL of a collector for OTLP over HTTP, with its path; empty for none.
     pub endpoint: String,

@@ -13,7 +13,7 @@ use celery_protocol::RawMessage;
 /// Capacity of the channel between the broker and the worker: with a single slot, each delivery would wake both sides.
 const HANDED_OVER: usize = 32;
 
-/// The way in which a delivery is settled.
+/// The broker's handling of a delivery at its end: removed, dead-lettered or requeued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
     /// Acknowledged: the message is removed from the queue.

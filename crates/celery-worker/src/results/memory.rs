@@ -11,11 +11,11 @@ use super::{ChordSupport, ResultBackend, ResultError};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{ResultMeta, State};
 
-/// Backends that have a name, so that a worker and a client find each other by URL.
+/// Named backends, so that a worker and a client can find the same one by its URL.
 static NAMED: LazyLock<Mutex<HashMap<String, MemoryResults>>> = LazyLock::new(Mutex::default);
 
-/// A [`ResultBackend`] within the process. Clones are the same backend. Chords are watched by
-/// `celery.chord_unlock`, as with a database.
+/// A [`ResultBackend`] within the process. Clones are the same backend. `celery.chord_unlock` polls chords, as with a
+/// database.
 ///
 /// ```
 /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -45,7 +45,7 @@ impl MemoryResults {
         named.entry(url.to_owned()).or_default().clone()
     }
 
-    /// Stores a state as a worker does, for a test without one.
+    /// Stores a state as a worker does, for a test without a worker.
     pub fn set(&self, task_id: &str, state: State) {
         let message = TaskMessage {
             id: task_id.to_owned(),

@@ -70,7 +70,7 @@ pub trait ResultBackend: Send + Sync {
         Ok(())
     }
 
-    /// The way in which clients get results from this backend.
+    /// Method by which clients get results from this backend.
     fn access(&self) -> ResultAccess {
         ResultAccess::Stored
     }
@@ -91,7 +91,7 @@ pub trait ResultBackend: Send + Sync {
     }
 }
 
-/// The way in which clients get results.
+/// Method by which clients get results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ResultAccess {
     /// Results are stored, and every client can read them.

@@ -17,7 +17,7 @@ use crate::broker::{Broker, Consumer, Disposition, Queue, Subscription};
 /// First and longest pause between two queries of a backend that stores results.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
 
-/// Number of replies that are kept until they are asked for; Celery keeps as many.
+/// Maximum number of replies that are kept until they are read; Celery keeps the same number.
 const MAX_REPLIES: usize = 8192;
 
 /// Waits for the results of tasks that this process sent. Several tasks may use it concurrently.
