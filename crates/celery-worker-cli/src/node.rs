@@ -7,7 +7,7 @@ use crate::error::ProcessError;
 /// Default name of a node.
 const DEFAULT: &str = "celery";
 
-/// Value of `%i`, the index of the process. Celery's child processes count from 1; there are none here.
+/// Value of `%i`, the index of the process. Celery's child processes count from 1; this program has none.
 const PROCESS_INDEX: &str = "0";
 
 /// Expands abbreviations as Celery does: `%%` is a `%`. Another character after `%` must be one of `keys` if it could

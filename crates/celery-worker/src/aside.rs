@@ -95,7 +95,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(30);
 
-    /// More works than threads, each of which ends when another task has run.
+    /// More calls than threads; each call ends only when another task has run.
     #[test]
     fn others_go_on_meanwhile() {
         let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -271,7 +271,7 @@ fn what_follows_is_what_celery_sends() {
     assert_none(&wrong, goldens.len());
 }
 
-/// The differences of a case, if there are any.
+/// The differences between a case and its golden; none if they are equal.
 fn differing(golden: &Value, expected: &Value, got: &Value) -> Option<String> {
     let mut differences = Vec::new();
     compare(

@@ -1,7 +1,7 @@
 //! Result backends: storage for the states and results of tasks.
 //!
-//! All backends follow these rules, even with concurrent writers: nothing replaces a SUCCESS, and a state of a running
-//! task does not replace a final state.
+//! All backends follow these rules, even with concurrent writers: nothing replaces a SUCCESS, and a custom state such
+//! as PROGRESS replaces no final state.
 
 use std::error::Error;
 use std::sync::Arc;

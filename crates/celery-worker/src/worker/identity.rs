@@ -23,7 +23,7 @@ const IGNORED: [&str; 6] = [
 /// `eta`, `expires`, `timelimit`, stamps and any other header) or the caller (`reply_to`, `correlation_id`) differ: a
 /// task id alone identifies nothing, since senders choose it.
 ///
-/// The digest is cryptographic, because messages may be hostile: nobody should be able to construct a message that
+/// The digest is cryptographic, because messages may be hostile: no sender must be able to construct a message that
 /// joins another one and is then acknowledged without being executed. Queue, exchange and priority do not count: they
 /// are the route of a message, not its content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

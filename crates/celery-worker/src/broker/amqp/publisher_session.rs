@@ -34,7 +34,7 @@ impl Default for Blocked {
 }
 
 impl Blocked {
-    /// The broker's reason; none if publishing is possible or if there is no connection.
+    /// The broker's reason; none if publishing is possible or if no connection exists.
     pub(super) fn reason(&self) -> Option<Arc<str>> {
         self.0.borrow().clone()
     }

@@ -2,8 +2,8 @@
 //!
 //! Any version of Celery, or this crate, may have created the tables: the existing columns are read from the database,
 //! and only those are written. The module never alters a table. A result is written by an UPDATE and, if no row was
-//! changed, by an INSERT. Both statements leave a row unchanged whose state is final, so that no lock is needed, even
-//! with concurrent writers.
+//! changed, by an INSERT. Both statements leave a row unchanged whose state must be kept, so that no lock is needed,
+//! even with concurrent writers.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -201,7 +201,7 @@ impl Database {
         if self.connection.execute(&update).await?.rows_affected() > 0 {
             return Ok(());
         }
-        // Either no row exists, or its state is final, or another process inserted it in the meantime.
+        // Either no row exists, or its state must be kept, or another process inserted it in the meantime.
         let mut columns: Vec<&str> = cells.iter().map(|(column, _)| *column).collect();
         let mut values: Vec<Expr> = cells.into_iter().map(|(_, cell)| Expr::val(cell)).collect();
         let updated: Vec<&str> = columns[1..].to_vec();

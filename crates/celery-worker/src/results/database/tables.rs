@@ -89,7 +89,7 @@ impl Database {
         ))
     }
 
-    /// The columns of a table; none if there is no such table.
+    /// The columns of a table; none if the table does not exist.
     pub(super) async fn columns(&self, table: &Table) -> Result<HashSet<String>, DbErr> {
         let statement = match self.backend() {
             // Finds the table by the search path, as other statements do.
