@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 #
-# How fast the worker is, beside Python's and beside what the machine can do at all. Prints one table and
-# writes target/bench/*.json. Installs and starts what it needs, privately; leaves nothing running.
+# Compares the speed of the worker with Python's worker and with the maximum that the machine allows. Prints one table and
+# writes target/bench/*.json. Installs what is missing, and starts private servers that end with the script.
 #
 #   scripts/bench.sh [--quick] [--pairs N] [NAME…]
 #
-# NAMEs are those of the table, or the beginnings of them; --list shows them. With BBCP_REAL=/path/to/bbcp the
-# copies are made by a real bbcp, else by the tests' double. See docs/PERFORMANCE.md.
+# A NAME is the name of a comparison, or its beginning; --list shows them. With BBCP_REAL=/path/to/bbcp a real bbcp makes
+# the copies, else the tests' double. See docs/PERFORMANCE.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
 . scripts/lib/services.sh
 
-# A virtual machine's host may take back what lies free, and give it again page by page when it is used: copies in
-# memory then take twice as long or not, by chance. So free memory is kept while this runs.
+# The host of a virtual machine may reclaim free memory, and return it page by page when it is used: copies in memory
+# then sometimes take twice as long. So this script turns that off while it runs.
 REPORTING=/sys/module/page_reporting/parameters/page_reporting_order
 keep_free_memory() {
   [[ -e $REPORTING ]] || return 0

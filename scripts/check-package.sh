@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 #
-# Installs the Debian package in a clean Debian and has its worker move a package of data: what the package needs and
-# does not say would be missing there.
+# Installs the Debian package in a clean Debian and moves a package of data with its worker: a dependency that the package
+# does not declare would be missing there.
 #
-#   scripts/check-package.sh [FILE.deb]    a package that is there; without one, scripts/package.sh makes it
+#   scripts/check-package.sh [FILE.deb]    an existing package; without it, scripts/package.sh makes one
 #
 #   SUITE=bookworm  MIRROR=http://deb.debian.org/debian
-#   BASE=/path      a Debian that debootstrap has made, which is copied; without it one is made anew (two minutes)
+#   BASE=/path      a Debian made by debootstrap, which is copied; without it a new one is made (two minutes)
 #   BBCP=/path      the bbcp of the clean Debian; by default the test double, which has to be built
 #
-# Needs root (chroot), debootstrap, and a way to the mirror; lintian is asked where it is installed. Its servers are private, see scripts/lib/services.sh; those
-# of TEST_AMQP_URL and TEST_REDIS_URL are used where they are set. Nothing is left behind.
+# Needs root (chroot), debootstrap, and access to the mirror; runs lintian if it is installed. The servers are private, see
+# scripts/lib/services.sh, unless TEST_AMQP_URL and TEST_REDIS_URL are set. The script removes everything at its end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
@@ -45,7 +45,7 @@ chmod 755 "$root/usr/sbin/policy-rc.d"
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 install -D --mode 755 "$bbcp" "$root/usr/local/bin/bbcp"
 
-# In a mount namespace of its own, so that /proc is gone with the command.
+# In a separate mount namespace, so that the mount of /proc ends with the command.
 inside() {
   # shellcheck disable=SC2016 # the inner shell's
   unshare --mount -- sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" env -i HOME=/root PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"' "$root" "$@"
@@ -86,7 +86,7 @@ head -c 5000000 /dev/urandom >"$root/data/here/night.tar"
 } >"$root/data/topology.toml"
 as_service ccat-transfer db migrate
 as_service ccat-transfer db seed /data/topology.toml
-# `as_service` is a function of this shell, so it is the function's process that is started and later told to stop.
+# `as_service` is a function of this shell, so the process of the function is started and later stopped.
 spawn worker as_service ccat-transfer worker --wait-for=30 --site here --hostname check@%h
 worker=$SPAWNED_PID
 ready() { [[ $(curl -s -o /dev/null -w '%{http_code}' "http://$listen/readyz") == 200 ]]; }
@@ -97,12 +97,12 @@ arrived() { cmp -s "$root/data/here/night.tar" "$root/data/there/night.tar"; }
 AWAIT_PID=$worker AWAIT_LOG=$RUN_DIR/worker.log await 60 "the package did not arrive" arrived
 counted() { curl -s "http://$listen/metrics" | grep -qE '^ccat_transfer_bytes_total\{destination="there",origin="here"\} 5000000$'; }
 await 20 "the bytes were not counted" counted
-# A count of the table holds for 15 s.
+# The worker caches the counts of the table for 15 s.
 in_table() { curl -s "http://$listen/metrics" | grep -qxF 'ccat_transfer_transfers{status="COMPLETED"} 1'; }
 await 40 "the table was not counted" in_table
 
 say "== the end"
-# Its group: the namespace's shell, which has become the worker.
+# Stops the process group: the namespace's shell has become the worker by exec.
 kill -TERM -- "-$worker"
 gone() { ! kill -0 -- "-$worker" 2>/dev/null; }
 await 30 "the worker did not end" gone

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
 #
-# Boots a Debian whose first process is a real systemd, installs the package there as docs/deployment.md says, and looks
-# at what the units do: when a service is ready, and while copies run and it is reloaded, stopped, frozen, killed,
-# upgraded, rebooted and removed. Ends with a table of what was seen.
+# Boots a Debian whose first process is a real systemd, installs the package there as in docs/deployment.md, and checks the
+# units: readiness, and a reload, stop, freeze, kill, upgrade, reboot and removal while copies run. Prints a table of the
+# results at the end.
 #
-#   scripts/check-systemd.sh [FILE.deb]    a package that is there; without one, scripts/package.sh makes it
+#   scripts/check-systemd.sh [FILE.deb]    an existing package; without it, scripts/package.sh makes one
 #
-#   BASE=/path      where the Debian for it is kept from one run to the next; made if it is not there (two minutes)
+#   BASE=/path      directory that keeps the Debian from one run to the next; created if missing (two minutes)
 #   BBCP=/path      a real bbcp: then packages go to another user of the guest by ssh. Without it they are copied from
 #                   directory to directory by the test double, which has to be built
 #   SUITE=bookworm  MIRROR=http://deb.debian.org/debian
 #
-# It is no virtual machine: systemd runs in namespaces of its own (processes, mounts, network, cgroups …), so nothing is
-# emulated, and its servers listen where nobody else hears them. Needs root, debootstrap, and a way to the mirror.
-# Nothing is left behind.
+# The guest is not a virtual machine: systemd runs in separate namespaces (processes, mounts, network, cgroups …), so
+# nothing is emulated, and its servers cannot be reached from outside. Needs root, debootstrap, and access to the mirror.
+# The script removes everything at its end.
 # shellcheck disable=SC2016 # sed's and inner shells'
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -43,7 +43,7 @@ in_chroot() {
   unshare --mount -- sh -c 'mount -t proc proc "$0/proc" && exec chroot "$0" env -i HOME=/root PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"' "$@"
 }
 
-# A Debian with systemd and the servers, and what the package depends on: the guest has no way to a mirror.
+# A Debian with systemd, the servers, and the dependencies of the package, because the guest cannot reach a mirror.
 make_debian() {
   local log=$RUN_DIR/debian.log
   run debootstrap --variant=minbase "${SUITE:-bookworm}" "$1" "${MIRROR:-http://deb.debian.org/debian}" >"$log" 2>&1 ||
@@ -56,7 +56,7 @@ make_debian() {
     dbus rabbitmq-server redis-server postgresql openssh-server openssh-client procps ca-certificates libgcc-s1; } \
     >>"$log" 2>&1 || die "the servers could not be installed" "$(tail -n 5 "$log")"
   rm "$1/usr/sbin/policy-rc.d"
-  # As on another host, which comes up when it likes.
+  # The broker starts later than the services, as on another host.
   in_chroot "$1" systemctl --quiet disable rabbitmq-server
 }
 
@@ -66,7 +66,7 @@ mount --bind "$1" "$1"
 cd "$1"
 hostname guest
 mount -t proc proc proc
-# It shares the kernel: what it sets there would hold for this machine.
+# The guest shares the kernel: settings there would change this machine.
 for part in sys irq bus; do [ ! -d proc/$part ] || { mount --bind proc/$part proc/$part; mount -o remount,bind,ro proc/$part; }; done
 mount -t sysfs -o ro sysfs sys
 mount -t cgroup2 cgroup2 sys/fs/cgroup
@@ -102,7 +102,7 @@ boot() {
   AWAIT_PID=$guest AWAIT_LOG=$RUN_DIR/guest.log await 60 "the guest did not boot" answers
 }
 has_first_process() { first=$(pgrep --parent "$guest") && [[ $(<"/proc/$first/comm") == systemd ]]; }
-# Servers of its own are up; the rest may still wait.
+# Returns true if the servers of the guest run; other units may still be starting.
 answers() { inside systemctl --quiet is-active postgresql@15-main redis-server ssh; }
 inside() {
   nsenter --target "$first" --mount --uts --ipc --net --pid --cgroup --root --wd env -i HOME=/root LC_ALL=C.UTF-8 \
@@ -124,7 +124,7 @@ guest_end() {
 # shellcheck disable=SC2154 # set there
 trap 'status=$?; set +e; guest_end; (exit "$status"); run_end' EXIT
 
-# ---------------------------------------------------------------- what is asked
+# ---------------------------------------------------------------- helpers of the checks
 
 worker=ccat-transfer-worker@buffer.service manager=ccat-transfer-manager.service
 secret=correct-horse-battery
@@ -138,13 +138,13 @@ table() {
   printf '\nseen under %s:\n' "$(inside systemctl --version | head -n 1)"
   printf '  - %s\n' "${SEEN[@]}"
 }
-# failed WHAT : with what the units said last.
+# failed WHAT : prints the last lines of the units, and ends the script.
 failed() {
   inside journalctl --quiet --no-pager --output=cat --lines=30 --unit='ccat-transfer-*' >&2 || true
   inside systemctl --no-pager --lines=0 status 'ccat-transfer-*' >&2 || true
   die "$1"
 }
-# within SECONDS WHAT CMD…
+# within SECONDS WHAT CMD… : polls until CMD succeeds.
 within() {
   local limit=$1 what=$2 deadline=$((SECONDS + $1))
   shift 2
@@ -161,7 +161,7 @@ is() { [[ $(of "$1" "$2") == "$3" ]]; }
 says() { [[ $(of "$1" StatusText) == "$2"* ]]; }
 logged() { inside journalctl --quiet --no-pager --output=cat --unit="$1" --since="@$since" | grep -qF -- "$2"; }
 mark() { since=$(date +%s); }
-# The documented way to run a command as the service would.
+# Runs a command with the rights and settings of the service, as in docs/deployment.md.
 ccat() {
   inside systemd-run --quiet --pipe --wait --uid=ccat-transfer --property=EnvironmentFile=/etc/ccat-transfer/ccat-transfer.env \
     --setenv=CCAT_DATA_TRANSFER_CONFIG=/etc/ccat-transfer/ccat-transfer.toml ccat-transfer "$@"
@@ -173,7 +173,7 @@ attempts() {
 }
 
 night=0
-# begin MB : a transfer of so much, and waits until it is in the middle of the copy. Its id is $transfer.
+# begin MB : starts a transfer of this size, and waits until its copy runs. Its id is $transfer.
 begin() {
   night=$((night + 1))
   head -c "$1MB" /dev/urandom >"$root/data/here/night-$night.tar"
@@ -215,7 +215,7 @@ expect "installed units" "$(inside systemctl list-unit-files --no-legend 'ccat-t
 expect "running units" "$(inside systemctl list-units --no-legend 'ccat-transfer-*')" ""
 saw "dpkg --install: two units, none enabled or started"
 
-# Not on a command line: the journal has those.
+# The password must not be on a command line, because the journal records command lines.
 printf '%s;\n' "CREATE ROLE ccat LOGIN PASSWORD '$secret'" "CREATE DATABASE ccat_ops_db OWNER ccat" |
   inside runuser -u postgres -- psql -q
 inside sed -i "s|^#\(CELERY_RESULT_BACKEND=.*\)|\1|; s|^#\(CCAT_OPS_DB_DATABASE_POSTGRESQL_PASSWORD=\)|\1$secret|" /etc/ccat-transfer/ccat-transfer.env
@@ -230,7 +230,7 @@ progress_interval = 2
 [manager]
 sleep_time = "1s"
 END
-# shutdown_timeout: to be changed below.
+# shutdown_timeout is changed below.
 settings 's/^\[transfer\]$/&\nshutdown_timeout = "0s"\nfree_space_margin = 0\nresume_above = 1000000/'
 host=
 inside install -d -o ccat-transfer /data /data/here /data/there /elsewhere
@@ -254,12 +254,12 @@ fi
   location closed 2 /elsewhere
   route here there
 } >"$root/data/topology.toml"
-# The units' own times, but for two: nobody wants to wait a minute for a watchdog.
+# The units' own times, except for two, because waiting a minute for the watchdog would take too long.
 for unit in ccat-transfer-worker@ ccat-transfer-manager; do
   mkdir -p "$root/etc/systemd/system/$unit.service.d"
   printf '[Service]\nWatchdogSec=4\nRestartSec=1\n' >"$root/etc/systemd/system/$unit.service.d/check.conf"
 done
-# The guest is the other host, too, and lets nobody in any more when it ends.
+# The guest is also the other host of the copies, and refuses logins while it shuts down.
 [[ -z $remote ]] || printf '[Unit]\nAfter=ssh.service systemd-user-sessions.service\n' >>"$root/etc/systemd/system/ccat-transfer-worker@.service.d/check.conf"
 printf '[Service]\nReadWritePaths=/data\n' >"$root/etc/systemd/system/ccat-transfer-worker@.service.d/override.conf"
 inside systemctl daemon-reload
@@ -299,7 +299,7 @@ at_once reload "$worker"
 within 10 "the status does not tell of the restart" says "$worker" "begins anew when what runs has ended; 1 copy runs"
 expect "$worker, reloading" "$(state "$worker") $(of "$worker" SubState)" "active running"
 expect "readiness meanwhile" "$(inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9808; printf "GET /readyz HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3')" restarting
-# With the old settings the copy would have had no time limit; a second is over by now.
+# With the old settings the copy would have no time limit; with the new ones its limit of one second is over.
 arrives
 within 10 "the worker does not begin anew" logged "$worker" '"worker ready"'
 within 10 "the worker does no work" says "$worker" "no copy runs"
@@ -339,7 +339,7 @@ at_once start "$worker"
 arrives
 saw "kill -s QUIT in mid-copy: ends at once, and stays stopped; the next worker completes it"
 
-say "== what nobody asked for"
+say "== crashes and freezes"
 inside systemctl reset-failed
 begin 12
 at_once kill --signal=KILL --kill-whom=main "$worker"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# The whole of it on one machine: two sites, a broker, a manager, a worker, and three packages that travel.
-# Private and temporary: nothing is left when it ends. Needs Debian 12 or newer, Rust and a C compiler.
+# Shows the complete system on one machine: two sites, a broker, a manager, a worker, and three packages that are copied.
+# All servers and files are private and removed at the end. Needs Debian 12 or newer, Rust and a C compiler.
 #
 #   BBCP=/path/to/bbcp   the bbcp to use; else the one on PATH, else the project's test double
 set -euo pipefail
@@ -39,7 +39,7 @@ install_missing
 make_python
 
 chapter "2. Build"
-# shellcheck disable=SC2086 # test.sh's features are words; with others everything would be built once more
+# shellcheck disable=SC2086 # the features are words, the same as in test.sh: others would cause a second complete build
 run cargo build --locked --workspace --bins --examples ${CCAT_FEATURES:-}
 TARGET=$(target_dir)
 export PATH=$TARGET/debug:$PATH # for `ccat-transfer`
@@ -119,7 +119,7 @@ producers=("python $SPAWNED_PID")
 printf '\n'
 note "Rust does the same:"
 shown "cargo run --example enqueue -- transfer_files_bbcp --id $third --queue $QUEUE --wait"
-# Cargo wants to be in the repository; the broker's address comes by the environment.
+# Cargo has to run in the repository; the broker's address is passed in the environment.
 # shellcheck disable=SC2086
 spawn rust env -C "$REPO" cargo run --locked --quiet ${CCAT_FEATURES:-} --example enqueue -- transfer_files_bbcp --id "$third" --queue "$QUEUE" --wait
 producers+=("rust $SPAWNED_PID")

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 #
-# Makes docs/images/doctor.svg: `ccat-transfer doctor` on a set-up in which some things are broken, as it
-# looks on a terminal. A real run, against private servers; see scripts/lib/services.sh.
+# Draws docs/images/doctor.svg: the output of `ccat-transfer doctor` on a terminal, on a set-up with faults. A real run,
+# against private servers; see scripts/lib/services.sh.
 #
-#   CCAT_TRANSFER_BIN=… BBCP_DOUBLE=…   programs that are built already
+#   CCAT_TRANSFER_BIN=… BBCP_DOUBLE=…   existing programs; they are built otherwise
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh
@@ -21,12 +21,12 @@ if [[ -z ${CCAT_TRANSFER_BIN:-} || -z ${BBCP_DOUBLE:-} ]]; then
 fi
 start_services rabbitmq sshd
 
-# Short names, since they stand in the picture.
+# Short names, because they appear in the picture.
 DIR=$RUN_DIR/site
 mkdir -p "$DIR/fyst" "$DIR/archive"
 cd "$DIR"
 two_sites "$DIR/fyst" "$DIR/archive" 127.0.0.1 >topology.toml
-# Broken: nobody listens where Redis should be, bbcp is missing at the other end, and there is too little room.
+# Faults: no Redis at its address, no bbcp at the other end, and too little free space.
 free_port
 cat >config.toml <<END
 [celery]
@@ -48,7 +48,7 @@ known_hosts_file = "$TEST_SSH_KNOWN_HOSTS"
 END
 "$CCAT_TRANSFER_BIN" --config config.toml db migrate >/dev/null
 "$CCAT_TRANSFER_BIN" --config config.toml db seed topology.toml >/dev/null
-# Somebody has declared a queue in another way.
+# One more fault: a queue declared with other arguments.
 "$TEST_PYTHON" - "$TEST_AMQP_URL" <<'END'
 import sys
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
 # Draws a flame graph of the worker under load, with perf: docs/images/worker-flame.svg, or the file named.
-# Installs and starts what it needs, privately; leaves nothing running.
+# Installs what is missing, and starts private servers that end with the script.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh

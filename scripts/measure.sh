@@ -36,7 +36,7 @@ median() { printf '%s\n' "$@" | sort -n | sed -n "$((($# + 1) / 2))p"; }
 measure_once() {
   local began line pid ready='' rss deadline
   began=$(now_us)
-  # Its log is read as it comes: no polling in the way of the clock.
+  # The log is read from a pipe, because polling would add to the measured time.
   exec 4< <(exec "$BIN" worker -Q measure_data_transfer -n "measure$1@%h" -c 4 2>&1 >/dev/null)
   pid=$!
   while IFS= read -r -t 10 -u 4 line; do
@@ -53,7 +53,7 @@ measure_once() {
   fi
   READY_MS=$(((ready - began + 500) / 1000))
 
-  # The highest of two seconds of idling.
+  # Maximum within two seconds of idling.
   RSS_KB=0
   for _ in {1..10}; do
     sleep 0.2

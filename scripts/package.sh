@@ -8,7 +8,7 @@
 #   REVISION=1      Debian's revision
 #   COMPRESSION=xz  of the package, see dpkg-deb(1)
 #
-# Needs dpkg-deb and, to build the program, Rust. tests/python/test_packaging.py looks at what comes out;
+# Needs dpkg-deb and, to build the program, Rust. tests/python/test_packaging.py checks the package;
 # scripts/check-package.sh installs it in a clean Debian.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -25,10 +25,10 @@ fi
 
 version=$("$BINARY" --version | awk '{print $2}')-${REVISION:-1}
 architecture=$(dpkg --print-architecture)
-# Whatever this is built on, it runs where libc has the newest symbol that it uses.
+# The dependency on libc follows from the newest symbol that the program uses, not from the build machine.
 libc=$(grep -aoE 'GLIBC_2\.[0-9]+' "$BINARY" | sort -uV | tail -n 1)
 maintainer=${MAINTAINER:-$(git log -1 --format='%an <%ae>' 2>/dev/null || echo 'ccat-transfer <root@localhost>')}
-# The same package from the same commit.
+# The same commit gives the same package.
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 
 root=$(mktemp -d)

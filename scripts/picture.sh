@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Makes docs/images/watch.svg: `ccat-transfer transfers watch` on a terminal (tmux), while a worker copies
+# Draws docs/images/watch.svg: `ccat-transfer transfers watch` on a terminal (tmux), while a worker copies
 # three packages with the bbcp double. A real run, with a private broker (or TEST_AMQP_URL).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -6,9 +6,9 @@
 #   KEEP_RUN_DIR=1   keep the servers' logs when a check fails
 #   BBCP_REAL=/path  run the conformance cases, and a fault at every step, with a real bbcp too
 #   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30 WALK_STEPS=10000 WALK_SEED=7
-#                    longer than the default, see the tests of these names
+#                    lengthen tests that are short by default, see the tests that read these variables
 #   PARSER_ROUNDS=100000 PARSER_SEED=7
-#                    more damaged inputs for each parser, and others, see tests/support/mutations.rs
+#                    more damaged inputs for each parser, and with another seed, see tests/support/mutations.rs
 # shellcheck disable=SC2086 # CCAT_FEATURES is words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -44,14 +44,14 @@ summary() {
   printf '\n'
   for ((i = 0; i < ${#FAILED[@]}; i++)); do
     printf 'failed: %s\n' "${FAILED[i]}"
-    # Once more, since what stands far above is cut off by some.
+    # Printed again at the end, because some viewers cut off earlier output.
     grep -aE '^(test .* FAILED$|FAILED |ERROR |error(:|\[)|Diff in )' "${FAILURES[i]}" | sort -u | head -n 40 | sed 's/^/   /' || true
   done
   printf 'test.sh: %s checks ok, %s failed, in %s min %s s\n' "$PASSED" "${#FAILED[@]}" $((took / 60)) $((took % 60))
   ((${#FAILED[@]} == 0)) || exit 1
 }
 
-# What follows needs this step: sum up and stop if it fails.
+# A step that the later ones need: if it fails, prints the summary and stops.
 must() { check "$@" || summary; }
 
 run_begin
@@ -63,7 +63,7 @@ install_missing promtool=prometheus pgbouncer=pgbouncer logrotate=logrotate
 make_python
 note "$("$TEST_PYTHON" --version), Celery $("$TEST_PYTHON" -c 'import celery; print(celery.__version__)'), $(rustc --version)"
 
-# What is tested has named faults (src/faults.rs); what is shipped has none, and is checked by itself.
+# The tested build has named fault points (src/faults.rs); the shipped one has none, and is checked separately.
 export CCAT_FEATURES="--features ccat-transfer/fault-points"
 check "format" cargo fmt --all --check || true
 must "clippy" cargo clippy --locked --workspace --all-targets $CCAT_FEATURES -- -D warnings
@@ -81,7 +81,7 @@ broker=${TEST_AMQP_URL##*@}
 note "RabbitMQ ${broker%//}, Redis ${TEST_REDIS_URL#redis://}, PostgreSQL ${TEST_POSTGRES_URL##*@}, sshd 127.0.0.1:$TEST_SSHD_PORT"
 printf -- '-- servers: ready (%s s)\n' $((SECONDS - began))
 
-# The time limits only keep a hang from becoming CI's.
+# The time limits only prevent that a hang blocks CI.
 check "unit, property, integration and documentation tests" \
   timeout --kill-after 10 1500 cargo test --locked --workspace --no-fail-fast $CCAT_FEATURES || true
 check "Python interoperability" \

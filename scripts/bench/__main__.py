@@ -1,4 +1,4 @@
-"""Runs the comparisons of scripts/bench.sh, in turns, and prints one table of them."""
+"""Runs the comparisons of scripts/bench.sh, alternating between the sides, and prints one table of results."""
 
 import argparse
 import datetime
@@ -50,7 +50,7 @@ def main():
 
 
 def run(comparison, pairs):
-    """All runs of a comparison: side → list of figures, or of what failed."""
+    """All runs of a comparison: side → list of figures or failures."""
     print(f"\n== {comparison.name}: {comparison.title}", flush=True)
     runs = {side: [] for side in comparison.sides}
     for number in range(-comparison.warm_ups, pairs):
@@ -69,7 +69,7 @@ def run(comparison, pairs):
 
 
 def rows_of(comparison, runs):
-    """The rows of the table that a comparison fills."""
+    """The rows of the table for one comparison."""
     for row in comparison.rows:
         def values(side, figure):
             return [None if isinstance(run, Exception) else run.get(figure) for run in runs[side]]

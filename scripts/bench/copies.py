@@ -29,7 +29,7 @@ def bbcp_kind():
 
 
 def in_memory():
-    """A directory of which no disk is measured."""
+    """A directory in memory, so that no disk is measured."""
     shared = pathlib.Path("/dev/shm")
     return tempfile.TemporaryDirectory(prefix="ccat-bench-", dir=shared if shared.is_dir() else os.environ["RUN_DIR"])
 
@@ -42,7 +42,7 @@ def site(**bbcp_settings):
 
 
 class Package:
-    """One package of noise for all runs of a comparison, made when the first one asks for it."""
+    """One package of random data for all runs of a comparison, created when the first run asks for it."""
 
     def __init__(self, size):
         self.size = size
@@ -64,7 +64,7 @@ class Package:
 
 
 def write_noise(path, number, size, noise=b""):
-    """A file that no other number's is like."""
+    """Writes a file whose content is different for each number."""
     noise = noise or os.urandom(min(size, 64 * MB))
     with open(path, "wb") as file:
         file.write(number.to_bytes(8))
@@ -96,7 +96,7 @@ class Site:
         ]
         route = '[[routes]]\norigin = "ccat"\ndestination = "cologne"\nmethod = "bbcp"\ntype = "direct"\n'
         (directory / "topology.toml").write_text("\n".join([*sites, route]))
-        with channel() as open_channel:  # what a worker before this one was killed with
+        with channel() as open_channel:  # removes messages of an earlier worker that was killed
             open_channel.queue_delete(QUEUE)
         self.cli("db", "migrate")
         self.cli("db", "seed", str(directory / "topology.toml"))
@@ -111,7 +111,7 @@ class Site:
         return done.stdout
 
     def packages(self, count, size, hollow=False):
-        """Makes packages of noise, or of nothing but a size, and their transfers; the transfers' ids."""
+        """Creates packages of random data, or sparse files, and their transfers; returns the transfers' ids."""
         noise = os.urandom(min(size, 64 * MB))
         for number in range(count):
             path = self.origin() / f"{number}.tar"
@@ -123,7 +123,7 @@ class Site:
         return self.transfers(count)
 
     def package(self, package, checksum=None):
-        """Takes a package that is there, and makes its transfer; its id in a list."""
+        """Links an existing package, and creates its transfer; returns a list with its id."""
         os.link(package.path(), self.origin() / "0.tar")
         return self.transfers(1, checksum)
 
@@ -133,12 +133,12 @@ class Site:
         return directory
 
     def transfers(self, count, checksum=None):
-        """Makes the transfers of the packages that there are."""
+        """Creates the transfers of the existing packages."""
         recorded = [] if checksum is None else ["--checksum", checksum(self.directory / "origin/packages/0.tar")]
         create = ["transfers", "create", "--package", "packages/0.tar", "--from", "ccat/buffer", "--to", "cologne/buffer"]
         first = int(self.cli(*create, *recorded))
         ids = [first]
-        # The others as the first one is.
+        # The other rows are copies of the first one.
         self.database.execute("BEGIN")
         for number in range(1, count):
             package = self.copy_of("data_transfer_package", "(SELECT data_transfer_package_id FROM data_transfer WHERE id = ?)", first)
@@ -181,7 +181,7 @@ class Site:
                 return
             if states.get("FAILED") or time.monotonic() > deadline:
                 raise Failed(f"transfers are {states}: {self.cli('transfers', 'show', str(ids[0]))}")
-            time.sleep(0.02)  # a core that looks is a core that does not copy
+            time.sleep(0.02)  # polling takes processor time from the copy
 
     def close(self):
         self.database.close()
@@ -193,7 +193,7 @@ def sha256(path):
 
 
 def arguments(source, target, rate=None):
-    """What the worker gives bbcp, for a copy without resume."""
+    """The arguments that the worker passes to bbcp, for a copy without resume."""
     options = ["-v", "-P", "10", "-s", "4", "-w", "8m", *(["-x", rate] if rate else []), "-y", "dd", "-e", "-E", "c32c=/dev/stdout", "-n", "--"]
     return [bbcp(), *options, str(source), str(target)]
 
@@ -203,7 +203,7 @@ def bare(source, target, rate=None):
 
 
 def bare_copy(package, rate=None):
-    """bbcp by hand; then both digests at once."""
+    """bbcp alone; then both digests at once."""
 
     def measure():
         with site() as here:
@@ -212,7 +212,7 @@ def bare_copy(package, rate=None):
             began = time.monotonic()
             bare(source, target, rate)
             figures = Figures(copy_s=time.monotonic() - began)
-            # openssl, since Debian's sha256sum knows nothing of the processor's instructions for it.
+            # openssl, because Debian's sha256sum does not use the processor's instructions for SHA-256.
             digest = ["openssl", "dgst", "-sha256"]
             both = [subprocess.Popen([*digest, path], stdout=subprocess.DEVNULL) for path in (source, target)]
             if any(process.wait(300) for process in both):
@@ -225,7 +225,7 @@ def bare_copy(package, rate=None):
 
 
 def transfer(package, recorded, rate=None):
-    """The same under the worker, from the message to COMPLETED; bbcp's own time as the worker's log has it."""
+    """The same under the worker, from the message to COMPLETED; bbcp's own time comes from the worker's log."""
 
     def measure():
         with site(window="8m", **({"max_rate": rate} if rate else {})) as here:
@@ -248,7 +248,7 @@ def transfer(package, recorded, rate=None):
 
 
 def many_bare(count, size):
-    """Small files by one bbcp each, four at a time, without verification."""
+    """Copies small files by one bbcp each, four at a time, without verification."""
 
     def measure():
         with site() as here:
@@ -273,7 +273,7 @@ def many_bare(count, size):
 
 
 def many_transfers(count, size):
-    """The same as transfers: each with its lease, both digests, its attempt and its result."""
+    """Copies the same files as transfers: each with its lease, both digests, its attempt and its result."""
 
     def measure():
         with site(window="8m") as here:
@@ -292,14 +292,14 @@ def many_transfers(count, size):
 
 
 def at_once(copies, seconds):
-    """The worker's own share while so many copies run, each at 1 MB/s."""
+    """Memory and processor time of the worker itself while `copies` copies run, each at 1 MB/s."""
 
     def measure():
         with site(window="8m", max_rate="1000k") as here:
             figures = Figures()
-            # So large that whoever reads the origin beside the copy has to wait for it.
+            # So large that the reader of the origin has to wait for the copy.
             ids = here.packages(copies, 512 * MB, hollow=True)
-            # A digest that is made at once: what the worker does while nothing but copies goes on is looked at.
+            # A fast digest, because only the work during the copies is measured.
             with here.worker(copies, CCAT_DATA_TRANSFER_TRANSFER__DIGEST="xxh3") as process:
                 time.sleep(1)
                 figures["idle_mb"] = resident_mb(process.pid)
@@ -351,11 +351,11 @@ def comparisons(quick):
     package = Package(size)
     recorded = "ccat-transfer, recorded"
     return [
-        # With the origin's digest in the database nothing is read beside the copy, which takes both processors here.
-        # Two runs of the same bbcp differ by more than is asked about, so it is no part of a whole run.
+        # With the origin's digest in the database the worker does not read beside the copy, which uses both processors here.
+        # Two runs of the same bbcp differ by more than the target, so this comparison runs only if it is named.
         copy("copy", "as fast as memory", package, {recorded: transfer(package, recorded=True)}, alone=recorded, extra=True),
-        # What a link of 2 Gbit/s carries. Nothing but the pace decides, so that a hundredth can be seen; the origin is read
-        # beside the copy.
+        # The rate of a link of 2 Gbit/s. Only this rate determines the time, so a difference of one percent is visible; the
+        # origin is read beside the copy.
         copy("link", "at 250 MB/s", package, {}, alone="ccat-transfer", rate="250000k", warm_ups=0),
         Comparison(
             "files",

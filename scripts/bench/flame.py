@@ -1,7 +1,7 @@
 """A flame graph of our worker under load: python -m scripts.bench.flame OUT.svg
 
-Called by scripts/flame.sh. No-op tasks from a full queue, -c 64 and prefetch 128, rpc://. What is looked at is time on
-a processor (perf's cpu-clock), the kernel's part included; a frame is as wide as its share of all samples.
+Called by scripts/flame.sh. The tasks do nothing and come from a full queue, with -c 64, prefetch 128 and rpc://. The graph
+shows processor time (perf's cpu-clock) including the kernel; the width of a frame is its share of all samples.
 """
 
 import collections
@@ -16,9 +16,9 @@ from .workers import delete, names, rust
 
 WIDTH, ROW, MARGIN = 1400, 17, 10
 TASKS = 60_000
-# Frames narrower than so many pixels are left out, and text that would not be read.
+# Minimum width of a drawn frame, and width of a letter, in pixels.
 NARROW, LETTER = 0.4, 6.3
-# By whose code it is; the first that fits.
+# Owners of the code of a frame, with colours; the first match counts.
 OWNERS = (
     ("the kernel", "#bf8f8f", lambda frame, dso: "kernel" in dso or "vdso" in dso),
     ("ours", "#88b0d0", lambda frame, dso: "ccat_transfer" in frame),
@@ -27,12 +27,12 @@ OWNERS = (
     ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso or re.match(r"_*(GI_|libc_|int_(malloc|free)|mem(cpy|move|set|cmp)|malloc|free$)", frame)),
     ("other", "#c8ccd4", lambda frame, dso: True),
 )
-# What has no owner of its own: it is counted to whoever calls it.
+# Standard library: its frames count as the owner of their caller.
 STANDARD = re.compile(r"[<&(]*(core|alloc|std|hashbrown)::")
 
 
 def owner_of(name, dso, caller):
-    """The entry of OWNERS that a frame belongs to, of which the caller's is known."""
+    """The entry of OWNERS for a frame; `caller` is the entry of the calling frame."""
     if STANDARD.match(name):
         return caller
     return next(owner for owner in OWNERS if owner[2](name, dso))
@@ -48,7 +48,7 @@ class Frame:
 
 
 def record(data):
-    """perf's samples of the worker while it does the tasks; how many it did in a second."""
+    """Records perf's samples of the worker while it runs the tasks; returns the tasks per second."""
     queue, replies = names()
     bench("fill", "--queue", queue, "--reply-to", replies, "--count", TASKS)
     try:
@@ -91,7 +91,7 @@ def tree(samples):
 
 
 def short(name):
-    """A symbol without its hash and without what its generics are."""
+    """A symbol without its hash and without its generic arguments."""
     name = re.sub(r"::h[0-9a-f]{16}$", "", name)
     while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
         name = shorter
@@ -150,7 +150,7 @@ def main():
 
 
 def share(root, owner):
-    """The share of samples whose innermost frame is of that owner."""
+    """Share of the samples whose innermost frame belongs to `owner`."""
 
     def own(node, of):
         mine = node.samples - sum(child.samples for child in node.children.values())

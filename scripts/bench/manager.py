@@ -1,4 +1,4 @@
-"""The manager and its database."""
+"""Comparisons of the manager: passes on different databases."""
 
 import os
 
@@ -6,7 +6,7 @@ from .sides import Comparison, Figures, Row, bench_lines
 
 
 def measure(database, scenario, rows):
-    """What ccat-bench measured: seconds by name and side."""
+    """Runs ccat-bench; returns seconds by name and side."""
     where = database if database == "sqlite" else os.environ["TEST_POSTGRES_URL"]
     lines = bench_lines("manager", where, scenario, rows)
     return {(line["name"].split("/")[1], line["side"]): line["seconds"] for line in lines}
@@ -20,7 +20,7 @@ def both_sides(database, rows):
 
 
 def steady(database, few, many):
-    """The same pass beside few rows that are over, and beside many."""
+    """Measures the same pass with few and with many completed rows in the table."""
     beside_few, beside_many = measure(database, "steady", few), measure(database, "steady", many)
     key = "steady", "manager"
     return Figures(few_s=beside_few[key], many_s=beside_many[key], growth=beside_many[key] / beside_few[key])
@@ -51,7 +51,7 @@ def comparisons(quick):
         )
         yield Comparison(
             f"backlog-{database}",
-            f"a pass with {many} PENDING rows of which ten links let 1000 through",
+            f"a pass with {many} PENDING rows, 1000 within the limits of ten links",
             {"manager": lambda database=database: backlog(database, many)},
             [Row(f"backlog of {many} rows, {database}", "s", "seconds", "manager")],
             warm_ups=0,

@@ -1,4 +1,4 @@
-"""What a comparison consists of, and how its sides are run."""
+"""Types of the comparisons, and functions that run their sides."""
 
 import contextlib
 import dataclasses
@@ -17,11 +17,11 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 class Failed(Exception):
-    """A run without a figure."""
+    """A run failed and has no figures."""
 
 
 class Figures(dict):
-    """What a run measured, by name."""
+    """Measured values of a run, by name."""
 
     def show(self):
         return "  ".join(f"{name} {value:,.4g}" for name, value in self.items() if isinstance(value, (int, float)))
@@ -29,7 +29,7 @@ class Figures(dict):
 
 @dataclasses.dataclass
 class Row:
-    """A row of the table: one figure of one side, against that of another."""
+    """A row of the table: one figure of one side, compared with the same or another figure of the other side."""
 
     title: str
     unit: str
@@ -37,9 +37,9 @@ class Row:
     ours: str
     theirs: str | None = None
     their_figure: str | None = None
-    # Whether the ratio is theirs ÷ ours.
+    # The ratio is theirs ÷ ours.
     inverted: bool = False
-    # Of the ratio, or of the figure itself where there is no other side.
+    # Targets for the ratio, or for the figure itself if there is no other side.
     target: float | None = None
     stretch: float | None = None
     at_most: bool = False
@@ -50,7 +50,7 @@ class Row:
 
 @dataclasses.dataclass
 class Comparison:
-    """Sides that are measured in turns."""
+    """Sides that are measured alternately."""
 
     name: str
     title: str
@@ -58,9 +58,9 @@ class Comparison:
     rows: list[Row]
     warm_ups: int = 1
     pairs: int = 5
-    # Only when it is named.
+    # It runs only if it is named on the command line.
     extra: bool = False
-    # What puts away what all its runs had in common.
+    # Removes the data that all runs share.
     close: typing.Callable[[], None] = lambda: None
 
 
@@ -69,13 +69,13 @@ def program(name):
 
 
 def bench(*arguments):
-    """Runs ccat-bench; what it measured."""
+    """Runs ccat-bench; returns its only line of figures."""
     [figures] = bench_lines(*arguments)
     return figures
 
 
 def bench_lines(*arguments, timeout=600):
-    """Runs ccat-bench; the figures of every line that it printed."""
+    """Runs ccat-bench; returns the figures of every printed line."""
     command = [program("ccat-bench"), "--broker", broker_uri(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
@@ -84,13 +84,13 @@ def bench_lines(*arguments, timeout=600):
 
 
 def broker_uri():
-    """The broker's URL as AMQP's own specification spells it: `/` as a virtual host is `%2f`."""
+    """The broker's URL in the form of AMQP's URI specification: the virtual host `/` is `%2f`."""
     return os.environ["TEST_AMQP_URL"].removesuffix("//") + "/%2f"
 
 
 @contextlib.contextmanager
 def running(command, environment=None, ready=None):
-    """A process group, killed at the end. Waits until `ready` stands in its log."""
+    """A process group, killed at the end. Waits until its log contains `ready`."""
     with tempfile.NamedTemporaryFile("w+b", suffix=".log") as own:
         process = subprocess.Popen(
             command,
@@ -119,7 +119,7 @@ def tail(path):
 
 
 def stop(process):
-    """Ends it at once: what was to be measured is over, and a prefork pool would take four seconds to end by itself."""
+    """Kills it at once: the measurement is over, and a prefork pool would take four seconds to end by itself."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(10)
@@ -135,7 +135,7 @@ def channel():
 
 
 def children(pid):
-    """A process and all below it."""
+    """A process and all its descendants."""
     found = [pid]
     for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Celery tasks that do nothing: our worker, Python's, and a bare loop on the same broker."""
+"""Comparisons by Celery tasks that do nothing: our worker, Python's, and a bare loop on the same broker."""
 
 import contextlib
 import itertools
@@ -34,7 +34,7 @@ def celery(backend):
 
 
 def rust(queue, concurrency, multiplier, backend="rpc://", events=False, level="WARNING"):
-    """Our worker with a task of no work: late acknowledgement, confirmed results."""
+    """Our worker with a task that does nothing: late acknowledgement, confirmed results."""
     command = [program("ccat-bench"), "worker", "-Q", queue, "-c", str(concurrency), "-l", level]
     command += ["--prefetch-multiplier", str(multiplier), *(["-E"] if events else [])]
     return command, {**celery(backend), "CCAT_DATA_TRANSFER_CELERY__TASK_TRACK_STARTED": "false"}
@@ -87,7 +87,7 @@ def throughput(worker, count, *arguments, backend="rpc://", events=False, **more
 
 
 def await_results(count):
-    """The queue is empty when the last tasks begin; their results have to come, too."""
+    """The queue is empty when the last tasks begin; their results have to arrive as well."""
     deadline = time.monotonic() + 10
     while True:
         done = subprocess.run(["redis-cli", "-u", redis(), "dbsize"], check=True, capture_output=True, text=True)
@@ -99,7 +99,7 @@ def await_results(count):
 
 
 def task_events(open_channel, queue):
-    """How many events of tasks lie in a queue."""
+    """Number of task events in a queue."""
     found = 0
 
     def take(message):
@@ -108,7 +108,7 @@ def task_events(open_channel, queue):
         found += sum(event["type"].startswith("task-") for event in (told if isinstance(told, list) else [told]))
 
     consumer = open_channel.basic_consume(queue, no_ack=True, callback=take)
-    with contextlib.suppress(TimeoutError):  # nothing comes any more
+    with contextlib.suppress(TimeoutError):  # no further message arrives
         while True:
             open_channel.connection.drain_events(timeout=0.5)
     open_channel.basic_cancel(consumer)
@@ -116,13 +116,13 @@ def task_events(open_channel, queue):
 
 
 def loop(queue, concurrency, multiplier, count=10_000_000):
-    """A bare lapin loop in the place of a worker; how to start it, on a queue that is there."""
+    """Command of a bare lapin loop that replaces a worker, on an existing queue."""
     command = [program("ccat-bench"), "--broker", broker_uri(), "drain", "--queue", queue, "--count", str(count)]
     return [*command, "--prefetch", str(concurrency * multiplier), "--concurrency", str(concurrency), "--linger"], {}
 
 
 def bare_loop(count, prefetch):
-    """What the broker and lapin give at most."""
+    """Maximum rate of the broker and lapin."""
 
     def measure():
         queue, replies = names()
@@ -137,13 +137,13 @@ def bare_loop(count, prefetch):
 
 
 def latency(worker, seconds):
-    """From publish to result at 100 tasks a second."""
+    """Time from publish to result at 100 tasks a second."""
 
     def measure():
         queue, replies = names()
         command, environment = worker(queue, 2, 4)
         try:
-            if worker is loop:  # which declares nothing
+            if worker is loop:  # the loop does not declare its queue
                 bench("fill", "--queue", queue, "--reply-to", replies, "--count", 0)
             with running(command, environment):
                 return bench("latency", "--queue", queue, "--reply-to", replies, "--rate", 100, "--seconds", seconds)
@@ -154,7 +154,7 @@ def latency(worker, seconds):
 
 
 def start(worker):
-    """From the start of the process to the result of the task that waits."""
+    """Time from the start of the process to the result of a waiting task."""
 
     def measure():
         queue, replies = names()
@@ -178,7 +178,7 @@ def memory(count):
 
     def measure():
         queue, replies = names()
-        # Nobody reads the results; they are not to fill the broker.
+        # No client reads the results; they must not fill the broker.
         with channel() as open_channel:
             open_channel.queue_declare(replies, durable=True, auto_delete=False)
         bench("fill", "--queue", queue, "--reply-to", "", "--count", 1)
@@ -207,7 +207,7 @@ def memory(count):
 
 
 def comparisons(quick):
-    """All of this module. Python gets fewer tasks: as many as take as long."""
+    """All comparisons of this module. Python gets fewer tasks, so that its runs take about the same time."""
     ours, theirs, limit = (8_000, 1_500, 10_000) if quick else (12_000, 1_500, 15_000)
     few = (3_000, 4_000) if quick else (4_000, 5_500)
     return [

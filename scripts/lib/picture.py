@@ -16,12 +16,12 @@ from support import MB, Broker, Deployment, Process, clean_environment, service,
 COLUMNS, ROWS = 143, 6
 WIDTH, HEIGHT, MARGIN = 7.8, 19, 14
 BACKGROUND, FOREGROUND = "#1d2129", "#d8dee9"
-# Of the terminal's sixteen colours those that are used.
+# The used ones of the terminal's sixteen colours.
 COLOURS = {"32": "#a3be8c", "33": "#ebcb8b", "34": "#5e81ac", "36": "#88c0d0", "31": "#bf616a"}
 
 
 class Screen:
-    """A terminal that nobody sees."""
+    """An invisible terminal (tmux) that runs a command."""
 
     def __init__(self, directory, command, environment):
         self.socket = directory / "tmux"
@@ -63,7 +63,7 @@ def svg(lines):
     for row, line in enumerate(lines):
         for column, text, colour in runs(line):
             x, y = MARGIN + column * WIDTH, MARGIN + row * HEIGHT + 14
-            # Its length is given, so that columns stand below each other with any font.
+            # The length of the text is fixed, so that columns are aligned with any font.
             parts.append(
                 f'<text x="{x:.1f}" y="{y}" fill="{colour}" textLength="{len(text) * WIDTH:.1f}"'
                 f' lengthAdjust="spacingAndGlyphs">{escape(text)}</text>'

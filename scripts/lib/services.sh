@@ -4,22 +4,22 @@
 # Source it; safe under `set -euo pipefail`.
 #
 #   need_compiler                  ends the script where there is no cargo or no cc
-#   install_missing [CMD=PKG…]     what the scripts need, and PKG for CMD, by apt; nothing is left running by apt
+#   install_missing [CMD=PKG…]     installs by apt what the scripts need, and PKG for CMD; does not start installed services
 #   run_begin                      private directory $RUN_DIR, and the trap that ends everything
 #   start_services NAME…           several at once: rabbitmq second_rabbitmq redis postgres sshd
 #   start_rabbitmq start_redis start_postgres start_sshd
 #   make_python                    .venv with tests/python/requirements.txt        → TEST_PYTHON
-#   at_end FUNCTION                what else is to be put back when the script ends
+#   at_end FUNCTION                FUNCTION also runs at the end of the script
 #   run CMD…                       a foreground command that a signal can interrupt
 #   spawn NAME CMD…                a background command, logged to $RUN_DIR/NAME.log → SPAWNED_PID
 #   await SECONDS WHAT CMD…        polls until CMD succeeds
 #
-# Every server listens on 127.0.0.1 only, on a free port, keeps its files below $RUN_DIR, and is gone
-# when the script ends, however it ends. What has been started is exported for the tests:
+# Every server listens only on 127.0.0.1, on a free port, keeps its files below $RUN_DIR, and is stopped
+# when the script ends, for whatever reason. The addresses of the started servers are exported for the tests:
 #
 #   TEST_AMQP_URL  TEST_RABBITMQ_CTL (a program: stop | start | restart)  RABBITMQCTL (rabbitmqctl for this node)
 #   TEST_AMQPS_PORT (TLS, for `localhost` only)  TEST_TLS (directory: ca.pem client.pem client.key, for user tls-client)
-#   SECOND_TEST_AMQP_URL …         the same of a second broker, and SECOND_TEST_REDIS_URL (another database of the one Redis)
+#   SECOND_TEST_AMQP_URL …         the same for a second broker, and SECOND_TEST_REDIS_URL (another database of the same Redis)
 #   TEST_REDIS_URL  TEST_POSTGRES_URL (a superuser, so that tests make their own databases)
 #   TEST_SSHD_PORT  TEST_SSH_IDENTITY  TEST_SSH_KNOWN_HOSTS  TEST_SSH_USER
 
@@ -46,7 +46,7 @@ die() {
   exit 1
 }
 
-# ---------------------------------------------------------------- what is missing
+# ---------------------------------------------------------------- missing packages
 
 as_root() {
   if ((EUID == 0)); then "$@"; else sudo "$@"; fi
@@ -119,7 +119,7 @@ install_missing() {
   fi
 }
 
-# Packages of servers start them when installed; this is Debian's way to say no.
+# Packages of servers start the servers at their installation; this file is Debian's method to prevent it.
 forbid_service_starts() {
   [[ -e /usr/sbin/policy-rc.d ]] && return
   POLICY_PLACED=1
@@ -157,8 +157,8 @@ run_begin() {
   RUN_DIR=$(cd "$RUN_DIR" && pwd -P)
   chmod 711 "$RUN_DIR" # PostgreSQL's user passes through
   mkdir -m 700 "$RUN_DIR/tmp"
-  # Everything started from here on carries the directory's name in its environment: that is how
-  # `run_end` finds what has escaped from its process group.
+  # All later processes have the directory's name in their environment. By this, `run_end` finds processes that have
+  # left their process group.
   export CCAT_RUN_DIR=$RUN_DIR TMPDIR=$RUN_DIR/tmp
   trap run_end EXIT
   trap 'exit 129' HUP
@@ -166,8 +166,8 @@ run_begin() {
   trap 'exit 143' TERM
 }
 
-# RUN_PROCESSES: ids of the processes that know the private directory: by environment, command line, working
-# directory or open files. The last two are for those with a clean environment, as bbcp's.
+# RUN_PROCESSES: ids of the processes that refer to the private directory in their environment, command line, working
+# directory or open files. The last two find processes with a clean environment, such as bbcp's.
 find_run_processes() {
   local file pid found clean=(env -i "PATH=$PATH") # or else grep would find itself
   RUN_PROCESSES=()
@@ -331,10 +331,10 @@ export RABBITMQ_NODENAME=ccat-$amqp@localhost RABBITMQ_NODE_IP_ADDRESS=127.0.0.1
 export RABBITMQ_BASE='$dir' RABBITMQ_MNESIA_BASE='$dir/data' RABBITMQ_LOG_BASE='$dir/log' RABBITMQ_LOGS=-
 export RABBITMQ_CONFIG_FILE='$dir/rabbitmq.conf' RABBITMQ_ADVANCED_CONFIG_FILE='$dir/advanced.config'
 export RABBITMQ_CONF_ENV_FILE='$dir/rabbitmq-env.conf' RABBITMQ_ENABLED_PLUGINS_FILE='$dir/enabled_plugins'
-# Distribution on loopback only; schedulers that do not spin, on a machine that others use too.
+# Distribution on loopback only. No busy waiting of the schedulers, because other programs use the machine, too.
 export RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS='-kernel inet_dist_use_interface {127,0,0,1} +sbwt none +sbwtdcpu none +sbwtdio none'
 export RABBITMQ_CTL_ERL_ARGS='-kernel inet_dist_use_interface {127,0,0,1}'
-# Makes the start script exec Erlang instead of waiting for it: the pid is then the broker's.
+# Makes the start script exec Erlang instead of waiting for it, so that the pid is the broker's.
 export RUNNING_UNDER_SYSTEMD=true
 unset NOTIFY_SOCKET
 END
@@ -396,7 +396,7 @@ END
   RUN_GROUPS+=("$(<"$dir/pid")")
 }
 
-# An authority of our own, and what it signed: the broker's certificate for `localhost`, and a client's.
+# A private authority, and two certificates signed by it: the broker's for `localhost`, and a client's.
 make_certificates() {
   local dir=$1 who
   mkdir -m 700 "$dir"
@@ -527,7 +527,7 @@ await_sshd() {
 
 # ---------------------------------------------------------------- the build
 
-# Cargo's target directory, wherever it is.
+# Path of Cargo's target directory.
 target_dir() {
   (cd "$REPO" && cargo metadata --format-version 1 --no-deps) | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p'
 }

@@ -31,7 +31,7 @@ def printed(command):
 
 
 def cells(text):
-    """Lines of (character, colour). Long ones are broken at a blank and go on below their text, to be read more easily."""
+    """Lines of (character, colour). Long lines are broken at a blank and continue below their text."""
     lines = []
     for line in text.rstrip("\n").split("\n"):
         colour, row = PLAIN, []

@@ -8,7 +8,7 @@ site() {
   location buffer 1 "$4" "${5:-}"
 }
 
-# location NAME PRIORITY PATH [HOST] : one more for the site before.
+# location NAME PRIORITY PATH [HOST] : a further location of the last site.
 location() {
   printf '[[sites.locations]]\nname = "%s"\ntype = "buffer"\nstorage = "disk"\n' "$1"
   printf 'priority = %s\npath = "%s"\nhost = "%s"\n\n' "$2" "$3" "${4:-}"
@@ -19,7 +19,7 @@ route() {
   printf '[[routes]]\norigin = "%s"\ndestination = "%s"\nmethod = "bbcp"\ntype = "direct"\n' "$1" "$2"
 }
 
-# two_sites CCAT_PATH COLOGNE_PATH [COLOGNE_HOST] : those of the demo and of the doctor's picture.
+# two_sites CCAT_PATH COLOGNE_PATH [COLOGNE_HOST] : the sites of the demo and of the doctor's picture.
 two_sites() {
   site ccat "CCAT observatory" "Cerro Chajnantor, Chile" "$1"
   site cologne "University of Cologne" "Cologne, Germany" "$2" "${3:-}"
