@@ -15,7 +15,7 @@ PLAIN, GROUND = "#e6edf3", "#0d1117"
 
 
 def printed(command):
-    """What a command prints on a terminal; it may fail."""
+    """Output of a command on a terminal; the command may fail."""
     pid, master = pty.fork()
     if pid == 0:
         os.environ.pop("NO_COLOR", None)

@@ -1,4 +1,4 @@
-"""An ops-db with very many transfers, and lists of them with how many each has to find."""
+"""An ops-db with very many transfers, and arguments of lists with the expected number of transfers."""
 
 import contextlib
 import sqlite3
@@ -8,10 +8,10 @@ RUNNING = 20
 
 
 def fill(deployment, on_postgres):
-    """Makes the rows, by the database itself. Transfer i is made i minutes after the first, the last one now."""
+    """Creates the rows by SQL. Transfer i was created i minutes after the first one, the last one now."""
 
     def label(name, kind):
-        # PostgreSQL's enums want a cast, and SQLite would make a number of it.
+        # PostgreSQL's enums need a cast; SQLite would convert the value to a number.
         return f"CAST({name} AS {kind})" if on_postgres else name
 
     def minutes_ago(minutes):
@@ -63,7 +63,7 @@ def fill(deployment, on_postgres):
         f" destination, phase, streams) {numbers} SELECT i, 'token-' || i, 1, 'task-' || i, 'celery@w' || (i % 2), 'w', 1, '',"
         f" '', {hours_ahead(-1)}, {hours_ahead(0)}, {hours_ahead(1)}, 1000, 2000, 10, 'there:/' || i, 'copying', 16"
         f" FROM n WHERE i <= {RUNNING}",
-        # As PostgreSQL's autovacuum does sooner or later, and a SQLite's owner may.
+        # PostgreSQL's autovacuum does this by itself; in SQLite the owner of the database may do it.
         "ANALYZE",
     ]
     if on_postgres:
@@ -80,7 +80,7 @@ def count(condition):
 
 
 def cases(deployment):
-    """Arguments of `transfers list`, and how many transfers they choose."""
+    """Arguments of `transfers list`, and the number of transfers that they select."""
     old = RUNNING
     pending = count(lambda i: i > old and i % 10 in (6, 9))
     failed = count(lambda i: i > old and i % 10 == 7)

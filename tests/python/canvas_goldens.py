@@ -1,9 +1,10 @@
-"""Writes crates/celery-protocol/tests/golden/canvas.json: what real Celery sends after a task, for the tests of `celery_protocol::canvas`.
+"""Writes crates/celery-protocol/tests/golden/canvas.json: the messages that real Celery sends after a task. The tests of
+`celery_protocol::canvas` read it.
 
-Workflows are applied by a client, and every message that this leads to is "run" by Celery's own tracer, which sends
-what follows; nothing leaves the process. Each run is one case: the message, what the task returned, and what was sent
-and noted then. Further cases are what a client sends for each workflow, and what a running task sends when it is
-replaced or extends its chord. Run it by hand after an upgrade of Celery:
+A client applies workflows. Celery's own tracer "runs" every message that results from them, and sends the follow-up
+messages; nothing leaves the process. Each run is one case: the message, the return value of the task, and the sent
+messages and stored notes. Further cases are a client's messages for each workflow, and a running task's messages when
+it is replaced or extends its chord. Run this script by hand after an upgrade of Celery:
 
     .venv/bin/python tests/python/canvas_goldens.py
 """
@@ -24,7 +25,7 @@ TARGET = Path(__file__).resolve().parent.parent.parent / "crates" / "celery-prot
 
 
 class Notes(Backend):
-    """A result backend that keeps nothing but what is said of chords and children."""
+    """A result backend that only keeps the data about chords and children."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -46,7 +47,7 @@ class Notes(Backend):
     def on_task_call(self, producer, task_id):
         pass
 
-    # Nobody waits for a result.
+    # No caller waits for a result.
     def add_pending_result(self, result, *args, **kwargs):
         return result
 
@@ -92,7 +93,7 @@ app.amqp.__dict__["send_task_message"] = capture
 
 @app.task(name="runner", bind=True)
 def runner(self, *args, **kwargs):
-    """Stands for a task that runs."""
+    """Replaces the code of a running task."""
 
 
 def s(name, *args, **options):
@@ -109,7 +110,7 @@ def reset():
 
 
 def run(message, returned):
-    """What a worker sends after this message, and the children it stores."""
+    """Returns the messages that a worker sends after this message, and the children that it stores."""
 
     @app.task(name=f"run-{message['headers']['id']}-{returned!r}", lazy=False, trail=True)
     def task(*args, **kwargs):
@@ -128,7 +129,7 @@ def run(message, returned):
 
 @contextlib.contextmanager
 def running(message):
-    """As within the task of this message."""
+    """Context of the running task of this message."""
     task = app.tasks["runner"]
     request = dict(message["headers"]) | message["body"][2] | {"delivery_info": {}, "children": []}
     _task_stack.push(task)
@@ -141,7 +142,7 @@ def running(message):
 
 
 def body(message, results):
-    """What the last part of a chord sends."""
+    """Returns the message that the last part of a chord sends."""
     with running(message):
         app.signature(message["body"][2]["chord"]).delay(results)
     messages, sizes = reset()
@@ -149,7 +150,7 @@ def body(message, results):
 
 
 def errbacks(message):
-    """What a failed task sends."""
+    """Returns the messages that a failed task sends."""
     with running(message) as request:
         app.backend._call_task_errbacks(request, ValueError("no"), None)
     messages, sizes = reset()
@@ -161,7 +162,7 @@ def plain(value):
 
 
 def replaced(name, message, replacement):
-    """What a task of this message sends when it is replaced."""
+    """Returns the messages that a task of this message sends when it is replaced."""
     case = {"name": name, "kind": "replace", "message": message, "signature": plain(replacement)}
     with running(copy.deepcopy(message)), contextlib.suppress(Ignore):
         app.tasks["runner"].replace(replacement)
@@ -170,7 +171,7 @@ def replaced(name, message, replacement):
 
 
 def grown(name, message, signature):
-    """What a task of this message sends and notes when it adds to its chord."""
+    """Returns the messages and notes of a task of this message that adds a part to its chord."""
     case = {"name": name, "kind": "add_to_chord", "message": message, "signature": plain(signature)}
     with running(copy.deepcopy(message)):
         app.tasks["runner"].add_to_chord(signature)
@@ -313,7 +314,7 @@ REPLACEMENTS = {
     "a chain with a group within": lambda: chain(s("r"), group(s("t"), s("u")), s("v")),
 }
 
-# Built with the operators of the language; the Rust side builds the same.
+# Built with Python's operators; the Rust side builds the same workflows.
 COMPOSED = {
     "task | task": lambda: s("a") | s("b"),
     "task | task | task": lambda: s("a") | s("b") | s("c"),

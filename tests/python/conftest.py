@@ -1,8 +1,8 @@
-"""Fixtures. The services are scripts/lib/services.sh's; see support.py for what the fixtures give.
+"""Fixtures. The services are started by scripts/lib/services.sh; support.py has the classes of the fixtures' values.
 
-With `-n 2 --dist loadfile` (pytest-xdist) two processes run the files side by side. A broker is stopped, asked for
-all its workers and so on by tests that mean to be alone with it; so the second process has a broker of its own,
-and a database of its own in the same Redis.
+With `-n 2 --dist loadfile` (pytest-xdist) two processes run the files side by side. Some tests need a broker for
+themselves: they stop it, or ask it for all its workers. So the second process has its own broker, and its own database
+in the same Redis.
 """
 
 import os
@@ -17,14 +17,14 @@ from support import Broker, Deployment, service
 @pytest.fixture(scope="session")
 def broker():
     broker = Broker()
-    # By policy, not by arguments: the queues stay declared as any Celery worker declares them.
+    # By policy, not by arguments, so that the queues are declared like those of any Celery worker.
     broker.ctl("set_policy", "test-dead", "_data_transfer$", '{"dead-letter-exchange":"%s"}' % Broker.DEAD)
     return broker
 
 
 @pytest.fixture(scope="session")
 def bbcp(tmp_path_factory):
-    """The double, copied: whatever runs this file was started by these tests."""
+    """A copy of the double, so that every process of this file was started by these tests."""
     copy = tmp_path_factory.mktemp("bbcp") / "bbcp-double"
     shutil.copy2(service("BBCP_DOUBLE"), copy)
     return copy.resolve()
@@ -39,7 +39,7 @@ def deployment(tmp_path, bbcp, broker):
 
 @pytest.fixture(scope="module")
 def shared_deployment(tmp_path_factory, bbcp, broker):
-    """One deployment for a whole module, where the tests cannot disturb each other."""
+    """One deployment for a whole module whose tests cannot disturb each other."""
     deployment = Deployment(tmp_path_factory.mktemp("shared"), bbcp, broker)
     yield deployment
     deployment.close()
@@ -47,12 +47,12 @@ def shared_deployment(tmp_path_factory, bbcp, broker):
 
 @pytest.fixture
 def tell(request):
-    """Shows a line to whoever runs the tests, whether a test failed or not."""
+    """Prints a line in the test run's output, also if no test failed."""
     return lambda text: request.node.user_properties.append(("tells", text))
 
 
 def pytest_runtest_logreport(report):
-    """In the process that the others report to, or the only one."""
+    """Runs in the process that collects the reports of the others, or in the only one."""
     told = [text for name, text in report.user_properties if name == "tells"]
     if report.when == "call" and told and "PYTEST_XDIST_WORKER" not in os.environ:
         print("", *told, sep="\n")
@@ -70,5 +70,5 @@ def pytest_configure(config):
     elif worker != "gw0":
         raise pytest.UsageError("there are two brokers: no more than -n 2")
     config.addinivalue_line("markers", "timeout: limit of one test (pytest-timeout)")
-    # The tests' own children are to be interruptible, however this run was started.
+    # The tests' children must be interruptible, even if this run was started with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

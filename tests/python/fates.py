@@ -1,24 +1,24 @@
-"""What a Python worker would do with a message: kombu's and Celery's own code, asked without a broker.
+"""Expected disposition of a message by a Python worker: runs kombu's and Celery's own code without a broker.
 
 `Judge.fate(message)` runs the real `Consumer.create_task_handler()`, the real strategy and the real `Request` over an
-`amqp.Message`, with a channel that notes the settlement and a pool that runs nothing. The answer is one of
+`amqp.Message`, with a channel that records the settlement and a pool that runs nothing. The answer is one of
 
-    "ack", "reject"   what the broker is told
-    "held"            it waits for its eta
+    "ack", "reject"   the settlement that is sent to the broker
+    "held"            the message waits for its eta
     "dies"            the exception would end the worker, and the message would come back to the next one
 
-A worker that must not die has to do something saner with the last kind. `Judge.expected(message)` says what ours does:
-it rejects, so that what was not understood can be looked at in the dead-letter queue, and stores FAILURE
-InvalidTaskError where an id is known. The exceptions:
+A worker that must not die has to handle the last kind differently. `Judge.expected(message)` returns the disposition by
+our worker: it rejects the message, so that it can be examined in the dead-letter queue, and stores FAILURE
+InvalidTaskError if the id is known. The exceptions:
 
-- A body that is text or bytes by its content type is never a task. Python tries to decode it first, with any codec that
-  the content encoding names, and acknowledges it if that fails; ours rejects it in any case.
-- An id that is no text and no integer (null, a time, a list ...) has no result that could be found. Python runs the task.
-- YAML that PyYAML does not take may be YAML all the same; ours reads 1.2 where that is not another thing.
-- What Python looks at only when it runs a task (the time limits, the third element of the body) is looked at on receipt:
-  a message in which these are no such thing is rejected even if it has expired.
-- A mapping without `args` under a protocol 2 header is a hybrid without arguments: it runs, or is rejected if it has no
-  id or a time that is none.
+- A body whose content type is text or bytes is never a task. Python tries to decode it first, with any codec that
+  the content encoding names, and acknowledges it if that fails; our worker rejects it always.
+- An id that is neither text nor an integer (null, a time, a list ...) cannot have a result. Python runs the task.
+- YAML that PyYAML rejects may be valid YAML; our worker reads YAML 1.2 where the meaning is the same.
+- Fields that Python checks only when it runs a task (the time limits, the third element of the body) are checked on
+  receipt: a message with invalid values is rejected even if it has expired.
+- A mapping without `args` with a protocol 2 header is a hybrid without arguments: it runs, or is rejected if it has no
+  id or an invalid time.
 """
 
 import logging
@@ -33,7 +33,7 @@ from kombu.serialization import prepare_accept_content
 from kombu.transport.pyamqp import Message
 
 class Channel:
-    """Notes how a message is settled."""
+    """Records the settlement of a message."""
 
     no_ack_consumers = None
 
@@ -49,7 +49,7 @@ class Channel:
 
 
 class Nothing:
-    """Has every attribute, and every one does nothing."""
+    """Has every attribute; each is a function that does nothing."""
 
     def __getattr__(self, name):
         return Nothing()
@@ -62,11 +62,11 @@ class Nothing:
 
 
 def function(*args, **kwargs):
-    """Stands for every task; it is never called."""
+    """Replaces every task; it is never called."""
 
 
 class NotedRequest(Request):
-    """Notes what was made of the last message that could be decoded."""
+    """Records the request of the last message that could be decoded."""
 
     last = None
 
@@ -75,14 +75,14 @@ class NotedRequest(Request):
         NotedRequest.last = self
 
     def is_whole(self):
-        """Whether Python could run it: it looks at these only then."""
+        """Returns true if Python could run it: Python checks these fields only then."""
         _args, _kwargs, embed = self._Request__payload
         pair = self.time_limits
         return isinstance(pair, (list, tuple)) and len(pair) == 2 and isinstance(embed or {}, dict)
 
 
 class Judge(Consumer):
-    """A consumer that is connected to nothing."""
+    """A consumer without a connection."""
 
     def __init__(self, tasks, accept):
         self.app = Celery("judge", broker="memory://", backend="disabled://", set_as_current=False)
@@ -115,7 +115,7 @@ class Judge(Consumer):
         return p(*args, **kwargs)
 
     def run(self, request):
-        """What the pool would do, without the task: its outcome is a result, and the message is acknowledged."""
+        """Replaces the pool without running the task: the outcome is a result, and the message is acknowledged."""
         _soft, _hard = request.time_limits
         _args, _kwargs, embed = request.body if request._decoded else request.message.payload
         {}.update({}, **(embed or {}))
@@ -134,17 +134,17 @@ class Judge(Consumer):
                 message._reraise_error(self.on_decode_error)
             else:
                 self.handle(message)
-        except Exception:  # whatever it is, it would end the worker
+        except Exception:  # any exception here would end the worker
             return "dies"
         assert len(channel.settled) <= 1, channel.settled
         return channel.settled[0] if channel.settled else "dies"
 
 
     def expected(self, raw):
-        """The fates that are right."""
+        """The allowed dispositions by our worker."""
         fate = self.fate(raw)
         if raw.properties.get("content_type", "") in ("", "application/data", "application/text"):
-            # But for what is not looked at any more: compression that fails, a task that is not known.
+            # Except for messages that are rejected earlier: failed decompression, an unknown task.
             return {fate, "reject"} if fate != "dies" else {"reject"}
         if fate != "reject" and is_bare_hybrid(raw, self.accept):
             return {"ack", "reject"}
@@ -159,15 +159,16 @@ class Judge(Consumer):
 
 
 def is_id(value):
-    """Whether our worker takes it for an id: results are stored under its text. What JSON has no number for is text."""
+    """Returns true if our worker accepts it as an id: results are stored under its text. Floats without a JSON number
+    (NaN, infinity) count as text."""
     if isinstance(value, float):
         return not math.isfinite(value)
     return isinstance(value, str) and value != "" or isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_bare_hybrid(raw, accept):
-    """Whether the body under a protocol 2 header is a mapping without arguments. Python takes it for one if it has three
-    keys, and calls the task with the first two."""
+    """Returns true if a message with a protocol 2 header has a mapping without arguments as its body. Python accepts a
+    mapping of three keys as a body, and calls the task with the first two."""
     if "task" not in (raw.headers or {}):
         return False
     try:
@@ -178,7 +179,7 @@ def is_bare_hybrid(raw, accept):
 
 
 def received(message):
-    """The message as it comes out of the broker: its properties written to bytes and read again."""
+    """The message in the form in which a broker delivers it: its properties written to bytes and read again."""
     written = message._serialize_properties()
     read = amqp.Message(message.body)
     read._load_properties(amqp.basic_message.Message.CLASS_ID, written, 0)

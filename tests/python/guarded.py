@@ -1,4 +1,4 @@
-"""Servers of a test's own that want a password, and in PostgreSQL's case speak TLS: the shared ones let everybody in."""
+"""Private servers of a test that require a password, PostgreSQL also TLS: the shared ones accept every login."""
 
 import contextlib
 import glob
@@ -26,7 +26,7 @@ def openssl(folder, *words):
 
 
 def certificates(folder):
-    """An authority, and what it signed: a server's certificate for `localhost`, a client's for user `ccat`."""
+    """An authority and two certificates signed by it: a server's for `localhost`, a client's for user `ccat`."""
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
     for name in ("ca", "other-ca"):
         openssl(
@@ -46,10 +46,10 @@ def certificates(folder):
 
 @contextlib.contextmanager
 def guarded_postgres(folder, password):
-    """A PostgreSQL with TLS and a password; gives its port. User `plain` does without TLS, `ccat` with it only; user
+    """A PostgreSQL with TLS and a password; yields its port. User `plain` logs in without TLS, `ccat` only with TLS; user
     `carded` has a certificate instead of a password."""
     programs = Path(sorted(glob.glob("/usr/lib/postgresql/*/bin"))[-1])
-    # It refuses to run as root.
+    # PostgreSQL refuses to run as root.
     who = {}
     if os.geteuid() == 0:
         user = pwd.getpwnam("postgres")
@@ -99,14 +99,14 @@ def guarded_postgres(folder, password):
         connection.close()
         yield port
     finally:
-        # At once: nobody needs the data.
+        # Immediate shutdown: the data are not needed any more.
         server.send_signal(signal.SIGQUIT)
         server.wait(30)
 
 
 @contextlib.contextmanager
 def guarded_redis(folder, password):
-    """A Redis with a password; gives its port."""
+    """A Redis with a password; yields its port."""
     port = free_port()
     settings = folder / "redis.conf"
     settings.write_text(f"port {port}\nbind 127.0.0.1\nsave ''\nrequirepass {password}\ndir {folder}\n")

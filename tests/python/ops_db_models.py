@@ -1,8 +1,8 @@
-"""The ops-db as SQLAlchemy models, in the way in which `ccat_ops_db` is documented to be made.
+"""The ops-db as SQLAlchemy models, by the documentation of `ccat_ops_db`.
 
     python ops_db_models.py create URL [names|values|text]   tables, one topology, one transfer
-    python ops_db_models.py show URL                          the transfer, as Python sees it
-    python ops_db_models.py reset URL                         what an operator's reset does
+    python ops_db_models.py show URL                          the transfer, as SQLAlchemy reads it
+    python ops_db_models.py reset URL                         does the same as an operator's reset
 
 `names` are native enum types with member names (SQLAlchemy's default), `values` native types with
 values, `text` plain text with a CHECK and values. All of it is an independent reading of public
@@ -63,7 +63,7 @@ def enum_type(cls):
     values = {"values_callable": lambda members: [member.value for member in members]}
     if LABELS == "values":
         return sa.Enum(cls, **values)
-    # Each column has a constraint of its own, and needs a name of its own.
+    # Each column has its own constraint, which needs its own name.
     name = f"{cls.__name__.lower()}_{next(CONSTRAINT)}"
     checked = {"native_enum": False, "create_constraint": True, "length": 40, "name": name}
     return sa.Enum(cls, **checked, **values)
@@ -130,7 +130,7 @@ class DataTransferPackage(Base):
     relative_path: Mapped[str] = mapped_column(sa.Text)
     size: Mapped[int | None] = mapped_column(sa.BigInteger)
     checksum: Mapped[str | None] = mapped_column(sa.String(250))
-    # Something that only the owner of the schema knows.
+    # A column that only the owner of the schema uses.
     hash_of_headers: Mapped[str | None] = mapped_column(sa.String(250))
 
 
@@ -143,7 +143,7 @@ class DataTransfer(Base):
     status: Mapped[Status] = mapped_column(enum_type(Status), default=Status.PENDING)
     unpack_status: Mapped[Status] = mapped_column(enum_type(Status), default=Status.PENDING)
     retry_count: Mapped[int] = mapped_column(default=0)
-    # One with a zone and one without.
+    # One time with a zone and one without.
     start_time: Mapped[datetime | None] = mapped_column(sa.DateTime)
     end_time: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
     failure_error_message: Mapped[str | None] = mapped_column(sa.String(20))

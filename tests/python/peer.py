@@ -1,4 +1,4 @@
-"""A real Celery worker with tasks of the signatures that the Rust worker answers: the reality to compare with.
+"""A real Celery worker, to compare with: its tasks have the same signatures as those of the Rust worker.
 
 Started by the tests as `python -m celery -A peer worker`; broker and backend are in CELERY_BROKER_URL and
 CELERY_RESULT_BACKEND.
@@ -21,7 +21,7 @@ app.conf.update(json.loads(os.environ.get("PEER_SETTINGS", "{}")))
 
 @app.task(name=f"{MODULE}.transfer_files_bbcp", bind=True, reject_on_worker_lost=True)
 def transfer_files_bbcp(self, data_transfer_id, session=None):
-    """What the arguments are for does not matter here, only how they are bound."""
+    """Only the binding of the arguments matters here, not their use."""
 
 
 @app.task(name=f"{MODULE}.transfer_transfer_packages")
@@ -56,7 +56,7 @@ def retry(self, times, countdown, max_retries=3):
 
 @app.task(name="tasks.sleep")
 def sleep(seconds):
-    # In small steps, for the soft time limit of a pool without processes.
+    # Sleeps in small steps, because the soft time limit needs this in a pool without processes.
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server, to cut it off from those that go through it."""
+"""A TCP proxy in front of a server, to cut the connections of its clients."""
 
 import contextlib
 import selectors
@@ -7,7 +7,7 @@ import threading
 
 
 class Proxy:
-    """Forwards what comes to `port`. `pull` ends that, `plug` takes it up again."""
+    """Forwards connections to `port`. `pull` ends the forwarding, `plug` resumes it."""
 
     def __init__(self, host, port):
         self.server = (host, port)
@@ -19,9 +19,9 @@ class Proxy:
         self.plug()
 
     def plug(self):
-        """Forwards, for new connections."""
+        """Starts to forward new connections."""
         self.silent = False
-        # Those that were forgotten by a silent cut are told so now.
+        # Connections that were cut silently are reset now.
         self._close_connections()
         if self.listener is None:
             self.listener = socket.create_server(("127.0.0.1", self.port))
@@ -29,15 +29,15 @@ class Proxy:
             threading.Thread(target=self._accept, args=[self.listener], daemon=True).start()
 
     def pull(self, silently=False):
-        """As when the server ends: connections are reset and refused. Or silently, as a firewall or a dead switch
-        does it: nothing comes through any more, and nobody says so."""
+        """Cuts like a server that ends: connections are reset and refused. Or silently, like a firewall or a dead switch:
+        no data pass any more, and no connection is closed."""
         self.silent = silently
         if not silently:
             self.close()
 
     def close(self):
         if self.listener is not None:
-            # Else the accepting thread keeps it.
+            # Otherwise the accepting thread keeps the socket open.
             with contextlib.suppress(OSError):
                 self.listener.shutdown(socket.SHUT_RDWR)
             self.listener.close()

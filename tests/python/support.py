@@ -1,6 +1,6 @@
-"""What the tests stand on: a deployment of two sites, workers of both languages, a look into the broker.
+"""Base of the tests: a deployment of two sites, workers of both languages, and access to the broker.
 
-Nothing here sleeps to let something happen; `until` polls for it, with a deadline.
+No function waits by a fixed sleep; `until` polls for a condition, with a deadline.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ MB = 1024 * 1024
 
 
 def service(name):
-    """A service's address, as scripts/lib/services.sh exports it."""
+    """Address of a service, which scripts/lib/services.sh exports."""
     try:
         return os.environ[name]
     except KeyError:
@@ -44,7 +44,7 @@ def backend_url(kind):
 
 
 def until(condition, what, seconds=20, log=None):
-    """Polls until `condition()` is true, and returns its value. In vain, it shows the end of `log()`."""
+    """Polls until `condition()` is true, and returns its value. At the deadline it fails with the end of `log()`."""
     deadline = time.monotonic() + seconds
     while True:
         value = condition()
@@ -57,7 +57,7 @@ def until(condition, what, seconds=20, log=None):
 
 
 def clean_environment(**more):
-    """Our environment without anything that a program under test would take for a setting."""
+    """Our environment without the variables that a program under test would read as settings."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CELERY", "CCAT_DATA", "CCAT_OPS", "TASKS_WORKER", "BBCP", "OTEL"))}
     return kept | {k: str(v) for k, v in more.items()}
 
@@ -71,7 +71,7 @@ def sha256(path):
 
 
 class Broker:
-    """The private RabbitMQ: its queues, raw messages, and turning it off and on."""
+    """The private RabbitMQ: its queues, raw messages, stop and start."""
 
     DEAD = "test-dead"
 
@@ -91,7 +91,7 @@ class Broker:
                 return None
 
     def ready(self, queue):
-        """Messages that wait in a queue; those that a worker holds are not counted."""
+        """Number of messages that wait in a queue, without those that a worker holds."""
         declared = self._declared(queue)
         return declared.message_count if declared else 0
 
@@ -100,7 +100,7 @@ class Broker:
         return declared.consumer_count if declared else 0
 
     def declare(self, queue):
-        """As a Celery producer does, with a queue beside it for what is rejected."""
+        """Declares a queue like a Celery producer, and a second queue for rejected messages."""
         with self.channel() as channel:
             channel.exchange_declare(queue, "direct", durable=True, auto_delete=False)
             channel.queue_declare(queue, durable=True, auto_delete=False)
@@ -110,7 +110,7 @@ class Broker:
             channel.queue_bind(f"{queue}.dead", self.DEAD, queue)
 
     def publish(self, queue, body, headers=None, **properties):
-        """One message exactly as given."""
+        """Publishes one message exactly as given."""
         with self.channel() as channel:
             message = amqp.Message(body, application_headers=headers or {}, **properties)
             channel.basic_publish(message, exchange="", routing_key=queue)
@@ -124,7 +124,7 @@ class Broker:
             return json.loads(message.body), message.headers, message.properties
 
     def unsettled(self, queue):
-        """Messages that wait or are held by a worker. Slow: a second or two."""
+        """Number of messages that wait or are held by a worker. Takes a second or two."""
         listed = self.ctl("list_queues", "-q", "--no-table-headers", "name", "messages")
         for line in listed.splitlines():
             name, _, count = line.rpartition("\t")
@@ -150,7 +150,7 @@ class Broker:
 
     @staticmethod
     def power(action):
-        """start, stop or restart; returns when it is done."""
+        """Starts, stops or restarts the broker; returns when it is done."""
         subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=180)
 
 
@@ -193,7 +193,7 @@ class Process:
         self.process.send_signal(number)
 
     def ended(self, seconds=20):
-        """Waits for the end; the exit code."""
+        """Waits for the end; returns the exit code."""
         try:
             return self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -205,7 +205,7 @@ class Process:
         self.process.wait()
 
     def stop(self):
-        """Ends it however it can be ended."""
+        """Ends it by all available means."""
         if self.running():
             self.signal(signal.SIGTERM)
             try:
@@ -215,7 +215,7 @@ class Process:
 
 
 def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **settings):
-    """The Rust worker of the example tasks_worker; `settings` are keys of [celery], `variables` the environment's."""
+    """The Rust worker of the example tasks_worker; `settings` are keys of [celery], `variables` are environment variables."""
     environment = {f"TASKS_WORKER_CELERY__{k.upper()}": v for k, v in settings.items()} | (variables or {})
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
@@ -233,7 +233,7 @@ def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **se
 
 
 def python_worker(directory, queue, broker, backend, *flags, pool="solo", settings=None):
-    """A real Celery worker, see peer.py; `settings` are further ones of Celery."""
+    """A real Celery worker, see peer.py; `settings` are further settings of Celery."""
     worker = Process(
         [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
         + ["-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip", *flags],
@@ -269,7 +269,7 @@ class Workers:
         for queue in self.queues.values():
             broker.declare(queue)
         self.app = Celery(broker=broker.url, backend=backend, set_as_current=False)
-        # Tables are for the workers to make.
+        # The workers create the tables.
         self.app.conf.update(python or {}, database_create_tables_at_setup=False)
         flags_of_python = ("-E", "-c", "2", *flags)
         start = {
@@ -296,7 +296,7 @@ class Workers:
 
 @contextlib.contextmanager
 def held(processes):
-    """Stops processes, and lets them go on at the end."""
+    """Freezes processes, and continues them at the end."""
     for process in processes:
         os.kill(process, signal.SIGSTOP)
     try:
@@ -308,7 +308,7 @@ def held(processes):
 
 
 def descendants(pid):
-    """Ids of a process's children, and theirs."""
+    """Ids of all descendants of a process."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):
@@ -393,7 +393,7 @@ type = "direct"
             "transfer": {
                 "log_dir": str(self.directory / "logs"),
                 "free_space_margin": 0,
-                # Short, for the tests that wait for a lease to die.
+                # Short, for the tests that wait until a lease expires.
                 "lease_ttl": "3s",
                 "lease_renew_interval": "500ms",
                 # At once; tests/python/test_delays.py has waits.
@@ -415,7 +415,7 @@ type = "direct"
         return {"database_type": "sqlite", "database_sqlite_database": str(self.database)}
 
     def double(self, **knobs):
-        """Sets the test double's knobs anew, e.g. PLAN="stall@50%", RATE=MB."""
+        """Replaces the options of the test double, e.g. PLAN="stall@50%", RATE=MB."""
         knobs = {"LOG": self.double_log, "TICK": 0.1, "POLL": 0.2} | knobs
         lines = "".join(f"BBCP_DOUBLE_{name}={value}\n" for name, value in knobs.items())
         (self.program.parent / "bbcp-double.state").unlink(missing_ok=True)
@@ -424,7 +424,7 @@ type = "direct"
     # --- programs
 
     def cli(self, *args, timeout=60, check=True, **environment):
-        """Runs ccat-transfer; its standard output, or the finished process with check=False."""
+        """Runs ccat-transfer; returns its standard output, or the finished process with check=False."""
         done = subprocess.run(
             [service("CCAT_TRANSFER_BIN"), "--config", self.config, *map(str, args)],
             cwd=self.directory,
@@ -453,7 +453,7 @@ type = "direct"
         return worker.says("worker ready") if ready else worker
 
     def schedule(self):
-        """One pass of the manager."""
+        """Runs one pass of the manager."""
         return self.cli("manager", "--once")
 
     @contextlib.contextmanager
@@ -469,7 +469,7 @@ type = "direct"
     # --- transfers
 
     def package(self, name=None, size=MB):
-        """A file at the origin, and a transfer of it: the transfer's id."""
+        """Creates a file at the origin and its transfer; returns the transfer's id."""
         name = name or f"packages/{uuid.uuid4().hex[:8]}.tar"
         path = self.origin / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -486,7 +486,7 @@ type = "direct"
         return int(ids[0])
 
     def transfer_of_nothing(self):
-        """A transfer whose package is not there (any more)."""
+        """Creates a transfer whose package does not exist (any more)."""
         transfer = self.package(size=1)
         (self.origin / self.row(transfer)["relative_path"]).unlink()
         return transfer
@@ -516,7 +516,7 @@ type = "direct"
         until(lambda: self.status(transfer) == status, f"transfer {transfer} is {status}", seconds)
 
     def outcomes(self, transfer):
-        """How each attempt ended."""
+        """Outcome of each attempt."""
         rows = self.rows(
             "SELECT outcome FROM transfer_worker_attempt WHERE data_transfer_id = ? ORDER BY attempt", transfer
         )
@@ -526,7 +526,7 @@ type = "direct"
         return self.rows("SELECT * FROM transfer_worker_lease")
 
     def assert_moved(self, transfer):
-        """COMPLETED, the file is there and right, and nothing of this transfer is left."""
+        """Asserts that the transfer is COMPLETED, its file is right, and no temporary file is left."""
         row = self.row(transfer)
         assert row["status"] == "COMPLETED", row
         name = row["relative_path"]
@@ -540,7 +540,7 @@ type = "direct"
         return sorted(self.destination.rglob(f".ccat-transfer-{transfer}-*"))
 
     def copied(self):
-        """Bytes in temporary files."""
+        """Number of bytes in temporary files."""
         total = 0
         for path in self.temporary_files():
             with contextlib.suppress(FileNotFoundError):
@@ -548,11 +548,11 @@ type = "direct"
         return total
 
     def mid_copy(self, size=MB // 2):
-        """Waits until a copy is under way."""
+        """Waits until a copy has written `size` bytes."""
         until(lambda: self.copied() >= size, "a copy is under way")
 
     def bbcp_processes(self):
-        """Process ids of bbcp: agent, source, sink. Its executable is this test run's own."""
+        """Process ids of bbcp: agent, source, sink. The executable is unique to this test run."""
         found = []
         for exe in Path("/proc").glob("[0-9]*/exe"):
             with contextlib.suppress(OSError):
@@ -564,7 +564,7 @@ type = "direct"
         until(lambda: not self.bbcp_processes(), "no bbcp is left", seconds)
 
     def copies(self):
-        """The double's records of its copies; asking for the version is none."""
+        """The double's records of its copies; a query of its version is not recorded."""
         if not self.double_log.exists():
             return []
         records = [json.loads(line) for line in self.double_log.read_text().splitlines()]

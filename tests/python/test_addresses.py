@@ -1,4 +1,4 @@
-"""Addresses of brokers, result backends and databases: each means what kombu, Celery and SQLAlchemy make of it, or is
+"""Addresses of brokers, result backends and databases: each has the same meaning as in kombu, Celery and SQLAlchemy, or is
 refused, and none shows a password."""
 
 import contextlib
@@ -58,7 +58,7 @@ def examined(site, check, **celery):
     done = site.cli("doctor", "--json", "--skip", "limits", check=False)
     assert done.stdout, done.stderr
     checks = json.loads(done.stdout)["checks"]
-    # The settings', where they are refused.
+    # The settings are refused.
     found = {finding["check"]: finding for finding in checks}
     return found.get(check) or found["settings"], done.stdout + done.stderr
 
@@ -76,7 +76,7 @@ def socket_directory():
     [
         ("127.0.0.1", "green"),
         ("[::ffff:127.0.0.1]", "green"),
-        # Where the broker does not listen: localhost, where it does, is not what the URL says.
+        # The broker does not listen at this address; a connection to localhost would be wrong.
         ("[::ffff:127.0.0.2]", "red"),
         ("127.0.0.2", "red"),
         ("[fe80::1%25lo]", "red"),

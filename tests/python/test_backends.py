@@ -1,7 +1,7 @@
-"""Every result backend, beside a Python worker: what either stores the other's clients read, down to the rows and keys;
-and backends that are away for a while.
+"""Every result backend, beside a Python worker: the clients of each can read the other's results, with the same rows and keys;
+and backends that are unreachable for a while.
 
-`OUTAGE_SECONDS` is how long they are; the default is for CI.
+`OUTAGE_SECONDS` sets the duration of the outage; the default is for CI.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ OUTAGE_SECONDS = float(os.environ.get("OUTAGE_SECONDS", "5"))
 
 @contextlib.contextmanager
 def postgres_database():
-    """A database of its own: its URL for libpq."""
+    """A new database: its URL for libpq."""
     name = f"results_{uuid.uuid4().hex[:8]}"
     server = service("TEST_POSTGRES_URL")
     run(server, f"CREATE DATABASE {name}")
@@ -66,7 +66,7 @@ def place(kind, directory):
 
 
 def both(directory, broker, url, python, rust, first):
-    """A worker of each kind with the same backend, and all that results can have."""
+    """A worker of each kind with the same backend, and settings that store all fields of results."""
     python = python | {"result_extended": True}
     rust = rust | {"result_extended": "true", "task_track_started": "true"}
     return Workers(directory, broker, backend=url, python=python, rust=rust, pool="solo", first=first)
@@ -100,7 +100,7 @@ def ended(result, seconds=30):
 
 
 def meta(result):
-    """What a Python client sees, without what differs from run to run."""
+    """The meta data that a Python client reads, without values that differ from run to run."""
     stored = dict(result.backend.get_task_meta(result.id))
     value = stored["result"]
     if isinstance(value, BaseException):
@@ -176,7 +176,7 @@ def test_a_second_run_does_not_replace_a_success(workers):
 
 
 def schema(url):
-    """Tables as SQLAlchemy sees them."""
+    """The tables, read by SQLAlchemy."""
     engine = sqlalchemy.create_engine(url.removeprefix("db+"))
     inspector = sqlalchemy.inspect(engine)
     found = {}
@@ -305,7 +305,7 @@ def rows(path, sql):
 
 
 class OwnRedis:
-    """A Redis that a test may turn off. What it has answered is on the disk: what is missing afterwards was never
+    """A Redis that a test may turn off. Every confirmed write is on the disk: a value that is missing afterwards was never
     stored."""
 
     def __init__(self, directory):
@@ -355,7 +355,7 @@ def away(tmp_path, broker, url, stop, start, tasks, count, **settings):
         broker.all_settled(queue)
         tries = worker.log().count("result was not stored")
         print(f"{time.monotonic() - before:.1f} s after the backend's return all is settled; {tries} failed tries")
-        # One try at a time, and those that were under way when it went away.
+        # One attempt at a time, and those that ran when the outage began.
         assert tries < 40 + 8 * OUTAGE_SECONDS
         return ids
     finally:

@@ -1,4 +1,4 @@
-"""Callbacks, chains, groups and chords across a Rust and a Python worker: the same results, whoever runs which part."""
+"""Callbacks, chains, groups and chords across a Rust and a Python worker: the results do not depend on the worker."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def workers(tmp_path_factory, broker):
 
 
 class Maker:
-    """Makes signatures; of every letter, `mix` says which worker runs it."""
+    """Makes signatures; each letter of `mix` names the worker that runs the next one."""
 
     def __init__(self, workers, mix):
         self.workers, self.mix, self.made = workers, mix, 0
@@ -85,12 +85,12 @@ def test_the_same_result_whoever_runs_it(workers, name):
 
 @contextlib.contextmanager
 def record(workers):
-    """A queue that nobody reads but the test: what is sent there, and how often."""
+    """A queue that only the test reads, to see each message and its number."""
     queue = f"record{uuid.uuid4().hex[:8]}"
     workers.broker.declare(queue)
 
     def take(count):
-        """All messages once there are `count`; one that comes too often is there soon after."""
+        """Returns all messages when there are `count`, after a short wait for duplicates."""
         until(lambda: workers.broker.ready(queue) >= count, f"{count} messages in {queue}")
         found = []
         while message := workers.broker.get(queue):
@@ -107,7 +107,7 @@ def record(workers):
 
 
 def shape(message, ids):
-    """A message without what differs from run to run; ids by name, or by their order."""
+    """A message without values that differ from run to run; ids by name, or by their order."""
     body, headers, properties = message
     headers = {k: v for k, v in headers.items() if k not in ("origin", "lang")}
     known = dict(ids)
@@ -160,7 +160,7 @@ def test_links_fire_once_and_as_with_python(workers, variant):
             messages = take(count)
             assert len(messages) == count
             children = result.backend.get_task_meta(result.id)["children"]
-            # By name, since Python's workers take their time between two.
+            # Sorted by name, because Python's workers may send them in another order.
             messages.sort(key=lambda message: message[1]["task"])
             ids = {result.id: "main"}
             shapes[kind] = [shape(message, ids) for message in messages]
@@ -222,7 +222,7 @@ def test_a_body_that_is_a_group_fails_as_a_whole(workers):
 
 
 def test_a_chord_around_a_failed_one_fails(workers):
-    """Celery leaves it waiting for ever; here it does not."""
+    """Celery's chord waits for ever; this one fails."""
     s = Maker(workers, "r")
     inner = chord([s("echo", 1), s("fail", "no")], s("echo"))
     result = chord([inner, s("echo", 2)], s("echo")).apply_async()
@@ -256,12 +256,12 @@ def test_a_signature_that_cannot_be_applied_fails_the_task(workers):
     result = send("tasks.echo", [1], queue=queue, link={"task": "x", "options": {"exchange": "nowhere", "routing_key": "x"}})
     status, value = outcome(result)
     assert (status, value[1]) == ("FAILURE", "OperationalError")
-    # And the worker goes on.
+    # The worker still runs tasks.
     assert send("tasks.echo", [2], queue=queue).get(timeout=20) == 2
 
 
 def test_chord_unlock(workers):
-    """What a chord on a database needs is a task here, which looks until all are done."""
+    """A chord on a database needs a task here, which polls until all parts are done."""
     send, queue = workers.app.send_task, workers.queues["rust"]
 
     def unlock(results, **kwargs):
@@ -298,7 +298,7 @@ def test_builtin_tasks_are_not_shown(workers):
 
 
 def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
-    """Its parts are run again by the next one, and are counted once."""
+    """The next worker runs its parts again, and each is counted once."""
     queue = f"dies{uuid.uuid4().hex[:8]}"
     url = backend_url("redis")
 
@@ -320,7 +320,7 @@ def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
 
 
 def test_what_follows_waits_for_the_broker(tmp_path, workers):
-    """A task ends while the broker is away: its callback is sent, once, when it is there again."""
+    """A task ends while the broker is away: its callback is sent once, when the broker is back."""
     queue = f"away{uuid.uuid4().hex[:8]}"
     worker = tasks_worker(tmp_path, queue, workers.broker, backend_url("redis"))
     try:

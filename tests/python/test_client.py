@@ -1,4 +1,4 @@
-"""The Rust client sends to a Python worker and reads what it returned, over every kind of result backend."""
+"""The Rust client sends to a Python worker and reads its results, over every kind of result backend."""
 
 import json
 import subprocess

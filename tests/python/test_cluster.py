@@ -33,7 +33,7 @@ def node(workers, kind):
 
 
 def command(workers, kind, *words):
-    """What `celery` itself prints as JSON for one node."""
+    """JSON output of the program `celery` for one node."""
     verb, method, *arguments = words
     done = subprocess.run(
         [sys.executable, "-m", "celery", "-b", workers.broker.url, verb]
@@ -55,7 +55,7 @@ def ask(workers, kind, method, **arguments):
 
 
 def shape(value):
-    """Keys and types; numbers are numbers, and of a list the first element counts."""
+    """Keys and types of a value; all numbers are one type, and the first element represents a list."""
     match value:
         case dict():
             return {key: shape(one) for key, one in value.items()}
@@ -71,7 +71,7 @@ def shape(value):
 
 @pytest.fixture(scope="module")
 def busy(workers):
-    """On either worker two tasks that run, one that waits for a place and one for its time."""
+    """Both workers have two running tasks, one that waits for a slot, and one that waits for its eta."""
     tasks = {}
     for kind in KINDS:
         later = workers.send(kind, "echo", {"a": None}, countdown=600, shadow="shown")
@@ -89,7 +89,7 @@ def test_inspect(workers, busy, method):
     python, rust = (command(workers, kind, "inspect", method) for kind in KINDS)
     python, rust = shape(python), shape(rust)
     if method == "stats":
-        # The pool is its own: Python counts what it wrote to which child process.
+        # The pools differ: Python counts its writes to each child process.
         for stats in (python, rust):
             stats["total"] = stats["pool"]["writes"] = None
     assert rust == python
@@ -116,7 +116,7 @@ def test_inspect_revoked_and_registered(workers):
 
 
 def test_inspect_conf(workers):
-    """The values differ; what both have must have the same type, and no password may be there."""
+    """The values differ; common keys must have the same type, and there must be no password."""
     python, rust = (command(workers, kind, "inspect", "conf") for kind in KINDS)
     for key in set(python) & set(rust):
         assert shape(rust[key]) == shape(python[key]), key
@@ -126,7 +126,7 @@ def test_inspect_conf(workers):
 
 @pytest.fixture(scope="module")
 def idle(workers):
-    """Nothing runs any more, and nothing waits for a place."""
+    """Returns true if no task runs, and none waits for a slot."""
     for kind in KINDS:
         for request in ask(workers, kind, "active"):
             ask(workers, kind, "revoke", task_id=request["id"], terminate=True)

@@ -79,7 +79,7 @@ def test_pickle_is_refused_by_the_settings(listener, tmp_path):
 
 
 def test_a_retry_sends_everything_again(tmp_path, broker):
-    """Headers with AMQP's own types, stamps and the compressed body as they were; what the broker added is left out."""
+    """Headers with AMQP's own types, stamps and the compressed body are unchanged; headers added by the broker are removed."""
     listener = Listener(tmp_path, broker)
     try:
         task_id = str(uuid.uuid4())
@@ -108,7 +108,7 @@ def test_a_retry_sends_everything_again(tmp_path, broker):
         with broker.channel() as channel:
             channel.basic_publish(sent, exchange="", routing_key=listener.queue)
         until(lambda: state(listener, task_id) == "RETRY", "the task is retried")
-        # It holds the message for its next run until it stops.
+        # The worker holds the message for the next run until it stops.
         listener.worker.stop()
         with broker.channel() as channel:
             again = until(lambda: channel.basic_get(listener.queue, no_ack=True), "the next run's message")

@@ -37,14 +37,14 @@ def celery(deployment, *arguments):
 
 @contextlib.contextmanager
 def events(app):
-    """Collects events from now on; some worker has to run, whose heartbeats tell that the collecting has begun."""
+    """Collects events from now on; a worker has to run, because its heartbeats show that the collecting has begun."""
     seen = []
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": seen.append})
 
         def receive():
-            # Without a limit in time: when one has passed, the queue goes, and with it what comes until the next one
-            # is there.
+            # Without a time limit: at its end the queue is removed, and events are lost until the next queue
+            # exists.
             while not receiver.should_stop:
                 with contextlib.suppress(OSError):
                     receiver.capture(limit=None, timeout=None, wakeup=False)
@@ -100,7 +100,7 @@ def test_what_runs_and_what_waits(deployment):
         assert inspect.query_task(first.id)[node][first.id][0] == "active"
 
         later = app.send_task(TRANSFER, [waiting], queue=deployment.queue, countdown=600)
-        # The one slot is taken, so the broker holds this back until there is room.
+        # The only slot is in use, so this waits at the broker.
         until(lambda: not inspect.active()[node], "the first is done", 40)
         until(lambda: inspect.scheduled()[node], "the second waits for its time")
         [scheduled] = inspect.scheduled()[node]
@@ -176,7 +176,7 @@ def test_events(deployment):
 def test_a_requested_heartbeat_is_complete(deployment):
     node = node_of(deployment.worker())
     with deployment.app() as app, events(app) as seen:
-        # The frequency distinguishes it from the regular heartbeats: it is Python's.
+        # The frequency of Python's worker distinguishes it from the regular heartbeats.
         asked = lambda: [event for event in seen if event["type"] == "worker-heartbeat" and event["freq"] == 5]
         app.control.broadcast("heartbeat", destination=[node])
         until(asked, "the heartbeat comes")
@@ -214,7 +214,7 @@ def test_nothing_delays_the_remote_control(tmp_path, broker, silent_server):
     with Celery(broker=broker.url, set_as_current=False) as app:
         for what, (method, arguments) in requests.items():
             app.control.broadcast(method, arguments=arguments, destination=[node])
-            # Within a second, where nothing else runs on this machine.
+            # It takes less than a second if nothing else runs on the machine.
             assert app.control.ping([node], timeout=5) == [{node: {"ok": "pong"}}], what
         [revoked] = app.control.inspect([node], timeout=5).revoked().values()
         assert sum(map(len, revoked)) <= 2 * MB
@@ -260,7 +260,7 @@ def test_garbage_is_survived(deployment):
 
 
 def test_terminated_in_mid_copy(deployment, broker):
-    """The copy is stopped, whole; the message is gone, and the row waits for the manager or an operator."""
+    """All processes of the copy are stopped; the message is removed, and the row waits for the manager or an operator."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=20 * MB)
     node = node_of(deployment.worker())

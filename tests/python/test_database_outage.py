@@ -1,4 +1,4 @@
-"""The database goes away in the middle of a copy. DATABASE_OUTAGE=60 makes it as long as it is in real life."""
+"""The database becomes unreachable during a copy. DATABASE_OUTAGE=60 makes the outage as long as in practice."""
 
 import os
 import time
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(90 + 2 * OUTAGE)
 @pytest.fixture
 def deployment(tmp_path, bbcp, broker):
     deployment = OnPostgres(tmp_path, bbcp, broker)
-    # What waits for an answer must find out in time that none comes.
+    # A statement without an answer must time out early enough.
     deployment.settings(ops_db={**deployment.ops_db(), "acquire_timeout": "1s"})
     yield deployment
     deployment.close()
@@ -43,7 +43,7 @@ def final(deployment, transfer):
 
 @pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
 def test_the_copy_goes_on(deployment, proxy, silently):
-    """The copy ends while there is no database; it is verified, and committed when there is one again."""
+    """The copy ends during the outage; it is verified, and committed when the database is back."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=3 * MB)
     worker = worker_behind(proxy, deployment)
@@ -56,12 +56,12 @@ def test_the_copy_goes_on(deployment, proxy, silently):
     while time.monotonic() - began < OUTAGE:
         assert worker.running()
         assert deployment.status(transfer) == "IN_PROGRESS"
-        # Whose the transfer is cannot be known, so nothing is published.
+        # The owner of the transfer cannot be known, so no file is published.
         assert not final(deployment, transfer).exists() and deployment.temporary_files(transfer)
         time.sleep(0.2)
     assert "cannot be reached" in worker.log()
     proxy.plug()
-    # The lease had run out; nobody took it, so it is still the worker's own.
+    # The lease had expired; no other worker took it, so it still belongs to this worker.
     deployment.reaches(transfer, "COMPLETED", 30)
     deployment.assert_moved(transfer)
     assert len(deployment.copies()) == 1
@@ -71,8 +71,8 @@ def test_the_copy_goes_on(deployment, proxy, silently):
 
 
 def test_taken_over_meanwhile(deployment, proxy):
-    """Another worker, which has a database, takes the transfer when the lease has run out. The first one comes back
-    with a verified copy in its hands, and must neither publish nor commit it."""
+    """Another worker, which reaches the database, takes the transfer when the lease has expired. The first one returns
+    with a verified copy, and must neither publish nor commit it."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=3 * MB)
     cut_off = worker_behind(proxy, deployment)

@@ -1,4 +1,4 @@
-"""One transfer, however often it is delivered and however its worker ends."""
+"""A transfer runs once, for any number of deliveries and any end of its worker."""
 
 import signal
 import uuid
@@ -15,7 +15,7 @@ def test_five_times_the_same_message(deployment, broker):
     transfer = deployment.package(size=2 * MB)
     task_id = str(uuid.uuid4())
     with deployment.app() as app:
-        # Before there is a worker, so that all five are there at once.
+        # Sent before a worker starts, so that all five are delivered at once.
         results = [app.send_task(TRANSFER, [transfer], queue=deployment.queue, task_id=task_id) for _ in range(5)]
         deployment.worker(concurrency=5)
         assert results[0].get(timeout=30) is None
@@ -30,7 +30,7 @@ def test_five_times_the_same_message(deployment, broker):
 
 
 def test_five_tasks_for_the_same_transfer(deployment, broker):
-    """Five tasks that know nothing of each other, at two workers: one copy, and one that came later succeeds."""
+    """Five independent tasks for one transfer, at two workers: one copy, and a later task succeeds."""
     deployment.double(RATE=2 * MB)
     transfer = deployment.package(size=2 * MB)
     with deployment.app() as app:
@@ -77,7 +77,7 @@ def test_killed_in_mid_copy(deployment, broker):
         deployment.double()
         deployment.worker(name="next")
         assert result.get(timeout=60) is None
-    # A copy does not outlive its worker, though it may take a moment to notice.
+    # A copy ends with its worker, perhaps a moment later.
     deployment.no_bbcp_left()
     until(lambda: not deployment.temporary_files(), "no temporary file is left")
     deployment.assert_moved(transfer)
@@ -91,7 +91,7 @@ def test_killed_in_mid_copy(deployment, broker):
 
 
 def test_sigterm_lets_the_copy_finish(deployment, broker):
-    """Warm: the running copy ends well, the waiting message stays for another worker, exit code 0."""
+    """Warm shutdown: the running copy succeeds, the waiting message stays for another worker, exit code 0."""
     deployment.double(RATE=2 * MB)
     running, waiting = deployment.package(size=4 * MB), deployment.package()
     worker = deployment.worker(concurrency=1)
@@ -167,7 +167,7 @@ def test_cold_stop(deployment, broker, signals):
         assert deployment.temporary_files() == []
         until(lambda: broker.ready(deployment.queue) == 1, "the message is back", 5)
 
-        # And the next worker does it.
+        # The next worker runs it.
         deployment.double()
         deployment.worker(name="next")
         assert result.get(timeout=30) is None
@@ -191,7 +191,7 @@ def test_one_sigint_is_warm(deployment, broker):
 
 
 def test_a_stalled_copy_is_stopped(deployment, broker):
-    """No byte for stall_timeout: the copy is ended, also when it ignores SIGTERM, and counts as a failure."""
+    """No byte for stall_timeout: the copy is stopped, even if it ignores SIGTERM, and counts as a failure."""
     deployment.settings(transfer={"stall_timeout": "4s"})
     deployment.double(PLAN="stall@50%")
     transfer = deployment.package(size=2 * MB)
@@ -206,7 +206,7 @@ def test_a_stalled_copy_is_stopped(deployment, broker):
 
 
 def test_signs_of_life(deployment):
-    """CCAT's monitors find a key for the worker while it lives, and one for a task while it runs."""
+    """CCAT's monitors find a key for the worker while it runs, and one for each running task."""
     client = redis.Redis.from_url(service("TEST_REDIS_URL"))
     name = f"worker-{deployment.origin_site}"
     health = {

@@ -1,8 +1,8 @@
 """Every command of the documentation is run as written, or is marked as not run here.
 
-A fenced block of the language `sh` is run; all those of a page in order, in one shell, in an empty directory, with a
-broker and a PATH that has ccat-transfer, bbcp and nothing prepared. `sh build` and `sh not-run` are not: the first are
-what scripts/test.sh does anyway, the second need hosts or systems that are not here.
+The fenced blocks of the language `sh` are run: all blocks of a page in order, in one shell, in an empty directory, with a
+broker and a PATH with ccat-transfer and bbcp, and no other preparation. `sh build` and `sh not-run` are not run: the first
+are part of scripts/test.sh anyway, the second need hosts or systems that do not exist here.
 """
 
 import itertools
@@ -58,7 +58,7 @@ def test_every_link_leads_somewhere():
 
 
 def spans(text):
-    """What stands between backticks, outside of blocks."""
+    """The text between backticks, outside of blocks."""
     outside = re.sub(r"(?ms)^ *```.*?^ *```$", "", text)
     return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", outside)]
 

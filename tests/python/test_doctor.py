@@ -1,4 +1,4 @@
-"""`ccat-transfer doctor`: green where all is well, and red at exactly what is broken, with what to do about it."""
+"""`ccat-transfer doctor`: green without a fault, and red exactly for the faulty part, with a remedy."""
 
 import contextlib
 import json
@@ -57,7 +57,7 @@ type = "direct"
         self.deployment.settings(**merged, **sections)
 
     def examine(self, *args):
-        """Exit code, and what was found as a list of (check, subject, verdict, found, advice)."""
+        """Exit code, and the findings as a list of (check, subject, verdict, found, advice)."""
         done = self.deployment.cli("doctor", "--json", *args, check=False)
         assert done.stdout, done.stderr
         told = json.loads(done.stdout)
@@ -73,7 +73,7 @@ def clinic(tmp_path_factory, bbcp, broker):
 
 
 def closed_port():
-    """A port of this host at which nobody listens."""
+    """A port of this host without a listener."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return server.getsockname()[1]
 
@@ -91,12 +91,12 @@ def test_all_is_well(clinic, broker):
     checks = [finding["check"] for finding in findings]
     for check in ("settings", "database", "broker", "queues", "results", "ssh", "remote_bbcp", "digest", "write"):
         assert check in checks
-    # Nothing stays behind, and nothing was made that others would see.
+    # No object is left over, and none was made that others would see.
     deployment = clinic.deployment
     assert not list(clinic.far.iterdir()) and not list(deployment.destination.iterdir())
     assert broker._declared(f"{deployment.destination_site}_buffer_data_transfer") is None
     assert not list(redis.Redis.from_url(service("TEST_REDIS_URL")).scan_iter("*ccat-transfer-probe*"))
-    # For people, a line each.
+    # The text for people has one line for each check.
     shown = deployment.cli("doctor", "--skip", "ssh,remote_bbcp", "--site", deployment.destination_site)
     assert "✔ green   broker" in shown and "remote_bbcp" not in shown and "far-" not in shown
     assert "\x1b" not in shown and shown.rstrip().endswith("0 yellow, 0 red, 0 skipped")
@@ -128,7 +128,7 @@ def without_permission(clinic):
     broker = clinic.deployment.broker
     broker.ctl("add_user", user, "secret")
     try:
-        # All but the queues for remote control.
+        # All queues except those for remote control.
         broker.ctl("set_permissions", "-p", "/", user, "^(?!.*pidbox).*$", ".*", ".*")
         clinic.settings(celery={"broker_url": broker_url(clinic, f"{user}:secret")})
         yield
@@ -227,14 +227,14 @@ def no_room(clinic):
 
 
 def no_log_dir(clinic):
-    # Below a file.
+    # A path below a file.
     clinic.settings(transfer={"log_dir": str(clinic.deployment.config / "logs")})
 
 
 @contextlib.contextmanager
 def read_only_destination(clinic):
     clinic.settings()
-    # Not even root can write there.
+    # Even root cannot write there.
     clinic.place("/proc/sys")
     try:
         yield
@@ -318,11 +318,11 @@ FAR = {
 
 @pytest.mark.parametrize("breaking", BREAKS, ids=lambda breaking: breaking.__name__)
 def test_one_thing_is_broken(clinic, breaking):
-    """It is red, with its reason and its remedy; what depends on it is skipped, and the rest is green."""
+    """The broken part is red, with its reason and its remedy; dependent checks are skipped, and the rest is green."""
     check, reason, remedy = BREAKS[breaking]
     broken = breaking(clinic)
     with broken if hasattr(broken, "__enter__") else contextlib.nullcontext():
-        # Only where another host is concerned, it is looked at: that takes its time.
+        # Other hosts are checked only if the fault concerns one, because that takes long.
         code, findings = clinic.examine(*([] if breaking in FAR else ["--site", clinic.deployment.destination_site]))
     assert code == 1
     red = [finding for finding in findings if finding["verdict"] == RED]
@@ -335,7 +335,7 @@ def test_one_thing_is_broken(clinic, breaking):
 
 
 def test_what_hangs_holds_up_nothing_else(clinic):
-    """A broker that takes connections and says nothing is red in time; the rest is looked at meanwhile."""
+    """A broker that accepts connections and never answers becomes red in time; the other checks run meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         clinic.settings(celery={"broker_url": broker_url(clinic, port=server.getsockname()[1])})
         code, findings = clinic.examine("--timeout", "3s", "--site", clinic.deployment.destination_site)
@@ -355,7 +355,7 @@ def test_the_largest_package_that_waits_has_to_fit(clinic):
 
 
 def test_stopped_by_a_signal(clinic):
-    """It ends at once, with the code that shells give it, and takes along what it started."""
+    """It ends at once, with a shell's exit code for the signal, and ends its children."""
     sleep = clinic.deployment.directory / "ssh"
     sleep.write_text("#!/bin/sh\nexec sleep 60\n")
     sleep.chmod(0o755)
@@ -381,7 +381,7 @@ def test_a_site_that_is_not_there(clinic):
 
 
 def test_differing_versions_are_yellow(clinic):
-    """Two releases of bbcp work together, but for a warning."""
+    """Two releases of bbcp work together, with a warning."""
     other = clinic.deployment.directory / "other-bbcp"
     other.write_text("#!/bin/sh\necho 15.02.03.01.1\n")
     other.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Data on the disk before a row becomes COMPLETED: fsync, watched and made to fail from inside the program."""
+"""Data on the disk before a row becomes COMPLETED: fsync, recorded and made to fail by a preloaded library."""
 
 import subprocess
 
@@ -6,7 +6,7 @@ import pytest
 
 from support import MB
 
-# Notes each fsync by path, in order, and fails for the path in FSYNC_FAILS.
+# Records each fsync by path, in order, and fails for the path in FSYNC_FAILS.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <errno.h>

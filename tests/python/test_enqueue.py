@@ -1,4 +1,4 @@
-"""The two producers that a person tries first: examples/enqueue.py and `cargo run --example enqueue`."""
+"""The two example producers: examples/enqueue.py and `cargo run --example enqueue`."""
 
 import subprocess
 import sys

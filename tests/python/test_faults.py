@@ -1,8 +1,8 @@
-"""Every step of a transfer: the worker is killed at it, the step fails once, is made twice, the worker freezes at it.
+"""Faults at every step of a transfer: the worker is killed or freezes at the step, or the step fails once or runs twice.
 
-Whatever happens, the transfer ends in one of two ways: one verified file and COMPLETED, or no file under the final
-name and a row that tells why; with the right count of failures, never two copies at once, and nothing left over.
-The points are those that the program itself lists (src/faults.rs); one that this file has no scenario for fails.
+After every fault the transfer ends in one of two ways: one verified file and COMPLETED, or no file under the final
+name and a row with the reason; with the right number of failures, never two copies at once, and no file left over.
+The program lists its fault points (src/faults.rs); the test fails for a point without a scenario in this file.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ pytestmark = pytest.mark.timeout(280)
 
 SIZE = MB
 
-# ---------------------------------------------------------------- what is to be expected
+# ---------------------------------------------------------------- expectations
 
-# The way that leads to each point.
+# Scenario that reaches each point.
 MANAGER = ["manager_row_locked", "manager_published", "manager_committed"]
 SWEEP = ["sweep_written", "sweep_committed"]
 BEFORE_COPY = ["task_accepted", "lease_taken", "plan_read", "claimed", "prepared", "leftovers_swept", "files_recorded"]
@@ -52,7 +52,7 @@ SCENARIOS = {
     "existing": EXISTING,
 }
 
-# Steps outside of the database whose failure is the transfer's: it is counted, and there is another attempt.
+# Steps outside of the database: their failure is a failure of the transfer. It is counted, and another attempt follows.
 COUNTED = ["prepared", "partial_begun", *COPYING, "verified", "renamed"]
 
 
@@ -61,25 +61,25 @@ def expected_retries(scenario, point, mode):
     if scenario in ("good", "resume") and point in COUNTED and mode == "fail":
         retries += 1
     if (point, mode) == ("copy_ended", "twice"):
-        # The second bbcp finds the first one's file under the attempt's own name.
+        # The second bbcp finds the file of the first one under the name of the attempt.
         retries += 1
     if scenario == "retry" and mode in ("kill", "pause") and point != "retry_written":
-        # That it failed did not get on record: an attempt that was interrupted.
+        # The failure was not recorded, so the attempt counts as interrupted.
         retries -= 1
     return retries
 
 
 def expected_copies(scenario, point, mode):
-    """So many copies at least and at the most."""
+    """Minimum and maximum number of copies."""
     if (point, mode) == ("copy_ended", "twice"):
         return 3, 3
-    # A worker that wakes up just before it starts a copy may have done so before its keeper learns that the lease is
-    # gone, and stops it.
+    # A worker that continues just before the start of a copy may start it before its lease renewer notices that the
+    # lease is lost, and stops the copy.
     wakes_up = point in ("files_recorded", "partial_begun") and mode == "pause"
     if scenario in ("retry", "release", "resume"):
         return 2, 2 + wakes_up
     if point == "copy_spawned" and mode in ("kill", "fail"):
-        # A bbcp that is killed at once may not have got to its record.
+        # A bbcp that is killed at once may not have written its record.
         return 1, 2
     if point in COPYING + COPIED and (mode in ("kill", "pause") or (mode == "fail" and point in COUNTED)):
         return 2, 2
@@ -99,7 +99,7 @@ class Case:
         self.retries = self.attempts = self.copied = self.seconds = "-"
 
     def run(self, deployments):
-        """In a deployment that nobody else uses meanwhile. One that a problem has soiled is not used again."""
+        """Runs the case in an unused deployment. After a problem the deployment is not used again."""
         began = time.monotonic()
         try:
             self.deployment = deployments.take()
@@ -127,7 +127,7 @@ class Case:
         return process
 
     def worker(self, fault=""):
-        # One message each: what a frozen worker had in its hands besides would have to wait for it.
+        # One message for each worker: a further message at a frozen worker would have to wait for it.
         name = f"w{len(self.workers)}"
         worker = self.deployment.worker(concurrency=1, ready=False, name=name, CCAT_TRANSFER_FAULT=fault)
         self.workers.append(worker)
@@ -152,7 +152,7 @@ class Case:
             until(lambda: state(victim.pid) == "T", "the process stands still")
             if self.scenario in ("manager", "sweep"):
                 other = self.manager()
-                time.sleep(0.3)  # as long as it stands still
+                time.sleep(0.3)  # as long as it is frozen
                 victim.signal(signal.SIGCONT)
                 assert other.ended() == 0, other.log()
             else:
@@ -170,14 +170,14 @@ class Case:
         self.stop_workers()
 
     def until_over(self, frozen):
-        """Somebody else does what the frozen one had in its hands, once its lease is dead. Not where it is frozen in
-        the middle of a transaction, whose lock keeps everybody off, or with a message and no lease."""
+        """Another worker takes over the transfer of the frozen one when its lease has expired. Not if it is frozen in
+        the middle of a transaction, whose lock blocks the others, or with a message and no lease."""
         if self.point in ("settlement_written", "task_accepted", "released"):
             return time.sleep(0.5)
         deadline = time.monotonic() + 20 * self.deployment.patience
         while not self.over():
-            assert time.monotonic() < deadline, f"nobody took it over\n{frozen.log()[-2000:]}"
-            # Also the sweep of dead leases.
+            assert time.monotonic() < deadline, f"no worker took it over\n{frozen.log()[-2000:]}"
+            # This also sweeps expired leases.
             assert self.manager().ended() == 0
             time.sleep(0.3)
 
@@ -185,14 +185,14 @@ class Case:
         return self.deployment.status(self.transfer) in ("COMPLETED", "FAILED")
 
     def push(self):
-        """What a manager does once in a while."""
+        """Runs the regular work of a manager."""
         if self.deployment.status(self.transfer) == "PENDING":
             assert self.manager().ended() == 0
         time.sleep(0.1)
 
     def stop_workers(self):
-        """Lets them end what they have in their hands, also the messages that are of no more use. One that a worker
-        holds, and has not begun when it is stopped, goes back: then another one gets it."""
+        """Lets the workers finish their messages, also those that are not needed any more. A message that a worker
+        holds, and has not begun when it is stopped, goes back to the queue and to another worker."""
         broker, queue, patience = self.deployment.broker, self.deployment.queue, self.deployment.patience
         if not any(worker.running() for worker in self.workers):
             self.worker().says("worker ready")
@@ -209,10 +209,10 @@ class Case:
             self.worker().says('"task received"')
         raise AssertionError("a message is left in the queue")
 
-    # Good: nothing else goes wrong.
+    # No other fault.
 
     def prepare_good(self):
-        # Slow enough to be seen in the middle of it.
+        # Slow enough to be observed during the copy.
         self.deployment.double(**({"RATE": SIZE // 2} if self.point == "first_progress" else {}))
 
     def play_good(self, fault):
@@ -245,7 +245,7 @@ class Case:
         victim.signal(signal.SIGQUIT)
         return victim
 
-    # A worker completes what one before it has begun.
+    # A worker completes the partial copy of an earlier one.
 
     def prepare_resume(self):
         self.deployment.settings(transfer={"resume_above": 0})
@@ -260,7 +260,7 @@ class Case:
         assert self.deployment.temporary_files(), "the partial copy is kept"
         return self.worker(fault)
 
-    # Another transfer copies to the same place: this one has to wait, and then finds the file.
+    # Another transfer copies to the same path: this one has to wait, and then finds the file.
 
     def prepare_busy(self):
         self.deployment.settings(transfer={"retry_delay_first": "300ms"})
@@ -270,7 +270,7 @@ class Case:
         first = self.transfer
         self.play_good("")
         self.deployment.mid_copy(size=1)
-        # Held for so long, or else the place may be free before a slow machine's second worker is there.
+        # Held for a long time, or else the path may be free before the second worker starts on a slow machine.
         with held(self.deployment.bbcp_processes()):
             self.transfer = self.deployment.transfer(self.deployment.row(first)["relative_path"])
             victim = self.worker(fault)
@@ -278,7 +278,7 @@ class Case:
             until(lambda: '"fault injected"' in victim.log(), f"{fault} happens")
         return victim
 
-    # The file is at its destination already.
+    # The file exists at the destination already.
 
     def prepare_existing(self):
         self.deployment.double()
@@ -306,7 +306,7 @@ class Case:
     def play_manager(self, fault):
         return self.manager(fault)
 
-    # Somebody sweeps the lease of a dead worker.
+    # Another process sweeps the lease of a dead worker.
 
     def prepare_sweep(self):
         self.deployment.double()
@@ -316,7 +316,7 @@ class Case:
         assert dead.ended() == -signal.SIGKILL
         return self.manager(fault)
 
-    # --- the judgement
+    # --- the checks
 
     def judge(self):
         deployment = self.deployment
@@ -336,15 +336,15 @@ class Case:
             assert not there.exists() and "cannot be read" in row["failure_error_message"]
         assert row["retry_count"] == expected_retries(self.scenario, self.point, self.mode), "retry_count"
 
-        # At most one copy at any moment. A frozen worker cannot stop its bbcp: it has lost its lease, and will
-        # not publish, but what it has started goes on.
+        # At most one copy at any moment. A frozen worker cannot stop its bbcp: it has lost its lease and will
+        # not publish, but its bbcp continues.
         if self.mode != "pause":
             assert [copy for copy in copies if copy["beside"]] == [], "two copies at once"
         if copies:
             least, most = expected_copies(self.scenario, self.point, self.mode)
             assert least <= len(copies) <= most, f"{len(copies)} copies, not {least} to {most}"
 
-        # Nothing is left.
+        # No temporary file is left.
         deployment.no_bbcp_left()
         if self.scenario == "existing":
             assert copies == [] and self.recorded() == []
@@ -365,7 +365,7 @@ ENDS = ["task succeeded", "task failed", "task was interrupted", "task ignored",
 
 
 def idle(worker):
-    """Everything that it received has come to an end."""
+    """Returns true if all messages that the worker received are settled."""
     log = worker.log()
     return not worker.running() or log.count('"task received"') <= sum(log.count(end) for end in ENDS)
 
@@ -374,7 +374,7 @@ def idle(worker):
 
 
 def listed():
-    """What the program under test can do at each point."""
+    """Points of the program under test, with the possible modes of each."""
     done = subprocess.run(
         [service("CCAT_TRANSFER_BIN"), "fault-points"], capture_output=True, text=True, env=clean_environment()
     )
@@ -396,7 +396,7 @@ def chosen(cases):
 
 
 class Deployments:
-    """As many deployments as are used at once."""
+    """A pool of deployments, as many as are used at once."""
 
     def __init__(self, make, directory):
         self.make, self.directory = make, directory
@@ -424,13 +424,13 @@ class Deployments:
 
 
 def run(make, directory, cases, at_once=4):
-    """So many at once. They wait more than they work, yet more of them are hardly done sooner and keep twenty processes
-    at the processors: a broker that a test beside them restarts then needs a quarter of a minute instead of five
-    seconds, and over a minute on a slow machine. For its sake they also give way. (On Linux a thread has a niceness of
-    its own, and what it starts inherits that.)
+    """Runs `at_once` cases at a time. They mostly wait, but a higher number is hardly faster and keeps twenty processes
+    runnable: the restart of a broker by a parallel test then takes a quarter of a minute instead of five
+    seconds, and over a minute on a slow machine. For the same reason they have a lower priority. (On Linux a thread has
+    its own niceness, and its child processes inherit it.)
     """
     deployments = Deployments(make, directory)
-    # What waits for a lease to die begins first.
+    # Cases that wait for the expiry of a lease begin first.
     cases = sorted(chosen(cases), key=lambda case: case[2] != "pause")
     try:
         with ThreadPoolExecutor(at_once, initializer=lambda: os.nice(10)) as pool:
@@ -467,7 +467,7 @@ def test_every_step(kind, tmp_path, bbcp, broker, tell):
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif("BBCP_REAL" not in os.environ, reason="BBCP_REAL does not name a real bbcp")
 def test_every_step_with_the_real_bbcp(tmp_path, broker, tell):
-    """The same over ssh. The real program fails when it likes, so there are no failures but our own faults."""
+    """The same over ssh. The failures of the real program cannot be controlled, so only our own faults are injected."""
     cases = [case for case in all_cases() if case[0] in ("manager", "sweep", "good")]
     done = run(lambda directory: RealBbcp(directory, broker), tmp_path, cases, at_once=4)
     report(tell, "SQLite, real bbcp over ssh", done)

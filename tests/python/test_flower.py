@@ -1,4 +1,4 @@
-"""Flower beside a Rust and a Python worker: it shows the one as it shows the other, and controls both."""
+"""Flower with a Rust and a Python worker: it shows both in the same way, and controls both."""
 
 import json
 import re
@@ -26,7 +26,7 @@ class Flower:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        # `-A peer`: what it is to send or to limit, it has to know as a task.
+        # `-A peer`: Flower can only send or limit tasks that it knows.
         self.process = Process(
             [sys.executable, "-m", "celery", "-A", "peer", "flower", "--address=127.0.0.1", f"--port={port}"]
             + ["--inspect_timeout=2000"],
@@ -58,17 +58,17 @@ class Flower:
         return json.loads(self.page(f"/api/{path}", **query))
 
     def post(self, path, body=None, **query):
-        """What it answers: a mapping, or the reason of a refusal."""
+        """Flower's answer: a mapping, or the reason of a refusal."""
         status, text = self._open(f"/api/{path}", query, json.dumps(body or {}).encode())
         return json.loads(text) if status == 200 else text
 
     def task(self, task_id):
-        """What it has heard of a task; nothing at first."""
+        """Flower's data about a task; empty before the first event."""
         status, text = self._open(f"/api/task/info/{task_id}", {})
         return json.loads(text) if status == 200 else {"state": None}
 
     def reaches(self, result, state):
-        """Waits until it shows a state of a task, and returns all that it shows."""
+        """Waits until Flower shows this state of a task, and returns all its data about the task."""
         until(lambda: self.task(result.id)["state"] == state, f"Flower shows {state}")
         return self.task(result.id)
 
@@ -98,13 +98,13 @@ def flower(tmp_path_factory, broker, workers):
     yield flower
     log = flower.process.log()
     flower.process.stop()
-    # What neither worker has, see test_answers.
+    # Fields that neither worker has, see test_answers.
     errors = [line for line in log.splitlines() if line.startswith("[E ") and "not enabled" not in line]
     assert "Traceback" not in log and not errors, log
 
 
 def test_workers(flower):
-    """The same keys and types of everything that it asks a worker for."""
+    """All answers of both workers to Flower have the same keys and types."""
     shown = flower.get("workers", refresh=1)
     python, rust = (shown[flower.nodes[kind]] for kind in KINDS)
     assert abs(rust["timestamp"] - time.time()) < 30
@@ -128,7 +128,7 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 def test_tasks(flower, workers, end):
-    """The same of every task: what is known, and all but what differs from run to run."""
+    """Flower has the same data about the tasks of both workers, except for values that differ from run to run."""
     call, state, known = ENDS[end]
     seen = {}
     for kind in KINDS:
@@ -142,13 +142,13 @@ def test_tasks(flower, workers, end):
         assert result.id in flower.page(f"/task/{result.id}")
         seen[kind] = {key: shape(value) for key, value in task.items()}
         if end == "reject":
-            # Python tells of a traceback here that it does not store.
+            # Python's event contains a traceback that is not stored.
             del seen[kind]["traceback"]
     assert seen["rust"] == seen["python"]
 
 
 def test_progress_leaves_the_state_to_the_worker(flower, workers):
-    """A running task can be terminated from its page, and is shown as what became of it."""
+    """A running task can be terminated from its page, which then shows its final state."""
     result = workers.send("rust", "sleep", 60)
     until(lambda: result.state == "PROGRESS", "the task reports its progress")
     task = flower.reaches(result, "STARTED")
@@ -168,7 +168,7 @@ def tabs(page):
 
 
 def test_worker_page(flower, workers):
-    """Each tab has what it has of a Python worker."""
+    """Each tab shows the same fields as for a Python worker."""
     running = {kind: workers.send(kind, "sleep", 3) for kind in KINDS}
     shown = {}
     for kind in KINDS:
@@ -219,7 +219,7 @@ def test_control_of_the_worker(flower, workers, broker):
     ],
 )
 def test_answers(flower, path, query):
-    """What it makes of the answers of either worker is the same."""
+    """Flower shows the answers of both workers in the same way."""
     answers = {}
     for kind in KINDS:
         name = flower.nodes[kind]
@@ -229,7 +229,7 @@ def test_answers(flower, path, query):
 
 
 def test_goodbye(tmp_path, broker, flower):
-    """Offline at once, and not only when the heartbeats are missed; seen also by `celery status` and `celery events`."""
+    """Offline at once, not only after missing heartbeats; also in `celery status` and `celery events`."""
     dump = celery(tmp_path, broker, "events", "--dump")
     queues = {end: f"bye-{end}-{flower.process.pid}_data_transfer" for end in ["shutdown", "signal"]}
     leaving = {end: tasks_worker(tmp_path, queue, broker, backend_url("redis")) for end, queue in queues.items()}
@@ -238,7 +238,7 @@ def test_goodbye(tmp_path, broker, flower):
         for end, queue in queues.items():
             alive = lambda: [name for name, up in flower.get("workers", status=1).items() if up and queue in name]
             [name] = until(alive, "Flower shows the worker")
-            # It controls only those that it has asked.
+            # Flower controls only workers that have answered it.
             until(lambda: name in flower.get("workers", refresh=1, workername=name), "the worker answers")
             until(lambda: f"{name} [" in dump.log(), "the dump shows the worker")
             names[end] = name
@@ -254,7 +254,7 @@ def test_goodbye(tmp_path, broker, flower):
             else:
                 leaving[end].signal(signal.SIGTERM)
             until(lambda: not flower.alive(name), "Flower shows it as offline")
-            # Twice the heartbeat's interval is when silence would tell.
+            # Without the event, Flower would notice the end after twice the heartbeat's interval.
             assert time.monotonic() - began < 4
             assert leaving[end].ended() == 0
             until(lambda: re.search(f"{name} .*shutdown", dump.log()), "the dump has the goodbye")

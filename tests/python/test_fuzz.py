@@ -1,4 +1,4 @@
-"""Random and broken messages: the worker lives, the queue is empty, and what Python would reject is dead-lettered.
+"""Random and broken messages: the worker survives, the queue is empty, and messages that Python rejects are dead-lettered.
 
 The messages are seeded. 3,000 by default; FUZZ_MESSAGES=100000 (and FUZZ_SEED=n) for more.
 """
@@ -82,7 +82,7 @@ ENVELOPES = [
 
 
 class Fuzzer:
-    """Messages of all shapes, most of them nearly right."""
+    """Generates messages of all shapes, most of them nearly right."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
@@ -138,13 +138,13 @@ class Fuzzer:
         )()
 
     def arguments(self):
-        """args and kwargs, mostly such that the task takes them."""
+        """args and kwargs, which the task mostly accepts."""
         args = self.one_of([1, 2], [self.value()], [self.value(), self.value()], [], self.value() if self.maybe(0.1) else [3])
         kwargs = self.one_of({}, {}, {}, {"value": self.value()}, self.value() if self.maybe(0.1) else {})
         return args, kwargs
 
     def fields(self):
-        """What a message says of itself."""
+        """The headers of a message."""
         fields = {"task": self.random.choice(TASKS), "id": str(uuid.UUID(int=self.random.getrandbits(128)))}
         if self.maybe(0.05):
             fields["task"] = self.one_of("no.such.task", "tasks.ad", "", "é")
@@ -171,15 +171,15 @@ class Fuzzer:
         return fields
 
     def written(self, value):
-        """A value in some serializer: (body, content type, content encoding)."""
+        """A value in a random serializer: (body, content type, content encoding)."""
         kind = self.random.choices(["json", "msgpack", "yaml", "pickle", "text"], [80, 8, 8, 2, 2])[0]
         try:
             match kind:
                 case "msgpack":
                     return msgpack.packb(value), "application/x-msgpack", "binary"
-                case "yaml" if "\\uD8" not in (text := yaml.safe_dump(value)):  # half a surrogate pair is refused
+                case "yaml" if "\\uD8" not in (text := yaml.safe_dump(value)):  # PyYAML refuses half a surrogate pair
                     return text.encode(), "application/x-yaml", "utf-8"
-        except Exception:  # what these cannot write is written as JSON
+        except Exception:  # values that these cannot serialize are written as JSON
             pass
         body = json.dumps(value, ensure_ascii=self.maybe(0.5)).encode("utf-8", "surrogatepass")
         if kind == "pickle":
@@ -312,7 +312,7 @@ def test_messages_of_all_kinds(broker, tmp_path):
 
 
 def test_headers_that_nest_deep(broker, tmp_path):
-    """A few kilobytes that a library reads by recursion: a worker with usual stacks would be gone, and so would the next."""
+    """A few kilobytes that a library parses by recursion: they would crash a worker with usual stacks, and then the next one."""
     queue = f"deep{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "1")

@@ -1,4 +1,4 @@
-"""Two workers and one message: only one of them stores the result."""
+"""A message that two workers receive: only one of them stores the result."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def deployment(tmp_path, bbcp, broker):
 
 @pytest.mark.parametrize("wakes", ["in mid-copy", "after the end"])
 def test_a_frozen_worker_leaves_the_result_to_the_next(deployment, broker, wakes):
-    """A worker is frozen for longer than its lease. Another one gets its message, and the transfer: the first one
+    """A worker is frozen for longer than its lease. Another one gets its message and the transfer. The first one
     stores no result, sends no errback and no event of a failure."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=3 * MB)
@@ -34,14 +34,14 @@ def test_a_frozen_worker_leaves_the_result_to_the_next(deployment, broker, wakes
             result = app.send_task(TRANSFER, [transfer], queue=deployment.queue, link_error=errback)
             deployment.mid_copy()
             os.kill(frozen.pid, signal.SIGSTOP)
-            # As the broker does it by itself when no heartbeat comes.
+            # The broker does this by itself after missing heartbeats.
             broker.ctl("close_all_connections", "no heartbeat")
             other = deployment.worker(concurrency=1, name="other")
             other.says("copy started")
             if wakes == "after the end":
                 deployment.reaches(transfer, "COMPLETED")
             os.kill(frozen.pid, signal.SIGCONT)
-            # It sees that its lease is lost, or first that the other worker has taken its partial copy away.
+            # It notices that its lease is lost, or first that the other worker has removed its partial copy.
             frozen.says("transfer did not complete")
             frozen.says("task ignored")
             assert result.get(timeout=30) is None

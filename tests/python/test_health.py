@@ -1,5 +1,5 @@
-"""The side port and what a service tells systemd: while everything works, while something is away, and when a loop of
-the process stands still."""
+"""The side port and the notifications to systemd: in normal operation, while a server is unreachable, and when a loop of
+the process has stopped."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ from variants import OnPostgres
 
 pytestmark = pytest.mark.timeout(120)
 
-# celery-exporter's name, which promtool does not like.
+# The name comes from celery-exporter; promtool has a remark about it.
 KNOWN_TO_PROMTOOL = "celery_active_consumer_count non-histogram and non-summary metrics should not have"
 
 
@@ -37,7 +37,7 @@ class SidePort:
         self.address = f"127.0.0.1:{port or free_port()}"
 
     def get(self, path, method="GET"):
-        """Status and text; (0, why) where nobody answers."""
+        """Status and text; (0, reason) if there is no answer."""
         request = urllib.request.Request(f"http://{self.address}{path}", method=method)
         try:
             with urllib.request.urlopen(request, timeout=20) as answer:
@@ -58,7 +58,7 @@ class SidePort:
         return self.last[0] == status and text in self.last[1]
 
     def metrics(self):
-        """{'name{labels}': value}, the labels as they stand."""
+        """{'name{labels}': value}, with unparsed labels."""
         status, text = self.get("/metrics")
         assert status == 200, text
         lines = [line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#")]
@@ -85,19 +85,19 @@ class Systemd:
         self.said = []
 
     def environment(self, watchdog=None):
-        # A watchdog for whoever has the environment: without WATCHDOG_PID.
+        # Without WATCHDOG_PID the watchdog applies to every process with this environment.
         limit = {"WATCHDOG_USEC": int(watchdog * 1e6)} if watchdog else {}
         return {"NOTIFY_SOCKET": self.path, **limit}
 
     def heard(self, word):
-        """How often it was said up to now."""
+        """Number of notifications that begin with `word`, until now."""
         with contextlib.suppress(BlockingIOError):
             while True:
                 self.said += self.socket.recv(4096).decode().splitlines()
         return sum(said.startswith(word) for said in self.said)
 
     def hears(self, word):
-        until(lambda: self.heard(word), f"systemd is told {word}; it was {self.said[-3:]}")
+        until(lambda: self.heard(word), f"systemd receives {word}; the last ones are {self.said[-3:]}")
 
 
 class Watched(OnPostgres):
@@ -159,7 +159,7 @@ def own(tmp_path, bbcp, broker):
 
 @pytest.fixture(scope="module")
 def worker(watched):
-    """One for the tests that leave it as it was."""
+    """A worker for the tests that do not change its state."""
     port = SidePort()
     worker = watched.watched_worker(port=port)
     worker.port = port
@@ -177,13 +177,13 @@ def manager(watched):
 
 
 def test_a_port_for_nothing_else(worker):
-    """GET of three paths, from an address that the settings name."""
+    """The port only answers GET of three paths, at the configured address."""
     port = worker.port
     assert port.get("/livez") == (200, "alive\n")
     assert port.get("/readyz") == (200, "ready\n")
     assert port.get("/")[0] == port.get("/metrics/x")[0] == 404
     assert port.get("/livez", "POST")[0] == port.get("/metrics", "DELETE")[0] == 405
-    # A connection that says nothing does not keep the others, nor does one that never ends its request.
+    # A silent connection does not block others, nor does one that never ends its request.
     host, number = port.address.split(":")
     idle = [socket.create_connection((host, int(number))) for _ in range(10)]
     for connection in idle:
@@ -201,7 +201,7 @@ def test_a_port_in_use_is_a_clear_error(watched, worker):
 
 
 def test_tasks_and_transfers_are_counted(watched, worker, manager):
-    """What the counters say is what was done, no more and no less."""
+    """The counters are exactly the number of tasks and transfers."""
     port, link = worker.port, {"origin": watched.origin_site, "destination": watched.destination_site}
     labels = {"hostname": "somewhere", "queue_name": watched.queue, "name": TRANSFER}
     assert port.metric("celery_task_succeeded_total", **labels) == 0
@@ -220,7 +220,7 @@ def test_tasks_and_transfers_are_counted(watched, worker, manager):
     assert port.metric("ccat_transfer_copies_running", **link) == 0
     assert port.metric("ccat_transfer_rate_bytes_per_second", **link) == 0
 
-    # One that fails, and its error.
+    # A failing task, and its error.
     watched.double(PLAN="refused", ACCEPT=0.1)
     failing = watched.package()
     until(lambda: watched.row(failing)["retry_count"] == 1, "it has failed once")
@@ -231,7 +231,7 @@ def test_tasks_and_transfers_are_counted(watched, worker, manager):
     watched.double()
     watched.reaches(failing, "COMPLETED")
 
-    # A name that nobody knows is not shown: anybody could send any number of them.
+    # Unknown names create no metrics, because a client could send any number of them.
     watched.broker.publish(
         watched.queue,
         b"[[], {}, {}]",
@@ -243,7 +243,7 @@ def test_tasks_and_transfers_are_counted(watched, worker, manager):
     until(lambda: port.metric("celery_task_failed_total", name="unknown"), "the unknown task is counted")
     assert "made.up" not in port.get("/metrics")[1]
 
-    # The process and the program.
+    # Metrics of the process and the program.
     assert metrics["process_resident_memory_bytes"] > 1e6 and metrics["process_open_fds"] > 5
     assert abs(metrics["process_start_time_seconds"] - time.time()) < 600
     assert port.metric("ccat_transfer_build_info") == 1
@@ -251,7 +251,7 @@ def test_tasks_and_transfers_are_counted(watched, worker, manager):
     assert port.metric("celery_queue_length", queue_name=watched.queue) == 0
     assert port.metric("celery_active_consumer_count", queue_name=watched.queue) == 1
 
-    # The manager's.
+    # Metrics of the manager.
     port = manager.port
     assert port.metric("ccat_transfer_manager_scheduled_total") >= 4
     assert port.metric("celery_task_sent_total", name=TRANSFER, queue_name=watched.queue) >= 4
@@ -261,7 +261,7 @@ def test_tasks_and_transfers_are_counted(watched, worker, manager):
 
 
 def test_the_table_is_counted(own):
-    """By status, and how old the oldest is; by a worker and a manager alike."""
+    """Rows by status, and the age of the oldest; the same from a worker and a manager."""
     port = SidePort()
     waiting = own.package()
     own.watched_worker(port=port)
@@ -275,11 +275,11 @@ def test_the_table_is_counted(own):
 
 @pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
 def test_what_is_away_is_not_dead(watched, worker, manager, silently):
-    """Not ready, with a line for each reason; alive all the while; ready again when it is back."""
+    """Not ready during an outage, with a line for each reason, but alive; ready again after it."""
     port = worker.port
     port.is_("/readyz", 200)
     reconnects = port.metric("ccat_transfer_broker_reconnects_total")
-    # That a broker is gone without a word is told by heartbeats, minutes later.
+    # A silent loss of the broker is only detected by heartbeats, minutes later.
     away = ["database", "result backend"] if silently else ["broker", "database", "result backend"]
     try:
         for server in away:
@@ -289,7 +289,7 @@ def test_what_is_away_is_not_dead(watched, worker, manager, silently):
             assert reasons == set(away[: away.index(server) + 1]), port.last
         manager.port.is_("/readyz", 503, "database: ")
         assert ("broker: " in manager.port.last[1]) == (not silently)
-        # Longer than a loop may be late; and however slow the answers of others are, a scrape is not.
+        # Longer than a loop may be late; slow answers of the servers do not delay a scrape.
         end = time.monotonic() + 5
         while time.monotonic() < end:
             assert port.get("/livez") == manager.port.get("/livez") == (200, "alive\n")
@@ -311,12 +311,12 @@ def test_what_is_away_is_not_dead(watched, worker, manager, silently):
 
 
 def test_a_loop_that_stands_still(own, tmp_path):
-    """/livez says which, and systemd's watchdog is fed no longer."""
+    """/livez names the stopped loop, and systemd's watchdog is not fed any more."""
     ports = SidePort(), SidePort()
     lease = {"CCAT_DATA_TRANSFER_TRANSFER__LEASE_TTL": "1s", "CCAT_DATA_TRANSFER_TRANSFER__LEASE_RENEW_INTERVAL": "300ms"}
     short = {"CCAT_DATA_TRANSFER_OPS_DB__ACQUIRE_TIMEOUT": "300ms", **lease}
     systemd = Systemd(tmp_path)
-    # So short a time to connect may be too short on a busy host: they try again.
+    # This short time limit may be exceeded on a busy host: they try again.
     worker = own.watched_worker(
         "--wait-for", port=ports[0], CCAT_TRANSFER_FAULT="sweeper:hang:2", **systemd.environment(watchdog=0.5), **short
     )
@@ -359,7 +359,7 @@ def test_a_subscription_that_panics_ends_the_worker(own):
 
 
 def test_systemd_is_told(own, tmp_path):
-    """Ready when it consumes and not before; what it does; that it stops, as long as that takes."""
+    """systemd is notified when the worker consumes, of its status, and of its stop for as long as it takes."""
     own.proxies["broker"].pull()
     own.double(RATE=MB)
     systemd = Systemd(tmp_path)
@@ -389,7 +389,7 @@ def test_systemd_is_told(own, tmp_path):
 
 
 def test_running_copies_get_so_much_time(own):
-    """transfer.shutdown_timeout: then they are given back, and the next worker goes on where they were."""
+    """transfer.shutdown_timeout: after it the messages go back, and the next worker continues the partial copies."""
     own.double(RATE=MB)
     worker = own.watched_worker(CCAT_DATA_TRANSFER_TRANSFER__SHUTDOWN_TIMEOUT="500ms")
     worker.says("worker ready")
@@ -405,8 +405,8 @@ def test_running_copies_get_so_much_time(own):
 
 
 def test_hup_begins_anew(own, tmp_path):
-    """The copy that runs is finished first; then the same process has the settings as they are now. With settings that
-    cannot be used it goes on as it is."""
+    """The running copy is finished first; then the same process has the current settings. With settings that
+    cannot be used it continues unchanged."""
     own.double(RATE=MB)
     before, after = SidePort(), SidePort()
     own.settings(http={"listen": before.address})
@@ -426,7 +426,7 @@ def test_hup_begins_anew(own, tmp_path):
     worker.says('"starting anew"')
     own.assert_moved(transfer)
     after.is_("/readyz", 200)
-    # Either would have systemd take the service for one that ends, or hold up `systemctl reload` for as long as copies run.
+    # Either would mean the end of the service to systemd, or delay `systemctl reload` until the copies have ended.
     assert not systemd.heard("STOPPING=1") and not systemd.heard("RELOADING=1")
     assert before.get("/livez")[0] == 0
     assert worker.running() and len(own.copies()) == 1
@@ -435,7 +435,7 @@ def test_hup_begins_anew(own, tmp_path):
 
 
 def test_waiting_at_the_start(own):
-    """--wait-for: for a broker and a database that are not there yet, and not for ever."""
+    """--wait-for: waits for a broker and a database that do not run yet, with a time limit."""
     for proxy in own.proxies.values():
         proxy.pull()
     impatient = own.watched_worker()
@@ -457,7 +457,7 @@ def test_waiting_at_the_start(own):
 @pytest.mark.parametrize("away", ["database", "broker"])
 @pytest.mark.parametrize("command", ["worker", "manager"])
 def test_a_service_that_waits_can_be_stopped(own, tmp_path, command, away):
-    """Or a stop would last until the server comes, and systemd's watchdog, that runs on after a reload, would bite."""
+    """Otherwise a stop would last until the server is reachable, and systemd's watchdog would fire after a reload."""
     own.proxies[away].pull()
     systemd = Systemd(tmp_path)
     waiting = own.service(command, "--wait-for=300", **systemd.environment(watchdog=1))
@@ -469,11 +469,11 @@ def test_a_service_that_waits_can_be_stopped(own, tmp_path, command, away):
     assert waiting.ended(10) == 0
 
 
-# ---------------------------------------------------------------- what reads it
+# ---------------------------------------------------------------- readers of the metrics
 
 
 def test_the_containers_health_check(worker):
-    """As the Dockerfile has it, on this worker's port and on one where nobody answers."""
+    """The command of the Dockerfile, on this worker's port and on a port without a listener."""
     dockerfile = (REPO / "packaging/docker/Dockerfile").read_text()
     command = json.loads(re.search(r"^HEALTHCHECK.*\\\n  CMD (.*)$", dockerfile, re.M)[1])
     for port, healthy in ((worker.port.address.split(":")[1], True), (free_port(), False)):
@@ -493,7 +493,7 @@ def test_promtool_has_nothing_to_say(worker, manager):
 
 
 class Prometheus:
-    """A real one, with the configuration of packaging/compose, that looks at these ports instead, and more often."""
+    """A real Prometheus with the configuration of packaging/compose, except for these ports and a shorter interval."""
 
     def __init__(self, directory, **targets):
         self.address = f"127.0.0.1:{free_port()}"
@@ -512,12 +512,12 @@ class Prometheus:
 
     def get(self, path, **parameters):
         url = f"http://{self.address}/api/v1/{path}?{urllib.parse.urlencode(parameters, doseq=True)}"
-        with contextlib.suppress(urllib.error.URLError):  # it starts
+        with contextlib.suppress(urllib.error.URLError):  # it is starting
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return json.load(answer)["data"]
 
     def query(self, expression):
-        """[({label: value}, number)], without what is no number."""
+        """[({label: value}, number)], without values that are no numbers."""
         answer = self.get("query", query=expression) or {"result": []}
         found = [(one["metric"], float(one["value"][1])) for one in answer["result"]]
         return [(labels, number) for labels, number in found if not math.isnan(number)]
@@ -525,7 +525,7 @@ class Prometheus:
 
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus is not installed")
 def test_every_panel_has_data(watched, worker, manager, tmp_path):
-    """The queries of packaging/grafana, asked of a Prometheus while a package travels, and after."""
+    """Runs the queries of packaging/grafana in a Prometheus during and after a transfer."""
     dashboard = json.loads((REPO / "packaging/grafana/ccat-transfer.json").read_text())
     targets = [(panel["title"], target) for panel in dashboard["panels"] for target in panel.get("targets", [])]
     assert len(targets) > 20
@@ -533,7 +533,7 @@ def test_every_panel_has_data(watched, worker, manager, tmp_path):
     prometheus = Prometheus(tmp_path, **ports)
     watched.double(RATE=MB)
     try:
-        # What Grafana puts in for the variables: the data source's scrape interval four times, and all values of the other.
+        # Grafana's values of the variables: four times the data source's scrape interval, and all values of the other one.
         def asked(expression):
             return prometheus.query(expression.replace("$__rate_interval", "10s").replace("$job", ".*"))
 
@@ -556,7 +556,7 @@ def test_every_panel_has_data(watched, worker, manager, tmp_path):
 
 
 def test_the_dashboard_asks_for_what_there_is(watched, worker, manager):
-    """Every metric in packaging/grafana is one of a scrape, and the file is one that Grafana imports."""
+    """Every metric in packaging/grafana exists in a scrape, and Grafana can import the file."""
     dashboard = json.loads((REPO / "packaging/grafana/ccat-transfer.json").read_text())
     assert dashboard["id"] is None and dashboard["uid"] and dashboard["title"]
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
@@ -568,7 +568,7 @@ def test_the_dashboard_asks_for_what_there_is(watched, worker, manager):
         assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
         queries += [target["expr"] for target in panel["targets"]]
     queries += [variable["query"] for variable in variables.values() if variable["type"] == "query"]
-    # A copy, so that those which exist only then do.
+    # A running copy, for the metrics that exist only during one.
     transfer = watched.package()
     watched.reaches(transfer, "COMPLETED")
     there = {key.partition("{")[0] for process in (worker, manager) for key in process.port.metrics()}

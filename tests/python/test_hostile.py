@@ -85,7 +85,7 @@ def test_bodies_above_the_limit(tmp_path, broker, queue):
     try:
         with broker.channel() as channel:
             headers, _ = task()
-            send(channel, queue, headers, "x" * 4)  # whatever grows with the first message has grown
+            send(channel, queue, headers, "x" * 4)  # memory that grows with the first message is allocated now
             broker.all_settled(queue)
             before = peak_mb(worker.pid)
             for _ in range(10):

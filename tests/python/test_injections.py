@@ -1,6 +1,6 @@
-"""Every way in which bbcp goes wrong, through a real worker: the typed error, or the good file. bbcp.md's findings.
+"""Every known failure of bbcp, through a real worker: the typed error, or the good file. bbcp.md has the findings.
 
-NOISE_SECONDS=30 makes the noise as long as it is to be endured; it is short by default.
+NOISE_SECONDS=30 is the required duration of the noise; the default is shorter.
 """
 
 import os
@@ -15,12 +15,12 @@ from test_places import reach_by_ssh
 from variants import ssh_settings
 
 NOISE_SECONDS = float(os.environ.get("NOISE_SECONDS", "3"))
-# What a worker may need more for a copy that babbles, than for one that does not.
+# Maximum additional memory for a copy whose bbcp prints noise.
 MEMORY_KIB = 12 * 1024
 
 pytestmark = pytest.mark.timeout(120 + 4 * NOISE_SECONDS)
 
-# What the double does: how the attempt is recorded, or None where the file is good.
+# Failure of the double: the recorded error of the attempt, or None if the file is good.
 LOCAL = {
     "corrupt:1000": "checksum_mismatch",
     "short:10": "target_size",
@@ -43,7 +43,7 @@ def attempt(deployment, transfer):
 
 
 def play(deployment, injections, **settings):
-    """One transfer for each, one after the other, by one worker; each gets one attempt."""
+    """Runs one transfer for each failure, one after the other, by one worker; each has one attempt."""
     deployment.settings(transfer={"stall_timeout": "4s"}, **settings)
     transfers = {plan: deployment.package() for plan in injections}
     deployment.double(PLAN=";".join(injections), ANYHOST=1)
@@ -99,7 +99,7 @@ def test_an_orphan_that_unlinks_by_name(deployment):
 
 
 def peak_kib(worker):
-    """The most memory that the process ever had."""
+    """Peak memory of the process."""
     return int(re.search(r"VmHWM:\s*(\d+) kB", Path(f"/proc/{worker.pid}/status").read_text())[1])
 
 

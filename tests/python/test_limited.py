@@ -1,8 +1,8 @@
-"""A worker with 512 MB of memory and everything that a sender can do to it: it is the same process at the end, and no ordinary
+"""A worker with 512 MB of memory and all known hostile messages: it is the same process at the end, and no ordinary
 task and no `ping` has waited for long.
 
-The limit is RLIMIT_DATA: what a process writes to, be it heap, stacks or other memory of its own. An allocation beyond it
-fails, which ends the worker. (RLIMIT_AS would count what is only reserved as well.)
+The limit is RLIMIT_DATA: the private writable memory of a process (heap, stacks and others). An allocation beyond it
+fails, which ends the worker. (RLIMIT_AS would also count reserved memory.)
 """
 
 import json
@@ -24,12 +24,12 @@ from test_hostile import HEAVY, ODD, compact, in_future, logged, ran, send, task
 
 LIMIT_MB = 512
 
-# Seconds, on a machine where an ordinary task after an ordinary one takes no time. It took 10 s and more in each case.
+# Limit in seconds. An ordinary task alone takes almost no time; in each case it once took 10 s and more.
 WITHIN, AT_MOST = 2.0, 8.0
 
 
 class Limited:
-    """The worker, with a proxy in front of its result backend, and how long ordinary tasks wait for it."""
+    """The worker, with a proxy in front of its result backend, and the waits of ordinary tasks."""
 
     def __init__(self, directory, broker, queue):
         self.broker, self.queue, self.waits, self.usual = broker, queue, {}, []
@@ -54,12 +54,12 @@ class Limited:
         ).says("worker ready")
 
     def survives(self, what, *messages):
-        """Publishes something, and an ordinary task behind it."""
+        """Publishes messages, and an ordinary task behind them."""
         self.usual.append(self.wait(f"before: {what}"))
         self.waits[what] = self.wait(what, *messages)
 
     def wait(self, what, *messages):
-        """How long an ordinary task waits that is sent behind something."""
+        """Waiting time of an ordinary task behind these messages."""
         with self.broker.channel() as channel:
             for publish in messages:
                 publish(channel)
@@ -113,7 +113,7 @@ def compound(kind, options, **kwargs):
 
 
 def multiplying(queue):
-    """Signatures that multiply, each in some hundred kilobytes, and where they stand."""
+    """Signatures that multiply, each of some hundred kilobytes, with their position in the message."""
 
     def signature(number, size=500):
         args = [number, [1] * size]
@@ -161,7 +161,7 @@ def signatures(limited):
         name, args = ("tasks.fail", ["no"]) if place == "errbacks" else ("tasks.echo", [1])
         headers, body = task(name, args, {place: value})
         assert 300_000 < len(body) < 1_000_000
-        # Two at a time, which is all that may run.
+        # Two at a time, which is the limit of running tasks.
         other = headers | {"id": str(uuid.uuid4())}
         limited.survives(what, *(lambda channel, h=h: send(channel, limited.queue, h, body) for h in (headers, other)))
         for one in headers, other:

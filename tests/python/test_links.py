@@ -1,4 +1,4 @@
-"""Links between sites: limits, windows of the day, pauses, and what goes over them from whom."""
+"""Links between sites: limits, windows of the day, pauses, and their effect on managers and workers."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def statuses(deployment, transfers):
 
 
 def test_a_limit_holds_from_pass_to_pass(deployment, broker, link):
-    """No more messages than the link allows, the oldest first, and the next ones when there is room."""
+    """No more messages than the link allows, the oldest first, and the next ones when the limit allows them."""
     transfers = [deployment.package(size=1000) for _ in range(5)]
     assert "at most 2 at once" in link("set", "--max-active", 2)
     for _ in range(2):
@@ -71,7 +71,7 @@ def test_a_limit_that_becomes_less_holds_for_messages_that_are_out(deployment, b
     link("set", "--max-active", 1)
     worker = deployment.worker(concurrency=3)
     until(lambda: link.counts() == (1, 0, 2), "one runs, the others are PENDING")
-    # Whoever does one by hand wants it now.
+    # A transfer that is run by hand ignores the limit.
     deployment.double()
     pending = [transfer for transfer in transfers if deployment.status(transfer) == "PENDING"]
     deployment.cli("transfers", "run", pending[0])
@@ -103,7 +103,7 @@ def test_a_window_of_the_day_closes_a_link(deployment, link):
 
 
 def test_a_paused_link_costs_no_retry(deployment, broker, link):
-    """A message that is out already puts its row back; copies that run are stopped only by --now."""
+    """A message that was sent before puts its row back to PENDING; running copies are stopped only by --now."""
     deployment.double(RATE=MB)
     running, waiting = deployment.package(size=3 * MB), deployment.package(size=1000)
     worker = deployment.worker(concurrency=1)
@@ -143,7 +143,7 @@ def test_a_paused_link_costs_no_retry(deployment, broker, link):
 
 
 def test_the_command_line(deployment, link):
-    """Exit codes, what is refused, and what the row has to say over the file."""
+    """Exit codes, refusals, and values of the row that override the file."""
 
     def refused(code, text, *words):
         done = deployment.cli("links", *words, check=False)
@@ -188,7 +188,7 @@ def test_a_manager_for_some_sites(deployment):
 
 
 def test_a_database_of_before_needs_no_links(deployment, link):
-    """The table is made by an explicit migration; until then there are no limits, and all else works."""
+    """The table is created by an explicit migration; without it there are no limits, and everything else works."""
     with contextlib.closing(sqlite3.connect(deployment.database, timeout=20)) as connection, connection:
         connection.execute("DROP TABLE transfer_worker_link")
         connection.execute("DELETE FROM transfer_worker_migration WHERE version LIKE '%_links'")

@@ -44,7 +44,7 @@ def resident_mb(pid):
 
 
 def publish(app, queues, numbers):
-    """Sends tasks with confirms, over a broker that comes and goes: one that is not confirmed is sent again, with
+    """Sends tasks with confirms while the broker restarts: an unconfirmed message is sent again, with
     the same id."""
     for number in numbers:
         app.send_task(
@@ -58,8 +58,8 @@ def publish(app, queues, numbers):
         )
 
 
-# lapin's for one connection, which become resident as they are used; those of the connection before the restart
-# are the allocator's to keep.
+# lapin's buffers of one connection, which become resident as they are used; the allocator keeps those of the
+# connection before the restart.
 BUFFERS_MB = 2 * 32 * (128 << 10) / 1e6
 
 

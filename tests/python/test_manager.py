@@ -1,4 +1,4 @@
-"""The manager: from PENDING to a message in the right queue, and what follows from a failure."""
+"""The manager: from PENDING to a message in the right queue, and after a failure."""
 
 import signal
 import sqlite3
@@ -7,7 +7,7 @@ from support import MB, TRANSFER, Deployment, Process, clean_environment, servic
 
 
 def test_schedules_what_is_pending(deployment, broker):
-    """One message for each, once, in a form that Celery's own tools can show."""
+    """Exactly one message for each transfer, in a form that Celery's own tools can show."""
     transfers = [deployment.package(), deployment.package()]
     deployment.schedule()
     assert {deployment.status(transfer) for transfer in transfers} == {"SCHEDULED"}
@@ -28,7 +28,7 @@ def test_schedules_what_is_pending(deployment, broker):
 
 
 def test_each_origin_has_its_own_queue(deployment, broker, tmp_path, bbcp):
-    """The queue is the origin's, from its site's short name and its own name."""
+    """The queue belongs to the origin: its name has the site's short name and the location's name."""
     directory = tmp_path / "other"
     directory.mkdir()
     other = Deployment(directory, bbcp, broker)
@@ -85,7 +85,7 @@ def test_one_bad_row_does_not_stop_the_others(deployment, broker):
 
 
 def test_the_loop(deployment):
-    """`ccat-transfer manager` and a worker on all queues of the site: nobody needs to send anything."""
+    """`ccat-transfer manager` and a worker on all queues of the site: no producer is needed."""
     transfer = deployment.package()
     program = [service("CCAT_TRANSFER_BIN"), "--config", deployment.config]
     for name, command in {
@@ -110,7 +110,7 @@ def test_the_loop(deployment):
 
 
 def test_signals_end_it_with_celerys_codes(deployment):
-    """TERM: 0, INT: 1. Also while it still waits for its servers, as for a worker."""
+    """TERM: 0, INT: 1. The same while it still waits for its servers, as in a worker."""
     running = (["manager"], {}, "pass finished")
     away = {"CCAT_DATA_TRANSFER_CELERY__BROKER_URL": "amqp://127.0.0.1:1//"}
     waiting = (["manager", "--wait-for=300"], away, "waiting for a server")
@@ -133,7 +133,7 @@ def test_signals_end_it_with_celerys_codes(deployment):
 
 
 def test_a_dead_workers_transfer_is_recovered(deployment, broker):
-    """Its message is lost, too: the manager finds the dead lease and has the transfer done again."""
+    """The worker's message is lost, too: the manager finds the expired lease and schedules the transfer again."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=20 * MB)
     worker = deployment.worker()

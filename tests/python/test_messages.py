@@ -1,6 +1,6 @@
-"""Messages that are wrong: the Rust worker does with them what a real Python worker does.
+"""Wrong messages: the Rust worker handles them like a real Python worker.
 
-Where both can be asked, both are, and the answers are compared.
+If both workers can run a case, their results are compared.
 """
 
 import json
@@ -15,7 +15,7 @@ JSON = {"content_type": "application/json", "content_encoding": "utf-8", "delive
 
 
 class Listener:
-    """A worker, its queue, and a producer that asks it."""
+    """A worker, its queue, and a producer."""
 
     def __init__(self, broker, queue, app, worker):
         self.broker, self.queue, self.app, self.worker = broker, queue, app, worker
@@ -103,7 +103,7 @@ def test_wrong_arguments(rust, python, case):
     assert expected["status"] == "FAILURE" and expected["result"]["exc_type"] == "TypeError"
     assert got["result"] == expected["result"]
     assert (got["status"], set(got)) == (expected["status"], set(expected))
-    # The last line of the traceback is what people see.
+    # People see the last line of the traceback.
     assert got["traceback"].strip().splitlines()[-1] == expected["traceback"].strip().splitlines()[-1]
     assert rust.rejected() is None
 
@@ -130,7 +130,7 @@ def test_unknown_task_raises_at_the_caller(rust):
     until(rust.rejected, "the message is rejected")
 
 
-# name: body, headers, properties; the fate
+# name: body, headers, properties; the disposition
 BAD = {
     "JSON breaks off": ("ack", b"[[4711], {}", headers(), {}),
     "no UTF-8": ("ack", b'[["\xff\xfe"], {}, {}]', headers(), {}),
@@ -153,7 +153,7 @@ BAD = {
 @pytest.mark.parametrize("language", ["python", "rust"])
 @pytest.mark.parametrize("case", BAD)
 def test_bad_message(request, language, case):
-    """Gone or dead-lettered, exactly as with Python, and the worker goes on."""
+    """Acknowledged or dead-lettered, exactly as by Python, and the worker survives."""
     fate, content, its_headers, properties = BAD[case]
     listener = request.getfixturevalue(language)
     listener.send(content, its_headers, **properties)
@@ -169,7 +169,7 @@ def test_bad_message(request, language, case):
         assert listener.app.backend.get_task_meta(its_headers["id"])["status"] == "PENDING", "no result is stored"
 
 
-# Of these a Python worker dies; see celery-wire's table of message fates.
+# These messages end a Python worker; see the table of deliberate differences in docs/compatibility.md.
 DEADLY = {
     "empty body": (b"", True),
     "null": (b"null", True),
@@ -182,7 +182,7 @@ DEADLY = {
 
 @pytest.mark.parametrize("case", DEADLY)
 def test_message_that_kills_python(rust, case):
-    """The worker lives on and the message does not come back; a result where there is an id to store it by."""
+    """The worker survives and the message is not redelivered; a result is stored if the message has an id."""
     content, has_id = DEADLY[case]
     its_headers = headers()
     task_id = its_headers["id"]
@@ -230,7 +230,7 @@ def test_expired(request, language):
 
 @pytest.mark.parametrize("language", ["python", "rust"])
 def test_protocol_1(request, language):
-    """The old form is understood, too."""
+    """The old form is accepted as well."""
     listener = request.getfixturevalue(language)
     task_id = str(uuid.uuid4())
     listener.send(json.dumps({"task": TRANSFER, "id": task_id, "args": [1, 2, 3], "kwargs": {}}))
@@ -239,7 +239,7 @@ def test_protocol_1(request, language):
 
 @pytest.mark.parametrize("wrong", ["42", None, 1.5, [1], {"a": 1}, True, -1])
 def test_id_that_is_none(rust, wrong):
-    """An id of another type or range: a FAILURE that says so, and the worker goes on."""
+    """An id of another type or range: a FAILURE that names the fault, and the worker survives."""
     meta = rust.call(TRANSFER, [wrong], {})
     assert meta["status"] == "FAILURE"
     assert meta["result"]["exc_message"][0]
@@ -247,6 +247,6 @@ def test_id_that_is_none(rust, wrong):
 
 
 def test_unicode_in_arguments(rust, python):
-    """Names of keywords come back in the error's text as they were sent."""
+    """The error's text contains names of keywords unchanged."""
     kwargs = {"größe": 1}
     assert rust.call(TRANSFER, [1], kwargs)["result"] == python.call(TRANSFER, [1], kwargs)["result"]

@@ -1,4 +1,4 @@
-"""What an operator does at the command line: find, understand, act; on rows that real workers work on."""
+"""Commands of an operator: find, understand, change; on rows that real workers use."""
 
 import fcntl
 import json
@@ -18,8 +18,8 @@ import big_lists
 from support import MB, clean_environment, service, until
 from variants import OnPostgres, OwnBbcp
 
-# Seconds that one list may take, the whole process. A debug build on a busy machine is no measure;
-# LISTS_WITHIN=0.3 with a release build as CCAT_TRANSFER_BIN is the promise.
+# Time limit in seconds of one list, for the whole process. A debug build on a busy machine is slow;
+# the guaranteed limit is LISTS_WITHIN=0.3 with a release build as CCAT_TRANSFER_BIN.
 LISTS_WITHIN = float(os.environ.get("LISTS_WITHIN", "5"))
 
 
@@ -38,7 +38,7 @@ def told(deployment, *args):
 
 
 class Terminal:
-    """The program on a terminal of its own."""
+    """The program on its own pseudo-terminal."""
 
     def __init__(self, deployment, *args):
         self.master, slave = pty.openpty()
@@ -52,7 +52,7 @@ class Terminal:
             stdout=slave,
             stderr=slave,
             start_new_session=True,
-            # Its controlling terminal, so that Ctrl-C is one.
+            # As controlling terminal, so that Ctrl-C sends SIGINT.
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
         os.close(slave)
@@ -78,7 +78,7 @@ class Terminal:
 
 
 def test_a_copy_is_cancelled_and_sent_again(deployment):
-    """Its worker stops it, removes it, and writes nothing over what the operator wrote."""
+    """The worker stops the copy, removes it, and does not overwrite the operator's change."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=64 * MB)
     other = deployment.package()
@@ -90,7 +90,7 @@ def test_a_copy_is_cancelled_and_sent_again(deployment):
     terminal = Terminal(deployment, "watch", "--interval", "200ms")
     terminal.shows("copying")
     terminal.shows("1 running")
-    until(lambda: told(deployment, "show", transfer)["lease"]["bytes_done"], "the lease tells how far it is")
+    until(lambda: told(deployment, "show", transfer)["lease"]["bytes_done"], "the lease has the progress")
     shown = deployment.cli("transfers", "show", transfer)
     for text in ["IN_PROGRESS", "2 streams", f"transfers cancel {transfer}", f"transfers watch {transfer}"]:
         assert text in shown, shown
@@ -102,7 +102,7 @@ def test_a_copy_is_cancelled_and_sent_again(deployment):
     said = deployment.cli("transfers", "cancel", transfer, "--reason", "the wrong night")
     assert "IN_PROGRESS → FAILED" in said
     deployment.no_bbcp_left()
-    # One renewal (0.5 s here), and what it takes to end three processes on a busy machine.
+    # One renewal (0.5 s here), and the time to end three processes on a busy machine.
     assert time.monotonic() - began < 10
     until(lambda: not deployment.temporary_files(transfer), "the temporary file is removed")
     worker.says("transfer did not complete")
@@ -110,7 +110,7 @@ def test_a_copy_is_cancelled_and_sent_again(deployment):
     assert row["status"] == "FAILED"
     assert re.fullmatch(r"cancelled by \S+@\S+: the wrong night", row["failure_error_message"]), row
     assert deployment.outcomes(transfer) == ["interrupted"] and deployment.leases() == []
-    # Seen by who watched, whose view goes on.
+    # A running `watch` shows the change, and continues.
     terminal.shows("FAILED")
     terminal.types("\x03")
     assert terminal.ended() == 130
@@ -164,7 +164,7 @@ def test_many_at_once_need_consent(shared_deployment):
     assert [answer["id"] for answer in done] == transfers[1:]
     assert told(deployment, "retry", "--status", "failed", "--yes")[0]["to"] == "PENDING"
 
-    # By their ids nobody is asked; each has its line, and the exit code is the worst.
+    # Transfers given by id need no confirmation; each has its line, and the exit code is the worst one.
     assert code(deployment, "cancel", transfers[0]) == 0
     mixed = deployment.cli("--json", "transfers", "cancel", *transfers[:2], check=False)
     assert mixed.returncode == 6
@@ -192,7 +192,7 @@ def test_what_comes_next_is_told(shared_deployment):
     assert "no lease" in outlook["why"] and "--untracked" in outlook["next"][1]
     assert "Python worker" in refused(deployment, "retry", transfer)
     assert code(deployment, "retry", transfer, "--untracked") == 0
-    # It fails for good as its package is not there, and waits after a failure that may pass.
+    # One fails finally because its package is missing, another one waits after a temporary failure.
     assert code(deployment, "run", transfer) == 1
     outlook = told(deployment, "show", transfer)["outlook"]
     assert outlook["why"].startswith("given up") and outlook["next"][0].startswith("Put it back")
@@ -272,7 +272,7 @@ def test_lists_of_very_many(tmp_path, bbcp, broker, kind, tell):
         big_lists.fill(deployment, kind is OnPostgres)
         took = {}
         for arguments, expected in big_lists.cases(deployment):
-            # What is slow each time is slow; once may be the machine, which has other things to do.
+            # Only a query that is slow each time counts: a single slow run may be due to the load of the machine.
             for _ in range(3):
                 began = time.monotonic()
                 done = deployment.cli("transfers", "list", *arguments.split(), check=False)

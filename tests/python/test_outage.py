@@ -1,4 +1,4 @@
-"""The broker goes away and comes back. These tests turn the private RabbitMQ off and on."""
+"""Outages of the broker. These tests stop and start the private RabbitMQ."""
 
 import signal
 
@@ -17,7 +17,7 @@ def broker_is_up_again(broker):
 
 
 def test_restart_in_mid_copy(deployment, broker):
-    """The copy goes on, the delivery that comes back is adopted, and the result arrives."""
+    """The copy continues, the redelivery joins it, and the result arrives."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=10 * MB)
     worker = deployment.worker()
@@ -25,7 +25,7 @@ def test_restart_in_mid_copy(deployment, broker):
         result = app.send_task(TRANSFER, [transfer], queue=deployment.queue)
         deployment.mid_copy()
         copying = set(deployment.bbcp_processes())
-        # Held for so long, or else it may be over before a slow machine's broker is back.
+        # Held for a long time, or else it may end before the broker is back on a slow machine.
         with held(copying):
             broker.power("restart")
             worker.says("connected to the broker again")
@@ -40,7 +40,7 @@ def test_restart_in_mid_copy(deployment, broker):
 
 
 def test_worker_and_manager_before_the_broker(deployment, broker):
-    """A worker waits for its broker; a manager that cannot send leaves the rows pending and says so."""
+    """A worker waits for its broker; a manager that cannot send leaves the rows PENDING and logs this."""
     transfers = [deployment.package() for _ in range(3)]
     broker.power("stop")
     done = deployment.cli("manager", "--once", check=False, timeout=90)

@@ -1,5 +1,5 @@
-"""What is installed beside the program: units, completions, manual pages, and the Debian package that has them.
-scripts/check-package.sh installs that one in a clean Debian."""
+"""Files that are installed with the program: units, completions, manual pages, and the Debian package that contains them.
+scripts/check-package.sh installs the package in a clean Debian."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ def program(*arguments, **options):
 
 
 def commands(*path):
-    """Every command of the program that its help shows."""
+    """Every command that the program's help shows."""
     text = program(*path, "--help")
     found = re.search(r"^Commands:\n((?:  .*\n)+)", text, re.M)
     names = re.findall(r"^  (\w[\w-]*)", found[1], re.M) if found else []
@@ -47,7 +47,7 @@ def test_systemd_has_nothing_to_say(unit, tmp_path):
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 def test_a_unit_starts_what_there_is(unit):
-    """The flags of ExecStart are the program's."""
+    """The program accepts the flags of ExecStart."""
     (start,) = re.findall(r"^ExecStart=/usr/bin/ccat-transfer (\w+)(.*)$", unit.read_text(), re.M)
     help_text = program(start[0], "--help")
     for flag in re.findall(r"--[a-z-]+", start[1]):
@@ -62,7 +62,7 @@ def test_completions_know_every_command():
         missing = [path for path in paths if path[-1] not in script]
         assert not missing, (shell, missing)
     run("bash", "-n", input=program("completions", "bash"))
-    # What the shell would offer.
+    # The completions that the shell would offer.
     script = program("completions", "bash")
     (function,) = set(re.findall(r"complete -F (\S+)", script))
     words = "COMP_WORDS=(ccat-transfer manag) COMP_CWORD=1"
@@ -78,7 +78,7 @@ def test_there_is_a_page_for_every_command(tmp_path):
 
 
 def test_they_need_no_settings(tmp_path):
-    """A package is built where no service will run."""
+    """The package is built on machines without a service's settings."""
     (tmp_path / "bad.toml").write_text("[nonsense]\n")
     assert program("--config", tmp_path / "bad.toml", "completions", "zsh")
 
@@ -106,7 +106,7 @@ def test_the_package(tmp_path):
         "usr/share/bash-completion/completions/ccat-transfer",
         *(f"lib/systemd/system/{unit.name}" for unit in UNITS),
     }
-    # What dpkg looks at later is right.
+    # The control data that dpkg reads are right.
     sums = dict(reversed(line.split("  ")) for line in (root / "DEBIAN/md5sums").read_text().splitlines())
     assert set(sums) == {name for name in there if not name.startswith("DEBIAN/")}
     for name, expected in sums.items():
@@ -116,7 +116,7 @@ def test_the_package(tmp_path):
     assert {f"/{name}" for name in there if name.startswith("etc/")} == set(conffiles)
     for script in ("postinst", "prerm", "postrm"):
         run("sh", "-n", root / "DEBIAN" / script)
-    # The installed settings are good, and the program in the package runs.
+    # The installed settings are valid, and the program in the package runs.
     run(root / "usr/bin/ccat-transfer", "--config", root / "etc/ccat-transfer/ccat-transfer.toml", "config", "check")
     listing = run("dpkg-deb", "--contents", package).splitlines()
     assert all(line.split()[1] == "root/root" for line in listing)
@@ -141,7 +141,7 @@ def test_logrotate_reads_its_file(tmp_path):
 
 
 def test_compose_has_only_what_is_defined():
-    """No Docker here: what can be seen without one."""
+    """Checks compose.yaml without Docker."""
     compose = yaml.safe_load((REPO / "packaging/compose/compose.yaml").read_text())
     services = compose["services"]
     for name, one in services.items():

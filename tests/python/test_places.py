@@ -1,4 +1,4 @@
-"""Other databases and other places: PostgreSQL as SQLAlchemy makes it, locations behind ssh, bad locations."""
+"""Other databases and locations: PostgreSQL tables made by SQLAlchemy, locations behind ssh, bad locations."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ def models(*arguments):
 
 @pytest.mark.parametrize("labels", ["names", "values", "text"])
 def test_tables_made_by_sqlalchemy(deployment, database, labels):
-    """The same as on SQLite; and nothing is made or altered but our own tables."""
+    """The same as on SQLite; only our own tables are created or altered."""
     url = database.render_as_string(hide_password=False)
     models("create", url, labels)
     engine = sa.create_engine(database)
@@ -153,7 +153,7 @@ def test_run_in_the_foreground(deployment):
 
 
 def failed(deployment, transfer, code, status="FAILED"):
-    """Runs the transfer: it fails with `code`, and row and history tell the same story."""
+    """Runs the transfer: it fails with `code`, and row and history agree."""
     done = deployment.cli("transfers", "run", transfer, check=False)
     assert done.returncode == 1, done.stderr
     row = deployment.row(transfer)
@@ -212,7 +212,7 @@ def test_paths_stay_below_their_location(deployment, path):
 
 
 def test_settings_and_schema_that_do_not_fit(deployment):
-    """Everything that is wrong is said at once, with what to do."""
+    """All errors are reported at once, each with its remedy."""
     deployment.settings(bbcp={"streamz": 4, "streams": 99}, transfer={"digest": "crc"})
     done = deployment.cli("config", "check", check=False)
     assert done.returncode == 4

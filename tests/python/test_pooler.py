@@ -1,4 +1,4 @@
-"""PgBouncer between this program and PostgreSQL: by session it works, by transaction it is refused with an explanation."""
+"""PgBouncer between this program and PostgreSQL: `session` mode works, `transaction` mode is refused with an explanation."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ EXPLAINED = "a connection pooler gives each transaction another session"
 
 @contextlib.contextmanager
 def pgbouncer(directory, server, mode):
-    """A pool in front of the private server; its port."""
+    """A pool in front of the private server; yields its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -108,5 +108,5 @@ def test_by_session_works(deployment, tmp_path):
             stored = deployment.rows("SELECT task_id, status FROM celery_taskmeta")
         assert {row["task_id"]: row["status"] for row in stored} == {result.id: "SUCCESS" for result in sent}
         assert "cannot be" not in worker.log() and "refuse" not in worker.log()
-        # Or else its sessions could not be closed.
+        # Otherwise the pool's sessions could not be closed.
         worker.stop()

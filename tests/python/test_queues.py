@@ -1,4 +1,4 @@
-"""Queues and the connection: what a long task, a silent broker and a quorum queue ask of a worker."""
+"""Queues and the connection: a long task, a silent broker, and a quorum queue."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def app(broker):
 
 
 def test_a_task_longer_than_consumer_timeout(tmp_path, broker, app, queue):
-    """The broker closes one channel, delivers again, and the delivery joins the task that runs."""
+    """The broker closes one channel, delivers again, and the redelivery joins the running task."""
 
     def limit(timeout, check):
         for key, value in [("consumer_timeout", timeout), ("channel_tick_interval", check)]:
@@ -53,7 +53,7 @@ def test_a_task_longer_than_consumer_timeout(tmp_path, broker, app, queue):
         assert log.count("task succeeded") == 1
         assert log.count("the new delivery joins it") >= 1
         assert RECONNECTS not in log and "connected to the broker again" not in log
-        # And it serves on.
+        # The worker still serves the queue.
         assert app.send_task("tasks.add", [1, 2], queue=queue).get(timeout=30) == 3
     finally:
         limit(1800000, 60000)
@@ -62,12 +62,12 @@ def test_a_task_longer_than_consumer_timeout(tmp_path, broker, app, queue):
 
 
 def test_a_silent_broker(tmp_path, broker, app, queue):
-    """No byte comes any more, and no closing either: heartbeats tell."""
+    """No byte arrives any more, and the connection is not closed: heartbeats detect the loss."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), broker_heartbeat=2)
     pid = int(Path(service("TEST_RABBITMQ_CTL")).with_name("pid").read_text())
     os.kill(pid, signal.SIGSTOP)
     try:
-        # Every connection has heartbeats of its own; this one is the one that counts.
+        # Every connection has its own heartbeats; this is the relevant connection.
         lost = lambda line: RECONNECTS in line and '"purpose":"tasks"' in line
         until(lambda: any(map(lost, worker.log().splitlines())), "the loss is seen", 30)
     finally:
@@ -82,7 +82,7 @@ def test_a_silent_broker(tmp_path, broker, app, queue):
 
 @pytest.fixture
 def vhosts(broker):
-    """Two virtual hosts, for a worker each: objects with `url`, as a broker's, and `name`."""
+    """Two virtual hosts, one for each worker: objects with `url`, like a broker, and `name`."""
     made = []
     for _ in range(2):
         name = f"v{uuid.uuid4().hex[:8]}"
@@ -105,9 +105,9 @@ def topology(broker, vhost):
         listed = broker.ctl(command, "-p", vhost.name, "--formatter", "json", *columns)
         for row in json.loads(listed):
             if isinstance(row.get("arguments"), list):
-                row["arguments"].sort()  # their order means nothing
+                row["arguments"].sort()  # their order has no meaning
             text = json.dumps(row, sort_keys=True)
-            # Those of one worker alone.
+            # Objects that belong to one worker only.
             if "pidbox" not in text and "celeryev" not in text:
                 found.add(f"{command} {text}")
     return found
@@ -142,12 +142,12 @@ def test_delayed_delivery_as_python_lays_it_out(tmp_path, broker, vhosts):
     expected = topology(broker, python_vhost)
     assert sum("list_queues" in line for line in expected) == 29
     made = topology(broker, rust_vhost)
-    # Line by line, so that a failure shows what differs.
+    # Line by line, so that a failure shows the difference.
     for ours, theirs in zip(sorted(made - expected), sorted(expected - made), strict=True):
         assert ours == theirs
     python.stop()
 
-    # A Python producer lets the broker wait, and the worker has nothing to hold meanwhile.
+    # A Python producer delays by the broker, so the worker holds no message meanwhile.
     app = Celery(broker=rust_vhost.url, backend=backend_url("redis"), set_as_current=False)
     app.conf.task_queues = [
         Queue(
@@ -163,7 +163,7 @@ def test_delayed_delivery_as_python_lays_it_out(tmp_path, broker, vhosts):
     assert result.id not in rust.log(), "the broker holds it"
     assert result.get(timeout=30) == 3
     assert time.monotonic() - began >= 2.9
-    # A retry goes the same way, and again after the first.
+    # A retry is delayed in the same way, and also a second one.
     retried = app.send_task("tasks.retry", [2, 2], queue="delayed")
     assert retried.get(timeout=40) == 2
     app.close()

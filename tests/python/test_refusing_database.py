@@ -12,7 +12,7 @@ from variants import OnPostgres
 
 pytestmark = pytest.mark.timeout(120)
 
-# The worker's log message while it waits.
+# Log message of a waiting worker.
 WAITS = "the database refuses; waiting until it is corrected"
 
 

@@ -1,4 +1,4 @@
-"""A Python producer sends a transfer by name and gets what a Python worker would have given it."""
+"""A Python producer sends a transfer by name and gets the same result as from a Python worker."""
 
 import json
 import re
@@ -68,7 +68,7 @@ FAILURES = {
 @pytest.mark.parametrize("plan", FAILURES)
 def test_failure_has_the_class_of_that_name(deployment, backend, plan, monkeypatch):
     exception, status = FAILURES[plan]
-    # A producer that has the Python package gets its very classes; celery makes one up elsewhere.
+    # A producer with the Python package gets the package's classes; otherwise celery creates a class.
     module = types.ModuleType("ccat_data_transfer.exceptions")
     setattr(module, exception, type(exception, (Exception,), {"__module__": module.__name__}))
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -93,7 +93,7 @@ def test_failure_has_the_class_of_that_name(deployment, backend, plan, monkeypat
 
 
 def test_a_callers_own_class_is_raised(deployment, backend, monkeypatch):
-    """Where the Python package is installed, its class is raised and not one made up for the occasion."""
+    """If the Python package is installed, its class is raised, and not one that celery created."""
     exceptions = types.ModuleType("ccat_data_transfer.exceptions")
     exceptions.DataTransferError = type("DataTransferError", (Exception,), {"__module__": exceptions.__name__})
     monkeypatch.setitem(sys.modules, exceptions.__name__, exceptions)
@@ -103,7 +103,7 @@ def test_a_callers_own_class_is_raised(deployment, backend, monkeypatch):
 
 
 def test_unknown_id(deployment, broker, backend):
-    """A clear error, and the message is gone."""
+    """A clear error, and the message is removed from the queue."""
     deployment.worker()
     with deployment.app(backend) as app:
         result = app.send_task(TRANSFER, [4711], queue=deployment.queue)
@@ -150,7 +150,7 @@ def test_the_destination_has_the_same_file(deployment, backend):
 
 
 def test_started_comes_first(deployment, backend):
-    """STARTED with process id and node name, then how far the copy is, if it takes so long, and SUCCESS."""
+    """STARTED with process id and node name, then the progress of the copy if it takes long, and SUCCESS."""
     worker = deployment.worker()
     transfer = deployment.package()
     task_id = str(uuid.uuid4())
@@ -203,7 +203,7 @@ def test_meta_has_exactly_celerys_keys(deployment, backend):
 
 
 def test_ignore_result(deployment, backend):
-    """A producer that wants no result gets none, and the work is done."""
+    """A producer that wants no result gets none, and the transfer runs."""
     deployment.worker()
     transfer = deployment.package()
     with deployment.app(backend) as app:
@@ -215,7 +215,7 @@ def test_ignore_result(deployment, backend):
 
 
 def test_the_managers_task(deployment, backend):
-    """transfer_transfer_packages as a task: schedules, and this worker then does what it scheduled."""
+    """transfer_transfer_packages as a task: it schedules transfers, and this worker then runs them."""
     deployment.worker()
     transfer = deployment.package(size=MB)
     with deployment.app(backend) as app:

@@ -1,5 +1,5 @@
 """Three managers, two of them for some sites only and all of them overlapping, and eight workers, on one PostgreSQL and
-one broker: every transfer is moved exactly once, and no link carries more than it may at any moment.
+one broker: every transfer is moved exactly once, and no link exceeds its limit at any moment.
 
 `SCALE_TRANSFERS` sets the number of transfers; the default is for CI.
 """
@@ -33,7 +33,7 @@ JOIN disk_data_location d ON d.data_location_id = t.destination_location_id
 
 
 class Sites(OnPostgres):
-    """Two origins, two destinations, and by that four links."""
+    """Two origins and two destinations, hence four links."""
 
     def __init__(self, directory, bbcp, broker):
         super().__init__(directory, bbcp, broker)
@@ -61,7 +61,7 @@ class Sites(OnPostgres):
             self.broker.delete(queue)
 
     def fill(self, count):
-        """So many packages, spread over all links, and their transfers."""
+        """Creates `count` packages, spread over all links, and their transfers."""
         places = {row["short_name"]: row for row in self.rows(
             "SELECT s.short_name, l.id, d.path FROM site s JOIN data_location l ON l.site_id = s.id"
             " JOIN disk_data_location d ON d.data_location_id = l.id"
@@ -94,7 +94,7 @@ class Sites(OnPostgres):
 
 
 class Watched(threading.Thread):
-    """Looks at the links all the time: how many transfers they have carried at once, at the most."""
+    """Observes the links: the maximum number of simultaneous transfers of each."""
 
     def __init__(self, deployment):
         super().__init__(daemon=True)
@@ -105,7 +105,7 @@ class Watched(threading.Thread):
     def run(self):
         with self.connection:
             while not self.stop.wait(0.05):
-                # By location ids: names are the same everywhere.
+                # By location ids, because all locations have the same name.
                 rows = self.connection.execute(
                     "SELECT origin_location_id AS o, destination_location_id AS d, count(*) AS active FROM data_transfer"
                     " WHERE status IN ('SCHEDULED', 'IN_PROGRESS') GROUP BY 1, 2"
@@ -159,7 +159,7 @@ def run(deployment):
     watched.stop.set()
     watched.join()
 
-    # The rows, and the files.
+    # Rows and files.
     rows = deployment.rows(MOVED)
     assert len(rows) == TRANSFERS and {row["retry_count"] for row in rows} == {0}
     digests = {}
@@ -170,21 +170,21 @@ def run(deployment):
     files = [path for site in deployment.destinations[1:] for path in (deployment.directory / site).rglob("*")]
     files += deployment.destination.rglob("*")
     assert sum(path.is_file() for path in files) == TRANSFERS, "nothing is left over"
-    # One attempt each, with the digest that the file has.
+    # One attempt for each transfer, with the digest of the file.
     attempts = deployment.rows("SELECT data_transfer_id, attempt, outcome, digest, worker FROM transfer_worker_attempt")
     assert {(a["data_transfer_id"], a["attempt"], a["outcome"], a["digest"]) for a in attempts} == {
         (row, 1, "completed", f"sha256:{digest}") for row, digest in digests.items()
     }
     assert len(attempts) == TRANSFERS and deployment.leases() == []
-    # One message each: what managers say that they have sent, and what workers have received.
+    # One message for each transfer, by the managers' counts of sent and the workers' counts of received messages.
     sent = [sum(line["scheduled"] for line in lines(manager, "pass finished")) for manager in managers]
     received = [len(lines(worker, "task received")) for worker in workers]
     assert sum(sent) == TRANSFERS == sum(received), (sent, received)
     assert deployment.rows("SELECT sum(issued)::int AS issued FROM transfer_worker_link")[0]["issued"] == TRANSFERS
-    # One copy each.
+    # One copy for each transfer.
     copies = deployment.copies()
     assert len(copies) == TRANSFERS == len({tuple(copy["argv"]) for copy in copies})
-    # Never more than a link may carry.
+    # No link has exceeded its limit.
     assert max(watched.most.values()) <= LIMIT and len(watched.most) == 4, watched.most
     by_worker = collections.Counter(attempt["worker"] for attempt in attempts)
     return (

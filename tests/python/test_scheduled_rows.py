@@ -17,7 +17,7 @@ def through(broker, proxy):
 
 
 def test_a_stop_behind_a_dead_connection(deployment, broker):
-    """The worker has not noticed that its connection is gone; another one has acknowledged the message."""
+    """The worker has not noticed the loss of its connection; another one has acknowledged the message."""
     url = urlsplit(broker.url)
     proxy = Proxy(url.hostname, url.port)
     deployment.double(RATE=MB)
@@ -37,7 +37,7 @@ def test_a_stop_behind_a_dead_connection(deployment, broker):
         assert broker.unsettled(deployment.queue) == 0
         worker.signal(signal.SIGQUIT)
         until(lambda: not deployment.leases(), "the row is given back")
-        # The worker would still wait for the broker to close its connection.
+        # The worker would wait until the broker closes its connection.
         worker.kill()
     finally:
         proxy.close()
@@ -97,7 +97,7 @@ def _back(deployment):
 
 
 def _schedule_by_hand(deployment, transfer):
-    """As another program or an operator makes a row SCHEDULED."""
+    """Sets a row to SCHEDULED like another program or an operator."""
     deployment.execute("UPDATE data_transfer SET status = 'SCHEDULED' WHERE id = ?", transfer)
 
 
@@ -139,7 +139,7 @@ def test_a_message_that_is_not_run_takes_its_row_along(deployment, broker):
             until(lambda task=task, state=state: task.state == state, f"{task.id} is {state}")
     broker.all_settled(deployment.queue)
     assert {deployment.row(transfer)["retry_count"] for transfer in (by_id, by_stamp, expired, wrong)} == {0}
-    # And what is not given up is done by the usual way.
+    # The other transfers run as usual.
     deployment.cli("transfers", "retry", by_id)
     deployment.schedule()
     for transfer in (by_id, expired, wrong):
@@ -148,7 +148,7 @@ def test_a_message_that_is_not_run_takes_its_row_along(deployment, broker):
 
 
 def test_a_revoked_duplicate_leaves_the_row_alone(deployment, broker):
-    """The row's own message is another one, and still to come."""
+    """The row's own message is another one, which has not been delivered yet."""
     transfer = deployment.package()
     deployment.schedule()
     message = broker.get(deployment.queue)
@@ -177,7 +177,7 @@ def _lose_by_dead_letter(broker, queue):
 
 
 def _lose_by_expiry(broker, queue):
-    """As one that was sent with a time to live."""
+    """Loses a message like one that was sent with a time to live."""
     with broker.channel() as channel:
         message = channel.basic_get(queue, no_ack=True)
         short_lived = amqp.Message(message.body, expiration="1", **message.properties)
@@ -186,7 +186,7 @@ def _lose_by_expiry(broker, queue):
 
 
 def _lose_at_a_dead_worker(broker, queue):
-    """One that acknowledges early, and is killed."""
+    """Loses a message at a worker that acknowledges early and is killed."""
     assert broker.get(queue)
 
 
@@ -194,7 +194,7 @@ LOSSES = [_lose_by_purge, _lose_by_delete, _lose_by_dead_letter, _lose_by_expiry
 
 
 def test_whatever_loses_a_message_the_row_moves(deployment, broker):
-    """Rows without a message, made in every way: a manager finds them, and they are COMPLETED or FAILED with a reason."""
+    """Rows without a message, for all causes: a manager finds them, and they become COMPLETED or FAILED with a reason."""
     deployment.settings(manager={"sleep_time": "500ms", "reconcile_after": "2s"})
     rows = {}
     for lose in LOSSES:
@@ -202,7 +202,7 @@ def test_whatever_loses_a_message_the_row_moves(deployment, broker):
         deployment.schedule()
         until(lambda: broker.ready(deployment.queue) == 1, "its message is there")
         lose(broker, deployment.queue)
-    # A purge of the deleted queue's successor has come to nothing: each row has lost its own.
+    # A purge of the successor of the deleted queue has no effect: each row has already lost its own message.
     assert {deployment.status(transfer) for transfer in rows.values()} == {"SCHEDULED"}
     for name in ("by hand", "Python's manager", "expired", "of no package"):
         rows[name] = deployment.transfer_of_nothing() if name == "of no package" else deployment.package()
@@ -210,7 +210,7 @@ def test_whatever_loses_a_message_the_row_moves(deployment, broker):
     deployment.worker()
     manager = _manager(deployment)
     with deployment.app() as app:
-        # Python's manager sends by its own client; this message is there.
+        # Python's manager sends by its own client; this message exists.
         app.send_task(TRANSFER, [rows["Python's manager"]], queue=deployment.queue)
         app.send_task(TRANSFER, [rows["expired"]], queue=deployment.queue, expires=-10)
     for name, transfer in rows.items():
@@ -227,7 +227,7 @@ def test_whatever_loses_a_message_the_row_moves(deployment, broker):
 
 
 def test_a_message_at_a_busy_worker_is_not_lost(deployment, broker):
-    """What a worker holds is accounted for by its own answer, and not sent again."""
+    """A worker reports the messages that it holds, and they are not sent again."""
     deployment.double(RATE=2 * MB)
     deployment.settings(
         celery={"worker_prefetch_multiplier": 4}, manager={"sleep_time": "200ms", "reconcile_after": "300ms"}

@@ -1,7 +1,7 @@
-"""Secrets: read from files, and told to nobody. And TLS to PostgreSQL, by libpq's words.
+"""Secrets are read from files, and appear in no output. Also TLS to PostgreSQL, by libpq's modes.
 
-Every service has a password of its own with a mark in it. Worker, manager, doctor and commands that fail are run at level
-trace, and everything that they print, write, store or hand to other programs is searched for the marks.
+Every service has its own password, which contains a mark. Worker, manager, doctor and commands that fail are run at level
+trace, and everything that they print, write, store or pass to other programs is searched for the marks.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ import redis
 from guarded import certificates, guarded_postgres, guarded_redis
 from support import MB, Deployment, Process, clean_environment, descendants, service, until
 
-# In passwords they stand between characters that a URL has to encode.
+# In passwords the marks are between characters that a URL has to encode.
 MARKS = {name: f"{name}{uuid.uuid4().hex}" for name in ("broker", "redis", "postgres", "hook", "health", "collector")}
 
 
 def password(name):
-    """One that a URL cannot hold as it is; Redis' settings, where it stands too, know no escapes."""
+    """A password that a URL has to encode; for Redis a plain one, as Redis' settings, which also contain it, have no escapes."""
     return MARKS[name] if name == "redis" else f"p%40{MARKS[name]}/:@?x"
 
 
 def found_in(text):
-    """The marks in a text, however encoded."""
+    """The marks in a text, in any encoding."""
     return [name for name, mark in MARKS.items() if mark in text]
 
 
 class Guarded(Deployment):
-    """A deployment whose services all want passwords."""
+    """A deployment whose services all require passwords."""
 
     def __init__(self, directory, bbcp, broker, tls, postgres_port, redis_port):
         self.tls, self.postgres_port, self.redis_port = tls, postgres_port, redis_port
@@ -56,7 +56,7 @@ class Guarded(Deployment):
         super().__init__(directory, bbcp, broker)
 
     def settings(self, backend="redis", **sections):
-        """All secrets in files; Redis has but one password, so that health's is a wrong one."""
+        """All secrets in files; Redis has only one password, so that of `health` is wrong."""
         address = self.broker.url.rpartition("@")[2]
         secret = {
             "celery": {
@@ -66,7 +66,7 @@ class Guarded(Deployment):
                 "result_backend_password_file": str(self.files["redis"]),
             },
             "health": {"redis_url_file": str(self.files["health"]), "interval": "1s", "ttl": "5s"},
-            # Where nobody listens.
+            # A port without a listener.
             "traces": {"endpoint": "http://127.0.0.1:1/v1/traces", "headers_file": str(self.files["collector"])},
             "notifications": {
                 "webhook_url_file": str(self.files["hook"]),
@@ -102,7 +102,7 @@ class Guarded(Deployment):
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory, bbcp, broker):
     directory, tls = tmp_path_factory.mktemp("guarded"), tmp_path_factory.mktemp("tls")
-    # PostgreSQL's user passes through to its own folder.
+    # PostgreSQL's user needs to traverse this directory to its own one.
     for folder in tls.parents:
         if folder.stat().st_uid == os.geteuid() and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
@@ -125,8 +125,8 @@ def look_into(pid):
 
 
 def test_nothing_tells_a_secret(guarded):
-    """A transfer that succeeds and one that fails, a notice, a doctor, monitors."""
-    # Everything of everybody, libraries included.
+    """Runs a transfer that succeeds and one that fails, a notice, a doctor, and monitors."""
+    # All events of all targets, libraries included.
     loud = {"RUST_LOG": "trace,ccat_transfer=trace", "CCAT_DATA_TRANSFER_TRANSFER__MAX_RETRIES": 0}
     guarded.settings()
     guarded.double(RATE=2 * MB, PLAN="ok;refused", ACCEPT=0.1)
@@ -152,7 +152,7 @@ def test_nothing_tells_a_secret(guarded):
     assert manager.returncode == 0, manager.stderr[-2000:]
     guarded.mid_copy()
     children = descendants(worker.pid)
-    # The guard, and bbcp's three.
+    # The guard process, and bbcp's three processes.
     assert len(children) >= 4
     handed_on = "".join(map(look_into, [worker.pid, *children]))
     assert str(guarded.program) in handed_on
@@ -196,7 +196,7 @@ def test_nothing_tells_a_secret(guarded):
 
 
 FAILURES = {
-    # What is wrong, as settings, and the commands that fail for it.
+    # Wrong settings, and the commands that fail because of them.
     "broker": (
         {"celery": {"broker_url": "amqp://u:{broker}@127.0.0.1:1//", "broker_connection_retry_on_startup": False}},
         [["worker", "-Q", "none"]],
@@ -235,7 +235,7 @@ FAILURES = {
 
 
 def filled(value):
-    """With marks in place of their names, and where the broker is."""
+    """Replaces names by marks, and inserts the address of the broker."""
     if isinstance(value, dict):
         return {key: filled(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -247,7 +247,7 @@ def filled(value):
 
 @pytest.mark.parametrize("name", FAILURES)
 def test_failures_tell_no_secret(guarded, name):
-    """Wrong passwords, wrong URLs, wrong types: in the error and in what doctor says of it."""
+    """Wrong passwords, wrong URLs, wrong types: neither the error nor doctor's finding contains a secret."""
     settings, commands = FAILURES[name]
     sections = filled(settings)
     if any(key in sections.get("celery", {}) for key in ("broker_url", "result_backend")):
@@ -268,7 +268,7 @@ def test_a_syntax_error_does_not_show_the_line(guarded):
 
 
 def test_a_file_that_everybody_may_read(guarded):
-    """It works; worker and manager say so once, and so do `config check` and doctor."""
+    """It works; worker and manager warn once, and so do `config check` and doctor."""
     guarded.settings()
     guarded.files["broker"].chmod(0o644)
     try:
@@ -278,14 +278,14 @@ def test_a_file_that_everybody_may_read(guarded):
     finally:
         guarded.files["broker"].chmod(0o600)
     assert manager.count("a secret is not safe") == 1 and "celery.broker_password_file" in manager
-    # The collector of traces is none, either.
+    # The collector of traces is not reachable, either.
     (yellow,) = [finding for finding in doctor["checks"] if finding["verdict"] == "yellow" and finding["check"] != "traces"]
     assert yellow["check"] == "settings" and "chmod o=" in yellow["advice"]
     assert "mode 644" in check
 
 
 def test_a_wrong_database_password(guarded):
-    """Doctor says that it is the login, and nothing else is red."""
+    """Doctor reports the login, and nothing else is red."""
     guarded.settings(ops_db={"database_postgresql_password_file": "", "database_postgresql_password": "wrong"})
     findings = json.loads(guarded.cli("doctor", "--json", "--skip", "health", check=False).stdout)["checks"]
     (red,) = [finding for finding in findings if finding["verdict"] == "red"]
@@ -303,7 +303,7 @@ CARD = {"database_postgresql_user": "carded", "database_postgresql_password_file
         ("disable", "", PLAIN, True),
         ("disable", "", {}, False),
         ("prefer", "", {}, True),
-        # It speaks TLS, for which `plain` has no way in; libpq goes on without, sqlx does not.
+        # The server offers TLS, with which `plain` may not log in; libpq then tries without TLS, sqlx does not.
         ("require", "", PLAIN, False),
         ("require", "", {}, True),
         ("require", "other-ca.pem", {}, False),

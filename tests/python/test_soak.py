@@ -1,9 +1,9 @@
-"""Everything goes wrong at once, and still every transfer ends in one of the two permitted ways.
+"""Many faults at the same time: every transfer still ends in one of the two permitted ways.
 
-Four workers on PostgreSQL, one manager. Each worker lives until a fault drawn for it kills it, freezes it or has a step
-fail or made twice, or until it is killed, stopped or told to end from outside; the broker's connections are closed
-again and again; and a quarter of all copies fails in one of ten ways. All of that is drawn from one seed, which is
-printed. SOAK_TRANSFERS=500 makes it long, SOAK_SEED another one.
+Four workers on PostgreSQL, one manager. Each worker runs until a random fault kills it, freezes it, or makes a step
+fail or run twice, or until it is killed, frozen or stopped from outside. The broker's connections are closed
+repeatedly, and a quarter of all copies fails in one of ten ways. All random choices come from one seed, which is
+printed. SOAK_TRANSFERS=500 makes the test longer, SOAK_SEED sets the seed.
 """
 
 import collections
@@ -44,7 +44,7 @@ FAILURES = [
 
 
 class Mischief:
-    """What happens to the processes, drawn from one seed."""
+    """Random faults of the processes, from one seed."""
 
     def __init__(self, deployment, broker):
         self.deployment, self.broker = deployment, broker
@@ -85,7 +85,7 @@ class Mischief:
         return manager
 
     def round(self):
-        """One piece of mischief, and the dead replaced."""
+        """Causes one fault, and replaces dead processes."""
         kind = self.chance.choices(["kill", "QUIT", "TERM", "connections", "manager"], [6, 2, 2, 1, 1])[0]
         victim = self.chance.randrange(WORKERS)
         signals = {"kill": signal.SIGKILL, "QUIT": signal.SIGQUIT, "TERM": signal.SIGTERM}
@@ -99,8 +99,8 @@ class Mischief:
         self.mend()
 
     def mend(self):
-        """What is dead comes back, and what is frozen goes on: before its lease dies, for a worker that is frozen for
-        longer cannot stop its bbcp, and there would be two copies at once. test_faults.py has that."""
+        """Restarts dead processes, and continues frozen ones before their lease expires: a worker that is frozen for
+        longer cannot stop its bbcp, and there would be two copies at once. test_faults.py tests that case."""
         for n, worker in enumerate(self.workers):
             if not worker.running():
                 self.workers[n] = self.born(n)
@@ -111,7 +111,7 @@ class Mischief:
                 process.signal(signal.SIGCONT)
 
     def faults(self):
-        """How many faults of each mode came about."""
+        """Number of injected faults of each mode."""
         counted = collections.Counter()
         for process in self.lives:
             counted.update(re.findall(r'"fault injected","point":"\w+","mode":"(\w+)"', process.log()))
@@ -139,7 +139,7 @@ def soak(deployment, broker, capsys):
     rounds = TRANSFERS // 6
     while not all(status in ("COMPLETED", "FAILED") for status in statuses(deployment)):
         assert time.monotonic() < deadline, collections.Counter(statuses(deployment))
-        time.sleep(0.7)  # the pace of the mischief
+        time.sleep(0.7)  # interval between faults
         if rounds:
             rounds -= 1
             mischief.round()
@@ -147,7 +147,7 @@ def soak(deployment, broker, capsys):
             mischief.mend()
     seconds = time.monotonic() - began
 
-    # Everybody ends in peace: what is left over then is a leftover.
+    # All processes end without faults, so any remaining file is an error.
     for process in [*mischief.workers, mischief.manager]:
         if process.running():
             process.signal(signal.SIGCONT)
@@ -158,7 +158,7 @@ def soak(deployment, broker, capsys):
     for process in [*mischief.workers, mischief.manager]:
         process.ended(60)
     if broker.ready(deployment.queue):
-        # Held by a worker that had not begun it when it was stopped.
+        # A stopped worker held this message and had not begun it.
         last = deployment.worker(name="last").says('"task received"')
         until(lambda: idle(last) and not broker.ready(deployment.queue), "the last message is settled")
         last.signal(signal.SIGTERM)
@@ -186,7 +186,7 @@ def soak(deployment, broker, capsys):
 
 
 def packages(deployment, count):
-    """Transfers, made like one that the program made: not by one program each."""
+    """Creates transfers as copies of one that the program created, because one process for each would take long."""
     first = deployment.package(size=SIZE)
     row = deployment.row(first)
     chance, made = random.Random(SEED), [first]
@@ -198,7 +198,7 @@ def packages(deployment, count):
 
 
 def copied(deployment, row, name):
-    """Another package and transfer with the same values but for the name."""
+    """Another package and transfer with the same values except the name."""
 
     def again(table, number, **other):
         (old,) = deployment.rows(f"SELECT * FROM {table} WHERE id = ?", number)
@@ -218,7 +218,7 @@ def statuses(deployment):
 
 
 def judge(deployment, transfers, broker):
-    """Everything that is not as it has to be."""
+    """Lists all violations of the expected final state."""
     violations = []
 
     def expect(holds, what):
@@ -241,11 +241,11 @@ def judge(deployment, transfers, broker):
             expect(outcomes.count("completed") == 1, f"{transfer}: {outcomes}")
         else:
             expect(there not in files, f"{transfer} is {row['status']} and there is a file")
-            expect(row["failure_error_message"], f"{transfer} is {row['status']} and nobody knows why")
+            expect(row["failure_error_message"], f"{transfer} is {row['status']} without a reason")
         files.discard(there)
         expect(None not in outcomes, f"{transfer}: an attempt without an end")
         expect(row["retry_count"] == outcomes.count("retried"), f"{transfer}: retry_count {row['retry_count']}, {outcomes}")
-    expect(not files, f"files that nobody asked for: {files}")
+    expect(not files, f"unexpected files: {files}")
     violations += two_at_once(deployment.copies())
     return violations
 

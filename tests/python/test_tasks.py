@@ -1,5 +1,5 @@
 """Ordinary tasks on the Rust worker of the example tasks_worker and on a Python worker: the same results, the same
-events, the same messages left behind.
+events, the same remaining messages.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def workers(tmp_path_factory, broker):
 
 @contextlib.contextmanager
 def only(directory, broker, *flags, **settings):
-    """A Rust worker with settings of its own."""
+    """A separate Rust worker with these settings."""
     app = Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False)
     queue = f"t{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
@@ -46,7 +46,7 @@ def only(directory, broker, *flags, **settings):
 
 
 def meta(result):
-    """What is stored, without what differs from run to run."""
+    """The stored result, without values that differ from run to run."""
     stored = result.backend.get_task_meta(result.id)
     result_value = stored["result"]
     if isinstance(result_value, BaseException):
@@ -69,7 +69,7 @@ def ended(result, seconds=20):
 
 
 def both(workers, task, *args, **options):
-    """The outcome on either worker, which has to be the same."""
+    """Runs the task on both workers; returns the outcome, which must be the same."""
     python, rust = (ended(workers.send(kind, task, *args, **options)) for kind in KINDS)
     assert rust == python
     return rust
@@ -112,7 +112,7 @@ def test_retry_state(workers):
         ("MOVING", {"bytes": 1, "of": "né"}),
         ("S" * 50, None),
         ("PROGRESS", [1]),
-        # Celery takes its own names, too; `FAILURE` with Ignore is a usual way to fail with a mapping.
+        # Celery also accepts its own names; `FAILURE` with Ignore is a usual method to fail with a mapping.
         ("FAILURE", {"exc_type": "ValueError", "exc_message": ["no"], "exc_module": "builtins", "more": 1}),
         ("SUCCESS", 5),
         ("RETRY", {"exc_type": "OSError", "exc_message": "later"}),
@@ -135,7 +135,7 @@ def test_update_state(workers, state, value):
 
 
 def state_lines(workers, result):
-    """Log lines that a task wrote itself: its id is that of the span."""
+    """Log lines from a task's own code: the task id comes from the span."""
     lines = map(json.loads, filter(lambda line: "state was set" in line, workers.processes["rust"].log().splitlines()))
     return [line for line in lines if line["task_id"] == result.id]
 
@@ -182,7 +182,7 @@ def test_events_of_each_end(workers):
             for name, end in ends.items():
                 until(lambda: end in types(results[name]), f"{kind}: {name} ends with {end}, got {types(results[name])}")
             fields = {
-                # Sorted, as Python may tell of a retry after its next run has been received.
+                # Sorted, because Python may send the event of a retry after its next run has been received.
                 name: sorted(
                     (event["type"], sorted(event), str(event.get("exception")), str(event.get("result")))
                     for event in seen
@@ -196,7 +196,7 @@ def test_events_of_each_end(workers):
 
 
 def test_large_headers(workers):
-    """Larger than the frames that our connections begin with, received and, with the retry, sent."""
+    """Headers larger than the initial frames of our connections: received and, by the retry, sent."""
     for kind in KINDS:
         sent = [workers.send(kind, "retry", 1, 0.1, headers={"large": size * "x"}) for size in (100_000, 1, 60_000)]
         assert [ended(result)["result"] for result in sent] == [1, 1, 1]
@@ -204,7 +204,7 @@ def test_large_headers(workers):
 
 
 def test_the_retry_message(workers, broker):
-    """What a worker publishes for the next run, seen on a queue that nobody consumes."""
+    """The message that a worker publishes for the next run, read from a queue without consumers."""
     seen = []
     for kind in KINDS:
         result = workers.send(
@@ -257,7 +257,7 @@ def test_a_panic_is_a_failure(workers):
 
 
 def test_time_limits(workers):
-    """Soft: asked to stop. Hard: stopped."""
+    """Soft limit: the task is asked to stop. Hard limit: it is stopped."""
     soft = ended(workers.send("rust", "sleep", 30, soft_time_limit=0.3))
     assert soft["result"] == ("billiard.exceptions", "SoftTimeLimitExceeded", ())
     hard = ended(workers.send("rust", "sleep", 30, time_limit=1))
@@ -266,7 +266,7 @@ def test_time_limits(workers):
 
 
 def test_eta_does_not_hold_up_others(tmp_path, broker):
-    """Many that wait, with room for two, and one that does not."""
+    """Many messages with an eta, a prefetch limit of two, and one message without an eta."""
     with only(tmp_path, broker, "-c", "1", worker_prefetch_multiplier="2") as send:
         later = [send("add", 1, n, countdown=6) for n in range(12)]
         now = send("add", 1, 1)
@@ -277,7 +277,7 @@ def test_eta_does_not_hold_up_others(tmp_path, broker):
 
 
 def test_eta_is_given_back_before_the_broker_takes_it(tmp_path, broker):
-    """A message that waits longer than it may be held is published anew, and runs once."""
+    """A message that waits longer than `worker_eta_hold` is published again, and runs once."""
     with only(tmp_path, broker, worker_eta_hold="1s") as send, events(send("echo", 0).app) as seen:
         result = send("add", 1, 1, countdown=4.5)
         assert ended(result)["result"] == 2
@@ -294,13 +294,13 @@ def test_rate_limit(tmp_path, broker):
 
 
 def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
-    """`worker_deduplicate_successful_tasks`: a message that comes again, and its result is there."""
+    """`worker_deduplicate_successful_tasks`: a redelivered message whose result is stored."""
     app = Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False)
     queue = f"t{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     result = app.send_task("tasks.add", [1, 2], queue=queue)
     with broker.channel() as channel:
-        # Taken and not settled: the broker marks it as delivered before.
+        # Received and not settled, so that the broker marks it as redelivered.
         until(lambda: channel.basic_get(queue), "the message is there")
     app.backend.store_result(result.id, "the first run's", "SUCCESS")
     worker = tasks_worker(
@@ -317,7 +317,7 @@ def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
 
 
 def test_hup_begins_anew(tmp_path, broker):
-    """As in Python: a warm end, and then the same program again, in the same process."""
+    """As in Python: a warm shutdown, and then a restart of the program in the same process."""
     with only(tmp_path, broker) as send:
         running = send("sleep", 2)
         until(lambda: running.state in ("STARTED", "PROGRESS"), "the task runs")
@@ -331,14 +331,14 @@ def test_hup_begins_anew(tmp_path, broker):
 
 @contextlib.contextmanager
 def raw_events(broker):
-    """What goes through `celeryev`, as it is: (routing key, body) from now on."""
+    """Raw messages of the exchange `celeryev` from now on: (routing key, body)."""
     seen = []
     with kombu.Connection(broker.url) as connection, connection.channel() as channel:
         exchange = kombu.Exchange("celeryev", "topic")
         queue = kombu.Queue("", exchange, routing_key="#", exclusive=True, auto_delete=True)
 
         def drain():
-            """Whether something more has come."""
+            """Returns true if a further message has arrived."""
             before = len(seen)
             with contextlib.suppress(TimeoutError):
                 connection.drain_events(timeout=0.1)
@@ -352,7 +352,7 @@ def raw_events(broker):
 
 
 def test_events_of_tasks_go_in_lists(workers, broker):
-    """As Python's: many in one message, each seen by Celery's receiver, in the order in which they went."""
+    """As in Python: many events in one message; Celery's receiver sees each of them, in the order of sending."""
     ends = {"task-received", "task-started", "task-succeeded"}
     with events(workers.app) as received, raw_events(broker) as (raw, drain):
         ids = {workers.send("rust", "add", 1, n).id for n in range(50)}
@@ -380,7 +380,7 @@ def test_events_of_tasks_go_in_lists(workers, broker):
 
 
 def test_progress(workers):
-    """A state and an event that Python workers lack."""
+    """A state and an event that Python workers do not have."""
     with events(workers.app) as seen:
         result = workers.send("rust", "sleep", 5)
         until(lambda: result.state == "PROGRESS", "the task reports its progress")

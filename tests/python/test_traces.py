@@ -1,4 +1,4 @@
-"""Traces: what a collector gets from workers and managers, beneath what a Python producer has begun with the real
+"""Traces: the spans that a collector gets from workers and managers, as children of a Python producer's spans by the real
 instrumentation of Celery."""
 
 import contextlib
@@ -53,7 +53,7 @@ class Span:
 
 
 class Collector:
-    """Takes OTLP over HTTP."""
+    """A collector that accepts OTLP over HTTP."""
 
     def __init__(self, port=0):
         self.spans, self.headers, self.bodies = [], [], []
@@ -86,7 +86,7 @@ class Collector:
                 self.spans += [Span(span, resource) for span in of_scope.spans]
 
     def of_task(self, task_id, count=1):
-        """The spans of the attempts at a task, in their order, once there are so many."""
+        """The spans of the attempts at a task, in their order, when there are at least `count`."""
 
         def found():
             own = [s for s in self.spans if s.kind == "consumer" and s.attributes["messaging.message.id"] == task_id]
@@ -120,7 +120,7 @@ def collector():
 
 @contextlib.contextmanager
 def instrumented():
-    """The real instrumentation of Python's Celery in this process, and what it has recorded."""
+    """The real instrumentation of Python's Celery in this process, with its recorded spans."""
     recorded, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(recorded))
     CeleryInstrumentor().instrument(tracer_provider=provider)
@@ -146,7 +146,7 @@ class Tasks:
         return self.app.send_task(f"tasks.{task}", args, queue=self.queue, **options)
 
     def sent(self, task, *args, **options):
-        """Sends a task, and waits for its end; the result."""
+        """Sends a task, and waits for its end; returns the result."""
         result = self.send(task, *args, **options)
         result.get(timeout=20, propagate=False)
         return result
@@ -197,7 +197,7 @@ def test_an_attempt_is_beneath_its_producer(tasks, collector):
     assert span.attributes["celery.hostname"].startswith(f"tasks-{tasks.queue}@")
     assert span.resource.items() >= {"service.name": "tasks-worker", "deployment": "test"}.items()
     assert span.resource["process.pid"] == tasks.worker.pid
-    # The log says where it belongs; with the key nobody is acquainted but the collector.
+    # The log lines have the trace's id; only the collector receives the key.
     (line,) = [line for line in tasks.events("task succeeded") if line["task_id"] == result.id]
     assert (line["trace_id"], line["span_id"]) == (span.trace, span.id)
     assert (collector.headers[0]["api-key"], collector.headers[0]["x-tenant"]) == (KEY, "a b")
@@ -258,7 +258,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
 def test_what_a_message_says_of_its_trace(tasks, collector):
-    """Both protocols, and what is no trace: that begins one of its own."""
+    """Both protocols, and invalid headers: they begin a new trace."""
 
     def told(headers, protocol=2):
         task = str(uuid.uuid4())
@@ -271,7 +271,7 @@ def test_what_a_message_says_of_its_trace(tasks, collector):
         return task
 
     good = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
-    # Whoever asked for it does not record it, so nor do we.
+    # The producer does not record the trace, so the worker does not either.
     unrecorded = told({"traceparent": f"00-{TRACE}-{PARENT}-00"})
     known = [told(good), told(good, protocol=1)]
     strange = [
@@ -297,7 +297,7 @@ def test_a_transfer_is_one_trace_from_manager_to_commit(deployment):
         worker = deployment.worker()
         deployment.reaches(good, "COMPLETED")
         deployment.reaches(bad, "FAILED")
-        # The last spans are sent before it ends.
+        # The last spans are sent before the process ends.
         worker.signal(15)
         assert worker.ended() == 0
         attempts = {span.attributes["ccat.transfer.id"]: span for span in collector.spans if span.kind == "consumer"}
@@ -310,7 +310,7 @@ def test_a_transfer_is_one_trace_from_manager_to_commit(deployment):
             assert attempt.name == f"run/{TRANSFER}"
 
         def steps(of):
-            # A span that has ended leaves a moment later if a thread of SQLite still holds it.
+            # An ended span is sent a moment later if a thread of SQLite still holds it.
             below = [span for span in collector.of_trace(of.trace) if span.parent == of.id]
             assert all(of.start <= span.start <= span.end <= of.end for span in below)
             return sorted(below, key=lambda span: span.start)
@@ -331,7 +331,7 @@ def test_a_transfer_is_one_trace_from_manager_to_commit(deployment):
         assert (last.name, last.attributes["error.type"]) == ("transfer/prepare", code)
         assert failed.attributes["ccat.transfer.outcome"] == "failed"
         assert failed.error == last.error == deployment.row(bad)["failure_error_message"]
-        # What leads to the services is in no span.
+        # No span contains the addresses of the services.
         password = deployment.broker.url.partition("@")[0].rpartition(":")[2]
         assert password.encode() not in b"".join(collector.bodies)
 
@@ -347,7 +347,7 @@ def test_a_collector_that_is_away_is_told_of_once(tmp_path, broker):
     try:
         tasks.sent("add", 1, 1)
         tasks.worker.says(LOST)
-        # Each in a batch of its own.
+        # Each in a separate batch.
         for n in range(3):
             assert tasks.sent("add", n, n).result == 2 * n
             time.sleep(0.15)
@@ -358,7 +358,7 @@ def test_a_collector_that_is_away_is_told_of_once(tmp_path, broker):
         tasks.worker.stop()
         first, *more = tasks.events(LOST)
         assert first["level"] == "WARN" and first["collector"].endswith(f":{port}/v1/traces")
-        # A new outage, that is noticed at the end.
+        # A new outage, which is noticed at the end.
         assert len(more) == 1 and tasks.worker.ended() == 0
         (again,) = tasks.events(AGAIN)
         assert again["spans"] == 4
@@ -396,7 +396,7 @@ def test_doctor_asks_the_collector(deployment):
 
 
 def test_opentelemetrys_own_switch(deployment):
-    """OTEL_SDK_DISABLED wins over an address; without one there is no thread for it."""
+    """OTEL_SDK_DISABLED has priority over an endpoint; without an endpoint no thread is started."""
     deployment.settings(traces={"endpoint": "http://127.0.0.1:9/v1/traces"})
     worker = deployment.worker(OTEL_SDK_DISABLED="true")
     transfer = deployment.package()

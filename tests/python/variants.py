@@ -13,9 +13,9 @@ from support import Deployment, service
 
 
 class OwnBbcp(Deployment):
-    """Its bbcp is a file of its own, so that its processes are told from those of others that run at once."""
+    """Has its own copy of bbcp, to distinguish its processes from those of other deployments at the same time."""
 
-    # How many times longer than usual something may take.
+    # Factor for the time limits of the tests.
     patience = 1
 
     def __init__(self, directory, bbcp, broker):
@@ -26,12 +26,12 @@ class OwnBbcp(Deployment):
 
 
 class OnPostgres(OwnBbcp):
-    """The database is one of the private server's."""
+    """The database is in the private PostgreSQL."""
 
     def __init__(self, directory, bbcp, broker):
         self.server = sa.make_url(service("TEST_POSTGRES_URL"))
         self.database_name = f"test_{uuid.uuid4().hex}"
-        # Where workers find it; a test can put something in between.
+        # Address for the workers; a test can insert a proxy.
         self.database_port = self.server.port
         self._administer(f"CREATE DATABASE {self.database_name}")
         self.connection = self._connect(self.database_name)
@@ -74,7 +74,7 @@ class OnPostgres(OwnBbcp):
 
 
 def ssh_settings():
-    """How the private sshd is reached."""
+    """Settings to reach the private sshd."""
     return {
         "port": int(service("TEST_SSHD_PORT")),
         "identity_file": service("TEST_SSH_IDENTITY"),
@@ -86,7 +86,7 @@ def ssh_settings():
 class RealBbcp(OwnBbcp):
     """A real bbcp that pushes over the private sshd."""
 
-    # Every look at the other end is a login.
+    # Every check of the other end is a login.
     patience = 6
 
     def __init__(self, directory, broker):
@@ -103,10 +103,10 @@ class RealBbcp(OwnBbcp):
         super().settings(backend, **sections)
 
     def double(self, **knobs):
-        """Of the double's knobs the real one has but the pace."""
+        """The real bbcp has only one option of the double: the rate."""
         if "RATE" in knobs:
             self.settings(bbcp={"max_rate": f"{knobs['RATE'] // 1024}k"})
 
     def copies(self):
-        """The real one keeps no record."""
+        """The real bbcp keeps no record of its copies."""
         return []
