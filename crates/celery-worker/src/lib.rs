@@ -34,13 +34,13 @@ macro_rules! fault_point {
 }
 
 /// Marks a loop in which fault injection can cause a panic.
-#[cfg(not(feature = "fault-injection"))]
+#[cfg(all(feature = "amqp", not(feature = "fault-injection")))]
 macro_rules! panic_point {
     ($point:ident) => {};
 }
 
 /// Marks a loop in which fault injection can cause a panic.
-#[cfg(feature = "fault-injection")]
+#[cfg(all(feature = "amqp", feature = "fault-injection"))]
 macro_rules! panic_point {
     ($point:ident) => {{
         use $crate::fault_injection::{Fault, Step, reach};

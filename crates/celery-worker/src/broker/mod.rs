@@ -14,6 +14,7 @@ use async_trait::async_trait;
 
 use celery_protocol::RawMessage;
 
+#[cfg(feature = "amqp")]
 pub mod amqp;
 pub mod consumer;
 pub mod delayed;
@@ -219,17 +220,30 @@ pub trait Broker: Send + Sync {
     async fn close(&self);
 }
 
-/// The broker of a URL, with Celery's defaults: `amqp://`, `amqps://`, or `memory://` with the feature
-/// `testing`. Connects when it is first used. `name` is shown in the broker's management.
+/// The broker of a URL, with Celery's defaults: `amqp://` or `amqps://` with the feature `amqp`, `memory://` with
+/// the feature `testing`. Connects when it is first used. `name` is shown in the broker's management.
 ///
 /// # Errors
-/// [`BrokerError::Url`].
+/// [`BrokerError::Url`], also for the URL of a broker whose feature is off.
 pub fn open(url: &str, name: &str) -> Result<Arc<dyn Broker>, BrokerError> {
     #[cfg(any(test, feature = "testing"))]
     if url.starts_with("memory://") {
         return Ok(Arc::new(memory::MemoryBroker::named(url)?));
     }
+    open_amqp(url, name)
+}
+
+#[cfg(feature = "amqp")]
+fn open_amqp(url: &str, name: &str) -> Result<Arc<dyn Broker>, BrokerError> {
     Ok(Arc::new(amqp::Amqp::new(&amqp::AmqpOptions::new(
         url, name,
     ))?))
+}
+
+#[cfg(not(feature = "amqp"))]
+fn open_amqp(url: &str, _: &str) -> Result<Arc<dyn Broker>, BrokerError> {
+    let scheme = url.split_once("://").map_or("", |(scheme, _)| scheme);
+    Err(BrokerError::Url(format!(
+        "scheme `{scheme}` needs a feature of the crate `celery-worker` that is off, as `amqp` for RabbitMQ"
+    )))
 }
