@@ -571,6 +571,7 @@ pub async fn keep_recovering(
     stop: &CancellationToken,
     pulse: &Liveness,
 ) {
+    // No `RetryLoop`: a sweep that succeeds is repeated, too; only the log lines are limited.
     let mut attempts = RetryState::new((every, every));
     loop {
         pulse.tick();

@@ -89,6 +89,8 @@ pub(super) async fn wait<T, F>(
 where
     F: Future<Output = Result<T, DatabaseError>>,
 {
+    // No `RetryLoop`: the two kinds of failure have pauses and log levels of their own, and only a pause is cancelled,
+    // never a statement that may have been committed.
     let (mut unreachable, mut refused) = (RetryState::new(UNREACHABLE), RetryState::new(REFUSED));
     loop {
         let error = match ask().await {

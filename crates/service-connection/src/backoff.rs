@@ -1,17 +1,20 @@
-//! Backoff between attempts at something that will work again some day: growing, with jitter, and
-//! never running out.
+//! Retries of operations on services that will answer again some day: growing pauses with jitter that never run
+//! out, and log lines that do not repeat themselves.
+//!
+//! [`RetryLoop`] repeats one operation until its first success. [`RetryState`] is for supervisors, whose attempts
+//! are whole connections: these have no final success, and reset the pauses when they lasted.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder, Retryable};
 
 use crate::error_chain::chain;
 
 /// Minimum interval between log lines for an unchanged error, so that the outage of a night does not fill a log.
 const LOG_EVERY: Duration = Duration::from_secs(60);
 
-/// A sequence of pauses.
+/// An endless sequence of pauses.
 #[derive(Debug)]
 pub struct Backoff {
     inner: ExponentialBackoff,
@@ -40,13 +43,99 @@ impl Backoff {
     }
 }
 
-/// State of the attempts at one operation: the next pause, and the error that was logged last.
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(self.next_pause())
+    }
+}
+
+/// Repetition of an operation until it succeeds, fails for good, or a deadline would pass.
+///
+/// Dropping the future cancels the operation or the pause; so
+/// `token.run_until_cancelled(RetryLoop::new(pauses).run(…))` ends both.
+#[derive(Debug, Clone, Copy)]
+pub struct RetryLoop {
+    pauses: (Duration, Duration),
+    deadline: Option<Instant>,
+}
+
+impl RetryLoop {
+    /// Creates a loop with pauses from about `first` to `longest`.
+    #[must_use]
+    pub const fn new((first, longest): (Duration, Duration)) -> Self {
+        Self {
+            pauses: (first, longest),
+            deadline: None,
+        }
+    }
+
+    /// Sets the time at which no further attempt may begin.
+    #[must_use]
+    pub const fn until(mut self, deadline: Instant) -> Self {
+        self.deadline = Some(deadline);
+        self
+    }
+
+    /// Runs the operation again after each failure that is `worth_retrying`. `log` is called with the failure
+    /// and the pause in seconds when the error changed, else at most once a minute.
+    ///
+    /// # Errors
+    /// The last error: one that is not worth a retry, or any once the deadline is near.
+    // No async function: that would keep each argument twice, and this future is part of every task's.
+    pub fn run<T, E, F>(
+        self,
+        operation: impl FnMut() -> F,
+        worth_retrying: impl FnMut(&E) -> bool,
+        mut log: impl FnMut(&E, f64),
+    ) -> impl Future<Output = Result<T, E>>
+    where
+        E: Error + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut throttle = LogThrottle::default();
+        let in_time = move |pause: &Duration| {
+            self.deadline
+                .is_none_or(|deadline| Instant::now() + *pause < deadline)
+        };
+        operation
+            .retry(Backoff::new(self.pauses.0, self.pauses.1))
+            .when(worth_retrying)
+            .adjust(move |_, pause| pause.filter(in_time))
+            .notify(move |error, pause| {
+                if throttle.should_log(Instant::now(), chain(error).to_string()) {
+                    log(error, in_seconds(pause));
+                }
+            })
+            .into_future()
+    }
+}
+
+/// Error that was logged last, and when.
+#[derive(Debug, Default)]
+struct LogThrottle(Option<(String, Instant)>);
+
+impl LogThrottle {
+    /// Returns true if the error changed or [`LOG_EVERY`] has passed, and then counts it as logged.
+    fn should_log(&mut self, now: Instant, reason: String) -> bool {
+        let is_known = |(logged, at): &(String, Instant)| {
+            *logged == reason && now.duration_since(*at) < LOG_EVERY
+        };
+        let should_log = !self.0.as_ref().is_some_and(is_known);
+        if should_log {
+            self.0 = Some((reason, now));
+        }
+        should_log
+    }
+}
+
+/// State of a supervisor's attempts: the next pause, and the error that was logged last.
 #[derive(Debug)]
 pub struct RetryState {
     range: (Duration, Duration),
     backoff: Backoff,
-    /// Error that was logged last, and when.
-    logged: Option<(String, Instant)>,
+    throttle: LogThrottle,
 }
 
 /// Consequences of a failed attempt.
@@ -65,7 +154,7 @@ impl RetryState {
         Self {
             range: (first, longest),
             backoff: Backoff::new(first, longest),
-            logged: None,
+            throttle: LogThrottle::default(),
         }
     }
 
@@ -86,16 +175,9 @@ impl RetryState {
     }
 
     fn failed_at(&mut self, now: Instant, reason: String) -> Setback {
-        let is_known = |(logged, at): &(String, Instant)| {
-            *logged == reason && now.duration_since(*at) < LOG_EVERY
-        };
-        let should_log = !self.logged.as_ref().is_some_and(is_known);
-        if should_log {
-            self.logged = Some((reason, now));
-        }
         Setback {
             pause: self.backoff.next_pause(),
-            should_log,
+            should_log: self.throttle.should_log(now, reason),
         }
     }
 }
@@ -108,7 +190,12 @@ pub fn in_seconds(pause: Duration) -> f64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use std::cell::Cell;
+    use std::future::ready;
+    use std::io;
+
     use super::*;
 
     #[test]
@@ -149,6 +236,52 @@ mod tests {
         let pauses: Vec<_> = (0..10).map(|_| pause(seconds(1))).collect();
         assert_eq!(pauses[9], seconds(5));
         assert!(pause(seconds(10)) < Duration::from_millis(500));
+    }
+
+    const QUICK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(2));
+
+    #[tokio::test]
+    async fn a_loop_ends_with_the_first_success() {
+        let (tries, mut logged) = (Cell::new(0), Vec::new());
+        let operation = || {
+            tries.set(tries.get() + 1);
+            ready(match tries.get() {
+                1 | 2 => Err(io::Error::other("refused")),
+                3 => Err(io::Error::other("timed out")),
+                last => Ok(last),
+            })
+        };
+        let log = |error: &io::Error, _: f64| logged.push(error.to_string());
+        let done = RetryLoop::new(QUICK).run(operation, |_| true, log).await;
+        assert_eq!(done.unwrap(), 4);
+        assert_eq!(logged, ["refused", "timed out"]);
+    }
+
+    #[tokio::test]
+    async fn a_loop_ends_with_a_failure_for_good() {
+        let tries = Cell::new(0);
+        let operation = || {
+            tries.set(tries.get() + 1);
+            ready(Err::<(), _>(io::Error::other(tries.get().to_string())))
+        };
+        let again = |error: &io::Error| error.to_string() != "2";
+        let done = RetryLoop::new(QUICK).run(operation, again, |_, _| {}).await;
+        assert_eq!(done.unwrap_err().to_string(), "2");
+    }
+
+    #[tokio::test]
+    async fn a_loop_does_not_begin_after_its_deadline() {
+        let began = Instant::now();
+        let deadline = began + Duration::from_millis(60);
+        let mut last = began;
+        let operation = || {
+            last = Instant::now();
+            ready(Err::<(), _>(io::Error::other("refused")))
+        };
+        let retry = RetryLoop::new((Duration::from_millis(20), Duration::from_millis(20)));
+        let done = retry.until(deadline).run(operation, |_| true, |_, _| {});
+        assert!(done.await.is_err());
+        assert!(last > began && last < deadline, "{:?}", last - began);
     }
 
     #[test]

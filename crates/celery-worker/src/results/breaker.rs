@@ -25,6 +25,8 @@ pub(super) struct CircuitBreaker {
     turn: Mutex<Turn>,
 }
 
+/// State of the one caller that tries while the backend is away. No `RetryLoop`: each try is another caller's
+/// operation.
 struct Turn {
     backoff: Backoff,
     not_before: Instant,

@@ -17,7 +17,7 @@ use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{Cause, Extended, ResultMeta, State};
 use celery_protocol::retry::Changes;
-use service_connection::backoff::{RetryState, Setback, in_seconds};
+use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
 
 /// The message must be requeued: the worker has to stop before it could complete this step.
@@ -374,37 +374,26 @@ impl Runtime {
         message: &TaskMessage,
         meta: &ResultMeta,
     ) -> Result<(), Requeue> {
-        let mut attempts = RetryState::new(STORE_PAUSES);
-        loop {
-            let storing =
-                async { fault_point!(ResultStored, self.results.store(meta, message).await) };
-            let Some(stored) = self.stopping.run_until_cancelled(storing).await else {
-                return Err(Requeue);
-            };
-            let Err(error) = stored else {
-                return Ok(());
-            };
-            if error.is_hopeless() {
-                tracing::error!(
-                    task_id = message.id,
-                    error = %chain(&error),
-                    "result cannot be stored, now or later; it is lost"
-                );
-                return Ok(());
-            }
-            let Setback { pause, should_log } = attempts.failed(&error);
-            if should_log {
+        let storing = RetryLoop::new(STORE_PAUSES).run(
+            || async { fault_point!(ResultStored, self.results.store(meta, message).await) },
+            |error| !error.is_hopeless(),
+            |error, retry_in_s| {
                 tracing::warn!(
                     task_id = message.id,
-                    error = %chain(&error),
-                    retry_in_s = in_seconds(pause),
+                    error = %chain(error),
+                    retry_in_s,
                     "result was not stored; the message stays unacknowledged until it is"
                 );
-            }
-            tokio::select! {
-                () = self.stopping.cancelled() => return Err(Requeue),
-                () = tokio::time::sleep(pause) => {}
-            }
+            },
+        );
+        let stored = self.stopping.run_until_cancelled(storing).await;
+        if let Err(error) = stored.ok_or(Requeue)? {
+            tracing::error!(
+                task_id = message.id,
+                error = %chain(&error),
+                "result cannot be stored, now or later; it is lost"
+            );
         }
+        Ok(())
     }
 }

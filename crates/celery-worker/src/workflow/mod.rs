@@ -25,7 +25,7 @@ use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, Route, S
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
-use service_connection::backoff::{RetryState, Setback, in_seconds};
+use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
 
 mod callbacks;
@@ -228,35 +228,34 @@ impl Workflow {
         publication: &Publication,
         task_id: &str,
     ) -> Result<(), WorkflowError> {
-        let mut attempts = RetryState::new(STORE_PAUSES);
         let mut refusals = 0;
-        loop {
-            let publishing = self
-                .broker
-                .publish_until_confirmed(publication, PUBLISH_WITHIN);
-            let published = self.stopping.run_until_cancelled(publishing).await;
-            let Err(error) = published.ok_or(Stopped)? else {
-                return Ok(());
-            };
-            match error {
+        let publishing = RetryLoop::new(STORE_PAUSES).run(
+            || {
+                self.broker
+                    .publish_until_confirmed(publication, PUBLISH_WITHIN)
+            },
+            |error| match error {
                 BrokerError::Unreachable { .. }
                 | BrokerError::Timeout { .. }
-                | BrokerError::Blocked { .. } => {}
-                BrokerError::Refused { .. } if refusals + 1 < OFFERS => refusals += 1,
-                error => return Err(WorkflowError::Refused(error)),
-            }
-            let Setback { pause, should_log } = attempts.failed(&error);
-            if should_log {
+                | BrokerError::Blocked { .. } => true,
+                BrokerError::Refused { .. } => {
+                    refusals += 1;
+                    refusals < OFFERS
+                }
+                _ => false,
+            },
+            |error, retry_in_s| {
                 tracing::warn!(
                     task_id,
                     routing_key = publication.routing_key,
-                    error = %chain(&error),
-                    retry_in_s = in_seconds(pause),
+                    error = %chain(error),
+                    retry_in_s,
                     "what follows the task was not sent; its message stays unacknowledged until it is"
                 );
-            }
-            self.pause(pause).await?;
-        }
+            },
+        );
+        let published = self.stopping.run_until_cancelled(publishing).await;
+        published.ok_or(Stopped)?.map_err(WorkflowError::Refused)
     }
 
     fn publication(&self, Outgoing { message, route }: Outgoing) -> Publication {
@@ -297,30 +296,27 @@ impl Workflow {
         E: std::error::Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
-        let mut attempts = RetryState::new(STORE_PAUSES);
-        loop {
+        let attempting = RetryLoop::new(STORE_PAUSES).run(
             // A client's call can be large, and is held once in each caller up to the task itself.
-            let attempt = Box::pin(attempt());
-            let attempted = self.stopping.run_until_cancelled(attempt).await;
-            let error = match attempted.ok_or(Stopped)? {
-                Ok(done) => return Ok(Some(done)),
-                Err(error) => error,
-            };
-            if hopeless(&error) {
-                tracing::error!(task_id, what, error = %chain(&error), "a chord cannot go on");
-                return Ok(None);
-            }
-            let Setback { pause, should_log } = attempts.failed(&error);
-            if should_log {
+            || Box::pin(attempt()),
+            |error| !hopeless(error),
+            |error, retry_in_s| {
                 tracing::warn!(
                     task_id,
                     what,
-                    error = %chain(&error),
-                    retry_in_s = in_seconds(pause),
+                    error = %chain(error),
+                    retry_in_s,
                     "what follows the task is not done; its message stays unacknowledged until it is"
                 );
+            },
+        );
+        let attempted = self.stopping.run_until_cancelled(attempting).await;
+        match attempted.ok_or(Stopped)? {
+            Ok(done) => Ok(Some(done)),
+            Err(error) => {
+                tracing::error!(task_id, what, error = %chain(&error), "a chord cannot go on");
+                Ok(None)
             }
-            self.pause(pause).await?;
         }
     }
 

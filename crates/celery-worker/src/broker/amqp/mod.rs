@@ -21,7 +21,7 @@ use lapin::types::ShortString;
 use lapin::{Channel, Confirmation};
 use secrecy::SecretString;
 use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,7 +32,7 @@ use confirm_publisher::{ConfirmPublisher, Outgoing};
 use connector::{Connector, goodbye};
 use publisher_session::{Blocked, PublisherSession, confirming};
 use screen::Bodies;
-use service_connection::backoff::Backoff;
+use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::{chain, panic_text};
 use subscription::Subscriber;
 
@@ -246,24 +246,18 @@ impl Amqp {
     async fn retry_until_reachable<F>(
         &self,
         deadline: Instant,
-        mut attempt: impl FnMut() -> F,
+        attempt: impl FnMut() -> F,
     ) -> Result<(), BrokerError>
     where
         F: Future<Output = Result<(), BrokerError>>,
     {
-        let mut backoff = backoff();
-        loop {
-            let Err(error) = attempt().await else {
-                return Ok(());
-            };
-            let pause = backoff.next_pause();
-            let hopeless = !matches!(error, BrokerError::Unreachable { .. });
-            if hopeless || Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            tracing::debug!(error = %chain(&error), "publishing is tried again");
-            sleep(pause).await;
-        }
+        let again = |error: &BrokerError| matches!(error, BrokerError::Unreachable { .. });
+        RetryLoop::new(RECONNECT)
+            .until(deadline.into_std())
+            .run(attempt, again, |error, _| {
+                tracing::debug!(error = %chain(error), "publishing is tried again");
+            })
+            .await
     }
 
     /// Ends an operation that takes longer than `within`.
@@ -461,10 +455,6 @@ fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
         panic: panic.to_owned(),
     });
     reports.update(|served| *served = Served::default());
-}
-
-fn backoff() -> Backoff {
-    Backoff::new(RECONNECT.0, RECONNECT.1)
 }
 
 fn short(name: &str) -> Result<ShortString, BrokerError> {

@@ -40,6 +40,7 @@ impl Subscriber {
             reports,
             cancelled,
         } = feed;
+        // No `RetryLoop`: an attempt is a whole connection, which succeeds by lasting and not by its end.
         let mut attempts = RetryState::new(RECONNECT);
         let mut failed = 0;
         let mut was_connected = false;
