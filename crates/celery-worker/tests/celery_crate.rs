@@ -74,6 +74,10 @@ async fn a_function_of_the_celery_crate_runs_in_the_worker() {
         call(vec![42]).await,
         Err("TypeError: divide() missing 1 required positional argument: 'y'".to_owned())
     );
+    assert_eq!(
+        call(vec![]).await,
+        Err("TypeError: divide() missing 1 required positional argument: 'x'".to_owned())
+    );
     shutdown.warm();
     running.await.unwrap().unwrap();
 }

@@ -6,6 +6,7 @@
 //! [`Broker`](crate::broker::Broker).
 
 pub mod app;
+mod params;
 
 use std::any::Any;
 use std::borrow::Cow;
@@ -27,6 +28,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use service_connection::error_chain::panic_text;
 
+use self::params::ParamsError;
 use crate::task::{
     Arguments, Discarded, DuplicateTask, Entry, Outcome, Registry, Retry, Run, TaskContext,
     TaskError, TaskOptions, When, arguments, refuse, returned_value, unless_stopped,
@@ -184,11 +186,23 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     cx: TaskContext,
 ) -> Outcome {
     let message = cx.request().clone();
-    let params = |bound: Arguments| serde_json::from_value::<T::Params>(bound.into_named());
-    let params = match arguments(&adapter.signature, &message, params) {
+    let mut missing = None;
+    let convert = |bound: Arguments| {
+        params::from_named::<T::Params>(bound.into_named()).map_err(|error| match error {
+            ParamsError::Missing(name) => {
+                missing = Some(name);
+                serde::de::Error::missing_field(name)
+            }
+            ParamsError::Type(error) => error,
+        })
+    };
+    let params = match arguments(&adapter.signature, &message, convert) {
         Ok(params) => params,
         Err(exception) => {
-            let exception = as_missing_argument(exception, &adapter.signature);
+            // CPython's text where the inferred signature does not know that a parameter is required.
+            let exception = missing.map_or(exception, |name| {
+                Exception::type_error(adapter.signature.missing(&[name], "positional"))
+            });
             let discarding = |reason| (adapter.discard)(message, reason);
             return refuse(exception, &cx, discarding).await;
         }
@@ -224,20 +238,6 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
             let kept = raised.lock().take();
             Err(kept.unwrap_or_else(|| failure(&error)))
         }
-    }
-}
-
-/// CPython's text where an argument is missing that an inferred signature does not know as required.
-fn as_missing_argument(exception: Exception, signature: &FunctionSignature) -> Exception {
-    let text = exception.text();
-    let field = text
-        .split_once("missing field `")
-        .and_then(|(_, rest)| rest.split_once('`'));
-    match field {
-        Some((name, _)) if signature.parameters.iter().any(|p| p.name == name) => {
-            Exception::type_error(signature.missing(&[name], "positional"))
-        }
-        _ => exception,
     }
 }
 

@@ -42,8 +42,8 @@ impl Arguments {
 
     /// All named arguments as a mapping.
     #[cfg(feature = "celery-crate")]
-    pub(crate) fn into_named(self) -> Value {
-        Value::Object(self.0.named)
+    pub(crate) fn into_named(self) -> Map<String, Value> {
+        self.0.named
     }
 
     /// Takes a required argument.
