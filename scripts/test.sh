@@ -8,7 +8,7 @@
 #   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30 WALK_STEPS=10000 WALK_SEED=7
 #                    lengthen tests that are short by default, see the tests that read these variables
 #   PARSER_ROUNDS=100000 PARSER_SEED=7
-#                    more damaged inputs for each parser, and with another seed, see tests/support/mutations.rs
+#                    more damaged inputs for each parser, and with another seed, see crates/hostile-inputs
 # shellcheck disable=SC2086 # CCAT_FEATURES is words
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

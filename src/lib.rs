@@ -24,7 +24,3 @@ pub mod transfer;
 
 /// This program.
 pub(crate) const PROGRAM: Program = Program::new("ccat-transfer", env!("CARGO_PKG_VERSION"));
-
-#[cfg(test)]
-#[path = "../tests/support/mutations.rs"]
-mod mutations;

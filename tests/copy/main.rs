@@ -17,5 +17,5 @@ mod endpoints;
 mod links;
 mod noise;
 mod runs;
-#[path = "../support/service.rs"]
+#[path = "../../crates/celery-worker/tests/support/service.rs"]
 mod service;

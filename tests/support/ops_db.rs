@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-#[path = "service.rs"]
+#[path = "../../crates/celery-worker/tests/support/service.rs"]
 mod services;
 
 use std::time::Duration;

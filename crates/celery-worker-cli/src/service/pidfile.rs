@@ -244,4 +244,15 @@ mod tests {
             prop_assert!(content(&path)?.is_none_or(|pid| pid > 0));
         }
     }
+
+    #[test]
+    fn files_of_the_corpus_are_a_process_id_or_none() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let path = folder.path().join("w.pid");
+        hostile_inputs::endures("../../../../tests/corpus/small", 10, |bytes| {
+            let read = fs::write(&path, bytes).and_then(|()| content(&path));
+            assert!(read.is_ok_and(|pid| pid.is_none_or(|pid| pid > 0)));
+        });
+        Ok(())
+    }
 }

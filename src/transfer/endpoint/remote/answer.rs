@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn any_output_is_an_answer_or_none() {
         let mark = Mark("MARK".into());
-        crate::mutations::endures("answers", 4, |bytes| {
+        hostile_inputs::endures("answers", 4, |bytes| {
             let answer = read(&mark, bytes);
             let kept: usize = answer.lines.iter().map(String::len).sum();
             assert!(kept <= MAX_ANSWER_BYTES);

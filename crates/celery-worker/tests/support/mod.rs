@@ -9,7 +9,6 @@
 )]
 
 mod service;
-pub mod tasks;
 
 pub use service::service;
 

@@ -1,6 +1,6 @@
 //! A corpus of inputs, and random changes of it, for parsers of hostile input.
 //!
-//! Used by `tests/parsers.rs`, and by unit tests of private parsers. The changes are the same in each run:
+//! Used by `tests/parsers.rs` of each crate, and by unit tests of private parsers. The changes are the same in each run:
 //!
 //!   PARSER_SEED=7         other changes
 //!   PARSER_ROUNDS=100000  more of them; damaged inputs for each parser, fewer for slow ones
@@ -14,7 +14,7 @@
 
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -246,16 +246,17 @@ fn run(parser: &str, from: &str, seed: u64, input: &[u8], read: &impl Fn(&[u8]))
     took
 }
 
-/// Runs a parser on every file of its corpus and on a number of damaged ones. It must return within a time that depends
+/// Runs a parser on every file of its corpus, `tests/corpus/<parser>` of the package under test, and on a number of
+/// damaged ones. It must return within a time that depends
 /// on the size of the input. `read` asserts the properties of the result. `cost` divides the number of inputs, for slow
 /// parsers.
 ///
 /// # Panics
 /// The parser fails; the message has the input.
 pub fn endures(parser: &str, cost: u64, read: impl Fn(&[u8])) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/corpus")
-        .join(parser);
+    // Cargo sets the variable to the directory of the package whose test runs.
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the test");
+    let folder = PathBuf::from(package).join("tests/corpus").join(parser);
     let entries = std::fs::read_dir(&folder).expect("there is a corpus");
     let mut files: Vec<_> = entries
         .map(|entry| {

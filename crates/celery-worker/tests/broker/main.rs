@@ -1,0 +1,126 @@
+//! The broker against a real RabbitMQ.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod connecting;
+mod consuming;
+mod publishing;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::collections::HashSet;
+use std::process::Command;
+use std::time::Duration;
+
+use celery_protocol::RawMessage;
+use celery_worker::broker::amqp::{Amqp, AmqpOptions, AmqpTls, Reconnect};
+use celery_worker::broker::{
+    Broker, BrokerError, Consumer, Declaration, Delivery, Disposition, Publication, Queue,
+    Subscription,
+};
+use serde_json::json;
+use support::{amqp, service, unique};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Long enough for a delivery that must not come.
+const QUIET: Duration = Duration::from_millis(300);
+
+fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
+    Subscription {
+        purpose: "a test",
+        queues: queues.iter().copied().cloned().collect(),
+        prefetch,
+        delayed: None,
+        max_body_bytes: None,
+        max_waiting_body_bytes: None,
+    }
+}
+
+async fn consume(broker: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer {
+    let consumer = broker.consume(subscription(queues, prefetch));
+    let mut connected = consumer.connected();
+    timeout(PATIENCE, connected.wait_for(|up| *up))
+        .await
+        .expect("served in time")
+        .unwrap();
+    consumer
+}
+
+async fn publish(broker: &Amqp, queue: &Queue, body: &str) {
+    let message = RawMessage {
+        body: body.into(),
+        ..RawMessage::default()
+    };
+    let publication = publication(queue, message);
+    broker.publish(&publication, PATIENCE).await.unwrap();
+}
+
+/// A message for a queue, which is declared.
+fn publication(queue: &Queue, message: RawMessage) -> Publication {
+    Publication {
+        exchange: String::new(),
+        routing_key: queue.name.clone(),
+        message,
+        declare: Some(Declaration::Queue(queue.clone())),
+        mandatory: true,
+    }
+}
+
+async fn next(consumer: &mut Consumer) -> Delivery {
+    timeout(PATIENCE, consumer.next())
+        .await
+        .expect("a delivery in time")
+        .expect("a delivery")
+}
+
+async fn nothing(consumer: &mut Consumer) {
+    let delivery = timeout(QUIET, consumer.next()).await;
+    assert!(delivery.is_err(), "got {delivery:?}");
+}
+
+fn body(delivery: &Delivery) -> &str {
+    std::str::from_utf8(&delivery.message.body).unwrap()
+}
+
+fn quorum(name: &str) -> Queue {
+    let mut queue = Queue::tasks(name);
+    queue
+        .arguments
+        .insert("x-queue-type".into(), json!("quorum"));
+    queue
+}
+
+async fn ctl(words: &[&str]) -> String {
+    let program = service("RABBITMQCTL").unwrap();
+    let words: Vec<String> = words.iter().map(|word| (*word).into()).collect();
+    tokio::task::spawn_blocking(move || {
+        let done = Command::new(program).args(words).output().unwrap();
+        assert!(done.status.success(), "{done:?}");
+        String::from_utf8(done.stdout).unwrap()
+    })
+    .await
+    .unwrap()
+}
+
+/// Closes the connections of one broker.
+async fn close_connections(name: &str) {
+    let listed = ctl(&[
+        "list_connections",
+        "-q",
+        "--no-table-headers",
+        "pid",
+        "client_properties",
+    ])
+    .await;
+    for line in listed.lines().filter(|line| line.contains(name)) {
+        let (pid, _) = line.split_once('\t').unwrap();
+        ctl(&["close_connection", pid, "a test"]).await;
+    }
+}
