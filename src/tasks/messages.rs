@@ -275,7 +275,7 @@ mod tests {
 
     fn messages() -> Messages {
         Messages {
-            broker: Arc::new(celery_worker::broker::recorder::Recorder::default()),
+            broker: Arc::new(celery_worker::broker::memory::MemoryBroker::new()),
             names: HashSet::from(["transfer".to_owned()]),
         }
     }

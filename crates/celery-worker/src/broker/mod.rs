@@ -22,8 +22,6 @@ pub mod delayed;
 pub mod memory;
 mod propagation;
 mod queue_settings;
-#[cfg(any(test, feature = "testing"))]
-pub mod recorder;
 mod sending;
 pub mod topology;
 

@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
     use crate::broker::NoPropagation;
-    use crate::broker::recorder::Recorder;
+    use crate::broker::memory::MemoryBroker;
     use crate::broker::{Declaration, Queue};
     use celery_protocol::content::Accept;
     use celery_protocol::message::decode;
@@ -280,7 +280,7 @@ mod tests {
     /// crate's [`Broker`].
     #[tokio::test]
     async fn an_app_without_the_crates_brokers() {
-        let recorder = Arc::new(Recorder::default());
+        let broker = MemoryBroker::recording();
         let producing = Producing {
             hostname: "celery@test".into(),
             default_queue: "q".into(),
@@ -290,13 +290,13 @@ mod tests {
             within: Duration::from_secs(1),
             propagation: Arc::new(NoPropagation),
         };
-        let app = build(recorder.clone(), producing).await.unwrap();
+        let app = build(Arc::new(broker.clone()), producing).await.unwrap();
         let result = app
             .send_task(Signature::<Add>::new(Params { x: 4 }))
             .await
             .unwrap();
 
-        let publication = recorder.take().pop().unwrap();
+        let publication = broker.take_recorded().pop().unwrap();
         assert_eq!(
             (publication.routing_key.as_str(), publication.mandatory),
             ("q", true)

@@ -210,19 +210,19 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::broker::recorder::Recorder;
+    use crate::broker::memory::MemoryBroker;
 
     /// Short lists, one for each confirm of the broker, would be too slow for a fast worker.
     #[tokio::test]
     async fn what_has_gathered_goes_in_long_lists() -> Result<(), serde_json::Error> {
-        let recorder = Arc::new(Recorder::default());
-        let events = Events::new("celery@test".into(), true, recorder.clone());
+        let broker = MemoryBroker::recording();
+        let events = Events::new("celery@test".into(), true, Arc::new(broker.clone()));
         for _ in 0..QUEUE {
             events.send(&Event::TaskStarted("a"));
         }
         events.close().await;
-        let lists: Vec<Vec<Value>> = recorder
-            .take()
+        let lists: Vec<Vec<Value>> = broker
+            .take_recorded()
             .iter()
             .map(|list| serde_json::from_slice(&list.message.body))
             .collect::<Result<_, _>>()?;
