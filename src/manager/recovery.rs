@@ -1,0 +1,78 @@
+//! Recovery of transfers whose worker died: sweeps of dead leases.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::faults::hang_point;
+use crate::settings::Settings;
+use crate::transfer::database::DatabaseError;
+use crate::transfer::id::TransferId;
+use crate::transfer::lease::Owner;
+use crate::transfer::repository::Repository;
+use celery_worker::liveness::Liveness;
+use service_connection::backoff::RetryState;
+use service_connection::error_chain::chain;
+
+/// Sweeps dead leases, as every manager and every worker does; `pulse` ticks for each of them.
+///
+/// # Errors
+/// What the database says.
+pub async fn recover(
+    repository: &Repository,
+    observer: &Owner,
+    pulse: &Liveness,
+) -> Result<Vec<TransferId>, DatabaseError> {
+    let sweep = repository.sweep_watched(observer, || pulse.tick()).await?;
+    for (id, error) in &sweep.failed {
+        tracing::warn!(data_transfer_id = id.get(), error = %chain(error), "dead lease stays for now");
+    }
+    let mut pending = Vec::new();
+    for recovered in sweep.recovered {
+        let lease = recovered.displaced.lease;
+        tracing::warn!(
+            data_transfer_id = lease.data_transfer_id.get(),
+            attempt = lease.attempt.get(),
+            owner = %lease.owner,
+            reason = %recovered.displaced.demise,
+            pending = recovered.is_pending,
+            "dead lease swept"
+        );
+        if recovered.is_pending {
+            pending.push(lease.data_transfer_id);
+        }
+    }
+    Ok(pending)
+}
+
+/// How long a sweep may take, or any other step of a manager, that waits for the database again and
+/// again.
+#[must_use]
+pub fn longest_sweep(settings: &Settings) -> Duration {
+    settings.ops_db.acquire_timeout.saturating_mul(10)
+}
+
+/// Sweeps dead leases again and again until `stop`: at once, and then whenever one could have died.
+pub async fn keep_recovering(
+    repository: &Repository,
+    observer: &Owner,
+    every: Duration,
+    stop: &CancellationToken,
+    pulse: &Liveness,
+) {
+    // No `RetryLoop`: a sweep that succeeds is repeated, too; only the log lines are limited.
+    let mut attempts = RetryState::new((every, every));
+    loop {
+        pulse.tick();
+        hang_point!(Sweeper);
+        if let Err(error) = recover(repository, observer, pulse).await
+            && attempts.failed(&error).should_log
+        {
+            tracing::warn!(error = %chain(&error), "dead leases could not be swept");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+    }
+}
