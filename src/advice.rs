@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 
 use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::{FailureKind, TransferError};
+use crate::transfer::schema::Difference;
 
 /// The chain of causes of a failure in one line, with the command that corrects it.
 pub(crate) fn explanation(error: &TransferError) -> String {
@@ -65,6 +66,35 @@ pub(crate) fn database_command(error: &DatabaseError) -> &'static str {
     }
 }
 
+/// The end of the text of a schema that does not fit: the owner of the tables, and the command that helps.
+pub(crate) fn schema_command(differences: &[Difference]) -> String {
+    let mut text = String::new();
+    let is_own = |difference: &Difference| entity::WORKER_TABLES.contains(&difference.table());
+    if differences.iter().any(is_own) {
+        text.push_str(
+            "\nTables named transfer_worker_* are this program's own: run `ccat-transfer db migrate`.",
+        );
+    }
+    let no_ops_db = entity::OPS_DB_TABLES.into_iter().all(|table| {
+        differences.contains(&Difference::MissingTable {
+            table: table.to_owned(),
+        })
+    });
+    if no_ops_db {
+        text.push_str(
+            "\nThere is no ops-db at all. If the database is the right one and is to be filled from \
+             here (a test, a development machine), run `ccat-transfer db migrate`.",
+        );
+    } else if !differences.iter().all(is_own) {
+        text.push_str(
+            "\nThe other tables belong to ccat_ops_db and its Alembic migrations, and are never \
+             altered from here: bring that schema up to date, or run a ccat-transfer that was made \
+             for it.",
+        );
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use chrono::DateTime;
@@ -105,5 +135,26 @@ mod tests {
         );
         let lost = TransferError::LeaseLost { id: 7.into() };
         assert_eq!(explanation(&lost), lost.chain());
+    }
+
+    #[test]
+    fn tables_that_differ_have_an_owner() {
+        let missing = |table: &str| Difference::MissingTable {
+            table: table.to_owned(),
+        };
+        let own = missing("transfer_worker_lease");
+        let migrate = "run `ccat-transfer db migrate`";
+        assert_eq!(
+            schema_command(std::slice::from_ref(&own)),
+            format!("\nTables named transfer_worker_* are this program's own: {migrate}.")
+        );
+        let both = schema_command(&[missing("data_transfer"), own]);
+        assert_eq!(both.lines().count(), 3);
+        assert!(both.contains(migrate));
+        assert!(both.contains("belong to ccat_ops_db and its Alembic migrations"));
+        let none: Vec<Difference> = entity::OPS_DB_TABLES.into_iter().map(missing).collect();
+        let none = schema_command(&none);
+        assert!(none.starts_with("\nThere is no ops-db at all."), "{none}");
+        assert!(none.ends_with(&format!("{migrate}.")), "{none}");
     }
 }

@@ -3,6 +3,7 @@
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 not
 //! found, 4 settings or schema, 5 database or broker not reachable, 6 refused because of the current state.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -161,7 +162,7 @@ pub fn main() -> ExitCode {
 fn ended(result: Result<ExitCode, CliError>) -> ExitCode {
     result.unwrap_or_else(|error| {
         if !matches!(error, CliError::Unread) {
-            PROGRAM.report(&error, error.command());
+            PROGRAM.report(&error, &error.command());
         }
         ExitCode::from(error.exit_code())
     })
@@ -285,12 +286,15 @@ impl CliError {
     }
 
     /// Command that corrects the cause, as the end of the error text; empty if there is none.
-    fn command(&self) -> &'static str {
+    fn command(&self) -> Cow<'static, str> {
         match self {
             Self::Database(error) | Self::Schema(SchemaError::Database(error)) => {
-                advice::database_command(error)
+                advice::database_command(error).into()
             }
-            _ => "",
+            Self::Schema(SchemaError::Differs(differences)) => {
+                advice::schema_command(differences).into()
+            }
+            _ => "".into(),
         }
     }
 

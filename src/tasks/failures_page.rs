@@ -1,4 +1,5 @@
-//! The page `docs/failures.md`, made from the table of failures and from what the upper layers add to it.
+//! The page `docs/failures.md`, made from the table of failures and from what the upper layers add to it. A unit test
+//! and no xtask, since the table and the advice would have to be public for it.
 
 use std::fmt::Write as _;
 

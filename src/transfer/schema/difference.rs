@@ -105,7 +105,7 @@ impl fmt::Display for Difference {
 /// Why the database cannot be worked with.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// It differs; the message has a line for each difference and says what to do.
+    /// It differs; the message has a line for each difference.
     #[error("{}", explain(.0))]
     Differs(Vec<Difference>),
     /// It could not be looked at.
@@ -124,29 +124,6 @@ fn explain(differences: &[Difference]) -> String {
     for difference in differences {
         text.push_str("\n  - ");
         text.push_str(&difference.to_string());
-    }
-    let is_own = |difference: &Difference| entity::WORKER_TABLES.contains(&difference.table());
-    if differences.iter().any(is_own) {
-        text.push_str(
-            "\nTables named transfer_worker_* are this program's own: run `ccat-transfer db migrate`.",
-        );
-    }
-    let no_ops_db = entity::OPS_DB_TABLES.into_iter().all(|table| {
-        differences.contains(&Difference::MissingTable {
-            table: table.to_owned(),
-        })
-    });
-    if no_ops_db {
-        text.push_str(
-            "\nThere is no ops-db at all. If the database is the right one and is to be filled from \
-             here (a test, a development machine), run `ccat-transfer db migrate`.",
-        );
-    } else if !differences.iter().all(is_own) {
-        text.push_str(
-            "\nThe other tables belong to ccat_ops_db and its Alembic migrations, and are never \
-             altered from here: bring that schema up to date, or run a ccat-transfer that was made \
-             for it.",
-        );
     }
     text
 }
