@@ -19,7 +19,7 @@ use ccat_transfer::settings;
 use ccat_transfer::transfer::bbcp::outcome::{CopyPaths, Exit, FailureClassifier};
 use ccat_transfer::transfer::bbcp::output::{Event, Lines, parse};
 use ccat_transfer::transfer::endpoint::{AbsolutePath, Host, TemporaryName, is_login};
-use ccat_transfer::transfer::error::Role;
+use ccat_transfer::transfer::failures::Role;
 use ccat_transfer::transfer::link::Window;
 use ccat_transfer::transfer::repository::Place;
 use ccat_transfer::transfer::topology::{LocationName, Topology};

@@ -112,7 +112,7 @@ async fn register(
         producer,
     )
     .reconciling(Arc::new(Messages::new(broker, &celery)));
-    let context = tasks::Context {
+    let context = tasks::TaskServices {
         transfers: DataTransferTask::new(transfers)
             .with_notifier(notifier)
             .with_heartbeats(heartbeats),

@@ -14,7 +14,7 @@ use crate::advice;
 use crate::settings::{DigestAlgorithm, LinkSettings};
 use crate::transfer::digest;
 use crate::transfer::endpoint::Remote;
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::inspection::{LocationProbe, bbcp_version};
 use crate::transfer::link::LinkName;
 use crate::transfer::repository::{LocationRecord, Map};

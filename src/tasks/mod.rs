@@ -31,9 +31,9 @@ pub use producer::Producer;
 pub use transfer_files_bbcp::{TransferFilesBbcp, TransferFilesBbcpParams};
 pub use transfer_transfer_packages::{TransferTransferPackages, TransferTransferPackagesParams};
 
-/// State that the tasks need from the process that runs them.
+/// Services that the tasks need from the process that runs them.
 #[derive(Clone)]
-pub struct Context {
+pub struct TaskServices {
     /// Runs transfers and settles their rows.
     pub transfers: DataTransferTask,
     /// Schedules transfers.
@@ -47,16 +47,16 @@ pub struct Context {
 pub async fn register(
     app: &Arc<Celery>,
     settings: &settings::Celery,
-    context: &Context,
+    services: &TaskServices,
 ) -> Result<Registry, RegistrationError> {
     let mut registry = Registry::default();
     let names = |task: &str| settings.task_names.get(task).cloned().unwrap_or_default();
-    let transfers = Arc::new(context.transfers.clone());
+    let transfers = Arc::new(services.transfers.clone());
     let copying = TransferFilesBbcp::registration(transfers);
     registry
         .register_celery(app, copying.names(names(TransferFilesBbcp::KEY)))
         .await?;
-    let scheduling = TransferTransferPackages::registration(context.manager.clone());
+    let scheduling = TransferTransferPackages::registration(services.manager.clone());
     registry
         .register_celery(app, scheduling.names(names(TransferTransferPackages::KEY)))
         .await?;

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 
 use super::database::DatabaseError;
-use super::error::{Interruption, TransferError};
+use super::failures::{Interruption, TransferError};
 use super::lease::LeaseInfo;
 use super::patience::{self, first_of};
 use super::repository::{Acquired, Acquisition};

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::bbcp::command::CONFIG_VARIABLE;
 use super::endpoint::{AbsolutePath, Endpoint, Links, Reading, Remote, Target, TemporaryName};
-use super::error::{Role, TransferError};
+use super::failures::{Role, TransferError};
 use super::id::{AttemptNumber, TransferId};
 use super::plan::{self, LocalHost};
 use super::repository::LocationRecord;

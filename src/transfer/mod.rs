@@ -22,7 +22,6 @@ pub mod bbcp;
 pub mod database;
 pub mod digest;
 pub mod endpoint;
-pub mod error;
 pub mod failures;
 pub mod id;
 pub(crate) mod inspection;

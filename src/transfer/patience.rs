@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::database::DatabaseError;
-use super::error::{Interruption, TransferError};
+use super::failures::{Interruption, TransferError};
 use super::lease::{Lease, LeaseError};
 use super::service::TransferService;
 use service_connection::backoff::{RetryState, Setback, in_seconds};

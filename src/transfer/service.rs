@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::attempt::{AttemptFiles, AttemptRun};
-use super::error::TransferError;
+use super::failures::TransferError;
 use super::lease::{Lease, Owner, Progress};
 use super::plan::{LocalHost, Plan};
 use super::repository::Repository;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use ccat_transfer::settings::{self, LinkSettings};
 use ccat_transfer::transfer::bbcp::{self, CopyProgress, Report};
-use ccat_transfer::transfer::error::TransferError;
+use ccat_transfer::transfer::failures::TransferError;
 use ccat_transfer::transfer::id::AttemptNumber;
 use ccat_transfer::transfer::plan::{Attempt, LocalHost, Location, Package, Plan, PlanInput, plan};
 use entity::StorageType;

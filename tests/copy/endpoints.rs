@@ -8,7 +8,7 @@ use std::time::Duration;
 use ccat_transfer::settings::DigestAlgorithm;
 use ccat_transfer::transfer::bbcp;
 use ccat_transfer::transfer::endpoint::{Facts, FileKind, Reading, Target, TemporaryName};
-use ccat_transfer::transfer::error::{Role, TransferError};
+use ccat_transfer::transfer::failures::{Role, TransferError};
 use ccat_transfer::transfer::id::AttemptNumber;
 use rstest::rstest;
 use tokio::sync::watch;

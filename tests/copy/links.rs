@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 
 use ccat_transfer::transfer::endpoint::Target;
-use ccat_transfer::transfer::error::Role;
+use ccat_transfer::transfer::failures::Role;
 use rstest::rstest;
 
 use crate::bench::Bench;

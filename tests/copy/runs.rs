@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
-use ccat_transfer::transfer::error::TransferError;
+use ccat_transfer::transfer::failures::TransferError;
 use rstest::rstest;
 use tokio::time::timeout;
 

@@ -3,7 +3,7 @@
 
 use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::tasks::{DataTransferTask, Settled};
-use ccat_transfer::transfer::error::{Interruption, TransferError};
+use ccat_transfer::transfer::failures::{Interruption, TransferError};
 use ccat_transfer::transfer::lease::{Lease, LeaseError, Owner, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{Acquisition, ClaimError, Finished, Renewal, Withdrawal};
 use ccat_transfer::transfer::retry::{Decision, RetryPolicy, decide};

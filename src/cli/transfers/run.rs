@@ -16,7 +16,7 @@ use super::super::{CliError, Context, output};
 use crate::advice;
 use crate::notify::Notifier;
 use crate::tasks::DataTransferTask;
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
 use crate::transfer::service::{Done, Request, Snapshot, TransferService};

@@ -14,7 +14,7 @@ use crate::faults::fault_point;
 use crate::transfer::bbcp;
 use crate::transfer::digest::Digest;
 use crate::transfer::endpoint::Reading;
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
 use crate::transfer::trace::{KeyValue, note, step};

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use crate::faults::fault_point;
 use crate::transfer::endpoint::{Target, TemporaryName};
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, target};
 use crate::transfer::repository::RecordedPartial;

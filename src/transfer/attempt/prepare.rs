@@ -10,7 +10,7 @@ use super::leftovers::TIDY_WITHIN;
 use crate::faults::fault_point;
 use crate::settings::LinkSettings;
 use crate::transfer::endpoint::{Facts, TemporaryName};
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::lease::{LeaseError, Phase, Progress};
 use crate::transfer::link::LinkName;
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, plan};

@@ -6,7 +6,7 @@ use super::AttemptRun;
 use super::prepare::Prepared;
 use crate::faults::fault_point;
 use crate::transfer::digest::Digest;
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
 use crate::transfer::repository::Finished;

@@ -7,7 +7,7 @@ use super::prepare::Prepared;
 use crate::faults::fault_point;
 use crate::transfer::digest::Digest;
 use crate::transfer::endpoint::{Facts, Reading};
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
 

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use crate::process::find_program;
 use crate::settings::Bbcp;
 use crate::transfer::endpoint::{AbsolutePath, Endpoint, Remote, ssh_options};
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::plan::Plan;
 
 /// bbcp's environment variable for a file with further options. It is set so that an existing `~/.bbcp.cf` has no

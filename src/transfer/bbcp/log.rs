@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
 use crate::transfer::endpoint::Directory;
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 
 /// Maximum size of a log file in bytes; further output is dropped as noise.
 const MAX_BYTES: usize = 64 << 20;

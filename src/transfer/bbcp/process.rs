@@ -29,7 +29,7 @@ use crate::faults::fault_point;
 use crate::process::{Group, guarded};
 use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
-use crate::transfer::error::{Interruption, TransferError};
+use crate::transfer::failures::{Interruption, TransferError};
 use crate::transfer::plan::{Attempt, Plan};
 
 /// Time limit for reading the outputs after bbcp has ended.

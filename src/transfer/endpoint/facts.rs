@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::AbsolutePath;
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 
 /// Problem of a location's directory that prevents transfers from it.
 #[derive(Debug, Clone, PartialEq, Eq)]

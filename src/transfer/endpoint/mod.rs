@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::digest::Digest;
-use super::error::{Role, TransferError};
+use super::failures::{Role, TransferError};
 use crate::settings::{DigestAlgorithm, Ssh};
 
 mod address;
@@ -133,7 +133,7 @@ fn storage(
     operation: &'static str,
     role: Role,
     path: &AbsolutePath,
-    source: impl Into<super::error::Cause>,
+    source: impl Into<super::failures::BoxError>,
 ) -> TransferError {
     TransferError::Storage {
         operation,

@@ -2,7 +2,7 @@
 
 use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName};
 use crate::transfer::digest::Digest;
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError};
 
 /// The file to copy. It can be inspected and read.
 #[derive(Debug, Clone)]

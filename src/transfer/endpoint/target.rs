@@ -2,7 +2,7 @@
 
 use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName, local};
 use crate::transfer::digest::Digest;
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError};
 
 /// Files of one attempt at the destination before it is published.
 #[derive(Debug, Clone)]

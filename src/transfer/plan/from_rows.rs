@@ -4,7 +4,7 @@ use entity::StorageType;
 
 use super::{Location, Package};
 use crate::settings::{LinkSettings, Settings};
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::link::LinkName;
 use crate::transfer::repository::{LocationRecord, PackageRecord, TransferRecord};
 

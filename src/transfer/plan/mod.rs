@@ -11,7 +11,7 @@ use uuid::Uuid;
 use self::paths::{MAX_SOURCE_BYTES, MAX_TARGET_BYTES, can_hold_checkpoints, file_path, limit};
 use super::digest::Digest;
 use super::endpoint::{Endpoint, Facts, Host, Remote, Source, Target, TemporaryName, is_login};
-use super::error::{Role, TransferError};
+use super::failures::{Role, TransferError};
 use super::link::LinkName;
 use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
 use crate::transfer::id::{AttemptNumber, TransferId};
@@ -450,7 +450,7 @@ mod tests {
         to.storage = StorageType::Tape;
         let error = between(&from, &to, &package("", "f"), &link()).unwrap_err();
         assert_eq!(error.code(), "location_unsupported");
-        assert_eq!(error.scope(), crate::transfer::error::Scope::Destination);
+        assert_eq!(error.scope(), crate::transfer::failures::Scope::Destination);
     }
 
     #[rstest]

@@ -2,7 +2,7 @@
 
 use super::Package;
 use crate::transfer::endpoint::{AbsolutePath, TemporaryName};
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError};
 
 /// Maximum length of a destination path in bytes. bbcp's sink crashes on directory paths above 1023 bytes.
 pub(super) const MAX_TARGET_BYTES: usize = 999;

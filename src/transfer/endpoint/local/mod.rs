@@ -27,7 +27,7 @@ use super::{
 };
 use crate::settings::DigestAlgorithm;
 use crate::transfer::digest::{self, Digest};
-use crate::transfer::error::{Role, TransferError};
+use crate::transfer::failures::{Role, TransferError};
 
 pub(in crate::transfer) mod directory;
 pub(super) mod partial;

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use super::super::{AbsolutePath, Partial, TemporaryName};
 use super::directory::{Directory, is_plain, is_regular, not_plain};
 use super::{blocking, is_absent, refused, sync_directories};
-use crate::transfer::error::TransferError;
+use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
 
 /// Renames a copy to its final name unless that exists.
