@@ -24,18 +24,14 @@ use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
 use serde::Serialize;
 use service_connection::error_chain::panic_text;
 
 use self::params::ParamsError;
 use crate::task::{
-    Arguments, Discarded, DuplicateTask, Entry, Outcome, Registry, Retry, Run, TaskContext,
-    TaskError, TaskOptions, When, arguments, refuse, returned_value, unless_stopped,
+    Arguments, Discarded, DuplicateTask, Entry, Outcome, RaisedSlot, Registry, Retry, Run,
+    TaskContext, TaskError, TaskOptions, When, arguments, refuse, returned_value, unless_stopped,
 };
-
-/// Failure of a task in the `celery` crate's types, as it was given to [`TaskContext::raise`].
-pub(crate) type RaisedSlot = Arc<Mutex<Option<TaskError>>>;
 
 type DiscardHook = Arc<dyn Fn(Arc<TaskMessage>, Discarded) -> BoxFuture<'static, ()> + Send + Sync>;
 

@@ -19,6 +19,10 @@ tokio::task_local! {
     static CURRENT: TaskContext;
 }
 
+/// Failure of a task in the `celery` crate's types, as it was given to [`TaskContext::raise`].
+#[cfg(feature = "celery-crate")]
+pub(crate) type RaisedSlot = Arc<parking_lot::Mutex<Option<TaskError>>>;
+
 /// Context of a running task: its message, and its connection to the worker.
 ///
 /// A task receives it as an argument. Code that runs in a task of the `celery` crate, whose trait has no such
@@ -29,7 +33,7 @@ pub struct TaskContext {
     /// State of a task of the `celery` crate.
     pub(crate) state: Option<Arc<dyn Any + Send + Sync>>,
     #[cfg(feature = "celery-crate")]
-    pub(crate) raised: Option<crate::celery_crate::RaisedSlot>,
+    pub(crate) raised: Option<RaisedSlot>,
 }
 
 /// One run of a task, as the worker hands it to the task.

@@ -4,6 +4,7 @@ mod args;
 mod context;
 mod error;
 mod options;
+mod rate_limit;
 mod registry;
 mod state_updates;
 
@@ -13,12 +14,15 @@ use serde::Serialize;
 pub use args::{Arguments, TaskArgs};
 pub use celery_protocol::arguments::{FunctionSignature, Parameter};
 pub use celery_worker_macros::TaskArgs;
+#[cfg(feature = "celery-crate")]
+pub(crate) use context::RaisedSlot;
 pub use context::TaskContext;
 pub(crate) use context::{Signals, TaskRun};
 #[doc(hidden)]
 pub use error::TaskReturn;
 pub use error::{Ignore, Reject, Retry, TaskError, TaskResult, When};
 pub use options::TaskOptions;
+pub use rate_limit::RateLimit;
 pub use registry::{DuplicateTask, Registry};
 pub(crate) use registry::{Entry, Outcome, panicked};
 #[cfg(feature = "celery-crate")]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::worker::RateLimit;
+use super::RateLimit;
 
 /// Options of a task, by Celery's names. `None` leaves an option to the configuration of the worker.
 ///

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::rate_limit::RateLimit;
+use crate::task::RateLimit;
 use crate::task::TaskOptions;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;

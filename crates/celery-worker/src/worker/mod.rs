@@ -51,9 +51,9 @@ mod settlement;
 pub(crate) mod slots;
 mod span;
 
+pub use crate::task::RateLimit;
 pub use builder::{WorkerBuilder, WorkerError};
 pub use effective_options::DefaultOptions;
-pub use rate_limit::RateLimit;
 
 use crate::results::ResultBackend;
 use effective_options::TimeLimits;
@@ -63,10 +63,6 @@ use rate_limit::RateLimits;
 use revocation::Revoked;
 use runtime::Runtime;
 use slots::Slots;
-
-/// First and longest pause between two tries to store a result.
-pub(crate) const STORE_PAUSES: (Duration, Duration) =
-    (Duration::from_millis(100), Duration::from_secs(3));
 
 /// Time limit for storing results and sending follow-up tasks after the last running task of a worker that
 /// shuts down, while the result backend or the broker is away.

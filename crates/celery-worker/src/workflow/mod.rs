@@ -20,7 +20,6 @@ use uuid::Uuid;
 use crate::aside::Desk;
 use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
-use crate::worker::STORE_PAUSES;
 use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, Route, SignatureError};
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message::TaskMessage;
@@ -40,6 +39,10 @@ const OFFERS: u32 = 4;
 
 /// Maximum number of messages that wait for the broker's confirm.
 const IN_FLIGHT: usize = 64;
+
+/// First and longest pause between two tries to store a result.
+pub(crate) const STORE_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(3));
 
 /// The worker stops at once: the message has to go back.
 #[derive(Debug, Clone, Copy)]
