@@ -4,6 +4,7 @@ use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::Value;
 
 use super::exception::Exception;
+use super::headers::Headers;
 use super::message::TaskMessage;
 use super::repr;
 use super::result::{Cause, State, StateName};
@@ -17,6 +18,19 @@ pub const LIST: &str = "task.multi";
 /// Maximum number of events in one list. Python's lists end at 24; Celery's receiver, and therefore Flower, accepts any
 /// length, and a fast worker has too many events for short ones.
 pub const LISTED: usize = 500;
+
+/// Fields of `task-sent`, with the headers that they come from.
+const SENT: [(&str, &str); 9] = [
+    ("uuid", "id"),
+    ("root_id", "root_id"),
+    ("parent_id", "parent_id"),
+    ("name", "task"),
+    ("args", "argsrepr"),
+    ("kwargs", "kwargsrepr"),
+    ("retries", "retries"),
+    ("eta", "eta"),
+    ("expires", "expires"),
+];
 
 /// What the worker itself looks like at the moment.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -98,6 +112,49 @@ pub enum Event<'a> {
     WorkerElectAck(&'a str),
 }
 
+/// A task message that was sent, with its route: the event `task-sent`, which is the sender's and not a worker's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SentTask<'a> {
+    /// Headers of the message.
+    pub headers: &'a Headers,
+    /// Queue of the message.
+    pub queue: &'a str,
+    /// Exchange that it was published to.
+    pub exchange: &'a str,
+    /// Its routing key.
+    pub routing_key: &'a str,
+}
+
+impl<'a> SentTask<'a> {
+    /// Routing key on the exchange of events.
+    pub const EVENT_KEY: &'static str = "task.sent";
+
+    /// The event as monitors read it.
+    #[must_use]
+    pub fn stamped(self, stamp: Stamp<'a>) -> impl Serialize + use<'a> {
+        StampedSentTask { task: self, stamp }
+    }
+}
+
+struct StampedSentTask<'a> {
+    task: SentTask<'a>,
+    stamp: Stamp<'a>,
+}
+
+impl Serialize for StampedSentTask<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { task, stamp } = self;
+        stamp.around(serializer, "task-sent", |map| {
+            for (key, header) in SENT {
+                map.serialize_entry(key, &task.headers.get(header))?;
+            }
+            map.serialize_entry("queue", task.queue)?;
+            map.serialize_entry("exchange", task.exchange)?;
+            map.serialize_entry("routing_key", task.routing_key)
+        })
+    }
+}
+
 /// What every event carries.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stamp<'a> {
@@ -111,6 +168,26 @@ pub struct Stamp<'a> {
     pub timestamp: f64,
     /// Hours by which the worker's time zone is *west* of UTC: -1.0 in Cologne in winter.
     pub utcoffset: f64,
+}
+
+impl Stamp<'_> {
+    /// Writes an event: the fields of the stamp around those of its kind.
+    fn around<S: Serializer>(
+        &self,
+        serializer: S,
+        name: &str,
+        fields: impl FnOnce(&mut S::SerializeMap) -> Result<(), S::Error>,
+    ) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("hostname", self.hostname)?;
+        map.serialize_entry("utcoffset", &self.utcoffset)?;
+        map.serialize_entry("pid", &self.pid)?;
+        map.serialize_entry("clock", &self.clock)?;
+        fields(&mut map)?;
+        map.serialize_entry("timestamp", &self.timestamp)?;
+        map.serialize_entry("type", name)?;
+        map.end()
+    }
 }
 
 impl<'a> Event<'a> {
@@ -280,15 +357,7 @@ struct Stamped<'a> {
 impl Serialize for Stamped<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { event, stamp } = self;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("hostname", stamp.hostname)?;
-        map.serialize_entry("utcoffset", &stamp.utcoffset)?;
-        map.serialize_entry("pid", &stamp.pid)?;
-        map.serialize_entry("clock", &stamp.clock)?;
-        event.fields(&mut map)?;
-        map.serialize_entry("timestamp", &stamp.timestamp)?;
-        map.serialize_entry("type", event.name())?;
-        map.end()
+        stamp.around(serializer, event.name(), |map| event.fields(map))
     }
 }
 
@@ -328,6 +397,29 @@ mod tests {
                 "parent_id": null, "retries": 0, "eta": null, "expires": null,
                 "timestamp": 1.5, "type": "task-received",
             })
+        );
+    }
+
+    #[test]
+    fn sent_has_the_keys_of_a_capture() {
+        let headers = json!({
+            "lang": "py", "task": "t.add", "id": "a", "shadow": null, "eta": null, "expires": null,
+            "retries": 0, "root_id": "a", "parent_id": null, "argsrepr": "(2, 3)", "kwargsrepr": "{}",
+        });
+        let sent = SentTask {
+            headers: &headers.as_object().cloned().unwrap_or_default().into(),
+            queue: "q",
+            exchange: "",
+            routing_key: "q",
+        };
+        assert_eq!(
+            serde_json::to_string(&sent.stamped(STAMP)).unwrap_or_default(),
+            concat!(
+                r#"{"hostname":"w@h","utcoffset":-1.0,"pid":7,"clock":4,"uuid":"a","root_id":"a","#,
+                r#""parent_id":null,"name":"t.add","args":"(2, 3)","kwargs":"{}","retries":0,"#,
+                r#""eta":null,"expires":null,"queue":"q","exchange":"","routing_key":"q","#,
+                r#""timestamp":1.5,"type":"task-sent"}"#
+            )
         );
     }
 

@@ -17,7 +17,9 @@ async fn add(x: i64, y: i64) -> TaskResult<i64> {
 
 #[tokio::main]
 async fn main() -> Result<(), WorkerError> {
-    tracing_subscriber::fmt::init();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .init();
     let url = std::env::var("BROKER_URL").unwrap_or_else(|_| "amqp://localhost//".into());
     let worker = Worker::builder(url).results("rpc://").task(add);
     worker.run_until_signal().await

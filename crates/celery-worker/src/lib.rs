@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
 
 /// Marks a step, or (without one) a moment, for fault injection.
 #[cfg(not(feature = "fault-injection"))]
@@ -60,12 +61,15 @@ pub mod fault_injection;
 pub mod liveness;
 pub mod observer;
 pub mod prelude;
+mod publication;
 pub mod remote_control;
 pub mod results;
 pub mod task;
 pub mod worker;
 mod workflow;
 
+/// The protocol crate, whose types are part of this one's API.
+pub use celery_protocol as protocol;
 pub use celery_worker_macros::{TaskArgs, task};
 
 /// Paths that the macros use. Not part of the API.

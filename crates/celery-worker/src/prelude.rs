@@ -1,6 +1,6 @@
 //! Names that a file with tasks needs.
 
-pub use celery_protocol::canvas::Signature;
+pub use celery_protocol::canvas::{Signature, chain, chord, group};
 pub use celery_protocol::exception::Exception;
 
 pub use crate::task::{

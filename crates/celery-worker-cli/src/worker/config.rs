@@ -47,6 +47,7 @@ pub(super) fn config(celery: &Celery, hostname: String, queues: Vec<String>) -> 
         soft_shutdown: seconds(celery.worker_soft_shutdown_timeout),
         heartbeat_interval: seconds(celery.worker_heartbeat_interval),
         task_events: celery.worker_send_task_events,
+        task_sent_events: false,
         remote_control: celery.worker_enable_remote_control,
         control_allowed: celery.worker_remote_control_allowed.clone(),
         settings: celery.shown(),

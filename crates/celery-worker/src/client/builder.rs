@@ -87,6 +87,13 @@ impl ClientBuilder {
         self
     }
 
+    /// Sends an event `task-sent` for each task (`task_send_sent_event`), for monitors such as Flower.
+    #[must_use]
+    pub fn task_sent_events(mut self, enabled: bool) -> Self {
+        self.options.task_sent_events = enabled;
+        self
+    }
+
     /// Carries the trace of the caller to the receivers of its messages.
     #[must_use]
     pub fn trace_propagation(mut self, propagation: Arc<dyn TracePropagation>) -> Self {

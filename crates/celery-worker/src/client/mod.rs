@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -37,11 +37,12 @@ use crate::broker::{
     Broker, BrokerError, Declaration, Exchange, ExchangeKind, NoPropagation, Publication, Sending,
     TaskQueues, TracePropagation,
 };
+use crate::publication::{TaskPublisher, send_event};
 use crate::results::{
     ChordSupport, ReadError, ResultAccess, ResultBackend, ResultError, ResultReader,
 };
 use celery_protocol::canvas::{
-    self, Call, Effect, Outgoing, Plan, ResultNode, Route, Signature, SignatureError,
+    self, Call, Effect, Outgoing, Plan, ResultNode, Signature, SignatureError,
 };
 use celery_protocol::message::TaskMessage;
 use celery_protocol::pidbox;
@@ -69,6 +70,8 @@ pub struct ClientOptions {
     /// True if a task that a task sends has the priority of its parent
     /// (`task_inherit_parent_priority`).
     pub inherit_parent_priority: bool,
+    /// True if an event `task-sent` is sent for each task (`task_send_sent_event`), for monitors.
+    pub task_sent_events: bool,
     /// Carries the trace of the caller to the receivers of its messages.
     pub propagation: Arc<dyn TracePropagation>,
 }
@@ -82,6 +85,7 @@ impl Default for ClientOptions {
             publish_timeout: Duration::from_secs(10),
             hostname: "localhost".into(),
             inherit_parent_priority: false,
+            task_sent_events: false,
             propagation: Arc::new(NoPropagation),
         }
     }
@@ -122,7 +126,7 @@ struct Connections {
     results: Arc<dyn ResultBackend>,
     options: ClientOptions,
     reader: OnceCell<ResultReader>,
-    origin: String,
+    publisher: TaskPublisher,
     /// `reply_to` where no reply queue is used.
     oid: String,
 }
@@ -168,13 +172,18 @@ impl Client {
         results: Arc<dyn ResultBackend>,
         options: ClientOptions,
     ) -> Self {
-        let origin = format!("gen{}@{}", std::process::id(), options.hostname);
+        let publisher = TaskPublisher::new(
+            &options.hostname,
+            options.default_queue.clone(),
+            options.queues.clone(),
+            options.task_sent_events,
+        );
         let shared = Connections {
             broker,
             results,
             options,
             reader: OnceCell::new(),
-            origin,
+            publisher,
             oid: Uuid::new_v4().to_string(),
         };
         Self {
@@ -388,7 +397,7 @@ impl Client {
             root_id: None,
             role: "",
             reply_to,
-            origin: &self.shared.origin,
+            origin: self.shared.publisher.origin(),
             now: Utc::now(),
             chords: !matches!(self.shared.results.chords(), ChordSupport::None),
         }
@@ -432,7 +441,7 @@ impl Client {
 
     async fn publish(&self, outgoing: Outgoing) -> Result<(), BrokerError> {
         let options = &self.shared.options;
-        let mut publication = publication(outgoing, &options.default_queue, &options.queues);
+        let mut publication = self.shared.publisher.publication(outgoing);
         let sending = Sending::begin(&mut publication, &*options.propagation);
         let published = self
             .shared
@@ -440,6 +449,11 @@ impl Client {
             .publish(&publication, options.publish_timeout)
             .await;
         sending.end(&published);
+        if published.is_ok()
+            && let Some(event) = self.shared.publisher.sent_event(&publication)
+        {
+            send_event(&*self.shared.broker, &event).await;
+        }
         published
     }
 }
@@ -452,38 +466,6 @@ impl Parent {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Value>> {
         self.children.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A message and its way, with the queue declared first.
-fn publication(
-    Outgoing { message, route }: Outgoing,
-    default_queue: &str,
-    queues: &TaskQueues,
-) -> Publication {
-    let queue = match &route {
-        Route::Exchange { name, routing_key } => {
-            return Publication {
-                exchange: name.clone(),
-                routing_key: routing_key.clone(),
-                message,
-                declare: None,
-                mandatory: true,
-            };
-        }
-        Route::Queue(queue) => queue,
-        Route::Default => default_queue,
-    };
-    let eta = message.headers.get("eta").and_then(Value::as_str);
-    let eta = eta.and_then(|eta| DateTime::parse_from_rfc3339(eta).ok());
-    let delay = eta.and_then(|eta| (eta.to_utc() - Utc::now()).to_std().ok());
-    let route = queues.route(queue, delay.unwrap_or_default());
-    Publication {
-        exchange: route.exchange,
-        routing_key: route.routing_key,
-        message,
-        declare: Some(route.declare),
-        mandatory: true,
     }
 }
 

@@ -192,6 +192,45 @@ async fn priority_is_inherited_where_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn each_task_is_followed_by_an_event_where_that_is_asked_for() {
+    let broker = MemoryBroker::recording();
+    let options = ClientOptions {
+        task_sent_events: true,
+        hostname: "celery@host".into(),
+        ..ClientOptions::default()
+    };
+    let client = Client::new(broker.clone(), Disabled, options);
+    let result = client.send(s("a").arg(1).queue("other")).await.unwrap();
+    let sent = broker.take_recorded();
+    let [task, event] = &*sent else {
+        unreachable!("{sent:?}")
+    };
+    assert_eq!((&*task.routing_key, &*task.exchange), ("other", ""));
+    assert_eq!(
+        (&*event.routing_key, &*event.exchange),
+        ("task.sent", "celeryev")
+    );
+    let origin = format!("gen{}@host", std::process::id());
+    assert_eq!(task.message.headers["origin"], origin);
+    let event: Value = serde_json::from_slice(&event.message.body).unwrap();
+    let expected = json!([result.id(), "a", "(1,)", "{}", "other", "other", origin, 1]);
+    let keys = [
+        "uuid",
+        "name",
+        "args",
+        "kwargs",
+        "queue",
+        "routing_key",
+        "hostname",
+        "clock",
+    ];
+    assert_eq!(
+        Value::from(keys.map(|key| event[key].clone()).to_vec()),
+        expected
+    );
+}
+
+#[tokio::test]
 async fn replacement_has_the_id_and_the_chain_of_the_task() {
     let (broker, _, client) = in_memory();
     let mut message = running("parent");

@@ -94,6 +94,8 @@ pub trait TaskReturn {
     fn into_task_result(self) -> TaskResult<Self::Output>;
 }
 
+// So that the message for another error type is the one above.
+#[diagnostic::do_not_recommend]
 impl<T, E: Into<TaskError>> TaskReturn for Result<T, E> {
     type Output = T;
 

@@ -8,18 +8,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{Local, Offset, Utc};
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::bounded_queue::{BoundedQueue, Queued};
-use crate::broker::{Broker, Declaration, Exchange, Publication};
-use celery_protocol::event::{self, Event, Stamp};
-use celery_protocol::message::JSON;
-use celery_protocol::{Properties, RawMessage};
+use crate::broker::Broker;
+use crate::publication::{event_publication, stamp};
+use celery_protocol::event::{self, Event};
 use service_connection::error_chain::chain;
 
 /// Maximum number of events that wait for the broker.
@@ -84,13 +81,7 @@ impl Events {
         if !event.is_worker() && !self.tasks.load(Ordering::Relaxed) {
             return;
         }
-        let stamp = Stamp {
-            hostname: &self.hostname,
-            pid: std::process::id(),
-            clock: self.tick(),
-            timestamp: super::unix_seconds(Utc::now()),
-            utcoffset: -f64::from(Local::now().offset().fix().local_minus_utc()) / 3600.0,
-        };
+        let stamp = stamp(&self.hostname, self.tick());
         // It cannot fail: all keys are text.
         let Ok(body) = serde_json::to_string(&event.stamped(stamp)) else {
             return;
@@ -173,7 +164,7 @@ async fn send(
         if broker.blocked().is_some() {
             continue;
         }
-        let publication = publication(&hostname, routing_key, body);
+        let publication = event_publication(&hostname, routing_key, body);
         if let Err(error) = broker.publish(&publication, WITHIN).await {
             tracing::debug!(error = %chain(&error), "events were not sent");
         }
@@ -181,27 +172,6 @@ async fn send(
             // Waits for this time, or until the worker ends.
             let _elapsed = timeout(GATHERING, closing.cancelled()).await;
         }
-    }
-}
-
-fn publication(hostname: &str, routing_key: String, body: String) -> Publication {
-    let exchange = Exchange::events();
-    let headers = [("hostname".to_owned(), json!(hostname))];
-    Publication {
-        exchange: exchange.name.clone(),
-        routing_key,
-        message: RawMessage {
-            headers: headers.into_iter().collect(),
-            properties: Properties {
-                content_type: Some(JSON.into()),
-                content_encoding: Some("utf-8".into()),
-                priority: Some(0),
-                ..Properties::default()
-            },
-            body: body.into_bytes(),
-        },
-        declare: Some(Declaration::Exchange(exchange)),
-        mandatory: false,
     }
 }
 

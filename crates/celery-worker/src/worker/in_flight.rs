@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use super::cancellation::{CancelReason, Cancellation};
 use super::identity::Identity;
 use crate::broker::Delivery;
+use crate::publication::unix_seconds;
 use celery_protocol::RawMessage;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::repr;
@@ -321,7 +322,7 @@ impl InFlightTask {
 
     fn request(&self, hostname: &str, safe: bool) -> Value {
         let started = match self.phase {
-            Phase::Active(since) => Some(super::unix_seconds(since)),
+            Phase::Active(since) => Some(unix_seconds(since)),
             Phase::Scheduled(_) | Phase::Reserved => None,
         };
         let Request {

@@ -12,7 +12,6 @@
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -118,6 +117,9 @@ pub struct Config {
     pub soft_shutdown: Duration,
     /// Whether the events of tasks are sent from the start.
     pub task_events: bool,
+    /// True if an event `task-sent` is sent for each task that the worker or one of its tasks sends
+    /// (`task_send_sent_event`).
+    pub task_sent_events: bool,
     /// Whether remote control is answered.
     pub remote_control: bool,
     /// True if the worker also subscribes to the other workers, for mingle and gossip; needs remote control.
@@ -152,6 +154,7 @@ impl Config {
             warm_shutdown: None,
             soft_shutdown: Duration::ZERO,
             task_events: false,
+            task_sent_events: false,
             remote_control: true,
             gossip: true,
             propagation: Arc::new(NoPropagation),
@@ -209,6 +212,7 @@ impl Worker {
             hostname: hostname.clone(),
             default_queue: config.default_queue.clone(),
             queues: config.task_queues.clone(),
+            task_sent_events: config.task_sent_events,
             join_timeout: config.chord_join_timeout,
             propagation: config.propagation.clone(),
         };
@@ -228,6 +232,7 @@ impl Worker {
                 default_queue: config.default_queue.clone(),
                 queues: config.task_queues.clone(),
                 propagation: config.propagation.clone(),
+                task_sent_events: config.task_sent_events,
                 ..ClientOptions::default()
             },
         );
@@ -457,11 +462,6 @@ fn rates(registry: &Registry, config: &Config) -> RateLimits {
         }
     }
     rates
-}
-
-/// Seconds since 1970.
-pub(crate) fn unix_seconds(time: DateTime<Utc>) -> f64 {
-    time.timestamp_micros() as f64 / 1e6
 }
 
 /// Says when the worker is first served, and when it is again.

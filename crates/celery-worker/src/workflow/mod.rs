@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -19,8 +19,9 @@ use uuid::Uuid;
 
 use crate::aside::Desk;
 use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
+use crate::publication::{TaskPublisher, send_event};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
-use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, Route, SignatureError};
+use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, SignatureError};
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
@@ -108,6 +109,8 @@ pub(crate) struct WorkflowOptions {
     pub(crate) default_queue: String,
     /// Declarations of the queues.
     pub(crate) queues: TaskQueues,
+    /// True if an event `task-sent` is sent for each task.
+    pub(crate) task_sent_events: bool,
     /// How long the results of a chord's header may be on their way when all its parts have
     /// returned.
     pub(crate) join_timeout: Duration,
@@ -123,7 +126,7 @@ pub(crate) struct Workflow {
     options: WorkflowOptions,
     /// Name of a queue that no process reads, as with a Python worker.
     reply_to: String,
-    origin: String,
+    publisher: TaskPublisher,
     /// For signatures of which much may be made.
     desk: Desk,
     stopping: CancellationToken,
@@ -142,9 +145,14 @@ impl Workflow {
         options: WorkflowOptions,
         stopping: CancellationToken,
     ) -> Self {
-        let host = options.hostname.rsplit('@').next().unwrap_or_default();
+        let publisher = TaskPublisher::new(
+            &options.hostname,
+            options.default_queue.clone(),
+            options.queues.clone(),
+            options.task_sent_events,
+        );
         Self {
-            origin: format!("gen{}@{host}", std::process::id()),
+            publisher,
             chords: results.chords(),
             reply_to: Uuid::new_v4().to_string(),
             desk: Desk::default(),
@@ -161,7 +169,7 @@ impl Workflow {
             root_id: Some(message.root_id.as_deref().unwrap_or(&message.id)),
             role,
             reply_to: &self.reply_to,
-            origin: &self.origin,
+            origin: self.publisher.origin(),
             now: Utc::now(),
             chords: !matches!(self.chords, ChordSupport::None),
         }
@@ -214,7 +222,7 @@ impl Workflow {
     }
 
     async fn send(&self, outgoing: Outgoing, task_id: &str) -> Result<(), WorkflowError> {
-        let mut publication = self.publication(outgoing);
+        let mut publication = self.publisher.publication(outgoing);
         let sending = Sending::begin(&mut publication, &*self.options.propagation);
         let sent = self.publish(&publication, task_id).await;
         sending.end(&sent);
@@ -258,32 +266,11 @@ impl Workflow {
             },
         );
         let published = self.stopping.run_until_cancelled(publishing).await;
-        published.ok_or(Stopped)?.map_err(WorkflowError::Refused)
-    }
-
-    fn publication(&self, Outgoing { message, route }: Outgoing) -> Publication {
-        let queue = match route {
-            Route::Exchange { name, routing_key } => {
-                return Publication {
-                    exchange: name,
-                    routing_key,
-                    message,
-                    declare: None,
-                    mandatory: true,
-                };
-            }
-            Route::Queue(queue) => queue,
-            Route::Default => self.options.default_queue.clone(),
-        };
-        let delay = due_in(&message);
-        let route = self.options.queues.route(&queue, delay);
-        Publication {
-            exchange: route.exchange,
-            routing_key: route.routing_key,
-            message,
-            declare: Some(route.declare),
-            mandatory: true,
+        published.ok_or(Stopped)?.map_err(WorkflowError::Refused)?;
+        if let Some(event) = self.publisher.sent_event(publication) {
+            send_event(&*self.broker, &event).await;
         }
+        Ok(())
     }
 
     /// Does something with the backend, for as long as it takes; `None` where that would be for
@@ -329,17 +316,6 @@ impl Workflow {
             () = sleep(time) => Ok(()),
         }
     }
-}
-
-/// The time until a message is due.
-fn due_in(message: &celery_protocol::RawMessage) -> Duration {
-    message
-        .headers
-        .get("eta")
-        .and_then(Value::as_str)
-        .and_then(|eta| DateTime::parse_from_rfc3339(eta).ok())
-        .and_then(|eta| (eta.to_utc() - Utc::now()).to_std().ok())
-        .unwrap_or_default()
 }
 
 /// The result of a message, in the form of `as_tuple()`.
