@@ -1,4 +1,5 @@
-//! Macros of the crate `celery-worker`, which documents and re-exports them.
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
 
 mod args;
 mod options;
@@ -52,3 +53,6 @@ pub fn derive_task_args(input: TokenStream) -> TokenStream {
         .unwrap_or_else(syn::Error::into_compile_error)
         .into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
-//! Connections to services: URLs, retries and errors, each without secrets in its text.
+#![doc = include_str!("../README.md")]
+#![deny(missing_docs)]
 
 pub mod backoff;
 pub mod error_chain;
