@@ -195,7 +195,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     let params = match arguments(&adapter.signature, &message, convert) {
         Ok(params) => params,
         Err(exception) => {
-            // CPython's text where the inferred signature does not know that a parameter is required.
+            // CPython's text, for a required parameter that the inferred signature lists as optional.
             let exception = missing.map_or(exception, |name| {
                 Exception::type_error(adapter.signature.missing(&[name], "positional"))
             });

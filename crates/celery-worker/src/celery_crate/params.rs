@@ -1,8 +1,8 @@
 //! Conversion of a call's arguments to the parameters of a task of the `celery` crate.
 //!
-//! Only the type's `Deserialize` knows which parameters may be absent. It reports an absent one by
-//! [`serde::de::Error::missing_field`], which [`ParamsError`] keeps as a name. The arguments themselves are read with
-//! serde_json's own error, so that a field which is missing deep in an argument is not taken for a parameter.
+//! Only the type's `Deserialize` implementation knows which parameters may be missing. It reports a missing one by
+//! [`serde::de::Error::missing_field`], whose name [`ParamsError`] keeps. The arguments themselves are deserialized
+//! with serde_json's own error, so that a missing field inside an argument is not mistaken for a parameter.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use serde_json::{Map, Value, map};
 /// Reason why arguments do not fit a task's parameters.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ParamsError {
-    /// A parameter that has to be given is absent.
+    /// A required parameter is missing.
     #[error("missing parameter `{0}`")]
     Missing(&'static str),
     /// An argument has another type than its parameter.
@@ -34,7 +34,7 @@ impl Error for ParamsError {
     }
 }
 
-/// Converts named arguments.
+/// Converts named arguments to a task's parameters.
 ///
 /// # Errors
 /// [`ParamsError`]

@@ -25,8 +25,8 @@ pub(super) struct CircuitBreaker {
     turn: Mutex<Turn>,
 }
 
-/// State of the one caller that tries while the backend is away. No `RetryLoop`: each try is another caller's
-/// operation.
+/// State of the attempts while the backend cannot be reached. No `RetryLoop`: each attempt is the operation of another
+/// caller.
 struct Turn {
     backoff: Backoff,
     not_before: Instant,

@@ -115,7 +115,7 @@ pub struct Config {
     pub warm_shutdown: Option<Duration>,
     /// Time limit for running tasks after a cold shutdown was requested.
     pub soft_shutdown: Duration,
-    /// Whether the events of tasks are sent from the start.
+    /// True if the events of tasks are sent from the start.
     pub task_events: bool,
     /// True if an event `task-sent` is sent for each task that the worker or one of its tasks sends
     /// (`task_send_sent_event`).

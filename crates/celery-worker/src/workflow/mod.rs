@@ -41,11 +41,11 @@ const OFFERS: u32 = 4;
 /// Maximum number of messages that wait for the broker's confirm.
 const IN_FLIGHT: usize = 64;
 
-/// First and longest pause between two tries to store a result.
+/// First and longest pause between two attempts to publish a message or to store a result.
 pub(crate) const STORE_PAUSES: (Duration, Duration) =
     (Duration::from_millis(100), Duration::from_secs(3));
 
-/// The worker stops at once: the message has to go back.
+/// The worker is stopping: the message must be requeued.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stopped;
 
@@ -273,8 +273,7 @@ impl Workflow {
         Ok(())
     }
 
-    /// Does something with the backend, for as long as it takes; `None` where that would be for
-    /// ever.
+    /// Repeats an operation on the backend until it succeeds; `None` if it can never succeed.
     async fn retry_until_reachable<T, E, F>(
         &self,
         task_id: &str,
@@ -287,7 +286,8 @@ impl Workflow {
         F: Future<Output = Result<T, E>>,
     {
         let attempting = RetryLoop::new(STORE_PAUSES).run(
-            // A client's call can be large, and is held once in each caller up to the task itself.
+            // Boxed: the future of a client's call can be large, and would be part of the future of each caller up to
+            // the task.
             || Box::pin(attempt()),
             |error| !hopeless(error),
             |error, retry_in_s| {

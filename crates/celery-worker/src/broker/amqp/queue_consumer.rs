@@ -65,7 +65,7 @@ impl QueueConsumer {
     /// Runs until the queue is no longer consumed and all of its deliveries are settled, or until the connection has
     /// ended, with the reason.
     pub(super) async fn run(self) -> Option<BrokerError> {
-        // No `RetryLoop`: an attempt is a whole channel, which succeeds by lasting and not by its end.
+        // No `RetryLoop`: an attempt is the whole lifetime of a channel, and counts as a success if it is long.
         let mut attempts = RetryState::new(RECONNECT);
         loop {
             let began = Instant::now();

@@ -40,7 +40,7 @@ impl Subscriber {
             reports,
             cancelled,
         } = feed;
-        // No `RetryLoop`: an attempt is a whole connection, which succeeds by lasting and not by its end.
+        // No `RetryLoop`: an attempt is the whole lifetime of a connection, and counts as a success if it is long.
         let mut attempts = RetryState::new(RECONNECT);
         let mut failed = 0;
         let mut was_connected = false;
