@@ -249,7 +249,7 @@ mod tests {
     fn files_of_the_corpus_are_a_process_id_or_none() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
-        hostile_inputs::endures("../../../../tests/corpus/small", 10, |bytes| {
+        hostile_inputs::endures("pid", 10, |bytes| {
             let read = fs::write(&path, bytes).and_then(|()| content(&path));
             assert!(read.is_ok_and(|pid| pid.is_none_or(|pid| pid > 0)));
         });
