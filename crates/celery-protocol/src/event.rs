@@ -32,7 +32,7 @@ const SENT: [(&str, &str); 9] = [
     ("expires", "expires"),
 ];
 
-/// What the worker itself looks like at the moment.
+/// State and load of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Load {
     /// Interval of the heartbeats, in seconds.
@@ -155,7 +155,7 @@ impl Serialize for StampedSentTask<'_> {
     }
 }
 
-/// What every event carries.
+/// Fields that every event contains.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Stamp<'a> {
     /// Node name.

@@ -120,7 +120,7 @@ pub struct Config {
     /// True if an event `task-sent` is sent for each task that the worker or one of its tasks sends
     /// (`task_send_sent_event`).
     pub task_sent_events: bool,
-    /// Whether remote control is answered.
+    /// True if remote control is answered.
     pub remote_control: bool,
     /// True if the worker also subscribes to the other workers, for mingle and gossip; needs remote control.
     pub gossip: bool,

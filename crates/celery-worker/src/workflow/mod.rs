@@ -111,8 +111,7 @@ pub(crate) struct WorkflowOptions {
     pub(crate) queues: TaskQueues,
     /// True if an event `task-sent` is sent for each task.
     pub(crate) task_sent_events: bool,
-    /// How long the results of a chord's header may be on their way when all its parts have
-    /// returned.
+    /// Maximum wait for the results of a chord's header after its parts have ended.
     pub(crate) join_timeout: Duration,
     /// Transfers a task's trace to its follow-up tasks.
     pub(crate) propagation: Arc<dyn TracePropagation>,
@@ -127,7 +126,7 @@ pub(crate) struct Workflow {
     /// Name of a queue that no process reads, as with a Python worker.
     reply_to: String,
     publisher: TaskPublisher,
-    /// For signatures of which much may be made.
+    /// Runs the planning of large signatures one at a time.
     desk: Desk,
     stopping: CancellationToken,
 }
