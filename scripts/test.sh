@@ -66,6 +66,8 @@ note "$("$TEST_PYTHON" --version), Celery $("$TEST_PYTHON" -c 'import celery; pr
 # The tested build has named fault points (src/faults.rs); the shipped one has none, and is checked separately.
 export CCAT_FEATURES="--features ccat-transfer/fault-points"
 check "format" cargo fmt --all --check || true
+check "spelling" "${TEST_PYTHON%/*}/typos" || true
+check "prose" cargo xtask prose || true
 must "clippy" cargo clippy --locked --workspace --all-targets $CCAT_FEATURES -- -D warnings
 must "clippy, as shipped" cargo clippy --locked -- -D warnings
 must "build" cargo build --locked --workspace --all-targets $CCAT_FEATURES

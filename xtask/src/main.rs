@@ -7,11 +7,13 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use log_events::LogEventsError;
+use prose::ProseError;
 
 mod configuration;
 mod defaults;
 mod log_events;
 mod pages;
+mod prose;
 
 /// Development tasks of this repository.
 #[derive(Debug, Parser)]
@@ -21,6 +23,8 @@ enum Task {
     Docs,
     /// Compare docs/LOGGING.md with the events in the source and print the rows that differ.
     LogEvents,
+    /// Report comments and texts with patterns that make them hard to read.
+    Prose,
 }
 
 /// Failure of a task.
@@ -34,6 +38,8 @@ enum TaskError {
     },
     #[error(transparent)]
     LogEvents(#[from] LogEventsError),
+    #[error(transparent)]
+    Prose(#[from] ProseError),
 }
 
 fn main() -> ExitCode {
@@ -56,6 +62,7 @@ fn run(task: &Task) -> Result<(), TaskError> {
     match task {
         Task::Docs => pages::write_all(&repository()),
         Task::LogEvents => Ok(log_events::compare(&repository())?),
+        Task::Prose => Ok(prose::check(&repository())?),
     }
 }
 
