@@ -5,8 +5,9 @@
 #
 #   scripts/bench.sh [--quick] [--pairs N] [NAME…]
 #
-# A NAME is the name of a comparison, or its beginning; --list shows them. With BBCP_REAL=/path/to/bbcp a real bbcp makes
-# the copies, else the tests' double. See docs/PERFORMANCE.md.
+# A NAME is the name of a comparison, or its beginning; --list shows them. BENCH_BEFORE=/path/to/target/release of another
+# build, and the NAME `before`, compare our worker with that of the other build in turns. With BBCP_REAL=/path/to/bbcp a
+# real bbcp makes the copies, else the tests' double. See docs/PERFORMANCE.md.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # shellcheck source=scripts/lib/services.sh

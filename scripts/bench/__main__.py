@@ -25,6 +25,8 @@ def main():
     parser.add_argument("--list", action="store_true", help="print the names only")
     options = parser.parse_args()
     comparisons = [c for module in (workers, copies, manager) for c in module.comparisons(options.quick)]
+    if "BENCH_BEFORE" in os.environ:
+        comparisons += workers.against_before(options.quick)
     if options.list:
         return print(*(f"{c.name}{' (only when named)' if c.extra else ''}" for c in comparisons), sep="\n")
     is_named = lambda c: any(c.name.startswith(name) for name in options.names)

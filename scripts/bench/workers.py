@@ -40,6 +40,12 @@ def rust(queue, concurrency, multiplier, backend="rpc://", events=False, level="
     return command, {**celery(backend), "CCAT_DATA_TRANSFER_CELERY__TASK_TRACK_STARTED": "false"}
 
 
+def before(queue, *arguments, **options):
+    """Our worker of another build."""
+    [_, *flags], environment = rust(queue, *arguments, **options)
+    return [os.path.join(os.environ["BENCH_BEFORE"], "ccat-bench"), *flags], environment
+
+
 def python(queue, concurrency, multiplier, backend="rpc://", events=False, level="WARNING"):
     """The same tasks in Python Celery's prefork pool, without the wait for other workers at its start."""
     command = [os.environ["TEST_PYTHON"], "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-c", str(concurrency)]
@@ -173,8 +179,8 @@ def start(worker):
     return measure
 
 
-def memory(count):
-    """Resident memory of our worker: idle, and after a tenth and after all of `count` tasks."""
+def memory(count, worker=rust):
+    """Resident memory of a worker of ours: idle, and after a tenth and after all of `count` tasks."""
 
     def measure():
         queue, replies = names()
@@ -184,7 +190,7 @@ def memory(count):
         bench("fill", "--queue", queue, "--reply-to", "", "--count", 1)
         figures = Figures()
         try:
-            command, environment = rust(queue, 64, 2, level="INFO")
+            command, environment = worker(queue, 64, 2, level="INFO")
             with running(command, environment, ready="worker ready") as process:
                 time.sleep(2)
                 figures["idle_mb"] = resident_mb(process.pid)
@@ -276,5 +282,61 @@ def comparisons(quick):
             ],
             warm_ups=0,
             pairs=1,
+        ),
+    ]
+
+
+def against_before(quick):
+    """Our worker against that of another build: rates, CPU, start and idle memory may differ by three per cent."""
+    count = 8_000 if quick else 12_000
+
+    def sides(measure):
+        return {"now": measure(rust), "before": measure(before)}
+
+    def rate(title):
+        return Row(f"{title}, now ÷ before", "1/s", "per_second", "now", "before", target=0.97)
+
+    def cpu(title):
+        return Row(f"CPU for 1,000 {title}, now ÷ before", "s", "cpu_s_per_1000", "now", "before", target=1.03, at_most=True)
+
+    return [
+        Comparison(
+            "before-rpc",
+            "no-op tasks, rpc://, -c 64 and prefetch 128",
+            sides(lambda worker: throughput(worker, count, 64, 2)),
+            [rate("tasks, rpc://"), cpu("tasks, rpc://")],
+            extra=True,
+        ),
+        Comparison(
+            "before-redis",
+            "no-op tasks, redis://, -c 64",
+            sides(lambda worker: throughput(worker, count, 64, 2, backend="redis")),
+            [rate("tasks, redis://"), cpu("tasks, redis://")],
+            extra=True,
+        ),
+        Comparison(
+            "before-events",
+            "no-op tasks, rpc://, with events and -l INFO",
+            sides(lambda worker: throughput(worker, count, 64, 2, events=True, level="INFO")),
+            [rate("tasks with events"), cpu("tasks with events")],
+            extra=True,
+        ),
+        Comparison(
+            "before-start",
+            "from the start of the process to the first result",
+            sides(start),
+            [Row("start to first task done, now ÷ before", "s", "seconds", "now", "before", target=1.03, at_most=True)],
+            extra=True,
+        ),
+        Comparison(
+            "before-memory",
+            "resident memory, idle and after 20,000 tasks with -l INFO",
+            sides(lambda worker: memory(20_000, worker)),
+            [
+                Row("resident, idle, now ÷ before", "MB", "idle_mb", "now", "before", target=1.03, at_most=True),
+                Row("resident after 20,000 tasks, now ÷ before", "MB", "all_mb", "now", "before", target=1.03, at_most=True),
+            ],
+            warm_ups=0,
+            extra=True,
         ),
     ]
