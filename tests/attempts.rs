@@ -93,7 +93,7 @@ async fn a_lease_tells_the_phase_before_it_is_renewed(mut bench: Bench) {
     bench.settings.transfer.lease_renew_interval = Duration::from_secs(60);
     bench.double(&[("RATE", "1000000")]);
     let id = bench.package("a.tar", 4 * MB).await;
-    let (ended, told) = bench
+    let (ended, size) = bench
         .attempt_while(id, 1, async |bench| {
             // The loop ends with the lease, at the end of the copy.
             while let Some(lease) = bench.lease(id).await {
@@ -106,7 +106,7 @@ async fn a_lease_tells_the_phase_before_it_is_renewed(mut bench: Bench) {
         })
         .await;
     ended.done();
-    assert_eq!(told.value, Some(Some(4 * MB as i64)));
+    assert_eq!(size.value, Some(Some(4 * MB as i64)));
 }
 
 async fn a_failed_copy_is_completed(mut bench: Bench) {

@@ -120,8 +120,8 @@ def draw(root, rate):
                 colour = owner[1] if row else "#e5e7eb"
                 y = height - MARGIN - ROW * (row + 1)
                 label = short(name) if row else name
-                told = html.escape(f"{label}: {child.samples / root.samples:.1%}")
-                parts.append(f'<g><title>{told}</title><rect x="{x:.1f}" y="{y}" width="{max(width - 0.3, 0.3):.1f}" height="{ROW - 1}" fill="{colour}"/>')
+                text = html.escape(f"{label}: {child.samples / root.samples:.1%}")
+                parts.append(f'<g><title>{text}</title><rect x="{x:.1f}" y="{y}" width="{max(width - 0.3, 0.3):.1f}" height="{ROW - 1}" fill="{colour}"/>')
                 letters = int((width - 4) / LETTER)
                 if letters >= 4:
                     shown = label if len(label) <= letters else "…" + label[-(letters - 1) :]

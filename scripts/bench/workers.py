@@ -110,8 +110,8 @@ def task_events(open_channel, queue):
 
     def take(message):
         nonlocal found
-        told = json.loads(message.body)
-        found += sum(event["type"].startswith("task-") for event in (told if isinstance(told, list) else [told]))
+        events = json.loads(message.body)
+        found += sum(event["type"].startswith("task-") for event in (events if isinstance(events, list) else [events]))
 
     consumer = open_channel.basic_consume(queue, no_ack=True, callback=take)
     with contextlib.suppress(TimeoutError):  # no further message arrives

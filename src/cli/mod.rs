@@ -260,7 +260,7 @@ enum CliError {
     #[error("{0}")]
     NotFound(String),
     /// The reader of standard output has closed it.
-    #[error("nobody reads the output any more")]
+    #[error("the reader of the output has closed it")]
     Unread,
 }
 

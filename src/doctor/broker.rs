@@ -164,10 +164,10 @@ impl Doctor {
             )),
             Ok(Comparison::Missing) if no_declare => Outcome::red(
                 "it is missing, and celery.no_declare forbids to declare it",
-                "have it declared by whoever may",
+                "declare it with a login that may configure queues",
             ),
             Ok(Comparison::Missing) => {
-                Outcome::green("it is not there yet; whoever uses it first declares it")
+                Outcome::green("it does not exist yet; its first user declares it")
             }
             Ok(Comparison::Differs(difference)) => Outcome::red(
                 format!(

@@ -221,7 +221,7 @@ fn misfit(error: &SchemaError) -> Outcome {
         );
     };
     let is_own = |table: &str| entity::WORKER_TABLES.contains(&table);
-    let told: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    let shown: Vec<_> = differences.iter().map(ToString::to_string).collect();
     let advice = match differences.iter().all(|d| is_own(d.table())) {
         true => "run `ccat-transfer db migrate`: these tables are this program's own",
         false => {
@@ -229,7 +229,7 @@ fn misfit(error: &SchemaError) -> Outcome {
              migrations; `ccat-transfer db migrate` makes it only where the database is empty"
         }
     };
-    Outcome::red(told.join("; "), advice)
+    Outcome::red(shown.join("; "), advice)
 }
 
 /// Compares a clock that was read between two readings of ours, with the resolution `grain`.

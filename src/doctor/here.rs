@@ -154,7 +154,7 @@ fn look_at_ports(ranges: &BTreeSet<(u16, u16)>, transfers: usize) -> Outcome {
     if ranges.is_empty() {
         return Outcome::green("bbcp and the kernel choose (bbcp.port_range is empty)");
     }
-    let mut told = Vec::new();
+    let mut findings = Vec::new();
     let mut worst = Verdict::Green;
     for &(first, last) in ranges {
         let all = usize::from(last - first) + 1;
@@ -167,7 +167,7 @@ fn look_at_ports(ranges: &BTreeSet<(u16, u16)>, transfers: usize) -> Outcome {
             }
         }
         let why = why.map(|error| format!(" ({error})")).unwrap_or_default();
-        told.push(format!(
+        findings.push(format!(
             "{free} of the {all} ports {first}:{last} are free{why}"
         ));
         let verdict = match free {
@@ -185,7 +185,7 @@ fn look_at_ports(ranges: &BTreeSet<(u16, u16)>, transfers: usize) -> Outcome {
             "widen bbcp.port_range to more than {transfers} free ports above 1023, and open them in the firewall"
         )
     });
-    Outcome::new(worst, told.join("; "), advice)
+    Outcome::new(worst, findings.join("; "), advice)
 }
 
 #[cfg(test)]

@@ -85,9 +85,9 @@ impl Doctor {
         let mut version = None;
         let work = async {
             match bbcp_version(program).await {
-                Ok(told) => {
-                    let outcome = Outcome::green(format!("{}, {told}", program.display()));
-                    version = Some(told);
+                Ok(printed) => {
+                    let outcome = Outcome::green(format!("{}, {printed}", program.display()));
+                    version = Some(printed);
                     outcome
                 }
                 Err(error) => failed(&error),

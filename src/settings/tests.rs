@@ -99,10 +99,10 @@ fn a_file_holds_a_secret() {
 fn what_is_wrong_is_told_without_the_secret(
     #[case] settings: &str,
     #[case] content: &str,
-    #[case] told: &str,
+    #[case] expected: &str,
 ) {
     let error = loaded(settings, content, 0o600).unwrap_err().to_string();
-    assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+    assert!(error.contains(expected) && !error.contains("s3cret"), "{error}");
 }
 
 proptest! {

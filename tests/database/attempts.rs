@@ -181,7 +181,7 @@ async fn a_failed_transfer_waits_until_it_is_due(db: Fixture) {
         .await
         .unwrap()
     {
-        Acquisition::NotDue { not_before: told } => assert_eq!(told, not_before),
+        Acquisition::NotDue { not_before: found } => assert_eq!(found, not_before),
         answer => panic!("{answer:?}"),
     }
     assert_eq!(db.status(id).await, "PENDING");

@@ -233,8 +233,8 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert_eq!(detail.attempts[0].bytes, Some(5));
     // A repeated request (for example after a lost answer) reports the earlier result.
     match db.repository.instruct(id, &cancel).await.unwrap() {
-        Applicability::Refused(Refusal::Failed { message: told }) => {
-            assert_eq!(told.as_deref(), Some(message));
+        Applicability::Refused(Refusal::Failed { message: found }) => {
+            assert_eq!(found.as_deref(), Some(message));
         }
         verdict => panic!("{verdict:?}"),
     }
@@ -556,7 +556,7 @@ async fn unknown_locations_are_reported(db: Fixture) {
             ..Listing::default()
         };
         match db.repository.list(&listing).await.unwrap_err() {
-            ListError::UnknownPlace { known: told, .. } => assert_eq!(told, known),
+            ListError::UnknownPlace { known: found, .. } => assert_eq!(found, known),
             error => panic!("{error:?}"),
         }
     }

@@ -188,7 +188,7 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
                 let mut answer = answer(id, &instruction, verdict, which.dry_run);
                 if has_ended {
                     let cleared = service.clear_partials(id).await;
-                    answer.message.push_str(&clean::told(id, &cleared));
+                    answer.message.push_str(&clean::summary(id, &cleared));
                 }
                 if !context.json {
                     output::put(&format!("{id}  {}\n", answer.message))?;
@@ -250,7 +250,7 @@ async fn confirm(
     let what = format!("{} {} transfer(s)", action.as_str(), chosen.len());
     if !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
         return Err(CliError::refused(format!(
-            "{what}, chosen by filters: nobody is here to be asked; look with --dry-run, then add --yes"
+            "{what}, chosen by filters: there is no terminal to confirm it; look with --dry-run, then add --yes"
         )));
     }
     let now = repository.database().now().await?;

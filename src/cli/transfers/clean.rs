@@ -114,7 +114,7 @@ fn lines(answer: &CleanAnswer) -> String {
 }
 
 /// Sentence about partial copies, for the answer about a transfer that was given up.
-pub(super) fn told(id: TransferId, cleared: &Cleared) -> String {
+pub(super) fn summary(id: TransferId, cleared: &Cleared) -> String {
     match &cleared.kept {
         Some((_, error)) => format!(
             "; its partial copy stays ({}): `ccat-transfer transfers clean {id}`, where the destination can be reached",

@@ -130,7 +130,7 @@ fn elsewhere(path: &str, attempt: &AttemptRecord) -> String {
         .is_some_and(|(_, host)| host == here);
     let path = output::clean(path);
     if of_here {
-        format!("the log {path} of {worker} is not there any more: somebody has removed it")
+        format!("the log {path} of {worker} does not exist any more; it was removed")
     } else {
         format!(
             "the log is not on this host, {here}: {worker} wrote it where it ran; read {path} there, \

@@ -174,8 +174,8 @@ fn describe_attempt(text: &mut String, attempt: &AttemptRecord) -> std::fmt::Res
     )?;
     match (&attempt.error_code, &attempt.message) {
         (Some(code), Some(message)) => {
-            let told = format!("{code}: {message}");
-            writeln!(text, "     {}", output::clean(&told))?;
+            let shown = format!("{code}: {message}");
+            writeln!(text, "     {}", output::clean(&shown))?;
         }
         (None, Some(message)) => writeln!(text, "     {}", output::clean(message))?,
         (_, None) => {}
@@ -207,12 +207,12 @@ fn describe_action(text: &mut String, action: &ActionRecord) -> std::fmt::Result
         .reason
         .as_deref()
         .map_or_else(String::new, |reason| format!(": {reason}"));
-    let told = format!("{} by {}{reason}", action.action.as_str(), action.operator);
+    let shown = format!("{} by {}{reason}", action.action.as_str(), action.operator);
     writeln!(
         text,
         "  {}, was {}, {}",
         output::second(action.acted_at),
         output::clean(&action.previous_status),
-        output::clean(&told)
+        output::clean(&shown)
     )
 }

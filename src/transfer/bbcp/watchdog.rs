@@ -55,9 +55,9 @@ pub(super) struct Watchdog {
     rate: Option<f64>,
     /// Moved bytes as the sum of bbcp's rates. The per cents are too coarse: for 50 TB, hours pass between two whole
     /// per cents.
-    told: f64,
+    moved_by_rates: f64,
     /// Time of the last rate that bbcp printed.
-    told_at: Instant,
+    rate_at: Instant,
     /// Number of moved bytes at some moments of the window, oldest first.
     samples: VecDeque<(Instant, u64)>,
 }
@@ -74,8 +74,8 @@ impl Watchdog {
             percent: 0,
             footprint: None,
             rate: None,
-            told: 0.0,
-            told_at: now,
+            moved_by_rates: 0.0,
+            rate_at: now,
             samples: VecDeque::from([(now, 0)]),
         }
     }
@@ -95,8 +95,8 @@ impl Watchdog {
             self.moved = now;
         }
         self.percent = self.percent.max(percent);
-        self.told += rate.unwrap_or(0.0) * now.duration_since(self.told_at).as_secs_f64();
-        self.told_at = now;
+        self.moved_by_rates += rate.unwrap_or(0.0) * now.duration_since(self.rate_at).as_secs_f64();
+        self.rate_at = now;
         self.rate = rate;
     }
 
@@ -111,9 +111,9 @@ impl Watchdog {
     /// Number of bytes done, as far as known.
     pub(super) fn bytes_done(&self) -> u64 {
         let rest = u128::from(self.total - self.offset);
-        let told = rest * u128::from(self.percent.min(100)) / 100;
+        let by_percent = rest * u128::from(self.percent.min(100)) / 100;
         let seen = self.footprint.map_or(0, |f| f.size.min(f.allocated));
-        u64::try_from(told)
+        u64::try_from(by_percent)
             .unwrap_or(u64::MAX)
             .saturating_add(self.offset)
             .max(seen)
@@ -164,8 +164,8 @@ impl Watchdog {
             clippy::cast_sign_loss,
             reason = "casts saturate"
         )]
-        let told = self.told as u64;
-        told.max(self.bytes_done() - self.offset)
+        let by_rates = self.moved_by_rates as u64;
+        by_rates.max(self.bytes_done() - self.offset)
     }
 }
 

@@ -78,5 +78,5 @@ async fn send(states: Vec<NotifyState<'static>>, status: String) {
         Ok(Err(error)) => error.to_string(),
         Err(error) => error.to_string(),
     };
-    tracing::debug!(error, "systemd could not be told");
+    tracing::debug!(error, "systemd could not be notified");
 }

@@ -283,12 +283,12 @@ fn without_excerpt(message: &str) -> String {
         line.trim_start_matches(|c: char| c.is_ascii_digit() || c == ' ')
             .starts_with('|')
     };
-    let told: Vec<_> = message
+    let shown: Vec<_> = message
         .lines()
         .map(str::trim_end)
         .filter(|line| !line.is_empty() && !is_excerpt(line))
         .collect();
-    told.join(": ")
+    shown.join(": ")
 }
 
 fn read(path: &Path) -> Result<Dict, String> {
@@ -433,7 +433,7 @@ mod tests {
             let set = [(format!("TEST_TRACES__{name}"), value.to_owned())];
             load(set).unwrap_err().to_string()
         };
-        for (name, value, told) in [
+        for (name, value, expected) in [
             (
                 "ENDPOINT",
                 "grpc://c:4317",
@@ -449,7 +449,7 @@ mod tests {
             ("TIMEOUT", "1ms", "traces.timeout: must be 100ms or more"),
         ] {
             let error = said(name, value);
-            assert!(error.contains(told) && !error.contains("s3cret"), "{error}");
+            assert!(error.contains(expected) && !error.contains("s3cret"), "{error}");
         }
     }
 }

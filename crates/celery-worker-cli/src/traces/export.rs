@@ -25,7 +25,7 @@ use crate::program::Program;
 use crate::settings::Traces;
 
 /// Minimum interval between log lines while the collector cannot be reached.
-const TELL_EVERY: Duration = Duration::from_secs(600);
+const LOG_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Maximum length of a collector's response, in bytes.
 const MAX_ANSWER: u64 = 64 << 10;
@@ -140,7 +140,7 @@ pub(super) struct Collector {
 /// A period in which batches were lost.
 #[derive(Debug)]
 struct Outage {
-    told: Instant,
+    logged_at: Instant,
     spans: usize,
 }
 
@@ -174,7 +174,7 @@ impl Collector {
         }
     }
 
-    /// Logs the first failure, then at most one failure per `TELL_EVERY`, and the end of the outage.
+    /// Logs the first failure, then at most one failure per `LOG_INTERVAL`, and the end of the outage.
     fn tell(&self, spans: usize, sent: &Result<(), ExportError>) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         match (sent, outage.as_mut()) {
@@ -187,7 +187,7 @@ impl Collector {
                 );
                 *outage = None;
             }
-            (Err(_), Some(outage)) if outage.told.elapsed() < TELL_EVERY => outage.spans += spans,
+            (Err(_), Some(outage)) if outage.logged_at.elapsed() < LOG_INTERVAL => outage.spans += spans,
             (Err(error), before) => {
                 let spans = spans + before.map_or(0, |outage| outage.spans);
                 tracing::warn!(
@@ -196,8 +196,8 @@ impl Collector {
                     spans,
                     "traces do not arrive; their spans are lost, and nothing else"
                 );
-                let told = Instant::now();
-                *outage = Some(Outage { told, spans });
+                let logged_at = Instant::now();
+                *outage = Some(Outage { logged_at, spans });
             }
         }
     }
