@@ -84,7 +84,7 @@ fn main() -> ExitCode {
         },
         Command::Worker { flags } => {
             let name = OsString::from("ccat-bench worker");
-            worker::PROGRAM.run(std::iter::once(name).chain(flags), worker::tasks)
+            worker::program().run(std::iter::once(name).chain(flags), worker::tasks)
         }
     }
 }

@@ -4,14 +4,12 @@ use celery_worker::prelude::*;
 use celery_worker::task::DuplicateTask;
 use celery_worker_cli::{Program, WorkerParts, WorkerProgram};
 
-/// The worker, with the environment variables of `ccat-transfer`.
-pub(crate) const PROGRAM: WorkerProgram = WorkerProgram::new(
-    Program::new("ccat-bench", env!("CARGO_PKG_VERSION")),
-    "CCAT_DATA_TRANSFER_",
-    "CCAT_DATA_TRANSFER_CONFIG",
-);
+/// The worker program. Its environment variables are those of `ccat-transfer`.
+pub(crate) fn program() -> WorkerProgram {
+    let program = Program::new("ccat-bench", env!("CARGO_PKG_VERSION"));
+    WorkerProgram::new(program).environment_prefix("CCAT_DATA_TRANSFER_")
+}
 
-/// The message is acknowledged after the run, as for transfers.
 #[task(name = "tasks.add", acks_late)]
 async fn add(x: i64, y: i64) -> TaskResult<i64> {
     Ok(x.wrapping_add(y))

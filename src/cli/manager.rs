@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::links::require_site;
 use super::{CliError, Context, output, table};
+use crate::PROGRAM;
 use crate::manager::{Manager, ManagerError, Pass};
 use crate::metrics::ManagerMetrics;
 use crate::settings::Settings;
@@ -95,7 +96,10 @@ async fn work(
     parts: &Parts,
     shutdown: &Shutdown,
 ) -> Result<(), CliError> {
-    let (passes, sent) = (ManagerMetrics::new()?, TaskMetrics::new(&parts.name)?);
+    let (passes, sent) = (
+        ManagerMetrics::new()?,
+        TaskMetrics::new(PROGRAM, &parts.name)?,
+    );
     health.register(&passes.all())?;
     health.register(&sent.of_producer())?;
     table::watch(health, &parts.repository)?;

@@ -77,6 +77,7 @@ async fn register(
 ) -> Result<Registry, CliError> {
     let WorkerParts {
         hostname,
+        settings: _,
         broker,
         health,
         tasks: counted,

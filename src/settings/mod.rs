@@ -3,6 +3,7 @@
 //! The file of a section has its type and its rules. `defaults.toml` has the defaults and the documentation of the keys;
 //! `config.default.toml` is generated from it and from the defaults of the worker's process.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use secrecy::ExposeSecret as _;
@@ -45,7 +46,7 @@ pub const CONFIG_VARIABLE: &str = "CCAT_DATA_TRANSFER_CONFIG";
 
 const SOURCE: Source = Source {
     defaults: DEFAULTS,
-    prefix: "CCAT_DATA_TRANSFER_",
+    prefix: Cow::Borrowed("CCAT_DATA_TRANSFER_"),
     // Shared with the Python packages.
     section_prefixes: &[("CCAT_OPS_DB_", "ops_db")],
     whole: &["routes"],

@@ -102,7 +102,10 @@ fn what_is_wrong_is_told_without_the_secret(
     #[case] expected: &str,
 ) {
     let error = loaded(settings, content, 0o600).unwrap_err().to_string();
-    assert!(error.contains(expected) && !error.contains("s3cret"), "{error}");
+    assert!(
+        error.contains(expected) && !error.contains("s3cret"),
+        "{error}"
+    );
 }
 
 proptest! {

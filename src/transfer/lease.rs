@@ -276,7 +276,9 @@ impl fmt::Display for ExpiryReason {
         f.write_str(match self {
             Self::Expired => "its lease was not renewed in time",
             Self::OwnerDead => "its worker's process is gone",
-            Self::StatusChanged => "the transfer's status was changed by an operator or another program",
+            Self::StatusChanged => {
+                "the transfer's status was changed by an operator or another program"
+            }
         })
     }
 }

@@ -12,12 +12,6 @@ use celery_worker::task::DuplicateTask;
 use celery_worker_cli::{Program, WorkerParts, WorkerProgram};
 use serde_json::{Value, json};
 
-const PROGRAM: WorkerProgram = WorkerProgram::new(
-    Program::new("tasks-worker", env!("CARGO_PKG_VERSION")),
-    "TASKS_WORKER_",
-    "TASKS_WORKER_CONFIG",
-);
-
 async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
     let mut tasks = Registry::default();
     tasks.register(add)?;
@@ -124,5 +118,6 @@ fn seconds(number: f64) -> TaskResult<Duration> {
 }
 
 fn main() -> ExitCode {
-    PROGRAM.run(std::env::args_os(), tasks)
+    let program = Program::new("tasks-worker", env!("CARGO_PKG_VERSION"));
+    WorkerProgram::new(program).run(std::env::args_os(), tasks)
 }

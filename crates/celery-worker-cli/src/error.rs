@@ -1,7 +1,6 @@
 //! Errors of the process, and its exit codes.
 
 use celery_worker::broker::BrokerError;
-use celery_worker::task::DuplicateTask;
 
 use crate::health::BindError;
 use crate::metrics;
@@ -36,6 +35,9 @@ pub enum ProcessError {
     /// A metric cannot be registered.
     #[error("metrics")]
     Metrics(#[from] metrics::Error),
+    /// The tasks of the worker cannot be created.
+    #[error("cannot create the tasks")]
+    Tasks(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The command line is wrong.
     #[error("{0}")]
     Usage(String),
@@ -58,7 +60,9 @@ impl ProcessError {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::Failed(_) | Self::Bind(_) | Self::Metrics(_) => exit_code::FAILED,
+            Self::Failed(_) | Self::Bind(_) | Self::Metrics(_) | Self::Tasks(_) => {
+                exit_code::FAILED
+            }
             Self::Usage(_) => exit_code::USAGE,
             Self::Settings(_) | Self::Configuration(_) | Self::Broker(BrokerError::Url(_)) => {
                 exit_code::SETTINGS
@@ -66,12 +70,6 @@ impl ProcessError {
             Self::Broker(_) | Self::Unreachable(_) => exit_code::UNREACHABLE,
             Self::Refused(_) => exit_code::REFUSED,
         }
-    }
-}
-
-impl From<DuplicateTask> for ProcessError {
-    fn from(error: DuplicateTask) -> Self {
-        Self::Configuration(error.to_string())
     }
 }
 

@@ -6,15 +6,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::FromArgMatches;
-use tokio_util::task::AbortOnDropHandle;
-
 use celery_worker::broker::Broker;
 use celery_worker::broker::amqp::Amqp;
+use clap::FromArgMatches;
 use service_connection::error_chain::chain;
 
 use crate::error::ProcessError;
-use crate::health::HealthRegistry;
+use crate::health::{HealthRegistry, HealthServer};
 use crate::settings::{Problem, SettingsError, WorkerSettings};
 use crate::text::visible_lines;
 use crate::{log, node, traces};
@@ -188,14 +186,12 @@ impl Process {
     ///
     /// # Errors
     /// The server cannot listen on the address.
-    pub async fn health(
-        &self,
-    ) -> Result<(HealthRegistry, Option<AbortOnDropHandle<()>>), ProcessError> {
+    pub async fn health(&self) -> Result<(HealthRegistry, HealthServer), ProcessError> {
         let http = &self.settings.http;
         let health = HealthRegistry::new(self.program, http.stopped_after)?;
         let server = match http.address() {
-            Some(address) => Some(health.serve(address).await?),
-            None => None,
+            Some(address) => health.serve(address).await?,
+            None => HealthServer::OFF,
         };
         Ok((health, server))
     }

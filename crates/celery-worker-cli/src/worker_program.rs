@@ -1,11 +1,14 @@
 //! A program that consists of a worker only.
 
+use std::error::Error;
 use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser};
 
-use celery_worker::task::{DuplicateTask, Registry};
+use celery_worker::task::Registry;
 
 use crate::error::ProcessError;
 use crate::log;
@@ -25,54 +28,75 @@ struct Arguments {
 }
 
 /// A program with the flags and settings of `celery worker`, and with the caller's tasks.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct WorkerProgram {
     program: Program,
     source: Source,
-    config_variable: &'static str,
+    config_variable: String,
+    warm_shutdown: Option<Duration>,
 }
 
 impl WorkerProgram {
-    /// Creates a program whose environment variables begin with `prefix`, e.g. `WORKER_` for
-    /// `WORKER_CELERY__WORKER_CONCURRENCY`. `config_variable` is the variable that names the settings file.
+    /// A program whose environment variables begin with its name: for `image-worker`,
+    /// `IMAGE_WORKER_CELERY__WORKER_CONCURRENCY` sets `celery.worker_concurrency`, and `IMAGE_WORKER_CONFIG` names the
+    /// file of settings.
     #[must_use]
-    pub const fn new(
-        program: Program,
-        prefix: &'static str,
-        config_variable: &'static str,
-    ) -> Self {
+    pub fn new(program: Program) -> Self {
+        let prefix = format!("{}_", program.identifier().to_uppercase());
         Self {
             program,
+            config_variable: format!("{prefix}CONFIG"),
             source: WorkerSettings::source(prefix),
-            config_variable,
+            warm_shutdown: None,
+        }
+    }
+
+    /// Sets another beginning of the names of the environment variables, e.g. `IMAGES_`.
+    #[must_use]
+    pub fn environment_prefix(self, prefix: &str) -> Self {
+        Self {
+            config_variable: format!("{prefix}CONFIG"),
+            source: WorkerSettings::source(prefix.to_owned()),
+            ..self
+        }
+    }
+
+    /// Limits the time of a warm shutdown, after which running tasks are stopped and their messages returned. There is no
+    /// limit by default.
+    #[must_use]
+    pub fn warm_shutdown(self, limit: Duration) -> Self {
+        Self {
+            warm_shutdown: Some(limit),
+            ..self
         }
     }
 
     /// Runs the worker with the tasks that `register` returns, to its end. `arguments` begin with the name of the
     /// program, as [`std::env::args_os`] does. Errors are printed to standard error.
     ///
-    /// A program that builds rustls with another cryptography provider in addition to ring has to select one before
-    /// this call (`CryptoProvider::install_default`).
+    /// A program that builds rustls with another provider of cryptography beside ring has to select one before
+    /// (`CryptoProvider::install_default`).
     #[must_use]
-    pub fn run(
-        &self,
+    pub fn run<E: Into<Box<dyn Error + Send + Sync>>>(
+        self,
         arguments: impl IntoIterator<Item = OsString>,
-        register: impl AsyncFnOnce(WorkerParts) -> Result<Registry, DuplicateTask>,
+        register: impl AsyncFnOnce(WorkerParts) -> Result<Registry, E>,
     ) -> ExitCode {
         log::install_panic_hook();
-        let variable = self.config_variable;
+        let variable = OsString::from(&self.config_variable);
         let command = Arguments::command().mut_arg("config", |config| config.env(variable));
         let arguments = self.program.parse(command, arguments);
+        let program = self.program;
         self.start(arguments, register).unwrap_or_else(|error| {
-            self.program.report(&error, "");
+            program.report(&error, "");
             ExitCode::from(error.exit_code())
         })
     }
 
-    fn start(
-        &self,
+    fn start<E: Into<Box<dyn Error + Send + Sync>>>(
+        self,
         arguments: Arguments,
-        register: impl AsyncFnOnce(WorkerParts) -> Result<Registry, DuplicateTask>,
+        register: impl AsyncFnOnce(WorkerParts) -> Result<Registry, E>,
     ) -> Result<ExitCode, ProcessError> {
         let Arguments {
             mut process,
@@ -84,7 +108,7 @@ impl WorkerProgram {
             source.load::<WorkerSettings>(process.config.as_deref(), std::env::vars())?;
         settings.warnings = warnings;
         worker.apply(&mut settings.celery)?;
-        let reload = move |file: Option<&std::path::Path>| {
+        let reload = move |file: Option<&Path>| {
             let loaded = source.load::<WorkerSettings>(file, std::env::vars());
             loaded.map(drop)
         };
@@ -92,10 +116,13 @@ impl WorkerProgram {
             let (health, _server) = process.health().await?;
             let options = WorkerOptions {
                 queues: Vec::new(),
-                warm_shutdown: None,
+                warm_shutdown: self.warm_shutdown,
                 deadline: worker.wait_for.deadline(),
             };
-            let register = async |parts| Ok::<_, ProcessError>(register(parts).await?);
+            let register = async |parts| {
+                let tasks = register(parts).await;
+                tasks.map_err(|error| ProcessError::Tasks(error.into()))
+            };
             let build = async |shutdown| {
                 process
                     .build_worker(&worker, &health, options, shutdown, register)

@@ -78,6 +78,18 @@ pub struct BindError {
     source: std::io::Error,
 }
 
+/// The running HTTP server. Dropping it ends the server.
+#[derive(Debug)]
+#[must_use = "the server ends when this value is dropped"]
+pub struct HealthServer {
+    _task: Option<AbortOnDropHandle<()>>,
+}
+
+impl HealthServer {
+    /// No server, for settings without an address.
+    pub const OFF: Self = Self { _task: None };
+}
+
 impl HealthRegistry {
     /// Creates an empty registry. A loop counts as stopped when it is late by `grace`.
     ///
@@ -157,11 +169,11 @@ impl HealthRegistry {
         with(&mut self.probes.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Serves the registry over HTTP until the returned handle is dropped.
+    /// Serves the registry over HTTP until the returned value is dropped.
     ///
     /// # Errors
     /// The server cannot listen on the address.
-    pub async fn serve(&self, address: SocketAddr) -> Result<AbortOnDropHandle<()>, BindError> {
+    pub async fn serve(&self, address: SocketAddr) -> Result<HealthServer, BindError> {
         let listener = TcpListener::bind(address)
             .await
             .map_err(|source| BindError { address, source })?;
@@ -174,10 +186,13 @@ impl HealthRegistry {
         // With port 0, the operating system chooses the port.
         let address = listener.local_addr().unwrap_or(address);
         tracing::info!(%address, "side port open: /livez, /readyz, /metrics");
-        Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             // Ends only with the process.
             let _ = serve(Bounded::new(listener), routes).await;
-        })))
+        });
+        Ok(HealthServer {
+            _task: Some(AbortOnDropHandle::new(task)),
+        })
     }
 }
 

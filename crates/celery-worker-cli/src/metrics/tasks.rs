@@ -12,6 +12,7 @@ use prometheus::{
 };
 
 use super::Registered;
+use crate::program::Program;
 use celery_protocol::event::Event;
 use celery_worker::observer::Observer;
 
@@ -58,11 +59,13 @@ pub struct TaskMetrics {
 }
 
 impl TaskMetrics {
-    /// Creates the counters for the worker or producer `node`, e.g. `celery@host`.
+    /// Creates the counters for the worker or producer `node`, e.g. `celery@host`. The names of the broker's metrics begin
+    /// with the identifier of `program`; all others are those of celery-exporter.
     ///
     /// # Errors
     /// See [`super::Metrics::new`].
-    pub fn new(node: &str) -> Result<Self, Error> {
+    pub fn new(program: Program, node: &str) -> Result<Self, Error> {
+        let program = program.identifier();
         let counter = |name: &str, help: &str| {
             IntCounterVec::new(Opts::new(name, help), &["name", "hostname", "queue_name"])
         };
@@ -113,16 +116,16 @@ impl TaskMetrics {
                 "Tasks that run, as of the last heartbeat.",
             )?,
             connected: IntGauge::new(
-                "ccat_transfer_broker_connected",
+                format!("{program}_broker_connected"),
                 "Whether the broker serves all queues of the worker.",
             )?,
             blocked: IntGauge::new(
-                "ccat_transfer_broker_blocked",
+                format!("{program}_broker_blocked"),
                 "Whether the broker is short of memory or disk space and takes no messages from the worker, as of the last \
                  heartbeat.",
             )?,
             reconnects: IntCounter::new(
-                "ccat_transfer_broker_reconnects_total",
+                format!("{program}_broker_reconnects_total"),
                 "How often the broker served the worker again after it had not.",
             )?,
         })
@@ -310,14 +313,13 @@ fn whole(count: usize) -> i64 {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
-    use crate::program::Program;
     use celery_protocol::exception::{BUILTINS, Exception};
 
     #[test]
     fn tasks_are_counted_by_the_exporters_names() -> Result<(), Error> {
         let (metrics, tasks) = (
             Metrics::new(Program::new("test", "1"))?,
-            TaskMetrics::new("name@host")?,
+            TaskMetrics::new(Program::new("test", "1"), "name@host")?,
         );
         metrics.add(&tasks.of_worker())?;
         tasks.expect_task("t", "q");
@@ -339,8 +341,8 @@ mod tests {
             r#"celery_task_runtime_count{hostname="host",name="t",queue_name="q"} 0"#,
             r#"celery_worker_up{hostname="host"} 1"#,
             r#"celery_worker_tasks_active{hostname="host"} 3"#,
-            "ccat_transfer_broker_connected 1",
-            "ccat_transfer_broker_reconnects_total 0",
+            "test_broker_connected 1",
+            "test_broker_reconnects_total 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
@@ -351,7 +353,7 @@ mod tests {
     fn the_classes_that_are_told_apart_have_an_end() -> Result<(), Error> {
         let (metrics, tasks) = (
             Metrics::new(Program::new("test", "1"))?,
-            TaskMetrics::new("name@host")?,
+            TaskMetrics::new(Program::new("test", "1"), "name@host")?,
         );
         metrics.add(&tasks.of_worker())?;
         let fail = |class: &str| {

@@ -3,6 +3,7 @@
 //! Every key that a layer sets is checked alone on top of the defaults, so that each invalid value is reported under
 //! its own key. Only valid values are merged; rules that span keys check the merged result.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -18,12 +19,12 @@ use super::{Problem, Problems, Secret, Settings, SettingsError};
 const WHOLE: [&str; 2] = ["celery.task_names", "celery.task_queues"];
 
 /// Source of the settings of a program.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Source {
     /// Defaults of all sections in TOML. Only keys that have a default exist.
     pub defaults: &'static str,
     /// Prefix of the program's environment variables; `__` separates section and key.
-    pub prefix: &'static str,
+    pub prefix: Cow<'static, str>,
     /// Further prefixes, which are shared with other programs, each with the section that its variables set.
     pub section_prefixes: &'static [(&'static str, &'static str)],
     /// Further tables and lists whose keys are data. A layer replaces them as a whole.
@@ -202,7 +203,7 @@ impl Source {
                             continue;
                         }
                         (key, &mut shared)
-                    } else if let Some(rest) = name.strip_prefix(self.prefix) {
+                    } else if let Some(rest) = name.strip_prefix(&*self.prefix) {
                         let key = rest.to_lowercase().replace("__", ".");
                         let section = key.split('.').next().unwrap_or_default();
                         if !key.contains('.') || find(defaults, section).is_none() {
@@ -449,7 +450,10 @@ mod tests {
             ("TIMEOUT", "1ms", "traces.timeout: must be 100ms or more"),
         ] {
             let error = said(name, value);
-            assert!(error.contains(expected) && !error.contains("s3cret"), "{error}");
+            assert!(
+                error.contains(expected) && !error.contains("s3cret"),
+                "{error}"
+            );
         }
     }
 }

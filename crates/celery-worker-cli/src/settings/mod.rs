@@ -4,12 +4,14 @@
 //! sections has a type of its own that implements [`Settings`], and a [`Source`] with the defaults of all its
 //! sections; those of this crate are in [`DEFAULTS`].
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 
 mod celery;
-mod celery_options;
 mod exposure;
 mod http;
+mod library_options;
 mod load;
 mod log;
 mod problem;
@@ -58,10 +60,10 @@ impl WorkerSettings {
     /// The source of a program without further sections. `prefix` is the prefix of its environment variables: with
     /// `WORKER_`, `WORKER_CELERY__WORKER_CONCURRENCY` sets `celery.worker_concurrency`.
     #[must_use]
-    pub const fn source(prefix: &'static str) -> Source {
+    pub fn source(prefix: impl Into<Cow<'static, str>>) -> Source {
         Source {
             defaults: DEFAULTS,
-            prefix,
+            prefix: prefix.into(),
             section_prefixes: &[],
             whole: &[],
             secrets: &[],

@@ -187,7 +187,9 @@ impl Collector {
                 );
                 *outage = None;
             }
-            (Err(_), Some(outage)) if outage.logged_at.elapsed() < LOG_INTERVAL => outage.spans += spans,
+            (Err(_), Some(outage)) if outage.logged_at.elapsed() < LOG_INTERVAL => {
+                outage.spans += spans
+            }
             (Err(error), before) => {
                 let spans = spans + before.map_or(0, |outage| outage.spans);
                 tracing::warn!(

@@ -20,10 +20,10 @@ use crate::health::{HealthRegistry, Phase, Probe};
 use crate::metrics::{QueueMetrics, TaskMetrics};
 use crate::program::Process;
 use crate::service::End;
+use crate::settings::WorkerSettings;
 use crate::wait_for::StartDeadline;
 
 mod arguments;
-mod config;
 mod flags_without_effect;
 
 pub use arguments::WorkerArguments;
@@ -35,6 +35,8 @@ const FRESH: Duration = Duration::from_secs(2);
 pub struct WorkerParts {
     /// The node's name.
     pub hostname: String,
+    /// The settings of the process, with the flags applied.
+    pub settings: Arc<WorkerSettings>,
     /// The connection to the broker.
     pub broker: Arc<dyn Broker>,
     /// Health, metrics and status of the process.
@@ -96,12 +98,13 @@ impl Process {
         options.deadline.wait_for_broker(&*broker).await?;
         let results = results::open(&celery.into(), broker.clone())
             .map_err(|e| ProcessError::Configuration(format!("celery.result_backend: {e}")))?;
-        let tasks = TaskMetrics::new(&hostname).map_err(ProcessError::from)?;
+        let tasks = TaskMetrics::new(self.program, &hostname).map_err(ProcessError::from)?;
         health
             .register(&tasks.of_worker())
             .map_err(ProcessError::from)?;
         let registry = register(WorkerParts {
             hostname: hostname.clone(),
+            settings: self.settings.clone(),
             broker: broker.clone(),
             health: health.clone(),
             tasks: tasks.clone(),
@@ -112,7 +115,7 @@ impl Process {
         let config = Config {
             gossip: !arguments.without_gossip,
             warm_shutdown: options.warm_shutdown,
-            ..config::config(celery, hostname, queues)
+            ..celery.worker_config(hostname, queues)
         };
         watch_backend(health, &results);
         watch_queues(health, &broker, config.queues.clone())?;

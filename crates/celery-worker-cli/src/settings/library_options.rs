@@ -1,16 +1,19 @@
-//! Options of the broker, the queues and the result backend, from the settings.
+//! Conversion of `[celery]` into the options of the library: broker, queues, result backend and worker.
 
 use std::time::Duration;
 
 use secrecy::SecretString;
 
 use super::Celery;
+use crate::traces;
 use celery_protocol::compression::Method;
+use celery_protocol::content::Accept;
 use celery_worker::broker::amqp;
 use celery_worker::broker::{QueueSettings, TaskQueues};
 use celery_worker::results::{
     DatabaseOptions, Expires, RedisOptions, RedisTls, ResultOptions, TableName,
 };
+use celery_worker::worker::{Config, DefaultOptions, RateLimit};
 
 impl From<&Celery> for ResultOptions {
     fn from(celery: &Celery) -> Self {
@@ -79,6 +82,48 @@ impl Celery {
     pub fn task_queue_declarations(&self) -> TaskQueues {
         TaskQueues::new(&self.into())
     }
+
+    /// The configuration of a worker with the node name `hostname` that consumes `queues`.
+    pub(crate) fn worker_config(&self, hostname: String, queues: Vec<String>) -> Config {
+        let limit = |seconds: f64| (seconds > 0.0).then_some(seconds);
+        let rate_limit = self.task_default_rate_limit.parse::<RateLimit>().ok();
+        Config {
+            hostname,
+            queues,
+            task_queues: self.task_queue_declarations(),
+            default_queue: self.task_default_queue.clone(),
+            chord_join_timeout: seconds(self.result_chord_join_timeout),
+            chord_retry_interval: seconds(self.result_chord_retry_interval),
+            concurrency: self.concurrency(),
+            prefetch_multiplier: self.worker_prefetch_multiplier,
+            accept: Accept::new(&self.accept_content, self.max_body_bytes),
+            tasks: DefaultOptions {
+                acks_late: self.task_acks_late,
+                acks_on_failure: self.task_acks_on_failure,
+                acks_on_timeout: self.task_acks_on_timeout,
+                ignore_result: self.task_ignore_result,
+                store_errors_even_if_ignored: self.task_store_errors_even_if_ignored,
+                track_started: self.task_track_started,
+                time_limit: limit(self.task_time_limit),
+                soft_time_limit: limit(self.task_soft_time_limit),
+                rate_limit,
+            },
+            rate_limits: !self.worker_disable_rate_limits,
+            result_extended: self.result_extended,
+            deduplicate: self.worker_deduplicate_successful_tasks,
+            eta_hold: self.worker_eta_hold,
+            eta_task_limit: self.worker_eta_task_limit,
+            warm_shutdown: None,
+            soft_shutdown: seconds(self.worker_soft_shutdown_timeout),
+            heartbeat_interval: seconds(self.worker_heartbeat_interval),
+            task_events: self.worker_send_task_events,
+            remote_control: self.worker_enable_remote_control,
+            control_allowed: self.worker_remote_control_allowed.clone(),
+            settings: self.shown(),
+            gossip: true,
+            propagation: traces::propagation(),
+        }
+    }
 }
 
 impl From<&Celery> for QueueSettings {
@@ -98,4 +143,9 @@ impl From<&Celery> for QueueSettings {
                 .broker_native_delayed_delivery_queue_type,
         }
     }
+}
+
+/// Converts a number of seconds that was checked before.
+fn seconds(number: f64) -> Duration {
+    Duration::try_from_secs_f64(number).unwrap_or(Duration::MAX)
 }
