@@ -21,7 +21,7 @@ NARROW, LETTER = 0.4, 6.3
 # Owners of the code of a frame, with colours; the first match counts.
 OWNERS = (
     ("the kernel", "#bf8f8f", lambda frame, dso: "kernel" in dso or "vdso" in dso),
-    ("ours", "#88b0d0", lambda frame, dso: "ccat_transfer" in frame),
+    ("ours", "#88b0d0", lambda frame, dso: any(crate in frame for crate in ("ccat_transfer", "ccat_bench", "celery_worker", "celery_protocol", "service_connection"))),
     ("lapin and AMQP", "#a3be8c", lambda frame, dso: re.search(r"lapin|amq_protocol|nom::|cookie_factory", frame)),
     ("tokio and futures", "#d9c58b", lambda frame, dso: re.search(r"tokio|futures|parking_lot|mio::|flume", frame)),
     ("the C library: memory", "#c79bc4", lambda frame, dso: "libc" in dso or re.match(r"_*(GI_|libc_|int_(malloc|free)|mem(cpy|move|set|cmp)|malloc|free$)", frame)),
