@@ -95,7 +95,7 @@ def test_all_is_well(clinic, broker):
     deployment = clinic.deployment
     assert not list(clinic.far.iterdir()) and not list(deployment.destination.iterdir())
     assert broker._declared(f"{deployment.destination_site}_buffer_data_transfer") is None
-    assert not list(redis.Redis.from_url(service("TEST_REDIS_URL")).scan_iter("*ccat-transfer-probe*"))
+    assert not list(redis.Redis.from_url(service("TEST_REDIS_URL")).scan_iter("*celery-worker-probe*"))
     # The text for people has one line for each check.
     shown = deployment.cli("doctor", "--skip", "ssh,remote_bbcp", "--site", deployment.destination_site)
     assert "✔ green   broker" in shown and "remote_bbcp" not in shown and "far-" not in shown

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use celery_worker::Product;
 use celery_worker::broker::Broker;
-use celery_worker::broker::amqp::Amqp;
+use celery_worker::broker::amqp::{Amqp, AmqpOptions};
 use clap::FromArgMatches;
 use service_connection::error_chain::chain;
 
@@ -32,6 +33,15 @@ impl Program {
     #[must_use]
     pub const fn new(name: &'static str, version: &'static str) -> Self {
         Self { name, version }
+    }
+
+    /// The program as the library shows it to others.
+    #[must_use]
+    pub fn product(self) -> Product {
+        Product {
+            name: self.name,
+            version: self.version,
+        }
     }
 
     /// The name with `_` instead of `-`: the name of the program's crate and the prefix of the names of its metrics.
@@ -174,7 +184,11 @@ impl Process {
         name: &str,
         health: Option<&HealthRegistry>,
     ) -> Result<Arc<dyn Broker>, ProcessError> {
-        let broker = Amqp::new(&self.settings.celery.amqp_options(name))?;
+        let options = AmqpOptions {
+            product: self.program.product(),
+            ..self.settings.celery.amqp_options(name)
+        };
+        let broker = Amqp::new(&options)?;
         Ok(match health {
             Some(health) => Arc::new(broker.with_liveness(health.liveness().clone())),
             None => Arc::new(broker),

@@ -61,6 +61,7 @@ pub mod fault_injection;
 pub mod liveness;
 pub mod observer;
 pub mod prelude;
+mod product;
 mod publication;
 pub mod remote_control;
 pub mod results;
@@ -71,6 +72,7 @@ mod workflow;
 /// The protocol crate, whose types are part of this one's API.
 pub use celery_protocol as protocol;
 pub use celery_worker_macros::{TaskArgs, task};
+pub use product::Product;
 
 /// Paths that the macros use. Not part of the API.
 #[doc(hidden)]

@@ -89,6 +89,8 @@ pub struct Celery {
     pub worker_prefetch_multiplier: u16,
     /// True if task events are sent.
     pub worker_send_task_events: bool,
+    /// An event `task-sent` is sent for each task that the worker sends.
+    pub task_send_sent_event: bool,
     /// True if remote control is answered.
     pub worker_enable_remote_control: bool,
     /// True if the state STARTED is stored.

@@ -8,6 +8,7 @@ use super::Celery;
 use crate::traces;
 use celery_protocol::compression::Method;
 use celery_protocol::content::Accept;
+use celery_worker::Product;
 use celery_worker::broker::amqp;
 use celery_worker::broker::{QueueSettings, TaskQueues};
 use celery_worker::results::{
@@ -46,6 +47,7 @@ impl From<&Celery> for ResultOptions {
                 },
             },
             database: DatabaseOptions {
+                application_name: DatabaseOptions::default().application_name,
                 create_tables: celery.database_create_tables_at_setup,
                 tasks: table(&schemas.task, &names.task),
                 groups: table(&schemas.group, &names.group),
@@ -59,6 +61,7 @@ impl Celery {
     #[must_use]
     pub fn amqp_options(&self, name: &str) -> amqp::AmqpOptions {
         amqp::AmqpOptions {
+            product: Product::default(),
             url: self.broker_url.clone(),
             name: name.to_owned(),
             heartbeat: self.broker_heartbeat,
@@ -89,6 +92,7 @@ impl Celery {
         let rate_limit = self.task_default_rate_limit.parse::<RateLimit>().ok();
         Config {
             hostname,
+            product: Product::default(),
             queues,
             task_queues: self.task_queue_declarations(),
             default_queue: self.task_default_queue.clone(),
@@ -117,6 +121,7 @@ impl Celery {
             soft_shutdown: seconds(self.worker_soft_shutdown_timeout),
             heartbeat_interval: seconds(self.worker_heartbeat_interval),
             task_events: self.worker_send_task_events,
+            task_sent_events: self.task_send_sent_event,
             remote_control: self.worker_enable_remote_control,
             control_allowed: self.worker_remote_control_allowed.clone(),
             settings: self.shown(),

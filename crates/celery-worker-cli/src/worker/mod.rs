@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use celery_worker::broker::Broker;
-use celery_worker::results::{self, ResultBackend};
+use celery_worker::results::{self, ResultBackend, ResultOptions};
 use celery_worker::task::Registry;
 use celery_worker::worker::{Config, Shutdown, Worker};
 use service_connection::error_chain::chain;
@@ -96,7 +96,9 @@ impl Process {
         let hostname = arguments.node_name()?;
         let broker = self.broker(&hostname, Some(health))?;
         options.deadline.wait_for_broker(&*broker).await?;
-        let results = results::open(&celery.into(), broker.clone())
+        let mut result_options = ResultOptions::from(celery);
+        result_options.database.application_name = format!("{} results", self.program.name);
+        let results = results::open(&result_options, broker.clone())
             .map_err(|e| ProcessError::Configuration(format!("celery.result_backend: {e}")))?;
         let tasks = TaskMetrics::new(self.program, &hostname).map_err(ProcessError::from)?;
         health
@@ -115,6 +117,7 @@ impl Process {
         let config = Config {
             gossip: !arguments.without_gossip,
             warm_shutdown: options.warm_shutdown,
+            product: self.program.product(),
             ..celery.worker_config(hostname, queues)
         };
         watch_backend(health, &results);

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Client, ClientOptions};
+use secrecy::{ExposeSecret as _, SecretString};
+
 use crate::broker::{self, BrokerError, TaskQueues, TracePropagation};
 use crate::results::{self, ResultError};
 
@@ -32,7 +34,7 @@ pub enum ConnectError {
 /// ```
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
-    broker_url: String,
+    broker_url: SecretString,
     results: results::ResultOptions,
     options: ClientOptions,
 }
@@ -40,7 +42,7 @@ pub struct ClientBuilder {
 impl ClientBuilder {
     pub(super) fn new(broker_url: impl Into<String>) -> Self {
         Self {
-            broker_url: broker_url.into(),
+            broker_url: SecretString::from(broker_url.into()),
             results: results::ResultOptions::new(""),
             options: ClientOptions::default(),
         }
@@ -107,7 +109,7 @@ impl ClientBuilder {
     /// [`ConnectError`] if a URL cannot be used, or the broker does not answer within the time limit
     /// for publishing.
     pub async fn build(self) -> Result<Client, ConnectError> {
-        let broker = broker::open(&self.broker_url, "client")?;
+        let broker = broker::open(self.broker_url.expose_secret(), "client")?;
         let results = results::open(&self.results, Arc::clone(&broker))?;
         broker.prepare(self.options.publish_timeout).await?;
         Ok(Client::of(broker, results, self.options))

@@ -367,9 +367,12 @@ impl Client {
         self.shared.broker.publish(&publication, within).await
     }
 
-    /// Closes the connections to the broker. Results that are stored can still be read.
+    /// Closes the connections to the broker. Results that are stored can still be read. The client of a running task has
+    /// no effect, because its connections are those of the worker.
     pub async fn close(&self) {
-        self.shared.broker.close().await;
+        if self.parent.is_none() {
+            self.shared.broker.close().await;
+        }
     }
 
     async fn reader(&self) -> Result<&ResultReader, ReadError> {

@@ -152,8 +152,9 @@ impl RemoteControl {
 
     pub(super) fn report(&self) -> String {
         format!(
-            "\nsoftware -> ccat-transfer:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
-            env!("CARGO_PKG_VERSION"),
+            "\nsoftware -> {}:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
+            self.worker.config.product.name,
+            self.worker.config.product.version,
             std::env::consts::ARCH,
             self.worker.broker.masked_url(),
             self.worker.config.settings["result_backend"]
@@ -172,7 +173,7 @@ impl RemoteControl {
             "clock": self.worker.events.tick().to_string(),
             "uptime": self.worker.started.elapsed().as_secs(),
             "pool": {
-                "implementation": "ccat_transfer:tokio",
+                "implementation": format!("{}:tokio", self.worker.config.product.name.replace('-', "_")),
                 "max-concurrency": self.worker.slots.size(),
                 "processes": [std::process::id()],
                 "max-tasks-per-child": "N/A",

@@ -97,6 +97,8 @@ pub struct RedisTls {
 /// Options of databases.
 #[derive(Debug, Clone)]
 pub struct DatabaseOptions {
+    /// Name of the connections in PostgreSQL, unless the URL has `application_name`.
+    pub application_name: String,
     /// True if missing tables are created. An existing table is never altered.
     pub create_tables: bool,
     /// Table of the results.
@@ -108,6 +110,7 @@ pub struct DatabaseOptions {
 impl Default for DatabaseOptions {
     fn default() -> Self {
         Self {
+            application_name: "celery results".into(),
             create_tables: true,
             tasks: TableName::default(),
             groups: TableName::default(),

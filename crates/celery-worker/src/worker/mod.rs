@@ -23,6 +23,7 @@ use crate::broker::{
 use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
 use crate::observer::Observer;
+use crate::product::Product;
 use crate::remote_control;
 use crate::task::Registry;
 use crate::workflow::{Workflow, WorkflowOptions};
@@ -75,6 +76,8 @@ const COLD_WITHIN: Duration = Duration::from_secs(30);
 pub struct Config {
     /// Node name, e.g. `celery@host`.
     pub hostname: String,
+    /// The program that the worker is a part of.
+    pub product: Product,
     /// Names of the queues.
     pub queues: Vec<String>,
     /// Declarations of the queues.
@@ -134,6 +137,7 @@ impl Config {
     pub fn new(hostname: impl Into<String>, queues: Vec<String>) -> Self {
         Self {
             hostname: hostname.into(),
+            product: Product::default(),
             queues,
             task_queues: TaskQueues::default(),
             default_queue: "celery".into(),
@@ -210,6 +214,7 @@ impl Worker {
         let stopping = CancellationToken::new();
         let options = WorkflowOptions {
             hostname: hostname.clone(),
+            product: config.product,
             default_queue: config.default_queue.clone(),
             queues: config.task_queues.clone(),
             task_sent_events: config.task_sent_events,

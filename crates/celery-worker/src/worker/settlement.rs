@@ -282,8 +282,8 @@ impl Execution<'_> {
     /// Text in place of the frames of a traceback.
     fn traceback_place(&self) -> String {
         format!(
-            "ccat-transfer on {}, in {}",
-            self.runtime.hostname, self.entry.function
+            "{} on {}, in {}",
+            self.runtime.config.product.name, self.runtime.hostname, self.entry.function
         )
     }
 

@@ -143,7 +143,10 @@ impl Workflow {
                 return self.fail_unread(body, failed).await;
             }
         };
-        let place = format!("ccat-transfer on {}, in chord", self.options.hostname);
+        let place = format!(
+            "{} on {}, in chord",
+            self.options.product.name, self.options.hostname
+        );
         let state = |exception: &Exception| State::Failure {
             traceback: Some(exception.traceback(&place)),
             exception: exception.clone(),

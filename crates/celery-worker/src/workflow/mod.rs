@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use crate::aside::Desk;
 use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
+use crate::product::Product;
 use crate::publication::{TaskPublisher, send_event};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
 use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, SignatureError};
@@ -105,6 +106,8 @@ impl From<SignatureError> for WorkflowError {
 pub(crate) struct WorkflowOptions {
     /// Node name of the worker.
     pub(crate) hostname: Arc<str>,
+    /// The program that the worker is a part of.
+    pub(crate) product: Product,
     /// Queue of tasks that name none.
     pub(crate) default_queue: String,
     /// Declarations of the queues.

@@ -21,6 +21,7 @@ use super::screen::{Bodies, ConnectionLimits, Notes};
 use super::{AmqpOptions, AmqpTls, convert, short, stream};
 use crate::broker::topology::TopologyStep;
 use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
+use crate::product::Product;
 
 /// Maximum frame size that connections request, in bytes. lapin has two buffers of 32 frames for each connection, and
 /// in time uses all of their memory: 1 MB with this value, 8 MB with RabbitMQ's default. It is requested at the
@@ -39,6 +40,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 pub(super) struct Connector {
     pub(super) addresses: Addresses,
     name: String,
+    product: Product,
     pub(super) connection_timeout: Duration,
     tls: AmqpTls,
     no_declare: bool,
@@ -51,6 +53,7 @@ impl Connector {
         let connector = Self {
             addresses: Addresses::parse(options.url.expose_secret(), options.heartbeat)?,
             name: options.name.clone(),
+            product: options.product,
             connection_timeout: options.connection_timeout,
             tls: options.tls.clone(),
             no_declare: options.no_declare,
@@ -171,8 +174,8 @@ impl Connector {
         };
         let properties = ConnectionProperties::default()
             .with_connection_name(format!("{} {role}", self.name).into())
-            .with_client_property("product".into(), "ccat-transfer".into())
-            .with_client_property("version".into(), env!("CARGO_PKG_VERSION").into());
+            .with_client_property("product".into(), self.product.name.into())
+            .with_client_property("version".into(), self.product.version.into());
         let error = |error, what: &str| self.error_at(&address.masked, error, what);
         let connected =
             stream::connect(uri, self.certificates()?, limits, notes.clone(), properties);

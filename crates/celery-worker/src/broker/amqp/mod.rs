@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::consumer::{Feed, Reports, Served};
 use super::{Broker, BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription};
 use crate::liveness::LivenessRegistry;
+use crate::product::Product;
 use confirm_publisher::{ConfirmPublisher, Outgoing};
 use connector::{Connector, goodbye};
 use publisher_session::{Blocked, PublisherSession, confirming};
@@ -63,6 +64,8 @@ pub struct AmqpOptions {
     pub url: SecretString,
     /// Name of the connection in the broker's management.
     pub name: String,
+    /// The program, for the broker's management.
+    pub product: Product,
     /// Heartbeat in seconds; 0 for none.
     pub heartbeat: u16,
     /// Time limit of one attempt to connect.
@@ -81,6 +84,7 @@ impl AmqpOptions {
         Self {
             url: SecretString::from(url.into()),
             name: name.into(),
+            product: Product::default(),
             heartbeat: 120,
             connection_timeout: Duration::from_secs(4),
             tls: AmqpTls::default(),

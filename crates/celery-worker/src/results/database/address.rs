@@ -154,10 +154,11 @@ fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
         // A Unix socket has no TLS; libpq ignores sslmode there, too.
         server = server.ssl_mode(PgSslMode::Disable);
     }
-    let name = parts.parameter("application_name");
+    if let Some(name) = parts.parameter("application_name") {
+        server = server.application_name(name);
+    }
     Ok(DatabaseUrl::Postgres(Box::new(
         server
-            .application_name(name.unwrap_or("ccat-transfer results"))
             // No floating-point number is received as text, and PgBouncer rejects unknown parameters.
             .extra_float_digits(None)
             .disable_statement_logging(),

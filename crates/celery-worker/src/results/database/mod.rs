@@ -92,6 +92,10 @@ impl Database {
         let create_tables = options.database.create_tables;
         let (connection, server, file) = match address {
             DatabaseUrl::Postgres(server) => {
+                let server = match server.get_application_name() {
+                    Some(_) => *server,
+                    None => server.application_name(&options.database.application_name),
+                };
                 let pool = PgPoolOptions::new()
                     .max_connections(CONNECTIONS)
                     .acquire_timeout(ACQUIRE)
@@ -99,8 +103,8 @@ impl Database {
                         let is_current = sql::is_current(&connection);
                         Box::pin(async move { Ok(is_current) })
                     })
-                    .connect_lazy_with((*server).clone());
-                (pool.into(), Some(*server), None)
+                    .connect_lazy_with(server.clone());
+                (pool.into(), Some(server), None)
             }
             DatabaseUrl::Sqlite(path) => {
                 let file = SqliteConnectOptions::new()

@@ -164,7 +164,7 @@ impl ResultBackend for Redis {
     }
 
     async fn probe(&self) -> Result<String, ResultError> {
-        let key = format!("{}ccat-transfer-probe-{}", self.prefix, Uuid::new_v4());
+        let key = format!("{}celery-worker-probe-{}", self.prefix, Uuid::new_v4());
         let read: Option<String> = self
             .connection
             .with(async |connection| {
