@@ -7,7 +7,7 @@
 #![allow(
     clippy::expect_used,
     missing_docs,
-    reason = "a bench has nobody to tell but who runs it; criterion's macros write no comments"
+    reason = "a failure ends the bench; criterion's macros write no comments"
 )]
 
 use std::hint::black_box;

@@ -72,6 +72,9 @@ must "clippy" cargo clippy --locked --workspace --all-targets $CCAT_FEATURES -- 
 must "clippy, as shipped" cargo clippy --locked -- -D warnings
 must "build" cargo build --locked --workspace --all-targets $CCAT_FEATURES
 
+# A changed API is written by `cargo xtask api`.
+check "public API" cargo xtask api --check || true
+
 TARGET=$(target_dir)
 export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-transfer
 

@@ -1,6 +1,6 @@
 //! A Celery-compatible worker and manager that move CCAT transfer packages between sites with bbcp.
 //!
-//! Layers, each of which depends only on those below it: [`cli`]; [`manager`], `doctor` and [`tasks`]; [`transfer`],
+//! Layers; each depends only on those below it: [`cli`]; [`manager`], `doctor` and [`tasks`]; [`transfer`],
 //! the domain, which depends neither on Celery nor on the commands of this program. The worker and its process are the
 //! crates `celery-worker` and `celery-worker-cli`. [`settings`], `process`, [`heartbeats`], [`notify`], [`metrics`] and
 //! [`faults`] are used by all layers. `advice` adds the commands of this program to the texts of failures.

@@ -44,7 +44,7 @@ pub use publish::{Submit, SubmitError};
 pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, patience};
 pub use recovery::{keep_recovering, longest_sweep, recover};
 
-/// How long a pass tries to reach the broker, before it has locked anything.
+/// Time limit for reaching the broker, before the pass locks rows.
 const REACHED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Rows in one transaction. It begins with few, and follows what the batch before took.
@@ -63,18 +63,18 @@ pub struct Manager {
     owner: Owner,
     submit: Arc<dyn Submit>,
     find: Option<Arc<dyn FindMessages>>,
-    /// What the look before has found, and when all rows were looked at.
+    /// Result of the previous scan, and the time of the last full scan.
     cursor: Mutex<Option<(ScanCursor, Instant)>>,
     pulse: Liveness,
     metrics: Option<ManagerMetrics>,
 }
 
-/// What one pass did.
+/// Result of one pass.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Pass {
     /// Transfers that got a message.
     pub scheduled: Vec<Assignment>,
-    /// Transfers that somebody else scheduled meanwhile.
+    /// Transfers that another manager scheduled meanwhile.
     pub taken: usize,
     /// Transfers that stay PENDING, and why.
     pub refused: Vec<RefusedTransfer>,
@@ -84,9 +84,9 @@ pub struct Pass {
     pub resent: Vec<TransferId>,
     /// Number of transfers that are SCHEDULED for longer than `manager.reconcile_after` and that no worker has taken.
     pub overdue: usize,
-    /// How many PENDING transfers wait to be tried again later.
+    /// Number of PENDING transfers whose delay after a failure has not passed.
     pub waiting: u64,
-    /// How many PENDING transfers wait for their link: its limit is reached, or it is paused.
+    /// Number of PENDING transfers that wait for their link: its limit is reached, or it is paused.
     pub held_back: u64,
 }
 
@@ -159,7 +159,7 @@ impl Manager {
         }
     }
 
-    /// How long a manager may go without a tick: as long as it sleeps and a round takes.
+    /// Longest time between two ticks of a manager: its pause and one round.
     #[must_use]
     pub fn longest_round(settings: &Settings) -> Duration {
         settings.manager.sleep_time + longest_sweep(settings)
@@ -293,7 +293,7 @@ impl Manager {
     /// Puts transfers of dead workers back.
     ///
     /// # Errors
-    /// What the database says.
+    /// The database reported an error.
     pub async fn recover(&self) -> Result<Vec<TransferId>, DatabaseError> {
         recover(&self.repository, &self.owner, &self.pulse).await
     }
@@ -334,7 +334,7 @@ impl Manager {
         })
     }
 
-    /// What is known from the look before, if it is not too old.
+    /// Result of the previous scan, if it is recent enough.
     fn cursor(&self) -> Option<(ScanCursor, Instant)> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let every = self.settings.manager.full_look_interval;
@@ -504,7 +504,7 @@ impl Pass {
     }
 }
 
-/// How many rows are locked at once.
+/// Maximum number of rows that are locked at the same time.
 struct BatchSize {
     least: usize,
     first: usize,

@@ -17,7 +17,7 @@ use service_connection::error_chain::chain;
 /// Sweeps dead leases, as every manager and every worker does; `pulse` ticks for each of them.
 ///
 /// # Errors
-/// What the database says.
+/// The database reported an error.
 pub async fn recover(
     repository: &Repository,
     observer: &Owner,
@@ -45,7 +45,7 @@ pub async fn recover(
     Ok(pending)
 }
 
-/// How long a sweep may take, or any other step of a manager, that waits for the database again and
+/// Time limit of a sweep, or of any other step of a manager that waits for the database again and
 /// again.
 #[must_use]
 pub fn longest_sweep(settings: &Settings) -> Duration {

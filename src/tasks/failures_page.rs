@@ -30,11 +30,11 @@ the two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
 * *Tried again* means: the row is PENDING with one more in `retry_count`, and the manager sends it
   when its time has come; `transfers show` tells when. The first wait is `transfer.retry_delay_first`
   (1 minute), each further one is twice as long, up to `transfer.retry_delay_max` (2 hours); where
-  somebody has to make room first, it begins with `transfer.retry_delay_storage` (30 minutes). Each
+  an operator has to make room first, it begins with `transfer.retry_delay_storage` (30 minutes). Each
   is shorter by up to a fifth, by chance.
 * *Up to the limit* is `transfer.max_retries` (3). Some failures have a limit of their own.
 * *Not counted* means that `retry_count` stays: nothing failed that is the transfer's fault.
-* *Given up* means: the row is FAILED with the reason, and an administrator is told.
+* *Given up* means: the row is FAILED with the reason, and an administrator is notified.
   `ccat-transfer transfers retry ID` has it tried again; so does a row that is set to PENDING.
 * To have a waiting transfer tried at once: `ccat-transfer transfers retry ID`, or its `retry_count`
   set to 0; or do it yourself with `ccat-transfer transfers run ID`.

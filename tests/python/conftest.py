@@ -53,9 +53,9 @@ def tell(request):
 
 def pytest_runtest_logreport(report):
     """Runs in the process that collects the reports of the others, or in the only one."""
-    told = [text for name, text in report.user_properties if name == "tells"]
-    if report.when == "call" and told and "PYTEST_XDIST_WORKER" not in os.environ:
-        print("", *told, sep="\n")
+    texts = [text for name, text in report.user_properties if name == "tells"]
+    if report.when == "call" and texts and "PYTEST_XDIST_WORKER" not in os.environ:
+        print("", *texts, sep="\n")
 
 
 def take_second_broker():

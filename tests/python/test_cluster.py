@@ -206,7 +206,7 @@ def test_an_election_is_answered(workers):
         producer.publish(
             {
                 "type": "worker-elect",
-                "hostname": "somebody@else",
+                "hostname": "stranger@else",
                 "id": election,
                 "topic": "task",
                 "action": {},

@@ -102,7 +102,7 @@ def test_a_retry_sends_everything_again(tmp_path, broker):
             content_type="application/json",
             content_encoding="utf-8",
             priority=3,
-            reply_to="nobody",
+            reply_to="no-client",
             correlation_id="another",
         )
         with broker.channel() as channel:
@@ -120,7 +120,7 @@ def test_a_retry_sends_everything_again(tmp_path, broker):
         assert (got["id"], got["retries"], got["root_id"], got["parent_id"]) == (task_id, 1, task_id, task_id)
         assert got["eta"].endswith("+00:00")
         properties = again.properties
-        assert (properties["priority"], properties["reply_to"], properties["correlation_id"]) == (3, "nobody", task_id)
+        assert (properties["priority"], properties["reply_to"], properties["correlation_id"]) == (3, "no-client", task_id)
         assert properties["delivery_mode"] == 2
     finally:
         listener.close()

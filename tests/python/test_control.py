@@ -162,8 +162,8 @@ def test_events(deployment):
         app.control.shutdown(destination=[node])
         until(lambda: "worker-offline" in types(seen, hostname=node), "the worker says goodbye")
         assert worker.ended() == 0
-    told = [name for name in types(seen, uuid="good") if name != "progress-reported"]
-    assert told == ["task-received", "task-started", "task-succeeded"]
+    order = [name for name in types(seen, uuid="good") if name != "progress-reported"]
+    assert order == ["task-received", "task-started", "task-succeeded"]
     assert types(seen, uuid="bad") == ["task-received", "task-started", "task-failed"]
     [failed] = [event for event in seen if event["type"] == "task-failed"]
     assert failed["exception"].startswith("DataTransferError(") and failed["traceback"]

@@ -122,7 +122,7 @@ def test_commands_run_as_written(page, broker, tmp_path):
         start_new_session=True,
     )
     try:
-        told, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=120)
     finally:
         subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-    assert process.returncode == 0, f"{page.name}: exit code {process.returncode}\n{told}"
+    assert process.returncode == 0, f"{page.name}: exit code {process.returncode}\n{output}"

@@ -60,9 +60,9 @@ type = "direct"
         """Exit code, and the findings as a list of (check, subject, verdict, found, advice)."""
         done = self.deployment.cli("doctor", "--json", *args, check=False)
         assert done.stdout, done.stderr
-        told = json.loads(done.stdout)
-        assert told["ok"] == (done.returncode == 0)
-        return done.returncode, told["checks"]
+        report = json.loads(done.stdout)
+        assert report["ok"] == (done.returncode == 0)
+        return done.returncode, report["checks"]
 
 
 @pytest.fixture(scope="module")

@@ -256,7 +256,7 @@ class Fuzzer:
         for name, values in {
             "priority": [0, 9, 255],
             "correlation_id": ["c", ""],
-            "reply_to": ["", "nobody"],
+            "reply_to": ["", "no-client"],
             "delivery_mode": [1, 2],
         }.items():
             if self.maybe(0.3):

@@ -33,7 +33,7 @@ def refused(deployment, *args):
     return done.stdout + done.stderr
 
 
-def told(deployment, *args):
+def answer(deployment, *args):
     return json.loads(deployment.cli("--json", "transfers", *args))
 
 
@@ -90,7 +90,7 @@ def test_a_copy_is_cancelled_and_sent_again(deployment):
     terminal = Terminal(deployment, "watch", "--interval", "200ms")
     terminal.shows("copying")
     terminal.shows("1 running")
-    until(lambda: told(deployment, "show", transfer)["lease"]["bytes_done"], "the lease has the progress")
+    until(lambda: answer(deployment, "show", transfer)["lease"]["bytes_done"], "the lease has the progress")
     shown = deployment.cli("transfers", "show", transfer)
     for text in ["IN_PROGRESS", "2 streams", f"transfers cancel {transfer}", f"transfers watch {transfer}"]:
         assert text in shown, shown
@@ -135,7 +135,7 @@ def test_a_copy_is_cancelled_and_sent_again(deployment):
     assert [line["id"] for line in seen] == [transfer] * len(seen)
     assert seen[-1]["status"] == "COMPLETED"
     deployment.assert_moved(transfer)
-    actions = told(deployment, "show", transfer)["actions"]
+    actions = answer(deployment, "show", transfer)["actions"]
     assert [action["action"] for action in actions] == ["cancel", "retry"]
 
 
@@ -145,7 +145,7 @@ def test_many_at_once_need_consent(shared_deployment):
     choice = ("--status", "pending", "--from", deployment.origin_site)
     before = deployment.rows("SELECT * FROM data_transfer")
     assert "--yes" in refused(deployment, "cancel", *choice)
-    would = told(deployment, "cancel", *choice, "--dry-run")
+    would = answer(deployment, "cancel", *choice, "--dry-run")
     assert {answer["id"] for answer in would} >= set(transfers)
     assert {answer["outcome"] for answer in would} == {"would_be_done"}
     terminal = Terminal(deployment, "cancel", *choice)
@@ -160,9 +160,9 @@ def test_many_at_once_need_consent(shared_deployment):
     terminal.shows("PENDING → FAILED")
     assert terminal.ended() == 0
     assert [deployment.status(id) for id in transfers] == ["FAILED", "PENDING", "PENDING"]
-    done = told(deployment, "cancel", *choice, "--yes")
+    done = answer(deployment, "cancel", *choice, "--yes")
     assert [answer["id"] for answer in done] == transfers[1:]
-    assert told(deployment, "retry", "--status", "failed", "--yes")[0]["to"] == "PENDING"
+    assert answer(deployment, "retry", "--status", "failed", "--yes")[0]["to"] == "PENDING"
 
     # Transfers given by id need no confirmation; each has its line, and the exit code is the worst one.
     assert code(deployment, "cancel", transfers[0]) == 0
@@ -182,25 +182,25 @@ def test_many_at_once_need_consent(shared_deployment):
 def test_what_comes_next_is_told(shared_deployment):
     deployment = shared_deployment
     transfer = deployment.transfer_of_nothing()
-    outlook = told(deployment, "show", transfer)["outlook"]
+    outlook = answer(deployment, "show", transfer)["outlook"]
     assert "due" in outlook["why"] and "manager --once" in outlook["next"][0]
     deployment.execute("UPDATE data_transfer SET status = 'SCHEDULED' WHERE id = ?", transfer)
-    outlook = told(deployment, "show", transfer)["outlook"]
+    outlook = answer(deployment, "show", transfer)["outlook"]
     assert deployment.queue in outlook["why"] and f"transfers retry {transfer}" in outlook["next"][1]
     deployment.execute("UPDATE data_transfer SET status = 'IN_PROGRESS' WHERE id = ?", transfer)
-    outlook = told(deployment, "show", transfer)["outlook"]
+    outlook = answer(deployment, "show", transfer)["outlook"]
     assert "no lease" in outlook["why"] and "--untracked" in outlook["next"][1]
     assert "Python worker" in refused(deployment, "retry", transfer)
     assert code(deployment, "retry", transfer, "--untracked") == 0
     # One fails finally because its package is missing, another one waits after a temporary failure.
     assert code(deployment, "run", transfer) == 1
-    outlook = told(deployment, "show", transfer)["outlook"]
+    outlook = answer(deployment, "show", transfer)["outlook"]
     assert outlook["why"].startswith("given up") and outlook["next"][0].startswith("Put it back")
     package = deployment.package(size=4)
     deployment.settings(transfer={"retry_delay_first": "1h"}, bbcp={"program": "/bin/false"})
     try:
         assert code(deployment, "run", package) == 1
-        outlook = told(deployment, "show", package)["outlook"]
+        outlook = answer(deployment, "show", package)["outlook"]
         assert re.match(r"waits until .* in \d+m.*, after [a-z_]+", outlook["why"]), outlook
         assert deployment.cli("transfers", "list", "--waiting").count("not before") == 1
         assert "unchanged" not in deployment.cli("transfers", "retry", package)

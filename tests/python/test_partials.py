@@ -40,8 +40,8 @@ def test_giving_up_removes_the_copy(deployment, waiting, action):
     assert partials(deployment)["verdict"] == "green", "it is completed by the next attempt"
     dry = deployment.cli("transfers", action, waiting, "--reason", "test", "--dry-run")
     assert "partial copy" not in dry and deployment.temporary_files(waiting)
-    told = deployment.cli("transfers", action, waiting, "--reason", "test")
-    assert "its partial copy (2 MiB) is removed" in told
+    output = deployment.cli("transfers", action, waiting, "--reason", "test")
+    assert "its partial copy (2 MiB) is removed" in output
     assert deployment.temporary_files(waiting) == []
     assert "partial copy" not in deployment.cli("transfers", "show", waiting)
     assert partials(deployment)["verdict"] == "green"
@@ -50,8 +50,8 @@ def test_giving_up_removes_the_copy(deployment, waiting, action):
 def test_a_copy_that_cannot_be_removed_is_reported(deployment, waiting):
     sql = "UPDATE disk_data_location SET host = ? WHERE path = ?"
     execute(deployment, sql, "no-such-host.invalid", str(deployment.destination))
-    told = deployment.cli("transfers", "cancel", waiting)
-    assert "its partial copy stays" in told and f"transfers clean {waiting}" in told
+    output = deployment.cli("transfers", "cancel", waiting)
+    assert "its partial copy stays" in output and f"transfers clean {waiting}" in output
     assert deployment.row(waiting)["status"] == "FAILED"
     finding = partials(deployment)
     assert finding["verdict"] == "yellow" and "transfers clean" in finding["advice"]

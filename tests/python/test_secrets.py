@@ -178,7 +178,7 @@ def test_nothing_tells_a_secret(guarded):
     rows = [guarded.rows(f"SELECT * FROM {table}") for table in ("data_transfer", "transfer_worker_attempt")]
     logs = "".join(path.read_text(errors="replace") for path in (guarded.directory / "logs").rglob("*") if path.is_file())
     assert guarded.program.name in logs
-    told = {
+    texts = {
         "the worker's log": worker.log(),
         "the manager": manager.stdout + manager.stderr,
         "command lines and environments": handed_on,
@@ -191,7 +191,7 @@ def test_nothing_tells_a_secret(guarded):
         "the program for notices": (guarded.directory / "notice").read_text(),
         "config check": guarded.cli("config", "check") + guarded.cli("config", "check", "--json"),
     }
-    assert {where: found_in(text) for where, text in told.items() if found_in(text)} == {}
+    assert {where: found_in(text) for where, text in texts.items() if found_in(text)} == {}
     worker.stop()
 
 

@@ -368,13 +368,13 @@ def test_events_of_tasks_go_in_lists(workers, broker):
         until(lambda: not drain() and sum(map(len, in_lists())) == len(ids) * len(ends), "all events have come")
         until(lambda: len(of_burst(received)) == len(ids) * len(ends), "Celery's receiver has them all")
     assert max(map(len, in_lists())) > 1, "each was in a list of its own"
-    told = [event for body in in_lists() for event in body]
-    assert {(event["uuid"], event["type"]) for event in told} == {(task, end) for task in ids for end in ends}
-    clocks = [event["clock"] for event in told]
-    assert len(set(clocks)) == len(told)
+    sent = [event for body in in_lists() for event in body]
+    assert {(event["uuid"], event["type"]) for event in sent} == {(task, end) for task in ids for end in ends}
+    clocks = [event["clock"] for event in sent]
+    assert len(set(clocks)) == len(sent)
     assert [event["clock"] for event in of_burst(received)] == clocks
     for task in ids:
-        of_task = [event for event in told if event["uuid"] == task]
+        of_task = [event for event in sent if event["uuid"] == task]
         assert [event["type"] for event in of_task] == ["task-received", "task-started", "task-succeeded"]
         assert sorted(of_task, key=lambda event: event["clock"]) == of_task
 

@@ -228,9 +228,9 @@ def test_what_follows_a_task_is_beneath_it(tasks, collector):
         return signature("tasks.add", args=args, app=tasks.app, queue=tasks.queue, **options)
 
     with instrumented() as recorded:
-        told = signature("tasks.echo", args=("failed",), immutable=True, app=tasks.app, queue=tasks.queue)
+        errback = signature("tasks.echo", args=("failed",), immutable=True, app=tasks.app, queue=tasks.queue)
         failing = signature("tasks.fail", args=("as asked",), immutable=True, app=tasks.app, queue=tasks.queue)
-        result = chain(add(1, 2), add(3), failing.on_error(told)).apply_async()
+        result = chain(add(1, 2), add(3), failing.on_error(errback)).apply_async()
         result.get(timeout=20, propagate=False)
     (producer,) = recorded.get_finished_spans()
     below = trace.format_span_id(producer.context.span_id)
@@ -260,7 +260,7 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 def test_what_a_message_says_of_its_trace(tasks, collector):
     """Both protocols, and invalid headers: they begin a new trace."""
 
-    def told(headers, protocol=2):
+    def deliver(headers, protocol=2):
         task = str(uuid.uuid4())
         if protocol == 2:
             body, more = [[1, 2], {}, {}], {"task": "tasks.add", "id": task, "lang": "py"}
@@ -272,10 +272,10 @@ def test_what_a_message_says_of_its_trace(tasks, collector):
 
     good = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
     # The producer does not record the trace, so the worker does not either.
-    unrecorded = told({"traceparent": f"00-{TRACE}-{PARENT}-00"})
-    known = [told(good), told(good, protocol=1)]
+    unrecorded = deliver({"traceparent": f"00-{TRACE}-{PARENT}-00"})
+    known = [deliver(good), deliver(good, protocol=1)]
     strange = [
-        told({"traceparent": text})
+        deliver({"traceparent": text})
         for text in (f"00-{TRACE}-{PARENT}-01-x", "0" * 100_000, f"00-{'0' * 32}-{PARENT}-01", "", 7, ["00"], {"a": 1})
     ]
     for task in known:
@@ -367,8 +367,8 @@ def test_a_collector_that_is_away_is_told_of_once(tmp_path, broker):
 
 
 def test_a_collector_that_hangs_holds_up_no_stop_for_long(tmp_path, broker):
-    with socket.create_server(("127.0.0.1", 0), backlog=10) as nobody:
-        tasks = Tasks(tmp_path, broker, f"http://127.0.0.1:{nobody.getsockname()[1]}/v1/traces")
+    with socket.create_server(("127.0.0.1", 0), backlog=10) as silent:
+        tasks = Tasks(tmp_path, broker, f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces")
         try:
             for n in range(5):
                 assert tasks.sent("add", n, n).result == 2 * n

@@ -6,9 +6,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+use api::ApiError;
 use log_events::LogEventsError;
 use prose::ProseError;
 
+mod api;
 mod configuration;
 mod defaults;
 mod log_events;
@@ -21,6 +23,12 @@ mod prose;
 enum Task {
     /// Write the files that are generated from the source: the defaults and documentation pages.
     Docs,
+    /// Write the public API of each published crate to crates/*/public-api.txt.
+    Api {
+        /// Compare only, and fail if an API has changed.
+        #[arg(long)]
+        check: bool,
+    },
     /// Compare docs/LOGGING.md with the events in the source and print the rows that differ.
     LogEvents,
     /// Report comments and texts with patterns that make them hard to read.
@@ -40,9 +48,12 @@ enum TaskError {
     LogEvents(#[from] LogEventsError),
     #[error(transparent)]
     Prose(#[from] ProseError),
+    #[error(transparent)]
+    Api(#[from] ApiError),
 }
 
 fn main() -> ExitCode {
+    api::act_as_rustdoc();
     match run(&Task::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -61,6 +72,7 @@ fn main() -> ExitCode {
 fn run(task: &Task) -> Result<(), TaskError> {
     match task {
         Task::Docs => pages::write_all(&repository()),
+        Task::Api { check } => api::run(&repository(), *check),
         Task::LogEvents => Ok(log_events::compare(&repository())?),
         Task::Prose => Ok(prose::check(&repository())?),
     }

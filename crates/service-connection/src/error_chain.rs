@@ -33,7 +33,7 @@ pub fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl fmt::Display + use<'a
     Chain(error)
 }
 
-/// What a panic said.
+/// Message of a panic.
 #[must_use]
 pub fn panic_text(panic: &(dyn Any + Send)) -> &str {
     panic

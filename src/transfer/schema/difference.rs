@@ -29,7 +29,7 @@ pub enum Difference {
         column: String,
         /// Its type.
         found: String,
-        /// What is needed.
+        /// The required definition.
         needed: &'static str,
     },
     /// The enum type lacks members.
@@ -102,7 +102,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Why the database cannot be worked with.
+/// Reason why the database cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
     /// It differs; the message has a line for each difference.

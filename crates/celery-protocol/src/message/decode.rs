@@ -48,7 +48,7 @@ pub fn refused(raw: &RawMessage, reason: Reason) -> Refused {
     Named::of(&raw.headers).refused(raw, reason)
 }
 
-/// What a message says that it is.
+/// Task name and id that a message declares.
 #[derive(Default)]
 struct Named {
     task: Option<String>,
@@ -212,7 +212,7 @@ fn text(headers: &Map<String, Value>, key: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// What Python takes for false: nothing, none or empty.
+/// Values that are false in Python: absent, null or empty.
 pub fn is_falsy(value: &Value) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,

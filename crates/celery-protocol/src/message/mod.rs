@@ -15,7 +15,7 @@ pub use decode::{decode, eta, head, is_falsy, refused};
 /// Maximum number of characters of a text in an outline.
 const OUTLINED_CHARS: usize = 1000;
 
-/// How a message is laid out.
+/// Layout of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
     /// Everything in the body, a mapping; headers may stand beside it and then win.
@@ -32,7 +32,7 @@ pub struct TaskMessage {
     pub id: String,
     /// Name of the task.
     pub task: String,
-    /// How the message was laid out.
+    /// Layout of the message.
     pub protocol: Protocol,
     /// Positional arguments; a list, unless the producer is broken. Values that JSON has no form
     /// for (times, UUIDs, bytes …) are text.
@@ -41,7 +41,7 @@ pub struct TaskMessage {
     pub kwargs: Value,
     /// Both as they came, in kombu's envelopes, where that is something else.
     pub typed: Option<(Value, Value)>,
-    /// What follows the task.
+    /// Follow-up tasks.
     pub embed: Embed,
     /// First task of the workflow.
     pub root_id: Option<String>,
@@ -51,7 +51,7 @@ pub struct TaskMessage {
     pub group: Option<String>,
     /// Place in the group, from 0.
     pub group_index: Option<i64>,
-    /// How often the task was retried before.
+    /// Number of earlier retries.
     pub retries: u32,
     /// Not to be run before this time.
     pub eta: Option<DateTime<Utc>>,
@@ -67,7 +67,7 @@ pub struct TaskMessage {
     pub kwargsrepr: Option<String>,
     /// Process that sent the message.
     pub origin: Option<String>,
-    /// Whether no result is wanted; `None` leaves it to the task.
+    /// True if no result is stored; `None` for the option of the task.
     pub ignore_result: Option<bool>,
     /// Queue for `rpc://` results.
     pub reply_to: Option<String>,
@@ -89,7 +89,7 @@ pub struct Embed {
     /// Applied when it fails (`link_error`).
     pub errbacks: Vec<Value>,
     /// The rest of the chain, *reversed*: the next step is the last element. `None` and empty are
-    /// told apart, as Python hands both on as they are.
+    /// distinguished, as Python hands both on as they are.
     pub chain: Option<Vec<Value>>,
     /// Body of the chord whose header the task is a part of.
     pub chord: Option<Value>,
@@ -180,7 +180,7 @@ impl TaskMessage {
     }
 }
 
-/// What becomes of a message that is no usable task.
+/// Disposition of a message that is not a usable task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Disposition {
     /// Taken off the queue for good.
@@ -189,7 +189,7 @@ pub enum Disposition {
     Reject,
 }
 
-/// Why a message is no usable task.
+/// Reason why a message is not a usable task.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Reason {
     /// The body is above the limit; both in bytes.
@@ -221,7 +221,7 @@ pub enum Reason {
     /// Neither a `task` header nor a body that names a task.
     #[error("message names no task")]
     NotATask,
-    /// No id, so nobody could ask for a result.
+    /// The id is missing, so its result could not be read.
     #[error("task message has no id")]
     NoId,
     /// Protocol 1 with keyword arguments that are none.
@@ -232,7 +232,7 @@ pub enum Reason {
     Time {
         /// Which of the two.
         header: &'static str,
-        /// What it holds.
+        /// Its content.
         value: String,
     },
     /// It has an id, but not the form of a task.
@@ -241,7 +241,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// What Python does with such a message. Where a Python worker would die (no id, wrong form),
+    /// Disposition of such a message in Python. Where a Python worker would die (no id, wrong form),
     /// the message is rejected.
     #[must_use]
     pub fn disposition(&self) -> Disposition {
@@ -263,6 +263,6 @@ pub struct Refused {
     pub task: Option<String>,
     /// The task's id, likewise.
     pub id: Option<String>,
-    /// Where a result could be sent.
+    /// Queue for the result.
     pub reply_to: Option<String>,
 }

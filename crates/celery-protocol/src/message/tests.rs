@@ -214,7 +214,7 @@ fn what_follows_keeps_its_envelopes() {
     assert_eq!(message.typed, None);
 }
 
-/// Python decompresses first; an unknown task is told from a known one only afterwards.
+/// Python decompresses first; the name of the task is looked up only afterwards.
 #[test]
 fn what_does_not_decompress_is_nobodys() {
     let mut message = captured();

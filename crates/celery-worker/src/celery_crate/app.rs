@@ -48,8 +48,8 @@ pub struct Producing {
 /// # Errors
 /// [`CeleryError::IoError`] if no local port is available.
 pub async fn build(broker: Arc<dyn Broker>, producing: Producing) -> Result<Celery, CeleryError> {
-    let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let url = format!("redis://{}", nobody.local_addr()?);
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("redis://{}", silent.local_addr()?);
     let mut app = CeleryBuilder::new("celery", &url)
         .hostname(&producing.hostname)
         .default_queue(&producing.default_queue)

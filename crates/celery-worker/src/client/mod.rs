@@ -360,7 +360,7 @@ impl Client {
                 kind: ExchangeKind::Fanout,
                 durable: false,
             })),
-            // Without workers there is nobody to ask.
+            // Without workers there are no consumers.
             mandatory: false,
         };
         let within = self.shared.options.publish_timeout;

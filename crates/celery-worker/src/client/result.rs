@@ -14,7 +14,7 @@ use crate::results::ReadError;
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::exception::Exception;
 
-/// State of a task of which nothing is known; Celery's word for a task that waits, and for an unknown
+/// State of an unknown task; Celery's word for a task that waits, and for an unknown
 /// id.
 const PENDING: &str = "PENDING";
 

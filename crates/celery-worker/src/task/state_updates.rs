@@ -28,7 +28,7 @@ pub(crate) struct StateUpdate {
 
 /// The most recent state that a task reported and that is not passed on yet.
 ///
-/// One slot rather than a queue: a state that was followed by another one informs nobody, and a task may report
+/// One slot rather than a queue: a state that was followed by another one is not reported, and a task may report
 /// more often than a backend can store.
 #[derive(Default)]
 pub(crate) struct StateUpdates {
@@ -54,7 +54,7 @@ impl StateUpdates {
         let (passed_on, wait) = oneshot::channel();
         self.put(name, meta, Some(passed_on));
         self.is_awaited.notify_one();
-        // An error means that the state informs nobody: a later one took its place, or the run has ended.
+        // An error means that the state is not reported: a later one took its place, or the run has ended.
         let _ = wait.await;
     }
 

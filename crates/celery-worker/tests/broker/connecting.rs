@@ -4,7 +4,7 @@ use super::*;
 
 #[tokio::test]
 async fn a_broker_is_given_up_where_the_settings_say_so() {
-    // Nobody listens there.
+    // No process listens there.
     let port = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
@@ -149,7 +149,7 @@ async fn tls_with_and_without_a_certificate_of_our_own() {
         ..AmqpOptions::new(&guest, "tls")
     };
     let Err(error) = Amqp::new(&missing) else {
-        panic!("a missing file is told");
+        panic!("a missing file is reported");
     };
     assert!(
         error.to_string().contains("celery.broker_ssl_ca_file"),

@@ -35,7 +35,7 @@ async fn a_publication_declares_what_was_deleted() {
     broker.close().await;
 }
 
-/// What one message closes a channel for is not another's failure.
+/// A message that closes its channel does not fail the others.
 #[tokio::test]
 async fn a_missing_exchange_fails_its_own_message_only() {
     let Some(url) = service("TEST_AMQP_URL") else {

@@ -127,7 +127,7 @@ fn mask(uri: &AMQPUri) -> String {
     )
 }
 
-/// Addresses of brokers, one of which is in use. Each failed attempt selects the next one, as kombu's `round-robin`
+/// Addresses of brokers, and the one in use. Each failed attempt selects the next one, as kombu's `round-robin`
 /// does.
 pub(super) struct Addresses {
     all: Vec<BrokerAddress>,

@@ -225,7 +225,7 @@ impl Probe {
     /// # Errors
     /// No channel could be opened, or the broker does not accept messages for now.
     pub async fn permissions(&self, name: &str) -> Result<Permissions, BrokerError> {
-        let told = |error: lapin::Error| chain(&error).to_string();
+        let failure_text = |error: lapin::Error| chain(&error).to_string();
         let queue = short(name)?;
         let ours = QueueDeclareOptions {
             exclusive: true,
@@ -237,14 +237,14 @@ impl Probe {
             .queue_declare(queue.clone(), ours, FieldTable::default())
             .await
             .map(drop)
-            .map_err(told);
+            .map_err(failure_text);
         let write = self.write(name).await?;
         let read = match configure {
             Err(_) => None,
             Ok(()) => {
                 let options = BasicGetOptions { no_ack: true };
                 let got = declaring.basic_get(queue, options).await;
-                Some(got.map(drop).map_err(told))
+                Some(got.map(drop).map_err(failure_text))
             }
         };
         Ok(Permissions {
