@@ -15,9 +15,10 @@ use serde::Deserialize;
 use super::TaskError;
 
 /// The published crates.
-const CRATES: [&str; 4] = [
+const CRATES: [&str; 5] = [
     "celery-protocol",
     "celery-worker",
+    "celery-worker-cli",
     "celery-worker-macros",
     "service-connection",
 ];
