@@ -1,7 +1,7 @@
 //! Freezing: assigns ids to a signature and its parts before anything is sent.
 //!
-//! Every task gets an id, the id of its group and its index in it, and the last task of each part of a chord gets the
-//! chord's body. Only then can the signature be split, since tasks that are sent later must have the ids that earlier
+//! Every task gets an id; in a group, also the id of the group and its index there. The last task of each part of a chord
+//! gets the body of the chord. Only then can the signature be split, since tasks that are sent later must have the ids that earlier
 //! messages contain. A signature that was frozen before stays unchanged.
 
 use std::collections::VecDeque;
@@ -153,7 +153,7 @@ impl Applying<'_> {
         }
     }
 
-    /// Freezes the steps of a chain, from the last one, which has the chain's place in the workflow. Returns the result
+    /// Freezes the steps of a chain, from the last to the first. The last one takes the chain's place in the workflow. Returns the result
     /// of the last one.
     pub(super) fn freeze_steps(
         &mut self,

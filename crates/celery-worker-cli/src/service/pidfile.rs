@@ -1,8 +1,8 @@
 //! `--pidfile`: one worker at a time under one name.
 //!
-//! As in Celery, a pid file is valid as long as a process with its id exists to which this process may send signals.
-//! The module cannot check that this process is a worker. The id of this process itself in a file comes from an earlier
-//! worker in a restarted container.
+//! As in Celery, a pid file is valid while this process may send a signal to the process that it names; whether that is a
+//! worker cannot be checked. A file with the id of this process itself is stale: in a restarted container, an earlier
+//! worker had the same id.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};

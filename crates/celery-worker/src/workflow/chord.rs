@@ -19,7 +19,7 @@ use service_connection::error_chain::chain;
 const CLAIM_SECONDS: u64 = 60;
 const CLAIM_RENEWAL: Duration = Duration::from_secs(20);
 
-/// Pause between two checks for an action of another worker.
+/// Pause between two checks whether another worker has acted.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Result of checking a chord's header.
@@ -119,7 +119,7 @@ impl Workflow {
         Box::pin(self.fail_chord(request, body, &failed)).await
     }
 
-    /// Fails the body of a chord and its follow-up tasks. Returns those that are parts of other chords.
+    /// Fails the body of a chord and the tasks after it. Returns the failed tasks that are parts of other chords.
     async fn fail_body(
         &self,
         part: &TaskMessage,
@@ -158,7 +158,7 @@ impl Workflow {
                 message: failure.message.clone(),
             };
             parts.extend(self.fail(unsent).await?);
-            // As if the body had run.
+            // Its errbacks run as if the body had run and failed.
             let call = self.call(&failure.message, "link_error");
             self.send_errbacks(&failure.message.id, &failure.errbacks, &call)
                 .await?;

@@ -1,8 +1,8 @@
 //! Acknowledgements of one channel, in batches.
 //!
-//! One task sends the dispositions of all deliveries of a channel: those that arrive while it waits are sent together,
-//! and the acknowledgements of all deliveries up to a tag in one frame (`multiple`, AMQP 0-9-1, `basic.ack`). This is
-//! safe because a channel numbers its deliveries 1, 2, 3 … across its consumers, and a frame for all deliveries up to a
+//! One task sends the dispositions of all deliveries of a channel. Dispositions that arrive while it waits are sent in one
+//! batch, and the acknowledgements of all deliveries up to a tag share one frame (`multiple`, AMQP 0-9-1, `basic.ack`).
+//! This is safe because a channel numbers its deliveries 1, 2, 3 … across its consumers, and a frame for all deliveries up to a
 //! number is sent only once each of them is settled.
 
 use std::collections::BTreeSet;
@@ -27,7 +27,7 @@ const BATCH: usize = 256;
 /// Maximum wait for further dispositions while more of them are expected.
 const GATHERING: Duration = Duration::from_millis(1);
 
-/// A batch is sent once it is this fraction of the deliveries in flight: the others keep the worker busy.
+/// A batch is sent once it has 1/`PART` of the deliveries in flight; the others keep the worker busy meanwhile.
 const PART: usize = 4;
 
 /// Accepts the dispositions of one channel's deliveries. Its task ends after the last clone was dropped and all

@@ -1,7 +1,7 @@
 //! Connection diagnostics, one stage at a time, for `doctor`.
 //!
 //! The module does not modify objects of other programs. It makes its tests with an exclusive queue of its own, which
-//! is removed with the connection. Other queues are read, and an existing queue is declared as the worker would declare
+//! is removed with the connection. Other queues are only looked up, and an existing queue is declared as the worker would declare
 //! it, which changes nothing: the broker either accepts the declaration or reports the difference.
 
 use futures_util::StreamExt;
