@@ -6,7 +6,8 @@
 //!
 //! ```python
 //! app.send_task("tasks.resize_all", [["a", "b"]])    # states PROGRESS and CHECKING, then 2; two children
-//! app.send_task("tasks.best", ["a"]).get()           # 'a-1024'
+//! app.send_task("tasks.best", ["a"]).get()           # 'a-1024'; with a stored backend, since rpc:// gets no
+//!                                                    # result of a task that replaced itself, as in Celery
 //! app.send_task("tasks.resize", ["a", 0]).get()      # images.errors.NoWidth: the width is 0
 //! ```
 
