@@ -2,12 +2,13 @@
 
 import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 
 import pytest
 
-from support import MB, TRANSFER, until
+from support import MB, TRANSFER, clean_environment, service, until
 from variants import OnPostgres
 
 pytestmark = pytest.mark.timeout(120)
@@ -224,3 +225,18 @@ def test_the_manager_waits(deployment):
     deployment.schedule()
     worker = deployment.worker()
     assert_untroubled(deployment, worker, transfers)
+
+
+def test_an_empty_database_names_what_to_do_next(tmp_path):
+    database = tmp_path / "empty.sqlite"
+    database.touch()
+    done = subprocess.run(
+        [service("CCAT_TRANSFER_BIN"), "transfers", "list"],
+        env=clean_environment(CCAT_OPS_DB_DATABASE_TYPE="sqlite", CCAT_OPS_DB_DATABASE_SQLITE_DATABASE=database),
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert done.returncode == 4, done.stderr
+    assert "There is no ops-db at all" in done.stderr and "Alembic" not in done.stderr, done.stderr
+    assert "run `ccat-transfer db migrate`" in done.stderr
