@@ -1,9 +1,10 @@
 //! Spans of the steps of an attempt, below the span of the caller.
 
 use futures_util::FutureExt as _;
+use opentelemetry::Context;
+use opentelemetry::trace::TraceContextExt as _;
 use tracing::field::Empty;
 use tracing::{Instrument as _, Span};
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 pub(crate) use opentelemetry::KeyValue;
 
@@ -46,13 +47,14 @@ pub(crate) fn step<T, E: Explain>(
         .instrument(span)
 }
 
-/// Adds attributes to the current span, if it is traced. These are not span fields, because the code that creates the
-/// span would have to declare them, and it does not know about transfers.
+/// Adds attributes to the innermost traced span, which need not be the current one: a task's code runs in a span for its
+/// log lines. They are not span fields, because the code that creates the span would have to declare them, and it does
+/// not know about transfers.
 pub(crate) fn note(attributes: impl FnOnce() -> Vec<KeyValue>) {
-    let span = Span::current();
-    if !span.is_disabled() {
-        for KeyValue { key, value, .. } in attributes() {
-            span.set_attribute(key, value);
+    let context = Context::current();
+    if context.has_active_span() {
+        for attribute in attributes() {
+            context.span().set_attribute(attribute);
         }
     }
 }
