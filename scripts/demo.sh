@@ -41,6 +41,9 @@ make_python
 chapter "2. Build"
 # shellcheck disable=SC2086 # the features are words, the same as in test.sh: others would cause a second complete build
 run cargo build --locked --workspace --bins --examples ${CCAT_FEATURES:-}
+# As `cargo run` selects it below: other members of the workspace can add features to dependencies, which are then built
+# twice, and the transfer would not wait for that.
+run cargo build --locked --example enqueue ${CCAT_FEATURES:-}
 TARGET=$(target_dir)
 export PATH=$TARGET/debug:$PATH # for `ccat-transfer`
 
