@@ -292,23 +292,23 @@ pid=$(of "$worker" MainPID)
 mark
 settings '$a nonsense = 1'
 at_once reload "$worker"
-within 10 "nothing is said of bad settings" logged "$worker" "not starting anew, since the settings cannot be used"
+within 10 "nothing is said of bad settings" logged "$worker" "restart refused: the new settings are not valid"
 settings '$d'
 settings 's/^shutdown_timeout = .*/shutdown_timeout = "1s"/'
 at_once reload "$worker"
-within 10 "the status does not tell of the restart" says "$worker" "begins anew when what runs has ended; 1 copy runs"
+within 10 "the status does not announce the restart" says "$worker" "restarts when the running tasks have ended; 1 copy runs"
 expect "$worker, reloading" "$(state "$worker") $(of "$worker" SubState)" "active running"
 expect "readiness meanwhile" "$(inside bash -c 'exec 3<>/dev/tcp/127.0.0.1/9808; printf "GET /readyz HTTP/1.0\r\n\r\n" >&3; tail -n 1 <&3')" restarting
 # With the old settings the copy would have no time limit; with the new ones its limit of one second is over.
 arrives
-within 10 "the worker does not begin anew" logged "$worker" '"worker ready"'
+within 10 "the worker does not restart" logged "$worker" '"worker ready"'
 within 10 "the worker does no work" says "$worker" "no copy runs"
 expect "$worker" "$(state "$worker") $(of "$worker" MainPID) $(of "$worker" NRestarts)" "active $pid 0"
 saw "reload in mid-copy: returns at once, the copy arrives, same process and active throughout; bad settings change nothing"
 pid=$(of "$manager" MainPID)
 mark
 at_once reload "$manager"
-within 10 "the manager does not begin anew" logged "$manager" '"manager ready"'
+within 10 "the manager does not restart" logged "$manager" '"manager ready"'
 expect "$manager" "$(state "$manager") $(of "$manager" MainPID)" "active $pid"
 sleep 5 # a watchdog and a second
 expect "$worker and $manager" "$(of "$worker" NRestarts) $(of "$manager" NRestarts)" "0 0"
@@ -346,13 +346,13 @@ at_once kill --signal=KILL --kill-whom=main "$worker"
 within 10 "a killed worker does not come back" is "$worker" NRestarts 1
 within 10 "a killed worker is not active again" is "$worker" ActiveState active
 arrives
-saw "kill -9 in mid-copy: no bbcp is left, started anew, completes the copy"
+saw "kill -9 in mid-copy: no bbcp is left, restarted, completes the copy"
 begin 20
 at_once kill --signal=STOP --kill-whom=main "$worker"
 within 15 "a frozen worker is not ended" is "$worker" NRestarts 2
 within 10 "a frozen worker is not active again" is "$worker" ActiveState active
 arrives
-saw "frozen in mid-copy: the watchdog ends it, started anew, completes the copy"
+saw "frozen in mid-copy: the watchdog ends it, restarted, completes the copy"
 at_once kill --signal=STOP --kill-whom=main "$manager"
 within 15 "a frozen manager is not ended" is "$manager" NRestarts 1
 within 10 "a frozen manager is not active again" is "$manager" ActiveState active

@@ -351,7 +351,7 @@ mod points {
     /// effect.
     fn signal_self(signal: Signal) -> Option<Fault> {
         if let Err(error) = raise(signal) {
-            tracing::error!(%error, "the fault could not be made");
+            tracing::error!(%error, "fault could not be injected");
         }
         None
     }
@@ -371,7 +371,7 @@ mod points {
                 .filter_map(|word| {
                     let order = parse(word);
                     if order.is_none() {
-                        tracing::error!(word, "CCAT_TRANSFER_FAULT: no such point or mode");
+                        tracing::error!(word, "CCAT_TRANSFER_FAULT: unknown point or mode");
                     }
                     order
                 })

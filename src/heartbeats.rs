@@ -185,7 +185,7 @@ fn report(key: &str, written: Result<Result<(), Cause>, tokio::time::error::Elap
     tracing::warn!(
         key,
         error,
-        "no sign of life could be given; monitors may take this for dead"
+        "heartbeat could not be written; monitors may report this process as dead"
     );
 }
 

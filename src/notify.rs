@@ -82,7 +82,7 @@ impl Notifier {
         let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let sent = queue.as_ref().map(|queue| queue.try_send(notice));
         if !matches!(sent, Some(Ok(()))) {
-            tracing::warn!("too many notices: this one stands in the log only");
+            tracing::warn!("too many notices; this one is only logged");
         }
     }
 

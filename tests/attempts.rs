@@ -138,7 +138,7 @@ async fn a_damaged_partial_copy_is_replaced(mut bench: Bench) {
     bench.attempt(id).await.done();
     bench.assert_moved(id, "a.tar").await;
     assert_eq!(bench.record(id).await.retry_count, 1);
-    assert_eq!(bench.copies(), 3, "one failed, one completed, one anew");
+    assert_eq!(bench.copies(), 3, "one failed, one completed, one repeated");
 }
 
 async fn a_partial_copy_of_another_source_is_replaced(mut bench: Bench) {

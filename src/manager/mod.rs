@@ -485,7 +485,7 @@ impl Pass {
             tracing::error!(
                 queue = &*queue,
                 transfers,
-                "queue takes no messages; its other transfers stay pending"
+                "queue accepts no messages; its other transfers stay PENDING"
             );
         }
         left.into()
@@ -495,7 +495,7 @@ impl Pass {
         tracing::error!(
             data_transfer_id = data_transfer_id.get(),
             reason,
-            "transfer cannot be scheduled; it stays pending"
+            "transfer cannot be scheduled; it stays PENDING"
         );
         self.refused.push(RefusedTransfer {
             data_transfer_id,

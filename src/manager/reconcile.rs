@@ -174,7 +174,7 @@ impl Manager {
                 tracing::warn!(
                     overdue = pass.overdue,
                     error = %chain(&error),
-                    "messages of overdue transfers could not be looked for; the next pass tries again"
+                    "search for the messages of overdue transfers failed; the next pass tries again"
                 );
                 return Ok(nothing);
             }

@@ -25,7 +25,11 @@ pub async fn recover(
 ) -> Result<Vec<TransferId>, DatabaseError> {
     let sweep = repository.sweep_watched(observer, || pulse.tick()).await?;
     for (id, error) in &sweep.failed {
-        tracing::warn!(data_transfer_id = id.get(), error = %chain(error), "dead lease stays for now");
+        tracing::warn!(
+            data_transfer_id = id.get(),
+            error = %chain(error),
+            "expired lease could not be swept; the next sweep tries again"
+        );
     }
     let mut pending = Vec::new();
     for recovered in sweep.recovered {
@@ -36,7 +40,7 @@ pub async fn recover(
             owner = %lease.owner,
             reason = %recovered.displaced.demise,
             pending = recovered.is_pending,
-            "dead lease swept"
+            "expired lease swept"
         );
         if recovered.is_pending {
             pending.push(lease.data_transfer_id);
@@ -68,7 +72,7 @@ pub async fn keep_recovering(
         if let Err(error) = recover(repository, observer, pulse).await
             && attempts.failed(&error).should_log
         {
-            tracing::warn!(error = %chain(&error), "dead leases could not be swept");
+            tracing::warn!(error = %chain(&error), "expired leases could not be swept");
         }
         tokio::select! {
             () = stop.cancelled() => return,

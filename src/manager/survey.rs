@@ -74,7 +74,7 @@ impl<'a> Survey<'a> {
                 tracing::error!(
                     link = %link.name,
                     error = %problem,
-                    "nothing is sent over this link; its windows cannot be read"
+                    "link is closed: its capacity windows cannot be read"
                 );
             }
             survey.add(link);

@@ -337,7 +337,11 @@ impl DataTransferTask {
         match self.service.repository().show(id).await {
             Ok(detail) => detail,
             Err(error) => {
-                tracing::warn!(data_transfer_id = id.get(), error = %chain(&error), "no notice is sent");
+                tracing::warn!(
+                    data_transfer_id = id.get(),
+                    error = %chain(&error),
+                    "notice not sent: the transfer's row could not be read"
+                );
                 None
             }
         }
@@ -469,7 +473,7 @@ fn unwritten(request: &Request, error: &TransferError) -> Settled {
     tracing::error!(
         data_transfer_id = request.id.get(),
         error = error.chain(),
-        "the row could not be settled; the transfer is taken up again when its lease has run out"
+        "row could not be updated; the transfer is recovered when its lease has expired"
     );
     Settled::Unwritten
 }

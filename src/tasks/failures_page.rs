@@ -10,7 +10,7 @@ use crate::transfer::failures::{FailureKind, Matcher, OutputSource, RetryRule, S
 /// The page.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/failures.md");
 
-/// Environment variable that has the page written anew.
+/// Environment variable that has the page rewritten.
 const REWRITE: &str = "REWRITE_DOCS";
 
 const INTRODUCTION: &str = "\
@@ -21,7 +21,7 @@ Every failure has a code. It stands in the log (`error_code`), in the history of
 itself; with the default settings, the waits are the ones that are written here.
 
 This page is made from the worker's own table, `src/transfer/failures/table.rs`, and a test compares
-the two. To write it anew: `REWRITE_DOCS=1 cargo test --lib failures`.
+the two. To rewrite it: `REWRITE_DOCS=1 cargo test --lib failures`.
 
 ## What holds for all of them
 
@@ -123,7 +123,7 @@ fn agrees_with_the_table() {
     let committed = std::fs::read_to_string(PAGE).unwrap_or_default();
     assert!(
         committed == page,
-        "docs/failures.md does not agree with the table; look at the change and write it anew \
+        "docs/failures.md does not agree with the table; check the change and rewrite it \
          with {REWRITE}=1 cargo test --lib failures"
     );
 }

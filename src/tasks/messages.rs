@@ -83,7 +83,7 @@ impl Messages {
             if bytes > left {
                 tracing::warn!(
                     bytes = MOST_BYTES,
-                    "workers' answers about their messages are too large; the rest is not read"
+                    "replies of workers about their messages are too large; the rest is ignored"
                 );
                 break;
             }

@@ -73,7 +73,7 @@ impl LeaseRenewer {
                 Err(LeaseError::Database(error)) => tracing::warn!(
                     data_transfer_id = lease.data_transfer_id().get(),
                     error = %chain(&error),
-                    "the lease could not be renewed; the copy goes on"
+                    "lease could not be renewed; the copy continues"
                 ),
             }
         }

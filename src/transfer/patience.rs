@@ -120,7 +120,7 @@ where
                     tracing::error!(
                         error = %chain(&error),
                         retry_in_s = in_seconds(pause),
-                        "the database refuses; waiting until it is corrected"
+                        "the database refuses statements; waiting until this is corrected"
                     );
                 }
                 pause

@@ -361,7 +361,7 @@ def state(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-ENDS = ["task succeeded", "task failed", "task was interrupted", "task ignored", "task does not run", "task runs here"]
+ENDS = ["task succeeded", "task failed", "task was interrupted", "task ignored", "task was revoked or has expired", "the new delivery joins it"]
 
 
 def idle(worker):

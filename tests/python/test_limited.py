@@ -136,7 +136,7 @@ def multiplying(queue):
     yield "a chord's body", "callbacks", [body]
 
 
-NOT_SENT = "errbacks of a failed task were not sent", "what follows the task cannot be sent, so the task fails"
+NOT_SENT = "errbacks of a failed task were not sent", "follow-up messages of the task cannot be sent, so the task fails"
 
 
 def broken_messages(limited):

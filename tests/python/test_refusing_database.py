@@ -14,7 +14,7 @@ from variants import OnPostgres
 pytestmark = pytest.mark.timeout(120)
 
 # Log message of a waiting worker.
-WAITS = "the database refuses; waiting until it is corrected"
+WAITS = "the database refuses statements; waiting until this is corrected"
 
 
 class WithARole(OnPostgres):

@@ -126,7 +126,7 @@ def test_a_message_that_is_not_run_takes_its_row_along(deployment, broker):
         until(lambda: broker.ready(deployment.queue) == 0, "the worker holds all of them")
         app.control.revoke(revoked.id)
         app.control.broadcast("revoke_by_stamped_headers", arguments={"headers": {"batch": ["x"]}})
-        worker.says("tasks revoked by their stamps")
+        worker.says("tasks revoked by stamped headers")
         for transfer in (by_id, by_stamp):
             deployment.reaches(transfer, "FAILED")
             reason = _reason(deployment, transfer)
@@ -155,7 +155,7 @@ def test_a_revoked_duplicate_leaves_the_row_alone(deployment, broker):
     worker = deployment.worker()
     with deployment.app() as app:
         app.send_task(TRANSFER, [transfer], queue=deployment.queue, expires=-10, task_id="an-old-one")
-        worker.says("task does not run")
+        worker.says("task was revoked or has expired; it does not run")
         broker.all_settled(deployment.queue)
     assert deployment.status(transfer) == "SCHEDULED"
     assert message[1]["id"] == deployment.rows("SELECT task_id FROM transfer_worker_schedule")[0]["task_id"]

@@ -165,8 +165,8 @@ def test_nothing_tells_a_secret(guarded):
     states = {guarded.status(transfer) for transfer in transfers}
     until(lambda: {guarded.status(t) for t in transfers} == {"COMPLETED", "FAILED"}, f"both end, after {states}")
     worker.says("notice not delivered")
-    worker.says("no sign of life could be given")
-    worker.says("traces do not arrive")
+    worker.says("heartbeat could not be written")
+    worker.says("traces were not accepted")
     until(lambda: "PATH=" in (guarded.directory / "notice").read_text(), "the program for notices has run")
     doctor = guarded.cli("doctor", "--json", check=False)
     red = [finding for finding in json.loads(doctor.stdout)["checks"] if finding["verdict"] == "red"]
@@ -277,7 +277,7 @@ def test_a_file_that_everybody_may_read(guarded):
         check = guarded.cli("config", "check", check=False).stderr
     finally:
         guarded.files["broker"].chmod(0o600)
-    assert manager.count("a secret is not safe") == 1 and "celery.broker_password_file" in manager
+    assert manager.count("secret is exposed") == 1 and "celery.broker_password_file" in manager
     # The collector of traces is not reachable, either.
     (yellow,) = [finding for finding in doctor["checks"] if finding["verdict"] == "yellow" and finding["check"] != "traces"]
     assert yellow["check"] == "settings" and "chmod o=" in yellow["advice"]

@@ -24,8 +24,8 @@ from support import TRANSFER, backend_url, tasks_worker, until
 pytestmark = pytest.mark.timeout(120)
 
 KINDS = {1: "internal", 3: "client", 4: "producer", 5: "consumer"}
-LOST = "traces do not arrive; their spans are lost, and nothing else"
-AGAIN = "traces arrive again; the spans since they did not are lost"
+LOST = "traces were not accepted; their spans are lost, nothing else is affected"
+AGAIN = "traces are accepted again; the spans in between are lost"
 KEY = f"key{uuid.uuid4().hex}"
 
 

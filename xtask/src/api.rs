@@ -50,7 +50,7 @@ pub(crate) enum ApiError {
 /// Acts as rustdoc if cargo has called this program in its place; returns otherwise.
 ///
 /// Only rustdoc gets `RUSTC_BOOTSTRAP`, which allows JSON on a stable toolchain: build scripts watch the variable, and
-/// cargo would build their crates anew.
+/// cargo would rebuild their crates.
 pub(crate) fn act_as_rustdoc() {
     if env::var_os(AS_RUSTDOC).is_some() {
         let error = Command::new("rustdoc")

@@ -170,7 +170,7 @@ impl Process {
             source,
         } in &self.settings.warnings
         {
-            tracing::warn!(key, problem = message, source, "a secret is not safe");
+            tracing::warn!(key, problem = message, source, "secret is exposed");
         }
     }
 

@@ -51,7 +51,7 @@ impl AttemptRun<'_> {
             attempt = self.lease.attempt().get(),
             bytes,
             earlier_attempt = earlier.attempt().get(),
-            "completing the partial copy of an earlier attempt"
+            "resuming the partial copy of an earlier attempt"
         );
         let id = self.request.id;
         self.service.forget_temporary(id, earlier.attempt()).await;
@@ -70,7 +70,7 @@ impl AttemptRun<'_> {
             attempt = self.lease.attempt().get(),
             error = error.chain(),
             bytes,
-            "the partial copy of an earlier attempt is thrown away; copying from the start"
+            "partial copy of an earlier attempt discarded; copying from the start"
         );
         self.stoppable(plan.target.remove_temporary()).await?;
         self.stoppable(self.take_over(plan, None)).await.map(drop)

@@ -134,7 +134,7 @@ impl TransferService {
             data_transfer_id = transfer_id.get(),
             path = %plan.target.temporary_path(),
             error,
-            "the temporary file stays; a later attempt at this transfer would remove it"
+            "temporary file not removed; the next attempt at this transfer removes it"
         );
     }
 
@@ -145,7 +145,7 @@ impl TransferService {
                 data_transfer_id = id.get(),
                 attempt = attempt.get(),
                 error = %chain(&error),
-                "a removed temporary stays on record"
+                "removed temporary file is still recorded"
             );
         }
     }

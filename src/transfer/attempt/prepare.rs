@@ -101,7 +101,7 @@ impl AttemptRun<'_> {
             tracing::warn!(
                 data_transfer_id = id.get(),
                 checksum,
-                "the recorded checksum has no form that is known here; the ends are compared with each other only"
+                "recorded checksum has an unknown form; only the two ends are compared"
             );
         }
         Ok(plan)
@@ -225,7 +225,7 @@ impl AttemptRun<'_> {
             return tracing::warn!(
                 data_transfer_id = self.request.id.get(),
                 error,
-                "leftovers of earlier attempts stay for now"
+                "leftovers of earlier attempts not removed; the next attempt tries again"
             );
         }
         let spared = spared.map(|name| name.to_string());

@@ -251,7 +251,7 @@ impl<'a> RunningCopy<'a> {
             tracing::warn!(
                 data_transfer_id = self.plan.attempt.transfer_id.get(),
                 attempt = self.plan.attempt.number.get(),
-                "a process of bbcp survived SIGKILL, it hangs in a system call"
+                "process of bbcp survived SIGKILL: it hangs in a system call"
             );
         }
         EndedCopy {
@@ -338,7 +338,7 @@ async fn read(
             tracing::warn!(
                 data_transfer_id = of.transfer_id.get(),
                 attempt = of.number.get(),
-                "the log file of an attempt is too slow, the rest is not logged"
+                "log file of an attempt is too slow; further output is dropped"
             );
             log = None;
         }

@@ -185,7 +185,7 @@ impl HealthRegistry {
             .with_state(self.clone());
         // With port 0, the operating system chooses the port.
         let address = listener.local_addr().unwrap_or(address);
-        tracing::info!(%address, "side port open: /livez, /readyz, /metrics");
+        tracing::info!(%address, "HTTP port open: /livez, /readyz, /metrics");
         let task = tokio::spawn(async move {
             // Ends only with the process.
             let _ = serve(Bounded::new(listener), routes).await;
@@ -211,7 +211,7 @@ async fn livez(State(health): State<HealthRegistry>) -> Response {
     let lines = stopped.iter().map(|loop_| {
         let since = Utc::now() - loop_.since;
         format!(
-            "{}: stands still since {} ({} s; {} s are too long)\n",
+            "{}: no progress since {} ({} s; the limit is {} s)\n",
             loop_.name,
             since.format("%Y-%m-%dT%H:%M:%SZ"),
             loop_.since.as_secs(),
@@ -250,11 +250,7 @@ async fn metrics(State(health): State<HealthRegistry>) -> Response {
     join_all(probes.iter().map(async |probe| {
         let answer = probe.answer().await;
         if let Err(error) = &answer {
-            tracing::debug!(
-                source = probe.name(),
-                error,
-                "metrics could not be brought up to date"
-            );
+            tracing::debug!(source = probe.name(), error, "metrics could not be updated");
         }
         let error = health.metrics.scrape_error(probe.name());
         error.set(i64::from(answer.is_err()));

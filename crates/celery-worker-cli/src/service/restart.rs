@@ -30,11 +30,11 @@ impl End {
             Self::Restart => {
                 let mut words = std::env::args_os();
                 let program = words.next().unwrap_or_else(|| process.program.name.into());
-                tracing::info!("starting anew");
+                tracing::info!("program restarts");
                 traces::close();
                 let error = Command::new(&program).args(words).exec();
                 Err(ProcessError::Failed(format!(
-                    "cannot start {} anew: {error}",
+                    "cannot restart {}: {error}",
                     program.display()
                 )))
             }
@@ -50,7 +50,7 @@ pub(super) fn is_possible(process: &Process) -> bool {
         Err(error) => {
             tracing::error!(
                 error = %chain(&error),
-                "not starting anew, since the settings cannot be used; going on with the old ones"
+                "restart refused: the new settings are not valid; continuing with the old ones"
             );
             false
         }

@@ -75,7 +75,7 @@ impl Signals {
                         stopped = true;
                         shutdown.warm();
                     } else if !stopped && can_restart() {
-                        tracing::info!("restart: no new tasks, and a new beginning when the running ones have ended");
+                        tracing::info!("restart requested: no new tasks; restarting when the running ones have ended");
                         restart = true;
                         shutdown.warm();
                     }

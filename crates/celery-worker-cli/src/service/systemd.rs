@@ -54,11 +54,14 @@ async fn notify_periodically(health: HealthRegistry) {
             states.push(NotifyState::Watchdog);
         }
         let status = match (stopped.first(), now) {
-            (Some(stopped), _) => format!("the loop `{}` stands still", stopped.name),
+            (Some(stopped), _) => format!("the loop `{}` has stopped", stopped.name),
             (None, Phase::Starting) => "waiting for the database and the broker".to_owned(),
             (None, Phase::Running) => health.status(),
             (None, Phase::Restarting) => {
-                format!("begins anew when what runs has ended; {}", health.status())
+                format!(
+                    "restarts when the running tasks have ended; {}",
+                    health.status()
+                )
             }
             (None, Phase::Stopping) => format!("stopping; {}", health.status()),
         };

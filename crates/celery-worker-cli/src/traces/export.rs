@@ -183,7 +183,7 @@ impl Collector {
                 tracing::info!(
                     collector = self.client.shown,
                     spans = *spans,
-                    "traces arrive again; the spans since they did not are lost"
+                    "traces are accepted again; the spans in between are lost"
                 );
                 *outage = None;
             }
@@ -196,7 +196,7 @@ impl Collector {
                     collector = self.client.shown,
                     %error,
                     spans,
-                    "traces do not arrive; their spans are lost, and nothing else"
+                    "traces were not accepted; their spans are lost, nothing else is affected"
                 );
                 let logged_at = Instant::now();
                 *outage = Some(Outage { logged_at, spans });

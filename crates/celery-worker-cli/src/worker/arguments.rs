@@ -97,7 +97,7 @@ impl WorkerArguments {
     pub fn log_ignored_flags(&self) {
         let ignored = self.without_effect.given();
         if !ignored.is_empty() {
-            tracing::warn!(flags = ?ignored, "flags of celery worker that do nothing here");
+            tracing::warn!(flags = ?ignored, "flags of celery worker without effect here");
         }
     }
 

@@ -108,7 +108,10 @@ impl ClusterQueues {
             mandatory: false,
         };
         if let Err(error) = control.worker.broker.publish(&publication, WITHIN).await {
-            tracing::warn!(error = %chain(&error), "the other workers were not greeted");
+            tracing::warn!(
+                error = %chain(&error),
+                "mingle failed; tasks that other workers know as revoked may run"
+            );
         }
     }
 
@@ -146,7 +149,7 @@ impl ClusterQueues {
                 }
                 continue;
             }
-            tracing::debug!(node, "another worker is here");
+            tracing::debug!(node, "another worker answered");
             control.worker.revoked.add(ids(&answer["revoked"]));
             if let Some(clock) = answer["clock"].as_u64() {
                 control.worker.events.observe(clock);

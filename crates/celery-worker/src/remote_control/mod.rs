@@ -167,7 +167,7 @@ async fn serve(control: Arc<RemoteControl>) {
                 None => tracing::warn!(
                     body_bytes = message.body.len(),
                     damage = ?delivery.damage,
-                    "skipped a message to the remote control that is no request"
+                    "skipped a remote control message that is not a request"
                 ),
                 Some(request) if request.addresses(&worker.hostname) => {
                     control.answer(request, message.body.len());

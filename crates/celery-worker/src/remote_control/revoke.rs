@@ -159,7 +159,7 @@ impl RemoteControl {
             _ => return Err(Exception::new(BUILTINS, "KeyError", "headers")),
         };
         let shown = shortened(&repr::value(&Value::Object(headers.clone())));
-        tracing::warn!(headers = shown, "tasks revoked by their stamps");
+        tracing::warn!(headers = shown, "tasks revoked by stamped headers");
         self.worker.revoked.add_stamps(&headers);
         if !is_true(request.argument("terminate")) {
             let text = format!("headers {shown} flagged as revoked, but not terminated");

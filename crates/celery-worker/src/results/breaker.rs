@@ -66,7 +66,7 @@ impl CircuitBreaker {
                 } else {
                     *turn = Turn::first();
                     self.is_away.store(false, Ordering::Relaxed);
-                    tracing::info!(backend = self.place, "the result backend is there again");
+                    tracing::info!(backend = self.place, "result backend reachable again");
                 }
                 return done;
             }

@@ -223,7 +223,7 @@ impl Runtime {
         tracing::info!(
             task_id = task_id.map(repr::shorten),
             body_bytes = raw.body.len(),
-            "message is large, and stays with the broker until there is room for it"
+            "message is large and stays with the broker until memory is free"
         );
         drop(raw);
         let waited = async {

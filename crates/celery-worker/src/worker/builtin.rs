@@ -95,7 +95,7 @@ impl Task for BackendCleanup {
 
     async fn run(&self, (): (), _cx: TaskContext) -> TaskResult<()> {
         let deleted = self.results.cleanup().await?;
-        tracing::info!(deleted, "results that were too old are deleted");
+        tracing::info!(deleted, "expired results deleted");
         Ok(())
     }
 }

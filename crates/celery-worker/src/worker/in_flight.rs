@@ -255,7 +255,7 @@ impl InFlight {
             let names = message.id.len() + message.task.len() + message.display_name().len();
             let Some(left) = room.checked_sub(body.min(LONG_BODY) + names + SHOWN_BESIDE) else {
                 tracing::warn!(
-                    "a reply of the remote control does not show all tasks: it would be too long"
+                    "remote control reply would be too long and does not list all tasks"
                 );
                 break;
             };

@@ -82,7 +82,7 @@ impl Runtime {
         if !is_first {
             tracing::info!(
                 task_id = request.message.id,
-                "task runs here already; the new delivery joins it"
+                "task is running or waiting already; the new delivery joins it"
             );
         }
         is_first
@@ -164,7 +164,7 @@ impl Runtime {
                     body_bytes = delivery.message.body.len(),
                     reason = %reason,
                     fate = ?reason.disposition(),
-                    "message is no task"
+                    "rejected: not a Celery task message"
                 );
                 let disposition = match reason.disposition() {
                     message::Disposition::Ack if known => Disposition::Ack,
@@ -209,7 +209,7 @@ fn log_received(request: &Request, left: Option<u64>) {
             kwargs,
             redelivered,
             body_bytes,
-            "task received; its message is large, and stays with the broker until its time"
+            "task received; its message is large and stays with the broker until its eta"
         ),
     }
 }

@@ -428,7 +428,8 @@ async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
             tracing::warn!(
                 tasks = tasks.len(),
                 waited_s = SETTLED_WITHIN.as_secs(),
-                "tasks have ended, but their results or follow-up tasks wait for a server; their messages go back to the queue"
+                "tasks have ended, but their results or follow-up tasks wait for a server; their messages return \
+                 to the queue"
             );
             Duration::ZERO
         }

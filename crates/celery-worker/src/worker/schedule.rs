@@ -59,7 +59,7 @@ impl Execution<'_> {
         };
         tracing::info!(
             task_id = message.id,
-            "task was delivered again and had succeeded; it is not run"
+            "redelivered task had succeeded before; it does not run"
         );
         // The follow-up tasks were sent before this result was stored, but the task may not have been counted for its
         // chord.
@@ -86,7 +86,7 @@ impl Execution<'_> {
                 tracing::warn!(
                     task_id = request.message.id,
                     error = %chain(&error),
-                    "cannot tell whether the task has succeeded before; it is run"
+                    "unknown whether the task has succeeded before; it runs"
                 );
                 None
             }
@@ -128,7 +128,11 @@ impl Runtime {
             false if self.revoked.revokes(message) => Cause::Revoked,
             false => return None,
         };
-        tracing::info!(task_id = message.id, ?cause, "task does not run");
+        tracing::info!(
+            task_id = message.id,
+            ?cause,
+            "task was revoked or has expired; it does not run"
+        );
         Some(cause)
     }
 
@@ -172,7 +176,7 @@ impl Runtime {
                 tracing::warn!(
                     task_id,
                     error = %chain(&error),
-                    "a task that waits could not be published anew; its message goes back"
+                    "delayed task could not be published again; its message returns to the queue"
                 );
                 Disposition::Requeue
             }

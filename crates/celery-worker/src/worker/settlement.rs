@@ -86,7 +86,7 @@ impl Execution<'_> {
                         task = message.task,
                         task_id = message.id,
                         runtime_s = self.elapsed.as_secs_f64(),
-                        "task was interrupted; its message goes back to the queue"
+                        "task was interrupted; its message returns to the queue"
                     );
                     Disposition::Requeue
                 }
@@ -113,7 +113,7 @@ impl Execution<'_> {
                     task = message.task,
                     task_id = message.id,
                     %error,
-                    "what follows the task cannot be sent, so the task fails"
+                    "follow-up messages of the task cannot be sent, so the task fails"
                 );
                 return Box::pin(self.fail(error.exception())).await;
             }
@@ -383,7 +383,7 @@ impl Runtime {
                     task_id = message.id,
                     error = %chain(error),
                     retry_in_s,
-                    "result was not stored; the message stays unacknowledged until it is"
+                    "result was not stored; retrying, the message stays unacknowledged"
                 );
             },
         );
@@ -392,7 +392,7 @@ impl Runtime {
             tracing::error!(
                 task_id = message.id,
                 error = %chain(&error),
-                "result cannot be stored, now or later; it is lost"
+                "result cannot be stored and is lost; a retry would not help"
             );
         }
         Ok(())

@@ -139,7 +139,7 @@ impl Workflow {
         let failures = match self.desk.work(is_large([body]), looking).await {
             Ok(failures) => failures,
             Err(error) => {
-                tracing::error!(task_id = part.id, %error, "the chord's body is no signature");
+                tracing::error!(task_id = part.id, %error, "body of a chord is not a signature");
                 return self.fail_unread(body, failed).await;
             }
         };
@@ -371,7 +371,11 @@ impl Workflow {
                 Ok(Some(meta)) if is_done(&meta) => found.push(meta),
                 Ok(_) => return None,
                 Err(error) => {
-                    tracing::warn!(task_id, error = %chain(&error), "a part of a chord cannot be looked at");
+                    tracing::warn!(
+                        task_id,
+                        error = %chain(&error),
+                        "state of a part of a chord could not be read"
+                    );
                     return None;
                 }
             }

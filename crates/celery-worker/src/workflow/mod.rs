@@ -263,7 +263,7 @@ impl Workflow {
                     routing_key = publication.routing_key,
                     error = %chain(error),
                     retry_in_s,
-                    "what follows the task was not sent; its message stays unacknowledged until it is"
+                    "follow-up message was not sent; retrying, the task's message stays unacknowledged"
                 );
             },
         );
@@ -298,7 +298,7 @@ impl Workflow {
                     what,
                     error = %chain(error),
                     retry_in_s,
-                    "what follows the task is not done; its message stays unacknowledged until it is"
+                    "follow-up step not done; retrying, the task's message stays unacknowledged"
                 );
             },
         );
@@ -306,7 +306,7 @@ impl Workflow {
         match attempted.ok_or(Stopped)? {
             Ok(done) => Ok(Some(done)),
             Err(error) => {
-                tracing::error!(task_id, what, error = %chain(&error), "a chord cannot go on");
+                tracing::error!(task_id, what, error = %chain(&error), "chord cannot continue");
                 Ok(None)
             }
         }

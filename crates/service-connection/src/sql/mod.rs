@@ -140,7 +140,7 @@ fn of_sqlite(code: &str) -> ErrorClass {
 }
 
 /// Returns true if a pooled connection was opened after the last report of outdated prepared statements.
-/// An older one must not be used: a connection keeps its plans, so a statement that is planned anew needs a
+/// An older one must not be used: a connection keeps its plans, so a statement that is planned again needs a
 /// new connection.
 #[must_use]
 pub fn is_current(connection: &PoolConnectionMetadata) -> bool {

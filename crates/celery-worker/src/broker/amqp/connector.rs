@@ -288,7 +288,7 @@ impl Connector {
             tracing::info!(
                 from = FRAME,
                 to = LARGE_FRAME,
-                "a message has large headers; connections have larger frames from now on"
+                "a message has large headers; new connections use larger frames"
             );
         }
         true
@@ -478,7 +478,7 @@ fn log_difference(step: &TopologyStep, error: &lapin::Error) {
     tracing::warn!(
         what = %step,
         difference = %difference_of(error),
-        "it exists otherwise and is used as it is; let celery.task_queues say what is there, or delete it"
+        "exists with other arguments and is used unchanged; set these arguments in celery.task_queues, or delete it"
     );
 }
 

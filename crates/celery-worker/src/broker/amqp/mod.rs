@@ -259,7 +259,7 @@ impl Amqp {
         RetryLoop::new(RECONNECT)
             .until(deadline.into_std())
             .run(attempt, again, |error, _| {
-                tracing::debug!(error = %chain(error), "publishing is tried again");
+                tracing::debug!(error = %chain(error), "message not published; retrying");
             })
             .await
     }
@@ -452,7 +452,7 @@ fn report_panic(reports: &Reports, purpose: &'static str, panic: &str) {
     tracing::error!(
         purpose,
         panic,
-        "a subscription panicked, which is a bug; it is no longer served"
+        "subscription panicked, which is a bug; it receives no more messages"
     );
     reports.fail(BrokerError::Panicked {
         purpose,

@@ -113,8 +113,8 @@ impl QueueConsumer {
             Ended::HeldTooLong => {
                 tracing::warn!(
                     queue,
-                    "the broker took back what was held for longer than its consumer_timeout; nothing is lost: running \
-                     tasks go on, and what is delivered again joins them. If tasks run for so long, raise \
+                    "the broker requeued messages that were unacknowledged for longer than its consumer_timeout; \
+                     running tasks continue, and redelivered messages join them. For longer tasks raise \
                      consumer_timeout in rabbitmq.conf or the queue argument x-consumer-timeout"
                 );
                 return Duration::ZERO;
@@ -130,7 +130,7 @@ impl QueueConsumer {
                 queue,
                 error = %chain(error),
                 retry_in_s = in_seconds(setback.pause),
-                "the queue is not served; it is tried again, and running tasks go on"
+                "queue is not consumed; retrying, running tasks continue"
             );
         }
         setback.pause
@@ -312,7 +312,10 @@ impl QueueConsumer {
                 .basic_cancel(tag, BasicCancelOptions::default())
                 .await;
             if let Err(error) = cancelled {
-                tracing::debug!(error = %connector.error(error, "basic.cancel"), "no polite end");
+                tracing::debug!(
+                    error = %connector.error(error, "basic.cancel"),
+                    "consumer was not cancelled before its channel was closed"
+                );
             }
         }
         // Every consumer is cancelled, so that each stream ends.

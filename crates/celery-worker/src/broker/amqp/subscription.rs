@@ -97,7 +97,7 @@ impl Subscriber {
                     purpose = self.purpose,
                     error = %chain(&error),
                     retry_in_s = in_seconds(pause),
-                    "no connection to the broker; it is tried again, and running tasks go on"
+                    "no connection to the broker; retrying, running tasks continue"
                 );
             }
             tokio::select! {
@@ -172,7 +172,7 @@ impl Session<'_> {
             if let Err(error) = made {
                 tracing::warn!(
                     error = %chain(&error),
-                    "delayed delivery is not set up; delayed tasks are held by the worker"
+                    "delayed delivery could not be set up; the worker holds delayed tasks"
                 );
             }
         }
@@ -195,7 +195,7 @@ impl Session<'_> {
                         tracing::error!(
                             queue,
                             panic,
-                            "the consumer of a queue panicked, which is a bug; its connection is opened again"
+                            "consumer of a queue panicked, which is a bug; reconnecting"
                         );
                         return Some(connector.lost("the consumer of a queue panicked"));
                     }

@@ -287,7 +287,7 @@ impl ResultBackend for Database {
             tracing::warn!(
                 task_id = meta.task_id,
                 limit_chars = NAME,
-                "a task id that is too long, or has a NUL, does not fit into the table of results; the result is dropped"
+                "task id is too long or contains NUL; its result does not fit into the result table and is dropped"
             );
             return Ok(());
         }

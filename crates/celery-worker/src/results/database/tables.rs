@@ -53,7 +53,7 @@ impl Database {
             self.create(&self.tasks, &result_columns(self.backend()))
                 .await?;
             columns = self.columns(&self.tasks).await?;
-            tracing::info!(backend = self.place, table = %self.tasks.quoted(), "table of results made");
+            tracing::info!(backend = self.place, table = %self.tasks.quoted(), "result table created");
         }
         if may_create && self.columns(&self.groups).await?.is_empty() {
             self.create(&self.groups, &group_columns(self.backend()))
