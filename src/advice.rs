@@ -31,9 +31,7 @@ pub(crate) fn remedy(kind: FailureKind) -> &'static str {
              again at once."
         }
         FailureKind::LinkSettings => "`ccat-transfer config check` tells which.",
-        FailureKind::AlreadyFailed => {
-            "If it is to be tried again: `ccat-transfer transfers retry ID`."
-        }
+        FailureKind::AlreadyFailed => "To try it again: `ccat-transfer transfers retry ID`.",
         FailureKind::NotDue => {
             "Nothing: the manager sends a message in time. `ccat-transfer transfers run` does it at once, and so \
              does a reset of its `retry_count`."
@@ -47,7 +45,7 @@ pub(crate) fn remedy(kind: FailureKind) -> &'static str {
              run` does it at once."
         }
         FailureKind::Untracked => {
-            "If no Python worker is either: `ccat-transfer transfers retry ID --untracked`."
+            "If no Python worker runs it either: `ccat-transfer transfers retry ID --untracked`."
         }
         kind => kind.row().remedy,
     }
@@ -61,7 +59,7 @@ pub(crate) fn remedy_of_code(code: &str) -> Option<&'static str> {
 /// End of the text of a database error: the command that corrects it, or an empty string.
 pub(crate) fn database_command(error: &DatabaseError) -> &'static str {
     match error {
-        DatabaseError::Missing(_) => "; `ccat-transfer db migrate` makes one",
+        DatabaseError::Missing(_) => "; `ccat-transfer db migrate` creates one",
         _ => "",
     }
 }
@@ -82,14 +80,13 @@ pub(crate) fn schema_command(differences: &[Difference]) -> String {
     });
     if no_ops_db {
         text.push_str(
-            "\nThere is no ops-db at all. If the database is the right one and is to be filled from \
-             here (a test, a development machine), run `ccat-transfer db migrate`.",
+            "\nThere is no ops-db. If this is the right database and this program should fill it (a test, a \
+             development machine), run `ccat-transfer db migrate`.",
         );
     } else if !differences.iter().all(is_own) {
         text.push_str(
-            "\nThe other tables belong to ccat_ops_db and its Alembic migrations, and are never \
-             altered from here: bring that schema up to date, or run a ccat-transfer that was made \
-             for it.",
+            "\nThe other tables belong to ccat_ops_db and its Alembic migrations, and this program never \
+             alters them: update that schema, or run a version of ccat-transfer that matches it.",
         );
     }
     text
@@ -154,7 +151,7 @@ mod tests {
         assert!(both.contains("belong to ccat_ops_db and its Alembic migrations"));
         let none: Vec<Difference> = entity::OPS_DB_TABLES.into_iter().map(missing).collect();
         let none = schema_command(&none);
-        assert!(none.starts_with("\nThere is no ops-db at all."), "{none}");
+        assert!(none.starts_with("\nThere is no ops-db."), "{none}");
         assert!(none.ends_with(&format!("{migrate}.")), "{none}");
     }
 }

@@ -39,7 +39,7 @@ pub struct Notice {
 /// Failure of a notification. It contains no secret, although a webhook's address often is one.
 #[derive(Debug, thiserror::Error)]
 enum NotifyError {
-    #[error("`{0}` is not there; correct `notifications.command`")]
+    #[error("`{0}` does not exist; correct `notifications.command`")]
     Missing(String),
     #[error("cannot run `{program}`")]
     Run { program: String, source: io::Error },
@@ -47,7 +47,7 @@ enum NotifyError {
     Failed { program: String, status: String },
     #[error("no end within {}", humantime::format_duration(*.0))]
     Late(Duration),
-    #[error("the webhook did not take it: {0}")]
+    #[error("the webhook did not accept it: {0}")]
     Webhook(String),
 }
 

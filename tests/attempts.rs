@@ -318,7 +318,7 @@ async fn names_are_moved_rightly_or_refused(bench: Bench) {
     for (name, problem) in [
         ("a\nb.tar", "control characters"),
         ("a\tb.tar", "control characters"),
-        (&"0123456789/".repeat(109), "longer than bbcp can stand"),
+        (&"0123456789/".repeat(109), "longer than bbcp allows"),
         (&"x".repeat(256), "255 bytes"),
     ] {
         let id = bench.renamed(good, name).await;

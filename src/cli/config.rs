@@ -37,7 +37,7 @@ pub(super) fn run(
             for warning in loaded?.warnings {
                 eprintln!("warning: {}", visible_lines(&warning.to_string()));
             }
-            println!("the settings are good");
+            println!("the settings are valid");
         }
         ConfigCommand::Default => print!("{DEFAULTS}"),
     }

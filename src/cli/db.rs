@@ -14,7 +14,7 @@ use service_connection::error_chain::chain;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DbCommand {
-    /// Make this program's own tables; in an empty database also those of the ops-db that it uses.
+    /// Create this program's own tables; in an empty database also the tables of the ops-db that it uses.
     Migrate {
         /// Drop this program's own tables, with every lease and the history of attempts.
         #[arg(long)]
@@ -25,9 +25,9 @@ pub(super) enum DbCommand {
     },
     /// Print which tables exist.
     Status,
-    /// Compare the schema with what is needed.
+    /// Check that the schema has everything that is needed.
     Check,
-    /// Make the sites, locations and routes of a file; not where the Python system does that.
+    /// Create the sites, locations and routes of a file; not for databases that the Python system fills.
     Seed {
         /// File in TOML.
         file: PathBuf,
@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, command: DbCommand) -> Result<ExitCod
         DbCommand::Check => {
             context.repository().await?;
             say(context, &json!({"ok": true}), || {
-                "the schema is as it should be".into()
+                "the schema has everything that is needed".into()
             })?;
         }
         DbCommand::Seed { file } => seed(context, file).await?,
@@ -74,21 +74,21 @@ async fn up(context: &Context) -> Result<(), CliError> {
     say(context, &result, || {
         let ops_db = if made {
             format!(
-                "made the tables of the ops-db: {}",
+                "created the tables of the ops-db: {}",
                 entity::OPS_DB_TABLES.join(", ")
             )
         } else {
-            "the ops-db is there already and was not touched".to_owned()
+            "the ops-db exists already and was not changed".to_owned()
         };
         let own = entity::WORKER_TABLES.join(", ");
-        format!("{ops_db}\nthis program's own tables are there: {own}")
+        format!("{ops_db}\nthis program's own tables exist: {own}")
     })
 }
 
 async fn down(context: &Context, yes: bool) -> Result<(), CliError> {
     if !yes {
         return Err(CliError::refused(
-            "this drops every lease and the history of all attempts; say --yes, too, and stop the workers before",
+            "this drops every lease and the history of all attempts; stop the workers, then add --yes",
         ));
     }
     let database = Database::connect(&context.settings.ops_db).await?;
@@ -151,7 +151,7 @@ async fn seed(context: &Context, file: PathBuf) -> Result<(), CliError> {
     });
     say(context, &result, || {
         format!(
-            "{} created, {} changed, {} as they were",
+            "{} created, {} changed, {} unchanged",
             seeded.created, seeded.updated, seeded.unchanged
         )
     })
@@ -177,7 +177,7 @@ pub(super) fn topology_error(error: TopologyError) -> CliError {
         TopologyError::Database(error) => error.into(),
         TopologyError::UnknownSite { known, .. } | TopologyError::UnknownLocation { known, .. } => {
             CliError::NotFound(match known.is_empty() {
-                true => format!("{text}; `ccat-transfer db seed` makes them"),
+                true => format!("{text}; `ccat-transfer db seed` creates them"),
                 false => text,
             })
         }
@@ -198,11 +198,11 @@ mod tests {
         };
         assert_eq!(
             topology_error(error(&[])).to_string(),
-            "a route names the site `x`; there are none yet; `ccat-transfer db seed` makes them"
+            "a route names the unknown site `x`; known sites: none yet; `ccat-transfer db seed` creates them"
         );
         assert_eq!(
             topology_error(error(&["ccat", "cologne"])).to_string(),
-            "a route names the site `x`; there are ccat, cologne"
+            "a route names the unknown site `x`; known sites: ccat, cologne"
         );
     }
 }

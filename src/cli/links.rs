@@ -22,18 +22,18 @@ pub(super) enum LinksCommand {
     Show(Name),
     /// Limit a link; options that are not given do not change.
     Set(Set),
-    /// Let no copy start over a link until it is resumed. Transfers wait, and lose no retry.
+    /// Pause a link: no copy starts until it is resumed. Transfers wait, and use up no retry.
     Pause {
         #[command(flatten)]
         name: Name,
         /// Reason; shown with the link.
         #[arg(long, value_name = "TEXT")]
         reason: String,
-        /// Stop running copies, too: their transfers wait, and lose no retry either.
+        /// Stop running copies, too: their transfers wait, and use up no retry either.
         #[arg(long)]
         now: bool,
     },
-    /// Let copies start again.
+    /// Resume a link: copies start again.
     Resume(Name),
 }
 
@@ -122,7 +122,7 @@ pub(super) async fn run(context: &Context, command: LinksCommand) -> Result<Exit
             say(context, &link, || {
                 let running = match now {
                     true => "running copies are stopped when their workers next renew a lease",
-                    false => "copies that run go on",
+                    false => "running copies continue",
                 };
                 format!("{name} is paused; {running}")
             })?;
@@ -366,9 +366,7 @@ async fn show(context: &Context, repository: &Repository, name: &LinkName) -> Re
         let file = if file.is_empty() { "none" } else { &file };
         lines.push(match set {
             Some(value) => {
-                format!(
-                    "{key:<10} {value} (set with `links set`; the file's {file} does not count)"
-                )
+                format!("{key:<10} {value} (set with `links set`; overrides {file} of the file)")
             }
             None => format!("{key:<10} {file} (from the settings)"),
         });

@@ -17,7 +17,7 @@ pub(super) struct Completions {
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// Directory for the pages; made if it is missing.
+    /// Directory for the pages; created if it is missing.
     directory: PathBuf,
 }
 

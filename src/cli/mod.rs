@@ -81,14 +81,14 @@ enum Command {
     /// See, limit, pause and resume the links between sites.
     #[command(subcommand)]
     Links(links::LinksCommand),
-    /// Find, understand and steer transfers.
+    /// Find, understand and change transfers.
     #[command(subcommand)]
     Transfers(Box<transfers::TransfersCommand>),
     /// Check the settings, or print the defaults.
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArguments),
-    /// Print a script by which a shell completes this command line.
+    /// Print the script for the completion of this command line in a shell.
     Completions(manual::Completions),
     /// Write the manual pages.
     Man(manual::Man),

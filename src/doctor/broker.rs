@@ -39,9 +39,9 @@ impl Doctor {
                     Ok(connected) => {
                         good.push(match connected.greeting() {
                             Some(Greeting { product, version }) => {
-                                format!("{url} lets us in ({product} {version})")
+                                format!("login to {url} succeeded ({product} {version})")
                             }
-                            None => format!("{url} lets us in"),
+                            None => format!("login to {url} succeeded"),
                         });
                         match probe {
                             None => probe = Some(connected),
@@ -74,7 +74,7 @@ impl Doctor {
             false => Vec::from_iter(self.check(Check::Broker, "", connecting).await),
         };
         let Some(probe) = probe else {
-            let why = "the broker does not let us in";
+            let why = "the login to the broker failed";
             for check in [Check::Permissions, Check::Queues, Check::ConsumerTimeout] {
                 findings.extend(self.skipped(check, "", why));
             }
@@ -117,8 +117,9 @@ impl Doctor {
             Err(error @ BrokerError::Blocked { .. }) => {
                 return Outcome::red(
                     chain(&error).to_string(),
-                    "give the broker memory or disk space, or empty its queues: `rabbitmq-diagnostics alarms` says what it \
-                     is short of. Until then results, follow-up tasks and the manager's messages wait",
+                    "give the broker memory or disk space, or empty its queues: `rabbitmq-diagnostics \
+                     alarms` shows which. Until then results, follow-up tasks and the manager's messages \
+                     wait",
                 );
             }
             Err(error) => return Outcome::red(chain(&error).to_string(), "try again"),
@@ -149,7 +150,7 @@ impl Doctor {
         let no_declare = self.settings.celery.no_declare;
         let compared = match no_declare {
             true => match probe.exists(&queue.name).await {
-                Ok(true) => return Outcome::green("it is there"),
+                Ok(true) => return Outcome::green("it exists"),
                 Ok(false) => Ok(Comparison::Missing),
                 Err(error) => Err(error),
             },
@@ -160,10 +161,10 @@ impl Doctor {
                 messages,
                 consumers,
             }) => Outcome::green(format!(
-                "as it would be declared; {messages} messages wait, {consumers} consumers listen"
+                "declared as configured; {messages} messages wait, {consumers} consumers listen"
             )),
             Ok(Comparison::Missing) if no_declare => Outcome::red(
-                "it is missing, and celery.no_declare forbids to declare it",
+                "it is missing, and celery.no_declare does not allow declaring it",
                 "declare it with a login that may configure queues",
             ),
             Ok(Comparison::Missing) => {
@@ -171,11 +172,11 @@ impl Doctor {
             }
             Ok(Comparison::Differs(difference)) => Outcome::red(
                 format!(
-                    "it was declared otherwise: {difference}. The worker uses it as it is; a producer that declares it as \
-                     these settings say is refused"
+                    "it was declared with other arguments: {difference}. The worker uses it unchanged; a \
+                     producer that declares it with these settings is refused"
                 ),
                 format!(
-                    "let celery.task_queues.{} say what is there, or stop its users and delete it: `rabbitmqctl \
+                    "set its arguments in celery.task_queues.{}, or stop its users and delete it: `rabbitmqctl \
                      delete_queue {}`",
                     queue.name, queue.name
                 ),
@@ -205,15 +206,15 @@ impl Doctor {
         let shown = humantime::format_duration(default);
         let hold = self.settings.celery.worker_eta_hold;
         let outcome = Outcome::green(format!(
-            "it cannot be read over AMQP; RabbitMQ's default is {shown}. A transfer that takes longer goes on, and its \
-             message, which comes again, joins it"
+            "it cannot be read over AMQP; RabbitMQ's default is {shown}. A longer transfer continues, and \
+             its redelivered message joins it"
         ));
         match hold >= default {
             true => Outcome {
                 verdict: Verdict::Yellow,
                 advice: Some(format!(
-                    "unless consumer_timeout is raised in rabbitmq.conf, lower celery.worker_eta_hold ({}): messages that \
-                     wait for their time are taken back",
+                    "lower celery.worker_eta_hold ({}), or raise consumer_timeout in rabbitmq.conf: the \
+                     broker requeues messages that wait longer for their eta",
                     humantime::format_duration(hold)
                 )),
                 ..outcome
@@ -239,17 +240,17 @@ fn explain(Obstacle { hurdle, reason }: &Obstacle) -> Outcome {
         ),
         Hurdle::Tls => (
             "TLS",
-            "see that the port is the one for TLS, that celery.broker_ssl_ca_file holds the authority of the broker's \
-             certificate, and that it is made out to this host name",
+            "check that the port is the one for TLS, that celery.broker_ssl_ca_file contains the authority \
+             of the broker's certificate, and that the certificate is for this host name",
         ),
         Hurdle::Protocol => (
             "AMQP",
-            "see that the port is RabbitMQ's for AMQP (5672; amqps:// for the one with TLS, 5671)",
+            "check that the port is RabbitMQ's port for AMQP (5672; with amqps:// 5671)",
         ),
         Hurdle::Login => (
             "login",
-            "correct user and password in celery.broker_url, or `rabbitmqctl change_password USER`; `guest` may log in \
-             from the broker's own host only",
+            "correct user and password in celery.broker_url, or `rabbitmqctl change_password USER`; `guest` \
+             can log in only from the broker's own host",
         ),
         Hurdle::VirtualHost => (
             "virtual host",

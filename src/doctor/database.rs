@@ -79,16 +79,18 @@ impl Doctor {
                 }
             }
             match migration::pending_worker_migrations(database.connection()).await {
-                Ok(pending) if pending.is_empty() => Outcome::green("all tables are as needed"),
+                Ok(pending) if pending.is_empty() => {
+                    Outcome::green("all needed tables and columns exist")
+                }
                 Ok(pending) => Outcome::yellow(
                     format!(
-                        "the tables fit, but migrations are pending: {}",
+                        "all needed tables exist, but migrations are pending: {}",
                         pending.join(", ")
                     ),
                     "run `ccat-transfer db migrate`",
                 ),
                 Err(error) => Outcome::yellow(
-                    format!("which migrations were applied cannot be read: {error}"),
+                    format!("the applied migrations cannot be read: {error}"),
                     "let this user read transfer_worker_migration",
                 ),
             }
@@ -99,7 +101,7 @@ impl Doctor {
                 let partials = look_at_partials(repository);
                 self.check(Check::Partials, "", partials).await
             }
-            None => self.skipped(Check::Partials, "", "the tables do not fit"),
+            None => self.skipped(Check::Partials, "", "the schema does not match"),
         });
         findings.extend(match &open {
             Some(repository) => {
@@ -107,13 +109,13 @@ impl Doctor {
                 let scheduled = scheduled::look(repository, after);
                 self.check(Check::Scheduled, "", scheduled).await
             }
-            None => self.skipped(Check::Scheduled, "", "the tables do not fit"),
+            None => self.skipped(Check::Scheduled, "", "the schema does not match"),
         });
         let clock = async {
             let asked = Utc::now();
             match database.now().await {
                 Ok(theirs) => judge_clock(theirs, asked, Utc::now(), Duration::ZERO),
-                Err(error) => Outcome::red(chain(&error).to_string(), "see that it answers"),
+                Err(error) => Outcome::red(chain(&error).to_string(), "check that it answers"),
             }
         };
         findings.extend(self.check(Check::Clock, "database", clock).await);
@@ -176,12 +178,12 @@ async fn look_at_partials(repository: &Repository) -> Outcome {
         }
     };
     if leftovers.is_empty() {
-        return Outcome::green("no partial copy of an ended transfer is on record");
+        return Outcome::green("no partial copy of an ended transfer is recorded");
     }
     let bytes: u64 = leftovers.iter().map(|partial| partial.bytes).sum();
     Outcome::yellow(
         format!(
-            "{} partial copies of ended transfers are on record, with {bytes} bytes",
+            "{} partial copies of ended transfers are recorded, with {bytes} bytes",
             leftovers.len()
         ),
         "run `ccat-transfer transfers clean` on a host that reaches their destinations",
@@ -197,7 +199,7 @@ fn explain(error: &DatabaseError, kind: DatabaseType) -> Outcome {
     let found = format!("{}{}", chain(error), advice::database_command(error));
     let advice = match (error, kind) {
         (DatabaseError::Missing(_), _) => {
-            "correct ops_db.database_sqlite_database, or run `ccat-transfer db migrate` to have one made"
+            "correct ops_db.database_sqlite_database, or run `ccat-transfer db migrate` to create one"
         }
         (_, DatabaseType::Sqlite) => "let this user read and write the file and its directory",
         (error, DatabaseType::Postgresql) if error.is_pooled() => {
@@ -225,8 +227,8 @@ fn misfit(error: &SchemaError) -> Outcome {
     let advice = match differences.iter().all(|d| is_own(d.table())) {
         true => "run `ccat-transfer db migrate`: these tables are this program's own",
         false => {
-            "see that ops_db names the right database, and bring its schema up to date with ccat_ops_db's Alembic \
-             migrations; `ccat-transfer db migrate` makes it only where the database is empty"
+            "check that [ops_db] names the right database, and update its schema with ccat_ops_db's Alembic \
+             migrations; `ccat-transfer db migrate` creates it only in an empty database"
         }
     };
     Outcome::red(shown.join("; "), advice)

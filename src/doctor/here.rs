@@ -60,7 +60,7 @@ impl Doctor {
             let (what, remedy) = problem
                 .message
                 .rsplit_once("; ")
-                .unwrap_or((&problem.message, "keep it from others"));
+                .unwrap_or((&problem.message, "protect it from other users"));
             finding(
                 Verdict::Yellow,
                 format!("{}: {what}", problem.key),
@@ -96,10 +96,10 @@ fn look_at_log_dir(directory: &Path) -> Outcome {
             false => Err(Errno::ENOTDIR),
         };
         return match allowed {
-            Ok(()) => Outcome::green(format!("{shown} will be made by the first transfer")),
+            Ok(()) => Outcome::green(format!("the first transfer will create {shown}")),
             Err(error) => Outcome::red(
                 format!(
-                    "{shown} is missing, and cannot be made in {}: {error}",
+                    "{shown} is missing, and cannot be created in {}: {error}",
                     parent.display()
                 ),
                 advice,
@@ -129,7 +129,7 @@ fn look_at_limits(transfers: usize) -> Outcome {
         Ok((soft, _)) => Outcome::green(format!("{soft} files may be open at a time")),
         Err(error) => Outcome::yellow(
             format!("the limit of open files cannot be read: {error}"),
-            format!("see that it is {needed} or more"),
+            format!("make sure that it is {needed} or more"),
         ),
     }
 }

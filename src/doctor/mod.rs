@@ -37,7 +37,7 @@ pub(crate) enum Check {
     LogDir,
     /// Limits of this process.
     Limits,
-    /// The ports of `bbcp.port_range` can be listened at.
+    /// The ports of `bbcp.port_range` are free.
     Ports,
     /// bbcp on this host.
     Bbcp,
@@ -51,23 +51,23 @@ pub(crate) enum Check {
     Scheduled,
     /// Clocks agree: the database's, and those of other hosts.
     Clock,
-    /// The broker lets us in.
+    /// The login to the broker succeeds.
     Broker,
     /// The broker's user has the necessary permissions.
     Permissions,
-    /// Queues are what would be declared.
+    /// Queues have the configured arguments.
     Queues,
     /// The broker's time limit for unacknowledged messages.
     ConsumerTimeout,
     /// Results can be stored.
     Results,
-    /// Signs of life can be written.
+    /// Heartbeats can be written.
     Health,
-    /// The collector takes traces.
+    /// The collector accepts traces.
     Traces,
     /// Links have an end on this host.
     Links,
-    /// Other hosts let us in.
+    /// The login to other hosts succeeds.
     Ssh,
     /// bbcp on other hosts.
     RemoteBbcp,
@@ -212,7 +212,7 @@ impl Doctor {
             let found = format!("no answer within {}", humantime::format_duration(limit));
             Outcome::red(
                 found,
-                "find out what hangs, or give it more time by --timeout",
+                "find out what hangs, or allow more time with --timeout",
             )
         });
         Some(Finding {

@@ -52,7 +52,7 @@ impl Doctor {
     /// Makes the checks that need no database: only that of bbcp.
     pub(super) async fn look_at_no_places(&self) -> Vec<Finding> {
         let (bbcp, _) = self.look_at_bbcp().await;
-        let why = "the database does not tell what there is";
+        let why = "locations and routes could not be read from the database";
         let rest = [
             Check::Links,
             Check::Ssh,
@@ -237,7 +237,7 @@ impl Doctor {
                     match remote.clock().await {
                         Ok(seconds) => {
                             clock = Some((seconds, asked, Utc::now()));
-                            Outcome::green("it lets us in without a password")
+                            Outcome::green("login without a password succeeded")
                         }
                         Err(error) => failed(&error),
                     }
@@ -247,7 +247,7 @@ impl Doctor {
             let is_closed = ssh.as_ref().is_some_and(|f| f.verdict == Verdict::Red);
             findings.extend(ssh);
             if is_closed {
-                let why = "ssh does not get there";
+                let why = "ssh cannot log in";
                 for check in [Check::Clock, Check::RemoteBbcp, Check::Digest] {
                     findings.extend(self.skipped(check, name.clone(), why));
                 }
@@ -349,7 +349,7 @@ impl Doctor {
         }
         Outcome::red(
             format!(
-                "{found}; the largest package that waits has {}, and {} are to stay free",
+                "{found}; the largest package that waits has {}, and {} must stay free",
                 size(named.largest),
                 size(margin)
             ),

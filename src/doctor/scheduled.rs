@@ -19,7 +19,7 @@ const FRUITLESS: i64 = 3;
 pub(super) async fn look(repository: &Repository, reconcile_after: Duration) -> Outcome {
     if !repository.has_schedule() {
         return Outcome::yellow(
-            "since when transfers are SCHEDULED is not recorded here, so lost messages are not noticed",
+            "this database does not record when transfers became SCHEDULED, so lost messages are not noticed",
             "run `ccat-transfer db migrate`",
         );
     }
@@ -74,8 +74,8 @@ fn judge(
                 record.resent.saturating_add(1)
             ),
             format!(
-                "see that workers of this program listen to its queue, and what else takes or drops its messages: \
-                 `ccat-transfer transfers show {id}`"
+                "check that workers of this program listen to its queue, and find out which other program \
+                 takes or drops its messages: `ccat-transfer transfers show {id}`"
             ),
         );
     }
@@ -92,8 +92,9 @@ fn judge(
                 oldest.data_transfer_id
             ),
             format!(
-                "see that workers listen to their queues, and that a manager runs, which sends again what has no \
-                 message (`ccat-transfer manager --once` does it now): `ccat-transfer transfers list --scheduled-for {after}`"
+                "check that workers listen to their queues, and that a manager runs: it sends transfers \
+                 without a message again (`ccat-transfer manager --once` does so now): `ccat-transfer \
+                 transfers list --scheduled-for {after}`"
             ),
         );
     }
@@ -101,9 +102,9 @@ fn judge(
     if unseen > 0 {
         return Outcome::yellow(
             format!(
-                "{unseen} transfers were made SCHEDULED by another program, and no manager has seen them yet"
+                "another program has set {unseen} transfers to SCHEDULED, and no manager has seen them yet"
             ),
-            "see that a manager runs: it begins to watch them, and sends again what has no message",
+            "check that a manager runs: it watches them, and sends those without a message again",
         );
     }
     Outcome::green(format!(

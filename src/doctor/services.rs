@@ -1,4 +1,4 @@
-//! Checks of the services for results, signs of life and traces.
+//! Checks of the services for results, heartbeats and traces.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ impl Doctor {
                         "start it, or correct celery.result_backend (host, port, password); until then results wait, and \
                          messages stay unacknowledged"
                     }
-                    _ => "let its user read and write there, or correct celery.result_backend",
+                    _ => "grant its user reading and writing, or correct celery.result_backend",
                 };
                 Outcome::red(chain(&error).to_string(), advice)
             }
@@ -73,7 +73,8 @@ impl Doctor {
                 Ok(()) => Outcome::green("a key was written and deleted"),
                 Err(error) => Outcome::red(
                     format!("no key can be written: {error}"),
-                    "start this Redis or correct health.redis_url; without it, monitors take the services for dead",
+                    "start this Redis or correct health.redis_url; without it, monitors report the services \
+                     as dead",
                 ),
             }
         };
@@ -90,10 +91,10 @@ impl Doctor {
         let work = async {
             let asked = tokio::task::spawn_blocking(move || traces::probe(&traces, PROGRAM)).await;
             match asked.unwrap_or_else(|error| Err(error.to_string())) {
-                Ok(()) => Outcome::green("the collector takes traces"),
+                Ok(()) => Outcome::green("the collector accepts traces"),
                 Err(error) => Outcome::yellow(
-                    format!("the collector takes no traces: {error}"),
-                    "start it, or correct traces.endpoint or traces.headers; without it nothing but the traces is lost",
+                    format!("the collector does not accept traces: {error}"),
+                    "start it, or correct traces.endpoint or traces.headers; without it only the traces are lost",
                 ),
             }
         };

@@ -108,14 +108,14 @@ pub struct RefusedTransfer {
     pub reason: String,
 }
 
-/// A pass that could not go on.
+/// A pass that could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
     /// The database.
-    #[error("the transfers that wait could not be read or scheduled")]
+    #[error("waiting transfers could not be read or scheduled")]
     Database(#[from] DatabaseError),
     /// The broker. Rows without a message stay PENDING.
-    #[error("messages could not be sent; their transfers stay pending")]
+    #[error("messages could not be sent; their transfers stay PENDING")]
     Broker(#[source] SubmitError),
 }
 
@@ -338,7 +338,7 @@ impl Manager {
     fn cursor(&self) -> Option<(ScanCursor, Instant)> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let every = self.settings.manager.full_look_interval;
-        // Taken out: a pass that fails is followed by a look at everything.
+        // Taken out: a full scan follows a failed pass.
         cursor.take().filter(|(_, looked)| looked.elapsed() < every)
     }
 
@@ -478,7 +478,7 @@ impl Pass {
             *left_out.entry(pick.queue).or_default() += 1;
             self.refused.push(RefusedTransfer {
                 data_transfer_id: pick.candidate.id,
-                reason: "its queue takes no messages; the next pass tries again".into(),
+                reason: "its queue accepts no messages; the next pass tries again".into(),
             });
         }
         for (queue, transfers) in left_out {

@@ -42,7 +42,7 @@ pub trait FindMessages: Send + Sync {
 
 /// The search for messages failed.
 #[derive(Debug, thiserror::Error)]
-#[error("the broker could not be asked for messages")]
+#[error("the broker did not return the number of messages")]
 pub struct FindError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 
 /// Messages of transfers that workers hold, according to their answers.

@@ -31,11 +31,12 @@ impl TableMetrics {
             )?,
             oldest_pending: Gauge::new(
                 "ccat_transfer_oldest_pending_seconds",
-                "Age of the oldest transfer that is PENDING, in seconds; 0 for none, and where the table does not tell when a row was made.",
+                "Age of the oldest PENDING transfer in seconds; 0 if there is none, or if the table has no \
+                 creation times.",
             )?,
             lease_age: Gauge::new(
                 "ccat_transfer_lease_age_seconds",
-                "Time since the renewal of that lease that was renewed longest ago, in seconds; 0 for none.",
+                "Maximum time since the last renewal of a lease, in seconds; 0 if there is none.",
             )?,
         })
     }

@@ -78,7 +78,7 @@ impl TransferMetrics {
             attempts: IntCounterVec::new(
                 Opts::new(
                     "ccat_transfer_attempts_total",
-                    "Attempts that have ended, by what became of them and by the code of the error, empty for none.",
+                    "Attempts that have ended, by outcome and error code (empty without an error).",
                 ),
                 &["outcome", "error"],
             )?,
@@ -92,7 +92,7 @@ impl TransferMetrics {
             rate: IntGaugeVec::new(
                 Opts::new(
                     "ccat_transfer_rate_bytes_per_second",
-                    "Rate of the copies that run in this process, together, as bbcp says.",
+                    "Total rate of the copies that run in this process, as bbcp reports.",
                 ),
                 &LINK,
             )?,
@@ -187,17 +187,17 @@ impl ManagerMetrics {
             duration: Histogram::with_opts(
                 HistogramOpts::new(
                     "ccat_transfer_manager_pass_duration_seconds",
-                    "How long the manager's passes took, failed ones too.",
+                    "Duration of the manager's passes, including failed ones.",
                 )
                 .buckets(PASSES.to_vec()),
             )?,
             failed: counter(
                 "ccat_transfer_manager_passes_failed_total",
-                "Passes of the manager that could not be finished.",
+                "Failed passes of the manager.",
             )?,
             last: Gauge::new(
                 "ccat_transfer_manager_last_pass_timestamp_seconds",
-                "When the manager last finished a pass without an error, in seconds since 1970; 0 for never.",
+                "End of the manager's last successful pass, in seconds since 1970; 0 if there was none.",
             )?,
             scheduled: counter(
                 "ccat_transfer_manager_scheduled_total",
@@ -209,15 +209,16 @@ impl ManagerMetrics {
             )?,
             recovered: counter(
                 "ccat_transfer_manager_recovered_total",
-                "Transfers of dead workers that the manager has put back to pending.",
+                "Transfers of dead workers that the manager has set to PENDING.",
             )?,
             resent: counter(
                 "ccat_transfer_manager_resent_total",
-                "Transfers that were SCHEDULED and whose message was lost, which the manager has put back to pending.",
+                "SCHEDULED transfers with a lost message that the manager has set to PENDING.",
             )?,
             overdue: IntGauge::new(
                 "ccat_transfer_manager_overdue",
-                "Transfers that are SCHEDULED for longer than manager.reconcile_after and that no worker has taken, as the last pass has seen it.",
+                "Transfers that are SCHEDULED for longer than manager.reconcile_after without a worker, as \
+                 of the last pass.",
             )?,
         })
     }

@@ -80,7 +80,7 @@ impl Bbcp {
         problems.require(
             is_word(&self.remote_program.to_string_lossy()),
             "remote_program",
-            "must hold no blanks and not begin with `-`",
+            "must contain no blanks and not begin with `-`",
         );
     }
 
@@ -94,7 +94,7 @@ impl Bbcp {
         problems.require(
             time >= Duration::from_secs(u64::from(self.progress_interval)) * 2,
             key,
-            "must be twice bbcp.progress_interval or more: between two progress lines nothing can be seen to move",
+            "must be twice bbcp.progress_interval or more: between two progress lines no progress is visible",
         );
     }
 }

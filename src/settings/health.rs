@@ -1,4 +1,4 @@
-//! `[health]`: signs of life.
+//! `[health]`: heartbeats for monitors.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use celery_worker_cli::settings::SectionProblems;
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Health {
-    /// Redis that receives signs of life; empty for none. A secret, since it may hold a password.
+    /// Redis that receives heartbeats; empty for none. A secret, since it may contain a password.
     pub redis_url: SecretString,
     /// File that holds the URL instead; empty for none.
     pub redis_url_file: String,
@@ -49,7 +49,7 @@ impl Health {
         problems.require(
             self.task_key.is_empty() || self.task_key.contains("{task_id}"),
             "task_key",
-            "must have {task_id} in it, or be empty",
+            "must contain {task_id}, or be empty",
         );
     }
 }

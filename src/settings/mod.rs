@@ -97,7 +97,7 @@ pub struct Settings {
     pub manager: ManagerSettings,
     /// Notices to the administrators.
     pub notifications: Notifications,
-    /// Signs of life.
+    /// Heartbeats for monitors.
     pub health: Health,
     /// The side port.
     pub http: Http,

@@ -139,7 +139,7 @@ impl Settings {
                 other.origin == route.origin && other.destination == route.destination
             };
             if self.routes.iter().filter(same).count() > 1 {
-                let message = "the same link stands in another entry too; merge the two";
+                let message = "another entry has the same link; merge the two";
                 problems.add(&key, message);
             }
             match self.link(&route.origin, &route.destination) {

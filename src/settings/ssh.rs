@@ -59,7 +59,7 @@ impl Ssh {
             problems.require(
                 value.is_empty() || is_word(value),
                 key,
-                "must hold no blanks and not begin with `-`: bbcp splits its start command at blanks",
+                "must contain no blanks and not begin with `-`: bbcp splits its start command at blanks",
             );
         }
         for (key, command) in [

@@ -11,9 +11,9 @@ pub(super) fn check(celery: &Celery, problems: &mut SectionProblems<'_>) {
         let key = format!("task_names.{task}");
         if !TASK_TYPES.contains(&task.as_str()) {
             let known = TASK_TYPES.join(" and ");
-            problems.add(&key, format!("no such task; there are {known}"));
+            problems.add(&key, format!("unknown task; known are {known}"));
         }
-        problems.require(!names.is_empty(), &key, "needs one name at least");
+        problems.require(!names.is_empty(), &key, "needs at least one name");
     }
     for task in TASK_TYPES {
         problems.require(

@@ -16,33 +16,32 @@ const REWRITE: &str = "REWRITE_DOCS";
 const INTRODUCTION: &str = "\
 # What can go wrong, and what happens then
 
-Every failure has a code. It stands in the log (`error_code`), in the history of attempts
-(`ccat-transfer transfers show ID`), and here. What is said about retries is what the worker does by
-itself; with the default settings, the waits are the ones that are written here.
+Every failure of a transfer has a code. The code is in the log (`error_code`), in the history of attempts
+(`ccat-transfer transfers show ID`), and on this page. Retries happen automatically. The delays on this page are those of the
+default settings.
 
-This page is made from the worker's own table, `src/transfer/failures/table.rs`, and a test compares
-the two. To rewrite it: `REWRITE_DOCS=1 cargo test --lib failures`.
+This page is generated from the table `src/transfer/failures/table.rs`, and a test compares the two. To generate it again:
+`REWRITE_DOCS=1 cargo test -p ccat-transfer --lib failures`.
 
-## What holds for all of them
+## Rules for all failures
 
-* Nothing is ever deleted or overwritten at the origin, and nothing of others at the destination. A
-  package has its final name at the destination only when its content is proven to be the origin's.
-* *Tried again* means: the row is PENDING with one more in `retry_count`, and the manager sends it
-  when its time has come; `transfers show` tells when. The first wait is `transfer.retry_delay_first`
-  (1 minute), each further one is twice as long, up to `transfer.retry_delay_max` (2 hours); where
-  an operator has to make room first, it begins with `transfer.retry_delay_storage` (30 minutes). Each
-  is shorter by up to a fifth, by chance.
-* *Up to the limit* is `transfer.max_retries` (3). Some failures have a limit of their own.
-* *Not counted* means that `retry_count` stays: nothing failed that is the transfer's fault.
-* *Given up* means: the row is FAILED with the reason, and an administrator is notified.
-  `ccat-transfer transfers retry ID` has it tried again; so does a row that is set to PENDING.
-* To have a waiting transfer tried at once: `ccat-transfer transfers retry ID`, or its `retry_count`
-  set to 0; or do it yourself with `ccat-transfer transfers run ID`.
-* A Celery caller gets the Python exception, of `ccat_data_transfer.exceptions`.
-* A text is taken for bbcp's, ssh's or a remote shell's by its form. Where bbcp itself says what is
-  wrong, nothing that a start-up file at the other end prints can say otherwise.
-* *Whose matter* is the place to look: `source` and `destination` are the two locations, `link` is
-  what lies between, `agent` is the worker and its host, `request` is the message.
+* Nothing is ever deleted or overwritten at the origin, and no file of another program at the destination. A package gets its
+  final name at the destination only when its content is proven to be that of the origin.
+* *Tried again*: the row is PENDING, its `retry_count` is increased by one, and the manager sends it after a delay;
+  `transfers show` shows the time. The first delay is `transfer.retry_delay_first` (1 minute). Each further delay is twice as
+  long, up to `transfer.retry_delay_max` (2 hours). Where an operator has to make room first, the first delay is
+  `transfer.retry_delay_storage` (30 minutes). A random part of up to a fifth is subtracted from each delay.
+* *Up to the limit*: `transfer.max_retries` (3). Some failures have a limit of their own.
+* *Not counted*: `retry_count` is unchanged, because the transfer is not the cause.
+* *Given up*: the row is FAILED with the reason, and an administrator is notified. `ccat-transfer transfers retry ID` tries the
+  transfer again, and so does setting its row to PENDING.
+* To try a waiting transfer at once: `ccat-transfer transfers retry ID`, or set its `retry_count` to 0, or run it by hand with
+  `ccat-transfer transfers run ID`.
+* A Celery caller receives the Python exception, a class of `ccat_data_transfer.exceptions`.
+* The form of an output line decides whether it comes from bbcp, from ssh or from a remote shell. If bbcp itself names the cause,
+  no output of a start-up file at the other end changes the result.
+* *Area* is the place of the cause: `source` and `destination` are the two locations, `link` is the connection between them,
+  `agent` is the worker and its host, `database` is the operations database, and `request` is the message.
 
 ";
 
@@ -100,7 +99,7 @@ fn page() -> String {
         let (class, remedy) = (class_of(*kind), advice::remedy(*kind));
         write!(
             page,
-            "\n### `{code}`\n\n{description}\n\n* Then: {}\n* Whose matter: {scope}\n\
+            "\n### `{code}`\n\n{description}\n\n* Then: {}\n* Area: {scope}\n\
              * Python exception: `{class}`\n* What to do: {remedy}\n",
             consequence(*kind)
         )

@@ -59,7 +59,7 @@ impl Messages {
         match timeout(REACHED_WITHIN, connected.wait_for(|up| *up)).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => {
-                return Err(FindError("no connection for the workers' answers".into()));
+                return Err(FindError("no connection for the replies of workers".into()));
             }
         }
         for method in METHODS {
@@ -127,7 +127,11 @@ impl FindMessages for Messages {
         let depths = match survey {
             Ok(Ok(depths)) => depths,
             Ok(Err(error)) => return Err(FindError(error.into())),
-            Err(_) => return Err(FindError("the broker did not count in time".into())),
+            Err(_) => {
+                return Err(FindError(
+                    "the broker did not return the number of messages in time".into(),
+                ));
+            }
         };
         let messages = depths.into_iter().map(|d| (d.queue, d.messages.into()));
         Ok(messages.collect())

@@ -51,7 +51,7 @@ pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
     let id = detail.transfer.id;
     let mut text = format!(
         "why         {}\n\
-         what to do  {} Then set the row to PENDING with retry_count 0, to have it tried again.\n",
+         what to do  {} Then set the row to PENDING with retry_count 0 to try it again.\n",
         advice::explanation(error),
         advice::remedy(error.kind())
     );

@@ -275,7 +275,7 @@ impl fmt::Display for ExpiryReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Expired => "its lease was not renewed in time",
-            Self::OwnerDead => "its worker's process is gone",
+            Self::OwnerDead => "its worker's process has ended",
             Self::StatusChanged => {
                 "the transfer's status was changed by an operator or another program"
             }

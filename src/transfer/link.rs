@@ -224,7 +224,7 @@ pub struct Window {
 /// Error for a text that is not a window.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{text}` is no window of the day: {problem}; write it as \"18:00-06:00 UTC max_active=1\""
+    "`{text}` is not a window of the day: {problem}; write it as \"18:00-06:00 UTC max_active=1\""
 )]
 pub struct CapacityError {
     text: String,
@@ -257,7 +257,7 @@ impl FromStr for Window {
             return Err(error("three words are needed"));
         };
         if zone != "UTC" {
-            return Err(error("times are in UTC, and the word must be there"));
+            return Err(error("times are in UTC, and the word `UTC` is required"));
         }
         let (from, until) = times
             .split_once('-')

@@ -106,7 +106,7 @@ async fn what_does_not_move_is_stopped(#[case] entry: &str) {
     );
     assert_eq!(living(bench.group().await), Vec::<String>::new());
     assert!(
-        bench.log().contains("stopped, no byte moved"),
+        bench.log().contains("stopped: no byte moved"),
         "{}",
         bench.log()
     );

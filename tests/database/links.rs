@@ -213,7 +213,7 @@ async fn a_renewal_reports_a_pause_that_stops_copies(db: Fixture) {
     };
     assert_eq!(renew().await, Renewal::GoOn);
     pause(&db, "me@here", false).await;
-    assert_eq!(renew().await, Renewal::GoOn, "copies that run go on");
+    assert_eq!(renew().await, Renewal::GoOn, "running copies continue");
     pause(&db, "you@here", true).await;
     match renew().await {
         Renewal::Stop(paused) => assert_eq!(paused.pause.by, "you@here"),

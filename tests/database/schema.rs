@@ -185,9 +185,9 @@ async fn every_difference_is_reported_at_once(db: Fixture) {
     for line in [
         "table disk_data_location is missing",
         "column data_transfer.failure_error_message is missing",
-        "column data_transfer.retry_count is of type `",
+        "column data_transfer.retry_count has the type `",
         ", and an integer is needed",
-        "column data_transfer_log.operator must be given a value",
+        "column data_transfer_log.operator requires a value",
         "table transfer_worker_attempt is missing",
     ] {
         assert!(text.contains(line), "`{line}` is not in:\n{text}");

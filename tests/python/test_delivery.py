@@ -220,7 +220,7 @@ def test_signs_of_life(deployment):
     deployment.double(RATE=MB)
     worker = deployment.worker()
     key = f"health:data_transfer:{name}"
-    until(lambda: client.get(key) == b"alive", "the worker gives signs of life")
+    until(lambda: client.get(key) == b"alive", "the worker writes heartbeats")
     assert 0 < client.ttl(key) <= 2
     with deployment.app() as app:
         result = app.send_task(TRANSFER, [deployment.package(size=3 * MB)], queue=deployment.queue)

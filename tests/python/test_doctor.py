@@ -300,12 +300,12 @@ BREAKS = {
     no_bbcp: ("bbcp", "/no/bbcp", ""),
     no_remote_bbcp: ("remote_bbcp", "/no/bbcp", ""),
     no_remote_digest: ("digest", "no-such-sum", ""),
-    no_room: ("space", "EiB are to stay free", "free_space_margin"),
+    no_room: ("space", "EiB must stay free", "free_space_margin"),
     read_only_destination: ("write", "/proc/sys", "permission"),
     destination_not_mounted: ("write", "does not exist", "Mount"),
     skewed_clock: ("clock", "behind this host's clock", "chrony"),
     ports_taken: ("ports", "0 of the 1 ports", "bbcp.port_range"),
-    no_log_dir: ("log_dir", "cannot be made", "transfer.log_dir"),
+    no_log_dir: ("log_dir", "cannot be created", "transfer.log_dir"),
     bad_settings: ("settings", "retry_delay_jitter", "correct it"),
 }
 

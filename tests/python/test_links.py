@@ -165,7 +165,7 @@ def test_the_command_line(deployment, link):
 
     link("set", "--streams", 3, "--window", "1m", "--priority", -2)
     shown = link("show")
-    assert "set with `links set`; the file's 2 does not count" in shown, shown
+    assert "set with `links set`; overrides 2 of the file" in shown, shown
     assert "(from the settings)" in shown
     transfer = deployment.package(size=1000)
     deployment.cli("transfers", "run", transfer)
@@ -198,6 +198,6 @@ def test_a_database_of_before_needs_no_links(deployment, link):
     deployment.reaches(transfer, "COMPLETED")
     refused = link("pause", "--reason", "x", check=False)
     assert refused.returncode == 4 and "db migrate" in refused.stderr
-    assert "as it should be" in deployment.cli("db", "check")
+    assert "everything that is needed" in deployment.cli("db", "check")
     deployment.cli("db", "migrate")
     assert link.listed()["max_active"] is None

@@ -51,16 +51,16 @@ def test_a_copy_that_cannot_be_removed_is_reported(deployment, waiting):
     sql = "UPDATE disk_data_location SET host = ? WHERE path = ?"
     execute(deployment, sql, "no-such-host.invalid", str(deployment.destination))
     output = deployment.cli("transfers", "cancel", waiting)
-    assert "its partial copy stays" in output and f"transfers clean {waiting}" in output
+    assert "its partial copy was not removed" in output and f"transfers clean {waiting}" in output
     assert deployment.row(waiting)["status"] == "FAILED"
     finding = partials(deployment)
     assert finding["verdict"] == "yellow" and "transfers clean" in finding["advice"]
-    assert re.fullmatch(r"1 partial copies of ended transfers are on record, with \d+ bytes", finding["found"])
+    assert re.fullmatch(r"1 partial copies of ended transfers are recorded, with \d+ bytes", finding["found"])
     done = deployment.cli("transfers", "clean", check=False)
-    assert done.returncode == 1 and "stays: no-such-host.invalid" in done.stdout
+    assert done.returncode == 1 and "not removed: no-such-host.invalid" in done.stdout
 
     execute(deployment, sql, None, str(deployment.destination))
-    assert "is on record" in deployment.cli("transfers", "clean", "--dry-run")
+    assert "is recorded" in deployment.cli("transfers", "clean", "--dry-run")
     assert deployment.temporary_files(waiting)
     [cleaned] = json.loads(deployment.cli("--json", "transfers", "clean"))
     assert cleaned["id"] == waiting and [partial["bytes"] for partial in cleaned["removed"]] == [2 * MB]

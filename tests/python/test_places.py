@@ -147,7 +147,7 @@ def test_run_in_the_foreground(deployment):
     done = json.loads(deployment.cli("--json", "transfers", "run", transfer))
     assert (done["outcome"], done["bytes"]) == ("copied", MB)
     deployment.assert_moved(transfer)
-    assert "had been completed" in deployment.cli("transfers", "run", transfer)
+    assert "was completed before" in deployment.cli("transfers", "run", transfer)
     assert len(deployment.copies()) == 1
     assert deployment.cli("transfers", "run", 4711, check=False).returncode == 3
 

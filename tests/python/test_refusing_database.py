@@ -238,5 +238,5 @@ def test_an_empty_database_names_what_to_do_next(tmp_path):
         timeout=20,
     )
     assert done.returncode == 4, done.stderr
-    assert "There is no ops-db at all" in done.stderr and "Alembic" not in done.stderr, done.stderr
+    assert "There is no ops-db." in done.stderr and "Alembic" not in done.stderr, done.stderr
     assert "run `ccat-transfer db migrate`" in done.stderr

@@ -389,7 +389,7 @@ def test_doctor_asks_the_collector(deployment):
 
     with collecting() as collector:
         deployment.settings(traces={"endpoint": collector.address})
-        assert verdict() == ("green", "the collector takes traces")
+        assert verdict() == ("green", "the collector accepts traces")
         assert not collector.spans and len(collector.bodies) == 1
     colour, found = verdict()
     assert colour == "yellow" and "refused" in found

@@ -84,7 +84,7 @@ pub(super) fn undo<'a>(
         None => return Ok(body.into()),
         Some(method) if is_falsy(method) => return Ok(body.into()),
         Some(Value::String(name)) => name.as_str(),
-        Some(other) => return Err(Reason::Compression(format!("`{other}` is no method"))),
+        Some(other) => return Err(Reason::Compression(format!("`{other}` is not a method"))),
     };
     let mut out = Output {
         bytes: Vec::new(),
@@ -99,7 +99,7 @@ pub(super) fn undo<'a>(
         "application/x-lzma" | "lzma" | "xz" => streams(body, &mut out, Rest::Ignored, lzma),
         "application/x-brotli" | "brotli" => brotli(body, &mut out),
         "application/zstd" | "zstd" | "zstandard" => streams(body, &mut out, Rest::Broken, zstd),
-        other => Err(invalid(format!("`{other}` is no method that is known"))),
+        other => Err(invalid(format!("`{other}` is not a known method"))),
     };
     match inflated {
         Ok(()) => Ok(out.bytes.into()),
@@ -214,7 +214,7 @@ impl Read for Frame<'_, '_> {
         // The crate also returns 0 if the header contains no length.
         let said = self.decoder.decoder.content_size();
         if read == 0 && !buffer.is_empty() && said != 0 && said != self.read {
-            return Err(invalid("the content is not as long as it should be"));
+            return Err(invalid("the content does not have the stated length"));
         }
         Ok(read)
     }
@@ -244,9 +244,11 @@ fn brotli(body: &[u8], out: &mut Output) -> io::Result<()> {
         match result {
             BrotliResult::NeedsMoreOutput => {}
             BrotliResult::ResultSuccess if left == 0 => return Ok(()),
-            BrotliResult::ResultSuccess => return Err(invalid("something follows the data")),
-            BrotliResult::NeedsMoreInput => return Err(invalid("the compressed data breaks off")),
-            BrotliResult::ResultFailure => return Err(invalid("the compressed data is broken")),
+            BrotliResult::ResultSuccess => return Err(invalid("unexpected bytes after the data")),
+            BrotliResult::NeedsMoreInput => {
+                return Err(invalid("the compressed data ends too early"));
+            }
+            BrotliResult::ResultFailure => return Err(invalid("the compressed data is damaged")),
         }
     }
 }
@@ -265,7 +267,7 @@ fn zlib(mut body: &[u8], out: &mut Output) -> io::Result<()> {
         match status {
             flate2::Status::StreamEnd => return Ok(()),
             _ if consumed == 0 && produced == 0 => {
-                return Err(invalid("the compressed data breaks off"));
+                return Err(invalid("the compressed data ends too early"));
             }
             _ => {}
         }

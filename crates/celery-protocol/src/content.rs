@@ -114,7 +114,7 @@ pub(super) fn value(raw: &RawMessage, body: &[u8], accept: &Accept) -> Result<Va
     let content_type = raw.properties.content_type.as_deref().unwrap_or_default();
     let serializer = match content_type {
         "" | "application/data" | "application/text" => {
-            return Err(Reason::Malformed("body is text or bytes, no task"));
+            return Err(Reason::Malformed("body is text or bytes, not a task"));
         }
         other => Serializer::of(other)
             .filter(|serializer| accept.serializers.contains(serializer))

@@ -114,7 +114,7 @@ pub(super) fn check(map: &Map<String, Value>) -> Result<(), String> {
     };
     match is_valid {
         true => Ok(()),
-        false => Err(format!("`{VALUE}` is no {kind}")),
+        false => Err(format!("`{VALUE}` is not a {kind}")),
     }
 }
 

@@ -146,7 +146,7 @@ impl<'a> Reader<'a> {
         loop {
             self.blanks();
             if self.peek() != Some(b'"') {
-                return Err(self.error("a key is no string"));
+                return Err(self.error("a key is not a string"));
             }
             let key = self.string()?;
             self.blanks();
@@ -226,7 +226,7 @@ impl<'a> Reader<'a> {
                 }
                 Some(b'\\') => string.push(self.escape()?),
                 Some(_) => return Err(self.error("control character in a string")),
-                None => return Err(self.error("string without an end")),
+                None => return Err(self.error("unterminated string")),
             }
         }
     }

@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
     }
 
     fn text(&mut self, length: usize) -> Result<&'a str, MsgpackError> {
-        std::str::from_utf8(self.take(length)?).map_err(|_| MsgpackError("text is no UTF-8"))
+        std::str::from_utf8(self.take(length)?).map_err(|_| MsgpackError("text is not UTF-8"))
     }
 
     fn list(&mut self, length: usize, depth: usize) -> Result<Value, MsgpackError> {
@@ -118,9 +118,9 @@ impl<'a> Reader<'a> {
                 // Bytes are valid keys, too.
                 Value::Object(key) => match envelope::open(&key) {
                     Some((kind, Value::String(text))) if kind == "bytes" => text.clone(),
-                    _ => return Err(MsgpackError("a key is no text")),
+                    _ => return Err(MsgpackError("a key is not text")),
                 },
-                _ => return Err(MsgpackError("a key is no text")),
+                _ => return Err(MsgpackError("a key is not text")),
             };
             map.insert(key, self.value(depth)?);
         }
@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
         let code = i8::from_be_bytes(self.array()?);
         let data = self.take(length)?;
         if code < 0 && code != TIMESTAMP {
-            return Err(MsgpackError("an extension that is reserved"));
+            return Err(MsgpackError("a reserved extension"));
         }
         if code != TIMESTAMP {
             return Ok(Value::Array(vec![code.into(), envelope::bytes(data)]));

@@ -287,10 +287,10 @@ pub enum NotReadable {
     #[error("it cannot be decompressed")]
     Compressed(#[from] Reason),
     /// The bytes come from another serializer, or are invalid.
-    #[error("it is no JSON: {0}")]
+    #[error("it is not JSON: {0}")]
     Json(String),
     /// The value has no status, so it is not a result.
-    #[error("it is no mapping with a status")]
+    #[error("it is not a mapping with a status")]
     NoStatus,
 }
 

@@ -112,17 +112,17 @@ impl Builder {
                 let value = scalar(&text, is_plain, tag.as_deref())?;
                 let is_special = is_plain && tag.is_none() && (text == "<<" || text == "=");
                 if is_special && !self.expects_key() {
-                    return error(format!("`{text}` in a place where it means nothing"));
+                    return error(format!("`{text}` in an invalid place"));
                 }
                 self.node(value, anchor, is_special && text == "<<")
             }
             Event::Alias(anchor) => {
                 let Some(value) = self.anchored.get(&anchor) else {
-                    return error("a value that holds itself");
+                    return error("a value that contains itself");
                 };
                 let (size, depth) = measure(value);
                 if size > self.left {
-                    return error("aliases stand for too much");
+                    return error("aliases expand to too much data");
                 }
                 if depth + self.open.len() > MAX_DEPTH {
                     return error("nested too deep");
@@ -133,7 +133,7 @@ impl Builder {
             }
             Event::SequenceStart(_, anchor, tag) => {
                 if !matches!(core(tag.as_deref()), Some(None | Some("seq"))) {
-                    return error("a sequence with a tag that is not safe or not known");
+                    return error("a sequence with an unsafe or unknown tag");
                 }
                 self.begin(anchor, Content::Sequence(Vec::new()))
             }
@@ -141,7 +141,7 @@ impl Builder {
                 let is_set = match core(tag.as_deref()) {
                     Some(None | Some("map")) => false,
                     Some(Some("set")) => true,
-                    _ => return error("a mapping with a tag that is not safe or not known"),
+                    _ => return error("a mapping with an unsafe or unknown tag"),
                 };
                 self.begin(
                     anchor,
@@ -183,7 +183,7 @@ impl Builder {
         if anchor != 0 {
             let (size, _) = measure(&value);
             if size > self.left {
-                return error("anchors name too much");
+                return error("anchors name too much data");
             }
             self.left -= size;
             self.anchored.insert(anchor, value.clone());
@@ -226,7 +226,7 @@ impl Content {
             };
             for source in sources {
                 let Ok(source) = envelope::mapping(source) else {
-                    return error("`<<` wants a mapping, or a list of mappings");
+                    return error("`<<` needs a mapping, or a list of mappings");
                 };
                 all.extend(source);
             }
@@ -293,7 +293,7 @@ fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, YamlEr
                 false => Some(text.into()),
             }
         }
-        None => return error("a scalar with a tag that is not safe or not known"),
+        None => return error("a scalar with an unsafe or unknown tag"),
         Some(None) if is_plain => Some(resolved(text)?),
         Some(None | Some("str")) => Some(text.into()),
         Some(Some("null")) => Some(Value::Null),
@@ -304,7 +304,7 @@ fn scalar(text: &str, is_plain: bool, tag: Option<&Tag>) -> Result<Value, YamlEr
         Some(Some("binary")) => binary(text),
         Some(Some(other)) => return error(format!("a scalar with the tag !!{other}")),
     };
-    value.ok_or_else(|| YamlError(format!("`{text:.40}` is not what its tag says")))
+    value.ok_or_else(|| YamlError(format!("`{text:.40}` does not match its tag")))
 }
 
 /// The value of a scalar without quotes and tag.
@@ -559,7 +559,10 @@ mod tests {
             let one = format!("*a{}, ", n - 1);
             laughs += &format!("- &a{n} [{}]\n", one.repeat(10));
         }
-        assert_eq!(read(&laughs, 1 << 20), error("aliases stand for too much"));
+        assert_eq!(
+            read(&laughs, 1 << 20),
+            error("aliases expand to too much data")
+        );
 
         let mut deep = String::from("- &a0 [[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]\n");
         for n in 1..100 {

@@ -115,7 +115,7 @@ pub(crate) fn implementation(target: &TokenStream, parameters: &[Parameter]) -> 
 /// `#[derive(TaskArgs)]`.
 pub(crate) fn derive(input: &DeriveInput) -> syn::Result<TokenStream> {
     let Data::Struct(data) = &input.data else {
-        let text = "arguments are a struct, with a field for each parameter of the task";
+        let text = "arguments must be a struct, with a field for each parameter of the task";
         return Err(syn::Error::new(input.ident.span(), text));
     };
     let fields = match &data.fields {

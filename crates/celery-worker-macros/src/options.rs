@@ -60,7 +60,7 @@ impl Options {
                 if text.is_empty() {
                     return Err(syn::Error::new(
                         value.span(),
-                        "the name of a task is not empty",
+                        "the name of a task must not be empty",
                     ));
                 }
                 self.name = Some(text);

@@ -53,7 +53,7 @@ fn a_function_that_is_no_task(#[case] function: &str, #[case] message: &str) {
 #[rstest]
 #[case("acks_lat", "unknown option `acks_lat`; the options are name, bind,")]
 #[case("name", "`name` needs a value: a string, e.g. `name = \"tasks.add\"`")]
-#[case("name = \"\"", "the name of a task is not empty")]
+#[case("name = \"\"", "the name of a task must not be empty")]
 #[case("acks_late = 1", "expected `true` or `false`")]
 #[case("time_limit = \"1m\"", "expected a number of seconds")]
 #[case(
@@ -72,7 +72,7 @@ fn an_option_that_cannot_be(#[case] options: &str, #[case] message: &str) {
 )]
 #[case(
     "enum Add { A }",
-    "arguments are a struct, with a field for each parameter of the task"
+    "arguments must be a struct, with a field for each parameter of the task"
 )]
 #[case(
     "struct Add<T> { x: T }",

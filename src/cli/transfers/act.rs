@@ -153,7 +153,7 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
     let by_filter = !which.filters.is_empty();
     if which.ids.is_empty() != by_filter || (which.limit.is_some() && !by_filter) {
         return Err(CliError::usage(
-            "name the transfers, or choose them with filters (and --limit): one of both",
+            "name the transfers, or choose them with filters (and --limit), not both",
         ));
     }
     let instruction = Instruction {

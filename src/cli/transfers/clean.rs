@@ -84,10 +84,10 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
     if context.json {
         output::json(&answers)?;
     } else if answers.is_empty() {
-        eprintln!("no partial copy of an ended transfer is on record");
+        eprintln!("no partial copy of an ended transfer is recorded");
     }
     match answers.iter().any(|answer| answer.error.is_some()) {
-        true => Err(CliError::failed("some partial copies stay")),
+        true => Err(CliError::failed("some partial copies were not removed")),
         false => Ok(ExitCode::SUCCESS),
     }
 }
@@ -106,8 +106,8 @@ fn lines(answer: &CleanAnswer) -> String {
     };
     let removed = removed.iter().map(|partial| line(partial, "removed"));
     let stays = match error {
-        Some(error) => format!("stays: {}", output::clean(error)),
-        None => "is on record".into(),
+        Some(error) => format!("not removed: {}", output::clean(error)),
+        None => "is recorded".into(),
     };
     let kept = kept.iter().map(|partial| line(partial, &stays));
     removed.chain(kept).collect()
@@ -117,7 +117,8 @@ fn lines(answer: &CleanAnswer) -> String {
 pub(super) fn summary(id: TransferId, cleared: &Cleared) -> String {
     match &cleared.kept {
         Some((_, error)) => format!(
-            "; its partial copy stays ({}): `ccat-transfer transfers clean {id}`, where the destination can be reached",
+            "; its partial copy was not removed ({}): run `ccat-transfer transfers clean {id}` on a host \
+             that reaches the destination",
             output::clean(error)
         ),
         None if cleared.removed.is_empty() => String::new(),

@@ -133,8 +133,8 @@ fn elsewhere(path: &str, attempt: &AttemptRecord) -> String {
         format!("the log {path} of {worker} does not exist any more; it was removed")
     } else {
         format!(
-            "the log is not on this host, {here}: {worker} wrote it where it ran; read {path} there, \
-             or it was removed since"
+            "the log is not on this host, {here}: {worker} wrote it on its host; read {path} there, unless \
+             it was removed"
         )
     }
 }

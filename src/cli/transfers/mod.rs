@@ -1,4 +1,4 @@
-//! `transfers`: find, understand and steer transfers; one file for each command.
+//! `transfers`: find, understand and change transfers; one file for each command.
 
 use std::process::ExitCode;
 
@@ -22,7 +22,7 @@ mod watch;
 /// The error for an id without a transfer.
 fn unknown(id: TransferId) -> CliError {
     CliError::NotFound(format!(
-        "there is no transfer {id}; `ccat-transfer transfers list` has those that there are"
+        "there is no transfer {id}; `ccat-transfer transfers list` lists all"
     ))
 }
 

@@ -65,7 +65,9 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
     let id = detail.transfer.id;
     if let Some(missing) = missing(detail) {
         return Outlook {
-            why: format!("it leads nowhere: its row refers to {missing} that is not there"),
+            why: format!(
+                "it cannot be transferred: its row refers to {missing}, which does not exist"
+            ),
             next: vec![
                 "correct the row in the ops-db".into(),
                 format!("or give it up: `ccat-transfer transfers fail {id} --reason TEXT`"),
@@ -103,7 +105,7 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
         .into_iter()
         .collect();
     next.push(format!(
-        "to have it tried now: `ccat-transfer transfers retry {id}`"
+        "to try it now: `ccat-transfer transfers retry {id}`"
     ));
     Outlook { why, next }
 }
@@ -130,7 +132,7 @@ fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook>
             )],
         });
     }
-    let look = format!("what the link may carry, and when: `ccat-transfer links show {words}`");
+    let look = format!("limits of the link: `ccat-transfer links show {words}`");
     let why = match limit {
         0 => format!("its link {name} takes no copies now: its limit is 0"),
         _ if under_way >= limit => format!(
@@ -171,7 +173,7 @@ fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>)
         next: vec![
             format!("if no worker listens: `ccat-transfer worker -Q {queue}`"),
             format!(
-                "to have another message sent now: `ccat-transfer transfers retry {id}`; two do no harm"
+                "to send another message now: `ccat-transfer transfers retry {id}`; a second message does no harm"
             ),
         ],
     }
@@ -181,10 +183,10 @@ fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>)
 fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> String {
     let Some(record) = &detail.schedule else {
         let last = latest(detail).map_or_else(String::new, |time| {
-            format!(", and nothing is on record since {}", output::second(time))
+            format!(", and nothing is recorded since {}", output::second(time))
         });
         return format!(
-            "no worker has taken it, from {queue} or elsewhere; another program made it SCHEDULED{last}"
+            "no worker has taken it, from {queue} or elsewhere; another program set it to SCHEDULED{last}"
         );
     };
     let sent = match (&record.queue, &record.task_id) {
@@ -230,10 +232,10 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
     let id = detail.transfer.id;
     let Some(lease) = &detail.lease else {
         return Outlook {
-            why: "it has no lease, so it is no worker of this program that is at it".into(),
+            why: "it has no lease, so no worker of this program runs it".into(),
             next: vec![
-                "see whether a Python worker is".into(),
-                format!("if none is: `ccat-transfer transfers retry {id} --untracked`"),
+                "check whether a Python worker runs it".into(),
+                format!("if none does: `ccat-transfer transfers retry {id} --untracked`"),
             ],
         };
     };
@@ -241,18 +243,18 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
     if let Some(demise) = lease.demise(now, observer) {
         return Outlook {
             why: format!(
-                "{holder} had it, but {demise}; the next pass of a manager makes it PENDING"
+                "{holder} held its lease, but {demise}; the next pass of a manager makes it PENDING"
             ),
             next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
         };
     }
     Outlook {
         why: format!(
-            "{holder} has it until {}, and renews that while it works",
+            "{holder} has its lease until {}, and renews it while it works",
             output::second(lease.expires_at)
         ),
         next: vec![
-            format!("to see it move: `ccat-transfer transfers watch {id}`"),
+            format!("to watch it: `ccat-transfer transfers watch {id}`"),
             format!("to stop it: `ccat-transfer transfers cancel {id} --reason TEXT`"),
         ],
     }
@@ -293,7 +295,7 @@ fn failed(detail: &TransferDetail) -> Outlook {
         next.push(format!("bbcp's output: `ccat-transfer transfers log {id}`"));
     }
     next.push(format!(
-        "to have it tried again: `ccat-transfer transfers retry {id}`"
+        "to try it again: `ccat-transfer transfers retry {id}`"
     ));
     Outlook { why, next }
 }
@@ -426,13 +428,14 @@ mod tests {
     #[case(Status::Pending, "due: a manager's next pass sends it, one every 1m")]
     #[case(
         Status::Scheduled,
-        "no worker has taken it, from test.cologne_buffer_data_transfer or elsewhere; another program made it SCHEDULED; a manager's next pass begins to watch it"
+        "no worker has taken it, from test.cologne_buffer_data_transfer or elsewhere; another program set it \
+         to SCHEDULED; a manager's next pass begins to watch it"
     )]
     #[case(Status::InProgress, "transfers retry 7 --untracked")]
     #[case(Status::Completed, "done |")]
     #[case(
         Status::Failed,
-        "its row does not say why | to have it tried again: `ccat-transfer transfers retry 7`"
+        "its row does not say why | to try it again: `ccat-transfer transfers retry 7`"
     )]
     fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
         let said = said(&detail(status), Utc::now());
@@ -505,7 +508,7 @@ mod tests {
         detail.rival = Some(lease(9, now));
         let said = said(&detail, now);
         assert!(said.contains("in 12m, after destination_busy; transfer 9 is copied to the same path by celery@far"), "{said}");
-        assert!(said.contains("When that one is done"), "{said}");
+        assert!(said.contains("After that transfer this one"), "{said}");
         assert!(said.contains("transfers retry 7"), "{said}");
     }
 
@@ -529,7 +532,7 @@ mod tests {
         detail.transfer.package = None;
         let said = said(&detail, Utc::now());
         assert!(
-            said.contains("a package that is not there") && said.contains("transfers fail 7"),
+            said.contains("a package, which does not exist") && said.contains("transfers fail 7"),
             "{said}"
         );
     }

@@ -110,7 +110,7 @@ fn print_done(context: &Context, id: TransferId, done: &Done) -> Result<(), CliE
         }));
     }
     match summary {
-        None => println!("transfer {id} had been completed before"),
+        None => println!("transfer {id} was completed before"),
         Some(summary) => println!(
             "transfer {id} completed: {} in {:.1} s, {} at both ends",
             output::size(i64::try_from(summary.bytes).unwrap_or(i64::MAX)),

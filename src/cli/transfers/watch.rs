@@ -55,7 +55,7 @@ fn pause(text: &str) -> Result<Duration, String> {
 pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, CliError> {
     if !watch.ids.is_empty() && !watch.filters.is_empty() {
         return Err(CliError::usage(
-            "name the transfers, or choose them with filters: one of both",
+            "name the transfers, or choose them with filters, not both",
         ));
     }
     let mut signals = Signals::listen()?;
@@ -426,7 +426,7 @@ impl Bars {
         self.sum.set_message(match copies {
             0 => "no copy runs; Ctrl-C ends this view".into(),
             _ => format!(
-                "{copies} running, {} together; Ctrl-C ends this view, not the copies",
+                "{copies} running, {} in total; Ctrl-C ends this view, not the copies",
                 output::rate(rate)
             ),
         });

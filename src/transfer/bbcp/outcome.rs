@@ -190,7 +190,7 @@ impl FailureClassifier {
                 line: self
                     .last_of_bbcp
                     .or(self.last)
-                    .unwrap_or_else(|| "it said nothing".into()),
+                    .unwrap_or_else(|| "it printed nothing".into()),
             },
         })
     }

@@ -1,6 +1,6 @@
 //! The running bbcp: starts, watches and logs the process, and always ends it.
 //!
-//! bbcp has no time-out for data that stand still, so the watchdog here is the only one. Separate tasks read the
+//! bbcp has no time-out for data that does not move, so the watchdog here is the only one. Separate tasks read the
 //! outputs into bounded queues; a log disk or a grandchild that hangs can delay these tasks, but never the watchdog.
 
 use std::fs;
@@ -432,10 +432,10 @@ impl EndedCopy {
             EndedBy::Itself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
             EndedBy::Itself(Err(e)) => format!("lost: {e}"),
             EndedBy::Watchdog(Trouble::Stalled(idle)) => {
-                format!("stopped, no byte moved for {:.1} s", idle.as_secs_f64())
+                format!("stopped: no byte moved for {:.1} s", idle.as_secs_f64())
             }
             EndedBy::Watchdog(Trouble::TooSlow(moved)) => {
-                format!("stopped, {moved} bytes in the last window are too few")
+                format!("stopped: {moved} bytes in the last window are too few")
             }
             EndedBy::Watchdog(Trouble::Late(_)) => "stopped at its deadline".into(),
             EndedBy::Cancellation => "stopped on request".into(),

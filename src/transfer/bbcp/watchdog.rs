@@ -1,7 +1,7 @@
-//! Detection of copies that stand still, are too slow, or take too long. Pure: the caller reports each observation with
+//! Detection of copies that make no progress, are too slow, or take too long. Pure: the caller reports each observation with
 //! its time.
 //!
-//! Neither a running process nor a progress line is a sign of life: only bytes are.
+//! Neither a running process nor a progress line counts as progress: only bytes do.
 
 use std::collections::VecDeque;
 use std::time::Duration;

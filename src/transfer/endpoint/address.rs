@@ -48,11 +48,12 @@ impl Host {
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'))
         {
             return Err(
-                "a host name holds letters, digits, `.` and `-` only; a login goes into `ssh.user`, a port into `ssh.port`",
+                "a host name contains only letters, digits, `.` and `-`; a login belongs in `ssh.user`, a \
+                 port in `ssh.port`",
             );
         }
         if bytes.len() > MAX_HOST_BYTES {
-            return Err("a host name has 253 bytes at most");
+            return Err("a host name has at most 253 bytes");
         }
         Ok(Self {
             name: text.into(),
@@ -119,15 +120,15 @@ impl AbsolutePath {
     /// The resulting path is not safe; the error describes the problem.
     pub fn join(&self, relative: &str) -> Result<Self, &'static str> {
         if relative.contains(char::is_control) {
-            return Err("it must not hold control characters");
+            return Err("it must not contain control characters");
         }
         let mut path = self.0.trim_end_matches('/').to_owned();
         for component in relative.split('/') {
             match component {
                 "" | "." => {}
-                ".." => return Err("it must not hold `..`"),
+                ".." => return Err("it must not contain `..`"),
                 _ if component.len() > MAX_NAME_BYTES => {
-                    return Err("a component has 255 bytes at most");
+                    return Err("a component has at most 255 bytes");
                 }
                 _ => {
                     path.push('/');

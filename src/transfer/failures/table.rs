@@ -88,42 +88,42 @@ failures! {
     }
 
     // The destination.
-    /// Another file has the package's name at the destination. Nothing was overwritten. (A file with
-    /// the same content is no failure: the transfer is COMPLETED.)
+    /// Another file has the package's name at the destination. Nothing was overwritten. (With the same content
+    /// it is not a failure: the transfer is COMPLETED.)
     DestinationExists { path: String } = "destination_exists" {
         scope: Destination, retry: Never, wait: None, partial: Discard,
-        message: "{path} exists at the destination with other content; look at it and remove it, nothing \
-            was overwritten",
-        remedy: "Look at it, remove or rename it, and reset the transfer.",
+        message: "{path} exists at the destination with other content; check it and remove it, nothing was \
+            overwritten",
+        remedy: "Check it, remove or rename it, and reset the transfer.",
     }
-    /// bbcp found a file under the attempt's own temporary name, which no other attempt has. It says
-    /// nothing about the package's own name.
+    /// bbcp found a file under the temporary name of the attempt, which no other attempt uses. The package's
+    /// own name is not concerned.
     TemporaryExists { path: String } = "temporary_exists" {
         scope: Destination, retry: General, wait: Backoff, partial: Discard,
         message: "bbcp found a file at {path}, a name that only this attempt has; the next attempt has \
             another one",
-        remedy: "If it comes again, see what else writes names that begin with `.ccat-transfer-`.",
+        remedy: "If it is repeated, find out which other program writes names that begin with `.ccat-transfer-`.",
         known_by(10): |seen| { path: seen.copy } in [bbcp("").ends("already exists.")],
     }
     /// Another transfer is copying to the same path.
     DestinationBusy { path: String, by: String } = "destination_busy" {
         scope: Destination, retry: Uncounted, wait: Backoff, partial: Keep,
-        message: "{path} is being written by data transfer {by}; tried again when that is done",
-        remedy: "Nothing. When that one is done, this one finds the file, and either agrees with it or \
-            fails clearly.",
+        message: "{path} is being written by data transfer {by}; tried again when that has ended",
+        remedy: "Nothing. After that transfer this one finds the file. It completes if the content is the \
+            same, and fails otherwise.",
     }
-    /// The location's own directory is missing. It is never made, since it may be a mount point with
-    /// nothing mounted.
+    /// The location's own directory is missing. The worker never creates it, because it may be a mount point
+    /// with nothing mounted.
     DestinationRootMissing { path: String } = "destination_root_missing" {
         scope: Destination, retry: Uncounted, wait: Storage, partial: Keep,
-        message: "{path} does not exist at the destination; mount or make it, it is not made here",
-        remedy: "Mount or make it.",
+        message: "{path} does not exist at the destination; mount or create it, the worker does not",
+        remedy: "Mount or create it.",
     }
-    /// A directory that was made is missing when bbcp looks for it.
+    /// A directory that the worker has created is missing when bbcp needs it.
     DestinationDirectory { path: String, line: String } = "destination_directory" {
         scope: Destination, retry: AtMost(1), wait: Backoff, partial: Keep,
-        message: "the directory of {path} is missing at the destination though it was made: {line}",
-        remedy: "See who removes directories there.",
+        message: "the directory of {path} is missing at the destination, although it was created: {line}",
+        remedy: "Find out what removes directories there.",
         known_by(160): |seen| { path: seen.copy, line: seen.line } in [
             bbcp("Target directory ").holds(" not found"), bbcp("No such file or directory opening "),
         ],
@@ -165,7 +165,7 @@ failures! {
     /// The other host refused the login.
     SshDenied { host: String, line: String } = "ssh_denied" {
         scope: Link, retry: Never, wait: None, partial: Discard,
-        message: "{host} did not let us in; check `ssh.user`, `ssh.identity_file` and its authorized keys: \
+        message: "{host} refused the login; check `ssh.user`, `ssh.identity_file` and its authorized keys: \
             {line}",
         remedy: "Check `ssh.user`, `ssh.identity_file` and the authorized keys there.",
         known_by(60): |seen| { host: seen.host, line: seen.line } in [
@@ -218,10 +218,10 @@ failures! {
         remedy: "Widen `bbcp.port_range`.",
         known_by(190): |seen| { line: seen.line } in [bbcp("Address already in use")],
     }
-    /// The other end's program ended without saying why.
+    /// The program at the other end ended without a reason.
     RemoteDied { host: String, line: String } = "remote_died" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
-        message: "the side at {host} ended without saying why ({line}); look for a crash there",
+        message: "bbcp or ssh at {host} ended without a reason ({line}); look for a crash there",
         remedy: "Look for a crash there, and for start-up files that print something.",
         suspected_by(220): |seen| { host: seen.host, line: seen.line } in [
             bbcp("Unexpected end of control stream"), bbcp("").holds("unexpectedly terminated"),
@@ -256,7 +256,7 @@ failures! {
     /// The copy took longer than its size allows by `transfer.deadline_rate`.
     Deadline { limit: Duration, bytes_done: u64, bytes_total: u64 } = "deadline" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
-        message: ("the copy was not done after {}, at {bytes_done} of {bytes_total} bytes, and was stopped \
+        message: ("the copy was not complete after {}, at {bytes_done} of {bytes_total} bytes, and was stopped \
             (`transfer.deadline_rate`)",
             humantime::format_duration(*.limit)),
         remedy: "Look at the link, or lower the rate.",
@@ -264,8 +264,8 @@ failures! {
     /// bbcp reached a time limit of its own, which this worker never sets.
     TimeLimit { line: String } = "time_limit" {
         scope: Link, retry: General, wait: Backoff, partial: Keep,
-        message: "bbcp met its time limit, which this worker never sets; look for one in its build: {line}",
-        remedy: "Look for one in its build.",
+        message: "bbcp reached a time limit, which this worker never sets; check its build for one: {line}",
+        remedy: "Check its build for a time limit.",
         known_by(200): |seen| { line: seen.line } in [bbcp("Time limit exceeded")],
     }
     /// A small operation at one end (an inspection, a rename) took too long.
@@ -277,25 +277,25 @@ failures! {
     }
 
     // The data.
-    /// bbcp's checksum found damage on the way. The copy was removed.
+    /// bbcp's checksum detected damaged data. The copy was removed.
     DamagedInFlight { line: String } = "damaged_in_flight" {
         scope: Link, retry: General, wait: Backoff, partial: Discard,
         message: "bbcp found the data damaged on its way: {line}",
-        remedy: "If it comes again, look for bad memory or a bad network card.",
+        remedy: "If it is repeated, look for bad memory or a bad network card.",
         known_by(40): |seen| { line: seen.line } in [
             bbcp("").holds(" checksum ").holds(" does not match "), bbcp("").holds("checksum error"),
             bbcp("Invalid checksum from"),
         ],
     }
-    /// bbcp called a copy good that has the wrong size. It was removed.
+    /// bbcp reported success, but the copy has the wrong size. It was removed.
     TargetSize { path: String, expected: u64, found: u64 } = "target_size" {
         scope: Link, retry: General, wait: Backoff, partial: Restart,
-        message: "{path} has {found} bytes at the destination where {expected} were sent; the copy was \
-            thrown away",
-        remedy: "If it comes again, look at the destination's storage.",
+        message: "{path} has {found} bytes at the destination where {expected} were sent; the copy was discarded",
+        remedy: "If it is repeated, look at the destination's storage.",
     }
-    /// bbcp called a copy good whose content is not the origin's. It was removed. (If the copy had been resumed, the
-    /// attempt first copied the file again from the start; this failure is reported only if that copy differs too.)
+    /// bbcp reported success, but the content of the copy differs from the origin's. It was removed. (If the
+    /// copy had been resumed, the attempt first copied the file again from the start; this failure is reported
+    /// only if that copy differs too.)
     ChecksumMismatch {
         path: String,
         algorithm: &'static str,
@@ -304,13 +304,13 @@ failures! {
     } = "checksum_mismatch" {
         scope: Link, retry: General, wait: Backoff, partial: Restart,
         message: "{path} has {algorithm} {found} at the destination where the origin has {expected}; the \
-            copy was thrown away",
-        remedy: "If it comes again, look for bad memory or a bad disk.",
+            copy was discarded",
+        remedy: "If it is repeated, look for bad memory or a bad disk.",
     }
-    /// bbcp refused to continue a partial copy, and then also to start again from the beginning.
+    /// bbcp refused to resume a partial copy, and then also to copy from the beginning.
     ResumeRefused { line: String } = "resume_refused" {
         scope: Link, retry: General, wait: Backoff, partial: Restart,
-        message: "bbcp does not complete the partial copy: {line}",
+        message: "bbcp does not resume the partial copy: {line}",
         remedy: "Look at the log file of the attempt.",
         known_by(170): |seen| { line: seen.line } in [
             bbcp("").holds("changed since the copy completed"), bbcp("").holds("appears to have changed"),
@@ -322,7 +322,7 @@ failures! {
     /// A program is missing on the worker's host.
     ProgramMissing { program: String } = "program_missing" {
         scope: Agent, retry: Never, wait: None, partial: Discard,
-        message: "`{program}` is not there on this host; install it or set its absolute path",
+        message: "`{program}` was not found on this host; install it or set its absolute path",
         remedy: "Install it, or set its absolute path.",
         known_by(110): |seen| { program: seen.line } in [bbcp("").holds(" executing ")],
     }
@@ -360,7 +360,7 @@ failures! {
     Segfault { line: String } = "segfault" {
         scope: Agent, retry: General, wait: Backoff, partial: Keep,
         message: "bbcp crashed: {line}",
-        remedy: "If it comes again, take another build of bbcp.",
+        remedy: "If it is repeated, use another build of bbcp.",
         known_by(20): |seen| { line: seen.line } in [
             exit("signal 11"), exit("exit code 139"),
             bbcp("").ends("killed via signal 11"), shell("").holds("egmentation fault"),
@@ -375,11 +375,11 @@ failures! {
         message: "bbcp failed ({exit}): {line}",
         remedy: "Read the log file of the attempt.",
     }
-    /// The storage at one end refused something.
+    /// The storage at one end refused an operation.
     Storage { operation: &'static str, role: Role, path: String, source: BoxError } = "storage" {
         scope: EndOf(role), retry: General, wait: Backoff, partial: Keep,
         message: "{operation} failed at the {role}, {path}",
-        remedy: "The message tells what; look at that storage.",
+        remedy: "Check that storage; the message names the error.",
     }
     /// The attempt's log file could not be opened.
     LogFile { path: PathBuf, source: io::Error } = "log_file" {
@@ -391,7 +391,7 @@ failures! {
     /// The worker has a bug.
     Internal { what: String } = "internal" {
         scope: Agent, retry: General, wait: Backoff, partial: Keep,
-        message: "the attempt broke down inside this worker, which is a bug of it: {what}",
+        message: "the attempt failed inside this worker, which is a bug: {what}",
         remedy: "Report it, with the message.",
     }
 
@@ -400,19 +400,19 @@ failures! {
     UnsupportedLocation { role: Role, location: String, kind: String } = "location_unsupported" {
         scope: EndOf(role), retry: Never, wait: None, partial: Discard,
         message: "the {role} `{location}` is {kind} storage, which bbcp cannot reach; correct the route",
-        remedy: "bbcp reaches disks only. Correct the transfer's locations.",
+        remedy: "bbcp reaches only disks. Correct the transfer's locations.",
     }
     /// The database has no route between the two sites.
     NoRoute { origin: String, destination: String } = "route_missing" {
         scope: Link, retry: Never, wait: None, partial: Discard,
         message: "there is no route from site `{origin}` to site `{destination}`; add one",
-        remedy: "Make one, and reset the transfer.",
+        remedy: "Add one, and reset the transfer.",
     }
     /// The route's method is not bbcp.
     OtherMethod { origin: String, destination: String, method: String } = "route_method" {
         scope: Link, retry: Never, wait: None, partial: Discard,
-        message: "the route from site `{origin}` to site `{destination}` wants method `{method}`; this \
-            worker does `bbcp` only",
+        message: "the route from site `{origin}` to site `{destination}` has the method `{method}`; this \
+            worker supports only `bbcp`",
         remedy: "Send such transfers to another worker, or correct the route.",
     }
     /// A location's host is not a host name or address.
@@ -427,13 +427,13 @@ failures! {
         message: "the login name {user:?} for the {role} `{location}` is unsafe; correct `ssh.user`",
         remedy: "Correct `ssh.user`.",
     }
-    /// A path is not safe or too long: control characters, `..`, a name above 255 bytes, a path above
-    /// 999 bytes at the destination or 1999 at the origin.
+    /// A path is unsafe or too long: control characters, `..`, a name above 255 bytes, a path above 999 bytes
+    /// at the destination or 1999 at the origin.
     BadPath { role: Role, path: String, problem: &'static str } = "path_invalid" {
         scope: EndOf(role), retry: Never, wait: None, partial: Discard,
         message: "the {role} path {path:?} cannot be used: {problem}",
         remedy: "Rename the package, or shorten the location's path.",
-        known_by(150): |seen| { role: Role::Origin, path: seen.origin, problem: "bbcp finds it too long" } in [
+        known_by(150): |seen| { role: Role::Origin, path: seen.origin, problem: "it is too long for bbcp" } in [
             bbcp("Message too long"),
         ],
     }
@@ -451,7 +451,7 @@ failures! {
             an exported directory; correct the locations",
         remedy: "Correct the locations: the only copy must not count as two.",
     }
-    /// A `[[routes]]` entry has a bad value.
+    /// An entry of `[[routes]]` has an invalid value.
     LinkSettings { origin: String, destination: String, problem: String } = "link_settings" {
         scope: Link, retry: Never, wait: None, partial: Discard,
         message: "bad settings for the link from `{origin}` to `{destination}`: {problem}",
@@ -483,9 +483,8 @@ failures! {
     /// The transfer is FAILED already.
     AlreadyFailed { id: TransferId } = "transfer_failed_before" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
-        message: "data transfer {id} has failed for good before; reset it (status pending) to have it tried \
-            again",
-        remedy: "If it is to be tried again, reset it.",
+        message: "data transfer {id} has failed for good before; reset it (status pending) to try it again",
+        remedy: "To try it again, reset it.",
     }
     /// A message arrived for a transfer that waits for its next attempt. The row, not the message, has the time.
     NotDue { id: TransferId, not_before: DateTime<Utc> } = "not_due" {
@@ -510,25 +509,25 @@ failures! {
             until one ends",
         remedy: "Nothing: when the link has room, the manager sends the transfer again.",
     }
-    /// Another worker holds the transfer.
+    /// Another worker has the lease of the transfer.
     Held { id: TransferId, owner: String } = "held_by_other" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
-        message: "data transfer {id} is being done by {owner}; left alone",
+        message: "data transfer {id} is run by {owner}; nothing was done",
         remedy: "Nothing.",
     }
-    /// The row says IN_PROGRESS, but no worker of this kind holds the transfer.
+    /// The row is IN_PROGRESS, but no worker of this program has its lease.
     Untracked { id: TransferId } = "in_progress_untracked" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
         message: "data transfer {id} is in progress but no worker of this kind holds it; if none runs it \
             any more, reset it",
-        remedy: "If no Python worker is either, reset it.",
+        remedy: "If no Python worker runs it either, reset it.",
     }
     /// An operator changed the row, or another worker took the transfer over. The copy was stopped and removed; the row
     /// was not changed.
     LeaseLost { id: TransferId } = "lease_lost" {
         scope: Request, retry: NotOurs, wait: None, partial: Discard,
-        message: "data transfer {id} was taken from this worker by another worker or an operator; what was \
-            copied is left unpublished",
+        message: "data transfer {id} was taken from this worker by another worker or an operator; the copy \
+            was not published",
         remedy: "Nothing.",
     }
 }

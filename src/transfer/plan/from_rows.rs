@@ -36,8 +36,10 @@ impl PlanInput {
             ..
         } = record;
         let missing = |what: &str| TransferError::Database {
-            source: format!("data transfer {id} has no {what}; the row refers to one that is gone")
-                .into(),
+            source: format!(
+                "data transfer {id} has no {what}; its row refers to one that does not exist"
+            )
+            .into(),
         };
         let package = package.ok_or_else(|| missing("package"))?;
         let origin = origin.ok_or_else(|| missing("origin location"))?;
@@ -103,7 +105,7 @@ impl Location {
             (Some(disk), _) => (disk.host.clone(), disk.path.clone()),
             (None, StorageType::Disk) => {
                 return Err(incomplete(
-                    "row in disk_data_location, so no host and no path",
+                    "row in disk_data_location, hence no host and no path",
                 ));
             }
             (None, _) => (None, String::new()),

@@ -73,7 +73,7 @@ pub(super) fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), 
         return Err(TransferError::BadPath {
             role,
             path: path.to_string(),
-            problem: "it is longer than bbcp can stand (999 bytes at the destination, 1999 at the origin)",
+            problem: "it is longer than bbcp allows (999 bytes at the destination, 1999 at the origin)",
         });
     }
     Ok(())

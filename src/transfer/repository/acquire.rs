@@ -99,7 +99,7 @@ pub enum Successor {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another lease has the same destination; the lease, unless it has been removed since.
-    #[error("another copy has this destination")]
+    #[error("another transfer copies to this destination")]
     Taken(Option<LeaseInfo>),
     /// The lease is lost, or its state is unknown.
     #[error(transparent)]

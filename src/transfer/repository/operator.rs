@@ -95,19 +95,19 @@ pub enum Refusal {
         message: Option<String>,
     },
     /// A worker holds a lease that has not expired.
-    #[error("{} is at it; `transfers cancel` stops the copy", .0.owner)]
+    #[error("{} runs it; `transfers cancel` stops the copy", .0.owner)]
     Running(Box<LeaseInfo>),
     /// A worker that does not use leases may be copying, and would not notice the change.
-    #[error("it is IN_PROGRESS without a lease: a Python worker may be at it; {}", untracked_remedy(*.action))]
+    #[error("it is IN_PROGRESS without a lease: a Python worker may run it; {}", untracked_remedy(*.action))]
     Untracked {
         /// The requested action.
         action: Action,
     },
     /// The status has changed since the transfer was selected.
-    #[error("it is {0} by now")]
+    #[error("its status is {0} now")]
     Otherwise(Label<Status>),
     /// This program does not know the status.
-    #[error("its status `{0}` is not known here")]
+    #[error("this program does not know its status `{0}`")]
     UnknownStatus(String),
 }
 

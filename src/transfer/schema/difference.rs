@@ -80,7 +80,7 @@ impl fmt::Display for Difference {
             } => {
                 write!(
                     f,
-                    "column {table}.{column} is of type `{found}`, and {needed} is needed"
+                    "column {table}.{column} has the type `{found}`, and {needed} is needed"
                 )
             }
             Self::MissingLabels {
@@ -96,7 +96,7 @@ impl fmt::Display for Difference {
             ),
             Self::Unwritten { table, column } => write!(
                 f,
-                "column {table}.{column} must be given a value, and this program gives it none"
+                "column {table}.{column} requires a value, and this program writes none"
             ),
         }
     }
@@ -108,7 +108,7 @@ pub enum SchemaError {
     /// It differs; the message has a line for each difference.
     #[error("{}", explain(.0))]
     Differs(Vec<Difference>),
-    /// It could not be looked at.
+    /// The schema could not be read.
     #[error("the database's schema could not be read")]
     Database(#[from] DatabaseError),
 }
@@ -120,7 +120,7 @@ impl From<DbErr> for SchemaError {
 }
 
 fn explain(differences: &[Difference]) -> String {
-    let mut text = String::from("the database does not fit this program:");
+    let mut text = String::from("the schema of the database does not match this program:");
     for difference in differences {
         text.push_str("\n  - ");
         text.push_str(&difference.to_string());

@@ -143,7 +143,7 @@ pub enum TopologyError {
     #[error("the topology is not valid")]
     Syntax(#[source] Box<figment::Error>),
     /// A route names a site that is neither in the file nor in the database.
-    #[error("a route names the site `{name}`; there are {}", listed(.known))]
+    #[error("a route names the unknown site `{name}`; known sites: {}", listed(.known))]
     UnknownSite {
         /// The short name.
         name: String,
@@ -154,7 +154,7 @@ pub enum TopologyError {
     #[error("`{0}` is not of the form SITE/LOCATION")]
     LocationName(String),
     /// The location does not exist.
-    #[error("there is no location {name}; there are {}", listed(.known))]
+    #[error("there is no location {name}; known locations: {}", listed(.known))]
     UnknownLocation {
         /// Requested location.
         name: LocationName,
@@ -166,7 +166,7 @@ pub enum TopologyError {
     RelativePath(String),
     /// The database is in production: ccat_data_transfer fills it.
     #[error(
-        "the table `{}` exists: this ops-db is in production, and is filled by ccat_data_transfer",
+        "the table `{}` exists: this ops-db is in production, and ccat_data_transfer fills it",
         entity::ALEMBIC_TABLE
     )]
     OwnedByAlembic,

@@ -109,15 +109,15 @@ pub enum SignatureError {
     Size,
     /// The signature would take too much memory.
     #[error(
-        "signature would take more than {} MB with all its copies",
+        "signature would need more than {} MB of memory with all its copies",
         MAX_MEMORY >> 20
     )]
     Memory,
     /// The signature has too many callbacks or errbacks.
-    #[error("signature hands more than {MAX_LINKS} callbacks or errbacks to others")]
+    #[error("signature passes more than {MAX_LINKS} callbacks or errbacks to other tasks")]
     Links,
     /// The signature requires a serializer for its messages that this crate cannot write.
-    #[error("signature of `{task}` asks for serializer `{serializer}`; there is only `json`")]
+    #[error("signature of `{task}` asks for serializer `{serializer}`; only `json` is supported")]
     Serializer {
         /// Name of the task.
         task: String,

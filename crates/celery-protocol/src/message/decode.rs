@@ -100,11 +100,15 @@ fn read(raw: &RawMessage, accept: &Accept, named: &mut Named) -> Result<TaskMess
 fn protocol_2(raw: &RawMessage, named: &Named, parts: Vec<Value>) -> Result<TaskMessage, Reason> {
     let mut message = common(raw, named, raw.headers.clone())?;
     let [args, kwargs, embed] = <[Value; 3]>::try_from(parts)
-        .map_err(|_| Reason::Malformed("body is no list of args, kwargs and embed"))?;
+        .map_err(|_| Reason::Malformed("body is not a list of args, kwargs and embed"))?;
     message.embed = match envelope::mapping(embed) {
         Ok(mut embed) => Embed::take(&mut embed),
         Err(other) if is_falsy(&other) => Embed::default(),
-        _ => return Err(Reason::Malformed("the body's third element is no mapping")),
+        _ => {
+            return Err(Reason::Malformed(
+                "the body's third element is not a mapping",
+            ));
+        }
     };
     let repr = |name: &str| message.headers.get(name).and_then(Value::as_str);
     message.argsrepr = Some(repr("argsrepr").unwrap_or_default().to_owned());
@@ -229,7 +233,7 @@ fn time_limit(headers: &Map<String, Value>) -> Result<(Option<f64>, Option<f64>)
         None => Ok((None, None)),
         Some(other) if is_falsy(other) => Ok((None, None)),
         Some(Value::Array(pair)) if pair.len() == 2 => Ok((pair[0].as_f64(), pair[1].as_f64())),
-        Some(_) => Err(Reason::Malformed("`timelimit` is no pair")),
+        Some(_) => Err(Reason::Malformed("`timelimit` is not a pair")),
     }
 }
 

@@ -225,10 +225,10 @@ pub enum Reason {
     #[error("task message has no id")]
     NoId,
     /// Protocol 1 with keyword arguments that are none.
-    #[error("keyword arguments are no mapping")]
+    #[error("keyword arguments are not a mapping")]
     KeywordArguments,
     /// `eta` or `expires` is no ISO 8601 time.
-    #[error("`{header}` is no ISO 8601 time: {value}")]
+    #[error("`{header}` is not an ISO 8601 time: {value}")]
     Time {
         /// Which of the two.
         header: &'static str,

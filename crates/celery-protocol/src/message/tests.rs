@@ -142,7 +142,7 @@ fn bad_bodies(#[case] body: &[u8], #[case] disposition: Disposition) {
 #[case::task_a_number(json!({"task": 7, "id": "a"}), Reason::NotATask)]
 #[case::eta(json!({"task": "t", "id": "a", "eta": 17.5}), Reason::Time { header: "eta", value: "17.5".into() })]
 #[case::expires(json!({"task": "t", "id": "a", "expires": "soon"}), Reason::Time { header: "expires", value: "soon".into() })]
-#[case::timelimit(json!({"task": "t", "id": "a", "timelimit": 5}), Reason::Malformed("`timelimit` is no pair"))]
+#[case::timelimit(json!({"task": "t", "id": "a", "timelimit": 5}), Reason::Malformed("`timelimit` is not a pair"))]
 fn bad_headers(#[case] headers: Value, #[case] reason: Reason) {
     let refused = refused(&raw(headers, &json!([[], {}, {}])));
     assert_eq!(refused.reason, reason);

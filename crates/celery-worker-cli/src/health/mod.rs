@@ -71,7 +71,7 @@ struct Probes {
 /// The HTTP server cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "http.listen: cannot listen on {address}; see whether another process does, or choose another port"
+    "http.listen: cannot listen on {address}; stop the other process that does, or choose another port"
 )]
 pub struct BindError {
     address: SocketAddr,

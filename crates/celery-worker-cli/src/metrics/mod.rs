@@ -51,7 +51,7 @@ impl Metrics {
         registry.register(Box::new(build))?;
         let scrape_error = Opts::new(
             format!("{name}_scrape_error"),
-            "1 if the values of this source could not be brought up to date for this scrape, which then are old.",
+            "1 if the values of this source could not be updated for this scrape and are old.",
         );
         let scrape_error = IntGaugeVec::new(scrape_error, &["source"])?;
         registry.register(Box::new(scrape_error.clone()))?;

@@ -43,11 +43,14 @@ impl ProcessMetrics {
                 "Virtual memory, in bytes.",
             )?,
             open_fds: Gauge::new("process_open_fds", "Open file descriptors.")?,
-            max_fds: Gauge::new("process_max_fds", "Most file descriptors that may be open.")?,
+            max_fds: Gauge::new(
+                "process_max_fds",
+                "Maximum number of open file descriptors.",
+            )?,
             threads: Gauge::new("process_threads", "Threads of the process.")?,
             start: Gauge::new(
                 "process_start_time_seconds",
-                "When the process began, in seconds since 1970.",
+                "Start of the process, in seconds since 1970.",
             )?,
         };
         let now = SystemTime::now().duration_since(UNIX_EPOCH);

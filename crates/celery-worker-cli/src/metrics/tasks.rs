@@ -77,18 +77,18 @@ impl TaskMetrics {
                 "Tasks that the worker has received.",
             )?,
             started: counter("celery_task_started_total", "Tasks that have begun.")?,
-            succeeded: counter("celery_task_succeeded_total", "Tasks that have returned.")?,
+            succeeded: counter("celery_task_succeeded_total", "Tasks that have succeeded.")?,
             failed: IntCounterVec::new(
                 Opts::new(
                     "celery_task_failed_total",
-                    "Tasks that have raised, by the class of what they raised.",
+                    "Tasks that have failed, by the class of the exception.",
                 ),
                 &["name", "hostname", "exception", "queue_name"],
             )?,
             classes: Classes::default(),
             retried: counter(
                 "celery_task_retried_total",
-                "Tasks that have raised and are to run again.",
+                "Tasks that have failed and will run again.",
             )?,
             rejected: counter(
                 "celery_task_rejected_total",
@@ -105,28 +105,28 @@ impl TaskMetrics {
             runtime: HistogramVec::new(
                 HistogramOpts::new(
                     "celery_task_runtime",
-                    "How long tasks ran that have returned, in seconds.",
+                    "Run time of tasks that have succeeded, in seconds.",
                 )
                 .buckets(RUNTIMES.to_vec()),
                 &["name", "hostname", "queue_name"],
             )?,
-            up: gauge("celery_worker_up", "Whether the worker runs.")?,
+            up: gauge("celery_worker_up", "1 if the worker runs.")?,
             active: gauge(
                 "celery_worker_tasks_active",
                 "Tasks that run, as of the last heartbeat.",
             )?,
             connected: IntGauge::new(
                 format!("{program}_broker_connected"),
-                "Whether the broker serves all queues of the worker.",
+                "1 if all queues of the worker are consumed.",
             )?,
             blocked: IntGauge::new(
                 format!("{program}_broker_blocked"),
-                "Whether the broker is short of memory or disk space and takes no messages from the worker, as of the last \
-                 heartbeat.",
+                "1 if the broker is short of memory or disk space and accepts no messages from the worker, \
+                 as of the last heartbeat.",
             )?,
             reconnects: IntCounter::new(
                 format!("{program}_broker_reconnects_total"),
-                "How often the broker served the worker again after it had not.",
+                "Number of times that all queues were consumed again after an interruption.",
             )?,
         })
     }
@@ -271,7 +271,7 @@ impl QueueMetrics {
         Ok(Self {
             length: gauge(
                 "celery_queue_length",
-                "Messages that wait in a queue of this worker; those that a worker holds are not counted.",
+                "Messages that wait in a queue of this worker, without those that workers hold.",
             )?,
             // promtool warns about the name, but it is the exporter's.
             consumers: gauge(

@@ -53,8 +53,8 @@ impl PidFile {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                     let runs = |pid| {
                         ProcessError::Refused(format!(
-                            "--pidfile {} exists and its process {pid} runs; stop it, or remove the file if that is \
-                             no worker",
+                            "--pidfile {} exists and its process {pid} runs; stop it, or remove the file if \
+                             that is not a worker",
                             path.display()
                         ))
                     };

@@ -265,14 +265,14 @@ impl Celery {
                 problems.add("accept_content", message);
             } else if !ACCEPTABLE.contains(&name.as_str()) {
                 let message =
-                    format!("`{name}` is no serializer; there are json, msgpack and yaml");
+                    format!("`{name}` is not a serializer; known are json, msgpack and yaml");
                 problems.add("accept_content", message);
             }
         }
         problems.require(
             !self.accept_content.is_empty(),
             "accept_content",
-            "must name one serializer at least",
+            "must name at least one serializer",
         );
     }
 

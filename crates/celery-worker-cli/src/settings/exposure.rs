@@ -44,7 +44,7 @@ impl Traces {
         is_exposed.then(|| Problem {
             key: "traces.headers".into(),
             message: format!(
-                "they go to {host} in plain text, for everybody on the way to read; use https://"
+                "they go to {host} in plain text, readable on the network; use https://"
             ),
             source: String::new(),
         })
@@ -70,7 +70,7 @@ pub fn exposure(key: &str, host: &str, secure: &str) -> Problem {
     Problem {
         key: key.into(),
         message: format!(
-            "the password goes to {host} in plain text, for everybody on the way to read; use {secure}"
+            "the password goes to {host} in plain text, readable on the network; use {secure}"
         ),
         source: String::new(),
     }

@@ -443,7 +443,7 @@ mod tests {
             (
                 "ENDPOINT",
                 "http://u:s3cret@c/",
-                "traces.endpoint: must have no login",
+                "traces.endpoint: must contain no login",
             ),
             ("HEADERS", "s3cret", "traces.headers: header 1 has no `=`"),
             ("RATIO", "1.5", "traces.ratio: must be between 0 and 1"),

@@ -123,7 +123,7 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
         .read_to_string(&mut text)
         .map_err(failed)?;
     if text.len() as u64 > MAX_BYTES {
-        return Err(format!("{shown} is longer than any secret"));
+        return Err(format!("{shown} is too long for a secret"));
     }
     let secret = text.strip_suffix('\n').unwrap_or(&text);
     let secret = secret.strip_suffix('\r').unwrap_or(secret);
@@ -132,12 +132,12 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
     }
     if secret.contains(char::is_control) {
         return Err(format!(
-            "{shown} has more than one line, or control characters, in it"
+            "{shown} contains more than one line, or control characters"
         ));
     }
     let warning = (mode & OTHERS != 0).then(|| {
         format!(
-            "{shown} is open to every user of this host (mode {:o}); chmod o= {shown}",
+            "{shown} is readable by every user of this host (mode {:o}); chmod o= {shown}",
             mode & 0o777
         )
     });

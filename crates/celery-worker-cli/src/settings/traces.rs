@@ -55,7 +55,7 @@ impl Traces {
             problems.require(
                 !has_login,
                 "endpoint",
-                "must have no login in it; use traces.headers, e.g. \"authorization=Basic%20…\"",
+                "must contain no login; use traces.headers, e.g. \"authorization=Basic%20…\"",
             );
         }
         if let Err(message) = self.header_pairs() {
@@ -95,12 +95,14 @@ fn header_pairs(text: &str) -> Result<Vec<(String, SecretString)>, String> {
             let (name, value) = pair.split_once('=').ok_or_else(|| wrong("has no `=`"))?;
             let (name, value) = (name.trim(), value.trim());
             if name.is_empty() || !name.chars().all(is_token) {
-                return Err(wrong("has no name that HTTP allows"));
+                return Err(wrong("has a name that HTTP does not allow"));
             }
             let value = percent_decode_str(value).decode_utf8();
-            let value = value.map_err(|_| wrong("has a value that is no text"))?;
+            let value = value.map_err(|_| wrong("has a value that is not text"))?;
             if !value.chars().all(|c| matches!(c, ' '..='~')) {
-                return Err(wrong("has a value with other than printable ASCII in it"));
+                return Err(wrong(
+                    "has a value with characters other than printable ASCII",
+                ));
             }
             Ok((name.to_owned(), value.into_owned().into()))
         })
@@ -118,12 +120,12 @@ mod tests {
     #[case("", Ok(vec![]))]
     #[case("api-key=k, x = a%3Db%20c=d,", Ok(vec![("api-key", "k"), ("x", "a=b c=d")]))]
     #[case("a=1,s3cret", Err("header 2 has no `=`"))]
-    #[case("s3 cret=x", Err("header 1 has no name that HTTP allows"))]
+    #[case("s3 cret=x", Err("header 1 has a name that HTTP does not allow"))]
     #[case(
         "a=s3cret%0A",
-        Err("header 1 has a value with other than printable ASCII in it")
+        Err("header 1 has a value with characters other than printable ASCII")
     )]
-    #[case("a=s3cret%ff", Err("header 1 has a value that is no text"))]
+    #[case("a=s3cret%ff", Err("header 1 has a value that is not text"))]
     fn headers_are_read(#[case] text: &str, #[case] expected: Result<Vec<(&str, &str)>, &str>) {
         let pairs = header_pairs(text);
         let pairs = pairs.as_ref().map_err(String::as_str).map(|pairs| {

@@ -36,7 +36,8 @@ pub(super) enum ExportError {
     #[error("{0}")]
     Unreachable(String),
     #[error(
-        "it answered with status {0}; is this its address for OTLP over HTTP, with the path (http://…:4318/v1/traces)?"
+        "it answered with status {0}; check that this is its address for OTLP over HTTP, with the path \
+         (http://…:4318/v1/traces)"
     )]
     Status(u16),
     #[error("it refused {spans} of them: {reason}")]

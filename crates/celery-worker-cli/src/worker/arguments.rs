@@ -30,7 +30,7 @@ pub struct WorkerArguments {
     #[arg(short = 'c', long, value_name = "N", value_parser = places)]
     pub concurrency: Option<u16>,
 
-    /// As -c with the larger number: a slot costs nothing here while it is free.
+    /// As -c with the larger number: an unused slot costs nothing here.
     #[arg(long, value_name = "MAX,MIN")]
     pub autoscale: Option<String>,
 
@@ -54,11 +54,11 @@ pub struct WorkerArguments {
     #[arg(long, value_name = "SECONDS")]
     pub soft_time_limit: Option<f64>,
 
-    /// Neither greet the other workers nor listen to them.
+    /// Do not exchange revoked ids and clocks with other workers (no mingle, no gossip).
     #[arg(long)]
     pub without_gossip: bool,
 
-    /// Declare no queues; use what is there.
+    /// Declare no queues; use the existing ones.
     #[arg(long)]
     pub no_declare: bool,
 

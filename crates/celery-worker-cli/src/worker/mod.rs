@@ -148,7 +148,7 @@ async fn run_to_end(worker: Worker, health: &HealthRegistry) -> Result<(), Proce
             working.await
         }
     };
-    Ok(ended.map_err(|error| ProcessError::Failed(format!("the worker broke: {error}")))??)
+    Ok(ended.map_err(|error| ProcessError::Failed(format!("the worker failed: {error}")))??)
 }
 
 /// Adds a readiness probe: the worker consumes all of its queues.
@@ -158,9 +158,10 @@ fn watch_broker(health: &HealthRegistry, served: watch::Receiver<bool>) {
         async move {
             match is_served {
                 true => Ok(()),
-                false => {
-                    Err("not connected, or not all queues can be consumed; the log says why".into())
-                }
+                false => Err(
+                    "not connected, or not all queues can be consumed; the log gives the reason"
+                        .into(),
+                ),
             }
         }
     }));

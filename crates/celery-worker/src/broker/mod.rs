@@ -136,7 +136,7 @@ pub enum BrokerError {
         reason: String,
     },
     /// The limit of attempts to connect was reached.
-    #[error("the broker is given up after {attempts} failed attempts to connect; see {setting}")]
+    #[error("gave up after {attempts} failed attempts to connect to the broker; see {setting}")]
     GivenUp {
         /// Number of consecutive attempts.
         attempts: u32,

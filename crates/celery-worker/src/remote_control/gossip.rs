@@ -1,7 +1,7 @@
 //! Mingle and gossip: messages between workers.
 //!
-//! *Mingle*: a node that starts greets the others (`hello`) and learns what they have revoked.
-//! *Gossip*: nodes hear each other's events, keep their clocks together, and answer when one wants
+//! *Mingle*: a node that starts asks the others (`hello`) for the tasks that they have revoked.
+//! *Gossip*: nodes receive each other's events, synchronise their clocks, and answer when one wants
 //! to hold an election; a node that does not answer would stall it for all. This worker wants none
 //! itself.
 

@@ -296,7 +296,7 @@ impl RemoteControl {
                     BUILTINS,
                     "NotImplementedError",
                     format!(
-                        "{method} is about the memory of Python, which this worker does not use"
+                        "{method} inspects the memory of Python, which this worker does not use"
                     ),
                 ));
             }

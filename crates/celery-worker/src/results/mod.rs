@@ -120,7 +120,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 pub enum ResultError {
     /// The URL names no known backend.
     #[error(
-        "result backend `{0}` is not supported; there are rpc://, redis://, rediss://, \
+        "result backend `{0}` is not supported; known are rpc://, redis://, rediss://, \
          redis+socket://, sentinel://, db+postgresql:// and db+sqlite:///"
     )]
     Unsupported(String),
@@ -139,7 +139,7 @@ pub enum ResultError {
         source: Cause,
     },
     /// The backend rejected the request.
-    #[error("the result backend {place} refuses")]
+    #[error("the result backend {place} refused the request")]
     Refused {
         /// Location of the backend, without password.
         place: String,
@@ -147,7 +147,7 @@ pub enum ResultError {
         source: Cause,
     },
     /// The stored value is not a valid result.
-    #[error("what is stored for the task {task_id} cannot be read")]
+    #[error("the stored result of task {task_id} cannot be read")]
     Unreadable {
         /// Id of the task.
         task_id: String,

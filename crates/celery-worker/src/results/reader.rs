@@ -57,11 +57,11 @@ pub enum ReadError {
     #[error(transparent)]
     Backend(#[from] ResultError),
     /// No backend is configured.
-    #[error("results are stored nowhere; celery.result_backend says where they should be")]
+    #[error("results are not stored; set celery.result_backend")]
     Disabled,
     /// The broker cannot be reached, or rejects the reply queue.
     #[error(
-        "no reply queue at {broker} within {}; is the broker up, and celery.broker_url right?",
+        "no reply queue at {broker} within {}; check that the broker runs, and celery.broker_url",
         humantime::format_duration(*.within)
     )]
     NoReplyQueue {

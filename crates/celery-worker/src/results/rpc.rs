@@ -79,6 +79,6 @@ impl ResultBackend for Rpc {
     }
 
     async fn probe(&self) -> Result<String, ResultError> {
-        Ok("results go back to the callers through the broker".into())
+        Ok("results are sent to the callers through the broker".into())
     }
 }

@@ -63,7 +63,7 @@ impl FromStr for RateLimit {
         let number = number.trim().parse::<f64>().ok();
         match (number.filter(|n| *n > 0.0 && n.is_finite()), unit) {
             (Some(number), Some(unit)) => Ok(Self { number, unit }),
-            _ => Err(format!("`{text}` is no rate such as 2/s, 10/m or 1/h")),
+            _ => Err(format!("`{text}` is not a rate such as 2/s, 10/m or 1/h")),
         }
     }
 }

@@ -135,7 +135,7 @@ async fn unlock_chord(
         members: Some(
             members
                 .collect::<Option<_>>()
-                .ok_or_else(|| Exception::value_error("result: no list of results"))?,
+                .ok_or_else(|| Exception::value_error("result: not a list of results"))?,
         ),
         id: group_id,
         parent: None,

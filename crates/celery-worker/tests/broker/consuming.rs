@@ -158,9 +158,9 @@ async fn rejects_reach_the_dead_letter_exchange() {
     broker.close().await;
 }
 
-/// A queue that exists otherwise is used as it is.
+/// A queue that exists with other arguments is used unchanged.
 #[tokio::test]
-async fn other_arguments_are_lived_with() {
+async fn queue_with_other_arguments_is_used_unchanged() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };

@@ -224,7 +224,7 @@ fn login(word: &str) -> Option<Range<usize>> {
 }
 
 /// Positions of the values of secret parameters. A name begins behind a `?` or `&`, a value ends before a `&`. Every
-/// byte is looked at a fixed number of times: the text may be long, and be made of question marks.
+/// byte is read a fixed number of times: the text may be long, and be made of question marks.
 fn parameters(word: &str) -> Vec<Range<usize>> {
     let mut secrets = Vec::new();
     let mut start = 0;

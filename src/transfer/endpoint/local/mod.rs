@@ -247,7 +247,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Records a sign of life. Returns false if the thread has to stop.
+    /// Records progress. Returns false if the thread has to stop.
     fn sign(&self, bytes: u64) -> bool {
         self.bytes.store(bytes, Ordering::Relaxed);
         self.signs.fetch_add(1, Ordering::Relaxed);
@@ -255,7 +255,7 @@ impl Shared {
     }
 
     /// Reads a file to its end; runs in its own thread. If the copy that it follows (`behind`) holds it back, the
-    /// thread sleeps until the copy wakes it, and gives a sign of life each `sign_every`.
+    /// thread sleeps until the copy wakes it, and records progress each `sign_every`.
     fn read(
         &self,
         role: Role,
@@ -351,7 +351,7 @@ pub(super) async fn digest(
             result = &mut digest => return match result {
                 Ok(result) => result.map_err(|e| unreadable(role, path, e)),
                 Err(_) => {
-                    let broken = io::Error::other("the thread that reads broke");
+                    let broken = io::Error::other("the reader thread failed");
                     Err(storage("read", role, path, broken))
                 }
             },

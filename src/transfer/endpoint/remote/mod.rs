@@ -392,7 +392,7 @@ impl Remote {
             };
             return Err(TransferError::RemoteDied {
                 host: self.host.to_string(),
-                line: format!("its login shell ended with {code} before our script: {said}"),
+                line: format!("its login shell ended with {code} before the command ran: {said}"),
             });
         }
         let reply = ScriptReply {
@@ -432,7 +432,7 @@ impl Remote {
             None => TransferError::RemoteDied {
                 host,
                 line: match last_line(complaint) {
-                    line if line.is_empty() => "ssh said nothing".into(),
+                    line if line.is_empty() => "ssh printed nothing".into(),
                     line => line,
                 },
             },

@@ -42,10 +42,7 @@ impl BrokerAddress {
             "amqps" => AMQPScheme::AMQPS,
             scheme if SCHEMES.contains(&scheme) => AMQPScheme::AMQP,
             _ => {
-                return Err(format!(
-                    "its scheme has to be one of {}",
-                    SCHEMES.join(", ")
-                ));
+                return Err(format!("its scheme must be one of {}", SCHEMES.join(", ")));
             }
         };
         let query = query(&parts, heartbeat)?;
@@ -95,13 +92,12 @@ fn query(parts: &UrlParts, heartbeat: u16) -> Result<AMQPQueryString, String> {
             "auth_mechanism" | "login_method" => {
                 let mechanism = value.parse();
                 query.auth_mechanism = Some(mechanism.map_err(|_: String| {
-                    "its auth_mechanism has to be plain, amqplain or external".to_owned()
+                    "its auth_mechanism must be plain, amqplain or external".to_owned()
                 })?);
             }
             name if name.starts_with("ssl") => {
                 return Err(
-                    "certificates are named by celery.broker_ssl_ca_file, …_cert_file and \
-                     …_key_file, not in it"
+                    "certificates belong in celery.broker_ssl_ca_file, …_cert_file and …_key_file, not in the URL"
                         .into(),
                 );
             }

@@ -90,7 +90,7 @@ impl Connector {
                 .map_err(|e| e.to_string())
                 .and_then(|text| match text.contains("-----BEGIN ") {
                     true => Ok(Some(text)),
-                    false => Err("no PEM block in it".into()),
+                    false => Err("it contains no PEM block".into()),
                 })
                 .map_err(|reason| BrokerError::Tls {
                     setting,
@@ -245,7 +245,7 @@ impl Connector {
                 // The broker has closed the channel with its refusal.
                 Err(error) if is_precondition_failed(&error) => log_difference(&step, &error),
                 Err(error) if passive && is_not_found(&error) => {
-                    let what = "; it is missing, and celery.no_declare forbids to declare it";
+                    let what = "; it is missing, and celery.no_declare does not allow declaring it";
                     return Err(self.refused(error, format!("{step}{what}")));
                 }
                 Err(error) => return Err(self.error(error, &format!("to declare {step}"))),

@@ -181,7 +181,7 @@ impl Amqp {
             match connector::missing_exchange(&error) {
                 Some(missing) if missing != publication.exchange => self
                     .connector
-                    .lost("the channel was closed on account of another message"),
+                    .lost("the channel was closed because of another message"),
                 _ => self.connector.error(error, &what()),
             }
         };

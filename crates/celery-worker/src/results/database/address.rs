@@ -92,7 +92,7 @@ fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     };
     if !parts.query.iter().all(is_known) {
         return Err(wrong(format!(
-            "it has a parameter that is unknown here; known are {}",
+            "it has an unknown parameter; known are {}",
             MEANT.join(", ")
         )));
     }
@@ -129,7 +129,7 @@ fn postgres(parts: &UrlParts) -> Result<DatabaseUrl, ResultError> {
     };
     if mode.is_some_and(|mode| mode.parse::<PgSslMode>().is_err()) {
         return Err(wrong(
-            "its sslmode has to be disable, allow, prefer, require, verify-ca or verify-full",
+            "its sslmode must be disable, allow, prefer, require, verify-ca or verify-full",
         ));
     }
     let given = [

@@ -256,7 +256,7 @@ impl Database {
 impl ResultBackend for Database {
     async fn probe(&self) -> Result<String, ResultError> {
         let place = &self.place;
-        let to_come = format!("{place}: the tables will be made with the first result");
+        let to_come = format!("{place}: the first result will create the tables");
         // A connection would create the file.
         if self.create_tables && self.file.as_ref().is_some_and(|file| !file.exists()) {
             return Ok(to_come);
@@ -268,10 +268,7 @@ impl ResultBackend for Database {
             Err(_) => return Err(ResultError::unreachable(place, "no answer in time")),
         };
         match (columns.is_empty(), self.create_tables) {
-            (false, _) => Ok(format!(
-                "{place}: the table {} is there",
-                self.tasks.quoted()
-            )),
+            (false, _) => Ok(format!("{place}: the table {} exists", self.tasks.quoted())),
             (true, true) => Ok(to_come),
             (true, false) => Err(ResultError::refused(place, self.missing_table())),
         }

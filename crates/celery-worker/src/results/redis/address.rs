@@ -55,7 +55,7 @@ impl RedisUrl {
             let part = url::kombu(part).map_err(|e| wrong(e.to_string()))?;
             if !SCHEMES.contains(&part.scheme.as_str()) {
                 return Err(wrong(format!(
-                    "its scheme has to be one of {}",
+                    "its scheme must be one of {}",
                     SCHEMES.join(", ")
                 )));
             }
@@ -68,7 +68,7 @@ impl RedisUrl {
         };
         let scheme = first.scheme.clone();
         if parts.len() > 1 && scheme != "sentinel" {
-            return Err(wrong("only `sentinel://` URLs can be several"));
+            return Err(wrong("only `sentinel://` allows several URLs"));
         }
         let login = login(first)?;
         let tls = tls(first, &options.tls)?;
@@ -302,7 +302,7 @@ fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, ResultError> {
             "ssl_keyfile" => &mut tls.client_key,
             "ssl_check_hostname" if value.eq_ignore_ascii_case("false") => {
                 return Err(wrong(
-                    "ssl_check_hostname=false is not supported; let the certificate name the host",
+                    "ssl_check_hostname=false is not supported; use a certificate for this host name",
                 ));
             }
             _ => continue,
@@ -334,14 +334,14 @@ fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, Re
         // A server always presents its certificate, so `optional` has the same effect.
         "" | "required" | "CERT_REQUIRED" | "optional" | "CERT_OPTIONAL" => true,
         "none" | "CERT_NONE" => false,
-        _ => return Err(wrong("ssl_cert_reqs has to be `required` or `none`")),
+        _ => return Err(wrong("ssl_cert_reqs must be `required` or `none`")),
     };
     let read =
         |path: &str| fs::read(path).map_err(|e| wrong(format!("the certificate file {path}: {e}")));
     let client_tls = match (client_certificate.as_str(), client_key.as_str()) {
         ("", "") => None,
         ("", _) | (_, "") => {
-            return Err(wrong("ssl_certfile and ssl_keyfile belong together"));
+            return Err(wrong("ssl_certfile and ssl_keyfile must be given together"));
         }
         (certificate, key) => Some(ClientTlsConfig {
             client_cert: read(certificate)?,

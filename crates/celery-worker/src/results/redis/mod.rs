@@ -179,7 +179,7 @@ impl ResultBackend for Redis {
             Some(_) => Ok(format!("{place}: a key was written, read and deleted")),
             None => Err(ResultError::refused(
                 place,
-                "a key was written, and was gone when it was read",
+                "a key was written, but could not be read",
             )),
         }
     }
