@@ -27,6 +27,15 @@ unit crate *filter:
 python file *options:
     scripts/with-services.sh python -m pytest -q tests/python/{{file}} {{options}}
 
+# Licences, sources, duplicate and unused dependencies. Needs `cargo install --locked cargo-deny cargo-machete`.
+dependencies:
+    cargo deny check licenses bans sources
+    cargo machete
+
+# The documentation as a book, in target/book. Needs `cargo install --locked mdbook`.
+book:
+    mdbook build
+
 # Write the generated files.
 docs:
     cargo xtask docs
