@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -50,11 +51,29 @@ def test_every_block_of_commands_says_whether_it_is_run():
                 assert rest in ([], ["build"], ["not-run"]), f"{page}:{number}: `{info}`"
 
 
+def anchors(page):
+    """The anchors of the headings of a page, as GitHub and mdbook make them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"(?ms)^ *```.*?^ *```$", "", page.read_text()), re.M)
+    texts = [re.sub(r"\]\([^)]*\)", "", heading) for heading in headings]
+    return {re.sub(r"[^\w -]", "", text).lower().replace(" ", "-") for text in texts}
+
+
 def test_every_link_leads_somewhere():
     for page in PAGES:
         for target in LINK.findall(page.read_text()):
-            if "://" not in target and not target.startswith("#"):
-                assert (page.parent / target.split("#")[0]).exists(), f"{page}: {target}"
+            if "://" not in target:
+                path, _, anchor = target.partition("#")
+                found = (page.parent / path).resolve() if path else page
+                assert found.exists(), f"{page}: {target}"
+                assert not anchor or anchor in anchors(found), f"{page}: {target}"
+
+
+def test_links_of_the_book_stay_in_the_book():
+    """mdbook makes the book of docs/ alone: a link out of it would be broken there."""
+    for page in (REPO / "docs").rglob("*.md"):
+        for target in LINK.findall(page.read_text()):
+            path = (page.parent / target.split("#")[0]).resolve()
+            assert "://" in target or path.is_relative_to(REPO / "docs"), f"{page}: {target}"
 
 
 def spans(text):
@@ -97,6 +116,66 @@ def test_the_table_of_contents_names_every_page():
     for page in PAGES:
         if page.name not in ("README.md", "SUMMARY.md"):
             assert f"({page.relative_to(REPO / 'docs')})" in summary, page
+
+
+def test_compatibility_names_every_setting():
+    """Every key of [celery], so that its last sentence is true: a key that is not in the list is an error."""
+    known = tomllib.loads((REPO / "config.default.toml").read_text())["celery"].keys()
+    named = set(spans(page_text("compatibility.md").split("\n## Settings\n")[1]))
+    assert known <= named, known - named
+
+
+def test_named_files_exist():
+    """Paths are relative to the repository. The architecture page also names files relative to the worker's directory."""
+    tops = {path.name for path in REPO.iterdir()}
+    worker = REPO / "crates/celery-worker/src"
+    named = 0
+    for page in [*PAGES, REPO / "CONTRIBUTING.md", *REPO.glob("crates/*/README.md")]:
+        for span in spans(page.read_text()):
+            if re.fullmatch(r"test_\w+\.py", span):
+                assert (REPO / "tests/python" / span).exists(), f"{page}: {span}"
+            elif re.fullmatch(r"[\w.-]+(/[\w.-]+)+", span):
+                known = page.name == "architecture.md" or span.split("/")[0] in tops - {"target"}
+                assert not known or (REPO / span).exists() or (worker / span).exists(), f"{page}: {span}"
+                named += known
+    assert named > 100
+
+
+def reachable(edges):
+    """The transitive closure of a set of pairs."""
+    closure = set(edges)
+    while more := {(a, d) for a, b in closure for c, d in edges if b == c} - closure:
+        closure |= more
+    return closure
+
+
+def test_the_picture_of_the_crates_shows_their_dependencies():
+    folders = [REPO, REPO / "entity", REPO / "migration", *(REPO / "crates").iterdir()]
+    manifests = [tomllib.loads((folder / "Cargo.toml").read_text()) for folder in folders]
+    # The crates for tests are beside the arrows.
+    manifests = [one for one in manifests if one["package"]["name"] != "hostile-inputs"]
+    names = {one["package"]["name"] for one in manifests}
+    used = {(one["package"]["name"], other) for one in manifests for other in names & one["dependencies"].keys()}
+    picture = (REPO / "docs/images/crates.svg").read_text()
+    assert names == set(re.findall(r'font-weight="bold">([\w-]+)<', picture))
+    assert reachable(used) == reachable(set(re.findall(r"<title>([\w-]+) uses ([\w-]+)</title>", picture)))
+
+
+def test_modules_use_only_the_rows_below():
+    """The table "The application": a module uses only modules of later rows, those of the last row also each other."""
+    section = re.search(r"(?s)^## The application\n(.*?)\n## ", page_text("architecture.md"), re.M)[1]
+    rows = [set(re.findall(r"`src/(\w+)(?:\.rs)?`", line.split("|")[1])) for line in section.splitlines() if line.startswith("| `")]
+    modules = set().union(*rows)
+    assert modules == {path.stem for path in (REPO / "src").iterdir()} - {"lib", "main"}
+    for number, row in enumerate(rows):
+        allowed = set().union(*rows[number + 1 :]) if number + 1 < len(rows) else row
+        for module in row:
+            for path in [REPO / f"src/{module}.rs", *(REPO / "src" / module).rglob("*.rs")]:
+                source = path.read_text() if path.exists() else ""
+                source = re.sub(r"(?m)^\s*//.*$", "", source.split("#[cfg(test)]\nmod ")[0].split("#[cfg(test)]\n#[allow")[0])
+                source = re.sub(r"crate::\{([^}]*)\}", lambda uses: " ".join(f"crate::{one.strip()}" for one in uses[1].split(",")), source)
+                used = set(re.findall(r"\bcrate::(\w+)", source)) & modules
+                assert used <= allowed | {module}, f"{path} uses {used - allowed - {module}}"
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if runnable(p)], ids=lambda page: str(page.relative_to(REPO)))

@@ -13,7 +13,7 @@ pub(crate) const PAGE: Page = Page {
 const INTRODUCTION: &str = "\
 # Every setting
 
-This page is generated from [`config.default.toml`](../config.default.toml), which is compiled into the program:
+This page is generated from `config.default.toml`, which is compiled into the program:
 `cargo xtask docs` writes it, and a test compares the two.
 
 A setting can be given in several places; what comes later wins:
