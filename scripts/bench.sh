@@ -21,9 +21,9 @@ keep_free_memory() {
   REPORTED=$(cat "$REPORTING")
   if report_from 11; then # pages of an order that there is not
     at_end give_free_memory
-    note "free memory stays with this machine ($REPORTING), and goes back to its host at the end"
+    note "free memory stays with this machine ($REPORTING) until the end"
   else
-    warn "this machine's host takes back free memory, and we may not stop it ($REPORTING): copies will be uneven"
+    warn "the host of this machine reclaims free memory, and this script may not turn that off ($REPORTING): copies will vary"
   fi
 }
 report_from() { { echo "$1" >"$REPORTING"; } 2>/dev/null; }

@@ -28,8 +28,8 @@ bbcp=${BBCP:-$(target_dir)/debug/bbcp}
 [[ -x $bbcp ]] || die "there is no $bbcp" "cargo build --package bbcp-double, or set BBCP"
 
 if command -v lintian >/dev/null; then
-  say "== what lintian says"
-  run lintian --allow-root --fail-on error,warning "$package" || die "lintian is not content"
+  say "== lintian"
+  run lintian --allow-root --fail-on error,warning "$package" || die "lintian reports errors"
 fi
 
 say "== a clean Debian"
@@ -106,7 +106,7 @@ say "== the end"
 kill -TERM -- "-$worker"
 gone() { ! kill -0 -- "-$worker" 2>/dev/null; }
 await 30 "the worker did not end" gone
-grep -q '"worker stopped"' "$RUN_DIR/worker.log" || die "the worker did not end as it should" "$(tail -n 5 "$RUN_DIR/worker.log")"
+grep -q '"worker stopped"' "$RUN_DIR/worker.log" || die "the worker did not stop cleanly" "$(tail -n 5 "$RUN_DIR/worker.log")"
 inside apt-get -q -y purge ccat-transfer >>"$RUN_DIR/apt.log" 2>&1 || die "the package cannot be removed" "$(tail -n 20 "$RUN_DIR/apt.log")"
 left=$(cd "$root" && find etc usr lib -name '*ccat-transfer*' ! -path '*/proc/*')
 [[ -z $left ]] || die "left by the package: $left"

@@ -184,7 +184,7 @@ is_copied() { compgen -G "$root/data/there/.ccat-transfer-$transfer-*.part" && [
 arrives() {
   within "${1:-30}" "transfer $transfer does not arrive" has "$transfer" COMPLETED
   cmp "$root/data/here/night-$night.tar" "$root/data/there/night-$night.tar" || failed "the copy differs"
-  [[ -z $(find "$root/data/there" -name '.ccat-transfer-*') ]] || failed "something is left of the copy"
+  [[ -z $(find "$root/data/there" -name '.ccat-transfer-*') ]] || failed "temporary files of the copy are left"
 }
 no_bbcp() { ! inside pgrep -x bbcp; }
 # `systemctl`, for a command that has to return at once.
@@ -193,7 +193,7 @@ settings() { inside sed -i "$1" /etc/ccat-transfer/ccat-transfer.toml; }
 
 # ---------------------------------------------------------------- from nothing to a service
 
-say "== a Debian"
+say "== a Debian system"
 if [[ -z ${BASE:-} ]]; then
   make_debian "$root"
 else
@@ -271,7 +271,7 @@ say "== ready"
 inside systemctl --quiet enable "$worker" "$manager"
 at_once start --no-block "$worker" "$manager"
 for unit in "$worker" "$manager"; do
-  within 10 "$unit does not say what it waits for" says "$unit" "waiting for the database and the broker"
+  within 10 "$unit does not show what it waits for" says "$unit" "waiting for the database and the broker"
   expect "$unit" "$(state "$unit")" activating
 done
 at_once stop "$worker" "$manager"
@@ -292,7 +292,7 @@ pid=$(of "$worker" MainPID)
 mark
 settings '$a nonsense = 1'
 at_once reload "$worker"
-within 10 "nothing is said of bad settings" logged "$worker" "restart refused: the new settings are not valid"
+within 10 "bad settings are not logged" logged "$worker" "restart refused: the new settings are not valid"
 settings '$d'
 settings 's/^shutdown_timeout = .*/shutdown_timeout = "1s"/'
 at_once reload "$worker"
@@ -318,11 +318,11 @@ say "== stop"
 begin 12
 at_once stop "$worker"
 expect "$worker" "$(of "$worker" Result) $(state "$worker")" "success inactive"
-no_bbcp || failed "bbcp goes on without its worker"
+no_bbcp || failed "bbcp continues without its worker"
 expect "the attempt" "$(attempts "$transfer")" "interrupted "
 at_once start "$worker"
 arrives
-saw "stop in mid-copy with shutdown_timeout = 1s: given back; the next worker completes it"
+saw "stop in mid-copy with shutdown_timeout = 1s: the transfer is returned; the next worker completes it"
 settings 's/^shutdown_timeout = .*/shutdown_timeout = "0s"/'
 at_once reload "$worker"
 begin 8
@@ -334,7 +334,7 @@ at_once start "$worker"
 begin 12
 at_once kill --signal=QUIT --kill-whom=main "$worker"
 within 10 "QUIT does not end it" is "$worker" ActiveState inactive
-no_bbcp || failed "bbcp goes on without its worker"
+no_bbcp || failed "bbcp continues without its worker"
 at_once start "$worker"
 arrives
 saw "kill -s QUIT in mid-copy: ends at once, and stays stopped; the next worker completes it"
@@ -387,7 +387,7 @@ saw "a port that is in use (exit $(of "$worker" ExecMainStatus)): five times, th
 inside systemctl reset-failed
 at_once start "$worker"
 
-say "== what it may do"
+say "== permissions"
 night=$((night + 1))
 head -c 1MB /dev/urandom >"$root/data/here/night-$night.tar"
 transfer=$(ccat transfers create --package "night-$night.tar" --from here/buffer --to there/closed)
@@ -434,12 +434,12 @@ saw "boot without a broker: both wait, are active when it comes, and the system 
 begin 20
 inside timeout 30 dpkg --purge ccat-transfer >"$RUN_DIR/dpkg.log" 2>&1 || failed "the package cannot be removed: $(tail -n 3 "$RUN_DIR/dpkg.log")"
 no_bbcp || failed "bbcp is left"
-! has "$transfer" IN_PROGRESS || failed "the transfer was not given back"
+! has "$transfer" IN_PROGRESS || failed "the transfer was not returned"
 inside rm -r /etc/ccat-transfer/worker-buffer.env /etc/systemd/system/ccat-transfer-{worker@,manager}.service.d # ours
 inside rmdir /etc/ccat-transfer || failed "there is more in /etc/ccat-transfer"
 left=$(cd "$root" && find etc usr lib -name '*ccat-transfer*')
 expect "left by the package" "$left" ""
-saw "dpkg --purge in mid-copy: the copy is given back, nothing of the package is left"
+saw "dpkg --purge in mid-copy: the transfer is returned, nothing of the package is left"
 table
 inside systemctl --no-block poweroff
 within 30 "the guest does not end" is_off

@@ -31,7 +31,7 @@ failed() {
   die "the demo failed: $1"
 }
 
-say "ccat-transfer demo: packages travel from a telescope to an archive"
+say "ccat-transfer demo: packages move from a telescope to an archive"
 
 chapter "1. What is missing"
 run_begin
@@ -48,13 +48,13 @@ TARGET=$(target_dir)
 export PATH=$TARGET/debug:$PATH # for `ccat-transfer`
 
 if [[ -n ${BBCP:-} ]]; then
-  BBCP=$(command -v "$BBCP") || die "BBCP=$BBCP is no program"
-  note "bbcp: $BBCP, as BBCP says"
+  BBCP=$(command -v "$BBCP") || die "BBCP=$BBCP is not a program"
+  note "bbcp: $BBCP, from the variable BBCP"
 elif BBCP=$(PATH=${PATH#*:} command -v bbcp); then
   note "bbcp: $BBCP, found on PATH"
 else
   BBCP=$TARGET/debug/bbcp
-  note "bbcp: the project's test double, since there is none on PATH (BBCP=/path/to/bbcp takes another)"
+  note "bbcp: the project's test double, since there is none on PATH (BBCP=/path/to/bbcp selects another)"
 fi
 
 chapter "3. Two sites, three packages"
@@ -100,7 +100,7 @@ AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/worker.log await 20 "the worker did no
 note "ready, listening to queue $QUEUE"
 
 chapter "5. Three ways to start a transfer"
-note "The manager finds one that waits:"
+note "The manager finds a waiting transfer:"
 shown "ccat-transfer transfers create --package packages/night-1.tar --from ccat/buffer --to cologne/buffer"
 first=$(create 1)
 note "$first"
@@ -129,7 +129,7 @@ producers+=("rust $SPAWNED_PID")
 
 chapter "6. Copying, at ${RATE%m} MB/s each"
 run "$TEST_PYTHON" "$REPO/scripts/lib/progress.py" "$RUN_DIR/ops.sqlite" 120 \
-  "$first=by the manager" "$second=from Python" "$third=from Rust" || failed "a transfer was not done"
+  "$first=by the manager" "$second=from Python" "$third=from Rust" || failed "a transfer did not complete"
 
 for producer in "${producers[@]}"; do
   read -r language pid <<<"$producer"
@@ -139,11 +139,11 @@ done
 note "Python got: $(tail -n 1 "$RUN_DIR/python.log")"
 note "Rust got:   $(tail -n 1 "$RUN_DIR/rust.log")"
 
-chapter "7. What the database says"
+chapter "7. The database"
 shown "ccat-transfer transfers list"
 transfer transfers list | indent
 
-chapter "8. What sha256sum says"
+chapter "8. The digests by sha256sum"
 same=yes
 for n in 1 2 3; do
   package=packages/night-$n.tar

@@ -59,4 +59,4 @@ with kombu.Connection(sys.argv[1]) as connection, connection.channel() as channe
 END
 "$TEST_PYTHON" "$REPO/scripts/lib/terminal_svg.py" "$REPO/docs/images/doctor.svg" \
   "$DIR=/data" "$(dirname "$BBCP_DOUBLE")=/usr/local/bin" -- "$CCAT_TRANSFER_BIN" --config config.toml doctor
-note "docs/images/doctor.svg is made"
+note "docs/images/doctor.svg is written"

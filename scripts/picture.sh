@@ -19,5 +19,5 @@ say "Building"
 run cargo build --locked --bin ccat-transfer --package ccat-transfer --package bbcp-double --bins
 TARGET=$(target_dir)
 export BBCP_DOUBLE=$TARGET/debug/bbcp CCAT_TRANSFER_BIN=$TARGET/debug/ccat-transfer
-say "Copying and looking"
+say "Copying and drawing"
 "$TEST_PYTHON" scripts/lib/picture.py "$RUN_DIR/picture" docs/images/watch.svg

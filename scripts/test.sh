@@ -28,7 +28,7 @@ check() {
   printf '\n== %s\n' "$title"
   run "$@" > >(tee "$log") 2>&1 || status=$?
   if ((status)); then
-    if ((status == 124)); then title+=" (its time was up)"; fi
+    if ((status == 124)); then title+=" (timed out)"; fi
     FAILED+=("$title")
     FAILURES+=("$log")
     printf -- '-- %s: FAILED (%s s)\n' "$title" $((SECONDS - began))

@@ -413,7 +413,7 @@ mod points {
         }
 
         #[test]
-        fn what_cannot_be_is_not_understood() {
+        fn invalid_faults_are_refused() {
             for word in [
                 "renamed",
                 "renamed:burn",

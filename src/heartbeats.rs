@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn signs_are_given_until_the_end() {
+    async fn heartbeats_are_written_until_the_end() {
         let kept = Arc::new(Kept::default());
         let health = Heartbeats {
             service_type: "data_transfer".into(),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_redis_there_is_nothing() {
+    fn without_redis_no_heartbeat_is_written() {
         assert!(Heartbeats::default().service("x").is_none());
         assert!(Heartbeats::default().task("x").is_none());
     }

@@ -370,7 +370,7 @@ async fn administrators_are_told(mut bench: Bench) {
 ///
 /// The outage takes some seconds; with `TEST_DATABASE_OUTAGE=60` it takes a minute.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_outlives_the_database() {
+async fn copy_continues_without_the_database() {
     let Some(mut bench) = Bench::postgres().await else {
         return;
     };
@@ -402,7 +402,7 @@ async fn a_copy_outlives_the_database() {
 
 /// The same outage, but another worker takes the transfer over: no file of the copy remains.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_copy_that_was_taken_over_is_not_published() {
+async fn copy_without_its_lease_is_not_published() {
     let Some(mut bench) = Bench::postgres().await else {
         return;
     };

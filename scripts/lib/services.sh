@@ -111,7 +111,7 @@ install_missing() {
   if ! { run as_root "${apt[@]}" update && run as_root "${apt[@]}" install --no-install-recommends "${packages[@]}"; } \
     >"$log" 2>&1; then
     tail -n 20 "$log" >&2
-    die "apt-get could not install ${packages[*]}" "Its last words are above."
+    die "apt-get could not install ${packages[*]}" "Its last output is above."
   fi
   allow_service_starts
   if [[ -d /run/systemd/system ]]; then
@@ -144,7 +144,7 @@ make_python() {
   rm -rf "$venv"
   run "$python" -m venv "$venv"
   if ! run "$TEST_PYTHON" -m pip install --quiet --disable-pip-version-check -r "$requirements"; then
-    die "pip could not install $requirements" "It needs a way to PyPI; run the script again once there is one."
+    die "pip could not install $requirements" "It needs access to PyPI; run the script again when there is one."
   fi
   cp "$requirements" "$venv/installed.txt"
 }
@@ -420,7 +420,7 @@ epmd_program() {
   printf '%s\n' "$program"
 }
 
-await_rabbitmq() { "$TEST_RABBITMQ_CTL" ready || die "RabbitMQ did not start" "Its last words are above."; }
+await_rabbitmq() { "$TEST_RABBITMQ_CTL" ready || die "RabbitMQ did not start" "Its last output is above."; }
 
 # Another broker, for tests that run beside others.
 launch_second_rabbitmq() {

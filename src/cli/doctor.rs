@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn every_check_is_in_the_manual() {
+    fn page_lists_every_check() {
         use clap::ValueEnum as _;
         let manual = include_str!("../../docs/operations/doctor.md");
         for check in Check::value_variants() {

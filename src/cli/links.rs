@@ -394,14 +394,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_word_default_takes_a_value_away() {
+    fn default_removes_a_value() {
         assert_eq!("4".parse(), Ok(OrDefault::Value(4_u32)));
         assert_eq!("default".parse(), Ok(OrDefault::<u32>::Default));
         assert!("many".parse::<OrDefault<u32>>().is_err());
     }
 
     #[test]
-    fn a_site_that_is_not_there_is_refused_with_the_nearest() {
+    fn unknown_site_is_refused_with_the_nearest_name() {
         let sites = ["ccat", "cologne"].map(str::to_owned);
         assert!(require_site("ccat", &sites).is_ok());
         let error = require_site("colonge", &sites).unwrap_err();

@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn somebody_is_at_work() {
+    fn operator_has_a_name() {
         assert!(
             operator()
                 .split_once('@')

@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_that_are_taken_are_told() -> io::Result<()> {
+    fn ports_in_use_are_reported() -> io::Result<()> {
         let taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         let port = taken.local_addr()?.port();
         let outcome = look_at_ports(&BTreeSet::from([(port, port)]), 1);

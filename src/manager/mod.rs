@@ -532,7 +532,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_follow_what_they_take() {
+    fn batch_size_follows_its_duration() {
         let sizes = |took: u64, first| {
             let mut sizes = vec![first];
             for _ in 0..6 {

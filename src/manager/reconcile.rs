@@ -312,7 +312,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_lost_as_messages_are_lacking() {
+    fn missing_messages_are_lost_transfers() {
         let none = HeldMessages::default();
         assert_eq!(lost(6, &none), [] as [i64; 0]);
         assert_eq!(lost(9, &none), [] as [i64; 0]);
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_worker_holds_is_accounted_for() {
+    fn messages_of_workers_are_counted() {
         let held = HeldMessages {
             transfers: [1, 5].map(TransferId::new).into(),
             task_ids: HashSet::from(["task-2".to_owned(), "another".to_owned()]),

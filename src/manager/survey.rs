@@ -268,7 +268,7 @@ mod tests {
     use Status::{InProgress, Pending, Scheduled};
 
     #[test]
-    fn what_is_under_way_takes_from_the_limit() {
+    fn running_transfers_count_against_the_limit() {
         let limited = Link {
             max_active: Some(3),
             ..Link::unlimited(name("a", "b"))
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_leads_nowhere_and_what_waits_is_told() {
+    fn unusable_and_waiting_transfers_are_reported() {
         let transfers = [
             (1, Pending, 1, 9),
             (2, InProgress, 9, 1),

@@ -270,7 +270,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn copies_that_run_add_up_and_those_that_ended_are_gone() -> Result<(), Error> {
+    fn running_copies_are_summed_and_ended_ones_removed() -> Result<(), Error> {
         let metrics = TransferMetrics::new()?;
         let (one, two) = (metrics.copying("a", "b"), metrics.copying("a", "b"));
         let other = metrics.copying("a", "c");

@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_of_both_kinds_are_read() {
+    fn replies_of_both_kinds_are_read() {
         let answer = json!({
             "celery@a": [
                 {"id": "1", "name": "transfer", "type": "transfer", "args": [7], "kwargs": {}},
@@ -319,7 +319,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_makes_it_panic(body: Vec<u8>, text in ".*") {
+        fn any_answer_is_read_without_panic(body: Vec<u8>, text in ".*") {
             read(&body);
             read(json!({"n": [{"args": text, "kwargs": text}]}).to_string().as_bytes());
             leading_integer(&text);

@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn stops_when_told() {
+    fn digest_stops_on_request() {
         let stopped = of(DigestAlgorithm::Xxh3, io::repeat(0), |n| n < 5_000_000);
         assert_eq!(
             stopped.map_err(|e| e.kind()),

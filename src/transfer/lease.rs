@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_out_of_sight_is_never_dead() {
+    fn process_on_another_host_is_never_dead() {
         let me = Owner::current("celery@here");
         let gone = Owner {
             started: "1".to_owned(),

@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_of_overlapping_windows_counts_and_one_may_allow_more() {
+    fn lowest_of_overlapping_windows_applies() {
         let windows = [
             "10:00-14:00 UTC max_active=8",
             "12:00-24:00 UTC max_active=2",
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_paused_link_and_one_that_cannot_be_understood_are_closed() {
+    fn paused_and_invalid_links_are_closed() {
         let mut closed = link(None, &["at night"]);
         assert_eq!(at(&closed, "12:00"), Some(0));
         assert!(closed.capacity.problem().is_some());
@@ -443,7 +443,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_shown_is_understood(from in 0_u32..1440, length in 1_u32..1440, max_active: u32) {
+        fn shown_window_is_parsed(from in 0_u32..1440, length in 1_u32..1440, max_active: u32) {
             let until = (from + length) % 1440;
             let clock = |minute: u32| format!("{:02}:{:02}", minute / 60, minute % 60);
             let text = format!("{}-{} UTC max_active={max_active}", clock(from), clock(until));

@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_is_not_tried_again_soon() {
+    fn full_disk_is_retried_after_a_long_delay() {
         let Decision::Retry {
             counted: true,
             delay,

@@ -24,7 +24,7 @@ enum Way {
 #[case::host_name_and_link(Way::Ssh, true)]
 #[case::export(Way::Opaque, false)]
 #[tokio::test(flavor = "multi_thread")]
-async fn the_only_copy_is_not_taken_for_two(#[case] way: Way, #[case] link: bool) {
+async fn only_copy_is_not_counted_as_two(#[case] way: Way, #[case] link: bool) {
     let mut bench = Bench::sqlite().await;
     match way {
         Way::Local => {}
@@ -55,7 +55,7 @@ async fn the_only_copy_is_not_taken_for_two(#[case] way: Way, #[case] link: bool
 #[case(Way::Local)]
 #[case(Way::Opaque)]
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_copy_is_one(#[case] way: Way) {
+async fn identical_second_copy_completes(#[case] way: Way) {
     let mut bench = Bench::sqlite().await;
     if way == Way::Opaque {
         bench.by_a_shell_without(&["stat"]).await;
@@ -98,7 +98,7 @@ async fn transfers_wait_for_a_disk(#[case] origin: bool, #[case] code: &str) {
 
 /// The disk is unmounted in the middle of a copy.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_that_goes_is_no_missing_package() {
+async fn unmounted_disk_is_not_a_missing_package() {
     let bench = Bench::sqlite().await;
     bench.double(&[("RATE", "4000000")]);
     let id = bench.package("a.tar", 4 * MB).await;

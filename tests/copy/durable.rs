@@ -61,7 +61,7 @@ async fn content_and_directories_are_written() {
 )]
 #[case::old("test $# = 0 || { echo 'sync: extra operand' >&2; exit 1; }", true)]
 #[tokio::test]
-async fn only_an_error_of_the_disk_is_one(#[case] script: &str, #[case] good: bool) {
+async fn only_disk_errors_fail_a_sync(#[case] script: &str, #[case] good: bool) {
     let bench = with_sync(script);
     let target = bench.plan().target;
     target.ensure_directory().await.unwrap();

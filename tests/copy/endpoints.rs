@@ -64,7 +64,7 @@ const ODD: &str = "-a b;c'd\"e$(touch oops)`f`*?[g]&|<>#~!{h}\\i:j@k é";
 
 #[rstest]
 #[tokio::test]
-async fn looks_at_a_source(#[values(Way::Local, Way::Ssh)] way: Way) {
+async fn source_is_inspected(#[values(Way::Local, Way::Ssh)] way: Way) {
     let Some(mut bench) = bench(Role::Origin, way) else {
         return;
     };
@@ -274,7 +274,7 @@ async fn adopts_a_partial_copy(#[values(Way::Local, Way::Ssh)] way: Way) {
 /// A directory or a dangling link under the final name prevents the publication, like a file.
 #[rstest]
 #[tokio::test]
-async fn publishes_into_nothing(#[values(Way::Local, Way::Ssh)] way: Way) {
+async fn publication_never_replaces_a_directory_or_link(#[values(Way::Local, Way::Ssh)] way: Way) {
     let Some(bench) = bench(Role::Destination, way) else {
         return;
     };
@@ -328,7 +328,7 @@ async fn removes_only_what_is_ours(#[values(Way::Local, Way::Ssh)] way: Way) {
 
 #[rstest]
 #[tokio::test]
-async fn a_missing_location_is_not_made(#[values(Way::Local, Way::Ssh)] way: Way) {
+async fn missing_location_is_not_created(#[values(Way::Local, Way::Ssh)] way: Way) {
     let Some(mut bench) = bench(Role::Destination, way) else {
         return;
     };
@@ -346,9 +346,7 @@ async fn a_missing_location_is_not_made(#[values(Way::Local, Way::Ssh)] way: Way
 /// A disk that is not mounted: no package of the location can be read, but none counts as missing.
 #[rstest]
 #[tokio::test]
-async fn an_origin_that_is_not_mounted_is_told_from_a_missing_package(
-    #[values(Way::Local, Way::Ssh)] way: Way,
-) {
+async fn unmounted_origin_differs_from_missing_package(#[values(Way::Local, Way::Ssh)] way: Way) {
     let Some(bench) = bench(Role::Origin, way) else {
         return;
     };
@@ -379,7 +377,7 @@ async fn an_origin_that_is_not_mounted_is_told_from_a_missing_package(
 }
 
 #[tokio::test]
-async fn a_reader_that_hangs_is_given_up() {
+async fn hanging_reader_is_given_up() {
     let bench = Bench::new(&[]);
     let fifo = bench.path("origin/p.tar");
     fs::remove_file(&fifo).unwrap();
@@ -523,7 +521,7 @@ async fn a_dropped_remote_digest_stops_there_too() {
 }
 
 #[tokio::test]
-async fn a_program_that_is_not_there() {
+async fn missing_program_is_reported() {
     let Some(mut bench) = with_sshd() else { return };
     bench.origin_host = Some(LOOPBACK);
     let how = Reading {
@@ -543,7 +541,7 @@ async fn a_program_that_is_not_there() {
 #[case("unresolved", "network")]
 #[case("no_ssh", "program_missing")]
 #[tokio::test]
-async fn ssh_that_does_not_get_through(#[case] trouble: &str, #[case] code: &str) {
+async fn failed_ssh_is_classified(#[case] trouble: &str, #[case] code: &str) {
     let Some(mut bench) = with_sshd() else { return };
     bench.destination_host = Some(LOOPBACK);
     match trouble {
@@ -560,7 +558,7 @@ async fn ssh_that_does_not_get_through(#[case] trouble: &str, #[case] code: &str
 
 /// The double is not an ssh client, but its record has the command that bbcp would run.
 #[tokio::test]
-async fn bbcp_is_told_how_to_reach_the_other_end() {
+async fn bbcp_gets_the_ssh_command() {
     let mut bench = Bench::new(&[("ANYHOST", "1")]);
     bench.destination_host = Some(LOOPBACK);
     bench.link.ssh.user = "transfer".into();

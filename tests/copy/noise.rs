@@ -35,7 +35,7 @@ pub(crate) fn behind(startup: &str, shell: &str) -> Bench {
 #[case::much("head -c 300000 /dev/zero | tr '\\0' '\\n'; head -c 300000 /dev/zero | tr '\\0' x")]
 #[case::on_both("echo 'bash: x: No such file or directory' >&2; echo Hello")]
 #[tokio::test]
-async fn what_start_up_files_print_is_no_answer(#[case] startup: &str) {
+async fn output_of_start_up_files_is_not_an_answer(#[case] startup: &str) {
     let mut bench = behind(startup, "sh");
     bench.origin_host = Some(FAR);
     let plan = bench.plan();
@@ -58,7 +58,7 @@ async fn what_start_up_files_print_is_no_answer(#[case] startup: &str) {
 /// Exit codes have a meaning only if they come from our scripts.
 #[rstest]
 #[tokio::test]
-async fn a_start_up_file_that_ends_is_no_answer(#[values(0, 1, 66, 69, 73, 77)] code: i32) {
+async fn start_up_file_that_exits_is_not_an_answer(#[values(0, 1, 66, 69, 73, 77)] code: i32) {
     let mut bench = behind(&format!("echo 'not today' >&2; exit {code}"), "sh");
     bench.origin_host = Some(FAR);
     let error = bench.plan().source.inspect().await.unwrap_err();
@@ -82,7 +82,7 @@ async fn a_start_up_file_that_ends_is_no_answer(#[values(0, 1, 66, 69, 73, 77)] 
     "ssh_denied"
 )]
 #[tokio::test]
-async fn only_ssh_tells_why_it_failed(#[case] startup: &str, #[case] code: &str) {
+async fn failure_of_ssh_is_explained_by_ssh_only(#[case] startup: &str, #[case] code: &str) {
     let mut bench = behind(startup, "sh");
     bench.origin_host = Some(FAR);
     let error = bench.plan().source.inspect().await.unwrap_err();
@@ -91,7 +91,7 @@ async fn only_ssh_tells_why_it_failed(#[case] startup: &str, #[case] code: &str)
 
 /// A path can have the text of an error message.
 #[tokio::test]
-async fn names_are_no_complaints() {
+async fn file_names_are_not_errors() {
     let mut bench = behind("", "sh");
     bench.origin_host = Some(FAR);
     bench.relative_path = "ls: Permission denied/Read-only file system".into();
@@ -112,7 +112,7 @@ async fn names_are_no_complaints() {
 /// The scripts work in every POSIX shell.
 #[rstest]
 #[tokio::test]
-async fn any_posix_shell_will_do(
+async fn every_posix_shell_works(
     #[values("dash", "bash", "ksh", "mksh", "yash", "zsh")] shell: &str,
 ) {
     let found = std::process::Command::new("sh")

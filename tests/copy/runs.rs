@@ -80,7 +80,7 @@ async fn ok_with_progress() {
 #[case::never_ends("hang-exit")]
 #[case::deaf_to_term("ignore-term+stall@40%")]
 #[tokio::test]
-async fn what_does_not_move_is_stopped(#[case] entry: &str) {
+async fn copy_without_progress_is_stopped(#[case] entry: &str) {
     let mut bench = Bench::new(&[("PLAN", entry), ("RATE", "20000000")]);
     bench.link.stall_timeout = Duration::from_millis(600);
     let plan = bench.plan();
@@ -134,7 +134,7 @@ async fn a_copy_that_is_too_slow_is_stopped(#[case] by_rate: bool, #[case] code:
 }
 
 #[tokio::test]
-async fn a_copy_that_is_fast_enough_goes_on() {
+async fn copy_that_is_fast_enough_continues() {
     let mut bench = Bench::new(&[("RATE", "2000000")]);
     bench.link.slowness.min_rate = 500_000;
     bench.link.slowness.window = Duration::from_millis(500);
@@ -235,7 +235,7 @@ async fn failures_of_a_push_are_classified(#[case] entry: &str, #[case] code: &s
 #[case::flood("flood:20000")]
 #[case::other_version("version-warn")]
 #[tokio::test]
-async fn odd_output_does_no_harm(#[case] entry: &str) {
+async fn unusual_output_does_no_harm(#[case] entry: &str) {
     let bench = Bench::new(&[("PLAN", entry)]);
     let before = peak_memory_kib();
     let report = timeout(LIMIT, bench.copy(&bench.plan()))
@@ -265,7 +265,7 @@ fn peak_memory_kib() -> u64 {
 }
 
 #[tokio::test]
-async fn a_grandchild_with_our_pipe_does_not_hold_us_up() {
+async fn grandchild_with_the_pipe_does_not_delay_the_end() {
     let bench = Bench::new(&[("PLAN", "fork-stderr")]);
     let start = Instant::now();
     bench.copy(&bench.plan()).await.unwrap();

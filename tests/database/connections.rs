@@ -104,7 +104,7 @@ async fn pools_and_processes_write_to_one_sqlite_file_at_once() {
 }
 
 #[tokio::test]
-async fn a_busy_sqlite_file_is_unreachable_and_nothing_else() {
+async fn busy_sqlite_file_counts_as_unreachable() {
     let mut test = TestDatabase::sqlite();
     test.settings.acquire_timeout = Duration::from_millis(200);
     let writer = test.connect().await;
@@ -141,7 +141,7 @@ async fn a_busy_sqlite_file_is_unreachable_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_missing_sqlite_file_is_made_only_when_asked() {
+async fn missing_sqlite_file_is_created_on_request_only() {
     let test = TestDatabase::sqlite();
     let missing = Database::connect(&test.settings).await.unwrap_err();
     assert!(matches!(missing, DatabaseError::Missing(_)));
@@ -151,7 +151,7 @@ async fn a_missing_sqlite_file_is_made_only_when_asked() {
 }
 
 #[tokio::test]
-async fn an_absent_server_is_unreachable_at_once_and_secrets_stay_hidden() {
+async fn absent_server_is_unreachable_without_showing_secrets() {
     let mut test = TestDatabase::sqlite();
     test.settings.database_type = ccat_transfer::settings::DatabaseType::Postgresql;
     test.settings.database_postgresql_host = "127.0.0.1".to_owned();

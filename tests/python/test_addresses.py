@@ -92,7 +92,7 @@ def test_the_broker_is_at_the_host_of_the_url(site, host, verdict):
 
 
 @pytest.mark.parametrize("scheme", ["amqp", "pyamqp", "librabbitmq", "PYAMQP"])
-def test_kombus_names_of_amqp(site, scheme):
+def test_urls_with_kombus_names_of_amqp(site, scheme):
     url = f"{scheme}://guest:guest@127.0.0.1:{port_of(service('TEST_AMQP_URL'))}/%2F"
     finding, _ = examined(site, "broker", broker_url=url)
     assert finding["verdict"] == "green", finding
@@ -124,7 +124,7 @@ def test_the_next_broker_of_a_list_is_used(site):
         site.broker.ctl("delete_user", user)
 
 
-def test_a_worker_turns_to_the_next_broker(site):
+def test_a_worker_reconnects_to_the_next_broker(site):
     """The connection to the first broker breaks and cannot be opened again: the worker uses the second broker."""
     direct = urlsplit(service("TEST_AMQP_URL"))
     first = Proxy("127.0.0.1", direct.port)
@@ -171,7 +171,7 @@ def test_urls_that_are_refused_are_not_shown(site, url):
             assert "s3cret" not in said, command
 
 
-def test_redis_has_the_database_of_the_parameter(site):
+def test_redis_database_from_the_db_parameter(site):
     """The parameter takes precedence over the path, as in Celery's backend."""
     address = service("TEST_REDIS_URL").rsplit("/", 1)[0]
     site.settings(celery={"result_backend": f"{address}/0?db=8"})
@@ -216,7 +216,7 @@ def test_the_ops_db_by_a_unix_socket(site, socket_directory):
     assert "cannot connect" not in done.stderr, done.stderr
 
 
-def test_a_password_of_pgpass_is_that_of_its_host(site, tmp_path):
+def test_pgpass_password_matches_its_host(site, tmp_path):
     """The password of the configured host, user and database is used, not the one of libpq's defaults."""
     pgpass = tmp_path / "pgpass"
     pgpass.touch(0o600)

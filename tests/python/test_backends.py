@@ -214,7 +214,7 @@ OLD = {
 
 
 @pytest.mark.parametrize("old", OLD)
-def test_tables_of_old_versions_are_used_as_they_are(tmp_path, broker, old):
+def test_tables_of_old_versions_are_used_unchanged(tmp_path, broker, old):
     with postgres_database() as server:
         if "SERIAL" not in OLD[old]:
             run(server, "CREATE SEQUENCE task_id_sequence")
@@ -364,7 +364,7 @@ def away(tmp_path, broker, url, stop, start, tasks, count, **settings):
         broker.delete(queue)
 
 
-def test_redis_away(tmp_path, broker):
+def test_results_wait_for_redis(tmp_path, broker):
     """A thousand tasks end while Redis is down; all their results are there afterwards."""
     own = OwnRedis(tmp_path)
     own.start()
@@ -378,7 +378,7 @@ def test_redis_away(tmp_path, broker):
         own.stop()
 
 
-def test_postgresql_away(tmp_path, broker):
+def test_results_wait_for_postgresql(tmp_path, broker):
     with postgres_database() as url:
         name, server = url.rpartition("/")[2], service("TEST_POSTGRES_URL")
 

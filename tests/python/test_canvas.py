@@ -74,7 +74,7 @@ WORKFLOWS = {
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
-def test_the_same_result_whoever_runs_it(workers, name):
+def test_both_workers_give_the_same_result(workers, name):
     def run(mix):
         return WORKFLOWS[name](Maker(workers, mix)).apply_async().get(timeout=30)
 
@@ -221,7 +221,7 @@ def test_a_body_that_is_a_group_fails_as_a_whole(workers):
     assert run("r") == expected
 
 
-def test_a_chord_around_a_failed_one_fails(workers):
+def test_a_chord_with_a_failed_inner_chord_fails(workers):
     """Celery's chord waits for ever; this one fails."""
     s = Maker(workers, "r")
     inner = chord([s("echo", 1), s("fail", "no")], s("echo"))
@@ -231,7 +231,7 @@ def test_a_chord_around_a_failed_one_fails(workers):
     assert "Dependency TASK raised ChordError(" in text
 
 
-def test_nothing_but_the_mark_is_left_in_redis(workers):
+def test_only_the_mark_of_a_chord_remains_in_redis(workers):
     s = Maker(workers, "r")
     client = workers.app.backend.client
     before = set(client.keys("celery-taskset-meta-*"))
@@ -319,7 +319,7 @@ def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
         workers.broker.delete(queue)
 
 
-def test_what_follows_waits_for_the_broker(tmp_path, workers):
+def test_follow_up_tasks_wait_for_the_broker(tmp_path, workers):
     """A task ends while the broker is away: its callback is sent once, when the broker is back."""
     queue = f"away{uuid.uuid4().hex[:8]}"
     worker = tasks_worker(tmp_path, queue, workers.broker, backend_url("redis"))

@@ -177,7 +177,7 @@ def test_pool_size(idle, workers):
     ask(workers, "rust", "pool_grow", n=1)
 
 
-def test_consumers_come_and_go(idle, workers, broker):
+def test_consumers_are_added_and_cancelled(idle, workers, broker):
     queue = f"more{uuid.uuid4().hex[:8]}_data_transfer"
     ask(workers, "rust", "add_consumer", queue=queue)
     until(lambda: broker.consumers(queue), "the queue is consumed")
@@ -241,7 +241,7 @@ def test_a_new_node_learns_what_is_revoked(workers, tmp_path):
         workers.broker.delete(f"{workers.queues['rust']}.new")
 
 
-def test_what_is_not_allowed(tmp_path, broker):
+def test_forbidden_requests_are_refused(tmp_path, broker):
     with only(tmp_path, broker, worker_remote_control_allowed='["terminate"]') as send:
         app = send("echo", 1).app
         [reply] = app.control.broadcast("shutdown", reply=True, timeout=2, pattern="tasks-t*", matcher="glob") or [None]

@@ -85,7 +85,7 @@ def test_the_command_line(deployment):
     assert deployment.broker.url.split("@")[1].split("/")[0] in celery(deployment, "inspect", "conf", "-d", node)
 
 
-def test_what_runs_and_what_waits(deployment):
+def test_running_and_waiting_tasks_are_listed(deployment):
     deployment.double(RATE=MB)
     running, waiting = deployment.package(size=8 * MB), deployment.package()
     worker = deployment.worker(concurrency=1)
@@ -193,7 +193,7 @@ def silent_server():
         yield server.getsockname()[1]
 
 
-def test_nothing_delays_the_remote_control(tmp_path, broker, silent_server):
+def test_remote_control_is_never_delayed(tmp_path, broker, silent_server):
     """`ping` and `shutdown` take effect at once after long and huge revocations while the result backend is away."""
     queue = f"control{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
@@ -227,7 +227,7 @@ def test_nothing_delays_the_remote_control(tmp_path, broker, silent_server):
     broker.delete(queue)
 
 
-def test_two_workers_with_one_name(tmp_path, broker):
+def test_workers_with_the_same_name_report_it(tmp_path, broker):
     queue = f"names{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     workers = []

@@ -42,7 +42,7 @@ def final(deployment, transfer):
 
 
 @pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
-def test_the_copy_goes_on(deployment, proxy, silently):
+def test_the_copy_continues_without_the_database(deployment, proxy, silently):
     """The copy ends during the outage; it is verified, and committed when the database is back."""
     deployment.double(RATE=MB)
     transfer = deployment.package(size=3 * MB)
@@ -70,7 +70,7 @@ def test_the_copy_goes_on(deployment, proxy, silently):
     deployment.broker.all_settled(deployment.queue)
 
 
-def test_taken_over_meanwhile(deployment, proxy):
+def test_a_copy_that_was_taken_over_is_not_published(deployment, proxy):
     """Another worker, which reaches the database, takes the transfer when the lease has expired. The first one returns
     with a verified copy, and must neither publish nor commit it."""
     deployment.double(RATE=MB)

@@ -109,7 +109,7 @@ def test_sigterm_lets_the_copy_finish(deployment, broker):
     assert deployment.row(waiting)["status"] == "PENDING"
 
 
-def test_what_was_prefetched_goes_back(deployment, broker):
+def test_prefetched_messages_return_to_the_queue(deployment, broker):
     """A message that the worker holds but has not begun returns to the queue."""
     deployment.double(RATE=2 * MB)
     deployment.settings(celery={"worker_prefetch_multiplier": 4})
@@ -205,7 +205,7 @@ def test_a_stalled_copy_is_stopped(deployment, broker):
     assert deployment.temporary_files() == []
 
 
-def test_signs_of_life(deployment):
+def test_heartbeats(deployment):
     """CCAT's monitors find a key for the worker while it runs, and one for each running task."""
     client = redis.Redis.from_url(service("TEST_REDIS_URL"))
     name = f"worker-{deployment.origin_site}"

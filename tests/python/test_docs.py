@@ -42,7 +42,7 @@ def runnable(page):
     return [(number, text) for number, info, text in blocks(page) if info == "sh"]
 
 
-def test_every_block_of_commands_says_whether_it_is_run():
+def test_every_block_of_commands_is_marked():
     for page in PAGES:
         for number, info, _ in blocks(page):
             language, *rest = info.split() or [""]
@@ -86,7 +86,7 @@ def page_text(name):
     return (REPO / "docs" / name).read_text()
 
 
-def test_what_troubleshooting_names_is_there():
+def test_names_in_troubleshooting_exist():
     """Error codes, messages and commands. Rust's tests compare the first two lists with the source."""
     text = page_text("troubleshooting.md")
     codes = set(re.findall(r"^### `(\w+)`$", page_text("failures.md"), re.M))
@@ -130,7 +130,7 @@ def test_named_files_exist():
     tops = {path.name for path in REPO.iterdir()}
     worker = REPO / "crates/celery-worker/src"
     named = 0
-    for page in [*PAGES, REPO / "CONTRIBUTING.md", *REPO.glob("crates/*/README.md")]:
+    for page in [*PAGES, REPO / "CONTRIBUTING.md", *REPO.glob("*/README.md"), *REPO.glob("crates/*/README.md")]:
         for span in spans(page.read_text()):
             if re.fullmatch(r"test_\w+\.py", span):
                 assert (REPO / "tests/python" / span).exists(), f"{page}: {span}"

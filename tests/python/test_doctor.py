@@ -334,7 +334,7 @@ def test_one_thing_is_broken(clinic, breaking):
     assert all(finding["advice"] is None for finding in findings if finding["verdict"] in (GREEN, SKIPPED))
 
 
-def test_what_hangs_holds_up_nothing_else(clinic):
+def test_a_hanging_check_delays_no_other(clinic):
     """A broker that accepts connections and never answers becomes red in time; the other checks run meanwhile."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         clinic.settings(celery={"broker_url": broker_url(clinic, port=server.getsockname()[1])})
@@ -372,7 +372,7 @@ def test_stopped_by_a_signal(clinic):
     until(lambda: not [pid for pid in children if Path(f"/proc/{pid}/cmdline").exists()], "ssh is gone")
 
 
-def test_a_site_that_is_not_there(clinic):
+def test_an_unknown_site_is_reported(clinic):
     clinic.settings()
     code, findings = clinic.examine("--site", "nowhere")
     (red,) = [finding for finding in findings if finding["verdict"] == RED]

@@ -80,7 +80,7 @@ def test_a_copy_is_on_the_disk(deployment, shim):
     assert paths[1:] == chain(deployment, path)
 
 
-def test_a_file_that_is_there_is_on_the_disk(deployment, shim):
+def test_an_existing_file_is_on_the_disk(deployment, shim):
     transfer = deployment.package("2026/11/a.tar", MB)
     path = deployment.destination / "2026" / "11" / "a.tar"
     path.parent.mkdir(parents=True)
@@ -94,7 +94,7 @@ def test_a_file_that_is_there_is_on_the_disk(deployment, shim):
 @pytest.mark.parametrize(
     ("there", "what"), [(True, "file"), (True, "directory"), (True, "root"), (False, "directory"), (False, "root")]
 )
-def test_what_the_disk_refuses_is_not_complete(deployment, shim, there, what):
+def test_a_disk_error_is_not_a_completed_transfer(deployment, shim, there, what):
     transfer = deployment.package("2026/a.tar", MB)
     path = deployment.destination / "2026" / "a.tar"
     if there:

@@ -80,7 +80,7 @@ def test_the_managers_task(deployment, enqueue):
     deployment.reaches(transfer, "COMPLETED")
 
 
-def test_nobody_answers(deployment, enqueue):
+def test_without_an_answer_it_fails(deployment, enqueue):
     done = enqueue("transfer_files_bbcp", "--id", 42, "--queue", deployment.queue, "--wait", "1")
     assert done.returncode == 1
     assert first_line(done)

@@ -228,7 +228,7 @@ def test_answers(flower, path, query):
     assert answers["rust"] == answers["python"]
 
 
-def test_goodbye(tmp_path, broker, flower):
+def test_a_stopped_worker_is_offline(tmp_path, broker, flower):
     """Offline at once, not only after missing heartbeats; also in `celery status` and `celery events`."""
     dump = celery(tmp_path, broker, "events", "--dump")
     queues = {end: f"bye-{end}-{flower.process.pid}_data_transfer" for end in ["shutdown", "signal"]}

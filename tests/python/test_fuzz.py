@@ -311,7 +311,7 @@ def test_messages_of_all_kinds(broker, tmp_path):
     broker.delete(queue)
 
 
-def test_headers_that_nest_deep(broker, tmp_path):
+def test_deeply_nested_headers(broker, tmp_path):
     """A few kilobytes that a library parses by recursion: they would crash a worker with usual stacks, and then the next one."""
     queue = f"deep{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)

@@ -176,7 +176,7 @@ def manager(watched):
     return manager
 
 
-def test_a_port_for_nothing_else(worker):
+def test_the_port_serves_only_its_three_paths(worker):
     """The port only answers GET of three paths, at the configured address."""
     port = worker.port
     assert port.get("/livez") == (200, "alive\n")
@@ -274,7 +274,7 @@ def test_the_table_is_counted(own):
 
 
 @pytest.mark.parametrize("silently", [False, True], ids=["refused", "silent"])
-def test_what_is_away_is_not_dead(watched, worker, manager, silently):
+def test_an_unreachable_server_is_not_a_dead_process(watched, worker, manager, silently):
     """Not ready during an outage, with a line for each reason, but alive; ready again after it."""
     port = worker.port
     port.is_("/readyz", 200)
@@ -310,7 +310,7 @@ def test_what_is_away_is_not_dead(watched, worker, manager, silently):
     assert worker.running() and manager.running()
 
 
-def test_a_loop_that_stands_still(own, tmp_path):
+def test_a_stopped_loop_is_reported(own, tmp_path):
     """/livez names the stopped loop, and systemd's watchdog is not fed any more."""
     ports = SidePort(), SidePort()
     lease = {"CCAT_DATA_TRANSFER_TRANSFER__LEASE_TTL": "1s", "CCAT_DATA_TRANSFER_TRANSFER__LEASE_RENEW_INTERVAL": "300ms"}
@@ -358,7 +358,7 @@ def test_a_subscription_that_panics_ends_the_worker(own):
     assert "the subscription for tasks panicked, which is a bug of this program" in worker.log()
 
 
-def test_systemd_is_told(own, tmp_path):
+def test_systemd_is_notified(own, tmp_path):
     """systemd is notified when the worker consumes, of its status, and of its stop for as long as it takes."""
     own.proxies["broker"].pull()
     own.double(RATE=MB)
@@ -388,7 +388,7 @@ def test_systemd_is_told(own, tmp_path):
     assert systemd.heard("READY=1") == 1
 
 
-def test_running_copies_get_so_much_time(own):
+def test_running_copies_get_a_limited_time(own):
     """transfer.shutdown_timeout: after it the messages go back, and the next worker continues the partial copies."""
     own.double(RATE=MB)
     worker = own.watched_worker(CCAT_DATA_TRANSFER_TRANSFER__SHUTDOWN_TIMEOUT="500ms")
@@ -404,7 +404,7 @@ def test_running_copies_get_so_much_time(own):
     assert own.broker.ready(own.queue) == 1
 
 
-def test_hup_begins_anew(own, tmp_path):
+def test_hup_restarts_the_program(own, tmp_path):
     """The running copy is finished first; then the same process has the current settings. With settings that
     cannot be used it continues unchanged."""
     own.double(RATE=MB)
@@ -482,7 +482,7 @@ def test_the_containers_health_check(worker):
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian's package prometheus)")
-def test_promtool_has_nothing_to_say(worker, manager):
+def test_promtool_accepts_the_metrics(worker, manager):
     for process in (worker, manager):
         _, text = process.port.get("/metrics")
         checked = subprocess.run(
@@ -555,7 +555,7 @@ def test_every_panel_has_data(watched, worker, manager, tmp_path):
         prometheus.process.stop()
 
 
-def test_the_dashboard_asks_for_what_there_is(watched, worker, manager):
+def test_the_dashboard_uses_existing_metrics(watched, worker, manager):
     """Every metric in packaging/grafana exists in a scrape, and Grafana can import the file."""
     dashboard = json.loads((REPO / "packaging/grafana/ccat-transfer.json").read_text())
     assert dashboard["id"] is None and dashboard["uid"] and dashboard["title"]

@@ -46,7 +46,7 @@ def ran(worker, task_id):
     return logged(worker, task_id, "task succeeded")
 
 
-def test_short_strings_that_are_no_utf8(tmp_path, broker, queue):
+def test_names_that_are_not_utf8(tmp_path, broker, queue):
     """AMQP requires UTF-8 in short strings; RabbitMQ checks only names of exchanges, queues and routing keys."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
     try:
@@ -117,7 +117,7 @@ def compact(args):
     return json.dumps([args, {}, {}], separators=(",", ":"))
 
 
-def test_large_messages_that_wait_for_their_time(tmp_path, broker, queue):
+def test_large_messages_with_an_eta(tmp_path, broker, queue):
     """Large messages with an `eta` stay with the broker, delay no later message, and run at their time."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
     try:

@@ -72,11 +72,11 @@ def play(deployment, injections, **settings):
     assert deployment.temporary_files() == [] and deployment.leases() == []
 
 
-def test_here(deployment):
+def test_injections_at_this_host(deployment):
     play(deployment, LOCAL)
 
 
-def test_at_the_other_end(deployment):
+def test_injections_at_another_host(deployment):
     reach_by_ssh(deployment, deployment.destination_site)
     play(deployment, REMOTE, ssh=ssh_settings())
 

@@ -204,7 +204,7 @@ def waiting_messages(limited):
 
 
 @pytest.mark.timeout(300)
-def test_everything_that_a_sender_can_do(limited, tell):
+def test_the_worker_survives_every_message(limited, tell):
     broken_messages(limited)
     signatures(limited)
     remote_control(limited)

@@ -39,7 +39,7 @@ def statuses(deployment, transfers):
     return [deployment.status(transfer) for transfer in transfers]
 
 
-def test_a_limit_holds_from_pass_to_pass(deployment, broker, link):
+def test_a_limit_applies_to_all_passes(deployment, broker, link):
     """No more messages than the link allows, the oldest first, and the next ones when the limit allows them."""
     transfers = [deployment.package(size=1000) for _ in range(5)]
     assert "at most 2 at once" in link("set", "--max-active", 2)
@@ -63,7 +63,7 @@ def test_a_limit_holds_from_pass_to_pass(deployment, broker, link):
     assert worker.ended() == 0
 
 
-def test_a_limit_that_becomes_less_holds_for_messages_that_are_out(deployment, broker, link):
+def test_a_lowered_limit_applies_to_sent_messages(deployment, broker, link):
     deployment.double(RATE=MB)
     transfers = [deployment.package(size=4 * MB) for _ in range(3)]
     deployment.schedule()
@@ -187,7 +187,7 @@ def test_a_manager_for_some_sites(deployment):
     assert deployment.status(transfer) == "SCHEDULED"
 
 
-def test_a_database_of_before_needs_no_links(deployment, link):
+def test_a_database_without_the_table_of_links_works(deployment, link):
     """The table is created by an explicit migration; without it there are no limits, and everything else works."""
     with contextlib.closing(sqlite3.connect(deployment.database, timeout=20)) as connection, connection:
         connection.execute("DROP TABLE transfer_worker_link")

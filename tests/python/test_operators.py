@@ -139,7 +139,7 @@ def test_a_copy_is_cancelled_and_sent_again(deployment):
     assert [action["action"] for action in actions] == ["cancel", "retry"]
 
 
-def test_many_at_once_need_consent(shared_deployment):
+def test_a_change_of_many_transfers_needs_confirmation(shared_deployment):
     deployment = shared_deployment
     transfers = [deployment.transfer_of_nothing() for _ in range(3)]
     choice = ("--status", "pending", "--from", deployment.origin_site)
@@ -179,7 +179,7 @@ def test_many_at_once_need_consent(shared_deployment):
     assert code(deployment, "watch", 4711) == 3
 
 
-def test_what_comes_next_is_told(shared_deployment):
+def test_the_next_step_is_explained(shared_deployment):
     deployment = shared_deployment
     transfer = deployment.transfer_of_nothing()
     outlook = answer(deployment, "show", transfer)["outlook"]
@@ -246,7 +246,7 @@ def test_the_log_of_an_attempt(shared_deployment):
     assert "bbcp was not started" in deployment.cli("transfers", "log", missing, check=False).stderr
 
 
-def test_a_reader_that_has_seen_enough(shared_deployment):
+def test_a_closed_pipe_ends_the_command(shared_deployment):
     """`transfers list | head -1`: no panic, and the exit code of a program that SIGPIPE has ended."""
     for _ in range(2):
         shared_deployment.transfer_of_nothing()
@@ -266,7 +266,7 @@ def test_a_reader_that_has_seen_enough(shared_deployment):
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("kind", [OwnBbcp, OnPostgres], ids=["sqlite", "postgresql"])
-def test_lists_of_very_many(tmp_path, bbcp, broker, kind, tell):
+def test_lists_of_100000_transfers(tmp_path, bbcp, broker, kind, tell):
     deployment = kind(tmp_path, bbcp, broker)
     try:
         big_lists.fill(deployment, kind is OnPostgres)

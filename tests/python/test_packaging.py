@@ -38,7 +38,7 @@ def commands(*path):
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd-analyze is not installed")
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_systemd_has_nothing_to_say(unit, tmp_path):
+def test_systemd_accepts_the_units(unit, tmp_path):
     installed = tmp_path / unit.name
     installed.write_text(unit.read_text().replace("/usr/bin/ccat-transfer", service("CCAT_TRANSFER_BIN")))
     said = subprocess.run(["systemd-analyze", "--man=no", "verify", installed], capture_output=True, text=True, timeout=60)
@@ -46,7 +46,7 @@ def test_systemd_has_nothing_to_say(unit, tmp_path):
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
-def test_a_unit_starts_what_there_is(unit):
+def test_units_use_existing_flags(unit):
     """The program accepts the flags of ExecStart."""
     (start,) = re.findall(r"^ExecStart=/usr/bin/ccat-transfer (\w+)(.*)$", unit.read_text(), re.M)
     help_text = program(start[0], "--help")
@@ -77,7 +77,7 @@ def test_there_is_a_page_for_every_command(tmp_path):
     assert not [page for page in pages if "fault-points" in page]
 
 
-def test_they_need_no_settings(tmp_path):
+def test_manual_commands_need_no_settings(tmp_path):
     """The package is built on machines without a service's settings."""
     (tmp_path / "bad.toml").write_text("[nonsense]\n")
     assert program("--config", tmp_path / "bad.toml", "completions", "zsh")
@@ -140,7 +140,7 @@ def test_logrotate_reads_its_file(tmp_path):
     assert [path.name for path in logs.iterdir()] == ["worker.log.1"]
 
 
-def test_compose_has_only_what_is_defined():
+def test_compose_uses_only_defined_names():
     """Checks compose.yaml without Docker."""
     compose = yaml.safe_load((REPO / "packaging/compose/compose.yaml").read_text())
     services = compose["services"]

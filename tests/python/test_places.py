@@ -167,7 +167,7 @@ def failed(deployment, transfer, code, status="FAILED"):
 
 
 @pytest.mark.parametrize("kind", ["S3", "TAPE"])
-def test_storage_that_bbcp_cannot_reach(deployment, kind):
+def test_unsupported_storage_is_refused(deployment, kind):
     transfer = deployment.package()
     execute(deployment, "UPDATE data_location SET storage_type = ? WHERE site_id = 2", kind)
     failed(deployment, transfer, "location_unsupported")
@@ -177,27 +177,27 @@ def test_storage_that_bbcp_cannot_reach(deployment, kind):
 @pytest.mark.parametrize(
     "host", ["-oProxyCommand=touch /tmp/pwned", "a b", "user@host", "x;reboot", "$(reboot)", "a:b"]
 )
-def test_hosts_that_could_be_something_else(deployment, host):
+def test_hosts_that_look_like_options_are_refused(deployment, host):
     transfer = deployment.package()
     execute(deployment, "UPDATE disk_data_location SET host = ? WHERE data_location_id = 2", host)
     assert host in failed(deployment, transfer, "host_invalid")
     assert deployment.copies() == []
 
 
-def test_no_room(deployment):
+def test_too_little_space_fails_before_the_copy(deployment):
     transfer = deployment.package()
     deployment.settings(transfer={"free_space_margin": 1 << 60})
     failed(deployment, transfer, "storage_low", status="PENDING")
     assert deployment.copies() == []
 
 
-def test_bbcp_is_not_there(deployment):
+def test_missing_bbcp_is_reported(deployment):
     transfer = deployment.package()
     deployment.settings(bbcp={"program": "/nowhere/bbcp"})
     assert "/nowhere/bbcp" in failed(deployment, transfer, "program_missing")
 
 
-def test_a_directory_is_no_package(deployment):
+def test_a_directory_is_not_a_package(deployment):
     transfer = deployment.package("packages/d.tar")
     (deployment.origin / "packages" / "d.tar").unlink()
     (deployment.origin / "packages" / "d.tar").mkdir()
@@ -211,7 +211,7 @@ def test_paths_stay_below_their_location(deployment, path):
     failed(deployment, transfer, "path_invalid")
 
 
-def test_settings_and_schema_that_do_not_fit(deployment):
+def test_invalid_settings_and_schema_are_explained(deployment):
     """All errors are reported at once, each with its remedy."""
     deployment.settings(bbcp={"streamz": 4, "streams": 99}, transfer={"digest": "crc"})
     done = deployment.cli("config", "check", check=False)

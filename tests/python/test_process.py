@@ -98,7 +98,7 @@ def test_a_pid_file_of_a_restarted_container(site):
     worker.stop()
 
 
-def test_what_others_wrote_is_shown_harmlessly(site):
+def test_foreign_text_is_shown_without_control_characters(site):
     """Control characters in a file's name, bbcp's output and a reason are escaped in tables, texts, JSON and errors."""
     site.settings(transfer={"max_retries": 0})
     transfer = site.package()
@@ -135,7 +135,7 @@ def test_what_others_wrote_is_shown_harmlessly(site):
     ).stdout
 
 
-def test_an_error_is_shown_harmlessly(site):
+def test_an_error_is_shown_without_control_characters(site):
     """Control characters in an error that quotes a file's name are escaped."""
     done = subprocess.run(
         [service("CCAT_TRANSFER_BIN"), "--config", f"/no/{EVIL}", "config", "check"],

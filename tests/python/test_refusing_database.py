@@ -154,7 +154,7 @@ def test_no_message_is_consumed(deployment, refuse):
     assert len(reasons) <= 20, "the reason is in the log, but not for each try"
 
 
-def test_statements_of_another_schema_are_prepared_anew(deployment):
+def test_statements_of_a_changed_schema_are_prepared_again(deployment):
     """`cached plan must not change result type`: a column's type was changed while the worker ran."""
     worker = deployment.worker(concurrency=1)
     first, *later = [deployment.package(size=1000) for _ in range(6)]
@@ -170,7 +170,7 @@ def test_statements_of_another_schema_are_prepared_anew(deployment):
     assert_untroubled(deployment, worker, [first, *later])
 
 
-def test_a_warm_shutdown_gives_the_messages_back(deployment):
+def test_a_warm_shutdown_returns_the_messages(deployment):
     """A worker that waits for its database is not ready, stops at once on request, and another one does the work."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -49,7 +49,7 @@ def test_a_stop_behind_a_dead_connection(deployment, broker):
     deployment.assert_moved(transfer)
 
 
-def test_a_full_queue_costs_the_others_nothing(deployment, broker):
+def test_a_full_queue_does_not_delay_the_others(deployment, broker):
     """`x-overflow=reject-publish`: refusals count for their own queue, and confirmed messages are never sent twice."""
     other = f"{deployment.destination_site}_buffer_data_transfer"
     broker.declare(other)
@@ -105,7 +105,7 @@ def _reason(deployment, transfer):
     return deployment.row(transfer)["failure_error_message"]
 
 
-def test_a_message_that_is_not_run_takes_its_row_along(deployment, broker):
+def test_a_message_that_is_not_run_changes_its_row(deployment, broker):
     """Revoked by id and by stamp, expired, and with wrong arguments: the row leaves SCHEDULED with its message."""
     deployment.double(RATE=4 * MB)
     deployment.settings(celery={"worker_prefetch_multiplier": 16})
@@ -193,7 +193,7 @@ def _lose_at_a_dead_worker(broker, queue):
 LOSSES = [_lose_by_purge, _lose_by_delete, _lose_by_dead_letter, _lose_by_expiry, _lose_at_a_dead_worker]
 
 
-def test_whatever_loses_a_message_the_row_moves(deployment, broker):
+def test_a_lost_message_is_sent_again(deployment, broker):
     """Rows without a message, for all causes: a manager finds them, and they become COMPLETED or FAILED with a reason."""
     deployment.settings(manager={"sleep_time": "500ms", "reconcile_after": "2s"})
     rows = {}

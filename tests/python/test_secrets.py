@@ -124,7 +124,7 @@ def look_into(pid):
     return shown
 
 
-def test_nothing_tells_a_secret(guarded):
+def test_no_output_contains_a_secret(guarded):
     """Runs a transfer that succeeds and one that fails, a notice, a doctor, and monitors."""
     # All events of all targets, libraries included.
     loud = {"RUST_LOG": "trace,ccat_transfer=trace", "CCAT_DATA_TRANSFER_TRANSFER__MAX_RETRIES": 0}
@@ -246,7 +246,7 @@ def filled(value):
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_failures_tell_no_secret(guarded, name):
+def test_failures_contain_no_secret(guarded, name):
     """Wrong passwords, wrong URLs, wrong types: neither the error nor doctor's finding contains a secret."""
     settings, commands = FAILURES[name]
     sections = filled(settings)
@@ -267,7 +267,7 @@ def test_a_syntax_error_does_not_show_the_line(guarded):
     assert found_in(done.stderr) == []
 
 
-def test_a_file_that_everybody_may_read(guarded):
+def test_a_secret_file_readable_by_all_causes_a_warning(guarded):
     """It works; worker and manager warn once, and so do `config check` and doctor."""
     guarded.settings()
     guarded.files["broker"].chmod(0o644)

@@ -265,7 +265,7 @@ def test_time_limits(workers):
     assert hard["first"] == []
 
 
-def test_eta_does_not_hold_up_others(tmp_path, broker):
+def test_tasks_with_eta_do_not_delay_others(tmp_path, broker):
     """Many messages with an eta, a prefetch limit of two, and one message without an eta."""
     with only(tmp_path, broker, "-c", "1", worker_prefetch_multiplier="2") as send:
         later = [send("add", 1, n, countdown=6) for n in range(12)]
@@ -276,7 +276,7 @@ def test_eta_does_not_hold_up_others(tmp_path, broker):
             ended(result, 20)
 
 
-def test_eta_is_given_back_before_the_broker_takes_it(tmp_path, broker):
+def test_eta_message_is_republished_before_consumer_timeout(tmp_path, broker):
     """A message that waits longer than `worker_eta_hold` is published again, and runs once."""
     with only(tmp_path, broker, worker_eta_hold="1s") as send, events(send("echo", 0).app) as seen:
         result = send("add", 1, 1, countdown=4.5)
@@ -316,7 +316,7 @@ def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
         broker.delete(queue)
 
 
-def test_hup_begins_anew(tmp_path, broker):
+def test_hup_restarts_the_program(tmp_path, broker):
     """As in Python: a warm shutdown, and then a restart of the program in the same process."""
     with only(tmp_path, broker) as send:
         running = send("sleep", 2)
@@ -351,7 +351,7 @@ def raw_events(broker):
             yield seen, drain
 
 
-def test_events_of_tasks_go_in_lists(workers, broker):
+def test_events_of_tasks_are_sent_in_lists(workers, broker):
     """As in Python: many events in one message; Celery's receiver sees each of them, in the order of sending."""
     ends = {"task-received", "task-started", "task-succeeded"}
     with events(workers.app) as received, raw_events(broker) as (raw, drain):

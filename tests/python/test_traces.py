@@ -173,7 +173,7 @@ def tasks(tmp_path_factory, broker, collector):
     tasks.close()
 
 
-def test_an_attempt_is_beneath_its_producer(tasks, collector):
+def test_an_attempt_is_a_child_of_its_producer(tasks, collector):
     with instrumented() as recorded:
         result = tasks.sent("add", 2, 3)
     assert result.result == 5
@@ -223,7 +223,7 @@ def test_a_retried_task_without_a_producers_span_is_one_trace(tasks, collector):
     assert (first.parent, second.parent, second.trace) == ("", first.id, first.trace)
 
 
-def test_what_follows_a_task_is_beneath_it(tasks, collector):
+def test_follow_up_tasks_are_children_of_the_attempt(tasks, collector):
     def add(*args, **options):
         return signature("tasks.add", args=args, app=tasks.app, queue=tasks.queue, **options)
 
@@ -257,7 +257,7 @@ def test_what_follows_a_task_is_beneath_it(tasks, collector):
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
 
-def test_what_a_message_says_of_its_trace(tasks, collector):
+def test_trace_headers_of_messages(tasks, collector):
     """Both protocols, and invalid headers: they begin a new trace."""
 
     def deliver(headers, protocol=2):
@@ -341,7 +341,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-def test_a_collector_that_is_away_is_told_of_once(tmp_path, broker):
+def test_an_unreachable_collector_is_logged_once(tmp_path, broker):
     port = free_port()
     tasks = Tasks(tmp_path, broker, f"http://127.0.0.1:{port}/v1/traces")
     try:
@@ -366,7 +366,7 @@ def test_a_collector_that_is_away_is_told_of_once(tmp_path, broker):
         tasks.close()
 
 
-def test_a_collector_that_hangs_holds_up_no_stop_for_long(tmp_path, broker):
+def test_a_hanging_collector_delays_the_stop_briefly(tmp_path, broker):
     with socket.create_server(("127.0.0.1", 0), backlog=10) as silent:
         tasks = Tasks(tmp_path, broker, f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces")
         try:
@@ -381,7 +381,7 @@ def test_a_collector_that_hangs_holds_up_no_stop_for_long(tmp_path, broker):
             tasks.close()
 
 
-def test_doctor_asks_the_collector(deployment):
+def test_doctor_checks_the_collector(deployment):
     def verdict():
         done = deployment.cli("doctor", "--json", "--skip", "limits", check=False)
         (finding,) = [finding for finding in json.loads(done.stdout)["checks"] if finding["check"] == "traces"]

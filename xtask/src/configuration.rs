@@ -86,7 +86,7 @@ mod tests {
     use crate::pages::assert_current;
 
     #[test]
-    fn the_page_is_made_from_the_defaults() {
+    fn page_is_generated_from_the_defaults() {
         assert_current(&PAGE);
     }
 }

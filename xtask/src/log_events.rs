@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manual_has_every_event_as_it_is() {
+    fn page_lists_every_event() {
         let repository = crate::repository();
         let events = of_source(&repository).unwrap();
         assert!(events.len() > 50, "only {} events were found", events.len());
@@ -286,13 +286,13 @@ mod tests {
     #[case(r#"warn!("a");"#, "x.rs:1: write `tracing::warn!(…)`")]
     #[case("\ntracing::warn!(a, text);", "x.rs:2: the last argument")]
     #[case(r#"tracing::warn!("a {b}");"#, "x.rs:1: data belong into fields")]
-    fn other_forms_are_refused(#[case] source: &str, #[case] expected: &str) {
+    fn other_forms_of_events_are_refused(#[case] source: &str, #[case] expected: &str) {
         let error = scan(source, "x.rs", &mut Events::new()).unwrap_err();
         assert!(error.to_string().starts_with(expected), "{error}");
     }
 
     #[test]
-    fn examples_in_comments_are_no_events() {
+    fn examples_in_comments_are_not_events() {
         let mut events = Events::new();
         scan("/// info!(\"a\");\n", "x.rs", &mut events).unwrap();
         assert_eq!(events, Events::new());

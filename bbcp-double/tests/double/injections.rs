@@ -16,7 +16,7 @@ enum Left {
 }
 
 #[test]
-fn ends_of_a_copy() {
+fn copy_ends_as_injected() {
     // Plan, code, text in standard error, target.
     let table: &[(&str, i32, &str, Left)] = &[
         (
@@ -225,7 +225,7 @@ fn ends_of_a_copy() {
 }
 
 #[test]
-fn resets_are_as_many_as_streams() {
+fn one_reset_line_per_stream() {
     let bench = Bench::with_source(SIZE);
     let outcome = bench
         .call(&["-s", "7", "{}/src/a", "{}/dst/x"])
@@ -236,7 +236,7 @@ fn resets_are_as_many_as_streams() {
 }
 
 #[test]
-fn enospc_alternates_its_code_and_obeys_k() {
+fn enospc_alternates_its_code_and_respects_k() {
     let bench = Bench::with_source(SIZE);
     let codes: Vec<i32> = (0..4)
         .map(|_| {
@@ -280,7 +280,7 @@ fn a_remote_source_shows_connection_failures_otherwise() {
 }
 
 #[test]
-fn accept_time_passes() {
+fn accept_waits_for_its_time_limit() {
     let bench = Bench::with_source(10);
     let start = Instant::now();
     let outcome = bench
@@ -292,7 +292,7 @@ fn accept_time_passes() {
 }
 
 #[test]
-fn silent_damage() {
+fn silent_damage_is_not_reported() {
     let whole = content(SIZE, 1);
     for (plan, damaged) in [
         ("corrupt:5", {

@@ -91,7 +91,7 @@ fn hosts_are_directories() {
 }
 
 #[test]
-fn option_injection_is_loud() {
+fn option_injection_is_reported() {
     let bench = Bench::with_source(10);
     for operand in [
         "x@-oProxyCommand=touch:/p",
@@ -107,7 +107,7 @@ fn option_injection_is_loud() {
 }
 
 #[test]
-fn a_plan_is_worked_off_and_its_last_entry_repeats() {
+fn plan_entries_are_used_in_order_and_the_last_repeats() {
     let bench = Bench::with_source(10);
     let run = || {
         bench
@@ -179,7 +179,7 @@ fn failure_rate() {
 }
 
 #[test]
-fn mistakes_in_knobs_are_loud() {
+fn mistakes_in_knobs_are_reported() {
     let bench = Bench::with_source(10);
     for (name, value) in [
         ("PLAN", "stal@5%"),

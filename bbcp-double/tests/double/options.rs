@@ -5,7 +5,7 @@ use std::fs;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 #[test]
-fn options_without_effect_are_taken() {
+fn options_without_effect_are_accepted() {
     let bench = Bench::with_source(1000);
     let outcome = bench
         .call(&[
@@ -83,7 +83,7 @@ fn long_options() {
 }
 
 #[test]
-fn options_that_the_double_leaves_out_are_unknown() {
+fn unsupported_options_are_unknown() {
     let bench = Bench::with_source(10);
     for letter in [
         "r", "R", "d", "N", "L", "D", "C", "@", "+", "^", "$", "g", "Q",
@@ -132,7 +132,7 @@ fn the_last_repetition_wins() {
 }
 
 #[test]
-fn a_file_onto_itself_by_force_is_lost() {
+fn forced_copy_onto_itself_loses_the_file() {
     let bench = Bench::with_source(1000);
     let outcome = bench.call(&["-f", "{}/src/a", "{}/src/a"]).run();
     assert_ne!(outcome.rc(), 0);
@@ -174,7 +174,7 @@ fn x_paces() {
 }
 
 #[test]
-fn names_that_are_no_text_are_refused() {
+fn names_that_are_not_utf8_are_refused() {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
     let output = std::process::Command::new(DOUBLE)

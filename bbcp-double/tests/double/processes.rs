@@ -66,7 +66,7 @@ fn a_local_copy_is_one_group() {
 }
 
 #[test]
-fn a_remote_child_has_its_own_session_and_feels_the_loss_of_the_other() {
+fn remote_child_has_its_own_session_and_ends_with_the_other() {
     // Arguments, knobs, true if the sink is the remote side, true if the partial file stays.
     type Row = (&'static [&'static str], KnobValues, bool, bool);
     let table: &[Row] = &[
@@ -109,7 +109,7 @@ fn a_remote_child_has_its_own_session_and_feels_the_loss_of_the_other() {
 }
 
 #[test]
-fn children_outlive_an_agent_that_dies_alone_until_they_look() {
+fn children_outlive_a_killed_agent_until_they_notice() {
     for (knobs, stays) in [
         (&[("POLL", "2")][..], true),
         (&[("POLL", "2"), ("REMOTE", "1")], false),
@@ -150,7 +150,7 @@ fn a_child_that_dies_by_a_signal_is_named() {
 }
 
 #[test]
-fn a_stall_is_silent_and_for_ever() {
+fn stall_is_silent_and_without_end() {
     for (plan, size) in [("stall@50%", SIZE as u64 / 2), ("stall@0", 0)] {
         let bench = Bench::with_source(SIZE);
         let mut running = bench
@@ -252,7 +252,7 @@ fn fork_stderr_leaves_a_holder() {
 }
 
 #[test]
-fn an_orphan_unlinks_what_has_the_targets_name() {
+fn orphan_unlinks_the_file_with_the_targets_name() {
     for (plan, stays) in [("orphan:2:unlink", false), ("orphan:1", true)] {
         let bench = Bench::with_source(SIZE);
         let running = slow(&bench, &["{}/src/a", "{}/dst/x"], &[("PLAN", plan)]);
@@ -283,7 +283,7 @@ fn end_sleep() {
 }
 
 #[test]
-fn a_reader_that_is_gone_is_no_error() {
+fn closed_output_is_not_an_error() {
     let bench = Bench::with_source(SIZE);
     let status = std::process::Command::new(DOUBLE)
         .args(["-V", &bench.fill("{}/src/a"), &bench.fill("{}/dst/x")])
@@ -364,7 +364,7 @@ fn every_invocation_is_recorded_once() {
 }
 
 #[test]
-fn a_record_names_the_copies_that_live_beside() {
+fn record_lists_the_copies_that_run_at_the_same_time() {
     let bench = Bench::with_source(SIZE);
     let log = [("LOG", "{}/log")];
     let first = slow(&bench, &["{}/src/a", "{}/dst/x"], &log);
@@ -390,7 +390,7 @@ fn a_record_names_the_copies_that_live_beside() {
 }
 
 #[test]
-fn many_at_once_are_all_recorded() {
+fn simultaneous_invocations_are_all_recorded() {
     let bench = Bench::with_source(10);
     let running: Vec<_> = (0..16)
         .map(|number| {

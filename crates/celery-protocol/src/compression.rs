@@ -338,7 +338,11 @@ mod tests {
     #[case("xz", XZ, true)]
     #[case("zstd", ZSTD, false)]
     #[case("brotli", BROTLI, false)]
-    fn what_follows_a_stream(#[case] name: &str, #[case] hex: &str, #[case] is_ignored: bool) {
+    fn bytes_after_a_stream_are_an_error(
+        #[case] name: &str,
+        #[case] hex: &str,
+        #[case] is_ignored: bool,
+    ) {
         let body = [bytes(hex), b"something else that is long enough".to_vec()].concat();
         assert_eq!(undone(name, &body, 1000).is_ok(), is_ignored);
     }
@@ -356,7 +360,7 @@ mod tests {
     #[case("bzip2", BZ2)]
     #[case("xz", XZ)]
     #[case("zstd", ZSTD)]
-    fn streams_in_a_row(#[case] name: &str, #[case] hex: &str) {
+    fn concatenated_streams_are_read(#[case] name: &str, #[case] hex: &str) {
         let twice = bytes(hex).repeat(2);
         assert_eq!(undone(name, &twice, 1000).unwrap(), BODY.repeat(2));
     }
@@ -365,7 +369,7 @@ mod tests {
     #[case(Value::Null)]
     #[case("".into())]
     #[case(0.into())]
-    fn no_method_is_no_compression(#[case] method: Value) {
+    fn empty_method_means_uncompressed(#[case] method: Value) {
         assert_eq!(undo(BODY, Some(&method), 0).unwrap(), BODY);
         assert_eq!(undo(BODY, None, 0).unwrap(), BODY);
     }
@@ -382,7 +386,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_compressed_comes_back(
+        fn compressed_data_is_decompressed_unchanged(
             method in proptest::sample::select(&[Method::Gzip, Method::Bzip2, Method::Zstd][..]),
             bytes in proptest::collection::vec(any::<u8>(), 0..3000),
         ) {
@@ -391,7 +395,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_makes_it_panic(
+        fn any_input_is_read_without_panic(
             name in proptest::sample::select(&["gzip", "bzip2", "xz", "brotli", "zstd"][..]),
             start in proptest::sample::select(&["", ZLIB, BZ2, XZ, LZMA, BROTLI, ZSTD][..]),
             at in any::<proptest::sample::Index>(),

@@ -239,12 +239,16 @@ mod tests {
     #[case("base64", json!("//4"), false)]
     #[case("base64", json!("/"), false)]
     #[case("set", json!([]), false)]
-    fn as_kombu_opens_them(#[case] kind: &str, #[case] value: Value, #[case] valid: bool) {
+    fn envelopes_are_opened_as_in_kombu(
+        #[case] kind: &str,
+        #[case] value: Value,
+        #[case] valid: bool,
+    ) {
         assert_eq!(checked(kind, value), valid);
     }
 
     #[test]
-    fn other_mappings_are_none() {
+    fn other_mappings_are_not_envelopes() {
         for value in [
             json!({"__type__": "nope"}),
             json!({"__type__": "nope", "__value__": 1, "a": 2}),

@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_is_no_state_of_a_task_and_hides_no_field() {
+    fn progress_event_is_not_a_task_state_and_keeps_its_fields() {
         let progress = json!({"clock": "mine", "eta": 12.5});
         let event = Event::Progress {
             id: "a",

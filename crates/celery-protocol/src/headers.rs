@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_change_is_for_one_holder() {
+    fn changed_headers_do_not_affect_other_clones() {
         let one = Headers::from_iter([("id".to_owned(), json!("a"))]);
         let mut other = one.clone();
         other.insert("id".into(), json!("b"));

@@ -301,7 +301,7 @@ mod tests {
     #[case(r#""\ud83d\ude00 \u00e9 \/ \"""#, json!("😀 é / \""))]
     #[case(r#"["\ud83d", "\ude00\ud83d", "\ud83dx"]"#, json!(["\u{fffd}", "\u{fffd}\u{fffd}", "\u{fffd}x"]))]
     #[case(r#"{"a": 1, "b": 2, "a": 3}"#, json!({"a": 3, "b": 2}))]
-    fn as_python_reads_it(#[case] text: &str, #[case] value: Value) {
+    fn json_is_read_as_in_python(#[case] text: &str, #[case] value: Value) {
         assert_eq!(read(text), Ok(value));
     }
 
@@ -323,7 +323,7 @@ mod tests {
     #[case("-NaN")]
     #[case("[] []")]
     #[case("\u{feff}[]")]
-    fn no_json_for_python_either(#[case] text: &str) {
+    fn invalid_json_is_refused_as_in_python(#[case] text: &str) {
         assert!(read(text).is_err(), "{text}");
     }
 
@@ -364,12 +364,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(value in values()) {
+        fn written_values_are_read_unchanged(value in values()) {
             prop_assert_eq!(read(&value.to_string()).unwrap(), value);
         }
 
         #[test]
-        fn nothing_makes_it_panic(text in "[\\[\\]{}:,\"\\\\u0-9a-fNIE.+ \u{1}é-]{0,60}") {
+        fn any_input_is_read_without_panic(text in "[\\[\\]{}:,\"\\\\u0-9a-fNIE.+ \u{1}é-]{0,60}") {
             let ours = read(&text);
             // This reader accepts every text that the strict reader accepts.
             prop_assert!(ours.is_ok() || serde_json::from_str::<Value>(&text).is_err());

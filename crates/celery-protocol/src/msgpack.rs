@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn as_python_writes_them() {
+    fn msgpack_is_read_as_python_writes_it() {
         for (hex, json) in VALUES {
             let expected: Value = serde_json::from_str(json).unwrap();
             assert_eq!(read(&bytes(hex)), Ok(expected), "{hex}");
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn refused_as_in_python() {
+    fn invalid_msgpack_is_refused_as_in_python() {
         for body in BROKEN {
             assert!(read(body).is_err(), "{body:?}");
         }
@@ -295,7 +295,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_makes_it_panic(body in proptest::collection::vec(any::<u8>(), 0..100)) {
+        fn any_input_is_read_without_panic(body in proptest::collection::vec(any::<u8>(), 0..100)) {
             let _ = read(&body);
         }
     }

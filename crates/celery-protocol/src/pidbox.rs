@@ -211,13 +211,13 @@ mod tests {
     #[case(json!({"pattern": "celery", "matcher": "glob"}), false)]
     #[case(json!({"pattern": "cel.*@a$", "matcher": "pcre"}), true)]
     #[case(json!({"pattern": "(", "matcher": "pcre"}), false)]
-    fn who_is_meant(#[case] mut fields: Value, #[case] is: bool) {
+    fn destination_and_pattern_select_workers(#[case] mut fields: Value, #[case] is: bool) {
         fields["method"] = json!("ping");
         assert_eq!(request(fields).map(|r| r.addresses("celery@a")), Some(is));
     }
 
     #[test]
-    fn what_would_take_much_memory_is_no_request() {
+    fn request_that_needs_much_memory_is_refused() {
         let of = |values: usize| json!({"method": "revoke", "arguments": {"task_id": vec!["a"; values]}});
         assert!(request(of(50_000)).is_some());
         assert!(request(of(MAX_VALUES)).is_none());
@@ -228,12 +228,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_read_without_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = ControlRequest::decode(&RawMessage { body, ..RawMessage::default() });
         }
 
         #[test]
-        fn no_pattern_makes_it_panic(pattern in ".{0,30}", matcher in "glob|pcre|x") {
+        fn any_pattern_is_matched_without_panic(pattern in ".{0,30}", matcher in "glob|pcre|x") {
             let fields = json!({"method": "ping", "pattern": pattern, "matcher": matcher});
             let addressed = request(fields).map(|request| request.addresses("celery@a"));
             prop_assert!(addressed.is_some());

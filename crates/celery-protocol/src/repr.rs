@@ -204,7 +204,7 @@ mod tests {
     #[case(json!([[1, {"é": "é"}], null]))]
     #[case(json!(vec![json!({"a": vec!["é"; 10]}); 300]))]
     #[case(json!("x".repeat(5000)))]
-    fn what_is_not_shown_makes_no_difference(#[case] given: Value) {
+    fn cut_part_of_a_value_does_not_change_its_repr(#[case] given: Value) {
         assert_eq!(shortened(&given), shorten(&value(&given)));
     }
 

@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_stored_compressed_tells_how() {
+    fn compressed_result_names_its_method() {
         let value = json!({"status": "SUCCESS", "result": "é".repeat(1000)});
         for method in [
             None,
@@ -383,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_result_is_no_result() {
+    fn invalid_results_are_refused() {
         for stored in [
             &b""[..],
             b"7",
@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn only_custom_states_give_way_to_failures() {
+    fn only_custom_states_are_replaced_by_failures() {
         let progress = custom("PROGRESS");
         let started = State::Started {
             pid: 7,

@@ -235,7 +235,7 @@ mod tests {
     /// message that it had received. Its argsrepr is a new one, of the tuple that it made of the list, and it writes
     /// the task's own ignore_result if the producer had not set it.
     #[test]
-    fn as_python_publishes_it() {
+    fn retry_message_equals_that_of_python() {
         let id = "795a3f9f-d6ed-48a5-ad4c-31b4f47e9e6f";
         let text = r#"[[1, "a"], {"k": 2.5, "when": {"__type__": "datetime", "__value__": "2026-11-24T04:13:55+00:00"}}, {"callbacks": [{"task": "tasks.other", "args": [1], "kwargs": {}, "options": {}, "subtask_type": null, "immutable": false}], "errbacks": null, "chain": null, "chord": null}]"#;
         let argsrepr = "[1, 'a']";

@@ -393,7 +393,7 @@ mod tests {
     ];
 
     #[test]
-    fn as_dateutil_reads_them() {
+    fn times_are_read_as_in_dateutil() {
         for (text, time) in TIMES {
             assert_eq!(parse(text).map(isoformat).as_deref(), *time, "{text}");
         }
@@ -424,13 +424,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(seconds in -62_135_596_800_i64..253_402_300_800, micro in 0_u32..1_000_000) {
+        fn written_values_are_read_unchanged(seconds in -62_135_596_800_i64..253_402_300_800, micro in 0_u32..1_000_000) {
             let time = DateTime::from_timestamp(seconds, micro * 1000);
             prop_assert_eq!(time.map(isoformat).and_then(|text| parse(&text)), time);
         }
 
         #[test]
-        fn no_time_makes_it_panic(text in "[0-9TWZ:.,+_ -]{0,40}|.{0,40}") {
+        fn any_text_is_read_as_a_time_without_panic(text in "[0-9TWZ:.,+_ -]{0,40}|.{0,40}") {
             let _ = (parse(&text), is_date_time(&text), is_time(&text));
         }
     }

@@ -146,7 +146,7 @@ mod tests {
     #[rstest]
     #[case(json!(null))]
     #[case(json!(["text", {"a": {"b": [1.5, true, {}]}}, []]))]
-    fn what_exceeds_its_own_weight_is_heavier(#[case] value: Value) {
+    fn exceeds_agrees_with_the_weight(#[case] value: Value) {
         let weight = of_value(&value);
         assert!(!exceeds([&value], weight));
         assert!(exceeds([&value], weight - 1));

@@ -532,7 +532,7 @@ mod tests {
     ];
 
     #[test]
-    fn as_pyyaml_reads_them() {
+    fn yaml_is_read_as_in_pyyaml() {
         for (text, expected) in DOCUMENTS {
             let value = read(text, 10_000);
             match expected {
@@ -587,7 +587,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nothing_makes_it_panic(text in "[\\[\\]{}:,&*!<|>\"'a1. \n-]{0,60}|.{0,40}") {
+        fn any_input_is_read_without_panic(text in "[\\[\\]{}:,&*!<|>\"'a1. \n-]{0,60}|.{0,40}") {
             let _ = read(&text, 1000);
         }
     }

@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_name_has_no_name_of_a_node_yet() {
+    fn node_name_without_abbreviations_of_the_node() {
         assert!(node_name(Some("%p@h"), "a.b.c").is_err());
     }
 }

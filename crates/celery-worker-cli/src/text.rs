@@ -86,12 +86,12 @@ mod tests {
         "gpj.\\u{202e}exe\\u{2066}x\\u{200b}"
     )]
     #[case("日本\u{e0041}", "日本\\u{e0041}")]
-    fn what_is_not_seen_is_made_visible(#[case] text: &str, #[case] shown: &str) {
+    fn invisible_characters_become_visible(#[case] text: &str, #[case] shown: &str) {
         assert_eq!(visible(text), shown);
     }
 
     #[test]
-    fn lines_stay_lines() {
+    fn line_breaks_are_kept() {
         assert_eq!(visible_lines("a\n\tb\u{1b}c\r\n"), "a\n\tb\\u{1b}c\\r\n");
     }
 
@@ -106,7 +106,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_hidden_is_left(text: String) {
+        fn no_hidden_character_is_left(text: String) {
             prop_assert!(!visible(&text).contains(is_hidden));
         }
     }

@@ -97,7 +97,7 @@ mod tests {
 
     /// More calls than threads; each call ends only when another task has run.
     #[test]
-    fn others_go_on_meanwhile() {
+    fn other_work_continues_meanwhile() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -146,7 +146,7 @@ mod tests {
 
     /// This also applies with a single thread.
     #[tokio::test]
-    async fn what_is_small_is_done_in_place() {
+    async fn small_work_runs_in_place() {
         assert_eq!(Desk::default().work(is_large([&json!(1)]), || 2).await, 2);
         assert_eq!(aside(is_large([&json!(vec![0; SMALL])]), || 3), 3);
     }

@@ -156,7 +156,7 @@ async fn extended_chord_waits_once_for_each_task_that_was_added() {
 }
 
 #[tokio::test]
-async fn without_order_as_they_come() {
+async fn unordered_parts_are_in_order_of_arrival() {
     let options = ResultOptions {
         expires: Expires {
             chords: Some(0),
@@ -182,7 +182,7 @@ async fn without_order_as_they_come() {
 }
 
 #[tokio::test]
-async fn who_dies_with_a_claim_is_followed() {
+async fn claim_of_a_dead_worker_is_taken_over() {
     let Some(bench) = Bench::new(1, ordered()).await else {
         return;
     };
@@ -207,7 +207,7 @@ async fn who_dies_with_a_claim_is_followed() {
 }
 
 #[tokio::test]
-async fn a_claim_that_ended_is_taken_anew_if_nobody_has_it() {
+async fn expired_claim_is_taken_again() {
     let Some(bench) = Bench::new(1, ordered()).await else {
         return;
     };
@@ -223,7 +223,7 @@ async fn a_claim_that_ended_is_taken_anew_if_nobody_has_it() {
 }
 
 #[tokio::test]
-async fn one_of_many_is_the_last() {
+async fn exactly_one_part_is_the_last() {
     const PARTS: i64 = 200;
     let Some(bench) = Bench::new(PARTS as usize, ordered()).await else {
         return;
@@ -235,7 +235,7 @@ async fn one_of_many_is_the_last() {
 }
 
 #[tokio::test]
-async fn groups_within_are_noted() {
+async fn nested_groups_are_recorded() {
     let Some(bench) = Bench::new(2, ordered()).await else {
         return;
     };

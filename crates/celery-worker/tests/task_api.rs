@@ -163,7 +163,7 @@ async fn every_kind_of_parameter_is_bound() {
 }
 
 #[tokio::test]
-async fn a_task_that_was_sent_by_a_task_is_its_child() {
+async fn task_sent_by_a_task_is_its_child() {
     let (client, _worker) = start("children").await;
     let result = client.send(parent::s()).await.unwrap();
     let child_id: String = result.get(LIMIT).await.unwrap();
@@ -209,7 +209,7 @@ async fn a_retry_runs_again_and_counts() {
 }
 
 #[tokio::test]
-async fn states_of_a_tasks_own_are_stored_when_set() {
+async fn custom_states_are_stored_when_set() {
     let (client, _worker) = start("states").await;
     let names = ["MOVING", "VERIFYING", "MOVING"]
         .map(str::to_owned)

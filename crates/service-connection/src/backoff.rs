@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_grow_to_a_limit_and_go_on() {
+    fn pauses_grow_to_a_limit() {
         let (first, longest) = (Duration::from_millis(100), Duration::from_secs(2));
         let mut pauses = Backoff::new(first, longest);
         assert!(pauses.next_pause() >= first);
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_loop_ends_with_a_failure_for_good() {
+    async fn loop_ends_with_a_permanent_failure() {
         let tries = Cell::new(0);
         let operation = || {
             tries.set(tries.get() + 1);

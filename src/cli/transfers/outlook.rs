@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scheduled_transfer_tells_since_when_and_what_follows() {
+    fn scheduled_transfer_shows_its_time_and_next_step() {
         let now = Utc::now();
         let mut detail = detail(Status::Scheduled);
         detail.schedule = Some(ScheduleRecord {
@@ -527,7 +527,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_leads_nowhere_is_for_a_person() {
+    fn incomplete_row_needs_an_operator() {
         let mut detail = detail(Status::Pending);
         detail.transfer.package = None;
         let said = said(&detail, Utc::now());

@@ -491,7 +491,7 @@ mod tests {
     }
 
     #[test]
-    fn a_copy_is_told_with_all_that_is_known() {
+    fn progress_shows_all_known_values() {
         let seen = Seen::of(copying(1 << 20, 100_000), Utc::now());
         assert_eq!(seen.eta_s, Some(21));
         assert_eq!(
@@ -504,7 +504,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_that_means_nothing_is_not_shown() {
+    fn ended_transfer_and_expired_lease_show_no_progress() {
         let mut transfer = copying(1, 1);
         transfer.status = Label::Known(Status::Failed);
         assert_eq!(Seen::of(transfer, Utc::now()).worker, None);
@@ -513,14 +513,14 @@ mod tests {
     }
 
     #[test]
-    fn the_templates_are_sound() {
+    fn progress_templates_are_valid() {
         for template in [BAR, SUM] {
             ProgressStyle::with_template(template).unwrap();
         }
     }
 
     #[test]
-    fn pauses_leave_the_database_alone() {
+    fn too_short_intervals_are_refused() {
         assert_eq!(pause("2s"), Ok(Duration::from_secs(2)));
         assert!(pause("1ms").is_err() && pause("soon").is_err());
     }

@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_stands_in_brackets() {
+    fn ipv6_address_has_brackets() {
         let line = line(&here("/a"), &location("far", "fe80::1", "/b"), &link());
         assert!(line[line.len() - 1].starts_with("[fe80::1]:/b/"));
     }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn is_shown_as_one_would_type_it() {
+    fn command_is_shown_as_shell_words() {
         let invocation = Invocation {
             program: "/opt/bbcp".into(),
             arguments: vec!["-T".into(), "a b".into(), "/x'y".into()],

@@ -355,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_bbcp_said() {
+    fn reason_is_bbcps_own_text() {
         let mut classifier = FailureClassifier::new(paths(None));
         classifier.observe("bbcp: something new");
         let error = classifier.conclude(Exit::Code(7)).err();
@@ -386,7 +386,7 @@ mod tests {
         }
 
         #[test]
-        fn followers_never_hide_a_cause(before in 0..5usize, after in 0..5usize) {
+        fn consequences_never_hide_a_cause(before in 0..5usize, after in 0..5usize) {
             let mut lines = vec![PIPE; before];
             lines.push("bbcp: Permission denied processing /d/priv/zz");
             lines.extend(vec![RESET; after]);

@@ -278,7 +278,7 @@ mod tests {
         "Checksum: md5 da4f157b8d4fcddbce7b9699e8ac3f6a localhost:/d/dst/x",
         Event::Checksum { algorithm: "md5".into(), hex: "da4f157b8d4fcddbce7b9699e8ac3f6a".into() }
     )]
-    fn understood(#[case] line: &str, #[case] event: Event) {
+    fn known_lines_are_parsed(#[case] line: &str, #[case] event: Event) {
         assert_eq!(parse(line.as_bytes()), event);
     }
 
@@ -292,12 +292,12 @@ mod tests {
     #[case("Source localhost using initial send window of 3939840")]
     #[case("12 buffers used with 0 reorders; peaking at 0.")]
     #[case("Checksum: md5 none of:this")]
-    fn not_understood(#[case] line: &str) {
+    fn other_lines_are_kept_as_text(#[case] line: &str) {
         assert_eq!(parse(line.as_bytes()), Event::Other(line.into()));
     }
 
     #[test]
-    fn long_lines_are_cut_and_the_next_is_whole() {
+    fn long_line_is_cut_and_the_next_is_complete() {
         let mut lines = Lines::default();
         let mut seen = Vec::new();
         for _ in 0..100 {
@@ -312,12 +312,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_it_panic(bytes: Vec<u8>) {
+        fn any_bytes_are_read_without_panic(bytes: Vec<u8>) {
             parse(&bytes);
         }
 
         #[test]
-        fn nothing_near_the_grammar_makes_it_panic(
+        fn inputs_near_the_grammar_are_read_without_panic(
             line in "(bbcp: )?([0-9é ]{0,18})([0-9]{0,12}%|not)? ?(done; )?(-?nan|inf|[0-9.]{0,6}) ?[KMGTEZYX]?B?/?s?(, avg [0-9.]{0,4} MB/s)?( compressed [0-9.]{0,4})?"
         ) {
             parse(line.as_bytes());

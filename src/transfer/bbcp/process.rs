@@ -490,7 +490,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn copies_tick_together() {
+    async fn watchdogs_of_all_copies_tick_together() {
         let pause = Duration::from_millis(50);
         let mut one = ticks(pause * 4);
         tokio::time::sleep(Duration::from_millis(13)).await;

@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn only_bytes_are_movement() {
+    fn only_bytes_count_as_progress() {
         let start = Instant::now();
         let mut dog = Watchdog::new(1000, limits(10), start);
         assert_eq!(dog.trouble(after(start, 9)), None);
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_growing_file_is_movement() {
+    fn growing_file_counts_as_progress() {
         let start = Instant::now();
         let mut dog = Watchdog::new(1000, limits(10), start);
         let full = Footprint {
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_is_for_what_is_left() {
+    fn deadline_is_for_the_remaining_bytes() {
         let start = Instant::now();
         let mut limits = limits(1000);
         limits.slowness.deadline_rate = 10;
@@ -279,7 +279,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_more_than_everything(
+        fn progress_never_exceeds_the_size(
             total: u64,
             offset: u64,
             percent: u32,

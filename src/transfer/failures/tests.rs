@@ -31,7 +31,7 @@ fn code_of(line: &str) -> Option<&'static str> {
 #[case("fish: Unknown command: /opt/bbcp")]
 #[case("env: ‘/opt/bbcp’: No such file or directory")]
 #[case("bbcp: Command not found.")]
-fn shells_miss_bbcp(#[case] line: &str) {
+fn shells_report_a_missing_bbcp(#[case] line: &str) {
     assert_eq!(code_of(line), Some("remote_program_missing"));
 }
 
@@ -50,7 +50,7 @@ fn shells_miss_bbcp(#[case] line: &str) {
 #[case("bbcp: Warning: H is running a newer version of bbcp")]
 #[case("exit code 255")]
 #[case("signal 11")]
-fn noise_means_nothing(#[case] line: &str) {
+fn noise_is_not_a_failure(#[case] line: &str) {
     assert_eq!(of(line), None);
 }
 

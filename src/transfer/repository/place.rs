@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_not_there_is_told_with_those_that_are() {
+    fn unknown_place_is_reported_with_known_ones() {
         let known = |id, site: &str, location: &str| KnownPlace {
             id,
             at: TransferEnd {

@@ -72,7 +72,7 @@ const COUNT: usize = 40;
 #[case::more_errbacks_than_are_compared(chain(tasks(1), json!({"link_error": (0..20_000).map(|n| json!({"task": n.to_string()})).collect::<Vec<_>>()})))]
 #[case::one_stamp_named_often(json!({"task": "t", "options": {"stamped_headers": vec!["x"; 50_000], "x": vec![1; 10_000]}}))]
 #[case::one_that_is_large_itself(chain(tasks(7000), json!({})))]
-fn what_multiplies_is_bounded(#[case] signature: Value) {
+fn multiplying_signatures_are_bounded(#[case] signature: Value) {
     let errbacks = std::slice::from_ref(&signature);
     let mut message = TaskMessage::default();
     message.embed.callbacks = errbacks.to_vec();
@@ -130,7 +130,7 @@ fn errbacks_times_steps_are_refused_before_they_are_copied() {
 #[case::a_large_group(group(vec![json!({"task": "t", "args": [1, "some text"]}); 3000], json!({"link_error": [{"task": "e"}]})))]
 #[case::a_long_chain(chain(vec![json!({"task": "t", "args": [1]}); 2000], json!({"link_error": [{"task": "e"}, {"task": "f"}]})))]
 #[case::errbacks(group(tasks(COUNT), json!({})))]
-fn what_is_large_is_sent(#[case] signature: Value) {
+fn large_signature_is_sent(#[case] signature: Value) {
     let plan = after_failure("a", &[signature], &call()).unwrap();
     assert!(!plan.effects.is_empty());
 }

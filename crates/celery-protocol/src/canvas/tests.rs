@@ -233,7 +233,7 @@ fn compare(path: &str, celery: &Value, ours: &Value, into: &mut Vec<String>) {
 }
 
 #[test]
-fn what_follows_is_what_celery_sends() {
+fn follow_up_messages_equal_those_of_celery() {
     let goldens = goldens(&["success", "failure", "body"]);
     assert_eq!(goldens.len(), 67);
     let mut wrong = Vec::new();
@@ -302,7 +302,7 @@ fn parsed(value: &Value) -> Result<Signature, SignatureError> {
 #[case::kind(json!({"task": "a", "subtask_type": "knot"}), SignatureError::Type("knot".into()))]
 #[case::no_tasks(json!({"subtask_type": "group"}), SignatureError::Form { what: "tasks", expected: "a list" })]
 #[case::no_body(json!({"subtask_type": "chord", "kwargs": {"header": []}}), SignatureError::Form { what: "the whole", expected: "a mapping" })]
-fn what_is_no_signature(#[case] value: Value, #[case] error: SignatureError) {
+fn invalid_signatures_are_refused(#[case] value: Value, #[case] error: SignatureError) {
     assert_eq!(parsed(&value), Err(error));
 }
 
@@ -348,7 +348,7 @@ fn depth_and_size_are_limited() {
 }
 
 #[test]
-fn what_a_worker_cannot_do_is_said() {
+fn unsupported_signatures_are_explained() {
     let chord =
         json!({"subtask_type": "chord", "kwargs": {"header": ones(2), "body": {"task": "b"}}});
     assert_eq!(follow(chord, false), Err(SignatureError::NoChords));
@@ -505,7 +505,7 @@ fn signatures() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn no_signature_makes_it_panic(callbacks in proptest::collection::vec(signatures(), 0..3), chain in signatures()) {
+    fn any_signature_is_read_without_panic(callbacks in proptest::collection::vec(signatures(), 0..3), chain in signatures()) {
         let mut message = TaskMessage { id: "parent".into(), ..TaskMessage::default() };
         message.embed.callbacks = callbacks.clone();
         message.embed.chain = Some(vec![chain.clone()]);

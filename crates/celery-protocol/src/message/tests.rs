@@ -73,7 +73,7 @@ fn protocol_2_as_captured() {
 }
 
 #[test]
-fn what_follows_is_read_and_written_alike() {
+fn callbacks_are_read_and_written_unchanged() {
     let embed = json!({"callbacks": [{"task": "a"}], "errbacks": null, "chain": [], "chord": {"task": "b"}});
     let message = with_body(&json!([[], {}, embed]));
     let read = decode(&message, &Accept::json(1000))
@@ -153,7 +153,10 @@ fn bad_headers(#[case] headers: Value, #[case] reason: Reason) {
 #[case(None, "a text body")]
 #[case(Some("application/data"), "bytes")]
 #[case(Some("application/json"), "")]
-fn bodies_that_would_kill_python(#[case] content_type: Option<&str>, #[case] body: &str) {
+fn bodies_that_end_pythons_worker_are_refused(
+    #[case] content_type: Option<&str>,
+    #[case] body: &str,
+) {
     let mut message = captured();
     message.properties.content_type = content_type.map(str::to_owned);
     message.body = body.into();
@@ -205,7 +208,7 @@ fn an_envelope_of_an_unknown_type_does_not_decode() {
 }
 
 #[test]
-fn what_follows_keeps_its_envelopes() {
+fn callbacks_keep_their_envelopes() {
     let signature = json!({"task": "a", "args": [{"__type__": "decimal", "__value__": "1"}]});
     let body = json!([[], {}, {"callbacks": [signature]}]);
     let message = with_body(&body);
@@ -216,7 +219,7 @@ fn what_follows_keeps_its_envelopes() {
 
 /// Python decompresses first; the name of the task is looked up only afterwards.
 #[test]
-fn what_does_not_decompress_is_nobodys() {
+fn undecompressable_message_is_acknowledged_without_a_task() {
     let mut message = captured();
     message.headers.insert("compression".into(), json!("gzip"));
     let refused = refused(&message);
@@ -234,7 +237,7 @@ fn header_times_of_amqps_own_type() {
 }
 
 #[test]
-fn protocol_1_that_is_wrong_is_known_by_name() {
+fn invalid_protocol_1_message_keeps_its_task_name() {
     for (body, reason) in [
         (
             json!({"task": "t", "id": "a", "kwargs": [1]}),
@@ -284,7 +287,7 @@ fn reprs_are_absent_or_empty_by_protocol() {
 #[case(json!("ab"), json!(["a", "b"]))]
 #[case(json!({"k": 1}), json!(["k"]))]
 #[case(json!(5), json!(5))]
-fn arguments_are_whatever_python_iterates(#[case] given: Value, #[case] args: Value) {
+fn arguments_are_any_value_that_python_iterates(#[case] given: Value, #[case] args: Value) {
     let message = with_body(&json!([given, {}, {}]));
     let message = decode(&message, &Accept::json(1000)).unwrap_or_default();
     assert_eq!(message.args, args);
@@ -300,7 +303,7 @@ fn large_bodies_are_not_read() {
 
 proptest! {
     #[test]
-    fn no_message_makes_it_panic(
+    fn any_message_is_read_without_panic(
         body in proptest::collection::vec(any::<u8>(), 0..300),
         content_type in proptest::option::of("application/(json|x-msgpack|x-yaml|data)|.{0,20}"),
         header in proptest::sample::select(&["task", "id", "eta", "expires", "compression", "timelimit", "retries"][..]),

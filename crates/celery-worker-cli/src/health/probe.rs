@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_good_answer_is_everybodys_while_it_holds() {
+    async fn successful_answer_is_shared_while_it_is_valid() {
         let (probe, count) = counting(Duration::from_millis(1), AGES, true);
         let (one, two) = tokio::join!(probe.answer(), probe.answer());
         assert_eq!((one, two), (Ok(()), Ok(())));
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_bad_answer_does_not_hold_for_long() {
+    async fn failed_answer_is_valid_for_a_short_time() {
         let (probe, _) = counting(Duration::ZERO, AGES, false);
         assert_eq!(probe.answer().await, Err("1".into()));
         assert_eq!(probe.answer().await, Err("1".into()));
@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_for_long_and_nothing_is_asked_twice_at_once() {
+    async fn callers_wait_a_limited_time_for_one_shared_query() {
         let takes = Duration::from_millis(300);
         let (mut probe, count) = counting(takes, Duration::ZERO, true);
         probe.within = Duration::from_millis(50);

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renamed_file_is_made_anew_at_the_next_line() -> io::Result<()> {
+    fn renamed_file_is_recreated_at_the_next_line() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let (path, old) = (folder.path().join("w.log"), folder.path().join("w.log.1"));
         let file = LogFile::open(&path)?;
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn an_emptied_file_is_written_from_its_beginning() -> io::Result<()> {
+    fn truncated_file_is_written_from_its_beginning() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.log");
         let file = LogFile::open(&path)?;

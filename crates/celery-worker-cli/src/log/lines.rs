@@ -193,7 +193,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_line_is_one_line_that_no_terminal_obeys() {
+    fn line_has_no_control_characters() {
         let evil = "a\u{1b}]0;t\u{7}\u{9b}2J\r\nERROR forged \u{202e}x";
         let log = || {
             let error = evil.to_owned();
@@ -238,7 +238,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_line_has_no_login() {
+    fn line_contains_no_password() {
         let log = || {
             let error = "cannot reach amqp://u:s3cret@h//;amqp://u:s3cret@g//".to_owned();
             tracing::event!(Level::INFO, %error, url = "redis://h/0?password=s3cret", ?error, "no");

@@ -116,7 +116,7 @@ fn without_a_tracer_no_span_is_enabled(#[case] level: &str) {
 #[rstest]
 #[case("error", LevelFilter::ERROR, LevelFilter::INFO)]
 #[case("debug", LevelFilter::DEBUG, LevelFilter::DEBUG)]
-fn levels_that_none_wants_cost_nothing(
+fn disabled_levels_cost_nothing(
     #[case] level: &str,
     #[case] own: LevelFilter,
     #[case] traced: LevelFilter,

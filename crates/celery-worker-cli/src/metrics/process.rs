@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_is_understood() -> Result<(), Error> {
+    fn kernel_figures_are_read() -> Result<(), Error> {
         let process = ProcessMetrics::new()?;
         process.read();
         assert!(process.resident.get() > 1e6, "{}", process.resident.get());

@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn the_classes_that_are_told_apart_have_an_end() -> Result<(), Error> {
+    fn number_of_exception_classes_is_limited() -> Result<(), Error> {
         let (metrics, tasks) = (
             Metrics::new(Program::new("test", "1"))?,
             TaskMetrics::new(Program::new("test", "1"), "name@host")?,

@@ -172,7 +172,7 @@ mod tests {
     #[case("0\n")]
     #[case("99999999999999999999\n")]
     #[case("\u{fffd}\n")]
-    fn what_names_no_process_is_replaced(#[case] content: &str) -> io::Result<()> {
+    fn file_without_a_process_is_replaced(#[case] content: &str) -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
         fs::write(&path, content)?;
@@ -182,7 +182,7 @@ mod tests {
 
     /// A restarted container: the worker has the same id as before.
     #[test]
-    fn our_own_id_is_that_of_an_earlier_worker() -> io::Result<()> {
+    fn own_id_in_the_file_is_stale() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
         fs::write(&path, format!("{}\n", std::process::id()))?;
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_another_one_has_just_made_is_given_back() -> io::Result<()> {
+    fn file_created_by_another_process_is_kept() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
         let mut other = Command::new("sleep").arg("60").spawn()?;
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_replaced_stays() -> io::Result<()> {
+    fn replaced_file_is_not_removed() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
         let ours = PidFile::create(&path);
@@ -220,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_told() -> io::Result<()> {
+    fn unreadable_file_is_reported() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let made = PidFile::create(folder.path());
         assert!(matches!(made, Err(ProcessError::Failed(_))));
@@ -232,7 +232,7 @@ mod tests {
     proptest! {
         /// Arbitrary bytes, and texts that are almost numbers.
         #[test]
-        fn any_content_is_a_process_id_or_none(
+        fn any_content_is_read_without_panic(
             bytes in prop_oneof![
                 vec(any::<u8>(), 0..200),
                 "[-+ 0-9\n\u{0}]{0,80}".prop_map(String::into_bytes),
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_the_corpus_are_a_process_id_or_none() -> io::Result<()> {
+    fn files_of_the_corpus_are_read_without_panic() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let path = folder.path().join("w.pid");
         hostile_inputs::endures("pid", 10, |bytes| {

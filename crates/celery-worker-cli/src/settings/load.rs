@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_of_traces_wins_and_what_is_ours_over_all() {
+    fn specific_trace_variables_override_general_ones() {
         let general = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://general:4318");
         let own = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces/x");
         let ours = ("TEST_TRACES__ENDPOINT", "http://ours/y");
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_collector_is_told_of() {
+    fn invalid_collector_is_reported() {
         let said = |name: &str, value: &str| {
             let set = [(format!("TEST_TRACES__{name}"), value.to_owned())];
             load(set).unwrap_err().to_string()

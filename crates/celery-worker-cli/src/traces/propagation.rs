@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_or_has_no_end_is_no_parent() {
+    fn invalid_parent_headers_are_ignored() {
         assert_eq!(read(json!([PARENT])), None);
         assert_eq!(
             read(format!("cc{}-{}", &PARENT[2..], "x".repeat(MAX_LENGTH))),
@@ -187,7 +187,7 @@ mod tests {
     #[case("a=1", "a=1")]
     #[case("no list", "")]
     #[case("a=\u{1}", "")]
-    fn a_state_that_cannot_be_read_costs_only_itself(#[case] state: &str, #[case] kept: &str) {
+    fn unreadable_state_does_not_affect_the_parent(#[case] state: &str, #[case] kept: &str) {
         let sent = headers(json!({"traceparent": PARENT, "tracestate": state}));
         assert_eq!(sender(&sent).unwrap().trace_state().header(), kept);
     }
@@ -201,7 +201,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn anything_is_read_without_harm(parent in ".{0,80}", state in ".{0,80}") {
+        fn any_header_is_read_without_panic(parent in ".{0,80}", state in ".{0,80}") {
             let sent = headers(json!({"traceparent": parent, "tracestate": state}));
             if let Some(remote) = sender(&sent) {
                 let mut written = Map::new();

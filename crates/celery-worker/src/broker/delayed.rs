@@ -123,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_carry_the_delay_in_front() {
+    fn routing_keys_begin_with_the_delay() {
         for (delay, bits) in [
             (1, "0000000000000000000000000001"),
             (10, "0000000000000000000000001010"),

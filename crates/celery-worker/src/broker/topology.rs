@@ -496,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn ways_with_and_without_a_delay() {
+    fn routes_with_and_without_a_delay() {
         let topic = TaskQueue {
             exchange_type: Some(ExchangeKind::Topic),
             routing_key: Some("k".into()),
@@ -531,7 +531,7 @@ mod tests {
     }
 
     #[test]
-    fn delayed_delivery_where_it_is_wanted() {
+    fn delayed_delivery_follows_the_settings() {
         for (when, names, expected) in [
             (
                 DelayedDelivery::Auto,

@@ -66,7 +66,7 @@ async fn chord_is_sent_with_the_task_that_watches_it() {
 }
 
 #[tokio::test]
-async fn nothing_is_sent_that_cannot_be() {
+async fn invalid_signature_sends_nothing() {
     let broker = MemoryBroker::new();
     let client = Client::new(broker.clone(), Disabled, ClientOptions::default());
     let empty = client.send(chain::<Signature>([])).await;
@@ -95,7 +95,7 @@ async fn nothing_is_sent_that_cannot_be() {
 }
 
 #[tokio::test]
-async fn errors_of_get_are_told_apart() {
+async fn errors_of_get_are_distinct() {
     let (_, results, client) = in_memory();
     let result = client.send(group([s("a"), s("b")])).await.unwrap();
     let late = result.get::<Vec<i64>>(SHORTLY).await;
@@ -173,7 +173,7 @@ async fn second_run_of_a_task_sends_the_same_ids() {
 }
 
 #[tokio::test]
-async fn priority_is_inherited_where_that_is_asked_for() {
+async fn priority_is_inherited_if_enabled() {
     let broker = MemoryBroker::new();
     let options = ClientOptions {
         inherit_parent_priority: true,
@@ -192,7 +192,7 @@ async fn priority_is_inherited_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn each_task_is_followed_by_an_event_where_that_is_asked_for() {
+async fn sent_task_is_followed_by_its_event_if_enabled() {
     let broker = MemoryBroker::recording();
     let options = ClientOptions {
         task_sent_events: true,

@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_tries_while_the_others_wait_and_all_go_on_together() {
+    async fn one_caller_probes_while_the_others_wait() {
         let breaker = Arc::new(CircuitBreaker::new("test".into()));
         let backend = Arc::new(Backend::default());
         breaker.pass(backend.work()).await.unwrap_err();
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_gives_up_does_not_hold_the_others() {
+    async fn cancelled_probe_does_not_block_the_others() {
         let breaker = CircuitBreaker::new("test".into());
         let backend = Backend::default();
         breaker.pass(backend.work()).await.unwrap_err();

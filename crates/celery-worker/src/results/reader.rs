@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn replies_are_kept_until_they_are_asked_for() {
+    async fn replies_are_kept_until_they_are_requested() {
         let arrived = Arrived::default();
         arrived.put(json!({"task_id": "a", "status": "STARTED"}));
         assert_eq!(

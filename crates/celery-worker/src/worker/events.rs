@@ -184,7 +184,7 @@ mod tests {
 
     /// Short lists, one for each confirm of the broker, would be too slow for a fast worker.
     #[tokio::test]
-    async fn what_has_gathered_goes_in_long_lists() -> Result<(), serde_json::Error> {
+    async fn collected_events_are_sent_in_long_lists() -> Result<(), serde_json::Error> {
         let broker = MemoryBroker::recording();
         let events = Events::new("celery@test".into(), true, Arc::new(broker.clone()));
         for _ in 0..QUEUE {

@@ -469,7 +469,7 @@ mod tests {
 
     /// After a lost connection the broker delivers the message again, and the new delivery is parked like the old one.
     #[test]
-    fn what_is_delivered_again_is_parked_with_its_task() -> Result<(), &'static str> {
+    fn redelivery_is_parked_with_its_task() -> Result<(), &'static str> {
         let in_flight = InFlight::new(1);
         let task = request("a", "").ok_or(MISSING)?;
         let (_, lost) = accept(&in_flight, &task);
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_than_the_limit_is_parked() -> Result<(), &'static str> {
+    fn parking_is_limited() -> Result<(), &'static str> {
         let in_flight = InFlight::new(2);
         let task = request("a", "").ok_or(MISSING)?;
         let other = request("b", "").ok_or(MISSING)?;

@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_new_limit_holds_for_those_that_wait() {
+    async fn new_limit_applies_to_waiting_tasks() {
         let limits = RateLimits::default();
         limits.set("t", "1/h".parse().ok());
         limits.pass("t").await;

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn a_broker_is_given_up_where_the_settings_say_so() {
+async fn connecting_ends_after_the_configured_attempts() {
     // No process listens there.
     let port = {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -40,7 +40,7 @@ async fn a_broker_is_given_up_where_the_settings_say_so() {
 
 /// A password that changes under a running consumer: said, and tried again until it is right.
 #[tokio::test]
-async fn a_changed_password_is_waited_for() {
+async fn changed_password_is_retried_until_it_is_right() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
@@ -84,7 +84,7 @@ async fn a_changed_password_is_waited_for() {
 }
 
 #[tokio::test]
-async fn tls_with_and_without_a_certificate_of_our_own() {
+async fn tls_with_and_without_a_client_certificate() {
     let (Some(port), Some(files)) = (service("TEST_AMQPS_PORT"), service("TEST_TLS")) else {
         return;
     };

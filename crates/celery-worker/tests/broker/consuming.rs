@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn parked_deliveries_take_no_place() {
+async fn parked_deliveries_use_no_slot() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
@@ -49,7 +49,7 @@ async fn parked_deliveries_take_no_place() {
 }
 
 #[tokio::test]
-async fn queues_come_and_go_under_a_running_consumer() {
+async fn queues_are_added_and_removed_while_consuming() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
@@ -95,7 +95,7 @@ async fn queues_come_and_go_under_a_running_consumer() {
 }
 
 #[tokio::test]
-async fn deleted_queues_are_declared_anew() {
+async fn deleted_queues_are_declared_again() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
@@ -185,7 +185,7 @@ async fn queue_with_other_arguments_is_used_unchanged() {
 }
 
 #[tokio::test]
-async fn without_declaring_a_missing_queue_is_waited_for() {
+async fn missing_queue_is_awaited_without_declaring() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
@@ -271,7 +271,7 @@ async fn large_headers_pass() {
 }
 
 #[tokio::test]
-async fn what_was_not_begun_goes_back_at_once() {
+async fn unstarted_deliveries_return_at_once() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };

@@ -87,7 +87,7 @@ async fn a_missing_exchange_fails_its_own_message_only() {
 
 /// Publishers do not wait for each other's confirms.
 #[tokio::test]
-async fn many_publications_are_under_way_at_once() {
+async fn publications_are_confirmed_concurrently() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };

@@ -25,7 +25,7 @@ async fn no_more_tasks_than_slots_run_at_once() {
 }
 
 #[tokio::test]
-async fn the_same_id_twice_runs_once_at_a_time() {
+async fn task_with_the_same_id_runs_once_at_a_time() {
     let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
         return;
     };

@@ -21,7 +21,7 @@ impl Drop for Alarm<'_> {
 /// A broker with a memory alarm reads nothing from publishers. Each publication during the alarm arrives
 /// once, not once per try.
 #[tokio::test]
-async fn a_broker_that_blocks_publishers_gets_every_message_once() {
+async fn blocked_broker_receives_every_message_once() {
     // All connections to a broker are blocked, and other tests use the first one.
     let (Some(url), Some(redis), Some(ctl)) = (
         service("SECOND_TEST_AMQP_URL"),

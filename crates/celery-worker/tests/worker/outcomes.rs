@@ -49,7 +49,7 @@ async fn a_panic_is_a_failure_and_frees_its_slot() {
 }
 
 #[tokio::test]
-async fn messages_that_are_no_tasks_are_settled_as_in_python() {
+async fn messages_without_a_task_are_settled_as_in_python() {
     let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
         return;
     };

@@ -3,7 +3,7 @@
 use super::*;
 
 #[tokio::test]
-async fn warm_shutdown_finishes_what_runs_and_gives_back_what_waits() {
+async fn warm_shutdown_finishes_running_tasks_and_returns_waiting_ones() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
@@ -38,7 +38,7 @@ async fn warm_shutdown_finishes_what_runs_and_gives_back_what_waits() {
 }
 
 #[tokio::test]
-async fn cold_shutdown_stops_tasks_and_gives_their_messages_back() {
+async fn cold_shutdown_stops_tasks_and_returns_their_messages() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };

@@ -427,7 +427,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn modesty_is_the_threads_own() {
+    fn reader_priority_applies_to_its_thread_only() {
         let nice = || getpriority_process(Some(gettid())).unwrap();
         let before = nice();
         let of_thread = thread::spawn(move || {

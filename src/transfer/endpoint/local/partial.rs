@@ -253,7 +253,7 @@ mod tests {
 
     /// Publication by a hard link, for a kernel that cannot rename without overwriting.
     #[test]
-    fn linking_is_as_safe() {
+    fn hard_link_never_overwrites() {
         let folder = tempfile::tempdir().unwrap();
         let directory = Directory::open(folder.path()).unwrap();
         let path = |name: &str| folder.path().join(name);

@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beginning_hides_what_was_complained_before() {
+    fn output_before_the_mark_is_ignored() {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
@@ -178,7 +178,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn noise_before_the_beginning_changes_nothing(noise: Vec<u8>, lines in 0..40usize) {
+        fn output_before_the_mark_changes_nothing(noise: Vec<u8>, lines in 0..40usize) {
             let mark = Mark::new();
             let m = mark.as_str();
             let mut output = noise.repeat(lines);

@@ -171,7 +171,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_answer_makes_it_panic(answer in "\\PC*") {
+        fn any_answer_is_read_without_panic(answer in "\\PC*") {
             facts(&answer);
             available(&answer);
             printed_digest(DigestAlgorithm::Xxh3, &answer);

@@ -180,7 +180,7 @@ fn ids_of(plan: &Plan) -> Vec<Value> {
 }
 
 #[test]
-fn every_occasion_has_ids_of_its_own() {
+fn each_application_has_its_own_ids() {
     let mut message = TaskMessage {
         id: "parent".into(),
         ..TaskMessage::default()
@@ -214,7 +214,7 @@ fn every_occasion_has_ids_of_its_own() {
 }
 
 #[test]
-fn task_is_not_replaced_by_nothing_or_by_a_part() {
+fn task_is_not_replaced_by_an_empty_signature_or_a_chord_part() {
     let message = TaskMessage {
         id: "parent".into(),
         ..TaskMessage::default()

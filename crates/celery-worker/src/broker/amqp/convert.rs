@@ -195,7 +195,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn headers_survive_the_way_there_and_back() {
+    fn headers_survive_a_round_trip() {
         let headers = json!({
             "null": null, "yes": true, "small": 7, "large": 1_u64 << 40, "x": 1.5,
             "text": "é", "list": [1, [null]], "table": {"a": {"b": []}},
@@ -209,7 +209,7 @@ mod tests {
     /// Converts values from AMQP and back: they stay the same, except for the width of numbers and the choice between
     /// the two text types.
     #[test]
-    fn types_survive_the_way_there_and_back() {
+    fn types_survive_a_round_trip() {
         let mut inner = FieldTable::default();
         inner.insert("__type__".into(), AMQPValue::LongString("datetime".into()));
         inner.insert("__value__".into(), AMQPValue::Boolean(true));
@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_envelope_is_a_table() {
+    fn mapping_without_envelope_becomes_field_table() {
         for value in [
             json!({"__type__": "datetime", "__value__": "soon"}),
             json!({"__type__": "decimal", "__value__": "1e5"}),

@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_tells_its_version() {
+    fn version_of_the_broker_is_read() {
         let properties = b"\x0ccapabilitiesF\0\0\0\x03\x01xt\x07productS\0\0\0\x08RabbitMQ\x07versionS\0\0\0\x063.10.8";
         let expected = Greeting {
             product: "RabbitMQ".into(),
@@ -439,7 +439,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_greeting_makes_it_panic(properties: Vec<u8>) {
+        fn any_greeting_is_read_without_panic(properties: Vec<u8>) {
             greeting(&properties);
             greeting(&start(&properties));
         }

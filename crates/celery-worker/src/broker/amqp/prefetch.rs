@@ -242,7 +242,7 @@ mod tests {
         /// After any sequence of parking, unparking and settling, the wanted number of deliveries is held, and never
         /// more.
         #[test]
-        fn as_many_as_wanted_are_held(
+        fn window_limits_the_held_deliveries(
             target in 1_u16..8,
             steps in prop::collection::vec((0_u8..3, any::<prop::sample::Index>()), 0..60),
         ) {
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_smaller_window_waits_until_there_is_room() {
+    fn smaller_window_waits_for_free_slots() {
         let mut broker = Broker::new(4);
         broker.deliver();
         broker.window.set_target(2);
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn those_that_come_back_from_parking_are_counted() {
+    fn unparked_deliveries_are_counted() {
         let mut broker = Broker::new(2);
         broker.deliver();
         broker.held[0].0.park(true);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn no_limit_is_no_limit() {
+    fn zero_means_unlimited() {
         let window = PrefetchWindow::new(0);
         assert_eq!(window.renewed(0), 1);
         window.take(1).park(true);

@@ -84,7 +84,7 @@ async fn exchanges_route_as_those_of_amqp() {
 }
 
 #[tokio::test]
-async fn prefetch_limits_what_is_held_and_parked_messages_do_not_count() {
+async fn prefetch_limits_held_messages_without_parked_ones() {
     let broker = MemoryBroker::new();
     let mut consumer = broker.consume(subscription(&["q"], 1));
     broker.declare(&Queue::tasks("q"));

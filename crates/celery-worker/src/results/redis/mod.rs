@@ -220,7 +220,7 @@ mod tests {
     #[case("site:", "site:")]
     #[case("site-", "site-")]
     #[case("site.", "site.")]
-    fn prefixes_are_set_off(#[case] setting: &str, #[case] prefix: &str) {
+    fn key_prefix_is_separated(#[case] setting: &str, #[case] prefix: &str) {
         assert_eq!(key_prefix(setting), prefix);
     }
 }

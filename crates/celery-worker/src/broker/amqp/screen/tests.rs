@@ -100,7 +100,7 @@ fn frames(mut stream: &[u8]) -> Result<Vec<AMQPFrame>, String> {
 }
 
 #[test]
-fn what_is_right_goes_through_as_it_is() {
+fn valid_frames_pass_unchanged() {
     let table = [
         text("é".as_bytes()),
         sized(b'S', b"\xff"),
@@ -120,7 +120,7 @@ fn what_is_right_goes_through_as_it_is() {
 }
 
 #[test]
-fn bytes_that_are_no_text_become_question_marks() {
+fn invalid_utf8_becomes_question_marks() {
     let table = [text(b"na\x8dme"), b"t\x01".to_vec()].concat();
     let stream = [
         deliver(7, b"ex\xff", "é".as_bytes()),
@@ -142,7 +142,7 @@ fn bytes_that_are_no_text_become_question_marks() {
 }
 
 #[test]
-fn what_nests_too_deep_becomes_bytes() {
+fn too_deep_values_become_bytes() {
     let mut value = b"V".to_vec();
     for depth in 0..600 {
         value = match depth % 2 {
@@ -205,7 +205,7 @@ fn properties_that_cannot_be_read_are_left_out_with_their_body() {
 }
 
 #[test]
-fn headers_beyond_a_frame_are_left_out_where_no_larger_one_is_to_come() {
+fn headers_beyond_the_largest_frame_are_left_out() {
     let table = [text(b"x"), sized(b'S', &vec![b'a'; FRAME_MAX as usize])].concat();
     let stream = [
         deliver(1, b"", b"q"),
@@ -395,7 +395,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 proptest! {
     /// The library can read every stream after the screen, for any content and any split into pieces.
     #[test]
-    fn the_library_can_read_what_goes_through(
+    fn screened_frames_are_readable_by_the_library(
         messages in prop::collection::vec(message(), 1..6),
         pieces in prop::collection::vec(1_usize..200, 0..60),
     ) {
@@ -408,7 +408,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_it_panic(stream in prop::collection::vec(any::<u8>(), 0..300), pieces in prop::collection::vec(1_usize..50, 0..9)) {
+    fn any_bytes_are_read_without_panic(stream in prop::collection::vec(any::<u8>(), 0..300), pieces in prop::collection::vec(1_usize..50, 0..9)) {
         let mut screen = screen(true);
         run(&mut screen, &stream, &pieces);
         let typed: Vec<u8> = stream.chunks(40).enumerate().flat_map(|(i, chunk)| frame(1 + (i % 3) as u8, chunk)).collect();
