@@ -5,6 +5,7 @@
 //! cargo bench --bench wire
 //! ```
 #![allow(
+    clippy::disallowed_methods,
     clippy::expect_used,
     missing_docs,
     reason = "a failure ends the bench; criterion's macros write no comments"

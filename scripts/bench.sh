@@ -19,7 +19,7 @@ REPORTING=/sys/module/page_reporting/parameters/page_reporting_order
 keep_free_memory() {
   [[ -e $REPORTING ]] || return 0
   REPORTED=$(cat "$REPORTING")
-  if report_from 11; then # pages of an order that there is not
+  if report_from 11; then # an order that does not exist: no page is reported
     at_end give_free_memory
     note "free memory stays with this machine ($REPORTING) until the end"
   else

@@ -11,6 +11,7 @@ use celery_worker_cli::Program;
 
 pub(crate) mod advice;
 pub mod cli;
+pub(crate) mod clock;
 pub(crate) mod doctor;
 pub mod faults;
 pub mod heartbeats;

@@ -30,6 +30,7 @@ const POLL: Duration = Duration::from_millis(20);
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// Creates a command that runs as described above, with both outputs piped.
+#[allow(clippy::disallowed_methods, reason = "the module that starts programs")]
 pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();

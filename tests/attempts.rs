@@ -3,6 +3,7 @@
 //!
 //! `$BBCP_DOUBLE` names the double; without it, it is built here.
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -13,6 +13,7 @@
 //! A failure prints the seed and the history of the transfer. Repeat it with `WALK_SEED=… WALK_STEPS=…`.
 #![cfg(feature = "fault-points")]
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

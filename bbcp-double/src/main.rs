@@ -16,6 +16,10 @@
 //!
 //! Exit code 99 and a line beginning with `DOUBLE:` mean that the *test* is wrong: an unknown knob, a plan that cannot
 //! be parsed, or a host name with a hidden option.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "bbcp starts its processes and stamps its output in several places"
+)]
 
 mod agent;
 mod checksum;

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{Check, Doctor, Finding, Outcome, scheduled};
 use crate::advice;
+use crate::clock;
 use crate::settings::DatabaseType;
 use crate::transfer::database::{Database, DatabaseError};
 use crate::transfer::repository::{Map, Repository};
@@ -112,9 +113,9 @@ impl Doctor {
             None => self.skipped(Check::Scheduled, "", "the schema does not match"),
         });
         let clock = async {
-            let asked = Utc::now();
+            let asked = clock::now();
             match database.now().await {
-                Ok(theirs) => judge_clock(theirs, asked, Utc::now(), Duration::ZERO),
+                Ok(theirs) => judge_clock(theirs, asked, clock::now(), Duration::ZERO),
                 Err(error) => Outcome::red(chain(&error).to_string(), "check that it answers"),
             }
         };
@@ -278,7 +279,7 @@ mod tests {
     #[case(3600, Verdict::Red)]
     #[case(-3600, Verdict::Red)]
     fn clocks(#[case] seconds: i64, #[case] verdict: Verdict) {
-        let asked = Utc::now();
+        let asked = clock::now();
         let answered = asked + chrono::TimeDelta::seconds(2);
         let theirs = asked + chrono::TimeDelta::seconds(seconds);
         let outcome = judge_clock(theirs, asked, answered, Duration::from_secs(1));

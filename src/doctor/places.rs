@@ -11,6 +11,7 @@ use humansize::{BINARY, format_size};
 use super::database::judge_clock;
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use crate::advice;
+use crate::clock;
 use crate::settings::{DigestAlgorithm, LinkSettings};
 use crate::transfer::digest;
 use crate::transfer::endpoint::Remote;
@@ -233,10 +234,10 @@ impl Doctor {
                 None
             } else {
                 let knocking = async {
-                    let asked = Utc::now();
+                    let asked = clock::now();
                     match remote.clock().await {
                         Ok(seconds) => {
-                            clock = Some((seconds, asked, Utc::now()));
+                            clock = Some((seconds, asked, clock::now()));
                             Outcome::green("login without a password succeeded")
                         }
                         Err(error) => failed(&error),

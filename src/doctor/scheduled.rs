@@ -129,7 +129,7 @@ mod tests {
     #[case(&[Some((6, 1))], Verdict::Green)]
     #[case(&[Some((1, 3))], Verdict::Red)]
     fn rows_that_wait(#[case] rows: &[Option<(i64, i64)>], #[case] expected: Verdict) {
-        let now = Utc::now();
+        let now = crate::clock::now();
         let record = |&(minutes, resent): &(i64, i64)| ScheduleRecord {
             data_transfer_id: 7.into(),
             scheduled_at: now - TimeDelta::minutes(minutes),

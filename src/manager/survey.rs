@@ -242,7 +242,7 @@ mod tests {
             HashMap::from(places),
             crate::settings::load(None, []).unwrap(),
         );
-        let mut survey = Survey::new(links, &places, Utc::now(), &settings);
+        let mut survey = Survey::new(links, &places, crate::clock::now(), &settings);
         for (id, status, origin, destination) in transfers {
             survey.see(OpenTransfer {
                 id: TransferId::new(*id),
@@ -310,7 +310,7 @@ mod tests {
         };
         let paused = Link {
             pause: Some(Pause {
-                since: Utc::now(),
+                since: crate::clock::now(),
                 by: "me@here".into(),
                 reason: "storm".into(),
                 stops_running: false,

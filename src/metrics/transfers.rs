@@ -8,6 +8,7 @@ use prometheus::{
     Error, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
 };
 
+use crate::clock;
 use celery_worker_cli::metrics::Registered;
 
 /// Labels for the link of a copy: the short names of both sites.
@@ -250,7 +251,7 @@ impl ManagerMetrics {
         let Some(did) = did else {
             return self.failed.inc();
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = SystemTime::from(clock::now()).duration_since(UNIX_EPOCH);
         self.last.set(now.unwrap_or_default().as_secs_f64());
         self.overdue
             .set(i64::try_from(did.overdue).unwrap_or(i64::MAX));

@@ -323,6 +323,7 @@ impl From<crate::faults::AnswerLost> for LeaseError {
 
 #[cfg(test)]
 #[allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

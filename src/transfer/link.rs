@@ -395,7 +395,7 @@ mod tests {
         assert!(closed.capacity.problem().is_some());
         closed = link(Some(9), &[]);
         closed.pause = Some(Pause {
-            since: Utc::now(),
+            since: crate::clock::now(),
             by: "me@here".into(),
             reason: "storm".into(),
             stops_running: false,

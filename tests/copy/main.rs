@@ -3,6 +3,7 @@
 //! `$BBCP_DOUBLE` names the double; without it, it is built here. Remote ends need `$TEST_SSHD_PORT`,
 //! `$TEST_SSH_IDENTITY` and `$TEST_SSH_KNOWN_HOSTS` (and may have `$TEST_SSH_USER`).
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -1,6 +1,7 @@
 //! Tests of leases, transfers, links and the schema on real databases: SQLite, and PostgreSQL if `TEST_POSTGRES_URL`
 //! names a server.
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

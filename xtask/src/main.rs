@@ -1,4 +1,5 @@
 //! Development tasks of this repository, run as `cargo xtask <task>`. Nothing of it is shipped.
+#![allow(clippy::disallowed_methods, reason = "each task starts its own tools")]
 
 use std::io;
 use std::path::{Path, PathBuf};

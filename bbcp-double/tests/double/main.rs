@@ -1,5 +1,6 @@
 //! Tests of the double as a program: conformance with the real bbcp, injections, knobs, options and processes.
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

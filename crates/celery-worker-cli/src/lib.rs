@@ -2,6 +2,7 @@
 #![deny(missing_docs)]
 #![warn(unreachable_pub)]
 
+mod clock;
 mod error;
 pub mod health;
 pub mod log;

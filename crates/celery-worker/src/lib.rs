@@ -56,6 +56,7 @@ pub mod broker;
 #[cfg(feature = "celery-crate")]
 pub mod celery_crate;
 pub mod client;
+mod clock;
 #[cfg(feature = "fault-injection")]
 pub mod fault_injection;
 pub mod liveness;

@@ -7,10 +7,11 @@ use celery_protocol::canvas::{Outgoing, Route};
 use celery_protocol::event::{SentTask, Stamp};
 use celery_protocol::message::JSON;
 use celery_protocol::{Properties, RawMessage};
-use chrono::{DateTime, Local, Offset, Utc};
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::broker::{Broker, Declaration, Exchange, Publication, TaskQueues};
+use crate::clock;
 use service_connection::error_chain::chain;
 
 /// Time limit for publishing an event.
@@ -64,7 +65,7 @@ impl TaskPublisher {
         };
         let eta = message.headers.get("eta").and_then(Value::as_str);
         let eta = eta.and_then(|eta| DateTime::parse_from_rfc3339(eta).ok());
-        let delay = eta.and_then(|eta| (eta.to_utc() - Utc::now()).to_std().ok());
+        let delay = eta.and_then(|eta| (eta.to_utc() - clock::now()).to_std().ok());
         let route = self.queues.route(queue, delay.unwrap_or_default());
         Publication {
             exchange: route.exchange,
@@ -113,8 +114,8 @@ pub(crate) fn stamp(hostname: &str, clock: u64) -> Stamp<'_> {
         hostname,
         pid: std::process::id(),
         clock,
-        timestamp: unix_seconds(Utc::now()),
-        utcoffset: -f64::from(Local::now().offset().fix().local_minus_utc()) / 3600.0,
+        timestamp: unix_seconds(clock::now()),
+        utcoffset: -f64::from(clock::local_offset()) / 3600.0,
     }
 }
 

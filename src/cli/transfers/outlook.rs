@@ -438,13 +438,13 @@ mod tests {
         "its row does not say why | to try it again: `ccat-transfer transfers retry 7`"
     )]
     fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
-        let said = said(&detail(status), Utc::now());
+        let said = said(&detail(status), crate::clock::now());
         assert!(said.contains(expected), "{said}");
     }
 
     #[test]
     fn scheduled_transfer_shows_its_time_and_next_step() {
-        let now = Utc::now();
+        let now = crate::clock::now();
         let mut detail = detail(Status::Scheduled);
         detail.schedule = Some(ScheduleRecord {
             data_transfer_id: TransferId::new(7),
@@ -481,14 +481,14 @@ mod tests {
                 ..WAY
             };
             let detail = detail(Status::Pending);
-            Outlook::of(&detail, &way, &Owner::current("me"), Utc::now()).why
+            Outlook::of(&detail, &way, &Owner::current("me"), crate::clock::now()).why
         };
         assert!(said(&link, 1).starts_with("due"));
         assert!(said(&link, 2).contains("ccat → cologne has 2 under way, of 2 at most"));
         link.max_active = Some(0);
         assert!(said(&link, 0).contains("no copies now"));
         link.pause = Some(Pause {
-            since: Utc::now(),
+            since: crate::clock::now(),
             by: "me@here".into(),
             reason: "observing".into(),
             stops_running: false,
@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn a_wait_has_its_end_its_cause_and_its_remedy() {
-        let now = Utc::now();
+        let now = crate::clock::now();
         let mut detail = detail(Status::Pending);
         detail.not_before = Some(now + TimeDelta::minutes(12));
         detail.waits_for = Some("destination_busy".into());
@@ -514,7 +514,7 @@ mod tests {
 
     #[test]
     fn a_lease_is_alive_or_dead() {
-        let now = Utc::now();
+        let now = crate::clock::now();
         let mut detail = detail(Status::InProgress);
         detail.lease = Some(lease(7, now + TimeDelta::minutes(1)));
         assert!(said(&detail, now).contains("transfers cancel 7"));
@@ -530,7 +530,7 @@ mod tests {
     fn incomplete_row_needs_an_operator() {
         let mut detail = detail(Status::Pending);
         detail.transfer.package = None;
-        let said = said(&detail, Utc::now());
+        let said = said(&detail, crate::clock::now());
         assert!(
             said.contains("a package, which does not exist") && said.contains("transfers fail 7"),
             "{said}"
@@ -544,7 +544,7 @@ mod tests {
             attempt: AttemptNumber::new(1),
             task_id: "t".into(),
             worker: "celery@far".into(),
-            started_at: Utc::now(),
+            started_at: crate::clock::now(),
             ended_at: None,
             outcome: Some(outcome),
             error_code: error_code.map(Into::into),
@@ -556,14 +556,14 @@ mod tests {
             temporary_name: None,
         };
         detail.attempts = vec![attempt(Outcome::Failed, Some("ssh_denied"))];
-        let text = said(&detail, Utc::now());
+        let text = said(&detail, crate::clock::now());
         assert!(
             text.contains("`ssh.user`") && text.contains("transfers log 7"),
             "{text}"
         );
         // An operator cancelled it: an earlier failure does not explain that.
         detail.attempts.push(attempt(Outcome::Interrupted, None));
-        let text = said(&detail, Utc::now());
+        let text = said(&detail, crate::clock::now());
         assert!(!text.contains("ssh.user"), "{text}");
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::super::{CliError, Context, output};
 use super::selection::Filters;
+use crate::clock;
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::repository::{Filter, ListError, Listing, Repository, Sort, TransferSummary};
 use celery_worker_cli::Signals;
@@ -338,7 +339,7 @@ fn line(json: bool, seen: &Seen) -> Result<(), CliError> {
         #[serde(flatten)]
         seen: &'a Seen,
     }
-    let at = Utc::now();
+    let at = clock::now();
     if json {
         return output::json_line(&At { at, seen });
     }
@@ -459,7 +460,7 @@ mod tests {
     use crate::transfer::lease::{LeaseInfo, Owner};
 
     fn copying(done: i64, rate: i64) -> TransferSummary {
-        let now = Utc::now();
+        let now = clock::now();
         TransferSummary {
             id: TransferId::new(7),
             status: Label::Known(Status::InProgress),
@@ -492,23 +493,23 @@ mod tests {
 
     #[test]
     fn progress_shows_all_known_values() {
-        let seen = Seen::of(copying(1 << 20, 100_000), Utc::now());
+        let seen = Seen::of(copying(1 << 20, 100_000), clock::now());
         assert_eq!(seen.eta_s, Some(21));
         assert_eq!(
             seen.details(),
             " 33%            1 MiB of 3 MiB   97.66 KiB/s  ETA 21s      16 streams  copying  celery@here"
         );
         // Unknown values give no estimate.
-        assert_eq!(Seen::of(copying(0, 0), Utc::now()).eta_s, None);
-        assert_eq!(Seen::of(copying(3 << 20, 1), Utc::now()).eta_s, None);
+        assert_eq!(Seen::of(copying(0, 0), clock::now()).eta_s, None);
+        assert_eq!(Seen::of(copying(3 << 20, 1), clock::now()).eta_s, None);
     }
 
     #[test]
     fn ended_transfer_and_expired_lease_show_no_progress() {
         let mut transfer = copying(1, 1);
         transfer.status = Label::Known(Status::Failed);
-        assert_eq!(Seen::of(transfer, Utc::now()).worker, None);
-        let late = Utc::now() + TimeDelta::hours(2);
+        assert_eq!(Seen::of(transfer, clock::now()).worker, None);
+        let late = clock::now() + TimeDelta::hours(2);
         assert_eq!(Seen::of(copying(1, 1), late).bytes_done, None);
     }
 

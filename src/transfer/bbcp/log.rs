@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::timeout;
 
+use crate::clock;
 use crate::transfer::endpoint::Directory;
 use crate::transfer::failures::TransferError;
 
@@ -51,7 +52,7 @@ impl CopyLog {
 
     /// Writes a line of the worker itself, with a time stamp.
     pub(super) async fn note(&self, text: &str) -> bool {
-        let now = humantime::format_rfc3339_seconds(SystemTime::now());
+        let now = humantime::format_rfc3339_seconds(SystemTime::from(clock::now()));
         self.write(format!("# {now} {text}\n").as_bytes()).await
     }
 }

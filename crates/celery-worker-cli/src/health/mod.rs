@@ -19,12 +19,12 @@ use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, serve};
-use chrono::Utc;
 use futures_util::future::join_all;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
+use crate::clock;
 use crate::metrics::{Metrics, Registered};
 use crate::program::Program;
 use crate::text::visible;
@@ -209,7 +209,7 @@ async fn livez(State(health): State<HealthRegistry>) -> Response {
         return "alive\n".into_response();
     }
     let lines = stopped.iter().map(|loop_| {
-        let since = Utc::now() - loop_.since;
+        let since = clock::now() - loop_.since;
         format!(
             "{}: no progress since {} ({} s; the limit is {} s)\n",
             loop_.name,

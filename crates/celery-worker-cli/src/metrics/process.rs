@@ -10,6 +10,7 @@ use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
 use prometheus::{Counter, Error, Gauge};
 
 use super::Registered;
+use crate::clock;
 
 /// The gauges and counters `process_*`.
 #[derive(Debug)]
@@ -53,7 +54,7 @@ impl ProcessMetrics {
                 "Start of the process, in seconds since 1970.",
             )?,
         };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = SystemTime::from(clock::now()).duration_since(UNIX_EPOCH);
         process.start.set(now.unwrap_or_default().as_secs_f64());
         Ok(process)
     }

@@ -133,6 +133,7 @@ impl Drop for PidFile {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "tests")]
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
     use std::process::Command;

@@ -24,6 +24,7 @@ impl End {
     ///
     /// # Errors
     /// The program cannot be started.
+    #[allow(clippy::disallowed_methods, reason = "replaces this process")]
     pub fn conclude(self, process: &Process) -> Result<ExitCode, ProcessError> {
         match self {
             Self::Exit(code) => Ok(code),

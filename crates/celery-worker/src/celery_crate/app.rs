@@ -21,6 +21,7 @@ use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
 use crate::broker::{Broker, Publication, Sending, TaskQueues, TracePropagation};
+use crate::clock;
 use celery_protocol::{Properties, RawMessage, isoformat, repr};
 use service_connection::error_chain::chain;
 
@@ -88,7 +89,7 @@ impl CrateBroker for Producer {
         let delay = message
             .headers
             .eta
-            .and_then(|eta| (eta - Utc::now()).to_std().ok());
+            .and_then(|eta| (eta - clock::now()).to_std().ok());
         let route = self
             .producing
             .queues

@@ -27,7 +27,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use chrono::Utc;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use tokio::sync::OnceCell;
@@ -37,6 +36,7 @@ use crate::broker::{
     Broker, BrokerError, Declaration, Exchange, ExchangeKind, NoPropagation, Publication, Sending,
     TaskQueues, TracePropagation,
 };
+use crate::clock;
 use crate::publication::{TaskPublisher, send_event};
 use crate::results::{
     ChordSupport, ReadError, ResultAccess, ResultBackend, ResultError, ResultReader,
@@ -401,7 +401,7 @@ impl Client {
             role: "",
             reply_to,
             origin: self.shared.publisher.origin(),
-            now: Utc::now(),
+            now: clock::now(),
             chords: !matches!(self.shared.results.chords(), ChordSupport::None),
         }
     }

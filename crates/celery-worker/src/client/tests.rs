@@ -137,7 +137,7 @@ async fn replies_come_to_the_queue_of_the_client() {
         ..TaskMessage::default()
     };
     let state = State::Success(json!({"x": 1}));
-    let meta = celery_protocol::result::ResultMeta::new(&message, state, Utc::now());
+    let meta = celery_protocol::result::ResultMeta::new(&message, state, clock::now());
     let worker = Rpc::new(Arc::new(broker.clone()), false);
     worker.store(&meta, &message).await.unwrap();
     let value: Value = result.get(SHORTLY * 10).await.unwrap();

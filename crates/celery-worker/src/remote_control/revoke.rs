@@ -4,13 +4,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use futures_util::stream::{self, StreamExt};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::{RemoteControl, ids, is_true, shortened};
+use crate::clock;
 use crate::worker::bounded_queue::{BoundedQueue, Queued};
 use crate::worker::revocation;
 use celery_protocol::exception::{BUILTINS, Exception};
@@ -135,7 +135,7 @@ impl RemoteControl {
                 id: id.clone(),
                 ..TaskMessage::default()
             };
-            let meta = ResultMeta::new(&message, State::Revoked(Cause::Revoked), Utc::now());
+            let meta = ResultMeta::new(&message, State::Revoked(Cause::Revoked), clock::now());
             self.worker.results.store(&meta, &message).await
         };
         match timeout(WITHIN, storing).await {

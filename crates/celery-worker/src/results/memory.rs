@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use chrono::Utc;
 use serde_json::Value;
 
 use super::{ChordSupport, ResultBackend, ResultError};
+use crate::clock;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{ResultMeta, State};
 
@@ -51,7 +51,7 @@ impl MemoryResults {
             id: task_id.to_owned(),
             ..TaskMessage::default()
         };
-        self.put(&ResultMeta::new(&message, state, Utc::now()));
+        self.put(&ResultMeta::new(&message, state, clock::now()));
     }
 
     fn put(&self, meta: &ResultMeta) {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use serde_json::Value;
 
 use super::cancellation::Cancellation;
@@ -16,6 +15,7 @@ use super::runtime::Runtime;
 use super::schedule::deliveries_before;
 use crate::aside::apart;
 use crate::broker::{Delivery, Disposition};
+use crate::clock;
 use crate::task::Entry;
 use celery_protocol::RawMessage;
 use celery_protocol::content::Accept;
@@ -175,8 +175,10 @@ impl Runtime {
 
     /// Returns true if the task's eta has not been reached and the task needs no other action before.
     fn has_to_wait(&self, message: &TaskMessage) -> bool {
-        let is_expired = message.expires.is_some_and(|expires| expires <= Utc::now());
-        message.eta.is_some_and(|eta| eta > Utc::now())
+        let is_expired = message
+            .expires
+            .is_some_and(|expires| expires <= clock::now());
+        message.eta.is_some_and(|eta| eta > clock::now())
             && !is_expired
             && self.registry.get(&message.task).is_some()
             && !self.revoked.revokes(message)
@@ -206,7 +208,7 @@ impl Runtime {
         self.emit(request, &Event::TaskReceived(&request.message));
         self.in_flight.enter(request, Phase::Scheduled(eta));
         self.in_flight.park(request, true);
-        let left = (eta - Utc::now()).to_std().unwrap_or_default();
+        let left = (eta - clock::now()).to_std().unwrap_or_default();
         tokio::select! {
             () = self.shutdown.warm.cancelled() => {}
             () = tokio::time::sleep(left.min(self.config.eta_hold)) => {}

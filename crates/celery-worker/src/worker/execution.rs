@@ -4,7 +4,6 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use chrono::Utc;
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
@@ -16,6 +15,7 @@ use super::runtime::Runtime;
 use super::slots::Slot;
 use super::span;
 use crate::broker::Disposition;
+use crate::clock;
 use crate::task::{
     Entry, Outcome, Signals, StateUpdate, StateUpdates, TaskContext, TaskError, TaskRun, panicked,
 };
@@ -66,7 +66,9 @@ impl<'a> Execution<'a> {
     /// Runs a task, stores its outcome and sends its follow-up tasks. Returns the disposition of its message.
     pub(super) async fn attempt(&mut self, slot: Slot) -> Disposition {
         let (runtime, request) = (self.runtime, &self.request);
-        runtime.in_flight.enter(request, Phase::Active(Utc::now()));
+        runtime
+            .in_flight
+            .enter(request, Phase::Active(clock::now()));
         runtime.count(&request.message.task);
         if !self.options.acks_late {
             for delivery in runtime.in_flight.acknowledge(request) {

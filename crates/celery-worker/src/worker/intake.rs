@@ -16,13 +16,13 @@ use super::in_flight::Request;
 use super::runtime::Runtime;
 use super::settlement::Requeue;
 use crate::broker::{Delivery, Disposition};
+use crate::clock;
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
 use celery_protocol::message::{self, Reason, Refused, TaskMessage};
 use celery_protocol::repr;
 use celery_protocol::result::{ResultMeta, State};
-use chrono::Utc;
 
 impl Runtime {
     /// Processes one delivery, from receipt to settlement.
@@ -114,7 +114,7 @@ impl Runtime {
             exception,
             traceback: None,
         };
-        let meta = ResultMeta::new(&message, state, Utc::now());
+        let meta = ResultMeta::new(&message, state, clock::now());
         let stored = match options.stores(&meta.state) {
             true => self.store(&message, &meta).await,
             false => Ok(()),

@@ -10,6 +10,7 @@ use super::in_flight::Phase;
 use super::runtime::Runtime;
 use super::slots::Slot;
 use crate::broker::{Delivery, Disposition, Publication};
+use crate::clock;
 use crate::workflow::Stopped;
 use celery_protocol::RawMessage;
 use celery_protocol::message::TaskMessage;
@@ -99,7 +100,7 @@ impl Execution<'_> {
     /// the channel. Therefore a message with a longer wait is published again, unchanged, at an interval.
     async fn wait_until(&self, eta: DateTime<Utc>) -> Option<()> {
         let (runtime, request) = (self.runtime, &self.request);
-        let Ok(left) = (eta - Utc::now()).to_std() else {
+        let Ok(left) = (eta - clock::now()).to_std() else {
             return Some(());
         };
         // A waiting message must not count against the prefetch limit.
@@ -122,7 +123,9 @@ impl Execution<'_> {
 impl Runtime {
     /// Reason why a task must not start, if any.
     pub(super) fn unwanted(&self, message: &TaskMessage) -> Option<Cause> {
-        let expired = message.expires.is_some_and(|expires| expires <= Utc::now());
+        let expired = message
+            .expires
+            .is_some_and(|expires| expires <= clock::now());
         let cause = match expired {
             true => Cause::Expired,
             false if self.revoked.revokes(message) => Cause::Revoked,

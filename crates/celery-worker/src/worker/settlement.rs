@@ -10,6 +10,7 @@ use super::in_flight::Request;
 use super::runtime::Runtime;
 use super::span;
 use crate::broker::{Disposition, Publication, Route, delayed};
+use crate::clock;
 use crate::task::{Outcome, Reject, Retry, TaskError, When};
 use crate::workflow::STORE_PAUSES;
 use crate::workflow::{Stopped, WorkflowError};
@@ -191,7 +192,7 @@ impl Execution<'_> {
         }
         let when = retry.when.unwrap_or(When::In(self.options.retry_delay));
         let eta = match when {
-            When::In(delay) => Utc::now() + delay,
+            When::In(delay) => clock::now() + delay,
             When::At(eta) => eta,
         };
         let exception = Exception::retry(&when.to_string(), retry.exception.as_ref());
@@ -231,7 +232,7 @@ impl Execution<'_> {
 
     /// A task's message for its next run, by the route of the first message or to the queue that the task chose.
     fn retry_publication(&self, eta: DateTime<Utc>, changes: &Changes) -> Publication {
-        let now = Utc::now();
+        let now = clock::now();
         let request = &*self.request;
         let mut message = request.message.retry(&request.raw, Some(eta), now, changes);
         // All runs of a task are children of its producer's span; if the producer is not in a trace, they are children
@@ -348,7 +349,7 @@ impl Runtime {
 
     /// The result mapping of a state.
     pub(super) fn meta(&self, request: &Request, state: State, children: Vec<Value>) -> ResultMeta {
-        let mut meta = ResultMeta::new(&request.message, state, Utc::now());
+        let mut meta = ResultMeta::new(&request.message, state, clock::now());
         meta.children = children;
         meta.extended = self.config.result_extended.then(|| self.extended(request));
         meta

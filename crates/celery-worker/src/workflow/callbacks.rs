@@ -1,11 +1,11 @@
 //! Follow-up tasks of a task: its callbacks, its errbacks and the rest of its chain.
 
-use chrono::Utc;
 use serde_json::Value;
 
 use super::chord::has_failed;
 use super::{Stopped, UnsentTask, Workflow, WorkflowError, never};
 use crate::aside::is_large;
+use crate::clock;
 use celery_protocol::canvas::{self, Call};
 use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
@@ -108,7 +108,7 @@ impl Workflow {
             counts = !stored.is_some_and(|meta| has_failed(&meta));
         }
         if message.ignore_result != Some(true) {
-            let meta = ResultMeta::new(message, state.clone(), Utc::now());
+            let meta = ResultMeta::new(message, state.clone(), clock::now());
             let store = || self.results.store(&meta, message);
             self.retry_until_reachable(&message.id, "a result is not stored", never, store)
                 .await?;

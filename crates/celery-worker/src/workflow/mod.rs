@@ -10,7 +10,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::Utc;
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use serde_json::Value;
 use tokio::time::sleep;
@@ -19,6 +18,7 @@ use uuid::Uuid;
 
 use crate::aside::Desk;
 use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
+use crate::clock;
 use crate::product::Product;
 use crate::publication::{TaskPublisher, send_event};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
@@ -172,7 +172,7 @@ impl Workflow {
             role,
             reply_to: &self.reply_to,
             origin: self.publisher.origin(),
-            now: Utc::now(),
+            now: clock::now(),
             chords: !matches!(self.chords, ChordSupport::None),
         }
     }

@@ -1,6 +1,7 @@
 //! The broker against a real RabbitMQ.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

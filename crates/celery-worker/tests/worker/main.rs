@@ -1,6 +1,7 @@
 //! The worker against a real RabbitMQ and Redis, with tasks that have nothing to do with transfers.
 
 #![allow(
+    clippy::disallowed_methods,
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::{TimeDelta, Utc};
+use chrono::TimeDelta;
 use sea_orm::sea_query::{Expr, ExprTrait as _, IntoIden as _, OnConflict, Query};
 use sea_orm::sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sea_orm::sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions};
@@ -25,6 +25,7 @@ use self::rows::RowError;
 use self::tables::{Layout, Table};
 use super::breaker::CircuitBreaker;
 use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
+use crate::clock;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::ResultMeta;
 use service_connection::sql::{self, ErrorClass};
@@ -331,7 +332,7 @@ impl ResultBackend for Database {
         let Some(before) = age
             .filter(|seconds| *seconds > 0)
             .and_then(TimeDelta::try_seconds)
-            .and_then(|age| Utc::now().checked_sub_signed(age))
+            .and_then(|age| clock::now().checked_sub_signed(age))
         else {
             return Ok(0);
         };

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::tables::Layout;
 use super::{Database, NAME};
 use crate::aside::{aside, is_large};
+use crate::clock;
 use celery_protocol::isoformat;
 use celery_protocol::result::{self, Extended, NotReadable, ResultMeta, State};
 
@@ -34,7 +35,7 @@ impl Database {
         };
         let date_done = match meta.state {
             // As SQLAlchemy's `onupdate` does for an existing row with STARTED. `cleanup` uses this time.
-            State::Retry { .. } | State::Custom { .. } => Some(Utc::now()),
+            State::Retry { .. } | State::Custom { .. } => Some(clock::now()),
             _ => meta.date_done,
         };
         let mut cells = vec![

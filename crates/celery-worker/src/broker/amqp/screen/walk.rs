@@ -2,9 +2,8 @@
 
 use std::ops::Range;
 
-use chrono::Utc;
-
 use crate::broker::consumer::Damage;
+use crate::clock;
 use celery_protocol::message as wire;
 
 /// Maximum depth of nested header values, so that the library's recursion fits into any stack.
@@ -59,7 +58,7 @@ impl<'a> Walk<'a> {
         let eta = text
             .and_then(|text| str::from_utf8(text).ok())
             .and_then(wire::eta);
-        eta.is_some_and(|eta| eta > Utc::now())
+        eta.is_some_and(|eta| eta > clock::now())
     }
 
     pub(super) fn skip(&mut self, count: usize) -> Option<()> {
