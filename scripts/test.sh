@@ -19,6 +19,7 @@ FAILED=()   # titles
 FAILURES=() # their logs
 PASSED=0
 BEGAN=$SECONDS
+NEEDED_MB=6000 # of the target directory and the servers
 
 # check TITLE CMD… : a step whose failure does not stop the others.
 check() {
@@ -56,7 +57,14 @@ must() { check "$@" || summary; }
 
 run_begin
 export CARGO_NET_RETRY=${CARGO_NET_RETRY:-5}
-if [[ -n ${CI:-} ]]; then export CARGO_INCREMENTAL=0; fi # of no use to a clone that is built once
+if [[ -n ${CI:-} ]]; then
+  # Of no use to a clone that is built once, and together a third of the disk space.
+  export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=debuginfo
+fi
+free=$(df --output=avail -BM . | tail -n 1 | tr -dc 0-9)
+if ((free < NEEDED_MB)); then
+  warn "$free MB are free in $PWD, and the build and the tests write up to $NEEDED_MB MB: a step can fail for lack of space"
+fi
 
 printf '== what is missing\n'
 install_missing promtool=prometheus pgbouncer=pgbouncer logrotate=logrotate

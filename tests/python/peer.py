@@ -55,7 +55,7 @@ def retry(self, times, countdown, max_retries=3):
 
 
 @app.task(name="tasks.sleep")
-def sleep(seconds):
+def sleep(seconds, progress=True):
     # Sleeps in small steps, because the soft time limit needs this in a pool without processes.
     end = time.monotonic() + seconds
     while time.monotonic() < end:

@@ -189,7 +189,13 @@ def test_commands_run_as_written(page, broker, tmp_path):
     (programs / "bbcp").symlink_to(service("BBCP_DOUBLE"))
     work = tmp_path / "work"
     work.mkdir()
-    environment = clean_environment(PATH=f"{programs}:{os.environ['PATH']}", HOME=str(tmp_path), CELERY_BROKER_URL=broker.url)
+    environment = clean_environment(
+        PATH=f"{programs}:{os.environ['PATH']}",
+        HOME=str(tmp_path),
+        CELERY_BROKER_URL=broker.url,
+        # The commands must not depend on the free space of the machine that tests them.
+        CCAT_DATA_TRANSFER_TRANSFER__FREE_SPACE_MARGIN=0,
+    )
     process = subprocess.Popen(
         ["bash", "-c", "\n".join(script)],
         cwd=work,

@@ -1,6 +1,6 @@
 //! The public API of the published crates, as text beside each crate.
 //!
-//! The lists come from rustdoc's JSON through the crate `public-api`. `cargo semver-checks` compares with a release on
+//! The lists come from rustdoc's JSON through `xtask/public-api`. `cargo semver-checks` compares with a release on
 //! crates.io, and there is none; a list in the repository shows each change of the API in the commit that makes it.
 
 use std::env;
@@ -9,8 +9,6 @@ use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-
-use serde::Deserialize;
 
 use super::TaskError;
 
@@ -26,6 +24,9 @@ const CRATES: [&str; 5] = [
 /// Set for the calls of rustdoc that cargo makes through this program.
 const AS_RUSTDOC: &str = "XTASK_AS_RUSTDOC";
 
+/// Exit code of `xtask/public-api` for JSON of another rustdoc.
+const OTHER_FORMAT: i32 = 2;
+
 /// Failure of the comparison.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
@@ -37,10 +38,8 @@ pub(crate) enum ApiError {
     },
     #[error("cargo doc failed")]
     Doc,
-    #[error("rustdoc's JSON cannot be read")]
-    Json(#[from] serde_json::Error),
     #[error("the public API cannot be listed")]
-    List(#[from] public_api::Error),
+    List,
     #[error(
         "the public API of {0} differs from the list; if that is intended, run `cargo xtask api` and commit it"
     )]
@@ -65,12 +64,18 @@ pub(crate) fn act_as_rustdoc() {
 /// Writes the list of each crate, or compares it with the written one.
 pub(crate) fn run(repository: &Path, check: bool) -> Result<(), TaskError> {
     let target = document(repository)?;
+    let json = |name: &str| target.join("doc").join(name.replace('-', "_") + ".json");
+    if !list(repository, &target, &CRATES.map(json))? {
+        eprintln!("xtask: public API not compared");
+        return Ok(());
+    }
     let mut differing = Vec::new();
     for name in CRATES {
-        let json = target.join("doc").join(name.replace('-', "_") + ".json");
-        let Some(api) = list(&json)? else {
-            return Ok(());
-        };
+        let list = json(name).with_extension("txt");
+        let api = fs::read_to_string(&list).map_err(|source| TaskError::File {
+            path: list,
+            source,
+        })?;
         let path = repository.join("crates").join(name).join("public-api.txt");
         let written = fs::read_to_string(&path).unwrap_or_default();
         if written == api {
@@ -127,33 +132,27 @@ fn document(repository: &Path) -> Result<PathBuf, ApiError> {
     }
 }
 
-#[derive(Deserialize)]
-struct Document {
-    format_version: u32,
-}
-
-/// The public API in rustdoc's JSON, one item a line; `None` if another rustdoc wrote it than can be read.
-fn list(json: &Path) -> Result<Option<String>, TaskError> {
-    let text = fs::read_to_string(json).map_err(|source| TaskError::File {
-        path: json.to_owned(),
-        source,
-    })?;
-    let document: Document = serde_json::from_str(&text).map_err(ApiError::from)?;
-    if document.format_version != rustdoc_types::FORMAT_VERSION {
-        eprintln!(
-            "xtask: public API not compared: this rustdoc writes format {}, and `public-api` in xtask/Cargo.toml reads {}",
-            document.format_version,
-            rustdoc_types::FORMAT_VERSION
-        );
-        return Ok(None);
+/// Writes the public API in each of rustdoc's JSON files, one item a line, to a file beside it; returns false if another
+/// rustdoc wrote them than can be read.
+fn list(repository: &Path, target: &Path, json: &[PathBuf]) -> Result<bool, ApiError> {
+    let status = Command::new("cargo")
+        .args(["run", "--quiet", "--locked", "--manifest-path"])
+        .arg(repository.join("xtask/public-api/Cargo.toml"))
+        .arg("--target-dir")
+        .arg(target)
+        .arg("--")
+        .args(json)
+        .current_dir(repository)
+        .status()
+        .map_err(|source| ApiError::Run {
+            program: "cargo",
+            source,
+        })?;
+    match status.code() {
+        Some(0) => Ok(true),
+        Some(OTHER_FORMAT) => Ok(false),
+        _ => Err(ApiError::List),
     }
-    let api = public_api::Builder::from_rustdoc_json(json)
-        .omit_blanket_impls(true)
-        .omit_auto_trait_impls(true)
-        .omit_auto_derived_impls(true)
-        .build()
-        .map_err(ApiError::from)?;
-    Ok(Some(api.to_string()))
 }
 
 /// Prints the lines that only one of two lists has.

@@ -71,16 +71,19 @@ async fn retry(
     Err(again.into())
 }
 
-/// Sleeps, and reports its progress.
+/// Sleeps, and reports its progress unless `progress` is false.
 #[task(name = "tasks.sleep", acks_late)]
-async fn sleep(seconds: f64, cx: TaskContext) -> TaskResult<f64> {
+async fn sleep(seconds: f64, progress: Option<bool>, cx: TaskContext) -> TaskResult<f64> {
     const TICK: Duration = Duration::from_millis(100);
+    let progress = progress.unwrap_or(true);
     let mut left = self::seconds(seconds)?;
     while !left.is_zero() {
         let step = left.min(TICK);
         tokio::time::sleep(step).await;
         left -= step;
-        cx.progress(json!({"total": seconds, "left": left.as_secs_f64()}));
+        if progress {
+            cx.progress(json!({"total": seconds, "left": left.as_secs_f64()}));
+        }
     }
     Ok(seconds)
 }
