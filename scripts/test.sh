@@ -58,7 +58,7 @@ must() { check "$@" || summary; }
 run_begin
 export CARGO_NET_RETRY=${CARGO_NET_RETRY:-5}
 if [[ -n ${CI:-} ]]; then
-  # Of no use to a clone that is built once, and together a third of the disk space.
+  # Of no use to a clone that is built once, and a fifth of the disk space.
   export CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 CARGO_PROFILE_DEV_STRIP=debuginfo
 fi
 free=$(df --output=avail -BM . | tail -n 1 | tr -dc 0-9)

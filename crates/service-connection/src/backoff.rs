@@ -83,23 +83,48 @@ impl RetryLoop {
     ///
     /// # Errors
     /// The last error: one that is not worth a retry, or any once the deadline is near.
-    // No async function: that would keep each argument twice, and this future is part of every task's.
-    pub fn run<T, E, F>(
+    // The first attempt needs neither pauses nor a record of errors: operations succeed, and are part of every task.
+    pub async fn run<T, E, F>(
         self,
-        operation: impl FnMut() -> F,
-        worth_retrying: impl FnMut(&E) -> bool,
-        mut log: impl FnMut(&E, f64),
-    ) -> impl Future<Output = Result<T, E>>
+        mut operation: impl FnMut() -> F,
+        mut worth_retrying: impl FnMut(&E) -> bool,
+        log: impl FnMut(&E, f64),
+    ) -> Result<T, E>
     where
         E: Error + 'static,
         F: Future<Output = Result<T, E>>,
     {
+        match operation().await {
+            Err(error) if worth_retrying(&error) => {
+                Box::pin(self.run_again(error, operation, worth_retrying, log)).await
+            }
+            first => first,
+        }
+    }
+
+    /// Continues after a first attempt that failed with `error`.
+    async fn run_again<T, E, F>(
+        self,
+        error: E,
+        mut operation: impl FnMut() -> F,
+        worth_retrying: impl FnMut(&E) -> bool,
+        mut log: impl FnMut(&E, f64),
+    ) -> Result<T, E>
+    where
+        E: Error + 'static,
+        F: Future<Output = Result<T, E>>,
+    {
+        let mut first = Some(error);
+        let attempt = move || {
+            let next = first.take().map_or_else(|| Ok(operation()), Err);
+            async move { next?.await }
+        };
         let mut throttle = LogThrottle::default();
         let in_time = move |pause: &Duration| {
             self.deadline
                 .is_none_or(|deadline| Instant::now() + *pause < deadline)
         };
-        operation
+        attempt
             .retry(Backoff::new(self.pauses.0, self.pauses.1))
             .when(worth_retrying)
             .adjust(move |_, pause| pause.filter(in_time))
@@ -108,7 +133,7 @@ impl RetryLoop {
                     log(error, in_seconds(pause));
                 }
             })
-            .into_future()
+            .await
     }
 }
 
