@@ -72,10 +72,8 @@ pub(crate) fn run(repository: &Path, check: bool) -> Result<(), TaskError> {
     let mut differing = Vec::new();
     for name in CRATES {
         let list = json(name).with_extension("txt");
-        let api = fs::read_to_string(&list).map_err(|source| TaskError::File {
-            path: list,
-            source,
-        })?;
+        let api =
+            fs::read_to_string(&list).map_err(|source| TaskError::File { path: list, source })?;
         let path = repository.join("crates").join(name).join("public-api.txt");
         let written = fs::read_to_string(&path).unwrap_or_default();
         if written == api {

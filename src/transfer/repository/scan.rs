@@ -50,8 +50,8 @@ pub struct ScanCursor {
 }
 
 impl Repository {
-    /// Passes every transfer that has not ended to `see`; only transfers from the locations `origins`, if given. The
-    /// rows of the cursor come first, without a guaranteed order; the other rows follow, lowest id first.
+    /// Passes every transfer that has not ended to `see`; only transfers from the locations `origins`, if given, and
+    /// the lowest id first.
     ///
     /// With the [`ScanCursor`] of the previous scan, it reads only rows that may have changed, and the cost does not
     /// grow with the number of COMPLETED rows. Returns the cursor for the next scan; `None` if a scan of all rows is
@@ -95,10 +95,6 @@ impl Repository {
             query
                 .and_where(id_column().gt(after))
                 .and_where(id_column().lte(highest))
-                .order_by(
-                    (data_transfer::Entity, data_transfer::Column::Id),
-                    Order::Asc,
-                )
                 .limit(PAGE);
             let rows = self.rows(&query).await?;
             let last = seen.page(&rows, &mut see).map_err(DatabaseError::from)?;
@@ -118,7 +114,7 @@ impl Repository {
         self.database.bounded(reading).await
     }
 
-    /// Query for transfers that are not COMPLETED, without an order.
+    /// Query for transfers that are not COMPLETED, lowest id first.
     fn unfinished(&self, origins: Option<&[i64]>) -> SelectStatement {
         use data_transfer::{Column, Entity};
         let number = |column: Column| Expr::col((Entity, column)).cast_as("bigint");
@@ -135,7 +131,8 @@ impl Repository {
                 Status::Scheduled,
                 Status::InProgress,
                 Status::Failed,
-            ]));
+            ]))
+            .order_by((Entity, Column::Id), Order::Asc);
         if let Some(origins) = origins {
             let origins = origins.iter().copied();
             query.and_where(Expr::col((Entity, Column::OriginLocationId)).is_in(origins));
