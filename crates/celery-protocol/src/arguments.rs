@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 /// Kind of a parameter, by the arguments that it accepts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,15 +94,24 @@ pub struct FunctionSignature {
     pub bound: bool,
 }
 
-/// Arguments of a call, bound to the parameters of a function.
+/// Arguments of a call, bound to the parameters of a function: names and values of the call, not copied.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct BoundArguments {
-    /// Arguments of named parameters, without those that the call does not contain.
-    pub named: Map<String, Value>,
+pub struct BoundArguments<'c> {
+    /// Arguments of named parameters, without those that the call does not contain. Each name appears once.
+    pub named: Vec<(&'c str, &'c Value)>,
     /// Arguments of `*args`.
-    pub var_args: Vec<Value>,
+    pub var_args: &'c [Value],
     /// Arguments of `**kwargs`.
-    pub var_kwargs: Map<String, Value>,
+    pub var_kwargs: Vec<(&'c str, &'c Value)>,
+}
+
+impl<'c> BoundArguments<'c> {
+    /// The argument of a named parameter, if the call contains it.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&'c Value> {
+        let (_, value) = self.named.iter().find(|(known, _)| *known == name)?;
+        Some(value)
+    }
 }
 
 impl FunctionSignature {
@@ -110,7 +119,11 @@ impl FunctionSignature {
     ///
     /// # Errors
     /// The text of CPython's `TypeError`.
-    pub fn bind(&self, args: &Value, kwargs: &Value) -> Result<BoundArguments, String> {
+    pub fn bind<'c>(
+        &self,
+        args: &'c Value,
+        kwargs: &'c Value,
+    ) -> Result<BoundArguments<'c>, String> {
         let Value::Array(args) = args else {
             return Err(self.type_error(format_args!(
                 "argument after * must be an iterable, not {}",
@@ -127,8 +140,8 @@ impl FunctionSignature {
         let has = |kind| self.parameters.iter().any(|p| p.kind == kind);
         let mut bound = BoundArguments {
             named: positional()
+                .map(|parameter| parameter.name)
                 .zip(args)
-                .map(|(parameter, value)| (parameter.name.to_owned(), value.clone()))
                 .collect(),
             ..BoundArguments::default()
         };
@@ -138,25 +151,26 @@ impl FunctionSignature {
             let is_known = |p: &&Parameter| p.is_named() && p.name == *name;
             if !self.parameters.iter().any(|p| is_known(&p)) {
                 if takes_any_keyword {
-                    bound.var_kwargs.insert(name.clone(), value.clone());
+                    bound.var_kwargs.push((name, value));
                     continue;
                 }
                 return Err(
                     self.type_error(format_args!("got an unexpected keyword argument '{name}'"))
                 );
             }
-            if bound.named.insert(name.clone(), value.clone()).is_some() {
+            if bound.get(name).is_some() {
                 return Err(
                     self.type_error(format_args!("got multiple values for argument '{name}'"))
                 );
             }
+            bound.named.push((name, value));
         }
         let most = positional().count();
         if let Some(rest) = args.get(most..).filter(|rest| !rest.is_empty()) {
             if !has(ParameterKind::VarArgs) {
                 return Err(self.too_many(args.len(), &bound));
             }
-            bound.var_args = rest.to_vec();
+            bound.var_args = rest;
         }
         for (kind, text) in [
             (ParameterKind::Ordinary, "positional"),
@@ -165,7 +179,7 @@ impl FunctionSignature {
             let missing: Vec<&str> = self
                 .parameters
                 .iter()
-                .filter(|p| p.kind == kind && p.required && !bound.named.contains_key(p.name))
+                .filter(|p| p.kind == kind && p.required && bound.get(p.name).is_none())
                 .map(|p| p.name)
                 .collect();
             if !missing.is_empty() {
@@ -197,15 +211,14 @@ impl FunctionSignature {
         ))
     }
 
-    fn too_many(&self, given: usize, bound: &BoundArguments) -> String {
+    fn too_many(&self, given: usize, bound: &BoundArguments<'_>) -> String {
         let own = usize::from(self.bound);
         let positional = || self.parameters.iter().filter(|p| p.is_positional());
         let most = positional().count() + own;
         let least = positional().filter(|p| p.required).count() + own;
         let given = given + own;
-        let is_given = |p: &&Parameter| {
-            p.kind == ParameterKind::KeywordOnly && bound.named.contains_key(p.name)
-        };
+        let is_given =
+            |p: &&Parameter| p.kind == ParameterKind::KeywordOnly && bound.get(p.name).is_some();
         let plural = |count| if count == 1 { "" } else { "s" };
         let keywords = self.parameters.iter().filter(is_given).count();
         let given_text = match keywords {
@@ -297,7 +310,15 @@ mod tests {
 
     fn bind(signature: &FunctionSignature, args: Value, kwargs: Value) -> Result<Value, String> {
         let bound = signature.bind(&args, &kwargs)?;
-        Ok(json!([bound.named, bound.var_args, bound.var_kwargs]))
+        let mapping = |pairs: Vec<(&str, &Value)>| -> Value {
+            let owned = |(name, value): (&str, &Value)| (name.to_owned(), value.clone());
+            pairs.into_iter().map(owned).collect()
+        };
+        Ok(json!([
+            mapping(bound.named),
+            bound.var_args,
+            mapping(bound.var_kwargs)
+        ]))
     }
 
     #[rstest]

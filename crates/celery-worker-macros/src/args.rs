@@ -96,7 +96,7 @@ pub(crate) fn implementation(target: &TokenStream, parameters: &[Parameter]) -> 
     });
     let bound = match parameters.is_empty() {
         true => quote!(_bound),
-        false => quote!(mut bound),
+        false => quote!(bound),
     };
     quote! {
         #[automatically_derived]
@@ -104,7 +104,7 @@ pub(crate) fn implementation(target: &TokenStream, parameters: &[Parameter]) -> 
             const PARAMETERS: &'static [::celery_worker::task::Parameter] = &[#(#declared),*];
 
             fn from_bound(
-                #bound: ::celery_worker::task::Arguments,
+                #bound: ::celery_worker::task::Arguments<'_>,
             ) -> ::core::result::Result<Self, ::celery_worker::__private::JsonError> {
                 ::core::result::Result::Ok(Self { #(#fields),* })
             }

@@ -183,7 +183,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
 ) -> Outcome {
     let message = cx.request().clone();
     let mut missing = None;
-    let convert = |bound: Arguments| {
+    let convert = |bound: Arguments<'_>| {
         params::from_named::<T::Params>(bound.into_named()).map_err(|error| match error {
             ParamsError::Missing(name) => {
                 missing = Some(name);

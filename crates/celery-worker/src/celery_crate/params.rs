@@ -5,13 +5,14 @@
 //! with serde_json's own error, so that a missing field inside an argument is not mistaken for a parameter.
 
 use std::fmt;
+use std::vec;
 
-use serde::de::value::StringDeserializer;
+use serde::de::value::StrDeserializer;
 use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, Error, IntoDeserializer, MapAccess, Visitor,
 };
 use serde::forward_to_deserialize_any;
-use serde_json::{Map, Value, map};
+use serde_json::Value;
 
 /// Reason why arguments do not fit a task's parameters.
 #[derive(Debug, thiserror::Error)]
@@ -38,19 +39,21 @@ impl Error for ParamsError {
 ///
 /// # Errors
 /// [`ParamsError`]
-pub(super) fn from_named<P: DeserializeOwned>(named: Map<String, Value>) -> Result<P, ParamsError> {
+pub(super) fn from_named<P: DeserializeOwned>(
+    named: Vec<(&str, &Value)>,
+) -> Result<P, ParamsError> {
     P::deserialize(Named(named))
 }
 
-struct Named(Map<String, Value>);
+struct Named<'c>(Vec<(&'c str, &'c Value)>);
 
-impl<'de> Deserializer<'de> for Named {
+impl<'de> Deserializer<'de> for Named<'de> {
     type Error = ParamsError;
 
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, ParamsError> {
         visitor.visit_map(NamedAccess {
             rest: self.0.into_iter(),
-            value: Value::Null,
+            value: &Value::Null,
         })
     }
 
@@ -72,13 +75,13 @@ impl<'de> Deserializer<'de> for Named {
     }
 }
 
-struct NamedAccess {
-    rest: map::IntoIter,
+struct NamedAccess<'c> {
+    rest: vec::IntoIter<(&'c str, &'c Value)>,
     /// Value of the key that was read last.
-    value: Value,
+    value: &'c Value,
 }
 
-impl<'de> MapAccess<'de> for NamedAccess {
+impl<'de> MapAccess<'de> for NamedAccess<'de> {
     type Error = ParamsError;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(
@@ -89,7 +92,7 @@ impl<'de> MapAccess<'de> for NamedAccess {
             return Ok(None);
         };
         self.value = value;
-        let key: StringDeserializer<ParamsError> = key.into_deserializer();
+        let key: StrDeserializer<'_, ParamsError> = key.into_deserializer();
         seed.deserialize(key).map(Some)
     }
 
@@ -97,7 +100,7 @@ impl<'de> MapAccess<'de> for NamedAccess {
         &mut self,
         seed: V,
     ) -> Result<V::Value, ParamsError> {
-        Ok(seed.deserialize(self.value.take())?)
+        Ok(seed.deserialize(self.value)?)
     }
 
     fn size_hint(&self) -> Option<usize> {
@@ -134,7 +137,8 @@ mod tests {
     }
 
     fn read(arguments: Value) -> Result<Params, ParamsError> {
-        from_named(arguments.as_object().cloned().unwrap())
+        let named = arguments.as_object().unwrap();
+        from_named(named.iter().map(|(name, value)| (&**name, value)).collect())
     }
 
     #[test]

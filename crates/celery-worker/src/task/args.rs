@@ -2,7 +2,8 @@
 
 use celery_protocol::arguments::{BoundArguments, FunctionSignature, Parameter};
 use serde::de::DeserializeOwned;
-use serde_json::{Map, Value};
+use serde::de::value::{MapDeserializer, SeqDeserializer};
+use serde_json::Value;
 
 /// Typed arguments of a task, with the parameters of the Python function that callers believe to call.
 ///
@@ -15,74 +16,73 @@ pub trait TaskArgs: Sized + Send {
     ///
     /// # Errors
     /// A value has another type than its parameter.
-    fn from_bound(bound: Arguments) -> Result<Self, serde_json::Error>;
+    fn from_bound(bound: Arguments<'_>) -> Result<Self, serde_json::Error>;
 }
 
 impl TaskArgs for () {
     const PARAMETERS: &'static [Parameter] = &[];
 
-    fn from_bound(_bound: Arguments) -> Result<Self, serde_json::Error> {
+    fn from_bound(_bound: Arguments<'_>) -> Result<Self, serde_json::Error> {
         Ok(())
     }
 }
 
 /// Arguments of one call, bound to the parameters of a task and not converted yet.
 #[derive(Debug)]
-pub struct Arguments(BoundArguments);
+pub struct Arguments<'c>(BoundArguments<'c>);
 
-impl Arguments {
+impl<'c> Arguments<'c> {
     /// Binds the arguments of a message.
     pub(crate) fn bind(
         signature: &FunctionSignature,
-        args: &Value,
-        kwargs: &Value,
+        args: &'c Value,
+        kwargs: &'c Value,
     ) -> Result<Self, String> {
         signature.bind(args, kwargs).map(Self)
     }
 
-    /// All named arguments as a mapping.
+    /// All named arguments, each name once.
     #[cfg(feature = "celery-crate")]
-    pub(crate) fn into_named(self) -> Map<String, Value> {
+    pub(crate) fn into_named(self) -> Vec<(&'c str, &'c Value)> {
         self.0.named
     }
 
-    /// Takes a required argument.
+    /// Converts a required argument.
     ///
     /// # Errors
     /// The value has another type.
-    pub fn required<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, serde_json::Error> {
-        serde_json::from_value(self.0.named.remove(name).unwrap_or_default())
+    pub fn required<T: DeserializeOwned>(&self, name: &str) -> Result<T, serde_json::Error> {
+        T::deserialize(self.0.get(name).unwrap_or(&Value::Null))
     }
 
-    /// Takes an optional argument.
+    /// Converts an optional argument.
     ///
     /// # Errors
     /// The value has another type.
     pub fn optional<T: DeserializeOwned>(
-        &mut self,
+        &self,
         name: &str,
         default: impl FnOnce() -> T,
     ) -> Result<T, serde_json::Error> {
-        match self.0.named.remove(name) {
-            Some(value) => serde_json::from_value(value),
+        match self.0.get(name) {
+            Some(value) => T::deserialize(value),
             None => Ok(default()),
         }
     }
 
-    /// Takes `*args`.
+    /// Converts `*args`.
     ///
     /// # Errors
     /// A value has another type.
-    pub fn var_args<T: DeserializeOwned>(&mut self) -> Result<T, serde_json::Error> {
-        serde_json::from_value(std::mem::take(&mut self.0.var_args).into())
+    pub fn var_args<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        T::deserialize(SeqDeserializer::new(self.0.var_args.iter()))
     }
 
-    /// Takes `**kwargs`.
+    /// Converts `**kwargs`.
     ///
     /// # Errors
     /// A value has another type.
-    pub fn var_kwargs<T: DeserializeOwned>(&mut self) -> Result<T, serde_json::Error> {
-        let kwargs: Map<String, Value> = std::mem::take(&mut self.0.var_kwargs);
-        serde_json::from_value(kwargs.into())
+    pub fn var_kwargs<T: DeserializeOwned>(&self) -> Result<T, serde_json::Error> {
+        T::deserialize(MapDeserializer::new(self.0.var_kwargs.iter().copied()))
     }
 }

@@ -164,7 +164,7 @@ pub(crate) async fn refuse<F: Future<Output = ()>>(
 pub(crate) fn arguments<A>(
     signature: &FunctionSignature,
     message: &TaskMessage,
-    convert: impl FnOnce(Arguments) -> Result<A, serde_json::Error>,
+    convert: impl FnOnce(Arguments<'_>) -> Result<A, serde_json::Error>,
 ) -> Result<A, Exception> {
     aside(is_large([&message.args, &message.kwargs]), || {
         let bound = Arguments::bind(signature, &message.args, &message.kwargs);
