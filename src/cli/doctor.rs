@@ -10,7 +10,7 @@ use celery_worker_cli::Signals;
 use celery_worker_cli::node::host;
 
 use super::{CliError, Context, output};
-use crate::doctor::{Check, Doctor, Finding, Verdict, Wishes, unusable};
+use crate::doctor::{Check, Doctor, DoctorOptions, Finding, Verdict, unusable};
 use crate::settings::SettingsError;
 
 /// Check everything that a worker or manager needs: settings, database, broker, results, other hosts, directories.
@@ -40,14 +40,14 @@ pub(super) async fn run(
     context: &Context,
     arguments: DoctorArguments,
 ) -> Result<ExitCode, CliError> {
-    let wishes = Wishes {
+    let options = DoctorOptions {
         sites: arguments.site,
         queues: arguments.queues,
         skip: arguments.skip.into_iter().collect(),
         limit: arguments.timeout,
     };
     let mut signals = Signals::listen()?;
-    let doctor = Doctor::new(context.settings.clone(), host(), wishes);
+    let doctor = Doctor::new(context.settings.clone(), host(), options);
     // Child processes end with the future that waits for them; they would outlive a process that is just killed.
     tokio::select! {
         findings = doctor.examine() => tell(context.json, &findings),

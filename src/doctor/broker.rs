@@ -20,10 +20,7 @@ const CONSUMER_TIMEOUTS: [((u32, u32, u32), Duration); 2] = [
 
 impl Doctor {
     /// Checks the broker. `known` receives the names of the locations' queues after they were read from the database.
-    pub(super) async fn look_at_broker(
-        &self,
-        known: oneshot::Receiver<Vec<String>>,
-    ) -> Vec<Finding> {
+    pub(super) async fn check_broker(&self, known: oneshot::Receiver<Vec<String>>) -> Vec<Finding> {
         let celery = &self.settings.celery;
         let options = celery.amqp_options(&format!("ccat-transfer@{}", self.host));
         let mut probe = None;
@@ -68,7 +65,7 @@ impl Doctor {
                 },
             }
         };
-        let mut findings = match self.wishes.skip.contains(&Check::Broker) {
+        let mut findings = match self.options.skip.contains(&Check::Broker) {
             // The operator does not want a connection to the broker.
             true => return Vec::new(),
             false => Vec::from_iter(self.check(Check::Broker, "", connecting).await),
@@ -80,15 +77,15 @@ impl Doctor {
             }
             return findings;
         };
-        let permissions = self.look_at_permissions(&probe);
+        let permissions = self.check_permissions(&probe);
         findings.extend(self.check(Check::Permissions, "", permissions).await);
         let names = self.queues(known.await.unwrap_or_default());
         let queues = celery.task_queue_declarations();
         for name in names {
-            let work = self.look_at_queue(&probe, queues.queue(&name));
+            let work = self.check_queue(&probe, queues.queue(&name));
             findings.extend(self.check(Check::Queues, name, work).await);
         }
-        let held = async { self.look_at_consumer_timeout(probe.greeting()) };
+        let held = async { self.check_consumer_timeout(probe.greeting()) };
         findings.extend(self.check(Check::ConsumerTimeout, "", held).await);
         probe.close().await;
         findings
@@ -97,14 +94,14 @@ impl Doctor {
     /// Returns the queues to check: those of locations and of the command line, or the default one.
     fn queues(&self, of_locations: Vec<String>) -> BTreeSet<String> {
         let mut names: BTreeSet<_> = of_locations.into_iter().collect();
-        names.extend(self.wishes.queues.iter().cloned());
+        names.extend(self.options.queues.iter().cloned());
         if names.is_empty() {
             names.insert(self.settings.celery.task_default_queue.clone());
         }
         names
     }
 
-    async fn look_at_permissions(&self, probe: &Probe) -> Outcome {
+    async fn check_permissions(&self, probe: &Probe) -> Outcome {
         // Named like the queue for remote control that every worker declares.
         let tag = Uuid::new_v4().simple().to_string();
         let name = Queue::control(&format!("doctor@{}", self.host), &tag).name;
@@ -146,7 +143,7 @@ impl Doctor {
         )
     }
 
-    async fn look_at_queue(&self, probe: &Probe, queue: Queue) -> Outcome {
+    async fn check_queue(&self, probe: &Probe, queue: Queue) -> Outcome {
         let no_declare = self.settings.celery.no_declare;
         let compared = match no_declare {
             true => match probe.exists(&queue.name).await {
@@ -188,7 +185,7 @@ impl Doctor {
         }
     }
 
-    fn look_at_consumer_timeout(&self, greeting: Option<&Greeting>) -> Outcome {
+    fn check_consumer_timeout(&self, greeting: Option<&Greeting>) -> Outcome {
         let default = match greeting {
             Some(Greeting { product, version }) if product == "RabbitMQ" => {
                 match (version_of(version), default_timeout(version)) {

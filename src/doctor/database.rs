@@ -20,25 +20,25 @@ const CLOCKS_DIFFER: (Duration, Duration) = (Duration::from_secs(5), Duration::f
 
 impl Doctor {
     /// Checks the database, and the places that it names. `names` receives the queues.
-    pub(super) async fn look_at_database_and_places(
+    pub(super) async fn check_database_and_locations(
         &self,
         names: oneshot::Sender<Vec<String>>,
     ) -> (Vec<Finding>, Vec<Finding>) {
-        let (mut findings, map) = self.look_at_database().await;
+        let (mut findings, map) = self.check_database().await;
         let Some(map) = map else {
             // The receiver then continues without the names.
             drop(names);
-            let places = self.look_at_no_places().await;
+            let places = self.check_bbcp_only().await;
             return (findings, places);
         };
         findings.extend(self.unknown_sites(&map));
         // The receiver is gone if the broker cannot be reached.
         let _ = names.send(self.queues_of(&map));
-        let places = self.look_at_places(&map).await;
+        let places = self.check_locations(&map).await;
         (findings, places)
     }
 
-    async fn look_at_database(&self) -> (Vec<Finding>, Option<Map>) {
+    async fn check_database(&self) -> (Vec<Finding>, Option<Map>) {
         let settings = &self.settings.ops_db;
         let mut database = None;
         // Done even if the check is skipped, since other checks need the connection.
@@ -63,7 +63,7 @@ impl Doctor {
 
         let mut map = None;
         let mut open = None;
-        let looking = async {
+        let checks = async {
             let labels = settings.text_enum_labels;
             let repository = match Repository::open(database.clone(), labels).await {
                 Ok(repository) => repository,
@@ -96,10 +96,10 @@ impl Doctor {
                 ),
             }
         };
-        findings.extend(self.always(Check::Schema, looking).await);
+        findings.extend(self.always(Check::Schema, checks).await);
         findings.extend(match &open {
             Some(repository) => {
-                let partials = look_at_partials(repository);
+                let partials = check_partials(repository);
                 self.check(Check::Partials, "", partials).await
             }
             None => self.skipped(Check::Partials, "", "the schema does not match"),
@@ -107,7 +107,7 @@ impl Doctor {
         findings.extend(match &open {
             Some(repository) => {
                 let after = self.settings.manager.reconcile_after;
-                let scheduled = scheduled::look(repository, after);
+                let scheduled = scheduled::check(repository, after);
                 self.check(Check::Scheduled, "", scheduled).await
             }
             None => self.skipped(Check::Scheduled, "", "the schema does not match"),
@@ -115,7 +115,7 @@ impl Doctor {
         let clock = async {
             let asked = clock::now();
             match database.now().await {
-                Ok(theirs) => judge_clock(theirs, asked, clock::now(), Duration::ZERO),
+                Ok(theirs) => compare_clocks(theirs, asked, clock::now(), Duration::ZERO),
                 Err(error) => Outcome::red(chain(&error).to_string(), "check that it answers"),
             }
         };
@@ -125,8 +125,8 @@ impl Doctor {
 
     /// Makes a check that others depend on, and reports it only if it is not skipped.
     async fn always(&self, check: Check, work: impl Future<Output = Outcome>) -> Vec<Finding> {
-        if self.wishes.skip.contains(&check) {
-            let _ = tokio::time::timeout(self.wishes.limit, work).await;
+        if self.options.skip.contains(&check) {
+            let _ = tokio::time::timeout(self.options.limit, work).await;
             return Vec::new();
         }
         self.check(check, "", work).await.into_iter().collect()
@@ -147,13 +147,13 @@ impl Doctor {
             found: "there is no location at a site of this short name".into(),
             advice: Some(format!("the database has {}", known().join(", "))),
         };
-        let sites = self.wishes.sites.iter();
+        let sites = self.options.sites.iter();
         sites.filter(unknown).map(finding).collect()
     }
 
     /// Returns true if the checks include the site.
     pub(super) fn wants(&self, site: &str) -> bool {
-        self.wishes.sites.is_empty() || self.wishes.sites.iter().any(|wanted| wanted == site)
+        self.options.sites.is_empty() || self.options.sites.iter().any(|wanted| wanted == site)
     }
 
     fn queues_of(&self, map: &Map) -> Vec<String> {
@@ -168,7 +168,7 @@ impl Doctor {
 }
 
 /// Checks for partial copies that no attempt will complete.
-async fn look_at_partials(repository: &Repository) -> Outcome {
+async fn check_partials(repository: &Repository) -> Outcome {
     let leftovers = match repository.leftovers().await {
         Ok(leftovers) => leftovers,
         Err(error) => {
@@ -236,7 +236,7 @@ fn misfit(error: &SchemaError) -> Outcome {
 }
 
 /// Compares a clock that was read between two readings of ours, with the resolution `grain`.
-pub(super) fn judge_clock(
+pub(super) fn compare_clocks(
     theirs: DateTime<Utc>,
     asked: DateTime<Utc>,
     answered: DateTime<Utc>,
@@ -282,7 +282,7 @@ mod tests {
         let asked = clock::now();
         let answered = asked + chrono::TimeDelta::seconds(2);
         let theirs = asked + chrono::TimeDelta::seconds(seconds);
-        let outcome = judge_clock(theirs, asked, answered, Duration::from_secs(1));
+        let outcome = compare_clocks(theirs, asked, answered, Duration::from_secs(1));
         assert_eq!(outcome.verdict, verdict, "{}", outcome.found);
     }
 }

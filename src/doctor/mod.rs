@@ -17,8 +17,8 @@ use crate::transfer::plan::LocalHost;
 
 mod broker;
 mod database;
-mod here;
-mod places;
+mod host;
+mod locations;
 mod scheduled;
 mod services;
 
@@ -142,7 +142,7 @@ pub(crate) struct Finding {
 
 /// Selection of the checks.
 #[derive(Debug, Clone)]
-pub(crate) struct Wishes {
+pub(crate) struct DoctorOptions {
     /// Only the locations of these sites, by short name, and links from or to them; all if empty.
     pub sites: Vec<String>,
     /// Queues to check besides those of the locations.
@@ -159,21 +159,21 @@ pub(crate) struct Doctor {
     /// Name of this host.
     host: String,
     local: LocalHost,
-    wishes: Wishes,
+    options: DoctorOptions,
     bound: Semaphore,
 }
 
 impl Doctor {
     /// Creates the checks for the host with this name.
     #[must_use]
-    pub(crate) fn new(settings: Arc<Settings>, host: String, wishes: Wishes) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, host: String, options: DoctorOptions) -> Self {
         let further = settings.transfer.local_hosts.iter().map(String::as_str);
         let local = LocalHost::new(&host, further);
         Self {
             settings,
             host,
             local,
-            wishes,
+            options,
             bound: Semaphore::new(AT_ONCE),
         }
     }
@@ -182,10 +182,10 @@ impl Doctor {
     pub(crate) async fn examine(&self) -> Vec<Finding> {
         let (names, known) = oneshot::channel();
         let (here, (database, places), broker, services) = tokio::join!(
-            self.look_here(),
-            self.look_at_database_and_places(names),
-            self.look_at_broker(known),
-            self.look_at_services(),
+            self.check_this_host(),
+            self.check_database_and_locations(names),
+            self.check_broker(known),
+            self.check_services(),
         );
         [here, database, broker, services, places].concat()
     }
@@ -198,12 +198,12 @@ impl Doctor {
         subject: impl Into<String>,
         work: impl Future<Output = Outcome>,
     ) -> Option<Finding> {
-        if self.wishes.skip.contains(&check) {
+        if self.options.skip.contains(&check) {
             return None;
         }
         // The semaphore is never closed.
         let _turn = self.bound.acquire().await;
-        let limit = self.wishes.limit;
+        let limit = self.options.limit;
         let Outcome {
             verdict,
             found,
@@ -226,7 +226,7 @@ impl Doctor {
 
     /// Returns the finding for a check that cannot be made.
     fn skipped(&self, check: Check, subject: impl Into<String>, why: &str) -> Option<Finding> {
-        (!self.wishes.skip.contains(&check)).then(|| Finding {
+        (!self.options.skip.contains(&check)).then(|| Finding {
             check,
             subject: subject.into(),
             verdict: Verdict::Skipped,

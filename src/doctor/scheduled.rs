@@ -16,7 +16,7 @@ const AT_MOST: u64 = 10_000;
 /// Number of messages without effect after which a lost message is no coincidence.
 const FRUITLESS: i64 = 3;
 
-pub(super) async fn look(repository: &Repository, reconcile_after: Duration) -> Outcome {
+pub(super) async fn check(repository: &Repository, reconcile_after: Duration) -> Outcome {
     if !repository.has_schedule() {
         return Outcome::yellow(
             "this database does not record when transfers became SCHEDULED, so lost messages are not noticed",
@@ -38,12 +38,12 @@ pub(super) async fn look(repository: &Repository, reconcile_after: Duration) -> 
         is_reversed: false,
         limit: Some(AT_MOST),
     };
-    let looked = async {
+    let reading = async {
         let now = repository.database().now().await?;
         Ok::<_, crate::transfer::repository::ListError>((now, repository.list(&listing).await?))
     };
-    let (now, transfers) = match looked.await {
-        Ok(looked) => looked,
+    let (now, transfers) = match reading.await {
+        Ok(reading) => reading,
         Err(error) => {
             return Outcome::yellow(
                 chain(&error).to_string(),
@@ -53,10 +53,10 @@ pub(super) async fn look(repository: &Repository, reconcile_after: Duration) -> 
     };
     let untaken = transfers.iter().filter(|transfer| transfer.lease.is_none());
     let records: Vec<_> = untaken.map(|transfer| transfer.schedule.as_ref()).collect();
-    judge(&records, now, reconcile_after)
+    outcome_of(&records, now, reconcile_after)
 }
 
-fn judge(
+fn outcome_of(
     records: &[Option<&ScheduleRecord>],
     now: DateTime<Utc>,
     reconcile_after: Duration,
@@ -139,7 +139,7 @@ mod tests {
         };
         let records: Vec<_> = rows.iter().map(|row| row.as_ref().map(record)).collect();
         let records: Vec<_> = records.iter().map(Option::as_ref).collect();
-        let outcome = judge(&records, now, Duration::from_secs(300));
+        let outcome = outcome_of(&records, now, Duration::from_secs(300));
         assert_eq!(outcome.verdict, expected, "{}", outcome.found);
     }
 }

@@ -16,16 +16,16 @@ use service_connection::error_chain::chain;
 use celery_worker::results::{self, ResultBackend, ResultError};
 
 impl Doctor {
-    pub(super) async fn look_at_services(&self) -> Vec<Finding> {
+    pub(super) async fn check_services(&self) -> Vec<Finding> {
         let (results, health, traces) = tokio::join!(
-            self.check(Check::Results, "", self.look_at_results()),
-            self.look_at_health(),
-            self.look_at_traces(),
+            self.check(Check::Results, "", self.check_results()),
+            self.check_health(),
+            self.check_traces(),
         );
         [results, health, traces].into_iter().flatten().collect()
     }
 
-    async fn look_at_results(&self) -> Outcome {
+    async fn check_results(&self) -> Outcome {
         let backend = match self.result_backend() {
             Ok(backend) => backend,
             Err(error) => return Outcome::red(error, "correct celery.result_backend"),
@@ -53,7 +53,7 @@ impl Doctor {
         results::open(&celery.into(), broker).map_err(|error| chain(&error).to_string())
     }
 
-    async fn look_at_health(&self) -> Option<Finding> {
+    async fn check_health(&self) -> Option<Finding> {
         let health = &self.settings.health;
         if health.redis_url.expose_secret().is_empty() {
             return None;
@@ -81,13 +81,13 @@ impl Doctor {
         self.check(Check::Health, "", work).await
     }
 
-    async fn look_at_traces(&self) -> Option<Finding> {
+    async fn check_traces(&self) -> Option<Finding> {
         let mut traces = self.settings.traces.clone();
         if !traces.are_wanted() {
             return None;
         }
         // Shorter than the limit of the check, so that the probe's own error is reported.
-        traces.timeout = traces.timeout.min(self.wishes.limit / 2);
+        traces.timeout = traces.timeout.min(self.options.limit / 2);
         let work = async {
             let asked = tokio::task::spawn_blocking(move || traces::probe(&traces, PROGRAM)).await;
             match asked.unwrap_or_else(|error| Err(error.to_string())) {

@@ -7,8 +7,8 @@ use entity::{Outcome, Status};
 use serde::Serialize;
 
 use super::super::{CliError, Context, output};
+use super::explanation::{Explanation, RoutingInfo};
 use super::list::progress;
-use super::outlook::{Outlook, RoutingInfo};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
@@ -22,7 +22,8 @@ use celery_worker_cli::node::{host, node_name};
 struct Shown<'a> {
     #[serde(flatten)]
     detail: &'a TransferDetail,
-    outlook: &'a Outlook,
+    #[serde(rename = "outlook")]
+    explanation: &'a Explanation,
 }
 
 pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliError> {
@@ -39,16 +40,16 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
         link: link(&repository, &detail, now).await?,
     };
     let observer = Owner::current(node_name(Some("transfers-show"), &host())?);
-    let outlook = Outlook::of(&detail, &way, &observer, now);
+    let explanation = Explanation::of(&detail, &way, &observer, now);
     if context.json {
         return output::json(&Shown {
             detail: &detail,
-            outlook: &outlook,
+            explanation: &explanation,
         });
     }
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let _ = describe(&mut text, &detail, &outlook);
+    let _ = describe(&mut text, &detail, &explanation);
     output::put(&text)
 }
 
@@ -86,7 +87,11 @@ async fn link(
     Ok(Some((link, under_way)))
 }
 
-fn describe(text: &mut String, detail: &TransferDetail, outlook: &Outlook) -> std::fmt::Result {
+fn describe(
+    text: &mut String,
+    detail: &TransferDetail,
+    explanation: &Explanation,
+) -> std::fmt::Result {
     let transfer = &detail.transfer;
     writeln!(text, "transfer   {}", transfer.id)?;
     writeln!(
@@ -134,8 +139,8 @@ fn describe(text: &mut String, detail: &TransferDetail, outlook: &Outlook) -> st
             output::second(lease.expires_at)
         )?;
     }
-    writeln!(text, "why        {}", outlook.why)?;
-    for (n, next) in outlook.next.iter().enumerate() {
+    writeln!(text, "why        {}", explanation.why)?;
+    for (n, next) in explanation.next.iter().enumerate() {
         let label = if n == 0 { "next" } else { "" };
         writeln!(text, "{label:<10} {next}")?;
     }

@@ -199,18 +199,18 @@ impl<'a> RunningCopy<'a> {
         let mut ticks = ticks(self.plan.stall_timeout);
         let watched = self.plan.target.watched();
         // Only one at a time: if the storage hangs, this check waits, and the watchdog continues.
-        let mut look = None;
+        let mut inspection = None;
         loop {
             tokio::select! {
                 status = self.agent.wait() => return EndedBy::Itself(status),
                 () = cancel.cancelled() => return EndedBy::Cancellation,
                 Some(line) = self.lines.recv() => {
-                    if self.hear(&line) {
+                    if self.handle_line(&line) {
                         progress.send_replace(self.progress());
                     }
                 }
-                footprint = seen(&mut look) => {
-                    look = None;
+                footprint = finished(&mut inspection) => {
+                    inspection = None;
                     if footprint.is_some_and(|footprint| self.see(footprint)) {
                         progress.send_replace(self.progress());
                     }
@@ -219,8 +219,8 @@ impl<'a> RunningCopy<'a> {
                     if let Some(trouble) = self.watchdog.trouble(Instant::now()) {
                         return EndedBy::Watchdog(trouble);
                     }
-                    if look.is_none() {
-                        look = watched.clone().map(look_at);
+                    if inspection.is_none() {
+                        inspection = watched.clone().map(inspect);
                     }
                 }
             }
@@ -265,13 +265,13 @@ impl<'a> RunningCopy<'a> {
     }
 
     /// Processes a line of output. Returns true if the progress has changed.
-    fn hear(&mut self, line: &[u8]) -> bool {
-        match self.output.hear(line) {
-            Some(Heard::Progress(percent, rate)) => {
+    fn handle_line(&mut self, line: &[u8]) -> bool {
+        match self.output.read_line(line) {
+            Some(Observed::Progress(percent, rate)) => {
                 self.watchdog.progress(percent, rate, Instant::now());
                 true
             }
-            Some(Heard::Appending(offset)) => {
+            Some(Observed::Appending(offset)) => {
                 self.watchdog.resumed_at(offset);
                 true
             }
@@ -315,7 +315,7 @@ fn ticks(stall_timeout: Duration) -> Interval {
 async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) {
     let end = Instant::now() + DRAIN;
     while let Ok(Some(line)) = timeout_at(end, lines.recv()).await {
-        output.hear(&line);
+        output.read_line(&line);
     }
 }
 
@@ -359,7 +359,7 @@ async fn read(
 }
 
 /// Starts to inspect the growing file, which does not exist at first.
-fn look_at(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
+fn inspect(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
     spawn_blocking(move || {
         let found = fs::symlink_metadata(path.as_path()).ok()?;
         Some(Footprint {
@@ -370,15 +370,15 @@ fn look_at(path: AbsolutePath) -> JoinHandle<Option<Footprint>> {
 }
 
 /// Waits for the result of the inspection. Without one, it never returns.
-async fn seen(look: &mut Option<JoinHandle<Option<Footprint>>>) -> Option<Footprint> {
-    match look {
-        Some(look) => look.await.ok().flatten(),
+async fn finished(inspection: &mut Option<JoinHandle<Option<Footprint>>>) -> Option<Footprint> {
+    match inspection {
+        Some(inspection) => inspection.await.ok().flatten(),
         None => pending().await,
     }
 }
 
 /// A line about the progress of the copy.
-enum Heard {
+enum Observed {
     /// Per cent, and rate in bytes per second.
     Progress(Option<u32>, Option<f64>),
     /// Bytes of the partial copy that existed before.
@@ -402,10 +402,12 @@ impl OutputSummary {
     }
 
     /// Processes a line. Returns its content if the watchdog needs it.
-    fn hear(&mut self, line: &[u8]) -> Option<Heard> {
+    fn read_line(&mut self, line: &[u8]) -> Option<Observed> {
         match parse(line) {
-            Event::Progress { percent, rate, .. } => return Some(Heard::Progress(percent, rate)),
-            Event::Appending { offset } => return Some(Heard::Appending(offset)),
+            Event::Progress { percent, rate, .. } => {
+                return Some(Observed::Progress(percent, rate));
+            }
+            Event::Appending { offset } => return Some(Observed::Appending(offset)),
             Event::Created { bytes, rate } => self.created = Some((bytes, rate)),
             Event::Checksum { algorithm, hex } => self.checksum = Some((algorithm, hex)),
             Event::Creating | Event::Total { .. } => {}

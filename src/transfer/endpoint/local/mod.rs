@@ -37,7 +37,7 @@ pub(super) mod partial;
 const LEAD_BYTES: u64 = 256 << 20;
 
 /// Number of stall checks per stall time-out.
-const LOOKS: u32 = 4;
+const POLLS: u32 = 4;
 
 /// Name of this host in messages.
 const HERE: &str = "this host";
@@ -268,7 +268,7 @@ impl Shared {
         // A copy at memory speed needs all processors, so a reader beside a copy uses only what the copy leaves. The
         // rest of the file is read after the copy, at the same time as the other end.
         if behind.is_some() {
-            be_modest();
+            lower_priority();
         }
         let file = open(path, links)?;
         // Read data that was just written from the disk, not from the page cache.
@@ -326,7 +326,7 @@ pub(super) async fn digest(
 ) -> DigestResult {
     let shared = Arc::<Shared>::default();
     let mut copied = how.behind.cloned();
-    let look_every = how.stall_timeout / LOOKS;
+    let poll_every = how.stall_timeout / POLLS;
     let (thread, mut digest) = in_thread({
         let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
         move || {
@@ -337,13 +337,13 @@ pub(super) async fn digest(
                 how.algorithm,
                 links,
                 behind.as_ref(),
-                look_every,
+                poll_every,
             )
         }
     })
     .map_err(|e| storage("read", role, path, e))?;
     let reader = Reader { shared, thread };
-    let mut looks = interval(look_every.max(Duration::from_millis(1)));
+    let mut polls = interval(poll_every.max(Duration::from_millis(1)));
     let mut last = (0, Instant::now());
     loop {
         tokio::select! {
@@ -361,7 +361,7 @@ pub(super) async fn digest(
                 }
                 reader.thread.unpark();
             }
-            _ = looks.tick() => {}
+            _ = polls.tick() => {}
         }
         let signs = reader.shared.signs.load(Ordering::Relaxed);
         if signs != last.0 {
@@ -401,14 +401,14 @@ fn in_thread<T: Send + 'static>(
 
 /// Nice value of a reader beside a copy. A thread of nice 10 gets about a tenth of the processor time of a thread of
 /// nice 0.
-const MODEST: i32 = 10;
+const READER_NICE: i32 = 10;
 
 /// Lowers the CPU priority of the calling thread. On Linux each thread has its own priority (setpriority(2)). If the
 /// system refuses the change, the priority stays.
-fn be_modest() {
+fn lower_priority() {
     let own = Some(gettid());
-    if getpriority_process(own).is_ok_and(|nice| nice < MODEST) {
-        let _advice_only = setpriority_process(own, MODEST);
+    if getpriority_process(own).is_ok_and(|nice| nice < READER_NICE) {
+        let _advice_only = setpriority_process(own, READER_NICE);
     }
 }
 
@@ -431,10 +431,10 @@ mod tests {
         let nice = || getpriority_process(Some(gettid())).unwrap();
         let before = nice();
         let of_thread = thread::spawn(move || {
-            be_modest();
+            lower_priority();
             nice()
         });
-        assert_eq!(of_thread.join().unwrap(), before.max(MODEST));
+        assert_eq!(of_thread.join().unwrap(), before.max(READER_NICE));
         assert_eq!(nice(), before);
     }
 }

@@ -30,14 +30,14 @@ pub(super) struct RoutingInfo<'a> {
 
 /// Explanation of a transfer's state.
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub(super) struct Outlook {
+pub(super) struct Explanation {
     /// Condition that the transfer waits for, or the reason why it ended.
     pub(super) why: String,
     /// Actions for an operator, if any are necessary.
     pub(super) next: Vec<String>,
 }
 
-impl Outlook {
+impl Explanation {
     pub(super) fn of(
         detail: &TransferDetail,
         way: &RoutingInfo<'_>,
@@ -61,10 +61,10 @@ impl Outlook {
     }
 }
 
-fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Outlook {
+fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Explanation {
     let id = detail.transfer.id;
     if let Some(missing) = missing(detail) {
-        return Outlook {
+        return Explanation {
             why: format!(
                 "it cannot be transferred: its row refers to {missing}, which does not exist"
             ),
@@ -76,12 +76,12 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
     }
     let Some(time) = detail.not_before else {
         if let Some((link, under_way)) = &way.link
-            && let Some(outlook) = held_back(link, *under_way, now)
+            && let Some(explanation) = held_back(link, *under_way, now)
         {
-            return outlook;
+            return explanation;
         }
         let sleep = humantime::format_duration(way.sleep_time);
-        return Outlook {
+        return Explanation {
             why: format!("due: a manager's next pass sends it, one every {sleep}"),
             next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
         };
@@ -107,11 +107,11 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
     next.push(format!(
         "to try it now: `ccat-transfer transfers retry {id}`"
     ));
-    Outlook { why, next }
+    Explanation { why, next }
 }
 
 /// Returns the reason why a link lets no more transfers start now, if any.
-fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook> {
+fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Explanation> {
     let limit = u64::from(link.limit(now)?);
     let name = output::clean(&link.name.to_string()).into_owned();
     let words = format!(
@@ -120,7 +120,7 @@ fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook>
         output::clean(&link.name.destination)
     );
     if let Some(pause) = &link.pause {
-        return Some(Outlook {
+        return Some(Explanation {
             why: format!(
                 "its link {name} is paused since {} by {}: {}",
                 output::second(pause.since),
@@ -140,13 +140,13 @@ fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Outlook>
         ),
         _ => return None,
     };
-    Some(Outlook {
+    Some(Explanation {
         why,
         next: vec![look],
     })
 }
 
-fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Outlook {
+fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Explanation {
     let id = detail.transfer.id;
     let end = match way.queue_location {
         QueueLocation::Origin => detail.transfer.origin.as_ref(),
@@ -164,7 +164,7 @@ fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>)
         || "a queue".into(),
         |queue| output::clean(&queue).into_owned(),
     );
-    Outlook {
+    Explanation {
         why: format!(
             "{}; {}",
             since_when(detail, &queue, now),
@@ -228,10 +228,10 @@ fn lost_message(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Ut
     format!("a manager looks for its message {when} and sends it again if it is lost{so_far}")
 }
 
-fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) -> Outlook {
+fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) -> Explanation {
     let id = detail.transfer.id;
     let Some(lease) = &detail.lease else {
-        return Outlook {
+        return Explanation {
             why: "it has no lease, so no worker of this program runs it".into(),
             next: vec![
                 "check whether a Python worker runs it".into(),
@@ -241,14 +241,14 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
     };
     let holder = output::clean(&lease.owner.node).into_owned();
     if let Some(demise) = lease.demise(now, observer) {
-        return Outlook {
+        return Explanation {
             why: format!(
                 "{holder} held its lease, but {demise}; the next pass of a manager makes it PENDING"
             ),
             next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
         };
     }
-    Outlook {
+    Explanation {
         why: format!(
             "{holder} has its lease until {}, and renews it while it works",
             output::second(lease.expires_at)
@@ -260,13 +260,13 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
     }
 }
 
-fn completed(detail: &TransferDetail) -> Outlook {
+fn completed(detail: &TransferDetail) -> Explanation {
     let digest = detail
         .attempts
         .iter()
         .rev()
         .find_map(|attempt| attempt.digest.as_deref());
-    Outlook {
+    Explanation {
         why: digest.map_or_else(
             || "done".into(),
             |digest| format!("done: both ends have {}", output::clean(digest)),
@@ -275,7 +275,7 @@ fn completed(detail: &TransferDetail) -> Outlook {
     }
 }
 
-fn failed(detail: &TransferDetail) -> Outlook {
+fn failed(detail: &TransferDetail) -> Explanation {
     let id = detail.transfer.id;
     let message = detail.transfer.failure_error_message.as_deref();
     let why = message.map_or_else(
@@ -297,7 +297,7 @@ fn failed(detail: &TransferDetail) -> Outlook {
     next.push(format!(
         "to try it again: `ccat-transfer transfers retry {id}`"
     ));
-    Outlook { why, next }
+    Explanation { why, next }
 }
 
 /// Returns the kind of row that the transfer refers to but that does not exist.
@@ -420,7 +420,7 @@ mod tests {
     }
 
     fn said(detail: &TransferDetail, now: DateTime<Utc>) -> String {
-        let Outlook { why, next } = Outlook::of(detail, &WAY, &Owner::current("me"), now);
+        let Explanation { why, next } = Explanation::of(detail, &WAY, &Owner::current("me"), now);
         format!("{why} | {}", next.join(" | "))
     }
 
@@ -437,7 +437,7 @@ mod tests {
         Status::Failed,
         "its row does not say why | to try it again: `ccat-transfer transfers retry 7`"
     )]
-    fn each_state_has_its_outlook(#[case] status: Status, #[case] expected: &str) {
+    fn each_state_has_an_explanation(#[case] status: Status, #[case] expected: &str) {
         let said = said(&detail(status), crate::clock::now());
         assert!(said.contains(expected), "{said}");
     }
@@ -481,7 +481,7 @@ mod tests {
                 ..WAY
             };
             let detail = detail(Status::Pending);
-            Outlook::of(&detail, &way, &Owner::current("me"), crate::clock::now()).why
+            Explanation::of(&detail, &way, &Owner::current("me"), crate::clock::now()).why
         };
         assert!(said(&link, 1).starts_with("due"));
         assert!(said(&link, 2).contains("ccat → cologne has 2 under way, of 2 at most"));

@@ -18,31 +18,27 @@ use crate::settings::Settings;
 const FILES: (u64, u64) = (256, 32);
 
 impl Doctor {
-    pub(super) async fn look_here(&self) -> Vec<Finding> {
+    pub(super) async fn check_this_host(&self) -> Vec<Finding> {
         let settings = self.settings.clone();
         let log_dir = settings.transfer.log_dir.clone();
         let ranges = port_ranges(&settings);
         let transfers = settings.celery.concurrency();
         let (log_dir, limits, ports) = tokio::join!(
-            self.check(
-                Check::LogDir,
-                "",
-                blocking(move || look_at_log_dir(&log_dir))
-            ),
-            self.check(Check::Limits, "", async { look_at_limits(transfers) }),
+            self.check(Check::LogDir, "", blocking(move || check_log_dir(&log_dir))),
+            self.check(Check::Limits, "", async { check_limits(transfers) }),
             self.check(
                 Check::Ports,
                 "",
-                blocking(move || look_at_ports(&ranges, transfers))
+                blocking(move || check_ports(&ranges, transfers))
             ),
         );
         let rest = [log_dir, limits, ports].into_iter().flatten();
-        self.look_at_settings().into_iter().chain(rest).collect()
+        self.check_settings().into_iter().chain(rest).collect()
     }
 
     /// The settings are valid, since loading them succeeded.
-    fn look_at_settings(&self) -> Vec<Finding> {
-        if self.wishes.skip.contains(&Check::Settings) {
+    fn check_settings(&self) -> Vec<Finding> {
+        if self.options.skip.contains(&Check::Settings) {
             return Vec::new();
         }
         let finding = |verdict, found: String, advice| Finding {
@@ -78,7 +74,7 @@ async fn blocking(work: impl FnOnce() -> Outcome + Send + 'static) -> Outcome {
         .unwrap_or_else(|error| Outcome::red(error.to_string(), "report this: it is a bug"))
 }
 
-fn look_at_log_dir(directory: &Path) -> Outcome {
+fn check_log_dir(directory: &Path) -> Outcome {
     let shown = directory.display();
     let advice = format!("make {shown} writable for this user, or set transfer.log_dir");
     if !directory.exists() {
@@ -119,7 +115,7 @@ fn try_writing(path: &PathBuf) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-fn look_at_limits(transfers: usize) -> Outcome {
+fn check_limits(transfers: usize) -> Outcome {
     let needed = FILES.0 + FILES.1.saturating_mul(transfers as u64);
     match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok((soft, _)) if soft < needed => Outcome::yellow(
@@ -150,7 +146,7 @@ fn port_ranges(settings: &Settings) -> BTreeSet<(u16, u16)> {
         .collect()
 }
 
-fn look_at_ports(ranges: &BTreeSet<(u16, u16)>, transfers: usize) -> Outcome {
+fn check_ports(ranges: &BTreeSet<(u16, u16)>, transfers: usize) -> Outcome {
     if ranges.is_empty() {
         return Outcome::green("bbcp and the kernel choose (bbcp.port_range is empty)");
     }
@@ -195,7 +191,7 @@ mod tests {
     #[test]
     fn a_directory_that_cannot_be_made_or_written_is_red() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
-        let verdict = |path: &Path| look_at_log_dir(path).verdict;
+        let verdict = |path: &Path| check_log_dir(path).verdict;
         assert_eq!(verdict(folder.path()), Verdict::Green);
         assert_eq!(verdict(&folder.path().join("a/b")), Verdict::Green);
         assert_eq!(fs::read_dir(folder.path())?.count(), 0);
@@ -208,10 +204,10 @@ mod tests {
     fn ports_in_use_are_reported() -> io::Result<()> {
         let taken = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0))?;
         let port = taken.local_addr()?.port();
-        let outcome = look_at_ports(&BTreeSet::from([(port, port)]), 1);
+        let outcome = check_ports(&BTreeSet::from([(port, port)]), 1);
         assert_eq!(outcome.verdict, Verdict::Red, "{}", outcome.found);
         assert!(outcome.found.starts_with("0 of the 1 ports"));
-        assert_eq!(look_at_ports(&BTreeSet::new(), 1).verdict, Verdict::Green);
+        assert_eq!(check_ports(&BTreeSet::new(), 1).verdict, Verdict::Green);
         Ok(())
     }
 }

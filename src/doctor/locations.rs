@@ -8,7 +8,7 @@ use entity::StorageType;
 use futures_util::future::{OptionFuture, join_all};
 use humansize::{BINARY, format_size};
 
-use super::database::judge_clock;
+use super::database::compare_clocks;
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use crate::advice;
 use crate::clock;
@@ -51,8 +51,8 @@ type Hosts = BTreeMap<String, CheckedHost>;
 
 impl Doctor {
     /// Makes the checks that need no database: only that of bbcp.
-    pub(super) async fn look_at_no_places(&self) -> Vec<Finding> {
-        let (bbcp, _) = self.look_at_bbcp().await;
+    pub(super) async fn check_bbcp_only(&self) -> Vec<Finding> {
+        let (bbcp, _) = self.check_bbcp().await;
         let why = "locations and routes could not be read from the database";
         let rest = [
             Check::Links,
@@ -69,19 +69,19 @@ impl Doctor {
             .collect()
     }
 
-    pub(super) async fn look_at_places(&self, map: &Map) -> Vec<Finding> {
+    pub(super) async fn check_locations(&self, map: &Map) -> Vec<Finding> {
         let (links, hosts) = self.survey(map);
-        let (bbcp, version) = self.look_at_bbcp().await;
-        let looking = hosts
+        let (bbcp, version) = self.check_bbcp().await;
+        let checks = hosts
             .values()
-            .map(|host| self.look_at_host(host, version.as_deref()));
-        let places = join_all(looking).await;
+            .map(|host| self.check_host(host, version.as_deref()));
+        let places = join_all(checks).await;
         let bbcp = Vec::from_iter(bbcp);
         [vec![bbcp, links], places].concat().concat()
     }
 
     /// Checks bbcp on this host. Returns the finding, and the version for comparison with other hosts.
-    async fn look_at_bbcp(&self) -> (Option<Finding>, Option<String>) {
+    async fn check_bbcp(&self) -> (Option<Finding>, Option<String>) {
         let program = &self.settings.bbcp.program;
         let mut version = None;
         let work = async {
@@ -133,7 +133,7 @@ impl Doctor {
                         }
                     }
                 }
-                Err(problems) if self.wishes.skip.contains(&Check::Links) => drop(problems),
+                Err(problems) if self.options.skip.contains(&Check::Links) => drop(problems),
                 Err(problems) => findings.extend(problems.iter().map(|error| Finding {
                     check: Check::Links,
                     subject: subject.clone(),
@@ -143,7 +143,7 @@ impl Doctor {
                 })),
             }
         }
-        if !any && !self.wishes.skip.contains(&Check::Links) {
+        if !any && !self.options.skip.contains(&Check::Links) {
             findings.push(Finding {
                 check: Check::Links,
                 subject: String::new(),
@@ -225,15 +225,15 @@ impl Doctor {
             .collect())
     }
 
-    async fn look_at_host(&self, host: &CheckedHost, version: Option<&str>) -> Vec<Finding> {
+    async fn check_host(&self, host: &CheckedHost, version: Option<&str>) -> Vec<Finding> {
         let mut findings = Vec::new();
         if let Some(remote) = &host.remote {
             let name = remote.host.to_string();
             let mut clock = None;
-            let ssh = if self.wishes.skip.contains(&Check::Ssh) {
+            let ssh = if self.options.skip.contains(&Check::Ssh) {
                 None
             } else {
-                let knocking = async {
+                let login = async {
                     let asked = clock::now();
                     match remote.clock().await {
                         Ok(seconds) => {
@@ -243,7 +243,7 @@ impl Doctor {
                         Err(error) => failed(&error),
                     }
                 };
-                self.check(Check::Ssh, name.clone(), knocking).await
+                self.check(Check::Ssh, name.clone(), login).await
             };
             let is_closed = ssh.as_ref().is_some_and(|f| f.verdict == Verdict::Red);
             findings.extend(ssh);
@@ -259,15 +259,15 @@ impl Doctor {
                 }
                 return findings;
             }
-            findings.extend(self.look_at_programs(host, remote, clock, version).await);
+            findings.extend(self.check_programs(host, remote, clock, version).await);
         }
-        let looking = host.places.iter().map(|named| self.look_at_place(named));
-        findings.extend(join_all(looking).await.concat());
+        let checks = host.places.iter().map(|named| self.check_location(named));
+        findings.extend(join_all(checks).await.concat());
         findings
     }
 
     /// Checks the programs on another host, and its clock, which was read between two readings of ours.
-    async fn look_at_programs(
+    async fn check_programs(
         &self,
         host: &CheckedHost,
         remote: &Remote,
@@ -277,7 +277,7 @@ impl Doctor {
         let name = || remote.host.to_string();
         let clock = clock.and_then(|(seconds, asked, answered)| {
             let theirs = DateTime::from_timestamp(seconds, 0)?;
-            Some(async move { judge_clock(theirs, asked, answered, REMOTE_CLOCK_GRAIN) })
+            Some(async move { compare_clocks(theirs, asked, answered, REMOTE_CLOCK_GRAIN) })
         });
         let digest = host.digest.map(|algorithm| async move {
             match remote.digest_of_nothing(algorithm).await {
@@ -285,7 +285,7 @@ impl Doctor {
                 Err(error) => failed(&error),
             }
         });
-        let bbcp = self.look_at_remote_bbcp(remote, &host.program, version);
+        let bbcp = self.check_remote_bbcp(remote, &host.program, version);
         let (clock, bbcp, digest) = tokio::join!(
             OptionFuture::from(clock.map(|work| self.check(Check::Clock, name(), work))),
             self.check(Check::RemoteBbcp, name(), bbcp),
@@ -297,7 +297,7 @@ impl Doctor {
             .collect()
     }
 
-    async fn look_at_remote_bbcp(
+    async fn check_remote_bbcp(
         &self,
         remote: &Remote,
         program: &str,
@@ -313,10 +313,10 @@ impl Doctor {
         }
     }
 
-    async fn look_at_place(&self, named: &Named) -> Vec<Finding> {
+    async fn check_location(&self, named: &Named) -> Vec<Finding> {
         let name = || named.name.clone();
         if named.place.role() == Role::Origin {
-            let origin = self.check(Check::Origin, name(), look_at_origin(named));
+            let origin = self.check(Check::Origin, name(), check_origin(named));
             return origin.await.into_iter().collect();
         }
         let mut free = None;
@@ -324,14 +324,14 @@ impl Doctor {
             match named.place.free_space().await {
                 Ok(bytes) => {
                     free = Some(bytes);
-                    self.judge_space(named, bytes)
+                    self.space_outcome(named, bytes)
                 }
                 Err(error) => failed(&error),
             }
         };
         let (mut space, write) = tokio::join!(
             self.check(Check::Space, name(), measuring),
-            self.check(Check::Write, name(), look_at_writing(named)),
+            self.check(Check::Write, name(), check_writing(named)),
         );
         // Both checks fail for the same reason, and the second one explains it better.
         if free.is_none() && write.as_ref().is_some_and(|f| f.verdict == Verdict::Red) {
@@ -340,7 +340,7 @@ impl Doctor {
         [space, write].into_iter().flatten().collect()
     }
 
-    fn judge_space(&self, named: &Named, free: u64) -> Outcome {
+    fn space_outcome(&self, named: &Named, free: u64) -> Outcome {
         let margin = self.settings.transfer.free_space_margin;
         let needed = named.largest.saturating_add(margin);
         let size = |bytes: u64| format_size(bytes, BINARY);
@@ -385,7 +385,7 @@ fn checks_of(named: &Named) -> &'static [Check] {
     }
 }
 
-async fn look_at_origin(named: &Named) -> Outcome {
+async fn check_origin(named: &Named) -> Outcome {
     match named.place.readable().await {
         Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
         // A new location may be empty.
@@ -396,7 +396,7 @@ async fn look_at_origin(named: &Named) -> Outcome {
     }
 }
 
-async fn look_at_writing(named: &Named) -> Outcome {
+async fn check_writing(named: &Named) -> Outcome {
     match named.place.writable().await {
         Ok(()) => Outcome::green(format!("{} can be written", named.place.root())),
         Err(error) => failed(&error),
