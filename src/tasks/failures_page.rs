@@ -57,7 +57,7 @@ fn consequence(kind: FailureKind) -> String {
         RetryRule::AtMost(1) => format!("Tried again{wait}, once."),
         RetryRule::AtMost(n) => format!("Tried again{wait}, {n} times at most."),
         RetryRule::Uncounted => format!("Tried again{wait}; not counted."),
-        RetryRule::NotOurs => "The row is left as it is.".into(),
+        RetryRule::NotOurs => "The row is unchanged.".into(),
     }
 }
 

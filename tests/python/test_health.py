@@ -492,6 +492,14 @@ def test_promtool_accepts_the_metrics(worker, manager):
         assert said == []
 
 
+def test_the_page_lists_every_metric(worker, manager):
+    listed = set(re.findall(r"`(\w+)`", (REPO / "docs/operations/metrics.md").read_text()))
+    for process in (worker, manager):
+        _, text = process.port.get("/metrics")
+        names = set(re.findall(r"^# TYPE (\w+) ", text, re.M))
+        assert len(names) > 10 and names <= listed, names - listed
+
+
 class Prometheus:
     """A real Prometheus with the configuration of packaging/compose, except for these ports and a shorter interval."""
 

@@ -26,7 +26,7 @@ A setting can be given in several places; what comes later wins:
 5. options of the command line.
 
 `ccat-transfer config check` prints every problem at once. An unknown key is an error that names the nearest one.
-A secret can stand in a file of its own, which the key ending in `_file` beside it names; see
+A secret can be in a file of its own: set the key of the same name with the ending `_file`; see
 [doctor, secrets](operations/doctor.md#secrets). Durations are written as `\"90s\"`, `\"5m\"`, `\"2h\"`; sizes are bytes.
 ";
 
