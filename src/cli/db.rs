@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context, command: DbCommand) -> Result<ExitCod
         DbCommand::Status => status(context).await?,
         DbCommand::Check => {
             context.repository().await?;
-            say(context, &json!({"ok": true}), || {
+            print_result(context, &json!({"ok": true}), || {
                 "the schema has everything that is needed".into()
             })?;
         }
@@ -71,7 +71,7 @@ async fn up(context: &Context) -> Result<(), CliError> {
         "ops_db": if made { "made" } else { "not touched" },
         "own_tables": entity::WORKER_TABLES,
     });
-    say(context, &result, || {
+    print_result(context, &result, || {
         let ops_db = if made {
             format!(
                 "created the tables of the ops-db: {}",
@@ -94,7 +94,7 @@ async fn down(context: &Context, yes: bool) -> Result<(), CliError> {
     let database = Database::connect(&context.settings.ops_db).await?;
     migration::drop_worker_tables(database.connection()).await?;
     let result = json!({"dropped": entity::WORKER_TABLES});
-    say(context, &result, || {
+    print_result(context, &result, || {
         format!("dropped: {}", entity::WORKER_TABLES.join(", "))
     })
 }
@@ -149,7 +149,7 @@ async fn seed(context: &Context, file: PathBuf) -> Result<(), CliError> {
         "changed": seeded.updated,
         "unchanged": seeded.unchanged,
     });
-    say(context, &result, || {
+    print_result(context, &result, || {
         format!(
             "{} created, {} changed, {} unchanged",
             seeded.created, seeded.updated, seeded.unchanged
@@ -158,7 +158,7 @@ async fn seed(context: &Context, file: PathBuf) -> Result<(), CliError> {
 }
 
 /// Prints a result, as JSON or as text.
-fn say(
+fn print_result(
     context: &Context,
     result: &serde_json::Value,
     words: impl FnOnce() -> String,

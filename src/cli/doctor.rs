@@ -50,17 +50,17 @@ pub(super) async fn run(
     let doctor = Doctor::new(context.settings.clone(), host(), options);
     // Child processes end with the future that waits for them; they would outlive a process that is just killed.
     tokio::select! {
-        findings = doctor.examine() => tell(context.json, &findings),
+        findings = doctor.examine() => print_findings(context.json, &findings),
         code = signals.ending() => Ok(code),
     }
 }
 
 /// Reports settings that cannot be used. No other check is possible then.
 pub(super) fn without_settings(json: bool, error: &SettingsError) -> Result<ExitCode, CliError> {
-    tell(json, &unusable(error))
+    print_findings(json, &unusable(error))
 }
 
-fn tell(json: bool, findings: &[Finding]) -> Result<ExitCode, CliError> {
+fn print_findings(json: bool, findings: &[Finding]) -> Result<ExitCode, CliError> {
     let is_well = findings.iter().all(|f| f.verdict != Verdict::Red);
     if json {
         output::json(&serde_json::json!({ "ok": is_well, "checks": findings }))?;

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::operator::{operator, sound};
+use super::operator::{operator, validated_reason};
 use super::{CliError, Context, output};
 use crate::settings::LinkSettings;
 use crate::transfer::link::{Capacity, Link, LinkName, Window, nearest};
@@ -114,12 +114,12 @@ pub(super) async fn run(context: &Context, command: LinksCommand) -> Result<Exit
         LinksCommand::Set(set) => self::set(context, &repository, set).await?,
         LinksCommand::Pause { name, reason, now } => {
             let name = known(&repository, name).await?;
-            let reason = sound(&reason)?;
+            let reason = validated_reason(&reason)?;
             let paused = repository
                 .pause_link(&name, &operator(), &reason, now)
                 .await;
             let link = paused.map_err(refused)?;
-            say(context, &link, || {
+            print_link(context, &link, || {
                 let running = match now {
                     true => "running copies are stopped when their workers next renew a lease",
                     false => "running copies continue",
@@ -130,7 +130,7 @@ pub(super) async fn run(context: &Context, command: LinksCommand) -> Result<Exit
         LinksCommand::Resume(name) => {
             let name = known(&repository, name).await?;
             let link = repository.resume_link(&name).await.map_err(refused)?;
-            say(context, &link, || {
+            print_link(context, &link, || {
                 format!("{name} is open; the manager's next pass sends what waits")
             })?;
         }
@@ -156,7 +156,7 @@ async fn set(context: &Context, repository: &Repository, set: Set) -> Result<(),
         .over(from_file(context, &name)?)
         .map_err(CliError::usage)?;
     let link = repository.set_link(&name, &change).await.map_err(refused)?;
-    say(context, &link, || describe(&link))
+    print_link(context, &link, || describe(&link))
 }
 
 /// Returns the link if the database has both sites.
@@ -199,7 +199,11 @@ fn refused(error: LinkError) -> CliError {
     }
 }
 
-fn say(context: &Context, link: &Link, words: impl FnOnce() -> String) -> Result<(), CliError> {
+fn print_link(
+    context: &Context,
+    link: &Link,
+    words: impl FnOnce() -> String,
+) -> Result<(), CliError> {
     if context.json {
         return output::json(link);
     }

@@ -27,7 +27,7 @@ use celery_worker_cli::node::{host, node_name};
 use service_connection::error_chain::chain;
 
 /// Validity of a positive answer of the broker in the readiness check.
-const FRESH: Duration = Duration::from_secs(2);
+const ANSWER_VALID_FOR: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct ManagerArguments {
@@ -189,7 +189,7 @@ impl Parts {
 /// Registers a readiness check: the manager is ready while the broker answers.
 fn watch_broker(health: &HealthRegistry, broker: &Arc<dyn Broker>) {
     let broker = broker.clone();
-    health.ready_if(Probe::new("broker", FRESH, move || {
+    health.ready_if(Probe::new("broker", ANSWER_VALID_FOR, move || {
         let broker = broker.clone();
         async move {
             let answered = broker.survey(&[]).await;

@@ -20,7 +20,7 @@ pub(super) fn operator() -> String {
 }
 
 /// Checks that a reason fits in one line, and trims it.
-pub(super) fn sound(reason: &str) -> Result<String, CliError> {
+pub(super) fn validated_reason(reason: &str) -> Result<String, CliError> {
     let reason = reason.trim();
     if reason.is_empty() || reason.contains(char::is_control) {
         return Err(CliError::usage("--reason: one line of text"));
@@ -48,9 +48,9 @@ mod tests {
 
     #[test]
     fn a_reason_is_one_line() {
-        assert_eq!(sound(" storm ").ok().as_deref(), Some("storm"));
+        assert_eq!(validated_reason(" storm ").ok().as_deref(), Some("storm"));
         for reason in ["", "  ", "a\nb", "a\u{1b}[2J", &"x".repeat(501)] {
-            assert!(sound(reason).is_err(), "{reason:?}");
+            assert!(validated_reason(reason).is_err(), "{reason:?}");
         }
     }
 }

@@ -10,7 +10,7 @@ use celery_worker_cli::health::{HealthRegistry, Probe};
 use service_connection::error_chain::chain;
 
 /// Validity of the last successful check of the database, which includes that transfers can be worked on.
-const FRESH: Duration = Duration::from_secs(2);
+const ANSWER_VALID_FOR: Duration = Duration::from_secs(2);
 
 /// Validity of a count of all transfers: about the time between two scrapes.
 const COUNT_HOLDS: Duration = Duration::from_secs(15);
@@ -19,7 +19,7 @@ const COUNT_HOLDS: Duration = Duration::from_secs(15);
 pub(super) fn watch(health: &HealthRegistry, repository: &Repository) -> Result<(), CliError> {
     let why = |error: DatabaseError| chain(&error).to_string();
     let asked = repository.clone();
-    health.ready_if(Probe::new("database", FRESH, move || {
+    health.ready_if(Probe::new("database", ANSWER_VALID_FOR, move || {
         let asked = asked.clone();
         async move { asked.answers().await.map_err(why) }
     }));

@@ -24,7 +24,7 @@ pub(super) struct Pick {
 type Ends = (Option<i64>, Option<i64>);
 
 /// The link of a transfer, by its position in the survey, and the queue of its message.
-type Way = (usize, Arc<str>);
+type Route = (usize, Arc<str>);
 
 /// State of the links, as read at the start of a pass.
 pub(super) struct Survey<'a> {
@@ -34,7 +34,7 @@ pub(super) struct Survey<'a> {
     links: Vec<OfLink>,
     by_name: BTreeMap<LinkName, usize>,
     /// Link of each pair of ends; `None` if no link connects them.
-    known: HashMap<Ends, Option<Way>>,
+    known: HashMap<Ends, Option<Route>>,
     waiting: u64,
     lost: Vec<TransferId>,
     /// Rows that are SCHEDULED, with their queues.
@@ -96,17 +96,17 @@ impl<'a> Survey<'a> {
     }
 
     pub(super) fn see(&mut self, transfer: OpenTransfer) {
-        let way = self.way(&transfer);
+        let route = self.route(&transfer);
         let is_pending = transfer.status == Status::Pending;
         if transfer.status == Status::Scheduled {
-            let queue = way.as_ref().map(|(_, queue)| queue.clone());
+            let queue = route.as_ref().map(|(_, queue)| queue.clone());
             self.scheduled.push((transfer.id, queue));
         }
         if is_pending && transfer.waits {
             self.waiting += 1;
             return;
         }
-        let Some((index, queue)) = way else {
+        let Some((index, queue)) = route else {
             if is_pending {
                 self.lost.push(transfer.id);
             }
@@ -126,7 +126,7 @@ impl<'a> Survey<'a> {
         }
     }
 
-    fn way(&mut self, transfer: &OpenTransfer) -> Option<Way> {
+    fn route(&mut self, transfer: &OpenTransfer) -> Option<Route> {
         let ends = (
             transfer.origin_location_id,
             transfer.destination_location_id,
@@ -134,12 +134,12 @@ impl<'a> Survey<'a> {
         if let Some(known) = self.known.get(&ends) {
             return known.clone();
         }
-        let way = self.find_way(ends);
-        self.known.insert(ends, way.clone());
-        way
+        let route = self.find_route(ends);
+        self.known.insert(ends, route.clone());
+        route
     }
 
-    fn find_way(&mut self, (origin, destination): Ends) -> Option<Way> {
+    fn find_route(&mut self, (origin, destination): Ends) -> Option<Route> {
         let origin = self.places.get(&origin?)?;
         let destination = self.places.get(&destination?)?;
         let end = match self.settings.transfer.queue_location {

@@ -25,9 +25,9 @@ use service_connection::error_chain::chain;
 /// Time within which a dead connection to the broker is detected after a pause of the process.
 const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);
 
-/// Time limit for another worker that has the message to start; [`HANDOVER_LOOK`] is the interval of the checks.
+/// Time limit for another worker that has the message to start; [`HANDOVER_POLL`] is the interval of the checks.
 const LONGEST_HANDOVER: Duration = Duration::from_secs(15);
-const HANDOVER_LOOK: Duration = Duration::from_millis(200);
+const HANDOVER_POLL: Duration = Duration::from_millis(200);
 
 /// Runs transfers and settles the rows of those that fail. Clones share all state.
 #[derive(Clone)]
@@ -218,7 +218,7 @@ impl DataTransferTask {
             if began.elapsed() >= limit {
                 return false;
             }
-            tokio::time::sleep(HANDOVER_LOOK).await;
+            tokio::time::sleep(HANDOVER_POLL).await;
         }
     }
 

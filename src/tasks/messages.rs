@@ -65,7 +65,7 @@ impl Messages {
         for method in METHODS {
             match self
                 .broker
-                .publish(&question(method, key), REACHED_WITHIN)
+                .publish(&control_request(method, key), REACHED_WITHIN)
                 .await
             {
                 Ok(()) => {}
@@ -215,7 +215,7 @@ fn exchange(name: &str, kind: ExchangeKind) -> Exchange {
 }
 
 /// Creates a request to all workers.
-fn question(method: &str, key: &str) -> Publication {
+fn control_request(method: &str, key: &str) -> Publication {
     let reply_to = pidbox::ReplyTo {
         exchange: REPLIES.into(),
         routing_key: key.into(),

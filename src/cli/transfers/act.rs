@@ -7,7 +7,7 @@ use clap::Args;
 use entity::Action;
 use serde::Serialize;
 
-use super::super::operator::{operator, sound};
+use super::super::operator::{operator, validated_reason};
 use super::super::{CliError, Context, NOT_FOUND, output};
 use super::selection::Filters;
 use super::{clean, list};
@@ -159,7 +159,7 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
     let instruction = Instruction {
         action,
         operator: operator(),
-        reason: reason.as_deref().map(sound).transpose()?,
+        reason: reason.as_deref().map(validated_reason).transpose()?,
         only: which.filters.statuses(),
         untracked,
     };

@@ -20,7 +20,7 @@ use celery_worker_cli::Signals;
 use celery_worker_cli::node::host;
 
 /// Interval between two reads of a log with `--follow`.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Log {
@@ -66,7 +66,7 @@ async fn print(context: &Context, log: &Log) -> Result<(), CliError> {
         if is_over {
             return printer.end();
         }
-        sleep(LOOK_EVERY).await;
+        sleep(POLL_INTERVAL).await;
     }
 }
 

@@ -62,7 +62,7 @@ pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, Cli
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
     let mut view = View::new(context.json);
-    let watching = watch_on(&repository, &watch, &mut view);
+    let watching = watch_loop(&repository, &watch, &mut view);
     let code = tokio::select! {
         code = watching => code?,
         code = signals.ending() => code,
@@ -71,7 +71,7 @@ pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, Cli
     Ok(code)
 }
 
-async fn watch_on(
+async fn watch_loop(
     repository: &Repository,
     watch: &Watch,
     view: &mut View,
@@ -85,7 +85,7 @@ async fn watch_on(
             Ok(()) => {}
             // A long watch continues when the database is reachable again.
             Err(ListError::Database(error)) if error.is_unreachable() && watched.has_looked => {
-                view.say(&format!("ccat-transfer: {}", chain(&error)));
+                view.print_line(&format!("ccat-transfer: {}", chain(&error)));
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -149,7 +149,7 @@ impl Watched {
             .into_iter()
             .map(|transfer| (transfer.id, Seen::of(transfer, now)))
             .collect();
-        let on_their_way = self.now.values().filter(|seen| seen.is_on_its_way());
+        let on_their_way = self.now.values().filter(|seen| seen.is_open());
         self.tracked = on_their_way.map(|seen| seen.id).collect();
         self.has_failed |= self
             .now
@@ -239,7 +239,7 @@ impl Seen {
     }
 
     /// Returns true unless the transfer is COMPLETED or FAILED; only an operator changes those states.
-    fn is_on_its_way(&self) -> bool {
+    fn is_open(&self) -> bool {
         !self.status.means(Status::Completed) && !self.status.means(Status::Failed)
     }
 
@@ -318,9 +318,9 @@ impl View {
     }
 
     /// Prints a line that is not about a transfer.
-    fn say(&self, text: &str) {
+    fn print_line(&self, text: &str) {
         match self {
-            Self::Bars(bars) => bars.say(text),
+            Self::Bars(bars) => bars.print_line(text),
             Self::Lines { .. } => eprintln!("{}", output::clean(text)),
         }
     }
@@ -379,7 +379,7 @@ impl Bars {
             .bars
             .keys()
             .copied()
-            .filter(|id| now.get(id).is_none_or(|seen| !seen.is_on_its_way()))
+            .filter(|id| now.get(id).is_none_or(|seen| !seen.is_open()))
             .collect();
         for id in gone {
             if let Some(bar) = self.bars.remove(&id) {
@@ -388,7 +388,7 @@ impl Bars {
             }
         }
         for seen in now.values() {
-            if seen.is_on_its_way() {
+            if seen.is_open() {
                 self.ended.remove(&seen.id);
                 self.update(seen);
             } else if self.ended.insert(seen.id) {
@@ -398,7 +398,7 @@ impl Bars {
                     .as_deref()
                     .map(output::clean)
                     .unwrap_or_default();
-                self.say(&format!("{}  {status}  {code}", seen.title()));
+                self.print_line(&format!("{}  {status}  {code}", seen.title()));
             }
         }
         self.sum_up(now);
@@ -434,7 +434,7 @@ impl Bars {
         self.sum.tick();
     }
 
-    fn say(&self, text: &str) {
+    fn print_line(&self, text: &str) {
         // An error means that the terminal is gone; nothing can be reported there.
         let _ = self.all.println(output::clean(text));
     }

@@ -242,7 +242,7 @@ impl AttemptRun<'_> {
     pub(super) async fn begin_files(&self, prepared: &Prepared) -> Result<PathBuf, TransferError> {
         let plan = &prepared.plan;
         let present = prepared.earlier.map_or(0, |partial| partial.bytes);
-        self.stoppable(self.check_room(plan, present)).await?;
+        self.stoppable(self.check_free_space(plan, present)).await?;
         let path = self.log_path();
         let name = plan.target.temporary().to_string();
         let (service, lease) = (self.service, self.lease);
@@ -255,7 +255,7 @@ impl AttemptRun<'_> {
     }
 
     /// Refuses a package that does not fit. `present` is the number of its bytes that the destination already has.
-    async fn check_room(&self, plan: &Plan, present: u64) -> Result<(), TransferError> {
+    async fn check_free_space(&self, plan: &Plan, present: u64) -> Result<(), TransferError> {
         let needed = plan
             .size
             .saturating_sub(present)

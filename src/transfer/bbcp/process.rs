@@ -211,7 +211,7 @@ impl<'a> RunningCopy<'a> {
                 }
                 footprint = finished(&mut inspection) => {
                     inspection = None;
-                    if footprint.is_some_and(|footprint| self.see(footprint)) {
+                    if footprint.is_some_and(|footprint| self.observe_size(footprint)) {
                         progress.send_replace(self.progress());
                     }
                 }
@@ -280,7 +280,7 @@ impl<'a> RunningCopy<'a> {
     }
 
     /// Processes an observation of the growing file. Returns true if the progress has changed.
-    fn see(&mut self, footprint: Footprint) -> bool {
+    fn observe_size(&mut self, footprint: Footprint) -> bool {
         let before = self.watchdog.bytes_done();
         self.watchdog.footprint(footprint, Instant::now());
         self.watchdog.bytes_done() != before

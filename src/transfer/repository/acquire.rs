@@ -215,7 +215,7 @@ impl Repository {
                 not_before: delay.not_before,
             });
         }
-        let displaced = match judge(&row, held.as_ref(), now, taker.owner) {
+        let displaced = match decide(&row, held.as_ref(), now, taker.owner) {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(None) => None,
             ControlFlow::Continue(Some((held, demise))) => {
@@ -504,7 +504,7 @@ impl Repository {
 }
 
 /// Decides if a lease can be acquired. `Continue` contains the lease to replace, if one exists, and the reason.
-fn judge<'a>(
+fn decide<'a>(
     row: &data_transfer::Model,
     held: Option<&'a transfer_worker_lease::Model>,
     now: DateTime<Utc>,

@@ -142,7 +142,7 @@ impl Findings {
     }
 
     /// Returns the new status; `None` if nothing has to change.
-    fn judge(&self, instruction: &Instruction) -> Result<Option<Status>, Refusal> {
+    fn new_status(&self, instruction: &Instruction) -> Result<Option<Status>, Refusal> {
         let status = &self.row.status;
         let Some(known) = status.known() else {
             return Err(Refusal::UnknownStatus(status.to_string()));
@@ -157,7 +157,7 @@ impl Findings {
                     message: self.row.failure_error_message.clone(),
                 });
             }
-            Status::InProgress => self.judge_running(instruction)?,
+            Status::InProgress => self.check_running(instruction)?,
             Status::Failed | Status::Pending | Status::Scheduled => {}
         }
         Ok(match instruction.action {
@@ -173,7 +173,7 @@ impl Findings {
     }
 
     /// Checks if an IN_PROGRESS row may be changed.
-    fn judge_running(&self, instruction: &Instruction) -> Result<(), Refusal> {
+    fn check_running(&self, instruction: &Instruction) -> Result<(), Refusal> {
         let action = instruction.action;
         match (&self.held, action) {
             (None, Action::Retry | Action::Fail) if instruction.untracked => Ok(()),
@@ -209,7 +209,7 @@ impl Repository {
                 return Ok(Applicability::Unknown);
             };
             let findings = Findings::of(self.database.connection(), row).await?;
-            Ok(match findings.judge(instruction) {
+            Ok(match findings.new_status(instruction) {
                 Ok(Some(to)) => Applicability::Changed(findings.change(to)),
                 Ok(None) => Applicability::Unchanged,
                 Err(refusal) => Applicability::Refused(refusal),
@@ -249,7 +249,7 @@ impl Repository {
             return Ok(Applicability::Unknown);
         };
         let findings = Findings::of(tx, row).await?;
-        let to = match findings.judge(instruction) {
+        let to = match findings.new_status(instruction) {
             Ok(Some(to)) => to,
             Ok(None) => return Ok(Applicability::Unchanged),
             Err(refusal) => return Ok(Applicability::Refused(refusal)),

@@ -162,14 +162,14 @@ impl Outgoing {
         body: &Signature,
         call: &Call<'_>,
     ) -> Result<Self, Error> {
-        const FIRST_LOOK_SECONDS: u32 = 1;
+        const FIRST_POLL_SECONDS: u32 = 1;
         let mut options = Map::new();
         for name in ["queue", "exchange", "routing_key", "priority", "headers"] {
             if let Some(value) = body.options.get(name) {
                 options.insert(name.to_owned(), value.clone());
             }
         }
-        options.insert("countdown".into(), FIRST_LOOK_SECONDS.into());
+        options.insert("countdown".into(), FIRST_POLL_SECONDS.into());
         options.insert("ignore_result".into(), true.into());
         let kwargs = [
             ("interval", Value::Null),

@@ -19,7 +19,7 @@ pub const WITHIN: Duration = Duration::from_secs(2);
 const SHARE: u32 = 20;
 
 /// Longest time that a failure is cached, so that a recovery is seen soon.
-const BAD: Duration = Duration::from_secs(2);
+const MAX_FAILURE_AGE: Duration = Duration::from_secs(2);
 
 type Answer = Result<(), String>;
 type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
@@ -110,7 +110,7 @@ impl Probe {
         state.asked = None;
         let holds = match answer {
             Ok(()) => self.fresh.max(took * SHARE),
-            Err(_) => self.fresh.min(BAD),
+            Err(_) => self.fresh.min(MAX_FAILURE_AGE),
         };
         state.holds = Some(now + holds);
         state.answer = answer.clone();
@@ -156,7 +156,7 @@ mod tests {
         let (probe, _) = counting(Duration::ZERO, AGES, false);
         assert_eq!(probe.answer().await, Err("1".into()));
         assert_eq!(probe.answer().await, Err("1".into()));
-        tokio::time::sleep(BAD).await;
+        tokio::time::sleep(MAX_FAILURE_AGE).await;
         assert_eq!(probe.answer().await, Err("2".into()));
     }
 

@@ -26,12 +26,12 @@ const RUNTIMES: [f64; 19] = [
 /// Label for names of tasks that the worker does not have: a sender of messages can invent such names.
 const UNKNOWN: &str = "unknown";
 
-/// Label for classes of exceptions beyond [`CLASSES_TOLD_APART`], and for names that are not valid.
+/// Label for classes of exceptions beyond [`MAX_EXCEPTION_CLASSES`], and for names that are not valid.
 const OTHER: &str = "other";
 
 /// Maximum number of classes of exceptions with a counter of their own; the first ones get it. Tasks raise fewer by
 /// themselves, but a task may pass on a class name that comes from its caller or from a server.
-const CLASSES_TOLD_APART: usize = 64;
+const MAX_EXCEPTION_CLASSES: usize = 64;
 
 /// Maximum length of the name of a class that has a counter, in bytes.
 const LONGEST_CLASS: usize = 128;
@@ -245,7 +245,7 @@ impl Classes {
         if seen.contains(class) {
             return class;
         }
-        if class.len() > LONGEST_CLASS || seen.len() >= CLASSES_TOLD_APART {
+        if class.len() > LONGEST_CLASS || seen.len() >= MAX_EXCEPTION_CLASSES {
             return OTHER;
         }
         seen.insert(class.to_owned());
@@ -367,7 +367,7 @@ mod tests {
             tasks.clone().task_event(Some("t"), "q", &failed);
         };
         fail(&"x".repeat(LONGEST_CLASS + 1));
-        for number in 0..CLASSES_TOLD_APART + 5 {
+        for number in 0..MAX_EXCEPTION_CLASSES + 5 {
             fail(&format!("Error{number}"));
         }
         fail("Error0");
@@ -376,7 +376,7 @@ mod tests {
             .lines()
             .filter(|line| line.starts_with("celery_task_failed_total{"))
             .collect();
-        assert_eq!(failed.len(), CLASSES_TOLD_APART + 1, "{text}");
+        assert_eq!(failed.len(), MAX_EXCEPTION_CLASSES + 1, "{text}");
         let counts = |class: &str, count: &str| {
             let line = failed
                 .iter()

@@ -61,7 +61,7 @@ impl PidFile {
                     if let Some(pid) = held_by(&path).map_err(failed)? {
                         return Err(runs(pid));
                     }
-                    if let Some(pid) = take_away(&path).map_err(failed)? {
+                    if let Some(pid) = remove_stale(&path).map_err(failed)? {
                         return Err(runs(pid));
                     }
                     tracing::warn!(path = %path.display(), "pid file of a dead process is replaced");
@@ -104,7 +104,7 @@ fn held_by(path: &Path) -> io::Result<Option<i32>> {
 
 /// Removes a stale file, unless another process has replaced it in the meantime. Only one of several processes that
 /// start at the same time succeeds.
-fn take_away(path: &Path) -> io::Result<Option<i32>> {
+fn remove_stale(path: &Path) -> io::Result<Option<i32>> {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".{}", std::process::id()));
     match fs::rename(path, &aside) {
@@ -197,14 +197,14 @@ mod tests {
         let path = folder.path().join("w.pid");
         let mut other = Command::new("sleep").arg("60").spawn()?;
         fs::write(&path, format!("{}\n", other.id()))?;
-        let taken = take_away(&path);
+        let taken = remove_stale(&path);
         other.kill()?;
         other.wait()?;
         assert_eq!(taken?.map(i32::unsigned_abs), Some(other.id()));
         assert_eq!(fs::read_to_string(&path)?, format!("{}\n", other.id()));
         assert_eq!(fs::read_dir(folder.path())?.count(), 1);
-        assert_eq!(take_away(&path)?, None);
-        assert_eq!(take_away(&path)?, None);
+        assert_eq!(remove_stale(&path)?, None);
+        assert_eq!(remove_stale(&path)?, None);
         assert_eq!(fs::read_dir(folder.path())?.count(), 0);
         Ok(())
     }

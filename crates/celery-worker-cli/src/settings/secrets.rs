@@ -11,7 +11,7 @@ use service_connection::url::with_password;
 const MAX_BYTES: u64 = 64 << 10;
 
 /// Permission bits of users who are neither the owner of a file nor in its group.
-const OTHERS: u32 = 0o007;
+const OTHER_USERS: u32 = 0o007;
 
 /// Content of a secret's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,7 +135,7 @@ fn read(path: &Path) -> Result<(String, Option<String>), String> {
             "{shown} contains more than one line, or control characters"
         ));
     }
-    let warning = (mode & OTHERS != 0).then(|| {
+    let warning = (mode & OTHER_USERS != 0).then(|| {
         format!(
             "{shown} is readable by every user of this host (mode {:o}); chmod o= {shown}",
             mode & 0o777

@@ -176,7 +176,7 @@ impl Collector {
     }
 
     /// Logs the first failure, then at most one failure per `LOG_INTERVAL`, and the end of the outage.
-    fn tell(&self, spans: usize, sent: &Result<(), ExportError>) {
+    fn log_outcome(&self, spans: usize, sent: &Result<(), ExportError>) {
         let mut outage = self.outage.lock().unwrap_or_else(PoisonError::into_inner);
         match (sent, outage.as_mut()) {
             (Ok(()), None) => {}
@@ -210,7 +210,7 @@ impl SpanExporter for Collector {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         let spans = batch.len();
         let sent = self.send(batch).await;
-        self.tell(spans, &sent);
+        self.log_outcome(spans, &sent);
         sent.map_err(|error| OTelSdkError::InternalFailure(error.to_string()))
     }
 

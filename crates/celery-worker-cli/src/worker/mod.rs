@@ -29,7 +29,7 @@ mod flags_without_effect;
 pub use arguments::WorkerArguments;
 
 /// Time that the result of a health check of the broker or the result backend is cached.
-const FRESH: Duration = Duration::from_secs(2);
+const ANSWER_VALID_FOR: Duration = Duration::from_secs(2);
 
 /// Parts of a worker's process that its tasks can use.
 pub struct WorkerParts {
@@ -170,7 +170,7 @@ fn watch_broker(health: &HealthRegistry, served: watch::Receiver<bool>) {
 /// Adds a readiness probe: the result backend answers.
 fn watch_backend(health: &HealthRegistry, results: &Arc<dyn ResultBackend>) {
     let results = results.clone();
-    health.ready_if(Probe::new("result backend", FRESH, move || {
+    health.ready_if(Probe::new("result backend", ANSWER_VALID_FOR, move || {
         let results = results.clone();
         async move { results.answers().await.map_err(|e| chain(&e).to_string()) }
     }));
@@ -185,7 +185,7 @@ fn watch_queues(
     let depths = QueueMetrics::new()?;
     health.register(&depths.all())?;
     let (broker, queues) = (broker.clone(), Arc::new(queues));
-    health.before_scrape(Probe::new("broker", FRESH, move || {
+    health.before_scrape(Probe::new("broker", ANSWER_VALID_FOR, move || {
         let (broker, queues, depths) = (broker.clone(), queues.clone(), depths.clone());
         async move {
             let found = broker.survey(&queues).await;

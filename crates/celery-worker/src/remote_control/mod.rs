@@ -205,7 +205,7 @@ impl RemoteControl {
         );
         let done = self.permit(&request).and_then(|()| {
             if !matches!(request.method.as_str(), "add_consumer" | "cancel_consumer") {
-                return self.obey(&request).map(Some);
+                return self.execute(&request).map(Some);
             }
             match self.changes.put(request.clone(), bytes) {
                 true => Ok(None),
@@ -231,7 +231,7 @@ impl RemoteControl {
         }
     }
 
-    fn obey(&self, request: &ControlRequest) -> Result<Value, Exception> {
+    fn execute(&self, request: &ControlRequest) -> Result<Value, Exception> {
         Ok(match request.method.as_str() {
             "ping" => json!({"ok": "pong"}),
             "clock" => json!({"clock": self.worker.events.tick()}),

@@ -22,17 +22,17 @@ pub(super) struct CircuitBreaker {
     place: String,
     is_away: AtomicBool,
     /// Lock of the operation that makes the next attempt.
-    turn: Mutex<Turn>,
+    turn: Mutex<AttemptState>,
 }
 
 /// State of the attempts while the backend cannot be reached. No `RetryLoop`: each attempt is the operation of another
 /// caller.
-struct Turn {
+struct AttemptState {
     backoff: Backoff,
     not_before: Instant,
 }
 
-impl Turn {
+impl AttemptState {
     fn first() -> Self {
         Self {
             backoff: Backoff::new(PAUSES.0, PAUSES.1),
@@ -46,7 +46,7 @@ impl CircuitBreaker {
         Self {
             place,
             is_away: AtomicBool::new(false),
-            turn: Mutex::new(Turn::first()),
+            turn: Mutex::new(AttemptState::first()),
         }
     }
 
@@ -64,7 +64,7 @@ impl CircuitBreaker {
                 if is_unreachable(&done) {
                     turn.not_before = Instant::now() + turn.backoff.next_pause();
                 } else {
-                    *turn = Turn::first();
+                    *turn = AttemptState::first();
                     self.is_away.store(false, Ordering::Relaxed);
                     tracing::info!(backend = self.place, "result backend reachable again");
                 }

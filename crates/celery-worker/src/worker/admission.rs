@@ -84,7 +84,7 @@ impl Runtime {
             }
         };
         match unwanted {
-            Some((entry, cause)) => self.turn_down(delivery, head, entry, cause).await,
+            Some((entry, cause)) => self.settle_unwanted(delivery, head, entry, cause).await,
             None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
             // The task's eta was reached in the meantime.
             None => delivery.settle(Disposition::Requeue).await,
@@ -93,7 +93,7 @@ impl Runtime {
     }
 
     /// Ends a revoked or expired task, without its body.
-    async fn turn_down(
+    async fn settle_unwanted(
         &self,
         mut delivery: Delivery,
         head: TaskMessage,
@@ -119,7 +119,7 @@ impl Runtime {
         });
         let (delivery, (identity, weight)) = work.await?;
         let Some(share) = self.memory.take(&identity, weight) else {
-            self.wait_for_room(delivery, identity, weight).await;
+            self.wait_for_memory(delivery, identity, weight).await;
             return None;
         };
         match self.apart(delivery, intake::read).await {
@@ -219,7 +219,7 @@ impl Runtime {
     }
 
     /// Leaves a message with the broker until the memory suffices for it.
-    async fn wait_for_room(&self, mut delivery: Delivery, identity: Identity, weight: usize) {
+    async fn wait_for_memory(&self, mut delivery: Delivery, identity: Identity, weight: usize) {
         let raw = std::mem::take(&mut delivery.message);
         let task_id = raw.headers.get("id").and_then(Value::as_str);
         tracing::info!(

@@ -32,7 +32,7 @@ const MAX_CLOCK: u64 = 1 << 52;
 /// Time that events are collected after a list, so that a busy worker sends few long lists instead of many short ones:
 /// each list costs the broker, the worker and every monitor the same. The first event of an idle worker is sent at
 /// once.
-const GATHERING: Duration = Duration::from_millis(10);
+const COLLECTION_TIME: Duration = Duration::from_millis(10);
 
 /// Time limit for publishing one message.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -45,7 +45,7 @@ pub(crate) struct Events {
     hostname: Arc<str>,
     tasks: AtomicBool,
     clock: AtomicU64,
-    line: BoundedQueue<InLine>,
+    line: BoundedQueue<WaitingEvent>,
     closing: CancellationToken,
     sending: TaskTracker,
 }
@@ -89,7 +89,7 @@ impl Events {
         // The event is dropped if the queue is full: the broker cannot be reached, and the event would be outdated.
         let bytes = body.len();
         let alone = (!event.is_listed()).then(|| event.routing_key());
-        self.line.put(InLine { alone, body }, bytes);
+        self.line.put(WaitingEvent { alone, body }, bytes);
     }
 
     /// Enables or disables the events of tasks; returns true if this changed the state.
@@ -112,7 +112,7 @@ impl Events {
 }
 
 /// A waiting event.
-struct InLine {
+struct WaitingEvent {
     /// Routing key of the event, if it is sent alone.
     alone: Option<String>,
     /// The event as JSON.
@@ -120,7 +120,7 @@ struct InLine {
 }
 
 async fn send(
-    mut events: mpsc::Receiver<Queued<InLine>>,
+    mut events: mpsc::Receiver<Queued<WaitingEvent>>,
     hostname: Arc<str>,
     broker: Arc<dyn Broker>,
     closing: CancellationToken,
@@ -137,7 +137,7 @@ async fn send(
             },
         };
         let (routing_key, body) = match first.item {
-            InLine {
+            WaitingEvent {
                 alone: Some(routing_key),
                 body,
             } => (routing_key, body),
@@ -170,7 +170,7 @@ async fn send(
         }
         if gather {
             // Waits for this time, or until the worker ends.
-            let _elapsed = timeout(GATHERING, closing.cancelled()).await;
+            let _elapsed = timeout(COLLECTION_TIME, closing.cancelled()).await;
         }
     }
 }

@@ -25,7 +25,7 @@ use celery_protocol::result::State;
 use service_connection::error_chain::chain;
 
 /// Time limit for storing a state that is only informative: STARTED, PROGRESS or one of the task's own.
-const NEWS_WITHIN: Duration = Duration::from_secs(5);
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Interval at which the progress of a task is stored.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -186,7 +186,7 @@ impl Runtime {
         let message = &request.message;
         let meta = self.meta(request, state, sent);
         let error =
-            match tokio::time::timeout(NEWS_WITHIN, self.results.store(&meta, message)).await {
+            match tokio::time::timeout(STATE_TIMEOUT, self.results.store(&meta, message)).await {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => chain(&error).to_string(),
                 Err(_) => "no answer in time".into(),

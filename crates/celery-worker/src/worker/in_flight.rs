@@ -22,7 +22,7 @@ const SHOWN_BYTES: usize = 4 << 20;
 const LONG_BODY: usize = 16 << 10;
 
 /// Approximate size of the description of a task without its arguments, in bytes.
-const SHOWN_BESIDE: usize = 512;
+const DESCRIPTION_BYTES: usize = 512;
 
 /// A task message and its delivery information.
 pub(crate) struct Request {
@@ -253,7 +253,8 @@ impl InFlight {
             let body = task.request.raw.body.len();
             let long = body > LONG_BODY;
             let names = message.id.len() + message.task.len() + message.display_name().len();
-            let Some(left) = room.checked_sub(body.min(LONG_BODY) + names + SHOWN_BESIDE) else {
+            let Some(left) = room.checked_sub(body.min(LONG_BODY) + names + DESCRIPTION_BYTES)
+            else {
                 tracing::warn!(
                     "remote control reply would be too long and does not list all tasks"
                 );

@@ -21,7 +21,7 @@ use service_connection::error_chain::chain;
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Interval of the checks of deliveries whose message is being published again.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Header with the number of earlier deliveries, which quorum queues add.
 const DELIVERIES: &str = "x-delivery-count";
@@ -171,7 +171,7 @@ impl Runtime {
         let published = tokio::select! {
             published = publishing => published,
             // The broker has requeued the message; publishing it as well would create a second one.
-            () = taken_back(&held) => return,
+            () = requeued_by_broker(&held) => return,
         };
         let disposition = match published {
             Ok(()) => Disposition::Ack,
@@ -197,8 +197,8 @@ pub(super) fn deliveries_before(message: &RawMessage) -> u64 {
 }
 
 /// Waits until the broker has requeued all deliveries.
-async fn taken_back(held: &[Delivery]) {
+async fn requeued_by_broker(held: &[Delivery]) {
     while !held.iter().all(Delivery::is_void) {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const MOST: usize = 10_000;
 
 /// Interval of the checks that all slots are free.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A slot for one running task, free again on drop.
 pub(crate) type Slot = OwnedSemaphorePermit;
@@ -45,7 +45,7 @@ impl Slots {
     /// Waits until all slots are free. Checks at an interval, since the number can change in the meantime.
     pub(crate) async fn empty(&self) {
         while self.permits.available_permits() < self.size() {
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 

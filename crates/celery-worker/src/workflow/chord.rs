@@ -20,7 +20,7 @@ const CLAIM_SECONDS: u64 = 60;
 const CLAIM_RENEWAL: Duration = Duration::from_secs(20);
 
 /// Pause between two checks whether another worker has acted.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Result of checking a chord's header.
 #[derive(Debug)]
@@ -229,7 +229,7 @@ impl Workflow {
                     }
                     // The message was redelivered, and the worker that had it before may have died while it held the
                     // claim, which ends by itself.
-                    Some(Counted::Held) => self.pause(LOOK_EVERY).await?,
+                    Some(Counted::Held) => self.pause(POLL_INTERVAL).await?,
                     Some(Counted::NotLast) | None => break,
                 }
             }
@@ -359,7 +359,7 @@ impl Workflow {
                 let timeout = Exception::new("celery.exceptions", class, text);
                 return Ok(Err(join_error(timeout)));
             }
-            self.pause(LOOK_EVERY).await?;
+            self.pause(POLL_INTERVAL).await?;
         }
     }
 

@@ -25,7 +25,7 @@ use crate::broker::consumer::{self, Settled};
 const BATCH: usize = 256;
 
 /// Maximum wait for further dispositions while more of them are expected.
-const GATHERING: Duration = Duration::from_millis(1);
+const COLLECTION_TIME: Duration = Duration::from_millis(1);
 
 /// A batch is sent once it has 1/`PART` of the deliveries in flight; the others keep the worker busy meanwhile.
 const PART: usize = 4;
@@ -84,7 +84,7 @@ async fn send_batches(
     let mut ledger = AckLedger::default();
     let mut batch = Vec::new();
     while pending.recv_many(&mut batch, BATCH).await > 0 {
-        let until = Instant::now() + GATHERING;
+        let until = Instant::now() + COLLECTION_TIME;
         while batch.len() < BATCH && batch.len() * PART < window.counted() {
             let room = BATCH - batch.len();
             match timeout_at(until, pending.recv_many(&mut batch, room)).await {

@@ -21,7 +21,7 @@ use super::connector::Connector;
 use crate::broker::BrokerError;
 
 /// Interval of the checks of a blocked connection, which may end without an event.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reason why the broker blocks the publishing connection, if it does; shared by all publishers.
 #[derive(Debug, Clone)]
@@ -52,7 +52,7 @@ impl Changes {
     /// Waits until the next check is due.
     pub(super) async fn next(mut self) {
         // The connection is checked in any case.
-        let _ = timeout(LOOK_EVERY, self.0.changed()).await;
+        let _ = timeout(CHECK_INTERVAL, self.0.changed()).await;
     }
 }
 

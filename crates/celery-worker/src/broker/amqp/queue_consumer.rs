@@ -77,7 +77,7 @@ impl QueueConsumer {
                 Ok(mut open) => {
                     self.report(true);
                     let ended = self.pump(&mut open).await;
-                    self.report_gone();
+                    self.report_closed();
                     match ended {
                         Ok(()) => {
                             self.finish(open).await;
@@ -148,7 +148,7 @@ impl QueueConsumer {
         });
     }
 
-    fn report_gone(&self) {
+    fn report_closed(&self) {
         self.reports.update(|all| {
             all.queues.remove(&self.queue.name);
         });

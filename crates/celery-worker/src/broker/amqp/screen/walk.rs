@@ -158,14 +158,14 @@ impl<'a> Walk<'a> {
             let name = name..self.at;
             self.value(end, depth)?;
             if depth == 1 {
-                self.see(name);
+                self.evaluate(name);
             }
         }
         self.ends_at(end)
     }
 
     /// Evaluates a header that was read up to this position.
-    fn see(&mut self, name: Range<usize>) {
+    fn evaluate(&mut self, name: Range<usize>) {
         let Some((name, value)) = self
             .data
             .get(name.clone())
