@@ -226,7 +226,7 @@ mod tests {
     #[case("db+oracle+cx://u:secret@h/d", "db+oracle")]
     #[case("db+postgresql://u:secret@h:port/d", "its port")]
     #[case("db+postgresql://u:secret@w@h/d", "%40")]
-    #[case("db+postgresql://u@h/d?secret=1", "unknown here")]
+    #[case("db+postgresql://u@h/d?secret=1", "unknown parameter")]
     #[case("db+postgresql://u@h/d?sslmode=secret", "its sslmode")]
     #[case("db+postgresql://u@h/d?port=secret", "its port")]
     #[case("db+postgresql://u:secret@/d?host=g&host=h", "several hosts")]
