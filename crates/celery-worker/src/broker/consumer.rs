@@ -153,7 +153,7 @@ impl Delivery {
 /// Logs a disposition that could not be sent.
 pub fn not_settled(error: &BrokerError, disposition: Disposition) {
     tracing::warn!(
-        verdict = ?disposition,
+        ?disposition,
         error = %service_connection::error_chain::chain(error),
         "delivery could not be settled; the broker will deliver it again"
     );

@@ -163,7 +163,7 @@ impl Runtime {
                     routing_key = delivery.routing_key,
                     body_bytes = delivery.message.body.len(),
                     reason = %reason,
-                    fate = ?reason.disposition(),
+                    disposition = ?reason.disposition(),
                     "rejected: not a Celery task message"
                 );
                 let disposition = match reason.disposition() {
