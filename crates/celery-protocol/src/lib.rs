@@ -19,6 +19,7 @@ pub mod repr;
 pub mod result;
 pub mod retry;
 mod time;
+pub mod virtual_message;
 pub mod weight;
 mod yaml;
 

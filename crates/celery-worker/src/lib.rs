@@ -64,6 +64,8 @@ pub mod observer;
 pub mod prelude;
 mod product;
 mod publication;
+#[cfg(feature = "redis")]
+mod redis;
 pub mod remote_control;
 pub mod results;
 pub mod task;

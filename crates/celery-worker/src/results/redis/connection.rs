@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::super::ResultError;
 use super::super::breaker::CircuitBreaker;
-use super::address::{Opened, RedisUrl};
+use crate::redis::{Opened, RedisUrl, connection_config, is_lost};
 
 /// Time limit of one response and of one connection attempt.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -76,7 +76,8 @@ impl RedisConnection {
         if let Some(held) = &state.held {
             return Ok((held.clone(), state.generation));
         }
-        let made = timeout(WITHIN, state.opened.connect())
+        let config = connection_config(WITHIN, WITHIN);
+        let made = timeout(WITHIN, state.opened.connect(&config))
             .await
             .map_err(|_| ResultError::unreachable(&self.place, "no answer in time"))?
             // Every error counts as unreachable, also a wrong password: an operator may correct it soon.
@@ -92,36 +93,4 @@ impl RedisConnection {
             state.held = None;
         }
     }
-}
-
-impl Opened {
-    async fn connect(&mut self) -> RedisResult<MultiplexedConnection> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(WITHIN))
-            .set_response_timeout(Some(WITHIN));
-        match self {
-            Self::Server(client) => {
-                client
-                    .get_multiplexed_async_connection_with_config(&config)
-                    .await
-            }
-            Self::Sentinels(client) => client.get_async_connection_with_config(&config).await,
-        }
-    }
-}
-
-/// Returns true if the connection is unusable, or if its server cannot work at present: it is still loading, or became
-/// a replica at a fail-over. A new connection may reach another server.
-fn is_lost(error: &RedisError) -> bool {
-    error.is_unrecoverable_error()
-        || matches!(
-            error.kind(),
-            ErrorKind::Io
-                | ErrorKind::Server(
-                    ServerErrorKind::BusyLoading
-                        | ServerErrorKind::ReadOnly
-                        | ServerErrorKind::MasterDown
-                        | ServerErrorKind::TryAgain
-                )
-        )
 }

@@ -7,17 +7,16 @@ use redis::{AsyncCommands as _, Script};
 use serde_json::Value;
 use uuid::Uuid;
 
-use self::address::{Opened, RedisUrl};
 use self::chords::{ChordOptions, RedisChords};
 pub(super) use self::connection::RedisConnection;
 use super::options::{Expires, RedisOptions, RedisTls};
 use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
 use crate::aside::{aside, is_large};
+use crate::redis::{AddressOptions, Opened, RedisUrl, RedisUrlError};
 use celery_protocol::compression::Method;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{self, ResultMeta, State};
 
-mod address;
 mod chords;
 mod connection;
 
@@ -61,12 +60,28 @@ pub(super) fn check(url: &str, options: &ResultOptions) -> Result<(), ResultErro
         tls: RedisTls::default(),
         ..options.redis.clone()
     };
-    RedisUrl::parse(url, &bare).map(drop)
+    parse(url, &bare).map(drop)
+}
+
+fn parse(url: &str, options: &RedisOptions) -> Result<RedisUrl, ResultError> {
+    let address = AddressOptions {
+        tls: options.tls.clone(),
+        master_name: options.master_name.clone(),
+        master_name_setting: "celery.result_backend_transport_options.master_name",
+        ..AddressOptions::default()
+    };
+    Ok(RedisUrl::parse(url, &address)?)
+}
+
+impl From<RedisUrlError> for ResultError {
+    fn from(error: RedisUrlError) -> Self {
+        Self::Url(error.to_string())
+    }
 }
 
 /// Creates a client for a single server.
 pub(super) fn client(url: &str) -> Result<redis::Client, ResultError> {
-    match RedisUrl::parse(url, &RedisOptions::default())?.open()? {
+    match parse(url, &RedisOptions::default())?.open()? {
         Opened::Server(client) => Ok(client),
         Opened::Sentinels(_) => Err(ResultError::Url("sentinels are not supported here".into())),
     }
@@ -88,10 +103,7 @@ impl Redis {
     /// [`ResultError::Url`].
     pub fn new(url: &str, options: &ResultOptions) -> Result<Self, ResultError> {
         Ok(Self {
-            connection: Arc::new(RedisConnection::new(&RedisUrl::parse(
-                url,
-                &options.redis,
-            )?)?),
+            connection: Arc::new(RedisConnection::new(&parse(url, &options.redis)?)?),
             prefix: key_prefix(&options.redis.key_prefix),
             expires: options.expires,
             compression: options.compression,

@@ -3,23 +3,44 @@
 use std::fs;
 use std::path::PathBuf;
 
-use super::super::ResultError;
-use super::super::options::{RedisOptions, RedisTls};
 use percent_encoding::percent_decode_str;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo,
-    TlsCertificates, TlsMode,
+    Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
+    RedisConnectionInfo, TlsCertificates, TlsMode,
 };
+use secrecy::ExposeSecret as _;
 use service_connection::url::{self, UrlParts, host_and_port};
+
+use super::SentinelLogin;
+use crate::results::RedisTls;
+
+/// Reason why a URL cannot be used, without the URL.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct RedisUrlError(String);
+
+/// Settings beside a URL.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AddressOptions {
+    /// TLS options for values that the URL does not set.
+    pub(crate) tls: RedisTls,
+    /// Name of the master that sentinels report; empty without sentinels.
+    pub(crate) master_name: String,
+    /// Key of the setting with the name of the master.
+    pub(crate) master_name_setting: &'static str,
+    /// Login at the sentinels.
+    pub(crate) sentinel: SentinelLogin,
+}
 
 /// A Redis server, or the sentinels that know its address.
 #[derive(Debug)]
-pub(super) struct RedisUrl {
+pub(crate) struct RedisUrl {
     endpoints: Vec<Endpoint>,
     /// Name of the master; the endpoints are then those of its sentinels.
     master: Option<String>,
     login: RedisConnectionInfo,
+    sentinel: SentinelLogin,
     certificates: Option<Certificates>,
 }
 
@@ -37,7 +58,7 @@ struct Certificates {
 }
 
 /// A client of a server or of sentinels.
-pub(super) enum Opened {
+pub(crate) enum Opened {
     Server(Client),
     Sentinels(SentinelClient),
 }
@@ -47,21 +68,31 @@ impl RedisUrl {
     /// `redis+socket:///path?virtual_host=db`, `sentinel://host:port/db;sentinel://…`.
     ///
     /// # Errors
-    /// [`ResultError::Url`] with the reason, without the URL.
-    pub(super) fn parse(url: &str, options: &RedisOptions) -> Result<Self, ResultError> {
-        let mut parts = Vec::new();
-        for part in url::list(url).map_err(|e| wrong(e.to_string()))? {
-            let part = part.strip_prefix("redis+").unwrap_or(part);
-            let part = url::kombu(part).map_err(|e| wrong(e.to_string()))?;
-            if !SCHEMES.contains(&part.scheme.as_str()) {
-                return Err(wrong(format!(
-                    "its scheme must be one of {}",
-                    SCHEMES.join(", ")
-                )));
-            }
-            known(&part)?;
-            parts.push(part);
+    /// The reason, without the URL.
+    pub(crate) fn parse(url: &str, options: &AddressOptions) -> Result<Self, RedisUrlError> {
+        Self::from_parts(parts(url)?, options)
+    }
+
+    /// Parses a list of URLs with `;` between them: servers, of which the next one is used if one fails, or the
+    /// sentinels of one server.
+    ///
+    /// # Errors
+    /// The reason, without the URL.
+    pub(crate) fn parse_list(
+        urls: &str,
+        options: &AddressOptions,
+    ) -> Result<Vec<Self>, RedisUrlError> {
+        let parts = parts(urls)?;
+        if parts.first().is_some_and(|first| first.scheme == "sentinel") {
+            return Ok(vec![Self::from_parts(parts, options)?]);
         }
+        let servers = parts.into_iter();
+        servers
+            .map(|part| Self::from_parts(vec![part], options))
+            .collect()
+    }
+
+    fn from_parts(parts: Vec<UrlParts>, options: &AddressOptions) -> Result<Self, RedisUrlError> {
         // Of several URLs, the first one contains login and database.
         let Some(first) = parts.first() else {
             return Err(wrong("it is empty"));
@@ -78,10 +109,10 @@ impl RedisUrl {
         };
         let master = match (scheme.as_str(), options.master_name.as_str()) {
             ("sentinel", "") => {
-                return Err(wrong(
-                    "`sentinel://` needs celery.result_backend_transport_options.master_name, \
-                     the name that the sentinels know the server by",
-                ));
+                return Err(wrong(format!(
+                    "`sentinel://` needs {}, the name that the sentinels know the server by",
+                    options.master_name_setting
+                )));
             }
             ("sentinel", name) => Some(name.to_owned()),
             _ => None,
@@ -94,12 +125,30 @@ impl RedisUrl {
             endpoints,
             master,
             login,
+            sentinel: options.sentinel.clone(),
             certificates,
         })
     }
 
+    /// Number of the database.
+    pub(crate) fn db(&self) -> i64 {
+        self.login.db()
+    }
+
+    /// True if the server's certificate is not verified.
+    pub(crate) fn is_unverified(&self) -> bool {
+        self.certificates.as_ref().is_some_and(|c| !c.is_verified)
+    }
+
+    /// Uses version 3 of the protocol, in which the server sends messages without a request.
+    #[must_use]
+    pub(crate) fn with_resp3(mut self) -> Self {
+        self.login = self.login.set_protocol(ProtocolVersion::RESP3);
+        self
+    }
+
     /// Location of the server, without login, for messages.
-    pub(super) fn place(&self) -> String {
+    pub(crate) fn place(&self) -> String {
         let scheme = match (&self.master, &self.certificates) {
             (Some(_), _) => "sentinel",
             (None, Some(_)) => "rediss",
@@ -124,8 +173,8 @@ impl RedisUrl {
     /// Creates the client, without a connection.
     ///
     /// # Errors
-    /// [`ResultError::Url`] if certificates have the wrong format.
-    pub(super) fn open(&self) -> Result<Opened, ResultError> {
+    /// Certificates have the wrong format.
+    pub(crate) fn open(&self) -> Result<Opened, RedisUrlError> {
         let opened = match &self.master {
             Some(master) => self.sentinels(master).map(Opened::Sentinels),
             None => self.server().map(Opened::Server),
@@ -134,7 +183,7 @@ impl RedisUrl {
     }
 
     fn server(&self) -> redis::RedisResult<Client> {
-        let insecure = self.certificates.as_ref().is_some_and(|c| !c.is_verified);
+        let insecure = self.is_unverified();
         let address = match self.endpoints.first() {
             Some(Endpoint::Unix(path)) => ConnectionAddr::Unix(path.clone()),
             Some(Endpoint::Tcp(host, port)) if self.certificates.is_some() => {
@@ -157,8 +206,8 @@ impl RedisUrl {
         }
     }
 
-    /// Client for the sentinels, which are queried without login and without TLS, as in Celery without
-    /// `sentinel_kwargs`.
+    /// Client for the sentinels, which are queried without TLS, and without a login unless `sentinel_kwargs` has one,
+    /// as in Celery.
     fn sentinels(&self, master: &str) -> redis::RedisResult<SentinelClient> {
         let sentinels = self.endpoints.iter().filter_map(|endpoint| match endpoint {
             Endpoint::Tcp(host, port) => Some(ConnectionAddr::Tcp(host.clone(), *port)),
@@ -166,7 +215,14 @@ impl RedisUrl {
         });
         let mut builder =
             SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
-                .set_client_to_redis_db(self.login.db());
+                .set_client_to_redis_db(self.login.db())
+                .set_client_to_redis_protocol(self.login.protocol());
+        if !self.sentinel.username.is_empty() {
+            builder = builder.set_client_to_sentinel_username(&self.sentinel.username);
+        }
+        if !self.sentinel.password.expose_secret().is_empty() {
+            builder = builder.set_client_to_sentinel_password(self.sentinel.password.expose_secret());
+        }
         if let Some(user) = self.login.username() {
             builder = builder.set_client_to_redis_username(user);
         }
@@ -185,11 +241,29 @@ impl RedisUrl {
     }
 }
 
+/// The parts of each URL of a list.
+fn parts(urls: &str) -> Result<Vec<UrlParts>, RedisUrlError> {
+    let mut parts = Vec::new();
+    for part in url::list(urls).map_err(|e| wrong(e.to_string()))? {
+        let part = part.strip_prefix("redis+").unwrap_or(part);
+        let part = url::kombu(part).map_err(|e| wrong(e.to_string()))?;
+        if !SCHEMES.contains(&part.scheme.as_str()) {
+            return Err(wrong(format!(
+                "its scheme must be one of {}",
+                SCHEMES.join(", ")
+            )));
+        }
+        known(&part)?;
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-fn wrong(what: impl Into<String>) -> ResultError {
-    ResultError::Url(what.into())
+fn wrong(what: impl Into<String>) -> RedisUrlError {
+    RedisUrlError(what.into())
 }
 
 /// Schemes, after an optional `redis+`. The last one is redis-py's.
@@ -219,7 +293,7 @@ const WITHOUT_EFFECT: [&str; 15] = [
 
 /// Rejects unknown parameters, as redis-py does. The error does not contain their names, which may be the end of a
 /// password.
-fn known(url: &UrlParts) -> Result<(), ResultError> {
+fn known(url: &UrlParts) -> Result<(), RedisUrlError> {
     let is_known = |name: &str| {
         MEANT.contains(&name)
             || WITHOUT_EFFECT.contains(&name)
@@ -241,7 +315,7 @@ fn known(url: &UrlParts) -> Result<(), ResultError> {
 }
 
 /// Endpoint of a server. Parameters of the URL take precedence over its other parts, as in Celery.
-fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
+fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, RedisUrlError> {
     if url.scheme != scheme {
         return Err(wrong("its parts have different schemes"));
     }
@@ -267,7 +341,7 @@ fn endpoint(url: &UrlParts, scheme: &str) -> Result<Endpoint, ResultError> {
 }
 
 /// Login and database. Parameters of the URL take precedence over its other parts, as in Celery.
-fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
+fn login(url: &UrlParts) -> Result<RedisConnectionInfo, RedisUrlError> {
     let is_socket = matches!(url.scheme.as_str(), "socket" | "unix");
     let path = match is_socket {
         true => url.parameter("virtual_host").unwrap_or_default(),
@@ -292,7 +366,7 @@ fn login(url: &UrlParts) -> Result<RedisConnectionInfo, ResultError> {
 }
 
 /// TLS options: those of the URL take precedence over the settings.
-fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, ResultError> {
+fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, RedisUrlError> {
     let mut tls = settings.clone();
     for (key, value) in &url.query {
         let field = match key.as_str() {
@@ -317,7 +391,7 @@ fn tls(url: &UrlParts, settings: &RedisTls) -> Result<RedisTls, ResultError> {
 }
 
 /// Certificates for `rediss://`, and for other schemes if the settings contain TLS options.
-fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, ResultError> {
+fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, RedisUrlError> {
     let RedisTls {
         certificate,
         authorities,
@@ -361,7 +435,7 @@ fn certificates(scheme: &str, tls: &RedisTls) -> Result<Option<Certificates>, Re
     }))
 }
 
-fn decoded(text: &str) -> Result<String, ResultError> {
+fn decoded(text: &str) -> Result<String, RedisUrlError> {
     let decoded = percent_decode_str(text).decode_utf8();
     Ok(decoded
         .map_err(|_| wrong("its percent-encoded bytes are not UTF-8"))?
@@ -376,9 +450,9 @@ mod tests {
     use super::*;
 
     fn parse(url: &str) -> Result<RedisUrl, String> {
-        let options = RedisOptions {
+        let options = AddressOptions {
             master_name: "mymaster".into(),
-            ..RedisOptions::default()
+            ..AddressOptions::default()
         };
         RedisUrl::parse(url, &options).map_err(|e| e.to_string())
     }
@@ -484,7 +558,25 @@ mod tests {
 
     #[test]
     fn sentinels_need_a_name_to_ask_for() {
-        let error = RedisUrl::parse("sentinel://h", &RedisOptions::default()).unwrap_err();
+        let options = AddressOptions {
+            master_name_setting: "master_name",
+            ..AddressOptions::default()
+        };
+        let error = RedisUrl::parse("sentinel://h", &options).unwrap_err();
         assert!(error.to_string().contains("master_name"));
+    }
+
+    #[rstest]
+    #[case("redis://a", &["redis://a:6379"])]
+    #[case("redis://a/1;rediss://b/2", &["redis://a:6379", "rediss://b:6379"])]
+    #[case("sentinel://a/1;sentinel://b", &["sentinel://a:26379;sentinel://b:26379 (master mymaster)"])]
+    fn lists_of_servers_and_of_sentinels(#[case] urls: &str, #[case] places: &[&str]) {
+        let options = AddressOptions {
+            master_name: "mymaster".into(),
+            ..AddressOptions::default()
+        };
+        let servers = RedisUrl::parse_list(urls, &options).unwrap();
+        let found: Vec<_> = servers.iter().map(RedisUrl::place).collect();
+        assert_eq!(found, places);
     }
 }
