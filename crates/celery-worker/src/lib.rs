@@ -35,13 +35,16 @@ macro_rules! fault_point {
 }
 
 /// Marks a loop in which fault injection can cause a panic.
-#[cfg(all(feature = "amqp", not(feature = "fault-injection")))]
+#[cfg(all(
+    any(feature = "amqp", feature = "redis"),
+    not(feature = "fault-injection")
+))]
 macro_rules! panic_point {
     ($point:ident) => {};
 }
 
 /// Marks a loop in which fault injection can cause a panic.
-#[cfg(all(feature = "amqp", feature = "fault-injection"))]
+#[cfg(all(any(feature = "amqp", feature = "redis"), feature = "fault-injection"))]
 macro_rules! panic_point {
     ($point:ident) => {{
         use $crate::fault_injection::{Fault, Step, reach};

@@ -1,7 +1,7 @@
 //! Message brokers behind one trait.
 //!
-//! A [`Broker`] transports [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is RabbitMQ; Redis in
-//! kombu's layout could be added. [`topology`] describes queues, [`delayed`] the delay of messages, and [`consumer`]
+//! A [`Broker`] transports [`RawMessage`]s and knows neither tasks nor transfers. [`amqp`] is RabbitMQ, and [`redis`] is
+//! Redis in kombu's layout. [`topology`] describes queues, [`delayed`] the delay of messages, and [`consumer`]
 //! the results of a subscription.
 //!
 //! Every broker guarantees two things: a publication is reported as done only after the server has taken responsibility
@@ -22,12 +22,16 @@ pub mod delayed;
 pub mod memory;
 mod propagation;
 mod queue_settings;
+mod reconnect;
+#[cfg(feature = "redis")]
+pub mod redis;
 mod sending;
 pub mod topology;
 
 pub use consumer::{Consumer, Delivery, Disposition, Settlement, Subscriptions};
 pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
+pub use reconnect::Reconnect;
 pub(crate) use sending::Sending;
 pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 
@@ -218,8 +222,8 @@ pub trait Broker: Send + Sync {
     async fn close(&self);
 }
 
-/// The broker of a URL, with Celery's defaults: `amqp://` or `amqps://` with the feature `amqp`, `memory://` with
-/// the feature `testing`. Connects when it is first used. `name` is shown in the broker's management.
+/// The broker of a URL, with Celery's defaults: `amqp://` or `amqps://` with the feature `amqp`; `redis://`, `rediss://`
+/// or `redis+socket://` with the feature `redis`; `memory://` with the feature `testing`. Connects when it is first used. `name` is shown in the broker's management.
 ///
 /// # Errors
 /// [`BrokerError::Url`], also for the URL of a broker whose feature is off.
@@ -227,6 +231,11 @@ pub fn open(url: &str, name: &str) -> Result<Arc<dyn Broker>, BrokerError> {
     #[cfg(any(test, feature = "testing"))]
     if url.starts_with("memory://") {
         return Ok(Arc::new(memory::MemoryBroker::named(url)?));
+    }
+    #[cfg(feature = "redis")]
+    if redis::has_scheme(url) {
+        let options = redis::RedisBrokerOptions::new(url, name);
+        return Ok(Arc::new(redis::RedisBroker::new(&options)?));
     }
     open_amqp(url, name)
 }

@@ -73,7 +73,7 @@ impl RedisUrl {
         Self::from_parts(parts(url)?, options)
     }
 
-    /// Parses a list of URLs with `;` between them: servers, of which the next one is used if one fails, or the
+    /// Parses a list of URLs with `;` between them: servers, used one after another when one fails, or the
     /// sentinels of one server.
     ///
     /// # Errors
@@ -83,7 +83,10 @@ impl RedisUrl {
         options: &AddressOptions,
     ) -> Result<Vec<Self>, RedisUrlError> {
         let parts = parts(urls)?;
-        if parts.first().is_some_and(|first| first.scheme == "sentinel") {
+        if parts
+            .first()
+            .is_some_and(|first| first.scheme == "sentinel")
+        {
             return Ok(vec![Self::from_parts(parts, options)?]);
         }
         let servers = parts.into_iter();
@@ -221,7 +224,8 @@ impl RedisUrl {
             builder = builder.set_client_to_sentinel_username(&self.sentinel.username);
         }
         if !self.sentinel.password.expose_secret().is_empty() {
-            builder = builder.set_client_to_sentinel_password(self.sentinel.password.expose_secret());
+            builder =
+                builder.set_client_to_sentinel_password(self.sentinel.password.expose_secret());
         }
         if let Some(user) = self.login.username() {
             builder = builder.set_client_to_redis_username(user);

@@ -1,18 +1,21 @@
 //! Subscriptions: queues, deliveries and their settlement.
 
+use rstest::rstest;
+
 use super::*;
 
+#[rstest]
 #[tokio::test]
-async fn parked_deliveries_use_no_slot() {
-    let Some(url) = service("TEST_AMQP_URL") else {
+async fn parked_deliveries_use_no_slot(#[values(Kind::RabbitMq, Kind::Redis)] kind: Kind) {
+    let Some(broker) = kind.open("parking") else {
         return;
     };
-    let broker = amqp(&url, "parking");
+    let broker = &*broker;
     for queue in [Queue::tasks(unique("park")), quorum(&unique("park"))] {
         for n in 0..8 {
-            publish(&broker, &queue, &n.to_string()).await;
+            publish(broker, &queue, &n.to_string()).await;
         }
-        let mut consumer = consume(&broker, &[&queue], 2).await;
+        let mut consumer = consume(broker, &[&queue], 2).await;
         let mut held = vec![next(&mut consumer).await, next(&mut consumer).await];
         nothing(&mut consumer).await;
         for _ in 0..3 {
@@ -48,23 +51,26 @@ async fn parked_deliveries_use_no_slot() {
     broker.close().await;
 }
 
+#[rstest]
 #[tokio::test]
-async fn queues_are_added_and_removed_while_consuming() {
-    let Some(url) = service("TEST_AMQP_URL") else {
+async fn queues_are_added_and_removed_while_consuming(
+    #[values(Kind::RabbitMq, Kind::Redis)] kind: Kind,
+) {
+    let name = unique("dynamic");
+    let Some(broker) = kind.open(&name) else {
         return;
     };
-    let name = unique("dynamic");
-    let broker = amqp(&url, &name);
+    let broker = &*broker;
     let [first, second] = [Queue::tasks(unique("one")), Queue::tasks(unique("two"))];
-    let mut consumer = consume(&broker, &[&first], 1).await;
+    let mut consumer = consume(broker, &[&first], 1).await;
     let handle = consumer.handle();
     handle.add(second.clone()).await;
     assert_eq!(handle.queues(), [first.clone(), second.clone()]);
 
-    publish(&broker, &second, "a").await;
+    publish(broker, &second, "a").await;
     let held = next(&mut consumer).await;
     assert_eq!(held.queue, second.name);
-    publish(&broker, &second, "b").await;
+    publish(broker, &second, "b").await;
     nothing(&mut consumer).await;
     // A larger window.
     handle.set_prefetch(2);
@@ -72,23 +78,23 @@ async fn queues_are_added_and_removed_while_consuming() {
     assert_eq!(body(&other), "b");
 
     handle.cancel_queue(&second.name).await;
-    publish(&broker, &second, "c").await;
+    publish(broker, &second, "c").await;
     other.settle(Disposition::Ack).await;
     nothing(&mut consumer).await;
     held.settle(Disposition::Ack).await;
-    publish(&broker, &first, "d").await;
+    publish(broker, &first, "d").await;
     next(&mut consumer).await.settle(Disposition::Ack).await;
 
     // Both changes outlive the connection.
     let mut connected = consumer.connected();
     connected.borrow_and_update();
-    close_connections(&name).await;
+    kind.close_connections(&name).await;
     handle.add(second.clone()).await;
     handle.cancel_queue(&first.name).await;
     let back = next(&mut consumer).await;
     assert_eq!((body(&back), &back.queue), ("c", &second.name));
     back.settle(Disposition::Ack).await;
-    publish(&broker, &first, "e").await;
+    publish(broker, &first, "e").await;
     nothing(&mut consumer).await;
     assert_eq!(handle.queues(), [second]);
     broker.close().await;
@@ -270,25 +276,27 @@ async fn large_headers_pass() {
     broker.close().await;
 }
 
+#[rstest]
 #[tokio::test]
-async fn unstarted_deliveries_return_at_once() {
-    let Some(url) = service("TEST_AMQP_URL") else {
+async fn unstarted_deliveries_return_at_once(#[values(Kind::RabbitMq, Kind::Redis)] kind: Kind) {
+    let Some(broker) = kind.open("back") else {
         return;
     };
-    let broker = amqp(&url, "back");
+    let broker = &*broker;
     let queue = Queue::tasks(unique("back"));
     for n in 0..6 {
-        publish(&broker, &queue, &n.to_string()).await;
+        publish(broker, &queue, &n.to_string()).await;
     }
-    let mut consumer = consume(&broker, &[&queue], 6).await;
+    let mut consumer = consume(broker, &[&queue], 6).await;
     let held = next(&mut consumer).await;
     consumer.cancel();
     while let Some(delivery) = timeout(PATIENCE, consumer.next()).await.unwrap() {
         drop(delivery);
     }
     // Another gets the rest while the first one is still held, and that can still be settled.
-    let other = amqp(&url, "back-other");
-    let mut rest = consume(&other, &[&queue], 0).await;
+    let other = kind.open("back-other").unwrap();
+    let other = &*other;
+    let mut rest = consume(other, &[&queue], 0).await;
     for _ in 0..5 {
         next(&mut rest).await.settle(Disposition::Ack).await;
     }

@@ -1,4 +1,4 @@
-//! The broker against a real RabbitMQ.
+//! The brokers against a real RabbitMQ and a real Redis.
 
 #![allow(
     clippy::disallowed_methods,
@@ -11,15 +11,18 @@
 mod connecting;
 mod consuming;
 mod publishing;
+mod redis_layout;
 #[path = "../support/mod.rs"]
 mod support;
 
 use std::collections::HashSet;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use celery_protocol::RawMessage;
 use celery_worker::broker::amqp::{Amqp, AmqpOptions, AmqpTls, Reconnect};
+use celery_worker::broker::redis::{RedisBroker, RedisBrokerOptions};
 use celery_worker::broker::{
     Broker, BrokerError, Consumer, Declaration, Delivery, Disposition, Publication, Queue,
     Subscription,
@@ -27,6 +30,62 @@ use celery_worker::broker::{
 use serde_json::json;
 use support::{amqp, service, unique};
 use tokio::time::timeout;
+
+/// A kind of broker, for the tests of their common behaviour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    RabbitMq,
+    Redis,
+}
+
+impl Kind {
+    /// Creates a client of the test broker; none if there is no such server.
+    fn open(self, name: &str) -> Option<Arc<dyn Broker>> {
+        Some(match self {
+            Self::RabbitMq => Arc::new(amqp(&service("TEST_AMQP_URL")?, name)),
+            Self::Redis => Arc::new(redis_broker(&service("TEST_REDIS_URL")?, name)),
+        })
+    }
+
+    /// Ends the connections of one client.
+    async fn close_connections(self, name: &str) {
+        match self {
+            Self::RabbitMq => close_connections(name).await,
+            Self::Redis => kill_clients(name).await,
+        }
+    }
+}
+
+fn redis_broker(url: &str, name: &str) -> RedisBroker {
+    RedisBroker::new(&RedisBrokerOptions::new(url, name)).unwrap()
+}
+
+async fn redis_connection() -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(service("TEST_REDIS_URL").unwrap()).unwrap();
+    client.get_multiplexed_async_connection().await.unwrap()
+}
+
+/// Ends the connections of one client of Redis.
+async fn kill_clients(name: &str) {
+    let mut connection = redis_connection().await;
+    let list: String = redis::cmd("CLIENT")
+        .arg("LIST")
+        .query_async(&mut connection)
+        .await
+        .unwrap();
+    let field = |line: &str, key: &str| {
+        let mut fields = line.split(' ');
+        fields.find_map(|field| field.strip_prefix(key).map(str::to_owned))
+    };
+    for line in list.lines() {
+        if field(line, "name=").as_deref() == Some(name) {
+            let id = field(line, "id=").unwrap();
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL").arg("ID").arg(id);
+            let _: i64 = kill.query_async(&mut connection).await.unwrap();
+        }
+    }
+}
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -44,7 +103,7 @@ fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
     }
 }
 
-async fn consume(broker: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer {
+async fn consume(broker: &dyn Broker, queues: &[&Queue], prefetch: u16) -> Consumer {
     let consumer = broker.consume(subscription(queues, prefetch));
     let mut connected = consumer.connected();
     timeout(PATIENCE, connected.wait_for(|up| *up))
@@ -54,7 +113,7 @@ async fn consume(broker: &Amqp, queues: &[&Queue], prefetch: u16) -> Consumer {
     consumer
 }
 
-async fn publish(broker: &Amqp, queue: &Queue, body: &str) {
+async fn publish(broker: &dyn Broker, queue: &Queue, body: &str) {
     let message = RawMessage {
         body: body.into(),
         ..RawMessage::default()

@@ -50,6 +50,7 @@ mod screen;
 mod stream;
 mod subscription;
 
+pub use super::Reconnect;
 pub use address::{SCHEMES, check as check_urls};
 pub use diagnose::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
@@ -103,27 +104,6 @@ pub struct AmqpTls {
     pub cert_file: String,
     /// Key of the client certificate.
     pub key_file: String,
-}
-
-/// Conditions under which a lost connection is opened again.
-#[derive(Debug, Clone, Copy)]
-pub struct Reconnect {
-    /// True if a lost connection is opened again.
-    pub retry: bool,
-    /// True if the first connection is retried.
-    pub on_startup: bool,
-    /// Maximum number of consecutive failed attempts; 0 for no limit.
-    pub max_retries: u32,
-}
-
-impl Default for Reconnect {
-    fn default() -> Self {
-        Self {
-            retry: true,
-            on_startup: true,
-            max_retries: 0,
-        }
-    }
 }
 
 /// A [`Broker`] to one RabbitMQ virtual host.

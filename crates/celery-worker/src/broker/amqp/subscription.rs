@@ -83,7 +83,7 @@ impl Subscriber {
                     error
                 }
             };
-            if let Some(setting) = self.given_up(was_connected, failed) {
+            if let Some(setting) = self.reconnect.forbids(was_connected, failed) {
                 return reports.fail(BrokerError::GivenUp {
                     attempts: failed,
                     setting,
@@ -104,23 +104,6 @@ impl Subscriber {
                 () = cancelled.cancelled() => return,
                 () = sleep(pause) => {}
             }
-        }
-    }
-
-    /// The setting that forbids another attempt, if any.
-    fn given_up(&self, was_connected: bool, attempts: u32) -> Option<&'static str> {
-        let Reconnect {
-            retry,
-            on_startup,
-            max_retries,
-        } = self.reconnect;
-        match was_connected {
-            true if !retry => Some("celery.broker_connection_retry"),
-            false if !on_startup => Some("celery.broker_connection_retry_on_startup"),
-            _ if max_retries > 0 && attempts > max_retries => {
-                Some("celery.broker_connection_max_retries")
-            }
-            _ => None,
         }
     }
 }

@@ -1,0 +1,319 @@
+//! Opening connections to the server in use, and errors in the terms of the trait.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, cmd};
+use secrecy::ExposeSecret as _;
+use tokio::sync::{Mutex, mpsc};
+use tokio::time::timeout;
+
+use super::options::RedisBrokerOptions;
+use crate::broker::BrokerError;
+use crate::redis::{AddressOptions, RedisUrl, RedisUrlError, connection_config, is_lost};
+
+/// Maximum number of unread messages that a server sent without a request. Later ones are dropped, as the server
+/// itself does for a slow reader.
+const PUSHES: usize = 4096;
+
+/// Key of the setting with the name of the master.
+pub(super) const MASTER_NAME: &str = "celery.broker_transport_options.master_name";
+
+impl From<RedisUrlError> for BrokerError {
+    fn from(error: RedisUrlError) -> Self {
+        Self::Url(error.to_string())
+    }
+}
+
+/// Opens connections to the servers of a URL.
+pub(super) struct Connector {
+    servers: Vec<RedisUrl>,
+    /// Position of the server in use.
+    current: AtomicUsize,
+    name: String,
+    connection_timeout: Duration,
+    response_timeout: Duration,
+}
+
+impl Connector {
+    pub(super) fn new(options: &RedisBrokerOptions) -> Result<Self, BrokerError> {
+        let transport = &options.transport;
+        let address = AddressOptions {
+            tls: options.tls.clone(),
+            master_name: transport.master_name.clone(),
+            master_name_setting: MASTER_NAME,
+            sentinel: (&transport.sentinel_kwargs).into(),
+        };
+        let servers = RedisUrl::parse_list(options.url.expose_secret(), &address)?;
+        let servers: Vec<RedisUrl> = servers.into_iter().map(RedisUrl::with_resp3).collect();
+        for server in &servers {
+            // Certificates that cannot be used are reported at the start.
+            server.open()?;
+            if server.is_unverified() {
+                tracing::warn!(
+                    broker = server.place(),
+                    "the broker's certificate is not verified; set ssl_cert_reqs=required and ssl_ca_certs"
+                );
+            }
+        }
+        let name = match transport.client_name.as_str() {
+            "" => options.name.replace(|c: char| !c.is_ascii_graphic(), "-"),
+            name => name.to_owned(),
+        };
+        let connection_timeout = match transport.socket_connect_timeout {
+            0 => options.connection_timeout,
+            seconds => Duration::from_secs(seconds),
+        };
+        Ok(Self {
+            servers,
+            current: AtomicUsize::new(0),
+            name,
+            connection_timeout,
+            response_timeout: transport.response_timeout(),
+        })
+    }
+
+    /// Number of the database; kombu takes it from the first URL.
+    pub(super) fn db(&self) -> i64 {
+        self.servers.first().map_or(0, RedisUrl::db)
+    }
+
+    /// Location of the server in use, without login.
+    pub(super) fn place(&self) -> String {
+        let current = self.current.load(Ordering::Relaxed);
+        self.servers
+            .get(current)
+            .map_or_else(String::new, RedisUrl::place)
+    }
+
+    /// Locations of all servers, the one in use first.
+    pub(super) fn places(&self) -> Vec<String> {
+        let current = self.current.load(Ordering::Relaxed);
+        let (before, after) = self.servers.split_at(current.min(self.servers.len()));
+        after.iter().chain(before).map(RedisUrl::place).collect()
+    }
+
+    /// Time limit of one attempt to connect to all servers.
+    pub(super) fn connecting_timeout(&self) -> Duration {
+        self.connection_timeout * u32::try_from(self.servers.len()).unwrap_or(1)
+    }
+
+    pub(super) fn response_timeout(&self) -> Duration {
+        self.response_timeout
+    }
+
+    /// Opens a connection to the server in use, or to the next one of the list that accepts it. The channel gets what
+    /// the server sends without a request.
+    pub(super) async fn connect(&self) -> Result<Link, BrokerError> {
+        let mut failure = None;
+        let count = self.servers.len();
+        let first = self.current.load(Ordering::Relaxed);
+        for position in (0..count).map(|offset| (first + offset) % count) {
+            let Some(server) = self.servers.get(position) else {
+                continue;
+            };
+            match self.connect_to(server).await {
+                Ok(link) => {
+                    self.current.store(position, Ordering::Relaxed);
+                    return Ok(link);
+                }
+                Err(error) => {
+                    // An error after which another attempt can succeed takes precedence.
+                    failure = match failure {
+                        Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
+                        _ => Some(error),
+                    };
+                }
+            }
+        }
+        Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
+    }
+
+    async fn connect_to(&self, server: &RedisUrl) -> Result<Link, BrokerError> {
+        let (sender, pushes) = mpsc::channel(PUSHES);
+        let push = move |info: PushInfo| {
+            // A full channel drops the message.
+            let _ = sender.try_send(info);
+            Ok::<(), RedisError>(())
+        };
+        let config =
+            connection_config(self.connection_timeout, self.response_timeout).set_push_sender(push);
+        let mut opened = server.open()?;
+        let connecting = async {
+            let mut connection = opened.connect(&config).await?;
+            let named: RedisResult<()> = cmd("CLIENT")
+                .arg("SETNAME")
+                .arg(&self.name)
+                .query_async(&mut connection)
+                .await;
+            match named {
+                // An access list may forbid it.
+                Err(error) if !is_lost(&error) => {
+                    tracing::debug!(%error, "the connection has no name");
+                }
+                other => other?,
+            }
+            Ok::<_, RedisError>(connection)
+        };
+        match timeout(self.connection_timeout, connecting).await {
+            Ok(Ok(connection)) => Ok(Link { connection, pushes }),
+            Ok(Err(error)) if error.kind() == ErrorKind::AuthenticationFailed => {
+                Err(BrokerError::Refused {
+                    broker: server.place(),
+                    what: "the login; check user and password in celery.broker_url".into(),
+                    source: Arc::new(error),
+                })
+            }
+            Ok(Err(error)) => Err(BrokerError::Unreachable {
+                broker: server.place(),
+                source: Arc::new(error),
+            }),
+            Err(_) => Err(BrokerError::Unreachable {
+                broker: server.place(),
+                source: Arc::from(Box::from(
+                    "no answer in time; see celery.broker_connection_timeout",
+                )),
+            }),
+        }
+    }
+
+    /// An error that ends a connection.
+    pub(super) fn lost(&self, why: &str) -> BrokerError {
+        BrokerError::Unreachable {
+            broker: self.place(),
+            source: Arc::from(Box::from(why)),
+        }
+    }
+
+    /// An error of a command.
+    pub(super) fn error(&self, error: RedisError, what: &str) -> BrokerError {
+        let broker = self.place();
+        if is_lost(&error) {
+            return BrokerError::Unreachable {
+                broker,
+                source: Arc::new(error),
+            };
+        }
+        if error.code() == Some("OOM") {
+            return BrokerError::Blocked {
+                broker,
+                reason: "it has no memory left (maxmemory)".into(),
+            };
+        }
+        BrokerError::Refused {
+            broker,
+            what: what.to_owned(),
+            source: Arc::new(error),
+        }
+    }
+}
+
+/// Returns true if the server asks for a login that the connection does not have.
+pub(super) fn is_login_missing(error: &RedisError) -> bool {
+    error.code() == Some("NOAUTH") || error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+}
+
+/// Returns true if no repetition helps: a key has another type than kombu's.
+pub(super) fn is_hopeless(error: &BrokerError) -> bool {
+    let BrokerError::Refused { source, .. } = error else {
+        return false;
+    };
+    let error = source.downcast_ref::<RedisError>();
+    error.is_some_and(|error| error.code() == Some("WRONGTYPE"))
+}
+
+/// A connection, and what its server sends without a request.
+pub(super) struct Link {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) pushes: mpsc::Receiver<PushInfo>,
+}
+
+impl Link {
+    /// Returns the next message without a request; `None` once the connection has ended.
+    pub(super) async fn next(&mut self) -> Option<PushInfo> {
+        let info = self.pushes.recv().await?;
+        (info.kind != PushKind::Disconnection).then_some(info)
+    }
+
+    /// Removes the messages that have arrived. Returns false if the connection has ended.
+    pub(super) fn drain(&mut self) -> bool {
+        loop {
+            match self.pushes.try_recv() {
+                Ok(info) if info.kind == PushKind::Disconnection => return false,
+                Ok(_) => {}
+                Err(mpsc::error::TryRecvError::Empty) => return true,
+                Err(mpsc::error::TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+}
+
+/// The connection for commands: shared, opened at its first use, and replaced after a failure. A command is sent once.
+pub(super) struct Commands {
+    pub(super) connector: Arc<Connector>,
+    state: Mutex<CommandState>,
+}
+
+#[derive(Default)]
+struct CommandState {
+    held: Option<MultiplexedConnection>,
+    /// Number of connections so far.
+    generation: u64,
+}
+
+impl Commands {
+    pub(super) fn new(connector: Arc<Connector>) -> Self {
+        Self {
+            connector,
+            state: Mutex::default(),
+        }
+    }
+
+    /// Runs commands; `what` names them in errors.
+    ///
+    /// # Errors
+    /// [`BrokerError::Unreachable`], after which the next call opens a new connection, [`BrokerError::Blocked`] and
+    /// [`BrokerError::Refused`].
+    pub(super) async fn run<T>(
+        &self,
+        what: &str,
+        work: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
+    ) -> Result<T, BrokerError> {
+        let (mut connection, generation) = self.connection().await?;
+        match work(&mut connection).await {
+            Ok(done) => Ok(done),
+            Err(error) => {
+                if is_lost(&error) || is_login_missing(&error) {
+                    let mut state = self.state.lock().await;
+                    if state.generation == generation {
+                        state.held = None;
+                    }
+                }
+                Err(self.connector.error(error, what))
+            }
+        }
+    }
+
+    async fn connection(&self) -> Result<(MultiplexedConnection, u64), BrokerError> {
+        let mut state = self.state.lock().await;
+        if let Some(held) = &state.held {
+            return Ok((held.clone(), state.generation));
+        }
+        let made = self.connector.connect().await?.connection;
+        state.held = Some(made.clone());
+        state.generation += 1;
+        Ok((made, state.generation))
+    }
+
+    /// Number of connections so far.
+    pub(super) async fn generation(&self) -> u64 {
+        self.state.lock().await.generation
+    }
+
+    /// Closes the connection.
+    pub(super) async fn close(&self) {
+        self.state.lock().await.held = None;
+    }
+}

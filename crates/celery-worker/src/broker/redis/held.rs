@@ -1,0 +1,418 @@
+//! The messages that this process holds, and their settlement.
+//!
+//! One task settles: it sends all acknowledgements that wait in one script. A disposition survives a lost connection,
+//! since an entry has the same field on every connection.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use redis::AsyncCommands as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::RECONNECT;
+use super::connecting::{Commands, is_hopeless};
+use super::names::Names;
+use super::scripts::{self, End};
+use super::window::Slot;
+use crate::broker::consumer::Settled;
+use crate::broker::{BrokerError, Disposition, Settlement};
+use celery_protocol::virtual_message;
+use service_connection::backoff::RetryLoop;
+use service_connection::error_chain::chain;
+
+/// Maximum number of dispositions that are sent together.
+const BATCH: usize = 256;
+
+/// Time in which messages that are restored are gathered, so that they return in their old order.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Time limit for the last dispositions.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// A held message.
+#[derive(Debug)]
+pub(super) struct HeldEntry {
+    pub(super) field: String,
+    pub(super) queue: String,
+    /// Number of the claim; a higher one is later.
+    order: u64,
+    /// True if another worker has taken the message over, or if it was returned.
+    is_gone: AtomicBool,
+}
+
+/// The held messages of a broker.
+#[derive(Debug)]
+pub(super) struct Held {
+    entries: Mutex<HashMap<String, Arc<HeldEntry>>>,
+    claims: AtomicU64,
+    orders: mpsc::UnboundedSender<Order>,
+}
+
+impl Held {
+    /// Creates an empty record, with the receiver for its [`Settler`].
+    pub(super) fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<Order>) {
+        let (orders, receiver) = mpsc::unbounded_channel();
+        let held = Self {
+            entries: Mutex::default(),
+            claims: AtomicU64::new(0),
+            orders,
+        };
+        (Arc::new(held), receiver)
+    }
+
+    /// Adds a claimed message.
+    pub(super) fn add(&self, field: String, queue: String) -> Arc<HeldEntry> {
+        let entry = Arc::new(HeldEntry {
+            field: field.clone(),
+            queue,
+            order: self.claims.fetch_add(1, Ordering::Relaxed),
+            is_gone: AtomicBool::new(false),
+        });
+        self.entries.lock().insert(field, entry.clone());
+        entry
+    }
+
+    /// Fields of all held messages, in the order of their claims.
+    pub(super) fn fields(&self) -> Vec<String> {
+        let mut entries: Vec<_> = self.entries.lock().values().cloned().collect();
+        entries.sort_unstable_by_key(|entry| entry.order);
+        entries.iter().map(|entry| entry.field.clone()).collect()
+    }
+
+    /// Returns true if this process holds the message.
+    pub(super) fn contains(&self, field: &str) -> bool {
+        self.entries.lock().contains_key(field)
+    }
+
+    /// Records that another worker has taken over a message.
+    pub(super) fn lose(&self, field: &str) {
+        let Some(entry) = self.entries.lock().remove(field) else {
+            return;
+        };
+        entry.is_gone.store(true, Ordering::SeqCst);
+        tracing::warn!(
+            queue = entry.queue,
+            "a message was returned to its queue by another program while this worker held it; its task may run twice. \
+             Programs with a smaller visibility_timeout, or a clock that is fast, do that"
+        );
+    }
+
+    /// Moves an element that is no message to the parked ones.
+    pub(super) fn park(&self, entry: Arc<HeldEntry>, slot: Slot, text: Vec<u8>) {
+        let action = Action::Park(text);
+        // An error means that the broker is closed; the message then returns to its queue.
+        drop(self.order(entry, slot, action));
+    }
+
+    fn order(&self, entry: Arc<HeldEntry>, slot: Slot, action: Action) -> Settled {
+        let (done, settled) = oneshot::channel();
+        // An error means that the broker is closed, which has returned the message.
+        let _ = self.orders.send(Order::Settle(Box::new(ToSettle {
+            entry,
+            action,
+            slot: Some(slot),
+            done: Some(done),
+        })));
+        settled
+    }
+
+    /// Settles what was settled before, and restores everything else.
+    pub(super) async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.orders.send(Order::Close(done)).is_ok() {
+            // An error means that the settler has ended.
+            let _ = closed.await;
+        }
+    }
+
+    fn take_all(&self) -> Vec<Arc<HeldEntry>> {
+        let taken: Vec<_> = self
+            .entries
+            .lock()
+            .drain()
+            .map(|(_, entry)| entry)
+            .collect();
+        for entry in &taken {
+            entry.is_gone.store(true, Ordering::SeqCst);
+        }
+        taken
+    }
+
+    fn remove(&self, field: &str) {
+        self.entries.lock().remove(field);
+    }
+}
+
+/// Settles one recorded delivery.
+pub(super) struct Recorded {
+    pub(super) held: Arc<Held>,
+    pub(super) entry: Arc<HeldEntry>,
+    pub(super) slot: Slot,
+    /// Cancelled when the queue is no longer consumed.
+    pub(super) leaving: CancellationToken,
+}
+
+impl Settlement for Recorded {
+    fn settle(self: Box<Self>, disposition: Disposition) -> Settled {
+        let action = match disposition {
+            // There is no dead-letter exchange: a rejected message is gone.
+            Disposition::Ack | Disposition::Reject => Action::Remove,
+            // A message that a task gives back is the last in line. One that was not begun is the next one.
+            Disposition::Requeue if self.leaving.is_cancelled() => Action::Return(End::Next),
+            Disposition::Requeue => Action::Return(End::Last),
+        };
+        self.held.order(self.entry, self.slot, action)
+    }
+
+    fn is_void(&self) -> bool {
+        self.entry.is_gone.load(Ordering::SeqCst)
+    }
+
+    fn park(&self, parked: bool) {
+        self.slot.park(parked);
+    }
+}
+
+/// Settles a delivery that is not recorded: nothing has to be done.
+pub(super) struct Unrecorded {
+    pub(super) slot: Slot,
+}
+
+impl Settlement for Unrecorded {
+    fn settle(self: Box<Self>, _: Disposition) -> Settled {
+        let (done, settled) = oneshot::channel();
+        // The receiver is right here.
+        let _ = done.send(());
+        settled
+    }
+
+    fn is_void(&self) -> bool {
+        false
+    }
+
+    fn park(&self, parked: bool) {
+        self.slot.park(parked);
+    }
+}
+
+/// A request to the settler.
+#[derive(Debug)]
+pub(super) enum Order {
+    Settle(Box<ToSettle>),
+    Close(oneshot::Sender<()>),
+}
+
+/// Treatment of a held message.
+#[derive(Debug, PartialEq, Eq)]
+enum Action {
+    Remove,
+    Return(End),
+    /// Moves the element, which is not a message.
+    Park(Vec<u8>),
+}
+
+#[derive(Debug)]
+pub(super) struct ToSettle {
+    entry: Arc<HeldEntry>,
+    action: Action,
+    /// The place in the prefetch window, which is free once the message is settled.
+    slot: Option<Slot>,
+    done: Option<oneshot::Sender<()>>,
+}
+
+impl ToSettle {
+    fn restoring(entry: Arc<HeldEntry>) -> Self {
+        Self {
+            entry,
+            action: Action::Return(End::Next),
+            slot: None,
+            done: None,
+        }
+    }
+
+    fn is_restored(&self) -> bool {
+        self.action == Action::Return(End::Next)
+    }
+
+    fn finish(&mut self) {
+        self.slot = None;
+        if let Some(done) = self.done.take() {
+            // The receiver may be gone.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// Sends dispositions.
+pub(super) struct Settler {
+    pub(super) commands: Arc<Commands>,
+    pub(super) names: Arc<Names>,
+    pub(super) held: Arc<Held>,
+}
+
+impl Settler {
+    /// Runs until the broker is closed.
+    pub(super) async fn run(self, mut orders: mpsc::UnboundedReceiver<Order>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            batch.clear();
+            if orders.recv_many(&mut batch, BATCH).await == 0 {
+                return;
+            }
+            let has_restored =
+                |order: &Order| matches!(order, Order::Settle(one) if one.is_restored());
+            if batch.iter().any(has_restored) {
+                gather(&mut orders, &mut batch).await;
+            }
+            let mut closing = None;
+            let mut settled = Vec::with_capacity(batch.len());
+            for order in batch.drain(..) {
+                match order {
+                    Order::Settle(one) => settled.push(*one),
+                    Order::Close(done) => closing = Some(done),
+                }
+            }
+            if let Some(done) = closing {
+                let known: Vec<_> = settled.iter().map(|one| one.entry.field.clone()).collect();
+                let mut rest = self.held.take_all();
+                rest.retain(|entry| !known.contains(&entry.field));
+                settled.extend(rest.into_iter().map(ToSettle::restoring));
+                if timeout(CLOSING, self.settle(settled)).await.is_err() {
+                    tracing::warn!(
+                        "messages could not be returned in time; another worker gets them after the visibility timeout"
+                    );
+                }
+                // The broker may have been dropped.
+                let _ = done.send(());
+                return;
+            }
+            self.settle(settled).await;
+        }
+    }
+
+    /// Settles messages, and repeats this until the server has answered.
+    async fn settle(&self, mut settled: Vec<ToSettle>) {
+        // The newest first, so that the oldest one is next in line.
+        settled.sort_by_key(|one| match one.is_restored() {
+            true => (1, u64::MAX - one.entry.order),
+            false => (0, one.entry.order),
+        });
+        let pending = Mutex::new(settled);
+        let attempt = async || {
+            let settled = std::mem::take(&mut *pending.lock());
+            let (result, rest) = self.settle_once(settled).await;
+            *pending.lock() = rest;
+            result
+        };
+        let again = |error: &BrokerError| {
+            // A caller does not wait for the server. The message stays held until the server has answered.
+            for one in pending.lock().iter_mut() {
+                one.finish();
+            }
+            !is_hopeless(error)
+        };
+        let log = |error: &BrokerError, pause_s| {
+            tracing::warn!(error = %chain(error), retry_in_s = pause_s, "messages are not settled yet; it is tried again");
+        };
+        let done = RetryLoop::new(RECONNECT).run(attempt, again, log).await;
+        if let Err(error) = done {
+            tracing::error!(
+                error = %chain(&error),
+                "messages could not be settled; they return to their queues after the visibility timeout"
+            );
+            for one in pending.lock().iter() {
+                self.held.remove(&one.entry.field);
+            }
+        }
+    }
+
+    /// Settles messages once. Returns those that are left.
+    async fn settle_once(
+        &self,
+        settled: Vec<ToSettle>,
+    ) -> (Result<(), BrokerError>, Vec<ToSettle>) {
+        let (removed, mut others): (Vec<_>, Vec<_>) = settled
+            .into_iter()
+            .partition(|one| one.action == Action::Remove);
+        if !removed.is_empty() {
+            let fields: Vec<_> = removed.iter().map(|one| one.entry.field.clone()).collect();
+            let done = self
+                .commands
+                .run("to acknowledge", async |connection| {
+                    scripts::remove(connection, &self.names, &fields).await
+                })
+                .await;
+            if let Err(error) = done {
+                let rest = removed.into_iter().chain(others).collect();
+                return (Err(error), rest);
+            }
+            removed.into_iter().for_each(|one| self.finish(one));
+        }
+        others.reverse();
+        while let Some(one) = others.pop() {
+            if let Err(error) = self.move_to(&one).await {
+                others.push(one);
+                others.reverse();
+                return (Err(error), others);
+            }
+            self.finish(one);
+        }
+        (Ok(()), Vec::new())
+    }
+
+    fn finish(&self, mut one: ToSettle) {
+        self.held.remove(&one.entry.field);
+        one.finish();
+    }
+
+    /// Moves a message to its queue or to the parked ones, unless another worker has it.
+    async fn move_to(&self, one: &ToSettle) -> Result<(), BrokerError> {
+        let (names, entry) = (&*self.names, &*one.entry);
+        let field = entry.field.as_str();
+        self.commands
+            .run("to return a message", async |connection| {
+                let parked = names.parked(&entry.queue);
+                let (list, end, text) = match &one.action {
+                    Action::Park(text) => (parked, End::Last, text.clone()),
+                    Action::Remove | Action::Return(_) => {
+                        let stored: Option<Vec<u8>> =
+                            connection.hget(&names.unacked, field).await?;
+                        let Some(stored) = stored else {
+                            return Ok(());
+                        };
+                        let end = match one.action {
+                            Action::Return(end) => end,
+                            _ => End::Last,
+                        };
+                        match virtual_message::held(&stored) {
+                            Ok(held) => {
+                                let list = names.list(&entry.queue, held.priority);
+                                (list, end, held.text.into_bytes())
+                            }
+                            Err(_) => (parked, End::Last, stored),
+                        }
+                    }
+                };
+                scripts::move_to(connection, names, field, (&list, end), &text)
+                    .await
+                    .map(drop)
+            })
+            .await
+    }
+}
+
+/// Adds the orders that follow at once, so that restored messages return in their order.
+async fn gather(orders: &mut mpsc::UnboundedReceiver<Order>, batch: &mut Vec<Order>) {
+    while let Ok(Some(order)) = timeout(GATHER, orders.recv()).await {
+        let is_last = matches!(order, Order::Close(_));
+        batch.push(order);
+        if is_last {
+            break;
+        }
+    }
+}

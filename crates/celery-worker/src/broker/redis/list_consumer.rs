@@ -1,0 +1,399 @@
+//! Consuming from lists: task queues, whose messages are recorded until they are settled, and queues of replies.
+//!
+//! Messages are only taken by a script that records them, so that no message exists only in a socket. While all lists
+//! are empty, the connection waits for a change: Redis remembers the keys that a connection has read (`CLIENT
+//! TRACKING`), and reports the first change of each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use redis::{RedisResult, cmd};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::connecting::Link;
+use super::held::{Recorded, Unrecorded};
+use super::options::QueueOrder;
+use super::scripts::{self, CLAIM_BYTES, ClaimFrom, MAX_CLAIM};
+use super::shared::{Limits, Shared};
+use super::supervisor::Session;
+use super::window::{Slot, Window};
+use crate::broker::consumer::{Feed, Settlement, Wanted};
+use crate::broker::{BrokerError, Delivery, Queue};
+use crate::liveness::Liveness;
+use celery_protocol::virtual_message;
+
+/// Maximum time between two claims while all lists are empty. It bounds the time until a dead connection is found, and
+/// the delay if the server reports no change.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// Interval in which bindings are written again: those of queues that expire are removed an hour after the last one.
+const BIND_EVERY: Duration = Duration::from_secs(1200);
+
+/// Consumes from the lists of one subscription.
+pub(super) struct ListConsumer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) feed: Arc<Feed>,
+    pub(super) liveness: Liveness,
+    pub(super) limits: Limits,
+    /// The consumed queues, the next one to be served first.
+    queues: Vec<Consumed>,
+    /// Fields of a claim without a reply: the messages may have been recorded under them.
+    unanswered: Vec<String>,
+    /// Notified when a window has more room.
+    has_room: Arc<Notify>,
+    bound_at: Option<Instant>,
+}
+
+/// A consumed queue.
+struct Consumed {
+    queue: Queue,
+    window: Arc<Window>,
+    /// Cancelled when the queue is no longer consumed.
+    leaving: CancellationToken,
+    is_bound: bool,
+}
+
+/// State after a claim.
+enum Outcome {
+    /// There may be more messages.
+    More,
+    /// All lists with room are empty; the flag is true if another queue has no room.
+    Empty { is_full: bool },
+}
+
+impl ListConsumer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        feed: Arc<Feed>,
+        liveness: Liveness,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            shared,
+            feed,
+            liveness,
+            limits,
+            queues: Vec::new(),
+            unanswered: Vec::new(),
+            has_room: Arc::default(),
+            bound_at: None,
+        }
+    }
+
+    /// Begins and ends to consume from queues, and writes their bindings.
+    async fn reconcile(&mut self, wanted: &Wanted) -> Result<(), BrokerError> {
+        let lists: Vec<Queue> = wanted
+            .queues
+            .iter()
+            .filter(|q| self.serves(q))
+            .cloned()
+            .collect();
+        let is_wanted = |queue: &Queue| lists.iter().any(|wanted| wanted == queue);
+        let (kept, ended): (Vec<_>, Vec<_>) = self
+            .queues
+            .drain(..)
+            .partition(|known| is_wanted(&known.queue));
+        self.queues = kept;
+        for Consumed { queue, leaving, .. } in ended {
+            leaving.cancel();
+            if queue.is_transient() {
+                self.shared.publisher.remove(&queue).await?;
+            }
+        }
+        for queue in lists {
+            if !self.queues.iter().any(|known| known.queue == queue) {
+                self.queues.push(Consumed {
+                    queue,
+                    window: Window::new(self.has_room.clone()),
+                    leaving: self.feed.cancelled.child_token(),
+                    is_bound: false,
+                });
+            }
+        }
+        if self.shared.order == QueueOrder::Sorted {
+            self.queues.sort_by(|a, b| a.queue.name.cmp(&b.queue.name));
+        }
+        if self.bound_at.is_none_or(|at| at.elapsed() >= BIND_EVERY) {
+            self.bound_at = Some(Instant::now());
+            self.queues
+                .iter_mut()
+                .for_each(|known| known.is_bound = false);
+        }
+        for known in self.queues.iter_mut().filter(|known| !known.is_bound) {
+            self.shared.publisher.bind(&known.queue).await?;
+            known.is_bound = true;
+        }
+        let names: Vec<_> = self
+            .queues
+            .iter()
+            .map(|known| known.queue.name.clone())
+            .collect();
+        self.feed.reports.update(|served| {
+            served.connected = true;
+            served
+                .queues
+                .retain(|name| wanted.queues.iter().any(|queue| queue.name == *name));
+            served.queues.extend(names);
+        });
+        Ok(())
+    }
+
+    /// Claims once, and forwards what was claimed.
+    async fn claim(&mut self, link: &mut Link, prefetch: u16) -> Result<Outcome, BrokerError> {
+        let from: Vec<ClaimFrom> = self
+            .queues
+            .iter()
+            .map(|known| ClaimFrom {
+                queue: known.queue.name.clone(),
+                room: known.window.room(prefetch).min(MAX_CLAIM),
+                is_recorded: !known.queue.is_transient(),
+            })
+            .filter(|from| from.room > 0)
+            .collect();
+        let is_full = from.len() < self.queues.len();
+        if from.is_empty() {
+            return Ok(Outcome::Empty { is_full });
+        }
+        let most = from
+            .iter()
+            .map(|from| from.room)
+            .sum::<usize>()
+            .min(MAX_CLAIM);
+        // The fields are known before the claim: if its reply is lost, the messages are found by them.
+        let fields: Vec<String> = (0..most).map(|_| Uuid::new_v4().to_string()).collect();
+        let in_turns = self.shared.order == QueueOrder::RoundRobin;
+        let error = |e| self.shared.connector.error(e, "to take messages");
+        let names = &self.shared.names;
+        let claimed = scripts::claim(&mut link.connection, names, &from, in_turns, &fields).await;
+        let claimed = match claimed {
+            Ok(claimed) => claimed,
+            Err(lost) => {
+                let lost = error(lost);
+                self.unanswered = fields;
+                return Err(lost);
+            }
+        };
+        if claimed.parked > 0 {
+            let queues: Vec<_> = from.iter().map(|from| from.queue.as_str()).collect();
+            tracing::error!(
+                queues = queues.join(", "),
+                messages = claimed.parked,
+                "elements of queues are no messages; they are kept in the list celery-worker.parked.<queue>"
+            );
+        }
+        let bytes: usize = claimed.messages.iter().map(|(_, text)| text.len()).sum();
+        let is_drained =
+            claimed.messages.len() < most && bytes < CLAIM_BYTES && claimed.parked == 0;
+        let mut taken = vec![0; from.len()];
+        let mut last = None;
+        for ((position, text), field) in claimed.messages.into_iter().zip(fields) {
+            let Some(from) = from.get(position) else {
+                continue;
+            };
+            taken[position] += 1;
+            self.forward(&from.queue, from.is_recorded.then_some(field), text)
+                .await;
+            last = Some(&from.queue);
+        }
+        if in_turns && let Some(last) = last {
+            let next = self
+                .queues
+                .iter()
+                .position(|known| known.queue.name == *last);
+            self.queues.rotate_left(next.map_or(0, |served| served + 1));
+        }
+        if !is_drained {
+            return Ok(Outcome::More);
+        }
+        let has_room = |(from, taken): &(&ClaimFrom, &usize)| **taken < from.room;
+        let drained: Vec<_> = from.iter().zip(&taken).filter(has_room).collect();
+        let is_full = is_full || drained.len() < from.len();
+        let drained = drained.into_iter().map(|(from, _)| from.queue.as_str());
+        let watched = self.watch(&mut link.connection, drained).await;
+        match watched.map_err(|e| self.shared.connector.error(e, "to wait for messages"))? {
+            true => Ok(Outcome::More),
+            false => Ok(Outcome::Empty { is_full }),
+        }
+    }
+
+    /// Asks the server to report the next change of the lists. Returns true if one of them is not empty.
+    async fn watch(
+        &self,
+        connection: &mut MultiplexedConnection,
+        queues: impl Iterator<Item = &str>,
+    ) -> RedisResult<bool> {
+        let mut exists = cmd("EXISTS");
+        for queue in queues {
+            exists.arg(self.shared.names.lists(queue).collect::<Vec<_>>());
+        }
+        let count: usize = exists.query_async(connection).await?;
+        Ok(count > 0)
+    }
+
+    /// Forwards a claimed message.
+    async fn forward(&self, queue: &str, field: Option<String>, text: Vec<u8>) {
+        let Some(known) = self.queues.iter().find(|known| known.queue.name == *queue) else {
+            return;
+        };
+        let slot = known.window.take();
+        let settlement = |slot: Slot| -> Box<dyn Settlement> {
+            match field.clone() {
+                None => Box::new(Unrecorded { slot }),
+                Some(field) => Box::new(Recorded {
+                    held: self.shared.held.clone(),
+                    entry: self.shared.held.add(field, queue.to_owned()),
+                    slot,
+                    leaving: known.leaving.clone(),
+                }),
+            }
+        };
+        let delivery = match virtual_message::decode(&text, self.limits.max_body) {
+            Ok(message) => self.limits.delivery(message, queue, settlement(slot)),
+            Err(error) => {
+                tracing::error!(
+                    queue,
+                    %error,
+                    "an element of a queue is no message; it is kept in the list celery-worker.parked.<queue>"
+                );
+                if let Some(field) = field {
+                    let entry = self.shared.held.add(field, queue.to_owned());
+                    self.shared.held.park(entry, slot, text);
+                }
+                return;
+            }
+        };
+        self.send(delivery).await;
+    }
+
+    /// Sends a delivery to the consumer. Dropping it, if the subscription ends, returns it to its queue.
+    async fn send(&self, delivery: Delivery) {
+        tokio::select! {
+            biased;
+            () = self.feed.cancelled.cancelled() => {}
+            _ = self.feed.deliveries.send(delivery) => {}
+        }
+    }
+
+    /// Forwards the messages of a claim whose reply was lost.
+    async fn recover(&mut self, link: &mut Link) -> Result<(), BrokerError> {
+        if self.unanswered.is_empty() {
+            return Ok(());
+        }
+        let entries: RedisResult<Vec<Option<Vec<u8>>>> = cmd("HMGET")
+            .arg(&self.shared.names.unacked)
+            .arg(&self.unanswered)
+            .query_async(&mut link.connection)
+            .await;
+        let entries = entries.map_err(|e| self.shared.connector.error(e, "to find messages"))?;
+        for (field, entry) in std::mem::take(&mut self.unanswered)
+            .into_iter()
+            .zip(entries)
+        {
+            let held = entry.and_then(|entry| virtual_message::held(&entry).ok());
+            if let Some(held) = held {
+                let text = held.text.into_bytes();
+                self.forward(&held.routing_key, Some(field), text).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until a list may have changed, or there is more room, or the wanted state has changed.
+    async fn wait(
+        &self,
+        link: &mut Link,
+        wanted: &mut watch::Receiver<Wanted>,
+        is_full: bool,
+        until: Instant,
+    ) -> Result<(), BrokerError> {
+        loop {
+            self.liveness.tick();
+            let tick = (Instant::now() + crate::liveness::EVERY).min(until);
+            tokio::select! {
+                biased;
+                () = self.feed.cancelled.cancelled() => return Ok(()),
+                changed = wanted.changed() => {
+                    wanted.mark_changed();
+                    // An error means that the consumer is gone; it has cancelled the subscription.
+                    if changed.is_err() {
+                        self.feed.cancelled.cancelled().await;
+                    }
+                    return Ok(());
+                }
+                () = self.has_room.notified(), if is_full => return Ok(()),
+                push = link.next() => return match push {
+                    Some(_) => Ok(()),
+                    None => Err(self.shared.connector.lost("the connection is closed")),
+                },
+                () = sleep_until(tick) => {
+                    if tick == until {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Session for ListConsumer {
+    fn serves(&self, queue: &Queue) -> bool {
+        !self.shared.publisher.is_broadcast(queue)
+    }
+
+    async fn serve(&mut self, mut link: Link) -> Result<(), BrokerError> {
+        let tracking: RedisResult<()> = cmd("CLIENT")
+            .arg("TRACKING")
+            .arg("ON")
+            .arg("NOLOOP")
+            .query_async(&mut link.connection)
+            .await;
+        let is_tracking = tracking.is_ok();
+        if let Err(error) = tracking {
+            tracing::debug!(%error, "the server does not report changes; its lists are read every second");
+        }
+        self.queues
+            .iter_mut()
+            .for_each(|known| known.is_bound = false);
+        let mut wanted = self.feed.reports.wanted();
+        let mut current = wanted.borrow_and_update().clone();
+        self.reconcile(&current).await?;
+        self.recover(&mut link).await?;
+        loop {
+            self.liveness.tick();
+            panic_point!(QueueConsumer);
+            if self.feed.cancelled.is_cancelled() {
+                return Ok(());
+            }
+            let is_stale = self.bound_at.is_none_or(|at| at.elapsed() >= BIND_EVERY);
+            if wanted.has_changed().unwrap_or(false) || is_stale {
+                current = wanted.borrow_and_update().clone();
+                self.reconcile(&current).await?;
+            }
+            if !link.drain() {
+                return Err(self.shared.connector.lost("the connection is closed"));
+            }
+            if let Outcome::Empty { is_full } = self.claim(&mut link, current.prefetch).await? {
+                let pause = match is_tracking {
+                    true => LOOK_EVERY,
+                    false => crate::liveness::EVERY,
+                };
+                let until = Instant::now() + pause;
+                self.wait(&mut link, &mut wanted, is_full, until).await?;
+            }
+        }
+    }
+
+    async fn finish(&mut self) {
+        for Consumed { queue, .. } in std::mem::take(&mut self.queues) {
+            if queue.is_transient()
+                && let Err(error) = self.shared.publisher.remove(&queue).await
+            {
+                tracing::debug!(queue = queue.name, %error, "a queue of this process was not removed; it expires");
+            }
+        }
+    }
+}

@@ -1,0 +1,70 @@
+-- KEYS: the lists of all queues by class; the list of parked elements of each queue; index; record
+-- ARGV: classes, in turns, number of messages, bytes; name, room, is recorded of each queue; fields
+local classes, in_turns = tonumber(ARGV[1]), ARGV[2] == '1'
+local most, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+local queues = (#KEYS - 2) / (classes + 1)
+local parking, index, record = classes * queues, KEYS[#KEYS - 1], KEYS[#KEYS]
+local rooms, fields = {}, 4 + 3 * queues
+for i = 1, queues do
+    rooms[i] = tonumber(ARGV[3 + 3 * i])
+end
+local time = redis.call('TIME')
+
+-- Each later one is a microsecond younger, so that the order can be restored.
+local function age(position)
+    local micros = time[2] + position
+    return string.format('%d.%06d', time[1] + math.floor(micros / 1000000), micros % 1000000)
+end
+
+local taken, count, bytes, parked = {}, 0, 0, 0
+
+local function is_message(text)
+    local is_json, message = pcall(cjson.decode, text)
+    if not is_json or type(message) ~= 'table' or type(message.properties) ~= 'table' then
+        return false
+    end
+    return type(message.properties.delivery_tag) == 'string'
+        and type(message.properties.delivery_info) == 'table'
+end
+
+local function take(i, list)
+    while rooms[i] > 0 and count < most and bytes < most_bytes and parked < 100 do
+        local text = redis.call('RPOP', list)
+        if not text then
+            return false
+        end
+        local is_recorded = ARGV[4 + 3 * i] == '1'
+        if not is_recorded or is_message(text) then
+            count = count + 1
+            if is_recorded then
+                local field = ARGV[fields + count]
+                redis.call('HSET', record, field, '[' .. text .. ', "", ' .. ARGV[2 + 3 * i] .. ']')
+                redis.call('ZADD', index, age(count), field)
+            end
+            taken[#taken + 1] = i - 1
+            taken[#taken + 1] = text
+            rooms[i] = rooms[i] - 1
+            bytes = bytes + #text
+            return true
+        end
+        redis.call('LPUSH', KEYS[parking + i], text)
+        parked = parked + 1
+    end
+    return false
+end
+
+for class = 0, classes - 1 do
+    local is_taking = true
+    while is_taking do
+        is_taking = false
+        for i = 1, queues do
+            while take(i, KEYS[class * queues + i]) do
+                is_taking = true
+                if in_turns then
+                    break
+                end
+            end
+        end
+    end
+end
+return {parked, taken}

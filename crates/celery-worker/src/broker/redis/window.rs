@@ -1,0 +1,113 @@
+//! The prefetch window of one queue: the number of deliveries that the worker holds.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+/// The unsettled deliveries of one queue.
+#[derive(Debug)]
+pub(super) struct Window {
+    counts: Mutex<Counts>,
+    /// Notified when there is more room; shared by the windows of a subscription.
+    changed: Arc<Notify>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    held: usize,
+    /// Number of held deliveries that do not count.
+    parked: usize,
+}
+
+impl Window {
+    pub(super) fn new(changed: Arc<Notify>) -> Arc<Self> {
+        Arc::new(Self {
+            counts: Mutex::default(),
+            changed,
+        })
+    }
+
+    /// Number of deliveries that may follow, if `prefetch` may be held; 0 is no limit.
+    pub(super) fn room(&self, prefetch: u16) -> usize {
+        let counts = self.lock();
+        match prefetch {
+            0 => usize::MAX,
+            prefetch => usize::from(prefetch).saturating_sub(counts.held - counts.parked),
+        }
+    }
+
+    /// Takes the place of one delivery.
+    pub(super) fn take(self: &Arc<Self>) -> Slot {
+        self.lock().held += 1;
+        Slot {
+            window: self.clone(),
+            is_parked: Mutex::new(false),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        // No code panics while it holds the lock, and the numbers would still be consistent.
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one delivery; dropping it frees it.
+#[derive(Debug)]
+pub(super) struct Slot {
+    window: Arc<Window>,
+    is_parked: Mutex<bool>,
+}
+
+impl Slot {
+    pub(super) fn park(&self, parked: bool) {
+        let mut before = self
+            .is_parked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if *before == parked {
+            return;
+        }
+        *before = parked;
+        let mut counts = self.window.lock();
+        match parked {
+            true => counts.parked += 1,
+            false => counts.parked -= 1,
+        }
+        drop(counts);
+        self.window.changed.notify_one();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let is_parked = *self
+            .is_parked
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.window.lock();
+        counts.held -= 1;
+        counts.parked -= usize::from(is_parked);
+        drop(counts);
+        self.window.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parked_deliveries_leave_room() {
+        let window = Window::new(Arc::default());
+        assert_eq!((window.room(2), window.room(0)), (2, usize::MAX));
+        let (first, second) = (window.take(), window.take());
+        assert_eq!(window.room(2), 0);
+        first.park(true);
+        assert_eq!(window.room(2), 1);
+        let third = window.take();
+        first.park(false);
+        assert_eq!((window.room(2), window.room(4)), (0, 1));
+        drop((first, second, third));
+        assert_eq!(window.room(2), 2);
+    }
+}
