@@ -44,7 +44,7 @@ static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 /// a process has an effect.
 #[must_use]
 pub fn start(settings: &Traces, program: Program) -> Option<SdkTracer> {
-    if !settings.are_wanted() {
+    if !settings.is_enabled() {
         return None;
     }
     let provider = PROVIDER.get_or_init(|| {
