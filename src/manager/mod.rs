@@ -45,7 +45,7 @@ pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, patience}
 pub use recovery::{keep_recovering, longest_sweep, recover};
 
 /// Time limit for reaching the broker, before the pass locks rows.
-const REACHED_WITHIN: Duration = Duration::from_secs(5);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rows in one transaction. It begins with few, and follows what the batch before took.
 const BATCH: BatchSize = BatchSize {
@@ -273,7 +273,7 @@ impl Manager {
     ) -> Result<(), DatabaseError> {
         let mut picks = VecDeque::from(picks);
         if !picks.is_empty() {
-            sending.broken = self.submit.prepare(REACHED_WITHIN).await.err();
+            sending.broken = self.submit.prepare(BROKER_TIMEOUT).await.err();
         }
         let mut size = BATCH.first;
         while sending.broken.is_none() && !picks.is_empty() {

@@ -21,7 +21,7 @@ use crate::transfer::trace::{KeyValue, note, step};
 
 /// Time limit of a small request, after which the storage counts as hanging. It is longer than the time that ssh needs
 /// to detect an unreachable host.
-const PROBE_WITHIN: Duration = Duration::from_secs(30);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of copied bytes between two wake-ups of the concurrent origin reader. The reader may fall behind by as much.
 const COPIED_STEP_BYTES: u64 = 4 << 20;
@@ -204,8 +204,8 @@ async fn locate(plan: &Plan, error: TransferError) -> TransferError {
     };
     // The storage of an end does not hang if that end answers, even with a refusal, or cannot be reached.
     let (origin, destination) = tokio::join!(
-        timeout(PROBE_WITHIN, plan.source.inspect()),
-        timeout(PROBE_WITHIN, plan.target.free_space()),
+        timeout(PROBE_TIMEOUT, plan.source.inspect()),
+        timeout(PROBE_TIMEOUT, plan.target.free_space()),
     );
     let role = match (origin, destination) {
         (_, Err(_)) => Role::Destination,

@@ -1,7 +1,7 @@
 //! Probes: questions to servers on behalf of monitors.
 //!
 //! A probe runs at most once at a time, its result is cached for some seconds, and no monitor waits longer than
-//! [`WITHIN`], however many monitors ask and however slow the server is.
+//! [`PROBE_TIMEOUT`], however many monitors ask and however slow the server is.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Longest wait for a result.
-pub const WITHIN: Duration = Duration::from_secs(2);
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A result is cached for at least this multiple of its latency, so that a server spends no more than a twentieth of
 /// its time on probes.
@@ -62,7 +62,7 @@ impl Probe {
         Self {
             name,
             valid_for,
-            within: WITHIN,
+            within: PROBE_TIMEOUT,
             ask: Box::new(move || Box::pin(ask())),
             state: Mutex::new(State {
                 answer: Ok(()),
@@ -78,7 +78,7 @@ impl Probe {
         self.name
     }
 
-    /// Returns the result, new or cached. A run that takes longer than [`WITHIN`] continues, and the next call waits
+    /// Returns the result, new or cached. A run that takes longer than [`PROBE_TIMEOUT`] continues, and the next call waits
     /// for it.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ mod propagation;
 pub use opentelemetry_sdk::trace::SdkTracer;
 
 /// Time limit for sending the last spans at the end of the process.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The only provider of the process, just as the process has only one log.
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
@@ -122,7 +122,7 @@ pub fn close() {
     let Some(provider) = PROVIDER.get() else {
         return;
     };
-    match provider.shutdown_with_timeout(FLUSHED_WITHIN) {
+    match provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
         Ok(()) | Err(OTelSdkError::AlreadyShutdown) => {}
         Err(_) => tracing::warn!("the last traces could not be sent in time"),
     }
