@@ -42,7 +42,7 @@ mod survey;
 
 pub use publish::{Submit, SubmitError};
 pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, patience};
-pub use recovery::{keep_recovering, longest_sweep, recover};
+pub use recovery::{max_sweep_duration, recover, sweep_loop};
 
 /// Time limit for reaching the broker, before the pass locks rows.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,7 +162,7 @@ impl Manager {
     /// Longest time between two ticks of a manager: its pause and one round.
     #[must_use]
     pub fn longest_round(settings: &Settings) -> Duration {
-        settings.manager.sleep_time + longest_sweep(settings)
+        settings.manager.sleep_time + max_sweep_duration(settings)
     }
 
     /// Runs passes for ever, with a pause between them, until `stop`. A pass that fails is logged;
