@@ -41,7 +41,7 @@ mod recovery;
 mod survey;
 
 pub use publish::{Submit, SubmitError};
-pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, patience};
+pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, search_delay};
 pub use recovery::{max_sweep_duration, recover, sweep_loop};
 
 /// Time limit for reaching the broker, before the pass locks rows.

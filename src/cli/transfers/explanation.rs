@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::super::output;
 use crate::advice;
-use crate::manager::patience;
+use crate::manager::search_delay;
 use crate::settings::QueueLocation;
 use crate::transfer::lease::Owner;
 use crate::transfer::link::Link;
@@ -212,10 +212,10 @@ fn lost_message(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Ut
     let Some(record) = &detail.schedule else {
         return "a manager's next pass begins to watch it".into();
     };
-    let patience = patience(way.reconcile_after, record.resent);
-    let due = TimeDelta::from_std(patience)
+    let delay = search_delay(way.reconcile_after, record.resent);
+    let due = TimeDelta::from_std(delay)
         .ok()
-        .and_then(|patience| record.scheduled_at.checked_add_signed(patience));
+        .and_then(|delay| record.scheduled_at.checked_add_signed(delay));
     let when = match due {
         Some(due) if due > now => format!("from {} on", output::second(due)),
         _ => "in each pass now".into(),
