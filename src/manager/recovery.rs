@@ -38,7 +38,7 @@ pub async fn recover(
             data_transfer_id = lease.data_transfer_id.get(),
             attempt = lease.attempt.get(),
             owner = %lease.owner,
-            reason = %recovered.displaced.demise,
+            reason = %recovered.displaced.expiry_reason,
             pending = recovered.is_pending,
             "expired lease swept"
         );

@@ -82,7 +82,7 @@ async fn an_expired_lease_is_taken_over(db: Fixture) {
     let second = db.acquire(id).await;
     assert_eq!(second.lease.attempt().get(), 2);
     let displaced = second.displaced.unwrap();
-    assert_eq!(displaced.demise, ExpiryReason::Expired);
+    assert_eq!(displaced.expiry_reason, ExpiryReason::Expired);
     assert_eq!(
         (displaced.lease.attempt, displaced.lease.owner),
         (first.attempt(), stranger())
@@ -117,7 +117,10 @@ async fn a_dead_owner_loses_its_lease(db: Fixture) {
         .unwrap();
     assert!(matches!(answer, Acquisition::Held(_)));
     let second = db.acquire(id).await;
-    assert_eq!(second.displaced.unwrap().demise, ExpiryReason::OwnerDead);
+    assert_eq!(
+        second.displaced.unwrap().expiry_reason,
+        ExpiryReason::OwnerDead
+    );
     assert!(is_lost(
         db.repository.renew(&first, Snapshot::default()).await
     ));
@@ -141,7 +144,7 @@ async fn an_operators_reset_wins(db: Fixture) {
     // The row of the lease remains, but does not prevent anything.
     let second = db.acquire(id).await;
     assert_eq!(
-        second.displaced.unwrap().demise,
+        second.displaced.unwrap().expiry_reason,
         ExpiryReason::StatusChanged
     );
     assert_powerless(&db, &first).await;

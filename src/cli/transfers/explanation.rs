@@ -240,10 +240,10 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
         };
     };
     let holder = output::clean(&lease.owner.node).into_owned();
-    if let Some(demise) = lease.demise(now, observer) {
+    if let Some(expiry_reason) = lease.expiry_reason(now, observer) {
         return Explanation {
             why: format!(
-                "{holder} held its lease, but {demise}; the next pass of a manager makes it PENDING"
+                "{holder} held its lease, but {expiry_reason}; the next pass of a manager makes it PENDING"
             ),
             next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
         };

@@ -42,7 +42,7 @@ impl AttemptRun<'_> {
                 data_transfer_id = self.request.id.get(),
                 attempt = self.lease.attempt().get(),
                 previous_owner = %displaced.lease.owner,
-                reason = %displaced.demise,
+                reason = %displaced.expiry_reason,
                 "transfer taken over from a dead attempt"
             );
         }
