@@ -194,7 +194,7 @@ impl DataTransferTask {
     ) -> bool {
         let began = Instant::now();
         let lease_ttl = self.service.settings().transfer.lease_ttl;
-        // The other worker checks the lease more often than this, see `RivalWatch`.
+        // The other worker checks the lease more often than this, see `CompetingLeaseWatch`.
         let handover_timeout = (lease_ttl / 4).clamp(DETECTION_TIMEOUT, MAX_HANDOVER_TIMEOUT);
         loop {
             let repository = self.service.repository();

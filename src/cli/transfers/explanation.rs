@@ -93,11 +93,11 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
         output::age(time - now),
         output::clean(code)
     );
-    if let Some(rival) = &detail.rival {
+    if let Some(competing_lease) = &detail.competing_lease {
         why.push_str(&format!(
             "; transfer {} is copied to the same path by {}",
-            rival.data_transfer_id,
-            output::clean(&rival.owner.node)
+            competing_lease.data_transfer_id,
+            output::clean(&competing_lease.owner.node)
         ));
     }
     let mut next: Vec<String> = advice::remedy_of_code(code)
@@ -390,7 +390,7 @@ mod tests {
             schedule: None,
             not_before: None,
             waits_for: None,
-            rival: None,
+            competing_lease: None,
             attempts: Vec::new(),
             actions: Vec::new(),
         }
@@ -505,7 +505,7 @@ mod tests {
         let mut detail = detail(Status::Pending);
         detail.not_before = Some(now + TimeDelta::minutes(12));
         detail.waits_for = Some("destination_busy".into());
-        detail.rival = Some(lease(9, now));
+        detail.competing_lease = Some(lease(9, now));
         let said = said(&detail, now);
         assert!(said.contains("in 12m, after destination_busy; transfer 9 is copied to the same path by celery@far"), "{said}");
         assert!(said.contains("After that transfer this one"), "{said}");
