@@ -27,16 +27,16 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 const COPIED_STEP_BYTES: u64 = 4 << 20;
 
 impl AttemptRun<'_> {
-    /// Takes over the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
+    /// Adopts the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
     pub(super) async fn begin_partial(&self, prepared: &Prepared) -> Result<u64, TransferError> {
         if !prepared.plan.resumes() {
             return Ok(0);
         }
-        let beginning = self.take_over(&prepared.plan, prepared.earlier);
+        let beginning = self.adopt_partial(&prepared.plan, prepared.earlier);
         self.stoppable(beginning).await
     }
 
-    async fn take_over(
+    async fn adopt_partial(
         &self,
         plan: &Plan,
         earlier: Option<EarlierPartial>,
@@ -73,7 +73,9 @@ impl AttemptRun<'_> {
             "partial copy of an earlier attempt discarded; copying from the start"
         );
         self.stoppable(plan.target.remove_temporary()).await?;
-        self.stoppable(self.take_over(plan, None)).await.map(drop)
+        self.stoppable(self.adopt_partial(plan, None))
+            .await
+            .map(drop)
     }
 
     /// Copies to the temporary name and verifies the result against the origin.
