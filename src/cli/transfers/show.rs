@@ -19,7 +19,7 @@ use crate::transfer::repository::{
 use celery_worker_cli::node::{host, node_name};
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct ShowOutput<'a> {
     #[serde(flatten)]
     detail: &'a TransferDetail,
     #[serde(rename = "outlook")]
@@ -42,7 +42,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
     let observer = Owner::current(node_name(Some("transfers-show"), &host())?);
     let explanation = Explanation::of(&detail, &routing, &observer, now);
     if context.json {
-        return output::json(&Shown {
+        return output::json(&ShowOutput {
             detail: &detail,
             explanation: &explanation,
         });
