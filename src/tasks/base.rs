@@ -288,7 +288,7 @@ impl DataTransferTask {
                 counted: false,
                 delay,
             } => (
-                self.give_back(request, lease, failed, delay).await,
+                self.release_row(request, lease, failed, delay).await,
                 Settled::Released,
             ),
             Decision::Permanent { reason } => {
@@ -391,7 +391,7 @@ impl DataTransferTask {
     }
 
     /// Writes PENDING with an unchanged `retry_count`: a stop is not a failure.
-    async fn give_back(
+    async fn release_row(
         &self,
         request: &Request,
         lease: &Lease,
