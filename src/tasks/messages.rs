@@ -139,14 +139,9 @@ impl FindMessages for Messages {
 
     async fn held(&self) -> Result<HeldMessages, FindError> {
         let key = Uuid::new_v4().to_string();
-        let mut consumer = self.broker.consume(Subscription {
-            purpose: "answers of workers",
-            queues: vec![replies(&key)],
-            prefetch: 0,
-            delayed: None,
-            max_body_bytes: Some(MOST_BYTES),
-            max_waiting_body_bytes: None,
-        });
+        let mut answers = Subscription::new("answers of workers", vec![replies(&key)]);
+        answers.max_body_bytes = Some(MOST_BYTES);
+        let mut consumer = self.broker.consume(answers);
         let held = self.ask(&mut consumer, &key).await;
         consumer.cancel();
         held
@@ -220,16 +215,11 @@ fn control_request(method: &str, key: &str) -> Publication {
         exchange: REPLIES.into(),
         routing_key: key.into(),
     };
-    Publication {
-        exchange: pidbox::EXCHANGE.into(),
-        routing_key: String::new(),
-        message: pidbox::request(method, &json!({}), key, &reply_to, 0),
-        declare: Some(Declaration::Exchange(exchange(
-            pidbox::EXCHANGE,
-            ExchangeKind::Fanout,
-        ))),
-        mandatory: false,
-    }
+    let message = pidbox::request(method, &json!({}), key, &reply_to, 0);
+    let declared = exchange(pidbox::EXCHANGE, ExchangeKind::Fanout);
+    let mut publication = Publication::new(pidbox::EXCHANGE, "", message);
+    publication.declare = Some(Declaration::Exchange(declared));
+    publication
 }
 
 /// Creates the queue for the answers, with the arguments that Celery uses.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use celery_worker::Product;
 use celery_worker::broker::Broker;
-use celery_worker::broker::amqp::{Amqp, AmqpOptions};
+use celery_worker::broker::amqp::Amqp;
 use clap::FromArgMatches;
 use service_connection::error_chain::chain;
 
@@ -184,10 +184,8 @@ impl Process {
         name: &str,
         health: Option<&HealthRegistry>,
     ) -> Result<Arc<dyn Broker>, ProcessError> {
-        let options = AmqpOptions {
-            product: self.program.product(),
-            ..self.settings.celery.amqp_options(name)
-        };
+        let mut options = self.settings.celery.amqp_options(name);
+        options.product = self.program.product();
         let broker = Amqp::new(&options)?;
         Ok(match health {
             Some(health) => Arc::new(broker.with_liveness(health.liveness().clone())),

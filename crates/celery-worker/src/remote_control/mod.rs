@@ -335,9 +335,7 @@ impl RemoteControl {
             false => Err(Exception::new(
                 BUILTINS,
                 "PermissionError",
-                format!(
-                    "{method} is not among celery.worker_remote_control_allowed of this worker"
-                ),
+                format!("{method} is not among the requests that this worker allows"),
             )),
         }
     }

@@ -390,7 +390,7 @@ mod tests {
             self.void.load(Relaxed)
         }
 
-        fn park(&self, parked: bool) {
+        fn set_parked(&self, parked: bool) {
             self.parked.store(parked, Relaxed);
         }
     }
@@ -421,7 +421,7 @@ mod tests {
         let way = (String::new(), "q".to_owned());
         let probe = ProbeSettlement::default();
         let raw = request.raw.clone();
-        let delivery = Delivery::new(raw, "q".into(), way, false, Box::new(probe.clone()));
+        let delivery = Delivery::new(raw, "q".into(), way, Box::new(probe.clone()));
         let stop = Cancellation::new(&CancellationToken::new());
         (in_flight.accept(request, delivery, &stop), probe)
     }

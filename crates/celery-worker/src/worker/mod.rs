@@ -22,7 +22,7 @@ use crate::broker::{
 };
 use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
-use crate::observer::Observer;
+use crate::observer::{BrokerConnection, Observer};
 use crate::product::Product;
 use crate::remote_control;
 use crate::task::Registry;
@@ -73,6 +73,7 @@ const COLD_WITHIN: Duration = Duration::from_secs(30);
 
 /// Configuration of a worker.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Config {
     /// Node name, e.g. `celery@host`.
     pub hostname: String,
@@ -368,7 +369,7 @@ impl Worker {
             () = stopped_cold(&runtime, &tasks) => {}
         }
         drop(heart);
-        runtime.observer.load(false, 0);
+        runtime.observer.worker_stopped();
         runtime.events.send(&Event::WorkerOffline(runtime.load()));
         if let Some(control) = control {
             control.close().await;
@@ -395,7 +396,7 @@ async fn beat(runtime: Arc<Runtime>, liveness: LivenessRegistry) {
         beats.tick().await;
         own_liveness.tick();
         let load = runtime.load();
-        runtime.observer.load(true, load.active);
+        runtime.observer.load(load.active);
         runtime
             .observer
             .broker_blocked(runtime.broker.blocked().is_some());
@@ -480,7 +481,11 @@ async fn announce(
     loop {
         let up = *connected.borrow_and_update();
         served.send_replace(up);
-        runtime.observer.broker_connected(up, before);
+        runtime.observer.broker_connection(match (up, before) {
+            (false, _) => BrokerConnection::Lost,
+            (true, false) => BrokerConnection::Connected,
+            (true, true) => BrokerConnection::Reconnected,
+        });
         if up && !before {
             before = true;
             tracing::info!(

@@ -60,6 +60,7 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 
 /// Configuration of the connection to a broker.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct AmqpOptions {
     /// `amqp://` or `amqps://` URL, with password, or several separated by `;`; after a failure the next one is used.
     pub url: SecretString,
@@ -81,9 +82,9 @@ pub struct AmqpOptions {
 
 impl AmqpOptions {
     /// Celery's defaults for a broker.
-    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(url: impl Into<SecretString>, name: impl Into<String>) -> Self {
         Self {
-            url: SecretString::from(url.into()),
+            url: url.into(),
             name: name.into(),
             product: Product::default(),
             heartbeat: 120,
@@ -97,6 +98,7 @@ impl AmqpOptions {
 
 /// PEM files for TLS; empty paths for none.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct AmqpTls {
     /// Certificate authorities that are trusted in addition to the system's.
     pub ca_file: String,

@@ -83,10 +83,10 @@ impl Subscriber {
                     error
                 }
             };
-            if let Some(setting) = self.reconnect.forbids(was_connected, failed) {
+            if let Some(option) = self.reconnect.forbids(was_connected, failed) {
                 return reports.fail(BrokerError::GivenUp {
                     attempts: failed,
-                    setting,
+                    option,
                     source: Arc::new(error),
                 });
             }

@@ -170,7 +170,7 @@ impl Settlement for InMemory {
         false
     }
 
-    fn park(&self, parked: bool) {
+    fn set_parked(&self, parked: bool) {
         if self.parked.swap(parked, Ordering::SeqCst) != parked {
             match parked {
                 true => self.held.fetch_sub(1, Ordering::SeqCst),
@@ -268,13 +268,10 @@ impl Serving {
                 held: held.clone(),
                 parked: AtomicBool::new(false),
             };
-            return Some(Delivery::new(
-                stored.message,
-                name.clone(),
-                way,
-                stored.redelivered,
-                Box::new(settlement),
-            ));
+            let settlement = Box::new(settlement);
+            let mut delivery = Delivery::new(stored.message, name.clone(), way, settlement);
+            delivery.redelivered = stored.redelivered;
+            return Some(delivery);
         }
         None
     }

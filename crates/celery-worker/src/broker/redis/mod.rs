@@ -82,7 +82,6 @@ pub fn has_scheme(urls: &str) -> bool {
 pub fn check_urls(urls: &str, transport: &RedisTransportOptions) -> Result<(), BrokerError> {
     let address = AddressOptions {
         master_name: transport.master_name.clone(),
-        master_name_setting: connecting::MASTER_NAME,
         ..AddressOptions::default()
     };
     RedisUrl::parse_list(urls, &address)?;
@@ -111,9 +110,7 @@ impl RedisBroker {
     /// [`BrokerError::Url`].
     pub fn new(options: &RedisBrokerOptions) -> Result<Self, BrokerError> {
         if let Some((key, rule)) = options.transport.problem() {
-            return Err(BrokerError::Url(format!(
-                "celery.broker_transport_options.{key} {rule}"
-            )));
+            return Err(BrokerError::Url(format!("option `{key}` {rule}")));
         }
         let connector = Arc::new(Connector::new(options)?);
         let commands = Arc::new(Commands::new(connector.clone()));
