@@ -182,7 +182,7 @@ impl Settlement for InMemory {
 }
 
 /// One subscription.
-struct Serving {
+struct MemorySubscription {
     shared: Arc<Shared>,
     feed: Feed,
     closing: CancellationToken,
@@ -192,7 +192,7 @@ struct Serving {
     turn: usize,
 }
 
-impl Serving {
+impl MemorySubscription {
     async fn run(mut self) {
         let mut wanted = self.feed.reports.wanted();
         let mut consumed: Vec<Queue> = Vec::new();
@@ -315,14 +315,14 @@ impl Broker for MemoryBroker {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, CancellationToken::new());
-        let serving = Serving {
+        let subscription = MemorySubscription {
             shared: self.shared.clone(),
             feed,
             closing: self.closing.clone(),
             held: HashMap::new(),
             turn: 0,
         };
-        tokio::spawn(serving.run());
+        tokio::spawn(subscription.run());
         consumer
     }
 
