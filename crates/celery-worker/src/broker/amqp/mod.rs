@@ -390,7 +390,7 @@ impl Broker for Amqp {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
-        let supervisor = Subscriber {
+        let subscriber = Subscriber {
             connector: self.connector.clone(),
             reconnect: self.reconnect,
             purpose: subscription.purpose,
@@ -409,7 +409,7 @@ impl Broker for Amqp {
         let loop_liveness = self.liveness.start(name, self.liveness_limit());
         let reports = feed.reports.clone();
         self.sessions.spawn(async move {
-            let running = AssertUnwindSafe(supervisor.run(feed, &loop_liveness));
+            let running = AssertUnwindSafe(subscriber.run(feed, &loop_liveness));
             match running.catch_unwind().await {
                 Ok(()) => loop_liveness.retire(),
                 // The loop of the subscription does not tick from now on.
