@@ -22,6 +22,7 @@ pub mod exit_code {
 
 /// Failure of the process.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProcessError {
     /// The settings are invalid.
     #[error(transparent)]
