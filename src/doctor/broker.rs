@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use celery_worker::broker::BrokerError;
-use celery_worker::broker::amqp::{Comparison, Greeting, ConnectStage, ConnectFailure, Permissions, Probe};
+use celery_worker::broker::amqp::{
+    Comparison, ConnectFailure, ConnectStage, Greeting, Permissions, Probe,
+};
 use celery_worker::broker::topology::Queue;
 use service_connection::error_chain::chain;
 

@@ -125,7 +125,10 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn one_at_a_time() {
-        let (large_work, busy) = (Arc::new(LargeWorkLock::default()), Arc::new(AtomicUsize::new(0)));
+        let (large_work, busy) = (
+            Arc::new(LargeWorkLock::default()),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let large = json!(vec![0; SMALL]);
         let working = (0..8).map(|_| {
             let (large_work, busy, large) = (large_work.clone(), busy.clone(), large.clone());
@@ -147,7 +150,12 @@ mod tests {
     /// This also applies with a single thread.
     #[tokio::test]
     async fn small_work_runs_in_place() {
-        assert_eq!(LargeWorkLock::default().work(is_large([&json!(1)]), || 2).await, 2);
+        assert_eq!(
+            LargeWorkLock::default()
+                .work(is_large([&json!(1)]), || 2)
+                .await,
+            2
+        );
         assert_eq!(aside(is_large([&json!(vec![0; SMALL])]), || 3), 3);
     }
 }

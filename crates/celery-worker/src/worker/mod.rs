@@ -6,8 +6,9 @@
 //!
 //! Every accepted message has an entry until it is settled. A delivery of a message that was accepted before (the
 //! broker redelivered it after a lost connection, or a producer sent it twice) joins that entry instead of running
-//! concurrently, and is settled with it. [`identity`] determines which messages are the same; a task id alone does not,
-//! so different tasks with one id run concurrently.
+//! concurrently, and is settled with it. The identity of a message is a digest of everything that determines what
+//! is executed and where the outcome is sent; a task id alone is not enough, so different tasks with one id run
+//! concurrently.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};

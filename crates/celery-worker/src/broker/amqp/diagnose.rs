@@ -139,8 +139,8 @@ impl Probe {
     /// The stage that failed.
     pub async fn connect(options: &AmqpOptions) -> Result<Self, ConnectFailure> {
         let stop = |stage, reason: String| ConnectFailure { stage, reason };
-        let connector =
-            Connector::new(options).map_err(|e| stop(ConnectStage::Settings, chain(&e).to_string()))?;
+        let connector = Connector::new(options)
+            .map_err(|e| stop(ConnectStage::Settings, chain(&e).to_string()))?;
         let Some(address) = connector.addresses.current() else {
             return Err(stop(ConnectStage::Settings, "no URL".into()));
         };
@@ -191,7 +191,9 @@ impl Probe {
                 let reason = std::error::Error::source(&error)
                     .map_or_else(|| error.to_string(), |source| chain(source).to_string());
                 let stage = match error {
-                    BrokerError::Refused { .. } if reason.contains("vhost") => ConnectStage::VirtualHost,
+                    BrokerError::Refused { .. } if reason.contains("vhost") => {
+                        ConnectStage::VirtualHost
+                    }
                     BrokerError::Refused { .. } => ConnectStage::Login,
                     _ if is_tls => ConnectStage::Tls,
                     _ => ConnectStage::Protocol,

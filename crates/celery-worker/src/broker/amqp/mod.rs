@@ -52,7 +52,7 @@ mod subscription;
 
 pub use super::Reconnect;
 pub use address::{SCHEMES, check as check_urls};
-pub use diagnose::{Comparison, Greeting, ConnectStage, ConnectFailure, Permissions, Probe};
+pub use diagnose::{Comparison, ConnectFailure, ConnectStage, Greeting, Permissions, Probe};
 
 /// Pause before the first new attempt to connect, and the longest one: the time that a connection stays idle after
 /// the broker is back. Celery's grows to 30 s; RabbitMQ's own clients for Java and .NET wait for 5 s always.

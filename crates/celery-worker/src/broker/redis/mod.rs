@@ -4,9 +4,9 @@
 //! Messages that a worker holds are in a record, from which any program returns them once they are older than its
 //! visibility timeout. Three rules keep messages safe:
 //!
-//! * a message is taken and recorded by one script, see [`scripts`];
-//! * held messages are renewed until they are settled, however long a task runs or waits, see [`maintenance`];
-//! * a disposition applies to one delivery, and survives a lost connection, see [`held`].
+//! * a message is taken and recorded by one script;
+//! * held messages are renewed until they are settled, however long a task runs or waits;
+//! * a disposition applies to one delivery, and survives a lost connection.
 //!
 //! Every subscription has its own connection for waiting, and one for channels if it needs it. Publishing, settling and
 //! renewing use a third one. Each is opened again by itself.
