@@ -97,7 +97,7 @@ where
         .with_level(false)
         .with_tracked_inactivity(false);
     // Maximum level of these spans; without the hint every `trace!` of every library would be evaluated.
-    let traced = FilterFn::new(is_traced).with_max_level_hint(LevelFilter::INFO);
+    let traced = FilterFn::new(is_traced).with_max_level_hint(LevelFilter::DEBUG);
     spans.and_then(Exceptions::default()).with_filter(traced)
 }
 
