@@ -20,8 +20,7 @@ use ccat_transfer::tasks::{
     TransferTransferPackagesParams,
 };
 use celery::task::Signature;
-use celery_worker::broker::amqp::Amqp;
-use celery_worker::broker::{Broker, NoPropagation};
+use celery_worker::broker::NoPropagation;
 use celery_worker::celery_crate::app::{self, Producing};
 use celery_worker::results::{self, ResultReader};
 use clap::{Args, Parser, Subcommand};
@@ -29,7 +28,7 @@ use serde_json::Value;
 use service_connection::error_chain::chain;
 
 /// Time limit for the broker to accept a message.
-const SEND_TIMEOUT: Duration = Duration::from_secs(10);
+const SEND_WITHIN: Duration = Duration::from_secs(10);
 
 /// Send a task of the transfer stage.
 #[derive(Parser)]
@@ -87,9 +86,9 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
     let (Task::TransferFilesBbcp { sending, .. } | Task::TransferTransferPackages { sending, .. }) =
         &cli.task;
 
-    let broker: Arc<dyn Broker> = Arc::new(Amqp::new(&settings.celery.amqp_options("enqueue"))?);
+    let broker = settings.celery.open_broker("enqueue")?;
     let mut reader = match sending.wait {
-        Some(_) => Some(ResultReader::open(&results(&settings), &broker, SEND_TIMEOUT).await?),
+        Some(_) => Some(ResultReader::open(&results(&settings), &broker, SEND_WITHIN).await?),
         None => None,
     };
     let app = app::build(
@@ -103,7 +102,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
                 .as_ref()
                 .and_then(ResultReader::reply_to)
                 .map(str::to_owned),
-            within: SEND_TIMEOUT,
+            within: SEND_WITHIN,
             propagation: Arc::new(NoPropagation),
         },
     )

@@ -8,9 +8,8 @@ use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use celery_worker::broker::BrokerError;
-use celery_worker::broker::amqp::{
-    Comparison, ConnectFailure, ConnectStage, Greeting, Permissions, Probe,
-};
+use celery_worker::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
+use celery_worker::broker::redis;
 use celery_worker::broker::topology::Queue;
 use service_connection::error_chain::chain;
 
@@ -24,6 +23,9 @@ impl Doctor {
     /// Checks the broker. `known` receives the names of the locations' queues after they were read from the database.
     pub(super) async fn check_broker(&self, known: oneshot::Receiver<Vec<String>>) -> Vec<Finding> {
         let celery = &self.settings.celery;
+        if redis::has_scheme(celery.broker_url()) {
+            return self.check_redis_broker(known).await;
+        }
         let options = celery.amqp_options(&format!("ccat-transfer@{}", self.host));
         let mut probe = None;
         let connecting = async {
@@ -94,7 +96,7 @@ impl Doctor {
     }
 
     /// Returns the queues to check: those of locations and of the command line, or the default one.
-    fn queues(&self, of_locations: Vec<String>) -> BTreeSet<String> {
+    pub(super) fn queues(&self, of_locations: Vec<String>) -> BTreeSet<String> {
         let mut names: BTreeSet<_> = of_locations.into_iter().collect();
         names.extend(self.options.queues.iter().cloned());
         if names.is_empty() {
@@ -223,35 +225,35 @@ impl Doctor {
     }
 }
 
-fn explain(ConnectFailure { stage, reason }: &ConnectFailure) -> Outcome {
-    let (what, advice) = match stage {
-        ConnectStage::Settings => (
+fn explain(Obstacle { hurdle, reason }: &Obstacle) -> Outcome {
+    let (what, advice) = match hurdle {
+        Hurdle::Settings => (
             "settings",
             "correct celery.broker_url and celery.broker_ssl_…",
         ),
-        ConnectStage::Name => (
+        Hurdle::Name => (
             "host name",
             "correct the host in celery.broker_url, or the resolver: `getent hosts HOST`",
         ),
-        ConnectStage::Tcp => (
+        Hurdle::Tcp => (
             "connection",
             "start the broker, or correct host and port in celery.broker_url, and the firewall",
         ),
-        ConnectStage::Tls => (
+        Hurdle::Tls => (
             "TLS",
             "check that the port is the one for TLS, that celery.broker_ssl_ca_file contains the authority \
              of the broker's certificate, and that the certificate is for this host name",
         ),
-        ConnectStage::Protocol => (
+        Hurdle::Protocol => (
             "AMQP",
             "check that the port is RabbitMQ's port for AMQP (5672; with amqps:// 5671)",
         ),
-        ConnectStage::Login => (
+        Hurdle::Login => (
             "login",
             "correct user and password in celery.broker_url, or `rabbitmqctl change_password USER`; `guest` \
              can log in only from the broker's own host",
         ),
-        ConnectStage::VirtualHost => (
+        Hurdle::VirtualHost => (
             "virtual host",
             "correct the path of celery.broker_url, or `rabbitmqctl add_vhost VHOST` and `rabbitmqctl set_permissions -p \
              VHOST USER '.*' '.*' '.*'`",

@@ -19,6 +19,7 @@ mod broker;
 mod database;
 mod host;
 mod locations;
+mod redis_broker;
 mod scheduled;
 mod services;
 

@@ -8,8 +8,6 @@ use uuid::Uuid;
 use super::{Check, Doctor, Finding, Outcome};
 use crate::PROGRAM;
 use crate::heartbeats::{HeartbeatWriter as _, RedisKeys};
-use celery_worker::broker::Broker;
-use celery_worker::broker::amqp::Amqp;
 use celery_worker_cli::traces;
 use service_connection::error_chain::chain;
 
@@ -47,9 +45,9 @@ impl Doctor {
 
     fn result_backend(&self) -> Result<Arc<dyn ResultBackend>, String> {
         let celery = &self.settings.celery;
-        let broker = Amqp::new(&celery.amqp_options(&self.host))
+        let broker = celery
+            .open_broker(&self.host)
             .map_err(|error| chain(&error).to_string())?;
-        let broker: Arc<dyn Broker> = Arc::new(broker);
         results::open(&celery.into(), broker).map_err(|error| chain(&error).to_string())
     }
 
@@ -83,7 +81,7 @@ impl Doctor {
 
     async fn check_traces(&self) -> Option<Finding> {
         let mut traces = self.settings.traces.clone();
-        if !traces.is_enabled() {
+        if !traces.are_wanted() {
             return None;
         }
         // Shorter than the limit of the check, so that the probe's own error is reported.

@@ -56,8 +56,11 @@ impl TransferFilesBbcp {
                 .into(),
                 bound: true,
             })
-            // The task stops the copy and releases the row before it ends.
-            .options(WorkerOptions::DEFAULT.cooperative(true))
+            .options(WorkerOptions {
+                // The task stops the copy and releases the row before it ends.
+                cooperative: true,
+                ..WorkerOptions::DEFAULT
+            })
             .state(state)
             .on_discard(move |message, reason| {
                 let transfers = transfers.clone();

@@ -50,8 +50,12 @@ impl TransferTransferPackages {
                 .into(),
                 bound: false,
             })
-            // A pass is short, and must not be interrupted.
-            .options(WorkerOptions::DEFAULT.acks_late(true).cooperative(true))
+            .options(WorkerOptions {
+                acks_late: Some(true),
+                // A pass is short, and must not be interrupted.
+                cooperative: true,
+                ..WorkerOptions::DEFAULT
+            })
             .state(manager)
     }
 }

@@ -11,11 +11,21 @@ import signal
 
 import pytest
 
-from support import Broker, Deployment, service
+from support import Broker, Deployment, RedisBroker, service
+
+
+def pytest_generate_tests(metafunc):
+    """Runs the tests of a module on each of its BROKERS, except for those that are about RabbitMQ."""
+    kinds = getattr(metafunc.module, "BROKERS", None)
+    if kinds and "broker" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("rabbitmq")
+        metafunc.parametrize("broker", ["rabbitmq"] if only else kinds, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def broker():
+def broker(request):
+    if getattr(request, "param", "rabbitmq") == "redis":
+        return RedisBroker()
     broker = Broker()
     # By policy, not by arguments, so that the queues are declared like those of any Celery worker.
     broker.ctl("set_policy", "test-dead", "_data_transfer$", '{"dead-letter-exchange":"%s"}' % Broker.DEAD)
@@ -69,6 +79,7 @@ def pytest_configure(config):
         take_second_broker()
     elif worker != "gw0":
         raise pytest.UsageError("there are two brokers: no more than -n 2")
+    config.addinivalue_line("markers", "rabbitmq: the test needs RabbitMQ as the broker")
     config.addinivalue_line("markers", "timeout: limit of one test (pytest-timeout)")
     # The tests' children must be interruptible, even if this run was started with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

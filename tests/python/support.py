@@ -20,6 +20,7 @@ from pathlib import Path
 
 import amqp
 import kombu
+import redis
 from amqp.exceptions import NotFound
 from celery import Celery
 
@@ -74,6 +75,9 @@ class Broker:
     """The private RabbitMQ: its queues, raw messages, stop and start."""
 
     DEAD = "test-dead"
+
+    #: Options of the broker for workers that are killed.
+    transport_options = {}
 
     def __init__(self):
         self.url = service("TEST_AMQP_URL")
@@ -152,6 +156,62 @@ class Broker:
     def power(action):
         """Starts, stops or restarts the broker; returns when it is done."""
         subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=180)
+
+
+class RedisBroker:
+    """The private Redis as the broker, in the database of the results."""
+
+    #: With these, a message of a worker that was killed returns soon. Python workers do not renew theirs.
+    transport_options = {"visibility_timeout": 3, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+
+    #: The lists of a queue, by class of priority.
+    CLASSES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+
+    def __init__(self):
+        self.url = service("TEST_REDIS_URL")
+        self.client = redis.Redis.from_url(self.url)
+
+    def channel(self):
+        return Broker.channel(self)
+
+    def _lists(self, queue):
+        return [queue + suffix for suffix in self.CLASSES]
+
+    def ready(self, queue):
+        return sum(self.client.llen(name) for name in self._lists(queue))
+
+    def consumers(self, queue):
+        """Number of workers that say that they consume a queue."""
+        with Celery(broker=self.url, set_as_current=False) as app:
+            nodes = app.control.inspect(timeout=0.5).active_queues() or {}
+        return sum(queue in (active["name"] for active in queues) for queues in nodes.values())
+
+    def declare(self, queue):
+        """A queue needs no declaration."""
+
+    def publish(self, queue, body, headers=None, content_type=None, content_encoding=None, priority=0, **properties):
+        with self.channel() as channel:
+            message = channel.prepare_message(body, priority, content_type, content_encoding, headers or {}, properties)
+            channel.basic_publish(message, exchange="", routing_key=queue)
+
+    def get(self, queue):
+        with self.channel() as channel:
+            message = channel.basic_get(queue, no_ack=True)
+            if message is None:
+                return None
+            properties = message.properties | {"content_type": message.content_type}
+            return json.loads(message.body), message.headers, properties
+
+    def unsettled(self, queue):
+        entries = (json.loads(entry) for entry in self.client.hvals("unacked"))
+        held = sum(message["properties"]["delivery_info"]["routing_key"] == queue for message, _, _ in entries)
+        return self.ready(queue) + held
+
+    def all_settled(self, *queues):
+        Broker.all_settled(self, *queues)
+
+    def delete(self, queue):
+        self.client.delete(*self._lists(queue))
 
 
 # ---------------------------------------------------------------- workers
@@ -402,6 +462,7 @@ type = "direct"
             },
             "bbcp": {"program": str(self.program), "streams": 2, "progress_interval": 2, "kill_after": "1s"},
             "manager": {"sleep_time": "1s"},
+            "celery.broker_transport_options": self.broker.transport_options,
             "log": {"level": "info", "format": "json"},
         }
         for section, keys in sections.items():

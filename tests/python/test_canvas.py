@@ -10,6 +10,7 @@ from celery import chain, chord, group
 from support import Workers, backend_url, tasks_worker, until
 from test_tasks import ended
 
+BROKERS = ["rabbitmq", "redis"]
 pytestmark = [
     pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning"),
@@ -305,20 +306,22 @@ def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
     def s(task, *args):
         return workers.app.signature(f"tasks.{task}", args=args, options={"queue": queue})
 
-    first = tasks_worker(tmp_path, queue, workers.broker, url, "-c", "4")
+    options = {f"broker_transport_options__{k}": v for k, v in workers.broker.transport_options.items()}
+    first = tasks_worker(tmp_path, queue, workers.broker, url, "-c", "4", **options)
     try:
         result = chord([s("echo", "a"), s("sleep", 2), s("echo", "b"), s("sleep", 2)], s("echo")).apply_async()
         parts = result.parent.results
         until(lambda: parts[0].state == parts[2].state == "SUCCESS", "the quick ones are done")
         first.kill()
         assert not result.ready()
-        first = tasks_worker(tmp_path, queue, workers.broker, url, "-c", "4")
+        first = tasks_worker(tmp_path, queue, workers.broker, url, "-c", "4", **options)
         assert result.get(timeout=30) == ["a", 2, "b", 2]
     finally:
         first.stop()
         workers.broker.delete(queue)
 
 
+@pytest.mark.rabbitmq
 def test_follow_up_tasks_wait_for_the_broker(tmp_path, workers):
     """A task ends while the broker is away: its callback is sent once, when the broker is back."""
     queue = f"away{uuid.uuid4().hex[:8]}"

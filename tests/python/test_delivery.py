@@ -8,6 +8,8 @@ import redis
 
 from support import MB, TRANSFER, service, until
 
+BROKERS = ["rabbitmq", "redis"]
+
 
 def test_five_times_the_same_message(deployment, broker):
     """The same message, id and all, five times at once and once more later: one copy."""
@@ -99,7 +101,7 @@ def test_sigterm_lets_the_copy_finish(deployment, broker):
         result = app.send_task(TRANSFER, [running], queue=deployment.queue)
         deployment.mid_copy()
         worker.signal(signal.SIGTERM)
-        until(lambda: not broker.consumers(deployment.queue), "the worker takes no more")
+        worker.says("worker stops")
         app.send_task(TRANSFER, [waiting], queue=deployment.queue)
         worker.signal(signal.SIGTERM)  # a second one changes nothing
         assert worker.ended() == 0
@@ -150,7 +152,7 @@ def test_cold_stop(deployment, broker, signals):
         assert deployment.bbcp_processes()
         for n, number in enumerate(COLD[signals]):
             if n:
-                until(lambda: not broker.consumers(deployment.queue), "the first signal is heeded")
+                worker.says("worker stops")
                 assert deployment.bbcp_processes(), "the copy goes on after the first signal"
             worker.signal(number)
         code = worker.ended(10)

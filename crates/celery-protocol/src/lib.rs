@@ -1,6 +1,5 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
-#![warn(unreachable_pub)]
 
 use chrono::{DateTime, SecondsFormat, Utc};
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use celery_worker::Product;
 use celery_worker::broker::Broker;
-use celery_worker::broker::amqp::Amqp;
+use celery_worker::liveness::LivenessRegistry;
 use clap::FromArgMatches;
 use service_connection::error_chain::chain;
 
@@ -184,12 +184,11 @@ impl Process {
         name: &str,
         health: Option<&HealthRegistry>,
     ) -> Result<Arc<dyn Broker>, ProcessError> {
-        let mut options = self.settings.celery.amqp_options(name);
-        options.product = self.program.product();
-        let broker = Amqp::new(&options)?;
+        let celery = &self.settings.celery;
+        let options = celery.broker_options(name, self.program.product());
         Ok(match health {
-            Some(health) => Arc::new(broker.with_liveness(health.liveness().clone())),
-            None => Arc::new(broker),
+            Some(health) => options.open(health.liveness())?,
+            None => options.open(&LivenessRegistry::default())?,
         })
     }
 

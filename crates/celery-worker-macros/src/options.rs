@@ -1,7 +1,5 @@
 //! Options of `#[task(…)]`.
 
-use std::time::Duration;
-
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::parse::{Parse, ParseStream};
@@ -18,8 +16,6 @@ const FLAGS: [&str; 6] = [
     "track_started",
 ];
 
-const COOPERATIVE: &str = "cooperative";
-
 /// Parsed options.
 #[derive(Default)]
 pub(crate) struct Options {
@@ -27,8 +23,8 @@ pub(crate) struct Options {
     pub(crate) name: Option<String>,
     /// `bind=True`.
     pub(crate) bind: bool,
-    /// Calls of the setters of `TaskOptions`.
-    pub(crate) setters: Vec<TokenStream>,
+    /// Fields of `TaskOptions` that are set.
+    pub(crate) fields: Vec<TokenStream>,
 }
 
 impl Parse for Options {
@@ -57,7 +53,7 @@ impl Options {
             let text = format!("`{name}` needs a value: {what}");
             value.ok_or_else(|| syn::Error::new(meta.span(), text))
         };
-        let setter = match name.as_str() {
+        let field = match name.as_str() {
             "name" => {
                 let value = needed("a string, e.g. `name = \"tasks.add\"`")?;
                 let text = string(value)?;
@@ -74,25 +70,37 @@ impl Options {
                 self.bind = flag(value)?;
                 return Ok(());
             }
-            flag_name if flag_name == COOPERATIVE || FLAGS.contains(&flag_name) => {
+            "cooperative" => {
                 let value = flag(value)?;
-                quote!(#option(#value))
+                quote!(#option: #value)
             }
-            "time_limit" | "soft_time_limit" | "default_retry_delay" => {
-                let duration = duration(needed("seconds, e.g. `1.5`")?)?;
-                quote!(#option(#duration))
+            flag_name if FLAGS.contains(&flag_name) => {
+                let value = flag(value)?;
+                quote!(#option: ::core::option::Option::Some(#value))
+            }
+            "time_limit" | "soft_time_limit" => {
+                let seconds = number(needed("seconds, e.g. `30`")?)?;
+                quote!(#option: ::core::option::Option::Some(#seconds))
+            }
+            "default_retry_delay" => {
+                let seconds = number(needed("seconds, e.g. `1.5`")?)?;
+                quote! {
+                    #option: ::core::option::Option::Some(
+                        ::core::time::Duration::from_millis((#seconds * 1000.0) as u64)
+                    )
+                }
             }
             "max_retries" => {
                 let count = needed("a number, e.g. `5`")?;
-                quote!(#option(#count))
+                quote!(#option: ::core::option::Option::Some(#count))
             }
             "rate_limit" => {
                 let value = needed("a rate, e.g. `\"10/m\"`")?;
                 let rate = rate(value)?;
-                quote!(#option(#rate))
+                quote!(#option: ::core::option::Option::Some(#rate))
             }
             _ => {
-                let known = ["name", "bind", COOPERATIVE]
+                let known = ["name", "bind", "cooperative"]
                     .into_iter()
                     .chain(FLAGS)
                     .chain([
@@ -107,7 +115,7 @@ impl Options {
                 return Err(syn::Error::new(option.span(), text));
             }
         };
-        self.setters.push(setter);
+        self.fields.push(field);
         Ok(())
     }
 }
@@ -134,18 +142,13 @@ fn flag(value: Option<&Expr>) -> syn::Result<bool> {
     }
 }
 
-/// A number of seconds as a constant expression of type `Duration`.
-fn duration(value: &Expr) -> syn::Result<TokenStream> {
+fn number(value: &Expr) -> syn::Result<f64> {
     let number = match literal(value) {
         Some(Lit::Int(number)) => number.base10_parse::<f64>().ok(),
         Some(Lit::Float(number)) => number.base10_parse::<f64>().ok(),
         _ => None,
     };
-    let duration = number.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
-    let duration =
-        duration.ok_or_else(|| syn::Error::new(value.span(), "expected a number of seconds"))?;
-    let (seconds, nanoseconds) = (duration.as_secs(), duration.subsec_nanos());
-    Ok(quote!(::core::time::Duration::new(#seconds, #nanoseconds)))
+    number.ok_or_else(|| syn::Error::new(value.span(), "expected a number of seconds"))
 }
 
 fn rate(value: &Expr) -> syn::Result<TokenStream> {

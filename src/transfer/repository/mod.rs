@@ -193,14 +193,14 @@ async fn find_lease(
 async fn displace(
     tx: &DatabaseTransaction,
     held: &transfer_worker_lease::Model,
-    expiry_reason: ExpiryReason,
+    demise: ExpiryReason,
     now: DateTime<Utc>,
 ) -> Result<Option<Displaced>, DbErr> {
     use transfer_worker_lease::{Column, Entity};
     let mut delete = Entity::delete_many()
         .filter(Column::DataTransferId.eq(held.data_transfer_id))
         .filter(Column::Token.eq(held.token.as_str()));
-    if expiry_reason == ExpiryReason::Expired {
+    if demise == ExpiryReason::Expired {
         // A renewal does not take the row lock, so the lease may have been renewed since it was read.
         delete = delete.filter(Column::RenewedAt.eq(held.renewed_at));
     }
@@ -208,12 +208,9 @@ async fn displace(
         return Ok(None);
     }
     let lease = LeaseInfo::from(held);
-    let ending = Ending::interrupted(&lease, expiry_reason);
+    let ending = Ending::interrupted(&lease, demise);
     end_attempt(tx, lease.data_transfer_id, lease.attempt, now, &ending).await?;
-    Ok(Some(Displaced {
-        lease,
-        expiry_reason,
-    }))
+    Ok(Some(Displaced { lease, demise }))
 }
 
 /// Subquery: this lease still exists.
@@ -240,11 +237,11 @@ struct Ending {
 
 impl Ending {
     /// End of an attempt whose worker cannot report it.
-    fn interrupted(lease: &LeaseInfo, expiry_reason: ExpiryReason) -> Self {
+    fn interrupted(lease: &LeaseInfo, demise: ExpiryReason) -> Self {
         Self {
             outcome: Outcome::Interrupted,
             error_code: None,
-            message: Some(expiry_reason.to_string()),
+            message: Some(demise.to_string()),
             bytes: lease.bytes_done,
             rate_bytes_per_s: lease.rate_bytes_per_s,
             digest: None,

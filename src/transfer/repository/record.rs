@@ -123,8 +123,7 @@ pub struct TransferDetail {
     /// Error code of the failure that causes this delay.
     pub waits_for: Option<String>,
     /// Lease on another transfer to the same path.
-    #[serde(rename = "rival")]
-    pub competing_lease: Option<LeaseInfo>,
+    pub rival: Option<LeaseInfo>,
     /// Attempts of the transfer, oldest first.
     pub attempts: Vec<AttemptRecord>,
     /// Actions of operators on the transfer, oldest first.
@@ -221,7 +220,7 @@ impl Repository {
             };
             Ok(Some(TransferDetail {
                 schedule,
-                competing_lease: self.competing_lease(&transfer).await?,
+                rival: self.rival(&transfer).await?,
                 transfer,
                 lease,
                 not_before: delay.as_ref().map(|delay| delay.not_before),
@@ -261,7 +260,7 @@ impl Repository {
     }
 
     /// Returns the lease on another transfer to the same destination path, if one exists.
-    async fn competing_lease(&self, transfer: &TransferRecord) -> Result<Option<LeaseInfo>, DbErr> {
+    async fn rival(&self, transfer: &TransferRecord) -> Result<Option<LeaseInfo>, DbErr> {
         use data_transfer::{Column, Entity};
         use data_transfer_package::{Column as PackageColumn, Entity as Packages};
         let (Some(package), Some(destination)) = (&transfer.package, &transfer.destination) else {
@@ -294,8 +293,8 @@ impl Repository {
             return Ok(None);
         };
         let id: i64 = row.try_get_by_index(0)?;
-        let competing_lease = leases.iter().find(|lease| lease.data_transfer_id == id);
-        Ok(competing_lease.map(LeaseInfo::from))
+        let rival = leases.iter().find(|lease| lease.data_transfer_id == id);
+        Ok(rival.map(LeaseInfo::from))
     }
 
     async fn package(&self, id: Option<i64>) -> Result<Option<PackageRecord>, DbErr> {

@@ -34,7 +34,7 @@ use listener::Bounded;
 mod listener;
 mod probe;
 
-pub use probe::{PROBE_TIMEOUT, Probe};
+pub use probe::{Probe, WITHIN};
 
 /// Health, metrics and status of a process. Clones share them.
 #[derive(Clone)]

@@ -14,7 +14,7 @@ use prometheus::{
 use super::Registered;
 use crate::program::Program;
 use celery_protocol::event::Event;
-use celery_worker::observer::{BrokerConnection, Observer};
+use celery_worker::observer::Observer;
 
 /// Upper bounds of the buckets in seconds: the usual ones of Prometheus' clients, and further ones up to half a day,
 /// because a task may copy for hours.
@@ -215,26 +215,19 @@ impl Observer for TaskMetrics {
         }
     }
 
-    fn load(&self, active: usize) {
+    fn load(&self, up: bool, active: usize) {
         let labels = [self.hostname.as_str()];
-        self.up.with_label_values(&labels).set(1);
+        self.up.with_label_values(&labels).set(i64::from(up));
         self.active.with_label_values(&labels).set(whole(active));
-    }
-
-    fn worker_stopped(&self) {
-        let labels = [self.hostname.as_str()];
-        self.up.with_label_values(&labels).set(0);
-        self.active.with_label_values(&labels).set(0);
     }
 
     fn broker_blocked(&self, blocked: bool) {
         self.blocked.set(i64::from(blocked));
     }
 
-    fn broker_connection(&self, connection: BrokerConnection) {
-        let is_lost = connection == BrokerConnection::Lost;
-        self.connected.set(i64::from(!is_lost));
-        if connection == BrokerConnection::Reconnected {
+    fn broker_connected(&self, connected: bool, again: bool) {
+        self.connected.set(i64::from(connected));
+        if connected && again {
             self.reconnects.inc();
         }
     }
@@ -297,17 +290,19 @@ impl QueueMetrics {
         ]
     }
 
-    /// Replaces all queues by these: name, number of messages, number of consumers.
-    pub fn set<'a>(&self, queues: impl IntoIterator<Item = (&'a str, u32, u32)>) {
+    /// Replaces all queues by these: name, number of messages, number of consumers if the broker knows it.
+    pub fn set<'a>(&self, queues: impl IntoIterator<Item = (&'a str, u32, Option<u32>)>) {
         self.length.reset();
         self.consumers.reset();
         for (name, messages, consumers) in queues {
             self.length
                 .with_label_values(&[name])
                 .set(i64::from(messages));
-            self.consumers
-                .with_label_values(&[name])
-                .set(i64::from(consumers));
+            if let Some(consumers) = consumers {
+                self.consumers
+                    .with_label_values(&[name])
+                    .set(i64::from(consumers));
+            }
         }
     }
 }
@@ -338,8 +333,8 @@ mod tests {
             traceback: None,
         };
         tasks.task_event(Some("t"), "q", &failed);
-        tasks.load(3);
-        tasks.broker_connection(BrokerConnection::Connected);
+        tasks.load(true, 3);
+        tasks.broker_connected(true, false);
         let text = String::from_utf8_lossy(&metrics.text()?).into_owned();
         for line in [
             r#"celery_task_started_total{hostname="host",name="t",queue_name="q"} 1"#,

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use celery_worker::broker::BrokerError;
 use celery_worker::broker::amqp;
+use celery_worker::broker::redis::{self, RedisTransportOptions};
 use celery_worker::results;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -39,13 +41,15 @@ const RESULT_COMPRESSIONS: [&str; 8] = [
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Celery {
-    /// `amqp://` or `amqps://` URL, or several of them separated by `;`; a secret, since it may contain a password.
+    /// URL of RabbitMQ or Redis, or several of them separated by `;`; a secret, since it may contain a password.
     #[serde(skip_serializing)]
     pub broker_url: SecretString,
     /// File that contains the whole URL instead; empty for none.
     pub broker_url_file: String,
     /// File that contains the URL's password; empty for none.
     pub broker_password_file: String,
+    /// Options of Redis as the broker.
+    pub broker_transport_options: RedisTransportOptions,
     /// URL of a result backend as Celery writes it, or empty; a secret, since it may contain a password.
     #[serde(skip_serializing)]
     pub result_backend: SecretString,
@@ -208,9 +212,7 @@ impl Celery {
 impl Celery {
     /// Adds a problem for each violated rule of the section.
     pub fn check(&self, problems: &mut SectionProblems<'_>) {
-        if let Err(reason) = amqp::check_urls(self.broker_url()) {
-            problems.add("broker_url", reason);
-        }
+        self.check_broker(problems);
         self.check_results(problems);
         problems.require(
             !self.task_default_queue.is_empty(),
@@ -226,6 +228,28 @@ impl Celery {
             "must be given with broker_ssl_cert_file, and only with it",
         );
         self.check_queues(problems);
+    }
+
+    fn check_broker(&self, problems: &mut SectionProblems<'_>) {
+        let transport = &self.broker_transport_options;
+        let checked = match redis::has_scheme(self.broker_url()) {
+            true => redis::check_urls(self.broker_url(), transport).map_err(|error| match error {
+                BrokerError::Url(reason) => reason,
+                other => other.to_string(),
+            }),
+            false => amqp::check_urls(self.broker_url()).map_err(|reason| {
+                match reason.starts_with("its scheme") {
+                    true => format!("{reason}, {}", redis::SCHEMES.join(", ")),
+                    false => reason,
+                }
+            }),
+        };
+        if let Err(reason) = checked {
+            problems.add("broker_url", reason);
+        }
+        if let Some((key, rule)) = transport.problem() {
+            problems.add(&format!("broker_transport_options.{key}"), rule);
+        }
     }
 
     fn check_results(&self, problems: &mut SectionProblems<'_>) {

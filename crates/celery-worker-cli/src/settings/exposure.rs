@@ -7,6 +7,7 @@ use secrecy::ExposeSecret;
 
 use super::{Celery, Problem, Traces};
 use celery_worker::broker::amqp::SCHEMES;
+use celery_worker::broker::redis::has_scheme;
 use service_connection::url::{self, UrlParts};
 
 impl Celery {
@@ -23,9 +24,13 @@ impl Celery {
         .iter()
         .any(|text| !text.is_empty());
         let is_database = self.result_backend().starts_with("db+");
-        let mut found: Vec<_> = exposed_urls("celery.broker_url", self.broker_url())
-            .into_iter()
-            .collect();
+        let broker_has_tls = has_scheme(self.broker_url()) && !self.broker_ssl_ca_file.is_empty();
+        let mut found: Vec<_> = match broker_has_tls {
+            true => Vec::new(),
+            false => exposed_urls("celery.broker_url", self.broker_url())
+                .into_iter()
+                .collect(),
+        };
         if is_database || !redis_has_tls {
             found.extend(exposed_urls("celery.result_backend", self.result_backend()));
         }

@@ -20,6 +20,7 @@ pub mod consumer;
 pub mod delayed;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+mod options;
 mod propagation;
 mod queue_settings;
 mod reconnect;
@@ -29,6 +30,7 @@ mod sending;
 pub mod topology;
 
 pub use consumer::{Consumer, Delivery, Disposition, Settlement, Subscriptions};
+pub use options::BrokerOptions;
 pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
 pub use reconnect::Reconnect;
@@ -37,7 +39,6 @@ pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 
 /// A message to publish.
 #[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
 pub struct Publication {
     /// Exchange; empty for the default one, which routes by queue name.
     pub exchange: String,
@@ -51,26 +52,8 @@ pub struct Publication {
     pub mandatory: bool,
 }
 
-impl Publication {
-    /// A message to an exchange, which may be dropped if no queue accepts it.
-    pub fn new(
-        exchange: impl Into<String>,
-        routing_key: impl Into<String>,
-        message: RawMessage,
-    ) -> Self {
-        Self {
-            exchange: exchange.into(),
-            routing_key: routing_key.into(),
-            message,
-            declare: None,
-            mandatory: false,
-        }
-    }
-}
-
 /// Parameters of a subscription.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct Subscription {
     /// Purpose in one or two words, for log lines.
     pub purpose: &'static str,
@@ -87,36 +70,19 @@ pub struct Subscription {
     pub max_waiting_body_bytes: Option<usize>,
 }
 
-impl Subscription {
-    /// A subscription of queues without limits.
-    #[must_use]
-    pub fn new(purpose: &'static str, queues: Vec<Queue>) -> Self {
-        Self {
-            purpose,
-            queues,
-            prefetch: 0,
-            delayed: None,
-            max_body_bytes: None,
-            max_waiting_body_bytes: None,
-        }
-    }
-}
-
 /// Number of messages and consumers of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub struct QueueDepth {
     /// Name of the queue.
     pub queue: String,
     /// Number of waiting messages, without those that a worker holds.
     pub messages: u32,
-    /// Number of consumers.
-    pub consumers: u32,
+    /// Number of consumers; none if the broker does not know them.
+    pub consumers: Option<u32>,
 }
 
 /// Reason why a broker operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
-#[non_exhaustive]
 pub enum BrokerError {
     /// The URL cannot be used.
     #[error("broker URL is not usable: {0}")]
@@ -166,24 +132,22 @@ pub enum BrokerError {
         reason: Arc<str>,
     },
     /// A file for TLS cannot be used.
-    #[error("`{path}` cannot be used for TLS (option `{option}`): {reason}")]
+    #[error("{setting}: `{path}` cannot be used for TLS: {reason}")]
     Tls {
-        /// Option of the connection that names the file, e.g. `tls.ca_file`.
-        option: &'static str,
+        /// Key of the setting.
+        setting: &'static str,
         /// Path of the file.
         path: String,
         /// Reason why the file cannot be used.
         reason: String,
     },
     /// The limit of attempts to connect was reached.
-    #[error(
-        "gave up after {attempts} failed attempts to connect to the broker (option `{option}`)"
-    )]
+    #[error("gave up after {attempts} failed attempts to connect to the broker; see {setting}")]
     GivenUp {
         /// Number of consecutive attempts.
         attempts: u32,
-        /// Option of the connection with the limit, e.g. `reconnect.max_retries`.
-        option: &'static str,
+        /// Key of the setting with the limit.
+        setting: &'static str,
         /// Error of the last attempt.
         #[source]
         source: Arc<BrokerError>,
@@ -206,6 +170,9 @@ pub enum BrokerError {
 pub trait Broker: Send + Sync {
     /// The broker's URL without a password, for messages.
     fn masked_url(&self) -> String;
+
+    /// Name of the transport in kombu's terms.
+    fn transport(&self) -> &'static str;
 
     /// URLs of all brokers, without passwords; the one in use first.
     fn masked_urls(&self) -> Vec<String> {

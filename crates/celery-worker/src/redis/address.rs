@@ -27,6 +27,8 @@ pub(crate) struct AddressOptions {
     pub(crate) tls: RedisTls,
     /// Name of the master that sentinels report; empty without sentinels.
     pub(crate) master_name: String,
+    /// Key of the setting with the name of the master.
+    pub(crate) master_name_setting: &'static str,
     /// Login at the sentinels.
     pub(crate) sentinel: SentinelLogin,
 }
@@ -110,10 +112,10 @@ impl RedisUrl {
         };
         let master = match (scheme.as_str(), options.master_name.as_str()) {
             ("sentinel", "") => {
-                return Err(wrong(
-                    "`sentinel://` needs the option `master_name`, \
-                     the name that the sentinels know the server by",
-                ));
+                return Err(wrong(format!(
+                    "`sentinel://` needs {}, the name that the sentinels know the server by",
+                    options.master_name_setting
+                )));
             }
             ("sentinel", name) => Some(name.to_owned()),
             _ => None,
@@ -560,7 +562,11 @@ mod tests {
 
     #[test]
     fn sentinels_need_a_name_to_ask_for() {
-        let error = RedisUrl::parse("sentinel://h", &AddressOptions::default()).unwrap_err();
+        let options = AddressOptions {
+            master_name_setting: "master_name",
+            ..AddressOptions::default()
+        };
+        let error = RedisUrl::parse("sentinel://h", &options).unwrap_err();
         assert!(error.to_string().contains("master_name"));
     }
 

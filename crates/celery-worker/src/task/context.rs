@@ -203,8 +203,7 @@ impl TaskContext {
     /// # Errors
     /// [`TaskError::Ignore`] once the replacement is sent; an exception if it cannot be sent.
     pub async fn replace<T>(&self, signature: impl Into<Signature>) -> TaskResult<T> {
-        let client = self.client();
-        client.replace(&self.run.message, signature.into()).await?;
+        self.client().replace(signature).await?;
         Err(TaskError::Ignore)
     }
 
@@ -216,10 +215,7 @@ impl TaskContext {
         &self,
         signature: impl Into<Signature>,
     ) -> Result<AsyncResult, SendError> {
-        let client = self.client();
-        client
-            .add_to_chord(&self.run.message, signature.into())
-            .await
+        self.client().add_to_chord(signature).await
     }
 
     /// Begins a request to run this task again later: `return Err(cx.retry().countdown(pause).into())`.

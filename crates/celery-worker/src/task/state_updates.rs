@@ -10,7 +10,6 @@ use tokio::time::sleep;
 
 /// Reason why a state was not set.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum UpdateStateError {
     /// No state can have this name.
     #[error(transparent)]

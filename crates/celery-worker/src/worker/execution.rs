@@ -1,4 +1,4 @@
-//! The execution of a task that has a slot: its limits, its progress, its outcome, which is then concluded.
+//! The run of a task: its limits, its progress, its outcome.
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};

@@ -9,21 +9,32 @@ async fn connecting_ends_after_the_configured_attempts() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
     };
-    let mut only_once = Reconnect::default();
-    only_once.on_startup = false;
-    let mut twice = Reconnect::default();
-    twice.max_retries = 1;
-    for (reconnect, option) in [
-        (only_once, "reconnect.on_startup"),
-        (twice, "reconnect.max_retries"),
+    let reconnect = Reconnect::default();
+    for (reconnect, setting) in [
+        (
+            Reconnect {
+                on_startup: false,
+                ..reconnect
+            },
+            "celery.broker_connection_retry_on_startup",
+        ),
+        (
+            Reconnect {
+                max_retries: 1,
+                ..reconnect
+            },
+            "celery.broker_connection_max_retries",
+        ),
     ] {
-        let mut options = AmqpOptions::new(format!("amqp://127.0.0.1:{port}"), "given-up");
-        options.reconnect = reconnect;
+        let options = AmqpOptions {
+            reconnect,
+            ..AmqpOptions::new(format!("amqp://127.0.0.1:{port}"), "given-up")
+        };
         let broker = Amqp::new(&options).unwrap();
         let mut consumer = broker.consume(subscription(&[&Queue::tasks("q")], 1));
         assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
         let failure = consumer.failure().unwrap();
-        assert!(failure.to_string().contains(option), "{failure}");
+        assert!(failure.to_string().contains(setting), "{failure}");
     }
 }
 
@@ -49,8 +60,13 @@ async fn changed_password_is_retried_until_it_is_right() {
         .unwrap();
 
     let other = amqp(&url, &format!("{user}-other"));
-    let mut publication = publication(&queue, RawMessage::default());
-    publication.declare = None;
+    let publication = Publication {
+        exchange: String::new(),
+        routing_key: queue.name.clone(),
+        message: RawMessage::default(),
+        declare: None,
+        mandatory: true,
+    };
     let refused = other.publish(&publication, PATIENCE).await.unwrap_err();
     let text = refused.to_string();
     assert!(text.contains("check user, password"), "{text}");
@@ -73,11 +89,15 @@ async fn tls_with_and_without_a_client_certificate() {
         return;
     };
     let file = |name: &str| format!("{files}/{name}");
-    let mut trusting = AmqpTls::default();
-    trusting.ca_file = file("ca.pem");
-    let mut client = trusting.clone();
-    client.cert_file = file("client.pem");
-    client.key_file = file("client.key");
+    let trusting = AmqpTls {
+        ca_file: file("ca.pem"),
+        ..AmqpTls::default()
+    };
+    let client = AmqpTls {
+        cert_file: file("client.pem"),
+        key_file: file("client.key"),
+        ..trusting.clone()
+    };
     // The user that the broker takes from the certificate.
     let users = ctl(&["list_users", "-q"]).await;
     if !users.contains("tls-client") {
@@ -95,11 +115,19 @@ async fn tls_with_and_without_a_client_certificate() {
         (&guest, &AmqpTls::default(), false),
         (&wrong_host, &trusting, false),
     ] {
-        let mut options = AmqpOptions::new(url.as_str(), "tls");
-        options.tls = tls.clone();
+        let options = AmqpOptions {
+            tls: tls.clone(),
+            ..AmqpOptions::new(url, "tls")
+        };
         let broker = Amqp::new(&options).unwrap();
         let queue = Queue::tasks(unique("tls"));
-        let publication = publication(&queue, RawMessage::default());
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: queue.name.clone(),
+            message: RawMessage::default(),
+            declare: Some(Declaration::Queue(queue.clone())),
+            mandatory: true,
+        };
         let within = if works {
             PATIENCE
         } else {
@@ -113,10 +141,18 @@ async fn tls_with_and_without_a_client_certificate() {
         }
         broker.close().await;
     }
-    let mut missing = AmqpOptions::new(guest.as_str(), "tls");
-    missing.tls.ca_file = file("none.pem");
+    let missing = AmqpOptions {
+        tls: AmqpTls {
+            ca_file: file("none.pem"),
+            ..AmqpTls::default()
+        },
+        ..AmqpOptions::new(&guest, "tls")
+    };
     let Err(error) = Amqp::new(&missing) else {
         panic!("a missing file is reported");
     };
-    assert!(error.to_string().contains("tls.ca_file"), "{error}");
+    assert!(
+        error.to_string().contains("celery.broker_ssl_ca_file"),
+        "{error}"
+    );
 }

@@ -93,10 +93,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(300);
 
 fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
-    let queues = queues.iter().copied().cloned().collect();
-    let mut subscription = Subscription::new("a test", queues);
-    subscription.prefetch = prefetch;
-    subscription
+    Subscription {
+        purpose: "a test",
+        queues: queues.iter().copied().cloned().collect(),
+        prefetch,
+        delayed: None,
+        max_body_bytes: None,
+        max_waiting_body_bytes: None,
+    }
 }
 
 async fn consume(broker: &dyn Broker, queues: &[&Queue], prefetch: u16) -> Consumer {
@@ -120,10 +124,13 @@ async fn publish(broker: &dyn Broker, queue: &Queue, body: &str) {
 
 /// A message for a queue, which is declared.
 fn publication(queue: &Queue, message: RawMessage) -> Publication {
-    let mut publication = Publication::new("", &*queue.name, message);
-    publication.declare = Some(Declaration::Queue(queue.clone()));
-    publication.mandatory = true;
-    publication
+    Publication {
+        exchange: String::new(),
+        routing_key: queue.name.clone(),
+        message,
+        declare: Some(Declaration::Queue(queue.clone())),
+        mandatory: true,
+    }
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {

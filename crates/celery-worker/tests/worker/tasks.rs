@@ -55,7 +55,11 @@ impl Do {
                 parameters: vec![Parameter::required("what"), Parameter::optional("value")].into(),
                 bound: false,
             })
-            .options(WorkerOptions::DEFAULT.acks_late(true).cooperative(true))
+            .options(WorkerOptions {
+                acks_late: Some(true),
+                cooperative: true,
+                ..WorkerOptions::DEFAULT
+            })
             .state(probe.clone())
     }
 }

@@ -52,7 +52,7 @@ mod subscription;
 
 pub use super::Reconnect;
 pub use address::{SCHEMES, check as check_urls};
-pub use diagnose::{Comparison, ConnectFailure, ConnectStage, Greeting, Permissions, Probe};
+pub use diagnose::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
 
 /// Pause before the first new attempt to connect, and the longest one: the time that a connection stays idle after
 /// the broker is back. Celery's grows to 30 s; RabbitMQ's own clients for Java and .NET wait for 5 s always.
@@ -60,7 +60,6 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 
 /// Configuration of the connection to a broker.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
 pub struct AmqpOptions {
     /// `amqp://` or `amqps://` URL, with password, or several separated by `;`; after a failure the next one is used.
     pub url: SecretString,
@@ -82,9 +81,9 @@ pub struct AmqpOptions {
 
 impl AmqpOptions {
     /// Celery's defaults for a broker.
-    pub fn new(url: impl Into<SecretString>, name: impl Into<String>) -> Self {
+    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
         Self {
-            url: url.into(),
+            url: SecretString::from(url.into()),
             name: name.into(),
             product: Product::default(),
             heartbeat: 120,
@@ -98,7 +97,6 @@ impl AmqpOptions {
 
 /// PEM files for TLS; empty paths for none.
 #[derive(Debug, Clone, Default)]
-#[non_exhaustive]
 pub struct AmqpTls {
     /// Certificate authorities that are trusted in addition to the system's.
     pub ca_file: String,
@@ -320,6 +318,10 @@ impl Amqp {
 
 #[async_trait]
 impl Broker for Amqp {
+    fn transport(&self) -> &'static str {
+        "amqp"
+    }
+
     fn masked_url(&self) -> String {
         self.connector.masked()
     }
@@ -390,7 +392,7 @@ impl Broker for Amqp {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
-        let subscriber = Subscriber {
+        let supervisor = Subscriber {
             connector: self.connector.clone(),
             reconnect: self.reconnect,
             purpose: subscription.purpose,
@@ -409,7 +411,7 @@ impl Broker for Amqp {
         let loop_liveness = self.liveness.start(name, self.liveness_limit());
         let reports = feed.reports.clone();
         self.sessions.spawn(async move {
-            let running = AssertUnwindSafe(subscriber.run(feed, &loop_liveness));
+            let running = AssertUnwindSafe(supervisor.run(feed, &loop_liveness));
             match running.catch_unwind().await {
                 Ok(()) => loop_liveness.retire(),
                 // The loop of the subscription does not tick from now on.

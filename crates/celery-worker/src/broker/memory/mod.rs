@@ -170,7 +170,7 @@ impl Settlement for InMemory {
         false
     }
 
-    fn set_parked(&self, parked: bool) {
+    fn park(&self, parked: bool) {
         if self.parked.swap(parked, Ordering::SeqCst) != parked {
             match parked {
                 true => self.held.fetch_sub(1, Ordering::SeqCst),
@@ -182,7 +182,7 @@ impl Settlement for InMemory {
 }
 
 /// One subscription.
-struct MemorySubscription {
+struct Serving {
     shared: Arc<Shared>,
     feed: Feed,
     closing: CancellationToken,
@@ -192,7 +192,7 @@ struct MemorySubscription {
     turn: usize,
 }
 
-impl MemorySubscription {
+impl Serving {
     async fn run(mut self) {
         let mut wanted = self.feed.reports.wanted();
         let mut consumed: Vec<Queue> = Vec::new();
@@ -268,10 +268,13 @@ impl MemorySubscription {
                 held: held.clone(),
                 parked: AtomicBool::new(false),
             };
-            let settlement = Box::new(settlement);
-            let mut delivery = Delivery::new(stored.message, name.clone(), way, settlement);
-            delivery.redelivered = stored.redelivered;
-            return Some(delivery);
+            return Some(Delivery::new(
+                stored.message,
+                name.clone(),
+                way,
+                stored.redelivered,
+                Box::new(settlement),
+            ));
         }
         None
     }
@@ -287,6 +290,10 @@ async fn hand_over(feed: &Feed, delivery: Option<Delivery>) -> bool {
 
 #[async_trait]
 impl Broker for MemoryBroker {
+    fn transport(&self) -> &'static str {
+        "memory"
+    }
+
     fn masked_url(&self) -> String {
         SCHEME.into()
     }
@@ -315,14 +322,14 @@ impl Broker for MemoryBroker {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, CancellationToken::new());
-        let subscription = MemorySubscription {
+        let serving = Serving {
             shared: self.shared.clone(),
             feed,
             closing: self.closing.clone(),
             held: HashMap::new(),
             turn: 0,
         };
-        tokio::spawn(subscription.run());
+        tokio::spawn(serving.run());
         consumer
     }
 
@@ -333,7 +340,7 @@ impl Broker for MemoryBroker {
             Some(QueueDepth {
                 queue: name.clone(),
                 messages: u32::try_from(queue.messages.len()).unwrap_or(u32::MAX),
-                consumers: queue.consumers,
+                consumers: Some(queue.consumers),
             })
         };
         Ok(queues.iter().filter_map(depth).collect())

@@ -18,6 +18,9 @@ use crate::redis::{AddressOptions, RedisUrl, RedisUrlError, connection_config, i
 /// itself does for a slow reader.
 const PUSHES: usize = 4096;
 
+/// Key of the setting with the name of the master.
+pub(super) const MASTER_NAME: &str = "celery.broker_transport_options.master_name";
+
 impl From<RedisUrlError> for BrokerError {
     fn from(error: RedisUrlError) -> Self {
         Self::Url(error.to_string())
@@ -40,6 +43,7 @@ impl Connector {
         let address = AddressOptions {
             tls: options.tls.clone(),
             master_name: transport.master_name.clone(),
+            master_name_setting: MASTER_NAME,
             sentinel: (&transport.sentinel_kwargs).into(),
         };
         let servers = RedisUrl::parse_list(options.url.expose_secret(), &address)?;
@@ -158,7 +162,7 @@ impl Connector {
             Ok(Err(error)) if error.kind() == ErrorKind::AuthenticationFailed => {
                 Err(BrokerError::Refused {
                     broker: server.place(),
-                    what: "the login; check user and password in the broker's URL".into(),
+                    what: "the login; check user and password in celery.broker_url".into(),
                     source: Arc::new(error),
                 })
             }
@@ -168,7 +172,9 @@ impl Connector {
             }),
             Err(_) => Err(BrokerError::Unreachable {
                 broker: server.place(),
-                source: Arc::from(Box::from("no answer in time (option `connection_timeout`)")),
+                source: Arc::from(Box::from(
+                    "no answer in time; see celery.broker_connection_timeout",
+                )),
             }),
         }
     }
@@ -184,6 +190,11 @@ impl Connector {
     /// An error of a command.
     pub(super) fn error(&self, error: RedisError, what: &str) -> BrokerError {
         let broker = self.place();
+        if is_no_master(&error) {
+            // Another server of the list may be the master.
+            let next = (self.current.load(Ordering::Relaxed) + 1) % self.servers.len().max(1);
+            self.current.store(next, Ordering::Relaxed);
+        }
         if is_lost(&error) {
             return BrokerError::Unreachable {
                 broker,
@@ -202,6 +213,16 @@ impl Connector {
             source: Arc::new(error),
         }
     }
+}
+
+/// Returns true if the server is a replica, or still loads its data.
+fn is_no_master(error: &RedisError) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
+        )
+    )
 }
 
 /// Returns true if the server asks for a login that the connection does not have.

@@ -4,9 +4,9 @@
 //! Messages that a worker holds are in a record, from which any program returns them once they are older than its
 //! visibility timeout. Three rules keep messages safe:
 //!
-//! * a message is taken and recorded by one script;
-//! * held messages are renewed until they are settled, however long a task runs or waits;
-//! * a disposition applies to one delivery, and survives a lost connection.
+//! * a message is taken and recorded by one script, see [`scripts`];
+//! * held messages are renewed until they are settled, however long a task runs or waits, see [`maintenance`];
+//! * a disposition applies to one delivery, and survives a lost connection, see [`held`].
 //!
 //! Every subscription has its own connection for waiting, and one for channels if it needs it. Publishing, settling and
 //! renewing use a third one. Each is opened again by itself.
@@ -48,6 +48,7 @@ mod list_consumer;
 mod maintenance;
 mod names;
 mod options;
+mod probe;
 mod publisher;
 mod scripts;
 mod shared;
@@ -60,6 +61,7 @@ pub use options::{
     BodyEncodingName, FanoutPrefix, QueueOrder, RedisBrokerOptions, RedisTransportOptions,
     SentinelKwargs,
 };
+pub use probe::{QueueState, RedisProbe, ServerState};
 
 /// Schemes of the URLs.
 pub const SCHEMES: [&str; 4] = ["redis", "rediss", "redis+socket", "sentinel"];
@@ -82,6 +84,7 @@ pub fn has_scheme(urls: &str) -> bool {
 pub fn check_urls(urls: &str, transport: &RedisTransportOptions) -> Result<(), BrokerError> {
     let address = AddressOptions {
         master_name: transport.master_name.clone(),
+        master_name_setting: connecting::MASTER_NAME,
         ..AddressOptions::default()
     };
     RedisUrl::parse_list(urls, &address)?;
@@ -110,7 +113,9 @@ impl RedisBroker {
     /// [`BrokerError::Url`].
     pub fn new(options: &RedisBrokerOptions) -> Result<Self, BrokerError> {
         if let Some((key, rule)) = options.transport.problem() {
-            return Err(BrokerError::Url(format!("option `{key}` {rule}")));
+            return Err(BrokerError::Url(format!(
+                "celery.broker_transport_options.{key} {rule}"
+            )));
         }
         let connector = Arc::new(Connector::new(options)?);
         let commands = Arc::new(Commands::new(connector.clone()));
@@ -221,6 +226,10 @@ fn report_panic(feed: &Feed, purpose: &'static str, panic: &str) {
 
 #[async_trait]
 impl Broker for RedisBroker {
+    fn transport(&self) -> &'static str {
+        "redis"
+    }
+
     fn masked_url(&self) -> String {
         self.shared.connector.place()
     }
@@ -312,7 +321,7 @@ impl Broker for RedisBroker {
         let depth = |(queue, lengths): (&String, &[u64])| QueueDepth {
             queue: queue.clone(),
             messages: u32::try_from(lengths.iter().sum::<u64>()).unwrap_or(u32::MAX),
-            consumers: 0,
+            consumers: None,
         };
         Ok(depths.map(depth).collect())
     }

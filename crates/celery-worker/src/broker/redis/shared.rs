@@ -64,8 +64,13 @@ impl Limits {
             });
         }
         let route = (message.exchange, message.routing_key);
-        let mut delivery = Delivery::new(raw, queue.to_owned(), route, settlement);
-        delivery.redelivered = message.redelivered;
+        let mut delivery = Delivery::new(
+            raw,
+            queue.to_owned(),
+            route,
+            message.redelivered,
+            settlement,
+        );
         delivery.damage = damage.map(Box::new);
         delivery
     }

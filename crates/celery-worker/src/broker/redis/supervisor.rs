@@ -1,7 +1,9 @@
 //! Supervision of one connection of a subscription: opened again whenever it ends.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::RECONNECT;
@@ -10,7 +12,7 @@ use crate::broker::consumer::{Feed, Served};
 use crate::broker::{BrokerError, Queue, Reconnect};
 use crate::liveness::Liveness;
 use service_connection::backoff::{RetryState, Setback, in_seconds};
-use service_connection::error_chain::chain;
+use service_connection::error_chain::{chain, panic_text};
 
 /// The part of a subscription that one connection serves.
 pub(super) trait Session: Send + Sync {
@@ -56,7 +58,15 @@ impl Supervisor {
                 Some(Ok(link)) => {
                     (failed, was_connected) = (0, true);
                     let began = Instant::now();
-                    let served = session.serve(link).await;
+                    let serving = AssertUnwindSafe(session.serve(link)).catch_unwind();
+                    let served = serving.await.unwrap_or_else(|panic| {
+                        tracing::error!(
+                            purpose = self.purpose,
+                            panic = panic_text(&*panic),
+                            "a consumer panicked, which is a bug; its connection is opened again"
+                        );
+                        Err(self.connector.lost("the consumer panicked"))
+                    });
                     self.report_gone(&session);
                     match served {
                         Ok(()) => break,
@@ -71,10 +81,10 @@ impl Supervisor {
                     error
                 }
             };
-            if let Some(option) = self.reconnect.forbids(was_connected, failed) {
+            if let Some(setting) = self.reconnect.forbids(was_connected, failed) {
                 feed.reports.fail(BrokerError::GivenUp {
                     attempts: failed,
-                    option,
+                    setting,
                     source: Arc::new(error),
                 });
                 feed.cancelled.cancel();
