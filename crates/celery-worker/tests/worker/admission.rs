@@ -104,7 +104,8 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
 
 /// A message with an `eta` is delivered three times at a prefetch limit of one, and then once more each, as
 /// after a lost connection.
-#[tokio::test]
+// On several threads: the worker continues while the test waits for `rabbitmqctl`.
+#[tokio::test(flavor = "multi_thread")]
 async fn deliveries_that_join_a_waiting_task_leave_room_for_others() {
     let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
         return;

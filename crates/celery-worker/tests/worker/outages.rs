@@ -20,7 +20,8 @@ impl Drop for Alarm<'_> {
 
 /// A broker with a memory alarm reads nothing from publishers. Each publication during the alarm arrives
 /// once, not once per try.
-#[tokio::test]
+// On several threads: the worker continues while the test waits for `rabbitmqctl`.
+#[tokio::test(flavor = "multi_thread")]
 async fn blocked_broker_receives_every_message_once() {
     // All connections to a broker are blocked, and other tests use the first one.
     let (Some(url), Some(redis), Some(ctl)) = (
@@ -108,7 +109,8 @@ async fn blocked_broker_receives_every_message_once() {
 
 /// The broker closes the connection while a task runs: the task goes on, the message that comes
 /// back joins it, and it is acknowledged.
-#[tokio::test]
+// On several threads: the worker continues while the test waits for `rabbitmqctl`.
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_connection_does_not_run_a_task_twice() {
     let (Some(url), Some(redis)) = (service("TEST_AMQP_URL"), service("TEST_REDIS_URL")) else {
         return;
