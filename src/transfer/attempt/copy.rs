@@ -12,7 +12,6 @@ use super::prepare::{EarlierPartial, Prepared};
 use super::verify::{OriginDigest, reading};
 use crate::faults::fault_point;
 use crate::transfer::bbcp;
-use crate::transfer::digest::Digest;
 use crate::transfer::endpoint::Reading;
 use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
@@ -76,13 +75,13 @@ impl AttemptRun<'_> {
         self.stoppable(self.take_over(plan, None)).await.map(drop)
     }
 
-    /// Copies to the temporary name and verifies the result against the origin.
-    pub(super) async fn copy_and_verify(
+    /// Copies to the temporary name. Returns the digest of the origin, if it has to be computed; its computation began
+    /// with the copy.
+    pub(super) async fn copy(
         &self,
-        prepared: &Prepared,
+        plan: &Plan,
         log_path: &Path,
-    ) -> Result<Digest, TransferError> {
-        let plan = &prepared.plan;
+    ) -> Result<Option<OriginDigest>, TransferError> {
         let copied = watch::Sender::new(0);
         let origin = plan
             .recorded
@@ -90,18 +89,14 @@ impl AttemptRun<'_> {
             .then(|| digest_beside_copy(plan, &copied));
         fault_point!(
             CopyEnded,
-            step("transfer/copy", self.copy(plan, log_path, &copied)).await
+            step("transfer/copy", self.run_bbcp(plan, log_path, &copied)).await
         )?;
-        // From here on the reader need not wait for the copy.
-        drop(copied);
-        let verifying = self.stoppable(self.verify(prepared, origin));
-        let digest = step("transfer/verify", verifying).await?;
-        fault_point!(Verified, Ok::<(), TransferError>(()))?;
-        Ok(digest)
+        // `copied` ends here: the reader need not wait for the copy any more.
+        Ok(origin)
     }
 
     /// Runs bbcp. `copied` receives the number of copied bytes in steps of [`COPIED_STEP_BYTES`].
-    async fn copy(
+    async fn run_bbcp(
         &self,
         plan: &Plan,
         log_path: &Path,

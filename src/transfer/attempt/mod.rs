@@ -1,4 +1,4 @@
-//! One attempt that holds its lease: [`prepare`], [`copy`], [`verify`], [`publish`].
+//! One attempt that holds its lease: [`prepare`], [`copy`], [`verify`], [`publish`], in this order.
 //!
 //! Every step may be repeated, and a process that dies between any two of them leaves either nothing
 //! under the final name or the verified file, which the next attempt recognizes.
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::prepare::Prepared;
+use super::digest::Digest;
 use super::endpoint::Facts;
 use super::failures::{Interruption, PartialCopy, TransferError};
 use super::lease::{Lease, Phase, Progress, Snapshot};
@@ -20,6 +21,7 @@ use super::link::PausedLink;
 use super::plan::Plan;
 use super::repository::Acquired;
 use super::service::{Done, Request, Summary, TransferService};
+use crate::faults::fault_point;
 use crate::transfer::trace::step;
 
 mod copy;
@@ -156,6 +158,19 @@ impl<'a> AttemptRun<'a> {
             metrics.copied(&plan.link.origin, &plan.link.destination, summary.bytes);
         }
         Ok(summary)
+    }
+
+    /// Copies to the temporary name and verifies the result against the origin.
+    async fn copy_and_verify(
+        &self,
+        prepared: &Prepared,
+        log_path: &Path,
+    ) -> Result<Digest, TransferError> {
+        let origin = self.copy(&prepared.plan, log_path).await?;
+        let verifying = self.stoppable(self.verify(prepared, origin));
+        let digest = step("transfer/verify", verifying).await?;
+        fault_point!(Verified, Ok::<(), TransferError>(()))?;
+        Ok(digest)
     }
 
     /// The reason why an attempt ended with `error`. A step that was stopped reports only that; the
