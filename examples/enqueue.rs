@@ -28,7 +28,7 @@ use serde_json::Value;
 use service_connection::error_chain::chain;
 
 /// Time limit for the broker to accept a message.
-const SEND_WITHIN: Duration = Duration::from_secs(10);
+const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Send a task of the transfer stage.
 #[derive(Parser)]
@@ -88,7 +88,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
 
     let broker = settings.celery.open_broker("enqueue")?;
     let mut reader = match sending.wait {
-        Some(_) => Some(ResultReader::open(&results(&settings), &broker, SEND_WITHIN).await?),
+        Some(_) => Some(ResultReader::open(&results(&settings), &broker, SEND_TIMEOUT).await?),
         None => None,
     };
     let app = app::build(
@@ -102,7 +102,7 @@ async fn run(cli: Cli) -> Result<ExitCode, Box<dyn Error>> {
                 .as_ref()
                 .and_then(ResultReader::reply_to)
                 .map(str::to_owned),
-            within: SEND_WITHIN,
+            within: SEND_TIMEOUT,
             propagation: Arc::new(NoPropagation),
         },
     )

@@ -19,7 +19,7 @@
 //! | `pause` | SIGSTOP to this process; it continues after SIGCONT as if it had never stopped |
 //!
 //! [`hang_point!`] makes a loop hang: `sweeper:hang`, `manager_loop:hang`. The worker has steps of its own, see
-//! `celery_worker::fault_injection`: `lane:panic`, `subscription:panic`.
+//! `celery_worker::fault_injection`: `queue_consumer:panic`, `subscription:panic`.
 //!
 //! A test that runs in the same process sets faults for one call with `with_faults`.
 
@@ -231,7 +231,7 @@ mod points {
         /// The loop of the manager.
         ManagerLoop = "manager_loop", LOOP;
         /// The loop that passes on the deliveries of one queue.
-        Lane = "lane", CONSUMER;
+        QueueConsumer = "queue_consumer", CONSUMER;
         /// The loop that maintains a subscription.
         Subscription = "subscription", CONSUMER;
     }
@@ -309,7 +309,7 @@ mod points {
                 Step::TaskAccepted => FaultPoint::TaskAccepted,
                 Step::ResultStored => FaultPoint::ResultStored,
                 Step::Acknowledged => FaultPoint::Acknowledged,
-                Step::QueueConsumer => FaultPoint::Lane,
+                Step::QueueConsumer => FaultPoint::QueueConsumer,
                 Step::Subscription => FaultPoint::Subscription,
             };
             if point.is_loop() {

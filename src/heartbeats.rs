@@ -17,7 +17,7 @@ use celery_worker::results::{self, ResultError};
 use service_connection::error_chain::chain;
 
 /// Time limit of one heartbeat.
-const WITHIN: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A cause of any type.
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -168,12 +168,12 @@ async fn beat(writer: Arc<dyn HeartbeatWriter>, key: String, every: Duration) {
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;
-        report(&key, timeout(WITHIN, writer.beat(&key)).await);
+        report(&key, timeout(WRITE_TIMEOUT, writer.beat(&key)).await);
     }
 }
 
 async fn remove(writer: &dyn HeartbeatWriter, key: &str) {
-    report(key, timeout(WITHIN, writer.end(key)).await);
+    report(key, timeout(WRITE_TIMEOUT, writer.end(key)).await);
 }
 
 fn report(key: &str, written: Result<Result<(), Cause>, tokio::time::error::Elapsed>) {

@@ -57,7 +57,7 @@ pub struct Notifier(Arc<Sending>);
 
 #[derive(Debug)]
 struct Sending {
-    patience: Duration,
+    close_timeout: Duration,
     queue: Mutex<Option<mpsc::Sender<Notice>>>,
     task: Mutex<Option<JoinHandle<()>>>,
 }
@@ -69,7 +69,7 @@ impl Notifier {
         let (queue, notices) = mpsc::channel(QUEUE);
         let task = tokio::spawn(send_all(settings.clone(), notices));
         Self(Arc::new(Sending {
-            patience: settings.timeout.saturating_mul(2),
+            close_timeout: settings.timeout.saturating_mul(2),
             queue: Mutex::new(Some(queue)),
             task: Mutex::new(Some(task)),
         }))
@@ -93,7 +93,7 @@ impl Notifier {
         let Some(task) = take(&self.0.task) else {
             return;
         };
-        if timeout(self.0.patience, task).await.is_err() {
+        if timeout(self.0.close_timeout, task).await.is_err() {
             tracing::warn!("the last notices could not be sent in time");
         }
     }

@@ -39,7 +39,7 @@ mod worker;
 
 /// Time limit for sending one message. A manager, which sends inside of a transaction, has a shorter limit, see
 /// `manager`.
-const SEND_WITHIN: Duration = Duration::from_secs(5);
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Exit code for a missing transfer, link or site.
 const NOT_FOUND: u8 = 3;
@@ -240,7 +240,7 @@ impl Context {
             names: tasks::wire_names(&self.settings.celery),
             queues: self.settings.celery.task_queue_declarations(),
             reply_to: None,
-            within: SEND_WITHIN,
+            within: SEND_TIMEOUT,
             propagation: traces::propagation(),
         }
     }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Context, output, table};
 use crate::heartbeats::Heartbeats;
-use crate::manager::{Manager, keep_recovering, longest_sweep};
+use crate::manager::{Manager, max_sweep_duration, sweep_loop};
 use crate::metrics::TransferMetrics;
 use crate::notify::Notifier;
 use crate::tasks::{self, DataTransferTask, Messages, Producer};
@@ -124,8 +124,8 @@ async fn register(
         let every = settings.transfer.lease_ttl;
         let pulse = health
             .liveness()
-            .start("sweeper", every + longest_sweep(&settings));
-        keep_recovering(
+            .start("sweeper", every + max_sweep_duration(&settings));
+        sweep_loop(
             &repository,
             &owner,
             every,

@@ -8,7 +8,9 @@ use uuid::Uuid;
 
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use celery_worker::broker::BrokerError;
-use celery_worker::broker::amqp::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
+use celery_worker::broker::amqp::{
+    Comparison, ConnectFailure, ConnectStage, Greeting, Permissions, Probe,
+};
 use celery_worker::broker::redis;
 use celery_worker::broker::topology::Queue;
 use service_connection::error_chain::chain;
@@ -225,35 +227,35 @@ impl Doctor {
     }
 }
 
-fn explain(Obstacle { hurdle, reason }: &Obstacle) -> Outcome {
-    let (what, advice) = match hurdle {
-        Hurdle::Settings => (
+fn explain(ConnectFailure { stage, reason }: &ConnectFailure) -> Outcome {
+    let (what, advice) = match stage {
+        ConnectStage::Settings => (
             "settings",
             "correct celery.broker_url and celery.broker_ssl_…",
         ),
-        Hurdle::Name => (
+        ConnectStage::Name => (
             "host name",
             "correct the host in celery.broker_url, or the resolver: `getent hosts HOST`",
         ),
-        Hurdle::Tcp => (
+        ConnectStage::Tcp => (
             "connection",
             "start the broker, or correct host and port in celery.broker_url, and the firewall",
         ),
-        Hurdle::Tls => (
+        ConnectStage::Tls => (
             "TLS",
             "check that the port is the one for TLS, that celery.broker_ssl_ca_file contains the authority \
              of the broker's certificate, and that the certificate is for this host name",
         ),
-        Hurdle::Protocol => (
+        ConnectStage::Protocol => (
             "AMQP",
             "check that the port is RabbitMQ's port for AMQP (5672; with amqps:// 5671)",
         ),
-        Hurdle::Login => (
+        ConnectStage::Login => (
             "login",
             "correct user and password in celery.broker_url, or `rabbitmqctl change_password USER`; `guest` \
              can log in only from the broker's own host",
         ),
-        Hurdle::VirtualHost => (
+        ConnectStage::VirtualHost => (
             "virtual host",
             "correct the path of celery.broker_url, or `rabbitmqctl add_vhost VHOST` and `rabbitmqctl set_permissions -p \
              VHOST USER '.*' '.*' '.*'`",

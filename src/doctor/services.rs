@@ -81,7 +81,7 @@ impl Doctor {
 
     async fn check_traces(&self) -> Option<Finding> {
         let mut traces = self.settings.traces.clone();
-        if !traces.are_wanted() {
+        if !traces.is_enabled() {
             return None;
         }
         // Shorter than the limit of the check, so that the probe's own error is reported.

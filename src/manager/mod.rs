@@ -8,8 +8,8 @@
 //! takes PENDING rows, too, and the second message finds the work done.
 //!
 //! A pass looks first, without a lock, at everything that is not over. From that it knows how much
-//! each link has under way and how much more its limit allows, and picks: links of a higher priority
-//! first, links of one priority in turn, of each the oldest first. What it has picked it schedules in
+//! each link has under way and how much more its limit allows, and selects: links of a higher priority
+//! first, links of one priority in turn, of each the oldest first. What it is selected it schedules in
 //! batches, each in one transaction whose messages are all on their way at once.
 //!
 //! Any number of managers may run, with or without a site of their own each: row locks keep them from
@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use self::publish::{Published, QueueFailures, publish};
-use self::survey::{Pick, Survey};
+use self::survey::{Selected, Survey};
 use crate::faults::{fault_point, hang_point};
 use crate::metrics::{ManagerMetrics, PassCounts};
 use crate::settings::Settings;
@@ -41,11 +41,11 @@ mod recovery;
 mod survey;
 
 pub use publish::{Submit, SubmitError};
-pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, patience};
-pub use recovery::{keep_recovering, longest_sweep, recover};
+pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, search_delay};
+pub use recovery::{max_sweep_duration, recover, sweep_loop};
 
 /// Time limit for reaching the broker, before the pass locks rows.
-const REACHED_WITHIN: Duration = Duration::from_secs(5);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Rows in one transaction. It begins with few, and follows what the batch before took.
 const BATCH: BatchSize = BatchSize {
@@ -162,7 +162,7 @@ impl Manager {
     /// Longest time between two ticks of a manager: its pause and one round.
     #[must_use]
     pub fn longest_round(settings: &Settings) -> Duration {
-        settings.manager.sleep_time + longest_sweep(settings)
+        settings.manager.sleep_time + max_sweep_duration(settings)
     }
 
     /// Runs passes for ever, with a pause between them, until `stop`. A pass that fails is logged;
@@ -219,8 +219,9 @@ impl Manager {
         };
         let mut sending = PassProgress::default();
         let survey = self.survey(&mut pass).await?;
-        let (picks, scheduled) = (survey.picks, survey.scheduled);
-        self.send(picks, &mut pass, &mut sending, verbose).await?;
+        let (selected, scheduled) = (survey.selected, survey.scheduled);
+        self.send(selected, &mut pass, &mut sending, verbose)
+            .await?;
         // Not while the broker is away: it could not be asked.
         if sending.broken.is_none() {
             let again = self.reconcile(scheduled, &mut pass).await?;
@@ -256,32 +257,32 @@ impl Manager {
             return Ok(());
         }
         let mut seen = Pass::default();
-        let mut picks = self.survey(&mut seen).await?.picks;
+        let mut selected = self.survey(&mut seen).await?.selected;
         (pass.waiting, pass.held_back) = (seen.waiting, seen.held_back);
         // What the first round has refused is not tried twice in a pass.
-        picks.retain(|pick| again.contains(&pick.candidate.id));
-        self.send(picks, pass, sending, verbose).await
+        selected.retain(|transfer| again.contains(&transfer.candidate.id));
+        self.send(selected, pass, sending, verbose).await
     }
 
-    /// Schedules what was picked, in batches, until the broker does not answer.
+    /// Schedules what was selected, in batches, until the broker does not answer.
     async fn send(
         &self,
-        picks: Vec<Pick>,
+        selected: Vec<Selected>,
         pass: &mut Pass,
         sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
-        let mut picks = VecDeque::from(picks);
-        if !picks.is_empty() {
-            sending.broken = self.submit.prepare(REACHED_WITHIN).await.err();
+        let mut selected = VecDeque::from(selected);
+        if !selected.is_empty() {
+            sending.broken = self.submit.prepare(BROKER_TIMEOUT).await.err();
         }
         let mut size = BATCH.first;
-        while sending.broken.is_none() && !picks.is_empty() {
-            let batch: Vec<_> = picks.drain(..size.min(picks.len())).collect();
+        while sending.broken.is_none() && !selected.is_empty() {
+            let batch: Vec<_> = selected.drain(..size.min(selected.len())).collect();
             let began = Instant::now();
             self.schedule(batch, pass, sending, verbose).await?;
             size = BATCH.next(size, began.elapsed());
-            picks = pass.without_refused_queues(picks, &sending.queues);
+            selected = pass.without_refused_queues(selected, &sending.queues);
         }
         // The last batch may have been the only one.
         if pass.scheduled.is_empty() && sending.broken.is_none() {
@@ -321,7 +322,7 @@ impl Manager {
         let since = before.as_ref().map(|(cursor, _)| cursor);
         let cursor = self
             .repository
-            .scan(origins.as_deref(), since, |transfer| survey.see(transfer))
+            .scan(origins.as_deref(), since, |transfer| survey.count(transfer))
             .await?;
         // A look at a part is as old as the look at all that it rests on.
         let looked = before.map_or_else(Instant::now, |(_, looked)| looked);
@@ -329,7 +330,7 @@ impl Manager {
             cursor.map(|cursor| (cursor, looked));
         let scheduled = survey.take_scheduled();
         Ok(ScanResult {
-            picks: survey.picks(pass),
+            selected: survey.selected(pass),
             scheduled,
         })
     }
@@ -345,7 +346,7 @@ impl Manager {
     /// Schedules a batch, or its parts where the database refuses the whole.
     async fn schedule(
         &self,
-        batch: Vec<Pick>,
+        batch: Vec<Selected>,
         pass: &mut Pass,
         sending: &mut PassProgress,
         verbose: bool,
@@ -358,7 +359,7 @@ impl Manager {
                 Ok(()) => {}
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => match &batch[..] {
-                    [pick] => pass.refuse(pick.candidate.id, chain(&error).to_string()),
+                    [transfer] => pass.refuse(transfer.candidate.id, chain(&error).to_string()),
                     // One row is bad, and must not be in the way of the others.
                     _ => {
                         parts.push(batch.split_off(batch.len() / 2));
@@ -372,15 +373,18 @@ impl Manager {
 
     async fn schedule_at_once(
         &self,
-        batch: &[Pick],
+        batch: &[Selected],
         pass: &mut Pass,
         sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
-        let candidates: Vec<_> = batch.iter().map(|pick| pick.candidate.clone()).collect();
+        let candidates: Vec<_> = batch
+            .iter()
+            .map(|transfer| transfer.candidate.clone())
+            .collect();
         let queues: HashMap<_, _> = batch
             .iter()
-            .map(|pick| (pick.candidate.id, pick.queue.clone()))
+            .map(|transfer| (transfer.candidate.id, transfer.queue.clone()))
             .collect();
         let failures = Mutex::new(Published::default());
         let publishing = |ids: Vec<TransferId>| async {
@@ -436,7 +440,7 @@ impl Manager {
 
 /// Result of one survey.
 struct ScanResult {
-    picks: Vec<Pick>,
+    selected: Vec<Selected>,
     scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
 
@@ -467,17 +471,17 @@ impl Pass {
     /// Leaves out what would go to a queue that takes no messages.
     fn without_refused_queues(
         &mut self,
-        picks: VecDeque<Pick>,
+        selected: VecDeque<Selected>,
         queues: &QueueFailures,
-    ) -> VecDeque<Pick> {
+    ) -> VecDeque<Selected> {
         let mut left_out: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        let (refused, left): (Vec<_>, Vec<_>) = picks
+        let (refused, left): (Vec<_>, Vec<_>) = selected
             .into_iter()
-            .partition(|pick| queues.refuses(&pick.queue));
-        for pick in refused {
-            *left_out.entry(pick.queue).or_default() += 1;
+            .partition(|transfer| queues.refuses(&transfer.queue));
+        for transfer in refused {
+            *left_out.entry(transfer.queue).or_default() += 1;
             self.refused.push(RefusedTransfer {
-                data_transfer_id: pick.candidate.id,
+                data_transfer_id: transfer.candidate.id,
                 reason: "its queue accepts no messages; the next pass tries again".into(),
             });
         }

@@ -19,7 +19,7 @@ const GIVE_UP_AFTER: usize = 3;
 
 /// Time limit of a batch for the broker's confirmations: its rows are locked during this time, and on SQLite the whole
 /// database.
-const CONFIRMED_WITHIN: Duration = Duration::from_secs(2);
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends the message that starts a transfer.
 #[async_trait]
@@ -121,7 +121,7 @@ pub(super) async fn publish(
         })
         .collect();
     let mut published = Published::default();
-    let mut time_is_up = pin!(sleep(CONFIRMED_WITHIN));
+    let mut time_is_up = pin!(sleep(CONFIRM_TIMEOUT));
     loop {
         tokio::select! {
             biased;
@@ -230,7 +230,7 @@ mod tests {
         let began = tokio::time::Instant::now();
         let (confirmed, failed) = sent(&["away", "away", "away", "silent"]).await;
         assert_eq!((confirmed, failed.len()), (vec![], 3));
-        assert!(began.elapsed() < CONFIRMED_WITHIN);
+        assert!(began.elapsed() < CONFIRM_TIMEOUT);
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl HeldMessages {
 /// Time that a row may be SCHEDULED before the search for its message. It grows with `resent`, the number of messages
 /// that were sent again without effect.
 #[must_use]
-pub fn patience(reconcile_after: Duration, resent: i64) -> Duration {
+pub fn search_delay(reconcile_after: Duration, resent: i64) -> Duration {
     let doublings = u32::try_from(resent).unwrap_or(0).min(20);
     reconcile_after
         .saturating_mul(1 << doublings)
@@ -78,7 +78,7 @@ pub fn patience(reconcile_after: Duration, resent: i64) -> Duration {
 #[must_use]
 pub fn is_overdue(record: &ScheduleRecord, now: DateTime<Utc>, reconcile_after: Duration) -> bool {
     let age = (now - record.scheduled_at).to_std().unwrap_or_default();
-    age >= patience(reconcile_after, record.resent)
+    age >= search_delay(reconcile_after, record.resent)
 }
 
 /// The rows that wait for a message of one queue.
@@ -333,13 +333,13 @@ mod tests {
     }
 
     #[test]
-    fn patience_grows_and_ends() {
-        assert_eq!(patience(AFTER, 0), AFTER);
-        assert_eq!(patience(AFTER, 2), AFTER * 4);
-        assert_eq!(patience(AFTER, 50), LONGEST);
-        assert_eq!(patience(AFTER, -1), AFTER);
+    fn search_delay_grows_to_a_limit() {
+        assert_eq!(search_delay(AFTER, 0), AFTER);
+        assert_eq!(search_delay(AFTER, 2), AFTER * 4);
+        assert_eq!(search_delay(AFTER, 50), LONGEST);
+        assert_eq!(search_delay(AFTER, -1), AFTER);
         let long = LONGEST * 2;
-        assert_eq!(patience(long, 3), long);
+        assert_eq!(search_delay(long, 3), long);
         let now = DateTime::UNIX_EPOCH + TimeDelta::seconds(301);
         assert!(is_overdue(&record(1, "a"), now, AFTER));
         assert!(!is_overdue(&record(2, "a"), now, AFTER));

@@ -38,7 +38,7 @@ pub async fn recover(
             data_transfer_id = lease.data_transfer_id.get(),
             attempt = lease.attempt.get(),
             owner = %lease.owner,
-            reason = %recovered.displaced.demise,
+            reason = %recovered.displaced.expiry_reason,
             pending = recovered.is_pending,
             "expired lease swept"
         );
@@ -52,12 +52,12 @@ pub async fn recover(
 /// Time limit of a sweep, or of any other step of a manager that waits for the database again and
 /// again.
 #[must_use]
-pub fn longest_sweep(settings: &Settings) -> Duration {
+pub fn max_sweep_duration(settings: &Settings) -> Duration {
     settings.ops_db.acquire_timeout.saturating_mul(10)
 }
 
 /// Sweeps dead leases again and again until `stop`: at once, and then whenever one could have died.
-pub async fn keep_recovering(
+pub async fn sweep_loop(
     repository: &Repository,
     observer: &Owner,
     every: Duration,

@@ -15,7 +15,7 @@ use crate::transfer::routing::queue_name;
 
 /// A transfer to schedule, and the queue of its message.
 #[derive(Debug)]
-pub(super) struct Pick {
+pub(super) struct Selected {
     pub(super) candidate: Candidate,
     pub(super) queue: Arc<str>,
 }
@@ -95,7 +95,7 @@ impl<'a> Survey<'a> {
         index
     }
 
-    pub(super) fn see(&mut self, transfer: OpenTransfer) {
+    pub(super) fn count(&mut self, transfer: OpenTransfer) {
         let route = self.route(&transfer);
         let is_pending = transfer.status == Status::Pending;
         if transfer.status == Status::Scheduled {
@@ -168,7 +168,7 @@ impl<'a> Survey<'a> {
     }
 
     /// Selects the transfers to schedule, in order; the others are counted in `pass`.
-    pub(super) fn picks(self, pass: &mut Pass) -> Vec<Pick> {
+    pub(super) fn selected(self, pass: &mut Pass) -> Vec<Selected> {
         pass.waiting = self.waiting;
         for id in self.lost {
             let reason = "its location or the location's site is missing; correct the row";
@@ -202,7 +202,7 @@ impl<'a> Survey<'a> {
                     issued: of_link.link.issued,
                 })
             });
-            let picks = queue.into_iter().map(|(id, queue)| Pick {
+            let selected = queue.into_iter().map(|(id, queue)| Selected {
                 candidate: Candidate {
                     id,
                     queue: queue.clone(),
@@ -210,7 +210,7 @@ impl<'a> Survey<'a> {
                 },
                 queue,
             });
-            queues.push((of_link.link.priority, picks.collect()));
+            queues.push((of_link.link.priority, selected.collect()));
         }
         link::in_turn(queues)
     }
@@ -244,7 +244,7 @@ mod tests {
         );
         let mut survey = Survey::new(links, &places, crate::clock::now(), &settings);
         for (id, status, origin, destination) in transfers {
-            survey.see(OpenTransfer {
+            survey.count(OpenTransfer {
                 id: TransferId::new(*id),
                 status: *status,
                 origin_location_id: Some(*origin),
@@ -253,14 +253,17 @@ mod tests {
             });
         }
         let mut pass = Pass::default();
-        let picks = survey.picks(&mut pass);
+        let selected = survey.selected(&mut pass);
         assert!(
-            picks
+            selected
                 .iter()
-                .all(|pick| pick.queue.ends_with("_buffer_data_transfer"))
+                .all(|transfer| transfer.queue.ends_with("_buffer_data_transfer"))
         );
         (
-            picks.iter().map(|pick| pick.candidate.id.get()).collect(),
+            selected
+                .iter()
+                .map(|transfer| transfer.candidate.id.get())
+                .collect(),
             pass,
         )
     }
@@ -281,8 +284,8 @@ mod tests {
             (5, Pending, 2, 1),
             (6, Pending, 2, 1),
         ];
-        let (picked, pass) = survey(vec![limited.clone()], &transfers);
-        assert_eq!(picked, [3, 5, 6]);
+        let (selected, pass) = survey(vec![limited.clone()], &transfers);
+        assert_eq!(selected, [3, 5, 6]);
         assert_eq!(pass.held_back, 1);
         // More transfers run than the limit allows, for example after the limit was lowered.
         let lowered = Link {
@@ -302,8 +305,8 @@ mod tests {
             (5, Pending, 3, 2),
             (6, Pending, 3, 2),
         ];
-        let (picked, pass) = survey(vec![], &transfers);
-        assert_eq!((picked, pass.held_back), (vec![1, 4, 5, 2, 6, 3], 0));
+        let (selected, pass) = survey(vec![], &transfers);
+        assert_eq!((selected, pass.held_back), (vec![1, 4, 5, 2, 6, 3], 0));
         let first = Link {
             priority: 1,
             ..Link::unlimited(name("c", "b"))
@@ -317,8 +320,8 @@ mod tests {
             }),
             ..Link::unlimited(name("a", "b"))
         };
-        let (picked, pass) = survey(vec![paused, first], &transfers);
-        assert_eq!((picked, pass.held_back), (vec![5, 6, 4], 3));
+        let (selected, pass) = survey(vec![paused, first], &transfers);
+        assert_eq!((selected, pass.held_back), (vec![5, 6, 4], 3));
     }
 
     #[test]
@@ -329,8 +332,8 @@ mod tests {
             (100, Pending, 1, 2),
             (101, Pending, 1, 9),
         ];
-        let (picked, pass) = survey(vec![], &transfers);
-        assert_eq!((picked, pass.waiting, pass.held_back), (vec![], 2, 0));
+        let (selected, pass) = survey(vec![], &transfers);
+        assert_eq!((selected, pass.waiting, pass.held_back), (vec![], 2, 0));
         let refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
         assert_eq!(refused, [TransferId::new(1)]);
     }

@@ -23,10 +23,10 @@ use crate::transfer::trace::{KeyValue, note};
 use service_connection::error_chain::chain;
 
 /// Time within which a dead connection to the broker is detected after a pause of the process.
-const CONNECTION_KNOWN_WITHIN: Duration = Duration::from_secs(2);
+const DETECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Time limit for another worker that has the message to start; [`HANDOVER_POLL`] is the interval of the checks.
-const LONGEST_HANDOVER: Duration = Duration::from_secs(15);
+const MAX_HANDOVER_TIMEOUT: Duration = Duration::from_secs(15);
 const HANDOVER_POLL: Duration = Duration::from_millis(200);
 
 /// Runs transfers and settles the rows of those that fail. Clones share all state.
@@ -194,8 +194,8 @@ impl DataTransferTask {
     ) -> bool {
         let began = Instant::now();
         let lease_ttl = self.service.settings().transfer.lease_ttl;
-        // The other worker checks the lease more often than this, see `RivalWatch`.
-        let takes_within = (lease_ttl / 4).clamp(CONNECTION_KNOWN_WITHIN, LONGEST_HANDOVER);
+        // The other worker checks the lease more often than this, see `CompetingLeaseWatch`.
+        let handover_timeout = (lease_ttl / 4).clamp(DETECTION_TIMEOUT, MAX_HANDOVER_TIMEOUT);
         loop {
             let repository = self.service.repository();
             let look = || repository.successor(lost, &request.task_id);
@@ -212,8 +212,8 @@ impl DataTransferTask {
                 Err(_) => return is_gone,
             }
             let limit = match is_gone {
-                true => takes_within,
-                false => CONNECTION_KNOWN_WITHIN,
+                true => handover_timeout,
+                false => DETECTION_TIMEOUT,
             };
             if began.elapsed() >= limit {
                 return false;
@@ -288,7 +288,7 @@ impl DataTransferTask {
                 counted: false,
                 delay,
             } => (
-                self.give_back(request, lease, failed, delay).await,
+                self.release_row(request, lease, failed, delay).await,
                 Settled::Released,
             ),
             Decision::Permanent { reason } => {
@@ -391,7 +391,7 @@ impl DataTransferTask {
     }
 
     /// Writes PENDING with an unchanged `retry_count`: a stop is not a failure.
-    async fn give_back(
+    async fn release_row(
         &self,
         request: &Request,
         lease: &Lease,

@@ -28,10 +28,10 @@ const REPLIES: &str = "reply.celery.pidbox";
 const METHODS: [&str; 3] = ["active", "reserved", "scheduled"];
 
 /// Time limit for the answers of workers; Celery's `inspect` waits for one second.
-const ANSWERED_WITHIN: Duration = Duration::from_millis(1500);
+const REPLY_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Time limit for any other answer of the broker.
-const REACHED_WITHIN: Duration = Duration::from_secs(5);
+const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of bytes of answers. Later answers are ignored.
 const MOST_BYTES: usize = 32 << 20;
@@ -56,7 +56,7 @@ impl Messages {
 
     async fn ask(&self, consumer: &mut Consumer, key: &str) -> Result<HeldMessages, FindError> {
         let mut connected = consumer.connected();
-        match timeout(REACHED_WITHIN, connected.wait_for(|up| *up)).await {
+        match timeout(BROKER_TIMEOUT, connected.wait_for(|up| *up)).await {
             Ok(Ok(_)) => {}
             Ok(Err(_)) | Err(_) => {
                 return Err(FindError("no connection for the replies of workers".into()));
@@ -65,7 +65,7 @@ impl Messages {
         for method in METHODS {
             match self
                 .broker
-                .publish(&control_request(method, key), REACHED_WITHIN)
+                .publish(&control_request(method, key), BROKER_TIMEOUT)
                 .await
             {
                 Ok(()) => {}
@@ -74,7 +74,7 @@ impl Messages {
                 Err(error) => return Err(FindError(error.into())),
             }
         }
-        let deadline = Instant::now() + ANSWERED_WITHIN;
+        let deadline = Instant::now() + REPLY_TIMEOUT;
         let mut held = HeldMessages::default();
         let mut nodes = HashSet::new();
         let mut left = MOST_BYTES;
@@ -123,7 +123,7 @@ impl Messages {
 #[async_trait]
 impl FindMessages for Messages {
     async fn ready(&self, queues: &[String]) -> Result<HashMap<String, u64>, FindError> {
-        let survey = timeout(REACHED_WITHIN, self.broker.survey(queues)).await;
+        let survey = timeout(BROKER_TIMEOUT, self.broker.survey(queues)).await;
         let depths = match survey {
             Ok(Ok(depths)) => depths,
             Ok(Err(error)) => return Err(FindError(error.into())),
@@ -139,14 +139,9 @@ impl FindMessages for Messages {
 
     async fn held(&self) -> Result<HeldMessages, FindError> {
         let key = Uuid::new_v4().to_string();
-        let mut consumer = self.broker.consume(Subscription {
-            purpose: "answers of workers",
-            queues: vec![replies(&key)],
-            prefetch: 0,
-            delayed: None,
-            max_body_bytes: Some(MOST_BYTES),
-            max_waiting_body_bytes: None,
-        });
+        let mut answers = Subscription::new("answers of workers", vec![replies(&key)]);
+        answers.max_body_bytes = Some(MOST_BYTES);
+        let mut consumer = self.broker.consume(answers);
         let held = self.ask(&mut consumer, &key).await;
         consumer.cancel();
         held
@@ -220,16 +215,11 @@ fn control_request(method: &str, key: &str) -> Publication {
         exchange: REPLIES.into(),
         routing_key: key.into(),
     };
-    Publication {
-        exchange: pidbox::EXCHANGE.into(),
-        routing_key: String::new(),
-        message: pidbox::request(method, &json!({}), key, &reply_to, 0),
-        declare: Some(Declaration::Exchange(exchange(
-            pidbox::EXCHANGE,
-            ExchangeKind::Fanout,
-        ))),
-        mandatory: false,
-    }
+    let message = pidbox::request(method, &json!({}), key, &reply_to, 0);
+    let declared = exchange(pidbox::EXCHANGE, ExchangeKind::Fanout);
+    let mut publication = Publication::new(pidbox::EXCHANGE, "", message);
+    publication.declare = Some(Declaration::Exchange(declared));
+    publication
 }
 
 /// Creates the queue for the answers, with the arguments that Celery uses.

@@ -56,11 +56,8 @@ impl TransferFilesBbcp {
                 .into(),
                 bound: true,
             })
-            .options(WorkerOptions {
-                // The task stops the copy and releases the row before it ends.
-                cooperative: true,
-                ..WorkerOptions::DEFAULT
-            })
+            // The task stops the copy and releases the row before it ends.
+            .options(WorkerOptions::DEFAULT.cooperative(true))
             .state(state)
             .on_discard(move |message, reason| {
                 let transfers = transfers.clone();

@@ -50,12 +50,8 @@ impl TransferTransferPackages {
                 .into(),
                 bound: false,
             })
-            .options(WorkerOptions {
-                acks_late: Some(true),
-                // A pass is short, and must not be interrupted.
-                cooperative: true,
-                ..WorkerOptions::DEFAULT
-            })
+            // A pass is short, and must not be interrupted.
+            .options(WorkerOptions::DEFAULT.acks_late(true).cooperative(true))
             .state(manager)
     }
 }

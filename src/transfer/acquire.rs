@@ -8,9 +8,9 @@ use chrono::{DateTime, Utc};
 use tokio::time::{Instant, sleep};
 
 use super::database::DatabaseError;
+use super::database_retry::{self, any_cancelled};
 use super::failures::{Interruption, TransferError};
 use super::lease::LeaseInfo;
-use super::patience::{self, first_of};
 use super::repository::{Acquired, Acquisition};
 use super::service::{Failed, Request, TransferService};
 
@@ -19,10 +19,10 @@ impl TransferService {
     pub(super) async fn acquire(&self, request: &Request) -> Result<Option<Acquired>, Failed> {
         let id = request.id;
         let ttl = self.settings().transfer.lease_ttl;
-        let mut rival = RivalWatch::new(ttl);
+        let mut competing_lease = CompetingLeaseWatch::new(ttl);
         let ends = [&request.cancelled, &request.no_new_attempt];
         // A caller at a terminal gets an error that needs an administrator at once, instead of waiting.
-        let worth_waiting = |error: &DatabaseError| !request.by_hand || error.is_unreachable();
+        let is_retryable = |error: &DatabaseError| !request.by_hand || error.is_unreachable();
         let (repository, owner, task_id) = (self.repository(), self.owner(), &request.task_id);
         let ask = || async move {
             match request.by_hand {
@@ -31,7 +31,7 @@ impl TransferService {
             }
         };
         loop {
-            let acquisition = patience::wait(&ends, worth_waiting, ask)
+            let acquisition = database_retry::retry(&ends, is_retryable, ask)
                 .await
                 .map_err(Failed::before_the_lease)?;
             let error = match acquisition {
@@ -43,14 +43,14 @@ impl TransferService {
                     // same id, and its caller also waits for the outcome.
                     let runs_here = same_task && held.owner == *owner;
                     let may_be_dead = same_task || request.redelivered;
-                    if runs_here || may_be_dead && rival.may_be_dead(&held) {
+                    if runs_here || may_be_dead && competing_lease.may_be_dead(&held) {
                         tokio::select! {
-                            () = first_of(&ends) => {
+                            () = any_cancelled(&ends) => {
                                 let cause = Interruption::Shutdown;
                                 let error = TransferError::Interrupted { cause };
                                 return Err(Failed::before_the_lease(error));
                             }
-                            () = sleep(rival.interval()) => continue,
+                            () = sleep(competing_lease.interval()) => continue,
                         }
                     }
                     let owner = held.owner.to_string();
@@ -75,13 +75,13 @@ impl TransferService {
 }
 
 /// Observation of another worker's lease, until it is renewed or has had enough time to expire.
-struct RivalWatch {
+struct CompetingLeaseWatch {
     ttl: Duration,
     until: Instant,
     first_renewal: Option<DateTime<Utc>>,
 }
 
-impl RivalWatch {
+impl CompetingLeaseWatch {
     fn new(ttl: Duration) -> Self {
         // A little longer than a lease lasts without renewal.
         Self {

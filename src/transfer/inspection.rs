@@ -20,7 +20,7 @@ use crate::process::{Group, command, find_program};
 use crate::settings::{DigestAlgorithm, Ssh};
 
 /// Time limit for a program to print its version.
-const VERSION_WITHIN: Duration = Duration::from_secs(10);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Id in the temporary names of the checks. No transfer has this id, so the removal of leftovers never removes the file
 /// of a check, and a check never removes the file of a transfer.
@@ -144,7 +144,7 @@ impl Remote {
         let how = Reading {
             algorithm,
             size: 0,
-            stall_timeout: VERSION_WITHIN,
+            stall_timeout: VERSION_TIMEOUT,
             behind: None,
         };
         let endpoint = Endpoint::Remote(self.clone());
@@ -175,11 +175,11 @@ pub(crate) async fn bbcp_version(program: &Path) -> Result<String, TransferError
         .spawn()
         .map_err(spawn)?;
     let _group = Group::of(&child).map_err(spawn)?;
-    let Ok(ended) = timeout(VERSION_WITHIN, child.wait_with_output()).await else {
+    let Ok(ended) = timeout(VERSION_TIMEOUT, child.wait_with_output()).await else {
         return Err(TransferError::OperationTimeout {
             operation: "bbcp -#",
             host: "this host".into(),
-            limit: VERSION_WITHIN,
+            limit: VERSION_TIMEOUT,
         });
     };
     let output = ended.map_err(spawn)?;

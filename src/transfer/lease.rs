@@ -285,7 +285,7 @@ impl fmt::Display for ExpiryReason {
 
 impl LeaseInfo {
     /// Returns the reason if the lease is dead, as seen by `observer`; `now` is by the database's clock.
-    pub fn demise(&self, now: DateTime<Utc>, observer: &Owner) -> Option<ExpiryReason> {
+    pub fn expiry_reason(&self, now: DateTime<Utc>, observer: &Owner) -> Option<ExpiryReason> {
         if self.expires_at <= now {
             Some(ExpiryReason::Expired)
         } else if observer.is_provably_dead(&self.owner) {

@@ -5,7 +5,7 @@
 //! | module | step |
 //! | --- | --- |
 //! | [`service`] | the request of a caller, and the result of the attempt |
-//! | [`acquire`] | the lease; waits for a rival that may be dead |
+//! | [`acquire`] | the lease; waits if its holder may be dead |
 //! | [`lease_renewer`] | renews the lease while the attempt runs |
 //! | [`attempt`] | the order of the steps, and the stop of an attempt |
 //! | [`attempt::prepare`](attempt) | rows, plan ([`plan`]), claim, checks of both ends ([`endpoint`]), removal of leftovers |
@@ -20,6 +20,7 @@ mod acquire;
 pub mod attempt;
 pub mod bbcp;
 pub mod database;
+mod database_retry;
 pub mod digest;
 pub mod endpoint;
 pub mod failures;
@@ -28,7 +29,6 @@ pub(crate) mod inspection;
 pub mod lease;
 mod lease_renewer;
 pub mod link;
-mod patience;
 pub mod plan;
 pub mod repository;
 pub mod retry;

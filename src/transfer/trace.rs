@@ -23,7 +23,7 @@ pub(crate) fn step<T, E: Explain>(
 ) -> impl Future<Output = Result<T, E>> {
     let span = match Span::current().is_disabled() {
         true => Span::none(),
-        false => tracing::info_span!(
+        false => tracing::debug_span!(
             "step",
             otel.name = name,
             otel.kind = "internal",

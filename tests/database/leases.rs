@@ -82,7 +82,7 @@ async fn an_expired_lease_is_taken_over(db: Fixture) {
     let second = db.acquire(id).await;
     assert_eq!(second.lease.attempt().get(), 2);
     let displaced = second.displaced.unwrap();
-    assert_eq!(displaced.demise, ExpiryReason::Expired);
+    assert_eq!(displaced.expiry_reason, ExpiryReason::Expired);
     assert_eq!(
         (displaced.lease.attempt, displaced.lease.owner),
         (first.attempt(), stranger())
@@ -117,7 +117,10 @@ async fn a_dead_owner_loses_its_lease(db: Fixture) {
         .unwrap();
     assert!(matches!(answer, Acquisition::Held(_)));
     let second = db.acquire(id).await;
-    assert_eq!(second.displaced.unwrap().demise, ExpiryReason::OwnerDead);
+    assert_eq!(
+        second.displaced.unwrap().expiry_reason,
+        ExpiryReason::OwnerDead
+    );
     assert!(is_lost(
         db.repository.renew(&first, Snapshot::default()).await
     ));
@@ -141,7 +144,7 @@ async fn an_operators_reset_wins(db: Fixture) {
     // The row of the lease remains, but does not prevent anything.
     let second = db.acquire(id).await;
     assert_eq!(
-        second.displaced.unwrap().demise,
+        second.displaced.unwrap().expiry_reason,
         ExpiryReason::StatusChanged
     );
     assert_powerless(&db, &first).await;
@@ -267,7 +270,7 @@ async fn one_of_many_takes_over(db: Fixture) {
     }
 }
 
-/// A renewal that is not committed yet when a rival finds the lease expired.
+/// A renewal that is not committed yet when another worker finds the lease expired.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_in_progress_beats_a_takeover() {
     let Some(db) = Fixture::postgres().await else {
@@ -284,7 +287,7 @@ async fn a_renewal_in_progress_beats_a_takeover() {
         );
         renewal.execute_unprepared(&sql).await.unwrap();
         let repository = db.repository.clone();
-        let rival = tokio::spawn(async move {
+        let other = tokio::spawn(async move {
             if sweeps {
                 repository.sweep(&me()).await.unwrap().recovered.is_empty()
             } else {
@@ -292,11 +295,11 @@ async fn a_renewal_in_progress_beats_a_takeover() {
                 matches!(answer, Acquisition::Held(_))
             }
         });
-        // The rival waits for the lock on the lease's row now.
+        // The other worker waits for the lock on the lease's row now.
         tokio::time::sleep(Duration::from_millis(300)).await;
-        assert!(!rival.is_finished());
+        assert!(!other.is_finished());
         renewal.commit().await.unwrap();
-        assert!(rival.await.unwrap());
+        assert!(other.await.unwrap());
         let detail = db.repository.show(id).await.unwrap().unwrap();
         assert!(detail.transfer.status.means(Status::InProgress));
         assert!(detail.lease.is_some() && detail.attempts[0].outcome.is_none());

@@ -25,7 +25,7 @@ on_both_databases!(
     transfers_are_filtered,
     transfers_are_ordered,
     unknown_locations_are_reported,
-    a_rival_for_a_destination_is_seen,
+    competing_lease_for_a_destination_is_shown,
     leftovers_behind_many_open_attempts_are_found,
 );
 
@@ -563,7 +563,7 @@ async fn unknown_locations_are_reported(db: Fixture) {
     }
 }
 
-async fn a_rival_for_a_destination_is_seen(db: Fixture) {
+async fn competing_lease_for_a_destination_is_shown(db: Fixture) {
     let [first, second, third] = [
         db.transfer().await,
         db.transfer().await,
@@ -574,12 +574,22 @@ async fn a_rival_for_a_destination_is_seen(db: Fixture) {
          (SELECT data_transfer_package_id FROM data_transfer WHERE id = {first}) WHERE id = {second}"
     ))
     .await;
-    let rival = async |id| db.repository.show(id).await.unwrap().unwrap().rival;
-    assert!(rival(second).await.is_none());
+    let competing_lease = async |id| {
+        db.repository
+            .show(id)
+            .await
+            .unwrap()
+            .unwrap()
+            .competing_lease
+    };
+    assert!(competing_lease(second).await.is_none());
     db.acquire(first).await;
     db.acquire(third).await;
-    assert_eq!(rival(second).await.unwrap().data_transfer_id, first);
-    assert!(rival(first).await.is_none());
+    assert_eq!(
+        competing_lease(second).await.unwrap().data_transfer_id,
+        first
+    );
+    assert!(competing_lease(first).await.is_none());
 }
 
 async fn leftovers_behind_many_open_attempts_are_found(db: Fixture) {

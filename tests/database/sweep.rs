@@ -46,7 +46,7 @@ async fn a_sweep_recovers_only_dead_leases(db: Fixture) {
         .map(|r| {
             (
                 r.displaced.lease.data_transfer_id,
-                r.displaced.demise,
+                r.displaced.expiry_reason,
                 r.is_pending,
             )
         })

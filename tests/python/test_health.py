@@ -340,7 +340,7 @@ ALONE = {"CCAT_DATA_TRANSFER_CELERY__WORKER_ENABLE_REMOTE_CONTROL": "false"}
 def test_a_consumer_that_panics_is_replaced(own):
     """A panic in the consumer of a queue: the queue is consumed again, and its messages are delivered."""
     port = SidePort()
-    worker = own.watched_worker(port=port, CCAT_TRANSFER_FAULT="lane:panic", **ALONE)
+    worker = own.watched_worker(port=port, CCAT_TRANSFER_FAULT="queue_consumer:panic", **ALONE)
     port.is_("/readyz", 200)
     transfer = own.package(size=1000)
     own.schedule()

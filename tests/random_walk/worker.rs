@@ -200,7 +200,7 @@ impl World {
                 step.add(&format!("has attempt {}", acquired.lease.attempt()));
                 if let Some(displaced) = &acquired.displaced {
                     step.displaced += 1;
-                    step.add(&displaced.demise.to_string());
+                    step.add(&displaced.expiry_reason.to_string());
                 }
                 self.workers[place.0].jobs[place.1].lease = Some(acquired.lease);
                 Next::Keep

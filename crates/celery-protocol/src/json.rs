@@ -26,7 +26,7 @@ pub(super) struct JsonError {
 
 /// Parses one value. Kombu's envelopes are checked and left unchanged.
 pub(super) fn read(text: &str) -> Result<Value, JsonError> {
-    let mut reader = Reader { text, at: 0 };
+    let mut reader = JsonReader { text, at: 0 };
     let value = reader.value(0)?;
     reader.blanks();
     match reader.rest().is_empty() {
@@ -48,12 +48,12 @@ fn not_finite(x: f64) -> &'static str {
     }
 }
 
-struct Reader<'a> {
+struct JsonReader<'a> {
     text: &'a str,
     at: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> JsonReader<'a> {
     fn error(&self, what: impl Into<String>) -> JsonError {
         JsonError {
             what: what.into(),

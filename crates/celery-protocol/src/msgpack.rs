@@ -23,7 +23,7 @@ const TOO_SHORT: MsgpackError = MsgpackError("ends too early");
 
 /// Parses one value.
 pub(super) fn read(body: &[u8]) -> Result<Value, MsgpackError> {
-    let mut reader = Reader(body);
+    let mut reader = MsgpackReader(body);
     let value = reader.value(0)?;
     match reader.0 {
         [] => Ok(value),
@@ -31,9 +31,9 @@ pub(super) fn read(body: &[u8]) -> Result<Value, MsgpackError> {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+struct MsgpackReader<'a>(&'a [u8]);
 
-impl<'a> Reader<'a> {
+impl<'a> MsgpackReader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], MsgpackError> {
         let (taken, rest) = self.0.split_at_checked(length).ok_or(TOO_SHORT)?;
         self.0 = rest;

@@ -282,6 +282,7 @@ const MAX_STORED: usize = 64 << 20;
 
 /// Reason why stored bytes are not a result.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum NotReadable {
     /// The bytes cannot be decompressed.
     #[error("it cannot be decompressed")]

@@ -4,7 +4,7 @@ use celery_worker::broker::BrokerError;
 
 use crate::health::BindError;
 use crate::metrics;
-use crate::settings::SettingsError;
+use crate::settings::{self, SettingsError};
 
 /// Exit codes of the process.
 pub mod exit_code {
@@ -22,13 +22,22 @@ pub mod exit_code {
 
 /// Failure of the process.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProcessError {
     /// The settings are invalid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// The broker reported a failure, or cannot be reached.
     #[error(transparent)]
-    Broker(#[from] BrokerError),
+    Broker(BrokerError),
+    /// A setting of the broker has to change.
+    #[error("{key}")]
+    BrokerSetting {
+        /// Key of the setting.
+        key: &'static str,
+        /// Error of the broker that names the option of the library.
+        source: BrokerError,
+    },
     /// The HTTP server cannot listen.
     #[error(transparent)]
     Bind(#[from] BindError),
@@ -67,8 +76,23 @@ impl ProcessError {
             Self::Settings(_) | Self::Configuration(_) | Self::Broker(BrokerError::Url(_)) => {
                 exit_code::SETTINGS
             }
-            Self::Broker(_) | Self::Unreachable(_) => exit_code::UNREACHABLE,
+            Self::Broker(_) | Self::BrokerSetting { .. } | Self::Unreachable(_) => {
+                exit_code::UNREACHABLE
+            }
             Self::Refused(_) => exit_code::REFUSED,
+        }
+    }
+}
+
+impl From<BrokerError> for ProcessError {
+    fn from(error: BrokerError) -> Self {
+        let option = match &error {
+            BrokerError::Tls { option, .. } | BrokerError::GivenUp { option, .. } => option,
+            _ => return Self::Broker(error),
+        };
+        match settings::key_of_broker_option(option) {
+            Some(key) => Self::BrokerSetting { key, source: error },
+            None => Self::Broker(error),
         }
     }
 }

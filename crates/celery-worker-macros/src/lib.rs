@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+#![warn(unreachable_pub)]
 
 mod args;
 mod options;
@@ -17,7 +18,7 @@ use syn::parse_macro_input;
 /// }
 /// ```
 ///
-/// Options are `name`, `bind`, and the fields of `TaskOptions`: flags (`acks_late`, or `acks_late = false`), numbers of
+/// Options are `name`, `bind`, and the methods of `TaskOptions`: flags (`acks_late`, or `acks_late = false`), numbers of
 /// seconds (`time_limit = 30`, `default_retry_delay = 1.5`), `max_retries = 5`, and `rate_limit = "10/m"`. Without `name` the
 /// task has the name of the function.
 ///

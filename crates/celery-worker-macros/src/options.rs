@@ -1,5 +1,7 @@
 //! Options of `#[task(…)]`.
 
+use std::time::Duration;
+
 use proc_macro2::TokenStream;
 use quote::quote;
 use syn::parse::{Parse, ParseStream};
@@ -16,6 +18,8 @@ const FLAGS: [&str; 6] = [
     "track_started",
 ];
 
+const COOPERATIVE: &str = "cooperative";
+
 /// Parsed options.
 #[derive(Default)]
 pub(crate) struct Options {
@@ -23,8 +27,8 @@ pub(crate) struct Options {
     pub(crate) name: Option<String>,
     /// `bind=True`.
     pub(crate) bind: bool,
-    /// Fields of `TaskOptions` that are set.
-    pub(crate) fields: Vec<TokenStream>,
+    /// Calls of the setters of `TaskOptions`.
+    pub(crate) setters: Vec<TokenStream>,
 }
 
 impl Parse for Options {
@@ -53,7 +57,7 @@ impl Options {
             let text = format!("`{name}` needs a value: {what}");
             value.ok_or_else(|| syn::Error::new(meta.span(), text))
         };
-        let field = match name.as_str() {
+        let setter = match name.as_str() {
             "name" => {
                 let value = needed("a string, e.g. `name = \"tasks.add\"`")?;
                 let text = string(value)?;
@@ -70,37 +74,25 @@ impl Options {
                 self.bind = flag(value)?;
                 return Ok(());
             }
-            "cooperative" => {
+            flag_name if flag_name == COOPERATIVE || FLAGS.contains(&flag_name) => {
                 let value = flag(value)?;
-                quote!(#option: #value)
+                quote!(#option(#value))
             }
-            flag_name if FLAGS.contains(&flag_name) => {
-                let value = flag(value)?;
-                quote!(#option: ::core::option::Option::Some(#value))
-            }
-            "time_limit" | "soft_time_limit" => {
-                let seconds = number(needed("seconds, e.g. `30`")?)?;
-                quote!(#option: ::core::option::Option::Some(#seconds))
-            }
-            "default_retry_delay" => {
-                let seconds = number(needed("seconds, e.g. `1.5`")?)?;
-                quote! {
-                    #option: ::core::option::Option::Some(
-                        ::core::time::Duration::from_millis((#seconds * 1000.0) as u64)
-                    )
-                }
+            "time_limit" | "soft_time_limit" | "default_retry_delay" => {
+                let duration = duration(needed("seconds, e.g. `1.5`")?)?;
+                quote!(#option(#duration))
             }
             "max_retries" => {
                 let count = needed("a number, e.g. `5`")?;
-                quote!(#option: ::core::option::Option::Some(#count))
+                quote!(#option(#count))
             }
             "rate_limit" => {
                 let value = needed("a rate, e.g. `\"10/m\"`")?;
                 let rate = rate(value)?;
-                quote!(#option: ::core::option::Option::Some(#rate))
+                quote!(#option(#rate))
             }
             _ => {
-                let known = ["name", "bind", "cooperative"]
+                let known = ["name", "bind", COOPERATIVE]
                     .into_iter()
                     .chain(FLAGS)
                     .chain([
@@ -115,7 +107,7 @@ impl Options {
                 return Err(syn::Error::new(option.span(), text));
             }
         };
-        self.fields.push(field);
+        self.setters.push(setter);
         Ok(())
     }
 }
@@ -142,13 +134,18 @@ fn flag(value: Option<&Expr>) -> syn::Result<bool> {
     }
 }
 
-fn number(value: &Expr) -> syn::Result<f64> {
+/// A number of seconds as a constant expression of type `Duration`.
+fn duration(value: &Expr) -> syn::Result<TokenStream> {
     let number = match literal(value) {
         Some(Lit::Int(number)) => number.base10_parse::<f64>().ok(),
         Some(Lit::Float(number)) => number.base10_parse::<f64>().ok(),
         _ => None,
     };
-    number.ok_or_else(|| syn::Error::new(value.span(), "expected a number of seconds"))
+    let duration = number.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    let duration =
+        duration.ok_or_else(|| syn::Error::new(value.span(), "expected a number of seconds"))?;
+    let (seconds, nanoseconds) = (duration.as_secs(), duration.subsec_nanos());
+    Ok(quote!(::core::time::Duration::new(#seconds, #nanoseconds)))
 }
 
 fn rate(value: &Expr) -> syn::Result<TokenStream> {

@@ -46,7 +46,7 @@ pub(crate) fn expand(options: &Options, mut function: ItemFn) -> syn::Result<Tok
     let name = &sig.ident;
     let task_name = options.name.clone().unwrap_or_else(|| name.to_string());
     let function_name = name.to_string();
-    let (bind, fields) = (options.bind, &options.fields);
+    let (bind, setters) = (options.bind, &options.setters);
     let arguments = format_ident!("__{}_arguments", name);
     let (names, types): (Vec<_>, Vec<_>) =
         roles.parameters.iter().map(|p| (&p.name, &p.ty)).unzip();
@@ -98,10 +98,8 @@ pub(crate) fn expand(options: &Options, mut function: ItemFn) -> syn::Result<Tok
             const NAME: &'static str = #task_name;
             const FUNCTION: &'static str = #function_name;
             const BIND: bool = #bind;
-            const OPTIONS: ::celery_worker::task::TaskOptions = ::celery_worker::task::TaskOptions {
-                #(#fields,)*
-                ..::celery_worker::task::TaskOptions::DEFAULT
-            };
+            const OPTIONS: ::celery_worker::task::TaskOptions =
+                ::celery_worker::task::TaskOptions::DEFAULT #(.#setters)*;
             type Args = #arguments;
             type Output = #returned::Output;
 

@@ -10,7 +10,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use celery_protocol::canvas::{Signature, chord, group};
-use celery_worker::client::{Client, GetError};
+use celery_worker::client::{Client, GetError, IfRunning};
 use celery_worker::results::ReadError;
 use serde_json::{Value, json};
 
@@ -64,7 +64,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .await?;
     let timeout = never.get::<i64>(Duration::from_millis(300)).await;
     let is_late = matches!(timeout, Err(GetError::Timeout { .. }));
-    never.revoke(false).await?;
+    never.revoke(IfRunning::Continue).await?;
     let unread = matches!(never.info().await, Ok(None) | Err(ReadError::Disabled));
 
     println!(

@@ -39,15 +39,15 @@ fn unhurried<T>(work: impl FnOnce() -> T) -> T {
 
 /// Lock for work that needs much memory: only one at a time.
 #[derive(Debug)]
-pub(super) struct Desk(Semaphore);
+pub(super) struct LargeWorkLock(Semaphore);
 
-impl Default for Desk {
+impl Default for LargeWorkLock {
     fn default() -> Self {
         Self(Semaphore::new(1))
     }
 }
 
-impl Desk {
+impl LargeWorkLock {
     /// Runs synchronous work like [`aside`], but only one with large values at a time.
     pub(super) async fn work<T: Send>(&self, is_large: bool, work: impl FnOnce() -> T + Send) -> T {
         if !is_large {
@@ -125,10 +125,13 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn one_at_a_time() {
-        let (desk, busy) = (Arc::new(Desk::default()), Arc::new(AtomicUsize::new(0)));
+        let (large_work, busy) = (
+            Arc::new(LargeWorkLock::default()),
+            Arc::new(AtomicUsize::new(0)),
+        );
         let large = json!(vec![0; SMALL]);
         let working = (0..8).map(|_| {
-            let (desk, busy, large) = (desk.clone(), busy.clone(), large.clone());
+            let (large_work, busy, large) = (large_work.clone(), busy.clone(), large.clone());
             tokio::spawn(async move {
                 let work = || {
                     let others = busy.fetch_add(1, Ordering::SeqCst);
@@ -136,7 +139,7 @@ mod tests {
                     busy.fetch_sub(1, Ordering::SeqCst);
                     others
                 };
-                desk.work(is_large([&large]), work).await
+                large_work.work(is_large([&large]), work).await
             })
         });
         for one in working.collect::<Vec<_>>() {
@@ -147,7 +150,12 @@ mod tests {
     /// This also applies with a single thread.
     #[tokio::test]
     async fn small_work_runs_in_place() {
-        assert_eq!(Desk::default().work(is_large([&json!(1)]), || 2).await, 2);
+        assert_eq!(
+            LargeWorkLock::default()
+                .work(is_large([&json!(1)]), || 2)
+                .await,
+            2
+        );
         assert_eq!(aside(is_large([&json!(vec![0; SMALL])]), || 3), 3);
     }
 }

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
+#![warn(unreachable_pub)]
 
 /// Marks a step, or (without one) a moment, for fault injection.
 #[cfg(not(feature = "fault-injection"))]

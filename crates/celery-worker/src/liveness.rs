@@ -37,6 +37,7 @@ pub struct Liveness(Option<Arc<LoopState>>);
 
 /// Age of a loop's last tick.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Reading {
     /// Name of the loop.
     pub name: String,

@@ -10,9 +10,7 @@ use celery_protocol::canvas::ResultNode;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::State;
 use celery_worker::results::chord::{ChordCounter, Claim, Counted};
-use celery_worker::results::{
-    ChordSupport, Expires, Redis, RedisOptions, ResultBackend as _, ResultOptions,
-};
+use celery_worker::results::{ChordSupport, Redis, ResultBackend as _, ResultOptions};
 use redis::AsyncCommands;
 use redis::aio::MultiplexedConnection;
 use serde_json::{Value, json};
@@ -20,18 +18,11 @@ use support::{service, unique, until};
 
 /// Chords of 60 seconds, results of 120.
 fn ordered() -> ResultOptions {
-    ResultOptions {
-        expires: Expires {
-            results: 120,
-            chords: Some(60),
-            ..Expires::default()
-        },
-        redis: RedisOptions {
-            key_prefix: "prefix".into(),
-            ..RedisOptions::default()
-        },
-        ..ResultOptions::new("")
-    }
+    let mut options = ResultOptions::new("");
+    options.expires.results = 120;
+    options.expires.chords = Some(60);
+    options.redis.key_prefix = "prefix".into();
+    options
 }
 
 /// Redis does not take shorter ones, so tests that wait for one take this long.
@@ -157,17 +148,9 @@ async fn extended_chord_waits_once_for_each_task_that_was_added() {
 
 #[tokio::test]
 async fn unordered_parts_are_in_order_of_arrival() {
-    let options = ResultOptions {
-        expires: Expires {
-            chords: Some(0),
-            ..ordered().expires
-        },
-        redis: RedisOptions {
-            chord_ordered: false,
-            ..ordered().redis
-        },
-        ..ordered()
-    };
+    let mut options = ordered();
+    options.expires.chords = Some(0);
+    options.redis.chord_ordered = false;
     let Some(bench) = Bench::new(3, options).await else {
         return;
     };

@@ -1,8 +1,8 @@
 //! Retries of operations on services that will answer again some day: growing pauses with jitter that never run
 //! out, and log lines that do not repeat themselves.
 //!
-//! [`RetryLoop`] repeats one operation until its first success. [`RetryState`] is for supervisors, whose attempts
-//! are whole connections: these have no final success, and reset the pauses when they lasted.
+//! [`RetryLoop`] repeats one operation until its first success. [`RetryState`] is for loops whose attempts are
+//! whole connections: these have no final success, and reset the pauses when they lasted.
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -155,7 +155,7 @@ impl LogThrottle {
     }
 }
 
-/// State of a supervisor's attempts: the next pause, and the error that was logged last.
+/// State of a loop that repeats attempts without end: the next pause, and the error that was logged last.
 #[derive(Debug)]
 pub struct RetryState {
     range: (Duration, Duration),

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::super::output;
 use crate::advice;
-use crate::manager::patience;
+use crate::manager::search_delay;
 use crate::settings::QueueLocation;
 use crate::transfer::lease::Owner;
 use crate::transfer::link::Link;
@@ -40,13 +40,13 @@ pub(super) struct Explanation {
 impl Explanation {
     pub(super) fn of(
         detail: &TransferDetail,
-        way: &RoutingInfo<'_>,
+        routing: &RoutingInfo<'_>,
         observer: &Owner,
         now: DateTime<Utc>,
     ) -> Self {
         match detail.transfer.status.known() {
-            Some(Status::Pending) => pending(detail, way, now),
-            Some(Status::Scheduled) => scheduled(detail, way, now),
+            Some(Status::Pending) => pending(detail, routing, now),
+            Some(Status::Scheduled) => scheduled(detail, routing, now),
             Some(Status::InProgress) => in_progress(detail, observer, now),
             Some(Status::Completed) => completed(detail),
             Some(Status::Failed) => failed(detail),
@@ -61,7 +61,7 @@ impl Explanation {
     }
 }
 
-fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Explanation {
+fn pending(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTime<Utc>) -> Explanation {
     let id = detail.transfer.id;
     if let Some(missing) = missing(detail) {
         return Explanation {
@@ -75,12 +75,12 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
         };
     }
     let Some(time) = detail.not_before else {
-        if let Some((link, under_way)) = &way.link
+        if let Some((link, under_way)) = &routing.link
             && let Some(explanation) = held_back(link, *under_way, now)
         {
             return explanation;
         }
-        let sleep = humantime::format_duration(way.sleep_time);
+        let sleep = humantime::format_duration(routing.sleep_time);
         return Explanation {
             why: format!("due: a manager's next pass sends it, one every {sleep}"),
             next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
@@ -93,11 +93,11 @@ fn pending(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -
         output::age(time - now),
         output::clean(code)
     );
-    if let Some(rival) = &detail.rival {
+    if let Some(competing_lease) = &detail.competing_lease {
         why.push_str(&format!(
             "; transfer {} is copied to the same path by {}",
-            rival.data_transfer_id,
-            output::clean(&rival.owner.node)
+            competing_lease.data_transfer_id,
+            output::clean(&competing_lease.owner.node)
         ));
     }
     let mut next: Vec<String> = advice::remedy_of_code(code)
@@ -146,16 +146,20 @@ fn held_back(link: &Link, under_way: u64, now: DateTime<Utc>) -> Option<Explanat
     })
 }
 
-fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> Explanation {
+fn scheduled(
+    detail: &TransferDetail,
+    routing: &RoutingInfo<'_>,
+    now: DateTime<Utc>,
+) -> Explanation {
     let id = detail.transfer.id;
-    let end = match way.queue_location {
+    let end = match routing.queue_location {
         QueueLocation::Origin => detail.transfer.origin.as_ref(),
         QueueLocation::Destination => detail.transfer.destination.as_ref(),
     };
     let queue = end.and_then(|location: &LocationRecord| {
         let site = location.site.as_ref()?;
         Some(queue_name(
-            way.queue_prefix,
+            routing.queue_prefix,
             &site.short_name,
             &location.name,
         ))
@@ -168,7 +172,7 @@ fn scheduled(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>)
         why: format!(
             "{}; {}",
             since_when(detail, &queue, now),
-            lost_message(detail, way, now)
+            lost_message(detail, routing, now)
         ),
         next: vec![
             format!("if no worker listens: `ccat-transfer worker -Q {queue}`"),
@@ -205,17 +209,17 @@ fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> Strin
 }
 
 /// Explanation of the next step if the message of the transfer is lost.
-fn lost_message(detail: &TransferDetail, way: &RoutingInfo<'_>, now: DateTime<Utc>) -> String {
-    if way.reconcile_after.is_zero() {
+fn lost_message(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTime<Utc>) -> String {
+    if routing.reconcile_after.is_zero() {
         return "a lost message is not noticed (manager.reconcile_after is 0s)".into();
     }
     let Some(record) = &detail.schedule else {
         return "a manager's next pass begins to watch it".into();
     };
-    let patience = patience(way.reconcile_after, record.resent);
-    let due = TimeDelta::from_std(patience)
+    let delay = search_delay(routing.reconcile_after, record.resent);
+    let due = TimeDelta::from_std(delay)
         .ok()
-        .and_then(|patience| record.scheduled_at.checked_add_signed(patience));
+        .and_then(|delay| record.scheduled_at.checked_add_signed(delay));
     let when = match due {
         Some(due) if due > now => format!("from {} on", output::second(due)),
         _ => "in each pass now".into(),
@@ -240,10 +244,10 @@ fn in_progress(detail: &TransferDetail, observer: &Owner, now: DateTime<Utc>) ->
         };
     };
     let holder = output::clean(&lease.owner.node).into_owned();
-    if let Some(demise) = lease.demise(now, observer) {
+    if let Some(expiry_reason) = lease.expiry_reason(now, observer) {
         return Explanation {
             why: format!(
-                "{holder} held its lease, but {demise}; the next pass of a manager makes it PENDING"
+                "{holder} held its lease, but {expiry_reason}; the next pass of a manager makes it PENDING"
             ),
             next: vec!["if no manager runs: `ccat-transfer manager --once`".into()],
         };
@@ -390,7 +394,7 @@ mod tests {
             schedule: None,
             not_before: None,
             waits_for: None,
-            rival: None,
+            competing_lease: None,
             attempts: Vec::new(),
             actions: Vec::new(),
         }
@@ -476,12 +480,18 @@ mod tests {
             ..Link::unlimited(name)
         };
         let said = |link: &Link, under_way| {
-            let way = RoutingInfo {
+            let routing = RoutingInfo {
                 link: Some((link.clone(), under_way)),
                 ..WAY
             };
             let detail = detail(Status::Pending);
-            Explanation::of(&detail, &way, &Owner::current("me"), crate::clock::now()).why
+            Explanation::of(
+                &detail,
+                &routing,
+                &Owner::current("me"),
+                crate::clock::now(),
+            )
+            .why
         };
         assert!(said(&link, 1).starts_with("due"));
         assert!(said(&link, 2).contains("ccat → cologne has 2 under way, of 2 at most"));
@@ -505,7 +515,7 @@ mod tests {
         let mut detail = detail(Status::Pending);
         detail.not_before = Some(now + TimeDelta::minutes(12));
         detail.waits_for = Some("destination_busy".into());
-        detail.rival = Some(lease(9, now));
+        detail.competing_lease = Some(lease(9, now));
         let said = said(&detail, now);
         assert!(said.contains("in 12m, after destination_busy; transfer 9 is copied to the same path by celery@far"), "{said}");
         assert!(said.contains("After that transfer this one"), "{said}");

@@ -19,7 +19,7 @@ use crate::transfer::repository::{
 use celery_worker_cli::node::{host, node_name};
 
 #[derive(Serialize)]
-struct Shown<'a> {
+struct ShowOutput<'a> {
     #[serde(flatten)]
     detail: &'a TransferDetail,
     #[serde(rename = "outlook")]
@@ -32,7 +32,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
     let detail = detail.ok_or_else(|| super::unknown(id))?;
     let settings = &context.settings;
     let now = repository.database().now().await?;
-    let way = RoutingInfo {
+    let routing = RoutingInfo {
         queue_location: settings.transfer.queue_location,
         queue_prefix: &settings.transfer.queue_prefix,
         sleep_time: settings.manager.sleep_time,
@@ -40,9 +40,9 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
         link: link(&repository, &detail, now).await?,
     };
     let observer = Owner::current(node_name(Some("transfers-show"), &host())?);
-    let explanation = Explanation::of(&detail, &way, &observer, now);
+    let explanation = Explanation::of(&detail, &routing, &observer, now);
     if context.json {
-        return output::json(&Shown {
+        return output::json(&ShowOutput {
             detail: &detail,
             explanation: &explanation,
         });
@@ -76,7 +76,7 @@ async fn link(
         destination,
     };
     let link = repository.link(&name).await?;
-    // Only a limit justifies counting all transfers under way.
+    // Only a limit justifies counting all transfers under routing.
     let under_way = match link.limit(now) {
         None | Some(0) => 0,
         Some(_) => {

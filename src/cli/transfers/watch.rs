@@ -106,7 +106,7 @@ struct Watched {
     filter: Filter,
     /// Transfers that had not ended at the last update.
     tracked: BTreeSet<TransferId>,
-    now: BTreeMap<TransferId, Seen>,
+    now: BTreeMap<TransferId, TransferSnapshot>,
     has_failed: bool,
     has_looked: bool,
 }
@@ -147,14 +147,14 @@ impl Watched {
         }
         self.now = found
             .into_iter()
-            .map(|transfer| (transfer.id, Seen::of(transfer, now)))
+            .map(|transfer| (transfer.id, TransferSnapshot::of(transfer, now)))
             .collect();
-        let on_their_way = self.now.values().filter(|seen| seen.is_open());
-        self.tracked = on_their_way.map(|seen| seen.id).collect();
+        let on_their_way = self.now.values().filter(|snapshot| snapshot.is_open());
+        self.tracked = on_their_way.map(|snapshot| snapshot.id).collect();
         self.has_failed |= self
             .now
             .values()
-            .any(|seen| seen.status.means(Status::Failed));
+            .any(|snapshot| snapshot.status.means(Status::Failed));
         self.has_looked = true;
         Ok(())
     }
@@ -191,7 +191,7 @@ async fn read(repository: &Repository, filter: Filter) -> Result<Vec<TransferSum
 
 /// State of a transfer at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Seen {
+struct TransferSnapshot {
     id: TransferId,
     status: Label<Status>,
     file_name: Option<String>,
@@ -207,7 +207,7 @@ struct Seen {
     error_code: Option<String>,
 }
 
-impl Seen {
+impl TransferSnapshot {
     fn of(transfer: TransferSummary, now: DateTime<Utc>) -> Self {
         // If the row has another state, the copy is about to be stopped.
         let lease = transfer
@@ -282,7 +282,7 @@ enum View {
     /// One line per change.
     Lines {
         json: bool,
-        last: BTreeMap<TransferId, Seen>,
+        last: BTreeMap<TransferId, TransferSnapshot>,
     },
 }
 
@@ -298,7 +298,7 @@ impl View {
         }
     }
 
-    fn show(&mut self, now: &BTreeMap<TransferId, Seen>) -> Result<(), CliError> {
+    fn show(&mut self, now: &BTreeMap<TransferId, TransferSnapshot>) -> Result<(), CliError> {
         match self {
             Self::Bars(bars) => {
                 bars.show(now);
@@ -307,9 +307,9 @@ impl View {
             Self::Lines { json, last } => {
                 let changed = now
                     .values()
-                    .filter(|seen| last.get(&seen.id) != Some(*seen));
-                for seen in changed {
-                    line(*json, seen)?;
+                    .filter(|snapshot| last.get(&snapshot.id) != Some(*snapshot));
+                for snapshot in changed {
+                    line(*json, snapshot)?;
                 }
                 last.clone_from(now);
                 Ok(())
@@ -332,20 +332,27 @@ impl View {
     }
 }
 
-fn line(json: bool, seen: &Seen) -> Result<(), CliError> {
+fn line(json: bool, snapshot: &TransferSnapshot) -> Result<(), CliError> {
     #[derive(Serialize)]
     struct At<'a> {
         at: DateTime<Utc>,
         #[serde(flatten)]
-        seen: &'a Seen,
+        snapshot: &'a TransferSnapshot,
     }
     let at = clock::now();
     if json {
-        return output::json_line(&At { at, seen });
+        return output::json_line(&At { at, snapshot });
     }
-    let (time, title, status) = (output::second(at), seen.title(), seen.status.as_str());
+    let (time, title, status) = (
+        output::second(at),
+        snapshot.title(),
+        snapshot.status.as_str(),
+    );
     let status = output::clean(status);
-    output::put(&format!("{time}  {title}  {status}  {}\n", seen.details()))
+    output::put(&format!(
+        "{time}  {title}  {status}  {}\n",
+        snapshot.details()
+    ))
 }
 
 /// Text that is too wide for the terminal is cut.
@@ -374,12 +381,12 @@ impl Bars {
         }
     }
 
-    fn show(&mut self, now: &BTreeMap<TransferId, Seen>) {
+    fn show(&mut self, now: &BTreeMap<TransferId, TransferSnapshot>) {
         let gone: Vec<_> = self
             .bars
             .keys()
             .copied()
-            .filter(|id| now.get(id).is_none_or(|seen| !seen.is_open()))
+            .filter(|id| now.get(id).is_none_or(|snapshot| !snapshot.is_open()))
             .collect();
         for id in gone {
             if let Some(bar) = self.bars.remove(&id) {
@@ -387,43 +394,49 @@ impl Bars {
                 self.all.remove(&bar);
             }
         }
-        for seen in now.values() {
-            if seen.is_open() {
-                self.ended.remove(&seen.id);
-                self.update(seen);
-            } else if self.ended.insert(seen.id) {
-                let status = output::clean(seen.status.as_str()).into_owned();
-                let code = seen
+        for snapshot in now.values() {
+            if snapshot.is_open() {
+                self.ended.remove(&snapshot.id);
+                self.update(snapshot);
+            } else if self.ended.insert(snapshot.id) {
+                let status = output::clean(snapshot.status.as_str()).into_owned();
+                let code = snapshot
                     .error_code
                     .as_deref()
                     .map(output::clean)
                     .unwrap_or_default();
-                self.print_line(&format!("{}  {status}  {code}", seen.title()));
+                self.print_line(&format!("{}  {status}  {code}", snapshot.title()));
             }
         }
         self.sum_up(now);
     }
 
-    fn update(&mut self, seen: &Seen) {
-        let bar = self.bars.entry(seen.id).or_insert_with(|| {
+    fn update(&mut self, snapshot: &TransferSnapshot) {
+        let bar = self.bars.entry(snapshot.id).or_insert_with(|| {
             let bar = self.all.insert_before(&self.sum, ProgressBar::new(0));
             bar.set_style(style(BAR).progress_chars("━╸─"));
             bar
         });
         let count = |bytes: Option<i64>| bytes.map_or(0, |n| u64::try_from(n).unwrap_or(0));
-        bar.set_prefix(seen.title());
+        bar.set_prefix(snapshot.title());
         // A bar of length 0 would be shown as complete.
-        bar.set_length(count(seen.bytes_total).max(1));
-        bar.set_position(count(seen.bytes_done));
-        bar.set_message(match &seen.worker {
-            Some(_) => seen.details(),
-            None => format!("{}  {}", seen.status, seen.details()),
+        bar.set_length(count(snapshot.bytes_total).max(1));
+        bar.set_position(count(snapshot.bytes_done));
+        bar.set_message(match &snapshot.worker {
+            Some(_) => snapshot.details(),
+            None => format!("{}  {}", snapshot.status, snapshot.details()),
         });
     }
 
-    fn sum_up(&self, now: &BTreeMap<TransferId, Seen>) {
-        let copies = now.values().filter(|seen| seen.worker.is_some()).count();
-        let rate: i64 = now.values().filter_map(|seen| seen.rate_bytes_per_s).sum();
+    fn sum_up(&self, now: &BTreeMap<TransferId, TransferSnapshot>) {
+        let copies = now
+            .values()
+            .filter(|snapshot| snapshot.worker.is_some())
+            .count();
+        let rate: i64 = now
+            .values()
+            .filter_map(|snapshot| snapshot.rate_bytes_per_s)
+            .sum();
         self.sum.set_message(match copies {
             0 => "no copy runs; Ctrl-C ends this view".into(),
             _ => format!(
@@ -493,24 +506,30 @@ mod tests {
 
     #[test]
     fn progress_shows_all_known_values() {
-        let seen = Seen::of(copying(1 << 20, 100_000), clock::now());
-        assert_eq!(seen.eta_s, Some(21));
+        let snapshot = TransferSnapshot::of(copying(1 << 20, 100_000), clock::now());
+        assert_eq!(snapshot.eta_s, Some(21));
         assert_eq!(
-            seen.details(),
+            snapshot.details(),
             " 33%            1 MiB of 3 MiB   97.66 KiB/s  ETA 21s      16 streams  copying  celery@here"
         );
         // Unknown values give no estimate.
-        assert_eq!(Seen::of(copying(0, 0), clock::now()).eta_s, None);
-        assert_eq!(Seen::of(copying(3 << 20, 1), clock::now()).eta_s, None);
+        assert_eq!(
+            TransferSnapshot::of(copying(0, 0), clock::now()).eta_s,
+            None
+        );
+        assert_eq!(
+            TransferSnapshot::of(copying(3 << 20, 1), clock::now()).eta_s,
+            None
+        );
     }
 
     #[test]
     fn ended_transfer_and_expired_lease_show_no_progress() {
         let mut transfer = copying(1, 1);
         transfer.status = Label::Known(Status::Failed);
-        assert_eq!(Seen::of(transfer, clock::now()).worker, None);
+        assert_eq!(TransferSnapshot::of(transfer, clock::now()).worker, None);
         let late = clock::now() + TimeDelta::hours(2);
-        assert_eq!(Seen::of(copying(1, 1), late).bytes_done, None);
+        assert_eq!(TransferSnapshot::of(copying(1, 1), late).bytes_done, None);
     }
 
     #[test]

@@ -20,22 +20,22 @@ use crate::transfer::trace::{KeyValue, note, step};
 
 /// Time limit of a small request, after which the storage counts as hanging. It is longer than the time that ssh needs
 /// to detect an unreachable host.
-const PROBE_WITHIN: Duration = Duration::from_secs(30);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of copied bytes between two wake-ups of the concurrent origin reader. The reader may fall behind by as much.
 const COPIED_STEP_BYTES: u64 = 4 << 20;
 
 impl AttemptRun<'_> {
-    /// Takes over the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
+    /// Adopts the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
     pub(super) async fn begin_partial(&self, prepared: &Prepared) -> Result<u64, TransferError> {
         if !prepared.plan.resumes() {
             return Ok(0);
         }
-        let beginning = self.take_over(&prepared.plan, prepared.earlier);
+        let beginning = self.adopt_partial(&prepared.plan, prepared.earlier);
         self.stoppable(beginning).await
     }
 
-    async fn take_over(
+    async fn adopt_partial(
         &self,
         plan: &Plan,
         earlier: Option<EarlierPartial>,
@@ -72,7 +72,9 @@ impl AttemptRun<'_> {
             "partial copy of an earlier attempt discarded; copying from the start"
         );
         self.stoppable(plan.target.remove_temporary()).await?;
-        self.stoppable(self.take_over(plan, None)).await.map(drop)
+        self.stoppable(self.adopt_partial(plan, None))
+            .await
+            .map(drop)
     }
 
     /// Copies to the temporary name. Returns the digest of the origin, if it has to be computed; its computation began
@@ -199,8 +201,8 @@ async fn locate(plan: &Plan, error: TransferError) -> TransferError {
     };
     // The storage of an end does not hang if that end answers, even with a refusal, or cannot be reached.
     let (origin, destination) = tokio::join!(
-        timeout(PROBE_WITHIN, plan.source.inspect()),
-        timeout(PROBE_WITHIN, plan.target.free_space()),
+        timeout(PROBE_TIMEOUT, plan.source.inspect()),
+        timeout(PROBE_TIMEOUT, plan.target.free_space()),
     );
     let role = match (origin, destination) {
         (_, Err(_)) => Role::Destination,

@@ -14,10 +14,10 @@ use crate::transfer::service::TransferService;
 use service_connection::error_chain::chain;
 
 /// Time limit for removing the files of an attempt or of an earlier one.
-pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(15);
+pub(super) const CLEANUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time limit for removing the partial copies of one transfer.
-const WITHIN: Duration = Duration::from_secs(30);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Outcome of removing the partial copies of a transfer.
 #[derive(Debug, Default)]
@@ -68,7 +68,7 @@ impl TransferService {
             }
             Ok::<_, TransferError>(())
         };
-        let problem = match timeout(WITHIN, clearing).await {
+        let problem = match timeout(REMOVAL_TIMEOUT, clearing).await {
             Ok(Ok(())) => {
                 return Cleared {
                     removed,
@@ -76,7 +76,10 @@ impl TransferService {
                 };
             }
             Ok(Err(error)) => error.chain(),
-            Err(_) => format!("no answer within {}", humantime::format_duration(WITHIN)),
+            Err(_) => format!(
+                "no answer within {}",
+                humantime::format_duration(REMOVAL_TIMEOUT)
+            ),
         };
         let rest = partials[removed.len()..].to_vec();
         self.kept(id, removed, rest, problem)
@@ -116,7 +119,7 @@ impl TransferService {
 
     /// Removes the partial copy of an attempt if no further attempt will complete it.
     pub async fn discard(&self, plan: &Plan) {
-        let removed = timeout(TIDY_WITHIN, plan.target.remove_temporary()).await;
+        let removed = timeout(CLEANUP_TIMEOUT, plan.target.remove_temporary()).await;
         let Attempt {
             transfer_id,
             number,

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use tokio::time::timeout;
 
 use super::AttemptRun;
-use super::leftovers::TIDY_WITHIN;
+use super::leftovers::CLEANUP_TIMEOUT;
 use crate::faults::fault_point;
 use crate::settings::LinkSettings;
 use crate::transfer::endpoint::{Facts, TemporaryName};
@@ -42,7 +42,7 @@ impl AttemptRun<'_> {
                 data_transfer_id = self.request.id.get(),
                 attempt = self.lease.attempt().get(),
                 previous_owner = %displaced.lease.owner,
-                reason = %displaced.demise,
+                reason = %displaced.expiry_reason,
                 "transfer taken over from a dead attempt"
             );
         }
@@ -216,7 +216,7 @@ impl AttemptRun<'_> {
             }
             Ok::<_, TransferError>(())
         };
-        let failure = match timeout(TIDY_WITHIN, tidying).await {
+        let failure = match timeout(CLEANUP_TIMEOUT, tidying).await {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.chain()),
             Err(_) => Some("not in time".into()),

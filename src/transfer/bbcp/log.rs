@@ -24,7 +24,7 @@ const MAX_BYTES: usize = 64 << 20;
 const QUEUE_CHUNKS: usize = 64;
 
 /// Time limit for writing one chunk. After it, the rest of the output is not logged.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sender of text for the log file.
 #[derive(Debug, Clone)]
@@ -46,7 +46,7 @@ impl CopyLog {
     /// Sends a chunk to the writer. Returns false if the writer did not accept it in time; do not send further chunks
     /// then.
     pub(super) async fn write(&self, chunk: &[u8]) -> bool {
-        let sent = timeout(PATIENCE, self.0.send(chunk.to_vec())).await;
+        let sent = timeout(WRITE_TIMEOUT, self.0.send(chunk.to_vec())).await;
         matches!(sent, Ok(Ok(())))
     }
 
@@ -70,7 +70,7 @@ impl LogWriter {
         self.log.note(last).await;
         drop(self.log);
         // After the limit, the writer continues in the background.
-        let _late = timeout(PATIENCE, self.task).await;
+        let _late = timeout(WRITE_TIMEOUT, self.task).await;
     }
 }
 

@@ -143,16 +143,16 @@ impl AbsolutePath {
     }
 
     /// Path of a temporary copy in the same directory.
-    pub(super) fn sibling(&self, name: &TemporaryName) -> Self {
-        self.beside(&name.to_string())
+    pub(super) fn temporary(&self, name: &TemporaryName) -> Self {
+        self.sibling(&name.to_string())
     }
 
     /// The path of a temporary's checkpoint directory in the same directory.
     pub(super) fn checkpoints(&self, name: &TemporaryName) -> Self {
-        self.beside(&name.checkpoints())
+        self.sibling(&name.checkpoints())
     }
 
-    fn beside(&self, name: &str) -> Self {
+    fn sibling(&self, name: &str) -> Self {
         let directory = self.parent();
         Self(format!("{}/{name}", directory.0.trim_end_matches('/')))
     }

@@ -105,7 +105,7 @@ impl Source {
         &self,
         name: &TemporaryName,
     ) -> Result<bool, TransferError> {
-        let path = self.path.sibling(name);
+        let path = self.path.temporary(name);
         let found = self.endpoint.stat(Role::Origin, &path, Links::Refuse);
         Ok(found.await?.is_some())
     }

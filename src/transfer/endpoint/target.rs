@@ -59,7 +59,7 @@ impl Target {
 
     /// Path of the copy until it is published.
     pub fn temporary_path(&self) -> AbsolutePath {
-        self.beside(self.temporary)
+        self.copy_path(self.temporary)
     }
 
     /// The directory in which bbcp keeps the checkpoint of this copy.
@@ -71,12 +71,12 @@ impl Target {
     fn partial(&self, name: TemporaryName) -> Partial {
         Partial {
             name,
-            copy: self.beside(name),
+            copy: self.copy_path(name),
         }
     }
 
-    fn beside(&self, name: TemporaryName) -> AbsolutePath {
-        self.path.sibling(&name)
+    fn copy_path(&self, name: TemporaryName) -> AbsolutePath {
+        self.path.temporary(&name)
     }
 
     /// Makes the directory of the final path, below the location's own directory.
@@ -133,7 +133,7 @@ impl Target {
     /// # Errors
     /// The end could not be reached.
     pub async fn leftover_size(&self, name: TemporaryName) -> Result<u64, TransferError> {
-        let path = self.beside(name);
+        let path = self.copy_path(name);
         let facts = self
             .endpoint
             .stat(Role::Destination, &path, Links::Refuse)

@@ -125,7 +125,7 @@ pub struct Displaced {
     /// The lease.
     pub lease: LeaseInfo,
     /// Reason why it was no longer valid.
-    pub demise: ExpiryReason,
+    pub expiry_reason: ExpiryReason,
 }
 
 /// A temporary file of an earlier attempt; see [`Repository::forget_temporary`].
@@ -144,7 +144,7 @@ impl Repository {
     ///   decision takes precedence.
     /// * A PENDING row with a [delay](Acquisition::NotDue) is not free: the manager sends a message when it is due. A
     ///   SCHEDULED row is free despite a delay.
-    /// * An IN_PROGRESS row is taken over if its lease is [dead](LeaseInfo::demise), and then stays IN_PROGRESS.
+    /// * An IN_PROGRESS row is taken over if its lease is [dead](LeaseInfo::expiry_reason), and then stays IN_PROGRESS.
     ///
     /// If a lease existed, the attempt of its holder is ended as interrupted, and its token is no longer valid.
     ///
@@ -218,8 +218,8 @@ impl Repository {
         let displaced = match decide(&row, held.as_ref(), now, taker.owner) {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(None) => None,
-            ControlFlow::Continue(Some((held, demise))) => {
-                match displace(tx, held, demise, now).await? {
+            ControlFlow::Continue(Some((held, expiry_reason))) => {
+                match displace(tx, held, expiry_reason, now).await? {
                     Some(displaced) => Some(displaced),
                     None => return Ok(Acquisition::Held(held.into())),
                 }
@@ -522,10 +522,12 @@ fn decide<'a>(
             ControlFlow::Continue(held.map(|held| (held, ExpiryReason::StatusChanged)))
         }
         (Status::InProgress, None) => ControlFlow::Break(Acquisition::Untracked),
-        (Status::InProgress, Some(held)) => match LeaseInfo::from(held).demise(now, observer) {
-            Some(demise) => ControlFlow::Continue(Some((held, demise))),
-            None => ControlFlow::Break(Acquisition::Held(held.into())),
-        },
+        (Status::InProgress, Some(held)) => {
+            match LeaseInfo::from(held).expiry_reason(now, observer) {
+                Some(expiry_reason) => ControlFlow::Continue(Some((held, expiry_reason))),
+                None => ControlFlow::Break(Acquisition::Held(held.into())),
+            }
+        }
     }
 }
 

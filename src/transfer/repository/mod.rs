@@ -193,14 +193,14 @@ async fn find_lease(
 async fn displace(
     tx: &DatabaseTransaction,
     held: &transfer_worker_lease::Model,
-    demise: ExpiryReason,
+    expiry_reason: ExpiryReason,
     now: DateTime<Utc>,
 ) -> Result<Option<Displaced>, DbErr> {
     use transfer_worker_lease::{Column, Entity};
     let mut delete = Entity::delete_many()
         .filter(Column::DataTransferId.eq(held.data_transfer_id))
         .filter(Column::Token.eq(held.token.as_str()));
-    if demise == ExpiryReason::Expired {
+    if expiry_reason == ExpiryReason::Expired {
         // A renewal does not take the row lock, so the lease may have been renewed since it was read.
         delete = delete.filter(Column::RenewedAt.eq(held.renewed_at));
     }
@@ -208,9 +208,12 @@ async fn displace(
         return Ok(None);
     }
     let lease = LeaseInfo::from(held);
-    let ending = Ending::interrupted(&lease, demise);
+    let ending = Ending::interrupted(&lease, expiry_reason);
     end_attempt(tx, lease.data_transfer_id, lease.attempt, now, &ending).await?;
-    Ok(Some(Displaced { lease, demise }))
+    Ok(Some(Displaced {
+        lease,
+        expiry_reason,
+    }))
 }
 
 /// Subquery: this lease still exists.
@@ -237,11 +240,11 @@ struct Ending {
 
 impl Ending {
     /// End of an attempt whose worker cannot report it.
-    fn interrupted(lease: &LeaseInfo, demise: ExpiryReason) -> Self {
+    fn interrupted(lease: &LeaseInfo, expiry_reason: ExpiryReason) -> Self {
         Self {
             outcome: Outcome::Interrupted,
             error_code: None,
-            message: Some(demise.to_string()),
+            message: Some(expiry_reason.to_string()),
             bytes: lease.bytes_done,
             rate_bytes_per_s: lease.rate_bytes_per_s,
             digest: None,

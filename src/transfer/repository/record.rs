@@ -123,7 +123,8 @@ pub struct TransferDetail {
     /// Error code of the failure that causes this delay.
     pub waits_for: Option<String>,
     /// Lease on another transfer to the same path.
-    pub rival: Option<LeaseInfo>,
+    #[serde(rename = "rival")]
+    pub competing_lease: Option<LeaseInfo>,
     /// Attempts of the transfer, oldest first.
     pub attempts: Vec<AttemptRecord>,
     /// Actions of operators on the transfer, oldest first.
@@ -220,7 +221,7 @@ impl Repository {
             };
             Ok(Some(TransferDetail {
                 schedule,
-                rival: self.rival(&transfer).await?,
+                competing_lease: self.competing_lease(&transfer).await?,
                 transfer,
                 lease,
                 not_before: delay.as_ref().map(|delay| delay.not_before),
@@ -260,7 +261,7 @@ impl Repository {
     }
 
     /// Returns the lease on another transfer to the same destination path, if one exists.
-    async fn rival(&self, transfer: &TransferRecord) -> Result<Option<LeaseInfo>, DbErr> {
+    async fn competing_lease(&self, transfer: &TransferRecord) -> Result<Option<LeaseInfo>, DbErr> {
         use data_transfer::{Column, Entity};
         use data_transfer_package::{Column as PackageColumn, Entity as Packages};
         let (Some(package), Some(destination)) = (&transfer.package, &transfer.destination) else {
@@ -293,8 +294,8 @@ impl Repository {
             return Ok(None);
         };
         let id: i64 = row.try_get_by_index(0)?;
-        let rival = leases.iter().find(|lease| lease.data_transfer_id == id);
-        Ok(rival.map(LeaseInfo::from))
+        let competing_lease = leases.iter().find(|lease| lease.data_transfer_id == id);
+        Ok(competing_lease.map(LeaseInfo::from))
     }
 
     async fn package(&self, id: Option<i64>) -> Result<Option<PackageRecord>, DbErr> {

@@ -36,7 +36,7 @@ impl Repository {
     /// no longer IN_PROGRESS, without changing these transfers.
     ///
     /// The count of failures does not change, because the loss of a worker is not a failure of the transfer. A lease is
-    /// dead if [`LeaseInfo::demise`] returns a reason for `observer`, never because of its age alone. A transfer
+    /// dead if [`LeaseInfo::expiry_reason`] returns a reason for `observer`, never because of its age alone. A transfer
     /// without a lease is never changed. A transfer that cannot be recovered does not stop the recovery of the others.
     ///
     /// # Errors
@@ -97,7 +97,9 @@ impl Repository {
             .all(db)
             .await?;
         let is_candidate = |lease: &&transfer_worker_lease::Model| {
-            LeaseInfo::from(*lease).demise(now, observer).is_some()
+            LeaseInfo::from(*lease)
+                .expiry_reason(now, observer)
+                .is_some()
                 || !in_progress.contains(&lease.data_transfer_id.into())
         };
         let candidates = leases.iter().filter(is_candidate);
@@ -132,13 +134,13 @@ impl Repository {
             return Ok(None);
         };
         let is_pending = row.is_some_and(|row| row.status.means(Status::InProgress));
-        let demise = if is_pending {
-            LeaseInfo::from(&held).demise(now, observer)
+        let expiry_reason = if is_pending {
+            LeaseInfo::from(&held).expiry_reason(now, observer)
         } else {
             Some(ExpiryReason::StatusChanged)
         };
-        let displaced = match demise {
-            Some(demise) => displace(tx, &held, demise, now).await?,
+        let displaced = match expiry_reason {
+            Some(expiry_reason) => displace(tx, &held, expiry_reason, now).await?,
             None => None,
         };
         if displaced.is_some() && is_pending {

@@ -64,6 +64,7 @@ const MAX_LINKS: usize = 1000;
 
 /// Reason why a signature cannot be applied.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum SignatureError {
     /// Part of the signature has the wrong form.
     #[error("{what} of a signature is not {expected}")]

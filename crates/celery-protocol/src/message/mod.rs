@@ -191,6 +191,7 @@ pub enum Disposition {
 
 /// Reason why a message is not a usable task.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Reason {
     /// The body is above the limit; both in bytes.
     #[error("body of {size} bytes is above celery.max_body_bytes ({limit})")]

@@ -34,7 +34,7 @@ use listener::Bounded;
 mod listener;
 mod probe;
 
-pub use probe::{Probe, WITHIN};
+pub use probe::{PROBE_TIMEOUT, Probe};
 
 /// Health, metrics and status of a process. Clones share them.
 #[derive(Clone)]

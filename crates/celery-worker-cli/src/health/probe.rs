@@ -1,7 +1,7 @@
 //! Probes: questions to servers on behalf of monitors.
 //!
 //! A probe runs at most once at a time, its result is cached for some seconds, and no monitor waits longer than
-//! [`WITHIN`], however many monitors ask and however slow the server is.
+//! [`PROBE_TIMEOUT`], however many monitors ask and however slow the server is.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 /// Longest wait for a result.
-pub const WITHIN: Duration = Duration::from_secs(2);
+pub const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A result is cached for at least this multiple of its latency, so that a server spends no more than a twentieth of
 /// its time on probes.
@@ -27,7 +27,7 @@ type Asking = Pin<Box<dyn Future<Output = Answer> + Send>>;
 /// A question to a server, with a cached result.
 pub struct Probe {
     name: &'static str,
-    fresh: Duration,
+    valid_for: Duration,
     within: Duration,
     ask: Box<dyn Fn() -> Asking + Send + Sync>,
     state: Mutex<State>,
@@ -49,11 +49,11 @@ struct State {
 }
 
 impl Probe {
-    /// Creates a probe that calls `ask`, whose result is cached for `fresh`. The error of `ask` is the reason of the
+    /// Creates a probe that calls `ask`, whose result is cached for `valid_for`. The error of `ask` is the reason of the
     /// failure.
     pub fn new<F>(
         name: &'static str,
-        fresh: Duration,
+        valid_for: Duration,
         ask: impl Fn() -> F + Send + Sync + 'static,
     ) -> Self
     where
@@ -61,8 +61,8 @@ impl Probe {
     {
         Self {
             name,
-            fresh,
-            within: WITHIN,
+            valid_for,
+            within: PROBE_TIMEOUT,
             ask: Box::new(move || Box::pin(ask())),
             state: Mutex::new(State {
                 answer: Ok(()),
@@ -78,7 +78,7 @@ impl Probe {
         self.name
     }
 
-    /// Returns the result, new or cached. A run that takes longer than [`WITHIN`] continues, and the next call waits
+    /// Returns the result, new or cached. A run that takes longer than [`PROBE_TIMEOUT`] continues, and the next call waits
     /// for it.
     ///
     /// # Errors
@@ -109,8 +109,8 @@ impl Probe {
         let took = now.duration_since(*since);
         state.asked = None;
         let holds = match answer {
-            Ok(()) => self.fresh.max(took * SHARE),
-            Err(_) => self.fresh.min(MAX_FAILURE_AGE),
+            Ok(()) => self.valid_for.max(took * SHARE),
+            Err(_) => self.valid_for.min(MAX_FAILURE_AGE),
         };
         state.holds = Some(now + holds);
         state.answer = answer.clone();
@@ -128,10 +128,10 @@ mod tests {
     const AGES: Duration = Duration::from_secs(3600);
 
     /// A probe that succeeds, or fails with the number of calls, and the counter of the calls.
-    fn counting(takes: Duration, fresh: Duration, well: bool) -> (Probe, Arc<AtomicU32>) {
+    fn counting(takes: Duration, valid_for: Duration, well: bool) -> (Probe, Arc<AtomicU32>) {
         let count = Arc::new(AtomicU32::new(0));
         let asked = count.clone();
-        let probe = Probe::new("test", fresh, move || {
+        let probe = Probe::new("test", valid_for, move || {
             let n = asked.fetch_add(1, Ordering::Relaxed) + 1;
             async move {
                 tokio::time::sleep(takes).await;

@@ -14,7 +14,7 @@ use prometheus::{
 use super::Registered;
 use crate::program::Program;
 use celery_protocol::event::Event;
-use celery_worker::observer::Observer;
+use celery_worker::observer::{BrokerConnection, Observer};
 
 /// Upper bounds of the buckets in seconds: the usual ones of Prometheus' clients, and further ones up to half a day,
 /// because a task may copy for hours.
@@ -215,19 +215,26 @@ impl Observer for TaskMetrics {
         }
     }
 
-    fn load(&self, up: bool, active: usize) {
+    fn load(&self, active: usize) {
         let labels = [self.hostname.as_str()];
-        self.up.with_label_values(&labels).set(i64::from(up));
+        self.up.with_label_values(&labels).set(1);
         self.active.with_label_values(&labels).set(whole(active));
+    }
+
+    fn worker_stopped(&self) {
+        let labels = [self.hostname.as_str()];
+        self.up.with_label_values(&labels).set(0);
+        self.active.with_label_values(&labels).set(0);
     }
 
     fn broker_blocked(&self, blocked: bool) {
         self.blocked.set(i64::from(blocked));
     }
 
-    fn broker_connected(&self, connected: bool, again: bool) {
-        self.connected.set(i64::from(connected));
-        if connected && again {
+    fn broker_connection(&self, connection: BrokerConnection) {
+        let is_lost = connection == BrokerConnection::Lost;
+        self.connected.set(i64::from(!is_lost));
+        if connection == BrokerConnection::Reconnected {
             self.reconnects.inc();
         }
     }
@@ -333,8 +340,8 @@ mod tests {
             traceback: None,
         };
         tasks.task_event(Some("t"), "q", &failed);
-        tasks.load(true, 3);
-        tasks.broker_connected(true, false);
+        tasks.load(3);
+        tasks.broker_connection(BrokerConnection::Connected);
         let text = String::from_utf8_lossy(&metrics.text()?).into_owned();
         for line in [
             r#"celery_task_started_total{hostname="host",name="t",queue_name="q"} 1"#,

@@ -24,6 +24,7 @@ pub use self::log::{Log, LogFormat};
 pub use self::traces::Traces;
 pub use celery_worker::broker::{DelayedDelivery, ExchangeKind, QueueType, TaskQueue};
 pub use exposure::{exposed_urls, exposure, is_local, may_be_plain};
+pub(crate) use library_options::key_of_broker_option;
 pub use load::Source;
 pub use problem::{Problem, Problems, SectionProblems, SettingsError};
 pub use secrets::Secret;

@@ -34,7 +34,7 @@ pub struct Traces {
 impl Traces {
     /// Returns true if spans are recorded and sent.
     #[must_use]
-    pub fn are_wanted(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.enabled && !self.endpoint.is_empty()
     }
 

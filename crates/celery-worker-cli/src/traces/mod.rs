@@ -35,7 +35,7 @@ mod propagation;
 pub use opentelemetry_sdk::trace::SdkTracer;
 
 /// Time limit for sending the last spans at the end of the process.
-const FLUSHED_WITHIN: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The only provider of the process, just as the process has only one log.
 static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
@@ -44,7 +44,7 @@ static PROVIDER: OnceLock<SdkTracerProvider> = OnceLock::new();
 /// a process has an effect.
 #[must_use]
 pub fn start(settings: &Traces, program: Program) -> Option<SdkTracer> {
-    if !settings.are_wanted() {
+    if !settings.is_enabled() {
         return None;
     }
     let provider = PROVIDER.get_or_init(|| {
@@ -97,7 +97,7 @@ where
         .with_level(false)
         .with_tracked_inactivity(false);
     // Maximum level of these spans; without the hint every `trace!` of every library would be evaluated.
-    let traced = FilterFn::new(is_traced).with_max_level_hint(LevelFilter::INFO);
+    let traced = FilterFn::new(is_traced).with_max_level_hint(LevelFilter::DEBUG);
     spans.and_then(Exceptions::default()).with_filter(traced)
 }
 
@@ -122,7 +122,7 @@ pub fn close() {
     let Some(provider) = PROVIDER.get() else {
         return;
     };
-    match provider.shutdown_with_timeout(FLUSHED_WITHIN) {
+    match provider.shutdown_with_timeout(FLUSH_TIMEOUT) {
         Ok(()) | Err(OTelSdkError::AlreadyShutdown) => {}
         Err(_) => tracing::warn!("the last traces could not be sent in time"),
     }

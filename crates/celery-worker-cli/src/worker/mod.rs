@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use celery_worker::broker::Broker;
 use celery_worker::results::{self, ResultBackend, ResultOptions};
 use celery_worker::task::Registry;
-use celery_worker::worker::{Config, Shutdown, Worker};
+use celery_worker::worker::{Shutdown, Worker};
 use service_connection::error_chain::chain;
 
 use crate::error::ProcessError;
@@ -114,12 +114,10 @@ impl Process {
         .await?;
 
         let queues = selected(options.queues, arguments, &celery.task_default_queue);
-        let config = Config {
-            gossip: !arguments.without_gossip,
-            warm_shutdown: options.warm_shutdown,
-            product: self.program.product(),
-            ..celery.worker_config(hostname, queues)
-        };
+        let mut config = celery.worker_config(hostname, queues);
+        config.gossip = !arguments.without_gossip;
+        config.warm_shutdown = options.warm_shutdown;
+        config.product = self.program.product();
         watch_backend(health, &results);
         watch_queues(health, &broker, config.queues.clone())?;
         let worker = Worker::new(registry, broker, results, config, shutdown)

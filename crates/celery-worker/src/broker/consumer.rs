@@ -37,11 +37,12 @@ pub trait Settlement: Send + Sync {
     fn is_void(&self) -> bool;
 
     /// Sets whether the delivery is parked: a parked one does not count against the prefetch limit.
-    fn park(&self, parked: bool);
+    fn set_parked(&self, is_parked: bool);
 }
 
 /// Changes that a broker made to a message in order to read it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Damage {
     /// Bytes that are not UTF-8 became question marks: in names, in properties, in the exchange or the routing key.
     pub is_no_text: bool,
@@ -90,13 +91,12 @@ pub struct Delivery {
 }
 
 impl Delivery {
-    /// Creates a delivery from `queue` that `settlement` settles.
+    /// Creates the first delivery of a message from `queue`, which `settlement` settles.
     #[must_use]
     pub fn new(
         message: RawMessage,
         queue: String,
         (exchange, routing_key): (String, String),
-        redelivered: bool,
         settlement: Box<dyn Settlement>,
     ) -> Self {
         Self {
@@ -104,7 +104,7 @@ impl Delivery {
             queue,
             exchange,
             routing_key,
-            redelivered,
+            redelivered: false,
             damage: None,
             settlement: Some(settlement),
         }
@@ -122,14 +122,14 @@ impl Delivery {
     /// delivered while it waits.
     pub fn park(&self) {
         if let Some(settlement) = &self.settlement {
-            settlement.park(true);
+            settlement.set_parked(true);
         }
     }
 
     /// Ends the parking: the delivery counts against the prefetch limit again.
     pub fn unpark(&self) {
         if let Some(settlement) = &self.settlement {
-            settlement.park(false);
+            settlement.set_parked(false);
         }
     }
 

@@ -39,6 +39,7 @@ pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 
 /// A message to publish.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct Publication {
     /// Exchange; empty for the default one, which routes by queue name.
     pub exchange: String,
@@ -52,8 +53,26 @@ pub struct Publication {
     pub mandatory: bool,
 }
 
+impl Publication {
+    /// A message to an exchange, which may be dropped if no queue accepts it.
+    pub fn new(
+        exchange: impl Into<String>,
+        routing_key: impl Into<String>,
+        message: RawMessage,
+    ) -> Self {
+        Self {
+            exchange: exchange.into(),
+            routing_key: routing_key.into(),
+            message,
+            declare: None,
+            mandatory: false,
+        }
+    }
+}
+
 /// Parameters of a subscription.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Subscription {
     /// Purpose in one or two words, for log lines.
     pub purpose: &'static str,
@@ -70,8 +89,24 @@ pub struct Subscription {
     pub max_waiting_body_bytes: Option<usize>,
 }
 
+impl Subscription {
+    /// A subscription of queues without limits.
+    #[must_use]
+    pub fn new(purpose: &'static str, queues: Vec<Queue>) -> Self {
+        Self {
+            purpose,
+            queues,
+            prefetch: 0,
+            delayed: None,
+            max_body_bytes: None,
+            max_waiting_body_bytes: None,
+        }
+    }
+}
+
 /// Number of messages and consumers of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QueueDepth {
     /// Name of the queue.
     pub queue: String,
@@ -83,6 +118,7 @@ pub struct QueueDepth {
 
 /// Reason why a broker operation failed.
 #[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
 pub enum BrokerError {
     /// The URL cannot be used.
     #[error("broker URL is not usable: {0}")]
@@ -132,22 +168,24 @@ pub enum BrokerError {
         reason: Arc<str>,
     },
     /// A file for TLS cannot be used.
-    #[error("{setting}: `{path}` cannot be used for TLS: {reason}")]
+    #[error("`{path}` cannot be used for TLS (option `{option}`): {reason}")]
     Tls {
-        /// Key of the setting.
-        setting: &'static str,
+        /// Option of the connection that names the file, e.g. `tls.ca_file`.
+        option: &'static str,
         /// Path of the file.
         path: String,
         /// Reason why the file cannot be used.
         reason: String,
     },
     /// The limit of attempts to connect was reached.
-    #[error("gave up after {attempts} failed attempts to connect to the broker; see {setting}")]
+    #[error(
+        "gave up after {attempts} failed attempts to connect to the broker (option `{option}`)"
+    )]
     GivenUp {
         /// Number of consecutive attempts.
         attempts: u32,
-        /// Key of the setting with the limit.
-        setting: &'static str,
+        /// Option of the connection with the limit, e.g. `reconnect.max_retries`.
+        option: &'static str,
         /// Error of the last attempt.
         #[source]
         source: Arc<BrokerError>,

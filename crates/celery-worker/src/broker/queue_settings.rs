@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// Type of an exchange, in AMQP's terms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum ExchangeKind {
     /// Routes by equal routing key.
     #[default]
@@ -35,6 +36,7 @@ impl ExchangeKind {
 /// Type of a queue, in RabbitMQ's terms.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum QueueType {
     /// Stored on one node.
     #[default]
@@ -57,6 +59,7 @@ impl QueueType {
 /// Condition for declaring the queues for native delayed delivery.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum DelayedDelivery {
     /// Declared if a task queue is a quorum queue, as in Celery.
     #[default]
@@ -70,6 +73,7 @@ pub enum DelayedDelivery {
 /// Declaration of one queue.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TaskQueue {
     /// Name of the exchange; without it, the default exchange or one with the queue's name.
     pub exchange: Option<String>,
@@ -84,6 +88,7 @@ pub struct TaskQueue {
 
 /// Settings that determine the declarations of all queues; each field is Celery's setting of that name.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct QueueSettings {
     /// `task_queues`
     pub task_queues: BTreeMap<String, TaskQueue>,

@@ -2,6 +2,7 @@
 
 /// Conditions under which a lost connection is opened again.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Reconnect {
     /// True if a lost connection is opened again.
     pub retry: bool,
@@ -22,14 +23,14 @@ impl Default for Reconnect {
 }
 
 impl Reconnect {
-    /// The setting that forbids another attempt after `attempts` failed ones, if any.
+    /// The option that forbids another attempt after `attempts` failed ones, if any.
     #[cfg(any(feature = "amqp", feature = "redis"))]
     pub(super) fn forbids(self, was_connected: bool, attempts: u32) -> Option<&'static str> {
         match was_connected {
-            true if !self.retry => Some("celery.broker_connection_retry"),
-            false if !self.on_startup => Some("celery.broker_connection_retry_on_startup"),
+            true if !self.retry => Some("reconnect.retry"),
+            false if !self.on_startup => Some("reconnect.on_startup"),
             _ if self.max_retries > 0 && attempts > self.max_retries => {
-                Some("celery.broker_connection_max_retries")
+                Some("reconnect.max_retries")
             }
             _ => None,
         }

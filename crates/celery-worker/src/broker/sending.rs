@@ -27,7 +27,7 @@ impl Sending {
         };
         let (exchange, key) = (&*publication.exchange, &*publication.routing_key);
         // Evaluated only if a layer wants the span.
-        let span = tracing::info_span!(
+        let span = tracing::debug_span!(
             "send",
             otel.name = format!("{OPERATION}/{}", header("task")),
             otel.kind = "producer",

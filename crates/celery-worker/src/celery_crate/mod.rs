@@ -111,6 +111,7 @@ impl<T: CrateTask<Returns: Serialize> + 'static> CeleryTask<T> {
 
 /// Error of the registration of a type of the `celery` crate.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RegistrationError {
     /// The worker has a task of this name already.
     #[error(transparent)]
@@ -267,8 +268,8 @@ fn completed(options: TaskOptions, crates: &CrateOptions) -> TaskOptions {
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
     TaskOptions {
         acks_late: options.acks_late.or(crates.acks_late),
-        time_limit: options.time_limit.or(crates.hard_time_limit.map(f64::from)),
-        soft_time_limit: options.soft_time_limit.or(crates.time_limit.map(f64::from)),
+        time_limit: options.time_limit.or(crates.hard_time_limit.map(seconds)),
+        soft_time_limit: options.soft_time_limit.or(crates.time_limit.map(seconds)),
         max_retries: options.max_retries.or(crates.max_retries),
         default_retry_delay: options
             .default_retry_delay

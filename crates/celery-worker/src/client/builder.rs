@@ -11,6 +11,7 @@ use crate::results::{self, ResultError};
 
 /// Reason why no client was built.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConnectError {
     /// The broker's URL cannot be used, or the broker does not answer.
     #[error("no connection to the broker")]

@@ -58,6 +58,7 @@ const IN_FLIGHT: usize = 64;
 
 /// Settings of a client.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ClientOptions {
     /// Queue of signatures that name none (`task_default_queue`).
     pub default_queue: String,
@@ -93,6 +94,7 @@ impl Default for ClientOptions {
 
 /// Reason why a signature was not sent, or not all of it.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SendError {
     /// The signature cannot be applied.
     #[error("signature cannot be applied")]
@@ -109,9 +111,17 @@ pub enum SendError {
     /// The reply queue of `rpc://` was not opened, so nothing was sent.
     #[error("results cannot be received")]
     Replies(#[from] ReadError),
-    /// Only a running task can do this.
-    #[error("the client belongs to no running task; use `Client::for_task`")]
-    NoTask,
+}
+
+/// Treatment of a revoked task that runs already.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum IfRunning {
+    /// The run goes on.
+    #[default]
+    Continue,
+    /// The run is stopped, as by `terminate=True` in Celery, with SIGTERM.
+    Terminate,
 }
 
 /// Sends tasks. Cheap to clone; clones share connections and the reply queue.
@@ -203,26 +213,7 @@ impl Client {
     /// Ids are derived from those of the task. If its message is delivered again and the second run
     /// sends the same signatures in the same order, they have the same ids, and their results exist
     /// once. A retry, or a replacement with the same id, sends new ones.
-    ///
-    /// ```
-    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
-    /// # use std::sync::Arc;
-    /// # use celery_protocol::{canvas::Signature, message::TaskMessage};
-    /// # use celery_worker::{broker::memory::MemoryBroker, results::Disabled};
-    /// # use celery_worker::client::{Client, ClientOptions};
-    /// # let broker = MemoryBroker::new();
-    /// # let client = Client::new(broker.clone(), Disabled, ClientOptions::default());
-    /// let mut running = TaskMessage::default();
-    /// running.id = "parent".into();
-    /// let inside = client.for_task(Arc::new(running));
-    /// let child = inside.send(Signature::new("tasks.add").args((2, 3))).await?;
-    /// assert_eq!(broker.messages("celery")[0].headers["parent_id"], "parent");
-    /// assert_eq!(inside.children()[0][0][0], child.id());
-    /// # Ok::<(), celery_worker::client::SendError>(())
-    /// # }).unwrap();
-    /// ```
-    #[must_use]
-    pub fn for_task(&self, message: Arc<TaskMessage>) -> Self {
+    pub(crate) fn for_task(&self, message: Arc<TaskMessage>) -> Self {
         let parent = Parent {
             message,
             applied: AtomicU64::new(0),
@@ -259,17 +250,10 @@ impl Client {
         let mut signature = signature.into();
         let reply_to = self.reply_to().await?;
         let call = self.call(reply_to);
+        let role = self.role();
+        let role = role.as_str();
         let plan = match &self.parent {
-            None => {
-                let role = Uuid::new_v4().to_string();
-                canvas::apply(
-                    signature,
-                    &Call {
-                        role: &role,
-                        ..call
-                    },
-                )?
-            }
+            None => canvas::apply(signature, &Call { role, ..call })?,
             Some(parent) => {
                 if self.shared.options.inherit_parent_priority
                     && !signature.options.contains_key("priority")
@@ -277,42 +261,37 @@ impl Client {
                 {
                     signature = signature.priority(priority);
                 }
-                let role = parent.occasion();
-                canvas::apply(signature, &call.for_task(&parent.message, &role))?
+                canvas::apply(signature, &call.for_task(&parent.message, role))?
             }
         };
         self.carry_out(plan).await
     }
 
-    /// Replaces the running task that this client belongs to by a signature; see
-    /// [`celery_protocol::canvas::replace`]. The task has to end without a result then.
-    ///
-    /// # Errors
-    /// [`SendError`]; [`SendError::NoTask`] outside of a task.
-    pub async fn replace(&self, signature: impl Into<Signature>) -> Result<AsyncResult, SendError> {
-        let parent = self.parent.as_ref().ok_or(SendError::NoTask)?;
+    /// Replaces a running task by a signature; see [`celery_protocol::canvas::replace`]. The task has to end without a
+    /// result then.
+    pub(crate) async fn replace(
+        &self,
+        running: &TaskMessage,
+        signature: Signature,
+    ) -> Result<AsyncResult, SendError> {
         let call = Call {
             role: "replace",
             ..self.call(&self.shared.oid)
         };
-        let plan = canvas::replace(&parent.message, signature.into(), &call)?;
+        let plan = canvas::replace(running, signature, &call)?;
         self.carry_out(plan).await
     }
 
-    /// Adds a task to the chord that the running task is a part of; see
-    /// [`celery_protocol::canvas::add_to_chord`]. Needs results in Redis.
-    ///
-    /// # Errors
-    /// [`SendError`]; [`SendError::NoTask`] outside of a task.
-    pub async fn add_to_chord(
+    /// Adds a task to the chord that a running task is a part of; see [`celery_protocol::canvas::add_to_chord`].
+    pub(crate) async fn add_to_chord(
         &self,
-        signature: impl Into<Signature>,
+        running: &TaskMessage,
+        signature: Signature,
     ) -> Result<AsyncResult, SendError> {
-        let parent = self.parent.as_ref().ok_or(SendError::NoTask)?;
-        let role = parent.occasion();
+        let role = self.role();
         let call = self.call(&self.shared.oid);
-        let call = call.for_task(&parent.message, &role);
-        let plan = canvas::add_to_chord(&parent.message, signature.into(), &call)?;
+        let call = call.for_task(running, &role);
+        let plan = canvas::add_to_chord(running, signature, &call)?;
         self.carry_out(plan).await
     }
 
@@ -339,17 +318,33 @@ impl Client {
 
     /// Results of the signatures that this client sent for its task, as `AsyncResult.as_tuple()`: the
     /// `children` of the task's own result.
-    #[must_use]
-    pub fn children(&self) -> Vec<Value> {
+    pub(crate) fn children(&self) -> Vec<Value> {
         let children = self.parent.as_ref().map(|parent| parent.lock().clone());
         children.unwrap_or_default()
     }
 
-    /// Asks all workers to not run these tasks, and to stop those that run if `terminate` is set.
+    /// Asks all workers to not run these tasks.
+    ///
+    /// ```
+    /// # tokio::runtime::Runtime::new().unwrap().block_on(async {
+    /// # use celery_worker::{broker::memory::MemoryBroker, results::Disabled};
+    /// # use celery_worker::client::ClientOptions;
+    /// use celery_worker::client::{Client, IfRunning};
+    ///
+    /// # let client = Client::new(MemoryBroker::new(), Disabled, ClientOptions::default());
+    /// client.revoke(&["an-id"], IfRunning::Terminate).await?;
+    /// # Ok::<(), celery_worker::broker::BrokerError>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// The broker did not take the request.
-    pub async fn revoke(&self, task_ids: &[&str], terminate: bool) -> Result<(), BrokerError> {
+    pub async fn revoke(
+        &self,
+        task_ids: &[&str],
+        if_running: IfRunning,
+    ) -> Result<(), BrokerError> {
+        let terminate = if_running == IfRunning::Terminate;
         let arguments = json!({"task_id": task_ids, "terminate": terminate, "signal": "SIGTERM"});
         let publication = Publication {
             exchange: pidbox::EXCHANGE.into(),
@@ -372,6 +367,14 @@ impl Client {
     pub async fn close(&self) {
         if self.parent.is_none() {
             self.shared.broker.close().await;
+        }
+    }
+
+    /// The part of the ids that tells this signature from all others.
+    fn role(&self) -> String {
+        match &self.parent {
+            None => Uuid::new_v4().to_string(),
+            Some(parent) => parent.occasion(),
         }
     }
 

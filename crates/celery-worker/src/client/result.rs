@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::Client;
+use super::{Client, IfRunning};
 use crate::broker::BrokerError;
 use crate::results::ReadError;
 use celery_protocol::canvas::ResultNode;
@@ -20,6 +20,7 @@ const PENDING: &str = "PENDING";
 
 /// Reason why a task has no value.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum GetError {
     /// The task raised an exception, or was revoked.
     #[error("task {task_id} failed: {}", .exception.headline())]
@@ -206,13 +207,12 @@ impl AsyncResult {
         Some(Self::new(self.client.clone(), parent.clone()))
     }
 
-    /// Asks all workers to not run the task, or the tasks of the group, and to stop them where they
-    /// run if `terminate` is set. Does not wait until that is done.
+    /// Asks all workers to not run the task, or the tasks of the group. Does not wait until that is done.
     ///
     /// # Errors
     /// The broker did not take the request.
-    pub async fn revoke(&self, terminate: bool) -> Result<(), BrokerError> {
-        self.client.revoke(&self.node.task_ids(), terminate).await
+    pub async fn revoke(&self, if_running: IfRunning) -> Result<(), BrokerError> {
+        self.client.revoke(&self.node.task_ids(), if_running).await
     }
 
     /// Deletes the result, or the results of the group, from the backend.

@@ -88,10 +88,6 @@ async fn invalid_signature_sends_nothing() {
         result.get::<i64>(SHORTLY).await,
         Err(GetError::Read(ReadError::Disabled))
     ));
-    assert!(matches!(
-        client.replace(s("a")).await,
-        Err(SendError::NoTask)
-    ));
 }
 
 #[tokio::test]
@@ -123,7 +119,7 @@ async fn errors_of_get_are_distinct() {
 #[tokio::test]
 async fn replies_come_to_the_queue_of_the_client() {
     let broker = MemoryBroker::new();
-    let backend = Rpc::new(Arc::new(broker.clone()), false);
+    let backend = Rpc::new(Arc::new(broker.clone()));
     let client = Client::new(broker.clone(), backend, ClientOptions::default());
     let result = client.send(s("a") | s("b")).await.unwrap();
     let sent = &broker.messages("celery")[0];
@@ -138,7 +134,7 @@ async fn replies_come_to_the_queue_of_the_client() {
     };
     let state = State::Success(json!({"x": 1}));
     let meta = celery_protocol::result::ResultMeta::new(&message, state, clock::now());
-    let worker = Rpc::new(Arc::new(broker.clone()), false);
+    let worker = Rpc::new(Arc::new(broker.clone()));
     worker.store(&meta, &message).await.unwrap();
     let value: Value = result.get(SHORTLY * 10).await.unwrap();
     assert_eq!(value["x"], 1);
@@ -238,14 +234,15 @@ async fn replacement_has_the_id_and_the_chain_of_the_task() {
         chain: Some(vec![s("next").task_id("next").to_json()]),
         ..Embed::default()
     };
-    let inside = client.for_task(Arc::new(message));
-    inside.replace(s("a").arg(1)).await.unwrap();
+    let message = Arc::new(message);
+    let inside = client.for_task(message.clone());
+    inside.replace(&message, s("a").arg(1)).await.unwrap();
     let sent = &broker.messages("celery")[0];
     assert_eq!(sent.headers["id"], "parent");
     assert_eq!(sent.headers["replaced_task_nesting"], 1);
     let body: Value = serde_json::from_slice(&sent.body).unwrap();
     assert_eq!(body[2]["chain"][0]["task"], "next");
-    let error = inside.add_to_chord(s("a")).await.unwrap_err();
+    let error = inside.add_to_chord(&message, s("a")).await.unwrap_err();
     assert!(matches!(
         error,
         SendError::Signature(SignatureError::NotInChord)
@@ -271,7 +268,7 @@ async fn revocation_reaches_every_worker() {
         worker.connected().wait_for(|served| *served).await.unwrap();
     }
     let result = client.send(group([s("a"), s("b")])).await.unwrap();
-    result.revoke(true).await.unwrap();
+    result.revoke(IfRunning::Terminate).await.unwrap();
     for worker in &mut workers {
         let delivery = worker.next().await.unwrap();
         let request = pidbox::ControlRequest::decode(&delivery.message).unwrap();

@@ -27,8 +27,6 @@ pub(crate) struct AddressOptions {
     pub(crate) tls: RedisTls,
     /// Name of the master that sentinels report; empty without sentinels.
     pub(crate) master_name: String,
-    /// Key of the setting with the name of the master.
-    pub(crate) master_name_setting: &'static str,
     /// Login at the sentinels.
     pub(crate) sentinel: SentinelLogin,
 }
@@ -112,10 +110,10 @@ impl RedisUrl {
         };
         let master = match (scheme.as_str(), options.master_name.as_str()) {
             ("sentinel", "") => {
-                return Err(wrong(format!(
-                    "`sentinel://` needs {}, the name that the sentinels know the server by",
-                    options.master_name_setting
-                )));
+                return Err(wrong(
+                    "`sentinel://` needs the option `master_name`, \
+                     the name that the sentinels know the server by",
+                ));
             }
             ("sentinel", name) => Some(name.to_owned()),
             _ => None,
@@ -562,11 +560,7 @@ mod tests {
 
     #[test]
     fn sentinels_need_a_name_to_ask_for() {
-        let options = AddressOptions {
-            master_name_setting: "master_name",
-            ..AddressOptions::default()
-        };
-        let error = RedisUrl::parse("sentinel://h", &options).unwrap_err();
+        let error = RedisUrl::parse("sentinel://h", &AddressOptions::default()).unwrap_err();
         assert!(error.to_string().contains("master_name"));
     }
 

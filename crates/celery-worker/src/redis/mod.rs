@@ -12,7 +12,7 @@ pub(crate) use address::{AddressOptions, Opened, RedisUrl, RedisUrlError};
 
 /// Login at sentinels (`sentinel_kwargs`); empty texts for none.
 #[derive(Debug, Clone, Default)]
-pub struct SentinelLogin {
+pub(crate) struct SentinelLogin {
     /// User.
     pub username: String,
     /// Password.

@@ -83,12 +83,12 @@ pub(crate) struct RemoteControl {
 }
 
 /// A running remote control. Dropping it ends it.
-pub(crate) struct Serving {
+pub(crate) struct RunningControl {
     control: Arc<RemoteControl>,
     tasks: [AbortOnDropHandle<()>; 3],
 }
 
-impl Serving {
+impl RunningControl {
     /// Takes no further requests, and sends the waiting replies within a time limit.
     pub(crate) async fn close(self) {
         drop(self.tasks);
@@ -97,7 +97,7 @@ impl Serving {
 }
 
 /// Starts to answer requests.
-pub(crate) fn start(worker: Arc<Runtime>) -> Serving {
+pub(crate) fn start(worker: Arc<Runtime>) -> RunningControl {
     let (revocations, revoked) = revoke::line();
     let (changes, changing) = BoundedQueue::new(CHANGES.0, CHANGES.1);
     let control = Arc::new(RemoteControl {
@@ -114,7 +114,7 @@ pub(crate) fn start(worker: Arc<Runtime>) -> Serving {
         tokio::spawn(change(control.clone(), changing)),
     ]
     .map(AbortOnDropHandle::new);
-    Serving { control, tasks }
+    RunningControl { control, tasks }
 }
 
 /// Answers requests until the worker stops.
@@ -335,9 +335,7 @@ impl RemoteControl {
             false => Err(Exception::new(
                 BUILTINS,
                 "PermissionError",
-                format!(
-                    "{method} is not among celery.worker_remote_control_allowed of this worker"
-                ),
+                format!("{method} is not among the requests that this worker allows"),
             )),
         }
     }

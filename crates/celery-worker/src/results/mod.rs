@@ -93,6 +93,7 @@ pub trait ResultBackend: Send + Sync {
 
 /// Method by which clients get results.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ResultAccess {
     /// Results are stored, and every client can read them.
     Stored,
@@ -104,6 +105,7 @@ pub enum ResultAccess {
 
 /// Support of a backend for chords.
 #[derive(Clone)]
+#[non_exhaustive]
 pub enum ChordSupport {
     /// Chords are not supported.
     None,
@@ -117,6 +119,7 @@ type Cause = Box<dyn Error + Send + Sync>;
 
 /// Reason why a result could not be stored or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ResultError {
     /// The URL names no known backend.
     #[error(
@@ -227,7 +230,7 @@ pub fn open(
     let url = options.url.expose_secret();
     Ok(match Kind::of(url)? {
         Kind::Disabled => Arc::new(Disabled),
-        Kind::Rpc => Arc::new(Rpc::new(broker, options.persistent)),
+        Kind::Rpc => Arc::new(Rpc::new(broker).persistent(options.persistent)),
         #[cfg(feature = "redis")]
         Kind::Redis => Arc::new(Redis::new(url, options)?),
         #[cfg(feature = "database")]

@@ -6,6 +6,7 @@ use celery_protocol::compression::Method;
 
 /// URL of the result backend, and the way it stores results.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct ResultOptions {
     /// Celery's `result_backend`; empty for no results. A secret, since it may contain a password.
     pub url: SecretString,
@@ -38,6 +39,7 @@ impl ResultOptions {
 
 /// Times that results are kept, in seconds; 0 for no limit.
 #[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
 pub struct Expires {
     /// Time for any result.
     pub results: u64,
@@ -59,6 +61,7 @@ impl Default for Expires {
 
 /// Options of Redis.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RedisOptions {
     /// Prefix of every key (`global_keyprefix`); empty for none.
     pub key_prefix: String,
@@ -83,6 +86,7 @@ impl Default for RedisOptions {
 
 /// Verification of the server's certificate, and the client certificate: files in PEM format.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct RedisTls {
     /// `ssl_cert_reqs`: `required` or `none`, or Python's names for them; empty for `required`.
     pub certificate: String,
@@ -96,6 +100,7 @@ pub struct RedisTls {
 
 /// Options of databases.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct DatabaseOptions {
     /// Name of the connections in PostgreSQL, unless the URL has `application_name`.
     pub application_name: String,
@@ -120,9 +125,20 @@ impl Default for DatabaseOptions {
 
 /// Name of a table, if it differs from Celery's.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct TableName {
     /// Schema; empty for the current schema of the session.
     pub schema: String,
     /// Name; empty for Celery's.
     pub name: String,
+}
+
+impl TableName {
+    /// A table in a schema; each may be empty.
+    pub fn new(schema: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            schema: schema.into(),
+            name: name.into(),
+        }
+    }
 }

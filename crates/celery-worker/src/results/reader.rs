@@ -52,16 +52,17 @@ struct Metas {
 
 /// Reason why no result could be read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ReadError {
     /// The backend reported an error.
     #[error(transparent)]
     Backend(#[from] ResultError),
     /// No backend is configured.
-    #[error("results are not stored; set celery.result_backend")]
+    #[error("results are not stored; set a result backend")]
     Disabled,
     /// The broker cannot be reached, or rejects the reply queue.
     #[error(
-        "no reply queue at {broker} within {}; check that the broker runs, and celery.broker_url",
+        "no reply queue at {broker} within {}; check that the broker runs, and its URL",
         humantime::format_duration(*.within)
     )]
     NoReplyQueue {

@@ -26,11 +26,19 @@ pub struct Rpc {
 }
 
 impl Rpc {
-    /// Creates a backend that uses the worker's broker. `persistent` messages survive a restart of the broker, if their
-    /// queue does.
+    /// Creates a backend that uses the worker's broker.
     #[must_use]
-    pub fn new(broker: Arc<dyn Broker>, persistent: bool) -> Self {
-        Self { broker, persistent }
+    pub fn new(broker: Arc<dyn Broker>) -> Self {
+        Self {
+            broker,
+            persistent: false,
+        }
+    }
+
+    /// If true, results survive a restart of the broker, if their queue does.
+    #[must_use]
+    pub fn persistent(self, persistent: bool) -> Self {
+        Self { persistent, ..self }
     }
 }
 

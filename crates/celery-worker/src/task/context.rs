@@ -203,7 +203,8 @@ impl TaskContext {
     /// # Errors
     /// [`TaskError::Ignore`] once the replacement is sent; an exception if it cannot be sent.
     pub async fn replace<T>(&self, signature: impl Into<Signature>) -> TaskResult<T> {
-        self.client().replace(signature).await?;
+        let client = self.client();
+        client.replace(&self.run.message, signature.into()).await?;
         Err(TaskError::Ignore)
     }
 
@@ -215,7 +216,10 @@ impl TaskContext {
         &self,
         signature: impl Into<Signature>,
     ) -> Result<AsyncResult, SendError> {
-        self.client().add_to_chord(signature).await
+        let client = self.client();
+        client
+            .add_to_chord(&self.run.message, signature.into())
+            .await
     }
 
     /// Begins a request to run this task again later: `return Err(cx.retry().countdown(pause).into())`.

@@ -4,46 +4,47 @@ use std::time::Duration;
 
 use super::RateLimit;
 
-/// Options of a task, by Celery's names. `None` leaves an option to the configuration of the worker.
+/// Options of a task, by Celery's names. An option that is not set is left to the configuration of the worker.
 ///
 /// ```
+/// use std::time::Duration;
+///
 /// use celery_worker::task::TaskOptions;
 ///
-/// const OPTIONS: TaskOptions = TaskOptions {
-///     acks_late: Some(true),
-///     max_retries: Some(5),
-///     ..TaskOptions::DEFAULT
-/// };
-/// # assert_eq!(OPTIONS.max_retries, Some(5));
+/// const OPTIONS: TaskOptions = TaskOptions::DEFAULT
+///     .acks_late(true)
+///     .max_retries(5)
+///     .time_limit(Duration::from_secs(600));
+/// # assert_ne!(OPTIONS, TaskOptions::DEFAULT);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct TaskOptions {
-    /// True if the message is acknowledged after the run rather than before.
-    pub acks_late: Option<bool>,
-    /// Whether, with late acknowledgement, a failure is acknowledged rather than rejected.
-    pub acks_on_failure: Option<bool>,
-    /// Whether, with late acknowledgement, a run that exceeded its time limit is acknowledged rather than
-    /// requeued.
-    pub acks_on_timeout: Option<bool>,
-    /// True if no result is stored, unless the message states it.
-    pub ignore_result: Option<bool>,
-    /// True if failures are stored even if results are ignored.
-    pub store_errors_even_if_ignored: Option<bool>,
-    /// True if the state STARTED is stored.
-    pub track_started: Option<bool>,
-    /// Time limit in seconds, unless the message has one.
-    pub time_limit: Option<f64>,
-    /// Soft time limit in seconds, unless the message has one.
-    pub soft_time_limit: Option<f64>,
-    /// Maximum number of retries. Celery's default is 3.
-    pub max_retries: Option<u32>,
-    /// Pause before a retry that names none. Celery's default is 180 s.
-    pub default_retry_delay: Option<Duration>,
-    /// Maximum rate at which tasks of this name start.
-    pub rate_limit: Option<RateLimit>,
-    /// True if the task observes [`TaskContext::cancelled`](super::TaskContext::cancelled) and ends by itself,
-    /// for example to stop a child process. Any other task is dropped at the point where it waits.
-    pub cooperative: bool,
+    pub(crate) acks_late: Option<bool>,
+    pub(crate) acks_on_failure: Option<bool>,
+    pub(crate) acks_on_timeout: Option<bool>,
+    pub(crate) ignore_result: Option<bool>,
+    pub(crate) store_errors_even_if_ignored: Option<bool>,
+    pub(crate) track_started: Option<bool>,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) soft_time_limit: Option<Duration>,
+    pub(crate) max_retries: Option<u32>,
+    pub(crate) default_retry_delay: Option<Duration>,
+    pub(crate) rate_limit: Option<RateLimit>,
+    pub(crate) cooperative: bool,
+}
+
+/// Methods that set one option each; constant, so that they can define [`Task::OPTIONS`](super::Task::OPTIONS).
+macro_rules! setters {
+    ($($(#[$doc:meta])* $option:ident: $value:ty),* $(,)?) => {
+        $(
+            $(#[$doc])*
+            #[must_use]
+            pub const fn $option(mut self, $option: $value) -> Self {
+                self.$option = Some($option);
+                self
+            }
+        )*
+    };
 }
 
 impl TaskOptions {
@@ -62,4 +63,38 @@ impl TaskOptions {
         rate_limit: None,
         cooperative: false,
     };
+
+    setters! {
+        /// If true, the message is acknowledged after the run rather than before.
+        acks_late: bool,
+        /// With late acknowledgement, acknowledges the message of a failed run (true) or rejects it (false).
+        acks_on_failure: bool,
+        /// With late acknowledgement, acknowledges the message of a run that exceeded its time limit (true) or requeues
+        /// it (false).
+        acks_on_timeout: bool,
+        /// If true, no result is stored, unless the message states it.
+        ignore_result: bool,
+        /// If true, failures are stored even if results are ignored.
+        store_errors_even_if_ignored: bool,
+        /// If true, the state STARTED is stored.
+        track_started: bool,
+        /// Limits the time of a run, unless the message has a limit; zero for no limit.
+        time_limit: Duration,
+        /// Limits the time after which a run is asked to end, unless the message has such a limit; zero for no limit.
+        soft_time_limit: Duration,
+        /// Sets the maximum number of retries. Celery's default is 3.
+        max_retries: u32,
+        /// Sets the pause before a retry that names none. Celery's default is 180 s.
+        default_retry_delay: Duration,
+        /// Limits the rate at which tasks of this name start.
+        rate_limit: RateLimit,
+    }
+
+    /// For a task that observes [`TaskContext::cancelled`](super::TaskContext::cancelled) and ends by itself, for example
+    /// to stop a child process. Any other task is dropped at the point where it waits.
+    #[must_use]
+    pub const fn cooperative(mut self, cooperative: bool) -> Self {
+        self.cooperative = cooperative;
+        self
+    }
 }

@@ -10,6 +10,7 @@ use tokio::time::sleep;
 
 /// Reason why a state was not set.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum UpdateStateError {
     /// No state can have this name.
     #[error(transparent)]

@@ -1,4 +1,5 @@
-//! Admission of messages: limits their memory.
+//! Admission of a delivery, the first step of its life in the worker: its message is decoded if the memory suffices.
+//! Otherwise it stays with the broker until there is room for it, or until its eta.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +10,9 @@ use super::cancellation::Cancellation;
 use super::execution::Execution;
 use super::identity::Identity;
 use super::in_flight::{Phase, Request};
-use super::intake;
 use super::memory::{self, MemoryShare};
+use super::republication::deliveries_before;
 use super::runtime::Runtime;
-use super::schedule::deliveries_before;
 use crate::aside::apart;
 use crate::broker::{Delivery, Disposition};
 use crate::clock;
@@ -20,7 +20,7 @@ use crate::task::Entry;
 use celery_protocol::RawMessage;
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
-use celery_protocol::message::{self, TaskMessage};
+use celery_protocol::message::{self, Reason, Refused, TaskMessage};
 use celery_protocol::result::Cause;
 use celery_protocol::{repr, weight};
 
@@ -35,7 +35,7 @@ const MANY_DELIVERIES: u64 = 3;
 /// A message that was decoded, and stays in memory until it is settled.
 pub(super) struct Admitted {
     pub(super) delivery: Delivery,
-    pub(super) read: Box<Result<TaskMessage, message::Refused>>,
+    pub(super) read: Box<Result<TaskMessage, Refused>>,
     /// The message's share of the memory budget, until it is settled.
     pub(super) share: Option<MemoryShare>,
 }
@@ -60,8 +60,8 @@ impl Runtime {
         if weight > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
-        let read = intake::read(&delivery, accept);
-        self.admit_read(delivery, read, weight, None).await
+        let message = read(&delivery, accept);
+        self.admit_read(delivery, message, weight, None).await
     }
 
     /// Handles a message whose body was omitted because the task's eta has not been reached.
@@ -122,8 +122,11 @@ impl Runtime {
             self.wait_for_memory(delivery, identity, weight).await;
             return None;
         };
-        match self.apart(delivery, intake::read).await {
-            Some((delivery, read)) => self.admit_read(delivery, read, weight, Some(share)).await,
+        match self.apart(delivery, read).await {
+            Some((delivery, message)) => {
+                self.admit_read(delivery, message, weight, Some(share))
+                    .await
+            }
             None => None,
         }
     }
@@ -151,7 +154,7 @@ impl Runtime {
     async fn admit_read(
         self: &Arc<Self>,
         delivery: Delivery,
-        read: Result<TaskMessage, message::Refused>,
+        read: Result<TaskMessage, Refused>,
         weight: usize,
         mut share: Option<MemoryShare>,
     ) -> Option<Admitted> {
@@ -244,4 +247,29 @@ impl Runtime {
         }
         drop(self.memory.cancel(&identity));
     }
+}
+
+/// Decodes a delivery's task message.
+///
+/// # Errors
+/// [`Refused`] for a message that is not a task, or whose body or properties were omitted.
+fn read(delivery: &Delivery, accept: &Accept) -> Result<TaskMessage, Refused> {
+    match left_out(delivery, accept) {
+        Some(reason) => Err(message::refused(&delivery.message, reason)),
+        None => message::decode(&delivery.message, accept),
+    }
+}
+
+fn left_out(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
+    let damage = delivery.damage.as_deref()?;
+    if let Some(why) = damage.unreadable {
+        return Some(Reason::Properties(why));
+    }
+    damage
+        .body_bytes
+        .filter(|_| !damage.is_early)
+        .map(|bytes| Reason::TooLarge {
+            size: usize::try_from(bytes).unwrap_or(usize::MAX),
+            limit: accept.max_body_bytes,
+        })
 }

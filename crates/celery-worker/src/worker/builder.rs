@@ -12,6 +12,7 @@ use crate::task::{DuplicateTask, Registry, Task};
 
 /// Error of a worker that [`Worker::builder`] created.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum WorkerError {
     /// Two tasks have the same name.
     #[error("tasks cannot be registered")]

@@ -54,11 +54,7 @@ impl Task for UnlockChord {
     const FUNCTION: &'static str = "unlock_chord";
     const BIND: bool = true;
     // Acknowledged after the run: a chord must not be lost when a worker dies.
-    const OPTIONS: TaskOptions = TaskOptions {
-        acks_late: Some(true),
-        ignore_result: Some(true),
-        ..TaskOptions::DEFAULT
-    };
+    const OPTIONS: TaskOptions = TaskOptions::DEFAULT.acks_late(true).ignore_result(true);
     type Args = UnlockArguments;
     type Output = ();
 

@@ -15,6 +15,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(180);
 
 /// Default options of all tasks, by the names of Celery's settings.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct DefaultOptions {
     /// `task_acks_late`.
     pub acks_late: bool,
@@ -28,10 +29,10 @@ pub struct DefaultOptions {
     pub store_errors_even_if_ignored: bool,
     /// `task_track_started`.
     pub track_started: bool,
-    /// `task_time_limit`, in seconds.
-    pub time_limit: Option<f64>,
-    /// `task_soft_time_limit`, in seconds.
-    pub soft_time_limit: Option<f64>,
+    /// `task_time_limit`.
+    pub time_limit: Option<Duration>,
+    /// `task_soft_time_limit`.
+    pub soft_time_limit: Option<Duration>,
     /// `task_default_rate_limit`.
     pub rate_limit: Option<RateLimit>,
 }
@@ -82,8 +83,8 @@ impl EffectiveOptions {
             .or(options.ignore_result)
             .unwrap_or(defaults.ignore_result);
         let own = limits.unwrap_or(Limits {
-            hard: options.time_limit.or(defaults.time_limit),
-            soft: options.soft_time_limit.or(defaults.soft_time_limit),
+            hard: options.time_limit.or(defaults.time_limit).map(seconds),
+            soft: (options.soft_time_limit.or(defaults.soft_time_limit)).map(seconds),
         });
         let (hard, soft) = message.time_limit;
         // Zero means no limit, as in Python.
@@ -115,6 +116,10 @@ impl EffectiveOptions {
         let error = matches!(state, State::Failure { .. } | State::Revoked(_));
         !self.ignore_result || (error && self.store_errors)
     }
+}
+
+fn seconds(limit: Duration) -> f64 {
+    limit.as_secs_f64()
 }
 
 /// A task's time limits, in seconds, as set by remote control.
@@ -158,12 +163,12 @@ mod tests {
     fn the_most_specific_option_applies() {
         let (mut message, mut options) = (TaskMessage::default(), TaskOptions::DEFAULT);
         let mut defaults = DefaultOptions {
-            time_limit: Some(30.0),
+            time_limit: Some(Duration::from_secs(30)),
             ..DefaultOptions::default()
         };
         let limit = |m: &_, a: &_, d: &_| effective(m, a, d).time_limit;
         assert_eq!(limit(&message, &options, &defaults), Some(30.0));
-        options.time_limit = Some(20.0);
+        options.time_limit = Some(Duration::from_secs(20));
         assert_eq!(limit(&message, &options, &defaults), Some(20.0));
         message.time_limit = (Some(10.0), None);
         assert_eq!(limit(&message, &options, &defaults), Some(10.0));

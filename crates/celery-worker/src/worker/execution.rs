@@ -1,4 +1,4 @@
-//! The run of a task: its limits, its progress, its outcome.
+//! The execution of a task that has a slot: its limits, its progress, its outcome, which is then concluded.
 
 use std::pin::pin;
 use std::sync::{Arc, OnceLock};

@@ -1,4 +1,4 @@
-//! Accepted messages that are not settled yet.
+//! Tasks between acceptance and settlement, with their deliveries.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -114,7 +114,7 @@ impl InFlight {
     }
 
     /// Adds a delivery of a task that `stop` cancels; returns false if it joined a task that was accepted before.
-    pub(crate) fn accept(
+    pub(crate) fn add(
         &self,
         request: &Arc<Request>,
         delivery: Delivery,
@@ -390,7 +390,7 @@ mod tests {
             self.void.load(Relaxed)
         }
 
-        fn park(&self, parked: bool) {
+        fn set_parked(&self, parked: bool) {
             self.parked.store(parked, Relaxed);
         }
     }
@@ -417,13 +417,13 @@ mod tests {
     }
 
     /// Accepts a delivery. Returns true if it was the first of its task, and its settlement.
-    fn accept(in_flight: &InFlight, request: &Arc<Request>) -> (bool, ProbeSettlement) {
+    fn added(in_flight: &InFlight, request: &Arc<Request>) -> (bool, ProbeSettlement) {
         let way = (String::new(), "q".to_owned());
         let probe = ProbeSettlement::default();
         let raw = request.raw.clone();
-        let delivery = Delivery::new(raw, "q".into(), way, false, Box::new(probe.clone()));
+        let delivery = Delivery::new(raw, "q".into(), way, Box::new(probe.clone()));
         let stop = Cancellation::new(&CancellationToken::new());
-        (in_flight.accept(request, delivery, &stop), probe)
+        (in_flight.add(request, delivery, &stop), probe)
     }
 
     fn parked(probes: &[&ProbeSettlement]) -> Vec<bool> {
@@ -439,9 +439,9 @@ mod tests {
         let one = request("a", "one").ok_or(MISSING)?;
         let other = request("a", "other").ok_or(MISSING)?;
         let again = request("a", "one").ok_or(MISSING)?;
-        assert!(accept(&in_flight, &one).0);
-        assert!(accept(&in_flight, &other).0);
-        assert!(!accept(&in_flight, &again).0);
+        assert!(added(&in_flight, &one).0);
+        assert!(added(&in_flight, &other).0);
+        assert!(!added(&in_flight, &again).0);
         // These deliveries are settled separately.
         assert_eq!(in_flight.release(&one).len(), 2);
         assert!(in_flight.release(&one).is_empty());
@@ -454,11 +454,11 @@ mod tests {
         let in_flight = InFlight::new(10);
         let task = request("a", "").ok_or(MISSING)?;
         let twin = request("a", "").ok_or(MISSING)?;
-        let (_, first) = accept(&in_flight, &task);
-        let (_, second) = accept(&in_flight, &twin);
+        let (_, first) = added(&in_flight, &task);
+        let (_, second) = added(&in_flight, &twin);
         assert_eq!(parked(&[&first, &second]), [false, true]);
         in_flight.park(&task, true);
-        let (_, third) = accept(&in_flight, &twin);
+        let (_, third) = added(&in_flight, &twin);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
         // The delivery that joined is not unparked: only one delivery of a task counts.
         in_flight.park(&twin, false);
@@ -473,10 +473,10 @@ mod tests {
     fn redelivery_is_parked_with_its_task() -> Result<(), &'static str> {
         let in_flight = InFlight::new(1);
         let task = request("a", "").ok_or(MISSING)?;
-        let (_, lost) = accept(&in_flight, &task);
+        let (_, lost) = added(&in_flight, &task);
         in_flight.park(&task, true);
         lost.void.store(true, Relaxed);
-        let (_, again) = accept(&in_flight, &task);
+        let (_, again) = added(&in_flight, &task);
         assert_eq!(parked(&[&again]), [true]);
         in_flight.park(&task, false);
         assert_eq!(parked(&[&again]), [false]);
@@ -488,16 +488,16 @@ mod tests {
         let in_flight = InFlight::new(2);
         let task = request("a", "").ok_or(MISSING)?;
         let other = request("b", "").ok_or(MISSING)?;
-        let (_, first) = accept(&in_flight, &task);
-        let (_, second) = accept(&in_flight, &other);
+        let (_, first) = added(&in_flight, &task);
+        let (_, second) = added(&in_flight, &other);
         for each in [&task, &other] {
             in_flight.park(each, true);
         }
-        let (_, third) = accept(&in_flight, &task);
+        let (_, third) = added(&in_flight, &task);
         assert_eq!(parked(&[&first, &second, &third]), [true, true, false]);
         // Settled deliveries free the limit for others.
         in_flight.release(&other);
-        let (_, fourth) = accept(&in_flight, &task);
+        let (_, fourth) = added(&in_flight, &task);
         assert_eq!(parked(&[&third, &fourth]), [true, false]);
         in_flight.release(&task);
         assert_eq!(in_flight.lock().parked, 0);

@@ -6,8 +6,9 @@
 //!
 //! Every accepted message has an entry until it is settled. A delivery of a message that was accepted before (the
 //! broker redelivered it after a lost connection, or a producer sent it twice) joins that entry instead of running
-//! concurrently, and is settled with it. [`identity`] determines which messages are the same; a task id alone does not,
-//! so different tasks with one id run concurrently.
+//! concurrently, and is settled with it. The identity of a message is a digest of everything that determines what
+//! is executed and where the outcome is sent; a task id alone is not enough, so different tasks with one id run
+//! concurrently.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use crate::broker::{
 };
 use crate::client::{Client, ClientOptions};
 use crate::liveness::{self, LivenessRegistry};
-use crate::observer::Observer;
+use crate::observer::{BrokerConnection, Observer};
 use crate::product::Product;
 use crate::remote_control;
 use crate::task::Registry;
@@ -30,11 +31,13 @@ use crate::workflow::{Workflow, WorkflowOptions};
 use celery_protocol::content::Accept;
 use celery_protocol::event::Event;
 
+mod acceptance;
 mod admission;
 pub(crate) mod bounded_queue;
 mod builder;
 mod builtin;
 mod cancellation;
+mod conclusion;
 mod discard;
 pub(crate) mod effective_options;
 pub(crate) mod events;
@@ -44,12 +47,14 @@ pub(crate) mod in_flight;
 mod intake;
 mod memory;
 pub(crate) mod rate_limit;
+mod refusal;
+mod republication;
 pub(crate) mod revocation;
 pub(crate) mod runtime;
 mod schedule;
-mod settlement;
 pub(crate) mod slots;
 mod span;
+mod stored_state;
 
 pub use crate::task::RateLimit;
 pub use builder::{WorkerBuilder, WorkerError};
@@ -73,6 +78,7 @@ const COLD_WITHIN: Duration = Duration::from_secs(30);
 
 /// Configuration of a worker.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Config {
     /// Node name, e.g. `celery@host`.
     pub hostname: String,
@@ -368,7 +374,7 @@ impl Worker {
             () = stopped_cold(&runtime, &tasks) => {}
         }
         drop(heart);
-        runtime.observer.load(false, 0);
+        runtime.observer.worker_stopped();
         runtime.events.send(&Event::WorkerOffline(runtime.load()));
         if let Some(control) = control {
             control.close().await;
@@ -395,7 +401,7 @@ async fn beat(runtime: Arc<Runtime>, liveness: LivenessRegistry) {
         beats.tick().await;
         own_liveness.tick();
         let load = runtime.load();
-        runtime.observer.load(true, load.active);
+        runtime.observer.load(load.active);
         runtime
             .observer
             .broker_blocked(runtime.broker.blocked().is_some());
@@ -480,7 +486,11 @@ async fn announce(
     loop {
         let up = *connected.borrow_and_update();
         served.send_replace(up);
-        runtime.observer.broker_connected(up, before);
+        runtime.observer.broker_connection(match (up, before) {
+            (false, _) => BrokerConnection::Lost,
+            (true, false) => BrokerConnection::Connected,
+            (true, true) => BrokerConnection::Reconnected,
+        });
         if up && !before {
             before = true;
             tracing::info!(

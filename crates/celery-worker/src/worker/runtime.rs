@@ -1,4 +1,4 @@
-//! State of a running worker.
+//! State of a running worker, which all steps of a task and the remote control share.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::effective_options::TimeLimits;
 use super::events::Events;
-use super::in_flight::InFlight;
+use super::in_flight::{InFlight, Request};
 use super::memory;
 use super::rate_limit::RateLimits;
 use super::revocation::Revoked;
@@ -20,7 +20,7 @@ use crate::observer::Observer;
 use crate::results::ResultBackend;
 use crate::task::Registry;
 use crate::workflow::Workflow;
-use celery_protocol::event::Load;
+use celery_protocol::event::{Event, Load};
 
 /// State of a worker that the processing of messages and the remote control share.
 pub(crate) struct Runtime {
@@ -70,6 +70,17 @@ impl Runtime {
         u16::try_from(self.slots.size())
             .unwrap_or(u16::MAX)
             .saturating_mul(self.config.prefetch_multiplier)
+    }
+
+    /// Counts an event of a task and sends it to monitors.
+    pub(super) fn emit(&self, request: &Request, event: &Event<'_>) {
+        self.count_event(&request.message.task, &request.queue, event);
+        self.events.send(event);
+    }
+
+    pub(super) fn count_event(&self, task: &str, queue: &str, event: &Event<'_>) {
+        let known = self.registry.get(task).map(|_| task);
+        self.observer.task_event(known, queue, event);
     }
 
     /// Counts a task that starts.

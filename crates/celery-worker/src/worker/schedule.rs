@@ -1,30 +1,16 @@
-//! The wait of an accepted message: for its eta, its rate limit and a slot.
-
-use std::time::Duration;
+//! The schedule of an accepted task, between acceptance and execution: it waits for its eta, its rate limit and a slot.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
 
 use super::execution::Execution;
 use super::in_flight::Phase;
-use super::runtime::Runtime;
 use super::slots::Slot;
-use crate::broker::{Delivery, Disposition, Publication};
+use crate::broker::Disposition;
 use crate::clock;
 use crate::workflow::Stopped;
-use celery_protocol::RawMessage;
-use celery_protocol::message::TaskMessage;
-use celery_protocol::result::{Cause, State};
+use celery_protocol::result::State;
 use service_connection::error_chain::chain;
-
-/// Time limit of one attempt to publish.
-const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
-
-/// Interval of the checks of deliveries whose message is being published again.
-const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Header with the number of earlier deliveries, which quorum queues add.
-const DELIVERIES: &str = "x-delivery-count";
 
 impl Execution<'_> {
     /// Waits for the task's eta, its rate limit and a slot. An error is the disposition of a message whose task does
@@ -117,88 +103,5 @@ impl Execution<'_> {
             .republish(held, request.raw.clone(), &request.message.id)
             .await;
         None
-    }
-}
-
-impl Runtime {
-    /// Reason why a task must not start, if any.
-    pub(super) fn unwanted(&self, message: &TaskMessage) -> Option<Cause> {
-        let expired = message
-            .expires
-            .is_some_and(|expires| expires <= clock::now());
-        let cause = match expired {
-            true => Cause::Expired,
-            false if self.revoked.revokes(message) => Cause::Revoked,
-            false => return None,
-        };
-        tracing::info!(
-            task_id = message.id,
-            ?cause,
-            "task was revoked or has expired; it does not run"
-        );
-        Some(cause)
-    }
-
-    /// Publishes a waiting message again, and settles its held deliveries.
-    pub(super) async fn republish(
-        &self,
-        held: Vec<Delivery>,
-        mut message: RawMessage,
-        task_id: &str,
-    ) {
-        // Messages that the broker has requeued are delivered again in any case.
-        let Some(queue) = held
-            .iter()
-            .find(|delivery| !delivery.is_void())
-            .map(|delivery| delivery.queue.clone())
-        else {
-            return;
-        };
-        // The new message has no earlier deliveries.
-        if message.headers.contains_key(DELIVERIES) {
-            message.headers.shift_remove(DELIVERIES);
-        }
-        let publication = Publication {
-            exchange: String::new(),
-            routing_key: queue,
-            message,
-            declare: None,
-            mandatory: true,
-        };
-        let publishing = self
-            .broker
-            .publish_until_confirmed(&publication, PUBLISH_WITHIN);
-        let published = tokio::select! {
-            published = publishing => published,
-            // The broker has requeued the message; publishing it as well would create a second one.
-            () = requeued_by_broker(&held) => return,
-        };
-        let disposition = match published {
-            Ok(()) => Disposition::Ack,
-            Err(error) => {
-                tracing::warn!(
-                    task_id,
-                    error = %chain(&error),
-                    "delayed task could not be published again; its message returns to the queue"
-                );
-                Disposition::Requeue
-            }
-        };
-        for delivery in held {
-            delivery.settle(disposition).await;
-        }
-    }
-}
-
-/// Number of earlier deliveries of a message, if its queue counts them.
-pub(super) fn deliveries_before(message: &RawMessage) -> u64 {
-    let count = message.headers.get(DELIVERIES);
-    count.and_then(Value::as_u64).unwrap_or(0)
-}
-
-/// Waits until the broker has requeued all deliveries.
-async fn requeued_by_broker(held: &[Delivery]) {
-    while !held.iter().all(Delivery::is_void) {
-        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Its name and its `celery.` attributes are those of `opentelemetry-instrumentation-celery` for a Python worker, so
 //! that traces of both look alike; the other attributes are OpenTelemetry's conventions for messaging, which that
-//! package does not use yet.
+//! package does not use yet. Its level is DEBUG, so that a subscriber that shows spans at each line does not show it.
 
 use serde_json::json;
 use tracing::Span;
@@ -34,7 +34,7 @@ pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePr
     let message = &request.message;
     let key = &*request.routing_key;
     // Evaluated only if a layer wants the span.
-    let span = tracing::info_span!(
+    let span = tracing::debug_span!(
         "run",
         otel.name = format!("{OPERATION}/{}", message.task),
         otel.kind = "consumer",

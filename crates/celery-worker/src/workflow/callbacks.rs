@@ -30,7 +30,7 @@ impl Workflow {
         let rest = embed.chain.iter().flatten();
         let values = embed.callbacks.iter().chain(rest).chain([returned]);
         let planning = || canvas::after_success(message, returned, &call);
-        let plan = self.desk.work(is_large(values), planning).await?;
+        let plan = self.large_work.work(is_large(values), planning).await?;
         // Boxed, here and below: most tasks have no follow-up tasks, and their futures need no memory for it.
         Box::pin(self.carry_out(plan, &message.id)).await
     }
@@ -75,7 +75,7 @@ impl Workflow {
         call: &Call<'_>,
     ) -> Result<(), Stopped> {
         let planning = || canvas::after_failure(task_id, errbacks, call);
-        let sent = match self.desk.work(is_large(errbacks), planning).await {
+        let sent = match self.large_work.work(is_large(errbacks), planning).await {
             Ok(plan) => self.carry_out(plan, task_id).await,
             Err(error) => Err(error.into()),
         };
@@ -91,7 +91,7 @@ impl Workflow {
 
     pub(super) async fn failed_steps(&self, chain: &[Value]) -> Vec<TaskMessage> {
         let looking = || canvas::failed_steps(chain);
-        self.desk.work(is_large(chain), looking).await
+        self.large_work.work(is_large(chain), looking).await
     }
 
     /// Stores the failure of a task that was not sent. Returns the task if it must be counted: it is a part of a chord

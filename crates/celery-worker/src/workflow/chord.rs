@@ -136,7 +136,7 @@ impl Workflow {
             "chord failed; its body is not applied"
         );
         let looking = || canvas::body_failures(body, error, cause);
-        let failures = match self.desk.work(is_large([body]), looking).await {
+        let failures = match self.large_work.work(is_large([body]), looking).await {
             Ok(failures) => failures,
             Err(error) => {
                 tracing::error!(task_id = part.id, %error, "body of a chord is not a signature");
@@ -306,7 +306,7 @@ impl Workflow {
     ) -> Result<(), WorkflowError> {
         let is_large = is_large([body, &results]);
         let planning = || canvas::chord_body(body, results, call);
-        let plan = self.desk.work(is_large, planning).await?;
+        let plan = self.large_work.work(is_large, planning).await?;
         let task_id = call.parent_id.unwrap_or_default();
         self.carry_out(plan, task_id).await?;
         Ok(())

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::aside::Desk;
+use crate::aside::LargeWorkLock;
 use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
 use crate::clock;
 use crate::product::Product;
@@ -130,7 +130,7 @@ pub(crate) struct Workflow {
     reply_to: String,
     publisher: TaskPublisher,
     /// Runs the planning of large signatures one at a time.
-    desk: Desk,
+    large_work: LargeWorkLock,
     stopping: CancellationToken,
 }
 
@@ -157,7 +157,7 @@ impl Workflow {
             publisher,
             chords: results.chords(),
             reply_to: Uuid::new_v4().to_string(),
-            desk: Desk::default(),
+            large_work: LargeWorkLock::default(),
             broker,
             results,
             options,

@@ -9,32 +9,21 @@ async fn connecting_ends_after_the_configured_attempts() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
     };
-    let reconnect = Reconnect::default();
-    for (reconnect, setting) in [
-        (
-            Reconnect {
-                on_startup: false,
-                ..reconnect
-            },
-            "celery.broker_connection_retry_on_startup",
-        ),
-        (
-            Reconnect {
-                max_retries: 1,
-                ..reconnect
-            },
-            "celery.broker_connection_max_retries",
-        ),
+    let mut only_once = Reconnect::default();
+    only_once.on_startup = false;
+    let mut twice = Reconnect::default();
+    twice.max_retries = 1;
+    for (reconnect, option) in [
+        (only_once, "reconnect.on_startup"),
+        (twice, "reconnect.max_retries"),
     ] {
-        let options = AmqpOptions {
-            reconnect,
-            ..AmqpOptions::new(format!("amqp://127.0.0.1:{port}"), "given-up")
-        };
+        let mut options = AmqpOptions::new(format!("amqp://127.0.0.1:{port}"), "given-up");
+        options.reconnect = reconnect;
         let broker = Amqp::new(&options).unwrap();
         let mut consumer = broker.consume(subscription(&[&Queue::tasks("q")], 1));
         assert!(timeout(PATIENCE, consumer.next()).await.unwrap().is_none());
         let failure = consumer.failure().unwrap();
-        assert!(failure.to_string().contains(setting), "{failure}");
+        assert!(failure.to_string().contains(option), "{failure}");
     }
 }
 
@@ -60,13 +49,8 @@ async fn changed_password_is_retried_until_it_is_right() {
         .unwrap();
 
     let other = amqp(&url, &format!("{user}-other"));
-    let publication = Publication {
-        exchange: String::new(),
-        routing_key: queue.name.clone(),
-        message: RawMessage::default(),
-        declare: None,
-        mandatory: true,
-    };
+    let mut publication = publication(&queue, RawMessage::default());
+    publication.declare = None;
     let refused = other.publish(&publication, PATIENCE).await.unwrap_err();
     let text = refused.to_string();
     assert!(text.contains("check user, password"), "{text}");
@@ -89,15 +73,11 @@ async fn tls_with_and_without_a_client_certificate() {
         return;
     };
     let file = |name: &str| format!("{files}/{name}");
-    let trusting = AmqpTls {
-        ca_file: file("ca.pem"),
-        ..AmqpTls::default()
-    };
-    let client = AmqpTls {
-        cert_file: file("client.pem"),
-        key_file: file("client.key"),
-        ..trusting.clone()
-    };
+    let mut trusting = AmqpTls::default();
+    trusting.ca_file = file("ca.pem");
+    let mut client = trusting.clone();
+    client.cert_file = file("client.pem");
+    client.key_file = file("client.key");
     // The user that the broker takes from the certificate.
     let users = ctl(&["list_users", "-q"]).await;
     if !users.contains("tls-client") {
@@ -115,19 +95,11 @@ async fn tls_with_and_without_a_client_certificate() {
         (&guest, &AmqpTls::default(), false),
         (&wrong_host, &trusting, false),
     ] {
-        let options = AmqpOptions {
-            tls: tls.clone(),
-            ..AmqpOptions::new(url, "tls")
-        };
+        let mut options = AmqpOptions::new(url.as_str(), "tls");
+        options.tls = tls.clone();
         let broker = Amqp::new(&options).unwrap();
         let queue = Queue::tasks(unique("tls"));
-        let publication = Publication {
-            exchange: String::new(),
-            routing_key: queue.name.clone(),
-            message: RawMessage::default(),
-            declare: Some(Declaration::Queue(queue.clone())),
-            mandatory: true,
-        };
+        let publication = publication(&queue, RawMessage::default());
         let within = if works {
             PATIENCE
         } else {
@@ -141,18 +113,10 @@ async fn tls_with_and_without_a_client_certificate() {
         }
         broker.close().await;
     }
-    let missing = AmqpOptions {
-        tls: AmqpTls {
-            ca_file: file("none.pem"),
-            ..AmqpTls::default()
-        },
-        ..AmqpOptions::new(&guest, "tls")
-    };
+    let mut missing = AmqpOptions::new(guest.as_str(), "tls");
+    missing.tls.ca_file = file("none.pem");
     let Err(error) = Amqp::new(&missing) else {
         panic!("a missing file is reported");
     };
-    assert!(
-        error.to_string().contains("celery.broker_ssl_ca_file"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("tls.ca_file"), "{error}");
 }

@@ -195,10 +195,8 @@ async fn missing_queue_is_awaited_without_declaring() {
     let Some(url) = service("TEST_AMQP_URL") else {
         return;
     };
-    let options = AmqpOptions {
-        no_declare: true,
-        ..AmqpOptions::new(&url, "passive")
-    };
+    let mut options = AmqpOptions::new(url.as_str(), "passive");
+    options.no_declare = true;
     let broker = Amqp::new(&options).unwrap();
     let [there, missing] = [
         Queue::tasks(unique("there")),
@@ -207,17 +205,11 @@ async fn missing_queue_is_awaited_without_declaring() {
     let declaring = amqp(&url, "declaring");
     publish(&declaring, &there, "1").await;
 
-    let publication = Publication {
-        exchange: String::new(),
-        routing_key: missing.name.clone(),
-        message: RawMessage::default(),
-        declare: Some(Declaration::Queue(missing.clone())),
-        mandatory: true,
-    };
+    let publication = publication(&missing, RawMessage::default());
     let refused = broker.publish(&publication, PATIENCE).await.unwrap_err();
     let text = refused.to_string();
     assert!(
-        text.contains(&missing.name) && text.contains("celery.no_declare"),
+        text.contains(&missing.name) && text.contains("no_declare"),
         "{text}"
     );
 

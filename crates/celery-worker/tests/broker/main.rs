@@ -93,14 +93,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_millis(300);
 
 fn subscription(queues: &[&Queue], prefetch: u16) -> Subscription {
-    Subscription {
-        purpose: "a test",
-        queues: queues.iter().copied().cloned().collect(),
-        prefetch,
-        delayed: None,
-        max_body_bytes: None,
-        max_waiting_body_bytes: None,
-    }
+    let queues = queues.iter().copied().cloned().collect();
+    let mut subscription = Subscription::new("a test", queues);
+    subscription.prefetch = prefetch;
+    subscription
 }
 
 async fn consume(broker: &dyn Broker, queues: &[&Queue], prefetch: u16) -> Consumer {
@@ -124,13 +120,10 @@ async fn publish(broker: &dyn Broker, queue: &Queue, body: &str) {
 
 /// A message for a queue, which is declared.
 fn publication(queue: &Queue, message: RawMessage) -> Publication {
-    Publication {
-        exchange: String::new(),
-        routing_key: queue.name.clone(),
-        message,
-        declare: Some(Declaration::Queue(queue.clone())),
-        mandatory: true,
-    }
+    let mut publication = Publication::new("", &*queue.name, message);
+    publication.declare = Some(Declaration::Queue(queue.clone()));
+    publication.mandatory = true;
+    publication
 }
 
 async fn next(consumer: &mut Consumer) -> Delivery {

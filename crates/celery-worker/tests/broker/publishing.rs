@@ -16,13 +16,8 @@ async fn a_publication_declares_what_was_deleted() {
     let depth = broker.survey(std::slice::from_ref(&queue.name)).await;
     assert_eq!(depth.unwrap()[0].messages, 1);
     // Also for the queue's own exchange, which the test's connection deletes.
-    let through_exchange = Publication {
-        exchange: queue.name.clone(),
-        routing_key: queue.name.clone(),
-        message: RawMessage::default(),
-        declare: Some(Declaration::Queue(queue.clone())),
-        mandatory: true,
-    };
+    let mut through_exchange = publication(&queue, RawMessage::default());
+    through_exchange.exchange.clone_from(&queue.name);
     broker.publish(&through_exchange, PATIENCE).await.unwrap();
     let eval = format!(
         "rabbit_exchange:delete(rabbit_misc:r(<<\"/\">>, exchange, <<\"{}\">>), false, <<\"test\">>).",
@@ -43,13 +38,7 @@ async fn a_missing_exchange_fails_its_own_message_only() {
     };
     let broker = amqp(&url, "foreign");
     let queue = Queue::tasks(unique("own"));
-    let wrong = Publication {
-        exchange: unique("nowhere"),
-        routing_key: "x".into(),
-        message: RawMessage::default(),
-        declare: None,
-        mandatory: false,
-    };
+    let wrong = Publication::new(unique("nowhere"), "x", RawMessage::default());
     publish(&broker, &queue, "first").await;
     let good = async {
         for n in 0..50 {
@@ -66,10 +55,7 @@ async fn a_missing_exchange_fails_its_own_message_only() {
         }
     };
     // One that is there shares the channel with those that are not.
-    let topic = Publication {
-        exchange: "amq.topic".into(),
-        ..wrong.clone()
-    };
+    let topic = Publication::new("amq.topic", "x", RawMessage::default());
     let known = async {
         for _ in 0..20 {
             broker.publish(&topic, PATIENCE).await.unwrap();

@@ -216,13 +216,7 @@ async fn broadcasts_and_replies_need_no_settlement() {
         ..Queue::control("oid", "reply")
     };
     let mut consumer = consume(&broker, &[&events, &replies], 0).await;
-    let to = |exchange: &str, key: &str| Publication {
-        exchange: exchange.into(),
-        routing_key: key.into(),
-        message: RawMessage::default(),
-        declare: None,
-        mandatory: false,
-    };
+    let to = |exchange: &str, key: &str| Publication::new(exchange, key, RawMessage::default());
     let publish =
         async |publication: Publication| broker.publish(&publication, PATIENCE).await.unwrap();
     publish(to("celeryev", "task.sent")).await;

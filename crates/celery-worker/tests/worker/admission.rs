@@ -54,14 +54,8 @@ async fn different_tasks_with_one_id_all_run_and_answer() {
     };
     let bench = Bench::new(&url, "rpc://", 3).await;
     let callers = [unique("reply"), unique("reply")];
-    let mut replies = bench.broker.consume(Subscription {
-        purpose: "a test",
-        queues: callers.iter().map(Queue::tasks).collect(),
-        prefetch: 0,
-        delayed: None,
-        max_body_bytes: None,
-        max_waiting_body_bytes: None,
-    });
+    let queues = callers.iter().map(Queue::tasks).collect();
+    let mut replies = bench.broker.consume(Subscription::new("a test", queues));
     replies.connected().wait_for(|up| *up).await.unwrap();
     let id = unique("id");
     let calls = [

@@ -31,7 +31,7 @@ use celery_worker::broker::{
 use celery_worker::celery_crate::app::{Producing, build};
 use celery_worker::results::{self, ResultReader};
 use celery_worker::task::Registry;
-use celery_worker::worker::{Config, DefaultOptions, Shutdown, Worker};
+use celery_worker::worker::{Config, Shutdown, Worker};
 use serde_json::{Value, json};
 use support::{amqp, service, unique, until};
 use tasks::{Do, Params, Probe};
@@ -94,13 +94,9 @@ impl Bench {
     }
 
     async fn publish(&self, message: RawMessage) {
-        let publication = Publication {
-            exchange: String::new(),
-            routing_key: self.queue.clone(),
-            message,
-            declare: Some(Declaration::Queue(Queue::tasks(&self.queue))),
-            mandatory: true,
-        };
+        let mut publication = Publication::new("", &*self.queue, message);
+        publication.declare = Some(Declaration::Queue(Queue::tasks(&self.queue)));
+        publication.mandatory = true;
         self.broker.publish(&publication, PATIENCE).await.unwrap();
     }
 
@@ -145,17 +141,12 @@ async fn worker(
         .await
         .unwrap();
     let results = results::open(&results::ResultOptions::new(backend), broker.clone()).unwrap();
-    let config = Config {
-        concurrency,
-        prefetch_multiplier: 1,
-        accept: Accept::json(10_000),
-        tasks: DefaultOptions {
-            track_started: true,
-            ..DefaultOptions::default()
-        },
-        task_events: true,
-        ..Config::new("celery@tests", vec![queue.into()])
-    };
+    let mut config = Config::new("celery@tests", vec![queue.into()]);
+    config.concurrency = concurrency;
+    config.prefetch_multiplier = 1;
+    config.accept = Accept::json(10_000);
+    config.tasks.track_started = true;
+    config.task_events = true;
     let worker = Worker::new(registry, broker, results, config, shutdown.clone());
     tokio::spawn(async move { worker.run().await.unwrap() })
 }
@@ -171,14 +162,9 @@ async fn with_dead_letters(broker: &dyn Broker, queue: &str) -> String {
         .arguments
         .insert("x-dead-letter-routing-key".into(), json!(dead));
     for queue in [Queue::tasks(&dead), letters] {
-        let consumer = broker.consume(Subscription {
-            purpose: "a test",
-            queues: vec![queue],
-            prefetch: 1,
-            delayed: None,
-            max_body_bytes: None,
-            max_waiting_body_bytes: None,
-        });
+        let mut subscription = Subscription::new("a test", vec![queue]);
+        subscription.prefetch = 1;
+        let consumer = broker.consume(subscription);
         let mut connected = consumer.connected();
         connected.wait_for(|up| *up).await.unwrap();
         consumer.cancel();

@@ -41,12 +41,10 @@ async fn blocked_broker_receives_every_message_once() {
         let body = json!([[what], {}, embed]).to_string();
         task_message(&unique("id"), body.as_bytes())
     };
-    let publication = |queue: &str| Publication {
-        exchange: String::new(),
-        routing_key: queue.into(),
-        message: message("echo"),
-        declare: Some(Declaration::Queue(Queue::tasks(queue))),
-        mandatory: false,
+    let publication = |queue: &str| {
+        let mut publication = Publication::new("", queue, message("echo"));
+        publication.declare = Some(Declaration::Queue(Queue::tasks(queue)));
+        publication
     };
     let withdrawn = publication(&given_up);
     // One of each before, so that both queues are declared.

@@ -83,24 +83,12 @@ async fn messages_without_a_task_are_settled_as_in_python() {
         }),
     ];
     for message in acked.iter().chain(&rejected) {
-        let publication = Publication {
-            exchange: String::new(),
-            routing_key: queue.clone(),
-            message: message.clone(),
-            declare: None,
-            mandatory: true,
-        };
+        let mut publication = Publication::new("", &*queue, message.clone());
+        publication.mandatory = true;
         broker.publish(&publication, PATIENCE).await.unwrap();
     }
 
-    let mut letters = broker.consume(Subscription {
-        purpose: "a test",
-        queues: vec![Queue::tasks(&dead)],
-        prefetch: 0,
-        delayed: None,
-        max_body_bytes: None,
-        max_waiting_body_bytes: None,
-    });
+    let mut letters = broker.consume(Subscription::new("a test", vec![Queue::tasks(&dead)]));
     for _ in 0..rejected.len() {
         let letter = tokio::time::timeout(PATIENCE, letters.next())
             .await

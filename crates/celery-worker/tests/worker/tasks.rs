@@ -55,11 +55,7 @@ impl Do {
                 parameters: vec![Parameter::required("what"), Parameter::optional("value")].into(),
                 bound: false,
             })
-            .options(WorkerOptions {
-                acks_late: Some(true),
-                cooperative: true,
-                ..WorkerOptions::DEFAULT
-            })
+            .options(WorkerOptions::DEFAULT.acks_late(true).cooperative(true))
             .state(probe.clone())
     }
 }

@@ -14,6 +14,7 @@ pub use mask::{MASK, masked, redacted, with_password};
 
 /// Reason why a URL cannot be used. Never shows any part of the URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum UrlError {
     /// The URL has no `scheme://`.
     #[error("it has no scheme, such as amqp:// or redis://")]

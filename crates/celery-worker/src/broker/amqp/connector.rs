@@ -84,7 +84,7 @@ impl Connector {
 
     /// Reads the certificates for each connection, so that they can be replaced while the worker runs.
     fn certificates(&self) -> Result<OwnedTLSConfig, BrokerError> {
-        let read = |setting, path: &str| match path {
+        let read = |option, path: &str| match path {
             "" => Ok(None),
             path => std::fs::read_to_string(path)
                 .map_err(|e| e.to_string())
@@ -93,15 +93,15 @@ impl Connector {
                     false => Err("it contains no PEM block".into()),
                 })
                 .map_err(|reason| BrokerError::Tls {
-                    setting,
+                    option,
                     path: path.into(),
                     reason,
                 }),
         };
-        let pem = read("celery.broker_ssl_cert_file", &self.tls.cert_file)?;
-        let key = read("celery.broker_ssl_key_file", &self.tls.key_file)?;
+        let pem = read("tls.cert_file", &self.tls.cert_file)?;
+        let key = read("tls.key_file", &self.tls.key_file)?;
         Ok(OwnedTLSConfig {
-            cert_chain: read("celery.broker_ssl_ca_file", &self.tls.ca_file)?,
+            cert_chain: read("tls.ca_file", &self.tls.ca_file)?,
             identity: pem.zip(key).map(|(pem, key)| OwnedIdentity::PKCS8 {
                 pem: pem.into_bytes(),
                 key: key.into_bytes(),
@@ -183,14 +183,12 @@ impl Connector {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(refusal)) if is_access_refused(&refusal) => Err(error(
                 refusal,
-                "the login; check user, password and virtual host in celery.broker_url",
+                "the login; check user, password and virtual host in the broker's URL",
             )),
             Ok(Err(failure)) => Err(error(failure, "the connection")),
             Err(_) => Err(BrokerError::Unreachable {
                 broker: address.masked.clone(),
-                source: Arc::from(Box::from(
-                    "no answer in time; see celery.broker_connection_timeout",
-                )),
+                source: Arc::from(Box::from("no answer in time (option `connection_timeout`)")),
             }),
         }
     }
@@ -245,7 +243,8 @@ impl Connector {
                 // The broker has closed the channel with its refusal.
                 Err(error) if is_precondition_failed(&error) => log_difference(&step, &error),
                 Err(error) if passive && is_not_found(&error) => {
-                    let what = "; it is missing, and celery.no_declare does not allow declaring it";
+                    let what =
+                        "; it is missing, and the option `no_declare` does not allow declaring it";
                     return Err(self.refused(error, format!("{step}{what}")));
                 }
                 Err(error) => return Err(self.error(error, &format!("to declare {step}"))),
@@ -478,7 +477,7 @@ fn log_difference(step: &TopologyStep, error: &lapin::Error) {
     tracing::warn!(
         what = %step,
         difference = %difference_of(error),
-        "exists with other arguments and is used unchanged; set these arguments in celery.task_queues, or delete it"
+        "exists with other arguments and is used unchanged; set these arguments in task_queues, or delete it"
     );
 }
 

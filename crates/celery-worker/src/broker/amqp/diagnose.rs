@@ -35,7 +35,7 @@ const MAX_GREETING_BYTES: usize = 64 << 10;
 
 /// Stage of connecting at which an attempt failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Hurdle {
+pub enum ConnectStage {
     /// The URL or a file for TLS cannot be used.
     Settings,
     /// The host name cannot be resolved.
@@ -54,9 +54,9 @@ pub enum Hurdle {
 
 /// Reason why no connection could be opened.
 #[derive(Debug)]
-pub struct Obstacle {
+pub struct ConnectFailure {
     /// The stage that failed.
-    pub hurdle: Hurdle,
+    pub stage: ConnectStage,
     /// The reason, in one line and without a password.
     pub reason: String,
 }
@@ -112,9 +112,9 @@ impl Probe {
     ///
     /// # Errors
     /// A URL or a file for TLS cannot be used.
-    pub fn brokers(options: &AmqpOptions) -> Result<Vec<(String, AmqpOptions)>, Obstacle> {
-        let stop = |error: BrokerError| Obstacle {
-            hurdle: Hurdle::Settings,
+    pub fn brokers(options: &AmqpOptions) -> Result<Vec<(String, AmqpOptions)>, ConnectFailure> {
+        let stop = |error: BrokerError| ConnectFailure {
+            stage: ConnectStage::Settings,
             reason: chain(&error).to_string(),
         };
         let connector = Connector::new(options).map_err(stop)?;
@@ -137,12 +137,12 @@ impl Probe {
     ///
     /// # Errors
     /// The stage that failed.
-    pub async fn connect(options: &AmqpOptions) -> Result<Self, Obstacle> {
-        let stop = |hurdle, reason: String| Obstacle { hurdle, reason };
-        let connector =
-            Connector::new(options).map_err(|e| stop(Hurdle::Settings, chain(&e).to_string()))?;
+    pub async fn connect(options: &AmqpOptions) -> Result<Self, ConnectFailure> {
+        let stop = |stage, reason: String| ConnectFailure { stage, reason };
+        let connector = Connector::new(options)
+            .map_err(|e| stop(ConnectStage::Settings, chain(&e).to_string()))?;
         let Some(address) = connector.addresses.current() else {
-            return Err(stop(Hurdle::Settings, "no URL".into()));
+            return Err(stop(ConnectStage::Settings, "no URL".into()));
         };
         let authority = &address.uri.authority;
         let at = (authority.host.as_str(), authority.port);
@@ -155,21 +155,21 @@ impl Probe {
         let within = connector.connection_timeout;
         let addresses: Vec<_> = match timeout(within, lookup_host(at)).await {
             Ok(Ok(addresses)) => addresses.collect(),
-            Ok(Err(error)) => return Err(stop(Hurdle::Name, error.to_string())),
-            Err(_) => return Err(stop(Hurdle::Name, late())),
+            Ok(Err(error)) => return Err(stop(ConnectStage::Name, error.to_string())),
+            Err(_) => return Err(stop(ConnectStage::Name, late())),
         };
         let stream = match timeout(within, TcpStream::connect(addresses.as_slice())).await {
             Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => return Err(stop(Hurdle::Tcp, error.to_string())),
-            Err(_) => return Err(stop(Hurdle::Tcp, late())),
+            Ok(Err(error)) => return Err(stop(ConnectStage::Tcp, error.to_string())),
+            Err(_) => return Err(stop(ConnectStage::Tcp, late())),
         };
         let is_tls = address.uri.scheme == AMQPScheme::AMQPS;
         let greeting = match is_tls {
             true => None,
             false => match timeout(within, greet(stream)).await {
                 Ok(Ok(greeting)) => greeting,
-                Ok(Err(error)) => return Err(stop(Hurdle::Protocol, error.to_string())),
-                Err(_) => return Err(stop(Hurdle::Protocol, late())),
+                Ok(Err(error)) => return Err(stop(ConnectStage::Protocol, error.to_string())),
+                Err(_) => return Err(stop(ConnectStage::Protocol, late())),
             },
         };
         let (masked, login) = (
@@ -190,13 +190,15 @@ impl Probe {
             Err(error) => {
                 let reason = std::error::Error::source(&error)
                     .map_or_else(|| error.to_string(), |source| chain(source).to_string());
-                let hurdle = match error {
-                    BrokerError::Refused { .. } if reason.contains("vhost") => Hurdle::VirtualHost,
-                    BrokerError::Refused { .. } => Hurdle::Login,
-                    _ if is_tls => Hurdle::Tls,
-                    _ => Hurdle::Protocol,
+                let stage = match error {
+                    BrokerError::Refused { .. } if reason.contains("vhost") => {
+                        ConnectStage::VirtualHost
+                    }
+                    BrokerError::Refused { .. } => ConnectStage::Login,
+                    _ if is_tls => ConnectStage::Tls,
+                    _ => ConnectStage::Protocol,
                 };
-                Err(stop(hurdle, reason))
+                Err(stop(stage, reason))
             }
         }
     }

@@ -52,7 +52,7 @@ mod subscription;
 
 pub use super::Reconnect;
 pub use address::{SCHEMES, check as check_urls};
-pub use diagnose::{Comparison, Greeting, Hurdle, Obstacle, Permissions, Probe};
+pub use diagnose::{Comparison, ConnectFailure, ConnectStage, Greeting, Permissions, Probe};
 
 /// Pause before the first new attempt to connect, and the longest one: the time that a connection stays idle after
 /// the broker is back. Celery's grows to 30 s; RabbitMQ's own clients for Java and .NET wait for 5 s always.
@@ -60,6 +60,7 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 
 /// Configuration of the connection to a broker.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct AmqpOptions {
     /// `amqp://` or `amqps://` URL, with password, or several separated by `;`; after a failure the next one is used.
     pub url: SecretString,
@@ -81,9 +82,9 @@ pub struct AmqpOptions {
 
 impl AmqpOptions {
     /// Celery's defaults for a broker.
-    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(url: impl Into<SecretString>, name: impl Into<String>) -> Self {
         Self {
-            url: SecretString::from(url.into()),
+            url: url.into(),
             name: name.into(),
             product: Product::default(),
             heartbeat: 120,
@@ -97,6 +98,7 @@ impl AmqpOptions {
 
 /// PEM files for TLS; empty paths for none.
 #[derive(Debug, Clone, Default)]
+#[non_exhaustive]
 pub struct AmqpTls {
     /// Certificate authorities that are trusted in addition to the system's.
     pub ca_file: String,
@@ -392,7 +394,7 @@ impl Broker for Amqp {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
-        let supervisor = Subscriber {
+        let subscriber = Subscriber {
             connector: self.connector.clone(),
             reconnect: self.reconnect,
             purpose: subscription.purpose,
@@ -411,7 +413,7 @@ impl Broker for Amqp {
         let loop_liveness = self.liveness.start(name, self.liveness_limit());
         let reports = feed.reports.clone();
         self.sessions.spawn(async move {
-            let running = AssertUnwindSafe(supervisor.run(feed, &loop_liveness));
+            let running = AssertUnwindSafe(subscriber.run(feed, &loop_liveness));
             match running.catch_unwind().await {
                 Ok(()) => loop_liveness.retire(),
                 // The loop of the subscription does not tick from now on.

@@ -283,9 +283,9 @@ impl QueueConsumer {
             message.raw,
             self.queue.name.clone(),
             (message.exchange, message.routing_key),
-            message.redelivered,
             settlement,
         );
+        delivery.redelivered = message.redelivered;
         delivery.damage = damage.map(Box::new);
         report_damage(&delivery);
         // Dropping the delivery requeues it: if the queue is cancelled, or the receiver no longer exists.
@@ -413,7 +413,7 @@ impl Settlement for Acker {
         self.acker.poisoned()
     }
 
-    fn park(&self, parked: bool) {
+    fn set_parked(&self, parked: bool) {
         self.slot.park(parked);
     }
 }

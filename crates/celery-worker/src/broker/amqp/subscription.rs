@@ -57,7 +57,7 @@ impl Subscriber {
                     failed = 0;
                     let began = Instant::now();
                     let mut session = Session {
-                        supervisor: &self,
+                        subscriber: &self,
                         liveness,
                         connection: Arc::new(connection),
                         notes,
@@ -83,10 +83,10 @@ impl Subscriber {
                     error
                 }
             };
-            if let Some(setting) = self.reconnect.forbids(was_connected, failed) {
+            if let Some(option) = self.reconnect.forbids(was_connected, failed) {
                 return reports.fail(BrokerError::GivenUp {
                     attempts: failed,
-                    setting,
+                    option,
                     source: Arc::new(error),
                 });
             }
@@ -110,7 +110,7 @@ impl Subscriber {
 
 /// One connection with a consumer for each queue.
 struct Session<'a> {
-    supervisor: &'a Subscriber,
+    subscriber: &'a Subscriber,
     liveness: &'a Liveness,
     connection: Arc<Connection>,
     notes: Arc<Notes>,
@@ -146,9 +146,9 @@ impl Session<'_> {
         deliveries: &mpsc::Sender<Delivery>,
         cancelled: &CancellationToken,
     ) -> Option<BrokerError> {
-        let connector = &self.supervisor.connector;
+        let connector = &self.subscriber.connector;
         let mut events = self.connection.events_listener();
-        if let Some(kind) = self.supervisor.delayed {
+        if let Some(kind) = self.subscriber.delayed {
             let made = connector
                 .make(&self.connection, &delayed::topology(kind))
                 .await;
@@ -218,15 +218,15 @@ impl Session<'_> {
             let token = cancelled.child_token();
             self.tokens.insert(queue.name.clone(), token.clone());
             let consumer = QueueConsumer {
-                connector: self.supervisor.connector.clone(),
+                connector: self.subscriber.connector.clone(),
                 connection: self.connection.clone(),
                 notes: self.notes.clone(),
                 queue,
-                delayed: self.supervisor.delayed.is_some(),
+                delayed: self.subscriber.delayed.is_some(),
                 reports: self.reports.clone(),
                 deliveries: deliveries.clone(),
                 cancelled: token,
-                closing: self.supervisor.closing.clone(),
+                closing: self.subscriber.closing.clone(),
             };
             self.consumers.spawn(run(consumer));
         }

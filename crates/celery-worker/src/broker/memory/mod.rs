@@ -170,7 +170,7 @@ impl Settlement for InMemory {
         false
     }
 
-    fn park(&self, parked: bool) {
+    fn set_parked(&self, parked: bool) {
         if self.parked.swap(parked, Ordering::SeqCst) != parked {
             match parked {
                 true => self.held.fetch_sub(1, Ordering::SeqCst),
@@ -182,7 +182,7 @@ impl Settlement for InMemory {
 }
 
 /// One subscription.
-struct Serving {
+struct MemorySubscription {
     shared: Arc<Shared>,
     feed: Feed,
     closing: CancellationToken,
@@ -192,7 +192,7 @@ struct Serving {
     turn: usize,
 }
 
-impl Serving {
+impl MemorySubscription {
     async fn run(mut self) {
         let mut wanted = self.feed.reports.wanted();
         let mut consumed: Vec<Queue> = Vec::new();
@@ -268,13 +268,10 @@ impl Serving {
                 held: held.clone(),
                 parked: AtomicBool::new(false),
             };
-            return Some(Delivery::new(
-                stored.message,
-                name.clone(),
-                way,
-                stored.redelivered,
-                Box::new(settlement),
-            ));
+            let settlement = Box::new(settlement);
+            let mut delivery = Delivery::new(stored.message, name.clone(), way, settlement);
+            delivery.redelivered = stored.redelivered;
+            return Some(delivery);
         }
         None
     }
@@ -322,14 +319,14 @@ impl Broker for MemoryBroker {
 
     fn consume(&self, subscription: Subscription) -> Consumer {
         let (feed, consumer) = Feed::new(&subscription, CancellationToken::new());
-        let serving = Serving {
+        let subscription = MemorySubscription {
             shared: self.shared.clone(),
             feed,
             closing: self.closing.clone(),
             held: HashMap::new(),
             turn: 0,
         };
-        tokio::spawn(serving.run());
+        tokio::spawn(subscription.run());
         consumer
     }
 

@@ -18,9 +18,6 @@ use crate::redis::{AddressOptions, RedisUrl, RedisUrlError, connection_config, i
 /// itself does for a slow reader.
 const PUSHES: usize = 4096;
 
-/// Key of the setting with the name of the master.
-pub(super) const MASTER_NAME: &str = "celery.broker_transport_options.master_name";
-
 impl From<RedisUrlError> for BrokerError {
     fn from(error: RedisUrlError) -> Self {
         Self::Url(error.to_string())
@@ -43,7 +40,6 @@ impl Connector {
         let address = AddressOptions {
             tls: options.tls.clone(),
             master_name: transport.master_name.clone(),
-            master_name_setting: MASTER_NAME,
             sentinel: (&transport.sentinel_kwargs).into(),
         };
         let servers = RedisUrl::parse_list(options.url.expose_secret(), &address)?;
@@ -162,7 +158,7 @@ impl Connector {
             Ok(Err(error)) if error.kind() == ErrorKind::AuthenticationFailed => {
                 Err(BrokerError::Refused {
                     broker: server.place(),
-                    what: "the login; check user and password in celery.broker_url".into(),
+                    what: "the login; check user and password in the broker's URL".into(),
                     source: Arc::new(error),
                 })
             }
@@ -172,9 +168,7 @@ impl Connector {
             }),
             Err(_) => Err(BrokerError::Unreachable {
                 broker: server.place(),
-                source: Arc::from(Box::from(
-                    "no answer in time; see celery.broker_connection_timeout",
-                )),
+                source: Arc::from(Box::from("no answer in time (option `connection_timeout`)")),
             }),
         }
     }

@@ -173,7 +173,7 @@ impl Settlement for Recorded {
         self.entry.is_gone.load(Ordering::SeqCst)
     }
 
-    fn park(&self, parked: bool) {
+    fn set_parked(&self, parked: bool) {
         self.slot.park(parked);
     }
 }
@@ -195,7 +195,7 @@ impl Settlement for Unrecorded {
         false
     }
 
-    fn park(&self, parked: bool) {
+    fn set_parked(&self, parked: bool) {
         self.slot.park(parked);
     }
 }

@@ -4,9 +4,9 @@
 //! Messages that a worker holds are in a record, from which any program returns them once they are older than its
 //! visibility timeout. Three rules keep messages safe:
 //!
-//! * a message is taken and recorded by one script, see [`scripts`];
-//! * held messages are renewed until they are settled, however long a task runs or waits, see [`maintenance`];
-//! * a disposition applies to one delivery, and survives a lost connection, see [`held`].
+//! * a message is taken and recorded by one script;
+//! * held messages are renewed until they are settled, however long a task runs or waits;
+//! * a disposition applies to one delivery, and survives a lost connection.
 //!
 //! Every subscription has its own connection for waiting, and one for channels if it needs it. Publishing, settling and
 //! renewing use a third one. Each is opened again by itself.
@@ -84,7 +84,6 @@ pub fn has_scheme(urls: &str) -> bool {
 pub fn check_urls(urls: &str, transport: &RedisTransportOptions) -> Result<(), BrokerError> {
     let address = AddressOptions {
         master_name: transport.master_name.clone(),
-        master_name_setting: connecting::MASTER_NAME,
         ..AddressOptions::default()
     };
     RedisUrl::parse_list(urls, &address)?;
@@ -113,9 +112,7 @@ impl RedisBroker {
     /// [`BrokerError::Url`].
     pub fn new(options: &RedisBrokerOptions) -> Result<Self, BrokerError> {
         if let Some((key, rule)) = options.transport.problem() {
-            return Err(BrokerError::Url(format!(
-                "celery.broker_transport_options.{key} {rule}"
-            )));
+            return Err(BrokerError::Url(format!("option `{key}` {rule}")));
         }
         let connector = Arc::new(Connector::new(options)?);
         let commands = Arc::new(Commands::new(connector.clone()));

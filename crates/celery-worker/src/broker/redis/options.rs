@@ -12,6 +12,7 @@ use celery_protocol::virtual_message::BodyEncoding;
 
 /// Configuration of the connection to a broker.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct RedisBrokerOptions {
     /// `redis://`, `rediss://`, `redis+socket://` or `sentinel://` URL, with password, or several separated by `;`: after
     /// a failure the next server is used.
@@ -32,9 +33,9 @@ pub struct RedisBrokerOptions {
 
 impl RedisBrokerOptions {
     /// Celery's defaults for a broker.
-    pub fn new(url: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(url: impl Into<SecretString>, name: impl Into<String>) -> Self {
         Self {
-            url: SecretString::from(url.into()),
+            url: url.into(),
             name: name.into(),
             connection_timeout: Duration::from_secs(4),
             tls: RedisTls::default(),
@@ -49,6 +50,7 @@ impl RedisBrokerOptions {
 /// about the names and prefixes.
 #[derive(Debug, Clone, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct RedisTransportOptions {
     /// Seconds after which a message is returned to its queue if its worker has died. A living worker renews its
     /// messages, for as long as they take.
@@ -173,6 +175,7 @@ impl From<BodyEncodingName> for BodyEncoding {
 /// Login at the sentinels.
 #[derive(Debug, Clone, Default, Deserialize, Serialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct SentinelKwargs {
     /// User; empty for none.
     pub username: String,

@@ -64,13 +64,8 @@ impl Limits {
             });
         }
         let route = (message.exchange, message.routing_key);
-        let mut delivery = Delivery::new(
-            raw,
-            queue.to_owned(),
-            route,
-            message.redelivered,
-            settlement,
-        );
+        let mut delivery = Delivery::new(raw, queue.to_owned(), route, settlement);
+        delivery.redelivered = message.redelivered;
         delivery.damage = damage.map(Box::new);
         delivery
     }

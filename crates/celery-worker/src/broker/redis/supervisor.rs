@@ -81,10 +81,10 @@ impl Supervisor {
                     error
                 }
             };
-            if let Some(setting) = self.reconnect.forbids(was_connected, failed) {
+            if let Some(option) = self.reconnect.forbids(was_connected, failed) {
                 feed.reports.fail(BrokerError::GivenUp {
                     attempts: failed,
-                    setting,
+                    option,
                     source: Arc::new(error),
                 });
                 feed.cancelled.cancel();

@@ -15,6 +15,7 @@ use celery_protocol::virtual_message::{self, BodyEncoding};
 use celery_protocol::{Properties, RawMessage};
 
 #[path = "../../../tests/support/service.rs"]
+#[allow(unreachable_pub, reason = "shared with the integration tests")]
 mod service;
 
 const QUEUES: [&str; 2] = ["one", "two"];

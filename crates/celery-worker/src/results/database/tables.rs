@@ -83,7 +83,7 @@ impl Database {
 
     pub(super) fn missing_table(&self) -> DbErr {
         DbErr::RecordNotFound(format!(
-            "there is no table {}; Celery creates it, and so does celery.database_create_tables_at_setup = true",
+            "there is no table {}; Celery creates it, and so does a worker with the option `create_tables`",
             self.tasks.quoted()
         ))
     }

@@ -67,7 +67,6 @@ fn parse(url: &str, options: &RedisOptions) -> Result<RedisUrl, ResultError> {
     let address = AddressOptions {
         tls: options.tls.clone(),
         master_name: options.master_name.clone(),
-        master_name_setting: "celery.result_backend_transport_options.master_name",
         ..AddressOptions::default()
     };
     Ok(RedisUrl::parse(url, &address)?)

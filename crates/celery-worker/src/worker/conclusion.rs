@@ -1,4 +1,5 @@
-//! The end of a run: its state, its follow-up tasks, and the disposition of its message.
+//! The conclusion of a task, after its execution: its follow-up tasks, its result, its callbacks and its event, and then
+//! the disposition with which its message is settled.
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
@@ -6,34 +7,17 @@ use tracing::Span;
 
 use super::cancellation::CancelReason;
 use super::execution::Execution;
-use super::in_flight::Request;
-use super::runtime::Runtime;
 use super::span;
 use crate::broker::{Disposition, Publication, Route, delayed};
 use crate::clock;
 use crate::task::{Outcome, Reject, Retry, TaskError, When};
-use crate::workflow::STORE_PAUSES;
 use crate::workflow::{Stopped, WorkflowError};
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
-use celery_protocol::message::TaskMessage;
-use celery_protocol::result::{Cause, Extended, ResultMeta, State};
+use celery_protocol::result::{Cause, State};
 use celery_protocol::retry::Changes;
-use service_connection::backoff::RetryLoop;
-use service_connection::error_chain::chain;
-
-/// The message must be requeued: the worker has to stop before it could complete this step.
-pub(super) struct Requeue;
 
 impl Execution<'_> {
-    /// Ends a message whose task must not start.
-    pub(super) async fn end_without_run(&self, cause: Cause) -> Disposition {
-        match self.discard(&cause).await {
-            Ok(()) => self.record(State::Revoked(cause)).await,
-            Err(Requeue) => Disposition::Requeue,
-        }
-    }
-
     /// Records the outcome of a run; returns the disposition of its message.
     pub(super) async fn conclude(&self, outcome: Outcome) -> Disposition {
         match outcome {
@@ -289,7 +273,7 @@ impl Execution<'_> {
     }
 
     /// Records a state without children.
-    async fn record(&self, state: State) -> Disposition {
+    pub(super) async fn record(&self, state: State) -> Disposition {
         self.record_with(state, Vec::new()).await
     }
 
@@ -303,7 +287,7 @@ impl Execution<'_> {
         };
         let meta = self.runtime.meta(&self.request, state, children);
         if self.options.stores(&meta.state)
-            && let Err(Requeue) = self.runtime.store(message, &meta).await
+            && let Err(Stopped) = self.runtime.store(message, &meta).await
         {
             return Disposition::Requeue;
         }
@@ -330,71 +314,6 @@ impl Execution<'_> {
         {
             let failed = workflow.failed(message, exception, traceback.as_deref());
             Box::pin(failed).await?;
-        }
-        Ok(())
-    }
-}
-
-impl Runtime {
-    /// Counts an event of a task and sends it to monitors.
-    pub(super) fn emit(&self, request: &Request, event: &Event<'_>) {
-        self.count_event(&request.message.task, &request.queue, event);
-        self.events.send(event);
-    }
-
-    pub(super) fn count_event(&self, task: &str, queue: &str, event: &Event<'_>) {
-        let known = self.registry.get(task).map(|_| task);
-        self.observer.task_event(known, queue, event);
-    }
-
-    /// The result mapping of a state.
-    pub(super) fn meta(&self, request: &Request, state: State, children: Vec<Value>) -> ResultMeta {
-        let mut meta = ResultMeta::new(&request.message, state, clock::now());
-        meta.children = children;
-        meta.extended = self.config.result_extended.then(|| self.extended(request));
-        meta
-    }
-
-    fn extended(&self, request: &Request) -> Extended {
-        let message = &request.message;
-        Extended {
-            name: message.task.clone(),
-            args: message.args.clone(),
-            kwargs: message.kwargs.clone(),
-            worker: self.hostname.to_string(),
-            retries: message.retries,
-            queue: Some(request.routing_key.clone()),
-            stamps: message.stamps(),
-        }
-    }
-
-    /// Stores a final state, for as long as it takes: until then the message is not acknowledged.
-    /// A shutdown ends the wait, a warm one after [`super::SETTLED_WITHIN`]. The message then returns to its
-    /// queue, and the next run of the task finds its work done.
-    pub(super) async fn store(
-        &self,
-        message: &TaskMessage,
-        meta: &ResultMeta,
-    ) -> Result<(), Requeue> {
-        let storing = RetryLoop::new(STORE_PAUSES).run(
-            || async { fault_point!(ResultStored, self.results.store(meta, message).await) },
-            |error| !error.is_hopeless(),
-            |error, retry_in_s| {
-                tracing::warn!(
-                    task_id = message.id,
-                    error = %chain(error),
-                    retry_in_s,
-                    "result was not stored; retrying, the message stays unacknowledged"
-                );
-            },
-        );
-        let stored = self.stopping.run_until_cancelled(storing).await;
-        if let Err(error) = stored.ok_or(Requeue)? {
-            tracing::error!(
-                task_id = message.id,
-                error = %chain(&error),
-                "result cannot be stored and is lost; a retry would not help"
-            );
         }
         Ok(())
     }

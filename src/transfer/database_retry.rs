@@ -1,4 +1,4 @@
-//! Waiting for the ops-db.
+//! Repetition of statements until the ops-db accepts them.
 //!
 //! An error of the database is not an error of a transfer unless it concerns the values of that transfer's rows.
 //! Therefore an attempt waits: with short pauses for a database that cannot be reached, and with longer ones for a
@@ -20,10 +20,11 @@ use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
 /// First and longest pause between two attempts to reach the database.
-const UNREACHABLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+const UNREACHABLE_PAUSES: (Duration, Duration) =
+    (Duration::from_millis(200), Duration::from_secs(10));
 
 /// First and longest pause between two statements that the database refuses.
-const REFUSED: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
 impl TransferService {
     /// Repeats a call until the database answers, or until the caller gives up.
@@ -39,7 +40,7 @@ impl TransferService {
     where
         F: Future<Output = Result<T, DatabaseError>>,
     {
-        wait(&[cancelled], |_| true, ask).await
+        retry(&[cancelled], |_| true, ask).await
     }
 
     /// Makes a change that needs a lease, and waits for the database as long as needed.
@@ -77,13 +78,13 @@ impl TransferService {
 }
 
 /// Repeats a call until the database answers, until one of `ends` is cancelled, or until an error is not
-/// `worth_waiting` for.
+/// `is_retryable`.
 ///
 /// # Errors
 /// The errors of [`TransferService::retry_until_reachable`].
-pub(super) async fn wait<T, F>(
+pub(super) async fn retry<T, F>(
     ends: &[&CancellationToken],
-    worth_waiting: impl Fn(&DatabaseError) -> bool,
+    is_retryable: impl Fn(&DatabaseError) -> bool,
     mut ask: impl FnMut() -> F,
 ) -> Result<T, TransferError>
 where
@@ -91,13 +92,16 @@ where
 {
     // No `RetryLoop`: the two kinds of failure have pauses and log levels of their own, and only a pause is cancelled,
     // never a statement that may have been committed.
-    let (mut unreachable, mut refused) = (RetryState::new(UNREACHABLE), RetryState::new(REFUSED));
+    let (mut unreachable, mut refused) = (
+        RetryState::new(UNREACHABLE_PAUSES),
+        RetryState::new(REFUSED_PAUSES),
+    );
     loop {
         let error = match ask().await {
             Ok(answer) => return Ok(answer),
             Err(error) => error,
         };
-        if error.is_of_one_row() || !worth_waiting(&error) {
+        if error.is_of_one_row() || !is_retryable(&error) {
             return Err(TransferError::Database {
                 source: error.into(),
             });
@@ -127,7 +131,7 @@ where
             }
         };
         tokio::select! {
-            () = first_of(ends) => {
+            () = any_cancelled(ends) => {
                 return Err(TransferError::Interrupted { cause: Interruption::Shutdown });
             }
             () = sleep(pause) => {}
@@ -136,7 +140,7 @@ where
 }
 
 /// Waits until one of the tokens is cancelled.
-pub(super) async fn first_of(ends: &[&CancellationToken]) {
+pub(super) async fn any_cancelled(ends: &[&CancellationToken]) {
     let cancelled = ends.iter().map(|end| Box::pin(end.cancelled()));
     select_all(cancelled).await;
 }

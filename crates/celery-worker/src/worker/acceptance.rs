@@ -1,0 +1,62 @@
+//! Acceptance of a message, after its admission: from here on the request is in flight, and later deliveries of the same
+//! task join it.
+
+use std::sync::Arc;
+
+use super::cancellation::Cancellation;
+use super::in_flight::Request;
+use super::runtime::Runtime;
+use crate::broker::Delivery;
+use celery_protocol::repr;
+
+impl Runtime {
+    /// Adds a request to those in flight; returns false if its delivery joined the same task. `left` is the size of a
+    /// body that stays with the broker for now, in bytes.
+    pub(super) fn accept(
+        &self,
+        request: &Arc<Request>,
+        delivery: Delivery,
+        stop: &Cancellation,
+        left: Option<u64>,
+    ) -> bool {
+        log_received(request, left);
+        let is_first = self.in_flight.add(request, delivery, stop);
+        if !is_first {
+            tracing::info!(
+                task_id = request.message.id,
+                "task is running or waiting already; the new delivery joins it"
+            );
+        }
+        is_first
+    }
+}
+
+/// Logs that a task was received.
+fn log_received(request: &Request, left: Option<u64>) {
+    let Request {
+        message,
+        redelivered,
+        ..
+    } = request;
+    let args = message.argsrepr.as_deref().map(repr::shorten);
+    let kwargs = message.kwargsrepr.as_deref().map(repr::shorten);
+    match left {
+        None => tracing::info!(
+            task = message.task,
+            task_id = message.id,
+            args,
+            kwargs,
+            redelivered,
+            "task received"
+        ),
+        Some(body_bytes) => tracing::info!(
+            task = message.task,
+            task_id = message.id,
+            args,
+            kwargs,
+            redelivered,
+            body_bytes,
+            "task received; its message is large and stays with the broker until its eta"
+        ),
+    }
+}

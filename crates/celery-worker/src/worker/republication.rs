@@ -1,0 +1,85 @@
+//! Another publication of a message that waits for its eta: the broker would take back a delivery that is held for too
+//! long.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::runtime::Runtime;
+use crate::broker::{Delivery, Disposition, Publication};
+use celery_protocol::RawMessage;
+use service_connection::error_chain::chain;
+
+/// Time limit of one attempt to publish.
+const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
+
+/// Interval of the checks of deliveries whose message is being published again.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Header with the number of earlier deliveries, which quorum queues add.
+const DELIVERIES: &str = "x-delivery-count";
+
+impl Runtime {
+    /// Publishes a waiting message again, and settles its held deliveries.
+    pub(super) async fn republish(
+        &self,
+        held: Vec<Delivery>,
+        mut message: RawMessage,
+        task_id: &str,
+    ) {
+        // Messages that the broker has requeued are delivered again in any case.
+        let Some(queue) = held
+            .iter()
+            .find(|delivery| !delivery.is_void())
+            .map(|delivery| delivery.queue.clone())
+        else {
+            return;
+        };
+        // The new message has no earlier deliveries.
+        if message.headers.contains_key(DELIVERIES) {
+            message.headers.shift_remove(DELIVERIES);
+        }
+        let publication = Publication {
+            exchange: String::new(),
+            routing_key: queue,
+            message,
+            declare: None,
+            mandatory: true,
+        };
+        let publishing = self
+            .broker
+            .publish_until_confirmed(&publication, PUBLISH_WITHIN);
+        let published = tokio::select! {
+            published = publishing => published,
+            // The broker has requeued the message; publishing it as well would create a second one.
+            () = requeued_by_broker(&held) => return,
+        };
+        let disposition = match published {
+            Ok(()) => Disposition::Ack,
+            Err(error) => {
+                tracing::warn!(
+                    task_id,
+                    error = %chain(&error),
+                    "delayed task could not be published again; its message returns to the queue"
+                );
+                Disposition::Requeue
+            }
+        };
+        for delivery in held {
+            delivery.settle(disposition).await;
+        }
+    }
+}
+
+/// Number of earlier deliveries of a message, if its queue counts them.
+pub(super) fn deliveries_before(message: &RawMessage) -> u64 {
+    let count = message.headers.get(DELIVERIES);
+    count.and_then(Value::as_u64).unwrap_or(0)
+}
+
+/// Waits until the broker has requeued all deliveries.
+async fn requeued_by_broker(held: &[Delivery]) {
+    while !held.iter().all(Delivery::is_void) {
+        tokio::time::sleep(CHECK_INTERVAL).await;
+    }
+}
