@@ -111,10 +111,10 @@ async fn work(
             n => format!("{n} transfers scheduled since the start"),
         }
     });
-    let longest = Manager::longest_round(&context.settings);
+    let longest = Manager::max_tick_interval(&context.settings);
     let manager = parts
         .manager(Some(sent))
-        .watched(health.liveness().start("manager", longest), passes);
+        .with_monitoring(health.liveness().start("manager", longest), passes);
 
     let alive = context
         .heartbeats()?

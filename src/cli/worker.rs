@@ -122,7 +122,7 @@ async fn register(
     // Runs until the process ends.
     tokio::spawn(async move {
         let every = settings.transfer.lease_ttl;
-        let pulse = health
+        let liveness = health
             .liveness()
             .start("sweeper", every + max_sweep_duration(&settings));
         sweep_loop(
@@ -130,7 +130,7 @@ async fn register(
             &owner,
             every,
             &CancellationToken::new(),
-            &pulse,
+            &liveness,
         )
         .await;
     });

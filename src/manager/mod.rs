@@ -65,7 +65,7 @@ pub struct Manager {
     find: Option<Arc<dyn FindMessages>>,
     /// Result of the previous scan, and the time of the last full scan.
     cursor: Mutex<Option<(ScanCursor, Instant)>>,
-    pulse: Liveness,
+    liveness: Liveness,
     metrics: Option<ManagerMetrics>,
 }
 
@@ -135,7 +135,7 @@ impl Manager {
             submit,
             find: None,
             cursor: Mutex::new(None),
-            pulse: Liveness::default(),
+            liveness: Liveness::default(),
             metrics: None,
         }
     }
@@ -151,9 +151,9 @@ impl Manager {
 
     /// Ticks while it gets on with its passes, and counts them.
     #[must_use]
-    pub fn watched(self, pulse: Liveness, metrics: ManagerMetrics) -> Self {
+    pub fn with_monitoring(self, liveness: Liveness, metrics: ManagerMetrics) -> Self {
         Self {
-            pulse,
+            liveness,
             metrics: Some(metrics),
             ..self
         }
@@ -161,7 +161,7 @@ impl Manager {
 
     /// Longest time between two ticks of a manager: its pause and one round.
     #[must_use]
-    pub fn longest_round(settings: &Settings) -> Duration {
+    pub fn max_tick_interval(settings: &Settings) -> Duration {
         settings.manager.sleep_time + max_sweep_duration(settings)
     }
 
@@ -171,11 +171,11 @@ impl Manager {
         let pause = self.settings.manager.sleep_time;
         tracing::info!(sleep_s = pause.as_secs_f64(), "manager ready");
         loop {
-            self.pulse.tick();
+            self.liveness.tick();
             tokio::select! {
                 () = stop.cancelled() => break,
-                pass = self.counted_pass() => {
-                    self.pulse.tick();
+                pass = self.pass_with_metrics() => {
+                    self.liveness.tick();
                     if let Err(error) = pass {
                         tracing::warn!(error = %chain(&error), "pass failed; the next one tries again");
                     }
@@ -186,11 +186,11 @@ impl Manager {
                 () = tokio::time::sleep(pause) => {}
             }
         }
-        self.pulse.retire();
+        self.liveness.retire();
         tracing::info!("manager stopped");
     }
 
-    async fn counted_pass(&self) -> Result<Pass, ManagerError> {
+    async fn pass_with_metrics(&self) -> Result<Pass, ManagerError> {
         hang_point!(ManagerLoop);
         let began = Instant::now();
         let pass = self.transfer_transfer_packages(false).await;
@@ -256,9 +256,9 @@ impl Manager {
         if again.is_empty() {
             return Ok(());
         }
-        let mut seen = Pass::default();
-        let mut selected = self.survey(&mut seen).await?.selected;
-        (pass.waiting, pass.held_back) = (seen.waiting, seen.held_back);
+        let mut survey_pass = Pass::default();
+        let mut selected = self.survey(&mut survey_pass).await?.selected;
+        (pass.waiting, pass.held_back) = (survey_pass.waiting, survey_pass.held_back);
         // What the first round has refused is not tried twice in a pass.
         selected.retain(|transfer| again.contains(&transfer.candidate.id));
         self.send(selected, pass, sending, verbose).await
@@ -296,19 +296,19 @@ impl Manager {
     /// # Errors
     /// The database reported an error.
     pub async fn recover(&self) -> Result<Vec<TransferId>, DatabaseError> {
-        recover(&self.repository, &self.owner, &self.pulse).await
+        recover(&self.repository, &self.owner, &self.liveness).await
     }
 
     /// Reads the transfers to schedule in this pass, in order, and those that are SCHEDULED.
     async fn survey(&self, pass: &mut Pass) -> Result<ScanResult, DatabaseError> {
         // Before what is under way is counted: see `Allowance::issued`.
         let links = self.repository.links().await?;
-        let places = self.repository.places().await?;
+        let locations = self.repository.transfer_ends().await?;
         let now = self.repository.database().now().await?;
         let sites = &self.settings.manager.sites;
         let origins: Option<Vec<_>> = (!sites.is_empty()).then(|| {
             let is_ours = |place: &TransferEnd| sites.contains(&place.site);
-            let ours = places.iter().filter(|(_, place)| is_ours(place));
+            let ours = locations.iter().filter(|(_, place)| is_ours(place));
             ours.map(|(id, _)| *id).collect()
         });
         if origins.as_ref().is_some_and(Vec::is_empty) {
@@ -317,7 +317,7 @@ impl Manager {
                 "nothing is scheduled; no location is at a site of manager.sites"
             );
         }
-        let mut survey = Survey::new(links, &places, now, &self.settings);
+        let mut survey = Survey::new(links, &locations, now, &self.settings);
         let before = self.cursor();
         let since = before.as_ref().map(|(cursor, _)| cursor);
         let cursor = self
@@ -353,7 +353,7 @@ impl Manager {
     ) -> Result<(), DatabaseError> {
         let mut parts = vec![batch];
         while let Some(mut batch) = parts.pop() {
-            self.pulse.tick();
+            self.liveness.tick();
             match self.schedule_at_once(&batch, pass, sending, verbose).await {
                 Ok(()) if sending.broken.is_some() => return Ok(()),
                 Ok(()) => {}
@@ -433,7 +433,7 @@ impl Manager {
                 unanswered = Some(error);
             }
         }
-        sending.note(!done.scheduled.is_empty(), unanswered);
+        sending.record_batch(!done.scheduled.is_empty(), unanswered);
         Ok(())
     }
 }
@@ -457,7 +457,7 @@ struct PassProgress {
 impl PassProgress {
     /// Notes a batch. One without any answer may be about queues that cannot take messages; with the
     /// next such one it is the broker.
-    fn note(&mut self, has_success: bool, unanswered: Option<SubmitError>) {
+    fn record_batch(&mut self, has_success: bool, unanswered: Option<SubmitError>) {
         let before = self.silence.take();
         match unanswered {
             Some(error) if !has_success && before.is_some() => self.broken = Some(error),

@@ -15,7 +15,7 @@ use crate::transfer::id::TransferId;
 
 /// Number of failures after which a queue receives no more messages in this pass, and after which a batch without any
 /// success stops waiting for the rest of its answers.
-const GIVE_UP_AFTER: usize = 3;
+const MAX_FAILURES_IN_A_ROW: usize = 3;
 
 /// Time limit of a batch for the broker's confirmations: its rows are locked during this time, and on SQLite the whole
 /// database.
@@ -93,9 +93,9 @@ impl Published {
     }
 
     /// Returns true if waiting for the rest is of no use.
-    fn is_hopeless(&self) -> bool {
+    fn should_stop_waiting(&self) -> bool {
         let unanswered = self.failed.values().filter(|error| !error.is_refusal());
-        self.confirmed.is_empty() && unanswered.count() >= GIVE_UP_AFTER
+        self.confirmed.is_empty() && unanswered.count() >= MAX_FAILURES_IN_A_ROW
     }
 
     /// Removes and returns the reason why a message was not sent.
@@ -131,12 +131,12 @@ pub(super) async fn publish(
             },
             () = &mut time_is_up => break,
         }
-        if published.is_hopeless() {
+        if published.should_stop_waiting() {
             // Confirmations that have arrived already count.
             while let Some(Some(answer)) = sending.next().now_or_never() {
                 published.add(answer);
             }
-            if published.is_hopeless() {
+            if published.should_stop_waiting() {
                 break;
             }
         }
@@ -165,7 +165,7 @@ impl QueueFailures {
     pub(super) fn refuses(&self, queue: &str) -> bool {
         self.failures
             .get(queue)
-            .is_some_and(|failures| *failures >= GIVE_UP_AFTER)
+            .is_some_and(|failures| *failures >= MAX_FAILURES_IN_A_ROW)
     }
 }
 
@@ -237,14 +237,14 @@ mod tests {
     fn a_queue_is_given_up_after_failures_in_a_row() {
         let mut failures = QueueFailures::default();
         let queue: Arc<str> = "a".into();
-        for _ in 0..GIVE_UP_AFTER - 1 {
+        for _ in 0..MAX_FAILURES_IN_A_ROW - 1 {
             failures.failed(&queue);
         }
         assert!(!failures.refuses("a"));
         failures.succeeded("a");
         failures.failed(&queue);
         assert!(!failures.refuses("a"));
-        for _ in 0..GIVE_UP_AFTER {
+        for _ in 0..MAX_FAILURES_IN_A_ROW {
             failures.failed(&queue);
         }
         assert!(failures.refuses("a") && !failures.refuses("b"));

@@ -12,7 +12,7 @@
 //! queue is empty, the remaining rows have lost their messages.
 //!
 //! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold no messages. So the
-//! time doubles with each message that was sent without effect, up to [`LONGEST`].
+//! time doubles with each message that was sent without effect, up to [`MAX_SEARCH_DELAY`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -28,7 +28,7 @@ use crate::transfer::repository::ScheduleRecord;
 use service_connection::error_chain::chain;
 
 /// Upper limit of the time after which a row that was sent again without effect is checked once more.
-const LONGEST: Duration = Duration::from_secs(6 * 3600);
+const MAX_SEARCH_DELAY: Duration = Duration::from_secs(6 * 3600);
 
 /// Searches for the messages of transfers.
 #[async_trait]
@@ -71,7 +71,7 @@ pub fn search_delay(reconcile_after: Duration, resent: i64) -> Duration {
     let doublings = u32::try_from(resent).unwrap_or(0).min(20);
     reconcile_after
         .saturating_mul(1 << doublings)
-        .min(LONGEST.max(reconcile_after))
+        .min(MAX_SEARCH_DELAY.max(reconcile_after))
 }
 
 /// Returns true if a row has been SCHEDULED for too long.
@@ -83,7 +83,7 @@ pub fn is_overdue(record: &ScheduleRecord, now: DateTime<Utc>, reconcile_after: 
 
 /// The rows that wait for a message of one queue.
 #[derive(Debug, Default)]
-struct InQueue {
+struct WaitingRows {
     /// Rows that were scheduled and not taken, without those whose message a worker holds.
     rows: u64,
     /// Messages in the queue.
@@ -92,7 +92,7 @@ struct InQueue {
     overdue: Vec<ScheduleRecord>,
 }
 
-impl InQueue {
+impl WaitingRows {
     /// Returns the rows with a lost message: as many overdue rows as messages are missing, the oldest first.
     fn lost(&self) -> &[ScheduleRecord] {
         let lacking = usize::try_from(self.rows.saturating_sub(self.ready)).unwrap_or(usize::MAX);
@@ -101,17 +101,17 @@ impl InQueue {
 }
 
 /// The rows of each queue. Rows whose queue is unknown are under `None` and have no message.
-type Queues = BTreeMap<Option<String>, InQueue>;
+type Queues = BTreeMap<Option<String>, WaitingRows>;
 
 /// Schedule records of all rows, and the queue in which each row waits.
-struct Records {
+struct ScheduleRecords {
     records: Vec<ScheduleRecord>,
     /// Queues by location, for rows whose record does not contain the queue.
     queues: HashMap<TransferId, Option<Arc<str>>>,
     overdue: HashSet<TransferId>,
 }
 
-impl Records {
+impl ScheduleRecords {
     fn queue(&self, record: &ScheduleRecord) -> Option<String> {
         let by_locations = || {
             let queue = self.queues.get(&record.data_transfer_id)?;
@@ -165,9 +165,9 @@ impl Manager {
         let (Some(find), false) = (&self.find, records.overdue.is_empty()) else {
             return Ok(nothing);
         };
-        self.pulse.tick();
+        self.liveness.tick();
         let counted = self.count(&**find, &records).await?;
-        self.pulse.tick();
+        self.liveness.tick();
         let (queues, held) = match counted {
             Ok(counted) => counted,
             Err(error) => {
@@ -208,7 +208,7 @@ impl Manager {
         &self,
         scheduled: Vec<(TransferId, Option<Arc<str>>)>,
         after: Duration,
-    ) -> Result<Records, DatabaseError> {
+    ) -> Result<ScheduleRecords, DatabaseError> {
         // Read now and not with the rows: rows scheduled since then have put messages into the queues.
         let records = self.repository.schedule_records().await?;
         let queues: HashMap<_, _> = scheduled.into_iter().collect();
@@ -231,7 +231,7 @@ impl Manager {
             .filter(|record| is_overdue(record, now, after))
             .map(|record| record.data_transfer_id)
             .collect();
-        Ok(Records {
+        Ok(ScheduleRecords {
             records,
             queues,
             overdue,
@@ -243,7 +243,7 @@ impl Manager {
     async fn count(
         &self,
         find: &dyn FindMessages,
-        records: &Records,
+        records: &ScheduleRecords,
     ) -> Result<Result<(Queues, HeldMessages), FindError>, DatabaseError> {
         let all = records.records.iter();
         let mut names: Vec<_> = all
@@ -300,7 +300,7 @@ mod tests {
     fn lost(ready: u64, held: &HeldMessages) -> Vec<i64> {
         let mut all: Vec<_> = (1..=6).map(|id| record(id, "a")).collect();
         all.push(record(7, "b"));
-        let records = Records {
+        let records = ScheduleRecords {
             overdue: [1, 2, 3, 4, 7].map(TransferId::new).into(),
             queues: HashMap::new(),
             records: all,
@@ -336,9 +336,9 @@ mod tests {
     fn search_delay_grows_to_a_limit() {
         assert_eq!(search_delay(AFTER, 0), AFTER);
         assert_eq!(search_delay(AFTER, 2), AFTER * 4);
-        assert_eq!(search_delay(AFTER, 50), LONGEST);
+        assert_eq!(search_delay(AFTER, 50), MAX_SEARCH_DELAY);
         assert_eq!(search_delay(AFTER, -1), AFTER);
-        let long = LONGEST * 2;
+        let long = MAX_SEARCH_DELAY * 2;
         assert_eq!(search_delay(long, 3), long);
         let now = DateTime::UNIX_EPOCH + TimeDelta::seconds(301);
         assert!(is_overdue(&record(1, "a"), now, AFTER));

@@ -14,16 +14,18 @@ use celery_worker::liveness::Liveness;
 use service_connection::backoff::RetryState;
 use service_connection::error_chain::chain;
 
-/// Sweeps dead leases, as every manager and every worker does; `pulse` ticks for each of them.
+/// Sweeps dead leases, as every manager and every worker does; `liveness` ticks for each of them.
 ///
 /// # Errors
 /// The database reported an error.
 pub async fn recover(
     repository: &Repository,
     observer: &Owner,
-    pulse: &Liveness,
+    liveness: &Liveness,
 ) -> Result<Vec<TransferId>, DatabaseError> {
-    let sweep = repository.sweep_watched(observer, || pulse.tick()).await?;
+    let sweep = repository
+        .sweep_watched(observer, || liveness.tick())
+        .await?;
     for (id, error) in &sweep.failed {
         tracing::warn!(
             data_transfer_id = id.get(),
@@ -62,14 +64,14 @@ pub async fn sweep_loop(
     observer: &Owner,
     every: Duration,
     stop: &CancellationToken,
-    pulse: &Liveness,
+    liveness: &Liveness,
 ) {
     // No `RetryLoop`: a sweep that succeeds is repeated, too; only the log lines are limited.
     let mut attempts = RetryState::new((every, every));
     loop {
-        pulse.tick();
+        liveness.tick();
         hang_point!(Sweeper);
-        if let Err(error) = recover(repository, observer, pulse).await
+        if let Err(error) = recover(repository, observer, liveness).await
             && attempts.failed(&error).should_log
         {
             tracing::warn!(error = %chain(&error), "expired leases could not be swept");

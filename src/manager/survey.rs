@@ -28,21 +28,21 @@ type Route = (usize, Arc<str>);
 
 /// State of the links, as read at the start of a pass.
 pub(super) struct Survey<'a> {
-    places: &'a HashMap<i64, TransferEnd>,
+    locations: &'a HashMap<i64, TransferEnd>,
     settings: &'a Settings,
     now: DateTime<Utc>,
-    links: Vec<OfLink>,
+    links: Vec<LinkState>,
     by_name: BTreeMap<LinkName, usize>,
     /// Link of each pair of ends; `None` if no link connects them.
     known: HashMap<Ends, Option<Route>>,
     waiting: u64,
-    lost: Vec<TransferId>,
+    unroutable: Vec<TransferId>,
     /// Rows that are SCHEDULED, with their queues.
     scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
 
 /// One link in a survey.
-struct OfLink {
+struct LinkState {
     link: Link,
     limit: Option<u64>,
     active: u64,
@@ -54,19 +54,19 @@ struct OfLink {
 impl<'a> Survey<'a> {
     pub(super) fn new(
         links: Vec<Link>,
-        places: &'a HashMap<i64, TransferEnd>,
+        locations: &'a HashMap<i64, TransferEnd>,
         now: DateTime<Utc>,
         settings: &'a Settings,
     ) -> Self {
         let mut survey = Self {
-            places,
+            locations,
             settings,
             now,
             links: Vec::new(),
             by_name: BTreeMap::new(),
             known: HashMap::new(),
             waiting: 0,
-            lost: Vec::new(),
+            unroutable: Vec::new(),
             scheduled: Vec::new(),
         };
         for link in links {
@@ -85,7 +85,7 @@ impl<'a> Survey<'a> {
     fn add(&mut self, link: Link) -> usize {
         let index = self.links.len();
         self.by_name.insert(link.name.clone(), index);
-        self.links.push(OfLink {
+        self.links.push(LinkState {
             limit: link.limit(self.now).map(u64::from),
             link,
             active: 0,
@@ -108,21 +108,21 @@ impl<'a> Survey<'a> {
         }
         let Some((index, queue)) = route else {
             if is_pending {
-                self.lost.push(transfer.id);
+                self.unroutable.push(transfer.id);
             }
             return;
         };
-        let Some(of_link) = self.links.get_mut(index) else {
+        let Some(link_state) = self.links.get_mut(index) else {
             return;
         };
         if !is_pending {
-            of_link.active += 1;
+            link_state.active += 1;
             return;
         }
-        of_link.pending += 1;
-        let has_room = |limit| (of_link.queue.len() as u64) < limit;
-        if of_link.limit.is_none_or(has_room) {
-            of_link.queue.push_back((transfer.id, queue));
+        link_state.pending += 1;
+        let has_room = |limit| (link_state.queue.len() as u64) < limit;
+        if link_state.limit.is_none_or(has_room) {
+            link_state.queue.push_back((transfer.id, queue));
         }
     }
 
@@ -140,8 +140,8 @@ impl<'a> Survey<'a> {
     }
 
     fn find_route(&mut self, (origin, destination): Ends) -> Option<Route> {
-        let origin = self.places.get(&origin?)?;
-        let destination = self.places.get(&destination?)?;
+        let origin = self.locations.get(&origin?)?;
+        let destination = self.locations.get(&destination?)?;
         let end = match self.settings.transfer.queue_location {
             QueueLocation::Origin => origin,
             QueueLocation::Destination => destination,
@@ -170,36 +170,36 @@ impl<'a> Survey<'a> {
     /// Selects the transfers to schedule, in order; the others are counted in `pass`.
     pub(super) fn selected(self, pass: &mut Pass) -> Vec<Selected> {
         pass.waiting = self.waiting;
-        for id in self.lost {
+        for id in self.unroutable {
             let reason = "its location or the location's site is missing; correct the row";
             pass.refuse(id, reason.into());
         }
         let mut queues = Vec::new();
-        for of_link in self.links {
-            let free = of_link
+        for link_state in self.links {
+            let free = link_state
                 .limit
-                .map(|limit| limit.saturating_sub(of_link.active));
-            let mut queue = of_link.queue;
+                .map(|limit| limit.saturating_sub(link_state.active));
+            let mut queue = link_state.queue;
             if let Some(free) = free {
                 queue.truncate(usize::try_from(free).unwrap_or(usize::MAX));
             }
-            let held_back = of_link.pending.saturating_sub(queue.len() as u64);
+            let held_back = link_state.pending.saturating_sub(queue.len() as u64);
             pass.held_back += held_back;
             if held_back > 0 {
                 tracing::debug!(
-                    link = %of_link.link.name,
-                    limit = of_link.limit,
-                    active = of_link.active,
-                    pending = of_link.pending,
-                    paused = of_link.link.pause.is_some(),
+                    link = %link_state.link.name,
+                    limit = link_state.limit,
+                    active = link_state.active,
+                    pending = link_state.pending,
+                    paused = link_state.link.pause.is_some(),
                     "transfers wait for their link"
                 );
             }
             let allowance = free.map(|free| {
                 Arc::new(Allowance {
-                    link: of_link.link.name,
+                    link: link_state.link.name,
                     free,
-                    issued: of_link.link.issued,
+                    issued: link_state.link.issued,
                 })
             });
             let selected = queue.into_iter().map(|(id, queue)| Selected {
@@ -210,7 +210,7 @@ impl<'a> Survey<'a> {
                 },
                 queue,
             });
-            queues.push((of_link.link.priority, selected.collect()));
+            queues.push((link_state.link.priority, selected.collect()));
         }
         link::in_turn(queues)
     }
@@ -231,18 +231,18 @@ mod tests {
 
     /// Locations 1, 2, 3 at the sites a, b, c.
     fn survey(links: Vec<Link>, transfers: &[(i64, Status, i64, i64)]) -> (Vec<i64>, Pass) {
-        let places = [(1, "a"), (2, "b"), (3, "c")].map(|(id, site)| {
+        let locations = [(1, "a"), (2, "b"), (3, "c")].map(|(id, site)| {
             let endpoint = TransferEnd {
                 site: site.into(),
                 location: "buffer".into(),
             };
             (id, endpoint)
         });
-        let (places, settings) = (
-            HashMap::from(places),
+        let (locations, settings) = (
+            HashMap::from(locations),
             crate::settings::load(None, []).unwrap(),
         );
-        let mut survey = Survey::new(links, &places, crate::clock::now(), &settings);
+        let mut survey = Survey::new(links, &locations, crate::clock::now(), &settings);
         for (id, status, origin, destination) in transfers {
             survey.count(OpenTransfer {
                 id: TransferId::new(*id),

@@ -139,7 +139,7 @@ async fn a_scan_shows_open_transfers(db: Fixture) {
     assert_eq!(shown(&seen), open);
     assert_eq!(shown(&scan(&db, watch.as_ref()).await.0), open);
 
-    let places = db.repository.places().await.unwrap();
+    let places = db.repository.transfer_ends().await.unwrap();
     let [origin, destination] = [
         seen[0].origin_location_id.unwrap(),
         seen[0].destination_location_id.unwrap(),

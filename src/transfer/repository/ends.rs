@@ -54,7 +54,7 @@ impl Repository {
     ///
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
-    pub async fn places(&self) -> Result<HashMap<i64, TransferEnd>, DatabaseError> {
+    pub async fn transfer_ends(&self) -> Result<HashMap<i64, TransferEnd>, DatabaseError> {
         let reading = async {
             let db = self.database.connection();
             let sites = self.short_names().await?;
