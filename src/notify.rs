@@ -22,7 +22,7 @@ use crate::settings::Notifications;
 use service_connection::error_chain::chain;
 
 /// Maximum number of notices in one notification; for further ones, it has only their number.
-const MOST_AT_ONCE: usize = 20;
+const MAX_NOTICES_IN_A_MESSAGE: usize = 20;
 
 /// Capacity of the queue to the sender, in notices.
 const QUEUE: usize = 256;
@@ -106,7 +106,7 @@ fn take<T>(from: &Mutex<Option<T>>) -> Option<T> {
 /// Sends notices until the queue is closed.
 async fn send_all(settings: Notifications, mut notices: mpsc::Receiver<Notice>) {
     let mut next = Instant::now();
-    let mut waiting = Waiting::default();
+    let mut waiting = PendingNotices::default();
     loop {
         tokio::select! {
             biased;
@@ -127,14 +127,14 @@ async fn send_all(settings: Notifications, mut notices: mpsc::Receiver<Notice>) 
 
 /// Notices that are sent together.
 #[derive(Debug, Default)]
-struct Waiting {
+struct PendingNotices {
     notices: Vec<Notice>,
     further: usize,
 }
 
-impl Waiting {
+impl PendingNotices {
     fn add(&mut self, notice: Notice) {
-        if self.notices.len() < MOST_AT_ONCE {
+        if self.notices.len() < MAX_NOTICES_IN_A_MESSAGE {
             self.notices.push(notice);
         } else {
             self.further += 1;

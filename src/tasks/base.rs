@@ -19,7 +19,7 @@ use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Applicability, Failure, Instruction, Successor, TransferDetail};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
 use crate::transfer::service::{Done, Failed, Request, TransferService};
-use crate::transfer::trace::{KeyValue, note};
+use crate::transfer::trace::{KeyValue, set_attributes};
 use service_connection::error_chain::chain;
 
 /// Time within which a dead connection to the broker is detected after a pause of the process.
@@ -110,9 +110,9 @@ impl DataTransferTask {
     /// [`Failed`], with the failure of the attempt.
     pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
         let _alive = self.heartbeats.task(&request.task_id);
-        note(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
+        set_attributes(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
         let done = self.service.run(request).await?;
-        note_done(&done);
+        trace_success(&done);
         if !matches!(done, Done::AlreadyCompleted) {
             if let Some(metrics) = self.service.metrics() {
                 metrics.attempt("completed", "");
@@ -162,7 +162,7 @@ impl DataTransferTask {
         if let Some(metrics) = self.service.metrics() {
             metrics.attempt(outcome, failed.error.code());
         }
-        note_failed(failed, outcome);
+        trace_failure(failed, outcome);
         let operation = self.get_operation_info(request.id);
         tracing::warn!(
             data_transfer_id = operation.data_transfer_id.get(),
@@ -268,7 +268,7 @@ impl DataTransferTask {
             .await
         {
             Ok(count) => count,
-            Err(error) => return unwritten(request, &error),
+            Err(error) => return log_write_failure(request, &error),
         };
         let policy = RetryPolicy::from(&self.service.settings().transfer);
         let decision = decide(&failed.error, retry_count, &policy, fastrand::f64());
@@ -310,7 +310,7 @@ impl DataTransferTask {
         match written {
             Ok(()) => settled,
             Err(TransferError::LeaseLost { .. }) => Settled::Untouched,
-            Err(error) => unwritten(request, &error),
+            Err(error) => log_write_failure(request, &error),
         }
     }
 
@@ -318,7 +318,8 @@ impl DataTransferTask {
         let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
             return;
         };
-        self.broken_links.blame(&detail.transfer, error.scope());
+        self.broken_links
+            .record_failure(&detail.transfer, error.scope());
         notifier.notify(notices::failed(&detail, error));
     }
 
@@ -326,7 +327,7 @@ impl DataTransferTask {
         let (Some(notifier), Some(detail)) = (&self.notifier, self.detail(id).await) else {
             return;
         };
-        let works_again = self.broken_links.absolve(&detail.transfer);
+        let works_again = self.broken_links.record_success(&detail.transfer);
         if let Some(notice) = notices::recovered(&detail, works_again) {
             notifier.notify(notice);
         }
@@ -442,13 +443,13 @@ fn outcome(failed: &Failed, settled: Settled) -> &'static str {
 }
 
 /// Adds the outcome of a completed attempt to its trace.
-fn note_done(done: &Done) {
+fn trace_success(done: &Done) {
     let (outcome, summary) = match done {
         Done::AlreadyCompleted => ("already_completed", None),
         Done::AlreadyThere(summary) => ("already_there", Some(summary)),
         Done::Copied(summary) => ("copied", Some(summary)),
     };
-    note(|| {
+    set_attributes(|| {
         let bytes = summary.map(|summary| i64::try_from(summary.bytes).unwrap_or(i64::MAX));
         let bytes = bytes.map(|bytes| KeyValue::new("ccat.transfer.bytes", bytes));
         let outcome = KeyValue::new("ccat.transfer.outcome", outcome);
@@ -457,8 +458,8 @@ fn note_done(done: &Done) {
 }
 
 /// Adds the outcome of a failed attempt to its trace.
-fn note_failed(failed: &Failed, outcome: &'static str) {
-    note(|| {
+fn trace_failure(failed: &Failed, outcome: &'static str) {
+    set_attributes(|| {
         let bytes = i64::try_from(failed.progress.bytes_done).unwrap_or(i64::MAX);
         vec![
             KeyValue::new("ccat.transfer.outcome", outcome),
@@ -469,7 +470,7 @@ fn note_failed(failed: &Failed, outcome: &'static str) {
     });
 }
 
-fn unwritten(request: &Request, error: &TransferError) -> Settled {
+fn log_write_failure(request: &Request, error: &TransferError) -> Settled {
     tracing::error!(
         data_transfer_id = request.id.get(),
         error = error.chain(),

@@ -62,7 +62,7 @@ fn consequence(kind: FailureKind) -> String {
 }
 
 /// A matcher for a reader; none for an exit status, which has no text of its own in the output.
-fn shown(matcher: &Matcher) -> Option<String> {
+fn describe_matcher(matcher: &Matcher) -> Option<String> {
     let before = match (matcher.source, matcher.begins.is_empty()) {
         (OutputSource::Bbcp, true) => "bbcp: … ",
         (OutputSource::Bbcp, false) => "bbcp: ",
@@ -105,7 +105,7 @@ fn page() -> String {
         )
         .unwrap();
         let matchers = kind.patterns().iter().flat_map(|pattern| pattern.matchers);
-        let texts: Vec<String> = matchers.filter_map(shown).collect();
+        let texts: Vec<String> = matchers.filter_map(describe_matcher).collect();
         if !texts.is_empty() {
             writeln!(page, "* Known by: {}", texts.join(", ")).unwrap();
         }

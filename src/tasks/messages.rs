@@ -34,7 +34,7 @@ const REPLY_TIMEOUT: Duration = Duration::from_millis(1500);
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum number of bytes of answers. Later answers are ignored.
-const MOST_BYTES: usize = 32 << 20;
+const MAX_BYTES: usize = 32 << 20;
 
 /// Searcher for messages through a broker.
 pub struct Messages {
@@ -77,12 +77,12 @@ impl Messages {
         let deadline = Instant::now() + REPLY_TIMEOUT;
         let mut held = HeldMessages::default();
         let mut nodes = HashSet::new();
-        let mut left = MOST_BYTES;
+        let mut left = MAX_BYTES;
         while let Ok(Some(delivery)) = timeout_at(deadline, consumer.next()).await {
             let bytes = delivery.message.body.len();
             if bytes > left {
                 tracing::warn!(
-                    bytes = MOST_BYTES,
+                    bytes = MAX_BYTES,
                     "replies of workers about their messages are too large; the rest is ignored"
                 );
                 break;
@@ -140,7 +140,7 @@ impl FindMessages for Messages {
     async fn held(&self) -> Result<HeldMessages, FindError> {
         let key = Uuid::new_v4().to_string();
         let mut answers = Subscription::new("answers of workers", vec![replies(&key)]);
-        answers.max_body_bytes = Some(MOST_BYTES);
+        answers.max_body_bytes = Some(MAX_BYTES);
         let mut consumer = self.broker.consume(answers);
         let held = self.ask(&mut consumer, &key).await;
         consumer.cancel();

@@ -22,14 +22,14 @@ pub(super) struct BrokenLinks(Mutex<HashSet<(String, String)>>);
 
 impl BrokenLinks {
     /// Records a transfer that was given up and its link, if the link is the cause.
-    pub(super) fn blame(&self, transfer: &TransferRecord, scope: Scope) {
+    pub(super) fn record_failure(&self, transfer: &TransferRecord, scope: Scope) {
         if let (Scope::Link, Some(link)) = (scope, link(transfer)) {
             self.lock().insert(link);
         }
     }
 
     /// Returns true if a transfer that has completed shows that its link works again.
-    pub(super) fn absolve(&self, transfer: &TransferRecord) -> bool {
+    pub(super) fn record_success(&self, transfer: &TransferRecord) -> bool {
         link(transfer).is_some_and(|link| self.lock().remove(&link))
     }
 

@@ -150,7 +150,7 @@ impl Task for TransferFilesBbcp {
         let snapshots = attempt.snapshots.subscribe();
         let ended = tokio::select! {
             ended = transfers.run(&attempt) => ended,
-            never = pass_on(snapshots, &cx) => match never {},
+            never = forward_progress(snapshots, &cx) => match never {},
         };
         match ended {
             Ok(_) => {
@@ -170,16 +170,19 @@ impl Task for TransferFilesBbcp {
 }
 
 /// Publishes the progress of an attempt while this future is polled.
-async fn pass_on(mut snapshots: watch::Receiver<Snapshot>, cx: &TaskContext) -> Infallible {
+async fn forward_progress(
+    mut snapshots: watch::Receiver<Snapshot>,
+    cx: &TaskContext,
+) -> Infallible {
     while snapshots.changed().await.is_ok() {
         let snapshot = *snapshots.borrow_and_update();
-        cx.progress(shown(&snapshot));
+        cx.progress(progress_values(&snapshot));
     }
     std::future::pending().await
 }
 
 /// The result of the state PROGRESS: bytes, bytes per second, and seconds.
-fn shown(snapshot: &Snapshot) -> Map<String, Value> {
+fn progress_values(snapshot: &Snapshot) -> Map<String, Value> {
     let lease::Progress {
         bytes_done,
         bytes_total,

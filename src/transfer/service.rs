@@ -17,7 +17,7 @@ use super::failures::TransferError;
 use super::lease::{Lease, Owner, Progress};
 use super::plan::{LocalHost, Plan};
 use super::repository::Repository;
-use super::trace::{Explain, KeyValue, note, step};
+use super::trace::{Explain, KeyValue, set_attributes, step};
 
 pub use super::lease::{Phase, Snapshot};
 
@@ -179,7 +179,7 @@ impl TransferService {
             None => return Ok(Done::AlreadyCompleted),
         };
         let lease = acquired.lease.clone();
-        note(|| {
+        set_attributes(|| {
             let attempt = i64::from(lease.attempt().get());
             vec![KeyValue::new("ccat.transfer.attempt", attempt)]
         });

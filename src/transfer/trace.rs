@@ -50,7 +50,7 @@ pub(crate) fn step<T, E: Explain>(
 /// Adds attributes to the innermost traced span, which need not be the current one: a task's code runs in a span for its
 /// log lines. They are not span fields, because the code that creates the span would have to declare them, and it does
 /// not know about transfers.
-pub(crate) fn note(attributes: impl FnOnce() -> Vec<KeyValue>) {
+pub(crate) fn set_attributes(attributes: impl FnOnce() -> Vec<KeyValue>) {
     let context = Context::current();
     if context.has_active_span() {
         for attribute in attributes() {

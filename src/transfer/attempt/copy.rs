@@ -16,7 +16,7 @@ use crate::transfer::endpoint::Reading;
 use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
-use crate::transfer::trace::{KeyValue, note, step};
+use crate::transfer::trace::{KeyValue, set_attributes, step};
 
 /// Time limit of a small request, after which the storage counts as hanging. It is longer than the time that ssh needs
 /// to detect an unreachable host.
@@ -156,7 +156,7 @@ impl AttemptRun<'_> {
         let rate = report
             .rate_bytes_per_s
             .map_or(self.progress().rate_bytes_per_s, whole);
-        note(|| {
+        set_attributes(|| {
             vec![
                 KeyValue::new("ccat.transfer.bytes", count(plan.size)),
                 KeyValue::new("ccat.transfer.rate_bytes_per_s", count(rate)),

@@ -15,7 +15,7 @@ use crate::transfer::lease::{LeaseError, Phase, Progress};
 use crate::transfer::link::LinkName;
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, plan};
 use crate::transfer::repository::{Acquired, ClaimError};
-use crate::transfer::trace::{KeyValue, note, step};
+use crate::transfer::trace::{KeyValue, set_attributes, step};
 
 /// A partial copy of an earlier attempt that this one can complete.
 #[derive(Clone, Copy)]
@@ -47,7 +47,7 @@ impl AttemptRun<'_> {
             );
         }
         let mut plan = step("transfer/plan", self.plan()).await?;
-        note(|| {
+        set_attributes(|| {
             let LinkName {
                 origin,
                 destination,
