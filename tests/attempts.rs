@@ -25,7 +25,7 @@ use std::fs;
 use std::time::Duration;
 
 use bench::{Bench, MB};
-use ccat_transfer::transfer::service::Done;
+use ccat_transfer::transfer::service::Success;
 use entity::Outcome;
 use rstest::rstest;
 
@@ -79,7 +79,7 @@ async fn an_interrupted_copy_is_completed(mut bench: Bench) {
 
     bench.double(&[]);
     let done = bench.attempt(id).await.done();
-    assert!(matches!(done, Done::Copied(_)), "{done:?}");
+    assert!(matches!(done, Success::Copied(_)), "{done:?}");
     bench.assert_moved(id, "p q.tar").await;
     let log = bench.log(id, 2).await;
     let appended = log
@@ -253,7 +253,7 @@ async fn one_destination_one_copy(bench: Bench) {
     // At its next attempt, it finds the file.
     bench.forget_delay(second).await;
     let done = bench.attempt(second).await.done();
-    assert!(matches!(done, Done::AlreadyThere(_)), "{done:?}");
+    assert!(matches!(done, Success::AlreadyThere(_)), "{done:?}");
     assert_eq!(bench.db.status(second).await, "COMPLETED");
     assert_eq!(bench.copies(), 1);
 }
@@ -394,7 +394,7 @@ async fn copy_continues_without_the_database() {
         })
         .await;
     let done = ended.done();
-    assert!(matches!(done, Done::Copied(_)), "{done:?}");
+    assert!(matches!(done, Success::Copied(_)), "{done:?}");
     // Observed over another connection during the outage: nothing was published or committed.
     assert_eq!(away.value, ("IN_PROGRESS".to_owned(), false));
     bench.assert_moved(id, "a.tar").await;

@@ -18,7 +18,7 @@ use crate::transfer::id::TransferId;
 use crate::transfer::lease::Lease;
 use crate::transfer::repository::{Applicability, Failure, Instruction, Successor, TransferDetail};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
-use crate::transfer::service::{Done, Failed, Request, TransferService};
+use crate::transfer::service::{Failed, Request, Success, TransferService};
 use crate::transfer::trace::{KeyValue, set_attributes};
 use service_connection::error_chain::chain;
 
@@ -108,12 +108,12 @@ impl DataTransferTask {
     ///
     /// # Errors
     /// [`Failed`], with the failure of the attempt.
-    pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
+    pub async fn run(&self, request: &Request) -> Result<Success, Failed> {
         let _alive = self.heartbeats.task(&request.task_id);
         set_attributes(|| vec![KeyValue::new("ccat.transfer.id", request.id.get())]);
         let done = self.service.run(request).await?;
         trace_success(&done);
-        if !matches!(done, Done::AlreadyCompleted) {
+        if !matches!(done, Success::AlreadyCompleted) {
             if let Some(metrics) = self.service.metrics() {
                 metrics.attempt("completed", "");
             }
@@ -443,11 +443,11 @@ fn outcome(failed: &Failed, settled: Settled) -> &'static str {
 }
 
 /// Adds the outcome of a completed attempt to its trace.
-fn trace_success(done: &Done) {
+fn trace_success(done: &Success) {
     let (outcome, summary) = match done {
-        Done::AlreadyCompleted => ("already_completed", None),
-        Done::AlreadyThere(summary) => ("already_there", Some(summary)),
-        Done::Copied(summary) => ("copied", Some(summary)),
+        Success::AlreadyCompleted => ("already_completed", None),
+        Success::AlreadyThere(summary) => ("already_there", Some(summary)),
+        Success::Copied(summary) => ("copied", Some(summary)),
     };
     set_attributes(|| {
         let bytes = summary.map(|summary| i64::try_from(summary.bytes).unwrap_or(i64::MAX));

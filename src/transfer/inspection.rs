@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::bbcp::command::CONFIG_VARIABLE;
-use super::endpoint::{AbsolutePath, Endpoint, Links, Reading, Remote, Target, TemporaryName};
+use super::endpoint::{AbsolutePath, Endpoint, Links, ReadOptions, Remote, Target, TemporaryName};
 use super::failures::{Role, TransferError};
 use super::id::{AttemptNumber, TransferId};
 use super::plan::{self, LocalHost};
@@ -141,7 +141,7 @@ impl Remote {
             path: "/dev/null".into(),
             problem,
         })?;
-        let how = Reading {
+        let options = ReadOptions {
             algorithm,
             size: 0,
             stall_timeout: VERSION_TIMEOUT,
@@ -149,7 +149,7 @@ impl Remote {
         };
         let endpoint = Endpoint::Remote(self.clone());
         endpoint
-            .digest(Role::Destination, &nothing, Links::Follow, how)
+            .digest(Role::Destination, &nothing, Links::Follow, options)
             .await
             .map(drop)
     }

@@ -16,7 +16,7 @@ use super::repository::{Renewal, Repository};
 use service_connection::error_chain::chain;
 
 /// Minimum duration of a phase before an extra renewal writes it. Small packages are complete before.
-const PHASE_SETTLES: Duration = Duration::from_millis(250);
+const PHASE_SETTLE_TIME: Duration = Duration::from_millis(250);
 
 /// Renews one lease.
 pub(super) struct LeaseRenewer {
@@ -41,7 +41,7 @@ impl LeaseRenewer {
         // The acquisition of the lease wrote this phase.
         let mut written = Phase::Preparing;
         loop {
-            self.due(written).await;
+            self.wait_until_due(written).await;
             let lease = &self.lease;
             let snapshot = *self.snapshots.borrow();
             let progress = snapshot.progress;
@@ -58,7 +58,7 @@ impl LeaseRenewer {
                         "progress"
                     );
                     if let Renewal::Stop(paused) = renewal {
-                        self.free_link(paused);
+                        self.stop_for_paused_link(paused);
                     }
                 }
                 Err(LeaseError::Lost) => {
@@ -80,13 +80,13 @@ impl LeaseRenewer {
     }
 
     /// Waits until the lease has to be renewed: the interval has passed, or the attempt has been in another phase than
-    /// `written` for [`PHASE_SETTLES`], so that people do not see an outdated phase.
-    async fn due(&mut self, written: Phase) {
+    /// `written` for [`PHASE_SETTLE_TIME`], so that people do not see an outdated phase.
+    async fn wait_until_due(&mut self, written: Phase) {
         let another_phase = async {
             // The attempt itself renews its lease before it publishes.
             let is_unwritten = |phase: &Phase| ![written, Phase::Publishing].contains(phase);
             let changed = self.phases.wait_for(is_unwritten).await.map(drop);
-            sleep(PHASE_SETTLES).await;
+            sleep(PHASE_SETTLE_TIME).await;
             changed
         };
         tokio::select! {
@@ -97,7 +97,7 @@ impl LeaseRenewer {
 
     /// Stops the copy because its link is paused. The lease is still renewed: the stop takes some time, and the row has
     /// to be released.
-    fn free_link(&self, paused: PausedLink) {
+    fn stop_for_paused_link(&self, paused: PausedLink) {
         if self.paused.get().is_some() {
             return;
         }

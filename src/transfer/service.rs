@@ -48,7 +48,7 @@ pub struct Request {
 
 /// Result of a successful attempt.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Done {
+pub enum Success {
     /// The transfer was already completed.
     AlreadyCompleted,
     /// The file was already at its destination, with the same content.
@@ -173,10 +173,10 @@ impl TransferService {
     ///
     /// # Errors
     /// [`Failed`]; its lease, if any, is no longer renewed, and the caller has to end the attempt with it.
-    pub async fn run(&self, request: &Request) -> Result<Done, Failed> {
+    pub async fn run(&self, request: &Request) -> Result<Success, Failed> {
         let acquired = match step("transfer/acquire", self.acquire(request)).await? {
             Some(acquired) => acquired,
-            None => return Ok(Done::AlreadyCompleted),
+            None => return Ok(Success::AlreadyCompleted),
         };
         let lease = acquired.lease.clone();
         set_attributes(|| {

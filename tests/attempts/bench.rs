@@ -13,7 +13,9 @@ use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::LeaseInfo;
 use ccat_transfer::transfer::repository::{Repository, TransferRecord};
-use ccat_transfer::transfer::service::{Done, Failed, Phase, Request, Snapshot, TransferService};
+use ccat_transfer::transfer::service::{
+    Failed, Phase, Request, Snapshot, Success, TransferService,
+};
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -39,14 +41,14 @@ pub(crate) struct Bench {
 
 /// End of an attempt, after its row was settled.
 pub(crate) enum Ended {
-    Done(Done),
+    Success(Success),
     Failed(Failed),
 }
 
 impl Ended {
-    pub(crate) fn done(self) -> Done {
+    pub(crate) fn done(self) -> Success {
         match self {
-            Self::Done(done) => done,
+            Self::Success(done) => done,
             Self::Failed(failed) => panic!("{failed:?}"),
         }
     }
@@ -54,7 +56,7 @@ impl Ended {
     pub(crate) fn failed(self) -> Failed {
         match self {
             Self::Failed(failed) => failed,
-            Self::Done(done) => panic!("{done:?}"),
+            Self::Success(done) => panic!("{done:?}"),
         }
     }
 
@@ -297,7 +299,7 @@ impl Bench {
         let (task, notifier) = self.task();
         // On the heap, as in a worker: without optimisation, several futures would fill the stack of a test thread.
         let ended = match Box::pin(task.run(request)).await {
-            Ok(done) => Ended::Done(done),
+            Ok(done) => Ended::Success(done),
             Err(failed) => {
                 let settling = Request {
                     cancelled: CancellationToken::new(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ccat_transfer::settings::DigestAlgorithm;
 use ccat_transfer::transfer::bbcp;
-use ccat_transfer::transfer::endpoint::{Facts, FileKind, Reading, Target, TemporaryName};
+use ccat_transfer::transfer::endpoint::{Facts, FileKind, ReadOptions, Target, TemporaryName};
 use ccat_transfer::transfer::failures::{Role, TransferError};
 use ccat_transfer::transfer::id::AttemptNumber;
 use rstest::rstest;
@@ -52,7 +52,7 @@ pub(crate) fn bench(role: Role, way: Way) -> Option<Bench> {
     Some(bench)
 }
 
-pub(crate) const READING: Reading<'static> = Reading {
+pub(crate) const READ_OPTIONS: ReadOptions<'static> = ReadOptions {
     algorithm: DigestAlgorithm::Sha256,
     size: SIZE,
     stall_timeout: Duration::from_secs(10),
@@ -170,13 +170,13 @@ async fn digests_are_the_same_everywhere(#[values(Way::Local, Way::Ssh)] way: Wa
     fs::write(bench.path("origin").join(ODD), "abc").unwrap();
     let source = bench.plan().source;
     assert_eq!(source.inspect().await.unwrap().size, 3);
-    let digest = source.digest(READING).await.unwrap();
+    let digest = source.digest(READ_OPTIONS).await.unwrap();
     assert_eq!(
         digest.hex(),
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     );
     bench.file_name = "nothing".into();
-    let error = bench.plan().source.digest(READING).await.unwrap_err();
+    let error = bench.plan().source.digest(READ_OPTIONS).await.unwrap_err();
     assert_eq!(error.code(), "origin_missing", "{error}");
 }
 
@@ -200,11 +200,11 @@ async fn publishes_without_overwriting(#[values(Way::Local, Way::Ssh)] way: Way)
 
     fs::write(target.temporary_path().as_path(), "new").unwrap();
     assert_eq!(target.temporaries().await.unwrap(), [target.temporary()]);
-    let before = target.digest_temporary(READING).await.unwrap();
+    let before = target.digest_temporary(READ_OPTIONS).await.unwrap();
     target.publish().await.unwrap();
     assert_eq!(fs::read(directory.join(ODD)).unwrap(), b"new");
     assert_eq!(target.inspect_temporary().await.unwrap(), None);
-    assert_eq!(target.digest(READING).await.unwrap(), before);
+    assert_eq!(target.digest(READ_OPTIONS).await.unwrap(), before);
 
     fs::write(target.temporary_path().as_path(), "newer").unwrap();
     let error = target.publish().await.unwrap_err();
@@ -356,7 +356,7 @@ async fn unmounted_origin_differs_from_missing_package(#[values(Way::Local, Way:
     fs::rename(&package, &kept).unwrap();
     let code = async || source.inspect().await.unwrap_err().code();
     assert_eq!(code().await, "origin_root_missing", "empty");
-    let error = source.digest(READING).await.unwrap_err();
+    let error = source.digest(READ_OPTIONS).await.unwrap_err();
     assert_eq!(error.code(), "origin_root_missing", "{error}");
     fs::write(bench.path("origin/.other"), "").unwrap();
     assert_eq!(code().await, "origin_missing");
@@ -382,11 +382,11 @@ async fn hanging_reader_is_given_up() {
     let fifo = bench.path("origin/p.tar");
     fs::remove_file(&fifo).unwrap();
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    let how = Reading {
+    let options = ReadOptions {
         stall_timeout: Duration::from_millis(200),
-        ..READING
+        ..READ_OPTIONS
     };
-    let error = bench.plan().source.digest(how).await.unwrap_err();
+    let error = bench.plan().source.digest(options).await.unwrap_err();
     assert_eq!(error.code(), "stalled_storage", "{error}");
     // Lets the remaining thread end.
     drop(fs::OpenOptions::new().write(true).open(&fifo));
@@ -397,7 +397,7 @@ async fn a_dropped_local_digest_stops() {
     let bench = Bench::new(&[]);
     let plan = endless(&bench, None);
     {
-        let digest = std::pin::pin!(plan.source.digest(READING));
+        let digest = std::pin::pin!(plan.source.digest(READ_OPTIONS));
         tokio::select! {
             _ = digest => panic!("it has no end"),
             () = eventually("it reads", we_read_zeros) => {}
@@ -425,13 +425,13 @@ async fn a_reader_stays_near_the_copy(#[case] stall_timeout: Duration) {
     drop(origin);
     let copied = watch::Sender::new(0);
     let behind = copied.subscribe();
-    let how = Reading {
+    let options = ReadOptions {
         size,
         stall_timeout,
         behind: Some(&behind),
-        ..READING
+        ..READ_OPTIONS
     };
-    let mut digest = std::pin::pin!(plan.source.digest(how));
+    let mut digest = std::pin::pin!(plan.source.digest(options));
     for done in [0, LEAD / 4] {
         copied.send_replace(done);
         // The reader has a low priority, and may be slow beside other tests.
@@ -451,9 +451,9 @@ async fn a_reader_stays_near_the_copy(#[case] stall_timeout: Duration) {
         assert!(read_until(&path).is_some_and(|at| at <= done + LEAD + BUFFER));
     }
     drop(copied);
-    let alone = plan.source.digest(Reading {
+    let alone = plan.source.digest(ReadOptions {
         behind: None,
-        ..how
+        ..options
     });
     let soon = tokio::time::timeout(PATIENCE, digest);
     assert_eq!(soon.await.unwrap().unwrap(), alone.await.unwrap());
@@ -502,7 +502,7 @@ async fn a_dropped_remote_digest_stops_there_too() {
     bench.origin_host = Some(LOOPBACK);
     let plan = endless(&bench, bench.origin_host);
     {
-        let digest = std::pin::pin!(plan.source.digest(READING));
+        let digest = std::pin::pin!(plan.source.digest(READ_OPTIONS));
         tokio::select! {
             _ = digest => panic!("it has no end"),
             () = eventually("it reads", something_reads_zeros) => {}
@@ -510,12 +510,12 @@ async fn a_dropped_remote_digest_stops_there_too() {
     }
     eventually("it has stopped", || !something_reads_zeros()).await;
 
-    let how = Reading {
+    let options = ReadOptions {
         size: 0,
         stall_timeout: Duration::from_secs(2),
-        ..READING
+        ..READ_OPTIONS
     };
-    let error = plan.source.digest(how).await.unwrap_err();
+    let error = plan.source.digest(options).await.unwrap_err();
     assert_eq!(error.code(), "operation_timeout", "{error}");
     eventually("it has stopped", || !something_reads_zeros()).await;
 }
@@ -524,11 +524,11 @@ async fn a_dropped_remote_digest_stops_there_too() {
 async fn missing_program_is_reported() {
     let Some(mut bench) = with_sshd() else { return };
     bench.origin_host = Some(LOOPBACK);
-    let how = Reading {
+    let options = ReadOptions {
         algorithm: DigestAlgorithm::Blake3,
-        ..READING
+        ..READ_OPTIONS
     };
-    match bench.plan().source.digest(how).await {
+    match bench.plan().source.digest(options).await {
         Err(error) => assert_eq!(error.code(), "remote_program_missing", "{error}"),
         Ok(digest) => assert_eq!(digest.algorithm(), "blake3"),
     }

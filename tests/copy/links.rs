@@ -10,7 +10,7 @@ use ccat_transfer::transfer::failures::Role;
 use rstest::rstest;
 
 use crate::bench::Bench;
-use crate::endpoints::{READING, Way, bench};
+use crate::endpoints::{READ_OPTIONS, Way, bench};
 
 /// A file, and a directory with a file like a checkpoint, of other users.
 struct Others {
@@ -95,7 +95,7 @@ async fn publication_does_not_follow_links(#[values(Way::Local, Way::Ssh)] way: 
     assert!(!exists(target.path().as_path()));
     let facts = target.inspect_temporary().await.unwrap();
     assert!(facts.is_none_or(|facts| facts.size != 8), "{facts:?}");
-    target.digest_temporary(READING).await.unwrap_err();
+    target.digest_temporary(READ_OPTIONS).await.unwrap_err();
     others.assert_untouched();
 }
 

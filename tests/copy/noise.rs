@@ -8,7 +8,7 @@ use ccat_transfer::transfer::endpoint::FileKind;
 use rstest::rstest;
 
 use crate::bench::{Bench, SIZE};
-use crate::endpoints::READING;
+use crate::endpoints::READ_OPTIONS;
 
 /// Name of a host that is not local.
 pub(crate) const FAR: &str = "far.example.org";
@@ -41,9 +41,12 @@ async fn output_of_start_up_files_is_not_an_answer(#[case] startup: &str) {
     let plan = bench.plan();
     let facts = plan.source.inspect().await.unwrap();
     assert_eq!((facts.size, facts.kind), (SIZE, FileKind::File));
-    let digest = plan.source.digest(READING).await.unwrap();
+    let digest = plan.source.digest(READ_OPTIONS).await.unwrap();
     bench.origin_host = None;
-    assert_eq!(digest, bench.plan().source.digest(READING).await.unwrap());
+    assert_eq!(
+        digest,
+        bench.plan().source.digest(READ_OPTIONS).await.unwrap()
+    );
 
     bench.destination_host = Some(FAR);
     let target = bench.plan().target;

@@ -211,9 +211,9 @@ async fn a_renewal_reports_a_pause_that_stops_copies(db: Fixture) {
         let seen = Snapshot::default();
         db.repository.renew(&lease, seen).await.unwrap()
     };
-    assert_eq!(renew().await, Renewal::GoOn);
+    assert_eq!(renew().await, Renewal::Continue);
     pause(&db, "me@here", false).await;
-    assert_eq!(renew().await, Renewal::GoOn, "running copies continue");
+    assert_eq!(renew().await, Renewal::Continue, "running copies continue");
     pause(&db, "you@here", true).await;
     match renew().await {
         Renewal::Stop(paused) => assert_eq!(paused.pause.by, "you@here"),
@@ -336,6 +336,6 @@ async fn a_database_without_links_works_as_before(db: Fixture) {
         answer => panic!("{answer:?}"),
     };
     let renewal = repository.renew(&lease, Snapshot::default()).await.unwrap();
-    assert_eq!(renewal, Renewal::GoOn);
+    assert_eq!(renewal, Renewal::Continue);
     repository.complete(&lease, &finished()).await.unwrap();
 }

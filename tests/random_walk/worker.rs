@@ -283,7 +283,7 @@ impl World {
         };
         let renewing = self.db.repository.renew(lease, seen);
         match renewing.await {
-            Ok(Renewal::GoOn) => Next::Keep,
+            Ok(Renewal::Continue) => Next::Keep,
             Ok(Renewal::Stop(paused)) => self.fail(place, lease, paused.into(), step).await,
             Err(LeaseError::Lost) => self.lose(step),
             Err(LeaseError::Database(error)) => {

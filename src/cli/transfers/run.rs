@@ -19,7 +19,7 @@ use crate::tasks::DataTransferTask;
 use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
-use crate::transfer::service::{Done, Request, Snapshot, TransferService};
+use crate::transfer::service::{Request, Snapshot, Success, TransferService};
 
 /// Runs one transfer in this process.
 pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, CliError> {
@@ -93,11 +93,11 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, C
     }
 }
 
-fn print_done(context: &Context, id: TransferId, done: &Done) -> Result<(), CliError> {
+fn print_done(context: &Context, id: TransferId, done: &Success) -> Result<(), CliError> {
     let (outcome, summary) = match done {
-        Done::AlreadyCompleted => ("already_completed", None),
-        Done::AlreadyThere(summary) => ("already_there", Some(summary)),
-        Done::Copied(summary) => ("copied", Some(summary)),
+        Success::AlreadyCompleted => ("already_completed", None),
+        Success::AlreadyThere(summary) => ("already_there", Some(summary)),
+        Success::Copied(summary) => ("copied", Some(summary)),
     };
     if context.json {
         return output::json(&json!({

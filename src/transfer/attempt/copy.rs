@@ -9,10 +9,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::AttemptRun;
 use super::prepare::{EarlierPartial, Prepared};
-use super::verify::{OriginDigest, reading};
+use super::verify::{OriginDigest, read_options};
 use crate::faults::fault_point;
 use crate::transfer::bbcp;
-use crate::transfer::endpoint::Reading;
+use crate::transfer::endpoint::ReadOptions;
 use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
@@ -32,7 +32,7 @@ impl AttemptRun<'_> {
             return Ok(0);
         }
         let beginning = self.adopt_partial(&prepared.plan, prepared.earlier);
-        self.stoppable(beginning).await
+        self.run_unless_stopped(beginning).await
     }
 
     async fn adopt_partial(
@@ -71,8 +71,9 @@ impl AttemptRun<'_> {
             bytes,
             "partial copy of an earlier attempt discarded; copying from the start"
         );
-        self.stoppable(plan.target.remove_temporary()).await?;
-        self.stoppable(self.adopt_partial(plan, None))
+        self.run_unless_stopped(plan.target.remove_temporary())
+            .await?;
+        self.run_unless_stopped(self.adopt_partial(plan, None))
             .await
             .map(drop)
     }
@@ -88,7 +89,7 @@ impl AttemptRun<'_> {
         let origin = plan
             .recorded
             .is_none()
-            .then(|| digest_beside_copy(plan, &copied));
+            .then(|| digest_during_copy(plan, &copied));
         fault_point!(
             CopyEnded,
             step("transfer/copy", self.run_bbcp(plan, log_path, &copied)).await
@@ -155,7 +156,7 @@ impl AttemptRun<'_> {
         );
         let rate = report
             .rate_bytes_per_s
-            .map_or(self.progress().rate_bytes_per_s, whole);
+            .map_or(self.progress().rate_bytes_per_s, round_rate);
         set_attributes(|| {
             vec![
                 KeyValue::new("ccat.transfer.bytes", count(plan.size)),
@@ -176,15 +177,15 @@ impl AttemptRun<'_> {
 
 /// Computes the origin's digest while the copy runs: bytes that bbcp has just read are still in the page cache, and
 /// need not be read from the disk again.
-fn digest_beside_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest {
+fn digest_during_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest {
     let (source, copied) = (plan.source.clone(), copied.subscribe());
-    let how = reading(plan);
+    let options = read_options(plan);
     AbortOnDropHandle::new(tokio::spawn(async move {
-        let how = Reading {
+        let options = ReadOptions {
             behind: Some(&copied),
-            ..how
+            ..options
         };
-        source.digest(how).await
+        source.digest(options).await
     }))
 }
 
@@ -226,11 +227,11 @@ fn progress(latest: &bbcp::CopyProgress) -> Progress {
     Progress {
         bytes_done: latest.bytes_done,
         bytes_total: Some(latest.bytes_total),
-        rate_bytes_per_s: latest.rate_bytes_per_s.map_or(0, whole),
+        rate_bytes_per_s: latest.rate_bytes_per_s.map_or(0, round_rate),
     }
 }
 
-fn whole(rate: f64) -> u64 {
+fn round_rate(rate: f64) -> u64 {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

@@ -20,7 +20,7 @@ use super::lease_renewer::LeaseRenewer;
 use super::link::PausedLink;
 use super::plan::Plan;
 use super::repository::Acquired;
-use super::service::{Done, Request, Summary, TransferService};
+use super::service::{Request, Success, Summary, TransferService};
 use crate::faults::fault_point;
 use crate::transfer::trace::step;
 
@@ -95,7 +95,7 @@ impl<'a> AttemptRun<'a> {
         &self,
         acquired: &Acquired,
         files: &mut AttemptFiles,
-    ) -> Result<Done, TransferError> {
+    ) -> Result<Success, TransferError> {
         let prepared = self.prepare(acquired).await?;
         if let Some(existing) = prepared.existing {
             return self.finish_existing(&prepared, existing, acquired).await;
@@ -112,7 +112,7 @@ impl<'a> AttemptRun<'a> {
                 self.service.discard(&plan).await;
             }
         }
-        copied.map(Done::Copied)
+        copied.map(Success::Copied)
     }
 
     /// Completes a transfer whose file is at its destination already.
@@ -121,9 +121,10 @@ impl<'a> AttemptRun<'a> {
         prepared: &Prepared,
         existing: Facts,
         acquired: &Acquired,
-    ) -> Result<Done, TransferError> {
+    ) -> Result<Success, TransferError> {
         let plan = &prepared.plan;
-        let recognizing = self.stoppable(self.recognize(plan, prepared.source, existing));
+        let recognizing =
+            self.run_unless_stopped(self.compare_existing(plan, prepared.source, existing));
         let digest = step("transfer/verify", recognizing).await?;
         if prepared.earlier.is_some() {
             // The partial copy was kept for a copy that is now unnecessary.
@@ -131,7 +132,7 @@ impl<'a> AttemptRun<'a> {
         }
         let committing = self.commit(plan, &digest, None);
         let summary = step("transfer/commit", committing).await?;
-        Ok(Done::AlreadyThere(summary))
+        Ok(Success::AlreadyThere(summary))
     }
 
     async fn copy_and_publish(
@@ -167,7 +168,7 @@ impl<'a> AttemptRun<'a> {
         log_path: &Path,
     ) -> Result<Digest, TransferError> {
         let origin = self.copy(&prepared.plan, log_path).await?;
-        let verifying = self.stoppable(self.verify(prepared, origin));
+        let verifying = self.run_unless_stopped(self.verify(prepared, origin));
         let digest = step("transfer/verify", verifying).await?;
         fault_point!(Verified, Ok::<(), TransferError>(()))?;
         Ok(digest)
@@ -195,7 +196,7 @@ impl<'a> AttemptRun<'a> {
     }
 
     /// Runs a step that is dropped when the attempt has to stop.
-    async fn stoppable<T>(
+    async fn run_unless_stopped<T>(
         &self,
         doing: impl Future<Output = Result<T, TransferError>>,
     ) -> Result<T, TransferError> {

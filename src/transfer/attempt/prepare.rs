@@ -62,15 +62,17 @@ impl AttemptRun<'_> {
             Prepared,
             step(
                 "transfer/prepare",
-                self.stoppable(self.inspect_origin(&mut plan))
+                self.run_unless_stopped(self.inspect_origin(&mut plan))
             )
             .await
         )?;
-        let earlier = self.stoppable(self.find_earlier(&plan, acquired)).await?;
+        let earlier = self
+            .run_unless_stopped(self.find_earlier_partial(&plan, acquired))
+            .await?;
         self.sweep(&plan, acquired, earlier.map(|partial| partial.name))
             .await;
         fault_point!(LeftoversSwept);
-        let existing = self.stoppable(plan.target.inspect()).await?;
+        let existing = self.run_unless_stopped(plan.target.inspect()).await?;
         Ok(Prepared {
             plan,
             source,
@@ -179,7 +181,7 @@ impl AttemptRun<'_> {
     }
 
     /// Finds the partial copy of an earlier attempt that this one can complete.
-    async fn find_earlier(
+    async fn find_earlier_partial(
         &self,
         plan: &Plan,
         acquired: &Acquired,
@@ -242,7 +244,8 @@ impl AttemptRun<'_> {
     pub(super) async fn begin_files(&self, prepared: &Prepared) -> Result<PathBuf, TransferError> {
         let plan = &prepared.plan;
         let present = prepared.earlier.map_or(0, |partial| partial.bytes);
-        self.stoppable(self.check_free_space(plan, present)).await?;
+        self.run_unless_stopped(self.check_free_space(plan, present))
+            .await?;
         let path = self.log_path();
         let name = plan.target.temporary().to_string();
         let (service, lease) = (self.service, self.lease);

@@ -30,7 +30,8 @@ impl AttemptRun<'_> {
             // The file may be our own: the answer to an earlier rename may have been lost.
             Err(error @ TransferError::DestinationExists { .. }) => {
                 let existing = plan.target.inspect().await?.ok_or(error)?;
-                self.recognize(plan, prepared.source, existing).await?;
+                self.compare_existing(plan, prepared.source, existing)
+                    .await?;
                 service.discard(plan).await;
                 Ok(())
             }

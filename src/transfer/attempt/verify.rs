@@ -6,14 +6,14 @@ use super::AttemptRun;
 use super::prepare::Prepared;
 use crate::faults::fault_point;
 use crate::transfer::digest::Digest;
-use crate::transfer::endpoint::{Facts, Reading};
+use crate::transfer::endpoint::{Facts, ReadOptions};
 use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
 
 /// Options for reading a file of a plan without a copy that runs at the same time.
-pub(super) fn reading(plan: &Plan) -> Reading<'static> {
-    Reading {
+pub(super) fn read_options(plan: &Plan) -> ReadOptions<'static> {
+    ReadOptions {
         algorithm: plan.digest,
         size: plan.size,
         stall_timeout: plan.stall_timeout,
@@ -63,7 +63,7 @@ impl AttemptRun<'_> {
                 found,
             });
         }
-        let how = reading(plan);
+        let options = read_options(plan);
         let origin = async {
             let Some(origin) = origin else {
                 return Ok(None);
@@ -74,8 +74,12 @@ impl AttemptRun<'_> {
             fault_point!(OriginDigested, Ok::<(), TransferError>(()))?;
             Ok(Some(digest))
         };
-        let destination =
-            async { fault_point!(DestinationDigested, plan.target.digest_temporary(how).await) };
+        let destination = async {
+            fault_point!(
+                DestinationDigested,
+                plan.target.digest_temporary(options).await
+            )
+        };
         let (origin, destination) = tokio::try_join!(origin, destination)?;
         let after = plan.source.inspect().await?;
         unchanged(plan, &prepared.source, &after)?;
@@ -91,7 +95,7 @@ impl AttemptRun<'_> {
     }
 
     /// Compares the file at the final path with the package that would be copied.
-    pub(super) async fn recognize(
+    pub(super) async fn compare_existing(
         &self,
         plan: &Plan,
         source: Facts,
@@ -106,11 +110,12 @@ impl AttemptRun<'_> {
         }
         self.refuse_one_directory(plan).await?;
         self.show(Phase::Verifying, self.progress());
-        let how = reading(plan);
+        let options = read_options(plan);
         let (origin, destination) = match &plan.recorded {
-            Some(_) => (None, plan.target.digest(how).await?),
+            Some(_) => (None, plan.target.digest(options).await?),
             None => {
-                let both = tokio::try_join!(plan.source.digest(how), plan.target.digest(how))?;
+                let both =
+                    tokio::try_join!(plan.source.digest(options), plan.target.digest(options))?;
                 (Some(both.0), both.1)
             }
         };
@@ -173,7 +178,7 @@ impl AttemptRun<'_> {
         }
         let origin = match origin {
             Some(origin) => origin,
-            None => plan.source.digest(reading(plan)).await?,
+            None => plan.source.digest(read_options(plan)).await?,
         };
         match &plan.recorded {
             Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {

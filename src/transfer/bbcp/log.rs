@@ -51,7 +51,7 @@ impl CopyLog {
     }
 
     /// Writes a line of the worker itself, with a time stamp.
-    pub(super) async fn note(&self, text: &str) -> bool {
+    pub(super) async fn append(&self, text: &str) -> bool {
         let now = humantime::format_rfc3339_seconds(SystemTime::from(clock::now()));
         self.write(format!("# {now} {text}\n").as_bytes()).await
     }
@@ -67,7 +67,7 @@ pub(super) struct LogWriter {
 impl LogWriter {
     /// Writes the last line and waits a limited time until it is written.
     pub(super) async fn close(self, last: &str) {
-        self.log.note(last).await;
+        self.log.append(last).await;
         drop(self.log);
         // After the limit, the writer continues in the background.
         let _late = timeout(WRITE_TIMEOUT, self.task).await;
@@ -131,7 +131,7 @@ mod tests {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("a/b.log");
         let (log, writer) = CopyLog::open(&path).await?;
-        assert!(log.note("start").await);
+        assert!(log.append("start").await);
         let chunk = vec![b'x'; 1 << 20];
         for _ in 0..70 {
             assert!(log.write(&chunk).await);

@@ -55,8 +55,8 @@ pub fn parse(line: &[u8]) -> Event {
     let text = String::from_utf8_lossy(line);
     let text = text.trim_end_matches(['\n', '\r']);
     progress(text)
-        .or_else(|| creating(text))
-        .or_else(|| appending(text))
+        .or_else(|| parse_creating(text))
+        .or_else(|| parse_appending(text))
         .or_else(|| created(text))
         .or_else(|| total(text))
         .or_else(|| checksum(text))
@@ -99,13 +99,13 @@ fn is_stamp(text: &str) -> bool {
 }
 
 /// `bbcp: Creating /d/dst/x`
-fn creating(text: &str) -> Option<Event> {
+fn parse_creating(text: &str) -> Option<Event> {
     let path = text.strip_prefix("bbcp: Creating ")?;
     (!path.is_empty()).then_some(Event::Creating)
 }
 
 /// `bbcp: Appending to /d/dst/k at offset 5750784`
-fn appending(text: &str) -> Option<Event> {
+fn parse_appending(text: &str) -> Option<Event> {
     // Searched from the right: the path may contain anything.
     let (path, offset) = text
         .strip_prefix("bbcp: Appending to ")?
@@ -197,12 +197,12 @@ impl Lines {
     pub fn push(&mut self, bytes: &[u8], mut line: impl FnMut(&[u8])) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|b| *b == b'\n') {
-            self.keep(&rest[..end]);
+            self.buffer(&rest[..end]);
             line(&self.pending);
             self.pending.clear();
             rest = &rest[end + 1..];
         }
-        self.keep(rest);
+        self.buffer(rest);
     }
 
     /// Calls `line` for the text after the last line end, if any.
@@ -212,7 +212,7 @@ impl Lines {
         }
     }
 
-    fn keep(&mut self, bytes: &[u8]) {
+    fn buffer(&mut self, bytes: &[u8]) {
         let room = MAX_LINE_BYTES.saturating_sub(self.pending.len());
         self.pending
             .extend_from_slice(&bytes[..bytes.len().min(room)]);

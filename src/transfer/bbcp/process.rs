@@ -24,7 +24,7 @@ use super::command::{CONFIG_VARIABLE, Invocation};
 use super::log::CopyLog;
 use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, Lines, parse};
-use super::watchdog::{Footprint, Limits, Trouble, Watchdog};
+use super::watchdog::{Footprint, Limits, StopReason, Watchdog};
 use crate::faults::fault_point;
 use crate::process::{Group, guarded};
 use crate::settings::Slowness;
@@ -33,14 +33,14 @@ use crate::transfer::failures::{Interruption, TransferError};
 use crate::transfer::plan::{Attempt, Plan};
 
 /// Time limit for reading the outputs after bbcp has ended.
-const DRAIN: Duration = Duration::from_secs(1);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Time limit for the end of the agent (the local bbcp) after SIGKILL.
-const REAP: Duration = Duration::from_secs(5);
+const REAP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Maximum interval between two checks of the watchdog, as long as the interval of progress reports. Each check wakes a
 /// thread; at two checks per second, 32 copies caused half of the worker's processor time.
-const TICK: Duration = Duration::from_secs(2);
+const TICK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Capacity of the queue between the readers and the watchdog, in lines.
 const QUEUE_LINES: usize = 256;
@@ -111,7 +111,7 @@ pub async fn copy(
     }
     let invocation = Invocation::new(plan)?;
     let (log, writer) = CopyLog::open(log_file).await?;
-    log.note(&invocation.to_string()).await;
+    log.append(&invocation.to_string()).await;
     let running = RunningCopy::start(plan, &invocation, log)?;
     fault_point!(CopySpawned, Ok::<(), TransferError>(()))?;
     let finished = running.run(cancel, progress).await;
@@ -137,7 +137,7 @@ struct RunningCopy<'a> {
 /// Reason why the watch over a running bbcp ended.
 enum EndedBy {
     Itself(io::Result<ExitStatus>),
-    Watchdog(Trouble),
+    Watchdog(StopReason),
     Cancellation,
 }
 
@@ -197,7 +197,7 @@ impl<'a> RunningCopy<'a> {
         progress: &watch::Sender<CopyProgress>,
     ) -> EndedBy {
         let mut ticks = ticks(self.plan.stall_timeout);
-        let watched = self.plan.target.watched();
+        let watched = self.plan.target.growing_path();
         // Only one at a time: if the storage hangs, this check waits, and the watchdog continues.
         let mut inspection = None;
         loop {
@@ -216,8 +216,8 @@ impl<'a> RunningCopy<'a> {
                     }
                 }
                 _ = ticks.tick() => {
-                    if let Some(trouble) = self.watchdog.trouble(Instant::now()) {
-                        return EndedBy::Watchdog(trouble);
+                    if let Some(stop_reason) = self.watchdog.stop_reason(Instant::now()) {
+                        return EndedBy::Watchdog(stop_reason);
                     }
                     if inspection.is_none() {
                         inspection = watched.clone().map(inspect);
@@ -239,7 +239,7 @@ impl<'a> RunningCopy<'a> {
             }
             EndedBy::Watchdog(_) | EndedBy::Cancellation => {
                 // Reap the agent at the same time, with a limit: it may hang in a system call.
-                let reaped = timeout(kill_after + REAP, self.agent.wait());
+                let reaped = timeout(kill_after + REAP_TIMEOUT, self.agent.wait());
                 let (gone, _) = tokio::join!(self.group.end(kill_after), reaped);
                 drain(&mut self.lines, &mut self.output).await;
                 gone
@@ -267,11 +267,11 @@ impl<'a> RunningCopy<'a> {
     /// Processes a line of output. Returns true if the progress has changed.
     fn handle_line(&mut self, line: &[u8]) -> bool {
         match self.output.read_line(line) {
-            Some(Observed::Progress(percent, rate)) => {
+            Some(ProgressLine::Progress(percent, rate)) => {
                 self.watchdog.progress(percent, rate, Instant::now());
                 true
             }
-            Some(Observed::Appending(offset)) => {
+            Some(ProgressLine::Appending(offset)) => {
                 self.watchdog.resumed_at(offset);
                 true
             }
@@ -300,7 +300,7 @@ impl<'a> RunningCopy<'a> {
 fn ticks(stall_timeout: Duration) -> Interval {
     static FIRST: OnceLock<Instant> = OnceLock::new();
     // The checks must be frequent enough for a short time-out.
-    let pause = (stall_timeout / 4).clamp(Duration::from_millis(10), TICK);
+    let pause = (stall_timeout / 4).clamp(Duration::from_millis(10), TICK_INTERVAL);
     let now = Instant::now();
     let since = now.duration_since(*FIRST.get_or_init(|| now));
     let over = since.as_nanos() % pause.as_nanos();
@@ -310,10 +310,10 @@ fn ticks(stall_timeout: Duration) -> Interval {
     ticks
 }
 
-/// Reads the rest of the output until the pipes close, for at most [`DRAIN`]: a grandchild may hold them open without
+/// Reads the rest of the output until the pipes close, for at most [`DRAIN_TIMEOUT`]: a grandchild may hold them open without
 /// limit.
 async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) {
-    let end = Instant::now() + DRAIN;
+    let end = Instant::now() + DRAIN_TIMEOUT;
     while let Ok(Some(line)) = timeout_at(end, lines.recv()).await {
         output.read_line(&line);
     }
@@ -378,7 +378,7 @@ async fn finished(inspection: &mut Option<JoinHandle<Option<Footprint>>>) -> Opt
 }
 
 /// A line about the progress of the copy.
-enum Observed {
+enum ProgressLine {
     /// Per cent, and rate in bytes per second.
     Progress(Option<u32>, Option<f64>),
     /// Bytes of the partial copy that existed before.
@@ -402,12 +402,12 @@ impl OutputSummary {
     }
 
     /// Processes a line. Returns its content if the watchdog needs it.
-    fn read_line(&mut self, line: &[u8]) -> Option<Observed> {
+    fn read_line(&mut self, line: &[u8]) -> Option<ProgressLine> {
         match parse(line) {
             Event::Progress { percent, rate, .. } => {
-                return Some(Observed::Progress(percent, rate));
+                return Some(ProgressLine::Progress(percent, rate));
             }
-            Event::Appending { offset } => return Some(Observed::Appending(offset)),
+            Event::Appending { offset } => return Some(ProgressLine::Appending(offset)),
             Event::Created { bytes, rate } => self.created = Some((bytes, rate)),
             Event::Checksum { algorithm, hex } => self.checksum = Some((algorithm, hex)),
             Event::Creating | Event::Total { .. } => {}
@@ -433,13 +433,13 @@ impl EndedCopy {
         let how = match &self.ended {
             EndedBy::Itself(Ok(status)) => format!("ended with {}", Exit::from(*status)),
             EndedBy::Itself(Err(e)) => format!("lost: {e}"),
-            EndedBy::Watchdog(Trouble::Stalled(idle)) => {
+            EndedBy::Watchdog(StopReason::Stalled(idle)) => {
                 format!("stopped: no byte moved for {:.1} s", idle.as_secs_f64())
             }
-            EndedBy::Watchdog(Trouble::TooSlow(moved)) => {
+            EndedBy::Watchdog(StopReason::TooSlow(moved)) => {
                 format!("stopped: {moved} bytes in the last window are too few")
             }
-            EndedBy::Watchdog(Trouble::Late(_)) => "stopped at its deadline".into(),
+            EndedBy::Watchdog(StopReason::Late(_)) => "stopped at its deadline".into(),
             EndedBy::Cancellation => "stopped on request".into(),
         };
         format!("{how}, after {:.1} s", self.elapsed.as_secs_f64())
@@ -451,22 +451,22 @@ impl EndedCopy {
                 program: "bbcp".into(),
                 source,
             })?,
-            EndedBy::Watchdog(trouble) => {
+            EndedBy::Watchdog(stop_reason) => {
                 let (bytes_done, bytes_total) = (self.bytes_done, self.bytes_total);
-                return Err(match trouble {
-                    Trouble::Stalled(idle) => TransferError::Stalled {
+                return Err(match stop_reason {
+                    StopReason::Stalled(idle) => TransferError::Stalled {
                         idle: Duration::from_secs(idle.as_secs()),
                         bytes_done,
                         bytes_total,
                     },
-                    Trouble::TooSlow(moved) => TransferError::TooSlow {
+                    StopReason::TooSlow(moved) => TransferError::TooSlow {
                         moved,
                         window: self.slowness.window,
                         least: self.slowness.min_rate,
                         bytes_done,
                         bytes_total,
                     },
-                    Trouble::Late(limit) => TransferError::Deadline {
+                    StopReason::Late(limit) => TransferError::Deadline {
                         limit,
                         bytes_done,
                         bytes_total,

@@ -32,7 +32,7 @@ pub(super) struct Limits {
 
 /// Reason to stop a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Trouble {
+pub(super) enum StopReason {
     /// No byte moved for this time.
     Stalled(Duration),
     /// Number of bytes moved in the window; fewer than the minimum rate requires.
@@ -126,16 +126,16 @@ impl Watchdog {
     }
 
     /// Returns the reason to stop the copy, if any.
-    pub(super) fn trouble(&mut self, now: Instant) -> Option<Trouble> {
+    pub(super) fn stop_reason(&mut self, now: Instant) -> Option<StopReason> {
         let idle = now.duration_since(self.moved);
         if idle >= self.limits.stall_timeout {
-            return Some(Trouble::Stalled(idle));
+            return Some(StopReason::Stalled(idle));
         }
         let slowness = self.limits.slowness;
         if let Some(limit) = slowness.deadline(self.total - self.offset)
             && now.duration_since(self.started) >= limit
         {
-            return Some(Trouble::Late(limit));
+            return Some(StopReason::Late(limit));
         }
         if slowness.min_rate == 0 {
             return None;
@@ -154,7 +154,7 @@ impl Watchdog {
         let gained = moved.saturating_sub(*before);
         let span = now.duration_since(*at);
         let least = u128::from(slowness.min_rate) * span.as_millis() / 1000;
-        (old(at) && u128::from(gained) < least).then_some(Trouble::TooSlow(gained))
+        (old(at) && u128::from(gained) < least).then_some(StopReason::TooSlow(gained))
     }
 
     /// Number of bytes moved since the start: the largest of all observations.
@@ -197,17 +197,17 @@ mod tests {
     fn only_bytes_count_as_progress() {
         let start = Instant::now();
         let mut dog = Watchdog::new(1000, limits(10), start);
-        assert_eq!(dog.trouble(after(start, 9)), None);
+        assert_eq!(dog.stop_reason(after(start, 9)), None);
         dog.progress(Some(1), None, after(start, 9));
-        assert_eq!(dog.trouble(after(start, 18)), None);
+        assert_eq!(dog.stop_reason(after(start, 18)), None);
         dog.progress(Some(1), Some(0.0), after(start, 18));
         dog.progress(Some(0), None, after(start, 18));
         assert_eq!(
-            dog.trouble(after(start, 19)),
-            Some(Trouble::Stalled(SECOND * 10))
+            dog.stop_reason(after(start, 19)),
+            Some(StopReason::Stalled(SECOND * 10))
         );
         dog.progress(Some(1), Some(0.1), after(start, 19));
-        assert_eq!(dog.trouble(after(start, 28)), None);
+        assert_eq!(dog.stop_reason(after(start, 28)), None);
     }
 
     #[test]
@@ -221,15 +221,15 @@ mod tests {
         dog.footprint(full, after(start, 5));
         dog.footprint(full, after(start, 9));
         assert_eq!(
-            dog.trouble(after(start, 15)),
-            Some(Trouble::Stalled(SECOND * 10))
+            dog.stop_reason(after(start, 15)),
+            Some(StopReason::Stalled(SECOND * 10))
         );
         let filling = Footprint {
             allocated: 512,
             ..full
         };
         dog.footprint(filling, after(start, 15));
-        assert_eq!(dog.trouble(after(start, 15)), None);
+        assert_eq!(dog.stop_reason(after(start, 15)), None);
         assert_eq!(dog.bytes_done(), 512);
     }
 
@@ -242,18 +242,18 @@ mod tests {
         // The per cents never grow, but the rates show movement: 200 bytes/s for five minutes, then 50.
         for second in (10..=300).step_by(10) {
             dog.progress(Some(0), Some(200.0), after(start, second));
-            assert_eq!(dog.trouble(after(start, second)), None, "{second}");
+            assert_eq!(dog.stop_reason(after(start, second)), None, "{second}");
         }
-        let troubles: Vec<_> = (310..=400)
+        let reasons: Vec<_> = (310..=400)
             .step_by(10)
             .map(|second| {
                 dog.progress(Some(0), Some(50.0), after(start, second));
-                (second, dog.trouble(after(start, second)))
+                (second, dog.stop_reason(after(start, second)))
             })
-            .filter_map(|(second, trouble)| Some((second, trouble?)))
+            .filter_map(|(second, stop_reason)| Some((second, stop_reason?)))
             .collect();
         // After 350 s, the last 60 s consist of 10 s at 200 and 50 s at 50 bytes/s.
-        assert_eq!(troubles.first(), Some(&(350, Trouble::TooSlow(4500))));
+        assert_eq!(reasons.first(), Some(&(350, StopReason::TooSlow(4500))));
     }
 
     #[test]
@@ -262,16 +262,16 @@ mod tests {
         let mut limits = limits(1000);
         limits.slowness.deadline_rate = 10;
         let mut dog = Watchdog::new(1000, limits, start);
-        assert_eq!(dog.trouble(after(start, 109)), None);
+        assert_eq!(dog.stop_reason(after(start, 109)), None);
         assert_eq!(
-            dog.trouble(after(start, 110)),
-            Some(Trouble::Late(SECOND * 110))
+            dog.stop_reason(after(start, 110)),
+            Some(StopReason::Late(SECOND * 110))
         );
         dog.resumed_at(600);
-        assert_eq!(dog.trouble(after(start, 49)), None);
+        assert_eq!(dog.stop_reason(after(start, 49)), None);
         assert_eq!(
-            dog.trouble(after(start, 50)),
-            Some(Trouble::Late(SECOND * 50))
+            dog.stop_reason(after(start, 50)),
+            Some(StopReason::Late(SECOND * 50))
         );
         dog.progress(Some(50), None, after(start, 50));
         assert_eq!(dog.bytes_done(), 800);

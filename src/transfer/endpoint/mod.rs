@@ -95,11 +95,11 @@ impl Endpoint {
         role: Role,
         path: &AbsolutePath,
         links: Links,
-        how: Reading<'_>,
+        options: ReadOptions<'_>,
     ) -> DigestResult {
         match self {
-            Self::Local => local::digest(role, path, links, how).await,
-            Self::Remote(remote) => remote.digest(role, path, links, how).await,
+            Self::Local => local::digest(role, path, links, options).await,
+            Self::Remote(remote) => remote.digest(role, path, links, options).await,
         }
     }
 }
@@ -108,7 +108,7 @@ type DigestResult = Result<Digest, TransferError>;
 
 /// Options of reading a file for its digest.
 #[derive(Debug, Clone, Copy)]
-pub struct Reading<'a> {
+pub struct ReadOptions<'a> {
     /// Algorithm.
     pub algorithm: DigestAlgorithm,
     /// Expected size in bytes; decides how long a remote end may take.
@@ -121,7 +121,7 @@ pub struct Reading<'a> {
     pub behind: Option<&'a watch::Receiver<u64>>,
 }
 
-impl Reading<'_> {
+impl ReadOptions<'_> {
     /// Time limit of a remote end.
     fn limit(&self) -> Duration {
         self.stall_timeout + Duration::from_secs(self.size / SLOWEST_DIGEST_BYTES_PER_S)

@@ -1,6 +1,6 @@
 //! The file to copy. No operation in this module can change an origin.
 
-use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName};
+use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, ReadOptions, TemporaryName};
 use crate::transfer::digest::Digest;
 use crate::transfer::failures::{Role, TransferError};
 
@@ -71,10 +71,10 @@ impl Source {
     ///
     /// # Errors
     /// The file cannot be read, the storage does not answer in time, or the remote end has no program for the digest.
-    pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+    pub async fn digest(&self, options: ReadOptions<'_>) -> Result<Digest, TransferError> {
         let digesting = self
             .endpoint
-            .digest(Role::Origin, &self.path, Links::Follow, how);
+            .digest(Role::Origin, &self.path, Links::Follow, options);
         match digesting.await {
             Ok(digest) => Ok(digest),
             Err(error) => Err(self.located(error).await),

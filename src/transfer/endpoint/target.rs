@@ -1,6 +1,6 @@
 //! Destination of a copy. Only files with our temporary names can be removed here, and nothing is overwritten.
 
-use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, Reading, TemporaryName, local};
+use super::{AbsolutePath, Endpoint, Facts, FileKind, Links, ReadOptions, TemporaryName, local};
 use crate::transfer::digest::Digest;
 use crate::transfer::failures::{Role, TransferError};
 
@@ -167,19 +167,24 @@ impl Target {
     ///
     /// # Errors
     /// As [`Source::digest`](super::Source::digest).
-    pub async fn digest(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+    pub async fn digest(&self, options: ReadOptions<'_>) -> Result<Digest, TransferError> {
         let (role, path) = (Role::Destination, &self.path);
-        self.endpoint.digest(role, path, Links::Follow, how).await
+        self.endpoint
+            .digest(role, path, Links::Follow, options)
+            .await
     }
 
     /// Digest of the file at the temporary path.
     ///
     /// # Errors
     /// As [`Source::digest`](super::Source::digest).
-    pub async fn digest_temporary(&self, how: Reading<'_>) -> Result<Digest, TransferError> {
+    pub async fn digest_temporary(
+        &self,
+        options: ReadOptions<'_>,
+    ) -> Result<Digest, TransferError> {
         let path = self.temporary_path();
         self.endpoint
-            .digest(Role::Destination, &path, Links::Refuse, how)
+            .digest(Role::Destination, &path, Links::Refuse, options)
             .await
     }
 

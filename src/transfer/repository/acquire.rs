@@ -58,7 +58,7 @@ pub enum Acquisition {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Renewal {
     /// Continue the attempt.
-    GoOn,
+    Continue,
     /// Stop the copy and release the row: an operator has paused the link and wants it free now. The lease is still
     /// valid.
     Stop(PausedLink),
@@ -349,7 +349,7 @@ impl Repository {
             return Err(LeaseError::Lost);
         }
         let paused = self.stopped_link(db, lease.data_transfer_id).await?;
-        Ok(paused.map_or(Renewal::GoOn, Renewal::Stop))
+        Ok(paused.map_or(Renewal::Continue, Renewal::Stop))
     }
 
     /// Claims the destination path of a lease's copy and records its number of data streams. No two leases have the

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::directory::{Directory, is_regular, not_plain};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, Reading,
+    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, ReadOptions,
     RootProblem, storage,
 };
 use crate::settings::DigestAlgorithm;
@@ -322,11 +322,11 @@ pub(super) async fn digest(
     role: Role,
     path: &AbsolutePath,
     links: Links,
-    how: Reading<'_>,
+    options: ReadOptions<'_>,
 ) -> DigestResult {
     let shared = Arc::<Shared>::default();
-    let mut copied = how.behind.cloned();
-    let poll_every = how.stall_timeout / POLLS;
+    let mut copied = options.behind.cloned();
+    let poll_every = options.stall_timeout / POLLS;
     let (thread, mut digest) = in_thread({
         let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
         move || {
@@ -334,7 +334,7 @@ pub(super) async fn digest(
             shared.read(
                 role,
                 path,
-                how.algorithm,
+                options.algorithm,
                 links,
                 behind.as_ref(),
                 poll_every,
@@ -366,11 +366,11 @@ pub(super) async fn digest(
         let signs = reader.shared.signs.load(Ordering::Relaxed);
         if signs != last.0 {
             last = (signs, Instant::now());
-        } else if last.1.elapsed() >= how.stall_timeout {
+        } else if last.1.elapsed() >= options.stall_timeout {
             return Err(TransferError::StalledStorage {
-                idle: how.stall_timeout,
+                idle: options.stall_timeout,
                 bytes_done: reader.shared.bytes.load(Ordering::Relaxed),
-                bytes_total: how.size,
+                bytes_total: options.size,
                 role,
             });
         }

@@ -19,7 +19,7 @@ use self::scripts::{
 };
 use super::ssh::options;
 use super::{
-    AbsolutePath, DigestResult, Facts, Links, OPERATION_LIMIT, Partial, Reading, Remote,
+    AbsolutePath, DigestResult, Facts, Links, OPERATION_LIMIT, Partial, ReadOptions, Remote,
     RootProblem, TemporaryName, storage,
 };
 use crate::process::{Group, command, find_program};
@@ -151,23 +151,22 @@ impl Remote {
         role: Role,
         path: &AbsolutePath,
         links: Links,
-        how: Reading<'_>,
+        options: ReadOptions<'_>,
     ) -> DigestResult {
-        let command = digest_command(&self.ssh, how.algorithm);
+        let command = digest_command(&self.ssh, options.algorithm);
         let arguments: Vec<&str> = [path.as_str(), word(links)]
             .into_iter()
             .chain(command.iter().map(String::as_str))
             .collect();
         let request = ScriptCall {
-            limit: how.limit(),
+            limit: options.limit(),
             stdin: Stdio::piped(),
             ..ScriptCall::new(role, "digest", path, DIGEST, &arguments)
         };
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
-            (0, [answer]) => {
-                printed_digest(how.algorithm, answer).ok_or_else(|| request.garbled(&reply.answers))
-            }
+            (0, [answer]) => printed_digest(options.algorithm, answer)
+                .ok_or_else(|| request.garbled(&reply.answers)),
             (NO_PROGRAM, _) => Err(TransferError::RemoteProgramMissing {
                 role,
                 host: self.host.to_string(),
