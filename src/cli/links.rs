@@ -151,9 +151,9 @@ async fn set(context: &Context, repository: &Repository, set: Set) -> Result<(),
         max_rate: set.max_rate.map(OrDefault::value),
     };
     let mut overrides = repository.link(&name).await?.overrides;
-    change.lay_over(&mut overrides);
+    change.apply_to(&mut overrides);
     overrides
-        .over(from_file(context, &name)?)
+        .apply_to(from_file(context, &name)?)
         .map_err(CliError::usage)?;
     let link = repository.set_link(&name, &change).await.map_err(refused)?;
     print_link(context, &link, || describe(&link))
@@ -336,7 +336,7 @@ async fn show(context: &Context, repository: &Repository, name: &LinkName) -> Re
     let link = repository.link(name).await?;
     let now = repository.database().now().await?;
     let file = from_file(context, name)?;
-    let effective = link.overrides.over(file.clone());
+    let effective = link.overrides.apply_to(file.clone());
     if context.json {
         let bbcp = effective.as_ref().ok().map(|settings| &settings.bbcp);
         let limit_now = link.limit(now);

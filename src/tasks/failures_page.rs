@@ -73,9 +73,9 @@ fn describe_matcher(matcher: &Matcher) -> Option<String> {
         (OutputSource::ExitStatus, _) => return None,
     };
     let mut parts = vec![matcher.begins];
-    parts.extend(matcher.holds.iter().map(|part| part.trim()));
-    if matcher.ends != matcher.begins {
-        parts.push(matcher.ends);
+    parts.extend(matcher.contains.iter().map(|part| part.trim()));
+    if matcher.ends_with != matcher.begins {
+        parts.push(matcher.ends_with);
     }
     parts.retain(|part| !part.is_empty());
     let mut shown = parts

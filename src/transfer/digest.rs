@@ -38,7 +38,7 @@ impl Digest {
     }
 
     /// Name of the algorithm.
-    pub fn algorithm(&self) -> &'static str {
+    pub fn algorithm_name(&self) -> &'static str {
         name(self.algorithm)
     }
 
@@ -64,7 +64,7 @@ impl Digest {
     }
 
     /// The algorithm.
-    pub fn made_by(&self) -> DigestAlgorithm {
+    pub fn algorithm(&self) -> DigestAlgorithm {
         self.algorithm
     }
 }
@@ -78,7 +78,7 @@ const ALGORITHMS: [DigestAlgorithm; 4] = [
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.algorithm(), self.hex)
+        write!(f, "{}:{}", self.algorithm_name(), self.hex)
     }
 }
 
@@ -232,7 +232,7 @@ mod tests {
     #[case("", None)]
     fn recorded(#[case] text: &str, #[case] algorithm: Option<DigestAlgorithm>) -> io::Result<()> {
         let recorded = Digest::recorded(text);
-        assert_eq!(recorded.as_ref().map(Digest::made_by), algorithm);
+        assert_eq!(recorded.as_ref().map(Digest::algorithm), algorithm);
         if algorithm.is_some_and(|a| a != DigestAlgorithm::Blake3) {
             let made = of(
                 algorithm.unwrap_or(DigestAlgorithm::Md5),

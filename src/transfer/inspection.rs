@@ -99,7 +99,7 @@ impl LocationProbe {
     /// # Errors
     /// The end could not be reached.
     pub(crate) async fn free_space(&self) -> Result<u64, TransferError> {
-        self.trial()?.free_space().await
+        self.probe_target()?.free_space().await
     }
 
     /// Creates a directory at a destination, under a temporary name of this program, and removes it.
@@ -107,17 +107,17 @@ impl LocationProbe {
     /// # Errors
     /// The directory is missing or not writable, or the end could not be reached.
     pub(crate) async fn writable(&self) -> Result<(), TransferError> {
-        let trial = self.trial()?;
-        trial.ensure_directory().await?;
-        let made = trial.begin_partial(None).await;
+        let target = self.probe_target()?;
+        target.ensure_directory().await?;
+        let made = target.begin_partial(None).await;
         // Also after an error: the directory may exist although the answer was lost.
-        let removed = trial.remove_temporary().await;
+        let removed = target.remove_temporary().await;
         made?;
         removed
     }
 
     /// Target of a copy that is never made.
-    fn trial(&self) -> Result<Target, TransferError> {
+    fn probe_target(&self) -> Result<Target, TransferError> {
         let name = TemporaryName::new(NO_TRANSFER, AttemptNumber::ZERO, Uuid::new_v4());
         let path = self.root.join(&name.to_string());
         let path = path.map_err(|problem| TransferError::BadPath {

@@ -69,7 +69,7 @@ impl Link {
         if self.pause.is_some() {
             return Some(0);
         }
-        self.capacity.at(now.time()).or(self.max_active)
+        self.capacity.limit_at(now.time()).or(self.max_active)
     }
 }
 
@@ -90,12 +90,12 @@ impl Overrides {
     ///
     /// # Errors
     /// The problems of values that bbcp would not accept, by the rules for the settings file.
-    pub fn over(&self, mut settings: LinkSettings) -> Result<LinkSettings, String> {
-        settings.bbcp = self.over_bbcp(settings.bbcp)?;
+    pub fn apply_to(&self, mut settings: LinkSettings) -> Result<LinkSettings, String> {
+        settings.bbcp = self.apply_to_bbcp(settings.bbcp)?;
         Ok(settings)
     }
 
-    fn over_bbcp(&self, mut bbcp: Bbcp) -> Result<Bbcp, String> {
+    fn apply_to_bbcp(&self, mut bbcp: Bbcp) -> Result<Bbcp, String> {
         if let Some(streams) = self.streams {
             // An invalid number becomes 0, which the check below refuses.
             bbcp.streams = u8::try_from(streams).unwrap_or(0);
@@ -198,11 +198,11 @@ impl Capacity {
 
     /// Returns the limit at this time of the day: the lowest limit of overlapping windows, `None` outside of all
     /// windows.
-    fn at(&self, time: NaiveTime) -> Option<u32> {
+    fn limit_at(&self, time: NaiveTime) -> Option<u32> {
         let Ok(windows) = &self.0 else {
             return Some(0);
         };
-        let now = windows.iter().filter(|window| window.holds(time));
+        let now = windows.iter().filter(|window| window.contains(time));
         now.map(|window| window.max_active).min()
     }
 }
@@ -233,7 +233,7 @@ pub struct CapacityError {
 
 impl Window {
     /// Returns true if `time` is in the window. The start belongs to the window, the end does not.
-    fn holds(&self, time: NaiveTime) -> bool {
+    fn contains(&self, time: NaiveTime) -> bool {
         if self.from < self.until {
             self.from <= time && time < self.until
         } else {
@@ -450,7 +450,7 @@ mod tests {
             let window: Window = text.parse().unwrap();
             prop_assert_eq!(window.to_string(), text);
             let minutes = (0..1440).filter(|minute| {
-                window.holds(NaiveTime::from_hms_opt(minute / 60, minute % 60, 0).unwrap())
+                window.contains(NaiveTime::from_hms_opt(minute / 60, minute % 60, 0).unwrap())
             });
             prop_assert_eq!(minutes.count(), length as usize);
         }

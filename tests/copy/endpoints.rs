@@ -530,7 +530,7 @@ async fn missing_program_is_reported() {
     };
     match bench.plan().source.digest(options).await {
         Err(error) => assert_eq!(error.code(), "remote_program_missing", "{error}"),
-        Ok(digest) => assert_eq!(digest.algorithm(), "blake3"),
+        Ok(digest) => assert_eq!(digest.algorithm_name(), "blake3"),
     }
 }
 

@@ -73,7 +73,7 @@ fn local_size(
     if disk
         .host
         .as_deref()
-        .is_some_and(|host| !host.is_empty() && !here.is(host))
+        .is_some_and(|host| !host.is_empty() && !here.has_name(host))
     {
         return Ok(None);
     }

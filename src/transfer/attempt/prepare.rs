@@ -119,7 +119,7 @@ impl AttemptRun<'_> {
             .retry_until_reachable(&self.stop, reading)
             .await?;
         link.overrides
-            .over(settings)
+            .apply_to(settings)
             .map_err(|problem| TransferError::LinkSettings {
                 origin: name.origin,
                 destination: name.destination,

@@ -87,7 +87,7 @@ impl AttemptRun<'_> {
             DigestMatch::Same => Ok(destination),
             DigestMatch::Differs { origin } => Err(TransferError::ChecksumMismatch {
                 path: path(),
-                algorithm: origin.algorithm(),
+                algorithm: origin.algorithm_name(),
                 expected: origin.hex().into(),
                 found: destination.hex().into(),
             }),
@@ -160,7 +160,7 @@ impl AttemptRun<'_> {
             })
         });
         match seen? {
-            true => Err(plan.same_place()),
+            true => Err(plan.same_file_error()),
             false => Ok(()),
         }
     }
@@ -183,7 +183,7 @@ impl AttemptRun<'_> {
         match &plan.recorded {
             Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {
                 path: plan.source.path().to_string(),
-                algorithm: origin.algorithm(),
+                algorithm: origin.algorithm_name(),
                 recorded: recorded.hex().into(),
                 found: origin.hex().into(),
             }),

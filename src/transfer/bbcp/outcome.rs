@@ -137,7 +137,7 @@ impl FailureClassifier {
         let Some(found) = PatternMatch::of_line(line, names) else {
             return;
         };
-        let cause = match found.is_stated_by_bbcp() {
+        let cause = match found.is_from_bbcp() {
             true => &mut self.stated,
             false => &mut self.hinted,
         };

@@ -40,14 +40,14 @@ pub(in crate::transfer) enum Links {
 
 /// A time stamp of a file system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Moment {
+pub struct FileTime {
     /// Seconds since 1970.
     pub seconds: i64,
     /// Nanoseconds; 0 if the file system or the remote host's `stat` does not provide them.
     pub nanoseconds: u32,
 }
 
-impl Moment {
+impl FileTime {
     pub(super) fn new(seconds: i64, nanoseconds: i64) -> Option<Self> {
         let nanoseconds = u32::try_from(nanoseconds).ok()?;
         Some(Self {
@@ -67,9 +67,9 @@ pub struct Facts {
     /// True if the worker's user may read the file.
     pub readable: bool,
     /// Time of the last change of the content (mtime); unknown if the remote host has no `stat` program.
-    pub modified: Option<Moment>,
+    pub modified: Option<FileTime>,
     /// Time of the last change of content or metadata (ctime); unknown for the same reason.
-    pub changed: Option<Moment>,
+    pub changed: Option<FileTime>,
     /// Device and inode; unknown for the same reason.
     pub identity: Option<(u64, u64)>,
     /// Number of hard links.

@@ -25,7 +25,7 @@ mod target;
 mod temporary;
 
 pub use address::{AbsolutePath, Host, is_login};
-pub use facts::{Facts, FileKind, Moment};
+pub use facts::{Facts, FileKind, FileTime};
 pub(super) use facts::{Links, RootProblem};
 pub(super) use local::directory::Directory;
 pub use source::Source;

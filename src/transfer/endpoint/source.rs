@@ -42,13 +42,13 @@ impl Source {
     /// [`TransferError::OriginNotAFile`], [`TransferError::OriginUnreadable`], or the error of an end that could not be
     /// reached.
     pub async fn inspect(&self) -> Result<Facts, TransferError> {
-        match self.look().await {
+        match self.inspect_once().await {
             Ok(facts) => Ok(facts),
             Err(error) => Err(self.located(error).await),
         }
     }
 
-    async fn look(&self) -> Result<Facts, TransferError> {
+    async fn inspect_once(&self) -> Result<Facts, TransferError> {
         let path = || self.path.to_string();
         let found = self
             .endpoint

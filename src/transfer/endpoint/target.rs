@@ -285,7 +285,7 @@ impl Target {
     }
 
     /// Path of the growing copy in this host's file system; `None` if the destination is remote.
-    pub(in crate::transfer) fn watched(&self) -> Option<AbsolutePath> {
+    pub(in crate::transfer) fn growing_path(&self) -> Option<AbsolutePath> {
         match self.endpoint {
             Endpoint::Local => Some(self.temporary_path()),
             Endpoint::Remote(_) => None,

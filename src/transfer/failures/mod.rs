@@ -26,7 +26,7 @@ pub(crate) use row::RetryRule;
 pub use row::{BoxError, Interruption, Role, Scope, Wait};
 pub use table::{FailureKind, TransferError};
 
-use pattern::{OutputLine, OutputSource as Source, Pattern, masked};
+use pattern::{OutputLine, OutputSource as Source, Pattern, mask_paths};
 
 impl TransferError {
     /// Stable `snake_case` name for the attempt history, metrics and logs.
@@ -140,13 +140,13 @@ pub(super) struct PatternMatch {
 impl PatternMatch {
     /// The failure that a line states, if any.
     pub(super) fn of_line(line: &str, names: Names<'_>) -> Option<Self> {
-        let masked = masked(line, names);
+        let masked = mask_paths(line, names);
         let line = OutputLine::parse(&masked, names.program);
         PATTERNS.iter().find_map(|(kind, pattern)| {
             Some(Self {
                 kind: *kind,
                 pattern,
-                source: pattern.stated_by(&line)?,
+                source: pattern.source_of(&line)?,
             })
         })
     }
@@ -171,7 +171,7 @@ impl PatternMatch {
     }
 
     /// Returns true if bbcp itself printed the line.
-    pub(super) fn is_stated_by_bbcp(&self) -> bool {
+    pub(super) fn is_from_bbcp(&self) -> bool {
         self.source == Source::Bbcp
     }
 

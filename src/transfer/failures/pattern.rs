@@ -80,12 +80,12 @@ pub(in crate::transfer) struct Names<'a> {
 pub(crate) struct Matcher {
     pub(crate) source: OutputSource,
     pub(crate) begins: &'static str,
-    pub(crate) holds: [&'static str; 2],
-    pub(crate) ends: &'static str,
+    pub(crate) contains: [&'static str; 2],
+    pub(crate) ends_with: &'static str,
     /// True if the line ends with the path at the origin.
     pub(crate) names_origin: bool,
     /// Text that must not occur: lines with it have another meaning.
-    unless: &'static str,
+    without: &'static str,
 }
 
 /// A matcher for a line of bbcp.
@@ -93,10 +93,10 @@ pub(super) const fn bbcp(begins: &'static str) -> Matcher {
     Matcher {
         source: OutputSource::Bbcp,
         begins,
-        holds: ["", ""],
-        ends: "",
+        contains: ["", ""],
+        ends_with: "",
         names_origin: false,
-        unless: "",
+        without: "",
     }
 }
 
@@ -125,15 +125,15 @@ pub(super) const fn exit(status: &'static str) -> Matcher {
 }
 
 impl Matcher {
-    pub(super) const fn holds(self, text: &'static str) -> Self {
+    pub(super) const fn contains(self, text: &'static str) -> Self {
         Self {
-            holds: [text, self.holds[0]],
+            contains: [text, self.contains[0]],
             ..self
         }
     }
 
-    pub(super) const fn ends(self, ends: &'static str) -> Self {
-        Self { ends, ..self }
+    pub(super) const fn ends_with(self, ends_with: &'static str) -> Self {
+        Self { ends_with, ..self }
     }
 
     pub(super) const fn names_origin(self) -> Self {
@@ -143,8 +143,8 @@ impl Matcher {
         }
     }
 
-    pub(super) const fn unless(self, unless: &'static str) -> Self {
-        Self { unless, ..self }
+    pub(super) const fn without(self, without: &'static str) -> Self {
+        Self { without, ..self }
     }
 
     /// Returns true if the pattern matches a line.
@@ -162,16 +162,16 @@ impl Matcher {
         };
         login
             && text.starts_with(self.begins)
-            && self.holds.iter().all(|part| text.contains(part))
-            && text.ends_with(self.ends)
+            && self.contains.iter().all(|part| text.contains(part))
+            && text.ends_with(self.ends_with)
             && (!self.names_origin || line.names_origin)
-            && (self.unless.is_empty() || !text.contains(self.unless))
+            && (self.without.is_empty() || !text.contains(self.without))
     }
 }
 
 impl<F> Pattern<F> {
     /// Program that states this pattern with a line, if the line matches.
-    pub(super) fn stated_by(&self, line: &OutputLine<'_>) -> Option<OutputSource> {
+    pub(super) fn source_of(&self, line: &OutputLine<'_>) -> Option<OutputSource> {
         let matcher = self.matchers.iter().find(|matcher| matcher.matches(line))?;
         Some(matcher.source)
     }
@@ -242,7 +242,7 @@ const ORIGIN: &str = "<origin>";
 const COPY: &str = "<copy>";
 
 /// Replaces the paths of a line: they may contain any text.
-pub(super) fn masked(line: &str, names: Names<'_>) -> String {
+pub(super) fn mask_paths(line: &str, names: Names<'_>) -> String {
     let mut masked = line.to_owned();
     for (path, mask) in [(names.origin, ORIGIN), (names.copy, COPY)] {
         if path.len() > 1 {

@@ -47,7 +47,7 @@ failures! {
         remedy: "Correct the permissions and reset the transfer.",
         known_by(70): |seen| { path: seen.origin, line: seen.line } in [
             bbcp("Permission denied processing "),
-            bbcp("Permission denied ").names_origin().unless(" executing "),
+            bbcp("Permission denied ").names_origin().without(" executing "),
         ],
     }
     /// The package's path names a directory or a device.
@@ -57,7 +57,7 @@ failures! {
             as the stage that assembles transfer packages makes it: correct the package's path there",
         remedy: "A package is one archive. The stage that assembles transfer packages makes it; see why it \
             recorded this path.",
-        known_by(140): |seen| { path: seen.origin } in [bbcp("").ends("is a directory.")],
+        known_by(140): |seen| { path: seen.origin } in [bbcp("").ends_with("is a directory.")],
     }
     /// The package has another size than recorded in the database.
     OriginSize { path: String, recorded: u64, found: u64 } = "origin_size" {
@@ -72,7 +72,7 @@ failures! {
         message: "{path} changed at the origin while it was copied; let its writer finish: {line}",
         remedy: "Let its writer finish before the transfer is made. It is tried once more, in case the \
             writer was only late.",
-        known_by(180): |seen| { path: seen.origin, line: seen.line } in [bbcp("Error -").holds(" writing ")],
+        known_by(180): |seen| { path: seen.origin, line: seen.line } in [bbcp("Error -").contains(" writing ")],
     }
     /// The package's content does not have the checksum that the database recorded.
     OriginCorrupt {
@@ -103,7 +103,7 @@ failures! {
         message: "bbcp found a file at {path}, a name that only this attempt has; the next attempt has \
             another one",
         remedy: "If it is repeated, find out which other program writes names that begin with `.ccat-transfer-`.",
-        known_by(10): |seen| { path: seen.copy } in [bbcp("").ends("already exists.")],
+        known_by(10): |seen| { path: seen.copy } in [bbcp("").ends_with("already exists.")],
     }
     /// Another transfer is copying to the same path.
     DestinationBusy { path: String, by: String } = "destination_busy" {
@@ -125,7 +125,7 @@ failures! {
         message: "the directory of {path} is missing at the destination, although it was created: {line}",
         remedy: "Find out what removes directories there.",
         known_by(160): |seen| { path: seen.copy, line: seen.line } in [
-            bbcp("Target directory ").holds(" not found"), bbcp("No such file or directory opening "),
+            bbcp("Target directory ").contains(" not found"), bbcp("No such file or directory opening "),
         ],
     }
     /// The worker may not write at the destination.
@@ -134,7 +134,7 @@ failures! {
         message: "{path} cannot be written at the destination; check permissions: {line}",
         remedy: "Correct the permissions and reset the transfer.",
         known_by(80): |seen| { path: seen.copy, line: seen.line } in [
-            bbcp("Permission denied ").unless(" executing "), bbcp("").holds(" failed to create "),
+            bbcp("Permission denied ").without(" executing "), bbcp("").contains(" failed to create "),
         ],
     }
     /// The package would not fit with `transfer.free_space_margin`. Nothing was copied.
@@ -169,8 +169,8 @@ failures! {
             {line}",
         remedy: "Check `ssh.user`, `ssh.identity_file` and the authorized keys there.",
         known_by(60): |seen| { host: seen.host, line: seen.line } in [
-            ssh("Permission denied ("), ssh("").holds(": Permission denied ("),
-            ssh("Received disconnect from ").holds("Too many authentication failures"),
+            ssh("Permission denied ("), ssh("").contains(": Permission denied ("),
+            ssh("Received disconnect from ").contains("Too many authentication failures"),
         ],
     }
     /// The other host's key is unknown or has changed.
@@ -179,8 +179,8 @@ failures! {
         message: "the host key of {host} is unknown or has changed; check `ssh.known_hosts_file`: {line}",
         remedy: "Check `ssh.known_hosts_file`; make sure that it is the right host.",
         known_by(50): |seen| { host: seen.host, line: seen.line } in [
-            ssh("Host key verification failed"), ssh("@ ").holds("REMOTE HOST IDENTIFICATION HAS CHANGED"),
-            ssh("No ").holds(" host key is known for "),
+            ssh("Host key verification failed"), ssh("@ ").contains("REMOTE HOST IDENTIFICATION HAS CHANGED"),
+            ssh("No ").contains(" host key is known for "),
         ],
     }
     /// The other host cannot be reached, or a connection broke.
@@ -190,13 +190,13 @@ failures! {
         remedy: "Check network, firewall and `bbcp.port_range`.",
         suspected_by(90): |seen| { host: seen.host, line: seen.line } in [
             bbcp("Connection refused"), bbcp("Connection timed out"),
-            bbcp("Connection reset").unless(" writing to stream."), bbcp("No route to host"),
+            bbcp("Connection reset").without(" writing to stream."), bbcp("No route to host"),
             bbcp("Network is unreachable"), ssh("ssh: connect to host "),
             ssh("ssh: Could not resolve hostname "), ssh("ssh_exchange_identification: "),
             ssh("kex_exchange_identification: "), ssh("banner exchange: "),
             ssh("Connection timed out during banner exchange"), ssh("Connection closed by "),
-            ssh("Connection reset by "), ssh("Connection to ").holds(" closed by remote host"),
-            ssh("Connection to ").holds(" timed out"), ssh("Timeout, server ").ends(" not responding."),
+            ssh("Connection reset by "), ssh("Connection to ").contains(" closed by remote host"),
+            ssh("Connection to ").contains(" timed out"), ssh("Timeout, server ").ends_with(" not responding."),
             ssh("Received disconnect from "), ssh("Disconnected from "), ssh("Read from remote host "),
             ssh("Write failed: "), ssh("client_loop: "), ssh("packet_write_"),
             ssh("ssh_dispatch_run_fatal: "),
@@ -207,8 +207,8 @@ failures! {
         ],
         // A side that sees the other one go: a consequence, never the cause.
         suspected_by(230): |seen| { host: seen.host, line: seen.line } in [
-            bbcp("").ends("Broken pipe writing to stream."),
-            bbcp("").ends("Connection reset by peer writing to stream."),
+            bbcp("").ends_with("Broken pipe writing to stream."),
+            bbcp("").ends_with("Connection reset by peer writing to stream."),
         ],
     }
     /// No port was free for the data connections.
@@ -224,7 +224,7 @@ failures! {
         message: "bbcp or ssh at {host} ended without a reason ({line}); look for a crash there",
         remedy: "Look for a crash there, and for start-up files that print something.",
         suspected_by(220): |seen| { host: seen.host, line: seen.line } in [
-            bbcp("Unexpected end of control stream"), bbcp("").holds("unexpectedly terminated"),
+            bbcp("Unexpected end of control stream"), bbcp("").contains("unexpectedly terminated"),
         ],
         assumed_by(240): |seen| { host: seen.host, line: seen.line } in [
             exit("exit code 255"), exit("exit code 32"),
@@ -283,7 +283,7 @@ failures! {
         message: "bbcp found the data damaged on its way: {line}",
         remedy: "If it is repeated, look for bad memory or a bad network card.",
         known_by(40): |seen| { line: seen.line } in [
-            bbcp("").holds(" checksum ").holds(" does not match "), bbcp("").holds("checksum error"),
+            bbcp("").contains(" checksum ").contains(" does not match "), bbcp("").contains("checksum error"),
             bbcp("Invalid checksum from"),
         ],
     }
@@ -313,7 +313,7 @@ failures! {
         message: "bbcp does not resume the partial copy: {line}",
         remedy: "Look at the log file of the attempt.",
         known_by(170): |seen| { line: seen.line } in [
-            bbcp("").holds("changed since the copy completed"), bbcp("").holds("appears to have changed"),
+            bbcp("").contains("changed since the copy completed"), bbcp("").contains("appears to have changed"),
             bbcp("Cannot append to "),
         ],
     }
@@ -324,7 +324,7 @@ failures! {
         scope: Agent, retry: Never, wait: None, partial: Discard,
         message: "`{program}` was not found on this host; install it or set its absolute path",
         remedy: "Install it, or set its absolute path.",
-        known_by(110): |seen| { program: seen.line } in [bbcp("").holds(" executing ")],
+        known_by(110): |seen| { program: seen.line } in [bbcp("").contains(" executing ")],
     }
     /// A program is missing at the other end.
     RemoteProgramMissing { role: Role, host: String, line: String } = "remote_program_missing" {
@@ -333,8 +333,8 @@ failures! {
         remedy: "Install it there, or set its absolute path (`bbcp.remote_program`, `ssh.sha256_command` \
             and its like).",
         known_by(100): |seen| { role: seen.role, host: seen.host, line: seen.line } in [
-            shell("").ends("not found"), shell("").ends("No such file or directory"),
-            shell("").ends("Permission denied"), shell("command not found"),
+            shell("").ends_with("not found"), shell("").ends_with("No such file or directory"),
+            shell("").ends_with("Permission denied"), shell("command not found"),
             shell("no such file or directory"), shell("permission denied"), shell("Unknown command"),
             // csh prints the program's name at the place of bbcp's mark, and not its own.
             bbcp("Command not found."),
@@ -352,8 +352,8 @@ failures! {
         message: "bbcp did not accept its command line; check the section [bbcp]: {line}",
         remedy: "Check the section `[bbcp]`; perhaps this bbcp is too old.",
         known_by(120): |seen| { line: seen.line } in [
-            bbcp("Invalid option"), bbcp("Invalid ").holds(" - ").unless("return code"),
-            bbcp("").holds("not specified"), bbcp("").holds("opening config file"),
+            bbcp("Invalid option"), bbcp("Invalid ").contains(" - ").without("return code"),
+            bbcp("").contains("not specified"), bbcp("").contains("opening config file"),
         ],
     }
     /// bbcp crashed.
@@ -363,10 +363,10 @@ failures! {
         remedy: "If it is repeated, use another build of bbcp.",
         known_by(20): |seen| { line: seen.line } in [
             exit("signal 11"), exit("exit code 139"),
-            bbcp("").ends("killed via signal 11"), shell("").holds("egmentation fault"),
+            bbcp("").ends_with("killed via signal 11"), shell("").contains("egmentation fault"),
             // dash prints no name.
-            ssh("Segmentation fault").ends("Segmentation fault"),
-            ssh("Segmentation fault (core dumped)").ends("Segmentation fault (core dumped)"),
+            ssh("Segmentation fault").ends_with("Segmentation fault"),
+            ssh("Segmentation fault (core dumped)").ends_with("Segmentation fault (core dumped)"),
         ],
     }
     /// bbcp failed for a reason that this worker does not know.

@@ -14,15 +14,20 @@ impl LocalHost {
     pub fn new<'a>(own_name: &'a str, further: impl IntoIterator<Item = &'a str>) -> Self {
         let label = own_name.split('.').next().unwrap_or_default();
         let names = [own_name, label, "localhost"].into_iter().chain(further);
-        Self(names.map(Self::normal).filter(|n| !n.is_empty()).collect())
+        Self(
+            names
+                .map(Self::normalize)
+                .filter(|n| !n.is_empty())
+                .collect(),
+        )
     }
 
     /// Returns true if `host` is a name of this host.
-    pub fn is(&self, host: &str) -> bool {
-        self.0.contains(&Self::normal(host))
+    pub fn has_name(&self, host: &str) -> bool {
+        self.0.contains(&Self::normalize(host))
     }
 
-    pub(super) fn normal(host: &str) -> String {
+    pub(super) fn normalize(host: &str) -> String {
         host.trim_matches(['[', ']'])
             .trim_end_matches('.')
             .to_ascii_lowercase()
@@ -43,10 +48,10 @@ mod tests {
             "localhost",
             "[::1]",
         ] {
-            assert!(local.is(name), "{name}");
+            assert!(local.has_name(name), "{name}");
         }
         for name in ["fyst.other.cl", "ccat.cl", "", "127.0.0.1"] {
-            assert!(!local.is(name), "{name}");
+            assert!(!local.has_name(name), "{name}");
         }
     }
 }

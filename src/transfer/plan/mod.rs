@@ -115,7 +115,7 @@ impl Plan {
         } else {
             &self.destination_host
         };
-        format!("{}:{}", LocalHost::normal(host), self.target.path())
+        format!("{}:{}", LocalHost::normalize(host), self.target.path())
     }
 
     /// Refuses a destination that is the source itself under another path, host name or link. Such a copy would pass
@@ -125,13 +125,13 @@ impl Plan {
     /// [`TransferError::SamePlace`].
     pub fn refuse_same_file(&self, source: &Facts, existing: &Facts) -> Result<(), TransferError> {
         if source.is_same_file(existing) {
-            return Err(self.same_place());
+            return Err(self.same_file_error());
         }
         Ok(())
     }
 
     /// The error for two ends that are the same file.
-    pub(super) fn same_place(&self) -> TransferError {
+    pub(super) fn same_file_error(&self) -> TransferError {
         TransferError::SamePlace {
             path: self.source.path().to_string(),
         }
@@ -193,7 +193,7 @@ pub fn plan(
         ),
         target,
         size: package.size,
-        digest: recorded.as_ref().map_or(link.digest, Digest::made_by),
+        digest: recorded.as_ref().map_or(link.digest, Digest::algorithm),
         recorded,
         bbcp: link.bbcp.clone(),
         stall_timeout: link.stall_timeout,
@@ -279,7 +279,7 @@ pub(super) fn endpoint(
         });
     }
     let host = location.host.as_deref().map(str::trim).unwrap_or_default();
-    if host.is_empty() || local.is(host) {
+    if host.is_empty() || local.has_name(host) {
         return Ok(Endpoint::Local);
     }
     let host = Host::new(host).map_err(|problem| TransferError::BadHost {
@@ -391,7 +391,7 @@ mod tests {
         );
         let remote = plan.target.endpoint().remote().unwrap();
         assert_eq!(remote.host.as_ssh(), "far.example.org");
-        assert_eq!(plan.target.watched(), None);
+        assert_eq!(plan.target.growing_path(), None);
     }
 
     #[rstest]

@@ -45,7 +45,7 @@ pub struct LinkChange {
 
 impl LinkChange {
     /// Applies the change to the overrides of a link.
-    pub fn lay_over(&self, overrides: &mut Overrides) {
+    pub fn apply_to(&self, overrides: &mut Overrides) {
         if let Some(streams) = self.streams {
             overrides.streams = streams.map(i64::from);
         }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use self::directory::{Directory, is_regular, not_plain};
 use super::{
-    AbsolutePath, DigestResult, Facts, FileKind, Links, Moment, OPERATION_LIMIT, ReadOptions,
+    AbsolutePath, DigestResult, Facts, FileKind, FileTime, Links, OPERATION_LIMIT, ReadOptions,
     RootProblem, storage,
 };
 use crate::settings::DigestAlgorithm;
@@ -34,13 +34,13 @@ pub(super) mod partial;
 
 /// Maximum lead of a reader over the copy that it follows, in bytes: large enough that neither waits for the other,
 /// small enough that the page cache still has the bytes that either has read.
-const LEAD_BYTES: u64 = 256 << 20;
+const MAX_LEAD_BYTES: u64 = 256 << 20;
 
 /// Number of stall checks per stall time-out.
 const POLLS: u32 = 4;
 
 /// Name of this host in messages.
-const HERE: &str = "this host";
+const THIS_HOST: &str = "this host";
 
 /// Runs `work` in a thread for blocking calls, for at most [`OPERATION_LIMIT`].
 async fn blocking<T, F>(operation: &'static str, work: F) -> Result<T, TransferError>
@@ -56,7 +56,7 @@ where
         }),
         Err(_) => Err(TransferError::OperationTimeout {
             operation,
-            host: HERE.into(),
+            host: THIS_HOST.into(),
             limit: OPERATION_LIMIT,
         }),
     }
@@ -76,7 +76,7 @@ pub(super) async fn stat(
         match found {
             Ok(metadata) => Ok(Some(facts(path.as_path(), &metadata))),
             Err(e) if is_absent(&e) => Ok(None),
-            Err(e) => Err(denied_or(role, "stat", &path, e)),
+            Err(e) => Err(storage_error(role, "stat", &path, e)),
         }
     })
     .await
@@ -93,8 +93,8 @@ fn facts(path: &Path, metadata: &fs::Metadata) -> Facts {
             FileKind::Other
         },
         readable: eaccess(path, AccessFlags::R_OK).is_ok(),
-        modified: Moment::new(metadata.mtime(), metadata.mtime_nsec()),
-        changed: Moment::new(metadata.ctime(), metadata.ctime_nsec()),
+        modified: FileTime::new(metadata.mtime(), metadata.mtime_nsec()),
+        changed: FileTime::new(metadata.ctime(), metadata.ctime_nsec()),
         identity: Some((metadata.dev(), metadata.ino())),
         names: Some(metadata.nlink()),
         boot: boot(),
@@ -119,7 +119,7 @@ fn is_absent(e: &io::Error) -> bool {
 
 /// Converts an error of the system: missing permission and full storage have errors of their own, all others become
 /// [`TransferError::Storage`].
-fn denied_or(
+fn storage_error(
     role: Role,
     operation: &'static str,
     path: &AbsolutePath,
@@ -147,9 +147,9 @@ fn denied_or(
     }
 }
 
-/// Same as [`denied_or`], for the destination.
+/// Same as [`storage_error`], for the destination.
 fn refused(operation: &'static str, path: &AbsolutePath, e: impl Into<io::Error>) -> TransferError {
-    denied_or(Role::Destination, operation, path, e.into())
+    storage_error(Role::Destination, operation, path, e.into())
 }
 
 pub(super) async fn root_problem(
@@ -208,7 +208,7 @@ pub(super) async fn ensure_directory(
                 path: root.to_string(),
             });
         }
-        make_below(&root, &directory).map_err(|e| refused("mkdir", &directory, e))?;
+        create_below(&root, &directory).map_err(|e| refused("mkdir", &directory, e))?;
         eaccess(directory.as_path(), AccessFlags::W_OK | AccessFlags::X_OK)
             .map_err(|e| refused("access", &directory, e))
     })
@@ -216,7 +216,7 @@ pub(super) async fn ensure_directory(
 }
 
 /// Makes the directories between `root` and `directory`, and `directory` itself.
-fn make_below(root: &AbsolutePath, directory: &AbsolutePath) -> io::Result<()> {
+fn create_below(root: &AbsolutePath, directory: &AbsolutePath) -> io::Result<()> {
     let below = directory.as_path().strip_prefix(root.as_path());
     let mut at = Directory::open(root.as_path())?;
     for name in below.map_err(io::Error::other)? {
@@ -277,7 +277,8 @@ impl Shared {
         }
         digest::of(algorithm, file, |bytes| {
             let is_too_far = |copied: &watch::Receiver<u64>| {
-                copied.has_changed().is_ok() && bytes > copied.borrow().saturating_add(LEAD_BYTES)
+                copied.has_changed().is_ok()
+                    && bytes > copied.borrow().saturating_add(MAX_LEAD_BYTES)
             };
             let mut is_wanted = self.sign(bytes);
             while is_wanted && behind.is_some_and(is_too_far) {
@@ -327,7 +328,7 @@ pub(super) async fn digest(
     let shared = Arc::<Shared>::default();
     let mut copied = options.behind.cloned();
     let poll_every = options.stall_timeout / POLLS;
-    let (thread, mut digest) = in_thread({
+    let (thread, mut digest) = run_in_thread({
         let (shared, path, behind) = (shared.clone(), path.clone(), copied.clone());
         move || {
             let path = path.as_path();
@@ -355,7 +356,7 @@ pub(super) async fn digest(
                     Err(storage("read", role, path, broken))
                 }
             },
-            going_on = further(&mut copied) => {
+            going_on = wait_for_more(&mut copied) => {
                 if !going_on {
                     copied = None;
                 }
@@ -378,7 +379,7 @@ pub(super) async fn digest(
 }
 
 /// Waits until more is copied. Returns false when the copy has ended. Without a copy it never returns.
-async fn further(copied: &mut Option<watch::Receiver<u64>>) -> bool {
+async fn wait_for_more(copied: &mut Option<watch::Receiver<u64>>) -> bool {
     match copied {
         Some(copied) => copied.changed().await.is_ok(),
         None => std::future::pending().await,
@@ -386,7 +387,7 @@ async fn further(copied: &mut Option<watch::Receiver<u64>>) -> bool {
 }
 
 /// Runs `work` in a new thread, so that it may change attributes of its thread.
-fn in_thread<T: Send + 'static>(
+fn run_in_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<(Thread, oneshot::Receiver<T>)> {
     let (answer, answered) = oneshot::channel();
@@ -418,7 +419,7 @@ fn unreadable(role: Role, path: &AbsolutePath, e: io::Error) -> TransferError {
             path: path.to_string(),
         };
     }
-    denied_or(role, "read", path, e)
+    storage_error(role, "read", path, e)
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ fn remove_checkpoints(directory: &Directory, of: &TemporaryName) -> io::Result<(
         Ok(checkpoints) => checkpoints,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         // A link or a file: only its name is ours.
-        Err(e) if is_no_directory(&e) => return directory.remove(&name),
+        Err(e) if is_not_a_directory(&e) => return directory.remove(&name),
         Err(e) => return Err(e),
     };
     for entry in checkpoints.names()? {
@@ -150,7 +150,7 @@ fn remove_checkpoints(directory: &Directory, of: &TemporaryName) -> io::Result<(
 }
 
 /// Returns true if opening a directory failed because the entry is not a directory.
-fn is_no_directory(e: &io::Error) -> bool {
+fn is_not_a_directory(e: &io::Error) -> bool {
     [Errno::LOOP, Errno::NOTDIR]
         .iter()
         .any(|errno| e.raw_os_error() == Some(errno.raw_os_error()))
@@ -182,7 +182,7 @@ fn adopt(earlier: Option<&Partial>, own: &Partial) -> io::Result<u64> {
     let checkpoints = own.name.checkpoints();
     if directory
         .open_entry(&checkpoints)
-        .is_err_and(|e| is_no_directory(&e))
+        .is_err_and(|e| is_not_a_directory(&e))
     {
         directory.remove(&checkpoints)?;
     }

@@ -39,7 +39,7 @@ impl Mark {
         line.strip_prefix(&self.0)?.strip_prefix(' ')
     }
 
-    fn is_beginning(&self, line: &str) -> bool {
+    fn is_begin_line(&self, line: &str) -> bool {
         self.strip(line)
             .is_some_and(|rest| rest.trim_end() == BEGUN)
     }
@@ -94,7 +94,7 @@ impl MarkedOutput {
 
 /// Reads standard error to its end. Returns the text after the begin of the script, or all text if the script
 /// did not begin.
-pub(super) async fn complaint(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark) -> String {
+pub(super) async fn read_stderr(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark) -> String {
     let Some(mut pipe) = pipe else {
         return String::new();
     };
@@ -109,7 +109,7 @@ pub(super) async fn complaint(pipe: Option<impl AsyncRead + Unpin>, mark: &Mark)
     let text = String::from_utf8_lossy(&kept);
     let mut after = Vec::new();
     for line in text.lines() {
-        if mark.is_beginning(line) {
+        if mark.is_begin_line(line) {
             after.clear();
         } else {
             after.push(line);
@@ -151,7 +151,7 @@ mod tests {
             .build()
             .unwrap();
         let mark = Mark("m".into());
-        let of = |text: &'static str| runtime.block_on(complaint(Some(text.as_bytes()), &mark));
+        let of = |text: &'static str| runtime.block_on(read_stderr(Some(text.as_bytes()), &mark));
         assert_eq!(of("cat: x\n\nm begin\nmkdir: y\n"), "mkdir: y");
         assert_eq!(of("ssh: refused"), "ssh: refused");
     }
@@ -169,7 +169,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .build()
                 .unwrap();
-            let said = runtime.block_on(complaint(Some(bytes), &mark));
+            let said = runtime.block_on(read_stderr(Some(bytes), &mark));
             assert!(said.len() <= 3 * 2 * MAX_COMPLAINT_BYTES);
         });
     }

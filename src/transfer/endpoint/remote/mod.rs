@@ -92,7 +92,7 @@ impl<'a> ScriptCall<'a> {
     }
 
     /// The error for an answer that the script cannot give.
-    fn garbled(&self, answers: &[String]) -> TransferError {
+    fn unexpected_answer(&self, answers: &[String]) -> TransferError {
         let text = format!("unexpected answer {answers:?}");
         storage(self.operation, self.role, self.path, text)
     }
@@ -111,10 +111,10 @@ impl Remote {
         match (reply.code, reply.answers.as_slice()) {
             (0, [answer]) => match facts(answer) {
                 Some(facts) => Ok(Some(facts)),
-                None => Err(request.garbled(&reply.answers)),
+                None => Err(request.unexpected_answer(&reply.answers)),
             },
             (ABSENT, _) => Ok(None),
-            (0, answers) => Err(request.garbled(answers)),
+            (0, answers) => Err(request.unexpected_answer(answers)),
             _ => Err(request.failure(reply)),
         }
     }
@@ -132,7 +132,7 @@ impl Remote {
                 path: root.to_string(),
             });
         }
-        done(&request, reply, "made")
+        expect_word(&request, reply, "made")
     }
 
     pub(super) async fn free_space(&self, directory: &AbsolutePath) -> Result<u64, TransferError> {
@@ -140,8 +140,10 @@ impl Remote {
         let request = ScriptCall::new(Role::Destination, "df", directory, DF, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
-            (0, [answer]) => available(answer).ok_or_else(|| request.garbled(&reply.answers)),
-            (0, answers) => Err(request.garbled(answers)),
+            (0, [answer]) => {
+                available(answer).ok_or_else(|| request.unexpected_answer(&reply.answers))
+            }
+            (0, answers) => Err(request.unexpected_answer(answers)),
             _ => Err(request.failure(reply)),
         }
     }
@@ -166,13 +168,13 @@ impl Remote {
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
             (0, [answer]) => printed_digest(options.algorithm, answer)
-                .ok_or_else(|| request.garbled(&reply.answers)),
+                .ok_or_else(|| request.unexpected_answer(&reply.answers)),
             (NO_PROGRAM, _) => Err(TransferError::RemoteProgramMissing {
                 role,
                 host: self.host.to_string(),
                 line: format!("{}: not found", shell_words::join(command)),
             }),
-            (0, answers) => Err(request.garbled(answers)),
+            (0, answers) => Err(request.unexpected_answer(answers)),
             _ => Err(request.failure(reply)),
         }
     }
@@ -198,7 +200,7 @@ impl Remote {
         match reply.code {
             EXISTS => Err(TransferError::DestinationExists { path: path() }),
             NO_LINKS => Err(TransferError::RenameUnsupported { path: path() }),
-            _ => done(&request, reply, "renamed"),
+            _ => expect_word(&request, reply, "renamed"),
         }
     }
 
@@ -211,7 +213,7 @@ impl Remote {
         let arguments: Vec<&str> = paths.map(AbsolutePath::as_str).collect();
         let request = ScriptCall::new(Role::Destination, "fsync", path, SYNC, &arguments);
         let (request, reply) = self.run(request).await?;
-        done(&request, reply, "written")
+        expect_word(&request, reply, "written")
     }
 
     pub(super) async fn make_marker(&self, own: &Partial) -> Result<(), TransferError> {
@@ -220,7 +222,7 @@ impl Remote {
         let arguments = [directory.as_str(), copy.as_str()];
         let request = ScriptCall::new(Role::Destination, "create", &own.copy, MARKER, &arguments);
         let (request, reply) = self.run(request).await?;
-        done(&request, reply, "made")
+        expect_word(&request, reply, "made")
     }
 
     pub(super) async fn root_problem(
@@ -235,7 +237,7 @@ impl Remote {
             (0, Some("missing")) => "does not exist",
             (0, Some("closed")) => "cannot be entered",
             (0, Some("empty")) => return Ok(Some(RootProblem::Empty)),
-            (0, _) => return Err(request.garbled(&reply.answers)),
+            (0, _) => return Err(request.unexpected_answer(&reply.answers)),
             _ => return Err(request.failure(reply)),
         };
         Ok(Some(RootProblem::Unusable(problem.into())))
@@ -252,7 +254,7 @@ impl Remote {
         if reply.code == ABSENT {
             return Ok(());
         }
-        done(&request, reply, "removed")
+        expect_word(&request, reply, "removed")
     }
 
     pub(super) async fn begin_partial(
@@ -270,8 +272,10 @@ impl Remote {
         let request = ScriptCall::new(Role::Destination, "adopt", &own.copy, ADOPT, &arguments);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
-            (0, [answer]) => answer.parse().map_err(|_| request.garbled(&reply.answers)),
-            (0, answers) => Err(request.garbled(answers)),
+            (0, [answer]) => answer
+                .parse()
+                .map_err(|_| request.unexpected_answer(&reply.answers)),
+            (0, answers) => Err(request.unexpected_answer(answers)),
             _ => Err(request.failure(reply)),
         }
     }
@@ -307,8 +311,10 @@ impl Remote {
         let request = ScriptCall::new(Role::Destination, "date", &nowhere, CLOCK, &[]);
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.as_slice()) {
-            (0, [answer]) => answer.parse().map_err(|_| request.garbled(&reply.answers)),
-            (0, answers) => Err(request.garbled(answers)),
+            (0, [answer]) => answer
+                .parse()
+                .map_err(|_| request.unexpected_answer(&reply.answers)),
+            (0, answers) => Err(request.unexpected_answer(answers)),
             _ => Err(request.failure(reply)),
         }
     }
@@ -324,7 +330,7 @@ impl Remote {
         let (request, reply) = self.run(request).await?;
         match (reply.code, reply.answers.first()) {
             (0, Some(version)) => Ok(version.clone()),
-            (0, None) => Err(request.garbled(&reply.answers)),
+            (0, None) => Err(request.unexpected_answer(&reply.answers)),
             (NO_PROGRAM, _) => Err(TransferError::RemoteProgramMissing {
                 role: request.role,
                 host: self.host.to_string(),
@@ -368,7 +374,7 @@ impl Remote {
             status
         };
         let outputs = async {
-            let complaint = answer::complaint(stderr, &mark);
+            let complaint = answer::read_stderr(stderr, &mark);
             tokio::join!(MarkedOutput::read(stdout, &mark), complaint)
         };
         let work = async { tokio::join!(ended, outputs) };
@@ -381,7 +387,7 @@ impl Remote {
         };
         let code = match status.map_err(spawn)?.code() {
             Some(code) if code != SSH_FAILED => code,
-            _ => return Err(self.not_through(request.role, &complaint)),
+            _ => return Err(self.connection_error(request.role, &complaint)),
         };
         let complaint = last_line(&complaint);
         if !answer.begun {
@@ -419,7 +425,7 @@ impl Remote {
     }
 
     /// The error for a failed connection of ssh, or one that broke.
-    fn not_through(&self, role: Role, complaint: &str) -> TransferError {
+    fn connection_error(&self, role: Role, complaint: &str) -> TransferError {
         let host = self.host.to_string();
         // The line with the cause may be followed by others; a denied login ranks above a broken pipe.
         match connection_failure(complaint, &host, role) {
@@ -440,12 +446,16 @@ impl Remote {
 }
 
 /// Checks the reply of a script that prints only one word when it is done.
-fn done(request: &ScriptCall<'_>, reply: ScriptReply, word: &str) -> Result<(), TransferError> {
+fn expect_word(
+    request: &ScriptCall<'_>,
+    reply: ScriptReply,
+    word: &str,
+) -> Result<(), TransferError> {
     if reply.code != 0 {
         return Err(request.failure(reply));
     }
     if reply.answers != [word] {
-        return Err(request.garbled(&reply.answers));
+        return Err(request.unexpected_answer(&reply.answers));
     }
     Ok(())
 }

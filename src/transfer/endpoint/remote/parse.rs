@@ -2,7 +2,7 @@
 
 use crate::settings::DigestAlgorithm;
 use crate::transfer::digest::Digest;
-use crate::transfer::endpoint::{Facts, FileKind, Moment};
+use crate::transfer::endpoint::{Facts, FileKind, FileTime};
 
 /// Parses the answer of [`STAT`](super::scripts::STAT).
 pub(super) fn facts(answer: &str) -> Option<Facts> {
@@ -39,8 +39,8 @@ pub(super) fn facts(answer: &str) -> Option<Facts> {
             "no" => false,
             _ => return None,
         },
-        modified: moment(modified, parts.next())?,
-        changed: moment(changed, parts.next())?,
+        modified: parse_time(modified, parts.next())?,
+        changed: parse_time(changed, parts.next())?,
         identity,
         names: known(names)?,
         boot: known(boot)?,
@@ -56,13 +56,13 @@ fn known<T: std::str::FromStr>(word: &str) -> Option<Option<T>> {
 }
 
 /// Parses a time; `text` (`2026-11-29 13:09:24.123456789 +0000`) contains its nanoseconds.
-fn moment(seconds: &str, text: Option<&str>) -> Option<Option<Moment>> {
+fn parse_time(seconds: &str, text: Option<&str>) -> Option<Option<FileTime>> {
     let fraction = text.and_then(|text| {
         let (_, rest) = text.split_once('.')?;
         rest.get(..9)?.parse().ok()
     });
     let seconds = known::<i64>(seconds)?;
-    Some(seconds.map(|seconds| Moment {
+    Some(seconds.map(|seconds| FileTime {
         seconds,
         nanoseconds: fraction.unwrap_or(0),
     }))
@@ -107,11 +107,11 @@ mod tests {
         size: 12,
         kind: FileKind::File,
         readable: true,
-        modified: Some(Moment {
+        modified: Some(FileTime {
             seconds: 1_790_000_000,
             nanoseconds: 123_456_789,
         }),
-        changed: Some(Moment {
+        changed: Some(FileTime {
             seconds: 1_790_000_001,
             nanoseconds: 0,
         }),
