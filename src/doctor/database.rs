@@ -10,7 +10,7 @@ use crate::advice;
 use crate::clock;
 use crate::settings::DatabaseType;
 use crate::transfer::database::{Database, DatabaseError};
-use crate::transfer::repository::{Map, Repository};
+use crate::transfer::repository::{LocationMap, Repository};
 use crate::transfer::routing::queue_name;
 use crate::transfer::schema::SchemaError;
 use service_connection::error_chain::chain;
@@ -38,7 +38,7 @@ impl Doctor {
         (findings, places)
     }
 
-    async fn check_database(&self) -> (Vec<Finding>, Option<Map>) {
+    async fn check_database(&self) -> (Vec<Finding>, Option<LocationMap>) {
         let settings = &self.settings.ops_db;
         let mut database = None;
         // Done even if the check is skipped, since other checks need the connection.
@@ -132,7 +132,7 @@ impl Doctor {
         self.check(check, "", work).await.into_iter().collect()
     }
 
-    fn unknown_sites(&self, map: &Map) -> Vec<Finding> {
+    fn unknown_sites(&self, map: &LocationMap) -> Vec<Finding> {
         let known = || {
             let mut names: Vec<_> = sites(map).collect();
             names.sort_unstable();
@@ -156,7 +156,7 @@ impl Doctor {
         self.options.sites.is_empty() || self.options.sites.iter().any(|wanted| wanted == site)
     }
 
-    fn queues_of(&self, map: &Map) -> Vec<String> {
+    fn queues_of(&self, map: &LocationMap) -> Vec<String> {
         let prefix = &self.settings.transfer.queue_prefix;
         map.locations
             .iter()
@@ -191,7 +191,7 @@ async fn check_partials(repository: &Repository) -> Outcome {
     )
 }
 
-fn sites(map: &Map) -> impl Iterator<Item = &str> {
+fn sites(map: &LocationMap) -> impl Iterator<Item = &str> {
     let sites = map.locations.iter().filter_map(|l| l.site.as_ref());
     sites.map(|site| site.short_name.as_str())
 }

@@ -18,7 +18,7 @@ use crate::transfer::endpoint::Remote;
 use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::inspection::{LocationProbe, bbcp_version};
 use crate::transfer::link::LinkName;
-use crate::transfer::repository::{LocationRecord, Map};
+use crate::transfer::repository::{LocationMap, LocationRecord};
 
 /// The only transfer method of this program.
 const METHOD: &str = "bbcp";
@@ -69,7 +69,7 @@ impl Doctor {
             .collect()
     }
 
-    pub(super) async fn check_locations(&self, map: &Map) -> Vec<Finding> {
+    pub(super) async fn check_locations(&self, map: &LocationMap) -> Vec<Finding> {
         let (links, hosts) = self.survey(map);
         let (bbcp, version) = self.check_bbcp().await;
         let checks = hosts
@@ -99,7 +99,7 @@ impl Doctor {
     }
 
     /// Collects the links with an end on this host, and the items to check for them.
-    fn survey(&self, map: &Map) -> (Vec<Finding>, Hosts) {
+    fn survey(&self, map: &LocationMap) -> (Vec<Finding>, Hosts) {
         let mut findings = Vec::new();
         let mut hosts = Hosts::new();
         let links = map.links.iter().filter(|link| {
@@ -160,7 +160,7 @@ impl Doctor {
     /// Returns the two ends of a link by host; the result is empty if neither is on this host.
     fn ends(
         &self,
-        map: &Map,
+        map: &LocationMap,
         link: &LinkName,
     ) -> Result<Vec<(String, CheckedHost)>, Vec<TransferError>> {
         let settings = self

@@ -102,7 +102,7 @@ impl<'a> Survey<'a> {
             let queue = route.as_ref().map(|(_, queue)| queue.clone());
             self.scheduled.push((transfer.id, queue));
         }
-        if is_pending && transfer.waits {
+        if is_pending && transfer.has_delay {
             self.waiting += 1;
             return;
         }
@@ -249,7 +249,7 @@ mod tests {
                 status: *status,
                 origin_location_id: Some(*origin),
                 destination_location_id: Some(*destination),
-                waits: *id >= 100,
+                has_delay: *id >= 100,
             });
         }
         let mut pass = Pass::default();

@@ -236,7 +236,7 @@ impl DataTransferTask {
             untracked: false,
         };
         let repository = self.service.repository();
-        let giving_up = || repository.instruct(request.id, &instruction);
+        let giving_up = || repository.execute(request.id, &instruction);
         match self
             .service
             .retry_until_reachable(&request.cancelled, giving_up)

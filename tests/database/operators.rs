@@ -114,7 +114,7 @@ async fn allowed_actions_depend_on_the_state(db: Fixture) {
         for state in State::ALL {
             let (id, _) = state.make(&db).await;
             let before = db.everything(id).await;
-            let verdict = db.repository.instruct(id, &wants(action)).await.unwrap();
+            let verdict = db.repository.execute(id, &wants(action)).await.unwrap();
             let to = match (state, action) {
                 (State::Due, Retry) => {
                     assert_eq!(verdict, Applicability::Unchanged);
@@ -173,7 +173,7 @@ async fn a_retried_transfer_starts_over(db: Fixture) {
     for state in [State::Failed, State::Waiting] {
         let (id, _) = state.make(&db).await;
         db.repository
-            .instruct(id, &wants(Action::Retry))
+            .execute(id, &wants(Action::Retry))
             .await
             .unwrap();
         let detail = db.repository.show(id).await.unwrap().unwrap();
@@ -205,7 +205,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
         .await
         .unwrap();
     let cancel = wants(Action::Cancel);
-    match db.repository.instruct(id, &cancel).await.unwrap() {
+    match db.repository.execute(id, &cancel).await.unwrap() {
         Applicability::Changed(Change {
             from,
             stopped: Some(stopped),
@@ -233,7 +233,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
     assert_eq!(detail.attempts[0].message.as_deref(), Some(message));
     assert_eq!(detail.attempts[0].bytes, Some(5));
     // A repeated request (for example after a lost answer) reports the earlier result.
-    match db.repository.instruct(id, &cancel).await.unwrap() {
+    match db.repository.execute(id, &cancel).await.unwrap() {
         Applicability::Refused(Refusal::Failed { message: found }) => {
             assert_eq!(found.as_deref(), Some(message));
         }
@@ -247,7 +247,7 @@ async fn a_cancelled_copy_can_write_nothing(db: Fixture) {
 async fn a_transfer_given_up_has_operator_and_reason(db: Fixture) {
     let (id, _) = State::Waiting.make(&db).await;
     db.repository
-        .instruct(id, &wants(Action::Fail))
+        .execute(id, &wants(Action::Fail))
         .await
         .unwrap();
     let detail = db.repository.show(id).await.unwrap().unwrap();
@@ -263,7 +263,7 @@ async fn a_transfer_given_up_has_operator_and_reason(db: Fixture) {
         reason: None,
         ..wants(Action::Fail)
     };
-    db.repository.instruct(untracked, &anyway).await.unwrap();
+    db.repository.execute(untracked, &anyway).await.unwrap();
     let message = db.repository.transfer(untracked).await.unwrap().unwrap();
     assert_eq!(
         message.failure_error_message.as_deref(),
@@ -276,9 +276,9 @@ async fn a_dry_run_changes_nothing(db: Fixture) {
         for state in State::ALL {
             let (id, _) = state.make(&db).await;
             let before = db.everything(id).await;
-            let said = db.repository.consider(id, &wants(action)).await.unwrap();
+            let said = db.repository.preview(id, &wants(action)).await.unwrap();
             assert_eq!(db.everything(id).await, before);
-            let done = db.repository.instruct(id, &wants(action)).await.unwrap();
+            let done = db.repository.execute(id, &wants(action)).await.unwrap();
             assert_eq!(said, done, "{action:?} {state:?}");
         }
     }
@@ -292,7 +292,7 @@ async fn a_transfer_chosen_by_state_is_untouched_in_another(db: Fixture) {
     };
     let otherwise = Refusal::Otherwise(Label::Known(Status::InProgress));
     assert_eq!(
-        db.repository.instruct(id, &waiting).await.unwrap(),
+        db.repository.execute(id, &waiting).await.unwrap(),
         Applicability::Refused(otherwise)
     );
     assert_eq!(db.status(id).await, "IN_PROGRESS");
@@ -301,7 +301,7 @@ async fn a_transfer_chosen_by_state_is_untouched_in_another(db: Fixture) {
 async fn a_transfer_whose_worker_is_gone_is_sent_again(db: Fixture) {
     let (id, lease) = State::Expired.make(&db).await;
     db.repository
-        .instruct(id, &wants(Action::Retry))
+        .execute(id, &wants(Action::Retry))
         .await
         .unwrap();
     assert_powerless(&db, &lease.unwrap()).await;
@@ -311,9 +311,9 @@ async fn a_transfer_whose_worker_is_gone_is_sent_again(db: Fixture) {
 async fn an_unknown_transfer_is_reported(db: Fixture) {
     for action in [Action::Retry, Action::Cancel, Action::Fail] {
         let wants = wants(action);
-        let verdict = db.repository.instruct(4711.into(), &wants).await.unwrap();
+        let verdict = db.repository.execute(4711.into(), &wants).await.unwrap();
         assert_eq!(verdict, Applicability::Unknown);
-        let verdict = db.repository.consider(4711.into(), &wants).await.unwrap();
+        let verdict = db.repository.preview(4711.into(), &wants).await.unwrap();
         assert_eq!(verdict, Applicability::Unknown);
     }
 }

@@ -153,7 +153,7 @@ async fn a_record_begins_with_scheduled_and_ends_with_it(db: Fixture) {
         only: Vec::new(),
         untracked: false,
     };
-    db.repository.instruct(ids[0], &instruction).await.unwrap();
+    db.repository.execute(ids[0], &instruction).await.unwrap();
     assert!(recorded(&db).await.iter().all(|(id, _)| *id != ids[0]));
     // The other row is given up directly in the database.
     db.repository

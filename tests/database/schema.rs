@@ -10,7 +10,7 @@ use ccat_transfer::settings::EnumLabels;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::repository::{
-    Acquisition, Candidate, Failure, Finished, Listing, OpenTransfer, Repository,
+    Acquisition, Candidate, CompletedCopy, Failure, Listing, OpenTransfer, Repository,
 };
 use ccat_transfer::transfer::schema::{self, Difference, SchemaError};
 use ccat_transfer::transfer::topology::{self, TopologyError};
@@ -217,9 +217,9 @@ async fn further_columns_are_no_difference(db: Fixture) {
     };
     let id = db.transfer().await;
     let lease = db.acquire(id).await.lease;
-    let finished = Finished {
+    let finished = CompletedCopy {
         log_path: Some("/log".into()),
-        ..Finished::default()
+        ..CompletedCopy::default()
     };
     db.repository.complete(&lease, &finished).await.unwrap();
     assert!(
@@ -375,9 +375,9 @@ async fn text_columns_without_rows_are_written_as_set() {
         test,
     };
     let lease = db.acquire(id).await.lease;
-    let finished = Finished {
+    let finished = CompletedCopy {
         log_path: Some("/log".into()),
-        ..Finished::default()
+        ..CompletedCopy::default()
     };
     db.repository.complete(&lease, &finished).await.unwrap();
     assert_eq!(
@@ -478,9 +478,9 @@ async fn sqlalchemys_ops_db(#[case] postgres: bool, #[case] labels: &str) {
     assert!(repository.release(&lease, "stop").await.is_err());
 
     let lease = acquire(&repository, id).await;
-    let finished = Finished {
+    let finished = CompletedCopy {
         log_path: Some("/log/3".into()),
-        ..Finished::default()
+        ..CompletedCopy::default()
     };
     repository.complete(&lease, &finished).await.unwrap();
     let expected = serde_json::json!({

@@ -298,7 +298,7 @@ impl World {
                     only: Vec::new(),
                     untracked: false,
                 };
-                let instructing = self.db.repository.instruct(id.into(), &instruction);
+                let instructing = self.db.repository.execute(id.into(), &instruction);
                 let verdict = instructing.await.unwrap();
                 step.text = format!("operator: {action:?}, {verdict:?}");
             }

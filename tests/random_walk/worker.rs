@@ -5,7 +5,9 @@ use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::tasks::{DataTransferTask, Settled};
 use ccat_transfer::transfer::failures::{Interruption, TransferError};
 use ccat_transfer::transfer::lease::{Lease, LeaseError, Owner, Phase, Progress, Snapshot};
-use ccat_transfer::transfer::repository::{Acquisition, ClaimError, Finished, Renewal, Withdrawal};
+use ccat_transfer::transfer::repository::{
+    Acquisition, ClaimError, CompletedCopy, Renewal, Withdrawal,
+};
 use ccat_transfer::transfer::retry::{Decision, RetryPolicy, decide};
 use ccat_transfer::transfer::service::{Failed, Request, TransferService};
 use tokio::sync::watch;
@@ -330,9 +332,9 @@ impl World {
         let service = self.service(place.0);
         let stop = self.patience(&faults);
         let repository = self.db.repository.clone();
-        let finished = Finished {
+        let finished = CompletedCopy {
             bytes: 1_000_000,
-            ..Finished::default()
+            ..CompletedCopy::default()
         };
         let completing =
             service.write_with_lease(lease, &stop, || repository.complete(lease, &finished));

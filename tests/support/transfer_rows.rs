@@ -7,14 +7,14 @@ use std::time::Duration;
 use ccat_transfer::transfer::id::TransferId;
 use ccat_transfer::transfer::lease::{Lease, LeaseError, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{
-    Batch, Candidate, Failure, Finished, OpenTransfer, Repository, ScanCursor,
+    Batch, Candidate, CompletedCopy, Failure, OpenTransfer, Repository, ScanCursor,
 };
 use entity::Status;
 
 use crate::ops_db::{Fixture, TTL};
 
-pub fn finished() -> Finished {
-    Finished {
+pub fn finished() -> CompletedCopy {
+    CompletedCopy {
         bytes: 50_000_000_000,
         rate_bytes_per_s: 93_000_000,
         digest: Some("sha256:00ff".to_owned()),
@@ -77,14 +77,14 @@ pub async fn pending(repository: &Repository) -> Vec<OpenTransfer> {
 /// Ids of the transfers that the manager would send.
 pub async fn due(db: &Fixture) -> Vec<TransferId> {
     let pending = pending(&db.repository).await;
-    let due = pending.iter().filter(|transfer| !transfer.waits);
+    let due = pending.iter().filter(|transfer| !transfer.has_delay);
     due.map(|transfer| transfer.id).collect()
 }
 
 /// Number of pending transfers that are not due.
 pub async fn waiting(db: &Fixture) -> usize {
     let pending = pending(&db.repository).await;
-    pending.iter().filter(|transfer| transfer.waits).count()
+    pending.iter().filter(|transfer| transfer.has_delay).count()
 }
 
 /// A candidate without a limit of its link.

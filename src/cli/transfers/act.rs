@@ -178,9 +178,9 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
     let mut failure = None;
     for id in ids {
         let verdict = if which.dry_run {
-            repository.consider(id, &instruction).await
+            repository.preview(id, &instruction).await
         } else {
-            repository.instruct(id, &instruction).await
+            repository.execute(id, &instruction).await
         };
         match verdict {
             Ok(verdict) => {

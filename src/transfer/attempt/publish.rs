@@ -9,7 +9,7 @@ use crate::transfer::digest::Digest;
 use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
-use crate::transfer::repository::Finished;
+use crate::transfer::repository::CompletedCopy;
 use crate::transfer::service::Summary;
 
 impl AttemptRun<'_> {
@@ -48,7 +48,7 @@ impl AttemptRun<'_> {
         log_path: Option<PathBuf>,
     ) -> Result<Summary, TransferError> {
         let (service, lease) = (self.service, self.lease);
-        let finished = Finished {
+        let finished = CompletedCopy {
             bytes: plan.size,
             rate_bytes_per_s: self.progress().rate_bytes_per_s,
             digest: Some(digest.to_string()),

@@ -15,7 +15,8 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{
-    Repository, column_value, delay, displace, find_lease, lock, standing, storable, storable_path,
+    Repository, column_value, delay, displace, find_lease, lease_exists, lock, path_text,
+    replace_nul,
 };
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
@@ -65,7 +66,7 @@ pub enum Renewal {
 }
 
 /// Arguments of an acquisition.
-struct Taker<'a> {
+struct AcquireRequest<'a> {
     owner: &'a Owner,
     task_id: &'a str,
     ttl: Duration,
@@ -157,13 +158,13 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        let taker = Taker {
+        let request = AcquireRequest {
             owner,
             task_id,
             ttl,
             by_hand: false,
         };
-        self.acquire_for(id, &taker).await
+        self.acquire_for(id, &request).await
     }
 
     /// Acquires the lease as [`Self::acquire`] does, but ignores the limit of the link, because a person requested the
@@ -178,21 +179,22 @@ impl Repository {
         task_id: &str,
         ttl: Duration,
     ) -> Result<Acquisition, DatabaseError> {
-        let taker = Taker {
+        let request = AcquireRequest {
             owner,
             task_id,
             ttl,
             by_hand: true,
         };
-        self.acquire_for(id, &taker).await
+        self.acquire_for(id, &request).await
     }
 
     async fn acquire_for(
         &self,
         id: TransferId,
-        taker: &Taker<'_>,
+        request: &AcquireRequest<'_>,
     ) -> Result<Acquisition, DatabaseError> {
-        let acquiring = async |tx: &DatabaseTransaction| Ok(self.acquire_in(tx, id, taker).await?);
+        let acquiring =
+            async |tx: &DatabaseTransaction| Ok(self.acquire_in(tx, id, request).await?);
         let acquiring = || self.database.bounded(self.database.write(acquiring));
         fault_point!(LeaseTaken, acquiring().await)
     }
@@ -201,7 +203,7 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         id: TransferId,
-        taker: &Taker<'_>,
+        request: &AcquireRequest<'_>,
     ) -> Result<Acquisition, DbErr> {
         let Some(row) = lock(tx, id).await? else {
             return Ok(Acquisition::Missing);
@@ -209,13 +211,13 @@ impl Repository {
         let now = database::now(tx).await?;
         let held = find_lease(tx, id).await?;
         if row.status.means(Status::Pending)
-            && let Some(delay) = delay::standing(tx, &row, now).await?
+            && let Some(delay) = delay::current_delay(tx, &row, now).await?
         {
             return Ok(Acquisition::NotDue {
                 not_before: delay.not_before,
             });
         }
-        let displaced = match decide(&row, held.as_ref(), now, taker.owner) {
+        let displaced = match decide(&row, held.as_ref(), now, request.owner) {
             ControlFlow::Break(answer) => return Ok(answer),
             ControlFlow::Continue(None) => None,
             ControlFlow::Continue(Some((held, expiry_reason))) => {
@@ -225,7 +227,7 @@ impl Repository {
                 }
             }
         };
-        if let Some(closed) = self.closed_link(tx, id, now, !taker.by_hand).await? {
+        if let Some(closed) = self.closed_link(tx, id, now, !request.by_hand).await? {
             if !row.status.means(Status::Pending) {
                 self.set_status(id, Status::Pending).exec(tx).await?;
             }
@@ -234,7 +236,7 @@ impl Repository {
         }
         delay::forget(tx, id).await?;
         self.forget_schedule(tx, id).await?;
-        let lease = self.begin_attempt(tx, id, taker, now).await?;
+        let lease = self.begin_attempt(tx, id, request, now).await?;
         let leftovers = leftovers(tx, &lease).await?;
         Ok(Acquisition::Acquired(Acquired {
             lease,
@@ -248,15 +250,15 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         id: TransferId,
-        taker: &Taker<'_>,
+        request: &AcquireRequest<'_>,
         now: DateTime<Utc>,
     ) -> Result<Lease, DbErr> {
-        let Taker {
+        let AcquireRequest {
             owner,
             task_id,
             ttl,
             ..
-        } = *taker;
+        } = *request;
         let attempt = last_attempt(tx, id).await?.next();
         let lease = Lease {
             data_transfer_id: id,
@@ -273,7 +275,7 @@ impl Repository {
             data_transfer_id: Set(id.get()),
             token: Set(lease.token.to_string()),
             attempt: Set(attempt.get()),
-            task_id: Set(storable(task_id)),
+            task_id: Set(replace_nul(task_id)),
             owner_node: Set(owner.node.clone()),
             owner_host: Set(owner.host.clone()),
             owner_pid: Set(owner.pid.into()),
@@ -295,7 +297,7 @@ impl Repository {
         let row = transfer_worker_attempt::ActiveModel {
             data_transfer_id: Set(id.get()),
             attempt: Set(attempt.get()),
-            task_id: Set(storable(task_id)),
+            task_id: Set(replace_nul(task_id)),
             worker: Set(owner.node.clone()),
             started_at: Set(now),
             ..Default::default()
@@ -367,7 +369,7 @@ impl Repository {
         let claiming = || async {
             let db = self.database.connection();
             let claimed = Entity::update_many()
-                .col_expr(Column::Destination, Expr::val(storable(destination)))
+                .col_expr(Column::Destination, Expr::val(replace_nul(destination)))
                 .col_expr(Column::Streams, Expr::val(i32::from(streams)))
                 .filter(Column::DataTransferId.eq(lease.data_transfer_id))
                 .filter(Column::Token.eq(lease.token.to_string()))
@@ -380,7 +382,7 @@ impl Repository {
                 Err(error) => match error.sql_err() {
                     Some(SqlErr::UniqueConstraintViolation(_)) => {
                         let holder = Entity::find()
-                            .filter(Column::Destination.eq(storable(destination)))
+                            .filter(Column::Destination.eq(replace_nul(destination)))
                             .one(db)
                             .await
                             .map_err(LeaseError::from)?;
@@ -428,16 +430,18 @@ impl Repository {
     ) -> Result<(), LeaseError> {
         use transfer_worker_attempt::{Column, Entity};
         let recording = async {
-            let mut update = Entity::update_many()
-                .col_expr(Column::TemporaryName, Expr::val(storable(temporary_name)));
+            let mut update = Entity::update_many().col_expr(
+                Column::TemporaryName,
+                Expr::val(replace_nul(temporary_name)),
+            );
             if let Some(log_path) = log_path {
-                update = update.col_expr(Column::LogPath, Expr::val(storable_path(log_path)));
+                update = update.col_expr(Column::LogPath, Expr::val(path_text(log_path)));
             }
             let recorded = update
                 .filter(Column::DataTransferId.eq(lease.data_transfer_id))
                 .filter(Column::Attempt.eq(lease.attempt))
                 .filter(Column::Outcome.is_null())
-                .filter(Expr::exists(standing(lease)))
+                .filter(Expr::exists(lease_exists(lease)))
                 .filter(Expr::exists(self.in_progress(lease.data_transfer_id)))
                 .exec(self.database.connection())
                 .await?;
@@ -465,7 +469,7 @@ impl Repository {
             let later = Entity::find()
                 .filter(Column::DataTransferId.eq(lease.data_transfer_id))
                 .filter(Column::Attempt.gt(lease.attempt))
-                .filter(Column::TaskId.eq(storable(task_id)))
+                .filter(Column::TaskId.eq(replace_nul(task_id)))
                 .one(db)
                 .await?;
             if later.is_some() {

@@ -12,7 +12,7 @@ use entity::{data_transfer, transfer_worker_delay};
 use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, Set};
 
-use super::{Repository, retry_count, storable};
+use super::{Repository, replace_nul, retry_count};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 
@@ -37,7 +37,7 @@ pub(super) async fn write(
         data_transfer_id: Set(id.get()),
         not_before: Set(not_before),
         retry_count: Set(retry_count.into()),
-        error_code: Set(storable(error_code)),
+        error_code: Set(replace_nul(error_code)),
     };
     let again = OnConflict::column(Column::DataTransferId)
         .update_columns([Column::NotBefore, Column::RetryCount, Column::ErrorCode])
@@ -58,7 +58,7 @@ pub(super) async fn forget(db: &impl ConnectionTrait, id: TransferId) -> Result<
 }
 
 /// Returns the delay that currently applies to the transfer of this row.
-pub(super) async fn standing(
+pub(super) async fn current_delay(
     db: &impl ConnectionTrait,
     row: &data_transfer::Model,
     now: DateTime<Utc>,
@@ -72,7 +72,7 @@ pub(super) async fn standing(
 }
 
 /// Returns the `retry_count` of each delay that has not passed, by transfer; of all transfers, or of `ids`.
-pub(super) async fn all_standing(
+pub(super) async fn current_delays(
     db: &impl ConnectionTrait,
     ids: Option<&[TransferId]>,
 ) -> Result<HashMap<TransferId, i64>, DbErr> {
@@ -91,7 +91,7 @@ pub(super) async fn all_standing(
 }
 
 /// Subquery: a delay applies at `now` to the transfer of the outer query.
-pub(super) fn stands(now: DateTime<Utc>) -> SelectStatement {
+pub(super) fn delay_applies(now: DateTime<Utc>) -> SelectStatement {
     use data_transfer::{Column as Transfer, Entity as Transfers};
     use transfer_worker_delay::{Column, Entity};
     let count = Func::coalesce([Expr::col((Transfers, Transfer::RetryCount)), Expr::val(0)]);

@@ -53,12 +53,12 @@ impl Repository {
         loop {
             let reading = async {
                 let partials = self.read_partials(page).await?;
-                let open = self.open_among(&partials).await?;
+                let open = self.unfinished_among(&partials).await?;
                 Ok::<_, DatabaseError>((partials, open))
             };
             let (partials, open) = self.database.bounded(reading).await?;
             let last = partials.last().filter(|_| partials.len() as u64 == PAGE);
-            let next = last.map(|last| recorded().filter(follows(last)));
+            let next = last.map(|last| recorded().filter(is_after(last)));
             let is_left = |partial: &RecordedPartial| !open.contains(&partial.data_transfer_id);
             left.extend(partials.into_iter().filter(is_left));
             match next {
@@ -69,7 +69,10 @@ impl Repository {
     }
 
     /// Returns the transfers of partial copies that have not ended.
-    async fn open_among(&self, partials: &[RecordedPartial]) -> Result<HashSet<TransferId>, DbErr> {
+    async fn unfinished_among(
+        &self,
+        partials: &[RecordedPartial],
+    ) -> Result<HashSet<TransferId>, DbErr> {
         let ids: BTreeSet<TransferId> = partials.iter().map(|p| p.data_transfer_id).collect();
         let ids: Vec<TransferId> = ids.into_iter().collect();
         let mut open = HashSet::new();
@@ -120,7 +123,7 @@ fn recorded() -> Select<transfer_worker_attempt::Entity> {
 }
 
 /// Condition for the attempts after `last`, in the order of [`Repository::read_partials`].
-fn follows(last: &RecordedPartial) -> Condition {
+fn is_after(last: &RecordedPartial) -> Condition {
     let (id, attempt) = (last.data_transfer_id, last.attempt);
     Condition::any().add(Column::DataTransferId.gt(id)).add(
         Condition::all()

@@ -19,7 +19,7 @@ use sea_orm::{
 };
 use serde::Serialize;
 
-use super::{Repository, storable};
+use super::{Repository, replace_nul};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 use crate::transfer::link::{
@@ -295,8 +295,8 @@ impl Repository {
             let now = database::now(tx).await?;
             Entity::update_many()
                 .col_expr(Column::PausedAt, Expr::val(Some(now)))
-                .col_expr(Column::PausedBy, Expr::val(Some(storable(by))))
-                .col_expr(Column::PauseReason, Expr::val(Some(storable(reason))))
+                .col_expr(Column::PausedBy, Expr::val(Some(replace_nul(by))))
+                .col_expr(Column::PauseReason, Expr::val(Some(replace_nul(reason))))
                 .col_expr(Column::StopsRunning, Expr::val(stops_running))
                 .filter(of(name))
                 .exec(tx)
@@ -360,7 +360,7 @@ impl Repository {
             return Ok(None);
         }
         let row = Entity::find()
-            .filter(over_which(id))
+            .filter(is_link_of_transfer(id))
             .filter(Column::PausedAt.is_not_null())
             .filter(Column::StopsRunning.eq(true))
             .one(db)
@@ -386,7 +386,10 @@ impl Repository {
         if !self.schema.has_links {
             return Ok(None);
         }
-        let row = Entity::find().filter(over_which(id)).one(tx).await?;
+        let row = Entity::find()
+            .filter(is_link_of_transfer(id))
+            .one(tx)
+            .await?;
         let Some(link) = row.map(Link::from) else {
             return Ok(None);
         };
@@ -405,7 +408,7 @@ impl Repository {
         let Some(limit) = link.limit(now) else {
             return Ok(None);
         };
-        let copies = self.copies_over(tx, &link.name).await?;
+        let copies = self.count_copies(tx, &link.name).await?;
         let name = link.name;
         let is_full = copies >= u64::from(limit);
         Ok(is_full.then_some(ClosedLink::Full(FullLink {
@@ -417,7 +420,7 @@ impl Repository {
 
     /// Number of copies over a link by workers of this program. Copies by Python workers are not counted: they have no
     /// lease, and finding them would need a scan of the whole table for each copy.
-    async fn copies_over(&self, tx: &DatabaseTransaction, name: &LinkName) -> Result<u64, DbErr> {
+    async fn count_copies(&self, tx: &DatabaseTransaction, name: &LinkName) -> Result<u64, DbErr> {
         use data_transfer::{Column, Entity};
         let leased = Query::select()
             .column(transfer_worker_lease::Column::DataTransferId)
@@ -456,7 +459,7 @@ async fn find(
 }
 
 /// Condition: the rows of these links.
-fn one_of<'n>(names: impl IntoIterator<Item = &'n LinkName>) -> Condition {
+fn has_one_of_names<'n>(names: impl IntoIterator<Item = &'n LinkName>) -> Condition {
     names
         .into_iter()
         .fold(Condition::any(), |any, name| any.add(of(name)))
@@ -470,7 +473,7 @@ pub(super) async fn lock_links<'n>(
 ) -> Result<Vec<transfer_worker_link::Model>, DbErr> {
     use transfer_worker_link::{Column, Entity};
     Entity::find()
-        .filter(one_of(names))
+        .filter(has_one_of_names(names))
         .order_by_asc(Column::Origin)
         .order_by_asc(Column::Destination)
         .lock(LockType::NoKeyUpdate)
@@ -489,7 +492,7 @@ pub(super) async fn count_issued(
         let alike = issued.iter().filter(|(_, issued)| **issued == count);
         Entity::update_many()
             .col_expr(Column::Issued, Expr::col(Column::Issued).add(count))
-            .filter(one_of(alike.map(|(name, _)| *name)))
+            .filter(has_one_of_names(alike.map(|(name, _)| *name)))
             .exec(tx)
             .await?;
     }
@@ -499,8 +502,8 @@ pub(super) async fn count_issued(
 async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {
     use transfer_worker_link::{ActiveModel, Column, Entity};
     let row = ActiveModel {
-        origin: Set(storable(&name.origin)),
-        destination: Set(storable(&name.destination)),
+        origin: Set(replace_nul(&name.origin)),
+        destination: Set(replace_nul(&name.destination)),
         priority: Set(0),
         capacity: Set(String::new()),
         stops_running: Set(false),
@@ -518,7 +521,7 @@ async fn make(tx: &DatabaseTransaction, name: &LinkName) -> Result<(), DbErr> {
 }
 
 /// Condition: the row of a transfer's link.
-fn over_which(id: TransferId) -> Condition {
+fn is_link_of_transfer(id: TransferId) -> Condition {
     use data_transfer::Column as Transfer;
     use transfer_worker_link::Column;
     Condition::all()

@@ -121,7 +121,7 @@ pub struct Listing {
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The site or location does not exist.
-    #[error("there is no `{place}`; the database has {}", or_nothing(.known))]
+    #[error("there is no `{place}`; the database has {}", known_names_text(.known))]
     UnknownPlace {
         /// Name in the request.
         place: Place,
@@ -139,7 +139,7 @@ impl From<DbErr> for ListError {
     }
 }
 
-fn or_nothing(names: &[String]) -> String {
+fn known_names_text(names: &[String]) -> String {
     if names.is_empty() {
         "none".to_owned()
     } else {
@@ -169,7 +169,7 @@ impl Repository {
             let db = self.database.connection();
             let mut some = Query::select();
             some.expr(Expr::val(1)).from(data_transfer::Entity);
-            self.restrict(db, &mut some, filter).await?;
+            self.add_conditions(db, &mut some, filter).await?;
             some.limit(at_most);
             let query = Query::select()
                 .expr(Expr::val(1).count())
@@ -266,8 +266,8 @@ impl Repository {
         let id = (Entity, Column::Id);
         let key = match listing.sort {
             Sort::Id => Expr::col(id),
-            Sort::Age => self.comparable(self.changed_at()),
-            Sort::Status => self.stage(),
+            Sort::Age => self.comparable_time(self.changed_at()),
+            Sort::Status => self.status_rank(),
             Sort::Size => Expr::col((Packages, PackageColumn::Size)),
             Sort::Retries => {
                 Func::coalesce([Expr::col((Entity, Column::RetryCount)), Expr::val(0)]).into()
@@ -285,7 +285,7 @@ impl Repository {
                     .equals((Entity, Column::DataTransferPackageId)),
             );
         }
-        self.restrict(db, &mut page, &listing.filter).await?;
+        self.add_conditions(db, &mut page, &listing.filter).await?;
         order(&mut page, listing, key, id);
         if let Some(limit) = listing.limit {
             page.limit(limit);
@@ -294,7 +294,7 @@ impl Repository {
     }
 
     /// Adds the conditions of a filter to a query of transfers.
-    async fn restrict(
+    async fn add_conditions(
         &self,
         db: &impl ConnectionTrait,
         query: &mut SelectStatement,
@@ -328,12 +328,12 @@ impl Repository {
         }
         if filter.older_than.is_some() || filter.newer_than.is_some() {
             let now = database::now(db).await?;
-            let changed = || self.comparable(self.changed_at());
+            let changed = || self.comparable_time(self.changed_at());
             if let Some(age) = filter.older_than {
-                query.and_where(changed().lt(self.comparable(Expr::val(ago(now, age)))));
+                query.and_where(changed().lt(self.comparable_time(Expr::val(ago(now, age)))));
             }
             if let Some(age) = filter.newer_than {
-                query.and_where(changed().gte(self.comparable(Expr::val(ago(now, age)))));
+                query.and_where(changed().gte(self.comparable_time(Expr::val(ago(now, age)))));
             }
         }
         if let Some(code) = &filter.error_code {
@@ -345,7 +345,7 @@ impl Repository {
         if filter.is_waiting {
             query
                 .and_where(self.status_is(&[Status::Pending]))
-                .and_where(Expr::exists(delay::stands(database::now(db).await?)));
+                .and_where(Expr::exists(delay::delay_applies(database::now(db).await?)));
         }
         if let Some(age) = filter.scheduled_for {
             let now = database::now(db).await?;
@@ -372,7 +372,7 @@ impl Repository {
 
     /// Converts a time to a form that can be compared. On SQLite a time is a text, with or without `T`, fraction and
     /// offset.
-    fn comparable(&self, time: Expr) -> Expr {
+    fn comparable_time(&self, time: Expr) -> Expr {
         match self.database.backend() {
             DbBackend::Sqlite => Func::cust("julianday").arg(time).into(),
             _ => time,
@@ -380,7 +380,7 @@ impl Repository {
     }
 
     /// Number of a transfer's state in the normal order of states.
-    fn stage(&self) -> Expr {
+    fn status_rank(&self) -> Expr {
         let stages = [
             Status::Pending,
             Status::Scheduled,

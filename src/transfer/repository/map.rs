@@ -14,7 +14,7 @@ use crate::transfer::link::LinkName;
 
 /// All locations and routes.
 #[derive(Debug, Clone)]
-pub struct Map {
+pub struct LocationMap {
     /// Locations, by site and order of use.
     pub locations: Vec<LocationRecord>,
     /// Links with a route, each once for each method.
@@ -39,13 +39,13 @@ impl Repository {
     ///
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
-    pub async fn map(&self) -> Result<Map, DatabaseError> {
+    pub async fn map(&self) -> Result<LocationMap, DatabaseError> {
         self.database
             .bounded(async { Ok(self.read_map().await?) })
             .await
     }
 
-    async fn read_map(&self) -> Result<Map, DbErr> {
+    async fn read_map(&self) -> Result<LocationMap, DbErr> {
         let db = self.database.connection();
         let rows = data_location::Entity::find()
             .order_by_asc(data_location::Column::SiteId)
@@ -57,7 +57,7 @@ impl Repository {
         for row in rows {
             locations.extend(self.location(Some(row.id)).await?);
         }
-        Ok(Map {
+        Ok(LocationMap {
             locations,
             links: self.read_routed_links().await?,
             largest_waiting: self.largest_waiting().await?,

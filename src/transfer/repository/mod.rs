@@ -58,7 +58,7 @@ pub use ends::{SiteError, TransferEnd};
 pub use leftovers::RecordedPartial;
 pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, ListError, Listing, Sort, TransferSummary};
-pub use map::{Map, RoutedLink};
+pub use map::{LocationMap, RoutedLink};
 pub use operator::{Applicability, Change, Instruction, Refusal};
 pub use place::{InvalidPlace, Place};
 pub use record::{
@@ -68,7 +68,7 @@ pub use record::{
 pub use scan::{OpenTransfer, ScanCursor};
 pub use schedule::{Allowance, Batch, Candidate};
 pub use scheduled::{ScheduleRecord, Withdrawal};
-pub use settle::{Failure, Finished};
+pub use settle::{CompletedCopy, Failure};
 pub use sweep::{Recovered, Sweep};
 
 /// Access to the transfers of one database. Clones share its connections.
@@ -85,7 +85,7 @@ impl Repository {
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
     pub async fn answers(&self) -> Result<(), DatabaseError> {
-        let looking = async { Ok(look_at_nothing(self.database.connection()).await?) };
+        let looking = async { Ok(probe_statements(self.database.connection()).await?) };
         self.database.bounded(looking).await
     }
 
@@ -159,7 +159,7 @@ impl Repository {
 }
 
 /// Makes the reads and locks of every attempt, but without locking a row.
-async fn look_at_nothing(db: &DatabaseConnection) -> Result<(), DbErr> {
+async fn probe_statements(db: &DatabaseConnection) -> Result<(), DbErr> {
     // No transfer has this id.
     const NONE: TransferId = TransferId::new(-1);
     data_transfer::Entity::find_by_id(NONE)
@@ -217,7 +217,7 @@ async fn displace(
 }
 
 /// Subquery: this lease still exists.
-fn standing(lease: &Lease) -> SelectStatement {
+fn lease_exists(lease: &Lease) -> SelectStatement {
     use transfer_worker_lease::{Column, Entity};
     Query::select()
         .expr(Expr::val(1))
@@ -266,17 +266,17 @@ async fn end_attempt(
         .col_expr(Column::Outcome, Expr::val(ending.outcome))
         .col_expr(
             Column::ErrorCode,
-            Expr::val(ending.error_code.as_deref().map(storable)),
+            Expr::val(ending.error_code.as_deref().map(replace_nul)),
         )
         .col_expr(
             Column::Message,
-            Expr::val(ending.message.as_deref().map(storable)),
+            Expr::val(ending.message.as_deref().map(replace_nul)),
         )
         .col_expr(Column::Bytes, Expr::val(ending.bytes))
         .col_expr(Column::RateBytesPerS, Expr::val(ending.rate_bytes_per_s))
         .col_expr(
             Column::Digest,
-            Expr::val(ending.digest.as_deref().map(storable)),
+            Expr::val(ending.digest.as_deref().map(replace_nul)),
         )
         .filter(Column::DataTransferId.eq(id))
         .filter(Column::Attempt.eq(attempt))
@@ -313,10 +313,10 @@ fn column_value(count: u64) -> i64 {
 
 /// Replaces NUL characters, which PostgreSQL does not store. The output of a program may contain them, and must not
 /// prevent a failure from being recorded.
-fn storable(text: &str) -> String {
+fn replace_nul(text: &str) -> String {
     text.replace('\0', "\u{fffd}")
 }
 
-fn storable_path(path: &Path) -> String {
-    storable(&path.to_string_lossy())
+fn path_text(path: &Path) -> String {
+    replace_nul(&path.to_string_lossy())
 }

@@ -20,7 +20,7 @@ use sea_orm::{
 };
 use serde::Serialize;
 
-use super::{Ending, Repository, delay, end_attempt, find_lease, lock, retry_count, storable};
+use super::{Ending, Repository, delay, end_attempt, find_lease, lock, replace_nul, retry_count};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::{AttemptNumber, TransferId};
 use crate::transfer::lease::LeaseInfo;
@@ -89,7 +89,7 @@ pub enum Refusal {
     #[error("it is COMPLETED")]
     Completed,
     /// The transfer is already FAILED.
-    #[error("it is FAILED already{}", because(.message.as_deref()))]
+    #[error("it is FAILED already{}", error_suffix(.message.as_deref()))]
     Failed {
         /// Error message of the row.
         message: Option<String>,
@@ -111,7 +111,7 @@ pub enum Refusal {
     UnknownStatus(String),
 }
 
-fn because(message: Option<&str>) -> String {
+fn error_suffix(message: Option<&str>) -> String {
     message.map_or_else(String::new, |message| format!(": {message}"))
 }
 
@@ -126,7 +126,7 @@ fn untracked_remedy(action: Action) -> &'static str {
 struct Findings {
     row: data_transfer::Model,
     held: Option<transfer_worker_lease::Model>,
-    waits: bool,
+    has_delay: bool,
     now: DateTime<Utc>,
 }
 
@@ -135,7 +135,7 @@ impl Findings {
         let now = database::now(db).await?;
         Ok(Self {
             held: find_lease(db, row.id.into()).await?,
-            waits: delay::standing(db, &row, now).await?.is_some(),
+            has_delay: delay::current_delay(db, &row, now).await?.is_some(),
             row,
             now,
         })
@@ -164,7 +164,7 @@ impl Findings {
             Action::Cancel | Action::Fail => Some(Status::Failed),
             Action::Retry => {
                 let is_due = known == Status::Pending
-                    && !self.waits
+                    && !self.has_delay
                     && retry_count(&self.row) == 0
                     && self.held.is_none();
                 (!is_due).then_some(Status::Pending)
@@ -199,7 +199,7 @@ impl Repository {
     ///
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
-    pub async fn consider(
+    pub async fn preview(
         &self,
         id: TransferId,
         instruction: &Instruction,
@@ -227,19 +227,17 @@ impl Repository {
     /// The database cannot be reached, or it refuses the statement. If the call is repeated after an error, an
     /// instruction that was carried out is [unchanged](Applicability::Unchanged), or [refused](Refusal::Failed) with
     /// its own message.
-    pub async fn instruct(
+    pub async fn execute(
         &self,
         id: TransferId,
         instruction: &Instruction,
     ) -> Result<Applicability, DatabaseError> {
-        let instructing =
-            async |tx: &DatabaseTransaction| Ok(self.instruct_in(tx, id, instruction).await?);
-        self.database
-            .bounded(self.database.write(instructing))
-            .await
+        let executing =
+            async |tx: &DatabaseTransaction| Ok(self.execute_in(tx, id, instruction).await?);
+        self.database.bounded(self.database.write(executing)).await
     }
 
-    async fn instruct_in(
+    async fn execute_in(
         &self,
         tx: &DatabaseTransaction,
         id: TransferId,
@@ -284,7 +282,7 @@ impl Repository {
                 .col_expr(Column::RetryCount, Expr::val(0))
                 .col_expr(Column::EndTime, Expr::val(None::<Timestamp>))
         } else {
-            let message = storable(&instruction.to_string());
+            let message = replace_nul(&instruction.to_string());
             let message = self.schema.fit_failure_message(message);
             update
                 .col_expr(Column::EndTime, Expr::val(Timestamp(findings.now)))
@@ -339,8 +337,8 @@ async fn note(
         data_transfer_id: Set(findings.row.id),
         acted_at: Set(findings.now),
         action: Set(instruction.action),
-        operator: Set(storable(&instruction.operator)),
-        reason: Set(instruction.reason.as_deref().map(storable)),
+        operator: Set(replace_nul(&instruction.operator)),
+        reason: Set(instruction.reason.as_deref().map(replace_nul)),
         previous_status: Set(findings.row.status.to_string()),
         ..Default::default()
     };

@@ -211,7 +211,7 @@ impl Repository {
                 .await?;
             let delay = match self.row(id).await? {
                 Some(row) if row.status.means(Status::Pending) => {
-                    delay::standing(db, &row, database::now(db).await?).await?
+                    delay::current_delay(db, &row, database::now(db).await?).await?
                 }
                 _ => None,
             };

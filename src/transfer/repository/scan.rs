@@ -35,7 +35,7 @@ pub struct OpenTransfer {
     /// Id of the location to copy to.
     pub destination_location_id: Option<i64>,
     /// True if the transfer is PENDING with a retry delay that has not passed.
-    pub waits: bool,
+    pub has_delay: bool,
 }
 
 /// Result of a scan that limits the rows of the next scan.
@@ -68,7 +68,7 @@ impl Repository {
         let (delays, highest) = self
             .database
             .bounded(async {
-                let delays = delay::all_standing(self.database.connection(), None).await?;
+                let delays = delay::current_delays(self.database.connection(), None).await?;
                 Ok::<_, DatabaseError>((delays, self.highest_id().await?))
             })
             .await?;
@@ -194,7 +194,8 @@ impl ScannedRows {
                         status,
                         origin_location_id: row.try_get("", ORIGIN_ID)?,
                         destination_location_id: row.try_get("", DESTINATION_ID)?,
-                        waits: status == Status::Pending && waits(&self.delays, id, retry_count),
+                        has_delay: status == Status::Pending
+                            && has_delay(&self.delays, id, retry_count),
                     });
                 }
                 None => {}
@@ -216,7 +217,7 @@ impl ScannedRows {
 }
 
 /// Returns true if a delay applies to a transfer with this `retry_count`.
-pub(super) fn waits(
+pub(super) fn has_delay(
     delays: &HashMap<TransferId, i64>,
     id: TransferId,
     retry_count: Option<i64>,

@@ -11,7 +11,7 @@ use sea_orm::{
 
 use super::ends::ID;
 use super::links::{count_issued, lock_links};
-use super::scan::{RETRY_COUNT, id_column, waits};
+use super::scan::{RETRY_COUNT, has_delay, id_column};
 use super::{Repository, delay};
 use crate::faults::fault_point;
 use crate::transfer::database::DatabaseError;
@@ -60,14 +60,14 @@ pub struct Batch {
 
 /// Rows that are locked and SCHEDULED, in a transaction that is not committed.
 #[derive(Default)]
-struct Taken {
+struct LockedRows {
     ids: Vec<TransferId>,
     /// Allowances of the transfers whose link has a limit.
     links: HashMap<TransferId, Arc<Allowance>>,
     batch: Batch,
 }
 
-impl Taken {
+impl LockedRows {
     /// Number of these transfers per limited link, times `sign`.
     fn issued(&self, ids: &[TransferId], sign: i64) -> BTreeMap<&LinkName, i64> {
         let mut issued = BTreeMap::new();
@@ -147,10 +147,10 @@ impl Repository {
         &self,
         tx: &DatabaseTransaction,
         candidates: &[Candidate],
-    ) -> Result<Taken, DatabaseError> {
-        let mut free = free(tx, candidates).await?;
-        let due = self.lock_due(tx, candidates).await?;
-        let mut taken = Taken::default();
+    ) -> Result<LockedRows, DatabaseError> {
+        let mut free = free_capacities(tx, candidates).await?;
+        let due = self.lock_due_rows(tx, candidates).await?;
+        let mut taken = LockedRows::default();
         let mut queues = Vec::with_capacity(candidates.len());
         for candidate in candidates {
             let id = candidate.id;
@@ -181,7 +181,7 @@ impl Repository {
     }
 
     /// Locks the candidates that are PENDING and due, and that no other transaction has locked.
-    async fn lock_due(
+    async fn lock_due_rows(
         &self,
         tx: &DatabaseTransaction,
         candidates: &[Candidate],
@@ -202,11 +202,11 @@ impl Repository {
             .lock_with_behavior(LockType::NoKeyUpdate, LockBehavior::SkipLocked)
             .to_owned();
         let rows = tx.query_all(&query).await?;
-        let delays = delay::all_standing(tx, Some(&ids)).await?;
+        let delays = delay::current_delays(tx, Some(&ids)).await?;
         let mut due = HashSet::with_capacity(rows.len());
         for row in rows {
             let id = row.try_get("", ID)?;
-            if !waits(&delays, id, row.try_get("", RETRY_COUNT)?) {
+            if !has_delay(&delays, id, row.try_get("", RETRY_COUNT)?) {
                 due.insert(id);
             }
         }
@@ -218,7 +218,7 @@ impl Repository {
     async fn close(
         &self,
         tx: &DatabaseTransaction,
-        taken: Taken,
+        taken: LockedRows,
         published: &HashMap<TransferId, String>,
     ) -> Result<Batch, DatabaseError> {
         let mut batch = taken.batch.clone();
@@ -254,7 +254,7 @@ impl Repository {
 }
 
 /// Returns the free capacity of each limited link, under the locks of the links' rows.
-async fn free<'a>(
+async fn free_capacities<'a>(
     tx: &DatabaseTransaction,
     candidates: &'a [Candidate],
 ) -> Result<BTreeMap<&'a LinkName, u64>, DbErr> {

@@ -19,7 +19,7 @@ use sea_orm::{
 use serde::Serialize;
 
 use super::schedule::IDS_AT_ONCE;
-use super::{Repository, TransferSummary, delay, find_lease, lock, storable};
+use super::{Repository, TransferSummary, delay, find_lease, lock, replace_nul};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 
@@ -217,7 +217,7 @@ impl Repository {
     ) -> Result<bool, DbErr> {
         use transfer_worker_schedule::{Column, Entity};
         let id = seen.data_transfer_id;
-        if !self.is_untaken(tx, id).await? {
+        if !self.lock_if_scheduled(tx, id).await? {
             return Ok(false);
         }
         let counted = Entity::update_many()
@@ -261,7 +261,7 @@ impl Repository {
         withdrawal: &Withdrawal,
     ) -> Result<bool, DbErr> {
         use data_transfer::Column;
-        if !self.is_untaken(tx, id).await? {
+        if !self.lock_if_scheduled(tx, id).await? {
             return Ok(false);
         }
         if self.schema.has_schedule {
@@ -269,7 +269,7 @@ impl Repository {
                 .one(tx)
                 .await?;
             let known = record.and_then(|record| record.task_id);
-            if known.is_some_and(|known| known != storable(task_id)) {
+            if known.is_some_and(|known| known != replace_nul(task_id)) {
                 return Ok(false);
             }
         }
@@ -278,7 +278,7 @@ impl Repository {
             Withdrawal::Pending => self.set_status(id, Status::Pending),
             Withdrawal::Failed(reason) => {
                 let now = database::now(tx).await?;
-                let message = self.schema.fit_failure_message(storable(reason));
+                let message = self.schema.fit_failure_message(replace_nul(reason));
                 self.set_status(id, Status::Failed)
                     .col_expr(Column::EndTime, Expr::val(Timestamp(now)))
                     .col_expr(Column::FailureErrorMessage, Expr::val(message))
@@ -289,7 +289,11 @@ impl Repository {
     }
 
     /// Locks a row; returns true if it is SCHEDULED and has no lease.
-    async fn is_untaken(&self, tx: &DatabaseTransaction, id: TransferId) -> Result<bool, DbErr> {
+    async fn lock_if_scheduled(
+        &self,
+        tx: &DatabaseTransaction,
+        id: TransferId,
+    ) -> Result<bool, DbErr> {
         let row = lock(tx, id).await?;
         let is_scheduled = row.is_some_and(|row| row.status.means(Status::Scheduled));
         Ok(is_scheduled && find_lease(tx, id).await?.is_none())
@@ -373,7 +377,7 @@ impl Repository {
             sea_orm::sea_query::CaseStatement::new(),
             |case, (id, task_id)| {
                 let is_it = Expr::col(Column::DataTransferId).eq(*id);
-                case.case(is_it, Expr::val(storable(task_id)))
+                case.case(is_it, Expr::val(replace_nul(task_id)))
             },
         );
         Entity::update_many()
@@ -393,7 +397,7 @@ fn record(
     transfer_worker_schedule::ActiveModel {
         data_transfer_id: Set(id.get()),
         scheduled_at: Set(now),
-        queue: Set(queue.map(storable)),
+        queue: Set(queue.map(replace_nul)),
         task_id: Set(None),
         resent: Set(0),
     }

@@ -12,8 +12,8 @@ use sea_orm::sea_query::{Expr, IntoIden as _};
 use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter};
 
 use super::{
-    Ending, Repository, column_value, delay, end_attempt, find_lease, insert_into, lock,
-    retry_count, storable, storable_path,
+    Ending, Repository, column_value, delay, end_attempt, find_lease, insert_into, lock, path_text,
+    replace_nul, retry_count,
 };
 use crate::faults::fault_point;
 use crate::transfer::database;
@@ -22,7 +22,7 @@ use crate::transfer::lease::{Lease, LeaseError};
 
 /// Result of a copy that has arrived and was verified.
 #[derive(Debug, Clone, Default)]
-pub struct Finished {
+pub struct CompletedCopy {
     /// Size of the file in bytes.
     pub bytes: u64,
     /// Mean rate, in bytes per second.
@@ -76,7 +76,11 @@ impl Repository {
     /// # Errors
     /// [`LeaseError::Lost`], with nothing changed, if the lease is lost or the row is not IN_PROGRESS.
     /// [`LeaseError::Database`]; if the call is repeated after that, it succeeds if the first call was effective.
-    pub async fn complete(&self, lease: &Lease, finished: &Finished) -> Result<(), LeaseError> {
+    pub async fn complete(
+        &self,
+        lease: &Lease,
+        finished: &CompletedCopy,
+    ) -> Result<(), LeaseError> {
         let settlement = Settlement {
             status: Status::Completed,
             is_final: true,
@@ -270,7 +274,7 @@ impl Repository {
                 update.col_expr(Column::FailureErrorMessage, Expr::val(None::<String>))
             }
             Message::Write(message) => {
-                let message = self.schema.fit_failure_message(storable(message));
+                let message = self.schema.fit_failure_message(replace_nul(message));
                 update.col_expr(Column::FailureErrorMessage, Expr::val(message))
             }
         };
@@ -289,10 +293,7 @@ impl Repository {
         let mut cells = vec![
             (Column::DataTransferId.into_iden(), Expr::val(id)),
             (Column::Timestamp.into_iden(), Expr::val(Timestamp(now))),
-            (
-                Column::LogPath.into_iden(),
-                Expr::val(storable_path(log_path)),
-            ),
+            (Column::LogPath.into_iden(), Expr::val(path_text(log_path))),
         ];
         if let Some(column) = &self.schema.log_status {
             cells.push((Optional::Status.into_iden(), column.write(status)));

@@ -18,7 +18,7 @@ use sea_orm::{DatabaseConnection, DbErr};
 
 use self::columns::{ColumnKind, LiveColumn, LiveColumns, columns};
 use self::labels::spelling_in_use;
-use self::needed::needed;
+use self::needed::required_tables;
 use super::database::Database;
 use crate::settings::EnumLabels;
 
@@ -97,7 +97,7 @@ async fn inspect(
 ) -> Result<Schema, SchemaError> {
     let mut live = HashMap::new();
     let mut differences = Vec::new();
-    for needed in needed() {
+    for needed in required_tables() {
         let found = columns(db, &needed.table).await?;
         differences.extend(needed.compare(&found));
         live.insert(needed.table, found);
@@ -108,7 +108,7 @@ async fn inspect(
         return Err(SchemaError::Differs(differences));
     }
     let elsewhere = catalog
-        .spelling_elsewhere()
+        .spelling_of_locations()
         .await?
         .unwrap_or(text_enum_labels);
     Ok(catalog.schema(elsewhere).await?)
@@ -156,7 +156,7 @@ impl Catalog<'_> {
 
     /// Returns the spelling of labels in the table of locations, which has rows in every database with transfers. Other
     /// tables, such as the log, may be empty.
-    async fn spelling_elsewhere(&self) -> Result<Option<EnumLabels>, DbErr> {
+    async fn spelling_of_locations(&self) -> Result<Option<EnumLabels>, DbErr> {
         use data_location::{Column, Entity};
         match self.column(Entity, Column::LocationType) {
             Some(found) if found.kind != ColumnKind::Enum => {

@@ -12,7 +12,7 @@ use super::columns::{ColumnKind, LiveColumns};
 
 /// Use of a column.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Use {
+enum ColumnUse {
     Integer,
     Text,
     /// Text or an enum type.
@@ -21,8 +21,8 @@ enum Use {
     Flag,
 }
 
-impl Use {
-    fn needed(self) -> &'static str {
+impl ColumnUse {
+    fn description(self) -> &'static str {
         match self {
             Self::Integer => "an integer",
             Self::Text => "a text",
@@ -44,10 +44,10 @@ impl Use {
 }
 
 /// Requirements for a table.
-pub(super) struct Needed {
+pub(super) struct TableRequirements {
     pub(super) table: String,
-    columns: Vec<(String, Use)>,
-    optional: Vec<(String, Use)>,
+    columns: Vec<(String, ColumnUse)>,
+    optional: Vec<(String, ColumnUse)>,
     /// Columns that the database fills itself, if this program inserts rows into the table; `None` if it does not. Any
     /// other column that needs a value and is unknown to this program is an error.
     generated: Option<Vec<String>>,
@@ -55,8 +55,8 @@ pub(super) struct Needed {
     may_be_missing: bool,
 }
 
-impl Needed {
-    fn of<C: Iden>(table: impl Iden, columns: impl IntoIterator<Item = (C, Use)>) -> Self {
+impl TableRequirements {
+    fn of<C: Iden>(table: impl Iden, columns: impl IntoIterator<Item = (C, ColumnUse)>) -> Self {
         Self {
             table: table.to_string(),
             columns: columns
@@ -69,7 +69,7 @@ impl Needed {
         }
     }
 
-    fn optional<C: Iden>(mut self, columns: impl IntoIterator<Item = (C, Use)>) -> Self {
+    fn optional<C: Iden>(mut self, columns: impl IntoIterator<Item = (C, ColumnUse)>) -> Self {
         self.optional.extend(
             columns
                 .into_iter()
@@ -115,19 +115,19 @@ impl Needed {
                     table: table.clone(),
                     column: column.clone(),
                     found: live.type_name.clone(),
-                    needed: usage.needed(),
+                    needed: usage.description(),
                 }),
                 _ => {}
             }
         }
         if let Some(generated) = &self.generated {
-            differences.extend(self.unwritten(found, generated));
+            differences.extend(self.unwritten_columns(found, generated));
         }
         differences
     }
 
     /// Returns the columns that need a value but are not written by this program.
-    fn unwritten(&self, found: &LiveColumns, generated: &[String]) -> Vec<Difference> {
+    fn unwritten_columns(&self, found: &LiveColumns, generated: &[String]) -> Vec<Difference> {
         let written = self
             .columns
             .iter()
@@ -151,246 +151,250 @@ impl Needed {
 }
 
 /// Returns the requirements, in the order in which differences are reported.
-pub(super) fn needed() -> [Needed; 13] {
+pub(super) fn required_tables() -> [TableRequirements; 13] {
     [
-        site_needed(),
-        data_location_needed(),
-        disk_data_location_needed(),
-        data_transfer_route_needed(),
-        data_transfer_package_needed(),
-        data_transfer_needed(),
-        data_transfer_log_needed(),
-        lease_needed(),
-        attempt_needed(),
-        delay_needed(),
-        link_needed(),
-        schedule_needed(),
-        action_needed(),
+        site_requirements(),
+        data_location_requirements(),
+        disk_data_location_requirements(),
+        data_transfer_route_requirements(),
+        data_transfer_package_requirements(),
+        data_transfer_requirements(),
+        data_transfer_log_requirements(),
+        lease_requirements(),
+        attempt_requirements(),
+        delay_requirements(),
+        link_requirements(),
+        schedule_requirements(),
+        action_requirements(),
     ]
 }
 
-fn site_needed() -> Needed {
+fn site_requirements() -> TableRequirements {
     use site::Column::{Id, Location, Name, ShortName};
     let columns = [
-        (Id, Use::Integer),
-        (Name, Use::Text),
-        (ShortName, Use::Text),
-        (Location, Use::Text),
+        (Id, ColumnUse::Integer),
+        (Name, ColumnUse::Text),
+        (ShortName, ColumnUse::Text),
+        (Location, ColumnUse::Text),
     ];
-    Needed::of(site::Entity, columns)
+    TableRequirements::of(site::Entity, columns)
 }
 
-fn data_location_needed() -> Needed {
+fn data_location_requirements() -> TableRequirements {
     use data_location::Column::{Id, LocationType, Name, Priority, SiteId, StorageType};
     let columns = [
-        (Id, Use::Integer),
-        (Name, Use::Text),
-        (LocationType, Use::Label),
-        (StorageType, Use::Label),
-        (Priority, Use::Integer),
-        (SiteId, Use::Integer),
+        (Id, ColumnUse::Integer),
+        (Name, ColumnUse::Text),
+        (LocationType, ColumnUse::Label),
+        (StorageType, ColumnUse::Label),
+        (Priority, ColumnUse::Integer),
+        (SiteId, ColumnUse::Integer),
     ];
-    Needed::of(data_location::Entity, columns)
-        .optional([(data_location::Optional::Active, Use::Flag)])
+    TableRequirements::of(data_location::Entity, columns)
+        .optional([(data_location::Optional::Active, ColumnUse::Flag)])
 }
 
-fn disk_data_location_needed() -> Needed {
+fn disk_data_location_requirements() -> TableRequirements {
     use disk_data_location::Column::{DataLocationId, Host, Path};
     let columns = [
-        (DataLocationId, Use::Integer),
-        (Host, Use::Text),
-        (Path, Use::Text),
+        (DataLocationId, ColumnUse::Integer),
+        (Host, ColumnUse::Text),
+        (Path, ColumnUse::Text),
     ];
-    Needed::of(disk_data_location::Entity, columns)
+    TableRequirements::of(disk_data_location::Entity, columns)
 }
 
-fn data_transfer_route_needed() -> Needed {
+fn data_transfer_route_requirements() -> TableRequirements {
     use data_transfer_route::Column::{
         DestinationLocationId, DestinationSiteId, Id, Method, OriginLocationId, OriginSiteId,
         RouteType,
     };
     let columns = [
-        (Id, Use::Integer),
-        (OriginSiteId, Use::Integer),
-        (DestinationSiteId, Use::Integer),
-        (Method, Use::Label),
-        (RouteType, Use::Label),
-        (OriginLocationId, Use::Integer),
-        (DestinationLocationId, Use::Integer),
+        (Id, ColumnUse::Integer),
+        (OriginSiteId, ColumnUse::Integer),
+        (DestinationSiteId, ColumnUse::Integer),
+        (Method, ColumnUse::Label),
+        (RouteType, ColumnUse::Label),
+        (OriginLocationId, ColumnUse::Integer),
+        (DestinationLocationId, ColumnUse::Integer),
     ];
-    Needed::of(data_transfer_route::Entity, columns)
+    TableRequirements::of(data_transfer_route::Entity, columns)
 }
 
-fn data_transfer_package_needed() -> Needed {
+fn data_transfer_package_requirements() -> TableRequirements {
     use data_transfer_package::Column::{Checksum, FileName, Id, RelativePath, Size};
     use data_transfer_package::Optional::{CreatedAt, Status};
     let columns = [
-        (Id, Use::Integer),
-        (FileName, Use::Text),
-        (RelativePath, Use::Text),
-        (Size, Use::Integer),
-        (Checksum, Use::Text),
+        (Id, ColumnUse::Integer),
+        (FileName, ColumnUse::Text),
+        (RelativePath, ColumnUse::Text),
+        (Size, ColumnUse::Integer),
+        (Checksum, ColumnUse::Text),
     ];
-    Needed::of(data_transfer_package::Entity, columns)
-        .optional([(Status, Use::Label), (CreatedAt, Use::Time)])
+    TableRequirements::of(data_transfer_package::Entity, columns)
+        .optional([(Status, ColumnUse::Label), (CreatedAt, ColumnUse::Time)])
 }
 
-fn data_transfer_needed() -> Needed {
+fn data_transfer_requirements() -> TableRequirements {
     use data_transfer::Column::{
         DataTransferPackageId, DestinationLocationId, EndTime, FailureErrorMessage, Id,
         OriginLocationId, RetryCount, StartTime, Status,
     };
     use data_transfer::Optional::{CreatedAt, UnpackStatus};
     let columns = [
-        (Id, Use::Integer),
-        (DataTransferPackageId, Use::Integer),
-        (OriginLocationId, Use::Integer),
-        (DestinationLocationId, Use::Integer),
-        (Status, Use::Label),
-        (RetryCount, Use::Integer),
-        (StartTime, Use::Time),
-        (EndTime, Use::Time),
-        (FailureErrorMessage, Use::Text),
+        (Id, ColumnUse::Integer),
+        (DataTransferPackageId, ColumnUse::Integer),
+        (OriginLocationId, ColumnUse::Integer),
+        (DestinationLocationId, ColumnUse::Integer),
+        (Status, ColumnUse::Label),
+        (RetryCount, ColumnUse::Integer),
+        (StartTime, ColumnUse::Time),
+        (EndTime, ColumnUse::Time),
+        (FailureErrorMessage, ColumnUse::Text),
     ];
-    Needed::of(data_transfer::Entity, columns)
-        .optional([(UnpackStatus, Use::Label), (CreatedAt, Use::Time)])
+    TableRequirements::of(data_transfer::Entity, columns).optional([
+        (UnpackStatus, ColumnUse::Label),
+        (CreatedAt, ColumnUse::Time),
+    ])
 }
 
-fn data_transfer_log_needed() -> Needed {
+fn data_transfer_log_requirements() -> TableRequirements {
     use data_transfer_log::Column::{DataTransferId, Id, LogPath, Timestamp};
     let columns = [
-        (Id, Use::Integer),
-        (DataTransferId, Use::Integer),
-        (Timestamp, Use::Time),
-        (LogPath, Use::Text),
+        (Id, ColumnUse::Integer),
+        (DataTransferId, ColumnUse::Integer),
+        (Timestamp, ColumnUse::Time),
+        (LogPath, ColumnUse::Text),
     ];
-    Needed::of(data_transfer_log::Entity, columns)
-        .optional([(data_transfer_log::Optional::Status, Use::Label)])
+    TableRequirements::of(data_transfer_log::Entity, columns)
+        .optional([(data_transfer_log::Optional::Status, ColumnUse::Label)])
         .inserted([Id])
 }
 
-fn lease_needed() -> Needed {
+fn lease_requirements() -> TableRequirements {
     use transfer_worker_lease::Column::{
         AcquiredAt, Attempt, BytesDone, BytesTotal, DataTransferId, Destination, ExpiresAt,
         OwnerHost, OwnerNode, OwnerPid, OwnerPidScope, OwnerStarted, Phase, RateBytesPerS,
         RenewedAt, Streams, TaskId, Token,
     };
     let columns = [
-        (DataTransferId, Use::Integer),
-        (Token, Use::Text),
-        (Attempt, Use::Integer),
-        (TaskId, Use::Text),
-        (OwnerNode, Use::Text),
-        (OwnerHost, Use::Text),
-        (OwnerPid, Use::Integer),
-        (OwnerPidScope, Use::Text),
-        (OwnerStarted, Use::Text),
-        (AcquiredAt, Use::Time),
-        (RenewedAt, Use::Time),
-        (ExpiresAt, Use::Time),
-        (BytesDone, Use::Integer),
-        (BytesTotal, Use::Integer),
-        (RateBytesPerS, Use::Integer),
-        (Destination, Use::Text),
-        (Phase, Use::Text),
-        (Streams, Use::Integer),
+        (DataTransferId, ColumnUse::Integer),
+        (Token, ColumnUse::Text),
+        (Attempt, ColumnUse::Integer),
+        (TaskId, ColumnUse::Text),
+        (OwnerNode, ColumnUse::Text),
+        (OwnerHost, ColumnUse::Text),
+        (OwnerPid, ColumnUse::Integer),
+        (OwnerPidScope, ColumnUse::Text),
+        (OwnerStarted, ColumnUse::Text),
+        (AcquiredAt, ColumnUse::Time),
+        (RenewedAt, ColumnUse::Time),
+        (ExpiresAt, ColumnUse::Time),
+        (BytesDone, ColumnUse::Integer),
+        (BytesTotal, ColumnUse::Integer),
+        (RateBytesPerS, ColumnUse::Integer),
+        (Destination, ColumnUse::Text),
+        (Phase, ColumnUse::Text),
+        (Streams, ColumnUse::Integer),
     ];
-    Needed::of(transfer_worker_lease::Entity, columns).inserted::<transfer_worker_lease::Column>([])
+    TableRequirements::of(transfer_worker_lease::Entity, columns)
+        .inserted::<transfer_worker_lease::Column>([])
 }
 
-fn delay_needed() -> Needed {
+fn delay_requirements() -> TableRequirements {
     use transfer_worker_delay::Column::{DataTransferId, ErrorCode, NotBefore, RetryCount};
     let columns = [
-        (DataTransferId, Use::Integer),
-        (NotBefore, Use::Time),
-        (RetryCount, Use::Integer),
-        (ErrorCode, Use::Text),
+        (DataTransferId, ColumnUse::Integer),
+        (NotBefore, ColumnUse::Time),
+        (RetryCount, ColumnUse::Integer),
+        (ErrorCode, ColumnUse::Text),
     ];
-    Needed::of(transfer_worker_delay::Entity, columns).inserted::<transfer_worker_delay::Column>([])
+    TableRequirements::of(transfer_worker_delay::Entity, columns)
+        .inserted::<transfer_worker_delay::Column>([])
 }
 
 /// Optional table: a database that an older version of this program migrated can be used without it.
-fn link_needed() -> Needed {
+fn link_requirements() -> TableRequirements {
     use transfer_worker_link::Column::{
         Capacity, Destination, Issued, MaxActive, MaxRate, Origin, PauseReason, PausedAt, PausedBy,
         Priority, StopsRunning, Streams, TcpWindow,
     };
     let columns = [
-        (Origin, Use::Text),
-        (Destination, Use::Text),
-        (MaxActive, Use::Integer),
-        (Priority, Use::Integer),
-        (Capacity, Use::Text),
-        (Streams, Use::Integer),
-        (TcpWindow, Use::Text),
-        (MaxRate, Use::Text),
-        (PausedAt, Use::Time),
-        (PausedBy, Use::Text),
-        (PauseReason, Use::Text),
-        (StopsRunning, Use::Flag),
-        (Issued, Use::Integer),
+        (Origin, ColumnUse::Text),
+        (Destination, ColumnUse::Text),
+        (MaxActive, ColumnUse::Integer),
+        (Priority, ColumnUse::Integer),
+        (Capacity, ColumnUse::Text),
+        (Streams, ColumnUse::Integer),
+        (TcpWindow, ColumnUse::Text),
+        (MaxRate, ColumnUse::Text),
+        (PausedAt, ColumnUse::Time),
+        (PausedBy, ColumnUse::Text),
+        (PauseReason, ColumnUse::Text),
+        (StopsRunning, ColumnUse::Flag),
+        (Issued, ColumnUse::Integer),
     ];
-    Needed {
+    TableRequirements {
         may_be_missing: true,
-        ..Needed::of(transfer_worker_link::Entity, columns)
+        ..TableRequirements::of(transfer_worker_link::Entity, columns)
             .inserted::<transfer_worker_link::Column>([])
     }
 }
 
 /// Optional table: a database without schedule records can be used.
-fn schedule_needed() -> Needed {
+fn schedule_requirements() -> TableRequirements {
     use transfer_worker_schedule::Column::{DataTransferId, Queue, Resent, ScheduledAt, TaskId};
     let columns = [
-        (DataTransferId, Use::Integer),
-        (ScheduledAt, Use::Time),
-        (Queue, Use::Text),
-        (TaskId, Use::Text),
-        (Resent, Use::Integer),
+        (DataTransferId, ColumnUse::Integer),
+        (ScheduledAt, ColumnUse::Time),
+        (Queue, ColumnUse::Text),
+        (TaskId, ColumnUse::Text),
+        (Resent, ColumnUse::Integer),
     ];
-    Needed {
+    TableRequirements {
         may_be_missing: true,
-        ..Needed::of(transfer_worker_schedule::Entity, columns)
+        ..TableRequirements::of(transfer_worker_schedule::Entity, columns)
             .inserted::<transfer_worker_schedule::Column>([])
     }
 }
 
-fn action_needed() -> Needed {
+fn action_requirements() -> TableRequirements {
     use transfer_worker_action::Column::{
         ActedAt, Action, DataTransferId, Id, Operator, PreviousStatus, Reason,
     };
     let columns = [
-        (Id, Use::Integer),
-        (DataTransferId, Use::Integer),
-        (ActedAt, Use::Time),
-        (Action, Use::Text),
-        (Operator, Use::Text),
-        (Reason, Use::Text),
-        (PreviousStatus, Use::Text),
+        (Id, ColumnUse::Integer),
+        (DataTransferId, ColumnUse::Integer),
+        (ActedAt, ColumnUse::Time),
+        (Action, ColumnUse::Text),
+        (Operator, ColumnUse::Text),
+        (Reason, ColumnUse::Text),
+        (PreviousStatus, ColumnUse::Text),
     ];
-    Needed::of(transfer_worker_action::Entity, columns).inserted([Id])
+    TableRequirements::of(transfer_worker_action::Entity, columns).inserted([Id])
 }
 
-fn attempt_needed() -> Needed {
+fn attempt_requirements() -> TableRequirements {
     use transfer_worker_attempt::Column::{
         Attempt, Bytes, DataTransferId, Digest, EndedAt, ErrorCode, Id, LogPath, Message, Outcome,
         RateBytesPerS, StartedAt, TaskId, TemporaryName, Worker,
     };
     let columns = [
-        (Id, Use::Integer),
-        (DataTransferId, Use::Integer),
-        (Attempt, Use::Integer),
-        (TaskId, Use::Text),
-        (Worker, Use::Text),
-        (StartedAt, Use::Time),
-        (EndedAt, Use::Time),
-        (Outcome, Use::Text),
-        (ErrorCode, Use::Text),
-        (Message, Use::Text),
-        (Bytes, Use::Integer),
-        (RateBytesPerS, Use::Integer),
-        (Digest, Use::Text),
-        (LogPath, Use::Text),
-        (TemporaryName, Use::Text),
+        (Id, ColumnUse::Integer),
+        (DataTransferId, ColumnUse::Integer),
+        (Attempt, ColumnUse::Integer),
+        (TaskId, ColumnUse::Text),
+        (Worker, ColumnUse::Text),
+        (StartedAt, ColumnUse::Time),
+        (EndedAt, ColumnUse::Time),
+        (Outcome, ColumnUse::Text),
+        (ErrorCode, ColumnUse::Text),
+        (Message, ColumnUse::Text),
+        (Bytes, ColumnUse::Integer),
+        (RateBytesPerS, ColumnUse::Integer),
+        (Digest, ColumnUse::Text),
+        (LogPath, ColumnUse::Text),
+        (TemporaryName, ColumnUse::Text),
     ];
-    Needed::of(transfer_worker_attempt::Entity, columns).inserted([Id])
+    TableRequirements::of(transfer_worker_attempt::Entity, columns).inserted([Id])
 }
