@@ -18,7 +18,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep};
 
 /// Environment variables that a program receives besides `PATH`. The socket gives access to keys in ssh's agent.
-const PASSED_ON: [&str; 2] = ["HOME", "SSH_AUTH_SOCK"];
+const INHERITED_VARIABLES: [&str; 2] = ["HOME", "SSH_AUTH_SOCK"];
 
 /// Search path for programs if this process has no `PATH`.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -27,7 +27,7 @@ const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 const POLL: Duration = Duration::from_millis(20);
 
 /// Time limit for a killed group to end; only a hanging system call takes longer.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Creates a command that runs as described above, with both outputs piped.
 #[allow(clippy::disallowed_methods, reason = "the module that starts programs")]
@@ -35,7 +35,7 @@ pub(crate) fn command(program: &Path) -> Command {
     let mut command = Command::new(program);
     command.env_clear();
     command.env("PATH", search_path());
-    for name in PASSED_ON {
+    for name in INHERITED_VARIABLES {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
@@ -73,7 +73,7 @@ exit "$status"
 
 /// Same as [`command`], for a program that must not outlive this process: it runs only as long as the pipe on its
 /// standard input is open. If a signal ends it, the exit code is 128 plus the number of the signal, as in a shell.
-pub(crate) fn guarded(program: &Path) -> Command {
+pub(crate) fn guarded_command(program: &Path) -> Command {
     let mut guard = command(Path::new("/bin/sh"));
     guard
         .args(["-c", GUARD, "ccat-transfer-guard"])
@@ -129,8 +129,11 @@ impl Group {
     ///
     /// Returns false if a process survived SIGKILL, which is possible only in a hanging system call.
     pub(crate) async fn end(mut self, kill_after: Duration) -> bool {
-        for (signal, limit) in [(Signal::SIGTERM, kill_after), (Signal::SIGKILL, KILL_LIMIT)] {
-            if !self.signal(signal) || self.vanishes(limit).await {
+        for (signal, limit) in [
+            (Signal::SIGTERM, kill_after),
+            (Signal::SIGKILL, KILL_TIMEOUT),
+        ] {
+            if !self.signal(signal) || self.ends_within(limit).await {
                 self.id = None;
                 return true;
             }
@@ -144,7 +147,7 @@ impl Group {
             .is_some_and(|id| killpg(id, signal) != Err(Errno::ESRCH))
     }
 
-    async fn vanishes(&self, limit: Duration) -> bool {
+    async fn ends_within(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         loop {
             if !self.is_alive() {
@@ -235,12 +238,12 @@ mod tests {
     /// as test.
     #[tokio::test]
     async fn a_guarded_program_dies_with_the_pipe() -> io::Result<()> {
-        let mut guard = guarded(Path::new("/bin/sh"))
+        let mut guard = guarded_command(Path::new("/bin/sh"))
             .args(["-c", "trap '' TERM HUP; sleep 60 & sleep 60; sleep 60"])
             .spawn()?;
         let _group = Group::of(&guard)?;
         drop(guard.stdin.take());
-        let status = tokio::time::timeout(KILL_LIMIT, guard.wait()).await??;
+        let status = tokio::time::timeout(KILL_TIMEOUT, guard.wait()).await??;
         assert_eq!(status.signal(), Some(Signal::SIGKILL as i32));
         Ok(())
     }
@@ -248,10 +251,12 @@ mod tests {
     #[tokio::test]
     async fn a_guarded_program_ends_as_it_wants() -> io::Result<()> {
         for (script, code) in [("exit 7", 7), ("kill -SEGV $$", 139)] {
-            let mut guard = guarded(Path::new("/bin/sh")).args(["-c", script]).spawn()?;
+            let mut guard = guarded_command(Path::new("/bin/sh"))
+                .args(["-c", script])
+                .spawn()?;
             let _group = Group::of(&guard)?;
             let _lifeline = guard.stdin.take();
-            let status = tokio::time::timeout(KILL_LIMIT, guard.wait()).await??;
+            let status = tokio::time::timeout(KILL_TIMEOUT, guard.wait()).await??;
             assert_eq!(status.code(), Some(code), "{script}");
         }
         Ok(())
@@ -283,7 +288,7 @@ mod tests {
         let watch = Group { id: group.id };
         drop(group);
         drop(child);
-        assert!(watch.vanishes(Duration::from_secs(2)).await);
+        assert!(watch.ends_within(Duration::from_secs(2)).await);
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use celery_worker_cli::Signals;
 use celery_worker_cli::node::host;
 
 use super::{CliError, Context, output};
-use crate::doctor::{Check, Doctor, DoctorOptions, Finding, Verdict, unusable};
+use crate::doctor::{Check, Doctor, DoctorOptions, Finding, Verdict, invalid_settings};
 use crate::settings::SettingsError;
 
 /// Check everything that a worker or manager needs: settings, database, broker, results, other hosts, directories.
@@ -50,14 +50,14 @@ pub(super) async fn run(
     let doctor = Doctor::new(context.settings.clone(), host(), options);
     // Child processes end with the future that waits for them; they would outlive a process that is just killed.
     tokio::select! {
-        findings = doctor.examine() => print_findings(context.json, &findings),
+        findings = doctor.run_checks() => print_findings(context.json, &findings),
         code = signals.ending() => Ok(code),
     }
 }
 
 /// Reports settings that cannot be used. No other check is possible then.
 pub(super) fn without_settings(json: bool, error: &SettingsError) -> Result<ExitCode, CliError> {
-    print_findings(json, &unusable(error))
+    print_findings(json, &invalid_settings(error))
 }
 
 fn print_findings(json: bool, findings: &[Finding]) -> Result<ExitCode, CliError> {
@@ -68,7 +68,7 @@ fn print_findings(json: bool, findings: &[Finding]) -> Result<ExitCode, CliError
         let colour = std::io::stdout().is_terminal()
             && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         for finding in findings {
-            print!("{}", shown(finding, colour));
+            print!("{}", format_finding(finding, colour));
         }
         println!("{}", summary(findings));
     }
@@ -86,7 +86,7 @@ fn sign(verdict: Verdict) -> (&'static str, &'static str, &'static str) {
 }
 
 /// Formats a finding: one line for the result, and one for the advice.
-fn shown(finding: &Finding, colour: bool) -> String {
+fn format_finding(finding: &Finding, colour: bool) -> String {
     let (mark, word, code) = sign(finding.verdict);
     let verdict = format!("{mark} {word:<7}");
     let verdict = match colour {
@@ -140,10 +140,10 @@ mod tests {
             advice: Some("install it".into()),
         };
         assert_eq!(
-            shown(&finding, false),
+            format_finding(&finding, false),
             "✘ red     remote_bbcp      far: no\\u{1b}[2J\\nbbcp\n                           → install it\n"
         );
-        assert!(shown(&finding, true).starts_with("\x1b[31m✘ red    \x1b[0m remote_bbcp"));
+        assert!(format_finding(&finding, true).starts_with("\x1b[31m✘ red    \x1b[0m remote_bbcp"));
     }
 
     #[test]

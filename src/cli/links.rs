@@ -207,7 +207,7 @@ fn print_link(
     if context.json {
         return output::json(link);
     }
-    output::put(&format!("{}\n", output::clean(&words())))
+    output::print(&format!("{}\n", output::clean(&words())))
 }
 
 /// Describes a link in one line.
@@ -290,7 +290,7 @@ async fn list(context: &Context, repository: &Repository) -> Result<(), CliError
             state(link, now),
         ]);
     }
-    output::put(&format!("{table}\n"))
+    output::print(&format!("{table}\n"))
 }
 
 /// The transfer that has waited longest, with its waiting time.
@@ -379,7 +379,7 @@ async fn show(context: &Context, repository: &Repository, name: &LinkName) -> Re
         lines.push(format!("problem    {problem}"));
     }
     for line in lines {
-        output::put(&format!("{}\n", output::clean(&line)))?;
+        output::print(&format!("{}\n", output::clean(&line)))?;
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ pub(super) async fn run(
 
 async fn once(context: &Context, arguments: &ManagerArguments) -> Result<ExitCode, CliError> {
     context.process.log_warnings();
-    let parts = Parts::connect(context, arguments, None).await?;
+    let parts = ManagerParts::connect(context, arguments, None).await?;
     let manager = parts.manager(None);
     let pass = manager.transfer_transfer_packages(arguments.verbose).await;
     parts.broker.close().await;
@@ -80,7 +80,7 @@ async fn service(context: &Context, arguments: &ManagerArguments) -> Result<Exit
     let end = process
         .serve(&health, None, async |shutdown: Shutdown| {
             let parts = tokio::select! {
-                parts = Parts::connect(context, arguments, Some(&health)) => parts?,
+                parts = ManagerParts::connect(context, arguments, Some(&health)) => parts?,
                 () = shutdown.requested() => return Ok(()),
             };
             work(context, &health, &parts, &shutdown).await
@@ -93,7 +93,7 @@ async fn service(context: &Context, arguments: &ManagerArguments) -> Result<Exit
 async fn work(
     context: &Context,
     health: &HealthRegistry,
-    parts: &Parts,
+    parts: &ManagerParts,
     shutdown: &Shutdown,
 ) -> Result<(), CliError> {
     let (passes, sent) = (
@@ -133,7 +133,7 @@ async fn work(
 }
 
 /// Components of a manager.
-struct Parts {
+struct ManagerParts {
     name: String,
     settings: Arc<Settings>,
     repository: Repository,
@@ -141,7 +141,7 @@ struct Parts {
     app: Arc<Celery>,
 }
 
-impl Parts {
+impl ManagerParts {
     async fn connect(
         context: &Context,
         arguments: &ManagerArguments,

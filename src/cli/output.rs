@@ -16,15 +16,15 @@ use celery_worker_cli::text::{visible, visible_json, visible_lines};
 /// # Errors
 /// [`CliError::Unread`] if the reader has closed the output, as `head` does after its last line; `println!` would
 /// panic.
-pub(super) fn put(text: &str) -> Result<(), CliError> {
-    put_bytes(visible_lines(text).as_bytes())
+pub(super) fn print(text: &str) -> Result<(), CliError> {
+    print_bytes(visible_lines(text).as_bytes())
 }
 
 /// Writes bytes to standard output without changes.
 ///
 /// # Errors
-/// As [`put`].
-pub(super) fn put_bytes(bytes: &[u8]) -> Result<(), CliError> {
+/// As [`print`].
+pub(super) fn print_bytes(bytes: &[u8]) -> Result<(), CliError> {
     let mut out = std::io::stdout().lock();
     out.write_all(bytes)
         .and_then(|()| out.flush())
@@ -37,13 +37,13 @@ pub(super) fn put_bytes(bytes: &[u8]) -> Result<(), CliError> {
 /// Prints a value as JSON.
 pub(super) fn json(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value).map_err(no_json)?;
-    put_bytes(format!("{}\n", visible_json(&text)).as_bytes())
+    print_bytes(format!("{}\n", visible_json(&text)).as_bytes())
 }
 
 /// Prints a value as JSON, in one line.
 pub(super) fn json_line(value: &impl Serialize) -> Result<(), CliError> {
     let text = serde_json::to_string(value).map_err(no_json)?;
-    put_bytes(format!("{}\n", visible_json(&text)).as_bytes())
+    print_bytes(format!("{}\n", visible_json(&text)).as_bytes())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as `map_err` passes it")]

@@ -13,7 +13,7 @@ use service_connection::error_chain::chain;
 const ANSWER_VALID_FOR: Duration = Duration::from_secs(2);
 
 /// Validity of a count of all transfers: about the time between two scrapes.
-const COUNT_HOLDS: Duration = Duration::from_secs(15);
+const COUNT_VALID_FOR: Duration = Duration::from_secs(15);
 
 /// Adds the readiness check of the database and the metrics of the transfers.
 pub(super) fn watch(health: &HealthRegistry, repository: &Repository) -> Result<(), CliError> {
@@ -26,7 +26,7 @@ pub(super) fn watch(health: &HealthRegistry, repository: &Repository) -> Result<
     let table = TableMetrics::new()?;
     health.register(&table.all())?;
     let repository = repository.clone();
-    health.before_scrape(Probe::new("database", COUNT_HOLDS, move || {
+    health.before_scrape(Probe::new("database", COUNT_VALID_FOR, move || {
         let (repository, table) = (repository.clone(), table.clone());
         async move {
             let census = repository.census().await.map_err(why)?;

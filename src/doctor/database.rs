@@ -67,7 +67,7 @@ impl Doctor {
             let labels = settings.text_enum_labels;
             let repository = match Repository::open(database.clone(), labels).await {
                 Ok(repository) => repository,
-                Err(error) => return misfit(&error),
+                Err(error) => return schema_mismatch(&error),
             };
             let repository = open.insert(repository);
             match repository.map().await {
@@ -152,7 +152,7 @@ impl Doctor {
     }
 
     /// Returns true if the checks include the site.
-    pub(super) fn wants(&self, site: &str) -> bool {
+    pub(super) fn includes(&self, site: &str) -> bool {
         self.options.sites.is_empty() || self.options.sites.iter().any(|wanted| wanted == site)
     }
 
@@ -161,7 +161,7 @@ impl Doctor {
         map.locations
             .iter()
             .filter_map(|location| Some((location, location.site.as_ref()?)))
-            .filter(|(_, site)| self.wants(&site.short_name))
+            .filter(|(_, site)| self.includes(&site.short_name))
             .map(|(location, site)| queue_name(prefix, &site.short_name, &location.name))
             .collect()
     }
@@ -216,7 +216,7 @@ fn explain(error: &DatabaseError, kind: DatabaseType) -> Outcome {
     Outcome::red(found, advice)
 }
 
-fn misfit(error: &SchemaError) -> Outcome {
+fn schema_mismatch(error: &SchemaError) -> Outcome {
     let SchemaError::Differs(differences) = error else {
         return Outcome::red(
             chain(error).to_string(),

@@ -33,11 +33,11 @@ struct CheckedHost {
     /// Command that starts bbcp there.
     program: String,
     digest: Option<DigestAlgorithm>,
-    places: Vec<Named>,
+    places: Vec<NamedDirectory>,
 }
 
 /// A location's directory.
-struct Named {
+struct NamedDirectory {
     name: String,
     place: LocationProbe,
     /// Size in bytes of the largest package that waits for it.
@@ -105,13 +105,13 @@ impl Doctor {
         let links = map.links.iter().filter(|link| {
             let method = link.method.as_deref().unwrap_or_default();
             method.trim().eq_ignore_ascii_case(METHOD)
-                && (self.wants(&link.name.origin) || self.wants(&link.name.destination))
+                && (self.includes(&link.name.origin) || self.includes(&link.name.destination))
         });
         let mut any = false;
         for link in links.map(|link| &link.name) {
             any = true;
             let subject = link.to_string();
-            match self.ends(map, link) {
+            match self.ends_by_host(map, link) {
                 Ok(ends) if ends.is_empty() => findings.extend(self.skipped(
                     Check::Links,
                     subject,
@@ -158,7 +158,7 @@ impl Doctor {
     }
 
     /// Returns the two ends of a link by host; the result is empty if neither is on this host.
-    fn ends(
+    fn ends_by_host(
         &self,
         map: &LocationMap,
         link: &LinkName,
@@ -181,7 +181,7 @@ impl Doctor {
         ] {
             for location in map.locations.iter().filter(|l| is_at(l, site)) {
                 match LocationProbe::new(role, location, &settings.ssh, &self.local) {
-                    Ok(place) => ends.push(Named {
+                    Ok(place) => ends.push(NamedDirectory {
                         name: format!("{site}/{}", location.name),
                         place,
                         largest: map.largest_waiting.get(&location.id).copied().unwrap_or(0),
@@ -194,7 +194,7 @@ impl Doctor {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let is_here = |end: &Named| end.place.remote().is_none();
+        let is_here = |end: &NamedDirectory| end.place.remote().is_none();
         let here_at = |role| {
             ends.iter()
                 .any(|end| end.place.role() == role && is_here(end))
@@ -313,7 +313,7 @@ impl Doctor {
         }
     }
 
-    async fn check_location(&self, named: &Named) -> Vec<Finding> {
+    async fn check_location(&self, named: &NamedDirectory) -> Vec<Finding> {
         let name = || named.name.clone();
         if named.place.role() == Role::Origin {
             let origin = self.check(Check::Origin, name(), check_origin(named));
@@ -340,7 +340,7 @@ impl Doctor {
         [space, write].into_iter().flatten().collect()
     }
 
-    fn space_outcome(&self, named: &Named, free: u64) -> Outcome {
+    fn space_outcome(&self, named: &NamedDirectory, free: u64) -> Outcome {
         let margin = self.settings.transfer.free_space_margin;
         let needed = named.largest.saturating_add(margin);
         let size = |bytes: u64| format_size(bytes, BINARY);
@@ -370,22 +370,22 @@ fn key(place: &LocationProbe, settings: &LinkSettings) -> String {
         None => String::new(),
         Some(remote) => {
             // If serialization failed, the host would only be checked twice.
-            let way = serde_json::to_string(&settings.ssh).unwrap_or_default();
+            let ssh_settings = serde_json::to_string(&settings.ssh).unwrap_or_default();
             let program = settings.bbcp.remote_program.display();
             let digest = digest::name(settings.digest);
-            format!("{} {way} {program} {digest}", remote.host)
+            format!("{} {ssh_settings} {program} {digest}", remote.host)
         }
     }
 }
 
-fn checks_of(named: &Named) -> &'static [Check] {
+fn checks_of(named: &NamedDirectory) -> &'static [Check] {
     match named.place.role() {
         Role::Origin => &[Check::Origin],
         Role::Destination => &[Check::Space, Check::Write],
     }
 }
 
-async fn check_origin(named: &Named) -> Outcome {
+async fn check_origin(named: &NamedDirectory) -> Outcome {
     match named.place.readable().await {
         Ok(()) => Outcome::green(format!("{} can be read", named.place.root())),
         // A new location may be empty.
@@ -396,7 +396,7 @@ async fn check_origin(named: &Named) -> Outcome {
     }
 }
 
-async fn check_writing(named: &Named) -> Outcome {
+async fn check_writing(named: &NamedDirectory) -> Outcome {
     match named.place.writable().await {
         Ok(()) => Outcome::green(format!("{} can be written", named.place.root())),
         Err(error) => failed(&error),

@@ -25,7 +25,7 @@ mod services;
 
 /// Maximum number of concurrent checks; below the number of unauthenticated connections that an sshd accepts
 /// (MaxStartups).
-const AT_ONCE: usize = 8;
+const MAX_CONCURRENT_CHECKS: usize = 8;
 
 /// A check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -175,12 +175,12 @@ impl Doctor {
             host,
             local,
             options,
-            bound: Semaphore::new(AT_ONCE),
+            bound: Semaphore::new(MAX_CONCURRENT_CHECKS),
         }
     }
 
     /// Makes all checks and returns the findings, in a fixed order.
-    pub(crate) async fn examine(&self) -> Vec<Finding> {
+    pub(crate) async fn run_checks(&self) -> Vec<Finding> {
         let (names, known) = oneshot::channel();
         let (here, (database, places), broker, services) = tokio::join!(
             self.check_this_host(),
@@ -239,7 +239,7 @@ impl Doctor {
 
 /// Returns the findings for settings that cannot be used; no other check is possible then.
 #[must_use]
-pub(crate) fn unusable(error: &crate::settings::SettingsError) -> Vec<Finding> {
+pub(crate) fn invalid_settings(error: &crate::settings::SettingsError) -> Vec<Finding> {
     let finding = |problem: &crate::settings::Problem| Finding {
         check: Check::Settings,
         subject: String::new(),

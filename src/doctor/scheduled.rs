@@ -11,10 +11,10 @@ use crate::transfer::repository::{Filter, Listing, Repository, ScheduleRecord, S
 use service_connection::error_chain::chain;
 
 /// Maximum number of transfers to check; the longest unchanged come first.
-const AT_MOST: u64 = 10_000;
+const MAX_ROWS: u64 = 10_000;
 
 /// Number of messages without effect after which a lost message is no coincidence.
-const FRUITLESS: i64 = 3;
+const MAX_RESENT: i64 = 3;
 
 pub(super) async fn check(repository: &Repository, reconcile_after: Duration) -> Outcome {
     if !repository.has_schedule() {
@@ -36,7 +36,7 @@ pub(super) async fn check(repository: &Repository, reconcile_after: Duration) ->
         },
         sort: Sort::Age,
         is_reversed: false,
-        limit: Some(AT_MOST),
+        limit: Some(MAX_ROWS),
     };
     let reading = async {
         let now = repository.database().now().await?;
@@ -64,7 +64,7 @@ fn outcome_of(
     let known = records.iter().copied().flatten();
     let fruitless = known
         .clone()
-        .filter(|record| record.resent >= FRUITLESS)
+        .filter(|record| record.resent >= MAX_RESENT)
         .max_by_key(|record| record.resent);
     if let Some(record) = fruitless {
         let id = record.data_transfer_id;

@@ -23,7 +23,7 @@ const SHOWN_BEFORE_ASKING: usize = 20;
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Retry {
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 
     /// Reason; recorded with your name.
     #[arg(long, value_name = "TEXT")]
@@ -37,7 +37,7 @@ pub(in crate::cli) struct Retry {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Cancel {
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 
     /// Reason; recorded with your name, and written to the row.
     #[arg(long, value_name = "TEXT")]
@@ -47,7 +47,7 @@ pub(in crate::cli) struct Cancel {
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Fail {
     #[command(flatten)]
-    which: Which,
+    selection: Selection,
 
     /// Reason; recorded with your name, and written to the row.
     #[arg(long, value_name = "TEXT")]
@@ -60,7 +60,7 @@ pub(in crate::cli) struct Fail {
 
 /// Selection of transfers, and options for its confirmation.
 #[derive(Debug, Args)]
-struct Which {
+struct Selection {
     /// Ids of the transfers; or else filters.
     ids: Vec<TransferId>,
 
@@ -82,7 +82,7 @@ struct Which {
 
 /// An action with its transfers and reason.
 pub(super) struct ActionOrder {
-    which: Which,
+    selection: Selection,
     action: Action,
     reason: Option<String>,
     untracked: bool,
@@ -91,7 +91,7 @@ pub(super) struct ActionOrder {
 impl From<Retry> for ActionOrder {
     fn from(retry: Retry) -> Self {
         Self {
-            which: retry.which,
+            selection: retry.selection,
             action: Action::Retry,
             reason: retry.reason,
             untracked: retry.untracked,
@@ -102,7 +102,7 @@ impl From<Retry> for ActionOrder {
 impl From<Cancel> for ActionOrder {
     fn from(cancel: Cancel) -> Self {
         Self {
-            which: cancel.which,
+            selection: cancel.selection,
             action: Action::Cancel,
             reason: cancel.reason,
             untracked: false,
@@ -113,7 +113,7 @@ impl From<Cancel> for ActionOrder {
 impl From<Fail> for ActionOrder {
     fn from(fail: Fail) -> Self {
         Self {
-            which: fail.which,
+            selection: fail.selection,
             action: Action::Fail,
             reason: Some(fail.reason),
             untracked: fail.untracked,
@@ -145,13 +145,13 @@ struct ActionAnswer {
 
 pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCode, CliError> {
     let ActionOrder {
-        which,
+        selection,
         action,
         reason,
         untracked,
     } = order;
-    let by_filter = !which.filters.is_empty();
-    if which.ids.is_empty() != by_filter || (which.limit.is_some() && !by_filter) {
+    let by_filter = !selection.filters.is_empty();
+    if selection.ids.is_empty() != by_filter || (selection.limit.is_some() && !by_filter) {
         return Err(CliError::usage(
             "name the transfers, or choose them with filters (and --limit), not both",
         ));
@@ -160,38 +160,38 @@ pub(super) async fn run(context: &Context, order: ActionOrder) -> Result<ExitCod
         action,
         operator: operator(),
         reason: reason.as_deref().map(validated_reason).transpose()?,
-        only: which.filters.statuses(),
+        only: selection.filters.statuses(),
         untracked,
     };
     let repository = context.repository().await?;
     let ids = if by_filter {
-        let chosen = choose(&repository, &which).await?;
-        if !which.dry_run && !which.yes && !chosen.is_empty() {
+        let chosen = choose(&repository, &selection).await?;
+        if !selection.dry_run && !selection.yes && !chosen.is_empty() {
             confirm(&repository, action, &chosen).await?;
         }
         chosen.iter().map(|transfer| transfer.id).collect()
     } else {
-        which.ids
+        selection.ids
     };
     let service = clean::service(context, repository.clone())?;
     let mut answers = Vec::new();
     let mut failure = None;
     for id in ids {
-        let verdict = if which.dry_run {
+        let verdict = if selection.dry_run {
             repository.preview(id, &instruction).await
         } else {
             repository.execute(id, &instruction).await
         };
         match verdict {
             Ok(verdict) => {
-                let has_ended = ends_unheld(&verdict) && !which.dry_run;
-                let mut answer = answer(id, &instruction, verdict, which.dry_run);
+                let has_ended = ends_unheld(&verdict) && !selection.dry_run;
+                let mut answer = answer(id, &instruction, verdict, selection.dry_run);
                 if has_ended {
                     let cleared = service.clear_partials(id).await;
                     answer.message.push_str(&clean::summary(id, &cleared));
                 }
                 if !context.json {
-                    output::put(&format!("{id}  {}\n", answer.message))?;
+                    output::print(&format!("{id}  {}\n", answer.message))?;
                 }
                 answers.push(answer);
             }
@@ -231,12 +231,15 @@ fn code(answers: &[ActionAnswer]) -> ExitCode {
     }
 }
 
-async fn choose(repository: &Repository, which: &Which) -> Result<Vec<TransferSummary>, CliError> {
+async fn choose(
+    repository: &Repository,
+    selection: &Selection,
+) -> Result<Vec<TransferSummary>, CliError> {
     let listing = Listing {
-        filter: Filter::from(&which.filters),
+        filter: Filter::from(&selection.filters),
         sort: Sort::Id,
         is_reversed: true,
-        limit: which.limit,
+        limit: selection.limit,
     };
     Ok(repository.list(&listing).await?)
 }

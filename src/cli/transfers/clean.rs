@@ -77,7 +77,7 @@ pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, Cli
             }
         };
         if !context.json {
-            output::put(&lines(&answer))?;
+            output::print(&lines(&answer))?;
         }
         answers.push(answer);
     }

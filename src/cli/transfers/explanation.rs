@@ -171,7 +171,7 @@ fn scheduled(
     Explanation {
         why: format!(
             "{}; {}",
-            since_when(detail, &queue, now),
+            scheduled_since(detail, &queue, now),
             lost_message(detail, routing, now)
         ),
         next: vec![
@@ -184,7 +184,7 @@ fn scheduled(
 }
 
 /// Time since which a transfer is SCHEDULED. Its message may be in a queue or at a worker, or be lost.
-fn since_when(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> String {
+fn scheduled_since(detail: &TransferDetail, queue: &str, now: DateTime<Utc>) -> String {
     let Some(record) = &detail.schedule else {
         let last = latest(detail).map_or_else(String::new, |time| {
             format!(", and nothing is recorded since {}", output::second(time))

@@ -9,7 +9,7 @@ use crate::transfer::lease::LeaseInfo;
 use crate::transfer::repository::{Listing, Sort, TransferEnd, TransferSummary};
 
 /// Maximum result of the count: on a large table, counting takes longer than the list.
-const COUNT_AT_MOST: u64 = 100_000;
+const MAX_COUNT: u64 = 100_000;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct List {
@@ -69,13 +69,13 @@ pub(super) async fn run(context: &Context, list: List) -> Result<(), CliError> {
         output::json(&transfers)?;
     } else {
         let now = repository.database().now().await?;
-        output::put(&table(&transfers, now))?;
+        output::print(&table(&transfers, now))?;
     }
     if is_cut {
         let filter = std::mem::take(&mut listing.filter);
-        let count = repository.count(&filter, COUNT_AT_MOST + 1).await?;
-        let all = if count > COUNT_AT_MOST {
-            format!("more than {COUNT_AT_MOST}")
+        let count = repository.count(&filter, MAX_COUNT + 1).await?;
+        let all = if count > MAX_COUNT {
+            format!("more than {MAX_COUNT}")
         } else {
             count.to_string()
         };

@@ -54,7 +54,7 @@ async fn print(context: &Context, log: &Log) -> Result<(), CliError> {
     let mut file = match File::open(path).await {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(CliError::NotFound(elsewhere(path, &attempt)));
+            return Err(CliError::NotFound(log_on_other_host(path, &attempt)));
         }
         Err(error) => return Err(CliError::failed(format!("cannot read {path}: {error}"))),
     };
@@ -122,7 +122,7 @@ fn no_log(id: TransferId, attempt: &AttemptRecord) -> String {
     )
 }
 
-fn elsewhere(path: &str, attempt: &AttemptRecord) -> String {
+fn log_on_other_host(path: &str, attempt: &AttemptRecord) -> String {
     let here = host();
     let worker = output::clean(&attempt.worker);
     let of_here = worker
@@ -168,14 +168,14 @@ impl Printer {
             return Ok(());
         }
         if !self.is_terminal {
-            return output::put_bytes(bytes);
+            return output::print_bytes(bytes);
         }
         // The other end wrote a part of the text, and a terminal executes control sequences.
         self.line.extend_from_slice(bytes);
         let whole = whole_characters(&self.line);
         let rest = self.line.split_off(whole);
         let text = std::mem::replace(&mut self.line, rest);
-        output::put(&String::from_utf8_lossy(&text))
+        output::print(&String::from_utf8_lossy(&text))
     }
 
     fn put_line(&mut self) -> Result<(), CliError> {
@@ -190,7 +190,7 @@ impl Printer {
         match (self.line.is_empty(), self.json) {
             (true, _) => Ok(()),
             (false, true) => self.put_line(),
-            (false, false) => output::put(&String::from_utf8_lossy(&self.line)),
+            (false, false) => output::print(&String::from_utf8_lossy(&self.line)),
         }
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<(), CliErro
     let mut text = String::new();
     // Writing to a string cannot fail.
     let _ = describe(&mut text, &detail, &explanation);
-    output::put(&text)
+    output::print(&text)
 }
 
 /// Returns the link of a waiting transfer, and the number of other transfers under way on it.

@@ -61,31 +61,31 @@ pub(super) async fn run(context: &Context, watch: Watch) -> Result<ExitCode, Cli
     }
     let mut signals = Signals::listen()?;
     let repository = context.repository().await?;
-    let mut view = View::new(context.json);
-    let watching = watch_loop(&repository, &watch, &mut view);
+    let mut display = Display::new(context.json);
+    let watching = watch_loop(&repository, &watch, &mut display);
     let code = tokio::select! {
         code = watching => code?,
         code = signals.ending() => code,
     };
-    view.close();
+    display.close();
     Ok(code)
 }
 
 async fn watch_loop(
     repository: &Repository,
     watch: &Watch,
-    view: &mut View,
+    display: &mut Display,
 ) -> Result<ExitCode, CliError> {
-    let mut watched = Watched::new(watch);
+    let mut watched = WatchedTransfers::new(watch);
     let mut ticks = interval(watch.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match watched.look(repository).await {
+        match watched.refresh(repository).await {
             Ok(()) => {}
             // A long watch continues when the database is reachable again.
-            Err(ListError::Database(error)) if error.is_unreachable() && watched.has_looked => {
-                view.print_line(&format!("ccat-transfer: {}", chain(&error)));
+            Err(ListError::Database(error)) if error.is_unreachable() && watched.has_read => {
+                display.print_line(&format!("ccat-transfer: {}", chain(&error)));
                 continue;
             }
             Err(error) => return Err(error.into()),
@@ -93,7 +93,7 @@ async fn watch_loop(
         if let Some(id) = watched.unknown() {
             return Err(super::unknown(id));
         }
-        view.show(&watched.now)?;
+        display.show(&watched.now)?;
         if watch.until_done && watched.is_over() {
             return Ok(watched.code());
         }
@@ -101,17 +101,17 @@ async fn watch_loop(
 }
 
 /// The watched transfers.
-struct Watched {
+struct WatchedTransfers {
     ids: Vec<TransferId>,
     filter: Filter,
     /// Transfers that had not ended at the last update.
     tracked: BTreeSet<TransferId>,
     now: BTreeMap<TransferId, TransferSnapshot>,
     has_failed: bool,
-    has_looked: bool,
+    has_read: bool,
 }
 
-impl Watched {
+impl WatchedTransfers {
     fn new(watch: &Watch) -> Self {
         let filter = Filter::from(&watch.filters);
         let by_state = watch.ids.is_empty() && watch.filters.statuses().is_empty();
@@ -125,11 +125,11 @@ impl Watched {
             tracked: BTreeSet::new(),
             now: BTreeMap::new(),
             has_failed: false,
-            has_looked: false,
+            has_read: false,
         }
     }
 
-    async fn look(&mut self, repository: &Repository) -> Result<(), ListError> {
+    async fn refresh(&mut self, repository: &Repository) -> Result<(), ListError> {
         let now = repository.database().now().await?;
         let mut found = read(repository, self.filter.clone()).await?;
         let further: Vec<_> = self
@@ -149,13 +149,13 @@ impl Watched {
             .into_iter()
             .map(|transfer| (transfer.id, TransferSnapshot::of(transfer, now)))
             .collect();
-        let on_their_way = self.now.values().filter(|snapshot| snapshot.is_open());
-        self.tracked = on_their_way.map(|snapshot| snapshot.id).collect();
+        let open = self.now.values().filter(|snapshot| snapshot.is_open());
+        self.tracked = open.map(|snapshot| snapshot.id).collect();
         self.has_failed |= self
             .now
             .values()
             .any(|snapshot| snapshot.status.means(Status::Failed));
-        self.has_looked = true;
+        self.has_read = true;
         Ok(())
     }
 
@@ -277,7 +277,7 @@ impl TransferSnapshot {
 }
 
 /// Form of the output.
-enum View {
+enum Display {
     Bars(Bars),
     /// One line per change.
     Lines {
@@ -286,7 +286,7 @@ enum View {
     },
 }
 
-impl View {
+impl Display {
     fn new(json: bool) -> Self {
         if !json && std::io::stdout().is_terminal() {
             Self::Bars(Bars::new())
@@ -349,7 +349,7 @@ fn line(json: bool, snapshot: &TransferSnapshot) -> Result<(), CliError> {
         snapshot.status.as_str(),
     );
     let status = output::clean(status);
-    output::put(&format!(
+    output::print(&format!(
         "{time}  {title}  {status}  {}\n",
         snapshot.details()
     ))
@@ -438,9 +438,9 @@ impl Bars {
             .filter_map(|snapshot| snapshot.rate_bytes_per_s)
             .sum();
         self.sum.set_message(match copies {
-            0 => "no copy runs; Ctrl-C ends this view".into(),
+            0 => "no copy runs; Ctrl-C ends this display".into(),
             _ => format!(
-                "{copies} running, {} in total; Ctrl-C ends this view, not the copies",
+                "{copies} running, {} in total; Ctrl-C ends this display, not the copies",
                 output::rate(rate)
             ),
         });

@@ -26,7 +26,7 @@ use super::outcome::{CopyPaths, Exit, FailureClassifier};
 use super::output::{Event, Lines, parse};
 use super::watchdog::{Footprint, Limits, StopReason, Watchdog};
 use crate::faults::fault_point;
-use crate::process::{Group, guarded};
+use crate::process::{Group, guarded_command};
 use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
 use crate::transfer::failures::{Interruption, TransferError};
@@ -125,7 +125,7 @@ struct RunningCopy<'a> {
     plan: &'a Plan,
     group: Group,
     agent: Child,
-    /// Standard input of the agent. When this process dies it closes, and that ends the copy; see [`guarded`].
+    /// Standard input of the agent. When this process dies it closes, and that ends the copy; see [`guarded_command`].
     _lifeline: Option<ChildStdin>,
     readers: [AbortOnDropHandle<()>; 2],
     lines: mpsc::Receiver<Vec<u8>>,
@@ -148,7 +148,7 @@ impl<'a> RunningCopy<'a> {
             source,
         };
         let (name, value) = CONFIG_VARIABLE;
-        let mut agent = guarded(&invocation.program)
+        let mut agent = guarded_command(&invocation.program)
             .args(&invocation.arguments)
             .env(name, value)
             .spawn()

@@ -11,7 +11,7 @@ use sea_orm::{
 use serde::Serialize;
 
 use super::Repository;
-use super::schedule::IDS_AT_ONCE;
+use super::schedule::MAX_IDS;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::{AttemptNumber, TransferId};
 
@@ -76,7 +76,7 @@ impl Repository {
         let ids: BTreeSet<TransferId> = partials.iter().map(|p| p.data_transfer_id).collect();
         let ids: Vec<TransferId> = ids.into_iter().collect();
         let mut open = HashSet::new();
-        for ids in ids.chunks(IDS_AT_ONCE) {
+        for ids in ids.chunks(MAX_IDS) {
             let has_ended = self.status_is(&[Status::Completed, Status::Failed]);
             let found: Vec<TransferId> = data_transfer::Entity::find()
                 .select_only()

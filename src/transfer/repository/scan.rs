@@ -8,7 +8,7 @@ use sea_orm::sea_query::{Expr, ExprTrait as _, Func, Order, Query, SelectStateme
 use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 
 use super::ends::ID;
-use super::schedule::IDS_AT_ONCE;
+use super::schedule::MAX_IDS;
 use super::{Repository, delay};
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
@@ -21,7 +21,7 @@ const PAGE: u64 = 10_000;
 const LATE_IDS: i64 = 1_000;
 
 /// Maximum number of single ids in a cursor. For more ids, a scan of all rows is not slower.
-const MOST_WATCHED: usize = 5_000;
+const MAX_CURSOR_IDS: usize = 5_000;
 
 /// A transfer that has not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ impl Repository {
             .copied()
             .filter(|id| id.get() <= after)
             .collect();
-        for ids in watched.chunks(IDS_AT_ONCE) {
+        for ids in watched.chunks(MAX_IDS) {
             let mut query = self.unfinished(origins);
             query.and_where(id_column().is_in(ids.iter().copied()));
             seen.page(&self.rows(&query).await?, &mut see)
@@ -185,7 +185,7 @@ impl ScannedRows {
                 Some(Status::Failed) => self.failed.push(id),
                 Some(status) => {
                     // One id more than the maximum is stored, as a mark for too many ids.
-                    if self.open.len() <= MOST_WATCHED {
+                    if self.open.len() <= MAX_CURSOR_IDS {
                         self.open.push(id);
                     }
                     let retry_count = row.try_get("", RETRY_COUNT)?;
@@ -206,7 +206,7 @@ impl ScannedRows {
 
     /// Fills the cursor with FAILED rows up to its maximum, the highest ids first, because operators reset such rows.
     fn cursor(mut self, highest: TransferId) -> Option<ScanCursor> {
-        let room = MOST_WATCHED.checked_sub(self.open.len())?;
+        let room = MAX_CURSOR_IDS.checked_sub(self.open.len())?;
         self.failed.sort_unstable_by_key(|id| Reverse(*id));
         self.failed.truncate(room);
         let mut ids = self.open;

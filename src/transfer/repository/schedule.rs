@@ -19,7 +19,7 @@ use crate::transfer::id::TransferId;
 use crate::transfer::link::LinkName;
 
 /// Maximum number of ids per statement.
-pub(super) const IDS_AT_ONCE: usize = 500;
+pub(super) const MAX_IDS: usize = 500;
 
 /// A transfer to schedule.
 #[derive(Debug, Clone)]

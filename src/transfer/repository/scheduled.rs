@@ -18,7 +18,7 @@ use sea_orm::{
 };
 use serde::Serialize;
 
-use super::schedule::IDS_AT_ONCE;
+use super::schedule::MAX_IDS;
 use super::{Repository, TransferSummary, delay, find_lease, lock, replace_nul};
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
@@ -148,7 +148,7 @@ impl Repository {
         let recording = async {
             let db = self.database.connection();
             let now = database::now(db).await?;
-            for ids in ids.chunks(IDS_AT_ONCE) {
+            for ids in ids.chunks(MAX_IDS) {
                 let rows = ids.iter().map(|id| record(*id, now, None));
                 let existing = OnConflict::column(Column::DataTransferId)
                     .do_nothing()
@@ -173,7 +173,7 @@ impl Repository {
     ) -> Result<HashSet<TransferId>, DatabaseError> {
         use data_transfer::{Column, Entity};
         let mut found = HashSet::new();
-        for ids in ids.chunks(IDS_AT_ONCE) {
+        for ids in ids.chunks(MAX_IDS) {
             let id = || Expr::col((Entity, Column::Id));
             let leased = Query::select()
                 .expr(Expr::val(1))
