@@ -20,27 +20,27 @@ const CONNECTIONS: usize = 16;
 const LIFETIME: Duration = Duration::from_secs(10);
 
 /// A TCP listener with both limits.
-pub(super) struct Bounded {
+pub(super) struct LimitedListener {
     listener: TcpListener,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl Bounded {
+impl LimitedListener {
     pub(super) fn new(listener: TcpListener) -> Self {
         Self {
             listener,
-            places: Arc::new(Semaphore::new(CONNECTIONS)),
+            permits: Arc::new(Semaphore::new(CONNECTIONS)),
         }
     }
 }
 
-impl Listener for Bounded {
+impl Listener for LimitedListener {
     type Io = Connection;
     type Addr = SocketAddr;
 
     async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let place = match self.places.clone().acquire_owned().await {
-            Ok(place) => place,
+        let permit = match self.permits.clone().acquire_owned().await {
+            Ok(permit) => permit,
             // Only a closed semaphore returns an error, and this one is never closed.
             Err(_) => std::future::pending().await,
         };
@@ -49,7 +49,7 @@ impl Listener for Bounded {
         let connection = Connection {
             stream,
             ends: Box::pin(sleep(LIFETIME)),
-            _place: place,
+            _place: permit,
         };
         (connection, address)
     }

@@ -29,7 +29,7 @@ use crate::metrics::{Metrics, Registered};
 use crate::program::Program;
 use crate::text::visible;
 use celery_worker::liveness::LivenessRegistry;
-use listener::Bounded;
+use listener::LimitedListener;
 
 mod listener;
 mod probe;
@@ -188,7 +188,7 @@ impl HealthRegistry {
         tracing::info!(%address, "HTTP port open: /livez, /readyz, /metrics");
         let task = tokio::spawn(async move {
             // Ends only with the process.
-            let _ = serve(Bounded::new(listener), routes).await;
+            let _ = serve(LimitedListener::new(listener), routes).await;
         });
         Ok(HealthServer {
             _task: Some(AbortOnDropHandle::new(task)),

@@ -90,7 +90,7 @@ pub(super) struct HumanFields;
 
 impl<'w> FormatFields<'w> for HumanFields {
     fn format_fields<R: RecordFields>(&self, writer: Writer<'w>, fields: R) -> fmt::Result {
-        let mut written = Written {
+        let mut written = FieldWriter {
             writer,
             is_first: true,
             result: Ok(()),
@@ -100,13 +100,13 @@ impl<'w> FormatFields<'w> for HumanFields {
     }
 }
 
-struct Written<'w> {
+struct FieldWriter<'w> {
     writer: Writer<'w>,
     is_first: bool,
     result: fmt::Result,
 }
 
-impl Written<'_> {
+impl FieldWriter<'_> {
     fn put(&mut self, name: &str, value: &str) -> fmt::Result {
         if !self.is_first {
             self.writer.write_char(' ')?;
@@ -126,7 +126,7 @@ impl Written<'_> {
     }
 }
 
-impl Visit for Written<'_> {
+impl Visit for FieldWriter<'_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
         // Fields that the crate `log` adds; the line contains them already.

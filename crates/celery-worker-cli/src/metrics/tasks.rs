@@ -34,7 +34,7 @@ const OTHER: &str = "other";
 const MAX_EXCEPTION_CLASSES: usize = 64;
 
 /// Maximum length of the name of a class that has a counter, in bytes.
-const LONGEST_CLASS: usize = 128;
+const MAX_CLASS_CHARS: usize = 128;
 
 /// Counters for the tasks of one worker.
 #[derive(Debug, Clone)]
@@ -45,7 +45,7 @@ pub struct TaskMetrics {
     started: IntCounterVec,
     succeeded: IntCounterVec,
     failed: IntCounterVec,
-    classes: Classes,
+    classes: ExceptionClasses,
     retried: IntCounterVec,
     rejected: IntCounterVec,
     revoked: IntCounterVec,
@@ -85,7 +85,7 @@ impl TaskMetrics {
                 ),
                 &["name", "hostname", "exception", "queue_name"],
             )?,
-            classes: Classes::default(),
+            classes: ExceptionClasses::default(),
             retried: counter(
                 "celery_task_retried_total",
                 "Tasks that have failed and will run again.",
@@ -218,7 +218,7 @@ impl Observer for TaskMetrics {
     fn load(&self, active: usize) {
         let labels = [self.hostname.as_str()];
         self.up.with_label_values(&labels).set(1);
-        self.active.with_label_values(&labels).set(whole(active));
+        self.active.with_label_values(&labels).set(to_i64(active));
     }
 
     fn worker_stopped(&self) {
@@ -242,9 +242,9 @@ impl Observer for TaskMetrics {
 
 /// Classes of exceptions that have a counter of their own. Clones share them.
 #[derive(Debug, Clone, Default)]
-struct Classes(Arc<Mutex<BTreeSet<String>>>);
+struct ExceptionClasses(Arc<Mutex<BTreeSet<String>>>);
 
-impl Classes {
+impl ExceptionClasses {
     /// Label that a class is counted under.
     fn label<'c>(&self, class: &'c str) -> &'c str {
         // No code panics while it holds the lock.
@@ -252,7 +252,7 @@ impl Classes {
         if seen.contains(class) {
             return class;
         }
-        if class.len() > LONGEST_CLASS || seen.len() >= MAX_EXCEPTION_CLASSES {
+        if class.len() > MAX_CLASS_CHARS || seen.len() >= MAX_EXCEPTION_CLASSES {
             return OTHER;
         }
         seen.insert(class.to_owned());
@@ -314,7 +314,7 @@ impl QueueMetrics {
     }
 }
 
-fn whole(count: usize) -> i64 {
+fn to_i64(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
 }
 
@@ -375,7 +375,7 @@ mod tests {
             // Clones share the set of known classes.
             tasks.clone().task_event(Some("t"), "q", &failed);
         };
-        fail(&"x".repeat(LONGEST_CLASS + 1));
+        fail(&"x".repeat(MAX_CLASS_CHARS + 1));
         for number in 0..MAX_EXCEPTION_CLASSES + 5 {
             fail(&format!("Error{number}"));
         }

@@ -58,7 +58,7 @@ impl PidFile {
                             path.display()
                         ))
                     };
-                    if let Some(pid) = held_by(&path).map_err(failed)? {
+                    if let Some(pid) = running_process(&path).map_err(failed)? {
                         return Err(runs(pid));
                     }
                     if let Some(pid) = remove_stale(&path).map_err(failed)? {
@@ -93,7 +93,7 @@ fn content(path: &Path) -> io::Result<Option<i32>> {
 
 /// The other process that has a file. As in Celery, a process of another user does not count: a restarted worker has
 /// the same user, and another process may have its old id by now.
-fn held_by(path: &Path) -> io::Result<Option<i32>> {
+fn running_process(path: &Path) -> io::Result<Option<i32>> {
     let Some(pid) = content(path)? else {
         return Ok(None);
     };
@@ -112,7 +112,7 @@ fn remove_stale(path: &Path) -> io::Result<Option<i32>> {
         renamed => renamed?,
     }
     let aside = Path::new(&aside);
-    let pid = held_by(aside)?;
+    let pid = running_process(aside)?;
     if pid.is_some() {
         // Another process may have created the file by now; it then has the file.
         let _ = fs::hard_link(aside, path);

@@ -38,14 +38,14 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Exceptions {
     }
 
     fn on_record(&self, id: &Id, values: &Record<'_>, _: layer::Context<'_, S>) {
-        let mut noted = Noted::default();
-        values.record(&mut noted);
-        let Some(kind) = noted.kind else {
+        let mut failure = FailureFields::default();
+        values.record(&mut failure);
+        let Some(kind) = failure.kind else {
             return;
         };
         let dispatch = self.dispatch.get().and_then(WeakDispatch::upgrade);
         if let Some(context) = dispatch.and_then(|dispatch| get_otel_context(id, &dispatch)) {
-            let message = shortened(noted.message.unwrap_or_default());
+            let message = shortened(failure.message.unwrap_or_default());
             context.span().add_event(
                 "exception",
                 vec![
@@ -59,12 +59,12 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Exceptions {
 
 /// A failure from the fields of a span.
 #[derive(Default)]
-struct Noted {
+struct FailureFields {
     kind: Option<String>,
     message: Option<String>,
 }
 
-impl Visit for Noted {
+impl Visit for FailureFields {
     fn record_str(&mut self, field: &Field, value: &str) {
         match field.name() {
             "error.type" => self.kind = Some(value.to_owned()),
@@ -80,9 +80,9 @@ impl Visit for Noted {
 
 /// Converts the ended spans to their final form before they enter the queue of `P`.
 #[derive(Debug)]
-pub(super) struct Finish<P>(pub(super) P);
+pub(super) struct SpanFinisher<P>(pub(super) P);
 
-impl<P: SpanProcessor> SpanProcessor for Finish<P> {
+impl<P: SpanProcessor> SpanProcessor for SpanFinisher<P> {
     fn on_start(&self, span: &mut Span, context: &Context) {
         self.0.on_start(span, context);
     }

@@ -22,7 +22,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use celery_worker::broker::TracePropagation;
 use export::{Client, Collector};
-use finish::{Exceptions, Finish};
+use finish::{Exceptions, SpanFinisher};
 use propagation::TraceContext;
 
 use crate::program::Program;
@@ -61,7 +61,7 @@ pub fn start(settings: &Traces, program: Program) -> Option<SdkTracer> {
             KeyValue::new("process.pid", i64::from(std::process::id())),
         ];
         SdkTracerProvider::builder()
-            .with_span_processor(Finish(processor))
+            .with_span_processor(SpanFinisher(processor))
             .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(
                 settings.ratio,
             ))))
@@ -177,7 +177,7 @@ mod tests {
     impl Ended {
         /// A tracer that records all spans and collects them here.
         fn tracer(&self) -> SdkTracer {
-            let finish = Finish(self.clone());
+            let finish = SpanFinisher(self.clone());
             tracer(
                 &SdkTracerProvider::builder()
                     .with_span_processor(finish)
