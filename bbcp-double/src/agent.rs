@@ -2,12 +2,12 @@
 //! exit code. It never reads standard input and does not handle signals.
 
 use crate::checksum::Output;
-use crate::early::{Ending, Scene, is_connected};
-use crate::effects::{Early, Effect};
+use crate::early::{EarlyContext, Ending, is_connected};
+use crate::effects::{EarlyEnd, Effect};
 use crate::failure::{Failure, MISUSE, errno_text};
 use crate::knobs::{self, Knobs};
 use crate::options::{self, Options, Refusal, Request};
-use crate::plan::{self, Lot};
+use crate::plan::{self, Injections};
 use crate::progress::rate;
 use crate::record::Record;
 use crate::spec::Spec;
@@ -46,14 +46,16 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
             }
         })
     });
-    let lot = match &order {
+    let injections = match &order {
         Ok(Order::Copy(_)) => match plan::draw(&knobs) {
-            Ok(lot) => Some(lot),
+            Ok(injections) => Some(injections),
             Err(problem) => return misuse(&problem),
         },
         _ => None,
     };
-    let entry = lot.as_ref().and_then(|lot| lot.entry.as_deref());
+    let entry = injections
+        .as_ref()
+        .and_then(|injections| injections.entry.as_deref());
     let record = match &knobs.log {
         Some(log) => match Record::begin(log.clone(), arguments, entry) {
             Ok(record) => Some(record),
@@ -61,19 +63,19 @@ pub(crate) fn run(arguments: &[String]) -> u8 {
         },
         None => None,
     };
-    let code = match (order, lot) {
-        (Ok(Order::Copy(operation)), Some(lot)) => Agent {
+    let code = match (order, injections) {
+        (Ok(Order::Copy(operation)), Some(injections)) => Agent {
             knobs,
             program,
             operation: *operation,
-            lot,
+            injections,
         }
         .copy(),
         (Ok(Order::Say(text)), _) => {
             console::standard_output(&text);
             0
         }
-        (Ok(Order::Copy(_)), None) => misuse("no lot was drawn"),
+        (Ok(Order::Copy(_)), None) => misuse("no injections were drawn"),
         (Err(refusal), _) => refuse(&refusal),
     };
     match record.map(|record| record.end(code)) {
@@ -191,7 +193,7 @@ struct Agent {
     knobs: Knobs,
     program: PathBuf,
     operation: Operation,
-    lot: Lot,
+    injections: Injections,
 }
 
 impl Agent {
@@ -220,12 +222,12 @@ impl Agent {
     }
 
     fn has_effect(&self, effect: &Effect) -> bool {
-        self.lot.effects.contains(effect)
+        self.injections.effects.contains(effect)
     }
 
     /// Applies the injections that act before the copy.
     fn prepare_injections(&self) {
-        for effect in &self.lot.effects {
+        for effect in &self.injections.effects {
             match effect {
                 Effect::IgnoreTerm => watch::block_sigterm(),
                 Effect::CarriageReturn => console::end_lines_with_carriage_return(),
@@ -252,24 +254,28 @@ impl Agent {
     fn early_end(&self, all_hosts_known: bool) -> Option<u8> {
         let target_file = self.operation.target_file();
         let options = &self.operation.options;
-        let scene = Scene {
+        let context = EarlyContext {
             options,
             source: self.operation.sources.first()?,
             target: &self.operation.target,
             target_file: &target_file,
             accept: self.knobs.accept,
         };
-        let injected = self.lot.effects.iter().find_map(|effect| match effect {
-            Effect::Early(early) => Some(early),
-            _ => None,
-        });
+        let injected = self
+            .injections
+            .effects
+            .iter()
+            .find_map(|effect| match effect {
+                Effect::Early(early) => Some(early),
+                _ => None,
+            });
         let ending = if let Some(early) = injected {
             if is_connected(early) {
-                self.say_redirect();
+                self.print_redirect();
             }
-            scene.ending(early)
+            context.ending(early)
         } else if !all_hosts_known {
-            scene.ending(&Early::Unresolved)
+            context.ending(&EarlyEnd::Unresolved)
         } else if options.make_directory
             && options
                 .append
@@ -279,7 +285,7 @@ impl Agent {
             // The original puts the checkpoint directory after -A, where it is ignored.
             // Its source side then has no port to connect to.
             console::message("Connection refused unable to connect to port [::]:0");
-            scene.connection_timeout()
+            context.connection_timeout()
         } else {
             return None;
         };
@@ -294,7 +300,7 @@ impl Agent {
     }
 
     /// With `-v` and without `-n`, the original always reports that the host has another name.
-    fn say_redirect(&self) {
+    fn print_redirect(&self) {
         if self.operation.options.verbose && !self.operation.options.no_dns {
             let host = self.operation.target.host_name();
             let address = match self.operation.target.host {
@@ -330,10 +336,14 @@ impl Agent {
             into_directory,
             ..
         } = &self.operation;
-        let slow = self.lot.effects.iter().find_map(|effect| match effect {
-            Effect::Slow(rate) => Some(*rate),
-            _ => None,
-        });
+        let slow = self
+            .injections
+            .effects
+            .iter()
+            .find_map(|effect| match effect {
+                Effect::Slow(rate) => Some(*rate),
+                _ => None,
+            });
         let source_is_remote = sources.iter().any(|source| source.host.is_some());
         Job {
             options: options.clone(),
@@ -352,8 +362,8 @@ impl Agent {
             }),
             rate: slow.or(options.rate).or(self.knobs.rate),
             fake_size: self.knobs.fake_size,
-            number: self.lot.number,
-            effects: self.lot.effects.clone(),
+            number: self.injections.number,
+            effects: self.injections.effects.clone(),
         }
     }
 
@@ -369,7 +379,7 @@ impl Agent {
         let mut sink = self.child("SNK", sink_end, Stdio::piped())?;
         let mut source = self.child("SRC", source_end, Stdio::null())?;
         self.warn_of_version();
-        self.say_redirect();
+        self.print_redirect();
         // The wait for the children also detects a child that is already dead.
         let _ = to_sink.send(&job);
         let _ = to_source.send(&job);
@@ -379,9 +389,9 @@ impl Agent {
         if let Some(reports) = sink.stdout.take() {
             for line in BufReader::new(reports).lines().map_while(Result::ok) {
                 match serde_json::from_str(&line) {
-                    Ok(Report::Checksum(sum, path)) => self.say_checksum(&sum, &path),
+                    Ok(Report::Checksum(sum, path)) => self.print_checksum(&sum, &path),
                     Ok(Report::End(copied, size)) => (files, bytes) = (copied, size),
-                    Ok(Report::Die(signal)) => watch::die(signal),
+                    Ok(Report::Die(signal)) => watch::end_by_signal(signal),
                     Err(_) => {}
                 }
             }
@@ -410,7 +420,7 @@ impl Agent {
             .spawn()
     }
 
-    fn say_checksum(&mut self, sum: &str, path: &str) {
+    fn print_checksum(&mut self, sum: &str, path: &str) {
         // The original cuts the path at its first blank.
         let cut = path.split(' ').next().unwrap_or(path);
         let line = format!(
@@ -428,7 +438,7 @@ impl Agent {
 
     /// Applies the injections that act after the copy.
     fn finish_injections(&self) {
-        for effect in &self.lot.effects {
+        for effect in &self.injections.effects {
             match effect {
                 Effect::HeldStandardError(seconds) => {
                     let holder = Command::new(&self.program)

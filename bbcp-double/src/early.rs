@@ -1,12 +1,12 @@
 //! Copies that end before the first byte: their output, duration and exit code.
 
-use crate::effects::Early;
+use crate::effects::EarlyEnd;
 use crate::options::Options;
 use crate::spec::Spec;
 use std::time::Duration;
 
 /// Context of a copy for these endings.
-pub(crate) struct Scene<'a> {
+pub(crate) struct EarlyContext<'a> {
     pub(crate) options: &'a Options,
     pub(crate) source: &'a Spec,
     pub(crate) target: &'a Spec,
@@ -30,36 +30,42 @@ pub(crate) struct Ending {
     pub(crate) code: u8,
 }
 
-impl Scene<'_> {
+impl EarlyContext<'_> {
     /// Returns the ending of this copy.
-    pub(crate) fn ending(&self, early: &Early) -> Ending {
+    pub(crate) fn ending(&self, early: &EarlyEnd) -> Ending {
         let target = self.target_file;
         let source = self.source.path.as_str();
         let from = self.source.host_name();
         let follower = "Broken pipe writing to stream.".to_owned();
         match early {
-            Early::Exists => said(22, [format!("File {target} already exists.")]),
-            Early::NoSource => said(
+            EarlyEnd::Exists => failure_output(22, [format!("File {target} already exists.")]),
+            EarlyEnd::NoSource => failure_output(
                 2,
                 [
                     format!("No such file or directory processing {source}"),
                     follower,
                 ],
             ),
-            Early::SourcePermission => said(
+            EarlyEnd::SourcePermission => failure_output(
                 2,
                 [format!("Permission denied processing {source}"), follower],
             ),
-            Early::SourceDirectory => said(2, [format!("{source} is a directory."), follower]),
-            Early::NoDirectory => said(2, [format!("Target directory {target} not found")]),
-            Early::TargetPermission => said(13, [format!("Permission denied opening {target}")]),
-            Early::NoSpace => said(
+            EarlyEnd::SourceDirectory => {
+                failure_output(2, [format!("{source} is a directory."), follower])
+            }
+            EarlyEnd::NoDirectory => {
+                failure_output(2, [format!("Target directory {target} not found")])
+            }
+            EarlyEnd::TargetPermission => {
+                failure_output(13, [format!("Permission denied opening {target}")])
+            }
+            EarlyEnd::NoSpace => failure_output(
                 28,
                 [format!(
                     "Insufficient space to copy all the files from {from}"
                 )],
             ),
-            Early::CheckpointChanged => said(
+            EarlyEnd::CheckpointChanged => failure_output(
                 22,
                 [
                     format!(
@@ -69,20 +75,20 @@ impl Scene<'_> {
                     format!("Cannot append to  {}", self.target.file_name()),
                 ],
             ),
-            Early::NoAppend => said(
+            EarlyEnd::NoAppend => failure_output(
                 22,
                 [format!(
                     "File {target} changed since the copy completed; append not possible."
                 )],
             ),
-            Early::Skip => said(
+            EarlyEnd::Skip => failure_output(
                 0,
                 [format!(
                     "File {target} appears to have already been copied; copy skipped."
                 )],
             ),
-            Early::Streams(count) => {
-                let mut ending = said(
+            EarlyEnd::Streams(count) => {
+                let mut ending = failure_output(
                     2,
                     [format!(
                         "Unable to allocate more than {count} of {} data streams.",
@@ -94,7 +100,7 @@ impl Scene<'_> {
                 ending.after = self.accept;
                 ending
             }
-            Early::PortBusy => said(
+            EarlyEnd::PortBusy => failure_output(
                 255,
                 [
                     "Address already in use binding socket".to_owned(),
@@ -104,20 +110,20 @@ impl Scene<'_> {
                     ),
                 ],
             ),
-            Early::Exit(code, text) => Ending {
+            EarlyEnd::Exit(code, text) => Ending {
                 foreign: text
                     .iter()
                     .flat_map(|text| text.lines().map(str::to_owned))
                     .collect(),
-                ..said(*code, [])
+                ..failure_output(*code, [])
             },
-            Early::NoSsh => {
+            EarlyEnd::NoSsh => {
                 let (side, command) = self.remote_side();
                 let program = command
                     .and_then(|command| command.split_whitespace().next())
                     .unwrap_or("ssh");
                 let host = side.host_name();
-                said(
+                failure_output(
                     255,
                     [
                         format!("No such file or directory executing {program} {host}"),
@@ -125,24 +131,24 @@ impl Scene<'_> {
                     ],
                 )
             }
-            Early::Refused
-            | Early::TimedOut(_)
-            | Early::Unresolved
-            | Early::Authentication
-            | Early::HostKey
-            | Early::NoBbcp
-            | Early::Banner => self.unreachable(early),
+            EarlyEnd::Refused
+            | EarlyEnd::TimedOut(_)
+            | EarlyEnd::Unresolved
+            | EarlyEnd::Authentication
+            | EarlyEnd::HostKey
+            | EarlyEnd::NoBbcp
+            | EarlyEnd::Banner => self.unreachable(early),
         }
     }
 
     /// Returns true if ssh is used for the source. With two remote sides, the target is started first.
-    fn pulls(&self) -> bool {
+    fn is_pull(&self) -> bool {
         self.target.host.is_none() && self.source.host.is_some()
     }
 
     /// Returns the side that ssh is used for, and its command.
     fn remote_side(&self) -> (&Spec, Option<&str>) {
-        if self.pulls() {
+        if self.is_pull() {
             (self.source, self.options.source_command.as_deref())
         } else {
             (self.target, self.options.target_command.as_deref())
@@ -151,31 +157,33 @@ impl Scene<'_> {
 
     /// Ending of a failed ssh. The agent detects it at once if the target is remote; if the source is, the local sink
     /// waits for connections that never arrive.
-    fn unreachable(&self, early: &Early) -> Ending {
+    fn unreachable(&self, early: &EarlyEnd) -> Ending {
         let (side, _) = self.remote_side();
         let host = side.host_name();
         let user = side.user.as_deref().unwrap_or("bbcp");
         let foreign = match early {
-            Early::Refused => Some(format!(
+            EarlyEnd::Refused => Some(format!(
                 "ssh: connect to host {host} port 22: Connection refused"
             )),
-            Early::TimedOut(_) => Some(format!(
+            EarlyEnd::TimedOut(_) => Some(format!(
                 "ssh: connect to host {host} port 22: Connection timed out"
             )),
-            Early::Unresolved => Some(format!(
+            EarlyEnd::Unresolved => Some(format!(
                 "ssh: Could not resolve hostname {host}: Name or service not known"
             )),
-            Early::Authentication => Some(format!("{user}@{host}: Permission denied (publickey).")),
-            Early::HostKey => Some("Host key verification failed.".to_owned()),
-            Early::NoBbcp => Some("bash: line 1: bbcp: command not found".to_owned()),
+            EarlyEnd::Authentication => {
+                Some(format!("{user}@{host}: Permission denied (publickey)."))
+            }
+            EarlyEnd::HostKey => Some("Host key verification failed.".to_owned()),
+            EarlyEnd::NoBbcp => Some("bash: line 1: bbcp: command not found".to_owned()),
             _ => None,
         };
-        let mut ending = if self.pulls() {
+        let mut ending = if self.is_pull() {
             self.connection_timeout()
         } else {
-            said(255, [format!("bbcp unexpectedly terminated on {host}")])
+            failure_output(255, [format!("bbcp unexpectedly terminated on {host}")])
         };
-        if let Early::TimedOut(seconds) = early {
+        if let EarlyEnd::TimedOut(seconds) = early {
             ending.before = Duration::from_secs_f64(*seconds);
         }
         ending.foreign.extend(foreign);
@@ -186,7 +194,7 @@ impl Scene<'_> {
     pub(crate) fn connection_timeout(&self) -> Ending {
         Ending {
             after: self.accept,
-            ..said(
+            ..failure_output(
                 2,
                 [
                     format!("Accept timed out on port {}", self.options.port),
@@ -201,33 +209,33 @@ impl Scene<'_> {
 }
 
 /// Returns true if both sides have connected before a copy ends like this.
-pub(crate) fn is_connected(early: &Early) -> bool {
+pub(crate) fn is_connected(early: &EarlyEnd) -> bool {
     match early {
-        Early::Exists
-        | Early::NoSource
-        | Early::SourcePermission
-        | Early::SourceDirectory
-        | Early::NoDirectory
-        | Early::TargetPermission
-        | Early::NoSpace
-        | Early::CheckpointChanged
-        | Early::NoAppend
-        | Early::Skip => true,
-        Early::Refused
-        | Early::TimedOut(_)
-        | Early::Unresolved
-        | Early::Authentication
-        | Early::HostKey
-        | Early::NoBbcp
-        | Early::NoSsh
-        | Early::Banner
-        | Early::Streams(_)
-        | Early::PortBusy
-        | Early::Exit(..) => false,
+        EarlyEnd::Exists
+        | EarlyEnd::NoSource
+        | EarlyEnd::SourcePermission
+        | EarlyEnd::SourceDirectory
+        | EarlyEnd::NoDirectory
+        | EarlyEnd::TargetPermission
+        | EarlyEnd::NoSpace
+        | EarlyEnd::CheckpointChanged
+        | EarlyEnd::NoAppend
+        | EarlyEnd::Skip => true,
+        EarlyEnd::Refused
+        | EarlyEnd::TimedOut(_)
+        | EarlyEnd::Unresolved
+        | EarlyEnd::Authentication
+        | EarlyEnd::HostKey
+        | EarlyEnd::NoBbcp
+        | EarlyEnd::NoSsh
+        | EarlyEnd::Banner
+        | EarlyEnd::Streams(_)
+        | EarlyEnd::PortBusy
+        | EarlyEnd::Exit(..) => false,
     }
 }
 
-fn said<const N: usize>(code: u8, lines: [String; N]) -> Ending {
+fn failure_output<const N: usize>(code: u8, lines: [String; N]) -> Ending {
     Ending {
         before: Duration::ZERO,
         foreign: Vec::new(),

@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 
 /// A position in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub(crate) enum At {
+pub(crate) enum Position {
     /// Bytes from the start
     Offset(u64),
     /// Part of the size
     Percent(f64),
 }
 
-impl At {
+impl Position {
     /// Offset in a file of this size; never beyond its end.
     pub(crate) fn within(self, size: u64) -> u64 {
         match self {
@@ -38,7 +38,7 @@ impl At {
 
 /// Copies that end before the first byte: the agent decides all of them, see [`crate::early`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(crate) enum Early {
+pub(crate) enum EarlyEnd {
     /// Target exists
     Exists,
     /// Source missing
@@ -108,11 +108,11 @@ pub(crate) enum Event {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Effect {
     /// Ends before the copy
-    Early(Early),
+    Early(EarlyEnd),
     /// Ends (or is orphaned) at a point of the copy
-    At(At, Event),
+    At(Position, Event),
     /// Data stop at this position, for this many seconds or without end
-    Stall(At, Option<f64>),
+    Stall(Position, Option<f64>),
     /// Bytes per second
     Slow(u64),
     /// Progress lines without a file
@@ -127,7 +127,7 @@ pub(crate) enum Effect {
     /// The checksum comparison fails
     BadSum,
     /// One byte differs on disk
-    Corrupt(At),
+    Corrupt(Position),
     /// Bytes missing at the end of the target
     Short(u64),
     /// Surplus bytes at the end of the target
@@ -186,16 +186,19 @@ fn parse_effect(text: &str) -> Option<Vec<Effect>> {
             Some((code, line)) => (code, Some(line.replace("\\n", "\n"))),
             None => (arguments, None),
         };
-        return Some(vec![Effect::Early(Early::Exit(code.parse().ok()?, line))]);
+        return Some(vec![Effect::Early(EarlyEnd::Exit(
+            code.parse().ok()?,
+            line,
+        ))]);
     }
     let (call, at) = match text.split_once('@') {
-        Some((call, at)) => (call, Some(At::parse(at)?)),
+        Some((call, at)) => (call, Some(Position::parse(at)?)),
         None => (text, None),
     };
     let mut words = call.split(':');
     let name = words.next()?;
     let arguments: Vec<&str> = words.collect();
-    let position = at.unwrap_or(At::Percent(50.0));
+    let position = at.unwrap_or(Position::Percent(50.0));
     let event = |event| Effect::At(position, event);
     let effect = match (name, arguments.as_slice()) {
         ("ok", []) => return Some(Vec::new()),
@@ -204,27 +207,27 @@ fn parse_effect(text: &str) -> Option<Vec<Effect>> {
             return Some(std::iter::once(Effect::IgnoreTerm).chain(stall).collect());
         }
 
-        ("exists", []) => Effect::Early(Early::Exists),
-        ("nosrc", []) => Effect::Early(Early::NoSource),
-        ("srcperm", []) => Effect::Early(Early::SourcePermission),
-        ("srcdir", []) => Effect::Early(Early::SourceDirectory),
-        ("nodir", []) => Effect::Early(Early::NoDirectory),
-        ("dstperm", []) => Effect::Early(Early::TargetPermission),
-        ("nospace", []) => Effect::Early(Early::NoSpace),
-        ("ckpchanged", []) => Effect::Early(Early::CheckpointChanged),
-        ("noappend", []) => Effect::Early(Early::NoAppend),
-        ("skip", []) => Effect::Early(Early::Skip),
-        ("refused", []) => Effect::Early(Early::Refused),
-        ("timeout", []) => Effect::Early(Early::TimedOut(0.0)),
-        ("timeout", [seconds]) => Effect::Early(Early::TimedOut(seconds_of(seconds)?)),
-        ("noresolve", []) => Effect::Early(Early::Unresolved),
-        ("auth", []) => Effect::Early(Early::Authentication),
-        ("hostkey", []) => Effect::Early(Early::HostKey),
-        ("nobbcp", []) => Effect::Early(Early::NoBbcp),
-        ("nossh", []) => Effect::Early(Early::NoSsh),
-        ("banner", []) => Effect::Early(Early::Banner),
-        ("streams", [count]) => Effect::Early(Early::Streams(count.parse().ok()?)),
-        ("portbusy", []) => Effect::Early(Early::PortBusy),
+        ("exists", []) => Effect::Early(EarlyEnd::Exists),
+        ("nosrc", []) => Effect::Early(EarlyEnd::NoSource),
+        ("srcperm", []) => Effect::Early(EarlyEnd::SourcePermission),
+        ("srcdir", []) => Effect::Early(EarlyEnd::SourceDirectory),
+        ("nodir", []) => Effect::Early(EarlyEnd::NoDirectory),
+        ("dstperm", []) => Effect::Early(EarlyEnd::TargetPermission),
+        ("nospace", []) => Effect::Early(EarlyEnd::NoSpace),
+        ("ckpchanged", []) => Effect::Early(EarlyEnd::CheckpointChanged),
+        ("noappend", []) => Effect::Early(EarlyEnd::NoAppend),
+        ("skip", []) => Effect::Early(EarlyEnd::Skip),
+        ("refused", []) => Effect::Early(EarlyEnd::Refused),
+        ("timeout", []) => Effect::Early(EarlyEnd::TimedOut(0.0)),
+        ("timeout", [seconds]) => Effect::Early(EarlyEnd::TimedOut(seconds_of(seconds)?)),
+        ("noresolve", []) => Effect::Early(EarlyEnd::Unresolved),
+        ("auth", []) => Effect::Early(EarlyEnd::Authentication),
+        ("hostkey", []) => Effect::Early(EarlyEnd::HostKey),
+        ("nobbcp", []) => Effect::Early(EarlyEnd::NoBbcp),
+        ("nossh", []) => Effect::Early(EarlyEnd::NoSsh),
+        ("banner", []) => Effect::Early(EarlyEnd::Banner),
+        ("streams", [count]) => Effect::Early(EarlyEnd::Streams(count.parse().ok()?)),
+        ("portbusy", []) => Effect::Early(EarlyEnd::PortBusy),
 
         ("enospc", []) => event(Event::DiskFull),
         ("reset", []) => event(Event::Reset),
@@ -251,7 +254,7 @@ fn parse_effect(text: &str) -> Option<Vec<Effect>> {
 
         ("badsum", []) => Effect::BadSum,
         ("corrupt", []) => Effect::Corrupt(position),
-        ("corrupt", [offset]) => Effect::Corrupt(At::parse(offset)?),
+        ("corrupt", [offset]) => Effect::Corrupt(Position::parse(offset)?),
         ("short", [bytes]) => Effect::Short(bytes.parse().ok()?),
         ("long", [bytes]) => Effect::Long(bytes.parse().ok()?),
 
@@ -295,17 +298,20 @@ mod tests {
         assert_eq!(parse_entry("ok").unwrap(), []);
         assert_eq!(
             parse_entry("enospc@40%").unwrap(),
-            [Effect::At(At::Percent(40.0), Event::DiskFull)]
+            [Effect::At(Position::Percent(40.0), Event::DiskFull)]
         );
         assert_eq!(
             parse_entry("slow:1000+stall:2@7").unwrap(),
-            [Effect::Slow(1000), Effect::Stall(At::Offset(7), Some(2.0))]
+            [
+                Effect::Slow(1000),
+                Effect::Stall(Position::Offset(7), Some(2.0))
+            ]
         );
         assert_eq!(
             parse_entry("crlf+rc:255:u@h: no+entry\\nagain").unwrap(),
             [
                 Effect::CarriageReturn,
-                Effect::Early(Early::Exit(255, Some("u@h: no+entry\nagain".into())))
+                Effect::Early(EarlyEnd::Exit(255, Some("u@h: no+entry\nagain".into())))
             ]
         );
         for bad in ["stal", "streams", "exists@5", "stall@101%", "rc:x", "short"] {

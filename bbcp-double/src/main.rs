@@ -60,14 +60,14 @@ fn main() -> ExitCode {
     let code = match arguments.get(1).map(String::as_str) {
         Some("SNK") => sink::run(),
         Some("SRC") => source::run(),
-        Some(HOLDER) => hold(arguments.get(2)),
+        Some(HOLDER) => hold_stderr(arguments.get(2)),
         _ => agent::run(&arguments),
     };
     ExitCode::from(code)
 }
 
 /// Keeps the inherited standard error open for `seconds`.
-fn hold(seconds: Option<&String>) -> u8 {
+fn hold_stderr(seconds: Option<&String>) -> u8 {
     let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(10.0);
     std::thread::sleep(Duration::from_secs_f64(seconds));
     0

@@ -23,7 +23,7 @@ impl Pace {
     }
 
     /// Size of one read: the bytes of a twentieth of a second, so that a slow copy is smooth.
-    pub(crate) fn portion(&self, largest: usize) -> usize {
+    pub(crate) fn read_size(&self, largest: usize) -> usize {
         match self.rate {
             Some(rate) => usize::try_from(rate / 20)
                 .unwrap_or(largest)
@@ -33,7 +33,7 @@ impl Pace {
     }
 
     /// Returns the wait that is due after `bytes` more.
-    pub(crate) fn owed(&mut self, bytes: usize) -> Duration {
+    pub(crate) fn pause_after(&mut self, bytes: usize) -> Duration {
         let Some(rate) = self.rate else {
             return Duration::ZERO;
         };

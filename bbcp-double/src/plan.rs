@@ -20,7 +20,7 @@ const DEFAULT_FAIL_SET: &str = "refused;reset@30%;reset@90%;enospc@40%;segv-sink
 
 /// Injections for this copy.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Lot {
+pub(crate) struct Injections {
     /// Number of this copy, from 0; always 0 without a state file
     pub(crate) number: u64,
     /// Text of the entry, for the record; `None` if neither plan nor failure rate is set
@@ -33,7 +33,7 @@ pub(crate) struct Lot {
 ///
 /// # Errors
 /// A problem with the knobs.
-pub(crate) fn draw(knobs: &Knobs) -> Result<Lot, String> {
+pub(crate) fn draw(knobs: &Knobs) -> Result<Injections, String> {
     let number = match &knobs.state {
         Some(state) => {
             count(state).map_err(|error| format!("cannot count in {}: {error}", state.display()))?
@@ -55,7 +55,7 @@ pub(crate) fn draw(knobs: &Knobs) -> Result<Lot, String> {
         }
         None if knobs.fail_rate > 0.0 => {
             let entries = split(knobs.fail_set.as_deref().unwrap_or(DEFAULT_FAIL_SET));
-            let mut random = Random::new(knobs.seed.unwrap_or_else(unrepeatable), number);
+            let mut random = Random::new(knobs.seed.unwrap_or_else(random_seed), number);
             if random.unit() < knobs.fail_rate {
                 let index = (random.unit() * entries.len() as f64) as usize;
                 entries.get(index).copied()
@@ -65,7 +65,7 @@ pub(crate) fn draw(knobs: &Knobs) -> Result<Lot, String> {
         }
         None => None,
     };
-    Ok(Lot {
+    Ok(Injections {
         number,
         entry: entry.map(str::to_owned),
         effects: entry.map(parse_entry).transpose()?.unwrap_or_default(),
@@ -97,7 +97,7 @@ fn count(state: &Path) -> std::io::Result<u64> {
     Ok(number)
 }
 
-fn unrepeatable() -> u64 {
+fn random_seed() -> u64 {
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.subsec_nanos());

@@ -66,7 +66,7 @@ impl Record {
         let mut log = open(&file)?;
         let mut earlier = String::new();
         log.read_to_string(&mut earlier)?;
-        entry["beside"] = json!(living(&earlier));
+        entry["beside"] = json!(live_agents(&earlier));
         entry["start"] = json!(now());
         let text = entry.to_string();
         let length = text.len() + ROOM;
@@ -102,7 +102,7 @@ impl Record {
 }
 
 /// Agents' ids of recorded invocations without an end and with a live process.
-fn living(log: &str) -> Vec<i64> {
+fn live_agents(log: &str) -> Vec<i64> {
     let open: Vec<(i64, i64)> = log
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
@@ -112,7 +112,7 @@ fn living(log: &str) -> Vec<i64> {
     if open.is_empty() {
         return Vec::new();
     }
-    let groups = living_groups();
+    let groups = live_groups();
     open.into_iter()
         .filter(|(_, group)| groups.contains(group))
         .map(|(pid, _)| pid)
@@ -120,7 +120,7 @@ fn living(log: &str) -> Vec<i64> {
 }
 
 /// Returns the process groups with a process that is not a zombie.
-fn living_groups() -> HashSet<i64> {
+fn live_groups() -> HashSet<i64> {
     let Ok(processes) = std::fs::read_dir("/proc") else {
         return HashSet::new();
     };

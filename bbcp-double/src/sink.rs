@@ -5,7 +5,7 @@
 //! the size of the target.
 
 use crate::console;
-use crate::effects::{At, Effect, Event};
+use crate::effects::{Effect, Event, Position};
 use crate::failure::Failure;
 use crate::progress::{Rates, Reporter, Style, rate};
 use crate::spec::LOCAL_HOST;
@@ -52,11 +52,11 @@ pub(crate) fn run() -> u8 {
     }
     let partial = Partial::default();
     match orphan {
-        Some((seconds, unlink)) => haunt(&job, Arc::clone(&partial), seconds, unlink),
+        Some((seconds, unlink)) => outlive_agent(&job, Arc::clone(&partial), seconds, unlink),
         None => {
             let removed = (job.sink_is_remote && !job.options.keeps_failed_target())
                 .then(|| Arc::clone(&partial));
-            watch::for_agent(&job, move || {
+            watch::watch_agent(&job, move || {
                 if let Some(partial) = removed {
                     remove(&partial);
                 }
@@ -79,7 +79,7 @@ pub(crate) fn run() -> u8 {
 }
 
 /// Continues after the agent's death, and then removes the file with the target's name.
-fn haunt(job: &Job, partial: Partial, seconds: f64, unlink: bool) {
+fn outlive_agent(job: &Job, partial: Partial, seconds: f64, unlink: bool) {
     let agent = job.agent;
     std::thread::spawn(move || {
         while watch::agent_lives(agent) {
@@ -93,11 +93,11 @@ fn haunt(job: &Job, partial: Partial, seconds: f64, unlink: bool) {
     });
 }
 
-/// Waits for the thread of [`haunt`] to end this process, if the agent has died or is about to.
-fn wait_for_haunting(job: &Job) {
-    let patience = Instant::now() + Duration::from_millis(500);
+/// Waits for the thread of [`outlive_agent`] to end this process, if the agent has died or is about to.
+fn wait_for_own_end(job: &Job) {
+    let deadline = Instant::now() + Duration::from_millis(500);
     while watch::agent_lives(job.agent) {
-        if Instant::now() > patience {
+        if Instant::now() > deadline {
             return;
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -250,7 +250,7 @@ impl<'a> Copy<'a> {
                 .iter()
                 .any(|effect| matches!(effect, Effect::Orphan { .. }))
             {
-                wait_for_haunting(self.job);
+                wait_for_own_end(self.job);
             }
             if !self.is_orphaned(&failure) {
                 self.target.fail();
@@ -258,7 +258,7 @@ impl<'a> Copy<'a> {
             return Err(failure);
         }
         *partial.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.mangle();
+        self.damage_target();
         if options.verbose {
             let bytes = (self.grown - self.start) * self.job.fake_size;
             let speed = if bytes == 0 {
@@ -291,7 +291,7 @@ impl<'a> Copy<'a> {
         let reporter = self.progress();
         let mut buffer = Vec::new();
         let sum_of_source = loop {
-            self.strike()?;
+            self.trigger_due_events()?;
             match peer.receive(&mut buffer) {
                 Ok(Frame::Data) => {
                     if let Some(running) = &mut running {
@@ -337,7 +337,7 @@ impl<'a> Copy<'a> {
             result.map_err(|error| self.cannot_write(&error).negative())?;
             self.grown = end;
             self.done.store(end - self.start, Ordering::Relaxed);
-            self.strike()?;
+            self.trigger_due_events()?;
             rest = later;
         }
         Ok(())
@@ -348,17 +348,17 @@ impl<'a> Copy<'a> {
     }
 
     /// Triggers all events that are due at the current size.
-    fn strike(&mut self) -> Result<(), Failure> {
+    fn trigger_due_events(&mut self) -> Result<(), Failure> {
         while let Some((at, event)) = self.events.first().copied()
             && at <= self.grown
         {
             self.events.remove(0);
-            self.happen(event)?;
+            self.trigger(event)?;
         }
         Ok(())
     }
 
-    fn happen(&self, event: Event) -> Result<(), Failure> {
+    fn trigger(&self, event: Event) -> Result<(), Failure> {
         let source = self.job.sources.first();
         let from = source.map_or(LOCAL_HOST, |source| source.host_name());
         match event {
@@ -377,7 +377,7 @@ impl<'a> Copy<'a> {
                     .map(|_| format!("Connection reset by peer reading data from {from}"))
                     .collect(),
             }),
-            Event::SinkSegv => watch::die(SIGSEGV),
+            Event::SinkSegv => watch::end_by_signal(SIGSEGV),
             Event::RemoteDeath(code) => {
                 if code != 255 {
                     console::message(&format!(
@@ -422,7 +422,8 @@ impl<'a> Copy<'a> {
             total: self.offer.size - self.start,
             factor: self.job.fake_size,
             rates,
-            silent_at: stall.map(|at: At| at.within(self.offer.size).max(self.start) - self.start),
+            silent_at: stall
+                .map(|at: Position| at.within(self.offer.size).max(self.start) - self.start),
             pretended: suffers(&Effect::ProgressOnly),
         };
         let at_once = self.job.effects.iter().find_map(|effect| match effect {
@@ -475,7 +476,7 @@ impl<'a> Copy<'a> {
     }
 
     /// Damages the target without a message, after all checks.
-    fn mangle(&self) {
+    fn damage_target(&self) {
         let size = self.offer.size;
         let mangled = self.job.effects.iter().find_map(|effect| match effect {
             Effect::Short(bytes) => Some(size.saturating_sub(*bytes)),

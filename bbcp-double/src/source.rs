@@ -11,7 +11,7 @@ use crate::sink::differing;
 use crate::spec::{LOCAL_HOST, Spec};
 use crate::target::identity_of;
 use crate::watch;
-use crate::wire::{FromSink, FromSource, Job, LARGEST_PIECE, Offer, Peer};
+use crate::wire::{FromSink, FromSource, Job, MAX_PIECE_BYTES, Offer, Peer};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
@@ -40,7 +40,7 @@ pub(crate) fn run() -> u8 {
     if job.has_effect(&Effect::CarriageReturn) {
         console::end_lines_with_carriage_return();
     }
-    watch::for_agent(&job, || {});
+    watch::watch_agent(&job, || {});
     serve(&job, &mut peer).unwrap_or(SINK_IS_GONE)
 }
 
@@ -49,7 +49,7 @@ pub(crate) fn run() -> u8 {
 /// # Errors
 /// The sink is gone.
 fn serve(job: &Job, peer: &mut Peer) -> io::Result<u8> {
-    let Some(offers) = offers(job) else {
+    let Some(offers) = inspect_sources(job) else {
         peer.send(&FromSource::Nothing)?;
         return Ok(2);
     };
@@ -96,7 +96,7 @@ fn serve(job: &Job, peer: &mut Peer) -> io::Result<u8> {
 }
 
 /// Inspects all sources; returns `None` after the reasons have been printed.
-fn offers(job: &Job) -> Option<Vec<Offer>> {
+fn inspect_sources(job: &Job) -> Option<Vec<Offer>> {
     let mut offers = Vec::new();
     for source in &job.sources {
         match fs::metadata(&source.place) {
@@ -158,7 +158,7 @@ impl Sending<'_> {
             .then(|| checksum.algorithm().start());
         let mut stall = self.stall(offset);
         let mut pace = Pace::new(self.job.rate);
-        let mut buffer = vec![0; pace.portion(LARGEST_PIECE)];
+        let mut buffer = vec![0; pace.read_size(MAX_PIECE_BYTES)];
         let mut sent = offset;
         loop {
             if let Some((at, seconds)) = stall
@@ -189,8 +189,8 @@ impl Sending<'_> {
             if sent > self.offer.size {
                 break;
             }
-            let owed = pace.owed(read);
-            self.wait(Some(owed))?;
+            let pause = pace.pause_after(read);
+            self.wait(Some(pause))?;
         }
         if sent != self.offer.size {
             return Err(

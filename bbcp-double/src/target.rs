@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Mode of a file that is being written.
-const WHILE_WRITING: u32 = 0o200;
+const WRITING_MODE: u32 = 0o200;
 
 /// Decision about one source file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -246,7 +246,7 @@ impl<'a> Target<'a> {
     pub(crate) fn open(&self, offer: &Offer, offset: u64) -> Result<File, Failure> {
         let options = &self.job.options;
         let mut how = OpenOptions::new();
-        how.write(true).mode(WHILE_WRITING);
+        how.write(true).mode(WRITING_MODE);
         if options.force {
             if !options.truncate {
                 let _ = fs::remove_file(&self.place);

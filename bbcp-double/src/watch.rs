@@ -11,7 +11,7 @@ use std::time::Duration;
 pub(crate) const AGENT_IS_GONE: u8 = 8;
 
 /// Starts the check of the agent in a child. When the agent is gone, `last_act` runs and the process ends.
-pub(crate) fn for_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
+pub(crate) fn watch_agent(job: &Job, last_act: impl FnOnce() + Send + 'static) {
     let agent = job.agent;
     let poll = Duration::from_secs_f64(job.poll);
     std::thread::spawn(move || {
@@ -37,7 +37,7 @@ pub(crate) fn block_sigterm() {
 }
 
 /// Ends this process by a signal, without a core file.
-pub(crate) fn die(signal: i32) -> ! {
+pub(crate) fn end_by_signal(signal: i32) -> ! {
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     let signal = Signal::try_from(signal).unwrap_or(Signal::SIGKILL);
     loop {

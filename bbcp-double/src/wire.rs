@@ -14,7 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 /// Largest piece of data in one frame.
-pub(crate) const LARGEST_PIECE: usize = 1 << 20;
+pub(crate) const MAX_PIECE_BYTES: usize = 1 << 20;
 
 const DATA: u8 = b'D';
 const MESSAGE: u8 = b'M';
