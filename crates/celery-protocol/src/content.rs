@@ -89,7 +89,7 @@ impl Accept {
 ///
 /// # Errors
 /// [`Reason::TooLarge`], [`Reason::Inflated`], [`Reason::Compression`].
-pub(super) fn inflated<'a>(
+pub(super) fn decompress_body<'a>(
     raw: &'a RawMessage,
     accept: &Accept,
 ) -> Result<std::borrow::Cow<'a, [u8]>, Reason> {

@@ -102,7 +102,7 @@ impl Exception {
     pub fn time_limit_exceeded(seconds: f64) -> Self {
         Self {
             exc_type: "TimeLimitExceeded".into(),
-            exc_message: vec![seconds_as_given(seconds)],
+            exc_message: vec![seconds_value(seconds)],
             exc_module: BILLIARD.into(),
         }
     }
@@ -206,7 +206,7 @@ impl Exception {
 }
 
 /// A number of seconds in the producer's notation: without a fraction as an integer.
-fn seconds_as_given(seconds: f64) -> Value {
+fn seconds_value(seconds: f64) -> Value {
     #[expect(
         clippy::cast_possible_truncation,
         reason = "it has no fraction, and a cast saturates"

@@ -28,7 +28,7 @@ pub(super) struct JsonError {
 pub(super) fn read(text: &str) -> Result<Value, JsonError> {
     let mut reader = JsonReader { text, at: 0 };
     let value = reader.value(0)?;
-    reader.blanks();
+    reader.skip_whitespace();
     match reader.rest().is_empty() {
         true => Ok(value),
         false => Err(reader.error("more than one value")),
@@ -70,7 +70,7 @@ impl<'a> JsonReader<'a> {
         self.text.as_bytes().get(self.at).copied()
     }
 
-    fn blanks(&mut self) {
+    fn skip_whitespace(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\t' | b'\n' | b'\r')) {
             self.at += 1;
         }
@@ -86,7 +86,7 @@ impl<'a> JsonReader<'a> {
     }
 
     fn value(&mut self, depth: usize) -> Result<Value, JsonError> {
-        self.blanks();
+        self.skip_whitespace();
         match self.peek() {
             Some(b'"') => self.string().map(Value::String),
             Some(b'[' | b'{') if depth == MAX_DEPTH => {
@@ -120,13 +120,13 @@ impl<'a> JsonReader<'a> {
     fn array(&mut self, depth: usize) -> Result<Value, JsonError> {
         self.at += 1;
         let mut values = Vec::new();
-        self.blanks();
+        self.skip_whitespace();
         if self.take("]") {
             return Ok(values.into());
         }
         loop {
             values.push(self.value(depth)?);
-            self.blanks();
+            self.skip_whitespace();
             if self.take("]") {
                 return Ok(values.into());
             }
@@ -139,23 +139,23 @@ impl<'a> JsonReader<'a> {
     fn object(&mut self, depth: usize) -> Result<Value, JsonError> {
         self.at += 1;
         let mut map = Map::new();
-        self.blanks();
+        self.skip_whitespace();
         if self.take("}") {
             return Ok(map.into());
         }
         loop {
-            self.blanks();
+            self.skip_whitespace();
             if self.peek() != Some(b'"') {
                 return Err(self.error("a key is not a string"));
             }
             let key = self.string()?;
-            self.blanks();
+            self.skip_whitespace();
             if !self.take(":") {
                 return Err(self.error("no `:` after a key"));
             }
             let value = self.value(depth)?;
             map.insert(key, value);
-            self.blanks();
+            self.skip_whitespace();
             if self.take("}") {
                 return match envelope::check(&map) {
                     Ok(()) => Ok(map.into()),

@@ -105,12 +105,12 @@ impl<'a> MsgpackReader<'a> {
     }
 
     fn list(&mut self, length: usize, depth: usize) -> Result<Value, MsgpackError> {
-        let depth = deeper(depth)?;
+        let depth = next_depth(depth)?;
         (0..length).map(|_| self.value(depth)).collect()
     }
 
     fn map(&mut self, length: usize, depth: usize) -> Result<Value, MsgpackError> {
-        let depth = deeper(depth)?;
+        let depth = next_depth(depth)?;
         let mut map = Map::new();
         for _ in 0..length {
             let key = match self.value(depth)? {
@@ -162,7 +162,7 @@ fn timestamp(data: &[u8]) -> Option<(i64, u32)> {
     (nanoseconds < 1_000_000_000).then_some((seconds, nanoseconds))
 }
 
-fn deeper(depth: usize) -> Result<usize, MsgpackError> {
+fn next_depth(depth: usize) -> Result<usize, MsgpackError> {
     match depth < MAX_DEPTH {
         true => Ok(depth + 1),
         false => Err(MsgpackError("nested too deep")),

@@ -18,7 +18,7 @@ const VALUE: usize = 100;
 pub fn of(raw: &RawMessage, accept: &Accept) -> usize {
     let headers = of_map(&raw.headers);
     // A body that cannot be decompressed within the limit is rejected later.
-    let body = content::inflated(raw, accept).map_or(0, |body| {
+    let body = content::decompress_body(raw, accept).map_or(0, |body| {
         let copies = body.len().saturating_mul(2);
         copies.saturating_add(values(raw, &body, accept).saturating_mul(VALUE))
     });

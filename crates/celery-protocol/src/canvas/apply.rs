@@ -99,7 +99,7 @@ pub fn after_success(
             role: "chain",
             ..*call
         });
-        applying.hold(rest.iter().map(weight::of_value).sum())?;
+        applying.reserve_memory(rest.iter().map(weight::of_value).sum())?;
         let mut options = options;
         options.insert("chain".into(), rest.into());
         applying.apply_child(Signature::parse(next)?, &partial, options)?;
@@ -211,7 +211,7 @@ impl<'a> Applying<'a> {
     }
 
     /// Counts memory for copies before they are made.
-    pub(super) fn hold(&mut self, bytes: usize) -> Result<(), Error> {
+    pub(super) fn reserve_memory(&mut self, bytes: usize) -> Result<(), Error> {
         self.held = self.held.saturating_add(bytes);
         self.copied = self.copied.saturating_add(bytes);
         match self.held > MAX_MEMORY || self.copied > MAX_COPIED {
@@ -228,7 +228,7 @@ impl<'a> Applying<'a> {
     ) -> Result<(), Error> {
         let copies: usize = to.iter().map(Signature::errback_copies).sum();
         for errback in errbacks {
-            self.hold(weight::of_value(errback).saturating_mul(copies))?;
+            self.reserve_memory(weight::of_value(errback).saturating_mul(copies))?;
             to.iter_mut().for_each(|one| one.add_errback(errback));
         }
         Ok(())
@@ -272,7 +272,7 @@ impl<'a> Applying<'a> {
     ) -> Result<Option<Applied>, Error> {
         // The caller's arguments are copied and merged with the signature's own.
         let held = self.held;
-        self.hold(weight::of_map(&options).saturating_mul(2))?;
+        self.reserve_memory(weight::of_map(&options).saturating_mul(2))?;
         let result = match signature.form {
             Form::Task => {
                 let sent = self.send(&signature, partial, &options)?;
@@ -462,7 +462,7 @@ impl<'a> Applying<'a> {
         own.extend(options);
         let mut shared = own;
         // The body gets these options. They are written once for its parts and once for their observer.
-        self.hold(weight::of_map(&shared).saturating_mul(3))?;
+        self.reserve_memory(weight::of_map(&shared).saturating_mul(3))?;
         self.add_callbacks(&mut body, &mut shared)?;
         let to_body = shared.iter().filter(|(name, _)| *name != "parent_id");
         let to_body = to_body.map(|(name, value)| (name.clone(), value.clone()));
@@ -487,7 +487,7 @@ impl<'a> Applying<'a> {
             return self.apply(body, &partial, Options::new());
         }
         let chord = body.to_json();
-        self.hold(weight::of_value(&chord).saturating_mul(2))?;
+        self.reserve_memory(weight::of_value(&chord).saturating_mul(2))?;
         // Checked before the body is copied into every part.
         let copies = chord.to_string().len().saturating_mul(tasks.len());
         if copies > MAX_BYTES || tasks.len() > MAX_MESSAGES {
@@ -549,7 +549,9 @@ impl<'a> Applying<'a> {
             }
         }
         for errback in links(options.remove("link_error"))? {
-            self.hold(weight::of_value(&errback).saturating_mul(1 + body.errback_copies()))?;
+            self.reserve_memory(
+                weight::of_value(&errback).saturating_mul(1 + body.errback_copies()),
+            )?;
             match body.form {
                 Form::Group(_) => link_error_to_tasks(body, &errback, true),
                 _ => append_errback(&mut body.options, &errback),

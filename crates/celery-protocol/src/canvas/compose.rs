@@ -99,7 +99,7 @@ impl Signature {
             },
             Form::Task => two_or_more(self, unroll(next)),
             Form::Chain(steps) => {
-                hand_links_down(steps, &mut self.options);
+                move_links_to_steps(steps, &mut self.options);
                 let mut next = unchained(unroll(next)).into_iter();
                 while let Some(step) = next.next() {
                     match (steps.pop(), unroll(step)) {
@@ -167,7 +167,7 @@ fn unchained(mut signature: Signature) -> Vec<Signature> {
     match &mut signature.form {
         Form::Chain(steps) => {
             let mut steps = std::mem::take(steps);
-            hand_links_down(&mut steps, &mut signature.options);
+            move_links_to_steps(&mut steps, &mut signature.options);
             if let (Some(first), Some(defect)) = (steps.first_mut(), signature.defect) {
                 first.defect.get_or_insert(defect);
             }
@@ -178,7 +178,7 @@ fn unchained(mut signature: Signature) -> Vec<Signature> {
 }
 
 /// Moves the callbacks of a chain to its last step, and its errbacks to each step.
-fn hand_links_down(steps: &mut [Signature], options: &mut Map<String, Value>) {
+fn move_links_to_steps(steps: &mut [Signature], options: &mut Map<String, Value>) {
     if steps.is_empty() {
         return;
     }

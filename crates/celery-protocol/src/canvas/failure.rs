@@ -61,7 +61,10 @@ pub fn body_failures(
 }
 
 /// Counts memory for copies before they are made.
-fn hold<'a>(room: &mut usize, values: impl Iterator<Item = &'a Value>) -> Result<(), Error> {
+fn reserve_memory<'a>(
+    room: &mut usize,
+    values: impl Iterator<Item = &'a Value>,
+) -> Result<(), Error> {
     let bytes = values.map(weight::of_value).sum();
     *room = room.checked_sub(bytes).ok_or(Error::Memory)?;
     Ok(())
@@ -75,7 +78,7 @@ fn collect(
     into: &mut Vec<BodyFailure>,
     room: &mut usize,
 ) -> Result<(), Error> {
-    hold(
+    reserve_memory(
         room,
         ["link_error", "chord"]
             .iter()
@@ -100,7 +103,7 @@ fn collect(
         Form::Chain(tasks) => {
             if let Some(last) = tasks.last() {
                 // One copy of all nested signatures.
-                hold(room, std::iter::once(&last.to_json()))?;
+                reserve_memory(room, std::iter::once(&last.to_json()))?;
                 let mut last = last.clone();
                 last.options.remove("link_error");
                 collect(&last, error, cause, errbacks, into, room)?;
@@ -109,7 +112,7 @@ fn collect(
         Form::Chord { body, .. } => collect(body, error, cause, errbacks, into, room)?,
         Form::Group(tasks) => {
             for task in tasks {
-                hold(room, errbacks.iter())?;
+                reserve_memory(room, errbacks.iter())?;
                 collect(task, cause, cause, errbacks.clone(), into, room)?;
             }
             if let Some(mut message) = unsent(&body.options) {

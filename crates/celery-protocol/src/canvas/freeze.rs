@@ -89,7 +89,7 @@ impl Applying<'_> {
         let options = &mut signature.options;
         match &mut signature.form {
             Form::Task => {
-                self.hold(place.weight())?;
+                self.reserve_memory(place.weight())?;
                 place.note(options);
                 let id = match text(options, "task_id") {
                     Some(id) => id.to_owned(),
@@ -109,7 +109,7 @@ impl Applying<'_> {
                 Ok(result)
             }
             Form::Group(tasks) => {
-                self.hold(place.weight())?;
+                self.reserve_memory(place.weight())?;
                 place.note(options);
                 let id = match text(options, "task_id") {
                     Some(id) => id.to_owned(),

@@ -116,7 +116,7 @@ impl Outgoing {
         if let Some(Value::Object(more)) = options.get("headers") {
             headers.extend(more.clone());
         }
-        let follows = Follows::of(options);
+        let follows = FollowUps::of(options);
         let arguments = args.iter().chain(kwargs.values());
         // The depth includes the body and the list or mapping in it.
         let mut values = arguments.chain(follows.values());
@@ -191,9 +191,9 @@ impl Outgoing {
 }
 
 /// Callbacks, errbacks, chain and chord of a task, the third element of a body; serialized without a copy.
-struct Follows<'a>([(&'static str, Option<&'a Value>); 4]);
+struct FollowUps<'a>([(&'static str, Option<&'a Value>); 4]);
 
-impl<'a> Follows<'a> {
+impl<'a> FollowUps<'a> {
     fn of(options: &'a Map<String, Value>) -> Self {
         let fields = [
             ("callbacks", "link"),
@@ -209,7 +209,7 @@ impl<'a> Follows<'a> {
     }
 }
 
-impl Serialize for Follows<'_> {
+impl Serialize for FollowUps<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (field, value) in &self.0 {

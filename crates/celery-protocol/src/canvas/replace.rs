@@ -70,7 +70,7 @@ pub fn replace(
 
     let mut applying = Applying::new(call);
     applying.freeze_with_id(&mut signature, &message.id)?;
-    let place = place_of(message);
+    let place = workflow_options(message);
     signature.options.extend(place);
     let mark = |signature: &mut Signature| {
         let options = &mut signature.options;
@@ -106,7 +106,7 @@ pub fn add_to_chord(
     let (Some(_), Some(group_id)) = (&message.embed.chord, &message.group) else {
         return Err(Error::NotInChord);
     };
-    signature.options.extend(place_of(message));
+    signature.options.extend(workflow_options(message));
     let mut applying = Applying::new(*call);
     let task_id = match text(&signature.options, "task_id") {
         Some(id) => id.to_owned(),
@@ -138,7 +138,7 @@ fn with_one_result(mut signature: Signature) -> Signature {
 
 /// The place of a task in its workflow, as options of the signature that takes it over. Missing values are null, as in
 /// Python: the body of a chord that replaces the task must not get the chord's own group.
-fn place_of(message: &TaskMessage) -> Map<String, Value> {
+fn workflow_options(message: &TaskMessage) -> Map<String, Value> {
     let place = [
         ("chord", json!(message.embed.chord)),
         ("group_id", json!(message.group)),

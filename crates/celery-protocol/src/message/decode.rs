@@ -12,11 +12,11 @@ use crate::{Headers, RawMessage, envelope, time};
 /// # Errors
 /// [`Refused`], for everything that is no task; see [`Reason::disposition`].
 pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused> {
-    let mut named = Named::of(&raw.headers);
+    let mut named = DeclaredName::of(&raw.headers);
     read(raw, accept, &mut named).map_err(|reason| {
         // Python decompresses a body before it looks at anything else.
         if matches!(reason, Reason::Compression(_)) {
-            named = Named::default();
+            named = DeclaredName::default();
         }
         named.refused(raw, reason)
     })
@@ -27,7 +27,7 @@ pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused>
 /// # Errors
 /// [`Refused`] for a message whose headers do not describe a task, for example with protocol 1.
 pub fn head(raw: &RawMessage) -> Result<TaskMessage, Refused> {
-    let named = Named::of(&raw.headers);
+    let named = DeclaredName::of(&raw.headers);
     let mut message = match common(raw, &named, raw.headers.clone()) {
         Ok(message) => message,
         Err(reason) => return Err(named.refused(raw, reason)),
@@ -45,17 +45,17 @@ pub fn eta(text: &str) -> Option<DateTime<Utc>> {
 /// A message that is refused before it is read.
 #[must_use]
 pub fn refused(raw: &RawMessage, reason: Reason) -> Refused {
-    Named::of(&raw.headers).refused(raw, reason)
+    DeclaredName::of(&raw.headers).refused(raw, reason)
 }
 
 /// Task name and id that a message declares.
 #[derive(Default)]
-struct Named {
+struct DeclaredName {
     task: Option<String>,
     id: Option<String>,
 }
 
-impl Named {
+impl DeclaredName {
     fn refused(self, raw: &RawMessage, reason: Reason) -> Refused {
         Refused {
             reason,
@@ -75,8 +75,12 @@ impl Named {
     }
 }
 
-fn read(raw: &RawMessage, accept: &Accept, named: &mut Named) -> Result<TaskMessage, Reason> {
-    let body = content::inflated(raw, accept)?;
+fn read(
+    raw: &RawMessage,
+    accept: &Accept,
+    named: &mut DeclaredName,
+) -> Result<TaskMessage, Reason> {
+    let body = content::decompress_body(raw, accept)?;
     // The header decides which protocol it is, even if its value is no name.
     let by_header = raw.headers.contains_key("task");
     if by_header && named.task.is_none() {
@@ -97,7 +101,11 @@ fn read(raw: &RawMessage, accept: &Accept, named: &mut Named) -> Result<TaskMess
     }
 }
 
-fn protocol_2(raw: &RawMessage, named: &Named, parts: Vec<Value>) -> Result<TaskMessage, Reason> {
+fn protocol_2(
+    raw: &RawMessage,
+    named: &DeclaredName,
+    parts: Vec<Value>,
+) -> Result<TaskMessage, Reason> {
     let mut message = common(raw, named, raw.headers.clone())?;
     let [args, kwargs, embed] = <[Value; 3]>::try_from(parts)
         .map_err(|_| Reason::Malformed("body is not a list of args, kwargs and embed"))?;
@@ -118,7 +126,7 @@ fn protocol_2(raw: &RawMessage, named: &Named, parts: Vec<Value>) -> Result<Task
 
 fn protocol_1(
     raw: &RawMessage,
-    named: &mut Named,
+    named: &mut DeclaredName,
     mut fields: Map<String, Value>,
 ) -> Result<TaskMessage, Reason> {
     // Protocol 2 headers over a protocol 1 body: the headers win. They are nothing to a body that has
@@ -137,7 +145,7 @@ fn protocol_1(
     if is_hybrid {
         fields.extend(Map::clone(&raw.headers));
     }
-    *named = Named::of(&fields);
+    *named = DeclaredName::of(&fields);
     if named.task.is_none() {
         return Err(Reason::NotATask);
     }
@@ -169,7 +177,7 @@ fn with_arguments(mut message: TaskMessage, args: Value, kwargs: Value) -> TaskM
     message
 }
 
-fn common(raw: &RawMessage, named: &Named, all: Headers) -> Result<TaskMessage, Reason> {
+fn common(raw: &RawMessage, named: &DeclaredName, all: Headers) -> Result<TaskMessage, Reason> {
     let id = named.id.clone().ok_or(Reason::NoId)?;
     let task = named.task.clone().ok_or(Reason::NotATask)?;
     let headers = &*all;
