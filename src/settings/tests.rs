@@ -96,11 +96,7 @@ fn a_file_holds_a_secret() {
     "s3cret",
     "health.redis_url: the URL cannot be used"
 )]
-fn what_is_wrong_is_told_without_the_secret(
-    #[case] settings: &str,
-    #[case] content: &str,
-    #[case] expected: &str,
-) {
+fn errors_contain_no_secret(#[case] settings: &str, #[case] content: &str, #[case] expected: &str) {
     let error = loaded(settings, content, 0o600).unwrap_err().to_string();
     assert!(
         error.contains(expected) && !error.contains("s3cret"),
