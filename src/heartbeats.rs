@@ -31,7 +31,7 @@ pub trait HeartbeatWriter: Send + Sync {
     /// It could not be written. The next heartbeat follows after the interval.
     async fn beat(&self, key: &str) -> Result<(), Cause>;
 
-    /// Removes `key` at the regular end.
+    /// Removes `key` when its service or task has ended.
     ///
     /// # Errors
     /// It could not be removed. Its last heartbeat expires.
@@ -45,7 +45,7 @@ pub struct RedisKeys {
 }
 
 impl RedisKeys {
-    /// Opens no connection yet.
+    /// Creates the writer; a connection is opened for each heartbeat.
     ///
     /// # Errors
     /// The URL cannot be used.
@@ -79,7 +79,7 @@ pub struct Heartbeats {
 }
 
 impl Heartbeats {
-    /// Heartbeats as the settings define them.
+    /// Creates the heartbeats that the settings define.
     ///
     /// # Errors
     /// The URL cannot be used.
@@ -97,7 +97,7 @@ impl Heartbeats {
         })
     }
 
-    /// Heartbeats that `writer` writes.
+    /// Creates heartbeats that `writer` writes.
     #[must_use]
     pub fn with_writer(mut self, writer: Arc<dyn HeartbeatWriter>) -> Self {
         self.writer = Some(writer);

@@ -1,19 +1,17 @@
-//! The manager: finds the transfers that wait, gives each a message, and takes up again what
-//! dead workers left.
+//! The manager: schedules PENDING transfers, and recovers transfers whose worker or message was lost.
 //!
-//! A row becomes SCHEDULED in the same transaction in which its message is confirmed by the
-//! broker. So no row becomes SCHEDULED without a message, and one whose message is lost afterwards is
-//! found and sent again (see `reconcile`); the other way round (a message whose
-//! row is still PENDING, after a crash between confirm and commit) does no harm, since a worker
-//! takes PENDING rows, too, and the second message finds the work done.
+//! A row becomes SCHEDULED in the transaction in which the broker confirms its message, so no row becomes SCHEDULED
+//! without a message. If the message is lost later, `reconcile` finds the row and sends another message. The opposite,
+//! a message whose row is still PENDING, can exist after a crash between the confirmation and the commit. It does no
+//! harm: a worker accepts a PENDING row as well, and a second message finds the transfer completed.
 //!
-//! A pass looks first, without a lock, at everything that is not over. From that it knows how much
-//! each link has under way and how much more its limit allows, and selects: links of a higher priority
-//! first, links of one priority in turn, of each the oldest first. What it is selected it schedules in
-//! batches, each in one transaction whose messages are all on their way at once.
+//! A pass first reads all transfers that have not ended, without a lock. It counts the active transfers of each link,
+//! and selects as many PENDING transfers as the limit of the link allows. Links of a higher priority come first, links
+//! of the same priority take turns, and the oldest transfer of a link is the first. The selected transfers are
+//! scheduled in batches. A batch is one transaction, and its messages are sent concurrently.
 //!
-//! Any number of managers may run, with or without a site of their own each: row locks keep them from
-//! scheduling a transfer twice, and the locks of the links' rows from exceeding a limit together.
+//! Several managers may run at the same time, for all sites or for some. Row locks prevent two of them from
+//! scheduling the same transfer, and the locks of the links' rows prevent them from exceeding a limit together.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,10 +42,10 @@ pub use publish::{Submit, SubmitError};
 pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, search_delay};
 pub use recovery::{max_sweep_duration, recover, sweep_loop};
 
-/// Time limit for reaching the broker, before the pass locks rows.
+/// Time limit for connecting to the broker, which is done before a pass locks rows.
 const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Rows in one transaction. It begins with few, and follows what the batch before took.
+/// Number of rows in one transaction. It depends on the duration of the previous batch.
 const BATCH: BatchSize = BatchSize {
     least: 10,
     first: 50,
@@ -72,15 +70,15 @@ pub struct Manager {
 /// Result of one pass.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Pass {
-    /// Transfers that got a message.
+    /// Transfers whose message was sent.
     pub scheduled: Vec<Assignment>,
-    /// Transfers that another manager scheduled meanwhile.
+    /// Number of transfers that another manager has scheduled in the meantime.
     pub taken: usize,
-    /// Transfers that stay PENDING, and why.
+    /// Transfers that stay PENDING, with the reason.
     pub refused: Vec<RefusedTransfer>,
-    /// Transfers that a dead worker left, PENDING again.
+    /// Transfers whose worker has died; they are PENDING again.
     pub recovered: Vec<TransferId>,
-    /// Transfers whose message was lost: PENDING again, and sent again where their link allows it.
+    /// Transfers whose message was lost; they are PENDING again, and are sent again if their link allows it.
     pub resent: Vec<TransferId>,
     /// Number of transfers that are SCHEDULED for longer than `manager.reconcile_after` and that no worker has taken.
     pub overdue: usize,
@@ -90,7 +88,7 @@ pub struct Pass {
     pub held_back: u64,
 }
 
-/// A transfer and the queue that its message went to.
+/// A scheduled transfer, and the queue of its message.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Assignment {
     /// The transfer.
@@ -104,23 +102,23 @@ pub struct Assignment {
 pub struct RefusedTransfer {
     /// The transfer.
     pub data_transfer_id: TransferId,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
 /// A pass that could not continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
-    /// The database.
+    /// The database cannot be reached, or refuses a statement.
     #[error("waiting transfers could not be read or scheduled")]
     Database(#[from] DatabaseError),
-    /// The broker. Rows without a message stay PENDING.
+    /// The broker does not accept messages. Rows without a message stay PENDING.
     #[error("messages could not be sent; their transfers stay PENDING")]
     Broker(#[source] SubmitError),
 }
 
 impl Manager {
-    /// A manager that sends through `submit`.
+    /// Creates a manager that sends messages with `submit`.
     #[must_use]
     pub fn new(
         repository: Repository,
@@ -140,7 +138,7 @@ impl Manager {
         }
     }
 
-    /// Looks for messages through `find`, and sends again what was lost.
+    /// Adds the search for lost messages, which counts the existing messages with `find`.
     #[must_use]
     pub fn reconciling(self, find: Arc<dyn FindMessages>) -> Self {
         Self {
@@ -149,7 +147,7 @@ impl Manager {
         }
     }
 
-    /// Ticks while it gets on with its passes, and counts them.
+    /// Adds a liveness that ticks at each step of a pass, and metrics of the passes.
     #[must_use]
     pub fn with_monitoring(self, liveness: Liveness, metrics: ManagerMetrics) -> Self {
         Self {
@@ -159,14 +157,14 @@ impl Manager {
         }
     }
 
-    /// Longest time between two ticks of a manager: its pause and one round.
+    /// Maximum time between two ticks of the liveness: the pause between two passes and one step.
     #[must_use]
     pub fn max_tick_interval(settings: &Settings) -> Duration {
         settings.manager.sleep_time + max_sweep_duration(settings)
     }
 
-    /// Runs passes for ever, with a pause between them, until `stop`. A pass that fails is logged;
-    /// the next one tries again.
+    /// Makes passes with pauses between them until `stop` is cancelled. A failed pass is logged, and the next one tries
+    /// again.
     pub async fn transfer_manager_service(&self, stop: &CancellationToken) {
         let pause = self.settings.manager.sleep_time;
         tracing::info!(sleep_s = pause.as_secs_f64(), "manager ready");
@@ -207,11 +205,11 @@ impl Manager {
         pass
     }
 
-    /// One pass: recovers, then schedules every PENDING transfer that is due and that its link has
-    /// room for. With `verbose` every row has a line in the log.
+    /// Makes one pass: recovers transfers of dead workers, and schedules each PENDING transfer that is due and whose
+    /// link has not reached its limit. With `verbose`, each scheduled row is logged.
     ///
     /// # Errors
-    /// [`ManagerError`]. A row that is bad in itself is no error of the pass but a [`RefusedTransfer`].
+    /// [`ManagerError`]. A single row that cannot be scheduled is not an error but a [`RefusedTransfer`].
     pub async fn transfer_transfer_packages(&self, verbose: bool) -> Result<Pass, ManagerError> {
         let mut pass = Pass {
             recovered: self.recover().await?,
@@ -222,7 +220,7 @@ impl Manager {
         let (selected, scheduled) = (survey.selected, survey.scheduled);
         self.send(selected, &mut pass, &mut sending, verbose)
             .await?;
-        // Not while the broker is away: it could not be asked.
+        // Without an answer of the broker, the existing messages cannot be counted.
         if sending.broken.is_none() {
             let again = self.reconcile(scheduled, &mut pass).await?;
             self.send_again(&again, &mut pass, &mut sending, verbose)
@@ -245,7 +243,7 @@ impl Manager {
         }
     }
 
-    /// Schedules rows that reconciliation has just made PENDING.
+    /// Schedules the rows that reconciliation has made PENDING in this pass.
     async fn send_again(
         &self,
         again: &HashSet<TransferId>,
@@ -259,12 +257,12 @@ impl Manager {
         let mut survey_pass = Pass::default();
         let mut selected = self.survey(&mut survey_pass).await?.selected;
         (pass.waiting, pass.held_back) = (survey_pass.waiting, survey_pass.held_back);
-        // What the first round has refused is not tried twice in a pass.
+        // A row that was refused in this pass is not tried a second time.
         selected.retain(|transfer| again.contains(&transfer.candidate.id));
         self.send(selected, pass, sending, verbose).await
     }
 
-    /// Schedules what was selected, in batches, until the broker does not answer.
+    /// Schedules the selected transfers in batches. Ends early if the broker does not answer.
     async fn send(
         &self,
         selected: Vec<Selected>,
@@ -291,7 +289,7 @@ impl Manager {
         Ok(())
     }
 
-    /// Puts transfers of dead workers back.
+    /// Makes the transfers of dead workers PENDING.
     ///
     /// # Errors
     /// The database reported an error.
@@ -301,7 +299,7 @@ impl Manager {
 
     /// Reads the transfers to schedule in this pass, in order, and those that are SCHEDULED.
     async fn survey(&self, pass: &mut Pass) -> Result<ScanResult, DatabaseError> {
-        // Before what is under way is counted: see `Allowance::issued`.
+        // The links are read before the active transfers are counted, see `Allowance::issued`.
         let links = self.repository.links().await?;
         let locations = self.repository.transfer_ends().await?;
         let now = self.repository.database().now().await?;
@@ -324,7 +322,7 @@ impl Manager {
             .repository
             .scan(origins.as_deref(), since, |transfer| survey.count(transfer))
             .await?;
-        // A look at a part is as old as the look at all that it rests on.
+        // A partial scan keeps the time of the full scan that it is based on.
         let looked = before.map_or_else(Instant::now, |(_, looked)| looked);
         *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
             cursor.map(|cursor| (cursor, looked));
@@ -339,11 +337,11 @@ impl Manager {
     fn cursor(&self) -> Option<(ScanCursor, Instant)> {
         let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
         let every = self.settings.manager.full_look_interval;
-        // Taken out: a full scan follows a failed pass.
+        // The cursor is removed here, so that a failed pass is followed by a full scan.
         cursor.take().filter(|(_, looked)| looked.elapsed() < every)
     }
 
-    /// Schedules a batch, or its parts where the database refuses the whole.
+    /// Schedules a batch. If the database refuses it, splits it until only the refused row is left out.
     async fn schedule(
         &self,
         batch: Vec<Selected>,
@@ -360,7 +358,7 @@ impl Manager {
                 Err(error) if error.is_unreachable() => return Err(error),
                 Err(error) => match &batch[..] {
                     [transfer] => pass.refuse(transfer.candidate.id, chain(&error).to_string()),
-                    // One row is bad, and must not be in the way of the others.
+                    // One refused row must not prevent the others from being scheduled.
                     _ => {
                         parts.push(batch.split_off(batch.len() / 2));
                         parts.push(batch);
@@ -444,19 +442,19 @@ struct ScanResult {
     scheduled: Vec<(TransferId, Option<Arc<str>>)>,
 }
 
-/// Answers of the broker in a pass so far.
+/// Answers of the broker since the start of the pass.
 #[derive(Debug, Default)]
 struct PassProgress {
     queues: QueueFailures,
-    /// The last batch had no success, and a message without an answer.
+    /// Set if no message of the previous batch was confirmed, and at least one had no answer.
     silence: Option<SubmitError>,
-    /// The broker does not answer: nothing more is sent.
+    /// Set if the broker does not answer; no further message is sent then.
     broken: Option<SubmitError>,
 }
 
 impl PassProgress {
-    /// Notes a batch. One without any answer may be about queues that cannot take messages; with the
-    /// next such one it is the broker.
+    /// Records the result of a batch. If no message was confirmed, the queues may be the cause; after a second such
+    /// batch, the broker counts as unreachable.
     fn record_batch(&mut self, has_success: bool, unanswered: Option<SubmitError>) {
         let before = self.silence.take();
         match unanswered {
@@ -468,7 +466,7 @@ impl PassProgress {
 }
 
 impl Pass {
-    /// Leaves out what would go to a queue that takes no messages.
+    /// Removes transfers whose queue accepts no messages.
     fn without_refused_queues(
         &mut self,
         selected: VecDeque<Selected>,
@@ -518,7 +516,7 @@ struct BatchSize {
 }
 
 impl BatchSize {
-    /// The size of a batch after one of `size` that took so long.
+    /// Returns the size of the next batch after one of `size` rows that took `took`.
     fn next(&self, size: usize, took: Duration) -> usize {
         if took < self.quick {
             (size * 2).min(self.most)

@@ -92,7 +92,7 @@ impl Published {
         }
     }
 
-    /// Returns true if waiting for the rest is of no use.
+    /// Returns true if the remaining confirmations need not be awaited: the broker does not answer.
     fn should_stop_waiting(&self) -> bool {
         let unanswered = self.failed.values().filter(|error| !error.is_refusal());
         self.confirmed.is_empty() && unanswered.count() >= MAX_FAILURES_IN_A_ROW

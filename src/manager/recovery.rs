@@ -14,7 +14,7 @@ use celery_worker::liveness::Liveness;
 use service_connection::backoff::RetryState;
 use service_connection::error_chain::chain;
 
-/// Sweeps dead leases, as every manager and every worker does; `liveness` ticks for each of them.
+/// Sweeps dead leases, as every manager and every worker does; `liveness` ticks for each lease.
 ///
 /// # Errors
 /// The database reported an error.
@@ -51,14 +51,13 @@ pub async fn recover(
     Ok(pending)
 }
 
-/// Time limit of a sweep, or of any other step of a manager that waits for the database again and
-/// again.
+/// Time limit of a sweep, or of another step of a manager that waits for several answers of the database.
 #[must_use]
 pub fn max_sweep_duration(settings: &Settings) -> Duration {
     settings.ops_db.acquire_timeout.saturating_mul(10)
 }
 
-/// Sweeps dead leases again and again until `stop`: at once, and then whenever one could have died.
+/// Sweeps dead leases at once and then at the interval `every`, until `stop` is cancelled.
 pub async fn sweep_loop(
     repository: &Repository,
     observer: &Owner,

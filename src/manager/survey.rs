@@ -26,7 +26,7 @@ type Ends = (Option<i64>, Option<i64>);
 /// The link of a transfer, by its position in the survey, and the queue of its message.
 type Route = (usize, Arc<str>);
 
-/// State of the links, as read at the start of a pass.
+/// State of the links, as read at the start of a pass, with their transfers.
 pub(super) struct Survey<'a> {
     locations: &'a HashMap<i64, TransferEnd>,
     settings: &'a Settings,

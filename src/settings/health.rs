@@ -24,10 +24,10 @@ pub struct Health {
     pub worker_name: String,
     /// Key for a running task, which contains `{task_id}`; empty for none.
     pub task_key: String,
-    /// Interval between two signs.
+    /// Interval between two heartbeats.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// Lifetime of a sign.
+    /// Lifetime of a heartbeat.
     #[serde(with = "humantime_serde")]
     pub ttl: Duration,
 }

@@ -10,7 +10,7 @@ use crate::transfer::failures::{FailureKind, Matcher, OutputSource, RetryRule, S
 /// The page.
 const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/failures.md");
 
-/// Environment variable that has the page rewritten.
+/// Environment variable that makes the test write the page.
 const REWRITE: &str = "REWRITE_DOCS";
 
 const INTRODUCTION: &str = "\
@@ -61,7 +61,7 @@ fn consequence(kind: FailureKind) -> String {
     }
 }
 
-/// A matcher for a reader; none for an exit status, which has no text of its own in the output.
+/// Describes a matcher for a reader; `None` for an exit status, which has no text in the output.
 fn describe_matcher(matcher: &Matcher) -> Option<String> {
     let before = match (matcher.source, matcher.begins.is_empty()) {
         (OutputSource::Bbcp, true) => "bbcp: … ",

@@ -77,8 +77,8 @@ impl TransferService {
     }
 }
 
-/// Repeats a call until the database answers, until one of `ends` is cancelled, or until an error is not
-/// `is_retryable`.
+/// Repeats a call until the database answers, until one of `ends` is cancelled, or until `is_retryable` returns false
+/// for an error.
 ///
 /// # Errors
 /// The errors of [`TransferService::retry_until_reachable`].

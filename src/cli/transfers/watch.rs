@@ -438,9 +438,9 @@ impl Bars {
             .filter_map(|snapshot| snapshot.rate_bytes_per_s)
             .sum();
         self.sum.set_message(match copies {
-            0 => "no copy runs; Ctrl-C ends this display".into(),
+            0 => "no copy runs; Ctrl-C ends this view".into(),
             _ => format!(
-                "{copies} running, {} in total; Ctrl-C ends this display, not the copies",
+                "{copies} running, {} in total; Ctrl-C ends this view, not the copies",
                 output::rate(rate)
             ),
         });

@@ -174,8 +174,8 @@ impl<'a> AttemptRun<'a> {
         Ok(digest)
     }
 
-    /// The reason why an attempt ended with `error`. A step that was stopped reports only that; the
-    /// attempt knows why it was stopped.
+    /// Returns the reason why an attempt ended with `error`. A stopped step reports only that it was stopped; the
+    /// attempt knows the reason.
     pub(super) fn cause(&self, error: TransferError) -> TransferError {
         if self.lost.is_cancelled() {
             return TransferError::LeaseLost {

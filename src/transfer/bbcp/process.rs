@@ -125,7 +125,7 @@ struct RunningCopy<'a> {
     plan: &'a Plan,
     group: Group,
     agent: Child,
-    /// Standard input of the agent. When this process dies it closes, and that ends the copy; see [`guarded_command`].
+    /// Standard input of the agent. It closes when this process dies, and that ends the copy; see [`guarded_command`].
     _lifeline: Option<ChildStdin>,
     readers: [AbortOnDropHandle<()>; 2],
     lines: mpsc::Receiver<Vec<u8>>,
@@ -310,8 +310,8 @@ fn ticks(stall_timeout: Duration) -> Interval {
     ticks
 }
 
-/// Reads the rest of the output until the pipes close, for at most [`DRAIN_TIMEOUT`]: a grandchild may hold them open without
-/// limit.
+/// Reads the rest of the output until the pipes close, for at most [`DRAIN_TIMEOUT`]: a grandchild may hold them open
+/// without limit.
 async fn drain(lines: &mut mpsc::Receiver<Vec<u8>>, output: &mut OutputSummary) {
     let end = Instant::now() + DRAIN_TIMEOUT;
     while let Ok(Some(line)) = timeout_at(end, lines.recv()).await {

@@ -40,10 +40,10 @@ pub enum Difference {
         column: String,
         /// Names of the members.
         members: Vec<&'static str>,
-        /// The labels that there are.
+        /// The existing labels.
         found: Vec<String>,
     },
-    /// A column that must be given a value when a row is inserted, and that this program gives none.
+    /// A column that needs a value when a row is inserted, and for which this program has none.
     Unwritten {
         /// The table.
         table: String,

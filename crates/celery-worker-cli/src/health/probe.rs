@@ -49,8 +49,8 @@ struct State {
 }
 
 impl Probe {
-    /// Creates a probe that calls `ask`, whose result is cached for `valid_for`. The error of `ask` is the reason of the
-    /// failure.
+    /// Creates a probe that calls `ask`, whose result is cached for `valid_for`. The error of `ask` is the reason of
+    /// the failure.
     pub fn new<F>(
         name: &'static str,
         valid_for: Duration,
@@ -78,8 +78,8 @@ impl Probe {
         self.name
     }
 
-    /// Returns the result, new or cached. A run that takes longer than [`PROBE_TIMEOUT`] continues, and the next call waits
-    /// for it.
+    /// Returns the result, new or cached. A run that takes longer than [`PROBE_TIMEOUT`] continues, and the next call
+    /// waits for it.
     ///
     /// # Errors
     /// The reason of the failure, or a text that there was no answer in time.
