@@ -13,7 +13,7 @@ pub struct ManagerSettings {
     /// Pause between two passes.
     #[serde(with = "humantime_serde")]
     pub sleep_time: Duration,
-    /// Interval between full scans, which include COMPLETED transfers.
+    /// Interval between full scans, which also find COMPLETED transfers that were reset.
     #[serde(with = "humantime_serde")]
     pub full_look_interval: Duration,
     /// Time that a transfer may be SCHEDULED until its message is searched for; zero for never.

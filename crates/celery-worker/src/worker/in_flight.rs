@@ -105,7 +105,7 @@ struct All {
 }
 
 impl InFlight {
-    /// Creates an empty collection that parks at most `limit` deliveries.
+    /// Creates an empty collection that parks at most `parking_limit` deliveries.
     pub(crate) fn new(parking_limit: usize) -> Self {
         Self {
             all: Mutex::default(),

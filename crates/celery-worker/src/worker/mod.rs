@@ -1,8 +1,8 @@
 //! The worker: receives, schedules, runs and settles tasks.
 //!
-//! It implements Celery and does not depend on transfers. The order of steps is that of Celery with late
-//! acknowledgement: STARTED, the run, its result stored, and only then the message acknowledged. A message is therefore
-//! never lost; it can be delivered twice, and tasks must tolerate that.
+//! It implements Celery and does not depend on transfers. With late acknowledgement, a message is acknowledged after
+//! the run, once its result is stored: it is never lost, but can be delivered twice, and the task must tolerate that.
+//! With early acknowledgement, Celery's default, it is acknowledged before the run, and lost if the worker dies.
 //!
 //! Every accepted message has an entry until it is settled. A delivery of a message that was accepted before (the
 //! broker redelivered it after a lost connection, or a producer sent it twice) joins that entry instead of running

@@ -10,7 +10,7 @@ use crate::broker::{Delivery, Disposition, Publication};
 use celery_protocol::RawMessage;
 use service_connection::error_chain::chain;
 
-/// Time limit of one attempt to publish.
+/// Time limit for connecting to the broker.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
 
 /// Interval of the checks of deliveries whose message is being published again.
@@ -21,6 +21,9 @@ const DELIVERIES: &str = "x-delivery-count";
 
 impl Runtime {
     /// Publishes a waiting message again, and settles its held deliveries.
+    ///
+    /// A warm shutdown waits for the broker's confirmation: a publication that was sent, and whose delivery is requeued,
+    /// would be two messages. A cold shutdown requeues the deliveries.
     pub(super) async fn republish(
         &self,
         held: Vec<Delivery>,
@@ -49,21 +52,21 @@ impl Runtime {
         let publishing = self
             .broker
             .publish_until_confirmed(&publication, PUBLISH_WITHIN);
-        let published = tokio::select! {
-            published = publishing => published,
+        let disposition = tokio::select! {
+            published = publishing => match published {
+                Ok(()) => Disposition::Ack,
+                Err(error) => {
+                    tracing::warn!(
+                        task_id,
+                        error = %chain(&error),
+                        "delayed task could not be published again; its message returns to the queue"
+                    );
+                    Disposition::Requeue
+                }
+            },
             // The broker has requeued the message; publishing it as well would create a second one.
             () = requeued_by_broker(&held) => return,
-        };
-        let disposition = match published {
-            Ok(()) => Disposition::Ack,
-            Err(error) => {
-                tracing::warn!(
-                    task_id,
-                    error = %chain(&error),
-                    "delayed task could not be published again; its message returns to the queue"
-                );
-                Disposition::Requeue
-            }
+            () = self.stopping.cancelled() => Disposition::Requeue,
         };
         for delivery in held {
             delivery.settle(disposition).await;
