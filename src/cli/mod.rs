@@ -33,6 +33,7 @@ mod manager;
 mod manual;
 mod operator;
 mod output;
+mod parked;
 mod table;
 mod transfers;
 mod worker;
@@ -88,6 +89,9 @@ enum Command {
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArguments),
+    /// See, requeue and delete elements of queues in Redis that are no messages.
+    #[command(subcommand)]
+    Parked(parked::ParkedCommand),
     /// Print the script for the completion of this command line in a shell.
     Completions(manual::Completions),
     /// Write the manual pages.
@@ -147,6 +151,7 @@ pub fn main() -> ExitCode {
                 Command::Links(command) => links::run(&context, command).await,
                 Command::Transfers(command) => transfers::run(&context, *command).await,
                 Command::Doctor(arguments) => doctor::run(&context, arguments).await,
+                Command::Parked(command) => parked::run(&context, command).await,
                 #[cfg(feature = "fault-points")]
                 Command::FaultPoints => Ok(list_fault_points()),
                 // Already run above: these need no valid settings, or have flags that change them.

@@ -137,7 +137,9 @@ fn judge_queue(name: &str, state: Result<QueueState, BrokerError>) -> Outcome {
             verdict: Verdict::Yellow,
             ..Outcome::red(
                 format!("{messages} messages wait; {parked} elements are no messages"),
-                format!("look at the list celery-worker.parked.{name}, and delete it"),
+                format!(
+                    "`ccat-transfer parked list {name}` shows them, `parked delete` deletes them"
+                ),
             )
         },
         Err(error) => Outcome::red(

@@ -171,6 +171,14 @@ impl RedisUrl {
         }
     }
 
+    /// Location with the number of the database, as kombu shows it.
+    pub(crate) fn uri(&self) -> String {
+        match (&self.master, self.endpoints.first()) {
+            (None, Some(Endpoint::Tcp(..))) => format!("{}/{}", self.place(), self.db()),
+            _ => self.place(),
+        }
+    }
+
     /// Creates the client, without a connection.
     ///
     /// # Errors

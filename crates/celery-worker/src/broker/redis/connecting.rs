@@ -84,11 +84,11 @@ impl Connector {
             .map_or_else(String::new, RedisUrl::place)
     }
 
-    /// Locations of all servers, the one in use first.
-    pub(super) fn places(&self) -> Vec<String> {
+    /// URLs of all servers without their logins, the one in use first.
+    pub(super) fn uris(&self) -> Vec<String> {
         let current = self.current.load(Ordering::Relaxed);
         let (before, after) = self.servers.split_at(current.min(self.servers.len()));
-        after.iter().chain(before).map(RedisUrl::place).collect()
+        after.iter().chain(before).map(RedisUrl::uri).collect()
     }
 
     /// Time limit of one attempt to connect to all servers.
@@ -147,7 +147,7 @@ impl Connector {
             match named {
                 // An access list may forbid it.
                 Err(error) if !is_lost(&error) => {
-                    tracing::debug!(%error, "the connection has no name");
+                    tracing::debug!(%error, "connection has no name");
                 }
                 other => other?,
             }
@@ -155,7 +155,9 @@ impl Connector {
         };
         match timeout(self.connection_timeout, connecting).await {
             Ok(Ok(connection)) => Ok(Link { connection, pushes }),
-            Ok(Err(error)) if error.kind() == ErrorKind::AuthenticationFailed => {
+            Ok(Err(error))
+                if error.kind() == ErrorKind::AuthenticationFailed || is_login_missing(&error) =>
+            {
                 Err(BrokerError::Refused {
                     broker: server.place(),
                     what: "the login; check user and password in the broker's URL".into(),

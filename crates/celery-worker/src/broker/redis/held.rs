@@ -317,7 +317,7 @@ impl Settler {
             !is_hopeless(error)
         };
         let log = |error: &BrokerError, pause_s| {
-            tracing::warn!(error = %chain(error), retry_in_s = pause_s, "messages are not settled yet; it is tried again");
+            tracing::warn!(error = %chain(error), retry_in_s = pause_s, "messages are not settled yet; retrying");
         };
         let done = RetryLoop::new(RECONNECT).run(attempt, again, log).await;
         if let Err(error) = done {

@@ -353,7 +353,7 @@ impl Session for ListConsumer {
             .await;
         let is_tracking = tracking.is_ok();
         if let Err(error) = tracking {
-            tracing::debug!(%error, "the server does not report changes; its lists are read every second");
+            tracing::debug!(%error, "server does not report changes; its lists are read every second");
         }
         self.queues
             .iter_mut()

@@ -48,6 +48,7 @@ mod list_consumer;
 mod maintenance;
 mod names;
 mod options;
+mod parked;
 mod probe;
 mod publisher;
 mod scripts;
@@ -61,6 +62,7 @@ pub use options::{
     BodyEncodingName, FanoutPrefix, QueueOrder, RedisBrokerOptions, RedisTransportOptions,
     SentinelKwargs,
 };
+pub use parked::ParkedElement;
 pub use probe::{QueueState, RedisProbe, ServerState};
 
 /// Schemes of the URLs.
@@ -211,7 +213,7 @@ fn report_panic(feed: &Feed, purpose: &'static str, panic: &str) {
     tracing::error!(
         purpose,
         panic,
-        "a subscription panicked, which is a bug; it is no longer served"
+        "subscription panicked, which is a bug; it receives no more messages"
     );
     feed.reports.fail(BrokerError::Panicked {
         purpose,
@@ -228,11 +230,11 @@ impl Broker for RedisBroker {
     }
 
     fn masked_url(&self) -> String {
-        self.shared.connector.place()
+        self.masked_urls().into_iter().next().unwrap_or_default()
     }
 
     fn masked_urls(&self) -> Vec<String> {
-        self.shared.connector.places()
+        self.shared.connector.uris()
     }
 
     async fn publish(
@@ -265,7 +267,7 @@ impl Broker for RedisBroker {
                 async || self.survey(&[]).await.map(drop),
                 again,
                 |error, _| {
-                    tracing::debug!(error = %chain(error), "connecting is tried again");
+                    tracing::debug!(error = %chain(error), "connecting failed; retrying");
                 },
             )
             .await

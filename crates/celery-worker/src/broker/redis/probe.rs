@@ -47,8 +47,8 @@ pub struct QueueState {
 
 /// A connection for questions.
 pub struct RedisProbe {
-    commands: Commands,
-    names: Names,
+    pub(super) commands: Commands,
+    pub(super) names: Names,
     visibility_timeout: u64,
 }
 

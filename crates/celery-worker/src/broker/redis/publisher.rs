@@ -139,7 +139,7 @@ impl Publisher {
         };
         RetryLoop::new(RECONNECT)
             .run(attempt, again, |error, _| {
-                tracing::debug!(error = %chain(error), "publishing is tried again");
+                tracing::debug!(error = %chain(error), "message not published; retrying");
             })
             .await
     }

@@ -63,7 +63,7 @@ impl Supervisor {
                         tracing::error!(
                             purpose = self.purpose,
                             panic = panic_text(&*panic),
-                            "a consumer panicked, which is a bug; its connection is opened again"
+                            "consumer panicked, which is a bug; reconnecting"
                         );
                         Err(self.connector.lost("the consumer panicked"))
                     });
@@ -97,7 +97,7 @@ impl Supervisor {
                     purpose = self.purpose,
                     error = %chain(&error),
                     retry_in_s = in_seconds(pause),
-                    "no connection to the broker; it is tried again, and running tasks go on"
+                    "no connection to the broker; retrying, running tasks continue"
                 );
             }
             if feed
