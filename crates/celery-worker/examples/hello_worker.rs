@@ -8,7 +8,6 @@
 //! the result backend `rpc://`.
 
 use celery_worker::prelude::*;
-use celery_worker::worker::WorkerError;
 
 #[task(name = "tasks.add")]
 async fn add(x: i64, y: i64) -> TaskResult<i64> {

@@ -14,7 +14,6 @@
 use std::time::Duration;
 
 use celery_worker::prelude::*;
-use celery_worker::worker::WorkerError;
 use serde_json::json;
 
 #[task(name = "tasks.resize")]

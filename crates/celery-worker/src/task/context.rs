@@ -97,7 +97,28 @@ impl TaskContext {
     }
 
     /// Cancelled when the task has to stop now. A [cooperative](super::TaskOptions::cooperative) task ends by itself
-    /// then; any other task is dropped.
+    /// then; any other task is dropped where it waits.
+    ///
+    /// A task that has stopped early returns [`TaskError::Requeue`](super::TaskError::Requeue). After `terminate` its
+    /// state is REVOKED, after a time limit FAILURE, and after a shutdown its message returns to the queue. Any other
+    /// outcome counts as usual: a value is a success, an exception a failure.
+    ///
+    /// ```
+    /// use celery_worker::prelude::*;
+    /// use std::time::Duration;
+    ///
+    /// #[task(cooperative, acks_late)]
+    /// async fn count_to(n: u32, cx: TaskContext) -> TaskResult<u32> {
+    ///     for done in 0..n {
+    ///         tokio::select! {
+    ///             () = cx.cancelled().cancelled() => return Err(TaskError::Requeue),
+    ///             () = tokio::time::sleep(Duration::from_secs(1)) => cx.progress(serde_json::json!({"done": done})),
+    ///         }
+    ///     }
+    ///     Ok(n)
+    /// }
+    /// # let _ = count_to;
+    /// ```
     #[must_use]
     pub fn cancelled(&self) -> &CancellationToken {
         &self.run.signals.cancelled
@@ -118,16 +139,16 @@ impl TaskContext {
     }
 
     /// True if the message returns to its queue if the task ends with [`TaskError::Requeue`](super::TaskError::Requeue)
-    /// now. False once it is acknowledged, and after the connection was lost by which it came: the broker has
-    /// then given it to another worker, or to this one again.
+    /// now. False once it is acknowledged or the task is [terminated](Self::terminated), and after the connection was
+    /// lost by which it came: the broker has then given it to another worker, or to this one again.
     #[must_use]
     pub fn will_requeue(&self) -> bool {
-        (self.run.will_requeue)()
+        !self.terminated().is_cancelled() && (self.run.will_requeue)()
     }
 
     /// Reports progress: it becomes the result of the state PROGRESS and the field `progress` of an event
-    /// `task-progress-reported`. Never waits, and can be called at any rate: the worker passes on the most recent value
-    /// every so often. A value other than a mapping is reported as `{"progress": value}`.
+    /// `task-progress-reported`. Never waits, and can be called at any rate: the worker passes on the most recent value,
+    /// at most every two seconds. A value other than a mapping is reported as `{"progress": value}`.
     pub fn progress(&self, value: impl Serialize) {
         let value = serde_json::to_value(value).unwrap_or_default();
         let progress = match value {
@@ -199,6 +220,9 @@ impl TaskContext {
 
     /// Replaces this task by a signature: it gets the task's id, callbacks and place in a chain or chord, and this run
     /// ends without a result. Always returns an error, to be returned by the task: `return cx.replace(add::s(1, 2)).await`.
+    ///
+    /// The caller needs a result backend that stores results: over `rpc://` the replacement's result does not reach it,
+    /// as with Celery.
     ///
     /// # Errors
     /// [`TaskError::Ignore`] once the replacement is sent; an exception if it cannot be sent.

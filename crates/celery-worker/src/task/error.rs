@@ -19,7 +19,43 @@ pub type TaskResult<T> = Result<T, TaskError>;
 ///
 /// Any [`std::error::Error`] converts into it with `?`. An [`Exception`], a [`Retry`], [`Reject`] and [`Ignore`] keep
 /// their meaning; every other error becomes a Python `RuntimeError` whose text is the error with its causes.
-/// As in `anyhow`, `TaskError` is therefore no `Error` itself.
+/// As in `anyhow`, `TaskError` is therefore no `Error` itself. An `anyhow::Error` does not implement `Error` either:
+/// convert it with `.map_err(|error| Exception::runtime_error(format!("{error:#}")))?`.
+///
+/// A type of your own becomes a Python exception of a class of your choice with `From`, if it does not implement
+/// `Error`:
+///
+/// ```
+/// use celery_worker::prelude::*;
+///
+/// struct SoldOut { left: u32 }
+///
+/// impl From<SoldOut> for TaskError {
+///     fn from(error: SoldOut) -> Self {
+///         let exception = Exception::new("shop.errors", "SoldOut", format!("{} left", error.left));
+///         exception.with_args(vec![error.left.into()]).into()
+///     }
+/// }
+///
+/// fn take(wanted: u32, left: u32) -> TaskResult<u32> {
+///     left.checked_sub(wanted).ok_or(SoldOut { left }).map_err(TaskError::from)
+/// }
+/// # assert!(take(2, 1).is_err());
+/// ```
+///
+/// A retry is an error as well, so that an error can be the reason of the next attempt:
+///
+/// ```
+/// use celery_worker::prelude::*;
+/// use std::time::Duration;
+///
+/// #[task(max_retries = 5)]
+/// async fn read(path: String, cx: TaskContext) -> TaskResult<String> {
+///     let again = |error| cx.retry().countdown(Duration::from_secs(10)).cause(error);
+///     Ok(std::fs::read_to_string(path).map_err(again)?)
+/// }
+/// # let _ = read;
+/// ```
 ///
 /// ```
 /// use celery_worker::prelude::*;
