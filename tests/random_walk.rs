@@ -196,7 +196,7 @@ fn from_environment<T: std::str::FromStr>(name: &str, default: T) -> T {
     let given = std::env::var(name).ok();
     given.map_or(default, |text| {
         let number = text.parse().ok();
-        number.unwrap_or_else(|| panic!("{name}={text} is no number"))
+        number.unwrap_or_else(|| panic!("{name}={text} is not a number"))
     })
 }
 

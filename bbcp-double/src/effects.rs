@@ -136,7 +136,7 @@ pub(crate) enum Effect {
     Noise(u64),
     /// A line of this many bytes
     LongLine(usize),
-    /// Lines that are no UTF-8
+    /// Lines that are not UTF-8
     Binary,
     /// Text on standard output
     StandardOutputJunk,

@@ -105,7 +105,7 @@ impl Knobs {
                 let (name, value) = line
                     .split_once('=')
                     .filter(|(name, _)| name.starts_with(PREFIX))
-                    .ok_or_else(|| format!("{FILE} has a line that is no knob: {line}"))?;
+                    .ok_or_else(|| format!("{FILE} has a line that is not a knob: {line}"))?;
                 settings.insert(name.to_owned(), value.to_owned());
             }
         }

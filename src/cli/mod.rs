@@ -89,7 +89,7 @@ enum Command {
     #[command(subcommand)]
     Config(config::ConfigCommand),
     Doctor(doctor::DoctorArguments),
-    /// See, requeue and delete elements of queues in Redis that are no messages.
+    /// See, requeue and delete elements of queues in Redis that are not messages.
     #[command(subcommand)]
     Parked(parked::ParkedCommand),
     /// Print the script for the completion of this command line in a shell.

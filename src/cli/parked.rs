@@ -1,4 +1,4 @@
-//! `parked`: elements of queues in Redis that are no messages.
+//! `parked`: elements of queues in Redis that are not messages.
 
 use std::process::ExitCode;
 

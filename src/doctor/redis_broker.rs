@@ -106,7 +106,7 @@ fn judge(state: &ServerState) -> Outcome {
     if state.parked_entries > 0 {
         return yellow(
             format!(
-                "{} entries of dead workers were no messages",
+                "{} entries of dead workers are not messages",
                 state.parked_entries
             ),
             "look at the list celery-worker.parked-entries, and delete it",
@@ -136,7 +136,7 @@ fn judge_queue(name: &str, state: Result<QueueState, BrokerError>) -> Outcome {
         Ok(QueueState { messages, parked }) => Outcome {
             verdict: Verdict::Yellow,
             ..Outcome::red(
-                format!("{messages} messages wait; {parked} elements are no messages"),
+                format!("{messages} messages wait; {parked} elements are not messages"),
                 format!(
                     "`ccat-transfer parked list {name}` shows them, `parked delete` deletes them"
                 ),

@@ -13,7 +13,7 @@ use service_connection::error_chain::chain;
 /// Maximum number of transfers to check; the longest unchanged come first.
 const MAX_ROWS: u64 = 10_000;
 
-/// Number of messages without effect after which a lost message is no coincidence.
+/// Number of messages without effect after which a lost message is not a coincidence.
 const MAX_RESENT: i64 = 3;
 
 pub(super) async fn check(repository: &Repository, reconcile_after: Duration) -> Outcome {

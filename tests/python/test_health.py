@@ -525,7 +525,7 @@ class Prometheus:
                 return json.load(answer)["data"]
 
     def query(self, expression):
-        """[({label: value}, number)], without values that are no numbers."""
+        """[({label: value}, number)], without values that are not numbers."""
         answer = self.get("query", query=expression) or {"result": []}
         found = [(one["metric"], float(one["value"][1])) for one in answer["result"]]
         return [(labels, number) for labels, number in found if not math.isnan(number)]

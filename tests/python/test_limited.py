@@ -152,7 +152,7 @@ def broken_messages(limited):
             if judge.expected(received(message)) != {"held"}:
                 channel.basic_publish(message, exchange="", routing_key=limited.queue)
 
-    limited.survives("names that are no text", names)
+    limited.survives("names that are not text", names)
     limited.survives("broken messages", fuzzed)
 
 

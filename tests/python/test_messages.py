@@ -139,8 +139,8 @@ BAD = {
     "unknown content type": ("reject", b"[]", headers(), {"content_type": "application/x-nope"}),
     "no task": ("reject", b'{"a": 1}', {}, {}),
     "no task, a list": ("reject", b"[1, 2]", {}, {}),
-    "eta is no time": ("reject", body(), headers(eta="soon"), {}),
-    "expires is no time": ("reject", body(), headers(expires="soon"), {}),
+    "eta is not a time": ("reject", body(), headers(eta="soon"), {}),
+    "expires is not a time": ("reject", body(), headers(expires="soon"), {}),
     "protocol 1, kwargs is a list": (
         "reject",
         json.dumps({"task": TRANSFER, "id": str(uuid.uuid4()), "args": [1], "kwargs": [1]}),

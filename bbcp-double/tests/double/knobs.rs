@@ -223,6 +223,6 @@ fn knobs_from_a_file_beside_the_program_as_called() {
     bench.write("bin/bbcp-double.env", b"PLAN=exists\n");
     run().expect(
         99,
-        &["DOUBLE: bbcp-double.env has a line that is no knob: PLAN=exists"],
+        &["DOUBLE: bbcp-double.env has a line that is not a knob: PLAN=exists"],
     );
 }

@@ -262,7 +262,7 @@ fn times() {
             let read = decode(&again, &accept(1000)).unwrap_or_else(|e| panic!("{line}: {e}"));
             assert_eq!((read.eta, read.expires), (eta, task.expires), "{line}");
         }
-        // As one, it is no time.
+        // All lines together are not a time either.
         let _ = of(&text);
     });
 }

@@ -190,7 +190,7 @@ impl Damage<'_> {
 fn variable(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| {
         text.parse()
-            .unwrap_or_else(|_| panic!("{name} is no number"))
+            .unwrap_or_else(|_| panic!("{name} is not a number"))
     })
 }
 

@@ -161,7 +161,7 @@ fn without_compression(text: &str) -> Option<&str> {
     }
 }
 
-/// Parses `259.5 MB/s` to bytes per second. The outer `None` means that the text is no rate, the inner one that the
+/// Parses `259.5 MB/s` to bytes per second. The outer `None` means that the text is not a rate, the inner one that the
 /// rate is not a number (`nan`, `inf`).
 fn rate(text: &str) -> Option<Option<f64>> {
     let (value, unit) = text.split_once(' ')?;

@@ -93,7 +93,7 @@ fn member<'de, D: Deserializer<'de>, E: DatabaseEnum>(deserializer: D) -> Result
     let label = String::deserialize(deserializer)?;
     E::from_label(&label).ok_or_else(|| {
         let members: Vec<_> = E::ALL.iter().map(|member| member.value()).collect();
-        de::Error::custom(format!("`{label}` is none of {}", members.join(", ")))
+        de::Error::custom(format!("`{label}` is not one of {}", members.join(", ")))
     })
 }
 
@@ -275,7 +275,10 @@ mod tests {
             panic!("not a syntax error");
         };
         let text = error.to_string();
-        assert!(text.contains("`bufer` is none of source, buffer"), "{text}");
+        assert!(
+            text.contains("`bufer` is not one of source, buffer"),
+            "{text}"
+        );
         assert!("[[sits]]\nname = 'A'".parse::<Topology>().is_err());
     }
 

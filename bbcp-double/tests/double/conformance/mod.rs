@@ -252,7 +252,10 @@ impl Case {
                     "{name}: {} bytes in {target}",
                     partial.len()
                 );
-                assert!(whole.starts_with(&partial), "{name}: {target} is no prefix");
+                assert!(
+                    whole.starts_with(&partial),
+                    "{name}: {target} is not a prefix"
+                );
             }
             After::Size(target, size) => assert_eq!(bench.size(target), *size, "{name}: {target}"),
             After::Entries(directory, count) => {

@@ -52,7 +52,7 @@ impl Signature {
         }
     }
 
-    /// Appends a positional argument. A value that is not JSON (a map with keys that are no strings) is reported as an
+    /// Appends a positional argument. A value that is not JSON (a map with keys that are not strings) is reported as an
     /// error when the signature is applied.
     ///
     /// The result of the previous step is inserted before a signature's own arguments, unless the signature is

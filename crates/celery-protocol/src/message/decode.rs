@@ -10,7 +10,7 @@ use crate::{Headers, RawMessage, envelope, time};
 /// Reads a task message of either protocol.
 ///
 /// # Errors
-/// [`Refused`], for everything that is no task; see [`Reason::disposition`].
+/// [`Refused`], for everything that is not a task; see [`Reason::disposition`].
 pub fn decode(raw: &RawMessage, accept: &Accept) -> Result<TaskMessage, Refused> {
     let mut named = DeclaredName::of(&raw.headers);
     read(raw, accept, &mut named).map_err(|reason| {
@@ -81,7 +81,7 @@ fn read(
     named: &mut DeclaredName,
 ) -> Result<TaskMessage, Reason> {
     let body = content::decompress_body(raw, accept)?;
-    // The header decides which protocol it is, even if its value is no name.
+    // The header decides which protocol it is, even if its value is not a name.
     let by_header = raw.headers.contains_key("task");
     if by_header && named.task.is_none() {
         return Err(Reason::NotATask);

@@ -228,7 +228,7 @@ pub enum Reason {
     /// Protocol 1 with keyword arguments that are none.
     #[error("keyword arguments are not a mapping")]
     KeywordArguments,
-    /// `eta` or `expires` is no ISO 8601 time.
+    /// `eta` or `expires` is not an ISO 8601 time.
     #[error("`{header}` is not an ISO 8601 time: {value}")]
     Time {
         /// Which of the two.

@@ -89,7 +89,7 @@ pub struct Celery {
     pub task_default_queue: String,
     /// Concurrent tasks; 0 for the number of processors.
     pub worker_concurrency: u16,
-    /// Prefetched deliveries for each slot; 0 is no limit.
+    /// Prefetched deliveries for each slot; 0 means no limit.
     pub worker_prefetch_multiplier: u16,
     /// True if task events are sent.
     pub worker_send_task_events: bool,
@@ -110,11 +110,11 @@ pub struct Celery {
     pub task_ignore_result: bool,
     /// True if failures are stored even if results are not.
     pub task_store_errors_even_if_ignored: bool,
-    /// Seconds that a task may run; 0 is no limit.
+    /// Seconds that a task may run; 0 means no limit.
     pub task_time_limit: f64,
-    /// Seconds until a task is asked to stop; 0 is no limit.
+    /// Seconds until a task is asked to stop; 0 means no limit.
     pub task_soft_time_limit: f64,
-    /// Rate limit for tasks of one name, e.g. `10/m`; empty is no limit.
+    /// Rate limit for tasks of one name, e.g. `10/m`; empty means no limit.
     pub task_default_rate_limit: String,
     /// True if rate limits are ignored, including those of the tasks.
     pub worker_disable_rate_limits: bool,
@@ -143,7 +143,7 @@ pub struct Celery {
     pub broker_connection_retry: bool,
     /// True if the first connection is retried until it succeeds.
     pub broker_connection_retry_on_startup: bool,
-    /// Consecutive failed attempts until the worker ends; 0 is no limit.
+    /// Consecutive failed attempts until the worker ends; 0 means no limit.
     pub broker_connection_max_retries: u32,
     /// PEM file of further certificate authorities for the broker's certificate; empty for those of the system.
     pub broker_ssl_ca_file: String,

@@ -341,7 +341,7 @@ fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
     }
 }
 
-/// A text among the merged values; empty if the value is no text.
+/// A text among the merged values; empty if the value is not a text.
 fn text_of<'a>(dict: &'a Dict, key: &str) -> &'a str {
     match find(dict, key) {
         Some(Value::String(_, text)) => text,

@@ -218,7 +218,7 @@ mod tests {
                 celery.task_name = "x".repeat(5000),
                 celery.retries = 2_i64,
             );
-            tracing::event!(parent: &span, Level::ERROR, "a line of the log is no event");
+            tracing::event!(parent: &span, Level::ERROR, "a line of the log is not an event");
             tracing::record_all!(
                 span,
                 error.type = "OSError",

@@ -365,7 +365,7 @@ fn places(request: &ControlRequest) -> Result<usize, Exception> {
         n => n
             .as_u64()
             .and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(|| Exception::new(BUILTINS, "ValueError", "n is no number of places")),
+            .ok_or_else(|| Exception::new(BUILTINS, "ValueError", "n is not a number of places")),
     }
 }
 

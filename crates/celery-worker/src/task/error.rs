@@ -19,8 +19,8 @@ pub type TaskResult<T> = Result<T, TaskError>;
 ///
 /// Any [`std::error::Error`] converts into it with `?`. An [`Exception`], a [`Retry`], [`Reject`] and [`Ignore`] keep
 /// their meaning; every other error becomes a Python `RuntimeError` whose text is the error with its causes.
-/// As in `anyhow`, `TaskError` is therefore no `Error` itself. An `anyhow::Error` does not implement `Error` either:
-/// convert it with `.map_err(|error| Exception::runtime_error(format!("{error:#}")))?`.
+/// Because of this conversion `TaskError` does not implement `Error` itself. An `anyhow::Error` does not implement it
+/// either: convert it with `.map_err(|error| Exception::runtime_error(format!("{error:#}")))?`.
 ///
 /// A type of your own becomes a Python exception of a class of your choice with `From`, if it does not implement
 /// `Error`:

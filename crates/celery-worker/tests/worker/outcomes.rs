@@ -1,4 +1,4 @@
-//! Results of tasks, and messages that are no tasks.
+//! Results of tasks, and messages that are not tasks.
 
 use super::*;
 

@@ -82,7 +82,7 @@ pub(super) const RENAME: &str = concat!(
     r#"cd "$1" || exit 1; clear "./$4" || exit 1; "#,
     r#"copy() { test -f "./$2" && ! test -L "./$2"; }; "#,
     r#"if test -e "./$3" || test -L "./$3"; then copy "$@" && ! test -L "./$3" && test "./$2" -ef "./$3" 2>/dev/null || exit 73; "#,
-    r#"else copy "$@" || { echo "$2 is no regular file" >&2; exit 1; }; flush "./$2" || exit 1; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
+    r#"else copy "$@" || { echo "$2 is not a regular file" >&2; exit 1; }; flush "./$2" || exit 1; e=$(ln "./$2" "./$3" 2>&1) || { test -e "./$3" && exit 73; echo "$e" >&2; case $e in *"not permitted"|*"not supported"|*"not implemented") exit 72;; *": Permission denied"|*": Read-only file system") exit 77;; esac; exit 1; }; fi; "#,
     r#"rm -f "./$2" || exit 1; shift 4; flush "$@" || exit 1; say renamed"#
 );
 

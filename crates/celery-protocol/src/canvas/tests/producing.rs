@@ -18,7 +18,7 @@ fn client<'a>(golden: &'a Value) -> Call<'a> {
     }
 }
 
-/// Removes sizes that Celery stores for groups which are no chords; no reader uses them.
+/// Removes sizes that Celery stores for groups which are not chords; no reader uses them.
 fn without_unread_sizes(golden: &Value) -> Value {
     let mut expected = golden.clone();
     let unlocks = golden["sent"].as_array().unwrap().iter();

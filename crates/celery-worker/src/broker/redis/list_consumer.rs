@@ -182,7 +182,7 @@ impl ListConsumer {
             tracing::error!(
                 queues = queues.join(", "),
                 messages = claimed.parked,
-                "elements of queues are no messages; they are kept in the list celery-worker.parked.<queue>"
+                "elements of queues are not messages; they are kept in the list celery-worker.parked.<queue>"
             );
         }
         let bytes: usize = claimed.messages.iter().map(|(_, text)| text.len()).sum();
@@ -257,7 +257,7 @@ impl ListConsumer {
                 tracing::error!(
                     queue,
                     %error,
-                    "an element of a queue is no message; it is kept in the list celery-worker.parked.<queue>"
+                    "an element of a queue is not a message; it is kept in the list celery-worker.parked.<queue>"
                 );
                 if let Some(field) = field {
                     let entry = self.shared.held.add(field, queue.to_owned());

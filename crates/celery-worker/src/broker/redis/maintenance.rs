@@ -75,7 +75,7 @@ impl Maintenance {
         }
     }
 
-    /// Returns expired messages to their queues. A failure is no loss: the next search, or another worker's, finds them.
+    /// Returns expired messages to their queues. A failure loses nothing: the next search, by any worker, finds them.
     pub(super) async fn sweep(&self) {
         let swept = self
             .commands
@@ -154,7 +154,7 @@ impl Maintenance {
         if is_restored && lists == parked() {
             tracing::error!(
                 list = names.parked_entries(),
-                "an expired entry was parked: it is no message, or no queue takes it"
+                "an expired entry was parked: it is not a message, or no queue takes it"
             );
         }
         Ok(is_restored)

@@ -1,4 +1,4 @@
-//! Elements of a queue that are no messages, for an operator to look at.
+//! Parked elements: elements of a queue that are not messages. An operator looks at them, and decides.
 
 use redis::{AsyncCommands as _, Direction};
 
@@ -11,7 +11,7 @@ use celery_protocol::virtual_message;
 pub struct ParkedElement {
     /// The element; bytes that are not UTF-8 are replaced.
     pub text: String,
-    /// Reason why it is no message; none if it can be read now.
+    /// Reason why it is not a message; `None` if it can be read now.
     pub problem: Option<String>,
 }
 

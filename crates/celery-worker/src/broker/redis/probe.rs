@@ -41,7 +41,7 @@ pub struct ServerState {
 pub struct QueueState {
     /// Number of waiting messages.
     pub messages: u64,
-    /// Number of parked elements, which are no messages.
+    /// Number of parked elements, which are not messages.
     pub parked: u64,
 }
 

@@ -27,7 +27,7 @@ impl Window {
         })
     }
 
-    /// Number of deliveries that may follow, if `prefetch` may be held; 0 is no limit.
+    /// Number of deliveries that may be added if the limit is `prefetch`; a limit of 0 means no limit.
     pub(super) fn room(&self, prefetch: u16) -> usize {
         let counts = self.lock();
         match prefetch {
