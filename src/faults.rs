@@ -57,13 +57,13 @@ macro_rules! fault_point {
     };
 }
 
-/// Marks a loop that can be made to hang here without end.
+/// Marks a loop that can be made to hang here forever.
 #[cfg(not(feature = "fault-points"))]
 macro_rules! hang_point {
     ($point:ident) => {};
 }
 
-/// Marks a loop that can be made to hang here without end.
+/// Marks a loop that can be made to hang here forever.
 #[cfg(feature = "fault-points")]
 macro_rules! hang_point {
     ($point:ident) => {
@@ -97,7 +97,7 @@ mod points {
         Twice,
         /// The process stops until it receives SIGCONT.
         Pause,
-        /// A loop hangs without end.
+        /// A loop hangs forever.
         Hang,
         /// A loop panics.
         Panic,

@@ -234,8 +234,8 @@ mod tests {
         assert_eq!(find_program(Path::new("/etc/passwd")), None);
     }
 
-    /// The other end of the pipe cannot distinguish the causes (the death of a worker, or a drop), so a drop suffices
-    /// as test.
+    /// The other end of the pipe cannot distinguish the causes (the death of a worker, or a drop), so the test only
+    /// drops it.
     #[tokio::test]
     async fn a_guarded_program_dies_with_the_pipe() -> io::Result<()> {
         let mut guard = guarded_command(Path::new("/bin/sh"))

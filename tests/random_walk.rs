@@ -504,7 +504,7 @@ impl World {
             && self.workers.iter().all(|worker| worker.jobs.is_empty())
     }
 
-    /// Resumes a link, and raises its limit to two transfers at least.
+    /// Resumes a link, and raises its limit to at least two transfers.
     async fn open_link(&mut self, index: usize) {
         let link = &mut self.links[index];
         let repository = &self.db.repository;

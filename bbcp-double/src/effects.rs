@@ -111,7 +111,7 @@ pub(crate) enum Effect {
     Early(EarlyEnd),
     /// Ends (or is orphaned) at a point of the copy
     At(Position, Event),
-    /// Data stop at this position, for this many seconds or without end
+    /// Data stop at this position, for this many seconds or forever
     Stall(Position, Option<f64>),
     /// Bytes per second
     Slow(u64),

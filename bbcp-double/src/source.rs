@@ -217,7 +217,7 @@ impl Sending<'_> {
         })
     }
 
-    /// Waits for the duration, or without end; stops at the time limit or when the sink is gone.
+    /// Waits for the duration, or forever; stops at the time limit or when the sink is gone.
     fn wait(&mut self, duration: Option<Duration>) -> Result<(), Stopped> {
         let end = duration.map(|duration| Instant::now() + duration);
         loop {

@@ -22,14 +22,14 @@ pub(super) enum LinksCommand {
     Show(Name),
     /// Limit a link; options that are not given do not change.
     Set(Set),
-    /// Pause a link: no copy starts until it is resumed. Transfers wait, and use up no retry.
+    /// Pause a link: no copy starts until it is resumed. Transfers wait, and do not use up a retry.
     Pause {
         #[command(flatten)]
         name: Name,
         /// Reason; shown with the link.
         #[arg(long, value_name = "TEXT")]
         reason: String,
-        /// Stop running copies, too: their transfers wait, and use up no retry either.
+        /// Stop running copies, too: their transfers wait, and do not use up a retry either.
         #[arg(long)]
         now: bool,
     },

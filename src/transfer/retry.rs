@@ -207,7 +207,7 @@ mod tests {
         }
 
         /// A transfer with a value that the database refuses becomes FAILED with a reason, instead of being sent again
-        /// without end.
+        /// forever.
         #[test]
         fn a_value_that_the_database_refuses_counts(before in 0..10_u32) {
             let refused = TransferError::Database { source: "no package".into() };

@@ -187,7 +187,7 @@ impl TransferService {
         let renewal = run.renew_lease();
         let mut files = AttemptFiles::default();
         // A panic is handled like any other failure: if the row were not written, the transfer would be attempted again
-        // without end.
+        // and again.
         let running = AssertUnwindSafe(run.run(&acquired, &mut files));
         let outcome = running.catch_unwind().await.unwrap_or_else(|panic| {
             Err(TransferError::Internal {

@@ -99,7 +99,7 @@ def test_urls_with_kombus_names_of_amqp(site, scheme):
 
 
 def test_the_next_broker_of_a_list_is_used(site):
-    """A worker gets its tasks from the second broker while the first one is away; no password is shown."""
+    """A worker gets its tasks from the second broker while the first one is unreachable; no password is shown."""
     first, second = f"s1{uuid.uuid4().hex}", f"s2{uuid.uuid4().hex}"
     user = f"u{uuid.uuid4().hex[:8]}"
     site.broker.ctl("add_user", user, second)

@@ -337,7 +337,7 @@ class OwnRedis:
 
 
 def away(tmp_path, broker, url, stop, start, tasks, count, **settings):
-    """Sends tasks; the backend goes away in the middle, and comes back."""
+    """Sends tasks; the backend becomes unreachable in the middle, and returns."""
     queue = f"away{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     worker = tasks_worker(tmp_path, queue, broker, url, "-c", "8", **settings)

@@ -295,7 +295,7 @@ def test_builtin_tasks_are_not_shown(workers):
     assert not [name for name in names if name.startswith("celery.")]
 
 
-# ---------------------------------------------------------------- workers and brokers that go away
+# ---------------------------------------------------------------- workers and brokers that stop
 
 
 def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
@@ -323,7 +323,7 @@ def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
 
 @pytest.mark.rabbitmq
 def test_follow_up_tasks_wait_for_the_broker(tmp_path, workers):
-    """A task ends while the broker is away: its callback is sent once, when the broker is back."""
+    """A task ends while the broker is unreachable: its callback is sent once, when the broker is reachable again."""
     queue = f"away{uuid.uuid4().hex[:8]}"
     worker = tasks_worker(tmp_path, queue, workers.broker, backend_url("redis"))
     try:

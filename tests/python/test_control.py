@@ -198,14 +198,14 @@ def silent_server():
 
 
 def test_remote_control_is_never_delayed(tmp_path, broker, silent_server):
-    """`ping` and `shutdown` take effect at once after long and huge revocations while the result backend is away."""
+    """`ping` and `shutdown` take effect at once after long and huge revocations while the result backend is unreachable."""
     queue = f"control{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
     worker = tasks_worker(tmp_path, queue, broker, f"redis://127.0.0.1:{silent_server}/0")
     node = node_of(worker)
     ids = lambda count, length: [f"{n:0{length}}" for n in range(count)]
     requests = {
-        "the backend is away": ("revoke", {"task_id": ids(100, 36)}),
+        "the backend is unreachable": ("revoke", {"task_id": ids(100, 36)}),
         "as many as are remembered": ("revoke", {"task_id": ids(50_000, 36)}),
         "long ids": ("revoke", {"task_id": ids(3_500, 1000)}),
         "longer than a request may be": ("revoke", {"task_id": ids(60_000, 1000)}),

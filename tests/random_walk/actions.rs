@@ -270,7 +270,7 @@ impl World {
             }
             86..93 => {
                 broker.is_away = !broker.is_away;
-                Some(Step::new(format!("broker away: {}", broker.is_away)))
+                Some(Step::new(format!("broker unreachable: {}", broker.is_away)))
             }
             _ => {
                 broker.is_mute = !broker.is_mute;

@@ -263,7 +263,7 @@ fn body(
         true => base64::decoded_len_estimate(text.len()),
         false => text.len(),
     };
-    // The estimate exceeds the size by two bytes at most.
+    // The estimate exceeds the size by at most two bytes.
     if size > max_body.saturating_add(2) {
         return Ok((Vec::new(), Some(size)));
     }

@@ -155,7 +155,7 @@ impl LogThrottle {
     }
 }
 
-/// State of a loop that repeats attempts without end: the next pause, and the error that was logged last.
+/// State of a loop that repeats attempts forever: the next pause, and the error that was logged last.
 #[derive(Debug)]
 pub struct RetryState {
     range: (Duration, Duration),

@@ -77,7 +77,7 @@ impl Client {
         }
     }
 
-    /// Posts a batch; succeeds if the collector accepted all of it. Blocks, for the time limit of the settings at most.
+    /// Posts a batch; succeeds if the collector accepted all of it. Blocks, for at most the time limit of the settings.
     pub(super) fn post(&self, batch: &[u8]) -> Result<Vec<u8>, ExportError> {
         let unreachable = |error: ureq::Error| {
             let text = error.to_string();

@@ -117,7 +117,7 @@ pub fn probe(settings: &Traces, program: Program) -> Result<(), String> {
     asked.map(drop).map_err(|error| error.to_string())
 }
 
-/// Sends the last spans, for a few seconds at most. Call it when no further span begins. Blocks.
+/// Sends the last spans; this takes at most a few seconds. Call it when no further span begins. Blocks.
 pub fn close() {
     let Some(provider) = PROVIDER.get() else {
         return;

@@ -62,7 +62,7 @@ impl ClientBuilder {
         Self { results, ..self }
     }
 
-    /// Sends to this queue what names none; `celery` if it is not set.
+    /// Sets the queue for messages that do not name one; `celery` by default.
     #[must_use]
     pub fn default_queue(mut self, queue: impl Into<String>) -> Self {
         self.options.default_queue = queue.into();

@@ -5,7 +5,7 @@
 //! logged or answered is bounded in bytes.
 //!
 //! The loop waits only for the next request. Replies, results to store and changes of the consumed queues have
-//! their own lines, so `ping` and `shutdown` take effect at once while a server is away.
+//! their own queues, so `ping` and `shutdown` take effect at once while a server is unreachable.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,7 +197,7 @@ async fn change(control: Arc<RemoteControl>, mut line: mpsc::Receiver<Queued<Con
 }
 
 impl RemoteControl {
-    /// Handles a request of `bytes` bytes, or puts it in line, and sends the reply.
+    /// Handles a request of `bytes` bytes, or queues it, and sends the reply.
     fn answer(&self, request: ControlRequest, bytes: usize) {
         tracing::debug!(
             method = shortened(&request.method),

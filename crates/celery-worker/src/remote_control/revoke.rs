@@ -103,7 +103,7 @@ impl RemoteControl {
         Ok(json!({"ok": format!("tasks {{{shown}}} flagged as revoked")}))
     }
 
-    /// Puts the tasks that do not run here in line for storing REVOKED.
+    /// Queues the storage of REVOKED for those of the tasks that do not run here.
     fn announce_revoked(&self, ids: &[String]) {
         let running = self.worker.in_flight.running();
         let others: Vec<String> = ids

@@ -1,5 +1,5 @@
-//! Admission of a delivery, the first step of its life in the worker: its message is decoded if the memory suffices.
-//! Otherwise it stays with the broker until there is room for it, or until its eta.
+//! Admission of a delivery, the first step of its intake: its message is decoded if there is enough memory. Otherwise the
+//! message stays with the broker until there is enough memory, or until its eta.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub(super) struct Admitted {
 }
 
 impl Runtime {
-    /// Decodes a message if the memory suffices; otherwise waits and requeues it. `None` if the message needs no
+    /// Decodes a message if there is enough memory; otherwise waits and requeues it. `None` if the message needs no
     /// further processing.
     pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         let accept = &self.config.accept;
@@ -221,7 +221,7 @@ impl Runtime {
         }
     }
 
-    /// Leaves a message with the broker until the memory suffices for it.
+    /// Leaves a message with the broker until there is enough memory for it.
     async fn wait_for_memory(&self, mut delivery: Delivery, identity: Identity, weight: usize) {
         let raw = std::mem::take(&mut delivery.message);
         let task_id = raw.headers.get("id").and_then(Value::as_str);

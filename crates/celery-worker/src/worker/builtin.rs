@@ -144,7 +144,7 @@ async fn unlock_chord(
     }
     let max_retries = max_retries.unwrap_or(u32::MAX);
     if request.retries >= max_retries {
-        // No further poll follows, and clients would wait for the body without end.
+        // No further poll follows, and clients would wait for the body forever.
         let error = Exception::max_retries_exceeded(request);
         return match workflow.give_up(request, &body, &error).await {
             Ok(()) => Err(error.into()),

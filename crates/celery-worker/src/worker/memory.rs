@@ -2,8 +2,8 @@
 //!
 //! The prefetch limit counts messages regardless of their size, and does not count messages that wait for their eta.
 //! Therefore the memory of decoded messages is limited as well. Most messages are light and not affected. A heavy
-//! message is decoded only if the budget suffices. Otherwise it stays with the broker: its delivery is held without the
-//! message, and requeued when the budget suffices or the eta is reached.
+//! message is decoded only if the budget has room for it. Otherwise it stays with the broker: its delivery is held without the
+//! message, and requeued when the budget has room or the eta is reached.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -70,7 +70,7 @@ use runtime::Runtime;
 use slots::Slots;
 
 /// Time limit for storing results and sending follow-up tasks after the last running task of a worker that
-/// shuts down, while the result backend or the broker is away.
+/// shuts down, while the result backend or the broker is unreachable.
 pub const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// Time that cancelled tasks have for cleaning up at a cold shutdown.

@@ -72,7 +72,7 @@ async fn messages_are_recorded_until_they_are_settled() {
         deliveries.push(delivery);
     }
     assert_eq!(held(&mut connection, &prefix).await, (4, 4));
-    // Given back: last in line, and marked.
+    // A requeued message is delivered last, and is marked as redelivered.
     deliveries.remove(0).settle(Disposition::Requeue).await;
     let again = next(&mut consumer).await;
     assert!(again.redelivered && body(&again) == "0");

@@ -70,7 +70,7 @@ impl Topology {
                     queue: destination,
                 });
             }
-            // Only native delayed delivery has such, which is not here.
+            // Only native delayed delivery binds exchanges, and this broker does not support it.
             TopologyStep::BindExchange { .. } => {}
         }
     }

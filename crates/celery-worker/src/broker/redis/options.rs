@@ -75,7 +75,7 @@ pub struct RedisTransportOptions {
     pub unacked_restore_limit: usize,
     /// Seconds between two ticks of the search for expired messages.
     pub unacked_restore_interval: u64,
-    /// Number of ticks between two searches. A search takes place every minute at least.
+    /// Number of ticks between two searches. A search takes place at least once a minute.
     pub unacked_restore_throttle: u64,
     /// Prefix of the channels: true for the number of the database, false for none, or a text.
     pub fanout_prefix: FanoutPrefix,

@@ -65,9 +65,9 @@ pub(super) struct Claimed {
 /// Destination of an entry that is moved to a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum End {
-    /// The end at which messages arrive: the last in line.
+    /// The end at which messages arrive: the message becomes the last one to be delivered.
     Last,
-    /// The end at which messages leave: the next one.
+    /// The end at which messages leave: the message becomes the next one to be delivered.
     Next,
 }
 
