@@ -11,8 +11,8 @@ use service_connection::error_chain::chain;
 const OLDEST: (u32, u32) = (6, 2);
 
 impl Doctor {
-    /// Checks Redis as the broker. `known` receives the names of the locations' queues after they were read from the
-    /// database.
+    /// Checks Redis as the broker. `known` receives the names of the locations' queues when they have been read from
+    /// the database.
     pub(super) async fn check_redis_broker(
         &self,
         known: oneshot::Receiver<Vec<String>>,
@@ -24,13 +24,13 @@ impl Doctor {
         let options = celery.redis_options(&format!("ccat-transfer@{}", self.host));
         let mut probe = None;
         let connecting = async {
-            let made = match RedisProbe::new(&options) {
-                Ok(made) => made,
+            let new_probe = match RedisProbe::new(&options) {
+                Ok(new_probe) => new_probe,
                 Err(error) => return explain(&error),
             };
-            match made.server().await {
+            match new_probe.server().await {
                 Ok(state) => {
-                    probe = Some(made);
+                    probe = Some(new_probe);
                     judge(&state)
                 }
                 Err(error) => explain(&error),
@@ -70,7 +70,7 @@ fn explain(error: &BrokerError) -> Outcome {
     Outcome::red(chain(error).to_string(), advice)
 }
 
-/// Judges the state of a server by its worst property.
+/// Judges the state of a server; reports only its worst property.
 fn judge(state: &ServerState) -> Outcome {
     let ServerState {
         place,
@@ -99,7 +99,9 @@ fn judge(state: &ServerState) -> Outcome {
     if state.eviction_policy != "noeviction" {
         let policy = &state.eviction_policy;
         return yellow(
-            format!("With maxmemory-policy {policy} a full server deletes messages"),
+            format!(
+                "With maxmemory-policy {policy}, a server without free memory deletes messages"
+            ),
             "set `maxmemory-policy noeviction` in redis.conf",
         );
     }
@@ -109,7 +111,7 @@ fn judge(state: &ServerState) -> Outcome {
                 "{} entries of dead workers are not messages",
                 state.parked_entries
             ),
-            "look at the list celery-worker.parked-entries, and delete it",
+            "read the list celery-worker.parked-entries with redis-cli, then delete it",
         );
     }
     if state.expired > 0 {
@@ -120,8 +122,8 @@ fn judge(state: &ServerState) -> Outcome {
     }
     if !state.is_persistent {
         return yellow(
-            "It writes nothing to disk: a restart loses all messages".into(),
-            "set `appendonly yes` in redis.conf; the manager sends lost transfers again",
+            "The server writes nothing to disk: its restart loses all messages".into(),
+            "set `appendonly yes` in redis.conf; without it, the manager has to send lost messages again",
         );
     }
     Outcome::green(found)
@@ -144,7 +146,7 @@ fn judge_queue(name: &str, state: Result<QueueState, BrokerError>) -> Outcome {
         },
         Err(error) => Outcome::red(
             chain(&error).to_string(),
-            "check that no other program uses a key of this name",
+            "check that no other program uses a key with the name of this queue",
         ),
     }
 }

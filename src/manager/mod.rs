@@ -222,8 +222,8 @@ impl Manager {
             .await?;
         // Without an answer of the broker, the existing messages cannot be counted.
         if sending.broken.is_none() {
-            let again = self.reconcile(scheduled, &mut pass).await?;
-            self.send_again(&again, &mut pass, &mut sending, verbose)
+            let lost = self.reconcile(scheduled, &mut pass).await?;
+            self.send_again(&lost, &mut pass, &mut sending, verbose)
                 .await?;
         }
         tracing::info!(
@@ -243,22 +243,22 @@ impl Manager {
         }
     }
 
-    /// Schedules the rows that reconciliation has made PENDING in this pass.
+    /// Schedules the rows `lost`, which this pass has set to PENDING because their message was lost.
     async fn send_again(
         &self,
-        again: &HashSet<TransferId>,
+        lost: &HashSet<TransferId>,
         pass: &mut Pass,
         sending: &mut PassProgress,
         verbose: bool,
     ) -> Result<(), DatabaseError> {
-        if again.is_empty() {
+        if lost.is_empty() {
             return Ok(());
         }
         let mut survey_pass = Pass::default();
         let mut selected = self.survey(&mut survey_pass).await?.selected;
         (pass.waiting, pass.held_back) = (survey_pass.waiting, survey_pass.held_back);
         // A row that was refused in this pass is not tried a second time.
-        selected.retain(|transfer| again.contains(&transfer.candidate.id));
+        selected.retain(|transfer| lost.contains(&transfer.candidate.id));
         self.send(selected, pass, sending, verbose).await
     }
 

@@ -1,18 +1,22 @@
 //! Reconciliation of SCHEDULED rows with the messages that exist.
 //!
-//! A row becomes SCHEDULED with a confirmed message, but messages get lost: a queue is purged or deleted, a message
-//! expires or is dead-lettered, a worker acknowledges early and dies, a row is set by hand. Such a row would wait
-//! without end and take a slot of its link. So each pass searches for rows that no worker has taken for
-//! `manager.reconcile_after`, and makes those PENDING that have no message; they are then sent by the usual rules.
+//! A row becomes SCHEDULED together with a confirmed message, but the message can get lost: its queue is purged or
+//! deleted, it expires or is dead-lettered, or a worker acknowledges it early and dies. A row that an operator set to
+//! SCHEDULED never had a message. Such a row would wait forever, and would count against the limit of its link.
 //!
-//! A queue cannot be read without disturbing it, but its messages can be counted. Of the rows that wait in one queue,
-//! those whose message a worker holds (by its own answer) have their message. Each of the others needs one message in
-//! the queue. If the queue has fewer, the oldest rows are sent again. A wrong choice costs a second message, which does
-//! no harm: its worker finds the transfer held or completed. After that there are as many messages as rows. When the
-//! queue is empty, the remaining rows have lost their messages.
+//! Therefore each pass searches for rows that no worker has taken for `manager.reconcile_after`. A row without a
+//! message becomes PENDING, and is then scheduled like any other row.
 //!
-//! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold no messages. So the
-//! time doubles with each message that was sent without effect, up to [`MAX_SEARCH_DELAY`].
+//! A queue cannot be read without disturbing it, but its messages can be counted. The rows of one queue are compared
+//! with them. Workers report the messages that they hold; the rows of these messages are not counted. Each other row
+//! needs one message in the queue. If the queue has fewer messages than rows, the oldest rows are sent again. If the
+//! lost message belongs to another row, the row that is sent again has two messages. This does no harm: the worker that
+//! receives the second one finds the transfer held or completed. When the queue is empty, all remaining rows have lost
+//! their messages.
+//!
+//! Workers that do not answer (a busy Celery worker with the solo pool) seem to hold no messages. Therefore the time
+//! until the next search for the same row doubles each time that its message was sent again without effect, up to
+//! [`MAX_SEARCH_DELAY`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -27,7 +31,7 @@ use crate::transfer::id::TransferId;
 use crate::transfer::repository::ScheduleRecord;
 use service_connection::error_chain::chain;
 
-/// Upper limit of the time after which a row that was sent again without effect is checked once more.
+/// Upper limit of [`search_delay`], unless `manager.reconcile_after` is longer.
 const MAX_SEARCH_DELAY: Duration = Duration::from_secs(6 * 3600);
 
 /// Searches for the messages of transfers.
@@ -64,7 +68,7 @@ impl HeldMessages {
     }
 }
 
-/// Time that a row may be SCHEDULED before the search for its message. It grows with `resent`, the number of messages
+/// Time that a row may be SCHEDULED before its message is searched for. It doubles with each of the `resent` messages
 /// that were sent again without effect.
 #[must_use]
 pub fn search_delay(reconcile_after: Duration, resent: i64) -> Duration {
@@ -84,9 +88,9 @@ pub fn is_overdue(record: &ScheduleRecord, now: DateTime<Utc>, reconcile_after: 
 /// The rows that wait for a message of one queue.
 #[derive(Debug, Default)]
 struct WaitingRows {
-    /// Rows that were scheduled and not taken, without those whose message a worker holds.
+    /// Number of SCHEDULED rows, except those whose message a worker holds.
     rows: u64,
-    /// Messages in the queue.
+    /// Number of messages in the queue.
     ready: u64,
     /// Overdue rows, the oldest first.
     overdue: Vec<ScheduleRecord>,
@@ -100,7 +104,7 @@ impl WaitingRows {
     }
 }
 
-/// The rows of each queue. Rows whose queue is unknown are under `None` and have no message.
+/// The rows of each queue. The key `None` is for rows whose queue is unknown; they count as rows without a message.
 type Queues = BTreeMap<Option<String>, WaitingRows>;
 
 /// Schedule records of all rows, and the queue in which each row waits.
@@ -120,17 +124,17 @@ impl ScheduleRecords {
         record.queue.clone().or_else(by_locations)
     }
 
-    /// Counts the rows of `of`, without those that are `held`, in each queue that has an overdue row.
+    /// Counts the rows `ids`, except those whose message is `held`, in each queue that has an overdue row.
     fn count(
         &self,
-        of: &HashSet<TransferId>,
+        ids: &HashSet<TransferId>,
         ready: &HashMap<String, u64>,
         held: &HeldMessages,
     ) -> Queues {
         let mut queues = Queues::new();
         for record in &self.records {
             let id = record.data_transfer_id;
-            if !of.contains(&id) || held.has(record) {
+            if !ids.contains(&id) || held.has(record) {
                 continue;
             }
             let name = self.queue(record);
@@ -148,8 +152,8 @@ impl ScheduleRecords {
 }
 
 impl Manager {
-    /// Makes rows PENDING whose message is lost, and returns them. `scheduled` are the rows that this
-    /// manager has seen SCHEDULED, with the queue that their locations lead to.
+    /// Sets each row whose message is lost to PENDING, and returns these rows. `scheduled` contains the rows that this
+    /// pass has read as SCHEDULED, with the queue that belongs to their locations.
     pub(super) async fn reconcile(
         &self,
         scheduled: Vec<(TransferId, Option<Arc<str>>)>,
@@ -179,7 +183,7 @@ impl Manager {
                 return Ok(nothing);
             }
         };
-        let mut again = HashSet::new();
+        let mut lost = HashSet::new();
         for (name, queue) in &queues {
             for record in queue.lost() {
                 if self.repository.send_again(record).await? {
@@ -194,13 +198,13 @@ impl Manager {
                         workers = held.workers,
                         "transfer was SCHEDULED and its message is lost; it is sent again"
                     );
-                    again.insert(record.data_transfer_id);
+                    lost.insert(record.data_transfer_id);
                 }
             }
         }
-        pass.resent.extend(again.iter().copied());
+        pass.resent.extend(lost.iter().copied());
         pass.resent.sort_unstable();
-        Ok(again)
+        Ok(lost)
     }
 
     /// Reads the records, completes them, and finds the overdue ones.
@@ -209,7 +213,8 @@ impl Manager {
         scheduled: Vec<(TransferId, Option<Arc<str>>)>,
         after: Duration,
     ) -> Result<ScheduleRecords, DatabaseError> {
-        // Read now and not with the rows: rows scheduled since then have put messages into the queues.
+        // The records are newer than the rows in `scheduled`. They must be: rows that were scheduled in between have
+        // messages in the queues, too.
         let records = self.repository.schedule_records().await?;
         let queues: HashMap<_, _> = scheduled.into_iter().collect();
         let recorded: HashSet<_> = records.iter().map(|r| r.data_transfer_id).collect();
@@ -238,8 +243,9 @@ impl Manager {
         })
     }
 
-    /// Compares rows and messages, queue by queue. Messages are counted before rows: if a message is taken in
-    /// between, its row is taken, too. Workers are asked only if a queue has too few messages.
+    /// Compares rows and messages, queue by queue. Messages are counted before rows: if a worker takes a message in
+    /// between, it also takes the row, which then is not counted as a row without a message. Workers are asked only if
+    /// a queue has too few messages.
     async fn count(
         &self,
         find: &dyn FindMessages,

@@ -1,7 +1,7 @@
 //! Renewal of the lease while an attempt runs, independently of what the attempt waits for.
 //!
-//! A lost lease stops the attempt. An unreachable or refusing database does not: only the database knows who holds the
-//! lease, and the attempt renews the lease once more before it publishes anything.
+//! A lost lease stops the attempt. A database that is unreachable or refuses the renewal does not stop it: the lease
+//! may still be valid, and the attempt renews it once more before it publishes anything.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,7 +15,8 @@ use super::link::PausedLink;
 use super::repository::{Renewal, Repository};
 use service_connection::error_chain::chain;
 
-/// Minimum duration of a phase before an extra renewal writes it. Small packages are complete before.
+/// Minimum duration of a phase before an extra renewal writes it. Small packages take less time, and need no extra
+/// renewal.
 const PHASE_SETTLE_TIME: Duration = Duration::from_millis(250);
 
 /// Renews one lease.
@@ -25,7 +26,7 @@ pub(super) struct LeaseRenewer {
     pub(super) interval: Duration,
     /// State of the attempt; each renewal writes it.
     pub(super) snapshots: watch::Receiver<Snapshot>,
-    /// Only the phase: a change of progress does not cause a renewal.
+    /// Phase of the attempt. It is separate from `snapshots`, because a change of progress must not cause a renewal.
     pub(super) phases: watch::Receiver<Phase>,
     /// Cancelled when the attempt has to stop.
     pub(super) stop: CancellationToken,
@@ -45,7 +46,7 @@ impl LeaseRenewer {
             let lease = &self.lease;
             let snapshot = *self.snapshots.borrow();
             let progress = snapshot.progress;
-            // Also if this renewal fails: the next one writes the phase.
+            // If this renewal fails, the next regular renewal writes the phase.
             written = snapshot.phase;
             match self.repository.renew(lease, snapshot).await {
                 Ok(renewal) => {

@@ -289,8 +289,10 @@ mod tests {
             tries.set(tries.get() + 1);
             ready(Err::<(), _>(io::Error::other(tries.get().to_string())))
         };
-        let again = |error: &io::Error| error.to_string() != "2";
-        let done = RetryLoop::new(QUICK).run(operation, again, |_, _| {}).await;
+        let should_retry = |error: &io::Error| error.to_string() != "2";
+        let done = RetryLoop::new(QUICK)
+            .run(operation, should_retry, |_, _| {})
+            .await;
         assert_eq!(done.unwrap_err().to_string(), "2");
     }
 

@@ -8,7 +8,7 @@ use crate::program::Process;
 use crate::traces;
 use service_connection::error_chain::chain;
 
-/// Way in which a service ended.
+/// End of a service: its process exits or restarts.
 #[derive(Debug, Clone, Copy)]
 #[must_use = "a restart takes place in `conclude`"]
 pub enum End {
@@ -19,8 +19,8 @@ pub enum End {
 }
 
 impl End {
-    /// Returns the exit status, or replaces the process by the program that is installed now, with the same process id,
-    /// arguments and environment. The caller must have closed everything before.
+    /// Returns the exit status, or restarts: the program file, which may be a newer version by now, replaces the
+    /// process and keeps its process id, arguments and environment. The caller must close everything before.
     ///
     /// # Errors
     /// The program cannot be started.
@@ -43,8 +43,8 @@ impl End {
     }
 }
 
-/// Returns true if the service can start with the current settings. Otherwise the service continues with the old ones,
-/// and the reason is logged.
+/// Returns true if the service can restart, because the current settings are valid. Otherwise logs the reason; the
+/// service then continues with its old settings.
 pub(super) fn is_possible(process: &Process) -> bool {
     match (process.reload)() {
         Ok(()) => true,

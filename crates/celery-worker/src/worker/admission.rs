@@ -1,5 +1,5 @@
-//! Admission of a delivery, the first step of its intake: its message is decoded if there is enough memory. Otherwise the
-//! message stays with the broker until there is enough memory, or until its eta.
+//! Admission of a delivery, the first step of its intake: its message is decoded if there is enough memory. Otherwise
+//! the message stays with the broker until there is enough memory, or until its eta.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,7 +36,7 @@ const MANY_DELIVERIES: u64 = 3;
 pub(super) struct Admitted {
     pub(super) delivery: Delivery,
     pub(super) read: Box<Result<TaskMessage, Refused>>,
-    /// The message's share of the memory budget, until it is settled.
+    /// The message's share of the memory budget, which it keeps until it is settled.
     pub(super) share: Option<MemoryShare>,
 }
 
@@ -52,7 +52,7 @@ impl Runtime {
         {
             return Box::pin(self.admit_early(delivery)).await;
         }
-        // The digest of a large body takes some time and is rarely needed.
+        // The weight of a large body takes some time: it is computed on another thread.
         if delivery.message.body.len() > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
@@ -64,7 +64,7 @@ impl Runtime {
         self.admit_read(delivery, message, weight, None).await
     }
 
-    /// Handles a message whose body was omitted because the task's eta has not been reached.
+    /// Handles an *early* message: its body was omitted because the task's eta has not been reached.
     async fn admit_early(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         let head = match message::head(&delivery.message) {
             Ok(head) => head,
@@ -86,13 +86,13 @@ impl Runtime {
         match unwanted {
             Some((entry, cause)) => self.settle_unwanted(delivery, head, entry, cause).await,
             None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
-            // The task's eta was reached in the meantime.
+            // The eta has been reached since the body was omitted. The next delivery has the body.
             None => delivery.settle(Disposition::Requeue).await,
         }
         None
     }
 
-    /// Ends a revoked or expired task, without its body.
+    /// Ends a revoked or expired task without reading its body.
     async fn settle_unwanted(
         &self,
         mut delivery: Delivery,
@@ -106,6 +106,7 @@ impl Runtime {
         delivery.settle(disposition).await;
     }
 
+    /// Handles a *heavy* message: its weight is above [`memory::LIGHT`].
     async fn admit_heavy(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
         if let Ok(head) = message::head(&delivery.message)
             && self.has_to_wait(&head)
@@ -131,8 +132,8 @@ impl Runtime {
         }
     }
 
-    /// Decodes a large message on another thread, so that others are not delayed. `None` if this failed: the delivery
-    /// is then requeued.
+    /// Runs `work` on a large message on another thread, so that other messages are not delayed. `None` if the work
+    /// panicked: the delivery is then requeued.
     async fn apart<T: Send + 'static>(
         self: &Arc<Self>,
         delivery: Delivery,
@@ -151,6 +152,7 @@ impl Runtime {
             .ok()
     }
 
+    /// Admits a decoded message, unless its task has to wait for its eta and the memory for waiting messages is full.
     async fn admit_read(
         self: &Arc<Self>,
         delivery: Delivery,
@@ -176,7 +178,8 @@ impl Runtime {
         })
     }
 
-    /// Returns true if the task's eta has not been reached and the task needs no other action before.
+    /// Returns true if the task has to wait for its eta. A task that is expired, revoked or not registered is handled
+    /// at once.
     fn has_to_wait(&self, message: &TaskMessage) -> bool {
         let is_expired = message
             .expires
@@ -191,16 +194,16 @@ impl Runtime {
     /// time.
     async fn postpone(self: &Arc<Self>, mut delivery: Delivery, message: &TaskMessage) {
         let Some(eta) = message.eta else { return };
-        // Never the case for a message whose body was omitted.
+        // This is never true for a message whose body was omitted.
         if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
             let raw = std::mem::take(&mut delivery.message);
             return self.republish(vec![delivery], raw, &message.id).await;
         }
-        let left_out = delivery
+        let omitted_bytes = delivery
             .damage
             .as_ref()
             .and_then(|damage| damage.body_bytes);
-        let body_bytes = left_out.unwrap_or(delivery.message.body.len() as u64);
+        let body_bytes = omitted_bytes.unwrap_or(delivery.message.body.len() as u64);
         let mut request = Request::new(&mut delivery, message.outline());
         request.raw = RawMessage::default();
         let request = &Arc::new(request);
@@ -254,13 +257,14 @@ impl Runtime {
 /// # Errors
 /// [`Refused`] for a message that is not a task, or whose body or properties were omitted.
 fn read(delivery: &Delivery, accept: &Accept) -> Result<TaskMessage, Refused> {
-    match left_out(delivery, accept) {
+    match reason_of_omission(delivery, accept) {
         Some(reason) => Err(message::refused(&delivery.message, reason)),
         None => message::decode(&delivery.message, accept),
     }
 }
 
-fn left_out(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
+/// Returns the reason if the message cannot be decoded because its body or its properties were omitted.
+fn reason_of_omission(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
     let damage = delivery.damage.as_deref()?;
     if let Some(why) = damage.unreadable {
         return Some(Reason::Properties(why));

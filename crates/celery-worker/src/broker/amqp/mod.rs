@@ -237,10 +237,10 @@ impl Amqp {
     where
         F: Future<Output = Result<(), BrokerError>>,
     {
-        let again = |error: &BrokerError| matches!(error, BrokerError::Unreachable { .. });
+        let should_retry = |error: &BrokerError| matches!(error, BrokerError::Unreachable { .. });
         RetryLoop::new(RECONNECT)
             .until(deadline.into_std())
-            .run(attempt, again, |error, _| {
+            .run(attempt, should_retry, |error, _| {
                 tracing::debug!(error = %chain(error), "message not published; retrying");
             })
             .await

@@ -1,7 +1,9 @@
 //! The messages that this process holds, and their settlement.
 //!
-//! One task settles: it sends all acknowledgements that wait in one script. A disposition survives a lost connection,
-//! since an entry has the same field on every connection.
+//! Every claimed message has an *entry* in the record of held messages, a hash in Redis. The *field* of the entry
+//! identifies it on every connection, so a message can be settled over another connection than the one that claimed it.
+//!
+//! One background task, the [`Settler`], sends all dispositions: those that wait at the same time are sent together.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -28,19 +30,20 @@ use service_connection::error_chain::chain;
 /// Maximum number of dispositions that are sent together.
 const BATCH: usize = 256;
 
-/// Time in which messages that are restored are gathered, so that they return in their old order.
+/// Pause after which no more restored messages are gathered. Those that are gathered return in their old order.
 const GATHER: Duration = Duration::from_millis(50);
 
-/// Time limit for the last dispositions.
+/// Time limit for the dispositions that are sent when the broker is closed.
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// A held message.
 #[derive(Debug)]
 pub(super) struct HeldEntry {
+    /// Field of the entry in the record of held messages.
     pub(super) field: String,
     pub(super) queue: String,
-    /// Number of the claim; a higher one is later.
-    order: u64,
+    /// Number of the message in the order of the claims.
+    number: u64,
     /// True if another worker has taken the message over, or if it was returned.
     is_gone: AtomicBool,
 }
@@ -49,6 +52,7 @@ pub(super) struct HeldEntry {
 #[derive(Debug)]
 pub(super) struct Held {
     entries: Mutex<HashMap<String, Arc<HeldEntry>>>,
+    /// Number of messages that were claimed.
     claims: AtomicU64,
     orders: mpsc::UnboundedSender<Order>,
 }
@@ -70,7 +74,7 @@ impl Held {
         let entry = Arc::new(HeldEntry {
             field: field.clone(),
             queue,
-            order: self.claims.fetch_add(1, Ordering::Relaxed),
+            number: self.claims.fetch_add(1, Ordering::Relaxed),
             is_gone: AtomicBool::new(false),
         });
         self.entries.lock().insert(field, entry.clone());
@@ -80,7 +84,7 @@ impl Held {
     /// Fields of all held messages, in the order of their claims.
     pub(super) fn fields(&self) -> Vec<String> {
         let mut entries: Vec<_> = self.entries.lock().values().cloned().collect();
-        entries.sort_unstable_by_key(|entry| entry.order);
+        entries.sort_unstable_by_key(|entry| entry.number);
         entries.iter().map(|entry| entry.field.clone()).collect()
     }
 
@@ -102,14 +106,15 @@ impl Held {
         );
     }
 
-    /// Moves an element that is no message to the parked ones.
+    /// Moves an element that is not a message to the list of parked elements of its queue.
     pub(super) fn park(&self, entry: Arc<HeldEntry>, slot: Slot, text: Vec<u8>) {
         let action = Action::Park(text);
         // An error means that the broker is closed; the message then returns to its queue.
-        drop(self.order(entry, slot, action));
+        drop(self.request(entry, slot, action));
     }
 
-    fn order(&self, entry: Arc<HeldEntry>, slot: Slot, action: Action) -> Settled {
+    /// Requests the settlement of a message. The result reports when it is settled.
+    fn request(&self, entry: Arc<HeldEntry>, slot: Slot, action: Action) -> Settled {
         let (done, settled) = oneshot::channel();
         // An error means that the broker is closed, which has returned the message.
         let _ = self.orders.send(Order::Settle(Box::new(ToSettle {
@@ -121,7 +126,7 @@ impl Held {
         settled
     }
 
-    /// Settles what was settled before, and restores everything else.
+    /// Sends the dispositions that were requested before, and returns all other held messages to their queues.
     pub(super) async fn close(&self) {
         let (done, closed) = oneshot::channel();
         if self.orders.send(Order::Close(done)).is_ok() {
@@ -130,6 +135,7 @@ impl Held {
         }
     }
 
+    /// Removes all entries, and marks them as gone.
     fn take_all(&self) -> Vec<Arc<HeldEntry>> {
         let taken: Vec<_> = self
             .entries
@@ -148,7 +154,7 @@ impl Held {
     }
 }
 
-/// Settles one recorded delivery.
+/// Settlement of a delivery with an entry in the record.
 pub(super) struct Recorded {
     pub(super) held: Arc<Held>,
     pub(super) entry: Arc<HeldEntry>,
@@ -160,13 +166,14 @@ pub(super) struct Recorded {
 impl Settlement for Recorded {
     fn settle(self: Box<Self>, disposition: Disposition) -> Settled {
         let action = match disposition {
-            // There is no dead-letter exchange: a rejected message is gone.
+            // Redis has no dead-letter exchanges: a rejected message is deleted.
             Disposition::Ack | Disposition::Reject => Action::Remove,
-            // A message that a task gives back is the last in line. One that was not begun is the next one.
+            // A queue that is no longer consumed gets its messages back at the front. Otherwise the message goes to the
+            // end of the queue, behind the messages that wait.
             Disposition::Requeue if self.leaving.is_cancelled() => Action::Return(End::Next),
             Disposition::Requeue => Action::Return(End::Last),
         };
-        self.held.order(self.entry, self.slot, action)
+        self.held.request(self.entry, self.slot, action)
     }
 
     fn is_void(&self) -> bool {
@@ -178,7 +185,7 @@ impl Settlement for Recorded {
     }
 }
 
-/// Settles a delivery that is not recorded: nothing has to be done.
+/// Settlement of a delivery without an entry in the record: nothing has to be sent.
 pub(super) struct Unrecorded {
     pub(super) slot: Slot,
 }
@@ -186,7 +193,7 @@ pub(super) struct Unrecorded {
 impl Settlement for Unrecorded {
     fn settle(self: Box<Self>, _: Disposition) -> Settled {
         let (done, settled) = oneshot::channel();
-        // The receiver is right here.
+        // The receiver exists: it is returned below.
         let _ = done.send(());
         settled
     }
@@ -212,7 +219,7 @@ pub(super) enum Order {
 enum Action {
     Remove,
     Return(End),
-    /// Moves the element, which is not a message.
+    /// Moves the element, which is not a message, to the list of parked elements.
     Park(Vec<u8>),
 }
 
@@ -226,6 +233,7 @@ pub(super) struct ToSettle {
 }
 
 impl ToSettle {
+    /// Creates a request to return a message to the front of its queue.
     fn restoring(entry: Arc<HeldEntry>) -> Self {
         Self {
             entry,
@@ -239,6 +247,7 @@ impl ToSettle {
         self.action == Action::Return(End::Next)
     }
 
+    /// Frees the place in the prefetch window, and reports the settlement.
     fn finish(&mut self) {
         self.slot = None;
         if let Some(done) = self.done.take() {
@@ -248,7 +257,7 @@ impl ToSettle {
     }
 }
 
-/// Sends dispositions.
+/// The background task that sends dispositions.
 pub(super) struct Settler {
     pub(super) commands: Arc<Commands>,
     pub(super) names: Arc<Names>,
@@ -295,12 +304,12 @@ impl Settler {
         }
     }
 
-    /// Settles messages, and repeats this until the server has answered.
+    /// Settles messages; repeats this until the server has answered, or returns an error that a repetition cannot cure.
     async fn settle(&self, mut settled: Vec<ToSettle>) {
-        // The newest first, so that the oldest one is next in line.
+        // Restored messages are moved last, the newest first: so the oldest one becomes the next one in its queue.
         settled.sort_by_key(|one| match one.is_restored() {
-            true => (1, u64::MAX - one.entry.order),
-            false => (0, one.entry.order),
+            true => (1, u64::MAX - one.entry.number),
+            false => (0, one.entry.number),
         });
         let pending = Mutex::new(settled);
         let attempt = async || {
@@ -309,8 +318,8 @@ impl Settler {
             *pending.lock() = rest;
             result
         };
-        let again = |error: &BrokerError| {
-            // A caller does not wait for the server. The message stays held until the server has answered.
+        let should_retry = |error: &BrokerError| {
+            // The caller does not wait for an unreachable server. The message stays held until the server has answered.
             for one in pending.lock().iter_mut() {
                 one.finish();
             }
@@ -319,7 +328,9 @@ impl Settler {
         let log = |error: &BrokerError, pause_s| {
             tracing::warn!(error = %chain(error), retry_in_s = pause_s, "messages are not settled yet; retrying");
         };
-        let done = RetryLoop::new(RECONNECT).run(attempt, again, log).await;
+        let done = RetryLoop::new(RECONNECT)
+            .run(attempt, should_retry, log)
+            .await;
         if let Err(error) = done {
             tracing::error!(
                 error = %chain(&error),
@@ -331,7 +342,7 @@ impl Settler {
         }
     }
 
-    /// Settles messages once. Returns those that are left.
+    /// Tries once to settle messages. Returns those that are not settled yet.
     async fn settle_once(
         &self,
         settled: Vec<ToSettle>,
@@ -370,7 +381,7 @@ impl Settler {
         one.finish();
     }
 
-    /// Moves a message to its queue or to the parked ones, unless another worker has it.
+    /// Moves a message to its queue, or to the list of parked elements, unless another worker has it.
     async fn move_to(&self, one: &ToSettle) -> Result<(), BrokerError> {
         let (names, entry) = (&*self.names, &*one.entry);
         let field = entry.field.as_str();
@@ -406,7 +417,7 @@ impl Settler {
     }
 }
 
-/// Adds the orders that follow at once, so that restored messages return in their order.
+/// Adds the requests that follow within [`GATHER`], so that restored messages return in their old order.
 async fn gather(orders: &mut mpsc::UnboundedReceiver<Order>, batch: &mut Vec<Order>) {
     while let Ok(Some(order)) = timeout(GATHER, orders.recv()).await {
         let is_last = matches!(order, Order::Close(_));

@@ -1,7 +1,8 @@
-//! Consuming from lists: task queues, whose messages are recorded until they are settled, and queues of replies.
+//! Consumption of the lists in Redis: task queues, whose messages are recorded until they are settled, and queues of
+//! replies.
 //!
-//! Messages are only taken by a script that records them, so that no message exists only in a socket. While all lists
-//! are empty, the connection waits for a change: Redis remembers the keys that a connection has read (`CLIENT
+//! A script takes the messages and records them in one step, so that a message never exists only in a connection. While
+//! all lists are empty, the connection waits for a change: Redis remembers the keys that a connection has read (`CLIENT
 //! TRACKING`), and reports the first change of each.
 
 use std::sync::Arc;
@@ -30,7 +31,8 @@ use celery_protocol::virtual_message;
 /// the delay if the server reports no change.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Interval in which bindings are written again: those of queues that expire are removed an hour after the last one.
+/// Interval at which bindings are written again. The bindings of a queue that expires may be removed an hour after they
+/// were last written.
 const BIND_EVERY: Duration = Duration::from_secs(1200);
 
 /// Consumes from the lists of one subscription.
@@ -41,9 +43,9 @@ pub(super) struct ListConsumer {
     pub(super) limits: Limits,
     /// The consumed queues, the next one to be served first.
     queues: Vec<Consumed>,
-    /// Fields of a claim without a reply: the messages may have been recorded under them.
+    /// Fields of a claim whose reply was lost: messages may have been recorded under them.
     unanswered: Vec<String>,
-    /// Notified when a window has more room.
+    /// Notified when a prefetch window has more room.
     has_room: Arc<Notify>,
     bound_at: Option<Instant>,
 }
@@ -61,7 +63,8 @@ struct Consumed {
 enum Outcome {
     /// There may be more messages.
     More,
-    /// All lists with room are empty; the flag is true if another queue has no room.
+    /// The lists of all queues with room in their prefetch window are empty. `is_full` is true if another queue has no
+    /// room.
     Empty { is_full: bool },
 }
 
@@ -84,7 +87,7 @@ impl ListConsumer {
         }
     }
 
-    /// Begins and ends to consume from queues, and writes their bindings.
+    /// Starts and stops the consumption of queues, so that it matches `wanted`, and writes the bindings.
     async fn reconcile(&mut self, wanted: &Wanted) -> Result<(), BrokerError> {
         let lists: Vec<Queue> = wanted
             .queues
@@ -142,7 +145,7 @@ impl ListConsumer {
         Ok(())
     }
 
-    /// Claims once, and forwards what was claimed.
+    /// Claims messages once, and forwards them.
     async fn claim(&mut self, link: &mut Link, prefetch: u16) -> Result<Outcome, BrokerError> {
         let from: Vec<ClaimFrom> = self
             .queues
@@ -163,7 +166,7 @@ impl ListConsumer {
             .map(|from| from.room)
             .sum::<usize>()
             .min(MAX_CLAIM);
-        // The fields are known before the claim: if its reply is lost, the messages are found by them.
+        // The fields are chosen before the claim: if its reply is lost, the messages can be found by their fields.
         let fields: Vec<String> = (0..most).map(|_| Uuid::new_v4().to_string()).collect();
         let in_turns = self.shared.order == QueueOrder::RoundRobin;
         let error = |e| self.shared.connector.error(e, "to take messages");
@@ -302,7 +305,8 @@ impl ListConsumer {
         Ok(())
     }
 
-    /// Waits until a list may have changed, or there is more room, or the wanted state has changed.
+    /// Waits until a list may have changed, or a prefetch window has more room (only if `is_full`), or the wanted state
+    /// has changed, but at most until the time `until`.
     async fn wait(
         &self,
         link: &mut Link,

@@ -62,7 +62,7 @@ impl Maintenance {
             }
             Ok(())
         };
-        let again = |error: &BrokerError| !is_hopeless(error);
+        let should_retry = |error: &BrokerError| !is_hopeless(error);
         let log = |error: &BrokerError, pause_s| {
             tracing::warn!(
                 error = %chain(error),
@@ -70,7 +70,10 @@ impl Maintenance {
                 "held messages are not renewed; other workers get them after the visibility timeout"
             );
         };
-        if let Err(error) = RetryLoop::new(RECONNECT).run(attempt, again, log).await {
+        if let Err(error) = RetryLoop::new(RECONNECT)
+            .run(attempt, should_retry, log)
+            .await
+        {
             log(&error, self.options.renew_every().as_secs_f64());
         }
     }

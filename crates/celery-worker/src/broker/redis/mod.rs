@@ -260,12 +260,12 @@ impl Broker for RedisBroker {
 
     async fn prepare(&self, within: Duration) -> Result<(), BrokerError> {
         let deadline = std::time::Instant::now() + within;
-        let again = |error: &BrokerError| matches!(error, BrokerError::Unreachable { .. });
+        let should_retry = |error: &BrokerError| matches!(error, BrokerError::Unreachable { .. });
         RetryLoop::new(RECONNECT)
             .until(deadline)
             .run(
                 async || self.survey(&[]).await.map(drop),
-                again,
+                should_retry,
                 |error, _| {
                     tracing::debug!(error = %chain(error), "connecting failed; retrying");
                 },

@@ -131,14 +131,14 @@ impl Publisher {
         let id = Uuid::new_v4().to_string();
         let deadline = (Instant::now() + within).into_std();
         let attempt = || self.publish_once(publication, &id, &text);
-        let again = |error: &BrokerError| match error {
+        let should_retry = |error: &BrokerError| match error {
             BrokerError::Unreachable { .. } => std::time::Instant::now() < deadline,
             // The server has no memory for now. The call waits, as for any broker that blocks publishers.
             BrokerError::Blocked { .. } => true,
             _ => false,
         };
         RetryLoop::new(RECONNECT)
-            .run(attempt, again, |error, _| {
+            .run(attempt, should_retry, |error, _| {
                 tracing::debug!(error = %chain(error), "message not published; retrying");
             })
             .await
