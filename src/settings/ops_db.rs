@@ -29,7 +29,7 @@ pub struct OpsDb {
     /// PEM file of authorities for the server's certificate; empty for `PGSSLROOTCERT`, or else the
     /// public ones.
     pub database_postgresql_sslrootcert: String,
-    /// PEM file of our own certificate; empty for `PGSSLCERT`, or else none.
+    /// PEM file of the client certificate; empty for `PGSSLCERT`, or else none.
     pub database_postgresql_sslcert: String,
     /// PEM file of the certificate's key.
     pub database_postgresql_sslkey: String,
