@@ -131,7 +131,7 @@ pub(super) async fn run(context: &Context, command: LinksCommand) -> Result<Exit
             let name = known(&repository, name).await?;
             let link = repository.resume_link(&name).await.map_err(refused)?;
             print_link(context, &link, || {
-                format!("{name} is open; the manager's next pass sends what waits")
+                format!("{name} is open; the manager's next pass schedules the transfers that wait")
             })?;
         }
     }
