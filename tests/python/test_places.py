@@ -75,7 +75,7 @@ def test_tables_made_by_sqlalchemy(deployment, database, labels):
     )
 
     before = set(sa.inspect(engine).get_table_names())
-    assert "not touched" in deployment.cli("db", "migrate")
+    assert "exists already and was not changed" in deployment.cli("db", "migrate")
     made = set(sa.inspect(engine).get_table_names()) - before
     assert all(table.startswith("transfer_worker_") for table in made), made
     assert deployment.cli("db", "seed", deployment.directory / "topology.toml", check=False).returncode == 6
