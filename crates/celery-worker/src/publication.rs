@@ -58,6 +58,7 @@ impl TaskPublisher {
                     message,
                     declare: None,
                     mandatory: true,
+                    queue_lifetime: None,
                 };
             }
             Route::Queue(queue) => queue,
@@ -73,6 +74,7 @@ impl TaskPublisher {
             message,
             declare: Some(route.declare),
             mandatory: true,
+            queue_lifetime: None,
         }
     }
 
@@ -143,5 +145,6 @@ pub(crate) fn event_publication(hostname: &str, routing_key: String, body: Strin
         },
         declare: Some(Declaration::Exchange(exchange)),
         mandatory: false,
+        queue_lifetime: None,
     }
 }

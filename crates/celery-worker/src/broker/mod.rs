@@ -51,6 +51,9 @@ pub struct Publication {
     pub declare: Option<Declaration>,
     /// True if it is an error when no queue accepts the message.
     pub mandatory: bool,
+    /// Time after which a broker that keeps the queue of a client that has ended may delete it with its messages; `None`
+    /// for never. Redis has such queues; RabbitMQ deletes them itself.
+    pub queue_lifetime: Option<Duration>,
 }
 
 impl Publication {
@@ -66,6 +69,7 @@ impl Publication {
             message,
             declare: None,
             mandatory: false,
+            queue_lifetime: None,
         }
     }
 }

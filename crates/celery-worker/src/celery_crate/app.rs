@@ -100,6 +100,7 @@ impl CrateBroker for Producer {
             message: encode(message, &self.producing)?,
             declare: Some(route.declare),
             mandatory: true,
+            queue_lifetime: None,
         };
         let sending = Sending::begin(&mut publication, &*self.producing.propagation);
         let within = self.producing.within;

@@ -357,6 +357,7 @@ impl Client {
             })),
             // Without workers there are no consumers.
             mandatory: false,
+            queue_lifetime: None,
         };
         let within = self.shared.options.publish_timeout;
         self.shared.broker.publish(&publication, within).await

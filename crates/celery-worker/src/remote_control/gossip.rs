@@ -106,6 +106,7 @@ impl ClusterQueues {
             ),
             declare: None,
             mandatory: false,
+            queue_lifetime: None,
         };
         if let Err(error) = control.worker.broker.publish(&publication, WITHIN).await {
             tracing::warn!(

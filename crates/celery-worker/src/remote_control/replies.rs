@@ -28,6 +28,9 @@ const MAX_TICKET: usize = 255;
 /// Time limit for the last replies when the worker ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// Lifetime of a queue of replies that nobody reads; clients wait for a second by default.
+const REPLY_LIFETIME: Duration = Duration::from_secs(10);
+
 /// A reply and its method.
 type Reply = (String, Publication);
 
@@ -77,6 +80,7 @@ impl Replies {
             message,
             declare: None,
             mandatory: false,
+            queue_lifetime: Some(REPLY_LIFETIME),
         };
         if !self.line.put((method.clone(), publication), bytes) {
             not_sent(&method, "too many replies wait for the broker");

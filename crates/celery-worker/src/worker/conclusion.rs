@@ -253,6 +253,7 @@ impl Execution<'_> {
             message,
             declare,
             mandatory: true,
+            queue_lifetime: None,
         }
     }
 

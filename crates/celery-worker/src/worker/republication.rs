@@ -48,6 +48,7 @@ impl Runtime {
             message,
             declare: None,
             mandatory: true,
+            queue_lifetime: None,
         };
         let publishing = self
             .broker

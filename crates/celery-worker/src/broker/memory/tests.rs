@@ -17,6 +17,7 @@ fn to(exchange: &str, routing_key: &str, body: &str) -> Publication {
         },
         declare: None,
         mandatory: true,
+        queue_lifetime: None,
     }
 }
 

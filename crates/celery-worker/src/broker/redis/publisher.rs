@@ -20,13 +20,6 @@ use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
 use uuid::Uuid;
 
-/// Exchange of the replies to remote control.
-const REPLIES: &str = "reply.celery.pidbox";
-
-/// Lifetimes of the lists of replies, in milliseconds: a client that has died does not read them.
-const REPLIES_EXPIRE_MS: u64 = 10_000;
-const RESULTS_EXPIRE_MS: u64 = 86_400_000;
-
 /// Publishes messages.
 pub(super) struct Publisher {
     commands: Arc<Commands>,
@@ -169,7 +162,7 @@ impl Publisher {
             id: id.to_owned(),
             text: text.to_owned(),
             lists,
-            expires_ms: expires_ms(publication),
+            expires_ms: publication.queue_lifetime.map_or(0, in_millis),
             channel,
         };
         let what = || format!("a message for `{}`", publication.routing_key);
@@ -306,21 +299,6 @@ impl Publisher {
     }
 }
 
-/// Lifetime of the lists that a message is added to. Redis keeps a list until it is read; only the queues of replies
-/// have a reader that may never come. A reply is a message that its sender neither declares a queue for nor requires
-/// to be routed.
-fn expires_ms(publication: &Publication) -> u64 {
-    match publication {
-        Publication {
-            mandatory: false,
-            declare: None,
-            exchange,
-            ..
-        } => match exchange.as_str() {
-            "" => RESULTS_EXPIRE_MS,
-            REPLIES => REPLIES_EXPIRE_MS,
-            _ => 0,
-        },
-        _ => 0,
-    }
+fn in_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
