@@ -20,6 +20,7 @@ pub mod consumer;
 pub mod delayed;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+#[cfg(any(feature = "amqp", feature = "redis"))]
 mod options;
 mod propagation;
 mod queue_settings;
@@ -30,6 +31,7 @@ mod sending;
 pub mod topology;
 
 pub use consumer::{Consumer, Delivery, Disposition, Settlement, Subscriptions};
+#[cfg(any(feature = "amqp", feature = "redis"))]
 pub use options::BrokerOptions;
 pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
