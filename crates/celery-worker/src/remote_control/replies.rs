@@ -28,7 +28,7 @@ const MAX_TICKET: usize = 255;
 /// Time limit for the last replies when the worker ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
-/// Lifetime of a queue of replies that nobody reads; clients wait for a second by default.
+/// Lifetime of an unread queue of replies; clients wait for a second by default.
 const REPLY_LIFETIME: Duration = Duration::from_secs(10);
 
 /// A reply and its method.

@@ -15,7 +15,7 @@ use celery_protocol::{Properties, RawMessage};
 /// Time limit of one attempt to send.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Lifetime of a queue of results that nobody reads: Celery's `result_expires`.
+/// Lifetime of an unread queue of results: Celery's `result_expires`.
 const RESULT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Maximum length in bytes of a short string of AMQP 0-9-1, such as a routing key or a correlation id.
