@@ -10,7 +10,7 @@ use celery_protocol::RawMessage;
 pub(super) struct Topology {
     exchanges: HashMap<String, ExchangeKind>,
     pub(super) bindings: HashSet<Bound>,
-    pub(super) queues: HashMap<String, QueueState>,
+    pub(super) queues: HashMap<String, QueueContents>,
 }
 
 /// A queue that is bound to an exchange.
@@ -23,7 +23,7 @@ pub(super) struct Bound {
 
 /// The messages of a queue.
 #[derive(Debug, Default)]
-pub(super) struct QueueState {
+pub(super) struct QueueContents {
     pub(super) messages: VecDeque<Stored>,
     pub(super) consumers: u32,
 }

@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::connecting::Link;
 use super::held::Unrecorded;
-use super::shared::{Limits, Shared};
-use super::supervisor::Session;
+use super::shared::{MessageLimits, SharedState};
+use super::supervisor::RedisSession;
 use super::window::Window;
 use crate::broker::consumer::{Feed, Wanted};
 use crate::broker::{BrokerError, Queue};
@@ -25,10 +25,10 @@ const CHECK_EVERY: Duration = Duration::from_secs(10);
 
 /// Consumes from the channels of one subscription.
 pub(super) struct ChannelConsumer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedState>,
     pub(super) feed: Arc<Feed>,
     pub(super) liveness: Liveness,
-    pub(super) limits: Limits,
+    pub(super) limits: MessageLimits,
     pub(super) check_every: Duration,
 }
 
@@ -119,7 +119,7 @@ fn pattern_message(push: PushInfo) -> Option<(String, Vec<u8>)> {
     Some((pattern, Vec::from_redis_value(text).ok()?))
 }
 
-impl Session for ChannelConsumer {
+impl RedisSession for ChannelConsumer {
     fn serves(&self, queue: &Queue) -> bool {
         self.shared.publisher.is_broadcast(queue)
     }

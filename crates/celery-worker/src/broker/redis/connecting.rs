@@ -25,7 +25,7 @@ impl From<RedisUrlError> for BrokerError {
 }
 
 /// Opens connections to the servers of a URL.
-pub(super) struct Connector {
+pub(super) struct RedisConnector {
     servers: Vec<RedisUrl>,
     /// Position of the server in use.
     current: AtomicUsize,
@@ -34,7 +34,7 @@ pub(super) struct Connector {
     response_timeout: Duration,
 }
 
-impl Connector {
+impl RedisConnector {
     pub(super) fn new(options: &RedisBrokerOptions) -> Result<Self, BrokerError> {
         let transport = &options.transport;
         let address = AddressOptions {
@@ -263,7 +263,7 @@ impl Link {
 
 /// The connection for commands: shared, opened at its first use, and replaced after a failure. A command is sent once.
 pub(super) struct Commands {
-    pub(super) connector: Arc<Connector>,
+    pub(super) connector: Arc<RedisConnector>,
     state: Mutex<CommandState>,
 }
 
@@ -275,7 +275,7 @@ struct CommandState {
 }
 
 impl Commands {
-    pub(super) fn new(connector: Arc<Connector>) -> Self {
+    pub(super) fn new(connector: Arc<RedisConnector>) -> Self {
         Self {
             connector,
             state: Mutex::default(),

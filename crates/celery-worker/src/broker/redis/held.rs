@@ -20,7 +20,7 @@ use super::RECONNECT;
 use super::connecting::{Commands, is_hopeless};
 use super::names::Names;
 use super::scripts::{self, End};
-use super::window::Slot;
+use super::window::WindowSlot;
 use crate::broker::consumer::Settled;
 use crate::broker::{BrokerError, Disposition, Settlement};
 use celery_protocol::virtual_message;
@@ -107,14 +107,14 @@ impl Held {
     }
 
     /// Moves an element that is not a message to the list of parked elements of its queue.
-    pub(super) fn park(&self, entry: Arc<HeldEntry>, slot: Slot, text: Vec<u8>) {
+    pub(super) fn park(&self, entry: Arc<HeldEntry>, slot: WindowSlot, text: Vec<u8>) {
         let action = Action::Park(text);
         // An error means that the broker is closed; the message then returns to its queue.
         drop(self.request(entry, slot, action));
     }
 
     /// Requests the settlement of a message. The result reports when it is settled.
-    fn request(&self, entry: Arc<HeldEntry>, slot: Slot, action: Action) -> Settled {
+    fn request(&self, entry: Arc<HeldEntry>, slot: WindowSlot, action: Action) -> Settled {
         let (done, settled) = oneshot::channel();
         // An error means that the broker is closed, which has returned the message.
         let _ = self.orders.send(Order::Settle(Box::new(ToSettle {
@@ -158,7 +158,7 @@ impl Held {
 pub(super) struct Recorded {
     pub(super) held: Arc<Held>,
     pub(super) entry: Arc<HeldEntry>,
-    pub(super) slot: Slot,
+    pub(super) slot: WindowSlot,
     /// Cancelled when the queue is no longer consumed.
     pub(super) leaving: CancellationToken,
 }
@@ -187,7 +187,7 @@ impl Settlement for Recorded {
 
 /// Settlement of a delivery without an entry in the record: nothing has to be sent.
 pub(super) struct Unrecorded {
-    pub(super) slot: Slot,
+    pub(super) slot: WindowSlot,
 }
 
 impl Settlement for Unrecorded {
@@ -228,7 +228,7 @@ pub(super) struct ToSettle {
     entry: Arc<HeldEntry>,
     action: Action,
     /// The place in the prefetch window, which is free once the message is settled.
-    slot: Option<Slot>,
+    slot: Option<WindowSlot>,
     done: Option<oneshot::Sender<()>>,
 }
 

@@ -19,9 +19,9 @@ use super::connecting::Link;
 use super::held::{Recorded, Unrecorded};
 use super::options::QueueOrder;
 use super::scripts::{self, CLAIM_BYTES, ClaimFrom, MAX_CLAIM};
-use super::shared::{Limits, Shared};
-use super::supervisor::Session;
-use super::window::{Slot, Window};
+use super::shared::{MessageLimits, SharedState};
+use super::supervisor::RedisSession;
+use super::window::{Window, WindowSlot};
 use crate::broker::consumer::{Feed, Settlement, Wanted};
 use crate::broker::{BrokerError, Delivery, Queue};
 use crate::liveness::Liveness;
@@ -37,10 +37,10 @@ const BIND_EVERY: Duration = Duration::from_secs(1200);
 
 /// Consumes from the lists of one subscription.
 pub(super) struct ListConsumer {
-    pub(super) shared: Arc<Shared>,
+    pub(super) shared: Arc<SharedState>,
     pub(super) feed: Arc<Feed>,
     pub(super) liveness: Liveness,
-    pub(super) limits: Limits,
+    pub(super) limits: MessageLimits,
     /// The consumed queues, the next one to be served first.
     queues: Vec<Consumed>,
     /// Fields of a claim whose reply was lost: messages may have been recorded under them.
@@ -60,7 +60,7 @@ struct Consumed {
 }
 
 /// State after a claim.
-enum Outcome {
+enum ClaimOutcome {
     /// There may be more messages.
     More,
     /// The lists of all queues with room in their prefetch window are empty. `is_full` is true if another queue has no
@@ -70,10 +70,10 @@ enum Outcome {
 
 impl ListConsumer {
     pub(super) fn new(
-        shared: Arc<Shared>,
+        shared: Arc<SharedState>,
         feed: Arc<Feed>,
         liveness: Liveness,
-        limits: Limits,
+        limits: MessageLimits,
     ) -> Self {
         Self {
             shared,
@@ -146,7 +146,7 @@ impl ListConsumer {
     }
 
     /// Claims messages once, and forwards them.
-    async fn claim(&mut self, link: &mut Link, prefetch: u16) -> Result<Outcome, BrokerError> {
+    async fn claim(&mut self, link: &mut Link, prefetch: u16) -> Result<ClaimOutcome, BrokerError> {
         let from: Vec<ClaimFrom> = self
             .queues
             .iter()
@@ -159,7 +159,7 @@ impl ListConsumer {
             .collect();
         let is_full = from.len() < self.queues.len();
         if from.is_empty() {
-            return Ok(Outcome::Empty { is_full });
+            return Ok(ClaimOutcome::Empty { is_full });
         }
         let most = from
             .iter()
@@ -210,7 +210,7 @@ impl ListConsumer {
             self.queues.rotate_left(next.map_or(0, |served| served + 1));
         }
         if !is_drained {
-            return Ok(Outcome::More);
+            return Ok(ClaimOutcome::More);
         }
         let has_room = |(from, taken): &(&ClaimFrom, &usize)| **taken < from.room;
         let drained: Vec<_> = from.iter().zip(&taken).filter(has_room).collect();
@@ -218,8 +218,8 @@ impl ListConsumer {
         let drained = drained.into_iter().map(|(from, _)| from.queue.as_str());
         let watched = self.watch(&mut link.connection, drained).await;
         match watched.map_err(|e| self.shared.connector.error(e, "to wait for messages"))? {
-            true => Ok(Outcome::More),
-            false => Ok(Outcome::Empty { is_full }),
+            true => Ok(ClaimOutcome::More),
+            false => Ok(ClaimOutcome::Empty { is_full }),
         }
     }
 
@@ -243,7 +243,7 @@ impl ListConsumer {
             return;
         };
         let slot = known.window.take();
-        let settlement = |slot: Slot| -> Box<dyn Settlement> {
+        let settlement = |slot: WindowSlot| -> Box<dyn Settlement> {
             match field.clone() {
                 None => Box::new(Unrecorded { slot }),
                 Some(field) => Box::new(Recorded {
@@ -343,7 +343,7 @@ impl ListConsumer {
     }
 }
 
-impl Session for ListConsumer {
+impl RedisSession for ListConsumer {
     fn serves(&self, queue: &Queue) -> bool {
         !self.shared.publisher.is_broadcast(queue)
     }
@@ -380,7 +380,8 @@ impl Session for ListConsumer {
             if !link.drain() {
                 return Err(self.shared.connector.lost("the connection is closed"));
             }
-            if let Outcome::Empty { is_full } = self.claim(&mut link, current.prefetch).await? {
+            if let ClaimOutcome::Empty { is_full } = self.claim(&mut link, current.prefetch).await?
+            {
                 let pause = match is_tracking {
                     true => LOOK_EVERY,
                     false => crate::liveness::EVERY,

@@ -29,7 +29,7 @@ use super::{Broker, BrokerError, Consumer, Publication, QueueDepth, Subscription
 use crate::liveness::{Liveness, LivenessRegistry};
 use crate::redis::{AddressOptions, RedisUrl};
 use channel_consumer::ChannelConsumer;
-use connecting::{Commands, Connector};
+use connecting::{Commands, RedisConnector};
 use held::{Held, Order, Settler};
 use list_consumer::ListConsumer;
 use maintenance::Maintenance;
@@ -37,8 +37,8 @@ use names::Names;
 use publisher::Publisher;
 use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::{chain, panic_text};
-use shared::{Limits, Shared};
-use supervisor::{Session, Supervisor};
+use shared::{MessageLimits, SharedState};
+use supervisor::{RedisSession, Supervisor};
 
 mod bindings;
 mod channel_consumer;
@@ -97,7 +97,7 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::f
 
 /// A [`Broker`] in one database of Redis.
 pub struct RedisBroker {
-    shared: Arc<Shared>,
+    shared: Arc<SharedState>,
     options: RedisBrokerOptions,
     /// Orders for the settler, until it is started.
     orders: Mutex<Option<mpsc::UnboundedReceiver<Order>>>,
@@ -116,13 +116,13 @@ impl RedisBroker {
         if let Some((key, rule)) = options.transport.problem() {
             return Err(BrokerError::Url(format!("option `{key}` {rule}")));
         }
-        let connector = Arc::new(Connector::new(options)?);
+        let connector = Arc::new(RedisConnector::new(options)?);
         let commands = Arc::new(Commands::new(connector.clone()));
         let names = Arc::new(Names::new(&options.transport, connector.db()));
         let (held, orders) = Held::new();
         let publisher = Publisher::new(options, commands.clone(), names.clone());
         Ok(Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(SharedState {
                 connector,
                 commands,
                 names,
@@ -151,7 +151,7 @@ impl RedisBroker {
             let Some(orders) = self.orders.lock().take() else {
                 return;
             };
-            let Shared {
+            let SharedState {
                 commands,
                 names,
                 held,
@@ -188,7 +188,7 @@ impl RedisBroker {
         &self,
         purpose: &'static str,
         feed: Arc<Feed>,
-        session: impl Session + 'static,
+        session: impl RedisSession + 'static,
         liveness: Liveness,
     ) {
         let supervisor = Supervisor {
@@ -278,7 +278,7 @@ impl Broker for RedisBroker {
         let (feed, consumer) = Feed::new(&subscription, self.closing.child_token());
         let feed = Arc::new(feed);
         let purpose = subscription.purpose;
-        let limits = Limits::from(&subscription);
+        let limits = MessageLimits::from(&subscription);
         let watched = |part: &str| {
             let name = format!("connection for {purpose} ({part})");
             self.liveness.start(name, self.liveness_limit())
@@ -299,7 +299,7 @@ impl Broker for RedisBroker {
     }
 
     async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError> {
-        let Shared {
+        let SharedState {
             commands, names, ..
         } = &*self.shared;
         let classes = names.classes();

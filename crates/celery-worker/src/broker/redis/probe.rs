@@ -8,9 +8,9 @@ use redis::{AsyncCommands as _, RedisResult, cmd};
 use uuid::Uuid;
 
 use super::RedisBrokerOptions;
-use super::connecting::{Commands, Connector};
+use super::connecting::{Commands, RedisConnector};
 use super::names::Names;
-use super::scripts::{self, ClaimFrom, Outgoing};
+use super::scripts::{self, ClaimFrom, PublishRequest};
 use crate::broker::BrokerError;
 use celery_protocol::RawMessage;
 use celery_protocol::virtual_message::{self, BodyEncoding};
@@ -58,7 +58,7 @@ impl RedisProbe {
     /// # Errors
     /// [`BrokerError::Url`].
     pub fn new(options: &RedisBrokerOptions) -> Result<Self, BrokerError> {
-        let connector = Arc::new(Connector::new(options)?);
+        let connector = Arc::new(RedisConnector::new(options)?);
         Ok(Self {
             names: Names::new(&options.transport, connector.db()),
             commands: Commands::new(connector),
@@ -143,7 +143,7 @@ impl RedisProbe {
             ("", &queue),
             BodyEncoding::default(),
         );
-        let outgoing = Outgoing {
+        let outgoing = PublishRequest {
             id: Uuid::new_v4().to_string(),
             text,
             lists: vec![names.list(&queue, 0)],

@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::connecting::Commands;
 use super::names::Names;
 use super::options::RedisBrokerOptions;
-use super::scripts::Outgoing;
+use super::scripts::PublishRequest;
 use super::{RECONNECT, bindings, scripts};
 use crate::broker::{BrokerError, Declaration, Exchange, ExchangeKind, Publication, Queue};
 use celery_protocol::pidbox;
@@ -158,7 +158,7 @@ impl Publisher {
             }
             Target::Nowhere => return Ok(()),
         };
-        let outgoing = Outgoing {
+        let outgoing = PublishRequest {
             id: id.to_owned(),
             text: text.to_owned(),
             lists,

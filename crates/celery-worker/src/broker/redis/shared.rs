@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::connecting::{Commands, Connector};
+use super::connecting::{Commands, RedisConnector};
 use super::held::Held;
 use super::names::Names;
 use super::options::QueueOrder;
@@ -16,8 +16,8 @@ use celery_protocol::virtual_message::VirtualMessage;
 use celery_protocol::{RawMessage, message};
 
 /// Parts of a broker.
-pub(super) struct Shared {
-    pub(super) connector: Arc<Connector>,
+pub(super) struct SharedState {
+    pub(super) connector: Arc<RedisConnector>,
     pub(super) commands: Arc<Commands>,
     pub(super) names: Arc<Names>,
     pub(super) publisher: Publisher,
@@ -27,13 +27,13 @@ pub(super) struct Shared {
 
 /// Limits of the bodies of a subscription, in bytes.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
+pub(super) struct MessageLimits {
     pub(super) max_body: usize,
     /// Limit for the body of a task whose eta has not been reached.
     pub(super) max_waiting_body: usize,
 }
 
-impl From<&Subscription> for Limits {
+impl From<&Subscription> for MessageLimits {
     fn from(subscription: &Subscription) -> Self {
         Self {
             max_body: subscription.max_body_bytes.unwrap_or(usize::MAX),
@@ -42,7 +42,7 @@ impl From<&Subscription> for Limits {
     }
 }
 
-impl Limits {
+impl MessageLimits {
     /// Creates a delivery, without a body above the limits.
     pub(super) fn delivery(
         self,

@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use tokio::time::{Instant, sleep};
 
 use super::RECONNECT;
-use super::connecting::{Connector, Link};
+use super::connecting::{Link, RedisConnector};
 use crate::broker::consumer::{Feed, Served};
 use crate::broker::{BrokerError, Queue, Reconnect};
 use crate::liveness::Liveness;
@@ -15,7 +15,7 @@ use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::{chain, panic_text};
 
 /// The part of a subscription that one connection serves.
-pub(super) trait Session: Send + Sync {
+pub(super) trait RedisSession: Send + Sync {
     /// Returns true if the connection serves this queue.
     fn serves(&self, queue: &Queue) -> bool;
 
@@ -28,7 +28,7 @@ pub(super) trait Session: Send + Sync {
 
 /// Opens the connections of a session, one after another.
 pub(super) struct Supervisor {
-    pub(super) connector: Arc<Connector>,
+    pub(super) connector: Arc<RedisConnector>,
     pub(super) reconnect: Reconnect,
     pub(super) purpose: &'static str,
     pub(super) feed: Arc<Feed>,
@@ -37,7 +37,7 @@ pub(super) struct Supervisor {
 
 impl Supervisor {
     /// Runs until the subscription is cancelled, or reconnecting has ended.
-    pub(super) async fn run(self, mut session: impl Session) {
+    pub(super) async fn run(self, mut session: impl RedisSession) {
         let feed = self.feed.clone();
         if feed
             .cancelled
@@ -114,7 +114,7 @@ impl Supervisor {
     }
 
     /// Waits until the subscription has a queue for this session: no connection is opened for none.
-    async fn first_queue(&self, session: &impl Session) {
+    async fn first_queue(&self, session: &impl RedisSession) {
         let mut wanted = self.feed.reports.wanted();
         let mut ticks = tokio::time::interval(crate::liveness::EVERY);
         loop {
@@ -137,7 +137,7 @@ impl Supervisor {
         }
     }
 
-    fn report_gone(&self, session: &impl Session) {
+    fn report_gone(&self, session: &impl RedisSession) {
         let queues = self.feed.reports.wanted().borrow().queues.clone();
         self.feed.reports.update(|served| {
             *served = Served {

@@ -130,7 +130,7 @@ impl Programs {
         options.transport.global_keyprefix = format!("model-{}:", Uuid::new_v4());
         // Everything that is not renewed at this moment has expired.
         options.transport.visibility_timeout = 0;
-        let connector = Arc::new(Connector::new(&options).unwrap());
+        let connector = Arc::new(RedisConnector::new(&options).unwrap());
         let names = || Names::new(&options.transport, connector.db());
         let maintenance = Maintenance {
             commands: Arc::new(Commands::new(connector.clone())),
@@ -243,7 +243,7 @@ impl Programs {
             },
             ..RawMessage::default()
         };
-        let outgoing = scripts::Outgoing {
+        let outgoing = scripts::PublishRequest {
             id: Uuid::new_v4().to_string(),
             text: virtual_message::encode(&message, ("", QUEUES[queue]), BodyEncoding::Base64),
             lists: vec![self.names.list(QUEUES[queue], priority)],

@@ -37,9 +37,9 @@ impl Window {
     }
 
     /// Takes the place of one delivery.
-    pub(super) fn take(self: &Arc<Self>) -> Slot {
+    pub(super) fn take(self: &Arc<Self>) -> WindowSlot {
         self.lock().held += 1;
-        Slot {
+        WindowSlot {
             window: self.clone(),
             is_parked: Mutex::new(false),
         }
@@ -53,12 +53,12 @@ impl Window {
 
 /// The place of one delivery; dropping it frees it.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct WindowSlot {
     window: Arc<Window>,
     is_parked: Mutex<bool>,
 }
 
-impl Slot {
+impl WindowSlot {
     pub(super) fn park(&self, parked: bool) {
         let mut before = self
             .is_parked
@@ -78,7 +78,7 @@ impl Slot {
     }
 }
 
-impl Drop for Slot {
+impl Drop for WindowSlot {
     fn drop(&mut self) {
         let is_parked = *self
             .is_parked

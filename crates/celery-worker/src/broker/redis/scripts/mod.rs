@@ -195,7 +195,7 @@ pub(super) async fn restore(
 
 /// A message on its way to lists or to a channel.
 #[derive(Debug, Clone)]
-pub(super) struct Outgoing {
+pub(super) struct PublishRequest {
     /// Identifies the publication when it is repeated.
     pub(super) id: String,
     pub(super) text: String,
@@ -209,7 +209,7 @@ pub(super) struct Outgoing {
 pub(super) async fn publish(
     connection: &mut MultiplexedConnection,
     names: &Names,
-    outgoing: &Outgoing,
+    outgoing: &PublishRequest,
 ) -> RedisResult<()> {
     let mut script = PUBLISH.prepare_invoke();
     script.key(names.published(&outgoing.id));
