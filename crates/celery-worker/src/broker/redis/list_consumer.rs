@@ -185,7 +185,7 @@ impl ListConsumer {
             tracing::error!(
                 queues = queues.join(", "),
                 messages = claimed.parked,
-                "elements of queues are not messages; they are kept in the list celery-worker.parked.<queue>"
+                "elements of queues are not messages; they are moved to the queue's list of parked elements"
             );
         }
         let bytes: usize = claimed.messages.iter().map(|(_, text)| text.len()).sum();
@@ -260,7 +260,7 @@ impl ListConsumer {
                 tracing::error!(
                     queue,
                     %error,
-                    "an element of a queue is not a message; it is kept in the list celery-worker.parked.<queue>"
+                    "an element of a queue is not a message; it is moved to the queue's list of parked elements"
                 );
                 if let Some(field) = field {
                     let entry = self.shared.held.add(field, queue.to_owned());
