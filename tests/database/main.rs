@@ -16,6 +16,7 @@ mod transfer_rows;
 mod attempts;
 mod connections;
 mod leases;
+mod leftovers;
 mod links;
 mod manager_passes;
 mod operators;

@@ -71,7 +71,31 @@ def sha256(path):
 # ---------------------------------------------------------------- the broker
 
 
-class Broker:
+class BrokerClient:
+    """A broker as kombu sees it; each kind counts the messages of a queue in its own way (`unsettled`)."""
+
+    @contextlib.contextmanager
+    def channel(self):
+        with kombu.Connection(self.url) as connection, connection.channel() as channel:
+            yield channel
+
+    def get(self, queue):
+        """Takes one message off a queue: (body decoded from JSON, headers, properties), or None."""
+        with self.channel() as channel:
+            message = channel.basic_get(queue, no_ack=True)
+            if message is None:
+                return None
+            return json.loads(message.body), message.headers, self.properties(message)
+
+    def properties(self, message):
+        return message.properties
+
+    def all_settled(self, *queues):
+        for queue in queues:
+            until(lambda: self.unsettled(queue) == 0, f"{queue} is empty")
+
+
+class Broker(BrokerClient):
     """The private RabbitMQ: its queues, raw messages, stop and start."""
 
     DEAD = "test-dead"
@@ -81,11 +105,6 @@ class Broker:
 
     def __init__(self):
         self.url = service("TEST_AMQP_URL")
-
-    @contextlib.contextmanager
-    def channel(self):
-        with kombu.Connection(self.url) as connection, connection.channel() as channel:
-            yield channel
 
     def _declared(self, queue):
         with self.channel() as channel:
@@ -119,14 +138,6 @@ class Broker:
             message = amqp.Message(body, application_headers=headers or {}, **properties)
             channel.basic_publish(message, exchange="", routing_key=queue)
 
-    def get(self, queue):
-        """Takes one message off a queue: (body decoded from JSON, headers, properties), or None."""
-        with self.channel() as channel:
-            message = channel.basic_get(queue, no_ack=True)
-            if message is None:
-                return None
-            return json.loads(message.body), message.headers, message.properties
-
     def unsettled(self, queue):
         """Number of messages that wait or are held by a worker. Takes a second or two."""
         listed = self.ctl("list_queues", "-q", "--no-table-headers", "name", "messages")
@@ -135,10 +146,6 @@ class Broker:
             if name == queue:
                 return int(count)
         return 0
-
-    def all_settled(self, *queues):
-        for queue in queues:
-            until(lambda: self.unsettled(queue) == 0, f"{queue} is empty")
 
     def delete(self, queue):
         with self.channel() as channel:
@@ -158,7 +165,7 @@ class Broker:
         subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=180)
 
 
-class RedisBroker:
+class RedisBroker(BrokerClient):
     """The private Redis as the broker, in the database of the results."""
 
     #: With these, a message of a worker that was killed returns soon. Python workers do not renew theirs.
@@ -170,9 +177,6 @@ class RedisBroker:
     def __init__(self):
         self.url = service("TEST_REDIS_URL")
         self.client = redis.Redis.from_url(self.url)
-
-    def channel(self):
-        return Broker.channel(self)
 
     def _lists(self, queue):
         return [queue + suffix for suffix in self.CLASSES]
@@ -194,21 +198,13 @@ class RedisBroker:
             message = channel.prepare_message(body, priority, content_type, content_encoding, headers or {}, properties)
             channel.basic_publish(message, exchange="", routing_key=queue)
 
-    def get(self, queue):
-        with self.channel() as channel:
-            message = channel.basic_get(queue, no_ack=True)
-            if message is None:
-                return None
-            properties = message.properties | {"content_type": message.content_type}
-            return json.loads(message.body), message.headers, properties
+    def properties(self, message):
+        return message.properties | {"content_type": message.content_type}
 
     def unsettled(self, queue):
         entries = (json.loads(entry) for entry in self.client.hvals("unacked"))
         held = sum(message["properties"]["delivery_info"]["routing_key"] == queue for message, _, _ in entries)
         return self.ready(queue) + held
-
-    def all_settled(self, *queues):
-        Broker.all_settled(self, *queues)
 
     def delete(self, queue):
         self.client.delete(*self._lists(queue))
