@@ -125,7 +125,17 @@ pub(super) async fn remove(
     names: &Names,
     fields: &[String],
 ) -> RedisResult<Vec<u8>> {
-    let mut script = REMOVE.prepare_invoke();
+    run_on_entries(&REMOVE, connection, names, fields).await
+}
+
+/// Runs a script that takes any number of entries.
+async fn run_on_entries<T: FromRedisValue>(
+    script: &Script,
+    connection: &mut MultiplexedConnection,
+    names: &Names,
+    fields: &[String],
+) -> RedisResult<T> {
+    let mut script = script.prepare_invoke();
     script.key(&names.unacked).key(&names.unacked_index);
     for field in fields {
         script.arg(field);
@@ -156,12 +166,7 @@ pub(super) async fn renew(
     names: &Names,
     fields: &[String],
 ) -> RedisResult<Vec<String>> {
-    let mut script = RENEW.prepare_invoke();
-    script.key(&names.unacked).key(&names.unacked_index);
-    for field in fields {
-        script.arg(field);
-    }
-    script.invoke_async(connection).await
+    run_on_entries(&RENEW, connection, names, fields).await
 }
 
 /// Returns up to `limit` entries that were not renewed for `seconds`, with the time of each as Redis prints it.
