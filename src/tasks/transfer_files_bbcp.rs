@@ -106,9 +106,9 @@ impl TransferFilesBbcp {
         }
         match (&failed.error, settled) {
             _ if failed.held_for_same_task => TaskError::Ignore,
-            (error, _) if error.is_interruption() => TaskError::Requeue,
+            (error, _) if error.is_interruption() => TaskError::Stopped,
             // The row does not have the failure, so the message must stay.
-            (_, Settled::Unwritten) => TaskError::Requeue,
+            (_, Settled::Unwritten) => TaskError::Stopped,
             (error, _) => TaskError::Raised(exceptions::of_transfer(error)),
         }
     }

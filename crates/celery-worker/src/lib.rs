@@ -55,7 +55,6 @@ macro_rules! panic_point {
     }};
 }
 
-mod aside;
 pub mod broker;
 #[cfg(feature = "celery-crate")]
 pub mod celery_crate;
@@ -65,6 +64,7 @@ mod clock;
 pub mod fault_injection;
 pub mod liveness;
 pub mod observer;
+mod offload;
 pub mod prelude;
 mod product;
 mod publication;

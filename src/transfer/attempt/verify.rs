@@ -146,7 +146,7 @@ impl AttemptRun<'_> {
             .await?;
         let (id, attempt) = (lease.data_transfer_id(), lease.attempt());
         // A task of its own: it runs to its end even if the attempt is stopped, so that the marker is always removed.
-        let looking = tokio::spawn(async move {
+        let probing = tokio::spawn(async move {
             target.make_marker().await?;
             fault_point!(MarkerMade);
             let seen = source.sees(&name).await;
@@ -154,7 +154,7 @@ impl AttemptRun<'_> {
             service.forget_temporary(id, attempt).await;
             seen
         });
-        let seen = looking.await.unwrap_or_else(|error| {
+        let seen = probing.await.unwrap_or_else(|error| {
             Err(TransferError::Internal {
                 what: error.to_string(),
             })

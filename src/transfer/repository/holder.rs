@@ -157,7 +157,7 @@ impl Repository {
         task_id: &str,
     ) -> Result<Successor, DatabaseError> {
         use transfer_worker_attempt::{Column, Entity};
-        let looking = async {
+        let reading = async {
             let db = self.database.connection();
             let later = Entity::find()
                 .filter(Column::DataTransferId.eq(lease.data_transfer_id))
@@ -174,7 +174,7 @@ impl Repository {
                 _ => Successor::None,
             })
         };
-        self.database.bounded(looking).await
+        self.database.bounded(reading).await
     }
 }
 

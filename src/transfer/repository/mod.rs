@@ -89,8 +89,8 @@ impl Repository {
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
     pub async fn answers(&self) -> Result<(), DatabaseError> {
-        let looking = async { Ok(probe_statements(self.database.connection()).await?) };
-        self.database.bounded(looking).await
+        let probing = async { Ok(probe_statements(self.database.connection()).await?) };
+        self.database.bounded(probing).await
     }
 
     /// Checks the schema of the database and creates the repository.

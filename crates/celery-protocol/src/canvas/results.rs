@@ -102,10 +102,10 @@ impl ResultNode {
     ///
     /// # Errors
     /// The first error of `value`, from the left.
-    pub fn gather<E>(&self, value: &mut impl FnMut(&str) -> Result<Value, E>) -> Result<Value, E> {
+    pub fn collect<E>(&self, value: &mut impl FnMut(&str) -> Result<Value, E>) -> Result<Value, E> {
         match &self.members {
             None => value(&self.id),
-            Some(members) => members.iter().map(|member| member.gather(value)).collect(),
+            Some(members) => members.iter().map(|member| member.collect(value)).collect(),
         }
     }
 }

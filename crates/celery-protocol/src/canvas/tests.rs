@@ -458,7 +458,7 @@ fn results_are_read_as_they_are_written() {
     let node = ResultNode::parse(&tuple).unwrap();
     assert_eq!(node.to_json(), tuple);
     assert_eq!(node.task_ids(), ["a", "b"]);
-    let values = node.gather(&mut |id| Ok::<_, ()>(json!(id)));
+    let values = node.collect(&mut |id| Ok::<_, ()>(json!(id)));
     assert_eq!(values, Ok(json!(["a", ["b"]])));
     assert_eq!(
         ResultNode::parse(&json!([["a", [["b", null], null]], null]))

@@ -36,8 +36,8 @@ pub trait Settlement: Send + Sync {
     /// Returns true if the broker has requeued the delivery because its connection has ended.
     fn is_void(&self) -> bool;
 
-    /// Sets whether the delivery is parked: a parked one does not count against the prefetch limit.
-    fn set_parked(&self, is_parked: bool);
+    /// Sets whether the delivery is exempt from the prefetch limit, so that it does not count against it.
+    fn set_exempt(&self, is_exempt: bool);
 }
 
 /// Changes that a broker made to a message in order to read it.
@@ -45,7 +45,7 @@ pub trait Settlement: Send + Sync {
 #[non_exhaustive]
 pub struct Damage {
     /// Bytes that are not UTF-8 became question marks: in names, in properties, in the exchange or the routing key.
-    pub is_no_text: bool,
+    pub is_not_utf8: bool,
     /// Header values that were nested too deeply became bytes.
     pub is_too_deep: bool,
     /// Reason why the message's properties and body were omitted.
@@ -53,7 +53,7 @@ pub struct Damage {
     /// Size of a body that was omitted because of its size.
     pub body_bytes: Option<u64>,
     /// True if the body was omitted because the task's eta has not been reached.
-    pub is_early: bool,
+    pub awaits_eta: bool,
 }
 
 impl Damage {
@@ -61,11 +61,11 @@ impl Damage {
     #[must_use]
     pub fn and(self, before: Self) -> Self {
         Self {
-            is_no_text: self.is_no_text || before.is_no_text,
+            is_not_utf8: self.is_not_utf8 || before.is_not_utf8,
             is_too_deep: self.is_too_deep || before.is_too_deep,
             unreadable: self.unreadable.or(before.unreadable),
             body_bytes: self.body_bytes.or(before.body_bytes),
-            is_early: self.is_early || before.is_early,
+            awaits_eta: self.awaits_eta || before.awaits_eta,
         }
     }
 }
@@ -118,18 +118,11 @@ impl Delivery {
             .is_none_or(|settlement| settlement.is_void())
     }
 
-    /// Parks the delivery: it stays unsettled, but does not count against the prefetch limit, so that others are
-    /// delivered while it waits.
-    pub fn park(&self) {
+    /// Sets whether the delivery is exempt from the prefetch limit: an exempt one stays unsettled, but does not count,
+    /// so that others are delivered while it waits.
+    pub fn set_exempt(&self, is_exempt: bool) {
         if let Some(settlement) = &self.settlement {
-            settlement.set_parked(true);
-        }
-    }
-
-    /// Ends the parking: the delivery counts against the prefetch limit again.
-    pub fn unpark(&self) {
-        if let Some(settlement) = &self.settlement {
-            settlement.set_parked(false);
+            settlement.set_exempt(is_exempt);
         }
     }
 
@@ -179,12 +172,12 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// Wanted state of a subscription.
+/// Desired state of a subscription.
 #[derive(Debug, Clone)]
-pub struct Wanted {
+pub struct DesiredQueues {
     /// Subscribed queues, each once.
     pub queues: Vec<Queue>,
-    /// Maximum number of unsettled deliveries of each queue, without parked ones; 0 for no limit.
+    /// Maximum number of unsettled deliveries of each queue, without exempt ones; 0 for no limit.
     pub prefetch: u16,
 }
 
@@ -251,7 +244,7 @@ impl Drop for Consumer {
 /// with the next connection.
 #[derive(Debug, Clone)]
 pub struct Subscriptions {
-    wanted: Arc<watch::Sender<Wanted>>,
+    desired: Arc<watch::Sender<DesiredQueues>>,
     served: watch::Receiver<Served>,
 }
 
@@ -260,10 +253,10 @@ impl Subscriptions {
     /// connection exists.
     pub async fn add(&self, queue: Queue) {
         let name = queue.name.clone();
-        self.wanted.send_modify(|wanted| {
-            match wanted.queues.iter_mut().find(|known| known.name == name) {
+        self.desired.send_modify(|desired| {
+            match desired.queues.iter_mut().find(|known| known.name == name) {
                 Some(known) => *known = queue,
-                None => wanted.queues.push(queue),
+                None => desired.queues.push(queue),
             }
         });
         self.until(|served| served.queues.contains(&name) || served.failed.contains(&name))
@@ -273,16 +266,16 @@ impl Subscriptions {
     /// Unsubscribes from a queue. Its deliveries can still be settled. Returns when this is done, or if no connection
     /// exists.
     pub async fn cancel_queue(&self, name: &str) {
-        self.wanted
-            .send_modify(|wanted| wanted.queues.retain(|queue| queue.name != name));
+        self.desired
+            .send_modify(|desired| desired.queues.retain(|queue| queue.name != name));
         self.until(|served| !served.queues.contains(name)).await;
     }
 
-    /// Sets the maximum number of unsettled deliveries of each queue, without parked ones; 0 for no limit.
+    /// Sets the maximum number of unsettled deliveries of each queue, without exempt ones; 0 for no limit.
     pub fn set_prefetch(&self, prefetch: u16) {
-        self.wanted.send_if_modified(|wanted| {
-            let changed = wanted.prefetch != prefetch;
-            wanted.prefetch = prefetch;
+        self.desired.send_if_modified(|desired| {
+            let changed = desired.prefetch != prefetch;
+            desired.prefetch = prefetch;
             changed
         });
     }
@@ -290,7 +283,7 @@ impl Subscriptions {
     /// The subscribed queues.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
-        self.wanted.borrow().queues.clone()
+        self.desired.borrow().queues.clone()
     }
 
     async fn until(&self, reached: impl Fn(&Served) -> bool) {
@@ -316,7 +309,7 @@ pub struct Feed {
 /// Reports of a broker about a subscription.
 #[derive(Debug)]
 pub struct Reports {
-    wanted: watch::Receiver<Wanted>,
+    desired: watch::Receiver<DesiredQueues>,
     served: watch::Sender<Served>,
     ready: watch::Sender<bool>,
     failure: Arc<OnceLock<BrokerError>>,
@@ -333,7 +326,7 @@ impl Feed {
             }
         }
         let prefetch = subscription.prefetch;
-        let (wanting, wanted) = watch::channel(Wanted { queues, prefetch });
+        let (desiring, desired) = watch::channel(DesiredQueues { queues, prefetch });
         let (served, serving) = watch::channel(Served::default());
         let (ready, readiness) = watch::channel(false);
         // The actual buffer is the broker's prefetch.
@@ -342,7 +335,7 @@ impl Feed {
         let feed = Self {
             deliveries: sender,
             reports: Arc::new(Reports {
-                wanted,
+                desired,
                 served,
                 ready,
                 failure: failure.clone(),
@@ -354,7 +347,7 @@ impl Feed {
             cancelled,
             ready: readiness,
             handle: Subscriptions {
-                wanted: Arc::new(wanting),
+                desired: Arc::new(desiring),
                 served: serving,
             },
             failure,
@@ -364,25 +357,25 @@ impl Feed {
 }
 
 impl Reports {
-    /// The wanted state, and its changes.
+    /// The desired state, and its changes.
     #[must_use]
-    pub fn wanted(&self) -> watch::Receiver<Wanted> {
-        self.wanted.clone()
+    pub fn desired(&self) -> watch::Receiver<DesiredQueues> {
+        self.desired.clone()
     }
 
     /// Reports the actual state.
     pub fn update(&self, change: impl FnOnce(&mut Served)) {
         self.served.send_modify(change);
         let served = self.served.borrow();
-        let wanted = self.wanted.borrow();
+        let desired = self.desired.borrow();
         // A queue that fails later does not count as a lost connection.
         let all = served.connected
             && (*self.ready.borrow()
-                || wanted
+                || desired
                     .queues
                     .iter()
                     .all(|q| served.queues.contains(&q.name)));
-        drop((served, wanted));
+        drop((served, desired));
         self.ready.send_if_modified(|ready| {
             let changed = *ready != all;
             *ready = all;

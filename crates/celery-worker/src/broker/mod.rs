@@ -84,7 +84,7 @@ pub struct Subscription {
     pub purpose: &'static str,
     /// Queues; declared if they are missing.
     pub queues: Vec<Queue>,
-    /// Maximum number of unsettled deliveries of each queue, without parked ones; 0 for no limit.
+    /// Maximum number of unsettled deliveries of each queue, without exempt ones; 0 for no limit.
     pub prefetch: u16,
     /// Type of the queues for native delayed delivery, if these must be declared, too.
     pub delayed: Option<QueueType>,

@@ -218,7 +218,7 @@ async fn run<T: CrateTask<Returns: Serialize> + 'static>(
     let run = cx.clone().scope(task.run(params));
     let running = AssertUnwindSafe(run).catch_unwind();
     let Some(result) = unless_stopped(stop, running).await else {
-        return Err(TaskError::Requeue);
+        return Err(TaskError::Stopped);
     };
     // A panic is a failure like any other, and calls the task's `on_failure`, too.
     let result = result.unwrap_or_else(|panic| {

@@ -132,7 +132,7 @@ impl AsyncResult {
             metas.insert(task_id, returned(task_id, meta)?);
         }
         let mut value = |id: &str| Ok::<_, GetError>(metas.remove(id).unwrap_or_default());
-        let value = self.node.gather(&mut value)?;
+        let value = self.node.collect(&mut value)?;
         serde_json::from_value(value).map_err(|source| GetError::Type {
             task_id: self.node.id.clone(),
             source,

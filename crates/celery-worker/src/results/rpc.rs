@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::{ResultAccess, ResultBackend, ResultError};
-use crate::aside::{aside, is_large};
 use crate::broker::{Broker, Publication};
+use crate::offload::{is_large, offload};
 use celery_protocol::message::{JSON, TaskMessage};
 use celery_protocol::result::ResultMeta;
 use celery_protocol::{Properties, RawMessage};
@@ -64,7 +64,7 @@ impl ResultBackend for Rpc {
             return Ok(());
         }
         let encoding = || meta.to_json().to_string().into_bytes();
-        let body = aside(is_large(meta.values()), encoding);
+        let body = offload(is_large(meta.values()), encoding);
         let publication = Publication {
             exchange: String::new(),
             routing_key: reply_to.clone(),

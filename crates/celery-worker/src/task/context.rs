@@ -99,7 +99,7 @@ impl TaskContext {
     /// Cancelled when the task has to stop now. A [cooperative](super::TaskOptions::cooperative) task ends by itself
     /// then; any other task is dropped where it waits.
     ///
-    /// A task that has stopped early returns [`TaskError::Requeue`](super::TaskError::Requeue). After `terminate` its
+    /// A task that has stopped early returns [`TaskError::Stopped`](super::TaskError::Stopped). After `terminate` its
     /// state is REVOKED, after a time limit FAILURE, and after a shutdown its message returns to the queue. Any other
     /// outcome counts as usual: a value is a success, an exception a failure.
     ///
@@ -111,7 +111,7 @@ impl TaskContext {
     /// async fn count_to(n: u32, cx: TaskContext) -> TaskResult<u32> {
     ///     for done in 0..n {
     ///         tokio::select! {
-    ///             () = cx.cancelled().cancelled() => return Err(TaskError::Requeue),
+    ///             () = cx.cancelled().cancelled() => return Err(TaskError::Stopped),
     ///             () = tokio::time::sleep(Duration::from_secs(1)) => cx.progress(serde_json::json!({"done": done})),
     ///         }
     ///     }
@@ -138,7 +138,7 @@ impl TaskContext {
         &self.run.signals.shutting_down
     }
 
-    /// True if the message returns to its queue if the task ends with [`TaskError::Requeue`](super::TaskError::Requeue)
+    /// True if the message returns to its queue if the task ends with [`TaskError::Stopped`](super::TaskError::Stopped)
     /// now. False once it is acknowledged or the task is [terminated](Self::terminated), and after the connection was
     /// lost by which it came: the broker has then given it to another worker, or to this one again.
     #[must_use]

@@ -83,7 +83,14 @@ pub enum TaskError {
     Ignore,
     /// The task was stopped before its end, and can run again: with late acknowledgement, its message returns to the
     /// queue and nothing is stored.
-    Requeue,
+    Stopped,
+}
+
+impl TaskError {
+    /// Former name of [`TaskError::Stopped`].
+    #[deprecated(note = "use `TaskError::Stopped`")]
+    #[allow(non_upper_case_globals, reason = "it was a variant")]
+    pub const Requeue: Self = Self::Stopped;
 }
 
 impl<E: Error + Send + Sync + 'static> From<E> for TaskError {
@@ -305,6 +312,14 @@ mod tests {
         let reject = Reject::new("broken");
         assert_eq!(TaskError::from(reject.clone()), TaskError::Reject(reject));
         assert_eq!(TaskError::from(Ignore), TaskError::Ignore);
+    }
+
+    /// Code for the former name compiles, and matches.
+    #[test]
+    #[expect(deprecated, reason = "this is the former name")]
+    fn stopped_has_its_former_name() {
+        assert!(matches!(TaskError::Stopped, TaskError::Requeue));
+        assert_eq!(TaskError::Requeue, TaskError::Stopped);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Arguments, Discarded, Task, TaskArgs, TaskContext, TaskError, TaskOptions, TaskResult,
 };
-use crate::aside::{aside, is_large};
+use crate::offload::{is_large, offload};
 
 /// End of a run: the value that the task returned, or its failure.
 pub(crate) type Outcome = TaskResult<Value>;
@@ -140,7 +140,7 @@ async fn run<T: Task>(task: Arc<T>, cx: TaskContext) -> Outcome {
     let stop = (!T::OPTIONS.cooperative).then(|| cx.cancelled().clone());
     let running = AssertUnwindSafe(task.run(args, cx)).catch_unwind();
     match unless_stopped(stop, running).await {
-        None => Err(TaskError::Requeue),
+        None => Err(TaskError::Stopped),
         Some(Ok(Ok(returned))) => returned_value(&returned),
         Some(Ok(Err(error))) => Err(error),
         Some(Err(panic)) => Err(TaskError::Raised(panicked(&*panic))),
@@ -156,7 +156,7 @@ pub(crate) async fn refuse<F: Future<Output = ()>>(
     let discarding = discard(Discarded::WrongArguments(exception.headline()));
     match cx.cancelled().run_until_cancelled(discarding).await {
         Some(()) => Err(TaskError::Raised(exception)),
-        None => Err(TaskError::Requeue),
+        None => Err(TaskError::Stopped),
     }
 }
 
@@ -166,7 +166,7 @@ pub(crate) fn arguments<A>(
     message: &TaskMessage,
     convert: impl FnOnce(Arguments<'_>) -> Result<A, serde_json::Error>,
 ) -> Result<A, Exception> {
-    aside(is_large([&message.args, &message.kwargs]), || {
+    offload(is_large([&message.args, &message.kwargs]), || {
         let bound = Arguments::bind(signature, &message.args, &message.kwargs);
         let bound = bound.map_err(Exception::type_error)?;
         convert(bound).map_err(|error| {

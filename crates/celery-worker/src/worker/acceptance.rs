@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::cancellation::Cancellation;
-use super::in_flight::Request;
+use super::request::Request;
 use super::runtime::Runtime;
 use crate::broker::Delivery;
 use celery_protocol::repr;

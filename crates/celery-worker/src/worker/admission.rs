@@ -1,56 +1,66 @@
-//! Admission of a delivery, the first step of its intake: its message is decoded if there is enough memory. Otherwise
-//! the message stays with the broker until there is enough memory, or until its eta.
+//! Admission of a delivery, the first step of its intake: decides if its message is decoded, and decodes it. Without
+//! enough memory the message stays with the broker.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use serde_json::Value;
-
-use super::cancellation::Cancellation;
-use super::execution::Execution;
 use super::identity::Identity;
-use super::in_flight::{Phase, Request};
 use super::memory::{self, MemoryShare};
-use super::republication::deliveries_before;
 use super::runtime::Runtime;
-use crate::aside::apart;
-use crate::broker::{Delivery, Disposition};
+use crate::broker::Delivery;
 use crate::clock;
+use crate::offload::on_separate_thread;
 use crate::task::Entry;
-use celery_protocol::RawMessage;
 use celery_protocol::content::Accept;
-use celery_protocol::event::Event;
 use celery_protocol::message::{self, Reason, Refused, TaskMessage};
 use celery_protocol::result::Cause;
-use celery_protocol::{repr, weight};
+use celery_protocol::weight;
 
-/// Time for which memory stays reserved for a message that should be redelivered. Another worker may receive it
-/// instead.
-const RESERVED_FOR: Duration = Duration::from_secs(30);
-
-/// Number of earlier deliveries after which a message is published again instead of being requeued: quorum queues drop
-/// a message that was requeued too often.
-const MANY_DELIVERIES: u64 = 3;
-
-/// A message that was decoded, and stays in memory until it is settled.
-pub(super) struct Admitted {
-    pub(super) delivery: Delivery,
-    pub(super) read: Box<Result<TaskMessage, Refused>>,
-    /// The message's share of the memory budget, which it keeps until it is settled.
-    pub(super) share: Option<MemoryShare>,
+/// Result of an admission: the next step of the delivery. Messages are boxed, so that the future of each delivery is
+/// small.
+pub(super) enum Admission<'a> {
+    /// The message was decoded.
+    Decoded {
+        delivery: Delivery,
+        message: Box<TaskMessage>,
+        entry: &'a Entry,
+        /// The message's share of the memory budget, which it keeps until it is settled.
+        share: Option<MemoryShare>,
+    },
+    /// The task must not run. Only the head of its message was read.
+    Skipped {
+        delivery: Delivery,
+        head: Box<TaskMessage>,
+        entry: &'a Entry,
+        cause: Cause,
+    },
+    /// The message is not a valid task.
+    Refused(Delivery, Box<Refused>),
+    /// The message is for a task that is not registered.
+    NotRegistered(Delivery, Box<TaskMessage>),
+    /// The message stays with the broker until its eta. Only its outline is kept.
+    AwaitsEta(Delivery, Box<TaskMessage>),
+    /// The message stays with the broker until there is enough memory.
+    AwaitsMemory {
+        delivery: Delivery,
+        identity: Identity,
+        weight: usize,
+    },
+    /// The body was omitted, and is needed now. The next delivery has it.
+    NeedsBody(Delivery),
+    /// The decoding panicked: the delivery was dropped, and thereby requeued.
+    Lost,
 }
 
 impl Runtime {
-    /// Decodes a message if there is enough memory; otherwise waits and requeues it. `None` if the message needs no
-    /// further processing.
-    pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
+    /// Decodes a message if there is enough memory, and if its task does not have to wait for too long.
+    pub(super) async fn admit(self: &Arc<Self>, delivery: Delivery) -> Admission<'_> {
         let accept = &self.config.accept;
         if delivery
             .damage
             .as_ref()
-            .is_some_and(|damage| damage.is_early)
+            .is_some_and(|damage| damage.awaits_eta)
         {
-            return Box::pin(self.admit_early(delivery)).await;
+            return self.admit_early(delivery);
         }
         // The weight of a large body takes some time: it is computed on another thread.
         if delivery.message.body.len() > memory::LIGHT {
@@ -61,87 +71,70 @@ impl Runtime {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
         let message = read(&delivery, accept);
-        self.admit_read(delivery, message, weight, None).await
+        self.admit_read(delivery, message, weight, None)
     }
 
-    /// Handles an *early* message: its body was omitted because the task's eta has not been reached.
-    async fn admit_early(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
+    /// Handles an *early* message: its body was omitted because the task's eta had not been reached.
+    fn admit_early(&self, delivery: Delivery) -> Admission<'_> {
         let head = match message::head(&delivery.message) {
-            Ok(head) => head,
-            Err(refused) => {
-                return Some(Admitted {
-                    delivery,
-                    read: Box::new(Err(refused)),
-                    share: None,
-                });
-            }
+            Ok(head) => Box::new(head),
+            Err(refused) => return Admission::Refused(delivery, refused.into()),
         };
-        let unwanted = match self.registry.get(&head.task) {
-            Some(entry) => self.unwanted(&head).map(|cause| (entry, cause)),
-            None => {
-                self.not_registered(delivery, head).await;
-                return None;
-            }
+        let Some(entry) = self.registry.get(&head.task) else {
+            return Admission::NotRegistered(delivery, head);
         };
-        match unwanted {
-            Some((entry, cause)) => self.settle_unwanted(delivery, head, entry, cause).await,
-            None if self.has_to_wait(&head) => self.postpone(delivery, &head).await,
-            // The eta has been reached since the body was omitted. The next delivery has the body.
-            None => delivery.settle(Disposition::Requeue).await,
+        match self.skip_reason(&head) {
+            Some(cause) => Admission::Skipped {
+                delivery,
+                head,
+                entry,
+                cause,
+            },
+            None if self.has_to_wait(&head) => {
+                Admission::AwaitsEta(delivery, head.outline().into())
+            }
+            // The eta has been reached since the body was omitted.
+            None => Admission::NeedsBody(delivery),
         }
-        None
-    }
-
-    /// Ends a revoked or expired task without reading its body.
-    async fn settle_unwanted(
-        &self,
-        mut delivery: Delivery,
-        head: TaskMessage,
-        entry: &Entry,
-        cause: Cause,
-    ) {
-        let request = Request::new(&mut delivery, head);
-        let execution = Execution::new(self, request, entry);
-        let disposition = execution.end_without_run(cause).await;
-        delivery.settle(disposition).await;
     }
 
     /// Handles a *heavy* message: its weight is above [`memory::LIGHT`].
-    async fn admit_heavy(self: &Arc<Self>, delivery: Delivery) -> Option<Admitted> {
+    async fn admit_heavy(self: &Arc<Self>, delivery: Delivery) -> Admission<'_> {
         if let Ok(head) = message::head(&delivery.message)
             && self.has_to_wait(&head)
         {
-            self.postpone(delivery, &head).await;
-            return None;
+            return Admission::AwaitsEta(delivery, head.outline().into());
         }
-        let work = self.apart(delivery, |delivery, accept| {
+        let weighing = self.process_separately(delivery, |delivery, accept| {
             let message = &delivery.message;
             (Identity::of(message), weight::of(message, accept))
         });
-        let (delivery, (identity, weight)) = work.await?;
-        let Some(share) = self.memory.take(&identity, weight) else {
-            self.wait_for_memory(delivery, identity, weight).await;
-            return None;
+        let Some((delivery, (identity, weight))) = weighing.await else {
+            return Admission::Lost;
         };
-        match self.apart(delivery, read).await {
-            Some((delivery, message)) => {
-                self.admit_read(delivery, message, weight, Some(share))
-                    .await
-            }
-            None => None,
+        let Some(share) = self.memory.take(&identity, weight) else {
+            return Admission::AwaitsMemory {
+                delivery,
+                identity,
+                weight,
+            };
+        };
+        match self.process_separately(delivery, read).await {
+            Some((delivery, message)) => self.admit_read(delivery, message, weight, Some(share)),
+            None => Admission::Lost,
         }
     }
 
     /// Runs `work` on a large message on another thread, so that other messages are not delayed. `None` if the work
     /// panicked: the delivery is then requeued.
-    async fn apart<T: Send + 'static>(
+    async fn process_separately<T: Send + 'static>(
         self: &Arc<Self>,
         delivery: Delivery,
         work: impl FnOnce(&Delivery, &Accept) -> T + Send + 'static,
     ) -> Option<(Delivery, T)> {
         let runtime = self.clone();
         let working = tokio::task::spawn_blocking(move || {
-            let done = apart(|| work(&delivery, &runtime.config.accept));
+            let done = on_separate_thread(|| work(&delivery, &runtime.config.accept));
             (delivery, done)
         });
         working
@@ -153,102 +146,40 @@ impl Runtime {
     }
 
     /// Admits a decoded message, unless its task has to wait for its eta and the memory for waiting messages is full.
-    async fn admit_read(
-        self: &Arc<Self>,
+    fn admit_read(
+        &self,
         delivery: Delivery,
         read: Result<TaskMessage, Refused>,
         weight: usize,
         mut share: Option<MemoryShare>,
-    ) -> Option<Admitted> {
-        if let Ok(message) = &read
-            && self.has_to_wait(message)
-        {
+    ) -> Admission<'_> {
+        let message = match read {
+            Ok(message) => Box::new(message),
+            Err(refused) => return Admission::Refused(delivery, refused.into()),
+        };
+        let Some(entry) = self.registry.get(&message.task) else {
+            return Admission::NotRegistered(delivery, message);
+        };
+        if self.has_to_wait(&message) {
             share = self.memory.keep(weight);
             if share.is_none() {
-                let outline = message.outline();
-                drop(read);
-                Box::pin(self.postpone(delivery, &outline)).await;
-                return None;
+                return Admission::AwaitsEta(delivery, message.outline().into());
             }
         }
-        Some(Admitted {
+        Admission::Decoded {
             delivery,
-            read: Box::new(read),
+            message,
+            entry,
             share,
-        })
+        }
     }
 
-    /// Returns true if the task has to wait for its eta. A task that is expired, revoked or not registered is handled
-    /// at once.
+    /// Returns true if the task has to wait for its eta. A task that does not run or is not registered is handled at
+    /// once.
     fn has_to_wait(&self, message: &TaskMessage) -> bool {
-        let is_expired = message
-            .expires
-            .is_some_and(|expires| expires <= clock::now());
         message.eta.is_some_and(|eta| eta > clock::now())
-            && !is_expired
             && self.registry.get(&message.task).is_some()
-            && !self.revoked.revokes(message)
-    }
-
-    /// Leaves a message with the broker until its eta: the delivery is held without the message, and requeued at that
-    /// time.
-    async fn postpone(self: &Arc<Self>, mut delivery: Delivery, message: &TaskMessage) {
-        let Some(eta) = message.eta else { return };
-        // This is never true for a message whose body was omitted.
-        if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
-            let raw = std::mem::take(&mut delivery.message);
-            return self.republish(vec![delivery], raw, &message.id).await;
-        }
-        let omitted_bytes = delivery
-            .damage
-            .as_ref()
-            .and_then(|damage| damage.body_bytes);
-        let body_bytes = omitted_bytes.unwrap_or(delivery.message.body.len() as u64);
-        let mut request = Request::new(&mut delivery, message.outline());
-        request.raw = RawMessage::default();
-        let request = &Arc::new(request);
-        let stop = Cancellation::new(&self.stopping);
-        if !self.accept(request, delivery, &stop, Some(body_bytes)) {
-            return;
-        }
-        self.emit(request, &Event::TaskReceived(&request.message));
-        self.in_flight.enter(request, Phase::Scheduled(eta));
-        self.in_flight.park(request, true);
-        let left = (eta - clock::now()).to_std().unwrap_or_default();
-        tokio::select! {
-            () = self.shutdown.warm.cancelled() => {}
-            () = tokio::time::sleep(left.min(self.config.eta_hold)) => {}
-        }
-        for delivery in self.in_flight.release(request) {
-            delivery.settle(Disposition::Requeue).await;
-        }
-    }
-
-    /// Leaves a message with the broker until there is enough memory for it.
-    async fn wait_for_memory(&self, mut delivery: Delivery, identity: Identity, weight: usize) {
-        let raw = std::mem::take(&mut delivery.message);
-        let task_id = raw.headers.get("id").and_then(Value::as_str);
-        tracing::info!(
-            task_id = task_id.map(repr::shorten),
-            body_bytes = raw.body.len(),
-            "message is large and stays with the broker until memory is free"
-        );
-        drop(raw);
-        let waited = async {
-            let share = self.memory.wait(weight).await;
-            if let Some(share) = share
-                && !delivery.is_void()
-            {
-                self.memory.reserve(identity, share);
-            }
-            delivery.settle(Disposition::Requeue).await;
-            tokio::time::sleep(RESERVED_FOR).await;
-        };
-        tokio::select! {
-            () = self.shutdown.warm.cancelled() => {}
-            () = waited => {}
-        }
-        drop(self.memory.cancel(&identity));
+            && self.skip_reason(message).is_none()
     }
 }
 
@@ -271,7 +202,7 @@ fn reason_of_omission(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
     }
     damage
         .body_bytes
-        .filter(|_| !damage.is_early)
+        .filter(|_| !damage.awaits_eta)
         .map(|bytes| Reason::TooLarge {
             size: usize::try_from(bytes).unwrap_or(usize::MAX),
             limit: accept.max_body_bytes,

@@ -107,7 +107,7 @@ async fn until_shutdown(
     };
     tokio::select! {
         done = work => done,
-        () = over => Err(TaskError::Requeue),
+        () = over => Err(TaskError::Stopped),
     }
 }
 
@@ -140,15 +140,15 @@ async fn unlock_chord(
     match workflow.unlock(request, &header, &body).await {
         Ok(Unlock::Done) => return Ok(()),
         Ok(Unlock::NotReady) => {}
-        Err(Stopped) => return Err(TaskError::Requeue),
+        Err(Stopped) => return Err(TaskError::Stopped),
     }
     let max_retries = max_retries.unwrap_or(u32::MAX);
     if request.retries >= max_retries {
         // No further poll follows, and clients would wait for the body forever.
         let error = Exception::max_retries_exceeded(request);
-        return match workflow.give_up(request, &body, &error).await {
+        return match workflow.fail_unpolled_chord(request, &body, &error).await {
             Ok(()) => Err(error.into()),
-            Err(Stopped) => Err(TaskError::Requeue),
+            Err(Stopped) => Err(TaskError::Stopped),
         };
     }
     let interval = interval

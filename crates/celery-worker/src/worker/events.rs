@@ -159,7 +159,7 @@ async fn send(
                 (event::LIST.to_owned(), body)
             }
         };
-        let gather = routing_key == event::LIST && next.is_none() && events.is_empty();
+        let is_collected = routing_key == event::LIST && next.is_none() && events.is_empty();
         // An event that cannot be sent now would be outdated later.
         if broker.blocked().is_some() {
             continue;
@@ -168,7 +168,7 @@ async fn send(
         if let Err(error) = broker.publish(&publication, WITHIN).await {
             tracing::debug!(error = %chain(&error), "events were not sent");
         }
-        if gather {
+        if is_collected {
             // Waits for this time, or until the worker ends.
             let _elapsed = timeout(COLLECTION_TIME, closing.cancelled()).await;
         }

@@ -1,7 +1,7 @@
 //! The execution of a task that has a slot: its limits, its progress, its outcome, which is then concluded.
 
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -9,15 +9,18 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::cancellation::{CancelReason, Cancellation};
+use super::conclusion::Conclusion;
 use super::effective_options::EffectiveOptions;
-use super::in_flight::{Phase, Request};
+use super::in_flight::Phase;
+use super::processing::TaskProcessing;
+use super::request::Request;
 use super::runtime::Runtime;
 use super::slots::Slot;
 use super::span;
 use crate::broker::Disposition;
 use crate::clock;
 use crate::task::{
-    Entry, Outcome, Signals, StateUpdate, StateUpdates, TaskContext, TaskError, TaskRun, panicked,
+    Outcome, Signals, StateUpdate, StateUpdates, TaskContext, TaskError, TaskRun, panicked,
 };
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
@@ -33,38 +36,9 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// Time that a task has for cleaning up after its time limit.
 const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
-/// An accepted message during its processing.
-pub(super) struct Execution<'a> {
-    pub(super) runtime: &'a Runtime,
-    pub(super) request: Arc<Request>,
-    pub(super) entry: &'a Entry,
-    pub(super) options: EffectiveOptions,
-    pub(super) stop: Cancellation,
-    /// Time that the run took; zero before its end.
-    pub(super) elapsed: Duration,
-    /// Results of the tasks that the run sent, for the `children` of its own result.
-    pub(super) sent: Vec<Value>,
-}
-
-impl<'a> Execution<'a> {
-    /// Creates the execution of a request, which has not started.
-    pub(super) fn new(runtime: &'a Runtime, request: Request, entry: &'a Entry) -> Self {
-        let message = &request.message;
-        let limits = runtime.time_limits.get(&message.task);
-        let options = EffectiveOptions::new(message, &entry.options, limits, &runtime.config.tasks);
-        Self {
-            runtime,
-            request: Arc::new(request),
-            entry,
-            options,
-            stop: Cancellation::new(&runtime.stopping),
-            elapsed: Duration::ZERO,
-            sent: Vec::new(),
-        }
-    }
-
-    /// Runs a task, stores its outcome and sends its follow-up tasks. Returns the disposition of its message.
-    pub(super) async fn attempt(&mut self, slot: Slot) -> Disposition {
+impl TaskProcessing<'_> {
+    /// Runs a task that has a slot, and concludes it. Returns the disposition of its message.
+    pub(super) async fn execute(&self, slot: Slot) -> Disposition {
         let (runtime, request) = (self.runtime, &self.request);
         runtime
             .in_flight
@@ -77,18 +51,17 @@ impl<'a> Execution<'a> {
         }
         runtime.emit(request, &Event::TaskStarted(&request.message.id));
         let span = span::begin(request, &runtime.hostname, &*runtime.config.propagation);
-        let mut attempt = pin!(async {
+        let mut executing = pin!(async {
             let started = Instant::now();
-            let outcome;
-            (outcome, self.sent) = self.run().await;
+            let (outcome, sent) = self.run().await;
             drop(slot);
-            self.elapsed = started.elapsed();
-            let disposition = self.conclude(outcome).await;
+            let conclusion = Conclusion::of_run(self, started.elapsed(), sent);
+            let disposition = conclusion.conclude(outcome).await;
             span::note_disposition(disposition);
             disposition
         });
-        // By reference: the future of an attempt is large, and must not exist twice.
-        attempt.as_mut().instrument(span).await
+        // By reference: this future is large, and must not exist twice.
+        executing.as_mut().instrument(span).await
     }
 
     /// Runs the task within its limits. Returns its outcome and the results of the tasks that it sent.
@@ -142,7 +115,7 @@ impl<'a> Execution<'a> {
                 task_id = request.message.id,
                 "task did not stop at its time limit; it was dropped"
             );
-            return (Err(TaskError::Requeue), context.sent());
+            return (Err(TaskError::Stopped), context.sent());
         };
         let outcome = ended.unwrap_or_else(|error| {
             let exception = match error.try_into_panic() {

@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 use super::cancellation::{CancelReason, Cancellation};
 use super::identity::Identity;
+use super::request::Request;
 use crate::broker::Delivery;
 use crate::publication::unix_seconds;
-use celery_protocol::RawMessage;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::repr;
 
@@ -23,40 +23,6 @@ const LONG_BODY: usize = 16 << 10;
 
 /// Approximate size of the description of a task without its arguments, in bytes.
 const DESCRIPTION_BYTES: usize = 512;
-
-/// A task message and its delivery information.
-pub(crate) struct Request {
-    /// Identity of the task, which all of its deliveries have in common.
-    pub(crate) identity: Identity,
-    /// The decoded message.
-    pub(crate) message: Arc<TaskMessage>,
-    /// The message as it was received.
-    pub(crate) raw: RawMessage,
-    /// Exchange of the message.
-    pub(crate) exchange: String,
-    /// Routing key of the message.
-    pub(crate) routing_key: String,
-    /// Queue of the delivery.
-    pub(crate) queue: String,
-    /// True if the broker has marked the message as delivered before.
-    pub(crate) redelivered: bool,
-}
-
-impl Request {
-    /// Takes the message out of its delivery; `message` is the decoded form.
-    pub(crate) fn new(delivery: &mut Delivery, message: TaskMessage) -> Self {
-        Self {
-            identity: Identity::of(&delivery.message),
-            message: Arc::new(message),
-            raw: std::mem::take(&mut delivery.message),
-            exchange: std::mem::take(&mut delivery.exchange),
-            routing_key: std::mem::take(&mut delivery.routing_key),
-            // A copy: the delivery needs the name of its queue when it is settled or published again.
-            queue: delivery.queue.clone(),
-            redelivered: delivery.redelivered,
-        }
-    }
-}
 
 /// Progress of an accepted task.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,7 +40,7 @@ struct InFlightTask {
     phase: Phase,
     deliveries: Vec<HeldDelivery>,
     /// True if none of the deliveries counts against the prefetch limit.
-    parked: bool,
+    exempt: bool,
     acknowledged: bool,
     stop: Cancellation,
 }
@@ -83,33 +49,33 @@ struct InFlightTask {
 struct HeldDelivery {
     delivery: Delivery,
     /// True if the delivery does not count against the prefetch limit.
-    parked: bool,
+    exempt: bool,
 }
 
 /// Accepted messages by their identity.
 ///
 /// A task counts at most once against the prefetch limit, and not at all while it waits for its eta: all of its other
-/// deliveries are parked. Otherwise deliveries that join a task could fill the window for as long as that task runs or
+/// deliveries are *exempt* from it. Otherwise deliveries that join a task could fill the window for as long as that task runs or
 /// waits, and no other message would be delivered.
 pub(crate) struct InFlight {
     all: Mutex<All>,
-    /// Maximum number of parked deliveries: otherwise the broker would send the whole queue to this process.
-    parking_limit: usize,
+    /// Maximum number of exempt deliveries: otherwise the broker would send the whole queue to this process.
+    exempt_limit: usize,
 }
 
 #[derive(Default)]
 struct All {
     tasks: HashMap<Identity, InFlightTask>,
-    /// Number of parked deliveries.
-    parked: usize,
+    /// Number of exempt deliveries.
+    exempt: usize,
 }
 
 impl InFlight {
-    /// Creates an empty collection that parks at most `parking_limit` deliveries.
-    pub(crate) fn new(parking_limit: usize) -> Self {
+    /// Creates an empty collection with at most `exempt_limit` deliveries that are exempt.
+    pub(crate) fn new(exempt_limit: usize) -> Self {
         Self {
             all: Mutex::default(),
-            parking_limit,
+            exempt_limit,
         }
     }
 
@@ -122,17 +88,17 @@ impl InFlight {
     ) -> bool {
         let held = HeldDelivery {
             delivery,
-            parked: false,
+            exempt: false,
         };
         let mut all = self.lock();
-        let All { tasks, parked, .. } = &mut *all;
+        let All { tasks, exempt, .. } = &mut *all;
         match tasks.entry(request.identity) {
             Entry::Vacant(entry) => {
                 entry.insert(InFlightTask {
                     request: request.clone(),
                     phase: Phase::Reserved,
                     deliveries: vec![held],
-                    parked: false,
+                    exempt: false,
                     acknowledged: false,
                     stop: stop.clone(),
                 });
@@ -143,11 +109,11 @@ impl InFlight {
                 // Deliveries of a lost connection cannot be settled.
                 task.deliveries.retain(|earlier| {
                     let is_void = earlier.delivery.is_void();
-                    *parked -= usize::from(is_void && earlier.parked);
+                    *exempt -= usize::from(is_void && earlier.exempt);
                     !is_void
                 });
                 task.deliveries.push(held);
-                task.arrange(parked, self.parking_limit);
+                task.arrange(exempt, self.exempt_limit);
                 false
             }
         }
@@ -168,20 +134,20 @@ impl InFlight {
             .is_some_and(|task| task.deliveries.iter().any(|held| !held.delivery.is_void()))
     }
 
-    /// Sets whether a task's deliveries are parked, which is the case while the task waits. Deliveries that join it
+    /// Sets whether a task's deliveries are exempt, which is the case while the task waits. Deliveries that join it
     /// later are treated in the same way.
-    pub(crate) fn park(&self, request: &Arc<Request>, parked: bool) {
+    pub(crate) fn set_exempt(&self, request: &Arc<Request>, exempt: bool) {
         let mut all = self.lock();
         let All {
             tasks,
-            parked: count,
+            exempt: count,
             ..
         } = &mut *all;
         if let Some(task) = tasks.get_mut(&request.identity)
             && task.is_of(request)
         {
-            task.parked = parked;
-            task.arrange(count, self.parking_limit);
+            task.exempt = exempt;
+            task.arrange(count, self.exempt_limit);
         }
     }
 
@@ -273,9 +239,9 @@ impl InFlight {
 }
 
 impl All {
-    /// Returns deliveries that will be settled, and subtracts them from the parked ones.
+    /// Returns deliveries that will be settled, and subtracts them from the exempt ones.
     fn hand_out(&mut self, deliveries: Vec<HeldDelivery>) -> Vec<Delivery> {
-        self.parked -= deliveries.iter().filter(|held| held.parked).count();
+        self.exempt -= deliveries.iter().filter(|held| held.exempt).count();
         deliveries.into_iter().map(|held| held.delivery).collect()
     }
 
@@ -288,28 +254,28 @@ impl All {
 }
 
 impl InFlightTask {
-    /// Parks every delivery except the first one, and also the first one while the task waits, within the limit.
-    /// `parked` is the number of all parked deliveries.
-    fn arrange(&mut self, parked: &mut usize, limit: usize) {
-        let mut counted = usize::from(!self.parked);
+    /// Exempts every delivery except the first one, and also the first one while the task waits, within the limit.
+    /// `exempt` is the number of all exempt deliveries.
+    fn arrange(&mut self, exempt: &mut usize, limit: usize) {
+        let mut counted = usize::from(!self.exempt);
         for held in &mut self.deliveries {
             if held.delivery.is_void() {
                 continue;
             }
             let is_counted = counted > 0;
             counted -= usize::from(is_counted);
-            match (held.parked, is_counted) {
+            match (held.exempt, is_counted) {
                 (true, true) => {
-                    held.delivery.unpark();
-                    *parked -= 1;
+                    held.delivery.set_exempt(false);
+                    *exempt -= 1;
                 }
-                (false, false) if *parked < limit => {
-                    held.delivery.park();
-                    *parked += 1;
+                (false, false) if *exempt < limit => {
+                    held.delivery.set_exempt(true);
+                    *exempt += 1;
                 }
                 _ => continue,
             }
-            held.parked = !held.parked;
+            held.exempt = !held.exempt;
         }
     }
 
@@ -363,37 +329,13 @@ impl InFlightTask {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-    use std::sync::atomic::Ordering::Relaxed;
-
-    use tokio::sync::oneshot;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::broker::{Disposition, Settlement};
+    use crate::worker::test_support::ProbeSettlement;
+    use celery_protocol::RawMessage;
     use celery_protocol::content::Accept;
     use celery_protocol::message::decode;
-
-    /// A settlement that records whether its delivery is parked.
-    #[derive(Clone, Default)]
-    struct ProbeSettlement {
-        parked: Arc<AtomicBool>,
-        void: Arc<AtomicBool>,
-    }
-
-    impl Settlement for ProbeSettlement {
-        fn settle(self: Box<Self>, _: Disposition) -> oneshot::Receiver<()> {
-            oneshot::channel().1
-        }
-
-        fn is_void(&self) -> bool {
-            self.void.load(Relaxed)
-        }
-
-        fn set_parked(&self, parked: bool) {
-            self.parked.store(parked, Relaxed);
-        }
-    }
 
     fn request(id: &str, argument: &str) -> Option<Arc<Request>> {
         let headers = json!({"task": "t", "id": id, "lang": "py"});
@@ -418,17 +360,14 @@ mod tests {
 
     /// Accepts a delivery. Returns true if it was the first of its task, and its settlement.
     fn added(in_flight: &InFlight, request: &Arc<Request>) -> (bool, ProbeSettlement) {
-        let way = (String::new(), "q".to_owned());
         let probe = ProbeSettlement::default();
-        let raw = request.raw.clone();
-        let delivery = Delivery::new(raw, "q".into(), way, Box::new(probe.clone()));
+        let delivery = probe.delivery(request.raw.clone());
         let stop = Cancellation::new(&CancellationToken::new());
         (in_flight.add(request, delivery, &stop), probe)
     }
 
-    fn parked(probes: &[&ProbeSettlement]) -> Vec<bool> {
-        let is_parked = |probe: &&ProbeSettlement| probe.parked.load(Relaxed);
-        probes.iter().map(is_parked).collect()
+    fn exempt(probes: &[&ProbeSettlement]) -> Vec<bool> {
+        probes.iter().map(|probe| probe.is_exempt()).collect()
     }
 
     const MISSING: &str = "no message";
@@ -456,51 +395,51 @@ mod tests {
         let twin = request("a", "").ok_or(MISSING)?;
         let (_, first) = added(&in_flight, &task);
         let (_, second) = added(&in_flight, &twin);
-        assert_eq!(parked(&[&first, &second]), [false, true]);
-        in_flight.park(&task, true);
+        assert_eq!(exempt(&[&first, &second]), [false, true]);
+        in_flight.set_exempt(&task, true);
         let (_, third) = added(&in_flight, &twin);
-        assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
-        // The delivery that joined is not unparked: only one delivery of a task counts.
-        in_flight.park(&twin, false);
-        assert_eq!(parked(&[&first, &second, &third]), [true, true, true]);
-        in_flight.park(&task, false);
-        assert_eq!(parked(&[&first, &second, &third]), [false, true, true]);
+        assert_eq!(exempt(&[&first, &second, &third]), [true, true, true]);
+        // The delivery that joined stays exempt: only one delivery of a task counts.
+        in_flight.set_exempt(&twin, false);
+        assert_eq!(exempt(&[&first, &second, &third]), [true, true, true]);
+        in_flight.set_exempt(&task, false);
+        assert_eq!(exempt(&[&first, &second, &third]), [false, true, true]);
         Ok(())
     }
 
-    /// After a lost connection the broker delivers the message again, and the new delivery is parked like the old one.
+    /// After a lost connection the broker delivers the message again, and the new delivery is exempt like the old one.
     #[test]
-    fn redelivery_is_parked_with_its_task() -> Result<(), &'static str> {
+    fn redelivery_is_exempt_with_its_task() -> Result<(), &'static str> {
         let in_flight = InFlight::new(1);
         let task = request("a", "").ok_or(MISSING)?;
         let (_, lost) = added(&in_flight, &task);
-        in_flight.park(&task, true);
-        lost.void.store(true, Relaxed);
+        in_flight.set_exempt(&task, true);
+        lost.lose();
         let (_, again) = added(&in_flight, &task);
-        assert_eq!(parked(&[&again]), [true]);
-        in_flight.park(&task, false);
-        assert_eq!(parked(&[&again]), [false]);
+        assert_eq!(exempt(&[&again]), [true]);
+        in_flight.set_exempt(&task, false);
+        assert_eq!(exempt(&[&again]), [false]);
         Ok(())
     }
 
     #[test]
-    fn parking_is_limited() -> Result<(), &'static str> {
+    fn exemption_is_limited() -> Result<(), &'static str> {
         let in_flight = InFlight::new(2);
         let task = request("a", "").ok_or(MISSING)?;
         let other = request("b", "").ok_or(MISSING)?;
         let (_, first) = added(&in_flight, &task);
         let (_, second) = added(&in_flight, &other);
         for each in [&task, &other] {
-            in_flight.park(each, true);
+            in_flight.set_exempt(each, true);
         }
         let (_, third) = added(&in_flight, &task);
-        assert_eq!(parked(&[&first, &second, &third]), [true, true, false]);
+        assert_eq!(exempt(&[&first, &second, &third]), [true, true, false]);
         // Settled deliveries free the limit for others.
         in_flight.release(&other);
         let (_, fourth) = added(&in_flight, &task);
-        assert_eq!(parked(&[&third, &fourth]), [true, false]);
+        assert_eq!(exempt(&[&third, &fourth]), [true, false]);
         in_flight.release(&task);
-        assert_eq!(in_flight.lock().parked, 0);
+        assert_eq!(in_flight.lock().exempt, 0);
         Ok(())
     }
 }

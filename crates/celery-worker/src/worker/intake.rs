@@ -1,7 +1,8 @@
-//! The way of one delivery through the worker, from its receipt to its settlement. Each step has a module of its own:
-//! [`admission`](super::admission) decodes the message, or [`refusal`](super::refusal) settles it;
-//! [`acceptance`](super::acceptance), [`schedule`](super::schedule), [`execution`](super::execution) and
-//! [`conclusion`](super::conclusion) follow, or [`discard`](super::discard) ends a task that must not run.
+//! The way of one delivery through the worker, from its receipt to its settlement. Each step has a module of its own, in
+//! the order of the calls: [`admission`](super::admission) decodes the message; [`refusal`](super::refusal) or
+//! [`postponement`](super::postponement) end the way of some messages. [`acceptance`](super::acceptance),
+//! [`schedule`](super::schedule), [`execution`](super::execution) and [`conclusion`](super::conclusion) follow, or
+//! [`skip`](super::skip) ends a task that does not run.
 //!
 //! The order of steps is Celery's: receipt; wait for the eta, the rate limit and a slot; check for revocation; early
 //! acknowledgement; STARTED; the run; the follow-up tasks; the result; the chord; the event; late acknowledgement. The
@@ -11,52 +12,81 @@
 
 use std::sync::Arc;
 
-use super::admission::Admitted;
-use super::execution::Execution;
-use super::in_flight::Request;
+use super::admission::Admission;
+use super::processing::TaskProcessing;
+use super::request::Request;
 use super::runtime::Runtime;
-use crate::broker::Delivery;
+use super::schedule::Turn;
+use crate::broker::{Delivery, Disposition};
 use celery_protocol::event::Event;
 
 impl Runtime {
     /// Processes one delivery, from receipt to settlement.
     pub(super) async fn receive(self: Arc<Self>, delivery: Delivery) {
-        let Some(Admitted {
-            mut delivery,
-            read,
-            share: _share,
-        }) = self.admit(delivery).await
-        else {
-            return;
-        };
-        let message = match *read {
-            Ok(message) => message,
-            Err(refused) => return Box::pin(self.refuse(delivery, refused)).await,
-        };
-        let Some(entry) = self.registry.get(&message.task) else {
-            return Box::pin(self.not_registered(delivery, message)).await;
-        };
-        let request = Request::new(&mut delivery, message);
-        let mut execution = Execution::new(&self, request, entry);
-        if !self.accept(&execution.request, delivery, &execution.stop, None) {
-            return;
-        }
-        fault_point!(TaskAccepted);
-        let disposition = match self.unwanted(&execution.request.message) {
-            Some(cause) => Box::pin(execution.end_without_run(cause)).await,
-            None => {
-                // No event for a delivery that joined a task: monitors would show a running task as a waiting one.
-                self.emit(
-                    &execution.request,
-                    &Event::TaskReceived(&execution.request.message),
-                );
-                match execution.wait_for_turn().await {
-                    Ok(slot) => execution.attempt(slot).await,
-                    Err(disposition) => disposition,
+        // The futures of the rare ways are boxed: they would enlarge the future of each delivery.
+        match self.admit(delivery).await {
+            Admission::Decoded {
+                mut delivery,
+                message,
+                entry,
+                share: _share,
+            } => {
+                let request = Request::new(&mut delivery, *message);
+                let task = TaskProcessing::new(&self, request, entry);
+                if self.accept(&task.request, delivery, &task.stop, None) {
+                    self.process(&task).await;
                 }
             }
+            Admission::Skipped {
+                mut delivery,
+                head,
+                entry,
+                cause,
+            } => {
+                let request = Request::new(&mut delivery, *head);
+                let task = TaskProcessing::new(&self, request, entry);
+                let disposition = Box::pin(task.skip(cause)).await;
+                delivery.settle(disposition).await;
+            }
+            Admission::Refused(delivery, refused) => {
+                Box::pin(self.refuse(delivery, *refused)).await;
+            }
+            Admission::NotRegistered(delivery, message) => {
+                Box::pin(self.not_registered(delivery, *message)).await;
+            }
+            Admission::AwaitsEta(delivery, outline) => {
+                Box::pin(self.postpone(delivery, *outline)).await;
+            }
+            Admission::AwaitsMemory {
+                delivery,
+                identity,
+                weight,
+            } => Box::pin(self.wait_for_memory(delivery, identity, weight)).await,
+            Admission::NeedsBody(delivery) => delivery.settle(Disposition::Requeue).await,
+            Admission::Lost => {}
+        }
+    }
+
+    /// Processes an accepted task to the settlement of its deliveries.
+    async fn process(&self, task: &TaskProcessing<'_>) {
+        let request = &task.request;
+        fault_point!(TaskAccepted);
+        let turn = match self.skip_reason(&request.message) {
+            Some(cause) => Turn::Skip(cause),
+            None => {
+                // Not sent for a delivery that joined a task: monitors would show a running task as a waiting one.
+                self.emit(request, &Event::TaskReceived(&request.message));
+                task.wait_for_turn().await
+            }
         };
-        for delivery in self.in_flight.release(&execution.request) {
+        let disposition = match turn {
+            Turn::Run(slot) => task.execute(slot).await,
+            Turn::Skip(cause) => Box::pin(task.skip(cause)).await,
+            Turn::SucceededBefore(returned) => Box::pin(task.skip_succeeded(returned)).await,
+            Turn::HoldLimit => return Box::pin(self.republish_held(request)).await,
+            Turn::Shutdown => Disposition::Requeue,
+        };
+        for delivery in self.in_flight.release(request) {
             delivery.settle(disposition).await;
         }
         fault_point!(Acknowledged);

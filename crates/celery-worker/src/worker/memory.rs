@@ -97,3 +97,71 @@ impl MemoryBudget {
 fn units(weight: usize) -> u32 {
     u32::try_from(weight.min(HEAVY).div_ceil(UNIT)).unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+
+    use super::*;
+    use celery_protocol::RawMessage;
+
+    fn identity(body: &str) -> Identity {
+        Identity::of(&RawMessage {
+            body: body.as_bytes().to_vec(),
+            ..RawMessage::default()
+        })
+    }
+
+    #[rstest]
+    #[case::fits(HEAVY / 2, HEAVY / 2, true)]
+    #[case::does_not_fit(HEAVY / 2, HEAVY / 2 + UNIT, false)]
+    #[case::part_of_a_unit_counts(HEAVY - UNIT + 1, 1, false)]
+    #[case::above_the_budget_runs_alone(usize::MAX, 1, false)]
+    #[case::above_the_budget_waits_for_others(1, usize::MAX, false)]
+    fn heavy_messages_share_the_budget(
+        #[case] first: usize,
+        #[case] second: usize,
+        #[case] both: bool,
+    ) {
+        let memory = MemoryBudget::default();
+        let (a, b) = (identity("a"), identity("b"));
+        let share = memory.take(&a, first);
+        assert!(share.is_some());
+        assert_eq!(memory.take(&b, second).is_some(), both);
+        drop(share);
+        assert!(memory.take(&b, second).is_some(), "freed");
+    }
+
+    #[rstest]
+    #[case::one(1, true)]
+    #[case::largest(LIGHT, true)]
+    #[case::heavy(LIGHT + 1, false)]
+    fn only_light_messages_are_kept_while_they_wait(#[case] weight: usize, #[case] kept: bool) {
+        assert_eq!(MemoryBudget::default().keep(weight).is_some(), kept);
+    }
+
+    #[test]
+    fn waiting_messages_have_a_budget_of_their_own() {
+        let memory = MemoryBudget::default();
+        let whole = memory.take(&identity("a"), usize::MAX);
+        assert!(whole.is_some());
+        let mut kept: Vec<_> = (0..WAITING / LIGHT).map(|_| memory.keep(LIGHT)).collect();
+        assert!(kept.iter().all(Option::is_some));
+        assert!(memory.keep(1).is_none());
+        kept.pop();
+        assert!(memory.keep(1).is_some());
+    }
+
+    #[test]
+    fn reserved_share_is_for_one_message() {
+        let memory = MemoryBudget::default();
+        let (mine, other) = (identity("mine"), identity("other"));
+        let Some(share) = memory.take(&mine, usize::MAX) else {
+            unreachable!("the budget is free");
+        };
+        memory.reserve(mine, share);
+        assert!(memory.take(&other, 1).is_none());
+        assert!(memory.take(&mine, 1).is_some(), "reserved");
+        assert!(memory.take(&other, 1).is_some(), "returned");
+    }
+}

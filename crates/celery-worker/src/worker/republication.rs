@@ -1,10 +1,12 @@
 //! Another publication of a message that waits for its eta: the broker would take back a delivery that is held for too
 //! long.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
+use super::request::Request;
 use super::runtime::Runtime;
 use crate::broker::{Delivery, Disposition, Publication};
 use celery_protocol::RawMessage;
@@ -20,6 +22,17 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const DELIVERIES: &str = "x-delivery-count";
 
 impl Runtime {
+    /// Publishes the unchanged message of an accepted task again, and settles its deliveries.
+    ///
+    /// The broker requeues a message that is held for too long (`consumer_timeout`, 30 minutes by default) and closes
+    /// the channel. Therefore a message with a longer wait is published again at an interval.
+    pub(super) async fn republish_held(&self, request: &Arc<Request>) {
+        // Removed first: the new message may arrive before its publication is confirmed, and must not join the old one.
+        let held = self.in_flight.release(request);
+        self.republish(held, request.raw.clone(), &request.message.id)
+            .await;
+    }
+
     /// Publishes a waiting message again, and settles its held deliveries.
     ///
     /// A warm shutdown waits for the broker's confirmation: a publication that was sent, and whose delivery is requeued,

@@ -8,9 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::effective_options::TimeLimits;
 use super::events::Events;
-use super::in_flight::{InFlight, Request};
+use super::in_flight::InFlight;
 use super::memory;
 use super::rate_limit::RateLimits;
+use super::request::Request;
 use super::revocation::Revoked;
 use super::slots::Slots;
 use super::{Config, Shutdown};

@@ -8,7 +8,7 @@ use serde_json::json;
 use tracing::Span;
 use tracing::field::Empty;
 
-use super::in_flight::Request;
+use super::request::Request;
 use crate::broker::{Disposition, TracePropagation};
 use celery_protocol::exception::Exception;
 use celery_protocol::isoformat;

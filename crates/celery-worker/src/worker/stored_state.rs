@@ -3,7 +3,7 @@
 use crate::clock;
 use serde_json::Value;
 
-use super::in_flight::Request;
+use super::request::Request;
 use super::runtime::Runtime;
 use crate::workflow::{STORE_PAUSES, Stopped};
 use celery_protocol::message::TaskMessage;

@@ -4,8 +4,8 @@ use serde_json::Value;
 
 use super::chord::has_failed;
 use super::{Stopped, UnsentTask, Workflow, WorkflowError, never};
-use crate::aside::is_large;
 use crate::clock;
+use crate::offload::is_large;
 use celery_protocol::canvas::{self, Call};
 use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
@@ -90,8 +90,8 @@ impl Workflow {
     }
 
     pub(super) async fn failed_steps(&self, chain: &[Value]) -> Vec<TaskMessage> {
-        let looking = || canvas::failed_steps(chain);
-        self.large_work.work(is_large(chain), looking).await
+        let planning = || canvas::failed_steps(chain);
+        self.large_work.work(is_large(chain), planning).await
     }
 
     /// Stores the failure of a task that was not sent. Returns the task if it must be counted: it is a part of a chord

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use super::{Stopped, UnsentTask, Workflow, WorkflowError, hopeless};
-use crate::aside::is_large;
+use crate::offload::is_large;
 use crate::results::ChordSupport;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
 use celery_protocol::canvas::{self, Call, ResultNode, chord_error};
@@ -87,11 +87,11 @@ impl Workflow {
         header: &ResultNode,
         body: &Value,
     ) -> Result<Unlock, Stopped> {
-        let Some(found) = self.look(header).await else {
+        let Some(found) = self.read_results(header).await else {
             return Ok(Unlock::NotReady);
         };
         let call = self.call(request, "chord");
-        let failed = match gather(header, &found) {
+        let failed = match collect(header, &found) {
             Ok(results) => match Box::pin(self.apply_body(body, results, &call)).await {
                 Ok(()) => None,
                 Err(WorkflowError::Stopped) => return Err(Stopped),
@@ -109,7 +109,7 @@ impl Workflow {
     ///
     /// # Errors
     /// The worker stops.
-    pub(crate) async fn give_up(
+    pub(crate) async fn fail_unpolled_chord(
         &self,
         request: &TaskMessage,
         body: &Value,
@@ -135,8 +135,8 @@ impl Workflow {
             exception = error.headline(),
             "chord failed; its body is not applied"
         );
-        let looking = || canvas::body_failures(body, error, cause);
-        let failures = match self.large_work.work(is_large([body]), looking).await {
+        let planning = || canvas::body_failures(body, error, cause);
+        let failures = match self.large_work.work(is_large([body]), planning).await {
             Ok(failures) => failures,
             Err(error) => {
                 tracing::error!(task_id = part.id, %error, "body of a chord is not a signature");
@@ -350,8 +350,8 @@ impl Workflow {
     async fn join_groups(&self, header: &ResultNode) -> Result<Joined, Stopped> {
         let until = Instant::now() + self.options.join_timeout;
         loop {
-            if let Some(found) = self.look(header).await {
-                let joined = gather(header, &found);
+            if let Some(found) = self.read_results(header).await {
+                let joined = collect(header, &found);
                 return Ok(joined.map_err(|failed| join_error(failed.cause)));
             }
             if Instant::now() >= until {
@@ -364,7 +364,7 @@ impl Workflow {
     }
 
     /// Returns the stored results of all tasks in a header; `None` unless all have ended.
-    async fn look(&self, header: &ResultNode) -> Option<Vec<Value>> {
+    async fn read_results(&self, header: &ResultNode) -> Option<Vec<Value>> {
         let mut found = Vec::new();
         for task_id in header.task_ids() {
             match self.results.get(task_id).await {
@@ -417,9 +417,9 @@ fn value_of(part: Part) -> Joined {
 }
 
 /// Collects the values of stored results in the structure of the header; `found` has the header's order.
-fn gather(header: &ResultNode, found: &[Value]) -> Joined {
+fn collect(header: &ResultNode, found: &[Value]) -> Joined {
     let mut found = found.iter();
-    header.gather(&mut |task_id| {
+    header.collect(&mut |task_id| {
         let meta = found.next().unwrap_or(&Value::Null);
         match has_failed(meta) {
             true => Err(dependency_error(task_id, exception(meta["result"].clone()))),

@@ -16,9 +16,11 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::aside::LargeWorkLock;
-use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
+use crate::broker::{
+    Broker, BrokerError, Disposition, Publication, Sending, TaskQueues, TracePropagation,
+};
 use crate::clock;
+use crate::offload::LargeWorkLock;
 use crate::product::Product;
 use crate::publication::{TaskPublisher, send_event};
 use crate::results::{ChordSupport, ResultBackend, ResultError};
@@ -49,6 +51,12 @@ pub(crate) const STORE_PAUSES: (Duration, Duration) =
 /// The worker is stopping: the message must be requeued.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stopped;
+
+impl From<Stopped> for Disposition {
+    fn from(Stopped: Stopped) -> Self {
+        Self::Requeue
+    }
+}
 
 /// Reason why the follow-up tasks were not sent.
 #[derive(Debug)]

@@ -6,12 +6,12 @@ use super::*;
 
 #[rstest]
 #[tokio::test]
-async fn parked_deliveries_use_no_slot(#[values(Kind::RabbitMq, Kind::Redis)] kind: Kind) {
-    let Some(broker) = kind.open("parking") else {
+async fn exempt_deliveries_use_no_slot(#[values(Kind::RabbitMq, Kind::Redis)] kind: Kind) {
+    let Some(broker) = kind.open("exempt") else {
         return;
     };
     let broker = &*broker;
-    for queue in [Queue::tasks(unique("park")), quorum(&unique("park"))] {
+    for queue in [Queue::tasks(unique("exempt")), quorum(&unique("exempt"))] {
         for n in 0..8 {
             publish(broker, &queue, &n.to_string()).await;
         }
@@ -19,7 +19,7 @@ async fn parked_deliveries_use_no_slot(#[values(Kind::RabbitMq, Kind::Redis)] ki
         let mut held = vec![next(&mut consumer).await, next(&mut consumer).await];
         nothing(&mut consumer).await;
         for _ in 0..3 {
-            held.last().unwrap().park();
+            held.last().unwrap().set_exempt(true);
             held.push(next(&mut consumer).await);
             nothing(&mut consumer).await;
         }
@@ -33,7 +33,7 @@ async fn parked_deliveries_use_no_slot(#[values(Kind::RabbitMq, Kind::Redis)] ki
         held.push(next(&mut consumer).await);
         nothing(&mut consumer).await;
         // One whose time has come counts again.
-        held[0].unpark();
+        held[0].set_exempt(false);
         nothing(&mut consumer).await;
         held.pop().unwrap().settle(Disposition::Ack).await;
         nothing(&mut consumer).await;

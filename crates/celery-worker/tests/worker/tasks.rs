@@ -91,7 +91,7 @@ impl Task for Do {
                 () = cx.cancelled().cancelled() => {
                     // Stopping takes a moment, as with a real child process.
                     tokio::time::sleep(Duration::from_millis(50)).await;
-                    return Err(cx.raise(TaskError::Requeue));
+                    return Err(cx.raise(TaskError::Stopped));
                 }
             },
             other => Err(value_error(other)),

@@ -308,9 +308,9 @@ impl Probe {
             passive: true,
             ..Default::default()
         };
-        let looking = self.channel().await?;
+        let channel = self.channel().await?;
         let arguments = convert::table(&queue.arguments);
-        let found = match looking.queue_declare(name, passive, arguments).await {
+        let found = match channel.queue_declare(name, passive, arguments).await {
             Ok(found) => found,
             Err(error) if is_not_found(&error) => return Ok(Comparison::Missing),
             Err(error) => return Err(refused(error)),
@@ -319,7 +319,7 @@ impl Probe {
             binding: None,
             ..queue.clone()
         });
-        match declare(&looking, &bare, false).await {
+        match declare(&channel, &bare, false).await {
             Ok(()) => Ok(Comparison::Same {
                 messages: found.message_count(),
                 consumers: found.consumer_count(),
@@ -340,8 +340,8 @@ impl Probe {
             passive: true,
             ..Default::default()
         };
-        let looking = self.channel().await?;
-        let found = looking
+        let channel = self.channel().await?;
+        let found = channel
             .queue_declare(short(name)?, passive, FieldTable::default())
             .await;
         match found {

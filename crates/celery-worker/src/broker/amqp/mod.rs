@@ -211,7 +211,7 @@ impl Amqp {
     }
 
     /// A new channel for requests that may close it.
-    async fn spare_channel(&self) -> Result<Channel, BrokerError> {
+    async fn query_channel(&self) -> Result<Channel, BrokerError> {
         let mut session = self.publisher.lock().await;
         let open = self.connected(&mut session).await?;
         // The broker would not answer on a blocked connection.
@@ -372,14 +372,14 @@ impl Broker for Amqp {
     }
 
     async fn survey(&self, queues: &[String]) -> Result<Vec<QueueDepth>, BrokerError> {
-        let mut channel = self.spare_channel().await?;
+        let mut channel = self.query_channel().await?;
         let mut depths = Vec::with_capacity(queues.len());
         for queue in queues {
             match connector::depth(&channel, queue).await {
                 Ok(depth) => depths.push(depth),
                 // The broker has closed the channel with its refusal.
                 Err(error) if connector::is_not_found(&error) => {
-                    channel = self.spare_channel().await?
+                    channel = self.query_channel().await?
                 }
                 Err(error) => {
                     let what = format!("to look at queue `{queue}`");

@@ -1,9 +1,9 @@
 //! The prefetch window: the number of deliveries of one queue that the worker holds.
 //!
 //! RabbitMQ fixes a consumer's limit when the consumer is created, and counts all deliveries of the consumer that are
-//! not settled. To receive others while some are parked, a new consumer replaces the old one; the deliveries of the old
-//! one stay valid. The new limit is chosen so that the held deliveries, without the parked ones, and those that may
-//! still arrive never exceed the prefetch limit: otherwise a worker with many parked deliveries would load the whole
+//! not settled. To receive others while some are exempt, a new consumer replaces the old one; the deliveries of the old
+//! one stay valid. The new limit is chosen so that the held deliveries, without the exempt ones, and those that may
+//! still arrive never exceed the prefetch limit: otherwise a worker with many exempt deliveries would load the whole
 //! queue into its memory.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,8 +30,8 @@ struct WindowState {
     got: u32,
     /// Number of unsettled deliveries of all consumers.
     held: u32,
-    /// Number of parked deliveries, which do not count.
-    parked: u32,
+    /// Number of exempt deliveries, which do not count.
+    exempt: u32,
     /// True if the consumer's limit differs from the one that is needed.
     stale: bool,
 }
@@ -39,7 +39,7 @@ struct WindowState {
 impl WindowState {
     /// Number of deliveries that count against the limit.
     fn counted(&self) -> u32 {
-        self.held.saturating_sub(self.parked)
+        self.held.saturating_sub(self.exempt)
     }
 
     /// Number of deliveries that the consumer may still receive.
@@ -102,7 +102,7 @@ impl PrefetchWindow {
         }
     }
 
-    /// Number of unsettled deliveries that are not parked.
+    /// Number of unsettled deliveries that are not exempt.
     pub(super) fn counted(&self) -> usize {
         self.lock().counted() as usize
     }
@@ -117,7 +117,7 @@ impl PrefetchWindow {
         PrefetchSlot {
             window: self.clone(),
             consumer,
-            parked: Mutex::new(false),
+            exempt: Mutex::new(false),
         }
     }
 
@@ -142,21 +142,21 @@ impl PrefetchWindow {
 pub(super) struct PrefetchSlot {
     window: Arc<PrefetchWindow>,
     consumer: u32,
-    parked: Mutex<bool>,
+    exempt: Mutex<bool>,
 }
 
 impl PrefetchSlot {
-    pub(super) fn park(&self, parked: bool) {
-        let mut before = self.parked.lock().unwrap_or_else(PoisonError::into_inner);
-        if *before == parked {
+    pub(super) fn set_exempt(&self, exempt: bool) {
+        let mut before = self.exempt.lock().unwrap_or_else(PoisonError::into_inner);
+        if *before == exempt {
             return;
         }
-        *before = parked;
+        *before = exempt;
         let mut state = self.window.lock();
-        match parked {
-            true => state.parked += 1,
+        match exempt {
+            true => state.exempt += 1,
             false => {
-                state.parked -= 1;
+                state.exempt -= 1;
                 // It counts again, so that one delivery less may arrive.
                 state.stale |= state.target > 0 && state.counted() + state.coming() > state.target;
             }
@@ -168,17 +168,17 @@ impl PrefetchSlot {
 
 impl Drop for PrefetchSlot {
     fn drop(&mut self) {
-        let parked = *self.parked.lock().unwrap_or_else(PoisonError::into_inner);
+        let exempt = *self.exempt.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.window.lock();
         state.held -= 1;
-        state.parked -= u32::from(parked);
+        state.exempt -= u32::from(exempt);
         if state.consumer == self.consumer {
             state.got -= 1;
         }
-        // When a parked delivery of the current consumer is settled, the broker may send another one, which the limit
+        // When a exempt delivery of the current consumer is settled, the broker may send another one, which the limit
         // does not allow.
         state.stale |=
-            parked && state.target > 0 && state.counted() + state.coming() > state.target;
+            exempt && state.target > 0 && state.counted() + state.coming() > state.target;
         drop(state);
         self.window.changed.notify_one();
     }
@@ -232,14 +232,14 @@ mod tests {
         }
 
         fn counted(&self) -> usize {
-            let parked =
-                |held: &PrefetchSlot| *held.parked.lock().unwrap_or_else(PoisonError::into_inner);
-            self.held.iter().filter(|(held, _)| !parked(held)).count()
+            let exempt =
+                |held: &PrefetchSlot| *held.exempt.lock().unwrap_or_else(PoisonError::into_inner);
+            self.held.iter().filter(|(held, _)| !exempt(held)).count()
         }
     }
 
     proptest! {
-        /// After any sequence of parking, unparking and settling, the wanted number of deliveries is held, and never
+        /// After any sequence of exempting, counting and settling, the wanted number of deliveries is held, and never
         /// more.
         #[test]
         fn window_limits_the_held_deliveries(
@@ -252,8 +252,8 @@ mod tests {
                 let which = which.index(broker.held.len());
                 match step {
                     0 => drop(broker.held.swap_remove(which)),
-                    1 => broker.held[which].0.park(true),
-                    _ => broker.held[which].0.park(false),
+                    1 => broker.held[which].0.set_exempt(true),
+                    _ => broker.held[which].0.set_exempt(false),
                 }
                 broker.renew();
                 let before = broker.counted();
@@ -284,14 +284,14 @@ mod tests {
     }
 
     #[test]
-    fn unparked_deliveries_are_counted() {
+    fn deliveries_count_again() {
         let mut broker = Broker::new(2);
         broker.deliver();
-        broker.held[0].0.park(true);
+        broker.held[0].0.set_exempt(true);
         broker.renew();
         broker.deliver();
         assert_eq!((broker.held.len(), broker.counted()), (3, 2));
-        broker.held[0].0.park(false);
+        broker.held[0].0.set_exempt(false);
         for expected in [3, 2, 2] {
             broker.renew();
             broker.deliver();
@@ -304,7 +304,7 @@ mod tests {
     fn zero_means_unlimited() {
         let window = PrefetchWindow::new(0);
         assert_eq!(window.renewed(0), 1);
-        window.take(1).park(true);
+        window.take(1).set_exempt(true);
         assert_eq!(window.due(), None);
         window.set_target(3);
         assert_eq!(window.due(), Some(3));

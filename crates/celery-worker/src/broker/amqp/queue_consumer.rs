@@ -17,7 +17,7 @@ use super::connector::{self, Connector};
 use super::prefetch::{PrefetchSlot, PrefetchWindow};
 use super::screen::Notes;
 use super::{RECONNECT, convert, short};
-use crate::broker::consumer::{Damage, Reports, Settled, Wanted};
+use crate::broker::consumer::{Damage, DesiredQueues, Reports, Settled};
 use crate::broker::{BrokerError, Delivery, Disposition, Queue, Settlement};
 use service_connection::backoff::{RetryState, in_seconds};
 use service_connection::error_chain::chain;
@@ -163,7 +163,7 @@ impl QueueConsumer {
             .create_channel()
             .await
             .map_err(|e| self.connector.error(e, "a channel for consuming"))?;
-        let prefetch = self.reports.wanted().borrow().prefetch;
+        let prefetch = self.reports.desired().borrow().prefetch;
         let window = PrefetchWindow::new(prefetch);
         let mut open = Open {
             acks: AckBatcher::new(channel.clone(), self.connector.clone(), window.clone()),
@@ -218,13 +218,13 @@ impl QueueConsumer {
 
     /// Forwards deliveries until the queue is no longer consumed or the channel ends.
     async fn pump(&self, open: &mut Open) -> Result<(), Ended> {
-        let mut wanted = self.reports.wanted();
+        let mut desired = self.reports.desired();
         let window = open.window.clone();
         loop {
             tokio::select! {
                 biased;
                 () = self.cancelled.cancelled() => return Ok(()),
-                prefetch = changed(&mut wanted) => window.set_target(prefetch),
+                prefetch = changed(&mut desired) => window.set_target(prefetch),
                 () = window.changed() => {}
                 Some(item) = open.items.next() => match item {
                     Item::Delivery(number, delivery) => {
@@ -354,7 +354,7 @@ fn report_damage(delivery: &Delivery) {
         ..
     } = delivery;
     let task_id = message.headers.get("id").and_then(Value::as_str);
-    if damage.is_no_text {
+    if damage.is_not_utf8 {
         tracing::warn!(
             queue,
             exchange,
@@ -375,9 +375,9 @@ fn report_damage(delivery: &Delivery) {
 }
 
 /// Waits for another prefetch limit; never returns when no other can follow.
-async fn changed(wanted: &mut watch::Receiver<Wanted>) -> u16 {
-    match wanted.changed().await {
-        Ok(()) => wanted.borrow_and_update().prefetch,
+async fn changed(desired: &mut watch::Receiver<DesiredQueues>) -> u16 {
+    match desired.changed().await {
+        Ok(()) => desired.borrow_and_update().prefetch,
         Err(_) => std::future::pending().await,
     }
 }
@@ -413,7 +413,7 @@ impl Settlement for Acker {
         self.acker.poisoned()
     }
 
-    fn set_parked(&self, parked: bool) {
-        self.slot.park(parked);
+    fn set_exempt(&self, is_exempt: bool) {
+        self.slot.set_exempt(is_exempt);
     }
 }

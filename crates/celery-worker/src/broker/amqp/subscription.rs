@@ -68,7 +68,7 @@ impl Subscriber {
                     match session.serve(&deliveries, &cancelled).await {
                         Some(error) => {
                             attempts.succeeded_for(began.elapsed());
-                            session.give_up().await;
+                            session.close_broken().await;
                             error
                         }
                         None => {
@@ -160,17 +160,17 @@ impl Session<'_> {
             }
         }
         self.reports.update(|served| served.connected = true);
-        let mut wanted = self.reports.wanted();
+        let mut desired = self.reports.desired();
         let mut ticks = tokio::time::interval(liveness::EVERY);
         loop {
             self.liveness.tick();
             panic_point!(Subscription);
-            let queues = wanted.borrow_and_update().queues.clone();
+            let queues = desired.borrow_and_update().queues.clone();
             self.reconcile(queues, deliveries, cancelled);
             let ended = tokio::select! {
                 biased;
                 () = cancelled.cancelled() => return None,
-                Ok(()) = wanted.changed() => None,
+                Ok(()) = desired.changed() => None,
                 _ = ticks.tick() => None,
                 Some(consumer) = self.consumers.join_next() => match consumer {
                     Ok(ConsumerEnd::Ended(ended)) => ended,
@@ -205,11 +205,11 @@ impl Session<'_> {
         cancelled: &CancellationToken,
     ) {
         self.tokens.retain(|name, token| {
-            let wanted = queues.iter().any(|queue| queue.name == *name);
-            if !wanted {
+            let desired = queues.iter().any(|queue| queue.name == *name);
+            if !desired {
                 token.cancel();
             }
-            wanted
+            desired
         });
         for queue in queues {
             if self.tokens.contains_key(&queue.name) {
@@ -233,7 +233,7 @@ impl Session<'_> {
     }
 
     /// Releases a connection that has ended.
-    async fn give_up(mut self) {
+    async fn close_broken(mut self) {
         self.reports.update(|served| *served = Served::default());
         self.consumers.shutdown().await;
         goodbye(&self.connection).await;

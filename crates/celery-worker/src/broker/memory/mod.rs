@@ -148,12 +148,12 @@ struct InMemory {
     stored: Stored,
     /// Deliveries that count against the prefetch limit of the queue.
     held: Arc<AtomicUsize>,
-    parked: AtomicBool,
+    exempt: AtomicBool,
 }
 
 impl Settlement for InMemory {
     fn settle(self: Box<Self>, disposition: Disposition) -> Settled {
-        if !self.parked.load(Ordering::SeqCst) {
+        if !self.exempt.load(Ordering::SeqCst) {
             self.held.fetch_sub(1, Ordering::SeqCst);
         }
         if disposition == Disposition::Requeue {
@@ -170,9 +170,9 @@ impl Settlement for InMemory {
         false
     }
 
-    fn set_parked(&self, parked: bool) {
-        if self.parked.swap(parked, Ordering::SeqCst) != parked {
-            match parked {
+    fn set_exempt(&self, exempt: bool) {
+        if self.exempt.swap(exempt, Ordering::SeqCst) != exempt {
+            match exempt {
                 true => self.held.fetch_sub(1, Ordering::SeqCst),
                 false => self.held.fetch_add(1, Ordering::SeqCst),
             };
@@ -186,7 +186,7 @@ struct MemorySubscription {
     shared: Arc<Shared>,
     feed: Feed,
     closing: CancellationToken,
-    /// Deliveries of each queue that are held, parked ones aside.
+    /// Deliveries of each queue that are held, without exempt ones.
     held: HashMap<String, Arc<AtomicUsize>>,
     /// The queue that was served last.
     turn: usize,
@@ -194,7 +194,7 @@ struct MemorySubscription {
 
 impl MemorySubscription {
     async fn run(mut self) {
-        let mut wanted = self.feed.reports.wanted();
+        let mut desired = self.feed.reports.desired();
         let mut consumed: Vec<Queue> = Vec::new();
         let shared = self.shared.clone();
         let mut is_first = true;
@@ -202,7 +202,7 @@ impl MemorySubscription {
             let changed = shared.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            let now = wanted.borrow_and_update().clone();
+            let now = desired.borrow_and_update().clone();
             if now.queues != consumed || std::mem::take(&mut is_first) {
                 self.consume(&consumed, &now.queues);
                 consumed = now.queues;
@@ -215,7 +215,7 @@ impl MemorySubscription {
                 () = self.closing.cancelled() => break,
                 true = hand_over(&self.feed, delivery) => {}
                 () = &mut changed, if is_idle => {}
-                Ok(()) = wanted.changed(), if is_idle => {}
+                Ok(()) = desired.changed(), if is_idle => {}
                 else => break,
             }
         }
@@ -266,7 +266,7 @@ impl MemorySubscription {
                 queue: name.clone(),
                 stored: stored.clone(),
                 held: held.clone(),
-                parked: AtomicBool::new(false),
+                exempt: AtomicBool::new(false),
             };
             let settlement = Box::new(settlement);
             let mut delivery = Delivery::new(stored.message, name.clone(), way, settlement);

@@ -85,7 +85,7 @@ async fn exchanges_route_as_those_of_amqp() {
 }
 
 #[tokio::test]
-async fn prefetch_limits_held_messages_without_parked_ones() {
+async fn prefetch_limits_held_messages_without_exempt_ones() {
     let broker = MemoryBroker::new();
     let mut consumer = broker.consume(subscription(&["q"], 1));
     broker.declare(&Queue::tasks("q"));
@@ -94,13 +94,13 @@ async fn prefetch_limits_held_messages_without_parked_ones() {
     }
     let first = consumer.next().await.unwrap();
     assert!(timeout(SHORTLY, consumer.next()).await.is_err());
-    first.park();
+    first.set_exempt(true);
     let second = consumer.next().await.unwrap();
     assert!(timeout(SHORTLY, consumer.next()).await.is_err());
     second.settle(Disposition::Ack).await;
     let third = consumer.next().await.unwrap();
     assert_eq!(third.message.body, b"c");
-    // The parked one is given back when it is dropped, in front of the queue.
+    // The exempt one is given back when it is dropped, in front of the queue.
     third.settle(Disposition::Reject).await;
     drop(first);
     let again = consumer.next().await.unwrap();

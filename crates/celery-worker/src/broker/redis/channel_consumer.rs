@@ -15,7 +15,7 @@ use super::held::Unrecorded;
 use super::shared::{MessageLimits, SharedState};
 use super::supervisor::RedisSession;
 use super::window::Window;
-use crate::broker::consumer::{Feed, Wanted};
+use crate::broker::consumer::{DesiredQueues, Feed};
 use crate::broker::{BrokerError, Queue};
 use crate::liveness::Liveness;
 use celery_protocol::virtual_message;
@@ -36,9 +36,9 @@ pub(super) struct ChannelConsumer {
 type Patterns = BTreeMap<String, Vec<String>>;
 
 impl ChannelConsumer {
-    fn patterns(&self, wanted: &Wanted) -> Patterns {
+    fn patterns(&self, desired: &DesiredQueues) -> Patterns {
         let mut patterns = Patterns::new();
-        for queue in wanted.queues.iter().filter(|queue| self.serves(queue)) {
+        for queue in desired.queues.iter().filter(|queue| self.serves(queue)) {
             if let Some(pattern) = self.shared.names.channel_pattern(queue) {
                 patterns
                     .entry(pattern)
@@ -54,9 +54,9 @@ impl ChannelConsumer {
         &self,
         link: &mut Link,
         before: &Patterns,
-        wanted: &Wanted,
+        desired: &DesiredQueues,
     ) -> Result<Patterns, BrokerError> {
-        let now = self.patterns(wanted);
+        let now = self.patterns(desired);
         let error = |e| self.shared.connector.error(e, "to subscribe");
         let new: Vec<_> = now
             .keys()
@@ -76,7 +76,7 @@ impl ChannelConsumer {
             served.connected = true;
             served
                 .queues
-                .retain(|name| wanted.queues.iter().any(|queue| queue.name == *name));
+                .retain(|name| desired.queues.iter().any(|queue| queue.name == *name));
             served.queues.extend(now.values().flatten().cloned());
         });
         Ok(now)
@@ -125,8 +125,8 @@ impl RedisSession for ChannelConsumer {
     }
 
     async fn serve(&mut self, mut link: Link) -> Result<(), BrokerError> {
-        let mut wanted = self.feed.reports.wanted();
-        let current = wanted.borrow_and_update().clone();
+        let mut desired = self.feed.reports.desired();
+        let current = desired.borrow_and_update().clone();
         let mut patterns = self
             .subscribe(&mut link, &Patterns::new(), &current)
             .await?;
@@ -138,13 +138,13 @@ impl RedisSession for ChannelConsumer {
             tokio::select! {
                 biased;
                 () = self.feed.cancelled.cancelled() => return Ok(()),
-                changed = wanted.changed() => {
+                changed = desired.changed() => {
                     // An error means that the consumer is gone; it has cancelled the subscription.
                     if changed.is_err() {
                         self.feed.cancelled.cancelled().await;
                         return Ok(());
                     }
-                    let current = wanted.borrow_and_update().clone();
+                    let current = desired.borrow_and_update().clone();
                     patterns = self.subscribe(&mut link, &patterns, &current).await?;
                 }
                 push = link.next() => match push {

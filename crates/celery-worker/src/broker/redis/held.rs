@@ -180,8 +180,8 @@ impl Settlement for Recorded {
         self.entry.is_gone.load(Ordering::SeqCst)
     }
 
-    fn set_parked(&self, parked: bool) {
-        self.slot.park(parked);
+    fn set_exempt(&self, is_exempt: bool) {
+        self.slot.set_exempt(is_exempt);
     }
 }
 
@@ -202,8 +202,8 @@ impl Settlement for Unrecorded {
         false
     }
 
-    fn set_parked(&self, parked: bool) {
-        self.slot.park(parked);
+    fn set_exempt(&self, is_exempt: bool) {
+        self.slot.set_exempt(is_exempt);
     }
 }
 

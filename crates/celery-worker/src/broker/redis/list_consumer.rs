@@ -22,7 +22,7 @@ use super::scripts::{self, CLAIM_BYTES, ClaimFrom, MAX_CLAIM};
 use super::shared::{MessageLimits, SharedState};
 use super::supervisor::RedisSession;
 use super::window::{Window, WindowSlot};
-use crate::broker::consumer::{Feed, Settlement, Wanted};
+use crate::broker::consumer::{DesiredQueues, Feed, Settlement};
 use crate::broker::{BrokerError, Delivery, Queue};
 use crate::liveness::Liveness;
 use celery_protocol::virtual_message;
@@ -87,15 +87,15 @@ impl ListConsumer {
         }
     }
 
-    /// Starts and stops the consumption of queues, so that it matches `wanted`, and writes the bindings.
-    async fn reconcile(&mut self, wanted: &Wanted) -> Result<(), BrokerError> {
-        let lists: Vec<Queue> = wanted
+    /// Starts and stops the consumption of queues, so that it matches `desired`, and writes the bindings.
+    async fn reconcile(&mut self, desired: &DesiredQueues) -> Result<(), BrokerError> {
+        let lists: Vec<Queue> = desired
             .queues
             .iter()
             .filter(|q| self.serves(q))
             .cloned()
             .collect();
-        let is_wanted = |queue: &Queue| lists.iter().any(|wanted| wanted == queue);
+        let is_wanted = |queue: &Queue| lists.iter().any(|desired| desired == queue);
         let (kept, ended): (Vec<_>, Vec<_>) = self
             .queues
             .drain(..)
@@ -139,7 +139,7 @@ impl ListConsumer {
             served.connected = true;
             served
                 .queues
-                .retain(|name| wanted.queues.iter().any(|queue| queue.name == *name));
+                .retain(|name| desired.queues.iter().any(|queue| queue.name == *name));
             served.queues.extend(names);
         });
         Ok(())
@@ -305,12 +305,12 @@ impl ListConsumer {
         Ok(())
     }
 
-    /// Waits until a list may have changed, or a prefetch window has more room (only if `is_full`), or the wanted state
+    /// Waits until a list may have changed, or a prefetch window has more room (only if `is_full`), or the desired state
     /// has changed, but at most until the time `until`.
     async fn wait(
         &self,
         link: &mut Link,
-        wanted: &mut watch::Receiver<Wanted>,
+        desired: &mut watch::Receiver<DesiredQueues>,
         is_full: bool,
         until: Instant,
     ) -> Result<(), BrokerError> {
@@ -320,8 +320,8 @@ impl ListConsumer {
             tokio::select! {
                 biased;
                 () = self.feed.cancelled.cancelled() => return Ok(()),
-                changed = wanted.changed() => {
-                    wanted.mark_changed();
+                changed = desired.changed() => {
+                    desired.mark_changed();
                     // An error means that the consumer is gone; it has cancelled the subscription.
                     if changed.is_err() {
                         self.feed.cancelled.cancelled().await;
@@ -362,8 +362,8 @@ impl RedisSession for ListConsumer {
         self.queues
             .iter_mut()
             .for_each(|known| known.is_bound = false);
-        let mut wanted = self.feed.reports.wanted();
-        let mut current = wanted.borrow_and_update().clone();
+        let mut desired = self.feed.reports.desired();
+        let mut current = desired.borrow_and_update().clone();
         self.reconcile(&current).await?;
         self.recover(&mut link).await?;
         loop {
@@ -373,8 +373,8 @@ impl RedisSession for ListConsumer {
                 return Ok(());
             }
             let is_stale = self.bound_at.is_none_or(|at| at.elapsed() >= BIND_EVERY);
-            if wanted.has_changed().unwrap_or(false) || is_stale {
-                current = wanted.borrow_and_update().clone();
+            if desired.has_changed().unwrap_or(false) || is_stale {
+                current = desired.borrow_and_update().clone();
                 self.reconcile(&current).await?;
             }
             if !link.drain() {
@@ -387,7 +387,7 @@ impl RedisSession for ListConsumer {
                     false => crate::liveness::EVERY,
                 };
                 let until = Instant::now() + pause;
-                self.wait(&mut link, &mut wanted, is_full, until).await?;
+                self.wait(&mut link, &mut desired, is_full, until).await?;
             }
         }
     }

@@ -55,11 +55,11 @@ impl MessageLimits {
             body_bytes: Some(bytes as u64),
             ..Damage::default()
         });
-        if damage.is_none() && raw.body.len() > self.max_waiting_body && is_early(&raw) {
+        if damage.is_none() && raw.body.len() > self.max_waiting_body && awaits_eta(&raw) {
             let body = std::mem::take(&mut raw.body);
             damage = Some(Damage {
                 body_bytes: Some(body.len() as u64),
-                is_early: true,
+                awaits_eta: true,
                 ..Damage::default()
             });
         }
@@ -72,7 +72,7 @@ impl MessageLimits {
 }
 
 /// Returns true for a task whose eta has not been reached.
-fn is_early(raw: &RawMessage) -> bool {
+fn awaits_eta(raw: &RawMessage) -> bool {
     let text = |name: &str| raw.headers.get(name).and_then(Value::as_str);
     let eta = text("eta").and_then(message::eta);
     text("task").is_some() && text("id").is_some() && eta.is_some_and(|eta| eta > clock::now())

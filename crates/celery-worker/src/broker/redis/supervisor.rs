@@ -115,10 +115,10 @@ impl Supervisor {
 
     /// Waits until the subscription has a queue for this session: no connection is opened for none.
     async fn first_queue(&self, session: &impl RedisSession) {
-        let mut wanted = self.feed.reports.wanted();
+        let mut desired = self.feed.reports.desired();
         let mut ticks = tokio::time::interval(crate::liveness::EVERY);
         loop {
-            if wanted
+            if desired
                 .borrow_and_update()
                 .queues
                 .iter()
@@ -130,7 +130,7 @@ impl Supervisor {
             tokio::select! {
                 _ = ticks.tick() => {}
                 // An error means that no queue can follow.
-                changed = wanted.changed() => if changed.is_err() {
+                changed = desired.changed() => if changed.is_err() {
                     std::future::pending::<()>().await;
                 },
             }
@@ -138,7 +138,7 @@ impl Supervisor {
     }
 
     fn report_gone(&self, session: &impl RedisSession) {
-        let queues = self.feed.reports.wanted().borrow().queues.clone();
+        let queues = self.feed.reports.desired().borrow().queues.clone();
         self.feed.reports.update(|served| {
             *served = Served {
                 queues: std::mem::take(&mut served.queues),

@@ -16,7 +16,7 @@ pub(super) struct Window {
 struct Counts {
     held: usize,
     /// Number of held deliveries that do not count.
-    parked: usize,
+    exempt: usize,
 }
 
 impl Window {
@@ -32,7 +32,7 @@ impl Window {
         let counts = self.lock();
         match prefetch {
             0 => usize::MAX,
-            prefetch => usize::from(prefetch).saturating_sub(counts.held - counts.parked),
+            prefetch => usize::from(prefetch).saturating_sub(counts.held - counts.exempt),
         }
     }
 
@@ -41,7 +41,7 @@ impl Window {
         self.lock().held += 1;
         WindowSlot {
             window: self.clone(),
-            is_parked: Mutex::new(false),
+            is_exempt: Mutex::new(false),
         }
     }
 
@@ -55,23 +55,23 @@ impl Window {
 #[derive(Debug)]
 pub(super) struct WindowSlot {
     window: Arc<Window>,
-    is_parked: Mutex<bool>,
+    is_exempt: Mutex<bool>,
 }
 
 impl WindowSlot {
-    pub(super) fn park(&self, parked: bool) {
+    pub(super) fn set_exempt(&self, exempt: bool) {
         let mut before = self
-            .is_parked
+            .is_exempt
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if *before == parked {
+        if *before == exempt {
             return;
         }
-        *before = parked;
+        *before = exempt;
         let mut counts = self.window.lock();
-        match parked {
-            true => counts.parked += 1,
-            false => counts.parked -= 1,
+        match exempt {
+            true => counts.exempt += 1,
+            false => counts.exempt -= 1,
         }
         drop(counts);
         self.window.changed.notify_one();
@@ -80,13 +80,13 @@ impl WindowSlot {
 
 impl Drop for WindowSlot {
     fn drop(&mut self) {
-        let is_parked = *self
-            .is_parked
+        let is_exempt = *self
+            .is_exempt
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         let mut counts = self.window.lock();
         counts.held -= 1;
-        counts.parked -= usize::from(is_parked);
+        counts.exempt -= usize::from(is_exempt);
         drop(counts);
         self.window.changed.notify_one();
     }
@@ -97,15 +97,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn parked_deliveries_leave_room() {
+    fn exempt_deliveries_leave_room() {
         let window = Window::new(Arc::default());
         assert_eq!((window.room(2), window.room(0)), (2, usize::MAX));
         let (first, second) = (window.take(), window.take());
         assert_eq!(window.room(2), 0);
-        first.park(true);
+        first.set_exempt(true);
         assert_eq!(window.room(2), 1);
         let third = window.take();
-        first.park(false);
+        first.set_exempt(false);
         assert_eq!((window.room(2), window.room(4)), (0, 1));
         drop((first, second, third));
         assert_eq!(window.room(2), 2);

@@ -262,8 +262,8 @@ impl ResultBackend for Database {
         if self.create_tables && self.file.as_ref().is_some_and(|file| !file.exists()) {
             return Ok(to_come);
         }
-        let looking = timeout(WITHIN, self.columns(&self.tasks));
-        let columns = match looking.await {
+        let reading = timeout(WITHIN, self.columns(&self.tasks));
+        let columns = match reading.await {
             Ok(Ok(columns)) => columns,
             Ok(Err(error)) => return Err(self.explained(error).await),
             Err(_) => return Err(ResultError::unreachable(place, "no answer in time")),

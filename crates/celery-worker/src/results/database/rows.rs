@@ -6,8 +6,8 @@ use serde_json::{Map, Value, json};
 
 use super::tables::Layout;
 use super::{Database, NAME};
-use crate::aside::{aside, is_large};
 use crate::clock;
+use crate::offload::{is_large, offload};
 use celery_protocol::isoformat;
 use celery_protocol::result::{self, Extended, NotReadable, ResultMeta, State};
 
@@ -28,9 +28,9 @@ impl Database {
 
     /// The cells of a result, without the columns that do not exist in the table.
     pub(super) fn cells(&self, meta: &ResultMeta, layout: &Layout) -> Vec<(&'static str, Cell)> {
-        let mapping = aside(is_large(meta.values()), || meta.to_json());
+        let mapping = offload(is_large(meta.values()), || meta.to_json());
         let bytes = |value: &Value| {
-            let text = aside(is_large([value]), || value.to_string());
+            let text = offload(is_large([value]), || value.to_string());
             Cell::from(text.into_bytes())
         };
         let date_done = match meta.state {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::connection::RedisConnection;
-use crate::aside::{aside, is_large};
+use crate::offload::{is_large, offload};
 use crate::results::ResultError;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
 use celery_protocol::canvas::ResultNode;
@@ -229,7 +229,7 @@ impl ChordCounter for RedisChords {
             _ => None,
         };
         let encoding = || self.encode(&json!([1, message.id, state.name(), state.result()]));
-        let value = aside(is_large(value), encoding);
+        let value = offload(is_large(value), encoding);
         let token = Uuid::new_v4().simple().to_string();
         let keys = [".j", ".t", ".s", ".d", "", ".c"].map(|suffix| self.key(group_id, suffix));
         let expires = self.options.expires_seconds;

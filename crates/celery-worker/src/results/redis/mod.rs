@@ -11,7 +11,7 @@ use self::chords::{ChordOptions, RedisChords};
 pub(super) use self::connection::RedisConnection;
 use super::options::{Expires, RedisOptions, RedisTls};
 use super::{ChordSupport, ResultBackend, ResultError, ResultOptions};
-use crate::aside::{aside, is_large};
+use crate::offload::{is_large, offload};
 use crate::redis::{AddressOptions, Opened, RedisUrl, RedisUrlError};
 use celery_protocol::compression::Method;
 use celery_protocol::message::TaskMessage;
@@ -140,7 +140,7 @@ impl ResultBackend for Redis {
     async fn store(&self, meta: &ResultMeta, _message: &TaskMessage) -> Result<(), ResultError> {
         let key = self.key(&meta.task_id);
         let encoding = || result::encode(&meta.to_json(), self.compression);
-        let value = aside(is_large(meta.values()), encoding);
+        let value = offload(is_large(meta.values()), encoding);
         let expires = match meta.state {
             State::Failure { .. } => self.expires.failures.unwrap_or(self.expires.results),
             _ => self.expires.results,

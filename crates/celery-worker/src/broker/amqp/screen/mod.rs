@@ -309,11 +309,11 @@ impl Screen {
         let size = walk.long_long().ok_or(CUT)?;
         walk.properties()?;
         let Bodies { max, max_waiting } = self.limits.bodies;
-        let is_early = size <= max && size > max_waiting && walk.is_early();
+        let awaits_eta = size <= max && size > max_waiting && walk.awaits_eta();
         let mut damage = walk.damage;
-        if size > max || is_early {
+        if size > max || awaits_eta {
             damage.body_bytes = Some(size);
-            damage.is_early = is_early;
+            damage.awaits_eta = awaits_eta;
             if let Some(field) = payload.get_mut(4..12) {
                 field.fill(0);
             }

@@ -136,7 +136,7 @@ fn invalid_utf8_becomes_question_marks() {
     assert_eq!(through, same.concat());
     let damage = screen.notes.take(CHANNEL, 7).unwrap();
     assert!(
-        damage.is_no_text && damage.unreadable.is_none(),
+        damage.is_not_utf8 && damage.unreadable.is_none(),
         "{damage:?}"
     );
 }
@@ -250,7 +250,7 @@ fn a_body_waits_with_the_broker_until_the_tasks_time() {
         |name: &str, value: &str| [text(name.as_bytes()), sized(b'S', value.as_bytes())].concat();
     let task = [named("task", "t"), named("id", "a")].concat();
     let later = named("eta", "2999-01-01T00:00:00+00:00");
-    for (table, size, is_early) in [
+    for (table, size, awaits_eta) in [
         ([&task[..], &later].concat(), 101, true),
         ([&task[..], &later].concat(), 100, false),
         (later.clone(), 101, false),
@@ -289,10 +289,10 @@ fn a_body_waits_with_the_broker_until_the_tasks_time() {
             screen
                 .notes
                 .take(CHANNEL, 1)
-                .is_some_and(|damage| damage.is_early),
-            is_early
+                .is_some_and(|damage| damage.awaits_eta),
+            awaits_eta
         );
-        assert_eq!(through == stream, !is_early);
+        assert_eq!(through == stream, !awaits_eta);
         frames(&through).unwrap();
     }
 }

@@ -44,7 +44,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Returns true if the headers belong to a task whose eta has not been reached.
-    pub(super) fn is_early(&self) -> bool {
+    pub(super) fn awaits_eta(&self) -> bool {
         let Seen {
             task: true,
             id: true,
@@ -96,7 +96,7 @@ impl<'a> Walk<'a> {
         let text = self.data.get_mut(begin..self.at)?;
         if !text.is_ascii() && str::from_utf8(text).is_err() {
             cover(text);
-            self.damage.is_no_text = true;
+            self.damage.is_not_utf8 = true;
         }
         Some(())
     }

@@ -21,15 +21,15 @@ pub(super) fn is_large<'v>(values: impl IntoIterator<Item = &'v Value>) -> bool 
 }
 
 /// Runs synchronous work; if its values are large, other tasks can run in the meantime.
-pub(super) fn aside<T>(is_large: bool, work: impl FnOnce() -> T) -> T {
+pub(super) fn offload<T>(is_large: bool, work: impl FnOnce() -> T) -> T {
     match is_large {
-        true => unhurried(work),
+        true => free_thread(work),
         false => work(),
     }
 }
 
 /// Moves the other tasks of this thread to another thread before the work.
-fn unhurried<T>(work: impl FnOnce() -> T) -> T {
+fn free_thread<T>(work: impl FnOnce() -> T) -> T {
     match Handle::try_current().map(|handle| handle.runtime_flavor()) {
         Ok(RuntimeFlavor::MultiThread) => block_in_place(work),
         // No other thread exists.
@@ -48,14 +48,14 @@ impl Default for LargeWorkLock {
 }
 
 impl LargeWorkLock {
-    /// Runs synchronous work like [`aside`], but only one with large values at a time.
+    /// Runs synchronous work like [`offload`], but only one with large values at a time.
     pub(super) async fn work<T: Send>(&self, is_large: bool, work: impl FnOnce() -> T + Send) -> T {
         if !is_large {
             return work();
         }
         // The semaphore is never closed, so a permit becomes available.
         let _place = self.0.acquire().await;
-        unhurried(|| apart(work))
+        free_thread(|| on_separate_thread(work))
     }
 }
 
@@ -63,7 +63,7 @@ impl LargeWorkLock {
 ///
 /// The C library's allocator has a heap for each thread, and keeps freed memory in it: each thread that has ever
 /// processed large values would keep their memory. The heap of a thread that has ended is used for the next one.
-pub(super) fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+pub(super) fn on_separate_thread<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     let mut slot = Some(work);
     let done = std::thread::scope(|scope| {
         let work = || slot.take().map(|work| work());
@@ -112,7 +112,7 @@ mod tests {
                 let large = large.clone();
                 ends.push(end);
                 working.push(tokio::spawn(async move {
-                    aside(is_large([&large]), move || ended.recv_timeout(LIMIT)).unwrap();
+                    offload(is_large([&large]), move || ended.recv_timeout(LIMIT)).unwrap();
                 }));
             }
             tokio::spawn(async move { ends.iter().for_each(|end| end.send(()).unwrap()) });
@@ -156,6 +156,6 @@ mod tests {
                 .await,
             2
         );
-        assert_eq!(aside(is_large([&json!(vec![0; SMALL])]), || 3), 3);
+        assert_eq!(offload(is_large([&json!(vec![0; SMALL])]), || 3), 3);
     }
 }

@@ -1,0 +1,35 @@
+//! The processing of one task: the value that all steps share after the message was decoded.
+
+use std::sync::Arc;
+
+use super::cancellation::Cancellation;
+use super::effective_options::EffectiveOptions;
+use super::request::Request;
+use super::runtime::Runtime;
+use crate::task::Entry;
+
+/// The processing of one task, from its decoded message to the disposition of this message.
+pub(super) struct TaskProcessing<'a> {
+    pub(super) runtime: &'a Runtime,
+    pub(super) request: Arc<Request>,
+    pub(super) entry: &'a Entry,
+    pub(super) options: EffectiveOptions,
+    /// Cancels the task.
+    pub(super) stop: Cancellation,
+}
+
+impl<'a> TaskProcessing<'a> {
+    /// Creates the processing of a request for the task of `entry`.
+    pub(super) fn new(runtime: &'a Runtime, request: Request, entry: &'a Entry) -> Self {
+        let message = &request.message;
+        let limits = runtime.time_limits.get(&message.task);
+        let options = EffectiveOptions::new(message, &entry.options, limits, &runtime.config.tasks);
+        Self {
+            runtime,
+            request: Arc::new(request),
+            entry,
+            options,
+            stop: Cancellation::new(&runtime.stopping),
+        }
+    }
+}
