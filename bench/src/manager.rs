@@ -199,7 +199,7 @@ impl Bench {
 
     async fn pass(&self, expected: usize) -> Outcome<f64> {
         let began = Instant::now();
-        let pass = self.manager.transfer_transfer_packages(false).await?;
+        let pass = self.manager.run_pass(false).await?;
         let seconds = began.elapsed().as_secs_f64();
         if pass.scheduled.len() != expected {
             let found = pass.scheduled.len();

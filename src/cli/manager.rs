@@ -62,7 +62,7 @@ async fn once(context: &Context, arguments: &ManagerArguments) -> Result<ExitCod
     context.process.log_warnings();
     let parts = ManagerParts::connect(context, arguments, None).await?;
     let manager = parts.manager(None);
-    let pass = manager.transfer_transfer_packages(arguments.verbose).await;
+    let pass = manager.run_pass(arguments.verbose).await;
     parts.broker.close().await;
     match pass {
         Ok(pass) => print(context, &pass)?,

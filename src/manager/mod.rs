@@ -13,46 +13,35 @@
 //! Several managers may run at the same time, for all sites or for some. Row locks prevent two of them from
 //! scheduling the same transfer, and the locks of the links' rows prevent them from exceeding a limit together.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::publish::{Published, QueueFailures, publish};
-use self::survey::{Selected, Survey};
-use crate::faults::{fault_point, hang_point};
+use self::sending::PassProgress;
+use self::survey::SurveyResult;
+use crate::faults::hang_point;
 use crate::metrics::{ManagerMetrics, PassCounts};
 use crate::settings::Settings;
 use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Owner;
-use crate::transfer::repository::{Repository, ScanCursor, TransferEnd};
+use crate::transfer::repository::{Repository, ScanCursor};
 use celery_worker::liveness::Liveness;
 use service_connection::error_chain::chain;
 
 mod publish;
 mod reconcile;
 mod recovery;
+mod sending;
 mod survey;
 
 pub use publish::{Submit, SubmitError};
 pub use reconcile::{FindError, FindMessages, HeldMessages, is_overdue, search_delay};
 pub use recovery::{max_sweep_duration, recover, sweep_loop};
-
-/// Time limit for connecting to the broker, which is done before a pass locks rows.
-const BROKER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Number of rows in one transaction. It depends on the duration of the previous batch.
-const BATCH: BatchSize = BatchSize {
-    least: 10,
-    first: 50,
-    most: 200,
-    quick: Duration::from_millis(250),
-    slow: Duration::from_millis(500),
-};
 
 /// Schedules transfers.
 pub struct Manager {
@@ -191,7 +180,7 @@ impl Manager {
     async fn pass_with_metrics(&self) -> Result<Pass, ManagerError> {
         hang_point!(ManagerLoop);
         let began = Instant::now();
-        let pass = self.transfer_transfer_packages(false).await;
+        let pass = self.run_pass(false).await;
         if let Some(metrics) = &self.metrics {
             let did = pass.as_ref().ok().map(|pass| PassCounts {
                 scheduled: pass.scheduled.len(),
@@ -210,14 +199,16 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`]. A single row that cannot be scheduled is not an error but a [`RefusedTransfer`].
-    pub async fn transfer_transfer_packages(&self, verbose: bool) -> Result<Pass, ManagerError> {
+    pub async fn run_pass(&self, verbose: bool) -> Result<Pass, ManagerError> {
         let mut pass = Pass {
             recovered: self.recover().await?,
             ..Pass::default()
         };
         let mut sending = PassProgress::default();
-        let survey = self.survey(&mut pass).await?;
-        let (selected, scheduled) = (survey.selected, survey.scheduled);
+        let SurveyResult {
+            selected,
+            scheduled,
+        } = self.survey(&mut pass).await?;
         self.send(selected, &mut pass, &mut sending, verbose)
             .await?;
         // Without an answer of the broker, the existing messages cannot be counted.
@@ -258,35 +249,8 @@ impl Manager {
         let mut selected = self.survey(&mut survey_pass).await?.selected;
         (pass.waiting, pass.held_back) = (survey_pass.waiting, survey_pass.held_back);
         // A row that was refused in this pass is not tried a second time.
-        selected.retain(|transfer| lost.contains(&transfer.candidate.id));
+        selected.retain(|candidate| lost.contains(&candidate.id));
         self.send(selected, pass, sending, verbose).await
-    }
-
-    /// Schedules the selected transfers in batches. Ends early if the broker does not answer.
-    async fn send(
-        &self,
-        selected: Vec<Selected>,
-        pass: &mut Pass,
-        sending: &mut PassProgress,
-        verbose: bool,
-    ) -> Result<(), DatabaseError> {
-        let mut selected = VecDeque::from(selected);
-        if !selected.is_empty() {
-            sending.broken = self.submit.prepare(BROKER_TIMEOUT).await.err();
-        }
-        let mut size = BATCH.first;
-        while sending.broken.is_none() && !selected.is_empty() {
-            let batch: Vec<_> = selected.drain(..size.min(selected.len())).collect();
-            let began = Instant::now();
-            self.schedule(batch, pass, sending, verbose).await?;
-            size = BATCH.next(size, began.elapsed());
-            selected = pass.without_refused_queues(selected, &sending.queues);
-        }
-        // The last batch may have been the only one.
-        if pass.scheduled.is_empty() && sending.broken.is_none() {
-            sending.broken = sending.silence.take();
-        }
-        Ok(())
     }
 
     /// Makes the transfers of dead workers PENDING.
@@ -296,203 +260,9 @@ impl Manager {
     pub async fn recover(&self) -> Result<Vec<TransferId>, DatabaseError> {
         recover(&self.repository, &self.owner, &self.liveness).await
     }
-
-    /// Reads the transfers to schedule in this pass, in order, and those that are SCHEDULED.
-    async fn survey(&self, pass: &mut Pass) -> Result<ScanResult, DatabaseError> {
-        // The links are read before the active transfers are counted, see `Allowance::issued`.
-        let links = self.repository.links().await?;
-        let locations = self.repository.transfer_ends().await?;
-        let now = self.repository.database().now().await?;
-        let sites = &self.settings.manager.sites;
-        let origins: Option<Vec<_>> = (!sites.is_empty()).then(|| {
-            let is_ours = |place: &TransferEnd| sites.contains(&place.site);
-            let ours = locations.iter().filter(|(_, place)| is_ours(place));
-            ours.map(|(id, _)| *id).collect()
-        });
-        if origins.as_ref().is_some_and(Vec::is_empty) {
-            tracing::error!(
-                ?sites,
-                "nothing is scheduled; no location is at a site of manager.sites"
-            );
-        }
-        let mut survey = Survey::new(links, &locations, now, &self.settings);
-        let before = self.cursor();
-        let since = before.as_ref().map(|(cursor, _)| cursor);
-        let cursor = self
-            .repository
-            .scan(origins.as_deref(), since, |transfer| survey.count(transfer))
-            .await?;
-        // A partial scan keeps the time of the full scan that it is based on.
-        let looked = before.map_or_else(Instant::now, |(_, looked)| looked);
-        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
-            cursor.map(|cursor| (cursor, looked));
-        let scheduled = survey.take_scheduled();
-        Ok(ScanResult {
-            selected: survey.selected(pass),
-            scheduled,
-        })
-    }
-
-    /// Result of the previous scan, if it is recent enough.
-    fn cursor(&self) -> Option<(ScanCursor, Instant)> {
-        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
-        let every = self.settings.manager.full_look_interval;
-        // The cursor is removed here, so that a failed pass is followed by a full scan.
-        cursor.take().filter(|(_, looked)| looked.elapsed() < every)
-    }
-
-    /// Schedules a batch. If the database refuses it, splits it until only the refused row is left out.
-    async fn schedule(
-        &self,
-        batch: Vec<Selected>,
-        pass: &mut Pass,
-        sending: &mut PassProgress,
-        verbose: bool,
-    ) -> Result<(), DatabaseError> {
-        let mut parts = vec![batch];
-        while let Some(mut batch) = parts.pop() {
-            self.liveness.tick();
-            match self.schedule_at_once(&batch, pass, sending, verbose).await {
-                Ok(()) if sending.broken.is_some() => return Ok(()),
-                Ok(()) => {}
-                Err(error) if error.is_unreachable() => return Err(error),
-                Err(error) => match &batch[..] {
-                    [transfer] => pass.refuse(transfer.candidate.id, chain(&error).to_string()),
-                    // One refused row must not prevent the others from being scheduled.
-                    _ => {
-                        parts.push(batch.split_off(batch.len() / 2));
-                        parts.push(batch);
-                    }
-                },
-            }
-        }
-        Ok(())
-    }
-
-    async fn schedule_at_once(
-        &self,
-        batch: &[Selected],
-        pass: &mut Pass,
-        sending: &mut PassProgress,
-        verbose: bool,
-    ) -> Result<(), DatabaseError> {
-        let candidates: Vec<_> = batch
-            .iter()
-            .map(|transfer| transfer.candidate.clone())
-            .collect();
-        let queues: HashMap<_, _> = batch
-            .iter()
-            .map(|transfer| (transfer.candidate.id, transfer.queue.clone()))
-            .collect();
-        let failures = Mutex::new(Published::default());
-        let publishing = |ids: Vec<TransferId>| async {
-            let mut published = publish(&*self.submit, ids, &queues).await;
-            let confirmed = std::mem::take(&mut published.confirmed);
-            *failures.lock().unwrap_or_else(PoisonError::into_inner) = published;
-            confirmed
-        };
-        let done = fault_point!(
-            ManagerCommitted,
-            self.repository.schedule(&candidates, publishing).await
-        )?;
-        let mut failures = failures
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        pass.taken += done.taken.len();
-        pass.held_back += done.held_back.len() as u64;
-        let queue_of = |id: &TransferId| queues.get(id).cloned().unwrap_or_default();
-        for data_transfer_id in &done.scheduled {
-            let queue = &*queue_of(data_transfer_id);
-            if verbose {
-                tracing::info!(
-                    data_transfer_id = data_transfer_id.get(),
-                    queue,
-                    "transfer scheduled"
-                );
-            } else {
-                tracing::debug!(
-                    data_transfer_id = data_transfer_id.get(),
-                    queue,
-                    "transfer scheduled"
-                );
-            }
-            sending.queues.succeeded(queue);
-            pass.scheduled.push(Assignment {
-                data_transfer_id: *data_transfer_id,
-                queue: queue.to_owned(),
-            });
-        }
-        let mut unanswered = None;
-        for id in &done.unpublished {
-            let error = failures.take_failure(*id);
-            pass.refuse(*id, chain(&error).to_string());
-            sending.queues.failed(&queue_of(id));
-            if !error.is_refusal() {
-                unanswered = Some(error);
-            }
-        }
-        sending.record_batch(!done.scheduled.is_empty(), unanswered);
-        Ok(())
-    }
-}
-
-/// Result of one survey.
-struct ScanResult {
-    selected: Vec<Selected>,
-    scheduled: Vec<(TransferId, Option<Arc<str>>)>,
-}
-
-/// Answers of the broker since the start of the pass.
-#[derive(Debug, Default)]
-struct PassProgress {
-    queues: QueueFailures,
-    /// Set if no message of the previous batch was confirmed, and at least one had no answer.
-    silence: Option<SubmitError>,
-    /// Set if the broker does not answer; no further message is sent then.
-    broken: Option<SubmitError>,
-}
-
-impl PassProgress {
-    /// Records the result of a batch. If no message was confirmed, the queues may be the cause; after a second such
-    /// batch, the broker counts as unreachable.
-    fn record_batch(&mut self, has_success: bool, unanswered: Option<SubmitError>) {
-        let before = self.silence.take();
-        match unanswered {
-            Some(error) if !has_success && before.is_some() => self.broken = Some(error),
-            Some(error) if !has_success => self.silence = Some(error),
-            _ => {}
-        }
-    }
 }
 
 impl Pass {
-    /// Removes transfers whose queue accepts no messages.
-    fn without_refused_queues(
-        &mut self,
-        selected: VecDeque<Selected>,
-        queues: &QueueFailures,
-    ) -> VecDeque<Selected> {
-        let mut left_out: BTreeMap<Arc<str>, usize> = BTreeMap::new();
-        let (refused, left): (Vec<_>, Vec<_>) = selected
-            .into_iter()
-            .partition(|transfer| queues.refuses(&transfer.queue));
-        for transfer in refused {
-            *left_out.entry(transfer.queue).or_default() += 1;
-            self.refused.push(RefusedTransfer {
-                data_transfer_id: transfer.candidate.id,
-                reason: "its queue accepts no messages; the next pass tries again".into(),
-            });
-        }
-        for (queue, transfers) in left_out {
-            tracing::error!(
-                queue = &*queue,
-                transfers,
-                "queue accepts no messages; its other transfers stay PENDING"
-            );
-        }
-        left.into()
-    }
-
     fn refuse(&mut self, data_transfer_id: TransferId, reason: String) {
         tracing::error!(
             data_transfer_id = data_transfer_id.get(),
@@ -503,48 +273,5 @@ impl Pass {
             data_transfer_id,
             reason,
         });
-    }
-}
-
-/// Maximum number of rows that are locked at the same time.
-struct BatchSize {
-    least: usize,
-    first: usize,
-    most: usize,
-    quick: Duration,
-    slow: Duration,
-}
-
-impl BatchSize {
-    /// Returns the size of the next batch after one of `size` rows that took `took`.
-    fn next(&self, size: usize, took: Duration) -> usize {
-        if took < self.quick {
-            (size * 2).min(self.most)
-        } else if took > self.slow {
-            (size / 2).max(self.least)
-        } else {
-            size
-        }
-    }
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn batch_size_follows_its_duration() {
-        let sizes = |took: u64, first| {
-            let mut sizes = vec![first];
-            for _ in 0..6 {
-                let last = sizes.last().copied().unwrap();
-                sizes.push(BATCH.next(last, Duration::from_millis(took)));
-            }
-            sizes
-        };
-        assert_eq!(sizes(20, 50), [50, 100, 200, 200, 200, 200, 200]);
-        assert_eq!(sizes(300, 50), [50; 7]);
-        assert_eq!(sizes(900, 200), [200, 100, 50, 25, 12, 10, 10]);
     }
 }

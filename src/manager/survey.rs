@@ -1,23 +1,70 @@
 //! Survey of the links: one read of the table, and the selection of transfers to schedule over each link.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use chrono::{DateTime, Utc};
 use entity::Status;
+use tokio::time::Instant;
 
-use super::Pass;
+use super::{Manager, Pass};
 use crate::settings::{QueueLocation, Settings};
+use crate::transfer::database::DatabaseError;
 use crate::transfer::id::TransferId;
 use crate::transfer::link::{self, Link, LinkName};
-use crate::transfer::repository::{Allowance, Candidate, OpenTransfer, TransferEnd};
+use crate::transfer::repository::{Allowance, Candidate, OpenTransfer, ScanCursor, TransferEnd};
 use crate::transfer::routing::queue_name;
 
-/// A transfer to schedule, and the queue of its message.
-#[derive(Debug)]
-pub(super) struct Selected {
-    pub(super) candidate: Candidate,
-    pub(super) queue: Arc<str>,
+/// Result of one survey.
+pub(super) struct SurveyResult {
+    /// Transfers to schedule, in order.
+    pub(super) selected: Vec<Candidate>,
+    /// Transfers that are SCHEDULED, with their queues.
+    pub(super) scheduled: Vec<(TransferId, Option<Arc<str>>)>,
+}
+
+impl Manager {
+    /// Reads the transfers to schedule in this pass, in order, and those that are SCHEDULED.
+    pub(super) async fn survey(&self, pass: &mut Pass) -> Result<SurveyResult, DatabaseError> {
+        // The links are read before the active transfers are counted, see `Allowance::issued`.
+        let links = self.repository.links().await?;
+        let locations = self.repository.transfer_ends().await?;
+        let now = self.repository.database().now().await?;
+        let sites = &self.settings.manager.sites;
+        let origins: Option<Vec<_>> = (!sites.is_empty()).then(|| {
+            let is_ours = |place: &TransferEnd| sites.contains(&place.site);
+            let ours = locations.iter().filter(|(_, place)| is_ours(place));
+            ours.map(|(id, _)| *id).collect()
+        });
+        if origins.as_ref().is_some_and(Vec::is_empty) {
+            tracing::error!(
+                ?sites,
+                "nothing is scheduled; no location is at a site of manager.sites"
+            );
+        }
+        let mut survey = Survey::new(links, &locations, now, &self.settings);
+        let before = self.cursor();
+        let since = before.as_ref().map(|(cursor, _)| cursor);
+        let cursor = self
+            .repository
+            .scan(origins.as_deref(), since, |transfer| survey.count(transfer))
+            .await?;
+        // A partial scan keeps the time of the full scan that it is based on.
+        let scanned_at = before.map_or_else(Instant::now, |(_, scanned_at)| scanned_at);
+        *self.cursor.lock().unwrap_or_else(PoisonError::into_inner) =
+            cursor.map(|cursor| (cursor, scanned_at));
+        Ok(survey.finish(pass))
+    }
+
+    /// Result of the previous scan, if it is recent enough.
+    fn cursor(&self) -> Option<(ScanCursor, Instant)> {
+        let mut cursor = self.cursor.lock().unwrap_or_else(PoisonError::into_inner);
+        let every = self.settings.manager.full_look_interval;
+        // The cursor is removed here, so that a failed pass is followed by a full scan.
+        cursor
+            .take()
+            .filter(|(_, scanned_at)| scanned_at.elapsed() < every)
+    }
 }
 
 /// The locations at both ends of a transfer.
@@ -27,7 +74,7 @@ type Ends = (Option<i64>, Option<i64>);
 type Route = (usize, Arc<str>);
 
 /// State of the links, as read at the start of a pass, with their transfers.
-pub(super) struct Survey<'a> {
+struct Survey<'a> {
     locations: &'a HashMap<i64, TransferEnd>,
     settings: &'a Settings,
     now: DateTime<Utc>,
@@ -52,7 +99,7 @@ struct LinkState {
 }
 
 impl<'a> Survey<'a> {
-    pub(super) fn new(
+    fn new(
         links: Vec<Link>,
         locations: &'a HashMap<i64, TransferEnd>,
         now: DateTime<Utc>,
@@ -95,7 +142,7 @@ impl<'a> Survey<'a> {
         index
     }
 
-    pub(super) fn count(&mut self, transfer: OpenTransfer) {
+    fn count(&mut self, transfer: OpenTransfer) {
         let route = self.route(&transfer);
         let is_pending = transfer.status == Status::Pending;
         if transfer.status == Status::Scheduled {
@@ -162,13 +209,8 @@ impl<'a> Survey<'a> {
         Some((index, queue.into()))
     }
 
-    /// Returns the rows that are SCHEDULED, with the queue that follows from their locations.
-    pub(super) fn take_scheduled(&mut self) -> Vec<(TransferId, Option<Arc<str>>)> {
-        std::mem::take(&mut self.scheduled)
-    }
-
     /// Selects the transfers to schedule, in order; the others are counted in `pass`.
-    pub(super) fn selected(self, pass: &mut Pass) -> Vec<Selected> {
+    fn finish(self, pass: &mut Pass) -> SurveyResult {
         pass.waiting = self.waiting;
         for id in self.unroutable {
             let reason = "its location or the location's site is missing; correct the row";
@@ -202,17 +244,17 @@ impl<'a> Survey<'a> {
                     issued: link_state.link.issued,
                 })
             });
-            let selected = queue.into_iter().map(|(id, queue)| Selected {
-                candidate: Candidate {
-                    id,
-                    queue: queue.clone(),
-                    allowance: allowance.clone(),
-                },
+            let selected = queue.into_iter().map(|(id, queue)| Candidate {
+                id,
                 queue,
+                allowance: allowance.clone(),
             });
             queues.push((link_state.link.priority, selected.collect()));
         }
-        link::in_turn(queues)
+        SurveyResult {
+            selected: link::in_turn(queues),
+            scheduled: self.scheduled,
+        }
     }
 }
 
@@ -253,16 +295,16 @@ mod tests {
             });
         }
         let mut pass = Pass::default();
-        let selected = survey.selected(&mut pass);
+        let selected = survey.finish(&mut pass).selected;
         assert!(
             selected
                 .iter()
-                .all(|transfer| transfer.queue.ends_with("_buffer_data_transfer"))
+                .all(|candidate| candidate.queue.ends_with("_buffer_data_transfer"))
         );
         (
             selected
                 .iter()
-                .map(|transfer| transfer.candidate.id.get())
+                .map(|candidate| candidate.id.get())
                 .collect(),
             pass,
         )

@@ -78,7 +78,7 @@ impl Task for TransferTransferPackages {
     async fn run(&self, params: Self::Params) -> CrateResult<()> {
         let (cx, manager) = context_and_state::<Manager>()?;
         let verbose = params.verbose.unwrap_or(false);
-        let passed = manager.transfer_transfer_packages(verbose).await;
+        let passed = manager.run_pass(verbose).await;
         passed.map(drop).map_err(|error| {
             let text = chain(&error).to_string();
             cx.raise(exceptions::of_manager(&error, text))

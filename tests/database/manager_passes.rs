@@ -71,7 +71,7 @@ async fn a_pass_schedules_all_but_refused_rows(db: Fixture) {
         ..ConfigurableBroker::default()
     });
     let manager = manager(&db, &broker);
-    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    let pass = manager.run_pass(false).await.unwrap();
     let mut refused: Vec<_> = pass.refused.iter().map(|r| r.data_transfer_id).collect();
     refused.sort_unstable();
     assert_eq!(refused, [bad_row, bad_message]);
@@ -84,7 +84,7 @@ async fn a_pass_schedules_all_but_refused_rows(db: Fixture) {
         assert_eq!(db.status(id).await, "PENDING");
     }
     // The next pass tries them again. Only these remain, and refusals do not count as a broker that is down.
-    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    let pass = manager.run_pass(false).await.unwrap();
     assert_eq!((pass.scheduled.len(), pass.refused.len()), (0, 2));
 }
 
@@ -102,7 +102,7 @@ async fn a_full_queue_does_not_hold_up_the_others(db: Fixture) {
     broker.full.lock().unwrap().insert(queue);
     let manager = manager(&db, &broker);
     for pass in 0..3 {
-        let pass = match manager.transfer_transfer_packages(false).await {
+        let pass = match manager.run_pass(false).await {
             Ok(done) => done,
             Err(error) => panic!("pass {pass}: {error:?}"),
         };
@@ -114,7 +114,7 @@ async fn a_full_queue_does_not_hold_up_the_others(db: Fixture) {
     }
     assert_eq!(db.status(full[0]).await, "PENDING");
     broker.full.lock().unwrap().clear();
-    let pass = manager.transfer_transfer_packages(false).await.unwrap();
+    let pass = manager.run_pass(false).await.unwrap();
     assert_eq!((pass.scheduled.len(), pass.refused.len()), (full.len(), 0));
 }
 
@@ -127,7 +127,7 @@ async fn a_silent_broker_holds_no_lock_for_long(db: Fixture) {
     });
     let manager = manager(&db, &broker);
     let began = std::time::Instant::now();
-    let (pass, ()) = tokio::join!(manager.transfer_transfer_packages(false), async {
+    let (pass, ()) = tokio::join!(manager.run_pass(false), async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         // On SQLite it waits for the end of the pass.
         db.acquire(other).await;
@@ -150,7 +150,7 @@ async fn a_reset_completed_row_is_scheduled_by_a_full_scan(db: Fixture) {
     let broker = Arc::new(ConfigurableBroker::default());
     let manager = manager(&db, &broker);
     let scheduled = async || {
-        let pass = manager.transfer_transfer_packages(false).await.unwrap();
+        let pass = manager.run_pass(false).await.unwrap();
         let ids = pass.scheduled.iter().map(|a| a.data_transfer_id);
         ids.collect::<Vec<_>>()
     };
@@ -162,9 +162,6 @@ async fn a_reset_completed_row_is_scheduled_by_a_full_scan(db: Fixture) {
         "not before the time has come"
     );
     // As after a restart, or `--once`.
-    let pass = self::manager(&db, &broker)
-        .transfer_transfer_packages(false)
-        .await
-        .unwrap();
+    let pass = self::manager(&db, &broker).run_pass(false).await.unwrap();
     assert_eq!(pass.scheduled.len(), 1);
 }

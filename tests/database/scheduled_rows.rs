@@ -108,7 +108,7 @@ const AT_ONCE: Duration = Duration::from_nanos(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn pass(manager: &Manager) -> Pass {
-    manager.transfer_transfer_packages(false).await.unwrap()
+    manager.run_pass(false).await.unwrap()
 }
 
 /// Transfers with a record, and the task ids in it.

@@ -170,7 +170,7 @@ impl World {
         let looks_at_all = std::mem::take(&mut self.looks_at_all);
         self.answer_questions();
         self.broker.state().plan = plan.into();
-        let passing = self.manager.transfer_transfer_packages(false);
+        let passing = self.manager.run_pass(false);
         let died = self.broker.manager_died.notified();
         let ended = tokio::select! {
             biased;
