@@ -25,7 +25,7 @@ use std::fs;
 use std::time::Duration;
 
 use bench::{Bench, MB};
-use ccat_transfer::transfer::service::Success;
+use ccat_transfer::transfer::request::{LeaseAtEnd, Success};
 use entity::Outcome;
 use rstest::rstest;
 
@@ -271,7 +271,7 @@ async fn a_message_before_its_time_is_refused(bench: Bench) {
     );
     let refused = bench.attempt(id).await.failed();
     assert_eq!(refused.error.code(), "not_due");
-    assert!(refused.lease.is_none());
+    assert!(matches!(refused.lease, LeaseAtEnd::NotAcquired));
     assert_eq!(bench.db.everything(id).await, before);
     assert_eq!(bench.copies(), 1);
 }

@@ -1,11 +1,11 @@
 //! Common part of all tasks about one transfer: runs it, and writes its row when it fails. The counterpart of Python's
 //! `DataTransferTask`.
 
-use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use entity::{Action, Status};
+use tokio_util::sync::CancellationToken;
 
 use super::notices::{self, BrokenLinks};
 use crate::advice;
@@ -16,18 +16,15 @@ use crate::transfer::database::DatabaseError;
 use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::Lease;
-use crate::transfer::repository::{Applicability, Failure, Instruction, Successor, TransferDetail};
+use crate::transfer::repository::{Applicability, Failure, Instruction, TransferDetail};
+use crate::transfer::request::{Failed, LeaseAtEnd, Request, Success};
 use crate::transfer::retry::{Decision, RetryPolicy, decide};
-use crate::transfer::service::{Failed, Request, Success, TransferService};
+use crate::transfer::service::TransferService;
 use crate::transfer::trace::{KeyValue, set_attributes};
 use service_connection::error_chain::chain;
 
-/// Time within which a dead connection to the broker is detected after a pause of the process.
-const DETECTION_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Time limit for another worker that has the message to start; [`HANDOVER_POLL`] is the interval of the checks.
-const MAX_HANDOVER_TIMEOUT: Duration = Duration::from_secs(15);
-const HANDOVER_POLL: Duration = Duration::from_millis(200);
+/// Name of the operation in log lines, as in Python.
+const OPERATION: &str = "data_transfer";
 
 /// Runs transfers and settles the rows of those that fail. Clones share all state.
 #[derive(Clone)]
@@ -58,23 +55,12 @@ pub enum Settled {
     Unwritten,
 }
 
-/// Context of a log line about a task.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OperationInfo {
-    /// Name of the operation in Python.
-    pub operation: &'static str,
-    /// Id of the transfer.
-    pub data_transfer_id: TransferId,
-}
-
-impl fmt::Display for OperationInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} of data transfer {}",
-            self.operation, self.data_transfer_id
-        )
-    }
+/// A failed attempt, and the state of its row.
+pub(super) struct SettledFailure {
+    pub(super) failed: Failed,
+    pub(super) settled: Settled,
+    /// Cancels the waits for the database after the attempt.
+    pub(super) cancelled: CancellationToken,
 }
 
 impl DataTransferTask {
@@ -104,6 +90,28 @@ impl DataTransferTask {
         Self { heartbeats, ..self }
     }
 
+    /// Makes one attempt, and settles the row of a failed one.
+    pub(super) async fn run_and_settle(
+        &self,
+        request: &Request,
+    ) -> Result<Success, Box<SettledFailure>> {
+        let failed = match self.run(request).await {
+            Ok(done) => return Ok(done),
+            Err(failed) => failed,
+        };
+        let mut settling = request.clone();
+        // An interrupted attempt still has to release its row.
+        if failed.error.is_interruption() {
+            settling.cancelled = CancellationToken::new();
+        }
+        let settled = self.on_failure(&settling, &failed).await;
+        Err(Box::new(SettledFailure {
+            failed,
+            settled,
+            cancelled: settling.cancelled,
+        }))
+    }
+
     /// Makes one attempt. The caller must pass a failed one to [`DataTransferTask::on_failure`].
     ///
     /// # Errors
@@ -126,15 +134,6 @@ impl DataTransferTask {
         &self.service
     }
 
-    /// Returns the context for log lines.
-    #[must_use]
-    pub fn get_operation_info(&self, data_transfer_id: TransferId) -> OperationInfo {
-        OperationInfo {
-            operation: "data_transfer",
-            data_transfer_id,
-        }
-    }
-
     /// Returns the number of failures of a transfer so far.
     ///
     /// # Errors
@@ -155,18 +154,19 @@ impl DataTransferTask {
     /// cancelled.
     pub async fn on_failure(&self, request: &Request, failed: &Failed) -> Settled {
         let settled = match &failed.lease {
-            Some(lease) => self.decide_and_write(request, failed, lease).await,
-            None => self.give_up_without_lease(request, failed).await,
+            LeaseAtEnd::Held(lease) => self.decide_and_write(request, failed, lease).await,
+            LeaseAtEnd::NotAcquired | LeaseAtEnd::HeldForSameTask | LeaseAtEnd::Lost(_) => {
+                self.fail_without_lease(request, failed).await
+            }
         };
         let outcome = outcome(failed, settled);
         if let Some(metrics) = self.service.metrics() {
             metrics.attempt(outcome, failed.error.code());
         }
         trace_failure(failed, outcome);
-        let operation = self.get_operation_info(request.id);
         tracing::warn!(
-            data_transfer_id = operation.data_transfer_id.get(),
-            operation = operation.operation,
+            data_transfer_id = request.id.get(),
+            operation = OPERATION,
             task_id = request.task_id,
             error_code = failed.error.code(),
             error_scope = failed.error.scope().as_str(),
@@ -181,50 +181,9 @@ impl DataTransferTask {
         settled
     }
 
-    /// Returns true if another delivery of the same task follows a lost lease; its worker then stores the result.
-    /// `is_gone` is true after the broker has taken the message back from this worker.
-    ///
-    /// A process that was frozen may detect the lost lease before it detects its dead connection to the broker, and the
-    /// other worker may not have started yet. The function waits a limited time for both.
-    pub async fn is_left_to_redelivery(
-        &self,
-        request: &Request,
-        lost: &Lease,
-        is_gone: impl Fn() -> bool,
-    ) -> bool {
-        let began = Instant::now();
-        let lease_ttl = self.service.settings().transfer.lease_ttl;
-        // The other worker checks the lease more often than this, see `CompetingLeaseWatch`.
-        let handover_timeout = (lease_ttl / 4).clamp(DETECTION_TIMEOUT, MAX_HANDOVER_TIMEOUT);
-        loop {
-            let repository = self.service.repository();
-            let look = || repository.successor(lost, &request.task_id);
-            let is_gone = is_gone();
-            match self
-                .service
-                .retry_until_reachable(&request.cancelled, look)
-                .await
-            {
-                Ok(Successor::SameTask) => return true,
-                // The other worker finds the transfer completed, and stores this result.
-                Ok(Successor::Completed) if is_gone => return true,
-                Ok(Successor::Completed | Successor::None) => {}
-                Err(_) => return is_gone,
-            }
-            let limit = match is_gone {
-                true => handover_timeout,
-                false => DETECTION_TIMEOUT,
-            };
-            if began.elapsed() >= limit {
-                return false;
-            }
-            tokio::time::sleep(HANDOVER_POLL).await;
-        }
-    }
-
-    /// Gives up a transfer for which no lease can be taken, because the database refuses one of its
-    /// values. Otherwise its row would stay without a message.
-    async fn give_up_without_lease(&self, request: &Request, failed: &Failed) -> Settled {
+    /// Marks a transfer as FAILED for which no lease can be taken, because the database refuses one of its values.
+    /// Otherwise its row would stay without a message.
+    async fn fail_without_lease(&self, request: &Request, failed: &Failed) -> Settled {
         if !is_refusal_of_one_row(&failed.error) {
             return Settled::Untouched;
         }
@@ -236,10 +195,10 @@ impl DataTransferTask {
             untracked: false,
         };
         let repository = self.service.repository();
-        let giving_up = || repository.execute(request.id, &instruction);
+        let failing = || repository.execute(request.id, &instruction);
         match self
             .service
-            .retry_until_reachable(&request.cancelled, giving_up)
+            .retry_until_reachable(&request.cancelled, failing)
             .await
         {
             Ok(Applicability::Changed(_)) => Settled::Failed,
@@ -437,7 +396,7 @@ fn outcome(failed: &Failed, settled: Settled) -> &'static str {
         Settled::Failed => "failed",
         Settled::Released => "interrupted",
         Settled::Unwritten => "unsettled",
-        Settled::Untouched if failed.lost.is_some() => "interrupted",
+        Settled::Untouched if matches!(failed.lease, LeaseAtEnd::Lost(_)) => "interrupted",
         Settled::Untouched => "refused",
     }
 }

@@ -24,7 +24,7 @@ mod transfer_files_bbcp;
 mod transfer_transfer_packages;
 mod withdraw;
 
-pub use base::{DataTransferTask, OperationInfo, Settled};
+pub use base::{DataTransferTask, Settled};
 pub use exceptions::EXCEPTIONS;
 pub use messages::Messages;
 pub use producer::Producer;

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::base::{DataTransferTask, Settled};
+use super::base::{DataTransferTask, Settled, SettledFailure};
 use super::context_and_state;
 use super::exceptions::{self, exception};
 use crate::faults::fault_point;
 use crate::transfer::id::TransferId;
-use crate::transfer::lease;
+use crate::transfer::lease::{self, Snapshot};
 use crate::transfer::repository::Withdrawal;
-use crate::transfer::service::{self, Failed, Snapshot};
+use crate::transfer::request::{self, LeaseAtEnd};
 use celery_worker::celery_crate::CeleryTask;
 use celery_worker::task::{
     FunctionSignature, Parameter, TaskContext, TaskError, TaskOptions as WorkerOptions,
@@ -65,8 +65,8 @@ impl TransferFilesBbcp {
             })
     }
 
-    fn attempt(&self, cx: &TaskContext) -> service::Request {
-        service::Request {
+    fn attempt(&self, cx: &TaskContext) -> request::Request {
+        request::Request {
             id: self.request.params.data_transfer_id,
             task_id: self.request.id.clone(),
             cancelled: cx.cancelled().clone(),
@@ -77,35 +77,39 @@ impl TransferFilesBbcp {
         }
     }
 
-    /// Writes the failure of an attempt to its row, and returns the end of the task that follows from both.
-    async fn settle(
+    /// Returns the end of the task after a failed attempt.
+    async fn end(
         &self,
         transfers: &DataTransferTask,
         cx: &TaskContext,
-        mut failed: Failed,
+        failure: SettledFailure,
     ) -> TaskError {
-        let mut request = self.attempt(cx);
-        // An interrupted attempt still has to release its row.
-        if failed.error.is_interruption() {
-            request.cancelled = Default::default();
-        }
-        let settled = transfers.on_failure(&request, &failed).await;
+        let SettledFailure {
+            failed,
+            settled,
+            cancelled,
+        } = failure;
+        let (id, task_id) = (self.request.params.data_transfer_id, &self.request.id);
         // The message is acknowledged nevertheless, so the row must not wait for it.
-        if failed.lease.is_none() && cx.terminated().is_cancelled() {
-            let (id, task_id) = (request.id, &request.task_id);
+        if !matches!(failed.lease, LeaseAtEnd::Held(_)) && cx.terminated().is_cancelled() {
             transfers
                 .withdraw(id, task_id, &Withdrawal::Pending, "terminated")
                 .await;
         }
-        // The lease was lost before the attempt failed, or before its row was settled.
-        let lost = failed.lost.as_ref().or(failed.lease.as_ref());
-        if let (Settled::Untouched, Some(lost)) = (settled, lost) {
-            failed.held_for_same_task = transfers
-                .is_left_to_redelivery(&request, lost, || !cx.will_requeue())
-                .await;
-        }
+        let is_left_to_redelivery = match (&failed.lease, settled) {
+            (LeaseAtEnd::HeldForSameTask, _) => true,
+            // The lease was lost before the attempt failed, or before its row was settled.
+            (LeaseAtEnd::Lost(lost) | LeaseAtEnd::Held(lost), Settled::Untouched) => {
+                let is_gone = || !cx.will_requeue();
+                let service = transfers.service();
+                service
+                    .is_left_to_redelivery(task_id, lost, &cancelled, is_gone)
+                    .await
+            }
+            _ => false,
+        };
         match (&failed.error, settled) {
-            _ if failed.held_for_same_task => TaskError::Ignore,
+            _ if is_left_to_redelivery => TaskError::Ignore,
             (error, _) if error.is_interruption() => TaskError::Stopped,
             // The row does not have the failure, so the message must stay.
             (_, Settled::Unwritten) => TaskError::Stopped,
@@ -149,7 +153,7 @@ impl Task for TransferFilesBbcp {
         let attempt = self.attempt(&cx);
         let snapshots = attempt.snapshots.subscribe();
         let ended = tokio::select! {
-            ended = transfers.run(&attempt) => ended,
+            ended = transfers.run_and_settle(&attempt) => ended,
             never = forward_progress(snapshots, &cx) => match never {},
         };
         match ended {
@@ -157,7 +161,7 @@ impl Task for TransferFilesBbcp {
                 fault_point!(TaskDone);
                 Ok(())
             }
-            Err(failed) => Err(cx.raise(self.settle(&transfers, &cx, failed).await)),
+            Err(failure) => Err(cx.raise(self.end(&transfers, &cx, *failure).await)),
         }
     }
 

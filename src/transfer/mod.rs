@@ -4,17 +4,18 @@
 //!
 //! | module | step |
 //! | --- | --- |
-//! | [`service`] | the request of a caller, and the result of the attempt |
+//! | [`request`] | the request of a caller, and the result of the attempt |
+//! | [`service`] | the two parts of an attempt: the lease, and the steps with it |
 //! | [`acquire`] | the lease; waits if its holder may be dead |
+//! | [`attempt`] | the order of the steps, the stop and the result of an attempt |
 //! | [`lease_renewer`] | renews the lease while the attempt runs |
-//! | [`attempt`] | the order of the steps, and the stop of an attempt |
 //! | [`attempt::prepare`](attempt) | rows, plan ([`plan`]), claim, checks of both ends ([`endpoint`]), removal of leftovers |
 //! | [`attempt::copy`](attempt) | bbcp ([`bbcp`]) to a temporary name |
 //! | [`attempt::verify`](attempt) | size and digest at both ends |
 //! | [`attempt::publish`](attempt) | rename, commit of the row ([`repository`]) |
-//! | [`attempt::leftovers`](attempt) | removal of a partial copy that nothing will complete |
-//!
-//! [`failures`] and [`retry`] then determine the consequence of a failed attempt.
+//! | [`attempt::leftovers`](attempt) | removal of files that no attempt will complete |
+//! | [`failures`], [`retry`] | the consequence of a failed attempt |
+//! | [`handover`] | the result of a task whose lease was lost |
 
 mod acquire;
 pub mod attempt;
@@ -24,6 +25,7 @@ mod database_retry;
 pub mod digest;
 pub mod endpoint;
 pub mod failures;
+mod handover;
 pub mod id;
 pub(crate) mod inspection;
 pub mod lease;
@@ -31,6 +33,7 @@ mod lease_renewer;
 pub mod link;
 pub mod plan;
 pub mod repository;
+pub mod request;
 pub mod retry;
 pub(crate) mod routing;
 pub mod schema;

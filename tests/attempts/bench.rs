@@ -11,11 +11,10 @@ use ccat_transfer::settings::{self, EnumLabels, OpsDb, Settings};
 use ccat_transfer::tasks::DataTransferTask;
 use ccat_transfer::transfer::database::Database;
 use ccat_transfer::transfer::id::TransferId;
-use ccat_transfer::transfer::lease::LeaseInfo;
+use ccat_transfer::transfer::lease::{LeaseInfo, Phase, Snapshot};
 use ccat_transfer::transfer::repository::{Repository, TransferRecord};
-use ccat_transfer::transfer::service::{
-    Failed, Phase, Request, Snapshot, Success, TransferService,
-};
+use ccat_transfer::transfer::request::{Failed, Request, Success};
+use ccat_transfer::transfer::service::TransferService;
 use ccat_transfer::transfer::topology::{self, NewTransfer, Topology};
 use tempfile::TempDir;
 use tokio::sync::watch;

@@ -8,8 +8,9 @@ use ccat_transfer::transfer::lease::{Lease, LeaseError, Owner, Phase, Progress, 
 use ccat_transfer::transfer::repository::{
     Acquisition, ClaimError, CompletedCopy, Renewal, Withdrawal,
 };
+use ccat_transfer::transfer::request::{Failed, LeaseAtEnd, Request};
 use ccat_transfer::transfer::retry::{Decision, RetryPolicy, decide};
-use ccat_transfer::transfer::service::{Failed, Request, TransferService};
+use ccat_transfer::transfer::service::TransferService;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -445,12 +446,10 @@ impl World {
         };
         let failed = Failed {
             error,
-            lease: Some(lease.clone()),
-            lost: None,
+            lease: LeaseAtEnd::Held(lease.clone()),
             progress: Progress::default(),
             log_path: None,
             partial: None,
-            held_for_same_task: false,
         };
         let task = DataTransferTask::new(self.service(place.0));
         let settled = with_faults(faults, task.on_failure(&request, &failed)).await;

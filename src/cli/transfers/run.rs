@@ -18,8 +18,9 @@ use crate::notify::Notifier;
 use crate::tasks::DataTransferTask;
 use crate::transfer::failures::TransferError;
 use crate::transfer::id::TransferId;
-use crate::transfer::lease::Owner;
-use crate::transfer::service::{Request, Snapshot, Success, TransferService};
+use crate::transfer::lease::{Owner, Snapshot};
+use crate::transfer::request::{Request, Success};
+use crate::transfer::service::TransferService;
 
 /// Runs one transfer in this process.
 pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, CliError> {

@@ -1,9 +1,11 @@
-//! Removal of partial copies that no attempt will complete.
+//! Removal of files that no attempt will complete: those of earlier attempts, of an attempt that has failed, and of a
+//! transfer that has ended.
 
 use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::AttemptRun;
 use crate::faults::fault_point;
 use crate::transfer::endpoint::{Target, TemporaryName};
 use crate::transfer::failures::TransferError;
@@ -14,7 +16,7 @@ use crate::transfer::service::TransferService;
 use service_connection::error_chain::chain;
 
 /// Time limit for removing the files of an attempt or of an earlier one.
-pub(super) const CLEANUP_TIMEOUT: Duration = Duration::from_secs(15);
+const CLEANUP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Time limit for removing the partial copies of one transfer.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -33,6 +35,45 @@ impl Cleared {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.removed.iter().map(|partial| partial.bytes).sum()
+    }
+}
+
+impl AttemptRun<'_> {
+    /// Removes files that earlier attempts at this transfer left, except for `spared`. Only the holder of the lease may
+    /// use such files. Files that cannot be removed now do not prevent the copy.
+    pub(super) async fn remove_earlier_files(&self, plan: &Plan, spared: Option<TemporaryName>) {
+        let removing = async {
+            for name in plan.target.temporaries().await? {
+                if name != plan.target.temporary() && Some(name) != spared {
+                    plan.target.remove_leftover(name).await?;
+                    tracing::info!(
+                        data_transfer_id = self.request.id.get(),
+                        temporary = %name,
+                        "temporary file of an earlier attempt removed"
+                    );
+                }
+            }
+            Ok::<_, TransferError>(())
+        };
+        let failure = match timeout(CLEANUP_TIMEOUT, removing).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.chain()),
+            Err(_) => Some("not in time".into()),
+        };
+        if let Some(error) = failure {
+            return tracing::warn!(
+                data_transfer_id = self.request.id.get(),
+                error,
+                "leftovers of earlier attempts not removed; the next attempt tries again"
+            );
+        }
+        let spared = spared.map(|name| name.to_string());
+        for leftover in &self.acquired.leftovers {
+            if Some(&leftover.temporary_name) != spared.as_ref() {
+                let id = self.request.id;
+                self.service.forget_temporary(id, leftover.attempt).await;
+            }
+        }
     }
 }
 

@@ -1,17 +1,20 @@
-//! One attempt that holds its lease: [`prepare`], [`copy`], [`verify`], [`publish`], in this order.
+//! One attempt that holds its lease: [`prepare`], [`copy`], [`verify`], [`publish`], in this order, while the lease is
+//! renewed.
 //!
 //! Every step may be repeated, and a process that dies between any two of them leaves either nothing
 //! under the final name or the verified file, which the next attempt recognizes.
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use self::prepare::Prepared;
+use self::prepare::{DestinationState, Prepared};
 use super::digest::Digest;
 use super::endpoint::Facts;
 use super::failures::{Interruption, PartialCopy, TransferError};
@@ -20,9 +23,11 @@ use super::lease_renewer::LeaseRenewer;
 use super::link::PausedLink;
 use super::plan::Plan;
 use super::repository::Acquired;
-use super::service::{Request, Success, Summary, TransferService};
+use super::request::{Failed, LeaseAtEnd, Request, Success, Summary};
+use super::service::TransferService;
 use crate::faults::fault_point;
 use crate::transfer::trace::step;
+use service_connection::error_chain::panic_text;
 
 mod copy;
 mod leftovers;
@@ -34,17 +39,19 @@ pub use leftovers::Cleared;
 
 /// Files of a failed attempt that are kept after it.
 #[derive(Default)]
-pub(super) struct AttemptFiles {
+struct AttemptFiles {
     /// Log file with bbcp's output.
-    pub(super) log_path: Option<PathBuf>,
+    log_path: Option<PathBuf>,
     /// Plan with the partial copy that the next attempt can complete.
-    pub(super) partial: Option<Box<Plan>>,
+    partial: Option<Box<Plan>>,
 }
 
 /// A running attempt.
 pub(super) struct AttemptRun<'a> {
     service: &'a TransferService,
     request: &'a Request,
+    /// Findings of the acquisition.
+    acquired: &'a Acquired,
     lease: &'a Lease,
     /// Cancelled by the caller or by the lease renewer.
     stop: CancellationToken,
@@ -61,12 +68,13 @@ impl<'a> AttemptRun<'a> {
     pub(super) fn new(
         service: &'a TransferService,
         request: &'a Request,
-        lease: &'a Lease,
+        acquired: &'a Acquired,
     ) -> Self {
         Self {
             service,
             request,
-            lease,
+            acquired,
+            lease: &acquired.lease,
             stop: request.cancelled.child_token(),
             lost: CancellationToken::new(),
             paused: Arc::default(),
@@ -75,8 +83,24 @@ impl<'a> AttemptRun<'a> {
         }
     }
 
+    /// Runs the attempt to its end, and renews its lease meanwhile.
+    pub(super) async fn run(&self) -> Result<Success, Failed> {
+        let renewal = self.renew_lease();
+        let mut files = AttemptFiles::default();
+        // A panic is handled like any other failure: if the row were not written, the transfer would be attempted again
+        // and again.
+        let running = AssertUnwindSafe(self.run_steps(&mut files));
+        let outcome = running.catch_unwind().await.unwrap_or_else(|panic| {
+            Err(TransferError::Internal {
+                what: panic_text(&*panic).to_owned(),
+            })
+        });
+        drop(renewal);
+        outcome.map_err(|error| self.failed(error, files))
+    }
+
     /// Renews the lease until the returned handle is dropped.
-    pub(super) fn renew_lease(&self) -> AbortOnDropHandle<()> {
+    fn renew_lease(&self) -> AbortOnDropHandle<()> {
         let renewer = LeaseRenewer {
             repository: self.service.repository().clone(),
             lease: self.lease.clone(),
@@ -90,17 +114,14 @@ impl<'a> AttemptRun<'a> {
         AbortOnDropHandle::new(tokio::spawn(renewer.run()))
     }
 
-    /// Runs the attempt to its end.
-    pub(super) async fn run(
-        &self,
-        acquired: &Acquired,
-        files: &mut AttemptFiles,
-    ) -> Result<Success, TransferError> {
-        let prepared = self.prepare(acquired).await?;
-        if let Some(existing) = prepared.existing {
-            return self.finish_existing(&prepared, existing, acquired).await;
-        }
-        let log_path = self.begin_files(&prepared).await?;
+    async fn run_steps(&self, files: &mut AttemptFiles) -> Result<Success, TransferError> {
+        let prepared = self.prepare().await?;
+        let log_path = match &prepared.destination {
+            DestinationState::Exists(existing) => {
+                return self.finish_existing(&prepared, *existing).await;
+            }
+            DestinationState::Free { log_path } => log_path.clone(),
+        };
         files.log_path = Some(log_path.clone());
         let copied = self.copy_and_publish(&prepared, &log_path).await;
         if let Err(error) = &copied {
@@ -120,7 +141,6 @@ impl<'a> AttemptRun<'a> {
         &self,
         prepared: &Prepared,
         existing: Facts,
-        acquired: &Acquired,
     ) -> Result<Success, TransferError> {
         let plan = &prepared.plan;
         let recognizing =
@@ -128,7 +148,7 @@ impl<'a> AttemptRun<'a> {
         let digest = step("transfer/verify", recognizing).await?;
         if prepared.earlier.is_some() {
             // The partial copy was kept for a copy that is now unnecessary.
-            self.sweep(plan, acquired, None).await;
+            self.remove_earlier_files(plan, None).await;
         }
         let committing = self.commit(plan, &digest, None);
         let summary = step("transfer/commit", committing).await?;
@@ -174,9 +194,25 @@ impl<'a> AttemptRun<'a> {
         Ok(digest)
     }
 
+    /// The result of an attempt that ended with `error`.
+    fn failed(&self, error: TransferError, files: AttemptFiles) -> Failed {
+        let error = self.cause(error);
+        let lease = self.lease.clone();
+        Failed {
+            lease: match error {
+                TransferError::LeaseLost { .. } => LeaseAtEnd::Lost(lease),
+                _ => LeaseAtEnd::Held(lease),
+            },
+            error,
+            progress: self.progress(),
+            log_path: files.log_path,
+            partial: files.partial,
+        }
+    }
+
     /// Returns the reason why an attempt ended with `error`. A stopped step reports only that it was stopped; the
     /// attempt knows the reason.
-    pub(super) fn cause(&self, error: TransferError) -> TransferError {
+    fn cause(&self, error: TransferError) -> TransferError {
         if self.lost.is_cancelled() {
             return TransferError::LeaseLost {
                 id: self.request.id,

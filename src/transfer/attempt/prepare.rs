@@ -1,12 +1,9 @@
-//! Preparation of a copy: the plan, the claim of the destination, the inspection of both ends, and the removal of files
-//! that earlier attempts left.
+//! Preparation of a copy: the plan, the claim of the destination, the inspection of both ends, the removal of files that
+//! earlier attempts left, and the record of the files of this one.
 
 use std::path::PathBuf;
 
-use tokio::time::timeout;
-
 use super::AttemptRun;
-use super::leftovers::CLEANUP_TIMEOUT;
 use crate::faults::fault_point;
 use crate::settings::LinkSettings;
 use crate::transfer::endpoint::{Facts, TemporaryName};
@@ -14,7 +11,7 @@ use crate::transfer::failures::TransferError;
 use crate::transfer::lease::{LeaseError, Phase, Progress};
 use crate::transfer::link::LinkName;
 use crate::transfer::plan::{Attempt, Plan, PlanInput, file_settings, plan};
-use crate::transfer::repository::{Acquired, ClaimError};
+use crate::transfer::repository::ClaimError;
 use crate::transfer::trace::{KeyValue, set_attributes, step};
 
 /// A partial copy of an earlier attempt that this one can complete.
@@ -30,14 +27,24 @@ pub(super) struct Prepared {
     /// Facts about the origin before the copy.
     pub(super) source: Facts,
     pub(super) earlier: Option<EarlierPartial>,
-    /// Facts about the file at the final path, if it exists.
-    pub(super) existing: Option<Facts>,
+    pub(super) destination: DestinationState,
+}
+
+/// State of the final path before the copy.
+pub(super) enum DestinationState {
+    /// A file exists already.
+    Exists(Facts),
+    /// No file exists. There is room for the copy, and the names of its files are on record.
+    Free {
+        /// bbcp's log file.
+        log_path: PathBuf,
+    },
 }
 
 impl AttemptRun<'_> {
     /// Makes the plan, claims the destination and inspects both ends.
-    pub(super) async fn prepare(&self, acquired: &Acquired) -> Result<Prepared, TransferError> {
-        if let Some(displaced) = &acquired.displaced {
+    pub(super) async fn prepare(&self) -> Result<Prepared, TransferError> {
+        if let Some(displaced) = &self.acquired.displaced {
             tracing::warn!(
                 data_transfer_id = self.request.id.get(),
                 attempt = self.lease.attempt().get(),
@@ -67,17 +74,22 @@ impl AttemptRun<'_> {
             .await
         )?;
         let earlier = self
-            .run_unless_stopped(self.find_earlier_partial(&plan, acquired))
+            .run_unless_stopped(self.find_earlier_partial(&plan))
             .await?;
-        self.sweep(&plan, acquired, earlier.map(|partial| partial.name))
+        self.remove_earlier_files(&plan, earlier.map(|partial| partial.name))
             .await;
         fault_point!(LeftoversSwept);
-        let existing = self.run_unless_stopped(plan.target.inspect()).await?;
+        let destination = match self.run_unless_stopped(plan.target.inspect()).await? {
+            Some(existing) => DestinationState::Exists(existing),
+            None => DestinationState::Free {
+                log_path: self.begin_files(&plan, earlier).await?,
+            },
+        };
         Ok(Prepared {
             plan,
             source,
             earlier,
-            existing,
+            destination,
         })
     }
 
@@ -184,12 +196,11 @@ impl AttemptRun<'_> {
     async fn find_earlier_partial(
         &self,
         plan: &Plan,
-        acquired: &Acquired,
     ) -> Result<Option<EarlierPartial>, TransferError> {
         if !plan.resumes() {
             return Ok(None);
         }
-        let latest = acquired.leftovers.last();
+        let latest = self.acquired.leftovers.last();
         let Some(name) = latest.and_then(|left| TemporaryName::parse(&left.temporary_name)) else {
             return Ok(None);
         };
@@ -197,53 +208,14 @@ impl AttemptRun<'_> {
         Ok((bytes > 0).then_some(EarlierPartial { name, bytes }))
     }
 
-    /// Removes files that earlier attempts at this transfer left, except for `spared`. Only the holder of the lease may
-    /// use such files. Files that cannot be removed now do not prevent the copy.
-    pub(super) async fn sweep(
-        &self,
-        plan: &Plan,
-        acquired: &Acquired,
-        spared: Option<TemporaryName>,
-    ) {
-        let tidying = async {
-            for name in plan.target.temporaries().await? {
-                if name != plan.target.temporary() && Some(name) != spared {
-                    plan.target.remove_leftover(name).await?;
-                    tracing::info!(
-                        data_transfer_id = self.request.id.get(),
-                        temporary = %name,
-                        "temporary file of an earlier attempt removed"
-                    );
-                }
-            }
-            Ok::<_, TransferError>(())
-        };
-        let failure = match timeout(CLEANUP_TIMEOUT, tidying).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.chain()),
-            Err(_) => Some("not in time".into()),
-        };
-        if let Some(error) = failure {
-            return tracing::warn!(
-                data_transfer_id = self.request.id.get(),
-                error,
-                "leftovers of earlier attempts not removed; the next attempt tries again"
-            );
-        }
-        let spared = spared.map(|name| name.to_string());
-        for leftover in &acquired.leftovers {
-            if Some(&leftover.temporary_name) != spared.as_ref() {
-                let id = self.request.id;
-                self.service.forget_temporary(id, leftover.attempt).await;
-            }
-        }
-    }
-
     /// Refuses a copy that does not fit, and records the names of its files before they are made. Returns the path of
     /// bbcp's log file.
-    pub(super) async fn begin_files(&self, prepared: &Prepared) -> Result<PathBuf, TransferError> {
-        let plan = &prepared.plan;
-        let present = prepared.earlier.map_or(0, |partial| partial.bytes);
+    async fn begin_files(
+        &self,
+        plan: &Plan,
+        earlier: Option<EarlierPartial>,
+    ) -> Result<PathBuf, TransferError> {
+        let present = earlier.map_or(0, |partial| partial.bytes);
         self.run_unless_stopped(self.check_free_space(plan, present))
             .await?;
         let path = self.log_path();

@@ -10,7 +10,7 @@ use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
 use crate::transfer::repository::CompletedCopy;
-use crate::transfer::service::Summary;
+use crate::transfer::request::Summary;
 
 impl AttemptRun<'_> {
     /// Gives the copy its final name if the database confirms that this worker still holds the lease.
