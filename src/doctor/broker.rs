@@ -21,6 +21,35 @@ const CONSUMER_TIMEOUTS: [((u32, u32, u32), Duration); 2] = [
     ((3, 8, 15), Duration::from_secs(15 * 60)),
 ];
 
+/// Judges the brokers of a list by the outcome of each. A broker that cannot be used is only a warning if another one
+/// replaces it.
+pub(super) fn judge_all(brokers: Vec<(String, Outcome)>) -> Outcome {
+    let several = brokers.len() > 1;
+    let is_red = |outcome: &Outcome| outcome.verdict == Verdict::Red;
+    let has_good = brokers.iter().any(|(_, outcome)| !is_red(outcome));
+    let texts = brokers
+        .iter()
+        .map(|(url, outcome)| match several && is_red(outcome) {
+            true => format!("{url}: {}", outcome.found),
+            false => outcome.found.clone(),
+        });
+    let found = texts.collect::<Vec<_>>().join("; ");
+    let worst = brokers
+        .into_iter()
+        .max_by_key(|(_, outcome)| (is_red(outcome), outcome.verdict == Verdict::Yellow));
+    match worst {
+        None => Outcome::green(found),
+        Some((_, outcome)) => Outcome {
+            verdict: match outcome.verdict {
+                Verdict::Red if has_good => Verdict::Yellow,
+                verdict => verdict,
+            },
+            found,
+            ..outcome
+        },
+    }
+}
+
 impl Doctor {
     /// Checks the broker. `known` receives the names of the locations' queues after they were read from the database.
     pub(super) async fn check_broker(&self, known: oneshot::Receiver<Vec<String>>) -> Vec<Finding> {
@@ -35,41 +64,27 @@ impl Doctor {
                 Ok(brokers) => brokers,
                 Err(obstacle) => return explain(&obstacle),
             };
-            let (mut good, mut bad) = (Vec::new(), None);
-            let several = brokers.len() > 1;
+            let mut logins = Vec::new();
             for (url, options) in brokers {
-                match Probe::connect(&options).await {
+                let login = match Probe::connect(&options).await {
                     Ok(connected) => {
-                        good.push(match connected.greeting() {
+                        let server = match connected.greeting() {
                             Some(Greeting { product, version }) => {
-                                format!("login to {url} succeeded ({product} {version})")
+                                format!(" ({product} {version})")
                             }
-                            None => format!("login to {url} succeeded"),
-                        });
+                            None => String::new(),
+                        };
                         match probe {
                             None => probe = Some(connected),
                             Some(_) => connected.close().await,
                         }
+                        Outcome::green(format!("login to {url} succeeded{server}"))
                     }
-                    Err(obstacle) => {
-                        let mut outcome = explain(&obstacle);
-                        if several {
-                            outcome.found = format!("{url}: {}", outcome.found);
-                        }
-                        bad = bad.or(Some(outcome));
-                    }
-                }
+                    Err(obstacle) => explain(&obstacle),
+                };
+                logins.push((url, login));
             }
-            match bad {
-                None => Outcome::green(good.join("; ")),
-                Some(outcome) if good.is_empty() => outcome,
-                // Another broker replaces the failed one, so this is only a warning.
-                Some(outcome) => Outcome {
-                    verdict: Verdict::Yellow,
-                    found: format!("{}; {}", good.join("; "), outcome.found),
-                    ..outcome
-                },
-            }
+            judge_all(logins)
         };
         let mut findings = match self.options.skip.contains(&Check::Broker) {
             // The operator does not want a connection to the broker.

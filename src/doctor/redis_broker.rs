@@ -2,9 +2,10 @@
 
 use tokio::sync::oneshot;
 
+use super::broker::judge_all;
 use super::{Check, Doctor, Finding, Outcome, Verdict};
 use celery_worker::broker::BrokerError;
-use celery_worker::broker::redis::{QueueState, RedisProbe, ServerState};
+use celery_worker::broker::redis::{QueueState, RedisBrokerOptions, RedisProbe, ServerState};
 use service_connection::error_chain::chain;
 
 /// The oldest version with the commands that kombu 5.7 uses.
@@ -24,17 +25,22 @@ impl Doctor {
         let options = celery.redis_options(&format!("ccat-transfer@{}", self.host));
         let mut probe = None;
         let connecting = async {
-            let new_probe = match RedisProbe::new(&options) {
-                Ok(new_probe) => new_probe,
+            let servers = match RedisProbe::servers(&options) {
+                Ok(servers) => servers,
                 Err(error) => return explain(&error),
             };
-            match new_probe.server().await {
-                Ok(state) => {
-                    probe = Some(new_probe);
-                    judge(&state)
-                }
-                Err(error) => explain(&error),
+            let mut logins = Vec::new();
+            for (place, options) in servers {
+                let login = match ask(&options).await {
+                    Ok((connected, state)) => {
+                        probe.get_or_insert(connected);
+                        judge(&state)
+                    }
+                    Err(error) => explain(&error),
+                };
+                logins.push((place, login));
             }
+            judge_all(logins)
         };
         let mut findings = Vec::from_iter(self.check(Check::Broker, "", connecting).await);
         let Some(probe) = probe else {
@@ -59,6 +65,13 @@ impl Doctor {
         }
         findings
     }
+}
+
+/// Connects to a server, and reads its state.
+async fn ask(options: &RedisBrokerOptions) -> Result<(RedisProbe, ServerState), BrokerError> {
+    let probe = RedisProbe::new(options)?;
+    let state = probe.server().await?;
+    Ok((probe, state))
 }
 
 fn explain(error: &BrokerError) -> Outcome {

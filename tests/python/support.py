@@ -272,18 +272,14 @@ class Process:
 
 def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **settings):
     """The Rust worker of the example tasks_worker; `settings` are keys of [celery], `variables` are environment variables."""
-    environment = {f"TASKS_WORKER_CELERY__{k.upper()}": v for k, v in settings.items()} | (variables or {})
+    environment = {f"TASKS_WORKER_CELERY__{k.upper()}": v for k, v in settings.items()}
+    environment |= {"CELERY_BROKER_URL": broker.url, "CELERY_RESULT_BACKEND": backend, "TASKS_WORKER_LOG__FORMAT": "json"}
     worker = Process(
         [Path(service("CCAT_TRANSFER_BIN")).parent / "examples" / "tasks_worker"]
         + ["-Q", queue, "-n", f"tasks-{queue.replace(',', '-')}@%h", "-E", *flags],
         directory / f"tasks-{queue[:40]}.log",
         cwd=directory,
-        env=clean_environment(
-            CELERY_BROKER_URL=broker.url,
-            CELERY_RESULT_BACKEND=backend,
-            TASKS_WORKER_LOG__FORMAT="json",
-            **environment,
-        ),
+        env=clean_environment(**environment | (variables or {})),
     )
     return worker.says("worker ready")
 

@@ -36,9 +36,9 @@ class Server(RedisBroker):
 
     def __init__(self, directory, *arguments):
         with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.directory, self.url = directory, f"redis://127.0.0.1:{port}/0"
-        self.command = ["redis-server", "--port", port, "--dir", directory, "--save", "", *arguments]
+            self.port = free.getsockname()[1]
+        self.directory, self.url = directory, f"redis://127.0.0.1:{self.port}/0"
+        self.command = ["redis-server", "--port", self.port, "--dir", directory, "--save", "", *arguments]
         self.client = redis.Redis.from_url(self.url)
         self.start()
 

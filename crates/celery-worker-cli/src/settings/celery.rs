@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use celery_worker::broker::BrokerError;
 use celery_worker::broker::amqp;
 use celery_worker::broker::redis::{self, RedisTransportOptions};
+use celery_worker::broker::{BrokerError, FailoverStrategy};
 use celery_worker::results;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ pub struct Celery {
     /// URL of RabbitMQ or Redis, or several of them separated by `;`; a secret, since it may contain a password.
     #[serde(skip_serializing)]
     pub broker_url: SecretString,
+    /// Order in which the brokers of a list are tried.
+    pub broker_failover_strategy: FailoverStrategy,
     /// File that contains the whole URL instead; empty for none.
     pub broker_url_file: String,
     /// File that contains the URL's password; empty for none.

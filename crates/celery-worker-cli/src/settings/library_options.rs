@@ -77,6 +77,7 @@ impl Celery {
     #[must_use]
     pub fn redis_options(&self, name: &str) -> RedisBrokerOptions {
         let mut options = RedisBrokerOptions::new(self.broker_url.clone(), name);
+        options.failover = self.broker_failover_strategy;
         options.connection_timeout = Duration::from_secs(self.broker_connection_timeout);
         options.no_declare = self.no_declare;
         options.reconnect = self.reconnect();
@@ -102,6 +103,7 @@ impl Celery {
     #[must_use]
     pub fn amqp_options(&self, name: &str) -> amqp::AmqpOptions {
         let mut options = amqp::AmqpOptions::new(self.broker_url.clone(), name);
+        options.failover = self.broker_failover_strategy;
         options.heartbeat = self.broker_heartbeat;
         options.connection_timeout = Duration::from_secs(self.broker_connection_timeout);
         options.no_declare = self.no_declare;

@@ -13,10 +13,14 @@ use figment::{Profile, Provider};
 use serde::de::DeserializeOwned;
 
 use super::secrets::SECRETS;
+use super::unsupported;
 use super::{Problem, Problems, Secret, Settings, SettingsError};
 
 /// Tables of this crate's sections whose keys are data, not names of settings.
 const WHOLE: [&str; 2] = ["celery.task_names", "celery.task_queues"];
+
+/// Settings that are URLs with `;` between them; a list of texts is accepted, too, as in Celery.
+const URL_LISTS: [&str; 1] = ["celery.broker_url"];
 
 /// Source of the settings of a program.
 #[derive(Debug, Clone)]
@@ -76,17 +80,25 @@ impl Source {
                 ));
                 continue;
             }
+            let is_url_list = URL_LISTS.contains(&&*setting.key);
+            let value = match is_url_list {
+                true => joined(setting.value),
+                false => setting.value,
+            };
             let mut alone = defaults.clone();
-            set(&mut alone, &setting.key, setting.value.clone());
+            set(&mut alone, &setting.key, value.clone());
             match extract::<S>(alone) {
                 Ok(_) => {
-                    set(&mut merged, &setting.key, setting.value);
+                    set(&mut merged, &setting.key, value);
                     sources.insert(setting.key, setting.source);
                 }
                 // The original message would contain the value.
                 Err(_) if self.secrets().any(|secret| secret.key == setting.key) => {
-                    let message = "must be a text, in quotes".to_owned();
-                    problems.push(problem(&setting.key, message, &setting.source));
+                    let message = match is_url_list {
+                        true => "must be a text, in quotes, or a list of texts",
+                        false => "must be a text, in quotes",
+                    };
+                    problems.push(problem(&setting.key, message.into(), &setting.source));
                 }
                 Err(message) => problems.push(problem(&setting.key, message, &setting.source)),
             }
@@ -244,6 +256,9 @@ impl Source {
 
     /// Error message for an unknown key, with the most similar known key.
     fn unknown(&self, defaults: &Dict, key: &str) -> String {
+        if let Some(reason) = unsupported::reason(key) {
+            return format!("this option of Celery is not supported: {reason}");
+        }
         let mut known = Vec::new();
         self.flatten("", defaults.clone(), "", &mut known);
         let nearest = known
@@ -341,6 +356,19 @@ fn find<'a>(dict: &'a Dict, key: &str) -> Option<&'a Value> {
     }
 }
 
+/// Joins a list of texts by `;`. Another value is returned unchanged.
+fn joined(value: Value) -> Value {
+    let texts: Option<Vec<&str>> = value
+        .as_array()
+        .filter(|list| !list.is_empty())
+        .map(|list| list.iter().map(Value::as_str).collect())
+        .unwrap_or_default();
+    match texts {
+        Some(texts) => texts.join(";").into(),
+        None => value,
+    }
+}
+
 /// A text among the merged values; empty if the value is not a text.
 fn text_of<'a>(dict: &'a Dict, key: &str) -> &'a str {
     match find(dict, key) {
@@ -383,6 +411,42 @@ mod tests {
     fn traces(environment: &[(&str, &str)]) -> super::super::Traces {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         load(environment.iter().map(owned)).unwrap().traces
+    }
+
+    fn load_file(text: &str) -> Result<WorkerSettings, SettingsError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("settings.toml");
+        std::fs::write(&path, text).unwrap();
+        let loaded = WorkerSettings::source("TEST_").load(Some(&path), []);
+        loaded.map(|(settings, _)| settings)
+    }
+
+    #[test]
+    fn brokers_are_a_text_or_a_list() {
+        for text in ["'amqp://a//;amqp://b//'", "['amqp://a//', 'amqp://b//']"] {
+            let settings = load_file(&format!("[celery]\nbroker_url = {text}")).unwrap();
+            assert_eq!(settings.celery.broker_url(), "amqp://a//;amqp://b//");
+        }
+        for text in ["['amqp://a//', 1]", "[]", "1"] {
+            let error = load_file(&format!("[celery]\nbroker_url = {text}")).unwrap_err();
+            assert!(error.to_string().contains("or a list of texts"), "{error}");
+        }
+    }
+
+    #[test]
+    fn unsupported_transport_options_are_refused_with_a_reason() {
+        for (option, reason) in [
+            ("polling_interval = 1", "is not polled"),
+            (
+                "socket_keepalive_options = { 1 = 2 }",
+                "are checked every few seconds",
+            ),
+            ("no_such_option = 1", "unknown key"),
+        ] {
+            let text = format!("[celery.broker_transport_options]\n{option}");
+            let error = load_file(&text).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
     }
 
     #[test]

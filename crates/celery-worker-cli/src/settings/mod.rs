@@ -17,6 +17,7 @@ mod log;
 mod problem;
 mod secrets;
 mod traces;
+mod unsupported;
 
 pub use self::celery::{Celery, RedisTls, ResultSerializer, ResultTables, ResultTransport};
 pub use self::http::Http;

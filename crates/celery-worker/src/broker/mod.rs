@@ -18,6 +18,8 @@ use celery_protocol::RawMessage;
 pub mod amqp;
 pub mod consumer;
 pub mod delayed;
+#[cfg(any(feature = "amqp", feature = "redis"))]
+mod failover;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 #[cfg(any(feature = "amqp", feature = "redis"))]
@@ -31,6 +33,8 @@ mod sending;
 pub mod topology;
 
 pub use consumer::{Consumer, Delivery, Disposition, Settlement, Subscriptions};
+#[cfg(any(feature = "amqp", feature = "redis"))]
+pub use failover::FailoverStrategy;
 #[cfg(any(feature = "amqp", feature = "redis"))]
 pub use options::BrokerOptions;
 pub use propagation::{NoPropagation, TracePropagation};

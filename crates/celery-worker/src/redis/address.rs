@@ -4,16 +4,17 @@ use std::fs;
 use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
-use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::sentinel::SentinelClient;
 use redis::{
     Client, ClientTlsConfig, ConnectionAddr, IntoConnectionInfo, ProtocolVersion,
-    RedisConnectionInfo, TlsCertificates, TlsMode,
+    RedisConnectionInfo, TlsCertificates,
 };
-use secrecy::ExposeSecret as _;
 use service_connection::url::{self, UrlParts, host_and_port};
 
 use super::SentinelLogin;
 use crate::results::RedisTls;
+
+mod sentinels;
 
 /// Reason why a URL cannot be used, without the URL.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -213,41 +214,6 @@ impl RedisUrl {
             Some(Certificates { files, .. }) => Client::build_with_tls(info, files.clone()),
             None => Client::open(info),
         }
-    }
-
-    /// Client for the sentinels, which are queried without TLS, and without a login unless `sentinel_kwargs` has one,
-    /// as in Celery.
-    fn sentinels(&self, master: &str) -> redis::RedisResult<SentinelClient> {
-        let sentinels = self.endpoints.iter().filter_map(|endpoint| match endpoint {
-            Endpoint::Tcp(host, port) => Some(ConnectionAddr::Tcp(host.clone(), *port)),
-            Endpoint::Unix(_) => None,
-        });
-        let mut builder =
-            SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
-                .set_client_to_redis_db(self.login.db())
-                .set_client_to_redis_protocol(self.login.protocol());
-        if !self.sentinel.username.is_empty() {
-            builder = builder.set_client_to_sentinel_username(&self.sentinel.username);
-        }
-        if !self.sentinel.password.expose_secret().is_empty() {
-            builder =
-                builder.set_client_to_sentinel_password(self.sentinel.password.expose_secret());
-        }
-        if let Some(user) = self.login.username() {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = self.login.password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
-        if let Some(Certificates { is_verified, files }) = &self.certificates {
-            builder = builder
-                .set_client_to_redis_tls_mode(match is_verified {
-                    true => TlsMode::Secure,
-                    false => TlsMode::Insecure,
-                })
-                .set_client_to_redis_certificates(files.clone());
-        }
-        builder.build()
     }
 }
 

@@ -165,6 +165,7 @@ impl RemoteControl {
 
     pub(super) fn stats(&self) -> Value {
         let urls = self.worker.broker.masked_urls();
+        let settings = &self.worker.config.settings;
         let broker = urls.first().and_then(|url| url::kombu(url).ok());
         let broker = broker.unwrap_or_default();
         json!({
@@ -189,12 +190,12 @@ impl RemoteControl {
                 "insist": false,
                 "ssl": matches!(&*broker.scheme, "amqps" | "rediss"),
                 "transport": self.worker.broker.transport(),
-                "connect_timeout": self.worker.config.settings["broker_connection_timeout"],
+                "connect_timeout": settings["broker_connection_timeout"],
                 "transport_options": {},
                 "login_method": "PLAIN",
                 "uri_prefix": null,
-                "heartbeat": self.worker.config.settings["broker_heartbeat"],
-                "failover_strategy": "round-robin",
+                "heartbeat": settings["broker_heartbeat"],
+                "failover_strategy": settings["broker_failover_strategy"].as_str().unwrap_or("round-robin"),
                 // The brokers of the list in kombu's form, without their passwords.
                 "alternates": match urls.len() {
                     0 | 1 => Vec::new(),

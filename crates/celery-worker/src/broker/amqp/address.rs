@@ -1,7 +1,5 @@
 //! Addresses of brokers, in kombu's format.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use percent_encoding::{AsciiSet, CONTROLS, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -123,62 +121,22 @@ fn mask(uri: &AMQPUri) -> String {
     )
 }
 
-/// Addresses of brokers, and the one in use. Each failed attempt selects the next one, as kombu's `round-robin`
-/// does.
-pub(super) struct Addresses {
-    all: Vec<BrokerAddress>,
-    current: AtomicUsize,
-}
-
-impl Addresses {
-    /// Parses a URL, or several separated by `;`.
-    pub(super) fn parse(urls: &str, heartbeat: u16) -> Result<Self, BrokerError> {
-        let list = url::list(urls).map_err(|error| BrokerError::Url(error.to_string()))?;
-        let several = list.len() > 1;
-        let all = list.iter().enumerate().map(|(n, url)| {
-            BrokerAddress::parse(url, heartbeat).map_err(|error| {
-                BrokerError::Url(match several {
-                    true => format!("of its {} URLs, number {}: {error}", list.len(), n + 1),
-                    false => error,
-                })
+/// Parses a URL, or several separated by `;`.
+///
+/// # Errors
+/// [`BrokerError::Url`], without the URL.
+pub(super) fn parse_list(urls: &str, heartbeat: u16) -> Result<Vec<BrokerAddress>, BrokerError> {
+    let list = url::list(urls).map_err(|error| BrokerError::Url(error.to_string()))?;
+    let several = list.len() > 1;
+    let all = list.iter().enumerate().map(|(n, url)| {
+        BrokerAddress::parse(url, heartbeat).map_err(|error| {
+            BrokerError::Url(match several {
+                true => format!("of its {} URLs, number {}: {error}", list.len(), n + 1),
+                false => error,
             })
-        });
-        Ok(Self {
-            all: all.collect::<Result<_, _>>()?,
-            current: AtomicUsize::new(0),
         })
-    }
-
-    /// All addresses, the one in use first.
-    pub(super) fn in_turn(&self) -> impl Iterator<Item = &BrokerAddress> {
-        let start = self.current.load(Ordering::Relaxed) % self.all.len().max(1);
-        let (before, from) = self.all.split_at(start);
-        from.iter().chain(before)
-    }
-
-    /// The address in use.
-    pub(super) fn current(&self) -> Option<&BrokerAddress> {
-        self.in_turn().next()
-    }
-
-    /// Selects the next address after `left` failed, unless another connection has done so already.
-    pub(super) fn leave(&self, left: &BrokerAddress) {
-        let at = self
-            .all
-            .iter()
-            .position(|address| std::ptr::eq(address, left));
-        if let Some(at) = at {
-            let next = (at + 1) % self.all.len();
-            let ordering = Ordering::Relaxed;
-            // Another connection may have selected the next one already.
-            let _ = self.current.compare_exchange(at, next, ordering, ordering);
-        }
-    }
-
-    /// Number of addresses.
-    pub(super) fn count(&self) -> u32 {
-        u32::try_from(self.all.len()).unwrap_or(u32::MAX)
-    }
+    });
+    all.collect()
 }
 
 /// Checks a setting for use as the URL of one broker or of several.
@@ -186,7 +144,7 @@ impl Addresses {
 /// # Errors
 /// An explanation that does not contain the URL.
 pub fn check(urls: &str) -> Result<(), String> {
-    match Addresses::parse(urls, 0) {
+    match parse_list(urls, 0) {
         Ok(_) => Ok(()),
         Err(BrokerError::Url(why)) => Err(why),
         Err(error) => Err(error.to_string()),
@@ -194,6 +152,7 @@ pub fn check(urls: &str) -> Result<(), String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use rstest::rstest;
 
@@ -219,8 +178,8 @@ mod tests {
         #[case] vhost: &str,
         #[case] masked: &str,
     ) {
-        let addresses = Addresses::parse(url, 60).ok();
-        let address = addresses.as_ref().and_then(Addresses::current);
+        let addresses = parse_list(url, 60).unwrap();
+        let address = addresses.first();
         let shown = address.map(|a| (a.uri.vhost.as_str(), a.masked.as_str()));
         assert_eq!(shown, Some((vhost, masked)));
     }
@@ -234,8 +193,8 @@ mod tests {
             ("amqp://127.0.0.2/", "127.0.0.2"),
             ("amqp:///v", "localhost"),
         ] {
-            let addresses = Addresses::parse(url, 60).ok();
-            let address = addresses.as_ref().and_then(Addresses::current);
+            let addresses = parse_list(url, 60).unwrap();
+            let address = addresses.first();
             let named = address.map(|a| a.uri.authority.host.as_str());
             assert_eq!(named, Some(host), "{url}");
         }
@@ -258,23 +217,5 @@ mod tests {
     fn other_urls_are_refused(#[case] url: &str, #[case] why: &str) {
         let error = check(url).err().unwrap_or_default();
         assert!(error.contains(why) && !error.contains("s3cret"), "{error}");
-    }
-
-    #[test]
-    fn brokers_take_turns() {
-        let addresses = Addresses::parse("amqp://a;amqp://b;amqps://c", 60);
-        let Ok(addresses) = addresses else {
-            unreachable!("they are good")
-        };
-        let hosts = || -> String {
-            let hosts = addresses.in_turn().map(|a| a.uri.authority.host.as_str());
-            hosts.collect()
-        };
-        assert_eq!(hosts(), "abc");
-        let first = addresses.current();
-        first.into_iter().for_each(|first| addresses.leave(first));
-        // Two connections fail at the same time.
-        first.into_iter().for_each(|first| addresses.leave(first));
-        assert_eq!(hosts(), "bca");
     }
 }

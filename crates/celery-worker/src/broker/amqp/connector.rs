@@ -16,9 +16,10 @@ use regex::Regex;
 use secrecy::ExposeSecret as _;
 use tokio::time::timeout;
 
-use super::address::{Addresses, BrokerAddress};
+use super::address::{BrokerAddress, parse_list};
 use super::screen::{Bodies, ConnectionLimits, Notes};
 use super::{AmqpOptions, AmqpTls, convert, short, stream};
+use crate::broker::failover::BrokerList;
 use crate::broker::topology::TopologyStep;
 use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
 use crate::product::Product;
@@ -38,7 +39,7 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 /// Opens connections with the options of a broker.
 pub(super) struct Connector {
-    pub(super) addresses: Addresses,
+    pub(super) brokers: BrokerList<BrokerAddress>,
     name: String,
     product: Product,
     pub(super) connection_timeout: Duration,
@@ -50,8 +51,9 @@ pub(super) struct Connector {
 
 impl Connector {
     pub(super) fn new(options: &AmqpOptions) -> Result<Self, BrokerError> {
+        let addresses = parse_list(options.url.expose_secret(), options.heartbeat)?;
         let connector = Self {
-            addresses: Addresses::parse(options.url.expose_secret(), options.heartbeat)?,
+            brokers: BrokerList::new(addresses, options.failover),
             name: options.name.clone(),
             product: options.product,
             connection_timeout: options.connection_timeout,
@@ -66,20 +68,20 @@ impl Connector {
 
     /// URL of the broker in use, without its password.
     pub(super) fn masked(&self) -> String {
-        let current = self.addresses.current();
+        let current = self.brokers.current();
         current.map_or_else(String::new, |address| address.masked.clone())
     }
 
     /// Time between two heartbeats; zero for none.
     pub(super) fn heartbeat(&self) -> Duration {
-        let current = self.addresses.current();
+        let current = self.brokers.current();
         let seconds = current.and_then(|address| address.uri.query.heartbeat);
         Duration::from_secs(u64::from(seconds.unwrap_or_default()))
     }
 
     /// Time limit for one attempt to connect, which includes the limits of all brokers of the list.
     pub(super) fn connecting_timeout(&self) -> Duration {
-        self.connection_timeout * self.addresses.count()
+        self.connection_timeout * self.brokers.count()
     }
 
     /// Reads the certificates for each connection, so that they can be replaced while the worker runs.
@@ -127,10 +129,10 @@ impl Connector {
         notes: &Arc<Notes>,
     ) -> Result<Connection, BrokerError> {
         let mut failure = None;
-        for address in self.addresses.in_turn() {
+        for (choice, address) in self.brokers.in_turn() {
             let error = match self.connect_to(address, role, bodies, notes).await {
                 Ok(connection) => {
-                    if failure.is_some() {
+                    if self.brokers.select(choice) {
                         tracing::info!(
                             broker = address.masked,
                             "connected to the next broker of the list"
@@ -140,7 +142,6 @@ impl Connector {
                 }
                 Err(error) => error,
             };
-            self.addresses.leave(address);
             tracing::debug!(
                 broker = address.masked,
                 error = %service_connection::error_chain::chain(&error),
@@ -295,7 +296,7 @@ impl Connector {
 
     /// Returns true if the URL sets the frame size.
     fn has_own_frames(&self) -> bool {
-        let current = self.addresses.current();
+        let current = self.brokers.current();
         current.is_some_and(|address| address.uri.query.frame_max.is_some())
     }
 

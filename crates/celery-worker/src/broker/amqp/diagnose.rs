@@ -120,8 +120,9 @@ impl Probe {
         let connector = Connector::new(options).map_err(stop)?;
         let urls = options.url.expose_secret().split(';');
         let brokers = connector
-            .addresses
-            .in_turn()
+            .brokers
+            .all()
+            .iter()
             .zip(urls)
             .map(|(address, url)| {
                 let alone = AmqpOptions {
@@ -141,7 +142,7 @@ impl Probe {
         let stop = |stage, reason: String| ConnectFailure { stage, reason };
         let connector = Connector::new(options)
             .map_err(|e| stop(ConnectStage::Settings, chain(&e).to_string()))?;
-        let Some(address) = connector.addresses.current() else {
+        let Some(address) = connector.brokers.current() else {
             return Err(stop(ConnectStage::Settings, "no URL".into()));
         };
         let authority = &address.uri.authority;

@@ -26,7 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::consumer::{Feed, Reports, Served};
-use super::{Broker, BrokerError, Consumer, Declaration, Publication, QueueDepth, Subscription};
+use super::{
+    Broker, BrokerError, Consumer, Declaration, FailoverStrategy, Publication, QueueDepth,
+    Subscription,
+};
 use crate::liveness::LivenessRegistry;
 use crate::product::Product;
 use confirm_publisher::{ConfirmPublisher, Outgoing};
@@ -62,8 +65,10 @@ const RECONNECT: (Duration, Duration) = (Duration::from_millis(250), Duration::f
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct AmqpOptions {
-    /// `amqp://` or `amqps://` URL, with password, or several separated by `;`; after a failure the next one is used.
+    /// `amqp://` or `amqps://` URL, with password, or several separated by `;`: after a failure another one is used.
     pub url: SecretString,
+    /// Order in which the brokers of a list are tried.
+    pub failover: FailoverStrategy,
     /// Name of the connection in the broker's management.
     pub name: String,
     /// The program, for the broker's management.
@@ -85,6 +90,7 @@ impl AmqpOptions {
     pub fn new(url: impl Into<SecretString>, name: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            failover: FailoverStrategy::default(),
             name: name.into(),
             product: Product::default(),
             heartbeat: 120,
@@ -330,8 +336,8 @@ impl Broker for Amqp {
 
     fn masked_urls(&self) -> Vec<String> {
         self.connector
-            .addresses
-            .in_turn()
+            .brokers
+            .starting_with_current()
             .map(|a| a.masked.clone())
             .collect()
     }

@@ -1,18 +1,23 @@
 //! Opening connections to the server in use, and errors in the terms of the trait.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, PushInfo, PushKind, RedisError, RedisResult, ServerErrorKind, cmd};
+use redis::{
+    Cmd, ErrorKind, FromRedisValue as _, PushInfo, PushKind, RedisError, RedisResult, Role,
+    ServerErrorKind, Value, cmd,
+};
 use secrecy::ExposeSecret as _;
 use tokio::sync::{Mutex, mpsc};
 use tokio::time::timeout;
 
 use super::options::RedisBrokerOptions;
+use super::sentinel_watch;
 use crate::broker::BrokerError;
+use crate::broker::failover::{BrokerList, Choice};
 use crate::redis::{AddressOptions, RedisUrl, RedisUrlError, connection_config, is_lost};
+use service_connection::error_chain::chain;
 
 /// Maximum number of unread messages that a server sent without a request. Later ones are dropped, as the server
 /// itself does for a slow reader.
@@ -24,14 +29,14 @@ impl From<RedisUrlError> for BrokerError {
     }
 }
 
-/// Opens connections to the servers of a URL.
+/// Opens connections to the servers of a URL. All connections of a process are to the same one, because a message is
+/// settled where it was taken.
 pub(super) struct RedisConnector {
-    servers: Vec<RedisUrl>,
-    /// Position of the server in use.
-    current: AtomicUsize,
+    pub(super) servers: BrokerList<RedisUrl>,
     name: String,
-    connection_timeout: Duration,
+    pub(super) connection_timeout: Duration,
     response_timeout: Duration,
+    is_watching: Once,
 }
 
 impl RedisConnector {
@@ -63,37 +68,36 @@ impl RedisConnector {
             seconds => Duration::from_secs(seconds),
         };
         Ok(Self {
-            servers,
-            current: AtomicUsize::new(0),
+            servers: BrokerList::new(servers, options.failover),
             name,
             connection_timeout,
             response_timeout: transport.response_timeout(),
+            is_watching: Once::new(),
         })
     }
 
     /// Number of the database; kombu takes it from the first URL.
     pub(super) fn db(&self) -> i64 {
-        self.servers.first().map_or(0, RedisUrl::db)
+        self.servers.all().first().map_or(0, RedisUrl::db)
     }
 
     /// Location of the server in use, without login.
     pub(super) fn place(&self) -> String {
-        let current = self.current.load(Ordering::Relaxed);
-        self.servers
-            .get(current)
-            .map_or_else(String::new, RedisUrl::place)
+        let current = self.servers.current();
+        current.map_or_else(String::new, RedisUrl::place)
     }
 
     /// URLs of all servers without their logins, the one in use first.
     pub(super) fn uris(&self) -> Vec<String> {
-        let current = self.current.load(Ordering::Relaxed);
-        let (before, after) = self.servers.split_at(current.min(self.servers.len()));
-        after.iter().chain(before).map(RedisUrl::uri).collect()
+        self.servers
+            .starting_with_current()
+            .map(RedisUrl::uri)
+            .collect()
     }
 
     /// Time limit of one attempt to connect to all servers.
     pub(super) fn connecting_timeout(&self) -> Duration {
-        self.connection_timeout * u32::try_from(self.servers.len()).unwrap_or(1)
+        self.connection_timeout * self.servers.count()
     }
 
     pub(super) fn response_timeout(&self) -> Duration {
@@ -102,32 +106,47 @@ impl RedisConnector {
 
     /// Opens a connection to the server in use, or to the next one of the list that accepts it. The channel gets what
     /// the server sends without a request.
-    pub(super) async fn connect(&self) -> Result<Link, BrokerError> {
+    ///
+    /// # Errors
+    /// The error of the server. With several servers, an error after which another attempt can succeed takes
+    /// precedence.
+    pub(super) async fn connect(self: &Arc<Self>) -> Result<Link, BrokerError> {
+        self.is_watching.call_once(|| sentinel_watch::start(self));
         let mut failure = None;
-        let count = self.servers.len();
-        let first = self.current.load(Ordering::Relaxed);
-        for position in (0..count).map(|offset| (first + offset) % count) {
-            let Some(server) = self.servers.get(position) else {
-                continue;
+        for (choice, server) in self.servers.in_turn() {
+            let error = match self.connect_to(server).await {
+                Ok((connection, pushes)) => {
+                    if self.servers.select(choice) {
+                        tracing::info!(
+                            broker = server.place(),
+                            "connected to the next broker of the list"
+                        );
+                    }
+                    return Ok(Link {
+                        connection,
+                        pushes,
+                        choice,
+                    });
+                }
+                Err(error) => error,
             };
-            match self.connect_to(server).await {
-                Ok(link) => {
-                    self.current.store(position, Ordering::Relaxed);
-                    return Ok(link);
-                }
-                Err(error) => {
-                    // An error after which another attempt can succeed takes precedence.
-                    failure = match failure {
-                        Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
-                        _ => Some(error),
-                    };
-                }
-            }
+            tracing::debug!(
+                broker = server.place(),
+                error = %chain(&error),
+                "connecting to a broker failed"
+            );
+            failure = match failure {
+                Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
+                _ => Some(error),
+            };
         }
         Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
     }
 
-    async fn connect_to(&self, server: &RedisUrl) -> Result<Link, BrokerError> {
+    async fn connect_to(
+        &self,
+        server: &RedisUrl,
+    ) -> Result<(MultiplexedConnection, mpsc::Receiver<PushInfo>), BrokerError> {
         let (sender, pushes) = mpsc::channel(PUSHES);
         let push = move |info: PushInfo| {
             // A full channel drops the message.
@@ -138,23 +157,20 @@ impl RedisConnector {
             connection_config(self.connection_timeout, self.response_timeout).set_push_sender(push);
         let mut opened = server.open()?;
         let connecting = async {
-            let mut connection = opened.connect(&config).await?;
-            let named: RedisResult<()> = cmd("CLIENT")
-                .arg("SETNAME")
-                .arg(&self.name)
-                .query_async(&mut connection)
-                .await;
-            match named {
-                // An access list may forbid it.
-                Err(error) if !is_lost(&error) => {
-                    tracing::debug!(%error, "connection has no name");
-                }
-                other => other?,
-            }
-            Ok::<_, RedisError>(connection)
+            let connection = opened.connect(&config).await?;
+            let role = self.introduce(&connection).await?;
+            Ok::<_, RedisError>((connection, role))
         };
+        let unreachable =
+            |source: Arc<dyn std::error::Error + Send + Sync>| BrokerError::Unreachable {
+                broker: server.place(),
+                source,
+            };
         match timeout(self.connection_timeout, connecting).await {
-            Ok(Ok(connection)) => Ok(Link { connection, pushes }),
+            Ok(Ok((_, Some(Role::Replica { .. })))) => Err(unreachable(Arc::from(Box::from(
+                "it is a read-only replica; the URL must name the master, or sentinels",
+            )))),
+            Ok(Ok((connection, _))) => Ok((connection, pushes)),
             Ok(Err(error))
                 if error.kind() == ErrorKind::AuthenticationFailed || is_login_missing(&error) =>
             {
@@ -164,15 +180,34 @@ impl RedisConnector {
                     source: Arc::new(error),
                 })
             }
-            Ok(Err(error)) => Err(BrokerError::Unreachable {
-                broker: server.place(),
-                source: Arc::new(error),
-            }),
-            Err(_) => Err(BrokerError::Unreachable {
-                broker: server.place(),
-                source: Arc::from(Box::from("no answer in time (option `connection_timeout`)")),
-            }),
+            Ok(Err(error)) => Err(unreachable(Arc::new(error))),
+            Err(_) => Err(unreachable(Arc::from(Box::from(
+                "no answer in time (option `connection_timeout`)",
+            )))),
         }
+    }
+
+    /// Names a new connection, and checks that the server can work. Returns its role, unless an access list forbids the
+    /// question.
+    async fn introduce(&self, connection: &MultiplexedConnection) -> RedisResult<Option<Role>> {
+        let ask = |command: Cmd| {
+            let mut connection = connection.clone();
+            async move { command.query_async::<Value>(&mut connection).await }
+        };
+        let set_name = cmd("CLIENT").arg("SETNAME").arg(&self.name).to_owned();
+        let (named, pong, role) = tokio::join!(ask(set_name), ask(cmd("PING")), ask(cmd("ROLE")));
+        // While it loads its data, the server refuses this command.
+        pong?;
+        match named {
+            Err(error) if !is_lost(&error) => tracing::debug!(%error, "connection has no name"),
+            other => drop(other?),
+        }
+        Ok(role.ok().and_then(|role| Role::from_redis_value(role).ok()))
+    }
+
+    /// Waits until another server than the one of a connection has to be used.
+    pub(super) async fn left(&self, choice: Choice) {
+        self.servers.left(choice).await;
     }
 
     /// An error that ends a connection.
@@ -186,11 +221,6 @@ impl RedisConnector {
     /// An error of a command.
     pub(super) fn error(&self, error: RedisError, what: &str) -> BrokerError {
         let broker = self.place();
-        if is_no_master(&error) {
-            // Another server of the list may be the master.
-            let next = (self.current.load(Ordering::Relaxed) + 1) % self.servers.len().max(1);
-            self.current.store(next, Ordering::Relaxed);
-        }
         if is_lost(&error) {
             return BrokerError::Unreachable {
                 broker,
@@ -211,16 +241,6 @@ impl RedisConnector {
     }
 }
 
-/// Returns true if the server is a replica, or still loads its data.
-fn is_no_master(error: &RedisError) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::Server(
-            ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown | ServerErrorKind::BusyLoading
-        )
-    )
-}
-
 /// Returns true if the server asks for a login that the connection does not have.
 pub(super) fn is_login_missing(error: &RedisError) -> bool {
     error.code() == Some("NOAUTH") || error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
@@ -239,6 +259,8 @@ pub(super) fn is_hopeless(error: &BrokerError) -> bool {
 pub(super) struct Link {
     pub(super) connection: MultiplexedConnection,
     pub(super) pushes: mpsc::Receiver<PushInfo>,
+    /// Choice of its server.
+    pub(super) choice: Choice,
 }
 
 impl Link {
@@ -269,7 +291,7 @@ pub(super) struct Commands {
 
 #[derive(Default)]
 struct CommandState {
-    held: Option<MultiplexedConnection>,
+    open: Option<Link>,
     /// Number of connections so far.
     generation: u64,
 }
@@ -299,7 +321,7 @@ impl Commands {
                 if is_lost(&error) || is_login_missing(&error) {
                     let mut state = self.state.lock().await;
                     if state.generation == generation {
-                        state.held = None;
+                        state.open = None;
                     }
                 }
                 Err(self.connector.error(error, what))
@@ -309,13 +331,16 @@ impl Commands {
 
     async fn connection(&self) -> Result<(MultiplexedConnection, u64), BrokerError> {
         let mut state = self.state.lock().await;
-        if let Some(held) = &state.held {
-            return Ok((held.clone(), state.generation));
+        if let Some(link) = &state.open
+            && link.choice == self.connector.servers.choice()
+        {
+            return Ok((link.connection.clone(), state.generation));
         }
-        let made = self.connector.connect().await?.connection;
-        state.held = Some(made.clone());
+        let link = self.connector.connect().await?;
+        let connection = link.connection.clone();
+        state.open = Some(link);
         state.generation += 1;
-        Ok((made, state.generation))
+        Ok((connection, state.generation))
     }
 
     /// Number of connections so far.
@@ -325,6 +350,6 @@ impl Commands {
 
     /// Closes the connection.
     pub(super) async fn close(&self) {
-        self.state.lock().await.held = None;
+        self.state.lock().await.open = None;
     }
 }

@@ -52,6 +52,7 @@ mod parked;
 mod probe;
 mod publisher;
 mod scripts;
+mod sentinel_watch;
 mod shared;
 mod supervisor;
 #[cfg(test)]
@@ -92,8 +93,8 @@ pub fn check_urls(urls: &str, transport: &RedisTransportOptions) -> Result<(), B
     Ok(())
 }
 
-/// Pause before the first new attempt to connect, and the longest one.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Pause before the first new attempt to connect, and the longest one: a new master is found within a few seconds.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
 /// A [`Broker`] in one database of Redis.
 pub struct RedisBroker {

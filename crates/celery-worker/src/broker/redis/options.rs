@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
-use crate::broker::Reconnect;
+use crate::broker::{FailoverStrategy, Reconnect};
 use crate::redis::SentinelLogin;
 use crate::results::RedisTls;
 use celery_protocol::virtual_message::BodyEncoding;
@@ -15,8 +15,10 @@ use celery_protocol::virtual_message::BodyEncoding;
 #[non_exhaustive]
 pub struct RedisBrokerOptions {
     /// `redis://`, `rediss://`, `redis+socket://` or `sentinel://` URL, with password, or several separated by `;`: after
-    /// a failure the next server is used.
+    /// a failure another one is used. Sentinels are one server.
     pub url: SecretString,
+    /// Order in which the servers of a list are tried.
+    pub failover: FailoverStrategy,
     /// Name of the connections in `CLIENT LIST`, unless `client_name` is set.
     pub name: String,
     /// Time limit of one attempt to connect, unless `socket_connect_timeout` is set.
@@ -36,6 +38,7 @@ impl RedisBrokerOptions {
     pub fn new(url: impl Into<SecretString>, name: impl Into<String>) -> Self {
         Self {
             url: url.into(),
+            failover: FailoverStrategy::default(),
             name: name.into(),
             connection_timeout: Duration::from_secs(4),
             tls: RedisTls::default(),

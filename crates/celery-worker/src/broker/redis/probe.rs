@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands as _, RedisResult, cmd};
+use secrecy::ExposeSecret as _;
 use uuid::Uuid;
 
 use super::RedisBrokerOptions;
@@ -53,6 +54,29 @@ pub struct RedisProbe {
 }
 
 impl RedisProbe {
+    /// Returns the options for each server of a list, with its location without login. Sentinels are one server.
+    ///
+    /// # Errors
+    /// [`BrokerError::Url`].
+    pub fn servers(
+        options: &RedisBrokerOptions,
+    ) -> Result<Vec<(String, RedisBrokerOptions)>, BrokerError> {
+        let connector = RedisConnector::new(options)?;
+        let places = connector.uris();
+        if places.len() < 2 {
+            return Ok(places
+                .into_iter()
+                .map(|place| (place, options.clone()))
+                .collect());
+        }
+        let urls = options.url.expose_secret().split(';');
+        let alone = |url: &str| RedisBrokerOptions {
+            url: url.into(),
+            ..options.clone()
+        };
+        Ok(places.into_iter().zip(urls.map(alone)).collect())
+    }
+
     /// Creates a probe, which connects at its first question.
     ///
     /// # Errors

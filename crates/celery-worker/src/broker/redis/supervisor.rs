@@ -58,8 +58,13 @@ impl Supervisor {
                 Some(Ok(link)) => {
                     (failed, was_connected) = (0, true);
                     let began = Instant::now();
+                    let left = self.connector.left(link.choice);
                     let serving = AssertUnwindSafe(session.serve(link)).catch_unwind();
-                    let served = serving.await.unwrap_or_else(|panic| {
+                    let served = tokio::select! {
+                        served = serving => served,
+                        () = left => Ok(Err(self.connector.lost("another server is in use now"))),
+                    };
+                    let served = served.unwrap_or_else(|panic| {
                         tracing::error!(
                             purpose = self.purpose,
                             panic = panic_text(&*panic),
