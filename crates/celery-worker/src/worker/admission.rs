@@ -208,3 +208,159 @@ fn reason_of_omission(delivery: &Delivery, accept: &Accept) -> Option<Reason> {
             limit: accept.max_body_bytes,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::json;
+
+    use super::*;
+    use crate::broker::consumer::Damage;
+    use crate::results::memory::MemoryResults;
+    use crate::worker::DefaultOptions;
+    use crate::worker::test_support::{ProbeSettlement, runtime};
+    use celery_protocol::{RawMessage, isoformat};
+
+    /// The variant of an admission, for comparison.
+    #[derive(Debug, PartialEq)]
+    enum Found {
+        Decoded { with_share: bool },
+        Skipped(Cause),
+        Refused,
+        NotRegistered,
+        AwaitsEta,
+        AwaitsMemory,
+        NeedsBody,
+        Lost,
+    }
+
+    impl From<Admission<'_>> for Found {
+        fn from(admission: Admission<'_>) -> Self {
+            match admission {
+                Admission::Decoded { share, .. } => Self::Decoded {
+                    with_share: share.is_some(),
+                },
+                Admission::Skipped { cause, .. } => Self::Skipped(cause),
+                Admission::Refused(..) => Self::Refused,
+                Admission::NotRegistered(..) => Self::NotRegistered,
+                Admission::AwaitsEta(..) => Self::AwaitsEta,
+                Admission::AwaitsMemory { .. } => Self::AwaitsMemory,
+                Admission::NeedsBody(_) => Self::NeedsBody,
+                Admission::Lost => Self::Lost,
+            }
+        }
+    }
+
+    fn new_runtime() -> Arc<Runtime> {
+        Arc::new(runtime(
+            Arc::new(MemoryResults::new()),
+            DefaultOptions::default(),
+        ))
+    }
+
+    /// Creates a delivery of a message for `task`, with an eta and an expiry in seconds from now.
+    fn delivery(task: &str, eta: Option<i64>, expires: Option<i64>, body: String) -> Delivery {
+        let time = |seconds| isoformat(clock::now() + chrono::Duration::seconds(seconds));
+        let headers = json!({
+            "task": task, "id": "a", "lang": "py", "eta": eta.map(time), "expires": expires.map(time),
+        });
+        let mut message = RawMessage {
+            headers: serde_json::from_value(headers).unwrap_or_default(),
+            body: body.into_bytes(),
+            ..RawMessage::default()
+        };
+        message.properties.content_type = Some("application/json".into());
+        message.properties.content_encoding = Some("utf-8".into());
+        ProbeSettlement::default().delivery(message)
+    }
+
+    fn body(bytes: usize) -> String {
+        json!([["x".repeat(bytes)], {}, {}]).to_string()
+    }
+
+    const DECODED: Found = Found::Decoded { with_share: false };
+    const KEPT: Found = Found::Decoded { with_share: true };
+
+    #[rstest]
+    #[case::at_once("t", None, None, DECODED)]
+    #[case::eta_is_past("t", Some(-60), None, DECODED)]
+    #[case::eta_is_ahead("t", Some(60), None, KEPT)]
+    #[case::expired_does_not_wait("t", Some(60), Some(-1), DECODED)]
+    #[case::unknown_task("u", None, None, Found::NotRegistered)]
+    #[case::unknown_task_does_not_wait("u", Some(60), None, Found::NotRegistered)]
+    #[tokio::test]
+    async fn light_message(
+        #[case] task: &str,
+        #[case] eta: Option<i64>,
+        #[case] expires: Option<i64>,
+        #[case] expected: Found,
+    ) {
+        let delivery = delivery(task, eta, expires, body(1));
+        assert_eq!(Found::from(new_runtime().admit(delivery).await), expected);
+    }
+
+    #[rstest]
+    #[case::eta_is_ahead("t", 60, None, Found::AwaitsEta)]
+    #[case::eta_is_reached("t", -1, None, Found::NeedsBody)]
+    #[case::expired("t", 60, Some(-1), Found::Skipped(Cause::Expired))]
+    #[case::unknown_task("u", 60, None, Found::NotRegistered)]
+    #[tokio::test]
+    async fn message_whose_body_was_omitted_until_its_eta(
+        #[case] task: &str,
+        #[case] eta: i64,
+        #[case] expires: Option<i64>,
+        #[case] expected: Found,
+    ) {
+        let mut delivery = delivery(task, Some(eta), expires, String::new());
+        delivery.damage = Some(Box::new(Damage {
+            awaits_eta: true,
+            body_bytes: Some(1 << 20),
+            ..Damage::default()
+        }));
+        assert_eq!(Found::from(new_runtime().admit(delivery).await), expected);
+    }
+
+    /// A heavy message is decoded if the budget has room for it, and never kept while it waits for its eta.
+    #[rstest]
+    #[case::there_is_room(None, false, KEPT)]
+    #[case::no_room(None, true, Found::AwaitsMemory)]
+    #[case::eta_is_ahead(Some(60), false, Found::AwaitsEta)]
+    #[tokio::test]
+    async fn heavy_message(
+        #[case] eta: Option<i64>,
+        #[case] is_full: bool,
+        #[case] expected: Found,
+    ) {
+        let runtime = new_runtime();
+        let other = Identity::of(&RawMessage::default());
+        let full = is_full.then(|| runtime.memory.take(&other, usize::MAX));
+        let delivery = delivery("t", eta, None, body(memory::LIGHT));
+        assert_eq!(Found::from(runtime.admit(delivery).await), expected);
+        drop(full);
+    }
+
+    #[tokio::test]
+    async fn light_message_stays_with_the_broker_if_waiting_ones_fill_the_memory() {
+        let runtime = new_runtime();
+        let mut kept = Vec::new();
+        while let Some(share) = runtime.memory.keep(memory::LIGHT) {
+            kept.push(share);
+        }
+        let with_eta = |eta| delivery("t", eta, None, body(1));
+        let waiting = runtime.admit(with_eta(Some(60))).await;
+        assert_eq!(Found::from(waiting), Found::AwaitsEta);
+        assert_eq!(Found::from(runtime.admit(with_eta(None)).await), DECODED);
+    }
+
+    #[rstest]
+    #[case::body_is_no_json("{".into(), Damage::default())]
+    #[case::body_was_too_large(String::new(), Damage { body_bytes: Some(1 << 30), ..Damage::default() })]
+    #[case::properties_were_unreadable(String::new(), Damage { unreadable: Some("no table"), ..Damage::default() })]
+    #[tokio::test]
+    async fn unreadable_message_is_refused(#[case] body: String, #[case] damage: Damage) {
+        let mut delivery = delivery("t", None, None, body);
+        delivery.damage = Some(Box::new(damage));
+        let found = Found::from(new_runtime().admit(delivery).await);
+        assert_eq!(found, Found::Refused);
+    }
+}

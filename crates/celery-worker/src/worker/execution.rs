@@ -13,8 +13,6 @@ use super::conclusion::Conclusion;
 use super::effective_options::EffectiveOptions;
 use super::in_flight::Phase;
 use super::processing::TaskProcessing;
-use super::request::Request;
-use super::runtime::Runtime;
 use super::slots::Slot;
 use super::span;
 use crate::broker::Disposition;
@@ -25,10 +23,6 @@ use crate::task::{
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::result::State;
-use service_connection::error_chain::chain;
-
-/// Time limit for storing a state that is only informative: STARTED, PROGRESS or one of the task's own.
-const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Interval at which the progress of a task is stored.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -150,26 +144,6 @@ impl TaskProcessing<'_> {
             }
             updates.pause(PROGRESS_EVERY).await;
         }
-    }
-}
-
-impl Runtime {
-    /// Stores an informative state: the task continues even if it cannot be stored.
-    async fn store_state(&self, request: &Request, state: State, sent: Vec<Value>) {
-        let message = &request.message;
-        let meta = self.meta(request, state, sent);
-        let error =
-            match tokio::time::timeout(STATE_TIMEOUT, self.results.store(&meta, message)).await {
-                Ok(Ok(())) => return,
-                Ok(Err(error)) => chain(&error).to_string(),
-                Err(_) => "no answer in time".into(),
-            };
-        tracing::warn!(
-            task_id = message.id,
-            state = meta.state.name(),
-            error,
-            "state was not stored"
-        );
     }
 }
 

@@ -1,15 +1,20 @@
 //! States of tasks in the result backend, for all steps that store one.
 
-use crate::clock;
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::request::Request;
 use super::runtime::Runtime;
+use crate::clock;
 use crate::workflow::{STORE_PAUSES, Stopped};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{Extended, ResultMeta, State};
 use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
+
+/// Time limit for storing a state that is only informative: STARTED, PROGRESS or one of the task's own.
+const STATE_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Runtime {
     /// The result mapping of a state.
@@ -31,6 +36,24 @@ impl Runtime {
             queue: Some(request.routing_key.clone()),
             stamps: message.stamps(),
         }
+    }
+
+    /// Stores an informative state: the task continues even if it cannot be stored.
+    pub(super) async fn store_state(&self, request: &Request, state: State, sent: Vec<Value>) {
+        let message = &request.message;
+        let meta = self.meta(request, state, sent);
+        let error =
+            match tokio::time::timeout(STATE_TIMEOUT, self.results.store(&meta, message)).await {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => chain(&error).to_string(),
+                Err(_) => "no answer in time".into(),
+            };
+        tracing::warn!(
+            task_id = message.id,
+            state = meta.state.name(),
+            error,
+            "state was not stored"
+        );
     }
 
     /// Stores a final state, for as long as it takes: until then the message is not acknowledged.

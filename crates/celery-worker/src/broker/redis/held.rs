@@ -31,7 +31,7 @@ use service_connection::error_chain::chain;
 const BATCH: usize = 256;
 
 /// Pause after which no more restored messages are gathered. Those that are gathered return in their old order.
-const GATHER: Duration = Duration::from_millis(50);
+const COLLECTION_TIME: Duration = Duration::from_millis(50);
 
 /// Time limit for the dispositions that are sent when the broker is closed.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -276,7 +276,7 @@ impl Settler {
             let has_restored =
                 |order: &Order| matches!(order, Order::Settle(one) if one.is_restored());
             if batch.iter().any(has_restored) {
-                gather(&mut orders, &mut batch).await;
+                collect_batch(&mut orders, &mut batch).await;
             }
             let mut closing = None;
             let mut settled = Vec::with_capacity(batch.len());
@@ -417,9 +417,9 @@ impl Settler {
     }
 }
 
-/// Adds the requests that follow within [`GATHER`], so that restored messages return in their old order.
-async fn gather(orders: &mut mpsc::UnboundedReceiver<Order>, batch: &mut Vec<Order>) {
-    while let Ok(Some(order)) = timeout(GATHER, orders.recv()).await {
+/// Adds the requests that follow within [`COLLECTION_TIME`], so that restored messages return in their old order.
+async fn collect_batch(orders: &mut mpsc::UnboundedReceiver<Order>, batch: &mut Vec<Order>) {
+    while let Ok(Some(order)) = timeout(COLLECTION_TIME, orders.recv()).await {
         let is_last = matches!(order, Order::Close(_));
         batch.push(order);
         if is_last {

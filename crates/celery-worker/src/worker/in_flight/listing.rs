@@ -1,0 +1,92 @@
+//! Lists of the tasks in flight, for `celery inspect`.
+
+use serde_json::{Value, json};
+
+use super::{InFlight, InFlightTask, Phase};
+use crate::publication::unix_seconds;
+use crate::worker::request::Request;
+use celery_protocol::message::TaskMessage;
+use celery_protocol::repr;
+
+/// Maximum size in bytes of a list of tasks in a reply.
+const SHOWN_BYTES: usize = 4 << 20;
+
+/// Size of a body, in bytes, above which its message is shown with shortened arguments.
+const LONG_BODY: usize = 16 << 10;
+
+/// Approximate size of the description of a task without its arguments, in bytes.
+const DESCRIPTION_BYTES: usize = 512;
+
+impl InFlight {
+    /// The tasks that `wanted` selects, in the format of `celery inspect`, with their stage. Arguments are shown as
+    /// Python prints them if `safe`, or if they are long. The list is limited by [`SHOWN_BYTES`].
+    pub(crate) fn requests(
+        &self,
+        hostname: &str,
+        safe: bool,
+        wanted: impl Fn(Phase, &TaskMessage) -> bool,
+    ) -> Vec<(Phase, Value)> {
+        let mut room = SHOWN_BYTES;
+        let mut shown = Vec::new();
+        for task in self.lock().tasks.values() {
+            if !wanted(task.phase, &task.request.message) {
+                continue;
+            }
+            let message = &task.request.message;
+            let body = task.request.raw.body.len();
+            let long = body > LONG_BODY;
+            let names = message.id.len() + message.task.len() + message.display_name().len();
+            let Some(left) = room.checked_sub(body.min(LONG_BODY) + names + DESCRIPTION_BYTES)
+            else {
+                tracing::warn!(
+                    "remote control reply would be too long and does not list all tasks"
+                );
+                break;
+            };
+            room = left;
+            shown.push((task.phase, task.request(hostname, safe || long)));
+        }
+        shown
+    }
+}
+
+impl InFlightTask {
+    fn request(&self, hostname: &str, safe: bool) -> Value {
+        let started = match self.phase {
+            Phase::Active(since) => Some(unix_seconds(since)),
+            Phase::Scheduled(_) | Phase::Reserved => None,
+        };
+        let Request {
+            message,
+            raw,
+            exchange,
+            routing_key,
+            redelivered,
+            ..
+        } = &*self.request;
+        let shown = |value: &Value, repr: &Option<String>| match safe {
+            true => {
+                let shown = repr.as_deref().map(repr::shorten);
+                json!(shown.unwrap_or_else(|| repr::shortened(value)))
+            }
+            false => value.clone(),
+        };
+        json!({
+            "id": message.id,
+            "name": message.display_name(),
+            "args": shown(&message.args, &message.argsrepr),
+            "kwargs": shown(&message.kwargs, &message.kwargsrepr),
+            "type": message.task,
+            "hostname": hostname,
+            "time_start": started,
+            "acknowledged": self.acknowledged,
+            "delivery_info": {
+                "exchange": exchange,
+                "routing_key": routing_key,
+                "priority": raw.properties.priority,
+                "redelivered": redelivered,
+            },
+            "worker_pid": started.map(|_| std::process::id()),
+        })
+    }
+}
