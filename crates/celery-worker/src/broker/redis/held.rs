@@ -6,14 +6,15 @@
 //! One background task, the [`Settler`], sends all dispositions: those that wait at the same time are sent together.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::AsyncCommands as _;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::RECONNECT;
@@ -33,7 +34,7 @@ const BATCH: usize = 256;
 /// Pause after which no more restored messages are gathered. Those that are gathered return in their old order.
 const COLLECTION_TIME: Duration = Duration::from_millis(50);
 
-/// Time limit for the dispositions that are sent when the broker is closed.
+/// Time limit, from the moment at which the broker is closed, for the dispositions that are not sent yet.
 const CLOSING: Duration = Duration::from_secs(5);
 
 /// A held message.
@@ -55,6 +56,8 @@ pub(super) struct Held {
     /// Number of messages that were claimed.
     claims: AtomicU64,
     orders: mpsc::UnboundedSender<Order>,
+    /// The time at which a broker that is being closed stops sending dispositions.
+    close_by: watch::Sender<Option<Instant>>,
 }
 
 impl Held {
@@ -65,6 +68,7 @@ impl Held {
             entries: Mutex::default(),
             claims: AtomicU64::new(0),
             orders,
+            close_by: watch::Sender::default(),
         };
         (Arc::new(held), receiver)
     }
@@ -129,9 +133,21 @@ impl Held {
     /// Sends the dispositions that were requested before, and returns all other held messages to their queues.
     pub(super) async fn close(&self) {
         let (done, closed) = oneshot::channel();
+        self.close_by.send_replace(Some(Instant::now() + CLOSING));
         if self.orders.send(Order::Close(done)).is_ok() {
             // An error means that the settler has ended.
             let _ = closed.await;
+        }
+    }
+
+    /// Runs until the time limit of a broker that is being closed is over; for ever, if it is not closed.
+    async fn closing_ends(&self) {
+        let mut close_by = self.close_by.subscribe();
+        // The sender exists as long as `self`.
+        let close_by = close_by.wait_for(Option::is_some).await.map(|at| *at);
+        match close_by {
+            Ok(Some(at)) => sleep_until(at).await,
+            _ => pending().await,
         }
     }
 
@@ -291,16 +307,27 @@ impl Settler {
                 let mut rest = self.held.take_all();
                 rest.retain(|entry| !known.contains(&entry.field));
                 settled.extend(rest.into_iter().map(ToSettle::restoring));
-                if timeout(CLOSING, self.settle(settled)).await.is_err() {
-                    tracing::warn!(
-                        "messages could not be returned in time; another worker gets them after the visibility timeout"
-                    );
-                }
+                self.settle_until_closed(settled).await;
                 // The broker may have been dropped.
                 let _ = done.send(());
                 return;
             }
-            self.settle(settled).await;
+            self.settle_until_closed(settled).await;
+        }
+    }
+
+    /// Settles messages, but no longer than a shutdown may take: the server may be unreachable.
+    async fn settle_until_closed(&self, settled: Vec<ToSettle>) {
+        tokio::select! {
+            biased;
+            () = self.settle(settled) => {}
+            () = self.held.closing_ends() => {
+                tracing::warn!(
+                    "messages could not be returned in time; another worker gets them after the visibility timeout"
+                );
+                // A message that was acknowledged must not be returned by a later request.
+                self.held.take_all();
+            }
         }
     }
 
