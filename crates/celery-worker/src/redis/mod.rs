@@ -43,6 +43,15 @@ pub(crate) fn connection_config(connect: Duration, response: Duration) -> AsyncC
         .set_response_timeout(Some(response))
 }
 
+/// The error of the first command that failed, for the error of a pipeline or a transaction, which has another code.
+pub(crate) fn first_failure(error: RedisError) -> RedisError {
+    let failures = error.clone().into_server_errors();
+    match failures.as_deref().and_then(<[_]>::first) {
+        Some((_, failure)) => failure.clone().into(),
+        None => error,
+    }
+}
+
 /// Returns true if the connection is unusable, or if its server cannot work at present: it is still loading, or became
 /// a replica at a fail-over. A new connection may reach another server.
 pub(crate) fn is_lost(error: &RedisError) -> bool {

@@ -16,7 +16,9 @@ use super::options::RedisBrokerOptions;
 use super::sentinel_watch;
 use crate::broker::BrokerError;
 use crate::broker::failover::{BrokerList, Choice};
-use crate::redis::{AddressOptions, RedisUrl, RedisUrlError, connection_config, is_lost};
+use crate::redis::{
+    AddressOptions, RedisUrl, RedisUrlError, connection_config, first_failure, is_lost,
+};
 use service_connection::error_chain::chain;
 
 /// Maximum number of unread messages that a server sent without a request. Later ones are dropped, as the server
@@ -220,7 +222,7 @@ impl RedisConnector {
 
     /// An error of a command.
     pub(super) fn error(&self, error: RedisError, what: &str) -> BrokerError {
-        let broker = self.place();
+        let (broker, error) = (self.place(), first_failure(error));
         if is_lost(&error) {
             return BrokerError::Unreachable {
                 broker,
@@ -318,6 +320,7 @@ impl Commands {
         match work(&mut connection).await {
             Ok(done) => Ok(done),
             Err(error) => {
+                let error = first_failure(error);
                 if is_lost(&error) || is_login_missing(&error) {
                     let mut state = self.state.lock().await;
                     if state.generation == generation {

@@ -123,7 +123,11 @@ impl Publisher {
         );
         let id = Uuid::new_v4().to_string();
         let deadline = (Instant::now() + within).into_std();
-        let attempt = || self.publish_once(publication, &id, &text);
+        let attempt = async || {
+            let published = self.publish_once(publication, &id, &text).await;
+            self.note(&published);
+            published
+        };
         let should_retry = |error: &BrokerError| match error {
             BrokerError::Unreachable { .. } => std::time::Instant::now() < deadline,
             // The server has no memory for now. The call waits, as for any broker that blocks publishers.
@@ -184,7 +188,6 @@ impl Publisher {
                 }
             })
             .await;
-        self.note(&published);
         match published? {
             // The next attempt finds the marker and waits again.
             Some(reached) if reached < self.replicas => Err(self
@@ -196,7 +199,7 @@ impl Publisher {
     }
 
     /// Remembers that the server has no memory, or has memory again.
-    fn note<T>(&self, published: &Result<T, BrokerError>) {
+    fn note(&self, published: &Result<(), BrokerError>) {
         let mut blocked = self.blocked.lock();
         match published {
             Err(BrokerError::Blocked { broker, reason }) if blocked.is_none() => {
@@ -207,7 +210,7 @@ impl Publisher {
                 );
                 *blocked = Some(reason.clone());
             }
-            Ok(_) if blocked.is_some() => {
+            Ok(()) if blocked.is_some() => {
                 *blocked = None;
                 tracing::info!("the broker accepts messages again");
             }

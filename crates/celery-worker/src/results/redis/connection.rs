@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use super::super::ResultError;
 use super::super::breaker::CircuitBreaker;
-use crate::redis::{Opened, RedisUrl, connection_config, is_lost};
+use crate::redis::{Opened, RedisUrl, connection_config, first_failure, is_lost};
 
 /// Time limit of one response and of one connection attempt.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -58,7 +58,7 @@ impl RedisConnection {
         self.breaker
             .pass(async {
                 let (mut connection, generation) = self.connection().await?;
-                match work(&mut connection).await {
+                match work(&mut connection).await.map_err(first_failure) {
                     Ok(done) => Ok(done),
                     Err(error) if is_lost(&error) => {
                         self.drop_connection(generation).await;
