@@ -40,7 +40,7 @@ pub use options::BrokerOptions;
 pub use propagation::{NoPropagation, TracePropagation};
 pub use queue_settings::{DelayedDelivery, ExchangeKind, QueueSettings, QueueType, TaskQueue};
 pub use reconnect::Reconnect;
-pub(crate) use sending::Sending;
+pub(crate) use sending::{RABBITMQ, Sending, messaging_system};
 pub use topology::{Binding, Declaration, Exchange, Queue, Route, TaskQueues};
 
 /// A message to publish.

@@ -5,26 +5,42 @@ use std::fmt;
 use tracing::Span;
 use tracing::field::Empty;
 
-use super::{Publication, TracePropagation};
+use super::{Broker, Publication, TracePropagation};
 
 /// Name of the operation in Python's instrumentation. The other names are from OpenTelemetry's conventions for
-/// messaging (RabbitMQ's part).
+/// messaging, with those for RabbitMQ if it is the broker.
 const OPERATION: &str = "apply_async";
 
 /// Exception class that kombu raises if publishing fails.
 const UNSENT: &str = "kombu.exceptions.OperationalError";
+
+/// RabbitMQ's value of `messaging.system`.
+pub(crate) const RABBITMQ: &str = "rabbitmq";
+
+/// Value of `messaging.system` for a broker.
+pub(crate) fn messaging_system(broker: &dyn Broker) -> &'static str {
+    match broker.transport() {
+        "amqp" => RABBITMQ,
+        other => other,
+    }
+}
 
 /// Span of a task's message from publishing to the broker's confirmation.
 pub(crate) struct Sending(Span);
 
 impl Sending {
     /// Starts the span, and writes it into the message's headers for the receiver.
-    pub(crate) fn begin(publication: &mut Publication, propagation: &dyn TracePropagation) -> Self {
+    pub(crate) fn begin(
+        publication: &mut Publication,
+        broker: &dyn Broker,
+        propagation: &dyn TracePropagation,
+    ) -> Self {
         let message = &publication.message;
         let header = |name: &str| {
             let value = message.headers.get(name);
             value.and_then(|value| value.as_str()).unwrap_or_default()
         };
+        let system = messaging_system(broker);
         let (exchange, key) = (&*publication.exchange, &*publication.routing_key);
         // Evaluated only if a layer wants the span.
         let span = tracing::debug_span!(
@@ -37,11 +53,11 @@ impl Sending {
             celery.task_name = header("task"),
             messaging.message.id = header("id"),
             messaging.destination = key,
-            messaging.system = "rabbitmq",
+            messaging.system = system,
             messaging.operation.type = "send",
             messaging.operation.name = OPERATION,
             messaging.destination.name = destination(exchange, key),
-            messaging.rabbitmq.destination.routing_key = key,
+            messaging.rabbitmq.destination.routing_key = (system == RABBITMQ).then_some(key),
             messaging.message.body.size = i64::try_from(message.body.len()).unwrap_or(i64::MAX),
             messaging.destination_kind = exchange.is_empty().then_some("queue"),
             celery.exchange = (!exchange.is_empty()).then_some(exchange),

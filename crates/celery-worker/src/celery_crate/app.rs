@@ -102,7 +102,11 @@ impl CrateBroker for Producer {
             mandatory: true,
             queue_lifetime: None,
         };
-        let sending = Sending::begin(&mut publication, &*self.producing.propagation);
+        let sending = Sending::begin(
+            &mut publication,
+            &*self.broker,
+            &*self.producing.propagation,
+        );
         let within = self.producing.within;
         let sent = self.broker.publish(&publication, within).await;
         // The crate's error type supports only lapin 2. The text with all causes is kept, and the kind of error states

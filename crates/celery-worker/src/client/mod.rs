@@ -449,17 +449,14 @@ impl Client {
     async fn publish(&self, outgoing: Outgoing) -> Result<(), BrokerError> {
         let options = &self.shared.options;
         let mut publication = self.shared.publisher.publication(outgoing);
-        let sending = Sending::begin(&mut publication, &*options.propagation);
-        let published = self
-            .shared
-            .broker
-            .publish(&publication, options.publish_timeout)
-            .await;
+        let broker = &*self.shared.broker;
+        let sending = Sending::begin(&mut publication, broker, &*options.propagation);
+        let published = broker.publish(&publication, options.publish_timeout).await;
         sending.end(&published);
         if published.is_ok()
             && let Some(event) = self.shared.publisher.sent_event(&publication)
         {
-            send_event(&*self.shared.broker, &event).await;
+            send_event(broker, &event).await;
         }
         published
     }

@@ -44,7 +44,8 @@ impl TaskProcessing<'_> {
             }
         }
         runtime.emit(request, &Event::TaskStarted(&request.message.id));
-        let span = span::begin(request, &runtime.hostname, &*runtime.config.propagation);
+        let (broker, propagation) = (&*runtime.broker, &*runtime.config.propagation);
+        let span = span::begin(request, &runtime.hostname, broker, propagation);
         let mut executing = pin!(async {
             let started = Instant::now();
             let (outcome, sent) = self.run().await;

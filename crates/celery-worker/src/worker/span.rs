@@ -9,7 +9,7 @@ use tracing::Span;
 use tracing::field::Empty;
 
 use super::request::Request;
-use crate::broker::{Disposition, TracePropagation};
+use crate::broker::{Broker, Disposition, RABBITMQ, TracePropagation, messaging_system};
 use celery_protocol::exception::Exception;
 use celery_protocol::isoformat;
 use celery_protocol::message::{Protocol, TaskMessage};
@@ -30,9 +30,15 @@ pub(super) fn adopt(span: &Span, request: &Request, propagation: &dyn TracePropa
 }
 
 /// Creates the span of an attempt; a disabled one, without cost, if nothing is traced.
-pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePropagation) -> Span {
+pub(super) fn begin(
+    request: &Request,
+    hostname: &str,
+    broker: &dyn Broker,
+    propagation: &dyn TracePropagation,
+) -> Span {
     let message = &request.message;
     let key = &*request.routing_key;
+    let system = messaging_system(broker);
     // Evaluated only if a layer wants the span.
     let span = tracing::debug_span!(
         "run",
@@ -47,11 +53,11 @@ pub(super) fn begin(request: &Request, hostname: &str, propagation: &dyn TracePr
         messaging.message.id = message.id,
         messaging.conversation_id = message.correlation_id,
         messaging.destination = key,
-        messaging.system = "rabbitmq",
+        messaging.system = system,
         messaging.operation.type = "process",
         messaging.operation.name = OPERATION,
         messaging.destination.name = destination(request),
-        messaging.rabbitmq.destination.routing_key = key,
+        messaging.rabbitmq.destination.routing_key = (system == RABBITMQ).then_some(key),
         messaging.message.conversation_id = message.correlation_id,
         messaging.message.body.size = i64::try_from(request.raw.body.len()).unwrap_or(i64::MAX),
         celery.reply_to = message.reply_to,

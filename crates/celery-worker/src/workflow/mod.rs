@@ -233,7 +233,7 @@ impl Workflow {
 
     async fn send(&self, outgoing: Outgoing, task_id: &str) -> Result<(), WorkflowError> {
         let mut publication = self.publisher.publication(outgoing);
-        let sending = Sending::begin(&mut publication, &*self.options.propagation);
+        let sending = Sending::begin(&mut publication, &*self.broker, &*self.options.propagation);
         let sent = self.publish(&publication, task_id).await;
         sending.end(&sent);
         sent
