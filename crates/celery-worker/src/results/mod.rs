@@ -230,7 +230,11 @@ pub fn open(
     let url = options.url.expose_secret();
     Ok(match Kind::of(url)? {
         Kind::Disabled => Arc::new(Disabled),
-        Kind::Rpc => Arc::new(Rpc::new(broker).persistent(options.persistent)),
+        Kind::Rpc => Arc::new(
+            Rpc::new(broker)
+                .persistent(options.persistent)
+                .expires(options.expires),
+        ),
         #[cfg(feature = "redis")]
         Kind::Redis => Arc::new(Redis::new(url, options)?),
         #[cfg(feature = "database")]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{ResultAccess, ResultBackend, ResultError};
+use super::{Expires, ResultAccess, ResultBackend, ResultError};
 use crate::broker::{Broker, Publication};
 use crate::offload::{is_large, offload};
 use celery_protocol::message::{JSON, TaskMessage};
@@ -15,9 +15,6 @@ use celery_protocol::{Properties, RawMessage};
 /// Time limit of one attempt to send.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Lifetime of an unread queue of results: Celery's `result_expires`.
-const RESULT_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
-
 /// Maximum length in bytes of a short string of AMQP 0-9-1, such as a routing key or a correlation id.
 const SHORT: usize = 255;
 
@@ -26,6 +23,8 @@ const SHORT: usize = 255;
 pub struct Rpc {
     broker: Arc<dyn Broker>,
     persistent: bool,
+    /// Lifetime of an unread queue of results; `None` for ever.
+    lifetime: Option<Duration>,
 }
 
 impl Rpc {
@@ -35,6 +34,7 @@ impl Rpc {
         Self {
             broker,
             persistent: false,
+            lifetime: lifetime(Expires::default()),
         }
     }
 
@@ -43,6 +43,19 @@ impl Rpc {
     pub fn persistent(self, persistent: bool) -> Self {
         Self { persistent, ..self }
     }
+
+    /// Sets the time after which unread results may be deleted, if the broker does not delete them with their caller.
+    #[must_use]
+    pub fn expires(self, expires: Expires) -> Self {
+        Self {
+            lifetime: lifetime(expires),
+            ..self
+        }
+    }
+}
+
+fn lifetime(expires: Expires) -> Option<Duration> {
+    (expires.results > 0).then(|| Duration::from_secs(expires.results))
 }
 
 #[async_trait]
@@ -59,7 +72,7 @@ impl ResultBackend for Rpc {
         if reply_to.len() > SHORT || message.correlation_id.len() > SHORT {
             tracing::warn!(
                 task_id = meta.task_id,
-                "the task's reply_to or correlation_id is longer than AMQP allows; its result is dropped"
+                "the task's reply_to or correlation_id is longer than 255 bytes; its result is dropped"
             );
             return Ok(());
         }
@@ -82,7 +95,7 @@ impl ResultBackend for Rpc {
             },
             declare: None,
             mandatory: false,
-            queue_lifetime: Some(RESULT_LIFETIME),
+            queue_lifetime: self.lifetime,
         };
         Ok(self
             .broker
