@@ -260,11 +260,10 @@ fn body(
         Some(_) => return Err(Malformed::Part("properties.body_encoding")),
     };
     let size = match is_base64 {
-        true => base64::decoded_len_estimate(text.len()),
+        true => decoded_size(&text),
         false => text.len(),
     };
-    // The estimate exceeds the size by at most two bytes.
-    if size > max_body.saturating_add(2) {
+    if size > max_body {
         return Ok((Vec::new(), Some(size)));
     }
     match is_base64 {
@@ -272,6 +271,12 @@ fn body(
         false => Ok(text.into_bytes()),
     }
     .map(|body| (body, None))
+}
+
+/// Size in bytes of what a base64 text stands for.
+fn decoded_size(text: &str) -> usize {
+    let padding = text.bytes().rev().take(2).filter(|b| *b == b'=').count();
+    (text.len() / 4 * 3).saturating_sub(padding)
 }
 
 #[cfg(test)]
