@@ -168,6 +168,7 @@ impl RemoteControl {
         let settings = &self.worker.config.settings;
         let broker = urls.first().and_then(|url| url::kombu(url).ok());
         let broker = broker.unwrap_or_default();
+        let transport = self.worker.broker.transport();
         json!({
             "total": *self.worker.totals(),
             "pid": std::process::id(),
@@ -189,10 +190,13 @@ impl RemoteControl {
                 "port": broker.port,
                 "insist": false,
                 "ssl": matches!(&*broker.scheme, "amqps" | "rediss"),
-                "transport": self.worker.broker.transport(),
+                "transport": match &*broker.scheme {
+                    scheme @ ("rediss" | "sentinel") => scheme,
+                    _ => transport,
+                },
                 "connect_timeout": settings["broker_connection_timeout"],
                 "transport_options": {},
-                "login_method": "PLAIN",
+                "login_method": (transport == "amqp").then_some("PLAIN"),
                 "uri_prefix": null,
                 "heartbeat": settings["broker_heartbeat"],
                 "failover_strategy": settings["broker_failover_strategy"].as_str().unwrap_or("round-robin"),

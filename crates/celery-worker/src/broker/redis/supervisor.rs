@@ -52,6 +52,7 @@ impl Supervisor {
         let (mut failed, mut was_connected) = (0, false);
         loop {
             self.liveness.tick();
+            panic_point!(Subscription);
             let connecting = feed.cancelled.run_until_cancelled(self.connector.connect());
             let error = match connecting.await {
                 None => break,
@@ -132,6 +133,7 @@ impl Supervisor {
                 return;
             }
             self.liveness.tick();
+            panic_point!(Subscription);
             tokio::select! {
                 _ = ticks.tick() => {}
                 // An error means that no queue can follow.
