@@ -5,31 +5,44 @@ themselves: they stop it, or ask it for all its workers. So the second process h
 in the same Redis.
 """
 
+import contextlib
 import os
 import shutil
 import signal
 
 import pytest
 
-from support import Broker, Deployment, RedisBroker, service
+from brokers import DURABLE, Broker, RedisBroker, RedisServer
+from support import Deployment, service
 
 
 def pytest_generate_tests(metafunc):
     """Runs the tests of a module on each of its BROKERS, except for those that are about RabbitMQ."""
     kinds = getattr(metafunc.module, "BROKERS", None)
     if kinds and "broker" in metafunc.fixturenames:
-        only = metafunc.definition.get_closest_marker("rabbitmq")
-        metafunc.parametrize("broker", ["rabbitmq"] if only else kinds, indirect=True, scope="session")
+        marked = metafunc.definition.get_closest_marker
+        if marked("rabbitmq"):
+            kinds = ["rabbitmq"]
+        if marked("stops_the_broker"):
+            kinds = [{"redis": "own-redis"}.get(kind, kind) for kind in kinds]
+        metafunc.parametrize("broker", kinds, indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def broker(request):
-    if getattr(request, "param", "rabbitmq") == "redis":
-        return RedisBroker()
+def broker(request, tmp_path_factory):
+    kind = getattr(request, "param", "rabbitmq")
+    if kind == "redis":
+        yield RedisBroker()
+        return
+    if kind == "own-redis":
+        server = RedisServer(tmp_path_factory.mktemp("redis"), *DURABLE)
+        yield server
+        server.stop()
+        return
     broker = Broker()
     # By policy, not by arguments, so that the queues are declared like those of any Celery worker.
     broker.ctl("set_policy", "test-dead", "_data_transfer$", '{"dead-letter-exchange":"%s"}' % Broker.DEAD)
-    return broker
+    yield broker
 
 
 @pytest.fixture(scope="session")
@@ -56,6 +69,33 @@ def shared_deployment(tmp_path_factory, bbcp, broker):
 
 
 @pytest.fixture
+def server(tmp_path):
+    """A Redis server of one test."""
+    (tmp_path / "redis").mkdir()
+    server = RedisServer(tmp_path / "redis", *DURABLE)
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Starts workers, which end with the test."""
+    processes = []
+
+    def run(start, *arguments, **more):
+        directory = tmp_path / f"worker{len(processes)}"
+        directory.mkdir()
+        processes.append(start(directory, *arguments, **more))
+        return processes[-1]
+
+    yield run
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.signal(signal.SIGCONT)
+        process.kill()
+
+
+@pytest.fixture
 def tell(request):
     """Prints a line in the test run's output, also if no test failed."""
     return lambda text: request.node.user_properties.append(("tells", text))
@@ -79,7 +119,8 @@ def pytest_configure(config):
         take_second_broker()
     elif worker != "gw0":
         raise pytest.UsageError("there are two brokers: no more than -n 2")
-    config.addinivalue_line("markers", "rabbitmq: the test needs RabbitMQ as the broker")
+    config.addinivalue_line("markers", "rabbitmq(why): the test is about RabbitMQ, because of this property")
+    config.addinivalue_line("markers", "stops_the_broker: the test needs a Redis of its own, not the shared one")
     config.addinivalue_line("markers", "timeout: limit of one test (pytest-timeout)")
     # The tests' children must be interruptible, even if this run was started with SIGINT ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,6 +16,8 @@ class Proxy:
         self.lock = threading.Lock()
         self.silent = False
         self.listener = None
+        self.lost = (b"", b"", 0)
+        self.losses = 0
         self.plug()
 
     def plug(self):
@@ -44,6 +46,11 @@ class Proxy:
             self.listener = None
         self._close_connections()
 
+    def lose_replies(self, request, reply, count):
+        """The next `count` times, a connection ends instead of forwarding a reply that contains `reply`, if an earlier
+        request of the connection contains `request`. `losses` counts them."""
+        self.lost = (request, reply, count)
+
     def _close_connections(self):
         with self.lock:
             for connection in self.connections:
@@ -66,10 +73,17 @@ class Proxy:
             with selectors.DefaultSelector() as ready:
                 ready.register(client, selectors.EVENT_READ, server)
                 ready.register(server, selectors.EVENT_READ, client)
+                is_marked = False
                 while True:
                     for key, _ in ready.select():
                         data = key.fileobj.recv(65536)
                         if not data:
+                            return
+                        request, reply, count = self.lost
+                        if self.losses < count and key.fileobj is client:
+                            is_marked = is_marked or request in data
+                        elif is_marked and self.losses < count and reply in data:
+                            self.losses += 1
                             return
                         if not self.silent:
                             key.data.sendall(data)

@@ -18,10 +18,6 @@ import time
 import uuid
 from pathlib import Path
 
-import amqp
-import kombu
-import redis
-from amqp.exceptions import NotFound
 from celery import Celery
 
 HERE = Path(__file__).resolve().parent
@@ -66,148 +62,6 @@ def clean_environment(**more):
 def sha256(path):
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---------------------------------------------------------------- the broker
-
-
-class BrokerClient:
-    """A broker as kombu sees it; each kind counts the messages of a queue in its own way (`unsettled`)."""
-
-    @contextlib.contextmanager
-    def channel(self):
-        with kombu.Connection(self.url) as connection, connection.channel() as channel:
-            yield channel
-
-    def get(self, queue):
-        """Takes one message off a queue: (body decoded from JSON, headers, properties), or None."""
-        with self.channel() as channel:
-            message = channel.basic_get(queue, no_ack=True)
-            if message is None:
-                return None
-            return json.loads(message.body), message.headers, self.properties(message)
-
-    def properties(self, message):
-        return message.properties
-
-    def all_settled(self, *queues):
-        for queue in queues:
-            until(lambda: self.unsettled(queue) == 0, f"{queue} is empty")
-
-
-class Broker(BrokerClient):
-    """The private RabbitMQ: its queues, raw messages, stop and start."""
-
-    DEAD = "test-dead"
-
-    #: Options of the broker for workers that are killed.
-    transport_options = {}
-
-    def __init__(self):
-        self.url = service("TEST_AMQP_URL")
-
-    def _declared(self, queue):
-        with self.channel() as channel:
-            try:
-                return channel.queue_declare(queue, passive=True)
-            except NotFound:
-                return None
-
-    def ready(self, queue):
-        """Number of messages that wait in a queue, without those that a worker holds."""
-        declared = self._declared(queue)
-        return declared.message_count if declared else 0
-
-    def consumers(self, queue):
-        declared = self._declared(queue)
-        return declared.consumer_count if declared else 0
-
-    def declare(self, queue):
-        """Declares a queue like a Celery producer, and a second queue for rejected messages."""
-        with self.channel() as channel:
-            channel.exchange_declare(queue, "direct", durable=True, auto_delete=False)
-            channel.queue_declare(queue, durable=True, auto_delete=False)
-            channel.queue_bind(queue, queue, queue)
-            channel.exchange_declare(self.DEAD, "direct", durable=True, auto_delete=False)
-            channel.queue_declare(f"{queue}.dead", durable=True, auto_delete=False)
-            channel.queue_bind(f"{queue}.dead", self.DEAD, queue)
-
-    def publish(self, queue, body, headers=None, **properties):
-        """Publishes one message exactly as given."""
-        with self.channel() as channel:
-            message = amqp.Message(body, application_headers=headers or {}, **properties)
-            channel.basic_publish(message, exchange="", routing_key=queue)
-
-    def unsettled(self, queue):
-        """Number of messages that wait or are held by a worker. Takes a second or two."""
-        listed = self.ctl("list_queues", "-q", "--no-table-headers", "name", "messages")
-        for line in listed.splitlines():
-            name, _, count = line.rpartition("\t")
-            if name == queue:
-                return int(count)
-        return 0
-
-    def delete(self, queue):
-        with self.channel() as channel:
-            channel.queue_delete(queue)
-            channel.queue_delete(f"{queue}.dead")
-            channel.exchange_delete(queue)
-
-    @staticmethod
-    def ctl(*args):
-        return subprocess.run(
-            [service("RABBITMQCTL"), *args], check=True, capture_output=True, text=True, timeout=60
-        ).stdout
-
-    @staticmethod
-    def power(action):
-        """Starts, stops or restarts the broker; returns when it is done."""
-        subprocess.run([service("TEST_RABBITMQ_CTL"), action], check=True, timeout=180)
-
-
-class RedisBroker(BrokerClient):
-    """The private Redis as the broker, in the database of the results."""
-
-    #: With these, a message of a worker that was killed returns soon. Python workers do not renew theirs.
-    transport_options = {"visibility_timeout": 3, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
-
-    #: The lists of a queue, by class of priority.
-    CLASSES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
-
-    def __init__(self):
-        self.url = service("TEST_REDIS_URL")
-        self.client = redis.Redis.from_url(self.url)
-
-    def _lists(self, queue):
-        return [queue + suffix for suffix in self.CLASSES]
-
-    def ready(self, queue):
-        return sum(self.client.llen(name) for name in self._lists(queue))
-
-    def consumers(self, queue):
-        """Number of workers that say that they consume a queue."""
-        with Celery(broker=self.url, set_as_current=False) as app:
-            nodes = app.control.inspect(timeout=0.5).active_queues() or {}
-        return sum(queue in (active["name"] for active in queues) for queues in nodes.values())
-
-    def declare(self, queue):
-        """A queue needs no declaration."""
-
-    def publish(self, queue, body, headers=None, content_type=None, content_encoding=None, priority=0, **properties):
-        with self.channel() as channel:
-            message = channel.prepare_message(body, priority, content_type, content_encoding, headers or {}, properties)
-            channel.basic_publish(message, exchange="", routing_key=queue)
-
-    def properties(self, message):
-        return message.properties | {"content_type": message.content_type}
-
-    def unsettled(self, queue):
-        entries = (json.loads(entry) for entry in self.client.hvals("unacked"))
-        held = sum(message["properties"]["delivery_info"]["routing_key"] == queue for message, _, _ in entries)
-        return self.ready(queue) + held
-
-    def delete(self, queue):
-        self.client.delete(*self._lists(queue))
 
 
 # ---------------------------------------------------------------- workers
@@ -284,18 +138,22 @@ def tasks_worker(directory, queue, broker, backend, *flags, variables=None, **se
     return worker.says("worker ready")
 
 
-def python_worker(directory, queue, broker, backend, *flags, pool="solo", settings=None):
-    """A real Celery worker, see peer.py; `settings` are further settings of Celery."""
+def python_worker(
+    directory, queue, broker, backend, *flags, pool="solo", settings=None, mingle=False, gossip=False, asks=True
+):
+    """A real Celery worker, see peer.py; `settings` are further settings of Celery. Without `asks` the caller waits."""
+    flags = [*(() if mingle else ["--without-mingle"]), *(() if gossip else ["--without-gossip"]), *flags]
     worker = Process(
         [sys.executable, "-m", "celery", "-A", "peer", "worker", "-Q", queue, "-n", f"peer-{queue}@%h"]
-        + ["-P", pool, "-l", "INFO", "--without-mingle", "--without-gossip", *flags],
+        + ["-P", pool, "-l", "INFO", *flags],
         directory / f"peer-{queue}.log",
         cwd=HERE,
         env=clean_environment(
             CELERY_BROKER_URL=broker.url, CELERY_RESULT_BACKEND=backend, PEER_SETTINGS=json.dumps(settings or {})
         ),
     )
-    until(lambda: broker.consumers(queue) or not worker.running(), "the Python worker listens", 60)
+    if asks:
+        until(lambda: broker.consumers(queue) or not worker.running(), "the Python worker listens", 60)
     assert worker.running(), worker.log()
     return worker
 

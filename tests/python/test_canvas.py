@@ -321,7 +321,7 @@ def test_a_worker_that_dies_in_a_chord(tmp_path, workers):
         workers.broker.delete(queue)
 
 
-@pytest.mark.rabbitmq
+@pytest.mark.stops_the_broker
 def test_follow_up_tasks_wait_for_the_broker(tmp_path, workers):
     """A task ends while the broker is unreachable: its callback is sent once, when the broker is reachable again."""
     queue = f"away{uuid.uuid4().hex[:8]}"

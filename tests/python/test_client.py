@@ -11,6 +11,8 @@ from support import python_worker, service
 
 pytestmark = pytest.mark.timeout(240)
 
+BROKERS = ["rabbitmq", "redis"]
+
 
 def backends(tmp_path):
     return {

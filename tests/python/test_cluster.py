@@ -8,13 +8,15 @@ import sys
 import uuid
 
 import pytest
-from kombu import Exchange
+from celery.events.event import get_exchange
 
 from support import KINDS, Workers, backend_url, clean_environment, tasks_worker, until
 from test_control import events
 from test_tasks import ended, only
 
 pytestmark = pytest.mark.timeout(180)
+
+BROKERS = ["rabbitmq", "redis"]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +203,8 @@ def test_revoked_by_a_stamp(idle, workers):
 
 def test_an_election_is_answered(workers):
     with events(workers.app) as seen, workers.app.connection() as connection:
-        producer = connection.Producer(exchange=Exchange("celeryev", "topic"))
+        # A topic exchange on RabbitMQ, a fanout exchange on Redis.
+        producer = connection.Producer(exchange=get_exchange(connection))
         election = str(uuid.uuid4())
         producer.publish(
             {

@@ -5,11 +5,12 @@ import uuid
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
 
-import amqp
 import pytest
 from celery import Celery
 
 from support import backend_url, tasks_worker, until
+
+BROKERS = ["rabbitmq", "redis"]
 
 COMPRESSIONS = ["gzip", "zlib", "bzip2", "lzma", "brotli", "zstd"]
 MOMENT = datetime(2026, 11, 24, 4, 13, 55, 482591, tzinfo=timezone.utc)
@@ -96,17 +97,14 @@ def test_a_retry_sends_everything_again(tmp_path, broker):
             "x-death": [{"count": 1}],
         }
         body = json.dumps([[1, 3600], {}, {"callbacks": None, "chain": []}])
-        sent = amqp.Message(
-            body,
-            application_headers=headers,
+        broker.publish(
+            *(listener.queue, body, headers),
             content_type="application/json",
             content_encoding="utf-8",
             priority=3,
             reply_to="no-client",
             correlation_id="another",
         )
-        with broker.channel() as channel:
-            channel.basic_publish(sent, exchange="", routing_key=listener.queue)
         until(lambda: state(listener, task_id) == "RETRY", "the task is retried")
         # The worker holds the message for the next run until it stops.
         listener.worker.stop()

@@ -26,10 +26,10 @@ def node_of(worker):
     return json.loads(ready)["hostname"]
 
 
-def celery(deployment, *arguments):
+def celery(broker, *arguments):
     """Celery's own command line; its standard output."""
     done = subprocess.run(
-        [sys.executable, "-m", "celery", "-b", deployment.broker.url, *arguments],
+        [sys.executable, "-m", "celery", "-b", broker.url, *arguments],
         env=clean_environment(),
         capture_output=True,
         text=True,
@@ -68,7 +68,7 @@ def types(seen, **fields):
 
 def test_the_command_line(deployment):
     node = node_of(deployment.worker())
-    status = celery(deployment, "status")
+    status = celery(deployment.broker, "status")
     assert f"{node}: OK" in status, status
     for command, text in {
         "ping": "pong",
@@ -83,10 +83,10 @@ def test_the_command_line(deployment):
         "scheduled": "- empty -",
         "revoked": "- empty -",
     }.items():
-        shown = celery(deployment, "inspect", command, "-d", node)
+        shown = celery(deployment.broker, "inspect", command, "-d", node)
         assert node in shown and text in shown, shown
     address = urlsplit(deployment.broker.url)
-    assert f"{address.hostname}:{address.port}" in celery(deployment, "inspect", "conf", "-d", node)
+    assert f"{address.hostname}:{address.port}" in celery(deployment.broker, "inspect", "conf", "-d", node)
 
 
 def test_running_and_waiting_tasks_are_listed(deployment):

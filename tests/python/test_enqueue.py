@@ -9,6 +9,8 @@ import pytest
 
 from support import REPO, clean_environment, service
 
+BROKERS = ["rabbitmq", "redis"]
+
 
 @pytest.fixture(params=["python", "rust"])
 def enqueue(request, deployment, broker):
@@ -87,8 +89,9 @@ def test_without_an_answer_it_fails(deployment, enqueue):
     assert "1" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_no_broker(enqueue):
-    done = enqueue("transfer_files_bbcp", "--id", 42, broker_url="amqp://guest:geheim@127.0.0.1:1//")
+def test_no_broker(enqueue, broker):
+    scheme = broker.url.partition(":")[0]
+    done = enqueue("transfer_files_bbcp", "--id", 42, broker_url=f"{scheme}://guest:geheim@127.0.0.1:1//")
     assert done.returncode == 1
     assert "Traceback" not in done.stderr and "panicked" not in done.stderr
     assert "127.0.0.1:1" in done.stderr

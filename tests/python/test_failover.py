@@ -10,10 +10,10 @@ import pytest
 import redis
 from celery import Celery
 
+from brokers import RedisServer
+from redis_site import SWEEPING, nothing_is_held, options, queue_name
 from support import Process, backend_url, python_worker, tasks_worker, until
-from test_redis_broker import SWEEPING, Server, nothing_is_held, options, queue_name, run
 
-__all__ = ["run"]
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -49,13 +49,13 @@ class Pair:
     """A master and its replica, watched by a sentinel."""
 
     #: As clients address it.
-    transport_options = Server.transport_options | {"master_name": MASTER}
+    transport_options = RedisServer.transport_options | {"master_name": MASTER}
 
     def __init__(self, directory):
         self.servers = []
         for name in ("one", "two"):
             (directory / name).mkdir()
-            self.servers.append(Server(directory / name, "--appendonly", "yes", "--repl-diskless-sync-delay", "0"))
+            self.servers.append(RedisServer(directory / name, "--appendonly", "yes", "--repl-diskless-sync-delay", "0"))
         one, two = self.servers
         two.client.replicaof("127.0.0.1", one.port)
         until(lambda: two.client.info("replication")["master_link_status"] == "up", "the replica follows")
@@ -138,7 +138,7 @@ def test_the_next_server_of_a_list_is_used(tmp_path, run, strategy):
     servers = []
     for name in ("one", "two", "replica"):
         (tmp_path / name).mkdir()
-        servers.append(Server(tmp_path / name))
+        servers.append(RedisServer(tmp_path / name))
     one, two, replica = servers
     try:
         replica.client.replicaof("127.0.0.1", one.port)
@@ -173,7 +173,7 @@ def test_the_next_server_of_a_list_is_used(tmp_path, run, strategy):
 
 def test_each_broker_of_a_list_is_checked(deployment, tmp_path):
     (tmp_path / "redis").mkdir()
-    server = Server(tmp_path / "redis", "--appendonly", "yes")
+    server = RedisServer(tmp_path / "redis", "--appendonly", "yes")
     try:
         for urls, verdict in {
             f"{server.url};redis://127.0.0.1:1/0": "yellow",

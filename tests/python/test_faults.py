@@ -23,6 +23,8 @@ from variants import OnPostgres, OwnBbcp, RealBbcp
 
 pytestmark = pytest.mark.timeout(280)
 
+BROKERS = ["rabbitmq", "redis"]
+
 SIZE = MB
 
 # ---------------------------------------------------------------- expectations
@@ -197,7 +199,7 @@ class Case:
         if not any(worker.running() for worker in self.workers):
             self.worker().says("worker ready")
         for _ in range(5):
-            until(lambda: not broker.ready(queue), "the queue is empty", 20 * patience)
+            until(lambda: broker.is_drained(queue), "the queue is empty", 20 * patience)
             for worker in self.workers:
                 if worker.running():
                     until(lambda: idle(worker), "the worker is idle", 20 * patience)

@@ -1,15 +1,17 @@
 """Messages that would end a connection or the process: each is settled, and later messages run."""
 
 import json
+import signal
 import time
 import uuid
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-import amqp
 import pytest
 
 from support import backend_url, tasks_worker, until
+
+BROKERS = ["rabbitmq", "redis"]
 
 # A byte that is not UTF-8.
 ODD = b"caf\x8d"
@@ -29,10 +31,9 @@ def task(name="tasks.add", args=(1, 2), embed=None, **headers):
     return headers, json.dumps([args, {}, embed or {}])
 
 
-def send(channel, queue, headers, body, **properties):
-    message = amqp.Message(body.encode(), application_headers=headers, content_type="application/json", content_encoding="utf-8")
-    message.properties.update(properties)
-    channel.basic_publish(message, exchange="", routing_key=queue)
+def send(broker, channel, queue, headers, body, **properties):
+    properties = {"content_type": "application/json", "content_encoding": "utf-8"} | properties
+    broker.send(channel, queue, body, headers, **properties)
     return headers["id"]
 
 
@@ -46,6 +47,7 @@ def ran(worker, task_id):
     return logged(worker, task_id, "task succeeded")
 
 
+@pytest.mark.rabbitmq("texts of AMQP")
 def test_names_that_are_not_utf8(tmp_path, broker, queue):
     """AMQP requires UTF-8 in short strings; RabbitMQ checks only names of exchanges, queues and routing keys."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
@@ -58,14 +60,14 @@ def test_names_that_are_not_utf8(tmp_path, broker, queue):
                 {},
             ):
                 headers, body = task()
-                sent.append(send(channel, queue, headers, body, **properties))
+                sent.append(send(broker, channel, queue, headers, body, **properties))
             headers, body = task()
-            sent.append(send(channel, queue, headers | {ODD: 1, "inner": {ODD: [{ODD: None}]}}, body))
+            sent.append(send(broker, channel, queue, headers | {ODD: 1, "inner": {ODD: [{ODD: None}]}}, body))
             headers, body = task()
-            refused = send(channel, queue, headers, body, content_type=ODD)
+            refused = send(broker, channel, queue, headers, body, content_type=ODD)
             # A valid message behind all of these.
             headers, body = task()
-            sent.append(send(channel, queue, headers, body))
+            sent.append(send(broker, channel, queue, headers, body))
         until(lambda: all(ran(worker, task_id) for task_id in sent), "every task is run", log=worker.log)
         until(lambda: broker.ready(f"{queue}.dead") == 1, "the one of an unknown content type is dead-lettered")
         assert not ran(worker, refused)
@@ -80,27 +82,28 @@ def test_names_that_are_not_utf8(tmp_path, broker, queue):
 
 
 def test_bodies_above_the_limit(tmp_path, broker, queue):
-    """Bodies above the limit are dropped while they arrive: the worker holds none of them and logs each size."""
+    """Bodies above the limit are dropped, with RabbitMQ while they arrive: the worker holds none of them and logs each size."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2", "--prefetch-multiplier", "50")
     try:
         with broker.channel() as channel:
             headers, _ = task()
-            send(channel, queue, headers, "x" * 4)  # memory that grows with the first message is allocated now
+            send(broker, channel, queue, headers, "x" * 4)  # memory that grows with the first message is allocated now
             broker.all_settled(queue)
             before = peak_mb(worker.pid)
             for _ in range(10):
                 headers, _ = task()
-                send(channel, queue, headers, "x" * 20_000_000)
+                send(broker, channel, queue, headers, "x" * 20_000_000)
             headers, body = task()
-            behind = send(channel, queue, headers, body)
+            behind = send(broker, channel, queue, headers, body)
         until(lambda: ran(worker, behind), "what stands behind them is run", 60, log=worker.log)
-        until(lambda: broker.ready(f"{queue}.dead") == 10, "they are dead-lettered")
+        if broker.has_dead_letters:
+            until(lambda: broker.ready(f"{queue}.dead") == 10, "they are dead-lettered")
+            with broker.channel() as channel:
+                assert len(channel.basic_get(f"{queue}.dead", no_ack=True).body) == 20_000_000
+        broker.all_settled(queue)
         assert worker.log().count("body of 20000000 bytes is above celery.max_body_bytes (4194304)") == 10
-        assert peak_mb(worker.pid) < before + 10
-        message = None
-        with broker.channel() as channel:
-            message = channel.basic_get(f"{queue}.dead", no_ack=True)
-        assert len(message.body) == 20_000_000
+        # Redis sends a message as a whole, in base64; it is copied a few times while it is read.
+        assert peak_mb(worker.pid) < before + (10 if broker.has_amqp else 200)
     finally:
         worker.stop()
 
@@ -119,29 +122,33 @@ def compact(args):
 
 def test_large_messages_with_an_eta(tmp_path, broker, queue):
     """Large messages with an `eta` stay with the broker, delay no later message, and run at their time."""
+    # With Redis, the worker itself returns them when it ends.
+    count = 30 if broker.has_amqp else 8
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), "-c", "2")
     try:
         with broker.channel() as channel:
             headers, _ = task("tasks.echo", eta=in_future(seconds=3))
-            soon = send(channel, queue, headers, compact([[1] * 20_000]))
+            soon = send(broker, channel, queue, headers, compact([[1] * 20_000]))
             body = compact([HEAVY])
-            for _ in range(30):
+            for _ in range(count):
                 headers, _ = task("tasks.echo", eta=in_future(days=365))
-                send(channel, queue, headers, body)
+                send(broker, channel, queue, headers, body)
             headers, body = task()
             sent = time.monotonic()
-            behind = send(channel, queue, headers, body)
+            behind = send(broker, channel, queue, headers, body)
         until(lambda: ran(worker, behind), "what stands behind them is run", 60, log=worker.log)
         took = time.monotonic() - sent
         print(f"\nwaited for {took:.2f} s, {peak_mb(worker.pid):.0f} MB")
         until(lambda: ran(worker, soon), "the one that is due is run", log=worker.log)
-        until(lambda: worker.log().count("stays with the broker") >= 31, "all have come", log=worker.log)
-        assert broker.unsettled(queue) == 30
+        until(lambda: worker.log().count("stays with the broker") > count, "all have come", log=worker.log)
+        until(lambda: broker.unsettled(queue) == count, "that one is settled")
         assert peak_mb(worker.pid) < 150
+        worker.signal(signal.SIGTERM)
+        assert worker.ended() == 0
     finally:
         worker.stop()
     # The broker still has them, complete.
-    assert broker.ready(queue) == 30
+    assert broker.ready(queue) == count
     with broker.channel() as channel:
         assert len(channel.basic_get(queue, no_ack=True).body) > 4_000_000
 

@@ -20,6 +20,8 @@ MEMORY_KIB = 12 * 1024
 
 pytestmark = pytest.mark.timeout(120 + 4 * NOISE_SECONDS)
 
+BROKERS = ["rabbitmq", "redis"]
+
 # Failure of the double: the recorded error of the attempt, or None if the file is good.
 LOCAL = {
     "corrupt:1000": "checksum_mismatch",

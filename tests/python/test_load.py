@@ -1,5 +1,5 @@
 """A classic, a quorum and a priority queue on one worker, and the broker restarted under load: nothing lost, every task's
-effect once, memory flat.
+effect once, memory flat. Redis has one kind of queue.
 
 `LOAD_TASKS` sets the number of tasks; the default is for CI.
 """
@@ -15,6 +15,8 @@ from kombu import Exchange, Queue
 from support import backend_url, tasks_worker, until
 
 pytestmark = pytest.mark.timeout(180)
+
+BROKERS = ["rabbitmq", "own-redis"]
 
 TASKS = int(os.environ.get("LOAD_TASKS", "1500"))
 

@@ -5,6 +5,8 @@ import sqlite3
 
 from support import MB, TRANSFER, Deployment, Process, clean_environment, service, until
 
+BROKERS = ["rabbitmq", "redis"]
+
 
 def test_schedules_what_is_pending(deployment, broker):
     """Exactly one message for each transfer, in a form that Celery's own tools can show."""
@@ -109,10 +111,10 @@ def test_the_loop(deployment):
     assert [process.ended() for process in deployment.processes] == [0, 0]
 
 
-def test_signals_end_it_with_celerys_codes(deployment):
+def test_signals_end_it_with_celerys_codes(deployment, broker):
     """TERM: 0, INT: 1. The same while it still waits for its servers, as in a worker."""
     running = (["manager"], {}, "pass finished")
-    away = {"CCAT_DATA_TRANSFER_CELERY__BROKER_URL": "amqp://127.0.0.1:1//"}
+    away = {"CCAT_DATA_TRANSFER_CELERY__BROKER_URL": f"{broker.url.partition(':')[0]}://127.0.0.1:1//"}
     waiting = (["manager", "--wait-for=300"], away, "waiting for a server")
     waiting_worker = (["worker", "--wait-for=300", "-Q", deployment.queue], away, "waiting for a server")
     started = []
@@ -140,6 +142,7 @@ def test_a_dead_workers_transfer_is_recovered(deployment, broker):
     deployment.schedule()
     deployment.mid_copy()
     worker.kill()
+    broker.redeliver(deployment.queue)
     until(lambda: broker.ready(deployment.queue), "the message is back")
     assert broker.get(deployment.queue)
     deployment.double()

@@ -9,6 +9,8 @@ import pytest
 from support import Deployment, Process, clean_environment, service, until
 from test_operators import Terminal
 
+BROKERS = ["rabbitmq", "redis"]
+
 # Characters that a terminal executes: clear the screen, set its title, also by a control character of 8 bits; another
 # line; and characters that reverse the direction of writing.
 EVIL = "x\x1b[2J\x1b]0;gone\x07\u009b2J\r\nERROR forged \u202egpj\u2066"

@@ -1,12 +1,9 @@
 """Queues and the connection: a long task, a silent broker, and a quorum queue."""
 
 import json
-import os
-import signal
 import time
 import types
 import uuid
-from pathlib import Path
 
 import pytest
 from celery import Celery
@@ -15,6 +12,8 @@ from kombu import Exchange, Queue
 from support import Process, backend_url, clean_environment, service, tasks_worker, until
 
 pytestmark = pytest.mark.timeout(180)
+
+BROKERS = ["rabbitmq", "own-redis"]
 
 RECONNECTS = "no connection to the broker"
 
@@ -33,6 +32,7 @@ def app(broker):
     app.close()
 
 
+@pytest.mark.rabbitmq("consumer_timeout")
 def test_a_task_longer_than_consumer_timeout(tmp_path, broker, app, queue):
     """The broker closes one channel, delivers again, and the redelivery joins the running task."""
 
@@ -62,16 +62,12 @@ def test_a_task_longer_than_consumer_timeout(tmp_path, broker, app, queue):
 
 
 def test_a_silent_broker(tmp_path, broker, app, queue):
-    """No byte arrives any more, and the connection is not closed: heartbeats detect the loss."""
+    """No byte arrives any more, and the connection is not closed: heartbeats, or replies that are late, detect the loss."""
     worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"), broker_heartbeat=2)
-    pid = int(Path(service("TEST_RABBITMQ_CTL")).with_name("pid").read_text())
-    os.kill(pid, signal.SIGSTOP)
-    try:
+    with broker.frozen():
         # Every connection has its own heartbeats; this is the relevant connection.
         lost = lambda line: RECONNECTS in line and '"purpose":"tasks"' in line
         until(lambda: any(map(lost, worker.log().splitlines())), "the loss is seen", 30)
-    finally:
-        os.kill(pid, signal.SIGCONT)
     worker.says("connected to the broker again", 60)
     assert app.send_task("tasks.add", [1, 2], queue=queue).get(timeout=30) == 3
     worker.stop()
@@ -126,6 +122,7 @@ app.conf.task_queues = [
 TASK_QUEUES = '{delayed = {exchange_type = "topic", arguments = {"x-queue-type" = "quorum"}}}'
 
 
+@pytest.mark.rabbitmq("quorum queues")
 def test_delayed_delivery_as_python_lays_it_out(tmp_path, broker, vhosts):
     python_vhost, rust_vhost = vhosts
     (tmp_path / "quorum_app.py").write_text(PYTHON_APP)

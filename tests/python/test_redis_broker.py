@@ -6,95 +6,22 @@ Some tests have a server of their own, which they stop, freeze or fill.
 import collections
 import contextlib
 import json
+import os
 import signal
-import socket
-import subprocess
-import uuid
+import threading
+import time
 
 import pytest
 import redis
-from celery import Celery
 
-from support import TRANSFER, Process, RedisBroker, backend_url, python_worker, tasks_worker, until
-from test_control import events
+from redis_site import SWEEPING, app_of, is_running, nothing_is_held, options, queue_name, starts
+from support import backend_url, python_worker, tasks_worker, until
+from test_control import celery, events
 
 pytestmark = pytest.mark.timeout(180)
 
-BROKERS = ["redis"]
-
-#: Options of Python for workers that return messages of others after three seconds.
-SWEEPING = {"broker_transport_options": RedisBroker.transport_options}
-
-
-def options(**more):
-    """Keys of [celery] for a worker whose messages return after three seconds."""
-    return {f"broker_transport_options__{k}": v for k, v in RedisBroker.transport_options.items()} | more
-
-
-class Server(RedisBroker):
-    """A Redis server of one test."""
-
-    def __init__(self, directory, *arguments):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.directory, self.url = directory, f"redis://127.0.0.1:{self.port}/0"
-        self.command = ["redis-server", "--port", self.port, "--dir", directory, "--save", "", *arguments]
-        self.client = redis.Redis.from_url(self.url)
-        self.start()
-
-    def start(self):
-        self.process = Process(self.command, self.directory / "redis.log")
-        until(self.answers, "Redis answers", log=self.process.log)
-
-    def answers(self):
-        with contextlib.suppress(redis.ConnectionError, redis.BusyLoadingError):
-            return self.client.ping()
-
-
-@pytest.fixture
-def server(tmp_path):
-    (tmp_path / "redis").mkdir()
-    server = Server(tmp_path / "redis", "--appendonly", "yes", "--appendfsync", "always")
-    yield server
-    with contextlib.suppress(ProcessLookupError):
-        server.process.signal(signal.SIGCONT)
-    server.process.stop()
-
-
-@pytest.fixture
-def run(tmp_path):
-    """Starts workers, which end with the test."""
-    processes = []
-
-    def run(start, *arguments, **more):
-        directory = tmp_path / f"worker{len(processes)}"
-        directory.mkdir()
-        processes.append(start(directory, *arguments, **more))
-        return processes[-1]
-
-    yield run
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            process.signal(signal.SIGCONT)
-        process.kill()
-
-
-@contextlib.contextmanager
-def app_of(broker):
-    with Celery(broker=broker.url, backend=broker.url, set_as_current=False) as app:
-        yield app
-
-
-def starts(seen, result):
-    return sum(event["type"] == "task-started" and event.get("uuid") == result.id for event in seen)
-
-
-def queue_name():
-    return f"r{uuid.uuid4().hex[:8]}"
-
-
-def nothing_is_held(broker):
-    until(lambda: (broker.client.hlen("unacked"), broker.client.zcard("unacked_index")) == (0, 0), "nothing is held")
+#: Number of tasks of the test with two workers of each kind.
+TASKS = int(os.environ.get("REDIS_TASKS", "2000"))
 
 
 def test_a_long_task_and_a_late_one_start_once(server, run):
@@ -113,15 +40,15 @@ def test_a_long_task_and_a_late_one_start_once(server, run):
 
 
 def test_messages_of_a_killed_python_worker_are_run(server, run):
-    """No Python program is left that would return them."""
+    """It held ten, one of which it ran, and no Python program is left that would return them."""
     queue = queue_name()
     with app_of(server) as app:
-        peer = run(python_worker, queue, server, server.url, settings=SWEEPING)
-        result = app.send_task("tasks.sleep", [1], queue=queue)
-        until(lambda: server.client.hlen("unacked"), "the Python worker holds it")
+        peer = run(python_worker, queue, server, server.url, "-c", "1", "--prefetch-multiplier", "10", pool="prefork", settings=SWEEPING)
+        results = [app.send_task("tasks.sleep", [1], queue=queue) for _ in range(10)]
+        until(lambda: server.client.hlen("unacked") == 10 and is_running(results[0]), "the Python worker holds them")
         peer.kill()
-        run(tasks_worker, queue, server, server.url, **options())
-        assert result.get(timeout=20) == 1
+        run(tasks_worker, queue, server, server.url, "-c", "10", **options())
+        assert [result.get(timeout=20) for result in results] == [1] * 10
     nothing_is_held(server)
 
 
@@ -130,7 +57,7 @@ def test_messages_of_a_killed_worker_of_ours_are_run_by_python(server, run):
     with app_of(server) as app:
         worker = run(tasks_worker, queue, server, server.url, **options(task_acks_late="true"))
         result = app.send_task("tasks.sleep", [2], queue=queue)
-        until(lambda: result.state in ("STARTED", "PROGRESS"), "it runs")
+        until(lambda: is_running(result), "it runs")
         worker.kill()
         run(python_worker, queue, server, server.url, settings=SWEEPING)
         assert result.get(timeout=30) == 2
@@ -139,18 +66,24 @@ def test_messages_of_a_killed_worker_of_ours_are_run_by_python(server, run):
 
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_frozen_worker_loses_nothing(server, run, busy):
-    """Messages arrive while the worker is frozen; it is killed before it has seen them."""
-    queue = queue_name()
+    """Messages arrive while the worker is frozen, before and after it has taken some; then it is killed."""
+    queue, count = queue_name(), 1000
     with app_of(server) as app:
-        worker = run(tasks_worker, queue, server, server.url, "-c", "2", **options())
+        killed = run(tasks_worker, queue, server, server.url, "-c", "2", **options())
         if busy:
             app.send_task("tasks.sleep", [60], queue=queue)
             until(lambda: server.ready(queue) == 0, "it is busy")
-        worker.signal(signal.SIGSTOP)
-        results = [app.send_task("tasks.add", [n, 1], queue=queue) for n in range(200)]
-        worker.kill()
-        run(tasks_worker, queue, server, server.url, "-c", "8", **options())
-        assert [result.get(timeout=60) for result in results] == [n + 1 for n in range(200)]
+        results = []
+        for n in range(count):
+            if n == count // 4:
+                killed.signal(signal.SIGSTOP)
+            results.append(app.send_task("tasks.add", [n, 1], queue=queue))
+        killed.kill()
+        other = run(tasks_worker, queue, server, server.url, "-c", "8", **options())
+        assert [result.get(timeout=60) for result in results] == [n + 1 for n in range(count)]
+        ran = collections.Counter(task for worker in (killed, other) for task in succeeded(worker, "tasks.add"))
+        # The killed worker may have run the tasks whose messages it had not settled yet.
+        assert set(ran) == {result.id for result in results} and ran.total() <= count + 2, ran.most_common(3)
 
 
 def test_killed_connections_are_opened_again(server, run):
@@ -175,10 +108,10 @@ def test_a_restarted_server_has_the_held_messages(server, run):
     queue = queue_name()
     results = backend_url("redis")
     worker = run(tasks_worker, queue, server, results, "-c", "2", **options(task_acks_late="true"))
-    with Celery(broker=server.url, backend=results, set_as_current=False) as app:
+    with app_of(server, results) as app:
         running = [app.send_task("tasks.sleep", [4], queue=queue) for _ in range(2)]
         waiting = app.send_task("tasks.add", [1, 1], queue=queue)
-        until(lambda: all(result.state in ("STARTED", "PROGRESS") for result in running), "they run")
+        until(lambda: all(map(is_running, running)), "they run")
         server.process.kill()
         server.start()
         assert [result.get(timeout=30) for result in running] == [4, 4]
@@ -192,7 +125,7 @@ def test_a_frozen_server_is_noticed(server, run):
     worker = run(tasks_worker, queue, server, server.url, "-c", "2")
     with app_of(server) as app:
         running = app.send_task("tasks.sleep", [5], queue=queue)
-        until(lambda: running.state in ("STARTED", "PROGRESS"), "it runs")
+        until(lambda: is_running(running), "it runs")
         server.process.signal(signal.SIGSTOP)
         worker.says("no connection to the broker", 30)
         server.process.signal(signal.SIGCONT)
@@ -205,85 +138,152 @@ def test_a_full_server_loses_nothing(server, run):
     """Acknowledgements work, publishing waits, and what waited is run."""
     queue = queue_name()
     worker = run(tasks_worker, queue, server, backend_url("redis"), "-c", "2")
-    with Celery(broker=server.url, backend=backend_url("redis"), set_as_current=False) as app:
+    with app_of(server, backend_url("redis")) as app:
         results = [app.send_task("tasks.sleep", [1], queue=queue) for _ in range(6)]
-        until(lambda: results[0].state in ("STARTED", "PROGRESS"), "the first runs")
+        until(lambda: is_running(results[0]), "the first runs")
+        retried = app.send_task("tasks.retry", [1, 0.1], queue=queue)
         server.client.config_set("maxmemory", 1)
         assert [result.get(timeout=30) for result in results] == [1] * 6
+        worker.says("nothing is published until the broker has memory again")
+        assert not retried.ready()
+        with pytest.raises(Exception, match="OOM|maxmemory"):
+            app.send_task("tasks.add", [1, 1], queue=queue, retry=False)
         server.client.config_set("maxmemory", 0)
-        assert app.send_task("tasks.add", [1, 1], queue=queue).get(timeout=20) == 2
+        worker.says("the broker accepts messages again")
+        assert retried.get(timeout=20) == 1
     assert worker.running()
     nothing_is_held(server)
 
 
-def test_workers_of_both_kinds_share_a_queue(server, run):
+def test_a_busy_server_runs_nothing_twice(server, run):
+    """It answers to nobody for longer than the time limit of an answer, and then to all requests."""
+    server.power("stop")
+    server.command += ["--enable-debug-command", "local"]
+    server.power("start")
     queue = queue_name()
-    names = [queue_name() for _ in range(2)]
-    for name in names:
-        run(tasks_worker, f"{queue},{name}", server, server.url, "-c", "4", "--prefetch-multiplier", "4")
-    run(python_worker, queue, server, server.url, "-E", "-c", "2", pool="prefork")
+    worker = run(tasks_worker, queue, server, backend_url("redis"), "-c", "4", **options())
+    with app_of(server, backend_url("redis")) as app:
+        results = [app.send_task("tasks.sleep", [0.2], queue=queue) for _ in range(60)]
+        until(lambda: results[0].state != "PENDING", "the first runs")
+        with contextlib.suppress(redis.TimeoutError):
+            server.client.execute_command("DEBUG", "SLEEP", "7")
+        assert [result.get(timeout=60) for result in results] == [0.2] * 60
+    assert collections.Counter(succeeded(worker, "tasks.sleep")).total() == 60
+    nothing_is_held(server)
+
+
+def test_workers_of_both_kinds_share_a_queue(server, run, tell):
+    queue = queue_name()
+    ours = [run(tasks_worker, f"{queue},{queue_name()}", server, server.url, "-c", "4", "--prefetch-multiplier", "4") for _ in range(2)]
+    for n in range(2):
+        run(python_worker, queue, server, server.url, "-E", "-c", "2", "-n", f"peer{n}-{queue}@%h", pool="prefork")
     with app_of(server) as app, events(app) as seen:
-        results = [app.send_task("tasks.add", [n, 1], queue=queue) for n in range(1000)]
-        assert [result.get(timeout=60) for result in results] == [n + 1 for n in range(1000)]
+        began = time.monotonic()
+        results = [app.send_task("tasks.add", [n, 1], queue=queue) for n in range(TASKS)]
+        assert [result.get(timeout=60 + TASKS // 50) for result in results] == [n + 1 for n in range(TASKS)]
+        tell(f"{TASKS} tasks at two workers of each kind: {time.monotonic() - began:.1f} s")
         ids = {result.id for result in results}
 
         def of_kind(kind):
-            return [event for event in seen if event["type"] == kind and event.get("uuid") in ids]
+            return [event for event in list(seen) if event["type"] == kind and event.get("uuid") in ids]
 
         until(lambda: len(of_kind("task-succeeded")) >= len(ids), "all events have come")
         assert set(collections.Counter(event["uuid"] for event in of_kind("task-started")).values()) == {1}
         nodes = {event["hostname"] for event in of_kind("task-succeeded")}
-        assert len(nodes) == 3, nodes
+        assert len(nodes) == 4, nodes
+    assert all(worker.running() for worker in ours)
+    nothing_is_held(server)
+    assert server.ready(queue) == 0
+
+
+def test_a_default_python_client_returns_nothing_of_ours(server, run):
+    """An entry looks older than Python's default timeout; it is renewed before a client looks for expired ones."""
+    queue = queue_name()
+    run(tasks_worker, queue, server, server.url, **options({"visibility_timeout": 4}))
+    with app_of(server) as app, events(app) as seen:
+        running = app.send_task("tasks.sleep", [8], queue=queue)
+        until(lambda: is_running(running), "it runs")
+        (field,) = server.client.hkeys("unacked")
+        server.client.zadd("unacked_index", {field: time.time() - 4000})
+        until(lambda: server.client.zscore("unacked_index", field) > time.time() - 10, "it is renewed")
+        assert "pong" in celery(server, "inspect", "ping")
+        assert server.client.hkeys("unacked") == [field]
+        assert running.get(timeout=20) == 8
+        assert starts(seen, running) == 1
     nothing_is_held(server)
 
 
-def test_what_is_no_message_is_kept_for_an_operator(deployment, broker):
-    """It stops no worker; `ccat-transfer parked` shows it, returns it to the queue, and deletes it."""
-    deployment.worker()
-    for element in ("garbage", "[]", '{"body": ""}'):
-        broker.client.lpush(deployment.queue, element)
-    transfer = deployment.package()
-    with deployment.app() as app:
-        assert app.send_task(TRANSFER, [transfer], queue=deployment.queue).get(timeout=30) is None
-    parked = lambda *arguments: json.loads(deployment.cli("--json", "parked", *arguments, deployment.queue))
-    assert [element["text"] for element in parked("list")] == ["garbage", "[]", '{"body": ""}']
-    assert "garbage" in deployment.cli("parked", "list", deployment.queue)
-    assert parked("requeue")["elements"] == 3
-    until(lambda: len(parked("list")) == 3, "the worker has parked them again")
-    assert parked("delete")["elements"] == 3
-    assert parked("list") == []
-    nothing_is_held(broker)
+def test_a_soft_shutdown(server, run):
+    """SIGQUIT with time for running tasks: a short one ends, a long one and one that waits for its time return."""
+    queue = queue_name()
+    worker = run(tasks_worker, queue, server, server.url, "-c", "2", **options(worker_soft_shutdown_timeout="4"))
+    with app_of(server) as app:
+        late = app.send_task("tasks.add", [1, 1], queue=queue, countdown=600)
+        until(lambda: server.client.hlen("unacked") == 1, "the worker holds the late one")
+        short = app.send_task("tasks.sleep", [2], queue=queue)
+        long = app.send_task("tasks.sleep", [60], queue=queue)
+        until(lambda: is_running(short) and is_running(long), "the others run")
+        worker.signal(signal.SIGQUIT)
+        assert worker.ended(15) == 0
+        assert short.get(timeout=1) == 2
+    nothing_is_held(server)
+    ids = {message[1]["id"] for message in iter(lambda: server.get(queue), None)}
+    assert ids == {long.id, late.id}
 
 
-def test_certificates_are_verified(tmp_path, run):
-    """By default, and with an authority of our own; without verification only if the URL says so."""
-    directory = tmp_path / "tls"
-    directory.mkdir()
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", "key.pem", "-out", "cert.pem"],
-        cwd=directory,
-        check=True,
-        capture_output=True,
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    tls = ["--tls-port", port, "--tls-cert-file", directory / "cert.pem", "--tls-key-file", directory / "key.pem"]
-    server = Server(directory, *tls, "--tls-auth-clients", "no")
-    try:
-        base = f"rediss://localhost:{port}/0"
-        for url, is_trusted in {
-            f"{base}?ssl_cert_reqs=none": True,
-            f"{base}?ssl_ca_certs={directory}/cert.pem": True,
-            base: False,
-        }.items():
-            server.url = url
-            queue = queue_name()
-            if is_trusted:
-                log = run(tasks_worker, queue, server, "").log()
-                assert ("certificate is not verified" in log) == ("none" in url)
-                continue
-            with pytest.raises(AssertionError, match="(?s)ended early.*certificate"):
-                run(tasks_worker, queue, server, "", broker_connection_retry_on_startup="false")
-    finally:
-        server.process.stop()
+def test_queues_are_changed_without_loss(server, run):
+    """A queue is consumed and not consumed in turns, while messages arrive."""
+    queue, own = queue_name(), queue_name()
+    worker = run(tasks_worker, own, server, server.url, "-c", "4", **options())
+    with app_of(server) as app:
+        results, is_over = [], threading.Event()
+
+        def send():
+            while not is_over.wait(0.005):
+                results.append(app.send_task("tasks.add", [1, 1], queue=queue))
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        try:
+            for _ in range(5):
+                app.control.add_consumer(queue, reply=True, timeout=0.3)
+                app.control.cancel_consumer(queue, reply=True, timeout=0.3)
+        finally:
+            is_over.set()
+            sender.join()
+        nothing_is_held(server)
+        app.control.add_consumer(queue, reply=True, timeout=0.3)
+        assert [result.get(timeout=30) for result in results] == [2] * len(results)
+        ran = collections.Counter(succeeded(worker, "tasks.add"))
+        assert ran.total() == len(results) > 100
+    nothing_is_held(server)
+
+
+PREFETCH = {
+    # Concurrency, multiplier: messages that wait and that the worker holds, of 8.
+    "1 times 1": ("1", "1", 7, 1),
+    "2 times 1": ("2", "1", 6, 2),
+    "2 times 2": ("2", "2", 4, 4),
+    "no limit": ("1", "0", 0, 8),
+}
+
+
+@pytest.mark.parametrize("case", PREFETCH)
+def test_prefetch_limits(server, run, case):
+    concurrency, multiplier, waiting, held = PREFETCH[case]
+    queue = queue_name()
+    with app_of(server) as app:
+        for _ in range(8):
+            app.send_task("tasks.sleep", [60], queue=queue)
+        run(tasks_worker, queue, server, server.url, "-c", concurrency, "--prefetch-multiplier", multiplier)
+        count = lambda: (server.ready(queue), server.client.hlen("unacked"))
+        until(lambda: count() == (waiting, held), f"{waiting} wait and {held} are held")
+
+
+def succeeded(worker, task):
+    """Ids of the tasks that have succeeded, from the log."""
+    return [line["task_id"] for line in lines(worker) if line["message"] == "task succeeded" and line["task"] == task]
+
+
+def lines(worker):
+    return [json.loads(line) for line in worker.log().splitlines() if line.startswith("{")]

@@ -11,6 +11,8 @@ import redis
 
 from support import MB, SCHEDULE, TRANSFER, service
 
+BROKERS = ["rabbitmq", "redis"]
+
 CALLS = {
     "by position": lambda id: ([id], {}),
     "by keyword": lambda id: ([], {"data_transfer_id": id}),

@@ -24,6 +24,8 @@ BYTES = 2000
 
 pytestmark = pytest.mark.timeout(120 + TRANSFERS)
 
+BROKERS = ["rabbitmq", "redis"]
+
 MOVED = """
 SELECT t.id, t.status::text AS status, t.retry_count, p.relative_path, o.path AS origin, d.path AS destination
 FROM data_transfer t JOIN data_transfer_package p ON p.id = t.data_transfer_package_id

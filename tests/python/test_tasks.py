@@ -196,7 +196,7 @@ def test_events_of_each_end(workers):
         assert shown["rust"][name] == shown["python"][name], name
 
 
-@pytest.mark.rabbitmq
+@pytest.mark.rabbitmq("sizes of frames")
 def test_large_headers(workers):
     """Headers larger than the initial frames of our connections: received and, by the retry, sent."""
     for kind in KINDS:

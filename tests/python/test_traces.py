@@ -23,6 +23,8 @@ from support import TRANSFER, backend_url, tasks_worker, until
 
 pytestmark = pytest.mark.timeout(120)
 
+BROKERS = ["rabbitmq", "redis"]
+
 KINDS = {1: "internal", 3: "client", 4: "producer", 5: "consumer"}
 LOST = "traces were not accepted; their spans are lost, nothing else is affected"
 AGAIN = "traces are accepted again; the spans in between are lost"
@@ -189,7 +191,7 @@ def test_an_attempt_is_a_child_of_its_producer(tasks, collector):
         "messaging.message.id": result.id,
         "messaging.conversation_id": result.id,
         "messaging.destination": tasks.queue,
-        "messaging.system": "rabbitmq",
+        "messaging.system": tasks.broker.system,
         "messaging.operation.type": "process",
         "ccat.message": "ack",
     }
