@@ -142,6 +142,7 @@ class Broker(BrokerClient):
 
     @staticmethod
     def send(channel, queue, body, headers=None, **properties):
+        body = body.encode() if isinstance(body, str) else body
         message = amqp.Message(body, application_headers=headers or {})
         # Afterwards, since the constructor accepts only properties of the right types.
         message.properties.update(properties)

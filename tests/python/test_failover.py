@@ -14,7 +14,6 @@ from brokers import RedisServer
 from redis_site import SWEEPING, nothing_is_held, options, queue_name
 from support import Process, backend_url, python_worker, tasks_worker, until
 
-
 pytestmark = pytest.mark.timeout(180)
 
 #: The name of the watched server.

@@ -40,7 +40,7 @@ def test_a_long_task_and_a_late_one_start_once(server, run):
 
 
 def test_messages_of_a_killed_python_worker_are_run(server, run):
-    """It held ten, one of which it ran, and no Python program is left that would return them."""
+    """It held ten and ran one of them. No Python program is left that would return them."""
     queue = queue_name()
     with app_of(server) as app:
         peer = run(python_worker, queue, server, server.url, "-c", "1", "--prefetch-multiplier", "10", pool="prefork", settings=SWEEPING)
@@ -156,7 +156,7 @@ def test_a_full_server_loses_nothing(server, run):
 
 
 def test_a_busy_server_runs_nothing_twice(server, run):
-    """It answers to nobody for longer than the time limit of an answer, and then to all requests."""
+    """It does not answer for longer than the time limit of an answer, and then answers all requests."""
     server.power("stop")
     server.command += ["--enable-debug-command", "local"]
     server.power("start")

@@ -1,7 +1,7 @@
 """Many faults of Redis as the broker at the same time: no task is lost, and our worker runs none twice.
 
-Workers of both kinds share a queue. At random they are killed, their connections are closed, the server answers to nobody
-for some seconds, or it is killed and reads its data again. All random choices come from one seed. REDIS_SOAK_TASKS=20000
+Workers of both kinds share a queue. At random they are killed, their connections are closed, the server does not
+answer for some seconds, or it is killed and reads its data again. All random choices come from one seed. REDIS_SOAK_TASKS=20000
 makes the test longer, SOAK_SEED sets the seed.
 """
 
@@ -30,7 +30,7 @@ PACE = 40
 
 pytestmark = pytest.mark.timeout(180 + TASKS // 5)
 
-#: Longer than the server is away, so that nobody takes over a message whose worker lives.
+#: Longer than the server is away, so that no program takes over a message whose worker lives.
 TRANSPORT = {"visibility_timeout": 8, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
 
 #: Publishes a message once, however often it is called.

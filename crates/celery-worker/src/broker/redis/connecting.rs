@@ -243,9 +243,10 @@ impl RedisConnector {
     }
 }
 
-/// Returns true if the server asks for a login that the connection does not have.
+/// Returns true if the server refuses the login, or asks for one that the connection does not have.
 pub(super) fn is_login_missing(error: &RedisError) -> bool {
-    error.code() == Some("NOAUTH") || error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
+    matches!(error.code(), Some("NOAUTH" | "WRONGPASS"))
+        || error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm)
 }
 
 /// Returns true if no repetition helps: a key has another type than kombu's.
