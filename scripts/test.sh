@@ -7,6 +7,7 @@
 #   BBCP_REAL=/path  run the conformance cases, and a fault at every step, with a real bbcp too
 #   SOAK_TRANSFERS=500 SOAK_SEED=7 DATABASE_OUTAGE=60 NOISE_SECONDS=30 WALK_STEPS=10000 WALK_SEED=7
 #   REDIS_TASKS=10000 REDIS_SOAK_TASKS=20000 LOAD_TASKS=20000
+#   EVERY_STEP=1     a fault at every step with each pair of broker and database
 #                    lengthen tests that are short by default, see the tests that read these variables
 #   PARSER_ROUNDS=100000 PARSER_SEED=7
 #                    more damaged inputs for each parser, and with another seed, see crates/hostile-inputs
