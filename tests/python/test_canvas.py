@@ -232,6 +232,37 @@ def test_a_chord_with_a_failed_inner_chord_fails(workers):
     assert "Dependency TASK raised ChordError(" in text
 
 
+def foreign_hash(client, key):
+    client.hset(key, "of", "another program")
+
+
+def unreadable_text(client, key):
+    client.set(key, "{")
+
+
+FOREIGN_VALUES = {
+    "hash for a step": (foreign_hash, lambda s, step: chain(s("fail", "no"), step)),
+    "hash for a part": (foreign_hash, lambda s, step: chord([chain(s("fail", "no"), step), s("echo", 1)], s("echo"))),
+    "text for a part": (unreadable_text, lambda s, step: chord([chain(s("fail", "no"), step), s("echo", 1)], s("echo"))),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN_VALUES)
+def test_a_foreign_value_under_the_key_of_a_result_does_not_hold_the_message(workers, name):
+    """The step that was not sent has no result then, which no retry would change. Everything else ends as usual."""
+    put, workflow = FOREIGN_VALUES[name]
+    s, client, step_id = Maker(workers, "r"), workers.app.backend.client, str(uuid.uuid4())
+    put(client, f"celery-task-meta-{step_id}")
+    try:
+        result = workflow(s, s("echo").set(task_id=step_id)).apply_async()
+        if result.id != step_id:
+            status, (_, exception, _) = outcome(result)
+            assert (status, exception) == ("FAILURE", "ChordError")
+        workers.broker.all_settled(workers.queues["rust"])
+    finally:
+        client.delete(f"celery-task-meta-{step_id}")
+
+
 def test_only_the_mark_of_a_chord_remains_in_redis(workers):
     s = Maker(workers, "r")
     client = workers.app.backend.client

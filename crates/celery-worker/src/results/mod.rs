@@ -171,12 +171,14 @@ impl ResultError {
         }
     }
 
-    /// Returns true for a permanent error: the Redis key contains a value of another type, or the database cannot hold
-    /// these values.
+    /// Returns true for a permanent error: the stored value is not a valid result, the Redis key contains a value of
+    /// another type, or the database cannot hold these values.
     #[must_use]
     pub fn is_hopeless(&self) -> bool {
-        let Self::Refused { source, .. } = self else {
-            return false;
+        let source = match self {
+            Self::Unreadable { .. } => return true,
+            Self::Refused { source, .. } => source,
+            _ => return false,
         };
         #[cfg(feature = "redis")]
         if let Some(error) = source.downcast_ref::<::redis::RedisError>() {

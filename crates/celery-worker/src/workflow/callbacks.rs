@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::chord::has_failed;
-use super::{Stopped, UnsentTask, Workflow, WorkflowError, never};
+use super::{Stopped, UnsentTask, Workflow, WorkflowError};
 use crate::clock;
 use crate::offload::is_large;
 use celery_protocol::canvas::{self, Call};
@@ -102,7 +102,7 @@ impl Workflow {
         if counts {
             let get = || self.results.get(&message.id);
             let stored = self
-                .retry_until_reachable(&message.id, "a result is not read", never, get)
+                .retry_until_reachable(&message.id, "a result is not read", get)
                 .await?
                 .flatten();
             counts = !stored.is_some_and(|meta| has_failed(&meta));
@@ -110,7 +110,7 @@ impl Workflow {
         if message.ignore_result != Some(true) {
             let meta = ResultMeta::new(message, state.clone(), clock::now());
             let store = || self.results.store(&meta, message);
-            self.retry_until_reachable(&message.id, "a result is not stored", never, store)
+            self.retry_until_reachable(&message.id, "a result is not stored", store)
                 .await?;
         }
         Ok(counts.then_some(unsent))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{Stopped, UnsentTask, Workflow, WorkflowError, hopeless};
+use super::{Stopped, UnsentTask, Workflow, WorkflowError};
 use crate::offload::is_large;
 use crate::results::ChordSupport;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
@@ -214,12 +214,7 @@ impl Workflow {
             loop {
                 let count = || chords.count(&message, &state, self.claim_seconds());
                 let counted = self
-                    .retry_until_reachable(
-                        &message.id,
-                        "a part of a chord is not counted",
-                        hopeless,
-                        count,
-                    )
+                    .retry_until_reachable(&message.id, "a part of a chord is not counted", count)
                     .await?;
                 match counted {
                     Some(Counted::Last(claim)) => {
@@ -257,14 +252,14 @@ impl Workflow {
             Err(failed) => {
                 let parts = self.fail_body(part, body, &failed).await?;
                 let fail = || chords.fail(claim);
-                self.retry_until_reachable(task_id, "a failed chord is not ended", hopeless, fail)
+                self.retry_until_reachable(task_id, "a failed chord is not ended", fail)
                     .await?;
                 return Ok(parts);
             }
         };
         let keep = || chords.keep(claim, CLAIM_SECONDS);
         let is_ours = self
-            .retry_until_reachable(task_id, "a chord is not claimed", hopeless, keep)
+            .retry_until_reachable(task_id, "a chord is not claimed", keep)
             .await?;
         let applied = match is_ours {
             Some(true) => {
@@ -293,7 +288,7 @@ impl Workflow {
             }
         };
         let finish = || chords.finish(claim, self.claim_seconds());
-        self.retry_until_reachable(task_id, "a chord is not cleared away", hopeless, finish)
+        self.retry_until_reachable(task_id, "a chord is not cleared away", finish)
             .await?;
         Ok(parts)
     }
@@ -332,14 +327,14 @@ impl Workflow {
     ) -> Result<Joined, Stopped> {
         let saved = || chords.saved(claim);
         let saved = self
-            .retry_until_reachable(task_id, "a chord's header is not read", hopeless, saved)
+            .retry_until_reachable(task_id, "a chord's header is not read", saved)
             .await?;
         if let Some(Some(header)) = saved {
             return self.join_groups(&header).await;
         }
         let parts = || chords.parts(claim);
         let parts = self
-            .retry_until_reachable(task_id, "a chord's results are not read", hopeless, parts)
+            .retry_until_reachable(task_id, "a chord's results are not read", parts)
             .await?;
         let values = parts.unwrap_or_default().into_iter().map(value_of);
         Ok(values.collect())

@@ -195,13 +195,8 @@ impl Workflow {
                 Effect::Chord(header) => match &self.chords {
                     ChordSupport::Counted(chords) => {
                         let begin = || chords.begin(&header.group_id, header.size, &header.results);
-                        self.retry_until_reachable(
-                            task_id,
-                            "a chord is not noted",
-                            hopeless,
-                            begin,
-                        )
-                        .await?;
+                        self.retry_until_reachable(task_id, "a chord is not noted", begin)
+                            .await?;
                     }
                     ChordSupport::Polled => {
                         children.extend(ResultNode::parse(&as_result(&header.unlock)));
@@ -217,7 +212,7 @@ impl Workflow {
                         return Err(SignatureError::NotExtensible.into());
                     };
                     let grow = || chords.grow(&group_id, &added);
-                    self.retry_until_reachable(task_id, "a chord is not extended", hopeless, grow)
+                    self.retry_until_reachable(task_id, "a chord is not extended", grow)
                         .await?;
                 }
             }
@@ -283,23 +278,22 @@ impl Workflow {
         Ok(())
     }
 
-    /// Repeats an operation on the backend until it succeeds; `None` if it can never succeed.
-    async fn retry_until_reachable<T, E, F>(
+    /// Repeats an operation on the backend until it succeeds; `None` if its error is
+    /// [hopeless](ResultError::is_hopeless).
+    async fn retry_until_reachable<T, F>(
         &self,
         task_id: &str,
         what: &'static str,
-        hopeless: impl Fn(&E) -> bool,
         mut attempt: impl FnMut() -> F,
     ) -> Result<Option<T>, Stopped>
     where
-        E: std::error::Error + 'static,
-        F: Future<Output = Result<T, E>>,
+        F: Future<Output = Result<T, ResultError>>,
     {
         let attempting = RetryLoop::new(STORE_PAUSES).run(
             // Boxed: the future of a client's call can be large, and would be part of the future of each caller up to
             // the task.
             || Box::pin(attempt()),
-            |error| !hopeless(error),
+            |error| !error.is_hopeless(),
             |error, retry_in_s| {
                 tracing::warn!(
                     task_id,
@@ -314,7 +308,12 @@ impl Workflow {
         match attempted.ok_or(Stopped)? {
             Ok(done) => Ok(Some(done)),
             Err(error) => {
-                tracing::error!(task_id, what, error = %chain(&error), "chord cannot continue");
+                tracing::error!(
+                    task_id,
+                    what,
+                    error = %chain(&error),
+                    "follow-up step cannot be done; a retry would not help"
+                );
                 Ok(None)
             }
         }
@@ -331,13 +330,4 @@ impl Workflow {
 /// The result of a message, in the form of `as_tuple()`.
 fn as_result(outgoing: &Outgoing) -> Value {
     serde_json::json!([[outgoing.message.headers["id"], null], null])
-}
-
-/// Returns true if Redis has another value under a chord's key, which no retry can remedy.
-fn hopeless(error: &ResultError) -> bool {
-    error.is_hopeless()
-}
-
-fn never(_: &ResultError) -> bool {
-    false
 }
