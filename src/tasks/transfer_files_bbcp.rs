@@ -70,6 +70,7 @@ impl TransferFilesBbcp {
             id: self.request.params.data_transfer_id,
             task_id: self.request.id.clone(),
             cancelled: cx.cancelled().clone(),
+            terminated: cx.terminated().clone(),
             no_new_attempt: cx.shutting_down().clone(),
             redelivered: cx.redelivered(),
             by_hand: false,

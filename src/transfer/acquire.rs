@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::database::DatabaseError;
 use super::database_retry::{self, any_cancelled};
-use super::failures::{Interruption, TransferError};
+use super::failures::TransferError;
 use super::lease::{LeaseInfo, Owner};
 use super::repository::{Acquired, Acquisition};
 use super::request::{Failed, LeaseAtEnd, Request};
@@ -45,9 +45,7 @@ impl TransferService {
                     {
                         tokio::select! {
                             () = any_cancelled(&ends) => {
-                                let cause = Interruption::Shutdown;
-                                let error = TransferError::Interrupted { cause };
-                                return Err(Failed::before_the_lease(error));
+                                return Err(Failed::before_the_lease(TransferError::STOPPED));
                             }
                             () = sleep(competing_lease.interval()) => continue,
                         }

@@ -13,7 +13,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::database::DatabaseError;
-use super::failures::{Interruption, TransferError};
+use super::failures::TransferError;
 use super::lease::{Lease, LeaseError};
 use super::service::TransferService;
 use service_connection::backoff::{RetryState, Setback, in_seconds};
@@ -132,7 +132,7 @@ where
         };
         tokio::select! {
             () = any_cancelled(ends) => {
-                return Err(TransferError::Interrupted { cause: Interruption::Shutdown });
+                return Err(TransferError::STOPPED);
             }
             () = sleep(pause) => {}
         }

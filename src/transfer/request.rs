@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::failures::TransferError;
+use super::failures::{Interruption, TransferError};
 use super::id::{AttemptNumber, TransferId};
 use super::lease::{Lease, Progress, Snapshot};
 use super::plan::Plan;
@@ -21,6 +21,8 @@ pub struct Request {
     pub task_id: String,
     /// Cancelled when the attempt has to stop.
     pub cancelled: CancellationToken,
+    /// Cancelled before `cancelled` if the attempt has to stop for another reason than the end of the worker.
+    pub terminated: CancellationToken,
     /// Cancelled when no attempt may begin any more: an attempt that waits for its lease is interrupted.
     pub no_new_attempt: CancellationToken,
     /// True if the message was delivered before. An existing lease may then belong to a worker that died while it had
@@ -30,6 +32,22 @@ pub struct Request {
     pub by_hand: bool,
     /// Receives the phase and the progress of the attempt.
     pub snapshots: watch::Sender<Snapshot>,
+}
+
+impl Request {
+    /// Returns the error of an attempt, with the reason if the attempt was stopped. A stopped step cannot report the
+    /// reason, because a cancellation token has none.
+    pub(super) fn with_reason(&self, error: TransferError) -> TransferError {
+        match error {
+            TransferError::Interrupted { .. } => TransferError::Interrupted {
+                cause: match self.terminated.is_cancelled() {
+                    true => Interruption::Cancelled,
+                    false => Interruption::Shutdown,
+                },
+            },
+            error => error,
+        }
+    }
 }
 
 /// Result of a successful attempt.

@@ -82,6 +82,14 @@ impl TransferService {
     /// # Errors
     /// [`Failed`]; its lease, if any, is no longer renewed, and the caller has to end the attempt with it.
     pub async fn run(&self, request: &Request) -> Result<Success, Failed> {
+        let ended = self.acquire_and_run(request).await;
+        ended.map_err(|failed| Failed {
+            error: request.with_reason(failed.error),
+            ..failed
+        })
+    }
+
+    async fn acquire_and_run(&self, request: &Request) -> Result<Success, Failed> {
         let acquired = match step("transfer/acquire", self.acquire(request)).await? {
             Some(acquired) => acquired,
             None => return Ok(Success::AlreadyCompleted),

@@ -266,6 +266,7 @@ impl Bench {
             id,
             task_id: Uuid::new_v4().to_string(),
             cancelled: CancellationToken::new(),
+            terminated: CancellationToken::new(),
             no_new_attempt: CancellationToken::new(),
             redelivered: false,
             by_hand: false,

@@ -287,4 +287,6 @@ def test_terminated_in_mid_copy(deployment, broker):
     row = deployment.row(transfer)
     assert (row["status"], row["retry_count"]) == ("PENDING", 0)
     assert deployment.outcomes(transfer) == ["interrupted"]
+    [attempt] = deployment.rows("SELECT message FROM transfer_worker_attempt WHERE data_transfer_id = ?", transfer)
+    assert "stopped because it was cancelled" in attempt["message"]
     assert deployment.temporary_files() == [] and deployment.leases() == []

@@ -439,6 +439,7 @@ impl World {
             id,
             task_id: self.job(place).message.task_id.clone(),
             cancelled: self.patience(&faults),
+            terminated: CancellationToken::new(),
             no_new_attempt: CancellationToken::new(),
             redelivered: false,
             by_hand: false,

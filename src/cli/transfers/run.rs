@@ -37,6 +37,7 @@ pub(super) async fn run(context: &Context, id: TransferId) -> Result<ExitCode, C
         id,
         task_id: Uuid::new_v4().to_string(),
         cancelled: cancelled.clone(),
+        terminated: cancelled.clone(),
         no_new_attempt: cancelled.clone(),
         redelivered: false,
         by_hand: true,

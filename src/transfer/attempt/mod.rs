@@ -17,7 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 use self::prepare::{DestinationState, Prepared};
 use super::digest::Digest;
 use super::endpoint::Facts;
-use super::failures::{Interruption, PartialCopy, TransferError};
+use super::failures::{PartialCopy, TransferError};
 use super::lease::{Lease, Phase, Progress, Snapshot};
 use super::lease_renewer::LeaseRenewer;
 use super::link::PausedLink;
@@ -211,7 +211,7 @@ impl<'a> AttemptRun<'a> {
     }
 
     /// Returns the reason why an attempt ended with `error`. A stopped step reports only that it was stopped; the
-    /// attempt knows the reason.
+    /// attempt knows if the lease renewer stopped it, and why.
     fn cause(&self, error: TransferError) -> TransferError {
         if self.lost.is_cancelled() {
             return TransferError::LeaseLost {
@@ -221,11 +221,6 @@ impl<'a> AttemptRun<'a> {
         match error {
             TransferError::Interrupted { .. } if let Some(paused) = self.paused.get() => {
                 paused.clone().into()
-            }
-            TransferError::Interrupted { .. } if self.request.cancelled.is_cancelled() => {
-                TransferError::Interrupted {
-                    cause: Interruption::Shutdown,
-                }
             }
             error => error,
         }
@@ -239,7 +234,7 @@ impl<'a> AttemptRun<'a> {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => {
-                Err(TransferError::Interrupted { cause: Interruption::Cancelled })
+                Err(TransferError::STOPPED)
             }
             done = doing => done,
         }

@@ -29,7 +29,7 @@ use crate::faults::fault_point;
 use crate::process::{Group, guarded_command};
 use crate::settings::Slowness;
 use crate::transfer::endpoint::AbsolutePath;
-use crate::transfer::failures::{Interruption, TransferError};
+use crate::transfer::failures::TransferError;
 use crate::transfer::plan::{Attempt, Plan};
 
 /// Time limit for reading the outputs after bbcp has ended.
@@ -47,11 +47,6 @@ const QUEUE_LINES: usize = 256;
 
 /// Unit of a file's allocated blocks, independent of the file system's own unit.
 const BLOCK_BYTES: u64 = 512;
-
-/// Error of a cancelled copy. A cancellation token has no reason; the caller that cancelled knows it.
-const INTERRUPTED: TransferError = TransferError::Interrupted {
-    cause: Interruption::Cancelled,
-};
 
 /// Maximum number of bytes per read from a pipe.
 const CHUNK_BYTES: usize = 8 << 10;
@@ -107,7 +102,7 @@ pub async fn copy(
     progress: &watch::Sender<CopyProgress>,
 ) -> Result<Report, TransferError> {
     if cancel.is_cancelled() {
-        return Err(INTERRUPTED);
+        return Err(TransferError::STOPPED);
     }
     let invocation = Invocation::new(plan)?;
     let (log, writer) = CopyLog::open(log_file).await?;
@@ -474,7 +469,7 @@ impl EndedCopy {
                 });
             }
             EndedBy::Cancellation => {
-                return Err(INTERRUPTED);
+                return Err(TransferError::STOPPED);
             }
         };
         self.output.classifier.conclude(Exit::from(status))?;

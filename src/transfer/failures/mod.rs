@@ -29,6 +29,11 @@ pub use table::{FailureKind, TransferError};
 use pattern::{OutputLine, OutputSource as Source, Pattern, mask_paths};
 
 impl TransferError {
+    /// Error of a stopped step. A cancellation token has no reason; [`Request`](super::request::Request) knows it.
+    pub(super) const STOPPED: Self = Self::Interrupted {
+        cause: Interruption::Cancelled,
+    };
+
     /// Stable `snake_case` name for the attempt history, metrics and logs.
     pub fn code(&self) -> &'static str {
         self.kind().code()

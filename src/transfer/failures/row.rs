@@ -36,7 +36,7 @@ impl fmt::Display for Role {
 pub enum Interruption {
     /// The worker shuts down.
     Shutdown,
-    /// The caller withdrew the task, or gave no other reason.
+    /// The task was terminated or exceeded its time limit, or the command was stopped.
     Cancelled,
 }
 
