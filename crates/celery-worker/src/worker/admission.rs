@@ -21,6 +21,7 @@ pub(super) enum Admission<'a> {
     /// The message was decoded.
     Decoded {
         delivery: Delivery,
+        identity: Identity,
         message: Box<TaskMessage>,
         entry: &'a Entry,
         /// The message's share of the memory budget, which it keeps until it is settled.
@@ -29,6 +30,7 @@ pub(super) enum Admission<'a> {
     /// The task must not run. Only the head of its message was read.
     Skipped {
         delivery: Delivery,
+        identity: Identity,
         head: Box<TaskMessage>,
         entry: &'a Entry,
         cause: Cause,
@@ -38,7 +40,11 @@ pub(super) enum Admission<'a> {
     /// The message is for a task that is not registered.
     NotRegistered(Delivery, Box<TaskMessage>),
     /// The message stays with the broker until its eta. Only its outline is kept.
-    AwaitsEta(Delivery, Box<TaskMessage>),
+    AwaitsEta {
+        delivery: Delivery,
+        identity: Identity,
+        outline: Box<TaskMessage>,
+    },
     /// The message stays with the broker until there is enough memory.
     AwaitsMemory {
         delivery: Delivery,
@@ -62,7 +68,7 @@ impl Runtime {
         {
             return self.admit_early(delivery);
         }
-        // The weight of a large body takes some time: it is computed on another thread.
+        // The weight and the identity of a large body take some time: they are computed on another thread.
         if delivery.message.body.len() > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
@@ -70,8 +76,9 @@ impl Runtime {
         if weight > memory::LIGHT {
             return Box::pin(self.admit_heavy(delivery)).await;
         }
+        let identity = Identity::of(&delivery.message);
         let message = read(&delivery, accept);
-        self.admit_read(delivery, message, weight, None)
+        self.admit_read(delivery, identity, message, weight, None)
     }
 
     /// Handles an *early* message: its body was omitted because the task's eta had not been reached.
@@ -83,16 +90,20 @@ impl Runtime {
         let Some(entry) = self.registry.get(&head.task) else {
             return Admission::NotRegistered(delivery, head);
         };
+        let identity = Identity::of(&delivery.message);
         match self.skip_reason(&head) {
             Some(cause) => Admission::Skipped {
                 delivery,
+                identity,
                 head,
                 entry,
                 cause,
             },
-            None if self.has_to_wait(&head) => {
-                Admission::AwaitsEta(delivery, head.outline().into())
-            }
+            None if self.has_to_wait(&head) => Admission::AwaitsEta {
+                delivery,
+                identity,
+                outline: head.outline().into(),
+            },
             // The eta has been reached since the body was omitted.
             None => Admission::NeedsBody(delivery),
         }
@@ -103,7 +114,17 @@ impl Runtime {
         if let Ok(head) = message::head(&delivery.message)
             && self.has_to_wait(&head)
         {
-            return Admission::AwaitsEta(delivery, head.outline().into());
+            let outline = head.outline().into();
+            let identifying =
+                self.process_separately(delivery, |delivery, _| Identity::of(&delivery.message));
+            return match identifying.await {
+                Some((delivery, identity)) => Admission::AwaitsEta {
+                    delivery,
+                    identity,
+                    outline,
+                },
+                None => Admission::Lost,
+            };
         }
         let weighing = self.process_separately(delivery, |delivery, accept| {
             let message = &delivery.message;
@@ -120,7 +141,9 @@ impl Runtime {
             };
         };
         match self.process_separately(delivery, read).await {
-            Some((delivery, message)) => self.admit_read(delivery, message, weight, Some(share)),
+            Some((delivery, message)) => {
+                self.admit_read(delivery, identity, message, weight, Some(share))
+            }
             None => Admission::Lost,
         }
     }
@@ -149,6 +172,7 @@ impl Runtime {
     fn admit_read(
         &self,
         delivery: Delivery,
+        identity: Identity,
         read: Result<TaskMessage, Refused>,
         weight: usize,
         mut share: Option<MemoryShare>,
@@ -163,11 +187,16 @@ impl Runtime {
         if self.has_to_wait(&message) {
             share = self.memory.keep(weight);
             if share.is_none() {
-                return Admission::AwaitsEta(delivery, message.outline().into());
+                return Admission::AwaitsEta {
+                    delivery,
+                    identity,
+                    outline: message.outline().into(),
+                };
             }
         }
         Admission::Decoded {
             delivery,
+            identity,
             message,
             entry,
             share,
@@ -243,7 +272,7 @@ mod tests {
                 Admission::Skipped { cause, .. } => Self::Skipped(cause),
                 Admission::Refused(..) => Self::Refused,
                 Admission::NotRegistered(..) => Self::NotRegistered,
-                Admission::AwaitsEta(..) => Self::AwaitsEta,
+                Admission::AwaitsEta { .. } => Self::AwaitsEta,
                 Admission::AwaitsMemory { .. } => Self::AwaitsMemory,
                 Admission::NeedsBody(_) => Self::NeedsBody,
                 Admission::Lost => Self::Lost,

@@ -377,6 +377,7 @@ mod tests {
     use crate::results::ResultBackend as _;
     use crate::results::memory::MemoryResults;
     use crate::worker::DefaultOptions;
+    use crate::worker::identity::Identity;
     use crate::worker::request::Request;
     use crate::worker::test_support::{ProbeSettlement, runtime};
     use celery_protocol::RawMessage;
@@ -414,7 +415,8 @@ mod tests {
             ..TaskMessage::default()
         };
         let mut delivery = ProbeSettlement::default().delivery(RawMessage::default());
-        let request = Request::new(&mut delivery, message);
+        let identity = Identity::of(&delivery.message);
+        let request = Request::new(&mut delivery, identity, message);
         let Some(entry) = runtime.registry.get("t") else {
             return (Requeue, Some("no task".into()));
         };

@@ -27,11 +27,12 @@ impl Runtime {
         match self.admit(delivery).await {
             Admission::Decoded {
                 mut delivery,
+                identity,
                 message,
                 entry,
                 share: _share,
             } => {
-                let request = Request::new(&mut delivery, *message);
+                let request = Request::new(&mut delivery, identity, *message);
                 let task = TaskProcessing::new(&self, request, entry);
                 if self.accept(&task.request, delivery, &task.stop, None) {
                     self.process(&task).await;
@@ -39,11 +40,12 @@ impl Runtime {
             }
             Admission::Skipped {
                 mut delivery,
+                identity,
                 head,
                 entry,
                 cause,
             } => {
-                let request = Request::new(&mut delivery, *head);
+                let request = Request::new(&mut delivery, identity, *head);
                 let task = TaskProcessing::new(&self, request, entry);
                 let disposition = Box::pin(task.skip(cause)).await;
                 delivery.settle(disposition).await;
@@ -54,9 +56,11 @@ impl Runtime {
             Admission::NotRegistered(delivery, message) => {
                 Box::pin(self.not_registered(delivery, *message)).await;
             }
-            Admission::AwaitsEta(delivery, outline) => {
-                Box::pin(self.postpone(delivery, *outline)).await;
-            }
+            Admission::AwaitsEta {
+                delivery,
+                identity,
+                outline,
+            } => Box::pin(self.postpone(delivery, identity, *outline)).await,
             Admission::AwaitsMemory {
                 delivery,
                 identity,

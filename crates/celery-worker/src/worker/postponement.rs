@@ -26,7 +26,12 @@ const MANY_DELIVERIES: u64 = 3;
 
 impl Runtime {
     /// Leaves a message with the broker until the task's eta. `message` is its outline.
-    pub(super) async fn postpone(&self, mut delivery: Delivery, message: TaskMessage) {
+    pub(super) async fn postpone(
+        &self,
+        mut delivery: Delivery,
+        identity: Identity,
+        message: TaskMessage,
+    ) {
         let Some(eta) = message.eta else { return };
         // This is never true for a message whose body was omitted.
         if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
@@ -38,7 +43,7 @@ impl Runtime {
             .as_ref()
             .and_then(|damage| damage.body_bytes);
         let body_bytes = omitted_bytes.unwrap_or(delivery.message.body.len() as u64);
-        let mut request = Request::new(&mut delivery, message);
+        let mut request = Request::new(&mut delivery, identity, message);
         request.raw = RawMessage::default();
         let request = &request.into();
         let stop = Cancellation::new(&self.stopping);

@@ -26,10 +26,11 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Takes the message out of its delivery; `message` is the decoded form.
-    pub(crate) fn new(delivery: &mut Delivery, message: TaskMessage) -> Self {
+    /// Takes the message out of its delivery; `message` is the decoded form. The identity is passed on, since its
+    /// computation takes some time for a large message.
+    pub(crate) fn new(delivery: &mut Delivery, identity: Identity, message: TaskMessage) -> Self {
         Self {
-            identity: Identity::of(&delivery.message),
+            identity,
             message: Arc::new(message),
             raw: std::mem::take(&mut delivery.message),
             exchange: std::mem::take(&mut delivery.exchange),
