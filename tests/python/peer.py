@@ -63,6 +63,13 @@ def sleep(seconds, progress=True):
     return seconds
 
 
+@app.task(name="tasks.early", acks_late=False)
+def early(finish_in=None):
+    """Is acknowledged before it runs, and does not end by itself."""
+    while True:
+        time.sleep(0.05)
+
+
 @app.task(name="tasks.reject")
 def reject(requeue=False):
     raise Reject("as asked", requeue=requeue)

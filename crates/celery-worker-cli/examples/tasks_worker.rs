@@ -23,6 +23,7 @@ async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
     tasks.register(ignore)?;
     tasks.register(panic)?;
     tasks.register(update_state)?;
+    tasks.register(early)?;
     Ok(tasks)
 }
 
@@ -86,6 +87,20 @@ async fn sleep(seconds: f64, progress: Option<bool>, cx: TaskContext) -> TaskRes
         }
     }
     Ok(seconds)
+}
+
+/// Sleeps until it is cancelled, after its message was acknowledged. Returns a value `finish_in` seconds later, or ends
+/// without a value.
+#[task(name = "tasks.early", acks_late = false, cooperative)]
+async fn early(finish_in: Option<f64>, cx: TaskContext) -> TaskResult<&'static str> {
+    cx.cancelled().cancelled().await;
+    match finish_in {
+        Some(time) => {
+            tokio::time::sleep(seconds(time)?).await;
+            Ok("finished")
+        }
+        None => Err(TaskError::Stopped),
+    }
 }
 
 #[task(name = "tasks.reject", acks_late)]

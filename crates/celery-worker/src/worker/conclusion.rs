@@ -426,6 +426,7 @@ mod tests {
         }
         if stopping {
             runtime.stopping.cancel();
+            runtime.settling_over.cancel();
         }
         let conclusion = Conclusion::of_run(&task, Duration::ZERO, Vec::new());
         let disposition = conclusion.conclude(outcome).await;

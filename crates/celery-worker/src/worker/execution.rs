@@ -5,9 +5,11 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
+use super::CLEANUP_WITHIN;
 use super::cancellation::{CancelReason, Cancellation};
 use super::conclusion::Conclusion;
 use super::effective_options::EffectiveOptions;
@@ -26,9 +28,6 @@ use celery_protocol::result::State;
 
 /// Interval at which the progress of a task is stored.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
-
-/// Time that a task has for cleaning up after its time limit.
-const LIMIT_GRACE: Duration = Duration::from_secs(30);
 
 impl TaskProcessing<'_> {
     /// Runs a task that has a slot, and concludes it. Returns the disposition of its message.
@@ -94,7 +93,7 @@ impl TaskProcessing<'_> {
         // A separate task, for a panic outside of the task's own body, e.g. in its `on_failure`.
         let run = run.instrument(span::of_task(&request.message));
         let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));
-        let limited = enforce(options, stop);
+        let limited = enforce(options, stop, &runtime.stopping);
         let ended = tokio::select! {
             biased;
             ended = &mut running => Some(ended),
@@ -108,7 +107,7 @@ impl TaskProcessing<'_> {
             tracing::error!(
                 task = request.message.task,
                 task_id = request.message.id,
-                "task did not stop at its time limit; it was dropped"
+                "task did not stop in time; it was dropped"
             );
             return (Err(TaskError::Stopped), context.sent());
         };
@@ -148,8 +147,8 @@ impl TaskProcessing<'_> {
     }
 }
 
-/// Cancels a task that exceeds its limits. Returns only if the task does not stop.
-async fn enforce(options: &EffectiveOptions, stop: &Cancellation) {
+/// Cancels a task that exceeds its limits. Returns only if the task does not stop then, or at a cold shutdown.
+async fn enforce(options: &EffectiveOptions, stop: &Cancellation, shutdown: &CancellationToken) {
     let after = |seconds: Option<f64>| async move {
         match seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) {
             Some(limit) => tokio::time::sleep(limit).await,
@@ -170,6 +169,7 @@ async fn enforce(options: &EffectiveOptions, stop: &Cancellation) {
     tokio::select! {
         () = hard => {}
         () = soft => {}
+        () = shutdown.cancelled() => {}
     }
-    tokio::time::sleep(LIMIT_GRACE).await;
+    tokio::time::sleep(CLEANUP_WITHIN).await;
 }

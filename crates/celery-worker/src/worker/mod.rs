@@ -79,8 +79,8 @@ use slots::Slots;
 /// shuts down, while the result backend or the broker is unreachable.
 pub const SETTLED_WITHIN: Duration = Duration::from_secs(10);
 
-/// Time that cancelled tasks have for cleaning up at a cold shutdown.
-const COLD_WITHIN: Duration = Duration::from_secs(30);
+/// Time that a task has for cleaning up after its time limit, or at a cold shutdown.
+const CLEANUP_WITHIN: Duration = Duration::from_secs(30);
 
 /// Configuration of a worker.
 #[derive(Debug, Clone)]
@@ -233,7 +233,13 @@ impl Worker {
             join_timeout: config.chord_join_timeout,
             propagation: config.propagation.clone(),
         };
-        let workflow = Workflow::new(broker.clone(), results.clone(), options, stopping.clone());
+        let settling_over = CancellationToken::new();
+        let workflow = Workflow::new(
+            broker.clone(),
+            results.clone(),
+            options,
+            settling_over.clone(),
+        );
         let workflow = Arc::new(workflow);
         builtin::register(
             &mut registry,
@@ -260,6 +266,7 @@ impl Worker {
             workflow,
             hostname,
             stopping,
+            settling_over,
             slots: Slots::new(config.concurrency),
             rate_limits: rates(&registry, &config),
             in_flight: Arc::new(InFlight::new(config.eta_task_limit)),
@@ -428,13 +435,13 @@ async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
         tokio::time::sleep(SETTLED_WITHIN).await;
     };
     let soft = tokio::select! {
-        () = runtime.shutdown.cold.cancelled() => runtime.config.soft_shutdown,
+        () = runtime.shutdown.cold.cancelled() => Some(runtime.config.soft_shutdown),
         () = over => {
             tracing::warn!(
                 tasks = tasks.len(),
                 "the time for running tasks is over; the worker stops at once"
             );
-            runtime.config.soft_shutdown
+            Some(runtime.config.soft_shutdown)
         }
         () = unsettled => {
             tracing::warn!(
@@ -443,9 +450,28 @@ async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
                 "tasks have ended, but their results or follow-up tasks wait for a server; their messages return \
                  to the queue"
             );
-            Duration::ZERO
+            None
         }
     };
+    if let Some(soft) = soft {
+        stop_tasks(runtime, tasks, soft).await;
+    }
+    runtime.stopping.cancel();
+    runtime.settling_over.cancel();
+    if tokio::time::timeout(SETTLED_WITHIN, tasks.wait())
+        .await
+        .is_err()
+    {
+        tracing::error!(
+            tasks = tasks.len(),
+            "tasks did not stop in time; their messages return to the queue"
+        );
+    }
+}
+
+/// Stops the running tasks, and waits for a limited time until they have ended and their results are stored. They have
+/// the time `soft` to end by themselves.
+async fn stop_tasks(runtime: &Runtime, tasks: &TaskTracker, soft: Duration) {
     if !soft.is_zero() && !tasks.is_empty() {
         tracing::warn!(
             tasks = tasks.len(),
@@ -457,14 +483,15 @@ async fn stopped_cold(runtime: &Runtime, tasks: &TaskTracker) {
     }
     runtime.stopping.cancel();
     tracing::warn!(tasks = tasks.len(), "worker stops its running tasks");
-    if tokio::time::timeout(COLD_WITHIN, tasks.wait())
-        .await
-        .is_err()
-    {
-        tracing::error!(
-            tasks = tasks.len(),
-            "tasks did not stop in time; their messages return to the queue"
-        );
+    let over = async {
+        // A task that does not end within this time is dropped.
+        let dropped_within = CLEANUP_WITHIN + SETTLED_WITHIN;
+        let _ = tokio::time::timeout(dropped_within, runtime.slots.empty()).await;
+        tokio::time::sleep(SETTLED_WITHIN).await;
+    };
+    tokio::select! {
+        () = tasks.wait() => {}
+        () = over => {}
     }
 }
 

@@ -36,6 +36,9 @@ pub(crate) struct Runtime {
     pub(crate) shutdown: Shutdown,
     /// Cancelled when the running tasks must stop: at a cold shutdown, after its time limit for running tasks.
     pub(crate) stopping: CancellationToken,
+    /// Cancelled when a worker that shuts down no longer waits for results to be stored and for follow-up tasks to be
+    /// sent. Always after `stopping`: a task that is stopped has a result, too.
+    pub(crate) settling_over: CancellationToken,
     pub(crate) slots: Slots,
     pub(crate) rate_limits: RateLimits,
     pub(crate) time_limits: TimeLimits,

@@ -57,7 +57,7 @@ impl Runtime {
     }
 
     /// Stores a final state, for as long as it takes: until then the message is not acknowledged.
-    /// A shutdown ends the wait, a warm one after [`super::SETTLED_WITHIN`]. The message then returns to its
+    /// A shutdown ends the wait [`super::SETTLED_WITHIN`] after the last running task. The message then returns to its
     /// queue, and the next run of the task finds its work done.
     pub(super) async fn store(
         &self,
@@ -76,7 +76,7 @@ impl Runtime {
                 );
             },
         );
-        let stored = self.stopping.run_until_cancelled(storing).await;
+        let stored = self.settling_over.run_until_cancelled(storing).await;
         if let Err(error) = stored.ok_or(Stopped)? {
             tracing::error!(
                 task_id = message.id,

@@ -139,7 +139,7 @@ pub(crate) struct Workflow {
     publisher: TaskPublisher,
     /// Runs the planning of large signatures one at a time.
     large_work: LargeWorkLock,
-    stopping: CancellationToken,
+    settling_over: CancellationToken,
 }
 
 /// A task that was not sent, and fails.
@@ -153,7 +153,7 @@ impl Workflow {
         broker: Arc<dyn Broker>,
         results: Arc<dyn ResultBackend>,
         options: WorkflowOptions,
-        stopping: CancellationToken,
+        settling_over: CancellationToken,
     ) -> Self {
         let publisher = TaskPublisher::new(
             &options.hostname,
@@ -169,7 +169,7 @@ impl Workflow {
             broker,
             results,
             options,
-            stopping,
+            settling_over,
         }
     }
 
@@ -270,7 +270,7 @@ impl Workflow {
                 );
             },
         );
-        let published = self.stopping.run_until_cancelled(publishing).await;
+        let published = self.settling_over.run_until_cancelled(publishing).await;
         published.ok_or(Stopped)?.map_err(WorkflowError::Refused)?;
         if let Some(event) = self.publisher.sent_event(publication) {
             send_event(&*self.broker, &event).await;
@@ -304,7 +304,7 @@ impl Workflow {
                 );
             },
         );
-        let attempted = self.stopping.run_until_cancelled(attempting).await;
+        let attempted = self.settling_over.run_until_cancelled(attempting).await;
         match attempted.ok_or(Stopped)? {
             Ok(done) => Ok(Some(done)),
             Err(error) => {
@@ -321,7 +321,7 @@ impl Workflow {
 
     async fn pause(&self, time: Duration) -> Result<(), Stopped> {
         tokio::select! {
-            () = self.stopping.cancelled() => Err(Stopped),
+            () = self.settling_over.cancelled() => Err(Stopped),
             () = sleep(time) => Ok(()),
         }
     }
