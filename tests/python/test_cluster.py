@@ -106,6 +106,16 @@ def test_query_task(workers, busy):
     assert answers["rust"] == answers["python"]
 
 
+def test_a_waiting_task_is_terminated(workers, busy):
+    """The reply names it, and it does not run."""
+    for kind in KINDS:
+        for waiting in "waiting", "later":
+            task_id = busy[kind][waiting]
+            reply = ask(workers, kind, "revoke", task_id=task_id, terminate=True)
+            assert reply == {"ok": f"terminate: {task_id}"}
+            until(lambda: workers.app.AsyncResult(task_id).state == "REVOKED", f"{kind}: {waiting} is revoked")
+
+
 def test_inspect_revoked_and_registered(workers):
     task_id = str(uuid.uuid4())
     for kind in KINDS:
@@ -155,11 +165,85 @@ def idle(workers):
         ("add_consumer", {"queue": "another_data_transfer"}),
         ("cancel_consumer", {"queue": "another_data_transfer"}),
         ("no_such_command", {}),
+        ("revoke", {"task_id": []}),
+        ("revoke", {"task_id": [], "terminate": True}),
     ],
 )
 def test_control(workers, method, arguments):
     python, rust = (ask(workers, kind, method, **arguments) for kind in KINDS)
     assert rust == python
+
+
+@pytest.mark.parametrize(
+    "method, arguments",
+    [
+        ("rate_limit", {"task_name": "tasks.echo"}),
+        ("rate_limit", {}),
+        ("terminate", {"task_id": ["some-id"]}),
+        ("terminate", {}),
+        ("revoke", {}),
+        ("revoke", {"terminate": True}),
+        ("revoke_by_stamped_headers", {}),
+        ("query_task", {}),
+        ("hello", {}),
+        ("election", {"id": "1"}),
+        ("add_consumer", {}),
+        ("cancel_consumer", {}),
+        ("heartbeat", {"freq": 1}),
+        ("report", {"x": 1}),
+        ("enable_events", {"x": 1}),
+        ("active_queues", {"x": 1}),
+        ("autoscale", {"most": 3}),
+        ("ping", {"state": 1}),
+        ("terminate", {"task_id": "some-id", "signal": "term"}),
+        ("revoke", {"task_id": "some-id", "terminate": True, "signal": "NONE"}),
+    ],
+)
+def test_wrong_arguments(workers, method, arguments):
+    """CPython's errors."""
+    python, rust = (ask(workers, kind, method, **arguments) for kind in KINDS)
+    assert "error" in python
+    assert rust == python
+
+
+def test_wrong_arguments_change_nothing(workers):
+    limited = "tasks.echo [rate_limit=100/s]"
+    for kind in KINDS:
+        ask(workers, kind, "rate_limit", task_name="tasks.echo", rate_limit="100/s")
+        ask(workers, kind, "rate_limit", task_name="tasks.echo")
+        task_id = str(uuid.uuid4())
+        ask(workers, kind, "terminate", task_id=task_id)
+        assert limited in ask(workers, kind, "registered")
+        assert task_id not in ask(workers, kind, "revoked")
+        ask(workers, kind, "rate_limit", task_name="tasks.echo", rate_limit=0)
+
+
+def test_the_command_heartbeat(workers):
+    """The program `celery` ends with 0, because there is a reply: null."""
+    for kind in KINDS:
+        done = subprocess.run(
+            [sys.executable, "-m", "celery", "-b", workers.broker.url, "control", "-j", "-t", "3", "-d", workers.nodes[kind]]
+            + ["heartbeat"],
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert json.loads(done.stdout) == [{workers.nodes[kind]: None}]
+
+
+def test_revoked_ids_of_older_celery(idle, workers):
+    """Celery 5.4 sends a mapping; the answer contains the ids of the sender."""
+    task_id = str(uuid.uuid4())
+    answer = ask(workers, "rust", "hello", from_node="old@else", revoked={task_id: [1795493630.7, task_id]})
+    assert task_id in answer["revoked"]
+    assert ended(workers.send("rust", "echo", 1, task_id=task_id))["status"] == "REVOKED"
+    other = str(uuid.uuid4())
+    python, rust = (
+        other in ask(workers, kind, "hello", from_node="new@else", revoked=[other])["revoked"] for kind in KINDS
+    )
+    assert python and rust
 
 
 def test_bad_rate(workers):

@@ -2,12 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::{RemoteControl, missing_argument};
+use super::RemoteControl;
 use crate::broker::{Binding, Exchange, ExchangeKind, Subscriptions};
 use crate::worker::RateLimit;
 use crate::worker::effective_options::Limits;
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::pidbox::ControlRequest;
+
+/// Error of a request whose queue has no name.
+const NO_QUEUE: &str = "queue is not the name of a queue";
 
 impl RemoteControl {
     pub(super) fn rate_limit(&self, request: &ControlRequest) -> Value {
@@ -63,7 +66,7 @@ impl RemoteControl {
     pub(super) async fn add_consumer(&self, request: &ControlRequest) -> Result<Value, Exception> {
         let text = |name: &str| request.argument(name).as_str().filter(|s| !s.is_empty());
         let Some(name) = text("queue") else {
-            return Err(missing_argument("add_consumer", "queue"));
+            return Err(Exception::value_error(NO_QUEUE));
         };
         let mut queue = self.worker.config.task_queues.queue(name);
         if let Some(exchange) = text("exchange") {
@@ -86,7 +89,7 @@ impl RemoteControl {
         request: &ControlRequest,
     ) -> Result<Value, Exception> {
         let Some(name) = request.argument("queue").as_str() else {
-            return Err(missing_argument("cancel_consumer", "queue"));
+            return Err(Exception::value_error(NO_QUEUE));
         };
         self.subscriptions()?.cancel_queue(name).await;
         Ok(json!({"ok": format!("no longer consuming from {name}")}))

@@ -151,7 +151,7 @@ impl ClusterQueues {
                 continue;
             }
             tracing::debug!(node, "another worker answered");
-            control.worker.revoked.add(ids(&answer["revoked"]));
+            control.worker.revoked.add(revoked_ids(&answer["revoked"]));
             if let Some(clock) = answer["clock"].as_u64() {
                 control.worker.events.observe(clock);
             }
@@ -194,9 +194,19 @@ impl RemoteControl {
             }
             return Value::Null;
         }
+        self.worker
+            .revoked
+            .add(revoked_ids(request.argument("revoked")));
         let known = self.worker.revoked.list();
-        self.worker.revoked.add(ids(request.argument("revoked")));
         json!({"revoked": known, "clock": self.worker.events.tick()})
+    }
+}
+
+/// Ids of revoked tasks that another node sends: a list or, before Celery 5.7, a mapping `{id: [time, id]}`.
+fn revoked_ids(revoked: &Value) -> Vec<String> {
+    match revoked {
+        Value::Object(times) => times.keys().cloned().collect(),
+        list => ids(list),
     }
 }
 

@@ -33,6 +33,7 @@ mod gossip;
 mod inspect;
 mod replies;
 mod revoke;
+mod signatures;
 
 /// Time limit for an answer of the broker.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -203,7 +204,10 @@ impl RemoteControl {
             method = shortened(&request.method),
             "remote control request"
         );
-        let done = self.permit(&request).and_then(|()| {
+        let checked = self
+            .permit(&request)
+            .and_then(|()| signatures::check(&request));
+        let done = checked.and_then(|()| {
             if !matches!(request.method.as_str(), "add_consumer" | "cancel_consumer") {
                 return self.execute(&request).map(Some);
             }
@@ -224,7 +228,8 @@ impl RemoteControl {
     }
 
     fn reply(&self, request: &ControlRequest, done: Result<Value, Exception>) {
-        if is_answered(&request.method) {
+        // Python's worker is ending when it could answer.
+        if request.method != "shutdown" {
             let reply = done.unwrap_or_else(|error| json!({ "error": error.repr() }));
             self.replies
                 .send(request, &reply, self.worker.events.tick());
@@ -341,21 +346,9 @@ impl RemoteControl {
     }
 }
 
-/// Returns true for methods that Python answers.
-fn is_answered(method: &str) -> bool {
-    !matches!(method, "shutdown" | "heartbeat" | "election")
-}
-
 fn ok_if(changed: bool, what: &str) -> Value {
     let already = if changed { "" } else { "already " };
     json!({"ok": format!("task events {already}{what}")})
-}
-
-/// Python's error text for a call with a missing argument.
-fn missing_argument(function: &str, name: &str) -> Exception {
-    Exception::type_error(format!(
-        "{function}() missing 1 required positional argument: '{name}'"
-    ))
 }
 
 /// Number of places to add or remove.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt};
+use nix::sys::signal::Signal;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -75,9 +76,7 @@ impl RemoteControl {
     /// `revoke`, and `terminate`, which is the same with `terminate=True`.
     pub(super) fn revoke(&self, request: &ControlRequest) -> Result<Value, Exception> {
         let ids = ids(request.argument("task_id"));
-        if ids.is_empty() {
-            return Err(Exception::new(BUILTINS, "KeyError", "task_id"));
-        }
+        check_signal(request)?;
         let terminate = request.method == "terminate" || is_true(request.argument("terminate"));
         tracing::warn!(
             tasks = ids.len(),
@@ -89,18 +88,20 @@ impl RemoteControl {
         self.announce_revoked(&ids);
         if terminate {
             let wanted: HashSet<&str> = ids.iter().map(String::as_str).collect();
-            let stopped = self
-                .worker
-                .in_flight
-                .terminate(|message| wanted.contains(message.id.as_str()));
-            return Ok(match stopped.as_slice() {
+            let is_wanted = |message: &TaskMessage| wanted.contains(message.id.as_str());
+            self.worker.in_flight.terminate(is_wanted);
+            // The waiting tasks, too, which will not run.
+            return Ok(match self.worker.in_flight.ids(is_wanted).as_slice() {
                 [] => json!({"ok": "terminate: tasks unknown"}),
                 ids => json!({"ok": format!("terminate: {}", listed(ids, SHOWN))}),
             });
         }
         let quoted: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
-        let shown = listed(&quoted, SHOWN);
-        Ok(json!({"ok": format!("tasks {{{shown}}} flagged as revoked")}))
+        let shown = match quoted.as_slice() {
+            [] => "set()".to_owned(),
+            quoted => format!("{{{}}}", listed(quoted, SHOWN)),
+        };
+        Ok(json!({"ok": format!("tasks {shown} flagged as revoked")}))
     }
 
     /// Queues the storage of REVOKED for those of the tasks that do not run here.
@@ -156,8 +157,9 @@ impl RemoteControl {
                 .filter_map(|pair| pair.as_str()?.split_once('='))
                 .map(|(name, value)| (name.to_owned(), json!(value)))
                 .collect(),
-            _ => return Err(Exception::new(BUILTINS, "KeyError", "headers")),
+            _ => return Err(Exception::value_error("headers is not a mapping")),
         };
+        check_signal(request)?;
         let shown = shortened(&repr::value(&Value::Object(headers.clone())));
         tracing::warn!(headers = shown, "tasks revoked by stamped headers");
         self.worker.revoked.add_stamps(&headers);
@@ -174,6 +176,36 @@ impl RemoteControl {
             0 => format!("headers {shown} were not terminated"),
             _ => format!("headers {shown} revoked"),
         }}))
+    }
+}
+
+/// Checks the signal of a request; it has no further effect.
+///
+/// # Errors
+/// Those of Python, where they come after the tasks were flagged as revoked.
+fn check_signal(request: &ControlRequest) -> Result<(), Exception> {
+    match request.argument("signal") {
+        signal if !is_true(signal) => Ok(()),
+        Value::Number(_) | Value::Bool(_) => Ok(()),
+        // As `str.isupper`.
+        Value::String(name)
+            if name.chars().any(char::is_uppercase) && !name.chars().any(char::is_lowercase) =>
+        {
+            let name = match name.starts_with("SIG") {
+                true => name.clone(),
+                false => format!("SIG{name}"),
+            };
+            match name.parse::<Signal>() {
+                Ok(_) => Ok(()),
+                Err(_) => {
+                    let text = format!("module 'signal' has no attribute '{}'", shortened(&name));
+                    Err(Exception::new(BUILTINS, "AttributeError", text))
+                }
+            }
+        }
+        _ => Err(Exception::type_error(
+            "signal name must be uppercase string.",
+        )),
     }
 }
 

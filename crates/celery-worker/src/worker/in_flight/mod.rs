@@ -1,7 +1,7 @@
 //! Tasks between acceptance and settlement, with their deliveries.
 
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -152,6 +152,17 @@ impl InFlight {
             }
         }
         stopped
+    }
+
+    /// Ids of the tasks whose message `wanted` selects, running or waiting.
+    pub(crate) fn ids(&self, wanted: impl Fn(&TaskMessage) -> bool) -> Vec<String> {
+        let all = self.lock();
+        let messages = all.tasks.values().map(|task| &task.request.message);
+        let ids: BTreeSet<&str> = messages
+            .filter(|message| wanted(message))
+            .map(|message| message.id.as_str())
+            .collect();
+        ids.into_iter().map(str::to_owned).collect()
     }
 
     /// Ids of the running tasks.
