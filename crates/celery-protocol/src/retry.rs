@@ -6,6 +6,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value, json};
 
+use super::arguments::{Parameter, ParameterKind};
 use super::content::JSON;
 use super::message::{Protocol, TaskMessage};
 use super::{Headers, Properties, RawMessage, isoformat, repr};
@@ -47,7 +48,57 @@ pub struct Changes {
     pub headers: Map<String, Value>,
 }
 
+impl Changes {
+    /// Completes new arguments for a function with these `parameters`: an argument that is new by position replaces the
+    /// one of `message` that has the parameter's name, and an argument that is new by name replaces the one at the
+    /// parameter's position. Without this, the next run would have two values for one parameter.
+    #[must_use]
+    pub fn completed(mut self, message: &TaskMessage, parameters: &[Parameter]) -> Self {
+        let (args, kwargs) = message.sent_arguments();
+        let positional = || {
+            let ordinary = |parameter: &&Parameter| parameter.kind == ParameterKind::Ordinary;
+            parameters.iter().filter(ordinary).map(|one| one.name)
+        };
+        match (&self.args, &mut self.kwargs) {
+            (Some(new), None) => {
+                if let Value::Object(kwargs) = kwargs
+                    && positional()
+                        .take(new.len())
+                        .any(|name| kwargs.contains_key(name))
+                {
+                    let mut kept = kwargs.clone();
+                    kept.retain(|known, _| !positional().take(new.len()).any(|name| name == known));
+                    self.kwargs = Some(kept);
+                }
+            }
+            (None, Some(new)) => {
+                if let Value::Array(args) = args {
+                    let mut kept = args.clone();
+                    for (place, name) in kept.iter_mut().zip(positional()) {
+                        if let Some(value) = new.remove(name) {
+                            *place = value;
+                        }
+                    }
+                    if kept != *args {
+                        self.args = Some(kept);
+                    }
+                }
+            }
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        self
+    }
+}
+
 impl TaskMessage {
+    /// The arguments as the sender wrote them.
+    fn sent_arguments(&self) -> (&Value, &Value) {
+        match &self.typed {
+            Some((args, kwargs)) => (args, kwargs),
+            None => (&self.args, &self.kwargs),
+        }
+    }
+
     /// Creates the message of the task's next run: the same as `raw`, which `self` was decoded from, due at `eta` (at
     /// once without one) and with the `changes`. Headers that the broker added are removed.
     #[must_use]
@@ -171,10 +222,7 @@ impl TaskMessage {
 
     /// Writes the body again: JSON, not compressed.
     fn write_body(&self, message: &mut RawMessage, changes: &Changes) {
-        let (args, kwargs) = match &self.typed {
-            Some((args, kwargs)) => (args, kwargs),
-            None => (&self.args, &self.kwargs),
-        };
+        let (args, kwargs) = self.sent_arguments();
         let args = changes
             .args
             .as_ref()
@@ -195,6 +243,8 @@ impl TaskMessage {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use rstest::rstest;
+
     use super::*;
     use crate::content::Accept;
     use crate::message::decode;
@@ -381,6 +431,39 @@ mod tests {
             std::str::from_utf8(&next.body).unwrap(),
             r#"[[7],{"k":123456789012345678901234567890},{"callbacks":null,"errbacks":null,"chain":null,"chord":null}]"#
         );
+    }
+
+    #[rstest]
+    #[case::by_position(json!([1]), json!({"b": 2, "k": 3}), Some(json!([7, 8])), None, json!([[7, 8], {"k": 3}]))]
+    #[case::fewer_by_position(json!([1]), json!({"b": 2}), Some(json!([7])), None, json!([[7], {"b": 2}]))]
+    #[case::by_name(json!([1, 2]), json!({"k": 3}), None, Some(json!({"b": 8})), json!([[1, 8], {}]))]
+    #[case::by_other_name(json!([1]), json!({"b": 2}), None, Some(json!({"b": 8, "k": 9})), json!([[1], {"b": 8, "k": 9}]))]
+    #[case::both(json!([1, 2]), json!({}), Some(json!([7])), Some(json!({"b": 8})), json!([[7], {"b": 8}]))]
+    fn new_arguments_replace_those_of_the_same_parameters(
+        #[case] args: Value,
+        #[case] kwargs: Value,
+        #[case] new_args: Option<Value>,
+        #[case] new_kwargs: Option<Value>,
+        #[case] expected: Value,
+    ) {
+        let parameters = [
+            Parameter::required("a"),
+            Parameter::required("b"),
+            Parameter::optional("k").keyword_only(),
+        ];
+        let first = raw(
+            json!({"task": "t", "id": "a"}),
+            &json!([args, kwargs, null]).to_string(),
+        );
+        let message = decode(&first, &Accept::json(1000)).unwrap();
+        let changes = Changes {
+            args: new_args.map(|args| serde_json::from_value(args).unwrap()),
+            kwargs: new_kwargs.map(|kwargs| serde_json::from_value(kwargs).unwrap()),
+            ..Changes::default()
+        };
+        let next = retried(&first, &changes.completed(&message, &parameters));
+        let body = body(&next);
+        assert_eq!(json!([body[0], body[1]]), expected);
     }
 
     #[test]

@@ -135,6 +135,7 @@ impl Registry {
         let options = completed(task.options, &T::DEFAULTS);
         let signature = task.signature.unwrap_or_else(inferred::<T>);
         let function = signature.function.clone();
+        let parameters = signature.parameters.clone();
         let adapter = Arc::new(Adapter {
             app: app.clone(),
             signature,
@@ -145,6 +146,7 @@ impl Registry {
         let run: Run = Arc::new(move |cx| run::<T>(adapter.clone(), cx).boxed());
         let entry = Entry {
             function,
+            parameters,
             options,
             run,
             discard: task.discard,

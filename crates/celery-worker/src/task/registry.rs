@@ -5,7 +5,7 @@ use std::collections::{HashMap, hash_map};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use celery_protocol::arguments::FunctionSignature;
+use celery_protocol::arguments::{FunctionSignature, Parameter};
 use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
 use futures_util::FutureExt;
@@ -40,6 +40,7 @@ pub struct Registry {
 #[derive(Clone)]
 pub(crate) struct Entry {
     pub(crate) function: Cow<'static, str>,
+    pub(crate) parameters: Cow<'static, [Parameter]>,
     pub(crate) options: TaskOptions,
     pub(crate) run: Run,
     pub(crate) discard: Discard,
@@ -79,6 +80,7 @@ impl Registry {
         });
         let entry = Entry {
             function: T::FUNCTION.into(),
+            parameters: T::Args::PARAMETERS.into(),
             options: T::OPTIONS,
             run,
             discard,

@@ -242,7 +242,10 @@ impl<'a> Conclusion<'a> {
         // Stored before the next run is published, unlike in Python: that run may be quick, and this state must not
         // replace its result.
         self.record_with(state, vec![next]).await?;
-        let publication = self.retry_publication(eta, &retry.changes);
+        let changes = retry
+            .changes
+            .completed(message, &self.task.entry.parameters);
+        let publication = self.retry_publication(eta, &changes);
         match self
             .task
             .runtime

@@ -22,6 +22,7 @@ pub(super) fn runtime(results: Arc<dyn ResultBackend>, options: DefaultOptions) 
     let mut registry = Registry::default();
     let entry = Entry {
         function: "t".into(),
+        parameters: [].as_slice().into(),
         options: TaskOptions::DEFAULT,
         run: Arc::new(|_| async { Ok(Value::Null) }.boxed()),
         discard: Arc::new(|_, _| async {}.boxed()),
