@@ -295,16 +295,27 @@ def test_rate_limit(tmp_path, broker):
         assert (max(done) - min(done)).total_seconds() >= 2.3
 
 
-def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
-    """`worker_deduplicate_successful_tasks`: a redelivered message whose result is stored."""
+@pytest.mark.parametrize("sent_before", [False, True])
+def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker, sent_before):
+    """`worker_deduplicate_successful_tasks`: a redelivered message whose result is stored. Its callback and the next step
+    of its chain are sent unless the result has them as its children.
+    """
     app = Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False)
     queue = f"t{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)
-    result = app.send_task("tasks.add", [1, 2], queue=queue)
+    follow_up = {
+        "link": app.signature("tasks.echo", queue=queue, task_id=str(uuid.uuid4())),
+        "chain": [app.signature("tasks.echo", queue=queue, task_id=str(uuid.uuid4()))],
+    }
+    result = app.send_task("tasks.add", [1, 2], queue=queue, **follow_up)
     with broker.channel() as channel:
         # Received and not settled, so that the broker marks it as redelivered.
         until(lambda: channel.basic_get(queue), "the message is there")
     app.backend.store_result(result.id, "the first run's", "SUCCESS")
+    if sent_before:
+        key = app.backend.get_key_for_task(result.id)
+        stored = json.loads(app.backend.get(key)) | {"children": [[[follow_up["link"].id, None], None]]}
+        app.backend.set(key, json.dumps(stored))
     worker = tasks_worker(
         tmp_path, queue, broker, backend_url("redis"), worker_deduplicate_successful_tasks="true"
     )
@@ -312,6 +323,11 @@ def test_a_task_that_had_succeeded_is_not_run_again(tmp_path, broker):
         worker.says("had succeeded")
         broker.all_settled(queue)
         assert result.get(timeout=5) == "the first run's"
+        followed = [app.AsyncResult(one.id) for one in (follow_up["link"], *follow_up["chain"])]
+        if sent_before:
+            assert [one.state for one in followed] == ["PENDING"] * 2
+        else:
+            assert [one.get(timeout=5) for one in followed] == ["the first run's"] * 2
     finally:
         worker.stop()
         app.close()

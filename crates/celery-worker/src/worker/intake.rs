@@ -86,7 +86,7 @@ impl Runtime {
         let disposition = match turn {
             Turn::Run(slot) => task.execute(slot).await,
             Turn::Skip(cause) => Box::pin(task.skip(cause)).await,
-            Turn::SucceededBefore(returned) => Box::pin(task.skip_succeeded(returned)).await,
+            Turn::SucceededBefore(before) => Box::pin(task.skip_succeeded(before)).await,
             Turn::HoldLimit => return Box::pin(self.republish_held(request)).await,
             Turn::Shutdown => Disposition::Requeue,
         };

@@ -15,12 +15,20 @@ pub(super) enum Turn {
     Run(Slot),
     /// The task must not run.
     Skip(Cause),
-    /// The task has succeeded before, with this result.
-    SucceededBefore(Value),
+    /// The task has succeeded before.
+    SucceededBefore(StoredSuccess),
     /// The delivery was held as long as the broker allows: the message has to be published again.
     HoldLimit,
     /// The worker shuts down.
     Shutdown,
+}
+
+/// The stored SUCCESS of an earlier run.
+pub(super) struct StoredSuccess {
+    /// Value that the task returned.
+    pub(super) returned: Value,
+    /// True if the result has children: the tasks that the worker sent after it.
+    pub(super) has_children: bool,
 }
 
 impl TaskProcessing<'_> {
@@ -60,7 +68,7 @@ impl TaskProcessing<'_> {
     }
 
     /// The stored result of a redelivered task that has succeeded before (`worker_deduplicate_successful_tasks`).
-    async fn earlier_success(&self) -> Option<Value> {
+    async fn earlier_success(&self) -> Option<StoredSuccess> {
         let request = &self.request;
         let deduplicates = self.runtime.config.deduplicate && self.options.acks_late;
         if !(deduplicates && request.redelivered) {
@@ -69,7 +77,11 @@ impl TaskProcessing<'_> {
         match self.runtime.results.get(&request.message.id).await {
             Ok(stored) => {
                 let mut stored = stored.filter(|stored| stored["status"] == "SUCCESS")?;
-                Some(stored["result"].take())
+                let children = stored["children"].as_array();
+                Some(StoredSuccess {
+                    has_children: children.is_some_and(|children| !children.is_empty()),
+                    returned: stored["result"].take(),
+                })
             }
             Err(error) => {
                 tracing::warn!(

@@ -1,14 +1,13 @@
 //! The end of a task that does not run: it is revoked, it has expired, or it has succeeded before.
 
-use serde_json::Value;
-
 use super::conclusion::Conclusion;
 use super::processing::TaskProcessing;
 use super::runtime::Runtime;
+use super::schedule::StoredSuccess;
 use crate::broker::Disposition;
 use crate::clock;
 use crate::task::Discarded;
-use crate::workflow::Stopped;
+use crate::workflow::{Stopped, WorkflowError};
 use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{Cause, State};
 
@@ -56,20 +55,38 @@ impl TaskProcessing<'_> {
         warm.run_until_cancelled(discarding).await.ok_or(Stopped)
     }
 
-    /// Ends a redelivered task that had succeeded before with the result `returned`; returns the disposition of its
-    /// message.
-    pub(super) async fn skip_succeeded(&self, returned: Value) -> Disposition {
+    /// Ends a redelivered task that had succeeded before; returns the disposition of its message.
+    pub(super) async fn skip_succeeded(&self, before: StoredSuccess) -> Disposition {
         let message = &self.request.message;
         tracing::info!(
             task_id = message.id,
             "redelivered task had succeeded before; it does not run"
         );
-        // The follow-up tasks were sent before this result was stored, but the task may not have been counted for its
-        // chord.
-        let state = State::Success(returned);
-        match self.runtime.workflow.returned(message, &state).await {
+        match self.follow_up(before).await {
             Ok(()) => Disposition::Ack,
             Err(stopped) => stopped.into(),
         }
+    }
+
+    /// Sends the follow-up tasks of an earlier success. This worker sends them before it stores the result, with their
+    /// results as its children. A result without children was stored in another way, for example by the task itself.
+    async fn follow_up(&self, before: StoredSuccess) -> Result<(), Stopped> {
+        let message = &self.request.message;
+        let workflow = &self.runtime.workflow;
+        if !before.has_children {
+            match workflow.succeeded(message, &before.returned).await {
+                Ok(_) => {}
+                Err(WorkflowError::Stopped) => return Err(Stopped),
+                Err(error) => tracing::error!(
+                    task = message.task,
+                    task_id = message.id,
+                    %error,
+                    "follow-up messages of a task that had succeeded before cannot be sent"
+                ),
+            }
+        }
+        // The earlier run may not have been counted for its chord.
+        let state = State::Success(before.returned);
+        workflow.returned(message, &state).await
     }
 }
