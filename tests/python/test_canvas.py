@@ -211,6 +211,30 @@ def test_failures_arrive_as_with_python(workers, name):
         assert run(mix) == expected, mix
 
 
+@pytest.mark.parametrize("errbacks", [1, 2])
+def test_errbacks_of_a_failed_body_are_its_children(workers, errbacks):
+    """They are sent before the failure is stored."""
+
+    def run(mix):
+        with record(workers) as (signature, take):
+            s = Maker(workers, mix)
+            body = s("echo")
+            for n in range(errbacks):
+                body.link_error(signature(f"errback{n}").set(immutable=True))
+            result = chord([s("echo", 1), s("fail", "no")], body).apply_async()
+            until(lambda: result.state == "FAILURE", "the body fails")
+            # Without a wait: the messages are there when the failure is.
+            assert workers.broker.ready(signature("x").options["queue"]) == errbacks
+            children = result.backend.get_task_meta(result.id)["children"]
+            sent = sorted(message[1]["id"] for message in take(errbacks))
+            return children, sent
+
+    for mix in ["p", "r", "rp", "pr"]:
+        children, sent = run(mix)
+        [[_, members]] = children
+        assert sorted(task_id for (task_id, _), _ in members) == sent, mix
+
+
 def test_a_body_that_is_a_group_fails_as_a_whole(workers):
     def run(mix):
         s = Maker(workers, mix)

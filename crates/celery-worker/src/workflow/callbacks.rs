@@ -53,9 +53,7 @@ impl Workflow {
             };
             let mut parts = Vec::new();
             for step in self.failed_steps(rest).await {
-                let state = state.clone();
-                let message = step;
-                parts.extend(self.fail(UnsentTask { message, state }).await?);
+                parts.extend(self.fail(UnsentTask::new(step, state.clone())).await?);
             }
             self.count(parts).await?;
         }
@@ -64,27 +62,29 @@ impl Workflow {
             &message.embed.errbacks,
             &self.call(message, "link_error"),
         )
-        .await
+        .await?;
+        Ok(())
     }
 
-    /// Sends the errbacks of a task. If that fails, the error is only logged; the task stays failed.
+    /// Sends the errbacks of a task, and returns their results. If that fails, the error is only logged; the task stays
+    /// failed.
     pub(super) async fn send_errbacks(
         &self,
         task_id: &str,
         errbacks: &[Value],
         call: &Call<'_>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Vec<Value>, Stopped> {
         let planning = || canvas::after_failure(task_id, errbacks, call);
         let sent = match self.large_work.work(is_large(errbacks), planning).await {
             Ok(plan) => self.carry_out(plan, task_id).await,
             Err(error) => Err(error.into()),
         };
         match sent {
-            Ok(_) => Ok(()),
+            Ok(sent) => Ok(sent),
             Err(WorkflowError::Stopped) => Err(Stopped),
             Err(error) => {
                 tracing::error!(task_id, %error, "errbacks of a failed task were not sent");
-                Ok(())
+                Ok(Vec::new())
             }
         }
     }
@@ -97,7 +97,11 @@ impl Workflow {
     /// Stores the failure of a task that was not sent. Returns the task if it must be counted: it is a part of a chord
     /// and had not failed before.
     pub(super) async fn fail(&self, unsent: UnsentTask) -> Result<Option<UnsentTask>, Stopped> {
-        let UnsentTask { message, state } = &unsent;
+        let UnsentTask {
+            message,
+            state,
+            children,
+        } = &unsent;
         let mut counts = message.embed.chord.is_some();
         if counts {
             let get = || self.results.get(&message.id);
@@ -108,7 +112,8 @@ impl Workflow {
             counts = !stored.is_some_and(|meta| has_failed(&meta));
         }
         if message.ignore_result != Some(true) {
-            let meta = ResultMeta::new(message, state.clone(), clock::now());
+            let mut meta = ResultMeta::new(message, state.clone(), clock::now());
+            meta.children.clone_from(children);
             let store = || self.results.store(&meta, message);
             self.retry_until_reachable(&message.id, "a result is not stored", store)
                 .await?;

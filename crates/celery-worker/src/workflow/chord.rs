@@ -69,10 +69,7 @@ impl Workflow {
             },
             ..TaskMessage::default()
         };
-        let part = UnsentTask {
-            message: part,
-            state: state.clone(),
-        };
+        let part = UnsentTask::new(part, state.clone());
         Box::pin(self.count(vec![part])).await
     }
 
@@ -153,20 +150,21 @@ impl Workflow {
         };
         let mut parts = Vec::new();
         for failure in failures {
+            // Its errbacks run as if the body had run and failed. A caller that sees the failure finds them sent.
+            let call = self.call(&failure.message, "link_error");
+            let children = self
+                .send_errbacks(&failure.message.id, &failure.errbacks, &call)
+                .await?;
             let unsent = UnsentTask {
                 state: state(&failure.exception),
-                message: failure.message.clone(),
+                message: failure.message,
+                children,
             };
             parts.extend(self.fail(unsent).await?);
-            // Its errbacks run as if the body had run and failed.
-            let call = self.call(&failure.message, "link_error");
-            self.send_errbacks(&failure.message.id, &failure.errbacks, &call)
-                .await?;
         }
         if let Value::Array(rest) = &body["options"]["chain"] {
             for message in self.failed_steps(rest).await {
-                let state = state(error);
-                parts.extend(self.fail(UnsentTask { message, state }).await?);
+                parts.extend(self.fail(UnsentTask::new(message, state(error))).await?);
             }
         }
         Ok(parts)
@@ -185,8 +183,7 @@ impl Workflow {
         };
         let mut parts = Vec::new();
         for message in self.failed_steps(std::slice::from_ref(body)).await {
-            let state = state.clone();
-            parts.extend(self.fail(UnsentTask { message, state }).await?);
+            parts.extend(self.fail(UnsentTask::new(message, state.clone())).await?);
         }
         Ok(parts)
     }
@@ -207,7 +204,7 @@ impl Workflow {
         let ChordSupport::Counted(chords) = &self.chords else {
             return Ok(());
         };
-        while let Some(UnsentTask { message, state }) = parts.pop() {
+        while let Some(UnsentTask { message, state, .. }) = parts.pop() {
             let Some(body) = &message.embed.chord else {
                 continue;
             };

@@ -146,6 +146,19 @@ pub(crate) struct Workflow {
 struct UnsentTask {
     message: TaskMessage,
     state: State,
+    /// Results of the tasks that were sent because of the failure.
+    children: Vec<Value>,
+}
+
+impl UnsentTask {
+    fn new(message: TaskMessage, state: State) -> Self {
+        let children = Vec::new();
+        Self {
+            message,
+            state,
+            children,
+        }
+    }
 }
 
 impl Workflow {
