@@ -1,6 +1,7 @@
 //! Time from publish to result, at a steady rate.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use crate::{Outcome, broker};
 
 /// Duration of the warm-up, whose results are ignored.
-const WARM: Duration = Duration::from_secs(1);
+pub(crate) const WARM: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(crate) struct LatencyArgs {
@@ -108,15 +109,33 @@ pub(crate) async fn run(url: &str, arguments: &LatencyArgs) -> Outcome {
         }
     }
     sending.await??;
-    taken.sort_by(f64::total_cmp);
-    let quantile = |share: f64| {
-        let index = ((taken.len() as f64 * share).ceil() as usize).clamp(1, taken.len());
-        taken[index - 1]
-    };
-    println!(
-        "{}",
-        json!({"tasks": taken.len(), "median_ms": quantile(0.5), "p99_ms": quantile(0.99), "max_ms": quantile(1.0)})
-    );
+    println!("{}", Quantiles::of(taken));
     connection.close(200, "done".into()).await?;
     Ok(())
+}
+
+/// Quantiles of measured times.
+pub(crate) struct Quantiles(Vec<f64>);
+
+impl Quantiles {
+    /// The quantiles of times in milliseconds.
+    pub(crate) fn of(mut times: Vec<f64>) -> Self {
+        times.sort_by(f64::total_cmp);
+        Self(times)
+    }
+
+    fn at(&self, share: f64) -> f64 {
+        let index = (self.0.len() as f64 * share).ceil() as usize;
+        let index = index.clamp(1, self.0.len().max(1)) - 1;
+        self.0.get(index).copied().unwrap_or(f64::NAN)
+    }
+}
+
+impl fmt::Display for Quantiles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let figures = json!({
+            "tasks": self.0.len(), "median_ms": self.at(0.5), "p99_ms": self.at(0.99), "max_ms": self.at(1.0),
+        });
+        write!(f, "{figures}")
+    }
 }

@@ -6,6 +6,8 @@
 //! * `watch` waits for a number of results in a reply queue, and prints the rate and the processor time of the
 //!   processes that produced them.
 //! * `latency` sends tasks at a steady rate and measures from publish to result.
+//! * `redis-fill`, `redis-drain`, `redis-watch` and `redis-latency` do the same with Redis as the broker and for results;
+//!   `redis-commands` counts the commands of an idle worker.
 //! * `manager` measures passes of the manager, beside bare SQL and bare confirmed publishes.
 //! * `worker` is our worker with one task; its flags are those of `ccat-transfer worker`. It is a command and not a
 //!   program, since every program with the worker takes minutes to link.
@@ -22,6 +24,7 @@ use drain::DrainArgs;
 use fill::FillArgs;
 use latency::LatencyArgs;
 use manager::ManagerArgs;
+use redis_broker::RedisMeasure;
 use watch::WatchArgs;
 
 mod broker;
@@ -29,6 +32,7 @@ mod drain;
 mod fill;
 mod latency;
 mod manager;
+mod redis_broker;
 mod usage;
 mod watch;
 mod worker;
@@ -39,7 +43,7 @@ type Outcome<T = ()> = Result<T, Box<dyn Error + Send + Sync>>;
 /// Measures Celery workers.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Broker, as an AMQP URI.
+    /// Broker, as an AMQP URI, or as the URL of Redis for the commands that begin with `redis-`.
     #[arg(long, global = true, default_value = "amqp://127.0.0.1")]
     broker: String,
     #[command(subcommand)]
@@ -50,6 +54,8 @@ struct Cli {
 enum Command {
     #[command(flatten)]
     Measure(Measure),
+    #[command(flatten)]
+    Redis(RedisMeasure),
     /// Run our worker with one task; the flags are those of `ccat-transfer worker`.
     #[command(disable_help_flag = true)]
     Worker {
@@ -75,18 +81,28 @@ enum Measure {
 fn main() -> ExitCode {
     let Cli { broker, command } = Cli::parse();
     match command {
-        Command::Measure(measure) => match run(&broker, &measure) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("bench: {error}");
-                ExitCode::FAILURE
-            }
-        },
+        Command::Measure(measure) => exit_code(run(&broker, &measure)),
+        Command::Redis(measure) => exit_code(run_on_redis(&broker, &measure)),
         Command::Worker { flags } => {
             let name = OsString::from("ccat-bench worker");
             worker::program().run(std::iter::once(name).chain(flags), worker::tasks)
         }
     }
+}
+
+fn exit_code(outcome: Outcome) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[tokio::main]
+async fn run_on_redis(url: &str, measure: &RedisMeasure) -> Outcome {
+    redis_broker::run(url, measure).await
 }
 
 #[tokio::main]

@@ -7,6 +7,7 @@ use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
 use serde_json::{Map, Value, json};
 
+use crate::usage::Usage;
 use crate::{Outcome, broker, usage};
 
 /// Interval between two queries of the queue.
@@ -44,9 +45,9 @@ pub(crate) async fn run(url: &str, arguments: &WatchArgs) -> Outcome {
         passive: true,
         ..QueueDeclareOptions::default()
     };
-    let warm = f64::from(arguments.count) * arguments.warm;
-    let mut last = (0, Instant::now());
-    let mut start = None;
+    let mut rate = Rate::new(arguments.count);
+    rate.warm = arguments.warm;
+    rate.patience = Duration::from_secs(arguments.patience);
     loop {
         let found = channel
             .queue_declare(
@@ -56,44 +57,82 @@ pub(crate) async fn run(url: &str, arguments: &WatchArgs) -> Outcome {
             )
             .await?
             .message_count();
-        let now = Instant::now();
         let done = match arguments.empties {
             true => arguments.count.saturating_sub(found),
             false => found,
         };
-        if done > last.0 {
-            last = (done, now);
-        } else if last.1.elapsed() > Duration::from_secs(arguments.patience) {
-            return Err(format!("{done} of {} after all patience", arguments.count).into());
-        }
         let usage = || arguments.pid.map(usage::of).transpose();
-        if f64::from(done) >= warm && start.is_none() {
-            start = Some((done, now, usage()?));
-        }
-        if let Some((before, began, used)) = start
-            && done >= arguments.count
-        {
-            let after = usage()?;
-            let seconds = (now - began).as_secs_f64();
-            let tasks = f64::from(done - before);
-            let mut figures = Map::new();
-            let mut add = |name: &str, value: f64| figures.insert(name.to_owned(), json!(value));
-            add("tasks", tasks);
-            add("seconds", seconds);
-            add("per_second", tasks / seconds);
-            if let (Some(used), Some(after)) = (used, after) {
-                add(
-                    "cpu_s_per_1000",
-                    (after.cpu_s - used.cpu_s) / tasks * 1000.0,
-                );
-                add("resident_mb", after.resident_kb as f64 / 1024.0);
-                add("resident_mb_when_warm", used.resident_kb as f64 / 1024.0);
-                add("processes", after.processes as f64);
-            }
-            println!("{}", Value::Object(figures));
+        if let Some(figures) = rate.note(done, usage)? {
+            println!("{figures}");
             connection.close(200, "done".into()).await?;
             return Ok(());
         }
         tokio::time::sleep(EVERY).await;
+    }
+}
+
+/// Rate of tasks from the end of the warm-up to the last one.
+pub(crate) struct Rate {
+    count: u32,
+    /// Share of the tasks that is warm-up.
+    warm: f64,
+    /// Time without progress until the measurement fails.
+    patience: Duration,
+    /// Number of tasks at the last progress, and its time.
+    last: (u32, Instant),
+    /// Number of tasks, time and usage at the end of the warm-up.
+    start: Option<(u32, Instant, Option<Usage>)>,
+}
+
+impl Rate {
+    pub(crate) fn new(count: u32) -> Self {
+        Self {
+            count,
+            warm: 0.1,
+            patience: Duration::from_secs(20),
+            last: (0, Instant::now()),
+            start: None,
+        }
+    }
+
+    /// Notes the number of done tasks. Returns the figures once all are done.
+    ///
+    /// # Errors
+    /// No progress for too long, and errors of `usage`.
+    pub(crate) fn note(
+        &mut self,
+        done: u32,
+        usage: impl Fn() -> Outcome<Option<Usage>>,
+    ) -> Outcome<Option<Value>> {
+        let now = Instant::now();
+        if done > self.last.0 {
+            self.last = (done, now);
+        } else if self.last.1.elapsed() > self.patience {
+            return Err(format!("{done} of {} after all patience", self.count).into());
+        }
+        let warm = f64::from(self.count) * self.warm;
+        if f64::from(done) >= warm && self.start.is_none() {
+            self.start = Some((done, now, usage()?));
+        }
+        let Some((before, began, used)) = self.start.filter(|_| done >= self.count) else {
+            return Ok(None);
+        };
+        let seconds = (now - began).as_secs_f64();
+        let tasks = f64::from(done - before);
+        let mut figures = Map::new();
+        let mut add = |name: &str, value: f64| figures.insert(name.to_owned(), json!(value));
+        add("tasks", tasks);
+        add("seconds", seconds);
+        add("per_second", tasks / seconds);
+        if let (Some(used), Some(after)) = (used, usage()?) {
+            add(
+                "cpu_s_per_1000",
+                (after.cpu_s - used.cpu_s) / tasks * 1000.0,
+            );
+            add("resident_mb", after.resident_kb as f64 / 1024.0);
+            add("resident_mb_when_warm", used.resident_kb as f64 / 1024.0);
+            add("processes", after.processes as f64);
+        }
+        Ok(Some(Value::Object(figures)))
     }
 }

@@ -74,9 +74,15 @@ def bench(*arguments):
     return figures
 
 
-def bench_lines(*arguments, timeout=600):
+def redis_bench(*arguments):
+    """Runs a command of ccat-bench for Redis; returns its only line of figures."""
+    [figures] = bench_lines(*arguments, broker=os.environ["TEST_REDIS_URL"])
+    return figures
+
+
+def bench_lines(*arguments, broker=None, timeout=600):
     """Runs ccat-bench; returns the figures of every printed line."""
-    command = [program("ccat-bench"), "--broker", broker_uri(), *map(str, arguments)]
+    command = [program("ccat-bench"), "--broker", broker or broker_uri(), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     if done.returncode:
         raise Failed(done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit code {done.returncode}")
