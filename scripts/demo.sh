@@ -3,6 +3,7 @@
 # Shows the complete system on one machine: two sites, a broker, a manager, a worker, and three packages that are copied.
 # All servers and files are private and removed at the end. Needs Debian 12 or newer, Rust and a C compiler.
 #
+#   BROKER=redis         Redis as the broker and for results, instead of RabbitMQ
 #   BBCP=/path/to/bbcp   the bbcp to use; else the one on PATH, else the project's test double
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,6 +15,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 SIZE_MB=150
 RATE=30m # bytes per second of each copy, so that there is something to see
 QUEUE=ccat_buffer_data_transfer
+BROKER=${BROKER:-rabbitmq}
 
 chapter() { printf '\n%s\n' "$1"; }
 shown() { printf '   $ %s\n' "$*"; }
@@ -22,7 +24,7 @@ indent() { sed 's/^/   /'; }
 
 failed() {
   local log
-  for log in manager worker rabbitmq; do
+  for log in manager worker "$BROKER"; do
     if [[ -s $RUN_DIR/$log.log ]]; then
       printf '\nend of %s.log:\n' "$log" >&2
       tail -n 15 "$RUN_DIR/$log.log" >&2
@@ -31,6 +33,7 @@ failed() {
   die "the demo failed: $1"
 }
 
+[[ $BROKER == rabbitmq || $BROKER == redis ]] || die "BROKER=$BROKER is not known" "BROKER is rabbitmq or redis."
 say "ccat-transfer demo: packages move from a telescope to an archive"
 
 chapter "1. What is missing"
@@ -89,10 +92,15 @@ note "ccat     buffer  $RUN_DIR/ccat, 3 packages of $SIZE_MB MB"
 note "cologne  buffer  $RUN_DIR/cologne, empty"
 
 chapter "4. Broker, worker, manager"
-start_rabbitmq
-export CELERY_BROKER_URL=$TEST_AMQP_URL CELERY_RESULT_BACKEND=rpc://
-broker=${TEST_AMQP_URL##*@}
-note "RabbitMQ at ${broker%//}"
+start_services "$BROKER"
+if [[ $BROKER == redis ]]; then
+  export CELERY_BROKER_URL=$TEST_REDIS_URL CELERY_RESULT_BACKEND=$TEST_REDIS_URL
+  note "Redis at ${TEST_REDIS_URL#redis://}, for messages and results"
+else
+  export CELERY_BROKER_URL=$TEST_AMQP_URL CELERY_RESULT_BACKEND=rpc://
+  broker=${TEST_AMQP_URL##*@}
+  note "RabbitMQ at ${broker%//}"
+fi
 shown "ccat-transfer worker --site ccat -c 3"
 spawn worker ccat-transfer --config config.toml worker --site ccat -c 3
 AWAIT_PID=$SPAWNED_PID AWAIT_LOG=$RUN_DIR/worker.log await 20 "the worker did not start" \
