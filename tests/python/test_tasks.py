@@ -406,6 +406,9 @@ def test_progress(workers):
         result = workers.send("rust", "sleep", 5)
         until(lambda: result.state == "PROGRESS", "the task reports its progress")
         assert result.info["total"] == 5
+        active = workers.app.control.inspect().active()
+        [task] = [task for tasks in active.values() for task in tasks if task["id"] == result.id]
+        assert task["progress"]["total"] == 5
         assert ended(result)["result"] == 5
         progress = [event for event in seen if event["type"] == "progress-reported" and event["uuid"] == result.id]
         assert progress and progress[0]["progress"]["total"] == 5

@@ -24,7 +24,7 @@ use crate::task::{
 };
 use celery_protocol::event::Event;
 use celery_protocol::exception::{BUILTINS, Exception};
-use celery_protocol::result::State;
+use celery_protocol::result::{State, StateName};
 
 /// Interval at which the progress of a task is stored.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -131,6 +131,11 @@ impl TaskProcessing<'_> {
         let updates = &context.run.state_updates;
         loop {
             let StateUpdate { state, passed_on } = updates.next().await;
+            if let State::Custom { name, meta } = &state
+                && *name == StateName::PROGRESS
+            {
+                self.runtime.in_flight.note_progress(&self.request, meta);
+            }
             if let Some(event) = Event::of(&self.request.message.id, &state, 0.0) {
                 self.runtime.emit(&self.request, &event);
             }

@@ -64,18 +64,18 @@ impl InFlightTask {
             redelivered,
             ..
         } = &*self.request;
-        let shown = |value: &Value, repr: &Option<String>| match safe {
+        let value_or_repr = |value: &Value, repr: &Option<String>| match safe {
             true => {
                 let shown = repr.as_deref().map(repr::shorten);
                 json!(shown.unwrap_or_else(|| repr::shortened(value)))
             }
             false => value.clone(),
         };
-        json!({
+        let mut shown = json!({
             "id": message.id,
             "name": message.display_name(),
-            "args": shown(&message.args, &message.argsrepr),
-            "kwargs": shown(&message.kwargs, &message.kwargsrepr),
+            "args": value_or_repr(&message.args, &message.argsrepr),
+            "kwargs": value_or_repr(&message.kwargs, &message.kwargsrepr),
             "type": message.task,
             "hostname": hostname,
             "time_start": started,
@@ -87,6 +87,11 @@ impl InFlightTask {
                 "redelivered": redelivered,
             },
             "worker_pid": started.map(|_| std::process::id()),
-        })
+        });
+        // Python has no such field.
+        if let Some(progress) = &self.progress {
+            shown["progress"] = progress.clone();
+        }
+        shown
     }
 }

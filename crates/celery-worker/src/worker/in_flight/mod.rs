@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
+use serde_json::Value;
 
 use super::cancellation::{CancelReason, Cancellation};
 use super::identity::Identity;
@@ -32,6 +33,8 @@ struct InFlightTask {
     /// True if none of the deliveries counts against the prefetch limit.
     exempt: bool,
     acknowledged: bool,
+    /// The progress that the task reported last.
+    progress: Option<Value>,
     stop: Cancellation,
 }
 
@@ -90,6 +93,7 @@ impl InFlight {
                     deliveries: vec![held],
                     exempt: false,
                     acknowledged: false,
+                    progress: None,
                     stop: stop.clone(),
                 });
                 true
@@ -184,6 +188,13 @@ impl InFlight {
         task.acknowledged = true;
         let deliveries = std::mem::take(&mut task.deliveries);
         all.hand_out(deliveries)
+    }
+
+    /// Keeps the progress that a task has reported, for `celery inspect`.
+    pub(crate) fn note_progress(&self, request: &Arc<Request>, progress: &Value) {
+        if let Some(task) = self.lock().find(request) {
+            task.progress = Some(progress.clone());
+        }
     }
 
     /// Removes a task and returns its unsettled deliveries; none if it was removed before.
