@@ -82,7 +82,64 @@ impl StateName {
 
     /// Returns true for Celery's names of final states.
     fn is_final(&self) -> bool {
-        matches!(self.as_str(), "SUCCESS" | "FAILURE" | "REVOKED")
+        FinalState::from_name(self.as_str()).is_some()
+    }
+}
+
+/// State that no other state follows.
+///
+/// ```
+/// use celery_protocol::result::FinalState;
+///
+/// let stored = serde_json::json!({"status": "REVOKED", "result": null});
+/// assert!(FinalState::of(&stored).is_some_and(FinalState::has_failed));
+/// assert_eq!(FinalState::from_name("STARTED"), None);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinalState {
+    /// The task returned a value.
+    Success,
+    /// The task raised an exception.
+    Failure,
+    /// The task will not run, or was stopped.
+    Revoked,
+}
+
+impl FinalState {
+    const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Revoked];
+
+    const NAMES: &[&str] = &[
+        Self::Success.name(),
+        Self::Failure.name(),
+        Self::Revoked.name(),
+    ];
+
+    /// Celery's name of the state.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Success => "SUCCESS",
+            Self::Failure => "FAILURE",
+            Self::Revoked => "REVOKED",
+        }
+    }
+
+    /// The state with a name; `None` for the name of a state that is not final.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+
+    /// The state of a stored mapping; `None` if it is not final.
+    #[must_use]
+    pub fn of(meta: &Value) -> Option<Self> {
+        Self::from_name(meta["status"].as_str()?)
+    }
+
+    /// Returns true if the task did not return a value.
+    #[must_use]
+    pub fn has_failed(self) -> bool {
+        self != Self::Success
     }
 }
 
@@ -131,9 +188,9 @@ impl State {
             Self::Started { .. } => "STARTED",
             Self::Custom { name, .. } => name.as_str(),
             Self::Retry { .. } => "RETRY",
-            Self::Success(_) => "SUCCESS",
-            Self::Failure { .. } => "FAILURE",
-            Self::Revoked(_) => "REVOKED",
+            Self::Success(_) => FinalState::Success.name(),
+            Self::Failure { .. } => FinalState::Failure.name(),
+            Self::Revoked(_) => FinalState::Revoked.name(),
         }
     }
 
@@ -169,8 +226,8 @@ impl State {
     #[must_use]
     pub fn unyielding(&self) -> &'static [&'static str] {
         match self {
-            Self::Custom { name, .. } if !name.is_final() => &["SUCCESS", "FAILURE", "REVOKED"],
-            _ => &["SUCCESS"],
+            Self::Custom { name, .. } if !name.is_final() => FinalState::NAMES,
+            _ => const { &[FinalState::Success.name()] },
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::broker::BrokerError;
 use crate::results::ReadError;
 use celery_protocol::canvas::ResultNode;
 use celery_protocol::exception::Exception;
+use celery_protocol::result::FinalState;
 
 /// State of an unknown task; Celery's word for a task that waits, and for an unknown
 /// id.
@@ -155,14 +156,13 @@ impl AsyncResult {
         if self.node.members.is_none() {
             return Ok(states.pop().unwrap_or_default());
         }
-        let failed = states
-            .iter()
-            .find(|state| *state == "FAILURE" || *state == "REVOKED");
-        Ok(match failed {
-            Some(state) => state.clone(),
-            None if states.iter().all(|state| state == "SUCCESS") => "SUCCESS".into(),
-            None => PENDING.into(),
-        })
+        let ends = states.iter().map(|state| FinalState::from_name(state));
+        let failed = ends.clone().flatten().find(|state| state.has_failed());
+        let end = failed.or_else(|| {
+            let has_succeeded = ends.clone().all(|end| end == Some(FinalState::Success));
+            has_succeeded.then_some(FinalState::Success)
+        });
+        Ok(end.map_or(PENDING, FinalState::name).to_owned())
     }
 
     /// Everything that is stored of the task: state, result, traceback, children, with
@@ -253,7 +253,7 @@ impl fmt::Debug for AsyncResult {
 /// The value of a final state.
 fn returned(task_id: &str, mut meta: Value) -> Result<Value, GetError> {
     let result = meta["result"].take();
-    if meta["status"] == "SUCCESS" {
+    if FinalState::of(&meta) == Some(FinalState::Success) {
         return Ok(result);
     }
     let exception = serde_json::from_value(result).unwrap_or_else(|_| Exception::none());

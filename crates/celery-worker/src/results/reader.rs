@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use super::{ResultAccess, ResultBackend, ResultError, ResultOptions};
 use crate::broker::{Broker, Consumer, Disposition, Queue, Subscription};
+use celery_protocol::result::FinalState;
 
 /// First and longest pause between two queries of a backend that stores results.
 const POLL: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(100));
@@ -266,10 +267,7 @@ impl Arrived {
 
 /// Returns true for a final state of a task.
 fn is_final(meta: &Value) -> bool {
-    matches!(
-        meta["status"].as_str(),
-        Some("SUCCESS" | "FAILURE" | "REVOKED")
-    )
+    FinalState::of(meta).is_some()
 }
 
 #[cfg(test)]

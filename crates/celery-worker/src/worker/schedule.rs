@@ -6,7 +6,7 @@ use super::eta_hold::HoldEnd;
 use super::in_flight::Phase;
 use super::processing::TaskProcessing;
 use super::slots::Slot;
-use celery_protocol::result::Cause;
+use celery_protocol::result::{Cause, FinalState};
 use service_connection::error_chain::chain;
 
 /// Result of the wait of a task for its turn.
@@ -76,7 +76,8 @@ impl TaskProcessing<'_> {
         }
         match self.runtime.results.get(&request.message.id).await {
             Ok(stored) => {
-                let mut stored = stored.filter(|stored| stored["status"] == "SUCCESS")?;
+                let mut stored =
+                    stored.filter(|stored| FinalState::of(stored) == Some(FinalState::Success))?;
                 let children = stored["children"].as_array();
                 Some(StoredSuccess {
                     has_children: children.is_some_and(|children| !children.is_empty()),

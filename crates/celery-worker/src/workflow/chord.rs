@@ -5,14 +5,15 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
-use super::{Stopped, UnsentTask, Workflow, WorkflowError};
+use super::unsent::UnsentTask;
+use super::{Stopped, Workflow, WorkflowError};
 use crate::offload::is_large;
 use crate::results::ChordSupport;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
 use celery_protocol::canvas::{self, Call, ResultNode, chord_error};
 use celery_protocol::exception::Exception;
 use celery_protocol::message::{Embed, TaskMessage};
-use celery_protocol::result::State;
+use celery_protocol::result::{FinalState, State};
 use service_connection::error_chain::chain;
 
 /// Lifetime in seconds of the claim on a chord while its body is published.
@@ -360,7 +361,7 @@ impl Workflow {
         let mut found = Vec::new();
         for task_id in header.task_ids() {
             match self.results.get(task_id).await {
-                Ok(Some(meta)) if is_done(&meta) => found.push(meta),
+                Ok(Some(meta)) if FinalState::of(&meta).is_some() => found.push(meta),
                 Ok(_) => return None,
                 Err(error) => {
                     tracing::warn!(
@@ -402,8 +403,10 @@ fn callback_error(error: &WorkflowError) -> Box<ChordFailure> {
 }
 
 fn value_of(part: Part) -> Joined {
-    match part.state.as_str() {
-        "FAILURE" | "REVOKED" => Err(dependency_error(&part.task_id, exception(part.result))),
+    match FinalState::from_name(&part.state) {
+        Some(state) if state.has_failed() => {
+            Err(dependency_error(&part.task_id, exception(part.result)))
+        }
         _ => Ok(part.result),
     }
 }
@@ -413,23 +416,11 @@ fn collect(header: &ResultNode, found: &[Value]) -> Joined {
     let mut found = found.iter();
     header.collect(&mut |task_id| {
         let meta = found.next().unwrap_or(&Value::Null);
-        match has_failed(meta) {
+        match FinalState::of(meta).is_some_and(FinalState::has_failed) {
             true => Err(dependency_error(task_id, exception(meta["result"].clone()))),
             false => Ok(meta["result"].clone()),
         }
     })
-}
-
-fn status(meta: &Value) -> &str {
-    meta["status"].as_str().unwrap_or_default()
-}
-
-pub(super) fn has_failed(meta: &Value) -> bool {
-    matches!(status(meta), "FAILURE" | "REVOKED")
-}
-
-fn is_done(meta: &Value) -> bool {
-    has_failed(meta) || status(meta) == "SUCCESS"
 }
 
 /// Converts a mapping into an exception.

@@ -27,12 +27,12 @@ use crate::results::{ChordSupport, ResultBackend, ResultError};
 use celery_protocol::canvas::{Call, Effect, Outgoing, Plan, ResultNode, SignatureError};
 use celery_protocol::exception::{BUILTINS, Exception};
 use celery_protocol::message::TaskMessage;
-use celery_protocol::result::State;
 use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
 
 mod callbacks;
 pub(crate) mod chord;
+mod unsent;
 
 /// Time limit for publishing before a failure is logged.
 const PUBLISH_WITHIN: Duration = Duration::from_secs(10);
@@ -140,25 +140,6 @@ pub(crate) struct Workflow {
     /// Runs the planning of large signatures one at a time.
     large_work: LargeWorkLock,
     settling_over: CancellationToken,
-}
-
-/// A task that was not sent, and fails.
-struct UnsentTask {
-    message: TaskMessage,
-    state: State,
-    /// Results of the tasks that were sent because of the failure.
-    children: Vec<Value>,
-}
-
-impl UnsentTask {
-    fn new(message: TaskMessage, state: State) -> Self {
-        let children = Vec::new();
-        Self {
-            message,
-            state,
-            children,
-        }
-    }
 }
 
 impl Workflow {
