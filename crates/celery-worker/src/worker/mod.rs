@@ -56,6 +56,7 @@ pub(crate) mod revocation;
 pub(crate) mod runtime;
 mod schedule;
 mod skip;
+mod skip_reason;
 pub(crate) mod slots;
 mod span;
 mod stored_state;

@@ -2,27 +2,11 @@
 
 use super::conclusion::Conclusion;
 use super::processing::TaskProcessing;
-use super::runtime::Runtime;
 use super::schedule::StoredSuccess;
 use crate::broker::Disposition;
-use crate::clock;
 use crate::task::Discarded;
 use crate::workflow::{Stopped, WorkflowError};
-use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{Cause, State};
-
-impl Runtime {
-    /// Reason why a task must not run, if any.
-    pub(super) fn skip_reason(&self, message: &TaskMessage) -> Option<Cause> {
-        let is_expired = message
-            .expires
-            .is_some_and(|expires| expires <= clock::now());
-        match is_expired {
-            true => Some(Cause::Expired),
-            false => self.revoked.revokes(message).then_some(Cause::Revoked),
-        }
-    }
-}
 
 impl TaskProcessing<'_> {
     /// Ends a task that must not run; returns the disposition of its message.
