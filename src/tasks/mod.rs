@@ -20,14 +20,16 @@ mod failures_page;
 mod messages;
 mod notices;
 mod producer;
+mod settlement;
 mod transfer_files_bbcp;
 mod transfer_transfer_packages;
 mod withdraw;
 
-pub use base::{DataTransferTask, Settled};
+pub use base::DataTransferTask;
 pub use exceptions::EXCEPTIONS;
 pub use messages::Messages;
 pub use producer::Producer;
+pub use settlement::Settled;
 pub use transfer_files_bbcp::{TransferFilesBbcp, TransferFilesBbcpParams};
 pub use transfer_transfer_packages::{TransferTransferPackages, TransferTransferPackagesParams};
 

@@ -7,10 +7,13 @@ use std::sync::{Mutex, PoisonError};
 
 use entity::Outcome;
 
+use super::base::DataTransferTask;
 use crate::advice;
-use crate::notify::Notice;
+use crate::notify::{Notice, Notifier};
 use crate::transfer::failures::{Scope, TransferError};
+use crate::transfer::id::TransferId;
 use crate::transfer::repository::{AttemptRecord, LocationRecord, TransferDetail, TransferRecord};
+use service_connection::error_chain::chain;
 
 /// Maximum number of attempts that a text lists; the latest ones.
 const ATTEMPTS: usize = 10;
@@ -22,19 +25,59 @@ pub(super) struct BrokenLinks(Mutex<HashSet<(String, String)>>);
 
 impl BrokenLinks {
     /// Records a transfer that was given up and its link, if the link is the cause.
-    pub(super) fn record_failure(&self, transfer: &TransferRecord, scope: Scope) {
+    fn record_failure(&self, transfer: &TransferRecord, scope: Scope) {
         if let (Scope::Link, Some(link)) = (scope, link(transfer)) {
             self.lock().insert(link);
         }
     }
 
     /// Returns true if a transfer that has completed shows that its link works again.
-    pub(super) fn record_success(&self, transfer: &TransferRecord) -> bool {
+    fn record_success(&self, transfer: &TransferRecord) -> bool {
         link(transfer).is_some_and(|link| self.lock().remove(&link))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<(String, String)>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DataTransferTask {
+    /// Sends the notice about a transfer that was given up.
+    pub(super) async fn notify_failure(&self, id: TransferId, error: &TransferError) {
+        let Some((notifier, detail)) = self.detail(id).await else {
+            return;
+        };
+        self.broken_links
+            .record_failure(&detail.transfer, error.scope());
+        notifier.notify(failed(&detail, error));
+    }
+
+    /// Sends the notice about a transfer that has completed after it was given up, or whose link works again.
+    pub(super) async fn notify_recovery(&self, id: TransferId) {
+        let Some((notifier, detail)) = self.detail(id).await else {
+            return;
+        };
+        let works_again = self.broken_links.record_success(&detail.transfer);
+        if let Some(notice) = recovered(&detail, works_again) {
+            notifier.notify(notice);
+        }
+    }
+
+    /// Reads the content of a notice, if notices are sent. The row is written already: if this fails now, only the
+    /// notice is lost.
+    async fn detail(&self, id: TransferId) -> Option<(&Notifier, TransferDetail)> {
+        let notifier = self.notifier.as_ref()?;
+        match self.service().repository().show(id).await {
+            Ok(detail) => Some((notifier, detail?)),
+            Err(error) => {
+                tracing::warn!(
+                    data_transfer_id = id.get(),
+                    error = %chain(&error),
+                    "notice not sent: the transfer's row could not be read"
+                );
+                None
+            }
+        }
     }
 }
 
@@ -47,7 +90,7 @@ fn link(transfer: &TransferRecord) -> Option<(String, String)> {
 }
 
 /// The notice about a transfer that was given up.
-pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
+fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
     let id = detail.transfer.id;
     let mut text = format!(
         "why         {}\n\
@@ -66,7 +109,7 @@ pub(super) fn failed(detail: &TransferDetail, error: &TransferError) -> Notice {
 }
 
 /// The notice about a transfer that has completed, if it needs one.
-pub(super) fn recovered(detail: &TransferDetail, link_works_again: bool) -> Option<Notice> {
+fn recovered(detail: &TransferDetail, link_works_again: bool) -> Option<Notice> {
     let TransferRecord { id, .. } = detail.transfer;
     let had_failed = detail
         .attempts

@@ -10,9 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 
-use super::base::{DataTransferTask, Settled, SettledFailure};
+use super::base::{DataTransferTask, SettledFailure};
 use super::context_and_state;
 use super::exceptions::{self, exception};
+use super::settlement::Settled;
 use crate::faults::fault_point;
 use crate::transfer::id::TransferId;
 use crate::transfer::lease::{self, Snapshot};

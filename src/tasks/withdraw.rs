@@ -5,6 +5,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::base::DataTransferTask;
 use super::messages::data_transfer_id;
+use crate::transfer::database_retry::retry_until_reachable;
 use crate::transfer::id::TransferId;
 use crate::transfer::repository::Withdrawal;
 use celery_protocol::message::TaskMessage;
@@ -45,11 +46,7 @@ impl DataTransferTask {
         let repository = self.service().repository();
         let withdrawing = || repository.withdraw(id, task_id, withdrawal);
         let never = CancellationToken::new();
-        match self
-            .service()
-            .retry_until_reachable(&never, withdrawing)
-            .await
-        {
+        match retry_until_reachable(&never, withdrawing).await {
             Ok(true) => tracing::warn!(
                 data_transfer_id = id.get(),
                 task_id,

@@ -15,7 +15,6 @@ use tokio_util::sync::CancellationToken;
 use super::database::DatabaseError;
 use super::failures::TransferError;
 use super::lease::{Lease, LeaseError};
-use super::service::TransferService;
 use service_connection::backoff::{RetryState, Setback, in_seconds};
 use service_connection::error_chain::chain;
 
@@ -26,54 +25,49 @@ const UNREACHABLE_PAUSES: (Duration, Duration) =
 /// First and longest pause between two statements that the database refuses.
 const REFUSED_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
-impl TransferService {
-    /// Repeats a call until the database answers, or until the caller gives up.
-    ///
-    /// # Errors
-    /// [`TransferError::Interrupted`] if `cancelled` is cancelled during the wait for the database,
-    /// [`TransferError::Database`] if the database refuses a value of this transfer.
-    pub async fn retry_until_reachable<T, F>(
-        &self,
-        cancelled: &CancellationToken,
-        ask: impl FnMut() -> F,
-    ) -> Result<T, TransferError>
-    where
-        F: Future<Output = Result<T, DatabaseError>>,
-    {
-        retry(&[cancelled], |_| true, ask).await
-    }
+/// Repeats a call until the database answers, or until the caller gives up.
+///
+/// # Errors
+/// [`TransferError::Interrupted`] if `cancelled` is cancelled during the wait for the database,
+/// [`TransferError::Database`] if the database refuses a value of this transfer.
+pub async fn retry_until_reachable<T, F>(
+    cancelled: &CancellationToken,
+    ask: impl FnMut() -> F,
+) -> Result<T, TransferError>
+where
+    F: Future<Output = Result<T, DatabaseError>>,
+{
+    retry(&[cancelled], |_| true, ask).await
+}
 
-    /// Makes a change that needs a lease, and waits for the database as long as needed.
-    ///
-    /// # Errors
-    /// [`TransferError::LeaseLost`], and the errors of [`Self::retry_until_reachable`].
-    pub async fn write_with_lease<F>(
-        &self,
-        lease: &Lease,
-        cancelled: &CancellationToken,
-        mut change: impl FnMut() -> F,
-    ) -> Result<(), TransferError>
-    where
-        F: Future<Output = Result<(), LeaseError>>,
-    {
-        let answer = self
-            .retry_until_reachable(cancelled, || {
-                let changing = change();
-                async {
-                    match changing.await {
-                        Ok(()) => Ok(ControlFlow::Continue(())),
-                        Err(LeaseError::Lost) => Ok(ControlFlow::Break(())),
-                        Err(LeaseError::Database(error)) => Err(error),
-                    }
-                }
-            })
-            .await?;
-        match answer {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(TransferError::LeaseLost {
-                id: lease.data_transfer_id(),
-            }),
+/// Makes a change that needs a lease, and waits for the database as long as needed.
+///
+/// # Errors
+/// [`TransferError::LeaseLost`], and the errors of [`retry_until_reachable`].
+pub async fn write_with_lease<F>(
+    lease: &Lease,
+    cancelled: &CancellationToken,
+    mut change: impl FnMut() -> F,
+) -> Result<(), TransferError>
+where
+    F: Future<Output = Result<(), LeaseError>>,
+{
+    let answer = retry_until_reachable(cancelled, || {
+        let changing = change();
+        async {
+            match changing.await {
+                Ok(()) => Ok(ControlFlow::Continue(())),
+                Err(LeaseError::Lost) => Ok(ControlFlow::Break(())),
+                Err(LeaseError::Database(error)) => Err(error),
+            }
         }
+    })
+    .await?;
+    match answer {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(TransferError::LeaseLost {
+            id: lease.data_transfer_id(),
+        }),
     }
 }
 
@@ -81,7 +75,7 @@ impl TransferService {
 /// for an error.
 ///
 /// # Errors
-/// The errors of [`TransferService::retry_until_reachable`].
+/// The errors of [`retry_until_reachable`].
 pub(super) async fn retry<T, F>(
     ends: &[&CancellationToken],
     is_retryable: impl Fn(&DatabaseError) -> bool,

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::database_retry::retry_until_reachable;
 use super::lease::Lease;
 use super::repository::Successor;
 use super::service::TransferService;
@@ -37,7 +38,7 @@ impl TransferService {
         loop {
             let reading = || self.repository().successor(lost, task_id);
             let is_gone = is_gone();
-            let Ok(successor) = self.retry_until_reachable(cancelled, reading).await else {
+            let Ok(successor) = retry_until_reachable(cancelled, reading).await else {
                 return is_gone;
             };
             match is_left(successor, is_gone, began.elapsed(), handover_timeout) {

@@ -21,7 +21,7 @@ mod acquire;
 pub mod attempt;
 pub mod bbcp;
 pub mod database;
-mod database_retry;
+pub mod database_retry;
 pub mod digest;
 pub mod endpoint;
 pub mod failures;

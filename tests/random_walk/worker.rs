@@ -3,6 +3,7 @@
 
 use ccat_transfer::faults::{FaultPoint, Mode, with_faults};
 use ccat_transfer::tasks::{DataTransferTask, Settled};
+use ccat_transfer::transfer::database_retry::write_with_lease;
 use ccat_transfer::transfer::failures::{Interruption, TransferError};
 use ccat_transfer::transfer::lease::{Lease, LeaseError, Owner, Phase, Progress, Snapshot};
 use ccat_transfer::transfer::repository::{
@@ -330,15 +331,13 @@ impl World {
         step.add(&format!("completes attempt {} {faults:?}", lease.attempt()));
         let id = lease.data_transfer_id();
         step.completing.insert((id.get(), lease.attempt().get()));
-        let service = self.service(place.0);
         let stop = self.patience(&faults);
         let repository = self.db.repository.clone();
         let finished = CompletedCopy {
             bytes: 1_000_000,
             ..CompletedCopy::default()
         };
-        let completing =
-            service.write_with_lease(lease, &stop, || repository.complete(lease, &finished));
+        let completing = write_with_lease(lease, &stop, || repository.complete(lease, &finished));
         match with_faults(faults, completing).await {
             Ok(()) if self.dies() => Next::Die,
             Ok(()) => Next::Acknowledge,

@@ -9,10 +9,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::AttemptRun;
 use super::prepare::{EarlierPartial, Prepared};
-use super::verify::{OriginDigest, read_options};
 use crate::faults::fault_point;
 use crate::transfer::bbcp;
-use crate::transfer::endpoint::ReadOptions;
+use crate::transfer::endpoint::{ReadOptions, RunningDigest};
 use crate::transfer::failures::{Role, TransferError};
 use crate::transfer::lease::{Phase, Progress};
 use crate::transfer::plan::Plan;
@@ -28,7 +27,7 @@ const COPIED_STEP_BYTES: u64 = 4 << 20;
 impl AttemptRun<'_> {
     /// Adopts the partial copy of an earlier attempt, if there is one. Returns its size in bytes.
     pub(super) async fn begin_partial(&self, prepared: &Prepared) -> Result<u64, TransferError> {
-        if !prepared.plan.resumes() {
+        if !prepared.plan.keeps_partial() {
             return Ok(0);
         }
         let beginning = self.adopt_partial(&prepared.plan, prepared.earlier);
@@ -84,7 +83,7 @@ impl AttemptRun<'_> {
         &self,
         plan: &Plan,
         log_path: &Path,
-    ) -> Result<Option<OriginDigest>, TransferError> {
+    ) -> Result<Option<RunningDigest>, TransferError> {
         let copied = watch::Sender::new(0);
         let origin = plan
             .recorded
@@ -144,7 +143,10 @@ impl AttemptRun<'_> {
         };
         let report = match report {
             Ok(report) => report,
-            Err(error) => return Err(locate(plan, error).await),
+            Err(error) => {
+                let error = plan.source.or_root_problem(error).await;
+                return Err(locate_stall(plan, error).await);
+            }
         };
         tracing::info!(
             data_transfer_id = self.request.id.get(),
@@ -177,9 +179,9 @@ impl AttemptRun<'_> {
 
 /// Computes the origin's digest while the copy runs: bytes that bbcp has just read are still in the page cache, and
 /// need not be read from the disk again.
-fn digest_during_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest {
+fn digest_during_copy(plan: &Plan, copied: &watch::Sender<u64>) -> RunningDigest {
     let (source, copied) = (plan.source.clone(), copied.subscribe());
-    let options = read_options(plan);
+    let options = plan.read_options();
     AbortOnDropHandle::new(tokio::spawn(async move {
         let options = ReadOptions {
             behind: Some(&copied),
@@ -189,9 +191,9 @@ fn digest_during_copy(plan: &Plan, copied: &watch::Sender<u64>) -> OriginDigest 
     }))
 }
 
-/// Determines the cause of a stalled copy, the link or a storage, by a small request to both ends.
-async fn locate(plan: &Plan, error: TransferError) -> TransferError {
-    let error = plan.source.located(error).await;
+/// Determines the cause of a stalled copy, the link or a storage, by a small request to both ends. Returns every other
+/// error unchanged.
+async fn locate_stall(plan: &Plan, error: TransferError) -> TransferError {
     let TransferError::Stalled {
         idle,
         bytes_done,

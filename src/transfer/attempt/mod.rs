@@ -126,7 +126,7 @@ impl<'a> AttemptRun<'a> {
         let copied = self.copy_and_publish(&prepared, &log_path).await;
         if let Err(error) = &copied {
             let plan = prepared.plan;
-            let worth_keeping = plan.resumes() && error.partial() == PartialCopy::Keep;
+            let worth_keeping = plan.keeps_partial() && error.partial() == PartialCopy::Keep;
             if worth_keeping && !self.lost.is_cancelled() {
                 files.partial = Some(Box::new(plan));
             } else {

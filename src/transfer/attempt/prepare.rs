@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::AttemptRun;
 use crate::faults::fault_point;
 use crate::settings::LinkSettings;
+use crate::transfer::database_retry::{retry_until_reachable, write_with_lease};
 use crate::transfer::endpoint::{Facts, TemporaryName};
 use crate::transfer::failures::TransferError;
 use crate::transfer::lease::{LeaseError, Phase, Progress};
@@ -69,7 +70,7 @@ impl AttemptRun<'_> {
             Prepared,
             step(
                 "transfer/prepare",
-                self.run_unless_stopped(self.inspect_origin(&mut plan))
+                self.run_unless_stopped(self.prepare_ends(&mut plan))
             )
             .await
         )?;
@@ -81,9 +82,12 @@ impl AttemptRun<'_> {
         fault_point!(LeftoversSwept);
         let destination = match self.run_unless_stopped(plan.target.inspect()).await? {
             Some(existing) => DestinationState::Exists(existing),
-            None => DestinationState::Free {
-                log_path: self.begin_files(&plan, earlier).await?,
-            },
+            None => {
+                self.run_unless_stopped(self.check_free_space(&plan, earlier))
+                    .await?;
+                let log_path = self.record_files(&plan).await?;
+                DestinationState::Free { log_path }
+            }
         };
         Ok(Prepared {
             plan,
@@ -97,12 +101,11 @@ impl AttemptRun<'_> {
     async fn plan(&self) -> Result<Plan, TransferError> {
         let id = self.request.id;
         let (service, repository) = (self.service, self.service.repository());
-        let record = service
-            .retry_until_reachable(&self.stop, || async {
-                fault_point!(PlanRead, repository.transfer(id).await)
-            })
-            .await?
-            .ok_or(TransferError::UnknownTransfer { id })?;
+        let record = retry_until_reachable(&self.stop, || async {
+            fault_point!(PlanRead, repository.transfer(id).await)
+        })
+        .await?
+        .ok_or(TransferError::UnknownTransfer { id })?;
         let input = PlanInput::from_rows(record)?;
         let link = self.link_settings(&input).await?;
         let attempt = Attempt {
@@ -126,10 +129,7 @@ impl AttemptRun<'_> {
         let settings = file_settings(self.service.settings(), input)?;
         let name = input.link();
         let reading = || self.service.repository().link(&name);
-        let link = self
-            .service
-            .retry_until_reachable(&self.stop, reading)
-            .await?;
+        let link = retry_until_reachable(&self.stop, reading).await?;
         link.overrides
             .apply_to(settings)
             .map_err(|problem| TransferError::LinkSettings {
@@ -143,18 +143,17 @@ impl AttemptRun<'_> {
     async fn claim(&self, plan: &Plan) -> Result<(), TransferError> {
         let (service, lease) = (self.service, self.lease);
         let destination = plan.destination_key(&service.owner().host);
-        let claimed = service
-            .retry_until_reachable(&self.stop, || async {
-                match service
-                    .repository()
-                    .claim_destination(lease, &destination, plan.bbcp.streams)
-                    .await
-                {
-                    Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
-                    answer => Ok(answer),
-                }
-            })
-            .await?;
+        let claimed = retry_until_reachable(&self.stop, || async {
+            match service
+                .repository()
+                .claim_destination(lease, &destination, plan.bbcp.streams)
+                .await
+            {
+                Err(ClaimError::Lease(LeaseError::Database(error))) => Err(error),
+                answer => Ok(answer),
+            }
+        })
+        .await?;
         claimed.map_err(|error| match error {
             ClaimError::Taken(holder) => TransferError::DestinationBusy {
                 path: plan.target.path().to_string(),
@@ -169,17 +168,9 @@ impl AttemptRun<'_> {
         })
     }
 
-    /// Inspects the origin and makes the directory at the destination.
-    async fn inspect_origin(&self, plan: &mut Plan) -> Result<Facts, TransferError> {
-        let facts = plan.source.inspect().await?;
-        // For a package without a recorded size, the size of the file counts.
-        if plan.size != 0 && plan.size != facts.size {
-            return Err(TransferError::OriginSize {
-                path: plan.source.path().to_string(),
-                recorded: plan.size,
-                found: facts.size,
-            });
-        }
+    /// Inspects the origin, sets the size of the plan to that of the file, and makes the directory at the destination.
+    async fn prepare_ends(&self, plan: &mut Plan) -> Result<Facts, TransferError> {
+        let facts = inspect_origin(plan).await?;
         plan.size = facts.size;
         self.show(
             Phase::Preparing,
@@ -197,7 +188,7 @@ impl AttemptRun<'_> {
         &self,
         plan: &Plan,
     ) -> Result<Option<EarlierPartial>, TransferError> {
-        if !plan.resumes() {
+        if !plan.keeps_partial() {
             return Ok(None);
         }
         let latest = self.acquired.leftovers.last();
@@ -208,29 +199,25 @@ impl AttemptRun<'_> {
         Ok((bytes > 0).then_some(EarlierPartial { name, bytes }))
     }
 
-    /// Refuses a copy that does not fit, and records the names of its files before they are made. Returns the path of
-    /// bbcp's log file.
-    async fn begin_files(
-        &self,
-        plan: &Plan,
-        earlier: Option<EarlierPartial>,
-    ) -> Result<PathBuf, TransferError> {
-        let present = earlier.map_or(0, |partial| partial.bytes);
-        self.run_unless_stopped(self.check_free_space(plan, present))
-            .await?;
+    /// Records the names of a copy's files before they are made. Returns the path of bbcp's log file.
+    async fn record_files(&self, plan: &Plan) -> Result<PathBuf, TransferError> {
         let path = self.log_path();
         let name = plan.target.temporary().to_string();
         let (service, lease) = (self.service, self.lease);
-        service
-            .write_with_lease(lease, &self.stop, || {
-                service.repository().record_files(lease, &name, &path)
-            })
-            .await?;
+        write_with_lease(lease, &self.stop, || {
+            service.repository().record_files(lease, &name, &path)
+        })
+        .await?;
         Ok(path)
     }
 
-    /// Refuses a package that does not fit. `present` is the number of its bytes that the destination already has.
-    async fn check_free_space(&self, plan: &Plan, present: u64) -> Result<(), TransferError> {
+    /// Refuses a package that does not fit. The destination already has the bytes of `earlier`.
+    async fn check_free_space(
+        &self,
+        plan: &Plan,
+        earlier: Option<EarlierPartial>,
+    ) -> Result<(), TransferError> {
+        let present = earlier.map_or(0, |partial| partial.bytes);
         let needed = plan
             .size
             .saturating_sub(present)
@@ -255,4 +242,18 @@ impl AttemptRun<'_> {
             .join(self.request.id.to_string())
             .join(format!("{}.log", self.lease.tag()))
     }
+}
+
+/// Returns the facts of the origin; refuses a file that does not have the recorded size. For a package without a
+/// recorded size, each size is right.
+async fn inspect_origin(plan: &Plan) -> Result<Facts, TransferError> {
+    let facts = plan.source.inspect().await?;
+    if plan.size != 0 && plan.size != facts.size {
+        return Err(TransferError::OriginSize {
+            path: plan.source.path().to_string(),
+            recorded: plan.size,
+            found: facts.size,
+        });
+    }
+    Ok(facts)
 }

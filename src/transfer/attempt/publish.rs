@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::AttemptRun;
 use super::prepare::Prepared;
 use crate::faults::fault_point;
+use crate::transfer::database_retry::write_with_lease;
 use crate::transfer::digest::Digest;
 use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
@@ -18,14 +19,13 @@ impl AttemptRun<'_> {
         self.show(Phase::Publishing, self.progress());
         let (service, lease, plan) = (self.service, self.lease, &prepared.plan);
         let snapshot = *self.request.snapshots.borrow();
-        service
-            .write_with_lease(lease, &self.stop, || async {
-                // The renewal may report a paused link; a complete copy does not use the link any more, so that is
-                // ignored.
-                let repository = service.repository();
-                fault_point!(LeaseConfirmed, repository.renew(lease, snapshot).await).map(drop)
-            })
-            .await?;
+        write_with_lease(lease, &self.stop, || async {
+            // The renewal may report a paused link; a complete copy does not use the link any more, so that is
+            // ignored.
+            let repository = service.repository();
+            fault_point!(LeaseConfirmed, repository.renew(lease, snapshot).await).map(drop)
+        })
+        .await?;
         match fault_point!(Renamed, plan.target.publish().await) {
             // The file may be our own: the answer to an earlier rename may have been lost.
             Err(error @ TransferError::DestinationExists { .. }) => {
@@ -54,11 +54,10 @@ impl AttemptRun<'_> {
             digest: Some(digest.to_string()),
             log_path,
         };
-        service
-            .write_with_lease(lease, &self.request.cancelled, || {
-                service.repository().complete(lease, &finished)
-            })
-            .await?;
+        write_with_lease(lease, &self.request.cancelled, || {
+            service.repository().complete(lease, &finished)
+        })
+        .await?;
         let summary = Summary {
             attempt: lease.attempt(),
             bytes: plan.size,

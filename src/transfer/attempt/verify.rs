@@ -1,28 +1,14 @@
 //! Verification of a copy against its origin.
 
-use tokio_util::task::AbortOnDropHandle;
-
 use super::AttemptRun;
 use super::prepare::Prepared;
 use crate::faults::fault_point;
+use crate::transfer::database_retry::write_with_lease;
 use crate::transfer::digest::Digest;
-use crate::transfer::endpoint::{Facts, ReadOptions};
+use crate::transfer::endpoint::{Facts, RunningDigest};
 use crate::transfer::failures::TransferError;
 use crate::transfer::lease::Phase;
 use crate::transfer::plan::Plan;
-
-/// Options for reading a file of a plan without a copy that runs at the same time.
-pub(super) fn read_options(plan: &Plan) -> ReadOptions<'static> {
-    ReadOptions {
-        algorithm: plan.digest,
-        size: plan.size,
-        stall_timeout: plan.stall_timeout,
-        behind: None,
-    }
-}
-
-/// The digest of the origin while it is computed.
-pub(super) type OriginDigest = AbortOnDropHandle<Result<Digest, TransferError>>;
 
 /// Result of a comparison.
 enum DigestMatch {
@@ -47,7 +33,7 @@ impl AttemptRun<'_> {
     pub(super) async fn verify(
         &self,
         prepared: &Prepared,
-        origin: Option<OriginDigest>,
+        origin: Option<RunningDigest>,
     ) -> Result<Digest, TransferError> {
         let plan = &prepared.plan;
         let path = || plan.target.path().to_string();
@@ -63,7 +49,7 @@ impl AttemptRun<'_> {
                 found,
             });
         }
-        let options = read_options(plan);
+        let options = plan.read_options();
         let origin = async {
             let Some(origin) = origin else {
                 return Ok(None);
@@ -110,7 +96,7 @@ impl AttemptRun<'_> {
         }
         self.refuse_one_directory(plan).await?;
         self.show(Phase::Verifying, self.progress());
-        let options = read_options(plan);
+        let options = plan.read_options();
         let (origin, destination) = match &plan.recorded {
             Some(_) => (None, plan.target.digest(options).await?),
             None => {
@@ -139,11 +125,10 @@ impl AttemptRun<'_> {
         let name = target.temporary();
         // Recorded before the marker is made, so that every file of a killed worker is on record.
         let text = name.to_string();
-        service
-            .write_with_lease(lease, &self.stop, || {
-                service.repository().record_marker(lease, &text)
-            })
-            .await?;
+        write_with_lease(lease, &self.stop, || {
+            service.repository().record_marker(lease, &text)
+        })
+        .await?;
         let (id, attempt) = (lease.data_transfer_id(), lease.attempt());
         // A task of its own: it runs to its end even if the attempt is stopped, so that the marker is always removed.
         let probing = tokio::spawn(async move {
@@ -178,7 +163,7 @@ impl AttemptRun<'_> {
         }
         let origin = match origin {
             Some(origin) => origin,
-            None => plan.source.digest(read_options(plan)).await?,
+            None => plan.source.digest(plan.read_options()).await?,
         };
         match &plan.recorded {
             Some(recorded) if origin != *recorded => Err(TransferError::OriginCorrupt {

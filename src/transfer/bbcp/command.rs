@@ -68,14 +68,14 @@ pub(crate) fn arguments(plan: &Plan) -> Vec<String> {
     }
     // bbcp exits only after both the file and its directory are on disk.
     line.option("-y", "dd");
-    if plan.resumes() {
+    if plan.keeps_partial() {
         // The order matters: bbcp takes a word after `-a` as its directory.
         line.option("-a", plan.target.checkpoint_path());
         line.flag("-k");
     }
     if !bbcp.in_flight_checksum.is_empty() {
         line.flag("-e");
-        if plan.resumes() {
+        if plan.keeps_partial() {
             // bbcp cannot print the checksum of a file if it copies only its end.
             line.option("-E", &bbcp.in_flight_checksum);
         } else {

@@ -10,6 +10,7 @@
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::digest::Digest;
 use super::failures::{Role, TransferError};
@@ -105,6 +106,9 @@ impl Endpoint {
 }
 
 type DigestResult = Result<Digest, TransferError>;
+
+/// The digest of a file while it is computed by a task. Dropping it stops the computation.
+pub(super) type RunningDigest = AbortOnDropHandle<DigestResult>;
 
 /// Options of reading a file for its digest.
 #[derive(Debug, Clone, Copy)]

@@ -44,7 +44,7 @@ impl Source {
     pub async fn inspect(&self) -> Result<Facts, TransferError> {
         match self.inspect_once().await {
             Ok(facts) => Ok(facts),
-            Err(error) => Err(self.located(error).await),
+            Err(error) => Err(self.or_root_problem(error).await),
         }
     }
 
@@ -77,13 +77,13 @@ impl Source {
             .digest(Role::Origin, &self.path, Links::Follow, options);
         match digesting.await {
             Ok(digest) => Ok(digest),
-            Err(error) => Err(self.located(error).await),
+            Err(error) => Err(self.or_root_problem(error).await),
         }
     }
 
     /// Converts an error of reading the package to [`TransferError::OriginRootMissing`] if not only the package is
-    /// missing but its whole location, for example because a disk is not mounted.
-    pub(in crate::transfer) async fn located(&self, error: TransferError) -> TransferError {
+    /// missing but its whole location, for example because a disk is not mounted. Returns every other error unchanged.
+    pub(in crate::transfer) async fn or_root_problem(&self, error: TransferError) -> TransferError {
         let may_be_the_root = matches!(
             error,
             TransferError::OriginMissing { .. }

@@ -10,7 +10,9 @@ use uuid::Uuid;
 
 use self::paths::{MAX_SOURCE_BYTES, MAX_TARGET_BYTES, can_hold_checkpoints, file_path, limit};
 use super::digest::Digest;
-use super::endpoint::{Endpoint, Facts, Host, Remote, Source, Target, TemporaryName, is_login};
+use super::endpoint::{
+    Endpoint, Facts, Host, ReadOptions, Remote, Source, Target, TemporaryName, is_login,
+};
 use super::failures::{Role, TransferError};
 use super::link::LinkName;
 use crate::settings::{Bbcp, DigestAlgorithm, LinkSettings, Slowness, Ssh};
@@ -79,7 +81,7 @@ pub struct Plan {
     pub source: Source,
     /// Destination of the copy, with its temporary name.
     pub target: Target,
-    /// Size in bytes according to the database.
+    /// Size in bytes: according to the database, and after the inspection of the origin that of the file.
     pub size: u64,
     /// Digest according to the database; `None` if it is missing or has an unknown form.
     pub recorded: Option<Digest>,
@@ -99,8 +101,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns true if the next attempt can complete the copy when this attempt fails.
-    pub fn resumes(&self) -> bool {
+    /// Options for reading a file of this plan without a copy that runs at the same time.
+    pub(super) fn read_options(&self) -> ReadOptions<'static> {
+        ReadOptions {
+            algorithm: self.digest,
+            size: self.size,
+            stall_timeout: self.stall_timeout,
+            behind: None,
+        }
+    }
+
+    /// Returns true if a partial copy of a failed attempt is kept, so that the next attempt completes it. This is so for
+    /// every attempt with the same size, destination and settings.
+    pub fn keeps_partial(&self) -> bool {
         self.resume_above.is_some_and(|least| self.size >= least)
             && can_hold_checkpoints(&self.target.checkpoint_path())
     }

@@ -69,7 +69,7 @@ pub struct Acquired {
     pub lease: Lease,
     /// The lease that this one replaced, if one existed.
     pub displaced: Option<Displaced>,
-    /// Temporary files that earlier attempts may have left at the destination.
+    /// Temporary files that earlier attempts may have left at the destination, the oldest attempt first.
     pub leftovers: Vec<Leftover>,
 }
 

@@ -105,7 +105,7 @@ impl Repository {
     }
 }
 
-/// Temporary files that earlier attempts recorded.
+/// Temporary files that earlier attempts recorded, the oldest attempt first.
 pub(super) async fn leftovers(
     tx: &DatabaseTransaction,
     lease: &Lease,
