@@ -33,15 +33,16 @@ impl Runtime {
         message: TaskMessage,
     ) {
         let Some(eta) = message.eta else { return };
-        // This is never true for a message whose body was omitted.
-        if deliveries_before(&delivery.message) >= MANY_DELIVERIES {
-            let raw = std::mem::take(&mut delivery.message);
-            return self.republish(vec![delivery], raw, &message.id).await;
-        }
         let omitted_bytes = delivery
             .damage
             .as_ref()
             .and_then(|damage| damage.body_bytes);
+        // A message without its body cannot be published again. It need not be: the broker's connection omits no body in
+        // a queue that counts deliveries.
+        if omitted_bytes.is_none() && deliveries_before(&delivery.message) >= MANY_DELIVERIES {
+            let raw = std::mem::take(&mut delivery.message);
+            return self.republish(vec![delivery], raw, &message.id).await;
+        }
         let body_bytes = omitted_bytes.unwrap_or(delivery.message.body.len() as u64);
         let mut request = Request::new(&mut delivery, identity, message);
         request.raw = RawMessage::default();
@@ -100,6 +101,8 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
+    use crate::broker::consumer::Damage;
+    use crate::clock;
     use crate::results::memory::MemoryResults;
     use crate::worker::DefaultOptions;
     use crate::worker::test_support::{ProbeSettlement, runtime};
@@ -135,6 +138,34 @@ mod tests {
         assert_eq!(probe.disposition(), Some(Disposition::Requeue));
         assert_eq!(runtime.memory.take(&other, 1).is_some(), is_lost);
         assert!(runtime.memory.take(&mine, usize::MAX).is_some());
+    }
+
+    /// The body of such a message is not at hand. Its header may come from another broker than that of its queue.
+    #[tokio::test]
+    async fn message_without_its_body_is_not_published_again() {
+        let runtime = runtime(Arc::new(MemoryResults::new()), DefaultOptions::default());
+        let probe = ProbeSettlement::default();
+        let raw = RawMessage {
+            headers: [("x-delivery-count".to_owned(), Value::from(MANY_DELIVERIES))]
+                .into_iter()
+                .collect(),
+            ..RawMessage::default()
+        };
+        let mut delivery = probe.delivery(raw);
+        delivery.damage = Some(Box::new(Damage {
+            awaits_eta: true,
+            body_bytes: Some(1 << 20),
+            ..Damage::default()
+        }));
+        let outline = TaskMessage {
+            id: "a".into(),
+            task: "t".into(),
+            eta: Some(clock::now() + chrono::Duration::minutes(1)),
+            ..TaskMessage::default()
+        };
+        let mut postponed = pin!(runtime.postpone(delivery, identity(""), outline));
+        assert!(poll!(&mut postponed).is_pending());
+        assert_eq!(probe.disposition(), None, "held");
     }
 
     /// A shutdown ends both waits: for the memory, and for the redelivery.
