@@ -29,7 +29,7 @@ use service_connection::error_chain::panic_text;
 
 use self::params::ParamsError;
 use crate::task::{
-    Arguments, Discarded, DuplicateTask, Entry, Outcome, RaisedSlot, Registry, Retry, Run,
+    Arguments, Discarded, DuplicateTask, Outcome, RaisedSlot, RegisteredTask, Registry, Retry, Run,
     TaskContext, TaskError, TaskOptions, When, arguments, refuse, returned_value, unless_stopped,
 };
 
@@ -144,14 +144,14 @@ impl Registry {
             discard: task.discard.clone(),
         });
         let run: Run = Arc::new(move |cx| run::<T>(adapter.clone(), cx).boxed());
-        let entry = Entry {
+        let registered = RegisteredTask {
             function,
             parameters,
             options,
             run,
             discard: task.discard,
         };
-        Ok(self.enter(task.names, &entry)?)
+        Ok(self.enter(task.names, &registered)?)
     }
 }
 

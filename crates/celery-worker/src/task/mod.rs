@@ -24,7 +24,7 @@ pub use error::{Ignore, Reject, Retry, TaskError, TaskResult, When};
 pub use options::TaskOptions;
 pub use rate_limit::RateLimit;
 pub use registry::{DuplicateTask, Registry};
-pub(crate) use registry::{Entry, Outcome, panicked};
+pub(crate) use registry::{Outcome, RegisteredTask, panicked};
 #[cfg(feature = "celery-crate")]
 pub(crate) use registry::{Run, arguments, refuse, returned_value, unless_stopped};
 pub use state_updates::UpdateStateError;

@@ -33,12 +33,12 @@ pub(crate) type Discard =
 /// The tasks that a worker runs, by their names in messages.
 #[derive(Clone, Default)]
 pub struct Registry {
-    tasks: HashMap<String, Entry>,
+    tasks: HashMap<String, RegisteredTask>,
 }
 
 /// A registered task.
 #[derive(Clone)]
-pub(crate) struct Entry {
+pub(crate) struct RegisteredTask {
     pub(crate) function: Cow<'static, str>,
     pub(crate) parameters: Cow<'static, [Parameter]>,
     pub(crate) options: TaskOptions,
@@ -78,20 +78,20 @@ impl Registry {
             let task = task.clone();
             async move { task.discard(&message, &reason).await }.boxed()
         });
-        let entry = Entry {
+        let registered = RegisteredTask {
             function: T::FUNCTION.into(),
             parameters: T::Args::PARAMETERS.into(),
             options: T::OPTIONS,
             run,
             discard,
         };
-        self.enter(names, &entry)
+        self.enter(names, &registered)
     }
 
     pub(crate) fn enter(
         &mut self,
         names: impl IntoIterator<Item = impl Into<String>>,
-        entry: &Entry,
+        registered: &RegisteredTask,
     ) -> Result<(), DuplicateTask> {
         for name in names {
             match self.tasks.entry(name.into()) {
@@ -99,7 +99,7 @@ impl Registry {
                     return Err(DuplicateTask(taken.key().clone()));
                 }
                 hash_map::Entry::Vacant(free) => {
-                    free.insert(entry.clone());
+                    free.insert(registered.clone());
                 }
             }
         }
@@ -114,14 +114,12 @@ impl Registry {
         names
     }
 
-    pub(crate) fn get(&self, name: &str) -> Option<&Entry> {
+    pub(crate) fn get(&self, name: &str) -> Option<&RegisteredTask> {
         self.tasks.get(name)
     }
 
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (&str, &Entry)> {
-        self.tasks
-            .iter()
-            .map(|(name, entry)| (name.as_str(), entry))
+    pub(crate) fn tasks(&self) -> impl Iterator<Item = (&str, &RegisteredTask)> {
+        self.tasks.iter().map(|(name, task)| (name.as_str(), task))
     }
 }
 

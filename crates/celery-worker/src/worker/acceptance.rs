@@ -10,16 +10,16 @@ use crate::broker::Delivery;
 use celery_protocol::repr;
 
 impl Runtime {
-    /// Adds a request to those in flight; returns false if its delivery joined the same task. `left` is the size of a
-    /// body that stays with the broker for now, in bytes.
-    pub(super) fn accept(
+    /// Adds a request to those in flight; returns false if its delivery joined the same task. `postponed_bytes` is the
+    /// size of a body that stays with the broker for now.
+    pub(super) fn take_in_flight(
         &self,
         request: &Arc<Request>,
         delivery: Delivery,
         stop: &Cancellation,
-        left: Option<u64>,
+        postponed_bytes: Option<u64>,
     ) -> bool {
-        log_received(request, left);
+        log_received(request, postponed_bytes);
         let is_first = self.in_flight.add(request, delivery, stop);
         if !is_first {
             tracing::info!(
@@ -32,7 +32,7 @@ impl Runtime {
 }
 
 /// Logs that a task was received.
-fn log_received(request: &Request, left: Option<u64>) {
+fn log_received(request: &Request, postponed_bytes: Option<u64>) {
     let Request {
         message,
         redelivered,
@@ -40,7 +40,7 @@ fn log_received(request: &Request, left: Option<u64>) {
     } = request;
     let args = message.argsrepr.as_deref().map(repr::shorten);
     let kwargs = message.kwargsrepr.as_deref().map(repr::shorten);
-    match left {
+    match postponed_bytes {
         None => tracing::info!(
             task = message.task,
             task_id = message.id,

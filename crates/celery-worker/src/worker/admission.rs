@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use super::identity::Identity;
 use super::memory::{self, MemoryShare};
+use super::refusal::Refusal;
 use super::runtime::Runtime;
-use crate::broker::Delivery;
+use crate::broker::{Delivery, Disposition};
 use crate::clock;
 use crate::offload::on_separate_thread;
-use crate::task::Entry;
+use crate::task::RegisteredTask;
 use celery_protocol::content::Accept;
 use celery_protocol::message::{self, Reason, Refused, TaskMessage};
 use celery_protocol::result::Cause;
@@ -23,7 +24,7 @@ pub(super) enum Admission<'a> {
         delivery: Delivery,
         identity: Identity,
         message: Box<TaskMessage>,
-        entry: &'a Entry,
+        registered: &'a RegisteredTask,
         /// The message's share of the memory budget, which it keeps until it is settled.
         share: Option<MemoryShare>,
     },
@@ -32,11 +33,11 @@ pub(super) enum Admission<'a> {
         delivery: Delivery,
         identity: Identity,
         head: Box<TaskMessage>,
-        entry: &'a Entry,
+        registered: &'a RegisteredTask,
         cause: Cause,
     },
     /// The message is not a valid task.
-    Refused(Delivery, Box<Refused>),
+    Refused(Delivery, Box<Refusal>),
     /// The message is for a task that is not registered.
     NotRegistered(Delivery, Box<TaskMessage>),
     /// The message stays with the broker until its eta. Only its outline is kept.
@@ -85,9 +86,9 @@ impl Runtime {
     fn admit_early(&self, delivery: Delivery) -> Admission<'_> {
         let head = match message::head(&delivery.message) {
             Ok(head) => Box::new(head),
-            Err(refused) => return Admission::Refused(delivery, refused.into()),
+            Err(refused) => return self.not_admitted(delivery, refused),
         };
-        let Some(entry) = self.registry.get(&head.task) else {
+        let Some(registered) = self.registry.get(&head.task) else {
             return Admission::NotRegistered(delivery, head);
         };
         let identity = Identity::of(&delivery.message);
@@ -96,7 +97,7 @@ impl Runtime {
                 delivery,
                 identity,
                 head,
-                entry,
+                registered,
                 cause,
             },
             None if self.has_to_wait(&head) => Admission::AwaitsEta {
@@ -179,9 +180,9 @@ impl Runtime {
     ) -> Admission<'_> {
         let message = match read {
             Ok(message) => Box::new(message),
-            Err(refused) => return Admission::Refused(delivery, refused.into()),
+            Err(refused) => return self.not_admitted(delivery, refused),
         };
-        let Some(entry) = self.registry.get(&message.task) else {
+        let Some(registered) = self.registry.get(&message.task) else {
             return Admission::NotRegistered(delivery, message);
         };
         if self.has_to_wait(&message) {
@@ -198,8 +199,45 @@ impl Runtime {
             delivery,
             identity,
             message,
-            entry,
+            registered,
             share,
+        }
+    }
+
+    /// Returns the next step of a message that is not a valid task. One with the name of a task that is not registered
+    /// belongs to another worker, whatever else is wrong with it.
+    fn not_admitted(&self, delivery: Delivery, refused: Refused) -> Admission<'_> {
+        let Refused {
+            reason,
+            task,
+            id,
+            reply_to,
+        } = refused;
+        let is_registered = |task: &String| self.registry.get(task).is_some();
+        let is_ours = task.as_ref().is_none_or(is_registered);
+        let correlation_id = &delivery.message.properties.correlation_id;
+        let known = id.map(|id| TaskMessage {
+            correlation_id: correlation_id.clone().unwrap_or(id.clone()),
+            id,
+            task: task.clone().unwrap_or_default(),
+            reply_to: reply_to.filter(|queue| !queue.is_empty()),
+            ..TaskMessage::default()
+        });
+        match known {
+            Some(message) if !is_ours => Admission::NotRegistered(delivery, message.into()),
+            known => {
+                let disposition = match reason.disposition() {
+                    message::Disposition::Ack if is_ours => Disposition::Ack,
+                    message::Disposition::Ack | message::Disposition::Reject => Disposition::Reject,
+                };
+                let refusal = Refusal {
+                    reason,
+                    task,
+                    known,
+                    disposition,
+                };
+                Admission::Refused(delivery, refusal.into())
+            }
         }
     }
 
@@ -379,6 +417,14 @@ mod tests {
         let waiting = runtime.admit(with_eta(Some(60))).await;
         assert_eq!(Found::from(waiting), Found::AwaitsEta);
         assert_eq!(Found::from(runtime.admit(with_eta(None)).await), DECODED);
+    }
+
+    /// Its message is rejected like any other of such a task; the worker that has the task reports what is wrong with it.
+    #[tokio::test]
+    async fn unreadable_message_of_an_unknown_task_is_not_registered() {
+        let delivery = delivery("u", None, None, "{".into());
+        let found = Found::from(new_runtime().admit(delivery).await);
+        assert_eq!(found, Found::NotRegistered);
     }
 
     #[rstest]

@@ -244,7 +244,7 @@ impl<'a> Conclusion<'a> {
         self.record_with(state, vec![next]).await?;
         let changes = retry
             .changes
-            .completed(message, &self.task.entry.parameters);
+            .completed(message, &self.task.registered.parameters);
         let publication = self.retry_publication(eta, &changes);
         match self
             .task
@@ -317,7 +317,7 @@ impl<'a> Conclusion<'a> {
             "{} on {}, in {}",
             self.task.runtime.config.product.name,
             self.task.runtime.hostname,
-            self.task.entry.function
+            self.task.registered.function
         )
     }
 
@@ -420,10 +420,10 @@ mod tests {
         let mut delivery = ProbeSettlement::default().delivery(RawMessage::default());
         let identity = Identity::of(&delivery.message);
         let request = Request::new(&mut delivery, identity, message);
-        let Some(entry) = runtime.registry.get("t") else {
+        let Some(registered) = runtime.registry.get("t") else {
             return (Requeue, Some("no task".into()));
         };
-        let task = TaskProcessing::new(&runtime, request, entry);
+        let task = TaskProcessing::new(&runtime, request, registered);
         if let Some(reason) = cancelled {
             task.stop.stop(reason);
         }

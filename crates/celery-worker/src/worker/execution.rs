@@ -63,7 +63,7 @@ impl TaskProcessing<'_> {
         let Self {
             runtime,
             request,
-            entry,
+            registered,
             options,
             stop,
             ..
@@ -89,7 +89,7 @@ impl TaskProcessing<'_> {
             worker_client: runtime.client.clone(),
             client: OnceLock::new(),
         });
-        let run = (entry.run)(context.clone());
+        let run = (registered.run)(context.clone());
         // A separate task, for a panic outside of the task's own body, e.g. in its `on_failure`.
         let run = run.instrument(span::of_task(&request.message));
         let mut running = AbortOnDropHandle::new(tokio::spawn(run.in_current_span()));

@@ -1,8 +1,8 @@
 //! The way of one delivery through the worker, from its receipt to its settlement. Each step has a module of its own, in
 //! the order of the calls: [`admission`](super::admission) decodes the message; [`refusal`](super::refusal) or
-//! [`postponement`](super::postponement) end the way of some messages. [`acceptance`](super::acceptance),
-//! [`schedule`](super::schedule), [`execution`](super::execution) and [`conclusion`](super::conclusion) follow, or
-//! [`skip`](super::skip) ends a task that does not run.
+//! [`postponement`](super::postponement) end the way of some messages. [`acceptance`](super::acceptance) and
+//! [`schedule`](super::schedule) follow. Then [`execution`](super::execution) runs the task, or [`skip`](super::skip) ends
+//! a task that does not run; both pass the outcome to [`conclusion`](super::conclusion).
 //!
 //! The order of steps is Celery's: receipt; wait for the eta, the rate limit and a slot; check for revocation; early
 //! acknowledgement; STARTED; the run; the follow-up tasks; the result; the chord; the event; late acknowledgement. The
@@ -29,12 +29,12 @@ impl Runtime {
                 mut delivery,
                 identity,
                 message,
-                entry,
+                registered,
                 share: _share,
             } => {
                 let request = Request::new(&mut delivery, identity, *message);
-                let task = TaskProcessing::new(&self, request, entry);
-                if self.accept(&task.request, delivery, &task.stop, None) {
+                let task = TaskProcessing::new(&self, request, registered);
+                if self.take_in_flight(&task.request, delivery, &task.stop, None) {
                     self.process(&task).await;
                 }
             }
@@ -42,16 +42,16 @@ impl Runtime {
                 mut delivery,
                 identity,
                 head,
-                entry,
+                registered,
                 cause,
             } => {
                 let request = Request::new(&mut delivery, identity, *head);
-                let task = TaskProcessing::new(&self, request, entry);
+                let task = TaskProcessing::new(&self, request, registered);
                 let disposition = Box::pin(task.skip(cause)).await;
                 delivery.settle(disposition).await;
             }
-            Admission::Refused(delivery, refused) => {
-                Box::pin(self.refuse(delivery, *refused)).await;
+            Admission::Refused(delivery, refusal) => {
+                Box::pin(self.refuse(delivery, *refusal)).await;
             }
             Admission::NotRegistered(delivery, message) => {
                 Box::pin(self.not_registered(delivery, *message)).await;

@@ -298,7 +298,7 @@ impl Worker {
     /// Sets the observer.
     #[must_use]
     pub fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        for (task, _) in self.runtime.registry.entries() {
+        for (task, _) in self.runtime.registry.tasks() {
             for queue in &self.runtime.config.queues {
                 observer.expect_task(task, queue);
             }
@@ -500,8 +500,8 @@ async fn stop_tasks(runtime: &Runtime, tasks: &TaskTracker, soft: Duration) {
 fn rates(registry: &Registry, config: &Config) -> RateLimits {
     let rates = RateLimits::default();
     if config.rate_limits {
-        for (name, entry) in registry.entries() {
-            let limit = entry.options.rate_limit.or(config.tasks.rate_limit);
+        for (name, task) in registry.tasks() {
+            let limit = task.options.rate_limit.or(config.tasks.rate_limit);
             if limit.is_some() {
                 rates.set(name, limit);
             }
@@ -510,7 +510,7 @@ fn rates(registry: &Registry, config: &Config) -> RateLimits {
     rates
 }
 
-/// Says when the worker is first served, and when it is again.
+/// Reports each change of the connection to the broker: to `served`, to the observer and to the log.
 async fn announce(
     mut connected: watch::Receiver<bool>,
     served: watch::Sender<bool>,

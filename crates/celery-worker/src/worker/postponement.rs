@@ -48,7 +48,7 @@ impl Runtime {
         request.raw = RawMessage::default();
         let request = &request.into();
         let stop = Cancellation::new(&self.stopping);
-        if !self.accept(request, delivery, &stop, Some(body_bytes)) {
+        if !self.take_in_flight(request, delivery, &stop, Some(body_bytes)) {
             return;
         }
         self.emit(request, &Event::TaskReceived(&request.message));

@@ -6,28 +6,33 @@ use super::cancellation::Cancellation;
 use super::effective_options::EffectiveOptions;
 use super::request::Request;
 use super::runtime::Runtime;
-use crate::task::Entry;
+use crate::task::RegisteredTask;
 
 /// The processing of one task, from its decoded message to the disposition of this message.
 pub(super) struct TaskProcessing<'a> {
     pub(super) runtime: &'a Runtime,
     pub(super) request: Arc<Request>,
-    pub(super) entry: &'a Entry,
+    pub(super) registered: &'a RegisteredTask,
     pub(super) options: EffectiveOptions,
     /// Cancels the task.
     pub(super) stop: Cancellation,
 }
 
 impl<'a> TaskProcessing<'a> {
-    /// Creates the processing of a request for the task of `entry`.
-    pub(super) fn new(runtime: &'a Runtime, request: Request, entry: &'a Entry) -> Self {
+    /// Creates the processing of a request for the task of `registered`.
+    pub(super) fn new(
+        runtime: &'a Runtime,
+        request: Request,
+        registered: &'a RegisteredTask,
+    ) -> Self {
         let message = &request.message;
         let limits = runtime.time_limits.get(&message.task);
-        let options = EffectiveOptions::new(message, &entry.options, limits, &runtime.config.tasks);
+        let options =
+            EffectiveOptions::new(message, &registered.options, limits, &runtime.config.tasks);
         Self {
             runtime,
             request: Arc::new(request),
-            entry,
+            registered,
             options,
             stop: Cancellation::new(&runtime.stopping),
         }

@@ -8,10 +8,47 @@ use crate::clock;
 use crate::workflow::Stopped;
 use celery_protocol::event::Event;
 use celery_protocol::exception::Exception;
-use celery_protocol::message::{self, Reason, Refused, TaskMessage};
+use celery_protocol::message::{Reason, TaskMessage};
 use celery_protocol::result::{ResultMeta, State};
 
+/// A message that is not a valid task, for a registered task or for none.
+pub(super) struct Refusal {
+    pub(super) reason: Reason,
+    /// Name of the task, if the message contains one.
+    pub(super) task: Option<String>,
+    /// What is known of the task, if the message contains an id.
+    pub(super) known: Option<TaskMessage>,
+    pub(super) disposition: Disposition,
+}
+
 impl Runtime {
+    /// Settles a message that is not a valid task.
+    pub(super) async fn refuse(&self, delivery: Delivery, refusal: Refusal) {
+        let Refusal {
+            reason,
+            task,
+            known,
+            disposition,
+        } = refusal;
+        tracing::error!(
+            task,
+            task_id = known.as_ref().map(|message| &message.id),
+            routing_key = delivery.routing_key,
+            body_bytes = delivery.message.body.len(),
+            reason = %reason,
+            ?disposition,
+            "rejected: not a Celery task message"
+        );
+        match (&reason, known) {
+            (Reason::Malformed(text), Some(message)) => {
+                let exception = Exception::invalid_task(*text);
+                self.refuse_with(delivery, message, exception, disposition)
+                    .await;
+            }
+            _ => delivery.settle(disposition).await,
+        }
+    }
+
     /// Rejects a message for a task that is not registered.
     pub(super) async fn not_registered(&self, delivery: Delivery, message: TaskMessage) {
         tracing::error!(
@@ -52,58 +89,6 @@ impl Runtime {
                 delivery.settle(disposition).await;
             }
             Err(Stopped) => delivery.settle(Disposition::Requeue).await,
-        }
-    }
-
-    /// Settles a message that is not a valid task.
-    pub(super) async fn refuse(&self, delivery: Delivery, refused: Refused) {
-        let Refused {
-            reason,
-            task,
-            id,
-            reply_to,
-        } = refused;
-        let known = task
-            .as_deref()
-            .is_none_or(|task| self.registry.get(task).is_some());
-        let message = id.map(|id| TaskMessage {
-            correlation_id: delivery
-                .message
-                .properties
-                .correlation_id
-                .clone()
-                .unwrap_or(id.clone()),
-            id,
-            task: task.clone().unwrap_or_default(),
-            reply_to: reply_to.filter(|queue| !queue.is_empty()),
-            ..TaskMessage::default()
-        });
-        match message {
-            Some(message) if !known => self.not_registered(delivery, message).await,
-            message => {
-                tracing::error!(
-                    task,
-                    task_id = message.as_ref().map(|m| &m.id),
-                    routing_key = delivery.routing_key,
-                    body_bytes = delivery.message.body.len(),
-                    reason = %reason,
-                    disposition = ?reason.disposition(),
-                    "rejected: not a Celery task message"
-                );
-                let disposition = match reason.disposition() {
-                    message::Disposition::Ack if known => Disposition::Ack,
-                    // The task belongs to another worker, so its message is rejected in any case.
-                    message::Disposition::Ack | message::Disposition::Reject => Disposition::Reject,
-                };
-                match (&reason, message) {
-                    (Reason::Malformed(text), Some(message)) => {
-                        let exception = Exception::invalid_task(*text);
-                        self.refuse_with(delivery, message, exception, disposition)
-                            .await;
-                    }
-                    _ => delivery.settle(disposition).await,
-                }
-            }
         }
     }
 }

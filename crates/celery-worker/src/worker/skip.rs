@@ -34,7 +34,7 @@ impl TaskProcessing<'_> {
             Cause::Expired => Discarded::Expired,
             Cause::Revoked | Cause::Terminated => Discarded::Revoked,
         };
-        let discarding = (self.entry.discard)(self.request.message.clone(), reason);
+        let discarding = (self.registered.discard)(self.request.message.clone(), reason);
         let warm = &self.runtime.shutdown.warm;
         warm.run_until_cancelled(discarding).await.ok_or(Stopped)
     }

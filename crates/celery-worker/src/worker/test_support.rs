@@ -13,21 +13,21 @@ use crate::broker::consumer::Settled;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Delivery, Disposition, Settlement};
 use crate::results::ResultBackend;
-use crate::task::{Entry, Registry, TaskOptions};
+use crate::task::{RegisteredTask, Registry, TaskOptions};
 use celery_protocol::RawMessage;
 use serde_json::Value;
 
 /// Creates the runtime of a worker that has not started, with a task `t` and the default options `options`.
 pub(super) fn runtime(results: Arc<dyn ResultBackend>, options: DefaultOptions) -> Runtime {
     let mut registry = Registry::default();
-    let entry = Entry {
+    let registered = RegisteredTask {
         function: "t".into(),
         parameters: [].as_slice().into(),
         options: TaskOptions::DEFAULT,
         run: Arc::new(|_| async { Ok(Value::Null) }.boxed()),
         discard: Arc::new(|_, _| async {}.boxed()),
     };
-    assert_eq!(registry.enter(["t"], &entry), Ok(()));
+    assert_eq!(registry.enter(["t"], &registered), Ok(()));
     let mut config = Config::new("celery@test", vec!["q".into()]);
     config.tasks = options;
     let broker = Arc::new(MemoryBroker::recording());

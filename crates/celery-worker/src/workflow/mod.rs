@@ -228,8 +228,8 @@ impl Workflow {
         sent
     }
 
-    /// Publishes the follow-up tasks of a task, and waits without a limit for the broker and its confirmation. A
-    /// pending message is not published again.
+    /// Publishes one follow-up message of a task, and waits for the broker and its confirmation until the worker stops.
+    /// A message that waits for its confirmation is not published again.
     ///
     /// # Errors
     /// [`WorkflowError::Refused`] if the broker will never accept the message, and [`WorkflowError::Stopped`].
