@@ -122,7 +122,7 @@ impl DataTransferTask {
                 self.reset_state_on_failure(request, lease, failed, delay)
                     .await,
                 Settled::Reset {
-                    retry_count: retry_count + 1,
+                    retry_count: retry_count.saturating_add(1),
                     delay,
                 },
             ),

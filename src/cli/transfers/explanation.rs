@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use entity::{Outcome, Status};
 use serde::Serialize;
 
 use super::super::output;
 use crate::advice;
+use crate::clock;
 use crate::manager::search_delay;
 use crate::settings::QueueLocation;
 use crate::transfer::lease::Owner;
@@ -217,12 +218,10 @@ fn lost_message(detail: &TransferDetail, routing: &RoutingInfo<'_>, now: DateTim
         return "a manager's next pass begins to watch it".into();
     };
     let delay = search_delay(routing.reconcile_after, record.resent);
-    let due = TimeDelta::from_std(delay)
-        .ok()
-        .and_then(|delay| record.scheduled_at.checked_add_signed(delay));
-    let when = match due {
-        Some(due) if due > now => format!("from {} on", output::second(due)),
-        _ => "in each pass now".into(),
+    let due = clock::after(record.scheduled_at, delay);
+    let when = match due > now {
+        true => format!("from {} on", output::second(due)),
+        false => "in each pass now".into(),
     };
     let so_far = match record.resent {
         0 => String::new(),
@@ -333,6 +332,7 @@ fn latest(detail: &TransferDetail) -> Option<DateTime<Utc>> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
+    use chrono::TimeDelta;
     use entity::{Label, LocationType, StorageType};
     use rstest::rstest;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use entity::StorageType;
 use uuid::Uuid;
 
-use self::paths::{MAX_SOURCE_BYTES, MAX_TARGET_BYTES, can_hold_checkpoints, file_path, limit};
+use self::paths::{SOURCE_LIMIT, TARGET_LIMIT, can_hold_checkpoints, file_path, limit};
 use super::digest::Digest;
 use super::endpoint::{
     Endpoint, Facts, Host, ReadOptions, Remote, Source, Target, TemporaryName, is_login,
@@ -177,7 +177,7 @@ pub fn plan(
         });
     }
 
-    let source_path = file_path(Role::Origin, &origin.root, package, MAX_SOURCE_BYTES)?;
+    let source_path = file_path(Role::Origin, &origin.root, package, SOURCE_LIMIT)?;
     let temporary = TemporaryName::new(attempt.transfer_id, attempt.number, attempt.lease_token);
     let target = self::target(destination, package, &link.ssh, local, temporary)?;
     let one_host = matches!(
@@ -190,11 +190,7 @@ pub fn plan(
         });
     }
 
-    limit(
-        Role::Destination,
-        &target.temporary_path(),
-        MAX_TARGET_BYTES,
-    )?;
+    limit(Role::Destination, &target.temporary_path(), TARGET_LIMIT)?;
     let recorded = package.checksum.as_deref().and_then(Digest::recorded);
     Ok(Plan {
         attempt,
@@ -227,12 +223,7 @@ pub(super) fn target(
     local: &LocalHost,
     temporary: TemporaryName,
 ) -> Result<Target, TransferError> {
-    let path = file_path(
-        Role::Destination,
-        &destination.root,
-        package,
-        MAX_TARGET_BYTES,
-    )?;
+    let path = file_path(Role::Destination, &destination.root, package, TARGET_LIMIT)?;
     Ok(Target::new(
         endpoint(Role::Destination, destination, ssh, local)?,
         checked_path(Role::Destination, &destination.root)?,
@@ -291,7 +282,7 @@ pub(super) fn endpoint(
             kind: kind.into(),
         });
     }
-    let host = location.host.as_deref().map(str::trim).unwrap_or_default();
+    let host = named_host(location);
     if host.is_empty() || local.has_name(host) {
         return Ok(Endpoint::Local);
     }

@@ -4,17 +4,31 @@ use super::Package;
 use crate::transfer::endpoint::{AbsolutePath, TemporaryName};
 use crate::transfer::failures::{Role, TransferError};
 
-/// Maximum length of a destination path in bytes. bbcp's sink crashes on directory paths above 1023 bytes.
-pub(super) const MAX_TARGET_BYTES: usize = 999;
+/// Maximum length of a path.
+#[derive(Clone, Copy)]
+pub(super) struct PathLimit {
+    bytes: usize,
+    /// Text about a longer path.
+    problem: &'static str,
+}
 
-/// Maximum length of an origin path in bytes. bbcp's source truncates its records above about 2400 bytes.
-pub(super) const MAX_SOURCE_BYTES: usize = 1999;
+/// bbcp's sink crashes on directory paths above 1023 bytes.
+pub(super) const TARGET_LIMIT: PathLimit = PathLimit {
+    bytes: 999,
+    problem: "it is longer than bbcp allows (999 bytes at the destination)",
+};
+
+/// bbcp's source truncates its records above about 2400 bytes.
+pub(super) const SOURCE_LIMIT: PathLimit = PathLimit {
+    bytes: 1999,
+    problem: "it is longer than bbcp allows (1999 bytes at the origin)",
+};
 
 pub(super) fn file_path(
     role: Role,
     root: &str,
     package: &Package,
-    most: usize,
+    maximum: PathLimit,
 ) -> Result<AbsolutePath, TransferError> {
     let bad = |path: &str, problem| TransferError::BadPath {
         role,
@@ -44,7 +58,7 @@ pub(super) fn file_path(
     } else {
         beneath.join(name).map_err(|problem| bad(name, problem))?
     };
-    limit(role, &path, most)?;
+    limit(role, &path, maximum)?;
     Ok(path)
 }
 
@@ -68,12 +82,17 @@ pub(super) fn can_hold_checkpoints(directory: &AbsolutePath) -> bool {
     text.len() <= MAX_BYTES && !text.contains(char::is_whitespace)
 }
 
-pub(super) fn limit(role: Role, path: &AbsolutePath, most: usize) -> Result<(), TransferError> {
-    if path.as_str().len() > most {
+/// Refuses a path that is longer than `maximum`.
+pub(super) fn limit(
+    role: Role,
+    path: &AbsolutePath,
+    maximum: PathLimit,
+) -> Result<(), TransferError> {
+    if path.as_str().len() > maximum.bytes {
         return Err(TransferError::BadPath {
             role,
             path: path.to_string(),
-            problem: "it is longer than bbcp allows (999 bytes at the destination, 1999 at the origin)",
+            problem: maximum.problem,
         });
     }
     Ok(())

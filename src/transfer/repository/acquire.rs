@@ -13,6 +13,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Repository, delay, displace, find_lease, lock, replace_nul};
+use crate::clock;
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::{AttemptNumber, TransferId};
@@ -20,7 +21,6 @@ use crate::transfer::lease::{ExpiryReason, Lease, LeaseInfo, Owner, Phase};
 use crate::transfer::link::ClosedLink;
 
 use super::files::{Leftover, leftovers};
-use super::holder::expiry;
 
 /// Result of trying to acquire the lease.
 #[derive(Debug)]
@@ -227,7 +227,7 @@ impl Repository {
             owner_started: Set(owner.started.clone()),
             acquired_at: Set(now),
             renewed_at: Set(now),
-            expires_at: Set(expiry(now, ttl)),
+            expires_at: Set(clock::after(now, ttl)),
             bytes_done: Set(0),
             bytes_total: Set(None),
             rate_bytes_per_s: Set(0),

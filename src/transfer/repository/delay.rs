@@ -7,12 +7,13 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use entity::{data_transfer, transfer_worker_delay};
 use sea_orm::sea_query::{Expr, ExprTrait as _, Func, OnConflict, Query, SelectStatement};
 use sea_orm::{ColumnTrait, ConnectionTrait, DbErr, EntityTrait, QueryFilter, QuerySelect, Set};
 
 use super::{Repository, replace_nul, retry_count};
+use crate::clock;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 
@@ -29,13 +30,9 @@ pub(super) async fn write(
     if wait.is_zero() {
         return forget(db, id).await;
     }
-    let not_before = TimeDelta::from_std(wait)
-        .ok()
-        .and_then(|wait| now.checked_add_signed(wait))
-        .unwrap_or(DateTime::<Utc>::MAX_UTC);
     let row = ActiveModel {
         data_transfer_id: Set(id.get()),
-        not_before: Set(not_before),
+        not_before: Set(clock::after(now, wait)),
         retry_count: Set(retry_count.into()),
         error_code: Set(replace_nul(error_code)),
     };

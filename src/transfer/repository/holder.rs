@@ -1,14 +1,12 @@
 //! The holder of a lease: renews it, claims the destination of its copy, and learns what became of the transfer after the
 //! lease was lost.
 
-use std::time::Duration;
-
-use chrono::{DateTime, TimeDelta, Utc};
 use entity::{Status, transfer_worker_attempt, transfer_worker_lease};
 use sea_orm::sea_query::Expr;
 use sea_orm::{ColumnTrait, EntityTrait, QueryFilter, SqlErr};
 
 use super::{Repository, column_value, replace_nul};
+use crate::clock;
 use crate::faults::fault_point;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::lease::{Lease, LeaseError, LeaseInfo, Snapshot};
@@ -81,7 +79,7 @@ impl Repository {
         let renewed = Entity::update_many()
             .col_expr(Column::RenewedAt, Expr::val(now))
             .col_expr(Column::Phase, Expr::val(phase.as_str()))
-            .col_expr(Column::ExpiresAt, Expr::val(expiry(now, lease.ttl)))
+            .col_expr(Column::ExpiresAt, Expr::val(clock::after(now, lease.ttl)))
             .col_expr(
                 Column::BytesDone,
                 Expr::val(column_value(progress.bytes_done)),
@@ -176,12 +174,4 @@ impl Repository {
         };
         self.database.bounded(reading).await
     }
-}
-
-/// Expiry time of a lease that is renewed now; the maximum date if `ttl` exceeds the calendar.
-pub(super) fn expiry(now: DateTime<Utc>, ttl: Duration) -> DateTime<Utc> {
-    TimeDelta::from_std(ttl)
-        .ok()
-        .and_then(|ttl| now.checked_add_signed(ttl))
-        .unwrap_or(DateTime::<Utc>::MAX_UTC)
 }

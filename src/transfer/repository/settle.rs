@@ -240,8 +240,8 @@ impl Repository {
             return Ok(false);
         }
         let now = database::now(tx).await?;
-        self.change_row(tx, &row, settlement, now).await?;
         let failures = retry_count(&row).saturating_add(settlement.counts_as_retry.into());
+        self.change_row(tx, &row, settlement, failures, now).await?;
         let code = settlement.ending.error_code.as_deref().unwrap_or_default();
         delay::write(tx, id, now, settlement.delay, failures, code).await?;
         end_attempt(tx, id, lease.attempt, now, &settlement.ending).await?;
@@ -257,6 +257,7 @@ impl Repository {
         tx: &DatabaseTransaction,
         row: &data_transfer::Model,
         settlement: &Settlement<'_>,
+        failures: u32,
         now: DateTime<Utc>,
     ) -> Result<(), DbErr> {
         use data_transfer::Column;
@@ -265,8 +266,7 @@ impl Repository {
             update = update.col_expr(Column::EndTime, Expr::val(Timestamp(now)));
         }
         if settlement.counts_as_retry {
-            let count = i64::from(retry_count(row)).saturating_add(1);
-            update = update.col_expr(Column::RetryCount, Expr::val(count));
+            update = update.col_expr(Column::RetryCount, Expr::val(i64::from(failures)));
         }
         update = match settlement.message {
             Message::Keep => update,
