@@ -66,7 +66,7 @@ impl TransferFilesBbcp {
             })
     }
 
-    fn attempt(&self, cx: &TaskContext) -> request::Request {
+    fn attempt_request(&self, cx: &TaskContext) -> request::Request {
         request::Request {
             id: self.request.params.data_transfer_id,
             task_id: self.request.id.clone(),
@@ -152,10 +152,10 @@ impl Task for TransferFilesBbcp {
 
     async fn run(&self, _params: Self::Params) -> CrateResult<()> {
         let (cx, transfers) = context_and_state::<DataTransferTask>()?;
-        let attempt = self.attempt(&cx);
-        let snapshots = attempt.snapshots.subscribe();
+        let request = self.attempt_request(&cx);
+        let snapshots = request.snapshots.subscribe();
         let ended = tokio::select! {
-            ended = transfers.run_and_settle(&attempt) => ended,
+            ended = transfers.run_and_settle(&request) => ended,
             never = forward_progress(snapshots, &cx) => match never {},
         };
         match ended {
@@ -167,7 +167,8 @@ impl Task for TransferFilesBbcp {
         }
     }
 
-    /// Converts a panic to the exception class that callers of this task expect.
+    /// Converts a panic to the exception class that callers of this task expect. An error that [`Self::run`] has raised
+    /// is kept: only the first error of a context counts.
     async fn on_failure(&self, error: &CrateError) {
         if let Some(cx) = TaskContext::current() {
             cx.raise(exception("DataTransferError", error.to_string()));
@@ -194,7 +195,7 @@ fn progress_values(snapshot: &Snapshot) -> Map<String, Value> {
         bytes_total,
         rate_bytes_per_s,
     } = snapshot.progress;
-    let left = bytes_total.map(|total| total.saturating_sub(bytes_done));
+    let remaining_bytes = bytes_total.map(|total| total.saturating_sub(bytes_done));
     Map::from_iter([
         ("phase".to_owned(), json!(snapshot.phase.as_str())),
         ("bytes".to_owned(), json!(bytes_done)),
@@ -202,7 +203,7 @@ fn progress_values(snapshot: &Snapshot) -> Map<String, Value> {
         ("rate".to_owned(), json!(rate_bytes_per_s)),
         (
             "eta".to_owned(),
-            json!(left.and_then(|left| left.checked_div(rate_bytes_per_s))),
+            json!(remaining_bytes.and_then(|bytes| bytes.checked_div(rate_bytes_per_s))),
         ),
     ])
 }
