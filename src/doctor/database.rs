@@ -169,8 +169,8 @@ impl Doctor {
 
 /// Checks for partial copies that no attempt will complete.
 async fn check_partials(repository: &Repository) -> Outcome {
-    let leftovers = match repository.leftovers().await {
-        Ok(leftovers) => leftovers,
+    let partials = match repository.partials_of_ended().await {
+        Ok(partials) => partials,
         Err(error) => {
             return Outcome::yellow(
                 chain(&error).to_string(),
@@ -178,14 +178,14 @@ async fn check_partials(repository: &Repository) -> Outcome {
             );
         }
     };
-    if leftovers.is_empty() {
+    if partials.is_empty() {
         return Outcome::green("no partial copy of an ended transfer is recorded");
     }
-    let bytes: u64 = leftovers.iter().map(|partial| partial.bytes).sum();
+    let bytes: u64 = partials.iter().map(|partial| partial.bytes).sum();
     Outcome::yellow(
         format!(
             "{} partial copies of ended transfers are recorded, with {bytes} bytes",
-            leftovers.len()
+            partials.len()
         ),
         "run `ccat-transfer transfers clean` on a host that reaches their destinations",
     )

@@ -13,7 +13,7 @@
 //! | [`attempt::copy`](attempt) | bbcp ([`bbcp`]) to a temporary name |
 //! | [`attempt::verify`](attempt) | size and digest at both ends |
 //! | [`attempt::publish`](attempt) | rename, commit of the row ([`repository`]) |
-//! | [`attempt::leftovers`](attempt) | removal of files that no attempt will complete |
+//! | [`attempt::removal`](attempt) | removal of files that no attempt will complete |
 //! | [`failures`], [`retry`] | the consequence of a failed attempt |
 //! | [`handover`] | the result of a task whose lease was lost |
 

@@ -5,9 +5,9 @@ use ccat_transfer::transfer::id::TransferId;
 use crate::on_both_databases;
 use crate::ops_db::Fixture;
 
-on_both_databases!(leftovers_behind_many_open_attempts_are_found);
+on_both_databases!(partials_behind_many_open_attempts_are_found);
 
-async fn leftovers_behind_many_open_attempts_are_found(db: Fixture) {
+async fn partials_behind_many_open_attempts_are_found(db: Fixture) {
     let [open, ended] = [db.transfer().await, db.transfer().await];
     let gone = TransferId::new(ended.get() + 1);
     // More attempts than one statement reads.
@@ -21,7 +21,7 @@ async fn leftovers_behind_many_open_attempts_are_found(db: Fixture) {
         .await;
     }
     db.set_status(ended, "FAILED").await;
-    let left = db.repository.leftovers().await.unwrap();
+    let left = db.repository.partials_of_ended().await.unwrap();
     let left: Vec<_> = left
         .iter()
         .map(|l| (l.data_transfer_id, l.attempt.get()))

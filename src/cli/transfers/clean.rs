@@ -48,7 +48,7 @@ pub(super) fn service(
 pub(super) async fn run(context: &Context, clean: Clean) -> Result<ExitCode, CliError> {
     let repository = context.repository().await?;
     let mut by_transfer = BTreeMap::<TransferId, Vec<RecordedPartial>>::new();
-    for partial in repository.leftovers().await? {
+    for partial in repository.partials_of_ended().await? {
         let id = partial.data_transfer_id;
         if clean.ids.is_empty() || clean.ids.contains(&id) {
             by_transfer.entry(id).or_default().push(partial);

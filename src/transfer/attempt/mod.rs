@@ -30,12 +30,12 @@ use crate::transfer::trace::step;
 use service_connection::error_chain::panic_text;
 
 mod copy;
-mod leftovers;
 mod prepare;
 mod publish;
+mod removal;
 mod verify;
 
-pub use leftovers::Cleared;
+pub use removal::Cleared;
 
 /// Files of a failed attempt that are kept after it.
 #[derive(Default)]

@@ -41,11 +41,11 @@ mod delay;
 mod ends;
 mod files;
 mod holder;
-mod leftovers;
 mod links;
 mod list;
 mod map;
 mod operator;
+mod partials;
 mod place;
 mod record;
 mod scan;
@@ -59,11 +59,11 @@ pub use census::Census;
 pub use ends::{SiteError, TransferEnd};
 pub use files::Leftover;
 pub use holder::{ClaimError, Renewal, Successor};
-pub use leftovers::RecordedPartial;
 pub use links::{LinkChange, LinkError, Traffic};
 pub use list::{Filter, ListError, Listing, Sort, TransferSummary};
 pub use map::{LocationMap, RoutedLink};
 pub use operator::{Applicability, Change, Instruction, Refusal};
+pub use partials::RecordedPartial;
 pub use place::{InvalidPlace, Place};
 pub use record::{
     ActionRecord, AttemptRecord, DiskRecord, LocationRecord, PackageRecord, RouteRecord,

@@ -1,4 +1,5 @@
-//! Partial copies of transfers that have ended, so that no attempt will complete them.
+//! Recorded partial copies: those of one transfer, and those of transfers that have ended, so that no attempt will complete
+//! them.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -47,7 +48,7 @@ impl Repository {
     ///
     /// # Errors
     /// The database cannot be reached, or it refuses the statement.
-    pub async fn leftovers(&self) -> Result<Vec<RecordedPartial>, DatabaseError> {
+    pub async fn partials_of_ended(&self) -> Result<Vec<RecordedPartial>, DatabaseError> {
         let mut left = Vec::new();
         let mut page = recorded();
         loop {
