@@ -16,7 +16,7 @@ pub(super) struct Refusal {
     pub(super) reason: Reason,
     /// Name of the task, if the message contains one.
     pub(super) task: Option<String>,
-    /// What is known of the task, if the message contains an id.
+    /// The task, as far as it is known; `None` if the message contains no id.
     pub(super) known: Option<TaskMessage>,
     pub(super) disposition: Disposition,
 }
