@@ -106,3 +106,30 @@ def test_a_shutdown_does_not_wait_for_the_broker(tmp_path, broker):
         app.close()
         broker.power("start")
         broker.delete(queue)
+
+
+def test_a_task_that_ends_without_a_broker_runs_once(tmp_path, broker):
+    """Its message is delivered again, and joins the task that has ended."""
+    queue = "ended_data_transfer"
+    broker.declare(queue)
+    worker = tasks_worker(tmp_path, queue, broker, backend_url("redis"))
+    try:
+        with Celery(broker=broker.url, backend=backend_url("redis"), set_as_current=False) as app:
+            result = app.send_task("tasks.sleep", [2], queue=queue)
+            worker.says("task received")
+            # The task is frozen meanwhile; otherwise it may end before the broker of a slow machine is down.
+            with held([worker.pid]):
+                broker.power("stop")
+            worker.says("task succeeded")
+            assert result.get(timeout=5) == 2
+            broker.power("start")
+            if not broker.url.startswith("redis"):
+                # With Redis the worker settles it when it is connected again.
+                worker.says("task has ended, but its message could not be settled", 40)
+            broker.all_settled(queue)
+            assert app.send_task("tasks.echo", [1], queue=queue).get(timeout=20) == 1
+            assert worker.log().count("task succeeded") == 2
+    finally:
+        worker.stop()
+        broker.power("start")
+        broker.delete(queue)

@@ -24,7 +24,8 @@ pub enum Disposition {
     Requeue,
 }
 
-/// Resolves once the disposition was sent, or the channel has ended.
+/// Resolves once the disposition was sent. An error means that it could not be sent: the broker delivers the message
+/// again.
 pub type Settled = oneshot::Receiver<()>;
 
 /// The broker's handle to settle one delivery.
@@ -133,12 +134,12 @@ impl Delivery {
         }
     }
 
-    /// Settles the delivery and waits until this is sent. A failure means that the connection has ended and the broker
-    /// requeues the message. It is only logged.
-    pub async fn settle(mut self, disposition: Disposition) {
-        if let Some(settlement) = self.settlement.take() {
-            // An error means that the broker's side has ended.
-            let _ = settlement.settle(disposition).await;
+    /// Settles the delivery and waits until this is sent. Returns false if it cannot be sent: the connection has ended,
+    /// and the broker requeues the message. This is also logged.
+    pub async fn settle(mut self, disposition: Disposition) -> bool {
+        match self.settlement.take() {
+            Some(settlement) => settlement.settle(disposition).await.is_ok(),
+            None => false,
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::cancellation::Cancellation;
+use super::in_flight::Addition;
 use super::request::Request;
 use super::runtime::Runtime;
 use crate::broker::Delivery;
@@ -20,14 +21,27 @@ impl Runtime {
         postponed_bytes: Option<u64>,
     ) -> bool {
         log_received(request, postponed_bytes);
-        let is_first = self.in_flight.add(request, delivery, stop);
-        if !is_first {
-            tracing::info!(
-                task_id = request.message.id,
+        let task_id = &request.message.id;
+        match self.in_flight.add(request, delivery, stop) {
+            Addition::First => return true,
+            Addition::Joined => tracing::info!(
+                task_id,
                 "task is running or waiting already; the new delivery joins it"
-            );
+            ),
+            Addition::Ended(delivery, disposition) => {
+                tracing::info!(
+                    task_id,
+                    "task has ended, but its message could not be settled; the new delivery joins it"
+                );
+                let (in_flight, identity) = (self.in_flight.clone(), request.identity);
+                tokio::spawn(async move {
+                    if delivery.settle(disposition).await {
+                        in_flight.forget(&identity);
+                    }
+                });
+            }
         }
-        is_first
+        false
     }
 }
 

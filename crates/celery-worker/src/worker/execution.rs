@@ -39,7 +39,9 @@ impl TaskProcessing<'_> {
         runtime.count(&request.message.task);
         if !self.options.acks_late {
             for delivery in runtime.in_flight.acknowledge(request) {
-                delivery.settle(Disposition::Ack).await;
+                if !delivery.settle(Disposition::Ack).await {
+                    runtime.in_flight.note_unsettled(request);
+                }
             }
         }
         runtime.emit(request, &Event::TaskStarted(&request.message.id));

@@ -66,7 +66,9 @@ impl Runtime {
                 identity,
                 weight,
             } => Box::pin(self.wait_for_memory(delivery, identity, weight)).await,
-            Admission::NeedsBody(delivery) => delivery.settle(Disposition::Requeue).await,
+            Admission::NeedsBody(delivery) => {
+                delivery.settle(Disposition::Requeue).await;
+            }
             Admission::Lost => {}
         }
     }
@@ -90,9 +92,19 @@ impl Runtime {
             Turn::HoldLimit => return Box::pin(self.republish_held(request)).await,
             Turn::Shutdown => Disposition::Requeue,
         };
-        for delivery in self.in_flight.release(request) {
-            delivery.settle(disposition).await;
-        }
+        self.settle(request, disposition).await;
         fault_point!(Acknowledged);
+    }
+    /// Settles the deliveries of an ended task. If this fails, the broker delivers its message again, and the new
+    /// delivery joins the ended task.
+    async fn settle(&self, request: &Arc<Request>, disposition: Disposition) {
+        let ended = self.in_flight.end(request, disposition);
+        let mut is_settled = !ended.unsettled;
+        for delivery in ended.deliveries {
+            is_settled &= delivery.settle(disposition).await;
+        }
+        if is_settled {
+            self.in_flight.forget(&request.identity);
+        }
     }
 }

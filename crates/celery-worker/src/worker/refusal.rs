@@ -45,7 +45,9 @@ impl Runtime {
                 self.refuse_with(delivery, message, exception, disposition)
                     .await;
             }
-            _ => delivery.settle(disposition).await,
+            _ => {
+                delivery.settle(disposition).await;
+            }
         }
     }
 
@@ -88,7 +90,9 @@ impl Runtime {
                 }
                 delivery.settle(disposition).await;
             }
-            Err(Stopped) => delivery.settle(Disposition::Requeue).await,
+            Err(Stopped) => {
+                delivery.settle(Disposition::Requeue).await;
+            }
         }
     }
 }

@@ -98,11 +98,12 @@ async fn send_batches(
         let failed = sent.into_iter().find_map(Result::err);
         let failed = failed.map(|error| connector.error(error, "to settle a delivery"));
         for one in batch.drain(..) {
-            if let Some(error) = &failed {
-                consumer::not_settled(error, one.disposition);
+            match &failed {
+                // Dropped without a value.
+                Some(error) => consumer::not_settled(error, one.disposition),
+                // The caller may have dropped the receiver.
+                None => drop(one.sent_tx.send(())),
             }
-            // The caller may have dropped the receiver.
-            let _ = one.sent_tx.send(());
         }
     }
 }

@@ -10,9 +10,11 @@ use serde_json::Value;
 use super::cancellation::{CancelReason, Cancellation};
 use super::identity::Identity;
 use super::request::Request;
-use crate::broker::Delivery;
+use crate::broker::{Delivery, Disposition};
 use celery_protocol::message::TaskMessage;
+use ended::Ended;
 
+mod ended;
 mod listing;
 
 /// Progress of an accepted task.
@@ -35,7 +37,29 @@ struct InFlightTask {
     acknowledged: bool,
     /// The progress that the task reported last.
     progress: Option<Value>,
+    /// True if the acknowledgement before its end could not be sent.
+    unsettled: bool,
     stop: Cancellation,
+}
+
+/// Result of adding a delivery.
+#[derive(Debug)]
+pub(crate) enum Addition {
+    /// The delivery is the first one of its task.
+    First,
+    /// The delivery joined a task that was accepted before.
+    Joined,
+    /// The delivery is that of a task that has ended, whose earlier delivery could not be settled.
+    Ended(Box<Delivery>, Disposition),
+}
+
+/// An ended task that is to be settled.
+#[derive(Default)]
+pub(crate) struct EndedTask {
+    /// Its deliveries.
+    pub(crate) deliveries: Vec<Delivery>,
+    /// True if an acknowledgement before its end could not be sent.
+    pub(crate) unsettled: bool,
 }
 
 /// An unsettled delivery.
@@ -61,6 +85,7 @@ struct All {
     tasks: HashMap<Identity, InFlightTask>,
     /// Number of exempt deliveries.
     exempt: usize,
+    ended: Ended,
 }
 
 impl InFlight {
@@ -72,19 +97,29 @@ impl InFlight {
         }
     }
 
-    /// Adds a delivery of a task that `stop` cancels; returns false if it joined a task that was accepted before.
+    /// Adds a delivery of a task that `stop` cancels.
     pub(crate) fn add(
         &self,
         request: &Arc<Request>,
         delivery: Delivery,
         stop: &Cancellation,
-    ) -> bool {
+    ) -> Addition {
+        let mut all = self.lock();
+        let All {
+            tasks,
+            exempt,
+            ended,
+        } = &mut *all;
+        if request.redelivered
+            && !tasks.contains_key(&request.identity)
+            && let Some(disposition) = ended.get(&request.identity)
+        {
+            return Addition::Ended(delivery.into(), disposition);
+        }
         let held = HeldDelivery {
             delivery,
             exempt: false,
         };
-        let mut all = self.lock();
-        let All { tasks, exempt, .. } = &mut *all;
         match tasks.entry(request.identity) {
             Entry::Vacant(entry) => {
                 entry.insert(InFlightTask {
@@ -94,9 +129,10 @@ impl InFlight {
                     exempt: false,
                     acknowledged: false,
                     progress: None,
+                    unsettled: false,
                     stop: stop.clone(),
                 });
-                true
+                Addition::First
             }
             Entry::Occupied(mut entry) => {
                 let task = entry.get_mut();
@@ -108,7 +144,7 @@ impl InFlight {
                 });
                 task.deliveries.push(held);
                 task.arrange(exempt, self.exempt_limit);
-                false
+                Addition::Joined
             }
         }
     }
@@ -195,6 +231,35 @@ impl InFlight {
         if let Some(task) = self.lock().find(request) {
             task.progress = Some(progress.clone());
         }
+    }
+
+    /// Notes that the acknowledgement of a task before its end could not be sent.
+    pub(crate) fn note_unsettled(&self, request: &Arc<Request>) {
+        if let Some(task) = self.lock().find(request) {
+            task.unsettled = true;
+        }
+    }
+
+    /// Removes an ended task and returns its deliveries, which must be settled with this disposition. The task is
+    /// remembered until [`InFlight::forget`], if its deliveries may not be settled.
+    pub(crate) fn end(&self, request: &Arc<Request>, disposition: Disposition) -> EndedTask {
+        let mut all = self.lock();
+        let task = match all.tasks.entry(request.identity) {
+            Entry::Occupied(entry) if entry.get().is_of(request) => entry.remove(),
+            Entry::Occupied(_) | Entry::Vacant(_) => return EndedTask::default(),
+        };
+        if task.unsettled || !task.deliveries.is_empty() {
+            all.ended.add(request.identity, disposition);
+        }
+        EndedTask {
+            unsettled: task.unsettled,
+            deliveries: all.hand_out(task.deliveries),
+        }
+    }
+
+    /// Forgets an ended task whose deliveries are settled.
+    pub(crate) fn forget(&self, identity: &Identity) {
+        self.lock().ended.remove(identity);
     }
 
     /// Removes a task and returns its unsettled deliveries; none if it was removed before.
@@ -306,7 +371,10 @@ mod tests {
         let probe = ProbeSettlement::default();
         let delivery = probe.delivery(request.raw.clone());
         let stop = Cancellation::new(&CancellationToken::new());
-        (in_flight.add(request, delivery, &stop), probe)
+        (
+            matches!(in_flight.add(request, delivery, &stop), Addition::First),
+            probe,
+        )
     }
 
     fn exempt(probes: &[&ProbeSettlement]) -> Vec<bool> {
