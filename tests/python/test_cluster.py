@@ -123,13 +123,48 @@ def test_inspect_revoked_and_registered(workers):
         assert task_id in command(workers, kind, "inspect", "revoked")
     python, rust = (command(workers, kind, "inspect", "registered") for kind in KINDS)
     assert rust == [name for name in python if name.startswith("tasks.")]
-    python, rust = (ask(workers, kind, "registered", taskinfoitems=["acks_late", "max_retries"]) for kind in KINDS)
+    python, rust = (ask(workers, kind, "registered", taskinfoitems=["acks_late", "max_retries", "ignore_result"]) for kind in KINDS)
     assert rust == [name for name in python if name.startswith("tasks.")]
+
+
+def test_expired_tasks_are_listed_as_revoked(workers):
+    for kind in KINDS:
+        result = workers.send(kind, "echo", 1, expires=-1)
+        until(lambda: result.state == "REVOKED", f"{kind}: it has expired")
+        assert result.id in command(workers, kind, "inspect", "revoked")
+
+
+def test_an_empty_destination_is_every_node(workers):
+    for arguments in {"destination": []}, {"pattern": "", "matcher": "glob"}:
+        replies = workers.app.control.broadcast("ping", reply=True, timeout=2, **arguments)
+        names = {name for reply in replies for name in reply}
+        assert names >= set(workers.nodes.values()), arguments
+
+
+def test_report_names_celery(workers):
+    reports = [ask(workers, kind, "report")["ok"] for kind in KINDS]
+    assert all("\nsoftware -> celery:5.7.0 " in report for report in reports), reports
+
+
+#: Keys that Celery's own tests expect.
+EXPECTED_KEYS = {
+    "accept_content",
+    "broker_heartbeat",
+    "broker_url",
+    "deprecated_settings",
+    "enable_utc",
+    "include",
+    "result_backend",
+    "timezone",
+    "worker_hijack_root_logger",
+    "worker_log_color",
+}
 
 
 def test_inspect_conf(workers):
     """The values differ; common keys must have the same type, and there must be no password."""
     python, rust = (command(workers, kind, "inspect", "conf") for kind in KINDS)
+    assert EXPECTED_KEYS <= set(rust)
     for key in set(python) & set(rust):
         assert shape(rust[key]) == shape(python[key]), key
     for shown in (python, rust):
@@ -261,6 +296,9 @@ def test_pool_size(idle, workers):
     ask(workers, "rust", "pool_shrink", n=3)
     assert size() == max(before - 1, 1)
     ask(workers, "rust", "pool_grow", n=1)
+    reply = ask(workers, "rust", "pool_shrink", n=size())
+    assert reply == {"error": """ValueError("Can't shrink pool. All processes busy!")"""}
+    assert size() == max(before, 2)
 
 
 def test_consumers_are_added_and_cancelled(idle, workers, broker):

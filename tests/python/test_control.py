@@ -234,6 +234,32 @@ def test_remote_control_is_never_delayed(tmp_path, broker, silent_server):
     broker.delete(queue)
 
 
+@pytest.mark.rabbitmq
+def test_ping_is_answered_once_the_queues_are_consumed(tmp_path, broker):
+    """So a client may send to a queue that the worker declares as soon as it has an answer."""
+    queues = [f"q{uuid.uuid4().hex[:8]}_data_transfer" for _ in range(8)]
+    started = []
+    starting = threading.Thread(
+        target=lambda: started.append(
+            tasks_worker(
+                tmp_path, ",".join(queues), broker, backend_url("redis"), task_create_missing_queue_type="quorum"
+            )
+        )
+    )
+    with Celery(broker=broker.url, set_as_current=False) as app:
+        starting.start()
+        try:
+            until(lambda: app.control.ping(timeout=0.2), "the worker answers")
+            with broker.channel() as channel:
+                assert [channel.queue_declare(queue, passive=True).consumer_count for queue in queues] == [1] * 8
+        finally:
+            starting.join(30)
+            for worker in started:
+                worker.stop()
+            for queue in queues:
+                broker.delete(queue)
+
+
 def test_workers_with_the_same_name_report_it(tmp_path, broker):
     queue = f"names{uuid.uuid4().hex[:8]}_data_transfer"
     broker.declare(queue)

@@ -167,6 +167,7 @@ def test_events_of_each_end(workers):
                 "reject": workers.send(kind, "reject"),
                 "ignore": workers.send(kind, "ignore"),
                 "revoked": workers.send(kind, "add", 1, 2, task_id=revoked(workers)),
+                "unknown": workers.send(kind, "unknown", 1),
             }
 
             def types(result):
@@ -179,13 +180,15 @@ def test_events_of_each_end(workers):
                 "reject": "task-rejected",
                 "ignore": "task-started",
                 "revoked": "task-revoked",
+                "unknown": "task-failed",
             }
             for name, end in ends.items():
                 until(lambda: end in types(results[name]), f"{kind}: {name} ends with {end}, got {types(results[name])}")
             fields = {
                 # Sorted, because Python may send the event of a retry after its next run has been received.
                 name: sorted(
-                    (event["type"], sorted(event), str(event.get("exception")), str(event.get("result")))
+                    (event["type"], sorted(event), *(str(event.get(key)) for key in ("exception", "result", "utcoffset")))
+                    + (type(event.get("traceback")).__name__,)
                     for event in seen
                     if event.get("uuid") == result.id and event["type"] != "task-sent"
                 )

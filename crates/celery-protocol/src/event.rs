@@ -10,7 +10,10 @@ use super::repr;
 use super::result::{Cause, State, StateName};
 
 /// Name, version and operating system that the worker reports.
-const SOFTWARE: (&str, &str, &str) = ("py-celery", "5.7.0", "Linux");
+const SOFTWARE: (&str, &str, &str) = ("py-celery", CELERY_VERSION, "Linux");
+
+/// Version of Celery whose behaviour and formats the worker has.
+pub const CELERY_VERSION: &str = "5.7.0";
 
 /// Routing key of a list of events.
 pub const LIST: &str = "task.multi";
@@ -326,7 +329,10 @@ impl<'a> Event<'a> {
             } => {
                 map.serialize_entry("uuid", id)?;
                 map.serialize_entry("exception", &exception.repr())?;
-                map.serialize_entry("traceback", traceback)
+                match traceback {
+                    Some(traceback) => map.serialize_entry("traceback", traceback),
+                    None => Ok(()),
+                }
             }
             Self::TaskRevoked { id, cause } => {
                 let terminated = *cause == Cause::Terminated;

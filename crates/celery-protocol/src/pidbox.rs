@@ -64,7 +64,13 @@ impl ControlRequest {
     /// Returns true if the request is for this node.
     #[must_use]
     pub fn addresses(&self, hostname: &str) -> bool {
-        match (&self.destination, &self.pattern, self.matcher.as_deref()) {
+        // As in Python, an empty list or an empty pattern is a missing one.
+        let nodes = self
+            .destination
+            .as_deref()
+            .filter(|nodes| !nodes.is_empty());
+        let pattern = self.pattern.as_deref().filter(|text| !text.is_empty());
+        match (nodes, pattern, self.matcher.as_deref()) {
             (Some(nodes), _, _) => nodes.iter().any(|node| node == hostname),
             (None, Some(pattern), Some("glob")) => matches(&glob(pattern), hostname),
             (None, Some(pattern), Some("pcre")) => matches(&format!("^(?:{pattern})"), hostname),

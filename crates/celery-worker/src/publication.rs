@@ -117,7 +117,8 @@ pub(crate) fn stamp(hostname: &str, clock: u64) -> Stamp<'_> {
         pid: std::process::id(),
         clock,
         timestamp: unix_seconds(clock::now()),
-        utcoffset: -f64::from(clock::local_offset()) / 3600.0,
+        // The integer is negated: a float would become -0.0.
+        utcoffset: f64::from(-clock::local_offset()) / 3600.0,
     }
 }
 

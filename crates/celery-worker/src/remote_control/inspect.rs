@@ -11,6 +11,7 @@ use super::{RemoteControl, ids, is_true};
 use crate::broker::{Queue, Subscriptions};
 use crate::worker::effective_options::EffectiveOptions;
 use crate::worker::in_flight::Phase;
+use celery_protocol::event::CELERY_VERSION;
 use celery_protocol::message::TaskMessage;
 use celery_protocol::pidbox::ControlRequest;
 use celery_protocol::repr;
@@ -115,6 +116,7 @@ impl RemoteControl {
         known.insert("name", name.to_owned());
         known.insert("acks_late", python(options.acks_late.into()));
         known.insert("track_started", python(options.track_started.into()));
+        known.insert("ignore_result", python(options.ignore_result.into()));
         known.insert("max_retries", options.max_retries.to_string());
         known.insert(
             "default_retry_delay",
@@ -150,9 +152,27 @@ impl RemoteControl {
         queues.iter().flatten().map(active_queue).collect()
     }
 
+    /// The settings, with those of Celery that monitors expect and that have one value here.
+    pub(super) fn conf(&self) -> Value {
+        let mut conf = self.worker.config.settings.clone();
+        if let Value::Object(conf) = &mut conf {
+            for (name, value) in [
+                ("deprecated_settings", Value::Null),
+                ("enable_utc", json!(true)),
+                ("include", json!([])),
+                ("timezone", Value::Null),
+                ("worker_hijack_root_logger", json!(true)),
+                ("worker_log_color", Value::Null),
+            ] {
+                conf.entry(name).or_insert(value);
+            }
+        }
+        conf
+    }
+
     pub(super) fn report(&self) -> String {
         format!(
-            "\nsoftware -> {}:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
+            "\nsoftware -> celery:{CELERY_VERSION} {}:{}\nplatform -> system:Linux machine:{}\n\nbroker -> {}\nresults -> {}\n",
             self.worker.config.product.name,
             self.worker.config.product.version,
             std::env::consts::ARCH,

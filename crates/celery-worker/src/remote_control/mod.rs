@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
@@ -97,12 +97,12 @@ impl RunningControl {
     }
 }
 
-/// Starts to answer requests.
-pub(crate) fn start(worker: Arc<Runtime>) -> RunningControl {
+/// Starts to execute requests. They are answered once `consuming` is true.
+pub(crate) fn start(worker: Arc<Runtime>, consuming: watch::Receiver<bool>) -> RunningControl {
     let (revocations, revoked) = revoke::line();
     let (changes, changing) = BoundedQueue::new(CHANGES.0, CHANGES.1);
     let control = Arc::new(RemoteControl {
-        replies: Replies::new(worker.hostname.clone(), worker.broker.clone()),
+        replies: Replies::new(worker.hostname.clone(), worker.broker.clone(), consuming),
         namesakes: Namesakes::default(),
         cluster: worker.config.gossip.then(ClusterQueues::new),
         revocations,
@@ -252,7 +252,7 @@ impl RemoteControl {
             "query_task" => self.query(request),
             "stats" => self.stats(),
             "active_queues" => self.active_queues(),
-            "conf" | "dump_conf" => self.worker.config.settings.clone(),
+            "conf" | "dump_conf" => self.conf(),
             "report" => json!({"ok": self.report()}),
             "revoke" | "terminate" => self.revoke(request)?,
             "revoke_by_stamped_headers" => self.revoke_by_stamped_headers(request)?,
@@ -273,7 +273,12 @@ impl RemoteControl {
                 json!({"ok": "pool will grow"})
             }
             "pool_shrink" => {
-                self.resize(self.worker.slots.shrink(places(request)?));
+                let fewer = places(request)?;
+                if fewer >= self.worker.slots.size() {
+                    let text = "Can't shrink pool. All processes busy!";
+                    return Err(Exception::value_error(text));
+                }
+                self.resize(self.worker.slots.shrink(fewer));
                 json!({"ok": "pool will shrink"})
             }
             "autoscale" => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,9 @@ const MAX_TICKET: usize = 255;
 /// Time limit for the last replies when the worker ends.
 const CLOSING: Duration = Duration::from_secs(1);
 
+/// Maximum wait for the task queues before the first reply: a queue that cannot be consumed must not hide the worker.
+const CONSUMED_WITHIN: Duration = Duration::from_secs(10);
+
 /// Lifetime of an unread queue of replies; clients wait for a second by default.
 const REPLY_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -43,11 +46,16 @@ pub(super) struct Replies {
 }
 
 impl Replies {
-    pub(super) fn new(hostname: Arc<str>, broker: Arc<dyn Broker>) -> Self {
+    /// Creates the line. Replies are sent once `consuming` is true: a caller that has an answer may rely on the queues.
+    pub(super) fn new(
+        hostname: Arc<str>,
+        broker: Arc<dyn Broker>,
+        consuming: watch::Receiver<bool>,
+    ) -> Self {
         let (line, replies) = BoundedQueue::new(QUEUE, QUEUE_BYTES);
         let closing = CancellationToken::new();
         let sending = TaskTracker::new();
-        sending.spawn(send(replies, broker, closing.clone()));
+        sending.spawn(send(replies, broker, consuming, closing.clone()));
         sending.close();
         Self {
             hostname,
@@ -99,8 +107,14 @@ impl Replies {
 async fn send(
     mut replies: mpsc::Receiver<Queued<Reply>>,
     broker: Arc<dyn Broker>,
+    mut consuming: watch::Receiver<bool>,
     closing: CancellationToken,
 ) {
+    let consumed = consuming.wait_for(|is_consuming| *is_consuming);
+    // In each case the replies are sent now: the time limit has passed, or the worker ends.
+    let _ = closing
+        .run_until_cancelled(timeout(CONSUMED_WITHIN, consumed))
+        .await;
     loop {
         let Queued { item, .. } = tokio::select! {
             // Closed first, so that the line is empty at the end.

@@ -346,9 +346,33 @@ impl<'a> Conclusion<'a> {
         }
         self.follow(&meta.state).await?;
         if let Some(event) = Event::of(&message.id, &meta.state, self.elapsed.as_secs_f64()) {
-            runtime.emit(request, &event);
+            self.emit(event);
         }
         Ok(())
+    }
+
+    /// Sends the event of an end. That of a failure has a traceback, also where none is stored.
+    fn emit(&self, event: Event<'_>) {
+        let TaskProcessing {
+            runtime, request, ..
+        } = self.task;
+        match event {
+            Event::TaskFailed {
+                id,
+                exception,
+                traceback: None,
+            } => {
+                let traceback = exception.traceback(&self.traceback_place());
+                let traceback = Some(traceback.as_str());
+                let event = Event::TaskFailed {
+                    id,
+                    exception,
+                    traceback,
+                };
+                runtime.emit(request, &event);
+            }
+            event => runtime.emit(request, &event),
+        }
     }
 
     /// Executes the consequences of a stored state.

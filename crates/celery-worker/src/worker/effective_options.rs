@@ -67,7 +67,7 @@ pub(crate) struct EffectiveOptions {
     pub(crate) soft_time_limit: Option<f64>,
     pub(crate) max_retries: u32,
     pub(crate) retry_delay: Duration,
-    ignore_result: bool,
+    pub(crate) ignore_result: bool,
     store_errors: bool,
 }
 

@@ -352,7 +352,7 @@ impl Worker {
         let control = runtime
             .config
             .remote_control
-            .then(|| remote_control::start(runtime.clone()));
+            .then(|| remote_control::start(runtime.clone(), consumer.connected()));
 
         let mut stopping = false;
         let own_liveness = liveness.start("consumer", liveness::EVERY);

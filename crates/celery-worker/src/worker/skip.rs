@@ -16,6 +16,11 @@ impl TaskProcessing<'_> {
             ?cause,
             "task was revoked or has expired; it does not run"
         );
+        if cause == Cause::Expired {
+            // As in Python: it is listed as revoked, and new workers get it.
+            let id = self.request.message.id.clone();
+            self.runtime.revoked.add([id]);
+        }
         let ended = async {
             self.discard(&cause).await?;
             let conclusion = Conclusion::without_run(self);
