@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::AsyncCommands as _;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -20,11 +19,10 @@ use tokio_util::sync::CancellationToken;
 use super::RECONNECT;
 use super::connecting::{Commands, is_hopeless};
 use super::names::Names;
-use super::scripts::{self, End};
+use super::scripts::{self, Element, End};
 use super::window::WindowSlot;
 use crate::broker::consumer::Settled;
 use crate::broker::{BrokerError, Disposition, Settlement};
-use celery_protocol::virtual_message;
 use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
 
@@ -111,10 +109,9 @@ impl Held {
     }
 
     /// Moves an element that is not a message to the list of parked elements of its queue.
-    pub(super) fn park(&self, entry: Arc<HeldEntry>, slot: WindowSlot, text: Vec<u8>) {
-        let action = Action::Park(text);
+    pub(super) fn park(&self, entry: Arc<HeldEntry>, slot: WindowSlot) {
         // An error means that the broker is closed; the message then returns to its queue.
-        drop(self.request(entry, slot, action));
+        drop(self.request(entry, slot, Action::Park));
     }
 
     /// Requests the settlement of a message. The result reports when it is settled.
@@ -231,12 +228,12 @@ pub(super) enum Order {
 }
 
 /// Treatment of a held message.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Remove,
     Return(End),
     /// Moves the element, which is not a message, to the list of parked elements.
-    Park(Vec<u8>),
+    Park,
 }
 
 #[derive(Debug)]
@@ -415,28 +412,24 @@ impl Settler {
         self.commands
             .run("to return a message", async |connection| {
                 let parked = names.parked(&entry.queue);
-                let (list, end, text) = match &one.action {
-                    Action::Park(text) => (parked, End::Last, text.clone()),
-                    Action::Remove | Action::Return(_) => {
-                        let stored: Option<Vec<u8>> =
-                            connection.hget(&names.unacked, field).await?;
-                        let Some(stored) = stored else {
+                let (list, end, element) = match one.action {
+                    Action::Remove | Action::Park => {
+                        (parked, End::Last, Element::claimed(&entry.queue))
+                    }
+                    Action::Return(end) => {
+                        let Some(outline) = scripts::outline(connection, names, field).await?
+                        else {
                             return Ok(());
                         };
-                        let end = match one.action {
-                            Action::Return(end) => end,
-                            _ => End::Last,
-                        };
-                        match virtual_message::held(&stored) {
-                            Ok(held) => {
-                                let list = names.list(&entry.queue, held.priority);
-                                (list, end, held.text.into_bytes())
+                        match outline.returned() {
+                            Ok((held, element)) => {
+                                (names.list(&entry.queue, held.priority), end, element)
                             }
-                            Err(_) => (parked, End::Last, stored),
+                            Err(_) => (parked, End::Last, Element::entry()),
                         }
                     }
                 };
-                scripts::move_to(connection, names, field, (&list, end), &text)
+                scripts::move_to(connection, names, field, (&list, end), &element)
                     .await
                     .map(drop)
             })

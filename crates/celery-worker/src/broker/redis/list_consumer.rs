@@ -18,14 +18,14 @@ use uuid::Uuid;
 use super::connecting::Link;
 use super::held::{Recorded, Unrecorded};
 use super::options::QueueOrder;
-use super::scripts::{self, CLAIM_BYTES, ClaimFrom, MAX_CLAIM};
-use super::shared::{MessageLimits, SharedState};
+use super::scripts::{self, CLAIM_BYTES, ClaimFrom, FoundEntry, MAX_CLAIM};
+use super::shared::{MessageLimits, SharedState, awaits_eta};
 use super::supervisor::RedisSession;
-use super::window::{Window, WindowSlot};
+use super::window::Window;
 use crate::broker::consumer::{DesiredQueues, Feed, Settlement};
 use crate::broker::{BrokerError, Delivery, Queue};
 use crate::liveness::Liveness;
-use celery_protocol::virtual_message;
+use celery_protocol::virtual_message::{self, Malformed, VirtualMessage};
 
 /// Maximum time between two claims while all lists are empty. It bounds the time until a dead connection is found, and
 /// the delay if the server reports no change.
@@ -43,7 +43,7 @@ pub(super) struct ListConsumer {
     pub(super) limits: MessageLimits,
     /// The consumed queues, the next one to be served first.
     queues: Vec<Consumed>,
-    /// Fields of a claim whose reply was lost: messages may have been recorded under them.
+    /// Fields of a claim whose messages have not arrived yet: messages may have been recorded under them.
     unanswered: Vec<String>,
     /// Notified when a prefetch window has more room.
     has_room: Arc<Notify>,
@@ -171,15 +171,17 @@ impl ListConsumer {
         let in_turns = self.shared.order == QueueOrder::RoundRobin;
         let error = |e| self.shared.connector.error(e, "to take messages");
         let names = &self.shared.names;
-        let claimed = scripts::claim(&mut link.connection, names, &from, in_turns, &fields).await;
-        let claimed = match claimed {
-            Ok(claimed) => claimed,
-            Err(lost) => {
-                let lost = error(lost);
-                self.unanswered = fields;
-                return Err(lost);
-            }
-        };
+        self.unanswered = fields;
+        let claimed = scripts::claim(
+            &mut link.connection,
+            names,
+            &from,
+            in_turns,
+            self.limits,
+            &self.unanswered,
+        )
+        .await;
+        let claimed = claimed.map_err(error)?;
         if claimed.parked > 0 {
             let queues: Vec<_> = from.iter().map(|from| from.queue.as_str()).collect();
             tracing::error!(
@@ -188,19 +190,26 @@ impl ListConsumer {
                 "elements of queues are not messages; they are moved to the queue's list of parked elements"
             );
         }
-        let bytes: usize = claimed.messages.iter().map(|(_, text)| text.len()).sum();
+        let bytes: usize = claimed.messages.iter().map(|one| one.text.len()).sum();
         let is_drained =
             claimed.messages.len() < most && bytes < CLAIM_BYTES && claimed.parked == 0;
         let mut taken = vec![0; from.len()];
         let mut last = None;
-        for ((position, text), field) in claimed.messages.into_iter().zip(fields) {
-            let Some(from) = from.get(position) else {
-                continue;
+        let mut received = Vec::with_capacity(claimed.messages.len());
+        for (one, field) in claimed.messages.into_iter().zip(&self.unanswered) {
+            let Some(from) = from.get(one.queue) else {
+                break;
             };
-            taken[position] += 1;
-            self.forward(&from.queue, from.is_recorded.then_some(field), text)
-                .await;
+            taken[one.queue] += 1;
             last = Some(&from.queue);
+            let field = from.is_recorded.then_some(field.as_str());
+            let message = self.read(link, &from.queue, field, one.text, one.omitted);
+            received.push((&from.queue, from.is_recorded, message.await?));
+        }
+        let fields = std::mem::take(&mut self.unanswered);
+        for ((queue, is_recorded, message), field) in received.into_iter().zip(fields) {
+            let field = is_recorded.then_some(field);
+            self.forward(queue, field, message).await;
         }
         if in_turns && let Some(last) = last {
             let next = self
@@ -237,39 +246,78 @@ impl ListConsumer {
         Ok(count > 0)
     }
 
-    /// Forwards a claimed message.
-    async fn forward(&self, queue: &str, field: Option<String>, text: Vec<u8>) {
+    /// Reads a claimed message. Its body is fetched if it is not in the text, because the task had an eta, which has been
+    /// reached.
+    async fn read(
+        &self,
+        link: &mut Link,
+        queue: &str,
+        field: Option<&str>,
+        text: Vec<u8>,
+        omitted: Option<usize>,
+    ) -> Result<Result<VirtualMessage, Malformed>, BrokerError> {
+        let max_body = self.limits.max_body;
+        let Some(size) = omitted else {
+            return Ok(virtual_message::decode(&text, max_body));
+        };
+        let mut message = match virtual_message::decode(&text, max_body) {
+            Ok(message) => message,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let Some(field) = field
+            && size <= max_body
+            && !awaits_eta(&message.message)
+        {
+            let names = &self.shared.names;
+            let whole = scripts::text(&mut link.connection, names, field, queue).await;
+            let whole = whole.map_err(|e| self.shared.connector.error(e, "to read a message"))?;
+            if let Some(whole) = whole {
+                return Ok(virtual_message::decode(&whole, max_body));
+            }
+        }
+        message.message.body = Vec::new();
+        message.omitted_body = Some(size);
+        Ok(Ok(message))
+    }
+
+    /// Forwards a claimed message, or parks it.
+    async fn forward(
+        &self,
+        queue: &str,
+        field: Option<String>,
+        message: Result<VirtualMessage, Malformed>,
+    ) {
         let Some(known) = self.queues.iter().find(|known| known.queue.name == *queue) else {
             return;
         };
         let slot = known.window.take();
-        let settlement = |slot: WindowSlot| -> Box<dyn Settlement> {
-            match field.clone() {
-                None => Box::new(Unrecorded { slot }),
-                Some(field) => Box::new(Recorded {
-                    held: self.shared.held.clone(),
-                    entry: self.shared.held.add(field, queue.to_owned()),
-                    slot,
-                    leaving: known.leaving.clone(),
-                }),
+        let held = &self.shared.held;
+        let entry = field.map(|field| held.add(field, queue.to_owned()));
+        match (message, entry) {
+            (Ok(message), entry) => {
+                let settlement: Box<dyn Settlement> = match entry {
+                    None => Box::new(Unrecorded { slot }),
+                    Some(entry) => Box::new(Recorded {
+                        held: held.clone(),
+                        entry,
+                        slot,
+                        leaving: known.leaving.clone(),
+                    }),
+                };
+                self.send(self.limits.delivery(message, queue, settlement))
+                    .await;
             }
-        };
-        let delivery = match virtual_message::decode(&text, self.limits.max_body) {
-            Ok(message) => self.limits.delivery(message, queue, settlement(slot)),
-            Err(error) => {
+            (Err(error), entry) => {
                 tracing::error!(
                     queue,
                     %error,
                     "an element of a queue is not a message; it is moved to the queue's list of parked elements"
                 );
-                if let Some(field) = field {
-                    let entry = self.shared.held.add(field, queue.to_owned());
-                    self.shared.held.park(entry, slot, text);
+                if let Some(entry) = entry {
+                    held.park(entry, slot);
                 }
-                return;
             }
-        };
-        self.send(delivery).await;
+        }
     }
 
     /// Sends a delivery to the consumer. Dropping it, if the subscription ends, returns it to its queue.
@@ -286,21 +334,20 @@ impl ListConsumer {
         if self.unanswered.is_empty() {
             return Ok(());
         }
-        let entries: RedisResult<Vec<Option<Vec<u8>>>> = cmd("HMGET")
-            .arg(&self.shared.names.unacked)
-            .arg(&self.unanswered)
-            .query_async(&mut link.connection)
-            .await;
-        let entries = entries.map_err(|e| self.shared.connector.error(e, "to find messages"))?;
-        for (field, entry) in std::mem::take(&mut self.unanswered)
-            .into_iter()
-            .zip(entries)
-        {
-            let held = entry.and_then(|entry| virtual_message::held(&entry).ok());
-            if let Some(held) = held {
-                let text = held.text.into_bytes();
-                self.forward(&held.routing_key, Some(field), text).await;
+        let (names, fields) = (&self.shared.names, &self.unanswered);
+        let found = scripts::find(&mut link.connection, names, self.limits, fields).await;
+        let found = found.map_err(|e| self.shared.connector.error(e, "to find messages"))?;
+        let mut received = Vec::new();
+        for (field, FoundEntry { entry, omitted }) in self.unanswered.iter().zip(found) {
+            if let Ok(held) = virtual_message::held(&entry) {
+                let (queue, text) = (held.routing_key, held.text.into_bytes());
+                let message = self.read(link, &queue, Some(field), text, omitted).await?;
+                received.push((queue, field.clone(), message));
             }
+        }
+        self.unanswered.clear();
+        for (queue, field, message) in received {
+            self.forward(&queue, Some(field), message).await;
         }
         Ok(())
     }

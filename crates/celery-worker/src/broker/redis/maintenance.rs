@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use redis::AsyncCommands as _;
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use tokio::time::{MissedTickBehavior, interval};
@@ -11,9 +10,9 @@ use super::connecting::{Commands, is_hopeless};
 use super::held::Held;
 use super::names::Names;
 use super::options::RedisTransportOptions;
-use super::{RECONNECT, bindings, scripts};
+use super::scripts::{self, Element};
+use super::{RECONNECT, bindings};
 use crate::broker::BrokerError;
-use celery_protocol::virtual_message;
 use service_connection::backoff::RetryLoop;
 use service_connection::error_chain::chain;
 
@@ -130,11 +129,10 @@ impl Maintenance {
         entry: &(String, String),
     ) -> RedisResult<bool> {
         let names = &*self.names;
-        let stored: Option<Vec<u8>> = connection.hget(&names.unacked, &entry.0).await?;
-        let stored = stored.unwrap_or_default();
+        let outline = scripts::outline(connection, names, &entry.0).await?;
         let parked = || vec![names.parked_entries()];
-        let (lists, text) = match virtual_message::held(&stored) {
-            Ok(held) => {
+        let (lists, element) = match outline.and_then(|outline| outline.returned().ok()) {
+            Some((held, element)) => {
                 let queues = match held.exchange.is_empty() {
                     true => vec![held.routing_key],
                     false => {
@@ -147,13 +145,13 @@ impl Maintenance {
                     .map(|q| names.list(q, held.priority))
                     .collect();
                 match lists.is_empty() {
-                    true => (parked(), stored),
-                    false => (lists, held.text.into_bytes()),
+                    true => (parked(), Element::entry()),
+                    false => (lists, element),
                 }
             }
-            Err(_) => (parked(), stored),
+            None => (parked(), Element::entry()),
         };
-        let is_restored = scripts::restore(connection, names, entry, &lists, &text).await?;
+        let is_restored = scripts::restore(connection, names, entry, &lists, &element).await?;
         if is_restored && lists == parked() {
             tracing::error!(
                 list = names.parked_entries(),

@@ -12,7 +12,8 @@ use super::RedisBrokerOptions;
 use super::connecting::{Commands, RedisConnector};
 use super::names::Names;
 use super::scripts::{self, ClaimFrom, PublishRequest};
-use crate::broker::BrokerError;
+use super::shared::MessageLimits;
+use crate::broker::{BrokerError, Subscription};
 use celery_protocol::RawMessage;
 use celery_protocol::virtual_message::{self, BodyEncoding};
 
@@ -180,6 +181,7 @@ impl RedisProbe {
             is_recorded: true,
         }];
         let fields = [Uuid::new_v4().to_string()];
+        let limits = MessageLimits::from(&Subscription::new("probe", Vec::new()));
         self.commands
             .run("a command of a worker", async |connection| {
                 cmd("CLIENT")
@@ -189,7 +191,7 @@ impl RedisProbe {
                     .await?;
                 connection.psubscribe(names.channel(&queue, "")).await?;
                 scripts::publish(connection, names, &outgoing).await?;
-                scripts::claim(connection, names, &from, true, &fields).await?;
+                scripts::claim(connection, names, &from, true, limits, &fields).await?;
                 scripts::renew(connection, names, &fields).await?;
                 scripts::remove(connection, names, &fields).await?;
                 let members: Vec<String> = connection.smembers(names.bindings(&queue)).await?;

@@ -53,6 +53,7 @@ impl MessageLimits {
         let mut raw = message.message;
         let mut damage = message.omitted_body.map(|bytes| Damage {
             body_bytes: Some(bytes as u64),
+            awaits_eta: bytes <= self.max_body,
             ..Damage::default()
         });
         if damage.is_none() && raw.body.len() > self.max_waiting_body && awaits_eta(&raw) {
@@ -72,7 +73,7 @@ impl MessageLimits {
 }
 
 /// Returns true for a task whose eta has not been reached.
-fn awaits_eta(raw: &RawMessage) -> bool {
+pub(super) fn awaits_eta(raw: &RawMessage) -> bool {
     let text = |name: &str| raw.headers.get(name).and_then(Value::as_str);
     let eta = text("eta").and_then(message::eta);
     text("task").is_some() && text("id").is_some() && eta.is_some_and(|eta| eta > clock::now())

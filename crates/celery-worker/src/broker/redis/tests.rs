@@ -20,6 +20,14 @@ mod service;
 
 const QUEUES: [&str; 2] = ["one", "two"];
 
+/// Size of a large body, which is not sent to a worker.
+const LARGE: usize = 20_000;
+
+const LIMITS: MessageLimits = MessageLimits {
+    max_body: 1000,
+    max_waiting_body: 100,
+};
+
 /// A step of one of several programs that use the same database.
 #[derive(Debug, Clone)]
 enum Step {
@@ -27,6 +35,7 @@ enum Step {
         queue: usize,
         priority: u8,
         is_repeated: bool,
+        is_large: bool,
     },
     PushGarbage {
         queue: usize,
@@ -46,8 +55,9 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let index = any::<prop::sample::Index>;
     prop_oneof![
-        4 => (0..2_usize, 0..10_u8, any::<bool>())
-            .prop_map(|(queue, priority, is_repeated)| Step::Publish { queue, priority, is_repeated }),
+        4 => (0..2_usize, 0..10_u8, any::<bool>(), any::<bool>()).prop_map(
+            |(queue, priority, is_repeated, is_large)| Step::Publish { queue, priority, is_repeated, is_large }
+        ),
         1 => (0..2_usize).prop_map(|queue| Step::PushGarbage { queue }),
         4 => (0..2_usize, [0..3_usize, 0..3_usize], 1..5_usize, any::<bool>())
             .prop_map(|(first, rooms, most, in_turns)| Step::Claim { first, rooms, most, in_turns }),
@@ -154,8 +164,10 @@ impl Programs {
                 queue,
                 priority,
                 is_repeated,
+                is_large,
             } => {
-                self.publish(*queue, *priority, *is_repeated).await;
+                self.publish(*queue, *priority, *is_repeated, *is_large)
+                    .await;
             }
             Step::PushGarbage { queue } => {
                 let list = self.names.list(QUEUES[*queue], 0);
@@ -232,16 +244,17 @@ impl Programs {
         }
     }
 
-    async fn publish(&mut self, queue: usize, priority: u8, is_repeated: bool) {
+    async fn publish(&mut self, queue: usize, priority: u8, is_repeated: bool, is_large: bool) {
         let number = self.published.len();
+        let width = if is_large { LARGE } else { 0 };
         self.published.push(priority);
         let message = RawMessage {
-            body: number.to_string().into_bytes(),
+            headers: [("number".to_owned(), number.into())].into_iter().collect(),
+            body: format!("{number:width$}").into_bytes(),
             properties: Properties {
                 priority: Some(priority),
                 ..Properties::default()
             },
-            ..RawMessage::default()
         };
         let outgoing = scripts::PublishRequest {
             id: Uuid::new_v4().to_string(),
@@ -268,11 +281,31 @@ impl Programs {
             })
             .into();
         let fields: Vec<String> = (0..most).map(|_| Uuid::new_v4().to_string()).collect();
-        let claimed = scripts::claim(&mut self.connection, &self.names, &from, in_turns, &fields);
+        let claimed = scripts::claim(
+            &mut self.connection,
+            &self.names,
+            &from,
+            in_turns,
+            LIMITS,
+            &fields,
+        );
         let Claimed { messages, .. } = claimed.await.unwrap();
+        for (one, field) in messages.iter().zip(&fields) {
+            let connection = &mut self.connection;
+            let queue = QUEUES[order[one.queue]];
+            let whole = scripts::text(connection, &self.names, field, queue).await;
+            let whole = whole.unwrap().unwrap();
+            let read = |text: &[u8]| virtual_message::decode(text, usize::MAX).unwrap();
+            let (mut whole, shown) = (read(&whole), read(&one.text));
+            if let Some(size) = one.omitted {
+                assert_eq!((size, whole.message.body.len()), (LARGE, LARGE));
+                whole.message.body.clear();
+            }
+            assert_eq!(shown, whole);
+        }
         let claimed: Vec<_> = messages
             .iter()
-            .map(|(position, text)| (order[*position], number_of(text)))
+            .map(|one| (order[one.queue], number_of(&one.text)))
             .collect();
         let expected = self.model.claim(order, rooms, most, in_turns, &fields);
         assert_eq!(claimed, expected);
@@ -280,9 +313,7 @@ impl Programs {
     }
 
     async fn give_back(&mut self, field: &str, is_next: bool) {
-        let stored: Option<Vec<u8>> = self
-            .connection
-            .hget(&self.names.unacked, field)
+        let outline = scripts::outline(&mut self.connection, &self.names, field)
             .await
             .unwrap();
         let position = self
@@ -291,11 +322,12 @@ impl Programs {
             .iter()
             .position(|(known, ..)| known == field);
         let Some(position) = position else {
-            assert_eq!(stored, None);
+            assert!(outline.is_none());
             return;
         };
         let (_, queue, number) = self.model.held.remove(position);
-        let held = virtual_message::held(&stored.unwrap()).unwrap();
+        let (held, element) = outline.unwrap().returned().unwrap();
+        assert!(held.text.len() < LARGE);
         let list = self.names.list(QUEUES[queue], held.priority);
         let end = match is_next {
             true => End::Next,
@@ -303,9 +335,13 @@ impl Programs {
         };
         // A second time has no effect.
         for expected in [true, false] {
-            let text = held.text.as_bytes();
-            let moved =
-                scripts::move_to(&mut self.connection, &self.names, field, (&list, end), text);
+            let moved = scripts::move_to(
+                &mut self.connection,
+                &self.names,
+                field,
+                (&list, end),
+                &element,
+            );
             assert_eq!(moved.await.unwrap(), expected);
         }
         let list = self.model.list(queue, self.published[number]);
@@ -371,7 +407,13 @@ impl Programs {
 
 fn number_of(text: &[u8]) -> usize {
     let message = virtual_message::decode(text, usize::MAX).unwrap().message;
-    String::from_utf8(message.body).unwrap().parse().unwrap()
+    let number = usize::try_from(message.headers["number"].as_u64().unwrap()).unwrap();
+    // A body in a list or in the record is complete.
+    if !message.body.is_empty() {
+        let body = String::from_utf8(message.body).unwrap();
+        assert_eq!(body.trim().parse(), Ok(number));
+    }
+    number
 }
 
 /// Claim, settlement, renewal and search for expired messages by several programs, in any order: every message is in

@@ -1,12 +1,14 @@
 -- KEYS: the lists of all queues by class; the list of parked elements of each queue; index; record
--- ARGV: classes, in turns, number of messages, bytes; name, room, is recorded of each queue; fields
+-- ARGV: classes, in turns, number of messages, bytes, limit of a body, limit with an eta;
+--     end of an entry, room, is recorded of each queue; fields
 local classes, in_turns = tonumber(ARGV[1]), ARGV[2] == '1'
 local most, most_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_body, max_waiting = tonumber(ARGV[5]), tonumber(ARGV[6])
 local queues = (#KEYS - 2) / (classes + 1)
 local parking, index, record = classes * queues, KEYS[#KEYS - 1], KEYS[#KEYS]
-local rooms, fields = {}, 4 + 3 * queues
+local rooms, fields = {}, 6 + 3 * queues
 for i = 1, queues do
-    rooms[i] = tonumber(ARGV[3 + 3 * i])
+    rooms[i] = tonumber(ARGV[5 + 3 * i])
 end
 local time = redis.call('TIME')
 
@@ -18,13 +20,26 @@ end
 
 local taken, count, bytes, parked = {}, 0, 0, 0
 
-local function is_message(text)
+-- Returns the message, if the text is one.
+local function decode(text)
     local is_json, message = pcall(cjson.decode, text)
-    if not is_json or type(message) ~= 'table' or type(message.properties) ~= 'table' then
-        return false
+    if is_json and type(message) == 'table' and type(message.properties) == 'table'
+        and type(message.properties.delivery_tag) == 'string'
+        and type(message.properties.delivery_info) == 'table' then
+        return message
     end
-    return type(message.properties.delivery_tag) == 'string'
-        and type(message.properties.delivery_info) == 'table'
+end
+
+-- What the worker gets of an element, and the size of the body that it does not get; nothing for one that is parked.
+local function show(text, is_recorded)
+    if not is_recorded and #text <= max_body then
+        return text, 0
+    end
+    local message = decode(text)
+    if message then
+        -- What is not recorded could not be fetched later.
+        return shorten(text, message, message, max_body, is_recorded and max_waiting or max_body)
+    end
 end
 
 local function take(i, list)
@@ -33,18 +48,20 @@ local function take(i, list)
         if not text then
             return false
         end
-        local is_recorded = ARGV[4 + 3 * i] == '1'
-        if not is_recorded or is_message(text) then
+        local is_recorded = ARGV[6 + 3 * i] == '1'
+        local is_read, shown, omitted = pcall(show, text, is_recorded)
+        if is_read and shown then
             count = count + 1
             if is_recorded then
                 local field = ARGV[fields + count]
-                redis.call('HSET', record, field, '[' .. text .. ', "", ' .. ARGV[2 + 3 * i] .. ']')
+                redis.call('HSET', record, field, '[' .. text .. ARGV[4 + 3 * i])
                 redis.call('ZADD', index, age(count), field)
             end
             taken[#taken + 1] = i - 1
-            taken[#taken + 1] = text
+            taken[#taken + 1] = shown
+            taken[#taken + 1] = omitted
             rooms[i] = rooms[i] - 1
-            bytes = bytes + #text
+            bytes = bytes + #shown
             return true
         end
         redis.call('LPUSH', KEYS[parking + i], text)

@@ -5,13 +5,18 @@
 //! times of delivery. kombu uses the message's own delivery tag as the field of an entry, so that a second delivery of
 //! the message replaces the entry of the first. A claim here has a field of its own: a late settlement cannot hit the
 //! entry of another delivery.
+//!
+//! A body is not sent without need: not if it is above the limits of the subscription, and not to return a message.
 
 use std::sync::LazyLock;
 
 use redis::aio::MultiplexedConnection;
-use redis::{FromRedisValue, RedisResult, Script};
+use redis::{AsyncCommands as _, FromRedisValue, RedisResult, Script};
+use uuid::Uuid;
 
 use super::names::Names;
+use super::shared::MessageLimits;
+use celery_protocol::virtual_message::{self, HeldMessage, Malformed};
 
 /// Maximum number of messages of one claim, and of their bytes after which it ends.
 pub(super) const MAX_CLAIM: usize = 64;
@@ -22,7 +27,20 @@ const MARKER_SECONDS: u64 = 120;
 
 /// Takes messages from lists and records them. An element that no worker could read goes to the list of parked ones of
 /// its queue, since an entry of the record that is not a message ends Python's workers.
-static CLAIM: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("claim.lua")));
+static CLAIM: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("body.lua"), include_str!("claim.lua"))));
+
+/// Returns entries, without bodies above the limits.
+static FIND: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("body.lua"), include_str!("find.lua"))));
+
+/// Returns an entry with another text in place of a large body, and the position of the body.
+static OUTLINE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(concat!(
+        include_str!("body.lua"),
+        include_str!("outline.lua")
+    ))
+});
 
 /// Removes entries. Returns 1 for each that was there.
 static REMOVE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("remove.lua")));
@@ -58,8 +76,19 @@ pub(super) struct ClaimFrom {
 pub(super) struct Claimed {
     /// Number of elements that were parked.
     pub(super) parked: usize,
-    /// Position of the queue, and the text, of each message. The first one has the first field, and so on.
-    pub(super) messages: Vec<(usize, Vec<u8>)>,
+    /// The first message has the first field, and so on.
+    pub(super) messages: Vec<ClaimedMessage>,
+}
+
+/// A claimed message.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ClaimedMessage {
+    /// Position of the queue.
+    pub(super) queue: usize,
+    /// Text of the message.
+    pub(super) text: Vec<u8>,
+    /// Size in bytes of the body, if it is not in the text.
+    pub(super) omitted: Option<usize>,
 }
 
 /// Destination of an entry that is moved to a list.
@@ -86,6 +115,7 @@ pub(super) async fn claim(
     names: &Names,
     from: &[ClaimFrom],
     in_turns: bool,
+    limits: MessageLimits,
     fields: &[String],
 ) -> RedisResult<Claimed> {
     let mut script = CLAIM.prepare_invoke();
@@ -100,23 +130,83 @@ pub(super) async fn claim(
     script.key(&names.unacked_index).key(&names.unacked);
     script.arg(names.classes()).arg(u8::from(in_turns));
     script.arg(fields.len()).arg(CLAIM_BYTES);
+    script.arg(limits.max_body).arg(limits.max_waiting_body);
     for one in from {
-        script.arg(serde_json::Value::from(one.queue.as_str()).to_string());
+        script.arg(entry_end(&one.queue));
         script.arg(one.room).arg(u8::from(one.is_recorded));
     }
     for field in fields {
         script.arg(field);
     }
     let (parked, taken): (usize, Vec<redis::Value>) = script.invoke_async(connection).await?;
-    let mut messages = Vec::with_capacity(taken.len() / 2);
+    let mut messages = Vec::with_capacity(taken.len() / 3);
     let mut taken = taken.into_iter();
-    while let (Some(queue), Some(text)) = (taken.next(), taken.next()) {
-        messages.push((
-            FromRedisValue::from_redis_value(queue)?,
-            FromRedisValue::from_redis_value(text)?,
-        ));
+    while let (Some(queue), Some(text), Some(omitted)) = (taken.next(), taken.next(), taken.next())
+    {
+        messages.push(ClaimedMessage {
+            queue: FromRedisValue::from_redis_value(queue)?,
+            text: FromRedisValue::from_redis_value(text)?,
+            omitted: omitted_size(omitted)?,
+        });
     }
     Ok(Claimed { parked, messages })
+}
+
+/// The size of an omitted body; none for 0.
+fn omitted_size(value: redis::Value) -> RedisResult<Option<usize>> {
+    let size: usize = FromRedisValue::from_redis_value(value)?;
+    Ok((size > 0).then_some(size))
+}
+
+/// The end of an entry of a queue's message, behind the text of the message.
+fn entry_end(queue: &str) -> String {
+    format!(r#", "", {}]"#, serde_json::Value::from(queue))
+}
+
+/// Returns the whole text of a claimed message. None if the entry is gone.
+pub(super) async fn text(
+    connection: &mut MultiplexedConnection,
+    names: &Names,
+    field: &str,
+    queue: &str,
+) -> RedisResult<Option<Vec<u8>>> {
+    let entry: Option<Vec<u8>> = connection.hget(&names.unacked, field).await?;
+    let text = |mut entry: Vec<u8>| {
+        entry.truncate(entry.len().checked_sub(entry_end(queue).len())?);
+        (!entry.is_empty()).then(|| entry.split_off(1))
+    };
+    Ok(entry.and_then(text))
+}
+
+/// An entry that was found.
+#[derive(Debug)]
+pub(super) struct FoundEntry {
+    pub(super) entry: Vec<u8>,
+    /// Size in bytes of the body, if it is not in the entry.
+    pub(super) omitted: Option<usize>,
+}
+
+/// Returns the entry of each field; an empty one if there is none.
+pub(super) async fn find(
+    connection: &mut MultiplexedConnection,
+    names: &Names,
+    limits: MessageLimits,
+    fields: &[String],
+) -> RedisResult<Vec<FoundEntry>> {
+    let mut script = FIND.prepare_invoke();
+    script.key(&names.unacked);
+    script.arg(limits.max_body).arg(limits.max_waiting_body);
+    script.arg(fields);
+    let found: Vec<redis::Value> = script.invoke_async(connection).await?;
+    let mut found = found.into_iter();
+    let mut entries = Vec::with_capacity(fields.len());
+    while let (Some(entry), Some(omitted)) = (found.next(), found.next()) {
+        entries.push(FoundEntry {
+            entry: FromRedisValue::from_redis_value(entry)?,
+            omitted: omitted_size(omitted)?,
+        });
+    }
+    Ok(entries)
 }
 
 /// Removes entries. Returns 1 for each that was there, else 0.
@@ -143,20 +233,99 @@ async fn run_on_entries<T: FromRedisValue>(
     script.invoke_async(connection).await
 }
 
-/// Moves an entry to a list. Returns false if it is no longer there.
+/// An entry as a worker needs it to return its message: a large body is left out.
+#[derive(Debug)]
+pub(super) struct EntryOutline {
+    entry: Vec<u8>,
+    /// Stands in the place of the body.
+    mark: String,
+    /// Positions of the body's first and last byte in the entry.
+    body: (i64, i64),
+}
+
+impl EntryOutline {
+    /// The message, and the element that returns it to a list.
+    ///
+    /// # Errors
+    /// The entry has no message.
+    pub(super) fn returned(&self) -> Result<(HeldMessage, Element), Malformed> {
+        let message = virtual_message::held(&self.entry)?;
+        let (before, after) = message
+            .text
+            .split_once(&self.mark)
+            .unwrap_or((&message.text, ""));
+        let element = Element {
+            before: before.to_owned(),
+            kept: self.body,
+            after: after.to_owned(),
+        };
+        Ok((message, element))
+    }
+}
+
+/// An element of a list that is made from an entry: some bytes of the entry between two texts.
+#[derive(Debug)]
+pub(super) struct Element {
+    before: String,
+    /// Positions of the first and the last byte, from 1; negative ones count from the end of the entry.
+    kept: (i64, i64),
+    after: String,
+}
+
+impl Element {
+    /// The whole entry.
+    pub(super) fn entry() -> Self {
+        Self {
+            before: String::new(),
+            kept: (1, -1),
+            after: String::new(),
+        }
+    }
+
+    /// The element that was claimed from a queue, without any change.
+    pub(super) fn claimed(queue: &str) -> Self {
+        let end = i64::try_from(entry_end(queue).len()).unwrap_or(i64::MAX);
+        Self {
+            kept: (2, -1 - end),
+            ..Self::entry()
+        }
+    }
+}
+
+/// Returns the outline of an entry. None if it is no longer there.
+pub(super) async fn outline(
+    connection: &mut MultiplexedConnection,
+    names: &Names,
+    field: &str,
+) -> RedisResult<Option<EntryOutline>> {
+    let mark = Uuid::new_v4().to_string();
+    let mut script = OUTLINE.prepare_invoke();
+    script.key(&names.unacked).arg(field).arg(&mark);
+    let found: Option<(Vec<u8>, i64, i64)> = script.invoke_async(connection).await?;
+    Ok(found.map(|(entry, first, last)| EntryOutline {
+        entry,
+        mark,
+        body: (first, last),
+    }))
+}
+
+/// Moves an entry to a list, as an element. Returns false if it is no longer there.
 pub(super) async fn move_to(
     connection: &mut MultiplexedConnection,
     names: &Names,
     field: &str,
     (list, end): (&str, End),
-    text: &[u8],
+    element: &Element,
 ) -> RedisResult<bool> {
     let mut script = MOVE.prepare_invoke();
     script
         .key(&names.unacked)
         .key(&names.unacked_index)
         .key(list);
-    script.arg(field).arg(end.push()).arg(text);
+    script.arg(field).arg(end.push());
+    script.arg(&element.before);
+    script.arg(element.kept.0).arg(element.kept.1);
+    script.arg(&element.after);
     script.invoke_async(connection).await
 }
 
@@ -187,14 +356,17 @@ pub(super) async fn restore(
     names: &Names,
     (field, score): &(String, String),
     lists: &[String],
-    text: &[u8],
+    element: &Element,
 ) -> RedisResult<bool> {
     let mut script = RESTORE.prepare_invoke();
     script.key(&names.unacked).key(&names.unacked_index);
     for list in lists {
         script.key(list);
     }
-    script.arg(field).arg(score).arg(text);
+    script.arg(field).arg(score);
+    script.arg(&element.before);
+    script.arg(element.kept.0).arg(element.kept.1);
+    script.arg(&element.after);
     script.invoke_async(connection).await
 }
 
