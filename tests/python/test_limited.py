@@ -21,6 +21,8 @@ from support import Process, backend_url, clean_environment, service, until
 from test_fuzz import ACCEPT, TASKS, Fuzzer
 from test_hostile import HEAVY, ODD, compact, in_future, logged, ran, send, task
 
+BROKERS = ["rabbitmq", "redis"]
+
 LIMIT_MB = 512
 
 # Limit in seconds. An ordinary task alone takes almost no time; in each case it once took 10 s and more.

@@ -292,3 +292,87 @@ async fn killed_connections_lose_and_double_nothing() {
     let mut connection = redis_connection().await;
     assert_eq!(held(&mut connection, &prefix).await, (0, 0));
 }
+
+/// Elements of a list with a body of 20,000 bytes, and what a worker gets of each.
+#[tokio::test]
+async fn bodies_above_the_limits_stay_in_redis() {
+    let Some(url) = service("TEST_REDIS_URL") else {
+        return;
+    };
+    let (broker, prefix) = private(&url, |_| ());
+    let mut connection = redis_connection().await;
+    let size = 20_000;
+    let element = |encoding: &str, body: String, headers: serde_json::Value| {
+        json!({"properties": {"body_encoding": encoding, "delivery_tag": "t",
+            "delivery_info": {"exchange": "", "routing_key": "q"}}, "headers": headers, "body": body, "x": [[], 1.5]})
+        .to_string()
+    };
+    let base64 = "eHh4".repeat(size / 3) + "eHg=";
+    let with_quotes = r#""\"#.repeat(size / 2);
+    let eta = |year: u16| json!({"task": "t", "id": "i", "eta": format!("{year}-01-01T00:00:00+00:00"), "empty": []});
+    let list = format!("{prefix}q");
+    let queue = Queue::tasks("q");
+    for (max_body, text, expected) in [
+        (
+            1000,
+            element("base64", base64.clone(), json!({})),
+            Some((size, false)),
+        ),
+        (
+            1000,
+            element("utf-8", with_quotes.clone(), json!({})),
+            Some((size, false)),
+        ),
+        (size, element("base64", base64.clone(), eta(2000)), None),
+        (
+            size,
+            element("base64", base64, eta(9000)),
+            Some((size, true)),
+        ),
+        (
+            size,
+            element("utf-8", with_quotes, eta(9000)),
+            Some((size, true)),
+        ),
+    ] {
+        let () = connection.lpush(&list, &text).await.unwrap();
+        let mut subscription = subscription(&[&queue], 1);
+        subscription.max_body_bytes = Some(max_body);
+        subscription.max_waiting_body_bytes = Some(100);
+        let mut consumer = broker.consume(subscription);
+        let delivery = next(&mut consumer).await;
+        let omitted = delivery.damage.as_deref();
+        let omitted =
+            omitted.map(|damage| (damage.body_bytes.unwrap() as usize, damage.awaits_eta));
+        assert_eq!(omitted, expected, "{text:.200}");
+        let kept = if expected.is_none() { size } else { 0 };
+        assert_eq!(delivery.message.body.len(), kept);
+        // It returns unchanged, except for the flags.
+        consumer.cancel();
+        delivery.settle(Disposition::Requeue).await;
+        let returned: Vec<u8> = connection.rpop(&list, None).await.unwrap();
+        let mut expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+        expected["headers"]["redelivered"] = true.into();
+        expected["properties"]["delivery_info"]["redelivered"] = true.into();
+        let returned: serde_json::Value = serde_json::from_slice(&returned).unwrap();
+        assert!(returned == expected, "{text:.200}");
+    }
+    // The rest of a message is limited, too.
+    let headers = json!({"x": "x".repeat(size)});
+    let text = element("base64", String::new(), headers);
+    let () = connection.lpush(&list, &text).await.unwrap();
+    let mut subscription = subscription(&[&queue], 1);
+    subscription.max_body_bytes = Some(1000);
+    let _consumer = broker.consume(subscription);
+    let parked = format!("{prefix}celery-worker.parked.q");
+    until("it is parked", async || {
+        connection.llen::<_, usize>(&parked).await.unwrap() == 1
+    })
+    .await;
+    assert_eq!(
+        connection.rpop::<_, String>(&parked, None).await.unwrap(),
+        text
+    );
+    assert_eq!(held(&mut connection, &prefix).await, (0, 0));
+    broker.close().await;
+}
