@@ -70,6 +70,11 @@ def early(finish_in=None):
         time.sleep(0.05)
 
 
+@app.task(name="tasks.sleep_early", acks_late=False)
+def sleep_early(seconds):
+    return sleep(seconds)
+
+
 @app.task(name="tasks.reject")
 def reject(requeue=False):
     raise Reject("as asked", requeue=requeue)

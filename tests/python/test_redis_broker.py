@@ -86,6 +86,48 @@ def test_a_frozen_worker_loses_nothing(server, run, busy):
         assert set(ran) == {result.id for result in results} and ran.total() <= count + 2, ran.most_common(3)
 
 
+@pytest.mark.parametrize("kind", [tasks_worker, python_worker])
+@pytest.mark.parametrize("task", ["tasks.sleep", "tasks.sleep_early"])
+def test_no_message_is_prefetched(server, run, kind, task):
+    """With `--disable-prefetch`, a worker takes a message only while a slot is free, over all its queues."""
+    queues, slots, count = [queue_name() for _ in range(3)], 2, 12
+    waiting = lambda: sum(map(server.ready, queues))
+    with app_of(server) as app:
+        later = app.send_task("tasks.add", [1, 1], queue=queues[0], countdown=600)
+        results = [app.send_task(task, [0.5], queue=queues[n % 3]) for n in range(count)]
+        with most_held(server) as most:
+            flags = ["-c", slots, "--prefetch-multiplier", 4, "--disable-prefetch"]
+            more = {"pool": "threads", "asks": False} if kind is python_worker else {}
+            worker = run(kind, ",".join(queues), server, server.url, *flags, **more)
+            until(lambda: sum(map(is_running, results)) == slots, "every slot is used", log=worker.log)
+            assert waiting() >= count - slots - 2
+            assert [result.get(timeout=20) for result in results] == [0.5] * count
+        # The one with an eta does not use a slot.
+        until(lambda: server.client.hlen("unacked") == 1, "the others are settled")
+        assert later.state == "PENDING"
+        # Python counts a message only after it is recorded.
+        assert most() <= 1 + slots + (kind is python_worker), most()
+
+
+@contextlib.contextmanager
+def most_held(server):
+    """A function for the largest number of messages that were held at a time."""
+    held, done = [0], threading.Event()
+
+    def look():
+        with redis.Redis.from_url(server.url) as client:
+            while not done.is_set():
+                held.append(client.hlen("unacked"))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield lambda: max(held)
+    finally:
+        done.set()
+        looking.join()
+
+
 def test_killed_connections_are_opened_again(server, run):
     queue = queue_name()
     worker = run(tasks_worker, queue, server, server.url, "-c", "4")

@@ -19,6 +19,7 @@ async fn tasks(_: WorkerParts) -> Result<Registry, DuplicateTask> {
     tasks.register(fail)?;
     tasks.register(retry)?;
     tasks.register(sleep)?;
+    tasks.register(sleep_early)?;
     tasks.register(reject)?;
     tasks.register(ignore)?;
     tasks.register(panic)?;
@@ -101,6 +102,13 @@ async fn early(finish_in: Option<f64>, cx: TaskContext) -> TaskResult<&'static s
         }
         None => Err(TaskError::Stopped),
     }
+}
+
+/// Sleeps. Its message is acknowledged before.
+#[task(name = "tasks.sleep_early")]
+async fn sleep_early(seconds: f64) -> TaskResult<f64> {
+    tokio::time::sleep(self::seconds(seconds)?).await;
+    Ok(seconds)
 }
 
 #[task(name = "tasks.reject", acks_late)]

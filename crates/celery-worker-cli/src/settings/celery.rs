@@ -93,6 +93,8 @@ pub struct Celery {
     pub worker_concurrency: u16,
     /// Prefetched deliveries for each slot; 0 means no limit.
     pub worker_prefetch_multiplier: u16,
+    /// True if a message is taken only while a slot is free; only for Redis as the broker.
+    pub worker_disable_prefetch: bool,
     /// True if task events are sent.
     pub worker_send_task_events: bool,
     /// An event `task-sent` is sent for each task that the worker sends.

@@ -132,6 +132,7 @@ impl Celery {
         config.chord_retry_interval = seconds(self.result_chord_retry_interval);
         config.concurrency = self.concurrency();
         config.prefetch_multiplier = self.worker_prefetch_multiplier;
+        config.disable_prefetch = self.worker_disable_prefetch;
         config.accept = Accept::new(&self.accept_content, self.max_body_bytes);
         config.rate_limits = !self.worker_disable_rate_limits;
         config.result_extended = self.result_extended;

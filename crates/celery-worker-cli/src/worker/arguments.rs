@@ -38,6 +38,10 @@ pub struct WorkerArguments {
     #[arg(long, value_name = "N")]
     pub prefetch_multiplier: Option<u16>,
 
+    /// Take a message only while a slot is free, over all queues; only for Redis as the broker.
+    #[arg(long)]
+    pub disable_prefetch: bool,
+
     /// Send the events of tasks, for monitors such as Flower.
     #[arg(short = 'E', long, visible_alias = "events")]
     pub task_events: bool,
@@ -120,6 +124,7 @@ impl WorkerArguments {
         if let Some(multiplier) = self.prefetch_multiplier {
             celery.worker_prefetch_multiplier = multiplier;
         }
+        celery.worker_disable_prefetch |= self.disable_prefetch;
         celery.worker_send_task_events |= self.task_events;
         celery.no_declare |= self.no_declare;
         let numbers = [

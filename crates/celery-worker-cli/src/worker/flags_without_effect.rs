@@ -34,8 +34,6 @@ pub(super) struct FlagsWithoutEffect {
     without_mingle: bool,
     #[arg(long)]
     without_heartbeat: bool,
-    #[arg(long)]
-    disable_prefetch: bool,
     #[arg(long, value_name = "FILE")]
     executable: Option<String>,
     #[arg(long, value_name = "MASK")]
@@ -63,7 +61,6 @@ impl FlagsWithoutEffect {
             (self.scheduler.is_some(), "--scheduler"),
             (self.without_mingle, "--without-mingle"),
             (self.without_heartbeat, "--without-heartbeat"),
-            (self.disable_prefetch, "--disable-prefetch"),
             (self.executable.is_some(), "--executable"),
             (self.umask.is_some(), "--umask"),
         ]

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{BrokerError, Queue, Subscription};
@@ -87,6 +87,8 @@ pub struct Delivery {
     pub redelivered: bool,
     /// Changes that were made to the message in order to read it.
     pub damage: Option<Box<Damage>>,
+    /// Permit to hold the message, see [`Subscription`]; returned when the delivery is settled, unless it is taken out.
+    pub(crate) permit: Option<OwnedSemaphorePermit>,
     /// Handle that settles the delivery; taken when it is used.
     settlement: Option<Box<dyn Settlement>>,
 }
@@ -107,6 +109,7 @@ impl Delivery {
             routing_key,
             redelivered: false,
             damage: None,
+            permit: None,
             settlement: Some(settlement),
         }
     }

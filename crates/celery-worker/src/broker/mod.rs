@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::Semaphore;
 
 use celery_protocol::RawMessage;
 
@@ -97,6 +98,9 @@ pub struct Subscription {
     /// Maximum size in bytes of the body of a task whose eta has not been reached. A larger one is omitted; it is read
     /// when the message is redelivered.
     pub max_waiting_body_bytes: Option<usize>,
+    /// Permits to hold a message, if their number is limited over all queues: each delivery then has one. Only Redis takes
+    /// single messages; RabbitMQ sends them ahead.
+    pub(crate) permits: Option<Arc<Semaphore>>,
 }
 
 impl Subscription {
@@ -110,6 +114,7 @@ impl Subscription {
             delayed: None,
             max_body_bytes: None,
             max_waiting_body_bytes: None,
+            permits: None,
         }
     }
 }

@@ -261,6 +261,7 @@ async fn revocation_reaches_every_worker() {
                 delayed: None,
                 max_body_bytes: None,
                 max_waiting_body_bytes: None,
+                permits: None,
             })
         })
         .into();

@@ -98,6 +98,9 @@ impl RemoteControl {
     /// Adapts the prefetch limit to a pool of `size` places.
     pub(super) fn resize(&self, size: usize) {
         tracing::info!(concurrency = size, "pool resized by remote control");
+        if let Some(permits) = &self.worker.permits {
+            permits.resize_to(size);
+        }
         if let Some(subscriptions) = self.worker.subscriptions.get() {
             subscriptions.set_prefetch(self.worker.prefetch());
         }

@@ -133,6 +133,7 @@ async fn serve(control: Arc<RemoteControl>) {
         delayed: None,
         max_body_bytes: Some(worker.config.accept.max_body_bytes.min(MAX_BODY)),
         max_waiting_body_bytes: None,
+        permits: None,
     });
     let mut connected = consumer.connected();
     let greeting = async {

@@ -188,6 +188,7 @@ impl ReplyQueue {
             delayed: None,
             max_body_bytes: None,
             max_waiting_body_bytes: None,
+            permits: None,
         });
         let mut connected = consumer.connected();
         match timeout(within, connected.wait_for(|served| *served)).await {

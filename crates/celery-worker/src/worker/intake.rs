@@ -17,6 +17,7 @@ use super::processing::TaskProcessing;
 use super::request::Request;
 use super::runtime::Runtime;
 use super::schedule::Turn;
+use super::slots::Permit;
 use crate::broker::{Delivery, Disposition};
 use celery_protocol::event::Event;
 
@@ -34,8 +35,9 @@ impl Runtime {
             } => {
                 let request = Request::new(&mut delivery, identity, *message);
                 let task = TaskProcessing::new(&self, request, registered);
+                let permit = delivery.permit.take();
                 if self.take_in_flight(&task.request, delivery, &task.stop, None) {
-                    self.process(&task).await;
+                    self.process(&task, permit).await;
                 }
             }
             Admission::Skipped {
@@ -73,8 +75,9 @@ impl Runtime {
         }
     }
 
-    /// Processes an accepted task to the settlement of its deliveries.
-    async fn process(&self, task: &TaskProcessing<'_>) {
+    /// Processes an accepted task to the settlement of its deliveries. `permit` allows the worker to hold its message, and
+    /// lasts as long as the task.
+    async fn process(&self, task: &TaskProcessing<'_>, mut permit: Option<Permit>) {
         let request = &task.request;
         fault_point!(TaskAccepted);
         let turn = match self.skip_reason(&request.message) {
@@ -82,7 +85,7 @@ impl Runtime {
             None => {
                 // Not sent for a delivery that joined a task: monitors would show a running task as a waiting one.
                 self.emit(request, &Event::TaskReceived(&request.message));
-                task.wait_for_turn().await
+                task.wait_for_turn(&mut permit).await
             }
         };
         let disposition = match turn {
@@ -93,6 +96,7 @@ impl Runtime {
             Turn::Shutdown => Disposition::Requeue,
         };
         self.settle(request, disposition).await;
+        drop(permit);
         fault_point!(Acknowledged);
     }
     /// Settles the deliveries of an ended task. If this fails, the broker delivers its message again, and the new

@@ -105,6 +105,8 @@ pub struct Config {
     pub concurrency: usize,
     /// Unsettled deliveries of each queue per concurrent task; 0 for no limit.
     pub prefetch_multiplier: u16,
+    /// True if a message is taken only while a slot is free. Only Redis as the broker can do this.
+    pub disable_prefetch: bool,
     /// Accepted message bodies.
     pub accept: Accept,
     /// Default options of tasks.
@@ -158,6 +160,7 @@ impl Config {
             chord_retry_interval: Duration::from_secs(1),
             concurrency: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_multiplier: 4,
+            disable_prefetch: false,
             accept: Accept::json(4 << 20),
             tasks: DefaultOptions::default(),
             rate_limits: true,
@@ -260,6 +263,8 @@ impl Worker {
                 ..ClientOptions::default()
             },
         );
+        let has_permits = config.disable_prefetch && broker.transport() == "redis";
+        let permits = has_permits.then(|| Slots::new(config.concurrency));
         let runtime = Runtime {
             client,
             broker,
@@ -269,6 +274,7 @@ impl Worker {
             stopping,
             settling_over,
             slots: Slots::new(config.concurrency),
+            permits,
             rate_limits: rates(&registry, &config),
             in_flight: Arc::new(InFlight::new(config.eta_task_limit)),
             memory: memory::MemoryBudget::default(),
@@ -330,6 +336,12 @@ impl Worker {
             liveness,
         } = self;
         let runtime = Arc::new(runtime);
+        if runtime.config.disable_prefetch && runtime.permits.is_none() {
+            tracing::warn!(
+                broker = runtime.broker.transport(),
+                "only Redis as the broker allows a worker without prefetch; the broker sends messages ahead"
+            );
+        }
         let queue = |name: &String| runtime.config.task_queues.queue(name);
         let queues: Vec<Queue> = runtime.config.queues.iter().map(queue).collect();
         let mut consumer = runtime.broker.consume(Subscription {
@@ -339,6 +351,7 @@ impl Worker {
             prefetch: runtime.prefetch(),
             max_body_bytes: Some(runtime.config.accept.max_body_bytes),
             max_waiting_body_bytes: Some(memory::LIGHT),
+            permits: runtime.permits.as_ref().map(Slots::permits),
         });
         // This is the only place that sets it.
         let _ = runtime.subscriptions.set(consumer.handle());

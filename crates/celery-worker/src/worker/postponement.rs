@@ -33,6 +33,7 @@ impl Runtime {
         message: TaskMessage,
     ) {
         let Some(eta) = message.eta else { return };
+        delivery.permit = None;
         let omitted_bytes = delivery
             .damage
             .as_ref()

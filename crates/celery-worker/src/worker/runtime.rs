@@ -40,6 +40,9 @@ pub(crate) struct Runtime {
     /// sent. Always after `stopping`: a task that is stopped has a result, too.
     pub(crate) settling_over: CancellationToken,
     pub(crate) slots: Slots,
+    /// With `disable_prefetch`, the permits to hold a message, one for each slot. A slot becomes free when its task ends, a
+    /// permit when the message is settled as well.
+    pub(crate) permits: Option<Slots>,
     pub(crate) rate_limits: RateLimits,
     pub(crate) time_limits: TimeLimits,
     /// The subscription of the task queues, set when consuming starts.

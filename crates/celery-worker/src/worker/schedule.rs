@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::eta_hold::HoldEnd;
 use super::in_flight::Phase;
 use super::processing::TaskProcessing;
-use super::slots::Slot;
+use super::slots::{Permit, Slot};
+use crate::clock;
 use celery_protocol::result::{Cause, FinalState};
 use service_connection::error_chain::chain;
 
@@ -32,11 +33,15 @@ pub(super) struct StoredSuccess {
 }
 
 impl TaskProcessing<'_> {
-    /// Waits for the task's eta, its rate limit and a slot.
-    pub(super) async fn wait_for_turn(&self) -> Turn {
+    /// Waits for the task's eta, its rate limit and a slot. While it waits for its eta it needs no permit to hold its
+    /// message.
+    pub(super) async fn wait_for_turn(&self, permit: &mut Option<Permit>) -> Turn {
         let (runtime, request) = (self.runtime, &self.request);
         let message = &request.message;
         if let Some(eta) = message.eta {
+            if eta > clock::now() {
+                *permit = None;
+            }
             // Boxed: most tasks have no eta.
             match Box::pin(runtime.hold_until_eta(request, eta)).await {
                 HoldEnd::EtaReached => runtime.in_flight.set_exempt(request, false),
@@ -48,6 +53,9 @@ impl TaskProcessing<'_> {
         let slot = async {
             runtime.in_flight.enter(request, Phase::Reserved);
             runtime.rate_limits.pass(&message.task).await;
+            if let (None, Some(permits)) = (&permit, &runtime.permits) {
+                *permit = permits.acquire().await;
+            }
             runtime.slots.acquire().await
         };
         let Some(slot) = until_shutdown.run_until_cancelled(slot).await.flatten() else {

@@ -15,6 +15,9 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 /// A slot for one running task, free again on drop.
 pub(crate) type Slot = OwnedSemaphorePermit;
 
+/// A permit to hold a message, see [`Runtime::permits`](super::runtime::Runtime::permits).
+pub(crate) type Permit = OwnedSemaphorePermit;
+
 /// The slots of a worker.
 pub(crate) struct Slots {
     permits: Arc<Semaphore>,
@@ -29,6 +32,11 @@ impl Slots {
             permits: Arc::new(Semaphore::new(size)),
             size: AtomicUsize::new(size),
         }
+    }
+
+    /// The permits: one for each free slot.
+    pub(crate) fn permits(&self) -> Arc<Semaphore> {
+        self.permits.clone()
     }
 
     /// Number of slots, free or in use.
@@ -57,6 +65,11 @@ impl Slots {
     /// Removes slots: free ones at once, the others when their tasks end. At least one remains. Returns the new number.
     pub(crate) fn shrink(&self, n: usize) -> usize {
         self.resize(|size| size.saturating_sub(n).max(1))
+    }
+
+    /// Sets the number of slots.
+    pub(crate) fn resize_to(&self, size: usize) {
+        self.resize(|_| size.clamp(1, MOST));
     }
 
     fn resize(&self, to: impl Fn(usize) -> usize) -> usize {

@@ -39,6 +39,7 @@ fn subscription(queues: &[&str], prefetch: u16) -> Subscription {
         delayed: None,
         max_body_bytes: None,
         max_waiting_body_bytes: None,
+        permits: None,
     }
 }
 

@@ -5,12 +5,15 @@
 //! all lists are empty, the connection waits for a change: Redis remembers the keys that a connection has read (`CLIENT
 //! TRACKING`), and reports the first change of each.
 
+use std::collections::HashMap;
+use std::future::pending;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, cmd};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,12 +21,12 @@ use uuid::Uuid;
 use super::connecting::Link;
 use super::held::{Recorded, Unrecorded};
 use super::options::QueueOrder;
-use super::scripts::{self, CLAIM_BYTES, ClaimFrom, FoundEntry, MAX_CLAIM};
+use super::scripts::{self, ClaimFrom, FoundEntry, MAX_CLAIM};
 use super::shared::{MessageLimits, SharedState, awaits_eta};
 use super::supervisor::RedisSession;
 use super::window::Window;
 use crate::broker::consumer::{DesiredQueues, Feed, Settlement};
-use crate::broker::{BrokerError, Delivery, Queue};
+use crate::broker::{BrokerError, Delivery, Queue, Subscription};
 use crate::liveness::Liveness;
 use celery_protocol::virtual_message::{self, Malformed, VirtualMessage};
 
@@ -41,6 +44,8 @@ pub(super) struct ListConsumer {
     pub(super) feed: Arc<Feed>,
     pub(super) liveness: Liveness,
     pub(super) limits: MessageLimits,
+    /// Permits to hold a message, if their number is limited.
+    permits: Option<Arc<Semaphore>>,
     /// The consumed queues, the next one to be served first.
     queues: Vec<Consumed>,
     /// Fields of a claim whose messages have not arrived yet: messages may have been recorded under them.
@@ -59,13 +64,40 @@ struct Consumed {
     is_bound: bool,
 }
 
+/// A message that was claimed and read.
+struct Received {
+    queue: String,
+    /// Field of the entry in the record, if the message is recorded.
+    field: Option<String>,
+    message: Result<VirtualMessage, Malformed>,
+}
+
 /// State after a claim.
 enum ClaimOutcome {
     /// There may be more messages.
     More,
-    /// The lists of all queues with room in their prefetch window are empty. `is_full` is true if another queue has no
-    /// room.
-    Empty { is_full: bool },
+    /// No message can be taken until this changes.
+    Nothing(Lack),
+}
+
+/// Reason why no message can be taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lack {
+    /// The lists of all queues are empty.
+    Messages,
+    /// The same, or the prefetch windows of queues are full.
+    MessagesOrRoom,
+    /// No permit to hold a message is left.
+    Permit,
+}
+
+impl Lack {
+    fn new(is_full: bool) -> Self {
+        match is_full {
+            true => Self::MessagesOrRoom,
+            false => Self::Messages,
+        }
+    }
 }
 
 impl ListConsumer {
@@ -73,13 +105,14 @@ impl ListConsumer {
         shared: Arc<SharedState>,
         feed: Arc<Feed>,
         liveness: Liveness,
-        limits: MessageLimits,
+        subscription: &Subscription,
     ) -> Self {
         Self {
             shared,
             feed,
             liveness,
-            limits,
+            limits: MessageLimits::from(subscription),
+            permits: subscription.permits.clone(),
             queues: Vec::new(),
             unanswered: Vec::new(),
             has_room: Arc::default(),
@@ -159,29 +192,67 @@ impl ListConsumer {
             .collect();
         let is_full = from.len() < self.queues.len();
         if from.is_empty() {
-            return Ok(ClaimOutcome::Empty { is_full });
+            return Ok(ClaimOutcome::Nothing(Lack::new(is_full)));
         }
-        let most = from
+        let room: usize = from.iter().map(|from| from.room).sum();
+        let most = room.min(MAX_CLAIM);
+        let (most, permits) = match &self.permits {
+            None => (most, None),
+            Some(permits) => match take_permits(permits, most) {
+                None => return Ok(ClaimOutcome::Nothing(Lack::Permit)),
+                Some(free) => (free.num_permits(), Some(free)),
+            },
+        };
+        let (claimed, is_drained) = self.claim_from(link, &from, most).await?;
+        let mut rooms: HashMap<&str, usize> = from
             .iter()
-            .map(|from| from.room)
-            .sum::<usize>()
-            .min(MAX_CLAIM);
+            .map(|from| (from.queue.as_str(), from.room))
+            .collect();
+        for one in &claimed {
+            if let Some(room) = rooms.get_mut(one.queue.as_str()) {
+                *room -= 1;
+            }
+        }
+        if self.shared.order == QueueOrder::RoundRobin
+            && let Some(last) = claimed.last()
+        {
+            let is_last = |known: &Consumed| known.queue.name == last.queue;
+            let next = self.queues.iter().position(is_last);
+            self.queues.rotate_left(next.map_or(0, |served| served + 1));
+        }
+        self.forward_all(claimed, permits).await;
+        if !is_drained {
+            return Ok(ClaimOutcome::More);
+        }
+        rooms.retain(|_, room| *room > 0);
+        let is_full = is_full || rooms.len() < from.len();
+        let drained = rooms.into_keys();
+        let watched = self.watch(&mut link.connection, drained).await;
+        match watched.map_err(|e| self.shared.connector.error(e, "to wait for messages"))? {
+            true => Ok(ClaimOutcome::More),
+            false => Ok(ClaimOutcome::Nothing(Lack::new(is_full))),
+        }
+    }
+
+    /// Claims up to `most` messages. Also returns true if the lists may be empty now.
+    async fn claim_from(
+        &mut self,
+        link: &mut Link,
+        from: &[ClaimFrom],
+        most: usize,
+    ) -> Result<(Vec<Received>, bool), BrokerError> {
         // The fields are chosen before the claim: if its reply is lost, the messages can be found by their fields.
-        let fields: Vec<String> = (0..most).map(|_| Uuid::new_v4().to_string()).collect();
-        let in_turns = self.shared.order == QueueOrder::RoundRobin;
-        let error = |e| self.shared.connector.error(e, "to take messages");
-        let names = &self.shared.names;
-        self.unanswered = fields;
+        self.unanswered = (0..most).map(|_| Uuid::new_v4().to_string()).collect();
         let claimed = scripts::claim(
             &mut link.connection,
-            names,
-            &from,
-            in_turns,
+            &self.shared.names,
+            from,
+            self.shared.order == QueueOrder::RoundRobin,
             self.limits,
             &self.unanswered,
         )
         .await;
-        let claimed = claimed.map_err(error)?;
+        let claimed = claimed.map_err(|e| self.shared.connector.error(e, "to take messages"))?;
         if claimed.parked > 0 {
             let queues: Vec<_> = from.iter().map(|from| from.queue.as_str()).collect();
             tracing::error!(
@@ -190,46 +261,22 @@ impl ListConsumer {
                 "elements of queues are not messages; they are moved to the queue's list of parked elements"
             );
         }
-        let bytes: usize = claimed.messages.iter().map(|one| one.text.len()).sum();
-        let is_drained =
-            claimed.messages.len() < most && bytes < CLAIM_BYTES && claimed.parked == 0;
-        let mut taken = vec![0; from.len()];
-        let mut last = None;
+        let is_drained = claimed.messages.len() < most && claimed.parked == 0;
         let mut received = Vec::with_capacity(claimed.messages.len());
         for (one, field) in claimed.messages.into_iter().zip(&self.unanswered) {
             let Some(from) = from.get(one.queue) else {
                 break;
             };
-            taken[one.queue] += 1;
-            last = Some(&from.queue);
             let field = from.is_recorded.then_some(field.as_str());
             let message = self.read(link, &from.queue, field, one.text, one.omitted);
-            received.push((&from.queue, from.is_recorded, message.await?));
+            received.push(Received {
+                queue: from.queue.clone(),
+                field: field.map(str::to_owned),
+                message: message.await?,
+            });
         }
-        let fields = std::mem::take(&mut self.unanswered);
-        for ((queue, is_recorded, message), field) in received.into_iter().zip(fields) {
-            let field = is_recorded.then_some(field);
-            self.forward(queue, field, message).await;
-        }
-        if in_turns && let Some(last) = last {
-            let next = self
-                .queues
-                .iter()
-                .position(|known| known.queue.name == *last);
-            self.queues.rotate_left(next.map_or(0, |served| served + 1));
-        }
-        if !is_drained {
-            return Ok(ClaimOutcome::More);
-        }
-        let has_room = |(from, taken): &(&ClaimFrom, &usize)| **taken < from.room;
-        let drained: Vec<_> = from.iter().zip(&taken).filter(has_room).collect();
-        let is_full = is_full || drained.len() < from.len();
-        let drained = drained.into_iter().map(|(from, _)| from.queue.as_str());
-        let watched = self.watch(&mut link.connection, drained).await;
-        match watched.map_err(|e| self.shared.connector.error(e, "to wait for messages"))? {
-            true => Ok(ClaimOutcome::More),
-            false => Ok(ClaimOutcome::Empty { is_full }),
-        }
+        self.unanswered.clear();
+        Ok((received, is_drained))
     }
 
     /// Asks the server to report the next change of the lists. Returns true if one of them is not empty.
@@ -280,19 +327,31 @@ impl ListConsumer {
         Ok(Ok(message))
     }
 
-    /// Forwards a claimed message, or parks it.
-    async fn forward(
+    /// Forwards claimed messages, each with a permit if there are any.
+    async fn forward_all(
         &self,
-        queue: &str,
-        field: Option<String>,
-        message: Result<VirtualMessage, Malformed>,
+        received: Vec<Received>,
+        mut permits: Option<OwnedSemaphorePermit>,
     ) {
-        let Some(known) = self.queues.iter().find(|known| known.queue.name == *queue) else {
+        for one in received {
+            let permit = permits.as_mut().and_then(|permits| permits.split(1));
+            self.forward(one, permit).await;
+        }
+    }
+
+    /// Forwards a claimed message, or parks it.
+    async fn forward(&self, received: Received, permit: Option<OwnedSemaphorePermit>) {
+        let Received {
+            queue,
+            field,
+            message,
+        } = received;
+        let Some(known) = self.queues.iter().find(|known| known.queue.name == queue) else {
             return;
         };
         let slot = known.window.take();
         let held = &self.shared.held;
-        let entry = field.map(|field| held.add(field, queue.to_owned()));
+        let entry = field.map(|field| held.add(field, queue.clone()));
         match (message, entry) {
             (Ok(message), entry) => {
                 let settlement: Box<dyn Settlement> = match entry {
@@ -304,8 +363,9 @@ impl ListConsumer {
                         leaving: known.leaving.clone(),
                     }),
                 };
-                self.send(self.limits.delivery(message, queue, settlement))
-                    .await;
+                let mut delivery = self.limits.delivery(message, &queue, settlement);
+                delivery.permit = permit;
+                self.send(delivery).await;
             }
             (Err(error), entry) => {
                 tracing::error!(
@@ -342,25 +402,40 @@ impl ListConsumer {
             if let Ok(held) = virtual_message::held(&entry) {
                 let (queue, text) = (held.routing_key, held.text.into_bytes());
                 let message = self.read(link, &queue, Some(field), text, omitted).await?;
-                received.push((queue, field.clone(), message));
+                received.push(Received {
+                    queue,
+                    field: Some(field.clone()),
+                    message,
+                });
             }
         }
         self.unanswered.clear();
-        for (queue, field, message) in received {
-            self.forward(&queue, Some(field), message).await;
-        }
+        let free = self
+            .permits
+            .as_ref()
+            .map(|permits| take_permits(permits, received.len()));
+        self.forward_all(received, free.flatten()).await;
         Ok(())
     }
 
-    /// Waits until a list may have changed, or a prefetch window has more room (only if `is_full`), or the desired state
-    /// has changed, but at most until the time `until`.
+    /// Waits until a list may have changed, or there may be more of what is lacking, or the desired state has changed, but
+    /// at most until the time `until`.
     async fn wait(
         &self,
         link: &mut Link,
         desired: &mut watch::Receiver<DesiredQueues>,
-        is_full: bool,
+        lack: Lack,
         until: Instant,
     ) -> Result<(), BrokerError> {
+        let permit_is_left = async {
+            if let (Lack::Permit, Some(permits)) = (lack, &self.permits) {
+                // Only a closed semaphore returns an error, and this one is never closed.
+                drop(permits.acquire().await);
+                return;
+            }
+            pending().await
+        };
+        let mut permit_is_left = pin!(permit_is_left);
         loop {
             self.liveness.tick();
             let tick = (Instant::now() + crate::liveness::EVERY).min(until);
@@ -375,7 +450,8 @@ impl ListConsumer {
                     }
                     return Ok(());
                 }
-                () = self.has_room.notified(), if is_full => return Ok(()),
+                () = self.has_room.notified(), if lack == Lack::MessagesOrRoom => return Ok(()),
+                () = &mut permit_is_left => return Ok(()),
                 push = link.next() => return match push {
                     Some(_) => Ok(()),
                     None => Err(self.shared.connector.lost("the connection is closed")),
@@ -388,6 +464,13 @@ impl ListConsumer {
             }
         }
     }
+}
+
+/// Takes up to `most` permits. None if there is none.
+fn take_permits(permits: &Arc<Semaphore>, most: usize) -> Option<OwnedSemaphorePermit> {
+    let free = u32::try_from(permits.available_permits().min(most)).unwrap_or(u32::MAX);
+    let taken = permits.clone().try_acquire_many_owned(free).ok();
+    taken.filter(|_| free > 0)
 }
 
 impl RedisSession for ListConsumer {
@@ -427,14 +510,13 @@ impl RedisSession for ListConsumer {
             if !link.drain() {
                 return Err(self.shared.connector.lost("the connection is closed"));
             }
-            if let ClaimOutcome::Empty { is_full } = self.claim(&mut link, current.prefetch).await?
-            {
+            if let ClaimOutcome::Nothing(lack) = self.claim(&mut link, current.prefetch).await? {
                 let pause = match is_tracking {
                     true => LOOK_EVERY,
                     false => crate::liveness::EVERY,
                 };
                 let until = Instant::now() + pause;
-                self.wait(&mut link, &mut desired, is_full, until).await?;
+                self.wait(&mut link, &mut desired, lack, until).await?;
             }
         }
     }

@@ -285,7 +285,12 @@ impl Broker for RedisBroker {
             self.liveness.start(name, self.liveness_limit())
         };
         let liveness = watched("lists");
-        let lists = ListConsumer::new(self.shared.clone(), feed.clone(), liveness.clone(), limits);
+        let lists = ListConsumer::new(
+            self.shared.clone(),
+            feed.clone(),
+            liveness.clone(),
+            &subscription,
+        );
         self.supervise(purpose, feed.clone(), lists, liveness);
         let liveness = watched("channels");
         let channels = ChannelConsumer {

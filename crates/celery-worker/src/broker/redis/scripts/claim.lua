@@ -61,7 +61,8 @@ local function take(i, list)
             taken[#taken + 1] = shown
             taken[#taken + 1] = omitted
             rooms[i] = rooms[i] - 1
-            bytes = bytes + #shown
+            -- A body that is within the first limit may be fetched.
+            bytes = bytes + (omitted > max_body and #shown or #text)
             return true
         end
         redis.call('LPUSH', KEYS[parking + i], text)

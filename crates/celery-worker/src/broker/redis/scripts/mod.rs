@@ -20,7 +20,7 @@ use celery_protocol::virtual_message::{self, HeldMessage, Malformed};
 
 /// Maximum number of messages of one claim, and of their bytes after which it ends.
 pub(super) const MAX_CLAIM: usize = 64;
-pub(super) const CLAIM_BYTES: usize = 1 << 20;
+const CLAIM_BYTES: usize = 1 << 20;
 
 /// Seconds during which a publication can be repeated without a second copy of the message.
 const MARKER_SECONDS: u64 = 120;
