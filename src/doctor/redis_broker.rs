@@ -1,9 +1,13 @@
 //! Checks of Redis as the broker: the server, the permissions of the user, and queues.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::broker::judge_all;
+use super::database::compare_clocks;
 use super::{Check, Doctor, Finding, Outcome, Verdict};
+use crate::clock;
 use celery_worker::broker::BrokerError;
 use celery_worker::broker::redis::{QueueState, RedisBrokerOptions, RedisProbe, ServerState};
 use service_connection::error_chain::chain;
@@ -59,6 +63,15 @@ impl Doctor {
             }
         };
         findings.extend(self.check(Check::Permissions, "", permissions).await);
+        // Workers compare the times of deliveries with their own clocks.
+        let clock = async {
+            let asked = clock::now();
+            match probe.time().await {
+                Ok(theirs) => compare_clocks(theirs, asked, clock::now(), Duration::ZERO),
+                Err(error) => explain(&error),
+            }
+        };
+        findings.extend(self.check(Check::Clock, "broker", clock).await);
         for name in self.queues(known.await.unwrap_or_default()) {
             let work = async { judge_queue(&name, probe.queue(&name).await) };
             findings.extend(self.check(Check::Queues, &name, work).await);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncCommands as _, RedisResult, cmd};
 use secrecy::ExposeSecret as _;
@@ -136,6 +137,21 @@ impl RedisProbe {
             expired: expired.len() as u64,
             parked_entries: connection.llen(names.parked_entries()).await?,
         })
+    }
+
+    /// Returns the time of the server's clock.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or refuses.
+    pub async fn time(&self) -> Result<DateTime<Utc>, BrokerError> {
+        let (seconds, micros): (i64, i64) = self
+            .commands
+            .run("TIME", async |connection| {
+                cmd("TIME").query_async(connection).await
+            })
+            .await?;
+        let micros = seconds.saturating_mul(1_000_000).saturating_add(micros);
+        Ok(DateTime::from_timestamp_micros(micros).unwrap_or_default())
     }
 
     /// Returns the state of a queue.
