@@ -1,7 +1,7 @@
 //! The transfer service: runs attempts for its callers.
 //!
 //! The service does not decide what a failure means for the row: [`Failed`] passes the lease on to the caller, which
-//! knows the retry policy.
+//! knows the retry policy. Waiting for a lease is in [`super::acquire`], and removing files is in `attempt/removal.rs`.
 
 use std::sync::Arc;
 

@@ -17,8 +17,8 @@ use crate::clock;
 use crate::transfer::database::{self, DatabaseError};
 use crate::transfer::id::TransferId;
 
-/// Writes a delay of `wait` from `now` for a transfer; zero removes the delay.
-pub(super) async fn write(
+/// Replaces the delay of a transfer by one of `wait` from `now`; zero removes it.
+pub(super) async fn replace(
     db: &impl ConnectionTrait,
     id: TransferId,
     now: DateTime<Utc>,

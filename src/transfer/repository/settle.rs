@@ -58,7 +58,7 @@ struct Settlement<'a> {
     message: Message<'a>,
     ending: Ending,
     log_path: Option<&'a Path>,
-    /// Zero: due at once.
+    /// Zero: no delay, and an earlier one is removed.
     delay: Duration,
 }
 
@@ -243,7 +243,7 @@ impl Repository {
         let failures = retry_count(&row).saturating_add(settlement.counts_as_retry.into());
         self.change_row(tx, &row, settlement, failures, now).await?;
         let code = settlement.ending.error_code.as_deref().unwrap_or_default();
-        delay::write(tx, id, now, settlement.delay, failures, code).await?;
+        delay::replace(tx, id, now, settlement.delay, failures, code).await?;
         end_attempt(tx, id, lease.attempt, now, &settlement.ending).await?;
         if let Some(log_path) = settlement.log_path {
             self.insert_log(tx, id, settlement.status, log_path, now)

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
-use tracing::Span;
 
 use super::cancellation::CancelReason;
 use super::processing::TaskProcessing;
@@ -55,7 +54,7 @@ impl<'a> Conclusion<'a> {
             // Boxed: keeps the common task's future small.
             Err(failure) => Box::pin(self.conclude_failure(failure)).await,
         };
-        concluded.unwrap_or_else(Disposition::from)
+        concluded.unwrap_or(Disposition::Requeue)
     }
 
     /// Concludes a run that returned no value.
@@ -265,12 +264,8 @@ impl<'a> Conclusion<'a> {
         let now = clock::now();
         let request = &*self.task.request;
         let mut message = request.message.retry(&request.raw, Some(eta), now, changes);
-        // All runs of a task are children of its producer's span; if the producer is not in a trace, they are children
-        // of the first run.
         let propagation = &*self.task.runtime.config.propagation;
-        if !span::adopt(&Span::none(), request, propagation) {
-            propagation.inject(&Span::current(), &mut message.headers);
-        }
+        span::keep_trace(request, &mut message.headers, propagation);
         let exchange = request.exchange.as_str();
         let queue = match (&changes.queue, exchange) {
             (Some(queue), _) => Some(queue),
@@ -344,7 +339,9 @@ impl<'a> Conclusion<'a> {
         if options.stores(&meta.state) {
             runtime.store(message, &meta).await?;
         }
-        self.follow(&meta.state).await?;
+        if meta.state.is_final() {
+            runtime.workflow.ended(message, &meta.state).await?;
+        }
         if let Some(event) = Event::of(&message.id, &meta.state, self.elapsed.as_secs_f64()) {
             self.emit(event);
         }
@@ -373,24 +370,6 @@ impl<'a> Conclusion<'a> {
             }
             event => runtime.emit(request, &event),
         }
-    }
-
-    /// Executes the consequences of a stored state.
-    async fn follow(&self, state: &State) -> Result<(), Stopped> {
-        let message = &self.task.request.message;
-        let workflow = &self.task.runtime.workflow;
-        if state.is_final() {
-            workflow.returned(message, state).await?;
-        }
-        if let State::Failure {
-            exception,
-            traceback,
-        } = state
-        {
-            let failed = workflow.failed(message, exception, traceback.as_deref());
-            Box::pin(failed).await?;
-        }
-        Ok(())
     }
 }
 

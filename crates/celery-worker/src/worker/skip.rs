@@ -28,7 +28,7 @@ impl TaskProcessing<'_> {
         };
         match ended.await {
             Ok(()) => Disposition::Ack,
-            Err(stopped) => stopped.into(),
+            Err(Stopped) => Disposition::Requeue,
         }
     }
 
@@ -53,7 +53,7 @@ impl TaskProcessing<'_> {
         );
         match self.follow_up(before).await {
             Ok(()) => Disposition::Ack,
-            Err(stopped) => stopped.into(),
+            Err(Stopped) => Disposition::Requeue,
         }
     }
 
@@ -76,6 +76,6 @@ impl TaskProcessing<'_> {
         }
         // The earlier run may not have been counted for its chord.
         let state = State::Success(before.returned);
-        workflow.returned(message, &state).await
+        workflow.ended(message, &state).await
     }
 }

@@ -10,6 +10,7 @@ use tracing::field::Empty;
 
 use super::request::Request;
 use crate::broker::{Broker, Disposition, RABBITMQ, TracePropagation, messaging_system};
+use celery_protocol::Headers;
 use celery_protocol::exception::Exception;
 use celery_protocol::isoformat;
 use celery_protocol::message::{Protocol, TaskMessage};
@@ -20,13 +21,26 @@ const OPERATION: &str = "run";
 
 /// Makes the sender's span the parent of `span`; returns false if the message contains none. With protocol 1 the
 /// sender's span may be in the body.
-pub(super) fn adopt(span: &Span, request: &Request, propagation: &dyn TracePropagation) -> bool {
+fn adopt(span: &Span, request: &Request, propagation: &dyn TracePropagation) -> bool {
     let message = &request.message;
     propagation.extract(span, &request.raw.headers)
         || match message.protocol {
             Protocol::One => propagation.extract(span, &message.headers),
             Protocol::Two => false,
         }
+}
+
+/// Writes the headers of a message for the next run of a task. All runs are children of the producer's span; if the
+/// producer is not in a trace, they are children of the first run.
+pub(super) fn keep_trace(
+    request: &Request,
+    headers: &mut Headers,
+    propagation: &dyn TracePropagation,
+) {
+    let has_producers_span = adopt(&Span::none(), request, propagation);
+    if !has_producers_span {
+        propagation.inject(&Span::current(), headers);
+    }
 }
 
 /// Creates the span of an attempt; a disabled one, without cost, if nothing is traced.

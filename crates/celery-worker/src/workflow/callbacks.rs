@@ -1,14 +1,11 @@
-//! Follow-up tasks of a task: its callbacks, its errbacks and the rest of its chain.
+//! Follow-up tasks of a task that succeeds: its callbacks and the next step of its chain.
 
 use serde_json::Value;
 
-use super::unsent::UnsentTask;
-use super::{Stopped, Workflow, WorkflowError};
+use super::{Workflow, WorkflowError};
 use crate::offload::is_large;
 use celery_protocol::canvas;
-use celery_protocol::exception::Exception;
 use celery_protocol::message::TaskMessage;
-use celery_protocol::result::State;
 
 impl Workflow {
     /// Sends the follow-up tasks of a task that succeeded, before its SUCCESS is stored: the callbacks and the next
@@ -32,36 +29,5 @@ impl Workflow {
         let plan = self.large_work.work(is_large(values), planning).await?;
         // Boxed, here and below: most tasks have no follow-up tasks, and their futures need no memory for it.
         Box::pin(self.carry_out(plan, &message.id)).await
-    }
-
-    /// Handles the failure of a task after its FAILURE is stored: stores the failure for the rest of its chain, and
-    /// sends its errbacks.
-    ///
-    /// # Errors
-    /// The worker stops.
-    pub(crate) async fn failed(
-        &self,
-        message: &TaskMessage,
-        exception: &Exception,
-        traceback: Option<&str>,
-    ) -> Result<(), Stopped> {
-        if let Some(rest) = &message.embed.chain {
-            let state = State::Failure {
-                exception: exception.clone(),
-                traceback: traceback.map(str::to_owned),
-            };
-            let mut parts = Vec::new();
-            for step in self.failed_steps(rest).await {
-                parts.extend(self.fail(UnsentTask::new(step, state.clone())).await?);
-            }
-            self.count(parts).await?;
-        }
-        self.send_errbacks(
-            &message.id,
-            &message.embed.errbacks,
-            &self.call(message, "link_error"),
-        )
-        .await?;
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ use crate::results::ChordSupport;
 use crate::results::chord::{ChordCounter, Claim, Counted, Part};
 use celery_protocol::canvas::{self, Call, ResultNode, chord_error};
 use celery_protocol::exception::Exception;
-use celery_protocol::message::{Embed, TaskMessage};
+use celery_protocol::message::TaskMessage;
 use celery_protocol::result::{FinalState, State};
 use service_connection::error_chain::chain;
 
@@ -45,35 +45,6 @@ struct ChordFailure {
 type Joined = Result<Value, Box<ChordFailure>>;
 
 impl Workflow {
-    /// Counts a task for its chord, after its final state is stored. The last part applies the chord's body or fails
-    /// it.
-    ///
-    /// # Errors
-    /// The worker stops.
-    pub(crate) async fn returned(
-        &self,
-        message: &TaskMessage,
-        state: &State,
-    ) -> Result<(), Stopped> {
-        if message.embed.chord.is_none() {
-            return Ok(());
-        }
-        // Without the arguments, which can be large.
-        let part = TaskMessage {
-            id: message.id.clone(),
-            root_id: message.root_id.clone(),
-            group: message.group.clone(),
-            group_index: message.group_index,
-            embed: Embed {
-                chord: message.embed.chord.clone(),
-                ..Embed::default()
-            },
-            ..TaskMessage::default()
-        };
-        let part = UnsentTask::new(part, state.clone());
-        Box::pin(self.count(vec![part])).await
-    }
-
     /// Checks if the tasks of a chord's header have ended, and applies the body in this case. `request` is the message
     /// of a `celery.chord_unlock` task.
     ///

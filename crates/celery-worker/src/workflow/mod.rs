@@ -16,9 +16,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::broker::{
-    Broker, BrokerError, Disposition, Publication, Sending, TaskQueues, TracePropagation,
-};
+use crate::broker::{Broker, BrokerError, Publication, Sending, TaskQueues, TracePropagation};
 use crate::clock;
 use crate::offload::LargeWorkLock;
 use crate::product::Product;
@@ -32,6 +30,7 @@ use service_connection::error_chain::chain;
 
 mod callbacks;
 pub(crate) mod chord;
+mod ended;
 mod unsent;
 
 /// Time limit for publishing before a failure is logged.
@@ -51,12 +50,6 @@ pub(crate) const STORE_PAUSES: (Duration, Duration) =
 /// The worker is stopping: the message must be requeued.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stopped;
-
-impl From<Stopped> for Disposition {
-    fn from(Stopped: Stopped) -> Self {
-        Self::Requeue
-    }
-}
 
 /// Reason why the follow-up tasks were not sent.
 #[derive(Debug)]
