@@ -210,7 +210,7 @@ mod tests {
     #[case(json!({"destination": null}), true)]
     #[case(json!({"destination": ["celery@a"]}), true)]
     #[case(json!({"destination": ["celery@b"]}), false)]
-    #[case(json!({"destination": []}), false)]
+    #[case(json!({"destination": []}), true)]
     #[case(json!({"pattern": "celery@*", "matcher": "glob"}), true)]
     #[case(json!({"pattern": "c?lery@[ab]", "matcher": "glob"}), true)]
     #[case(json!({"pattern": "celery@[!b]", "matcher": "glob"}), true)]
