@@ -140,6 +140,13 @@ class Broker(BrokerClient):
         with self.channel() as channel:
             self.send(channel, queue, body, headers, **properties)
 
+    def publish_nested(self, queue, body, headers, depth):
+        """Publishes a message with a header of as many lists, one in the other."""
+        nested = []
+        for _ in range(depth):
+            nested = [nested]
+        self.publish(queue, body, headers | {"x-nested": nested}, content_type="application/json")
+
     @staticmethod
     def send(channel, queue, body, headers=None, **properties):
         body = body.encode() if isinstance(body, str) else body
@@ -229,6 +236,14 @@ class RedisBroker(BrokerClient):
     def publish(self, queue, body, headers=None, **properties):
         with self.channel() as channel:
             self.send(channel, queue, body, headers, **properties)
+
+    def publish_nested(self, queue, body, headers, depth):
+        """Publishes a message with a header of as many lists, one in the other. Python 3.13 cannot write it as JSON."""
+        # First to a queue that no worker reads.
+        self.publish(f"{queue}.flat", body, headers | {"x-nested": "NESTED"}, content_type="application/json")
+        text = self.client.lpop(f"{queue}.flat").decode().replace(f"{queue}.flat", queue)
+        assert '"NESTED"' in text
+        self.client.lpush(queue, text.replace('"NESTED"', "[" * depth + "]" * depth))
 
     @staticmethod
     def send(channel, queue, body, headers=None, content_type=None, content_encoding=None, priority=0, **properties):

@@ -323,11 +323,8 @@ def test_deeply_nested_headers(broker, tmp_path):
     try:
         sys.setrecursionlimit(100_000)
         for depth in (300, 3000, 20_000):
-            nested = []
-            for _ in range(depth):
-                nested = [nested]
-            headers = {"task": "tasks.echo", "id": str(uuid.uuid4()), "x-nested": nested}
-            broker.publish(queue, json.dumps([[depth], {}, {}]), headers, content_type="application/json")
+            headers = {"task": "tasks.echo", "id": str(uuid.uuid4())}
+            broker.publish_nested(queue, json.dumps([[depth], {}, {}]), headers, depth)
         settled = lambda: worker.log().count("task succeeded") + broker.parked(queue) == 3
         until(lambda: settled() or not worker.running(), "all three are run or parked", 60)
         assert worker.running(), worker.log()[-2000:]

@@ -182,7 +182,8 @@ def test_the_doctor_examines_the_login(site, server):
     server.client.execute_command("ACL", "SETUSER", "weak", "on", ">secret", "~*", "&*", "+@all", "-publish")
     site.settings(celery={"broker_url": server.url.replace("//", "//weak:secret@")})
     verdict, text = examine(site)["permissions"]
-    assert verdict == "red" and "The user executing the script" in text and "ACL SETUSER" in text
+    # The texts of Redis 7 and 8 differ.
+    assert verdict == "red" and "script" in text and "ACL SETUSER" in text
     server.client.config_set("requirepass", "secret")
     site.settings(celery={"broker_url": server.url.replace("//", "//:wrong@")})
     findings = examine(site)

@@ -148,13 +148,15 @@ def play(soak, tell):
             missing.difference_update([task for task in missing if app.AsyncResult(task).state == "SUCCESS"])
             return not missing
 
-        try:
+        with contextlib.suppress(AssertionError):
             until(all_done, "all are done", 60 + TASKS // 20)
-        except AssertionError:
-            raise AssertionError(f"{len(missing)} of {TASKS} are lost, seed {SEED}: {sorted(missing)[:5]}") from None
     nothing_is_held(server)
     assert server.ready(soak.queue) == server.parked(soak.queue) == 0
     ours, theirs = runs(soak)
+    # A Python worker takes a message and records it by two commands: one that is killed in between loses it.
+    kills = sum(kind == "python" and worker in soak.killed for kind, worker in soak.lives)
+    touched = missing & received_by_us(soak)
+    assert not touched and len(missing) <= kills, f"{len(missing)} of {TASKS} are lost, seed {SEED}, of these by us: {touched}"
     again = {
         task: ended
         for task, ended in ours.items()
@@ -163,9 +165,14 @@ def play(soak, tell):
         and sum(not 0 <= soak.killed.get(worker, 0) - at < 2 for worker, at in ended) > 1
     }
     faults = ", ".join(f"{count} × {what}" for what, count in soak.done.most_common())
-    tell(f"Redis soak: seed {SEED}, {TASKS} tasks, {time.monotonic() - began:.0f} s; {len(ours)} run by us, {len(theirs)} by Python; {faults}")
+    tell(f"Redis soak: seed {SEED}, {TASKS} tasks, {time.monotonic() - began:.0f} s; {len(ours)} run by us, {len(theirs)} by Python; {len(missing)} lost by a killed Python worker; {faults}")
     assert not again, f"{len(again)} run twice by our workers, seed {SEED}: {again}"
     assert len(soak.done) > 3 and ours and theirs
+
+
+def received_by_us(soak):
+    logs = (worker.log() for kind, worker in soak.lives if kind == "rust")
+    return {json.loads(line)["task_id"] for log in logs for line in log.splitlines() if '"task received"' in line}
 
 
 def runs(soak):

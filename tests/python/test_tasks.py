@@ -286,9 +286,13 @@ def test_eta_message_is_republished_before_consumer_timeout(tmp_path, broker):
     with only(tmp_path, broker, worker_eta_hold="1s") as send, events(send("echo", 0).app) as seen:
         result = send("add", 1, 1, countdown=4.5)
         assert ended(result)["result"] == 2
-        types = [event["type"] for event in seen if event.get("uuid") == result.id]
-        assert types.count("task-started") == 1
-        assert types.count("task-received") >= 3
+
+        def types():
+            return [event["type"] for event in seen if event.get("uuid") == result.id]
+
+        until(lambda: "task-succeeded" in types(), "all events have come")
+        assert types().count("task-started") == 1
+        assert types().count("task-received") >= 3
 
 
 def test_rate_limit(tmp_path, broker):
