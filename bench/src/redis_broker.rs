@@ -21,11 +21,17 @@ use crate::watch::Rate;
 use crate::{Outcome, usage};
 
 /// The scripts of the worker, so that the bare loop has the same guarantees.
-const CLAIM: &str = include_str!("../../crates/celery-worker/src/broker/redis/scripts/claim.lua");
+const CLAIM: &str = concat!(
+    include_str!("../../crates/celery-worker/src/broker/redis/scripts/body.lua"),
+    include_str!("../../crates/celery-worker/src/broker/redis/scripts/claim.lua")
+);
 const REMOVE: &str = include_str!("../../crates/celery-worker/src/broker/redis/scripts/remove.lua");
 
 /// Prefix of the keys of results, and of the channels that report them.
 const RESULT: &str = "celery-task-meta-";
+
+/// Limit of a body in bytes: the worker's default.
+const MAX_BODY: usize = 4 << 20;
 
 /// Number of messages of one claim, and of their bytes: as the worker's.
 const CLAIM_MESSAGES: usize = 64;
@@ -180,7 +186,10 @@ async fn drain(url: &str, arguments: &DrainArgs) -> Outcome {
         }
         call.key("bench.parked").key("unacked_index").key("unacked");
         call.arg(4).arg(1).arg(free).arg(CLAIM_BYTES);
-        call.arg(json!(queue).to_string()).arg(free).arg(1);
+        call.arg(MAX_BODY).arg(MAX_BODY);
+        call.arg(format!(", \"\", {}]", json!(queue)))
+            .arg(free)
+            .arg(1);
         fields.iter().for_each(|field| {
             call.arg(field);
         });
@@ -188,9 +197,9 @@ async fn drain(url: &str, arguments: &DrainArgs) -> Outcome {
         if taken.is_empty() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        for (taken, field) in taken.chunks(2).zip(fields) {
-            // The position of the queue, and the text.
-            let Some(redis::Value::BulkString(text)) = taken.last().cloned() else {
+        for (taken, field) in taken.chunks(3).zip(fields) {
+            // The position of the queue, the text, and the size of an omitted body.
+            let Some(redis::Value::BulkString(text)) = taken.get(1).cloned() else {
                 return Err("a message without text".into());
             };
             let permit = room.clone().acquire_owned().await?;
