@@ -64,8 +64,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .await?;
     let timeout = never.get::<i64>(Duration::from_millis(300)).await;
     let is_late = matches!(timeout, Err(GetError::Timeout { .. }));
-    never.revoke(IfRunning::Continue).await?;
     let unread = matches!(never.info().await, Ok(None) | Err(ReadError::Disabled));
+    // After it, a Python worker may store REVOKED.
+    never.revoke(IfRunning::Continue).await?;
 
     println!(
         "{}",
