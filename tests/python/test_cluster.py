@@ -90,6 +90,9 @@ def busy(workers):
 def test_inspect(workers, busy, method):
     python, rust = (command(workers, kind, "inspect", method) for kind in KINDS)
     python, rust = shape(python), shape(rust)
+    if method == "active":
+        # Only our worker shows the progress that a task has reported.
+        [task.pop("progress", None) for task in rust]
     if method == "stats":
         # The pools differ: Python counts its writes to each child process.
         for stats in (python, rust):
@@ -101,6 +104,8 @@ def test_query_task(workers, busy):
     answers = {}
     for kind in KINDS:
         found = command(workers, kind, "inspect", "query_task", *busy[kind].values(), "unknown")
+        for _, task in found.values():
+            task.pop("progress", None)
         answers[kind] = {name: (found[task_id][0], shape(found[task_id])) for name, task_id in busy[kind].items()}
         assert set(found) == set(busy[kind].values())
     assert answers["rust"] == answers["python"]
@@ -165,7 +170,9 @@ def test_inspect_conf(workers):
     """The values differ; common keys must have the same type, and there must be no password."""
     python, rust = (command(workers, kind, "inspect", "conf") for kind in KINDS)
     assert EXPECTED_KEYS <= set(rust)
-    for key in set(python) & set(rust):
+    # Our worker imports no module.
+    assert rust["include"] == []
+    for key in set(python) & set(rust) - {"include"}:
         assert shape(rust[key]) == shape(python[key]), key
     for shown in (python, rust):
         assert "guest:guest" not in json.dumps(shown)
