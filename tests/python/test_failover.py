@@ -117,8 +117,8 @@ def test_a_failover_of_sentinels_is_followed(pair, run, how):
         until(pair.is_switched, "the sentinel has chosen the other server", seconds=30)
         ours = lambda: [c for c in two.client.client_list() if c["name"].startswith("tasks")]
         is_complete = lambda: len(ours()) >= 3 and any(int(client["psub"]) for client in ours())
-        # Two to four seconds on an idle machine; other tests use both cores.
-        until(is_complete, "the worker uses the new master, also for remote control", seconds=15, log=worker.log)
+        # One or two seconds on an idle machine.
+        until(is_complete, "the worker uses the new master, also for remote control", seconds=7, log=worker.log)
         if how == "freeze":
             # Its Python clients wait for it without a limit.
             one.process.signal(signal.SIGCONT)

@@ -4,6 +4,7 @@
 //! Redis 7.0), which are lost when it becomes a replica. Therefore the sentinels are asked all the time, and all
 //! connections are opened again as soon as they name another server.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::redis::{RedisUrl, connection_config};
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// Host and port of a master.
-type Address = (String, u16);
+type Address = (String, String);
 
 /// Starts the watch if the servers are sentinels. It ends with the connector.
 pub(super) fn start(connector: &Arc<RedisConnector>) {
@@ -81,7 +82,9 @@ impl SentinelWatch {
         }
     }
 
-    /// Asks a sentinel for the address of the master.
+    /// Asks a sentinel for the address of the master, in the same way as the library that connects to it: `SENTINEL
+    /// GET-MASTER-ADDR-BY-NAME` names the new master before `SENTINEL MASTERS` does, and a connection that is opened in
+    /// between leads to the old one.
     async fn ask(&mut self) -> RedisResult<Address> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
@@ -96,10 +99,10 @@ impl SentinelWatch {
                 self.connection.insert(opened)
             }
         };
-        cmd("SENTINEL")
-            .arg("GET-MASTER-ADDR-BY-NAME")
-            .arg(&self.master)
-            .query_async(connection)
-            .await
+        let mut question = cmd("SENTINEL");
+        question.arg("MASTER").arg(&self.master);
+        let mut state: HashMap<String, String> = question.query_async(connection).await?;
+        let mut field = |name: &str| state.remove(name).unwrap_or_default();
+        Ok((field("ip"), field("port")))
     }
 }
