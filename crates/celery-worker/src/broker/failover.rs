@@ -3,6 +3,9 @@
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::BrokerError;
+use service_connection::error_chain::chain;
+
 /// Order in which the brokers of a list are tried after the one in use has failed (Celery's `broker_failover_strategy`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -89,12 +92,15 @@ impl<T> BrokerList<T> {
         self.choice().position
     }
 
-    /// Uses a broker that has accepted a connection. Returns true if another one was in use.
-    pub(super) fn select(&self, choice: Choice) -> bool {
+    /// Uses a broker that has accepted a connection. `place` is its address for messages.
+    pub(super) fn select(&self, choice: Choice, place: &str) {
         let position = choice.position;
-        self.current.send_if_modified(|current| {
+        let is_another = self.current.send_if_modified(|current| {
             std::mem::replace(&mut current.position, position) != position
-        })
+        });
+        if is_another {
+            tracing::info!(broker = place, "connected to the next broker of the list");
+        }
     }
 
     /// Ends the current choice: the address of the broker in use belongs to another server from now on.
@@ -112,6 +118,26 @@ impl<T> BrokerList<T> {
     }
 }
 
+/// Failures of one attempt to connect to a broker of a list.
+#[derive(Default)]
+pub(super) struct ConnectFailures(Option<BrokerError>);
+
+impl ConnectFailures {
+    /// Adds the failure of the broker with the address `place`. An error after which another attempt can succeed takes
+    /// precedence.
+    pub(super) fn add(&mut self, place: &str, error: BrokerError) {
+        tracing::debug!(broker = place, error = %chain(&error), "connecting to a broker failed");
+        if !matches!(self.0, Some(BrokerError::Unreachable { .. })) {
+            self.0 = Some(error);
+        }
+    }
+
+    /// The error of the attempt; none if the list is empty.
+    pub(super) fn into_error(self) -> Option<BrokerError> {
+        self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,9 +150,7 @@ mod tests {
     fn brokers_are_tried_from_the_one_in_use() {
         let list = BrokerList::new(vec!["a", "b", "c"], FailoverStrategy::RoundRobin);
         assert_eq!(turn(&list), "abc");
-        let b = list.in_turn()[1].0;
-        assert!(list.select(b));
-        assert!(!list.select(b));
+        list.select(list.in_turn()[1].0, "b");
         assert_eq!(turn(&list), "bca");
         assert_eq!(list.current(), Some(&"b"));
     }
@@ -138,7 +162,7 @@ mod tests {
             position: 2,
             renewals: 0,
         };
-        list.select(c);
+        list.select(c, "c");
         let turns: std::collections::BTreeSet<String> = (0..200).map(|_| turn(&list)).collect();
         assert_eq!(turns.into_iter().collect::<Vec<_>>(), ["cab", "cba"]);
     }
@@ -148,8 +172,7 @@ mod tests {
     async fn another_choice_ends_the_wait() {
         let list = BrokerList::new(vec!["a", "b"], FailoverStrategy::RoundRobin);
         let b = list.in_turn()[1].0;
-        let ((), changed) = tokio::join!(list.left(list.choice()), async { list.select(b) });
-        assert!(changed);
+        tokio::join!(list.left(list.choice()), async { list.select(b, "b") });
         tokio::join!(list.left(list.choice()), async { list.renew() });
         assert_eq!(list.current(), Some(&"b"));
     }

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use super::address::{BrokerAddress, parse_list};
 use super::screen::{Bodies, ConnectionLimits, Notes};
 use super::{AmqpOptions, AmqpTls, convert, short, stream};
-use crate::broker::failover::BrokerList;
+use crate::broker::failover::{BrokerList, ConnectFailures};
 use crate::broker::topology::TopologyStep;
 use crate::broker::{Binding, BrokerError, Declaration, Publication, Queue, QueueDepth, topology};
 use crate::product::Product;
@@ -128,30 +128,17 @@ impl Connector {
         bodies: Bodies,
         notes: &Arc<Notes>,
     ) -> Result<Connection, BrokerError> {
-        let mut failure = None;
+        let mut failures = ConnectFailures::default();
         for (choice, address) in self.brokers.in_turn() {
-            let error = match self.connect_to(address, role, bodies, notes).await {
+            match self.connect_to(address, role, bodies, notes).await {
                 Ok(connection) => {
-                    if self.brokers.select(choice) {
-                        tracing::info!(
-                            broker = address.masked,
-                            "connected to the next broker of the list"
-                        );
-                    }
+                    self.brokers.select(choice, &address.masked);
                     return Ok(connection);
                 }
-                Err(error) => error,
-            };
-            tracing::debug!(
-                broker = address.masked,
-                error = %service_connection::error_chain::chain(&error),
-                "connecting to a broker failed"
-            );
-            failure = match failure {
-                Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
-                _ => Some(error),
-            };
+                Err(error) => failures.add(&address.masked, error),
+            }
         }
+        let failure = failures.into_error();
         Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
     }
 

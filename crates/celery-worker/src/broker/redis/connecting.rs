@@ -15,11 +15,10 @@ use tokio::time::timeout;
 use super::options::RedisBrokerOptions;
 use super::sentinel_watch;
 use crate::broker::BrokerError;
-use crate::broker::failover::{BrokerList, Choice};
+use crate::broker::failover::{BrokerList, Choice, ConnectFailures};
 use crate::redis::{
     AddressOptions, RedisUrl, RedisUrlError, connection_config, first_failure, is_lost,
 };
-use service_connection::error_chain::chain;
 
 /// Maximum number of unread messages that a server sent without a request. Later ones are dropped, as the server
 /// itself does for a slow reader.
@@ -114,34 +113,21 @@ impl RedisConnector {
     /// precedence.
     pub(super) async fn connect(self: &Arc<Self>) -> Result<Link, BrokerError> {
         self.is_watching.call_once(|| sentinel_watch::start(self));
-        let mut failure = None;
+        let mut failures = ConnectFailures::default();
         for (choice, server) in self.servers.in_turn() {
-            let error = match self.connect_to(server).await {
+            match self.connect_to(server).await {
                 Ok((connection, pushes)) => {
-                    if self.servers.select(choice) {
-                        tracing::info!(
-                            broker = server.place(),
-                            "connected to the next broker of the list"
-                        );
-                    }
+                    self.servers.select(choice, &server.place());
                     return Ok(Link {
                         connection,
                         pushes,
                         choice,
                     });
                 }
-                Err(error) => error,
-            };
-            tracing::debug!(
-                broker = server.place(),
-                error = %chain(&error),
-                "connecting to a broker failed"
-            );
-            failure = match failure {
-                Some(earlier @ BrokerError::Unreachable { .. }) => Some(earlier),
-                _ => Some(error),
-            };
+                Err(error) => failures.add(&server.place(), error),
+            }
         }
+        let failure = failures.into_error();
         Err(failure.unwrap_or_else(|| self.lost("there is no broker")))
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, RedisResult, cmd};
-use tokio::time::{interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::connecting::RedisConnector;
 use crate::redis::{RedisUrl, connection_config};
@@ -53,8 +53,9 @@ struct SentinelWatch {
 impl SentinelWatch {
     async fn run(mut self, connector: Weak<RedisConnector>) {
         let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut known: Option<Address> = None;
-        loop {
+        while connector.strong_count() > 0 {
             ticks.tick().await;
             let address = match timeout(self.limit, self.ask()).await {
                 Ok(Ok(address)) => address,
