@@ -99,6 +99,7 @@ impl Runtime {
         drop(permit);
         fault_point!(Acknowledged);
     }
+
     /// Settles the deliveries of an ended task. If this fails, the broker delivers its message again, and the new
     /// delivery joins the ended task.
     async fn settle(&self, request: &Arc<Request>, disposition: Disposition) {

@@ -103,14 +103,7 @@ mod tests {
     use rstest::rstest;
 
     use super::*;
-    use celery_protocol::RawMessage;
-
-    fn identity(body: &str) -> Identity {
-        Identity::of(&RawMessage {
-            body: body.as_bytes().to_vec(),
-            ..RawMessage::default()
-        })
-    }
+    use crate::worker::test_support::identity;
 
     #[rstest]
     #[case::fits(HEAVY / 2, HEAVY / 2, true)]

@@ -106,14 +106,7 @@ mod tests {
     use crate::clock;
     use crate::results::memory::MemoryResults;
     use crate::worker::DefaultOptions;
-    use crate::worker::test_support::{ProbeSettlement, runtime};
-
-    fn identity(body: &str) -> Identity {
-        Identity::of(&RawMessage {
-            body: body.as_bytes().to_vec(),
-            ..RawMessage::default()
-        })
-    }
+    use crate::worker::test_support::{ProbeSettlement, identity, runtime};
 
     /// The delivery is settled when memory is free, and its redelivery finds the memory reserved. The memory is not
     /// reserved if the broker has requeued the message before: another worker may have it.

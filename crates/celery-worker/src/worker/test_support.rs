@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::FutureExt as _;
 use tokio::sync::oneshot;
 
+use super::identity::Identity;
 use super::runtime::Runtime;
 use super::{Config, DefaultOptions, Shutdown, Worker};
 use crate::broker::consumer::Settled;
@@ -85,4 +86,12 @@ impl Settlement for ProbeSettlement {
     fn set_exempt(&self, is_exempt: bool) {
         self.is_exempt.store(is_exempt, Relaxed);
     }
+}
+
+/// The identity of a message with this body.
+pub(crate) fn identity(body: &str) -> Identity {
+    Identity::of(&RawMessage {
+        body: body.as_bytes().to_vec(),
+        ..RawMessage::default()
+    })
 }

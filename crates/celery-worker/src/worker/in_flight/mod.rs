@@ -244,9 +244,8 @@ impl InFlight {
     /// remembered until [`InFlight::forget`], if its deliveries may not be settled.
     pub(crate) fn end(&self, request: &Arc<Request>, disposition: Disposition) -> EndedTask {
         let mut all = self.lock();
-        let task = match all.tasks.entry(request.identity) {
-            Entry::Occupied(entry) if entry.get().is_of(request) => entry.remove(),
-            Entry::Occupied(_) | Entry::Vacant(_) => return EndedTask::default(),
+        let Some(task) = all.remove(request) else {
+            return EndedTask::default();
         };
         if task.unsettled || !task.deliveries.is_empty() {
             all.ended.add(request.identity, disposition);
@@ -265,11 +264,10 @@ impl InFlight {
     /// Removes a task and returns its unsettled deliveries; none if it was removed before.
     pub(crate) fn release(&self, request: &Arc<Request>) -> Vec<Delivery> {
         let mut all = self.lock();
-        let task = match all.tasks.entry(request.identity) {
-            Entry::Occupied(entry) if entry.get().is_of(request) => entry.remove(),
-            Entry::Occupied(_) | Entry::Vacant(_) => return Vec::new(),
-        };
-        all.hand_out(task.deliveries)
+        match all.remove(request) {
+            Some(task) => all.hand_out(task.deliveries),
+            None => Vec::new(),
+        }
     }
 
     /// Number of running tasks.
@@ -289,6 +287,12 @@ impl All {
     fn hand_out(&mut self, deliveries: Vec<HeldDelivery>) -> Vec<Delivery> {
         self.exempt -= deliveries.iter().filter(|held| held.exempt).count();
         deliveries.into_iter().map(|held| held.delivery).collect()
+    }
+
+    /// Removes the entry of exactly this request.
+    fn remove(&mut self, request: &Arc<Request>) -> Option<InFlightTask> {
+        self.find(request)?;
+        self.tasks.remove(&request.identity)
     }
 
     /// The entry of exactly this request, not of another message of the same task.
