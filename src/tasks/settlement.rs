@@ -180,10 +180,7 @@ impl DataTransferTask {
         failed: &Failed,
         delay: Duration,
     ) -> Result<(), TransferError> {
-        let failure = Failure {
-            delay,
-            ..failure(failed, advice::explanation(&failed.error))
-        };
+        let failure = failure(failed, advice::explanation(&failed.error), delay);
         let repository = self.service().repository();
         write_with_lease(lease, &request.cancelled, || {
             repository.reset_for_retry(lease, &failure)
@@ -202,7 +199,7 @@ impl DataTransferTask {
         failed: &Failed,
         reason: String,
     ) -> Result<(), TransferError> {
-        let failure = failure(failed, reason);
+        let failure = failure(failed, reason, Duration::ZERO);
         let repository = self.service().repository();
         write_with_lease(lease, &request.cancelled, || {
             repository.mark_permanent_failure(lease, &failure)
@@ -219,21 +216,14 @@ impl DataTransferTask {
         delay: Duration,
     ) -> Result<(), TransferError> {
         let repository = self.service().repository();
-        if !delay.is_zero() {
-            let failure = Failure {
-                delay,
-                ..failure(failed, advice::explanation(&failed.error))
-            };
-            return write_with_lease(lease, &request.cancelled, || {
-                repository.postpone(lease, &failure)
-            })
-            .await;
-        }
         let reason = advice::explanation(&failed.error);
-        write_with_lease(lease, &request.cancelled, || {
-            repository.release(lease, &reason)
-        })
-        .await
+        if delay.is_zero() {
+            let releasing = || repository.release(lease, &reason);
+            return write_with_lease(lease, &request.cancelled, releasing).await;
+        }
+        let failure = failure(failed, reason, delay);
+        let postponing = || repository.postpone(lease, &failure);
+        write_with_lease(lease, &request.cancelled, postponing).await
     }
 }
 
@@ -280,14 +270,14 @@ fn log_write_failure(request: &Request, error: &TransferError) -> Settled {
     Settled::Unwritten
 }
 
-/// The record of a failed attempt, with no delay.
-fn failure(failed: &Failed, message: String) -> Failure {
+/// The record of a failed attempt; the next one begins after `delay`.
+fn failure(failed: &Failed, message: String, delay: Duration) -> Failure {
     Failure {
         error_code: failed.error.code().into(),
         message,
         bytes: failed.progress.bytes_done,
         rate_bytes_per_s: failed.progress.rate_bytes_per_s,
         log_path: failed.log_path.clone(),
-        delay: Duration::ZERO,
+        delay,
     }
 }

@@ -98,20 +98,20 @@ impl TransferFilesBbcp {
                 .withdraw(id, task_id, &Withdrawal::Pending, "terminated")
                 .await;
         }
-        let is_left_to_redelivery = match (&failed.lease, settled) {
+        let is_left_to_another_worker = match (&failed.lease, settled) {
             (LeaseAtEnd::HeldForSameTask, _) => true,
             // The lease was lost before the attempt failed, or before its row was settled.
             (LeaseAtEnd::Lost(lost) | LeaseAtEnd::Held(lost), Settled::Untouched) => {
                 let is_gone = || !cx.will_requeue();
                 let service = transfers.service();
                 service
-                    .is_left_to_redelivery(task_id, lost, &cancelled, is_gone)
+                    .is_left_to_another_worker(task_id, lost, &cancelled, is_gone)
                     .await
             }
             _ => false,
         };
         match (&failed.error, settled) {
-            _ if is_left_to_redelivery => TaskError::Ignore,
+            _ if is_left_to_another_worker => TaskError::Ignore,
             (error, _) if error.is_interruption() => TaskError::Stopped,
             // The row does not have the failure, so the message must stay.
             (_, Settled::Unwritten) => TaskError::Stopped,

@@ -1,5 +1,5 @@
-//! The handover of a task whose lease was lost: another delivery of its message may have started an attempt, whose
-//! worker then stores the result of the task.
+//! The handover of a task whose lease was lost: the same task may have started an attempt on another worker, which then
+//! stores the result of the task.
 
 use std::time::{Duration, Instant};
 
@@ -11,22 +11,22 @@ use super::lease::Lease;
 use super::repository::Successor;
 use super::service::TransferService;
 
-/// Time within which a dead connection to the broker is detected after a pause of the process.
+/// Time within which a process that was paused finds out that its task was given to another worker.
 const DETECTION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Maximum wait for another worker that has the message to start.
+/// Maximum wait for another worker that was given the task to start.
 const MAX_HANDOVER_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Interval of the checks.
 const HANDOVER_POLL: Duration = Duration::from_millis(200);
 
 impl TransferService {
-    /// Returns true if another delivery of the task `task_id` follows the lost lease; its worker then stores the
-    /// result. `is_gone` is true after the broker has taken the message back from this worker.
+    /// Returns true if the task `task_id` follows the lost lease on another worker, which then stores the result.
+    /// `is_gone` returns true once it is known that the task was taken from this worker.
     ///
-    /// A process that was frozen may detect the lost lease before it detects its dead connection to the broker, and the
-    /// other worker may not have started yet. The function waits a limited time for both.
-    pub async fn is_left_to_redelivery(
+    /// A process that was paused may detect the lost lease before it knows that, and the other worker may not have
+    /// started yet. The function waits a limited time for both.
+    pub async fn is_left_to_another_worker(
         &self,
         task_id: &str,
         lost: &Lease,
@@ -49,13 +49,13 @@ impl TransferService {
     }
 }
 
-/// Time limit for another worker that has the message to start. That worker checks the lease more often than this, see
+/// Time limit for another worker that was given the task to start. That worker checks the lease more often than this, see
 /// [`acquire`](super::acquire).
 fn handover_timeout(lease_ttl: Duration) -> Duration {
     (lease_ttl / 4).clamp(DETECTION_TIMEOUT, MAX_HANDOVER_TIMEOUT)
 }
 
-/// Decides after one observation if the result is left to another delivery; `None` if it is too early to tell.
+/// Decides after one observation if the result is left to another worker; `None` if it is too early to tell.
 fn is_left(
     successor: Successor,
     is_gone: bool,

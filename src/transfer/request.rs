@@ -17,7 +17,7 @@ use super::trace::Explain;
 pub struct Request {
     /// Id of the transfer.
     pub id: TransferId,
-    /// Celery's id of the task, or any other word that identifies the caller.
+    /// Id of the caller's task, or any other word that identifies the caller.
     pub task_id: String,
     /// Cancelled when the attempt has to stop.
     pub cancelled: CancellationToken,
@@ -25,8 +25,8 @@ pub struct Request {
     pub terminated: CancellationToken,
     /// Cancelled when no attempt may begin any more: an attempt that waits for its lease is interrupted.
     pub no_new_attempt: CancellationToken,
-    /// True if the message was delivered before. An existing lease may then belong to a worker that died while it had
-    /// the message, so the attempt waits to see if the lease is renewed.
+    /// True if another worker may have had this request before. An existing lease may then belong to a worker that died
+    /// with the request, so the attempt waits to see if the lease is renewed.
     pub redelivered: bool,
     /// True if a person requested the attempt; it then runs even if its link has reached its limit.
     pub by_hand: bool,
