@@ -243,7 +243,11 @@ impl Celery {
             }),
             false => amqp::check_urls(self.broker_url()).map_err(|reason| {
                 match reason.starts_with("its scheme") {
-                    true => format!("{reason}, {}", redis::SCHEMES.join(", ")),
+                    true => format!(
+                        "{reason}, {}{}",
+                        redis::SCHEMES.join(", "),
+                        scheme_advice(self.broker_url())
+                    ),
                     false => reason,
                 }
             }),
@@ -399,4 +403,17 @@ pub struct ResultTables {
     pub task: String,
     /// Table of groups.
     pub group: String,
+}
+
+/// Advice for schemes that users of Redis try.
+fn scheme_advice(url: &str) -> &'static str {
+    match url.split("://").next().unwrap_or_default() {
+        "valkey" => "; for Valkey it is redis",
+        "valkeys" => "; for Valkey with TLS it is rediss",
+        "unix" | "redis+unix" => "; for a socket it is redis+socket",
+        scheme if scheme.contains("cluster") => {
+            "; Redis Cluster is not supported, neither by Celery"
+        }
+        _ => "",
+    }
 }

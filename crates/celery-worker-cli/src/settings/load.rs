@@ -434,6 +434,17 @@ mod tests {
     }
 
     #[test]
+    fn schemes_for_redis_are_advised() {
+        for (url, advice) in [
+            ("valkey://h", "for Valkey it is redis"),
+            ("redis+cluster://h", "Redis Cluster is not supported"),
+        ] {
+            let error = load_file(&format!("[celery]\nbroker_url = '{url}'")).unwrap_err();
+            assert!(error.to_string().contains(advice), "{error}");
+        }
+    }
+
+    #[test]
     fn unsupported_transport_options_are_refused_with_a_reason() {
         for (option, reason) in [
             ("polling_interval = 1", "is not polled"),
