@@ -22,8 +22,10 @@ rustup=${RUSTUP_HOME:-$HOME/.rustup} cargo=${CARGO_HOME:-$HOME/.cargo}
 [[ -x $cargo/bin/cargo && -d $rustup/toolchains ]] || die "there is no Rust toolchain of rustup" "Install it: https://rustup.rs"
 run_begin
 
-root=${ROOT:-$RUN_DIR/root}
-if [[ ! -x $root/bin/sh ]]; then
+root=$(realpath -m "${ROOT:-$RUN_DIR/root}")
+made=$root/made-by-check-debian13 # nothing is changed in a directory without this file
+if [[ ! -e $made ]]; then
+  [[ ! -e $root || -z $(ls -A "$root") ]] || die "$root was not made by this script" "Remove it, or set ROOT to another path."
   say "== a clean Debian"
   if [[ -n ${BASE:-} ]]; then
     cp -a "$BASE" "$root"
@@ -32,6 +34,7 @@ if [[ ! -x $root/bin/sh ]]; then
       "${SUITE:-trixie}" "$root" "${MIRROR:-http://deb.debian.org/debian}" >"$RUN_DIR/debootstrap.log" ||
       die "debootstrap failed" "$(tail -n 3 "$RUN_DIR/debootstrap.log")"
   fi
+  touch "$made"
 fi
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 note "$(. "$root/etc/os-release" && printf '%s' "$PRETTY_NAME") in $root"
