@@ -92,7 +92,8 @@ def test_inspect(workers, busy, method):
     python, rust = shape(python), shape(rust)
     if method == "active":
         # Only our worker shows the progress that a task has reported.
-        [task.pop("progress", None) for task in rust]
+        for task in rust:
+            task.pop("progress", None)
     if method == "stats":
         # The pools differ: Python counts its writes to each child process.
         for stats in (python, rust):
