@@ -51,6 +51,11 @@ class BrokerClient:
         """Keys of [celery] for a worker that is killed."""
         return {f"broker_transport_options__{key}": value for key, value in self.transport_options.items()}
 
+    def publish(self, queue, body, headers=None, **properties):
+        """Publishes one message exactly as given."""
+        with self.channel() as channel:
+            self.send(channel, queue, body, headers, **properties)
+
     def get(self, queue):
         """Takes one message off a queue: (body decoded from JSON, headers, properties), or None."""
         with self.channel() as channel:
@@ -134,11 +139,6 @@ class Broker(BrokerClient):
             channel.exchange_declare(self.DEAD, "direct", durable=True, auto_delete=False)
             channel.queue_declare(f"{queue}.dead", durable=True, auto_delete=False)
             channel.queue_bind(f"{queue}.dead", self.DEAD, queue)
-
-    def publish(self, queue, body, headers=None, **properties):
-        """Publishes one message exactly as given."""
-        with self.channel() as channel:
-            self.send(channel, queue, body, headers, **properties)
 
     def publish_nested(self, queue, body, headers, depth):
         """Publishes a message with a header of as many lists, one in the other."""
@@ -232,10 +232,6 @@ class RedisBroker(BrokerClient):
 
     def declare(self, queue):
         """A queue needs no declaration."""
-
-    def publish(self, queue, body, headers=None, **properties):
-        with self.channel() as channel:
-            self.send(channel, queue, body, headers, **properties)
 
     def publish_nested(self, queue, body, headers, depth):
         """Publishes a message with a header of as many lists, one in the other. Python 3.13 cannot write it as JSON."""
