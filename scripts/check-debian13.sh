@@ -54,11 +54,12 @@ for file in /etc/pip.conf "$cargo/config.toml" /etc/ssl/certs/ca-certificates.cr
   if [[ -f $file ]]; then install -D --mode 644 "$file" "$root${file/#$cargo//rust/cargo}"; fi
 done
 
-# In namespaces of its own, so that mounts and processes end with the command.
+# In namespaces of its own, so that mounts and processes end with the command. The root directory is a mount point, because
+# namespaces inside need one.
 inside() {
   # shellcheck disable=SC2016 # the inner shell's
   unshare --mount --pid --fork --kill-child -- sh -c '
-    mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount -t tmpfs tmpfs "$0/dev/shm" &&
+    mount --bind "$0" "$0" && mount -t proc proc "$0/proc" && mount --rbind /dev "$0/dev" && mount -t tmpfs tmpfs "$0/dev/shm" &&
     exec chroot "$0" env -i HOME=/root LC_ALL=C.UTF-8 TERM=dumb CARGO_HOME=/rust/cargo CARGO_TARGET_DIR=/target RUSTUP_HOME=/rust/rustup \
       PATH=/rust/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"' "$root" "$@"
 }

@@ -5,6 +5,7 @@
 #
 #   need_compiler                  ends the script where there is no cargo or no cc
 #   install_missing [CMD=PKG…]     installs by apt what the scripts need, and PKG for CMD; does not start installed services
+#   install_for CMD=PKG…           installs PKG for each missing CMD, and nothing else
 #   run_begin                      private directory $RUN_DIR, and the trap that ends everything
 #   start_services NAME…           several at once: rabbitmq second_rabbitmq redis postgres sshd
 #   start_rabbitmq start_redis start_postgres start_sshd
@@ -85,15 +86,26 @@ install_missing() {
   need_compiler
   local -a packages=()
   [[ -x $RABBITMQ_SERVER_PROGRAM ]] || packages+=(rabbitmq-server)
-  command -v redis-server >/dev/null || packages+=(redis-server)
   postgres_bin >/dev/null || packages+=(postgresql)
-  command -v sshd >/dev/null || packages+=(openssh-server)
-  command -v ssh >/dev/null || packages+=(openssh-client)
-  command -v openssl >/dev/null || packages+=(openssl)
-  command -v ps >/dev/null || packages+=(procps)
   find_python >/dev/null || packages+=(python3-venv)
+  add_for redis-server=redis-server sshd=openssh-server ssh=openssh-client openssl=openssl ps=procps ip=iproute2 "$@"
+  install_packages
+}
+
+install_for() {
+  local -a packages=()
+  add_for "$@"
+  ((${#packages[@]} == 0)) || install_packages
+}
+
+# Adds the package of each missing command to `packages` of the caller.
+add_for() {
   local wanted
   for wanted in "$@"; do command -v "${wanted%%=*}" >/dev/null || packages+=("${wanted#*=}"); done
+}
+
+# Installs `packages` of the caller.
+install_packages() {
   if ((${#packages[@]} == 0)); then
     note "nothing is missing"
     return
