@@ -27,6 +27,10 @@ TRANSFER = f"{MODULE}.transfer_files_bbcp"
 SCHEDULE = f"{MODULE}.transfer_transfer_packages"
 MB = 1024 * 1024
 
+#: Options of a task that has expired. `expires` sets the property `expiration` too, by which RabbitMQ may discard the
+#: message before a worker sees it.
+EXPIRED = {"headers": {"expires": "2026-01-01T00:00:00+00:00"}}
+
 
 def service(name):
     """Address of a service, which scripts/lib/services.sh exports."""

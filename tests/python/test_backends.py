@@ -19,7 +19,7 @@ import redis
 import sqlalchemy
 from celery import Celery
 
-from support import KINDS, Workers, service, tasks_worker, until
+from support import EXPIRED, KINDS, Workers, service, tasks_worker, until
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -148,7 +148,7 @@ def test_started(workers):
 def test_revoked(workers):
     seen = {}
     for kind in KINDS:
-        result = workers.send(kind, "add", 1, 1, expires=-1)
+        result = workers.send(kind, "add", 1, 1, **EXPIRED)
         seen[kind] = meta(ended(result))
     assert seen["rust"] == seen["python"]
 

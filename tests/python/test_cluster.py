@@ -10,7 +10,7 @@ import uuid
 import pytest
 from celery.events.event import get_exchange
 
-from support import KINDS, Workers, backend_url, clean_environment, tasks_worker, until
+from support import EXPIRED, KINDS, Workers, backend_url, clean_environment, tasks_worker, until
 from test_control import events
 from test_tasks import ended, only
 
@@ -135,7 +135,7 @@ def test_inspect_revoked_and_registered(workers):
 
 def test_expired_tasks_are_listed_as_revoked(workers):
     for kind in KINDS:
-        result = workers.send(kind, "echo", 1, expires=-1)
+        result = workers.send(kind, "echo", 1, **EXPIRED)
         until(lambda: result.state == "REVOKED", f"{kind}: it has expired")
         assert result.id in command(workers, kind, "inspect", "revoked")
 

@@ -8,7 +8,7 @@ import amqp
 import pytest
 
 from proxy import Proxy
-from support import MB, TRANSFER, Process, clean_environment, service, until
+from support import EXPIRED, MB, TRANSFER, Process, clean_environment, service, until
 
 BROKERS = ["rabbitmq", "redis"]
 
@@ -151,7 +151,7 @@ def test_a_revoked_duplicate_leaves_the_row_alone(deployment, broker):
     message = broker.get(deployment.queue)
     worker = deployment.worker()
     with deployment.app() as app:
-        app.send_task(TRANSFER, [transfer], queue=deployment.queue, expires=-10, task_id="an-old-one")
+        app.send_task(TRANSFER, [transfer], queue=deployment.queue, task_id="an-old-one", **EXPIRED)
         worker.says("task was revoked or has expired; it does not run")
         broker.all_settled(deployment.queue)
     assert deployment.status(transfer) == "SCHEDULED"
